@@ -1,0 +1,181 @@
+"""The stitch configuration: which anchors, under which rule, and how their paper trained them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stitchkit.errors import InputError, unknown
+from stitchkit.routes import PairedWindow
+
+_ANCHOR_KEYS = ("name", "label", "kwargs", "checkpoint")
+
+_RULE_KEYS: dict[str, type] = {"stitch_kernel_size": int, "stitch_stride": int, "nearest_stitching": bool}
+
+# The flat keys of the published files and the recipe fields they stand for. A published `lr` counts for 512 images.
+_PUBLISHED_RECIPE_KEYS = {
+    "batch_size": "batch_size",
+    "data_path": "data_dir",
+    "data_set": "dataset",
+    "distillation_type": "distillation_type",
+    "epochs": "epochs",
+    "exp_name": "experiment",
+    "fulltune": "fulltune",
+    "input_size": "img_size",
+    "ls_init": "ls_init",
+    "lr": "lr_base",
+    "min_lr": "min_lr",
+    "num_workers": "workers",
+    "stitch_init_bs": "stitch_init_bs",
+    "teacher_model": "teacher_model",
+    "warmup_lr": "warmup_lr",
+}
+_PUBLISHED_LR_BATCH = 512
+_KEYS = ("source", "model", "anchors", *_RULE_KEYS, "stitched_final_norm", "recipe", *_PUBLISHED_RECIPE_KEYS)
+
+
+@dataclass(frozen=True)
+class AnchorSpec:
+    """One anchor of a configuration.
+
+    Args:
+        name: A timm model name, best with its weights' tag, such as `deit_tiny_patch16_224.fb_in1k`.
+        label: What stitches call it; without one, the name up to its tag.
+        kwargs: Further arguments of `timm.create_model`.
+        checkpoint: A local file with its weights; without one, timm's pretrained weights.
+    """
+
+    name: str
+    label: str = ""
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", self.name.removeprefix("hf-hub:").replace("/", "_").split(".")[0])
+
+    @classmethod
+    def parse(cls, value: object) -> AnchorSpec:
+        """A spec from JSON: a timm name, or an object with `name`, `label`, `kwargs` and `checkpoint`.
+
+        Raises:
+            InputError: If it is neither, or has an unknown key or no name.
+        """
+        if isinstance(value, str):
+            return cls(value)
+        if not isinstance(value, dict):
+            raise InputError(f"anchor {value!r} must be a timm model name or an object with {', '.join(_ANCHOR_KEYS)}")
+        for key in value:
+            if key not in _ANCHOR_KEYS:
+                raise unknown("anchor key", key, _ANCHOR_KEYS)
+        if not isinstance(value.get("name"), str):
+            raise InputError(f"anchor {value!r} has no 'name'; give it a timm model name")
+        if not isinstance(value.get("kwargs", {}), dict):
+            raise InputError(f"anchor '{value['name']}' has kwargs {value['kwargs']!r}; they must be an object")
+        return cls(**value)
+
+
+@dataclass(frozen=True)
+class StitchConfig:
+    """What is stitched and how; everything needed to build an SN-Net again.
+
+    Args:
+        anchors: From cheap to costly.
+        rule: Where they may be joined.
+        stitched_final_norm: Whether stitched routes apply the end anchor's final normalisation. The published DeiT
+            code leaves it out (PUBLISHED quirk), so its configuration says false.
+        recipe: Training settings by flag name (`batch_size`, `lr_base`, ...); YAML files and flags override them.
+        source: Where the configuration comes from.
+        path: The file it was read from.
+    """
+
+    anchors: tuple[AnchorSpec, ...]
+    rule: PairedWindow = PairedWindow()
+    stitched_final_norm: bool = True
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+    path: str = ""
+
+    @classmethod
+    def load(cls, path: str | Path) -> StitchConfig:
+        """Read a configuration from a JSON file, ours or one of the published ones.
+
+        Raises:
+            InputError: If the file is missing, is not JSON, or holds an unknown key or an unusable value.
+        """
+        try:
+            content = json.loads(Path(path).read_text())
+        except OSError as error:
+            raise InputError(f"stitch configuration '{path}' cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise InputError(f"stitch configuration '{path}' is not JSON: {error}") from error
+        try:
+            return cls.parse(content, path=str(path))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+
+    @classmethod
+    def parse(cls, content: object, *, path: str = "") -> StitchConfig:
+        """A configuration from the content of its JSON file.
+
+        Raises:
+            InputError: If a key is unknown or a value unusable.
+        """
+        if not isinstance(content, dict):
+            raise InputError(f"a stitch configuration is a JSON object with 'anchors', not {type(content).__name__}")
+        for key in content:
+            if key not in _KEYS:
+                raise unknown("key", key, _KEYS)
+        anchors = content.get("anchors")
+        if not isinstance(anchors, list) or len(anchors) < 2:
+            raise InputError(f"'anchors' is {anchors!r}; give a list of at least two anchors")
+        return cls(
+            anchors=tuple(AnchorSpec.parse(anchor) for anchor in anchors),
+            rule=_rule(content),
+            stitched_final_norm=_typed(content, "stitched_final_norm", bool, True),
+            recipe=_recipe(content),
+            source=_typed(content, "source", str, ""),
+            path=path,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What defines the network, as plain data: `parse` makes the same network of it."""
+        return {
+            "source": self.source,
+            "anchors": [
+                {"name": a.name, "label": a.label, "kwargs": dict(a.kwargs), "checkpoint": a.checkpoint}
+                for a in self.anchors
+            ],
+            "stitch_kernel_size": self.rule.kernel_size,
+            "stitch_stride": self.rule.stride,
+            "nearest_stitching": self.rule.nearest,
+            "stitched_final_norm": self.stitched_final_norm,
+        }
+
+
+def _rule(content: Mapping[str, Any]) -> PairedWindow:
+    default = PairedWindow()
+    values = (default.kernel_size, default.stride, default.nearest)
+    given = [_typed(content, key, kind, value) for (key, kind), value in zip(_RULE_KEYS.items(), values, strict=True)]
+    return PairedWindow(*given)
+
+
+def _recipe(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of a file: published flat keys first, our `recipe` object over them."""
+    recipe = {name: content[key] for key, name in _PUBLISHED_RECIPE_KEYS.items() if key in content}
+    if "lr" in content:
+        recipe |= {"lr_base_size": _PUBLISHED_LR_BATCH, "lr_base_scale": "linear"}
+    if recipe.get("dataset") == "IMNET":  # the published name of an ImageNet folder
+        recipe["dataset"] = ""
+    return recipe | _typed(content, "recipe", dict, {})
+
+
+def _typed(content: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
+    value = content.get(key, default)
+    # bool is a subclass of int, but `"stitch_stride": true` is a mistake.
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise InputError(f"'{key}' is {value!r}; it must be of type {kind.__name__}")
+    return value

@@ -1,0 +1,83 @@
+"""The process group: who this process is, and sums over all ranks.
+
+A run always has a process group, even alone: one path through the code serves a laptop and many GPUs.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from stitchkit.errors import InputError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all ranks.
+
+    Args:
+        rank: Number of this process among all.
+        size: Number of processes.
+        device: Where this process computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether this process writes files and talks to the person."""
+        return self.rank == 0
+
+
+def init_world(device: str | None = None) -> World:
+    """Join the group that the launcher describes in the environment, or start a group of one.
+
+    Args:
+        device: `cpu`, `cuda`, or any torch device type; by default CUDA where there is one. Ranks on one machine
+            take the device of their local number.
+
+    Raises:
+        InputError: If the device is not available, or there are more local ranks than CUDA devices.
+    """
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(kind)
+    except RuntimeError as error:
+        raise InputError(f"device '{kind}' is unknown to torch; try cpu or cuda") from error
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if place.type == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise InputError(
+                f"local rank {local_rank} has no GPU, this machine has {torch.cuda.device_count()}; "
+                "start fewer processes or use --device cpu"
+            )
+        place = torch.device("cuda", local_rank if place.index is None else place.index)
+        torch.cuda.set_device(place)
+    if not dist.is_initialized():
+        backend = "nccl" if place.type == "cuda" else "gloo"
+        if "WORLD_SIZE" in os.environ:
+            dist.init_process_group(backend)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return World(dist.get_rank(), dist.get_world_size(), place)
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Add `tensor` up over all ranks, in place; without a process group it stays as it is."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gather_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` of every rank, stacked in the order of ranks: `[...]` to `[ranks, ...]`."""
+    if not dist.is_initialized():
+        return tensor[None]
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor)
+    return torch.stack(parts)

@@ -1,0 +1,27 @@
+"""How bad input is told to a person: the value, what is allowed, what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """A value that a person gave cannot be used.
+
+    The message is one complete sentence for that person. Commands print it alone, without a traceback, and exit
+    with status 2.
+    """
+
+
+def unknown(kind: str, value: str, allowed: Iterable[str]) -> InputError:
+    """The error for a name that is not among `allowed`, with the nearest allowed name when one is close."""
+    names = list(allowed)
+    close = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+    if close:
+        hint = f"did you mean '{close[0]}'?"
+    elif len(names) <= 30:
+        hint = f"allowed: {', '.join(names)}"
+    else:
+        hint = f"none of the {len(names)} allowed names is close to it"
+    return InputError(f"unknown {kind} '{value}'; {hint}")

@@ -1,0 +1,1 @@
+"""What stitches cost and how well they do: profile, evaluation, ledger, Pareto front."""

@@ -1,0 +1,120 @@
+"""The ledger, `stitches_res.txt`: one JSON object a line, one line a stitch, append-only."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from stitchkit.errors import InputError
+from stitchkit.measure.profile import Cost
+from stitchkit.routes import StitchSpace
+
+Row = dict[str, Any]
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """The rows of a ledger, ours or a published one, in the order they stand there.
+
+    A last line that a killed run left unfinished is passed over.
+
+    Raises:
+        InputError: If the file is missing or empty, or a line is not a row with a `cfg_id`.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text().splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"ledger '{path}' cannot be read: {error}") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            raise InputError(f"ledger '{path}', line {number} is not JSON: {line.strip()[:80]!r}") from error
+        if not isinstance(row, dict) or not isinstance(row.get("cfg_id"), int):
+            raise InputError(f"ledger '{path}', line {number} has no integer 'cfg_id': {line.strip()[:80]!r}")
+        rows.append(row)
+    return rows
+
+
+def write_rows(path: str | Path, rows: list[Row]) -> None:
+    """Write a whole ledger at once; an existing file is replaced only when the new one is complete."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    temporary.replace(path)
+
+
+def cost_row(space: StitchSpace, cfg_id: int, cost: Cost) -> Row:
+    """The first four entries of a stitch's row: what it is and what it costs."""
+    return {"cfg_id": cfg_id, "stitch": space[cfg_id].name, "flops": cost.flops, "params": cost.params}
+
+
+class Ledger:
+    """A ledger that a run appends to and that a rerun goes on with.
+
+    Args:
+        path: The file; it need not exist yet.
+        space: The stitches it is about.
+        cost: FLOPs and parameters of a `cfg_id`.
+
+    Raises:
+        InputError: If the file holds rows of another configuration; it is left as it is.
+    """
+
+    def __init__(self, path: str | Path, space: StitchSpace, cost: Callable[[int], Cost]):
+        self.path = Path(path)
+        self._space = space
+        self._cost = cost
+        self.rows: list[Row] = read_rows(self.path) if self.path.exists() else []
+        for row in self.rows:
+            self._check(row)
+
+    @property
+    def missing(self) -> list[int]:
+        """The `cfg_id`s that have no row yet."""
+        done = {row["cfg_id"] for row in self.rows}
+        return [cfg_id for cfg_id in range(len(self._space)) if cfg_id not in done]
+
+    def append(self, cfg_id: int, figures: Mapping[str, Any]) -> Row:
+        """Add the row of a stitch and see it safely on the disk.
+
+        Args:
+            cfg_id: The stitch.
+            figures: What was measured, besides its costs.
+        """
+        row = cost_row(self._space, cfg_id, self._cost(cfg_id)) | dict(figures)
+        self._drop_unfinished_line()
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows.append(row)
+        return row
+
+    def _drop_unfinished_line(self) -> None:
+        if self.path.exists() and (content := self.path.read_bytes()) and not content.endswith(b"\n"):
+            with self.path.open("r+b") as file:
+                file.truncate(content.rfind(b"\n") + 1)
+
+    def _check(self, row: Row) -> None:
+        cfg_id = row["cfg_id"]
+        if 0 <= cfg_id < len(self._space):
+            expected = cost_row(self._space, cfg_id, self._cost(cfg_id))
+            # Published rows have no 'stitch', and their 'params' leave some parameters out.
+            wrong = [key for key in ("stitch", "flops") if key in row and row[key] != expected[key]]
+            if not wrong:
+                return
+            found = f"its cfg_id {cfg_id} has {wrong[0]} {row[wrong[0]]}, here it is {expected[wrong[0]]}"
+        else:
+            found = f"it has cfg_id {cfg_id}, this space has 0 to {len(self._space) - 1}"
+        raise InputError(
+            f"result file '{self.path}' is from another configuration: {found}; "
+            "choose another --experiment or move the file away"
+        )

@@ -1,0 +1,132 @@
+"""The Pareto front of a ledger: its table and its picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stitchkit.errors import InputError
+from stitchkit.measure.ledger import Row
+from stitchkit.routes import Stitch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def pareto_front(rows: Sequence[Row]) -> list[Row]:
+    """The rows that no other row beats in both FLOPs and accuracy, from cheap to costly.
+
+    Of rows that are equal in both, the first stays.
+
+    Args:
+        rows: Rows with `flops` and `acc1`.
+
+    Raises:
+        InputError: If a row lacks one of them, or there is no row.
+    """
+    if not rows:
+        raise InputError("the ledger has no rows; run an evaluation with --eval first")
+    for row in rows:
+        if lacking := [key for key in ("flops", "acc1") if key not in row]:
+            raise InputError(f"the row of cfg_id {row['cfg_id']} has no '{lacking[0]}'; use a ledger made by --eval")
+    front: list[Row] = []
+    for row in sorted(rows, key=lambda row: (row["flops"], -row["acc1"])):
+        if not front or row["acc1"] > front[-1]["acc1"]:
+            front.append(row)
+    return front
+
+
+def is_anchor(row: Row) -> bool:
+    """Whether a row is an uncut anchor's; False for published rows, which do not name their stitch."""
+    return "stitch" in row and Stitch.parse(row["stitch"]).is_anchor
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as text in columns, anchors marked with `*`; a figure that was not measured is a dash."""
+    head = ["", "cfg_id", "stitch", "FLOPs", "params", "acc1", "acc5", "loss"]
+    body = [
+        [
+            "*" if is_anchor(row) else "",
+            str(row["cfg_id"]),
+            row.get("stitch", "-"),
+            quantity(row["flops"]),
+            quantity(row["params"]) if "params" in row else "-",
+            *(f"{row[key]:.{digits}f}" if key in row else "-" for key, digits in _FIGURES),
+        ]
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in [head, *body]) for column in range(len(head))]
+    left = {0, 2}
+    lines = (
+        "  ".join(cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        for line in [head, *body]
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+_FIGURES = (("acc1", 2), ("acc5", 2), ("loss", 4))
+
+
+def quantity(value: float) -> str:
+    """A count with three digits and its unit: `4.61G`."""
+    for size, unit in _UNITS:
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
+    """Draw accuracy over FLOPs: all stitches, the front through them, anchors marked, area by parameters.
+
+    Args:
+        rows: Rows with `flops` and `acc1`.
+        path: The picture; its suffix says the format.
+        title: Stands above the picture.
+
+    Raises:
+        InputError: If a row cannot be drawn or the format is unknown.
+    """
+    from matplotlib.figure import Figure  # slow to import, and only a drawing needs it
+
+    front = pareto_front(rows)
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    anchors = [row for row in rows if is_anchor(row)]
+    _scatter(axes, [row for row in rows if not is_anchor(row)], rows, color="#4c78a8", label="stitches")
+    _scatter(axes, anchors, rows, color="#e45756", label="anchors")
+    axes.plot(
+        [row["flops"] for row in front], [row["acc1"] for row in front], color="#333333", linewidth=1, label="Pareto front"
+    )
+    # Anchors spread to both sides of the picture, so each label goes to the side where there is room.
+    middle = (min(row["flops"] for row in rows) + max(row["flops"] for row in rows)) / 2
+    for row in anchors:
+        left = row["flops"] > middle
+        axes.annotate(
+            Stitch.parse(row["stitch"]).segments[0].anchor,
+            (row["flops"], row["acc1"]),
+            textcoords="offset points",
+            xytext=(-9 if left else 9, -13),
+            ha="right" if left else "left",
+            fontweight="bold",
+        )
+    axes.xaxis.set_major_formatter(lambda value, _: quantity(value))
+    axes.set(xlabel="FLOPs of one image (multiply-adds)", ylabel="top-1 accuracy (%)", title=title)
+    axes.margins(0.07, 0.1)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    try:
+        figure.savefig(path)
+    except (ValueError, OSError) as error:
+        raise InputError(f"plot '{path}' cannot be written: {error}") from error
+
+
+def _scatter(axes: Axes, rows: Sequence[Row], all_rows: Sequence[Row], *, color: str, label: str) -> None:
+    if not rows:
+        return
+    most = max(row.get("params", 1) for row in all_rows)
+    sizes = [20 + 100 * row.get("params", most / 4) / most for row in rows]
+    x, y = [row["flops"] for row in rows], [row["acc1"] for row in rows]
+    axes.scatter(x, y, s=sizes, color=color, alpha=0.75, edgecolors="white", linewidths=0.5, label=label, zorder=3)

@@ -1,0 +1,199 @@
+"""An anchor: a pretrained model as a sequence of steps, and the registry of views that make it one."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from stitchkit.errors import InputError
+
+# The one place where the core names families: model class -> the view of it.
+VIEWS = {
+    "timm.models.vision_transformer.VisionTransformer": "stitching_deit.anchors.VisionTransformerAnchor",
+    "timm.models.deit.VisionTransformerDistilled": "stitching_deit.anchors.VisionTransformerAnchor",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blocks of one width and size.
+
+    Args:
+        depth: Number of blocks.
+        width: Channels of the tensor between them.
+        positions: Its sizes besides batch and channels, e.g. `(197,)` tokens.
+    """
+
+    depth: int
+    width: int
+    positions: tuple[int, ...]
+
+
+class Piece(nn.Module):
+    """Some children of a model and a function that runs them.
+
+    The children and their parameters are the model's own, under their own names; all others are left out. A piece
+    is cheap to make and is made anew whenever it is needed, so that it never goes stale.
+
+    Args:
+        model: The model whose children are taken.
+        children: Names of the parameters, buffers and modules directly under `model` that `run` needs.
+        run: `(model, x) -> x`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        children: Collection[str],
+        run: Callable[[nn.Module, torch.Tensor], torch.Tensor],
+    ):
+        super().__init__()
+        part = copy.copy(model)
+        for table in ("_parameters", "_buffers", "_modules"):
+            kept = {name: child for name, child in getattr(model, table).items() if name in children}
+            part.__dict__[table] = kept
+        self.part = part
+        self.run = run
+        self.training = model.training
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Run the function on the children."""
+        return self.run(self.part, x)
+
+
+class Anchor(ABC):
+    """A pretrained model as steps: the stem, the blocks of its stages, the head.
+
+    One tensor passes between neighbouring steps, so a route may leave or enter at any of them. A family's view says
+    what stem, blocks and head are; the model itself is untouched and its parameters keep timm's names.
+
+    Args:
+        model: A model of the class that the view is registered for.
+        label: What stitches call it.
+        source: Where its weights come from, for reports.
+    """
+
+    stem_children: ClassVar[tuple[str, ...]]
+    """Children of the model that the stem needs."""
+    head_children: ClassVar[tuple[str, ...]]
+    """Children of the model that the head needs."""
+    final_norm_children: ClassVar[tuple[str, ...]] = ()
+    """Those of `head_children` that make up the final normalisation."""
+
+    def __init__(self, model: nn.Module, *, label: str, source: str = ""):
+        self.model = model
+        self.label = label
+        self.source = source
+
+    @property
+    @abstractmethod
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in the order they run."""
+
+    @property
+    @abstractmethod
+    def input_size(self) -> tuple[int, int, int]:
+        """Size of an input image, `(C, H, W)`."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """All blocks of all stages; they are modules of the model itself."""
+
+    @staticmethod
+    @abstractmethod
+    def run_stem(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """Images `[B, C, H, W]` to the first block's input."""
+
+    @staticmethod
+    @abstractmethod
+    def run_head(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """The last block's output to logits `[B, num_classes]`."""
+
+    @staticmethod
+    @abstractmethod
+    def run_head_without_norm(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """As `run_head`, but pooling and classifier only, without the final normalisation."""
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Blocks per stage."""
+        return tuple(stage.depth for stage in self.stages)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits."""
+        return int(self.model.num_classes)  # type: ignore[arg-type]
+
+    @property
+    def stem(self) -> Piece:
+        """The first step."""
+        return Piece(self.model, self.stem_children, self.run_stem)
+
+    def head(self, *, final_norm: bool = True) -> Piece:
+        """The last step, on request without the final normalisation."""
+        if final_norm:
+            return Piece(self.model, self.head_children, self.run_head)
+        children = [name for name in self.head_children if name not in self.final_norm_children]
+        return Piece(self.model, children, self.run_head_without_norm)
+
+    @property
+    def steps(self) -> list[nn.Module]:
+        """Stem, blocks and head: run one after the other they are the model."""
+        return [self.stem, *self.blocks, self.head()]
+
+    def features(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """What passes between the steps: entry `j` is the input of block `j`, the last one that of the head.
+
+        Args:
+            x: Images `[B, C, H, W]`.
+        """
+        outputs = [self.stem(x)]
+        for block in self.blocks:
+            outputs.append(block(outputs[-1]))
+        return outputs
+
+    def stage_of(self, block: int) -> Stage:
+        """The stage that a block belongs to."""
+        for stage in self.stages:
+            if block < stage.depth:
+                return stage
+            block -= stage.depth
+        raise IndexError(f"{self.label} has {sum(self.depths)} blocks, block {block} is beyond them")
+
+
+def has_view(model: nn.Module) -> bool:
+    """Whether a view is registered for the model's class."""
+    return _class_path(model) in VIEWS
+
+
+def _class_path(model: nn.Module) -> str:
+    return f"{type(model).__module__}.{type(model).__qualname__}"
+
+
+def view(model: nn.Module, *, label: str, source: str = "") -> Anchor:
+    """The anchor that a model makes, by the view registered for its class.
+
+    Dispatch is on the exact class: a subclass may run its blocks in another way.
+
+    Args:
+        model: A timm model.
+        label: What stitches call it.
+        source: Where its weights come from.
+
+    Raises:
+        InputError: If no view is registered for the class.
+    """
+    if not has_view(model):
+        known = ", ".join(sorted(name.rpartition(".")[2] for name in VIEWS))
+        raise InputError(f"anchor '{label}' is a {type(model).__qualname__}; stitchkit can stitch: {known}")
+    module, _, name = VIEWS[_class_path(model)].rpartition(".")
+    anchor: Anchor = getattr(importlib.import_module(module), name)(model, label=label, source=source)
+    return anchor

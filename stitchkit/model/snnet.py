@@ -1,0 +1,183 @@
+"""SN-Net: several anchors, the stitching layers between them, and every route through both."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from stitchkit.errors import InputError
+from stitchkit.model.anchor import Anchor, Stage
+from stitchkit.model.layer import StitchLayer
+from stitchkit.routes import Joint, Segment, Stitch, StitchSpace
+
+
+class SNNet(nn.Module):
+    """A stitchable network. It runs one stitch at a time and shares all weights among them.
+
+    Parameters are named as in the released checkpoints: `anchors.<n>.<timm's name>` and
+    `stitch_layers.<pair>.<layer>.transform.<weight or bias>`.
+
+    Args:
+        anchors: From cheap to costly.
+        space: The stitches, with the layer that serves each joint.
+        stitched_final_norm: Whether stitched routes apply the end anchor's final normalisation; uncut anchors
+            always do. The released DeiT code does not.
+
+    Raises:
+        InputError: If the anchors cannot be stitched: input sizes, token counts or classes differ.
+
+    Source: SN-Net, section 3.
+    """
+
+    def __init__(self, anchors: Sequence[Anchor], space: StitchSpace, *, stitched_final_norm: bool = True):
+        super().__init__()
+        self.views = {anchor.label: anchor for anchor in anchors}
+        self.space = space
+        self.stitched_final_norm = stitched_final_norm
+        self.grad_checkpointing = False
+        self._default_id = 0
+        _check_inputs(anchors)
+        self.anchors = nn.ModuleList(anchor.model for anchor in anchors)
+        self.stitch_layers = nn.ModuleDict()
+        for joint, path in space.layers.items():
+            self._add_layer(joint, path)
+
+    def _add_layer(self, joint: Joint, path: tuple[int, ...]) -> None:
+        front, end = self._stages_at(joint)
+        if front.positions != end.positions:
+            raise InputError(
+                f"{joint} joins {front.positions} to {end.positions} positions; choose anchors of the same input "
+                "size, patch size and number of prefix tokens"
+            )
+        table = self.stitch_layers
+        for number in path[:-1]:
+            if str(number) not in table:
+                table[str(number)] = nn.ModuleDict()
+            table = table[str(number)]  # type: ignore[assignment]
+        if str(path[-1]) not in table:
+            table[str(path[-1])] = StitchLayer(front.width, end.width)
+
+    def _stages_at(self, joint: Joint) -> tuple[Stage, Stage]:
+        front, end = self.views[joint.front], self.views[joint.end]
+        return front.stage_of(joint.front_block), end.stage_of(joint.end_block)
+
+    def layer(self, joint: Joint) -> StitchLayer:
+        """The stitching layer that serves a joint."""
+        module: nn.Module = self.stitch_layers
+        for number in self.space.layers[joint]:
+            module = module[str(number)]  # type: ignore[index]
+        assert isinstance(module, StitchLayer)
+        return module
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits."""
+        return int(self.anchors[0].num_classes)
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of an input image."""
+        return self.input_size[0]
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Size of an input image, `(C, H, W)`."""
+        return next(iter(self.views.values())).input_size
+
+    @property
+    def pretrained_cfg(self) -> Mapping[str, Any]:
+        """How images are prepared: timm's configuration of the largest anchor."""
+        return self.anchors[-1].pretrained_cfg  # type: ignore[return-value]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute activations of blocks anew in the backward pass instead of keeping them."""
+        self.grad_checkpointing = enable
+
+    def reset_stitch_id(self, cfg_id: int) -> None:
+        """Choose the stitch that `forward` runs when it is given none.
+
+        Raises:
+            InputError: If there is no such `cfg_id`.
+        """
+        _ = self.space[cfg_id]
+        self._default_id = cfg_id
+
+    def resolve(self, stitch: Stitch | int | None = None) -> Stitch:
+        """The stitch meant by a stitch, a `cfg_id`, or None for the default one.
+
+        Raises:
+            InputError: If it is not in the space.
+        """
+        if stitch is None:
+            return self.space[self._default_id]
+        if isinstance(stitch, int):
+            return self.space[stitch]
+        if stitch not in self.space:
+            raise InputError(f"{stitch} is not in this space of {len(self.space)} stitches; see model.space")
+        return stitch
+
+    def route(self, stitch: Stitch | int | None = None) -> Iterator[tuple[str, nn.Module]]:
+        """The steps of a stitch with a name each: `stem`, `block0`, ..., `stitch0`, ..., `head`."""
+        stitch = self.resolve(stitch)
+        yield "stem", self.views[stitch.segments[0].anchor].stem
+        joints = [None, *stitch.joints]
+        count = 0
+        for number, (segment, joint) in enumerate(zip(stitch.segments, joints, strict=True)):
+            if joint is not None:
+                yield f"stitch{number - 1}", self.layer(joint)
+            for block in self._blocks(segment):
+                yield f"block{count}", block
+                count += 1
+        final_norm = stitch.is_anchor or self.stitched_final_norm
+        yield "head", self.views[stitch.segments[-1].anchor].head(final_norm=final_norm)
+
+    def _blocks(self, segment: Segment) -> Sequence[nn.Module]:
+        return self.views[segment.anchor].blocks[segment.start : segment.stop]
+
+    def forward(self, x: torch.Tensor, stitch: Stitch | int | None = None) -> torch.Tensor:
+        """Run one stitch.
+
+        Args:
+            x: Images `[B, C, H, W]`.
+            stitch: The stitch or its `cfg_id`; without one, that of `reset_stitch_id`.
+
+        Returns:
+            Logits `[B, num_classes]`.
+
+        Raises:
+            InputError: If the stitch is not in the space.
+        """
+        for name, step in self.route(stitch):
+            if self.grad_checkpointing and self.training and name.startswith("block"):
+                x = checkpoint(step, x, use_reentrant=False)
+            else:
+                x = step(x)
+        return x
+
+    def extract(self, stitch: Stitch | int | None = None) -> nn.Sequential:
+        """The network of one stitch alone, with weights of its own and nothing that the route does not need.
+
+        Args:
+            stitch: The stitch or its `cfg_id`; without one, that of `reset_stitch_id`.
+
+        Returns:
+            A module that gives what `forward(x, stitch)` gives.
+
+        Raises:
+            InputError: If the stitch is not in the space.
+        """
+        return copy.deepcopy(nn.Sequential(OrderedDict(self.route(stitch)))).train(self.training)
+
+
+def _check_inputs(anchors: Sequence[Anchor]) -> None:
+    for kind in ("input_size", "num_classes"):
+        values = {anchor.label: getattr(anchor, kind) for anchor in anchors}
+        if len(set(values.values())) > 1:
+            listed = ", ".join(f"{label} {value}" for label, value in values.items())
+            raise InputError(f"anchors differ in {kind}: {listed}; choose anchors that agree")

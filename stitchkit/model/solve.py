@@ -1,0 +1,144 @@
+"""Closed-form fit of the stitching layers by least squares, accumulated over any number of batches."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from stitchkit.distributed import sum_over_ranks
+from stitchkit.errors import InputError
+from stitchkit.model.snnet import SNNet
+from stitchkit.routes import Joint
+
+_FLOAT32_EPS = torch.finfo(torch.float32).eps
+
+
+class Gram:
+    """Sums that least squares from `[x, 1]` to any target needs; their size does not depend on the rows seen.
+
+    Args:
+        width: Columns of `x`.
+        device: Where the sums are kept, in float64.
+    """
+
+    def __init__(self, width: int, device: torch.device):
+        self.product = torch.zeros(width + 1, width + 1, dtype=torch.float64, device=device)
+        self._solver: torch.Tensor | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows seen so far: the product of the column of ones with itself."""
+        return round(self.product[-1, -1].item())
+
+    def add(self, x: torch.Tensor) -> None:
+        """Take in rows `[x, 1]` `[rows, width + 1]`."""
+        self.product += x.T @ x
+        self._solver = None
+
+    def solve(self, cross: torch.Tensor) -> torch.Tensor:
+        """The minimum-norm map `[width + 1, out]`, given the sums of `[x, 1]^T y`.
+
+        Singular values under `max(rows, columns) x float32 eps` of the largest are dropped, as NumPy's and
+        PyTorch's pseudo-inverse of the rows themselves would do.
+
+        Source: SN-Net, equation 4; the threshold is the released code's.
+        """
+        if self._solver is None:
+            squares, vectors = torch.linalg.eigh(self.product)
+            singular = squares.clamp_min(0).sqrt()
+            floor = max(self.num_rows, len(singular)) * _FLOAT32_EPS * singular[-1]
+            inverse = torch.where(singular > floor, 1 / squares.clamp_min(1e-300), 0.0)
+            self._solver = vectors * inverse @ vectors.T
+        return self._solver @ cross
+
+
+@dataclass
+class _Target:
+    """Sums for one joint: `[x, 1]^T y` and `y^T y` summed over columns."""
+
+    cross: torch.Tensor
+    square: torch.Tensor
+
+
+@torch.no_grad()
+def fit_stitching_layers(model: SNNet, batches: Iterable[torch.Tensor]) -> dict[Joint, float]:
+    """Set every stitching layer to the best linear map between the features it joins.
+
+    The map goes from what leaves the front block to what enters the end block. A layer that serves several joints
+    takes the mean of their maps. Every rank may bring its own batches; the sums are added up.
+
+    Args:
+        model: An SN-Net; its mode is kept, features are taken in evaluation mode.
+        batches: Images `[B, C, H, W]`; each anchor runs once on each batch.
+
+    Returns:
+        For each joint, the part of the target's energy that its own map leaves over, 0 to 1.
+
+    Raises:
+        InputError: If there is no image.
+
+    Source: SN-Net, section 3.2; equation 4.
+    """
+    grams: dict[tuple[str, int], Gram] = {}
+    targets: dict[Joint, _Target] = {}
+    device = next(model.parameters()).device
+    for joint in model.space.layers:
+        front, end = (model.views[name].stage_of(block) for name, block in _places(joint))
+        grams.setdefault((joint.front, joint.front_block), Gram(front.width, device))
+        cross = torch.zeros(front.width + 1, end.width, dtype=torch.float64, device=device)
+        targets[joint] = _Target(cross, torch.zeros((), dtype=torch.float64, device=device))
+    was_training = model.training
+    model.eval()
+    for images in batches:
+        _accumulate(model, images.to(device), grams, targets)
+    model.train(was_training)
+    for gram in grams.values():
+        sum_over_ranks(gram.product)
+    if not next(iter(grams.values())).num_rows:
+        raise InputError("stitching layers cannot be fitted without an image; give at least one batch")
+    return _apply(model, grams, targets)
+
+
+def _places(joint: Joint) -> tuple[tuple[str, int], tuple[str, int]]:
+    return (joint.front, joint.front_block), (joint.end, joint.end_block)
+
+
+def _accumulate(
+    model: SNNet, images: torch.Tensor, grams: dict[tuple[str, int], Gram], targets: dict[Joint, _Target]
+) -> None:
+    features = {label: [_rows(x) for x in anchor.features(images)] for label, anchor in model.views.items()}
+    # Entry j of the features is the input of block j, so a front block i gives entry i + 1.
+    for (label, block), gram in grams.items():
+        gram.add(_with_ones(features[label][block + 1]))
+    for joint, target in targets.items():
+        x = _with_ones(features[joint.front][joint.front_block + 1])
+        y = features[joint.end][joint.end_block]
+        target.cross += x.T @ y
+        target.square += y.square().sum()
+
+
+def _apply(model: SNNet, grams: dict[tuple[str, int], Gram], targets: dict[Joint, _Target]) -> dict[Joint, float]:
+    maps: dict[tuple[int, ...], list[tuple[Joint, torch.Tensor]]] = defaultdict(list)
+    residuals = {}
+    for joint, target in targets.items():
+        gram = grams[joint.front, joint.front_block]
+        cross, square = sum_over_ranks(target.cross), sum_over_ranks(target.square)
+        matrix = gram.solve(cross)
+        left = square - 2 * (matrix * cross).sum() + (matrix * (gram.product @ matrix)).sum()
+        residuals[joint] = max(0.0, (left / square).item())
+        maps[model.space.layers[joint]].append((joint, matrix))
+    for solved in maps.values():
+        mean = torch.stack([matrix for _, matrix in solved]).mean(0)
+        model.layer(solved[0][0]).set_map(mean)
+    return residuals
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    return x.reshape(-1, x.shape[-1]).double()
+
+
+def _with_ones(rows: torch.Tensor) -> torch.Tensor:
+    return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)

@@ -1,0 +1,125 @@
+"""Reading weights: released, timm's and our own checkpoints, without executing anything in them."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from stitchkit.errors import InputError
+
+_MODEL_KEYS = ("state_dict", "model")
+_EMA_KEYS = ("state_dict_ema", "model_ema")
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint file: plain data and tensors, on the CPU.
+
+    Nothing in the file is executed. The one class beyond plain data that is let in is `argparse.Namespace`, which
+    the released checkpoints hold.
+
+    Args:
+        path: A `.safetensors` file, or one written by `torch.save`.
+
+    Raises:
+        InputError: If the file is missing, truncated, not a checkpoint, or holds objects beyond plain data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"checkpoint '{path}' does not exist; check the path")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(_refusal(path, error)) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise InputError(f"checkpoint '{path}' is truncated or not a checkpoint ({_first_line(error)})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"checkpoint '{path}' holds a {type(content).__name__}, not named weights")
+    return content
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        return (
+            f"checkpoint '{path}' holds pickled objects beyond plain data, which could run code; refused. "
+            f"Save its weights alone ({_first_line(error)})"
+        )
+    return f"checkpoint '{path}' is truncated or not a checkpoint ({_first_line(error)})"
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    # torch's own first line of advice is to switch the protection off; what was found stands after it.
+    found = [line for line in lines if line.startswith(("WeightsUnpickler error", "Unsupported"))]
+    return (found or lines or [type(error).__name__])[0][:200]
+
+
+def weights_of(content: Mapping[str, Any], *, ema: bool = False) -> dict[str, torch.Tensor]:
+    """The named weights in a checkpoint's content, without wrappers and `module.` prefixes.
+
+    Args:
+        content: What `read_checkpoint` gives.
+        ema: Take the moving average instead of the weights themselves.
+
+    Raises:
+        InputError: If there is no moving average, or no tensor at all.
+    """
+    keys = _EMA_KEYS if ema else _MODEL_KEYS
+    found = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), None)
+    if found is None and ema:
+        raise InputError("the checkpoint holds no moving average of weights; leave --model-ema out")
+    weights = {
+        name.removeprefix("module."): value
+        for name, value in (content if found is None else found).items()
+        if isinstance(value, torch.Tensor)
+    }
+    if not weights:
+        raise InputError(f"the checkpoint holds no weights; its keys are {', '.join(map(str, content))}")
+    return weights
+
+
+def load_checkpoint(model: nn.Module, path: str | Path, *, ema: bool = False) -> dict[str, Any]:
+    """Load weights into a model from a released, timm or own checkpoint, safely and completely.
+
+    Args:
+        model: An SN-Net or any other model; all its names and shapes must be in the file, and no others.
+        path: The file.
+        ema: Load the moving average.
+
+    Returns:
+        All that the file holds, for what else is of interest in it.
+
+    Raises:
+        InputError: If the file cannot be read or belongs to another model; the model is then unchanged.
+    """
+    content = read_checkpoint(path)
+    weights = weights_of(content, ema=ema)
+    own = model.state_dict()
+    problems = [
+        *(f"{key} is missing" for key in own.keys() - weights.keys()),
+        *(f"{key} is not in the model" for key in weights.keys() - own.keys()),
+        *(
+            f"{key} is {list(weights[key].shape)}, the model has {list(own[key].shape)}"
+            for key in own.keys() & weights.keys()
+            if own[key].shape != weights[key].shape
+        ),
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:4])
+        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise InputError(
+            f"checkpoint '{path}' belongs to another configuration: {len(problems)} of {len(own)} keys differ: "
+            f"{shown}{more}"
+        )
+    model.load_state_dict(weights)
+    return content

@@ -1,0 +1,61 @@
+"""The stitch space: every stitch of a configuration, in the published order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from stitchkit.errors import InputError
+from stitchkit.routes.rules import LayerPath, Rule, Shape
+from stitchkit.routes.stitch import Joint, Segment, Stitch
+
+
+@dataclass(frozen=True)
+class StitchSpace:
+    """The ordered stitches of some anchors under a rule; a position in it is the published `cfg_id`.
+
+    Args:
+        stitches: The anchors first, then the stitches in the order of the rule.
+        layers: Which stitching layer serves each joint.
+        num_anchors: How many of the first stitches are uncut anchors.
+    """
+
+    stitches: tuple[Stitch, ...]
+    layers: Mapping[Joint, LayerPath]
+    num_anchors: int
+
+    @classmethod
+    def build(cls, anchors: Sequence[Shape], rule: Rule) -> StitchSpace:
+        """The space of `anchors` under `rule`: a pure function of labels, depths and rule.
+
+        Args:
+            anchors: From cheap to costly; anything with a `label` and `depths`, blocks per stage.
+            rule: Where anchors may be joined.
+
+        Raises:
+            InputError: If there are fewer than two anchors, two share a label, or the rule does not fit them.
+        """
+        labels = [anchor.label for anchor in anchors]
+        if len(labels) < 2:
+            raise InputError(f"stitching needs at least two anchors, but {labels or 'none'} given; add one to 'anchors'")
+        if repeated := {label for label in labels if labels.count(label) > 1}:
+            raise InputError(f"anchors share the label {sorted(repeated)}; give each its own 'label'")
+        uncut = tuple(Stitch((Segment(a.label, 0, sum(a.depths)),)) for a in anchors)
+        plan = rule.plan(anchors)
+        return cls(uncut + plan.stitches, plan.layers, len(uncut))
+
+    def __len__(self) -> int:
+        return len(self.stitches)
+
+    def __iter__(self) -> Iterator[Stitch]:
+        return iter(self.stitches)
+
+    def __getitem__(self, cfg_id: int) -> Stitch:
+        """The stitch with this `cfg_id`.
+
+        Raises:
+            InputError: If there is no such id.
+        """
+        if not 0 <= cfg_id < len(self.stitches):
+            raise InputError(f"cfg_id {cfg_id} does not exist; this space has 0 to {len(self.stitches) - 1}")
+        return self.stitches[cfg_id]

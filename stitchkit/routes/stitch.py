@@ -1,0 +1,112 @@
+"""A stitch: an immutable route through the blocks of one or more anchors."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from stitchkit.errors import InputError
+
+ARROW = " > "
+LABEL = re.compile(r"[A-Za-z0-9_.#-]+")
+_SEGMENT = re.compile(rf"(?P<anchor>{LABEL.pattern})\[(?P<start>\d+):(?P<stop>\d+)\]")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive blocks of one anchor, counted over all its stages.
+
+    Args:
+        anchor: Label of the anchor.
+        start: First block that runs.
+        stop: Block before which the segment ends, as in a Python slice.
+
+    Raises:
+        InputError: If the label has other characters than letters, digits and `_ . # -`, or the slice is empty.
+    """
+
+    anchor: str
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not LABEL.fullmatch(self.anchor):
+            raise InputError(f"anchor label '{self.anchor}' may hold letters, digits and _ . # - only; choose another")
+        if not 0 <= self.start < self.stop:
+            raise InputError(f"segment {self} runs no block; its start must be at least 0 and less than its stop")
+
+    def __str__(self) -> str:
+        return f"{self.anchor}[{self.start}:{self.stop}]"
+
+
+@dataclass(frozen=True)
+class Joint:
+    """The place where a route leaves one anchor and enters the next.
+
+    Args:
+        front: Label of the anchor that is left.
+        front_block: Its last block that runs.
+        end: Label of the anchor that is entered.
+        end_block: Its first block that runs.
+    """
+
+    front: str
+    front_block: int
+    end: str
+    end_block: int
+
+    def __str__(self) -> str:
+        return f"{self.front}[{self.front_block}]{ARROW}{self.end}[{self.end_block}]"
+
+
+@dataclass(frozen=True)
+class Stitch:
+    """A route: the stem of the first anchor, the blocks of every segment, the head of the last anchor.
+
+    An uncut anchor is a stitch of one segment. A stitch holds no weights; its name reads
+    `tiny[0:6] > small[6:12]` and `Stitch.parse` reads it back.
+
+    Args:
+        segments: The segments in the order they run.
+
+    Raises:
+        InputError: If there is no segment.
+    """
+
+    segments: tuple[Segment, ...]
+
+    def __post_init__(self) -> None:
+        if not self.segments:
+            raise InputError("a stitch needs at least one segment, such as 'tiny[0:12]'")
+
+    @classmethod
+    def parse(cls, name: str) -> Stitch:
+        """The stitch with this name.
+
+        Raises:
+            InputError: If `name` is not segments `anchor[start:stop]` joined by ` > `.
+        """
+        matches = [_SEGMENT.fullmatch(part) for part in name.split(ARROW)]
+        segments = tuple(Segment(m["anchor"], int(m["start"]), int(m["stop"])) for m in matches if m)
+        if len(segments) != len(matches):
+            raise InputError(f"'{name}' is not a stitch; write segments as 'tiny[0:6]{ARROW}small[6:12]'")
+        return cls(segments)
+
+    @property
+    def name(self) -> str:
+        """The readable name, which `parse` reads back."""
+        return ARROW.join(map(str, self.segments))
+
+    @property
+    def joints(self) -> tuple[Joint, ...]:
+        """The joints on the way; none for an uncut anchor."""
+        pairs = zip(self.segments, self.segments[1:], strict=False)
+        return tuple(Joint(a.anchor, a.stop - 1, b.anchor, b.start) for a, b in pairs)
+
+    @property
+    def is_anchor(self) -> bool:
+        """Whether the route stays in one anchor."""
+        return len(self.segments) == 1
+
+    def __str__(self) -> str:
+        return self.name

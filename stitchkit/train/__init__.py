@@ -1,0 +1,1 @@
+"""Joint training of all stitches: recipe, data, task, loop and checkpoints."""

@@ -1,0 +1,155 @@
+"""Checkpoints of a run: what is in them, how they reach the disk, how a run goes on from one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils import NativeScaler, unwrap_model
+from torch import nn
+
+from stitchkit.config import StitchConfig
+from stitchkit.errors import InputError
+from stitchkit.model.weights import load_checkpoint, weights_of
+from stitchkit.train.task import StitchTask
+
+_FORMAT = "stitchkit 1"
+_SUFFIX = ".pth.tar"
+
+
+class Checkpoints:
+    """The checkpoint files of a run, under timm's names.
+
+    `last` is the newest, `model_best` the best, `checkpoint-<epoch>` the best few. A file appears only when it is
+    complete; the one before stays until then.
+
+    Args:
+        folder: Where the files are.
+        keep: How many epochs to keep.
+    """
+
+    def __init__(self, folder: Path, *, keep: int):
+        self.folder = folder
+        self.keep = keep
+        self.history: dict[int, float] = {}
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.folder / f"last{_SUFFIX}"
+
+    def save(self, state: Mapping[str, Any], *, epoch: int, metric: float) -> None:
+        """Write the state of a finished epoch.
+
+        Args:
+            state: Plain data and tensors.
+            epoch: Number of the epoch.
+            metric: How good it is; higher is better.
+        """
+        is_best = metric > max(self.history.values(), default=float("-inf"))
+        self.history[epoch] = metric
+        content = {"format": _FORMAT, **state, "epoch": epoch, "metric": metric, "history": dict(self.history)}
+        temporary = self.last.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.last)
+        self._link(self._path(epoch))
+        if is_best:
+            self._link(self.folder / f"model_best{_SUFFIX}")
+        ranked = sorted(self.history, key=lambda number: self.history[number])
+        for number in ranked[: -self.keep]:
+            self._path(number).unlink(missing_ok=True)
+
+    def _path(self, epoch: int) -> Path:
+        return self.folder / f"checkpoint-{epoch}{_SUFFIX}"
+
+    def _link(self, path: Path) -> None:
+        """Make `path` another name of the newest checkpoint."""
+        temporary = path.with_suffix(".tmp")
+        temporary.unlink(missing_ok=True)
+        os.link(self.last, temporary)
+        temporary.replace(path)
+
+
+def training_state(
+    task: StitchTask, optimizer: torch.optim.Optimizer, scaler: NativeScaler | None, config: StitchConfig | None
+) -> dict[str, Any]:
+    """All that a run needs to go on: plain data and tensors only."""
+    state: dict[str, Any] = {
+        "state_dict": unwrap_model(task.trainable_module).state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "stitch_config": config.to_dict() if config else None,
+    }
+    if task.has_ema():
+        state["state_dict_ema"] = task.get_trainable_module(ema=True).module.state_dict()  # type: ignore[union-attr]
+    if scaler is not None:
+        state[scaler.state_dict_key] = scaler.state_dict()
+    return state
+
+
+def load_weights(
+    model: nn.Module, path: str, config: StitchConfig | None, *, ema: bool = False
+) -> dict[str, Any]:
+    """Load a checkpoint's weights after a look at the configuration it was trained with.
+
+    Raises:
+        InputError: If it cannot be read or belongs to another configuration.
+    """
+    content = load_checkpoint(model, path, ema=ema)
+    trained = content.get("stitch_config")
+    if config is not None and trained is not None:
+        ours = config.to_dict()
+        keys = ("stitch_kernel_size", "stitch_stride", "nearest_stitching", "stitched_final_norm")
+        if wrong := [key for key in keys if trained.get(key) != ours[key]]:
+            listed = ", ".join(f"{key} was {trained.get(key)!r} and is {ours[key]!r}" for key in wrong)
+            raise InputError(f"checkpoint '{path}' belongs to another configuration: {listed}")
+    return content
+
+
+def restore(
+    content: Mapping[str, Any], path: str, task: StitchTask, optimizer: torch.optim.Optimizer, scaler: NativeScaler | None
+) -> int:
+    """Put optimizer, scaler and moving average back as they were.
+
+    Args:
+        content: What `load_weights` gave.
+        path: The file, for messages.
+        task: Its model has the weights already.
+        optimizer: Made with the same settings.
+        scaler: The loss scaler, if there is one.
+
+    Returns:
+        The first epoch still to be trained.
+
+    Raises:
+        InputError: If the file was not written by this trainer, or its optimizer does not fit.
+    """
+    if content.get("format") != _FORMAT:
+        raise InputError(
+            f"checkpoint '{path}' holds weights but no state of a run of this trainer; "
+            "start from them with --initial-checkpoint, or resume the weights alone with --no-resume-opt"
+        )
+    try:
+        optimizer.load_state_dict(content["optimizer"])
+    except (ValueError, KeyError) as error:
+        raise InputError(f"the optimizer of '{path}' does not fit: {error}; use the same --opt or --no-resume-opt") from error
+    if scaler is not None and scaler.state_dict_key in content:
+        scaler.load_state_dict(content[scaler.state_dict_key])
+    if task.has_ema() and "state_dict_ema" in content:
+        task.get_trainable_module(ema=True).module.load_state_dict(weights_of(content, ema=True))  # type: ignore[union-attr]
+    return int(content["epoch"]) + 1
+
+
+def fingerprint(path: str | Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

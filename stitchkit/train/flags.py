@@ -1,0 +1,167 @@
+"""From flags, YAML and stitch configuration to a recipe. Precedence: flag > YAML > stitch configuration > default."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import MISSING, Field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stitchkit.config import StitchConfig
+from stitchkit.errors import InputError, unknown
+from stitchkit.train.recipe import GROUPS, Recipe, recipe_fields
+
+_FIELDS = {setting.name: setting for _, setting in recipe_fields()}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Give a parser every setting of the recipe as a flag; only flags that are given appear in its result."""
+    parser.add_argument("data", nargs="?", default=argparse.SUPPRESS, metavar="DATA", help="same as --data-dir")
+    parser.add_argument("-c", "--config", metavar="YAML", default=argparse.SUPPRESS, help="file of settings by flag name")
+    sections = {group: parser.add_argument_group(group, kind.__doc__) for group, kind in GROUPS.items()}
+    for group, setting in recipe_fields():
+        _add_flag(sections[group], setting)
+
+
+def _add_flag(section: argparse._ArgumentGroup, setting: Field[Any]) -> None:
+    options = dict(setting.metadata["options"], default=argparse.SUPPRESS, dest=setting.name)
+    kind = setting.metadata["kind"]
+    # timm spells some flags with underscores only in files; flags of the published scripts may have either.
+    dashed = "--" + setting.name.replace("_", "-")
+    names = dict.fromkeys([dashed, "--" + setting.name, *setting.metadata["aliases"]])
+    if kind is bool:
+        if setting.default is True:
+            names = dict.fromkeys([dashed])
+            section.add_argument(*names, action=argparse.BooleanOptionalAction, **options)
+        else:
+            section.add_argument(*names, action="store_true", **options)
+    elif kind is dict:
+        section.add_argument(*names, action=_KeyValues, metavar="KEY=VALUE", **options)
+    else:
+        options.setdefault("metavar", None if "choices" in options else kind.__name__.upper())
+        section.add_argument(*names, type=kind, **options)
+
+
+class _KeyValues(argparse.Action):
+    """`key=value ...` as a dictionary; values are Python literals where they can be read as such, else text."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: Any = None) -> None:
+        pairs = {}
+        for text in values:
+            key, equals, value = text.partition("=")
+            if not equals or not key:
+                parser.error(f"{self.option_strings[0]}: '{text}' is not of the form key=value")
+            try:
+                pairs[key] = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                pairs[key] = value
+        setattr(namespace, self.dest, pairs)
+
+
+def resolve(flags: Mapping[str, Any]) -> tuple[Recipe, StitchConfig | None]:
+    """The recipe that given flags mean, and the stitch configuration they name.
+
+    Args:
+        flags: What `add_flags` made of a command line: only what was given.
+
+    Raises:
+        InputError: If a file cannot be read or has an unknown key, or a value is unusable.
+    """
+    flags = dict(flags)
+    if "data" in flags:
+        flags.setdefault("data_dir", flags.pop("data"))
+    layers: list[Mapping[str, Any]] = [flags]
+    if "config" in flags:
+        layers.append(_read_yaml(flags.pop("config")))
+    given = {name: value for layer in reversed(layers) for name, value in layer.items()}
+    config = None
+    if given.get("stitch_config"):
+        config = StitchConfig.load(given["stitch_config"])
+        given = _checked(config.recipe, f"recipe of {config.path}") | given
+    elif "pretrained" not in given:
+        given["pretrained"] = False  # timm's default for a single model
+    return _checked_recipe(make_recipe(given)), config
+
+
+def make_recipe(values: Mapping[str, Any]) -> Recipe:
+    """A recipe of settings by flag name; the others keep their defaults."""
+    groups: dict[str, dict[str, Any]] = defaultdict(dict)
+    for group, setting in recipe_fields():
+        if setting.name in values:
+            groups[group][setting.name] = values[setting.name]
+    return Recipe(**{group: GROUPS[group](**settings) for group, settings in groups.items()})
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"configuration '{path}' cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"configuration '{path}' is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"configuration '{path}' must hold settings as 'name: value' lines")
+    return _checked(content, path)
+
+
+def _checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Settings from a file, each with a known name and a value of the right type."""
+    checked = {}
+    for name, value in values.items():
+        if name not in _FIELDS:
+            raise InputError(f"{where}: {unknown('setting', str(name), _FIELDS)}")
+        checked[name] = _cast(_FIELDS[name], value, where)
+    return checked
+
+
+def _cast(setting: Field[Any], value: Any, where: str) -> Any:
+    kind, options = setting.metadata["kind"], setting.metadata["options"]
+    optional = setting.default is None or setting.default is MISSING
+    many = kind is not dict and "nargs" in options
+    allowed = options.get("choices")
+    if value is None and optional:
+        return None
+    try:
+        if kind in (bool, dict, str) and not many and not isinstance(value, kind):
+            raise ValueError
+        cast = [kind(item) for item in value] if many else kind(value)
+        if kind is int and not many and cast != float(value):
+            raise ValueError
+    except (TypeError, ValueError):
+        expected = f"a list of {kind.__name__}" if many else f"of type {kind.__name__}"
+        raise InputError(f"{where}: '{setting.name}' is {value!r}; it must be {expected}") from None
+    if allowed and cast not in allowed:
+        raise InputError(f"{where}: '{setting.name}' is {value!r}; allowed: {', '.join(map(repr, allowed))}")
+    return cast
+
+
+def _checked_recipe(recipe: Recipe) -> Recipe:
+    """The recipe, if its settings make sense together."""
+    if (recipe.model.stitch_config is None) == (recipe.model.model is None):
+        raise InputError("give either --stitch_config FILE (stitch anchors) or --model NAME (train one model)")
+    if not recipe.data.data_dir and not recipe.data.dataset:
+        raise InputError("no data; give the folder of an image dataset as DATA, or a timm dataset as --dataset")
+    if recipe.run.eval and not recipe.run.resume and recipe.model.stitch_config:
+        raise InputError("--eval needs the trained weights; add --resume CHECKPOINT")
+    at_least_one = {
+        "--batch-size": recipe.data.batch_size,
+        "--epochs": recipe.schedule.epochs,
+        "--grad-accum-steps": recipe.optim.grad_accum_steps,
+        "--log-interval": recipe.run.log_interval,
+        "--val-interval": recipe.run.val_interval,
+        "--checkpoint-hist": recipe.run.checkpoint_hist,
+        "--stitch-init-bs": recipe.stitch.stitch_init_bs,
+    }
+    for flag, value in at_least_one.items():
+        if value < 1:
+            raise InputError(f"{flag} is {value}; it must be at least 1")
+    if recipe.stitch.distillation_type != "none" and not recipe.stitch.teacher_model:
+        raise InputError("distillation needs a teacher; give --teacher-model or --distillation-type none")
+    if recipe.augment.mixes and recipe.data.batch_size % 2:
+        raise InputError(f"--batch-size is {recipe.data.batch_size}; mixup and cutmix need an even one")
+    return recipe

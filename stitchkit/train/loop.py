@@ -1,0 +1,184 @@
+"""The training loop: one stitch a step, on every rank."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import NativeScaler, dispatch_clip_grad, random_seed
+from tqdm import tqdm
+
+from stitchkit.distributed import World, gather_over_ranks
+from stitchkit.errors import InputError
+from stitchkit.train.data import Batch, Loader
+from stitchkit.train.optim import Autocast
+from stitchkit.train.recipe import Recipe
+from stitchkit.train.sampler import Sampler
+from stitchkit.train.task import StitchTask
+
+_logger = logging.getLogger(__name__)
+
+
+def seed_epoch(seed: int, rank: int, epoch: int) -> None:
+    """Seed every random generator for an epoch: what happens in it depends on nothing before it (law 8)."""
+    random_seed(int(np.random.SeedSequence((seed, rank, epoch)).generate_state(1)[0]), 0)
+
+
+class LossWindow:
+    """Losses of the steps since the last log line; they stay on the device until then."""
+
+    def __init__(self) -> None:
+        self._losses: list[torch.Tensor] = []
+        self._routes: list[tuple[int, int]] = []
+
+    def add(self, step: int, cfg_id: int | None, loss: torch.Tensor) -> None:
+        """Take in the loss of a step."""
+        self._losses.append(loss.detach())
+        self._routes.append((step, -1 if cfg_id is None else cfg_id))
+
+    def flush(self) -> float:
+        """The mean loss over steps and ranks; the window is then empty.
+
+        Raises:
+            InputError: If a loss was not finite; it names the first such step and its stitch.
+        """
+        if not self._losses:
+            return math.nan
+        losses = gather_over_ranks(torch.stack(self._losses).double())
+        routes = gather_over_ranks(torch.tensor(self._routes, device=losses.device))
+        self._losses, self._routes = [], []
+        bad = (~losses.isfinite()).nonzero()
+        if len(bad):
+            rank, index = min(bad.tolist(), key=lambda place: place[1])
+            step, cfg_id = routes[rank, index].tolist()
+            route = "" if cfg_id < 0 else f" with stitch {cfg_id}"
+            raise InputError(
+                f"the loss is {losses[rank, index].item()} at step {step}{route} on rank {rank}; stopped. The last "
+                "good checkpoint is kept. Lower the learning rate, clip gradients, or train without --amp"
+            )
+        return losses.mean().item()
+
+
+@dataclass
+class Trainer:
+    """Trains a task epoch by epoch.
+
+    Args:
+        task: Network, loss and teacher.
+        loader: Training batches of this rank.
+        optimizer: Of the task's network.
+        schedule: Learning-rate schedule.
+        autocast: Context of the forward pass.
+        scaler: Loss scaler, with float16.
+        sampler: Draws the stitch of a step; None trains a plain model.
+        recipe: The settings.
+        world: This process among all.
+    """
+
+    task: StitchTask
+    loader: Loader
+    optimizer: torch.optim.Optimizer
+    schedule: Scheduler | None
+    autocast: Autocast
+    scaler: NativeScaler | None
+    sampler: Sampler | None
+    recipe: Recipe
+    world: World
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Steps of an epoch; batches that do not fill a step are left over, as timm leaves images over."""
+        return len(self.loader) // self.recipe.optim.grad_accum_steps
+
+    def start_at(self, epoch: int) -> None:
+        """Bring the schedule to where it stands before an epoch."""
+        if self.schedule is not None:
+            self.schedule.step_update(epoch * self.updates_per_epoch)
+            self.schedule.step(epoch)
+
+    def train_epoch(self, epoch: int, num_epochs: int) -> float:
+        """Train one epoch.
+
+        Returns:
+            The mean loss over its steps and all ranks.
+
+        Raises:
+            InputError: If a loss is not finite.
+        """
+        self._prepare(epoch)
+        batches = iter(self.loader)
+        window, total, logged = LossWindow(), 0.0, 0
+        steps = range(epoch * self.updates_per_epoch, (epoch + 1) * self.updates_per_epoch)
+        with tqdm(
+            steps, desc=f"epoch {epoch + 1}/{num_epochs}", unit="step", leave=False,
+            disable=None if self.world.is_primary else True,
+        ) as bar:  # fmt: skip
+            for count, step in enumerate(bar, start=1):
+                cfg_id = self.sampler.draw(step, self.world.rank) if self.sampler else None
+                window.add(step, cfg_id, self._step(batches, cfg_id))
+                if self.task.has_ema():
+                    self.task.update_ema(step=step + 1)
+                if self.schedule is not None:
+                    self.schedule.step_update(step + 1)
+                if count % self.recipe.run.log_interval == 0 or count == len(steps):
+                    loss = window.flush()
+                    total, logged = total + loss * (count - logged), count
+                    bar.set_postfix(loss=f"{loss:.3f}")
+                    self._log(epoch, num_epochs, count, loss)
+        return total / len(steps)
+
+    def _prepare(self, epoch: int) -> None:
+        self.task.train()
+        seed_epoch(self.recipe.run.seed, self.world.rank, epoch)
+        if hasattr(self.loader.sampler, "set_epoch"):
+            self.loader.sampler.set_epoch(epoch)
+        off = self.recipe.augment.mixup_off_epoch
+        if off and epoch >= off and getattr(self.loader, "mixup_enabled", False):
+            self.loader.mixup_enabled = False
+
+    def _step(self, batches: Iterator[Batch], cfg_id: int | None) -> torch.Tensor:
+        """One update from as many batches as make a step, all with the same stitch; its mean loss."""
+        total = torch.zeros((), device=self.world.device)
+        accumulate = self.recipe.optim.grad_accum_steps
+        for number in range(1, accumulate + 1):
+            images, labels = next(batches)
+            if self.recipe.model.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            is_last = number == accumulate
+            with nullcontext() if is_last else self.task.no_sync():
+                with self.autocast():
+                    loss = self.task(images, labels, cfg_id)["loss"] / accumulate
+                self._backward(loss, update=is_last)
+            total += loss.detach()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total
+
+    def _backward(self, loss: torch.Tensor, *, update: bool) -> None:
+        optim = self.recipe.optim
+        # timm's agc leaves out the last two parameters, the head of a plain model; an SN-Net does not end with one.
+        exclude_head = optim.clip_mode == "agc" and self.sampler is None
+        parameters = list(self.task.get_clip_parameters(exclude_head=exclude_head))
+        if self.scaler is not None:
+            self.scaler(
+                loss, self.optimizer, clip_grad=optim.clip_grad, clip_mode=optim.clip_mode, parameters=parameters,
+                need_update=update,
+            )  # fmt: skip
+            return
+        loss.backward()
+        if update:
+            if optim.clip_grad is not None:
+                dispatch_clip_grad(parameters, optim.clip_grad, mode=optim.clip_mode)
+            self.optimizer.step()
+
+    def _log(self, epoch: int, num_epochs: int, count: int, loss: float) -> None:
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        _logger.info(
+            "epoch %d/%d  step %d/%d  loss %.4f  lr %.2e",
+            epoch + 1, num_epochs, count, self.updates_per_epoch, loss, rate,
+        )  # fmt: skip

@@ -1,0 +1,87 @@
+"""Optimizer, learning rate, schedule and mixed precision of a recipe, all of them timm's and torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from timm.scheduler.scheduler_factory import scheduler_kwargs
+from timm.utils import NativeScaler
+from torch import nn
+
+from stitchkit.errors import InputError, unknown
+from stitchkit.train.recipe import OptimRecipe, Recipe
+
+
+def learning_rate(optim: OptimRecipe, total_batch: int) -> float:
+    """The learning rate: as given, or the base rate scaled by the images of a step, as timm does.
+
+    Args:
+        optim: The settings.
+        total_batch: Images of one step over all ranks.
+    """
+    if optim.lr is not None:
+        return optim.lr
+    ratio = total_batch / optim.lr_base_size
+    adaptive = any(part in optim.opt.lower() for part in ("ada", "lamb"))
+    if (optim.lr_base_scale or ("sqrt" if adaptive else "linear")) == "sqrt":
+        ratio **= 0.5
+    return optim.lr_base * ratio
+
+
+def create_optimizer(model: nn.Module, optim: OptimRecipe, *, lr: float) -> torch.optim.Optimizer:
+    """timm's optimizer over the trainable parameters; biases, norms and 1-d parameters do not decay.
+
+    Raises:
+        InputError: If timm does not know the optimizer or refuses its settings.
+    """
+    options: dict[str, Any] = {}
+    if optim.opt_eps is not None:
+        options["eps"] = optim.opt_eps
+    if optim.opt_betas is not None:
+        options["betas"] = tuple(optim.opt_betas)
+    try:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            model, opt=optim.opt, lr=lr, weight_decay=optim.weight_decay, momentum=optim.momentum, **options
+        )
+    except (ValueError, AssertionError, TypeError) as error:
+        raise InputError(f"timm cannot make optimizer '{optim.opt}': {error}; see timm.optim.list_optimizers()") from error
+    return optimizer
+
+
+def create_schedule(
+    recipe: Recipe, optimizer: torch.optim.Optimizer, *, updates_per_epoch: int
+) -> tuple[Scheduler | None, int]:
+    """timm's learning-rate schedule, and the number of epochs with cool-down.
+
+    Raises:
+        InputError: If there is no such schedule.
+    """
+    settings = scheduler_kwargs(SimpleNamespace(**recipe.flat()))
+    schedules = ("cosine", "tanh", "step", "multistep", "poly", "plateau")
+    if settings["sched"] == "none":
+        return None, recipe.schedule.epochs
+    if settings["sched"] not in schedules:
+        raise unknown("schedule", settings["sched"], [*schedules, "none"])
+    schedule, epochs = create_scheduler_v2(optimizer, **settings, updates_per_epoch=updates_per_epoch)
+    return schedule, int(epochs)
+
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+def create_precision(optim: OptimRecipe, device: torch.device) -> tuple[Autocast, NativeScaler | None]:
+    """The context that forward passes run in, and the loss scaler where float16 needs one."""
+    if not optim.amp:
+        return nullcontext, None
+    on_cpu = device.type == "cpu"
+    dtype = torch.bfloat16 if on_cpu else getattr(torch, optim.amp_dtype)
+    scaler = NativeScaler(device=device.type) if dtype == torch.float16 else None
+    return partial(torch.autocast, device_type=device.type, dtype=dtype), scaler

@@ -1,0 +1,29 @@
+"""Which stitch a step trains: a pure function of the step, so that a resumed run repeats itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws stitches uniformly.
+
+    Args:
+        num_stitches: Size of the space.
+        seed: Seed of the run.
+        shared: Draw the same stitch on all ranks; the published training lets each rank draw its own.
+
+    Source: SN-Net, section 3.3 and algorithm 1.
+    """
+
+    num_stitches: int
+    seed: int
+    shared: bool = False
+
+    def draw(self, step: int, rank: int) -> int:
+        """The `cfg_id` that `rank` trains in `step`."""
+        stream = (self.seed, step, 0 if self.shared else rank)
+        return int(np.random.default_rng(stream).integers(self.num_stitches))

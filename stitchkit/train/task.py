@@ -1,0 +1,130 @@
+"""The task: a network, its loss and its teacher, as one module that the loop runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.task import ClassificationTask
+from timm.task.distillation import DistillationTeacher
+from torch import nn
+from torch.nn import functional as F
+
+from stitchkit.errors import InputError
+from stitchkit.model.create import create_model
+from stitchkit.model.snnet import SNNet
+from stitchkit.train.recipe import Recipe, StitchRecipe
+
+
+class StitchTask(ClassificationTask):
+    """Classification with one stitch of an SN-Net, or with a plain model, on request taught by a larger one.
+
+    Args:
+        model: An SN-Net, or any model of images to logits.
+        criterion: Loss of logits and labels.
+        teacher: Gives the second loss. It runs in evaluation mode without gradients and is no part of checkpoints.
+        distillation: `hard` (cross-entropy with the teacher's choice) or `soft` (KL divergence).
+        alpha: Share of the teacher's loss.
+        tau: Temperature of the soft loss.
+        device: Where the loss and the teacher's normalisation live.
+
+    Source: SN-Net, section 4.1 and the released recipes: half label loss, half hard distillation.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: nn.Module,
+        *,
+        teacher: DistillationTeacher | None = None,
+        distillation: str = "none",
+        alpha: float = 0.5,
+        tau: float = 1.0,
+        device: torch.device | None = None,
+    ):
+        super().__init__(model, criterion, device=device, verbose=False)
+        self.teacher = teacher
+        self.distillation = distillation
+        self.alpha = alpha
+        self.tau = tau
+        if teacher is not None:
+            config: Any = model.pretrained_cfg
+            for name in ("mean", "std"):
+                value = torch.tensor(config[name], device=self.device).view(1, -1, 1, 1)
+                self.register_buffer(f"student_{name}", value, persistent=False)
+
+    def train(self, mode: bool = True) -> StitchTask:
+        """Set the mode of all but the teacher, which stays in evaluation mode."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def forward(  # type: ignore[override]
+        self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Loss and logits of one stitch.
+
+        Args:
+            images: `[B, C, H, W]`.
+            labels: Class numbers `[B]`, or class probabilities `[B, num_classes]` from mixup.
+            cfg_id: The stitch; None for a plain model.
+
+        Returns:
+            `loss`, a scalar, and `output`, logits `[B, num_classes]`.
+        """
+        logits = self.trainable_module(images) if cfg_id is None else self.trainable_module(images, cfg_id)
+        loss = self.criterion(logits, labels)
+        if self.teacher is not None:
+            loss = (1 - self.alpha) * loss + self.alpha * self._teacher_loss(images, logits)
+        return {"loss": loss, "output": logits}
+
+    def _teacher_loss(self, images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        assert self.teacher is not None
+        with torch.no_grad():
+            wanted = self.teacher(self.teacher.normalize_input(images, self.student_mean, self.student_std))  # type: ignore[arg-type]
+        if self.distillation == "hard":
+            return F.cross_entropy(logits, wanted.argmax(1))
+        # tau squared keeps the size of the gradient independent of tau (Hinton et al., section 2)
+        given, wanted = (F.log_softmax(x / self.tau, dim=1) for x in (logits, wanted))
+        return F.kl_div(given, wanted, reduction="batchmean", log_target=True) * self.tau**2
+
+
+def create_task(model: nn.Module, recipe: Recipe, device: torch.device) -> StitchTask:
+    """The task of a recipe.
+
+    Raises:
+        InputError: If the teacher cannot be had.
+    """
+    criterion: nn.Module
+    if recipe.augment.mixes:  # mixed labels are smooth already
+        criterion = SoftTargetCrossEntropy()
+    elif recipe.augment.smoothing:
+        criterion = LabelSmoothingCrossEntropy(recipe.augment.smoothing)
+    else:
+        criterion = nn.CrossEntropyLoss()
+    stitch = recipe.stitch
+    if not isinstance(model, SNNet) or stitch.distillation_type == "none":
+        return StitchTask(model, criterion, device=device)
+    return StitchTask(
+        model,
+        criterion,
+        teacher=_create_teacher(stitch, model, device),
+        distillation=stitch.distillation_type,
+        alpha=stitch.distillation_alpha,
+        tau=stitch.distillation_tau,
+        device=device,
+    )
+
+
+def _create_teacher(stitch: StitchRecipe, student: SNNet, device: torch.device) -> DistillationTeacher:
+    assert stitch.teacher_model is not None
+    try:
+        network = create_model(
+            stitch.teacher_model, checkpoint=stitch.teacher_path, pretrained=True, num_classes=student.num_classes
+        )
+    except InputError as error:
+        raise InputError(f"teacher: {error}; or train without one: --distillation-type none") from error
+    network.requires_grad_(False)
+    return DistillationTeacher(network.to(device), device=device)
