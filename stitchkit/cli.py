@@ -8,8 +8,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, unknown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,86 +22,119 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 2 for bad input.
     """
-    parser = _parser()
-    flags = parser.parse_args(arguments)
     is_primary = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if is_primary else logging.WARNING, format="%(message)s", stream=sys.stdout)
-    command: Callable[[argparse.Namespace], None] = flags.command
-    del flags.command
     try:
-        command(flags)
+        flags, rest = _parser().parse_known_args(arguments)
+        settings = vars(flags)
+        command: Callable[[dict[str, Any]], None] = settings.pop("command")
+        allowed: list[str] = settings.pop("allowed")
+        if rest:
+            is_flag = rest[0].startswith("-")
+            raise (
+                unknown("flag", rest[0].split("=")[0], allowed)
+                if is_flag
+                else InputError(
+                    f"'{rest[0]}' is one argument too many; give one DATA folder, and a value after each flag"
+                )
+            )
+        command(settings)
     except InputError as error:
-        # All ranks see the same bad input; one of them says so.
-        if is_primary:
-            print(f"stitchkit: error: {error}", file=sys.stderr, flush=True)
+        _report(error)
         return 2
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="stitchkit", description="Stitch pretrained vision networks.", allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def _report(error: InputError) -> None:
+    """Say what was wrong, once: under a launcher each rank hands its error over, and the launcher prints the first."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+        get_error_handler().record_exception(error)
+    else:
+        print(f"stitchkit: error: {error}", file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print and exit for."""
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def _parser() -> _Parser:
     from stitchkit.train.flags import add_flags
 
-    train = commands.add_parser("train", help="train an SN-Net or a model, or evaluate it with --eval", allow_abbrev=False)
-    add_flags(train)
-    train.set_defaults(command=_train)
+    about = "Stitch pretrained vision networks: every trade-off between cost and accuracy."
+    parser = _Parser(prog="stitchkit", description=about, allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    profile = commands.add_parser("profile", help="FLOPs and parameters of every stitch, without data or weights")
-    profile.add_argument("--stitch_config", "--stitch-config", required=True, metavar="JSON", help="stitch configuration")
+    def add(name: str, run: Callable[[dict[str, Any]], None], about: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+        command.set_defaults(command=run)
+        return command
+
+    train = add("train", _train, "train an SN-Net or a model, or evaluate it with --eval")
+    add_flags(train)
+
+    profile = add("profile", _profile, "write FLOPs and parameters of every stitch, without data or weights")
+    profile.add_argument(
+        "--stitch_config", "--stitch-config", required=True, metavar="JSON", help="stitch configuration"
+    )
     profile.add_argument("--output", required=True, metavar="FILE", help="ledger to write")
     profile.add_argument("--num-classes", type=int, metavar="N", help="number of classes; by default the models'")
     profile.add_argument("--img-size", type=int, metavar="N", help="side of the input image; by default the models'")
-    profile.set_defaults(command=_profile)
 
-    pareto = commands.add_parser("pareto", help="print the Pareto front of a ledger, or draw it")
+    pareto = add("pareto", _pareto, "print the Pareto front of a ledger, and on request draw it")
     pareto.add_argument("ledger", metavar="FILE", help="a stitches_res.txt, ours or a published one")
     pareto.add_argument("--plot", metavar="FILE", help="also draw it, as .png, .svg or .pdf")
-    pareto.set_defaults(command=_pareto)
 
-    demo = commands.add_parser("demo-data", help="write scikit-learn's handwritten digits as an image folder")
+    demo = add("demo-data", _demo_data, "write scikit-learn's handwritten digits as an image folder")
     demo.add_argument("folder", metavar="DIR", help="folder to write, e.g. data/digits")
-    demo.set_defaults(command=_demo_data)
+
+    for command in (train, profile, pareto, demo):
+        command.set_defaults(allowed=[name for action in command._actions for name in action.option_strings])
     return parser
 
 
-def _train(flags: argparse.Namespace) -> None:
+def _train(settings: dict[str, Any]) -> None:
     from stitchkit.train.flags import resolve
     from stitchkit.train.run import run
 
-    recipe, config = resolve(vars(flags))
+    recipe, config = resolve(settings)
     run(recipe, config)
 
 
-def _profile(flags: argparse.Namespace) -> None:
+def _profile(settings: dict[str, Any]) -> None:
     from stitchkit.measure.ledger import cost_row, write_rows
     from stitchkit.measure.profile import Profiler
     from stitchkit.model.create import create_snnet
 
-    model = create_snnet(flags.stitch_config, num_classes=flags.num_classes, img_size=flags.img_size)
+    output = Path(settings["output"])
+    if output.exists():
+        raise InputError(f"'{output}' exists; choose another --output or remove it")
+    model = create_snnet(settings["stitch_config"], num_classes=settings["num_classes"], img_size=settings["img_size"])
     profiler = Profiler(model)
     rows = [cost_row(model.space, cfg_id, profiler.cost(cfg_id)) for cfg_id in range(len(model.space))]
-    if Path(flags.output).exists():
-        raise InputError(f"'{flags.output}' exists; choose another --output or remove it")
-    write_rows(flags.output, rows)
-    print(f"{len(rows)} stitches are in {flags.output}")
+    write_rows(output, rows)
+    print(f"{len(rows)} stitches are in {output}")
 
 
-def _pareto(flags: argparse.Namespace) -> None:
+def _pareto(settings: dict[str, Any]) -> None:
     from stitchkit.measure.ledger import read_rows
     from stitchkit.measure.pareto import pareto_front, plot, table
 
-    rows = read_rows(flags.ledger)
+    rows = read_rows(settings["ledger"])
     front = pareto_front(rows)
     print(table(front))
     print(f"{len(front)} of {len(rows)} stitches are on the Pareto front; * marks anchors")
-    if flags.plot:
-        plot(rows, flags.plot, title=f"{len(rows)} stitches")
-        print(f"the plot is {flags.plot}")
+    if settings["plot"]:
+        plot(rows, settings["plot"], title=f"{len(rows)} stitches")
+        print(f"the plot is {settings['plot']}")
 
 
-def _demo_data(flags: argparse.Namespace) -> None:
+def _demo_data(settings: dict[str, Any]) -> None:
     from stitchkit.train.digits import write_digits
 
-    write_digits(Path(flags.folder))
+    write_digits(Path(settings["folder"]))

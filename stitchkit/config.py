@@ -93,7 +93,7 @@ class StitchConfig:
     """
 
     anchors: tuple[AnchorSpec, ...]
-    rule: PairedWindow = PairedWindow()
+    rule: PairedWindow = field(default_factory=PairedWindow)
     stitched_final_norm: bool = True
     recipe: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
@@ -170,7 +170,8 @@ def _recipe(content: Mapping[str, Any]) -> dict[str, Any]:
         recipe |= {"lr_base_size": _PUBLISHED_LR_BATCH, "lr_base_scale": "linear"}
     if recipe.get("dataset") == "IMNET":  # the published name of an ImageNet folder
         recipe["dataset"] = ""
-    return recipe | _typed(content, "recipe", dict, {})
+    own: dict[str, Any] = _typed(content, "recipe", dict, {})
+    return recipe | own
 
 
 def _typed(content: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:

@@ -61,7 +61,9 @@ def table(rows: Sequence[Row]) -> str:
     widths = [max(len(line[column]) for line in [head, *body]) for column in range(len(head))]
     left = {0, 2}
     lines = (
-        "  ".join(cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
         for line in [head, *body]
     )
     return "\n".join(line.rstrip() for line in lines)
@@ -98,7 +100,11 @@ def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
     _scatter(axes, [row for row in rows if not is_anchor(row)], rows, color="#4c78a8", label="stitches")
     _scatter(axes, anchors, rows, color="#e45756", label="anchors")
     axes.plot(
-        [row["flops"] for row in front], [row["acc1"] for row in front], color="#333333", linewidth=1, label="Pareto front"
+        [row["flops"] for row in front],
+        [row["acc1"] for row in front],
+        color="#333333",
+        linewidth=1,
+        label="Pareto front",
     )
     # Anchors spread to both sides of the picture, so each label goes to the side where there is room.
     middle = (min(row["flops"] for row in rows) + max(row["flops"] for row in rows)) / 2

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from stitchkit.model.snnet import SNNet
 from stitchkit.routes import Stitch
+
+with warnings.catch_warnings():
+    # fvcore compiles losses that nobody here uses when it is imported, in a way that torch gives up.
+    warnings.simplefilter("ignore")
+    from fvcore.nn import FlopCountAnalysis
 
 
 class Cost(NamedTuple):

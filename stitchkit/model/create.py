@@ -18,7 +18,9 @@ from stitchkit.model.weights import load_checkpoint
 from stitchkit.routes import StitchSpace
 
 
-def create_model(name: str, *, checkpoint: str | Path | None = None, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def create_model(
+    name: str, *, checkpoint: str | Path | None = None, pretrained: bool = False, **kwargs: Any
+) -> nn.Module:
     """A timm model with its weights.
 
     Args:
@@ -34,7 +36,7 @@ def create_model(name: str, *, checkpoint: str | Path | None = None, pretrained:
         raise unknown("timm model", name.split(".")[0], list_models())
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
     try:
-        model = timm.create_model(name, pretrained=pretrained and checkpoint is None, **kwargs)
+        model: nn.Module = timm.create_model(name, pretrained=pretrained and checkpoint is None, **kwargs)
     except (TypeError, AssertionError) as error:
         raise InputError(f"timm cannot build '{name}' with {kwargs}: {error}") from error
     except Exception as error:  # the hub client raises many kinds; all of them mean "not to be had"

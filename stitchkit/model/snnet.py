@@ -78,7 +78,7 @@ class SNNet(nn.Module):
     @property
     def num_classes(self) -> int:
         """Number of logits."""
-        return int(self.anchors[0].num_classes)
+        return next(iter(self.views.values())).num_classes
 
     @property
     def in_chans(self) -> int:

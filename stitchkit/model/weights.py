@@ -41,7 +41,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(_refusal(path, error)) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, safetensors.SafetensorError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise InputError(f"checkpoint '{path}' is truncated or not a checkpoint ({_first_line(error)})") from error
     if not isinstance(content, dict):
         raise InputError(f"checkpoint '{path}' holds a {type(content).__name__}, not named weights")

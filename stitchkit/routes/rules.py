@@ -18,10 +18,12 @@ class Shape(Protocol):
     """What a rule needs to know of an anchor."""
 
     @property
-    def label(self) -> str: ...
+    def label(self) -> str:
+        """What stitches call it."""
 
     @property
-    def depths(self) -> tuple[int, ...]: ...
+    def depths(self) -> tuple[int, ...]:
+        """Blocks per stage."""
 
 
 class Plan(NamedTuple):
@@ -34,7 +36,8 @@ class Plan(NamedTuple):
 class Rule(Protocol):
     """A rule turns the depths of the anchors into a plan; it is a pure function of them."""
 
-    def plan(self, anchors: Sequence[Shape]) -> Plan: ...
+    def plan(self, anchors: Sequence[Shape]) -> Plan:
+        """Stitches and layers for `anchors`, from cheap to costly."""
 
 
 class WindowPair(NamedTuple):

@@ -93,9 +93,7 @@ def training_state(
     return state
 
 
-def load_weights(
-    model: nn.Module, path: str, config: StitchConfig | None, *, ema: bool = False
-) -> dict[str, Any]:
+def load_weights(model: nn.Module, path: str, config: StitchConfig | None, *, ema: bool = False) -> dict[str, Any]:
     """Load a checkpoint's weights after a look at the configuration it was trained with.
 
     Raises:
@@ -113,7 +111,11 @@ def load_weights(
 
 
 def restore(
-    content: Mapping[str, Any], path: str, task: StitchTask, optimizer: torch.optim.Optimizer, scaler: NativeScaler | None
+    content: Mapping[str, Any],
+    path: str,
+    task: StitchTask,
+    optimizer: torch.optim.Optimizer,
+    scaler: NativeScaler | None,
 ) -> int:
     """Put optimizer, scaler and moving average back as they were.
 
@@ -138,7 +140,9 @@ def restore(
     try:
         optimizer.load_state_dict(content["optimizer"])
     except (ValueError, KeyError) as error:
-        raise InputError(f"the optimizer of '{path}' does not fit: {error}; use the same --opt or --no-resume-opt") from error
+        raise InputError(
+            f"the optimizer of '{path}' does not fit: {error}; use the same --opt or --no-resume-opt"
+        ) from error
     if scaler is not None and scaler.state_dict_key in content:
         scaler.load_state_dict(content[scaler.state_dict_key])
     if task.has_ema() and "state_dict_ema" in content:

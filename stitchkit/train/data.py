@@ -129,16 +129,16 @@ def create_loaders(
     data = recipe.data
     overrides = {key: getattr(data, key) for key in ("mean", "std", "interpolation", "crop_pct") if getattr(data, key)}
     prepared = resolve_data_config(overrides | {"input_size": input_size}, pretrained_cfg=model_config)
-    shared = dict(
-        input_size=prepared["input_size"],
-        mean=prepared["mean"],
-        std=prepared["std"],
-        num_workers=data.workers,
-        distributed=True,
-        pin_memory=data.pin_mem,
-        device=world.device,
-        persistent_workers=False,
-    )
+    shared = {
+        "input_size": prepared["input_size"],
+        "mean": prepared["mean"],
+        "std": prepared["std"],
+        "num_workers": data.workers,
+        "distributed": True,
+        "pin_memory": data.pin_mem,
+        "device": world.device,
+        "persistent_workers": False,
+    }
     validation = create_loader(
         datasets.validation,
         batch_size=data.validation_batch_size or data.batch_size,

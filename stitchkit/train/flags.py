@@ -22,7 +22,9 @@ _FIELDS = {setting.name: setting for _, setting in recipe_fields()}
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Give a parser every setting of the recipe as a flag; only flags that are given appear in its result."""
     parser.add_argument("data", nargs="?", default=argparse.SUPPRESS, metavar="DATA", help="same as --data-dir")
-    parser.add_argument("-c", "--config", metavar="YAML", default=argparse.SUPPRESS, help="file of settings by flag name")
+    parser.add_argument(
+        "-c", "--config", metavar="YAML", default=argparse.SUPPRESS, help="file of settings by flag name"
+    )
     sections = {group: parser.add_argument_group(group, kind.__doc__) for group, kind in GROUPS.items()}
     for group, setting in recipe_fields():
         _add_flag(sections[group], setting)
@@ -50,7 +52,9 @@ def _add_flag(section: argparse._ArgumentGroup, setting: Field[Any]) -> None:
 class _KeyValues(argparse.Action):
     """`key=value ...` as a dictionary; values are Python literals where they can be read as such, else text."""
 
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: Any = None) -> None:
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: Any = None
+    ) -> None:
         pairs = {}
         for text in values:
             key, equals, value = text.partition("=")

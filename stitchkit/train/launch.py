@@ -1,15 +1,16 @@
 """Start one process for each rank on this machine: torchrun, with a clear end when the input was bad.
 
 `distributed_train.sh` calls this. torchrun itself answers any failure of a rank with its own report and status 1; here
-the status is that of the rank, so bad input ends with the one line that the rank printed and status 2.
+the status is that of the rank, so bad input ends with one line that says what was wrong, and status 2.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.run import parse_args, run
 
 
@@ -20,13 +21,20 @@ def launch(arguments: Sequence[str]) -> int:
         The exit status of the rank that failed first, or 0.
     """
     try:
-        run(parse_args(list(arguments)))
+        run(parse_args(list(arguments)))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
-        if failure.exitcode != 2:
-            print(error, file=sys.stderr)
+        is_input_error = failure.exitcode == 2
+        print(_message(failure) if is_input_error else error, file=sys.stderr)
         return failure.exitcode if failure.exitcode > 0 else 1
     return 0
+
+
+def _message(failure: ProcessFailure) -> str:
+    """What the rank handed over, without the name of the exception."""
+    content: Any = failure.error_file_data["message"]
+    text: str = content["message"] if isinstance(content, dict) else content
+    return "stitchkit: error: " + text.removeprefix("InputError: ")
 
 
 if __name__ == "__main__":

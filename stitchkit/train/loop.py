@@ -170,7 +170,7 @@ class Trainer:
                 need_update=update,
             )  # fmt: skip
             return
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if update:
             if optim.clip_grad is not None:
                 dispatch_clip_grad(parameters, optim.clip_grad, mode=optim.clip_mode)

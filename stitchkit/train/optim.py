@@ -52,7 +52,9 @@ def create_optimizer(model: nn.Module, optim: OptimRecipe, *, lr: float) -> torc
             model, opt=optim.opt, lr=lr, weight_decay=optim.weight_decay, momentum=optim.momentum, **options
         )
     except (ValueError, AssertionError, TypeError) as error:
-        raise InputError(f"timm cannot make optimizer '{optim.opt}': {error}; see timm.optim.list_optimizers()") from error
+        raise InputError(
+            f"timm cannot make optimizer '{optim.opt}': {error}; see timm.optim.list_optimizers()"
+        ) from error
     return optimizer
 
 

@@ -33,10 +33,14 @@ class ModelRecipe:
 
     stitch_config: str | None = _flag(None, "stitch configuration (JSON): train or evaluate its SN-Net", kind=str)
     model: str | None = _flag(None, "timm model name: train or evaluate this model alone", kind=str)
-    model_kwargs: dict[str, Any] | None = _flag(None, "arguments of the timm model, as key=value ...", kind=dict, nargs="*")
+    model_kwargs: dict[str, Any] | None = _flag(
+        None, "arguments of the timm model, as key=value ...", kind=dict, nargs="*"
+    )
     pretrained: bool = _flag(True, "start from pretrained weights (timm's --model: off unless given)")
     initial_checkpoint: str | None = _flag(None, "start from the weights in this file", kind=str)
-    num_classes: int | None = _flag(None, "number of classes; by default that of the image folder, else the model's", kind=int)
+    num_classes: int | None = _flag(
+        None, "number of classes; by default that of the image folder, else the model's", kind=int
+    )
     img_size: int | None = _flag(None, "side of the square input image; by default the model's", kind=int)
     drop: float | None = _flag(None, "dropout rate of the classifier", kind=float)
     drop_path: float | None = _flag(None, "stochastic depth rate", kind=float)
@@ -75,13 +79,19 @@ class DataRecipe:
     input_key: str | None = _flag(None, "key of the images in a record", kind=str)
     target_key: str | None = _flag(None, "key of the labels in a record", kind=str)
     batch_size: int = _flag(128, "training batch of each rank", "-b")
-    validation_batch_size: int | None = _flag(None, "validation batch of each rank; by default the training one", "-vb", kind=int)
+    validation_batch_size: int | None = _flag(
+        None, "validation batch of each rank; by default the training one", "-vb", kind=int
+    )
     workers: int = _flag(4, "loader processes of each rank", "-j")
     pin_mem: bool = _flag(False, "pin memory for the transfer to the GPU")
     mean: list[float] | None = _flag(None, "mean of the channels; by default the model's", kind=float, nargs="+")
-    std: list[float] | None = _flag(None, "standard deviation of the channels; by default the model's", kind=float, nargs="+")
+    std: list[float] | None = _flag(
+        None, "standard deviation of the channels; by default the model's", kind=float, nargs="+"
+    )
     interpolation: str = _flag("", "resizing for evaluation; by default the model's")
-    crop_pct: float | None = _flag(None, "part of the image kept by the centre crop; by default the model's", kind=float)
+    crop_pct: float | None = _flag(
+        None, "part of the image kept by the centre crop; by default the model's", kind=float
+    )
 
 
 @dataclass(frozen=True)
@@ -137,7 +147,9 @@ class OptimRecipe:
     lr: float | None = _flag(None, "learning rate; by default lr_base scaled by the total batch", kind=float)
     lr_base: float = _flag(0.1, "learning rate for lr_base_size images")
     lr_base_size: int = _flag(256, "total batch that lr_base is for")
-    lr_base_scale: str = _flag("", "how lr_base scales; by default sqrt for ada* and lamb, else linear", choices=["", "linear", "sqrt"])
+    lr_base_scale: str = _flag(
+        "", "how lr_base scales; by default sqrt for ada* and lamb, else linear", choices=["", "linear", "sqrt"]
+    )
 
 
 @dataclass(frozen=True)
@@ -166,7 +178,9 @@ class RunRecipe:
     resume: str | None = _flag(None, "checkpoint to go on from, or to evaluate", kind=str)
     no_resume_opt: bool = _flag(False, "resume the weights only")
     output: str = _flag("outputs", "folder of all runs")
-    experiment: str | None = _flag(None, "folder of this run inside it; by default named by the configuration or model", kind=str)
+    experiment: str | None = _flag(
+        None, "folder of this run inside it; by default named by the configuration or model", kind=str
+    )
     seed: int = _flag(42, "random seed")
     device: str | None = _flag(None, "cpu or cuda; by default cuda where there is one", kind=str)
     log_interval: int = _flag(50, "steps between log lines")

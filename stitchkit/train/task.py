@@ -17,7 +17,7 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.train.recipe import Recipe, StitchRecipe
 
 
-class StitchTask(ClassificationTask):
+class StitchTask(ClassificationTask):  # type: ignore[misc]
     """Classification with one stitch of an SN-Net, or with a plain model, on request taught by a larger one.
 
     Args:

@@ -1,0 +1,34 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support import SHARED, write_images
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Pico models are slower on several threads, and sums keep one order on one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image folder with 4 classes, 64 images to train and 20 to validate."""
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Published figures and reference logits, which are no part of the project."""
+    if not SHARED.is_dir():
+        pytest.skip("the published references are not beside this checkout")
+    return SHARED

@@ -1,0 +1,49 @@
+"""Law 10, the config law: every shipped file loads and builds, at reduced size."""
+
+import argparse
+import json
+
+import pytest
+import yaml
+
+import stitchkit
+from stitchkit.config import StitchConfig
+from stitchkit.train.flags import add_flags, resolve
+from tests.support import ROOT
+
+JSON = sorted((ROOT / "configs").glob("*.json"))
+YAML = sorted((ROOT / "configs").glob("*.yaml"))
+REDUCED = {"img_size": 32, "embed_dim": 12, "num_heads": 2}
+
+
+@pytest.mark.parametrize("path", JSON, ids=lambda path: path.name)
+def test_law_10_stitch_configurations_load_and_build(path):
+    config = StitchConfig.load(path)
+    model = stitchkit.create_snnet(config, **REDUCED, patch_size=16)
+    assert len(model.space) > len(config.anchors)
+    assert config.source, "the first key says where it comes from"
+    assert next(iter(json.loads(path.read_text()))) == "source"
+
+
+@pytest.mark.parametrize("path", JSON, ids=lambda path: path.name)
+def test_law_10_recipes_resolve(path):
+    recipe, config = resolve({"stitch_config": str(path), "data_dir": "data"})
+    assert config is not None
+    assert recipe.schedule.epochs == config.recipe["epochs"]
+
+
+@pytest.mark.parametrize("path", YAML, ids=lambda path: path.name)
+def test_law_10_settings_files_resolve(path):
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    recipe, _ = resolve(vars(parser.parse_args(["data", "-c", str(path)])))
+    assert recipe.flat().items() >= yaml.safe_load(path.read_text()).items()
+
+
+def test_the_published_deit_configuration():
+    config = StitchConfig.load(ROOT / "configs/deit_ti_s_b.json")
+    assert [anchor.name for anchor in config.anchors] == [
+        f"deit_{size}_patch16_224.fb_in1k" for size in ("tiny", "small", "base")
+    ]
+    assert not config.stitched_final_norm
+    assert config.recipe["distillation_type"] == "hard"

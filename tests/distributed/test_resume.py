@@ -1,0 +1,113 @@
+"""Law 8, the resume law: a run that stops at an epoch's end and goes on equals an unbroken one, bit by bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from stitchkit.cli import main
+from tests.support import FLAGS, ROOT, launch, weights, write_config
+
+# Everything that is random or has a state is on.
+BUSY = [
+    "--mixup",
+    "0.8",
+    "--reprob",
+    "0.3",
+    "--aa",
+    "rand-m5",
+    "--drop-path",
+    "0.2",
+    "--model-ema",
+    "--smoothing",
+    "0.1",
+]
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return write_config(tmp_path / "pico.json")
+
+
+def run(*arguments):
+    assert main(["train", *map(str, arguments)]) == 0
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_law_8_a_resumed_run_equals_an_unbroken_one(images, config, tmp_path, workers):
+    common = [images, "--stitch_config", config, *FLAGS, *BUSY, "--epochs", "4", "-j", workers, "--output", tmp_path]
+    run(*common, "--experiment", "unbroken")
+    run(*common, "--experiment", "broken", "--epochs", "4", "--checkpoint-hist", "9")
+    # The state after the second epoch, as a run that was killed there leaves it.
+    run(*common, "--experiment", "resumed", "--resume", tmp_path / "broken/checkpoint-1.pth.tar")
+    for key in ("state_dict", "state_dict_ema"):
+        unbroken, resumed = (
+            torch.load(tmp_path / name / "last.pth.tar", weights_only=True)[key] for name in ("unbroken", "resumed")
+        )
+        assert same(unbroken, resumed)
+    assert not same(weights(tmp_path / "broken/checkpoint-1.pth.tar"), weights(tmp_path / "unbroken/last.pth.tar"))
+
+
+def test_law_8_on_two_ranks(images, config, tmp_path):
+    common = [images, "--stitch_config", config, *FLAGS, *BUSY, "--epochs", "3", "--output", tmp_path]
+    for extra in (["--experiment", "a"], ["--experiment", "b", "--resume", tmp_path / "a/checkpoint-0.pth.tar"]):
+        result = launch(2, *common, *extra)
+        assert result.returncode == 0, result.stderr
+    assert same(weights(tmp_path / "a/last.pth.tar"), weights(tmp_path / "b/last.pth.tar"))
+
+
+def test_law_8_killed_and_resumed(images, config, tmp_path):
+    """A real kill -9 in the middle of training; what the last finished epoch left is enough."""
+    common = [str(x) for x in (images, "--stitch_config", config, *FLAGS, "--epochs", "30", "--output", tmp_path)]
+    run(*common, "--experiment", "unbroken")
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: the order of sums depends on it
+    command = [sys.executable, "-m", "stitchkit", "train", *common, "--experiment", "killed"]
+    last = tmp_path / "killed/last.pth.tar"
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True, env=one_thread
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+    stopped_at = torch.load(last, weights_only=True)["epoch"]
+    assert stopped_at < 29
+    run(*common, "--experiment", "killed", "--resume", last)
+    assert same(weights(tmp_path / "unbroken/last.pth.tar"), weights(last))
+
+
+def test_resuming_a_finished_run_changes_nothing(images, config, tmp_path, caplog):
+    common = [images, "--stitch_config", config, *FLAGS, "--output", tmp_path]
+    run(*common)
+    last = tmp_path / "pico/last.pth.tar"
+    before = last.read_bytes()
+    with caplog.at_level("INFO"):
+        run(*common, "--resume", last)
+    assert last.read_bytes() == before
+    assert "nothing is left to train" in caplog.text
+
+
+def test_weights_alone_can_be_resumed(images, config, tmp_path):
+    common = [images, "--stitch_config", config, *FLAGS, "--output", tmp_path]
+    run(*common, "--experiment", "first")
+    run(
+        *common, "--experiment", "again", "--resume", tmp_path / "first/last.pth.tar", "--no-resume-opt", "--opt", "sgd"
+    )
+    assert torch.load(tmp_path / "again/last.pth.tar", weights_only=True)["epoch"] == 1
+
+
+def test_checkpoints_keep_the_best_epochs(images, config, tmp_path):
+    run(images, "--stitch_config", config, *FLAGS, "--epochs", "5", "--checkpoint-hist", "2", "--output", tmp_path)
+    names = {path.name for path in (tmp_path / "pico").glob("*.pth.tar")}
+    history = torch.load(tmp_path / "pico/last.pth.tar", weights_only=True)["history"]
+    best = sorted(history, key=history.get)[-2:]
+    assert names == {"last.pth.tar", "model_best.pth.tar", *(f"checkpoint-{epoch}.pth.tar" for epoch in best)}
+    assert not list((tmp_path / "pico").glob("*.tmp"))

@@ -1,0 +1,225 @@
+"""Bad input: one clear line that names the value and what to do, status 2, nothing overwritten."""
+
+import shutil
+
+import pytest
+import torch
+
+from stitchkit.cli import main
+from tests.support import FLAGS, pico_config, write_config, write_images
+
+
+@pytest.fixture
+def config(tmp_path):
+    return write_config(tmp_path / "pico.json")
+
+
+def refused(capsys, *arguments):
+    """The one line that a command ends with."""
+    assert main([str(argument) for argument in arguments]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("stitchkit: error: ")
+    return lines[0]
+
+
+def train(capsys, data, config, folder, *flags):
+    return refused(capsys, "train", data, "--stitch_config", config, *FLAGS, "--output", folder, *flags)
+
+
+def test_a_missing_data_folder(capsys, config, tmp_path):
+    line = train(capsys, tmp_path / "nowhere", config, tmp_path)
+    assert "nowhere' does not exist" in line
+    assert "train/ and validation/" in line
+
+
+def test_an_empty_data_folder(capsys, config, tmp_path):
+    (tmp_path / "empty").mkdir()
+    line = train(capsys, tmp_path / "empty", config, tmp_path)
+    assert "empty" in line
+    (tmp_path / "empty/train").mkdir()
+    (tmp_path / "empty/validation").mkdir()
+    assert "Found 0 images" in train(capsys, tmp_path / "empty", config, tmp_path)
+
+
+def test_a_folder_without_the_split(capsys, config, tmp_path):
+    data = write_images(tmp_path / "data")
+    shutil.rmtree(data / "validation")
+    assert "has no validation/ folder" in train(capsys, data, config, tmp_path)
+
+
+def test_a_class_that_validation_lacks(capsys, config, tmp_path):
+    data = write_images(tmp_path / "data")
+    shutil.rmtree(data / "validation/class2")
+    assert "lacks 1 of 4 class folders: class2" in train(capsys, data, config, tmp_path)
+
+
+def test_less_than_a_batch(capsys, config, images, tmp_path):
+    assert "has 64 images, less than one step of 100" in train(capsys, images, config, tmp_path, "-b", "100")
+
+
+def test_more_classes_than_outputs(capsys, config, images, tmp_path):
+    assert "4 classes but the network 3 outputs" in train(capsys, images, config, tmp_path, "--num-classes", "3")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"anchors": [{"name": "vit_tiny_patch16_242"}, {"name": "vit_small_patch16_224"}]},
+            "did you mean 'vit_tiny_patch16_224'",
+        ),
+        ({"anchors": [{"name": "resnet18"}, {"name": "resnet50"}]}, "is a ResNet"),
+        ({"stitch_stride": 0}, "stitch_stride is 0"),
+        ({"stitch_kernel_size": 4}, "stitch_kernel_size is 4"),
+        ({"kernel_size": 4}, "did you mean 'stitch_kernel_size'"),
+        ({"anchors": pico_config()["anchors"][:1]}, "at least two"),
+        ({"recipe": {"epochs": "many"}}, "'epochs' is 'many'"),
+    ],
+)
+def test_a_wrong_configuration(capsys, change, message, images, tmp_path):
+    path = write_config(tmp_path / "wrong.json", **change)
+    assert message in train(capsys, images, path, tmp_path)
+
+
+def test_a_missing_anchor_checkpoint_names_the_anchor(capsys, images, tmp_path):
+    anchors = pico_config()["anchors"]
+    anchors[0]["checkpoint"] = str(tmp_path / "gone.pth")
+    path = write_config(tmp_path / "config.json", anchors=anchors)
+    line = train(capsys, images, path, tmp_path, "--pretrained")
+    assert "anchor 'ti'" in line
+    assert "gone.pth' does not exist" in line
+
+
+def test_weights_that_cannot_be_fetched(capsys, images, tmp_path, monkeypatch):
+    """The one mock of these tests: a hub that is out of reach."""
+
+    def unreachable(*_, **__):
+        raise OSError("no route to the hub")
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", unreachable)
+    path = write_config(tmp_path / "config.json")
+    line = train(capsys, images, path, tmp_path, "--pretrained")
+    assert "no route to the hub" in line
+    assert "local checkpoint" in line
+
+
+def test_wrong_settings(capsys, images, config, tmp_path):
+    assert "cannot make optimizer 'adamv'" in train(capsys, images, config, tmp_path, "--opt", "adamv")
+    assert "did you mean 'cosine'" in train(capsys, images, config, tmp_path, "--sched", "cosin")
+    assert "device 'gpu' is unknown" in train(capsys, images, config, tmp_path, "--device", "gpu")
+
+
+def test_mistakes_on_the_command_line(capsys, images, config):
+    assert "did you mean '--stitch_config'" in refused(capsys, "train", images, "--stich_config", "x.json")
+    assert "one argument too many" in refused(capsys, "train", images, "more", "--model", "x")
+    assert "--epochs" in refused(capsys, "train", images, "--epochs", "many")
+    assert "invalid choice" in refused(capsys, "trane", images)
+    assert "key=value" in refused(capsys, "train", images, "--model", "x", "--model-kwargs", "depth")
+
+
+@pytest.fixture
+def trained(images, config, tmp_path):
+    """A finished run, and what its folder holds."""
+    assert main(["train", str(images), "--stitch_config", str(config), *FLAGS, "--output", str(tmp_path)]) == 0
+    return tmp_path / "pico"
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_second_run_does_not_overwrite_the_first(capsys, images, config, trained, tmp_path):
+    before = content(trained)
+    line = train(capsys, images, config, tmp_path)
+    assert "already holds a run" in line
+    assert "--resume" in line
+    assert content(trained) == before
+
+
+def test_a_truncated_checkpoint(capsys, images, config, trained, tmp_path):
+    bad = tmp_path / "bad.pth.tar"
+    bad.write_bytes((trained / "last.pth.tar").read_bytes()[:5000])
+    before = content(trained)
+    assert "truncated or not a checkpoint" in train(capsys, images, config, tmp_path, "--resume", bad)
+    assert content(trained) == before
+
+
+def test_a_checkpoint_of_another_configuration(capsys, images, trained, tmp_path):
+    last = trained / "last.pth.tar"
+    other = write_config(tmp_path / "other.json", stitch_kernel_size=1)
+    assert "keys differ" in train(capsys, images, other, tmp_path, "--resume", last)
+    # The same keys and another meaning.
+    other = write_config(tmp_path / "other.json", stitched_final_norm=False)
+    line = train(capsys, images, other, tmp_path, "--resume", last)
+    assert "stitched_final_norm was True and is False" in line
+
+
+def test_weights_of_others_are_no_run_to_resume(capsys, images, config, trained, tmp_path):
+    foreign = {"model": torch.load(trained / "last.pth.tar", weights_only=True)["state_dict"], "epoch": 49}
+    torch.save(foreign, tmp_path / "released.pth")
+    line = train(capsys, images, config, tmp_path, "--experiment", "x", "--resume", tmp_path / "released.pth")
+    assert "--initial-checkpoint" in line
+
+
+def evaluate(images, config, checkpoint, folder, *flags):
+    arguments = ["train", images, "--stitch_config", config, "--eval", "--resume", checkpoint, "--output", folder]
+    return [*arguments, "-j", "0", "--device", "cpu", *flags]
+
+
+def test_results_of_another_configuration_or_checkpoint_are_kept(capsys, images, config, trained, tmp_path):
+    last = trained / "last.pth.tar"
+    assert main([str(x) for x in evaluate(images, config, last, tmp_path)]) == 0
+    results = (trained / "stitches_res.txt").read_bytes()
+    anchors = pico_config()["anchors"]
+    anchors[0]["label"] = "other"
+    other = write_config(tmp_path / "other.json", anchors=anchors)
+    line = refused(capsys, *evaluate(images, other, last, tmp_path, "--experiment", "pico"))
+    assert "from another configuration" in line
+    line = refused(capsys, *evaluate(images, config, trained / "checkpoint-0.pth.tar", tmp_path))
+    assert "measured with weights_sha256" in line
+    assert (trained / "stitches_res.txt").read_bytes() == results
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(capsys, images, config, tmp_path):
+    """A learning rate at which the second epoch diverges; the first one's checkpoint stays."""
+    flags = ["--opt", "sgd", "--lr", "1e18", "--epochs", "3", "--sched", "none"]
+    line = train(capsys, images, config, tmp_path, *flags)
+    assert "the loss is" in line
+    assert "at step" in line
+    assert "with stitch" in line
+
+
+def test_a_diverged_epoch_is_never_saved(capsys, images, config, trained, tmp_path):
+    before = (trained / "last.pth.tar").read_bytes()
+    flags = [
+        "--resume",
+        str(trained / "last.pth.tar"),
+        "--no-resume-opt",
+        "--opt",
+        "sgd",
+        "--lr",
+        "1e18",
+        "--sched",
+        "none",
+    ]
+    assert "the loss is" in train(capsys, images, config, tmp_path, *flags)
+    assert (trained / "last.pth.tar").read_bytes() == before
+
+
+def test_profile_does_not_overwrite(capsys, config, tmp_path):
+    (tmp_path / "costs.txt").write_text("mine")
+    line = refused(capsys, "profile", "--stitch_config", config, "--output", tmp_path / "costs.txt")
+    assert "exists" in line
+    assert (tmp_path / "costs.txt").read_text() == "mine"
+
+
+def test_pareto_of_costs_alone(capsys, config, tmp_path):
+    assert main(["profile", "--stitch_config", str(config), "--output", str(tmp_path / "c.txt")]) == 0
+    assert "no 'acc1'" in refused(capsys, "pareto", tmp_path / "c.txt")
+
+
+def test_demo_data_does_not_touch_a_folder_of_others(capsys, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert "not empty" in refused(capsys, "demo-data", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

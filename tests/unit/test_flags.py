@@ -1,0 +1,125 @@
+"""From flags, YAML and stitch configuration to a recipe."""
+
+import argparse
+import json
+
+import pytest
+
+from stitchkit.errors import InputError
+from stitchkit.train.flags import add_flags, resolve
+from stitchkit.train.recipe import Recipe
+from tests.support import pico_config
+
+REQUIRED = """
+--stitch_config --model --pretrained --initial-checkpoint --resume --eval --num-classes --img-size
+-b -vb -j --opt --opt-eps --opt-betas --momentum --weight-decay --clip-grad --clip-mode --sched --lr
+--warmup-lr --min-lr --epochs --warmup-epochs --cooldown-epochs --smoothing --mixup --cutmix --aa
+--reprob --remode --recount --drop --drop-path --amp --amp-dtype --grad-accum-steps
+--grad-checkpointing --channels-last --model-ema --model-ema-decay --seed --log-interval
+--checkpoint-hist --output --experiment -c
+"""
+
+
+def parse(*arguments: str) -> Recipe:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return resolve(vars(parser.parse_args(arguments)))[0]
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(pico_config(recipe={"epochs": 7, "opt": "adamw", "lr": 0.5, "batch_size": 4})))
+    return str(path)
+
+
+def test_the_flags_of_timm_are_there():
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    known = {name for action in parser._actions for name in action.option_strings}
+    assert set(REQUIRED.split()) <= known
+
+
+def test_flag_beats_yaml_beats_stitch_configuration_beats_default(config, tmp_path):
+    yaml = tmp_path / "more.yaml"
+    yaml.write_text("epochs: 8\nlr: 0.25\n")
+    recipe = parse("data", "--stitch_config", config, "-c", str(yaml), "--epochs", "9")
+    assert recipe.schedule.epochs == 9
+    assert recipe.optim.lr == 0.25
+    assert recipe.optim.opt == "adamw"
+    assert recipe.optim.momentum == 0.9
+
+
+def test_the_saved_settings_mean_the_same_again(config, tmp_path):
+    import yaml
+
+    first = parse("data", "--stitch_config", config, "--scale", "0.5", "1", "--opt-betas", "0.9", "0.99", "--amp")
+    saved = tmp_path / "args.yaml"
+    saved.write_text(yaml.safe_dump(first.flat()))
+    assert parse("-c", str(saved)) == first
+
+
+def test_data_is_a_place_or_a_flag(config):
+    assert parse("here", "--stitch_config", config).data.data_dir == "here"
+    assert parse("--data-dir", "here", "--stitch_config", config).data.data_dir == "here"
+    assert parse("--stitch_config", config, "--dataset", "hfds/x").data.dataset == "hfds/x"
+
+
+def test_model_arguments_are_literals():
+    recipe = parse("data", "--model", "vit", "--model-kwargs", "depth=3", "class_token=False", "global_pool=avg")
+    assert recipe.model.model_kwargs == {"depth": 3, "class_token": False, "global_pool": "avg"}
+
+
+def test_pretrained_is_on_for_anchors_and_off_for_a_single_model(config):
+    assert parse("data", "--stitch_config", config).model.pretrained
+    assert not parse("data", "--stitch_config", config, "--no-pretrained").model.pretrained
+    assert not parse("data", "--model", "vit").model.pretrained
+    assert parse("data", "--model", "vit", "--pretrained").model.pretrained
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("epoch: 3", "did you mean 'epochs'"),
+        ("epochs: three", "'epochs' is 'three'"),
+        ("epochs: 2.5", "'epochs' is 2.5"),
+        ("amp: 1", "of type bool"),
+        ("scale: 3", "a list of float"),
+        ("remode: blue", "allowed"),
+        ("- epochs", "name: value"),
+        ("epochs: [", "not YAML"),
+        ("batch_size: 0", "--batch-size is 0"),
+    ],
+)
+def test_mistakes_in_yaml_are_named(line, message, config, tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(line + "\n")
+    with pytest.raises(InputError, match=message):
+        parse("data", "--stitch_config", config, "-c", str(path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data"], "either --stitch_config"),
+        (["--model", "vit"], "no data"),
+        (["data", "--model", "vit", "--epochs", "0"], "at least 1"),
+        (["data", "--model", "vit", "--mixup", "0.8", "-b", "3"], "even"),
+        (["data", "--model", "vit", "--distillation-type", "hard"], "--teacher-model"),
+    ],
+)
+def test_settings_must_make_sense_together(arguments, message):
+    with pytest.raises(InputError, match=message):
+        parse(*arguments)
+
+
+def test_evaluating_needs_weights(config):
+    with pytest.raises(InputError, match="--resume"):
+        parse("data", "--stitch_config", config, "--eval")
+
+
+def test_a_mistake_in_the_recipe_of_a_configuration_is_named(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(pico_config(recipe={"bath_size": 4})))
+    with pytest.raises(InputError, match="did you mean 'batch_size'"):
+        parse("data", "--stitch_config", str(path))

@@ -1,0 +1,136 @@
+"""The ledger: append-only, resumable, checked; and the Pareto front."""
+
+import json
+
+import pytest
+
+from stitchkit.errors import InputError
+from stitchkit.measure.ledger import Ledger, read_rows, write_rows
+from stitchkit.measure.pareto import pareto_front, plot, quantity, table
+from stitchkit.measure.profile import Cost, Profiler
+from tests.support import pico_snnet
+
+FIGURES = {"acc1": 50.0, "acc5": 100.0, "loss": 1.0, "images": 20}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return pico_snnet()
+
+
+def open_ledger(path, model):
+    return Ledger(path, model.space, Profiler(model).cost)
+
+
+def test_rows_hold_what_was_measured_in_the_named_order(tmp_path, model):
+    ledger = open_ledger(tmp_path / "r.txt", model)
+    ledger.append(0, FIGURES)
+    (row,) = read_rows(tmp_path / "r.txt")
+    assert list(row) == ["cfg_id", "stitch", "flops", "params", "acc1", "acc5", "loss", "images"]
+    assert row["stitch"] == "ti[0:3]"
+
+
+def test_a_rerun_goes_on_where_it_stopped(tmp_path, model):
+    path = tmp_path / "r.txt"
+    first = open_ledger(path, model)
+    for cfg_id in (0, 1, 4):
+        first.append(cfg_id, FIGURES)
+    second = open_ledger(path, model)
+    assert second.missing == [i for i in range(len(model.space)) if i not in (0, 1, 4)]
+
+
+def test_an_unfinished_last_line_is_dropped(tmp_path, model):
+    path = tmp_path / "r.txt"
+    open_ledger(path, model).append(0, FIGURES)
+    with path.open("a") as file:
+        file.write('{"cfg_id": 1, "sti')
+    ledger = open_ledger(path, model)
+    assert 1 in ledger.missing
+    ledger.append(1, FIGURES)
+    assert [row["cfg_id"] for row in read_rows(path)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"flops": 7}, "flops 7"), ({"stitch": "x[0:3]"}, "stitch x"), ({"cfg_id": 99}, "cfg_id 99")],
+)
+def test_a_file_from_another_configuration_is_refused_and_kept(change, message, tmp_path, model):
+    path = tmp_path / "r.txt"
+    row = open_ledger(path, model).append(0, FIGURES) | change
+    path.write_text(json.dumps(row) + "\n")
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=message):
+        open_ledger(path, model)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["nonsense\n", "[]\n", '{"flops": 1}\n', '{"cfg_id": "1"}\n'])
+def test_what_is_no_ledger_is_named(text, tmp_path):
+    path = tmp_path / "r.txt"
+    path.write_text(text)
+    with pytest.raises(InputError, match="line 1"):
+        read_rows(path)
+
+
+def test_a_missing_ledger_is_named(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        read_rows(tmp_path / "missing.txt")
+
+
+def test_writing_replaces_at_once(tmp_path):
+    path = tmp_path / "new" / "r.txt"
+    write_rows(path, [{"cfg_id": 0}])
+    write_rows(path, [{"cfg_id": 1}])
+    assert read_rows(path) == [{"cfg_id": 1}]
+    assert list(path.parent.iterdir()) == [path]
+
+
+ROWS = [
+    {"cfg_id": 0, "stitch": "a[0:3]", "flops": 10, "params": 5, "acc1": 50.0},
+    {"cfg_id": 1, "stitch": "b[0:3]", "flops": 40, "params": 9, "acc1": 80.0},
+    {"cfg_id": 2, "stitch": "a[0:1] > b[1:3]", "flops": 30, "params": 7, "acc1": 70.0},
+    {"cfg_id": 3, "stitch": "a[0:2] > b[2:3]", "flops": 35, "params": 7, "acc1": 60.0},
+    {"cfg_id": 4, "stitch": "a[0:1] > b[2:3]", "flops": 30, "params": 7, "acc1": 65.0},
+]
+
+
+def test_the_front_is_what_no_row_beats():
+    assert [row["cfg_id"] for row in pareto_front(ROWS)] == [0, 2, 1]
+
+
+def test_the_front_of_equal_rows_is_the_first():
+    assert [row["cfg_id"] for row in pareto_front([ROWS[0], ROWS[0] | {"cfg_id": 9}])] == [0]
+
+
+def test_the_table_marks_anchors_and_leaves_unmeasured_figures_out():
+    lines = table(ROWS).splitlines()
+    assert lines[1].startswith("*")
+    assert not lines[3].startswith("*")
+    assert lines[1].split()[-1] == "-"
+
+
+@pytest.mark.parametrize(("rows", "message"), [([], "no rows"), ([{"cfg_id": 3, "flops": 1}], "no 'acc1'")])
+def test_a_ledger_without_figures_has_no_front(rows, message):
+    with pytest.raises(InputError, match=message):
+        pareto_front(rows)
+
+
+def test_the_plot_is_a_picture(tmp_path):
+    plot(ROWS, tmp_path / "p.png", title="five")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match="cannot be written"):
+        plot(ROWS, tmp_path / "p.nonsense")
+
+
+def test_published_rows_without_names_can_be_drawn(tmp_path):
+    plot([{"cfg_id": 0, "flops": 1, "acc1": 2.0}], tmp_path / "p.svg")
+    assert "<svg" in (tmp_path / "p.svg").read_text()
+
+
+@pytest.mark.parametrize(("value", "text"), [(4608338304, "4.61G"), (5717416, "5.72M"), (1500, "1.5k"), (12, "12")])
+def test_quantities_have_units(value, text):
+    assert quantity(value) == text
+
+
+def test_costs_add_up():
+    assert Cost(1, 2) + Cost(3, 4) == Cost(4, 6)

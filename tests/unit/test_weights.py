@@ -1,0 +1,121 @@
+"""Checkpoints are read safely and completely, or refused with a reason."""
+
+import argparse
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import stitchkit
+from stitchkit.errors import InputError
+from stitchkit.model.weights import read_checkpoint
+from tests.support import pico_config, pico_snnet
+
+
+class Hostile:
+    """A pickle that would write a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return (os.mkdir, (self.path,))
+
+
+@pytest.fixture(scope="module")
+def source():
+    return pico_snnet()
+
+
+WRAPPERS = {
+    "plain": lambda weights: weights,
+    "released": lambda weights: {"model": weights, "optimizer": {}, "epoch": 3, "args": argparse.Namespace(lr=1)},
+    "timm": lambda weights: {"state_dict": weights, "arch": "snnet"},
+    "module prefix": lambda weights: {"model": {f"module.{key}": value for key, value in weights.items()}},
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_every_wrapper_is_opened(wrapper, source, tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save(WRAPPERS[wrapper](source.state_dict()), path)
+    model = stitchkit.create_snnet(pico_config())
+    stitchkit.load_checkpoint(model, path)
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_safetensors(source, tmp_path):
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    model = stitchkit.create_snnet(pico_config())
+    stitchkit.load_checkpoint(model, tmp_path / "w.safetensors")
+    assert torch.equal(model.stitch_layers["0"]["0"].transform.weight, source.stitch_layers["0"]["0"].transform.weight)
+
+
+def test_the_moving_average_is_loaded_on_request(source, tmp_path):
+    average = {key: value + 1 for key, value in source.state_dict().items()}
+    torch.save({"state_dict": source.state_dict(), "state_dict_ema": average}, tmp_path / "w.pth")
+    model = stitchkit.create_snnet(pico_config())
+    stitchkit.load_checkpoint(model, tmp_path / "w.pth", ema=True)
+    assert torch.equal(model.state_dict()["anchors.0.cls_token"], average["anchors.0.cls_token"])
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match="no moving average"):
+        stitchkit.load_checkpoint(model, tmp_path / "w.pth", ema=True)
+
+
+def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path):
+    torch.save({"model": {}, "args": Hostile(tmp_path / "made")}, tmp_path / "bad.pth")
+    with pytest.raises(InputError, match="refused"):
+        read_checkpoint(tmp_path / "bad.pth")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("size", [0, 10, 2000])
+def test_a_truncated_file_is_named(size, source, tmp_path):
+    torch.save({"model": source.state_dict()}, tmp_path / "w.pth")
+    content = (tmp_path / "w.pth").read_bytes()
+    (tmp_path / "w.pth").write_bytes(content[:size])
+    with pytest.raises(InputError, match=r"truncated|not a checkpoint"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_other_files_are_named(name, tmp_path):
+    (tmp_path / name).write_text("hello, I am no checkpoint at all")
+    with pytest.raises(InputError, match="not a checkpoint"):
+        read_checkpoint(tmp_path / name)
+    with pytest.raises(InputError, match="does not exist"):
+        read_checkpoint(tmp_path / ("missing" + name))
+
+
+def test_what_holds_no_weights_is_named(tmp_path):
+    torch.save([1, 2], tmp_path / "w.pth")
+    with pytest.raises(InputError, match="holds a list"):
+        read_checkpoint(tmp_path / "w.pth")
+    torch.save({"epoch": 3}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match="no weights; its keys are epoch"):
+        stitchkit.load_checkpoint(pico_snnet(), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (pico_config(stitch_kernel_size=1), r"stitch_layers.*"),
+        ({"anchors": pico_config()["anchors"][:2]}, r"anchors\.0.*is missing|anchors\.2.*is missing"),
+    ],
+)
+def test_another_configuration_is_refused_with_the_keys_and_changes_nothing(config, message, source, tmp_path):
+    other = stitchkit.create_snnet(config)
+    torch.save({"model": other.state_dict()}, tmp_path / "w.pth")
+    before = {key: value.clone() for key, value in source.state_dict().items()}
+    with pytest.raises(InputError, match="belongs to another configuration"):
+        stitchkit.load_checkpoint(source, tmp_path / "w.pth")
+    assert all(torch.equal(value, before[key]) for key, value in source.state_dict().items())
+
+
+def test_another_width_is_refused_with_both_shapes(source, tmp_path):
+    config = pico_config()
+    config["anchors"][0]["kwargs"] |= {"embed_dim": 12}
+    torch.save(stitchkit.create_snnet(config).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"is \[12\], the model has \[8\]"):
+        stitchkit.load_checkpoint(source, tmp_path / "w.pth")
