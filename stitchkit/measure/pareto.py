@@ -92,6 +92,7 @@ def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
         InputError: If a row cannot be drawn or the format is unknown.
     """
     from matplotlib.figure import Figure  # slow to import, and only a drawing needs it
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     front = pareto_front(rows)
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
@@ -107,7 +108,7 @@ def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
         label="Pareto front",
     )
     # Anchors spread to both sides of the picture, so each label goes to the side where there is room.
-    middle = (min(row["flops"] for row in rows) + max(row["flops"] for row in rows)) / 2
+    middle = (min(row["flops"] for row in rows) * max(row["flops"] for row in rows)) ** 0.5
     for row in anchors:
         left = row["flops"] > middle
         axes.annotate(
@@ -118,7 +119,11 @@ def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
             ha="right" if left else "left",
             fontweight="bold",
         )
+    # Anchors differ by factors in cost; on a linear axis the cheap stitches would stand on top of each other.
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda value, _: quantity(value))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="FLOPs of one image (multiply-adds)", ylabel="top-1 accuracy (%)", title=title)
     axes.margins(0.07, 0.1)
     axes.grid(alpha=0.3)

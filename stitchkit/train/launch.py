@@ -6,6 +6,7 @@ the status is that of the rank, so bad input ends with one line that says what w
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,8 @@ def launch(arguments: Sequence[str]) -> int:
     Returns:
         The exit status of the rank that failed first, or 0.
     """
+    # torchrun logs each failure before it raises it; here it is said once, below.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         run(parse_args(list(arguments)))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:

@@ -73,12 +73,10 @@ def test_two_ranks_draw_their_own_stitches_and_stay_equal(images, config, folder
 def test_bad_input_under_the_launcher_is_one_line_and_status_2(images, config, folder):
     result = launch(2, images, "--stitch_config", config, *FLAGS, "--output", folder, "--resume", "missing.pth")
     assert result.returncode == 2
-    lines = [line for line in result.stderr.splitlines() if "missing.pth" in line]
-    assert lines == ["stitchkit: error: checkpoint 'missing.pth' does not exist; check the path"]
-    assert "Traceback" not in result.stderr
+    assert result.stderr == "stitchkit: error: checkpoint 'missing.pth' does not exist; check the path\n"
     result = launch(2, images, "--stich_config", config)
     assert result.returncode == 2
-    assert "unknown flag '--stich_config'; did you mean '--stitch-config'?" in result.stderr
+    assert "unknown flag '--stich_config'; did you mean '--stitch_config'?" in result.stderr
 
 
 def test_a_wrong_number_of_processes_is_explained():

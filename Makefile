@@ -1,0 +1,68 @@
+# make demo: everything on real data in a few minutes.   make test, make lint: what CI runs.
+# Each makes its own virtual environment in .venv when that is missing; PYTHON says with which interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DATA := data/digits
+TRAIN = PYTHON=$(BIN)/python ./distributed_train.sh 2 $(DATA)
+RUN := outputs/digits_vit
+
+.PHONY: install demo test lint clean
+.DELETE_ON_ERROR:
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "installing; torch alone is several GB, so the first time takes minutes"
+	$(BIN)/python -m pip install -e '.[dev]'
+	@touch $@
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+demo: $(INSTALLED) $(RUN)/trained
+	@echo "== every stitch of the SN-Net"
+	$(TRAIN) --stitch_config configs/digits_vit.json --eval --resume $(RUN)/last.pth.tar
+	$(BIN)/stitchkit pareto $(RUN)/stitches_res.txt --plot $(RUN)/pareto.png
+	@printf '%s\n' '' 'Three anchors became 35 networks in one training run.' \
+	  '  $(RUN)/stitches_res.txt  accuracy and cost of each' \
+	  '  $(RUN)/pareto.png        the trade-off; open it' \
+	  '  $(RUN)/last.pth.tar      the weights of all' \
+	  'Next, the same with windows of three blocks, 49 networks of the same anchors: put "stitch_kernel_size": 3 into a copy' \
+	  'of configs/digits_vit.json and run' \
+	  '  ./distributed_train.sh 2 $(DATA) --stitch_config YOUR.json' \
+	  'or your own images: ./distributed_train.sh 2 YOUR_FOLDER --stitch_config configs/deit_ti_s_b.json'
+
+# A run that was interrupted goes on from its last epoch.
+RESUME = $(if $(wildcard $(@D)/last.pth.tar),--resume $(@D)/last.pth.tar)
+DIGITS_VIT := img_size=32 patch_size=8 depth=6 global_pool=avg weight_init=jax
+ti := embed_dim=8 num_heads=2
+s := embed_dim=16 num_heads=2
+b := embed_dim=48 num_heads=4 --lr 3e-3
+
+outputs/digits_%/trained: $(DATA)/validation
+	@echo "== anchor $*: a ViT with $($*)"
+	$(TRAIN) -c configs/digits_anchor.yaml --model vit_tiny_patch16_224 \
+	  --model-kwargs $(DIGITS_VIT) $($*) --experiment digits_$* $(RESUME)
+	@touch $@
+
+$(RUN)/trained: outputs/digits_ti/trained outputs/digits_s/trained outputs/digits_b/trained
+	@echo "== all stitches of the three anchors, trained together"
+	$(TRAIN) --stitch_config configs/digits_vit.json $(RESUME)
+	@touch $@
+
+$(DATA)/validation: | $(INSTALLED)
+	$(BIN)/stitchkit demo-data $(DATA)
+
+.PRECIOUS: outputs/digits_%/trained $(DATA)/validation
+
+clean:
+	rm -rf outputs data build *.egg-info

@@ -1,0 +1,181 @@
+"""The way of a user, small: anchors, stitching, evaluation, front, and everything that the README shows."""
+
+import argparse
+import json
+import re
+import shlex
+
+import pytest
+import torch
+from PIL import Image
+
+import stitchkit
+from stitchkit.cli import main
+from stitchkit.measure.ledger import read_rows
+from stitchkit.train.flags import add_flags, resolve
+from tests.support import FLAGS, ROOT, launch, pico_config, pico_images, weights
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "stitching_deit/README.md", ROOT / "results/digits_vit/README.md"]
+
+
+def run(*arguments):
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    run("demo-data", folder)
+    return folder
+
+
+def test_the_digits_are_real_complete_and_disjoint(digits, capsys):
+    from sklearn.datasets import load_digits
+
+    scans = load_digits()
+    paths = sorted(digits.rglob("*.png"))
+    assert len(paths) == 1797
+    assert {path.parts[-3] for path in paths} == {"train", "validation"}
+    numbers = [int(path.stem) for path in paths]
+    assert len(set(numbers)) == 1797
+    for path in paths[::100]:
+        number = int(path.stem)
+        assert int(path.parent.name) == scans.target[number]
+        with Image.open(path) as image:
+            small = image.resize((8, 8), Image.Resampling.NEAREST)
+            assert image.size == (32, 32)
+            pixels = torch.tensor(list(small.tobytes())).reshape(8, 8)
+        torch.testing.assert_close(pixels / 255 * 16, torch.tensor(scans.images[number]).float(), atol=0.04, rtol=0)
+    for digit in range(10):
+        share = [sum(1 for _ in (digits / split / str(digit)).iterdir()) for split in ("train", "validation")]
+        assert share[1] == pytest.approx(sum(share) * 600 / 1797, abs=1)
+    before = [path.stat().st_mtime_ns for path in paths]
+    run("demo-data", digits)
+    assert "there already" in capsys.readouterr().out
+    assert [path.stat().st_mtime_ns for path in paths] == before
+
+
+def test_from_anchors_to_the_front_on_two_ranks(digits, tmp_path, capsys):
+    """What `make demo` does, at pico size: train anchors, stitch them, measure every stitch, draw the front."""
+    config = pico_config()
+    for anchor in config["anchors"]:
+        anchor["kwargs"]["num_classes"] = 10
+        arguments = [f"{key}={value}" for key, value in anchor["kwargs"].items()]
+        flags = ["--model", anchor["name"], "--model-kwargs", *arguments, "--output", tmp_path]
+        run("train", digits, *FLAGS[1:], "-b", "64", *flags, "--experiment", anchor["label"], "--epochs", "3")
+        anchor["checkpoint"] = str(tmp_path / anchor["label"] / "last.pth.tar")
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(config))
+
+    flags = [digits, "--stitch_config", path, *FLAGS[1:], "-b", "32", "--output", tmp_path]
+    result = launch(2, *flags)
+    assert result.returncode == 0, result.stderr
+    assert "stitching layers fitted at 14 joints" in result.stdout
+    last = tmp_path / "mine/last.pth.tar"
+    started = weights(tmp_path / "ti/last.pth.tar")["blocks.1.mlp.fc1.weight"]
+    trained = weights(last)["anchors.0.blocks.1.mlp.fc1.weight"]
+    assert 0 < (trained - started).abs().max() < 0.1, "the anchor starts from its checkpoint and learns"
+    assert "model_acc1" not in (tmp_path / "mine/summary.csv").read_text()
+    assert (tmp_path / "mine/summary.csv").read_text().splitlines()[0].count("_acc1") == 3
+
+    evaluation = ["train", *flags, "--eval", "--resume", last]
+    run(*evaluation)
+    ledger = tmp_path / "mine/stitches_res.txt"
+    rows = read_rows(ledger)
+    assert [row["cfg_id"] for row in rows] == list(range(17))
+    assert all(row["images"] == 600 for row in rows)
+    # A killed evaluation goes on where it stopped and ends with the same rows.
+    ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:5]))
+    run(*evaluation)
+    assert read_rows(ledger) == rows
+
+    capsys.readouterr()
+    run("pareto", ledger, "--plot", tmp_path / "front.png")
+    assert "of 17 stitches are on the Pareto front" in capsys.readouterr().out
+    with Image.open(tmp_path / "front.png") as image:
+        assert image.size[0] > 800
+
+
+def test_a_single_model_can_be_evaluated(images, tmp_path, caplog):
+    arguments = ["img_size=16", "patch_size=8", "depth=2", "embed_dim=8", "num_heads=2"]
+    flags = [images, "--model", "vit_tiny_patch16_224", "--model-kwargs", *arguments]
+    run("train", *flags, *FLAGS[1:], "--output", tmp_path, "--experiment", "one", "--epochs", "1")
+    with caplog.at_level("INFO"):
+        run("train", *flags, "--eval", "--resume", tmp_path / "one/last.pth.tar", "-j", "0", "--device", "cpu")
+    assert json.loads(caplog.messages[-1])["images"] == 20
+
+
+def test_only_the_layers_train_without_fulltune(images, tmp_path):
+    path = tmp_path / "pico.json"
+    path.write_text(json.dumps(pico_config()))
+    flags = ["--stitch_config", path, *FLAGS, "--output", tmp_path, "--weight-decay", "0"]
+    run("train", images, *flags, "--no-fulltune", "--epochs", "1", "--experiment", "one")
+    run("train", images, *flags, "--no-fulltune", "--epochs", "4", "--experiment", "four")
+    one, four = (weights(tmp_path / name / "last.pth.tar") for name in ("one", "four"))
+    changed = {name for name in one if not torch.equal(one[name], four[name])}
+    assert any(name.startswith("stitch_layers") for name in changed)
+    assert {name.split(".")[2] for name in changed if name.startswith("anchors")} <= {"cls_token"}
+
+
+def commands(path):
+    """The shell commands that a document shows, without comments."""
+    for block in re.findall(r"```bash\n(.*?)```", path.read_text(), re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                yield words
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_in_the_documents_is_one(path):
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    found = 0
+    for words in commands(path):
+        found += 1
+        if words[0] == "make":
+            assert set(words[1:]) <= targets
+        elif words[0] == "./distributed_train.sh" or words[:2] == ["stitchkit", "train"]:
+            parser = argparse.ArgumentParser()
+            add_flags(parser)
+            resolve(vars(parser.parse_args(words[2:])))
+        else:
+            assert words[0] in ("source", "stitchkit", "cp", "cd", "git"), words
+            assert words[0] != "stitchkit" or words[1] in ("profile", "pareto", "demo-data")
+    assert found
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    released = stitchkit.create_snnet("configs/deit_ti_s_b.json").state_dict()
+    torch.save({"model": released}, "snnet_deit.pth")
+    names = {"images": torch.zeros(1, 3, 224, 224)}
+    with torch.no_grad():
+        exec(code, names)
+    assert capsys.readouterr().out == "71 deit_tiny_patch16_224[0:8] > deit_small_patch16_224[7:12]\n"
+    assert torch.equal(names["logits"], names["net"](names["images"]))
+
+
+def test_the_configuration_of_the_readme_is_one():
+    (text,) = re.findall(r"```json\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    config = stitchkit.StitchConfig.parse(json.loads(text))
+    assert [anchor.label for anchor in config.anchors] == ["deit_tiny_patch16_224", "mine"]
+
+
+def test_python_minus_m_is_the_same_program():
+    import subprocess
+    import sys
+
+    result = subprocess.run([sys.executable, "-m", "stitchkit", "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0
+    assert {"train", "profile", "pareto", "demo-data"} <= set(result.stdout.replace(",", " ").split())
+
+
+def test_the_published_ledger_can_be_read(shared, capsys):
+    run("pareto", shared / "published/deit_ti_s_b.jsonl")
+    assert "of 71 stitches" in capsys.readouterr().out
+
+
+def test_images_are_what_the_api_takes():
+    model = stitchkit.create_snnet(pico_config())
+    assert model.eval()(pico_images(), 3).shape == (2, 4)

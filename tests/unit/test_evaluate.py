@@ -1,0 +1,45 @@
+"""Scores are exact counts, however the images are batched."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from stitchkit.errors import InputError
+from stitchkit.measure.evaluate import evaluate, evaluate_stitch
+from tests.support import pico_images, pico_snnet
+
+CPU = torch.device("cpu")
+
+
+def test_scores_are_counts():
+    random = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(23, 9, generator=random), torch.randint(9, (23,), generator=random)
+    for size in (1, 7, 23):
+        score = evaluate(lambda x: x, zip(logits.split(size), labels.split(size), strict=True), device=CPU)
+        assert score.images == 23
+        assert score.acc1 == pytest.approx(100 * (logits.argmax(1) == labels).sum().item() / 23)
+        ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
+        assert score.acc5 == pytest.approx(100 * (ranks < 5).sum().item() / 23)
+        assert score.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
+
+
+def test_a_stitch_is_judged_in_evaluation_mode_and_the_mode_comes_back():
+    model = pico_snnet().train()
+    x, labels = pico_images(4), torch.tensor([0, 1, 2, 3])
+    model.views["b"].model.blocks[1].eval()
+    score = evaluate_stitch(model, 6, [(x, labels)], device=CPU)
+    expected = F.cross_entropy(model.eval()(x, 6), labels)
+    assert score.loss == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_each_module_gets_its_own_mode_back():
+    model = pico_snnet().train()
+    frozen = model.views["b"].model.blocks[1].eval()
+    evaluate_stitch(model, 6, [(pico_images(1), torch.tensor([0]))], device=CPU)
+    assert model.training
+    assert not frozen.training
+
+
+def test_nothing_to_judge_is_an_error():
+    with pytest.raises(InputError, match="no image"):
+        evaluate(lambda x: x, [], device=CPU)
