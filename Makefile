@@ -44,7 +44,7 @@ demo: $(INSTALLED) $(RUN)/trained
 # A run that was interrupted goes on from its last epoch.
 RESUME = $(if $(wildcard $(@D)/last.pth.tar),--resume $(@D)/last.pth.tar)
 DIGITS_VIT := img_size=32 patch_size=8 depth=6 global_pool=avg weight_init=jax
-ti := embed_dim=8 num_heads=2
+ti := embed_dim=8 num_heads=2 --epochs 75
 s := embed_dim=16 num_heads=2
 b := embed_dim=48 num_heads=4 --lr 3e-3
 

@@ -31,6 +31,7 @@ class VisionTransformerAnchor(Anchor):
     )
     head_children = ("norm", "attn_pool", "fc_norm", "head_drop", "head", "head_dist")
     final_norm_children = ("norm",)
+    class_tokens = ("cls_token",)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program's name; by default that of the process.
 
     Returns:
-        The exit status: 0, or 2 for bad input.
+        The exit status: 0, 2 for bad input, or 130 after Ctrl-C.
     """
     is_primary = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if is_primary else logging.WARNING, format="%(message)s", stream=sys.stdout)
@@ -42,6 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         _report(error)
         return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _report(InputError(f"'{error.filename}': {error.strerror}; check the path, its permissions and the disk"))
+        return 2
+    except KeyboardInterrupt:
+        print("stitchkit: stopped; a training run goes on from its last epoch with --resume", file=sys.stderr)
+        return 130
     return 0
 
 

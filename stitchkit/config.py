@@ -73,8 +73,11 @@ class AnchorSpec:
                 raise unknown("anchor key", key, _ANCHOR_KEYS)
         if not isinstance(value.get("name"), str):
             raise InputError(f"anchor {value!r} has no 'name'; give it a timm model name")
-        if not isinstance(value.get("kwargs", {}), dict):
-            raise InputError(f"anchor '{value['name']}' has kwargs {value['kwargs']!r}; they must be an object")
+        for key, kind in (("label", str), ("kwargs", dict), ("checkpoint", str | None)):
+            if key in value and not isinstance(value[key], kind):
+                raise InputError(f"anchor '{value['name']}' has {key} {value[key]!r}; it must be of type {kind}")
+        if reserved := {"pretrained", "checkpoint_path"} & value.get("kwargs", {}).keys():
+            raise InputError(f"anchor '{value['name']}' has {sorted(reserved)} in kwargs; use 'checkpoint' instead")
         return cls(**value)
 
 
@@ -168,7 +171,12 @@ def _recipe(content: Mapping[str, Any]) -> dict[str, Any]:
     recipe = {name: content[key] for key, name in _PUBLISHED_RECIPE_KEYS.items() if key in content}
     if "lr" in content:
         recipe |= {"lr_base_size": _PUBLISHED_LR_BATCH, "lr_base_scale": "linear"}
-    if recipe.get("dataset") == "IMNET":  # the published name of an ImageNet folder
+    if "data_set" in content:
+        if content["data_set"] != "IMNET":
+            raise InputError(
+                f"'data_set' is {content['data_set']!r}; of the published names only IMNET, an image folder, is known; "
+                "put a timm dataset as 'dataset' into 'recipe'"
+            )
         recipe["dataset"] = ""
     own: dict[str, Any] = _typed(content, "recipe", dict, {})
     return recipe | own

@@ -14,6 +14,8 @@ from stitchkit.routes import StitchSpace
 
 Row = dict[str, Any]
 
+_TYPES: dict[str, Any] = {"stitch": str, **dict.fromkeys(("flops", "params", "acc1", "acc5", "loss"), int | float)}
+
 
 def read_rows(path: str | Path) -> list[Row]:
     """The rows of a ledger, ours or a published one, in the order they stand there.
@@ -38,6 +40,9 @@ def read_rows(path: str | Path) -> list[Row]:
             raise InputError(f"ledger '{path}', line {number} is not JSON: {line.strip()[:80]!r}") from error
         if not isinstance(row, dict) or not isinstance(row.get("cfg_id"), int):
             raise InputError(f"ledger '{path}', line {number} has no integer 'cfg_id': {line.strip()[:80]!r}")
+        for key, kind in _TYPES.items():
+            if key in row and (not isinstance(row[key], kind) or isinstance(row[key], bool)):
+                raise InputError(f"ledger '{path}', line {number} has {key} {row[key]!r}, not of type {kind}")
         rows.append(row)
     return rows
 
@@ -90,7 +95,7 @@ class Ledger:
             figures: What was measured, besides its costs.
         """
         row = cost_row(self._space, cfg_id, self._cost(cfg_id)) | dict(figures)
-        self._drop_unfinished_line()
+        self._finish_last_line()
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
@@ -98,9 +103,17 @@ class Ledger:
         self.rows.append(row)
         return row
 
-    def _drop_unfinished_line(self) -> None:
-        if self.path.exists() and (content := self.path.read_bytes()) and not content.endswith(b"\n"):
-            with self.path.open("r+b") as file:
+    def _finish_last_line(self) -> None:
+        """Bring the file to its last good row: a killed run may have left a part of one, or a row without its end."""
+        content = self.path.read_bytes() if self.path.exists() else b""
+        if not content or content.endswith(b"\n"):
+            return
+        good = len(read_rows(self.path)) == len(content.splitlines())
+        with self.path.open("r+b") as file:
+            if good:
+                file.seek(0, os.SEEK_END)
+                file.write(b"\n")
+            else:
                 file.truncate(content.rfind(b"\n") + 1)
 
     def _check(self, row: Row) -> None:

@@ -89,7 +89,7 @@ def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
         title: Stands above the picture.
 
     Raises:
-        InputError: If a row cannot be drawn or the format is unknown.
+        InputError: If a row cannot be drawn, the format is unknown or the file cannot be written.
     """
     from matplotlib.figure import Figure  # slow to import, and only a drawing needs it
     from matplotlib.ticker import LogLocator, NullFormatter
@@ -127,7 +127,7 @@ def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
     axes.set(xlabel="FLOPs of one image (multiply-adds)", ylabel="top-1 accuracy (%)", title=title)
     axes.margins(0.07, 0.1)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", title="area: parameters")
     try:
         figure.savefig(path)
     except (ValueError, OSError) as error:
@@ -137,7 +137,7 @@ def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
 def _scatter(axes: Axes, rows: Sequence[Row], all_rows: Sequence[Row], *, color: str, label: str) -> None:
     if not rows:
         return
-    most = max(row.get("params", 1) for row in all_rows)
+    most = max(1, *(row.get("params", 1) for row in all_rows))
     sizes = [20 + 100 * row.get("params", most / 4) / most for row in rows]
     x, y = [row["flops"] for row in rows], [row["acc1"] for row in rows]
     axes.scatter(x, y, s=sizes, color=color, alpha=0.75, edgecolors="white", linewidths=0.5, label=label, zorder=3)

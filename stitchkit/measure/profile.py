@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from stitchkit.model.mode import evaluating
 from stitchkit.model.snnet import SNNet
 from stitchkit.routes import Stitch
 
@@ -109,18 +110,6 @@ def measure(module: nn.Module, x: torch.Tensor) -> Cost:
         analysis = FlopCountAnalysis(module, x).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         flops = analysis.total()
     return Cost(int(flops), sum(parameter.numel() for parameter in module.parameters()))
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every submodule gets its own mode back."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
 
 
 @contextmanager

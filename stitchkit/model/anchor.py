@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -86,6 +86,8 @@ class Anchor(ABC):
     """Children of the model that the head needs."""
     final_norm_children: ClassVar[tuple[str, ...]] = ()
     """Those of `head_children` that make up the final normalisation."""
+    class_tokens: ClassVar[tuple[str, ...]] = ()
+    """Parameters of the model that are class tokens."""
 
     def __init__(self, model: nn.Module, *, label: str, source: str = ""):
         self.model = model
@@ -133,6 +135,11 @@ class Anchor(ABC):
         return int(self.model.num_classes)  # type: ignore[arg-type]
 
     @property
+    def pretrained_cfg(self) -> Mapping[str, Any]:
+        """timm's description of the weights: how images are prepared for them."""
+        return self.model.pretrained_cfg  # type: ignore[return-value]
+
+    @property
     def stem(self) -> Piece:
         """The first step."""
         return Piece(self.model, self.stem_children, self.run_stem)
@@ -161,7 +168,11 @@ class Anchor(ABC):
         return outputs
 
     def stage_of(self, block: int) -> Stage:
-        """The stage that a block belongs to."""
+        """The stage that a block belongs to.
+
+        Raises:
+            IndexError: If there is no such block.
+        """
         for stage in self.stages:
             if block < stage.depth:
                 return stage

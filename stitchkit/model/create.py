@@ -14,7 +14,7 @@ from stitchkit.config import AnchorSpec, StitchConfig
 from stitchkit.errors import InputError, unknown
 from stitchkit.model.anchor import Anchor, view
 from stitchkit.model.snnet import SNNet
-from stitchkit.model.weights import load_checkpoint
+from stitchkit.model.weights import load_content, read_checkpoint, weights_of
 from stitchkit.routes import StitchSpace
 
 
@@ -25,7 +25,8 @@ def create_model(
 
     Args:
         name: timm's name, with or without a tag.
-        checkpoint: A local file with the weights; it excludes `pretrained`.
+        checkpoint: A local file with the weights; it excludes `pretrained`. If its classifier has another number of
+            classes than asked for, the classifier alone is made anew.
         pretrained: Fetch timm's weights for the name.
         kwargs: Arguments of `timm.create_model`; those that are None are left out.
 
@@ -35,20 +36,41 @@ def create_model(
     if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not is_model(name):
         raise unknown("timm model", name.split(".")[0], list_models())
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    if is_model(name) and not timm.get_pretrained_cfg(name).fixed_input_size:
+        kwargs.pop("img_size", None)  # takes any size, and does not want to be told
+    content = None if checkpoint is None else read_checkpoint(checkpoint)
+    wanted_classes = kwargs.get("num_classes")
+    if content is not None and (found := _classes_in(content, name)):
+        kwargs["num_classes"] = found
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained and checkpoint is None, **kwargs)
-    except (TypeError, AssertionError) as error:
-        raise InputError(f"timm cannot build '{name}' with {kwargs}: {error}") from error
-    except Exception as error:  # the hub client raises many kinds; all of them mean "not to be had"
-        if not pretrained:
-            raise
-        raise InputError(
-            f"pretrained weights of '{name}' could not be had ({error}); check the tag and the network, "
-            "or give a local checkpoint"
-        ) from error
-    if checkpoint is not None:
-        load_checkpoint(model, checkpoint)
+        model: nn.Module = timm.create_model(name, pretrained=pretrained and content is None, **kwargs)
+    except Exception as error:  # timm, torch and the hub's client raise many kinds
+        reason = _short(error)
+        if pretrained and content is None:
+            raise InputError(
+                f"pretrained '{name}' cannot be had: {reason}; check the tag, the arguments and the network, "
+                "or give a local checkpoint"
+            ) from error
+        raise InputError(f"timm cannot build '{name}' with {kwargs}: {reason}") from error
+    if content is not None and checkpoint is not None:
+        load_content(model, content, checkpoint)
+        if wanted_classes not in (None, kwargs.get("num_classes")):
+            model.reset_classifier(wanted_classes)  # type: ignore[operator]
     return model
+
+
+def _short(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _classes_in(content: Mapping[str, Any], name: str) -> int | None:
+    """Number of classes of the weights in a checkpoint, by timm's name of the classifier."""
+    config = timm.get_pretrained_cfg(name) if is_model(name) else None
+    classifier = config.classifier if config else None
+    if isinstance(classifier, tuple | list):
+        classifier = classifier[0]
+    weight = weights_of(content).get(f"{classifier}.weight")
+    return None if weight is None else len(weight)
 
 
 def create_anchor(spec: AnchorSpec, *, pretrained: bool = True, **overrides: Any) -> Anchor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -92,12 +93,31 @@ class SNNet(nn.Module):
 
     @property
     def pretrained_cfg(self) -> Mapping[str, Any]:
-        """How images are prepared: timm's configuration of the largest anchor."""
-        return self.anchors[-1].pretrained_cfg  # type: ignore[return-value]
+        """How images are prepared: timm's configuration of the last anchor."""
+        return list(self.views.values())[-1].pretrained_cfg
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute activations of blocks anew in the backward pass instead of keeping them."""
         self.grad_checkpointing = enable
+
+    def freeze_anchors(self) -> None:
+        """Leave the stitching layers and class tokens alone to be trained.
+
+        Source: the released configuration `"fulltune": false`.
+        """
+        for anchor in self.views.values():
+            anchor.model.requires_grad_(False)
+            for name in anchor.class_tokens:
+                if (token := getattr(anchor.model, name, None)) is not None:
+                    token.requires_grad_(True)
+
+    def trainable_stitches(self) -> list[int]:
+        """The `cfg_id`s of the routes on which there is something to train."""
+        return [
+            cfg_id
+            for cfg_id in range(len(self.space))
+            if any(parameter.requires_grad for _, step in self.route(cfg_id) for parameter in step.parameters())
+        ]
 
     def reset_stitch_id(self, cfg_id: int) -> None:
         """Choose the stitch that `forward` runs when it is given none.
@@ -116,11 +136,11 @@ class SNNet(nn.Module):
         """
         if stitch is None:
             return self.space[self._default_id]
-        if isinstance(stitch, int):
-            return self.space[stitch]
-        if stitch not in self.space:
-            raise InputError(f"{stitch} is not in this space of {len(self.space)} stitches; see model.space")
-        return stitch
+        if isinstance(stitch, Stitch):
+            if stitch not in self.space:
+                raise InputError(f"{stitch} is not in this space of {len(self.space)} stitches; see model.space")
+            return stitch
+        return self.space[operator.index(stitch)]
 
     def route(self, stitch: Stitch | int | None = None) -> Iterator[tuple[str, nn.Module]]:
         """The steps of a stitch with a name each: `stem`, `block0`, ..., `stitch0`, ..., `head`."""

@@ -10,6 +10,7 @@ import torch
 
 from stitchkit.distributed import sum_over_ranks
 from stitchkit.errors import InputError
+from stitchkit.model.mode import evaluating
 from stitchkit.model.snnet import SNNet
 from stitchkit.routes import Joint
 
@@ -90,11 +91,9 @@ def fit_stitching_layers(model: SNNet, batches: Iterable[torch.Tensor]) -> dict[
         grams.setdefault((joint.front, joint.front_block), Gram(front.width, device))
         cross = torch.zeros(front.width + 1, end.width, dtype=torch.float64, device=device)
         targets[joint] = _Target(cross, torch.zeros((), dtype=torch.float64, device=device))
-    was_training = model.training
-    model.eval()
-    for images in batches:
-        _accumulate(model, images.to(device), grams, targets)
-    model.train(was_training)
+    with evaluating(model):
+        for images in batches:
+            _accumulate(model, images.to(device), grams, targets)
     for gram in grams.values():
         sum_over_ranks(gram.product)
     if not next(iter(grams.values())).num_rows:

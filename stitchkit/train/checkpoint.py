@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.utils import NativeScaler, unwrap_model
-from torch import nn
 
-from stitchkit.config import StitchConfig
 from stitchkit.errors import InputError
-from stitchkit.model.weights import load_checkpoint, weights_of
+from stitchkit.model.weights import load_content, read_checkpoint, weights_of
+from stitchkit.train.recipe import Recipe
+from stitchkit.train.session import Session
 from stitchkit.train.task import StitchTask
 
 _FORMAT = "stitchkit 1"
@@ -25,7 +27,8 @@ class Checkpoints:
     """The checkpoint files of a run, under timm's names.
 
     `last` is the newest, `model_best` the best, `checkpoint-<epoch>` the best few. A file appears only when it is
-    complete; the one before stays until then.
+    complete; the one before stays until then. timm's own saver is not used because it unlinks before it renames and
+    does not sync.
 
     Args:
         folder: Where the files are.
@@ -73,18 +76,23 @@ class Checkpoints:
         """Make `path` another name of the newest checkpoint."""
         temporary = path.with_suffix(".tmp")
         temporary.unlink(missing_ok=True)
-        os.link(self.last, temporary)
+        try:
+            os.link(self.last, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(self.last, temporary)
         temporary.replace(path)
 
 
 def training_state(
-    task: StitchTask, optimizer: torch.optim.Optimizer, scaler: NativeScaler | None, config: StitchConfig | None
+    session: Session, task: StitchTask, optimizer: torch.optim.Optimizer, scaler: NativeScaler | None
 ) -> dict[str, Any]:
     """All that a run needs to go on: plain data and tensors only."""
     state: dict[str, Any] = {
         "state_dict": unwrap_model(task.trainable_module).state_dict(),
         "optimizer": optimizer.state_dict(),
-        "stitch_config": config.to_dict() if config else None,
+        "opt": session.recipe.optim.opt,
+        "stitch_config": session.config.to_dict() if session.config else None,
+        "classes": list(session.classes),
     }
     if task.has_ema():
         state["state_dict_ema"] = task.get_trainable_module(ema=True).module.state_dict()  # type: ignore[union-attr]
@@ -93,26 +101,44 @@ def training_state(
     return state
 
 
-def load_weights(model: nn.Module, path: str, config: StitchConfig | None, *, ema: bool = False) -> dict[str, Any]:
-    """Load a checkpoint's weights after a look at the configuration it was trained with.
+def load_weights(session: Session, *, ema: bool = False) -> dict[str, Any]:
+    """Load the weights of `--resume` after a look at what they were trained for.
+
+    Args:
+        session: The run that asks for them.
+        ema: Load the moving average.
+
+    Returns:
+        All that the file holds.
 
     Raises:
-        InputError: If it cannot be read or belongs to another configuration.
+        InputError: If it cannot be read, or belongs to another configuration or other classes; the model is then
+            unchanged.
     """
-    content = load_checkpoint(model, path, ema=ema)
+    path = session.recipe.run.resume
+    assert path is not None
+    content = read_checkpoint(path)
     trained = content.get("stitch_config")
-    if config is not None and trained is not None:
-        ours = config.to_dict()
+    if session.config is not None and trained is not None:
+        ours = session.config.to_dict()
         keys = ("stitch_kernel_size", "stitch_stride", "nearest_stitching", "stitched_final_norm")
         if wrong := [key for key in keys if trained.get(key) != ours[key]]:
             listed = ", ".join(f"{key} was {trained.get(key)!r} and is {ours[key]!r}" for key in wrong)
             raise InputError(f"checkpoint '{path}' belongs to another configuration: {listed}")
+    classes = content.get("classes")
+    if classes and session.classes and classes != list(session.classes):
+        first = next(pair for pair in zip_longest(classes, session.classes) if pair[0] != pair[1])
+        raise InputError(
+            f"checkpoint '{path}' was trained on {len(classes)} classes, here are {len(session.classes)}; the first "
+            f"that differs was {first[0]!r} and is {first[1]!r}; labels would not agree"
+        )
+    load_content(session.model, content, path, ema=ema)
     return content
 
 
 def restore(
     content: Mapping[str, Any],
-    path: str,
+    recipe: Recipe,
     task: StitchTask,
     optimizer: torch.optim.Optimizer,
     scaler: NativeScaler | None,
@@ -121,7 +147,7 @@ def restore(
 
     Args:
         content: What `load_weights` gave.
-        path: The file, for messages.
+        recipe: All settings.
         task: Its model has the weights already.
         optimizer: Made with the same settings.
         scaler: The loss scaler, if there is one.
@@ -130,22 +156,29 @@ def restore(
         The first epoch still to be trained.
 
     Raises:
-        InputError: If the file was not written by this trainer, or its optimizer does not fit.
+        InputError: If the file was not written by this trainer, or its optimizer or moving average does not fit.
     """
+    path = recipe.run.resume
     if content.get("format") != _FORMAT:
         raise InputError(
             f"checkpoint '{path}' holds weights but no state of a run of this trainer; "
-            "start from them with --initial-checkpoint, or resume the weights alone with --no-resume-opt"
+            "start from them with --initial-checkpoint"
         )
+    if content["opt"] != recipe.optim.opt:
+        raise InputError(
+            f"checkpoint '{path}' was trained with --opt {content['opt']}, not {recipe.optim.opt}; use the same, "
+            "or start from its weights with --initial-checkpoint"
+        )
+    if task.has_ema() != ("state_dict_ema" in content):
+        state = "has no" if task.has_ema() else "has a"
+        raise InputError(f"checkpoint '{path}' {state} moving average of weights; use --model-ema as it was")
     try:
         optimizer.load_state_dict(content["optimizer"])
-    except (ValueError, KeyError) as error:
-        raise InputError(
-            f"the optimizer of '{path}' does not fit: {error}; use the same --opt or --no-resume-opt"
-        ) from error
+    except ValueError as error:
+        raise InputError(f"the optimizer of '{path}' does not fit: {error}; use the same settings") from error
     if scaler is not None and scaler.state_dict_key in content:
         scaler.load_state_dict(content[scaler.state_dict_key])
-    if task.has_ema() and "state_dict_ema" in content:
+    if task.has_ema():
         task.get_trainable_module(ema=True).module.load_state_dict(weights_of(content, ema=True))  # type: ignore[union-attr]
     return int(content["epoch"]) + 1
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.data import FastCollateMixup, create_dataset, create_loader, resolve_data_config
-from torch.utils.data import Dataset
+from timm.utils.misc import natural_key
+from torch.utils.data import Dataset, IterableDataset
 
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
@@ -27,35 +28,40 @@ class Datasets:
     Args:
         train: The training split; None when there is nothing to train.
         validation: The validation split.
-        num_classes: Number of classes, where the reader knows it.
+        classes: Class names in the order of their numbers; empty where the reader does not know them.
     """
 
     train: Dataset[Any] | None
     validation: Dataset[Any]
-    num_classes: int | None
+    classes: tuple[str, ...]
 
 
 def open_datasets(recipe: Recipe) -> Datasets:
     """Open the splits that a run needs.
 
     Raises:
-        InputError: If the folder or a split is missing or empty, or validation lacks classes of training.
+        InputError: If the folder or a split is missing or empty, or the splits have different classes.
     """
     data = recipe.data
     if not data.dataset and not Path(data.data_dir or "").exists():
         raise InputError(f"data folder '{data.data_dir}' does not exist; give a folder with {_layout(recipe)}")
     train = None if recipe.run.eval else _open(recipe, data.train_split, is_training=True)
     validation = _open(recipe, data.val_split, is_training=False)
-    classes = _classes(train if train is not None else validation)
-    if train is not None:
-        absent = sorted(classes.keys() - _classes(validation).keys())
-        if absent:
-            shown = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
-            raise InputError(
-                f"the {data.val_split} split of '{data.data_dir}' lacks {len(absent)} of {len(classes)} class folders: "
-                f"{shown}; labels would not agree, so add them"
-            )
-    return Datasets(train, validation, len(classes) or None)
+    found = _classes(validation)
+    classes = _classes(train) or _train_folders(recipe) or found
+    if found and set(found) != set(classes):
+        raise InputError(f"{_difference(classes, found, recipe)}; labels would not agree, so make the folders equal")
+    return Datasets(train, validation, classes)
+
+
+def _difference(classes: Sequence[str], found: Sequence[str], recipe: Recipe) -> str:
+    """Which class folders only one of the splits has."""
+    parts = []
+    for verb, names in (("lacks", set(classes) - set(found)), ("alone has", set(found) - set(classes))):
+        if names:
+            shown = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
+            parts.append(f"{verb} {len(names)} class folders: {shown}")
+    return f"the {recipe.data.val_split} split of '{recipe.data.data_dir}' {' and '.join(parts)}"
 
 
 def _layout(recipe: Recipe) -> str:
@@ -77,11 +83,14 @@ def _open(recipe: Recipe, split: str, *, is_training: bool) -> Dataset[Any]:
             download=data.dataset_download,
             batch_size=data.batch_size,
             seed=recipe.run.seed,
+            num_samples=data.train_num_samples if is_training else data.val_num_samples,
             **options,
         )
-    except (RuntimeError, AssertionError, FileNotFoundError, ValueError, ImportError) as error:
+    except Exception as error:  # the readers of many libraries raise many kinds
         place = f"'{data.dataset or data.data_dir}', split '{split}'"
-        raise InputError(f"dataset {place} cannot be opened: {error}") from error
+        raise InputError(f"dataset {place} cannot be opened: {type(error).__name__}: {error}") from error
+    if is_training and recipe.augment.aug_repeats and isinstance(dataset, IterableDataset):
+        raise InputError("--aug-repeats is not for streamed datasets; set it to 0")
     # Where a folder has no such split, timm takes the whole folder for it.
     root = getattr(getattr(dataset, "reader", None), "root", None)
     if not data.dataset and root is not None and Path(root) == Path(data.data_dir or "") and Path(root).is_dir():
@@ -89,9 +98,18 @@ def _open(recipe: Recipe, split: str, *, is_training: bool) -> Dataset[Any]:
     return dataset
 
 
-def _classes(dataset: Dataset[Any]) -> Mapping[str, int]:
-    """Class names and numbers, where the reader of a folder knows them."""
-    return getattr(getattr(dataset, "reader", None), "class_to_idx", None) or {}
+def _classes(dataset: Dataset[Any] | None) -> tuple[str, ...]:
+    """Class names in the order of their numbers, where the reader of a folder knows them."""
+    numbers = getattr(getattr(dataset, "reader", None), "class_to_idx", None) or {}
+    return tuple(sorted(numbers, key=numbers.__getitem__))
+
+
+def _train_folders(recipe: Recipe) -> tuple[str, ...]:
+    """Class folders of the training split, by their names alone: an evaluation does not read through all images."""
+    folder = Path(recipe.data.data_dir or "") / recipe.data.train_split
+    if recipe.data.dataset or recipe.data.class_map or not folder.is_dir():
+        return ()
+    return tuple(sorted((path.name for path in folder.iterdir() if path.is_dir()), key=natural_key))
 
 
 @dataclass(frozen=True)
@@ -101,10 +119,14 @@ class Loaders:
     Args:
         train: Augmented training batches; None when there is nothing to train.
         validation: Prepared validation batches; iterate through `without_padding`.
+        mean: Mean of the channels that images are normalised with.
+        std: Their standard deviation.
     """
 
     train: Loader | None
     validation: Loader
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 def create_loaders(
@@ -124,38 +146,41 @@ def create_loaders(
         num_classes: Number of classes, for mixed labels.
 
     Raises:
-        InputError: If the training split has less than one batch for each rank.
+        InputError: If timm refuses a setting, or the training split has less than one batch for each rank.
     """
     data = recipe.data
     overrides = {key: getattr(data, key) for key in ("mean", "std", "interpolation", "crop_pct") if getattr(data, key)}
-    prepared = resolve_data_config(overrides | {"input_size": input_size}, pretrained_cfg=model_config)
-    shared = {
-        "input_size": prepared["input_size"],
-        "mean": prepared["mean"],
-        "std": prepared["std"],
-        "num_workers": data.workers,
-        "distributed": True,
-        "pin_memory": data.pin_mem,
-        "device": world.device,
-        "persistent_workers": False,
-    }
-    validation = create_loader(
-        datasets.validation,
-        batch_size=data.validation_batch_size or data.batch_size,
-        interpolation=prepared["interpolation"],
-        crop_pct=prepared["crop_pct"],
-        crop_mode=prepared["crop_mode"],
-        **shared,
-    )
-    if datasets.train is None:
-        return Loaders(None, validation)
-    train = _create_train_loader(datasets.train, recipe, prepared["interpolation"], num_classes, shared)
-    if len(train) < recipe.optim.grad_accum_steps:
+    try:
+        prepared = resolve_data_config(overrides | {"input_size": input_size}, pretrained_cfg=model_config)
+        shared = {
+            "input_size": prepared["input_size"],
+            "mean": prepared["mean"],
+            "std": prepared["std"],
+            "num_workers": data.workers,
+            "distributed": True,
+            "pin_memory": data.pin_mem,
+            "device": world.device,
+            "persistent_workers": False,
+        }
+        validation = create_loader(
+            datasets.validation,
+            batch_size=data.validation_batch_size or data.batch_size,
+            interpolation=prepared["interpolation"],
+            crop_pct=prepared["crop_pct"],
+            crop_mode=prepared["crop_mode"],
+            **shared,
+        )
+        train = None
+        if datasets.train is not None:
+            train = _create_train_loader(datasets.train, recipe, prepared["interpolation"], num_classes, shared)
+    except Exception as error:  # timm parses policies and names of interpolations as it goes
+        raise InputError(f"timm cannot prepare images as asked: {type(error).__name__}: {error}") from error
+    if train is not None and len(train) < recipe.optim.grad_accum_steps:
         raise InputError(
-            f"the training split has {len(datasets.train)} images, less than one step of {data.batch_size} x "  # type: ignore[arg-type]
+            f"the training split has {len(train.dataset)} images, less than one step of {data.batch_size} x "
             f"{world.size} ranks x {recipe.optim.grad_accum_steps} batches; lower --batch-size"
         )
-    return Loaders(train, validation)
+    return Loaders(train, validation, tuple(prepared["mean"]), tuple(prepared["std"]))
 
 
 def _create_train_loader(
@@ -199,14 +224,13 @@ def _create_train_loader(
 def without_padding(loader: Loader, world: World) -> Iterator[Batch]:
     """The batches of this rank without the images that timm's sampler adds to make ranks even.
 
-    Over all ranks every image comes exactly once. Streamed datasets come as their reader splits them.
+    Over all ranks every image comes exactly once. Streamed datasets have no such padding; their readers share the
+    images out.
     """
-    try:
-        count = len(loader.dataset)
-    except TypeError:
+    if isinstance(loader.dataset, IterableDataset):
         yield from loader
         return
-    left = len(range(world.rank, count, world.size))
+    left = len(range(world.rank, len(loader.dataset), world.size))
     for images, labels in loader:
         if left > 0:
             yield images[:left], labels[:left]

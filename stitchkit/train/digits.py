@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from stitchkit.errors import InputError
 
@@ -24,18 +26,13 @@ def write_digits(folder: Path) -> None:
         folder: Where to write; if it holds the digits already, nothing is done.
 
     Raises:
-        InputError: If scikit-learn is not installed, or the folder holds anything else.
+        InputError: If the folder holds anything else.
     """
     if (folder / "validation").is_dir() and (folder / "train").is_dir():
         print(f"{folder} is there already")
         return
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"'{folder}' is not empty; choose a new folder")
-    try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise InputError("the digits come with scikit-learn; install it: pip install scikit-learn") from error
     digits = load_digits()
     numbers = np.arange(len(digits.target))
     parts = train_test_split(numbers, test_size=_VALIDATION, stratify=digits.target, random_state=0)

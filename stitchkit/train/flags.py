@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import ast
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import MISSING, Field
+from collections.abc import Mapping, Sequence
+from dataclasses import Field
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,10 @@ def _add_flag(section: argparse._ArgumentGroup, setting: Field[Any]) -> None:
     # timm spells some flags with underscores only in files; flags of the published scripts may have either.
     dashed = "--" + setting.name.replace("_", "-")
     names = dict.fromkeys([dashed, "--" + setting.name, *setting.metadata["aliases"]])
-    if kind is bool:
-        if setting.default is True:
-            names = dict.fromkeys([dashed])
-            section.add_argument(*names, action=argparse.BooleanOptionalAction, **options)
-        else:
-            section.add_argument(*names, action="store_true", **options)
+    if kind is bool and setting.name.startswith("no_"):
+        section.add_argument(*names, action="store_true", **options)
+    elif kind is bool:  # a flag must be able to take back what a file switches on
+        section.add_argument(*names, action=argparse.BooleanOptionalAction, **options)
     elif kind is dict:
         section.add_argument(*names, action=_KeyValues, metavar="KEY=VALUE", **options)
     else:
@@ -82,14 +80,40 @@ def resolve(flags: Mapping[str, Any]) -> tuple[Recipe, StitchConfig | None]:
     layers: list[Mapping[str, Any]] = [flags]
     if "config" in flags:
         layers.append(_read_yaml(flags.pop("config")))
-    given = {name: value for layer in reversed(layers) for name, value in layer.items()}
+    given = _merged(layers)
     config = None
     if given.get("stitch_config"):
         config = StitchConfig.load(given["stitch_config"])
-        given = _checked(config.recipe, f"recipe of {config.path}") | given
+        given = _merged([*layers, _checked(config.recipe, f"recipe of {config.path}")])
     elif "pretrained" not in given:
         given["pretrained"] = False  # timm's default for a single model
+    for name, value in given.items():
+        _check_limits(_FIELDS[name], value)
     return _checked_recipe(make_recipe(given)), config
+
+
+def _merged(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Settings of several sources, the strongest first."""
+    given: dict[str, Any] = {}
+    for layer in reversed(layers):
+        if "lr" not in layer and any(name.startswith("lr_base") for name in layer):
+            given.pop("lr", None)  # a base rate means that the rate follows from it
+        given |= layer
+    return given
+
+
+def _check_limits(setting: Field[Any], value: Any) -> None:
+    """Refuse a value out of range, wherever it was given."""
+    low, high, length = (setting.metadata[key] for key in ("low", "high", "length"))
+    values = value if isinstance(value, list) else [value]
+    if value is None:
+        return
+    flag = "--" + setting.name.replace("_", "-")
+    if length is not None and len(values) != length:
+        raise InputError(f"{flag} is {value}; it takes {length} values")
+    if (low is not None and min(values) < low) or (high is not None and max(values) > high):
+        bounds = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
+        raise InputError(f"{flag} is {value}; it must be {' and '.join(bounds)}")
 
 
 def make_recipe(values: Mapping[str, Any]) -> Recipe:
@@ -104,8 +128,8 @@ def make_recipe(values: Mapping[str, Any]) -> Recipe:
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise InputError(f"configuration '{path}' cannot be read: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"configuration '{path}' cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise InputError(f"configuration '{path}' is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -125,7 +149,7 @@ def _checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _cast(setting: Field[Any], value: Any, where: str) -> Any:
     kind, options = setting.metadata["kind"], setting.metadata["options"]
-    optional = setting.default is None or setting.default is MISSING
+    optional = setting.default is None
     many = kind is not dict and "nargs" in options
     allowed = options.get("choices")
     if value is None and optional:
@@ -134,7 +158,7 @@ def _cast(setting: Field[Any], value: Any, where: str) -> Any:
         if kind in (bool, dict, str) and not many and not isinstance(value, kind):
             raise ValueError
         cast = [kind(item) for item in value] if many else kind(value)
-        if kind is int and not many and cast != float(value):
+        if kind is int and not many and (cast != float(value) or isinstance(value, bool)):
             raise ValueError
     except (TypeError, ValueError):
         expected = f"a list of {kind.__name__}" if many else f"of type {kind.__name__}"
@@ -152,18 +176,9 @@ def _checked_recipe(recipe: Recipe) -> Recipe:
         raise InputError("no data; give the folder of an image dataset as DATA, or a timm dataset as --dataset")
     if recipe.run.eval and not recipe.run.resume and recipe.model.stitch_config:
         raise InputError("--eval needs the trained weights; add --resume CHECKPOINT")
-    at_least_one = {
-        "--batch-size": recipe.data.batch_size,
-        "--epochs": recipe.schedule.epochs,
-        "--grad-accum-steps": recipe.optim.grad_accum_steps,
-        "--log-interval": recipe.run.log_interval,
-        "--val-interval": recipe.run.val_interval,
-        "--checkpoint-hist": recipe.run.checkpoint_hist,
-        "--stitch-init-bs": recipe.stitch.stitch_init_bs,
-    }
-    for flag, value in at_least_one.items():
-        if value < 1:
-            raise InputError(f"{flag} is {value}; it must be at least 1")
+    settings = recipe.model
+    if recipe.run.eval and not (recipe.run.resume or settings.initial_checkpoint or settings.pretrained):
+        raise InputError("--eval needs weights; add --resume CHECKPOINT, --initial-checkpoint FILE or --pretrained")
     if recipe.stitch.distillation_type != "none" and not recipe.stitch.teacher_model:
         raise InputError("distillation needs a teacher; give --teacher-model or --distillation-type none")
     if recipe.augment.mixes and recipe.data.batch_size % 2:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.run import parse_args, run
 
@@ -19,12 +20,14 @@ def launch(arguments: Sequence[str]) -> int:
     """Run torchrun with these arguments.
 
     Returns:
-        The exit status of the rank that failed first, or 0.
+        The exit status of the rank that failed first, 130 after a signal, or 0.
     """
     # torchrun logs each failure before it raises it; here it is said once, below.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         run(parse_args(list(arguments)))  # type: ignore[no-untyped-call]
+    except (KeyboardInterrupt, SignalException):
+        return 130
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         is_input_error = failure.exitcode == 2

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import NativeScaler, dispatch_clip_grad, random_seed
-from tqdm import tqdm
 
 from stitchkit.distributed import World, gather_over_ranks
 from stitchkit.errors import InputError
 from stitchkit.train.data import Batch, Loader
 from stitchkit.train.optim import Autocast
+from stitchkit.train.progress import progress
 from stitchkit.train.recipe import Recipe
 from stitchkit.train.sampler import Sampler
 from stitchkit.train.task import StitchTask
@@ -28,6 +28,11 @@ _logger = logging.getLogger(__name__)
 def seed_epoch(seed: int, rank: int, epoch: int) -> None:
     """Seed every random generator for an epoch: what happens in it depends on nothing before it (law 8)."""
     random_seed(int(np.random.SeedSequence((seed, rank, epoch)).generate_state(1)[0]), 0)
+
+
+def count_updates(loader: Loader, recipe: Recipe) -> int:
+    """Steps of an epoch; batches that do not fill a step are left over, as timm leaves images over."""
+    return len(loader) // recipe.optim.grad_accum_steps
 
 
 class LossWindow:
@@ -93,8 +98,8 @@ class Trainer:
 
     @property
     def updates_per_epoch(self) -> int:
-        """Steps of an epoch; batches that do not fill a step are left over, as timm leaves images over."""
-        return len(self.loader) // self.recipe.optim.grad_accum_steps
+        """Steps of an epoch."""
+        return count_updates(self.loader, self.recipe)
 
     def start_at(self, epoch: int) -> None:
         """Bring the schedule to where it stands before an epoch."""
@@ -115,10 +120,7 @@ class Trainer:
         batches = iter(self.loader)
         window, total, logged = LossWindow(), 0.0, 0
         steps = range(epoch * self.updates_per_epoch, (epoch + 1) * self.updates_per_epoch)
-        with tqdm(
-            steps, desc=f"epoch {epoch + 1}/{num_epochs}", unit="step", leave=False,
-            disable=None if self.world.is_primary else True,
-        ) as bar:  # fmt: skip
+        with progress(steps, self.world, f"epoch {epoch + 1}/{num_epochs}", unit="step") as bar:
             for count, step in enumerate(bar, start=1):
                 cfg_id = self.sampler.draw(step, self.world.rank) if self.sampler else None
                 window.add(step, cfg_id, self._step(batches, cfg_id))
@@ -136,8 +138,9 @@ class Trainer:
     def _prepare(self, epoch: int) -> None:
         self.task.train()
         seed_epoch(self.recipe.run.seed, self.world.rank, epoch)
-        if hasattr(self.loader.sampler, "set_epoch"):
-            self.loader.sampler.set_epoch(epoch)
+        for part in (self.loader.dataset, self.loader.sampler):  # streamed datasets shuffle by themselves
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
         off = self.recipe.augment.mixup_off_epoch
         if off and epoch >= off and getattr(self.loader, "mixup_enabled", False):
             self.loader.mixup_enabled = False

@@ -67,7 +67,7 @@ def create_schedule(
         InputError: If there is no such schedule.
     """
     settings = scheduler_kwargs(SimpleNamespace(**recipe.flat()))
-    schedules = ("cosine", "tanh", "step", "multistep", "poly", "plateau")
+    schedules = ("cosine", "tanh", "step", "multistep", "poly")
     if settings["sched"] == "none":
         return None, recipe.schedule.epochs
     if settings["sched"] not in schedules:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import yaml
 from timm.utils import random_seed
 from torch import nn
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from stitchkit.config import StitchConfig
 from stitchkit.distributed import World, init_world
@@ -20,34 +21,13 @@ from stitchkit.model.create import create_model, create_snnet
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.weights import load_checkpoint
 from stitchkit.train.checkpoint import Checkpoints
-from stitchkit.train.data import Loaders, create_loaders, open_datasets
+from stitchkit.train.data import create_loaders, open_datasets
+from stitchkit.train.evaluation import evaluate_stitches
 from stitchkit.train.recipe import Recipe
+from stitchkit.train.session import Session
+from stitchkit.train.training import train
 
-
-@dataclass(frozen=True)
-class Session:
-    """What training and evaluation stand on.
-
-    Args:
-        recipe: All settings.
-        config: The stitch configuration; None for a plain model.
-        model: The SN-Net or plain model, on the device of this rank.
-        loaders: The data.
-        world: This process among all.
-        folder: Where the run's files go.
-    """
-
-    recipe: Recipe
-    config: StitchConfig | None
-    model: nn.Module
-    loaders: Loaders
-    world: World
-    folder: Path
-
-    def save_settings(self, name: str) -> None:
-        """Save the effective settings in the run's folder, as a file that `-c` reads."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / name).write_text(yaml.safe_dump(self.recipe.flat(), sort_keys=False))
+_logger = logging.getLogger(__name__)
 
 
 def run(recipe: Recipe, config: StitchConfig | None) -> None:
@@ -60,33 +40,54 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
     Raises:
         InputError: If data, configuration, checkpoint or run folder cannot be used as asked; nothing was overwritten.
     """
-    from stitchkit.train.fit import fit
-    from stitchkit.train.judge import judge
-
-    folder = run_folder(recipe)
-    last = Checkpoints(folder, keep=recipe.run.checkpoint_hist).last
-    if not recipe.run.eval and not recipe.run.resume and last.exists():
-        raise InputError(f"'{folder}' already holds a run; go on with it by --resume {last}, or choose --experiment")
-    datasets = open_datasets(recipe)
     world = init_world(recipe.run.device)
     try:
-        random_seed(recipe.run.seed, 0)  # the same weights on all ranks
-        model = _create_network(recipe, config, datasets.num_classes)
-        loaders = create_loaders(
-            datasets,
-            recipe,
-            world,
-            input_size=_input_size(model, recipe),
-            model_config=model.pretrained_cfg,  # type: ignore[arg-type]
-            num_classes=model.num_classes,  # type: ignore[arg-type]
-        )
-        model.to(world.device)
-        if recipe.model.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        session = Session(recipe, config, model, loaders, world, folder)
-        (judge if recipe.run.eval else fit)(session)
+        with logging_redirect_tqdm():
+            session = _open_session(recipe, config, world)
+            (evaluate_stitches if recipe.run.eval else train)(session)
     finally:
         dist.destroy_process_group()
+
+
+def _open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> Session:
+    """Open the data and build the network, the quick checks first."""
+    folder = run_folder(recipe)
+    _check_folder(recipe, folder)
+    datasets = open_datasets(recipe)
+    random_seed(recipe.run.seed, 0)  # the same weights on all ranks
+    model = _create_network(recipe, config, len(datasets.classes) or None)
+    loaders = create_loaders(
+        datasets,
+        recipe,
+        world,
+        input_size=_input_size(model, recipe),
+        model_config=model.pretrained_cfg,  # type: ignore[arg-type]
+        num_classes=model.num_classes,  # type: ignore[arg-type]
+    )
+    model.to(world.device)
+    if recipe.model.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Session(recipe, config, model, loaders, datasets.classes, world, folder)
+
+
+def _check_folder(recipe: Recipe, folder: Path) -> None:
+    """See that the run's folder can be written, and that no other run in it would be overwritten."""
+    last = Checkpoints(folder, keep=1).last
+    goes_on = (
+        recipe.run.resume is not None
+        and not recipe.run.no_resume_opt
+        and Path(recipe.run.resume).resolve().parent == folder.resolve()
+    )
+    if not recipe.run.eval and last.exists() and not goes_on:
+        raise InputError(
+            f"'{folder}' already holds a run; go on with it by --resume {last}, or choose another --experiment"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"run folder '{folder}' cannot be made: {error.strerror}; choose another --output") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"run folder '{folder}' cannot be written; choose another --output")
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -115,6 +116,7 @@ def _create_network(recipe: Recipe, config: StitchConfig | None, found_classes: 
     model: nn.Module
     if config is not None:
         model = create_snnet(config, **options)
+        _warn_of_normalisation(model, recipe)
     else:
         assert settings.model is not None
         model = create_model(settings.model, **(options | (settings.model_kwargs or {})))
@@ -128,6 +130,21 @@ def _create_network(recipe: Recipe, config: StitchConfig | None, found_classes: 
             f"leave --num-classes out or give at least {found_classes}"
         )
     return model
+
+
+def _warn_of_normalisation(model: SNNet, recipe: Recipe) -> None:
+    """Images are prepared in one way for all anchors; say so where they were trained in several."""
+    if recipe.data.mean and recipe.data.std:
+        return
+    configs = {label: anchor.pretrained_cfg for label, anchor in model.views.items()}
+    ways = {label: (config["mean"], config["std"]) for label, config in configs.items()}
+    if len(set(ways.values())) > 1:
+        listed = "; ".join(f"{label} {mean} {std}" for label, (mean, std) in ways.items())
+        _logger.warning(
+            "anchors expect images with different mean and std (%s); all get those of the last one, unless --mean and "
+            "--std say otherwise",
+            listed,
+        )
 
 
 def _input_size(model: nn.Module, recipe: Recipe) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,18 +13,18 @@ class Sampler:
     """Draws stitches uniformly.
 
     Args:
-        num_stitches: Size of the space.
+        cfg_ids: The stitches to draw from.
         seed: Seed of the run.
         shared: Draw the same stitch on all ranks; the published training lets each rank draw its own.
 
     Source: SN-Net, section 3.3 and algorithm 1.
     """
 
-    num_stitches: int
+    cfg_ids: Sequence[int]
     seed: int
     shared: bool = False
 
     def draw(self, step: int, rank: int) -> int:
         """The `cfg_id` that `rank` trains in `step`."""
         stream = (self.seed, step, 0 if self.shared else rank)
-        return int(np.random.default_rng(stream).integers(self.num_stitches))
+        return self.cfg_ids[int(np.random.default_rng(stream).integers(len(self.cfg_ids)))]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
+import timm
 import torch
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.models import is_model
 from timm.task import ClassificationTask
 from timm.task.distillation import DistillationTeacher
 from torch import nn
@@ -27,6 +29,8 @@ class StitchTask(ClassificationTask):  # type: ignore[misc]
         distillation: `hard` (cross-entropy with the teacher's choice) or `soft` (KL divergence).
         alpha: Share of the teacher's loss.
         tau: Temperature of the soft loss.
+        mean: Mean that images are normalised with; the teacher gets them in its own way.
+        std: Standard deviation that they are normalised with.
         device: Where the loss and the teacher's normalisation live.
 
     Source: SN-Net, section 4.1 and the released recipes: half label loss, half hard distillation.
@@ -41,6 +45,8 @@ class StitchTask(ClassificationTask):  # type: ignore[misc]
         distillation: str = "none",
         alpha: float = 0.5,
         tau: float = 1.0,
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
         device: torch.device | None = None,
     ):
         super().__init__(model, criterion, device=device, verbose=False)
@@ -49,10 +55,9 @@ class StitchTask(ClassificationTask):  # type: ignore[misc]
         self.alpha = alpha
         self.tau = tau
         if teacher is not None:
-            config: Any = model.pretrained_cfg
-            for name in ("mean", "std"):
-                value = torch.tensor(config[name], device=self.device).view(1, -1, 1, 1)
-                self.register_buffer(f"student_{name}", value, persistent=False)
+            for name, value in (("mean", mean), ("std", std)):
+                buffer = torch.tensor(value, device=self.device).view(1, -1, 1, 1)
+                self.register_buffer(f"student_{name}", buffer, persistent=False)
 
     def train(self, mode: bool = True) -> StitchTask:
         """Set the mode of all but the teacher, which stays in evaluation mode."""
@@ -91,8 +96,17 @@ class StitchTask(ClassificationTask):  # type: ignore[misc]
         return F.kl_div(given, wanted, reduction="batchmean", log_target=True) * self.tau**2
 
 
-def create_task(model: nn.Module, recipe: Recipe, device: torch.device) -> StitchTask:
+def create_task(
+    model: nn.Module, recipe: Recipe, device: torch.device, *, mean: Sequence[float], std: Sequence[float]
+) -> StitchTask:
     """The task of a recipe.
+
+    Args:
+        model: An SN-Net or plain model.
+        recipe: All settings.
+        device: Where it trains.
+        mean: Mean that images are normalised with.
+        std: Standard deviation that they are normalised with.
 
     Raises:
         InputError: If the teacher cannot be had.
@@ -114,12 +128,20 @@ def create_task(model: nn.Module, recipe: Recipe, device: torch.device) -> Stitc
         distillation=stitch.distillation_type,
         alpha=stitch.distillation_alpha,
         tau=stitch.distillation_tau,
+        mean=mean,
+        std=std,
         device=device,
     )
 
 
 def _create_teacher(stitch: StitchRecipe, student: SNNet, device: torch.device) -> DistillationTeacher:
     assert stitch.teacher_model is not None
+    known = timm.get_pretrained_cfg(stitch.teacher_model) if is_model(stitch.teacher_model) else None
+    if not stitch.teacher_path and known is not None and known.num_classes != student.num_classes:
+        raise InputError(
+            f"teacher '{stitch.teacher_model}' was trained on {known.num_classes} classes, the anchors have "
+            f"{student.num_classes}; give weights trained on these as --teacher-path, or --distillation-type none"
+        )
     try:
         network = create_model(
             stitch.teacher_model, checkpoint=stitch.teacher_path, pretrained=True, num_classes=student.num_classes

@@ -51,7 +51,28 @@ def test_a_folder_without_the_split(capsys, config, tmp_path):
 def test_a_class_that_validation_lacks(capsys, config, tmp_path):
     data = write_images(tmp_path / "data")
     shutil.rmtree(data / "validation/class2")
-    assert "lacks 1 of 4 class folders: class2" in train(capsys, data, config, tmp_path)
+    assert "lacks 1 class folders: class2" in train(capsys, data, config, tmp_path)
+
+
+def test_a_class_that_validation_alone_has(capsys, config, tmp_path):
+    data = write_images(tmp_path / "data")
+    shutil.copytree(data / "validation/class1", data / "validation/class1b")
+    assert "alone has 1 class folders: class1b" in train(capsys, data, config, tmp_path)
+
+
+def test_classes_that_the_checkpoint_does_not_know(capsys, images, config, trained, tmp_path):
+    data = write_images(tmp_path / "other")
+    for split in ("train", "validation"):
+        (data / split / "class0").rename(data / split / "zebra")
+    line = refused(capsys, *evaluate(data, config, trained / "last.pth.tar", tmp_path / "x"))
+    assert "the first that differs was 'class0' and is 'class1'" in line
+
+
+def test_a_class_that_validation_lacks_is_missed_in_evaluation_too(capsys, config, tmp_path):
+    data = write_images(tmp_path / "data")
+    shutil.rmtree(data / "validation/class2")
+    flags = ["--stitch_config", config, "--eval", "--resume", "any.pth", "--device", "cpu"]
+    assert "lacks 1 class folders: class2" in refused(capsys, "train", data, *flags)
 
 
 def test_less_than_a_batch(capsys, config, images, tmp_path):
@@ -107,6 +128,7 @@ def test_weights_that_cannot_be_fetched(capsys, images, tmp_path, monkeypatch):
 def test_wrong_settings(capsys, images, config, tmp_path):
     assert "cannot make optimizer 'adamv'" in train(capsys, images, config, tmp_path, "--opt", "adamv")
     assert "did you mean 'cosine'" in train(capsys, images, config, tmp_path, "--sched", "cosin")
+    assert "cannot prepare images" in train(capsys, images, config, tmp_path, "--aa", "nonsense")
     assert "device 'gpu' is unknown" in train(capsys, images, config, tmp_path, "--device", "gpu")
 
 
@@ -137,18 +159,31 @@ def test_a_second_run_does_not_overwrite_the_first(capsys, images, config, train
     assert content(trained) == before
 
 
+def test_resuming_another_run_into_this_folder(capsys, images, config, trained, tmp_path):
+    flags = [images, "--stitch_config", config, *FLAGS, "--output", tmp_path]
+    assert main([str(flag) for flag in ("train", *flags, "--experiment", "other", "--epochs", "1")]) == 0
+    before = content(trained)
+    assert "already holds a run" in train(capsys, images, config, tmp_path, "--resume", tmp_path / "other/last.pth.tar")
+    assert content(trained) == before
+
+
 def test_a_truncated_checkpoint(capsys, images, config, trained, tmp_path):
     bad = tmp_path / "bad.pth.tar"
     bad.write_bytes((trained / "last.pth.tar").read_bytes()[:5000])
     before = content(trained)
-    assert "truncated or not a checkpoint" in train(capsys, images, config, tmp_path, "--resume", bad)
+    line = train(capsys, images, config, tmp_path, "--experiment", "x", "--resume", bad)
+    assert "truncated or not a checkpoint" in line
     assert content(trained) == before
 
 
 def test_a_checkpoint_of_another_configuration(capsys, images, trained, tmp_path):
     last = trained / "last.pth.tar"
     other = write_config(tmp_path / "other.json", stitch_kernel_size=1)
+    assert "stitch_kernel_size was 2 and is 1" in train(capsys, images, other, tmp_path, "--resume", last)
+    other = write_config(tmp_path / "other.json", anchors=pico_config()["anchors"][:2])
     assert "keys differ" in train(capsys, images, other, tmp_path, "--resume", last)
+    assert "was trained with --opt adamw" in train(capsys, images, config, tmp_path, "--resume", last, "--opt", "sgd")
+    assert "has no moving average" in train(capsys, images, config, tmp_path, "--resume", last, "--model-ema")
     # The same keys and another meaning.
     other = write_config(tmp_path / "other.json", stitched_final_norm=False)
     line = train(capsys, images, other, tmp_path, "--resume", last)
@@ -191,20 +226,22 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(caps
 
 
 def test_a_diverged_epoch_is_never_saved(capsys, images, config, trained, tmp_path):
+    """One step an epoch: the loss of the step was fine, and its update broke the weights."""
     before = (trained / "last.pth.tar").read_bytes()
-    flags = [
-        "--resume",
-        str(trained / "last.pth.tar"),
-        "--no-resume-opt",
-        "--opt",
-        "sgd",
-        "--lr",
-        "1e18",
-        "--sched",
-        "none",
-    ]
-    assert "the loss is" in train(capsys, images, config, tmp_path, *flags)
+    flags = ["-b", "64", "--lr", "1e30", "--sched", "none", "--epochs", "3"]
+    line = train(capsys, images, config, tmp_path, "--resume", trained / "last.pth.tar", *flags)
+    assert "not finite after epoch 3" in line
     assert (trained / "last.pth.tar").read_bytes() == before
+
+
+def test_folders_that_cannot_be_written(capsys, images, config, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert "cannot be made" in train(capsys, images, config, tmp_path / "file")
+    assert "check the path" in refused(
+        capsys, "profile", "--stitch_config", config, "--output", tmp_path / "file/x.txt"
+    )
+    assert "check the path" in refused(capsys, "demo-data", tmp_path / "file/digits")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_profile_does_not_overwrite(capsys, config, tmp_path):

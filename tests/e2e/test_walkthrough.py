@@ -78,7 +78,8 @@ def test_from_anchors_to_the_front_on_two_ranks(digits, tmp_path, capsys):
     assert "model_acc1" not in (tmp_path / "mine/summary.csv").read_text()
     assert (tmp_path / "mine/summary.csv").read_text().splitlines()[0].count("_acc1") == 3
 
-    evaluation = ["train", *flags, "--eval", "--resume", last]
+    (suggested,) = re.findall(r"next, measure every stitch: stitchkit (.*)", result.stdout)
+    evaluation = shlex.split(suggested)
     run(*evaluation)
     ledger = tmp_path / "mine/stitches_res.txt"
     rows = read_rows(ledger)
@@ -179,3 +180,22 @@ def test_the_published_ledger_can_be_read(shared, capsys):
 def test_images_are_what_the_api_takes():
     model = stitchkit.create_snnet(pico_config())
     assert model.eval()(pico_images(), 3).shape == (2, 4)
+
+
+def test_anchors_that_expect_other_images_are_pointed_out(images, tmp_path, caplog):
+    anchors = pico_config()["anchors"]
+    anchors[0]["name"] = "deit_tiny_patch16_224"  # normalised with ImageNet's figures, the others with 0.5
+    path = tmp_path / "pico.json"
+    path.write_text(json.dumps({"anchors": anchors}))
+    flags = ["train", images, "--stitch_config", path, *FLAGS, "--output", tmp_path, "--epochs", "1"]
+    run(*flags)
+    assert "different mean and std" in caplog.text
+    caplog.clear()
+    run(*flags, "--experiment", "told", "--mean", "0.5", "0.5", "0.5", "--std", "0.5", "0.5", "0.5")
+    assert "different mean and std" not in caplog.text
+
+
+def test_a_model_of_any_size_takes_the_image_size_too(images, tmp_path):
+    flags = ["--model", "test_resnet", "--img-size", "32", *FLAGS[1:], "--output", tmp_path, "--epochs", "1"]
+    run("train", images, *flags)
+    assert (tmp_path / "test_resnet/last.pth.tar").exists()

@@ -93,7 +93,11 @@ def test_anchor_objects():
         ({"anchors": [*TWO, 3]}, "timm model name"),
         ({"anchors": [*TWO, {"label": "x"}]}, "no 'name'"),
         ({"anchors": [*TWO, {"name": "x", "kwarg": {}}]}, "did you mean 'kwargs'"),
-        ({"anchors": [*TWO, {"name": "x", "kwargs": 3}]}, "must be an object"),
+        ({"anchors": [*TWO, {"name": "x", "kwargs": 3}]}, "of type"),
+        ({"anchors": [*TWO, {"name": "x", "label": 3}]}, "of type"),
+        ({"anchors": [*TWO, {"name": "x", "checkpoint": 3}]}, "of type"),
+        ({"anchors": [*TWO, {"name": "x", "kwargs": {"pretrained": True}}]}, "use 'checkpoint'"),
+        ({"anchors": TWO, "data_set": "CIFAR"}, "only IMNET"),
     ],
 )
 def test_mistakes_are_named(content, message, tmp_path):

@@ -50,6 +50,22 @@ def test_flag_beats_yaml_beats_stitch_configuration_beats_default(config, tmp_pa
     assert recipe.optim.momentum == 0.9
 
 
+def test_a_flag_takes_back_what_a_file_switches_on(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(pico_config(recipe={"amp": True, "ls_init": False, "lr": 0.5})))
+    assert parse("data", "--stitch_config", str(path)).optim.amp
+    assert not parse("data", "--stitch_config", str(path), "--no-amp").optim.amp
+    assert parse("data", "--stitch_config", str(path), "--ls-init").stitch.ls_init
+    # A base rate is as good a learning rate as a fixed one.
+    assert parse("data", "--stitch_config", str(path), "--lr-base", "1e-4").optim.lr is None
+
+
+def test_a_settings_file_that_is_no_text_is_named(config, tmp_path):
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\xff")
+    with pytest.raises(InputError, match="cannot be read"):
+        parse("data", "--stitch_config", config, "-c", str(tmp_path / "image.png"))
+
+
 def test_the_saved_settings_mean_the_same_again(config, tmp_path):
     import yaml
 
@@ -88,7 +104,9 @@ def test_pretrained_is_on_for_anchors_and_off_for_a_single_model(config):
         ("remode: blue", "allowed"),
         ("- epochs", "name: value"),
         ("epochs: [", "not YAML"),
-        ("batch_size: 0", "--batch-size is 0"),
+        ("batch_size: 0", "--batch-size is 0; it must be at least 1"),
+        ("epochs: true", "'epochs' is True"),
+        ("scale: null", "a list of float"),
     ],
 )
 def test_mistakes_in_yaml_are_named(line, message, config, tmp_path):
@@ -104,6 +122,10 @@ def test_mistakes_in_yaml_are_named(line, message, config, tmp_path):
         (["data"], "either --stitch_config"),
         (["--model", "vit"], "no data"),
         (["data", "--model", "vit", "--epochs", "0"], "at least 1"),
+        (["data", "--model", "vit", "--cooldown-epochs", "-3"], "at least 0"),
+        (["data", "--model", "vit", "--scale", "0.5"], "takes 2 values"),
+        (["data", "--model", "vit", "--reprob", "2"], "at least 0 and at most 1"),
+        (["data", "--model", "vit", "--eval"], "--eval needs weights"),
         (["data", "--model", "vit", "--mixup", "0.8", "-b", "3"], "even"),
         (["data", "--model", "vit", "--distillation-type", "hard"], "--teacher-model"),
     ],

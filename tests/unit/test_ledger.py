@@ -39,6 +39,14 @@ def test_a_rerun_goes_on_where_it_stopped(tmp_path, model):
     assert second.missing == [i for i in range(len(model.space)) if i not in (0, 1, 4)]
 
 
+def test_a_last_line_without_its_end_is_kept(tmp_path, model):
+    path = tmp_path / "r.txt"
+    open_ledger(path, model).append(0, FIGURES)
+    path.write_text(path.read_text().rstrip("\n"))
+    open_ledger(path, model).append(1, FIGURES)
+    assert [row["cfg_id"] for row in read_rows(path)] == [0, 1]
+
+
 def test_an_unfinished_last_line_is_dropped(tmp_path, model):
     path = tmp_path / "r.txt"
     open_ledger(path, model).append(0, FIGURES)
@@ -64,7 +72,9 @@ def test_a_file_from_another_configuration_is_refused_and_kept(change, message, 
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("text", ["nonsense\n", "[]\n", '{"flops": 1}\n', '{"cfg_id": "1"}\n'])
+@pytest.mark.parametrize(
+    "text", ["nonsense\n", "[]\n", '{"flops": 1}\n', '{"cfg_id": "1"}\n', '{"cfg_id": 1, "acc1": null}\n']
+)
 def test_what_is_no_ledger_is_named(text, tmp_path):
     path = tmp_path / "r.txt"
     path.write_text(text)

@@ -25,7 +25,8 @@ def teacher_path(tmp_path_factory):
 
 
 def task_of(model, **settings):
-    return create_task(model, make_recipe({"smoothing": 0.0} | settings), CPU)
+    half = (0.5, 0.5, 0.5)
+    return create_task(model, make_recipe({"smoothing": 0.0} | settings), CPU, mean=half, std=half)
 
 
 def teacher_settings(path, kind):
@@ -94,6 +95,8 @@ def test_the_teacher_stays_in_evaluation_mode_untrained_and_unsaved(teacher_path
 def test_a_teacher_that_cannot_be_had_is_named(teacher_path):
     with pytest.raises(InputError, match=r"teacher: .*--distillation-type none"):
         task_of(pico_snnet(), **teacher_settings(teacher_path + ".gone", "hard"))
+    with pytest.raises(InputError, match="trained on 1000 classes, the anchors have 4"):
+        task_of(pico_snnet(), distillation_type="hard", teacher_model="resnet10t")
     with pytest.raises(InputError, match="did you mean 'regnety_160'"):
         task_of(pico_snnet(), distillation_type="hard", teacher_model="regnety_16o")
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 import yaml
-from tqdm import tqdm
 
 from stitchkit.errors import InputError
 from stitchkit.measure.evaluate import Score, evaluate_stitch
@@ -17,7 +18,8 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.train.checkpoint import fingerprint, load_weights
 from stitchkit.train.data import without_padding
 from stitchkit.train.optim import create_precision
-from stitchkit.train.run import Session
+from stitchkit.train.progress import progress
+from stitchkit.train.session import Session
 
 _logger = logging.getLogger(__name__)
 
@@ -25,21 +27,12 @@ LEDGER = "stitches_res.txt"
 
 # Settings that change the figures of a ledger.
 _SETTINGS = (
-    "data_dir",
-    "dataset",
-    "val_split",
-    "num_classes",
-    "img_size",
-    "crop_pct",
-    "interpolation",
-    "mean",
-    "std",
-    "amp",
-    "model_ema",
+    *("dataset", "val_split", "class_map", "input_key", "target_key", "val_num_samples", "num_classes", "img_size"),
+    *("crop_pct", "interpolation", "mean", "std", "amp", "amp_dtype", "channels_last", "model_ema"),
 )
 
 
-def judge(session: Session) -> None:
+def evaluate_stitches(session: Session) -> None:
     """Evaluate every stitch that the ledger lacks, or the plain model.
 
     Raises:
@@ -47,27 +40,28 @@ def judge(session: Session) -> None:
     """
     recipe, model, world = session.recipe, session.model, session.world
     if recipe.run.resume:
-        load_weights(model, recipe.run.resume, session.config, ema=recipe.optim.model_ema)
+        load_weights(session, ema=recipe.optim.model_ema)
     autocast, _ = create_precision(recipe.optim, world.device)
 
-    def score(cfg_id: int | None) -> Score:
-        batches = without_padding(session.loaders.validation, world)
+    def score(cfg_id: int | None, what: str) -> Score:
+        loader = session.loaders.validation
+        batches = progress(without_padding(loader, world), world, what, unit="batch", total=len(loader))
         return evaluate_stitch(model, cfg_id, batches, device=world.device, autocast=autocast)
 
     if not isinstance(model, SNNet):
-        figures = {"model": recipe.model.model, **score(None)._asdict()}
+        figures = {"model": recipe.model.model, **score(None, "evaluation")._asdict()}
         _logger.info("%s", json.dumps(figures))
         return
     ledger = _open_ledger(session, model) if world.is_primary else None
     # The other machines may not see the file, so the primary says what is missing.
     missing = [ledger.missing if ledger else []]
     dist.broadcast_object_list(missing)
-    bar = tqdm(missing[0], desc="stitches", unit="stitch", disable=None if world.is_primary else True)
-    for cfg_id in bar:
-        figures = score(cfg_id)._asdict()
+    last = len(model.space) - 1
+    for cfg_id in missing[0]:
+        figures = score(cfg_id, f"stitch {cfg_id}/{last}")._asdict()
         if ledger is not None:
             ledger.append(cfg_id, figures)
-        _logger.info("stitch %d/%d  %s  acc1 %.2f", cfg_id, len(model.space) - 1, model.space[cfg_id], figures["acc1"])
+        _logger.info("stitch %d/%d  %s  acc1 %.2f", cfg_id, last, model.space[cfg_id], figures["acc1"])
     if ledger is not None:
         _logger.info("%d stitches are in %s; their front: stitchkit pareto %s", len(ledger.rows), *2 * [ledger.path])
 
@@ -78,18 +72,24 @@ def _open_ledger(session: Session, model: SNNet) -> Ledger:
     path = session.folder / LEDGER
     ledger = Ledger(path, model.space, Profiler(model).cost)
     settings = recipe.flat()
-    weights = recipe.run.resume or recipe.model.initial_checkpoint
-    assert weights is not None
-    origin = {"weights_sha256": fingerprint(weights), **{key: settings[key] for key in _SETTINGS}}
+    assert recipe.run.resume is not None, "the settings were checked"
+    data = Path(recipe.data.data_dir or "").resolve()
+    origin = {"weights_sha256": fingerprint(recipe.run.resume), "data_dir": str(data)}
+    origin |= {key: settings[key] for key in _SETTINGS}
     origin_path = path.with_suffix(".yaml")
-    if ledger.rows and origin_path.exists():
-        before = yaml.safe_load(origin_path.read_text())
-        for key, value in origin.items():
-            if before.get(key) != value:
-                raise InputError(
-                    f"result file '{path}' was measured with {key} {before.get(key)}, now it is {value}; "
-                    "choose another --experiment or move the file away"
-                )
+    if ledger.rows:
+        _check_origin(path, origin, origin_path)
     session.save_settings("eval_args.yaml")
     origin_path.write_text(yaml.safe_dump(origin, sort_keys=False))
     return ledger
+
+
+def _check_origin(path: Path, origin: dict[str, Any], origin_path: Path) -> None:
+    """Refuse to go on with figures that other weights or settings gave."""
+    advice = "choose another --experiment or move the file away"
+    if not origin_path.exists():
+        raise InputError(f"result file '{path}' has no '{origin_path.name}' beside it that says how it came; {advice}")
+    before = yaml.safe_load(origin_path.read_text())
+    for key, value in origin.items():
+        if before.get(key) != value:
+            raise InputError(f"result file '{path}' was measured with {key} {before.get(key)}, now {value}; {advice}")

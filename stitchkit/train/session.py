@@ -1,0 +1,43 @@
+"""What training and evaluation stand on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from torch import nn
+
+from stitchkit.config import StitchConfig
+from stitchkit.distributed import World
+from stitchkit.train.data import Loaders
+from stitchkit.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run whose data are open and whose network is built.
+
+    Args:
+        recipe: All settings.
+        config: The stitch configuration; None for a plain model.
+        model: The SN-Net or plain model, on the device of this rank.
+        loaders: The data.
+        classes: Class names in the order of their numbers; empty where the dataset does not know them.
+        world: This process among all.
+        folder: Where the run's files go.
+    """
+
+    recipe: Recipe
+    config: StitchConfig | None
+    model: nn.Module
+    loaders: Loaders
+    classes: tuple[str, ...]
+    world: World
+    folder: Path
+
+    def save_settings(self, name: str) -> Path:
+        """Save the effective settings in the run's folder, as a file that `-c` reads."""
+        path = self.folder / name
+        path.write_text(yaml.safe_dump(self.recipe.flat(), sort_keys=False))
+        return path
