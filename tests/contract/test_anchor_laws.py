@@ -6,11 +6,10 @@ import pickle
 import pytest
 import timm
 import torch
-from fvcore.nn import FlopCountAnalysis
 
 import stitchkit
 from stitchkit.errors import InputError
-from stitchkit.measure.profile import Profiler, measure
+from stitchkit.measure.profile import FlopCountAnalysis, Profiler, measure
 from stitchkit.model.anchor import VIEWS, view
 from stitchkit.model.snnet import SNNet
 from stitchkit.routes import PairedWindow, StitchSpace

@@ -1,0 +1,45 @@
+"""What is committed under results/ holds what the documents say of it."""
+
+import csv
+
+from stitchkit.cli import main
+from stitchkit.config import StitchConfig
+from stitchkit.measure.ledger import Ledger, read_rows
+from stitchkit.measure.pareto import is_anchor, pareto_front
+from stitchkit.measure.profile import Profiler
+from stitchkit.model.create import create_snnet
+from tests.support import ROOT
+
+DIGITS = ROOT / "results/digits_vit"
+
+
+def alone(label):
+    with (DIGITS / f"anchor_{label}.csv").open() as file:
+        return float(list(csv.DictReader(file))[-1]["eval_model_acc1"])
+
+
+def test_the_digits_ledger_is_of_the_shipped_configuration():
+    model = create_snnet(StitchConfig.load(ROOT / "configs/digits_vit.json"))
+    ledger = Ledger(DIGITS / "stitches_res.txt", model.space, Profiler(model).cost)
+    assert not ledger.missing
+    assert all(row["images"] == 600 for row in ledger.rows)
+
+
+def test_the_demo_is_worth_looking_at():
+    rows = read_rows(DIGITS / "stitches_res.txt")
+    inside = {row["stitch"].split("[")[0]: row["acc1"] for row in rows if is_anchor(row)}
+    apart = {label: alone(label) for label in inside}
+    assert max(apart.values()) - min(apart.values()) >= 5
+    assert all(abs(inside[label] - apart[label]) <= 2 for label in inside)
+    assert sum(not is_anchor(row) for row in pareto_front(rows)) >= 4
+
+
+def test_the_readme_shows_the_committed_table(capsys):
+    assert main(["pareto", str(DIGITS / "stitches_res.txt")]) == 0
+    table = capsys.readouterr().out
+    assert table in (ROOT / "README.md").read_text()
+    document = (DIGITS / "README.md").read_text()
+    for row in read_rows(DIGITS / "stitches_res.txt"):
+        if is_anchor(row):
+            label = row["stitch"].split("[")[0]
+            assert f"| {label} | {alone(label):.2f} | {row['acc1']:.2f} |" in document
