@@ -6,6 +6,7 @@ A run always has a process group, even alone: one path through the code serves a
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
 import torch
@@ -39,25 +40,24 @@ def init_world(device: str | None = None) -> World:
     """Join the group that the launcher describes in the environment, or start a group of one.
 
     Args:
-        device: `cpu`, `cuda`, or any torch device type; by default CUDA where there is one. Ranks on one machine
+        device: `cpu`, `cuda` or `cuda:N`; by default CUDA where there is one. Without a number, ranks on one machine
             take the device of their local number.
 
     Raises:
         InputError: If the device is not available, or there are more local ranks than CUDA devices.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(kind)
-    except RuntimeError as error:
-        raise InputError(f"device '{kind}' is unknown to torch; try cpu or cuda") from error
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", kind):
+        raise InputError(f"device '{kind}' is not supported; use cpu, cuda or cuda:N")
+    place = torch.device(kind)
     if place.type == "cuda":
-        if local_rank >= torch.cuda.device_count():
+        index = int(os.environ.get("LOCAL_RANK", 0)) if place.index is None else place.index
+        if index >= torch.cuda.device_count():
             raise InputError(
-                f"local rank {local_rank} has no GPU, this machine has {torch.cuda.device_count()}; "
+                f"there is no GPU number {index}, this machine has {torch.cuda.device_count()}; "
                 "start fewer processes or use --device cpu"
             )
-        place = torch.device("cuda", local_rank if place.index is None else place.index)
+        place = torch.device("cuda", index)
         torch.cuda.set_device(place)
     if not dist.is_initialized():
         backend = "nccl" if place.type == "cuda" else "gloo"

@@ -48,7 +48,7 @@ def open_datasets(recipe: Recipe) -> Datasets:
     train = None if recipe.run.eval else _open(recipe, data.train_split, is_training=True)
     validation = _open(recipe, data.val_split, is_training=False)
     found = _classes(validation)
-    classes = _classes(train) or _train_folders(recipe) or found
+    classes = _classes(train) or _train_folders(recipe, found) or found
     if found and set(found) != set(classes):
         raise InputError(f"{_difference(classes, found, recipe)}; labels would not agree, so make the folders equal")
     return Datasets(train, validation, classes)
@@ -104,12 +104,16 @@ def _classes(dataset: Dataset[Any] | None) -> tuple[str, ...]:
     return tuple(sorted(numbers, key=numbers.__getitem__))
 
 
-def _train_folders(recipe: Recipe) -> tuple[str, ...]:
-    """Class folders of the training split, by their names alone: an evaluation does not read through all images."""
+def _train_folders(recipe: Recipe, found: Sequence[str]) -> tuple[str, ...]:
+    """Class folders of the training split, by their names alone: an evaluation does not read through all images.
+
+    Empty where there is no such folder, or where classes are not its direct children.
+    """
     folder = Path(recipe.data.data_dir or "") / recipe.data.train_split
     if recipe.data.dataset or recipe.data.class_map or not folder.is_dir():
         return ()
-    return tuple(sorted((path.name for path in folder.iterdir() if path.is_dir()), key=natural_key))
+    names = {path.name for path in folder.iterdir() if path.is_dir()}
+    return tuple(sorted(names, key=natural_key)) if names & set(found) else ()
 
 
 @dataclass(frozen=True)

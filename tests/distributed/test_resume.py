@@ -23,6 +23,7 @@ BUSY = [
     "--drop-path",
     "0.2",
     "--model-ema",
+    "--sched-on-updates",
     "--smoothing",
     "0.1",
 ]

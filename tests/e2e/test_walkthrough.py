@@ -199,3 +199,38 @@ def test_a_model_of_any_size_takes_the_image_size_too(images, tmp_path):
     flags = ["--model", "test_resnet", "--img-size", "32", *FLAGS[1:], "--output", tmp_path, "--epochs", "1"]
     run("train", images, *flags)
     assert (tmp_path / "test_resnet/last.pth.tar").exists()
+
+
+def test_settings_that_few_people_use_go_together(images, tmp_path):
+    path = tmp_path / "pico.json"
+    path.write_text(json.dumps(pico_config()))
+    flags = ["--channels-last", "--amp", "--clip-mode", "agc", "--clip-grad", "0.01", "--mixup", "0.2", "--cutmix", "1"]
+    flags += [
+        "--mixup-off-epoch",
+        "2",
+        "--val-interval",
+        "3",
+        "--reprob",
+        "0.5",
+        "--recount",
+        "2",
+        "--aug-repeats",
+        "2",
+    ]
+    flags += [
+        "--aug-repeats",
+        "2",
+        "--grad-checkpointing",
+        "--drop",
+        "0.1",
+        "--sched",
+        "step",
+        "--decay-epochs",
+        "1",
+        "-vb",
+        "3",
+    ]
+    run("train", images, "--stitch_config", path, *FLAGS, *flags, "--output", tmp_path, "--epochs", "4")
+    rows = (tmp_path / "pico/summary.csv").read_text().splitlines()
+    assert [bool(row.split(",")[2]) for row in rows[1:]] == [False, False, True, True]
+    assert all(value.isfinite().all() for value in weights(tmp_path / "pico/last.pth.tar").values())
