@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _report(InputError(f"'{error.filename}': {error.strerror}; check the path, its permissions and the disk"))
         return 2
     except KeyboardInterrupt:
-        print("stitchkit: stopped; a training run goes on from its last epoch with --resume", file=sys.stderr)
+        if is_primary:
+            print("stitchkit: stopped; a training run goes on from its last epoch with --resume", file=sys.stderr)
         return 130
     return 0
 
