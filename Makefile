@@ -36,10 +36,10 @@ demo: $(INSTALLED) $(RUN)/trained
 	  '  $(RUN)/stitches_res.txt  accuracy and cost of each' \
 	  '  $(RUN)/pareto.png        the trade-off; open it' \
 	  '  $(RUN)/last.pth.tar      the weights of all' \
-	  'Next, the same with windows of three blocks, 49 networks of the same anchors: put "stitch_kernel_size": 3 into a copy' \
+	  'Next, the same with windows of three blocks, 51 networks of the same anchors: put "stitch_kernel_size": 3 into a copy' \
 	  'of configs/digits_vit.json and run' \
 	  '  ./distributed_train.sh 2 $(DATA) --stitch_config YOUR.json' \
-	  'or your own images: ./distributed_train.sh 2 YOUR_FOLDER --stitch_config configs/deit_ti_s_b.json'
+	  'or your own images: ./distributed_train.sh 2 YOUR_FOLDER --stitch_config configs/deit_ti_s_b.json --distillation-type none'
 
 # A run that was interrupted goes on from its last epoch.
 RESUME = $(if $(wildcard $(@D)/last.pth.tar),--resume $(@D)/last.pth.tar)
