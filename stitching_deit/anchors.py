@@ -9,6 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from stitchkit.model.anchor import Anchor, Stage
+from stitchkit.model.layout import Format
 
 
 class VisionTransformerAnchor(Anchor):
@@ -32,12 +33,13 @@ class VisionTransformerAnchor(Anchor):
     head_children = ("norm", "attn_pool", "fc_norm", "head_drop", "head", "head_dist")
     final_norm_children = ("norm",)
     class_tokens = ("cls_token",)
+    stitched_stages = (0,)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """One stage; its positions are all tokens, prefix tokens included."""
         tokens = self.model.patch_embed.num_patches + self.model.num_prefix_tokens
-        return (Stage(len(self.blocks), self.model.embed_dim, (tokens,)),)
+        return (Stage(len(self.blocks), self.model.embed_dim, (tokens,), Format.NLC),)
 
     @property
     def input_size(self) -> tuple[int, int, int]:

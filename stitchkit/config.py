@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from stitchkit.errors import InputError, unknown
-from stitchkit.routes import PairedWindow
+from stitchkit.routes import SlidingWindow
 
 _ANCHOR_KEYS = ("name", "label", "kwargs", "checkpoint")
 
-_RULE_KEYS: dict[str, type] = {"stitch_kernel_size": int, "stitch_stride": int, "nearest_stitching": bool}
+_RULE_KEYS = ("stitch_kernel_size", "stitch_stride", "nearest_stitching", "stages")
 
 # The flat keys of the published files and the recipe fields they stand for. A published `lr` counts for 512 images.
 _PUBLISHED_RECIPE_KEYS = {
@@ -96,7 +96,7 @@ class StitchConfig:
     """
 
     anchors: tuple[AnchorSpec, ...]
-    rule: PairedWindow = field(default_factory=PairedWindow)
+    rule: SlidingWindow = field(default_factory=SlidingWindow)
     stitched_final_norm: bool = True
     recipe: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
@@ -155,15 +155,28 @@ class StitchConfig:
             "stitch_kernel_size": self.rule.kernel_size,
             "stitch_stride": self.rule.stride,
             "nearest_stitching": self.rule.nearest,
+            **({} if self.rule.stages is None else {"stages": list(self.rule.stages)}),
             "stitched_final_norm": self.stitched_final_norm,
         }
 
 
-def _rule(content: Mapping[str, Any]) -> PairedWindow:
-    default = PairedWindow()
-    values = (default.kernel_size, default.stride, default.nearest)
-    given = [_typed(content, key, kind, value) for (key, kind), value in zip(_RULE_KEYS.items(), values, strict=True)]
-    return PairedWindow(*given)
+def _rule(content: Mapping[str, Any]) -> SlidingWindow:
+    default = SlidingWindow()
+    return SlidingWindow(
+        kernel_size=_typed(content, "stitch_kernel_size", int, default.kernel_size),
+        stride=_typed(content, "stitch_stride", int, default.stride),
+        nearest=_typed(content, "nearest_stitching", bool, default.nearest),
+        stages=_stages(content),
+    )
+
+
+def _stages(content: Mapping[str, Any]) -> tuple[int, ...] | None:
+    stages = content.get("stages")
+    if stages is None:
+        return None
+    if not isinstance(stages, list) or not all(type(stage) is int for stage in stages):
+        raise InputError(f"'stages' is {stages!r}; list the stages to stitch, such as [0, 1, 2]")
+    return tuple(stages)
 
 
 def _recipe(content: Mapping[str, Any]) -> dict[str, Any]:

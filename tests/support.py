@@ -32,6 +32,45 @@ def pico_config(**changes: Any) -> dict[str, Any]:
     return {"anchors": anchors, **changes}
 
 
+def _pico(label: str, name: str, **kwargs: Any) -> dict[str, Any]:
+    return {"label": label, "name": name, "kwargs": {"num_classes": 4, **kwargs}}
+
+
+def _swin(label: str, width: int, *depths: int) -> dict[str, Any]:
+    size = {"img_size": 64, "window_size": 4, "embed_dim": width, "depths": depths, "num_heads": (1, 2, 2, 4)}
+    return _pico(label, "swin_tiny_patch4_window7_224", **size)
+
+
+def _resnet(label: str, name: str, *layers: int) -> dict[str, Any]:
+    return _pico(label, name, layers=layers, channels=(8, 16, 16, 32), img_size=64)
+
+
+def _levit(label: str, name: str, width: int) -> dict[str, Any]:
+    widths = (width, width + 8, width + 16)
+    return _pico(label, name, img_size=64, embed_dim=widths, key_dim=8, num_heads=(2, 2, 2), depth=(3, 3, 2))
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "vit": pico_config(),
+    "vit without final norm, all pairs": pico_config(stitched_final_norm=False, nearest_stitching=False),
+    "swin": {"anchors": [_swin("ti", 8, 2, 2, 2, 2), _swin("s", 8, 2, 2, 4, 2), _swin("b", 16, 2, 2, 4, 2)]},
+    "resnet": {"anchors": [_resnet("r18", "resnet18", 1, 2, 2, 1), _resnet("r50", "resnet50", 1, 3, 4, 1)]},
+    "resnet to swin": {"anchors": [_resnet("r18", "resnet18", 1, 2, 2, 1), _swin("ti", 8, 2, 2, 4, 2)]},
+    "swin to resnet": {"anchors": [_swin("ti", 8, 2, 2, 2, 2), _resnet("r50", "resnet50", 2, 2, 4, 1)]},
+    "levit": {"anchors": [_levit("s", "levit_128s", 16), _levit("m", "levit_128", 24)]},
+    "levit of convolutions": {"anchors": [_levit("s", "levit_conv_128s", 16), _levit("m", "levit_conv_128", 24)]},
+}
+"""Pico configurations of every family, and of what their layouts and options allow."""
+
+
+def family_snnet(family: str) -> stitchkit.SNNet:
+    """An SN-Net of one of `FAMILIES` in evaluation mode, with seeded random weights that are not tiny."""
+    torch.manual_seed(0)
+    model = stitchkit.create_snnet(FAMILIES[family])
+    randomize(model)
+    return model.eval()
+
+
 def pico_snnet(**changes: Any) -> stitchkit.SNNet:
     """An SN-Net of pico anchors in evaluation mode, with seeded random weights that are not tiny."""
     torch.manual_seed(0)
@@ -46,11 +85,14 @@ def randomize(model: torch.nn.Module) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+        for name, buffer in model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer += 0.2 * torch.rand(buffer.shape, generator=generator)
 
 
-def pico_images(count: int = 2) -> torch.Tensor:
-    """Images `[count, 3, 16, 16]`."""
-    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+def pico_images(count: int = 2, size: int = 16) -> torch.Tensor:
+    """Images `[count, 3, size, size]`."""
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(2))
 
 
 def write_images(folder: Path, *, train: int = 16, validation: int = 5, classes: int = 4) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,11 +14,16 @@ import torch
 from torch import nn
 
 from stitchkit.errors import InputError
+from stitchkit.model.layout import Format
 
 # The one place where the core names families: model class -> the view of it.
 VIEWS = {
     "timm.models.vision_transformer.VisionTransformer": "stitching_deit.anchors.VisionTransformerAnchor",
     "timm.models.deit.VisionTransformerDistilled": "stitching_deit.anchors.VisionTransformerAnchor",
+    "timm.models.levit.Levit": "stitching_levit.anchors.LevitAnchor",
+    "timm.models.levit.LevitDistilled": "stitching_levit.anchors.LevitAnchor",
+    "timm.models.resnet.ResNet": "stitching_resnet_swin.anchors.ResNetAnchor",
+    "timm.models.swin_transformer.SwinTransformer": "stitching_swin.anchors.SwinAnchor",
 }
 
 
@@ -28,12 +34,14 @@ class Stage:
     Args:
         depth: Number of blocks.
         width: Channels of the tensor between them.
-        positions: Its sizes besides batch and channels, e.g. `(197,)` tokens.
+        positions: Its sizes besides batch and channels, e.g. `(197,)` tokens or `(14, 14)`.
+        layout: Where the channels stand.
     """
 
     depth: int
     width: int
     positions: tuple[int, ...]
+    layout: Format
 
 
 class Piece(nn.Module):
@@ -88,6 +96,8 @@ class Anchor(ABC):
     """Those of `head_children` that make up the final normalisation."""
     class_tokens: ClassVar[tuple[str, ...]] = ()
     """Parameters of the model that are class tokens."""
+    stitched_stages: ClassVar[tuple[int, ...]]
+    """The stages at which SN-Net was published for the family."""
 
     def __init__(self, model: nn.Module, *, label: str, source: str = ""):
         self.model = model
@@ -120,9 +130,13 @@ class Anchor(ABC):
         """The last block's output to logits `[B, num_classes]`."""
 
     @staticmethod
-    @abstractmethod
     def run_head_without_norm(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """As `run_head`, but pooling and classifier only, without the final normalisation."""
+        raise NotImplementedError("views with `final_norm_children` say how the head runs without them")
+
+    def own_names(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Weights under the model's names, given those of a published checkpoint; the model's own names stay."""
+        return dict(weights)
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -146,7 +160,7 @@ class Anchor(ABC):
 
     def head(self, *, final_norm: bool = True) -> Piece:
         """The last step, on request without the final normalisation."""
-        if final_norm:
+        if final_norm or not self.final_norm_children:
             return Piece(self.model, self.head_children, self.run_head)
         children = [name for name in self.head_children if name not in self.final_norm_children]
         return Piece(self.model, children, self.run_head_without_norm)
@@ -178,6 +192,18 @@ class Anchor(ABC):
                 return stage
             block -= stage.depth
         raise IndexError(f"{self.label} has {sum(self.depths)} blocks, block {block} is beyond them")
+
+
+def stage_steps(stage: nn.Module) -> list[nn.Module]:
+    """The steps of a timm stage with `downsample` and `blocks`; its down-sampling runs with its first block.
+
+    A route that enters the stage at a later block thus has no need of it.
+    """
+    downsample = stage.get_submodule("downsample")
+    first, *rest = stage.get_submodule("blocks").children()
+    if not isinstance(downsample, nn.Identity):
+        first = nn.Sequential(OrderedDict(downsample=downsample, block=first))
+    return [first, *rest]
 
 
 def has_view(model: nn.Module) -> bool:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models import is_model, list_models
 from torch import nn
 
 from stitchkit.config import AnchorSpec, StitchConfig
 from stitchkit.errors import InputError, unknown
 from stitchkit.model.anchor import Anchor, view
+from stitchkit.model.names import own_names
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.weights import load_content, read_checkpoint, weights_of
 from stitchkit.routes import StitchSpace
@@ -36,12 +38,10 @@ def create_model(
     if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not is_model(name):
         raise unknown("timm model", name.split(".")[0], list_models())
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    img_size = kwargs.get("img_size")
     if is_model(name) and not timm.get_pretrained_cfg(name).fixed_input_size:
         kwargs.pop("img_size", None)  # takes any size, and does not want to be told
     content = None if checkpoint is None else read_checkpoint(checkpoint)
-    wanted_classes = kwargs.get("num_classes")
-    if content is not None and (found := _classes_in(content, name)):
-        kwargs["num_classes"] = found
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained and content is None, **kwargs)
     except Exception as error:  # timm, torch and the hub's client raise many kinds
@@ -52,24 +52,40 @@ def create_model(
                 "or give a local checkpoint"
             ) from error
         raise InputError(f"timm cannot build '{name}' with {kwargs}: {reason}") from error
+    if img_size is not None:
+        _describe_input(model, img_size)
     if content is not None and checkpoint is not None:
-        load_content(model, content, checkpoint)
-        if wanted_classes not in (None, kwargs.get("num_classes")):
-            model.reset_classifier(wanted_classes)  # type: ignore[operator]
+        _load(model, content, checkpoint, num_classes=kwargs.get("num_classes"))
     return model
+
+
+def _describe_input(model: nn.Module, img_size: int | Sequence[int]) -> None:
+    """Note the size of images in timm's description of the model, the one place where all models have it."""
+    sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    model.pretrained_cfg = config | {"input_size": (config["input_size"][0], *sides)}  # type: ignore[assignment]
+
+
+def _load(model: nn.Module, content: Mapping[str, Any], path: str | Path, *, num_classes: int | None) -> None:
+    """Load weights with whatever number of classes they have; the classifier is made anew if another one is asked."""
+    found = _classes_in(own_names(model, weights_of(content)), model)
+    if found not in (None, model.num_classes):
+        model.reset_classifier(found)  # type: ignore[operator]
+    load_content(model, content, path)
+    if num_classes not in (None, model.num_classes):
+        model.reset_classifier(num_classes)  # type: ignore[operator]
 
 
 def _short(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-def _classes_in(content: Mapping[str, Any], name: str) -> int | None:
-    """Number of classes of the weights in a checkpoint, by timm's name of the classifier."""
-    config = timm.get_pretrained_cfg(name) if is_model(name) else None
-    classifier = config.classifier if config else None
+def _classes_in(weights: Mapping[str, torch.Tensor], model: nn.Module) -> int | None:
+    """Number of classes of some weights, by timm's name of the classifier."""
+    classifier = model.pretrained_cfg["classifier"]  # type: ignore[index]
     if isinstance(classifier, tuple | list):
         classifier = classifier[0]
-    weight = weights_of(content).get(f"{classifier}.weight")
+    weight = weights.get(f"{classifier}.weight")
     return None if weight is None else len(weight)
 
 

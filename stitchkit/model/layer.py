@@ -5,24 +5,38 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from stitchkit.model.layout import Format, convert
+
 
 class StitchLayer(nn.Module):
-    """A linear map with bias from the channels of a front anchor to those of an end anchor.
+    """A linear map with bias from the channels of a front anchor to those of an end anchor, at each position.
+
+    Fronts with channels first get a 1x1 convolution, others a linear layer; both are the same map.
 
     Args:
         in_channels: Width of the front.
         out_channels: Width of the end.
+        source: Layout of the front.
+        target: Layout of the end.
 
     Source: SN-Net, section 3.2.
     """
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(
+        self, in_channels: int, out_channels: int, *, source: Format = Format.NLC, target: Format = Format.NLC
+    ):
         super().__init__()
-        self.transform = nn.Linear(in_channels, out_channels)
+        self.source = source
+        self.target = target
+        self.transform: nn.Conv2d | nn.Linear
+        if source is Format.NCHW:
+            self.transform = nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        else:
+            self.transform = nn.Linear(in_channels, out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Tokens `[B, N, in_channels]` to `[B, N, out_channels]`."""
-        return self.transform(x)  # type: ignore[no-any-return]
+        """Activations of the front to those of the end, e.g. `[B, in_channels, H, W]` to `[B, H, W, out_channels]`."""
+        return convert(self.transform(x), self.source, self.target)
 
     @torch.no_grad()
     def set_map(self, matrix: torch.Tensor) -> None:
@@ -31,5 +45,5 @@ class StitchLayer(nn.Module):
         Args:
             matrix: `[in_channels + 1, out_channels]`; the last row is the bias.
         """
-        self.transform.weight.copy_(matrix[:-1].T)
-        self.transform.bias.copy_(matrix[-1])
+        self.transform.weight.copy_(matrix[:-1].T.reshape(self.transform.weight.shape))
+        self.transform.bias.copy_(matrix[-1])  # type: ignore[union-attr]

@@ -6,6 +6,8 @@ import copy
 import operator
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from stitchkit.errors import InputError
 from stitchkit.model.anchor import Anchor, Stage
 from stitchkit.model.layer import StitchLayer
+from stitchkit.model.mode import evaluating, without_statistics
 from stitchkit.routes import Joint, Segment, Stitch, StitchSpace
 
 
@@ -22,7 +25,7 @@ class SNNet(nn.Module):
     """A stitchable network. It runs one stitch at a time and shares all weights among them.
 
     Parameters are named as in the released checkpoints: `anchors.<n>.<timm's name>` and
-    `stitch_layers.<pair>.<layer>.transform.<weight or bias>`.
+    `stitch_layers.<pair>.<layer>.transform.<weight or bias>`, with the stage before the pair where there are several.
 
     Args:
         anchors: From cheap to costly.
@@ -54,7 +57,7 @@ class SNNet(nn.Module):
         if front.positions != end.positions:
             raise InputError(
                 f"{joint} joins {front.positions} to {end.positions} positions; choose anchors of the same input "
-                "size, patch size and number of prefix tokens"
+                "size, patch size (or strides) and number of prefix tokens"
             )
         table = self.stitch_layers
         for number in path[:-1]:
@@ -62,7 +65,7 @@ class SNNet(nn.Module):
                 table[str(number)] = nn.ModuleDict()
             table = table[str(number)]  # type: ignore[assignment]
         if str(path[-1]) not in table:
-            table[str(path[-1])] = StitchLayer(front.width, end.width)
+            table[str(path[-1])] = StitchLayer(front.width, end.width, source=front.layout, target=end.layout)
 
     def _stages_at(self, joint: Joint) -> tuple[Stage, Stage]:
         front, end = self.views[joint.front], self.views[joint.end]
@@ -175,7 +178,8 @@ class SNNet(nn.Module):
         """
         for name, step in self.route(stitch):
             if self.grad_checkpointing and self.training and name.startswith("block"):
-                x = checkpoint(step, x, use_reentrant=False)
+                # The second time a batch passes, in the backward pass, batch norms must not count it again.
+                x = checkpoint(step, x, use_reentrant=False, context_fn=partial(_twice, step))
             else:
                 x = step(x)
         return x
@@ -192,7 +196,14 @@ class SNNet(nn.Module):
         Raises:
             InputError: If the stitch is not in the space.
         """
-        return copy.deepcopy(nn.Sequential(OrderedDict(self.route(stitch)))).train(self.training)
+        net = nn.Sequential(OrderedDict(self.route(stitch)))
+        with evaluating(net):
+            return copy.deepcopy(net).train(self.training)
+
+
+def _twice(step: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What surrounds the two passes of a step under gradient checkpointing."""
+    return nullcontext(), without_statistics(step)
 
 
 def _check_inputs(anchors: Sequence[Anchor]) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from stitchkit.distributed import sum_over_ranks
 from stitchkit.errors import InputError
+from stitchkit.model.layout import rows
 from stitchkit.model.mode import evaluating
 from stitchkit.model.snnet import SNNet
 from stitchkit.routes import Joint
@@ -108,13 +109,15 @@ def _places(joint: Joint) -> tuple[tuple[str, int], tuple[str, int]]:
 def _accumulate(
     model: SNNet, images: torch.Tensor, grams: dict[tuple[str, int], Gram], targets: dict[Joint, _Target]
 ) -> None:
-    features = {label: [_rows(x) for x in anchor.features(images)] for label, anchor in model.views.items()}
     # Entry j of the features is the input of block j, so a front block i gives entry i + 1.
-    for (label, block), gram in grams.items():
-        gram.add(_with_ones(features[label][block + 1]))
+    fronts = {(label, block): (label, block + 1) for label, block in grams}
+    ends = {(joint.end, joint.end_block) for joint in targets}
+    features = _feature_rows(model, images, {*fronts.values(), *ends})
+    for front, gram in grams.items():
+        gram.add(_with_ones(features[fronts[front]]))
     for joint, target in targets.items():
-        x = _with_ones(features[joint.front][joint.front_block + 1])
-        y = features[joint.end][joint.end_block]
+        x = _with_ones(features[fronts[joint.front, joint.front_block]])
+        y = features[joint.end, joint.end_block]
         target.cross += x.T @ y
         target.square += y.square().sum()
 
@@ -135,8 +138,17 @@ def _apply(model: SNNet, grams: dict[tuple[str, int], Gram], targets: dict[Joint
     return residuals
 
 
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    return x.reshape(-1, x.shape[-1]).double()
+def _feature_rows(
+    model: SNNet, images: torch.Tensor, entries: set[tuple[str, int]]
+) -> dict[tuple[str, int], torch.Tensor]:
+    """Features of anchors as rows `[B x positions, C]`; entry `(label, j)` is what enters block `j`."""
+    found = {}
+    for label, anchor in model.views.items():
+        for index, x in enumerate(anchor.features(images)):
+            if (label, index) in entries:
+                layout = anchor.stage_of(max(index - 1, 0)).layout  # what enters a block left the one before it
+                found[label, index] = rows(x, layout).double()
+    return found
 
 
 def _with_ones(rows: torch.Tensor) -> torch.Tensor:

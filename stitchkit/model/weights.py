@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from stitchkit.errors import InputError
+from stitchkit.model.mode import evaluating
+from stitchkit.model.names import own_names
 
 _MODEL_KEYS = ("state_dict", "model")
 _EMA_KEYS = ("state_dict_ema", "model_ema")
@@ -111,7 +113,7 @@ def load_content(model: nn.Module, content: Mapping[str, Any], path: str | Path,
     Raises:
         InputError: If the weights belong to another model; the model is then unchanged.
     """
-    weights = weights_of(content, ema=ema)
+    weights = own_names(model, weights_of(content, ema=ema))
     own = model.state_dict()
     problems = [
         *(f"{key} is missing" for key in own.keys() - weights.keys()),
@@ -129,4 +131,5 @@ def load_content(model: nn.Module, content: Mapping[str, Any], path: str | Path,
             f"checkpoint '{path}' belongs to another configuration: {len(problems)} of {len(own)} keys differ: "
             f"{shown}{more}"
         )
-    model.load_state_dict(weights)
+    with evaluating(model):  # entering a mode makes timm's LeViT forget what it computed from the weights before
+        model.load_state_dict(weights)

@@ -1,7 +1,7 @@
 """Which stitches exist. Pure Python: no tensors, no weights."""
 
-from stitchkit.routes.rules import PairedWindow, Rule
+from stitchkit.routes.rules import PairedWindow, Rule, SlidingWindow, StageWise
 from stitchkit.routes.space import StitchSpace
 from stitchkit.routes.stitch import Joint, Segment, Stitch
 
-__all__ = ["Joint", "PairedWindow", "Rule", "Segment", "Stitch", "StitchSpace"]
+__all__ = ["Joint", "PairedWindow", "Rule", "Segment", "SlidingWindow", "StageWise", "Stitch", "StitchSpace"]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import NamedTuple, Protocol
 
 from stitchkit.errors import InputError
+from stitchkit.routes.pairs import BlockPair, paired, unpaired
 from stitchkit.routes.stitch import Joint, Segment, Stitch
 
 LayerPath = tuple[int, ...]
-"""Where a stitching layer stands among all of them, as in the published key names: (pair, layer)."""
+"""Where a stitching layer stands among all of them, as in the published key names.
+
+(pair of anchors, layer) for anchors of one stage, (stage among those that are stitched, pair, layer) for others.
+"""
 
 
 class Shape(Protocol):
@@ -24,6 +28,10 @@ class Shape(Protocol):
     @property
     def depths(self) -> tuple[int, ...]:
         """Blocks per stage."""
+
+    @property
+    def stitched_stages(self) -> tuple[int, ...]:
+        """The stages at which its family is stitched unless a configuration says otherwise."""
 
 
 class Plan(NamedTuple):
@@ -38,31 +46,6 @@ class Rule(Protocol):
 
     def plan(self, anchors: Sequence[Shape]) -> Plan:
         """Stitches and layers for `anchors`, from cheap to costly."""
-
-
-class WindowPair(NamedTuple):
-    """A pair of blocks that one window joins: leave after `front`, enter before `end`, through layer `layer`."""
-
-    front: int
-    end: int
-    layer: int
-
-
-def window_pairs(depth: int, *, kernel_size: int, stride: int) -> Iterator[WindowPair]:
-    """The block pairs of a window that slides over two stacks of `depth` blocks.
-
-    Every window yields all pairs of its blocks that no earlier window had; they share a new stitching layer.
-
-    Source: SN-Net, section 3.3 (sliding windows).
-    """
-    seen: set[tuple[int, int]] = set()
-    layer = 0
-    for start in range(0, depth, stride):
-        blocks = range(start, min(start + kernel_size, depth))
-        new = [(i, j) for i in blocks for j in blocks if (i, j) not in seen]
-        yield from (WindowPair(i, j, layer) for i, j in new)
-        seen.update(new)
-        layer += bool(new)
 
 
 @dataclass(frozen=True)
@@ -86,9 +69,7 @@ class PairedWindow:
     nearest: bool = True
 
     def __post_init__(self) -> None:
-        for key, value in (("stitch_kernel_size", self.kernel_size), ("stitch_stride", self.stride)):
-            if value < 1:
-                raise InputError(f"{key} is {value}; it must be at least 1 block")
+        _check_window(self.kernel_size, self.stride)
 
     def plan(self, anchors: Sequence[Shape]) -> Plan:
         """Stitches and layers for `anchors`, which must have one stage of the same depth each.
@@ -97,7 +78,7 @@ class PairedWindow:
             InputError: If depths differ or the window is larger than the depth.
         """
         depth = self._common_depth(anchors)
-        window = list(window_pairs(depth, kernel_size=self.kernel_size, stride=self.stride))
+        window = list(paired(depth, kernel_size=self.kernel_size, stride=self.stride))
         couples = [c for c in combinations(range(len(anchors)), 2) if not self.nearest or c[1] - c[0] == 1]
         layers: dict[Joint, LayerPath] = {}
         for number, (front, end) in enumerate(couples):
@@ -115,11 +96,10 @@ class PairedWindow:
         return Plan(tuple(stitches), layers)
 
     def _common_depth(self, anchors: Sequence[Shape]) -> int:
-        depths = {anchor.label: anchor.depths for anchor in anchors}
-        if len(set(depths.values())) > 1 or any(len(stages) > 1 for stages in depths.values()):
-            listed = ", ".join(f"{label} {'+'.join(map(str, stages))}" for label, stages in depths.items())
+        depths = {anchor.depths for anchor in anchors}
+        if len(depths) > 1 or any(len(stages) > 1 for stages in depths):
             raise InputError(
-                f"a paired window needs anchors of one stage and equal depth, but the blocks are: {listed}; "
+                f"a paired window needs anchors of one stage and equal depth, but the blocks are: {_blocks(anchors)}; "
                 "choose anchors of the same depth"
             )
         (depth,) = anchors[0].depths
@@ -131,7 +111,137 @@ class PairedWindow:
         return depth
 
 
-def _chained(window: Sequence[WindowPair], count: int, enter: int = 0) -> Iterator[tuple[WindowPair, ...]]:
+@dataclass(frozen=True)
+class StageWise:
+    """Neighbouring anchors are joined inside their stages: by a window where depths are equal, else unpaired.
+
+    Stitches only skip ahead: they enter at a later block of the stage than the one that they leave.
+
+    Args:
+        stages: The stages that take part, ascending.
+        kernel_size: Blocks in a window; a larger window than a stage covers the stage.
+        stride: Blocks between the starts of neighbouring windows.
+
+    Raises:
+        InputError: If kernel size or stride is below 1, or the stages do not ascend from 0.
+
+    Source: SN-Net, section 3.3, and the released code for Swin, ResNet and LeViT.
+    """
+
+    stages: tuple[int, ...]
+    kernel_size: int = 2
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        _check_window(self.kernel_size, self.stride)
+        if not self.stages or list(self.stages) != sorted(set(self.stages)) or self.stages[0] < 0:
+            raise InputError(f"stages is {list(self.stages)}; list the stages to stitch in order, such as [0, 1, 2]")
+
+    def plan(self, anchors: Sequence[Shape]) -> Plan:
+        """Stitches and layers for `anchors`: stage by stage, and in each pair by pair.
+
+        Raises:
+            InputError: If an anchor lacks one of the stages, or no stage has two blocks to join.
+        """
+        self._check_stages(anchors)
+        layers: dict[Joint, LayerPath] = {}
+        stitches = []
+        for number, stage in enumerate(self.stages):
+            for couple, (front, end) in enumerate(pairwise(anchors)):
+                leave, enter = (sum(anchor.depths[:stage]) for anchor in (front, end))
+                for pair in self._pairs(front.depths[stage], end.depths[stage]):
+                    joint = Joint(front.label, leave + pair.front, end.label, enter + pair.end)
+                    layers[joint] = (number, couple, pair.layer)
+                    stitches.append(_through(joint, sum(end.depths)))
+        if not stitches:
+            raise InputError(
+                f"no blocks can be joined in stages {list(self.stages)} of {_blocks(anchors)}; choose other 'stages', "
+                "a larger stitch_kernel_size, or anchors whose depth does not fall"
+            )
+        return Plan(tuple(stitches), layers)
+
+    def _pairs(self, front_depth: int, end_depth: int) -> Iterator[BlockPair]:
+        if front_depth == end_depth:
+            return paired(front_depth, kernel_size=self.kernel_size, stride=self.stride, ahead=True)
+        return unpaired(front_depth, end_depth)
+
+    def _check_stages(self, anchors: Sequence[Shape]) -> None:
+        common = min(len(anchor.depths) for anchor in anchors)
+        if self.stages[-1] >= common:
+            raise InputError(
+                f"stages is {list(self.stages)}, but the anchors have the stages 0 to {common - 1} in common; "
+                f"the blocks are: {_blocks(anchors)}"
+            )
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    """The rule of a configuration: `PairedWindow` for anchors of one stage, `StageWise` for others.
+
+    Args:
+        kernel_size: Blocks in a window.
+        stride: Blocks between the starts of neighbouring windows.
+        nearest: Join neighbouring anchors only.
+        stages: The stages to stitch; by default those that the anchors' families are stitched at.
+
+    Raises:
+        InputError: If a value cannot be used.
+    """
+
+    kernel_size: int = 2
+    stride: int = 1
+    nearest: bool = True
+    stages: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _check_window(self.kernel_size, self.stride)
+        if self.stages is not None:
+            self._stage_wise(self.stages)
+
+    def plan(self, anchors: Sequence[Shape]) -> Plan:
+        """Stitches and layers for `anchors`, from cheap to costly.
+
+        Raises:
+            InputError: If the rule does not fit the anchors.
+        """
+        if self.stages is None and all(len(anchor.depths) == 1 for anchor in anchors):
+            return PairedWindow(self.kernel_size, self.stride, self.nearest).plan(anchors)
+        if not self.nearest:
+            raise InputError(
+                "nearest_stitching is false, which is known for anchors of one stage only; leave it out for "
+                f"{_blocks(anchors)}"
+            )
+        stages = _usual_stages(anchors) if self.stages is None else self.stages
+        return self._stage_wise(stages).plan(anchors)
+
+    def _stage_wise(self, stages: tuple[int, ...]) -> StageWise:
+        return StageWise(stages, self.kernel_size, self.stride)
+
+
+def _usual_stages(anchors: Sequence[Shape]) -> tuple[int, ...]:
+    usual = set(anchors[0].stitched_stages).intersection(*(anchor.stitched_stages for anchor in anchors))
+    if not usual:
+        listed = ", ".join(f"{anchor.label} {list(anchor.stitched_stages)}" for anchor in anchors)
+        raise InputError(f"the anchors are usually stitched at different stages: {listed}; say which as 'stages'")
+    return tuple(sorted(usual))
+
+
+def _check_window(kernel_size: int, stride: int) -> None:
+    for key, value in (("stitch_kernel_size", kernel_size), ("stitch_stride", stride)):
+        if value < 1:
+            raise InputError(f"{key} is {value}; it must be at least 1 block")
+
+
+def _blocks(anchors: Sequence[Shape]) -> str:
+    return ", ".join(f"{anchor.label} {'+'.join(map(str, anchor.depths))}" for anchor in anchors)
+
+
+def _through(joint: Joint, end_depth: int) -> Stitch:
+    front = Segment(joint.front, 0, joint.front_block + 1)
+    return Stitch((front, Segment(joint.end, joint.end_block, end_depth)))
+
+
+def _chained(window: Sequence[BlockPair], count: int, enter: int = 0) -> Iterator[tuple[BlockPair, ...]]:
     """All ways to take `count` joints in a row, each leaving at or after the block where the route entered."""
     if count == 0:
         yield ()
@@ -142,7 +252,7 @@ def _chained(window: Sequence[WindowPair], count: int, enter: int = 0) -> Iterat
                 yield (pair, *rest)
 
 
-def _stitch(labels: Sequence[str], pairs: Sequence[WindowPair], depth: int) -> Stitch:
+def _stitch(labels: Sequence[str], pairs: Sequence[BlockPair], depth: int) -> Stitch:
     starts = [0, *(pair.end for pair in pairs)]
     stops = [*(pair.front + 1 for pair in pairs), depth]
     return Stitch(tuple(map(Segment, labels, starts, stops)))

@@ -22,7 +22,7 @@ FLOORS = {
     "stitchkit/cli.py": 6,
     "stitchkit/__main__.py": 7,
 }
-FAMILIES = ("stitching_deit",)
+FAMILIES = ("stitching_deit", "stitching_levit", "stitching_resnet_swin", "stitching_swin")
 PACKAGES = ("stitchkit", *FAMILIES)
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 

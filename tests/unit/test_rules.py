@@ -6,12 +6,13 @@ import pytest
 
 from stitchkit.errors import InputError
 from stitchkit.routes import Joint, PairedWindow, Stitch, StitchSpace
-from stitchkit.routes.rules import window_pairs
+from stitchkit.routes.pairs import paired
 
 
 class Anchor(NamedTuple):
     label: str
     depths: tuple[int, ...]
+    stitched_stages: tuple[int, ...] = (0,)
 
 
 def anchors(depth: int = 12, count: int = 3) -> list[Anchor]:
@@ -19,7 +20,7 @@ def anchors(depth: int = 12, count: int = 3) -> list[Anchor]:
 
 
 def test_windows_take_all_new_pairs_and_share_a_layer():
-    assert list(window_pairs(3, kernel_size=2, stride=1)) == [
+    assert list(paired(3, kernel_size=2, stride=1)) == [
         *((0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0)),
         *((1, 2, 1), (2, 1, 1), (2, 2, 1)),
     ]

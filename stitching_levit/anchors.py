@@ -1,0 +1,66 @@
+"""The view of timm's `Levit` and `LevitDistilled`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from timm.models.levit import Levit
+from torch import nn
+
+from stitching_levit import published
+from stitchkit.model.anchor import Anchor, Stage, stage_steps
+from stitchkit.model.layout import Format
+
+
+class LevitAnchor(Anchor):
+    """A LeViT of any size: stages of tokens `[B, N, C]`, or of maps `[B, C, H, W]` in its convolutional form.
+
+    A block is one attention and its MLP. The two classifiers of a distilled model are averaged in evaluation.
+    """
+
+    model: Levit
+    stem_children = ("stem",)
+    head_children = ("head", "head_dist")
+    stitched_stages = (0, 1)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages; positions are tokens, or rows and columns of a map."""
+        return tuple(
+            self._stage(len(stage.blocks), width, stage.blocks[0].attn.resolution)
+            for stage, width in zip(self.model.stages, self.model.embed_dim, strict=True)
+        )
+
+    def _stage(self, depth: int, width: int, grid: tuple[int, int]) -> Stage:
+        if self.model.use_conv:
+            return Stage(depth, width, tuple(grid), Format.NCHW)
+        return Stage(depth, width, (math.prod(grid),), Format.NLC)
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Size of an input image, `(C, H, W)`."""
+        height, width = self.model.stages[0].blocks[0].attn.resolution
+        stride = self.model.stem.stride
+        return (self.model.in_chans, height * stride, width * stride)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """Attention and MLP; the attention that down-samples, and its MLP, run with the first block of their stage."""
+        return [step for stage in self.model.stages for step in stage_steps(stage)]
+
+    def own_names(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Weights under timm's names, given those of a published checkpoint."""
+        return published.own_names(weights, self.depths)
+
+    @staticmethod
+    def run_stem(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """Images `[B, C, H, W]` to tokens `[B, N, C]`, or to maps `[B, C, H, W]`."""
+        x = model.stem(x)  # type: ignore[operator]
+        return x if model.use_conv else x.flatten(2).transpose(1, 2)
+
+    @staticmethod
+    def run_head(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """Tokens or maps to logits `[B, num_classes]`: pooling and classifier."""
+        return model.forward_head(x)  # type: ignore[operator,no-any-return]

@@ -1,0 +1,62 @@
+"""The view of timm's `ResNet`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from timm.models.resnet import ResNet
+from torch import nn
+
+from stitchkit.model.anchor import Anchor, Stage
+from stitchkit.model.layout import Format
+
+
+class ResNetAnchor(Anchor):
+    """A ResNet in any of timm's variants (D, T, ResNeXt, SE, ECA, RS, blur, ...): stages of maps `[B, C, H, W]`."""
+
+    model: ResNet
+    stem_children = ("conv1", "bn1", "act1", "maxpool")
+    head_children = ("global_pool", "fc")
+    stitched_stages = (1, 2)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages; positions are rows and columns of a map."""
+        _, height, width = self.input_size
+        return tuple(
+            Stage(
+                depth=len(blocks),
+                width=info["num_chs"],
+                positions=(-(-height // info["reduction"]), -(-width // info["reduction"])),  # rounded up
+                layout=Format.NCHW,
+            )
+            for blocks, info in zip(self._layers, self.model.feature_info[1:], strict=True)
+        )
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Size of an input image, `(C, H, W)`; a ResNet takes any, so it is that of its pretrained configuration."""
+        _, height, width = self.pretrained_cfg["input_size"]
+        return (self.model.in_chans, height, width)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The residual blocks; the first one of a stage changes width and size."""
+        return [block for blocks in self._layers for block in blocks]
+
+    @property
+    def _layers(self) -> Sequence[nn.Sequential]:
+        return (self.model.layer1, self.model.layer2, self.model.layer3, self.model.layer4)
+
+    @staticmethod
+    def run_stem(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """Images `[B, C, H, W]` to maps `[B, C, H, W]` at a quarter of the size."""
+        for name in ResNetAnchor.stem_children:
+            x = getattr(model, name)(x)
+        return x
+
+    @staticmethod
+    def run_head(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """Maps `[B, C, H, W]` to logits `[B, num_classes]`: pooling and classifier."""
+        return model.forward_head(x)  # type: ignore[operator,no-any-return]

@@ -1,0 +1,31 @@
+"""Names of weights in published Swin checkpoints, the original ones and those of SN-Net."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+
+# Constants of the architecture, which timm computes.
+_CONSTANTS = ("attn_mask", "relative_position_index")
+
+
+def own_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights under timm's names.
+
+    The published models down-sample at the end of a stage, timm's at the start of the next one.
+
+    Args:
+        weights: Of one Swin transformer, under published or timm's names.
+    """
+    kept = {name: value for name, value in weights.items() if name.rpartition(".")[2] not in _CONSTANTS}
+    # timm's first stage has no down-sampling, the published one has.
+    if "layers.0.downsample.reduction.weight" not in kept:
+        return kept
+    return {_own_name(name): value for name, value in kept.items()}
+
+
+def _own_name(name: str) -> str:
+    name = re.sub(r"^layers\.(\d+)\.downsample", lambda found: f"layers.{int(found[1]) + 1}.downsample", name)
+    return re.sub(r"^head\.", "head.fc.", name)

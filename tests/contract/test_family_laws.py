@@ -1,0 +1,166 @@
+"""Laws 1, 2 and 6 for every family, by one body of tests."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from timm.layers.format import get_channel_dim
+
+import stitchkit
+from stitchkit.config import AnchorSpec
+from stitchkit.measure.profile import FlopCountAnalysis, Profiler, measure
+from stitchkit.model.anchor import VIEWS, view
+from stitchkit.model.create import create_anchor
+from stitchkit.model.snnet import SNNet
+from stitchkit.model.solve import fit_stitching_layers
+from stitchkit.routes import SlidingWindow, StitchSpace
+from tests.support import FAMILIES, family_snnet, pico_images, randomize
+
+ANCHORS = {f"{family}: {anchor['label']}": anchor for family in FAMILIES for anchor in FAMILIES[family]["anchors"]}
+
+
+def images(model: SNNet, count: int = 2) -> torch.Tensor:
+    return pico_images(count, size=model.input_size[-1])
+
+
+def twin(model: SNNet) -> SNNet:
+    # eval() makes timm's LeViT forget tensors that cannot be copied
+    return copy.deepcopy(model.eval())
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request):
+    return family_snnet(request.param)
+
+
+def create(name):
+    anchor = create_anchor(AnchorSpec.parse(ANCHORS[name]), pretrained=False)
+    randomize(anchor.model)
+    anchor.model.eval()
+    return anchor
+
+
+def test_every_view_has_a_pico_family():
+    classes = {type(anchor.model) for family in FAMILIES for anchor in family_snnet(family).views.values()}
+    tested = {f"{kind.__module__}.{kind.__qualname__}" for kind in classes}
+    assert {VIEWS[name] for name in tested} == set(VIEWS.values())
+
+
+@pytest.mark.parametrize("name", ANCHORS)
+def test_law_1_anchor_equals_the_timm_model(name):
+    anchor = create(name)
+    x = pico_images(size=anchor.input_size[-1])
+    y = x
+    for step in anchor.steps:
+        y = step(y)
+    assert torch.equal(y, anchor.model(x))
+    features = anchor.features(x)
+    left = [stage for stage in anchor.stages for _ in range(stage.depth)]
+    for feature, stage in zip(features[1:], left, strict=True):
+        assert feature.movedim(get_channel_dim(stage.layout), -1).shape == (2, *stage.positions, stage.width)
+
+
+@pytest.mark.parametrize("name", ANCHORS)
+@pytest.mark.parametrize("final_norm", [True, False])
+def test_law_2_self_stitch_equals_the_anchor(name, final_norm):
+    first = create(name)
+    if not final_norm:
+        for child in first.final_norm_children:
+            setattr(first.model, child, torch.nn.Identity())
+    anchors = [view(first.model, label="a"), view(copy.deepcopy(first.model), label="b")]
+    model = SNNet(anchors, StitchSpace.build(anchors, SlidingWindow()), stitched_final_norm=final_norm).eval()
+    for joint in model.space.layers:
+        width = first.stage_of(joint.front_block).width
+        model.layer(joint).set_map(torch.cat([torch.eye(width), torch.zeros(1, width)]))
+    x = pico_images(size=first.input_size[-1])
+    straight = [stitch for stitch in model.space if all(j.front_block + 1 == j.end_block for j in stitch.joints)]
+    assert len(straight) > len(anchors)
+    for stitch in straight:
+        torch.testing.assert_close(model(x, stitch), first.model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_law_6_extract_equals_the_stitch(model):
+    profiler = Profiler(model)
+    x = images(model)
+    outputs = []
+    for cfg_id, stitch in enumerate(model.space):
+        net = model.extract(cfg_id)
+        outputs.append(net(x))
+        assert torch.equal(outputs[-1], model(x, stitch))
+        cost = profiler.cost(stitch)
+        assert cost == measure(net, x[:1])
+        assert cost.params == sum(parameter.numel() for parameter in net.parameters())
+    # The routes are really different ones.
+    assert len({tuple(output.flatten().tolist()) for output in outputs}) == len(model.space)
+
+
+def test_law_6_flops_are_those_of_fvcore(model):
+    net = model.extract(len(model.space) - 1)
+    for module in net.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    count = FlopCountAnalysis(net, images(model, 1)).unsupported_ops_warnings(False).total()
+    assert Profiler(model).cost(len(model.space) - 1).flops == count > 0
+
+
+def test_an_extracted_network_is_independent_plain_and_minimal(model):
+    model = twin(model)
+    net = model.extract(len(model.anchors))
+    x = images(model)
+    before = net(x)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(net(x), before)
+    assert not any(isinstance(module, SNNet) for module in net.modules())
+    assert torch.equal(pickle.loads(pickle.dumps(net))(x), before)
+
+
+def test_gradients_reach_the_route_and_nothing_else(model):
+    model = twin(model).train()
+    stitch = model.space[len(model.anchors)]
+    model(images(model), stitch).sum().backward()
+    used = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    wanted = {id(parameter) for _, step in model.route(stitch) for parameter in step.parameters()}
+    assert used == {name for name, parameter in model.named_parameters() if id(parameter) in wanted}
+    assert len(used) < len(list(model.parameters()))
+
+
+def test_gradient_checkpointing_changes_no_gradient(model):
+    plain, saving = twin(model).train(), twin(model).train()
+    saving.set_grad_checkpointing()
+    for one in (plain, saving):
+        torch.manual_seed(0)  # Swin drops paths
+        one(images(one), len(one.anchors)).sum().backward()
+    for one, other in zip(plain.parameters(), saving.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        if one.grad is not None:
+            assert torch.equal(one.grad, other.grad)
+    for one, other in zip(plain.buffers(), saving.buffers(), strict=True):
+        assert torch.equal(one, other), "running statistics see each batch once"
+
+
+def test_the_closed_form_fit_finds_an_exact_map(model):
+    """Fronts and ends are one anchor, so the best map of a straight joint is the identity, in every layout."""
+    first = list(model.views.values())[-1]
+    anchors = [view(copy.deepcopy(first.model), label="a"), view(copy.deepcopy(first.model), label="b")]
+    twins = SNNet(anchors, StitchSpace.build(anchors, SlidingWindow(kernel_size=2, stride=2))).eval()
+    residuals = fit_stitching_layers(twins, [pico_images(64, size=first.input_size[-1])])
+    straight = [residual for joint, residual in residuals.items() if joint.front_block + 1 == joint.end_block]
+    assert straight
+    assert max(straight) < 1e-5
+
+
+def test_weights_loaded_in_evaluation_mode_are_used_at_once(model, tmp_path):
+    """timm's LeViT keeps what it computed from its weights in evaluation mode."""
+    other = twin(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+    x = images(model)
+    torch.save(other.state_dict(), tmp_path / "w.pth")
+    again = twin(model)
+    again(x)
+    stitchkit.load_checkpoint(again, tmp_path / "w.pth")
+    assert torch.equal(again(x), other.eval()(x))
