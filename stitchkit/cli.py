@@ -88,12 +88,19 @@ def _parser() -> _Parser:
     add_flags(train)
 
     profile = add("profile", _profile, "write FLOPs and parameters of every stitch, without data or weights")
-    profile.add_argument(
-        "--stitch_config", "--stitch-config", required=True, metavar="JSON", help="stitch configuration"
-    )
     profile.add_argument("--output", required=True, metavar="FILE", help="ledger to write")
-    profile.add_argument("--num-classes", type=int, metavar="N", help="number of classes; by default the models'")
-    profile.add_argument("--img-size", type=int, metavar="N", help="side of the input image; by default the models'")
+
+    convert = add("convert", _convert, "rewrite a released checkpoint under our names, as safetensors")
+    convert.add_argument("checkpoint", metavar="IN", help="a released file, or one of ours")
+    convert.add_argument("output", metavar="OUT.safetensors", help="file to write")
+    for command in (profile, convert):
+        command.add_argument(
+            "--stitch_config", "--stitch-config", required=True, metavar="JSON", help="stitch configuration"
+        )
+        command.add_argument("--num-classes", type=int, metavar="N", help="number of classes; by default the models'")
+        command.add_argument(
+            "--img-size", type=int, metavar="N", help="side of the input image; by default the models'"
+        )
 
     pareto = add("pareto", _pareto, "print the Pareto front of a ledger, and on request draw it")
     pareto.add_argument("ledger", metavar="FILE", help="a stitches_res.txt, ours or a published one")
@@ -102,7 +109,7 @@ def _parser() -> _Parser:
     demo = add("demo-data", _demo_data, "write scikit-learn's handwritten digits as an image folder")
     demo.add_argument("folder", metavar="DIR", help="folder to write, e.g. data/digits")
 
-    for command in (train, profile, pareto, demo):
+    for command in (train, profile, convert, pareto, demo):
         command.set_defaults(allowed=[name for action in command._actions for name in action.option_strings])
     return parser
 
@@ -120,14 +127,34 @@ def _profile(settings: dict[str, Any]) -> None:
     from stitchkit.measure.profile import Profiler
     from stitchkit.model.create import create_snnet
 
-    output = Path(settings["output"])
-    if output.exists():
-        raise InputError(f"'{output}' exists; choose another --output or remove it")
+    output = _new_file(settings["output"])
     model = create_snnet(settings["stitch_config"], num_classes=settings["num_classes"], img_size=settings["img_size"])
     profiler = Profiler(model)
     rows = [cost_row(model.space, cfg_id, profiler.cost(cfg_id)) for cfg_id in range(len(model.space))]
     write_rows(output, rows)
     print(f"{len(rows)} stitches are in {output}")
+
+
+def _convert(settings: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    from stitchkit.model.create import create_snnet
+    from stitchkit.model.weights import load_checkpoint
+
+    output = _new_file(settings["output"])
+    if output.suffix != ".safetensors":
+        raise InputError(f"'{output}' is to be a safetensors file; let its name end with .safetensors")
+    model = create_snnet(settings["stitch_config"], num_classes=settings["num_classes"], img_size=settings["img_size"])
+    load_checkpoint(model, settings["checkpoint"])
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, output)
+    print(f"{len(weights)} tensors are in {output}; use it as --resume with --eval, or in stitchkit.load_checkpoint")
+
+
+def _new_file(path: str) -> Path:
+    if Path(path).exists():
+        raise InputError(f"'{path}' exists; choose another file or remove it")
+    return Path(path)
 
 
 def _pareto(settings: dict[str, Any]) -> None:

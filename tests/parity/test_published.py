@@ -1,0 +1,149 @@
+"""Laws 3, 4 and 5 for the five published configurations: their spaces, FLOPs and logits."""
+
+import argparse
+import importlib.util
+import json
+
+import pytest
+import torch
+
+import stitchkit
+from stitchkit.cli import main
+from stitchkit.config import StitchConfig
+from stitchkit.measure.ledger import read_rows
+from stitchkit.measure.profile import Profiler
+from stitchkit.model.create import create_model
+from stitchkit.model.weights import read_checkpoint
+from tests.support import ROOT
+
+PUBLISHED = {"deit_ti_s_b": 71, "swin_ti_s_b": 41, "resnet18_resnet50": 10, "resnet18_swin_ti": 8, "levit_192_256": 8}
+
+
+class Reference:
+    """What the released code gave for one configuration."""
+
+    def __init__(self, name, shared):
+        self.name = name
+        self.config = ROOT / f"configs/{name}.json"
+        self.file = shared / f"golden/{name}.json"
+        self.content = json.loads(self.file.read_text())
+        self.ledger = read_rows(shared / f"published/{name}.jsonl")
+        spec = importlib.util.spec_from_file_location("fill", shared / "golden/fill.py")
+        self.fill = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self.fill)
+
+    def state_dict(self):
+        return self.fill.state_dict(self.file)
+
+
+@pytest.fixture(params=PUBLISHED, scope="module")
+def reference(request, shared):
+    return Reference(request.param, shared)
+
+
+@pytest.fixture(scope="module")
+def model(reference):
+    return stitchkit.create_snnet(reference.config).eval()
+
+
+@pytest.fixture(scope="module")
+def released(reference, tmp_path_factory):
+    """A file as the authors released them."""
+    path = tmp_path_factory.mktemp("released") / f"{reference.name}.pth"
+    weights = {f"module.{key}": value for key, value in reference.state_dict().items()}
+    torch.save({"model": weights, "optimizer": {}, "epoch": 49, "args": argparse.Namespace(lr=1.0)}, path)
+    return path
+
+
+def test_law_3_published_space(model, reference):
+    labels = list(model.views)
+    assert len(model.space) == reference.content["num_stitches"] == PUBLISHED[reference.name]
+    for cfg_id, expected in reference.content["stitch_configs"].items():
+        stitch = model.space[int(cfg_id)]
+        assert [labels.index(segment.anchor) for segment in stitch.segments] == expected["comb_id"]
+        blocks, layers = [], []
+        for joint in stitch.joints:
+            stage = expected.get("stage_id", 0)
+            skipped = [sum(model.views[label].depths[:stage]) for label in (joint.front, joint.end)]
+            blocks.append([joint.front_block - skipped[0], joint.end_block - skipped[1]])
+            layers.append(model.space.layers[joint][-1])
+        assert (blocks, layers) == (expected["stitch_cfgs"], expected["stitch_layers"])
+
+
+def test_law_4_published_flops(reference, tmp_path):
+    out = tmp_path / "costs.txt"
+    assert main(["profile", "--stitch_config", str(reference.config), "--output", str(out)]) == 0
+    ours = read_rows(out)
+    assert [row["flops"] for row in ours] == [row["flops"] for row in reference.ledger]
+    assert len(ours) == PUBLISHED[reference.name]
+    assert list(ours[0]) == ["cfg_id", "stitch", "flops", "params"]
+
+
+def test_law_5_published_weights_give_the_published_logits(model, reference, released):
+    assert stitchkit.load_checkpoint(model, released)["epoch"] == 49
+    x = reference.fill.images()
+    with torch.inference_mode():
+        for cfg_id, expected in reference.content["logits"].items():
+            model.reset_stitch_id(int(cfg_id))
+            torch.testing.assert_close(model(x)[:, :8], torch.tensor(expected), rtol=1e-3, atol=1e-3)
+
+
+def test_released_names_and_shapes_become_ours(model, reference, released):
+    stitchkit.load_checkpoint(model, released)
+    kept = set(reference.content["kept_buffers"])
+    theirs = [shape for key, shape, _ in reference.content["keys"] if key not in kept]
+    assert sorted(map(list, (value.shape for value in model.state_dict().values()))) == sorted(theirs)
+    layers = {key: shape for key, shape, _ in reference.content["keys"] if key.startswith("stitch_layers.")}
+    assert layers == {
+        key: list(value.shape) for key, value in model.state_dict().items() if key.startswith("stitch_layers.")
+    }
+
+
+def test_convert_rewrites_a_released_file(model, reference, released, tmp_path, capsys):
+    out = tmp_path / "ours.safetensors"
+    assert main(["convert", str(released), str(out), "--stitch_config", str(reference.config)]) == 0
+    assert str(out) in capsys.readouterr().out
+    stitchkit.load_checkpoint(model, released)
+    converted = read_checkpoint(out)
+    assert converted.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, converted[key]) for key, value in model.state_dict().items())
+
+
+def test_an_original_file_of_an_anchor_becomes_a_timm_model(reference, tmp_path):
+    """What the authors of the anchors released, which SN-Net started from, is a checkpoint for an anchor."""
+    name = StitchConfig.load(reference.config).anchors[-1].name
+    number = len(StitchConfig.load(reference.config).anchors) - 1
+    prefix = f"anchors.{number}."
+    weights = {key.removeprefix(prefix): value for key, value in reference.state_dict().items() if prefix in key}
+    torch.save({"model": weights}, tmp_path / "anchor.pth")
+    model = create_model(name, checkpoint=tmp_path / "anchor.pth")
+    assert model.num_classes == 1000
+    assert create_model(name, checkpoint=tmp_path / "anchor.pth", num_classes=7).num_classes == 7
+
+
+def test_published_params_of_deit_stitches_leave_some_parameters_out(shared):
+    """Ours count every parameter of the extracted network; the published figures of stitches are described here."""
+    model = stitchkit.create_snnet(ROOT / "configs/deit_ti_s_b.json")
+    profiler = Profiler(model)
+    for row in read_rows(shared / "published/deit_ti_s_b.jsonl"):
+        stitch = model.space[row["cfg_id"]]
+        front, end = (model.views[stitch.segments[i].anchor].model for i in (0, -1))
+        ours = profiler.cost(stitch).params
+        if not stitch.is_anchor:
+            ours -= front.pos_embed.numel() + front.cls_token.numel()  # published: left out
+            ours += sum(parameter.numel() for parameter in end.norm.parameters())  # published: counted, never run
+        assert ours == row["params"]
+
+
+def test_published_params_of_swin_stitches_leave_the_front_merging_out(shared):
+    model = stitchkit.create_snnet(ROOT / "configs/swin_ti_s_b.json")
+    profiler = Profiler(model)
+    for row in read_rows(shared / "published/swin_ti_s_b.jsonl"):
+        stitch = model.space[row["cfg_id"]]
+        ours = profiler.cost(stitch).params
+        if not stitch.is_anchor:
+            front = model.views[stitch.segments[0].anchor]
+            blocks, stages = stitch.segments[0].stop, front.model.layers
+            entered = [number for number in range(1, 4) if sum(front.depths[:number]) < blocks]
+            ours -= sum(p.numel() for number in entered for p in stages[number].downsample.parameters())
+        assert ours == row["params"]
