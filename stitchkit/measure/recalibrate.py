@@ -1,0 +1,42 @@
+"""Batch-norm statistics of one network alone; the routes of an SN-Net share them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from timm.utils import distribute_bn
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from stitchkit.model.mode import evaluating
+
+
+@torch.no_grad()
+def recalibrate(net: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    """Compute running statistics anew, as the mean over batches, and over ranks where there are several.
+
+    torch's `update_bn` would also drop paths and units while it does so; here batch norms alone are in training mode.
+
+    Args:
+        net: A network with or without batch norm, such as an extracted stitch; it is changed in place.
+        batches: Images `[B, C, H, W]` of this rank, prepared as for evaluation.
+
+    Source: once-for-all (Cai et al., ICLR 2020) for the subnets of a supernet.
+    """
+    norms = [part for part in net.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    with evaluating(net):
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()
+            norm.momentum = None  # torch then takes the plain mean over batches
+        for images in batches:
+            net(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    if dist.is_initialized():
+        distribute_bn(net, dist.get_world_size(), reduce=True)
