@@ -82,6 +82,8 @@ def _check_batches(recipe: Recipe) -> None:
     data, augment = recipe.data, recipe.augment
     if augment.mixes and data.batch_size % 2:
         raise InputError(f"--batch-size is {data.batch_size}; mixup and cutmix need an even one")
+    if data.epoch_repeats and not data.dataset.startswith(("tfds/", "hfids/")):
+        raise InputError("--epoch-repeats is for --dataset tfds/... and hfids/..., as in timm; use more --epochs")
     if augment.aug_splits == 1:
         raise InputError("--aug-splits is 1; give 0 for none, or at least 2")
     if recipe.model.split_bn and not augment.aug_splits and data.batch_size % 2:

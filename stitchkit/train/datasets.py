@@ -86,22 +86,15 @@ def _open(recipe: Recipe, split: str, *, is_training: bool) -> Dataset[Any]:
     except Exception as error:  # the readers of many libraries raise many kinds
         place = f"'{data.dataset or data.data_dir}', split '{split}'"
         raise InputError(f"dataset {place} cannot be opened: {type(error).__name__}: {error}") from error
-    if is_training:
-        _check_stream(recipe, is_stream=isinstance(dataset, IterableDataset))
+    if is_training and isinstance(dataset, IterableDataset):
+        for name in ("aug_repeats", "aug_splits"):
+            if getattr(recipe.augment, name):
+                raise InputError(f"{flag_of(name)} is not for streamed datasets; set it to 0")
     # Where a folder has no such split, timm takes the whole folder for it.
     root = getattr(getattr(dataset, "reader", None), "root", None)
     if not data.dataset and root is not None and Path(root) == Path(data.data_dir or "") and Path(root).is_dir():
         raise InputError(f"data folder '{data.data_dir}' has no {split}/ folder; it needs {_layout(recipe)}")
     return dataset
-
-
-def _check_stream(recipe: Recipe, *, is_stream: bool) -> None:
-    """See that the training split can do what is asked of it."""
-    for name in ("aug_repeats", "aug_splits") if is_stream else ():
-        if getattr(recipe.augment, name):
-            raise InputError(f"{flag_of(name)} is not for streamed datasets; set it to 0")
-    if recipe.data.epoch_repeats and not is_stream:
-        raise InputError("--epoch-repeats is for streamed datasets; use more --epochs, or --aug-repeats")
 
 
 def _classes(dataset: Dataset[Any] | None) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import yaml
 
@@ -18,6 +17,7 @@ from stitchkit.measure.profile import Profiler
 from stitchkit.model.snnet import SNNet
 from stitchkit.train.checkpoint import fingerprint, load_weights
 from stitchkit.train.data import without_padding
+from stitchkit.train.network import uncompiled
 from stitchkit.train.optim import create_precision
 from stitchkit.train.progress import progress
 from stitchkit.train.recipe import Recipe
@@ -73,10 +73,7 @@ def _open_ledger(session: Session, model: SNNet) -> Ledger:
     """The ledger to go on with, if it was made of the same weights on the same data."""
     recipe = session.recipe
     path = session.folder / LEDGER
-    cost = Profiler(model).cost
-    if recipe.model.torchcompile:  # compiled code cannot be traced
-        cost = torch.compiler.set_stance("force_eager")(cost)
-    ledger = Ledger(path, model.space, cost)
+    ledger = Ledger(path, model.space, uncompiled(model)(Profiler(model).cost))
     settings = recipe.flat()
     assert recipe.run.resume is not None, "the settings were checked"
     data = Path(recipe.data.data_dir or "").resolve()

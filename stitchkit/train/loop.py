@@ -37,6 +37,12 @@ def count_updates(loader: Loader, recipe: Recipe) -> int:
     return len(loader) // recipe.optim.grad_accum_steps
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def save_batch(images: torch.Tensor, path: Path) -> None:
     """A batch as one picture, as timm saves it; of channels that are no colours, the first is shown.
 
@@ -182,8 +188,8 @@ class Trainer:
                 self._backward(loss, update=is_last)
             total += loss.detach()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.recipe.distributed.synchronize_step and self.world.device.type == "cuda":
-            torch.cuda.synchronize()
+        if self.recipe.distributed.synchronize_step:
+            wait_for(self.world.device)
         return total, images
 
     def _backward(self, loss: torch.Tensor, *, update: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -166,6 +168,19 @@ def _split_batch_norms(model: nn.Module, parts: int) -> None:
     if flat:
         raise InputError(f"--split-bn splits batch norms of images, this network has {', '.join(flat)}; leave it out")
     convert_splitbn_model(model, parts)
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run a network as it was before `--torchcompile`: compiled code can be neither traced nor counted."""
+    compiled = {part: part._compiled_call_impl for part in model.modules()}
+    for part in compiled:
+        part._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for part, call in compiled.items():
+            part._compiled_call_impl = call
 
 
 def _compile(model: nn.Module, backend: str, mode: str | None) -> None:

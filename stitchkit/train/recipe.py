@@ -130,7 +130,7 @@ class DataRecipe:
     val_num_samples: int | None = _flag(None, "images of a streamed validation split", kind=int, low=1)
     dataset_download: bool = _flag(False, "allow the dataset to be downloaded")
     dataset_trust_remote_code: bool = _flag(False, "let a Hugging Face dataset run the code that it comes with")
-    epoch_repeats: float = _flag(0.0, "times a streamed training split is repeated in an epoch", low=0)
+    epoch_repeats: float = _flag(0.0, "times an epoch goes through the training split, of tfds/ and hfids/", low=0)
     class_map: str = _flag("", "file that maps class names to numbers")
     input_img_mode: str | None = _flag(None, "PIL mode of the images; by default RGB for 3 channels, else L", kind=str)
     input_key: str | None = _flag(None, "key of the images in a record", kind=str)

@@ -80,7 +80,9 @@ REFUSED: dict[str, Refusal] = {
     "naflex_patchify_channels_first": Refusal(_SIZES, False),
     "kd_model_name": Refusal("a stitched network learns from one teacher; name it by --teacher-model"),
     "kd_distill_type": Refusal(_FEATURES, "logit"),
-    "kd_loss_type": Refusal("choose the teacher's loss by --distillation-type, soft (KL divergence) or hard", "kl"),
+    "kd_loss_type": Refusal(
+        "the kind of teaching says the loss; use --distillation-type soft (KL divergence) or hard", "kl"
+    ),
     "distill_loss_weight": Refusal("the losses of labels and teacher share one; use --distillation-alpha"),
     "task_loss_weight": Refusal("the labels have what --distillation-alpha leaves to them; use that"),
     "kd_temperature": Refusal("the teacher's temperature is --distillation-tau; use that", 4.0),
