@@ -78,7 +78,7 @@ class Profiler:
         anchor = self._model.views[label]
         inputs = self._entering(label)
         if step == "stem":
-            image = torch.zeros(1, *anchor.input_size, device=inputs[0].device)
+            image = inputs[0].new_zeros(1, *anchor.input_size)
             return self._measured((label, step), anchor.stem, image)
         if step.startswith("head"):
             return self._measured((label, step), anchor.head(final_norm=step == "head"), inputs[-1])
@@ -88,9 +88,9 @@ class Profiler:
         """What enters each block of an anchor, for one blank image."""
         if label not in self._inputs:
             anchor = self._model.views[label]
-            device = next(anchor.model.parameters()).device
+            weight = next(anchor.model.parameters())  # its device and precision are those of images
             with evaluating(anchor.model), torch.no_grad():
-                self._inputs[label] = anchor.features(torch.zeros(1, *anchor.input_size, device=device))
+                self._inputs[label] = anchor.features(weight.new_zeros(1, *anchor.input_size))
         return self._inputs[label]
 
     def _measured(self, key: tuple[str, ...], step: nn.Module, x: torch.Tensor) -> Cost:

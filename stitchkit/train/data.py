@@ -1,119 +1,26 @@
-"""Datasets and loaders, all of them timm's, checked before anything is computed."""
+"""Loaders, timm's, and the ways to go through them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
-from timm.data import FastCollateMixup, create_dataset, create_loader, resolve_data_config
-from timm.utils.misc import natural_key
-from torch.utils.data import Dataset, IterableDataset
+from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader, resolve_data_config
+from timm.data.loader import adapt_to_chs
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
-from stitchkit.train.recipe import Recipe
+from stitchkit.train.datasets import Datasets
+from stitchkit.train.optim import weights_dtype
+from stitchkit.train.recipe import Recipe, flag_of
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 Loader = Any
 """A timm loader: iterates over batches, has a length, a sampler and a dataset."""
-
-
-@dataclass(frozen=True)
-class Datasets:
-    """The splits of a dataset.
-
-    Args:
-        train: The training split; None when there is nothing to train.
-        validation: The validation split.
-        classes: Class names in the order of their numbers; empty where the reader does not know them.
-    """
-
-    train: Dataset[Any] | None
-    validation: Dataset[Any]
-    classes: tuple[str, ...]
-
-
-def open_datasets(recipe: Recipe) -> Datasets:
-    """Open the splits that a run needs.
-
-    Raises:
-        InputError: If the folder or a split is missing or empty, or the splits have different classes.
-    """
-    data = recipe.data
-    if not data.dataset and not Path(data.data_dir or "").exists():
-        raise InputError(f"data folder '{data.data_dir}' does not exist; give a folder with {_layout(recipe)}")
-    train = None if recipe.run.eval else _open(recipe, data.train_split, is_training=True)
-    validation = _open(recipe, data.val_split, is_training=False)
-    found = _classes(validation)
-    classes = _classes(train) or _train_folders(recipe, found) or found
-    if found and set(found) != set(classes):
-        raise InputError(f"{_difference(classes, found, recipe)}; labels would not agree, so make the folders equal")
-    return Datasets(train, validation, classes)
-
-
-def _difference(classes: Sequence[str], found: Sequence[str], recipe: Recipe) -> str:
-    """Which class folders only one of the splits has."""
-    parts = []
-    for verb, names in (("lacks", set(classes) - set(found)), ("alone has", set(found) - set(classes))):
-        if names:
-            shown = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
-            parts.append(f"{verb} {len(names)} class folders: {shown}")
-    return f"the {recipe.data.val_split} split of '{recipe.data.data_dir}' {' and '.join(parts)}"
-
-
-def _layout(recipe: Recipe) -> str:
-    return f"{recipe.data.train_split}/ and {recipe.data.val_split}/, one folder a class in each"
-
-
-def _open(recipe: Recipe, split: str, *, is_training: bool) -> Dataset[Any]:
-    data = recipe.data
-    options: dict[str, Any] = {
-        key: value for key in ("input_key", "target_key") if (value := getattr(data, key)) is not None
-    }
-    try:
-        dataset: Dataset[Any] = create_dataset(
-            data.dataset,
-            root=data.data_dir,
-            split=split,
-            is_training=is_training,
-            class_map=data.class_map,
-            download=data.dataset_download,
-            batch_size=data.batch_size,
-            seed=recipe.run.seed,
-            num_samples=data.train_num_samples if is_training else data.val_num_samples,
-            **options,
-        )
-    except Exception as error:  # the readers of many libraries raise many kinds
-        place = f"'{data.dataset or data.data_dir}', split '{split}'"
-        raise InputError(f"dataset {place} cannot be opened: {type(error).__name__}: {error}") from error
-    if is_training and recipe.augment.aug_repeats and isinstance(dataset, IterableDataset):
-        raise InputError("--aug-repeats is not for streamed datasets; set it to 0")
-    # Where a folder has no such split, timm takes the whole folder for it.
-    root = getattr(getattr(dataset, "reader", None), "root", None)
-    if not data.dataset and root is not None and Path(root) == Path(data.data_dir or "") and Path(root).is_dir():
-        raise InputError(f"data folder '{data.data_dir}' has no {split}/ folder; it needs {_layout(recipe)}")
-    return dataset
-
-
-def _classes(dataset: Dataset[Any] | None) -> tuple[str, ...]:
-    """Class names in the order of their numbers, where the reader of a folder knows them."""
-    numbers = getattr(getattr(dataset, "reader", None), "class_to_idx", None) or {}
-    return tuple(sorted(numbers, key=numbers.__getitem__))
-
-
-def _train_folders(recipe: Recipe, found: Sequence[str]) -> tuple[str, ...]:
-    """Class folders of the training split, by their names alone: an evaluation does not read through all images.
-
-    Empty where there is no such folder, or where classes are not its direct children.
-    """
-    folder = Path(recipe.data.data_dir or "") / recipe.data.train_split
-    if recipe.data.dataset or recipe.data.class_map or not folder.is_dir():
-        return ()
-    names = {path.name for path in folder.iterdir() if path.is_dir()}
-    return tuple(sorted(names, key=natural_key)) if names & set(found) else ()
 
 
 @dataclass(frozen=True)
@@ -153,16 +60,18 @@ def create_loaders(
         InputError: If timm refuses a setting, or the training split has less than one batch for each rank.
     """
     data = recipe.data
-    overrides = {key: getattr(data, key) for key in ("mean", "std", "interpolation", "crop_pct") if getattr(data, key)}
     try:
-        prepared = resolve_data_config(overrides | {"input_size": input_size}, pretrained_cfg=model_config)
+        prepared = _preparation(recipe, input_size, model_config)
         shared = {
             "input_size": prepared["input_size"],
             "mean": prepared["mean"],
             "std": prepared["std"],
             "num_workers": data.workers,
+            "worker_seeding": data.worker_seeding,
             "distributed": True,
             "pin_memory": data.pin_mem,
+            "use_prefetcher": not data.no_prefetcher,
+            "img_dtype": weights_dtype(recipe),
             "device": world.device,
             "persistent_workers": False,
         }
@@ -174,9 +83,11 @@ def create_loaders(
             crop_mode=prepared["crop_mode"],
             **shared,
         )
-        train = None
+        train, mix = None, _mixing(recipe, num_classes)
         if datasets.train is not None:
-            train = _create_train_loader(datasets.train, recipe, prepared["interpolation"], num_classes, shared)
+            train = _create_train_loader(datasets.train, recipe, prepared["interpolation"], mix, shared)
+    except InputError:
+        raise
     except Exception as error:  # timm parses policies and names of interpolations as it goes
         raise InputError(f"timm cannot prepare images as asked: {type(error).__name__}: {error}") from error
     if train is not None and len(train) < recipe.optim.grad_accum_steps:
@@ -184,25 +95,46 @@ def create_loaders(
             f"the training split has {len(train.dataset)} images, less than one step of {data.batch_size} x "
             f"{world.size} ranks x {recipe.optim.grad_accum_steps} batches; lower --batch-size"
         )
+    if data.no_prefetcher:
+        direct = partial(DirectLoader, device=world.device, dtype=weights_dtype(recipe))
+        validation, train = direct(validation), train and direct(train, mix=mix)
     return Loaders(train, validation, tuple(prepared["mean"]), tuple(prepared["std"]))
 
 
+def _preparation(recipe: Recipe, input_size: tuple[int, ...], model_config: Mapping[str, Any]) -> dict[str, Any]:
+    """How images become inputs, in timm's words, with a mean and deviation for each channel."""
+    data, channels = recipe.data, input_size[0]
+    for name in ("mean", "std"):
+        if (given := getattr(data, name)) and len(given) not in (1, channels):
+            raise InputError(f"{flag_of(name)} is {given}; give one value, or one for each of {channels} channels")
+    overrides = {key: getattr(data, key) for key in ("mean", "std", "interpolation", "crop_pct") if getattr(data, key)}
+    prepared: dict[str, Any] = resolve_data_config(overrides | {"input_size": input_size}, pretrained_cfg=model_config)
+    return prepared | {name: adapt_to_chs(prepared[name], channels) for name in ("mean", "std")}
+
+
+def _mixing(recipe: Recipe, num_classes: int) -> Mixup | FastCollateMixup | None:
+    """Mixup and cutmix: on batches, or without the prefetcher's uint8 images on what is on the device already."""
+    augment = recipe.augment
+    if not augment.mixes:
+        return None
+    return (Mixup if recipe.data.no_prefetcher else FastCollateMixup)(
+        mixup_alpha=augment.mixup,
+        cutmix_alpha=augment.cutmix,
+        cutmix_minmax=augment.cutmix_minmax,
+        prob=augment.mixup_prob,
+        switch_prob=augment.mixup_switch_prob,
+        mode=augment.mixup_mode,
+        label_smoothing=augment.smoothing,
+        num_classes=num_classes,
+    )
+
+
 def _create_train_loader(
-    dataset: Dataset[Any], recipe: Recipe, interpolation: str, num_classes: int, shared: Mapping[str, Any]
+    dataset: Dataset[Any], recipe: Recipe, interpolation: str, mix: Mixup | None, shared: Mapping[str, Any]
 ) -> Loader:
     augment = recipe.augment
-    collate = None
-    if augment.mixes:
-        collate = FastCollateMixup(
-            mixup_alpha=augment.mixup,
-            cutmix_alpha=augment.cutmix,
-            cutmix_minmax=augment.cutmix_minmax,
-            prob=augment.mixup_prob,
-            switch_prob=augment.mixup_switch_prob,
-            mode=augment.mixup_mode,
-            label_smoothing=augment.smoothing,
-            num_classes=num_classes,
-        )
+    if augment.aug_splits:
+        dataset = AugMixDataset(dataset, num_splits=augment.aug_splits)
     return create_loader(
         dataset,
         batch_size=recipe.data.batch_size,
@@ -214,15 +146,51 @@ def _create_train_loader(
         hflip=augment.hflip,
         vflip=augment.vflip,
         color_jitter=augment.color_jitter,
+        color_jitter_prob=augment.color_jitter_prob,
+        grayscale_prob=augment.grayscale_prob or 0.0,
+        gaussian_blur_prob=augment.gaussian_blur_prob or 0.0,
         auto_augment=augment.aa,
         num_aug_repeats=augment.aug_repeats,
+        num_aug_splits=augment.aug_splits,
         re_prob=augment.reprob,
         re_mode=augment.remode,
         re_count=augment.recount,
+        re_split=augment.resplit,
         interpolation=interpolation if augment.no_aug else augment.train_interpolation,
-        collate_fn=collate,
+        collate_fn=None if recipe.data.no_prefetcher else mix,
         **shared,
     )
+
+
+class DirectLoader:
+    """A loader without timm's prefetcher: its batches come normalised; here they go to the device and are mixed.
+
+    Args:
+        loader: Gives normalised images and labels.
+        device: Where they are wanted.
+        dtype: Precision of the images.
+        mix: Mixes a batch.
+    """
+
+    def __init__(self, loader: DataLoader[Any], *, device: torch.device, dtype: torch.dtype, mix: Mixup | None = None):
+        self._loader = loader
+        self._device = device
+        self._dtype = dtype
+        self._mix = mix
+        self.mixup_enabled = mix is not None
+        self.dataset = loader.dataset
+        self.sampler = loader.sampler
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for images, labels in self._loader:
+            batch = images.to(self._device, self._dtype), labels.to(self._device)
+            if self._mix is not None:
+                self._mix.mixup_enabled = self.mixup_enabled
+                batch = self._mix(*batch)
+            yield batch
 
 
 def without_padding(loader: Loader, world: World) -> Iterator[Batch]:

@@ -17,8 +17,10 @@ from stitchkit.measure.profile import Profiler
 from stitchkit.model.snnet import SNNet
 from stitchkit.train.checkpoint import fingerprint, load_weights
 from stitchkit.train.data import without_padding
+from stitchkit.train.network import uncompiled
 from stitchkit.train.optim import create_precision
 from stitchkit.train.progress import progress
+from stitchkit.train.recipe import Recipe
 from stitchkit.train.session import Session
 
 _logger = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ LEDGER = "stitches_res.txt"
 _SETTINGS = (
     *("dataset", "val_split", "class_map", "input_key", "target_key", "val_num_samples", "num_classes", "img_size"),
     *("crop_pct", "interpolation", "mean", "std", "amp", "amp_dtype", "channels_last", "model_ema"),
+    *("in_chans", "input_size", "input_img_mode", "gp", "bn_eps", "fast_norm", "model_dtype"),
 )
 
 
@@ -70,7 +73,7 @@ def _open_ledger(session: Session, model: SNNet) -> Ledger:
     """The ledger to go on with, if it was made of the same weights on the same data."""
     recipe = session.recipe
     path = session.folder / LEDGER
-    ledger = Ledger(path, model.space, Profiler(model).cost)
+    ledger = Ledger(path, model.space, uncompiled(model)(Profiler(model).cost))
     settings = recipe.flat()
     assert recipe.run.resume is not None, "the settings were checked"
     data = Path(recipe.data.data_dir or "").resolve()
@@ -89,7 +92,8 @@ def _check_origin(path: Path, origin: dict[str, Any], origin_path: Path) -> None
     advice = "choose another --experiment or move the file away"
     if not origin_path.exists():
         raise InputError(f"result file '{path}' has no '{origin_path.name}' beside it that says how it came; {advice}")
-    before = yaml.safe_load(origin_path.read_text())
+    # Ledgers are older than some settings, which then had their defaults.
+    before = Recipe().flat() | yaml.safe_load(origin_path.read_text())
     for key, value in origin.items():
         if before.get(key) != value:
             raise InputError(f"result file '{path}' was measured with {key} {before.get(key)}, now {value}; {advice}")

@@ -14,9 +14,20 @@ import yaml
 
 from stitchkit.config import StitchConfig
 from stitchkit.errors import InputError, unknown
-from stitchkit.train.recipe import GROUPS, Recipe, recipe_fields
+from stitchkit.train.checks import check
+from stitchkit.train.recipe import GROUPS, Recipe, flag_of, recipe_fields
+from stitchkit.train.refused import REFUSED
 
 _FIELDS = {setting.name: setting for _, setting in recipe_fields()}
+
+# A setting of a stronger source takes the place of those that it excludes.
+_REPLACES = {
+    "stitch_config": ("model",),
+    "model": ("stitch_config",),
+    "input_size": ("img_size", "in_chans"),
+    "img_size": ("input_size",),
+    "in_chans": ("input_size",),
+}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -28,14 +39,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     sections = {group: parser.add_argument_group(group, kind.__doc__) for group, kind in GROUPS.items()}
     for group, setting in recipe_fields():
         _add_flag(sections[group], setting)
+    for name, refusal in REFUSED.items():
+        spellings = dict.fromkeys([flag_of(name), "--" + name, *refusal.aliases])
+        parser.add_argument(*spellings, nargs="*", action=_Refuse, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def _add_flag(section: argparse._ArgumentGroup, setting: Field[Any]) -> None:
     options = dict(setting.metadata["options"], default=argparse.SUPPRESS, dest=setting.name)
     kind = setting.metadata["kind"]
     # timm spells some flags with underscores only in files; flags of the published scripts may have either.
-    dashed = "--" + setting.name.replace("_", "-")
-    names = dict.fromkeys([dashed, "--" + setting.name, *setting.metadata["aliases"]])
+    names = dict.fromkeys([flag_of(setting.name), "--" + setting.name, *setting.metadata["aliases"]])
     if kind is bool and setting.name.startswith("no_"):
         section.add_argument(*names, action="store_true", **options)
     elif kind is bool:  # a flag must be able to take back what a file switches on
@@ -45,6 +58,14 @@ def _add_flag(section: argparse._ArgumentGroup, setting: Field[Any]) -> None:
     else:
         options.setdefault("metavar", None if "choices" in options else kind.__name__.upper())
         section.add_argument(*names, type=kind, **options)
+
+
+class _Refuse(argparse.Action):
+    """End with the reason why a flag of timm does not apply."""
+
+    def __call__(self, *_: Any) -> None:
+        name = self.option_strings[0].removeprefix("--").replace("-", "_")
+        raise REFUSED[name].error(name)
 
 
 class _KeyValues(argparse.Action):
@@ -86,10 +107,10 @@ def resolve(flags: Mapping[str, Any]) -> tuple[Recipe, StitchConfig | None]:
         config = StitchConfig.load(given["stitch_config"])
         given = _merged([*layers, _checked(config.recipe, f"recipe of {config.path}")])
     elif "pretrained" not in given:
-        given["pretrained"] = False  # timm's default for a single model
+        given["pretrained"] = bool(given.get("pretrained_path"))  # timm's default for a single model is off
     for name, value in given.items():
         _check_limits(_FIELDS[name], value)
-    return _checked_recipe(make_recipe(given)), config
+    return check(make_recipe(given)), config
 
 
 def _merged(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -98,6 +119,10 @@ def _merged(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for layer in reversed(layers):
         if "lr" not in layer and any(name.startswith("lr_base") for name in layer):
             given.pop("lr", None)  # a base rate means that the rate follows from it
+        for name, others in _REPLACES.items():
+            if layer.get(name) is not None:
+                for other in others:
+                    given.pop(other, None)
         given |= layer
     return given
 
@@ -108,7 +133,7 @@ def _check_limits(setting: Field[Any], value: Any) -> None:
     values = value if isinstance(value, list) else [value]
     if value is None:
         return
-    flag = "--" + setting.name.replace("_", "-")
+    flag = flag_of(setting.name)
     if length is not None and len(values) != length:
         raise InputError(f"{flag} is {value}; it takes {length} values")
     if (low is not None and min(values) < low) or (high is not None and max(values) > high):
@@ -134,13 +159,20 @@ def _read_yaml(path: str) -> dict[str, Any]:
         raise InputError(f"configuration '{path}' is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise InputError(f"configuration '{path}' must hold settings as 'name: value' lines")
-    return _checked(content, path)
+    if content.get("data"):
+        content.setdefault("data_dir", None)
+        content["data_dir"] = content["data_dir"] or content["data"]
+    return _checked({name: value for name, value in content.items() if name != "data"}, path)
 
 
 def _checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Settings from a file, each with a known name and a value of the right type."""
     checked = {}
     for name, value in values.items():
+        if name in REFUSED:
+            if value != REFUSED[name].default:
+                raise InputError(f"{where}: {REFUSED[name].error(name)}")
+            continue  # as timm writes it into its own files
         if name not in _FIELDS:
             raise InputError(f"{where}: {unknown('setting', str(name), _FIELDS)}")
         checked[name] = _cast(_FIELDS[name], value, where)
@@ -150,10 +182,10 @@ def _checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _cast(setting: Field[Any], value: Any, where: str) -> Any:
     kind, options = setting.metadata["kind"], setting.metadata["options"]
     optional = setting.default is None
-    many = kind is not dict and "nargs" in options
+    many = kind is not dict and options.get("nargs", "?") != "?"
     allowed = options.get("choices")
-    if value is None and optional:
-        return None
+    if optional and (value is None or value == ""):
+        return None  # timm writes an empty text where nothing was given
     try:
         if kind in (bool, dict, str) and not many and not isinstance(value, kind):
             raise ValueError
@@ -166,21 +198,3 @@ def _cast(setting: Field[Any], value: Any, where: str) -> Any:
     if allowed and cast not in allowed:
         raise InputError(f"{where}: '{setting.name}' is {value!r}; allowed: {', '.join(map(repr, allowed))}")
     return cast
-
-
-def _checked_recipe(recipe: Recipe) -> Recipe:
-    """The recipe, if its settings make sense together."""
-    if (recipe.model.stitch_config is None) == (recipe.model.model is None):
-        raise InputError("give either --stitch_config FILE (stitch anchors) or --model NAME (train one model)")
-    if not recipe.data.data_dir and not recipe.data.dataset:
-        raise InputError("no data; give the folder of an image dataset as DATA, or a timm dataset as --dataset")
-    if recipe.run.eval and not recipe.run.resume and recipe.model.stitch_config:
-        raise InputError("--eval needs the trained weights; add --resume CHECKPOINT")
-    settings = recipe.model
-    if recipe.run.eval and not (recipe.run.resume or settings.initial_checkpoint or settings.pretrained):
-        raise InputError("--eval needs weights; add --resume CHECKPOINT, --initial-checkpoint FILE or --pretrained")
-    if recipe.stitch.distillation_type != "none" and not recipe.stitch.teacher_model:
-        raise InputError("distillation needs a teacher; give --teacher-model or --distillation-type none")
-    if recipe.augment.mixes and recipe.data.batch_size % 2:
-        raise InputError(f"--batch-size is {recipe.data.batch_size}; mixup and cutmix need an even one")
-    return recipe

@@ -7,11 +7,13 @@ import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import NativeScaler, dispatch_clip_grad, random_seed
+from torchvision.utils import save_image
 
 from stitchkit.distributed import World, gather_over_ranks
 from stitchkit.errors import InputError
@@ -33,6 +35,22 @@ def seed_epoch(seed: int, rank: int, epoch: int) -> None:
 def count_updates(loader: Loader, recipe: Recipe) -> int:
     """Steps of an epoch; batches that do not fill a step are left over, as timm leaves images over."""
     return len(loader) // recipe.optim.grad_accum_steps
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def save_batch(images: torch.Tensor, path: Path) -> None:
+    """A batch as one picture, as timm saves it; of channels that are no colours, the first is shown.
+
+    Args:
+        images: `[B, C, H, W]`, normalised or not.
+        path: A `.jpg`.
+    """
+    save_image(images[:, :3] if images.shape[1] >= 3 else images[:, :1], path, padding=0, normalize=True)
 
 
 class LossWindow:
@@ -84,6 +102,7 @@ class Trainer:
         sampler: Draws the stitch of a step; None trains a plain model.
         recipe: The settings.
         world: This process among all.
+        folder: Where pictures of batches go.
     """
 
     task: StitchTask
@@ -95,11 +114,17 @@ class Trainer:
     sampler: Sampler | None
     recipe: Recipe
     world: World
+    folder: Path
 
     @property
     def updates_per_epoch(self) -> int:
         """Steps of an epoch."""
         return count_updates(self.loader, self.recipe)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate: the highest, where parts of the network have their own."""
+        return float(max(group["lr"] for group in self.optimizer.param_groups))
 
     def start_at(self, epoch: int) -> None:
         """Bring the schedule to where it stands before an epoch."""
@@ -123,16 +148,19 @@ class Trainer:
         with progress(steps, self.world, f"epoch {epoch + 1}/{num_epochs}", unit="step") as bar:
             for count, step in enumerate(bar, start=1):
                 cfg_id = self.sampler.draw(step, self.world.rank) if self.sampler else None
-                window.add(step, cfg_id, self._step(batches, cfg_id))
+                loss, images = self._step(batches, cfg_id)
+                window.add(step, cfg_id, loss)
                 if self.task.has_ema():
                     self.task.update_ema(step=step + 1)
                 if self.schedule is not None:
                     self.schedule.step_update(step + 1)
                 if count % self.recipe.run.log_interval == 0 or count == len(steps):
-                    loss = window.flush()
-                    total, logged = total + loss * (count - logged), count
-                    bar.set_postfix(loss=f"{loss:.3f}")
-                    self._log(epoch, num_epochs, count, loss)
+                    mean = window.flush()
+                    total, logged = total + mean * (count - logged), count
+                    bar.set_postfix(loss=f"{mean:.3f}")
+                    self._log(epoch, num_epochs, count, mean)
+                    if self.recipe.run.save_images and self.world.is_primary:
+                        save_batch(images, self.folder / f"train-batch-{count - 1}.jpg")
         return total / len(steps)
 
     def _prepare(self, epoch: int) -> None:
@@ -145,8 +173,8 @@ class Trainer:
         if off and epoch >= off and getattr(self.loader, "mixup_enabled", False):
             self.loader.mixup_enabled = False
 
-    def _step(self, batches: Iterator[Batch], cfg_id: int | None) -> torch.Tensor:
-        """One update from as many batches as make a step, all with the same stitch; its mean loss."""
+    def _step(self, batches: Iterator[Batch], cfg_id: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """One update from as many batches as make a step, all with the same stitch; its mean loss, its last images."""
         total = torch.zeros((), device=self.world.device)
         accumulate = self.recipe.optim.grad_accum_steps
         for number in range(1, accumulate + 1):
@@ -160,7 +188,9 @@ class Trainer:
                 self._backward(loss, update=is_last)
             total += loss.detach()
         self.optimizer.zero_grad(set_to_none=True)
-        return total
+        if self.recipe.distributed.synchronize_step:
+            wait_for(self.world.device)
+        return total, images
 
     def _backward(self, loss: torch.Tensor, *, update: bool) -> None:
         optim = self.recipe.optim
@@ -180,8 +210,7 @@ class Trainer:
             self.optimizer.step()
 
     def _log(self, epoch: int, num_epochs: int, count: int, loss: float) -> None:
-        rate = max(group["lr"] for group in self.optimizer.param_groups)
         _logger.info(
             "epoch %d/%d  step %d/%d  loss %.4f  lr %.2e",
-            epoch + 1, num_epochs, count, self.updates_per_epoch, loss, rate,
+            epoch + 1, num_epochs, count, self.updates_per_epoch, loss, self.rate,
         )  # fmt: skip

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.scheduler_factory import scheduler_kwargs
@@ -17,6 +17,7 @@ from timm.utils import NativeScaler
 from torch import nn
 
 from stitchkit.errors import InputError, unknown
+from stitchkit.model.snnet import SNNet
 from stitchkit.train.recipe import OptimRecipe, Recipe
 
 
@@ -39,23 +40,65 @@ def learning_rate(optim: OptimRecipe, total_batch: int) -> float:
 def create_optimizer(model: nn.Module, optim: OptimRecipe, *, lr: float) -> torch.optim.Optimizer:
     """timm's optimizer over the trainable parameters; biases, norms and 1-d parameters do not decay.
 
+    Args:
+        model: An SN-Net or a plain model.
+        optim: The settings.
+        lr: The learning rate; parts of an SN-Net may scale it.
+
     Raises:
         InputError: If timm does not know the optimizer or refuses its settings.
     """
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {
+        "opt": optim.opt, "lr": lr, "weight_decay": optim.weight_decay, "momentum": optim.momentum
+    }  # fmt: skip
     if optim.opt_eps is not None:
         options["eps"] = optim.opt_eps
     if optim.opt_betas is not None:
         options["betas"] = tuple(optim.opt_betas)
+    if isinstance(model, SNNet) and (optim.layer_decay, optim.base_lr_scale, optim.stitch_lr_scale) != (None, 1, 1):
+        options["param_group_fn"] = partial(_scaled_groups, optim=optim)
+    elif optim.layer_decay is not None:
+        options |= _layer_decay(optim)
     try:
-        optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            model, opt=optim.opt, lr=lr, weight_decay=optim.weight_decay, momentum=optim.momentum, **options
-        )
-    except (ValueError, AssertionError, TypeError) as error:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(model, **(options | (optim.opt_kwargs or {})))
+    except (ValueError, AssertionError, TypeError, ImportError) as error:
         raise InputError(
             f"timm cannot make optimizer '{optim.opt}': {error}; see timm.optim.list_optimizers()"
         ) from error
     return optimizer
+
+
+def _layer_decay(optim: OptimRecipe) -> dict[str, Any]:
+    return {
+        "layer_decay": optim.layer_decay,
+        "layer_decay_min_scale": optim.layer_decay_min_scale,
+        "layer_decay_no_opt_scale": optim.layer_decay_no_opt_scale,
+    }
+
+
+def _scaled_groups(model: SNNet, *, optim: OptimRecipe) -> list[dict[str, Any]]:
+    """Parameter groups of an SN-Net whose parts learn at their own rates, by timm's `lr_scale`.
+
+    What decays is the same as without scales.
+    """
+    groups = _times(param_groups_weight_decay(model.stitch_layers, optim.weight_decay), optim.stitch_lr_scale)
+    for anchor in model.anchors:
+        if optim.layer_decay is None:
+            own = param_groups_weight_decay(anchor, optim.weight_decay)
+        else:
+            own = param_groups_layer_decay(
+                anchor,
+                optim.weight_decay,
+                layer_decay=optim.layer_decay,
+                min_scale=optim.layer_decay_min_scale,
+                no_opt_scale=optim.layer_decay_no_opt_scale,
+            )
+        groups += _times(own, optim.base_lr_scale)
+    return groups
+
+
+def _times(groups: list[dict[str, Any]], scale: float) -> list[dict[str, Any]]:
+    return [group | {"lr_scale": scale * group.get("lr_scale", 1.0)} for group in groups]
 
 
 def create_schedule(
@@ -69,11 +112,19 @@ def create_schedule(
     settings = scheduler_kwargs(SimpleNamespace(**recipe.flat()))
     schedules = ("cosine", "tanh", "step", "multistep", "poly")
     if settings["sched"] == "none":
+        for group in optimizer.param_groups:  # schedules do this themselves
+            group["lr"] *= group.get("lr_scale", 1.0)
         return None, recipe.schedule.epochs
     if settings["sched"] not in schedules:
         raise unknown("schedule", settings["sched"], [*schedules, "none"])
     schedule, epochs = create_scheduler_v2(optimizer, **settings, updates_per_epoch=updates_per_epoch)
     return schedule, int(epochs)
+
+
+def weights_dtype(recipe: Recipe) -> torch.dtype:
+    """Precision of weights and images."""
+    dtype: torch.dtype = getattr(torch, recipe.model.model_dtype or "float32")
+    return dtype
 
 
 Autocast = Callable[[], AbstractContextManager[Any]]

@@ -50,15 +50,54 @@ class ModelRecipe:
         None, "arguments of the timm model, as key=value ...", kind=dict, nargs="*"
     )
     pretrained: bool = _flag(True, "start from pretrained weights (timm's --model: off unless given)")
+    pretrained_path: str | None = _flag(None, "file that stands in for the pretrained weights of --model", kind=str)
     initial_checkpoint: str | None = _flag(None, "start from the weights in this file", kind=str)
     num_classes: int | None = _flag(
         None, "number of classes; by default that of the image folder, else the model's", kind=int, low=1
     )
     img_size: int | None = _flag(None, "side of the square input image; by default the model's", kind=int, low=1)
+    in_chans: int | None = _flag(None, "channels of an input image; by default 3", kind=int, low=1)
+    input_size: list[int] | None = _flag(
+        None, "channels, height and width of an input image, in place of --in-chans and --img-size",
+        kind=int, nargs=3, low=1, length=3, metavar=("C", "H", "W"),
+    )  # fmt: skip
+    gp: str | None = _flag(None, "global pooling of every network, such as avg; by default the model's", kind=str)
     drop: float | None = _flag(None, "dropout rate of the classifier", kind=float, low=0, high=1)
     drop_path: float | None = _flag(None, "stochastic depth rate", kind=float, low=0, high=0.99)
+    drop_connect: float | None = _flag(None, "older name of --drop-path, which wins", kind=float, low=0, high=0.99)
+    drop_block: float | None = _flag(None, "DropBlock rate, for convolutional networks", kind=float, low=0, high=0.99)
+    head_init_scale: float | None = _flag(None, "factor on the classifiers' first weights", kind=float)
+    head_init_bias: float | None = _flag(None, "first bias of the classifiers", kind=float)
+    bn_momentum: float | None = _flag(None, "momentum of every batch norm", kind=float, low=0, high=1)
+    bn_eps: float | None = _flag(None, "epsilon of every batch norm", kind=float, low=0)
+    split_bn: bool = _flag(False, "a batch norm of its own for each split; with --resplit or --aug-splits")
+    fast_norm: bool = _flag(False, "layer and group norms stay in low precision under --amp")
     grad_checkpointing: bool = _flag(False, "save memory: compute activations anew in the backward pass")
     channels_last: bool = _flag(False, "channels-last memory layout")
+    model_dtype: str | None = _flag(
+        None, "precision of weights and images without --amp; by default float32", kind=str,
+        choices=["float32", "float16", "bfloat16"],
+    )  # fmt: skip
+    torchcompile: str | None = _flag(
+        None, "compile the blocks of the anchors, or the whole --model, with this backend", kind=str,
+        nargs="?", const="inductor",
+    )  # fmt: skip
+    torchcompile_mode: str | None = _flag(None, "mode of the compiler, such as max-autotune", kind=str)
+
+    @property
+    def channels(self) -> int:
+        """Channels of an input image."""
+        return self.input_size[0] if self.input_size else self.in_chans or 3
+
+    @property
+    def sides(self) -> int | tuple[int, int] | None:
+        """Side of a square input image, or height and width; None is the model's."""
+        return (self.input_size[1], self.input_size[2]) if self.input_size else self.img_size
+
+    @property
+    def drop_path_rate(self) -> float | None:
+        """Stochastic depth rate, by either name."""
+        return self.drop_connect if self.drop_path is None else self.drop_path
 
 
 @dataclass(frozen=True)
@@ -90,7 +129,10 @@ class DataRecipe:
     train_num_samples: int | None = _flag(None, "images of a streamed training split", kind=int, low=1)
     val_num_samples: int | None = _flag(None, "images of a streamed validation split", kind=int, low=1)
     dataset_download: bool = _flag(False, "allow the dataset to be downloaded")
+    dataset_trust_remote_code: bool = _flag(False, "let a Hugging Face dataset run the code that it comes with")
+    epoch_repeats: float = _flag(0.0, "times an epoch goes through the training split, of tfds/ and hfids/", low=0)
     class_map: str = _flag("", "file that maps class names to numbers")
+    input_img_mode: str | None = _flag(None, "PIL mode of the images; by default RGB for 3 channels, else L", kind=str)
     input_key: str | None = _flag(None, "key of the images in a record", kind=str)
     target_key: str | None = _flag(None, "key of the labels in a record", kind=str)
     batch_size: int = _flag(128, "training batch of each rank", "-b", low=1)
@@ -98,10 +140,14 @@ class DataRecipe:
         None, "validation batch of each rank; by default the training one", "-vb", kind=int, low=1
     )
     workers: int = _flag(4, "loader processes of each rank", "-j", low=0)
+    worker_seeding: str = _flag("all", "which random generators loader processes seed", choices=["all", "part"])
     pin_mem: bool = _flag(False, "pin memory for the transfer to the GPU")
-    mean: list[float] | None = _flag(None, "channel means; by default the model's", kind=float, nargs="+", length=3)
+    no_prefetcher: bool = _flag(False, "normalise images in the loader processes and mix them on the device")
+    mean: list[float] | None = _flag(
+        None, "channel means, or one for all; by default the model's", kind=float, nargs="+"
+    )
     std: list[float] | None = _flag(
-        None, "channel deviations; by default the model's", kind=float, nargs="+", low=1e-6, length=3
+        None, "channel deviations, or one for all; by default the model's", kind=float, nargs="+", low=1e-6
     )
     interpolation: str = _flag("", "resizing for evaluation; by default the model's")
     crop_pct: float | None = _flag(
@@ -120,12 +166,19 @@ class AugmentRecipe:
     hflip: float = _flag(0.5, "probability of a horizontal flip", low=0, high=1)
     vflip: float = _flag(0.0, "probability of a vertical flip", low=0, high=1)
     color_jitter: float = _flag(0.4, "strength of colour jitter", low=0)
+    color_jitter_prob: float | None = _flag(None, "its probability; by default always", kind=float, low=0, high=1)
+    grayscale_prob: float | None = _flag(None, "probability of a greyscale image", kind=float, low=0, high=1)
+    gaussian_blur_prob: float | None = _flag(None, "probability of a blurred image", kind=float, low=0, high=1)
     aa: str | None = _flag(None, "AutoAugment policy, such as rand-m9-mstd0.5-inc1", kind=str)
     aug_repeats: float = _flag(0.0, "repetitions of each image in an epoch", low=0)
     train_interpolation: str = _flag("random", "resizing for training: random, bilinear or bicubic")
     reprob: float = _flag(0.0, "probability of random erasing", low=0, high=1)
     remode: str = _flag("pixel", "what erased areas are filled with", choices=["const", "rand", "pixel"])
     recount: int = _flag(1, "areas to erase", low=1)
+    resplit: bool = _flag(False, "erase nothing in the first split of a batch")
+    aug_splits: int = _flag(
+        0, "parts of a batch: the clean images and differently varied copies; 0 or at least 2", low=0
+    )
     mixup: float = _flag(0.0, "mixup alpha; 0 is off", low=0)
     cutmix: float = _flag(0.0, "cutmix alpha; 0 is off", low=0)
     cutmix_minmax: list[float] | None = _flag(
@@ -144,14 +197,37 @@ class AugmentRecipe:
 
 
 @dataclass(frozen=True)
+class LossRecipe:
+    """What is minimised, besides the teacher's part; by default cross-entropy."""
+
+    jsd_loss: bool = _flag(False, "cross-entropy and Jensen-Shannon divergence between the --aug-splits")
+    bce_loss: bool = _flag(False, "binary cross-entropy of each class")
+    bce_sum: bool = _flag(False, "sum it over classes")
+    bce_target_thresh: float | None = _flag(None, "make its targets 0 or 1 by this threshold", kind=float)
+    bce_pos_weight: float | None = _flag(None, "weight of its positive targets", kind=float, low=0)
+
+
+@dataclass(frozen=True)
 class OptimRecipe:
     """How weights are updated."""
 
     opt: str = _flag("sgd", "timm optimizer")
+    opt_kwargs: dict[str, Any] | None = _flag(
+        None, "further arguments of the optimizer, as key=value ...", kind=dict, nargs="*"
+    )
     opt_eps: float | None = _flag(None, "optimizer epsilon", kind=float, low=0)
     opt_betas: list[float] | None = _flag(None, "optimizer betas", kind=float, nargs="+", low=0, high=1, length=2)
     momentum: float = _flag(0.9, "momentum of SGD", low=0, high=1)
     weight_decay: float = _flag(2e-5, "weight decay; biases, norms and 1-d parameters have none", low=0)
+    layer_decay: float | None = _flag(
+        None, "factor on the learning rate for each block further from the classifier", kind=float, low=0, high=1
+    )
+    layer_decay_min_scale: float = _flag(0.0, "least factor of --layer-decay", low=0, high=1)
+    layer_decay_no_opt_scale: float | None = _flag(
+        None, "freeze what --layer-decay gives a smaller factor than this", kind=float, low=0, high=1
+    )
+    base_lr_scale: float = _flag(1.0, "factor on the learning rate of the anchors of an SN-Net", low=0)
+    stitch_lr_scale: float = _flag(1.0, "factor on the learning rate of its stitching layers", low=0)
     clip_grad: float | None = _flag(None, "gradient clipping value", kind=float, low=1e-12)
     clip_mode: str = _flag("norm", "gradient clipping", choices=["norm", "value", "agc"])
     grad_accum_steps: int = _flag(1, "batches whose gradients make one step", low=1)
@@ -174,6 +250,7 @@ class ScheduleRecipe:
     """How long, and how the learning rate runs."""
 
     epochs: int = _flag(300, "number of epochs", low=1)
+    start_epoch: int | None = _flag(None, "epoch to start at; by default 0, or that of --resume", kind=int, low=0)
     sched: str = _flag("cosine", "timm learning-rate schedule")
     sched_on_updates: bool = _flag(False, "move the schedule on at each step, not each epoch")
     warmup_lr: float = _flag(1e-5, "learning rate at the start of warm-up", low=0)
@@ -183,7 +260,29 @@ class ScheduleRecipe:
     cooldown_epochs: int = _flag(0, "epochs at the lowest learning rate after the schedule", low=0)
     decay_epochs: float = _flag(90.0, "epochs between steps of the step schedule", low=1e-3)
     decay_milestones: list[int] = _flag([90, 180, 270], "epochs of the multistep schedule", kind=int, nargs="+", low=0)
-    decay_rate: float = _flag(0.1, "factor of a step", low=0)
+    decay_rate: float = _flag(0.1, "factor of a step, and power of the poly schedule", "--dr", low=0)
+    lr_noise: list[float] | None = _flag(
+        None, "parts of the schedule at which noise on the learning rate begins and ends", kind=float, nargs="+", low=0
+    )
+    lr_noise_pct: float = _flag(0.67, "limit of the noise, as part of the learning rate", low=1e-6)
+    lr_noise_std: float = _flag(1.0, "standard deviation of the noise", low=0)
+    lr_cycle_mul: float = _flag(1.0, "length of a cycle by that of the one before", low=1e-3)
+    lr_cycle_decay: float = _flag(0.5, "learning rate of a cycle by that of the one before", low=0)
+    lr_cycle_limit: int = _flag(1, "number of cycles", low=1)
+    lr_k_decay: float = _flag(1.0, "k-decay of the cosine and poly schedules", low=1e-3)
+
+
+@dataclass(frozen=True)
+class DistributedRecipe:
+    """How ranks agree."""
+
+    dist_bn: str = _flag(
+        "reduce", "statistics of batch norms after an epoch: mean of all ranks, those of the first, or each its own",
+        choices=["reduce", "broadcast", ""],
+    )  # fmt: skip
+    sync_bn: bool = _flag(False, "batch norms see the batches of all ranks; on GPUs")
+    no_ddp_bb: bool = _flag(False, "do not send buffers such as batch-norm statistics around at each step")
+    synchronize_step: bool = _flag(False, "wait for the GPU at the end of each step")
 
 
 @dataclass(frozen=True)
@@ -202,6 +301,19 @@ class RunRecipe:
     log_interval: int = _flag(50, "steps between log lines", low=1)
     val_interval: int = _flag(1, "epochs between validations of the anchors", low=1)
     checkpoint_hist: int = _flag(10, "number of epoch checkpoints to keep", low=1)
+    eval_metric: str = _flag(
+        "top1", "figure by which checkpoints are the best, the mean over anchors", choices=["top1", "top5", "loss"]
+    )
+    save_images: bool = _flag(False, "save a training batch as a picture at each log line")
+    log_wandb: bool = _flag(False, "send the figures of each epoch to Weights & Biases")
+    wandb_project: str | None = _flag(None, "its project", kind=str)
+    wandb_tags: list[str] = _flag([], "its tags", kind=str, nargs="+")
+    wandb_resume_id: str | None = _flag(None, "its run to go on with; with --resume", kind=str)
+
+
+def flag_of(name: str) -> str:
+    """The flag of a setting, as it is shown to people."""
+    return "--" + name.replace("_", "-")
 
 
 GROUPS: dict[str, type] = {
@@ -209,8 +321,10 @@ GROUPS: dict[str, type] = {
     "stitch": StitchRecipe,
     "data": DataRecipe,
     "augment": AugmentRecipe,
+    "loss": LossRecipe,
     "optim": OptimRecipe,
     "schedule": ScheduleRecipe,
+    "distributed": DistributedRecipe,
     "run": RunRecipe,
 }
 
@@ -223,9 +337,11 @@ class Recipe:
     stitch: StitchRecipe = StitchRecipe()
     data: DataRecipe = DataRecipe()
     augment: AugmentRecipe = field(default_factory=AugmentRecipe)
+    loss: LossRecipe = LossRecipe()
     optim: OptimRecipe = OptimRecipe()
     schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
-    run: RunRecipe = RunRecipe()
+    distributed: DistributedRecipe = DistributedRecipe()
+    run: RunRecipe = field(default_factory=RunRecipe)
 
     def flat(self) -> dict[str, Any]:
         """All settings by flag name, without the groups."""

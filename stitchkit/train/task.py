@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import timm
 import torch
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.data.loader import adapt_to_chs
+from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import is_model
 from timm.task import ClassificationTask
 from timm.task.distillation import DistillationTeacher
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from stitchkit.errors import InputError
 from stitchkit.model.create import create_model
 from stitchkit.model.snnet import SNNet
+from stitchkit.train.optim import weights_dtype
 from stitchkit.train.recipe import Recipe, StitchRecipe
 
 
@@ -32,6 +34,7 @@ class StitchTask(ClassificationTask):  # type: ignore[misc]
         mean: Mean that images are normalised with; the teacher gets them in its own way.
         std: Standard deviation that they are normalised with.
         device: Where the loss and the teacher's normalisation live.
+        dtype: Precision of the images.
 
     Source: SN-Net, section 4.1 and the released recipes: half label loss, half hard distillation.
     """
@@ -48,15 +51,16 @@ class StitchTask(ClassificationTask):  # type: ignore[misc]
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
         device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
     ):
-        super().__init__(model, criterion, device=device, verbose=False)
+        super().__init__(model, criterion, device=device, dtype=dtype, verbose=False)
         self.teacher = teacher
         self.distillation = distillation
         self.alpha = alpha
         self.tau = tau
         if teacher is not None:
             for name, value in (("mean", mean), ("std", std)):
-                buffer = torch.tensor(value, device=self.device).view(1, -1, 1, 1)
+                buffer = torch.tensor(value, device=self.device, dtype=dtype).view(1, -1, 1, 1)
                 self.register_buffer(f"student_{name}", buffer, persistent=False)
 
     def train(self, mode: bool = True) -> StitchTask:
@@ -111,30 +115,45 @@ def create_task(
     Raises:
         InputError: If the teacher cannot be had.
     """
-    criterion: nn.Module
-    if recipe.augment.mixes:  # mixed labels are smooth already
-        criterion = SoftTargetCrossEntropy()
-    elif recipe.augment.smoothing:
-        criterion = LabelSmoothingCrossEntropy(recipe.augment.smoothing)
-    else:
-        criterion = nn.CrossEntropyLoss()
-    stitch = recipe.stitch
+    criterion, stitch, dtype = _create_criterion(recipe), recipe.stitch, weights_dtype(recipe)
     if not isinstance(model, SNNet) or stitch.distillation_type == "none":
         return StitchTask(model, criterion, device=device)
     return StitchTask(
         model,
         criterion,
-        teacher=_create_teacher(stitch, model, device),
+        teacher=_create_teacher(stitch, model, device, dtype),
         distillation=stitch.distillation_type,
         alpha=stitch.distillation_alpha,
         tau=stitch.distillation_tau,
         mean=mean,
         std=std,
         device=device,
+        dtype=dtype,
     )
 
 
-def _create_teacher(stitch: StitchRecipe, student: SNNet, device: torch.device) -> DistillationTeacher:
+def _create_criterion(recipe: Recipe) -> nn.Module:
+    """The loss of logits and labels."""
+    augment, loss = recipe.augment, recipe.loss
+    smoothing = 0.0 if augment.mixes else augment.smoothing  # mixed labels are smooth already
+    if loss.jsd_loss:
+        jsd: nn.Module = JsdCrossEntropy(num_splits=augment.aug_splits, smoothing=smoothing)
+        return jsd
+    if loss.bce_loss:
+        return BinaryCrossEntropy(  # type: ignore[no-any-return]
+            smoothing=smoothing,
+            target_threshold=loss.bce_target_thresh,
+            sum_classes=loss.bce_sum,
+            pos_weight=loss.bce_pos_weight,
+        )
+    if augment.mixes:
+        return SoftTargetCrossEntropy()  # type: ignore[no-any-return]
+    return LabelSmoothingCrossEntropy(smoothing) if smoothing else nn.CrossEntropyLoss()
+
+
+def _create_teacher(
+    stitch: StitchRecipe, student: SNNet, device: torch.device, dtype: torch.dtype
+) -> DistillationTeacher:
     assert stitch.teacher_model is not None
     known = timm.get_pretrained_cfg(stitch.teacher_model) if is_model(stitch.teacher_model) else None
     if not stitch.teacher_path and known is not None and known.num_classes != student.num_classes:
@@ -144,9 +163,13 @@ def _create_teacher(stitch: StitchRecipe, student: SNNet, device: torch.device) 
         )
     try:
         network = create_model(
-            stitch.teacher_model, checkpoint=stitch.teacher_path, pretrained=True, num_classes=student.num_classes
-        )
+            stitch.teacher_model, checkpoint=stitch.teacher_path, pretrained=True, num_classes=student.num_classes,
+            in_chans=student.in_chans,
+        )  # fmt: skip
     except InputError as error:
         raise InputError(f"teacher: {error}; or train without one: --distillation-type none") from error
     network.requires_grad_(False)
-    return DistillationTeacher(network.to(device), device=device)
+    known = network.pretrained_cfg
+    figures = {name: adapt_to_chs(known[name], student.in_chans) for name in ("mean", "std")}  # type: ignore[index]
+    network.pretrained_cfg = {**known, **figures}  # type: ignore[dict-item,assignment]
+    return DistillationTeacher(network.to(device, dtype), device=device, dtype=dtype)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 
-from timm.utils import unwrap_model
+from timm.utils import distribute_bn, unwrap_model
 from torch import nn
 
 from stitchkit.errors import InputError
@@ -21,6 +22,7 @@ from stitchkit.train.sampler import Sampler
 from stitchkit.train.session import Session
 from stitchkit.train.summary import cut_summary, write_summary
 from stitchkit.train.task import create_task
+from stitchkit.train.tracking import log_epoch, open_tracker
 
 _logger = logging.getLogger(__name__)
 
@@ -40,21 +42,41 @@ def train(session: Session) -> None:
     if world.is_primary:
         session.save_settings(_SETTINGS)
         cut_summary(session.folder, start)
+    tracker = open_tracker(session)
     labels = list(_networks(session, trainer))
     for epoch in range(start, num_epochs):
         loss = trainer.train_epoch(epoch, num_epochs)
         trainer.start_at(epoch + 1)
+        _distribute_batch_norms(session, trainer)
         is_due = epoch + 1 == num_epochs or (epoch + 1) % recipe.run.val_interval == 0
         scores = _validate(session, trainer, f"epoch {epoch + 1}/{num_epochs}") if is_due else {}
         _check_finite(trainer, scores, epoch)
         if world.is_primary:
-            own = [score.acc1 for label, score in scores.items() if not label.endswith(_EMA)]
-            metric = sum(own) / len(own) if own else float("-inf")
             state = training_state(session, trainer.task, trainer.optimizer, trainer.scaler)
-            checkpoints.save(state, epoch=epoch, metric=metric)
-            rate = trainer.optimizer.param_groups[0]["lr"]
-            write_summary(session.folder, epoch, loss=loss, rate=rate, scores=scores, labels=labels)
+            checkpoints.save(state, epoch=epoch, metric=_metric(scores, recipe.run.eval_metric))
+            write_summary(session.folder, epoch, loss=loss, rate=trainer.rate, scores=scores, labels=labels)
+        if tracker is not None:
+            log_epoch(tracker, epoch, loss=loss, rate=trainer.rate, scores=scores)
+    if tracker is not None:
+        tracker.finish()
     _say_next(session, checkpoints, nothing_left=start >= num_epochs)
+
+
+def _metric(scores: Mapping[str, Score], name: str) -> float:
+    """How good an epoch is, the higher the better: the mean over the networks themselves, not their averages."""
+    figures = {"top1": lambda score: score.acc1, "top5": lambda score: score.acc5, "loss": lambda score: -score.loss}
+    own = [figures[name](score) for label, score in scores.items() if not label.endswith(_EMA)]
+    return sum(own) / len(own) if own else float("-inf")
+
+
+def _distribute_batch_norms(session: Session, trainer: Trainer) -> None:
+    """Give all ranks the same statistics of batch norms; those that are synchronised have them."""
+    settings, size = session.recipe.distributed, session.world.size
+    if size == 1 or not settings.dist_bn or settings.sync_bn:
+        return
+    distribute_bn(trainer.task.get_trainable_module(), size, settings.dist_bn == "reduce")
+    if trainer.task.has_ema() and not session.recipe.optim.model_ema_force_cpu:
+        distribute_bn(trainer.task.get_trainable_module(ema=True), size, settings.dist_bn == "reduce")
 
 
 def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, int, int]:
@@ -82,13 +104,17 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, int, 
     if content is not None and not recipe.run.no_resume_opt:
         start = restore(content, recipe, task, optimizer, scaler)
         checkpoints.history = dict(content["history"])
+    if recipe.schedule.start_epoch is not None:
+        start = recipe.schedule.start_epoch
+        checkpoints.history = {epoch: metric for epoch, metric in checkpoints.history.items() if epoch < start}
     if world.size > 1:
         # A step uses the parameters of its route only, and other ranks may draw other routes.
         task.prepare_distributed(
             device_ids=[world.device.index] if world.device.type == "cuda" else None,
             find_unused_parameters=sampler is not None,
+            broadcast_buffers=not recipe.distributed.no_ddp_bb,
         )
-    trainer = Trainer(task, loader, optimizer, schedule, autocast, scaler, sampler, recipe, world)
+    trainer = Trainer(task, loader, optimizer, schedule, autocast, scaler, sampler, recipe, world, session.folder)
     trainer.start_at(start)
     _logger.info("%d epochs of %d steps, learning rate %.3g, into %s", num_epochs, updates, rate, session.folder)
     return trainer, num_epochs, start

@@ -2,11 +2,18 @@
 
 import pytest
 import torch
+from timm.optim import create_optimizer_v2
 
 from stitchkit.config import StitchConfig
 from stitchkit.errors import InputError
 from stitchkit.train.flags import make_recipe
-from stitchkit.train.optim import create_optimizer, create_precision, create_schedule, learning_rate
+from stitchkit.train.optim import (
+    create_optimizer,
+    create_precision,
+    create_schedule,
+    learning_rate,
+    weights_dtype,
+)
 from tests.support import ROOT, pico_snnet
 
 
@@ -76,3 +83,120 @@ def test_precision():
     autocast, scaler = create_precision(optim(), torch.device("cpu"))
     with autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def by_name(model, optimizer):
+    """The parameter group of each parameter."""
+    groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    return {name: groups[id(parameter)] for name, parameter in model.named_parameters() if id(parameter) in groups}
+
+
+def test_the_optimizer_is_timms_own_without_scales():
+    """Bit by bit what it was before anchors and stitching layers could learn at their own rates."""
+    model = pico_snnet()
+    settings = {"opt": "adamw", "weight_decay": 0.05}
+    ours = create_optimizer(model, optim(**settings), lr=1e-3).state_dict()
+    assert ours == create_optimizer_v2(model, **settings, lr=1e-3).state_dict()
+    assert not any("lr_scale" in group for group in ours["param_groups"])
+
+
+def test_anchors_and_stitching_layers_learn_at_their_own_rates():
+    model = pico_snnet()
+    plain = by_name(model, create_optimizer(model, optim(weight_decay=0.05), lr=0.1))
+    scaled = by_name(
+        model, create_optimizer(model, optim(weight_decay=0.05, base_lr_scale=0.1, stitch_lr_scale=2.0), lr=0.1)
+    )
+    assert scaled.keys() == plain.keys() == dict(model.named_parameters()).keys()
+    for name, group in scaled.items():
+        assert group["lr_scale"] == (2.0 if name.startswith("stitch_layers.") else 0.1)
+        assert group["weight_decay"] == plain[name]["weight_decay"], "what decays does not change"
+    assert {group["weight_decay"] for group in scaled.values()} == {0, 0.05}
+
+
+def test_layers_decay_in_each_anchor_as_in_timm():
+    model = pico_snnet()
+    settings = optim(weight_decay=0.05, layer_decay=0.5, layer_decay_min_scale=0.2, base_lr_scale=0.1)
+    scales = {
+        name: group["lr_scale"] for name, group in by_name(model, create_optimizer(model, settings, lr=1)).items()
+    }
+    for number, anchor in enumerate(model.anchors):
+        expected = by_name(anchor, create_optimizer(anchor, optim(layer_decay=0.5, layer_decay_min_scale=0.2), lr=1))
+        for name, group in expected.items():
+            assert scales[f"anchors.{number}.{name}"] == pytest.approx(0.1 * group["lr_scale"])
+    assert scales["anchors.0.head.weight"] == 0.1
+    assert scales["anchors.0.blocks.2.norm1.weight"] > scales["anchors.0.blocks.1.norm1.weight"]
+    assert scales["anchors.0.pos_embed"] == pytest.approx(0.1 * 0.2), "not below the least scale"
+    assert {scale for name, scale in scales.items() if name.startswith("stitch_layers.")} == {1.0}
+
+
+def test_layers_far_from_the_head_can_be_frozen():
+    model = pico_snnet()
+    settings = optim(layer_decay=0.5, layer_decay_no_opt_scale=0.3)
+    trained = by_name(model, create_optimizer(model, settings, lr=1))
+    assert "anchors.1.pos_embed" not in trained
+    assert not model.anchors[1].pos_embed.requires_grad
+    assert "anchors.1.blocks.2.norm1.weight" in trained
+    assert any(name.startswith("stitch_layers.") for name in trained)
+
+
+@pytest.mark.parametrize("sched", ["cosine", "none"])
+def test_scales_hold_in_every_epoch_and_after_resuming(sched):
+    """Warm-up, minimum and `none` alike; nothing is scaled twice."""
+    found = {}
+    for scale in (1.0, 0.1):
+        settings = {"epochs": 5, "lr": 1.0, "warmup_epochs": 2, "warmup_lr": 0.5, "min_lr": 0.2, "sched": sched}
+        recipe = make_recipe(settings | {"base_lr_scale": scale, "stitch_lr_scale": 0.5})
+        optimizer = create_optimizer(pico_snnet(), recipe.optim, lr=1.0)
+        schedule, _ = create_schedule(recipe, optimizer, updates_per_epoch=1)
+        found[scale] = []
+        for epoch in range(5):
+            if epoch == 3:
+                again = create_optimizer(pico_snnet(), recipe.optim, lr=1.0)
+                schedule, _ = create_schedule(recipe, again, updates_per_epoch=1)
+                again.load_state_dict(optimizer.state_dict())
+                optimizer = again
+            if schedule is not None:
+                schedule.step(epoch)
+            rates = {group["lr"] for group in optimizer.param_groups if group["lr_scale"] == scale}
+            found[scale] += rates
+    assert len(found[1.0]) == 5
+    assert found[0.1] == pytest.approx([0.1 * rate for rate in found[1.0]])
+    assert found[1.0][0] == (1.0 if sched == "none" else 0.5)
+    assert (min(found[1.0][2:]) < 1.0) == (sched == "cosine")
+
+
+def test_further_arguments_of_the_optimizer():
+    optimizer = create_optimizer(pico_snnet(), optim(opt_kwargs={"nesterov": False, "dampening": 0.25}), lr=1e-3)
+    assert (optimizer.defaults["nesterov"], optimizer.defaults["dampening"]) == (False, 0.25)
+    with pytest.raises(InputError, match=r"cannot make optimizer 'sgd'.*nonsense"):
+        create_optimizer(pico_snnet(), optim(opt_kwargs={"nonsense": 1}), lr=1e-3)
+
+
+def test_noise_on_the_learning_rate():
+    calm = rates(sched="cosine", epochs=10)
+    noisy = rates(sched="cosine", epochs=10, lr_noise=[0.4, 0.8], lr_noise_pct=0.3, lr_noise_std=0.5)
+    assert noisy[:4] == calm[:4]
+    assert noisy[8:] == calm[8:]
+    assert all(0 < abs(one / other - 1) < 0.3 for one, other in zip(noisy[4:8], calm[4:8], strict=True))
+    assert noisy == rates(sched="cosine", epochs=10, lr_noise=[0.4, 0.8], lr_noise_pct=0.3, lr_noise_std=0.5)
+    assert noisy != rates(sched="cosine", epochs=10, lr_noise=[0.4, 0.8], lr_noise_pct=0.3, lr_noise_std=0.5, seed=1)
+
+
+def test_cycles_of_the_learning_rate():
+    found = rates(
+        sched="cosine", epochs=4, warmup_epochs=0, lr_cycle_limit=2, lr_cycle_mul=2.0, lr_cycle_decay=0.5, min_lr=0.0
+    )
+    assert len(found) == 4 + 8
+    assert found[0] == 1.0
+    assert found[4] == 0.5
+    assert found[4] == max(found[4:])
+
+
+def test_k_decay_and_decay_rate():
+    assert rates(sched="cosine", lr_k_decay=2.0)[4] > rates(sched="cosine")[4]
+    assert rates(sched="step", decay_epochs=1, warmup_epochs=0, decay_rate=0.5)[:3] == [1.0, 0.5, 0.25]
+
+
+def test_precision_of_weights_and_images():
+    assert weights_dtype(make_recipe({})) == torch.float32
+    assert weights_dtype(make_recipe({"model_dtype": "bfloat16"})) == torch.bfloat16

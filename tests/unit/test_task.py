@@ -1,13 +1,18 @@
 """The task: losses of labels and teacher, as described."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from timm.loss import BinaryCrossEntropy, JsdCrossEntropy
 from torch import nn
 from torch.nn import functional as F
 
 import stitchkit
 from stitchkit.errors import InputError
+from stitchkit.train.checkpoint import training_state
 from stitchkit.train.flags import make_recipe
+from stitchkit.train.optim import create_optimizer
 from stitchkit.train.task import create_task
 from tests.support import pico_anchor, pico_images, pico_snnet
 
@@ -103,3 +108,70 @@ def test_a_teacher_that_cannot_be_had_is_named(teacher_path):
 
 def test_the_criterion_follows_the_recipe():
     assert isinstance(task_of(pico_snnet()).criterion, nn.CrossEntropyLoss)
+
+
+def test_the_teacher_is_watched_at_work(teacher_path):
+    """Without gradients, inside mixed precision, in evaluation mode, and neither saved nor trained."""
+    recipe = make_recipe({"smoothing": 0.0, "model_ema": True, **teacher_settings(teacher_path, "soft")})
+    half = (0.5, 0.5, 0.5)
+    task = create_task(pico_snnet(), recipe, CPU, mean=half, std=half)
+    task.setup_ema(decay=0.9)
+    seen = []
+    task.teacher.model.fc.register_forward_hook(
+        lambda module, _, output: seen.append((torch.is_grad_enabled(), output.dtype, module.training))
+    )
+    task.train()
+    before = {name: value.clone() for name, value in task.teacher.state_dict().items()}
+    optimizer = create_optimizer(task.trainable_module, recipe.optim, lr=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        task(pico_images(), LABELS, 4)["loss"].backward()
+    optimizer.step()
+    assert seen == [(False, torch.bfloat16, False)]
+    assert all(torch.equal(value, before[name]) for name, value in task.teacher.state_dict().items())
+    taught = {id(parameter) for parameter in task.teacher.parameters()}
+    assert not taught & {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    session = SimpleNamespace(recipe=recipe, config=None, classes=())
+    state = training_state(session, task, optimizer, None)
+    own = pico_snnet().state_dict().keys()
+    assert state["state_dict"].keys() == state["state_dict_ema"].keys() == own
+
+
+def test_the_teacher_follows_precision_and_channels(teacher_path, tmp_path):
+    path = tmp_path / "grey.pth"
+    torch.save(stitchkit.create_model("resnet10t", num_classes=4, in_chans=1).state_dict(), path)
+    anchors = [pico_anchor("a", 8, in_chans=1), pico_anchor("b", 16, in_chans=1)]
+    model = pico_snnet(anchors=anchors).bfloat16()
+    settings = {"model_dtype": "bfloat16", "in_chans": 1, **teacher_settings(str(path), "hard")}
+    task = create_task(model, make_recipe(settings), CPU, mean=(0.5,), std=(0.5,))
+    images = pico_images()[:, :1].bfloat16()
+    assert task(images, LABELS, 4)["loss"].isfinite()
+    seen = task.teacher.normalize_input(torch.zeros(1, 1, 2, 2), task.student_mean.float(), task.student_std.float())
+    assert seen.shape == (1, 1, 2, 2)
+
+
+def test_binary_cross_entropy():
+    model, x = pico_snnet(), pico_images()
+    settings = {"bce_loss": True, "smoothing": 0.2, "bce_sum": True, "bce_pos_weight": 3.0}
+    target = F.one_hot(LABELS, 4) * 0.8 + 0.05
+    loss = F.binary_cross_entropy_with_logits(model(x, 1), target, pos_weight=torch.tensor(3.0), reduction="none")
+    torch.testing.assert_close(task_of(model, **settings)(x, LABELS, 1)["loss"], loss.sum(1).mean())
+    mixed = torch.tensor([[0.7, 0.3, 0.0, 0.0], [0.0, 0.0, 0.4, 0.6]])
+    task = task_of(model, bce_loss=True, mixup=0.8, smoothing=0.2, bce_target_thresh=0.35)
+    expected = F.binary_cross_entropy_with_logits(model(x, 1), (mixed > 0.35).float())
+    torch.testing.assert_close(task(x, mixed, 1)["loss"], expected)
+    assert isinstance(task_of(model, bce_loss=True, smoothing=0.0).criterion, BinaryCrossEntropy)
+
+
+def test_divergence_between_splits():
+    model, x = pico_snnet(), pico_images(6)
+    labels = LABELS.repeat(3)
+    task = task_of(model, jsd_loss=True, aug_splits=3, smoothing=0.1)
+    assert isinstance(task.criterion, JsdCrossEntropy)
+    assert task.criterion.num_splits == 3
+    logits = model(x, 1)
+    parts = [torch.softmax(part, 1) for part in logits.split(2)]
+    mixture = torch.stack(parts).mean(0)
+    divergence = sum((part * (part / mixture).log()).sum(1).mean() for part in parts) / 3
+    clean = F.cross_entropy(logits[:2], labels[:2], label_smoothing=0.1)
+    loss = task(x, labels, 1)["loss"]
+    torch.testing.assert_close(loss, clean + 12 * divergence, rtol=1e-3, atol=1e-4)  # timm's weight

@@ -1,0 +1,115 @@
+"""Datasets, timm's, checked before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from timm.data import create_dataset
+from timm.utils.misc import natural_key
+from torch.utils.data import Dataset, IterableDataset
+
+from stitchkit.errors import InputError
+from stitchkit.train.recipe import Recipe, flag_of
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """The splits of a dataset.
+
+    Args:
+        train: The training split; None when there is nothing to train.
+        validation: The validation split.
+        classes: Class names in the order of their numbers; empty where the reader does not know them.
+    """
+
+    train: Dataset[Any] | None
+    validation: Dataset[Any]
+    classes: tuple[str, ...]
+
+
+def open_datasets(recipe: Recipe) -> Datasets:
+    """Open the splits that a run needs.
+
+    Raises:
+        InputError: If the folder or a split is missing or empty, or the splits have different classes.
+    """
+    data = recipe.data
+    if not data.dataset and not Path(data.data_dir or "").exists():
+        raise InputError(f"data folder '{data.data_dir}' does not exist; give a folder with {_layout(recipe)}")
+    train = None if recipe.run.eval else _open(recipe, data.train_split, is_training=True)
+    validation = _open(recipe, data.val_split, is_training=False)
+    found = _classes(validation)
+    classes = _classes(train) or _train_folders(recipe, found) or found
+    if found and set(found) != set(classes):
+        raise InputError(f"{_difference(classes, found, recipe)}; labels would not agree, so make the folders equal")
+    return Datasets(train, validation, classes)
+
+
+def _difference(classes: Sequence[str], found: Sequence[str], recipe: Recipe) -> str:
+    """Which class folders only one of the splits has."""
+    parts = []
+    for verb, names in (("lacks", set(classes) - set(found)), ("alone has", set(found) - set(classes))):
+        if names:
+            shown = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
+            parts.append(f"{verb} {len(names)} class folders: {shown}")
+    return f"the {recipe.data.val_split} split of '{recipe.data.data_dir}' {' and '.join(parts)}"
+
+
+def _layout(recipe: Recipe) -> str:
+    return f"{recipe.data.train_split}/ and {recipe.data.val_split}/, one folder a class in each"
+
+
+def _open(recipe: Recipe, split: str, *, is_training: bool) -> Dataset[Any]:
+    data = recipe.data
+    options: dict[str, Any] = {
+        key: value for key in ("input_key", "target_key") if (value := getattr(data, key)) is not None
+    }
+    try:
+        dataset: Dataset[Any] = create_dataset(
+            data.dataset,
+            root=data.data_dir,
+            split=split,
+            is_training=is_training,
+            class_map=data.class_map,
+            download=data.dataset_download,
+            batch_size=data.batch_size,
+            seed=recipe.run.seed,
+            repeats=data.epoch_repeats if is_training else 0,
+            input_img_mode=data.input_img_mode or ("RGB" if recipe.model.channels == 3 else "L"),
+            trust_remote_code=data.dataset_trust_remote_code,
+            num_samples=data.train_num_samples if is_training else data.val_num_samples,
+            **options,
+        )
+    except Exception as error:  # the readers of many libraries raise many kinds
+        place = f"'{data.dataset or data.data_dir}', split '{split}'"
+        raise InputError(f"dataset {place} cannot be opened: {type(error).__name__}: {error}") from error
+    if is_training and isinstance(dataset, IterableDataset):
+        for name in ("aug_repeats", "aug_splits"):
+            if getattr(recipe.augment, name):
+                raise InputError(f"{flag_of(name)} is not for streamed datasets; set it to 0")
+    # Where a folder has no such split, timm takes the whole folder for it.
+    root = getattr(getattr(dataset, "reader", None), "root", None)
+    if not data.dataset and root is not None and Path(root) == Path(data.data_dir or "") and Path(root).is_dir():
+        raise InputError(f"data folder '{data.data_dir}' has no {split}/ folder; it needs {_layout(recipe)}")
+    return dataset
+
+
+def _classes(dataset: Dataset[Any] | None) -> tuple[str, ...]:
+    """Class names in the order of their numbers, where the reader of a folder knows them."""
+    numbers = getattr(getattr(dataset, "reader", None), "class_to_idx", None) or {}
+    return tuple(sorted(numbers, key=numbers.__getitem__))
+
+
+def _train_folders(recipe: Recipe, found: Sequence[str]) -> tuple[str, ...]:
+    """Class folders of the training split, by their names alone: an evaluation does not read through all images.
+
+    Empty where there is no such folder, or where classes are not its direct children.
+    """
+    folder = Path(recipe.data.data_dir or "") / recipe.data.train_split
+    if recipe.data.dataset or recipe.data.class_map or not folder.is_dir():
+        return ()
+    names = {path.name for path in folder.iterdir() if path.is_dir()}
+    return tuple(sorted(names, key=natural_key)) if names & set(found) else ()

@@ -1,0 +1,206 @@
+"""The network of a run: built from its recipe, set up for training, and put where it computes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from stitchkit.config import StitchConfig
+from stitchkit.distributed import World
+from stitchkit.errors import InputError
+from stitchkit.model.anchor import has_view, view
+from stitchkit.model.create import create_model, create_snnet
+from stitchkit.model.snnet import SNNet
+from stitchkit.model.weights import read_checkpoint
+from stitchkit.train.checkpoint import load_into
+from stitchkit.train.optim import weights_dtype
+from stitchkit.train.recipe import ModelRecipe, Recipe
+
+_logger = logging.getLogger(__name__)
+
+
+def create_network(recipe: Recipe, config: StitchConfig | None, found_classes: int | None) -> nn.Module:
+    """The SN-Net or the plain model, with the weights it starts from.
+
+    Args:
+        recipe: All settings.
+        config: The stitch configuration, if there is one.
+        found_classes: Number of classes in the data, where known.
+
+    Raises:
+        InputError: If it cannot be built as asked, or has fewer outputs than there are classes.
+    """
+    settings = recipe.model
+    set_fast_norm(settings.fast_norm)  # norms look at it when they are made
+    options = _options(recipe, found_classes)
+    model: nn.Module
+    if config is not None:
+        model = create_snnet(config, **options)
+        _warn_of_normalisation(model, recipe)
+    else:
+        assert settings.model is not None
+        checkpoint = settings.pretrained_path if options["pretrained"] else None
+        model = create_model(settings.model, checkpoint=checkpoint, **(options | (settings.model_kwargs or {})))
+    if settings.initial_checkpoint and not recipe.run.resume:
+        load_into(model, read_checkpoint(settings.initial_checkpoint), settings.initial_checkpoint)
+    _adjust(model, settings)
+    if settings.grad_checkpointing:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    if found_classes is not None and found_classes > model.num_classes:  # type: ignore[operator]
+        raise InputError(
+            f"the dataset has {found_classes} classes but the network {model.num_classes} outputs; "
+            f"leave --num-classes out or give at least {found_classes}"
+        )
+    if (channels := input_size(model, recipe)[0]) != settings.channels:
+        raise InputError(f"the network takes images of {channels} channels; give --in-chans {channels}")
+    return model
+
+
+def _options(recipe: Recipe, found_classes: int | None) -> dict[str, Any]:
+    """Arguments of `timm.create_model` for every network; those that are None are left to the model."""
+    settings = recipe.model
+    starts_elsewhere = recipe.run.resume is not None or settings.initial_checkpoint is not None
+    return {
+        "pretrained": settings.pretrained and not starts_elsewhere,
+        "num_classes": settings.num_classes or found_classes,
+        "img_size": settings.sides,
+        "in_chans": settings.channels if settings.input_size else settings.in_chans,
+        "global_pool": settings.gp,
+        "drop_rate": settings.drop,
+        "drop_path_rate": settings.drop_path_rate,
+        "drop_block_rate": settings.drop_block,
+    }
+
+
+def _adjust(model: nn.Module, settings: ModelRecipe) -> None:
+    """Set what timm's models take no argument for: classifiers at their start, and batch norms."""
+    for linear in _classifiers(model):
+        for parameter in (linear.weight, linear.bias):
+            if settings.head_init_scale is not None and parameter is not None:
+                parameter.data.mul_(settings.head_init_scale)
+        if settings.head_init_bias is not None and linear.bias is not None:
+            nn.init.constant_(linear.bias, settings.head_init_bias)
+    for norm in _batch_norms(model):
+        norm.momentum = norm.momentum if settings.bn_momentum is None else settings.bn_momentum
+        norm.eps = norm.eps if settings.bn_eps is None else settings.bn_eps
+
+
+def _classifiers(model: nn.Module) -> list[nn.Linear]:
+    """The linear layers that give the logits; a distilled network has two."""
+    linears = []
+    for network in model.anchors if isinstance(model, SNNet) else [model]:
+        heads = network.get_classifier()  # type: ignore[operator]
+        for head in heads if isinstance(heads, tuple | list) else [heads]:
+            linears += [part for part in head.modules() if isinstance(part, nn.Linear)]
+    return linears
+
+
+def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    return [part for part in model.modules() if isinstance(part, _BatchNorm)]
+
+
+def _warn_of_normalisation(model: SNNet, recipe: Recipe) -> None:
+    """Images are prepared in one way for all anchors; say so where they were trained in several."""
+    if recipe.data.mean and recipe.data.std:
+        return
+    configs = {label: anchor.pretrained_cfg for label, anchor in model.views.items()}
+    ways = {label: (config["mean"], config["std"]) for label, config in configs.items()}
+    if len(set(ways.values())) > 1:
+        listed = "; ".join(f"{label} {mean} {std}" for label, (mean, std) in ways.items())
+        _logger.warning(
+            "anchors expect images with different mean and std (%s); all get those of the last one, unless --mean and "
+            "--std say otherwise",
+            listed,
+        )
+
+
+def input_size(model: nn.Module, recipe: Recipe) -> tuple[int, ...]:
+    """Size of an input image, `(C, H, W)`."""
+    if isinstance(model, SNNet):
+        return model.input_size
+    if has_view(model):
+        return view(model, label="model").input_size
+    settings = recipe.model
+    if settings.input_size:
+        return tuple(settings.input_size)
+    channels = getattr(model, "in_chans", settings.channels)
+    sides = model.pretrained_cfg["input_size"][1:]  # type: ignore[index]
+    return (channels, settings.img_size, settings.img_size) if settings.img_size else (channels, *sides)
+
+
+def check_device(recipe: Recipe, world: World) -> None:
+    """Refuse what this device cannot do, before anything is built.
+
+    Raises:
+        InputError: If batch norms cannot be synchronised on it.
+    """
+    if recipe.distributed.sync_bn and world.device.type != "cuda":
+        raise InputError(f"--sync-bn is for GPUs, this is {world.device.type}; use --dist-bn reduce")
+
+
+def place_network(model: nn.Module, recipe: Recipe, world: World) -> None:
+    """Put the network where it computes, in the precision and layout asked for, split, synchronised and compiled.
+
+    Raises:
+        InputError: If its batch norms cannot be split, or torch refuses to compile it so.
+    """
+    settings = recipe.model
+    if settings.split_bn and not recipe.run.eval:  # the further norms serve training alone
+        _split_batch_norms(model, max(recipe.augment.aug_splits, 2))
+    model.to(world.device, weights_dtype(recipe))
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if recipe.distributed.sync_bn and world.size > 1:
+        convert_sync_batchnorm(model)
+    if settings.torchcompile:
+        _compile(model, settings.torchcompile, settings.torchcompile_mode)
+
+
+def _split_batch_norms(model: nn.Module, parts: int) -> None:
+    flat = {type(norm).__name__ for norm in _batch_norms(model) if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm3d)}
+    if flat:
+        raise InputError(f"--split-bn splits batch norms of images, this network has {', '.join(flat)}; leave it out")
+    convert_splitbn_model(model, parts)
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run a network as it was before `--torchcompile`: compiled code can be neither traced nor counted."""
+    compiled = {part: part._compiled_call_impl for part in model.modules()}
+    for part in compiled:
+        part._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for part, call in compiled.items():
+            part._compiled_call_impl = call
+
+
+def _compile(model: nn.Module, backend: str, mode: str | None) -> None:
+    """Compile in place, under the names that parameters had.
+
+    An SN-Net runs another route in each step, so its blocks are compiled one by one: no route compiles anything that
+    another one has compiled.
+    """
+    parts = [model]
+    if isinstance(model, SNNet):
+        parts = [block for anchor in model.views.values() for block in anchor.blocks]
+    # Blocks of one class share one store of compiled code, whose limit is meant for a single network.
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 8 * len(parts))
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 8 * len(parts))
+    try:
+        for part in parts:
+            part.compile(backend=backend, mode=mode)
+    except Exception as error:  # backends are plug-ins
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"torch cannot compile with backend '{backend}', mode {mode}: {reason}; see torch.compiler.list_backends()"
+        ) from error

@@ -1,0 +1,31 @@
+"""Several commands on two ranks, in one pair of processes: starting a process costs more than a pico run."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+
+import torch
+
+from stitchkit.cli import main
+
+
+def run_on_two_ranks(commands: Sequence[Sequence[object]]) -> None:
+    """Run `stitchkit` commands one after the other, each as two ranks of one group."""
+    ports = [_free_port() for _ in commands]
+    torch.multiprocessing.spawn(_rank, ([list(map(str, command)) for command in commands], ports), nprocs=2)
+
+
+def _free_port() -> int:
+    with socket.socket() as place:
+        place.bind(("localhost", 0))
+        return int(place.getsockname()[1])
+
+
+def _rank(rank: int, commands: list[list[str]], ports: list[int]) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    for command, port in zip(commands, ports, strict=True):
+        os.environ["MASTER_PORT"] = str(port)
+        assert main(command) == 0

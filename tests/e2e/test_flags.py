@@ -1,0 +1,187 @@
+"""What flags of timm leave behind in a run: pictures, epochs, figures, compiled networks, runs of other packages."""
+
+import csv
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from stitchkit.cli import main
+from stitchkit.distributed import World
+from stitchkit.errors import InputError
+from stitchkit.measure.ledger import read_rows
+from stitchkit.train.flags import make_recipe
+from stitchkit.train.loop import save_batch, wait_for
+from stitchkit.train.tracking import open_tracker
+from tests.support import FLAGS, ROOT, pico_anchor, pico_snnet, write_config
+
+
+@pytest.fixture
+def config(tmp_path):
+    return write_config(tmp_path / "pico.json")
+
+
+@pytest.fixture
+def train(images, config, tmp_path):
+    """Train for an epoch; gives the run's folder."""
+
+    def run(name, *flags):
+        common = [images, "--stitch_config", config, *FLAGS, "--epochs", "1", "--output", tmp_path]
+        assert main(["train", *map(str, [*common, "--experiment", name, *flags])]) == 0
+        return tmp_path / name
+
+    return run
+
+
+def content(folder):
+    return torch.load(folder / "last.pth.tar", weights_only=True)
+
+
+def test_batches_are_saved_as_pictures(train):
+    folder = train("pictures", "--save-images", "--log-interval", "3")
+    assert {path.name for path in folder.glob("*.jpg")} == {f"train-batch-{number}.jpg" for number in (2, 5, 7)}
+    with Image.open(folder / "train-batch-2.jpg") as image:
+        assert image.size == (8 * 16, 16)
+    assert not list(train("none").glob("*.jpg"))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_pictures_of_any_channels(channels, tmp_path):
+    save_batch(torch.rand(4, channels, 8, 8), tmp_path / "batch.jpg")
+    with Image.open(tmp_path / "batch.jpg") as image:
+        assert image.size == (4 * 8, 8)
+
+
+def test_a_run_can_start_at_an_epoch(train):
+    folder = train("late", "--epochs", "5", "--start-epoch", "3")
+    with (folder / "summary.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["3", "4"]
+    before = content(folder)
+    last = folder / "last.pth.tar"
+    train("late", "--epochs", "5", "--start-epoch", "4", "--resume", last)
+    assert content(folder)["history"].keys() == {3, 4}
+    assert not torch.equal(
+        content(folder)["state_dict"]["anchors.0.head.weight"], before["state_dict"]["anchors.0.head.weight"]
+    )
+
+
+def test_the_best_checkpoint_is_best_by_the_figure_asked_for(train):
+    found = {name: content(train(name, "--eval-metric", name))["metric"] for name in ("top1", "top5", "loss")}
+    assert found["top5"] == 100, "four classes"
+    assert found["loss"] < 0 < found["top1"] < 100
+
+
+def test_a_run_on_one_channel_of_another_shape(train):
+    folder = train("grey", "--input-size", "1", "16", "24", "--gp", "avg", "--head-init-bias", "-1")
+    assert content(folder)["state_dict"]["anchors.0.patch_embed.proj.weight"].shape[1] == 1
+
+
+def test_low_precision_weights_fit_train_and_are_evaluated(train):
+    folder = train("low", "--model-dtype", "bfloat16")
+    assert {value.dtype for value in content(folder)["state_dict"].values()} == {torch.bfloat16}
+    train("low", "--model-dtype", "bfloat16", "--eval", "--resume", folder / "last.pth.tar")
+    assert len(read_rows(folder / "stitches_res.txt")) == len(pico_snnet().space)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_a_compiled_run_equals_one_that_is_not(train):
+    """The blocks are traced and run as they are; weights, names and the ledger stay."""
+    compiled = train("compiled", "--torchcompile", "eager", "--model-ema", "--grad-checkpointing")
+    plain = train("plain", "--model-ema", "--grad-checkpointing")
+    one, other = content(compiled), content(plain)
+    for part in ("state_dict", "state_dict_ema"):
+        assert one[part].keys() == other[part].keys()
+        for key, value in one[part].items():
+            torch.testing.assert_close(value, other[part][key], rtol=1e-4, atol=1e-5)
+    rows = []
+    for name, flags in (("compiled", ["--torchcompile", "eager"]), ("plain", [])):
+        train(name, *flags, "--eval", "--resume", plain / "last.pth.tar")
+        rows.append(read_rows(plain.parent / name / "stitches_res.txt"))
+    for mine, theirs in zip(*rows, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert {**mine, "loss": 0} == {**theirs, "loss": 0}
+
+
+def test_another_way_to_build_the_network_is_another_ledger(train, capsys, images, config, tmp_path):
+    folder = train("built")
+    last = folder / "last.pth.tar"
+    train("built", "--eval", "--resume", last)
+    arguments = [images, "--stitch_config", config, *FLAGS, "--output", tmp_path, "--experiment", "built", "--eval"]
+    assert main(["train", *map(str, [*arguments, "--resume", last, "--fast-norm"])]) == 2
+    assert "was measured with fast_norm False, now True" in capsys.readouterr().err
+
+
+def test_steps_wait_for_the_device(train, monkeypatch):
+    waited = []
+    monkeypatch.setattr("stitchkit.train.loop.wait_for", waited.append)
+    train("free")
+    assert not waited
+    train("steps", "--synchronize-step")
+    assert waited == [torch.device("cpu")] * 8
+
+
+def test_a_gpu_is_waited_for_and_a_cpu_is_not(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    wait_for(torch.device("cpu"))
+    assert not waited
+    wait_for(torch.device("cuda"))
+    assert waited == [torch.device("cuda")]
+
+
+def test_batch_norms_are_not_synchronised_on_a_cpu(images, config, capsys):
+    assert main(["train", str(images), "--stitch_config", str(config), *FLAGS, "--sync-bn"]) == 2
+    assert "--sync-bn is for GPUs, this is cpu; use --dist-bn reduce" in capsys.readouterr().err
+
+
+def test_pretrained_path_names_a_missing_file(images, capsys, tmp_path):
+    model = pico_anchor("a", 8)["name"]
+    flags = [*FLAGS[1:], "--model", model, "--pretrained-path", str(tmp_path / "gone.pth"), "--output", str(tmp_path)]
+    assert main(["train", str(images), *flags]) == 2
+    assert "gone.pth' does not exist" in capsys.readouterr().err
+
+
+def tracked(monkeypatch, folder, init, rank=0, **settings):
+    """What `open_tracker` makes of settings, with `init` in place of wandb's."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setattr(wandb, "init", init)
+    world = World(rank, 2, torch.device("cpu"))
+    return open_tracker(
+        SimpleNamespace(recipe=make_recipe({"log_wandb": True, **settings}), world=world, folder=folder)
+    )
+
+
+def test_wandb_goes_on_with_a_run(monkeypatch, tmp_path):
+    wanted = tracked(monkeypatch, tmp_path, lambda **options: options, wandb_resume_id="abc", wandb_project="p")
+    assert (wanted["id"], wanted["resume"], wanted["project"], wanted["name"]) == ("abc", "must", "p", tmp_path.name)
+    assert wanted["config"]["batch_size"] == 128
+    fresh = tracked(monkeypatch, tmp_path, lambda **options: options, wandb_tags=["x", "y"])
+    assert (fresh["resume"], fresh["tags"]) == (None, ["x", "y"])
+    assert tracked(monkeypatch, tmp_path, lambda **_: pytest.fail("the primary rank alone logs"), rank=1) is None
+    assert tracked(monkeypatch, tmp_path, lambda **_: pytest.fail("not asked for"), log_wandb=False) is None
+
+
+def test_a_run_that_wandb_refuses(monkeypatch, tmp_path):
+    def refused(**_):
+        raise pytest.importorskip("wandb").Error("no such run")
+
+    with pytest.raises(InputError, match="wandb refuses the run: no such run"):
+        tracked(monkeypatch, tmp_path, refused)
+
+
+def test_figures_go_to_wandb(images, config, tmp_path):
+    """The real package, which writes what it would send into a file."""
+    pytest.importorskip("wandb")
+    flags = [*FLAGS, "--epochs", "1", "--log-wandb", "--wandb-project", "our-project", "--wandb-tags", "our-tag"]
+    command = [sys.executable, "-m", "stitchkit", "train", images, "--stitch_config", config, *flags]
+    command += ["--output", tmp_path, "--experiment", "logged"]
+    environment = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    result = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    (log,) = (tmp_path / "logged/wandb").glob("offline-run-*/*.wandb")
+    written = log.read_bytes()
+    for expected in (b"our-project", b"our-tag", b"logged", b"train_loss", b"eval_ti_acc1", b"stitch_init_bs"):
+        assert expected in written

@@ -1,0 +1,188 @@
+"""The loaders that a recipe means."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+from timm.data.mixup import FastCollateMixup
+from timm.data.random_erasing import RandomErasing
+
+from stitchkit.distributed import init_world
+from stitchkit.errors import InputError
+from stitchkit.train.data import create_loaders, without_padding
+from stitchkit.train.datasets import open_datasets
+from stitchkit.train.flags import make_recipe
+from stitchkit.train.loop import seed_epoch
+
+MODEL = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+
+
+@pytest.fixture(scope="module")
+def world():
+    yield init_world("cpu")
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def loaders(images, world):
+    """The loaders of settings, images of 16 x 16."""
+
+    def made(input_size=(3, 16, 16), **settings):
+        recipe = make_recipe({"data_dir": str(images), "batch_size": 8, "workers": 0} | settings)
+        datasets = open_datasets(recipe)
+        return create_loaders(datasets, recipe, world, input_size=input_size, model_config=MODEL, num_classes=4)
+
+    return made
+
+
+def first_batch(loader, epoch=0):
+    seed_epoch(42, 0, epoch)
+    return next(iter(loader))
+
+
+def transforms(loader):
+    """The steps that a training image goes through, by name, nested ones too."""
+    found = {}
+
+    def walk(step):
+        found[type(step).__name__] = step
+        for part in getattr(step, "transforms", None) or [getattr(step, "transform", None)]:
+            if part is not None and not isinstance(part, str):
+                walk(part)
+
+    walk(loader.dataset.transform)
+    return found
+
+
+def test_probabilities_of_colour_changes_reach_the_images(loaders):
+    plain = transforms(loaders().train)
+    assert "ColorJitter" in plain
+    assert not {"RandomApply", "RandomGrayscale", "GaussianBlur"} & plain.keys()
+    asked = transforms(loaders(color_jitter_prob=0.2, grayscale_prob=0.3, gaussian_blur_prob=0.4).train)
+    assert {"RandomApply", "RandomGrayscale", "GaussianBlur"} <= asked.keys()
+    assert asked["RandomGrayscale"].p == 0.3
+
+
+def test_channels_choose_how_an_image_is_read(loaders):
+    images, _ = first_batch(loaders((1, 16, 16), in_chans=1, no_aug=True).train)
+    assert images.shape == (8, 1, 16, 16)
+    mode = {"in_chans": 1, "input_img_mode": "1", "mean": [0.0], "std": [1.0], "no_aug": True}
+    images, _ = first_batch(loaders((1, 16, 16), **mode).train)
+    assert len(images.unique()) == 2, "PIL's mode of one bit"
+
+
+def test_one_mean_is_for_all_channels(loaders):
+    assert loaders(mean=[0.1], std=[0.2]).mean == (0.1, 0.1, 0.1)
+    assert loaders((1, 16, 16), in_chans=1).mean == pytest.approx((0.4,)), "that of the model's three, as timm does"
+    with pytest.raises(InputError, match="one value, or one for each of 3 channels"):
+        loaders(mean=[0.1, 0.2])
+
+
+def test_an_image_need_not_be_square(loaders):
+    images, _ = first_batch(loaders((3, 16, 24)).train)
+    assert images.shape == (8, 3, 16, 24)
+
+
+def test_precision_of_images(loaders):
+    for prefetcher in (True, False):
+        both = loaders(model_dtype="bfloat16", no_prefetcher=not prefetcher)
+        assert first_batch(both.train)[0].dtype == first_batch(both.validation)[0].dtype == torch.bfloat16
+
+
+def test_splits_are_the_clean_images_and_varied_copies(loaders):
+    settings = {"aug_splits": 3, "scale": [1.0, 1.0], "ratio": [1.0, 1.0], "hflip": 0.0, "aa": "rand-m9-n3"}
+    images, labels = first_batch(loaders(**settings).train)
+    assert len(images) == len(labels) == 3 * 8
+    assert torch.equal(labels[:8], labels[8:16])
+    clean, _ = first_batch(loaders(**settings | {"aug_splits": 0, "aa": None, "color_jitter": 0.0}).train)
+    torch.testing.assert_close(images[:8], clean)
+    assert not torch.equal(images[8:16], clean)
+    assert not torch.equal(images[8:16], images[16:])
+
+
+@pytest.mark.parametrize(("splits", "clean"), [(0, 4), (2, 8)])
+def test_resplit_erases_nothing_in_the_first_split(splits, clean, loaders):
+    settings = {"aug_splits": splits, "reprob": 1.0, "remode": "const", "mean": [0.501], "scale": [1.0, 1.0]}
+    changed = {}
+    for resplit in (False, True):
+        images, _ = first_batch(loaders(**settings, resplit=resplit, color_jitter=0.0).train)
+        changed[resplit] = (images == 0).flatten(1).any(1)
+    assert changed[False].all()
+    assert not changed[True][:clean].any()
+    assert changed[True][clean:].all()
+
+
+def test_without_the_prefetcher_the_numbers_are_the_same(loaders):
+    one, other = loaders(no_aug=True), loaders(no_aug=True, no_prefetcher=True)
+    for mine, theirs in ((one.train, other.train), (one.validation, other.validation)):
+        assert len(mine) == len(theirs)
+        for (images, labels), (expected, numbers) in zip(theirs, mine, strict=True):
+            torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-5)
+            assert torch.equal(labels, numbers)
+
+
+def test_without_the_prefetcher_images_are_counted_once(loaders, world):
+    batches = list(without_padding(loaders(no_prefetcher=True, validation_batch_size=6).validation, world))
+    assert sum(len(labels) for _, labels in batches) == 20
+
+
+def test_without_the_prefetcher_batches_are_mixed_and_erased(loaders):
+    loader = loaders(no_prefetcher=True, mixup=0.8, smoothing=0.0, reprob=0.5).train
+    images, labels = first_batch(loader)
+    again = first_batch(loader)
+    assert torch.equal(images, again[0]), "what is mixed depends on the seed of the epoch alone"
+    assert torch.equal(labels, again[1])
+    assert labels.shape == (8, 4)
+    assert ((labels > 0) & (labels < 1)).any()
+    assert isinstance(transforms(loader)["RandomErasing"], RandomErasing)
+    loader.mixup_enabled = False
+    assert set(first_batch(loader)[1].unique().tolist()) == {0.0, 1.0}
+    assert isinstance(loaders(mixup=0.8).train.loader.collate_fn, FastCollateMixup)
+
+
+def test_worker_seeding_reaches_the_workers(loaders):
+    for seeding in ("all", "part"):
+        init = loaders(worker_seeding=seeding).train.loader.worker_init_fn
+        assert init.keywords == {"worker_seeding": seeding}
+
+
+def write_shards(folder):
+    for split, count in (("train", 16), ("validation", 4)):
+        with tarfile.open(folder / f"{split}-0.tar", "w") as tar:
+            for number in range(count):
+                picture = io.BytesIO()
+                Image.fromarray(np.full((16, 16, 3), 10 * number, np.uint8)).save(picture, "PNG")
+                for suffix, content in (("png", picture.getvalue()), ("cls", b"1")):
+                    entry = tarfile.TarInfo(f"{number:04d}.{suffix}")
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+
+
+def test_streams_have_no_repeated_or_split_images(loaders, tmp_path):
+    write_shards(tmp_path)
+    stream = {"workers": 1}
+    stream |= {"data_dir": str(tmp_path), "dataset": "wds/", "train_num_samples": 16, "val_num_samples": 4}
+    stream |= {"train_split": "train-0.tar", "val_split": "validation-0.tar", "batch_size": 4}
+    assert len(loaders(**stream).train) == 4
+    for name in ("aug_splits", "aug_repeats"):
+        with pytest.raises(InputError, match="not for streamed datasets"):
+            loaders(**stream, **{name: 2})
+
+
+def test_what_readers_of_many_libraries_are_told(monkeypatch):
+    """Trust and repetitions go to libraries that need a network; here is what timm gets for them."""
+    seen = {}
+
+    def noted(*_, **options):
+        seen.update(options)
+        raise OSError("out of reach")
+
+    monkeypatch.setattr("stitchkit.train.datasets.create_dataset", noted)
+    recipe = make_recipe({"dataset": "hfids/x", "dataset_trust_remote_code": True, "epoch_repeats": 3.0})
+    with pytest.raises(InputError, match="out of reach"):
+        open_datasets(recipe)
+    assert (seen["trust_remote_code"], seen["repeats"], seen["is_training"]) == (True, 3.0, True)
