@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from timm.utils import NativeScaler, unwrap_model
-from torch import nn
 
 from stitchkit.errors import InputError
 from stitchkit.model.weights import load_content, read_checkpoint, weights_of
@@ -22,7 +21,6 @@ from stitchkit.train.task import StitchTask
 
 _FORMAT = "stitchkit 1"
 _SUFFIX = ".pth.tar"
-_AUX = ".aux_bn."  # in the names of what timm's split batch norms have for training alone
 
 
 class Checkpoints:
@@ -134,24 +132,8 @@ def load_weights(session: Session, *, ema: bool = False) -> dict[str, Any]:
             f"checkpoint '{path}' was trained on {len(classes)} classes, here are {len(session.classes)}; the first "
             f"that differs was {first[0]!r} and is {first[1]!r}; labels would not agree"
         )
-    load_into(session.model, content, path, ema=ema)
+    load_content(session.model, content, path, ema=ema)
     return content
-
-
-def load_into(model: nn.Module, content: Mapping[str, Any], path: str, *, ema: bool = False) -> None:
-    """Load weights into a network, without the further batch norms of `--split-bn` where it has none.
-
-    Args:
-        model: The network.
-        content: What the file holds.
-        path: The file.
-        ema: Load the moving average.
-
-    Raises:
-        InputError: If the weights belong to another network; the model is then unchanged.
-    """
-    weights, own = weights_of(content, ema=ema), model.state_dict()
-    load_content(model, {key: value for key, value in weights.items() if _AUX not in key or key in own}, path)
 
 
 def restore(

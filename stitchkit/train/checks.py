@@ -17,6 +17,7 @@ _NEEDS = (
     ("layer_decay_no_opt_scale", "layer_decay", "--layer-decay"),
     ("torchcompile_mode", "torchcompile", "--torchcompile"),
     ("wandb_resume_id", "resume", "--resume"),
+    ("recalibrate_bn", "eval", "--eval"),
 )
 
 # What excludes what.
@@ -104,7 +105,7 @@ def _check_packages(recipe: Recipe) -> None:
 def _check_pairs(recipe: Recipe) -> None:
     settings = recipe.flat()
     for name, other, advice in _NEEDS:
-        if settings[name] not in (None, False) and not settings[other]:
+        if settings[name] not in (None, False, 0) and not settings[other]:
             raise InputError(f"{flag_of(name)} has no meaning alone; add {advice}")
     for name, other in _EXCLUDES:
         if settings[name] and settings[other]:

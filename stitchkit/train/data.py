@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.train.datasets import Datasets
 from stitchkit.train.optim import weights_dtype
-from stitchkit.train.recipe import Recipe, flag_of
+from stitchkit.train.recipe import AugmentRecipe, Recipe, flag_of
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 Loader = Any
@@ -28,7 +28,7 @@ class Loaders:
     """The loaders of a run.
 
     Args:
-        train: Augmented training batches; None when there is nothing to train.
+        train: Training batches, augmented for training, plain for `--recalibrate-bn`; None where neither is done.
         validation: Prepared validation batches; iterate through `without_padding`.
         mean: Mean of the channels that images are normalised with.
         std: Their standard deviation.
@@ -83,6 +83,8 @@ def create_loaders(
             crop_mode=prepared["crop_mode"],
             **shared,
         )
+        if recipe.run.eval:
+            recipe = replace(recipe, augment=AugmentRecipe(no_aug=True))
         train, mix = None, _mixing(recipe, num_classes)
         if datasets.train is not None:
             train = _create_train_loader(datasets.train, recipe, prepared["interpolation"], mix, shared)

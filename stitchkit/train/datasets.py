@@ -20,7 +20,7 @@ class Datasets:
     """The splits of a dataset.
 
     Args:
-        train: The training split; None when there is nothing to train.
+        train: The training split; None when there is nothing to train or recalibrate.
         validation: The validation split.
         classes: Class names in the order of their numbers; empty where the reader does not know them.
     """
@@ -39,7 +39,8 @@ def open_datasets(recipe: Recipe) -> Datasets:
     data = recipe.data
     if not data.dataset and not Path(data.data_dir or "").exists():
         raise InputError(f"data folder '{data.data_dir}' does not exist; give a folder with {_layout(recipe)}")
-    train = None if recipe.run.eval else _open(recipe, data.train_split, is_training=True)
+    trains = not recipe.run.eval or recipe.run.recalibrate_bn
+    train = _open(recipe, data.train_split, is_training=True) if trains else None
     validation = _open(recipe, data.val_split, is_training=False)
     found = _classes(validation)
     classes = _classes(train) or _train_folders(recipe, found) or found

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 import yaml
+from torch import nn
 
 from stitchkit.errors import InputError
 from stitchkit.measure.evaluate import Score, evaluate_stitch
 from stitchkit.measure.ledger import Ledger
 from stitchkit.measure.profile import Profiler
+from stitchkit.measure.recalibrate import recalibrate
 from stitchkit.model.snnet import SNNet
 from stitchkit.train.checkpoint import fingerprint, load_weights
 from stitchkit.train.data import without_padding
+from stitchkit.train.loop import seed_epoch
 from stitchkit.train.network import uncompiled
-from stitchkit.train.optim import create_precision
+from stitchkit.train.optim import Autocast, create_precision
 from stitchkit.train.progress import progress
 from stitchkit.train.recipe import Recipe
 from stitchkit.train.session import Session
@@ -31,7 +36,7 @@ LEDGER = "stitches_res.txt"
 _SETTINGS = (
     *("dataset", "val_split", "class_map", "input_key", "target_key", "val_num_samples", "num_classes", "img_size"),
     *("crop_pct", "interpolation", "mean", "std", "amp", "amp_dtype", "channels_last", "model_ema"),
-    *("in_chans", "input_size", "input_img_mode", "gp", "bn_eps", "fast_norm", "model_dtype"),
+    *("recalibrate_bn", "in_chans", "input_size", "input_img_mode", "gp", "bn_eps", "fast_norm", "model_dtype"),
 )
 
 
@@ -49,6 +54,9 @@ def evaluate_stitches(session: Session) -> None:
     def score(cfg_id: int | None, what: str) -> Score:
         loader = session.loaders.validation
         batches = progress(without_padding(loader, world), world, what, unit="batch", total=len(loader))
+        if recipe.run.recalibrate_bn:
+            net = _recalibrated(session, cfg_id, autocast)
+            return evaluate_stitch(net, None, batches, device=world.device, autocast=autocast)
         return evaluate_stitch(model, cfg_id, batches, device=world.device, autocast=autocast)
 
     if not isinstance(model, SNNet):
@@ -67,6 +75,17 @@ def evaluate_stitches(session: Session) -> None:
         _logger.info("stitch %d/%d  %s  acc1 %.2f", cfg_id, last, model.space[cfg_id], figures["acc1"])
     if ledger is not None:
         _logger.info("%d stitches are in %s; their front: stitchkit pareto %s", len(ledger.rows), *2 * [ledger.path])
+
+
+def _recalibrated(session: Session, cfg_id: int | None, autocast: Autocast) -> nn.Module:
+    """A copy of one stitch, or of the plain model, with batch-norm statistics of its own."""
+    run, loader = session.recipe.run, session.loaders.train
+    assert loader is not None, "recalibration opens the training split"
+    net = session.model.extract(cfg_id) if isinstance(session.model, SNNet) else copy.deepcopy(session.model)
+    seed_epoch(run.seed, session.world.rank, 0)  # the same images for every stitch
+    with autocast():
+        recalibrate(net, (images for images, _ in islice(loader, run.recalibrate_bn)))
+    return net
 
 
 def _open_ledger(session: Session, model: SNNet) -> Ledger:

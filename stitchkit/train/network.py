@@ -18,8 +18,7 @@ from stitchkit.errors import InputError
 from stitchkit.model.anchor import has_view, view
 from stitchkit.model.create import create_model, create_snnet
 from stitchkit.model.snnet import SNNet
-from stitchkit.model.weights import read_checkpoint
-from stitchkit.train.checkpoint import load_into
+from stitchkit.model.weights import load_checkpoint
 from stitchkit.train.optim import weights_dtype
 from stitchkit.train.recipe import ModelRecipe, Recipe
 
@@ -49,7 +48,7 @@ def create_network(recipe: Recipe, config: StitchConfig | None, found_classes: i
         checkpoint = settings.pretrained_path if options["pretrained"] else None
         model = create_model(settings.model, checkpoint=checkpoint, **(options | (settings.model_kwargs or {})))
     if settings.initial_checkpoint and not recipe.run.resume:
-        load_into(model, read_checkpoint(settings.initial_checkpoint), settings.initial_checkpoint)
+        load_checkpoint(model, settings.initial_checkpoint)
     _adjust(model, settings)
     if settings.grad_checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -127,12 +126,7 @@ def input_size(model: nn.Module, recipe: Recipe) -> tuple[int, ...]:
         return model.input_size
     if has_view(model):
         return view(model, label="model").input_size
-    settings = recipe.model
-    if settings.input_size:
-        return tuple(settings.input_size)
-    channels = getattr(model, "in_chans", settings.channels)
-    sides = model.pretrained_cfg["input_size"][1:]  # type: ignore[index]
-    return (channels, settings.img_size, settings.img_size) if settings.img_size else (channels, *sides)
+    return (getattr(model, "in_chans", recipe.model.channels), *model.pretrained_cfg["input_size"][1:])  # type: ignore[index]
 
 
 def check_device(recipe: Recipe, world: World) -> None:
@@ -191,7 +185,9 @@ def _compile(model: nn.Module, backend: str, mode: str | None) -> None:
     """
     parts = [model]
     if isinstance(model, SNNet):
-        parts = [block for anchor in model.views.values() for block in anchor.blocks]
+        blocks = [block for anchor in model.views.values() for block in anchor.blocks]
+        # A block that down-samples first is put together for each run; what it is made of stays.
+        parts = [part for block in blocks for part in (block if isinstance(block, nn.Sequential) else [block])]
     # Blocks of one class share one store of compiled code, whose limit is meant for a single network.
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, 8 * len(parts))

@@ -291,6 +291,9 @@ class RunRecipe:
 
     eval: bool = _flag(False, "evaluate every stitch of --resume instead of training", "--evaluate")
     resume: str | None = _flag(None, "checkpoint to go on from, or to evaluate", kind=str)
+    recalibrate_bn: int = _flag(
+        0, "with --eval: training batches from which each stitch gets batch-norm statistics of its own", low=0
+    )
     no_resume_opt: bool = _flag(False, "resume the weights only")
     output: str = _flag("outputs", "folder of all runs")
     experiment: str | None = _flag(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import timm
@@ -19,6 +20,8 @@ from stitchkit.model.create import create_model
 from stitchkit.model.snnet import SNNet
 from stitchkit.train.optim import weights_dtype
 from stitchkit.train.recipe import Recipe, StitchRecipe
+
+_logger = logging.getLogger(__name__)
 
 
 class StitchTask(ClassificationTask):  # type: ignore[misc]
@@ -83,10 +86,12 @@ class StitchTask(ClassificationTask):  # type: ignore[misc]
         Returns:
             `loss`, a scalar, and `output`, logits `[B, num_classes]`.
         """
-        logits = self.trainable_module(images) if cfg_id is None else self.trainable_module(images, cfg_id)
+        output = self.trainable_module(images) if cfg_id is None else self.trainable_module(images, cfg_id)
+        # Distilled networks have a classifier for the labels and one for the teacher.
+        logits, taught = output if isinstance(output, tuple) else (output, output)
         loss = self.criterion(logits, labels)
         if self.teacher is not None:
-            loss = (1 - self.alpha) * loss + self.alpha * self._teacher_loss(images, logits)
+            loss = (1 - self.alpha) * loss + self.alpha * self._teacher_loss(images, taught)
         return {"loss": loss, "output": logits}
 
     def _teacher_loss(self, images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -118,10 +123,16 @@ def create_task(
     criterion, stitch, dtype = _create_criterion(recipe), recipe.stitch, weights_dtype(recipe)
     if not isinstance(model, SNNet) or stitch.distillation_type == "none":
         return StitchTask(model, criterion, device=device)
+    teacher = _create_teacher(stitch, model, device, dtype)
+    if teacher is None:
+        return StitchTask(model, criterion, device=device)
+    for anchor in model.anchors:
+        if hasattr(anchor, "set_distilled_training"):  # two classifiers: labels teach one, the teacher the other
+            anchor.set_distilled_training(True)  # type: ignore[operator]
     return StitchTask(
         model,
         criterion,
-        teacher=_create_teacher(stitch, model, device, dtype),
+        teacher=teacher,
         distillation=stitch.distillation_type,
         alpha=stitch.distillation_alpha,
         tau=stitch.distillation_tau,
@@ -153,14 +164,17 @@ def _create_criterion(recipe: Recipe) -> nn.Module:
 
 def _create_teacher(
     stitch: StitchRecipe, student: SNNet, device: torch.device, dtype: torch.dtype
-) -> DistillationTeacher:
+) -> DistillationTeacher | None:
+    """The teacher, or None where its published weights know other classes than the data have."""
     assert stitch.teacher_model is not None
     known = timm.get_pretrained_cfg(stitch.teacher_model) if is_model(stitch.teacher_model) else None
     if not stitch.teacher_path and known is not None and known.num_classes != student.num_classes:
-        raise InputError(
-            f"teacher '{stitch.teacher_model}' was trained on {known.num_classes} classes, the anchors have "
-            f"{student.num_classes}; give weights trained on these as --teacher-path, or --distillation-type none"
-        )
+        _logger.warning(
+            "teacher '%s' knows %d classes, the data have %d: training goes on without it; weights that know these "
+            "classes can teach as --teacher-path",
+            stitch.teacher_model, known.num_classes, student.num_classes,
+        )  # fmt: skip
+        return None
     try:
         network = create_model(
             stitch.teacher_model, checkpoint=stitch.teacher_path, pretrained=True, num_classes=student.num_classes,

@@ -14,7 +14,7 @@ from stitchkit.train.checkpoint import training_state
 from stitchkit.train.flags import make_recipe
 from stitchkit.train.optim import create_optimizer
 from stitchkit.train.task import create_task
-from tests.support import pico_anchor, pico_images, pico_snnet
+from tests.support import family_snnet, pico_anchor, pico_images, pico_snnet
 
 LABELS = torch.tensor([0, 3])
 CPU = torch.device("cpu")
@@ -175,3 +175,31 @@ def test_divergence_between_splits():
     clean = F.cross_entropy(logits[:2], labels[:2], label_smoothing=0.1)
     loss = task(x, labels, 1)["loss"]
     torch.testing.assert_close(loss, clean + 12 * divergence, rtol=1e-3, atol=1e-4)  # timm's weight
+
+
+def test_a_teacher_of_other_classes_is_left_out_and_said_so(caplog):
+    """The published recipes name a teacher of ImageNet; a person's own images have other classes."""
+    task = task_of(pico_snnet(), distillation_type="hard", teacher_model="regnety_160.deit_in1k")
+    assert task.teacher is None
+    assert (
+        "teacher 'regnety_160.deit_in1k' knows 1000 classes, the data have 4: training goes on without it"
+        in caplog.text
+    )
+
+
+def test_with_a_teacher_each_classifier_of_a_distilled_anchor_has_its_own_loss(teacher_path):
+    model = family_snnet("levit")
+    x = pico_images(size=64)
+    task = task_of(model, **teacher_settings(teacher_path, "hard")).train()
+    labels, taught = model.train()(x, 0)
+    wanted = task.teacher.model(task.teacher.normalize_input(x, task.student_mean, task.student_std)).argmax(1)
+    expected = 0.5 * F.cross_entropy(labels, LABELS) + 0.5 * F.cross_entropy(taught, wanted)
+    torch.testing.assert_close(task(x, LABELS, 0)["loss"], expected)
+    assert (labels - taught).abs().max() > 0.1
+    torch.testing.assert_close(task.eval()(x, LABELS, 0)["output"], model.eval()(x, 0))
+
+
+def test_without_a_teacher_both_classifiers_learn_from_labels():
+    model = family_snnet("levit")
+    task = task_of(model).train()
+    assert task(pico_images(size=64), LABELS, 0)["output"].shape == (2, 4)

@@ -1,0 +1,91 @@
+"""Batch-norm statistics of one network alone."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from stitchkit.cli import main
+from stitchkit.measure.ledger import read_rows
+from stitchkit.measure.recalibrate import recalibrate
+from tests.support import FAMILIES, FLAGS, family_snnet, pico_images, pico_snnet, write_config
+
+
+def test_statistics_are_the_plain_mean_over_batches():
+    norm = nn.BatchNorm2d(1, momentum=0.3)
+    norm.running_mean.fill_(9)
+    batches = [torch.full((2, 1, 2, 2), 1.0), torch.full((2, 1, 2, 2), 4.0)]
+    recalibrate(norm, batches)
+    assert norm.running_mean.item() == 2.5
+    assert norm.running_var.item() == 0.0
+    assert norm.momentum == 0.3
+
+
+def test_only_batch_norms_are_in_training_mode():
+    seen = {}
+    net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.Dropout(0.9))
+    for name, part in net.named_children():
+        part.register_forward_hook(lambda part, *_, name=name: seen.update({name: part.training}))
+    recalibrate(net.train(), [pico_images()])
+    assert seen == {"0": False, "1": True, "2": False}
+    assert net.training
+    assert net[2].training
+
+
+def test_networks_without_batch_norm_need_no_image():
+    def none():
+        raise AssertionError("an image was read")
+        yield
+
+    recalibrate(pico_snnet().extract(4), none())
+
+
+def test_a_stitch_gets_its_own_and_the_sn_net_keeps_its_statistics():
+    """In training mode a norm sees its batch; recalibrated on that batch, evaluation sees the same."""
+    model = family_snnet("resnet")
+    before = copy.deepcopy(model.state_dict())
+    x = pico_images(8, size=64)
+    for cfg_id in (1, 3):
+        net = model.extract(cfg_id)
+        recalibrate(net, [x])
+        # Training mode divides by n, running statistics hold the variance by n - 1.
+        torch.testing.assert_close(net(x), copy.deepcopy(net).train()(x), rtol=0.05, atol=0.05)
+        assert (net(x) - model(x, cfg_id)).abs().max() > 0.1
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def trained(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recalibrate")
+    config = write_config(folder / "resnet.json", anchors=FAMILIES["resnet"]["anchors"])
+    common = ["train", str(images), "--stitch_config", str(config), *FLAGS, "--output", str(folder)]
+    assert main([*common, "--epochs", "1"]) == 0
+    return folder, [*common, "--eval", "--resume", str(folder / "resnet/last.pth.tar")]
+
+
+def test_an_evaluation_can_recalibrate(trained):
+    folder, command = trained
+    weights = (folder / "resnet/last.pth.tar").read_bytes()
+    rows = {}
+    for name, flags in {"shared": [], "own": ["--recalibrate-bn", "2"], "again": ["--recalibrate-bn", "2"]}.items():
+        assert main([*command, *flags, "--experiment", name]) == 0
+        rows[name] = read_rows(folder / name / "stitches_res.txt")
+    assert rows["own"] == rows["again"], "the same images for every stitch and every run"
+    assert all(own["loss"] != shared["loss"] for own, shared in zip(rows["own"], rows["shared"], strict=True))
+    assert [row["flops"] for row in rows["own"]] == [row["flops"] for row in rows["shared"]]
+    assert (folder / "resnet/last.pth.tar").read_bytes() == weights
+
+
+def test_a_ledger_says_how_it_was_calibrated(trained, capsys):
+    folder, command = trained
+    assert main([*command, "--experiment", "kept"]) == 0
+    assert main([*command, "--experiment", "kept", "--recalibrate-bn", "2"]) == 2
+    assert "was measured with recalibrate_bn 0, now 2" in capsys.readouterr().err
+
+
+def test_recalibration_belongs_to_evaluation(images, trained, capsys):
+    _, command = trained
+    training = [flag for flag in command if flag != "--eval"]
+    assert main([*training, "--recalibrate-bn", "2"]) == 2
+    assert "--recalibrate-bn has no meaning alone; add --eval" in capsys.readouterr().err
