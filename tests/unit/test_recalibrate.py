@@ -78,7 +78,7 @@ def test_an_evaluation_can_recalibrate(trained):
 
 
 def test_a_ledger_says_how_it_was_calibrated(trained, capsys):
-    folder, command = trained
+    _, command = trained
     assert main([*command, "--experiment", "kept"]) == 0
     assert main([*command, "--experiment", "kept", "--recalibrate-bn", "2"]) == 2
     assert "was measured with recalibrate_bn 0, now 2" in capsys.readouterr().err

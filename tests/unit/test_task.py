@@ -100,8 +100,6 @@ def test_the_teacher_stays_in_evaluation_mode_untrained_and_unsaved(teacher_path
 def test_a_teacher_that_cannot_be_had_is_named(teacher_path):
     with pytest.raises(InputError, match=r"teacher: .*--distillation-type none"):
         task_of(pico_snnet(), **teacher_settings(teacher_path + ".gone", "hard"))
-    with pytest.raises(InputError, match="trained on 1000 classes, the anchors have 4"):
-        task_of(pico_snnet(), distillation_type="hard", teacher_model="resnet10t")
     with pytest.raises(InputError, match="did you mean 'regnety_160'"):
         task_of(pico_snnet(), distillation_type="hard", teacher_model="regnety_16o")
 
@@ -181,10 +179,7 @@ def test_a_teacher_of_other_classes_is_left_out_and_said_so(caplog):
     """The published recipes name a teacher of ImageNet; a person's own images have other classes."""
     task = task_of(pico_snnet(), distillation_type="hard", teacher_model="regnety_160.deit_in1k")
     assert task.teacher is None
-    assert (
-        "teacher 'regnety_160.deit_in1k' knows 1000 classes, the data have 4: training goes on without it"
-        in caplog.text
-    )
+    assert "teacher 'regnety_160.deit_in1k' knows 1000 classes, the data have 4: training goes on" in caplog.text
 
 
 def test_with_a_teacher_each_classifier_of_a_distilled_anchor_has_its_own_loss(teacher_path):
