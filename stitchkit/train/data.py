@@ -62,19 +62,7 @@ def create_loaders(
     data = recipe.data
     try:
         prepared = _preparation(recipe, input_size, model_config)
-        shared = {
-            "input_size": prepared["input_size"],
-            "mean": prepared["mean"],
-            "std": prepared["std"],
-            "num_workers": data.workers,
-            "worker_seeding": data.worker_seeding,
-            "distributed": True,
-            "pin_memory": data.pin_mem,
-            "use_prefetcher": not data.no_prefetcher,
-            "img_dtype": weights_dtype(recipe),
-            "device": world.device,
-            "persistent_workers": False,
-        }
+        shared = _for_both_splits(recipe, world, prepared)
         validation = create_loader(
             datasets.validation,
             batch_size=data.validation_batch_size or data.batch_size,
@@ -112,6 +100,23 @@ def _preparation(recipe: Recipe, input_size: tuple[int, ...], model_config: Mapp
     overrides = {key: getattr(data, key) for key in ("mean", "std", "interpolation", "crop_pct") if getattr(data, key)}
     prepared: dict[str, Any] = resolve_data_config(overrides | {"input_size": input_size}, pretrained_cfg=model_config)
     return prepared | {name: adapt_to_chs(prepared[name], channels) for name in ("mean", "std")}
+
+
+def _for_both_splits(recipe: Recipe, world: World, prepared: Mapping[str, Any]) -> dict[str, Any]:
+    data = recipe.data
+    return {
+        "input_size": prepared["input_size"],
+        "mean": prepared["mean"],
+        "std": prepared["std"],
+        "num_workers": data.workers,
+        "worker_seeding": data.worker_seeding,
+        "distributed": True,
+        "pin_memory": data.pin_mem,
+        "use_prefetcher": not data.no_prefetcher,
+        "img_dtype": weights_dtype(recipe),
+        "device": world.device,
+        "persistent_workers": False,
+    }
 
 
 def _mixing(recipe: Recipe, num_classes: int) -> Mixup | FastCollateMixup | None:

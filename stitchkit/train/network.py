@@ -80,12 +80,14 @@ def _options(recipe: Recipe, found_classes: int | None) -> dict[str, Any]:
 
 def _adjust(model: nn.Module, settings: ModelRecipe) -> None:
     """Set what timm's models take no argument for: classifiers at their start, and batch norms."""
-    for linear in _classifiers(model):
-        for parameter in (linear.weight, linear.bias):
-            if settings.head_init_scale is not None and parameter is not None:
+    if settings.head_init_scale is not None:
+        for linear in _classifiers(model):
+            for parameter in linear.parameters():
                 parameter.data.mul_(settings.head_init_scale)
-        if settings.head_init_bias is not None and linear.bias is not None:
-            nn.init.constant_(linear.bias, settings.head_init_bias)
+    if settings.head_init_bias is not None:
+        for linear in _classifiers(model):
+            if linear.bias is not None:
+                nn.init.constant_(linear.bias, settings.head_init_bias)
     for norm in _batch_norms(model):
         norm.momentum = norm.momentum if settings.bn_momentum is None else settings.bn_momentum
         norm.eps = norm.eps if settings.bn_eps is None else settings.bn_eps

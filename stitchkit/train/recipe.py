@@ -80,7 +80,7 @@ class ModelRecipe:
     )  # fmt: skip
     torchcompile: str | None = _flag(
         None, "compile the blocks of the anchors, or the whole --model, with this backend", kind=str,
-        nargs="?", const="inductor",
+        nargs="?", const="inductor", metavar="BACKEND",
     )  # fmt: skip
     torchcompile_mode: str | None = _flag(None, "mode of the compiler, such as max-autotune", kind=str)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from timm.utils import distribute_bn, unwrap_model
 from torch import nn
@@ -109,11 +110,11 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, int, 
         checkpoints.history = {epoch: metric for epoch, metric in checkpoints.history.items() if epoch < start}
     if world.size > 1:
         # A step uses the parameters of its route only, and other ranks may draw other routes.
-        task.prepare_distributed(
-            device_ids=[world.device.index] if world.device.type == "cuda" else None,
-            find_unused_parameters=sampler is not None,
-            broadcast_buffers=not recipe.distributed.no_ddp_bb,
-        )
+        options: dict[str, Any] = {"find_unused_parameters": sampler is not None}
+        if recipe.distributed.no_ddp_bb:  # newer versions of torch warn of this argument, so it is given when needed
+            options["broadcast_buffers"] = False
+        place = [world.device.index] if world.device.type == "cuda" else None
+        task.prepare_distributed(device_ids=place, **options)
     trainer = Trainer(task, loader, optimizer, schedule, autocast, scaler, sampler, recipe, world, session.folder)
     trainer.start_at(start)
     _logger.info("%d epochs of %d steps, learning rate %.3g, into %s", num_epochs, updates, rate, session.folder)
