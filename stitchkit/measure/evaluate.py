@@ -31,6 +31,45 @@ class Score(NamedTuple):
     images: int
 
 
+class Tally:
+    """Sums over images from which the scores of some networks follow; on the device, so that no batch waits.
+
+    Args:
+        count: Number of networks.
+        device: Where the sums are kept.
+    """
+
+    def __init__(self, count: int, device: torch.device):
+        # for each network: loss, top-1 hits, top-5 hits, images
+        self.sums = torch.zeros(count, 4, dtype=torch.float64, device=device)
+
+    def add(self, number: int, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Take in what one network says of a batch.
+
+        Args:
+            number: Which network.
+            logits: `[B, num_classes]`.
+            labels: `[B]`.
+        """
+        logits = logits.float()
+        hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        self.sums[number] += torch.stack([loss, hits[:, 0].sum(), hits.sum(), labels.new_tensor(len(labels))])
+
+    def scores(self) -> list[Score]:
+        """The scores over the images of all ranks.
+
+        Raises:
+            InputError: If there is no image on any rank.
+        """
+        found = []
+        for loss, top1, top5, count in sum_over_ranks(self.sums.clone()).tolist():
+            if not count:
+                raise InputError("there is no image to evaluate on; check the validation set")
+            found.append(Score(100 * top1 / count, 100 * top5 / count, loss / count, int(count)))
+        return found
+
+
 @torch.no_grad()
 def evaluate(
     network: Callable[[torch.Tensor], torch.Tensor],
@@ -51,21 +90,12 @@ def evaluate(
     Raises:
         InputError: If there is no image on any rank.
     """
-    # loss, top-1 hits, top-5 hits, images; on the device, so that no batch waits for the one before it
-    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    tally = Tally(1, device)
     for images, labels in batches:
         with autocast():
             logits = network(images)
-        logits = logits.float()
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        sums[0] += F.cross_entropy(logits, labels, reduction="sum")
-        sums[1] += best[:, 0].sum()
-        sums[2] += best.sum()
-        sums[3] += len(labels)
-    loss, top1, top5, count = sum_over_ranks(sums).tolist()
-    if not count:
-        raise InputError("there is no image to evaluate on; check the validation set")
-    return Score(100 * top1 / count, 100 * top5 / count, loss / count, int(count))
+        tally.add(0, logits, labels)
+    return tally.scores()[0]
 
 
 def evaluate_stitch(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from stitchkit.errors import InputError
 from stitchkit.model.anchor import Anchor, Stage
 from stitchkit.model.layer import StitchLayer
 from stitchkit.model.mode import evaluating, without_statistics
+from stitchkit.model.onepass import OnePass
 from stitchkit.routes import Joint, Segment, Stitch, StitchSpace
 
 
@@ -183,6 +184,25 @@ class SNNet(nn.Module):
             else:
                 x = step(x)
         return x
+
+    def forward_all(
+        self, x: torch.Tensor, cfg_ids: Iterable[int] | None = None, *, memory: int | None = None
+    ) -> dict[int, torch.Tensor]:
+        """Run many stitches on the same images, sharing all that they have in common.
+
+        Args:
+            x: Images `[B, C, H, W]`.
+            cfg_ids: The stitches; by default all.
+            memory: Bytes that activations may take; by default half of a GPU's free memory, or 1 GiB on a CPU.
+
+        Returns:
+            Logits `[B, num_classes]` by `cfg_id`.
+
+        Raises:
+            InputError: If a stitch does not exist, the model is in training mode, or the memory is not enough for
+                one image.
+        """
+        return OnePass(self, cfg_ids, memory=memory)(x)
 
     def extract(self, stitch: Stitch | int | None = None) -> nn.Sequential:
         """The network of one stitch alone, with weights of its own and nothing that the route does not need.

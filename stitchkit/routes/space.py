@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,24 @@ class StitchSpace:
         uncut = tuple(Stitch((Segment(a.label, 0, sum(a.depths)),)) for a in anchors)
         plan = rule.plan(anchors)
         return cls(uncut + plan.stitches, plan.layers, len(uncut))
+
+    def select(self, text: str) -> list[int]:
+        """The `cfg_id`s meant by a text such as `3,5,10-20`, ascending.
+
+        Raises:
+            InputError: If it is not numbers and ranges, or one of them does not exist.
+        """
+        chosen: set[int] = set()
+        for part in text.split(","):
+            found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+            if not found:
+                raise InputError(f"'{text}' does not choose stitches; list their cfg_id, such as 3,5,10-20")
+            first, last = int(found[1]), int(found[2] or found[1])
+            _ = self[first], self[last]
+            if last < first:
+                raise InputError(f"'{text}' holds the range {first}-{last}, which goes backwards; write {last}-{first}")
+            chosen.update(range(first, last + 1))
+        return sorted(chosen)
 
     def __len__(self) -> int:
         return len(self.stitches)

@@ -17,6 +17,8 @@ _NEEDS = (
     ("layer_decay_no_opt_scale", "layer_decay", "--layer-decay"),
     ("torchcompile_mode", "torchcompile", "--torchcompile"),
     ("wandb_resume_id", "resume", "--resume"),
+    ("eval_stitches", "eval", "--eval"),
+    ("eval_memory", "eval", "--eval"),
     ("recalibrate_bn", "eval", "--eval"),
 )
 

@@ -5,19 +5,24 @@ from __future__ import annotations
 import copy
 import json
 import logging
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import yaml
 from torch import nn
 
 from stitchkit.errors import InputError
-from stitchkit.measure.evaluate import Score, evaluate_stitch
+from stitchkit.measure.evaluate import Score, Tally, evaluate_stitch
 from stitchkit.measure.ledger import Ledger
+from stitchkit.measure.partial import PartialSums
 from stitchkit.measure.profile import Profiler
 from stitchkit.measure.recalibrate import recalibrate
+from stitchkit.model.mode import evaluating
+from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.train.checkpoint import fingerprint, load_weights
 from stitchkit.train.data import without_padding
@@ -31,6 +36,7 @@ from stitchkit.train.session import Session
 _logger = logging.getLogger(__name__)
 
 LEDGER = "stitches_res.txt"
+_MIB = 2**20
 
 # Settings that change the figures of a ledger.
 _SETTINGS = (
@@ -43,38 +49,85 @@ _SETTINGS = (
 def evaluate_stitches(session: Session) -> None:
     """Evaluate every stitch that the ledger lacks, or the plain model.
 
+    All stitches are evaluated in one pass over the images; with `--recalibrate-bn` each has a pass of its own.
+
     Raises:
         InputError: If the checkpoint or the ledger belongs to something else; both are left as they are.
     """
     recipe, model, world = session.recipe, session.model, session.world
     if recipe.run.resume:
         load_weights(session, ema=recipe.optim.model_ema)
-    autocast, _ = create_precision(recipe.optim, world.device)
-
-    def score(cfg_id: int | None, what: str) -> Score:
-        loader = session.loaders.validation
-        batches = progress(without_padding(loader, world), world, what, unit="batch", total=len(loader))
-        if recipe.run.recalibrate_bn:
-            net = _recalibrated(session, cfg_id, autocast)
-            return evaluate_stitch(net, None, batches, device=world.device, autocast=autocast)
-        return evaluate_stitch(model, cfg_id, batches, device=world.device, autocast=autocast)
-
     if not isinstance(model, SNNet):
-        figures = {"model": recipe.model.model, **score(None, "evaluation")._asdict()}
+        figures = {"model": recipe.model.model, **_score_alone(session, None, "evaluation")._asdict()}
         _logger.info("%s", json.dumps(figures))
         return
-    ledger = _open_ledger(session, model) if world.is_primary else None
+    wanted = model.space.select(recipe.run.eval_stitches) if recipe.run.eval_stitches else range(len(model.space))
+    origin = _origin(recipe)
+    ledger = _open_ledger(session, model, origin) if world.is_primary else None
     # The other machines may not see the file, so the primary says what is missing.
-    missing = [ledger.missing if ledger else []]
+    missing = [[cfg_id for cfg_id in wanted if cfg_id in ledger.missing] if ledger else []]
     dist.broadcast_object_list(missing)
     last = len(model.space) - 1
-    for cfg_id in missing[0]:
-        figures = score(cfg_id, f"stitch {cfg_id}/{last}")._asdict()
+    one_by_one = bool(recipe.run.recalibrate_bn)
+    for cfg_id, score in (_each_alone if one_by_one else _in_one_pass)(session, model, missing[0], origin):
         if ledger is not None:
-            ledger.append(cfg_id, figures)
-        _logger.info("stitch %d/%d  %s  acc1 %.2f", cfg_id, last, model.space[cfg_id], figures["acc1"])
+            ledger.append(cfg_id, score._asdict())
+        _logger.info("stitch %d/%d  %s  acc1 %.2f", cfg_id, last, model.space[cfg_id], score.acc1)
     if ledger is not None:
         _logger.info("%d stitches are in %s; their front: stitchkit pareto %s", len(ledger.rows), *2 * [ledger.path])
+
+
+def _in_one_pass(
+    session: Session, model: SNNet, cfg_ids: Sequence[int], origin: Mapping[str, Any]
+) -> Iterator[tuple[int, Score]]:
+    """Score of each stitch; the images are read and moved once for all of them.
+
+    Every rank saves its sums after each batch, so that an evaluation that was killed goes on where it stood.
+    """
+    if not cfg_ids:
+        return
+    world, run, loader = session.world, session.recipe.run, session.loaders.validation
+    autocast, _ = create_precision(session.recipe.optim, world.device)
+    one_pass = OnePass(model, cfg_ids, memory=run.eval_memory and run.eval_memory * _MIB)
+    tally = Tally(len(cfg_ids), world.device)
+    data = session.recipe.data
+    batch_size = data.validation_batch_size or data.batch_size
+    of = {**origin, "cfg_ids": list(cfg_ids), "world_size": world.size, "batch_size": batch_size}
+    partial = PartialSums(session.folder / f"{LEDGER}.part{world.rank}", of)
+    done = partial.restore(tally.sums)
+    batches = progress(
+        without_padding(loader, world), world, f"{len(cfg_ids)} stitches", unit="batch", total=len(loader)
+    )
+    with evaluating(model), torch.no_grad():
+        for number, (images, labels) in enumerate(batches):
+            if number < done:
+                continue
+            with autocast():
+                logits = one_pass(images)
+            for row, cfg_id in enumerate(cfg_ids):
+                tally.add(row, logits[cfg_id], labels)
+            partial.save(tally.sums, number + 1)
+    yield from zip(cfg_ids, tally.scores(), strict=True)
+    partial.remove()
+
+
+def _each_alone(
+    session: Session, model: SNNet, cfg_ids: Sequence[int], _: Mapping[str, Any]
+) -> Iterator[tuple[int, Score]]:
+    """Score of each stitch, one after the other."""
+    for cfg_id in cfg_ids:
+        yield cfg_id, _score_alone(session, cfg_id, f"stitch {cfg_id}/{len(model.space) - 1}")
+
+
+def _score_alone(session: Session, cfg_id: int | None, what: str) -> Score:
+    """Score of one stitch, recalibrated where that is asked for, or of the plain model."""
+    world, loader = session.world, session.loaders.validation
+    autocast, _ = create_precision(session.recipe.optim, world.device)
+    batches = progress(without_padding(loader, world), world, what, unit="batch", total=len(loader))
+    net: nn.Module = session.model
+    if session.recipe.run.recalibrate_bn:
+        net, cfg_id = _recalibrated(session, cfg_id, autocast), None
+    return evaluate_stitch(net, cfg_id, batches, device=world.device, autocast=autocast)
 
 
 def _recalibrated(session: Session, cfg_id: int | None, autocast: Autocast) -> nn.Module:
@@ -88,25 +141,28 @@ def _recalibrated(session: Session, cfg_id: int | None, autocast: Autocast) -> n
     return net
 
 
-def _open_ledger(session: Session, model: SNNet) -> Ledger:
+def _origin(recipe: Recipe) -> dict[str, Any]:
+    """What the figures of an evaluation depend on."""
+    assert recipe.run.resume is not None, "the settings were checked"
+    settings = recipe.flat()
+    data = Path(recipe.data.data_dir or "").resolve()
+    weights = {"weights_sha256": fingerprint(recipe.run.resume), "data_dir": str(data)}
+    return weights | {key: settings[key] for key in _SETTINGS}
+
+
+def _open_ledger(session: Session, model: SNNet, origin: Mapping[str, Any]) -> Ledger:
     """The ledger to go on with, if it was made of the same weights on the same data."""
-    recipe = session.recipe
     path = session.folder / LEDGER
     ledger = Ledger(path, model.space, uncompiled(model)(Profiler(model).cost))
-    settings = recipe.flat()
-    assert recipe.run.resume is not None, "the settings were checked"
-    data = Path(recipe.data.data_dir or "").resolve()
-    origin = {"weights_sha256": fingerprint(recipe.run.resume), "data_dir": str(data)}
-    origin |= {key: settings[key] for key in _SETTINGS}
     origin_path = path.with_suffix(".yaml")
     if ledger.rows:
         _check_origin(path, origin, origin_path)
     session.save_settings("eval_args.yaml")
-    origin_path.write_text(yaml.safe_dump(origin, sort_keys=False))
+    origin_path.write_text(yaml.safe_dump(dict(origin), sort_keys=False))
     return ledger
 
 
-def _check_origin(path: Path, origin: dict[str, Any], origin_path: Path) -> None:
+def _check_origin(path: Path, origin: Mapping[str, Any], origin_path: Path) -> None:
     """Refuse to go on with figures that other weights or settings gave."""
     advice = "choose another --experiment or move the file away"
     if not origin_path.exists():

@@ -291,6 +291,12 @@ class RunRecipe:
 
     eval: bool = _flag(False, "evaluate every stitch of --resume instead of training", "--evaluate")
     resume: str | None = _flag(None, "checkpoint to go on from, or to evaluate", kind=str)
+    eval_stitches: str | None = _flag(
+        None, "with --eval: the stitches to evaluate by cfg_id, such as 3,5,10-20; by default all", kind=str
+    )
+    eval_memory: int | None = _flag(
+        None, "with --eval: MiB for activations; by default half of a GPU's free memory, 1024 on a CPU", kind=int, low=1
+    )
     recalibrate_bn: int = _flag(
         0, "with --eval: training batches from which each stitch gets batch-norm statistics of its own", low=0
     )

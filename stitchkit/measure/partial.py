@@ -1,0 +1,56 @@
+"""Sums of an unfinished evaluation on the disk, so that it can go on where it was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class PartialSums:
+    """A small file with the sums over the batches that are done; it is always complete or absent.
+
+    Args:
+        path: The file of this rank.
+        of: What the sums depend on, as plain data; sums of anything else are not taken up.
+    """
+
+    def __init__(self, path: Path, of: Mapping[str, Any]):
+        self.path = path
+        self._of = json.loads(json.dumps(of))
+
+    def restore(self, sums: torch.Tensor) -> int:
+        """Fill in the sums that were saved.
+
+        Args:
+            sums: Changed in place if there is something to go on with.
+
+        Returns:
+            How many batches they are over.
+        """
+        try:
+            content = json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            return 0
+        if content["of"] != self._of:
+            return 0
+        sums.copy_(torch.tensor(content["sums"], dtype=sums.dtype))
+        return int(content["batches"])
+
+    def save(self, sums: torch.Tensor, batches: int) -> None:
+        """Put the sums over the first `batches` batches in the place of those before."""
+        temporary = self.path.with_suffix(self.path.suffix + ".tmp")
+        with temporary.open("w") as file:
+            # repr of a float64 is exact
+            json.dump({"of": self._of, "batches": batches, "sums": sums.tolist()}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path)
+
+    def remove(self) -> None:
+        """Forget the sums; the evaluation is finished."""
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,60 @@
+"""How much memory activations take."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations inside it make, as long as they live.
+
+    Works on every device; what kernels need inside themselves is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = 0
+        self._now = 0
+        self._tensors: Counter[int] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {_storage(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self._watch(leaf, is_new=_storage(leaf) not in given)
+        return result
+
+    def _watch(self, tensor: torch.Tensor, *, is_new: bool) -> None:
+        """Count a storage from its first tensor to the end of its last one; views keep it alive."""
+        storage = _storage(tensor)
+        if not is_new and not self._tensors[storage]:
+            return  # a view of something made outside
+        if not self._tensors[storage]:
+            self._now += tensor.untyped_storage().nbytes()
+            self.peak = max(self.peak, self._now)
+        self._tensors[storage] += 1
+        weakref.finalize(tensor, self._forget, storage, tensor.untyped_storage().nbytes())
+
+    def _forget(self, storage: int, size: int) -> None:
+        self._tensors[storage] -= 1
+        if not self._tensors[storage]:
+            self._now -= size
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    key: int = tensor.untyped_storage()._cdata
+    return key
+
+
+def default_budget(device: torch.device) -> int:
+    """Bytes that activations may take unless a person says otherwise: half of a GPU's free memory, 1 GiB on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    return 2**30

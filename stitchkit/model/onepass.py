@@ -1,0 +1,159 @@
+"""All stitches in one pass: what routes have in common runs once, routes inside one block run as one batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from stitchkit.errors import InputError
+from stitchkit.model.anchor import Anchor
+from stitchkit.model.memory import LiveBytes, default_budget
+from stitchkit.routes.visits import Visit, shared_visits
+
+if TYPE_CHECKING:
+    from stitchkit.model.snnet import SNNet
+
+_MIB = 2**20
+
+
+@dataclass
+class _Batch:
+    """The activations of some visits to one anchor, one visit after the other along the batch."""
+
+    visits: list[Visit]
+    state: torch.Tensor
+
+    def parts(self) -> Iterator[tuple[Visit, torch.Tensor]]:
+        yield from zip(self.visits, self.state.chunk(len(self.visits)), strict=True)
+
+    def add(self, visit: Visit, state: torch.Tensor) -> None:
+        self.state = torch.cat([self.state, state])
+        self.visits.append(visit)
+
+    def keep(self, visits: list[Visit]) -> None:
+        if len(visits) < len(self.visits):
+            kept = [part for visit, part in self.parts() if visit in visits]
+            self.state = torch.cat(kept) if kept else self.state[:0]
+            self.visits = visits
+
+
+class OnePass:
+    """Runs many stitches of an SN-Net on the same images.
+
+    Each anchor runs once, with a batch that grows as stitches enter it and shrinks as they leave for the next anchor.
+    Images go through in portions as large as the memory allows: the first image is measured.
+
+    Args:
+        model: An SN-Net in evaluation mode.
+        cfg_ids: The stitches; by default all.
+        memory: Bytes that activations may take; by default half of a GPU's free memory, or 1 GiB on a CPU.
+
+    Raises:
+        InputError: If a stitch does not exist, or there is none.
+    """
+
+    def __init__(self, model: SNNet, cfg_ids: Iterable[int] | None = None, *, memory: int | None = None):
+        chosen = range(len(model.space)) if cfg_ids is None else cfg_ids
+        self._model = model
+        self._visits = shared_visits({cfg_id: model.space[cfg_id] for cfg_id in chosen})
+        if not self._visits:
+            raise InputError("there is no stitch to run; give at least one cfg_id")
+        self._memory = memory
+        self._portion: dict[tuple[int, ...], int] = {}
+        every = chain.from_iterable(self._visits.values())
+        self._uses = Counter((visit.parent, visit.joint.front_block) for visit in every if visit.joint is not None)
+
+    def __call__(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Logits of every stitch.
+
+        Args:
+            x: Images `[B, C, H, W]`.
+
+        Returns:
+            Logits `[B, num_classes]` by `cfg_id`, in ascending order.
+
+        Raises:
+            InputError: If the model is in training mode, or the memory is not enough for one image.
+        """
+        if self._model.training:
+            raise InputError("all stitches run in one pass in evaluation mode only; call model.eval() before")
+        portions = [self._run(part) for part in self._portions(x)]
+        return {cfg_id: torch.cat([portion[cfg_id] for portion in portions]) for cfg_id in sorted(portions[0])}
+
+    def _portions(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The images in parts that the memory is enough for."""
+        shape = tuple(x.shape[1:])
+        if shape not in self._portion:
+            with LiveBytes() as live:
+                self._run(x[:1])
+            budget = default_budget(x.device) if self._memory is None else self._memory
+            if live.peak > budget:
+                raise InputError(
+                    f"a memory of {budget // _MIB} MiB is not enough for one image through {sum(self._uses.values())} "
+                    f"joints; give at least {-(-live.peak // _MIB)} MiB, or fewer stitches"
+                )
+            self._portion[shape] = budget // live.peak
+        return torch.split(x, self._portion[shape])
+
+    def _run(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
+        left: dict[tuple[Visit, int], torch.Tensor] = {}
+        uses = self._uses.copy()
+        logits: dict[int, torch.Tensor] = {}
+
+        def enter(visit: Visit) -> torch.Tensor:
+            """What a visit begins with; what no later visit needs is given free."""
+            if visit.parent is None or visit.joint is None:
+                stem: torch.Tensor = self._model.views[visit.anchor].stem(x)
+                return stem
+            place = (visit.parent, visit.joint.front_block)
+            uses[place] -= 1
+            state = left[place] if uses[place] else left.pop(place)
+            return self._model.layer(visit.joint)(state)  # type: ignore[no-any-return]
+
+        for label, visits in self._visits.items():
+            batches: dict[torch.dtype, _Batch] = {}  # in mixed precision a stem may give another type than a layer
+            for number, block in enumerate(self._model.views[label].blocks):
+                for visit in visits:
+                    if visit.start == number:
+                        _join(batches, visit, enter(visit))
+                for batch in batches.values():
+                    _step(batch, number, block, left)
+                batches = {dtype: batch for dtype, batch in batches.items() if batch.visits}
+            for batch in batches.values():
+                logits |= self._finish(self._model.views[label], batch)
+        return logits
+
+    def _finish(self, anchor: Anchor, batch: _Batch) -> dict[int, torch.Tensor]:
+        """The heads of the routes that end in an anchor; uncut ones may have another than stitched ones."""
+        logits = {}
+        ways: dict[bool, list[tuple[Visit, torch.Tensor]]] = {}
+        for visit, part in batch.parts():
+            ways.setdefault(visit.joint is None or self._model.stitched_final_norm, []).append((visit, part))
+        for final_norm, members in ways.items():
+            output = anchor.head(final_norm=final_norm)(torch.cat([part for _, part in members]))
+            for (visit, _), part in zip(members, output.chunk(len(members)), strict=True):
+                assert visit.cfg_id is not None
+                logits[visit.cfg_id] = part
+        return logits
+
+
+def _join(batches: dict[torch.dtype, _Batch], visit: Visit, state: torch.Tensor) -> None:
+    if state.dtype in batches:
+        batches[state.dtype].add(visit, state)
+    else:
+        batches[state.dtype] = _Batch([visit], state)
+
+
+def _step(batch: _Batch, number: int, block: nn.Module, left: dict[tuple[Visit, int], torch.Tensor]) -> None:
+    """Run a block, put by what leaves after it, and drop the visits that have nothing more to do."""
+    batch.state = block(batch.state)
+    for visit, part in batch.parts():
+        if number in visit.leaves:
+            left[visit, number] = part.clone()  # a view would keep the whole batch
+    batch.keep([visit for visit in batch.visits if visit.cfg_id is not None or max(visit.leaves) > number])

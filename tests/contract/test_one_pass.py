@@ -1,0 +1,103 @@
+"""Law 7, the one-pass law: all stitches at once are all stitches one by one, within the memory that is given."""
+
+import pytest
+import torch
+
+from stitchkit.errors import InputError
+from stitchkit.model.memory import LiveBytes
+from stitchkit.model.onepass import OnePass
+from stitchkit.routes import Stitch
+from stitchkit.routes.visits import shared_visits
+from tests.support import FAMILIES, family_snnet, pico_images, pico_snnet
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request):
+    return family_snnet(request.param)
+
+
+@torch.no_grad()
+def test_law_7_all_at_once_are_all_one_by_one(model):
+    x = pico_images(3, size=model.input_size[-1])
+    found = model.forward_all(x)
+    assert list(found) == list(range(len(model.space)))
+    for cfg_id, logits in found.items():
+        torch.testing.assert_close(logits, model(x, cfg_id), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_law_7_in_mixed_precision(model):
+    """Each route keeps the precision that it has alone: stems and stitching layers give different types."""
+    x = pico_images(3, size=model.input_size[-1])
+    with torch.autocast("cpu", torch.bfloat16):
+        for cfg_id, logits in model.forward_all(x).items():
+            alone = model(x, cfg_id)
+            assert logits.dtype == alone.dtype
+            torch.testing.assert_close(logits, alone, rtol=0.05, atol=0.05)
+
+
+def test_every_block_runs_once_for_all_routes_in_it():
+    model = pico_snnet(nearest_stitching=False)
+    calls = []
+    for anchor in model.views.values():
+        for number, block in enumerate(anchor.blocks):
+            name = (anchor.label, number)
+            block.register_forward_hook(lambda _, inputs, __, name=name: calls.append((name, len(inputs[0]))))
+    with torch.no_grad():
+        model.forward_all(pico_images(2))
+    whole = [call for call in calls if call[0][0]][len(calls) // 2 :]  # the first image is measured by itself
+    assert [name for name, _ in whole] == [(label, number) for label in model.views for number in range(3)]
+    assert whole[0][1] == 2, "the cheapest anchor runs for its own images alone"
+    inside = [stitch for stitch in model.space if stitch.segments[-1].anchor == "b"]
+    assert whole[-1][1] == 2 * len(inside), "the last block of the last anchor runs for all that end in it"
+
+
+def test_routes_with_the_same_past_are_one_visit():
+    names = ["a[0:4]", "a[0:2] > b[1:4]", "a[0:2] > b[2:4]", "a[0:2] > b[1:3] > c[3:4]"]
+    visits = shared_visits({number: Stitch.parse(name) for number, name in enumerate(names)})
+    assert [(visit.start, visit.cfg_id, visit.leaves) for visit in visits["a"]] == [(0, 0, [1])]
+    assert [(visit.start, visit.cfg_id, visit.leaves) for visit in visits["b"]] == [(1, 1, [2]), (2, 2, [])]
+    assert [(visit.start, visit.cfg_id) for visit in visits["c"]] == [(3, 3)]
+    assert visits["c"][0].parent is visits["b"][0]
+
+
+@torch.no_grad()
+def test_some_stitches():
+    model = pico_snnet()
+    x = pico_images()
+    assert list(model.forward_all(x, [7, 2])) == [2, 7]
+    with pytest.raises(InputError, match="does not exist"):
+        model.forward_all(x, [99])
+    with pytest.raises(InputError, match="at least one cfg_id"):
+        model.forward_all(x, [])
+    with pytest.raises(InputError, match=r"model.eval\(\)"):
+        pico_snnet().train().forward_all(x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("images", [2, 5])
+def test_memory_stays_within_its_budget(model, images):
+    x = pico_images(16, size=model.input_size[-1])
+    with LiveBytes() as one:
+        OnePass(model)._run(x[:1])
+    budget = images * one.peak
+    with LiveBytes() as live:
+        found = model.forward_all(x, memory=budget)
+    logits = sum(value.nbytes for value in found.values())
+    assert live.peak <= budget + 2 * logits, "what is handed out comes on top"
+    assert live.peak > budget / 2, "the budget is used"
+    with pytest.raises(InputError, match="not enough for one image"):
+        model.forward_all(x, memory=one.peak - 1)
+
+
+def test_live_bytes_count_what_lives_at_the_same_time():
+    x = torch.zeros(256)
+    with LiveBytes() as live:
+        y = x + 1  # 1024 bytes
+        y = y.view(16, 16) + 1  # 2048 while both live
+        z = y[0]  # a view holds all of y
+        del y
+        z = z + 1  # 64 more
+        x.view(16, 16)  # of something made outside
+    assert live.peak == 2048
+    assert z.shape == (16,)

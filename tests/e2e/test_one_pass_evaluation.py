@@ -1,0 +1,158 @@
+"""`--eval` in one pass: images are read once, a killed pass goes on, some stitches can be chosen."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch.distributed as dist
+from timm.data import ImageDataset
+
+import stitchkit
+from stitchkit.cli import main
+from stitchkit.distributed import init_world
+from stitchkit.measure.evaluate import evaluate_stitch
+from stitchkit.measure.ledger import read_rows
+from stitchkit.measure.partial import PartialSums
+from stitchkit.train.data import create_loaders, without_padding
+from stitchkit.train.datasets import open_datasets
+from stitchkit.train.flags import make_recipe
+from tests.support import FLAGS, ROOT, launch, write_config
+
+
+@pytest.fixture(scope="module")
+def trained(images, tmp_path_factory):
+    """A trained SN-Net, and the command that evaluates it."""
+    folder = tmp_path_factory.mktemp("one-pass")
+    config = write_config(folder / "pico.json", nearest_stitching=False)
+    common = [str(images), "--stitch_config", str(config), *FLAGS, "--output", str(folder)]
+    assert main(["train", *common, "--epochs", "1"]) == 0
+    evaluate = [*common, "-b", "3", "--eval", "--resume", str(folder / "pico/last.pth.tar"), "--experiment"]
+    assert main(["train", *evaluate, "whole"]) == 0
+    return folder, evaluate
+
+
+def rows(folder, name):
+    return read_rows(folder / name / "stitches_res.txt")
+
+
+def test_law_7_the_ledger_is_that_of_one_pass_a_stitch(trained, images):
+    folder, _ = trained
+    model = stitchkit.create_snnet(folder / "pico.json")
+    stitchkit.load_checkpoint(model, folder / "pico/last.pth.tar")
+    recipe = make_recipe({"data_dir": str(images), "batch_size": 3, "workers": 0, "eval": True, "model": "any"})
+    world = init_world("cpu")
+    loaders = create_loaders(
+        open_datasets(recipe), recipe, world, input_size=(3, 16, 16), model_config=model.pretrained_cfg, num_classes=4
+    )
+    for row in rows(folder, "whole"):
+        batches = without_padding(loaders.validation, world)
+        score = evaluate_stitch(model, row["cfg_id"], batches, device=world.device)
+        assert (row["acc1"], row["acc5"], row["images"]) == (score.acc1, score.acc5, 20)
+        assert row["loss"] == pytest.approx(score.loss, rel=1e-6)
+    dist.destroy_process_group()
+
+
+def test_images_are_read_once_for_all_stitches(trained, monkeypatch):
+    _, evaluate = trained
+    read = []
+    get = ImageDataset.__getitem__
+    monkeypatch.setattr(ImageDataset, "__getitem__", lambda self, index: read.append(index) or get(self, index))
+    assert main(["train", *evaluate, "counted"]) == 0
+    assert sorted(read) == list(range(20))
+
+
+def test_a_killed_pass_goes_on_and_ends_with_the_same_numbers(trained):
+    folder, evaluate = trained
+    slow = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "stitchkit", "train", *evaluate, "killed", "-b", "1"]
+    assert main(["train", *evaluate, "single", "-b", "1"]) == 0
+    part = folder / "killed/stitches_res.txt.part0"
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True, env=slow) as process:
+        deadline = time.monotonic() + 60
+        while not part.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        os.killpg(process.pid, signal.SIGKILL)
+    stopped_at = json.loads(part.read_text())["batches"]
+    assert 0 < stopped_at < 20
+    assert not (folder / "killed/stitches_res.txt").exists()
+    assert main(["train", *evaluate, "killed", "-b", "1"]) == 0
+    assert rows(folder, "killed") == rows(folder, "single")
+    assert not part.exists()
+
+
+def test_a_pass_that_goes_on_computes_only_what_is_missing(trained, monkeypatch):
+    """Sums that stand for nine batches are believed, so images of those batches must not count again."""
+    folder, evaluate = trained
+    saved = []
+    save = PartialSums.save
+    monkeypatch.setattr(PartialSums, "save", lambda self, sums, n: saved.append(n) or save(self, sums, n))
+    monkeypatch.setattr(PartialSums, "remove", lambda self: None)
+    assert main(["train", *evaluate, "first"]) == 0
+    assert saved == list(range(1, 8))
+    content = json.loads((folder / "first/stitches_res.txt.part0").read_text())
+    (folder / "second").mkdir()
+    (folder / "second/stitches_res.txt.part0").write_text(json.dumps({**content, "batches": 7}))
+    saved.clear()
+    assert main(["train", *evaluate, "second"]) == 0
+    assert saved == []
+    assert rows(folder, "second") == rows(folder, "first")
+
+
+@pytest.mark.parametrize("content", ['{"of": {}, "batches": 5, "sums": []}', '{"of": {"weig', ""])
+def test_sums_of_something_else_are_not_taken_up(content, trained, tmp_path):
+    folder, evaluate = trained
+    place = tmp_path / "fresh"
+    place.mkdir()
+    (place / "stitches_res.txt.part0").write_text(content)
+    assert main(["train", *evaluate, "fresh", "--output", str(tmp_path)]) == 0
+    assert read_rows(place / "stitches_res.txt") == rows(folder, "whole")
+
+
+def test_some_stitches_and_then_the_others(trained):
+    folder, evaluate = trained
+    assert main(["train", *evaluate, "some", "--eval-stitches", "4,1-2,2"]) == 0
+    assert [row["cfg_id"] for row in rows(folder, "some")] == [1, 2, 4]
+    assert main(["train", *evaluate, "some"]) == 0
+    whole = {row["cfg_id"]: row for row in rows(folder, "whole")}
+    later = {row["cfg_id"]: row for row in rows(folder, "some")}
+    assert later.keys() == whole.keys()
+    for cfg_id, row in later.items():
+        assert row["acc1"] == whole[cfg_id]["acc1"]
+        assert row["loss"] == pytest.approx(whole[cfg_id]["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("1,x", "list their cfg_id"),
+        ("3-", "list their cfg_id"),
+        ("5-3", "goes backwards"),
+        ("999", "does not exist"),
+    ],
+)
+def test_stitches_that_do_not_exist_are_named(choice, message, trained, capsys):
+    _, evaluate = trained
+    assert main(["train", *evaluate, "none", "--eval-stitches", choice]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_budget_that_is_too_small_says_what_is_needed(trained, monkeypatch, capsys):
+    _, evaluate = trained
+    monkeypatch.setattr("stitchkit.train.evaluation._MIB", 1)
+    assert main(["train", *evaluate, "tight", "--eval-memory", "1000"]) == 2
+    assert "is not enough for one image" in capsys.readouterr().err
+
+
+def test_two_ranks_go_on_each_where_it_stood(trained):
+    """Odd batches: the ranks have different numbers of images, and their sums are their own."""
+    folder, evaluate = trained
+    for name in ("two", "again"):
+        assert launch(2, *evaluate, name).returncode == 0
+    assert [row["images"] for row in rows(folder, "two")] == [20] * len(rows(folder, "whole"))
+    for two, whole in zip(rows(folder, "two"), rows(folder, "whole"), strict=True):
+        assert two["acc1"] == whole["acc1"]
+        assert two["loss"] == pytest.approx(whole["loss"], rel=1e-6)
