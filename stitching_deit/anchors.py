@@ -8,7 +8,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from stitchkit.model.anchor import Anchor, Stage
+from stitchkit.model.anchor import Anchor, Stage, patched_input_size
 from stitchkit.model.layout import Format
 
 
@@ -39,18 +39,17 @@ class VisionTransformerAnchor(Anchor):
     def stages(self) -> tuple[Stage, ...]:
         """One stage; its positions are all tokens, prefix tokens included."""
         tokens = self.model.patch_embed.num_patches + self.model.num_prefix_tokens
-        return (Stage(len(self.blocks), self.model.embed_dim, (tokens,), Format.NLC),)
+        return (Stage(len(self.model.blocks), self.model.embed_dim, (tokens,), Format.NLC),)
 
     @property
     def input_size(self) -> tuple[int, int, int]:
         """Size of an input image, `(C, H, W)`."""
-        height, width = self.model.patch_embed.img_size
-        return (self.model.in_chans, height, width)
+        return patched_input_size(self.model)
 
     @property
-    def blocks(self) -> Sequence[nn.Module]:
-        """The transformer blocks."""
-        return list(self.model.blocks)
+    def stage_modules(self) -> Sequence[nn.Module]:
+        """timm's modules of the stages."""
+        return (self.model.blocks,)
 
     @staticmethod
     def run_stem(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -59,16 +58,3 @@ class VisionTransformerAnchor(Anchor):
         x = model._pos_embed(x)  # type: ignore[operator]
         x = model.patch_drop(x)  # type: ignore[operator]
         return model.norm_pre(x)  # type: ignore[operator,no-any-return]
-
-    @staticmethod
-    def run_head(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """Tokens `[B, N, C]` to logits `[B, num_classes]`: final normalisation, pooling, classifier."""
-        return model.forward_head(model.norm(x))  # type: ignore[operator,no-any-return]
-
-    @staticmethod
-    def run_head_without_norm(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """Tokens `[B, N, C]` to logits without the LayerNorm after the last block.
-
-        Source: the released SN-Net code for DeiT, whose stitched routes do so.
-        """
-        return model.forward_head(x)  # type: ignore[operator,no-any-return]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from timm.models.levit import Levit
 from torch import nn
 
-from stitching_levit import published
-from stitchkit.model.anchor import Anchor, Stage, stage_steps
+from stitching_levit.published import own_names
+from stitchkit.model.anchor import Anchor, Stage
 from stitchkit.model.layout import Format
 
 
@@ -24,6 +24,7 @@ class LevitAnchor(Anchor):
     stem_children = ("stem",)
     head_children = ("head", "head_dist")
     stitched_stages = (0, 1)
+    own_names = staticmethod(own_names)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -46,21 +47,12 @@ class LevitAnchor(Anchor):
         return (self.model.in_chans, height * stride, width * stride)
 
     @property
-    def blocks(self) -> Sequence[nn.Module]:
-        """Attention and MLP; the attention that down-samples, and its MLP, run with the first block of their stage."""
-        return [step for stage in self.model.stages for step in stage_steps(stage)]
-
-    def own_names(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Weights under timm's names, given those of a published checkpoint."""
-        return published.own_names(weights, self.depths)
+    def stage_modules(self) -> Sequence[nn.Module]:
+        """timm's modules of the stages."""
+        return list(self.model.stages)
 
     @staticmethod
     def run_stem(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """Images `[B, C, H, W]` to tokens `[B, N, C]`, or to maps `[B, C, H, W]`."""
         x = model.stem(x)  # type: ignore[operator]
         return x if model.use_conv else x.flatten(2).transpose(1, 2)
-
-    @staticmethod
-    def run_head(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """Tokens or maps to logits `[B, num_classes]`: pooling and classifier."""
-        return model.forward_head(x)  # type: ignore[operator,no-any-return]

@@ -31,7 +31,7 @@ class ResNetAnchor(Anchor):
                 positions=(-(-height // info["reduction"]), -(-width // info["reduction"])),  # rounded up
                 layout=Format.NCHW,
             )
-            for blocks, info in zip(self._layers, self.model.feature_info[1:], strict=True)
+            for blocks, info in zip(self.stage_modules, self.model.feature_info[1:], strict=True)
         )
 
     @property
@@ -41,12 +41,8 @@ class ResNetAnchor(Anchor):
         return (self.model.in_chans, height, width)
 
     @property
-    def blocks(self) -> Sequence[nn.Module]:
-        """The residual blocks; the first one of a stage changes width and size."""
-        return [block for blocks in self._layers for block in blocks]
-
-    @property
-    def _layers(self) -> Sequence[nn.Sequential]:
+    def stage_modules(self) -> Sequence[nn.Sequential]:
+        """timm's modules of the stages."""
         return (self.model.layer1, self.model.layer2, self.model.layer3, self.model.layer4)
 
     @staticmethod
@@ -55,8 +51,3 @@ class ResNetAnchor(Anchor):
         for name in ResNetAnchor.stem_children:
             x = getattr(model, name)(x)
         return x
-
-    @staticmethod
-    def run_head(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """Maps `[B, C, H, W]` to logits `[B, num_classes]`: pooling and classifier."""
-        return model.forward_head(x)  # type: ignore[operator,no-any-return]

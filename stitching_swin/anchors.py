@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
-from stitching_swin import published
-from stitchkit.model.anchor import Anchor, Stage, stage_steps
+from stitching_swin.published import own_names
+from stitchkit.model.anchor import Anchor, Stage, patched_input_size
 from stitchkit.model.layout import Format
 
 
@@ -21,6 +21,7 @@ class SwinAnchor(Anchor):
     head_children = ("norm", "head")
     final_norm_children = ("norm",)
     stitched_stages = (0, 1, 2)
+    own_names = staticmethod(own_names)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -34,29 +35,14 @@ class SwinAnchor(Anchor):
     @property
     def input_size(self) -> tuple[int, int, int]:
         """Size of an input image, `(C, H, W)`."""
-        height, width = self.model.patch_embed.img_size
-        return (self.model.in_chans, height, width)
+        return patched_input_size(self.model)
 
     @property
-    def blocks(self) -> Sequence[nn.Module]:
-        """The transformer blocks; patch merging runs with the first block of its stage."""
-        return [step for stage in self.model.layers for step in stage_steps(stage)]
-
-    def own_names(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Weights under timm's names, given those of a published checkpoint."""
-        return published.own_names(weights)
+    def stage_modules(self) -> Sequence[nn.Module]:
+        """timm's modules of the stages."""
+        return list(self.model.layers)
 
     @staticmethod
     def run_stem(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """Images `[B, C, H, W]` to patches `[B, H, W, C]`."""
         return model.patch_embed(x)  # type: ignore[operator,no-any-return]
-
-    @staticmethod
-    def run_head(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """Patches `[B, H, W, C]` to logits `[B, num_classes]`: final normalisation, pooling, classifier."""
-        return model.forward_head(model.norm(x))  # type: ignore[operator,no-any-return]
-
-    @staticmethod
-    def run_head_without_norm(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """Patches `[B, H, W, C]` to logits without the LayerNorm after the last block."""
-        return model.forward_head(x)  # type: ignore[operator,no-any-return]

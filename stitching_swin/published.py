@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -11,13 +11,14 @@ import torch
 _CONSTANTS = ("attn_mask", "relative_position_index")
 
 
-def own_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def own_names(weights: Mapping[str, torch.Tensor], depths: Sequence[int]) -> dict[str, torch.Tensor]:  # noqa: ARG001
     """Weights under timm's names.
 
     The published models down-sample at the end of a stage, timm's at the start of the next one.
 
     Args:
         weights: Of one Swin transformer, under published or timm's names.
+        depths: Blocks of each stage; the names do not depend on it.
     """
     kept = {name: value for name, value in weights.items() if name.rpartition(".")[2] not in _CONSTANTS}
     # timm's first stage has no down-sampling, the published one has.

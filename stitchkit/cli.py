@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 for bad input, or 130 after Ctrl-C.
     """
     is_primary = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(level=logging.INFO if is_primary else logging.WARNING, format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(level=logging.INFO if is_primary else logging.ERROR, format="%(message)s", stream=sys.stdout)
     try:
         flags, rest = _parser().parse_known_args(arguments)
         settings = vars(flags)
@@ -49,7 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         if is_primary:
-            print("stitchkit: stopped; a training run goes on from its last epoch with --resume", file=sys.stderr)
+            print(
+                "stitchkit: stopped; an evaluation goes on when the command is given again, a training run from its "
+                "last finished epoch with --resume",
+                file=sys.stderr,
+            )
         return 130
     return 0
 
@@ -87,8 +92,11 @@ def _parser() -> _Parser:
     train = add("train", _train, "train an SN-Net or a model, or evaluate it with --eval")
     add_flags(train)
 
-    profile = add("profile", _profile, "write FLOPs and parameters of every stitch, without data or weights")
-    profile.add_argument("--output", required=True, metavar="FILE", help="ledger to write")
+    profile = add("profile", _profile, "print FLOPs and parameters of every stitch, without data or weights")
+    profile.add_argument("--output", metavar="FILE", help="also write it as a ledger")
+    profile.add_argument("--latency", action="store_true", help="also measure how long each takes on this device")
+    profile.add_argument("-b", "--batch-size", type=int, default=1, metavar="N", help="batch of --latency")
+    profile.add_argument("--device", metavar="DEVICE", help="cpu or cuda; by default cuda where there is one")
 
     convert = add("convert", _convert, "rewrite a released checkpoint under our names, as safetensors")
     convert.add_argument("checkpoint", metavar="IN", help="a released file, or one of ours")
@@ -124,36 +132,53 @@ def _train(settings: dict[str, Any]) -> None:
 
 def _profile(settings: dict[str, Any]) -> None:
     from stitchkit.measure.ledger import cost_row, write_rows
+    from stitchkit.measure.pareto import table
     from stitchkit.measure.profile import Profiler
     from stitchkit.model.create import create_snnet
 
-    output = _new_file(settings["output"])
+    output = _new_file(settings["output"]) if settings["output"] else None
     model = create_snnet(settings["stitch_config"], num_classes=settings["num_classes"], img_size=settings["img_size"])
     profiler = Profiler(model)
     rows = [cost_row(model.space, cfg_id, profiler.cost(cfg_id)) for cfg_id in range(len(model.space))]
-    write_rows(output, rows)
-    print(f"{len(rows)} stitches are in {output}")
+    if settings["latency"]:
+        from stitchkit.distributed import choose_device
+        from stitchkit.measure.latency import add_latencies
+
+        if settings["batch_size"] < 1:
+            raise InputError(f"--batch-size is {settings['batch_size']}; it must be at least 1")
+        model.to(choose_device(settings["device"]))
+        print(add_latencies(rows, model, batch_size=settings["batch_size"]))
+    print(table(rows))
+    print(f"{len(rows)} stitches; * marks anchors")
+    if output is not None:
+        write_rows(output, rows)
+        print(f"the ledger is {output}")
 
 
 def _convert(settings: dict[str, Any]) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
+    from stitchkit.config import StitchConfig
     from stitchkit.model.create import create_snnet
     from stitchkit.model.weights import load_checkpoint
 
     output = _new_file(settings["output"])
     if output.suffix != ".safetensors":
         raise InputError(f"'{output}' is to be a safetensors file; let its name end with .safetensors")
-    model = create_snnet(settings["stitch_config"], num_classes=settings["num_classes"], img_size=settings["img_size"])
+    config = StitchConfig.load(settings["stitch_config"])
+    model = create_snnet(config, num_classes=settings["num_classes"], img_size=settings["img_size"])
     load_checkpoint(model, settings["checkpoint"])
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, output)
+    about = {"format": "pt", "stitch_config": json.dumps(config.to_dict()), "source": settings["checkpoint"]}
+    output.write_bytes(save(weights, metadata=about))
     print(f"{len(weights)} tensors are in {output}; use it as --resume with --eval, or in stitchkit.load_checkpoint")
 
 
 def _new_file(path: str) -> Path:
     if Path(path).exists():
         raise InputError(f"'{path}' exists; choose another file or remove it")
+    if not Path(path).parent.is_dir():
+        raise InputError(f"folder '{Path(path).parent}' does not exist; make it, or choose another place")
     return Path(path)
 
 

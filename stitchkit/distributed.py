@@ -36,8 +36,8 @@ class World:
         return self.rank == 0
 
 
-def init_world(device: str | None = None) -> World:
-    """Join the group that the launcher describes in the environment, or start a group of one.
+def choose_device(device: str | None = None) -> torch.device:
+    """Where this process computes.
 
     Args:
         device: `cpu`, `cuda` or `cuda:N`; by default CUDA where there is one. Without a number, ranks on one machine
@@ -50,14 +50,29 @@ def init_world(device: str | None = None) -> World:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", kind):
         raise InputError(f"device '{kind}' is not supported; use cpu, cuda or cuda:N")
     place = torch.device(kind)
+    if place.type == "cpu":
+        return place
+    index = int(os.environ.get("LOCAL_RANK", 0)) if place.index is None else place.index
+    if index >= torch.cuda.device_count():
+        raise InputError(
+            f"there is no GPU number {index}, this machine has {torch.cuda.device_count()}; "
+            "start fewer processes or use --device cpu"
+        )
+    return torch.device("cuda", index)
+
+
+def init_world(device: str | None = None) -> World:
+    """Join the group that the launcher describes in the environment, or start a group of one.
+
+    Args:
+        device: `cpu`, `cuda` or `cuda:N`; by default CUDA where there is one. Without a number, ranks on one machine
+            take the device of their local number.
+
+    Raises:
+        InputError: If the device is not available, or there are more local ranks than CUDA devices.
+    """
+    place = choose_device(device)
     if place.type == "cuda":
-        index = int(os.environ.get("LOCAL_RANK", 0)) if place.index is None else place.index
-        if index >= torch.cuda.device_count():
-            raise InputError(
-                f"there is no GPU number {index}, this machine has {torch.cuda.device_count()}; "
-                "start fewer processes or use --device cpu"
-            )
-        place = torch.device("cuda", index)
         torch.cuda.set_device(place)
     if not dist.is_initialized():
         backend = "nccl" if place.type == "cuda" else "gloo"

@@ -14,7 +14,8 @@ from stitchkit.routes import StitchSpace
 
 Row = dict[str, Any]
 
-_TYPES: dict[str, Any] = {"stitch": str, **dict.fromkeys(("flops", "params", "acc1", "acc5", "loss"), int | float)}
+_NUMBERS = ("flops", "params", "activations", "latency_ms", "images_per_s", "acc1", "acc5", "loss")
+_TYPES: dict[str, Any] = {"stitch": str, **dict.fromkeys(_NUMBERS, int | float)}
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -57,8 +58,8 @@ def write_rows(path: str | Path, rows: list[Row]) -> None:
 
 
 def cost_row(space: StitchSpace, cfg_id: int, cost: Cost) -> Row:
-    """The first four entries of a stitch's row: what it is and what it costs."""
-    return {"cfg_id": cfg_id, "stitch": space[cfg_id].name, "flops": cost.flops, "params": cost.params}
+    """The first entries of a stitch's row: what it is and what it costs."""
+    return {"cfg_id": cfg_id, "stitch": space[cfg_id].name, **cost._asdict()}
 
 
 class Ledger:

@@ -45,8 +45,9 @@ def is_anchor(row: Row) -> bool:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows as text in columns, anchors marked with `*`; a figure that was not measured is a dash."""
-    head = ["", "cfg_id", "stitch", "FLOPs", "params", "acc1", "acc5", "loss"]
+    """Rows as text in columns, anchors marked with `*`; a figure that a row lacks is a dash."""
+    figures = [(key, digits) for key, digits in _FIGURES if any(key in row for row in rows)]
+    head = ["", "cfg_id", "stitch", "FLOPs", "params", *(key for key, _ in figures)]
     body = [
         [
             "*" if is_anchor(row) else "",
@@ -54,7 +55,7 @@ def table(rows: Sequence[Row]) -> str:
             row.get("stitch", "-"),
             quantity(row["flops"]),
             quantity(row["params"]) if "params" in row else "-",
-            *(f"{row[key]:.{digits}f}" if key in row else "-" for key, digits in _FIGURES),
+            *(f"{row[key]:.{digits}f}" if key in row else "-" for key, digits in figures),
         ]
         for row in rows
     ]
@@ -69,7 +70,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-_FIGURES = (("acc1", 2), ("acc5", 2), ("loss", 4))
+_FIGURES = (("latency_ms", 2), ("images_per_s", 1), ("acc1", 2), ("acc5", 2), ("loss", 4))
 
 
 def quantity(value: float) -> str:

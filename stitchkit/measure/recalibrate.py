@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torch.distributed as dist
-from timm.utils import distribute_bn
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -15,7 +13,7 @@ from stitchkit.model.mode import evaluating
 
 @torch.no_grad()
 def recalibrate(net: nn.Module, batches: Iterable[torch.Tensor]) -> None:
-    """Compute running statistics anew, as the mean over batches, and over ranks where there are several.
+    """Compute running statistics anew, as the mean over the batches of this rank.
 
     torch's `update_bn` would also drop paths and units while it does so; here batch norms alone are in training mode.
 
@@ -38,5 +36,3 @@ def recalibrate(net: nn.Module, batches: Iterable[torch.Tensor]) -> None:
             net(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    if dist.is_initialized():
-        distribute_bn(net, dist.get_world_size(), reduce=True)

@@ -116,8 +116,13 @@ class Anchor(ABC):
 
     @property
     @abstractmethod
+    def stage_modules(self) -> Sequence[nn.Module]:
+        """timm's modules of the stages: sequences of blocks, or modules with `downsample` and `blocks`."""
+
+    @property
     def blocks(self) -> Sequence[nn.Module]:
-        """All blocks of all stages; they are modules of the model itself."""
+        """All blocks of all stages; what down-samples into a stage runs with its first block."""
+        return [step for stage in self.stage_modules for step in _stage_steps(stage)]
 
     @staticmethod
     @abstractmethod
@@ -125,17 +130,13 @@ class Anchor(ABC):
         """Images `[B, C, H, W]` to the first block's input."""
 
     @staticmethod
-    @abstractmethod
-    def run_head(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """The last block's output to logits `[B, num_classes]`."""
+    def own_names(weights: Mapping[str, torch.Tensor], depths: Sequence[int]) -> dict[str, torch.Tensor]:  # noqa: ARG004
+        """Weights under the model's names, given those of a published checkpoint; the model's own names stay.
 
-    @staticmethod
-    def run_head_without_norm(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """As `run_head`, but pooling and classifier only, without the final normalisation."""
-        raise NotImplementedError("views with `final_norm_children` say how the head runs without them")
-
-    def own_names(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Weights under the model's names, given those of a published checkpoint; the model's own names stay."""
+        Args:
+            weights: Of one model.
+            depths: Blocks of each of its stages.
+        """
         return dict(weights)
 
     @property
@@ -160,10 +161,12 @@ class Anchor(ABC):
 
     def head(self, *, final_norm: bool = True) -> Piece:
         """The last step, on request without the final normalisation."""
-        if final_norm or not self.final_norm_children:
-            return Piece(self.model, self.head_children, self.run_head)
+        if not self.final_norm_children:
+            return Piece(self.model, self.head_children, _pool_and_classify)
+        if final_norm:
+            return Piece(self.model, self.head_children, _normalise_pool_and_classify)
         children = [name for name in self.head_children if name not in self.final_norm_children]
-        return Piece(self.model, children, self.run_head_without_norm)
+        return Piece(self.model, children, _pool_and_classify)
 
     @property
     def steps(self) -> list[nn.Module]:
@@ -194,16 +197,29 @@ class Anchor(ABC):
         raise IndexError(f"{self.label} has {sum(self.depths)} blocks, block {block} is beyond them")
 
 
-def stage_steps(stage: nn.Module) -> list[nn.Module]:
-    """The steps of a timm stage with `downsample` and `blocks`; its down-sampling runs with its first block.
+def _pool_and_classify(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return model.forward_head(x)  # type: ignore[operator,no-any-return]
 
-    A route that enters the stage at a later block thus has no need of it.
-    """
+
+def _normalise_pool_and_classify(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return model.forward_head(model.norm(x))  # type: ignore[operator,no-any-return]
+
+
+def _stage_steps(stage: nn.Module) -> list[nn.Module]:
+    """The blocks of a stage; a route that enters at a later block than the first has no need of its down-sampling."""
+    if not hasattr(stage, "downsample"):
+        return list(stage.children())
     downsample = stage.get_submodule("downsample")
     first, *rest = stage.get_submodule("blocks").children()
     if not isinstance(downsample, nn.Identity):
         first = nn.Sequential(OrderedDict(downsample=downsample, block=first))
     return [first, *rest]
+
+
+def patched_input_size(model: nn.Module) -> tuple[int, int, int]:
+    """Size of an input image, `(C, H, W)`, of a model with timm's patch embedding."""
+    height, width = model.patch_embed.img_size  # type: ignore[union-attr,misc]
+    return (model.in_chans, height, width)  # type: ignore[return-value]
 
 
 def has_view(model: nn.Module) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import is_model, list_models
+from timm.models import PretrainedCfg, is_model, list_models, list_pretrained
 from torch import nn
 
 from stitchkit.config import AnchorSpec, StitchConfig
@@ -35,11 +35,10 @@ def create_model(
     Raises:
         InputError: If timm has no such model, refuses an argument, or cannot fetch the weights.
     """
-    if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not is_model(name):
-        raise unknown("timm model", name.split(".")[0], list_models())
+    known = published_config(name)
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
     img_size = kwargs.get("img_size")
-    if is_model(name) and not timm.get_pretrained_cfg(name).fixed_input_size:
+    if known is not None and not known.fixed_input_size:
         kwargs.pop("img_size", None)  # takes any size, and does not want to be told
     content = None if checkpoint is None else read_checkpoint(checkpoint)
     try:
@@ -49,7 +48,7 @@ def create_model(
         if pretrained and content is None:
             raise InputError(
                 f"pretrained '{name}' cannot be had: {reason}; check the tag, the arguments and the network, "
-                "or give a local checkpoint"
+                "give a local checkpoint, or start from random weights (--no-pretrained)"
             ) from error
         raise InputError(f"timm cannot build '{name}' with {kwargs}: {reason}") from error
     if img_size is not None:
@@ -57,6 +56,25 @@ def create_model(
     if content is not None and checkpoint is not None:
         _load(model, content, checkpoint, num_classes=kwargs.get("num_classes"))
     return model
+
+
+def published_config(name: str) -> PretrainedCfg | None:
+    """timm's description of the published weights of a name; None for a name that is a place, such as `hf-hub:...`.
+
+    Raises:
+        InputError: If timm has no such model, or no such weights of it.
+    """
+    if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+        return None
+    bare, _, tag = name.partition(".")
+    if not is_model(name):
+        raise unknown("timm model", bare, list_models())
+    try:
+        config: PretrainedCfg = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = [full.partition(".")[2] for full in list_pretrained(f"{bare}.*")]
+        raise unknown(f"tag of {bare}", tag, tags) from error
+    return config
 
 
 def _describe_input(model: nn.Module, img_size: int | Sequence[int]) -> None:
@@ -107,7 +125,21 @@ def create_anchor(spec: AnchorSpec, *, pretrained: bool = True, **overrides: Any
         model = create_model(spec.name, checkpoint=checkpoint, pretrained=pretrained, **kwargs)
     except InputError as error:
         raise InputError(f"anchor '{spec.label}': {error}") from error
-    return view(model, label=spec.label, source=checkpoint or (spec.name if pretrained else "random"))
+    anchor = view(model, label=spec.label, source=checkpoint or (spec.name if pretrained else "random"))
+    _check_input_size(anchor, kwargs.get("img_size"))
+    return anchor
+
+
+def _check_input_size(anchor: Anchor, img_size: int | Sequence[int] | None) -> None:
+    """See that an anchor takes images of the size that it was asked to; some round it to their strides."""
+    if img_size is None:
+        return
+    asked = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    if anchor.input_size[1:] != asked:
+        raise InputError(
+            f"anchor '{anchor.label}' takes images of {anchor.input_size[1:]}, not {asked}; choose a multiple of its "
+            "strides as img_size"
+        )
 
 
 def create_snnet(
@@ -129,6 +161,13 @@ def create_snnet(
         config = StitchConfig.load(config)
     elif not isinstance(config, StitchConfig):
         config = StitchConfig.parse(config)
+    if pretrained:
+        with torch.device("meta"):  # anchors that cannot be stitched are found before weights are fetched
+            _assemble(config, pretrained=False, **overrides)
+    return _assemble(config, pretrained=pretrained, **overrides)
+
+
+def _assemble(config: StitchConfig, *, pretrained: bool, **overrides: Any) -> SNNet:
     anchors = [create_anchor(spec, pretrained=pretrained, **overrides) for spec in config.anchors]
     space = StitchSpace.build(anchors, config.rule)
     return SNNet(anchors, space, stitched_final_norm=config.stitched_final_norm)

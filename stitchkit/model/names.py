@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
@@ -10,8 +11,8 @@ from torch import nn
 from stitchkit.model.anchor import Anchor, has_view, view
 from stitchkit.model.snnet import SNNet
 
-# timm's split batch norm keeps further statistics for training; evaluation uses the first ones only.
-_SPLIT_BN = ".aux_bn."
+# timm's split batch norm has further norms for training; evaluation uses the first one only.
+_SPLIT_BN = re.compile(r"\.aux_bn\.\d+")
 
 
 def own_names(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -24,10 +25,18 @@ def own_names(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str
     named = dict(weights)
     for prefix, anchor in _anchors(model).items():
         part = {name.removeprefix(prefix): named.pop(name) for name in weights if name.startswith(prefix)}
-        named |= {prefix + name: value for name, value in anchor.own_names(part).items()}
-    if not any(_SPLIT_BN in name for name in model.state_dict()):
-        named = {name: value for name, value in named.items() if _SPLIT_BN not in name}
-    return named
+        named |= {prefix + name: value for name, value in anchor.own_names(part, anchor.depths).items()}
+    return _fit_split_norms(named, model.state_dict().keys())
+
+
+def _fit_split_norms(weights: dict[str, torch.Tensor], wanted: Collection[str]) -> dict[str, torch.Tensor]:
+    """Leave further norms out where the model has none, and start those that a file lacks as copies of the first."""
+    kept = {name: value for name, value in weights.items() if _SPLIT_BN.search(name) is None or name in wanted}
+    for name in wanted:
+        first = _SPLIT_BN.sub("", name)
+        if name not in kept and first != name and first in kept:
+            kept[name] = kept[first].clone()
+    return kept
 
 
 def _anchors(model: nn.Module) -> dict[str, Anchor]:

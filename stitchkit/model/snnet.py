@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from stitchkit.errors import InputError
@@ -47,6 +48,7 @@ class SNNet(nn.Module):
         self.stitched_final_norm = stitched_final_norm
         self.grad_checkpointing = False
         self._default_id = 0
+        self._frozen = False
         _check_inputs(anchors)
         self.anchors = nn.ModuleList(anchor.model for anchor in anchors)
         self.stitch_layers = nn.ModuleDict()
@@ -105,15 +107,26 @@ class SNNet(nn.Module):
         self.grad_checkpointing = enable
 
     def freeze_anchors(self) -> None:
-        """Leave the stitching layers and class tokens alone to be trained.
+        """Leave the stitching layers and class tokens alone to be trained; batch norms of anchors stay as they are.
 
         Source: the released configuration `"fulltune": false`.
         """
+        self._frozen = True
+        self.train(self.training)
         for anchor in self.views.values():
             anchor.model.requires_grad_(False)
             for name in anchor.class_tokens:
                 if (token := getattr(anchor.model, name, None)) is not None:
                     token.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> SNNet:
+        """Set the mode of all but the batch norms of frozen anchors, which stay in evaluation mode."""
+        super().train(mode)
+        if self._frozen:
+            for part in self.anchors.modules():
+                if isinstance(part, _BatchNorm):
+                    part.eval()
+        return self
 
     def trainable_stitches(self) -> list[int]:
         """The `cfg_id`s of the routes on which there is something to train."""
@@ -231,4 +244,6 @@ def _check_inputs(anchors: Sequence[Anchor]) -> None:
         values = {anchor.label: getattr(anchor, kind) for anchor in anchors}
         if len(set(values.values())) > 1:
             listed = ", ".join(f"{label} {value}" for label, value in values.items())
-            raise InputError(f"anchors differ in {kind}: {listed}; choose anchors that agree")
+            advice = "choose anchors that agree, or give all one by "
+            flag = {"input_size": "--img-size (img_size)", "num_classes": "--num-classes (num_classes)"}[kind]
+            raise InputError(f"anchors differ in {kind}: {listed}; {advice}{flag}")

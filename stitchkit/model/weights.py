@@ -35,7 +35,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"checkpoint '{path}' does not exist; check the path")
+        found = "is no file" if path.exists() else "does not exist"
+        raise InputError(f"checkpoint '{path}' {found}; check the path")
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))

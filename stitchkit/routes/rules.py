@@ -141,7 +141,7 @@ class StageWise:
         """Stitches and layers for `anchors`: stage by stage, and in each pair by pair.
 
         Raises:
-            InputError: If an anchor lacks one of the stages, or no stage has two blocks to join.
+            InputError: If an anchor lacks one of the stages, or has nothing to join in one.
         """
         self._check_stages(anchors)
         layers: dict[Joint, LayerPath] = {}
@@ -149,16 +149,22 @@ class StageWise:
         for number, stage in enumerate(self.stages):
             for couple, (front, end) in enumerate(pairwise(anchors)):
                 leave, enter = (sum(anchor.depths[:stage]) for anchor in (front, end))
-                for pair in self._pairs(front.depths[stage], end.depths[stage]):
+                pairs = list(self._pairs(front.depths[stage], end.depths[stage]))
+                if not pairs:
+                    raise self._nothing_to_join(stage, front, end)
+                for pair in pairs:
                     joint = Joint(front.label, leave + pair.front, end.label, enter + pair.end)
                     layers[joint] = (number, couple, pair.layer)
                     stitches.append(_through(joint, sum(end.depths)))
-        if not stitches:
-            raise InputError(
-                f"no blocks can be joined in stages {list(self.stages)} of {_blocks(anchors)}; choose other 'stages', "
-                "a larger stitch_kernel_size, or anchors whose depth does not fall"
-            )
         return Plan(tuple(stitches), layers)
+
+    def _nothing_to_join(self, stage: int, front: Shape, end: Shape) -> InputError:
+        return InputError(
+            f"nothing can be joined in stage {stage} of {_blocks((front, end))} with stitch_kernel_size "
+            f"{self.kernel_size}: a stitch enters at a later block than the one it leaves, so a stage and a window "
+            "need two blocks, and an end at least as many as its front; leave the stage out of 'stages', or choose "
+            "other anchors"
+        )
 
     def _pairs(self, front_depth: int, end_depth: int) -> Iterator[BlockPair]:
         if front_depth == end_depth:

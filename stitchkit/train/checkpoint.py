@@ -93,6 +93,7 @@ def training_state(
         "opt": session.recipe.optim.opt,
         "stitch_config": session.config.to_dict() if session.config else None,
         "classes": list(session.classes),
+        "input_size": list(session.input_size),
     }
     if task.has_ema():
         state["state_dict_ema"] = task.get_trainable_module(ema=True).module.state_dict()  # type: ignore[union-attr]
@@ -121,10 +122,17 @@ def load_weights(session: Session, *, ema: bool = False) -> dict[str, Any]:
     trained = content.get("stitch_config")
     if session.config is not None and trained is not None:
         ours = session.config.to_dict()
-        keys = ("stitch_kernel_size", "stitch_stride", "nearest_stitching", "stitched_final_norm")
+        keys = ["stitch_kernel_size", "stitch_stride", "nearest_stitching", "stitched_final_norm"]
+        keys += ["stages"] if "stages" in trained and "stages" in ours else []
         if wrong := [key for key in keys if trained.get(key) != ours[key]]:
             listed = ", ".join(f"{key} was {trained.get(key)!r} and is {ours[key]!r}" for key in wrong)
             raise InputError(f"checkpoint '{path}' belongs to another configuration: {listed}")
+    trained_size, size, model = content.get("input_size"), list(session.input_size), session.recipe.model
+    if trained_size and trained_size != size and not (model.img_size or model.input_size):
+        raise InputError(
+            f"checkpoint '{path}' was trained on images of {trained_size}, here they are {size} (channels, height, "
+            f"width); give --input-size {' '.join(map(str, trained_size))}, or the size to use it with"
+        )
     classes = content.get("classes")
     if classes and session.classes and classes != list(session.classes):
         first = next(pair for pair in zip_longest(classes, session.classes) if pair[0] != pair[1])

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader, resolve_data_config
 from timm.data.loader import adapt_to_chs
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.train.datasets import Datasets
 from stitchkit.train.optim import weights_dtype
-from stitchkit.train.recipe import AugmentRecipe, Recipe, flag_of
+from stitchkit.train.recipe import Recipe, flag_of
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 Loader = Any
@@ -28,7 +28,7 @@ class Loaders:
     """The loaders of a run.
 
     Args:
-        train: Training batches, augmented for training, plain for `--recalibrate-bn`; None where neither is done.
+        train: Augmented training batches, or for `--recalibrate-bn` some that are prepared as for evaluation.
         validation: Prepared validation batches; iterate through `without_padding`.
         mean: Mean of the channels that images are normalised with.
         std: Their standard deviation.
@@ -63,18 +63,14 @@ def create_loaders(
     try:
         prepared = _preparation(recipe, input_size, model_config)
         shared = _for_both_splits(recipe, world, prepared)
-        validation = create_loader(
-            datasets.validation,
-            batch_size=data.validation_batch_size or data.batch_size,
-            interpolation=prepared["interpolation"],
-            crop_pct=prepared["crop_pct"],
-            crop_mode=prepared["crop_mode"],
-            **shared,
-        )
-        if recipe.run.eval:
-            recipe = replace(recipe, augment=AugmentRecipe(no_aug=True))
-        train, mix = None, _mixing(recipe, num_classes)
-        if datasets.train is not None:
+        for_evaluation = shared | {key: prepared[key] for key in ("interpolation", "crop_pct", "crop_mode")}
+        for_evaluation["batch_size"] = data.validation_batch_size or data.batch_size
+        validation = create_loader(datasets.validation, **for_evaluation)
+        train, mix = None, None
+        if datasets.train is not None and recipe.run.eval:
+            train = _create_calibration_loader(datasets.train, recipe, world, for_evaluation)
+        elif datasets.train is not None:
+            mix = _mixing(recipe, num_classes)
             train = _create_train_loader(datasets.train, recipe, prepared["interpolation"], mix, shared)
     except InputError:
         raise
@@ -89,6 +85,20 @@ def create_loaders(
         direct = partial(DirectLoader, device=world.device, dtype=weights_dtype(recipe))
         validation, train = direct(validation), train and direct(train, mix=mix)
     return Loaders(train, validation, tuple(prepared["mean"]), tuple(prepared["std"]))
+
+
+def _create_calibration_loader(
+    dataset: Dataset[Any], recipe: Recipe, world: World, for_evaluation: Mapping[str, Any]
+) -> Loader:
+    """Some training images in random order, prepared as for evaluation; the same whenever the seed is the same."""
+    if isinstance(dataset, IterableDataset):
+        return create_loader(dataset, **for_evaluation)
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(recipe.run.seed))  # type: ignore[arg-type]
+    count = recipe.run.recalibrate_bn * for_evaluation["batch_size"] * world.size
+    chosen = Subset(dataset, order[:count].tolist())
+    loader = create_loader(chosen, **for_evaluation)
+    dataset.transform = chosen.transform  # type: ignore[attr-defined] # timm set it on the subset, images come from here
+    return loader
 
 
 def _preparation(recipe: Recipe, input_size: tuple[int, ...], model_config: Mapping[str, Any]) -> dict[str, Any]:

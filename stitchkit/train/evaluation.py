@@ -13,8 +13,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import yaml
+from timm.utils import distribute_bn
 from torch import nn
 
+from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.measure.evaluate import Score, Tally, evaluate_stitch
 from stitchkit.measure.ledger import Ledger
@@ -26,7 +28,6 @@ from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.train.checkpoint import fingerprint, load_weights
 from stitchkit.train.data import without_padding
-from stitchkit.train.loop import seed_epoch
 from stitchkit.train.network import uncompiled
 from stitchkit.train.optim import Autocast, create_precision
 from stitchkit.train.progress import progress
@@ -45,6 +46,9 @@ _SETTINGS = (
     *("recalibrate_bn", "in_chans", "input_size", "input_img_mode", "gp", "bn_eps", "fast_norm", "model_dtype"),
 )
 
+# Settings that change statistics of batch norms that are computed anew.
+_CALIBRATION = ("batch_size", "validation_batch_size", "train_split", "train_num_samples", "seed", "dist_bn")
+
 
 def evaluate_stitches(session: Session) -> None:
     """Evaluate every stitch that the ledger lacks, or the plain model.
@@ -54,7 +58,7 @@ def evaluate_stitches(session: Session) -> None:
     Raises:
         InputError: If the checkpoint or the ledger belongs to something else; both are left as they are.
     """
-    recipe, model, world = session.recipe, session.model, session.world
+    recipe, model = session.recipe, session.model
     if recipe.run.resume:
         load_weights(session, ema=recipe.optim.model_ema)
     if not isinstance(model, SNNet):
@@ -62,19 +66,35 @@ def evaluate_stitches(session: Session) -> None:
         _logger.info("%s", json.dumps(figures))
         return
     wanted = model.space.select(recipe.run.eval_stitches) if recipe.run.eval_stitches else range(len(model.space))
-    origin = _origin(recipe)
-    ledger = _open_ledger(session, model, origin) if world.is_primary else None
-    # The other machines may not see the file, so the primary says what is missing.
-    missing = [[cfg_id for cfg_id in wanted if cfg_id in ledger.missing] if ledger else []]
-    dist.broadcast_object_list(missing)
+    origin = _origin(recipe, session.world)
+    ledger, missing = _share_work(session, model, origin, wanted)
     last = len(model.space) - 1
     one_by_one = bool(recipe.run.recalibrate_bn)
-    for cfg_id, score in (_each_alone if one_by_one else _in_one_pass)(session, model, missing[0], origin):
+    for cfg_id, score in (_each_alone if one_by_one else _in_one_pass)(session, model, missing, origin):
         if ledger is not None:
             ledger.append(cfg_id, score._asdict())
         _logger.info("stitch %d/%d  %s  acc1 %.2f", cfg_id, last, model.space[cfg_id], score.acc1)
     if ledger is not None:
         _logger.info("%d stitches are in %s; their front: stitchkit pareto %s", len(ledger.rows), *2 * [ledger.path])
+
+
+def _share_work(
+    session: Session, model: SNNet, origin: Mapping[str, Any], wanted: Sequence[int]
+) -> tuple[Ledger | None, list[int]]:
+    """The ledger, on the primary rank, and the stitches that it lacks; where it cannot be used, all ranks say so."""
+    ledger, missing, refusal = None, [], ""
+    if session.world.is_primary:
+        try:
+            ledger = _open_ledger(session, model, origin)
+            missing = [cfg_id for cfg_id in wanted if cfg_id in ledger.missing]
+        except InputError as error:
+            refusal = str(error)
+    shared: list[Any] = [missing, refusal]  # other machines may not see the file
+    dist.broadcast_object_list(shared)
+    missing, refusal = shared
+    if refusal:
+        raise InputError(refusal)
+    return ledger, missing
 
 
 def _in_one_pass(
@@ -135,19 +155,23 @@ def _recalibrated(session: Session, cfg_id: int | None, autocast: Autocast) -> n
     run, loader = session.recipe.run, session.loaders.train
     assert loader is not None, "recalibration opens the training split"
     net = session.model.extract(cfg_id) if isinstance(session.model, SNNet) else copy.deepcopy(session.model)
-    seed_epoch(run.seed, session.world.rank, 0)  # the same images for every stitch
     with autocast():
         recalibrate(net, (images for images, _ in islice(loader, run.recalibrate_bn)))
+    if way := session.recipe.distributed.dist_bn:
+        distribute_bn(net, session.world.size, way == "reduce")
     return net
 
 
-def _origin(recipe: Recipe) -> dict[str, Any]:
+def _origin(recipe: Recipe, world: World) -> dict[str, Any]:
     """What the figures of an evaluation depend on."""
     assert recipe.run.resume is not None, "the settings were checked"
     settings = recipe.flat()
     data = Path(recipe.data.data_dir or "").resolve()
     weights = {"weights_sha256": fingerprint(recipe.run.resume), "data_dir": str(data)}
-    return weights | {key: settings[key] for key in _SETTINGS}
+    origin = weights | {key: settings[key] for key in _SETTINGS}
+    if recipe.run.recalibrate_bn:
+        origin |= {key: settings[key] for key in _CALIBRATION} | {"ranks": world.size}
+    return origin
 
 
 def _open_ledger(session: Session, model: SNNet, origin: Mapping[str, Any]) -> Ledger:

@@ -39,8 +39,8 @@ _TOKENS = (
 )
 
 PLATEAU = Refusal(
-    "an SN-Net has no single figure to wait for, every stitch has its own; use --sched cosine, tanh, step, multistep "
-    "or poly",
+    "learning rates follow from the epoch alone, so that a resumed run equals an unbroken one; use --sched cosine, "
+    "tanh, step, multistep or poly",
     default=10,
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch.distributed as dist
@@ -39,6 +40,8 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
             (evaluate_stitches if recipe.run.eval else train)(session)
     finally:
         dist.destroy_process_group()
+        with suppress(OSError):
+            run_folder(recipe).rmdir()  # a run that was refused leaves no empty folder
 
 
 def _open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> Session:
@@ -49,16 +52,17 @@ def _open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> 
     datasets = open_datasets(recipe)
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
     model = create_network(recipe, config, len(datasets.classes) or None)
+    size = input_size(model, recipe)
     loaders = create_loaders(
         datasets,
         recipe,
         world,
-        input_size=input_size(model, recipe),
+        input_size=size,
         model_config=model.pretrained_cfg,  # type: ignore[arg-type]
         num_classes=model.num_classes,  # type: ignore[arg-type]
     )
     place_network(model, recipe, world)
-    return Session(recipe, config, model, loaders, datasets.classes, world, folder)
+    return Session(recipe, config, model, loaders, size, datasets.classes, world, folder)
 
 
 def _check_folder(recipe: Recipe, folder: Path) -> None:

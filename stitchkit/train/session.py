@@ -23,6 +23,7 @@ class Session:
         config: The stitch configuration; None for a plain model.
         model: The SN-Net or plain model, on the device of this rank.
         loaders: The data.
+        input_size: Size of an input image, `(C, H, W)`.
         classes: Class names in the order of their numbers; empty where the dataset does not know them.
         world: This process among all.
         folder: Where the run's files go.
@@ -32,6 +33,7 @@ class Session:
     config: StitchConfig | None
     model: nn.Module
     loaders: Loaders
+    input_size: tuple[int, ...]
     classes: tuple[str, ...]
     world: World
     folder: Path

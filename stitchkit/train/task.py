@@ -5,18 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-import timm
 import torch
 from timm.data.loader import adapt_to_chs
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.models import is_model
 from timm.task import ClassificationTask
 from timm.task.distillation import DistillationTeacher
 from torch import nn
 from torch.nn import functional as F
 
 from stitchkit.errors import InputError
-from stitchkit.model.create import create_model
+from stitchkit.model.create import create_model, published_config
 from stitchkit.model.snnet import SNNet
 from stitchkit.train.optim import weights_dtype
 from stitchkit.train.recipe import Recipe, StitchRecipe
@@ -106,14 +104,16 @@ class StitchTask(ClassificationTask):  # type: ignore[misc]
 
 
 def create_task(
-    model: nn.Module, recipe: Recipe, device: torch.device, *, mean: Sequence[float], std: Sequence[float]
-) -> StitchTask:
+    model: nn.Module, recipe: Recipe, device: torch.device, *, sides: Sequence[int], mean: Sequence[float],
+    std: Sequence[float],
+) -> StitchTask:  # fmt: skip
     """The task of a recipe.
 
     Args:
         model: An SN-Net or plain model.
         recipe: All settings.
         device: Where it trains.
+        sides: Height and width of an image.
         mean: Mean that images are normalised with.
         std: Standard deviation that they are normalised with.
 
@@ -121,12 +121,12 @@ def create_task(
         InputError: If the teacher cannot be had.
     """
     criterion, stitch, dtype = _create_criterion(recipe), recipe.stitch, weights_dtype(recipe)
-    if not isinstance(model, SNNet) or stitch.distillation_type == "none":
+    if stitch.distillation_type == "none":
         return StitchTask(model, criterion, device=device)
-    teacher = _create_teacher(stitch, model, device, dtype)
+    teacher = _create_teacher(stitch, model, device, dtype, sides)
     if teacher is None:
         return StitchTask(model, criterion, device=device)
-    for anchor in model.anchors:
+    for anchor in model.anchors if isinstance(model, SNNet) else [model]:
         if hasattr(anchor, "set_distilled_training"):  # two classifiers: labels teach one, the teacher the other
             anchor.set_distilled_training(True)  # type: ignore[operator]
     return StitchTask(
@@ -163,27 +163,30 @@ def _create_criterion(recipe: Recipe) -> nn.Module:
 
 
 def _create_teacher(
-    stitch: StitchRecipe, student: SNNet, device: torch.device, dtype: torch.dtype
+    stitch: StitchRecipe, student: nn.Module, device: torch.device, dtype: torch.dtype, sides: Sequence[int]
 ) -> DistillationTeacher | None:
     """The teacher, or None where its published weights know other classes than the data have."""
     assert stitch.teacher_model is not None
-    known = timm.get_pretrained_cfg(stitch.teacher_model) if is_model(stitch.teacher_model) else None
-    if not stitch.teacher_path and known is not None and known.num_classes != student.num_classes:
-        _logger.warning(
-            "teacher '%s' knows %d classes, the data have %d: training goes on without it; weights that know these "
-            "classes can teach as --teacher-path",
-            stitch.teacher_model, known.num_classes, student.num_classes,
-        )  # fmt: skip
-        return None
+    name, path, classes = stitch.teacher_model, stitch.teacher_path, int(student.num_classes)  # type: ignore[arg-type]
     try:
-        network = create_model(
-            stitch.teacher_model, checkpoint=stitch.teacher_path, pretrained=True, num_classes=student.num_classes,
-            in_chans=student.in_chans,
-        )  # fmt: skip
+        known = published_config(name)
+        if path is None and known is not None and known.num_classes != classes:
+            _logger.warning(
+                "teacher '%s' knows %d classes, the data have %d: training goes on without it; weights that know "
+                "these classes can teach as --teacher-path",
+                name, known.num_classes, classes,
+            )  # fmt: skip
+            return None
+        network = create_model(name, checkpoint=path, pretrained=True, in_chans=student.in_chans, img_size=tuple(sides))
     except InputError as error:
         raise InputError(f"teacher: {error}; or train without one: --distillation-type none") from error
+    if network.num_classes != classes:
+        raise InputError(
+            f"teacher '{path or name}' knows {network.num_classes} classes, the data have {classes}; give one that "
+            "knows these, or --distillation-type none"
+        )
     network.requires_grad_(False)
-    known = network.pretrained_cfg
-    figures = {name: adapt_to_chs(known[name], student.in_chans) for name in ("mean", "std")}  # type: ignore[index]
-    network.pretrained_cfg = {**known, **figures}  # type: ignore[dict-item,assignment]
+    config = network.pretrained_cfg
+    figures = {name: adapt_to_chs(config[name], student.in_chans) for name in ("mean", "std")}  # type: ignore[index]
+    network.pretrained_cfg = {**config, **figures}  # type: ignore[dict-item,assignment]
     return DistillationTeacher(network.to(device, dtype), device=device, dtype=dtype)

@@ -92,7 +92,8 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, int, 
     rate = learning_rate(recipe.optim, recipe.data.batch_size * world.size * recipe.optim.grad_accum_steps)
     optimizer = create_optimizer(model, recipe.optim, lr=rate)
     autocast, scaler = create_precision(recipe.optim, world.device)
-    task = create_task(model, recipe, world.device, mean=session.loaders.mean, std=session.loaders.std)
+    loaders = session.loaders
+    task = create_task(model, recipe, world.device, sides=session.input_size[1:], mean=loaders.mean, std=loaders.std)
     if recipe.optim.model_ema:
         task.setup_ema(
             decay=recipe.optim.model_ema_decay,
@@ -130,7 +131,10 @@ def _prepare_stitching(session: Session, model: SNNet, loader: Loader, *, is_fre
         batches = progress(some_images(loader, share), world, "fit of the stitching layers", unit="batch")
         residuals = fit_stitching_layers(model, batches)
         mean = 100 * sum(residuals.values()) / len(residuals)
-        _logger.info("stitching layers fitted at %d joints; %.1f %% of the energy is left over", len(residuals), mean)
+        _logger.info(
+            "stitching layers fitted at %d joints; %.1f %% of what they should reproduce is left over (0 is best)",
+            len(residuals), mean,
+        )  # fmt: skip
     if not settings.fulltune:
         model.freeze_anchors()
 
@@ -173,4 +177,6 @@ def _say_next(session: Session, checkpoints: Checkpoints, *, nothing_left: bool)
     _logger.info("%s; the weights are %s", "nothing is left to train" if nothing_left else "done", checkpoints.last)
     if session.config is not None:
         settings = session.folder / _SETTINGS
-        _logger.info("next, measure every stitch: stitchkit train -c %s --eval --resume %s", settings, checkpoints.last)
+        size = session.world.size
+        command = "stitchkit train" if size == 1 else f"./distributed_train.sh {size}"
+        _logger.info("next, measure every stitch: %s -c %s --eval --resume %s", command, settings, checkpoints.last)

@@ -6,7 +6,8 @@ import torch
 import stitchkit
 from stitchkit.cli import main
 from stitchkit.measure.ledger import read_rows
-from tests.support import ROOT, launch, weights
+from tests.distributed.ranks import run_on_two_ranks
+from tests.support import ROOT, weights
 
 CONFIGS = ["digits_swin", "digits_resnet", "digits_resnet_swin", "digits_levit"]
 
@@ -25,23 +26,52 @@ def digits(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_family_trains_goes_on_and_is_measured(name, digits, tmp_path):
+@pytest.fixture(scope="module")
+def folder(digits, tmp_path_factory):
+    """All families trained on two ranks, and trained again from their first epoch."""
+    folder = tmp_path_factory.mktemp("families")
+    commands = []
+    for name in CONFIGS:
+        first = folder / name / "checkpoint-0.pth.tar"
+        commands += [training(name, digits, folder)]
+        commands += [[*training(name, digits, folder), "--experiment", f"{name}-resumed", "--resume", first]]
+    run_on_two_ranks(commands)
+    return folder
+
+
+def training(name, digits, folder):
     config = ROOT / f"configs/{name}.json"
-    common = [digits, "--stitch_config", config, "--output", tmp_path, "--device", "cpu", "--epochs", "2"]
-    result = launch(2, *common)
-    assert result.returncode == 0, result.stderr
-    last = tmp_path / name / "last.pth.tar"
-    unbroken = weights(last)
+    return ["train", digits, "--stitch_config", config, "--output", folder, "--device", "cpu", "--epochs", "2"]
 
-    resumed = launch(2, *common, "--experiment", "resumed", "--resume", tmp_path / name / "checkpoint-0.pth.tar")
-    assert resumed.returncode == 0, resumed.stderr
-    again = weights(tmp_path / "resumed/last.pth.tar")
-    assert all(torch.equal(value, again[key]) for key, value in unbroken.items()), "law 8"
 
-    assert main(["train", *map(str, common), "--eval", "--resume", str(last)]) == 0
-    rows = read_rows(tmp_path / name / "stitches_res.txt")
-    model = stitchkit.create_snnet(config)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_law_8_a_family_goes_on_as_if_unbroken(name, folder):
+    unbroken, resumed = (weights(folder / run / "last.pth.tar") for run in (name, f"{name}-resumed"))
+    start = weights(folder / name / "checkpoint-0.pth.tar")
+    assert all(torch.equal(value, resumed[key]) for key, value in unbroken.items())
+    assert not all(torch.equal(value, start[key]) for key, value in unbroken.items())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_family_is_measured(name, digits, folder):
+    command = [*training(name, digits, folder), "--eval", "--resume", folder / name / "last.pth.tar"]
+    assert main([*map(str, command)]) == 0
+    rows = read_rows(folder / name / "stitches_res.txt")
+    model = stitchkit.create_snnet(ROOT / f"configs/{name}.json")
     assert [row["stitch"] for row in rows] == [stitch.name for stitch in model.space]
     assert {row["images"] for row in rows} == {50}
     assert len({row["loss"] for row in rows}) == len(rows), "each stitch is a network of its own"
+
+
+def test_recalibrated_statistics_are_shared_among_ranks(digits, folder):
+    """Two ranks with their own training images measure what one with all of them does, but for unbiased variances."""
+    common = [*training("digits_resnet", digits, folder), "--eval", "--resume", folder / "digits_resnet/last.pth.tar"]
+    common += ["--recalibrate-bn", "1", "--eval-stitches", "0,3", "--experiment"]
+    run_on_two_ranks([[*common, way or "apart", "-b", "32", "--dist-bn", way] for way in ("reduce", "broadcast", "")])
+    assert main([*map(str, common), "alone", "-b", "64"]) == 0
+    loss = {
+        name: [row["loss"] for row in read_rows(folder / name / "stitches_res.txt")]
+        for name in ("reduce", "broadcast", "apart", "alone")
+    }
+    assert loss["reduce"] == pytest.approx(loss["alone"], rel=0.1)
+    assert len({tuple(value) for value in loss.values()}) == 4

@@ -10,8 +10,10 @@ import torch
 import torch.distributed as dist
 import yaml
 
+from stitchkit.cli import main
 from stitchkit.measure.ledger import read_rows
 from stitchkit.train.task import StitchTask
+from tests.distributed.ranks import run_on_two_ranks
 from tests.support import FLAGS, launch, pico_snnet, weights, write_config, write_images
 
 # Nothing random in the data, one stitch for all ranks, an optimizer that shows every error of a gradient.
@@ -28,10 +30,20 @@ def config(folder):
     return write_config(folder / "pico.json", nearest_stitching=False)
 
 
-def train(ranks, images, config, folder, *flags):
-    result = launch(ranks, images, "--stitch_config", config, *FLAGS, *EXACT, "--output", folder, *flags)
-    assert result.returncode == 0, result.stderr
-    return result
+def run(ranks, *commands):
+    """Commands on so many ranks; those on two share a pair of processes."""
+    if ranks == 2:
+        run_on_two_ranks(commands)
+    else:
+        assert [main([*map(str, command)]) for command in commands] == [0] * len(commands)
+
+
+def training(images, config, folder, *flags):
+    return ["train", images, "--stitch_config", config, *FLAGS, *EXACT, "--output", folder, *flags]
+
+
+def train(ranks, *arguments):
+    run(ranks, training(*arguments))
 
 
 @pytest.mark.parametrize("flags", [(), ("--grad-accum-steps", "2")], ids=["plain", "accumulated"])
@@ -55,8 +67,7 @@ def test_law_9_evaluation_counts_each_image_once(config, folder, tmp_path):
     for ranks in (1, 2):
         arguments = ["--stitch_config", config, "--device", "cpu", "-j", "0", "-b", "3", "--eval"]
         arguments += ["--resume", folder / "odd/last.pth.tar", "--output", folder, "--experiment", f"eval{ranks}"]
-        result = launch(ranks, images, *arguments)
-        assert result.returncode == 0, result.stderr
+        run(ranks, ["train", images, *arguments])
         rows[ranks] = read_rows(folder / f"eval{ranks}" / "stitches_res.txt")
     assert len(rows[1]) == len(rows[2]) > 20
     for one, two in zip(rows[1], rows[2], strict=True):
@@ -69,9 +80,13 @@ def test_law_9_evaluation_counts_each_image_once(config, folder, tmp_path):
 
 def test_two_ranks_draw_their_own_stitches_and_stay_equal(images, config, folder):
     """The published sampling: ranks use different parameters in a step, and their weights must still agree."""
-    for flags in ((), ("--amp",), ("--model-ema", "--grad-checkpointing", "--clip-grad", "1")):
-        name = "own" + "".join(flags).replace("--", "-")
-        train(2, images, config, folder, "--sampling", "per_rank", "--experiment", name, *flags)
+    ways = {
+        "own" + "".join(flags).replace("--", "-"): flags
+        for flags in ((), ("--amp",), ("--model-ema", "--grad-checkpointing", "--clip-grad", "1"))
+    }
+    own = ["--sampling", "per_rank", "--experiment"]
+    run(2, *(training(images, config, folder, *own, name, *flags) for name, flags in ways.items()))
+    for name in ways:
         assert all(value.isfinite().all() for value in weights(folder / name / "last.pth.tar").values())
     assert "state_dict_ema" in torch.load(folder / "own-model-ema-grad-checkpointing-clip-grad1/last.pth.tar")
 
@@ -158,8 +173,7 @@ def test_streamed_datasets_are_shared_out(images, config, folder, tmp_path):
     for ranks in (1, 2):
         arguments = [tmp_path, "--stitch_config", config, "--device", "cpu", *streamed, "-b", "2", "--eval"]
         arguments += ["--resume", folder / "streamed/last.pth.tar", "--output", folder]
-        result = launch(ranks, *arguments, "--experiment", f"streamed{ranks}")
-        assert result.returncode == 0, result.stderr
+        run(ranks, ["train", *arguments, "--experiment", f"streamed{ranks}"])
         rows[ranks] = read_rows(folder / f"streamed{ranks}/stitches_res.txt")[0]
     assert rows[1]["images"] == rows[2]["images"] == 20
     assert rows[1]["acc1"] == rows[2]["acc1"]

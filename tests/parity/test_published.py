@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from timm.layers import convert_splitbn_model
 
 import stitchkit
 from stitchkit.cli import main
@@ -13,7 +14,7 @@ from stitchkit.config import StitchConfig
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.create import create_model
-from stitchkit.model.weights import read_checkpoint
+from stitchkit.model.weights import load_content, read_checkpoint
 from tests.support import ROOT
 
 PUBLISHED = {"deit_ti_s_b": 71, "swin_ti_s_b": 41, "resnet18_resnet50": 10, "resnet18_swin_ti": 8, "levit_192_256": 8}
@@ -76,7 +77,7 @@ def test_law_4_published_flops(reference, tmp_path):
     ours = read_rows(out)
     assert [row["flops"] for row in ours] == [row["flops"] for row in reference.ledger]
     assert len(ours) == PUBLISHED[reference.name]
-    assert list(ours[0]) == ["cfg_id", "stitch", "flops", "params"]
+    assert list(ours[0]) == ["cfg_id", "stitch", "flops", "params", "activations"]
 
 
 def test_law_5_published_weights_give_the_published_logits(model, reference, released):
@@ -107,6 +108,21 @@ def test_convert_rewrites_a_released_file(model, reference, released, tmp_path, 
     converted = read_checkpoint(out)
     assert converted.keys() == model.state_dict().keys()
     assert all(torch.equal(value, converted[key]) for key, value in model.state_dict().items())
+
+
+def test_split_batch_norms_come_and_go(reference, released):
+    """A file may hold the further norms of `--split-bn` or not, and so may the network that it is loaded into."""
+    plain, split = (stitchkit.create_snnet(reference.config) for _ in range(2))
+    if not any(isinstance(part, torch.nn.BatchNorm2d) for part in split.modules()) or "levit" in reference.name:
+        return
+    convert_splitbn_model(split, 2)
+    stitchkit.load_checkpoint(split, released)
+    weights = split.state_dict()
+    further = [name for name in weights if ".aux_bn.0." in name]
+    assert further
+    assert all(torch.equal(weights[name], weights[name.replace(".aux_bn.0", "")]) for name in further)
+    load_content(plain, {"state_dict": weights}, "split")
+    assert all(torch.equal(value, weights[name]) for name, value in plain.state_dict().items())
 
 
 def test_an_original_file_of_an_anchor_becomes_a_timm_model(reference, tmp_path):

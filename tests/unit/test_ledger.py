@@ -26,7 +26,7 @@ def test_rows_hold_what_was_measured_in_the_named_order(tmp_path, model):
     ledger = open_ledger(tmp_path / "r.txt", model)
     ledger.append(0, FIGURES)
     (row,) = read_rows(tmp_path / "r.txt")
-    assert list(row) == ["cfg_id", "stitch", "flops", "params", "acc1", "acc5", "loss", "images"]
+    assert list(row) == ["cfg_id", "stitch", "flops", "params", "activations", "acc1", "acc5", "loss", "images"]
     assert row["stitch"] == "ti[0:3]"
 
 
@@ -113,7 +113,8 @@ def test_the_front_of_equal_rows_is_the_first():
 
 
 def test_the_table_marks_anchors_and_leaves_unmeasured_figures_out():
-    lines = table(ROWS).splitlines()
+    lines = table([*ROWS, {**ROWS[0], "cfg_id": 9, "loss": 0.5}]).splitlines()
+    assert "latency_ms" not in lines[0], "a figure that no row has is no column"
     assert lines[1].startswith("*")
     assert not lines[3].startswith("*")
     assert lines[1].split()[-1] == "-"
@@ -143,4 +144,4 @@ def test_quantities_have_units(value, text):
 
 
 def test_costs_add_up():
-    assert Cost(1, 2) + Cost(3, 4) == Cost(4, 6)
+    assert Cost(1, 2, 3) + Cost(3, 4, 5) == Cost(4, 6, 8)

@@ -89,3 +89,22 @@ def test_recalibration_belongs_to_evaluation(images, trained, capsys):
     training = [flag for flag in command if flag != "--eval"]
     assert main([*training, "--recalibrate-bn", "2"]) == 2
     assert "--recalibrate-bn has no meaning alone; add --eval" in capsys.readouterr().err
+
+
+def test_a_ledger_keeps_to_one_calibration(trained, capsys):
+    _, command = trained
+    assert main([*command, "--experiment", "batches", "--recalibrate-bn", "2"]) == 0
+    assert main([*command, "--experiment", "batches", "--recalibrate-bn", "2", "-b", "4"]) == 2
+    assert "was measured with batch_size 8, now 4" in capsys.readouterr().err
+
+
+def test_networks_of_frozen_anchors_keep_their_statistics():
+    """Only the stitching layers learn, so nothing that belongs to an anchor moves."""
+    for family in ("resnet", "levit"):
+        model = family_snnet(family)
+        model.freeze_anchors()
+        model.train()
+        before = {name: value.clone() for name, value in model.anchors.state_dict().items()}
+        model(pico_images(4, size=64), len(model.anchors))
+        assert all(torch.equal(value, before[name]) for name, value in model.anchors.state_dict().items())
+        assert model.train().stitch_layers.training

@@ -64,8 +64,10 @@ def test_unpaired_heights_are_those_of_nearest_interpolation(front):
 
 def test_a_front_that_is_deeper_than_its_end_has_no_pair():
     assert list(unpaired(4, 2)) == []
-    space = StitchSpace.build([Anchor("a", (2, 4, 2)), Anchor("b", (2, 2, 2))], StageWise((0, 1)))
-    assert [stitch.name for stitch in space][2:] == ["a[0:1] > b[1:6]"]
+    anchors = [Anchor("a", (2, 4, 2)), Anchor("b", (2, 2, 2))]
+    with pytest.raises(InputError, match=r"stage 1 of a 2\+4\+2, b 2\+2\+2"):
+        StitchSpace.build(anchors, StageWise((0, 1)))
+    assert [stitch.name for stitch in StitchSpace.build(anchors, StageWise((0,)))][2:] == ["a[0:1] > b[1:6]"]
 
 
 def test_a_window_that_only_goes_ahead_numbers_the_layers_it_uses():
@@ -93,7 +95,7 @@ def test_stages_are_asked_for_even_of_anchors_with_one():
     ("anchors", "rule", "message"),
     [
         (LEVIT, {"stages": (0, 1, 2, 3)}, "stages 0 to 2 in common"),
-        (LEVIT, {"kernel_size": 1}, "no blocks can be joined"),
+        (LEVIT, {"kernel_size": 1}, "nothing can be joined in stage 0"),
         (LEVIT, {"nearest": False}, "nearest_stitching is false"),
         ([LEVIT[0], Anchor("x", (4, 4, 4), (2,))], {}, "usually stitched at different stages: 192"),
         ([LEVIT[0], Anchor("vit", (12,), (0,))], {"stages": (1,)}, "stages 0 to 0 in common"),

@@ -31,7 +31,8 @@ def teacher_path(tmp_path_factory):
 
 def task_of(model, **settings):
     half = (0.5, 0.5, 0.5)
-    return create_task(model, make_recipe({"smoothing": 0.0} | settings), CPU, mean=half, std=half)
+    recipe = make_recipe({"smoothing": 0.0} | settings)
+    return create_task(model, recipe, CPU, sides=(64, 64), mean=half, std=half)
 
 
 def teacher_settings(path, kind):
@@ -112,7 +113,7 @@ def test_the_teacher_is_watched_at_work(teacher_path):
     """Without gradients, inside mixed precision, in evaluation mode, and neither saved nor trained."""
     recipe = make_recipe({"smoothing": 0.0, "model_ema": True, **teacher_settings(teacher_path, "soft")})
     half = (0.5, 0.5, 0.5)
-    task = create_task(pico_snnet(), recipe, CPU, mean=half, std=half)
+    task = create_task(pico_snnet(), recipe, CPU, sides=(16, 16), mean=half, std=half)
     task.setup_ema(decay=0.9)
     seen = []
     task.teacher.model.fc.register_forward_hook(
@@ -128,7 +129,7 @@ def test_the_teacher_is_watched_at_work(teacher_path):
     assert all(torch.equal(value, before[name]) for name, value in task.teacher.state_dict().items())
     taught = {id(parameter) for parameter in task.teacher.parameters()}
     assert not taught & {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    session = SimpleNamespace(recipe=recipe, config=None, classes=())
+    session = SimpleNamespace(recipe=recipe, config=None, classes=(), input_size=(3, 16, 16))
     state = training_state(session, task, optimizer, None)
     own = pico_snnet().state_dict().keys()
     assert state["state_dict"].keys() == state["state_dict_ema"].keys() == own
@@ -140,7 +141,7 @@ def test_the_teacher_follows_precision_and_channels(teacher_path, tmp_path):
     anchors = [pico_anchor("a", 8, in_chans=1), pico_anchor("b", 16, in_chans=1)]
     model = pico_snnet(anchors=anchors).bfloat16()
     settings = {"model_dtype": "bfloat16", "in_chans": 1, **teacher_settings(str(path), "hard")}
-    task = create_task(model, make_recipe(settings), CPU, mean=(0.5,), std=(0.5,))
+    task = create_task(model, make_recipe(settings), CPU, sides=(16, 16), mean=(0.5,), std=(0.5,))
     images = pico_images()[:, :1].bfloat16()
     assert task(images, LABELS, 4)["loss"].isfinite()
     seen = task.teacher.normalize_input(torch.zeros(1, 1, 2, 2), task.student_mean.float(), task.student_std.float())
@@ -198,3 +199,35 @@ def test_without_a_teacher_both_classifiers_learn_from_labels():
     model = family_snnet("levit")
     task = task_of(model).train()
     assert task(pico_images(size=64), LABELS, 0)["output"].shape == (2, 4)
+
+
+def test_a_file_of_other_classes_cannot_teach(tmp_path):
+    """Its classifier would have to be made anew, and random choices would be half the loss."""
+    torch.save(stitchkit.create_model("resnet10t", num_classes=7).state_dict(), tmp_path / "seven.pth")
+    with pytest.raises(InputError, match="knows 7 classes, the data have 4"):
+        task_of(pico_snnet(), **teacher_settings(str(tmp_path / "seven.pth"), "hard"))
+
+
+def test_a_teacher_takes_images_of_the_students_size(tmp_path):
+    vit = {
+        "distillation_type": "hard",
+        "teacher_model": "vit_tiny_patch16_224",
+        "teacher_path": str(tmp_path / "v.pth"),
+    }
+    torch.save(
+        stitchkit.create_model("vit_tiny_patch16_224", img_size=64, num_classes=4).state_dict(), tmp_path / "v.pth"
+    )
+    task = task_of(family_snnet("levit"), **vit)
+    assert task(pico_images(size=64), LABELS, 0)["loss"].isfinite()
+
+
+def test_a_teacher_with_a_tag_that_does_not_exist_is_named():
+    with pytest.raises(InputError, match="unknown tag of resnet18 'nonsense'"):
+        task_of(pico_snnet(), distillation_type="hard", teacher_model="resnet18.nonsense")
+
+
+def test_a_plain_model_can_have_a_teacher(teacher_path):
+    model = stitchkit.create_model("resnet10t", num_classes=4)
+    task = task_of(model, **teacher_settings(teacher_path, "hard"))
+    assert task.teacher is not None
+    assert task(pico_images(size=64), LABELS)["loss"].isfinite()

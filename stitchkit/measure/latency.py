@@ -1,0 +1,75 @@
+"""How long a stitch takes on the present device: composed of its steps, or as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+import torch
+from torch import nn
+from torch.utils.benchmark import Timer
+
+from stitchkit.measure.compose import Composition
+from stitchkit.measure.ledger import Row
+from stitchkit.model.mode import evaluating
+from stitchkit.model.snnet import SNNet
+
+_SECONDS = 0.2
+"""Least time that each measurement takes."""
+_WHOLE = 5
+"""About how many stitches are measured as a whole too."""
+
+
+class LatencyMeter(Composition[float]):
+    """Milliseconds of the stitches of one SN-Net, as sums over their steps.
+
+    Args:
+        model: An SN-Net on the device to be measured.
+        batch_size: Images that go through at once.
+    """
+
+    def __init__(self, model: SNNet, *, batch_size: int = 1):
+        super().__init__(model, latency_ms, batch_size=batch_size)
+
+
+def latency_ms(module: nn.Module, x: torch.Tensor) -> float:
+    """Milliseconds of one forward pass: the median of repeated runs after a warm-up, waited for on a GPU.
+
+    Args:
+        module: Any module of one input; its mode is kept.
+        x: Its input; the time is for the whole batch.
+    """
+    timer = Timer("module(x)", globals={"module": module, "x": x}, num_threads=torch.get_num_threads())
+    with evaluating(module), torch.inference_mode():
+        timer.timeit(2)
+        return 1e3 * timer.blocked_autorange(min_run_time=_SECONDS).median
+
+
+def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
+    """Add `latency_ms` of a batch and `images_per_s` to the rows of a ledger, composed of the steps of each stitch.
+
+    Args:
+        rows: Rows with a `cfg_id`, changed in place.
+        model: The SN-Net on the device to be measured.
+        batch_size: Images that go through at once.
+
+    Returns:
+        How it was measured, and how far stitches that are measured as a whole are from the sums of their steps.
+    """
+    meter = LatencyMeter(model, batch_size=batch_size)
+    for row in rows:
+        row["latency_ms"] = meter.cost(row["cfg_id"])
+        row["images_per_s"] = 1e3 * batch_size / row["latency_ms"]
+    some = rows[:: max(1, len(rows) // _WHOLE)]
+    differences = []
+    for row in some:
+        net = model.extract(row["cfg_id"])
+        device = next(net.parameters()).device
+        whole = latency_ms(net, torch.zeros(batch_size, *model.input_size, device=device))
+        differences.append(100 * abs(row["latency_ms"] - whole) / whole)
+    device = next(model.parameters()).device
+    return (
+        f"latency of batches of {batch_size} on {device}, {torch.get_num_threads()} CPU threads: medians, summed over "
+        f"steps; {len(some)} stitches measured as a whole differ by {median(differences):.1f} % (median), at most "
+        f"{max(differences):.1f} %"
+    )
