@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import torch
 
 from stitchkit.distributed import sum_over_ranks
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, unknown
 from stitchkit.model.layout import rows
 from stitchkit.model.mode import evaluating
 from stitchkit.model.snnet import SNNet
 from stitchkit.routes import Joint
 
 _FLOAT32_EPS = torch.finfo(torch.float32).eps
+_FLOAT64_EPS = torch.finfo(torch.float64).eps
+METHODS = ("truncated", "damped", "exact")
 
 
 class Gram:
@@ -40,21 +42,30 @@ class Gram:
         self.product += x.T @ x
         self._solver = None
 
-    def solve(self, cross: torch.Tensor) -> torch.Tensor:
-        """The minimum-norm map `[width + 1, out]`, given the sums of `[x, 1]^T y`.
+    def solve(self, cross: torch.Tensor, method: str = "truncated", damping: float = 0.0) -> torch.Tensor:
+        """The map `[width + 1, out]`, given the sums of `[x, 1]^T y`.
 
-        Singular values under `max(rows, columns) x float32 eps` of the largest are dropped, as NumPy's and
-        PyTorch's pseudo-inverse of the rows themselves would do.
+        Args:
+            cross: `[width + 1, out]`.
+            method: `truncated`: minimum norm without the singular values under `max(rows, columns) x float32 eps` of
+                the largest, as PyTorch's pseudo-inverse of the rows themselves; `exact`: without those only that are
+                noise of float64; `damped`: ridge regression.
+            damping: Of `damped`: what is added to the squared singular values, as a part of their mean.
 
-        Source: SN-Net, equation 4; the threshold is the released code's.
+        Source: SN-Net, equation 4; the threshold of `truncated` is the released code's.
         """
         if self._solver is None:
             squares, vectors = torch.linalg.eigh(self.product)
-            singular = squares.clamp_min(0).sqrt()
-            floor = max(self.num_rows, len(singular)) * _FLOAT32_EPS * singular[-1]
-            inverse = torch.where(singular > floor, 1 / squares.clamp_min(1e-300), 0.0)
-            self._solver = vectors * inverse @ vectors.T
+            self._solver = vectors * self._inverse(squares.clamp_min(0), method, damping) @ vectors.T
         return self._solver @ cross
+
+    def _inverse(self, squares: torch.Tensor, method: str, damping: float) -> torch.Tensor:
+        """What stands for the inverse of each squared singular value."""
+        if method == "damped":
+            return 1 / (squares + damping * squares.mean())
+        size = max(self.num_rows, len(squares))
+        least = (size * _FLOAT32_EPS) ** 2 if method == "truncated" else size * _FLOAT64_EPS
+        return torch.where(squares > least * squares[-1], 1 / squares.clamp_min(1e-300), 0.0)
 
 
 @dataclass
@@ -66,7 +77,9 @@ class _Target:
 
 
 @torch.no_grad()
-def fit_stitching_layers(model: SNNet, batches: Iterable[torch.Tensor]) -> dict[Joint, float]:
+def fit_stitching_layers(
+    model: SNNet, batches: Iterable[torch.Tensor], *, method: str = "truncated", damping: float = 1e-4
+) -> dict[Joint, float]:
     """Set every stitching layer to the best linear map between the features it joins.
 
     The map goes from what leaves the front block to what enters the end block. A layer that serves several joints
@@ -74,16 +87,20 @@ def fit_stitching_layers(model: SNNet, batches: Iterable[torch.Tensor]) -> dict[
 
     Args:
         model: An SN-Net; its mode is kept, features are taken in evaluation mode.
-        batches: Images `[B, C, H, W]`; each anchor runs once on each batch.
+        batches: Images `[B, C, H, W]`; each anchor runs once on each batch, and what is kept does not grow with them.
+        method: `truncated`, the published one, `exact` or `damped`; see `Gram.solve`.
+        damping: Of `damped`.
 
     Returns:
-        For each joint, the part of the target's energy that its own map leaves over, 0 to 1.
+        For each joint, the part of the target's energy that its layer leaves over; 0 is best, 1 is as good as none.
 
     Raises:
-        InputError: If there is no image.
+        InputError: If there is no image, or no such method.
 
     Source: SN-Net, section 3.2; equation 4.
     """
+    if method not in METHODS:
+        raise unknown("method of least squares", method, METHODS)
     grams: dict[tuple[str, int], Gram] = {}
     targets: dict[Joint, _Target] = {}
     device = next(model.parameters()).device
@@ -99,7 +116,7 @@ def fit_stitching_layers(model: SNNet, batches: Iterable[torch.Tensor]) -> dict[
         sum_over_ranks(gram.product)
     if not next(iter(grams.values())).num_rows:
         raise InputError("stitching layers cannot be fitted without an image; give at least one batch")
-    return _apply(model, grams, targets)
+    return _apply(model, grams, targets, method, damping)
 
 
 def _places(joint: Joint) -> tuple[tuple[str, int], tuple[str, int]]:
@@ -122,20 +139,30 @@ def _accumulate(
         target.square += y.square().sum()
 
 
-def _apply(model: SNNet, grams: dict[tuple[str, int], Gram], targets: dict[Joint, _Target]) -> dict[Joint, float]:
-    maps: dict[tuple[int, ...], list[tuple[Joint, torch.Tensor]]] = defaultdict(list)
+def _apply(
+    model: SNNet, grams: dict[tuple[str, int], Gram], targets: dict[Joint, _Target], method: str, damping: float
+) -> dict[Joint, float]:
+    sharing: dict[tuple[int, ...], list[Joint]] = defaultdict(list)
+    for joint, path in model.space.layers.items():
+        sharing[path].append(joint)
     residuals = {}
-    for joint, target in targets.items():
-        gram = grams[joint.front, joint.front_block]
-        cross, square = sum_over_ranks(target.cross), sum_over_ranks(target.square)
-        matrix = gram.solve(cross)
-        left = square - 2 * (matrix * cross).sum() + (matrix * (gram.product @ matrix)).sum()
-        residuals[joint] = max(0.0, (left / square).item())
-        maps[model.space.layers[joint]].append((joint, matrix))
-    for solved in maps.values():
-        mean = torch.stack([matrix for _, matrix in solved]).mean(0)
-        model.layer(solved[0][0]).set_map(mean)
+    for joints in sharing.values():
+        maps = []
+        for joint in joints:
+            sum_over_ranks(targets[joint].cross)
+            sum_over_ranks(targets[joint].square)
+            maps.append(grams[joint.front, joint.front_block].solve(targets[joint].cross, method, damping))
+        mean = torch.stack(maps).mean(0)
+        model.layer(joints[0]).set_map(mean)
+        for joint in joints:
+            residuals[joint] = _left_over(mean, grams[joint.front, joint.front_block], targets[joint])
     return residuals
+
+
+def _left_over(matrix: torch.Tensor, gram: Gram, target: _Target) -> float:
+    """The part of a target's energy that a map does not reproduce."""
+    left = target.square - 2 * (matrix * target.cross).sum() + (matrix * (gram.product @ matrix)).sum()
+    return max(0.0, (left / target.square).item())
 
 
 def _feature_rows(

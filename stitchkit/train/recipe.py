@@ -109,6 +109,11 @@ class StitchRecipe:
         choices=["per_rank", "shared"],
     )  # fmt: skip
     ls_init: bool = _flag(True, "fit the stitching layers by least squares before training")
+    ls_method: str = _flag(
+        "truncated", "kind of least squares: as published, regularised, or without truncation",
+        choices=["truncated", "damped", "exact"],
+    )  # fmt: skip
+    ls_damping: float = _flag(1e-4, "strength of damped least squares", low=0)
     stitch_init_bs: int = _flag(100, "images that the fit uses, over all ranks", low=1)
     fulltune: bool = _flag(True, "train the anchors too, not the stitching layers alone")
     distillation_type: str = _flag("none", "what the teacher gives", choices=["none", "hard", "soft"])

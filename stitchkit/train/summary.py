@@ -1,4 +1,4 @@
-"""`summary.csv`: one line an epoch, as timm writes it."""
+"""What a run writes for people: `summary.csv`, one line an epoch as timm has it, and `fit.csv`, one line a joint."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from timm.utils import update_summary
 
 from stitchkit.measure.evaluate import Score
+from stitchkit.routes import Joint, StitchSpace
 
 _NAME = "summary.csv"
 
@@ -41,3 +42,18 @@ def cut_summary(folder: Path, epoch: int) -> None:
         head, *rows = list(csv.reader(file))
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([head, *(row for row in rows if int(row[0]) < epoch)])
+
+
+def write_fit(folder: Path, space: StitchSpace, residuals: Mapping[Joint, float]) -> None:
+    """Write how well each stitching layer does at each of its joints after the closed-form fit.
+
+    Args:
+        folder: Of the run.
+        space: The stitches, with the layer of each joint.
+        residuals: The part of the target's energy that is left over.
+    """
+    with (folder / "fit.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["layer", "joint", "residual"])
+        for joint, residual in residuals.items():
+            writer.writerow([".".join(map(str, space.layers[joint])), joint, f"{residual:.6f}"])

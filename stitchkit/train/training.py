@@ -21,7 +21,7 @@ from stitchkit.train.optim import create_optimizer, create_precision, create_sch
 from stitchkit.train.progress import progress
 from stitchkit.train.sampler import Sampler
 from stitchkit.train.session import Session
-from stitchkit.train.summary import cut_summary, write_summary
+from stitchkit.train.summary import cut_summary, write_fit, write_summary
 from stitchkit.train.task import create_task
 from stitchkit.train.tracking import log_epoch, open_tracker
 
@@ -129,7 +129,9 @@ def _prepare_stitching(session: Session, model: SNNet, loader: Loader, *, is_fre
         seed_epoch(session.recipe.run.seed, world.rank, 0)
         share = -(-settings.stitch_init_bs // world.size)
         batches = progress(some_images(loader, share), world, "fit of the stitching layers", unit="batch")
-        residuals = fit_stitching_layers(model, batches)
+        residuals = fit_stitching_layers(model, batches, method=settings.ls_method, damping=settings.ls_damping)
+        if world.is_primary:
+            write_fit(session.folder, model.space, residuals)
         mean = 100 * sum(residuals.values()) / len(residuals)
         _logger.info(
             "stitching layers fitted at %d joints; %.1f %% of what they should reproduce is left over (0 is best)",

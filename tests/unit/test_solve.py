@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from stitchkit.errors import InputError
+from stitchkit.model.memory import LiveBytes
 from stitchkit.model.solve import fit_stitching_layers
 from stitchkit.routes import Joint
 from tests.support import pico_images, pico_snnet
@@ -62,6 +63,52 @@ def test_residuals_are_the_energy_left_over():
         left = (model.layer(joint)(x) - y).square().sum() / y.square().sum()
     assert residuals[joint] == pytest.approx(left.item(), rel=1e-3)
     assert all(0 <= value <= 1 for value in residuals.values())
+
+
+def test_residuals_are_those_of_the_layer_that_joints_share():
+    model, images = pico_snnet(), pico_images(6)
+    residuals = fit_stitching_layers(model, [images])
+    for joint, residual in residuals.items():
+        with torch.no_grad():
+            y = model.views[joint.end].features(images)[joint.end_block]
+            x = model.views[joint.front].features(images)[joint.front_block + 1]
+            left = (model.layer(joint)(x) - y).square().sum() / y.square().sum()
+        assert residual == pytest.approx(left.item(), rel=1e-3)
+
+
+def test_damped_maps_are_smaller_and_fit_less():
+    model, images = pico_snnet(stitch_kernel_size=1), pico_images(6)
+    sizes, left = [], []
+    for damping in (0.0, 1e-3, 1.0):
+        residuals = fit_stitching_layers(model, [images], method="damped", damping=damping)
+        left.append(sum(residuals.values()))
+        sizes.append(sum(p.square().sum() for p in model.stitch_layers.parameters()).item())
+    assert sizes == sorted(sizes, reverse=True)
+    assert left == sorted(left)
+
+
+def test_an_exact_map_fits_at_least_as_well_as_a_truncated_one():
+    """Nearly dependent columns: truncation drops their difference, the exact solution uses it."""
+    model, images = pico_snnet(stitch_kernel_size=1), pico_images(6)
+    with torch.no_grad():
+        block = model.views["ti"].blocks[0]
+        block.register_forward_hook(lambda _, __, y: torch.cat([y[..., :-1], y[..., :1] + 1e-6 * y[..., -1:]], -1))
+    joint = Joint("ti", 0, "s", 0)
+    left = {method: fit_stitching_layers(model, [images], method=method)[joint] for method in ("truncated", "exact")}
+    assert left["exact"] < left["truncated"] - 1e-4
+    with pytest.raises(InputError, match="unknown method"):
+        fit_stitching_layers(model, [images], method="best")
+
+
+def test_what_is_kept_does_not_grow_with_the_images():
+    model = pico_snnet()
+
+    def peak(count):
+        with LiveBytes() as live:
+            fit_stitching_layers(model, (pico_images(4) for _ in range(count // 4)))
+        return live.peak
+
+    assert peak(64) <= 1.1 * peak(8)
 
 
 def test_the_fit_is_better_than_chance_and_keeps_mode_and_anchors():
