@@ -2,6 +2,8 @@
 
 import csv
 
+import pytest
+
 from stitchkit.cli import main
 from stitchkit.config import StitchConfig
 from stitchkit.measure.ledger import Ledger, read_rows
@@ -43,3 +45,26 @@ def test_the_readme_shows_the_committed_table(capsys):
         if is_anchor(row):
             label = row["stitch"].split("[")[0]
             assert f"| {label} | {alone(label):.2f} | {row['acc1']:.2f} |" in document
+
+
+FAMILIES = ROOT / "results/digits_families"
+LEDGERS = {
+    "digits_swin": "stitching_swin",
+    "digits_resnet": "stitching_resnet_swin",
+    "digits_resnet_recalibrated": "stitching_resnet_swin",
+    "digits_resnet_swin": "stitching_resnet_swin",
+    "digits_levit": "stitching_levit",
+    "digits_levit_recalibrated": "stitching_levit",
+}
+
+
+@pytest.mark.parametrize("name", LEDGERS)
+def test_the_readme_of_a_family_shows_its_committed_ledger(name):
+    model = create_snnet(StitchConfig.load(ROOT / f"configs/{name.removesuffix('_recalibrated')}.json"))
+    ledger = Ledger(FAMILIES / f"{name}.txt", model.space, Profiler(model).cost)
+    assert not ledger.missing
+    assert all(row["images"] == 600 for row in ledger.rows)
+    anchors = " / ".join(f"{row['acc1']:.2f}" for row in ledger.rows if is_anchor(row))
+    stitches = [row["acc1"] for row in ledger.rows if not is_anchor(row)]
+    shown = f"{anchors}; {min(stitches):.2f} to {max(stitches):.2f} |"
+    assert shown in (ROOT / LEDGERS[name] / "README.md").read_text()
