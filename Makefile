@@ -1,4 +1,5 @@
 # make demo: everything on real data in a few minutes.   make test, make lint: what CI runs.
+# make bench: ours against a plain reference, half an hour on an idle machine.
 # Each makes its own virtual environment in .venv when that is missing; PYTHON says with which interpreter.
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ DATA := data/digits
 TRAIN = PYTHON=$(BIN)/python ./distributed_train.sh 2 $(DATA)
 RUN := outputs/digits_vit
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint bench clean
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -27,6 +28,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks
 
 demo: $(INSTALLED) $(RUN)/trained
 	@echo "== every stitch of the SN-Net"

@@ -21,9 +21,10 @@ FLOORS = {
     "stitchkit/__init__.py": 6,
     "stitchkit/cli.py": 6,
     "stitchkit/__main__.py": 7,
+    "benchmarks": 8,
 }
 FAMILIES = ("stitching_deit", "stitching_levit", "stitching_resnet_swin", "stitching_swin")
-PACKAGES = ("stitchkit", *FAMILIES)
+PACKAGES = ("stitchkit", *FAMILIES, "benchmarks")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 

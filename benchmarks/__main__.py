@@ -1,0 +1,133 @@
+"""All benchmarks, one after the other, into `results/benchmarks.md`: `make bench`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from benchmarks.command import ROOT
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Args:
+        what: What is measured, in words.
+        command: Module and flags.
+        target: What the figure is to reach.
+        figure: Which figure: a `ratio` is to be at least the target, a `slowdown` at most.
+    """
+
+    what: str
+    command: str
+    target: float | None
+    figure: str = "ratio"
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether it can be measured on a machine with a GPU only."""
+        return "cuda" in self.command
+
+
+ROWS = (
+    Row("all 71 DeiT stitches, compute", "benchmarks.evaluate", 2.0),
+    Row("all 35 digits stitches from files, whole command", "benchmarks.evaluate_files", 10),
+    Row("start of all DeiT stitching layers", "benchmarks.initialise", 8),
+    Row("FLOPs and params of all 71 DeiT stitches", "benchmarks.profile", 20),
+    Row("training steps, DeiT-Ti/S", "benchmarks.train_step", 1.15),
+    Row("latency of an extracted stitch", "benchmarks.extract", 1.01, "slowdown"),
+    Row("all 71 DeiT stitches, compute, GPU", "benchmarks.evaluate --device cuda", None),
+    Row("training steps, DeiT-S/B, GPU", "benchmarks.train_step --device cuda", None),
+)
+_AGREEMENT = {True: "agree", False: "**differ**", None: "not compared"}
+
+
+def line(row: Row, found: Mapping[str, Any] | None) -> str:
+    """A line of the table, in Markdown.
+
+    Args:
+        row: What it is about.
+        found: The benchmark's JSON, or None where it was not measured.
+    """
+    sign = "<=" if row.figure == "slowdown" else ">="
+    cells = [row.what, "" if row.target is None else f"{row.figure} {sign} {row.target:g}"]
+    if found is None:
+        cells += ["not measured", "", "", ""]
+    else:
+        cells += [f"{row.figure} {found[row.figure]:.3f}", f"{found['ours_s']:.4g} s", f"{found['reference_s']:.4g} s"]
+        cells += [_AGREEMENT[found["agree"]]]
+    return "| " + " | ".join([*cells, f"`python -m {row.command}`"]) + " |"
+
+
+def document(lines: Sequence[str]) -> str:
+    """The file with all lines: the machine, then the table."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    machine = f"{_cpu()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {gpu}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}"
+    return "\n".join(
+        [
+            "# Ours against a plain reference",
+            "",
+            "Made by `make bench`; `benchmarks/README.md` says what each line means and what the reference is.",
+            f"Machine: {machine}. {versions}. {date.today().isoformat()}.",
+            "",
+            "| what | target | measured | ours | reference | answers | command |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+            *lines,
+            "",
+        ]
+    )
+
+
+def _cpu() -> str:
+    """Model of the CPU, where Linux tells it."""
+    try:
+        rows = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        rows = []
+    return next((row.partition(":")[2].strip() for row in rows if row.startswith("model name")), platform.machine())
+
+
+def _run(row: Row, flags: Sequence[str]) -> Mapping[str, Any] | None:
+    """Run a benchmark in a process of its own, show what it says and give its JSON; None without the GPU it needs."""
+    if row.needs_gpu and not torch.cuda.is_available():
+        return None
+    done = subprocess.run(
+        [sys.executable, "-m", *row.command.split(), *flags], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    print(done.stdout, flush=True)
+    if done.returncode not in (0, 1):  # 1: the answers differ, which is a result
+        raise SystemExit(f"benchmarks: error: {row.command} ended with status {done.returncode}")
+    found: Mapping[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    """Run all of them and write the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small work: figures without meaning, in minutes")
+    parser.add_argument("--output", metavar="FILE", type=Path, default=ROOT / "results/benchmarks.md")
+    options = parser.parse_args()
+    flags = ["--quick"] if options.quick else []
+    lines = [line(row, _run(row, flags)) for row in ROWS]
+    if options.quick:
+        lines.append("\nQuick runs: small work, one round, no figures to go by.")
+    options.output.write_text(document(lines))
+    print(f"the table is {options.output}")
+
+
+if __name__ == "__main__":
+    main()

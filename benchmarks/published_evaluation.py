@@ -1,0 +1,68 @@
+"""The reference of `benchmarks.evaluate_files`: for each stitch a trace by fvcore and a walk over the image files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.data import create_dataset, create_loader, resolve_data_config
+from timm.utils import AverageMeter, accuracy
+from torch.nn import functional as F
+
+from benchmarks.reference import trace, unfused_attention
+from stitchkit import SNNet, StitchConfig, create_snnet, load_checkpoint
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Append a row for each stitch to a ledger.
+
+    Args:
+        arguments: Image folder, stitch configuration, checkpoint, number of stitches, ledger.
+    """
+    data, config_path, checkpoint, num_stitches, ledger = arguments
+    config = StitchConfig.load(config_path)
+    model = create_snnet(config)
+    load_checkpoint(model, checkpoint)
+    model.eval()
+    loader = _create_loader(data, model, config.recipe)
+    image = torch.zeros(1, *model.input_size)
+    with torch.no_grad(), unfused_attention(model):
+        for cfg_id in range(int(num_stitches)):
+            model.reset_stitch_id(cfg_id)
+            flops, _ = trace(model, image)
+            row = {"cfg_id": cfg_id, "flops": flops, **_validate(model, loader)}
+            with open(ledger, "a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def _create_loader(data: str, model: SNNet, recipe: Any) -> Any:
+    """timm's loader of the validation split, with the settings of the configuration."""
+    overrides = {"input_size": model.input_size, "crop_pct": recipe.get("crop_pct")}
+    prepared = resolve_data_config(overrides, pretrained_cfg=model.pretrained_cfg)
+    names = ("input_size", "interpolation", "mean", "std", "crop_pct")
+    return create_loader(
+        create_dataset("", root=data, split="validation"),
+        batch_size=recipe.get("batch_size", 128),
+        num_workers=recipe.get("workers", 4),
+        device=torch.device("cpu"),
+        persistent_workers=False,
+        **{name: prepared[name] for name in names},
+    )
+
+
+def _validate(model: SNNet, loader: Any) -> dict[str, float]:
+    meters = {name: AverageMeter() for name in ("acc1", "acc5", "loss")}
+    for images, labels in loader:
+        logits = model(images)
+        acc1, acc5 = accuracy(logits, labels, topk=(1, 5))
+        values = {"acc1": acc1, "acc5": acc5, "loss": F.cross_entropy(logits, labels)}
+        for name, value in values.items():
+            meters[name].update(value.item(), len(images))
+    return {name: meter.avg for name, meter in meters.items()}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
