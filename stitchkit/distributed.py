@@ -75,7 +75,8 @@ def init_world(device: str | None = None) -> World:
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if not dist.is_initialized():
-        backend = "nccl" if place.type == "cuda" else "gloo"
+        # What the host knows is exchanged on the CPU, without waiting for a GPU.
+        backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
         if "WORLD_SIZE" in os.environ:
             dist.init_process_group(backend)
         else:

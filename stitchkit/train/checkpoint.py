@@ -15,6 +15,7 @@ from timm.utils import NativeScaler, unwrap_model
 
 from stitchkit.errors import InputError
 from stitchkit.model.weights import load_content, read_checkpoint, weights_of
+from stitchkit.train.optim import load_optimizer
 from stitchkit.train.recipe import Recipe
 from stitchkit.train.session import Session
 from stitchkit.train.task import StitchTask
@@ -181,7 +182,7 @@ def restore(
         state = "has no" if task.has_ema() else "has a"
         raise InputError(f"checkpoint '{path}' {state} moving average of weights; use --model-ema as it was")
     try:
-        optimizer.load_state_dict(content["optimizer"])
+        load_optimizer(optimizer, content["optimizer"])
     except ValueError as error:
         raise InputError(f"the optimizer of '{path}' does not fit: {error}; use the same settings") from error
     if scaler is not None and scaler.state_dict_key in content:

@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from timm.scheduler.scheduler import Scheduler
-from timm.utils import NativeScaler, dispatch_clip_grad, random_seed
+from timm.utils import dispatch_clip_grad, random_seed
 from torchvision.utils import save_image
 
 from stitchkit.distributed import World, gather_over_ranks
 from stitchkit.errors import InputError
 from stitchkit.train.data import Batch, Loader
-from stitchkit.train.optim import Autocast
+from stitchkit.train.optim import Autocast, LossScaler
 from stitchkit.train.progress import progress
 from stitchkit.train.recipe import Recipe
+from stitchkit.train.reduce import GradientReducer
 from stitchkit.train.sampler import Sampler
 from stitchkit.train.task import StitchTask
 
@@ -99,6 +100,7 @@ class Trainer:
         schedule: Learning-rate schedule.
         autocast: Context of the forward pass.
         scaler: Loss scaler, with float16.
+        reducer: Keeps ranks alike that draw their own stitches; None where the task does, or there is one rank.
         sampler: Draws the stitch of a step; None trains a plain model.
         recipe: The settings.
         world: This process among all.
@@ -110,7 +112,8 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     schedule: Scheduler | None
     autocast: Autocast
-    scaler: NativeScaler | None
+    scaler: LossScaler | None
+    reducer: GradientReducer | None
     sampler: Sampler | None
     recipe: Recipe
     world: World
@@ -177,36 +180,39 @@ class Trainer:
         """One update from as many batches as make a step, all with the same stitch; its mean loss, its last images."""
         total = torch.zeros((), device=self.world.device)
         accumulate = self.recipe.optim.grad_accum_steps
+        if self.reducer is not None:
+            self.reducer.broadcast_buffers()
         for number in range(1, accumulate + 1):
             images, labels = next(batches)
             if self.recipe.model.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
-            is_last = number == accumulate
-            with nullcontext() if is_last else self.task.no_sync():
+            with nullcontext() if number == accumulate else self.task.no_sync():
                 with self.autocast():
                     loss = self.task(images, labels, cfg_id)["loss"] / accumulate
-                self._backward(loss, update=is_last)
+                scaled = loss if self.scaler is None else self.scaler.scale(loss)
+                scaled.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
+        self._update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.recipe.distributed.synchronize_step:
             wait_for(self.world.device)
         return total, images
 
-    def _backward(self, loss: torch.Tensor, *, update: bool) -> None:
+    def _update(self) -> None:
+        """Exchange gradients, clip them, and move the parameters by them."""
+        if self.reducer is not None:
+            self.reducer.reduce()
         optim = self.recipe.optim
-        # timm's agc leaves out the last two parameters, the head of a plain model; an SN-Net does not end with one.
-        exclude_head = optim.clip_mode == "agc" and self.sampler is None
-        parameters = list(self.task.get_clip_parameters(exclude_head=exclude_head))
+        if optim.clip_grad is not None:
+            if self.scaler is not None:
+                self.scaler.unscale(self.optimizer)
+            # timm's agc leaves out the last two parameters, the head of a plain model; an SN-Net does not end with one.
+            exclude_head = optim.clip_mode == "agc" and self.sampler is None
+            parameters = self.task.get_clip_parameters(exclude_head=exclude_head)
+            dispatch_clip_grad(parameters, optim.clip_grad, mode=optim.clip_mode)
         if self.scaler is not None:
-            self.scaler(
-                loss, self.optimizer, clip_grad=optim.clip_grad, clip_mode=optim.clip_mode, parameters=parameters,
-                need_update=update,
-            )  # fmt: skip
-            return
-        loss.backward()  # type: ignore[no-untyped-call]
-        if update:
-            if optim.clip_grad is not None:
-                dispatch_clip_grad(parameters, optim.clip_grad, mode=optim.clip_mode)
+            self.scaler.step(self.optimizer)
+        else:
             self.optimizer.step()
 
     def _log(self, epoch: int, num_epochs: int, count: int, loss: float) -> None:

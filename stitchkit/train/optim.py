@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, get_optimizer_class, param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.scheduler_factory import scheduler_kwargs
@@ -60,12 +60,40 @@ def create_optimizer(model: nn.Module, optim: OptimRecipe, *, lr: float) -> torc
     elif optim.layer_decay is not None:
         options |= _layer_decay(optim)
     try:
-        optimizer: torch.optim.Optimizer = create_optimizer_v2(model, **(options | (optim.opt_kwargs or {})))
+        options |= _fused(optim) | (optim.opt_kwargs or {})
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(model, **options)
     except (ValueError, AssertionError, TypeError, ImportError) as error:
         raise InputError(
             f"timm cannot make optimizer '{optim.opt}': {error}; see timm.optim.list_optimizers()"
         ) from error
     return optimizer
+
+
+def _fused(optim: OptimRecipe) -> dict[str, Any]:
+    """The argument that updates all parameters in one kernel, for Adam and AdamW; others are left to choose.
+
+    torch's SGD has it too, but fails where a parameter has its first gradient later than others, as in an SN-Net.
+    """
+    kind = get_optimizer_class(optim.opt.lower().split("_")[-1], bind_defaults=False)
+    is_adam = isinstance(kind, type) and issubclass(kind, torch.optim.Adam)
+    is_chosen = bool({"fused", "foreach", "differentiable"} & (optim.opt_kwargs or {}).keys())
+    return {"fused": True} if is_adam and not is_chosen else {}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Put the state of an optimizer back; how it computes stays as it was made.
+
+    Args:
+        optimizer: Made with the same settings, but for `fused` and `foreach`.
+        state: Its `state_dict()`.
+
+    Raises:
+        ValueError: If the state does not fit.
+    """
+    groups = [dict(group) for group in state["param_groups"]]
+    for group, own in zip(groups, optimizer.param_groups, strict=False):  # torch itself says where they do not fit
+        group.update((key, own[key]) for key in ("fused", "foreach") if key in own)
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def _layer_decay(optim: OptimRecipe) -> dict[str, Any]:
@@ -127,14 +155,31 @@ def weights_dtype(recipe: Recipe) -> torch.dtype:
     return dtype
 
 
+class LossScaler(NativeScaler):  # type: ignore[misc]
+    """timm's loss scaler with backward pass and update apart: in between, ranks exchange their gradients."""
+
+    def scale(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss to run backward from."""
+        return self._scaler.scale(loss)  # type: ignore[no-any-return]
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Bring gradients to their own size, for clipping."""
+        self._scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Update the parameters where all gradients are finite, then the scale."""
+        self._scaler.step(optimizer)
+        self._scaler.update()
+
+
 Autocast = Callable[[], AbstractContextManager[Any]]
 
 
-def create_precision(optim: OptimRecipe, device: torch.device) -> tuple[Autocast, NativeScaler | None]:
+def create_precision(optim: OptimRecipe, device: torch.device) -> tuple[Autocast, LossScaler | None]:
     """The context that forward passes run in, and the loss scaler where float16 needs one."""
     if not optim.amp:
         return nullcontext, None
     on_cpu = device.type == "cpu"
     dtype = torch.bfloat16 if on_cpu else getattr(torch, optim.amp_dtype)
-    scaler = NativeScaler(device=device.type) if dtype == torch.float16 else None
+    scaler = LossScaler(device=device.type) if dtype == torch.float16 else None
     return partial(torch.autocast, device_type=device.type, dtype=dtype), scaler

@@ -19,10 +19,11 @@ from stitchkit.train.data import Loader, some_images, without_padding
 from stitchkit.train.loop import Trainer, count_updates, seed_epoch
 from stitchkit.train.optim import create_optimizer, create_precision, create_schedule, learning_rate
 from stitchkit.train.progress import progress
+from stitchkit.train.reduce import GradientReducer
 from stitchkit.train.sampler import Sampler
 from stitchkit.train.session import Session
 from stitchkit.train.summary import cut_summary, write_fit, write_summary
-from stitchkit.train.task import create_task
+from stitchkit.train.task import StitchTask, create_task
 from stitchkit.train.tracking import log_epoch, open_tracker
 
 _logger = logging.getLogger(__name__)
@@ -109,17 +110,24 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, int, 
     if recipe.schedule.start_epoch is not None:
         start = recipe.schedule.start_epoch
         checkpoints.history = {epoch: metric for epoch, metric in checkpoints.history.items() if epoch < start}
-    if world.size > 1:
-        # A step uses the parameters of its route only, and other ranks may draw other routes.
-        options: dict[str, Any] = {"find_unused_parameters": sampler is not None}
-        if recipe.distributed.no_ddp_bb:  # newer versions of torch warn of this argument, so it is given when needed
-            options["broadcast_buffers"] = False
-        place = [world.device.index] if world.device.type == "cuda" else None
-        task.prepare_distributed(device_ids=place, **options)
-    trainer = Trainer(task, loader, optimizer, schedule, autocast, scaler, sampler, recipe, world, session.folder)
+    reducer = _distribute(task, session) if world.size > 1 else None
+    trainer = Trainer(
+        task, loader, optimizer, schedule, autocast, scaler, reducer, sampler, recipe, world, session.folder
+    )
     trainer.start_at(start)
     _logger.info("%d epochs of %d steps, learning rate %.3g, into %s", num_epochs, updates, rate, session.folder)
     return trainer, num_epochs, start
+
+
+def _distribute(task: StitchTask, session: Session) -> GradientReducer | None:
+    """Keep the network alike on all ranks: torch does so with a plain model, a reducer with an SN-Net."""
+    settings, device = session.recipe.distributed, session.world.device
+    if isinstance(session.model, SNNet):  # a step uses the parameters of its route only
+        return GradientReducer(session.model, buffers=not settings.no_ddp_bb)
+    # Newer versions of torch warn of this argument, so it is given when needed.
+    options: dict[str, Any] = {"broadcast_buffers": False} if settings.no_ddp_bb else {}
+    task.prepare_distributed(device_ids=[device.index] if device.type == "cuda" else None, **options)
+    return None
 
 
 def _prepare_stitching(session: Session, model: SNNet, loader: Loader, *, is_fresh: bool) -> None:

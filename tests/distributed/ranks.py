@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from stitchkit.cli import main
 
 
-def run_on_two_ranks(commands: Sequence[Sequence[object]]) -> None:
-    """Run `stitchkit` commands one after the other, each as two ranks of one group."""
+def run_on_two_ranks(commands: Sequence[Sequence[object]], replace: Mapping[str, object] | None = None) -> None:
+    """Run `stitchkit` commands one after the other, each as two ranks of one group.
+
+    Args:
+        commands: Arguments of `stitchkit`.
+        replace: What to put in the place of functions, by their path; checks that look at both ranks.
+    """
     ports = [_free_port() for _ in commands]
-    torch.multiprocessing.spawn(_rank, ([list(map(str, command)) for command in commands], ports), nprocs=2)
+    torch.multiprocessing.spawn(
+        _rank, ([list(map(str, command)) for command in commands], ports, replace or {}), nprocs=2
+    )
 
 
 def _free_port() -> int:
@@ -23,9 +31,12 @@ def _free_port() -> int:
         return int(place.getsockname()[1])
 
 
-def _rank(rank: int, commands: list[list[str]], ports: list[int]) -> None:
+def _rank(rank: int, commands: list[list[str]], ports: list[int], replace: Mapping[str, object]) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    for path, function in replace.items():
+        module, _, name = path.rpartition(".")
+        setattr(importlib.import_module(module), name, function)
     for command, port in zip(commands, ports, strict=True):
         os.environ["MASTER_PORT"] = str(port)
         assert main(command) == 0

@@ -12,6 +12,7 @@ import yaml
 
 from stitchkit.cli import main
 from stitchkit.measure.ledger import read_rows
+from stitchkit.train.reduce import GradientReducer
 from stitchkit.train.task import StitchTask
 from tests.distributed.ranks import run_on_two_ranks
 from tests.support import FLAGS, launch, pico_snnet, weights, write_config, write_images
@@ -116,30 +117,35 @@ ROUTES = (5, 12)
 """The stitches that two ranks draw in one step; they share no anchor but the middle one."""
 
 
-def gradients(task, routes):
+def gradients(task, routes, reducer=None):
     """Gradients of one step of two batches: each a list of (images seed, stitch)."""
     labels = torch.tensor([0, 3])
     for number, cfg_id in enumerate(routes):
         x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(10 * cfg_id + number))
         with task.no_sync() if number == 0 else nullcontext():
             (task(x, labels, cfg_id)["loss"] / 2).backward()
+    if reducer is not None:
+        reducer.reduce()
     return {name.removeprefix("module."): p.grad for name, p in task.trainable_module.named_parameters()}
 
 
-def one_of_two(rank, folder):
+def one_of_two(rank, folder, ours):
     """A rank of two, which draws its own stitch for both batches of a step."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     task = StitchTask(pico_snnet().train(), torch.nn.CrossEntropyLoss())
-    task.prepare_distributed(find_unused_parameters=True)
-    found = gradients(task, [ROUTES[rank]] * 2)
+    reducer = GradientReducer(task.trainable_module) if ours else None
+    if not ours:
+        task.prepare_distributed(find_unused_parameters=True)
+    found = gradients(task, [ROUTES[rank]] * 2, reducer)
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
     dist.destroy_process_group()
 
 
-def test_law_9_ranks_with_their_own_stitches_average_their_gradients(tmp_path):
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "torch"])
+def test_law_9_ranks_with_their_own_stitches_average_their_gradients(ours, tmp_path):
     """The published sampling: what one rank did not use counts as zero, what no rank used has no gradient."""
-    torch.multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.spawn(one_of_two, (str(tmp_path), ours), nprocs=2)
     found = torch.load(tmp_path / "found.pt")
     alone = [
         gradients(StitchTask(pico_snnet().train(), torch.nn.CrossEntropyLoss()), [cfg_id] * 2) for cfg_id in ROUTES

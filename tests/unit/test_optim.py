@@ -1,5 +1,7 @@
 """Learning rate, optimizer, schedule, precision."""
 
+import copy
+
 import pytest
 import torch
 from timm.optim import create_optimizer_v2
@@ -12,9 +14,10 @@ from stitchkit.train.optim import (
     create_precision,
     create_schedule,
     learning_rate,
+    load_optimizer,
     weights_dtype,
 )
-from tests.support import ROOT, pico_snnet
+from tests.support import ROOT, family_snnet, pico_images, pico_snnet
 
 
 def optim(**settings):
@@ -96,8 +99,84 @@ def test_the_optimizer_is_timms_own_without_scales():
     model = pico_snnet()
     settings = {"opt": "adamw", "weight_decay": 0.05}
     ours = create_optimizer(model, optim(**settings), lr=1e-3).state_dict()
-    assert ours == create_optimizer_v2(model, **settings, lr=1e-3).state_dict()
+    assert ours == create_optimizer_v2(model, **settings, lr=1e-3, fused=True).state_dict()
     assert not any("lr_scale" in group for group in ours["param_groups"])
+
+
+def gradients(model, cfg_ids):
+    """Those of each route in turn; what a route does not use has none."""
+    found = []
+    for cfg_id in cfg_ids:
+        x = pico_images(size=model.input_size[1]).to(next(model.parameters()).dtype)
+        model.zero_grad()
+        model.train()(x, cfg_id).square().mean().backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    return found
+
+
+def steps(model, optimizer, found):
+    """Update by these gradients; the parameters that come out."""
+    for step in found:
+        for parameter, gradient in zip(model.parameters(), step, strict=True):
+            parameter.grad = None if gradient is None else gradient.clone()
+        optimizer.step()
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("opt", ["adam", "adamw", "lookahead_adamw", "sgd"])
+@pytest.mark.parametrize("family", ["vit", "resnet"])
+def test_fused_updates_equal_the_others(opt, family):
+    """Whichever routes come first, at rates of their own, and with convolutions of 1 x 1 whose channels are last."""
+    found = []
+    for kwargs in (None, {"fused": False}):
+        model = family_snnet(family).to(memory_format=torch.channels_last)
+        settings = optim(opt=opt, weight_decay=0.05, stitch_lr_scale=0.5, opt_kwargs=kwargs)
+        optimizer = create_optimizer(model, settings, lr=1e-3)
+        assert all(bool(group["fused"]) == (kwargs is None and opt != "sgd") for group in optimizer.param_groups)
+        found.append(steps(model, optimizer, gradients(model, [0, 4, 1, 4])))
+    torch.testing.assert_close(*found)
+
+
+def test_fused_updates_in_low_precision():
+    found = []
+    for kwargs in (None, {"fused": False}):
+        model = pico_snnet().bfloat16()
+        optimizer = create_optimizer(model, optim(opt="adamw", opt_kwargs=kwargs), lr=1e-3)
+        found.append(steps(model, optimizer, gradients(model, [0, 4, 1, 4])))
+    torch.testing.assert_close(*found)
+
+
+def test_other_ways_to_update_can_be_asked_for():
+    group = create_optimizer(pico_snnet(), optim(opt="adamw", opt_kwargs={"foreach": True}), lr=1).param_groups[0]
+    assert (group["foreach"], group["fused"]) == (True, None)
+    assert "fused" not in create_optimizer(pico_snnet(), optim(opt="lamb"), lr=1).param_groups[0]
+
+
+@pytest.mark.parametrize("opt", ["adamw", "lookahead_adamw"])
+@pytest.mark.parametrize("before", [None, {"fused": False}], ids=["fused", "unfused"])
+def test_a_state_goes_on_in_the_way_asked_for_now(opt, before):
+    """A checkpoint says how far an optimizer is, not how it computes; those of unfused runs are loaded too."""
+    model = pico_snnet()
+    optimizer = create_optimizer(model, optim(opt=opt, opt_kwargs=before), lr=1e-3)
+    found = gradients(model, [0, 4, 4, 2])
+    steps(model, optimizer, found[:2])
+    weights, state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    unbroken = steps(model, optimizer, found[2:])
+    for now in (None, {"fused": False}):
+        model.load_state_dict(weights)
+        again = create_optimizer(model, optim(opt=opt, opt_kwargs=now), lr=1e-3)
+        load_optimizer(again, copy.deepcopy(state))
+        assert {group["fused"] for group in again.param_groups} == {not now}
+        torch.testing.assert_close(steps(model, again, found[2:]), unbroken)
+
+
+def test_the_state_of_another_network_does_not_fit():
+    optimizer = create_optimizer(pico_snnet(), optim(opt="adamw", weight_decay=0.1), lr=1e-3)
+    for settings in (optim(opt="adamw", stitch_lr_scale=0.5, weight_decay=0.1), optim(opt="adamw", weight_decay=0)):
+        other = create_optimizer(pico_snnet(), settings, lr=1e-3)
+        for one, two in ((optimizer, other), (other, optimizer)):
+            with pytest.raises(ValueError, match="different number of parameter groups"):
+                load_optimizer(one, two.state_dict())
 
 
 def test_anchors_and_stitching_layers_learn_at_their_own_rates():
