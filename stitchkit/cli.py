@@ -178,7 +178,7 @@ def _new_file(path: str) -> Path:
     if Path(path).exists():
         raise InputError(f"'{path}' exists; choose another file or remove it")
     if not Path(path).parent.is_dir():
-        raise InputError(f"folder '{Path(path).parent}' does not exist; make it, or choose another place")
+        raise InputError(f"folder '{Path(path).parent}' does not exist; make it, or check the path")
     return Path(path)
 
 
