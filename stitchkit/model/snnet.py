@@ -49,6 +49,7 @@ class SNNet(nn.Module):
         self.grad_checkpointing = False
         self._default_id = 0
         self._frozen = False
+        self._passes: dict[tuple[tuple[int, ...] | None, int | None], OnePass] = {}
         _check_inputs(anchors)
         self.anchors = nn.ModuleList(anchor.model for anchor in anchors)
         self.stitch_layers = nn.ModuleDict()
@@ -215,7 +216,10 @@ class SNNet(nn.Module):
             InputError: If a stitch does not exist, the model is in training mode, or the memory is not enough for
                 one image.
         """
-        return OnePass(self, cfg_ids, memory=memory)(x)
+        key = (None if cfg_ids is None else tuple(cfg_ids), memory)
+        if key not in self._passes:  # each measures once how much memory an image takes
+            self._passes[key] = OnePass(self, key[0], memory=memory)
+        return self._passes[key](x)
 
     def extract(self, stitch: Stitch | int | None = None) -> nn.Sequential:
         """The network of one stitch alone, with weights of its own and nothing that the route does not need.
