@@ -127,16 +127,18 @@ def _accumulate(
     model: SNNet, images: torch.Tensor, grams: dict[tuple[str, int], Gram], targets: dict[Joint, _Target]
 ) -> None:
     # Entry j of the features is the input of block j, so a front block i gives entry i + 1.
-    fronts = {(label, block): (label, block + 1) for label, block in grams}
+    joints: dict[tuple[str, int], list[Joint]] = defaultdict(list)
+    for joint in targets:
+        joints[joint.front, joint.front_block].append(joint)
     ends = {(joint.end, joint.end_block) for joint in targets}
-    features = _feature_rows(model, images, {*fronts.values(), *ends})
-    for front, gram in grams.items():
-        gram.add(_with_ones(features[fronts[front]]))
-    for joint, target in targets.items():
-        x = _with_ones(features[fronts[joint.front, joint.front_block]])
-        y = features[joint.end, joint.end_block]
-        target.cross += x.T @ y
-        target.square += y.square().sum()
+    features = _feature_rows(model, images, {*((label, block + 1) for label, block in joints), *ends})
+    for (label, block), leaving in joints.items():
+        x = _with_ones(features[label, block + 1])
+        grams[label, block].add(x)
+        for joint in leaving:
+            y = features[joint.end, joint.end_block]
+            targets[joint].cross += x.T @ y
+            targets[joint].square += y.square().sum()
 
 
 def _apply(
