@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-_BUCKET_BYTES = 25 * 2**20  # as DistributedDataParallel
+_BUCKET_BYTES = 2**20  # what is larger is worth a message of its own, from where it lies
 
 
 class GradientReducer:
@@ -43,9 +43,11 @@ class GradientReducer:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
+        if gradients:
+            torch._foreach_div_(gradients, dist.get_world_size())
         pending = []
         for bucket in _buckets(gradients):
-            flat = _pack(bucket).div_(dist.get_world_size())
+            flat = _pack(bucket)
             pending.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
         for bucket, flat, work in pending:
             work.wait()
@@ -87,9 +89,14 @@ def _buckets(tensors: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
 
 
 def _pack(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """The tensors as one vector; of a single one no copy, where its elements lie in order."""
+    if len(tensors) == 1:
+        return tensors[0].detach().reshape(-1)
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
 
 
 def _unpack(flat: torch.Tensor, tensors: list[torch.Tensor]) -> None:
+    if flat.data_ptr() == tensors[0].data_ptr():
+        return
     parts = torch.split(flat, [tensor.numel() for tensor in tensors])
     torch._foreach_copy_(tensors, [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)])

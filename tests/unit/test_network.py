@@ -13,7 +13,7 @@ from stitchkit.errors import InputError
 from stitchkit.measure.profile import Profiler
 from stitchkit.train.flags import make_recipe
 from stitchkit.train.network import check_device, create_network, input_size, place_network, uncompiled
-from tests.support import pico_anchor, pico_config, pico_images, pico_snnet, randomize
+from tests.support import family_snnet, pico_anchor, pico_config, pico_images, pico_snnet, randomize
 
 # torch looks at gradients where there are none while it compiles.
 COMPILES = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
@@ -187,6 +187,22 @@ def test_routes_share_what_is_compiled():
             torch.testing.assert_close(logits, plain.train(train)(x, cfg_id))
             logits.sum().backward()
         assert 0 < backend.count - before <= 9
+
+
+@COMPILES
+@pytest.mark.parametrize("family", ["vit", "resnet"])
+def test_blocks_that_were_seen_once_are_compiled_for_all_stitches(family):
+    """Training: the anchors show every block, then every stitch runs forward and backward."""
+    backend, model = Backend(), family_snnet(family).train()
+    place_network(model, make_recipe({"stitch_config": "x", "torchcompile": backend}), ALONE)
+    x = pico_images(size=model.input_size[1])
+    for cfg_id in range(len(model.views)):
+        model(x, cfg_id).sum().backward()
+    seen = backend.count
+    assert seen > 0
+    for cfg_id in range(len(model.space)):
+        model(x, cfg_id).sum().backward()
+    assert backend.count == seen
 
 
 @COMPILES

@@ -1,0 +1,86 @@
+"""A step of the loop leaves the device alone: nothing is read back between two log lines."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from stitchkit.distributed import World
+from stitchkit.model.snnet import SNNet
+from stitchkit.train.flags import make_recipe
+from stitchkit.train.loop import LossWindow, Trainer
+from stitchkit.train.optim import LossScaler, create_optimizer, create_precision, create_schedule
+from stitchkit.train.sampler import Sampler
+from stitchkit.train.task import StitchTask
+from tests.support import family_snnet
+
+CASES = {
+    "plain": {},
+    "averaged": {"model_ema": True, "model_ema_warmup": True},
+    "norm": {"clip_grad": 1.0, "amp": True, "grad_accum_steps": 2},
+    "agc": {"clip_grad": 0.1, "clip_mode": "agc", "layer_decay": 0.8, "sched_on_updates": True},
+    "value": {"clip_grad": 0.1, "clip_mode": "value", "opt": "sgd"},
+    "checkpointed": {"grad_checkpointing": True, "stitch_lr_scale": 0.5, "sched": "none"},
+    "scaled": {"clip_grad": 1.0},
+}
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that are read out of tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
+        return function(*args, **(kwargs or {}))
+
+
+def trainer(family, settings, *, scaled):
+    recipe = make_recipe({"stitch_config": "x", "opt": "adamw", "log_interval": 100, "warmup_epochs": 0} | settings)
+    model, device = family_snnet(family), torch.device("cpu")
+    assert isinstance(model, SNNet)
+    model.set_grad_checkpointing(recipe.model.grad_checkpointing)
+    task = StitchTask(model, torch.nn.CrossEntropyLoss())
+    if recipe.optim.model_ema:
+        task.setup_ema(decay=0.9, use_warmup=recipe.optim.model_ema_warmup)
+    size = model.input_size[1]
+    loader = [(torch.randn(4, 3, size, size), torch.tensor([0, 3, 1, 2])) for _ in range(8)]
+    loader = type("Batches", (list,), {"dataset": None, "sampler": None})(loader)
+    optimizer = create_optimizer(model, recipe.optim, lr=1e-3)
+    autocast, _ = create_precision(recipe.optim, device)
+    schedule, _ = create_schedule(recipe, optimizer, updates_per_epoch=8)
+    scaler = LossScaler(device="cpu") if scaled else None
+    sampler = Sampler(range(len(model.space)), seed=0)
+    return Trainer(
+        task, loader, optimizer, schedule, autocast, scaler, None, sampler, recipe, World(0, 1, device), None
+    )
+
+
+def read_back(*_):
+    raise AssertionError("a tensor is copied to the host")
+
+
+@pytest.mark.parametrize("family", ["vit", "resnet"])
+@pytest.mark.parametrize("name", CASES)
+def test_steps_read_nothing_back(name, family, monkeypatch):
+    subject, reads, found = trainer(family, CASES[name], scaled=name == "scaled"), Reads(), []
+
+    def flush(window):
+        found.append((len(window._losses), reads.count))
+        return 0.0
+
+    monkeypatch.setattr(LossWindow, "flush", flush)
+    for copy in ("cpu", "tolist", "numpy"):  # on a CPU they are no operations
+        monkeypatch.setattr(torch.Tensor, copy, read_back)
+    with reads:
+        subject.train_epoch(0, 1)
+    steps = 8 // subject.recipe.optim.grad_accum_steps
+    assert found == [(steps, 0)], "one log line, and nothing was read before it"
+
+
+def test_what_is_read_back_is_counted():
+    with (reads := Reads()):
+        assert torch.ones(()).item() == 1
+        assert torch.ones(())
+    assert reads.count == 2
