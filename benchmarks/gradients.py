@@ -1,8 +1,8 @@
 """What the ranks of an SN-Net exchange in a step: GradientReducer against DistributedDataParallel.
 
-Both train copies of one network on the same images and stitches, each rank its own stitch, step by step in turn, on the
-CPU with gloo. The last line is JSON: seconds of a step (median), how many times as long the reference takes (median of
-steps side by side), and bytes of gradients in a step (mean).
+Both train copies of one network on the same images and stitches, step by step in turn, on the CPU with gloo. The last
+line is JSON: seconds of a step (median), how many times as long the reference takes (median of steps side by side), and
+bytes of gradients in a step (mean).
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ _PICO = {
 }
 
 
-def measure(rank: int, ranks: int, config: Mapping[str, Any] | Path, steps: int, batch: int, folder: str) -> None:
+def measure(
+    rank: int, ranks: int, config: Mapping[str, Any] | Path, steps: int, batch: int, shared: bool, folder: str
+) -> None:
     """A rank: train both copies in turn; the first rank prints what it found.
 
     Args:
@@ -45,6 +47,7 @@ def measure(rank: int, ranks: int, config: Mapping[str, Any] | Path, steps: int,
         config: Of the SN-Net.
         steps: Steps of each way, after one to warm up.
         batch: Images of a rank in a step.
+        shared: All ranks train the same stitch in a step.
         folder: Where the ranks meet.
     """
     torch.set_num_threads(1)
@@ -52,7 +55,7 @@ def measure(rank: int, ranks: int, config: Mapping[str, Any] | Path, steps: int,
     torch.manual_seed(0)
     ours = stitchkit.create_snnet(config, pretrained=False).train()
     reference = DistributedDataParallel(copy.deepcopy(ours), find_unused_parameters=True)
-    reducer, sampler = GradientReducer(ours), Sampler(range(len(ours.space)), seed=0)
+    reducer, sampler = GradientReducer(ours), Sampler(range(len(ours.space)), seed=0, shared=shared)
     seconds: dict[str, list[float]] = {"ours": [], "reference": []}
     sent, agree = [], True
     for step in range(steps + 1):
@@ -100,10 +103,11 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2, help="processes")
     parser.add_argument("--steps", type=int, default=30, help="steps of each way")
     parser.add_argument("--batch", type=int, default=1, help="images of a rank in a step")
+    parser.add_argument("--shared", action="store_true", help="one stitch for all ranks, as --sampling shared")
     options = parser.parse_args()
     config = _PICO if options.quick else _CONFIG
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (options.ranks, config, options.steps, options.batch, folder)
+        arguments = (options.ranks, config, options.steps, options.batch, options.shared, folder)
         torch.multiprocessing.spawn(measure, arguments, nprocs=options.ranks)  # type: ignore[attr-defined,no-untyped-call]
 
 

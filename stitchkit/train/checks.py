@@ -66,6 +66,8 @@ def _check_network(recipe: Recipe) -> None:
         raise InputError("--base-lr-scale and --stitch-lr-scale are for the parts of an SN-Net; use --lr for a --model")
     if model.split_bn and not (recipe.augment.resplit or recipe.augment.aug_splits):
         raise InputError("--split-bn needs batches in parts; add --resplit or --aug-splits")
+    if model.stitch_config and recipe.distributed.sync_bn and recipe.stitch.sampling == "per_rank":
+        raise InputError("--sync-bn waits for the other ranks, which run other stitches; add --sampling shared")
     if recipe.optim.amp and model.model_dtype not in (None, "float32"):
         raise InputError(f"--amp chooses precision itself; leave it out, or --model-dtype {model.model_dtype}")
     if recipe.schedule.sched == "plateau":

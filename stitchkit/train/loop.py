@@ -100,7 +100,7 @@ class Trainer:
         schedule: Learning-rate schedule.
         autocast: Context of the forward pass.
         scaler: Loss scaler, with float16.
-        reducer: Keeps ranks alike that draw their own stitches; None where the task does, or there is one rank.
+        reducer: Keeps ranks alike; None where the task does, or there is one rank.
         sampler: Draws the stitch of a step; None trains a plain model.
         recipe: The settings.
         world: This process among all.

@@ -1,4 +1,4 @@
-"""Gradients of ranks that draw their own stitches: only those that some rank has are exchanged."""
+"""Gradients of an SN-Net on several ranks: only those that some rank has are exchanged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class GradientReducer:
 
     A step of an SN-Net touches one route on each rank. DistributedDataParallel sends zeros for all the rest; this says
     first which gradients there are, one byte each, and sends those. What one rank has not counts as zero, what no rank
-    has stays None.
+    has stays None. It sends them after the backward pass, not during it, so it pays where routes of ranks agree.
 
     Args:
         network: Trains on all ranks; parameters and buffers are those of the first rank from here on.

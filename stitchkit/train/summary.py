@@ -39,7 +39,10 @@ def cut_summary(folder: Path, epoch: int) -> None:
     if not path.exists():
         return
     with path.open(newline="") as file:
-        head, *rows = list(csv.reader(file))
+        head, *rows = list(csv.reader(file)) or [[]]
+    if not head:  # killed before the first line was written; without a file the next epoch writes the head
+        path.unlink()
+        return
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([head, *(row for row in rows if int(row[0]) < epoch)])
 

@@ -151,7 +151,7 @@ def test_an_overflow_on_one_rank_is_one_on_all(tmp_path):
 def _check_equal(trainer, scores, epoch, original=training._check_finite):
     original(trainer, scores, epoch)
     network = trainer.task.get_trainable_module()
-    assert isinstance(network, SNNet)
+    assert isinstance(network, SNNet) == (trainer.reducer is not None) == trainer.sampler.shared
     ema = trainer.task.get_trainable_module(ema=True)
     for module in (network, ema) if ema is not None else (network,):
         for parameter in module.parameters():
@@ -169,5 +169,9 @@ def test_ranks_stay_equal_through_a_training(images, tmp_path):
         ["--no-fulltune", "--torchcompile", "eager", "--opt", "sgd", "--no-ddp-bb"],
         ["--opt", "lookahead_adamw", "--layer-decay", "0.8", "--drop-path", "0.2"],
     ]
-    commands = [[*common, *flags, "--experiment", str(number)] for number, flags in enumerate(runs)]
+    commands = [
+        [*common, *flags, "--sampling", sampling, "--experiment", f"{sampling}-{number}"]
+        for number, flags in enumerate(runs)
+        for sampling in ("shared", "per_rank")
+    ]
     run_on_two_ranks(commands, replace={"stitchkit.train.training._check_finite": _check_equal})
