@@ -133,7 +133,10 @@ def test_a_gpu_is_waited_for_and_a_cpu_is_not(monkeypatch):
 
 
 def test_batch_norms_are_not_synchronised_on_a_cpu(images, config, capsys):
-    assert main(["train", str(images), "--stitch_config", str(config), *FLAGS, "--sync-bn"]) == 2
+    command = ["train", str(images), "--stitch_config", str(config), *FLAGS, "--sync-bn"]
+    assert main(command) == 2
+    assert "--sync-bn waits for the other ranks, which run other stitches" in capsys.readouterr().err
+    assert main([*command, "--sampling", "shared"]) == 2
     assert "--sync-bn is for GPUs, this is cpu; use --dist-bn reduce" in capsys.readouterr().err
 
 
