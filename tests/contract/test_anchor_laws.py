@@ -70,6 +70,7 @@ SMALL = {
     "swin_transformer": {"embed_dim": 8, "num_heads": (1, 2, 2, 4)},
     "levit": {"embed_dim": (16, 24, 32), "key_dim": 8, "num_heads": (2, 2, 2), "img_size": 64},
     "resnet": {"channels": (32, 64, 64, 128)},
+    **{module: {} for module in ("res2net", "resnest", "sknet")},  # their blocks need their widths
 }
 """timm's modules with registered classes, and arguments that make any of their models narrow."""
 
@@ -88,7 +89,16 @@ def small_model(name, module):
 
 @pytest.mark.parametrize(
     ("module", "least"),
-    [("vision_transformer", 150), ("deit", 10), ("swin_transformer", 9), ("levit", 20), ("resnet", 81)],
+    [
+        ("vision_transformer", 150),
+        ("deit", 10),
+        ("swin_transformer", 9),
+        ("levit", 20),
+        ("resnet", 81),
+        ("res2net", 9),
+        ("resnest", 8),
+        ("sknet", 5),
+    ],
 )
 def test_law_1_every_timm_model_of_a_registered_class_is_an_anchor(module, least):
     """Every variant that timm builds with a registered class, on small images."""
@@ -97,7 +107,7 @@ def test_law_1_every_timm_model_of_a_registered_class_is_an_anchor(module, least
         model = small_model(name, module)
         if model is None:
             continue
-        if module == "resnet":  # takes any size
+        if module in ("resnet", "res2net", "resnest", "sknet"):  # take any size
             model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 96, 64)}
         check_anchor(view(model, label=name))
         seen += 1
