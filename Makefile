@@ -1,5 +1,5 @@
 # make demo: everything on real data in a few minutes.   make test, make lint: what CI runs.
-# make bench: ours against a plain reference, half an hour on an idle machine.
+# make bench: ours against a plain reference; takes its time, on an idle machine.
 # Each makes its own virtual environment in .venv when that is missing; PYTHON says with which interpreter.
 PYTHON ?= python3
 VENV := .venv

@@ -12,8 +12,9 @@ from timm.data import create_dataset, create_loader, resolve_data_config
 from timm.utils import AverageMeter, accuracy
 from torch.nn import functional as F
 
-from benchmarks.reference import trace, unfused_attention
+from benchmarks.reference import trace
 from stitchkit import SNNet, StitchConfig, create_snnet, load_checkpoint
+from stitchkit.model.mode import unfused_attention
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 
 import torch
@@ -15,23 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from stitchkit import InputError, SNNet, Stitch
+from stitchkit.model.mode import unfused_attention
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # fvcore compiles losses when it is imported, in a way that torch gives up
     from fvcore.nn import FlopCountAnalysis
-
-
-@contextmanager
-def unfused_attention(model: nn.Module) -> Iterator[None]:
-    """timm's attention spelt out, as the published code has it; fused attention is younger."""
-    fused = [part for part in model.modules() if getattr(part, "fused_attn", False)]
-    for part in fused:
-        part.fused_attn = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for part in fused:
-            part.fused_attn = True  # type: ignore[assignment]
 
 
 def one_by_one(model: SNNet, images: torch.Tensor) -> torch.Tensor:

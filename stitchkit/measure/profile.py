@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from stitchkit.measure.compose import Composition
-from stitchkit.model.mode import evaluating
+from stitchkit.model.mode import evaluating, unfused_attention
 from stitchkit.model.snnet import SNNet
 
 with warnings.catch_warnings():
@@ -62,23 +60,10 @@ def measure(module: nn.Module, x: torch.Tensor) -> Cost:
         module: Any module of one input; its mode is kept.
         x: Its input; the count is for the whole batch.
     """
-    counts = []
-    with evaluating(module), _unfused_attention(module), torch.no_grad():
+    counts = []  # fvcore does not see inside the fused operator of attention
+    with evaluating(module), unfused_attention(module), torch.no_grad():
         for analysis in (FlopCountAnalysis, ActivationCountAnalysis):
             quiet = analysis(module, x).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
             counts.append(int(quiet.total()))
     flops, activations = counts
     return Cost(flops, sum(parameter.numel() for parameter in module.parameters()), activations)
-
-
-@contextmanager
-def _unfused_attention(module: nn.Module) -> Iterator[None]:
-    """timm's attention spelt out, because fvcore does not see inside the fused operator."""
-    fused = [part for part in module.modules() if getattr(part, "fused_attn", False)]
-    for part in fused:
-        part.fused_attn = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for part in fused:
-            part.fused_attn = True  # type: ignore[assignment]

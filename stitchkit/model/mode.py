@@ -1,4 +1,4 @@
-"""Modes of modules for a while: evaluation, and batch norms that take no notice of what they see."""
+"""Modes of modules for a while: evaluation, batch norms that take no notice of what they see, attention spelt out."""
 
 from __future__ import annotations
 
@@ -38,3 +38,16 @@ def without_statistics(module: nn.Module) -> Iterator[None]:
             norm.momentum = momentum
             if norm.num_batches_tracked is not None and count is not None:
                 norm.num_batches_tracked.copy_(count)
+
+
+@contextmanager
+def unfused_attention(module: nn.Module) -> Iterator[None]:
+    """Let timm's attention be spelt out for a while, as it was before there was one operator for it."""
+    fused = [part for part in module.modules() if getattr(part, "fused_attn", False)]
+    for part in fused:
+        part.fused_attn = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for part in fused:
+            part.fused_attn = True  # type: ignore[assignment]

@@ -67,7 +67,7 @@ class OnePass:
         if not self._visits:
             raise InputError("there is no stitch to run; give at least one cfg_id")
         self._memory = memory
-        self._portion: dict[tuple[int, ...], int] = {}
+        self._portion: dict[tuple[object, ...], int] = {}
         every = chain.from_iterable(self._visits.values())
         self._uses = Counter((visit.parent, visit.joint.front_block) for visit in every if visit.joint is not None)
 
@@ -90,8 +90,8 @@ class OnePass:
 
     def _portions(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The images in parts that the memory is enough for."""
-        shape = tuple(x.shape[1:])
-        if shape not in self._portion:
+        kind = (x.shape[1:], x.dtype, x.device, torch.is_autocast_enabled(x.device.type))
+        if kind not in self._portion:
             with LiveBytes() as live:
                 self._run(x[:1])
             budget = default_budget(x.device) if self._memory is None else self._memory
@@ -100,8 +100,8 @@ class OnePass:
                     f"a memory of {budget // _MIB} MiB is not enough for one image through {sum(self._uses.values())} "
                     f"joints; give at least {-(-live.peak // _MIB)} MiB, or fewer stitches"
                 )
-            self._portion[shape] = budget // live.peak
-        return torch.split(x, self._portion[shape])
+            self._portion[kind] = budget // live.peak
+        return torch.split(x, self._portion[kind])
 
     def _run(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
         left: dict[tuple[Visit, int], torch.Tensor] = {}

@@ -152,10 +152,10 @@ class StageWise:
                 pairs = list(self._pairs(front.depths[stage], end.depths[stage]))
                 if not pairs:
                     raise self._nothing_to_join(stage, front, end)
-                for pair in pairs:
-                    joint = Joint(front.label, leave + pair.front, end.label, enter + pair.end)
-                    layers[joint] = (number, couple, pair.layer)
-                    stitches.append(_through(joint, sum(end.depths)))
+                for i, j, layer in pairs:
+                    pair = BlockPair(leave + i, enter + j, layer)
+                    layers[Joint(front.label, pair.front, end.label, pair.end)] = (number, couple, layer)
+                    stitches.append(_stitch([front.label, end.label], [pair], sum(end.depths)))
         return Plan(tuple(stitches), layers)
 
     def _nothing_to_join(self, stage: int, front: Shape, end: Shape) -> InputError:
@@ -240,11 +240,6 @@ def _check_window(kernel_size: int, stride: int) -> None:
 
 def _blocks(anchors: Sequence[Shape]) -> str:
     return ", ".join(f"{anchor.label} {'+'.join(map(str, anchor.depths))}" for anchor in anchors)
-
-
-def _through(joint: Joint, end_depth: int) -> Stitch:
-    front = Segment(joint.front, 0, joint.front_block + 1)
-    return Stitch((front, Segment(joint.end, joint.end_block, end_depth)))
 
 
 def _chained(window: Sequence[BlockPair], count: int, enter: int = 0) -> Iterator[tuple[BlockPair, ...]]:

@@ -76,7 +76,7 @@ def create_loaders(
         raise
     except Exception as error:  # timm parses policies and names of interpolations as it goes
         raise InputError(f"timm cannot prepare images as asked: {type(error).__name__}: {error}") from error
-    if train is not None and len(train) < recipe.optim.grad_accum_steps:
+    if train is not None and len(train) < (1 if recipe.run.eval else recipe.optim.grad_accum_steps):
         raise InputError(
             f"the training split has {len(train.dataset)} images, less than one step of {data.batch_size} x "
             f"{world.size} ranks x {recipe.optim.grad_accum_steps} batches; lower --batch-size"

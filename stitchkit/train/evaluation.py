@@ -69,8 +69,11 @@ def evaluate_stitches(session: Session) -> None:
     origin = _origin(recipe, session.world)
     ledger, missing = _share_work(session, model, origin, wanted)
     last = len(model.space) - 1
-    one_by_one = bool(recipe.run.recalibrate_bn)
-    for cfg_id, score in (_each_alone if one_by_one else _in_one_pass)(session, model, missing, origin):
+    if recipe.run.recalibrate_bn:
+        scores = _each_alone(session, model, missing)
+    else:
+        scores = _in_one_pass(session, model, missing, origin)
+    for cfg_id, score in scores:
         if ledger is not None:
             ledger.append(cfg_id, score._asdict())
         _logger.info("stitch %d/%d  %s  acc1 %.2f", cfg_id, last, model.space[cfg_id], score.acc1)
@@ -131,9 +134,7 @@ def _in_one_pass(
     partial.remove()
 
 
-def _each_alone(
-    session: Session, model: SNNet, cfg_ids: Sequence[int], _: Mapping[str, Any]
-) -> Iterator[tuple[int, Score]]:
+def _each_alone(session: Session, model: SNNet, cfg_ids: Sequence[int]) -> Iterator[tuple[int, Score]]:
     """Score of each stitch, one after the other."""
     for cfg_id in cfg_ids:
         yield cfg_id, _score_alone(session, cfg_id, f"stitch {cfg_id}/{len(model.space) - 1}")

@@ -103,3 +103,16 @@ def test_live_bytes_count_what_lives_at_the_same_time():
         x.view(16, 16)  # of something made outside
     assert live.peak == 2048
     assert z.shape == (16,)
+
+
+@torch.no_grad()
+def test_memory_is_measured_for_each_kind_of_input():
+    """What an image takes depends on its size, its type and the precision; a network may be moved between calls."""
+    model = pico_snnet()
+    one_pass = OnePass(model)
+    one_pass(pico_images())
+    with torch.autocast("cpu", torch.bfloat16):
+        one_pass(pico_images())
+    model.bfloat16()
+    one_pass(pico_images().bfloat16())
+    assert len(one_pass._portion) == 3

@@ -108,3 +108,9 @@ def test_networks_of_frozen_anchors_keep_their_statistics():
         model(pico_images(4, size=64), len(model.anchors))
         assert all(torch.equal(value, before[name]) for name, value in model.anchors.state_dict().items())
         assert model.train().stitch_layers.training
+
+
+def test_calibration_batches_make_no_step(trained):
+    """A recipe that accumulates gradients over more batches than are asked for says nothing about an evaluation."""
+    _, command = trained
+    assert main([*command, "--experiment", "one", "--recalibrate-bn", "1", "--grad-accum-steps", "8"]) == 0
