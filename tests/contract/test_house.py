@@ -18,13 +18,16 @@ FLOORS = {
     "stitchkit/model": 3,
     "stitchkit/measure": 4,
     "stitchkit/train": 5,
+    "stitchkit/parser.py": 1,
     "stitchkit/__init__.py": 6,
-    "stitchkit/cli.py": 6,
-    "stitchkit/__main__.py": 7,
-    "benchmarks": 8,
+    "stitchkit/commands.py": 6,
+    "assembly": 7,
+    "stitchkit/cli.py": 8,
+    "stitchkit/__main__.py": 9,
+    "benchmarks": 10,
 }
 FAMILIES = ("stitching_deit", "stitching_levit", "stitching_resnet_swin", "stitching_swin")
-PACKAGES = ("stitchkit", *FAMILIES, "benchmarks")
+PACKAGES = ("stitchkit", *FAMILIES, "assembly", "benchmarks")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 

@@ -1,0 +1,1 @@
+"""Stitching jobs: assemblies of pretrained parts and trainable adapters, and sweeps over them."""
