@@ -1,0 +1,192 @@
+"""Where the jobs of a sweep run: a pool of processes on this machine, or Slurm. Both through submitit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import yaml
+
+from assembly.worker import JobFolder, SweepJob
+from stitchkit.errors import InputError
+
+_NO_LIMIT = 60 * 24 * 365
+
+
+class Cluster(Protocol):
+    """What a sweep asks of the place where its jobs run."""
+
+    def start(self, folders: Sequence[JobFolder]) -> None:
+        """Take jobs; as many run at once as there is room for."""
+
+    def poll(self) -> list[JobFolder]:
+        """Jobs that are over since the last call, with a result or without."""
+
+    def stop(self) -> None:
+        """Leave: what only lives with this process ends, the rest goes on."""
+
+
+@dataclass
+class LocalPool:
+    """At most so many jobs at once, each a process of its own on this machine.
+
+    Args:
+        limit: How many.
+        num_gpus: GPUs of each job; jobs take turns where there are fewer than they want.
+    """
+
+    limit: int
+    num_gpus: int = 0
+    _waiting: list[JobFolder] = field(default_factory=list)
+    _running: dict[int, tuple[JobFolder, Any]] = field(default_factory=dict)
+
+    def start(self, folders: Sequence[JobFolder]) -> None:
+        """Take jobs, and start the first of them."""
+        self._waiting += folders
+        self._fill()
+
+    def poll(self) -> list[JobFolder]:
+        """Jobs whose process has ended; others start in their place."""
+        over = [slot for slot, (_, job) in self._running.items() if job.done()]
+        folders = [self._running.pop(slot)[0] for slot in over]
+        self._fill()
+        return folders
+
+    def stop(self) -> None:
+        """End what runs; each job goes on from its last epoch when it is started again."""
+        for _, job in self._running.values():
+            job.cancel()
+
+    def _fill(self) -> None:
+        for slot in range(self.limit):
+            if self._waiting and slot not in self._running:
+                folder = self._waiting.pop(0)
+                self._running[slot] = folder, self._submit(folder, slot)
+
+    def _submit(self, folder: JobFolder, slot: int) -> Any:
+        submitit = import_submitit()
+        executor = submitit.LocalExecutor(folder.path / "submitit")
+        gpus = _gpus()
+        chosen = [gpus[(slot * self.num_gpus + number) % len(gpus)] for number in range(self.num_gpus)]
+        executor.update_parameters(
+            timeout_min=_NO_LIMIT,
+            tasks_per_node=max(1, self.num_gpus),
+            gpus_per_node=self.num_gpus,
+            visible_gpus=chosen,
+            stderr_to_stdout=True,
+        )
+        return executor.submit(SweepJob(folder))
+
+
+@dataclass
+class Slurm:
+    """One job array on a Slurm cluster. Its jobs survive this process: the next one finds and watches them.
+
+    Args:
+        folder: Where submitit keeps its files; all nodes see it.
+        limit: How many jobs run at once.
+        parameters: What submitit tells Slurm, e.g. `partition`.
+    """
+
+    folder: str
+    limit: int
+    parameters: Mapping[str, Any]
+    _watched: dict[str, JobFolder] = field(default_factory=dict)
+    _missed: set[str] = field(default_factory=set)
+
+    def start(self, folders: Sequence[JobFolder]) -> None:
+        """Submit the jobs that are not in the queue already, and watch all."""
+        queue = _queue()
+        known = {folder: _submission(folder) for folder in folders}
+        self._watched |= {number: folder for folder, number in known.items() if number in queue}
+        fresh = [folder for folder, number in known.items() if number not in queue]
+        for folder, number in zip(fresh, self._submit(fresh) if fresh else (), strict=True):
+            folder.submission.write_text(yaml.safe_dump({"cluster": "slurm", "job": number}))
+            self._watched[number] = folder
+
+    def poll(self) -> list[JobFolder]:
+        """Jobs with a result or a failure, and those that Slurm has dropped."""
+        gone = set(self._watched) - _queue()
+        # On a shared file system a result can be seen later than the end of its job, so look twice.
+        dropped, self._missed = gone & self._missed, gone
+        over = [
+            number
+            for number, folder in self._watched.items()
+            if number in dropped or (number in gone and (folder.result.exists() or folder.failure))
+        ]
+        return [self._watched.pop(number) for number in over]
+
+    def stop(self) -> None:
+        """Leave the jobs in the queue."""
+
+    def _submit(self, folders: Sequence[JobFolder]) -> list[str]:
+        submitit = import_submitit()
+        try:
+            executor = submitit.SlurmExecutor(self.folder)
+            executor.update_parameters(array_parallelism=self.limit, stderr_to_stdout=True, **self.parameters)
+            with executor.batch():
+                jobs = [executor.submit(SweepJob(folder)) for folder in folders]
+        except (RuntimeError, submitit.core.utils.FailedJobError) as error:
+            raise InputError(f"Slurm does not take the jobs: {str(error).strip()}") from error
+        return [job.job_id for job in jobs]
+
+
+def import_submitit() -> Any:
+    """The library that runs jobs.
+
+    Raises:
+        InputError: If it is not installed.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise InputError(
+            "sweeps run through submitit, which is not installed; pip install 'stitchkit[jobs]'"
+        ) from error
+    return submitit
+
+
+def _submission(folder: JobFolder) -> str | None:
+    """Number of a job in Slurm's queue, where it was sent there."""
+    if not folder.submission.exists():
+        return None
+    return str(yaml.safe_load(folder.submission.read_text())["job"])
+
+
+def _queue() -> set[str]:
+    """Numbers of all jobs in Slurm's queue, each of an array by itself.
+
+    Raises:
+        InputError: If Slurm does not answer.
+    """
+    # Not sacct, which submitit asks: it needs an accounting database, which not every cluster has.
+    command = ["squeue", "--noheader", "--array", "--format=%i"]
+    try:
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except FileNotFoundError as error:
+        raise InputError(
+            "there is no Slurm on this machine; use --cluster local, or a machine of the cluster"
+        ) from error
+    except subprocess.CalledProcessError as error:
+        raise InputError(f"Slurm does not answer: {error.stderr.strip()}") from error
+    return set(output.split())
+
+
+def _gpus() -> list[int]:
+    """Numbers of the GPUs that this process may use.
+
+    Raises:
+        InputError: If they are named by something else than numbers.
+    """
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return list(range(torch.cuda.device_count()))
+    try:
+        return [int(name) for name in visible.split(",") if name]
+    except ValueError as error:
+        raise InputError(f"CUDA_VISIBLE_DEVICES is '{visible}'; name GPUs by their numbers") from error
