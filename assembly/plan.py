@@ -148,3 +148,29 @@ def _finetuned(config: SweepConfig, gap: Gap) -> list[PartDict]:
 
 def _frozen(parts: Sequence[PartDict], frozen: bool) -> list[PartDict]:
     return [{name: {**arguments, "frozen": frozen}} for part in parts for name, arguments in part.items()]
+
+
+def table(jobs: Sequence[PlannedJob]) -> str:
+    """A plan as text in columns: gap, stitcher, and the parameters of the adapter or why there is none."""
+    lines = [("gap", "down", "stitcher", "adapter params", "")]
+    for job in jobs:
+        about = job.metadata
+        if "uncut" in about:
+            lines.append(("-", "-", f"uncut {about['uncut']}", "-", ""))
+            continue
+        gap = f"{about['first_deleted_block']},{about['last_deleted_block']}"
+        params = quantity(num_params(job.adapter)) if job.adapter else "-"
+        reason = f"does not apply: {job.reason}" if job.config is None else "" if job.adapter else "everything trains"
+        lines.append((gap, str(about["num_downsamples"]), about["adapter"], params, reason))
+    return tabulate(lines)
+
+
+def num_params(adapter: Sequence[PartDict]) -> int:
+    """Parameters of the parts of an adapter."""
+    count = 0
+    with torch.device("meta"):
+        for part in adapter:
+            for name, arguments in part.items():
+                own = {key: value for key, value in arguments.items() if key not in COMMON}
+                count += sum(parameter.numel() for parameter in part_class(name)(**own).parameters())
+    return count

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from stitchkit.errors import unknown
+from stitchkit.errors import InputError, unknown
+from stitchkit.model.formats import TensorFormat
 
 PartDict = dict[str, dict[str, Any]]
 """A part as a file has it: its class name and its arguments."""
@@ -57,13 +58,26 @@ class Shape:
 
     @classmethod
     def parse(cls, value: object) -> Shape | None:
-        """The shape that a declared format carries; None where it carries none."""
-        match value:
-            case ["img" | "bhwc" as name, [int(channels), int(height), int(width)]] if height == width:
-                return cls(name, channels, height)
-            case ["bert" | "token" as name, [int(channels), int(length)]] if math.isqrt(length) ** 2 == length:
-                return cls(name, channels, math.isqrt(length))
-        return None
+        """The shape that a file declares, e.g. `[img, [C, H, W]]`; None where it declares no channels or no size.
+
+        Raises:
+            InputError: If it is no format, or not square.
+        """
+        return None if value is None else cls.of(TensorFormat.parse(value))
+
+    @classmethod
+    def of(cls, declared: TensorFormat) -> Shape | None:
+        """The shape that a format has; None where it has no channels or no size.
+
+        Raises:
+            InputError: If it is not square.
+        """
+        if declared.channels is None or not declared.positions:
+            return None
+        height, width = declared.grid
+        if height != width:
+            raise InputError(f"{declared} is not square; sweeps halve one side, so use square images")
+        return cls(declared.kind, declared.channels, height)
 
     def __str__(self) -> str:
         positions = f"{self.side} x {self.side}" if self.is_image_like else str(self.side**2)

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from assembly.files import naming, read_yaml
+from assembly.settings import Preprocessing
+from assembly.shapes import PieceShapes, piece_shapes
 from assembly.spec import PartSpec
 from assembly.stitchers import (
     DEFAULT_STITCHERS,
@@ -64,18 +66,6 @@ DEFAULT_GAPS = tuple(
 """The nine of the published sweeps, for networks of eight pieces."""
 
 
-class PieceShapes(NamedTuple):
-    """What a piece of a network takes and gives.
-
-    Args:
-        takes: None for a stem, which takes an image.
-        gives: None for the last piece, which gives logits.
-    """
-
-    takes: Shape | None
-    gives: Shape | None
-
-
 @dataclass(frozen=True)
 class CutNetwork:
     """A network in pieces.
@@ -93,22 +83,14 @@ class CutNetwork:
         """The network that a list of pieces describes.
 
         Raises:
-            InputError: If it is no such list, or a piece does not say what it gives.
+            InputError: If it is no such list, or it cannot be found what a piece takes and gives.
         """
         if key not in content:
             raise InputError(f"{key} is missing; a sweep has either stages, or src_stages and dest_stages")
         specs = [PartSpec.parse(*item) for item in _items(content[key], key)]
-        formats = [(spec.arguments.get("in_format"), spec.arguments.get("out_format")) for spec in specs]
-        shapes: list[PieceShapes] = []
-        for spec, (taken, given) in zip(specs, formats, strict=True):
-            before = shapes[-1].gives if shapes else None
-            shapes.append(PieceShapes(Shape.parse(taken) or before, Shape.parse(given)))
-            if shapes[-1].gives is None and spec is not specs[-1]:
-                raise InputError(
-                    f"{spec.place} has out_format {given!r}; a sweep needs its size too, e.g. [img, [256, 56, 56]] or "
-                    "[bert, [384, 196]]"
-                )
-        return cls(tuple({spec.name: dict(spec.arguments)} for spec in specs), tuple(shapes))
+        settings = content.get("train_config") or {}
+        side = settings.get("data_preprocessing", {}).get("image_size", Preprocessing.image_size)
+        return cls(tuple({spec.name: dict(spec.arguments)} for spec in specs), piece_shapes(specs, side))
 
 
 @dataclass(frozen=True)
