@@ -1,0 +1,295 @@
+"""Data sets by name: torchvision's, image folders, timm's data set strings and scikit-learn's digits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torchvision.datasets
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
+from torchvision.transforms import v2
+
+from stitchkit.errors import InputError, unknown
+
+Split = Literal["train", "test"]
+Transform = Callable[[Any], Any]
+
+_TEST_SHARE = 0.2
+_TIMM = ("torch", "hfds", "hfids", "tfds", "wds")
+
+
+@dataclass
+class LabelledImages(Dataset[tuple[Any, int]]):
+    """Images with their labels.
+
+    Args:
+        samples: Gives `(PIL image, label)`.
+        classes: Class names in the order of their numbers; empty where the reader does not know them.
+        transform: What an RGB image goes through, e.g. of `torchvision.transforms.v2`.
+    """
+
+    samples: Any
+    classes: tuple[str, ...]
+    transform: Transform | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image, label = self.samples[index]
+        image = image.convert("RGB")
+        return image if self.transform is None else self.transform(image), int(label)
+
+
+class Source(NamedTuple):
+    """How torchvision spells one of its data sets.
+
+    Args:
+        reader: Name of its class.
+        argument: The argument that chooses a split; None where there are no splits, and ours is made.
+        train: Its values for all images that are not for testing.
+        test: Its value for the images that are; of `val` where only that has labels.
+        needs: What its folder holds.
+        by_hand: torchvision cannot download it.
+    """
+
+    reader: str
+    argument: str | None
+    train: tuple[Any, ...]
+    test: Any
+    needs: str
+    by_hand: bool = False
+
+
+_ROWS = (
+    Source("CIFAR10", "train", (True,), False, "cifar-10-batches-py/"),
+    Source("CIFAR100", "train", (True,), False, "cifar-100-python/"),
+    Source("MNIST", "train", (True,), False, "MNIST/raw/"),
+    Source("FashionMNIST", "train", (True,), False, "FashionMNIST/raw/"),
+    Source("KMNIST", "train", (True,), False, "KMNIST/raw/"),
+    Source("USPS", "train", (True,), False, "usps.bz2 and usps.t.bz2"),
+    Source("SVHN", "split", ("train",), "test", "train_32x32.mat and test_32x32.mat"),
+    Source("GTSRB", "split", ("train",), "test", "gtsrb/GTSRB/ and gtsrb/GT-final_test.csv"),
+    Source("Food101", "split", ("train",), "test", "food-101/"),
+    Source("STL10", "split", ("train",), "test", "stl10_binary/"),
+    Source("DTD", "split", ("train", "val"), "test", "dtd/dtd/"),
+    Source("Flowers102", "split", ("train", "val"), "test", "flowers-102/"),
+    Source("RenderedSST2", "split", ("train", "val"), "test", "rendered-sst2/"),
+    Source("Country211", "split", ("train", "valid"), "test", "country211/"),
+    Source("FGVCAircraft", "split", ("trainval",), "test", "fgvc-aircraft-2013b/"),
+    Source("OxfordIIITPet", "split", ("trainval",), "test", "oxford-iiit-pet/"),
+    Source("Imagenette", "split", ("train",), "val", "imagenette2/"),
+    Source("Places365", "split", ("train-standard",), "val", "data_large_standard/, val_large/ and the file lists"),
+    Source("EuroSAT", None, (), None, "eurosat/2750/"),
+    Source("SUN397", None, (), None, "SUN397/"),
+    Source(
+        "StanfordCars", "split", ("train",), "test",
+        "stanford_cars/ with cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat", by_hand=True,
+    ),
+    Source(
+        "ImageNet", "split", ("train",), "val",
+        "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz", by_hand=True,
+    ),
+)  # fmt: skip
+SOURCES = {source.reader.lower(): source for source in _ROWS}
+"""torchvision's data sets by name."""
+
+_SHORT = {"aircraft": "fgvcaircraft", "cars": "stanfordcars", "flowers": "flowers102", "pets": "oxfordiiitpet"}
+
+
+def open_dataset(
+    name: str,
+    *,
+    root: str | Path | None,
+    split: Split,
+    transform: Transform | None = None,
+    download: bool = False,
+) -> Dataset[Any]:
+    """Open one split of a data set; it has `.classes`, a tuple that is empty where the reader does not know them.
+
+    Args:
+        name: A folder with `train/` and `test/`, `val/` or `validation/`, by itself or under `root`; a torchvision
+            class such as `CIFAR10`, in any spelling of case and hyphens; a timm string such as `hfds/timm/resisc45`;
+            or `digits`.
+        root: The folder that its files are in.
+        split: `train`, all images that are not for testing, or `test`.
+        transform: What each image, a PIL image in RGB, goes through.
+        download: Download what is not there, where the reader can.
+
+    Raises:
+        InputError: If there is no such data set, or its files are not there.
+    """
+    place = Path(root or "", name)
+    key = "".join(letter for letter in name.lower() if letter not in "-_ ")
+    key = _SHORT.get(key, key)
+    if (place / "train").is_dir() and key != "country211":
+        return _open_folder(place, split, transform)
+    if name.partition("/")[0].lower() in _TIMM and "/" in name:
+        return _open_timm(name, root, split, transform, download)
+    if key == "digits":
+        return _open_digits(split, transform)
+    if key in SOURCES:
+        samples, classes = read(key, root, split, download=download)
+        return LabelledImages(samples, classes, transform)
+    if place.is_dir() or "/" in name:
+        raise InputError(
+            f"data folder '{place}' has no train/ folder; it needs train/ and val/, one folder a class in each"
+        )
+    raise unknown("data set", name, sorted([*SOURCES, *_SHORT, "digits"]))
+
+
+def read(
+    key: str, root: str | Path | None, split: Split, *, download: bool, loader: Transform | None = None
+) -> tuple[Any, tuple[str, ...]]:
+    """Samples and class names of a torchvision data set.
+
+    Args:
+        key: Its key in `SOURCES`.
+        root: The folder that its files are in.
+        split: `train` or `test`.
+        download: Download what is not there.
+        loader: What becomes of the path of an image, for readers that have files; by default the image.
+
+    Raises:
+        InputError: If its files are not there.
+    """
+    source = SOURCES[key]
+    if root is None:
+        raise InputError(f"data set '{key}' is read from files; name the folder that holds {source.needs}")
+    values = (None,) if source.argument is None else source.train if split == "train" else (source.test,)
+    readers = [_create(key, root, value, download) for value in values]
+    chosen = _own_split(readers[0], split) if source.argument is None else range(len(readers[0]))
+    for reader in readers:
+        if loader is not None and hasattr(reader, "loader"):
+            reader.loader = loader
+    samples = ConcatDataset(readers) if len(readers) > 1 else Subset(readers[0], chosen)
+    return samples, _class_names(readers[0])
+
+
+def _create(key: str, root: str | Path, value: object, download: bool) -> Any:
+    """A reader of torchvision for one of its own splits."""
+    source = SOURCES[key]
+    options: dict[str, Any] = {} if source.argument is None else {source.argument: value}
+    if not source.by_hand:
+        options["download"] = download
+    try:
+        return getattr(torchvision.datasets, source.reader)(str(root), **options)
+    except Exception as error:  # the readers and the network raise many kinds
+        if source.by_hand:
+            advice = "nothing downloads it, so put that there by hand"
+        else:
+            advice = "ask for the download again" if download else "put that there, or ask for it: download is off"
+        reason = str(error).split("\n")[0]
+        raise InputError(
+            f"data set '{key}' cannot be read from '{root}' ({type(error).__name__}: {reason}), where it needs "
+            f"{source.needs}; {advice}"
+        ) from error
+
+
+def _own_split(reader: Any, split: Split) -> Sequence[int]:
+    """Numbers of the images of a split where none is published: one in five of each class is for testing."""
+    from sklearn.model_selection import train_test_split
+
+    decode, reader.loader = reader.loader, str
+    paths = [reader[index] for index in range(len(reader))]
+    reader.loader = decode
+    # Readers list folders in the order of the disk; the split is to be the same everywhere.
+    numbers = sorted(range(len(paths)), key=paths.__getitem__)
+    labels = [paths[number][1] for number in numbers]
+    train, test = train_test_split(numbers, test_size=_TEST_SHARE, stratify=labels, random_state=0)
+    return train if split == "train" else test  # type: ignore[no-any-return]
+
+
+def _class_names(reader: Any) -> tuple[str, ...]:
+    """Class names; numbers where the reader has none."""
+    names = getattr(reader, "classes", None)
+    if names:
+        return tuple(name if isinstance(name, str) else name[0] for name in names)
+    if isinstance(reader, torchvision.datasets.GTSRB):
+        return tuple(f"{number:02d}" for number in range(43))
+    return tuple(str(number) for number in range(10))
+
+
+def _open_folder(folder: Path, split: Split, transform: Transform | None) -> LabelledImages:
+    """A split of an image folder."""
+    names = ("train",) if split == "train" else ("test", "validation", "val", "valid")
+    # ImageNet's test/ has images and no classes.
+    found = [folder / name for name in names if any(place.is_dir() for place in (folder / name).glob("*"))]
+    if not found:
+        raise InputError(f"data folder '{folder}' has no {' or '.join(names)}/ folder with one folder a class in it")
+    try:
+        samples = torchvision.datasets.ImageFolder(str(found[0]))
+    except FileNotFoundError as error:
+        raise InputError(f"{error}; put images there, or remove the folder") from error
+    train = tuple(sorted(place.name for place in (folder / "train").iterdir() if place.is_dir()))
+    if tuple(samples.classes) != train:
+        odd = sorted(set(samples.classes) ^ set(train))
+        raise InputError(f"'{found[0]}' and train/ differ in the class folders {', '.join(odd[:5])}; make them equal")
+    return LabelledImages(samples, train, transform)
+
+
+def _open_digits(split: Split, transform: Transform | None) -> LabelledImages:
+    """scikit-learn's digits, as `stitchkit demo-data` splits them."""
+    from stitchkit.train.digits import read_digits
+
+    samples = [(image, label) for _, image, label in read_digits("train" if split == "train" else "validation")]
+    return LabelledImages(samples, tuple(map(str, range(10))), transform)
+
+
+def _open_timm(
+    name: str, root: str | Path | None, split: Split, transform: Transform | None, download: bool
+) -> Dataset[Any]:
+    """A timm data set."""
+    if split == "train" or name.lower().startswith("torch/"):
+        names = ["train" if split == "train" else "validation"]
+    else:
+        names = ["test", "validation"]
+    errors = []
+    for candidate in names:
+        try:
+            samples, classes = read_timm(name, root, candidate, download=download)
+        except InputError as error:
+            errors.append(error)
+            continue
+        if isinstance(samples, IterableDataset):
+            samples.transform = v2.Compose([v2.RGB(), *([transform] if transform else [])])  # type: ignore[attr-defined]
+            samples.classes = classes  # type: ignore[attr-defined]
+            return samples
+        return LabelledImages(samples, classes, transform)
+    raise errors[0]
+
+
+def read_timm(name: str, root: str | Path | None, split: str, *, download: bool) -> tuple[Any, tuple[str, ...]]:
+    """Samples and class names of a timm data set string.
+
+    Args:
+        name: For example `hfds/timm/resisc45`.
+        root: The folder that its files are in, or are to be.
+        split: A split as the data set names it.
+        download: Download what is not there.
+
+    Raises:
+        InputError: If it cannot be opened.
+    """
+    from timm.data import create_dataset
+
+    needed = {"hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow-datasets", "wds": "webdataset"}
+    prefix = name.partition("/")[0].lower()
+    try:
+        samples = create_dataset(
+            name, root=None if root is None else str(root), split=split, is_training=split == "train", download=download
+        )
+    except ImportError as error:
+        package = needed.get(prefix, "timm")
+        raise InputError(f"data set '{name}' is read by the package {package}; pip install {package}") from error
+    except Exception as error:  # the readers of many libraries raise many kinds
+        reason = str(error).split("\n")[0]
+        raise InputError(
+            f"data set '{name}', split '{split}', cannot be opened in '{root}' ({type(error).__name__}: {reason}); "
+            "check its name and folder" + ("" if download else ", or ask for the download, which is off")
+        ) from error
+    source = getattr(samples, "reader", samples)
+    numbers = getattr(source, "class_to_idx", None) or {}
+    return samples, tuple(sorted(numbers, key=numbers.__getitem__))
