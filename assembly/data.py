@@ -78,7 +78,9 @@ def _some(dataset: Dataset[Any], config: JobConfig, task: TaskConfig) -> Dataset
 def _loader(
     dataset: Dataset[Any], config: JobConfig, task: TaskConfig, world: World, *, training: bool
 ) -> DirectLoader:
-    sampler = DistributedSampler(dataset, world.size, world.rank, shuffle=training, seed=config.train_config.seed)
+    sampler: DistributedSampler[Any] = DistributedSampler(
+        dataset, world.size, world.rank, shuffle=training, seed=config.train_config.seed
+    )
     # A batch of one image has no batch statistics.
     lone = len(sampler) > task.batch_size and len(sampler) % task.batch_size == 1
     loader = DataLoader(

@@ -18,7 +18,7 @@ TRANSFORMS = {
 _ENUMS: dict[str, Any] = {"interpolation": v2.InterpolationMode, "policy": v2.AutoAugmentPolicy}
 
 
-def create_transform(task: TaskConfig, place: str, *, training: bool) -> Callable[[Any], torch.Tensor]:
+def create_transform(task: TaskConfig, place: str, *, training: bool) -> Callable[[Any], Any]:
     """What an image of a task goes through.
 
     Args:
