@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torchvision.datasets
+from timm.data import create_dataset
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from torchvision.transforms import v2
 
@@ -16,8 +19,12 @@ from stitchkit.errors import InputError, unknown
 Split = Literal["train", "test"]
 Transform = Callable[[Any], Any]
 
-_TEST_SHARE = 0.2
-_TIMM = ("torch", "hfds", "hfids", "tfds", "wds")
+TEST_SHARE = 0.2
+"""How much is for testing where no split is published."""
+
+# Prefixes of timm's data set strings, and the packages that read them.
+_TIMM = {"torch": "torchvision", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets"}
+_TIMM["wds"] = "webdataset"
 
 
 @dataclass
@@ -190,16 +197,27 @@ def _create(key: str, root: str | Path, value: object, download: bool) -> Any:
 
 def _own_split(reader: Any, split: Split) -> Sequence[int]:
     """Numbers of the images of a split where none is published: one in five of each class is for testing."""
-    from sklearn.model_selection import train_test_split
-
     decode, reader.loader = reader.loader, str
     paths = [reader[index] for index in range(len(reader))]
     reader.loader = decode
     # Readers list folders in the order of the disk; the split is to be the same everywhere.
     numbers = sorted(range(len(paths)), key=paths.__getitem__)
-    labels = [paths[number][1] for number in numbers]
-    train, test = train_test_split(numbers, test_size=_TEST_SHARE, stratify=labels, random_state=0)
-    return train if split == "train" else test  # type: ignore[no-any-return]
+    rest, test = divide(numbers, [paths[number][1] for number in numbers], TEST_SHARE)
+    return rest if split == "train" else test
+
+
+def divide(numbers: Sequence[int], labels: Sequence[int], share: float) -> tuple[list[int], list[int]]:
+    """The rest of some images and a share of each class of them, drawn with a fixed seed.
+
+    Args:
+        numbers: The images.
+        labels: The label of each.
+        share: How much to draw, between 0 and 1.
+    """
+    from sklearn.model_selection import train_test_split
+
+    rest, drawn = train_test_split(numbers, test_size=share, stratify=labels, random_state=0)
+    return rest, drawn
 
 
 def _class_names(reader: Any) -> tuple[str, ...]:
@@ -273,17 +291,13 @@ def read_timm(name: str, root: str | Path | None, split: str, *, download: bool)
     Raises:
         InputError: If it cannot be opened.
     """
-    from timm.data import create_dataset
-
-    needed = {"hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow-datasets", "wds": "webdataset"}
-    prefix = name.partition("/")[0].lower()
+    package = _TIMM[name.partition("/")[0].lower()]
+    if find_spec(package) is None:
+        raise InputError(f"data set '{name}' is read by the package {package}; pip install {package}")
+    place = None if root is None else str(root)
     try:
-        samples = create_dataset(
-            name, root=None if root is None else str(root), split=split, is_training=split == "train", download=download
-        )
-    except ImportError as error:
-        package = needed.get(prefix, "timm")
-        raise InputError(f"data set '{name}' is read by the package {package}; pip install {package}") from error
+        with nullcontext() if download or package != "datasets" else _offline():
+            samples = create_dataset(name, root=place, split=split, is_training=split == "train", download=download)
     except Exception as error:  # the readers of many libraries raise many kinds
         reason = str(error).split("\n")[0]
         raise InputError(
@@ -293,3 +307,20 @@ def read_timm(name: str, root: str | Path | None, split: str, *, download: bool)
     source = getattr(samples, "reader", samples)
     numbers = getattr(source, "class_to_idx", None) or {}
     return samples, tuple(sorted(numbers, key=numbers.__getitem__))
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Hugging Face's packages read what is on the disk and ask no server."""
+    import datasets
+    import huggingface_hub.constants
+
+    places = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
