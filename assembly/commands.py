@@ -20,8 +20,8 @@ def add_commands(commands: Commands) -> None:
 
 
 def _list_datasets(_: dict[str, Any]) -> None:
-    from assembly.datasets import SOURCES
     from assembly.prepare import COLLECTIONS
+    from assembly.sources import SOURCES
 
     for name, source in sorted(SOURCES.items()):
         print(f"{name:14} {'by hand ' if source.by_hand else 'download'} {source.needs}")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torchvision.datasets
 from timm.data import create_dataset
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from torchvision.transforms import v2
 
+from assembly.sources import SHORT, SOURCES
 from stitchkit.errors import InputError, unknown
 
 Split = Literal["train", "test"]
@@ -50,62 +51,6 @@ class LabelledImages(Dataset[tuple[Any, int]]):
         return image if self.transform is None else self.transform(image), int(label)
 
 
-class Source(NamedTuple):
-    """How torchvision spells one of its data sets.
-
-    Args:
-        reader: Name of its class.
-        argument: The argument that chooses a split; None where there are no splits, and ours is made.
-        train: Its values for all images that are not for testing.
-        test: Its value for the images that are; of `val` where only that has labels.
-        needs: What its folder holds.
-        by_hand: torchvision cannot download it.
-    """
-
-    reader: str
-    argument: str | None
-    train: tuple[Any, ...]
-    test: Any
-    needs: str
-    by_hand: bool = False
-
-
-_ROWS = (
-    Source("CIFAR10", "train", (True,), False, "cifar-10-batches-py/"),
-    Source("CIFAR100", "train", (True,), False, "cifar-100-python/"),
-    Source("MNIST", "train", (True,), False, "MNIST/raw/"),
-    Source("FashionMNIST", "train", (True,), False, "FashionMNIST/raw/"),
-    Source("KMNIST", "train", (True,), False, "KMNIST/raw/"),
-    Source("USPS", "train", (True,), False, "usps.bz2 and usps.t.bz2"),
-    Source("SVHN", "split", ("train",), "test", "train_32x32.mat and test_32x32.mat"),
-    Source("GTSRB", "split", ("train",), "test", "gtsrb/GTSRB/ and gtsrb/GT-final_test.csv"),
-    Source("Food101", "split", ("train",), "test", "food-101/"),
-    Source("STL10", "split", ("train",), "test", "stl10_binary/"),
-    Source("DTD", "split", ("train", "val"), "test", "dtd/dtd/"),
-    Source("Flowers102", "split", ("train", "val"), "test", "flowers-102/"),
-    Source("RenderedSST2", "split", ("train", "val"), "test", "rendered-sst2/"),
-    Source("Country211", "split", ("train", "valid"), "test", "country211/"),
-    Source("FGVCAircraft", "split", ("trainval",), "test", "fgvc-aircraft-2013b/"),
-    Source("OxfordIIITPet", "split", ("trainval",), "test", "oxford-iiit-pet/"),
-    Source("Imagenette", "split", ("train",), "val", "imagenette2/"),
-    Source("Places365", "split", ("train-standard",), "val", "data_large_standard/, val_large/ and the file lists"),
-    Source("EuroSAT", None, (), None, "eurosat/2750/"),
-    Source("SUN397", None, (), None, "SUN397/"),
-    Source(
-        "StanfordCars", "split", ("train",), "test",
-        "stanford_cars/ with cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat", by_hand=True,
-    ),
-    Source(
-        "ImageNet", "split", ("train",), "val",
-        "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz", by_hand=True,
-    ),
-)  # fmt: skip
-SOURCES = {source.reader.lower(): source for source in _ROWS}
-"""torchvision's data sets by name."""
-
-_SHORT = {"aircraft": "fgvcaircraft", "cars": "stanfordcars", "flowers": "flowers102", "pets": "oxfordiiitpet"}
-
-
 def open_dataset(
     name: str,
     *,
@@ -130,7 +75,7 @@ def open_dataset(
     """
     place = Path(root or "", name)
     key = "".join(letter for letter in name.lower() if letter not in "-_ ")
-    key = _SHORT.get(key, key)
+    key = SHORT.get(key, key)
     if (place / "train").is_dir() and key != "country211":
         return _open_folder(place, split, transform)
     if name.partition("/")[0].lower() in _TIMM and "/" in name:
@@ -144,7 +89,7 @@ def open_dataset(
         raise InputError(
             f"data folder '{place}' has no train/ folder; it needs train/ and val/, one folder a class in each"
         )
-    raise unknown("data set", name, sorted([*SOURCES, *_SHORT, "digits"]))
+    raise unknown("data set", name, sorted([*SOURCES, *SHORT, "digits"]))
 
 
 def read(
@@ -315,7 +260,7 @@ def _offline() -> Iterator[None]:
     import datasets
     import huggingface_hub.constants
 
-    places = (datasets.config, huggingface_hub.constants)
+    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
     before = [place.HF_HUB_OFFLINE for place in places]
     try:
         for place in places:

@@ -12,7 +12,8 @@ from typing import Any
 import torchvision.datasets
 from PIL import Image
 
-from assembly.datasets import SOURCES, TEST_SHARE, divide, read, read_timm
+from assembly.datasets import TEST_SHARE, divide, read, read_timm
+from assembly.sources import SOURCES
 from stitchkit.errors import InputError, unknown
 
 VALIDATION_SHARE = 0.1
@@ -59,7 +60,7 @@ COLLECTIONS: dict[str, dict[str, Task]] = {
         "uc_merced": Task("hfds/blanchon/UC_Merced", 21, 2_100, ("train",)),
         "pattern_net": Task("hfds/jonathan-roberts1/PatternNet", 38, 30_400, ("train",)),
         "optimal_31": Task("hfds/jonathan-roberts1/Optimal-31", 31, 1_860, ("train",)),
-        "aid": Task("AID", 30, 10_000, by_hand="download AID.zip from https://captain-whu.github.io/AID and unpack it"),
+        "aid": Task("AID", 30, 10_000, by_hand="get AID.zip from https://captain-whu.github.io/AID and unpack it"),
     },
 }
 """Data sets by collection and name."""
@@ -84,18 +85,22 @@ def prepare(collection: str, root: Path, only: Sequence[str] = ()) -> None:
     tasks = COLLECTIONS[collection]
     if wrong := [name for name in only if name not in tasks]:
         raise unknown(f"data set of {collection}", wrong[0], tasks)
-    missing = []
-    for name in only or tasks:
-        try:
-            print(f"{name}: {prepare_one(name, tasks[name], root)}")
-        except InputError as error:
-            print(f"{name}: {error}")
-            missing.append(name)
+    missing = [name for name in only or tasks if not _attempt(name, tasks[name], root)]
     if missing:
         raise InputError(
             f"{len(missing)} data sets are not there: {', '.join(missing)}; do what is said above and give the "
             "command again, it goes on with these"
         )
+
+
+def _attempt(name: str, task: Task, root: Path) -> bool:
+    """Write one data set and say what it has, or say why it cannot be had."""
+    try:
+        print(f"{name}: {prepare_one(name, task, root)}")
+    except InputError as error:
+        print(f"{name}: {error}")
+        return False
+    return True
 
 
 def prepare_one(name: str, task: Task, root: Path) -> str:
