@@ -14,7 +14,7 @@ from timm.data import create_dataset
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from torchvision.transforms import v2
 
-from assembly.sources import SHORT, SOURCES
+from assembly.sources import SHORT, SOURCES, UNNAMED
 from stitchkit.errors import InputError, unknown
 
 Split = Literal["train", "test"]
@@ -158,21 +158,30 @@ def divide(numbers: Sequence[int], labels: Sequence[int], share: float) -> tuple
         numbers: The images.
         labels: The label of each.
         share: How much to draw, between 0 and 1.
+
+    Raises:
+        InputError: If there are too few images.
     """
     from sklearn.model_selection import train_test_split
 
-    rest, drawn = train_test_split(numbers, test_size=share, stratify=labels, random_state=0)
+    try:
+        rest, drawn = train_test_split(numbers, test_size=share, stratify=labels, random_state=0)
+    except ValueError as error:
+        raise InputError(
+            f"{len(numbers)} images are too few to divide by class: {error}; add the missing ones"
+        ) from error
     return rest, drawn
 
 
 def _class_names(reader: Any) -> tuple[str, ...]:
-    """Class names; numbers where the reader has none."""
-    names = getattr(reader, "classes", None)
-    if names:
+    """Class names; numbers where torchvision has none, and nothing where the classes are not known."""
+    if names := getattr(reader, "classes", None):
+        # ImageNet has all synonyms of a class.
         return tuple(name if isinstance(name, str) else name[0] for name in names)
-    if isinstance(reader, torchvision.datasets.GTSRB):
-        return tuple(f"{number:02d}" for number in range(43))
-    return tuple(str(number) for number in range(10))
+    if numbers := getattr(reader, "class_to_idx", None):
+        return tuple(sorted(numbers, key=numbers.__getitem__))
+    count = UNNAMED.get(type(reader).__name__, 0)
+    return tuple(f"{number:0{len(str(count - 1))}d}" for number in range(count))
 
 
 def _open_folder(folder: Path, split: Split, transform: Transform | None) -> LabelledImages:
@@ -220,8 +229,11 @@ def _open_timm(
             samples.transform = v2.Compose([v2.RGB(), *([transform] if transform else [])])  # type: ignore[attr-defined]
             samples.classes = classes  # type: ignore[attr-defined]
             return samples
-        return LabelledImages(samples, classes, transform)
-    raise errors[0]
+        # The test images of a competition have no labels.
+        if split == "train" or samples[0][1] >= 0:
+            return LabelledImages(samples, classes, transform)
+        errors.append(InputError(f"the {candidate} images of '{name}' have no labels; choose another data set"))
+    raise errors[-1]
 
 
 def read_timm(name: str, root: str | Path | None, split: str, *, download: bool) -> tuple[Any, tuple[str, ...]]:
@@ -249,9 +261,7 @@ def read_timm(name: str, root: str | Path | None, split: str, *, download: bool)
             f"data set '{name}', split '{split}', cannot be opened in '{root}' ({type(error).__name__}: {reason}); "
             "check its name and folder" + ("" if download else ", or ask for the download, which is off")
         ) from error
-    source = getattr(samples, "reader", samples)
-    numbers = getattr(source, "class_to_idx", None) or {}
-    return samples, tuple(sorted(numbers, key=numbers.__getitem__))
+    return samples, _class_names(getattr(samples, "reader", samples))
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from stitchkit.errors import InputError, unknown
 VALIDATION_SHARE = 0.1
 """How much of what is not for testing is for validation."""
 
+SPLITS = ("train", "val", "test")
 _KEPT = (".jpg", ".jpeg", ".png")
 
 
@@ -65,8 +66,8 @@ COLLECTIONS: dict[str, dict[str, Task]] = {
 }
 """Data sets by collection and name."""
 
-Labelled = tuple[Any, Sequence[int], Sequence[int]]
-"""Samples, and the numbers and labels of those that are meant."""
+Part = tuple[Any, Sequence[int], Sequence[int]]
+"""Samples, the numbers of those that are meant, and the labels of all."""
 
 
 def prepare(collection: str, root: Path, only: Sequence[str] = ()) -> None:
@@ -116,8 +117,8 @@ def prepare_one(name: str, task: Task, root: Path) -> str:
     if folder.exists():
         return _check(folder, task)
     sources.mkdir(parents=True, exist_ok=True)
-    splits, classes = _splits(task, sources)
-    images = sum(len(numbers) for _, numbers, _ in splits.values())
+    parts, classes = _open(task, sources)
+    images = sum(len(numbers) for _, numbers, _ in parts)
     if (len(classes), images) != (task.classes, task.images):
         raise InputError(
             f"its source in '{sources}' has {images:,} images of {len(classes)} classes and complete it has "
@@ -126,7 +127,7 @@ def prepare_one(name: str, task: Task, root: Path) -> str:
     # Written under another name first: an interrupted command leaves no half data set behind.
     unfinished = root / f"{name}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
-    for split, (samples, numbers, _) in splits.items():
+    for split, (samples, numbers, _) in zip(SPLITS, _divide(parts), strict=True):
         for label in classes:
             (unfinished / split / label).mkdir(parents=True)
         for number in numbers:
@@ -137,8 +138,11 @@ def prepare_one(name: str, task: Task, root: Path) -> str:
     return found
 
 
-def _splits(task: Task, sources: Path) -> tuple[dict[str, Labelled], list[str]]:
-    """The images of each split, undecoded where the reader has files, and the class names as names of folders."""
+def _open(task: Task, sources: Path) -> tuple[list[Part], list[str]]:
+    """What is for training and what for testing, or all in one; and the class names as names of folders.
+
+    Images are undecoded where the reader has files.
+    """
     if task.source in SOURCES:
         opened = [read(task.source, sources, split, download=True, loader=Path) for split in ("train", "test")]
     elif task.by_hand:
@@ -147,24 +151,24 @@ def _splits(task: Task, sources: Path) -> tuple[dict[str, Labelled], list[str]]:
         opened = [read_timm(task.source, sources, split, download=True) for split in task.splits]
         for samples, _ in opened:
             samples.load_bytes = True
-    parts = [_labelled(samples) for samples, _ in opened]
-    if len(parts) == 1:
-        [(samples, numbers, _)] = parts
-        parts = [_part(parts[0], chosen) for chosen in divide(numbers, parts[0][2], TEST_SHARE)]
-    rest, validation = divide(parts[0][1], parts[0][2], VALIDATION_SHARE)
-    splits = {"train": _part(parts[0], rest), "val": _part(parts[0], validation), "test": parts[1]}
-    return splits, [name.replace("/", "_") for name in opened[0][1]]
+    parts: list[Part] = []
+    for samples, _ in opened:
+        numbers = range(len(samples))
+        parts.append((samples, numbers, [int(samples[number][1]) for number in numbers]))
+    return parts, [name.replace("/", "_") for name in opened[0][1]]
 
 
-def _labelled(samples: Any) -> Labelled:
-    """All samples, with their labels."""
-    return samples, range(len(samples)), [int(samples[number][1]) for number in range(len(samples))]
+def _divide(parts: list[Part]) -> tuple[Part, Part, Part]:
+    """The three splits."""
+    rest, test = parts if len(parts) == 2 else _draw(parts[0], TEST_SHARE)
+    return (*_draw(rest, VALIDATION_SHARE), test)
 
 
-def _part(whole: Labelled, numbers: Sequence[int]) -> Labelled:
-    """Some of the samples."""
-    samples, _, labels = whole
-    return samples, numbers, [labels[number] for number in numbers]
+def _draw(part: Part, share: float) -> tuple[Part, Part]:
+    """The rest of a part and a share of it."""
+    samples, numbers, labels = part
+    rest, drawn = divide(numbers, [labels[number] for number in numbers], share)
+    return (samples, rest, labels), (samples, drawn, labels)
 
 
 def _read_folder(folder: Path, task: Task) -> tuple[Any, tuple[str, ...]]:
@@ -200,7 +204,7 @@ def _check(folder: Path, task: Task) -> str:
         InputError: If some are missing.
     """
     counts = {}
-    for split in ("train", "val", "test"):
+    for split in SPLITS:
         places = [place for place in (folder / split).glob("*") if place.is_dir()]
         sizes = [sum(1 for _ in place.iterdir()) for place in places]
         counts[split] = sum(sizes)

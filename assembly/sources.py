@@ -60,3 +60,6 @@ SOURCES = {source.reader.lower(): source for source in _ROWS}
 
 SHORT = {"aircraft": "fgvcaircraft", "cars": "stanfordcars", "flowers": "flowers102", "pets": "oxfordiiitpet"}
 """Other names that they go by."""
+
+UNNAMED = {"GTSRB": 43, "STL10": 10, "SVHN": 10, "USPS": 10}
+"""Numbers of classes of the readers that give them no names."""
