@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torchvision.datasets
+from sklearn.model_selection import train_test_split
 from timm.data import create_dataset
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from torchvision.transforms import v2
@@ -24,8 +25,13 @@ TEST_SHARE = 0.2
 """How much is for testing where no split is published."""
 
 # Prefixes of timm's data set strings, and the packages that read them.
-_TIMM = {"torch": "torchvision", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets"}
-_TIMM["wds"] = "webdataset"
+_TIMM = {
+    "torch": "torchvision",
+    "hfds": "datasets",
+    "hfids": "datasets",
+    "tfds": "tensorflow_datasets",
+    "wds": "webdataset",
+}
 
 
 @dataclass
@@ -162,8 +168,6 @@ def divide(numbers: Sequence[int], labels: Sequence[int], share: float) -> tuple
     Raises:
         InputError: If there are too few images.
     """
-    from sklearn.model_selection import train_test_split
-
     try:
         rest, drawn = train_test_split(numbers, test_size=share, stratify=labels, random_state=0)
     except ValueError as error:
@@ -230,7 +234,7 @@ def _open_timm(
             samples.classes = classes  # type: ignore[attr-defined]
             return samples
         # The test images of a competition have no labels.
-        if split == "train" or samples[0][1] >= 0:
+        if split == "train" or samples[0][1] != -1:
             return LabelledImages(samples, classes, transform)
         errors.append(InputError(f"the {candidate} images of '{name}' have no labels; choose another data set"))
     raise errors[-1]

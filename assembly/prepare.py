@@ -89,8 +89,8 @@ def prepare(collection: str, root: Path, only: Sequence[str] = ()) -> None:
     missing = [name for name in only or tasks if not _attempt(name, tasks[name], root)]
     if missing:
         raise InputError(
-            f"{len(missing)} data sets are not there: {', '.join(missing)}; do what is said above and give the "
-            "command again, it goes on with these"
+            f"not there yet: {', '.join(missing)}; do what is said of each above and give the command again, it goes "
+            "on with these"
         )
 
 

@@ -201,8 +201,8 @@ def test_the_command_goes_on_after_a_set_that_is_missing(tmp_path, monkeypatch, 
     assert "aid: nothing downloads it: get AID.zip" in printed.out
     assert "eurosat: 43 train" in printed.out
     assert printed.err.splitlines() == [
-        "stitchkit: error: 1 data sets are not there: aid; do what is said above and give the command again, it goes "
-        "on with these"
+        "stitchkit: error: not there yet: aid; do what is said of each above and give the command again, it goes on "
+        "with these"
     ]
     assert main([*command, "--only", "eurosat"]) == 0
     assert main([*command, "--only", "eurosta"]) == 2
