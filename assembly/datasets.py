@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torchvision.datasets
+from sklearn.model_selection import train_test_split
+from timm.data import create_dataset
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from torchvision.transforms import v2
 
+from assembly.sources import SHORT, SOURCES, UNNAMED
 from stitchkit.errors import InputError, unknown
 
 Split = Literal["train", "test"]
 Transform = Callable[[Any], Any]
 
-_TEST_SHARE = 0.2
-_TIMM = ("torch", "hfds", "hfids", "tfds", "wds")
+TEST_SHARE = 0.2
+"""How much is for testing where no split is published."""
+
+# Prefixes of timm's data set strings, and the packages that read them.
+_TIMM = {
+    "torch": "torchvision",
+    "hfds": "datasets",
+    "hfids": "datasets",
+    "tfds": "tensorflow_datasets",
+    "wds": "webdataset",
+}
 
 
 @dataclass
@@ -41,62 +55,6 @@ class LabelledImages(Dataset[tuple[Any, int]]):
         image, label = self.samples[index]
         image = image.convert("RGB")
         return image if self.transform is None else self.transform(image), int(label)
-
-
-class Source(NamedTuple):
-    """How torchvision spells one of its data sets.
-
-    Args:
-        reader: Name of its class.
-        argument: The argument that chooses a split; None where there are no splits, and ours is made.
-        train: Its values for all images that are not for testing.
-        test: Its value for the images that are; of `val` where only that has labels.
-        needs: What its folder holds.
-        by_hand: torchvision cannot download it.
-    """
-
-    reader: str
-    argument: str | None
-    train: tuple[Any, ...]
-    test: Any
-    needs: str
-    by_hand: bool = False
-
-
-_ROWS = (
-    Source("CIFAR10", "train", (True,), False, "cifar-10-batches-py/"),
-    Source("CIFAR100", "train", (True,), False, "cifar-100-python/"),
-    Source("MNIST", "train", (True,), False, "MNIST/raw/"),
-    Source("FashionMNIST", "train", (True,), False, "FashionMNIST/raw/"),
-    Source("KMNIST", "train", (True,), False, "KMNIST/raw/"),
-    Source("USPS", "train", (True,), False, "usps.bz2 and usps.t.bz2"),
-    Source("SVHN", "split", ("train",), "test", "train_32x32.mat and test_32x32.mat"),
-    Source("GTSRB", "split", ("train",), "test", "gtsrb/GTSRB/ and gtsrb/GT-final_test.csv"),
-    Source("Food101", "split", ("train",), "test", "food-101/"),
-    Source("STL10", "split", ("train",), "test", "stl10_binary/"),
-    Source("DTD", "split", ("train", "val"), "test", "dtd/dtd/"),
-    Source("Flowers102", "split", ("train", "val"), "test", "flowers-102/"),
-    Source("RenderedSST2", "split", ("train", "val"), "test", "rendered-sst2/"),
-    Source("Country211", "split", ("train", "valid"), "test", "country211/"),
-    Source("FGVCAircraft", "split", ("trainval",), "test", "fgvc-aircraft-2013b/"),
-    Source("OxfordIIITPet", "split", ("trainval",), "test", "oxford-iiit-pet/"),
-    Source("Imagenette", "split", ("train",), "val", "imagenette2/"),
-    Source("Places365", "split", ("train-standard",), "val", "data_large_standard/, val_large/ and the file lists"),
-    Source("EuroSAT", None, (), None, "eurosat/2750/"),
-    Source("SUN397", None, (), None, "SUN397/"),
-    Source(
-        "StanfordCars", "split", ("train",), "test",
-        "stanford_cars/ with cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat", by_hand=True,
-    ),
-    Source(
-        "ImageNet", "split", ("train",), "val",
-        "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz", by_hand=True,
-    ),
-)  # fmt: skip
-SOURCES = {source.reader.lower(): source for source in _ROWS}
-"""torchvision's data sets by name."""
-
-_SHORT = {"aircraft": "fgvcaircraft", "cars": "stanfordcars", "flowers": "flowers102", "pets": "oxfordiiitpet"}
 
 
 def open_dataset(
@@ -123,7 +81,7 @@ def open_dataset(
     """
     place = Path(root or "", name)
     key = "".join(letter for letter in name.lower() if letter not in "-_ ")
-    key = _SHORT.get(key, key)
+    key = SHORT.get(key, key)
     if (place / "train").is_dir() and key != "country211":
         return _open_folder(place, split, transform)
     if name.partition("/")[0].lower() in _TIMM and "/" in name:
@@ -137,7 +95,7 @@ def open_dataset(
         raise InputError(
             f"data folder '{place}' has no train/ folder; it needs train/ and val/, one folder a class in each"
         )
-    raise unknown("data set", name, sorted([*SOURCES, *_SHORT, "digits"]))
+    raise unknown("data set", name, sorted([*SOURCES, *SHORT, "digits"]))
 
 
 def read(
@@ -190,26 +148,44 @@ def _create(key: str, root: str | Path, value: object, download: bool) -> Any:
 
 def _own_split(reader: Any, split: Split) -> Sequence[int]:
     """Numbers of the images of a split where none is published: one in five of each class is for testing."""
-    from sklearn.model_selection import train_test_split
-
     decode, reader.loader = reader.loader, str
     paths = [reader[index] for index in range(len(reader))]
     reader.loader = decode
     # Readers list folders in the order of the disk; the split is to be the same everywhere.
     numbers = sorted(range(len(paths)), key=paths.__getitem__)
-    labels = [paths[number][1] for number in numbers]
-    train, test = train_test_split(numbers, test_size=_TEST_SHARE, stratify=labels, random_state=0)
-    return train if split == "train" else test  # type: ignore[no-any-return]
+    rest, test = divide(numbers, [paths[number][1] for number in numbers], TEST_SHARE)
+    return rest if split == "train" else test
+
+
+def divide(numbers: Sequence[int], labels: Sequence[int], share: float) -> tuple[list[int], list[int]]:
+    """The rest of some images and a share of each class of them, drawn with a fixed seed.
+
+    Args:
+        numbers: The images.
+        labels: The label of each.
+        share: How much to draw, between 0 and 1.
+
+    Raises:
+        InputError: If there are too few images.
+    """
+    try:
+        rest, drawn = train_test_split(numbers, test_size=share, stratify=labels, random_state=0)
+    except ValueError as error:
+        raise InputError(
+            f"{len(numbers)} images are too few to divide by class: {error}; add the missing ones"
+        ) from error
+    return rest, drawn
 
 
 def _class_names(reader: Any) -> tuple[str, ...]:
-    """Class names; numbers where the reader has none."""
-    names = getattr(reader, "classes", None)
-    if names:
+    """Class names; numbers where torchvision has none, and nothing where the classes are not known."""
+    if names := getattr(reader, "classes", None):
+        # ImageNet has all synonyms of a class.
         return tuple(name if isinstance(name, str) else name[0] for name in names)
-    if isinstance(reader, torchvision.datasets.GTSRB):
-        return tuple(f"{number:02d}" for number in range(43))
-    return tuple(str(number) for number in range(10))
+    if numbers := getattr(reader, "class_to_idx", None):
+        return tuple(sorted(numbers, key=numbers.__getitem__))
+    count = UNNAMED.get(type(reader).__name__, 0)
+    return tuple(f"{number:0{len(str(count - 1))}d}" for number in range(count))
 
 
 def _open_folder(folder: Path, split: Split, transform: Transform | None) -> LabelledImages:
@@ -257,8 +233,11 @@ def _open_timm(
             samples.transform = v2.Compose([v2.RGB(), *([transform] if transform else [])])  # type: ignore[attr-defined]
             samples.classes = classes  # type: ignore[attr-defined]
             return samples
-        return LabelledImages(samples, classes, transform)
-    raise errors[0]
+        # The test images of a competition have no labels.
+        if split == "train" or samples[0][1] != -1:
+            return LabelledImages(samples, classes, transform)
+        errors.append(InputError(f"the {candidate} images of '{name}' have no labels; choose another data set"))
+    raise errors[-1]
 
 
 def read_timm(name: str, root: str | Path | None, split: str, *, download: bool) -> tuple[Any, tuple[str, ...]]:
@@ -273,23 +252,34 @@ def read_timm(name: str, root: str | Path | None, split: str, *, download: bool)
     Raises:
         InputError: If it cannot be opened.
     """
-    from timm.data import create_dataset
-
-    needed = {"hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow-datasets", "wds": "webdataset"}
-    prefix = name.partition("/")[0].lower()
+    package = _TIMM[name.partition("/")[0].lower()]
+    if find_spec(package) is None:
+        raise InputError(f"data set '{name}' is read by the package {package}; pip install {package}")
+    place = None if root is None else str(root)
     try:
-        samples = create_dataset(
-            name, root=None if root is None else str(root), split=split, is_training=split == "train", download=download
-        )
-    except ImportError as error:
-        package = needed.get(prefix, "timm")
-        raise InputError(f"data set '{name}' is read by the package {package}; pip install {package}") from error
+        with nullcontext() if download or package != "datasets" else _offline():
+            samples = create_dataset(name, root=place, split=split, is_training=split == "train", download=download)
     except Exception as error:  # the readers of many libraries raise many kinds
         reason = str(error).split("\n")[0]
         raise InputError(
             f"data set '{name}', split '{split}', cannot be opened in '{root}' ({type(error).__name__}: {reason}); "
             "check its name and folder" + ("" if download else ", or ask for the download, which is off")
         ) from error
-    source = getattr(samples, "reader", samples)
-    numbers = getattr(source, "class_to_idx", None) or {}
-    return samples, tuple(sorted(numbers, key=numbers.__getitem__))
+    return samples, _class_names(getattr(samples, "reader", samples))
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Hugging Face's packages read what is on the disk and ask no server."""
+    import datasets
+    import huggingface_hub.constants
+
+    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value

@@ -201,7 +201,7 @@ def test_files_that_are_no_configuration(tmp_path, text, words):
         ("  epochs: 3", "", "train_config.epochs is missing"),
         ("  epochs: 3", "  epochs: -1", "train_config.epochs is -1; it must be at least 0"),
         ("  epochs: 3", "  epochs: 3\n  batch_size: 0", "line 6: train_config.batch_size is 0; it must be at least 1"),
-        ("  epochs: 3", "  epochs: 3\n  optimizer: Adman", "unknown optimizer 'Adman'; did you mean 'Adam'?"),
+        ("  epochs: 3", "  epochs: 3\n  optimizer: AdamWW", "unknown optimizer 'AdamWW'; did you mean 'AdamW'?"),
         ("  epochs: 3", "  epochs: 3\n  optimizer_args: {lrr: 1}", "line 6: train_config.optimizer_args: Adam refuses them"),
         ("  epochs: 3", "  epochs: 3\n  optimizer_args: {lr: -1}", "Invalid learning rate: -1"),
         ("  epochs: 3", "  epochs: 3\n  lr_scheduler: CosineLR", "line 6: train_config.lr_scheduler: unknown schedule"),
