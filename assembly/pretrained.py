@@ -156,6 +156,8 @@ def _torchvision_model(
     if name not in list_models():
         raise unknown("torchvision model", name, list_models())
     weights = "DEFAULT" if pretrained and checkpoint is None else None
+    if weights is None and checkpoint is None and num_classes is not None:
+        arguments["num_classes"] = num_classes
     try:
         model: nn.Module = get_model(name, weights=weights, **arguments)
     except Exception as error:  # torchvision, torch and the download raise many kinds
@@ -166,25 +168,26 @@ def _torchvision_model(
     if checkpoint is not None:
         content = read_checkpoint(checkpoint)
         weight = own_names(model, weights_of(content)).get(f"{_classifier(model)}.weight")
-        _resize_classifier(model, None if weight is None else len(weight))
+        if weight is not None:
+            _resize_classifier(model, len(weight))
         load_content(model, content, checkpoint)
-    _resize_classifier(model, num_classes)
+    if num_classes is not None:
+        _resize_classifier(model, num_classes)
     return model
 
 
 def _classifier(model: nn.Module) -> str:
-    """Name of the classifier: the last linear layer."""
-    names: list[str] = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return names[-1]
+    """Name of the classifier, the last linear layer; empty where there is none."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return names[-1] if names else ""
 
 
-def _resize_classifier(model: nn.Module, num_classes: int | None) -> None:
-    """Make the classifier of a torchvision model anew where it has another number of classes than asked for."""
-    name = _classifier(model)
-    layer = model.get_submodule(name)
-    assert isinstance(layer, nn.Linear)
-    if num_classes not in (None, layer.out_features):
-        model.set_submodule(name, nn.Linear(layer.in_features, num_classes or 0, bias=layer.bias is not None))
+def _resize_classifier(model: nn.Module, num_classes: int) -> None:
+    """Make the classifier of a torchvision model anew if it has another number of classes."""
+    layer = model.get_submodule(_classifier(model))
+    if isinstance(layer, nn.Linear) and layer.out_features != num_classes:
+        classifier = nn.Linear(layer.in_features, num_classes, bias=layer.bias is not None)
+        model.set_submodule(_classifier(model), classifier)
 
 
 BACKENDS: dict[str, Callable[..., nn.Module]] = {"timm": create_model, "pytorch": _torchvision_model}
