@@ -349,7 +349,10 @@ def test_normalisation_and_augmentation():
 
 
 def test_named_policies_and_nested_transforms():
-    listed = [{"AutoAugment": {"policy": "cifar10"}}, {"RandomApply": {"transforms": [{"RandomRotation": {"degrees": 9}}]}}]
+    listed = [
+        {"AutoAugment": {"policy": "cifar10"}},
+        {"RandomApply": {"transforms": [{"RandomRotation": {"degrees": 9}}]}},
+    ]
     how = {"image_size": 20, "data_augmentation": listed}
     [task] = train_config(data_preprocessing=how).resolved_tasks
     steps = create_transform(task, "train_config", training=True).transforms
