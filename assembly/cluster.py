@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
@@ -35,10 +36,12 @@ class LocalPool:
 
     Args:
         limit: How many.
-        num_gpus: GPUs of each job; jobs take turns where there are fewer than they want.
+        gpus: Numbers of the GPUs of this machine; jobs share them where there are fewer than they want.
+        num_gpus: GPUs of each job.
     """
 
     limit: int
+    gpus: Sequence[int] = ()
     num_gpus: int = 0
     _waiting: list[JobFolder] = field(default_factory=list)
     _running: dict[int, tuple[JobFolder, Any]] = field(default_factory=dict)
@@ -69,8 +72,8 @@ class LocalPool:
     def _submit(self, folder: JobFolder, slot: int) -> Any:
         submitit = import_submitit()
         executor = submitit.LocalExecutor(folder.path / "submitit")
-        gpus = _gpus()
-        chosen = [gpus[(slot * self.num_gpus + number) % len(gpus)] for number in range(self.num_gpus)]
+        first = slot * self.num_gpus
+        chosen = [self.gpus[number % len(self.gpus)] for number in range(first, first + self.num_gpus)]
         executor.update_parameters(
             timeout_min=_NO_LIMIT,
             tasks_per_node=max(1, self.num_gpus),
@@ -91,7 +94,7 @@ class Slurm:
         parameters: What submitit tells Slurm, e.g. `partition`.
     """
 
-    folder: str
+    folder: Path
     limit: int
     parameters: Mapping[str, Any]
     _watched: dict[str, JobFolder] = field(default_factory=dict)
@@ -134,6 +137,60 @@ class Slurm:
         return [job.job_id for job in jobs]
 
 
+def create_cluster(
+    name: str,
+    *,
+    folder: Path,
+    jobs: int,
+    gpus: int | None,
+    partition: str | None = None,
+    cpus: int | None = None,
+    mem_gb: float | None = None,
+    hours: float = 24,
+    sbatch: Sequence[str] = (),
+) -> Cluster:
+    """The place where jobs run.
+
+    Args:
+        name: `local` or `slurm`.
+        folder: Of the sweep.
+        jobs: How many run at once.
+        gpus: GPUs of each job, each with a rank; by default one, without GPUs none.
+        partition: Slurm's partition.
+        cpus: CPUs of each rank.
+        mem_gb: Memory of a job.
+        hours: Time after which Slurm ends a job, which is then put back into the queue.
+        sbatch: Further options, `key=value`.
+
+    Raises:
+        InputError: If a value makes no sense there.
+    """
+    if jobs < 1 or (gpus or 0) < 0:
+        raise InputError(f"--jobs is {jobs} and --gpus {gpus}; at least one job runs at once, on no fewer than 0 GPUs")
+    if name == "local":
+        for flag, value in (("--partition", partition), ("--cpus", cpus), ("--mem-gb", mem_gb), ("--sbatch", sbatch)):
+            if value:
+                raise InputError(f"{flag} is for Slurm; add --cluster slurm, or leave it out")
+        import_submitit()
+        found = _gpus()
+        if (gpus or 0) > len(found):
+            raise InputError(f"--gpus is {gpus}, and this machine has {len(found)}")
+        return LocalPool(jobs, found, min(1, len(found)) if gpus is None else gpus)
+    further = {key: value or True for key, _, value in (option.partition("=") for option in sbatch)}
+    ranks = 1 if gpus is None else gpus
+    parameters = {
+        "name": "stitchkit",
+        "partition": partition,
+        "timeout_min": max(1, round(hours * 60)),
+        "tasks_per_node": max(1, ranks),
+        "gpus_per_node": ranks or None,
+        "cpus_per_task": cpus,
+        "mem_gb": mem_gb,
+        "additional_parameters": {"requeue": True, **further},
+    }
+    return Slurm(folder / "submitit", jobs, {key: value for key, value in parameters.items() if value is not None})
+
+
 def import_submitit() -> Any:
     """The library that runs jobs.
 
@@ -157,13 +214,13 @@ def _submission(folder: JobFolder) -> str | None:
 
 
 def _queue() -> set[str]:
-    """Numbers of all jobs in Slurm's queue, each of an array by itself.
+    """Numbers of a person's jobs in Slurm's queue, each of an array by itself.
 
     Raises:
         InputError: If Slurm does not answer.
     """
     # Not sacct, which submitit asks: it needs an accounting database, which not every cluster has.
-    command = ["squeue", "--noheader", "--array", "--format=%i"]
+    command = ["squeue", "--noheader", "--array", "--me", "--format=%i"]
     try:
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except FileNotFoundError as error:

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
+from assembly.registry import COMMON, part_class
 from assembly.stitchers import FINETUNE, STITCHERS, DoesNotApply, PartDict
 from assembly.sweep import Gap, SweepConfig
+from stitchkit.measure.pareto import aligned, quantity
 
 UNCUT = ("source", "destination")
 """The two networks of a sweep, which it also evaluates uncut, as a reference."""
@@ -162,7 +165,7 @@ def table(jobs: Sequence[PlannedJob]) -> str:
         params = quantity(num_params(job.adapter)) if job.adapter else "-"
         reason = f"does not apply: {job.reason}" if job.config is None else "" if job.adapter else "everything trains"
         lines.append((gap, str(about["num_downsamples"]), about["adapter"], params, reason))
-    return tabulate(lines)
+    return aligned(lines, left={0, 2, 4})
 
 
 def num_params(adapter: Sequence[PartDict]) -> int:

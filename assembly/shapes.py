@@ -62,10 +62,10 @@ def run_dry(pieces: Sequence[PartSpec], image_size: int) -> tuple[PieceShapes, .
         InputError: If a piece declares no format, or cannot be built or run.
     """
     with torch.device("meta"):
-        x = torch.empty(2, 3, image_size, image_size)
-        spec = NetworkSpec(tuple(pieces))
-        network = build_network(spec, num_classes=1, input_size=tuple(x.shape[1:]), pretrained=False).eval()
-    found = []
+        size = (3, image_size, image_size)
+        network = build_network(NetworkSpec(tuple(pieces)), num_classes=1, input_size=size, pretrained=False).eval()
+        x = torch.empty(2, *size)
+    found: list[PieceShapes] = []
     with torch.no_grad():
         for piece, part, enter in zip(pieces, network.parts, network.entries, strict=True):
             assert isinstance(part, Part)

@@ -6,18 +6,18 @@ Source: the "across scales" sweeps of "Bridging Large Gaps in Neural Network Rep
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from assembly.config import JobConfig
 from assembly.files import naming, read_yaml
-from assembly.settings import Preprocessing
+from assembly.settings import Preprocessing, TrainConfig
 from assembly.shapes import PieceShapes, piece_shapes
 from assembly.spec import PartSpec
 from assembly.stitchers import (
     DEFAULT_STITCHERS,
     PartDict,
-    Shape,
     check_stitcher,
 )
 from stitchkit.errors import InputError
@@ -115,15 +115,23 @@ class SweepConfig:
     job: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, path: str | Path) -> SweepConfig:
+    def load(cls, path: str | Path, **changes: Any) -> SweepConfig:
         """The sweep in a file.
+
+        Args:
+            path: The file.
+            changes: Settings of its jobs that take the place of the file's, by key, those of `train_config` among them.
 
         Raises:
             InputError: If the file cannot be used; the message begins with the file, the line and the key.
         """
         content = read_yaml(path)
+        of_training = {item.name for item in fields(TrainConfig)}
+        train = {key: changes.pop(key) for key in list(changes) if key in of_training}
         with naming(path):
-            return cls.parse(content, Path(path).stem)
+            if train:
+                changes["train_config"] = {**(content.get("train_config") or {}), **train}
+            return cls.parse({**content, **changes}, Path(path).stem)
 
     @classmethod
     def parse(cls, content: Mapping[str, Any], name: str) -> SweepConfig:
@@ -133,7 +141,7 @@ class SweepConfig:
             InputError: If a key is missing or has a value that no sweep can have.
         """
         if ("stages" in content) == ("src_stages" in content or "dest_stages" in content):
-            raise InputError("a sweep has either 'stages', or 'src_stages' and 'dest_stages'; give one of the two")
+            raise InputError("a sweep has either stages, or src_stages and dest_stages; give one of the two")
         source_key, destination_key = ("stages",) * 2 if "stages" in content else ("src_stages", "dest_stages")
         gaps, stitchers = content.get("gaps"), content.get("stitchers")
         config = cls(
@@ -147,6 +155,7 @@ class SweepConfig:
             {key: value for key, value in content.items() if key not in _SWEEP_KEYS},
         )
         config._check_gaps()
+        JobConfig.parse({"assembly": config.source.pieces, **config.job})
         return config
 
     def _check_gaps(self) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class SweepJob:
             return
         _write_to(self.folder.log)
         _join_ranks()
+        _handle_preemption_here_alone()
         try:
             self._run()
         except Exception as error:
@@ -87,16 +91,21 @@ class SweepJob:
         return DelayedSubmission(SweepJob(self.folder))
 
     def _run(self) -> None:
+        from assembly.checkpoint import NEWEST
         from stitchkit.cli import main
 
         place = self.folder.path
-        arguments = ["job", "-c", str(place / "config.yml"), "-o", str(place)]
+        # Checkpoints are what a preempted job goes on from, whether or not a person wants to keep them.
+        arguments = ["job", "-c", str(place / "config.yml"), "-o", str(place), "--save-checkpoints"]
         arguments += ["--metrics-output", str(self.folder.result)]
-        if (checkpoint := place / "last.pth.tar").exists():
-            arguments += ["--resume-from", str(checkpoint)]
+        if (place / NEWEST).exists():
+            arguments += ["--resume-from", str(place / NEWEST)]
         if status := main(arguments):
             lines = self.folder.log.read_text().splitlines()
             raise RuntimeError(lines[-1] if lines else f"stitchkit job ended with status {status}")
+        if not yaml.safe_load((place / "config.yml").read_text()).get("save_checkpoints"):
+            for checkpoint in (place / NEWEST, *place.glob("model-*.pth")):
+                checkpoint.unlink(missing_ok=True)
 
 
 def _write_to(log: Path) -> None:
@@ -116,3 +125,10 @@ def _join_ranks() -> None:
     if JobEnvironment().num_tasks > 1:
         # Each rank sees all GPUs of the job and takes the one of its number.
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+
+
+def _handle_preemption_here_alone() -> None:
+    """Keep loader processes, which inherit how submitit answers signals, from sending the job to the queue again."""
+    here, answer = os.getpid(), signal.getsignal(signal.SIGUSR2)
+    if callable(answer):
+        signal.signal(signal.SIGUSR2, lambda number, frame: answer(number, frame) if os.getpid() == here else None)
