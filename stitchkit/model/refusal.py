@@ -39,7 +39,9 @@ def find_stop(flow: Flow, model: nn.Module, name: str) -> fx.Node:
     return leaving[0]
 
 
-def check_piece(flow: Flow, name: str, start: fx.Node, stops: Mapping[str, fx.Node], *, alone: bool = False) -> None:
+def check_piece(
+    flow: Flow, name: str, start: fx.Node, stops: Mapping[str, fx.Node], *, alone: bool = False
+) -> None:
     """See that a piece stands alone.
 
     Args:
