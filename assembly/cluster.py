@@ -71,6 +71,8 @@ class LocalPool:
 
     def _submit(self, folder: JobFolder, slot: int) -> Any:
         submitit = import_submitit()
+        from submitit.helpers import environment_variables
+
         executor = submitit.LocalExecutor(folder.path / "submitit")
         first = slot * self.num_gpus
         chosen = [self.gpus[number % len(self.gpus)] for number in range(first, first + self.num_gpus)]
@@ -81,7 +83,10 @@ class LocalPool:
             visible_gpus=chosen,
             stderr_to_stdout=True,
         )
-        return executor.submit(SweepJob(folder))
+        # Torch would take all cores for each job, and the jobs would wait for each other.
+        threads = str(max(1, len(os.sched_getaffinity(0)) // self.limit))
+        with environment_variables(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", threads)):
+            return executor.submit(SweepJob(folder))
 
 
 @dataclass

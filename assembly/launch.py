@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,6 +75,7 @@ def run_sweep(folders: Sequence[JobFolder], cluster: Cluster, *, retry_failed: b
 def _watch(folders: Sequence[JobFolder], cluster: Cluster, poll_s: float) -> None:
     """Start jobs and wait until all are over."""
     finished = 0
+    before = signal.signal(signal.SIGTERM, _leave)
     try:
         cluster.start(folders)
         while finished < len(folders):
@@ -85,6 +88,12 @@ def _watch(folders: Sequence[JobFolder], cluster: Cluster, poll_s: float) -> Non
                 _log.info("[%d/%d] %s: %s", finished, len(folders), folder.path.name, how)
     finally:
         cluster.stop()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(number: int, _frame: object) -> None:
+    """End as a program does that was terminated, but stop the jobs first."""
+    sys.exit(128 + number)
 
 
 def _list_failed(after: Progress) -> None:

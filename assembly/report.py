@@ -78,11 +78,8 @@ def _rows(result: Path, about: dict[str, Any]) -> pd.DataFrame:
     gap = f"{about['first_deleted_block']},{about['last_deleted_block']}" if "adapter" in about else ""
     rows = raw.rename(columns=_COLUMNS)[[name for old, name in _COLUMNS.items() if old in raw]]
     tests = raw[[name for name in raw if _TEST_ACCURACY.fullmatch(name)]]
+    plain = {key: value for key, value in about.items() if not isinstance(value, dict | list)}
     # With several data sets the mean speaks for all of them.
-    return rows.assign(
-        job=result.parent.name,
-        seed=int(named.group(1)) if named else pd.NA,
-        gap=gap,
-        test_accuracy=tests.mean(axis=1),
-        **about,
-    )
+    accuracy = 100 * tests.mean(axis=1)
+    seed = int(named.group(1)) if named else pd.NA
+    return rows.assign(job=result.parent.name, seed=seed, gap=gap, test_accuracy=accuracy, **plain)
