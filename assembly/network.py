@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from assembly.flow import Flow, enter, leave, run
-from assembly.parts import AGGREGATIONS, Assembly, ParallelPart, Part, aggregate
+from assembly.parts import AGGREGATIONS, Assembly, Function, ParallelPart, Part, aggregate
 from assembly.pretrained import Subnet, expected_shape
 from assembly.registry import COMMON, check_arguments, part_class
 from assembly.spec import NetworkSpec, PartSpec
@@ -110,7 +110,9 @@ class _Builder:
                 wanted = in_format or kind.in_format
                 part = kind(**self._arguments(spec, kind, wanted, flow, class_token))
                 entry, flow = enter(flow, _narrowed(in_format, part), part.takes, class_token)
-            flow = self._run(spec, part, flow)
+            flow, changes_input = self._run(spec, part, flow)
+            if changes_input:  # others may still read it: parallel parts, and losses on what submodules give
+                entry = nn.Sequential(entry, Function(name="clone"))
         with _at(spec):
             flow = leave(flow, out_format or part.out_format)
         if spec.arguments.get("frozen") and not self.unfrozen:
@@ -136,7 +138,7 @@ class _Builder:
             arguments["pretrained"] = False
         return arguments
 
-    def _run(self, spec: PartSpec, part: Part, flow: Flow) -> Flow:
+    def _run(self, spec: PartSpec, part: Part, flow: Flow) -> tuple[Flow, bool]:
         try:
             with _at(spec, flow):
                 return run(part, flow)
