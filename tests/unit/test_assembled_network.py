@@ -433,6 +433,12 @@ def test_weights_are_fetched_only_where_a_part_is_pretrained_and_all_fits(monkey
     assert calls == [*((name, False, "meta") for name in names), (names[0], True, "cpu"), (names[1], False, "cpu")]
 
 
+def test_files_of_weights_are_not_asked_for_where_none_are_loaded():
+    """A job that is resumed has its weights from its own checkpoint."""
+    parts = [resnet("x", "layer4", ckp_path="nowhere.pth")]
+    assert build(parts, "ClassifierHead", pretrained=False)(images()).shape == (2, 5)
+
+
 def train(network, steps=3):
     """Some steps of training on random images."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
