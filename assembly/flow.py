@@ -81,8 +81,8 @@ def enter(flow: Flow, target: TensorFormat | None, takes: Sequence[str], class_t
         x = entry(x)
     except InputError as error:
         raise InputError(f"it gets {flow}, and takes {target}: {error}") from error
-    same = source.kind == target.kind and x.shape == flow.tensor.shape
-    return nn.Identity() if same else entry, Flow(x, TensorFormat(target.kind))
+    fits_always = source.kind == target.kind and target.positions is None
+    return nn.Identity() if fits_always else entry, Flow(x, TensorFormat(target.kind))
 
 
 def run(part: Part, flow: Flow) -> tuple[Flow, bool]:

@@ -167,6 +167,15 @@ def test_an_end_piece_runs_at_the_size_it_declares_or_at_that_which_comes():
     assert lengths == [50, 65]
 
 
+def test_a_declared_size_holds_for_images_of_any_size():
+    network = build([resnet("x", "layer1"), resnet("layer2", "layer4", in_format=["img", [8, 8]])], "ClassifierHead")
+    sizes = []
+    network.parts[1].register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[2:]))
+    for side in (32, 64):
+        network(images(size=(3, side, side)))
+    assert sizes == [(8, 8), (8, 8)]
+
+
 @pytest.mark.parametrize(("name", "value"), [("zeros", 0.0), ("ones", 1.0), ("avg", None), (None, 0.0)])
 def test_the_class_token_is_what_reformat_options_say(name, value):
     parts = [resnet("x", "layer2"), adapter(16, 8), vit("blocks.1", "head", in_format="bert", out_format="vector")]
