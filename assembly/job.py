@@ -138,7 +138,7 @@ def _network(config: JobConfig, data: list[TaskData]) -> nn.Module:
     replaced = bool(config.resume_from or (config.load_from and config.strict_load))
     return build_network(
         config.network,
-        num_classes=max(len(task.classes) for task in data),
+        num_classes=min(len(task.classes) for task in data),  # each task's own head is looked at later
         input_size=(3, side, side),
         pretrained=config.pretrained and not replaced,
     )
