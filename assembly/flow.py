@@ -81,15 +81,20 @@ def enter(flow: Flow, target: TensorFormat | None, takes: Sequence[str], class_t
         x = entry(x)
     except InputError as error:
         raise InputError(f"it gets {flow}, and takes {target}: {error}") from error
-    same = source.kind == target.kind and x.shape == flow.tensor.shape
-    return nn.Identity() if same else entry, Flow(x, TensorFormat(target.kind))
+    fits_always = source.kind == target.kind and target.positions is None
+    return nn.Identity() if fits_always else entry, Flow(x, TensorFormat(target.kind))
 
 
-def run(part: Part, flow: Flow) -> Flow:
-    """What a part gives; its weights are neither read nor changed, so they may be anywhere."""
+def run(part: Part, flow: Flow) -> tuple[Flow, bool]:
+    """What a part gives, and whether it changes its input in place.
+
+    The part's weights are neither read nor changed, so they may be anywhere.
+    """
     state = {name: value.to("meta") for name, value in (*part.named_parameters(), *part.named_buffers())}
+    before = flow.tensor._version
     with evaluating(part), torch.no_grad():
-        return replace(flow, value=torch.func.functional_call(part, state, (flow.tensor,)))
+        value = torch.func.functional_call(part, state, (flow.tensor,))
+    return replace(flow, value=value), flow.tensor._version != before
 
 
 def leave(flow: Flow, declared: TensorFormat | None) -> Flow:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from assembly.flow import Flow, enter, leave, run
-from assembly.parts import AGGREGATIONS, Assembly, ParallelPart, Part, aggregate
+from assembly.parts import AGGREGATIONS, Assembly, Function, ParallelPart, Part, aggregate
 from assembly.pretrained import Subnet, expected_shape
 from assembly.registry import COMMON, check_arguments, part_class
 from assembly.spec import NetworkSpec, PartSpec
@@ -40,8 +40,8 @@ def build_network(
             the message begins with the part's place in the file. If the network's output is not logits.
     """
     with torch.device("meta"):
-        _Builder(num_classes, input_size, weights=False, unfrozen=spec.unfrozen).network(spec)
-    return _Builder(num_classes, input_size, weights=pretrained, unfrozen=spec.unfrozen).network(spec)
+        _Builder(spec, num_classes, input_size, pretrained=pretrained, checking=True).network()
+    return _Builder(spec, num_classes, input_size, pretrained=pretrained).network()
 
 
 @contextmanager
@@ -62,23 +62,33 @@ class _Builder:
     """Builds parts and follows the shapes of what passes between them.
 
     Args:
+        spec: The network.
         num_classes: Number of classes of the data.
         input_size: Size of an image.
-        weights: Load weights.
-        unfrozen: Freeze nothing.
+        pretrained: Load the weights of pretrained parts.
+        checking: Only see that they could be loaded, as far as that can be seen here.
     """
 
-    def __init__(self, num_classes: int, input_size: tuple[int, int, int], *, weights: bool, unfrozen: bool):
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        num_classes: int,
+        input_size: tuple[int, int, int],
+        *,
+        pretrained: bool,
+        checking: bool = False,
+    ):
+        self.spec = spec
         self.num_classes = num_classes
         self.input_size = input_size
-        self.weights = weights
-        self.unfrozen = unfrozen
+        self.pretrained = pretrained
+        self.checking = checking
 
-    def network(self, spec: NetworkSpec) -> Assembly:
+    def network(self) -> Assembly:
         """The whole network."""
-        class_token = _class_token(spec.reformat_options, "zeros")
+        class_token = _class_token(self.spec.reformat_options, "zeros")
         images = Flow(torch.empty(2, *self.input_size, device="meta"), TensorFormat("img"))
-        network, logits = self._chain(spec.parts, spec.head, images, class_token)
+        network, logits = self._chain(self.spec.parts, self.spec.head, images, class_token)
         for value in logits.value if isinstance(logits.value, list) else [logits.value]:
             _check_logits(value, self.num_classes)
         return network
@@ -110,10 +120,12 @@ class _Builder:
                 wanted = in_format or kind.in_format
                 part = kind(**self._arguments(spec, kind, wanted, flow, class_token))
                 entry, flow = enter(flow, _narrowed(in_format, part), part.takes, class_token)
-            flow = self._run(spec, part, flow)
+            flow, changes_input = self._run(spec, part, flow)
+            if changes_input:  # others may still read it: parallel parts, and losses on what submodules give
+                entry = nn.Sequential(entry, Function(name="clone"))
         with _at(spec):
             flow = leave(flow, out_format or part.out_format)
-        if spec.arguments.get("frozen") and not self.unfrozen:
+        if spec.arguments.get("frozen") and not self.spec.unfrozen:
             part.freeze()
         return entry, part, flow
 
@@ -129,14 +141,14 @@ class _Builder:
             if name not in arguments and not kept:
                 known = self.num_classes if name == "num_classes" else _channels(flow, wanted, kind.takes, class_token)
                 arguments[name] = known
-        if "ckp_path" in parameters and not self.weights:
+        if "ckp_path" in parameters and (self.checking or not self.pretrained):
             path = arguments.pop("ckp_path", None)
-            if path is not None and not Path(path).is_file():
+            if self.pretrained and path is not None and not Path(path).is_file():
                 raise InputError(f"ckp_path '{path}' is no file; check the path")
             arguments["pretrained"] = False
         return arguments
 
-    def _run(self, spec: PartSpec, part: Part, flow: Flow) -> Flow:
+    def _run(self, spec: PartSpec, part: Part, flow: Flow) -> tuple[Flow, bool]:
         try:
             with _at(spec, flow):
                 return run(part, flow)

@@ -24,9 +24,9 @@ class Part(nn.Module):
     """
 
     in_format: TensorFormat | None = None
-    """What it takes; None where it takes what comes."""
+    """What it takes unless a file declares another format; None where it takes what comes."""
     out_format: TensorFormat | None = None
-    """What it gives; None where the format stays."""
+    """What it gives unless a file declares another format; None where the format stays."""
     takes: tuple[str, ...] = ()
     """Kinds of formats that it takes as they come; empty for any."""
     inferred: ClassVar[tuple[str, ...]] = ()

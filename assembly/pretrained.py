@@ -141,7 +141,10 @@ def expected_shape(arguments: Mapping[str, Any], input_size: Sequence[int]) -> l
         model = load_model(arguments["model_name"], pretrained=False, **rest).eval()
         block = model.get_submodule(arguments["block_input"])
         block.register_forward_pre_hook(lambda _, inputs: shapes.append(list(inputs[0].shape[1:])))
-        model(torch.empty(1, *input_size))
+        own_size: Sequence[int] = getattr(model, "pretrained_cfg", {}).get("input_size", input_size)
+        for size in (input_size, own_size):  # some models take images of their own size alone
+            with contextlib.suppress(Exception):
+                model(torch.empty(1, *size))
     return shapes[0] if shapes else None
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torchvision
 from torch import fx, nn
 
+from stitchkit.errors import unknown
+from stitchkit.model.create import create_model
 from stitchkit.model.flow import Flow
 from stitchkit.model.trace import INPUT, trace
 
@@ -40,8 +43,11 @@ def nodes(model: nn.Module, example: torch.Tensor | None = None, *, inside: Coll
         inside: Paths of modules whose inner nodes are listed too.
 
     Raises:
-        InputError: If the model, or a module of `inside`, cannot be traced.
+        InputError: If there is no such module, or it or the model cannot be traced.
     """
+    for path in inside:
+        if path not in (paths := [path for path, _ in model.named_modules() if path]):
+            raise unknown("module", path, paths)
     traced = trace(model, [f"{path}.{INPUT}" for path in inside])
     flow = Flow(traced)
     values = _Values(traced.root, graph=traced.graph)
@@ -56,6 +62,37 @@ def nodes(model: nn.Module, example: torch.Tensor | None = None, *, inside: Coll
         if leaving:
             found.append(Node(name, _kind(model, name, region), is_clean, shape))
     return found
+
+
+def library_model(name: str, backend: str = "timm") -> tuple[nn.Module, torch.Tensor]:
+    """A model of a library without weights, on the meta device, and an image that it takes.
+
+    Args:
+        name: Its name in the library.
+        backend: `timm` or `torchvision`.
+
+    Raises:
+        InputError: If the library has no such model.
+    """
+    if backend == "timm":
+        with torch.device("meta"):
+            model = create_model(name)
+        return model.eval(), torch.empty(1, *model.pretrained_cfg["input_size"], device="meta")  # type: ignore[index]
+    names = torchvision.models.list_models(torchvision.models)
+    if name not in names:
+        raise unknown("torchvision model", name, names)
+    model = torchvision.models.get_model(name, weights=None).to("meta")  # some cannot be built there
+    return model.eval(), torch.empty(1, 3, 224, 224, device="meta")
+
+
+def table(listed: Sequence[Node]) -> str:
+    """Nodes as lines, for people; a star marks clean places."""
+    cells = [(node.name, node.kind, "x".join(map(str, node.shape or "-"))) for node in listed]
+    names, kinds = (max(map(len, column)) for column in list(zip(*cells, strict=True))[:2])
+    return "\n".join(
+        f"{'*' if node.is_clean else ' '} {name:<{names}}  {kind:<{kinds}}  {shape}"
+        for node, (name, kind, shape) in zip(listed, cells, strict=True)
+    )
 
 
 def _kind(model: nn.Module, name: str, region: list[fx.Node]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torchvision
-from timm.models import get_notrace_functions
+from timm.models import get_notrace_functions, get_notrace_modules
 from torch import fx, nn
 
 from stitchkit.errors import InputError
@@ -38,15 +38,19 @@ class Trace:
     training: bool
 
 
-def trace(model: nn.Module, names: Collection[str] = (), *, training: bool = False) -> Trace:
+def trace(
+    model: nn.Module, names: Collection[str] = (), *, training: bool = False, deep: bool = False
+) -> Trace:
     """Trace a model into its blocks, and further only as far as names ask.
 
     Sequences of blocks are traced into. All other modules are one node each, unless they hold a node that is named.
+    Layers of torch, and what is derived from one, are always one node.
 
     Args:
         model: Any module that takes one tensor.
         names: Names of nodes that the graph is to show.
         training: Trace the model in training mode rather than in evaluation mode.
+        deep: Trace into every module that can be traced.
 
     Raises:
         InputError: If the model, or a module that holds a named node, cannot be traced.
@@ -55,19 +59,21 @@ def trace(model: nn.Module, names: Collection[str] = (), *, training: bool = Fal
     whole: set[type[nn.Module]] = set()
     while True:
         root = _twin(model).train(training)
-        tracer = _Tracer(asked, whole)
+        tracer = _Tracer(asked, whole, deep=deep)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return Trace(tracer.trace(root), tracer.labels, root, training)
+                graph = tracer.trace(root)
+            tracer.refuse_lost_changes()
+            return Trace(graph, tracer.labels, root, training)
         except _Untraceable as error:
             whole.add(error.kind)
         except InputError:
             raise
         except Exception as error:
             raise InputError(
-                f"{type(model).__name__} cannot be traced, because its own forward needs values: {_short(error)}; "
-                "its blocks can be cut one by one, as models"
+                f"{type(model).__name__} cannot be traced between its blocks: {_short(error)}; cut its blocks, each as a "
+                "model of its own"
             ) from error
 
 
@@ -85,12 +91,15 @@ class _Tracer(fx.Tracer):
     Args:
         asked: Paths of modules to trace into.
         whole: Classes of modules that cannot be traced into.
+        deep: Trace into all other modules too.
     """
 
-    def __init__(self, asked: Collection[str], whole: Collection[type[nn.Module]]):
+    def __init__(self, asked: Collection[str], whole: Collection[type[nn.Module]], *, deep: bool):
         super().__init__((math, torchvision.ops), tuple(get_notrace_functions()), param_shapes_constant=True)
         self.labels: dict[fx.Node, str] = {}
+        self._owners: dict[fx.Node, str] = {}
         self._asked = asked
+        self._deep = deep
         self._whole = tuple(whole)
         self._path, self._label = "", ""  # of the module that is running
         self._used: set[str] = set()
@@ -105,9 +114,9 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module stays whole."""
-        if module_qualified_name in self._asked:
-            return False
-        return isinstance(m, self._whole) or not is_sequence_of_blocks(m)
+        if module_qualified_name in self._asked or _is_layer(m):
+            return _is_layer(m)
+        return isinstance(m, self._whole) or not (self._deep or is_sequence_of_blocks(m))
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         """Let buffers, like parameters, be read when a piece runs, not when it is cut."""
@@ -129,14 +138,21 @@ class _Tracer(fx.Tracer):
         except (_Untraceable, InputError):
             raise
         except Exception as error:
-            if path in self._asked:
-                raise InputError(
-                    f"'{path}' cannot be traced into, because its forward needs values: {_short(error)}; cut before or "
-                    "after it"
-                ) from error
-            raise _Untraceable(type(m)) from error
+            raise self._failure(path, error) from error
         finally:
             self._path, self._label = before
+
+    def _failure(self, path: str, error: Exception) -> Exception:
+        if path in self._asked:
+            return InputError(f"'{path}' cannot be traced into: {_short(error)}; cut before or after it")
+        return _Untraceable(type(self.root.get_submodule(path)))
+
+    def refuse_lost_changes(self) -> None:
+        """See that no tensor is changed in place by a call whose value nobody uses: a piece would leave it out."""
+        for node, path in self._owners.items():
+            if not node.users and str(node.target).endswith("_"):
+                error = ValueError(f"it changes a tensor in place by {node.target}")
+                raise self._failure(path, error) if path else error
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """Name a node by its place in the model."""
@@ -144,6 +160,7 @@ class _Tracer(fx.Tracer):
         if kind == "call_module":
             self.labels[node] = self._label
         elif kind not in ("get_attr", "output"):
+            self._owners[node] = self._path
             name = target if isinstance(target, str) else target.__name__
             label = f"{self._label}.{name}" if self._label else name
             self.labels[node] = self._fresh(label)
@@ -159,15 +176,29 @@ class _Tracer(fx.Tracer):
         return fresh
 
 
+_CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module is a layer of torch, of a class derived from one, or a layer that timm keeps whole."""
+    bases = (base for base in type(module).__mro__ if base not in _CONTAINERS)
+    kept = isinstance(module, tuple(get_notrace_modules()))
+    return kept or any(base.__module__.startswith(("torch.nn.", "torch.ao.nn.")) for base in bases)
+
+
 def is_sequence_of_blocks(module: nn.Module) -> bool:
-    """Whether a module is a plain sequence, or holds a list of two or more blocks of one class, as stages do."""
+    """Whether a module is a plain sequence, or holds a list of two or more blocks of one class, as stages do.
+
+    What is itself a sequence, such as torchvision's convolution with norm and activation, is no block.
+    """
     return type(module) is nn.Sequential or any(_is_list_of_blocks(child) for child in module.children())
 
 
 def _is_list_of_blocks(module: nn.Module) -> bool:
     if type(module) not in (nn.Sequential, nn.ModuleList):
         return False
-    blocks = [type(child) for child in module.children() if any(True for _ in child.children())]
+    children = [child for child in module.children() if not isinstance(child, nn.Sequential)]
+    blocks = [type(child) for child in children if any(True for _ in child.children())]
     return len(blocks) > len(set(blocks))
 
 
