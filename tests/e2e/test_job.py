@@ -17,6 +17,7 @@ from assembly.task import Captured, JobTask, WeightedLoss
 from stitchkit.cli import main
 from stitchkit.distributed import World
 from tests.support import weights
+from tests.unit.test_assembled_network import JOBS
 
 PICO = {"model_name": "resnet18", "layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
 CPU = World(0, 1, torch.device("cpu"))
@@ -376,3 +377,20 @@ def test_a_network_of_jobs_keeps_frozen_parts_in_evaluation(images):
     )
     network.train()
     assert not any(part.training for part in network.parts[0].modules())
+
+
+@pytest.mark.parametrize("kind", JOBS)
+def test_a_smoke_run_of_every_kind_of_job(kind, images, tmp_path):
+    side = 64 if kind == "network compressed" else 32
+    train = job_config(images)["train_config"] | {"data_preprocessing": {"image_size": side}}
+    config = {"assembly": JOBS[kind], "workers": 0, "device": "cpu", "train_config": train}
+    result = run(write(tmp_path, config | {"checkpoint_initial_model": True}), tmp_path / "out", "--st")
+    assert result["Overall/Train Loss"].iloc[-1] > 0
+    before, after = weights(tmp_path / "out/model-0.pth"), weights(tmp_path / "out/checkpoint.pth")
+    for number, part in enumerate(JOBS[kind]):
+        prefix = f"parts.{number}."
+        if not any(name.startswith(prefix) for name in before):
+            continue  # a function has no weights
+        [arguments] = part.values() if isinstance(part, dict) else [{}]
+        same = digest(before, prefix) == digest(after, prefix)
+        assert same == arguments.get("frozen", False), part
