@@ -26,7 +26,7 @@ def add_commands(commands: Commands) -> None:
     _add_settings(job)
     job.add_argument(
         "--st", "--smoke-test", action="store_true", dest="smoke_test",
-        help="a very short run: one epoch of three batches a rank, with a checkpoint",
+        help="a very short run: one epoch of three batches a rank (torchrun takes the longer name alone)",
     )  # fmt: skip
 
     _add_sweep(

@@ -144,6 +144,8 @@ class JobConfig:
         if (self.model is None) == (self.assembly is None):
             found = "neither is there" if self.model is None else "both are there"
             raise InputError(f"model or assembly: {found}; give one part as model, or a list of parts as assembly")
+        if self.assembly == ():
+            raise InputError("assembly has no parts; list at least one")
         if self.model is not None and self.head is not None:
             raise InputError("head goes with assembly; put it into the part that is the model, or use assembly")
         if self.load_from and self.resume_from:
@@ -158,6 +160,11 @@ class JobConfig:
             found = "both are there" if train.tasks else "no data"
             raise InputError(f"train_config: {found}; give dataset, or tasks with a dataset in each")
         check_training(train)
+        tasks = train.resolved_tasks
+        if len({task.name for task in tasks}) < len(tasks):
+            raise InputError("train_config.tasks: two data sets have one name; results could not tell them apart")
+        if len({task.data_preprocessing.image_size for task in tasks}) > 1:
+            raise InputError("train_config.tasks: images have several sizes; give all the same image_size")
 
     def _check_numbers(self) -> None:
         train = self.train_config

@@ -55,7 +55,7 @@ def _open(config: JobConfig, task: TaskConfig, place: str, world: World) -> Task
     splits: tuple[Split, Split] = ("train", "test")
     for split in splits:
         transform = create_transform(task, place, training=split == "train")
-        root = None if config.data_path is None else Path(config.data_path)
+        root = None if config.data_path is None else Path(config.data_path).expanduser()
         dataset = open_dataset(task.dataset, root=root, split=split, transform=transform)
         if isinstance(dataset, IterableDataset):
             raise InputError(f"{place}.dataset: '{task.dataset}' is streamed; a job needs one that can be counted")

@@ -29,7 +29,7 @@ class Exam:
         self._job = job
         places = (f"metrics[{number}]" for number in range(len(job.config.metrics)))
         self._metrics = [
-            (metric, None if metric.output is None else Captured(job.network, metric.output, place))
+            (metric, None if metric.output is None else Captured(job.network, metric.output, place, training=False))
             for metric, place in zip(job.config.metrics, places, strict=True)
         ]
 

@@ -21,7 +21,7 @@ from assembly.data import TaskData, TrainingLoader, open_data
 from assembly.files import naming
 from assembly.network import build_network
 from assembly.optim import Schedule, create_loss, create_optimizer, create_schedule
-from assembly.task import Captured, JobTask, WeightedLoss, gradients_of
+from assembly.task import Captured, JobTask, WeightedLoss, rehearse
 from stitchkit._version import __version__
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
@@ -65,11 +65,11 @@ def places_of(config: JobConfig, source: Path | None) -> Places:
     Raises:
         InputError: If there is a result already, or a folder cannot be made.
     """
-    folder = Path(config.save_dir or Path("outputs", source.stem if source else "job"))
-    result = Path(config.metrics_output) if config.metrics_output else folder / _RESULT
+    folder = Path(config.save_dir or Path("outputs", source.stem if source else "job")).expanduser()
+    result = Path(config.metrics_output).expanduser() if config.metrics_output else folder / _RESULT
     if result.suffix != ".pkl":
         raise InputError(f"metrics_output '{result}' is a pickled table; let its name end with .pkl")
-    if result.exists() and not config.resume_from:
+    if result.exists() and (config.test_only or not config.resume_from):
         raise InputError(f"'{result}' exists, so this job is done; choose another -o or --metrics-output, or remove it")
     for place in (folder, result.parent):
         try:
@@ -138,7 +138,7 @@ def _network(config: JobConfig, data: list[TaskData]) -> nn.Module:
     replaced = bool(config.resume_from or (config.load_from and config.strict_load))
     return build_network(
         config.network,
-        num_classes=max(len(task.classes) for task in data),
+        num_classes=min(len(task.classes) for task in data),  # each task's own head is looked at later
         input_size=(3, side, side),
         pretrained=config.pretrained and not replaced,
     )
@@ -180,7 +180,7 @@ def _task(config: JobConfig, network: nn.Module, data: list[TaskData], world: Wo
     for number, aux in enumerate(train.aux_losses):
         place = f"train_config.aux_losses[{number}]"
         loss = create_loss(aux.loss_fn, aux.loss_fn_args, place, world.device)
-        further.append(WeightedLoss(Captured(network, aux.output, place), loss, aux.weight))
+        further.append(WeightedLoss(Captured(network, aux.output, place, training=True), loss, aux.weight))
     return JobTask(network, losses, further, device=world.device)
 
 
@@ -191,7 +191,7 @@ def _trainer(
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not parameters:
         raise InputError("every part is frozen, so nothing would be trained; leave one unfrozen, or give --test-only")
-    unused = _try(task, data, world)
+    unused = _rehearse(task, data, world)
     optimizer = create_optimizer(train, parameters)
     schedule = create_schedule(train, optimizer)
     if world.size > 1:
@@ -208,13 +208,13 @@ def _trainer(
     return trainer, schedule
 
 
-def _try(task: JobTask, data: list[TaskData], world: World) -> list[str]:
+def _rehearse(task: JobTask, data: list[TaskData], world: World) -> list[str]:
     """Names of trainable parameters that losses do not depend on, from one step with blank images."""
     side = data[0].config.data_preprocessing.image_size
     images = torch.zeros(2 * len(data), 3, side, side, device=world.device)
     labels = tuple(torch.zeros(2, dtype=torch.long, device=world.device) for _ in data)
     with evaluating(task.trainable_module):
-        return gradients_of(task, images, labels, {each.config.name: len(each.classes) for each in data})
+        return rehearse(task, images, labels, [(each.config.name, len(each.classes)) for each in data])
 
 
 @contextmanager

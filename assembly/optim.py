@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import types
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -35,9 +37,10 @@ SCHEDULERS = {
 LOSSES = {
     name: function
     for name, function in vars(F).items()
-    if callable(function) and (name.endswith("_loss") or name.endswith("_entropy") or name.endswith("_with_logits"))
+    if isinstance(function, types.FunctionType)
+    and "target" in inspect.signature(function).parameters
     and not name.startswith("_")
-}  # fmt: skip
+}
 
 
 def create_loss(name: str, arguments: Mapping[str, Any], place: str, device: torch.device | None = None) -> Loss:

@@ -39,10 +39,9 @@ def create_transform(task: TaskConfig, place: str, *, training: bool) -> Callabl
     if training:
         augmentation = task.data_augmentation if how.data_augmentation is None else how.data_augmentation
         steps += _augmentation(augmentation, task.name, f"{place}.data_augmentation")
-    return v2.Compose([
-        *(v2.RGB(), *steps, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)),
-        v2.Normalize(list(how.mean), list(how.std)),
-    ])  # fmt: skip
+    steps = [v2.RGB(), *steps, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    transform: Callable[[Any], Any] = v2.Compose([*steps, v2.Normalize(list(how.mean), list(how.std))])
+    return transform
 
 
 def _check(how: Preprocessing, place: str) -> None:

@@ -30,7 +30,7 @@ class Preprocessing:
     resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
     interpolation: str = "bicubic"
     random_resize_scale: tuple[float, ...] = (0.9, 1.0)
-    data_augmentation: bool | Literal["default"] | tuple[Any, ...] | None = None
+    data_augmentation: Literal["default"] | bool | tuple[Any, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class TaskConfig:
     batch_size: int = 32
     loss_fn: str = "cross_entropy"
     loss_fn_args: dict[str, Any] = field(default_factory=dict)
-    data_augmentation: bool | Literal["default"] | tuple[Any, ...] | None = None
+    data_augmentation: Literal["default"] | bool | tuple[Any, ...] | None = None
     data_preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
     @property
@@ -136,7 +136,7 @@ class TrainConfig:
     lr_scheduler: str | None = None
     lr_scheduler_args: dict[str, Any] = field(default_factory=dict)
     max_grad_norm: float = 0.0
-    data_augmentation: bool | Literal["default"] | tuple[Any, ...] | None = None
+    data_augmentation: Literal["default"] | bool | tuple[Any, ...] | None = None
     data_preprocessing: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,22 +24,25 @@ class Captured:
         network: The network.
         output: Path of the submodule in it.
         place: What asks for it; errors begin with it.
+        training: Watch the steps of the training, or else the tests.
 
     Raises:
         InputError: If there is no such submodule.
     """
 
-    def __init__(self, network: nn.Module, output: str, place: str):
+    def __init__(self, network: nn.Module, output: str, place: str, *, training: bool):
         modules = dict(network.named_modules())
         if not output or output not in modules:
             raise InputError(f"{place}.output: {unknown('submodule', output, list(modules)[1:])}")
         self._place = f"{place}.output"
         self._output = output
+        self._training = training
         self._value: Any = None
         modules[output].register_forward_hook(self._keep)
 
     def _keep(self, _module: nn.Module, _inputs: Any, value: Any) -> None:
-        self._value = value
+        if torch.is_grad_enabled() == self._training:
+            self._value = value
 
     def take(self) -> Any:
         """What it was in the last forward pass; it is then forgotten.
@@ -168,14 +171,14 @@ class Judged(nn.Module):
         return output_of(outputs if self.output is None else self.output.take(), self.number)
 
 
-def gradients_of(task: JobTask, images: torch.Tensor, labels: Labels, classes: Mapping[str, int]) -> list[str]:
+def rehearse(task: JobTask, images: torch.Tensor, labels: Labels, classes: Sequence[tuple[str, int]]) -> list[str]:
     """Run a task once, before anything is trained, and see that outputs and losses fit the data.
 
     Args:
         task: The task, not yet distributed.
         images: Some images.
         labels: Their labels.
-        classes: Number of classes of each task.
+        classes: Name and number of classes of each task.
 
     Returns:
         Names of trainable parameters that the loss does not depend on.
@@ -187,7 +190,7 @@ def gradients_of(task: JobTask, images: torch.Tensor, labels: Labels, classes: M
     outputs = network(images)
     if isinstance(outputs, list | tuple) and len(outputs) != len(labels):
         raise InputError(f"the network has {len(outputs)} outputs for {len(labels)} data sets; it needs one for each")
-    for number, (name, count) in enumerate(classes.items()):
+    for number, (name, count) in enumerate(classes):
         shape = list(output_of(outputs, number).shape)
         if len(shape) != 2 or shape[1] < max(count, 1):
             raise InputError(
