@@ -209,12 +209,16 @@ def _ancestors(name: str) -> list[str]:
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """The same model with the same tensors, but whose modules may be written to: some keep what they see."""
+    """The same model with the same tensors, but without hooks, and to be written to: some modules keep what they see."""
     memo: dict[int, Any] = {id(value): value for value in (*model.parameters(), *model.buffers())}
     for module in model.modules():
         memo |= {id(value): value for value in vars(module).values() if isinstance(value, torch.Tensor)}
-    return copy.deepcopy(model, memo)
+    twin = copy.deepcopy(model, memo)
+    for module in twin.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return twin
 
 
 def _short(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return " ".join(f"{type(error).__name__}: {error}".split()).partition(". ")[0][:200]
