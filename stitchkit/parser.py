@@ -22,10 +22,10 @@ class Commands:
     """The commands of a parser.
 
     Args:
-        parser: The parser that gets them.
+        parser: The parser that gets them, the program's or a command's.
     """
 
-    def __init__(self, parser: Parser):
+    def __init__(self, parser: argparse.ArgumentParser):
         self._commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(self, name: str, run: Callable[[dict[str, Any]], None], about: str) -> argparse.ArgumentParser:

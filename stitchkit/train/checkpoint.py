@@ -24,12 +24,37 @@ _FORMAT = "stitchkit 1"
 _SUFFIX = ".pth.tar"
 
 
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint; the file appears only when it is complete, and the one before stays until then.
+
+    Args:
+        path: The file.
+        state: Plain data and tensors.
+    """
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        torch.save(dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def link(path: Path, newest: Path) -> None:
+    """Make `path` another name of the newest checkpoint."""
+    temporary = path.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(newest, temporary)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(newest, temporary)
+    temporary.replace(path)
+
+
 class Checkpoints:
     """The checkpoint files of a run, under timm's names.
 
-    `last` is the newest, `model_best` the best, `checkpoint-<epoch>` the best few. A file appears only when it is
-    complete; the one before stays until then. timm's own saver is not used because it unlinks before it renames and
-    does not sync.
+    `last` is the newest, `model_best` the best, `checkpoint-<epoch>` the best few. timm's own saver is not used because
+    it unlinks before it renames and does not sync.
 
     Args:
         folder: Where the files are.
@@ -57,31 +82,16 @@ class Checkpoints:
         is_best = metric > max(self.history.values(), default=float("-inf"))
         self.history[epoch] = metric
         content = {"format": _FORMAT, **state, "epoch": epoch, "metric": metric, "history": dict(self.history)}
-        temporary = self.last.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.last)
-        self._link(self._path(epoch))
+        save_state(self.last, content)
+        link(self._path(epoch), self.last)
         if is_best:
-            self._link(self.folder / f"model_best{_SUFFIX}")
+            link(self.folder / f"model_best{_SUFFIX}", self.last)
         ranked = sorted(self.history, key=lambda number: self.history[number])
         for number in ranked[: -self.keep]:
             self._path(number).unlink(missing_ok=True)
 
     def _path(self, epoch: int) -> Path:
         return self.folder / f"checkpoint-{epoch}{_SUFFIX}"
-
-    def _link(self, path: Path) -> None:
-        """Make `path` another name of the newest checkpoint."""
-        temporary = path.with_suffix(".tmp")
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(self.last, temporary)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(self.last, temporary)
-        temporary.replace(path)
 
 
 def training_state(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,23 @@ _SIDE = 32
 _VALIDATION = 600
 
 
-def write_digits(folder: Path) -> None:
-    """Write 1,797 real scans of digits as `train/` and `validation/`, one folder a class.
+def read_digits(split: str) -> Iterator[tuple[int, Image.Image, int]]:
+    """The number, image and label of each digit of `train` or `validation`.
 
     The 8 x 8 scans are enlarged to 32 x 32 without smoothing, so every pixel value is the original's. The split is
     fixed and stratified: 1,197 images to train, 600 to validate.
+    """
+    digits = load_digits()
+    numbers = np.arange(len(digits.target))
+    parts = train_test_split(numbers, test_size=_VALIDATION, stratify=digits.target, random_state=0)
+    for number in parts[0] if split == "train" else parts[1]:
+        pixels = (digits.images[number] * (255 / 16)).round().astype(np.uint8)
+        image = Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
+        yield int(number), image, int(digits.target[number])
+
+
+def write_digits(folder: Path) -> None:
+    """Write 1,797 real scans of digits as `train/` and `validation/`, one folder a class.
 
     Args:
         folder: Where to write; if it holds the digits already, nothing is done.
@@ -33,19 +46,17 @@ def write_digits(folder: Path) -> None:
         return
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"'{folder}' is not empty; choose a new folder")
-    digits = load_digits()
-    numbers = np.arange(len(digits.target))
-    parts = train_test_split(numbers, test_size=_VALIDATION, stratify=digits.target, random_state=0)
     # Written under another name first: an interrupted command leaves no half dataset behind.
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    for split, chosen in zip(("train", "validation"), parts, strict=True):
-        for number in chosen:
-            place = unfinished / split / str(digits.target[number])
+    counts = dict.fromkeys(("train", "validation"), 0)
+    for split in counts:
+        for number, image, label in read_digits(split):
+            place = unfinished / split / str(label)
             place.mkdir(parents=True, exist_ok=True)
-            pixels = (digits.images[number] * (255 / 16)).round().astype(np.uint8)
-            Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.NEAREST).save(place / f"{number:04d}.png")
+            image.save(place / f"{number:04d}.png")
+            counts[split] += 1
     if folder.exists():
         folder.rmdir()
     unfinished.rename(folder)
-    print(f"{len(parts[0])} training and {len(parts[1])} validation images of 10 digits are in {folder}")
+    print(f"{counts['train']} training and {counts['validation']} validation images of 10 digits are in {folder}")

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from timm.scheduler.scheduler import Scheduler
+from timm.task import ClassificationTask
 from timm.utils import dispatch_clip_grad, random_seed
 from torchvision.utils import save_image
 
@@ -23,7 +24,6 @@ from stitchkit.train.progress import progress
 from stitchkit.train.recipe import Recipe
 from stitchkit.train.reduce import GradientReducer
 from stitchkit.train.sampler import Sampler
-from stitchkit.train.task import StitchTask
 
 _logger = logging.getLogger(__name__)
 
@@ -89,12 +89,22 @@ class LossWindow:
         return losses.mean().item()
 
 
+class Schedule(Protocol):
+    """A learning-rate schedule, timm's or one like it."""
+
+    def step_update(self, num_updates: int) -> Any:
+        """Set the rate of the step after so many."""
+
+    def step(self, epoch: int) -> Any:
+        """Set the rate of the epoch after so many."""
+
+
 @dataclass
 class Trainer:
     """Trains a task epoch by epoch.
 
     Args:
-        task: Network, loss and teacher.
+        task: Network and loss; `task(images, labels, cfg_id)` gives the loss.
         loader: Training batches of this rank.
         optimizer: Of the task's network.
         schedule: Learning-rate schedule.
@@ -105,12 +115,13 @@ class Trainer:
         recipe: The settings.
         world: This process among all.
         folder: Where pictures of batches go.
+        max_steps: Training ends after so many steps, even within an epoch.
     """
 
-    task: StitchTask
+    task: ClassificationTask
     loader: Loader
     optimizer: torch.optim.Optimizer
-    schedule: Scheduler | None
+    schedule: Schedule | None
     autocast: Autocast
     scaler: LossScaler | None
     reducer: GradientReducer | None
@@ -118,6 +129,7 @@ class Trainer:
     recipe: Recipe
     world: World
     folder: Path
+    max_steps: int | None = None
 
     @property
     def updates_per_epoch(self) -> int:
@@ -147,7 +159,8 @@ class Trainer:
         self._prepare(epoch)
         batches = iter(self.loader)
         window, total, logged = LossWindow(), 0.0, 0
-        steps = range(epoch * self.updates_per_epoch, (epoch + 1) * self.updates_per_epoch)
+        first, end = epoch * self.updates_per_epoch, (epoch + 1) * self.updates_per_epoch
+        steps = range(first, end if self.max_steps is None else min(end, self.max_steps))
         with progress(steps, self.world, f"epoch {epoch + 1}/{num_epochs}", unit="step") as bar:
             for count, step in enumerate(bar, start=1):
                 cfg_id = self.sampler.draw(step, self.world.rank) if self.sampler else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from stitchkit.errors import InputError
@@ -19,18 +20,33 @@ def open_tracker(session: Session) -> Any:
     run = session.recipe.run
     if not run.log_wandb or not session.world.is_primary:
         return None
-    import wandb
+    return start_run(
+        session.folder,
+        session.recipe.flat(),
+        project=run.wandb_project,
+        tags=run.wandb_tags,
+        id=run.wandb_resume_id,
+        resume="must" if run.wandb_resume_id else None,
+    )
 
+
+def start_run(folder: Path, config: Mapping[str, Any], **options: Any) -> Any:
+    """A run of the `wandb` package, named as its folder.
+
+    Args:
+        folder: Of the run.
+        config: All settings.
+        options: Further arguments of `wandb.init`.
+
+    Raises:
+        InputError: If it refuses the run, or is not installed.
+    """
     try:
-        return wandb.init(
-            project=run.wandb_project,
-            name=session.folder.name,
-            config=session.recipe.flat(),
-            tags=run.wandb_tags,
-            dir=str(session.folder),
-            id=run.wandb_resume_id,
-            resume="must" if run.wandb_resume_id else None,
-        )
+        import wandb
+    except ImportError as error:
+        raise InputError("the run is to be logged, but wandb is not installed; pip install wandb") from error
+    try:
+        return wandb.init(name=folder.name, config=dict(config), dir=str(folder), **options)
     except wandb.Error as error:
         raise InputError(f"wandb refuses the run: {' '.join(str(error).split())}; see WANDB_MODE=offline") from error
 

@@ -1,0 +1,230 @@
+"""Data sets by name, read by the real readers from miniature archives."""
+
+import hashlib
+import tarfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+import torch
+import torchvision.datasets
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from assembly.datasets import open_dataset
+from assembly.sources import SOURCES
+from stitchkit.errors import InputError
+from stitchkit.train.digits import write_digits
+from tests import archives
+
+TO_TENSOR = v2.Compose([v2.Resize((8, 8)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+
+
+def both(name, root):
+    """Both splits, every image read."""
+    splits = [open_dataset(name, root=root, split=split, transform=TO_TENSOR) for split in ("train", "test")]
+    for dataset in splits:
+        images, labels = next(iter(DataLoader(dataset, batch_size=len(dataset))))
+        assert images.shape == (len(dataset), 3, 8, 8)
+        assert int(labels.max()) < len(dataset.classes)
+    assert splits[0].classes == splits[1].classes
+    return splits
+
+
+def labels_of(dataset):
+    return [label for _, label in dataset]
+
+
+@pytest.fixture
+def no_checksums(monkeypatch):
+    """Miniatures have other checksums than what is published."""
+    cifar, svhn = torchvision.datasets.CIFAR10, torchvision.datasets.SVHN
+    for name in ("train_list", "test_list"):
+        monkeypatch.setattr(cifar, name, [[file, None] for file, _ in getattr(cifar, name)])
+    monkeypatch.setattr(cifar, "meta", cifar.meta | {"md5": None})
+    monkeypatch.setattr(svhn, "split_list", {key: [*row[:2], None] for key, row in svhn.split_list.items()})
+
+
+@pytest.mark.parametrize("name", ["CIFAR10", "CIFAR-10", "cifar10", "torch/cifar10"])
+def test_cifar10_in_all_spellings(tmp_path, no_checksums, name):
+    archives.write_cifar10(tmp_path)
+    train, test = both(name, tmp_path)
+    assert (labels_of(train), labels_of(test)) == (list(range(10)), [3, 1, 0, 9])
+    assert train.classes[3] == "class 3"
+
+
+def test_grey_images_become_colour(tmp_path):
+    archives.write_mnist(tmp_path)
+    train, test = both("mnist", tmp_path)
+    assert (len(train), len(test), len(train.classes)) == (20, 10, 10)
+    image, _ = open_dataset("mnist", root=tmp_path, split="train")[0]
+    assert image.mode == "RGB"
+
+
+def test_svhn(tmp_path, no_checksums):
+    archives.write_svhn(tmp_path)
+    train, test = both("svhn", tmp_path)
+    assert (len(train), len(test)) == (30, 10)
+    assert train.classes == tuple("0123456789")
+    assert train[9][1] == 0
+
+
+def test_gtsrb(tmp_path):
+    archives.write_gtsrb(tmp_path)
+    train, test = both("gtsrb", tmp_path)
+    assert (len(train), len(test), len(train.classes)) == (86, 43, 43)
+    assert labels_of(test) == list(range(43))
+
+
+def test_cars_by_its_short_name(tmp_path):
+    archives.write_cars(tmp_path)
+    train, test = both("cars", tmp_path)
+    assert labels_of(train) == [0, 1, 0, 1]
+    assert test.classes == ("Ram C/V Van 2012", "Audi A5")
+
+
+def test_dtd_trains_on_all_that_is_not_for_testing(tmp_path):
+    archives.write_dtd(tmp_path / "dtd/dtd")
+    train, test = both("dtd", tmp_path)
+    assert (len(train), len(test)) == (12, 6)
+
+
+def test_eurosat_has_a_split_of_its_own_that_is_always_the_same(tmp_path):
+    archives.write_eurosat(tmp_path)
+    train, test = both("eurosat", tmp_path)
+    paths = [[part.samples.dataset.samples[number][0] for number in part.samples.indices] for part in (train, test)]
+    assert (len(paths[0]), len(paths[1])) == (24, 6)
+    assert not set(paths[0]) & set(paths[1])
+    assert sorted(labels_of(test)) == [0, 0, 1, 1, 2, 2]
+    assert open_dataset("eurosat", root=tmp_path, split="test").samples.indices == test.samples.indices
+
+
+def test_too_few_images_to_divide(tmp_path):
+    archives.write_eurosat(tmp_path, count=1)
+    with pytest.raises(InputError, match="3 images are too few to divide"):
+        open_dataset("eurosat", root=tmp_path, split="train")
+
+
+@pytest.fixture
+def served(tmp_path):
+    """The address of a server on this machine that has the files of the test's folder."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_download_happens_when_asked_for_alone(tmp_path, monkeypatch, served):
+    archives.write_dtd(tmp_path / "made/dtd")
+    archive = tmp_path / "dtd-r1.0.1.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "made/dtd", "dtd")
+    monkeypatch.setattr(torchvision.datasets.DTD, "_URL", f"{served}/{archive.name}")
+    monkeypatch.setattr(torchvision.datasets.DTD, "_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+    root = tmp_path / "root"
+    with pytest.raises(InputError, match="needs dtd/dtd/; put that there, or ask for it: download is off"):
+        open_dataset("dtd", root=root, split="test")
+    assert not root.exists()
+    assert len(open_dataset("dtd", root=root, split="test", download=True)) == 6
+    assert len(open_dataset("dtd", root=root, split="test")) == 6
+
+
+@pytest.mark.parametrize("split", ["val", "validation", "test"])
+def test_any_image_folder(tmp_path, split):
+    archives.write_folder(tmp_path / "pets of mine", "train", split)
+    for name, root in (("pets of mine", tmp_path), (str(tmp_path / "pets of mine"), None)):
+        train, test = both(name, root)
+        assert train.classes == ("cat", "dog")
+        assert labels_of(test) == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_test_folder_without_classes_is_passed_over(tmp_path):
+    archives.write_folder(tmp_path, "train", "val", count=2)
+    archives.save(tmp_path / "test/unknown.png")
+    assert len(open_dataset(str(tmp_path), root=None, split="test")) == 4
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    for name, message in ((str(tmp_path), "no train/ folder"), ("no/such", "no train/ folder")):
+        with pytest.raises(InputError, match=message):
+            open_dataset(name, root=None, split="train")
+    archives.write_folder(tmp_path, "train")
+    with pytest.raises(InputError, match="has no test or validation or val or valid/ folder"):
+        open_dataset(str(tmp_path), root=None, split="test")
+    archives.write_folder(tmp_path, "val")
+    (tmp_path / "train/bird").mkdir()
+    with pytest.raises(InputError, match="differ in the class folders bird"):
+        open_dataset(str(tmp_path), root=None, split="test")
+    with pytest.raises(InputError, match=r"bird.*put images there"):
+        open_dataset(str(tmp_path), root=None, split="train")
+
+
+def test_digits_need_no_files_and_equal_the_written_ones(tmp_path):
+    train, test = both("digits", None)
+    assert (len(train), len(test), len(train.classes)) == (1197, 600, 10)
+    write_digits(tmp_path / "written")
+    written = open_dataset(str(tmp_path / "written"), root=None, split="test")
+    assert sorted(labels_of(test)) == labels_of(written)
+    assert {image.tobytes() for image, _ in open_dataset("digits", root=None, split="test")} == {
+        image.tobytes() for image, _ in written
+    }
+
+
+def test_hugging_face_sets_through_timm(tmp_path):
+    pytest.importorskip("datasets")
+    source = archives.write_folder(tmp_path / "source", "train", "test")
+    train, test = both(f"hfds/{source}", tmp_path / "cache")
+    assert train.classes == ("cat", "dog")
+    assert labels_of(test) == [0, 0, 0, 1, 1, 1]
+
+
+def test_images_without_labels_are_passed_over(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    archives.save(tmp_path / "image.png")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    for split, label in (("train", 0), ("validation", 1), ("test", -1)):
+        rows = {"image": [str(tmp_path / "image.png")], "label": [label]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"hub/{split}.parquet")
+    _, test = both(f"hfds/{tmp_path / 'hub'}", tmp_path / "cache")
+    assert labels_of(test) == [1]
+
+
+def test_no_server_is_asked_unless_a_download_is(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    with pytest.raises(InputError, match="ask for the download, which is off"):
+        open_dataset("hfds/nobody/nothing", root=tmp_path, split="train")
+    assert not datasets.config.HF_HUB_OFFLINE
+
+
+def test_a_missing_package_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("assembly.datasets.find_spec", lambda _: None)
+    with pytest.raises(InputError, match="pip install datasets"):
+        open_dataset("hfds/nobody/nothing", root=tmp_path, split="train")
+
+
+def test_streams_through_timm(tmp_path):
+    archives.write_shards(tmp_path)
+    stream = open_dataset("wds/images", root=tmp_path, split="test", transform=TO_TENSOR)
+    assert stream.classes == ()
+    # timm's reader shuffles and shares out in workers alone.
+    samples = list(DataLoader(stream, batch_size=None, num_workers=1))
+    assert [tuple(image.shape) for image, _ in samples] == [(3, 8, 8)] * 3
+
+
+@pytest.mark.parametrize("key", SOURCES)
+def test_every_row_of_the_table_is_one_that_torchvision_knows(tmp_path, key):
+    for split in ("train", "test"):
+        with pytest.raises(InputError) as error:
+            open_dataset(key, root=tmp_path, split=split)
+        assert SOURCES[key].needs in str(error.value)
+        assert "\n" not in str(error.value)
+        assert not isinstance(error.value.__cause__, TypeError | AttributeError)
+        assert "Unknown value" not in str(error.value)
+
+
+def test_names_that_do_not_exist():
+    with pytest.raises(InputError, match="did you mean 'cifar10'"):
+        open_dataset("cifra10", root=None, split="train")
+    with pytest.raises(InputError, match="name the folder that holds eurosat/2750/"):
+        open_dataset("EuroSAT", root=None, split="train")

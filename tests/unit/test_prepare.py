@@ -1,0 +1,236 @@
+"""Collections of data sets laid out as image folders."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torchvision.datasets
+from PIL import Image
+
+import assembly.prepare as prepare_module
+from assembly.datasets import open_dataset
+from assembly.prepare import COLLECTIONS, Task, prepare, prepare_one
+from stitchkit.cli import main
+from stitchkit.errors import InputError
+from tests import archives
+from tests.support import ROOT
+
+MERGING, GEOSPATIAL = COLLECTIONS["merging"], COLLECTIONS["geospatial"]
+
+
+def eurosat(root, count=20):
+    """Its miniature source, and what is known of it."""
+    archives.write_eurosat(root / "sources", count=count)
+    return replace(MERGING["eurosat"], classes=3, images=3 * count)
+
+
+def laid_out(folder):
+    """The contents of the files of each split, by class."""
+    return {
+        split: {
+            place.name: sorted(file.read_bytes() for file in place.iterdir())
+            for place in sorted((folder / split).iterdir())
+        }
+        for split in ("train", "val", "test")
+    }
+
+
+def everything(split):
+    return [content for files in split.values() for content in files]
+
+
+def test_splits_are_disjoint_complete_and_the_same_each_time(tmp_path):
+    task = eurosat(tmp_path)
+    assert prepare_one("eurosat", task, tmp_path) == "43 train, 5 val, 12 test images of 3 classes"
+    splits = laid_out(tmp_path / "eurosat")
+    assert all(sorted(split) == ["Forest", "Highway", "River"] for split in splits.values())
+    assert all(files for split in splits.values() for files in split.values())
+    written = [content for split in splits.values() for content in everything(split)]
+    source = [file.read_bytes() for file in (tmp_path / "sources").rglob("*.jpg")]
+    assert sorted(written) == sorted(source)
+    assert len(set(written)) == 60
+    (tmp_path / "eurosat").rename(tmp_path / "before")
+    prepare_one("eurosat", task, tmp_path)
+    assert laid_out(tmp_path / "eurosat") == laid_out(tmp_path / "before")
+
+
+def test_the_test_images_are_those_of_the_name(tmp_path):
+    task = eurosat(tmp_path)
+    by_name = open_dataset("eurosat", root=tmp_path / "sources", split="test")
+    images = {image.tobytes() for image, _ in by_name}
+    prepare_one("eurosat", task, tmp_path)
+    folder = open_dataset("eurosat", root=tmp_path, split="test")
+    assert {image.tobytes() for image, _ in folder} == images
+    assert len(open_dataset("eurosat", root=tmp_path, split="train")) == 43
+
+
+KILLED = """
+import os, shutil, signal, sys
+from dataclasses import replace
+from pathlib import Path
+from assembly.prepare import COLLECTIONS, prepare_one
+
+copy, left = shutil.copyfile, 25
+
+def copy_some(*places):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    copy(*places)
+
+shutil.copyfile = copy_some
+task = replace(COLLECTIONS["merging"]["eurosat"], classes=3, images=60)
+prepare_one("eurosat", task, Path(sys.argv[1]))
+"""
+
+
+def test_killed_half_way_it_begins_again_and_ends_equal(tmp_path):
+    task = eurosat(tmp_path / "killed")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "killed"], env=environment, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    left = list((tmp_path / "killed/eurosat.unfinished").rglob("*.jpg"))
+    assert len(left) == 24
+    assert not (tmp_path / "killed/eurosat").exists()
+    (tmp_path / "killed/eurosat.unfinished/train/Forest/stray.jpg").touch()
+    prepare_one("eurosat", task, tmp_path / "killed")
+    assert not (tmp_path / "killed/eurosat.unfinished").exists()
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed/sources").rename(tmp_path / "whole/sources")
+    prepare_one("eurosat", task, tmp_path / "whole")
+    assert laid_out(tmp_path / "killed/eurosat") == laid_out(tmp_path / "whole/eurosat")
+
+
+def test_what_is_complete_is_counted_and_left_alone(tmp_path, monkeypatch):
+    task = eurosat(tmp_path)
+    found = prepare_one("eurosat", task, tmp_path)
+    monkeypatch.setattr(prepare_module, "_open", lambda *_: pytest.fail("read again"))
+    assert prepare_one("eurosat", task, tmp_path) == found
+    next((tmp_path / "eurosat/train/River").iterdir()).unlink()
+    with pytest.raises(InputError, match=r"has 59 images and is to have 60; remove it"):
+        prepare_one("eurosat", task, tmp_path)
+    for file in (tmp_path / "eurosat/val/River").iterdir():
+        file.unlink()
+    with pytest.raises(InputError, match=r"val' has images of 2 classes and is to have 3; remove"):
+        prepare_one("eurosat", task, tmp_path)
+
+
+def test_a_source_that_is_not_complete_is_refused(tmp_path):
+    with pytest.raises(InputError, match="has 60 images of 3 classes and complete it has 61 of 3"):
+        prepare_one("eurosat", replace(eurosat(tmp_path), images=61), tmp_path)
+    assert [place.name for place in tmp_path.iterdir()] == ["sources"]
+
+
+def test_arrays_become_files_with_the_same_pixels(tmp_path, monkeypatch):
+    svhn = torchvision.datasets.SVHN
+    archives.write_svhn(tmp_path / "sources", train=200, test=20)
+    listed = {key: [*row[:2], None] for key, row in svhn.split_list.items()}
+    monkeypatch.setattr(svhn, "split_list", listed)
+    found = prepare_one("svhn", replace(MERGING["svhn"], images=220), tmp_path)
+    assert found == "180 train, 20 val, 20 test images of 10 classes"
+    by_name = open_dataset("svhn", root=tmp_path / "sources", split="test")
+    folder = open_dataset("svhn", root=tmp_path, split="test")
+    pixels = [sorted((label, image.tobytes()) for image, label in part) for part in (by_name, folder)]
+    assert pixels[0] == pixels[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("gtsrb", "43 train, 43 val, 43 test images of 43 classes"),
+        ("dtd", "10 train, 10 val, 10 test images of 2 classes"),
+        ("mnist", "10 train, 10 val, 10 test images of 10 classes"),
+    ],
+)
+def test_torchvision_sets(tmp_path, monkeypatch, name, found):
+    # Miniatures have too few images for one in ten of each class.
+    monkeypatch.setattr(prepare_module, "VALIDATION_SHARE", 0.5)
+    archives.write_gtsrb(tmp_path / "sources")
+    archives.write_dtd(tmp_path / "sources/dtd/dtd", classes=2, count=5)
+    archives.write_mnist(tmp_path / "sources")
+    classes, images = (int(found.split()[-2]), 129 if name == "gtsrb" else 30)
+    assert prepare_one(name, replace(MERGING[name], classes=classes, images=images), tmp_path) == found
+
+
+def test_sets_of_hugging_face(tmp_path):
+    pytest.importorskip("datasets")
+    source = archives.write_folder(tmp_path / "hub", "train", "validation", "test", count=10)
+    task = replace(MERGING["resisc45"], source=f"hfds/{source}", classes=2, images=60)
+    assert prepare_one("resisc45", task, tmp_path) == "36 train, 4 val, 20 test images of 2 classes"
+    tested = laid_out(tmp_path / "resisc45")["test"]
+    assert sorted(everything(tested)) == sorted(file.read_bytes() for file in source.glob("test/*/*.png"))
+
+
+def test_a_single_pool_of_hugging_face_is_divided_and_tiff_becomes_png(tmp_path):
+    pytest.importorskip("datasets")
+    source = archives.write_folder(tmp_path / "hub", "train", count=20, suffix="tif")
+    task = replace(GEOSPATIAL["uc_merced"], source=f"hfds/{source}", classes=2, images=40)
+    assert prepare_one("uc_merced", task, tmp_path) == "28 train, 4 val, 8 test images of 2 classes"
+    files = [file for file in (tmp_path / "uc_merced").rglob("*") if file.is_file()]
+    assert {file.suffix for file in files} == {".png"}
+    before = {Image.open(file).tobytes() for file in source.rglob("*.tif")}
+    assert {Image.open(file).tobytes() for file in files} == before
+
+
+def test_a_set_that_a_person_fetches(tmp_path):
+    task = replace(GEOSPATIAL["aid"], classes=2, images=40)
+    with pytest.raises(InputError, match=r"AID.zip from .*2 class folders, 40 images in all, are in '.*sources/AID'"):
+        prepare_one("aid", task, tmp_path)
+    archives.write_folder(tmp_path / "sources/AID", "", count=20)
+    assert prepare_one("aid", task, tmp_path) == "28 train, 4 val, 8 test images of 2 classes"
+
+
+def test_names_with_a_slash_are_one_folder(tmp_path, monkeypatch):
+    archives.write_cars(tmp_path / "sources")
+    monkeypatch.setattr(prepare_module, "VALIDATION_SHARE", 0.5)
+    prepare_one("cars", Task("stanfordcars", 2, 8), tmp_path)
+    assert sorted(place.name for place in (tmp_path / "cars/train").iterdir()) == ["Audi A5", "Ram C_V Van 2012"]
+
+
+def test_the_command_goes_on_after_a_set_that_is_missing(tmp_path, monkeypatch, capsys):
+    tasks = {"aid": GEOSPATIAL["aid"], "eurosat": eurosat(tmp_path)}
+    monkeypatch.setitem(COLLECTIONS, "geospatial", tasks)
+    command = ["datasets", "prepare", "geospatial", "--root", str(tmp_path)]
+    assert main(command) == 2
+    printed = capsys.readouterr()
+    assert "aid: nothing downloads it: get AID.zip" in printed.out
+    assert "eurosat: 43 train" in printed.out
+    assert printed.err.splitlines() == [
+        "stitchkit: error: not there yet: aid; do what is said of each above and give the command again, it goes on "
+        "with these"
+    ]
+    assert main([*command, "--only", "eurosat"]) == 0
+    assert main([*command, "--only", "eurosta"]) == 2
+    assert "did you mean 'eurosat'" in capsys.readouterr().err
+
+
+def test_the_list_names_everything(capsys):
+    assert main(["datasets", "list"]) == 0
+    printed = capsys.readouterr().out
+    assert "cifar10        download cifar-10-batches-py/" in printed
+    assert "imagenet       by hand " in printed
+    for collection, tasks in COLLECTIONS.items():
+        assert f"collection {collection}: {', '.join(tasks)}" in printed
+
+
+def test_the_documentation_has_every_set_and_commands_that_parse(monkeypatch):
+    text = (ROOT / "docs/datasets.md").read_text()
+    for tasks in COLLECTIONS.values():
+        for name, task in tasks.items():
+            assert f"| {name} | `{task.source}` | {task.images:,} | {task.classes} |" in text
+    asked = []
+    monkeypatch.setattr(prepare_module, "prepare", lambda *settings: asked.append(settings))
+    for line in text.splitlines():
+        if line.startswith("stitchkit "):
+            assert main(line.split()[1:]) == 0, line
+    assert asked == [("merging", Path("data"), ["mnist", "dtd"]), ("geospatial", Path("data"), [])]
+
+
+def test_a_wrong_collection(tmp_path):
+    with pytest.raises(InputError, match="unknown data set of merging 'aid'"):
+        prepare("merging", tmp_path, ["aid"])
