@@ -173,14 +173,15 @@ class Anchor(ABC):
         """Stem, blocks and head: run one after the other they are the model."""
         return [self.stem, *self.blocks, self.head()]
 
-    def features(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def features(self, x: torch.Tensor, *, until: int | None = None) -> list[torch.Tensor]:
         """What passes between the steps: entry `j` is the input of block `j`, the last one that of the head.
 
         Args:
             x: Images `[B, C, H, W]`.
+            until: The last entry wanted; by default that of the head.
         """
         outputs = [self.stem(x)]
-        for block in self.blocks:
+        for block in self.blocks[:until]:
             outputs.append(block(outputs[-1]))
         return outputs
 

@@ -10,6 +10,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+_CACHED_BYTES = 2 * 2**20
+"""Activations between the blocks of a ViT that, with all a block makes of them, stay in a CPU's caches."""
+
 
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all tensors that operations inside it make, as long as they live.
@@ -58,3 +61,14 @@ def default_budget(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 2
     return 2**30
+
+
+def in_portions(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """A batch in the parts that run fastest: on a CPU as large as its caches hold, on a GPU all at once.
+
+    Args:
+        x: Images or activations `[B, ...]`; what follows must treat each alone, as evaluation mode does.
+    """
+    if x.device.type != "cpu" or not len(x):
+        return (x,)
+    return torch.split(x, max(1, _CACHED_BYTES * len(x) // x.nbytes))

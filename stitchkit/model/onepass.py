@@ -13,15 +13,13 @@ from torch import nn
 
 from stitchkit.errors import InputError
 from stitchkit.model.anchor import Anchor
-from stitchkit.model.memory import LiveBytes, default_budget
+from stitchkit.model.memory import LiveBytes, default_budget, in_portions
 from stitchkit.routes.visits import Visit, shared_visits
 
 if TYPE_CHECKING:
     from stitchkit.model.snnet import SNNet
 
 _MIB = 2**20
-_CPU_ROWS = 8
-"""Images that go through a block at once on a CPU, whose caches hold no more activations; GPUs take all."""
 
 
 @dataclass
@@ -154,8 +152,7 @@ def _join(batches: dict[torch.dtype, _Batch], visit: Visit, state: torch.Tensor)
 
 def _step(batch: _Batch, number: int, block: nn.Module, left: dict[tuple[Visit, int], torch.Tensor]) -> None:
     """Run a block, put by what leaves after it, and drop the visits that have nothing more to do."""
-    rows = _CPU_ROWS if batch.state.device.type == "cpu" else len(batch.state)
-    batch.state = torch.cat([block(part) for part in torch.split(batch.state, rows)])
+    batch.state = torch.cat([block(part) for part in in_portions(batch.state)])
     for visit, part in batch.parts():
         if number in visit.leaves:
             left[visit, number] = part.clone()  # a view would keep the whole batch

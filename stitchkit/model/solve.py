@@ -11,6 +11,7 @@ import torch
 from stitchkit.distributed import sum_over_ranks
 from stitchkit.errors import InputError, unknown
 from stitchkit.model.layout import rows
+from stitchkit.model.memory import in_portions
 from stitchkit.model.mode import evaluating
 from stitchkit.model.snnet import SNNet
 from stitchkit.routes import Joint
@@ -111,7 +112,8 @@ def fit_stitching_layers(
         targets[joint] = _Target(cross, torch.zeros((), dtype=torch.float64, device=device))
     with evaluating(model):
         for images in batches:
-            _accumulate(model, images.to(device), grams, targets)
+            for portion in in_portions(images.to(device)):
+                _accumulate(model, portion, grams, targets)
     for gram in grams.values():
         sum_over_ranks(gram.product)
     if not next(iter(grams.values())).num_rows:
@@ -173,7 +175,8 @@ def _feature_rows(
     """Features of anchors as rows `[B x positions, C]`; entry `(label, j)` is what enters block `j`."""
     found = {}
     for label, anchor in model.views.items():
-        for index, x in enumerate(anchor.features(images)):
+        last = max((index for wanted, index in entries if wanted == label), default=0)
+        for index, x in enumerate(anchor.features(images, until=last)):
             if (label, index) in entries:
                 layout = anchor.stage_of(max(index - 1, 0)).layout  # what enters a block left the one before it
                 found[label, index] = rows(x, layout).double()
