@@ -184,13 +184,13 @@ def create_cluster(
     further = {key: value or True for key, _, value in (option.partition("=") for option in sbatch)}
     ranks = 1 if gpus is None else gpus
     parameters = {
-        "name": "stitchkit",
+        "job_name": "stitchkit",
         "partition": partition,
-        "timeout_min": max(1, round(hours * 60)),
-        "tasks_per_node": max(1, ranks),
+        "time": max(1, round(hours * 60)),
+        "ntasks_per_node": max(1, ranks),
         "gpus_per_node": ranks or None,
         "cpus_per_task": cpus,
-        "mem_gb": mem_gb,
+        "mem": None if mem_gb is None else f"{round(1024 * mem_gb)}MB",
         "additional_parameters": {"requeue": True, **further},
     }
     return Slurm(folder / "submitit", jobs, {key: value for key, value in parameters.items() if value is not None})

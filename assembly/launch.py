@@ -84,7 +84,7 @@ def _watch(folders: Sequence[JobFolder], cluster: Cluster, poll_s: float) -> Non
                 finished += 1
                 if not folder.result.exists() and folder.failure is None:
                     folder.fail("it ended without a result; out of memory, killed or cancelled")
-                how = "done" if folder.result.exists() else f"FAILED: {folder.failure}"
+                how = "done" if folder.result.exists() else "FAILED"
                 _log.info("[%d/%d] %s: %s", finished, len(folders), folder.path.name, how)
     finally:
         cluster.stop()

@@ -86,7 +86,9 @@ def _planned(config: SweepConfig, gap: Gap, stitcher: str) -> PlannedJob:
 
 
 def _uncut(config: SweepConfig) -> list[PlannedJob]:
-    """Jobs that evaluate the two networks as they are; one job where they are the same."""
+    """Jobs that test the two networks as they are: one where they are the same, none where their weights are random."""
+    if not config.job.get("pretrained", True):
+        return []
     networks = [config.source] if config.source == config.destination else [config.source, config.destination]
     return [
         PlannedJob(

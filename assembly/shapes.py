@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 
 from assembly.network import build_network
-from assembly.parts import Part
 from assembly.spec import NetworkSpec, PartSpec
 from assembly.stitchers import Shape
 from stitchkit.errors import InputError
@@ -65,21 +64,22 @@ def run_dry(pieces: Sequence[PartSpec], image_size: int) -> tuple[PieceShapes, .
         size = (3, image_size, image_size)
         network = build_network(NetworkSpec(tuple(pieces)), num_classes=1, input_size=size, pretrained=False).eval()
         x = torch.empty(2, *size)
-    found: list[PieceShapes] = []
+    taken: list[Shape | None] = []
+    given: list[Shape | None] = []
     with torch.no_grad():
-        for piece, part, enter in zip(pieces, network.parts, network.entries, strict=True):
-            assert isinstance(part, Part)
-            entered = enter(x)
-            x = part(entered)
-            taken = _shape(entered, part.in_format, piece, "in_format") if found else None
-            given = _shape(x, part.out_format, piece, "out_format") if len(found) < len(pieces) - 1 else None
-            found.append(PieceShapes(taken, given))
-    return tuple(found)
+        for part, enter, piece in zip(network.parts, network.entries, pieces, strict=True):
+            before = given[-1] if given else None
+            x = enter(x)
+            taken.append(None if before is None else _shape(x, piece.arguments.get("in_format") or before.format))
+            x = part(x)
+            if len(taken) < len(pieces) and "out_format" not in piece.arguments:
+                raise InputError(f"{piece.place} has no out_format, which a sweep has to know; give img, token or bert")
+            given.append(_shape(x, piece.arguments["out_format"]) if len(taken) < len(pieces) else None)
+    return tuple(map(PieceShapes, taken, given))
 
 
-def _shape(x: torch.Tensor, declared: TensorFormat | None, piece: PartSpec, key: str) -> Shape:
-    if declared is None:
-        raise InputError(f"{piece.place} has no {key}, and a sweep has to know it; give img, bhwc, token or bert")
-    shape = Shape.of(TensorFormat.of(x, declared.kind))
+def _shape(x: torch.Tensor, declared: object) -> Shape:
+    """The shape of a tensor of a declared kind."""
+    shape = Shape.of(TensorFormat.of(x, TensorFormat.parse(declared).kind))
     assert shape is not None, "a tensor has a size"
     return shape

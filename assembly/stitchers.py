@@ -223,12 +223,16 @@ DEFAULT_STITCHERS = (
 """The ten of the published sweeps."""
 
 
-def check_stitcher(name: str) -> str:
+def check_stitcher(name: object, place: str = "stitcher") -> str:
     """The name, where a stitcher has it.
+
+    Args:
+        name: What a file says.
+        place: Where it stands there.
 
     Raises:
         InputError: If none does.
     """
     if name != FINETUNE and name not in STITCHERS:
-        raise unknown("stitcher", str(name), (FINETUNE, *STITCHERS))
-    return name
+        raise InputError(f"{place}: {unknown('stitcher', str(name), (FINETUNE, *STITCHERS))}")
+    return str(name)

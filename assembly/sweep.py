@@ -151,7 +151,7 @@ class SweepConfig:
             DEFAULT_GAPS if gaps is None else tuple(Gap.parse(*item) for item in _items(gaps, "gaps")),
             DEFAULT_STITCHERS
             if stitchers is None
-            else tuple(check_stitcher(stitcher) for stitcher, _ in _items(stitchers, "stitchers")),
+            else tuple(check_stitcher(*item) for item in _items(stitchers, "stitchers")),
             {key: value for key, value in content.items() if key not in _SWEEP_KEYS},
         )
         config._check_gaps()
@@ -159,12 +159,12 @@ class SweepConfig:
         return config
 
     def _check_gaps(self) -> None:
-        for gap in self.gaps:
+        for number, gap in enumerate(self.gaps):
             last = len(self.source.pieces) - 1, len(self.destination.pieces) - 1
             if gap.first > last[0] or gap.last >= last[1]:
                 raise InputError(
-                    f"gaps: [{gap}] leaves nothing of a network; the source has pieces 0 to {last[0]}, the destination "
-                    f"0 to {last[1]}"
+                    f"gaps[{number}]: [{gap}] leaves nothing of a network; the source has pieces 0 to {last[0]}, the "
+                    f"destination 0 to {last[1]}"
                 )
 
     @property

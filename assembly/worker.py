@@ -102,7 +102,8 @@ class SweepJob:
             arguments += ["--resume-from", str(place / NEWEST)]
         if status := main(arguments):
             lines = self.folder.log.read_text().splitlines()
-            raise RuntimeError(lines[-1] if lines else f"stitchkit job ended with status {status}")
+            said = lines[-1].removeprefix("stitchkit: error: ") if lines else ""
+            raise RuntimeError(said or f"stitchkit job ended with status {status}")
         if not yaml.safe_load((place / "config.yml").read_text()).get("save_checkpoints"):
             for checkpoint in (place / NEWEST, *place.glob("model-*.pth")):
                 checkpoint.unlink(missing_ok=True)
