@@ -8,7 +8,7 @@ from functools import cached_property
 
 from torch import fx
 
-from stitchkit.model.trace import INPUT, Trace
+from stitchkit.model.cut.trace import INPUT, Trace
 
 
 class Flow:

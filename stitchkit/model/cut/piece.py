@@ -12,9 +12,9 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 
 from stitchkit.errors import InputError
-from stitchkit.model.flow import Flow
-from stitchkit.model.refusal import check_piece, find_start, find_stop
-from stitchkit.model.trace import INPUT, Trace, trace
+from stitchkit.model.cut.flow import Flow
+from stitchkit.model.cut.refusal import check_piece, find_start, find_stop
+from stitchkit.model.cut.trace import INPUT, Trace, trace
 
 
 def cut(

@@ -12,8 +12,8 @@ from torch import fx, nn
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.model.create import create_model
-from stitchkit.model.flow import Flow
-from stitchkit.model.trace import INPUT, is_layer, trace
+from stitchkit.model.cut.flow import Flow
+from stitchkit.model.cut.trace import INPUT, is_layer, trace
 
 
 @dataclass(frozen=True)

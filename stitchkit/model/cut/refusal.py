@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from torch import fx, nn
 
 from stitchkit.errors import InputError, unknown
-from stitchkit.model.flow import Flow, is_tuple
-from stitchkit.model.trace import INPUT
+from stitchkit.model.cut.flow import Flow, is_tuple
+from stitchkit.model.cut.trace import INPUT
 
 
 def find_start(flow: Flow, model: nn.Module, name: str) -> fx.Node:
