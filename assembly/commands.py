@@ -60,11 +60,11 @@ def _add_settings(job: argparse.ArgumentParser) -> None:
 
 
 def _job(settings: dict[str, Any]) -> None:
-    from assembly.result import check_pandas
+    from assembly.train.result import check_pandas
 
     check_pandas()
-    from assembly.config import JobConfig
-    from assembly.train import run_job
+    from assembly.config.job import JobConfig
+    from assembly.train.run import run_job
 
     source = settings.pop("config")
     if settings.pop("smoke_test"):
@@ -77,8 +77,8 @@ def _job(settings: dict[str, Any]) -> None:
 
 
 def _list_datasets(_: dict[str, Any]) -> None:
-    from assembly.prepare import COLLECTIONS
-    from assembly.sources import SOURCES
+    from assembly.datasets.prepare import COLLECTIONS
+    from assembly.datasets.sources import SOURCES
 
     for name, source in sorted(SOURCES.items()):
         print(f"{name:14} {'by hand ' if source.by_hand else 'download'} {source.needs}")
@@ -88,6 +88,6 @@ def _list_datasets(_: dict[str, Any]) -> None:
 
 
 def _prepare_datasets(settings: dict[str, Any]) -> None:
-    from assembly.prepare import prepare
+    from assembly.datasets.prepare import prepare
 
     prepare(settings["collection"], Path(settings["root"]), settings["only"])

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from assembly.flow import Flow, enter, leave, run
-from assembly.parts import AGGREGATIONS, Assembly, Function, ParallelPart, Part, aggregate
-from assembly.pretrained import Subnet, expected_shape
-from assembly.registry import COMMON, check_arguments, part_class
-from assembly.spec import NetworkSpec, PartSpec
+from assembly.parts.flow import Flow, enter, leave, run
+from assembly.parts.part import AGGREGATIONS, Assembly, Function, ParallelPart, Part, aggregate
+from assembly.parts.pretrained import Subnet, expected_shape
+from assembly.parts.registry import COMMON, check_arguments, part_class
+from assembly.parts.spec import NetworkSpec, PartSpec
 from stitchkit.errors import InputError, unknown
 from stitchkit.model.formats import CLASS_TOKENS, TensorFormat
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from assembly.schema import parse
+from assembly.config.schema import parse
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from assembly.optim import Schedule
+from assembly.config.optim import Schedule
 from stitchkit.errors import InputError
 from stitchkit.model.weights import load_content, read_checkpoint, weights_of
 from stitchkit.train.checkpoint import link, save_state

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler as schedulers
 
-from assembly.preprocessing import create_transform
-from assembly.settings import TrainConfig
+from assembly.config.preprocessing import create_transform
+from assembly.config.settings import TrainConfig
 from stitchkit.errors import InputError, unknown
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

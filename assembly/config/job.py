@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from assembly.files import naming, read_yaml
-from assembly.optim import check_training
-from assembly.schema import parse
-from assembly.settings import Metric, TrainConfig
-from assembly.spec import NetworkSpec, PartSpec
+from assembly.config.files import naming, read_yaml
+from assembly.config.optim import check_training
+from assembly.config.schema import parse
+from assembly.config.settings import Metric, TrainConfig
+from assembly.parts.spec import NetworkSpec, PartSpec
 from stitchkit.errors import InputError
 
 _SWEEP = ("stages", "src_stages", "dest_stages", "gaps", "stitchers")

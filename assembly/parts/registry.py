@@ -7,10 +7,10 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from assembly.adapters import SimpleAdapter
-from assembly.blocks import ResNetBasicBlock, ResNetBottleneck, SwinTransformerBlock, VisionTransformerBlock
-from assembly.parts import Assembly, BaseBlock, ClassifierHead, Function, ParallelPart, Part
-from assembly.pretrained import Net, Subnet
+from assembly.parts.adapters import SimpleAdapter
+from assembly.parts.blocks import ResNetBasicBlock, ResNetBottleneck, SwinTransformerBlock, VisionTransformerBlock
+from assembly.parts.part import Assembly, BaseBlock, ClassifierHead, Function, ParallelPart, Part
+from assembly.parts.pretrained import Net, Subnet
 from stitchkit.errors import InputError, unknown
 
 PARTS: dict[str, type[Part]] = {

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torchvision.transforms import v2
 
-from assembly.settings import Preprocessing, TaskConfig
+from assembly.config.settings import Preprocessing, TaskConfig
 from stitchkit.errors import InputError, unknown
 
 TRANSFORMS = {

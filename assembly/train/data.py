@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset
 
-from assembly.config import JobConfig
-from assembly.datasets import Split, open_dataset
-from assembly.preprocessing import create_transform
-from assembly.settings import TaskConfig
-from assembly.task import Labels
+from assembly.config.job import JobConfig
+from assembly.config.preprocessing import create_transform
+from assembly.config.settings import TaskConfig
+from assembly.datasets.named import Split, open_dataset
+from assembly.train.task import Labels
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.train.data import Batch, DirectLoader

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torchvision.models import get_model, list_models
 
-from assembly.parts import Part
+from assembly.parts.part import Part
 from stitchkit.errors import InputError, unknown
 from stitchkit.model.create import create_model
 from stitchkit.model.cut import cut

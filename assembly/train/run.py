@@ -16,13 +16,13 @@ import torch.distributed as dist
 from timm.utils import distribute_bn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from assembly.checkpoint import load_weights, resume, save
-from assembly.config import JobConfig
-from assembly.data import TaskData
-from assembly.exam import Exam
-from assembly.job import Job, deterministic, open_job
-from assembly.result import Trajectory, check_pandas, update_metadata, write_yaml
-from assembly.task import JobTask
+from assembly.config.job import JobConfig
+from assembly.train.checkpoint import load_weights, resume, save
+from assembly.train.data import TaskData
+from assembly.train.exam import Exam
+from assembly.train.job import Job, deterministic, open_job
+from assembly.train.result import Trajectory, check_pandas, update_metadata, write_yaml
+from assembly.train.task import JobTask
 from stitchkit.distributed import init_world
 from stitchkit.errors import InputError
 from stitchkit.train.loop import Trainer

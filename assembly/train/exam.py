@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from assembly.data import TaskData
-from assembly.job import Job
-from assembly.settings import Metric
-from assembly.task import Captured, Judged
+from assembly.config.settings import Metric
+from assembly.train.data import TaskData
+from assembly.train.job import Job
+from assembly.train.task import Captured, Judged
 from stitchkit.measure.evaluate import Score, evaluate_stitch
 from stitchkit.train.data import without_padding
 from stitchkit.train.progress import progress

@@ -16,12 +16,12 @@ import torch
 from timm.utils import random_seed
 from torch import nn
 
-from assembly.config import JobConfig
-from assembly.data import TaskData, TrainingLoader, open_data
-from assembly.files import naming
-from assembly.network import build_network
-from assembly.optim import Schedule, create_loss, create_optimizer, create_schedule
-from assembly.task import Captured, JobTask, WeightedLoss, rehearse
+from assembly.config.files import naming
+from assembly.config.job import JobConfig
+from assembly.config.optim import Schedule, create_loss, create_optimizer, create_schedule
+from assembly.parts.network import build_network
+from assembly.train.data import TaskData, TrainingLoader, open_data
+from assembly.train.task import Captured, JobTask, WeightedLoss, rehearse
 from stitchkit._version import __version__
 from stitchkit.distributed import World
 from stitchkit.errors import InputError

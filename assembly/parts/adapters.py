@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from assembly.parts import Part
+from assembly.parts.part import Part
 from stitchkit.errors import InputError
 from stitchkit.model.formats import TensorFormat
 

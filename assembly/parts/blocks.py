@@ -10,8 +10,8 @@ from timm.models.vision_transformer import Block
 from torch import nn
 from torchvision.models import resnet, swin_transformer
 
-from assembly.adapters import start_as_identity
-from assembly.parts import Part
+from assembly.parts.adapters import start_as_identity
+from assembly.parts.part import Part
 from stitchkit.errors import InputError, unknown
 from stitchkit.model.formats import TensorFormat
 

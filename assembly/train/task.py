@@ -9,7 +9,7 @@ import torch
 from timm.task import ClassificationTask
 from torch import nn
 
-from assembly.optim import Loss
+from assembly.config.optim import Loss
 from stitchkit.distributed import sum_over_ranks
 from stitchkit.errors import InputError, unknown
 

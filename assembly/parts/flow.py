@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from assembly.parts import Part, Reformat
+from assembly.parts.part import Part, Reformat
 from stitchkit.errors import InputError
 from stitchkit.model.formats import AXES, TensorFormat, rank
 from stitchkit.model.mode import evaluating
