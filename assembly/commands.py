@@ -133,10 +133,10 @@ def _prepare_datasets(settings: dict[str, Any]) -> None:
 
 
 def _sweep(settings: dict[str, Any]) -> None:
-    from assembly.cluster import create_cluster
-    from assembly.launch import run_sweep, write_folders
-    from assembly.plan import plan, table
-    from assembly.sweep import SweepConfig
+    from assembly.sweep.cluster import create_cluster
+    from assembly.sweep.config import SweepConfig
+    from assembly.sweep.launch import run_sweep, write_folders
+    from assembly.sweep.plan import plan, table
 
     own = ("config", "output", "dry_run", "retry_failed")
     path, output, is_dry, retry = (settings.pop(key) for key in own)
@@ -154,7 +154,7 @@ def _sweep(settings: dict[str, Any]) -> None:
 
 
 def _sweep_report(settings: dict[str, Any]) -> None:
-    from assembly.report import sweep_report
+    from assembly.sweep.report import sweep_report
 
     for file in sweep_report(settings["folder"]):
         print(file)

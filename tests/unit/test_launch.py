@@ -6,12 +6,12 @@ import sys
 import pytest
 import yaml
 
-from assembly import cluster
-from assembly.cluster import LocalPool, Slurm, create_cluster
-from assembly.launch import progress, run_sweep, write_folders
-from assembly.plan import plan
-from assembly.sweep import SweepConfig
-from assembly.worker import JobFolder, SweepJob
+from assembly.sweep import cluster
+from assembly.sweep.cluster import LocalPool, Slurm, create_cluster
+from assembly.sweep.config import SweepConfig
+from assembly.sweep.launch import progress, run_sweep, write_folders
+from assembly.sweep.plan import plan
+from assembly.sweep.worker import JobFolder, SweepJob
 from stitchkit.errors import InputError
 from tests.support import write_sweep
 

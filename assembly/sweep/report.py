@@ -30,7 +30,7 @@ def sweep_report(folder: str | Path) -> list[Path]:
     Raises:
         InputError: If there is no result in it.
     """
-    from assembly.draw import draw_accuracy_over_parameters, draw_heat_map, draw_learning_curves
+    from assembly.sweep.draw import draw_accuracy_over_parameters, draw_heat_map, draw_learning_curves
 
     place = Path(folder)
     table = collect(place)

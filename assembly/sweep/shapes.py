@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from assembly.network import build_network
-from assembly.spec import NetworkSpec, PartSpec
-from assembly.stitchers import Shape
+from assembly.parts.network import build_network
+from assembly.parts.spec import NetworkSpec, PartSpec
+from assembly.sweep.stitchers import Shape
 from stitchkit.errors import InputError
 from stitchkit.model.formats import TensorFormat
 

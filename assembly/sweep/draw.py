@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from assembly.plan import UNCUT
-from assembly.stitchers import FINETUNE, STITCHERS
+from assembly.sweep.plan import UNCUT
+from assembly.sweep.stitchers import FINETUNE, STITCHERS
 
 if TYPE_CHECKING:
     import pandas as pd

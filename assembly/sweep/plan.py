@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import yaml
 
-from assembly.registry import COMMON, part_class
-from assembly.stitchers import FINETUNE, STITCHERS, DoesNotApply, PartDict
-from assembly.sweep import Gap, SweepConfig
+from assembly.parts.registry import COMMON, part_class
+from assembly.sweep.config import Gap, SweepConfig
+from assembly.sweep.stitchers import FINETUNE, STITCHERS, DoesNotApply, PartDict
 from stitchkit.measure.pareto import aligned, quantity
 
 UNCUT = ("source", "destination")

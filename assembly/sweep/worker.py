@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -9,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from stitchkit.errors import InputError
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class SweepJob:
         """Run it to its end, in this process; under several tasks each is a rank.
 
         Raises:
-            RuntimeError: If the job failed; its log says why.
+            InputError: If the job cannot run as its configuration asks; its log says why.
         """
         if self.folder.result.exists():
             return
@@ -82,6 +85,8 @@ class SweepJob:
             self._run()
         except Exception as error:
             self.folder.fail(str(error) or type(error).__name__)
+            if isinstance(error, InputError):
+                _logger.error("stitchkit: error: %s", error)
             raise
 
     def checkpoint(self) -> Any:
@@ -91,31 +96,34 @@ class SweepJob:
         return DelayedSubmission(SweepJob(self.folder))
 
     def _run(self) -> None:
-        from assembly.checkpoint import NEWEST
-        from stitchkit.cli import main
+        from assembly.config.job import JobConfig
+        from assembly.train.checkpoint import NEWEST
+        from assembly.train.run import run_job
 
-        place = self.folder.path
-        # Checkpoints are what a preempted job goes on from, whether or not a person wants to keep them.
-        arguments = ["job", "-c", str(place / "config.yml"), "-o", str(place), "--save-checkpoints"]
-        arguments += ["--metrics-output", str(self.folder.result)]
+        place, settings = self.folder.path, self.folder.path / "config.yml"
+        wanted = JobConfig.load(settings)
+        changes: dict[str, Any] = {"save_dir": str(place), "metrics_output": str(self.folder.result)}
         if (place / NEWEST).exists():
-            arguments += ["--resume-from", str(place / NEWEST)]
-        if status := main(arguments):
-            lines = self.folder.log.read_text().splitlines()
-            said = lines[-1].removeprefix("stitchkit: error: ") if lines else ""
-            raise RuntimeError(said or f"stitchkit job ended with status {status}")
-        if not yaml.safe_load((place / "config.yml").read_text()).get("save_checkpoints"):
+            changes["resume_from"] = str(place / NEWEST)
+        # Checkpoints are what a preempted job goes on from, whether or not a person wants to keep them.
+        run_job(wanted.override(save_checkpoints=True, **changes), settings)
+        if not wanted.save_checkpoints:
             for checkpoint in (place / NEWEST, *place.glob("model-*.pth")):
                 checkpoint.unlink(missing_ok=True)
 
 
 def _write_to(log: Path) -> None:
     """Let this process write into a file from now on, below what earlier starts wrote."""
+    from submitit import JobEnvironment
+
     sys.stdout.flush()
     sys.stderr.flush()
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    is_primary = JobEnvironment().global_rank == 0
+    level = logging.INFO if is_primary else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout, force=True)
 
 
 def _join_ranks() -> None:

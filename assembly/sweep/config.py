@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from assembly.config import JobConfig
-from assembly.files import naming, read_yaml
-from assembly.settings import Preprocessing, TrainConfig
-from assembly.shapes import PieceShapes, piece_shapes
-from assembly.spec import PartSpec
-from assembly.stitchers import (
+from assembly.config.files import naming, read_yaml
+from assembly.config.job import JobConfig
+from assembly.config.settings import Preprocessing, TrainConfig
+from assembly.parts.spec import PartSpec
+from assembly.sweep.shapes import PieceShapes, piece_shapes
+from assembly.sweep.stitchers import (
     DEFAULT_STITCHERS,
     PartDict,
     check_stitcher,

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from assembly.worker import JobFolder, SweepJob
+from assembly.sweep.worker import JobFolder, SweepJob
 from stitchkit.errors import InputError
 
 _NO_LIMIT = 60 * 24 * 365

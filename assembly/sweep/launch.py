@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from assembly.cluster import Cluster
-from assembly.plan import PlannedJob
-from assembly.worker import JobFolder
+from assembly.sweep.cluster import Cluster
+from assembly.sweep.plan import PlannedJob
+from assembly.sweep.worker import JobFolder
 from stitchkit.errors import InputError
 
 _log = logging.getLogger(__name__)
