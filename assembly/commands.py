@@ -99,11 +99,11 @@ def _add_settings(job: argparse.ArgumentParser) -> None:
 
 
 def _job(settings: dict[str, Any]) -> None:
-    from assembly.result import check_pandas
+    from assembly.train.result import check_pandas
 
     check_pandas()
-    from assembly.config import JobConfig
-    from assembly.train import run_job
+    from assembly.config.job import JobConfig
+    from assembly.train.run import run_job
 
     source = settings.pop("config")
     if settings.pop("smoke_test"):
@@ -116,8 +116,8 @@ def _job(settings: dict[str, Any]) -> None:
 
 
 def _list_datasets(_: dict[str, Any]) -> None:
-    from assembly.prepare import COLLECTIONS
-    from assembly.sources import SOURCES
+    from assembly.datasets.prepare import COLLECTIONS
+    from assembly.datasets.sources import SOURCES
 
     for name, source in sorted(SOURCES.items()):
         print(f"{name:14} {'by hand ' if source.by_hand else 'download'} {source.needs}")
@@ -127,16 +127,16 @@ def _list_datasets(_: dict[str, Any]) -> None:
 
 
 def _prepare_datasets(settings: dict[str, Any]) -> None:
-    from assembly.prepare import prepare
+    from assembly.datasets.prepare import prepare
 
     prepare(settings["collection"], Path(settings["root"]), settings["only"])
 
 
 def _sweep(settings: dict[str, Any]) -> None:
-    from assembly.cluster import create_cluster
-    from assembly.launch import run_sweep, write_folders
-    from assembly.plan import plan, table
-    from assembly.sweep import SweepConfig
+    from assembly.sweep.cluster import create_cluster
+    from assembly.sweep.config import SweepConfig
+    from assembly.sweep.launch import run_sweep, write_folders
+    from assembly.sweep.plan import plan, table
 
     own = ("config", "output", "dry_run", "retry_failed")
     path, output, is_dry, retry = (settings.pop(key) for key in own)
@@ -154,7 +154,7 @@ def _sweep(settings: dict[str, Any]) -> None:
 
 
 def _sweep_report(settings: dict[str, Any]) -> None:
-    from assembly.report import sweep_report
+    from assembly.sweep.report import sweep_report
 
     for file in sweep_report(settings["folder"]):
         print(file)

@@ -8,8 +8,8 @@ import torch
 import yaml
 
 import stitchkit
-from assembly.config import JobConfig
-from assembly.network import build_network
+from assembly.config.job import JobConfig
+from assembly.parts.network import build_network
 from stitchkit.config import StitchConfig
 from stitchkit.train.flags import add_flags, resolve
 from tests.support import ROOT

@@ -21,10 +21,16 @@ FLOORS = {
     "stitchkit/parser.py": 1,
     "stitchkit/__init__.py": 6,
     "stitchkit/commands.py": 6,
-    "assembly": 7,
-    "stitchkit/cli.py": 8,
-    "stitchkit/__main__.py": 9,
-    "benchmarks": 10,
+    "assembly/__init__.py": 7,
+    "assembly/parts": 7,
+    "assembly/config": 8,
+    "assembly/datasets": 8,
+    "assembly/train": 9,
+    "assembly/sweep": 10,
+    "assembly/commands.py": 11,
+    "stitchkit/cli.py": 12,
+    "stitchkit/__main__.py": 13,
+    "benchmarks": 14,
 }
 FAMILIES = ("stitching_deit", "stitching_levit", "stitching_resnet_swin", "stitching_swin")
 PACKAGES = ("stitchkit", *FAMILIES, "assembly", "benchmarks")

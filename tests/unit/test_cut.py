@@ -10,8 +10,8 @@ from torch import nn
 
 from stitchkit.errors import InputError
 from stitchkit.model.cut import cut, steps
-from stitchkit.model.flow import Flow
-from stitchkit.model.trace import trace
+from stitchkit.model.cut.flow import Flow
+from stitchkit.model.cut.trace import trace
 from tests.support import pico_images, randomize
 
 

@@ -6,12 +6,12 @@ import sys
 import pytest
 import yaml
 
-from assembly import cluster
-from assembly.cluster import LocalPool, Slurm, create_cluster
-from assembly.launch import progress, run_sweep, write_folders
-from assembly.plan import plan
-from assembly.sweep import SweepConfig
-from assembly.worker import JobFolder, SweepJob
+from assembly.sweep import cluster
+from assembly.sweep.cluster import LocalPool, Slurm, create_cluster
+from assembly.sweep.config import SweepConfig
+from assembly.sweep.launch import progress, run_sweep, write_folders
+from assembly.sweep.plan import plan
+from assembly.sweep.worker import JobFolder, SweepJob
 from stitchkit.errors import InputError
 from tests.support import write_sweep
 
@@ -129,9 +129,9 @@ def test_slurm_gets_an_array_and_the_parameters(monkeypatch, folders, tmp_path):
     queue.write_text("12_0\n12_1\n12_2\n99\n")
     place.start(folders)
     sent = (tmp_path / "sent").read_text()
-    expected = "array=0-2%2 partition=big gpus-per-node=2 ntasks-per-node=2 cpus-per-task=4 mem=8192MB time=90 requeue"
-    for option in (*expected.split(), "qos=low", "exclusive", "signal=USR2@90"):
-        assert f"#SBATCH --{option}\n" in sent
+    asked = "array=0-2%2 partition=big gpus-per-node=2 ntasks-per-node=2 cpus-per-task=4 mem=8192MB time=90 requeue"
+    for line in (*asked.split(), "qos=low", "exclusive", "signal=USR2@90"):
+        assert f"#SBATCH --{line}\n" in sent
     assert place.poll() == []
     # A second launcher finds the jobs in the queue and sends nothing.
     (tmp_path / "sent").unlink()

@@ -7,8 +7,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stitchkit.distributed import World
 from stitchkit.model.snnet import SNNet
 from stitchkit.train.flags import make_recipe
-from stitchkit.train.loop import LossWindow, Trainer
+from stitchkit.train.loop import Trainer
 from stitchkit.train.optim import LossScaler, create_optimizer, create_precision, create_schedule
+from stitchkit.train.position import LossWindow
 from stitchkit.train.sampler import Sampler
 from stitchkit.train.task import StitchTask
 from tests.support import family_snnet

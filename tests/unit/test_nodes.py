@@ -6,7 +6,7 @@ import torch
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.model.cut import cut
-from stitchkit.model.nodes import Node, library_model, nodes
+from stitchkit.model.cut.nodes import Node, library_model, nodes
 
 
 def test_nodes_have_shapes_and_say_where_they_are_clean():

@@ -5,9 +5,9 @@ from itertools import product
 import pytest
 import torch
 
-from assembly.network import build_network
-from assembly.spec import NetworkSpec, PartSpec
-from assembly.stitchers import DEFAULT_STITCHERS, FINETUNE, STITCHERS, DoesNotApply, Shape, check_stitcher
+from assembly.parts.network import build_network
+from assembly.parts.spec import NetworkSpec, PartSpec
+from assembly.sweep.stitchers import DEFAULT_STITCHERS, FINETUNE, STITCHERS, DoesNotApply, Shape, check_stitcher
 from stitchkit.errors import InputError
 
 SHAPES = {

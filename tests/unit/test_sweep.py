@@ -5,12 +5,12 @@ from collections import Counter
 import pytest
 import yaml
 
-from assembly.config import JobConfig
-from assembly.plan import plan, table
-from assembly.shapes import run_dry
-from assembly.spec import PartSpec
-from assembly.stitchers import DEFAULT_STITCHERS
-from assembly.sweep import DEFAULT_GAPS, CutNetwork, Gap, SweepConfig
+from assembly.config.job import JobConfig
+from assembly.parts.spec import PartSpec
+from assembly.sweep.config import DEFAULT_GAPS, CutNetwork, Gap, SweepConfig
+from assembly.sweep.plan import plan, table
+from assembly.sweep.shapes import run_dry
+from assembly.sweep.stitchers import DEFAULT_STITCHERS
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from tests.support import ROOT, SWEEP, write_sweep
