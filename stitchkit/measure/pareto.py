@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,15 +60,19 @@ def table(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    widths = [max(len(line[column]) for line in [head, *body]) for column in range(len(head))]
-    left = {0, 2}
-    lines = (
+    return aligned([head, *body], left={0, 2})
+
+
+def aligned(lines: Sequence[Sequence[str]], *, left: Collection[int]) -> str:
+    """Text in columns: those numbered in `left` begin at one place, the others end at one."""
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    padded = (
         "  ".join(
             cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
         )
-        for line in [head, *body]
+        for line in lines
     )
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(line.rstrip() for line in padded)
 
 
 _FIGURES = (("latency_ms", 2), ("images_per_s", 1), ("acc1", 2), ("acc5", 2), ("loss", 4))
