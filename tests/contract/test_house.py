@@ -18,13 +18,14 @@ FLOORS = {
     "stitchkit/model": 3,
     "stitchkit/measure": 4,
     "stitchkit/train": 5,
+    "stitchkit/ship": 6,
     "stitchkit/parser.py": 1,
-    "stitchkit/__init__.py": 6,
-    "stitchkit/commands.py": 6,
-    "assembly": 7,
-    "stitchkit/cli.py": 8,
-    "stitchkit/__main__.py": 9,
-    "benchmarks": 10,
+    "stitchkit/__init__.py": 7,
+    "stitchkit/commands.py": 7,
+    "assembly": 8,
+    "stitchkit/cli.py": 9,
+    "stitchkit/__main__.py": 10,
+    "benchmarks": 11,
 }
 FAMILIES = ("stitching_deit", "stitching_levit", "stitching_resnet_swin", "stitching_swin")
 PACKAGES = ("stitchkit", *FAMILIES, "assembly", "benchmarks")
