@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from stitchkit.errors import InputError
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,29 @@ def init_world(device: str | None = None) -> World:
         else:
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     return World(dist.get_rank(), dist.get_world_size(), place)
+
+
+def from_primary(world: World, make: Callable[[], Made]) -> Made:
+    """What the primary rank makes, on all ranks; other machines may not see the same files.
+
+    Args:
+        world: This process among all.
+        make: Called on the primary rank alone; gives plain data.
+
+    Raises:
+        InputError: On all ranks, if the primary refuses.
+    """
+    shared: list[Any] = [None, ""]
+    if world.is_primary:
+        try:
+            shared[0] = make()
+        except InputError as error:
+            shared[1] = str(error)
+    dist.broadcast_object_list(shared)
+    made, refusal = shared
+    if refusal:
+        raise InputError(refusal)
+    return made  # type: ignore[no-any-return]
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
