@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from stitchkit.errors import InputError
 from stitchkit.parser import Commands, new_file
 
@@ -102,8 +104,7 @@ def _complete(rows: list[dict[str, Any]], settings: dict[str, Any], *, latency: 
 def _export(settings: dict[str, Any]) -> None:
     from stitchkit.ship.export import export
     from stitchkit.ship.formats import format_of
-    from stitchkit.ship.portrait import describe
-    from stitchkit.ship.trained import open_trained, sample_images
+    from stitchkit.ship.trained import describe, open_trained, sample_images
 
     output = settings.pop("output")
     format_of(output), new_file(output)
@@ -111,8 +112,7 @@ def _export(settings: dict[str, Any]) -> None:
     trained = open_trained({key: value for key, value in settings.items() if value is not None})
     stitch = trained.model.resolve(cfg_id)
     images, source = sample_images(trained, _IMAGES)
-    about = describe(trained.model, trained.config, cfg_id, recipe=trained.recipe, classes=trained.classes)
-    report = export(trained.model, cfg_id, output, images, about)
+    report = export(trained.model, cfg_id, output, images, describe(trained, cfg_id))
     print(f"stitch {cfg_id}, {stitch}, is in {output}; compared on {report.images} {source}:")
     print(f"  largest difference {report.largest_difference:.2g} of logits up to {report.largest_logit:.3g}")
     print(f"  same top-1 class on {report.same_top1} of {report.images}")
@@ -138,4 +138,15 @@ def _chosen(settings: dict[str, Any]) -> int:
         if budget.limits:
             raise InputError(f"--cfg_id {cfg_id} is a stitch already; leave the budget out, or give --ledger instead")
         return int(cfg_id)
+    _check_statistics(ledger)
     return int(pick_one(read_rows(ledger), budget)["cfg_id"])
+
+
+def _check_statistics(ledger: str) -> None:
+    """Refuse a ledger whose figures are of other batch-norm statistics than those in the checkpoint."""
+    origin = Path(ledger).with_suffix(".yaml")
+    if origin.is_file() and (yaml.safe_load(origin.read_text()) or {}).get("recalibrate_bn"):
+        raise InputError(
+            f"ledger '{ledger}' was measured with --recalibrate-bn, whose statistics are in no checkpoint; choose by a "
+            "ledger without, or give --cfg_id"
+        )

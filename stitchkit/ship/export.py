@@ -63,7 +63,7 @@ def export(model: SNNet, stitch: int, path: str | Path, images: torch.Tensor, ab
         stitch: The `cfg_id`.
         path: The file; `.safetensors`, `.onnx` or `.pt2` says the format.
         images: Prepared images `[B, C, H, W]` to compare on.
-        about: What the stitch is, by `stitchkit.ship.portrait.describe`.
+        about: What the stitch is, by `stitchkit.ship.trained.describe`.
 
     Raises:
         InputError: If there is something at the path, the suffix is unknown, a package is missing, the stitch cannot

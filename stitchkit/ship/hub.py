@@ -9,10 +9,10 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors.torch import save_model
+from safetensors.torch import save
 
 from stitchkit.config import StitchConfig
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, unknown
 from stitchkit.measure.ledger import Row, read_rows, write_rows
 from stitchkit.measure.pareto import pareto_front, table
 from stitchkit.model.create import create_anchor
@@ -22,6 +22,7 @@ from stitchkit.routes import StitchSpace
 from stitchkit.ship.portrait import local, portable
 
 _CONFIG, _WEIGHTS, _LEDGER = "config.json", "model.safetensors", "stitches_res.txt"
+_OPTIONS = ("revision", "cache_dir", "force_download", "token", "local_files_only")
 
 _CARD = """---
 {{ card_data }}
@@ -99,11 +100,13 @@ class HubSNNet(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         config = self.config.to_dict() | {"anchors": [portable(spec, self) for spec in self.config.anchors]}
-        text = json.dumps({"stitch_config": config}, indent=2)
-        save_model(self, str(save_directory / _WEIGHTS), metadata={"format": "pt"})
+        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+        draft = save_directory / f"{_WEIGHTS}.tmp"
+        draft.write_bytes(save(weights, metadata={"format": "pt"}))
+        draft.replace(save_directory / _WEIGHTS)
         if self.ledger:
             write_rows(save_directory / _LEDGER, self.ledger)
-        (save_directory / _CONFIG).write_text(text + "\n")
+        (save_directory / _CONFIG).write_text(json.dumps({"stitch_config": config}, indent=2) + "\n")
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The model card, with the Pareto front where there is a ledger with accuracies."""
@@ -144,13 +147,15 @@ class HubSNNet(
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, stitch_config: Any = None, **options: Any) -> HubSNNet:
+        if strange := [name for name in options if name not in _OPTIONS]:
+            raise unknown("option", strange[0], _OPTIONS)
         if not isinstance(stitch_config, dict):
             raise InputError(f"its {_CONFIG} has no 'stitch_config'; save it with save_pretrained")
         for spec in StitchConfig.parse(stitch_config).anchors:
             local(spec)
         weights = _file(model_id, _WEIGHTS, options)
         if weights is None:
-            raise InputError(f"it has no {_WEIGHTS}; other kinds of weights are not read")
+            raise InputError(f"it has no {_WEIGHTS}; no other kind of weights is read")
         model = cls(stitch_config)
         load_checkpoint(model, weights)
         ledger = _file(model_id, _LEDGER, options)
@@ -163,8 +168,7 @@ def _file(model_id: str, name: str, options: Mapping[str, Any]) -> Path | None:
     if Path(model_id).is_dir():
         path = Path(model_id) / name
         return path if path.is_file() else None
-    kept = ("revision", "cache_dir", "force_download", "token", "local_files_only")
     try:
-        return Path(hf_hub_download(model_id, name, **{key: options[key] for key in kept if key in options}))
+        return Path(hf_hub_download(model_id, name, **options))
     except EntryNotFoundError:
         return None

@@ -2,68 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from timm.models import is_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stitchkit._version import __version__
-from stitchkit.config import AnchorSpec, StitchConfig
+from stitchkit.config import AnchorSpec
 from stitchkit.errors import InputError
 from stitchkit.model.create import create_anchor
 from stitchkit.model.snnet import SNNet
 from stitchkit.routes import Stitch, StitchSpace
-from stitchkit.train.data import preparation
-from stitchkit.train.recipe import Recipe
 
-_FORMAT = "stitchkit stitch 1"
-
-
-def describe(
-    model: SNNet,
-    config: StitchConfig,
-    stitch: Stitch | int,
-    *,
-    recipe: Recipe | None = None,
-    classes: Sequence[str] = (),
-) -> dict[str, Any]:
-    """A stitch as plain data, without its weights and without paths of this machine.
-
-    Args:
-        model: The SN-Net.
-        config: Its configuration.
-        stitch: The stitch or its `cfg_id`.
-        recipe: The settings it was trained with, for how images are prepared; by default those of the last anchor.
-        classes: Class names in the order of the logits, where known.
-    """
-    recipe = recipe or Recipe()
-    route = model.resolve(stitch)
-    labels = {segment.anchor for segment in route.segments}
-    prepared = preparation(recipe, model.input_size, model.pretrained_cfg)
-    return {
-        "format": _FORMAT,
-        "stitchkit": __version__,
-        "cfg_id": model.space.stitches.index(route),
-        "stitch": route.name,
-        "anchors": [portable(spec, model, recipe) for spec in config.anchors if spec.label in labels],
-        "stitched_final_norm": model.stitched_final_norm,
-        "bn_eps": recipe.model.bn_eps,
-        "input": {
-            key: prepared[key] for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-        },
-        "classes": list(classes),
-    }
+FORMAT = "stitchkit stitch 1"
+"""Stands in every description."""
 
 
-def portable(spec: AnchorSpec, model: SNNet, recipe: Recipe | None = None) -> dict[str, Any]:
+def portable(spec: AnchorSpec, model: SNNet, *, global_pool: str | None = None) -> dict[str, Any]:
     """An anchor's specification as it was built, which needs neither its weights' file nor the network.
 
     Args:
         spec: Of the configuration.
         model: The SN-Net that was made of it.
-        recipe: The settings it was made with.
+        global_pool: The pooling that all anchors were given instead of their own.
     """
     channels, height, width = model.input_size
     kwargs = {
@@ -73,23 +35,23 @@ def portable(spec: AnchorSpec, model: SNNet, recipe: Recipe | None = None) -> di
     }
     if channels != 3:
         kwargs["in_chans"] = channels
-    if recipe is not None and recipe.model.gp:
-        kwargs["global_pool"] = recipe.model.gp
+    if global_pool:
+        kwargs["global_pool"] = global_pool
     name = spec.name if is_model(spec.name) else model.views[spec.label].pretrained_cfg["architecture"]
     return {"name": name, "label": spec.label, "kwargs": kwargs}
 
 
 def build(about: Mapping[str, Any]) -> nn.Sequential:
-    """The network that `describe` described, with random weights; nothing is fetched, and no other anchor is built.
+    """The network that was described, with random weights; nothing is fetched, and no other anchor is built.
 
     Args:
-        about: What `describe` gave.
+        about: What `stitchkit.ship.trained.describe` gave.
 
     Raises:
         InputError: If it is not such a description.
     """
-    if about.get("format") != _FORMAT:
-        raise InputError(f"it is of format {about.get('format')!r}, not '{_FORMAT}'; export it again")
+    if about.get("format") != FORMAT:
+        raise InputError(f"it is of format {about.get('format')!r}, not '{FORMAT}'; export it again")
     try:
         stitch = Stitch.parse(about["stitch"])
         specs = [local(AnchorSpec.parse(entry)) for entry in about["anchors"]]

@@ -11,10 +11,13 @@ import torch
 from timm.data import create_transform
 from torch.utils.data import IterableDataset
 
+from stitchkit._version import __version__
 from stitchkit.config import StitchConfig
 from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.weights import load_content, read_checkpoint
+from stitchkit.routes import Stitch
+from stitchkit.ship.portrait import FORMAT, portable
 from stitchkit.train.checkpoint import check_configuration
 from stitchkit.train.data import preparation
 from stitchkit.train.datasets import open_datasets
@@ -38,6 +41,11 @@ class Trained:
     config: StitchConfig
     recipe: Recipe
     classes: tuple[str, ...]
+
+    @property
+    def prepared(self) -> dict[str, Any]:
+        """How images are prepared for it, in timm's words."""
+        return preparation(self.recipe, self.model.input_size, self.model.pretrained_cfg)
 
 
 def open_trained(settings: Mapping[str, Any]) -> Trained:
@@ -69,6 +77,34 @@ def open_trained(settings: Mapping[str, Any]) -> Trained:
     return Trained(model.eval(), config, recipe, classes)
 
 
+def describe(trained: Trained, stitch: Stitch | int) -> dict[str, Any]:
+    """A stitch as plain data, without its weights and without paths of this machine: what goes into its exports.
+
+    Args:
+        trained: The SN-Net.
+        stitch: The stitch or its `cfg_id`.
+
+    Raises:
+        InputError: If the stitch is not in the space.
+    """
+    model, settings, prepared = trained.model, trained.recipe.model, trained.prepared
+    route = model.resolve(stitch)
+    labels = {segment.anchor for segment in route.segments}
+    specs = [spec for spec in trained.config.anchors if spec.label in labels]
+    image = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+    return {
+        "format": FORMAT,
+        "stitchkit": __version__,
+        "cfg_id": model.space.stitches.index(route),
+        "stitch": route.name,
+        "anchors": [portable(spec, model, global_pool=settings.gp) for spec in specs],
+        "stitched_final_norm": model.stitched_final_norm,
+        "bn_eps": settings.bn_eps,
+        "input": {key: prepared[key] for key in image},
+        "classes": list(trained.classes),
+    }
+
+
 def sample_images(trained: Trained, number: int) -> tuple[torch.Tensor, str]:
     """Images to try a network on, prepared as for evaluation.
 
@@ -85,7 +121,7 @@ def sample_images(trained: Trained, number: int) -> tuple[torch.Tensor, str]:
         InputError: If the data cannot be opened.
     """
     data, model = trained.recipe.data, trained.model
-    prepared = preparation(trained.recipe, model.input_size, model.pretrained_cfg)
+    prepared = trained.prepared
     if not (data.data_dir or data.dataset):
         noise = torch.rand(number, *model.input_size, generator=torch.Generator().manual_seed(0))
         mean, std = (torch.tensor(prepared[key])[:, None, None] for key in ("mean", "std"))
