@@ -65,6 +65,11 @@ def choose_device(device: str | None = None) -> torch.device:
     return torch.device("cuda", index)
 
 
+def restarts() -> int:
+    """How often a launcher has started the ranks again, as torchrun's `--max-restarts` lets it."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def init_world(device: str | None = None) -> World:
     """Join the group that the launcher describes in the environment, or start a group of one.
 
@@ -81,7 +86,12 @@ def init_world(device: str | None = None) -> World:
     if not dist.is_initialized():
         # What the host knows is exchanged on the CPU, without waiting for a GPU.
         backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
-        if "WORLD_SIZE" in os.environ:
+        if restarts():
+            # Ranks that died have left their addresses where a launcher's store outlives them.
+            store, rank, size = next(dist.rendezvous("env://"))
+            store = dist.PrefixStore(f"restart{restarts()}", store)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+        elif "WORLD_SIZE" in os.environ:
             dist.init_process_group(backend)
         else:
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)

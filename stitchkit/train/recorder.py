@@ -81,8 +81,9 @@ class Recorder:
         check_finite(self._trainer, {}, epoch)
         world = self._session.world
         own = {"position": position.state(world.device), "buffers": _buffers(self._trainer)}
-        ranks: list[Any] | None = [None] * world.size if world.is_primary else None
-        dist.gather_object(own, ranks)
+        ranks: list[Any] | None = [own] * world.size if world.is_primary else None
+        if world.size > 1:
+            dist.gather_object(own, ranks)
         if world.is_primary:
             within = {"within": {"ranks": ranks, **_grid(self._trainer)}}
             self._checkpoints.save_within(self._state() | within, epoch=epoch)

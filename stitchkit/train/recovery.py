@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-from stitchkit.distributed import World, from_primary
+from stitchkit.distributed import World, from_primary, restarts
 from stitchkit.errors import InputError
 from stitchkit.train.checkpoint import LAST, PREVIOUS
 from stitchkit.train.recipe import Recipe
@@ -34,7 +33,7 @@ def find_resume(recipe: Recipe, folder: Path, world: World) -> Recipe:
         InputError: If there are checkpoints and none is good, or there is nothing to evaluate.
     """
     run = recipe.run
-    is_restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and not run.eval
+    is_restart = restarts() > 0 and not run.eval
     if run.resume != AUTO and not is_restart:
         return recipe
     found = from_primary(world, lambda: newest_checkpoint(folder))
