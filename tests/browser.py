@@ -20,7 +20,7 @@ def find_browser() -> str | None:
 
 @contextmanager
 def open_page(address: str) -> Iterator[tuple[Any, list[str]]]:
-    """A page in a headless Chromium, and what went wrong in it so far; skips where there is none.
+    """A page in a headless Chromium, and the errors in it so far; skips where there is none.
 
     Everything that the page asks for elsewhere than at its own address counts as gone wrong.
     """
@@ -33,7 +33,7 @@ def open_page(address: str) -> Iterator[tuple[Any, list[str]]]:
         browser = library.chromium.launch(executable_path=path, args=["--no-sandbox"])
         try:
             page = browser.new_page(viewport={"width": 1280, "height": 900})
-            page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
+            page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
             page.on("pageerror", lambda error: wrong.append(str(error)))
             page.on("request", lambda asked: None if asked.url.startswith(own) else wrong.append(asked.url))
             page.goto(address)

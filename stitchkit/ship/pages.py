@@ -19,6 +19,13 @@ def add_commands(commands: Commands) -> None:
     )  # fmt: skip
     report.add_argument("--title", default="", metavar="TEXT", help="stands above the page")
 
+    serve = commands.add("serve", _serve, "try an SN-Net in the browser: an image, a budget, a prediction")
+    serve.add_argument("--stitch_config", "--stitch-config", required=True, metavar="JSON", help="stitch configuration")
+    serve.add_argument("--resume", required=True, metavar="CHECKPOINT", help="trained weights, ours or released ones")
+    serve.add_argument("--ledger", required=True, metavar="FILE", help="what --eval wrote of them")
+    serve.add_argument("--port", type=int, metavar="N", help="its port; by default the first free one from 7860")
+    serve.add_argument("--device", metavar="DEVICE", help="cpu or cuda; by default cuda where there is one")
+
 
 def _report(settings: dict[str, Any]) -> None:
     from stitchkit.measure.pareto import plot, plot_ledgers
@@ -34,3 +41,18 @@ def _report(settings: dict[str, Any]) -> None:
         else:
             plot_ledgers(rows, settings["png"], title=settings["title"])
         print(f"the plot is {settings['png']}")
+
+
+def _serve(settings: dict[str, Any]) -> None:
+    from pathlib import Path
+
+    from stitchkit.distributed import choose_device
+    from stitchkit.ship.serve import Demonstration, check_port, create_page, serve
+    from stitchkit.ship.trained import open_trained
+
+    check_port(settings["port"])
+    device = choose_device(settings["device"])
+    trained = open_trained({key: settings[key] for key in ("stitch_config", "resume")})
+    trained.model.to(device)
+    page = create_page(Demonstration(trained, settings["ledger"]), title=Path(settings["stitch_config"]).stem)
+    serve(page, port=settings["port"])
