@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 
 import pytest
@@ -79,6 +80,28 @@ def test_published_ledgers_get_their_stitches_from_the_configuration(family, sha
     assert len(found["routes"]) == len(found["rows"]) == len(read_rows(ledger))
     first = found["rows"][0]
     assert (first["anchor"], first["acc1"]) == (True, read_rows(ledger)[0]["acc1"])
+
+
+def test_losses_of_stitches_are_a_picture(tmp_path):
+    ledger = shutil.copy(LEDGER, tmp_path)
+    lines = [
+        "epoch,cfg_id,stitch,loss,steps",
+        "0,16,ti[0:5] > s[5:6],1.5,2",
+        "1,0,ti[0:6],1.25,1",
+        "1,16,ti[0:5] > s[5:6],nan,2",
+    ]
+    (tmp_path / "losses.csv").write_text("\n".join(lines))
+    assert report(ledger, "-o", tmp_path / "page.html") == 0
+    (training,) = data_of(tmp_path / "page.html")["training"]
+    assert training["losses"] == {
+        "epochs": [0, 1],
+        "stitches": ["ti[0:6]", "ti[0:5] > s[5:6]"],
+        "means": [[None, 1.25], [1.5, None]],
+    }
+    with open_page((tmp_path / "page.html").as_uri()) as (page, wrong):
+        page.locator("#curves .heat .heatmaplayer image").wait_for()
+        assert page.locator("#curves > div").count() == 1
+        assert wrong == []
 
 
 def test_the_files_of_a_run_complete_the_command(tmp_path):
@@ -252,3 +275,17 @@ def test_before_and_after(tmp_path):
         assert set(column(page, 1)) == {"digits_levit"}
         assert "vs" not in page.locator("#details .figures").inner_text()
         assert wrong == []
+
+
+def test_the_commands_of_the_page_about_it(tmp_path, monkeypatch):
+    """Those that write reports run as they stand; that all have the flags they use is tested with the other pages."""
+    for name in ("results", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    commands = [
+        line for line in (ROOT / "docs/report.md").read_text().splitlines() if line.startswith("stitchkit report")
+    ]
+    assert len(commands) == 2
+    for command in commands:
+        assert main(shlex.split(command)[1:]) == 0
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"report.html", "pareto.png", "levit.html"}

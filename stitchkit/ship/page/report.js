@@ -298,6 +298,7 @@ function drawCurves() {
   const add = (title, traces, more = {}) => {
     const layout = { title: { text: title, font: { size: 14 }, x: 0.02 }, margin: { l: 56, r: 16, t: 62, b: 44 }, hovermode: "x unified", font: { family: "system-ui, sans-serif", size: 12, color: "#1f2733" }, showlegend: traces.length > 1, legend: { orientation: "h", x: 1, xanchor: "right", y: 1.12, yanchor: "bottom" }, xaxis: { title: { text: "epoch" }, gridcolor: "#eaedf2", zeroline: false }, yaxis: { gridcolor: "#eaedf2", zeroline: false }, ...more };
     figures.push([element("div"), traces, layout]);
+    return figures.at(-1)[0];
   };
   for (const { name, curves, losses } of data.training) {
     const suffix = data.training.length > 1 ? ` · ${plain(name)}` : "";
@@ -309,7 +310,9 @@ function drawCurves() {
     if (accuracy.length) add("Top-1 accuracy of the anchors (%)" + suffix, accuracy.map(line));
     if (losses) {
       const heat = { type: "heatmap", x: losses.epochs, y: losses.stitches.map(plain), z: losses.means, colorscale: "Viridis", reversescale: true, hoverongaps: false, colorbar: { title: { text: "loss" }, thickness: 12 }, hovertemplate: "epoch %{x}<br>%{y}<br>loss %{z:.4f}<extra></extra>" };
-      add("Mean training loss of each stitch" + suffix, [heat], { hovermode: "closest", height: Math.max(330, 90 + 13 * losses.stitches.length), yaxis: { automargin: true, type: "category", autorange: "reversed", tickfont: { size: 10 } } });
+      const holder = add("Mean training loss of each stitch" + suffix, [heat], { hovermode: "closest", yaxis: { automargin: true, type: "category", autorange: "reversed", tickfont: { size: 10 } } });
+      holder.className = "heat";
+      holder.style.height = `${Math.max(330, 120 + 14 * losses.stitches.length)}px`;
     }
   }
   by("training").hidden = !figures.length;
