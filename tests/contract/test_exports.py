@@ -1,5 +1,6 @@
 """A stitch of every family as a file of every format: it computes what the SN-Net does."""
 
+import io
 import json
 import os
 import re
@@ -11,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 import stitchkit
 from stitchkit.cli import main
-from stitchkit.measure.profile import measure
 from stitchkit.ship.export import export
 from stitchkit.ship.formats import FORMATS
 from stitchkit.ship.trained import Trained, describe, open_trained, sample_images
@@ -21,6 +21,12 @@ from tests.unit.test_pick import pareto_like
 
 # One of each published family for the formats that take seconds to write.
 TRACED = ("vit without final norm, all pairs", "swin", "resnet", "resnet to swin", "levit")
+
+
+@pytest.fixture(autouse=True)
+def short_timing(monkeypatch):
+    """Latencies that nobody reads."""
+    monkeypatch.setattr("stitchkit.measure.latency._SECONDS", 0.001)
 
 
 def trained(family):
@@ -35,37 +41,43 @@ def exported(subject, cfg_id, path):
     return export(subject.model, cfg_id, path, images_for(subject.model), describe(subject, cfg_id))
 
 
+def shortest(model):
+    """The stitch of the fewest blocks that is no anchor."""
+    routes = [(sum(part.stop - part.start for part in stitch.segments), i) for i, stitch in enumerate(model.space)]
+    return min(routes[model.space.num_anchors :])[1]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_safetensors_of_every_family_equal_the_snnet(family, tmp_path, monkeypatch):
+def test_safetensors_of_every_family_equal_the_snnet(family, tmp_path):
     subject = trained(family)
     model, images = subject.model, images_for(subject.model, 2)
-    for cfg_id in (0, len(model.space) // 2, len(model.space) - 1):
+    for cfg_id in (0, shortest(model), len(model.space) - 1):
         path = tmp_path / f"{cfg_id}.safetensors"
         report = exported(subject, cfg_id, path)
-        net = stitchkit.load_stitch(path)
+        net, alone = stitchkit.load_stitch(path), model.extract(cfg_id)
         assert report.largest_difference == 0
         assert (report.same_top1, report.images) == (5, 5)
         assert torch.equal(net(images), model(images, cfg_id))
-        assert net.state_dict().keys() == model.extract(cfg_id).state_dict().keys()
-        assert measure(net, images[:1]) == measure(model.extract(cfg_id), images[:1])
+        assert {name: value.shape for name, value in net.named_parameters()} == {
+            name: value.shape for name, value in alone.named_parameters()
+        }
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 @pytest.mark.parametrize("family", TRACED)
 def test_traced_formats_of_every_family_agree_with_the_snnet(family, suffix, tmp_path):
     subject = trained(family)
-    cfg_id, path = len(subject.model.space) - 1, tmp_path / f"net{suffix}"
+    cfg_id, path = shortest(subject.model), tmp_path / f"net{suffix}"
     report = exported(subject, cfg_id, path)
     assert report.largest_difference <= 1e-4
     assert report.same_top1 == 5
+    net = FORMATS[suffix].read(path)
     for number in (1, 2, 7):
         images = images_for(subject.model, number)
-        found = FORMATS[suffix].read(path)(images)
-        torch.testing.assert_close(found, subject.model(images, cfg_id), atol=1e-4, rtol=0)
+        torch.testing.assert_close(net(images), subject.model(images, cfg_id), atol=1e-4, rtol=0)
     content = path.read_bytes()
     for place in (os.getcwd(), str(tmp_path), "site-packages"):
         assert place.encode() not in content
-    assert b'"cfg_id"' in content or suffix == ".pt2"
 
 
 def test_a_program_says_what_it_is(tmp_path):
@@ -296,7 +308,7 @@ def test_nothing_in_a_checkpoint_is_executed(run, name, capsys):
     with pytest.raises(stitchkit.InputError, match="no safetensors file"):
         stitchkit.load_stitch(run.folder / name)
     assert not trap.exists()
-    torch.load(run.folder / name, weights_only=False)
+    torch.load(io.BytesIO((run.folder / name).read_bytes()), weights_only=False)
     assert trap.exists(), "the file would have done harm"
 
 
