@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import stitchkit
 from stitchkit.cli import main
+from stitchkit.measure.ledger import read_rows
 from stitchkit.ship.export import export
 from stitchkit.ship.formats import FORMATS
 from stitchkit.ship.trained import Trained, describe, open_trained, sample_images
@@ -51,7 +52,7 @@ def shortest(model):
 def test_safetensors_of_every_family_equal_the_snnet(family, tmp_path):
     subject = trained(family)
     model, images = subject.model, images_for(subject.model, 2)
-    for cfg_id in (0, shortest(model), len(model.space) - 1):
+    for cfg_id in {0, shortest(model), len(model.space) - 1}:
         path = tmp_path / f"{cfg_id}.safetensors"
         report = exported(subject, cfg_id, path)
         net, alone = stitchkit.load_stitch(path), model.extract(cfg_id)
@@ -278,10 +279,38 @@ def test_a_checkpoint_of_another_rule_is_refused(run, capsys):
     assert "stitched_final_norm was False and is True" in capsys.readouterr().err
 
 
-def test_figures_of_statistics_that_no_checkpoint_has_choose_nothing(run, capsys):
-    (run.folder / "ledger.yaml").write_text("recalibrate_bn: 4\n")
-    assert run.export("--ledger", run.folder / "ledger.txt", "-o", run.folder / "net.onnx") == 2
-    assert "measured with --recalibrate-bn" in capsys.readouterr().err
+def test_a_recalibrated_stitch_is_exported_as_it_was_measured(tmp_path, images, capsys):
+    """`--eval --recalibrate-bn` and the export of the same stitch: one accuracy."""
+    config, checkpoint = tmp_path / "resnet.json", tmp_path / "last.pth.tar"
+    config.write_text(json.dumps(FAMILIES["resnet"] | {"recipe": {"img_size": 32, "batch_size": 8, "workers": 0}}))
+    model = stitchkit.create_snnet(config, img_size=32).eval()
+    randomize(model)
+    torch.save({"state_dict": model.state_dict()}, checkpoint)
+    flags = ["--stitch_config", str(config), "--resume", str(checkpoint), "--recalibrate-bn", "3"]
+    evaluation = ["train", str(images), *flags, "--eval", "--device", "cpu", "--output", str(tmp_path)]
+    assert main([*evaluation, "--eval-stitches", "4"]) == 0
+    (row,) = read_rows(tmp_path / "resnet/stitches_res.txt")
+
+    path, ledger = tmp_path / "net.safetensors", str(tmp_path / "resnet/stitches_res.txt")
+    export_flags = ["-o", str(path), "--data", str(images), "--ledger", ledger]
+    assert main(["export", *flags[:-2], *export_flags]) == 2
+    assert "add --recalibrate-bn 3 and --data DIR" in capsys.readouterr().err
+    assert main(["export", *flags, "-o", str(path), "--cfg_id", "4"]) == 2
+    assert "needs training images; add --data DIR" in capsys.readouterr().err
+    assert main(["export", *flags, *export_flags]) == 0
+    settings = {"stitch_config": str(config), "resume": str(checkpoint), "data_dir": str(images), "img_size": 32}
+    everything, _ = sample_images(open_trained(settings), 20)
+    labels = torch.arange(4).repeat_interleave(5)
+    logits = stitchkit.load_stitch(path)(everything)
+    assert torch.nn.functional.cross_entropy(logits, labels).item() == pytest.approx(row["loss"], rel=1e-4)
+    assert not torch.allclose(logits, model(everything, 4))
+
+
+def test_settings_of_the_run_come_from_its_file(run):
+    (run.folder / "args.yaml").write_text("mean: [0.1]\ncrop_pct: 0.5\n")
+    assert run.export("-c", run.folder / "args.yaml", "--cfg_id", 9, "-o", run.folder / "net.safetensors") == 0
+    about = stitchkit.load_stitch(run.folder / "net.safetensors").about["input"]
+    assert (about["mean"], about["std"], about["crop_pct"]) == ([0.1] * 3, [0.4] * 3, 0.5)
 
 
 def test_a_missing_package_is_named_with_its_extra(run, monkeypatch, capsys):
