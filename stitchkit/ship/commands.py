@@ -121,7 +121,7 @@ def _export(settings: dict[str, Any]) -> None:
     print(f"  largest difference {report.largest_difference:.2g} of logits up to {report.largest_logit:.3g}")
     print(f"  same top-1 class on {report.same_top1} of {report.images}")
     for name, size, latency in (
-        ("SN-Net, this stitch", report.snnet_bytes, report.snnet_ms),
+        ("SN-Net (all weights)", report.snnet_bytes, report.snnet_ms),
         (Path(output).name, report.file_bytes, report.file_ms),
     ):
         print(f"  {name:20}  {size / 2**20:8.2f} MiB  {latency:8.2f} ms an image on this CPU")

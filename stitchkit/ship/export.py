@@ -86,8 +86,11 @@ def export(
             inside = _Inside(model, stitch) if net is None else net.eval()
             form.write(model.extract(stitch).eval() if net is None else copy.deepcopy(net), about, draft)
             report = _compare(inside, form.read(draft), images, draft, _size(model))
-        except (InputError, OSError):
+        except InputError:
             raise
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise InputError(f"'{path}' cannot be written: {reason}; check the disk and its permissions") from error
         except Exception as error:  # exporters and their runtimes raise many kinds
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise InputError(

@@ -5,16 +5,19 @@ import json
 import os
 import re
 
+import onnxruntime
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from timm.data import resolve_model_data_config
 
 import stitchkit
 from stitchkit.cli import main
 from stitchkit.measure.ledger import read_rows
 from stitchkit.ship.export import export
 from stitchkit.ship.formats import FORMATS
+from stitchkit.ship.portrait import portable
 from stitchkit.ship.trained import Trained, describe, open_trained, sample_images
 from stitchkit.train.recipe import ModelRecipe, Recipe
 from tests.support import FAMILIES, family_snnet, pico_config, pico_snnet, randomize, weights, write_config
@@ -76,16 +79,15 @@ def test_traced_formats_of_every_family_agree_with_the_snnet(family, suffix, tmp
     for number in (1, 2, 7):
         images = images_for(subject.model, number)
         torch.testing.assert_close(net(images), subject.model(images, cfg_id), atol=1e-4, rtol=0)
+    extra = {"stitchkit.json": ""}
+    if suffix == ".pt2":
+        torch.export.load(path, extra_files=extra)
+    else:
+        extra["stitchkit.json"] = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map["stitchkit"]
+    assert json.loads(extra["stitchkit.json"])["stitch"] == subject.model.space[cfg_id].name
     content = path.read_bytes()
     for place in (os.getcwd(), str(tmp_path), "site-packages"):
         assert place.encode() not in content
-
-
-def test_a_program_says_what_it_is(tmp_path):
-    exported(trained("vit"), 7, tmp_path / "net.pt2")
-    extra = {"stitchkit.json": ""}
-    torch.export.load(tmp_path / "net.pt2", extra_files=extra)
-    assert json.loads(extra["stitchkit.json"])["cfg_id"] == 7
 
 
 def test_a_stitch_is_loaded_without_other_anchors_files_or_network(tmp_path, monkeypatch):
@@ -120,7 +122,7 @@ def test_settings_that_shape_a_network_go_into_the_file(tmp_path):
             norm.eps = 0.1
     exported(Trained(model, config, recipe, ()), 3, tmp_path / "resnet.safetensors")
     net = stitchkit.load_stitch(tmp_path / "resnet.safetensors")
-    assert net.pretrained_cfg["input_size"] == [1, 32, 32]
+    assert resolve_model_data_config(net)["input_size"] == (1, 32, 32)
     vit = stitchkit.StitchConfig.parse(pico_config())
     model = stitchkit.create_snnet(vit, global_pool="avg", img_size=32, **{"num_classes": 5}).eval()
     exported(Trained(model, vit, recipe, ()), 3, tmp_path / "vit.safetensors")
@@ -187,8 +189,6 @@ def test_the_ledger_and_a_budget_choose_the_stitch(run, capsys):
 
 
 def test_the_command_writes_onnx_that_runs_elsewhere(run, images, capsys):
-    import onnxruntime
-
     path = run.folder / "net.onnx"
     assert run.export("--cfg_id", 9, "--data", images, "-o", path) == 0
     assert len(capsys.readouterr().out.splitlines()) == 5
@@ -228,15 +228,25 @@ def test_a_file_that_computes_something_else_does_not_stay(run, monkeypatch, cap
     assert run.files() == before
 
 
-def test_an_exporter_that_gives_up_leaves_nothing(run, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("no such\noperator"), "RuntimeError: no such operator; try another suffix"),
+        (
+            OSError(28, "No space left on device"),
+            "net.onnx' cannot be written: No space left on device; check the disk",
+        ),
+    ],
+)
+def test_an_exporter_that_gives_up_leaves_nothing(run, monkeypatch, capsys, error, message):
     def write(net, about, path):
         path.write_bytes(b"half")
-        raise RuntimeError("no such\noperator")
+        raise error
 
     monkeypatch.setitem(FORMATS, ".onnx", FORMATS[".onnx"]._replace(write=write))
     before = run.files()
     assert run.export("--cfg_id", 9, "-o", run.folder / "net.onnx") == 2
-    assert "RuntimeError: no such operator; try another suffix" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert run.files() == before
 
 
@@ -304,6 +314,14 @@ def test_a_recalibrated_stitch_is_exported_as_it_was_measured(tmp_path, images, 
     logits = stitchkit.load_stitch(path)(everything)
     assert torch.nn.functional.cross_entropy(logits, labels).item() == pytest.approx(row["loss"], rel=1e-4)
     assert not torch.allclose(logits, model(everything, 4))
+
+
+def test_an_anchor_of_the_hub_is_described_by_its_architecture():
+    model = family_snnet("vit")
+    spec = stitchkit.AnchorSpec("hf-hub:somebody/model", label="ti", kwargs={"depth": 3})
+    found = portable(spec, model)
+    assert found["name"] == "vit_tiny_patch16_224"
+    assert found["kwargs"] == {"depth": 3, "num_classes": 4, "img_size": 16}
 
 
 def test_settings_of_the_run_come_from_its_file(run):

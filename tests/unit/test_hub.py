@@ -81,6 +81,13 @@ def test_a_checkpoint_is_loaded_and_saved_as_a_folder(model, tmp_path):
     assert torch.equal(found(images, 8), trained(images, 8))
 
 
+def test_how_images_are_prepared_is_kept(tmp_path):
+    recipe = {"mean": [0.1, 0.2, 0.3], "crop_pct": 1.0, "epochs": 3}
+    stitchkit.HubSNNet(pico_config(recipe=recipe)).save_pretrained(tmp_path / "hub")
+    kept = stitchkit.HubSNNet.from_pretrained(tmp_path / "hub").config.recipe
+    assert kept == {"mean": [0.1, 0.2, 0.3], "crop_pct": 1.0}
+
+
 def test_no_path_of_the_machine_is_in_a_folder(tmp_path):
     config = pico_config()
     config["anchors"][0]["checkpoint"] = str(tmp_path / "secret.pth")

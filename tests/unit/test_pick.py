@@ -228,3 +228,7 @@ def test_the_ledger_must_be_of_the_model(model):
         stitchkit.BudgetedModel(model, [rows[2] | {"stitch": "ti[0:2] > s[2:3]"}])
     with pytest.raises(stitchkit.InputError, match="cfg_id 40 does not exist"):
         stitchkit.BudgetedModel(model, [rows[2] | {"cfg_id": 40}])
+    with pytest.raises(stitchkit.InputError, match="has no 'acc1'"):
+        stitchkit.BudgetedModel(model, [{key: value for key, value in rows[2].items() if key != "acc1"}])
+    with pytest.raises(stitchkit.InputError, match="has no rows"):
+        stitchkit.BudgetedModel(model, [])
