@@ -1,4 +1,4 @@
-"""The commands of the core: train, profile, convert, pareto, demo-data."""
+"""The commands of the core: train, profile, nodes, convert, pareto, demo-data."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ def add_commands(commands: Commands) -> None:
         command.add_argument(
             "--img-size", type=int, metavar="N", help="side of the input image; by default the models'"
         )
+
+    nodes = commands.add("nodes", _nodes, "list the nodes of a model, and where it can be cut, without data or weights")
+    nodes.add_argument("model", metavar="MODEL", help="name of the model")
+    nodes.add_argument("--backend", choices=("timm", "torchvision"), default="timm", help="where it is from")
+    nodes.add_argument("--inside", action="append", default=[], metavar="PATH", help="list a block's inner nodes too")
 
     pareto = commands.add("pareto", _pareto, "print the Pareto front of a ledger, and on request draw it")
     pareto.add_argument("ledger", metavar="FILE", help="a stitches_res.txt, ours or a published one")
@@ -74,6 +79,14 @@ def _profile(settings: dict[str, Any]) -> None:
     if output is not None:
         write_rows(output, rows)
         print(f"the ledger is {output}")
+
+
+def _nodes(settings: dict[str, Any]) -> None:
+    from stitchkit.model.nodes import library_model, nodes, table
+
+    model, example = library_model(settings["model"], settings["backend"])
+    print(table(nodes(model, example, inside=settings["inside"])))
+    print("* marks clean places: one tensor alone passes from there to the rest of the model")
 
 
 def _convert(settings: dict[str, Any]) -> None:
