@@ -27,16 +27,19 @@ class Gram:
     Args:
         width: Columns of `x`.
         device: Where the sums are kept, in float64.
+        intercept: Whether there is a column of ones; without it, `[x, 1]` below is `x`.
     """
 
-    def __init__(self, width: int, device: torch.device):
-        self.product = torch.zeros(width + 1, width + 1, dtype=torch.float64, device=device)
+    def __init__(self, width: int, device: torch.device, *, intercept: bool = True):
+        size = width + intercept
+        self.product = torch.zeros(size, size, dtype=torch.float64, device=device)
+        self._intercept = intercept
         self._solver: torch.Tensor | None = None
 
     @property
     def num_rows(self) -> int:
-        """Rows seen so far: the product of the column of ones with itself."""
-        return round(self.product[-1, -1].item())
+        """Rows seen so far: the product of the column of ones with itself; 0 where there is none."""
+        return round(self.product[-1, -1].item()) if self._intercept else 0
 
     def add(self, x: torch.Tensor) -> None:
         """Take in rows `[x, 1]` `[rows, width + 1]`."""
