@@ -36,10 +36,10 @@ def generate(
 def generate(
     data: np.ndarray | torch.Tensor,
     threshold: float = 0.9,
-    totalThreshold: float = 0.5,  # noqa: N803
-    maxDepth: int = 10,  # noqa: N803
+    totalThreshold: float = 0.5,
+    maxDepth: int = 10,
     sample: bool = False,
-    K: int | None = None,  # noqa: N803
+    K: int | None = None,
     **options: Any,
 ) -> Iterator[tuple[float, Net]] | tuple[float, Net]:
     """Compose networks for some images: the published call.
@@ -61,9 +61,7 @@ def generate(
 
     Source: StitchNet, algorithm 1.
     """
-    search = Search(
-        data, threshold=threshold, total_threshold=totalThreshold, max_depth=maxDepth, width=K, **options
-    )
+    search = Search(data, threshold=threshold, total_threshold=totalThreshold, max_depth=maxDepth, width=K, **options)
     if not sample:
         return iter(search)
     composition = search.draw()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
+import tempfile
 from functools import cached_property
 
 import torch
@@ -11,6 +13,8 @@ from torch import nn
 from stitchkit.model.memory import in_portions
 from stitchkit.model.similarity import pool, resize
 from stitchnet.forms import Form
+
+_SHELVED_BYTES = 2**24
 
 
 class Activation:
@@ -25,13 +29,14 @@ class Activation:
         self.tensor = tensor
         self.form = form
         self._resized: dict[tuple[int, int], torch.Tensor] = {}
+        self._mapping: mmap.mmap | None = None
 
     @cached_property
     def key(self) -> bytes:
         """A hash of the content."""
         values = self.tensor.contiguous().cpu()
         digest = hashlib.blake2b(str((values.dtype, tuple(values.shape), self.form)).encode(), digest_size=16)
-        digest.update(memoryview(values.view(-1).numpy()).cast("B"))
+        digest.update(values.view(-1).numpy().view("uint8").data)
         return digest.digest()
 
     @property
@@ -73,9 +78,27 @@ class Activation:
             self._resized[size] = resized
         return resized
 
+    def shelve(self) -> None:
+        """Move a large tensor to a temporary file, from where it is read when it is used."""
+        if (
+            self.tensor.device.type != "cpu"
+            or self.tensor.nbytes < _SHELVED_BYTES
+            or not hasattr(mmap, "MADV_DONTNEED")
+        ):
+            return
+        assert self.key  # hashed while it is at hand
+        with tempfile.TemporaryFile() as file:
+            self.tensor.contiguous().numpy().tofile(file)
+            file.flush()
+            self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        shelved = torch.frombuffer(self._mapping, dtype=self.tensor.dtype)
+        self.tensor = shelved.view(self.tensor.shape)
+
     def forget(self) -> None:
-        """Drop what was kept ready."""
+        """Drop what was kept ready, and what was read from the file."""
         self._resized.clear()
+        if self._mapping is not None:
+            self._mapping.madvise(mmap.MADV_DONTNEED)
 
     @property
     def num_bytes(self) -> int:

@@ -32,7 +32,7 @@ class Classifier:
         if kind not in KINDS:
             raise unknown("classifier", kind, KINDS)
         if not np.isfinite(outputs).all():
-            raise InputError("the network gives values that are no numbers for these images; choose another composition")
+            raise InputError("the network gives values that are no numbers for these images; take another one")
         if kind == "linear" and len(np.unique(labels)) < 2:
             raise InputError("a linear classifier needs images of two classes at least; give more, or use 'knn'")
         self.kind, self.outputs, self.labels = kind, outputs, labels

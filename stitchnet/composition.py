@@ -50,7 +50,7 @@ class Composition:
 
     @property
     def name(self) -> str:
-        """`network[fragment] > network[fragment] > ...`; fragments that follow each other in a network are one slice."""
+        """`network[first:stop] > network[first:stop] > ...`, one slice for fragments that follow each other."""
         return ARROW.join(f"{network}[{first}:{last + 1}]" for network, first, last in _slices(self.fragments))
 
 

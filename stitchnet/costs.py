@@ -11,8 +11,10 @@ from torch import nn
 
 from stitchkit.measure.profile import measure
 from stitchkit.model.mode import evaluating
+from stitchnet.activations import Activation
 from stitchnet.composition import Composition
 from stitchnet.fragments import Fragment
+from stitchnet.joint import map_shapes
 from stitchnet.pool import Pool
 
 
@@ -32,23 +34,31 @@ class FragmentCost:
     reader_macs: int = 0
     reader_params: int = 0
 
-    def behind(self, width: int, used_to: int, positions: int, *, folded: bool) -> tuple[int, int]:
-        """MACs and parameters of the fragment and of the joint before it, without the change of size.
+    def behind(self, before: Activation, after: Activation, *, folded: bool) -> tuple[int, int]:
+        """MACs and parameters of the fragment and of the joint before it.
 
         Args:
-            width: Features that come in.
-            used_to: Features that the fragment takes in its own network.
-            positions: Where the joint's map runs, if it is a layer of its own.
-            folded: Whether it is folded into the first layers.
+            before: Of the shape of what comes in.
+            after: Of the shape of what the fragment takes.
+            folded: Whether the joint is folded into the first layers.
         """
-        if folded and self.reader_params:
-            more = width - used_to
-            return self.macs + more * self.reader_macs, self.params + more * self.reader_params
-        return self.macs + width * used_to * positions, self.params + width * used_to
+        folded = folded and self.reader_params > 0
+        areas = [math.prod(activation.size or (1, 1)) for activation in (before, after)]
+        enlarges = areas[0] < areas[1]
+        macs, params = self.macs, self.params
+        if folded:
+            more = before.width - after.width
+            macs, params = macs + more * self.reader_macs, params + more * self.reader_params
+        else:
+            own = sum(map(math.prod, map_shapes(before, after)))
+            macs, params = macs + own * (min(areas) + after.form.num_prefix_tokens), params + own
+        if after.size is not None and before.size != after.size:
+            macs += 4 * areas[1] * (after.width if enlarges and not folded else before.width)  # as fvcore counts it
+        return macs, params
 
 
 class Costs:
-    """MACs and parameters of compositions, as sums over their fragments; changes of size are not counted.
+    """MACs and parameters of compositions, as sums over their fragments.
 
     Args:
         pool: The fragments.
@@ -71,8 +81,7 @@ class Costs:
             here = cost.macs, cost.params
         else:
             before, after = self._pool.own_output(parent.fragment), self._pool.input_of(fragment)
-            positions = min(math.prod(activation.size or (1, 1)) for activation in (before, after))
-            here = cost.behind(before.width, after.width, positions, folded=self._is_folded)
+            here = cost.behind(before, after, folded=self._is_folded)
         earlier = self.of(parent) if parent else (0, 0)
         return here[0] + earlier[0], here[1] + earlier[1]
 

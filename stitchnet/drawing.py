@@ -65,7 +65,8 @@ def _arrow(x1: float, y1: float, x2: float, y2: float, step: Step) -> list[str]:
     label = f"score {step.score:.3f}" + (f", {step.joint}" if step.joint else "")
     line = f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="#333" stroke-width="1.3" marker-end="url(#tip)"/>'
     middle = (x1 + x2) / 2
-    halo = f'<g stroke="white" stroke-width="4" paint-order="stroke">{_text(middle + 8, (y1 + y2) / 2 + 4, label, size=12)}</g>'
+    words = _text(middle + 8, (y1 + y2) / 2 + 4, label, size=12)
+    halo = f'<g stroke="white" stroke-width="4" paint-order="stroke">{words}</g>'
     return [line, halo]
 
 
@@ -74,6 +75,4 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def _text(x: float, y: float, text: str, *, size: int = 13, weight: str = "normal", colour: str = "#111") -> str:
-    return (
-        f'<text x="{x:g}" y="{y:g}" font-size="{size}" font-weight="{weight}" fill="{colour}">{escape(text)}</text>'
-    )
+    return f'<text x="{x:g}" y="{y:g}" font-size="{size}" font-weight="{weight}" fill="{colour}">{escape(text)}</text>'

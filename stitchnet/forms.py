@@ -48,7 +48,7 @@ class Form:
         x = convert(x, Format.NLC, Format.NCL)
         prefix, positions = x[..., : self.num_prefix_tokens], x[..., self.num_prefix_tokens :]
         side = math.isqrt(positions.shape[-1])
-        return positions.unflatten(-1, (side, side)), prefix if self.num_prefix_tokens else None
+        return positions.reshape(*positions.shape[:2], side, side), prefix if self.num_prefix_tokens else None
 
     def join(self, x: torch.Tensor, prefix: torch.Tensor | None) -> torch.Tensor:
         """The tensor that `split` splits so."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,9 +122,7 @@ def between(label: str, model: nn.Module, cuts: Sequence[Place]) -> list[Fragmen
 
 def _fragment(label: str, model: nn.Module, ends: list[Place | None], index: int) -> Fragment:
     start, stop = ends[index : index + 2]
-    module = cut(
-        model, block_input=start.before if start else None, block_output=stop.after if stop else None
-    ).eval()
+    module = cut(model, block_input=start.before if start else None, block_output=stop.after if stop else None).eval()
     return Fragment(label, index, len(ends) - 1, start, stop, module, stop.form if stop else Form(None))
 
 
@@ -140,13 +139,9 @@ def places(model: nn.Module, example: torch.Tensor) -> list[Place]:
     Raises:
         InputError: If the network cannot be traced between its blocks.
     """
-    graphs = []
-    for deep in (False, True):
-        try:
-            graphs.append([Flow(trace(model, training=training, deep=deep)) for training in (False, True)])
-        except InputError:  # some cannot be traced into all their blocks
-            if not deep:
-                raise
+    graphs = [_flows(model, deep=False)]
+    with contextlib.suppress(InputError):  # some cannot be traced into all their blocks
+        graphs.append(_flows(model, deep=True))
     last = graphs[-1][0]
     found: dict[int, Place] = {}
     for deep, (flow, training) in enumerate(graphs):
@@ -155,6 +150,12 @@ def places(model: nn.Module, example: torch.Tensor) -> list[Place]:
             if place.after in clean:
                 found[last.place[last.leaving(place.after)[0]]] = place
     return [found[position] for position in sorted(found)]
+
+
+def _flows(model: nn.Module, *, deep: bool) -> tuple[Flow, Flow]:
+    """What flows where in evaluation and in training mode."""
+    evaluation, training = (Flow(trace(model, training=training, deep=deep)) for training in (False, True))
+    return evaluation, training
 
 
 def _places(model: nn.Module, flow: Flow, example: torch.Tensor, *, inside: bool) -> Iterator[Place]:

@@ -1,7 +1,8 @@
-"""The joint between two fragments: the best linear map from what one gives to what the other is used to, in closed form."""
+"""The joint between two fragments: the best linear map from what one gives to what the other takes, in closed form."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,33 +58,55 @@ def fit_joint(x: Activation, y: Activation) -> Joint:
 
     Source: StitchNet, section 3.3.
     """
-    if y.size is None or x.size is None:
-        factors = _solve_rows(x.at(None), y.at(None))
-    elif (num_rows := len(x.tensor) * min(_area(x.size), _area(y.size))) < x.width and x.prefix is y.prefix is None:
-        assert num_rows
-        factors = _solve_rows(as_rows(x.at(y.size)), as_rows(y.value))
+    if _has_few_rows(x, y):
+        factors = _solve_rows(x, y)
+    elif y.size is None:
+        factors = (_least_squares(x.at(None).double(), y.value.double()),)
     else:
         factors = (_solve_maps(x, y),)
     return Joint(x.form, y.form, y.size, tuple(factor.to(y.tensor.dtype) for factor in factors))
+
+
+def _num_rows(x: Activation, y: Activation) -> int:
+    """Rows that the map is fitted to, at the smaller of both sizes."""
+    areas = [math.prod(activation.size or (1, 1)) for activation in (x, y)]
+    return len(x.tensor) * min(areas)
+
+
+def _has_few_rows(x: Activation, y: Activation) -> bool:
+    """Whether the map follows from a kernel of the rows `[rows, rows]` rather than from sums `[in, in]`."""
+    return _num_rows(x, y) < x.width and not y.form.num_prefix_tokens and not _enlarges(x, y)
+
+
+def _enlarges(x: Activation, y: Activation) -> bool:
+    return x.size is not None and y.size is not None and _area(x.size) < _area(y.size)
+
+
+def map_shapes(x: Activation, y: Activation) -> list[tuple[int, int]]:
+    """Shapes of the matrices of the joint from `x` to `y`: two if they are smaller than one."""
+    rows = _num_rows(x, y)
+    if _has_few_rows(x, y) and rows * (x.width + y.width) < x.width * y.width:
+        return [(x.width, rows), (rows, y.width)]
+    return [(x.width, y.width)]
 
 
 def _area(size: tuple[int, int]) -> int:
     return size[0] * size[1]
 
 
-def _solve_rows(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The map of rows `[rows, in]` to `[rows, out]`; in two factors if there are few rows."""
-    x, y = x.double(), y.double()
-    if len(x) >= x.shape[1]:
-        gram = Gram(x.shape[1], x.device, intercept=False)
-        gram.add(x)
-        return (gram.solve(x.T @ y, "exact"),)
-    kernel = Gram(len(x), x.device, intercept=False)
-    kernel.add(x.T)
-    weights = kernel.solve(y, "exact")
-    if x.shape[1] * y.shape[1] <= len(x) * (x.shape[1] + y.shape[1]):
-        return (x.T @ weights,)
-    return x.T, weights
+def _solve_rows(x: Activation, y: Activation) -> tuple[torch.Tensor, ...]:
+    """The map by a kernel of the rows."""
+    a, b = (as_rows(activation.at(y.size)).double() for activation in (x, y))
+    kernel = Gram(len(a), a.device, intercept=False)
+    kernel.add(a.T)
+    weights = kernel.solve(b, "exact")
+    return (a.T, weights) if len(map_shapes(x, y)) > 1 else (a.T @ weights,)
+
+
+def _least_squares(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    gram = Gram(x.shape[1], x.device, intercept=False)
+    gram.add(x)
+    return gram.solve(x.T @ y, "exact")
 
 
 def _solve_maps(x: Activation, y: Activation) -> torch.Tensor:
@@ -92,10 +115,11 @@ def _solve_maps(x: Activation, y: Activation) -> torch.Tensor:
     If the front's maps are smaller, they would be enlarged by a matrix `U`. What least squares needs of the enlarged
     ones is `X^T U^T U X` and `X^T U^T Y`, so nothing is computed at the larger size but `U^T Y`.
     """
-    assert x.size is not None and y.size is not None
+    assert x.size is not None
+    assert y.size is not None
     gram = Gram(x.width, x.tensor.device, intercept=False)
     cross = torch.zeros(x.width, y.width, dtype=torch.float64, device=x.tensor.device)
-    enlarged = _area(x.size) < _area(y.size)
+    enlarged = _enlarges(x, y)
     sides = [_resizing(a, b).to(x.tensor.device) for a, b in zip(x.size, y.size, strict=True)]
     prefixes = _prefixes(x, y)
     values = x.value if enlarged else x.at(y.size)
@@ -148,9 +172,7 @@ class JointLayer(nn.Module):
         maps: The matrices `[out, in]` that are applied, none if they are folded.
     """
 
-    def __init__(
-        self, source: Form, target: Form, size: tuple[int, int] | None, maps: Sequence[torch.Tensor] = ()
-    ):
+    def __init__(self, source: Form, target: Form, size: tuple[int, int] | None, maps: Sequence[torch.Tensor] = ()):
         super().__init__()
         self.source, self.target, self.size = source, target, size
         self.maps = nn.ParameterList(nn.Parameter(weight.contiguous()) for weight in maps)
@@ -163,14 +185,14 @@ class JointLayer(nn.Module):
             for weight in self.maps:
                 x = nn.functional.linear(x, weight)
             return x
-        if self.target.num_prefix_tokens:
-            prefix = _prefix_for(x, prefix, self.target.num_prefix_tokens)
+        count = self.target.num_prefix_tokens
+        prefix = _prefix_for(x, prefix, count) if count else None
         shrinks = x.shape[2] * x.shape[3] > _area(self.size)
         x = resize(x, self.size) if shrinks else x  # the map runs at the smaller of both sizes
         for weight in self.maps:
             x = nn.functional.conv2d(x, weight[..., None, None])
-            prefix = nn.functional.conv1d(prefix, weight[..., None]) if self.target.num_prefix_tokens else None
-        return self.target.join(resize(x, self.size), prefix if self.target.num_prefix_tokens else None)
+            prefix = prefix if prefix is None else nn.functional.conv1d(prefix, weight[..., None])
+        return self.target.join(resize(x, self.size), prefix)
 
     def describe(self, x: torch.Tensor) -> str:
         """What it does to a tensor, in words."""

@@ -49,6 +49,8 @@ class Outputs:
         x, y = self.of(composition.parent), self._pool.input_of(composition.fragment)
         composition.joint = None if x.key == y.key else fit_joint(x, y)
         composition.is_joined = True
+        x.forget()
+        y.forget()
 
     def _compute(self, composition: Composition) -> Activation:
         assert composition.parent is not None

@@ -108,11 +108,12 @@ class Net(nn.Module):
         with evaluating(self):
             for fragment, layer, score in zip(self.path, self.layers, self.scores, strict=True):
                 cost = measure(layer, x)
-                joint = layer[0].describe(x) if len(layer) > 1 else ""
+                joint = joint_of(layer)
+                words = joint.describe(x) if joint else ""
                 x = layer(x)
                 shape = tuple(x.shape[1:])
                 macs_params = (cost.flops, cost.params)
-                found.append(Step(fragment.network, fragment.index, fragment.count, score, joint, shape, *macs_params))
+                found.append(Step(fragment.network, fragment.index, fragment.count, score, words, shape, *macs_params))
         return found
 
     def save_onnx(self, path: str | Path) -> Path:
@@ -249,6 +250,11 @@ class Net(nn.Module):
         from stitchnet.store import save
 
         return save(self, Path(folder))
+
+
+def joint_of(layer: nn.Module) -> JointLayer | None:
+    """The joint before a fragment's layers, if there is one."""
+    return next((child for child in layer.children() if isinstance(child, JointLayer)), None)
 
 
 def _with_suffix(path: str | Path, suffix: str) -> Path:

@@ -21,7 +21,9 @@ Nets = Sequence[str | AnchorSpec | Mapping[str, Any]] | Mapping[str, nn.Module]
 """Names, `NAME=CHECKPOINT`, specifications as in a stitch configuration, or modules by label."""
 
 
-def load_networks(nets: Nets | None = None, *, pretrained: bool = True) -> dict[str, tuple[nn.Module, AnchorSpec | None]]:
+def load_networks(
+    nets: Nets | None = None, *, pretrained: bool = True
+) -> dict[str, tuple[nn.Module, AnchorSpec | None]]:
     """Networks in evaluation mode, by label, each with the specification it was made from.
 
     Args:

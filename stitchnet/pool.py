@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 
@@ -38,9 +40,13 @@ class Pool:
             found = fragments(label, model, self.images)
             self.fragments += found
             x = self.images
-            for fragment, following in zip(found, found[1:], strict=False):
-                x = run(fragment.module, x)
-                self._inputs[following] = Activation(x, fragment.form)
+            for fragment, following in pairwise(found):
+                output = Activation(run(fragment.module, x), fragment.form)
+                output.shelve()
+                self._inputs[following] = output
+                x = output.tensor
+            for fragment in found[1:]:
+                self._inputs[fragment].forget()
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(

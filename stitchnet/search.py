@@ -16,7 +16,7 @@ from stitchkit.errors import InputError, unknown
 from stitchnet.composition import Composition
 from stitchnet.costs import Costs
 from stitchnet.fragments import Fragment
-from stitchnet.joint import fit_joint, unjoinable
+from stitchnet.joint import unjoinable
 from stitchnet.memory import Outputs
 from stitchnet.net import Net, build
 from stitchnet.networks import Nets
@@ -192,6 +192,8 @@ class Search:
                 continue
             self.counts.tried += 1
             scored.append((self.scores(x, y), fragment))
+            if y is not x:
+                y.forget()
         x.forget()
         scored.sort(key=lambda pair: -pair[0])
         return [(score, fragment) for score, fragment in scored[: self.width] if fragment not in used]
@@ -200,7 +202,7 @@ class Search:
         """Fit the last joint of a composition; tell and count if that cannot be done."""
         try:
             self._outputs.join(composition)
-        except torch.linalg.LinAlgError:
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             self.counts.skipped["the map of a joint cannot be computed"] += 1
             return False
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -20,7 +21,7 @@ from stitchnet.classifier import Classifier
 from stitchnet.forms import Form
 from stitchnet.fragments import Fragment, Place, between
 from stitchnet.joint import JointLayer, resize_input
-from stitchnet.net import Net
+from stitchnet.net import Net, joint_of
 from stitchnet.networks import create
 
 WEIGHTS, ABOUT = "net.safetensors", "net.json"
@@ -58,9 +59,8 @@ def save(net: Net, folder: Path) -> Path:
 
 def _about(fragment: Fragment, layer: nn.Module) -> dict[str, Any]:
     assert isinstance(layer, nn.Sequential)
-    joint = layer[0] if len(layer) > 1 else None
-    described = None
-    if isinstance(joint, JointLayer):
+    joint, described = joint_of(layer), None
+    if joint is not None:
         widths = [reader.weight.shape[1] for _, reader in fragment.readers(layer[-1])]
         described = {
             "source": _form(joint.source),
@@ -133,8 +133,6 @@ def _model(label: str, spec: AnchorSpec | None, nets: Mapping[str, nn.Module]) -
 
 def _layer(entry: Mapping[str, Any], model: nn.Module) -> tuple[Fragment, nn.Sequential]:
     """A fragment and its layers, of the right shapes."""
-    import copy
-
     start, stop = _place(entry["start"]), _place(entry["stop"])
     pieces = between(entry["network"], model, [place for place in (start, stop) if place])
     piece = pieces[1 if start else 0]
@@ -146,18 +144,17 @@ def _layer(entry: Mapping[str, Any], model: nn.Module) -> tuple[Fragment, nn.Seq
         return fragment, nn.Sequential(fragment.module)
     for (_, reader), width in zip(fragment.readers(fragment.module), joint["reader_widths"], strict=True):
         resize_input(reader, width)
-    forms = [Form(form["layout"] and Format(form["layout"]), form["num_prefix_tokens"]) for form in _both(joint)]
     size = joint["size"] and (joint["size"][0], joint["size"][1])
     maps = [torch.empty(shape) for shape in joint["maps"]]
-    return fragment, nn.Sequential(JointLayer(*forms, size, maps), fragment.module)
+    layer = JointLayer(_form_of(joint["source"]), _form_of(joint["target"]), size, maps)
+    return fragment, nn.Sequential(layer, fragment.module)
 
 
-def _both(joint: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [joint["source"], joint["target"]]
+def _form_of(value: Mapping[str, Any]) -> Form:
+    return Form(value["layout"] and Format(value["layout"]), value["num_prefix_tokens"])
 
 
 def _place(value: Mapping[str, Any] | None) -> Place | None:
     if value is None:
         return None
-    form = Form(value["form"]["layout"] and Format(value["form"]["layout"]), value["form"]["num_prefix_tokens"])
-    return Place(value["before"], value["after"], tuple(value["readers"]), form)
+    return Place(value["before"], value["after"], tuple(value["readers"]), _form_of(value["form"]))

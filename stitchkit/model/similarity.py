@@ -32,7 +32,7 @@ def align(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     """
     for value in (x, y):
         if value.ndim not in (2, 4):
-            raise InputError(f"activations of shape {list(value.shape)} are neither [B, C, H, W] nor [B, D]; convert them")
+            raise InputError(f"activations are {list(value.shape)}, neither [B, C, H, W] nor [B, D]; convert them")
     if len(x) != len(y):
         raise InputError(f"activations of {len(x)} and of {len(y)} images are to be compared; give the same images")
     if x.ndim == y.ndim == 4:
