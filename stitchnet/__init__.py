@@ -13,6 +13,7 @@ import torch
 
 from stitchnet.data import image_folder, load_hf_dataset, stitching_images
 from stitchnet.net import Net
+from stitchnet.pool import Pool
 from stitchnet.search import Search
 from stitchnet.store import load
 
@@ -21,20 +22,20 @@ __all__ = ["Net", "Search", "generate", "image_folder", "load", "load_hf_dataset
 
 @overload
 def generate(
-    data: np.ndarray | torch.Tensor, threshold: float = ..., totalThreshold: float = ..., maxDepth: int = ...,
+    data: np.ndarray | torch.Tensor | Pool, threshold: float = ..., totalThreshold: float = ..., maxDepth: int = ...,
     sample: Literal[False] = ..., K: int | None = ..., **options: Any,
 ) -> Iterator[tuple[float, Net]]: ...  # fmt: skip
 
 
 @overload
 def generate(
-    data: np.ndarray | torch.Tensor, threshold: float = ..., totalThreshold: float = ..., maxDepth: int = ..., *,
+    data: np.ndarray | torch.Tensor | Pool, threshold: float = ..., totalThreshold: float = ..., maxDepth: int = ..., *,
     sample: Literal[True], K: int | None = ..., **options: Any,
 ) -> tuple[float, Net]: ...  # fmt: skip
 
 
 def generate(
-    data: np.ndarray | torch.Tensor,
+    data: np.ndarray | torch.Tensor | Pool,
     threshold: float = 0.9,
     totalThreshold: float = 0.5,
     maxDepth: int = 10,
@@ -45,7 +46,8 @@ def generate(
     """Compose networks for some images: the published call.
 
     Args:
-        data: The stitching images `[B, C, H, W]`, prepared as the networks want them; 32 are enough.
+        data: The stitching images `[B, C, H, W]`, prepared as the networks want them; 32 are enough. Or the pool of a
+            `Search`, to use its fragments again.
         threshold: A fragment is joined if the score is above it.
         totalThreshold: A composition is pruned if the product of its scores is below it.
         maxDepth: Fragments in a composition, at most.

@@ -6,10 +6,12 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from timm.layers.format import Format
 
 from stitchkit.config import AnchorSpec
 from stitchkit.errors import InputError
 from stitchnet.activations import Activation, run
+from stitchnet.forms import Form
 from stitchnet.fragments import Fragment, fragments
 from stitchnet.networks import Nets, load_networks
 
@@ -39,14 +41,13 @@ class Pool:
         try:
             found = fragments(label, model, self.images)
             self.fragments += found
-            x = self.images
+            x = Activation(self.images, Form(Format.NCHW))
             for fragment, following in pairwise(found):
-                output = Activation(run(fragment.module, x), fragment.form)
+                output = Activation(run(fragment.module, x.tensor), fragment.form)
+                x.forget()
                 output.shelve()
-                self._inputs[following] = output
-                x = output.tensor
-            for fragment in found[1:]:
-                self._inputs[fragment].forget()
+                self._inputs[following] = x = output
+            x.forget()
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(

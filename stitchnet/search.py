@@ -53,7 +53,8 @@ class Search:
     """All compositions of the fragments of some networks that pass the thresholds. Iterating gives `(score, net)`.
 
     Args:
-        data: The stitching images `[B, C, H, W]`, prepared as the networks want them.
+        data: The stitching images `[B, C, H, W]`, prepared as the networks want them; or the pool of another search,
+            with its images and networks.
         threshold: A fragment is joined if the score is above it.
         total_threshold: A composition is pruned if the product of its scores is below it.
         max_depth: Fragments in a composition, at most.
@@ -78,7 +79,7 @@ class Search:
 
     def __init__(
         self,
-        data: np.ndarray | torch.Tensor,
+        data: np.ndarray | torch.Tensor | Pool,
         *,
         threshold: float = 0.9,
         total_threshold: float = 0.5,
@@ -104,7 +105,7 @@ class Search:
         self.drops_used_last, self.is_folded = drops_used_last, is_folded
         self.scores = scores or Scores()
         self.counts = Counts()
-        self.pool = Pool(data, nets, pretrained=pretrained)
+        self.pool = data if isinstance(data, Pool) else Pool(data, nets, pretrained=pretrained)
         self._outputs = Outputs(self.pool)
         self._random = random.Random(seed)
         self._costs = Costs(self.pool, is_folded=is_folded)
