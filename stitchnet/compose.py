@@ -109,7 +109,7 @@ def _best(search: Search, top: int) -> list[Composition]:
     if search.order == "best":
         found = islice(found, top)
     best: list[Composition] = []
-    with tqdm(found, desc="composing", unit=" found", leave=False) as progress:
+    with tqdm(found, desc="composing", unit=" found", leave=False, disable=None) as progress:
         for composition in progress:
             progress.set_postfix_str(str(search.counts))
             best = sorted([*best, composition], key=lambda one: -one.score)[:top]

@@ -14,6 +14,9 @@ from stitchkit.model.solve import Gram
 from stitchnet.activations import Activation
 from stitchnet.forms import Form
 
+_FOLDED_ROWS = 256
+"""Outputs of a layer that are folded at a time; the largest layers would take gigabytes in float64."""
+
 
 @dataclass(frozen=True, eq=False)
 class Joint:
@@ -99,14 +102,14 @@ def _solve_rows(x: Activation, y: Activation) -> tuple[torch.Tensor, ...]:
     a, b = (as_rows(activation.at(y.size)).double() for activation in (x, y))
     kernel = Gram(len(a), a.device, intercept=False)
     kernel.add(a.T)
-    weights = kernel.solve(b, "exact")
+    weights = kernel.solve(b, "rounded")
     return (a.T, weights) if len(map_shapes(x, y)) > 1 else (a.T @ weights,)
 
 
 def _least_squares(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     gram = Gram(x.shape[1], x.device, intercept=False)
     gram.add(x)
-    return gram.solve(x.T @ y, "exact")
+    return gram.solve(x.T @ y, "rounded")
 
 
 def _solve_maps(x: Activation, y: Activation) -> torch.Tensor:
@@ -135,7 +138,7 @@ def _solve_maps(x: Activation, y: Activation) -> torch.Tensor:
             c, d = (prefix[number].double() for prefix in prefixes)
             gram.product += c @ c.T
             cross += c @ d.T
-    return gram.solve(cross, "exact")
+    return gram.solve(cross, "rounded")
 
 
 def _prefixes(x: Activation, y: Activation) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -227,10 +230,14 @@ def fold(joint: Joint, layer: nn.Conv2d | nn.Linear) -> None:
 
     Source: StitchNet, section 3.3.
     """
-    weight = layer.weight.double().movedim(1, -1)
-    for factor in reversed(joint.factors):
-        weight = weight @ factor.double().T
-    layer.weight = nn.Parameter(weight.movedim(-1, 1).to(layer.weight.dtype).contiguous())
+    factors = [factor.double().T for factor in reversed(joint.factors)]
+    folded = []
+    for part in layer.weight.split(_FOLDED_ROWS):
+        weight = part.double().movedim(1, -1)
+        for factor in factors:
+            weight = weight @ factor
+        folded.append(weight.movedim(-1, 1).to(part.dtype))
+    layer.weight = nn.Parameter(torch.cat(folded).contiguous())
     resize_input(layer, joint.widths[0])
 
 

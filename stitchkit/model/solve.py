@@ -53,7 +53,8 @@ class Gram:
             cross: `[width + 1, out]`.
             method: `truncated`: minimum norm without the singular values under `max(rows, columns) x float32 eps` of
                 the largest, as PyTorch's pseudo-inverse of the rows themselves; `exact`: without those only that are
-                noise of float64; `damped`: ridge regression.
+                noise of float64; `rounded`: without those that are noise of features in float32, however many rows
+                there are; `damped`: ridge regression.
             damping: Of `damped`: what is added to the squared singular values, as a part of their mean.
 
         Source: SN-Net, equation 4; the threshold of `truncated` is the released code's.
@@ -68,7 +69,9 @@ class Gram:
         if method == "damped":
             return 1 / (squares + damping * squares.mean())
         size = max(self.num_rows, len(squares))
-        least = (size * _FLOAT32_EPS) ** 2 if method == "truncated" else size * _FLOAT64_EPS
+        least = {"truncated": (size * _FLOAT32_EPS) ** 2, "rounded": (8 * _FLOAT32_EPS) ** 2}.get(
+            method, size * _FLOAT64_EPS
+        )
         return torch.where(squares > least * squares[-1], 1 / squares.clamp_min(1e-300), 0.0)
 
 

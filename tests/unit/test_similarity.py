@@ -38,7 +38,8 @@ def plain_unbiased_hsic(x, y):
     k, m = ((a.double() @ a.double().T) for a in (x, y))
     k, m = k - k.diag().diag(), m - m.diag().diag()
     n, one = len(k), torch.ones(len(k), dtype=torch.float64)
-    value = torch.trace(k @ m) + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2)) - 2 / (n - 2) * one @ k @ m @ one
+    sums = (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
+    value = torch.trace(k @ m) + sums - 2 / (n - 2) * one @ k @ m @ one
     return (value / (n * (n - 3))).item()
 
 

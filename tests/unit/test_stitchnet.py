@@ -231,11 +231,11 @@ def plain_search(search, *, drops_used_last=False):
     from stitchkit.model.similarity import linear_cka
 
     x, pool = search.pool.images, search.pool
-    inputs = {}
+    inputs, output = {}, x
     for fragment in pool.fragments:
-        inputs[fragment] = x if fragment.is_start else inputs[previous][1]
-        inputs[fragment] = (inputs[fragment], run(fragment.module, inputs[fragment]))
-        previous = fragment
+        before = x if fragment.is_start else output
+        output = run(fragment.module, before)
+        inputs[fragment] = before, output
 
     def extend(path, output, form, total):
         scored = []
@@ -466,9 +466,7 @@ def test_a_fitted_net_is_the_same_after_save_and_load(mixed, nets, tmp_path, cla
 
 def test_a_net_of_names_is_loaded_without_modules(tmp_path):
     specs = [{"label": label, **SPECS[label]} for label in ("resnet", "vit")]
-    for score, net in search(specs, threshold=0.3):
-        if len(net.specs) > 1:
-            break
+    score, net = next((score, net) for score, net in search(specs, threshold=0.3) if len(net.specs) > 1)
     again = stitchnet.load(net.save(tmp_path / "net"))
     torch.testing.assert_close(again(images()), net(images()))
     assert again.score == score
