@@ -25,7 +25,9 @@ def add_commands(commands: Commands) -> None:
     compose.add_argument("--threshold", type=float, default=0.8, metavar="S", help="least score of a joint")
     compose.add_argument("--total-threshold", type=float, default=0.8, metavar="S", help="least product of all scores")
     compose.add_argument("--max-depth", type=int, default=10, metavar="N", help="fragments in a network, at most")
-    compose.add_argument("-k", type=int, default=2, metavar="N", help="next fragments that are tried at each step")
+    compose.add_argument(
+        "-k", dest="width", type=int, default=2, metavar="N", help="next fragments that are tried at each step"
+    )
     compose.add_argument("--top", type=int, default=20, metavar="N", help="networks that are built, the best by score")
     compose.add_argument("--order", choices=("depth", "best"), default="best", help="which are found first")
     compose.add_argument(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from stitchkit.config import AnchorSpec, StitchConfig
 from stitchkit.errors import InputError
+from stitchkit.measure.ledger import write_rows
 from stitchkit.measure.pareto import table
 from stitchnet.composition import Composition
 from stitchnet.data import image_folder, stitching_images
@@ -29,19 +29,13 @@ def compose(
     *,
     nets: str,
     pretrained: bool,
-    threshold: float,
-    total_threshold: float,
-    max_depth: int,
-    k: int,
     top: int,
-    order: str,
-    score: str,
-    max_macs: float | None,
-    max_params: float | None,
     num_images: int,
     img_size: int,
+    score: str,
     classifier: str,
     seed: int,
+    **options: Any,
 ) -> None:
     """Search, then write the ledger, the drawings and the networks.
 
@@ -50,55 +44,33 @@ def compose(
         output: Folder to write.
         nets: Names of networks with commas between, or the path of a stitch configuration.
         pretrained: Fetch their weights.
-        threshold: Of `Search`, like all up to `max_params`; `k` is its width, `score` its measure.
-        total_threshold: Of `Search`.
-        max_depth: Of `Search`.
-        k: Of `Search`.
         top: How many networks are built. With the order `best` the search ends with them; else all are searched.
-        order: Of `Search`.
-        score: Of `Search`.
-        max_macs: Of `Search`.
-        max_params: Of `Search`.
         num_images: Stitching images.
         img_size: Side of the images.
+        score: How fragments are compared.
         classifier: What is fitted to the outputs of the networks.
         seed: Which images are drawn.
+        options: Of `Search`.
 
     Raises:
         InputError: If anything that was given cannot be used, or nothing is found.
     """
     train = image_folder(data / "train", img_size)
     validation = image_folder(_validation_folder(data), img_size)
-    search = Search(
-        stitching_images(train, num_images, seed=seed),
-        threshold=threshold,
-        total_threshold=total_threshold,
-        max_depth=max_depth,
-        width=k,
-        nets=_nets(nets),
-        pretrained=pretrained,
-        order=order,
-        seed=seed,
-        max_macs=max_macs,
-        max_params=max_params,
-        scores=Scores(score, seed=seed),
-    )
+    images = stitching_images(train, num_images, seed=seed)
+    search = Search(images, nets=_nets(nets), pretrained=pretrained, scores=Scores(score, seed=seed), **options)
     print(f"{len(search.pool.fragments)} fragments of {len(search.pool.specs)} networks")
     best = _best(search, top)
     print(f"compositions: {search.counts}")
     if not best:
-        raise InputError(
-            f"no composition passes the thresholds ({search.counts}); lower --threshold or --total-threshold"
-        )
+        raise InputError(f"no composition passes ({search.counts}); lower --threshold or --total-threshold")
     rows = []
     for number, composition in enumerate(best):
         net = search.build(composition).fit(train, classifier=classifier)
-        row = {"cfg_id": number, **_row(net), "acc1": 100 * net.evaluate_dataset(validation)["accuracy"]}
+        rows.append({"cfg_id": number, **_row(net), "acc1": 100 * net.evaluate_dataset(validation)["accuracy"]})
         net.save(output / f"{number:03d}")
         net.draw_svg(output / f"{number:03d}" / "net.svg")
-        with (output / LEDGER).open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        rows.append(row)
+        write_rows(output / LEDGER, rows)
     print(table(rows))
     print(f"the ledger is {output / LEDGER}; beside it, for each cfg_id, a folder with the network and its drawing")
 

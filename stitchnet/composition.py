@@ -8,7 +8,6 @@ from functools import cached_property
 
 from stitchkit.routes.stitch import ARROW
 from stitchnet.fragments import Fragment
-from stitchnet.joint import Joint
 
 
 @dataclass(eq=False)
@@ -20,17 +19,12 @@ class Composition:
         score: Product of the scores of all joints.
         own_score: Score of the joint before the last one; 1 for a start.
         parent: What comes before; None for a start.
-        joint: The joint before the last one, once it was fitted; None also where none is needed, because the fragment
-            takes what it is used to.
-        is_joined: Whether the joint was fitted.
     """
 
     fragment: Fragment
     score: float = 1.0
     own_score: float = 1.0
     parent: Composition | None = None
-    joint: Joint | None = None
-    is_joined: bool = False
 
     @cached_property
     def path(self) -> tuple[Composition, ...]:

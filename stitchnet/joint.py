@@ -36,6 +36,11 @@ class Joint:
     factors: tuple[torch.Tensor, ...]
 
     @property
+    def num_bytes(self) -> int:
+        """Memory that the map takes."""
+        return sum(factor.nbytes for factor in self.factors)
+
+    @property
     def widths(self) -> tuple[int, int]:
         """Features that come in and that go out."""
         return self.factors[0].shape[0], self.factors[-1].shape[1]
@@ -232,7 +237,7 @@ def fold(joint: Joint, layer: nn.Conv2d | nn.Linear) -> None:
     """
     factors = [factor.double().T for factor in reversed(joint.factors)]
     folded = []
-    for part in layer.weight.split(_FOLDED_ROWS):
+    for part in torch.split(layer.weight, _FOLDED_ROWS):
         weight = part.double().movedim(1, -1)
         for factor in factors:
             weight = weight @ factor

@@ -264,20 +264,21 @@ def _with_suffix(path: str | Path, suffix: str) -> Path:
     return target
 
 
-def build(composition: Composition, pool: Pool, *, is_folded: bool = True) -> Net:
+def build(composition: Composition, joints: Sequence[Joint | None], pool: Pool, *, is_folded: bool = True) -> Net:
     """The network of a composition, with weights of its own.
 
     Args:
-        composition: One that has reached an end, all its joints fitted.
+        composition: One that has reached an end.
+        joints: The joint before each of its fragments, where one is needed.
         pool: Where the fragments are from.
         is_folded: Fold each joint into the layers behind it, where these are convolutions or linear layers.
     """
-    layers = [layer(step.fragment, step.joint, is_folded=is_folded) for step in composition.path]
+    path = composition.fragments
+    layers = [layer(fragment, joint, is_folded=is_folded) for fragment, joint in zip(path, joints, strict=True)]
     channels, height, width = pool.images.shape[1:]
-    specs = {fragment.network: pool.specs[fragment.network] for fragment in composition.fragments}
+    specs = {fragment.network: pool.specs[fragment.network] for fragment in path}
     scores = [step.own_score for step in composition.path]
-    name, path = composition.name, composition.fragments
-    return Net(name, composition.score, path, layers, scores, (channels, height, width), specs).eval()
+    return Net(composition.name, composition.score, path, layers, scores, (channels, height, width), specs).eval()
 
 
 def layer(fragment: Fragment, joint: Joint | None, *, is_folded: bool) -> nn.Sequential:

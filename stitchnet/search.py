@@ -116,7 +116,8 @@ class Search:
 
     def build(self, composition: Composition) -> Net:
         """The network of a composition; it has weights of its own."""
-        return build(composition, self.pool, is_folded=self.is_folded)
+        joints = [self._outputs.joint(step) for step in composition.path]
+        return build(composition, joints, self.pool, is_folded=self.is_folded)
 
     def compositions(self) -> Iterator[Composition]:
         """The compositions that reach an end, without their networks."""
@@ -202,7 +203,7 @@ class Search:
     def _join(self, composition: Composition) -> bool:
         """Fit the last joint of a composition; tell and count if that cannot be done."""
         try:
-            self._outputs.join(composition)
+            self._outputs.joint(composition)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             self.counts.skipped["the map of a joint cannot be computed"] += 1
             return False

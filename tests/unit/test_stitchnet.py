@@ -19,6 +19,7 @@ from stitchnet.composition import Composition
 from stitchnet.forms import Form
 from stitchnet.fragments import fragments
 from stitchnet.joint import fit_joint, kept
+from stitchnet.memory import Outputs
 from stitchnet.net import layer
 from stitchnet.networks import PUBLISHED, load_networks
 from stitchnet.pool import Pool
@@ -92,8 +93,9 @@ def search(nets, **options):
 
 @pytest.mark.parametrize(("name", "count"), list(zip(PUBLISHED, (8, 5, 13, 6, 16), strict=True)))
 def test_the_published_networks_have_the_published_fragments(name, count):
-    model = torchvision.models.get_model(name, weights=None).eval()
-    found = fragments(name, model, torch.randn(1, 3, 224, 224))
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name, weights=None).eval()
+        found = fragments(name, model, torch.empty(1, 3, 224, 224))
     assert len(found) == count
     assert found[0].is_start
     assert found[-1].is_end
@@ -321,16 +323,20 @@ def test_a_net_stitched_from_itself_scores_one_and_is_the_net(convnets):
     torch.testing.assert_close(net(x), convnets["small"](x), atol=1e-4, rtol=1e-4)
 
 
-def test_memory_holds_few_outputs_and_what_is_gone_is_computed_again(nets, monkeypatch):
-    roomy = [(one.name, one.score) for one in search(nets, threshold=0.4).compositions()]
-    monkeypatch.setattr("stitchnet.memory._BYTES", 0)
+def test_memory_holds_few_outputs_and_what_is_gone_is_computed_again(nets):
+    roomy = search(nets, threshold=0.4)
+    expected = [(one, roomy.build(one)) for one in roomy.compositions()][::9]
+    assert len(roomy._outputs) > 10
     tight = search(nets, threshold=0.4)
-    tight._outputs._budget = 0
+    tight._outputs = Outputs(tight.pool, budget=0)
     found = []
     for one in tight.compositions():
-        assert len(tight._outputs._kept) <= 1
-        found.append((one.name, one.score))
-    assert found == roomy
+        assert len(tight._outputs) <= 2
+        found.append(one)
+    assert len(found[::9]) == len(expected) > 3
+    for one, (same, net) in zip(found[::9], expected, strict=True):
+        assert (one.name, one.score) == (same.name, same.score)
+        assert torch.equal(tight.build(one)(images(2)), net(images(2)))
 
 
 @pytest.mark.parametrize("is_folded", [True, False])
