@@ -15,6 +15,7 @@ from stitchkit.model.similarity import pool, resize
 from stitchnet.forms import Form
 
 _SHELVED_BYTES = 2**24
+_RESIZED_IMAGES = 8
 
 
 class Activation:
@@ -73,8 +74,14 @@ class Activation:
             return pool(self.value)
         if size in self._resized:
             return self._resized[size]
-        resized = resize(self.value, size)
-        if keep and size != self.size:
+        if size == self.size:
+            return self.value
+        parts = []
+        for part in torch.split(self.value, _RESIZED_IMAGES):
+            parts.append(resize(part, size))
+            self._release()
+        resized = torch.cat(parts)
+        if keep:
             self._resized[size] = resized
         return resized
 
@@ -97,6 +104,10 @@ class Activation:
     def forget(self) -> None:
         """Drop what was kept ready, and what was read from the file."""
         self._resized.clear()
+        self._release()
+
+    def _release(self) -> None:
+        """Let go of the pages of the file that were read."""
         if self._mapping is not None:
             self._mapping.madvise(mmap.MADV_DONTNEED)
 

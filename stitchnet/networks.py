@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torchvision
@@ -41,7 +42,10 @@ def load_networks(
         spec = _spec(entry)
         if spec.label in found:
             raise InputError(f"two networks are called '{spec.label}'; give one of them another label")
-        found[spec.label] = (create(spec, pretrained=pretrained).eval(), spec)
+        model = create(spec, pretrained=pretrained).eval()
+        if spec.checkpoint is not None and hasattr(model, "num_classes"):  # as many as the file has
+            spec = replace(spec, kwargs={**spec.kwargs, "num_classes": model.num_classes})
+        found[spec.label] = model, spec
     if not found:
         raise InputError("there is no network to take fragments from; name at least one")
     return found

@@ -34,7 +34,7 @@ class Counts:
 
     Args:
         tried: Pairs of a composition and a next fragment that were scored.
-        pruned: Those that a threshold or the budget left out.
+        pruned: Those among the best that a threshold or the budget left out.
         found: Compositions that reached an end.
         skipped: Pairs that cannot be joined, by reason.
     """
@@ -169,7 +169,9 @@ class Search:
             composition: One that has not reached an end.
             is_drawn: Draw one of them, before it is known what the thresholds of the whole say of it.
         """
-        kept = [(score, fragment) for score, fragment in self.ranked(composition) if score > self.threshold]
+        ranked = self.ranked(composition)
+        kept = [(score, fragment) for score, fragment in ranked if score > self.threshold]
+        self.counts.pruned += len(ranked) - len(kept)
         if is_drawn and kept:
             kept = [self._random.choice(kept)]
         children = [Composition(fragment, composition.score * score, score, composition) for score, fragment in kept]
@@ -214,4 +216,5 @@ class Search:
         if self.max_macs is None and self.max_params is None:
             return True
         macs, params = self._costs.of(composition)
-        return macs <= (self.max_macs or math.inf) and params <= (self.max_params or math.inf)
+        limits = [math.inf if limit is None else limit for limit in (self.max_macs, self.max_params)]
+        return macs <= limits[0] and params <= limits[1]

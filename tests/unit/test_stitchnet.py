@@ -355,6 +355,7 @@ def test_a_budget_leaves_out_what_costs_more(nets):
     found = [within._costs.of(one) for one in within.compositions()]
     assert sorted(found) == [cost for cost in costs if cost[0] <= limit]
     assert within.counts.pruned > 0
+    assert not list(search(nets, max_macs=0).compositions())
     few = search(nets, threshold=0.3, max_params=30_000)
     assert all(few._costs.of(one)[1] <= 30_000 for one in few.compositions())
 
@@ -476,6 +477,19 @@ def test_a_net_of_names_is_loaded_without_modules(tmp_path):
     again = stitchnet.load(net.save(tmp_path / "net"))
     torch.testing.assert_close(again(images()), net(images()))
     assert again.score == score
+
+
+def test_a_net_of_checkpoints_is_loaded_without_them(tmp_path):
+    spec = {"name": "resnet18", "kwargs": {**RESNET, "num_classes": 7}}
+    torch.save(timm.create_model(spec["name"], **spec["kwargs"]).state_dict(), tmp_path / "weights.pth")
+    kwargs = {name: value for name, value in RESNET.items() if name != "num_classes"}
+    nets = [{"label": "a", "name": "resnet18", "kwargs": kwargs, "checkpoint": str(tmp_path / "weights.pth")}]
+    _, net = stitchnet.generate(images(), 0, 0, sample=True, nets=nets)
+    net.save(tmp_path / "net")
+    (tmp_path / "weights.pth").unlink()
+    again = stitchnet.load(tmp_path / "net")
+    assert again(images()).shape == (12, 7)
+    torch.testing.assert_close(again(images()), net(images()))
 
 
 def test_a_net_of_modules_needs_them_again(mixed, tmp_path):
