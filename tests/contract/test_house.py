@@ -29,12 +29,13 @@ FLOORS = {
     "assembly/train": 10,
     "assembly/sweep": 11,
     "assembly/commands.py": 12,
+    "stitchnet": 12,
     "stitchkit/cli.py": 13,
     "stitchkit/__main__.py": 14,
     "benchmarks": 15,
 }
 FAMILIES = ("stitching_deit", "stitching_levit", "stitching_resnet_swin", "stitching_swin")
-PACKAGES = ("stitchkit", *FAMILIES, "assembly", "benchmarks")
+PACKAGES = ("stitchkit", *FAMILIES, "assembly", "stitchnet", "benchmarks")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
@@ -78,6 +79,13 @@ def test_law_11_imports_point_one_way(path):
         else:
             assert not there.startswith(FAMILIES), f"{here} names the family {module}"
             assert floor(there) <= floor(here), f"{here} imports {module} from a higher floor"
+
+
+def test_law_11_assembly_and_stitchnet_do_not_know_each_other():
+    for path in FILES:
+        here = path.relative_to(ROOT).parts[0]
+        other = {"assembly": "stitchnet", "stitchnet": "assembly"}.get(here)
+        assert other not in {module.split(".")[0] for module in imports(path)}, path
 
 
 def test_law_11_routes_know_no_torch():
