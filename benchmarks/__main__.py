@@ -48,6 +48,7 @@ ROWS = (
     Row("start of all DeiT stitching layers", "benchmarks.initialise", 8),
     Row("FLOPs and params of all 71 DeiT stitches", "benchmarks.profile", 20),
     Row("training steps, DeiT-Ti/S", "benchmarks.train_step", 1.15),
+    Row("one network composed of fragments", "benchmarks.compose", 30),
     Row("latency of an extracted stitch", "benchmarks.extract", 1.01, "slowdown"),
     Row("all 71 DeiT stitches, compute, GPU", "benchmarks.evaluate --device cuda", None),
     Row("training steps, DeiT-S/B, GPU", "benchmarks.train_step --device cuda", None),

@@ -81,10 +81,13 @@ def _parser() -> Parser:
     """The parser of all commands; the packages that have some are named here alone."""
     from assembly.commands import add_commands as add_assembly
     from stitchkit.commands import add_commands as add_core
+    from stitchkit.ship.commands import add_commands as add_ship
+    from stitchkit.ship.pages import add_commands as add_pages
+    from stitchnet.commands import add_commands as add_stitchnet
 
     about = "Stitch pretrained vision networks: every trade-off between cost and accuracy."
     parser = Parser(prog="stitchkit", description=about, allow_abbrev=False)
     commands = Commands(parser)
-    for add_commands in (add_core, add_assembly):
+    for add_commands in (add_core, add_ship, add_pages, add_assembly, add_stitchnet):
         add_commands(commands)
     return parser

@@ -27,16 +27,19 @@ class Gram:
     Args:
         width: Columns of `x`.
         device: Where the sums are kept, in float64.
+        intercept: Whether there is a column of ones; without it, `[x, 1]` below is `x`.
     """
 
-    def __init__(self, width: int, device: torch.device):
-        self.product = torch.zeros(width + 1, width + 1, dtype=torch.float64, device=device)
+    def __init__(self, width: int, device: torch.device, *, intercept: bool = True):
+        size = width + intercept
+        self.product = torch.zeros(size, size, dtype=torch.float64, device=device)
+        self._intercept = intercept
         self._solver: torch.Tensor | None = None
 
     @property
     def num_rows(self) -> int:
-        """Rows seen so far: the product of the column of ones with itself."""
-        return round(self.product[-1, -1].item())
+        """Rows seen so far: the product of the column of ones with itself; 0 where there is none."""
+        return round(self.product[-1, -1].item()) if self._intercept else 0
 
     def add(self, x: torch.Tensor) -> None:
         """Take in rows `[x, 1]` `[rows, width + 1]`."""
@@ -50,7 +53,8 @@ class Gram:
             cross: `[width + 1, out]`.
             method: `truncated`: minimum norm without the singular values under `max(rows, columns) x float32 eps` of
                 the largest, as PyTorch's pseudo-inverse of the rows themselves; `exact`: without those only that are
-                noise of float64; `damped`: ridge regression.
+                noise of float64; `rounded`: without those that are noise of features in float32, however many rows
+                there are; `damped`: ridge regression.
             damping: Of `damped`: what is added to the squared singular values, as a part of their mean.
 
         Source: SN-Net, equation 4; the threshold of `truncated` is the released code's.
@@ -65,7 +69,9 @@ class Gram:
         if method == "damped":
             return 1 / (squares + damping * squares.mean())
         size = max(self.num_rows, len(squares))
-        least = (size * _FLOAT32_EPS) ** 2 if method == "truncated" else size * _FLOAT64_EPS
+        least = {"truncated": (size * _FLOAT32_EPS) ** 2, "rounded": (8 * _FLOAT32_EPS) ** 2}.get(
+            method, size * _FLOAT64_EPS
+        )
         return torch.where(squares > least * squares[-1], 1 / squares.clamp_min(1e-300), 0.0)
 
 

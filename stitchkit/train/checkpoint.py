@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from timm.utils import NativeScaler, unwrap_model
 
+from stitchkit.config import StitchConfig
 from stitchkit.errors import InputError
 from stitchkit.model.weights import load_content, read_checkpoint, weights_of
 from stitchkit.train.optim import load_optimizer
@@ -185,14 +186,8 @@ def load_weights(session: Session, *, ema: bool = False) -> dict[str, Any]:
     path = session.recipe.run.resume
     assert path is not None
     content = read_checkpoint(path)
-    trained = content.get("stitch_config")
-    if session.config is not None and trained is not None:
-        ours = session.config.to_dict()
-        keys = ["stitch_kernel_size", "stitch_stride", "nearest_stitching", "stitched_final_norm"]
-        keys += ["stages"] if "stages" in trained and "stages" in ours else []
-        if wrong := [key for key in keys if trained.get(key) != ours[key]]:
-            listed = ", ".join(f"{key} was {trained.get(key)!r} and is {ours[key]!r}" for key in wrong)
-            raise InputError(f"checkpoint '{path}' belongs to another configuration: {listed}")
+    if session.config is not None:
+        check_configuration(content, session.config, path)
     trained_size, size, model = content.get("input_size"), list(session.input_size), session.recipe.model
     if trained_size and trained_size != size and not (model.img_size or model.input_size):
         raise InputError(
@@ -208,6 +203,28 @@ def load_weights(session: Session, *, ema: bool = False) -> dict[str, Any]:
         )
     load_content(session.model, content, path, ema=ema)
     return content
+
+
+def check_configuration(content: Mapping[str, Any], config: StitchConfig, path: str | Path) -> None:
+    """See that a checkpoint of ours was trained with the rule of a configuration; released ones do not say theirs.
+
+    Args:
+        content: What `read_checkpoint` gave.
+        config: The configuration it is to be used with.
+        path: The file, for the message.
+
+    Raises:
+        InputError: If it was trained with another one.
+    """
+    trained = content.get("stitch_config")
+    if not isinstance(trained, Mapping):
+        return
+    ours = config.to_dict()
+    keys = ["stitch_kernel_size", "stitch_stride", "nearest_stitching", "stitched_final_norm"]
+    keys += ["stages"] if "stages" in trained and "stages" in ours else []
+    if wrong := [key for key in keys if trained.get(key) != ours[key]]:
+        listed = ", ".join(f"{key} was {trained.get(key)!r} and is {ours[key]!r}" for key in wrong)
+        raise InputError(f"checkpoint '{path}' belongs to another configuration: {listed}")
 
 
 def restore(

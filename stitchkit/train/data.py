@@ -63,7 +63,7 @@ def create_loaders(
     """
     data = recipe.data
     try:
-        prepared = _preparation(recipe, input_size, model_config)
+        prepared = preparation(recipe, input_size, model_config)
         shared = _for_both_splits(recipe, world, prepared)
         for_evaluation = shared | {key: prepared[key] for key in ("interpolation", "crop_pct", "crop_mode")}
         for_evaluation["batch_size"] = data.validation_batch_size or data.batch_size
@@ -110,8 +110,17 @@ def _create_calibration_loader(
     return loader
 
 
-def _preparation(recipe: Recipe, input_size: tuple[int, ...], model_config: Mapping[str, Any]) -> dict[str, Any]:
-    """How images become inputs, in timm's words, with a mean and deviation for each channel."""
+def preparation(recipe: Recipe, input_size: tuple[int, ...], model_config: Mapping[str, Any]) -> dict[str, Any]:
+    """How images become inputs, in timm's words, with a mean and deviation for each channel.
+
+    Args:
+        recipe: The settings.
+        input_size: Size of an input image, `(C, H, W)`.
+        model_config: timm's `pretrained_cfg`, which holds where the settings say nothing.
+
+    Raises:
+        InputError: If there are means or deviations for another number of channels.
+    """
     data, channels = recipe.data, input_size[0]
     for name in ("mean", "std"):
         if (given := getattr(data, name)) and len(given) not in (1, channels):

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -64,27 +64,30 @@ class LossWindow:
         self._losses.append(loss.detach())
         self._routes.append((step, -1 if cfg_id is None else cfg_id))
 
-    def flush(self) -> float:
-        """The mean loss over steps and ranks; the window is then empty.
+    def flush(self) -> list[tuple[int, float]]:
+        """Stitch (-1 in a plain model) and loss of each step on each rank; the window is then empty.
 
         Raises:
             InputError: If a loss was not finite; it names the first such step and its stitch.
         """
         if not self._losses:
-            return math.nan
-        losses = gather_over_ranks(torch.stack(self._losses).double())
-        routes = gather_over_ranks(torch.tensor(self._routes, device=losses.device))
+            return []
+        losses = torch.stack(self._losses).double()
+        routes = torch.tensor(self._routes, dtype=losses.dtype, device=losses.device)
         self._losses, self._routes = [], []
-        bad = (~losses.isfinite()).nonzero()
-        if len(bad):
-            rank, index = min(bad.tolist(), key=lambda place: place[1])
-            step, cfg_id = routes[rank, index].tolist()
-            route = "" if cfg_id < 0 else f" with stitch {cfg_id}"
-            raise InputError(
-                f"the loss is {losses[rank, index].item()} at step {step}{route} on rank {rank}; stopped. The last "
-                "good checkpoint is kept. Lower the learning rate, clip gradients, or train without --amp"
-            )
-        return losses.mean().item()
+        # Read back at once: the host waits for the device a single time.
+        ranks = gather_over_ranks(torch.cat([routes, losses[:, None]], dim=1)).tolist()
+        found = []
+        for steps in zip(*ranks, strict=True):
+            for rank, (step, cfg_id, loss) in enumerate(steps):
+                if not math.isfinite(loss):
+                    route = "" if cfg_id < 0 else f" with stitch {cfg_id:.0f}"
+                    raise InputError(
+                        f"the loss is {loss} at step {step:.0f}{route} on rank {rank}; stopped. The last good "
+                        "checkpoint is kept. Lower the learning rate, clip gradients, or train without --amp"
+                    )
+                found.append((int(cfg_id), loss))
+        return found
 
     def state(self) -> dict[str, Any]:
         """What is in it, as plain data and tensors."""
@@ -100,6 +103,18 @@ class LossWindow:
         return window
 
 
+class StitchLoss(NamedTuple):
+    """How one stitch learns.
+
+    Args:
+        loss: Mean training loss.
+        steps: Steps that it is over, of all ranks.
+    """
+
+    loss: float
+    steps: int
+
+
 @dataclass
 class Position:
     """Where a rank stands in an epoch.
@@ -108,6 +123,7 @@ class Position:
         done: Steps done.
         logged: Steps up to the last log line.
         total: Sum of the losses of those.
+        sums: Sum and number of the losses of each stitch, of those steps on all ranks.
         window: Losses since then.
         fetching: States of the random generators before the last batch was asked for.
         going_on: States of the random generators to go on with; None in an epoch that did not stop.
@@ -116,6 +132,7 @@ class Position:
     done: int = 0
     logged: int = 0
     total: float = 0.0
+    sums: dict[int, tuple[float, int]] = field(default_factory=dict)
     window: LossWindow = field(default_factory=LossWindow)
     fetching: RandomStates | None = None
     going_on: RandomStates | None = None
@@ -126,9 +143,22 @@ class Position:
         Raises:
             InputError: If a loss was not finite.
         """
-        mean = self.window.flush()
+        losses = self.window.flush()
+        for cfg_id, loss in losses:
+            total, count = self.sums.get(cfg_id, (0.0, 0))
+            self.sums[cfg_id] = total + loss, count + 1
+        mean = math.fsum(loss for _, loss in losses) / len(losses) if losses else math.nan
         self.total, self.logged = self.total + mean * (self.done - self.logged), self.done
         return mean
+
+    @property
+    def stitch_losses(self) -> dict[int, StitchLoss]:
+        """The mean loss of each stitch that was drawn, by `cfg_id`; empty in a plain model."""
+        return {
+            cfg_id: StitchLoss(total / count, count)
+            for cfg_id, (total, count) in sorted(self.sums.items())
+            if cfg_id >= 0
+        }
 
     def state(self, device: torch.device) -> dict[str, Any]:
         """All of it after a step, as plain data and tensors."""
@@ -137,6 +167,7 @@ class Position:
             "done": self.done,
             "logged": self.logged,
             "total": self.total,
+            "sums": dict(self.sums),
             "window": self.window.state(),
             "fetching": _plain(self.fetching),
             "going_on": _plain(random_states(device)),
@@ -147,7 +178,7 @@ class Position:
         """The position that `state` was taken of."""
         window = LossWindow.from_state(state["window"], device)
         fetching, going_on = (_from_plain(state[name]) for name in ("fetching", "going_on"))
-        return cls(state["done"], state["logged"], state["total"], window, fetching, going_on)
+        return cls(state["done"], state["logged"], state["total"], dict(state["sums"]), window, fetching, going_on)
 
 
 class Batches:

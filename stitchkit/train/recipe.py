@@ -328,6 +328,7 @@ class RunRecipe:
         "top1", "figure by which checkpoints are the best, the mean over anchors", choices=["top1", "top5", "loss"]
     )
     save_images: bool = _flag(False, "save a training batch as a picture at each log line")
+    log_tensorboard: bool = _flag(False, "write the figures of each epoch for TensorBoard, into the run's folder")
     log_wandb: bool = _flag(False, "send the figures of each epoch to Weights & Biases")
     wandb_project: str | None = _flag(None, "its project", kind=str)
     wandb_tags: list[str] = _flag([], "its tags", kind=str, nargs="+")

@@ -24,9 +24,9 @@ from stitchkit.train.reduce import GradientReducer
 from stitchkit.train.sampler import Sampler
 from stitchkit.train.session import Session
 from stitchkit.train.stopping import StopSignals
-from stitchkit.train.summary import cut_summary, write_fit, write_summary
+from stitchkit.train.summary import cut_summaries, write_fit, write_losses, write_summary
 from stitchkit.train.task import StitchTask, create_task
-from stitchkit.train.tracking import log_epoch, open_tracker
+from stitchkit.train.tracking import Tracking
 
 _logger = logging.getLogger(__name__)
 
@@ -45,29 +45,28 @@ def train(session: Session) -> None:
     trainer, num_epochs, start, position = _prepare(session, checkpoints)
     if world.is_primary:
         session.save_settings(_SETTINGS)
-        cut_summary(session.folder, start)
-    tracker = open_tracker(session)
+        cut_summaries(session.folder, start)
+    tracking = Tracking(session, start)
     with StopSignals(world) as signals:
         recorder = Recorder(session, trainer, checkpoints, signals)
         for epoch in range(start, num_epochs):
-            loss, scores = _run_epoch(session, trainer, recorder, epoch, num_epochs, position)
-            position = None
+            here, position = position or Position(), None
+            loss, scores = _run_epoch(session, trainer, recorder, epoch, num_epochs, here)
             if world.is_primary:
                 recorder.save_epoch(epoch, _metric(scores, recipe.run.eval_metric))
                 labels = list(_networks(session, trainer))
                 write_summary(session.folder, epoch, loss=loss, rate=trainer.rate, scores=scores, labels=labels)
-            if tracker is not None:
-                log_epoch(tracker, epoch, loss=loss, rate=trainer.rate, scores=scores)
-    if tracker is not None:
-        tracker.finish()
+                if isinstance(session.model, SNNet):
+                    write_losses(session.folder, epoch, session.model.space, here.stitch_losses)
+            tracking.log_epoch(epoch, loss=loss, rate=trainer.rate, scores=scores, stitches=here.stitch_losses)
+    tracking.finish()
     _say_next(session, checkpoints, nothing_left=start >= num_epochs)
 
 
 def _run_epoch(
-    session: Session, trainer: Trainer, recorder: Recorder, epoch: int, num_epochs: int, position: Position | None
+    session: Session, trainer: Trainer, recorder: Recorder, epoch: int, num_epochs: int, here: Position
 ) -> tuple[float, dict[str, Score]]:
     """Train an epoch, or the rest of it, and validate; the mean loss and the scores."""
-    here = position or Position()
     has_trained = here.done == trainer.updates_per_epoch
     loss = trainer.train_epoch(
         epoch, num_epochs, position=here, after_step=lambda position: recorder.after_step(epoch, position)

@@ -18,22 +18,24 @@ FLOORS = {
     "stitchkit/model": 3,
     "stitchkit/measure": 4,
     "stitchkit/train": 5,
+    "stitchkit/ship": 6,
     "stitchkit/parser.py": 1,
-    "stitchkit/__init__.py": 6,
-    "stitchkit/commands.py": 6,
-    "assembly/__init__.py": 7,
-    "assembly/parts": 7,
-    "assembly/config": 8,
-    "assembly/datasets": 8,
-    "assembly/train": 9,
-    "assembly/sweep": 10,
-    "assembly/commands.py": 11,
-    "stitchkit/cli.py": 12,
-    "stitchkit/__main__.py": 13,
-    "benchmarks": 14,
+    "stitchkit/__init__.py": 7,
+    "stitchkit/commands.py": 7,
+    "assembly/__init__.py": 8,
+    "assembly/parts": 8,
+    "assembly/config": 9,
+    "assembly/datasets": 9,
+    "assembly/train": 10,
+    "assembly/sweep": 11,
+    "assembly/commands.py": 12,
+    "stitchnet": 12,
+    "stitchkit/cli.py": 13,
+    "stitchkit/__main__.py": 14,
+    "benchmarks": 15,
 }
 FAMILIES = ("stitching_deit", "stitching_levit", "stitching_resnet_swin", "stitching_swin")
-PACKAGES = ("stitchkit", *FAMILIES, "assembly", "benchmarks")
+PACKAGES = ("stitchkit", *FAMILIES, "assembly", "stitchnet", "benchmarks")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
@@ -77,6 +79,13 @@ def test_law_11_imports_point_one_way(path):
         else:
             assert not there.startswith(FAMILIES), f"{here} names the family {module}"
             assert floor(there) <= floor(here), f"{here} imports {module} from a higher floor"
+
+
+def test_law_11_assembly_and_stitchnet_do_not_know_each_other():
+    for path in FILES:
+        here = path.relative_to(ROOT).parts[0]
+        other = {"assembly": "stitchnet", "stitchnet": "assembly"}.get(here)
+        assert other not in {module.split(".")[0] for module in imports(path)}, path
 
 
 def test_law_11_routes_know_no_torch():

@@ -40,6 +40,8 @@ def assert_same_end(one, other):
     for name in STATES:
         assert name not in first or equal(first[name], second[name]), name
     assert (one / "summary.csv").read_text() == (other / "summary.csv").read_text()
+    if first["stitch_config"] is not None:
+        assert (one / "losses.csv").read_text() == (other / "losses.csv").read_text()
 
 
 class SignalAt:

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.__main__ import ROWS, Row, document, line
 from benchmarks.command import DIGITS, Options, command
+from benchmarks.compose import FIVE
 from benchmarks.timing import Check, Result, alternate
 from tests.support import write_config
 
@@ -40,6 +41,14 @@ def test_whole_commands_give_the_same_ledger(capsys, monkeypatch):
     status, _, found = run("evaluate_files", capsys, "--stitch_config", DIGITS)
     assert status == 0
     assert found["agree"] is True
+
+
+def test_composing_agrees_with_the_plain_search(capsys):
+    status, output, found = run("compose", capsys, "--stitch_config", FIVE)
+    assert status == 0
+    assert found["agree"] is True
+    assert found["step_ratio"] > 0
+    assert "candidates that stand elsewhere in the order, all rows: 0" in output
 
 
 def test_answers_that_differ_are_told(capsys):

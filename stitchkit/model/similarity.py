@@ -1,0 +1,276 @@
+"""How alike two representations of the same images are: linear CKA and its kin.
+
+Activations are feature maps `[B, C, H, W]` or vectors `[B, D]`. Rows are compared: the positions of maps, the images of
+vectors. Of two maps the larger is resized to the smaller; a map that meets a vector is averaged over its positions.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from stitchkit.errors import InputError, unknown
+
+
+def resize(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Feature maps `[B, C, H, W]` at another size, bilinearly with aligned corners.
+
+    Source: StitchNet, section 3.2.
+    """
+    return x if x.shape[2:] == size else nn.functional.interpolate(x, size, mode="bilinear", align_corners=True)
+
+
+def align(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two activations of the same images with the same rows: maps of one size, or vectors.
+
+    Raises:
+        InputError: If they are not of the same images, or of another form.
+    """
+    for value in (x, y):
+        if value.ndim not in (2, 4):
+            raise InputError(f"activations are {list(value.shape)}, neither [B, C, H, W] nor [B, D]; convert them")
+    if len(x) != len(y):
+        raise InputError(f"activations of {len(x)} and of {len(y)} images are to be compared; give the same images")
+    if x.ndim == y.ndim == 4:
+        size = common_size(x, y)
+        return resize(x, size), resize(y, size)
+    return pool(x), pool(y)
+
+
+def common_size(x: torch.Tensor, y: torch.Tensor) -> tuple[int, int]:
+    """The size at which two maps are compared: that of the smaller."""
+    height, width = (y if x.shape[2] > y.shape[2] else x).shape[2:]
+    return height, width
+
+
+def pool(x: torch.Tensor) -> torch.Tensor:
+    """Maps `[B, C, H, W]` averaged over their positions; vectors as they are."""
+    return x.mean((2, 3)) if x.ndim == 4 else x
+
+
+def sample(
+    x: torch.Tensor, y: torch.Tensor, rows_per_channel: int | None, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Part of two aligned activations: all of them unless a number of rows is asked for.
+
+    Args:
+        x: Maps `[B, C, H, W]` or vectors `[B, D]`.
+        y: The same rows.
+        rows_per_channel: Of maps, how many rows are drawn for each channel of the narrower one, the same of both. Of
+            vectors, any number: as many columns of the wider as the narrower has. All are used if it is None.
+        seed: Of the draw, which depends on nothing else but the numbers of rows or columns.
+
+    Returns:
+        Maps or vectors, or the rows that were drawn `[rows, C]`.
+
+    Source: StitchNet, released code: 10 rows for each channel.
+    """
+    if rows_per_channel is None:
+        return x, y
+    narrow = min(x.shape[1], y.shape[1])
+    if x.ndim == 2:
+        return _columns(x, narrow, seed), _columns(y, narrow, seed)
+    total = x.numel() // x.shape[1]
+    chosen = _draw(total, min(rows_per_channel * narrow, total), seed).to(x.device)
+    return as_rows(x)[chosen], as_rows(y)[chosen]
+
+
+def _columns(x: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+    return x[:, _draw(x.shape[1], count, seed).to(x.device)] if count < x.shape[1] else x
+
+
+def _draw(total: int, count: int, seed: int) -> torch.Tensor:
+    return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
+
+
+def as_rows(x: torch.Tensor) -> torch.Tensor:
+    """Activations as a matrix `[rows, C]`."""
+    return x.movedim(1, -1).reshape(-1, x.shape[1])
+
+
+def linear_cka(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None, seed: int = 0) -> float:
+    """Linear centred kernel alignment, in [0, 1]: 1 if rotation and scale alone turn one into the other.
+
+    Args:
+        x: Maps `[B, C, H, W]` or vectors `[B, D]`.
+        y: Of the same images.
+        rows_per_channel: Draw rows, as `sample` says; by default all count.
+        seed: Of the draw.
+
+    Returns:
+        The alignment; 0 with a warning if one of them is constant.
+
+    Source: StitchNet, section 3.1; Kornblith et al. 2019, equation 3.
+    """
+    x, y = sample(*align(x, y), rows_per_channel, seed)
+    return alignment(hsic(x, y), hsic(x, x), hsic(y, y))
+
+
+def alignment(joint: float, own: float, other: float) -> float:
+    """CKA of three values of HSIC; 0 with a warning if it is no number."""
+    product = own * other
+    score = joint / math.sqrt(product) if product > 0 else math.nan
+    return min(1.0, max(0.0, _number(score)))
+
+
+def _number(score: float) -> float:
+    """A score, or the lowest one with a warning."""
+    if math.isfinite(score):
+        return score
+    warnings.warn("an activation is constant or no number; its score is the lowest, 0", RuntimeWarning, stacklevel=3)
+    return 0.0
+
+
+@torch.no_grad()
+def hsic(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Hilbert-Schmidt independence criterion of two aligned activations with linear kernels, without its factor.
+
+    It is the squared norm of the centred `X^T Y`. That is computed image by image; or by kernels `[rows, rows]`
+    where they are smaller.
+    """
+    num_rows = x.numel() // x.shape[1]
+    if num_rows * (x.shape[1] + y.shape[1]) < x.shape[1] * y.shape[1]:
+        kernel = centred_kernel(x)
+        return float((kernel * (kernel if y is x else centred_kernel(y))).sum())
+    return float(_cross(x, y, x.dtype, centred=True).square().sum())
+
+
+def _cross(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype, *, centred: bool) -> torch.Tensor:
+    """`X^T Y` `[C, C']`, an image at a time in the precision asked for, and their sum in float64."""
+    means = [_mean(value)[:, None].to(dtype) if centred else 0 for value in (x, y)]
+    total = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=x.device)
+    for part, other in zip(_portions(x), _portions(y), strict=True):
+        total += (part.to(dtype) - means[0]) @ (other.to(dtype) - means[1]).T
+    return total
+
+
+def centred_kernel(x: torch.Tensor) -> torch.Tensor:
+    """The linear kernel of the rows about their mean `[rows, rows]`, in float64."""
+    rows = as_rows(x).double()
+    rows = rows - rows.mean(0)
+    return rows @ rows.T
+
+
+def _mean(x: torch.Tensor) -> torch.Tensor:
+    """The mean row `[C]`; summed in float64, as one number in millions of rows would be lost."""
+    dims = [dim for dim in range(x.ndim) if dim != 1]
+    return x.mean(dims, dtype=torch.float64).to(x.dtype)
+
+
+def _portions(x: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The rows as columns `[C, rows]`: an image's at a time, or all of a matrix."""
+    if x.ndim == 2:
+        yield x.T
+    else:
+        yield from x.flatten(2)
+
+
+@torch.no_grad()
+def unbiased_cka(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None, seed: int = 0) -> float:
+    """Linear CKA without the bias that few rows give: it is 0 on average for unrelated activations, and may fall below.
+
+    Args:
+        x: Maps `[B, C, H, W]` or vectors `[B, D]`; at least four rows.
+        y: Of the same images.
+        rows_per_channel: Draw rows, as `sample` says; by default all count.
+        seed: Of the draw.
+
+    Source: Nguyen et al. 2021, equation 3, over all rows at once.
+    """
+    x, y = sample(*align(x, y), rows_per_channel, seed)
+    own, other = _unbiased_hsic(x, x), _unbiased_hsic(y, y)
+    score = _unbiased_hsic(x, y) / math.sqrt(own * other) if own > 0 and other > 0 else math.nan
+    return min(1.0, _number(score))
+
+
+def _unbiased_hsic(x: torch.Tensor, y: torch.Tensor) -> float:
+    """The estimator without the diagonals of the kernels, by sums over rows: no kernel is made."""
+    a, b = as_rows(x).double(), as_rows(y).double()
+    count = len(a)
+    if count < 4:
+        raise InputError(f"unbiased CKA needs at least 4 rows, there are {count}; give more images")
+    # Without its diagonal K = AA^T - diag(k): its sums follow from those of the rows.
+    a, b = a - a.mean(0), b - b.mean(0)
+    k, m = a.square().sum(1), b.square().sum(1)
+    trace = (a.T @ b).square().sum() - (k * m).sum()
+    sums = (a @ a.sum(0) - k), (b @ b.sum(0) - m)
+    value = trace + sums[0].sum() * sums[1].sum() / ((count - 1) * (count - 2)) - 2 / (count - 2) * (sums[0] @ sums[1])
+    return float(value / (count * (count - 3)))
+
+
+def r2(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None, seed: int = 0) -> float:
+    """The part of the variance of `x` that linear regression on `y` explains, in [0, 1].
+
+    Args:
+        x: Maps `[B, C, H, W]` or vectors `[B, D]`.
+        y: Of the same images.
+        rows_per_channel: Draw rows, as `sample` says; by default all count.
+        seed: Of the draw.
+
+    Source: StitchNet, the published alternative; Kornblith et al. 2019, table 1.
+    """
+    x, y = sample(*align(x, y), rows_per_channel, seed)
+    return _explained(x, y, centred=True)
+
+
+def residual(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None, seed: int = 0) -> float:
+    """The part of the energy of `y` that the best linear map from `x` leaves over, in [0, 1]; 0 is best.
+
+    Args:
+        x: Maps `[B, C, H, W]` or vectors `[B, D]`.
+        y: Of the same images.
+        rows_per_channel: Draw rows, as `sample` says; by default all count.
+        seed: Of the draw.
+    """
+    x, y = sample(*align(x, y), rows_per_channel, seed)
+    return 1 - _explained(y, x, centred=False)
+
+
+@torch.no_grad()
+def _explained(x: torch.Tensor, y: torch.Tensor, *, centred: bool) -> float:
+    """The part of the energy of `x` in the column space of `y`."""
+    num_rows = y.numel() // y.shape[1]
+    if num_rows < y.shape[1]:
+        a, b = as_rows(x).double(), as_rows(y).double()
+        if centred:
+            a, b = a - a.mean(0), b - b.mean(0)
+        squares, vectors = torch.linalg.eigh(b @ b.T)
+        parts, energy = (vectors.T @ a).square().sum(1), a.square().sum()
+    else:
+        squares, vectors = torch.linalg.eigh(_cross(y, y, torch.float64, centred=centred))
+        parts = (vectors.T @ _cross(y, x, torch.float64, centred=centred)).square().sum(1) / squares.clamp_min(1e-300)
+        energy = _energy(x, centred=centred)
+    noise = max(num_rows, y.shape[1]) * torch.finfo(torch.float64).eps * squares[-1]
+    return min(1.0, max(0.0, _number(float(parts[squares > noise].sum() / energy))))
+
+
+def _energy(x: torch.Tensor, *, centred: bool) -> torch.Tensor:
+    mean = _mean(x)[:, None].double() if centred else 0
+    return torch.stack([(part.double() - mean).square().sum() for part in _portions(x)]).sum()
+
+
+Measure = Callable[..., float]
+"""A function of two activations, `rows_per_channel` and `seed`; more is better."""
+
+
+def _fit(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None, seed: int = 0) -> float:
+    return 1 - residual(x, y, rows_per_channel=rows_per_channel, seed=seed)
+
+
+MEASURES: dict[str, Measure] = {"cka": linear_cka, "unbiased_cka": unbiased_cka, "r2": r2, "fit": _fit}
+"""Scores by name; `fit` is what the least-squares residual leaves of 1."""
+
+
+def measure_by_name(name: str) -> Measure:
+    """A score by its name.
+
+    Raises:
+        InputError: If there is no such score.
+    """
+    if name not in MEASURES:
+        raise unknown("score", name, MEASURES)
+    return MEASURES[name]

@@ -1,0 +1,176 @@
+"""Images and labels: data sets of the Hugging Face hub, local folders, arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from timm.data import create_transform
+from torchvision.datasets import ImageFolder
+
+from stitchkit.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PIXELS = "pixel_values"
+"""Column of the prepared images `[1, 3, H, W]`."""
+_BATCH = 32
+
+Batches = Any
+"""A dataset of `load_hf_dataset`, a sequence of pairs of an image `[3, H, W]` and a label, or two arrays."""
+
+
+def preparation(size: tuple[int, int]) -> Callable[[Image.Image], torch.Tensor]:
+    """How an image becomes a tensor `[3, H, W]`: resized, the middle cut out, normalised as for ImageNet.
+
+    From 128 pixels on seven eighths of each side are kept, as is usual; of smaller images all.
+
+    Args:
+        size: Height and width.
+    """
+    transform: Callable[[Image.Image], torch.Tensor] = create_transform(
+        (3, *size), is_training=False, interpolation="bicubic", crop_pct=0.875 if min(size) >= 128 else 1.0
+    )
+    return transform
+
+
+def read_image(path: str | Path, size: tuple[int, int]) -> torch.Tensor:
+    """A prepared image from a file `[3, H, W]`.
+
+    Raises:
+        InputError: If it is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return preparation(size)(image.convert("RGB"))
+    except (OSError, UnidentifiedImageError) as error:
+        raise InputError(f"image '{path}' cannot be read: {error}; give image files") from error
+
+
+def load_hf_dataset(
+    name: str,
+    train_split: str = "validation",
+    val_split: str = "test",
+    label_column: str = "labels",
+    seed: int = 47,
+    *,
+    size: int = 224,
+) -> tuple[Dataset, Dataset]:
+    """Two shuffled splits of an image dataset, with prepared images `[1, 3, H, W]` in the column `pixel_values`.
+
+    Args:
+        name: Of a dataset on the Hugging Face hub, or a local folder of images with a folder for each split and in it
+            one for each class, whose labels are then in the column `label`.
+        train_split: Name of the first.
+        val_split: Name of the second.
+        label_column: Name of the labels.
+        seed: Of the order.
+        size: Side of the images.
+
+    Raises:
+        InputError: If there is no such dataset, split or column, or no images are in it.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError("datasets are not installed; install them by pip install 'stitchkit[compose]'") from error
+    arguments = {"path": "imagefolder", "data_dir": name} if Path(name).is_dir() else {"path": name}
+    try:
+        both = datasets.load_dataset(**arguments, split=[train_split, val_split])
+    except Exception as error:  # the library and the hub raise many kinds
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"dataset '{name}' with the splits '{train_split}' and '{val_split}' cannot be had: {reason}; check the "
+            "name, the splits and the network"
+        ) from error
+    return tuple(_prepared(dataset.shuffle(seed=seed), label_column, size) for dataset in both)  # type: ignore[return-value]
+
+
+def _prepared(dataset: Dataset, label_column: str, size: int) -> Dataset:
+    from datasets import Image as ImageColumn
+
+    if label_column not in dataset.column_names:
+        raise unknown("label column", label_column, dataset.column_names)
+    columns = [name for name, feature in dataset.features.items() if isinstance(feature, ImageColumn)]
+    if not columns:
+        raise InputError(f"the dataset has no column of images, only {', '.join(dataset.column_names)}; choose another")
+    prepare = preparation((size, size))
+
+    def transform(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        pixels = [prepare(image.convert("RGB"))[None].numpy() for image in rows.pop(columns[0])]
+        return {**rows, PIXELS: pixels}
+
+    return dataset.with_transform(transform)
+
+
+def image_folder(folder: str | Path, size: int | tuple[int, int] = 224) -> ImageFolder:
+    """Prepared images and labels of a folder with one folder for each class.
+
+    Args:
+        folder: The folder.
+        size: Height and width, or the side.
+
+    Raises:
+        InputError: If there is no image.
+    """
+    try:
+        return ImageFolder(str(folder), preparation((size, size) if isinstance(size, int) else size))
+    except FileNotFoundError as error:
+        raise InputError(f"'{folder}' is no folder with one folder of images for each class; check the path") from error
+
+
+def stitching_images(dataset: Sequence[Any], count: int = 32, *, seed: int = 0) -> torch.Tensor:
+    """Some images of a dataset `[count, 3, H, W]`, drawn without repetition.
+
+    Args:
+        dataset: As `Net.fit` takes it.
+        count: How many; all if there are fewer.
+        seed: Of the draw.
+    """
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count]
+    return torch.stack([_image_of(dataset[int(index)]) for index in order])
+
+
+def batches(dataset: Batches, label_column: str | None = None) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+    """Images `[B, 3, H, W]` and labels `[B]` of a dataset.
+
+    Args:
+        dataset: As `Net.fit` takes it.
+        label_column: Name of the labels, for datasets with named columns.
+
+    Raises:
+        InputError: If there is no such column, or no image.
+    """
+    if isinstance(dataset, tuple) and len(dataset) == 2 and hasattr(dataset[0], "shape"):
+        images, labels = torch.as_tensor(dataset[0]).float(), np.asarray(dataset[1])
+        if images.ndim != 4 or len(images) != len(labels):
+            raise InputError(f"{list(images.shape)} images and {len(labels)} labels do not belong together")
+        dataset = list(zip(images, labels, strict=True))
+    if not len(dataset):
+        raise InputError("the dataset has no image; give at least one")
+    for first in range(0, len(dataset), _BATCH):
+        rows = [dataset[index] for index in range(first, min(first + _BATCH, len(dataset)))]
+        yield torch.stack([_image_of(row) for row in rows]), np.array([_label_of(row, label_column) for row in rows])
+
+
+def _image_of(row: Any) -> torch.Tensor:
+    if not isinstance(row, dict):
+        return torch.as_tensor(row[0]).float()
+    if PIXELS not in row:
+        raise unknown("column of prepared images", PIXELS, row)
+    return torch.as_tensor(np.asarray(row[PIXELS])).float().squeeze(0)
+
+
+def _label_of(row: Any, label_column: str | None) -> int:
+    if not isinstance(row, dict):
+        return int(row[1])
+    if label_column is None:
+        raise InputError(f"a dataset with the columns {', '.join(row)} needs label_column; name the labels")
+    if label_column not in row:
+        raise unknown("label column", label_column, row)
+    return int(row[label_column])

@@ -1,0 +1,76 @@
+"""What passes between fragments: maps, vectors, tokens, and how one stands for another."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from timm.layers.format import Format
+from torch import nn
+
+from stitchkit.model.layout import convert
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a tensor holds its features.
+
+    Args:
+        layout: `NCHW`, `NHWC` or `NLC`; None for vectors `[B, D]`.
+        num_prefix_tokens: Of `NLC`: how many tokens, such as the class token, stand before those of the positions.
+    """
+
+    layout: Format | None
+    num_prefix_tokens: int = 0
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether there are no positions."""
+        return self.layout is None
+
+    @property
+    def channel_dim(self) -> int:
+        """Where the features stand."""
+        return 1 if self.layout in (None, Format.NCHW) else -1
+
+    @property
+    def name(self) -> str:
+        """The layout's name, or `vector`."""
+        return "vector" if self.layout is None else self.layout.value
+
+    def split(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Maps `[B, C, H, W]` or vectors `[B, D]`, and the prefix tokens `[B, C, P]` if there are any."""
+        if self.layout is None or self.layout == Format.NCHW:
+            return x, None
+        if self.layout == Format.NHWC:
+            return convert(x, Format.NHWC, Format.NCHW), None
+        x = convert(x, Format.NLC, Format.NCL)
+        prefix, positions = x[..., : self.num_prefix_tokens], x[..., self.num_prefix_tokens :]
+        side = math.isqrt(positions.shape[-1])
+        return positions.reshape(*positions.shape[:2], side, side), prefix if self.num_prefix_tokens else None
+
+    def join(self, x: torch.Tensor, prefix: torch.Tensor | None) -> torch.Tensor:
+        """The tensor that `split` splits so."""
+        if self.layout is None or self.layout == Format.NCHW:
+            return x
+        if self.layout == Format.NHWC:
+            return convert(x, Format.NCHW, Format.NHWC)
+        x = x.flatten(2)
+        return convert(x if prefix is None else torch.cat([prefix, x], -1), Format.NCL, Format.NLC)
+
+
+def find_form(shape: tuple[int, ...], model: nn.Module) -> Form | None:
+    """The form of a tensor inside a model, by its shape; None if a joint can make none such."""
+    if len(shape) == 2:
+        return Form(None)
+    if len(shape) == 3:
+        prefix = getattr(model, "num_prefix_tokens", shape[1] - math.isqrt(shape[1]) ** 2)
+        if math.isqrt(shape[1] - prefix) ** 2 == shape[1] - prefix > 0:
+            return Form(Format.NLC, prefix)
+    if len(shape) == 4:
+        # Maps of square images are square, wherever their channels stand.
+        last = shape[1] == shape[2] != shape[3] or getattr(model, "output_fmt", None) == Format.NHWC
+        first = shape[2] == shape[3] != shape[1]
+        return Form(Format.NHWC if last and not first else Format.NCHW)
+    return None

@@ -1,0 +1,262 @@
+"""The joint between two fragments: the best linear map from what one gives to what the other takes, in closed form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from stitchkit.model.similarity import as_rows, pool, resize
+from stitchkit.model.solve import Gram
+from stitchnet.activations import Activation
+from stitchnet.forms import Form
+
+_FOLDED_ROWS = 256
+"""Outputs of a layer that are folded at a time; the largest layers would take gigabytes in float64."""
+
+
+@dataclass(frozen=True, eq=False)
+class Joint:
+    """A linear map of features, and a change of size and form.
+
+    Args:
+        source: Form of what the front gives.
+        target: Form of what the end takes.
+        size: Height and width of the maps that the end takes; None for vectors.
+        factors: The map, as matrices to be applied one after the other, `[in, rank]` and `[rank, out]`, or one
+            `[in, out]`.
+    """
+
+    source: Form
+    target: Form
+    size: tuple[int, int] | None
+    factors: tuple[torch.Tensor, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the map takes."""
+        return sum(factor.nbytes for factor in self.factors)
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Features that come in and that go out."""
+        return self.factors[0].shape[0], self.factors[-1].shape[1]
+
+
+def unjoinable(x: Form, y: Form) -> str | None:
+    """Why what has one form cannot be joined to what has another; None if it can."""
+    if x.is_vector and not y.is_vector:
+        return "a vector cannot become a map"
+    return None
+
+
+@torch.no_grad()
+def fit_joint(x: Activation, y: Activation) -> Joint:
+    """The joint from `x` to `y`: least squares over all rows, without intercept, of minimum norm.
+
+    Prefix tokens are rows like all others. Where only the end has some, they are mapped from the mean of the front's
+    positions.
+
+    Args:
+        x: What the front gives.
+        y: What the end is used to, on the same images.
+
+    Source: StitchNet, section 3.3.
+    """
+    if _has_few_rows(x, y):
+        factors = _solve_rows(x, y)
+    elif y.size is None:
+        factors = (_least_squares(x.at(None).double(), y.value.double()),)
+    else:
+        factors = (_solve_maps(x, y),)
+    return Joint(x.form, y.form, y.size, tuple(factor.to(y.tensor.dtype) for factor in factors))
+
+
+def _num_rows(x: Activation, y: Activation) -> int:
+    """Rows that the map is fitted to, at the smaller of both sizes."""
+    areas = [math.prod(activation.size or (1, 1)) for activation in (x, y)]
+    return len(x.tensor) * min(areas)
+
+
+def _has_few_rows(x: Activation, y: Activation) -> bool:
+    """Whether the map follows from a kernel of the rows `[rows, rows]` rather than from sums `[in, in]`."""
+    return _num_rows(x, y) < x.width and not y.form.num_prefix_tokens and not _enlarges(x, y)
+
+
+def _enlarges(x: Activation, y: Activation) -> bool:
+    return x.size is not None and y.size is not None and _area(x.size) < _area(y.size)
+
+
+def map_shapes(x: Activation, y: Activation) -> list[tuple[int, int]]:
+    """Shapes of the matrices of the joint from `x` to `y`: two if they are smaller than one."""
+    rows = _num_rows(x, y)
+    if _has_few_rows(x, y) and rows * (x.width + y.width) < x.width * y.width:
+        return [(x.width, rows), (rows, y.width)]
+    return [(x.width, y.width)]
+
+
+def _area(size: tuple[int, int]) -> int:
+    return size[0] * size[1]
+
+
+def _solve_rows(x: Activation, y: Activation) -> tuple[torch.Tensor, ...]:
+    """The map by a kernel of the rows."""
+    a, b = (as_rows(activation.at(y.size)).double() for activation in (x, y))
+    kernel = Gram(len(a), a.device, intercept=False)
+    kernel.add(a.T)
+    weights = kernel.solve(b, "rounded")
+    return (a.T, weights) if len(map_shapes(x, y)) > 1 else (a.T @ weights,)
+
+
+def _least_squares(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    gram = Gram(x.shape[1], x.device, intercept=False)
+    gram.add(x)
+    return gram.solve(x.T @ y, "rounded")
+
+
+def _solve_maps(x: Activation, y: Activation) -> torch.Tensor:
+    """The map between feature maps, from sums over images.
+
+    If the front's maps are smaller, they would be enlarged by a matrix `U`. What least squares needs of the enlarged
+    ones is `X^T U^T U X` and `X^T U^T Y`, so nothing is computed at the larger size but `U^T Y`.
+    """
+    assert x.size is not None
+    assert y.size is not None
+    gram = Gram(x.width, x.tensor.device, intercept=False)
+    cross = torch.zeros(x.width, y.width, dtype=torch.float64, device=x.tensor.device)
+    enlarged = _enlarges(x, y)
+    sides = [_resizing(a, b).to(x.tensor.device) for a, b in zip(x.size, y.size, strict=True)]
+    prefixes = _prefixes(x, y)
+    values = x.value if enlarged else x.at(y.size)
+    for number, (front, end) in enumerate(zip(values, y.value, strict=True)):
+        a, b = front.double(), end.double()
+        again = a
+        if enlarged:
+            again = _apply([side.T @ side for side in sides], a)
+            b = _apply([side.T for side in sides], b)
+        gram.product += a.flatten(1) @ again.flatten(1).T
+        cross += a.flatten(1) @ b.flatten(1).T
+        if prefixes is not None:
+            c, d = (prefix[number].double() for prefix in prefixes)
+            gram.product += c @ c.T
+            cross += c @ d.T
+    return gram.solve(cross, "rounded")
+
+
+def _prefixes(x: Activation, y: Activation) -> tuple[torch.Tensor, torch.Tensor] | None:
+    if y.prefix is None:
+        return None
+    return _prefix_for(x.value, x.prefix, y.prefix.shape[-1]), y.prefix
+
+
+def _prefix_for(x: torch.Tensor, prefix: torch.Tensor | None, count: int) -> torch.Tensor:
+    """As many prefix tokens `[B, C, P]` as asked for: those that there are, or the mean of the positions."""
+    if prefix is not None and prefix.shape[-1] == count:
+        return prefix
+    return pool(x)[..., None].expand(-1, -1, count)
+
+
+def _resizing(before: int, after: int) -> torch.Tensor:
+    """The matrix `[after, before]` that resizes along one side."""
+    identity = torch.eye(before, dtype=torch.float64)[None, None]
+    return resize(identity, (after, before))[0, 0]
+
+
+def _apply(sides: Sequence[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """Matrices on both sides of maps `[C, H, W]`."""
+    return sides[0] @ x @ sides[1].T
+
+
+class JointLayer(nn.Module):
+    """What a joint does to a tensor; its map may be elsewhere, folded into the layers that follow.
+
+    Args:
+        source: Form of what comes in.
+        target: Form of what goes out.
+        size: Height and width of the maps that go out; None for vectors.
+        maps: The matrices `[out, in]` that are applied, none if they are folded.
+    """
+
+    def __init__(self, source: Form, target: Form, size: tuple[int, int] | None, maps: Sequence[torch.Tensor] = ()):
+        super().__init__()
+        self.source, self.target, self.size = source, target, size
+        self.maps = nn.ParameterList(nn.Parameter(weight.contiguous()) for weight in maps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The end's input."""
+        x, prefix = self.source.split(x)
+        if self.size is None:
+            x = pool(x)
+            for weight in self.maps:
+                x = nn.functional.linear(x, weight)
+            return x
+        count = self.target.num_prefix_tokens
+        prefix = _prefix_for(x, prefix, count) if count else None
+        shrinks = x.shape[2] * x.shape[3] > _area(self.size)
+        x = resize(x, self.size) if shrinks else x  # the map runs at the smaller of both sizes
+        for weight in self.maps:
+            x = nn.functional.conv2d(x, weight[..., None, None])
+            prefix = prefix if prefix is None else nn.functional.conv1d(prefix, weight[..., None])
+        return self.target.join(resize(x, self.size), prefix)
+
+    def describe(self, x: torch.Tensor) -> str:
+        """What it does to a tensor, in words."""
+        values = self.source.split(x)[0]
+        done = []
+        if self.size is None:
+            done += ["averaged"] if values.ndim == 4 else []
+        elif values.shape[2:] != self.size:
+            done.append(f"{values.shape[2]} × {values.shape[3]} to {self.size[0]} × {self.size[1]}")
+        if self.source.name != self.target.name and not self.target.is_vector:
+            done.append(f"{self.source.name} to {self.target.name}")
+        widths = " × ".join(str(width) for width in [*(weight.shape[1] for weight in self.maps)])
+        last = self.maps[-1].shape[0] if len(self.maps) else 0
+        done.append(f"own map {widths} × {last}" if last else "map folded")
+        return ", ".join(done)
+
+
+def kept(joint: Joint) -> JointLayer:
+    """The joint as a layer of its own."""
+    return JointLayer(joint.source, joint.target, joint.size, [factor.T for factor in joint.factors])
+
+
+@torch.no_grad()
+def fold(joint: Joint, layer: nn.Conv2d | nn.Linear) -> None:
+    """Put a joint's map into a layer that reads the joint's result, which then takes the front's features.
+
+    Exact for padded convolutions too, as the map has no intercept.
+
+    Args:
+        joint: The joint.
+        layer: Changed in place.
+
+    Source: StitchNet, section 3.3.
+    """
+    factors = [factor.double().T for factor in reversed(joint.factors)]
+    folded = []
+    for part in torch.split(layer.weight, _FOLDED_ROWS):
+        weight = part.double().movedim(1, -1)
+        for factor in factors:
+            weight = weight @ factor
+        folded.append(weight.movedim(-1, 1).to(part.dtype))
+    layer.weight = nn.Parameter(torch.cat(folded).contiguous())
+    resize_input(layer, joint.widths[0])
+
+
+def resize_input(layer: nn.Conv2d | nn.Linear, width: int) -> None:
+    """Say of a layer how many features it takes.
+
+    Args:
+        layer: A convolution or linear layer.
+        width: Features; a weight of another width is made anew, without values.
+    """
+    if isinstance(layer, nn.Conv2d):
+        layer.in_channels = width
+    else:
+        layer.in_features = width
+    if layer.weight.shape[1] != width:
+        shape = (layer.weight.shape[0], width, *layer.weight.shape[2:])
+        layer.weight = nn.Parameter(layer.weight.new_empty(shape))

@@ -1,0 +1,86 @@
+"""What compositions give on the stitching images, and their joints, in bounded memory."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import nn
+
+from stitchnet.activations import Activation, run
+from stitchnet.composition import Composition
+from stitchnet.joint import Joint, fit_joint, kept
+from stitchnet.pool import Pool
+
+_BYTES = 2**28
+
+
+class Outputs:
+    """Outputs and joints of compositions: those used last are kept, others are computed again when they are needed.
+
+    Args:
+        pool: The fragments.
+        budget: Bytes that may be kept.
+    """
+
+    def __init__(self, pool: Pool, budget: int | None = None):
+        self._pool = pool
+        self._budget = _BYTES if budget is None else budget
+        self._outputs: OrderedDict[Composition, Activation] = OrderedDict()
+        self._joints: OrderedDict[Composition, Joint | None] = OrderedDict()
+
+    def __len__(self) -> int:
+        """How many outputs and joints are kept."""
+        return len(self._outputs) + len(self._joints)
+
+    def of(self, composition: Composition) -> Activation:
+        """The output of a composition that has not reached an end.
+
+        Raises:
+            torch.linalg.LinAlgError: If a joint cannot be fitted.
+        """
+        if composition.is_uncut:
+            return self._pool.own_output(composition.fragment)
+        if composition not in self._outputs:
+            assert composition.parent is not None
+            x = self.of(composition.parent)
+            joint = self._joint(composition, x)
+            modules = [] if joint is None else [kept(joint)]
+            output = run(nn.Sequential(*modules, composition.fragment.module), x.tensor)
+            self._outputs[composition] = Activation(output, composition.fragment.form)
+        self._outputs.move_to_end(composition)
+        self._trim()
+        return self._outputs[composition]
+
+    def joint(self, composition: Composition) -> Joint | None:
+        """The joint before the last fragment of a composition; None where the fragment takes what it is used to.
+
+        Raises:
+            torch.linalg.LinAlgError: If what comes before gives values that no map can be fitted to.
+        """
+        if composition.parent is None or composition.is_uncut:
+            return None
+        if composition in self._joints:
+            return self._joints[composition]
+        return self._joint(composition, self.of(composition.parent))
+
+    def _joint(self, composition: Composition, x: Activation) -> Joint | None:
+        if composition not in self._joints:
+            y = self._pool.input_of(composition.fragment)
+            self._joints[composition] = None if x.key == y.key else fit_joint(x, y)
+            x.forget()
+            y.forget()
+        self._joints.move_to_end(composition)
+        joint = self._joints[composition]
+        self._trim()
+        return joint
+
+    def _trim(self) -> None:
+        """Drop what was used longest ago, but not the last."""
+        total = sum(output.num_bytes for output in self._outputs.values())
+        total += sum(joint.num_bytes for joint in self._joints.values() if joint is not None)
+        while total > self._budget and len(self) > 2:
+            if len(self._outputs) > 1:
+                total -= self._outputs.popitem(last=False)[1].num_bytes
+            else:
+                joint = self._joints.popitem(last=False)[1]
+                total -= joint.num_bytes if joint is not None else 0

@@ -1,0 +1,300 @@
+"""A composed network: fragments and joints as one module that counts, exports, draws, fits, predicts and evaluates."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from stitchkit.config import AnchorSpec
+from stitchkit.errors import InputError
+from stitchkit.measure.profile import measure
+from stitchkit.model.mode import evaluating
+from stitchnet.activations import run
+from stitchnet.classifier import Classifier
+from stitchnet.composition import Composition
+from stitchnet.data import Batches, batches, read_image
+from stitchnet.fragments import Fragment
+from stitchnet.joint import Joint, JointLayer, fold, kept
+from stitchnet.pool import Pool
+
+
+@dataclass(frozen=True)
+class Step:
+    """A fragment of a composed network, and how it is joined to the one before it.
+
+    Args:
+        network: Label of the network that gave it.
+        index: Its number among the fragments of that network.
+        count: Number of these.
+        score: Of the joint before it; 1 for a start.
+        joint: What the joint does, in words; empty where there is none.
+        shape: Shape of what leaves it, for one image.
+        macs: Multiply-adds for one image, with those of its joint.
+        params: Parameters likewise.
+    """
+
+    network: str
+    index: int
+    count: int
+    score: float
+    joint: str
+    shape: tuple[int, ...]
+    macs: int
+    params: int
+
+
+class Net(nn.Module):
+    """A composed network.
+
+    Args:
+        name: Its fragments in order, such as `resnet50[0:2] > vgg16[9:16]`.
+        score: Product of the scores of its joints.
+        path: The fragments.
+        layers: For each fragment, a joint and the fragment's layers; no joint where none is needed.
+        scores: Score of each joint; 1 for the first.
+        input_size: `(C, H, W)` of the images that its joints were fitted for.
+        specs: How the networks that gave the fragments are made, by label.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        score: float,
+        path: Sequence[Fragment],
+        layers: Sequence[nn.Sequential],
+        scores: Sequence[float],
+        input_size: tuple[int, int, int],
+        specs: dict[str, AnchorSpec | None],
+    ):
+        super().__init__()
+        self.name, self.score, self.scores = name, score, tuple(scores)
+        self.path, self.specs, self.input_size = tuple(path), specs, input_size
+        self.layers = nn.ModuleList(layers)
+        self.classifier: Classifier | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What the last fragment makes of images `[B, C, H, W]`: its network's logits."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def __str__(self) -> str:
+        return self.name
+
+    def example(self, count: int = 1) -> torch.Tensor:
+        """Seeded noise of the size that the network takes `[count, C, H, W]`."""
+        parameter = next(self.parameters())
+        noise = torch.randn(count, *self.input_size, generator=torch.Generator().manual_seed(0))
+        return noise.to(parameter.device, parameter.dtype)
+
+    def get_macs_params(self) -> dict[str, int]:
+        """Multiply-adds for one image, as fvcore counts them, and number of parameters."""
+        cost = measure(self, self.example())
+        return {"macs": cost.flops, "params": cost.params}
+
+    @torch.no_grad()
+    def steps(self) -> list[Step]:
+        """What the network consists of."""
+        found = []
+        x = self.example()
+        with evaluating(self):
+            for fragment, layer, score in zip(self.path, self.layers, self.scores, strict=True):
+                cost = measure(layer, x)
+                joint = joint_of(layer)
+                words = joint.describe(x) if joint else ""
+                x = layer(x)
+                shape = tuple(x.shape[1:])
+                macs_params = (cost.flops, cost.params)
+                found.append(Step(fragment.network, fragment.index, fragment.count, score, words, shape, *macs_params))
+        return found
+
+    def save_onnx(self, path: str | Path) -> Path:
+        """Export to ONNX, for any number of images of the size that the network was composed for.
+
+        Args:
+            path: The file; without its suffix `.onnx`, that is added.
+
+        Returns:
+            The file.
+
+        Raises:
+            InputError: If the packages for ONNX are not installed.
+        """
+        try:
+            import onnx  # noqa: F401
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            raise InputError("ONNX needs further packages; install them by pip install 'stitchkit[compose]'") from error
+        target = _with_suffix(path, ".onnx")
+        with evaluating(self), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter, about itself
+            torch.onnx.export(
+                self,
+                (self.example(2),),
+                target,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        return target
+
+    def draw_svg(self, path: str | Path) -> Path:
+        """Draw the fragments with their networks, shapes, scores and costs.
+
+        Args:
+            path: The file; without its suffix `.svg`, that is added.
+
+        Returns:
+            The file.
+        """
+        from stitchnet.drawing import draw
+
+        target = _with_suffix(path, ".svg")
+        target.write_text(draw(self.steps(), self.input_size, self.score), encoding="utf-8")
+        return target
+
+    def outputs(self, dataset: Batches, label_column: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """What the network gives for a dataset `[N, D]`, and the labels `[N]`.
+
+        Args:
+            dataset: As `fit` takes it.
+            label_column: Likewise.
+        """
+        device = next(self.parameters()).device
+        found, labels = [], []
+        with evaluating(self):
+            for images, given in batches(dataset, label_column):
+                found.append(run(self, images.to(device)).flatten(1).cpu().numpy())
+                labels.append(given)
+        return np.concatenate(found), np.concatenate(labels)
+
+    def fit(self, dataset: Batches, label_column: str | None = None, *, classifier: str = "knn") -> Net:
+        """Fit a classifier to the network's outputs; the network itself is left as it is.
+
+        Args:
+            dataset: A dataset of `load_hf_dataset`, one of images and labels such as `image_folder` gives, or arrays
+                `(images, labels)`.
+            label_column: Name of the labels in the first.
+            classifier: `knn`: the five nearest neighbours, as published; `linear`: logistic regression.
+
+        Returns:
+            The network.
+
+        Raises:
+            InputError: If the dataset has no such column or there is no such classifier.
+        """
+        self.classifier = Classifier(classifier, *self.outputs(dataset, label_column))
+        return self
+
+    def predict(self, images: torch.Tensor) -> list[dict[str, Any]]:
+        """Labels of images `[B, C, H, W]`, with the scores of all classes.
+
+        Raises:
+            InputError: If the network was not fitted.
+        """
+        with evaluating(self):
+            outputs = run(self, images.to(next(self.parameters()).device)).flatten(1).cpu().numpy()
+        scores = self._fitted().scores(outputs)
+        labels = self._fitted().classes[scores.argmax(1)]
+        return [{"score": row.tolist(), "label": int(label)} for row, label in zip(scores, labels, strict=True)]
+
+    def predict_files(self, paths: Sequence[str | Path]) -> list[dict[str, Any]]:
+        """Labels of image files, with the scores of all classes.
+
+        Args:
+            paths: The files.
+
+        Raises:
+            InputError: If a file is no image, or the network was not fitted.
+        """
+        self._fitted()
+        return self.predict(torch.stack([read_image(path, self.input_size[1:]) for path in paths])) if paths else []
+
+    def evaluate_dataset(self, dataset: Batches, label_column: str | None = None) -> dict[str, float]:
+        """The part of a dataset that is classified right, as `{"accuracy": ...}`.
+
+        Args:
+            dataset: As `fit` takes it.
+            label_column: Likewise.
+
+        Raises:
+            InputError: If the network was not fitted.
+        """
+        fitted = self._fitted()
+        outputs, labels = self.outputs(dataset, label_column)
+        predicted = fitted.classes[fitted.scores(outputs).argmax(1)]
+        return {"accuracy": float((predicted == labels).mean())}
+
+    def _fitted(self) -> Classifier:
+        if self.classifier is None:
+            raise InputError("the network has no classifier yet; call fit with a labelled dataset first")
+        return self.classifier
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the network as safetensors and JSON; `stitchnet.load` reads it.
+
+        Args:
+            folder: Where; it is made if need be.
+        """
+        from stitchnet.store import save
+
+        return save(self, Path(folder))
+
+
+def joint_of(layer: nn.Module) -> JointLayer | None:
+    """The joint before a fragment's layers, if there is one."""
+    return next((child for child in layer.children() if isinstance(child, JointLayer)), None)
+
+
+def _with_suffix(path: str | Path, suffix: str) -> Path:
+    target = Path(path)
+    target = target if target.suffix == suffix else target.with_name(target.name + suffix)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def build(composition: Composition, joints: Sequence[Joint | None], pool: Pool, *, is_folded: bool = True) -> Net:
+    """The network of a composition, with weights of its own.
+
+    Args:
+        composition: One that has reached an end.
+        joints: The joint before each of its fragments, where one is needed.
+        pool: Where the fragments are from.
+        is_folded: Fold each joint into the layers behind it, where these are convolutions or linear layers.
+    """
+    path = composition.fragments
+    layers = [layer(fragment, joint, is_folded=is_folded) for fragment, joint in zip(path, joints, strict=True)]
+    channels, height, width = pool.images.shape[1:]
+    specs = {fragment.network: pool.specs[fragment.network] for fragment in path}
+    scores = [step.own_score for step in composition.path]
+    return Net(composition.name, composition.score, path, layers, scores, (channels, height, width), specs).eval()
+
+
+def layer(fragment: Fragment, joint: Joint | None, *, is_folded: bool) -> nn.Sequential:
+    """A copy of a fragment's layers behind a joint.
+
+    Args:
+        fragment: The fragment.
+        joint: The joint, if it needs one.
+        is_folded: Fold the joint's map into the first layers if that can be done.
+    """
+    module = copy.deepcopy(fragment.module)
+    if joint is None:
+        return nn.Sequential(module)
+    readers = fragment.readers(module)
+    if not is_folded or not readers:
+        return nn.Sequential(kept(joint), module)
+    for _, reader in readers:
+        fold(joint, reader)
+    return nn.Sequential(JointLayer(joint.source, joint.target, joint.size), module)

@@ -1,0 +1,90 @@
+"""All fragments of some networks, and what each is used to."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import torch
+from timm.layers.format import Format
+
+from stitchkit.config import AnchorSpec
+from stitchkit.errors import InputError
+from stitchnet.activations import Activation, run
+from stitchnet.forms import Form
+from stitchnet.fragments import Fragment, fragments
+from stitchnet.networks import Nets, load_networks
+
+
+class Pool:
+    """The fragments, with their inputs on the stitching images, each computed once.
+
+    Args:
+        data: The stitching images `[B, C, H, W]`.
+        nets: The networks; the five published ones by default.
+        pretrained: Fetch the weights of networks given by name; else they are random.
+
+    Raises:
+        InputError: If a network cannot be had or cut, or does not take the images.
+    """
+
+    def __init__(self, data: np.ndarray | torch.Tensor, nets: Nets | None = None, *, pretrained: bool = True):
+        self.images = images(data)
+        self.specs: dict[str, AnchorSpec | None] = {}
+        self.fragments: list[Fragment] = []
+        self._inputs: dict[Fragment, Activation] = {}
+        for label, (model, spec) in load_networks(nets, pretrained=pretrained).items():
+            self.specs[label] = spec
+            self._add(label, model.to(self.images.device))
+
+    def _add(self, label: str, model: torch.nn.Module) -> None:
+        try:
+            found = fragments(label, model, self.images)
+            self.fragments += found
+            x = Activation(self.images, Form(Format.NCHW))
+            for fragment, following in pairwise(found):
+                output = Activation(run(fragment.module, x.tensor), fragment.form)
+                x.forget()
+                output.shelve()
+                self._inputs[following] = x = output
+            x.forget()
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"network '{label}' does not take images of {list(self.images.shape[1:])}: {reason}; "
+                "give images of another size, or another network"
+            ) from error
+
+    @property
+    def starts(self) -> list[Fragment]:
+        """The fragments that take images."""
+        return [fragment for fragment in self.fragments if fragment.is_start]
+
+    @property
+    def followers(self) -> list[Fragment]:
+        """All other fragments, in the order of the networks."""
+        return [fragment for fragment in self.fragments if not fragment.is_start]
+
+    def input_of(self, fragment: Fragment) -> Activation:
+        """What a fragment that is no start is used to."""
+        return self._inputs[fragment]
+
+    def own_output(self, fragment: Fragment) -> Activation:
+        """What a fragment that is no end gives in its own network."""
+        return self._inputs[self.fragments[self.fragments.index(fragment) + 1]]
+
+
+def images(data: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """Stitching images as a tensor.
+
+    Raises:
+        InputError: If they are not float images `[B, C, H, W]`, or a value is not finite.
+    """
+    values = torch.as_tensor(data)
+    if values.ndim != 4 or not len(values) or not values.is_floating_point():
+        raise InputError(
+            f"stitching images are {list(values.shape)} of {values.dtype}; give prepared images [B, C, H, W] as floats"
+        )
+    if not values.isfinite().all():
+        raise InputError("a stitching image holds values that are no numbers; check how they are prepared")
+    return values.float()

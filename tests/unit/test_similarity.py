@@ -1,0 +1,161 @@
+"""Scores of similarity: equal to their plain definitions, bounded, sampled by a seed, safe with constants."""
+
+import pytest
+import torch
+
+from stitchkit.errors import InputError
+from stitchkit.model.similarity import (
+    MEASURES,
+    align,
+    as_rows,
+    linear_cka,
+    measure_by_name,
+    r2,
+    residual,
+    sample,
+    unbiased_cka,
+)
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def plain_cka(x, y):
+    """By kernels `[rows, rows]` and a centring matrix, as CKA is defined."""
+    x, y = x.double(), y.double()
+    count = len(x)
+    centre = torch.eye(count, dtype=torch.float64) - 1 / count
+
+    def hsic(k, m):
+        return torch.trace(k @ centre @ m @ centre) / (count - 1) ** 2
+
+    k, m = x @ x.T, y @ y.T
+    return (hsic(k, m) / (hsic(k, k) * hsic(m, m)).sqrt()).item()
+
+
+def plain_unbiased_hsic(x, y):
+    k, m = ((a.double() @ a.double().T) for a in (x, y))
+    k, m = k - k.diag().diag(), m - m.diag().diag()
+    n, one = len(k), torch.ones(len(k), dtype=torch.float64)
+    sums = (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
+    value = torch.trace(k @ m) + sums - 2 / (n - 2) * one @ k @ m @ one
+    return (value / (n * (n - 3))).item()
+
+
+SHAPES = [
+    ((6, 5, 4, 4), (6, 7, 4, 4)),
+    ((6, 5, 8, 8), (6, 7, 3, 3)),
+    ((6, 5, 3, 3), (6, 7, 8, 8)),
+    ((4, 60, 1, 1), (4, 70, 2, 2)),  # fewer rows than features: by kernels
+    ((9, 5), (9, 40)),
+    ((9, 50), (9, 40)),
+    ((9, 5, 4, 4), (9, 30)),
+    ((9, 30), (9, 5, 4, 4)),
+]
+
+
+@pytest.mark.parametrize(("first", "second"), SHAPES)
+def test_cka_equals_its_plain_definition_and_lies_in_bounds(first, second):
+    x, y = noise(*first) + 3, noise(*second, seed=1) + noise(first[0], *[1] * (len(second) - 1), seed=2)
+    a, b = align(x, y)
+    assert linear_cka(x, y) == pytest.approx(plain_cka(as_rows(a), as_rows(b)), abs=1e-5)
+    assert 0 < linear_cka(x, y) <= 1
+    assert linear_cka(x, y) == pytest.approx(linear_cka(y, x), abs=1e-6)
+
+
+def test_maps_are_resized_as_published():
+    x, y = noise(3, 4, 9, 9), noise(3, 5, 4, 4, seed=1)
+    smaller = torch.nn.UpsamplingBilinear2d((4, 4))(x)
+    torch.testing.assert_close(align(x, y)[0], smaller)
+    torch.testing.assert_close(align(y, x)[1], smaller)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_what_is_equal_scores_one(name):
+    x = noise(20, 6, 3, 3)
+    assert measure_by_name(name)(x, x) == pytest.approx(1, abs=1e-5)
+
+
+def test_rotation_and_scale_do_not_matter():
+    x = noise(20, 6)
+    rotation = torch.linalg.qr(noise(6, 6, seed=1))[0]
+    assert linear_cka(x, 5 * x @ rotation + 2) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (4, 5, 3, 3)])
+def test_unbiased_cka_equals_its_plain_definition(shape):
+    x, y = noise(*shape), noise(*shape, seed=1) + noise(*shape)
+    a, b = as_rows(x), as_rows(y)
+    plain = plain_unbiased_hsic(a, b) / (plain_unbiased_hsic(a, a) * plain_unbiased_hsic(b, b)) ** 0.5
+    assert unbiased_cka(x, y) == pytest.approx(plain, abs=1e-6)
+
+
+def test_unbiased_cka_of_unrelated_activations_is_near_nothing_and_the_plain_one_is_not():
+    pairs = [(noise(20, 30, seed=s), noise(20, 30, seed=100 + s)) for s in range(30)]
+    assert abs(sum(unbiased_cka(x, y) for x, y in pairs) / 30) < 0.05
+    assert sum(linear_cka(x, y) for x, y in pairs) / 30 > 0.3
+
+
+def test_unbiased_cka_needs_rows():
+    with pytest.raises(InputError, match="at least 4 rows"):
+        unbiased_cka(noise(3, 5), noise(3, 5))
+
+
+@pytest.mark.parametrize(("first", "second"), [((30, 6), (30, 4)), ((3, 6, 5, 5), (3, 4, 5, 5)), ((8, 6), (8, 5))])
+def test_r2_and_residual_equal_least_squares(first, second):
+    x, y = noise(*first) + 1, noise(*second, seed=1)
+    y = y + x[:, : y.shape[1]]
+    a, b = as_rows(x).double(), as_rows(y).double()
+    centred = [value - value.mean(0) for value in (a, b)]
+    left = centred[0] - centred[1] @ torch.linalg.lstsq(centred[1], centred[0]).solution
+    assert r2(x, y) == pytest.approx(1 - (left.square().sum() / centred[0].square().sum()).item(), abs=1e-6)
+    left = b - a @ torch.linalg.lstsq(a, b).solution
+    assert residual(x, y) == pytest.approx((left.square().sum() / b.square().sum()).item(), abs=1e-6)
+
+
+def test_few_rows_explain_all():
+    assert residual(noise(4, 9), noise(4, 3, seed=1)) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_constant_activation_scores_lowest_with_a_warning(name):
+    x, y = noise(8, 4), torch.ones(8, 4)
+    if name in ("r2", "fit"):  # what is explained is constant, or nothing at all
+        x, y = (y, x) if name == "r2" else (x, 0 * y)
+    with pytest.warns(RuntimeWarning, match="constant"):
+        assert measure_by_name(name)(x, y) == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_scores_lowest_with_a_warning(value):
+    x = noise(8, 4, 2, 2)
+    x[0, 0, 0, 0] = value
+    with pytest.warns(RuntimeWarning, match="no number"):
+        assert linear_cka(x, noise(8, 4, 2, 2, seed=1)) == 0
+
+
+def test_a_sample_of_rows_is_the_same_of_both_and_follows_the_seed():
+    x, y = noise(4, 3, 6, 6), noise(4, 2, 6, 6, seed=1)
+    a, b = sample(x, y, 10, seed=5)
+    assert a.shape == (20, 3)
+    assert b.shape == (20, 2)
+    rows = as_rows(torch.cat([x, y], 1))
+    assert all((rows == torch.cat([one, other])).all(1).sum() == 1 for one, other in zip(a, b, strict=True))
+    assert linear_cka(x, y, rows_per_channel=10, seed=5) == linear_cka(x, y, rows_per_channel=10, seed=5)
+    assert linear_cka(x, y, rows_per_channel=10, seed=5) != linear_cka(x, y, rows_per_channel=10, seed=6)
+    assert linear_cka(x, y, rows_per_channel=1000) == pytest.approx(linear_cka(x, y), abs=1e-6)
+
+
+def test_a_sample_of_vectors_is_one_of_columns():
+    a, b = sample(noise(4, 30), noise(4, 7, seed=1), 10, seed=0)
+    assert a.shape == b.shape == (4, 7)
+
+
+def test_bad_input():
+    with pytest.raises(InputError, match="neither"):
+        linear_cka(noise(4, 3, 2), noise(4, 3))
+    with pytest.raises(InputError, match="same images"):
+        linear_cka(noise(4, 3), noise(5, 3))
+    with pytest.raises(InputError, match="did you mean 'cka'"):
+        measure_by_name("ckaa")

@@ -1,0 +1,560 @@
+"""Fragments, joints, search and the composed network, on pico networks."""
+
+import copy
+import math
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+import stitchnet
+from stitchkit.errors import InputError
+from stitchkit.measure.profile import FlopCountAnalysis, measure
+from stitchnet.activations import Activation, run
+from stitchnet.composition import Composition
+from stitchnet.forms import Form
+from stitchnet.fragments import fragments
+from stitchnet.joint import fit_joint, kept
+from stitchnet.memory import Outputs
+from stitchnet.net import layer
+from stitchnet.networks import PUBLISHED, load_networks
+from stitchnet.pool import Pool
+from stitchnet.scores import Scores
+from stitchnet.search import Search
+
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 4}
+SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 8, "depths": (2, 2), "num_heads": (1, 2), "num_classes": 5}
+RESNET = {"layers": (1, 1, 1, 1), "channels": (8, 16, 16, 32), "num_classes": 4}
+SPECS = {
+    "resnet": {"name": "resnet18", "kwargs": RESNET},
+    "vit": {"name": "vit_tiny_patch16_224", "kwargs": VIT},
+    "swin": {"name": "swin_tiny_patch4_window7_224", "kwargs": SWIN},
+    "mobilenet": {"name": "mobilenetv3_small_050", "kwargs": {"num_classes": 4}},
+}
+
+
+def convnet(*widths, classes=4):
+    """Convolutions, pooling, two linear layers."""
+    layers = []
+    for before, after in zip((3, *widths), widths, strict=False):
+        layers += [
+            nn.Conv2d(before, after, 3, padding=1),
+            nn.BatchNorm2d(after),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+        ]
+    head = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * widths[-1], 12), nn.ReLU(), nn.Linear(12, classes)]
+    return nn.Sequential(*layers, *head)
+
+
+def pico_nets():
+    torch.manual_seed(0)
+    nets = {label: timm.create_model(spec["name"], **spec["kwargs"]) for label, spec in SPECS.items()}
+    for net in nets.values():  # batch norms that do something
+        for name, buffer in net.named_buffers():
+            if name.endswith("running_var"):
+                buffer.uniform_(0.5, 2)
+    return nets
+
+
+@pytest.fixture(scope="module")
+def nets():
+    return pico_nets()
+
+
+@pytest.fixture(scope="module")
+def convnets():
+    torch.manual_seed(0)
+    return {"small": convnet(6, 8), "large": convnet(5, 10, 12)}
+
+
+def images(count=12, side=32):
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(3))
+
+
+POOLS = {}
+
+
+def search(nets, **options):
+    """A search; the pool of the same networks is made once."""
+    if id(nets) not in POOLS:
+        POOLS[id(nets)] = nets, Pool(images(), nets, pretrained=False)
+    return Search(
+        POOLS[id(nets)][1], **{"threshold": 0.0, "total_threshold": 0.0, "width": 2, "max_depth": 5} | options
+    )
+
+
+# Fragments
+
+
+@pytest.mark.parametrize(("name", "count"), list(zip(PUBLISHED, (8, 5, 13, 6, 16), strict=True)))
+def test_the_published_networks_have_the_published_fragments(name, count):
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name, weights=None).eval()
+        found = fragments(name, model, torch.empty(1, 3, 224, 224))
+    assert len(found) == count
+    assert found[0].is_start
+    assert found[-1].is_end
+    assert not any(fragment.is_start or fragment.is_end for fragment in found[1:-1])
+
+
+@pytest.mark.parametrize("label", SPECS)
+def test_fragments_one_after_the_other_are_the_network(nets, label):
+    x, y = images(2), images(2)
+    found = fragments(label, nets[label].eval(), x)
+    assert len(found) > 3
+    with torch.no_grad():
+        for fragment in found:
+            y = fragment.module(y)
+        assert torch.equal(y, nets[label](x))
+    assert {id(p) for f in found for p in f.module.parameters()} <= {id(p) for p in nets[label].parameters()}
+
+
+def test_transformers_are_cut_between_blocks(nets):
+    found = fragments("vit", nets["vit"].eval(), images(1))
+    assert [fragment.form.name for fragment in found] == ["NLC", "NLC", "NLC", "vector", "vector"]
+    assert found[1].form.num_prefix_tokens == 1
+    assert "NHWC" in {fragment.form.name for fragment in fragments("swin", nets["swin"].eval(), images(1))}
+
+
+def test_a_network_without_a_place_to_cut_is_refused():
+    with pytest.raises(InputError, match="network 'a' has no place"):
+        Search(images(), nets={"a": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())})
+
+
+# Forms and joints
+
+
+@pytest.mark.parametrize("label", SPECS)
+@pytest.mark.parametrize("is_folded", [True, False])
+def test_a_network_split_and_joined_again_reproduces_itself(nets, label, is_folded):
+    x = images(40)
+    model = nets[label].eval()
+    parts = fragments(label, model, x)
+    with torch.no_grad():
+        expected = model(x)
+        for place, fragment in enumerate(parts[1:], start=1):
+            front = x
+            for part in parts[:place]:
+                front = part.module(front)
+            activation = Activation(front, parts[place - 1].form)
+            joined = layer(fragment, fit_joint(activation, activation), is_folded=is_folded)
+            result = joined(front)
+            for part in parts[place + 1 :]:
+                result = part.module(result)
+            torch.testing.assert_close(result, expected, atol=1e-4, rtol=1e-4)
+
+
+CASES = [
+    ((10, 3, 6, 6), (10, 4, 6, 6)),
+    ((10, 3, 9, 9), (10, 4, 6, 6)),
+    ((10, 3, 3, 3), (10, 4, 7, 7)),  # enlarged
+    ((2, 30, 3, 3), (2, 4, 3, 3)),  # fewer rows than features
+    ((2, 30, 2, 2), (2, 4, 5, 5)),
+    ((10, 3, 5, 5), (10, 6)),
+    ((10, 3), (10, 6)),
+    ((4, 40), (4, 50)),  # in two factors
+]
+
+
+@pytest.mark.parametrize(("first", "second"), CASES)
+def test_a_joint_is_the_least_squares_map_of_minimum_norm(first, second):
+    torch.manual_seed(0)
+    x, y = torch.randn(first), torch.randn(second)
+    forms = [Form(None if value.ndim == 2 else stitchnet.forms.Format.NCHW) for value in (x, y)]
+    joint = fit_joint(Activation(x, forms[0]), Activation(y, forms[1]))
+    if y.ndim == 4:
+        before = nn.functional.interpolate(x, second[2:], mode="bilinear", align_corners=True)
+        a, b = (value.movedim(1, -1).flatten(0, 2).double() for value in (before, y))
+    else:
+        a, b = (x.mean((2, 3)) if x.ndim == 4 else x).double(), y.double()
+    expected = torch.linalg.pinv(a, rtol=1e-6) @ b
+    found = torch.linalg.multi_dot([torch.eye(first[1]), *joint.factors]).double()
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert kept(joint)(x).shape == y.shape
+
+
+def test_a_wide_map_is_kept_in_two_factors():
+    x, y = (Activation(torch.randn(4, width), Form(None)) for width in (400, 500))
+    joint = fit_joint(x, y)
+    assert [tuple(factor.shape) for factor in joint.factors] == [(400, 4), (4, 500)]
+    torch.testing.assert_close(kept(joint)(x.tensor), y.tensor, atol=1e-3, rtol=1e-3)
+
+
+def test_large_activations_wait_in_a_file(monkeypatch):
+    monkeypatch.setattr("stitchnet.activations._SHELVED_BYTES", 0)
+    x = torch.randn(5, 4, 3, 3)
+    activation = Activation(x.clone(), Form(stitchnet.forms.Format.NCHW))
+    activation.shelve()
+    for _ in range(2):
+        assert torch.equal(activation.value, x)
+        activation.forget()
+    assert activation.key == Activation(x, activation.form).key
+
+
+# Scores
+
+
+def test_scores_are_computed_once_and_shared_by_content(monkeypatch):
+    form = Form(stitchnet.forms.Format.NCHW)
+    x, y = Activation(torch.randn(4, 3, 6, 6), form), Activation(torch.randn(4, 5, 3, 3), form)
+    scores = Scores()
+    calls = []
+    monkeypatch.setattr("stitchnet.scores.hsic", lambda a, b, real=stitchnet.scores.hsic: calls.append(1) or real(a, b))
+    first = scores(x, y)
+    assert len(calls) == 3
+    assert scores(Activation(y.tensor.clone(), form), x) == first  # the other way round, by content
+    assert len(calls) == 3
+    scores(x, Activation(torch.randn(4, 2, 3, 3), form))
+    assert len(calls) == 5  # what concerns x alone is known
+
+
+@pytest.mark.parametrize("name", ["cka", "unbiased_cka", "r2", "fit"])
+def test_cached_scores_are_the_plain_ones(name):
+    from stitchkit.model.similarity import measure_by_name
+
+    form = Form(stitchnet.forms.Format.NCHW)
+    x, y = torch.randn(4, 3, 6, 6), torch.randn(4, 5, 3, 3)
+    for rows in (None, 2):
+        scores = Scores(name, rows_per_channel=rows, seed=1)
+        plain = measure_by_name(name)(x, y, rows_per_channel=rows, seed=1)
+        assert scores(Activation(x, form), Activation(y, form)) == plain
+
+
+# The search
+
+
+def plain_search(search, *, drops_used_last=False):
+    """Algorithm 1 as it is written: a recursion that computes all anew."""
+    from stitchkit.model.similarity import linear_cka
+
+    x, pool = search.pool.images, search.pool
+    inputs, output = {}, x
+    for fragment in pool.fragments:
+        before = x if fragment.is_start else output
+        output = run(fragment.module, before)
+        inputs[fragment] = before, output
+
+    def extend(path, output, form, total):
+        scored = []
+        for fragment in pool.followers:
+            before = pool.fragments[pool.fragments.index(fragment) - 1]
+            if (len(path) >= search.max_depth - 1 and not fragment.is_end) or (
+                form.is_vector and not before.form.is_vector
+            ):
+                continue
+            if fragment in path and not drops_used_last:
+                continue
+            y = before.form.split(inputs[fragment][0])[0]
+            scored.append((linear_cka(form.split(output)[0], y), fragment))
+        scored = sorted(scored, key=lambda pair: -pair[0])[: search.width]
+        for score, fragment in scored:
+            if fragment in path or score <= search.threshold or total * score < search.total_threshold:
+                continue
+            name = [*path, fragment]
+            if fragment.is_end:
+                yield total * score, [part.name for part in name]
+                continue
+            own = pool.input_of(fragment)
+            joint = fit_joint(Activation(output, form), own)
+            same = output.shape == own.tensor.shape and torch.equal(output, own.tensor)
+            module = fragment.module if same else nn.Sequential(kept(joint), fragment.module)
+            yield from extend(name, run(module, output), fragment.form, total * score)
+
+    for start in pool.starts:
+        yield from extend([start], inputs[start][1], start.form, 1.0)
+
+
+@pytest.mark.parametrize("drops_used_last", [False, True])
+def test_the_same_compositions_in_the_same_order_as_the_plain_recursion(convnets, drops_used_last):
+    ours = search(convnets, width=3, threshold=0.2, total_threshold=0.15, drops_used_last=drops_used_last)
+    expected = list(plain_search(ours, drops_used_last=drops_used_last))
+    found = [(one.score, [fragment.name for fragment in one.fragments]) for one in ours.compositions()]
+    assert len(found) > 5
+    assert [name for _, name in found] == [name for _, name in expected]
+    np.testing.assert_allclose([score for score, _ in found], [score for score, _ in expected], rtol=1e-5)
+
+
+def test_thresholds_depth_and_no_fragment_twice(nets):
+    ours = search(nets, width=3, threshold=0.3, total_threshold=0.4)
+    found = list(ours.compositions())
+    assert len(found) > 10
+    for one in found:
+        assert len(set(one.fragments)) == len(one.fragments) <= 5
+        assert all(step.own_score > 0.3 for step in one.path)
+        assert one.score >= 0.4
+        assert one.score == pytest.approx(math.prod(step.own_score for step in one.path))
+        assert one.fragments[0].is_start
+        assert one.fragments[-1].is_end
+    assert ours.counts.found == len(found)
+    assert ours.counts.pruned > 0
+    assert ours.counts.tried > len(found)
+    assert set(ours.counts.skipped) == {"a vector cannot become a map"}
+    assert "found, " in str(ours.counts)
+    assert "skipped: a vector cannot become a map" in str(ours.counts)
+
+
+def test_the_published_order_of_dropping_can_leave_fewer(convnets):
+    ours = search({"a": convnets["small"]}, width=1, drops_used_last=True, max_depth=4)
+    path = Composition(ours.pool.fragments[1], parent=Composition(ours.pool.fragments[0]))
+    path.parent.parent = None
+    own = ours.ranked(path)
+    assert len(own) <= 1
+    assert all(fragment not in path.fragments for _, fragment in own)
+
+
+def test_best_first_gives_the_same_from_high_to_low(nets):
+    options = {"threshold": 0.3, "total_threshold": 0.5}
+    deep = sorted((one.score for one in search(nets, **options).compositions()), reverse=True)
+    best = [one.score for one in search(nets, **options, order="best").compositions()]
+    assert best == pytest.approx(deep)
+    assert len(best) > 5
+
+
+def test_a_net_stitched_from_itself_scores_one_and_is_the_net(convnets):
+    twin = {"a": convnets["small"], "b": copy.deepcopy(convnets["small"])}
+    x = images()
+    score, net = next(iter(search(twin, threshold=0.999, total_threshold=0.999)))
+    assert score == pytest.approx(1, abs=1e-5)
+    torch.testing.assert_close(net(x), convnets["small"](x), atol=1e-4, rtol=1e-4)
+
+
+def test_memory_holds_few_outputs_and_what_is_gone_is_computed_again(nets):
+    roomy = search(nets, threshold=0.4)
+    expected = [(one, roomy.build(one)) for one in roomy.compositions()][::9]
+    assert len(roomy._outputs) > 10
+    tight = search(nets, threshold=0.4)
+    tight._outputs = Outputs(tight.pool, budget=0)
+    found = []
+    for one in tight.compositions():
+        assert len(tight._outputs) <= 2
+        found.append(one)
+    assert len(found[::9]) == len(expected) > 3
+    for one, (same, net) in zip(found[::9], expected, strict=True):
+        assert (one.name, one.score) == (same.name, same.score)
+        assert torch.equal(tight.build(one)(images(2)), net(images(2)))
+
+
+@pytest.mark.parametrize("is_folded", [True, False])
+def test_costs_are_known_before_a_net_is_built(nets, is_folded):
+    ours = search(nets, is_folded=is_folded, threshold=0.3, max_depth=4)
+    found = list(ours.compositions())
+    for one in found[:: max(1, len(found) // 8)]:
+        assert ours.build(one).get_macs_params() == dict(zip(("macs", "params"), ours._costs.of(one), strict=True))
+
+
+def test_a_budget_leaves_out_what_costs_more(nets):
+    every = search(nets, threshold=0.3)
+    costs = sorted(every._costs.of(one) for one in every.compositions())
+    limit = costs[len(costs) // 2][0]
+    within = search(nets, threshold=0.3, max_macs=limit)
+    found = [within._costs.of(one) for one in within.compositions()]
+    assert sorted(found) == [cost for cost in costs if cost[0] <= limit]
+    assert within.counts.pruned > 0
+    assert not list(search(nets, max_macs=0).compositions())
+    few = search(nets, threshold=0.3, max_params=30_000)
+    assert all(few._costs.of(one)[1] <= 30_000 for one in few.compositions())
+
+
+def test_what_is_drawn_follows_the_seed(nets):
+    drawn = [search(nets, seed=seed).draw().name for seed in (1, 1, 2, 3, 4)]
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) > 1
+
+
+def test_a_draw_that_cannot_end_says_so(nets):
+    with pytest.raises(InputError, match=r"none reached an end \(.*tried"):
+        stitchnet.generate(search(nets).pool, threshold=0.9999999, totalThreshold=1, maxDepth=2, K=1, sample=True)
+
+
+def test_a_constant_activation_is_the_lowest_with_a_warning(convnets):
+    dead = copy.deepcopy(convnets["small"])
+    nn.init.constant_(dead[4].weight, 0)  # the second convolution gives the same everywhere
+    ours = search({"dead": dead, "alive": convnets["large"]}, width=None, threshold=-1)
+    with pytest.warns(RuntimeWarning, match="constant"):
+        ranked = {fragment.name: score for score, fragment in ours.ranked(Composition(ours.pool.starts[1]))}
+    assert ranked["dead[2]"] == 0 == min(ranked.values())
+    assert ranked["alive[1]"] == pytest.approx(1)
+    with pytest.warns(RuntimeWarning, match="constant"):
+        assert all(one.score > 0 for one in search({"dead": dead}).compositions())
+
+
+def test_a_map_that_cannot_be_computed_is_counted(convnets, monkeypatch):
+    def fail(x, y):
+        raise torch.linalg.LinAlgError("no")
+
+    monkeypatch.setattr("stitchnet.memory.fit_joint", fail)
+    ours = search(convnets)
+    found = list(ours.compositions())
+    assert all(one.is_uncut or one.score == pytest.approx(1) for one in found)
+    assert ours.counts.skipped["the map of a joint cannot be computed"] > 0
+
+
+# The net
+
+
+@pytest.fixture(scope="module")
+def mixed(nets):
+    """A network with fragments of several others, and of several forms."""
+    ours = search(nets, threshold=0.3)
+    return max((ours.build(one) for one in ours.compositions()), key=lambda net: (len(net.specs), len(net.path)))
+
+
+def test_macs_and_params_are_those_of_the_profile_and_of_fvcore(mixed):
+    found = mixed.get_macs_params()
+    cost = measure(mixed, images(1))
+    plain = FlopCountAnalysis(mixed, images(1)).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    assert found == {"macs": cost.flops, "params": sum(p.numel() for p in mixed.parameters())}
+    if not any("vit" in one.network or "swin" in one.network for one in mixed.path):
+        assert found["macs"] == plain.total()
+    assert sum(step.macs for step in mixed.steps()) == found["macs"]
+
+
+def test_folding_changes_no_output(nets):
+    for folded, own in zip(
+        *(
+            [ours.build(one) for one in list(ours.compositions())[::5]]
+            for ours in (search(nets, threshold=0.3, is_folded=flag) for flag in (True, False))
+        ),
+        strict=True,
+    ):
+        x = images(3)
+        torch.testing.assert_close(folded(x), own(x), atol=1e-4, rtol=1e-3)
+        assert any(list(layer[0].maps) for layer in own.layers if len(layer) > 1) or len(own.specs) == 1
+
+
+def test_a_net_has_weights_of_its_own(mixed, nets):
+    given = {parameter.data_ptr() for net in nets.values() for parameter in net.parameters()}
+    assert not given & {parameter.data_ptr() for parameter in mixed.parameters()}
+
+
+def test_onnx_gives_the_same_for_any_number_of_images(mixed, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    path = mixed.save_onnx(tmp_path / "_data" / "net")
+    assert path == tmp_path / "_data" / "net.onnx"
+    session = runtime.InferenceSession(str(path))
+    for count in (1, 3):
+        x = images(count)
+        [found] = session.run(None, {"images": x.numpy()})
+        np.testing.assert_allclose(found, mixed(x).detach().numpy(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_drawing_shows_fragments_scores_and_costs(mixed, tmp_path):
+    path = mixed.draw_svg(tmp_path / "net")
+    assert path.name == "net.svg"
+    words = " ".join(ET.parse(path).getroot().itertext())
+    for step in mixed.steps():
+        assert f"{step.network}, fragment {step.index + 1} of {step.count}" in words
+    for score in mixed.scores[1:]:
+        assert f"score {score:.3f}" in words
+    assert "MACs" in words
+
+
+@pytest.mark.parametrize("classifier", ["knn", "linear"])
+def test_a_fitted_net_is_the_same_after_save_and_load(mixed, nets, tmp_path, classifier):
+    x, labels = images(12), np.arange(12) % 3 + 5
+    mixed.fit((x, labels), classifier=classifier)
+    folder = mixed.save(tmp_path / "net")
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".safetensors"]
+    again = stitchnet.load(folder, nets)
+    torch.testing.assert_close(again(x), mixed(x))
+    for found, expected in zip(again.predict(x), mixed.predict(x), strict=True):
+        assert found["label"] == expected["label"]
+        assert found["score"] == pytest.approx(expected["score"], abs=1e-3)
+    assert again.evaluate_dataset((x, labels)) == mixed.evaluate_dataset((x, labels))
+    assert again.get_macs_params() == mixed.get_macs_params()
+    assert str(again) == mixed.name
+
+
+def test_a_net_of_names_is_loaded_without_modules(tmp_path):
+    specs = [{"label": label, **SPECS[label]} for label in ("resnet", "vit")]
+    score, net = next((score, net) for score, net in search(specs, threshold=0.3) if len(net.specs) > 1)
+    again = stitchnet.load(net.save(tmp_path / "net"))
+    torch.testing.assert_close(again(images()), net(images()))
+    assert again.score == score
+
+
+def test_a_net_of_checkpoints_is_loaded_without_them(tmp_path):
+    spec = {"name": "resnet18", "kwargs": {**RESNET, "num_classes": 7}}
+    torch.save(timm.create_model(spec["name"], **spec["kwargs"]).state_dict(), tmp_path / "weights.pth")
+    kwargs = {name: value for name, value in RESNET.items() if name != "num_classes"}
+    nets = [{"label": "a", "name": "resnet18", "kwargs": kwargs, "checkpoint": str(tmp_path / "weights.pth")}]
+    _, net = stitchnet.generate(images(), 0, 0, sample=True, nets=nets)
+    net.save(tmp_path / "net")
+    (tmp_path / "weights.pth").unlink()
+    again = stitchnet.load(tmp_path / "net")
+    assert again(images()).shape == (12, 7)
+    torch.testing.assert_close(again(images()), net(images()))
+
+
+def test_a_net_of_modules_needs_them_again(mixed, tmp_path):
+    folder = mixed.save(tmp_path / "net")
+    with pytest.raises(InputError, match="was given as a module; give it again"):
+        stitchnet.load(folder)
+    with pytest.raises(InputError, match="holds no composed network"):
+        stitchnet.load(tmp_path)
+
+
+def test_classifiers_refuse_what_they_cannot_use(mixed):
+    mixed.classifier = None
+    with pytest.raises(InputError, match="call fit"):
+        mixed.predict(images(1))
+    with pytest.raises(InputError, match="did you mean 'linear'"):
+        mixed.fit((images(4), [0, 1, 0, 1]), classifier="linea")
+    with pytest.raises(InputError, match="two classes"):
+        mixed.fit((images(4), [1] * 4), classifier="linear")
+
+
+# Networks by name
+
+
+def test_names_of_both_libraries_and_checkpoints(tmp_path):
+    model = torchvision.models.get_model("mobilenet_v3_small", weights=None)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    found = load_networks(
+        [f"mobilenet_v3_small={tmp_path / 'weights.pth'}", "resnet10t", "regnet_y_400mf"], pretrained=False
+    )
+    assert [type(model).__module__.split(".")[0] for model, _ in found.values()] == [
+        "torchvision",
+        "timm",
+        "torchvision",
+    ]
+    loaded = found["mobilenet_v3_small"][0].state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("nets", "words"),
+    [
+        (["resnet500"], "did you mean"),
+        ([], "no network"),
+        (["resnet18", "resnet18"], "two networks are called 'resnet18'"),
+        ([nn.Linear(2, 2)], "modules need labels"),
+        ([{"name": "resnet18", "kwarg": {}}], "did you mean 'kwargs'"),
+    ],
+)
+def test_networks_that_cannot_be_used(nets, words):
+    with pytest.raises(InputError, match=words):
+        load_networks(nets, pretrained=False)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "words"),
+    [
+        (np.zeros((3, 32, 32), np.float32), {}, "give prepared images"),
+        (np.zeros((2, 3, 32, 32), np.uint8), {}, "as floats"),
+        (np.full((2, 3, 32, 32), np.nan, np.float32), {}, "no numbers"),
+        (np.zeros((2, 4, 32, 32), np.float32), {}, "does not take images"),
+        (np.zeros((2, 3, 32, 32), np.float32), {"order": "bets"}, "did you mean 'best'"),
+        (np.zeros((2, 3, 32, 32), np.float32), {"maxDepth": 1}, "at least 2"),
+        (np.zeros((2, 3, 32, 32), np.float32), {"K": 0}, "at least 2 and 1"),
+    ],
+)
+def test_images_and_options_that_cannot_be_used(convnets, data, options, words):
+    with pytest.raises(InputError, match=words):
+        stitchnet.generate(data, nets=convnets, **options)
