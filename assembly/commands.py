@@ -50,7 +50,7 @@ def _add_sweep(sweep: argparse.ArgumentParser) -> None:
     )
     sweep.add_argument("-n", "--dry-run", action="store_true", help="print the plan, run nothing")
     sweep.add_argument("--retry-failed", action="store_true", help="run those jobs again that failed before")
-    sweep.add_argument("--jobs", type=int, default=1, metavar="N", help="jobs that run at once")
+    sweep.add_argument("--jobs", type=int, metavar="N", help="jobs that run at once; by default 1, with Slurm all")
     sweep.add_argument("--cluster", choices=("local", "slurm"), default="local", help="where they run")
     sweep.add_argument("--gpus", type=int, metavar="N", help="GPUs of a job; by default 1, without GPUs 0")
     sweep.add_argument("--partition", metavar="NAME", help="Slurm's partition")
@@ -150,7 +150,7 @@ def _sweep(settings: dict[str, Any]) -> None:
         print(f"{applicable} jobs; {len(jobs) - applicable} combinations do not apply")
         return
     cluster = create_cluster(place.pop("cluster"), folder=Path(output), **place)
-    run_sweep(write_folders(jobs, Path(output), config.result_name), cluster, retry_failed=retry)
+    run_sweep(write_folders(jobs, Path(output), config.seed), cluster, retry_failed=retry)
 
 
 def _sweep_report(settings: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -9,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
 from assembly.sweep.worker import JobFolder, SweepJob
 from stitchkit.errors import InputError
+
+_logger = logging.getLogger(__name__)
 
 _NO_LIMIT = 60 * 24 * 365
 
@@ -84,7 +85,7 @@ class LocalPool:
             stderr_to_stdout=True,
         )
         # Torch would take all cores for each job, and the jobs would wait for each other.
-        threads = str(max(1, len(os.sched_getaffinity(0)) // self.limit))
+        threads = str(max(1, (os.cpu_count() or 1) // self.limit))
         with environment_variables(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", threads)):
             return executor.submit(SweepJob(folder))
 
@@ -95,12 +96,10 @@ class Slurm:
 
     Args:
         folder: Where submitit keeps its files; all nodes see it.
-        limit: How many jobs run at once.
         parameters: What submitit tells Slurm, e.g. `partition`.
     """
 
     folder: Path
-    limit: int
     parameters: Mapping[str, Any]
     _watched: dict[str, JobFolder] = field(default_factory=dict)
     _missed: set[str] = field(default_factory=set)
@@ -112,12 +111,16 @@ class Slurm:
         self._watched |= {number: folder for folder, number in known.items() if number in queue}
         fresh = [folder for folder, number in known.items() if number not in queue]
         for folder, number in zip(fresh, self._submit(fresh) if fresh else (), strict=True):
-            folder.submission.write_text(yaml.safe_dump({"cluster": "slurm", "job": number}))
+            folder.submission.write_text(number)
             self._watched[number] = folder
 
     def poll(self) -> list[JobFolder]:
         """Jobs with a result or a failure, and those that Slurm has dropped."""
-        gone = set(self._watched) - _queue()
+        try:
+            gone = set(self._watched) - _queue()
+        except InputError as error:  # its daemon may be restarting, and the jobs run meanwhile
+            _logger.warning("%s", error)
+            return []
         # On a shared file system a result can be seen later than the end of its job, so look twice.
         dropped, self._missed = gone & self._missed, gone
         over = [
@@ -134,7 +137,7 @@ class Slurm:
         submitit = import_submitit()
         try:
             executor = submitit.SlurmExecutor(self.folder)
-            executor.update_parameters(array_parallelism=self.limit, stderr_to_stdout=True, **self.parameters)
+            executor.update_parameters(stderr_to_stdout=True, **self.parameters)
             with executor.batch():
                 jobs = [executor.submit(SweepJob(folder)) for folder in folders]
         except (RuntimeError, submitit.core.utils.FailedJobError) as error:
@@ -146,8 +149,8 @@ def create_cluster(
     name: str,
     *,
     folder: Path,
-    jobs: int,
-    gpus: int | None,
+    jobs: int | None = None,
+    gpus: int | None = None,
     partition: str | None = None,
     cpus: int | None = None,
     mem_gb: float | None = None,
@@ -159,7 +162,7 @@ def create_cluster(
     Args:
         name: `local` or `slurm`.
         folder: Of the sweep.
-        jobs: How many run at once.
+        jobs: How many run at once; by default one, with Slurm as many as it has room for.
         gpus: GPUs of each job, each with a rank; by default one, without GPUs none.
         partition: Slurm's partition.
         cpus: CPUs of each rank.
@@ -170,7 +173,7 @@ def create_cluster(
     Raises:
         InputError: If a value makes no sense there.
     """
-    if jobs < 1 or (gpus or 0) < 0:
+    if (jobs is not None and jobs < 1) or (gpus or 0) < 0:
         raise InputError(f"--jobs is {jobs} and --gpus {gpus}; at least one job runs at once, on no fewer than 0 GPUs")
     if name == "local":
         for flag, value in (("--partition", partition), ("--cpus", cpus), ("--mem-gb", mem_gb), ("--sbatch", sbatch)):
@@ -180,7 +183,7 @@ def create_cluster(
         found = _gpus()
         if (gpus or 0) > len(found):
             raise InputError(f"--gpus is {gpus}, and this machine has {len(found)}")
-        return LocalPool(jobs, found, min(1, len(found)) if gpus is None else gpus)
+        return LocalPool(jobs or 1, found, min(1, len(found)) if gpus is None else gpus)
     further = {key: value or True for key, _, value in (option.partition("=") for option in sbatch)}
     ranks = 1 if gpus is None else gpus
     parameters = {
@@ -190,10 +193,12 @@ def create_cluster(
         "ntasks_per_node": max(1, ranks),
         "gpus_per_node": ranks or None,
         "cpus_per_task": cpus,
+        "srun_args": None if cpus is None else [f"--cpus-per-task={cpus}"],  # srun does not take over sbatch's
+        "array_parallelism": jobs,
         "mem": None if mem_gb is None else f"{round(1024 * mem_gb)}MB",
         "additional_parameters": {"requeue": True, **further},
     }
-    return Slurm(folder / "submitit", jobs, {key: value for key, value in parameters.items() if value is not None})
+    return Slurm(folder / "submitit", {key: value for key, value in parameters.items() if value is not None})
 
 
 def import_submitit() -> Any:
@@ -212,10 +217,8 @@ def import_submitit() -> Any:
 
 
 def _submission(folder: JobFolder) -> str | None:
-    """Number of a job in Slurm's queue, where it was sent there."""
-    if not folder.submission.exists():
-        return None
-    return str(yaml.safe_load(folder.submission.read_text())["job"])
+    """The number that Slurm gave a job; None where it was not sent there."""
+    return folder.submission.read_text().strip() if folder.submission.exists() else None
 
 
 def _queue() -> set[str]:

@@ -15,11 +15,7 @@ from assembly.config.job import JobConfig
 from assembly.config.settings import Preprocessing, TrainConfig
 from assembly.parts.spec import PartSpec
 from assembly.sweep.shapes import PieceShapes, piece_shapes
-from assembly.sweep.stitchers import (
-    DEFAULT_STITCHERS,
-    PartDict,
-    check_stitcher,
-)
+from assembly.sweep.stitchers import DEFAULT_STITCHERS, PartDict, check_stitcher
 from stitchkit.errors import InputError
 
 _SWEEP_KEYS = ("stages", "src_stages", "dest_stages", "gaps", "stitchers")
@@ -172,11 +168,6 @@ class SweepConfig:
         """The seed of its jobs, which the names of their results carry."""
         seed = self.job.get("train_config", {}).get("seed")
         return None if seed is None else int(seed)
-
-    @property
-    def result_name(self) -> str:
-        """Name of each job's result file."""
-        return "result.pkl" if self.seed is None else f"result-{self.seed}.pkl"
 
 
 def _items(value: object, key: str) -> list[tuple[Any, str]]:

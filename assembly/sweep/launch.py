@@ -27,13 +27,13 @@ class Progress:
     waiting: tuple[JobFolder, ...]
 
 
-def write_folders(jobs: Sequence[PlannedJob], folder: Path, result_name: str) -> list[JobFolder]:
+def write_folders(jobs: Sequence[PlannedJob], folder: Path, seed: int | None) -> list[JobFolder]:
     """A folder for every job that applies; the configuration of one that is done is left as it ran."""
     folders = []
     for job in jobs:
         if job.config is None:
             continue
-        place = JobFolder(folder / job.name, result_name)
+        place = JobFolder(folder / job.name, seed)
         if not place.result.exists():
             job.write(folder)
         folders.append(place)

@@ -117,7 +117,7 @@ def _own_preprocessing(config: SweepConfig, network: CutNetwork) -> dict[str, An
 
 
 def _job(config: SweepConfig, parts: Sequence[PartDict]) -> dict[str, Any]:
-    return {"assembly": list(parts), **config.job, "metrics_output": config.result_name}
+    return {"assembly": list(parts), **config.job}
 
 
 def _stitched(config: SweepConfig, gap: Gap, name: str) -> tuple[list[PartDict], list[PartDict], list[PartDict]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import sys
 from dataclasses import dataclass
@@ -17,20 +18,20 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class JobFolder:
-    """The folder of one job: `config.yml`, `metadata.yml`, then its log, its result or its failure.
+    """The folder of one job: `config.yml`, `metadata.yml`, its log, and under the name of its result all else.
 
     Args:
         path: The folder.
-        result_name: Name of the result file, which carries the seed.
+        seed: Of this run of the job, another seed being another run in the same folder; None is the configuration's.
     """
 
     path: Path
-    result_name: str
+    seed: int | None = None
 
     @property
     def result(self) -> Path:
-        """The file that a job writes last; a job that has it is done."""
-        return self.path / self.result_name
+        """The file that a run writes last; a run that has it is done."""
+        return self.path / ("result.pkl" if self.seed is None else f"result-{self.seed}.pkl")
 
     @property
     def log(self) -> Path:
@@ -38,25 +39,30 @@ class JobFolder:
         return self.path / "log.txt"
 
     @property
+    def checkpoints(self) -> Path:
+        """The folder of what a preempted run goes on from."""
+        return self.result.with_suffix("")
+
+    @property
     def submission(self) -> Path:
-        """Where the job was sent to."""
-        return self.path / "submission.yml"
+        """The number that Slurm gave the run."""
+        return self.result.with_suffix(".slurm")
 
     @property
     def failure(self) -> str | None:
-        """Why the job failed; None where it did not."""
+        """Why the run failed; None where it did not."""
         return self._failed.read_text().strip() if self._failed.exists() else None
 
     @property
     def _failed(self) -> Path:
-        return self.path / "failed.txt"
+        return self.result.with_suffix(".failed")
 
     def fail(self, reason: str) -> None:
-        """Note that the job failed; it does not run again until a person asks for it."""
+        """Note that the run failed; it is not started again until a person asks for it."""
         self._failed.write_text(reason + "\n")
 
     def forget_failure(self) -> None:
-        """Let the job run again."""
+        """Let the run start again."""
         self._failed.unlink(missing_ok=True)
 
 
@@ -100,16 +106,18 @@ class SweepJob:
         from assembly.train.checkpoint import NEWEST
         from assembly.train.run import run_job
 
-        place, settings = self.folder.path, self.folder.path / "config.yml"
+        folder, settings = self.folder, self.folder.path / "config.yml"
+        newest = folder.checkpoints / NEWEST
         wanted = JobConfig.load(settings)
-        changes: dict[str, Any] = {"save_dir": str(place), "metrics_output": str(self.folder.result)}
-        if (place / NEWEST).exists():
-            changes["resume_from"] = str(place / NEWEST)
+        changes: dict[str, Any] = {"save_dir": str(folder.checkpoints), "metrics_output": str(folder.result)}
+        if folder.seed is not None:
+            changes["seed"] = folder.seed  # the file may have been written anew for another
+        if newest.exists():
+            changes["resume_from"] = str(newest)
         # Checkpoints are what a preempted job goes on from, whether or not a person wants to keep them.
         run_job(wanted.override(save_checkpoints=True, **changes), settings)
         if not wanted.save_checkpoints:
-            for checkpoint in (place / NEWEST, *place.glob("model-*.pth")):
-                checkpoint.unlink(missing_ok=True)
+            shutil.rmtree(folder.checkpoints, ignore_errors=True)
 
 
 def _write_to(log: Path) -> None:

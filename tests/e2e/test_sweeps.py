@@ -47,7 +47,7 @@ def test_an_interrupted_job_goes_on_from_its_last_epoch(swept):
     before = pd.read_csv(job / "result-3.csv")
     for file in job.glob("result-3.*"):
         file.unlink()
-    shutil.copy(job / "model-8.pth", job / "checkpoint.pth")
+    shutil.copy(job / "result-3/model-8.pth", job / "result-3/checkpoint.pth")
     assert main(command) == 0
     after = pd.read_csv(job / "result-3.csv")
     assert list(after["Epoch"]) == [0, 1, 2]

@@ -47,7 +47,7 @@ def wait_until(condition, what, seconds=120):
 
 
 def job_id(folder):
-    return (folder / "submission.yml").read_text().split("job: ")[1].strip().strip("'")
+    return (folder / "result.slurm").read_text()
 
 
 def start_now(job):
@@ -69,7 +69,7 @@ def test_a_preempted_job_of_a_sweep_resumes(slurm, images, tmp_path, preempt):
     command = [sys.executable, "-m", "stitchkit", "sweep", "-c", str(path), *flags, "--device", "cpu"]
     first, second = (tmp_path / "out" / name for name in JOBS)
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as launcher:
-        wait_until((first / "checkpoint.pth").exists, "the first epoch")
+        wait_until((first / "result/checkpoint.pth").exists, "the first epoch")
         subprocess.run([*preempt, job_id(first)], check=True)
         # A person may leave; the jobs go on, and the next command watches them.
         launcher.terminate()
@@ -79,7 +79,7 @@ def test_a_preempted_job_of_a_sweep_resumes(slurm, images, tmp_path, preempt):
     assert again.returncode == 0, again.stdout + again.stderr
     for folder in (first, second):
         assert list(pd.read_csv(folder / "result.csv")["Epoch"]) == list(range(EPOCHS + 1))
-        assert not list(folder.glob("*.pth"))  # nobody asked to keep them
+        assert not (folder / "result").exists()  # nobody asked to keep them
     log = (first / "log.txt").read_text()
     assert log.count(f"{EPOCHS} epochs of 8 steps") == 2  # it started twice
     assert log.count(f"epoch 1/{EPOCHS}  Overall") == 1  # and did its first epoch once

@@ -39,7 +39,7 @@ class FakeCluster:
 @pytest.fixture
 def folders(tmp_path):
     config = SweepConfig.load(write_sweep(tmp_path, tmp_path))
-    return write_folders(plan(config), tmp_path / "out", config.result_name)
+    return write_folders(plan(config), tmp_path / "out", config.seed)
 
 
 def run(folders, ends=None, **options):
@@ -85,18 +85,29 @@ def test_failed_jobs_are_listed_with_their_logs_and_retried_on_request(folders, 
     assert len(progress(folders).done) == 3
 
 
+def test_another_seed_is_another_run_in_the_same_folder(folders, tmp_path):
+    folders[1].result.touch()
+    folders[2].fail("out of luck")
+    config = SweepConfig.load(write_sweep(tmp_path, tmp_path), seed=4)
+    others = write_folders(plan(config), tmp_path / "out", config.seed)
+    assert [other.path for other in others] == [folder.path for folder in folders]
+    assert len(progress(others).waiting) == 3
+    places = [(run.result, run.checkpoints, run.submission) for run in (folders[1], others[1])]
+    assert not {*places[0]} & {*places[1]}
+
+
 def test_the_configuration_of_a_job_that_is_done_stays_as_it_ran(folders, tmp_path):
     for folder in folders[:2]:
         (folder.path / "config.yml").write_text("as it ran")
     folders[0].result.touch()
     config = SweepConfig.load(write_sweep(tmp_path, tmp_path))
-    write_folders(plan(config), tmp_path / "out", config.result_name)
+    write_folders(plan(config), tmp_path / "out", config.seed)
     assert (folders[0].path / "config.yml").read_text() == "as it ran"
     assert "assembly" in yaml.safe_load((folders[1].path / "config.yml").read_text())
 
 
 def test_a_preempted_job_is_started_again_as_it_was(tmp_path):
-    job = SweepJob(JobFolder(tmp_path, "result.pkl"))
+    job = SweepJob(JobFolder(tmp_path))
     again = job.checkpoint()
     assert again.function.folder == job.folder
 
@@ -189,7 +200,7 @@ def test_jobs_of_a_pool_take_turns_on_the_gpus(monkeypatch, tmp_path):
     monkeypatch.setattr(submitit, "LocalExecutor", Executor)
     pool = create_cluster("local", folder=tmp_path, jobs=3, gpus=None)
     assert isinstance(pool, LocalPool)
-    jobs = [JobFolder(tmp_path / str(number), "result.pkl") for number in range(4)]
+    jobs = [JobFolder(tmp_path / str(number)) for number in range(4)]
     pool.start(jobs)
     assert chosen == [[3], [5], [3]]
     assert pool.poll() == jobs[:3]

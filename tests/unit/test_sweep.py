@@ -191,7 +191,7 @@ def test_a_wrong_configuration_ends_with_its_file_and_place(tmp_path, changes, m
 
 def test_flags_take_the_place_of_the_files_settings(tmp_path):
     config = SweepConfig.load(write_sweep(tmp_path, tmp_path), seed=7, epochs=1, data_path="data")
-    assert config.result_name == "result-7.pkl"
+    assert config.seed == 7
     assert config.job["train_config"]["epochs"] == 1
     assert config.job["data_path"] == "data"
 
