@@ -9,10 +9,15 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
 from stitchkit.model.weights import load_checkpoint
 from stitchkit.routes import Joint, PairedWindow, Segment, Stitch, StitchSpace
+from stitchkit.ship.budget import BudgetedModel
+from stitchkit.ship.formats import load_stitch
+from stitchkit.ship.hub import HubSNNet
 
 __all__ = [
     "Anchor",
     "AnchorSpec",
+    "BudgetedModel",
+    "HubSNNet",
     "InputError",
     "Joint",
     "PairedWindow",
@@ -27,4 +32,5 @@ __all__ = [
     "create_snnet",
     "fit_stitching_layers",
     "load_checkpoint",
+    "load_stitch",
 ]

@@ -12,8 +12,8 @@ from torch import fx, nn
 
 from stitchkit.errors import InputError
 from stitchkit.model.cut import cut
-from stitchkit.model.flow import Flow
-from stitchkit.model.trace import trace
+from stitchkit.model.cut.flow import Flow
+from stitchkit.model.cut.trace import trace
 from stitchnet.forms import Form, find_form
 
 

@@ -118,17 +118,25 @@ class Ledger:
                 file.truncate(content.rfind(b"\n") + 1)
 
     def _check(self, row: Row) -> None:
-        cfg_id = row["cfg_id"]
-        if 0 <= cfg_id < len(self._space):
-            expected = cost_row(self._space, cfg_id, self._cost(cfg_id))
-            # Published rows have no 'stitch', and their 'params' leave some parameters out.
-            wrong = [key for key in ("stitch", "flops") if key in row and row[key] != expected[key]]
-            if not wrong:
-                return
-            found = f"its cfg_id {cfg_id} has {wrong[0]} {row[wrong[0]]}, here it is {expected[wrong[0]]}"
-        else:
-            found = f"it has cfg_id {cfg_id}, this space has 0 to {len(self._space) - 1}"
-        raise InputError(
-            f"result file '{self.path}' is from another configuration: {found}; "
-            "choose another --experiment or move the file away"
-        )
+        if found := difference(row, self._space, self._cost):
+            raise InputError(
+                f"result file '{self.path}' is from another configuration: {found}; "
+                "choose another --experiment or move the file away"
+            )
+
+
+def difference(row: Row, space: StitchSpace, cost: Callable[[int], Cost]) -> str:
+    """What of a row cannot be of these stitches; empty where all can.
+
+    Args:
+        row: A row of a ledger, ours or a published one.
+        space: The stitches.
+        cost: FLOPs and parameters of a `cfg_id`.
+    """
+    cfg_id = row["cfg_id"]
+    if not 0 <= cfg_id < len(space):
+        return f"it has cfg_id {cfg_id}, this space has 0 to {len(space) - 1}"
+    expected = cost_row(space, cfg_id, cost(cfg_id))
+    # Published rows have no 'stitch', and their 'params' leave some parameters out.
+    wrong = [key for key in ("stitch", "flops") if key in row and row[key] != expected[key]]
+    return f"its cfg_id {cfg_id} has {wrong[0]} {row[wrong[0]]}, here it is {expected[wrong[0]]}" if wrong else ""

@@ -22,11 +22,20 @@ def own_names(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str
         model: An SN-Net, an anchor's model, or any other, for which nothing is renamed.
         weights: Named weights for the whole model.
     """
-    named = dict(weights)
+    named = _unwrapped(weights, model.state_dict().keys())
     for prefix, anchor in _anchors(model).items():
-        part = {name.removeprefix(prefix): named.pop(name) for name in weights if name.startswith(prefix)}
+        part = {name.removeprefix(prefix): named.pop(name) for name in list(named) if name.startswith(prefix)}
         named |= {prefix + name: value for name, value in anchor.own_names(part, anchor.depths).items()}
     return _fit_split_norms(named, model.state_dict().keys())
+
+
+def _unwrapped(weights: Mapping[str, torch.Tensor], wanted: Collection[str]) -> dict[str, torch.Tensor]:
+    """Weights without the prefix that all of them have where they are those of a network that holds the model alone."""
+    first = next(iter(weights), "")
+    prefixes = ["", *(first[: end + 1] for end, letter in enumerate(first) if letter == ".")]
+    shared = [prefix for prefix in prefixes if all(name.startswith(prefix) for name in weights)]
+    kept = [prefix for prefix in shared if any(name.removeprefix(prefix) in wanted for name in weights)]
+    return {name.removeprefix(kept[0]) if kept else name: value for name, value in weights.items()}
 
 
 def _fit_split_norms(weights: dict[str, torch.Tensor], wanted: Collection[str]) -> dict[str, torch.Tensor]:

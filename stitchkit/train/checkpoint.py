@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from timm.utils import NativeScaler, unwrap_model
 
+from stitchkit.config import StitchConfig
 from stitchkit.errors import InputError
 from stitchkit.model.weights import load_content, read_checkpoint, weights_of
 from stitchkit.train.optim import load_optimizer
@@ -22,13 +24,65 @@ from stitchkit.train.task import StitchTask
 
 _FORMAT = "stitchkit 1"
 _SUFFIX = ".pth.tar"
+LAST = f"last{_SUFFIX}"
+"""The newest checkpoint of a run."""
+PREVIOUS = f"previous{_SUFFIX}"
+"""The one before it."""
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint; the file appears only when it is complete, and the one before stays until then.
+
+    Args:
+        path: The file.
+        state: Plain data and tensors.
+
+    Raises:
+        InputError: If the disk does not take it.
+    """
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        fault = error if isinstance(error, OSError) else error.__context__  # torch has its own error for a write
+        if not isinstance(fault, OSError):
+            raise
+        temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"checkpoint '{path}' cannot be written: {fault.strerror}; stopped. The one before is kept: make room, "
+            "then go on from it"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """See the names of files safely on the disk, where the file system can."""
+    place = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):
+        os.fsync(place)
+    os.close(place)
+
+
+def link(path: Path, newest: Path) -> None:
+    """Make `path` another name of the newest checkpoint."""
+    temporary = path.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(newest, temporary)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(newest, temporary)
+    temporary.replace(path)
 
 
 class Checkpoints:
     """The checkpoint files of a run, under timm's names.
 
-    `last` is the newest, `model_best` the best, `checkpoint-<epoch>` the best few. A file appears only when it is
-    complete; the one before stays until then. timm's own saver is not used because it unlinks before it renames and
+    `last` is the newest and `previous` the one before; both may be from within an epoch. `model_best` is the best
+    epoch, `checkpoint-<epoch>` are the best few. timm's own saver is not used because it unlinks before it renames and
     does not sync.
 
     Args:
@@ -40,11 +94,31 @@ class Checkpoints:
         self.folder = folder
         self.keep = keep
         self.history: dict[int, float] = {}
+        self._last_is_good = False
 
     @property
     def last(self) -> Path:
         """The newest checkpoint."""
-        return self.folder / f"last{_SUFFIX}"
+        return self.folder / LAST
+
+    def resumed(self, path: str | Path, history: Mapping[int, float]) -> None:
+        """Go on with a run.
+
+        Args:
+            path: The checkpoint that was read, and so is good.
+            history: The figures of the epochs before.
+        """
+        self.history = dict(history)
+        self._last_is_good = self.last.exists() and self.last.samefile(path)
+
+    def save_within(self, state: Mapping[str, Any], *, epoch: int) -> None:
+        """Write the state within an epoch.
+
+        Args:
+            state: Plain data and tensors.
+            epoch: Number of the epoch.
+        """
+        self._save(state, epoch=epoch - 1, metric=self.history.get(epoch - 1, float("-inf")))
 
     def save(self, state: Mapping[str, Any], *, epoch: int, metric: float) -> None:
         """Write the state of a finished epoch.
@@ -56,32 +130,24 @@ class Checkpoints:
         """
         is_best = metric > max(self.history.values(), default=float("-inf"))
         self.history[epoch] = metric
-        content = {"format": _FORMAT, **state, "epoch": epoch, "metric": metric, "history": dict(self.history)}
-        temporary = self.last.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.last)
-        self._link(self._path(epoch))
+        self._save(state, epoch=epoch, metric=metric)
+        link(self._path(epoch), self.last)
         if is_best:
-            self._link(self.folder / f"model_best{_SUFFIX}")
+            link(self.folder / f"model_best{_SUFFIX}", self.last)
         ranked = sorted(self.history, key=lambda number: self.history[number])
         for number in ranked[: -self.keep]:
             self._path(number).unlink(missing_ok=True)
 
+    def _save(self, state: Mapping[str, Any], *, epoch: int, metric: float) -> None:
+        """Put a state in the place of the newest, which becomes the one before; a damaged one does not."""
+        if self._last_is_good:
+            link(self.folder / PREVIOUS, self.last)
+        content = {"format": _FORMAT, **state, "epoch": epoch, "metric": metric, "history": dict(self.history)}
+        save_state(self.last, content)
+        self._last_is_good = True
+
     def _path(self, epoch: int) -> Path:
         return self.folder / f"checkpoint-{epoch}{_SUFFIX}"
-
-    def _link(self, path: Path) -> None:
-        """Make `path` another name of the newest checkpoint."""
-        temporary = path.with_suffix(".tmp")
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(self.last, temporary)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(self.last, temporary)
-        temporary.replace(path)
 
 
 def training_state(
@@ -120,14 +186,8 @@ def load_weights(session: Session, *, ema: bool = False) -> dict[str, Any]:
     path = session.recipe.run.resume
     assert path is not None
     content = read_checkpoint(path)
-    trained = content.get("stitch_config")
-    if session.config is not None and trained is not None:
-        ours = session.config.to_dict()
-        keys = ["stitch_kernel_size", "stitch_stride", "nearest_stitching", "stitched_final_norm"]
-        keys += ["stages"] if "stages" in trained and "stages" in ours else []
-        if wrong := [key for key in keys if trained.get(key) != ours[key]]:
-            listed = ", ".join(f"{key} was {trained.get(key)!r} and is {ours[key]!r}" for key in wrong)
-            raise InputError(f"checkpoint '{path}' belongs to another configuration: {listed}")
+    if session.config is not None:
+        check_configuration(content, session.config, path)
     trained_size, size, model = content.get("input_size"), list(session.input_size), session.recipe.model
     if trained_size and trained_size != size and not (model.img_size or model.input_size):
         raise InputError(
@@ -143,6 +203,28 @@ def load_weights(session: Session, *, ema: bool = False) -> dict[str, Any]:
         )
     load_content(session.model, content, path, ema=ema)
     return content
+
+
+def check_configuration(content: Mapping[str, Any], config: StitchConfig, path: str | Path) -> None:
+    """See that a checkpoint of ours was trained with the rule of a configuration; released ones do not say theirs.
+
+    Args:
+        content: What `read_checkpoint` gave.
+        config: The configuration it is to be used with.
+        path: The file, for the message.
+
+    Raises:
+        InputError: If it was trained with another one.
+    """
+    trained = content.get("stitch_config")
+    if not isinstance(trained, Mapping):
+        return
+    ours = config.to_dict()
+    keys = ["stitch_kernel_size", "stitch_stride", "nearest_stitching", "stitched_final_norm"]
+    keys += ["stages"] if "stages" in trained and "stages" in ours else []
+    if wrong := [key for key in keys if trained.get(key) != ours[key]]:
+        listed = ", ".join(f"{key} was {trained.get(key)!r} and is {ours[key]!r}" for key in wrong)
+        raise InputError(f"checkpoint '{path}' belongs to another configuration: {listed}")
 
 
 def restore(

@@ -93,6 +93,19 @@ def resolve(flags: Mapping[str, Any]) -> tuple[Recipe, StitchConfig | None]:
         flags: What `add_flags` made of a command line: only what was given.
 
     Raises:
+        InputError: If a file cannot be read or has an unknown key, a value is unusable, or settings exclude each other.
+    """
+    recipe, config = gather(flags)
+    return check(recipe), config
+
+
+def gather(flags: Mapping[str, Any]) -> tuple[Recipe, StitchConfig | None]:
+    """`resolve` for what is no run: whether the settings make a run together is not checked.
+
+    Args:
+        flags: Settings by name: only what was given.
+
+    Raises:
         InputError: If a file cannot be read or has an unknown key, or a value is unusable.
     """
     flags = dict(flags)
@@ -110,7 +123,7 @@ def resolve(flags: Mapping[str, Any]) -> tuple[Recipe, StitchConfig | None]:
         given["pretrained"] = bool(given.get("pretrained_path"))  # timm's default for a single model is off
     for name, value in given.items():
         _check_limits(_FIELDS[name], value)
-    return check(make_recipe(given)), config
+    return make_recipe(given), config
 
 
 def _merged(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

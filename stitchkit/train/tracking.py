@@ -1,12 +1,14 @@
-"""Figures of each epoch to Weights & Biases, where that is asked for."""
+"""Figures of each epoch to TensorBoard and Weights & Biases, where that is asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from stitchkit.errors import InputError
 from stitchkit.measure.evaluate import Score
+from stitchkit.train.position import StitchLoss
 from stitchkit.train.session import Session
 
 
@@ -19,33 +21,98 @@ def open_tracker(session: Session) -> Any:
     run = session.recipe.run
     if not run.log_wandb or not session.world.is_primary:
         return None
-    import wandb
+    return start_run(
+        session.folder,
+        session.recipe.flat(),
+        project=run.wandb_project,
+        tags=run.wandb_tags,
+        id=run.wandb_resume_id,
+        resume="must" if run.wandb_resume_id else None,
+    )
 
+
+def start_run(folder: Path, config: Mapping[str, Any], **options: Any) -> Any:
+    """A run of the `wandb` package, named as its folder.
+
+    Args:
+        folder: Of the run.
+        config: All settings.
+        options: Further arguments of `wandb.init`.
+
+    Raises:
+        InputError: If it refuses the run, or is not installed.
+    """
     try:
-        return wandb.init(
-            project=run.wandb_project,
-            name=session.folder.name,
-            config=session.recipe.flat(),
-            tags=run.wandb_tags,
-            dir=str(session.folder),
-            id=run.wandb_resume_id,
-            resume="must" if run.wandb_resume_id else None,
-        )
+        import wandb
+    except ImportError as error:
+        raise InputError("the run is to be logged, but wandb is not installed; pip install wandb") from error
+    try:
+        return wandb.init(name=folder.name, config=dict(config), dir=str(folder), **options)
     except wandb.Error as error:
         raise InputError(f"wandb refuses the run: {' '.join(str(error).split())}; see WANDB_MODE=offline") from error
 
 
-def log_epoch(tracker: Any, epoch: int, *, loss: float, rate: float, scores: Mapping[str, Score]) -> None:
-    """Log an epoch under the names that `summary.csv` has.
+def open_board(folder: Path, start: int) -> Any:
+    """TensorBoard's writer of a run.
 
     Args:
-        tracker: What `open_tracker` gave.
-        epoch: Number of the epoch.
-        loss: Mean training loss.
-        rate: Learning rate.
-        scores: What the validation found, by label.
+        folder: Of the run.
+        start: First epoch that it writes; what is there of later ones came from a run that was stopped, and is hidden.
+
+    Raises:
+        InputError: If tensorboard is not installed.
     """
-    figures = {
-        f"eval_{label}_{key}": value for label, score in scores.items() for key, value in score._asdict().items()
-    }
-    tracker.log({"epoch": epoch, "train_loss": loss, "lr": rate, **figures})
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InputError(
+            "the run is to be logged, but tensorboard is not installed; pip install tensorboard"
+        ) from error
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+
+
+class Tracking:
+    """Figures of each epoch to TensorBoard and Weights & Biases; only on the primary rank, and where it is asked for.
+
+    Args:
+        session: The run.
+        start: First epoch that is logged.
+
+    Raises:
+        InputError: If a package is missing, or refuses the run.
+    """
+
+    def __init__(self, session: Session, start: int):
+        self._run = open_tracker(session)
+        is_asked = session.recipe.run.log_tensorboard and session.world.is_primary
+        self._board = open_board(session.folder, start) if is_asked else None
+
+    def log_epoch(
+        self, epoch: int, *, loss: float, rate: float, scores: Mapping[str, Score], stitches: Mapping[int, StitchLoss]
+    ) -> None:
+        """Log an epoch under the names that `summary.csv` has, and the loss of each stitch by its `cfg_id`.
+
+        Args:
+            epoch: Number of the epoch.
+            loss: Mean training loss.
+            rate: Learning rate.
+            scores: What the validation found, by label.
+            stitches: Mean training losses of the stitches that were drawn, by `cfg_id`.
+        """
+        figures: dict[str, float] = {"train_loss": loss, "lr": rate}
+        for label, score in scores.items():
+            figures |= {f"eval_{label}_{key}": value for key, value in score._asdict().items()}
+        figures |= {f"stitch_loss/{cfg_id}": found.loss for cfg_id, found in stitches.items()}
+        if self._run is not None:
+            self._run.log({"epoch": epoch, **figures})
+        if self._board is not None:
+            for name, value in figures.items():
+                self._board.add_scalar(name, value, epoch)
+            self._board.flush()
+
+    def finish(self) -> None:
+        """Close what is open."""
+        if self._run is not None:
+            self._run.finish()
+        if self._board is not None:
+            self._board.close()

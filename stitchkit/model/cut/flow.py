@@ -8,7 +8,7 @@ from functools import cached_property
 
 from torch import fx
 
-from stitchkit.model.trace import INPUT, Trace
+from stitchkit.model.cut.trace import INPUT, Trace
 
 
 class Flow:
@@ -82,10 +82,11 @@ class Flow:
         return _tensors(argument for node in region for argument in self.before(node) if argument not in inside)
 
     def leaving(self, name: str) -> list[fx.Node]:
-        """The tensors of a module or function that are used after it."""
+        """The tensors of a module or function that are used after it; of a tuple, those that are taken out of it."""
         region = self.regions[name]
         inside = set(region)
-        return _tensors(node for node in region if any(user not in inside for user in self.after(node)))
+        left = [node for node in region if any(user not in inside for user in self.after(node))]
+        return _tensors(value for node in left for value in (self.after(node) if is_tuple(node) else [node]))
 
     @cached_property
     def clean(self) -> set[fx.Node]:

@@ -15,7 +15,7 @@ from timm.data import create_dataset
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from torchvision.transforms import v2
 
-from assembly.sources import SHORT, SOURCES, UNNAMED
+from assembly.datasets.sources import SHORT, SOURCES, UNNAMED
 from stitchkit.errors import InputError, unknown
 
 Split = Literal["train", "test"]

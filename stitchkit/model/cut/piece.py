@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from operator import attrgetter
 from typing import Any
 
@@ -13,9 +12,9 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 
 from stitchkit.errors import InputError
-from stitchkit.model.flow import Flow
-from stitchkit.model.refusal import check_piece, find_start, find_stop
-from stitchkit.model.trace import INPUT, Trace, trace
+from stitchkit.model.cut.flow import Flow
+from stitchkit.model.cut.refusal import check_piece, find_start, find_stop
+from stitchkit.model.cut.trace import INPUT, Trace, trace
 
 
 def cut(
@@ -37,13 +36,15 @@ def cut(
         InputError: If a node does not exist, the output does not depend on the input, more than one tensor crosses
             the cut, or the model cannot be traced.
     """
-    outputs = (block_output,) if isinstance(block_output, str) else tuple(block_output or ())
-    names = [name for name in (block_input, *outputs) if name]
+    first = INPUT if block_input is None else block_input
+    outputs = [block_output] if isinstance(block_output, str) else list(block_output or ())
+    if block_output is not None and not outputs:
+        raise InputError("block_output is an empty list; name at least one node, or leave it out")
     parts = []
     for training in (False, True):
-        traced = trace(model, names, training=training)
+        traced = trace(model, [first, *outputs], training=training)
         try:
-            parts.append(_part_between(traced, model, block_input or INPUT, block_output))
+            parts.append(_part_between(traced, model, first, block_output))
         except InputError as error:
             if training:
                 raise InputError(f"in training mode, {error}") from error
@@ -65,12 +66,11 @@ def steps(model: nn.Module) -> list[nn.Module]:
     flows = [Flow(trace(model, training=training)) for training in (False, True)]
     joints = [_joints(flow, model) for flow in flows]
     common = [label for label in joints[0] if label in joints[1]]
-    pieces: list[nn.Module] = []
-    for first, last in pairwise([*common, None]):
-        ends = [flow.result if last is None else joint[last] for flow, joint in zip(flows, joints, strict=True)]
-        parts = [_part(flow, model, joint[first], end) for flow, joint, end in zip(flows, joints, ends, strict=True)]
-        pieces.append(CutPiece(model, *parts))
-    return pieces
+    parts = []
+    for flow, joint in zip(flows, joints, strict=True):
+        ends = [*(joint[label] for label in common[1:]), flow.result]
+        parts.append([_part(flow, model, joint[label], end) for label, end in zip(common, ends, strict=True)])
+    return [CutPiece(model, *both) for both in zip(*parts, strict=True)]
 
 
 def _joints(flow: Flow, model: nn.Module) -> dict[str, fx.Node]:

@@ -10,10 +10,10 @@ import torch
 import torchvision
 from torch import fx, nn
 
-from stitchkit.errors import unknown
+from stitchkit.errors import InputError, unknown
 from stitchkit.model.create import create_model
-from stitchkit.model.flow import Flow
-from stitchkit.model.trace import INPUT, trace
+from stitchkit.model.cut.flow import Flow
+from stitchkit.model.cut.trace import INPUT, is_layer, trace
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,13 @@ def nodes(model: nn.Module, example: torch.Tensor | None = None, *, inside: Coll
     Raises:
         InputError: If there is no such module, or it or the model cannot be traced.
     """
+    modules = {path: module for path, module in model.named_modules() if path}
     for path in inside:
-        if path not in (paths := [path for path, _ in model.named_modules() if path]):
-            raise unknown("module", path, paths)
+        if path not in modules:
+            raise unknown("module", path, modules)
+        if is_layer(modules[path]):
+            kind = type(modules[path]).__name__
+            raise InputError(f"'{path}' is one layer, a {kind}, with no nodes inside; name a block")
     traced = trace(model, [f"{path}.{INPUT}" for path in inside])
     flow = Flow(traced)
     values = _Values(traced.root, graph=traced.graph)

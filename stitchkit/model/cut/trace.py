@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,9 +38,7 @@ class Trace:
     training: bool
 
 
-def trace(
-    model: nn.Module, names: Collection[str] = (), *, training: bool = False, deep: bool = False
-) -> Trace:
+def trace(model: nn.Module, names: Collection[str] = (), *, training: bool = False, deep: bool = False) -> Trace:
     """Trace a model into its blocks, and further only as far as names ask.
 
     Sequences of blocks are traced into. All other modules are one node each, unless they hold a node that is named.
@@ -72,8 +70,8 @@ def trace(
             raise
         except Exception as error:
             raise InputError(
-                f"{type(model).__name__} cannot be traced between its blocks: {_short(error)}; cut its blocks, each as a "
-                "model of its own"
+                f"{type(model).__name__} cannot be traced between its blocks: {_short(error)}; cut its blocks, each as "
+                "a model of its own"
             ) from error
 
 
@@ -114,8 +112,8 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module stays whole."""
-        if module_qualified_name in self._asked or _is_layer(m):
-            return _is_layer(m)
+        if module_qualified_name in self._asked or is_layer(m):
+            return is_layer(m)
         return isinstance(m, self._whole) or not (self._deep or is_sequence_of_blocks(m))
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
@@ -179,7 +177,7 @@ class _Tracer(fx.Tracer):
 _CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
-def _is_layer(module: nn.Module) -> bool:
+def is_layer(module: nn.Module) -> bool:
     """Whether a module is a layer of torch, of a class derived from one, or a layer that timm keeps whole."""
     bases = (base for base in type(module).__mro__ if base not in _CONTAINERS)
     kept = isinstance(module, tuple(get_notrace_modules()))
@@ -209,15 +207,23 @@ def _ancestors(name: str) -> list[str]:
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """The same model with the same tensors, but without hooks, and to be written to: some modules keep what they see."""
-    memo: dict[int, Any] = {id(value): value for value in (*model.parameters(), *model.buffers())}
-    for module in model.modules():
-        memo |= {id(value): value for value in vars(module).values() if isinstance(value, torch.Tensor)}
-    twin = copy.deepcopy(model, memo)
+    """The same model with the same tensors, without hooks, and to be written to: some modules keep what they see."""
+    tensors = [tensor for module in model.modules() for tensor in _tensors_in(vars(module))]
+    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
     for module in twin.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
-    return twin
+    return twin.train()  # what timm's LeViT keeps from evaluation is forgotten
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors_in(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors_in(item)
 
 
 def _short(error: Exception) -> str:

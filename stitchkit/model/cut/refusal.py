@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from torch import fx, nn
 
 from stitchkit.errors import InputError, unknown
-from stitchkit.model.flow import Flow, is_tuple
-from stitchkit.model.trace import INPUT
+from stitchkit.model.cut.flow import Flow, is_tuple
+from stitchkit.model.cut.trace import INPUT
 
 
 def find_start(flow: Flow, model: nn.Module, name: str) -> fx.Node:
@@ -21,7 +21,12 @@ def find_start(flow: Flow, model: nn.Module, name: str) -> fx.Node:
     entering = flow.entering(name)
     if not entering:
         raise InputError(f"'{name}' takes no tensor that depends on the model's input; begin at another node")
-    _check_single(flow, name, entering, "before")
+    if len(entering) > 1:
+        raise _crossed(flow, name, "before", entering)
+    if is_tuple(entering[0]):
+        raise InputError(
+            f"'{name}' takes several values at once from '{flow.name(entering[0])}'; begin at another node"
+        )
     return entering[0]
 
 
@@ -35,13 +40,12 @@ def find_stop(flow: Flow, model: nn.Module, name: str) -> fx.Node:
     leaving = flow.leaving(name)
     if not leaving:
         raise InputError(f"'{name}' gives a size, not a tensor; end at another node")
-    _check_single(flow, name, leaving, "after")
+    if len(leaving) > 1:
+        raise _crossed(flow, name, "after", leaving)
     return leaving[0]
 
 
-def check_piece(
-    flow: Flow, name: str, start: fx.Node, stops: Mapping[str, fx.Node], *, alone: bool = False
-) -> None:
+def check_piece(flow: Flow, name: str, start: fx.Node, stops: Mapping[str, fx.Node], *, alone: bool = False) -> None:
     """See that a piece stands alone.
 
     Args:
@@ -71,7 +75,8 @@ def check_piece(
         raise _crossed(flow, name, "before", [start, *crossing])
     if alone:
         [(output, stop)] = stops.items()
-        held = [node for node in flow.nodes if node in needed and node is not stop]
+        passed = {start, stop} if output == name else {stop}  # one module stands alone, whatever passes by it
+        held = [node for node in flow.nodes if node in needed and node not in passed]
         crossing = [node for node in held if any(user not in needed for user in flow.after(node))]
         if crossing:
             raise _crossed(flow, output, "after", [*crossing, stop])
@@ -88,13 +93,6 @@ def _check_name(flow: Flow, model: nn.Module, name: str) -> None:
 
 def _kind(model: nn.Module, path: str) -> str:
     return type(model.get_submodule(path)).__name__
-
-
-def _check_single(flow: Flow, name: str, tensors: list[fx.Node], side: str) -> None:
-    if is_tuple(tensors[0]):
-        tensors = list(tensors[0].users)
-    if len(tensors) > 1:
-        raise _crossed(flow, name, side, tensors)
 
 
 def _crossed(flow: Flow, name: str, side: str, tensors: Iterable[fx.Node]) -> InputError:

@@ -12,8 +12,8 @@ from typing import Any
 import torchvision.datasets
 from PIL import Image
 
-from assembly.datasets import TEST_SHARE, divide, read, read_timm
-from assembly.sources import SOURCES
+from assembly.datasets.named import TEST_SHARE, divide, read, read_timm
+from assembly.datasets.sources import SOURCES
 from stitchkit.errors import InputError, unknown
 
 VALIDATION_SHARE = 0.1

@@ -1,0 +1,86 @@
+"""What a job writes for people: its trajectory as a table, its settings and what they made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from stitchkit.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FIRST_COLUMNS = (
+    *("Epoch", "Step", "LR", "Loss", "Time/Data", "Time/Step", "Time/Img Per Sec", "Time/Total", "Time/Per Epoch"),
+    *("Proc Mem", "GPU Mem"),
+)
+"""Columns that do not depend on the data sets, in their order."""
+
+
+def check_pandas() -> None:
+    """See that results can be written.
+
+    Raises:
+        InputError: If pandas is not installed.
+    """
+    try:
+        import pandas  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "results are pandas tables, and pandas is not installed: pip install stitchkit[jobs]"
+        ) from error
+
+
+class Trajectory:
+    """The rows of a job's result: one an epoch, and one for epoch 0.
+
+    Args:
+        path: The pickled frame; the same as CSV is beside it.
+        rows: Rows of epochs that were trained before.
+    """
+
+    def __init__(self, path: Path, rows: list[dict[str, Any]]):
+        self.path = path
+        self.rows = rows
+
+    def frame(self) -> pd.DataFrame:
+        """The table."""
+        import pandas as pd
+
+        columns = dict.fromkeys(key for row in self.rows for key in row)
+        first = [name for name in FIRST_COLUMNS if name in columns]
+        return pd.DataFrame(self.rows, columns=[*first, *(name for name in columns if name not in first)])
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take in an epoch; the CSV has it at once, so that a person can look on."""
+        self.rows.append(dict(row))
+        _write(self.path.with_suffix(".csv"), lambda place: self.frame().to_csv(place, index=False))
+
+    def close(self) -> None:
+        """Write the frame: a job whose frame is there is done."""
+        _write(self.path, self.frame().to_pickle)
+
+
+def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    """Write plain data as YAML."""
+    _write(path, lambda place: place.write_text(yaml.safe_dump(dict(content), sort_keys=False)))
+
+
+def update_metadata(path: Path, content: Mapping[str, Any]) -> None:
+    """Write what is known of a job beside its result; what others wrote there stays."""
+    before = yaml.safe_load(path.read_text()) if path.exists() else None
+    write_yaml(path, {**(before if isinstance(before, dict) else {}), **content})
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file so that it is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

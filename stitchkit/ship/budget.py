@@ -1,0 +1,112 @@
+"""An SN-Net that chooses its stitch anew for each call, by what the call may cost."""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from operator import itemgetter
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from stitchkit.errors import InputError
+from stitchkit.measure.ledger import Row, read_rows
+from stitchkit.model.snnet import SNNet
+from stitchkit.ship.pick import Budget, count, pick, pick_one
+
+
+class BudgetedModel(nn.Module):
+    """An SN-Net with its ledger: `forward` takes a budget and runs the most accurate stitch that meets it.
+
+    Args:
+        model: The SN-Net; `model.reset_stitch_id` goes on to choose what runs without a budget.
+        ledger: A ledger of it, or its rows.
+
+    Raises:
+        InputError: If the ledger cannot be read, lacks FLOPs or accuracies, or names stitches that the SN-Net does not
+            have.
+    """
+
+    def __init__(self, model: SNNet, ledger: str | Path | Sequence[Row]):
+        super().__init__()
+        self.model = model
+        rows = read_rows(ledger) if isinstance(ledger, str | Path) else ledger
+        self.rows = [dict(row) for row in rows]
+        for row in self.rows:
+            name = model.space[row["cfg_id"]].name
+            if row.get("stitch", name) != name:
+                raise InputError(
+                    f"the ledger is of another SN-Net: its cfg_id {row['cfg_id']} is {row['stitch']}, here it is "
+                    f"{name}; give the ledger of this one"
+                )
+        pick(self.rows, Budget())  # all that a choice needs is there
+        self._fronts: dict[str, list[tuple[float, int]]] = {}
+
+    def measure(self, batch_size: int = 1) -> str:
+        """Measure the latency of each stitch where the model is now, for budgets in milliseconds.
+
+        Args:
+            batch_size: Images that go through at once.
+
+        Returns:
+            How it was measured.
+        """
+        from stitchkit.measure.latency import add_latencies  # slow to import
+
+        self._fronts.clear()
+        return add_latencies(self.rows, self.model, batch_size=batch_size)
+
+    def choose(self, budget: float | str) -> int:
+        """The `cfg_id` of the most accurate stitch within a budget.
+
+        Args:
+            budget: FLOPs of an image as a number or a text such as `5G`, or a measured latency such as `8ms`.
+
+        Raises:
+            InputError: If no stitch meets it, or the ledger has no latencies; see `measure`.
+        """
+        limits = self._limits(budget)
+        ((limit, value),) = limits.limits.items()
+        front = self._front(limit.removeprefix("max_"))
+        place = bisect_right(front, value, key=itemgetter(0))
+        return front[place - 1][1] if place else int(pick_one(self.rows, limits)["cfg_id"])
+
+    def _limits(self, budget: float | str) -> Budget:
+        if not isinstance(budget, str):
+            return Budget(max_flops=budget)
+        if not (latency := re.fullmatch(r"\s*(.*\d\.?)\s*ms\s*", budget)):
+            return Budget(max_flops=count(budget))
+        if any("latency_ms" not in row for row in self.rows):
+            raise InputError(f"budget '{budget}' is a latency, and the ledger has none; call measure() once before")
+        return Budget(max_latency_ms=count(latency[1]))
+
+    def _front(self, figure: str) -> list[tuple[float, int]]:
+        """What each step of accuracy costs, with its `cfg_id`; a call has no time to look through the ledger."""
+        if figure not in self._fronts:
+            front: list[tuple[float, int]] = []
+            best = -math.inf
+            for row in sorted(self.rows, key=lambda row: (row[figure], -row["acc1"])):
+                if row["acc1"] > best:
+                    front.append((row[figure], row["cfg_id"]))
+                    best = row["acc1"]
+            self._fronts[figure] = front
+        return self._fronts[figure]
+
+    def forward(self, x: torch.Tensor, *, budget: float | str | None = None) -> torch.Tensor:
+        """Run the best stitch within a budget.
+
+        Args:
+            x: Images `[B, C, H, W]`.
+            budget: As `choose` takes it; without one the stitch of `model.reset_stitch_id` runs.
+
+        Returns:
+            Logits `[B, num_classes]`.
+
+        Raises:
+            InputError: If no stitch meets the budget.
+        """
+        logits: torch.Tensor = self.model(x, None if budget is None else self.choose(budget))
+        return logits

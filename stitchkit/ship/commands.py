@@ -1,0 +1,161 @@
+"""The commands that take a stitch from the ledger into use: pick, export."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stitchkit.errors import InputError
+from stitchkit.parser import Commands, new_file
+
+_IMAGES = 64
+"""Images that an export is checked on."""
+
+
+def add_commands(commands: Commands) -> None:
+    """Add them to the parser."""
+    pick = commands.add("pick", _pick, "name the best stitch of a ledger within a budget")
+    pick.add_argument("ledger", metavar="LEDGER", help="a stitches_res.txt, ours or a published one")
+    _add_budget(pick)
+    pick.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    pick.add_argument(
+        "--stitch_config", "--stitch-config", metavar="JSON",
+        help="stitch configuration of the ledger: adds names and parameters; with --max-latency-ms, latencies here",
+    )  # fmt: skip
+    _add_shape(pick)
+
+    export = commands.add("export", _export, "write one stitch to a file, checked against its SN-Net")
+    export.add_argument("--stitch_config", "--stitch-config", metavar="JSON", help="stitch configuration")
+    export.add_argument("--resume", metavar="CHECKPOINT", help="trained weights, ours or released ones")
+    export.add_argument("--cfg_id", "--cfg-id", type=int, metavar="N", help="the stitch")
+    export.add_argument("--ledger", metavar="FILE", help="or the best stitch of this ledger within the budget below")
+    _add_budget(export)
+    export.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="file to write: .safetensors, .onnx or .pt2"
+    )
+    export.add_argument(
+        "--data", dest="data_dir", metavar="DIR",
+        help=f"image folder; {_IMAGES} of its validation images are what file and SN-Net are compared on, else noise",
+    )  # fmt: skip
+    export.add_argument("-c", "--config", metavar="YAML", help="settings of the run, such as its args.yaml")
+    export.add_argument(
+        "--recalibrate-bn", type=int, metavar="N", help="batch-norm statistics from N training batches, as in --eval"
+    )
+    export.add_argument("--model-ema", action="store_true", default=None, help="export the moving average of weights")
+    _add_shape(export)
+
+
+def _add_budget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-flops", metavar="N", help="most multiply-adds of an image, such as 5G")
+    parser.add_argument("--max-params", metavar="N", help="most parameters, such as 30M")
+    parser.add_argument("--max-latency-ms", type=float, metavar="MS", help="most milliseconds")
+    parser.add_argument("--min-acc1", type=float, metavar="PERCENT", help="least top-1 accuracy")
+
+
+def _add_shape(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--num-classes", type=int, metavar="N", help="number of classes; by default the models'")
+    parser.add_argument("--img-size", type=int, metavar="N", help="side of the input image; by default the models'")
+
+
+def _pick(settings: dict[str, Any]) -> None:
+    from stitchkit.measure.ledger import read_rows
+    from stitchkit.measure.pareto import table
+    from stitchkit.ship.pick import Choice, pick, refusal
+
+    budget, rows, note = _budget(settings), read_rows(settings["ledger"]), ""
+    if settings["stitch_config"]:
+        note = _complete(rows, settings, latency=budget.max_latency_ms is not None)
+    choice: Choice = pick(rows, budget)
+    if settings["json"]:
+        print(json.dumps({**choice._asdict(), "stitches": len(rows), "budget": budget.limits}))
+    if choice.best is None:
+        raise InputError(refusal(len(rows), budget, choice))
+    if settings["json"]:
+        return
+    fit = f"{choice.fitting} of {len(rows)} stitches have {budget}" if budget.limits else f"of {len(rows)} stitches"
+    print(f"cfg_id {choice.best['cfg_id']} is the best: {fit}")
+    print(table([choice.best, *choice.runners_up]))
+    if note:
+        print(note)
+    config = settings["stitch_config"] or "CONFIG"
+    print(
+        f"next, take it away: stitchkit export --stitch_config {config} --resume CHECKPOINT "
+        f"--cfg_id {choice.best['cfg_id']} -o stitch{choice.best['cfg_id']}.onnx"
+    )
+
+
+def _budget(settings: dict[str, Any]) -> Any:
+    from stitchkit.ship.pick import Budget, count
+
+    counts = {key: count(settings[key]) for key in ("max_flops", "max_params") if settings[key] is not None}
+    return Budget.of(settings | counts)
+
+
+def _complete(rows: list[dict[str, Any]], settings: dict[str, Any], *, latency: bool) -> str:
+    from stitchkit.distributed import choose_device
+    from stitchkit.model.create import create_snnet
+    from stitchkit.ship.pick import complete
+
+    model = create_snnet(settings["stitch_config"], num_classes=settings["num_classes"], img_size=settings["img_size"])
+    return complete(rows, model.to(choose_device()), latency=latency)
+
+
+def _export(settings: dict[str, Any]) -> None:
+    from stitchkit.ship.export import export
+    from stitchkit.ship.formats import format_of
+    from stitchkit.ship.trained import calibrated, describe, open_trained, sample_images
+
+    output = settings.pop("output")
+    format_of(output), new_file(output)
+    cfg_id = _chosen(settings)
+    trained = open_trained({key: value for key, value in settings.items() if value is not None})
+    stitch = trained.model.resolve(cfg_id)
+    images, source = sample_images(trained, _IMAGES)
+    net = calibrated(trained, cfg_id) if trained.recipe.run.recalibrate_bn else None
+    report = export(trained.model, cfg_id, output, images, describe(trained, cfg_id), net=net)
+    print(f"stitch {cfg_id}, {stitch}, is in {output}; compared on {report.images} {source}:")
+    print(f"  largest difference {report.largest_difference:.2g} of logits up to {report.largest_logit:.3g}")
+    print(f"  same top-1 class on {report.same_top1} of {report.images}")
+    for name, size, latency in (
+        ("SN-Net (all weights)", report.snnet_bytes, report.snnet_ms),
+        (Path(output).name, report.file_bytes, report.file_ms),
+    ):
+        print(f"  {name:20}  {size / 2**20:8.2f} MiB  {latency:8.2f} ms an image on this CPU")
+
+
+def _chosen(settings: dict[str, Any]) -> int:
+    """The `cfg_id` that the flags mean; they are taken out of the settings."""
+    from stitchkit.measure.ledger import read_rows
+    from stitchkit.ship.pick import pick_one
+
+    cfg_id, ledger = settings.pop("cfg_id"), settings.pop("ledger")
+    budget = _budget(settings)
+    for limit in ("max_flops", "max_params", "max_latency_ms", "min_acc1"):
+        settings.pop(limit)
+    if (cfg_id is None) == (ledger is None):
+        raise InputError("give either --cfg_id N, or --ledger FILE with a budget such as --max-flops 5G")
+    if cfg_id is not None:
+        if budget.limits:
+            raise InputError(f"--cfg_id {cfg_id} is a stitch already; leave the budget out, or give --ledger instead")
+        return int(cfg_id)
+    _check_statistics(ledger, settings["recalibrate_bn"])
+    return int(pick_one(read_rows(ledger), budget)["cfg_id"])
+
+
+def _check_statistics(ledger: str, batches: int | None) -> None:
+    """Refuse a ledger whose figures are of other batch-norm statistics than the export would have."""
+    origin = Path(ledger).with_suffix(".yaml")
+    try:
+        known = yaml.safe_load(origin.read_text()) if origin.is_file() else None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"'{origin}', which says how the ledger came, is damaged; give --cfg_id instead") from error
+    measured = known.get("recalibrate_bn") if isinstance(known, dict) else None
+    if measured and measured != batches:
+        raise InputError(
+            f"ledger '{ledger}' was measured with --recalibrate-bn {measured}, whose statistics are in no checkpoint; "
+            f"add --recalibrate-bn {measured} and --data DIR"
+        )

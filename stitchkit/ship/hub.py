@@ -1,0 +1,178 @@
+"""SN-Nets in folders and repositories of the Hugging Face Hub: configuration, safetensors, ledger and model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors.torch import save
+
+from stitchkit.config import StitchConfig
+from stitchkit.errors import InputError, unknown
+from stitchkit.measure.ledger import Row, read_rows, write_rows
+from stitchkit.measure.pareto import pareto_front, table
+from stitchkit.model.create import create_anchor
+from stitchkit.model.snnet import SNNet
+from stitchkit.model.weights import load_checkpoint
+from stitchkit.routes import StitchSpace
+from stitchkit.ship.portrait import local, portable
+
+_CONFIG, _WEIGHTS, _LEDGER = "config.json", "model.safetensors", "stitches_res.txt"
+_IMAGE = ("mean", "std", "interpolation", "crop_pct")
+_OPTIONS = ("revision", "cache_dir", "force_download", "token", "local_files_only")
+
+_CARD = """---
+{{ card_data }}
+---
+
+# {{ title }}
+
+A stitchable network: {{ anchors }} joined by small linear layers into {{ stitches }} networks that share their weights.
+Choose the one that fits your budget, also from call to call.
+
+```python
+import stitchkit
+
+model = stitchkit.HubSNNet.from_pretrained("{{ place }}").eval()
+logits = model(images, {{ example }})  # images [B, {{ size }}], and the cfg_id of a stitch
+net = model.extract({{ example }})  # a plain nn.Module with only what this stitch needs
+```
+
+{% if front %}## Pareto front
+
+No other stitch of this network beats these in both FLOPs and accuracy; `stitches_res.txt` has all that were measured.
+
+```
+{{ front }}
+```
+{% endif %}
+Method: Pan, Cai, Zhuang, *Stitchable Neural Networks*, CVPR 2023.
+"""
+
+
+class HubSNNet(
+    SNNet,
+    ModelHubMixin,
+    library_name="stitchkit",
+    pipeline_tag="image-classification",
+    tags=["image-classification", "stitchable-neural-network"],
+    model_card_template=_CARD,
+):
+    """An SN-Net with `save_pretrained`, `from_pretrained` and `push_to_hub`.
+
+    It starts with random weights; `stitchkit.load_checkpoint` gives it trained ones. A folder holds the configuration
+    as JSON, the weights as safetensors, the ledger where there is one, and a model card. Nothing in it is executed, and
+    nothing but the folder's own files is fetched.
+
+    Args:
+        stitch_config: The content of a stitch configuration, or its path.
+        num_classes: Number of logits; by default the models'.
+        img_size: Side of an input image, or height and width; by default the models'.
+        in_chans: Channels of an input image; by default 3.
+
+    Raises:
+        InputError: If the configuration cannot be used.
+    """
+
+    ledger: list[Row]
+    """What was measured of the stitches, for the model card and for those who load the folder."""
+
+    def __init__(
+        self,
+        stitch_config: Mapping[str, Any] | str | Path,
+        *,
+        num_classes: int | None = None,
+        img_size: int | list[int] | None = None,
+        in_chans: int | None = None,
+    ):
+        if isinstance(stitch_config, str | Path):
+            self.config = StitchConfig.load(stitch_config)
+        else:
+            self.config = StitchConfig.parse(stitch_config)
+        options = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans}
+        anchors = [create_anchor(spec, pretrained=False, **options) for spec in self.config.anchors]
+        space = StitchSpace.build(anchors, self.config.rule)
+        super().__init__(anchors, space, stitched_final_norm=self.config.stitched_final_norm)
+        self.ledger = []
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        config = self.config.to_dict() | {
+            "anchors": [portable(spec, self) for spec in self.config.anchors],
+            "recipe": {key: self.config.recipe[key] for key in _IMAGE if key in self.config.recipe},
+        }
+        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+        draft = save_directory / f"{_WEIGHTS}.tmp"
+        draft.write_bytes(save(weights, metadata={"format": "pt"}))
+        draft.replace(save_directory / _WEIGHTS)
+        if self.ledger:
+            write_rows(save_directory / _LEDGER, self.ledger)
+        (save_directory / _CONFIG).write_text(json.dumps({"stitch_config": config}, indent=2) + "\n")
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The model card, with the Pareto front where there is a ledger with accuracies."""
+        rows = [row for row in self.ledger if "acc1" in row and "flops" in row]
+        front = pareto_front(rows) if rows else []
+        labels = list(self.views)
+        content = {
+            "title": " > ".join(labels),
+            "anchors": ", ".join(labels),
+            "stitches": len(self.space),
+            "place": "FOLDER_OR_REPOSITORY",
+            "example": front[-1]["cfg_id"] if front else 0,
+            "size": ", ".join(map(str, self.input_size)),
+            "front": table(front) if front else "",
+        }
+        return super().generate_model_card(*args, **(content | kwargs))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> HubSNNet:
+        """The SN-Net of a local folder, or of a repository on the Hub, which is then fetched.
+
+        Args:
+            pretrained_model_name_or_path: The folder, or `user/name`.
+            options: As huggingface_hub has them: `revision`, `token`, `cache_dir`, `local_files_only`, ...
+
+        Raises:
+            InputError: If it cannot be had, or its files are damaged or not of an SN-Net.
+        """
+        place = str(pretrained_model_name_or_path)
+        try:
+            model: HubSNNet = super().from_pretrained(place, **options)
+        except InputError as error:
+            raise InputError(f"'{place}': {error}") from error
+        except Exception as error:  # the hub's client raises many kinds
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise InputError(f"'{place}' cannot be loaded: {reason}; check the folder, or name and network") from error
+        return model
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, stitch_config: Any = None, **options: Any) -> HubSNNet:
+        if strange := [name for name in options if name not in _OPTIONS]:
+            raise unknown("option", strange[0], _OPTIONS)
+        if not isinstance(stitch_config, dict):
+            raise InputError(f"its {_CONFIG} has no 'stitch_config'; save it with save_pretrained")
+        for spec in StitchConfig.parse(stitch_config).anchors:
+            local(spec)
+        weights = _file(model_id, _WEIGHTS, options)
+        if weights is None:
+            raise InputError(f"it has no {_WEIGHTS}; no other kind of weights is read")
+        model = cls(stitch_config)
+        load_checkpoint(model, weights)
+        ledger = _file(model_id, _LEDGER, options)
+        model.ledger = read_rows(ledger) if ledger is not None else []
+        return model
+
+
+def _file(model_id: str, name: str, options: Mapping[str, Any]) -> Path | None:
+    """A file of a folder or of a repository, which is then fetched; None if it has none of this name."""
+    if Path(model_id).is_dir():
+        path = Path(model_id) / name
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(model_id, name, **options))
+    except EntryNotFoundError:
+        return None

@@ -1,0 +1,188 @@
+"""The stitch that fits a budget."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple
+
+from stitchkit.errors import InputError
+from stitchkit.measure.ledger import Row, difference
+from stitchkit.measure.pareto import quantity
+from stitchkit.measure.profile import Profiler
+from stitchkit.model.snnet import SNNet
+
+_RUNNERS_UP = 4
+_UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_FIGURES = {"max_flops": "flops", "max_params": "params", "max_latency_ms": "latency_ms", "min_acc1": "acc1"}
+_WORDS = {"flops": "FLOPs", "params": "parameters", "latency_ms": "ms", "acc1": "% top-1"}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a network may cost and what it must reach; None is no limit.
+
+    Args:
+        max_flops: Multiply-adds of one image.
+        max_params: Number of parameters.
+        max_latency_ms: Milliseconds, as the ledger has them.
+        min_acc1: Top-1 accuracy in percent.
+
+    Raises:
+        InputError: If a limit is not a positive number.
+    """
+
+    max_flops: float | None = None
+    max_params: float | None = None
+    max_latency_ms: float | None = None
+    min_acc1: float | None = None
+
+    def __post_init__(self) -> None:
+        for limit, value in self.limits.items():
+            if not 0 < value < math.inf:
+                flag = "--" + limit.replace("_", "-")
+                raise InputError(f"{flag} is {value:g}; give a number above 0, or leave it out")
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Budget:
+        """The budget among the settings of a command."""
+        return cls(**{limit.name: settings[limit.name] for limit in fields(cls)})
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that are set."""
+        return {limit: value for limit, value in asdict(self).items() if value is not None}
+
+    def misses(self, row: Row) -> dict[str, float]:
+        """By how much a row misses each limit that it does not keep, as a share of the limit."""
+        found = {}
+        for limit, value in self.limits.items():
+            share = row[_FIGURES[limit]] / value - 1
+            if (miss := -share if limit == "min_acc1" else share) > 0:
+                found[limit] = miss
+        return found
+
+    def __str__(self) -> str:
+        parts = []
+        for limit, value in self.limits.items():
+            parts.append(f"at {'least' if limit == 'min_acc1' else 'most'} {_figure(_FIGURES[limit], value)}")
+        return " and ".join(parts)
+
+
+class Choice(NamedTuple):
+    """What fits a budget.
+
+    Args:
+        best: The row of the best stitch that fits; None where none does.
+        runners_up: Rows of the next best.
+        fitting: How many fit.
+        nearest_miss: Where none fits, the row whose greatest miss is least.
+    """
+
+    best: Row | None
+    runners_up: list[Row]
+    fitting: int
+    nearest_miss: Row | None
+
+
+def pick(rows: Sequence[Row], budget: Budget) -> Choice:
+    """The most accurate stitch within a budget; where only an accuracy is asked for, the cheapest one that has it.
+
+    Args:
+        rows: Rows of a ledger, with `flops`, `acc1` and the figures that the budget limits.
+        budget: The limits.
+
+    Raises:
+        InputError: If there is no row, or one lacks such a figure.
+    """
+    _check(rows, budget)
+    within = [row for row in rows if not budget.misses(row)]
+    if not within:
+        return Choice(None, [], 0, min(rows, key=lambda row: max(budget.misses(row).values())))
+    if budget.limits.keys() == {"min_acc1"}:
+        within.sort(key=lambda row: (row["flops"], -row["acc1"]))
+    else:
+        within.sort(key=lambda row: (-row["acc1"], row["flops"]))
+    return Choice(within[0], within[1 : 1 + _RUNNERS_UP], len(within), None)
+
+
+def pick_one(rows: Sequence[Row], budget: Budget) -> Row:
+    """The row of the best stitch within a budget.
+
+    Raises:
+        InputError: If none fits; the message names the nearest miss.
+    """
+    choice = pick(rows, budget)
+    if choice.best is not None:
+        return choice.best
+    raise InputError(refusal(len(rows), budget, choice))
+
+
+def refusal(count: int, budget: Budget, choice: Choice) -> str:
+    """The sentence that says that nothing fits, and what comes nearest."""
+    nearest = choice.nearest_miss
+    assert nearest is not None, "nothing fits"
+    figures = [_figure(_FIGURES[limit], nearest[_FIGURES[limit]]) for limit in budget.misses(nearest)]
+    name = f" ({nearest['stitch']})" if "stitch" in nearest else ""
+    return (
+        f"none of the {count} stitches has {budget}; the nearest miss is cfg_id {nearest['cfg_id']}{name} with "
+        f"{' and '.join(figures)}; widen the budget to take it"
+    )
+
+
+def _check(rows: Sequence[Row], budget: Budget) -> None:
+    if not rows:
+        raise InputError("the ledger has no rows; run an evaluation with --eval first")
+    for key in dict.fromkeys(["flops", "acc1", *(_FIGURES[limit] for limit in budget.limits)]):
+        if lacking := next((row for row in rows if key not in row), None):
+            advice = "use a ledger made by --eval" if key == "acc1" else "give --stitch_config, from which it follows"
+            raise InputError(f"the row of cfg_id {lacking['cfg_id']} has no '{key}'; {advice}")
+
+
+def _figure(key: str, value: float) -> str:
+    text = quantity(value) if key in ("flops", "params") else f"{value:.4g}"
+    return f"{text} {_WORDS[key]}"
+
+
+def count(text: str) -> float:
+    """A number with a unit, such as `5G`, `1.3e9` or `30M`.
+
+    Raises:
+        InputError: If it is none.
+    """
+    found = re.fullmatch(r"\s*(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)\s*([kMGT]?)\s*", text)
+    if not found:
+        raise InputError(f"'{text}' is not a number such as 5G, 300M, 12k or 1.3e9")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def complete(rows: Sequence[Row], model: SNNet, *, latency: bool) -> str:
+    """Add what follows from the network to rows that lack it: name, FLOPs, parameters and, on request, latency.
+
+    Args:
+        rows: Rows of a ledger, changed in place.
+        model: Their SN-Net, on the device to be measured; its weights do not matter.
+        latency: Measure latencies where a row has none.
+
+    Returns:
+        How latencies were measured; empty where none was.
+
+    Raises:
+        InputError: If the rows are of another SN-Net.
+    """
+    profiler = Profiler(model)
+    for row in rows:
+        if found := difference(row, model.space, profiler.cost):
+            raise InputError(
+                f"the ledger is of another SN-Net: {found}; check --stitch_config, --num-classes, --img-size"
+            )
+        cost = profiler.cost(row["cfg_id"])
+        for key, value in {"stitch": model.space[row["cfg_id"]].name, **cost._asdict()}.items():
+            row.setdefault(key, value)
+    if latency and any("latency_ms" not in row for row in rows):
+        from stitchkit.measure.latency import add_latencies  # slow to import
+
+        return add_latencies(rows, model, batch_size=1)
+    return ""

@@ -1,0 +1,175 @@
+"""A trained SN-Net as its checkpoint, its configuration and its settings say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from timm.data import create_transform
+from torch import nn
+from torch.utils.data import IterableDataset
+
+from stitchkit._version import __version__
+from stitchkit.config import StitchConfig
+from stitchkit.distributed import init_world
+from stitchkit.errors import InputError
+from stitchkit.measure.recalibrate import recalibrate
+from stitchkit.model.snnet import SNNet
+from stitchkit.model.weights import load_content, read_checkpoint
+from stitchkit.routes import Stitch
+from stitchkit.ship.portrait import FORMAT, portable
+from stitchkit.train.checkpoint import check_configuration
+from stitchkit.train.data import create_loaders, preparation
+from stitchkit.train.datasets import open_datasets
+from stitchkit.train.flags import gather
+from stitchkit.train.network import create_network
+from stitchkit.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An SN-Net with its weights, in evaluation mode on the CPU.
+
+    Args:
+        model: The SN-Net.
+        config: Its configuration.
+        recipe: The settings that it is used with.
+        classes: Class names in the order of the logits; empty where the checkpoint does not know them.
+    """
+
+    model: SNNet
+    config: StitchConfig
+    recipe: Recipe
+    classes: tuple[str, ...]
+
+    @property
+    def prepared(self) -> dict[str, Any]:
+        """How images are prepared for it, in timm's words."""
+        return preparation(self.recipe, self.model.input_size, self.model.pretrained_cfg)
+
+
+def open_trained(settings: Mapping[str, Any]) -> Trained:
+    """The SN-Net of a checkpoint, with the number of classes and the image size that it was trained with.
+
+    Args:
+        settings: By flag name, only what was given: `stitch_config` and `resume`, and on request `model_ema`,
+            `num_classes`, `img_size`, and all else that shaped the network or its images, as in training.
+
+    Raises:
+        InputError: If a file is missing or unreadable, or checkpoint and configuration do not belong together.
+    """
+    recipe, config = gather({**settings, "eval": True})
+    if config is None:
+        raise InputError("there is no stitch configuration; give --stitch_config FILE")
+    path = recipe.run.resume
+    if path is None:
+        raise InputError("there are no trained weights; give --resume CHECKPOINT")
+    content = read_checkpoint(path)
+    check_configuration(content, config, path)
+    size = content.get("input_size")
+    is_size = isinstance(size, list) and len(size) == 3 and all(type(length) is int for length in size)
+    if is_size and not settings.keys() & {"img_size", "input_size"}:
+        recipe = replace(recipe, model=replace(recipe.model, input_size=size, img_size=None, in_chans=None))
+    known = content.get("classes")
+    classes = tuple(known) if isinstance(known, list) else ()
+    model = create_network(recipe, config, len(classes) or None)
+    assert isinstance(model, SNNet), "it was made of a stitch configuration"
+    load_content(model, content, path, ema=recipe.optim.model_ema)
+    return Trained(model.eval(), config, recipe, classes)
+
+
+def calibrated(trained: Trained, stitch: int) -> nn.Module:
+    """The network of a stitch with batch-norm statistics of its own, as `--eval --recalibrate-bn` computes them.
+
+    Args:
+        trained: The SN-Net; its settings say how many batches of which training images.
+        stitch: The `cfg_id`.
+
+    Raises:
+        InputError: If there are no data, or the stitch is not in the space.
+    """
+    recipe, model = trained.recipe, trained.model
+    if not (recipe.data.data_dir or recipe.data.dataset):
+        raise InputError("--recalibrate-bn needs training images; add --data DIR")
+    net = model.extract(stitch)
+    world = init_world("cpu")
+    try:
+        loaders = create_loaders(
+            open_datasets(recipe),
+            recipe,
+            world,
+            input_size=model.input_size,
+            model_config=model.pretrained_cfg,
+            num_classes=model.num_classes,
+        )
+        assert loaders.train is not None, "recalibration opens the training split"
+        recalibrate(net, (images for images, _ in islice(loaders.train, recipe.run.recalibrate_bn)))
+    finally:
+        dist.destroy_process_group()
+    return net
+
+
+def describe(trained: Trained, stitch: Stitch | int) -> dict[str, Any]:
+    """A stitch as plain data, without its weights and without paths of this machine: what goes into its exports.
+
+    Args:
+        trained: The SN-Net.
+        stitch: The stitch or its `cfg_id`.
+
+    Raises:
+        InputError: If the stitch is not in the space.
+    """
+    model, settings, prepared = trained.model, trained.recipe.model, trained.prepared
+    route = model.resolve(stitch)
+    labels = {segment.anchor for segment in route.segments}
+    specs = [spec for spec in trained.config.anchors if spec.label in labels]
+    image = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+    return {
+        "format": FORMAT,
+        "stitchkit": __version__,
+        "cfg_id": model.space.stitches.index(route),
+        "stitch": route.name,
+        "anchors": [portable(spec, model, global_pool=settings.gp) for spec in specs],
+        "stitched_final_norm": model.stitched_final_norm,
+        "bn_eps": settings.bn_eps,
+        "input": {key: prepared[key] for key in image},
+        "classes": list(trained.classes),
+    }
+
+
+def sample_images(trained: Trained, number: int) -> tuple[torch.Tensor, str]:
+    """Images to try a network on, prepared as for evaluation.
+
+    They are spread evenly over the validation split of the settings' data; without data they are seeded noise.
+
+    Args:
+        trained: The SN-Net.
+        number: How many, if there are so many.
+
+    Returns:
+        Images `[number, C, H, W]` and where they are from, in words.
+
+    Raises:
+        InputError: If the data cannot be opened.
+    """
+    data, model = trained.recipe.data, trained.model
+    prepared = trained.prepared
+    if not (data.data_dir or data.dataset):
+        noise = torch.rand(number, *model.input_size, generator=torch.Generator().manual_seed(0))
+        mean, std = (torch.tensor(prepared[key])[:, None, None] for key in ("mean", "std"))
+        return (noise - mean) / std, "images of seeded noise, for want of --data"
+    dataset: Any = open_datasets(trained.recipe).validation
+    dataset.transform = create_transform(**prepared, is_training=False)
+    if isinstance(dataset, IterableDataset):
+        samples = list(islice(dataset, number))
+    else:
+        places = range(min(number, len(dataset)))
+        samples = [dataset[place * len(dataset) // len(places)] for place in places]
+    if not samples:
+        raise InputError(f"there is no image in the {data.val_split} split of '{data.data_dir or data.dataset}'")
+    where = f"the {data.val_split} split of '{data.data_dir or data.dataset}'"
+    return torch.stack([image for image, _ in samples]), f"images from {where}"

@@ -1,0 +1,396 @@
+"""Jobs from the command line: a pico assembly on a small image folder."""
+
+import copy
+import hashlib
+import json
+import sys
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from assembly.config.job import JobConfig
+from assembly.parts.network import build_network
+from assembly.train.data import TrainingLoader, open_data
+from assembly.train.task import Captured, JobTask, WeightedLoss
+from stitchkit.cli import main
+from stitchkit.distributed import World
+from tests.support import weights
+from tests.unit.test_assembled_network import JOBS
+
+PICO = {"model_name": "resnet18", "layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
+CPU = World(0, 1, torch.device("cpu"))
+
+
+def job_config(images, **train):
+    """A frozen beginning of a ResNet, an adapter, and a head."""
+    return {
+        "assembly": [
+            {"Subnet": {**PICO, "block_input": "x", "block_output": "layer2", "in_format": "img", "out_format": "img",
+                        "frozen": True}},
+            {"SimpleAdapter": {"in_channels": 8, "out_channels": 16, "num_conv": 1}},
+        ],
+        "head": {"ClassifierHead": {}},
+        "workers": 0,
+        "device": "cpu",
+        "train_config": {
+            "dataset": str(images),
+            "epochs": 3,
+            "batch_size": 16,
+            "data_preprocessing": {"image_size": 32, "random_resize_scale": [0.9, 1.0]},
+            "optimizer": "AdamW",
+            "optimizer_args": {"lr": 0.01},
+            **train,
+        },
+    }  # fmt: skip
+
+
+def write(folder, config, name="job.yml"):
+    path = folder / name
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return path
+
+
+def run(path, out, *flags):
+    """Run a job and give its result."""
+    assert main(["job", "-c", str(path), "-o", str(out), "--no-pretrained", *map(str, flags)]) == 0
+    return pd.read_pickle(out / "result.pkl")
+
+
+def refusal(capsys, path, out, *flags):
+    """The one line that a job ends with."""
+    capsys.readouterr()
+    assert main(["job", "-c", str(path), "-o", str(out), "--no-pretrained", *map(str, flags)]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert line.startswith("stitchkit: error: ")
+    return line
+
+
+def digest(state, prefix):
+    """SHA-256 of the tensors under a prefix."""
+    found = hashlib.sha256()
+    names = sorted(name for name in state if name.startswith(prefix))
+    assert names
+    for name in names:
+        found.update(state[name].numpy().tobytes())
+    return found.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def trained(images, tmp_path_factory):
+    """A job with checkpoints, and what it wrote."""
+    folder = tmp_path_factory.mktemp("job")
+    path = write(folder, job_config(images) | {"checkpoint_initial_model": True})
+    return path, folder / "out", run(path, folder / "out", "--save-checkpoints")
+
+
+def test_a_job_trains_and_writes_the_published_columns(trained, images):
+    _, out, result = trained
+    name = images.name
+    assert list(result["Epoch"]) == [0, 1, 2, 3]
+    assert list(result["Step"]) == [0, 4, 8, 12]
+    published = ["Epoch", "Step", "LR", "Loss", "Time/Data", "Time/Step", "Time/Img Per Sec", "Time/Total"]
+    published += ["Time/Per Epoch", "Proc Mem", f"{name}/Accuracy", "Overall/Train Loss"]
+    published += [f"Overall/Train {name}/Accuracy", f"Overall/{name}/Test Accuracy"]
+    assert set(result.columns) == set(published)
+    assert list(result.columns[:10]) == published[:10]
+    assert result["Overall/Train Loss"].iloc[-1] < 0.7 * result["Overall/Train Loss"].iloc[1]
+    assert result[f"Overall/Train {name}/Accuracy"].iloc[-1] > 0.5
+    assert result["Overall/Train Loss"].isna().tolist() == [True, False, False, False]
+    assert ((result[f"Overall/{name}/Test Accuracy"] * 20) % 1).abs().max() == pytest.approx(0, abs=1e-9)
+    assert result["Time/Total"].iloc[1:].is_monotonic_increasing
+    assert result["Proc Mem"].iloc[-1] > 50
+    pd.testing.assert_frame_equal(pd.read_csv(out / "result.csv"), result, check_dtype=False)
+
+
+def test_settings_and_metadata_are_beside_the_result(trained):
+    path, out, _ = trained
+    assert JobConfig.load(out / "config.yml") == JobConfig.load(
+        path, save_dir=str(out), save_checkpoints=True, pretrained=False
+    )
+    metadata = yaml.safe_load((out / "metadata.yml").read_text())
+    assert 0 < metadata["num_trainable_params"] < metadata["num_params"]
+    assert metadata["num_flops"] > 0
+
+
+def test_frozen_parts_stay_bitwise_what_they_were(trained):
+    _, out, _ = trained
+    first, last = (weights(out / name) for name in ("model-0.pth", "checkpoint.pth"))
+    assert digest(first, "parts.0.") == digest(last, "parts.0.")
+    assert any("running_mean" in name for name in first if name.startswith("parts.0."))
+    assert digest(first, "parts.1.") != digest(last, "parts.1.")
+    assert digest(first, "head.") != digest(last, "head.")
+
+
+def test_unfrozen_trains_everything(trained, tmp_path):
+    path, out, _ = trained
+    run(path, tmp_path / "out", "--save-checkpoints", "--unfrozen", "--epochs", "1")
+    first, last = weights(out / "model-0.pth"), weights(tmp_path / "out/checkpoint.pth")
+    assert digest(first, "parts.0.") != digest(last, "parts.0.")
+
+
+@pytest.mark.parametrize("cadence", ["epochs", "steps"])
+def test_law_8_a_resumed_job_ends_bitwise_like_an_unbroken_one(images, tmp_path, cadence):
+    parts = [{"lr_scheduler": "LinearLR", "lr_scheduler_args": {"total_iters": 2}}, {"lr_scheduler": "ConstantLR"}]
+    schedule = {"cadence": cadence, "milestones": [3], "schedulers": parts}
+    config = job_config(images, lr_scheduler="SequentialLR", lr_scheduler_args=schedule, data_augmentation=True)
+    path = write(tmp_path, config)
+    whole = run(path, tmp_path / "whole", "--save-checkpoints")
+    run(path, tmp_path / "half", "--save-checkpoints", "--epochs", "2")
+    resumed = run(path, tmp_path / "half", "--save-checkpoints", "--resume-from", tmp_path / "half/checkpoint.pth")
+    one, two = (torch.load(tmp_path / name / "checkpoint.pth") for name in ("whole", "half"))
+    for name, value in one["state_dict"].items():
+        assert torch.equal(value, two["state_dict"][name]), name
+    assert one["scheduler"] == two["scheduler"]
+    same = [name for name in whole.columns if not name.startswith(("Time", "Proc"))]
+    pd.testing.assert_frame_equal(whole[same], resumed[same])
+
+
+def test_weights_alone_and_test_only(trained, tmp_path, images):
+    path, out, result = trained
+    tested = run(path, tmp_path / "out", "--test-only", "--load-from", out / "checkpoint.pth")
+    assert list(tested["Epoch"]) == [0]
+    column = f"Overall/{images.name}/Test Accuracy"
+    assert tested[column].iloc[0] == result[column].iloc[-1]
+    fresh = run(path, tmp_path / "on", "--epochs", "1", "--load-from", out / "checkpoint.pth")
+    assert list(fresh["Epoch"]) == [0, 1]
+    assert fresh[column].iloc[0] == result[column].iloc[-1]
+
+
+def test_weights_that_fit_in_part(trained, tmp_path, capsys):
+    path, out, _ = trained
+    partial = {name: value for name, value in weights(out / "checkpoint.pth").items() if not name.startswith("head")}
+    torch.save({"model": partial}, tmp_path / "part.pth")
+    assert "is missing" in refusal(capsys, path, tmp_path / "out", "--load-from", tmp_path / "part.pth")
+    loose = write(tmp_path, yaml.safe_load(path.read_text()) | {"strict_load": False})
+    run(loose, tmp_path / "out", "--load-from", tmp_path / "part.pth", "--epochs", "0", "--save-checkpoints")
+    begun = weights(tmp_path / "out/checkpoint.pth")
+    assert all(torch.equal(begun[name], value) for name, value in partial.items())
+
+
+def test_a_smoke_test_is_short(trained, tmp_path):
+    result = run(trained[0], tmp_path / "out", "--st")
+    assert list(result["Step"]) == [0, 3]
+    assert (tmp_path / "out/checkpoint.pth").exists()
+
+
+def test_max_batches_takes_a_random_part_of_both_splits(images):
+    config = JobConfig.parse(job_config(images, max_batches=1))
+    [data] = open_data(config, CPU)
+    assert (len(data.train.dataset), len(data.test.dataset)) == (16, 16)
+    indices = data.train.dataset.indices
+    assert indices != sorted(indices)
+    assert open_data(config, CPU)[0].train.dataset.indices == indices
+    other = JobConfig.parse(job_config(images, max_batches=1, seed=5))
+    assert open_data(other, CPU)[0].train.dataset.indices != indices
+
+
+def test_max_steps_ends_within_an_epoch(trained, tmp_path):
+    assert list(run(trained[0], tmp_path / "out", "--max-steps", "6")["Step"]) == [0, 4, 6]
+
+
+def test_gradients_are_cut_to_their_norm(images, tmp_path):
+    moved = {}
+    for limit in (0, 1e-3):
+        config = job_config(images, optimizer="SGD", optimizer_args={"lr": 1.0}, max_grad_norm=limit, max_steps=1)
+        out = tmp_path / str(limit)
+        run(write(tmp_path, config | {"checkpoint_initial_model": True}), out, "--save-checkpoints")
+        before, after = weights(out / "model-0.pth"), weights(out / "model-1.pth")
+        names = [name for name in before if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+        moved[limit] = torch.stack([(after[name] - before[name]).norm() for name in names]).norm().item()
+    assert moved[1e-3] == pytest.approx(1e-3, rel=1e-2)
+    assert moved[0] > 0.1
+
+
+def test_a_job_without_a_schedule_keeps_its_rate(trained):
+    assert trained[2]["LR"].iloc[1:].tolist() == [0.01] * 3
+
+
+def test_the_rate_is_that_of_the_last_step(images, tmp_path):
+    settings = {"lr_scheduler": "ExponentialLR", "lr_scheduler_args": {"gamma": 0.5, "cadence": "steps"}}
+    result = run(write(tmp_path, job_config(images, epochs=2, **settings)), tmp_path / "out")
+    assert result["LR"].iloc[1:].tolist() == pytest.approx([0.01 * 0.5**3, 0.01 * 0.5**7])
+
+
+def test_the_total_loss_is_the_weighted_mean():
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4), torch.nn.Linear(4, 4))
+    loss = torch.nn.functional.cross_entropy
+    task = JobTask(
+        network, [loss], [WeightedLoss(Captured(network, "1", "aux", training=True), loss, 3.0)], device=CPU.device
+    )
+    images, labels = torch.randn(6, 3, 2, 2), torch.tensor([0, 1, 2, 3, 0, 1])
+    inner = network[1](network[0](images))
+    expected = (loss(network[2](inner), labels) + 3 * loss(inner, labels)) / 4
+    torch.testing.assert_close(task(images, (labels,))["loss"], expected)
+
+
+def test_an_auxiliary_loss_trains_a_job(images, tmp_path, capsys):
+    config = job_config(images, epochs=1)
+    config["assembly"].append({"ClassifierHead": {"num_classes": 4}})
+    del config["head"]
+    config["train_config"]["aux_losses"] = [{"output": "parts.2", "loss_fn": "cross_entropy", "weight": 0.5}]
+    with_aux = run(write(tmp_path, config), tmp_path / "aux")
+    del config["train_config"]["aux_losses"]
+    without = run(write(tmp_path, config), tmp_path / "none")
+    # the head's own output twice: the weighted mean is the loss itself
+    assert with_aux["Overall/Train Loss"].iloc[-1] == pytest.approx(without["Overall/Train Loss"].iloc[-1], rel=1e-5)
+    config["train_config"]["aux_losses"] = [{"output": "part.2"}]
+    line = refusal(capsys, write(tmp_path, config), tmp_path / "wrong")
+    assert "train_config.aux_losses[0].output: unknown submodule 'part.2'; did you mean 'parts.2'?" in line
+
+
+def test_metrics_of_the_network_and_of_a_submodule(images, tmp_path):
+    config = job_config(images, epochs=1)
+    config["metrics"] = [{"metric_fn": "topk_accuracy", "metric_fn_args": {"topk": [1, 5]}},
+                         {"metric_fn": "accuracy", "output": "head"}]  # fmt: skip
+    row = run(write(tmp_path, config), tmp_path / "out").iloc[-1]
+    prefix = f"Overall/{images.name}/Test"
+    assert row[f"{prefix} Top-5 Accuracy"] == 1
+    assert row[f"{prefix} Top-1 Accuracy"] == row[f"{prefix} head Accuracy"]
+
+
+def test_several_tasks_have_a_head_each(images, tmp_path, capsys):
+    config = job_config(images, epochs=2, tasks=[{"dataset": str(images)}, {"dataset": "digits", "batch_size": 8}])
+    del config["train_config"]["dataset"], config["head"]
+    heads = [{"ClassifierHead": {"num_classes": count}} for count in (4, 10)]
+    config["assembly"].append({"ParallelPart": {"agg": "none", "parts": heads}})
+    config["train_config"]["max_batches"] = 2
+    result = run(write(tmp_path, config), tmp_path / "out")
+    for name in (images.name, "digits"):
+        assert result[f"Overall/Train {name}/Accuracy"].iloc[1:].between(0, 1).all()
+        assert result[f"Overall/{name}/Test Accuracy"].iloc[-1] >= 0
+    config["assembly"][-1]["ParallelPart"]["parts"] = heads[:1]
+    assert "1 outputs for 2 data sets" in refusal(capsys, write(tmp_path, config), tmp_path / "one")
+    config["assembly"][-1]["ParallelPart"]["parts"] = [heads[0], heads[0]]
+    assert "gives [4] for an image, data set 'digits' has 10 classes" in refusal(
+        capsys, write(tmp_path, config), tmp_path / "few"
+    )
+
+
+def test_an_epoch_of_tasks_ends_with_the_longest(images):
+    config = JobConfig.parse(
+        job_config(images, dataset=None, tasks=[{"dataset": str(images)}, {"dataset": "digits", "batch_size": 500}])
+    )
+    loader = TrainingLoader([data.train for data in open_data(config, CPU)])
+    loader.set_epoch(0)
+    batches = list(loader)
+    assert len(batches) == len(loader) == 4
+    assert [len(labels) for labels in batches[3][1]] == [16, 500], "the digits have begun again"
+    assert batches[0][0].shape == (516, 3, 32, 32)
+    assert loader.images == sum(len(images) for images, _ in batches)
+
+
+def test_a_lone_last_image_makes_no_batch(images):
+    [data] = open_data(JobConfig.parse(job_config(images, batch_size=21)), CPU)
+    assert [len(labels) for _, labels in data.train] == [21] * 3
+    assert sum(len(labels) for _, labels in data.test) == 20
+
+
+def test_bad_jobs_end_in_one_line(trained, images, tmp_path, capsys):
+    path, out, _ = trained
+    assert "exists, so this job is done; choose another -o" in refusal(capsys, path, out)
+    assert "epochs is -1" in refusal(capsys, path, tmp_path, "--epochs", "-1")
+    assert "Adam" in refusal(capsys, path, tmp_path, "--lr", "-1")
+    assert "let its name end with .pkl" in refusal(capsys, path, tmp_path, "--metrics-output", "x.csv")
+    assert "gone.pth' does not exist" in refusal(capsys, path, tmp_path, "--load-from", "gone.pth")
+    torch.save({"model": weights(out / "checkpoint.pth")}, tmp_path / "published.pth")
+    line = refusal(capsys, path, tmp_path, "--resume-from", tmp_path / "published.pth")
+    assert "start from its weights with --load-from" in line
+    assert "--test-only of random weights" in refusal(capsys, path, tmp_path, "--test-only")
+    config = yaml.safe_load(path.read_text())
+    changes = {
+        "unknown data set 'nowhere'": {"train_config": config["train_config"] | {"dataset": "nowhere"}},
+        "every part is frozen": {"assembly": config["assembly"][:1], "head": {"ClassifierHead": {"frozen": True}}},
+        "the network gives 3 logits": {"head": {"ClassifierHead": {"num_classes": 3}}},
+        "assembly[1]": {"assembly": [config["assembly"][0], {"SimpleAdapter": {"in_channels": 9, "out_channels": 9}}]},
+    }
+    for words, change in changes.items():
+        line = refusal(capsys, write(tmp_path, config | change), tmp_path)
+        assert words in line
+        assert f"'{tmp_path}/job.yml'" in line
+    assert not (tmp_path / "result.pkl").exists()
+
+
+def test_a_loss_that_does_not_fit_ends_in_one_line(images, tmp_path, capsys):
+    line = refusal(capsys, write(tmp_path, job_config(images, loss_fn="binary_cross_entropy_with_logits")), tmp_path)
+    assert "train_config.loss_fn: a loss refuses outputs and labels" in line
+
+
+def test_what_is_not_finite_is_not_saved(images, tmp_path, capsys):
+    config = job_config(images, optimizer="SGD", optimizer_args={"lr": 1e38, "weight_decay": 1e30})
+    line = refusal(capsys, write(tmp_path, config), tmp_path / "out", "--save-checkpoints")
+    assert "the loss is nan" in line
+    line = refusal(capsys, write(tmp_path, config), tmp_path / "out", "--save-checkpoints", "--max-steps", "1")
+    assert "weights are not finite after epoch 1" in line
+    assert not list((tmp_path / "out").glob("*.p*"))
+
+
+def test_results_of_several_seeds_share_a_folder(trained, tmp_path):
+    config = write(tmp_path, yaml.safe_load(trained[0].read_text()), "config.yml")
+    before = config.read_bytes()
+    (tmp_path / "metadata.yml").write_text("arch: pico\n")
+    for seed in (1, 2):
+        flags = ["--seed", str(seed), "--epochs", "1", "--metrics-output", str(tmp_path / f"result-{seed}.pkl")]
+        assert main(["job", "-c", str(config), "-o", str(tmp_path / f"run{seed}"), "--no-pretrained", *flags]) == 0
+    one, two = (pd.read_pickle(tmp_path / f"result-{seed}.pkl") for seed in (1, 2))
+    assert one["Loss"].iloc[-1] != two["Loss"].iloc[-1]
+    assert config.read_bytes() == before
+    assert yaml.safe_load((tmp_path / "result-2.yml").read_text())["train_config"]["seed"] == 2
+    assert yaml.safe_load((tmp_path / "metadata.yml").read_text())["arch"] == "pico"
+
+
+def test_a_missing_pandas_is_one_line(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    assert "pip install stitchkit[jobs]" in refusal(capsys, trained[0], tmp_path / "out")
+
+
+def test_deterministic_algorithms_are_used_and_then_no_more(trained, tmp_path):
+    run(trained[0], tmp_path / "out", "--deterministic", "--epochs", "1")
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_project_is_logged(trained, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    rows, options = [], {}
+
+    class Run:
+        def log(self, row, step):
+            rows.append(copy.deepcopy(row) | {"at": step})
+
+        def finish(self):
+            rows.append("finished")
+
+    monkeypatch.setattr(wandb, "init", lambda **given: options.update(given) or Run())
+    config = yaml.safe_load(trained[0].read_text()) | {"project": "p", "group": "g"}
+    run(write(tmp_path, config), tmp_path / "out", "--epochs", "1")
+    assert (options["project"], options["group"], options["name"]) == ("p", "g", "out")
+    assert json.dumps(options["config"])
+    assert [row["at"] for row in rows[:-1]] == [0, 4]
+    assert rows[-1] == "finished"
+
+
+def test_a_network_of_jobs_keeps_frozen_parts_in_evaluation(images):
+    network = build_network(
+        JobConfig.parse(job_config(images)).network, num_classes=4, input_size=(3, 32, 32), pretrained=False
+    )
+    network.train()
+    assert not any(part.training for part in network.parts[0].modules())
+
+
+@pytest.mark.parametrize("kind", JOBS)
+def test_a_smoke_run_of_every_kind_of_job(kind, images, tmp_path):
+    side = 64 if kind == "network compressed" else 32
+    train = job_config(images)["train_config"] | {"data_preprocessing": {"image_size": side}}
+    config = {"assembly": JOBS[kind], "workers": 0, "device": "cpu", "train_config": train}
+    result = run(write(tmp_path, config | {"checkpoint_initial_model": True}), tmp_path / "out", "--st")
+    assert result["Overall/Train Loss"].iloc[-1] > 0
+    before, after = weights(tmp_path / "out/model-0.pth"), weights(tmp_path / "out/checkpoint.pth")
+    for number, part in enumerate(JOBS[kind]):
+        prefix = f"parts.{number}."
+        if not any(name.startswith(prefix) for name in before):
+            continue  # a function has no weights
+        [arguments] = part.values() if isinstance(part, dict) else [{}]
+        same = digest(before, prefix) == digest(after, prefix)
+        assert same == arguments.get("frozen", False), part

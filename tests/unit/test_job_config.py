@@ -1,0 +1,378 @@
+"""The configuration of a job: published keys load, mistakes name their file, line and nearest valid choice."""
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torchvision.transforms import v2
+
+from assembly.config.job import JobConfig
+from assembly.config.optim import SCHEDULERS, create_optimizer, create_schedule
+from assembly.config.preprocessing import create_transform
+from assembly.config.settings import TrainConfig
+from stitchkit.errors import InputError
+
+PUBLISHED = """\
+# All keys that a published file may have.
+assembly:
+  - Subnet:
+      backend: timm
+      model_name: resnet18.a1_in1k
+      block_input: x
+      block_output: layer2
+      in_format: img
+      out_format: [img, [128, 28, 28]]
+      frozen: true
+  - SimpleAdapter: {num_conv: 1, in_channels: 128, out_channels: 192}
+head:
+  ClassifierHead: {}
+reformat_options: {class_token: avg}
+workers: 2
+data_path: data
+print_freq: 5
+save_checkpoints: true
+eval_checkpoints: true
+checkpoint_initial_model: false
+test_only: false
+deterministic: false
+unfrozen: false
+strict_load: true
+load_from: weights.pth
+start_epoch: 0
+save_dir: out
+metrics_output: out/result.pkl
+device: cpu
+metrics: [{metric_fn: accuracy}]
+project: p
+entity: e
+group: g
+id: abc
+train_config:
+  dataset: imagenet
+  data_augmentation: true
+  seed: 12345
+  epochs: &epochs 3
+  batch_size: 256
+  max_steps: 100
+  max_batches: 10
+  loss_fn: cross_entropy
+  aux_losses:
+    - {output: parts.0, loss_fn: cross_entropy, weight: 0.5}
+  optimizer: AdamW
+  optimizer_args:
+    lr: 2.0e-3
+    weight_decay: 0.05
+  lr_scheduler: SequentialLR
+  lr_scheduler_args:
+    cadence: steps
+    milestones: [10]
+    schedulers:
+      - lr_scheduler: LinearLR
+        lr_scheduler_args: {total_iters: 10, start_factor: 0.033}
+      - lr_scheduler: CosineAnnealingLR
+        lr_scheduler_args: {T_max: *epochs, eta_min: 0.0}
+  max_grad_norm: 1.0
+  data_preprocessing:
+    image_size: 224
+    mean: [0.5, 0.5, 0.5]
+    std: [0.5, 0.5, 0.5]
+    resize_mode: longest
+    interpolation: bicubic
+    random_resize_scale: [0.9, 1.0]
+    data_augmentation: default
+"""
+
+SMALL = """\
+model:
+  Net: {model_name: resnet18}
+train_config:
+  dataset: cifar10
+  epochs: 3
+"""
+
+
+def write(folder, text, name="job.yml"):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def refusal(folder, text, **changes):
+    """What a file is refused with."""
+    with pytest.raises(InputError) as found:
+        JobConfig.load(write(folder, text), **changes)
+    return str(found.value).replace(f"{folder}/", "")
+
+
+def train_config(**settings):
+    return TrainConfig(**{"dataset": "digits", "epochs": 3, **settings})
+
+
+def test_a_file_with_every_published_key_loads_unchanged(tmp_path):
+    config = JobConfig.load(write(tmp_path, PUBLISHED))
+    assert [part.name for part in config.network.parts] == ["Subnet", "SimpleAdapter"]
+    assert config.network.parts[1].place == "assembly[1]"
+    assert config.network.head.name == "ClassifierHead"
+    assert config.network.reformat_options == {"class_token": "avg"}
+    given = yaml.safe_load(PUBLISHED)
+    resolved = config.to_dict()
+    assert {key: resolved[key] for key in given if key not in ("train_config", "metrics")} == {
+        key: value for key, value in given.items() if key not in ("train_config", "metrics")
+    }
+    assert resolved["train_config"]["lr_scheduler_args"]["schedulers"][1]["lr_scheduler_args"]["T_max"] == 3
+
+
+def test_the_resolved_configuration_loads_to_the_same(tmp_path):
+    config = JobConfig.load(write(tmp_path, PUBLISHED), epochs=7, lr=0.5)
+    again = JobConfig.load(write(tmp_path, yaml.safe_dump(config.to_dict()), "again.yml"))
+    assert again == config
+    assert (again.train_config.epochs, again.train_config.optimizer_args["lr"]) == (7, 0.5)
+    assert again.train_config.optimizer_args["weight_decay"] == 0.05
+
+
+def test_one_model_and_the_defaults(tmp_path):
+    config = JobConfig.load(write(tmp_path, SMALL))
+    assert [part.name for part in config.network.parts] == ["Net"]
+    assert config.network.parts[0].place == "model"
+    assert (config.eval_checkpoints, config.save_checkpoints, config.strict_load) == (True, False, True)
+    [task] = config.train_config.resolved_tasks
+    assert (task.name, task.loss_fn, task.data_preprocessing.image_size) == ("cifar10", "cross_entropy", 224)
+
+
+def test_tasks_have_the_settings_of_the_training_and_their_own(tmp_path):
+    text = SMALL.replace(
+        "  dataset: cifar10\n", "  batch_size: 7\n  tasks: [{dataset: a/b}, {dataset: c, batch_size: 3}]\n"
+    )
+    first, second = JobConfig.load(write(tmp_path, text)).train_config.resolved_tasks
+    assert (first.name, first.batch_size, second.batch_size) == ("b", 7, 3)
+    assert "line 4: train_config.tasks[0].datset: unknown key 'datset'; did you mean 'dataset'?" in refusal(
+        tmp_path, SMALL.replace("dataset: cifar10", "tasks: [{datset: a}]")
+    )
+
+
+def test_include_is_relative_to_the_file_and_keeps_lines(tmp_path):
+    (tmp_path / "parts").mkdir()
+    write(tmp_path / "parts", "dataset: cifar10\nepochs: 3\nbatch_sise: 8\n", "train.yml")
+    write(tmp_path / "parts", "train_config: !include train.yml\nmodel: {Net: {model_name: x}}", "job.yml")
+    with pytest.raises(InputError) as found:
+        JobConfig.load(tmp_path / "parts/job.yml")
+    assert str(found.value) == (
+        f"'{tmp_path}/parts/train.yml', line 3: train_config.batch_sise: unknown key 'batch_sise'; "
+        "did you mean 'batch_size'?"
+    )
+
+
+def test_an_include_of_a_list_and_one_anchor_in_each_file(tmp_path):
+    write(tmp_path, "- Net: {model_name: &x one}\n- Net: {model_name: *x}\n", "parts.yml")
+    config = JobConfig.load(write(tmp_path, "assembly: !include parts.yml\n" + SMALL.split("\n", 2)[2]))
+    assert [part.arguments["model_name"] for part in config.network.parts] == ["one", "one"]
+
+
+def test_a_cycle_of_includes_is_refused(tmp_path):
+    write(tmp_path, "a: !include job.yml\n", "other.yml")
+    assert refusal(tmp_path, "a: !include other.yml\n").endswith(
+        "includes itself: job.yml -> other.yml -> job.yml; take one !include out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model: !!python/object/apply:os.system [ls]\n", "'job.yml', line 1: could not determine a constructor"),
+        ("model: [1\n", "configuration 'job.yml', line 2"),
+        ("- 1\n", "must hold settings as 'name: value' lines"),
+        ("", "must hold settings"),
+        ("model: !include gone.yml\n", "gone.yml' cannot be read: No such file"),
+        ("model: !include [a]\n", "'job.yml', line 1: write !include and the name of a file"),
+    ],
+)
+def test_files_that_are_no_configuration(tmp_path, text, words):
+    assert words in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("  epochs: 3", "  optimizr: SGD\n  epochs: 3",
+         "line 5: train_config.optimizr: unknown key 'optimizr'; did you mean 'optimizer'?"),
+        ("train_config:", "wrokers: 3\ntrain_config:",
+         "line 3: wrokers: unknown key 'wrokers'; did you mean 'workers'?"),
+        ("  epochs: 3", "  epochs: many", "line 5: train_config.epochs is 'many'; it must be a whole number"),
+        ("  epochs: 3", "  epochs: true", "train_config.epochs is True; it must be a whole number"),
+        ("  epochs: 3", "", "train_config.epochs is missing"),
+        ("  epochs: 3", "  epochs: -1", "train_config.epochs is -1; it must be at least 0"),
+        ("  epochs: 3", "  epochs: 3\n  batch_size: 0", "line 6: train_config.batch_size is 0; it must be at least 1"),
+        ("  epochs: 3", "  epochs: 3\n  optimizer: AdamWW", "unknown optimizer 'AdamWW'; did you mean 'AdamW'?"),
+        ("  epochs: 3", "  epochs: 3\n  optimizer_args: {lrr: 1}",
+         "line 6: train_config.optimizer_args: Adam refuses them"),
+        ("  epochs: 3", "  epochs: 3\n  optimizer_args: {lr: -1}", "Invalid learning rate: -1"),
+        ("  epochs: 3", "  epochs: 3\n  lr_scheduler: CosineLR", "line 6: train_config.lr_scheduler: unknown schedule"),
+        ("  epochs: 3", "  epochs: 3\n  lr_scheduler: StepLR\n  lr_scheduler_args: {step: 1}",
+         "line 7: train_config.lr_scheduler_args: StepLR refuses them"),
+        ("  epochs: 3", "  epochs: 3\n  lr_scheduler: ConstantLR\n  lr_scheduler_args: {cadence: step}",
+         "line 7: train_config.lr_scheduler_args.cadence: unknown cadence 'step'; did you mean 'steps'?"),
+        ("  epochs: 3", "  epochs: 3\n  lr_scheduler: ChainedScheduler\n  lr_scheduler_args: {schedulers: [{lr: 1}]}",
+         "train_config.lr_scheduler_args.schedulers[0] is"),
+        ("  epochs: 3", "  epochs: 3\n  loss_fn: cros_entropy",
+         "unknown loss 'cros_entropy'; did you mean 'cross_entropy'?"),
+        ("  epochs: 3", "  epochs: 3\n  aux_losses: [{output: x, loss: y}]",
+         "line 6: train_config.aux_losses[0].loss: unknown key 'loss'; did you mean 'loss_fn'?"),
+        ("  epochs: 3", "  epochs: 3\n  data_preprocessing: {resize_mode: short}", "unknown value 'short'"),
+        ("  epochs: 3", "  epochs: 3\n  data_preprocessing: {interpolation: bicubix}", "did you mean 'bicubic'?"),
+        ("  epochs: 3", "  epochs: 3\n  data_preprocessing: {data_augmentation: [{RandomHorizontalFlop: {}}]}",
+         "train_config.data_preprocessing.data_augmentation[0]: unknown transform 'RandomHorizontalFlop'"),
+        ("  dataset: cifar10", "  tasks: [{dataset: a/x}, {dataset: b/x}]",
+         "line 4: train_config.tasks: two data sets have"),
+        ("  dataset: cifar10", "  tasks: [{dataset: x}, {dataset: y, data_preprocessing: {image_size: 9}}]",
+         "several sizes"),
+        ("  epochs: 3", "  epochs: 3\n  data_augmentation: defualt",
+         "unknown value 'defualt'; did you mean 'default'?"),
+        ("model:\n  Net: {model_name: resnet18}\n", "assembly: []\n", "line 1: assembly has no parts"),
+        ("  dataset: cifar10\n", "", "line 3: train_config: no data; give dataset, or tasks"),
+        ("train_config:", "assembly: [Net]\ntrain_config:", "model or assembly: both are there"),
+        ("model:\n  Net: {model_name: resnet18}\n", "", "model or assembly: neither is there"),
+        ("train_config:", "load_from: a\nresume_from: b\ntrain_config:",
+         "line 3: load_from and resume_from are both there"),
+        ("train_config:", "head: ClassifierHead\ntrain_config:", "line 3: head goes with assembly"),
+        ("train_config:", "metrics: [{metric_fn: f1}]\ntrain_config:",
+         "line 3: metrics[0].metric_fn: unknown value 'f1'"),
+        ("  Net: {model_name: resnet18}", "  Net: {}\n  Subnet: {}", "line 1: model is"),
+        ("model:", "gaps: []\nmodel:", "line 1: gaps: this file is a sweep, not a job; use stitchkit sweep"),
+    ],
+)  # fmt: skip
+def test_mistakes_name_their_place_and_the_nearest_choice(tmp_path, old, new, words):
+    message = refusal(tmp_path, SMALL.replace(old, new))
+    assert words in message
+    assert message.startswith("'job.yml'")
+    assert "\n" not in message
+
+
+def test_flags_take_the_place_of_what_they_exclude(tmp_path):
+    text = SMALL + "load_from: a\n"
+    config = JobConfig.load(write(tmp_path, text), resume_from="b")
+    assert (config.load_from, config.resume_from) == (None, "b")
+    assert "are both there" in refusal(tmp_path, text, load_from="a", resume_from="b")
+
+
+def rates(train, epochs, steps):
+    """The learning rate of every step, as the trainer goes through them."""
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = create_optimizer(train, [weight])
+    schedule = create_schedule(train, optimizer)
+    found = []
+    for epoch in range(epochs):
+        for step in range(steps):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step_update(epoch * steps + step + 1)
+        schedule.step(epoch + 1)
+        assert schedule.used == found[-1]
+    return found
+
+
+def test_schedules_go_on_with_epochs_or_with_steps():
+    settings = {"optimizer": "SGD", "optimizer_args": {"lr": 1.0}, "lr_scheduler": "ExponentialLR"}
+    by_epoch = train_config(**settings, lr_scheduler_args={"gamma": 0.5})
+    assert rates(by_epoch, 3, 2) == [1, 1, 0.5, 0.5, 0.25, 0.25]
+    by_step = train_config(**settings, lr_scheduler_args={"gamma": 0.5, "cadence": "steps"})
+    assert rates(by_step, 2, 2) == [1, 0.5, 0.25, 0.125]
+
+
+@pytest.mark.parametrize("cadence", ["epochs", "steps"])
+def test_nested_schedules_change_at_their_milestones(cadence):
+    parts = [
+        {"lr_scheduler": "LinearLR", "lr_scheduler_args": {"start_factor": 0.25, "total_iters": 2}},
+        {"lr_scheduler": "MultiStepLR", "lr_scheduler_args": {"milestones": [1], "gamma": 0.1}},
+    ]
+    train = train_config(
+        optimizer="SGD", optimizer_args={"lr": 1.0}, lr_scheduler="SequentialLR",
+        lr_scheduler_args={"cadence": cadence, "milestones": [2], "schedulers": parts},
+    )  # fmt: skip
+    found = rates(train, 4, 1) if cadence == "epochs" else rates(train, 1, 4)
+    assert found == pytest.approx([0.25, 0.625, 1.0, 0.1])
+
+
+def test_a_plateau_lowers_the_rate():
+    train = train_config(
+        optimizer="SGD", optimizer_args={"lr": 1.0}, lr_scheduler="ReduceLROnPlateau",
+        lr_scheduler_args={"patience": 0, "factor": 0.1},
+    )  # fmt: skip
+    assert rates(train, 3, 1) == pytest.approx([1, 1, 0.1])  # its loss stays 0
+    with pytest.raises(InputError, match="looks at the loss of epochs"):
+        rates(train_config(lr_scheduler="ReduceLROnPlateau", lr_scheduler_args={"cadence": "steps"}), 1, 1)
+
+
+def test_a_schedule_goes_on_from_its_state():
+    parts = [{"lr_scheduler": "ConstantLR"}, {"lr_scheduler": "CosineAnnealingLR", "lr_scheduler_args": {"T_max": 4}}]
+    train = train_config(lr_scheduler="SequentialLR", lr_scheduler_args={"milestones": [2], "schedulers": parts})
+    whole, found = rates(train, 5, 1), []
+    state = None
+    for epoch in range(5):  # a new one each epoch
+        optimizer = create_optimizer(train, [torch.nn.Parameter(torch.ones(1))])
+        schedule = create_schedule(train, optimizer)
+        if state is not None:
+            optimizer.load_state_dict(state[0])
+            schedule.load_state_dict(state[1])
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step(epoch + 1)
+        state = optimizer.state_dict(), schedule.state_dict()
+    assert found == whole
+
+
+def test_every_name_of_torch_is_known():
+    assert {"CosineAnnealingLR", "SequentialLR", "OneCycleLR", "ReduceLROnPlateau"} < set(SCHEDULERS)
+    assert train_config(optimizer="SGD").optimizer == "SGD"
+    with pytest.raises(InputError, match="unknown optimizer 'LBFGS'"):
+        create_optimizer(train_config(optimizer="LBFGS"), [torch.nn.Parameter(torch.ones(1))])
+
+
+def picture(width=60, height=30):
+    """An image whose left half is black and whose right half is white."""
+    image = Image.new("L", (width, height))
+    image.paste(255, (width // 2, 0, width, height))
+    return image
+
+
+def prepared(training=False, **settings):
+    how = {"image_size": 20, "mean": [0.0], "std": [1.0], **settings}
+    [task] = train_config(data_preprocessing=how).resolved_tasks
+    return create_transform(task, "train_config", training=training)(picture())
+
+
+def test_resize_modes():
+    for mode in ("shortest", "longest", "squash"):
+        assert prepared(resize_mode=mode).shape == (3, 20, 20)
+    cut, filled = prepared(resize_mode="shortest"), prepared(resize_mode="longest")
+    assert cut[:, :, -1].min() > 0.9
+    assert filled[:, :5].max() == 0, "above the picture there is nothing"
+    assert filled[:, 10, -1].min() > 0.9
+
+
+def test_normalisation_and_augmentation():
+    plain = prepared()
+    assert torch.allclose(prepared(mean=[0.5], std=[0.5]), (plain - 0.5) / 0.5, atol=1e-6)
+    still = prepared(training=True, random_resize_scale=[1.0, 1.0])
+    assert torch.equal(still, plain), "training without anything random sees what tests see"
+    flip = [{"RandomHorizontalFlip": {"p": 1.0}}]
+    flipped = prepared(training=True, random_resize_scale=[1.0, 1.0], data_augmentation=flip)
+    assert torch.equal(flipped, plain.flip(-1))
+    assert torch.equal(prepared(data_augmentation=flip), plain), "tests see no augmentation"
+
+
+def test_named_policies_and_nested_transforms():
+    listed = [
+        {"AutoAugment": {"policy": "cifar10"}},
+        {"RandomApply": {"transforms": [{"RandomRotation": {"degrees": 9}}]}},
+    ]
+    how = {"image_size": 20, "data_augmentation": listed}
+    [task] = train_config(data_preprocessing=how).resolved_tasks
+    steps = create_transform(task, "train_config", training=True).transforms
+    [policy] = [step for step in steps if isinstance(step, v2.AutoAugment)]
+    assert policy.policy == v2.AutoAugmentPolicy.CIFAR10
+    [applied] = [step for step in steps if isinstance(step, v2.RandomApply)]
+    assert isinstance(applied.transforms[0], v2.RandomRotation)
+    for setting, count in ((True, 1), ("default", 1), (False, 0), (None, 0)):
+        [task] = train_config(data_augmentation=setting).resolved_tasks
+        steps = create_transform(task, "train_config", training=True).transforms
+        assert sum(isinstance(step, v2.AutoAugment) for step in steps) == count

@@ -1,0 +1,244 @@
+"""Parts alone: what each gives, where its weights come from, and what frozen means."""
+
+import inspect
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+
+from assembly.parts.part import Assembly, BaseBlock, ClassifierHead, Function, aggregate
+from assembly.parts.pretrained import Net, Subnet, load_model
+from assembly.parts.registry import PARTS, check_arguments, part_class
+from stitchkit.errors import InputError
+
+PICO = {"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 32]}
+IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def resnet(**arguments):
+    torch.manual_seed(0)
+    return timm.create_model("resnet18", **PICO, **arguments).eval()
+
+
+def saved(model, path, prefix=""):
+    """A checkpoint of a model, with all names behind a prefix."""
+    torch.save({"state_dict": {prefix + name: value for name, value in model.state_dict().items()}}, path)
+    return str(path)
+
+
+def test_all_published_parts_are_found_by_name():
+    published = (
+        "Subnet Net ClassifierHead BaseBlock Function Assembly ParallelPart SimpleAdapter ResNetBasicBlock "
+        "ResNetBottleneck VisionTransformerBlock SwinTransformerBlock"
+    )
+    assert sorted(PARTS) == sorted(published.split())
+    assert all(part_class(name).__name__ == name for name in PARTS)
+    with pytest.raises(InputError, match="unknown part 'ResnetBottleneck'; did you mean 'ResNetBottleneck'"):
+        part_class("ResnetBottleneck")
+
+
+def test_models_are_pretrained_and_from_timm_unless_told_otherwise():
+    for part in (Subnet, Net):
+        defaults = {name: p.default for name, p in inspect.signature(part).parameters.items()}
+        assert defaults["backend"] == "timm"
+        assert defaults["pretrained"] is True
+        assert defaults["ckp_path"] is None
+    assert inspect.signature(ClassifierHead).parameters["pooled_size"].default == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        (
+            "SimpleAdapter",
+            {"in_channels": 4, "out_chanels": 4},
+            "unknown argument 'out_chanels'; did you mean 'out_cha",
+        ),
+        ("SimpleAdapter", {"in_channels": 4}, "out_channels is missing; it takes in_channels, out_channels, hid_"),
+        ("BaseBlock", {}, "channels is missing"),
+        ("Assembly", {"part": []}, "unknown argument 'part'; did you mean 'parts'"),
+        ("ParallelPart", {"agg": "avg"}, "parts is missing; it takes parts, agg"),
+        ("Subnet", {"model_name": "resnet18", "block_ouput": "fc"}, "did you mean 'block_output'"),
+        ("Subnet", {"block_output": "fc"}, "model_name is missing"),
+    ],
+)
+def test_arguments_are_checked_against_what_a_part_takes(name, arguments, message):
+    with pytest.raises(InputError, match=message):
+        check_arguments(part_class(name), arguments)
+
+
+def test_models_take_further_arguments_and_every_part_the_common_ones():
+    common = {"frozen": True, "in_format": "img", "out_format": "img"}
+    check_arguments(Subnet, {"model_name": "resnet18", "drop_path_rate": 0.1, "img_size": 64, **common})
+    check_arguments(ClassifierHead, common)
+    check_arguments(Assembly, {"parts": [], "head": None, "input_shape": [3, 224, 224], **common})
+
+
+@pytest.mark.parametrize("size", [1, (1, 1), 2, [2, 3]])
+def test_a_classifier_head_pools_and_classifies(size):
+    head = ClassifierHead(num_classes=5, in_channels=4, pooled_size=size)
+    x = torch.rand(2, 4, 6, 6)
+    assert head(x).shape == (2, 5)
+    height, width = (size, size) if isinstance(size, int) else size
+    assert head.linear.in_features == 4 * height * width
+    pooled = x.unfold(2, 6 // height, 6 // height).unfold(3, 6 // width, 6 // width).mean((-1, -2)).flatten(1)
+    torch.testing.assert_close(head(x), head.linear(pooled))
+
+
+def test_a_base_block_is_the_stem_of_a_resnet():
+    block = BaseBlock(channels=8, in_channels=3).eval()
+    x = F.conv2d(IMAGES, block.conv.weight, stride=2, padding=3)
+    x = F.batch_norm(x, torch.zeros(8), torch.ones(8)).relu()
+    torch.testing.assert_close(block(IMAGES), F.max_pool2d(x, 3, stride=2, padding=1))
+    assert block(IMAGES).shape == (2, 8, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"name": "relu"}, lambda x: x.relu()),
+        ({"name": "torch.nn.functional.leaky_relu", "negative_slope": 0.3}, lambda x: torch.where(x > 0, x, 0.3 * x)),
+        ({"name": "torch.flatten", "start_dim": 1}, lambda x: x.reshape(len(x), -1)),
+        ({"name": "mean", "dim": [2, 3]}, lambda x: x.mean((2, 3))),
+    ],
+)
+def test_a_function_is_one_of_torch(arguments, expected):
+    x = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(Function(**arguments)(x), expected(x))
+
+
+def test_functions_that_depend_on_the_mode_follow_it():
+    dropout, x = Function(name="dropout", p=0.5), torch.ones(1, 1000)
+    assert torch.equal(dropout.eval()(x), x)
+    assert set(dropout.train()(x).unique().tolist()) == {0.0, 2.0}
+
+
+@pytest.mark.parametrize("name", ["reluu", "torch.save", "torch.hub.load", "os.system", "__class__", "math", ""])
+def test_a_function_of_elsewhere_is_refused(name):
+    with pytest.raises(InputError, match=f"unknown function '{name}'"):
+        Function(name=name)
+
+
+def test_several_outputs_are_averaged_concatenated_or_listed():
+    a, b = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
+    assert aggregate([a, b], "none", "img") == [a, b]
+    torch.testing.assert_close(aggregate([a, b], "avg", "img"), (a + b) / 2)
+    for name in ("concat", "concat_channels"):
+        assert torch.equal(aggregate([a, b], name, "img"), torch.cat([a, b], dim=1))
+        assert torch.equal(aggregate([a, b], name, "bhwc"), torch.cat([a, b], dim=3))
+    x, y = torch.rand(2, 5, 3), torch.rand(2, 7, 3)
+    assert torch.equal(aggregate([x, y], "concat_sequence", "token"), torch.cat([x, y], dim=1))
+    assert aggregate([x, x], "concat", "token").shape == (2, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("agg", "kind", "shapes", "message"),
+    [
+        ("avg", "img", [(2, 3, 4, 4), (2, 3, 2, 2)], r"img \[3, 4, 4\], img \[3, 2, 2\], of different sizes"),
+        ("concat", "img", [(2, 3, 4, 4), (2, 5, 2, 2)], "of different sizes; declare a size in out_format"),
+        ("avg", "img", [(2, 3, 4, 4), (2, 5, 4, 4)], "avg needs the same number of channels of all"),
+        ("concat_sequence", "token", [(2, 4, 3), (2, 4, 5)], "concat_sequence needs the same number"),
+        ("concat_sequence", "bert", [(2, 5, 3), (2, 5, 3)], "concat_sequence joins sequences, not bert"),
+    ],
+)
+def test_outputs_that_do_not_fit_together_are_an_error(agg, kind, shapes, message):
+    with pytest.raises(InputError, match=message):
+        aggregate([torch.rand(shape) for shape in shapes], agg, kind)
+
+
+def test_a_piece_has_the_weights_of_its_checkpoint(tmp_path):
+    model = resnet()
+    path = saved(model, tmp_path / "resnet.pth")
+    front = Subnet(model_name="resnet18", block_output="layer2", ckp_path=path, **PICO).eval()
+    back = Subnet(model_name="resnet18", block_input="layer3", block_output="fc", ckp_path=path, **PICO).eval()
+    assert torch.equal(back(front(IMAGES)), model(IMAGES))
+    assert torch.equal(Net(model_name="resnet18", ckp_path=path, **PICO).eval()(IMAGES), model(IMAGES))
+    names = {name.removeprefix("net.") for name, _ in front.named_parameters()}
+    assert names == {
+        name for name, _ in model.named_parameters() if name.startswith(("conv1", "bn1", "layer1", "layer2"))
+    }
+
+
+def test_several_outputs_of_a_piece_can_be_asked_for(tmp_path):
+    model = resnet()
+    path = saved(model, tmp_path / "resnet.pth")
+    piece = Subnet(model_name="resnet18", block_output=["layer1", "layer2"], ckp_path=path, **PICO).eval()
+    first, second = piece(IMAGES)
+    assert first.shape == (2, 8, 8, 8)
+    assert torch.equal(model.layer2(first), second)
+
+
+def test_the_checkpoint_of_a_job_that_trained_a_whole_model_gives_pieces(tmp_path):
+    model = resnet(num_classes=7)
+    path = saved(model, tmp_path / "job.pth", prefix="parts.0.net.")
+    piece = Subnet(model_name="resnet18", block_input="layer2", block_output="layer3", ckp_path=path, **PICO).eval()
+    x = torch.rand(2, 8, 8, 8)
+    assert torch.equal(piece(x), model.layer3(model.layer2(x)))
+    net = Net(model_name="resnet18", ckp_path=path, num_classes=7, **PICO).eval()
+    assert torch.equal(net(IMAGES), model(IMAGES))
+
+
+def test_a_classifier_of_another_number_of_classes_is_made_anew(tmp_path):
+    ours = saved(resnet(num_classes=7), tmp_path / "timm.pth")
+    torch.manual_seed(0)
+    model = torchvision.models.mobilenet_v3_small(num_classes=7).eval()
+    theirs = saved(model, tmp_path / "torchvision.pth")
+    assert Net(model_name="resnet18", ckp_path=ours, num_classes=4, **PICO)(IMAGES).shape == (2, 4)
+    net = Net(model_name="mobilenet_v3_small", backend="pytorch", ckp_path=theirs, num_classes=4).eval()
+    assert net(IMAGES).shape == (2, 4)
+    assert torch.equal(net.net.features(IMAGES), model.features(IMAGES))
+    kept = Net(model_name="mobilenet_v3_small", backend="pytorch", ckp_path=theirs).eval()
+    assert torch.equal(kept(IMAGES), model(IMAGES))
+
+
+def test_pieces_of_torchvision_models_are_the_models(tmp_path):
+    torch.manual_seed(0)
+    model = torchvision.models.mobilenet_v3_small().eval()
+    arguments = {"model_name": "mobilenet_v3_small", "backend": "pytorch"}
+    path = saved(model, tmp_path / "mobilenet.pth")
+    front = Subnet(**arguments, block_output="features.4", ckp_path=path).eval()
+    back = Subnet(**arguments, block_input="features.5", block_output="classifier", ckp_path=path).eval()
+    assert torch.equal(back(front(IMAGES)), model(IMAGES))
+    assert load_model("squeezenet1_0", backend="pytorch", pretrained=False).classifier  # it has no linear layer
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model_name": "resnet17"}, "unknown timm model 'resnet17'"),
+        ({"model_name": "swim_t", "backend": "pytorch"}, "unknown torchvision model 'swim_t'; did you mean 'swin_t'"),
+        ({"model_name": "resnet18", "backend": "torch"}, "unknown backend 'torch'; did you mean 'pytorch'"),
+        ({"model_name": "resnet18", "size": 3}, "timm cannot build 'resnet18'"),
+        ({"model_name": "resnet18", "backend": "pytorch", "size": 3}, "torchvision's 'resnet18' cannot be had with"),
+        ({"model_name": "resnet18", "ckp_path": "nowhere.pth"}, "checkpoint 'nowhere.pth' does not exist"),
+    ],
+)
+def test_models_that_cannot_be_had_say_why(arguments, message):
+    with pytest.raises(InputError, match=message):
+        Net(**{"pretrained": False, **arguments})
+
+
+def test_a_checkpoint_of_another_model_or_with_code_in_it_is_refused(tmp_path):
+    other = saved(timm.create_model("resnet18", layers=[1, 1, 1, 1], channels=[8, 16, 16, 24]), tmp_path / "other.pth")
+    with pytest.raises(InputError, match="belongs to another configuration"):
+        Subnet(model_name="resnet18", block_output="layer2", ckp_path=other, **PICO)
+    torch.save(resnet(), tmp_path / "pickled.pth")
+    with pytest.raises(InputError, match="refused"):
+        Subnet(model_name="resnet18", block_output="layer2", ckp_path=str(tmp_path / "pickled.pth"), **PICO)
+
+
+def test_a_frozen_part_stays_in_evaluation_mode_and_others_do_not():
+    frozen, free = BaseBlock(channels=8, in_channels=3), BaseBlock(channels=8, in_channels=3)
+    frozen.freeze()
+    both = nn.Sequential(frozen, free)
+    for module in (both, frozen):
+        module.train()
+        assert not any(module.training for module in frozen.modules())
+    assert all(module.training for module in free.modules())
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    before = frozen.norm.running_mean.clone()
+    frozen(IMAGES)
+    assert torch.equal(frozen.norm.running_mean, before)
