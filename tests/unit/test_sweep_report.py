@@ -1,0 +1,126 @@
+"""The report of a sweep: its table, and what its pictures show."""
+
+from itertools import pairwise
+
+import matplotlib.figure
+import pandas as pd
+import pytest
+import yaml
+
+from assembly.sweep.report import collect, sweep_report
+from stitchkit.errors import InputError
+
+
+def write_result(folder, name, about, accuracies, *, seed=1, epochs=None):
+    place = folder / name
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "metadata.yml").write_text(yaml.safe_dump({**about, "num_classes": {"digits": 10}}))
+    epochs = range(1, len(accuracies) + 1) if epochs is None else epochs
+    rows = {"Epoch": epochs, "Step": 5, "LR": 0.1, "Loss": 1.0, "Overall/digits/Test Accuracy": accuracies}
+    pd.DataFrame(rows).to_csv(place / f"result-{seed}.csv", index=False)
+
+
+def about(first, last, adapter, params=100):
+    return {
+        "arch": "a-b", "first_deleted_block": first, "last_deleted_block": last, "num_downsamples": last - first,
+        "adapter": adapter, "num_trainable_params": params,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def swept(tmp_path):
+    """Two gaps, two adapters, one of them with two seeds, one combination missing, and the uncut networks."""
+    write_result(tmp_path, "one", about(1, 1, "linear_no_downsample"), [0.2, 0.5], seed=1)
+    write_result(tmp_path, "one", about(1, 1, "linear_no_downsample"), [0.3, 0.7], seed=2)
+    write_result(tmp_path, "two", about(1, 2, "linear_no_downsample"), [0.1, 0.4])
+    write_result(tmp_path, "three", about(1, 1, "finetune", 10_000), [0.6, 0.8])
+    write_result(tmp_path, "uncut", {"arch": "a-b", "uncut": "source"}, [0.9], epochs=[0])
+    write_result(tmp_path, "uncut too", {"arch": "a-b", "uncut": "destination"}, [0.95], epochs=[0])
+    return tmp_path
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are saved, in their order."""
+    seen = []
+    save = matplotlib.figure.Figure.savefig
+
+    def keep(figure, path):
+        seen.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)
+    return seen
+
+
+def test_all_results_become_one_tidy_table(swept):
+    table = collect(swept)
+    assert len(table) == 4 * 2 + 2
+    assert table.loc[(table["job"] == "one") & (table["seed"] == 2), "test_accuracy"].tolist() == [30, 70]
+    assert set(table["gap"]) == {"1,1", "1,2", ""}
+    assert "num_classes" not in table
+
+
+def test_the_files_of_a_report(swept):
+    files = sweep_report(swept)
+    assert [file.name for file in files] == [
+        "results.csv", "results.parquet", "a-b-heatmap.png", "a-b-parameters.png", "a-b-curves.png"
+    ]  # fmt: skip
+    assert len(pd.read_csv(files[0])) == len(pd.read_parquet(files[1])) == 10
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files[2:])
+    assert sweep_report(swept) == files  # its own files are no results
+
+
+def texts(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def test_the_heat_map_shows_last_epochs_and_the_uncut_networks(swept, figures):
+    sweep_report(swept)
+    heat_map = figures[0]
+    assert texts(heat_map) == ["80.0", "–", "60.0", "40.0"]  # of two seeds the mean
+    axes, bar = heat_map.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["finetune", "linear no downsample"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1\n↓0", "1–2\n↓1"]
+    assert [line.get_ydata()[0] for line in bar.lines] == [90, 95]
+    assert "uncut source 90.0 %, uncut destination 95.0 %" in heat_map.get_suptitle()
+
+
+def test_accuracy_over_trained_parameters(swept, figures):
+    sweep_report(swept)
+    [axes] = figures[1].axes
+    points = sorted(tuple(point) for group in axes.collections for point in group.get_offsets().tolist())
+    assert points == [(100, 40), (100, 60), (10_000, 80)]
+    assert axes.get_xscale() == "log"
+
+
+def test_learning_curves_have_a_panel_for_each_gap(swept, figures):
+    sweep_report(swept)
+    panels = [axes for axes in figures[2].axes if axes.get_visible()]
+    assert [axes.get_title() for axes in panels] == ["gap 1–1", "gap 1–2"]
+    curves = {line.get_label(): list(line.get_ydata()) for line in panels[0].lines if "uncut" not in line.get_label()}
+    assert curves["linear no downsample"] == [25, 60]
+    assert curves["finetune"] == [60, 80]
+
+
+def test_labels_do_not_overlap(swept, figures):
+    sweep_report(swept)
+    for figure in figures:
+        figure.draw_without_rendering()
+        for axes in figure.axes:
+            for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+                boxes = [label.get_window_extent() for label in labels if label.get_text() and label.get_visible()]
+                assert not any(one.overlaps(other) for one, other in pairwise(boxes))
+
+
+def test_a_sweep_without_its_uncut_networks(tmp_path, figures):
+    write_result(tmp_path, "one", about(1, 1, "linear_no_downsample"), [0.2, 0.5])
+    sweep_report(tmp_path)
+    assert figures[0].get_suptitle() == "a-b"
+
+
+def test_nothing_to_report(tmp_path):
+    with pytest.raises(InputError, match="holds no results of a sweep"):
+        collect(tmp_path)
+    with pytest.raises(InputError, match="does not exist"):
+        collect(tmp_path / "nowhere")
