@@ -29,6 +29,45 @@ def add_commands(commands: Commands) -> None:
         help="a very short run: one epoch of three batches a rank (torchrun takes the longer name alone)",
     )  # fmt: skip
 
+    _add_sweep(
+        commands.add("sweep", _sweep, "bridge every gap between two networks with every stitcher, a job for each")
+    )
+    about = "collect the results of sweeps into one table and draw them"
+    commands.add("sweep-report", _sweep_report, about).add_argument(
+        "folder", metavar="DIR", help="the -o of the sweeps"
+    )
+
+
+def _add_sweep(sweep: argparse.ArgumentParser) -> None:
+    """Flags of a sweep; those that stand for keys of its jobs appear only when given."""
+
+    def add(*names: str, **options: Any) -> None:
+        sweep.add_argument(*names, default=argparse.SUPPRESS, **options)
+
+    sweep.add_argument("-c", "--config", required=True, metavar="YAML", help="configuration of the sweep")
+    sweep.add_argument(
+        "-o", "--output", default="outputs/sweeps", metavar="DIR", help="folder of all its jobs' folders"
+    )
+    sweep.add_argument("-n", "--dry-run", action="store_true", help="print the plan, run nothing")
+    sweep.add_argument("--retry-failed", action="store_true", help="run those jobs again that failed before")
+    sweep.add_argument("--jobs", type=int, default=1, metavar="N", help="jobs that run at once")
+    sweep.add_argument("--cluster", choices=("local", "slurm"), default="local", help="where they run")
+    sweep.add_argument("--gpus", type=int, metavar="N", help="GPUs of a job; by default 1, without GPUs 0")
+    sweep.add_argument("--partition", metavar="NAME", help="Slurm's partition")
+    sweep.add_argument("--cpus", type=int, metavar="N", help="with Slurm, CPUs for each GPU of a job")
+    sweep.add_argument("--mem-gb", type=float, metavar="N", help="with Slurm, memory of a job")
+    sweep.add_argument(
+        "--hours", type=float, default=24, metavar="N", help="with Slurm, time of a job until it resumes"
+    )
+    sweep.add_argument("--sbatch", nargs="+", default=[], metavar="KEY=VALUE", help="further options of sbatch")
+    add("--data-path", metavar="DIR", help="folder of the data sets")
+    add("--epochs", type=int, metavar="N", help="number of epochs")
+    add("-m", "--max-batches", type=int, metavar="N", help="use a random part of so many batches of the data")
+    add("--seed", type=int, metavar="N", help="seed of weights, order and augmentation; results carry it in their name")
+    add("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default cuda where there is one")
+    add("-j", "--workers", type=int, metavar="N", help="loader processes of each rank")
+    add("--no-pretrained", action="store_false", dest="pretrained", help="start from random weights")
+
 
 def _add_settings(job: argparse.ArgumentParser) -> None:
     """Flags that stand for keys of the configuration; only those that are given appear."""
@@ -60,11 +99,11 @@ def _add_settings(job: argparse.ArgumentParser) -> None:
 
 
 def _job(settings: dict[str, Any]) -> None:
-    from assembly.result import check_pandas
+    from assembly.train.result import check_pandas
 
     check_pandas()
-    from assembly.config import JobConfig
-    from assembly.train import run_job
+    from assembly.config.job import JobConfig
+    from assembly.train.run import run_job
 
     source = settings.pop("config")
     if settings.pop("smoke_test"):
@@ -77,8 +116,8 @@ def _job(settings: dict[str, Any]) -> None:
 
 
 def _list_datasets(_: dict[str, Any]) -> None:
-    from assembly.prepare import COLLECTIONS
-    from assembly.sources import SOURCES
+    from assembly.datasets.prepare import COLLECTIONS
+    from assembly.datasets.sources import SOURCES
 
     for name, source in sorted(SOURCES.items()):
         print(f"{name:14} {'by hand ' if source.by_hand else 'download'} {source.needs}")
@@ -88,6 +127,34 @@ def _list_datasets(_: dict[str, Any]) -> None:
 
 
 def _prepare_datasets(settings: dict[str, Any]) -> None:
-    from assembly.prepare import prepare
+    from assembly.datasets.prepare import prepare
 
     prepare(settings["collection"], Path(settings["root"]), settings["only"])
+
+
+def _sweep(settings: dict[str, Any]) -> None:
+    from assembly.sweep.cluster import create_cluster
+    from assembly.sweep.config import SweepConfig
+    from assembly.sweep.launch import run_sweep, write_folders
+    from assembly.sweep.plan import plan, table
+
+    own = ("config", "output", "dry_run", "retry_failed")
+    path, output, is_dry, retry = (settings.pop(key) for key in own)
+    places = ("jobs", "cluster", "gpus", "partition", "cpus", "mem_gb", "hours", "sbatch")
+    place = {key: settings.pop(key) for key in places}
+    config = SweepConfig.load(path, **settings)
+    jobs = plan(config)
+    if is_dry:
+        print(table(jobs))
+        applicable = sum(job.config is not None for job in jobs)
+        print(f"{applicable} jobs; {len(jobs) - applicable} combinations do not apply")
+        return
+    cluster = create_cluster(place.pop("cluster"), folder=Path(output), **place)
+    run_sweep(write_folders(jobs, Path(output), config.result_name), cluster, retry_failed=retry)
+
+
+def _sweep_report(settings: dict[str, Any]) -> None:
+    from assembly.sweep.report import sweep_report
+
+    for file in sweep_report(settings["folder"]):
+        print(file)

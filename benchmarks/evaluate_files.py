@@ -55,7 +55,7 @@ def measure(options: Options) -> Result:
     )
     return Result(
         "evaluate_files",
-        f"{num_stitches} of {len(model.space)} stitches, {num_images} images, start of Python included, {options.label}",
+        f"{num_stitches} of {len(model.space)} stitches, {num_images} files, start of Python included, {options.label}",
         seconds,
         checks,
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import get_arch_name, model_entrypoint
+from timm.models import model_entrypoint
 from torch import nn
 
 from stitchkit.errors import InputError
@@ -44,7 +44,7 @@ NAMES = """
     twins_pcpvt_small vgg11 visformer_tiny vit_tiny_patch16_224 vit_small_patch16_dinov3 vit_medium_patch16_gap_256
     vit_tiny_r_s16_p8_224 vit_relpos_small_patch16_224 samvit_base_patch16_224 vitamin_small_224 volo_d1_224
     ese_vovnet19b_slim_dw legacy_xception xception41p xcit_nano_12_p8_224
-""".split()
+""".split()  # noqa: SIM905
 SIZES = (64, 96, 128, 192, None)
 """Sides of images, tried in this order; None is the model's own."""
 
@@ -85,22 +85,28 @@ def measure(name: str) -> Row:
     return Row(name, cuts, all(_same(_run([model], images, training=mode)[-1], found[mode][-1]) for mode in found))
 
 
-def small_model(name: str) -> tuple[nn.Module, torch.Tensor]:
-    """A model with random weights, and two of the smallest images that it takes."""
+def small_model(name: str, *sizes: int | None) -> tuple[nn.Module, torch.Tensor]:
+    """A model with random weights, and two of the smallest images that it takes.
+
+    Args:
+        name: timm's name.
+        sizes: Sides of images to try, in this order; `SIZES` and at last the model's own by default.
+    """
+    size, *larger = sizes or SIZES
     torch.manual_seed(0)
-    for size in SIZES:
-        try:
-            model = create_model(name, img_size=size)
-            images = torch.randn(2, *model.pretrained_cfg["input_size"])
-            with torch.no_grad():
-                model.eval()(images)
-                for parameter in model.parameters():  # many blocks begin as the identity
-                    parameter += 0.02 * torch.randn_like(parameter)
-            return model, images
-        except Exception:  # timm and torch raise many kinds where an image is too small
-            if size is None:
-                raise
-    raise AssertionError
+    try:
+        model = create_model(name, img_size=size)
+        images = torch.randn(2, *model.pretrained_cfg["input_size"])
+        with torch.no_grad():
+            model.eval()(images)
+    except Exception:  # timm and torch raise many kinds where an image is too small
+        if size is None:
+            raise
+        return small_model(name, *larger)
+    with torch.no_grad():
+        for parameter in model.parameters():  # many blocks begin as the identity
+            parameter += 0.02 * torch.randn_like(parameter)
+    return model, images
 
 
 @torch.no_grad()

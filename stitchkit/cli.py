@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from stitchkit.errors import InputError, unknown
+from stitchkit.errors import InputError, Stopped, unknown
 from stitchkit.parser import Commands, Parser, flags_of
+
+# What a write to a full disk ends with; such an error names no file.
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program's name; by default that of the process.
 
     Returns:
-        The exit status: 0, 2 for bad input, or 130 after Ctrl-C.
+        The exit status: 0, 2 for bad input, 130 after Ctrl-C, or 128 + its number after a signal that a run was
+        saved for: 130 or 143.
     """
     is_primary = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if is_primary else logging.ERROR, format="%(message)s", stream=sys.stdout)
@@ -42,15 +47,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _report(error)
         return 2
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in _DISK_FULL:
             raise
-        _report(InputError(f"'{error.filename}': {error.strerror}; check the path, its permissions and the disk"))
+        where = f"'{error.filename}': " if error.filename else ""
+        _report(InputError(f"{where}{error.strerror}; check the path, its permissions and the disk"))
         return 2
+    except Stopped as stop:
+        if is_primary:
+            print(f"stitchkit: stopped by a signal; {stop}; go on with --resume auto", file=sys.stderr)
+        return 128 + stop.number
     except KeyboardInterrupt:
         if is_primary:
             print(
                 "stitchkit: stopped; an evaluation goes on when the command is given again, a training run from its "
-                "last finished epoch with --resume",
+                "newest checkpoint with --resume auto",
                 file=sys.stderr,
             )
         return 130
@@ -72,10 +82,11 @@ def _parser() -> Parser:
     from assembly.commands import add_commands as add_assembly
     from stitchkit.commands import add_commands as add_core
     from stitchkit.ship.commands import add_commands as add_ship
+    from stitchkit.ship.pages import add_commands as add_pages
 
     about = "Stitch pretrained vision networks: every trade-off between cost and accuracy."
     parser = Parser(prog="stitchkit", description=about, allow_abbrev=False)
     commands = Commands(parser)
-    for add_commands in (add_core, add_ship, add_assembly):
+    for add_commands in (add_core, add_ship, add_pages, add_assembly):
         add_commands(commands)
     return parser

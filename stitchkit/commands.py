@@ -82,7 +82,7 @@ def _profile(settings: dict[str, Any]) -> None:
 
 
 def _nodes(settings: dict[str, Any]) -> None:
-    from stitchkit.model.nodes import library_model, nodes, table
+    from stitchkit.model.cut.nodes import library_model, nodes, table
 
     model, example = library_model(settings["model"], settings["backend"])
     print(table(nodes(model, example, inside=settings["inside"])))

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from stitchkit.errors import InputError
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,11 @@ def choose_device(device: str | None = None) -> torch.device:
     return torch.device("cuda", index)
 
 
+def restarts() -> int:
+    """How often a launcher has started the ranks again, as torchrun's `--max-restarts` lets it."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def init_world(device: str | None = None) -> World:
     """Join the group that the launcher describes in the environment, or start a group of one.
 
@@ -77,11 +86,39 @@ def init_world(device: str | None = None) -> World:
     if not dist.is_initialized():
         # What the host knows is exchanged on the CPU, without waiting for a GPU.
         backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
-        if "WORLD_SIZE" in os.environ:
+        if restarts():
+            # Ranks that died have left their addresses where a launcher's store outlives them.
+            store, rank, size = next(dist.rendezvous("env://"))
+            store = dist.PrefixStore(f"restart{restarts()}", store)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+        elif "WORLD_SIZE" in os.environ:
             dist.init_process_group(backend)
         else:
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     return World(dist.get_rank(), dist.get_world_size(), place)
+
+
+def from_primary(world: World, make: Callable[[], Made]) -> Made:
+    """What the primary rank makes, on all ranks; other machines may not see the same files.
+
+    Args:
+        world: This process among all.
+        make: Called on the primary rank alone; gives plain data.
+
+    Raises:
+        InputError: On all ranks, if the primary refuses.
+    """
+    shared: list[Any] = [None, ""]
+    if world.is_primary:
+        try:
+            shared[0] = make()
+        except InputError as error:
+            shared[1] = str(error)
+    dist.broadcast_object_list(shared)
+    made, refusal = shared
+    if refusal:
+        raise InputError(refusal)
+    return made  # type: ignore[no-any-return]
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:

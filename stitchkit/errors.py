@@ -14,6 +14,19 @@ class InputError(ValueError):
     """
 
 
+class Stopped(Exception):
+    """A run was asked to stop by a signal, and did so after it had saved where it stands.
+
+    Args:
+        number: Of the signal; a command exits with 128 more, as shells have it.
+        saved: What was saved, for a person.
+    """
+
+    def __init__(self, number: int, saved: str):
+        super().__init__(saved)
+        self.number = number
+
+
 def unknown(kind: str, value: str, allowed: Iterable[str]) -> InputError:
     """The error for a name that is not among `allowed`, with the nearest allowed name when one is close."""
     names = list(allowed)

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
+import yaml
 from PIL import Image
 
 import stitchkit
@@ -138,3 +140,40 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     """The weights in one of our checkpoints."""
     content: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
     return content
+
+
+_VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 8, "depth": 4, "num_heads": 2, "num_classes": 4}
+
+
+def _vit_piece(begin: str | None, last: int | None) -> dict[str, Any]:
+    """Blocks of a pico ViT as a piece of a sweep."""
+    end = {"block_output": f"blocks.{last}", "out_format": ["bert", [8, 4]]} if last is not None else {}
+    start = {"block_input": begin, "in_format": ["bert", [8, 4]]} if begin else {"in_format": "img"}
+    names = {"block_output": "head", "out_format": "vector"} | end
+    return {"Subnet": {"model_name": "vit_tiny_patch16_224", **_VIT, **start, **names}}
+
+
+SWEEP: dict[str, Any] = {
+    "stages": [
+        _vit_piece(None, 0),
+        _vit_piece("blocks.1", 1),
+        _vit_piece("blocks.2", 2),
+        _vit_piece("blocks.3", None),
+    ],
+    "gaps": [{"blocks_to_drop": [1, 1], "num_downsamples": 0}],
+    "stitchers": ["finetune", "linear_no_downsample"],
+    "workers": 0,
+}
+"""A sweep of two jobs and an uncut network, all pico; with `write_sweep` its pieces have weights from a file."""
+
+
+def write_sweep(folder: Path, images: Path, **changes: Any) -> Path:
+    """A pico sweep over an image folder as a file."""
+    torch.manual_seed(0)
+    checkpoint = folder / "vit.pth"
+    torch.save(timm.create_model("vit_tiny_patch16_224", **_VIT).state_dict(), checkpoint)
+    stages = [{"Subnet": {**next(iter(piece.values())), "ckp_path": str(checkpoint)}} for piece in SWEEP["stages"]]
+    train = {"dataset": str(images), "data_preprocessing": {"image_size": 16}, "epochs": 2, "batch_size": 8, "seed": 3}
+    path = folder / "pico.yml"
+    path.write_text(yaml.safe_dump({**SWEEP, "stages": stages, "train_config": train, **changes}))
+    return path

@@ -49,12 +49,12 @@ class Tally:
         Args:
             number: Which network.
             logits: `[B, num_classes]`.
-            labels: `[B]`.
+            labels: `[B]`; below zero where there is no class, and such an image is not counted.
         """
         logits = logits.float()
         hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        self.sums[number] += torch.stack([loss, hits[:, 0].sum(), hits.sum(), labels.new_tensor(len(labels))])
+        loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1)
+        self.sums[number] += torch.stack([loss, hits[:, 0].sum(), hits.sum(), (labels >= 0).sum()])
 
     def scores(self) -> list[Score]:
         """The scores over the images of all ranks.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from stitchkit.routes import Stitch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -59,15 +60,19 @@ def table(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    widths = [max(len(line[column]) for line in [head, *body]) for column in range(len(head))]
-    left = {0, 2}
-    lines = (
+    return aligned([head, *body], left={0, 2})
+
+
+def aligned(lines: Sequence[Sequence[str]], *, left: Collection[int]) -> str:
+    """Text in columns: those numbered in `left` begin at one place, the others end at one."""
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    padded = (
         "  ".join(
             cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
         )
-        for line in [head, *body]
+        for line in lines
     )
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(line.rstrip() for line in padded)
 
 
 _FIGURES = (("latency_ms", 2), ("images_per_s", 1), ("acc1", 2), ("acc5", 2), ("loss", 4))
@@ -92,22 +97,12 @@ def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
     Raises:
         InputError: If a row cannot be drawn, the format is unknown or the file cannot be written.
     """
-    from matplotlib.figure import Figure  # slow to import, and only a drawing needs it
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     front = pareto_front(rows)
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _figure(title)
     anchors = [row for row in rows if is_anchor(row)]
     _scatter(axes, [row for row in rows if not is_anchor(row)], rows, color="#4c78a8", label="stitches")
     _scatter(axes, anchors, rows, color="#e45756", label="anchors")
-    axes.plot(
-        [row["flops"] for row in front],
-        [row["acc1"] for row in front],
-        color="#333333",
-        linewidth=1,
-        label="Pareto front",
-    )
+    _line(axes, front, color="#333333", label="Pareto front")
     # Anchors spread to both sides of the picture, so each label goes to the side where there is room.
     middle = (min(row["flops"] for row in rows) * max(row["flops"] for row in rows)) ** 0.5
     for row in anchors:
@@ -120,6 +115,38 @@ def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
             ha="right" if left else "left",
             fontweight="bold",
         )
+    axes.legend(loc="lower right", title="area: parameters")
+    _save(figure, path)
+
+
+def plot_ledgers(ledgers: Mapping[str, Sequence[Row]], path: str | Path, *, title: str = "") -> None:
+    """Draw the stitches of several ledgers over one another, each with its front, in a color of its own.
+
+    Args:
+        ledgers: Rows with `flops` and `acc1`, by the name of their ledger.
+        path: The picture; its suffix says the format.
+        title: Stands above the picture.
+
+    Raises:
+        InputError: If a row cannot be drawn, the format is unknown or the file cannot be written.
+    """
+    figure, axes = _figure(title)
+    every = [row for rows in ledgers.values() for row in rows]
+    for number, (name, rows) in enumerate(ledgers.items()):
+        color = f"C{number}"  # matplotlib's own cycle
+        _line(axes, pareto_front(rows), color=color)
+        _scatter(axes, rows, every, color=color, label=name)
+    axes.legend(loc="best", title="lines: Pareto fronts")
+    _save(figure, path)
+
+
+def _figure(title: str) -> tuple[Figure, Axes]:
+    """An empty picture of accuracy over FLOPs."""
+    from matplotlib.figure import Figure  # slow to import, and only a drawing needs it
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
     # Anchors differ by factors in cost; on a linear axis the cheap stitches would stand on top of each other.
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -128,11 +155,19 @@ def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
     axes.set(xlabel="FLOPs of one image (multiply-adds)", ylabel="top-1 accuracy (%)", title=title)
     axes.margins(0.07, 0.1)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", title="area: parameters")
+    return figure, axes
+
+
+def _save(figure: Figure, path: str | Path) -> None:
     try:
         figure.savefig(path)
     except (ValueError, OSError) as error:
         raise InputError(f"plot '{path}' cannot be written: {error}") from error
+
+
+def _line(axes: Axes, front: Sequence[Row], *, color: str, label: str = "") -> None:
+    x, y = [row["flops"] for row in front], [row["acc1"] for row in front]
+    axes.plot(x, y, color=color, linewidth=1, label=label or None)
 
 
 def _scatter(axes: Axes, rows: Sequence[Row], all_rows: Sequence[Row], *, color: str, label: str) -> None:

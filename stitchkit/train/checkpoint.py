@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ from stitchkit.train.task import StitchTask
 
 _FORMAT = "stitchkit 1"
 _SUFFIX = ".pth.tar"
+LAST = f"last{_SUFFIX}"
+"""The newest checkpoint of a run."""
+PREVIOUS = f"previous{_SUFFIX}"
+"""The one before it."""
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -31,13 +36,35 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     Args:
         path: The file.
         state: Plain data and tensors.
+
+    Raises:
+        InputError: If the disk does not take it.
     """
     temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save(dict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        fault = error if isinstance(error, OSError) else error.__context__  # torch has its own error for a write
+        if not isinstance(fault, OSError):
+            raise
+        temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"checkpoint '{path}' cannot be written: {fault.strerror}; stopped. The one before is kept: make room, "
+            "then go on from it"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """See the names of files safely on the disk, where the file system can."""
+    place = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):
+        os.fsync(place)
+    os.close(place)
 
 
 def link(path: Path, newest: Path) -> None:
@@ -54,8 +81,9 @@ def link(path: Path, newest: Path) -> None:
 class Checkpoints:
     """The checkpoint files of a run, under timm's names.
 
-    `last` is the newest, `model_best` the best, `checkpoint-<epoch>` the best few. timm's own saver is not used because
-    it unlinks before it renames and does not sync.
+    `last` is the newest and `previous` the one before; both may be from within an epoch. `model_best` is the best
+    epoch, `checkpoint-<epoch>` are the best few. timm's own saver is not used because it unlinks before it renames and
+    does not sync.
 
     Args:
         folder: Where the files are.
@@ -66,11 +94,31 @@ class Checkpoints:
         self.folder = folder
         self.keep = keep
         self.history: dict[int, float] = {}
+        self._last_is_good = False
 
     @property
     def last(self) -> Path:
         """The newest checkpoint."""
-        return self.folder / f"last{_SUFFIX}"
+        return self.folder / LAST
+
+    def resumed(self, path: str | Path, history: Mapping[int, float]) -> None:
+        """Go on with a run.
+
+        Args:
+            path: The checkpoint that was read, and so is good.
+            history: The figures of the epochs before.
+        """
+        self.history = dict(history)
+        self._last_is_good = self.last.exists() and self.last.samefile(path)
+
+    def save_within(self, state: Mapping[str, Any], *, epoch: int) -> None:
+        """Write the state within an epoch.
+
+        Args:
+            state: Plain data and tensors.
+            epoch: Number of the epoch.
+        """
+        self._save(state, epoch=epoch - 1, metric=self.history.get(epoch - 1, float("-inf")))
 
     def save(self, state: Mapping[str, Any], *, epoch: int, metric: float) -> None:
         """Write the state of a finished epoch.
@@ -82,14 +130,21 @@ class Checkpoints:
         """
         is_best = metric > max(self.history.values(), default=float("-inf"))
         self.history[epoch] = metric
-        content = {"format": _FORMAT, **state, "epoch": epoch, "metric": metric, "history": dict(self.history)}
-        save_state(self.last, content)
+        self._save(state, epoch=epoch, metric=metric)
         link(self._path(epoch), self.last)
         if is_best:
             link(self.folder / f"model_best{_SUFFIX}", self.last)
         ranked = sorted(self.history, key=lambda number: self.history[number])
         for number in ranked[: -self.keep]:
             self._path(number).unlink(missing_ok=True)
+
+    def _save(self, state: Mapping[str, Any], *, epoch: int, metric: float) -> None:
+        """Put a state in the place of the newest, which becomes the one before; a damaged one does not."""
+        if self._last_is_good:
+            link(self.folder / PREVIOUS, self.last)
+        content = {"format": _FORMAT, **state, "epoch": epoch, "metric": metric, "history": dict(self.history)}
+        save_state(self.last, content)
+        self._last_is_good = True
 
     def _path(self, epoch: int) -> Path:
         return self.folder / f"checkpoint-{epoch}{_SUFFIX}"

@@ -99,8 +99,11 @@ def _check_batches(recipe: Recipe) -> None:
 
 def _check_packages(recipe: Recipe) -> None:
     """What is asked for and is no part of the installation."""
-    if recipe.run.log_wandb and find_spec("wandb") is None:
-        raise InputError("--log-wandb needs the package wandb; pip install wandb, or leave the flag out")
+    for package in ("tensorboard", "wandb"):
+        if recipe.flat()[f"log_{package}"] and find_spec(package) is None:
+            raise InputError(
+                f"--log-{package} needs the package {package}; pip install {package}, or leave the flag out"
+            )
     opt = recipe.optim.opt
     if opt.lower().split("_")[-1].startswith("fused") and find_spec("apex") is None:
         raise InputError(f"--opt {opt} needs NVIDIA apex, which is not installed; install it, or leave 'fused' out")

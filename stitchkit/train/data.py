@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,8 +15,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.train.datasets import Datasets
+from stitchkit.train.images import checked
 from stitchkit.train.optim import weights_dtype
 from stitchkit.train.recipe import Recipe, flag_of
+from stitchkit.train.stopping import outlive_signals
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 Loader = Any
@@ -65,13 +67,17 @@ def create_loaders(
         shared = _for_both_splits(recipe, world, prepared)
         for_evaluation = shared | {key: prepared[key] for key in ("interpolation", "crop_pct", "crop_mode")}
         for_evaluation["batch_size"] = data.validation_batch_size or data.batch_size
-        validation = create_loader(datasets.validation, **for_evaluation)
+        options = {"num_classes": num_classes, "limit": data.max_unreadable}
+        images = checked(datasets.validation, split=data.val_split, is_training=False, **options)
+        validation = create_loader(images, **for_evaluation)
         train, mix = None, None
+        if datasets.train is not None:
+            images = checked(datasets.train, split=data.train_split, is_training=True, **options)
         if datasets.train is not None and recipe.run.eval:
-            train = _create_calibration_loader(datasets.train, recipe, world, for_evaluation)
+            train = _create_calibration_loader(images, recipe, world, for_evaluation)
         elif datasets.train is not None:
             mix = _mixing(recipe, num_classes)
-            train = _create_train_loader(datasets.train, recipe, prepared["interpolation"], mix, shared)
+            train = _create_train_loader(images, recipe, prepared["interpolation"], mix, shared)
     except InputError:
         raise
     except Exception as error:  # timm parses policies and names of interpolations as it goes
@@ -81,6 +87,9 @@ def create_loaders(
             f"the training split has {len(train.dataset)} images, less than one step of {data.batch_size} x "
             f"{world.size} ranks x {recipe.optim.grad_accum_steps} batches; lower --batch-size"
         )
+    for loader in (validation, train):
+        if loader is not None:
+            outlive_signals(loader)
     if data.no_prefetcher:
         direct = partial(DirectLoader, device=world.device, dtype=weights_dtype(recipe))
         validation, train = direct(validation), train and direct(train, mix=mix)
@@ -219,11 +228,16 @@ class DirectLoader:
             yield batch
 
 
-def without_padding(loader: Loader, world: World) -> Iterator[Batch]:
+def without_padding(loader: Loader, world: World, after_batch: Callable[[], None] = lambda: None) -> Iterator[Batch]:
     """The batches of this rank without the images that timm's sampler adds to make ranks even.
 
     Over all ranks every image comes exactly once. Streamed datasets have no such padding; their readers share the
     images out.
+
+    Args:
+        loader: Over a validation split.
+        world: This process among all.
+        after_batch: Called after each batch, equally often on all ranks; not for streamed datasets.
     """
     if isinstance(loader.dataset, IterableDataset):
         yield from loader
@@ -233,6 +247,7 @@ def without_padding(loader: Loader, world: World) -> Iterator[Batch]:
         if left > 0:
             yield images[:left], labels[:left]
         left -= len(images)
+        after_batch()
 
 
 def some_images(loader: Iterable[Batch], count: int) -> Iterator[torch.Tensor]:

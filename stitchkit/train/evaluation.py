@@ -28,6 +28,7 @@ from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.train.checkpoint import fingerprint, load_weights
 from stitchkit.train.data import without_padding
+from stitchkit.train.images import report
 from stitchkit.train.network import uncompiled
 from stitchkit.train.optim import Autocast, create_precision
 from stitchkit.train.progress import progress
@@ -64,6 +65,7 @@ def evaluate_stitches(session: Session) -> None:
     if not isinstance(model, SNNet):
         figures = {"model": recipe.model.model, **_score_alone(session, None, "evaluation")._asdict()}
         _logger.info("%s", json.dumps(figures))
+        report(session.loaders.validation.dataset)
         return
     wanted = model.space.select(recipe.run.eval_stitches) if recipe.run.eval_stitches else range(len(model.space))
     origin = _origin(recipe, session.world)
@@ -77,6 +79,7 @@ def evaluate_stitches(session: Session) -> None:
         if ledger is not None:
             ledger.append(cfg_id, score._asdict())
         _logger.info("stitch %d/%d  %s  acc1 %.2f", cfg_id, last, model.space[cfg_id], score.acc1)
+    report(session.loaders.validation.dataset)
     if ledger is not None:
         _logger.info("%d stitches are in %s; their front: stitchkit pareto %s", len(ledger.rows), *2 * [ledger.path])
 

@@ -7,6 +7,7 @@ the status is that of the rank, so bad input ends with one line that says what w
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,21 +16,28 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.run import parse_args, run
 
+_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+
 
 def launch(arguments: Sequence[str]) -> int:
     """Run torchrun with these arguments.
 
     Returns:
-        The exit status of the rank that failed first, 130 after a signal, or 0.
+        The exit status of the rank that failed first; 130 or 143 after SIGINT or SIGTERM, which ranks are sent too; or
+        0.
     """
     # torchrun logs each failure before it raises it; here it is said once, below.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         run(parse_args(list(arguments)))  # type: ignore[no-untyped-call]
-    except (KeyboardInterrupt, SignalException):
+    except KeyboardInterrupt:
         return 130
+    except SignalException as stop:
+        return 128 + int(stop.sigval)
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
+        if failure.exitcode in _STOPPED:  # the rank has said so
+            return failure.exitcode
         is_input_error = failure.exitcode == 2
         print(_message(failure) if is_input_error else error, file=sys.stderr)
         return failure.exitcode if failure.exitcode > 0 else 1

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,10 @@ from timm.task import ClassificationTask
 from timm.utils import dispatch_clip_grad, random_seed
 from torchvision.utils import save_image
 
-from stitchkit.distributed import World, gather_over_ranks
-from stitchkit.errors import InputError
-from stitchkit.train.data import Batch, Loader
+from stitchkit.distributed import World
+from stitchkit.train.data import Loader
 from stitchkit.train.optim import Autocast, LossScaler
+from stitchkit.train.position import Batches, Position
 from stitchkit.train.progress import progress
 from stitchkit.train.recipe import Recipe
 from stitchkit.train.reduce import GradientReducer
@@ -52,41 +51,6 @@ def save_batch(images: torch.Tensor, path: Path) -> None:
         path: A `.jpg`.
     """
     save_image(images[:, :3] if images.shape[1] >= 3 else images[:, :1], path, padding=0, normalize=True)
-
-
-class LossWindow:
-    """Losses of the steps since the last log line; they stay on the device until then."""
-
-    def __init__(self) -> None:
-        self._losses: list[torch.Tensor] = []
-        self._routes: list[tuple[int, int]] = []
-
-    def add(self, step: int, cfg_id: int | None, loss: torch.Tensor) -> None:
-        """Take in the loss of a step."""
-        self._losses.append(loss.detach())
-        self._routes.append((step, -1 if cfg_id is None else cfg_id))
-
-    def flush(self) -> float:
-        """The mean loss over steps and ranks; the window is then empty.
-
-        Raises:
-            InputError: If a loss was not finite; it names the first such step and its stitch.
-        """
-        if not self._losses:
-            return math.nan
-        losses = gather_over_ranks(torch.stack(self._losses).double())
-        routes = gather_over_ranks(torch.tensor(self._routes, device=losses.device))
-        self._losses, self._routes = [], []
-        bad = (~losses.isfinite()).nonzero()
-        if len(bad):
-            rank, index = min(bad.tolist(), key=lambda place: place[1])
-            step, cfg_id = routes[rank, index].tolist()
-            route = "" if cfg_id < 0 else f" with stitch {cfg_id}"
-            raise InputError(
-                f"the loss is {losses[rank, index].item()} at step {step}{route} on rank {rank}; stopped. The last "
-                "good checkpoint is kept. Lower the learning rate, clip gradients, or train without --amp"
-            )
-        return losses.mean().item()
 
 
 class Schedule(Protocol):
@@ -141,14 +105,29 @@ class Trainer:
         """The learning rate: the highest, where parts of the network have their own."""
         return float(max(group["lr"] for group in self.optimizer.param_groups))
 
-    def start_at(self, epoch: int) -> None:
-        """Bring the schedule to where it stands before an epoch."""
+    def start_at(self, epoch: int, done: int = 0) -> None:
+        """Bring the schedule to where it stands before an epoch, or after some of its steps."""
         if self.schedule is not None:
             self.schedule.step_update(epoch * self.updates_per_epoch)
             self.schedule.step(epoch)
+            if done:
+                self.schedule.step_update(epoch * self.updates_per_epoch + done)
 
-    def train_epoch(self, epoch: int, num_epochs: int) -> float:
+    def train_epoch(
+        self,
+        epoch: int,
+        num_epochs: int,
+        *,
+        position: Position | None = None,
+        after_step: Callable[[Position], None] = lambda _: None,
+    ) -> float:
         """Train one epoch.
+
+        Args:
+            epoch: Its number.
+            num_epochs: How many there are.
+            position: Where to go on within it; by default it begins. It is kept up to date.
+            after_step: Called after each step with the position.
 
         Returns:
             The mean loss over its steps and all ranks.
@@ -157,27 +136,31 @@ class Trainer:
             InputError: If a loss is not finite.
         """
         self._prepare(epoch)
-        batches = iter(self.loader)
-        window, total, logged = LossWindow(), 0.0, 0
+        position = position or Position()
         first, end = epoch * self.updates_per_epoch, (epoch + 1) * self.updates_per_epoch
         steps = range(first, end if self.max_steps is None else min(end, self.max_steps))
-        with progress(steps, self.world, f"epoch {epoch + 1}/{num_epochs}", unit="step") as bar:
-            for count, step in enumerate(bar, start=1):
+        rest = steps[position.done :]
+        batches = Batches(self.loader, position, self.world.device)
+        if rest and position.done:
+            batches.skip(position.done * self.recipe.optim.grad_accum_steps)
+        with progress(rest, self.world, f"epoch {epoch + 1}/{num_epochs}", unit="step") as bar:
+            for step in bar:
                 cfg_id = self.sampler.draw(step, self.world.rank) if self.sampler else None
                 loss, images = self._step(batches, cfg_id)
-                window.add(step, cfg_id, loss)
+                position.done += 1
+                position.window.add(step, cfg_id, loss)
                 if self.task.has_ema():
                     self.task.update_ema(step=step + 1)
                 if self.schedule is not None:
                     self.schedule.step_update(step + 1)
-                if count % self.recipe.run.log_interval == 0 or count == len(steps):
-                    mean = window.flush()
-                    total, logged = total + mean * (count - logged), count
+                if position.done % self.recipe.run.log_interval == 0 or position.done == len(steps):
+                    mean = position.log()
                     bar.set_postfix(loss=f"{mean:.3f}")
-                    self._log(epoch, num_epochs, count, mean)
+                    self._log(epoch, num_epochs, position.done, mean)
                     if self.recipe.run.save_images and self.world.is_primary:
-                        save_batch(images, self.folder / f"train-batch-{count - 1}.jpg")
-        return total / len(steps)
+                        save_batch(images, self.folder / f"train-batch-{position.done - 1}.jpg")
+                after_step(position)
+        return position.total / len(steps)
 
     def _prepare(self, epoch: int) -> None:
         self.task.train()
@@ -189,7 +172,7 @@ class Trainer:
         if off and epoch >= off and getattr(self.loader, "mixup_enabled", False):
             self.loader.mixup_enabled = False
 
-    def _step(self, batches: Iterator[Batch], cfg_id: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _step(self, batches: Batches, cfg_id: int | None) -> tuple[torch.Tensor, torch.Tensor]:
         """One update from as many batches as make a step, all with the same stitch; its mean loss, its last images."""
         total = torch.zeros((), device=self.world.device)
         accumulate = self.recipe.optim.grad_accum_steps

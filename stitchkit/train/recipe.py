@@ -144,6 +144,9 @@ class DataRecipe:
     validation_batch_size: int | None = _flag(
         None, "validation batch of each rank; by default the training one", "-vb", kind=int, low=1
     )
+    max_unreadable: float = _flag(
+        0.01, "share of a split's images that may be unreadable or without a class before the run stops", low=0, high=1
+    )
     workers: int = _flag(4, "loader processes of each rank", "-j", low=0)
     worker_seeding: str = _flag("all", "which random generators loader processes seed", choices=["all", "part"])
     pin_mem: bool = _flag(False, "pin memory for the transfer to the GPU")
@@ -295,7 +298,9 @@ class RunRecipe:
     """The run itself."""
 
     eval: bool = _flag(False, "evaluate every stitch of --resume instead of training", "--evaluate")
-    resume: str | None = _flag(None, "checkpoint to go on from, or to evaluate", kind=str)
+    resume: str | None = _flag(
+        None, "checkpoint to go on from or to evaluate; auto is the newest good one of the run", kind=str
+    )
     eval_stitches: str | None = _flag(
         None, "with --eval: the stitches to evaluate by cfg_id, such as 3,5,10-20; by default all", kind=str
     )
@@ -314,11 +319,16 @@ class RunRecipe:
     device: str | None = _flag(None, "cpu or cuda; by default cuda where there is one", kind=str)
     log_interval: int = _flag(50, "steps between log lines", low=1)
     val_interval: int = _flag(1, "epochs between validations of the anchors", low=1)
+    recovery_interval: int = _flag(
+        0, "steps between checkpoints within an epoch; 0 saves at its end, and when a signal stops the run",
+        "--checkpoint-interval", "--checkpoint_interval", low=0,
+    )  # fmt: skip
     checkpoint_hist: int = _flag(10, "number of epoch checkpoints to keep", low=1)
     eval_metric: str = _flag(
         "top1", "figure by which checkpoints are the best, the mean over anchors", choices=["top1", "top5", "loss"]
     )
     save_images: bool = _flag(False, "save a training batch as a picture at each log line")
+    log_tensorboard: bool = _flag(False, "write the figures of each epoch for TensorBoard, into the run's folder")
     log_wandb: bool = _flag(False, "send the figures of each epoch to Weights & Biases")
     wandb_project: str | None = _flag(None, "its project", kind=str)
     wandb_tags: list[str] = _flag([], "its tags", kind=str, nargs="+")

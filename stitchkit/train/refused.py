@@ -52,9 +52,6 @@ REFUSED: dict[str, Refusal] = {
     "device_modules": Refusal("it runs on cpu and cuda, which need no further module; use --device"),
     "local_rank": Refusal("ranks are numbered by their environment; start them with ./distributed_train.sh", 0),
     "patience_epochs": PLATEAU,
-    "recovery_interval": Refusal(
-        "a run goes on exactly from the end of its last epoch; use --resume with its last.pth.tar", 0
-    ),
     "tta": Refusal("timm's loader gives each image once, so there is nothing to average; leave it out", 0),
     "use_multi_epochs_loader": Refusal(
         "loader processes start anew at each epoch, so that a resumed run equals an unbroken one; use more --workers",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch.distributed as dist
@@ -11,14 +12,17 @@ from timm.utils import random_seed
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from stitchkit.config import StitchConfig
-from stitchkit.distributed import World, init_world
+from stitchkit.distributed import World, from_primary, init_world
 from stitchkit.errors import InputError
 from stitchkit.train.checkpoint import Checkpoints
 from stitchkit.train.data import create_loaders
 from stitchkit.train.datasets import open_datasets
 from stitchkit.train.evaluation import evaluate_stitches
+from stitchkit.train.images import explained
+from stitchkit.train.lock import locked
 from stitchkit.train.network import check_device, create_network, input_size, place_network
 from stitchkit.train.recipe import Recipe
+from stitchkit.train.recovery import find_resume
 from stitchkit.train.session import Session
 from stitchkit.train.training import train
 
@@ -35,8 +39,13 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
     """
     world = init_world(recipe.run.device)
     try:
-        with logging_redirect_tqdm():
-            session = _open_session(recipe, config, world)
+        check_device(recipe, world)
+        folder = run_folder(recipe)
+        _make_folder(folder)
+        with logging_redirect_tqdm(), _alone(recipe, folder, world), explained():
+            recipe = find_resume(recipe, folder, world)
+            _check_no_other_run(recipe, folder)
+            session = _open_session(recipe, config, world, folder)
             (evaluate_stitches if recipe.run.eval else train)(session)
     finally:
         dist.destroy_process_group()
@@ -44,11 +53,17 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
             run_folder(recipe).rmdir()  # a run that was refused leaves no empty folder
 
 
-def _open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> Session:
-    """Open the data and build the network, the quick checks first."""
-    check_device(recipe, world)
-    folder = run_folder(recipe)
-    _check_folder(recipe, folder)
+@contextmanager
+def _alone(recipe: Recipe, folder: Path, world: World) -> Iterator[None]:
+    """Keep other runs out of the folder; an evaluation and a training write different files."""
+    with ExitStack() as held:
+        lock = locked(folder / (".eval.lock" if recipe.run.eval else ".train.lock"))
+        from_primary(world, lambda: held.enter_context(lock))
+        yield
+
+
+def _open_session(recipe: Recipe, config: StitchConfig | None, world: World, folder: Path) -> Session:
+    """Open the data and build the network."""
     datasets = open_datasets(recipe)
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
     model = create_network(recipe, config, len(datasets.classes) or None)
@@ -65,8 +80,8 @@ def _open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> 
     return Session(recipe, config, model, loaders, size, datasets.classes, world, folder)
 
 
-def _check_folder(recipe: Recipe, folder: Path) -> None:
-    """See that the run's folder can be written, and that no other run in it would be overwritten."""
+def _check_no_other_run(recipe: Recipe, folder: Path) -> None:
+    """See that no other run in the folder would be overwritten."""
     last = Checkpoints(folder, keep=1).last
     goes_on = (
         recipe.run.resume is not None
@@ -75,8 +90,12 @@ def _check_folder(recipe: Recipe, folder: Path) -> None:
     )
     if not recipe.run.eval and last.exists() and not goes_on:
         raise InputError(
-            f"'{folder}' already holds a run; go on with it by --resume {last}, or choose another --experiment"
+            f"'{folder}' already holds a run; go on with it by --resume auto, or choose another --experiment"
         )
+
+
+def _make_folder(folder: Path) -> None:
+    """See that the run's folder can be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

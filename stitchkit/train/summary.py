@@ -1,4 +1,6 @@
-"""What a run writes for people: `summary.csv`, one line an epoch as timm has it, and `fit.csv`, one line a joint."""
+"""What a run writes for people: `summary.csv`, one line an epoch as timm has it; `losses.csv`, one line for each stitch
+drawn in an epoch; `fit.csv`, one line a joint.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,10 @@ from timm.utils import update_summary
 
 from stitchkit.measure.evaluate import Score
 from stitchkit.routes import Joint, StitchSpace
+from stitchkit.train.position import StitchLoss
 
 _NAME = "summary.csv"
+_LOSSES = "losses.csv"
 
 
 def write_summary(
@@ -33,9 +37,31 @@ def write_summary(
     update_summary(epoch, OrderedDict(loss=loss), figures, str(path), lr=rate, write_header=not path.exists())
 
 
-def cut_summary(folder: Path, epoch: int) -> None:
+def write_losses(folder: Path, epoch: int, space: StitchSpace, losses: Mapping[int, StitchLoss]) -> None:
+    """Append the mean training losses of an epoch, so that a person sees which routes learn.
+
+    Args:
+        folder: Of the run.
+        epoch: Number of the epoch.
+        space: The stitches.
+        losses: By `cfg_id`; stitches that were not drawn are missing.
+    """
+    path = folder / _LOSSES
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if is_new:
+            writer.writerow(["epoch", "cfg_id", "stitch", "loss", "steps"])
+        writer.writerows([epoch, cfg_id, space[cfg_id].name, *found] for cfg_id, found in losses.items())
+
+
+def cut_summaries(folder: Path, epoch: int) -> None:
     """Drop the lines of `epoch` and later, which a resumed run writes anew."""
-    path = folder / _NAME
+    for name in (_NAME, _LOSSES):
+        _cut(folder / name, epoch)
+
+
+def _cut(path: Path, epoch: int) -> None:
     if not path.exists():
         return
     with path.open(newline="") as file:

@@ -1,4 +1,4 @@
-"""Figures of each epoch to Weights & Biases, where that is asked for."""
+"""Figures of each epoch to TensorBoard and Weights & Biases, where that is asked for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from stitchkit.errors import InputError
 from stitchkit.measure.evaluate import Score
+from stitchkit.train.position import StitchLoss
 from stitchkit.train.session import Session
 
 
@@ -51,17 +52,67 @@ def start_run(folder: Path, config: Mapping[str, Any], **options: Any) -> Any:
         raise InputError(f"wandb refuses the run: {' '.join(str(error).split())}; see WANDB_MODE=offline") from error
 
 
-def log_epoch(tracker: Any, epoch: int, *, loss: float, rate: float, scores: Mapping[str, Score]) -> None:
-    """Log an epoch under the names that `summary.csv` has.
+def open_board(folder: Path, start: int) -> Any:
+    """TensorBoard's writer of a run.
 
     Args:
-        tracker: What `open_tracker` gave.
-        epoch: Number of the epoch.
-        loss: Mean training loss.
-        rate: Learning rate.
-        scores: What the validation found, by label.
+        folder: Of the run.
+        start: First epoch that it writes; what is there of later ones came from a run that was stopped, and is hidden.
+
+    Raises:
+        InputError: If tensorboard is not installed.
     """
-    figures = {
-        f"eval_{label}_{key}": value for label, score in scores.items() for key, value in score._asdict().items()
-    }
-    tracker.log({"epoch": epoch, "train_loss": loss, "lr": rate, **figures})
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InputError(
+            "the run is to be logged, but tensorboard is not installed; pip install tensorboard"
+        ) from error
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+
+
+class Tracking:
+    """Figures of each epoch to TensorBoard and Weights & Biases; only on the primary rank, and where it is asked for.
+
+    Args:
+        session: The run.
+        start: First epoch that is logged.
+
+    Raises:
+        InputError: If a package is missing, or refuses the run.
+    """
+
+    def __init__(self, session: Session, start: int):
+        self._run = open_tracker(session)
+        is_asked = session.recipe.run.log_tensorboard and session.world.is_primary
+        self._board = open_board(session.folder, start) if is_asked else None
+
+    def log_epoch(
+        self, epoch: int, *, loss: float, rate: float, scores: Mapping[str, Score], stitches: Mapping[int, StitchLoss]
+    ) -> None:
+        """Log an epoch under the names that `summary.csv` has, and the loss of each stitch by its `cfg_id`.
+
+        Args:
+            epoch: Number of the epoch.
+            loss: Mean training loss.
+            rate: Learning rate.
+            scores: What the validation found, by label.
+            stitches: Mean training losses of the stitches that were drawn, by `cfg_id`.
+        """
+        figures: dict[str, float] = {"train_loss": loss, "lr": rate}
+        for label, score in scores.items():
+            figures |= {f"eval_{label}_{key}": value for key, value in score._asdict().items()}
+        figures |= {f"stitch_loss/{cfg_id}": found.loss for cfg_id, found in stitches.items()}
+        if self._run is not None:
+            self._run.log({"epoch": epoch, **figures})
+        if self._board is not None:
+            for name, value in figures.items():
+                self._board.add_scalar(name, value, epoch)
+            self._board.flush()
+
+    def finish(self) -> None:
+        """Close what is open."""
+        if self._run is not None:
+            self._run.finish()
+        if self._board is not None:
+            self._board.close()

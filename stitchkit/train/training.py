@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from timm.utils import distribute_bn, unwrap_model
 from torch import nn
 
-from stitchkit.errors import InputError
 from stitchkit.measure.evaluate import Score, evaluate_stitch
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
-from stitchkit.train.checkpoint import Checkpoints, load_weights, restore, training_state
+from stitchkit.train.checkpoint import Checkpoints, load_weights, restore
 from stitchkit.train.data import Loader, some_images, without_padding
+from stitchkit.train.images import report
 from stitchkit.train.loop import Trainer, count_updates, seed_epoch
 from stitchkit.train.optim import create_optimizer, create_precision, create_schedule, learning_rate
+from stitchkit.train.position import Position
 from stitchkit.train.progress import progress
+from stitchkit.train.recorder import Recorder, check_finite, restore_position
 from stitchkit.train.reduce import GradientReducer
 from stitchkit.train.sampler import Sampler
 from stitchkit.train.session import Session
-from stitchkit.train.summary import cut_summary, write_fit, write_summary
+from stitchkit.train.stopping import StopSignals
+from stitchkit.train.summary import cut_summaries, write_fit, write_losses, write_summary
 from stitchkit.train.task import StitchTask, create_task
-from stitchkit.train.tracking import log_epoch, open_tracker
+from stitchkit.train.tracking import Tracking
 
 _logger = logging.getLogger(__name__)
 
@@ -40,28 +42,47 @@ def train(session: Session) -> None:
     """
     recipe, world = session.recipe, session.world
     checkpoints = Checkpoints(session.folder, keep=recipe.run.checkpoint_hist)
-    trainer, num_epochs, start = _prepare(session, checkpoints)
+    trainer, num_epochs, start, position = _prepare(session, checkpoints)
     if world.is_primary:
         session.save_settings(_SETTINGS)
-        cut_summary(session.folder, start)
-    tracker = open_tracker(session)
-    labels = list(_networks(session, trainer))
-    for epoch in range(start, num_epochs):
-        loss = trainer.train_epoch(epoch, num_epochs)
-        trainer.start_at(epoch + 1)
-        _distribute_batch_norms(session, trainer)
-        is_due = epoch + 1 == num_epochs or (epoch + 1) % recipe.run.val_interval == 0
-        scores = _validate(session, trainer, f"epoch {epoch + 1}/{num_epochs}") if is_due else {}
-        _check_finite(trainer, scores, epoch)
-        if world.is_primary:
-            state = training_state(session, trainer.task, trainer.optimizer, trainer.scaler)
-            checkpoints.save(state, epoch=epoch, metric=_metric(scores, recipe.run.eval_metric))
-            write_summary(session.folder, epoch, loss=loss, rate=trainer.rate, scores=scores, labels=labels)
-        if tracker is not None:
-            log_epoch(tracker, epoch, loss=loss, rate=trainer.rate, scores=scores)
-    if tracker is not None:
-        tracker.finish()
+        cut_summaries(session.folder, start)
+    tracking = Tracking(session, start)
+    with StopSignals(world) as signals:
+        recorder = Recorder(session, trainer, checkpoints, signals)
+        for epoch in range(start, num_epochs):
+            here, position = position or Position(), None
+            loss, scores = _run_epoch(session, trainer, recorder, epoch, num_epochs, here)
+            if world.is_primary:
+                recorder.save_epoch(epoch, _metric(scores, recipe.run.eval_metric))
+                labels = list(_networks(session, trainer))
+                write_summary(session.folder, epoch, loss=loss, rate=trainer.rate, scores=scores, labels=labels)
+                if isinstance(session.model, SNNet):
+                    write_losses(session.folder, epoch, session.model.space, here.stitch_losses)
+            tracking.log_epoch(epoch, loss=loss, rate=trainer.rate, scores=scores, stitches=here.stitch_losses)
+    tracking.finish()
     _say_next(session, checkpoints, nothing_left=start >= num_epochs)
+
+
+def _run_epoch(
+    session: Session, trainer: Trainer, recorder: Recorder, epoch: int, num_epochs: int, here: Position
+) -> tuple[float, dict[str, Score]]:
+    """Train an epoch, or the rest of it, and validate; the mean loss and the scores."""
+    has_trained = here.done == trainer.updates_per_epoch
+    loss = trainer.train_epoch(
+        epoch, num_epochs, position=here, after_step=lambda position: recorder.after_step(epoch, position)
+    )
+    trainer.start_at(epoch + 1)
+    report(trainer.loader.dataset)
+    if not has_trained:
+        _distribute_batch_norms(session, trainer)
+        recorder.after_steps(epoch, here)
+    is_due = epoch + 1 == num_epochs or (epoch + 1) % session.recipe.run.val_interval == 0
+    scores = {}
+    if is_due:
+        when = f"epoch {epoch + 1}/{num_epochs}"
+        scores = _validate(session, trainer, when, lambda: recorder.while_validating(epoch, here))
+    check_finite(trainer, scores, epoch)
+    return loss, scores
 
 
 def _metric(scores: Mapping[str, Score], name: str) -> float:
@@ -81,8 +102,8 @@ def _distribute_batch_norms(session: Session, trainer: Trainer) -> None:
         distribute_bn(trainer.task.get_trainable_module(ema=True), size, settings.dist_bn == "reduce")
 
 
-def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, int, int]:
-    """The trainer, the number of epochs, and the first epoch to train."""
+def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, int, int, Position | None]:
+    """The trainer, the number of epochs, the first epoch to train, and where in it."""
     recipe, model, world, loader = session.recipe, session.model, session.world, session.loaders.train
     assert loader is not None, "training opens the training split"
     content = load_weights(session) if recipe.run.resume else None
@@ -103,10 +124,10 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, int, 
         )
     updates = count_updates(loader, recipe)
     schedule, num_epochs = create_schedule(recipe, optimizer, updates_per_epoch=updates)
-    start = 0
+    start, position = 0, None
     if content is not None and not recipe.run.no_resume_opt:
         start = restore(content, recipe, task, optimizer, scaler)
-        checkpoints.history = dict(content["history"])
+        checkpoints.resumed(recipe.run.resume or "", content["history"])
     if recipe.schedule.start_epoch is not None:
         start = recipe.schedule.start_epoch
         checkpoints.history = {epoch: metric for epoch, metric in checkpoints.history.items() if epoch < start}
@@ -114,9 +135,11 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, int, 
     trainer = Trainer(
         task, loader, optimizer, schedule, autocast, scaler, reducer, sampler, recipe, world, session.folder
     )
-    trainer.start_at(start)
+    if content is not None and start == content.get("epoch", -1) + 1 and not recipe.run.no_resume_opt:
+        position = restore_position(content, trainer)
+    trainer.start_at(start, 0 if position is None else position.done)
     _logger.info("%d epochs of %d steps, learning rate %.3g, into %s", num_epochs, updates, rate, session.folder)
-    return trainer, num_epochs, start
+    return trainer, num_epochs, start, position
 
 
 def _distribute(task: StitchTask, session: Session) -> GradientReducer | None:
@@ -166,24 +189,15 @@ def _networks(session: Session, trainer: Trainer) -> dict[str, tuple[nn.Module, 
     }
 
 
-def _validate(session: Session, trainer: Trainer, when: str) -> dict[str, Score]:
+def _validate(session: Session, trainer: Trainer, when: str, after_batch: Callable[[], None]) -> dict[str, Score]:
     """Scores of the anchors inside the SN-Net, or of the plain model, and of their moving averages."""
     loader, world, scores = session.loaders.validation, session.world, {}
     for label, (network, cfg_id) in _networks(session, trainer).items():
-        batches = progress(without_padding(loader, world), world, label, unit="batch", total=len(loader))
+        batches = progress(without_padding(loader, world, after_batch), world, label, unit="batch", total=len(loader))
         scores[label] = evaluate_stitch(network, cfg_id, batches, device=world.device, autocast=trainer.autocast)
     _logger.info("%s  acc1  %s", when, "  ".join(f"{label} {score.acc1:.2f}" for label, score in scores.items()))
+    report(loader.dataset)
     return scores
-
-
-def _check_finite(trainer: Trainer, scores: dict[str, Score], epoch: int) -> None:
-    """Refuse to save an epoch whose last update broke the weights; its own loss was computed before that update."""
-    finite = all(parameter.isfinite().all() for parameter in trainer.task.get_trainable_module().parameters())
-    if not finite or not all(math.isfinite(score.loss) for score in scores.values()):
-        raise InputError(
-            f"weights or validation loss are not finite after epoch {epoch + 1}; stopped. The last good checkpoint is "
-            "kept. Lower the learning rate, clip gradients (--clip-grad 1), or train with --no-amp"
-        )
 
 
 def _say_next(session: Session, checkpoints: Checkpoints, *, nothing_left: bool) -> None:

@@ -22,10 +22,16 @@ FLOORS = {
     "stitchkit/parser.py": 1,
     "stitchkit/__init__.py": 7,
     "stitchkit/commands.py": 7,
-    "assembly": 8,
-    "stitchkit/cli.py": 9,
-    "stitchkit/__main__.py": 10,
-    "benchmarks": 11,
+    "assembly/__init__.py": 8,
+    "assembly/parts": 8,
+    "assembly/config": 9,
+    "assembly/datasets": 9,
+    "assembly/train": 10,
+    "assembly/sweep": 11,
+    "assembly/commands.py": 12,
+    "stitchkit/cli.py": 13,
+    "stitchkit/__main__.py": 14,
+    "benchmarks": 15,
 }
 FAMILIES = ("stitching_deit", "stitching_levit", "stitching_resnet_swin", "stitching_swin")
 PACKAGES = ("stitchkit", *FAMILIES, "assembly", "benchmarks")

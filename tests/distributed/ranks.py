@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
+import pkgutil
 import socket
 from collections.abc import Mapping, Sequence
 
@@ -12,16 +12,23 @@ import torch
 from stitchkit.cli import main
 
 
-def run_on_two_ranks(commands: Sequence[Sequence[object]], replace: Mapping[str, object] | None = None) -> None:
+def run_on_two_ranks(
+    commands: Sequence[Sequence[object]],
+    replace: Mapping[str, object] | None = None,
+    codes: Sequence[int] | None = None,
+) -> None:
     """Run `stitchkit` commands one after the other, each as two ranks of one group.
 
     Args:
         commands: Arguments of `stitchkit`.
+        codes: Their exit statuses on both ranks; by default 0.
         replace: What to put in the place of functions, by their path; checks that look at both ranks.
     """
     ports = [_free_port() for _ in commands]
     torch.multiprocessing.spawn(
-        _rank, ([list(map(str, command)) for command in commands], ports, replace or {}), nprocs=2
+        _rank,
+        ([list(map(str, command)) for command in commands], ports, replace or {}, codes or [0] * len(commands)),
+        nprocs=2,
     )
 
 
@@ -31,12 +38,14 @@ def _free_port() -> int:
         return int(place.getsockname()[1])
 
 
-def _rank(rank: int, commands: list[list[str]], ports: list[int], replace: Mapping[str, object]) -> None:
+def _rank(
+    rank: int, commands: list[list[str]], ports: list[int], replace: Mapping[str, object], codes: Sequence[int]
+) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
     for path, function in replace.items():
-        module, _, name = path.rpartition(".")
-        setattr(importlib.import_module(module), name, function)
-    for command, port in zip(commands, ports, strict=True):
+        place, _, name = path.rpartition(".")
+        setattr(pkgutil.resolve_name(place), name, function)
+    for command, port, code in zip(commands, ports, codes, strict=True):
         os.environ["MASTER_PORT"] = str(port)
-        assert main(command) == 0
+        assert main(command) == code

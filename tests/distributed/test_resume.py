@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stitchkit.cli import main
-from stitchkit.train.summary import cut_summary
+from stitchkit.train.summary import cut_summaries
 from tests.support import FLAGS, ROOT, launch, weights, write_config
 
 # Everything that is random or has a state is on.
@@ -117,8 +117,8 @@ def test_checkpoints_keep_the_best_epochs(images, config, tmp_path):
 
 def test_a_summary_that_was_killed_before_its_first_line_is_begun_again(tmp_path):
     (tmp_path / "summary.csv").write_text("")
-    cut_summary(tmp_path, 0)
+    cut_summaries(tmp_path, 0)
     assert not (tmp_path / "summary.csv").exists()
     (tmp_path / "summary.csv").write_text("epoch,train_loss\n0,1.0\n1,0.5\n")
-    cut_summary(tmp_path, 1)
+    cut_summaries(tmp_path, 1)
     assert (tmp_path / "summary.csv").read_text().split() == ["epoch,train_loss", "0,1.0"]

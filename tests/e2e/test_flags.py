@@ -175,6 +175,29 @@ def test_a_run_that_wandb_refuses(monkeypatch, tmp_path):
         tracked(monkeypatch, tmp_path, refused)
 
 
+def test_figures_go_to_tensorboard(images, config, tmp_path):
+    """Read back by tensorboard itself; an epoch that is trained again after a stop is there once."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    flags = [*FLAGS, "--log-tensorboard", "--output", tmp_path, "--experiment", "logged"]
+    folder = tmp_path / "logged"
+    for more in (["--epochs", "3"], ["--epochs", "3", "--resume", folder / "checkpoint-0.pth.tar"]):
+        assert main(list(map(str, ["train", images, "--stitch_config", config, *flags, *more]))) == 0
+    board = EventAccumulator(str(folder / "tensorboard"))
+    board.Reload()
+    with (folder / "summary.csv").open() as file:
+        summary = list(csv.DictReader(file))
+    for name in ("train_loss", "eval_ti_acc1", "lr"):
+        found = board.Scalars(name)
+        assert [event.step for event in found] == [0, 1, 2]
+        assert [event.value for event in found] == pytest.approx([float(line[name]) for line in summary])
+    with (folder / "losses.csv").open() as file:
+        for line in csv.DictReader(file):
+            found = {event.step: event.value for event in board.Scalars(f"stitch_loss/{line['cfg_id']}")}
+            assert found[int(line["epoch"])] == pytest.approx(float(line["loss"]))
+
+
 def test_figures_go_to_wandb(images, config, tmp_path):
     """The real package, which writes what it would send into a file."""
     pytest.importorskip("wandb")
@@ -186,5 +209,13 @@ def test_figures_go_to_wandb(images, config, tmp_path):
     assert result.returncode == 0, result.stderr
     (log,) = (tmp_path / "logged/wandb").glob("offline-run-*/*.wandb")
     written = log.read_bytes()
-    for expected in (b"our-project", b"our-tag", b"logged", b"train_loss", b"eval_ti_acc1", b"stitch_init_bs"):
+    for expected in (
+        b"our-project",
+        b"our-tag",
+        b"logged",
+        b"train_loss",
+        b"eval_ti_acc1",
+        b"stitch_loss/",
+        b"stitch_init_bs",
+    ):
         assert expected in written

@@ -10,10 +10,10 @@ import pytest
 import torch
 import yaml
 
-from assembly.config import JobConfig
-from assembly.data import TrainingLoader, open_data
-from assembly.network import build_network
-from assembly.task import Captured, JobTask, WeightedLoss
+from assembly.config.job import JobConfig
+from assembly.parts.network import build_network
+from assembly.train.data import TrainingLoader, open_data
+from assembly.train.task import Captured, JobTask, WeightedLoss
 from stitchkit.cli import main
 from stitchkit.distributed import World
 from tests.support import weights

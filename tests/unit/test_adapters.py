@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from assembly.adapters import SimpleAdapter
-from assembly.blocks import (
+from assembly.parts.adapters import SimpleAdapter
+from assembly.parts.blocks import (
     NORMS,
     ResNetBasicBlock,
     ResNetBottleneck,

@@ -10,8 +10,8 @@ from torch import nn
 
 from stitchkit.errors import InputError
 from stitchkit.model.cut import cut, steps
-from stitchkit.model.flow import Flow
-from stitchkit.model.trace import trace
+from stitchkit.model.cut.flow import Flow
+from stitchkit.model.cut.trace import trace
 from tests.support import pico_images, randomize
 
 
@@ -153,6 +153,38 @@ def test_a_part_of_a_branch_stands_alone(resnet):
     assert torch.equal(piece(x), block.conv2(block.act1(block.bn1(x))))
 
 
+def test_a_module_stands_alone_though_a_skip_connection_passes_by(resnet, vit):
+    branch = cut(resnet, block_input="layer2.0.downsample", block_output="layer2.0.downsample")
+    x = torch.randn(2, 8, 8, 8)
+    assert torch.equal(branch(x), resnet.layer2[0].downsample(x))
+    attention = cut(vit, block_input="blocks.1.attn", block_output="blocks.1.attn")
+    tokens = torch.randn(2, 5, 32)
+    assert torch.equal(attention(tokens), vit.blocks[1].attn(tokens))
+
+
+def test_a_piece_can_be_cut_again(resnet):
+    x = pico_images(size=64)
+    piece = cut(resnet, block_output="layer2")
+    assert torch.equal(rejoin(piece, x, (None, "layer1"), ("layer2", None)), piece(x))
+
+
+def test_a_piece_can_be_exported(resnet):
+    x = pico_images(size=64)
+    piece = cut(resnet, block_output="layer2")
+    assert torch.equal(torch.export.export(piece, (x,)).module()(x), piece(x))
+
+
+def test_of_several_values_the_one_that_is_used_leaves():
+    model = torchvision.models.VisionTransformer(32, 16, 2, 2, 32, 32, num_classes=4).eval()
+    attention = "encoder.layers.encoder_layer_1.self_attention"
+    norm = cut(model, block_output=["encoder.layers.encoder_layer_1.ln_1", attention])
+    normed, attended = norm(pico_images(size=32))
+    expected, _ = model.get_submodule(attention)(normed, normed, normed, need_weights=False)
+    assert torch.equal(attended, expected)
+    with pytest.raises(InputError, match="takes several values at once from"):
+        cut(model, block_input="encoder.layers.encoder_layer_1.getitem")
+
+
 def test_several_outputs(resnet):
     x = pico_images(size=64)
     one, two = cut(resnet, block_output=["layer1", "layer2.0.conv1"])(x)
@@ -246,6 +278,19 @@ def test_cutting_leaves_the_model_as_it_is():
     assert [module.training for module in model] == [True, False]
 
 
+def test_a_model_that_keeps_what_it_saw_can_be_cut_after_it_ran():
+    """timm's LeViT keeps biases from evaluation; a piece has the parameters, so that they train."""
+    size = {"img_size": 64, "embed_dim": (16, 24, 32), "key_dim": 8, "num_heads": (2, 2, 2), "num_classes": 4}
+    model, x = randomized(timm.create_model("levit_128s", **size)), pico_images(size=64)
+    model(x)
+    attention = "stages.1.blocks.0.attn"
+    piece = cut(model, block_input=attention, block_output=attention)
+    tokens = torch.randn(2, 4, 24)
+    assert torch.equal(piece(tokens), model.get_submodule(attention)(tokens))
+    piece(tokens).sum().backward()
+    assert model.get_parameter(f"{attention}.attention_biases").grad is not None
+
+
 def test_a_second_call_has_a_name_of_its_own():
     model = Twice(block=nn.Linear(4, 4))
     x = torch.randn(2, 4)
@@ -262,6 +307,8 @@ def test_a_second_call_has_a_name_of_its_own():
         (None, "conv1.weight", "unknown node 'conv1.weight'; did you mean 'conv1'"),
         ("layer3", "layer2", "block_output 'layer2' ends before block_input 'layer3' begins"),
         ("layer3", ["layer4", "layer1"], "block_output 'layer1' ends before block_input 'layer3' begins"),
+        ("", None, "unknown node ''"),
+        (None, [], "block_output is an empty list; name at least one node, or leave it out"),
         (None, "x", "block_output 'x' ends before block_input 'x' begins"),
         (
             "layer2.0.bn1",
@@ -292,7 +339,7 @@ def test_what_cannot_be_cut_is_named(resnet, begin, end, message):
 
 def test_an_output_that_does_not_depend_on_the_input_is_refused():
     model = Forked(left=nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), **linears("right", "last", "unused"))
-    with pytest.raises(InputError, match="'right' does not depend on block_input 'left.1'"):
+    with pytest.raises(InputError, match=r"'right' does not depend on block_input 'left\.1'"):
         cut(model, block_input="left.1", block_output="right")
     with pytest.raises(InputError, match="output does not depend on 'unused', a Linear"):
         cut(model, block_output="unused")

@@ -12,8 +12,8 @@ import torchvision.datasets
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from assembly.datasets import open_dataset
-from assembly.sources import SOURCES
+from assembly.datasets.named import open_dataset
+from assembly.datasets.sources import SOURCES
 from stitchkit.errors import InputError
 from stitchkit.train.digits import write_digits
 from tests import archives
@@ -198,7 +198,7 @@ def test_no_server_is_asked_unless_a_download_is(tmp_path):
 
 
 def test_a_missing_package_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr("assembly.datasets.find_spec", lambda _: None)
+    monkeypatch.setattr("assembly.datasets.named.find_spec", lambda _: None)
     with pytest.raises(InputError, match="pip install datasets"):
         open_dataset("hfds/nobody/nothing", root=tmp_path, split="train")
 

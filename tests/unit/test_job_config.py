@@ -6,10 +6,10 @@ import yaml
 from PIL import Image
 from torchvision.transforms import v2
 
-from assembly.config import JobConfig
-from assembly.optim import SCHEDULERS, create_optimizer, create_schedule
-from assembly.preprocessing import create_transform
-from assembly.settings import TrainConfig
+from assembly.config.job import JobConfig
+from assembly.config.optim import SCHEDULERS, create_optimizer, create_schedule
+from assembly.config.preprocessing import create_transform
+from assembly.config.settings import TrainConfig
 from stitchkit.errors import InputError
 
 PUBLISHED = """\

@@ -5,10 +5,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stitchkit.distributed import World
+from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
 from stitchkit.train.flags import make_recipe
-from stitchkit.train.loop import LossWindow, Trainer
+from stitchkit.train.loop import Trainer
 from stitchkit.train.optim import LossScaler, create_optimizer, create_precision, create_schedule
+from stitchkit.train.position import LossWindow, Position
 from stitchkit.train.sampler import Sampler
 from stitchkit.train.task import StitchTask
 from tests.support import family_snnet
@@ -68,7 +70,7 @@ def test_steps_read_nothing_back(name, family, monkeypatch):
 
     def flush(window):
         found.append((len(window._losses), reads.count))
-        return 0.0
+        return []
 
     monkeypatch.setattr(LossWindow, "flush", flush)
     for copy in ("cpu", "tolist", "numpy"):  # on a CPU they are no operations
@@ -84,3 +86,43 @@ def test_what_is_read_back_is_counted():
         assert torch.ones(()).item() == 1
         assert torch.ones(())
     assert reads.count == 2
+
+
+def test_losses_of_stitches_are_the_means_of_their_steps(monkeypatch):
+    """Against the losses themselves, over several log lines; going on from a saved state changes nothing."""
+    subject, position, found = trainer("vit", {"log_interval": 3}, scaled=False), Position(), []
+    inner = subject._step
+
+    def step(batches, cfg_id):
+        loss, images = inner(batches, cfg_id)
+        found.append((cfg_id, loss.item()))
+        return loss, images
+
+    monkeypatch.setattr(subject, "_step", step)
+    states = []
+    mean = subject.train_epoch(
+        0, 1, position=position, after_step=lambda here: states.append(here.state(torch.device("cpu")))
+    )
+    assert len(found) == 8
+    assert mean == pytest.approx(sum(loss for _, loss in found) / 8)
+    drawn = {cfg_id for cfg_id, _ in found}
+    assert position.stitch_losses.keys() == drawn
+    assert len(drawn) > 1
+    for cfg_id, (loss, steps) in position.stitch_losses.items():
+        own = [loss for number, loss in found if number == cfg_id]
+        assert (loss, steps) == (pytest.approx(sum(own) / len(own)), len(own))
+    again = Position.from_state(states[4], torch.device("cpu"))
+    for number, (cfg_id, loss) in enumerate(found[5:], start=5):
+        again.window.add(number, cfg_id, torch.tensor(loss))
+    again.done = 8
+    again.log()
+    assert again.stitch_losses == position.stitch_losses
+
+
+def test_a_loss_that_is_not_finite_names_its_stitch():
+    window = LossWindow()
+    for step, loss in enumerate((1.0, float("nan"), float("inf"))):
+        window.add(step, 10 + step, torch.tensor(loss))
+    with pytest.raises(InputError, match="the loss is nan at step 1 with stitch 11 on rank 0; stopped"):
+        window.flush()
+    assert window.flush() == []

@@ -192,6 +192,7 @@ def test_pretrained_path_is_for_one_model(tmp_path):
     ("package", "arguments", "message"),
     [
         ("wandb", ["--log-wandb"], "needs the package wandb; pip install wandb"),
+        ("tensorboard", ["--log-tensorboard"], "needs the package tensorboard; pip install tensorboard"),
         ("apex", ["--opt", "fusedadam"], "needs NVIDIA apex, which is not installed"),
         ("apex", ["--opt", "lookahead_fusedsgd"], "needs NVIDIA apex"),
     ],

@@ -1,0 +1,1 @@
+"""What a job's file says, read and checked."""

@@ -1,0 +1,1 @@
+"""Parts: what networks of jobs are made of."""

@@ -1,0 +1,1 @@
+"""Sweeps: every gap bridged by every stitcher."""

@@ -1,0 +1,85 @@
+"""What a sweep found: all results in one table, and its pictures."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from stitchkit.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_COLUMNS = {"Epoch": "epoch", "Step": "step", "LR": "lr", "Loss": "loss", "Overall/Train Loss": "train_loss"}
+_TEST_ACCURACY = re.compile(r"Overall/(.+)/Test Accuracy")
+_SEED = re.compile(r"result-(\d+)")
+
+
+def sweep_report(folder: str | Path) -> list[Path]:
+    """Write `results.csv`, `results.parquet` and the pictures of every sweep into the folder of its jobs.
+
+    Args:
+        folder: The folder that the sweep wrote its jobs into; one may hold several sweeps.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: If there is no result in it.
+    """
+    from assembly.sweep.draw import draw_accuracy_over_parameters, draw_heat_map, draw_learning_curves
+
+    place = Path(folder)
+    table = collect(place)
+    files = [place / "results.csv", place / "results.parquet"]
+    table.to_csv(files[0], index=False)
+    table.to_parquet(files[1], index=False)
+    for arch, rows in table.groupby("arch"):
+        for kind, draw in (
+            ("heatmap", draw_heat_map),
+            ("parameters", draw_accuracy_over_parameters),
+            ("curves", draw_learning_curves),
+        ):
+            files.append(place / f"{arch}-{kind}.png")
+            draw(rows, files[-1])
+    return files
+
+
+def collect(folder: str | Path) -> pd.DataFrame:
+    """One row for each job, seed and epoch, with what its folder says of the job; accuracies are in percent.
+
+    Raises:
+        InputError: If there is no result in the folder.
+    """
+    import pandas as pd
+
+    place = Path(folder)
+    if not place.is_dir():
+        raise InputError(f"folder '{folder}' does not exist; give the -o of a sweep")
+    tables = [
+        _rows(result, yaml.safe_load(about.read_text()))
+        for about in sorted(place.glob("*/metadata.yml"))
+        for result in sorted(about.parent.glob("result*.csv"))
+    ]
+    if not tables:
+        raise InputError(f"folder '{folder}' holds no results of a sweep; run one with stitchkit sweep -c FILE -o DIR")
+    return pd.concat(tables, ignore_index=True)
+
+
+def _rows(result: Path, about: dict[str, Any]) -> pd.DataFrame:
+    """The epochs of one job, in tidy columns."""
+    import pandas as pd
+
+    raw = pd.read_csv(result)
+    named = re.match(_SEED, result.name)
+    gap = f"{about['first_deleted_block']},{about['last_deleted_block']}" if "adapter" in about else ""
+    rows = raw.rename(columns=_COLUMNS)[[name for old, name in _COLUMNS.items() if old in raw]]
+    tests = raw[[name for name in raw if _TEST_ACCURACY.fullmatch(name)]]
+    plain = {key: value for key, value in about.items() if not isinstance(value, dict | list)}
+    # With several data sets the mean speaks for all of them.
+    accuracy = 100 * tests.mean(axis=1)
+    seed = int(named.group(1)) if named else pd.NA
+    return rows.assign(job=result.parent.name, seed=seed, gap=gap, test_accuracy=accuracy, **plain)

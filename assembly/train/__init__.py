@@ -1,0 +1,1 @@
+"""Running a job: its network, its epochs, its result."""

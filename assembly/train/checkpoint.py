@@ -1,0 +1,101 @@
+"""Checkpoints of a job: all that it needs to go on, and weights to start from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from assembly.config.optim import Schedule
+from stitchkit.errors import InputError
+from stitchkit.model.weights import load_content, read_checkpoint, weights_of
+from stitchkit.train.checkpoint import link, save_state
+from stitchkit.train.optim import load_optimizer
+
+_logger = logging.getLogger(__name__)
+
+_FORMAT = "stitchkit job 1"
+NEWEST = "checkpoint.pth"
+"""Name of the newest checkpoint in a job's folder; each epoch's is `model-<step>.pth`."""
+
+
+def save(folder: Path, state: Mapping[str, Any], *, step: int) -> None:
+    """Write the state of a job after an epoch.
+
+    Args:
+        folder: Of the job.
+        state: Plain data and tensors.
+        step: Number of steps done.
+    """
+    save_state(folder / NEWEST, {"format": _FORMAT, **state, "step": step})
+    link(folder / f"model-{step}.pth", folder / NEWEST)
+
+
+def load_weights(network: nn.Module, path: str, *, strict: bool) -> None:
+    """Start from the weights in a file.
+
+    Args:
+        network: The network.
+        path: The file, ours, a published one or any of named weights.
+        strict: It must have all names and no others; else what fits is loaded and the rest is named.
+
+    Raises:
+        InputError: If it cannot be read, or does not fit.
+    """
+    content = read_checkpoint(path)
+    if strict:
+        load_content(network, content, path)
+        return
+    weights, own = weights_of(content), network.state_dict()
+    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    if not fitting:
+        raise InputError(f"checkpoint '{path}' has nothing that fits this network; check the path")
+    network.load_state_dict(fitting, strict=False)
+    _logger.info("%d of %d weights are from %s", len(fitting), len(own), path)
+
+
+def resume(
+    network: nn.Module, optimizer: torch.optim.Optimizer | None, schedule: Schedule | None, path: str
+) -> dict[str, Any]:
+    """Put a job back to where it stood.
+
+    Args:
+        network: The network, built with the same settings.
+        optimizer: Made with the same settings; None where nothing is to be trained.
+        schedule: Made with the same settings.
+        path: The checkpoint.
+
+    Returns:
+        All that the file holds: `epoch`, the number of epochs done, and `rows` of the result among it.
+
+    Raises:
+        InputError: If it is no checkpoint of a job, or of a different one.
+    """
+    content = read_checkpoint(path)
+    if content.get("format") != _FORMAT:
+        raise InputError(
+            f"checkpoint '{path}' holds no state of a job of stitchkit; start from its weights with --load-from"
+        )
+    load_content(network, content, path)
+    if optimizer is None:
+        return content
+    if content["opt"] != type(optimizer).__name__:
+        raise InputError(
+            f"checkpoint '{path}' was trained with optimizer {content['opt']}, not {type(optimizer).__name__}; use "
+            "the same, or start from its weights with --load-from"
+        )
+    if (schedule is None) != (content["scheduler"] is None):
+        raise InputError(f"checkpoint '{path}' was trained with another lr_scheduler; use the same")
+    try:
+        load_optimizer(optimizer, content["optimizer"])
+        if schedule is not None:
+            schedule.load_state_dict(content["scheduler"])
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError(
+            f"the optimizer or lr_scheduler of '{path}' does not fit: {error}; use the same settings"
+        ) from error
+    return content

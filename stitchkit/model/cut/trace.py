@@ -1,0 +1,230 @@
+"""The graph of a model as torch.fx sees it, with names that do not depend on how much of the model was traced."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torchvision
+from timm.models import get_notrace_functions, get_notrace_modules
+from torch import fx, nn
+
+from stitchkit.errors import InputError
+
+INPUT = "x"
+"""What a model's input is called here, whatever its `forward` calls it."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The graph of a model in one mode.
+
+    Args:
+        graph: Its nodes; a module that was not traced into is one node.
+        labels: A name for every node but parameters and the output: the path of a module, or the path of the module
+            in which a function runs and the function's name. A second call of either has `_1` behind it, and so on.
+        root: The model that the nodes' targets are found in; it shares its tensors with the one that was traced.
+        training: Whether it is how the model runs in training mode.
+    """
+
+    graph: fx.Graph
+    labels: dict[fx.Node, str]
+    root: nn.Module
+    training: bool
+
+
+def trace(model: nn.Module, names: Collection[str] = (), *, training: bool = False, deep: bool = False) -> Trace:
+    """Trace a model into its blocks, and further only as far as names ask.
+
+    Sequences of blocks are traced into. All other modules are one node each, unless they hold a node that is named.
+    Layers of torch, and what is derived from one, are always one node.
+
+    Args:
+        model: Any module that takes one tensor.
+        names: Names of nodes that the graph is to show.
+        training: Trace the model in training mode rather than in evaluation mode.
+        deep: Trace into every module that can be traced.
+
+    Raises:
+        InputError: If the model, or a module that holds a named node, cannot be traced.
+    """
+    asked = {part for name in names for part in _ancestors(name)}
+    whole: set[type[nn.Module]] = set()
+    while True:
+        root = _twin(model).train(training)
+        tracer = _Tracer(asked, whole, deep=deep)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                graph = tracer.trace(root)
+            tracer.refuse_lost_changes()
+            return Trace(graph, tracer.labels, root, training)
+        except _Untraceable as error:
+            whole.add(error.kind)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"{type(model).__name__} cannot be traced between its blocks: {_short(error)}; cut its blocks, each as "
+                "a model of its own"
+            ) from error
+
+
+class _Untraceable(Exception):
+    """Modules of a class have to stay whole."""
+
+    def __init__(self, kind: type[nn.Module]):
+        super().__init__(kind)
+        self.kind = kind
+
+
+class _Tracer(fx.Tracer):
+    """Traces into sequences of blocks and into what was asked for.
+
+    Args:
+        asked: Paths of modules to trace into.
+        whole: Classes of modules that cannot be traced into.
+        deep: Trace into all other modules too.
+    """
+
+    def __init__(self, asked: Collection[str], whole: Collection[type[nn.Module]], *, deep: bool):
+        super().__init__((math, torchvision.ops), tuple(get_notrace_functions()), param_shapes_constant=True)
+        self.labels: dict[fx.Node, str] = {}
+        self._owners: dict[fx.Node, str] = {}
+        self._asked = asked
+        self._deep = deep
+        self._whole = tuple(whole)
+        self._path, self._label = "", ""  # of the module that is running
+        self._used: set[str] = set()
+        self._paths: set[str] = set()
+        self._buffers: dict[int, str] = {}
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:  # noqa: ARG002
+        """One input; all further arguments have their defaults."""
+        self._paths = {path for path, _ in self.root.named_modules()}
+        self._buffers = {id(buffer): name for name, buffer in self.root.named_buffers()}
+        return root_fn, [self.root, self.create_proxy("placeholder", INPUT, (), {})]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module stays whole."""
+        if module_qualified_name in self._asked or is_layer(m):
+            return is_layer(m)
+        return isinstance(m, self._whole) or not (self._deep or is_sequence_of_blocks(m))
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        """Let buffers, like parameters, be read when a piece runs, not when it is cut."""
+        name = self._buffers.get(id(attr_val))
+        if name is None:
+            return super().getattr(attr, attr_val, parameter_proxy_cache)
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Note where the nodes of a module arise."""
+        path, before = self.path_of_module(m), (self._path, self._label)
+        inside = path.startswith(f"{self._path}.") if self._path else True
+        label = self._label + path[len(self._path) :] if inside else path
+        self._path, self._label = path, self._fresh(label, {label})
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except (_Untraceable, InputError):
+            raise
+        except Exception as error:
+            raise self._failure(path, error) from error
+        finally:
+            self._path, self._label = before
+
+    def _failure(self, path: str, error: Exception) -> Exception:
+        if path in self._asked:
+            return InputError(f"'{path}' cannot be traced into: {_short(error)}; cut before or after it")
+        return _Untraceable(type(self.root.get_submodule(path)))
+
+    def refuse_lost_changes(self) -> None:
+        """See that no tensor is changed in place by a call whose value nobody uses: a piece would leave it out."""
+        for node, path in self._owners.items():
+            if not node.users and str(node.target).endswith("_"):
+                error = ValueError(f"it changes a tensor in place by {node.target}")
+                raise self._failure(path, error) if path else error
+
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """Name a node by its place in the model."""
+        node = super().create_node(kind, target, *args, **kwargs)
+        if kind == "call_module":
+            self.labels[node] = self._label
+        elif kind not in ("get_attr", "output"):
+            self._owners[node] = self._path
+            name = target if isinstance(target, str) else target.__name__
+            label = f"{self._label}.{name}" if self._label else name
+            self.labels[node] = self._fresh(label)
+        return node
+
+    def _fresh(self, label: str, allowed: Collection[str] = ()) -> str:
+        """A label, numbered if it is taken: by an earlier node, or, unless allowed, as the path of a module."""
+        number, fresh = 0, label
+        while fresh in self._used or (fresh in self._paths and fresh not in allowed):
+            number += 1
+            fresh = f"{label}_{number}"
+        self._used.add(fresh)
+        return fresh
+
+
+_CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is a layer of torch, of a class derived from one, or a layer that timm keeps whole."""
+    bases = (base for base in type(module).__mro__ if base not in _CONTAINERS)
+    kept = isinstance(module, tuple(get_notrace_modules()))
+    return kept or any(base.__module__.startswith(("torch.nn.", "torch.ao.nn.")) for base in bases)
+
+
+def is_sequence_of_blocks(module: nn.Module) -> bool:
+    """Whether a module is a plain sequence, or holds a list of two or more blocks of one class, as stages do.
+
+    What is itself a sequence, such as torchvision's convolution with norm and activation, is no block.
+    """
+    return type(module) is nn.Sequential or any(_is_list_of_blocks(child) for child in module.children())
+
+
+def _is_list_of_blocks(module: nn.Module) -> bool:
+    if type(module) not in (nn.Sequential, nn.ModuleList):
+        return False
+    children = [child for child in module.children() if not isinstance(child, nn.Sequential)]
+    blocks = [type(child) for child in children if any(True for _ in child.children())]
+    return len(blocks) > len(set(blocks))
+
+
+def _ancestors(name: str) -> list[str]:
+    """Paths of the modules that hold a node, outermost first."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """The same model with the same tensors, without hooks, and to be written to: some modules keep what they see."""
+    tensors = [tensor for module in model.modules() for tensor in _tensors_in(vars(module))]
+    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    for module in twin.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return twin.train()  # what timm's LeViT keeps from evaluation is forgotten
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors_in(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors_in(item)
+
+
+def _short(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split()).partition(". ")[0][:200]

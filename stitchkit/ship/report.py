@@ -1,0 +1,199 @@
+"""A report: ledgers as one self-contained page, with an interactive plot, a table and the curves of training."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib import resources
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stitchkit._version import __version__
+from stitchkit.errors import InputError
+from stitchkit.measure.ledger import Row, read_rows
+from stitchkit.measure.pareto import is_anchor, pareto_front
+from stitchkit.routes import Stitch, StitchSpace
+from stitchkit.ship.route import colors_of, depths_of, draw_route
+
+_PLACE = re.compile(r"\{\{(\w+)\}\}")
+_RUN = "stitches_res"
+
+
+def write_report(output: str | Path, contents: Mapping[str, Mapping[str, Any]], *, title: str = "") -> None:
+    """Write the page.
+
+    Args:
+        output: The `.html` file; what was there is replaced.
+        contents: What `read_ledgers` found.
+        title: Stands above the page; by default the names of the ledgers.
+
+    Raises:
+        InputError: If it is no `.html` file, its folder is missing, or plotly is not installed.
+    """
+    output = Path(output)
+    if output.suffix not in (".html", ".htm"):
+        raise InputError(f"'{output}' is to be a page; let its name end with .html")
+    if not output.parent.is_dir():
+        raise InputError(f"folder '{output.parent}' does not exist; make it, or check the path")
+    title = title or "Stitches of " + (" and ".join(contents) if len(contents) < 3 else f"{len(contents)} ledgers")
+    output.write_text(page(contents, title=title), encoding="utf-8")
+
+
+def read_ledgers(paths: Sequence[str | Path], stitch_config: str | None = None) -> dict[str, dict[str, Any]]:
+    """All that a report shows of some ledgers, by a short name for each.
+
+    Args:
+        paths: The ledgers.
+        stitch_config: Their stitch configuration.
+
+    Raises:
+        InputError: If one cannot be read or drawn, is given twice, or does not belong to the configuration.
+    """
+    places = [Path(path) for path in paths]
+    if len({place.resolve() for place in places}) < len(places):
+        raise InputError("a ledger is given twice; give each once")
+    space = _space(stitch_config) if stitch_config else None
+    names = [place.resolve().parent.name if place.stem == _RUN else place.stem for place in places]
+    if len(set(names)) < len(names):
+        names = [str(place) for place in places]
+    return {name: _read_ledger(place, space, stitch_config) for name, place in zip(names, places, strict=True)}
+
+
+def _space(stitch_config: str) -> StitchSpace:
+    """The stitches of a configuration; no weights are made for it."""
+    import torch
+
+    from stitchkit.model.create import create_snnet
+
+    with torch.device("meta"):
+        return create_snnet(stitch_config).space
+
+
+def _read_ledger(path: Path, space: StitchSpace | None, stitch_config: str | None) -> dict[str, Any]:
+    rows = read_rows(path)
+    pareto_front(rows)  # refuses what cannot be drawn
+    if space is not None:
+        rows = [_named(row, space, path) for row in rows]
+    stitches = {row["stitch"]: Stitch.parse(row["stitch"]) for row in rows if "stitch" in row}
+    depths = depths_of(space or stitches.values())
+    return {
+        "path": str(path),
+        "rows": [{**row, "anchor": is_anchor(row)} for row in rows],
+        "colors": colors_of(depths),
+        "routes": {name: draw_route(stitch, depths) for name, stitch in stitches.items()},
+        "export": _export_command(path, stitch_config),
+        "training": _training(path.parent),
+    }
+
+
+def _named(row: Row, space: StitchSpace, path: Path) -> Row:
+    """A row with the name of its stitch."""
+    cfg_id = row["cfg_id"]
+    if not 0 <= cfg_id < len(space) or row.get("stitch", space[cfg_id].name) != space[cfg_id].name:
+        found = f"cfg_id {cfg_id}" + (f" as {row['stitch']}" if "stitch" in row else "")
+        raise InputError(
+            f"ledger '{path}' has {found}, which --stitch_config with its {len(space)} stitches has not; give the "
+            "configuration that it was measured with, or none"
+        )
+    return {**row, "stitch": space[cfg_id].name}
+
+
+def _export_command(path: Path, stitch_config: str | None) -> str:
+    """The command that takes a stitch away, as far as the files beside the ledger tell; the rest in capitals."""
+    settings: Mapping[str, Any] = {}
+    if (beside := path.with_name("eval_args.yaml")).is_file():
+        content = yaml.safe_load(beside.read_text())
+        settings = content if isinstance(content, dict) else {}
+    last = path.with_name("last.pth.tar")
+    config = stitch_config or settings.get("stitch_config") or "CONFIG.json"
+    weights = settings.get("resume") or (last if last.exists() else "CHECKPOINT")
+    return shlex.join(["stitchkit", "export", "--stitch_config", str(config), "--resume", str(weights)])
+
+
+def _training(folder: Path) -> dict[str, Any] | None:
+    """The curves of the run that a ledger lies in; None without any."""
+    found: dict[str, Any] = {}
+    if (summary := folder / "summary.csv").is_file():
+        lines = _read_table(summary, ["epoch"])
+        found["curves"] = {key: [_number(line[key]) for line in lines] for key in (lines[0] if lines else ())}
+    if (losses := folder / "losses.csv").is_file():
+        found["losses"] = _stitch_losses(_read_table(losses, ["epoch", "cfg_id", "stitch", "loss"]))
+    return {"folder": str(folder), **found} if found else None
+
+
+def _read_table(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="") as file:
+            head, *rows = list(csv.reader(file)) or [[]]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"'{path}' cannot be read: {error}; move it away to leave training out") from error
+    for key in needed if head else ():
+        if key not in head:
+            raise InputError(f"'{path}' has no column '{key}'; move it away to leave training out of the report")
+    return [dict(zip_longest(head, row[: len(head)], fillvalue="")) for row in rows]
+
+
+def _stitch_losses(lines: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """Mean loss by stitch (rows, in the order of `cfg_id`) and epoch (columns)."""
+    means = {(line["stitch"], line["epoch"]): _number(line["loss"]) for line in lines}
+    epochs = sorted({line["epoch"] for line in lines}, key=lambda text: _number(text) or 0)
+    numbers = {line["stitch"]: _number(line["cfg_id"]) or 0 for line in lines}
+    stitches = sorted(numbers, key=lambda stitch: numbers[stitch])
+    grid = [[means.get((stitch, epoch)) for epoch in epochs] for stitch in stitches]
+    return {"epochs": [_number(epoch) for epoch in epochs], "stitches": stitches, "means": grid}
+
+
+def _number(text: str) -> float | None:
+    """A finite number, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def page(contents: Mapping[str, Mapping[str, Any]], *, title: str) -> str:
+    """The page of what `read_ledgers` found.
+
+    Args:
+        contents: By name.
+        title: Stands above it.
+
+    Raises:
+        InputError: If plotly is not installed.
+    """
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise InputError("a report needs plotly, which is not installed; pip install 'stitchkit[report]'") from error
+    training = {content["training"]["folder"]: name for name, content in contents.items() if content["training"]}
+    shown = {
+        "ledgers": [{"name": name, **content} for name, content in contents.items()],
+        "training": [{"name": name, **contents[name]["training"]} for name in training.values()],
+    }
+    files = resources.files("stitchkit.ship") / "page"
+    parts = {
+        "title": escape(title),
+        "version": __version__,
+        "data": _embedded(shown),
+        "plotly": get_plotlyjs(),
+        "style": (files / "report.css").read_text(encoding="utf-8"),
+        "script": (files / "report.js").read_text(encoding="utf-8"),
+    }
+    # In one pass, so that nothing inside a part is taken for a place.
+    return _PLACE.sub(lambda match: parts[match[1]], (files / "report.html").read_text(encoding="utf-8"))
+
+
+def _embedded(content: Any) -> str:
+    """JSON that can stand inside a page: nothing in it ends the script, and JavaScript reads every number."""
+    finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
+    text = json.dumps(finite, allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,0 +1,209 @@
+"""A page on which a person tries an SN-Net: an image and a budget in, a prediction by the best stitch out."""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timm.data import ImageNetInfo, create_transform
+
+from stitchkit.errors import InputError
+from stitchkit.measure.latency import latency_ms
+from stitchkit.measure.ledger import Row, read_rows
+from stitchkit.measure.pareto import pareto_front, quantity
+from stitchkit.ship.budget import BudgetedModel
+from stitchkit.ship.route import depths_of, draw_route
+from stitchkit.ship.trained import Trained
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_CLASSES = 5
+"""How many classes a prediction names."""
+_IMAGENET = 1000
+_HOST = "127.0.0.1"
+
+_STYLE = """
+.stitch { font-size: 18px; font-weight: 600; margin: 0 0 4px; overflow-wrap: anywhere; }
+.stitch-figures { display: grid; grid-template-columns: auto 1fr; gap: 2px 16px; margin: 12px 0 0; }
+.stitch-figures dd { margin: 0; }
+svg.route { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
+svg.route text { font: 600 11px system-ui, sans-serif; }
+"""
+
+
+class Demonstration:
+    """What the page does, apart from how it looks.
+
+    Args:
+        trained: The SN-Net, on the device to use.
+        ledger: Its ledger, or rows of it.
+
+    Raises:
+        InputError: If the ledger cannot be used with it.
+    """
+
+    def __init__(self, trained: Trained, ledger: str | Path | Sequence[Row]):
+        self._trained = trained
+        self._model = trained.model
+        rows = read_rows(ledger) if isinstance(ledger, str | Path) else ledger
+        pareto_front(rows)  # refuses what has no figures
+        self._budgeted = BudgetedModel(self._model, rows)
+        self._rows = {row["cfg_id"]: row for row in self._budgeted.rows}
+        self._transform = create_transform(**trained.prepared, is_training=False)
+        self._names = _class_names(trained)
+        self._depths = depths_of(self._model.space)
+        self._latencies: dict[int, float] = {}
+
+    @property
+    def cheapest(self) -> float:
+        """Least FLOPs in the ledger."""
+        return float(min(row["flops"] for row in self._rows.values()))
+
+    @property
+    def costliest(self) -> float:
+        """Most FLOPs in the ledger."""
+        return float(max(row["flops"] for row in self._rows.values()))
+
+    def run(self, image: Image | None, flops: float) -> tuple[dict[str, float] | None, str]:
+        """Predict with the best stitch within a budget.
+
+        Args:
+            image: Of any size; None where there is none yet.
+            flops: The budget.
+
+        Returns:
+            Probabilities of the likeliest classes by name, and what the stitch is, as HTML.
+
+        Raises:
+            InputError: If no stitch is within it.
+        """
+        cfg_id = self._budgeted.choose(flops)
+        return None if image is None else self._predict(image, cfg_id), self._describe(cfg_id)
+
+    def _predict(self, image: Image, cfg_id: int) -> dict[str, float]:
+        mode = "L" if self._model.input_size[0] == 1 else "RGB"
+        x = self._transform(image.convert(mode))[None].to(self._device)
+        with torch.inference_mode():
+            shares = self._model(x, cfg_id)[0].float().softmax(0)
+        best = shares.topk(min(_CLASSES, len(shares)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return {self._names[number]: share for number, share in pairs}
+
+    def _describe(self, cfg_id: int) -> str:
+        stitch, row = self._model.space[cfg_id], self._rows[cfg_id]
+        figures = {
+            "cfg_id": str(cfg_id),
+            "FLOPs": quantity(row["flops"]),
+            "params": quantity(row["params"]) if "params" in row else None,
+            "top-1 in the ledger": f"{row['acc1']:.2f} %",
+            "latency in the ledger": f"{row['latency_ms']:.2f} ms" if "latency_ms" in row else None,
+            "latency here": f"{self._latency(cfg_id):.2f} ms an image on {self._device}",
+        }
+        listed = "".join(f"<dt>{key}</dt><dd>{escape(text)}</dd>" for key, text in figures.items() if text)
+        route = draw_route(stitch, self._depths)
+        return f'<p class="stitch">{escape(stitch.name)}</p>{route}<dl class="stitch-figures">{listed}</dl>'
+
+    def _latency(self, cfg_id: int) -> float:
+        """Milliseconds of an image through the stitch alone; measured when it is chosen for the first time."""
+        if cfg_id not in self._latencies:
+            image = torch.zeros(1, *self._model.input_size, device=self._device)
+            self._latencies[cfg_id] = latency_ms(self._model.extract(cfg_id), image)
+        return self._latencies[cfg_id]
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._model.parameters()).device
+
+
+def _class_names(trained: Trained) -> list[str]:
+    """What the classes are called; those of ImageNet have descriptions, unknown ones have numbers."""
+    count = trained.model.num_classes
+    if len(trained.classes) == count != _IMAGENET:
+        return list(trained.classes)
+    if count == _IMAGENET:
+        info = ImageNetInfo()
+        return [f"{info.index_to_description(number)} ({number})" for number in range(count)]
+    return [f"class {number}" for number in range(count)]
+
+
+def create_page(demonstration: Demonstration, *, title: str) -> Any:
+    """The page as Gradio's blocks.
+
+    Args:
+        demonstration: What it does.
+        title: Stands above it.
+
+    Raises:
+        InputError: If gradio is not installed.
+    """
+    gradio = _gradio()
+    size, unit = next(
+        ((size, unit) for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if demonstration.costliest >= size),
+        (1.0, ""),
+    )
+    # Rounded up, so that the cheapest stitch is within the least budget.
+    least, most = (math.ceil(1e3 * cost / size) / 1e3 for cost in (demonstration.cheapest, demonstration.costliest))
+
+    def run(image: Image | None, budget: float) -> tuple[dict[str, float] | None, str]:
+        return demonstration.run(image, budget * size)
+
+    with gradio.Blocks(title=title, analytics_enabled=False) as page:
+        gradio.Markdown(f"# {title}\nThe best stitch within the budget predicts.")
+        with gradio.Row():
+            with gradio.Column():
+                image = gradio.Image(type="pil", label="image", height=320)
+                budget = gradio.Slider(least, most, value=most, step=0.001, label=f"budget in {unit}FLOPs")
+            with gradio.Column():
+                prediction = gradio.Label(label="prediction", num_top_classes=_CLASSES)
+                stitch = gradio.HTML(label="stitch")
+        shared = {"fn": run, "inputs": [image, budget], "outputs": [prediction, stitch], "show_progress": "hidden"}
+        gradio.on([page.load, image.change, budget.change], **shared, trigger_mode="always_last", api_name="run")
+    return page
+
+
+def _gradio() -> Any:
+    try:
+        import gradio
+    except ImportError as error:
+        raise InputError("the page needs gradio, which is not installed; pip install 'stitchkit[serve]'") from error
+    return gradio
+
+
+def check_port(port: int | None) -> None:
+    """See that a port can be had, before anything is loaded.
+
+    Raises:
+        InputError: If it does not exist, or something else is there.
+    """
+    if port is None:
+        return
+    if not 0 < port < 2**16:
+        raise InputError(f"--port is {port}; it must be from 1 to {2**16 - 1}")
+    with socket.socket() as place:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            place.bind((_HOST, port))
+        except OSError as error:
+            raise InputError(f"port {port} cannot be had: {error.strerror}; choose another --port") from error
+
+
+def serve(page: Any, *, port: int | None = None) -> None:
+    """Serve a page to this machine alone, until Ctrl-C.
+
+    Args:
+        page: What `create_page` gave.
+        port: Its port; by default the first free one from 7860.
+    """
+    gradio = _gradio()
+    fonts = ["system-ui", "sans-serif"]  # gradio's own would be fetched from elsewhere
+    theme = gradio.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"])
+    options = {"theme": theme, "css": _STYLE, "share": False, "quiet": True, "prevent_thread_lock": True}
+    _, address, _ = page.launch(server_name=_HOST, server_port=port, footer_links=[], **options)
+    print(f"the page is {address}; Ctrl-C ends it", flush=True)
+    page.block_thread()

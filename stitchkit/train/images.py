@@ -1,0 +1,161 @@
+"""Images that cannot be read, and labels that are no class: passed over, counted and reported; too many end the run."""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import Dataset
+
+from stitchkit.errors import InputError
+
+_logger = logging.getLogger(__name__)
+
+NO_CLASS = -1
+"""Label of what stands in for an image that cannot be read; an evaluation does not count it."""
+
+_IN_A_ROW = 10  # as timm; more than chance, such as a disk that is gone
+_SHOWN = 5
+
+
+class CheckedImages(Dataset[Any]):
+    """A dataset whose unreadable and unlabelled images are passed over.
+
+    In training the next good image takes the place of a bad one, as in timm; in an evaluation it has no class, so that
+    no image counts twice.
+
+    Args:
+        dataset: Images and labels by number.
+        split: Its name, for a person.
+        num_classes: Labels are below.
+        limit: Share of bad images that ends the run.
+        is_training: What to do with a bad image.
+    """
+
+    def __init__(self, dataset: Any, *, split: str, num_classes: int, limit: float, is_training: bool):
+        self.dataset = dataset
+        self.split = split
+        self._num_classes = num_classes
+        self._limit = limit
+        self._is_training = is_training
+        self._bad = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call] # loader processes write to it
+        self._reported = 0
+        if hasattr(dataset, "_max_retries"):
+            dataset._max_retries = 1  # timm's own way counts nothing, and knows fewer errors
+
+    @property
+    def transform(self) -> Any:
+        """What images go through; a loader sets it."""
+        return self.dataset.transform
+
+    @transform.setter
+    def transform(self, transform: Any) -> None:
+        self.dataset.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        for number in range(index, index + min(_IN_A_ROW, len(self))):
+            found = self._read(number % len(self))
+            if found is not None:
+                return found if number == index or self._is_training else (found[0], NO_CLASS)
+        raise InputError(f"{_IN_A_ROW} images of the {self.split} split in a row cannot be read; check the disk")
+
+    def _read(self, index: int) -> tuple[Any, int] | None:
+        try:
+            image, label = self.dataset[index]
+            if not 0 <= operator.index(label) < self._num_classes:
+                raise InputError(f"label {label} is no class")
+        except Exception as error:  # readers of images raise many kinds
+            self._note(index, error)
+            return None
+        return image, label
+
+    def _note(self, index: int, error: Exception) -> None:
+        if not self._bad[index]:
+            _logger.warning("image %s is passed over: %s", self._name(index), error)
+            self._bad[index] = 1
+            self._check(int(self._bad.sum()))
+
+    def _check(self, count: int) -> None:
+        if count > self._limit * len(self):
+            raise InputError(
+                f"{count} of {len(self)} images of the {self.split} split cannot be read or have no class, such as "
+                f"{self._names(self._bad)}; more than --max-unreadable {self._limit:g}. Mend or remove them, or raise "
+                "that"
+            )
+
+    def _names(self, bad: torch.Tensor) -> str:
+        found = bad.nonzero().flatten().tolist()
+        return ", ".join(map(self._name, found[:_SHOWN])) + (", ..." if len(found) > _SHOWN else "")
+
+    def _name(self, index: int) -> str:
+        reader = getattr(self.dataset, "reader", None)
+        try:
+            return f"'{reader.filename(index)}'" if reader is not None else f"number {index}"
+        except (AssertionError, NotImplementedError):  # readers of records know no files
+            return f"number {index}"
+
+    def report(self) -> None:
+        """Say which images were passed over since the last report; every rank calls this.
+
+        Raises:
+            InputError: If they are too many, over all ranks.
+        """
+        counts = torch.tensor([int(self._bad.sum())])
+        dist.all_reduce(counts)
+        if not counts.item():
+            return
+        bad = self._bad.clone()
+        dist.all_reduce(bad, op=dist.ReduceOp.MAX)
+        count = int(bad.sum())
+        if count > self._reported:
+            self._reported = count
+            _logger.warning(
+                "%d of %d images of the %s split cannot be read or have no class: %s; %s",
+                count, len(self), self.split, self._names(bad),
+                "others took their places" if self._is_training else "they are not counted",
+            )  # fmt: skip
+        self._bad |= bad
+        self._check(count)
+
+
+def checked(dataset: Dataset[Any], **options: Any) -> Dataset[Any]:
+    """`CheckedImages` of a dataset; streamed ones, whose readers go on by themselves, stay as they are."""
+    return dataset if isinstance(dataset, torch.utils.data.IterableDataset) else CheckedImages(dataset, **options)
+
+
+def report(dataset: Any) -> None:
+    """Report what was passed over in the dataset of a loader, where that is counted."""
+    while dataset is not None and not isinstance(dataset, CheckedImages):
+        dataset = getattr(dataset, "dataset", None)
+    if dataset is not None:
+        dataset.report()
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Say in one line what ended a loader process.
+
+    Raises:
+        InputError: If one did end.
+    """
+    try:
+        yield
+    except InputError as error:
+        if str(error).startswith("Caught InputError in DataLoader worker"):  # torch adds the traceback
+            raise InputError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
+        raise
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            f"a loader process died ({' '.join(str(error).split())[:200]}), for lack of memory perhaps; lower "
+            "--workers and go on with --resume auto"
+        ) from error

@@ -1,0 +1,50 @@
+"""One run at a time writes to a folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stitchkit.errors import InputError
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock that no other process can have; it ends with the process, however that ends.
+
+    The lock is the process's own, as POSIX has it: loader processes that outlive a killed run do not hold it.
+
+    Args:
+        path: The file of the lock.
+
+    Raises:
+        InputError: If another process holds it.
+    """
+    file = _open(path)
+    try:
+        os.truncate(file, 0)
+        os.write(file, f"{os.getpid()} on {os.uname().nodename}\n".encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(file)
+
+
+def _open(path: Path) -> int:
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            owner = os.read(file, 200).decode(errors="replace").strip() or "unknown"
+            os.close(file)
+            raise InputError(
+                f"another run writes to '{path.parent}' (process {owner}); wait for it, stop it, or choose another "
+                "--experiment"
+            ) from None
+        if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+            return file
+        os.close(file)  # the run before has just removed it

@@ -1,0 +1,166 @@
+"""When a run saves where it stands, and how it goes on from there within an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from timm.utils import unwrap_model
+from torch import nn
+
+from stitchkit.errors import InputError, Stopped
+from stitchkit.measure.evaluate import Score
+from stitchkit.train.checkpoint import Checkpoints, training_state
+from stitchkit.train.loop import Trainer
+from stitchkit.train.position import Position
+from stitchkit.train.session import Session
+from stitchkit.train.stopping import StopSignals
+
+
+class Recorder:
+    """Saves a run: at the end of each epoch, every so many steps, and before it stops for a signal.
+
+    Args:
+        session: The run.
+        trainer: What is saved.
+        checkpoints: The files.
+        signals: What it stops for.
+    """
+
+    def __init__(self, session: Session, trainer: Trainer, checkpoints: Checkpoints, signals: StopSignals):
+        self._session = session
+        self._trainer = trainer
+        self._checkpoints = checkpoints
+        self._signals = signals
+
+    def after_step(self, epoch: int, position: Position) -> None:
+        """Save within an epoch where that is due; the end of its last step is left to `after_steps`.
+
+        Raises:
+            Stopped: If a signal came.
+        """
+        if position.done < self._trainer.updates_per_epoch:
+            self._save_if_due(epoch, position)
+
+    def after_steps(self, epoch: int, position: Position) -> None:
+        """Save between the last step of an epoch and its validation, where that is due.
+
+        Raises:
+            Stopped: If a signal came.
+        """
+        self._save_if_due(epoch, position)
+
+    def while_validating(self, epoch: int, position: Position) -> None:
+        """Give up a validation where a signal came; a run that goes on begins it anew.
+
+        Raises:
+            Stopped: If a signal came.
+        """
+        if number := self._signals.agreed():
+            self._stop(epoch, position, number)
+
+    def save_epoch(self, epoch: int, metric: float) -> None:
+        """Save a finished epoch; on the primary rank."""
+        self._checkpoints.save(self._state(), epoch=epoch, metric=metric)
+
+    def _save_if_due(self, epoch: int, position: Position) -> None:
+        interval = self._session.recipe.run.recovery_interval
+        if number := self._signals.agreed():
+            self._stop(epoch, position, number)
+        if interval and position.done % interval == 0:
+            self._save(epoch, position)
+
+    def _stop(self, epoch: int, position: Position, number: int) -> None:
+        self._save(epoch, position)
+        raise Stopped(number, f"step {position.done} of epoch {epoch + 1} is saved in {self._checkpoints.last}")
+
+    def _save(self, epoch: int, position: Position) -> None:
+        """Save where all ranks stand; every rank calls this."""
+        check_finite(self._trainer, {}, epoch)
+        world = self._session.world
+        own = {"position": position.state(world.device), "buffers": _buffers(self._trainer)}
+        ranks: list[Any] | None = [own] * world.size if world.is_primary else None
+        if world.size > 1:
+            dist.gather_object(own, ranks)
+        if world.is_primary:
+            within = {"within": {"ranks": ranks, **_grid(self._trainer)}}
+            self._checkpoints.save_within(self._state() | within, epoch=epoch)
+
+    def _state(self) -> dict[str, Any]:
+        return training_state(self._session, self._trainer.task, self._trainer.optimizer, self._trainer.scaler)
+
+
+def check_finite(trainer: Trainer, scores: Mapping[str, Score], epoch: int) -> None:
+    """Refuse to save what an update broke; the loss of a step was computed before its update.
+
+    Raises:
+        InputError: If a weight or a validation loss is not finite.
+    """
+    finite = all(parameter.isfinite().all() for parameter in trainer.task.get_trainable_module().parameters())
+    if not finite or not all(torch.tensor(score.loss).isfinite() for score in scores.values()):
+        raise InputError(
+            f"weights or validation loss are not finite after epoch {epoch + 1}; stopped. The last good checkpoint is "
+            "kept. Lower the learning rate, clip gradients (--clip-grad 1), or train with --no-amp"
+        )
+
+
+def restore_position(content: Mapping[str, Any], trainer: Trainer) -> Position | None:
+    """Where this rank goes on within an epoch; its own buffers are put back, which may differ between ranks.
+
+    Args:
+        content: Of the checkpoint; optimizer and weights are back.
+        trainer: Made with the same settings, its network on all ranks.
+
+    Returns:
+        The position; None at the end of an epoch.
+
+    Raises:
+        InputError: If the steps of an epoch are other ones here.
+    """
+    within = content.get("within")
+    if within is None:
+        return None
+    if wrong := [key for key, value in _grid(trainer).items() if within[key] != value]:
+        listed = ", ".join(f"{key} was {within[key]} and is {_grid(trainer)[key]}" for key in wrong)
+        raise InputError(
+            f"the checkpoint is from within an epoch, and its steps are other ones here: {listed}; use the same "
+            "settings, or go on from the end of an epoch, --resume checkpoint-<epoch>.pth.tar"
+        )
+    own = within["ranks"][trainer.world.rank]
+    with torch.no_grad():
+        for name, buffer in _own_buffers(trainer).items():
+            buffer.copy_(own["buffers"][name])
+    return Position.from_state(own["position"], trainer.world.device)
+
+
+def _grid(trainer: Trainer) -> dict[str, int]:
+    """What says which images and which stitch a step of a rank has."""
+    return {
+        "num_ranks": trainer.world.size,
+        "seed": trainer.recipe.run.seed,
+        "batch_size": trainer.recipe.data.batch_size,
+        "grad_accum_steps": trainer.recipe.optim.grad_accum_steps,
+        "steps_per_epoch": trainer.updates_per_epoch,
+    }
+
+
+def _buffers(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: buffer.cpu().clone() for name, buffer in _own_buffers(trainer).items()}
+
+
+def _own_buffers(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Buffers that a step changes on each rank by itself, such as statistics of batch norms; none on a single rank."""
+    if trainer.world.size == 1:  # the weights hold them
+        return {}
+    task = trainer.task
+    networks: dict[str, nn.Module] = {"": unwrap_model(task.trainable_module)}
+    if task.has_ema():
+        networks["ema."] = task.get_trainable_module(ema=True).module
+    return {
+        prefix + name: buffer
+        for prefix, network in networks.items()
+        for name, buffer in network.named_buffers()
+        if name in network.state_dict()
+    }

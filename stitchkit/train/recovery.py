@@ -1,0 +1,93 @@
+"""`--resume auto`: the newest good checkpoint of the run's own folder."""
+
+from __future__ import annotations
+
+import logging
+import re
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+from stitchkit.distributed import World, from_primary, restarts
+from stitchkit.errors import InputError
+from stitchkit.train.checkpoint import LAST, PREVIOUS
+from stitchkit.train.recipe import Recipe
+
+_logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+
+
+def find_resume(recipe: Recipe, folder: Path, world: World) -> Recipe:
+    """The recipe with a file in place of `--resume auto`, or nothing where there is none yet.
+
+    A launcher that starts failed ranks again (torchrun's `--max-restarts`) gives them the same flags; what the run has
+    saved by then comes before what those say.
+
+    Args:
+        recipe: All settings.
+        folder: Of the run.
+        world: This process among all; the first looks, for all.
+
+    Raises:
+        InputError: If there are checkpoints and none is good, or there is nothing to evaluate.
+    """
+    run = recipe.run
+    is_restart = restarts() > 0 and not run.eval
+    if run.resume != AUTO and not is_restart:
+        return recipe
+    found = from_primary(world, lambda: newest_checkpoint(folder))
+    if found is not None:
+        _logger.info("going on from %s", found)
+        if is_restart:  # where the run began, and with what, was said for its first start
+            run = replace(run, no_resume_opt=False)
+            recipe = replace(recipe, schedule=replace(recipe.schedule, start_epoch=None))
+        return replace(recipe, run=replace(run, resume=str(found)))
+    if run.resume != AUTO:
+        return recipe
+    if run.eval:
+        raise InputError(f"'{folder}' holds no checkpoint to evaluate; give one as --resume CHECKPOINT")
+    return replace(recipe, run=replace(run, resume=None))
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest good checkpoint in a folder; those that are not are named.
+
+    Raises:
+        InputError: If there are some and none is good.
+    """
+    candidates = _candidates(folder)
+    for path in candidates:
+        if fault := damage(path):
+            _logger.warning("checkpoint '%s' is damaged (%s); the one before is used", path, fault)
+        else:
+            return path
+    if candidates:
+        raise InputError(
+            f"none of the {len(candidates)} checkpoints in '{folder}' can be read; move them away to start anew, or "
+            "choose another --experiment"
+        )
+    return None
+
+
+def _candidates(folder: Path) -> list[Path]:
+    numbers = {
+        int(match[1]): path
+        for path in folder.glob("checkpoint-*.pth.tar")
+        if (match := re.fullmatch(r"checkpoint-(\d+)\.pth\.tar", path.name))
+    }
+    epochs = [numbers[number] for number in sorted(numbers, reverse=True)]
+    return [path for path in (folder / LAST, folder / PREVIOUS, *epochs) if path.exists()]
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a file that `torch.save` wrote, by the checksums in it; empty where nothing is.
+
+    torch itself does not look at them when it reads.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        return f"{error}" or type(error).__name__
+    return f"the checksum of {broken} is wrong" if broken else ""

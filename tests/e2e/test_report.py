@@ -1,0 +1,291 @@
+"""`stitchkit report`: what is on the page, and what a person does with it in a real browser."""
+
+import json
+import re
+import shlex
+import shutil
+
+import pytest
+
+from stitchkit.cli import main
+from stitchkit.measure.ledger import read_rows
+from stitchkit.routes import Stitch
+from stitchkit.ship.route import depths_of, draw_route
+from tests.browser import open_page
+from tests.support import ROOT
+
+pytest.importorskip("plotly", reason="plotly is not installed")
+LEDGER = ROOT / "results/digits_vit/stitches_res.txt"
+CONFIG = ROOT / "configs/digits_vit.json"
+LEVIT = [ROOT / f"results/digits_families/digits_levit{suffix}.txt" for suffix in ("", "_recalibrated")]
+
+
+def report(*arguments):
+    return main(["report", *map(str, arguments)])
+
+
+def data_of(path):
+    """What the page's script reads."""
+    return json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', path.read_text())[1])
+
+
+def write_ledger(path, *rows):
+    path.write_text("".join(json.dumps({"cfg_id": number, **row}) + "\n" for number, row in enumerate(rows)))
+    return path
+
+
+def refused(capsys, *arguments):
+    assert report(*arguments) == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    assert report(LEDGER, "--stitch_config", CONFIG, "-o", path) == 0
+    return path
+
+
+def test_the_page_holds_every_row_and_the_curves(page_file):
+    content = data_of(page_file)
+    (ledger,) = content["ledgers"]
+    found = [{key: value for key, value in row.items() if key != "anchor"} for row in ledger["rows"]]
+    assert found == read_rows(LEDGER)
+    assert [row["stitch"] for row in ledger["rows"] if row["anchor"]] == ["ti[0:6]", "s[0:6]", "b[0:6]"]
+    assert ledger["routes"].keys() == {row["stitch"] for row in found}
+    assert ledger["export"] == f"stitchkit export --stitch_config {CONFIG} --resume CHECKPOINT"
+    (training,) = content["training"]
+    curves = training["curves"]
+    assert len(curves["epoch"]) == len((ROOT / "results/digits_vit/summary.csv").read_text().splitlines()) - 1
+    assert curves["eval_ti_acc1"][0] is None, "an epoch without validation"
+    assert curves["train_loss"][0] == pytest.approx(1.457, abs=1e-3)
+
+
+def test_nothing_is_fetched(page_file):
+    text = page_file.read_text()
+    assert "<script src" not in text
+    assert "<link" not in text.split("<script")[0]
+    assert "default-src 'none'" in text
+
+
+@pytest.mark.parametrize(
+    "family", ["deit_ti_s_b", "swin_ti_s_b", "resnet18_resnet50", "resnet18_swin_ti", "levit_192_256"]
+)
+def test_published_ledgers_get_their_stitches_from_the_configuration(family, shared, tmp_path):
+    ledger, page = shared / f"published/{family}.jsonl", tmp_path / "page.html"
+    assert report(ledger, "-o", page) == 0
+    assert data_of(page)["ledgers"][0]["routes"] == {}
+    assert report(ledger, "--stitch_config", ROOT / f"configs/{family}.json", "-o", page) == 0
+    (found,) = data_of(page)["ledgers"]
+    assert len(found["routes"]) == len(found["rows"]) == len(read_rows(ledger))
+    first = found["rows"][0]
+    assert (first["anchor"], first["acc1"]) == (True, read_rows(ledger)[0]["acc1"])
+
+
+def test_losses_of_stitches_are_a_picture(tmp_path):
+    ledger = shutil.copy(LEDGER, tmp_path)
+    lines = [
+        "epoch,cfg_id,stitch,loss,steps",
+        "0,16,ti[0:5] > s[5:6],1.5,2",
+        "1,0,ti[0:6],1.25,1",
+        "1,16,ti[0:5] > s[5:6],nan,2",
+    ]
+    (tmp_path / "losses.csv").write_text("\n".join(lines))
+    assert report(ledger, "-o", tmp_path / "page.html") == 0
+    (training,) = data_of(tmp_path / "page.html")["training"]
+    assert training["losses"] == {
+        "epochs": [0, 1],
+        "stitches": ["ti[0:6]", "ti[0:5] > s[5:6]"],
+        "means": [[None, 1.25], [1.5, None]],
+    }
+    with open_page((tmp_path / "page.html").as_uri()) as (page, wrong):
+        page.locator("#curves .heat .heatmaplayer image").wait_for()
+        assert page.locator("#curves > div").count() == 1
+        assert wrong == []
+
+
+def test_the_files_of_a_run_complete_the_command(tmp_path):
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    ledger = shutil.copy(LEDGER, folder)
+    (folder / "last.pth.tar").touch()
+    assert report(ledger, "-o", tmp_path / "page.html") == 0
+    command = data_of(tmp_path / "page.html")["ledgers"][0]["export"]
+    assert command == f"stitchkit export --stitch_config CONFIG.json --resume '{folder / 'last.pth.tar'}'"
+    (folder / "eval_args.yaml").write_text("stitch_config: configs/a.json\nresume: best.pth\n")
+    assert report(ledger, "-o", tmp_path / "page.html") == 0
+    command = data_of(tmp_path / "page.html")["ledgers"][0]["export"]
+    assert command == "stitchkit export --stitch_config configs/a.json --resume best.pth"
+
+
+def test_pictures_for_papers(tmp_path):
+    from PIL import Image
+
+    for name, ledgers in (("one.png", LEVIT[:1]), ("two.png", LEVIT)):
+        assert report(*ledgers, "-o", tmp_path / "page.html", "--png", tmp_path / name, "--title", "LeViT") == 0
+    pictures = []
+    for name in ("one.png", "two.png"):
+        with Image.open(tmp_path / name) as picture:
+            pictures.append(picture.convert("RGB"))
+    assert pictures[0].size == pictures[1].size == (1200, 750)
+    assert pictures[0].tobytes() != pictures[1].tobytes()
+
+
+def test_what_cannot_be_shown(tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert "let its name end with .html" in refused(capsys, LEDGER, "-o", tmp_path / "page.txt")
+    assert "does not exist; make it" in refused(capsys, LEDGER, "-o", tmp_path / "gone/page.html")
+    assert "given twice; give each once" in refused(capsys, LEDGER, LEDGER, "-o", page)
+    assert "which --stitch_config with its 8 stitches has not" in refused(
+        capsys, LEDGER, "-o", page, "--stitch_config", ROOT / "configs/levit_192_256.json"
+    )
+    costs = write_ledger(tmp_path / "costs.txt", {"flops": 1})
+    assert "has no 'acc1'; use a ledger made by --eval" in refused(capsys, costs, "-o", page)
+    (tmp_path / "summary.csv").write_text("a,b\n1,2\n")
+    good = write_ledger(tmp_path / "good.txt", {"flops": 1, "acc1": 2})
+    assert "summary.csv' has no column 'epoch'; move it away" in refused(capsys, good, "-o", page)
+    assert not page.exists()
+
+
+def test_a_route_is_drawn_as_it_runs():
+    stitches = [Stitch.parse(name) for name in ("ti[0:4]", "s[0:6]", "ti[0:3] > s[2:6]")]
+    picture = draw_route(stitches[2], depths_of(stitches))
+    filled = [line for line in picture.split("<") if line.startswith("rect") and "stroke" not in line]
+    assert picture.count("<rect") == 10
+    assert len(filled) == 3 + 4
+    assert picture.count("<line") == 1
+    assert picture.count("<line") == draw_route(stitches[2], {"ti": 4, "s": 6}).count("<line")
+    assert "<line" not in draw_route(stitches[0], depths_of(stitches))
+    assert 'aria-label="ti[0:3] &gt; s[2:6]"' in picture
+
+
+EVIL = "</script><img src=x onerror=window.hacked=1>"
+
+
+def test_texts_of_a_ledger_are_shown_not_run(tmp_path):
+    rows = [{"flops": 1e6 * n, "acc1": 50.0 + n, "note": EVIL, "loss": float("nan")} for n in (1, 2)]
+    folder = tmp_path / "a<b>"
+    folder.mkdir()
+    ledger = write_ledger(folder / "<img src=x onerror=hacked=1>.txt", *rows)
+    (folder / "summary.csv").write_text('epoch,train_loss,"eval_<img src=x onerror=hacked=1>_acc1"\n0,1,2\n1,inf,\n')
+    other = write_ledger(tmp_path / "other.txt", *rows)
+    page_file = tmp_path / "page.html"
+    assert report(ledger, other, "-o", page_file, "--title", EVIL) == 0
+    assert EVIL not in page_file.read_text()
+    assert data_of(page_file)["ledgers"][0]["rows"][0]["note"] == EVIL
+    with open_page(page_file.as_uri()) as (page, wrong):
+        page.locator("#table tbody tr").first.click()
+        assert page.locator("h1").inner_text() == EVIL
+        assert page.locator("img").count() == 0
+        assert page.evaluate("window.hacked") is None
+        assert wrong == []
+
+
+def column(page, number):
+    return page.locator(f"#table tbody td:nth-child({number})").all_inner_texts()
+
+
+def test_a_person_sorts_filters_and_chooses(page_file):
+    with open_page(page_file.as_uri()) as (page, wrong):
+        assert len(column(page, 1)) == 35
+        page.get_by_role("button", name="top-1").click()
+        best_first = [float(text.rstrip(" %")) for text in column(page, 6)]
+        assert best_first == sorted((row["acc1"] for row in map(rounded, read_rows(LEDGER))), reverse=True)
+        page.get_by_role("button", name="top-1").click()
+        assert column(page, 6)[0] == "91.50 %"
+
+        page.locator("#max-flops").fill("300k")
+        cheap = [row for row in read_rows(LEDGER) if row["flops"] <= 3e5]
+        assert sorted(map(int, column(page, 1))) == sorted(row["cfg_id"] for row in cheap)
+        assert page.locator("#count").inner_text() == "8 of 35 shown"
+        assert page.locator("#details .stitch").inner_text() == "ti[0:4] > s[3:6]", "the best within the budget"
+        assert "--cfg_id 12 -o stitch12.onnx" in page.locator("#command").inner_text()
+        page.locator("#max-flops").fill("many")
+        assert "bad" in page.locator("#max-flops").get_attribute("class")
+        page.locator("#reset").click()
+        page.locator("#search").fill("> b[")
+        page.locator("#front-only").check()
+        assert all("b[" in text and "front" in text for text in column(page, 2))
+        assert len(column(page, 2)) == 6
+        page.locator("#min-acc1").fill("99")
+        assert "No stitch is within the budget" in page.locator("#details").inner_text()
+        assert not page.locator("#command").is_visible()
+        page.locator("#reset").click()
+        assert len(column(page, 1)) == 35
+        assert page.evaluate("document.getElementById('pareto').layout.xaxis.title.text").startswith("FLOPs")
+        page.locator("#axis").select_option("params")
+        assert page.evaluate("document.getElementById('pareto').layout.xaxis.title.text") == "parameters"
+        assert "latency_ms" not in page.locator("#axis").inner_html()
+        assert not page.locator("#max-latency_ms").is_visible()
+        assert wrong == []
+
+
+def rounded(row):
+    return {**row, "acc1": round(row["acc1"], 2)}
+
+
+def point(page, cfg_id):
+    """The middle of a point of the plot, in pixels."""
+    page.wait_for_timeout(300)  # plotly takes a tenth of a second to fill its place
+    return page.evaluate(
+        """(cfg_id) => {
+          const place = document.getElementById("pareto"), box = place.getBoundingClientRect();
+          const row = place.data[1].customdata.find((row) => row.cfg_id === cfg_id);
+          const { xaxis, yaxis } = place._fullLayout;
+          return [box.x + xaxis._offset + xaxis.d2p(row.flops), box.y + yaxis._offset + yaxis.d2p(row.acc1)];
+        }""",
+        cfg_id,
+    )
+
+
+def test_a_point_shows_its_stitch_and_copies_its_command(page_file):
+    with open_page(page_file.as_uri()) as (page, wrong):
+        assert not page.locator("#tip").is_visible()
+        page.mouse.move(*point(page, 28))
+        tip = page.locator("#tip")
+        tip.wait_for()
+        assert tip.locator(".stitch").inner_text() == "s[0:4] > b[3:6]"
+        assert "97.67 %" in tip.inner_text()
+        assert tip.locator("svg.route").get_attribute("aria-label") == "s[0:4] > b[3:6]"
+        page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        page.mouse.click(*point(page, 28))
+        page.get_by_text("copied", exact=True).wait_for()
+        copied = page.evaluate("navigator.clipboard.readText()")
+        assert copied == f"stitchkit export --stitch_config {CONFIG} --resume CHECKPOINT --cfg_id 28 -o stitch28.onnx"
+        assert page.locator("#command").inner_text() == copied
+        assert page.locator("tr.chosen .name").inner_text() == "s[0:4] > b[3:6]"
+        page.mouse.move(5, 5)
+        tip.wait_for(state="hidden")
+        assert page.locator("#curves .main-svg").count() > 1
+        shares = page.eval_on_selector_all(".modebar-btn", "all => all.map((one) => one.dataset.title)")
+        assert shares
+        assert not any("hare" in title or "loud" in title for title in shares), "nothing leaves the page"
+        assert wrong == []
+
+
+def test_before_and_after(tmp_path):
+    page_file = tmp_path / "page.html"
+    assert report(*LEVIT, "-o", page_file) == 0
+    with open_page(page_file.as_uri()) as (page, wrong):
+        assert page.locator("#count").inner_text() == "12 of 12 shown"
+        assert page.locator("#details .from").inner_text() == "cfg_id 3 of digits_levit_recalibrated"
+        assert "+4.33 vs digits_levit" in page.locator("#details .figures").inner_text()
+        assert page.evaluate("document.getElementById('pareto').data.length") == 5, "two fronts, two clouds, the best"
+        page.get_by_label("digits_levit_recalibrated").uncheck()
+        assert set(column(page, 1)) == {"digits_levit"}
+        assert "vs" not in page.locator("#details .figures").inner_text()
+        assert wrong == []
+
+
+def test_the_commands_of_the_page_about_it(tmp_path, monkeypatch):
+    """Those that write reports run as they stand; that all have the flags they use is tested with the other pages."""
+    for name in ("results", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    commands = [
+        line for line in (ROOT / "docs/report.md").read_text().splitlines() if line.startswith("stitchkit report")
+    ]
+    assert len(commands) == 2
+    for command in commands:
+        assert main(shlex.split(command)[1:]) == 0
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"report.html", "pareto.png", "levit.html"}

@@ -1,0 +1,145 @@
+"""`stitchkit serve`: what it predicts, and what a person does with its page in a real browser."""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+import pytest
+import torch
+from PIL import Image
+
+from stitchkit.cli import main
+from stitchkit.config import StitchConfig
+from stitchkit.errors import InputError
+from stitchkit.measure.ledger import cost_row, read_rows
+from stitchkit.measure.profile import Profiler
+from stitchkit.ship.serve import Demonstration
+from stitchkit.ship.trained import Trained
+from stitchkit.train.recipe import Recipe
+from tests.browser import open_page
+from tests.support import ROOT, pico_config, pico_snnet, write_config
+
+
+def rows_of(model):
+    """A ledger in which more FLOPs are more accurate."""
+    profiler = Profiler(model)
+    rows = [cost_row(model.space, cfg_id, profiler.cost(cfg_id)) for cfg_id in range(len(model.space))]
+    return [row | {"acc1": 50 + row["flops"] / 1e5} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def demonstration():
+    model = pico_snnet()
+    trained = Trained(model, StitchConfig.parse(pico_config()), Recipe(), ("ant", "<bee>", "cat", "dog"))
+    return Demonstration(trained, rows_of(model))
+
+
+def picture(size=40):
+    return Image.linear_gradient("L").resize((size, size))
+
+
+def test_the_best_stitch_within_the_budget_predicts(demonstration):
+    model, rows = demonstration._model, sorted(rows_of(demonstration._model), key=lambda row: row["flops"])
+    assert (demonstration.cheapest, demonstration.costliest) == (rows[0]["flops"], rows[-1]["flops"])
+    for wanted in (rows[0], rows[7], rows[-1]):
+        shares, text = demonstration.run(picture(), wanted["flops"] + 0.5)
+        assert f"<dt>cfg_id</dt><dd>{wanted['cfg_id']}</dd>" in text
+        assert re.search(r"<dt>latency here</dt><dd>\d+\.\d\d ms an image on cpu", text)
+        assert 'class="route"' in text
+        x = demonstration._transform(picture().convert("RGB"))[None]
+        expected = model.extract(wanted["cfg_id"])(x)[0].softmax(0)
+        names = dict(zip(("ant", "<bee>", "cat", "dog"), expected.tolist(), strict=True))
+        assert shares == pytest.approx(names, abs=1e-5)
+    assert demonstration.run(None, rows[0]["flops"] + 0.5)[0] is None
+    with pytest.raises(InputError, match="the nearest miss is cfg_id 0"):
+        demonstration.run(None, 1.0)
+
+
+def test_a_ledger_of_another_network_is_refused():
+    model = pico_snnet()
+    trained = Trained(model, StitchConfig.parse(pico_config()), Recipe(), ())
+    with pytest.raises(InputError, match="of another SN-Net"):
+        Demonstration(trained, [row | {"stitch": "x[0:1]"} for row in rows_of(model)])
+    with pytest.raises(InputError, match="has no 'acc1'"):
+        Demonstration(trained, [{"cfg_id": 0, "flops": 5}])
+    with pytest.raises(InputError, match="has no 'flops'"):
+        Demonstration(trained, [{"cfg_id": 0, "acc1": 5}])
+
+
+def test_classes_have_names_where_they_are_known():
+    trained = Trained(pico_snnet(), StitchConfig.parse(pico_config()), Recipe(), ())
+    shares, _ = Demonstration(trained, rows_of(trained.model)).run(picture(), 1e9)
+    assert shares.keys() == {f"class {number}" for number in range(4)}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Configuration, checkpoint and ledger of a network, as flags."""
+    config, weights, ledger = write_config(tmp_path / "pico.json"), tmp_path / "net.pth", tmp_path / "ledger.txt"
+    model = pico_snnet()
+    torch.save({"state_dict": model.state_dict(), "classes": ["ant", "<bee>", "cat", "dog"]}, weights)
+    ledger.write_text("".join(json.dumps(row) + "\n" for row in rows_of(model)))
+    return {"--stitch_config": config, "--resume": weights, "--ledger": ledger, "--device": "cpu"}
+
+
+def refused(capsys, flags):
+    assert main(["serve", *(str(part) for pair in flags.items() for part in pair)]) == 2
+    return capsys.readouterr().err
+
+
+def test_the_command_says_what_is_wrong(files, capsys, monkeypatch):
+    assert "--port is 70000; it must be from 1 to 65535" in refused(capsys, files | {"--port": 70000})
+    assert "gone.pth' does not exist" in refused(capsys, files | {"--resume": "gone.pth"})
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert "cannot be had: Address already in use; choose another --port" in refused(
+            capsys, files | {"--port": taken.getsockname()[1]}
+        )
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert "pip install 'stitchkit[serve]'" in refused(capsys, files)
+
+
+@contextmanager
+def serving(flags):
+    """The command in a process of its own; gives its address once it is up."""
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "stitchkit",
+        "serve",
+        *(str(p) for pair in flags.items() for p in pair),
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            for line in process.stdout:
+                if found := re.search(r"the page is (http://127\.0\.0\.1:\d+)", line):
+                    yield found[1]
+                    break
+            else:
+                pytest.fail(process.stderr.read())
+        finally:
+            process.terminate()
+
+
+def test_a_person_uploads_an_image_and_moves_the_budget(files, tmp_path):
+    if find_spec("gradio") is None:
+        pytest.skip("gradio is not installed")
+    picture(200).save(tmp_path / "gradient.png")
+    rows = sorted(read_rows(files["--ledger"]), key=lambda row: row["flops"])
+    with serving(files) as address, open_page(address) as (page, wrong):
+        page.locator(".stitch", has_text=rows[-1]["stitch"]).wait_for()
+        page.locator("input[type=file]").set_input_files(tmp_path / "gradient.png")
+        page.get_by_text("<bee>").first.wait_for()
+        slider = page.locator("input[type=range]")
+        slider.fill(slider.get_attribute("min"))
+        page.locator(".stitch", has_text=rows[0]["stitch"]).wait_for()
+        assert f"{rows[0]['acc1']:.2f} %" in page.locator(".stitch-figures").inner_text()
+        assert page.locator("svg.route").get_attribute("aria-label") == rows[0]["stitch"]
+        assert wrong == []

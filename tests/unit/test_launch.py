@@ -1,0 +1,214 @@
+"""Running a sweep: what is skipped, listed, retried; where jobs are sent. No job trains here."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from assembly.sweep import cluster
+from assembly.sweep.cluster import LocalPool, Slurm, create_cluster
+from assembly.sweep.config import SweepConfig
+from assembly.sweep.launch import progress, run_sweep, write_folders
+from assembly.sweep.plan import plan
+from assembly.sweep.worker import JobFolder, SweepJob
+from stitchkit.errors import InputError
+from tests.support import write_sweep
+
+
+class FakeCluster:
+    """Jobs that end as they are told to."""
+
+    def __init__(self, ends):
+        self.ends, self.started, self.running, self.stopped = ends, [], [], False
+
+    def start(self, folders):
+        self.started += [folder.path.name for folder in folders]
+        self.running = list(folders)
+
+    def poll(self):
+        over, self.running = self.running[:1], self.running[1:]
+        for folder in over:
+            self.ends.get(folder.path.name, lambda folder: folder.result.touch())(folder)
+        return over
+
+    def stop(self):
+        self.stopped = True
+
+
+@pytest.fixture
+def folders(tmp_path):
+    config = SweepConfig.load(write_sweep(tmp_path, tmp_path))
+    return write_folders(plan(config), tmp_path / "out", config.result_name)
+
+
+def run(folders, ends=None, **options):
+    fake = FakeCluster(ends or {})
+    try:
+        run_sweep(folders, fake, poll_s=0, **options)
+    finally:
+        assert fake.stopped or not fake.started
+    return fake.started
+
+
+NAMES = [
+    "test-pico-uncut-source",
+    "train-pico-gap-1,1-adapter-finetune",
+    "train-pico-gap-1,1-adapter-linear_no_downsample",
+]
+
+
+def test_each_job_has_its_folder(folders):
+    assert [folder.path.name for folder in folders] == NAMES
+    assert all((folder.path / "config.yml").exists() and (folder.path / "metadata.yml").exists() for folder in folders)
+    assert {folder.result.name for folder in folders} == {"result-3.pkl"}
+
+
+def test_jobs_that_have_their_result_are_skipped(folders):
+    folders[1].result.touch()
+    assert run(folders) == [NAMES[0], NAMES[2]]
+    assert run(folders) == []
+
+
+def test_failed_jobs_are_listed_with_their_logs_and_retried_on_request(folders, caplog):
+    caplog.set_level("INFO")
+    ends = {NAMES[1]: lambda folder: folder.fail("out of luck"), NAMES[2]: lambda folder: None}
+    with pytest.raises(InputError, match="2 jobs failed and are listed above"):
+        run(folders, ends)
+    assert [folder.failure for folder in folders] == [
+        None, "out of luck", "it ended without a result; out of memory, killed or cancelled"
+    ]  # fmt: skip
+    assert f"log: {folders[1].log}" in caplog.text
+    with pytest.raises(InputError, match="--retry-failed"):
+        assert run(folders) == []
+    assert run(folders, retry_failed=True) == NAMES[1:]
+    assert len(progress(folders).done) == 3
+
+
+def test_the_configuration_of_a_job_that_is_done_stays_as_it_ran(folders, tmp_path):
+    for folder in folders[:2]:
+        (folder.path / "config.yml").write_text("as it ran")
+    folders[0].result.touch()
+    config = SweepConfig.load(write_sweep(tmp_path, tmp_path))
+    write_folders(plan(config), tmp_path / "out", config.result_name)
+    assert (folders[0].path / "config.yml").read_text() == "as it ran"
+    assert "assembly" in yaml.safe_load((folders[1].path / "config.yml").read_text())
+
+
+def test_a_preempted_job_is_started_again_as_it_was(tmp_path):
+    job = SweepJob(JobFolder(tmp_path, "result.pkl"))
+    again = job.checkpoint()
+    assert again.function.folder == job.folder
+
+
+def test_slurm_gets_an_array_and_the_parameters(monkeypatch, folders, tmp_path):
+    """Slurm's commands are played by scripts; tests/slurm runs the real ones."""
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    queue = tmp_path / "queue"
+    queue.write_text("")
+    scripts = {
+        "sbatch": f"cp $1 {tmp_path}/sent; echo Submitted batch job 12",
+        "squeue": f"cat {queue}",
+        "srun": "true",
+    }
+    for name, script in scripts.items():
+        (bin / name).write_text(f"#!/bin/sh\n{script}\n")
+        (bin / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin}:/usr/bin:/bin")
+    options = {
+        "jobs": 2,
+        "gpus": 2,
+        "partition": "big",
+        "cpus": 4,
+        "mem_gb": 8,
+        "hours": 1.5,
+        "sbatch": ["qos=low", "exclusive"],
+    }
+    place = create_cluster("slurm", folder=tmp_path / "out", **options)
+    queue.write_text("12_0\n12_1\n12_2\n99\n")
+    place.start(folders)
+    sent = (tmp_path / "sent").read_text()
+    asked = "array=0-2%2 partition=big gpus-per-node=2 ntasks-per-node=2 cpus-per-task=4 mem=8192MB time=90 requeue"
+    for line in (*asked.split(), "qos=low", "exclusive", "signal=USR2@90"):
+        assert f"#SBATCH --{line}\n" in sent
+    assert place.poll() == []
+    # A second launcher finds the jobs in the queue and sends nothing.
+    (tmp_path / "sent").unlink()
+    other = create_cluster("slurm", folder=tmp_path / "out", **options)
+    other.start(folders)
+    assert not (tmp_path / "sent").exists()
+    queue.write_text("12_2\n")
+    folders[0].result.touch()
+    assert other.poll() == [folders[0]]
+    assert other.poll() == [folders[1]]  # gone twice, and without a result
+    assert isinstance(place, Slurm)
+
+
+def test_where_there_is_no_slurm(monkeypatch, folders, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="there is no Slurm on this machine"):
+        create_cluster("slurm", folder=tmp_path, jobs=1, gpus=0).start(folders)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"jobs": 0}, "--jobs is 0"),
+        ({"gpus": -1}, "--gpus -1"),
+        ({"gpus": 9}, "--gpus is 9, and this machine has 2"),
+        ({"partition": "big"}, "--partition is for Slurm; add --cluster slurm"),
+    ],
+)
+def test_a_pool_that_cannot_be(monkeypatch, tmp_path, options, message):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    with pytest.raises(InputError, match=message):
+        create_cluster("local", folder=tmp_path, **{"jobs": 1, "gpus": None, **options})
+
+
+def test_jobs_of_a_pool_take_turns_on_the_gpus(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    chosen = []
+
+    class Executor:
+        def __init__(self, folder):
+            pass
+
+        def update_parameters(self, **parameters):
+            chosen.append(parameters["visible_gpus"])
+
+        def submit(self, job):
+            return FinishedJob()
+
+    class FinishedJob:
+        def done(self):
+            return True
+
+    import submitit
+
+    monkeypatch.setattr(submitit, "LocalExecutor", Executor)
+    pool = create_cluster("local", folder=tmp_path, jobs=3, gpus=None)
+    assert isinstance(pool, LocalPool)
+    jobs = [JobFolder(tmp_path / str(number), "result.pkl") for number in range(4)]
+    pool.start(jobs)
+    assert chosen == [[3], [5], [3]]
+    assert pool.poll() == jobs[:3]
+    assert len(chosen) == 4
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-9a")
+    with pytest.raises(InputError, match="name GPUs by their numbers"):
+        create_cluster("local", folder=tmp_path, jobs=1, gpus=None)
+
+
+def test_without_submitit(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(InputError, match=r"pip install 'stitchkit\[jobs\]'"):
+        create_cluster("local", folder=tmp_path, jobs=1, gpus=0)
+
+
+def test_slurm_that_does_not_answer(monkeypatch):
+    def fail(command, **_):
+        raise subprocess.CalledProcessError(1, command, stderr="slurm_load_jobs error\n")
+
+    monkeypatch.setattr(cluster.subprocess, "run", fail)
+    with pytest.raises(InputError, match="Slurm does not answer: slurm_load_jobs error"):
+        cluster._queue()

@@ -1,0 +1,179 @@
+"""Stitchers: what each builds between which shapes, and that it fits."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from assembly.parts.network import build_network
+from assembly.parts.spec import NetworkSpec, PartSpec
+from assembly.sweep.stitchers import DEFAULT_STITCHERS, FINETUNE, STITCHERS, DoesNotApply, Shape, check_stitcher
+from stitchkit.errors import InputError
+
+SHAPES = {
+    "img": Shape("img", 16, 8),
+    "img wide": Shape("img", 64, 2),
+    "bhwc": Shape("bhwc", 24, 4),
+    "bert": Shape("bert", 32, 4),
+    "token": Shape("token", 32, 4),
+}
+ONLY_IMAGES = {name for name, stitcher in STITCHERS.items() if stitcher.resize == "stride"} | {
+    "bottleneck_no_downsample",
+    "downsample_then_3x3conv",
+    "downsample_then_bottleneck",
+}
+
+
+def parts(name, source, destination, num_downsamples=0):
+    return STITCHERS[name].parts(SHAPES[source], SHAPES[destination], num_downsamples)
+
+
+def arguments(built):
+    return [next(iter(part.values())) for part in built]
+
+
+def run(built, source, destination):
+    """Send something of the source's shape through an adapter and bring it to the destination, as an assembly does."""
+    stem = {"SimpleAdapter": {"num_conv": 1, "in_channels": 3, "out_channels": source.channels}}
+    values = [stem, identity(source.declare()), *built, identity(destination)]
+    specs = [PartSpec.parse(value, f"assembly[{number}]") for number, value in enumerate(values)]
+    spec = NetworkSpec(tuple(specs), PartSpec.parse("ClassifierHead", "head"))
+    size = (3, source.side, source.side)
+    network = build_network(spec, num_classes=2, input_size=size, pretrained=False)
+    inner = []
+    network.parts[-1].register_forward_hook(lambda module, inputs, output: inner.append(list(output.shape[1:])))
+    assert network(torch.randn(2, *size)).shape == (2, 2)
+    return inner[0]
+
+
+def identity(form):
+    return {"Function": {"name": "clone", "in_format": form}}
+
+
+def axes(shape):
+    """The shape of one image's tensor."""
+    if shape.format == "img":
+        return [shape.channels, shape.side, shape.side]
+    if shape.format == "bhwc":
+        return [shape.side, shape.side, shape.channels]
+    return [shape.side**2 + (shape.format == "bert"), shape.channels]
+
+
+@pytest.mark.parametrize("name", STITCHERS)
+def test_every_stitcher_applies_as_the_table_says(name):
+    for given, taken, count in product(SHAPES.values(), SHAPES.values(), [0, 1, 3]):
+        image_like = given.is_image_like or taken.is_image_like
+        if not image_like and name in ONLY_IMAGES:
+            with pytest.raises(DoesNotApply, match="both sides are sequences"):
+                STITCHERS[name].parts(given, taken, count)
+            continue
+        doubled = given.format == "bert" and taken.format != "bert"
+        if not image_like and doubled and name in ("block_no_downsample", "downsample_then_block"):
+            with pytest.raises(DoesNotApply, match="keeps its channels; 64 are to become 32"):
+                STITCHERS[name].parts(given, taken, count)
+            continue
+        values = arguments(STITCHERS[name].parts(given, taken, count))
+        assert len(values) == max(count, 1)
+        assert values[0].get("in_channels", values[0].get("embed_dim")) == given.channels * (2 if doubled else 1)
+        assert values[-1].get("out_channels", values[-1].get("embed_dim")) == taken.channels
+
+
+@pytest.mark.parametrize(
+    ("source", "destination"),
+    [("img", "img wide"), ("img wide", "img"), ("img", "bert"), ("bert", "bhwc"), ("bert", "bert"), ("bert", "token")],
+)
+@pytest.mark.parametrize("name", STITCHERS)
+def test_what_a_stitcher_builds_runs_and_gives_the_destinations_shape(name, source, destination):
+    given, taken = SHAPES[source], SHAPES[destination]
+    try:
+        built = STITCHERS[name].parts(given, taken, 2)
+    except DoesNotApply:
+        return
+    if STITCHERS[name].keeps_size:
+        expected = Shape(taken.format, taken.channels, given.side)
+        assert run(built, given, taken.format) == axes(expected)
+    else:
+        assert run(built, given, taken.declare()) == axes(taken)
+
+
+def test_channels_double_or_halve_a_unit_and_stop_at_the_target():
+    wide, narrow = Shape("img", 96, 56), Shape("img", 40, 7)
+    values = arguments(STITCHERS["downsample_then_linear"].parts(wide, narrow, 3))
+    assert [(value["in_channels"], value["out_channels"]) for value in values] == [(96, 48), (48, 40), (40, 40)]
+    values = arguments(STITCHERS["downsample_then_linear"].parts(narrow, wide, 3))
+    assert [(value["in_channels"], value["out_channels"]) for value in values] == [(40, 80), (80, 96), (96, 96)]
+
+
+@pytest.mark.parametrize(
+    ("name", "sides", "strides"),
+    [
+        ("linear_no_downsample", [56, 56, 56], None),
+        ("downsample_then_linear", [28, 14, 7], None),
+        ("linear_post_downsample", [56, 28, 14], None),
+        ("conv3x3_with_downsample", [56, 28, 14], [2, 2, 2]),
+    ],
+)
+def test_where_the_map_is_resized(name, sides, strides):
+    values = arguments(STITCHERS[name].parts(Shape("img", 64, 56), Shape("img", 512, 7), 3))
+    assert [value["in_format"][1][1:] for value in values] == [[side, side] for side in sides]
+    assert strides is None or [value["stride"] for value in values] == strides
+    assert strides is not None or not any("stride" in value for value in values)
+
+
+def test_one_unit_can_take_the_whole_ratio_as_its_stride():
+    [value] = arguments(STITCHERS["bottleneck_with_downsample"].parts(Shape("img", 64, 56), Shape("bert", 384, 14), 0))
+    assert value["stride"] == 4
+    [value] = arguments(STITCHERS["conv3x3_with_downsample"].parts(Shape("bert", 384, 14), Shape("img", 64, 56), 0))
+    assert (value["stride"], value["in_format"]) == (1, ["img", [768, 56, 56]])
+
+
+def test_a_sequence_becomes_a_map_of_its_own_side():
+    """The publication takes 196 tokens for a map of 196 x 196."""
+    [value] = arguments(STITCHERS["linear_no_downsample"].parts(Shape("bert", 384, 14), Shape("img", 512, 28), 0))
+    assert value["in_format"] == ["img", [768, 14, 14]]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "values"),
+    [
+        ("linear_no_downsample", "SimpleAdapter", {"num_conv": 1, "kernel_size": 1, "nonlinearity": False}),
+        ("linear_relu_no_downsample", "SimpleAdapter", {"num_conv": 1, "kernel_size": 1, "nonlinearity": True}),
+        ("downsample_then_3x3conv", "SimpleAdapter", {"num_conv": 1, "kernel_size": 3, "nonlinearity": True}),
+        ("downsample_then_bottleneck", "ResNetBottleneck", {}),
+        ("downsample_then_block", "ResNetBasicBlock", {}),
+        ("block_with_downsample", "ResNetBasicBlock", {"stride": 4}),
+    ],
+)
+def test_what_a_unit_is_between_images(name, kind, values):
+    [part] = parts(name, "img", "img wide")
+    assert list(part) == [kind]
+    assert values.items() <= part[kind].items()
+
+
+def test_what_a_unit_is_between_sequences():
+    [part] = parts("downsample_then_linear", "bert", "bert")
+    assert part["SimpleAdapter"]["num_fc"] == 1
+    assert part["SimpleAdapter"]["in_format"] == ["bert", [32, 16]]
+    [part] = STITCHERS["block_no_downsample"].parts(Shape("bert", 384, 14), Shape("bert", 384, 14), 0)
+    assert part["VisionTransformerBlock"] | {"in_format": None} == {
+        "embed_dim": 384, "num_heads": 6, "in_format": None
+    }  # fmt: skip
+    with pytest.raises(DoesNotApply, match="keeps its channels; 32 are to become 48"):
+        STITCHERS["block_no_downsample"].parts(SHAPES["bert"], Shape("bert", 48, 4), 0)
+
+
+def test_the_ten_of_the_published_sweeps():
+    assert len(DEFAULT_STITCHERS) == 10
+    assert {*DEFAULT_STITCHERS} - {*STITCHERS} == {FINETUNE}
+    assert {name: check_stitcher(name) for name in DEFAULT_STITCHERS}
+    with pytest.raises(InputError, match="did you mean 'linear_no_downsample'"):
+        check_stitcher("linear_no_downsampel")
+
+
+def test_declared_shapes():
+    assert Shape.parse(["img", [64, 56, 56]]) == Shape("img", 64, 56)
+    assert Shape.parse(["bert", [384, 196]]) == Shape("bert", 384, 14)
+    assert Shape.parse(None) is Shape.parse("img") is Shape.parse(["img", [56, 56]]) is None
+    assert Shape("bert", 384, 14).declare() == ["bert", [384, 196]]
+    with pytest.raises(InputError, match="not square"):
+        Shape.parse(["img", [64, 56, 28]])

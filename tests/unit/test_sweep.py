@@ -1,0 +1,203 @@
+"""Sweeps: their configuration, plan and folders."""
+
+from collections import Counter
+
+import pytest
+import yaml
+
+from assembly.config.job import JobConfig
+from assembly.parts.spec import PartSpec
+from assembly.sweep.config import DEFAULT_GAPS, CutNetwork, Gap, SweepConfig
+from assembly.sweep.plan import plan, table
+from assembly.sweep.shapes import run_dry
+from assembly.sweep.stitchers import DEFAULT_STITCHERS
+from stitchkit.cli import main
+from stitchkit.errors import InputError
+from tests.support import ROOT, SWEEP, write_sweep
+
+PUBLISHED = sorted(
+    path for path in (ROOT / "configs/across-scales").glob("*.yml") if path.stem not in ("train", "digits")
+)
+
+
+def planned(stem):
+    jobs = plan(SweepConfig.load(ROOT / f"configs/across-scales/{stem}.yml"))
+    return {(job.metadata["first_deleted_block"], job.metadata["last_deleted_block"], job.metadata["adapter"]): job
+            for job in jobs if "adapter" in job.metadata}  # fmt: skip
+
+
+def part(job, number):
+    [(name, values)] = job.config["assembly"][number].items()
+    return name, values
+
+
+def test_the_published_sweeps_and_what_does_not_apply():
+    """The publication counts 83 of 720. Its check of `finetune` compares the ends of the kept pieces alone, so it lets
+    two jobs of MobileNetV3 start whose pieces 4 and 6 do not fit together; here they do not apply either: 85."""
+    counts = {path.stem: Counter(job.config is None for job in planned(path.stem).values()) for path in PUBLISHED}
+    assert sum(count.total() for count in counts.values()) == 8 * 90
+    assert {stem: count[True] for stem, count in counts.items()} == {
+        "mobilenet-v3": 4, "resnet-50": 0, "swin-t": 0, "vit-s": 45,
+        "resnet-50-swin-t": 9, "resnet-50-vit-s": 9, "vit-s-resnet-50": 9, "vit-s-swin-t": 9,
+    }  # fmt: skip
+    beyond = planned("mobilenet-v3")
+    assert [gap for gap in DEFAULT_GAPS if beyond[gap.first, gap.last, "finetune"].config is None] == [
+        Gap(1, 6, 3), Gap(3, 6, 2), Gap(5, 5, 0), Gap(5, 6, 1)
+    ]  # fmt: skip
+    assert (
+        beyond[1, 6, "finetune"].reason == "piece 6 takes img 112 x 14 x 14, the piece before it gives img 80 x 14 x 14"
+    )
+
+
+@pytest.mark.parametrize("name", ["mobilenet-v3", "resnet-50", "swin-t", "vit-s"])
+def test_published_pieces_give_the_shapes_that_they_declare(name):
+    content = yaml.safe_load((ROOT / f"configs/across-scales/pieces/{name}.yml").read_text())
+    specs = [PartSpec.parse(value, f"stages[{number}]") for number, value in enumerate(content)]
+    assert len(specs) == 8
+    declared = CutNetwork.parse({"stages": content}, "stages").shapes
+    bare = [
+        PartSpec(
+            spec.name,
+            {key: value[0] if key.endswith("_format") and isinstance(value, list) else value
+             for key, value in spec.arguments.items()},
+            spec.place,
+        )
+        for spec in specs
+    ]  # fmt: skip
+    assert run_dry(bare, 224) == declared
+
+
+def test_a_job_is_frozen_pieces_around_a_trainable_adapter():
+    job = planned("resnet-50-swin-t")[1, 4, "downsample_then_linear"]
+    assert job.name == "train-resnet-50-swin-t-gap-1,4-adapter-downsample_then_linear"
+    assert [next(iter(value)) for value in job.config["assembly"]] == [
+        "Subnet",
+        *["SimpleAdapter"] * 2,
+        *["Subnet"] * 3,
+    ]
+    assert [part(job, number)[1]["frozen"] for number in range(6)] == [True, False, False, True, True, True]
+    assert part(job, 0)[1]["block_output"] == "layer1.0"
+    assert part(job, 3)[1] == {
+        "backend": "pytorch", "model_name": "swin_t", "block_input": "features.5", "block_output": "features.5",
+        "in_format": ["bhwc", [384, 14, 14]], "out_format": ["bhwc", [384, 14, 14]], "frozen": True,
+    }  # fmt: skip
+    assert job.metadata == {
+        "arch": "resnet-50-swin-t", "first_deleted_block": 1, "last_deleted_block": 4, "num_downsamples": 2,
+        "adapter": "downsample_then_linear",
+    }  # fmt: skip
+    assert JobConfig.parse(job.config).train_config.seed == 12345
+
+
+def test_without_down_sampling_later_pieces_declare_no_size():
+    job = planned("resnet-50-vit-s")[1, 6, "linear_no_downsample"]
+    assert part(job, 3)[1]["in_format"] == ["img", [384, 56, 56]]
+    assert (part(job, 4)[1]["in_format"], part(job, 4)[1]["out_format"]) == ("bert", "vector")
+
+
+def test_finetune_keeps_the_pieces_that_down_sample_and_trains_all():
+    job = planned("resnet-50")[1, 6, "finetune"]
+    assert [part(job, number)[1]["block_input"] for number in range(5)] == [
+        "x", "layer2.0", "layer3.0", "layer4.0", "layer4.1"
+    ]  # fmt: skip
+    assert not any(part(job, number)[1]["frozen"] for number in range(5))
+    assert not job.adapter
+
+
+def test_the_uncut_networks_are_tested_too():
+    jobs = [
+        job
+        for job in plan(SweepConfig.load(ROOT / "configs/across-scales/resnet-50-swin-t.yml"))
+        if "uncut" in job.metadata
+    ]
+    assert [job.name for job in jobs] == [f"test-resnet-50-swin-t-uncut-{name}" for name in ("source", "destination")]
+    assert all(len(job.config["assembly"]) == 8 for job in jobs)
+    assert all(JobConfig.parse(job.config).test_only for job in jobs)
+    [alone] = [
+        job for job in plan(SweepConfig.load(ROOT / "configs/across-scales/swin-t.yml")) if "uncut" in job.metadata
+    ]
+    assert alone.name == "test-swin-t-uncut-source"
+
+
+def test_an_uncut_network_gets_images_as_its_weights_were_trained_with():
+    """The publication normalises all images as ImageNet's; ViTs of timm's augreg weights were trained otherwise."""
+    path = ROOT / "configs/across-scales/resnet-50-vit-s.yml"
+    source, destination = (JobConfig.parse(job.config) for job in plan(SweepConfig.load(path))[:2])
+    assert source.train_config.data_preprocessing["mean"] == [0.485, 0.456, 0.406]
+    assert destination.train_config.data_preprocessing["mean"] == [0.5, 0.5, 0.5]
+    given = SweepConfig.load(path, data_preprocessing={"mean": [0, 0, 0], "std": [1, 1, 1]})
+    assert all(
+        job.config["train_config"]["data_preprocessing"]["mean"] == [0, 0, 0] for job in plan(given) if job.config
+    )
+
+
+def test_folders(tmp_path):
+    job = planned("swin-t")[5, 6, "conv3x3_with_downsample"]
+    place = job.write(tmp_path)
+    assert place == tmp_path / "train-swin-t-gap-5,6-adapter-conv3x3_with_downsample"
+    (place / "metadata.yml").write_text("num_params: 5\n")
+    job.write(tmp_path)
+    assert yaml.safe_load((place / "metadata.yml").read_text()) == {"num_params": 5, **job.metadata}
+    assert JobConfig.load(place / "config.yml").to_dict() == JobConfig.parse(job.config).to_dict()
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
+    config = str(ROOT / "configs/across-scales/vit-s.yml")
+    assert main(["sweep", "-c", config, "-o", str(tmp_path / "out"), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + 1 + 90 + 1
+    assert lines[0].split() == ["gap", "down", "stitcher", "adapter", "params"]
+    assert lines[2].split() == ["1,1", "0", "finetune", "-", "everything", "trains"]
+    assert lines[3].split() == ["1,1", "0", "linear_no_downsample", "149k"]  # 384 x 385, and two norms
+    assert lines[5].split(maxsplit=4)[2:] == [
+        "bottleneck_no_downsample", "-",
+        "does not apply: a ResNet bottleneck needs an image-like side; both sides are sequences",
+    ]  # fmt: skip
+    assert lines[-1] == "46 jobs; 45 combinations do not apply"
+    assert not (tmp_path / "out").exists()
+
+
+def test_shapes_that_are_not_declared_are_found_by_a_dry_run(tmp_path):
+    declared = SweepConfig.load(write_sweep(tmp_path, tmp_path))
+    pieces = [next(iter(piece.values())) for piece in SWEEP["stages"]]
+    bare = [
+        {"Subnet": {**values, "out_format": "vector" if values is pieces[-1] else "bert", "in_format": kind}}
+        for values, kind in zip(pieces, ["img", "bert", "bert", "bert"], strict=True)
+    ]
+    found = SweepConfig.load(write_sweep(tmp_path, tmp_path, stages=bare))
+    assert found.source.shapes == declared.source.shapes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stitchers": ["liner_no_downsample"]}, "stitchers[0]: unknown stitcher 'liner_no_downsample'; did you mean"),
+        ({"stitchers": "finetune"}, "stitchers is 'finetune'; give a list"),
+        ({"gaps": [{"blocks_to_drop": [2, 1], "num_downsamples": 0}]}, "gaps[0] is {'blocks_to_drop': [2, 1]"),
+        ({"gaps": [{"blocks_to_drop": [1, 3], "num_downsamples": 0}]}, "gaps[0]: [1,3] leaves nothing of a network"),
+        ({"gaps": [{"blocks_to_drop": [1, 1]}]}, "a gap is {blocks_to_drop: [first, last], num_downsamples: n}"),
+        ({"dest_stages": []}, "either stages, or src_stages and dest_stages"),
+        ({"stages": [{"Subnet": {}, "Net": {}}]}, "stages[0] is {'Net': {}, 'Subnet': {}}; a part is one class name"),
+        ({"epochs": 3}, "unknown key 'epochs'"),
+        ({"train_config": {"epochs": -1, "dataset": "digits"}}, "train_config.epochs is -1"),
+    ],
+)
+def test_a_wrong_configuration_ends_with_its_file_and_place(tmp_path, changes, message):
+    path = write_sweep(tmp_path, tmp_path, **changes)
+    with pytest.raises(InputError) as error:
+        SweepConfig.load(path)
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_flags_take_the_place_of_the_files_settings(tmp_path):
+    config = SweepConfig.load(write_sweep(tmp_path, tmp_path), seed=7, epochs=1, data_path="data")
+    assert config.result_name == "result-7.pkl"
+    assert config.job["train_config"]["epochs"] == 1
+    assert config.job["data_path"] == "data"
+
+
+def test_the_digits_sweep_can_be_planned():
+    jobs = plan(SweepConfig.load(ROOT / "configs/across-scales/digits.yml"))
+    assert all(job.config is not None for job in jobs)
+    assert "does not apply" not in table(jobs)
+    assert DEFAULT_STITCHERS
