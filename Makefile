@@ -1,4 +1,4 @@
-# make demo: everything on real data in a few minutes.   make test, make lint: what CI runs.
+# make demo, make demo-sweep: everything on real data in a few minutes.   make test, make lint: what CI runs.
 # make bench: ours against a plain reference; takes its time, on an idle machine.
 # Each makes its own virtual environment in .venv when that is missing; PYTHON says with which interpreter.
 PYTHON ?= python3
@@ -9,7 +9,9 @@ DATA := data/digits
 TRAIN = PYTHON=$(BIN)/python ./distributed_train.sh 2 $(DATA)
 RUN := outputs/digits_vit
 
-.PHONY: install demo test lint bench clean
+SWEEP := outputs/sweep_digits
+
+.PHONY: install demo demo-sweep test lint bench clean
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -45,6 +47,17 @@ demo: $(INSTALLED) $(RUN)/trained
 	  '  ./distributed_train.sh 2 $(DATA) --stitch_config YOUR.json' \
 	  'or your own images: ./distributed_train.sh 2 YOUR_FOLDER --stitch_config configs/deit_ti_s_b.json --distillation-type none'
 
+demo-sweep: $(INSTALLED) outputs/digits_r18/trained outputs/digits_s/trained
+	@echo "== from the ResNet into the ViT: every gap, every adapter"
+	$(BIN)/stitchkit sweep -c configs/across-scales/digits.yml -o $(SWEEP) --jobs 2 --device cpu
+	$(BIN)/stitchkit sweep-report $(SWEEP)
+	@printf '%s\n' '' 'Pieces of two trained networks were joined by adapters; only the adapters were trained.' \
+	  '  $(SWEEP)/digits-heatmap.png      which gap can be bridged by what; open it' \
+	  '  $(SWEEP)/digits-parameters.png   what each adapter costs' \
+	  '  $(SWEEP)/results.csv             all epochs of all jobs' \
+	  'Next, the plan of a published sweep, without data or weights:' \
+	  '  $(BIN)/stitchkit sweep -c configs/across-scales/resnet-50-swin-t.yml --dry-run'
+
 # A run that was interrupted goes on from its last epoch.
 RESUME = $(if $(wildcard $(@D)/last.pth.tar),--resume $(@D)/last.pth.tar)
 DIGITS_VIT := img_size=32 patch_size=8 depth=6 global_pool=avg weight_init=jax
@@ -56,6 +69,12 @@ outputs/digits_%/trained: $(DATA)/validation
 	@echo "== anchor $*: a ViT with $($*)"
 	$(TRAIN) -c configs/digits_anchor.yaml --model vit_tiny_patch16_224 \
 	  --model-kwargs $(DIGITS_VIT) $($*) --experiment digits_$* $(RESUME)
+	@touch $@
+
+outputs/digits_r18/trained: $(DATA)/validation
+	@echo "== a small ResNet"
+	$(TRAIN) -c configs/digits_anchor.yaml --epochs 25 --model resnet18 --img-size 32 --model-kwargs layers=[2,2,2,2] \
+	  channels=[8,16,24,32] stem_type=deep stem_width=8 --experiment digits_r18 $(RESUME)
 	@touch $@
 
 $(RUN)/trained: outputs/digits_ti/trained outputs/digits_s/trained outputs/digits_b/trained

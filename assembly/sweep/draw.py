@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from assembly.sweep.plan import UNCUT
 from assembly.sweep.stitchers import FINETUNE, STITCHERS
+from stitchkit.measure.pareto import quantity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,8 +96,8 @@ def draw_heat_map(rows: pd.DataFrame, path: Path) -> None:
     for value in uncut.values():
         bar.ax.axhline(value, color="#e45756", linewidth=2)
     reference = ", ".join(f"{name} {value:.1f} %" for name, value in uncut.items())
-    title = str(rows["arch"].iloc[0]) + (f"   (red lines: {reference})" if reference else "")
-    axes.set_title(title, loc="left", fontsize=10)
+    title = str(rows["arch"].iloc[0]) + (f"\nred lines: {reference}" if reference else "")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     figure.savefig(path)
 
 
@@ -125,6 +127,7 @@ def draw_accuracy_over_parameters(rows: pd.DataFrame, path: Path) -> None:
         path: The picture.
     """
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     final = _stitched(_final(rows))
     adapters = _adapters(final)
@@ -146,6 +149,9 @@ def draw_accuracy_over_parameters(rows: pd.DataFrame, path: Path) -> None:
         )
     _draw_uncut(axes, rows)
     axes.set(xscale="log", xlabel="trained parameters", ylabel="test accuracy (%)")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _: quantity(value))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_title(str(rows["arch"].iloc[0]), loc="left")
     axes.grid(alpha=0.3)
     handles = [Line2D([], [], marker="o", linestyle="", color=colors[name], label=_readable(name)) for name in adapters]
@@ -173,17 +179,23 @@ def draw_learning_curves(rows: pd.DataFrame, path: Path) -> None:
     stitched = _stitched(rows)
     adapters, gaps = _adapters(stitched), _gaps(stitched)
     colors = _colors(adapters)
-    columns = min(3, len(gaps))
+    columns = math.ceil(len(gaps) ** 0.5)
     lines = -(-len(gaps) // columns)
     figure = _figure(3.0 * columns + 2.6, 2.4 * lines + 0.6)
     panels = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
     for axes, gap in zip(panels, gaps, strict=False):
-        for adapter, chosen in stitched[stitched["gap"] == gap].groupby("adapter"):
-            mean = chosen.groupby("epoch")["test_accuracy"].mean().dropna()
-            axes.plot(mean.index, mean, color=colors[adapter], linewidth=1.4, label=_readable(adapter))
+        here = stitched[stitched["gap"] == gap].groupby(["adapter", "epoch"])["test_accuracy"].mean().dropna()
+        for number, adapter in enumerate(adapters):
+            if adapter in here:
+                # Where adapters do the same, a thinner line lies on a thicker one, and both are seen.
+                width = max(1.2, 2.4 - 0.15 * number)
+                mean = here[adapter]
+                axes.plot(mean.index, mean, color=colors[adapter], linewidth=width, label=_readable(adapter))
         _draw_uncut(axes, rows)
         axes.set_title(f"gap {gap.replace(',', '–')}", fontsize=9)
         axes.grid(alpha=0.3)
+    for axes in panels[len(gaps) - columns :]:
+        axes.tick_params(labelbottom=True)
     for axes in panels[len(gaps) :]:
         axes.set_visible(False)
     found = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}

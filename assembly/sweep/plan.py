@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import yaml
 
 from assembly.parts.registry import COMMON, part_class
-from assembly.sweep.config import Gap, SweepConfig
+from assembly.sweep.config import CutNetwork, Gap, SweepConfig
 from assembly.sweep.stitchers import FINETUNE, STITCHERS, DoesNotApply, PartDict
 from stitchkit.measure.pareto import aligned, quantity
 
@@ -94,10 +95,25 @@ def _uncut(config: SweepConfig) -> list[PlannedJob]:
         PlannedJob(
             f"test-{config.name}-uncut-{name}",
             {"arch": config.name, "uncut": name},
-            {**_job(config, _frozen(network.pieces, True)), "test_only": True},
+            {**_job(config, _frozen(network.pieces, True)), **_own_preprocessing(config, network), "test_only": True},
         )
         for name, network in zip(UNCUT, networks, strict=False)
     ]
+
+
+def _own_preprocessing(config: SweepConfig, network: CutNetwork) -> dict[str, Any]:
+    """Settings that give a network images normalised as timm says of it, where the file does not say how.
+
+    In a stitched network the source alone sees images; the destination's own normalisation shows only here.
+    """
+    train = config.job.get("train_config") or {}
+    images = train.get("data_preprocessing") or {}
+    [arguments] = network.pieces[0].values()
+    known = timm.get_pretrained_cfg(str(arguments.get("model_name")), allow_unregistered=True)
+    if arguments.get("backend", "timm") != "timm" or known is None or "mean" in images or "std" in images:
+        return {}
+    own = {"mean": list(known.mean), "std": list(known.std)}
+    return {"train_config": {**train, "data_preprocessing": {**images, **own}}}
 
 
 def _job(config: SweepConfig, parts: Sequence[PartDict]) -> dict[str, Any]:

@@ -8,12 +8,15 @@ import torch
 import yaml
 
 import stitchkit
+from assembly.config.job import JobConfig
+from assembly.parts.network import build_network
 from stitchkit.config import StitchConfig
 from stitchkit.train.flags import add_flags, resolve
 from tests.support import ROOT
 
 JSON = sorted((ROOT / "configs").glob("*.json"))
 YAML = sorted((ROOT / "configs").glob("*.yaml"))
+JOBS = sorted((ROOT / "configs/assembly").glob("*.yml"))
 
 
 @pytest.mark.parametrize("path", JSON, ids=lambda path: path.name)
@@ -48,3 +51,17 @@ def test_the_published_deit_configuration():
     ]
     assert not config.stitched_final_norm
     assert config.recipe["distillation_type"] == "hard"
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_law_10_jobs_load_and_build(path):
+    with torch.device("meta"):
+        network = build_network(JobConfig.load(path).network, num_classes=1000, pretrained=False)
+    assert any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_law_10_there_is_a_job_of_each_published_kind():
+    assert {path.stem for path in JOBS} == {
+        *("resnet-to-resnet", "cnn-to-vit", "vit-to-cnn", "cnn-to-swin"),
+        *("block-replaced", "network-expanded", "network-compressed", "from-scratch"),
+    }

@@ -4,6 +4,7 @@ import csv
 
 import pytest
 
+from assembly.sweep.config import SweepConfig
 from stitchkit.cli import main
 from stitchkit.config import StitchConfig
 from stitchkit.measure.ledger import Ledger, read_rows
@@ -68,3 +69,18 @@ def test_the_readme_of_a_family_shows_its_committed_ledger(name):
     stitches = [row["acc1"] for row in ledger.rows if not is_anchor(row)]
     shown = f"{anchors}; {min(stitches):.2f} to {max(stitches):.2f} |"
     assert shown in (ROOT / LEDGERS[name] / "README.md").read_text()
+
+
+def test_the_digits_sweep_is_of_the_shipped_configuration_and_holds_what_its_page_says():
+    with (ROOT / "results/digits_sweep/results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    last = {row["job"]: row for row in rows}
+    uncut = {row["uncut"]: float(row["test_accuracy"]) for row in last.values() if row["uncut"]}
+    bridged = [float(row["test_accuracy"]) for row in last.values() if not row["uncut"]]
+    page = (ROOT / "results/digits_sweep/README.md").read_text()
+    assert f"({uncut['source']:.1f} % alone)" in page
+    assert f"({uncut['destination']:.1f} % alone)" in page
+    assert f"up to {max(bridged):.1f} % come back" in page
+    config = SweepConfig.load(ROOT / "configs/across-scales/digits.yml")
+    assert len(bridged) == len(config.gaps) * len(config.stitchers) == 20
+    assert {row["epoch"] for row in last.values() if not row["uncut"]} == {str(config.job["train_config"]["epochs"])}

@@ -20,7 +20,6 @@ start() {
   chmod 600 "$dir/munge.key"
   munged --force --key-file "$dir/munge.key" --socket "$dir/munge.socket" --pid-file "$dir/munged.pid" \
     --log-file "$dir/log/munged.log" --seed-file "$dir/munge.seed" 2>>"$dir/log/munged.err"
-  # A requeued job starts again after cred_expire seconds, by default two minutes.
   cat >"$dir/slurm.conf" <<CONF
 ClusterName=test
 SlurmctldHost=$host(127.0.0.1)
@@ -30,7 +29,7 @@ SlurmUser=$user
 SlurmdUser=$user
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket=$dir/munge.socket,cred_expire=3
+AuthInfo=socket=$dir/munge.socket
 StateSaveLocation=$dir/state
 SlurmdSpoolDir=$dir/spool
 SlurmctldPidFile=$dir/slurmctld.pid

@@ -129,8 +129,8 @@ def test_slurm_gets_an_array_and_the_parameters(monkeypatch, folders, tmp_path):
     queue.write_text("12_0\n12_1\n12_2\n99\n")
     place.start(folders)
     sent = (tmp_path / "sent").read_text()
-    for line in ("array=0-2%2", "partition=big", "gpus-per-node=2", "ntasks-per-node=2", "cpus-per-task=4", "mem=8192MB",
-                 "time=90", "requeue", "qos=low", "exclusive", "signal=USR2@90"):  # fmt: skip
+    asked = "array=0-2%2 partition=big gpus-per-node=2 ntasks-per-node=2 cpus-per-task=4 mem=8192MB time=90 requeue"
+    for line in (*asked.split(), "qos=low", "exclusive", "signal=USR2@90"):
         assert f"#SBATCH --{line}\n" in sent
     assert place.poll() == []
     # A second launcher finds the jobs in the queue and sends nothing.

@@ -118,6 +118,18 @@ def test_the_uncut_networks_are_tested_too():
     assert alone.name == "test-swin-t-uncut-source"
 
 
+def test_an_uncut_network_gets_images_as_its_weights_were_trained_with():
+    """The publication normalises all images as ImageNet's; ViTs of timm's augreg weights were trained otherwise."""
+    path = ROOT / "configs/across-scales/resnet-50-vit-s.yml"
+    source, destination = (JobConfig.parse(job.config) for job in plan(SweepConfig.load(path))[:2])
+    assert source.train_config.data_preprocessing["mean"] == [0.485, 0.456, 0.406]
+    assert destination.train_config.data_preprocessing["mean"] == [0.5, 0.5, 0.5]
+    given = SweepConfig.load(path, data_preprocessing={"mean": [0, 0, 0], "std": [1, 1, 1]})
+    assert all(
+        job.config["train_config"]["data_preprocessing"]["mean"] == [0, 0, 0] for job in plan(given) if job.config
+    )
+
+
 def test_folders(tmp_path):
     job = planned("swin-t")[5, 6, "conv3x3_with_downsample"]
     place = job.write(tmp_path)
