@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -12,7 +15,7 @@ from torch import nn
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import Row, read_rows
 from stitchkit.model.snnet import SNNet
-from stitchkit.ship.pick import Budget, count, pick_one
+from stitchkit.ship.pick import Budget, count, pick, pick_one
 
 
 class BudgetedModel(nn.Module):
@@ -23,7 +26,8 @@ class BudgetedModel(nn.Module):
         ledger: A ledger of it, or its rows.
 
     Raises:
-        InputError: If the ledger cannot be read or names stitches that the SN-Net does not have.
+        InputError: If the ledger cannot be read, lacks FLOPs or accuracies, or names stitches that the SN-Net does not
+            have.
     """
 
     def __init__(self, model: SNNet, ledger: str | Path | Sequence[Row]):
@@ -38,7 +42,8 @@ class BudgetedModel(nn.Module):
                     f"the ledger is of another SN-Net: its cfg_id {row['cfg_id']} is {row['stitch']}, here it is "
                     f"{name}; give the ledger of this one"
                 )
-        self._chosen: dict[float | str, int] = {}
+        pick(self.rows, Budget())  # all that a choice needs is there
+        self._fronts: dict[str, list[tuple[float, int]]] = {}
 
     def measure(self, batch_size: int = 1) -> str:
         """Measure the latency of each stitch where the model is now, for budgets in milliseconds.
@@ -51,7 +56,7 @@ class BudgetedModel(nn.Module):
         """
         from stitchkit.measure.latency import add_latencies  # slow to import
 
-        self._chosen.clear()
+        self._fronts.clear()
         return add_latencies(self.rows, self.model, batch_size=batch_size)
 
     def choose(self, budget: float | str) -> int:
@@ -63,11 +68,13 @@ class BudgetedModel(nn.Module):
         Raises:
             InputError: If no stitch meets it, or the ledger has no latencies; see `measure`.
         """
-        if budget not in self._chosen:
-            self._chosen[budget] = int(pick_one(self.rows, self._limit(budget))["cfg_id"])
-        return self._chosen[budget]
+        limits = self._limits(budget)
+        ((limit, value),) = limits.limits.items()
+        front = self._front(limit.removeprefix("max_"))
+        place = bisect_right(front, value, key=itemgetter(0))
+        return front[place - 1][1] if place else int(pick_one(self.rows, limits)["cfg_id"])
 
-    def _limit(self, budget: float | str) -> Budget:
+    def _limits(self, budget: float | str) -> Budget:
         if not isinstance(budget, str):
             return Budget(max_flops=budget)
         if not (latency := re.fullmatch(r"\s*(.*\d\.?)\s*ms\s*", budget)):
@@ -75,6 +82,18 @@ class BudgetedModel(nn.Module):
         if any("latency_ms" not in row for row in self.rows):
             raise InputError(f"budget '{budget}' is a latency, and the ledger has none; call measure() once before")
         return Budget(max_latency_ms=count(latency[1]))
+
+    def _front(self, figure: str) -> list[tuple[float, int]]:
+        """What each step of accuracy costs, with its `cfg_id`; a call has no time to look through the ledger."""
+        if figure not in self._fronts:
+            front: list[tuple[float, int]] = []
+            best = -math.inf
+            for row in sorted(self.rows, key=lambda row: (row[figure], -row["acc1"])):
+                if row["acc1"] > best:
+                    front.append((row[figure], row["cfg_id"]))
+                    best = row["acc1"]
+            self._fronts[figure] = front
+        return self._fronts[figure]
 
     def forward(self, x: torch.Tensor, *, budget: float | str | None = None) -> torch.Tensor:
         """Run the best stitch within a budget.

@@ -42,6 +42,9 @@ def add_commands(commands: Commands) -> None:
         help=f"image folder; {_IMAGES} of its validation images are what file and SN-Net are compared on, else noise",
     )  # fmt: skip
     export.add_argument("-c", "--config", metavar="YAML", help="settings of the run, such as its args.yaml")
+    export.add_argument(
+        "--recalibrate-bn", type=int, metavar="N", help="batch-norm statistics from N training batches, as in --eval"
+    )
     export.add_argument("--model-ema", action="store_true", default=None, help="export the moving average of weights")
     _add_shape(export)
 
@@ -104,7 +107,7 @@ def _complete(rows: list[dict[str, Any]], settings: dict[str, Any], *, latency: 
 def _export(settings: dict[str, Any]) -> None:
     from stitchkit.ship.export import export
     from stitchkit.ship.formats import format_of
-    from stitchkit.ship.trained import describe, open_trained, sample_images
+    from stitchkit.ship.trained import calibrated, describe, open_trained, sample_images
 
     output = settings.pop("output")
     format_of(output), new_file(output)
@@ -112,12 +115,13 @@ def _export(settings: dict[str, Any]) -> None:
     trained = open_trained({key: value for key, value in settings.items() if value is not None})
     stitch = trained.model.resolve(cfg_id)
     images, source = sample_images(trained, _IMAGES)
-    report = export(trained.model, cfg_id, output, images, describe(trained, cfg_id))
+    net = calibrated(trained, cfg_id) if trained.recipe.run.recalibrate_bn else None
+    report = export(trained.model, cfg_id, output, images, describe(trained, cfg_id), net=net)
     print(f"stitch {cfg_id}, {stitch}, is in {output}; compared on {report.images} {source}:")
     print(f"  largest difference {report.largest_difference:.2g} of logits up to {report.largest_logit:.3g}")
     print(f"  same top-1 class on {report.same_top1} of {report.images}")
     for name, size, latency in (
-        ("SN-Net, this stitch", report.snnet_bytes, report.snnet_ms),
+        ("SN-Net (all weights)", report.snnet_bytes, report.snnet_ms),
         (Path(output).name, report.file_bytes, report.file_ms),
     ):
         print(f"  {name:20}  {size / 2**20:8.2f} MiB  {latency:8.2f} ms an image on this CPU")
@@ -138,15 +142,20 @@ def _chosen(settings: dict[str, Any]) -> int:
         if budget.limits:
             raise InputError(f"--cfg_id {cfg_id} is a stitch already; leave the budget out, or give --ledger instead")
         return int(cfg_id)
-    _check_statistics(ledger)
+    _check_statistics(ledger, settings["recalibrate_bn"])
     return int(pick_one(read_rows(ledger), budget)["cfg_id"])
 
 
-def _check_statistics(ledger: str) -> None:
-    """Refuse a ledger whose figures are of other batch-norm statistics than those in the checkpoint."""
+def _check_statistics(ledger: str, batches: int | None) -> None:
+    """Refuse a ledger whose figures are of other batch-norm statistics than the export would have."""
     origin = Path(ledger).with_suffix(".yaml")
-    if origin.is_file() and (yaml.safe_load(origin.read_text()) or {}).get("recalibrate_bn"):
+    try:
+        known = yaml.safe_load(origin.read_text()) if origin.is_file() else None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"'{origin}', which says how the ledger came, is damaged; give --cfg_id instead") from error
+    measured = known.get("recalibrate_bn") if isinstance(known, dict) else None
+    if measured and measured != batches:
         raise InputError(
-            f"ledger '{ledger}' was measured with --recalibrate-bn, whose statistics are in no checkpoint; choose by a "
-            "ledger without, or give --cfg_id"
+            f"ledger '{ledger}' was measured with --recalibrate-bn {measured}, whose statistics are in no checkpoint; "
+            f"add --recalibrate-bn {measured} and --data DIR"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 from collections.abc import Iterator
@@ -53,7 +54,15 @@ class Report:
         return self.largest_difference <= TOLERANCE * max(1.0, self.largest_logit)
 
 
-def export(model: SNNet, stitch: int, path: str | Path, images: torch.Tensor, about: dict[str, Any]) -> Report:
+def export(
+    model: SNNet,
+    stitch: int,
+    path: str | Path,
+    images: torch.Tensor,
+    about: dict[str, Any],
+    *,
+    net: nn.Module | None = None,
+) -> Report:
     """Write one stitch to a file, and see that it computes what the SN-Net does.
 
     The file appears when the check is passed, complete or not at all.
@@ -64,6 +73,7 @@ def export(model: SNNet, stitch: int, path: str | Path, images: torch.Tensor, ab
         path: The file; `.safetensors`, `.onnx` or `.pt2` says the format.
         images: Prepared images `[B, C, H, W]` to compare on.
         about: What the stitch is, by `stitchkit.ship.trained.describe`.
+        net: The stitch's network where it has other statistics than in the SN-Net, which then takes no part.
 
     Raises:
         InputError: If there is something at the path, the suffix is unknown, a package is missing, the stitch cannot
@@ -73,11 +83,14 @@ def export(model: SNNet, stitch: int, path: str | Path, images: torch.Tensor, ab
     with evaluating(model), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder) / path.name
         try:
-            form.write(model.extract(stitch).eval(), about, draft)
-            net = form.read(draft)
-            report = _compare(model, stitch, net, images, draft)
-        except (InputError, OSError):
+            inside = _Inside(model, stitch) if net is None else net.eval()
+            form.write(model.extract(stitch).eval() if net is None else copy.deepcopy(net), about, draft)
+            report = _compare(inside, form.read(draft), images, draft, _size(model))
+        except InputError:
             raise
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise InputError(f"'{path}' cannot be written: {reason}; check the disk and its permissions") from error
         except Exception as error:  # exporters and their runtimes raise many kinds
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise InputError(
@@ -92,9 +105,8 @@ def export(model: SNNet, stitch: int, path: str | Path, images: torch.Tensor, ab
     return report
 
 
-def _compare(model: SNNet, stitch: int, net: nn.Module, images: torch.Tensor, draft: Path) -> Report:
+def _compare(inside: nn.Module, net: nn.Module, images: torch.Tensor, draft: Path, snnet_bytes: int) -> Report:
     largest, logit, same = 0.0, 0.0, 0
-    inside = _Inside(model, stitch)
     with torch.inference_mode():
         for batch in _batches(images):
             expected, found = inside(batch), net(batch)
@@ -109,11 +121,15 @@ def _compare(model: SNNet, stitch: int, net: nn.Module, images: torch.Tensor, dr
         largest_logit=logit,
         same_top1=same,
         images=len(images),
-        snnet_bytes=sum(value.nbytes for value in model.state_dict().values()),
+        snnet_bytes=snnet_bytes,
         file_bytes=draft.stat().st_size,
         snnet_ms=latency_ms(inside, images[:1]),
         file_ms=latency_ms(net, images[:1]),
     )
+
+
+def _size(model: nn.Module) -> int:
+    return sum(value.nbytes for value in model.state_dict().values())
 
 
 class _Inside(nn.Module):

@@ -103,13 +103,17 @@ def _write_safetensors(net: nn.Module, about: About, path: Path) -> None:
     path.write_bytes(save(weights, metadata={"format": "pt", _KEY: json.dumps(about)}))
 
 
+_BATCH = ({0: torch.export.Dim("batch", min=1)},)
+"""The sizes of the input that may vary."""
+
+
 def _trace(net: nn.Module, about: About) -> torch.export.ExportedProgram:
     """The network as a program over batches of any size, without a trace of this machine's files."""
     net.requires_grad_(False)
     example = torch.zeros(2, *about["input"]["input_size"])  # a batch of one would be taken for the only size
-    batch = torch.export.Dim("batch", min=1)
     with torch.no_grad():
-        program = torch.export.export(net, (example,), dynamic_shapes=({0: batch},))
+        net(example)  # timm's LeViT keeps its attention biases from the first run on, which is not to be traced
+        program = torch.export.export(net, (example,), dynamic_shapes=_BATCH)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program
@@ -134,6 +138,7 @@ def _write_onnx(net: nn.Module, about: About, path: Path) -> None:
         dynamo=True,
         input_names=["images"],
         output_names=["logits"],
+        dynamic_shapes=_BATCH,
         verbose=False,
     )
     assert program is not None, "there is one where no file is named"

@@ -22,6 +22,7 @@ from stitchkit.routes import StitchSpace
 from stitchkit.ship.portrait import local, portable
 
 _CONFIG, _WEIGHTS, _LEDGER = "config.json", "model.safetensors", "stitches_res.txt"
+_IMAGE = ("mean", "std", "interpolation", "crop_pct")
 _OPTIONS = ("revision", "cache_dir", "force_download", "token", "local_files_only")
 
 _CARD = """---
@@ -99,7 +100,10 @@ class HubSNNet(
         self.ledger = []
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        config = self.config.to_dict() | {"anchors": [portable(spec, self) for spec in self.config.anchors]}
+        config = self.config.to_dict() | {
+            "anchors": [portable(spec, self) for spec in self.config.anchors],
+            "recipe": {key: self.config.recipe[key] for key in _IMAGE if key in self.config.recipe},
+        }
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
         draft = save_directory / f"{_WEIGHTS}.tmp"
         draft.write_bytes(save(weights, metadata={"format": "pt"}))

@@ -37,7 +37,7 @@ def portable(spec: AnchorSpec, model: SNNet, *, global_pool: str | None = None) 
         kwargs["in_chans"] = channels
     if global_pool:
         kwargs["global_pool"] = global_pool
-    name = spec.name if is_model(spec.name) else model.views[spec.label].pretrained_cfg["architecture"]
+    name = spec.name if is_model(spec.name) else model.views[spec.label].pretrained_cfg.get("architecture", spec.name)
     return {"name": name, "label": spec.label, "kwargs": kwargs}
 
 
@@ -65,7 +65,10 @@ def build(about: Mapping[str, Any]) -> nn.Sequential:
     for norm in net.modules():
         if isinstance(norm, _BatchNorm) and eps is not None:
             norm.eps = eps
-    net.pretrained_cfg = image  # type: ignore[assignment]  # where timm looks for how images are prepared
+    # Where timm looks for how images are prepared.
+    net.pretrained_cfg = {  # type: ignore[assignment]
+        key: tuple(value) if isinstance(value, list) else value for key, value in image.items()
+    }
     return net
 
 

@@ -8,18 +8,22 @@ from itertools import islice
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from timm.data import create_transform
+from torch import nn
 from torch.utils.data import IterableDataset
 
 from stitchkit._version import __version__
 from stitchkit.config import StitchConfig
+from stitchkit.distributed import init_world
 from stitchkit.errors import InputError
+from stitchkit.measure.recalibrate import recalibrate
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.weights import load_content, read_checkpoint
 from stitchkit.routes import Stitch
 from stitchkit.ship.portrait import FORMAT, portable
 from stitchkit.train.checkpoint import check_configuration
-from stitchkit.train.data import preparation
+from stitchkit.train.data import create_loaders, preparation
 from stitchkit.train.datasets import open_datasets
 from stitchkit.train.flags import gather
 from stitchkit.train.network import create_network
@@ -67,7 +71,8 @@ def open_trained(settings: Mapping[str, Any]) -> Trained:
     content = read_checkpoint(path)
     check_configuration(content, config, path)
     size = content.get("input_size")
-    if isinstance(size, list) and not settings.keys() & {"img_size", "input_size"}:
+    is_size = isinstance(size, list) and len(size) == 3 and all(type(length) is int for length in size)
+    if is_size and not settings.keys() & {"img_size", "input_size"}:
         recipe = replace(recipe, model=replace(recipe.model, input_size=size, img_size=None, in_chans=None))
     known = content.get("classes")
     classes = tuple(known) if isinstance(known, list) else ()
@@ -75,6 +80,37 @@ def open_trained(settings: Mapping[str, Any]) -> Trained:
     assert isinstance(model, SNNet), "it was made of a stitch configuration"
     load_content(model, content, path, ema=recipe.optim.model_ema)
     return Trained(model.eval(), config, recipe, classes)
+
+
+def calibrated(trained: Trained, stitch: int) -> nn.Module:
+    """The network of a stitch with batch-norm statistics of its own, as `--eval --recalibrate-bn` computes them.
+
+    Args:
+        trained: The SN-Net; its settings say how many batches of which training images.
+        stitch: The `cfg_id`.
+
+    Raises:
+        InputError: If there are no data, or the stitch is not in the space.
+    """
+    recipe, model = trained.recipe, trained.model
+    if not (recipe.data.data_dir or recipe.data.dataset):
+        raise InputError("--recalibrate-bn needs training images; add --data DIR")
+    net = model.extract(stitch)
+    world = init_world("cpu")
+    try:
+        loaders = create_loaders(
+            open_datasets(recipe),
+            recipe,
+            world,
+            input_size=model.input_size,
+            model_config=model.pretrained_cfg,
+            num_classes=model.num_classes,
+        )
+        assert loaders.train is not None, "recalibration opens the training split"
+        recalibrate(net, (images for images, _ in islice(loaders.train, recipe.run.recalibrate_bn)))
+    finally:
+        dist.destroy_process_group()
+    return net
 
 
 def describe(trained: Trained, stitch: Stitch | int) -> dict[str, Any]:

@@ -217,7 +217,7 @@ def check_configuration(content: Mapping[str, Any], config: StitchConfig, path: 
         InputError: If it was trained with another one.
     """
     trained = content.get("stitch_config")
-    if trained is None:
+    if not isinstance(trained, Mapping):
         return
     ours = config.to_dict()
     keys = ["stitch_kernel_size", "stitch_stride", "nearest_stitching", "stitched_final_norm"]

@@ -1,19 +1,23 @@
 """A stitch of every family as a file of every format: it computes what the SN-Net does."""
 
+import io
 import json
 import os
 import re
 
+import onnxruntime
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from timm.data import resolve_model_data_config
 
 import stitchkit
 from stitchkit.cli import main
-from stitchkit.measure.profile import measure
+from stitchkit.measure.ledger import read_rows
 from stitchkit.ship.export import export
 from stitchkit.ship.formats import FORMATS
+from stitchkit.ship.portrait import portable
 from stitchkit.ship.trained import Trained, describe, open_trained, sample_images
 from stitchkit.train.recipe import ModelRecipe, Recipe
 from tests.support import FAMILIES, family_snnet, pico_config, pico_snnet, randomize, weights, write_config
@@ -21,6 +25,12 @@ from tests.unit.test_pick import pareto_like
 
 # One of each published family for the formats that take seconds to write.
 TRACED = ("vit without final norm, all pairs", "swin", "resnet", "resnet to swin", "levit")
+
+
+@pytest.fixture(autouse=True)
+def short_timing(monkeypatch):
+    """Latencies that nobody reads."""
+    monkeypatch.setattr("stitchkit.measure.latency._SECONDS", 0.001)
 
 
 def trained(family):
@@ -35,44 +45,49 @@ def exported(subject, cfg_id, path):
     return export(subject.model, cfg_id, path, images_for(subject.model), describe(subject, cfg_id))
 
 
+def shortest(model):
+    """The stitch of the fewest blocks that is no anchor."""
+    routes = [(sum(part.stop - part.start for part in stitch.segments), i) for i, stitch in enumerate(model.space)]
+    return min(routes[model.space.num_anchors :])[1]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_safetensors_of_every_family_equal_the_snnet(family, tmp_path, monkeypatch):
+def test_safetensors_of_every_family_equal_the_snnet(family, tmp_path):
     subject = trained(family)
     model, images = subject.model, images_for(subject.model, 2)
-    for cfg_id in (0, len(model.space) // 2, len(model.space) - 1):
+    for cfg_id in {0, shortest(model), len(model.space) - 1}:
         path = tmp_path / f"{cfg_id}.safetensors"
         report = exported(subject, cfg_id, path)
-        net = stitchkit.load_stitch(path)
+        net, alone = stitchkit.load_stitch(path), model.extract(cfg_id)
         assert report.largest_difference == 0
         assert (report.same_top1, report.images) == (5, 5)
         assert torch.equal(net(images), model(images, cfg_id))
-        assert net.state_dict().keys() == model.extract(cfg_id).state_dict().keys()
-        assert measure(net, images[:1]) == measure(model.extract(cfg_id), images[:1])
+        assert {name: value.shape for name, value in net.named_parameters()} == {
+            name: value.shape for name, value in alone.named_parameters()
+        }
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 @pytest.mark.parametrize("family", TRACED)
 def test_traced_formats_of_every_family_agree_with_the_snnet(family, suffix, tmp_path):
     subject = trained(family)
-    cfg_id, path = len(subject.model.space) - 1, tmp_path / f"net{suffix}"
+    cfg_id, path = shortest(subject.model), tmp_path / f"net{suffix}"
     report = exported(subject, cfg_id, path)
     assert report.largest_difference <= 1e-4
     assert report.same_top1 == 5
+    net = FORMATS[suffix].read(path)
     for number in (1, 2, 7):
         images = images_for(subject.model, number)
-        found = FORMATS[suffix].read(path)(images)
-        torch.testing.assert_close(found, subject.model(images, cfg_id), atol=1e-4, rtol=0)
+        torch.testing.assert_close(net(images), subject.model(images, cfg_id), atol=1e-4, rtol=0)
+    extra = {"stitchkit.json": ""}
+    if suffix == ".pt2":
+        torch.export.load(path, extra_files=extra)
+    else:
+        extra["stitchkit.json"] = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map["stitchkit"]
+    assert json.loads(extra["stitchkit.json"])["stitch"] == subject.model.space[cfg_id].name
     content = path.read_bytes()
     for place in (os.getcwd(), str(tmp_path), "site-packages"):
         assert place.encode() not in content
-    assert b'"cfg_id"' in content or suffix == ".pt2"
-
-
-def test_a_program_says_what_it_is(tmp_path):
-    exported(trained("vit"), 7, tmp_path / "net.pt2")
-    extra = {"stitchkit.json": ""}
-    torch.export.load(tmp_path / "net.pt2", extra_files=extra)
-    assert json.loads(extra["stitchkit.json"])["cfg_id"] == 7
 
 
 def test_a_stitch_is_loaded_without_other_anchors_files_or_network(tmp_path, monkeypatch):
@@ -107,7 +122,7 @@ def test_settings_that_shape_a_network_go_into_the_file(tmp_path):
             norm.eps = 0.1
     exported(Trained(model, config, recipe, ()), 3, tmp_path / "resnet.safetensors")
     net = stitchkit.load_stitch(tmp_path / "resnet.safetensors")
-    assert net.pretrained_cfg["input_size"] == [1, 32, 32]
+    assert resolve_model_data_config(net)["input_size"] == (1, 32, 32)
     vit = stitchkit.StitchConfig.parse(pico_config())
     model = stitchkit.create_snnet(vit, global_pool="avg", img_size=32, **{"num_classes": 5}).eval()
     exported(Trained(model, vit, recipe, ()), 3, tmp_path / "vit.safetensors")
@@ -174,8 +189,6 @@ def test_the_ledger_and_a_budget_choose_the_stitch(run, capsys):
 
 
 def test_the_command_writes_onnx_that_runs_elsewhere(run, images, capsys):
-    import onnxruntime
-
     path = run.folder / "net.onnx"
     assert run.export("--cfg_id", 9, "--data", images, "-o", path) == 0
     assert len(capsys.readouterr().out.splitlines()) == 5
@@ -215,15 +228,25 @@ def test_a_file_that_computes_something_else_does_not_stay(run, monkeypatch, cap
     assert run.files() == before
 
 
-def test_an_exporter_that_gives_up_leaves_nothing(run, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("no such\noperator"), "RuntimeError: no such operator; try another suffix"),
+        (
+            OSError(28, "No space left on device"),
+            "net.onnx' cannot be written: No space left on device; check the disk",
+        ),
+    ],
+)
+def test_an_exporter_that_gives_up_leaves_nothing(run, monkeypatch, capsys, error, message):
     def write(net, about, path):
         path.write_bytes(b"half")
-        raise RuntimeError("no such\noperator")
+        raise error
 
     monkeypatch.setitem(FORMATS, ".onnx", FORMATS[".onnx"]._replace(write=write))
     before = run.files()
     assert run.export("--cfg_id", 9, "-o", run.folder / "net.onnx") == 2
-    assert "RuntimeError: no such operator; try another suffix" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert run.files() == before
 
 
@@ -266,10 +289,46 @@ def test_a_checkpoint_of_another_rule_is_refused(run, capsys):
     assert "stitched_final_norm was False and is True" in capsys.readouterr().err
 
 
-def test_figures_of_statistics_that_no_checkpoint_has_choose_nothing(run, capsys):
-    (run.folder / "ledger.yaml").write_text("recalibrate_bn: 4\n")
-    assert run.export("--ledger", run.folder / "ledger.txt", "-o", run.folder / "net.onnx") == 2
-    assert "measured with --recalibrate-bn" in capsys.readouterr().err
+def test_a_recalibrated_stitch_is_exported_as_it_was_measured(tmp_path, images, capsys):
+    """`--eval --recalibrate-bn` and the export of the same stitch: one accuracy."""
+    config, checkpoint = tmp_path / "resnet.json", tmp_path / "last.pth.tar"
+    config.write_text(json.dumps(FAMILIES["resnet"] | {"recipe": {"img_size": 32, "batch_size": 8, "workers": 0}}))
+    model = stitchkit.create_snnet(config, img_size=32).eval()
+    randomize(model)
+    torch.save({"state_dict": model.state_dict()}, checkpoint)
+    flags = ["--stitch_config", str(config), "--resume", str(checkpoint), "--recalibrate-bn", "3"]
+    evaluation = ["train", str(images), *flags, "--eval", "--device", "cpu", "--output", str(tmp_path)]
+    assert main([*evaluation, "--eval-stitches", "4"]) == 0
+    (row,) = read_rows(tmp_path / "resnet/stitches_res.txt")
+
+    path, ledger = tmp_path / "net.safetensors", str(tmp_path / "resnet/stitches_res.txt")
+    export_flags = ["-o", str(path), "--data", str(images), "--ledger", ledger]
+    assert main(["export", *flags[:-2], *export_flags]) == 2
+    assert "add --recalibrate-bn 3 and --data DIR" in capsys.readouterr().err
+    assert main(["export", *flags, "-o", str(path), "--cfg_id", "4"]) == 2
+    assert "needs training images; add --data DIR" in capsys.readouterr().err
+    assert main(["export", *flags, *export_flags]) == 0
+    settings = {"stitch_config": str(config), "resume": str(checkpoint), "data_dir": str(images), "img_size": 32}
+    everything, _ = sample_images(open_trained(settings), 20)
+    labels = torch.arange(4).repeat_interleave(5)
+    logits = stitchkit.load_stitch(path)(everything)
+    assert torch.nn.functional.cross_entropy(logits, labels).item() == pytest.approx(row["loss"], rel=1e-4)
+    assert not torch.allclose(logits, model(everything, 4))
+
+
+def test_an_anchor_of_the_hub_is_described_by_its_architecture():
+    model = family_snnet("vit")
+    spec = stitchkit.AnchorSpec("hf-hub:somebody/model", label="ti", kwargs={"depth": 3})
+    found = portable(spec, model)
+    assert found["name"] == "vit_tiny_patch16_224"
+    assert found["kwargs"] == {"depth": 3, "num_classes": 4, "img_size": 16}
+
+
+def test_settings_of_the_run_come_from_its_file(run):
+    (run.folder / "args.yaml").write_text("mean: [0.1]\ncrop_pct: 0.5\n")
+    assert run.export("-c", run.folder / "args.yaml", "--cfg_id", 9, "-o", run.folder / "net.safetensors") == 0
+    about = stitchkit.load_stitch(run.folder / "net.safetensors").about["input"]
+    assert (about["mean"], about["std"], about["crop_pct"]) == ([0.1] * 3, [0.4] * 3, 0.5)
 
 
 def test_a_missing_package_is_named_with_its_extra(run, monkeypatch, capsys):
@@ -296,7 +355,7 @@ def test_nothing_in_a_checkpoint_is_executed(run, name, capsys):
     with pytest.raises(stitchkit.InputError, match="no safetensors file"):
         stitchkit.load_stitch(run.folder / name)
     assert not trap.exists()
-    torch.load(run.folder / name, weights_only=False)
+    torch.load(io.BytesIO((run.folder / name).read_bytes()), weights_only=False)
     assert trap.exists(), "the file would have done harm"
 
 

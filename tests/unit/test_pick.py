@@ -207,7 +207,7 @@ def test_a_latency_is_a_budget_once_it_was_measured(model, monkeypatch):
     limit = sorted(row["latency_ms"] for row in budgeted.rows)[3]
     within = [row for row in budgeted.rows if row["latency_ms"] <= limit]
     assert budgeted.choose(f"{limit!r}ms") == max(within, key=lambda row: row["acc1"])["cfg_id"]
-    assert budgeted.choose(" 1000k ms ") == max(budgeted.rows, key=lambda row: row["acc1"])["cfg_id"]
+    assert budgeted.choose(" 1e9 ms ") == max(budgeted.rows, key=lambda row: row["acc1"])["cfg_id"]
 
 
 def test_a_budget_below_all_names_the_cheapest(model):
@@ -228,3 +228,7 @@ def test_the_ledger_must_be_of_the_model(model):
         stitchkit.BudgetedModel(model, [rows[2] | {"stitch": "ti[0:2] > s[2:3]"}])
     with pytest.raises(stitchkit.InputError, match="cfg_id 40 does not exist"):
         stitchkit.BudgetedModel(model, [rows[2] | {"cfg_id": 40}])
+    with pytest.raises(stitchkit.InputError, match="has no 'acc1'"):
+        stitchkit.BudgetedModel(model, [{key: value for key, value in rows[2].items() if key != "acc1"}])
+    with pytest.raises(stitchkit.InputError, match="has no rows"):
+        stitchkit.BudgetedModel(model, [])

@@ -1,0 +1,204 @@
+"""Folders of the Hugging Face Hub, without a network."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+import stitchkit
+from stitchkit.measure.ledger import read_rows
+from stitchkit.measure.pareto import pareto_front, table
+from tests.contract.test_exports import Hostile
+from tests.support import FAMILIES, pico_config, pico_images, randomize, write_config
+from tests.unit.test_pick import pareto_like
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was asked"))
+
+
+@pytest.fixture
+def model():
+    made = stitchkit.HubSNNet(pico_config()).eval()
+    randomize(made)
+    made.ledger = pareto_like(made)
+    return made
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    model.save_pretrained(tmp_path / "hub")
+    return tmp_path / "hub"
+
+
+def test_a_folder_gives_back_weights_configuration_and_ledger(model, folder):
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "stitches_res.txt",
+    ]
+    found = stitchkit.HubSNNet.from_pretrained(folder).eval()
+    for cfg_id in (0, 9, 16):
+        assert torch.equal(found(pico_images(), cfg_id), model(pico_images(), cfg_id))
+    assert [stitch.name for stitch in found.space] == [stitch.name for stitch in model.space]
+    assert found.ledger == model.ledger == read_rows(folder / "stitches_res.txt")
+    assert (
+        stitchkit.BudgetedModel(found, found.ledger).choose("1G")
+        == max(model.ledger, key=lambda r: r["acc1"])["cfg_id"]
+    )
+    found.save_pretrained(folder.parent / "again")
+    for name in ("config.json", "model.safetensors", "README.md"):
+        assert (folder.parent / "again" / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("family", ["swin", "resnet", "resnet to swin", "levit", "vit without final norm, all pairs"])
+def test_every_family_goes_there_and_back(family, tmp_path):
+    model = stitchkit.HubSNNet(FAMILIES[family], num_classes=3).eval()
+    randomize(model)
+    model.save_pretrained(tmp_path / "hub")
+    found = stitchkit.HubSNNet.from_pretrained(tmp_path / "hub").eval()
+    images, last = torch.rand(2, *model.input_size), len(model.space) - 1
+    assert torch.equal(found(images, last), model(images, last))
+    assert found(images, 0).shape == (2, 3)
+    assert found.ledger == []
+
+
+def test_a_checkpoint_is_loaded_and_saved_as_a_folder(model, tmp_path):
+    """The way of the documentation, with classes, channels and a size of its own."""
+    options = {"num_classes": 7, "img_size": 32, "in_chans": 1}
+    trained = stitchkit.create_snnet(pico_config(), **options).eval()
+    torch.save({"state_dict": trained.state_dict()}, tmp_path / "last.pth.tar")
+    made = stitchkit.HubSNNet(write_config(tmp_path / "pico.json"), **options).eval()
+    stitchkit.load_checkpoint(made, tmp_path / "last.pth.tar")
+    made.save_pretrained(tmp_path / "hub")
+    found = stitchkit.HubSNNet.from_pretrained(str(tmp_path / "hub")).eval()
+    images = torch.rand(2, 1, 32, 32)
+    assert torch.equal(found(images, 8), trained(images, 8))
+
+
+def test_how_images_are_prepared_is_kept(tmp_path):
+    recipe = {"mean": [0.1, 0.2, 0.3], "crop_pct": 1.0, "epochs": 3}
+    stitchkit.HubSNNet(pico_config(recipe=recipe)).save_pretrained(tmp_path / "hub")
+    kept = stitchkit.HubSNNet.from_pretrained(tmp_path / "hub").config.recipe
+    assert kept == {"mean": [0.1, 0.2, 0.3], "crop_pct": 1.0}
+
+
+def test_no_path_of_the_machine_is_in_a_folder(tmp_path):
+    config = pico_config()
+    config["anchors"][0]["checkpoint"] = str(tmp_path / "secret.pth")
+    stitchkit.HubSNNet(write_config(tmp_path / "pico.json", anchors=config["anchors"])).save_pretrained(
+        tmp_path / "hub"
+    )
+    for path in (tmp_path / "hub").iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes(), path
+
+
+def test_the_card_has_the_pareto_front_and_is_valid(model, folder):
+    card = ModelCard.load(folder / "README.md")
+    assert table(pareto_front(model.ledger)) in card.text
+    assert card.data.library_name == "stitchkit"
+    assert card.data.pipeline_tag == "image-classification"
+    assert "17 networks" in card.text
+
+
+def test_the_python_of_the_card_runs(model, folder, monkeypatch):
+    text = (folder / "README.md").read_text().replace("FOLDER_OR_REPOSITORY", str(folder))
+    names = {"images": pico_images()}
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    assert torch.equal(names["logits"], names["net"](names["images"]))
+
+
+def test_a_card_without_a_ledger_shows_no_front(tmp_path):
+    stitchkit.HubSNNet(pico_config()).save_pretrained(tmp_path / "hub")
+    assert "Pareto" not in (tmp_path / "hub/README.md").read_text()
+
+
+def test_a_card_that_a_person_wrote_stays(model, folder):
+    (folder / "README.md").write_text("mine")
+    model.save_pretrained(folder)
+    assert (folder / "README.md").read_text() == "mine"
+
+
+def test_pushing_uploads_what_saving_writes(model, folder, monkeypatch):
+    uploaded = {}
+
+    class Api:
+        def __init__(self, **_):
+            pass
+
+        def create_repo(self, repo_id, **_):
+            uploaded["repo"] = repo_id
+            return type("Url", (), {"repo_id": repo_id})
+
+        def upload_folder(self, *, folder_path, **_):
+            uploaded["files"] = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
+            return "done"
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    assert model.push_to_hub("user/pico") == "done"
+    assert uploaded["repo"] == "user/pico"
+    assert uploaded["files"] == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def change_config(folder, change):
+    content = json.loads((folder / "config.json").read_text())
+    change(content["stitch_config"])
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda config: config["anchors"][0].update(name="hf-hub:somebody/model"), "somebody/model'; refused"),
+        (lambda config: config["anchors"][0].update(checkpoint="weights.pth"), "'weights.pth'; refused"),
+        (lambda config: config["anchors"][1]["kwargs"].update(embed_dim=24), "belongs to another configuration"),
+        (lambda config: config.update(stitch_strid=1), "did you mean 'stitch_stride'?"),
+        (lambda config: config.pop("anchors"), "'anchors' is None"),
+    ],
+)
+def test_a_configuration_that_says_something_odd_is_refused(folder, change, message):
+    change_config(folder, change)
+    with pytest.raises(stitchkit.InputError, match=message.replace("?", r"\?")):
+        stitchkit.HubSNNet.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "{", '{"stitch_config": 3}', '{"num_classes": 3}'])
+def test_a_damaged_configuration_is_refused(folder, content):
+    (folder / "config.json").write_text(content)
+    with pytest.raises(stitchkit.InputError, match=str(folder)):
+        stitchkit.HubSNNet.from_pretrained(folder)
+
+
+def test_a_pickle_in_a_folder_is_never_opened(model, folder):
+    trap = folder.parent / "trap"
+    (folder / "model.safetensors").unlink()
+    torch.save({**model.state_dict(), "x": Hostile(trap)}, folder / "pytorch_model.bin")
+    with pytest.raises(stitchkit.InputError, match=r"has no model.safetensors; no other kind of weights is read"):
+        stitchkit.HubSNNet.from_pretrained(folder)
+    os.rename(folder / "pytorch_model.bin", folder / "model.safetensors")
+    with pytest.raises(stitchkit.InputError, match="not a checkpoint"):
+        stitchkit.HubSNNet.from_pretrained(folder)
+    torch.save([Hostile(trap)], folder / "stitches_res.txt")
+    with pytest.raises(stitchkit.InputError):
+        stitchkit.HubSNNet.from_pretrained(folder)
+    assert not trap.exists()
+
+
+def test_a_place_that_is_none_is_refused_with_one_sentence(tmp_path):
+    with pytest.raises(stitchkit.InputError, match=r"cannot be loaded: .*; check the folder, or name and network"):
+        stitchkit.HubSNNet.from_pretrained(tmp_path / "no/such/folder")
+    with pytest.raises(stitchkit.InputError, match="cannot be loaded"):
+        stitchkit.HubSNNet.from_pretrained("user/pico", local_files_only=True, cache_dir=tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(stitchkit.InputError, match="has no 'stitch_config'"):
+        stitchkit.HubSNNet.from_pretrained(tmp_path / "empty")
+
+
+def test_an_unknown_option_is_refused(folder):
+    with pytest.raises(stitchkit.InputError, match="unknown option 'revisio'; did you mean 'revision'"):
+        stitchkit.HubSNNet.from_pretrained(folder, revisio="main")
