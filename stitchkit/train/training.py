@@ -44,6 +44,7 @@ def train(session: Session) -> None:
     checkpoints = Checkpoints(session.folder, keep=recipe.run.checkpoint_hist)
     trainer, num_epochs, start, position = _prepare(session, checkpoints)
     if world.is_primary:
+        checkpoints.clear()
         session.save_settings(_SETTINGS)
         cut_summary(session.folder, start)
     tracker = open_tracker(session)
@@ -53,9 +54,10 @@ def train(session: Session) -> None:
             loss, scores = _run_epoch(session, trainer, recorder, epoch, num_epochs, position)
             position = None
             if world.is_primary:
-                recorder.save_epoch(epoch, _metric(scores, recipe.run.eval_metric))
+                # A run that goes on drops the lines of epochs that it has no checkpoint of, so the line comes first.
                 labels = list(_networks(session, trainer))
                 write_summary(session.folder, epoch, loss=loss, rate=trainer.rate, scores=scores, labels=labels)
+                recorder.save_epoch(epoch, _metric(scores, recipe.run.eval_metric))
             if tracker is not None:
                 log_epoch(tracker, epoch, loss=loss, rate=trainer.rate, scores=scores)
     if tracker is not None:
