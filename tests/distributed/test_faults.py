@@ -1,4 +1,4 @@
-"""What may go wrong while a run writes or reads: nothing that was saved is lost, and one line says what to do."""
+"""What may go wrong while a run reads and writes: nothing that was saved is lost, and one line says what to do."""
 
 import errno
 import multiprocessing
@@ -316,8 +316,7 @@ def test_what_a_checkpoint_needs_reaches_the_disk_in_order(tmp_path, monkeypatch
 
 
 def test_errors_that_are_no_writes_stay_what_they_are(tmp_path):
-    with pytest.raises(RuntimeError, match="a bug"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint.torch, "save", lambda *_: (_ for _ in ()).throw(RuntimeError("a bug")))
-        checkpoint.save_state(tmp_path / "a.pth", {})
+    with pytest.raises(AttributeError, match="local object"):
+        checkpoint.save_state(tmp_path / "a.pth", {"x": lambda: 0})
     with pytest.raises(InputError, match="No such file"):
         checkpoint.save_state(tmp_path / "gone/a.pth", {})
