@@ -10,17 +10,21 @@ import time
 import pytest
 import torch
 from PIL import Image
+from timm.data import create_dataset
 
 import stitchkit.train.checkpoint as checkpoint
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
-from stitchkit.train.images import explained
+from stitchkit.train.images import NO_CLASS, CheckedImages, explained
 from stitchkit.train.loop import Trainer
 from stitchkit.train.recovery import damage, newest_checkpoint
 from tests.distributed.forks import end, start
 from tests.distributed.test_resume_within import assert_same_end, content
 from tests.support import FLAGS, write_config, write_images
+
+# A loader process for training, few for validation.
+QUICK = ("-j", "1", "--val-interval", "9")
 
 
 @pytest.fixture
@@ -51,14 +55,13 @@ class Full:
         return getattr(self._file, name)
 
 
-@pytest.mark.parametrize("left", [0, 50_000])
-def test_a_full_disk_ends_a_run_and_keeps_what_was_saved(run, tmp_path, monkeypatch, capsys, left):
+def test_a_full_disk_ends_a_run_and_keeps_what_was_saved(run, tmp_path, monkeypatch, capsys):
     assert run("whole") == 0
     inner, count = torch.save, [0]
 
     def save(state, file):
         count[0] += 1
-        inner(state, Full(file, left) if count[0] == 3 else file)
+        inner(state, Full(file, 50_000) if count[0] == 3 else file)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.torch, "save", save)
@@ -178,14 +181,14 @@ def test_a_loader_process_that_dies_ends_the_run_in_one_line(run, tmp_path, monk
             os.kill(process.pid, signal.SIGKILL)
         return inner(trainer, *arguments)
 
-    assert run("whole", "-j", "1") == 0
+    assert run("whole", *QUICK) == 0
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", step)
-        assert run("died", "-j", "1") == 2
+        assert run("died", *QUICK) == 2
     line = capsys.readouterr().err
     assert "a loader process died (" in line
     assert "lower --workers and go on with --resume auto" in line
-    assert run("died", "-j", "1", "--resume", "auto") == 0
+    assert run("died", *QUICK, "--resume", "auto") == 0
     assert_same_end(tmp_path / "whole", tmp_path / "died")
 
 
@@ -205,11 +208,11 @@ def test_a_signal_to_all_processes_leaves_the_loaders_to_their_run(run, tmp_path
             subprocess.run(["kill", "-TERM", *map(str, processes)], check=True)
         return inner(trainer, *arguments)
 
-    assert run("whole", "-j", "1") == 0
+    assert run("whole", *QUICK) == 0
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", step)
-        assert run("warned", "-j", "1") == 143
-    assert run("warned", "-j", "1", "--resume", "auto") == 0
+        assert run("warned", *QUICK) == 143
+    assert run("warned", *QUICK, "--resume", "auto") == 0
     assert_same_end(tmp_path / "whole", tmp_path / "warned")
 
 
@@ -272,12 +275,18 @@ def test_a_disk_that_is_gone_ends_the_run(run, tmp_path, capsys):
     assert "10 images of the train split in a row cannot be read; check the disk" in capsys.readouterr().err
 
 
-def test_labels_that_are_no_class_are_passed_over(run, images, tmp_path, caplog):
-    """A file of labels that counts further than the network."""
-    names = tmp_path / "classes.txt"
-    names.write_text("class0 0\nclass1 1\nclass2 2\nclass3 9\n")
-    flags = ["--epochs", "1", "--class-map", names, "--num-classes", "4", "--max-unreadable", "0.5"]
-    assert run("far", *flags, "--eval-metric", "loss") == 2 or "16 of 64 images of the train split" in caplog.text
+def test_labels_that_are_no_class_are_passed_over(images, caplog):
+    """Of a file of labels that counts further than the network."""
+    dataset = create_dataset("", root=images, split="train", transform=None)
+    dataset.reader.samples = [(path, 9 if label == 3 else label) for path, label in dataset.reader.samples]
+    options = {"split": "train", "num_classes": 4, "limit": 0.5}
+    training = CheckedImages(dataset, is_training=True, **options)
+    assert training[47][1] == 2, "the last one with a class"
+    with pytest.raises(InputError, match="10 images of the train split in a row"):
+        training[48]
+    evaluation = CheckedImages(dataset, is_training=False, **options)
+    assert [evaluation[number][1] for number in (47, 60)] == [2, NO_CLASS]
+    assert "label 9 is no class" in caplog.text
 
 
 def test_an_infinite_loss_names_its_stitch(run, tmp_path, monkeypatch, capsys):
