@@ -156,7 +156,7 @@ def explained() -> Iterator[None]:
     except (RuntimeError, ConnectionError, EOFError) as error:  # the last two where its last batch was on the way
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
+        fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise InputError(
-            f"a loader process died ({type(error).__name__}: {' '.join(str(error).split())[:200]}), for lack of memory perhaps; lower "
-            "--workers and go on with --resume auto"
+            f"a loader process died ({fault}), for lack of memory perhaps; lower --workers and go on with --resume auto"
         ) from error
