@@ -58,28 +58,27 @@ demo-sweep: $(INSTALLED) outputs/digits_r18/trained outputs/digits_s/trained
 	  'Next, the plan of a published sweep, without data or weights:' \
 	  '  $(BIN)/stitchkit sweep -c configs/across-scales/resnet-50-swin-t.yml --dry-run'
 
-# A run that was interrupted goes on from its last epoch.
-RESUME = $(if $(wildcard $(@D)/last.pth.tar),--resume $(@D)/last.pth.tar)
 DIGITS_VIT := img_size=32 patch_size=8 depth=6 global_pool=avg weight_init=jax
 ti := embed_dim=8 num_heads=2 --epochs 75
 s := embed_dim=16 num_heads=2
 b := embed_dim=48 num_heads=4 --lr 3e-3
 
+# --resume auto: a run that was interrupted goes on.
 outputs/digits_%/trained: $(DATA)/validation
 	@echo "== anchor $*: a ViT with $($*)"
 	$(TRAIN) -c configs/digits_anchor.yaml --model vit_tiny_patch16_224 \
-	  --model-kwargs $(DIGITS_VIT) $($*) --experiment digits_$* $(RESUME)
+	  --model-kwargs $(DIGITS_VIT) $($*) --experiment digits_$* --resume auto
 	@touch $@
 
 outputs/digits_r18/trained: $(DATA)/validation
 	@echo "== a small ResNet"
 	$(TRAIN) -c configs/digits_anchor.yaml --epochs 25 --model resnet18 --img-size 32 --model-kwargs layers=[2,2,2,2] \
-	  channels=[8,16,24,32] stem_type=deep stem_width=8 --experiment digits_r18 $(RESUME)
+	  channels=[8,16,24,32] stem_type=deep stem_width=8 --experiment digits_r18 --resume auto
 	@touch $@
 
 $(RUN)/trained: outputs/digits_ti/trained outputs/digits_s/trained outputs/digits_b/trained
 	@echo "== all stitches of the three anchors, trained together"
-	$(TRAIN) --stitch_config configs/digits_vit.json $(RESUME)
+	$(TRAIN) --stitch_config configs/digits_vit.json --resume auto
 	@touch $@
 
 $(DATA)/validation: | $(INSTALLED)

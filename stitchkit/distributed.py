@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore, PrefixStore, rendezvous  # type: ignore[attr-defined]
 
 from stitchkit.errors import InputError
 
@@ -88,8 +88,8 @@ def init_world(device: str | None = None) -> World:
         backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
         if restarts():
             # Ranks that died have left their addresses where a launcher's store outlives them.
-            store, rank, size = next(dist.rendezvous("env://"))
-            store = dist.PrefixStore(f"restart{restarts()}", store)
+            store, rank, size = next(rendezvous("env://"))
+            store = PrefixStore(f"restart{restarts()}", store)
             dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         elif "WORLD_SIZE" in os.environ:
             dist.init_process_group(backend)

@@ -14,10 +14,11 @@ import torch
 from stitchnet.data import image_folder, load_hf_dataset, stitching_images
 from stitchnet.net import Net
 from stitchnet.pool import Pool
+from stitchnet.scores import Scores
 from stitchnet.search import Search
 from stitchnet.store import load
 
-__all__ = ["Net", "Search", "generate", "image_folder", "load", "load_hf_dataset", "stitching_images"]
+__all__ = ["Net", "Scores", "Search", "generate", "image_folder", "load", "load_hf_dataset", "stitching_images"]
 
 
 @overload
@@ -53,7 +54,8 @@ def generate(
         maxDepth: Fragments in a composition, at most.
         sample: Draw one composition.
         K: How many of the best next fragments are tried, at each step; all by default.
-        options: Of `Search`, such as `nets=["resnet50", "vgg16"]`, `seed=1`, `order="best"` or `max_macs=2e9`.
+        options: Of `Search`, such as `nets=["resnet50", "vgg16"]`, `seed=1`, `order="best"`, `max_macs=2e9` or
+            `scores=Scores("r2")`.
 
     Returns:
         Scores and networks, as they are found; with `sample` one score and network.

@@ -62,9 +62,7 @@ class Search:
         nets: The networks; the five published ones by default.
         pretrained: Fetch the weights of networks given by name; else they are random.
         order: `depth`: as published, each composition to its end before the next; `best`: the highest score first.
-        is_drawn: At each step one of the fragments that could be tried is drawn; the search gives a composition for
-            every start drawn.
-        seed: Of all that is drawn.
+        seed: Of what `draw` draws.
         max_macs: Compositions with more MACs are left out.
         max_params: Likewise for parameters.
         drops_used_last: Fragments used before are dropped after the best were kept, as published, so that fewer remain.
@@ -99,6 +97,8 @@ class Search:
             raise unknown("order of the search", order, ORDERS)
         if max_depth < 2 or (width is not None and width < 1):
             raise InputError(f"max_depth is {max_depth} and K {width}; they must be at least 2 and 1")
+        if isinstance(data, Pool) and nets is not None:
+            raise InputError("a pool has its own networks; leave nets out, or give images")
         self.threshold, self.total_threshold = threshold, total_threshold
         self.max_depth, self.width, self.order = max_depth, width, order
         self.max_macs, self.max_params = max_macs, max_params

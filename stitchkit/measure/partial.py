@@ -34,12 +34,14 @@ class PartialSums:
         """
         try:
             content = json.loads(self.path.read_text())
-        except (OSError, ValueError):
+            of, batches = content["of"], int(content["batches"])
+            saved = torch.tensor(content["sums"], dtype=sums.dtype)
+        except (OSError, ValueError, KeyError, TypeError):
             return 0
-        if content["of"] != self._of:
+        if of != self._of or saved.shape != sums.shape:
             return 0
-        sums.copy_(torch.tensor(content["sums"], dtype=sums.dtype))
-        return int(content["batches"])
+        sums.copy_(saved)
+        return batches
 
     def save(self, sums: torch.Tensor, batches: int) -> None:
         """Put the sums over the first `batches` batches in the place of those before."""

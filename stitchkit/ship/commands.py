@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stitchkit.errors import InputError
 from stitchkit.parser import Commands, new_file
 
@@ -64,12 +62,14 @@ def _add_shape(parser: argparse.ArgumentParser) -> None:
 def _pick(settings: dict[str, Any]) -> None:
     from stitchkit.measure.ledger import read_rows
     from stitchkit.measure.pareto import table
-    from stitchkit.ship.pick import Choice, pick, refusal
+    from stitchkit.ship.pick import pick, refusal
 
     budget, rows, note = _budget(settings), read_rows(settings["ledger"]), ""
     if settings["stitch_config"]:
         note = _complete(rows, settings, latency=budget.max_latency_ms is not None)
-    choice: Choice = pick(rows, budget)
+    elif settings["num_classes"] or settings["img_size"]:
+        raise InputError("--num-classes and --img-size are of a configuration; add --stitch_config, or leave them out")
+    choice = pick(rows, budget)
     if settings["json"]:
         print(json.dumps({**choice._asdict(), "stitches": len(rows), "budget": budget.limits}))
     if choice.best is None:
@@ -111,8 +111,11 @@ def _export(settings: dict[str, Any]) -> None:
 
     output = settings.pop("output")
     format_of(output), new_file(output)
-    cfg_id = _chosen(settings)
+    cfg_id, ledger, budget = _take_choice(settings)
     trained = open_trained({key: value for key, value in settings.items() if value is not None})
+    if ledger is not None:
+        cfg_id = _best(ledger, budget, trained)
+    assert cfg_id is not None, "either is given"
     stitch = trained.model.resolve(cfg_id)
     images, source = sample_images(trained, _IMAGES)
     net = calibrated(trained, cfg_id) if trained.recipe.run.recalibrate_bn else None
@@ -127,35 +130,28 @@ def _export(settings: dict[str, Any]) -> None:
         print(f"  {name:20}  {size / 2**20:8.2f} MiB  {latency:8.2f} ms an image on this CPU")
 
 
-def _chosen(settings: dict[str, Any]) -> int:
-    """The `cfg_id` that the flags mean; they are taken out of the settings."""
-    from stitchkit.measure.ledger import read_rows
-    from stitchkit.ship.pick import pick_one
-
-    cfg_id, ledger = settings.pop("cfg_id"), settings.pop("ledger")
-    budget = _budget(settings)
+def _take_choice(settings: dict[str, Any]) -> tuple[int | None, str | None, Any]:
+    """The `cfg_id`, or the ledger and the budget that choose it; they are taken out of the settings."""
+    cfg_id, ledger, budget = settings.pop("cfg_id"), settings.pop("ledger"), _budget(settings)
     for limit in ("max_flops", "max_params", "max_latency_ms", "min_acc1"):
         settings.pop(limit)
     if (cfg_id is None) == (ledger is None):
         raise InputError("give either --cfg_id N, or --ledger FILE with a budget such as --max-flops 5G")
-    if cfg_id is not None:
-        if budget.limits:
-            raise InputError(f"--cfg_id {cfg_id} is a stitch already; leave the budget out, or give --ledger instead")
-        return int(cfg_id)
-    _check_statistics(ledger, settings["recalibrate_bn"])
-    return int(pick_one(read_rows(ledger), budget)["cfg_id"])
+    if cfg_id is not None and budget.limits:
+        raise InputError(f"--cfg_id {cfg_id} is a stitch already; leave the budget out, or give --ledger instead")
+    return cfg_id, ledger, budget
 
 
-def _check_statistics(ledger: str, batches: int | None) -> None:
-    """Refuse a ledger whose figures are of other batch-norm statistics than the export would have."""
-    origin = Path(ledger).with_suffix(".yaml")
-    try:
-        known = yaml.safe_load(origin.read_text()) if origin.is_file() else None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"'{origin}', which says how the ledger came, is damaged; give --cfg_id instead") from error
-    measured = known.get("recalibrate_bn") if isinstance(known, dict) else None
-    if measured and measured != batches:
-        raise InputError(
-            f"ledger '{ledger}' was measured with --recalibrate-bn {measured}, whose statistics are in no checkpoint; "
-            f"add --recalibrate-bn {measured} and --data DIR"
-        )
+def _best(ledger: str, budget: Any, trained: Any) -> int:
+    """The `cfg_id` of the best stitch of a ledger that was measured with these weights."""
+    from stitchkit.measure.ledger import read_rows
+    from stitchkit.ship.pick import complete, pick_one
+    from stitchkit.ship.trained import check_origin
+
+    check_origin(ledger, trained)
+    rows = read_rows(ledger)
+    note = complete(rows, trained.model, latency=budget.max_latency_ms is not None)
+    row = pick_one(rows, budget)
+    if note:
+        print(note)
+    return int(row["cfg_id"])

@@ -25,6 +25,7 @@ from stitchkit.ship.route import colors_of, depths_of, draw_route
 
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 _RUN = "stitches_res"
+_MOST_BLOCKS = 1000
 
 
 def write_report(output: str | Path, contents: Mapping[str, Mapping[str, Any]], *, title: str = "") -> None:
@@ -84,6 +85,10 @@ def _read_ledger(path: Path, space: StitchSpace | None, stitch_config: str | Non
         rows = [_named(row, space, path) for row in rows]
     stitches = {row["stitch"]: Stitch.parse(row["stitch"]) for row in rows if "stitch" in row}
     depths = depths_of(space or stitches.values())
+    if (most := max(depths.values(), default=0)) > _MOST_BLOCKS:
+        raise InputError(
+            f"ledger '{path}' has a stitch of an anchor of {most} blocks; at most {_MOST_BLOCKS} are drawn"
+        )
     return {
         "path": str(path),
         "rows": [{**row, "anchor": is_anchor(row)} for row in rows],
@@ -186,6 +191,7 @@ def page(contents: Mapping[str, Mapping[str, Any]], *, title: str) -> str:
         "data": _embedded(shown),
         "plotly": get_plotlyjs(),
         "style": (files / "report.css").read_text(encoding="utf-8"),
+        "plot": (files / "plot.js").read_text(encoding="utf-8"),
         "script": (files / "report.js").read_text(encoding="utf-8"),
     }
     # In one pass, so that nothing inside a part is taken for a place.

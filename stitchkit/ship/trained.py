@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import yaml
 from timm.data import create_transform
 from torch import nn
 from torch.utils.data import IterableDataset
@@ -22,12 +24,12 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.model.weights import load_content, read_checkpoint
 from stitchkit.routes import Stitch
 from stitchkit.ship.portrait import FORMAT, portable
-from stitchkit.train.checkpoint import check_configuration
+from stitchkit.train.checkpoint import check_configuration, fingerprint
 from stitchkit.train.data import create_loaders, preparation
 from stitchkit.train.datasets import open_datasets
 from stitchkit.train.flags import gather
 from stitchkit.train.network import create_network
-from stitchkit.train.recipe import Recipe
+from stitchkit.train.recipe import Recipe, flag_of
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,38 @@ def open_trained(settings: Mapping[str, Any]) -> Trained:
     assert isinstance(model, SNNet), "it was made of a stitch configuration"
     load_content(model, content, path, ema=recipe.optim.model_ema)
     return Trained(model.eval(), config, recipe, classes)
+
+
+def check_origin(ledger: str | Path, trained: Trained) -> None:
+    """See that a ledger's figures are of these weights; those without a file beside them that says so pass.
+
+    Args:
+        ledger: The ledger.
+        trained: The SN-Net.
+
+    Raises:
+        InputError: If it was measured with other weights, another average of them, or other batch-norm statistics.
+    """
+    origin, recipe = Path(ledger).with_suffix(".yaml"), trained.recipe
+    try:
+        known = yaml.safe_load(origin.read_text()) if origin.is_file() else None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"'{origin}', which says how the ledger came, is damaged; give --cfg_id instead") from error
+    if not isinstance(known, dict):
+        return
+    assert recipe.run.resume is not None, "its weights are from there"
+    ours = {"model_ema": recipe.optim.model_ema, "recalibrate_bn": recipe.run.recalibrate_bn}
+    for key, value in ours.items():
+        if (known.get(key) or 0) != value:
+            raise InputError(
+                f"ledger '{ledger}' was measured with {key} {known.get(key)}, this export is with {value}; give "
+                f"{flag_of(key)} as it was, or choose the stitch by --cfg_id"
+            )
+    if known.get("weights_sha256") not in (None, fingerprint(recipe.run.resume)):
+        raise InputError(
+            f"ledger '{ledger}' was measured with other weights than '{recipe.run.resume}'; give the checkpoint it was "
+            "measured with, or choose the stitch by --cfg_id"
+        )
 
 
 def calibrated(trained: Trained, stitch: int) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from itertools import zip_longest
@@ -47,7 +48,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        _sync(path.parent)
     except (OSError, RuntimeError) as error:
         fault = error if isinstance(error, OSError) else error.__context__  # torch has its own error for a write
         if not isinstance(fault, OSError):
@@ -59,9 +60,9 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
         ) from error
 
 
-def _sync_folder(folder: Path) -> None:
-    """See the names of files safely on the disk, where the file system can."""
-    place = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """See a file, or the names in a folder, safely on the disk, where the file system can."""
+    place = os.open(path, os.O_RDONLY)
     with suppress(OSError):
         os.fsync(place)
     os.close(place)
@@ -75,6 +76,7 @@ def link(path: Path, newest: Path) -> None:
         os.link(newest, temporary)
     except OSError:  # a file system without hard links
         shutil.copyfile(newest, temporary)
+        _sync(temporary)
     temporary.replace(path)
 
 
@@ -101,6 +103,11 @@ class Checkpoints:
         """The newest checkpoint."""
         return self.folder / LAST
 
+    def clear(self) -> None:
+        """Remove what a killed run was about to write."""
+        for path in self.folder.glob("*.tmp"):
+            path.unlink()
+
     def resumed(self, path: str | Path, history: Mapping[int, float]) -> None:
         """Go on with a run.
 
@@ -118,10 +125,12 @@ class Checkpoints:
             state: Plain data and tensors.
             epoch: Number of the epoch.
         """
-        self._save(state, epoch=epoch - 1, metric=self.history.get(epoch - 1, float("-inf")))
+        self._keep_previous()
+        save_state(self.last, self._content(state, epoch - 1, self.history.get(epoch - 1, float("-inf"))))
+        self._last_is_good = True
 
     def save(self, state: Mapping[str, Any], *, epoch: int, metric: float) -> None:
-        """Write the state of a finished epoch.
+        """Write the state of a finished epoch; it is the newest only when all its files are there.
 
         Args:
             state: Plain data and tensors.
@@ -130,21 +139,24 @@ class Checkpoints:
         """
         is_best = metric > max(self.history.values(), default=float("-inf"))
         self.history[epoch] = metric
-        self._save(state, epoch=epoch, metric=metric)
-        link(self._path(epoch), self.last)
+        save_state(self._path(epoch), self._content(state, epoch, metric))
         if is_best:
-            link(self.folder / f"model_best{_SUFFIX}", self.last)
+            link(self.folder / f"model_best{_SUFFIX}", self._path(epoch))
+        self._keep_previous()
+        link(self.last, self._path(epoch))
+        self._last_is_good = True
+        _sync(self.folder)
         ranked = sorted(self.history, key=lambda number: self.history[number])
         for number in ranked[: -self.keep]:
             self._path(number).unlink(missing_ok=True)
 
-    def _save(self, state: Mapping[str, Any], *, epoch: int, metric: float) -> None:
-        """Put a state in the place of the newest, which becomes the one before; a damaged one does not."""
+    def _keep_previous(self) -> None:
+        """Make the newest the one before; a damaged one does not take the place of a good one."""
         if self._last_is_good:
             link(self.folder / PREVIOUS, self.last)
-        content = {"format": _FORMAT, **state, "epoch": epoch, "metric": metric, "history": dict(self.history)}
-        save_state(self.last, content)
-        self._last_is_good = True
+
+    def _content(self, state: Mapping[str, Any], epoch: int, metric: float) -> dict[str, Any]:
+        return {"format": _FORMAT, **state, "epoch": epoch, "metric": metric, "history": dict(self.history)}
 
     def _path(self, epoch: int) -> Path:
         return self.folder / f"checkpoint-{epoch}{_SUFFIX}"
@@ -186,6 +198,8 @@ def load_weights(session: Session, *, ema: bool = False) -> dict[str, Any]:
     path = session.recipe.run.resume
     assert path is not None
     content = read_checkpoint(path)
+    if content.get("format") == _FORMAT and (fault := damage(Path(path))):
+        raise InputError(f"checkpoint '{path}' is damaged ({fault}); --resume auto takes the newest good one")
     if session.config is not None:
         check_configuration(content, session.config, path)
     trained_size, size, model = content.get("input_size"), list(session.input_size), session.recipe.model
@@ -272,6 +286,19 @@ def restore(
     if task.has_ema():
         task.get_trainable_module(ema=True).module.load_state_dict(weights_of(content, ema=True))  # type: ignore[union-attr]
     return int(content["epoch"]) + 1
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a file that `torch.save` wrote, by the checksums in it; empty where nothing is.
+
+    torch itself does not look at them when it reads.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        return f"{error}" or type(error).__name__
+    return f"the checksum of {broken} is wrong" if broken else ""
 
 
 def fingerprint(path: str | Path) -> str:

@@ -196,7 +196,11 @@ def _check_origin(path: Path, origin: Mapping[str, Any], origin_path: Path) -> N
     if not origin_path.exists():
         raise InputError(f"result file '{path}' has no '{origin_path.name}' beside it that says how it came; {advice}")
     # Ledgers are older than some settings, which then had their defaults.
-    before = Recipe().flat() | yaml.safe_load(origin_path.read_text())
+    try:
+        before = Recipe().flat() | yaml.safe_load(origin_path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+        fault = " ".join(str(error).split())
+        raise InputError(f"'{origin_path}', which says how '{path}' came, cannot be read: {fault}; {advice}") from error
     for key, value in origin.items():
         if before.get(key) != value:
             raise InputError(f"result file '{path}' was measured with {key} {before.get(key)}, now {value}; {advice}")

@@ -79,7 +79,8 @@ class CheckedImages(Dataset[Any]):
 
     def _note(self, index: int, error: Exception) -> None:
         if not self._bad[index]:
-            _logger.warning("image %s is passed over: %s", self._name(index), error)
+            if not str(error).startswith("Failed to load"):  # timm has said so
+                _logger.warning("Skipped sample (index %d). %s", index, error)
             self._bad[index] = 1
             self._check(int(self._bad.sum()))
 
@@ -152,10 +153,10 @@ def explained() -> Iterator[None]:
         if str(error).startswith("Caught InputError in DataLoader worker"):  # torch adds the traceback
             raise InputError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
         raise
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two where its last batch was on the way
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
+        fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise InputError(
-            f"a loader process died ({' '.join(str(error).split())[:200]}), for lack of memory perhaps; lower "
-            "--workers and go on with --resume auto"
+            f"a loader process died ({fault}), for lack of memory perhaps; lower --workers and go on with --resume auto"
         ) from error

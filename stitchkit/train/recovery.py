@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 from stitchkit.distributed import World, from_primary, restarts
 from stitchkit.errors import InputError
-from stitchkit.train.checkpoint import LAST, PREVIOUS
+from stitchkit.train.checkpoint import LAST, PREVIOUS, damage
 from stitchkit.train.recipe import Recipe
 
 _logger = logging.getLogger(__name__)
@@ -78,16 +77,3 @@ def _candidates(folder: Path) -> list[Path]:
     }
     epochs = [numbers[number] for number in sorted(numbers, reverse=True)]
     return [path for path in (folder / LAST, folder / PREVIOUS, *epochs) if path.exists()]
-
-
-def damage(path: Path) -> str:
-    """What is wrong with a file that `torch.save` wrote, by the checksums in it; empty where nothing is.
-
-    torch itself does not look at them when it reads.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        return f"{error}" or type(error).__name__
-    return f"the checksum of {broken} is wrong" if broken else ""

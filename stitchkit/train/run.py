@@ -42,7 +42,7 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
         check_device(recipe, world)
         folder = run_folder(recipe)
         _make_folder(folder)
-        with logging_redirect_tqdm(), _alone(recipe, folder, world), explained():
+        with explained(), logging_redirect_tqdm(), _alone(recipe, folder, world):
             recipe = find_resume(recipe, folder, world)
             _check_no_other_run(recipe, folder)
             session = _open_session(recipe, config, world, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -68,11 +69,20 @@ class StopSignals:
         return found
 
 
-def _deaf(worker_id: int, start: Callable[[int], None] | None) -> None:
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def _end_with_parent(worker_id: int, start: Callable[[int], None] | None) -> None:
+    """Begin a loader process that ends when its parent says so, and for no other signal."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_wait_for_parent, daemon=True).start()
     if start is not None:
         start(worker_id)
+
+
+def _wait_for_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def outlive_signals(loader: Any) -> None:
@@ -82,4 +92,4 @@ def outlive_signals(loader: Any) -> None:
         loader: timm's, or torch's.
     """
     loader = getattr(loader, "loader", loader)
-    loader.worker_init_fn = partial(_deaf, start=loader.worker_init_fn)
+    loader.worker_init_fn = partial(_end_with_parent, start=loader.worker_init_fn)

@@ -44,6 +44,7 @@ def train(session: Session) -> None:
     checkpoints = Checkpoints(session.folder, keep=recipe.run.checkpoint_hist)
     trainer, num_epochs, start, position = _prepare(session, checkpoints)
     if world.is_primary:
+        checkpoints.clear()
         session.save_settings(_SETTINGS)
         cut_summaries(session.folder, start)
     tracking = Tracking(session, start)
@@ -53,11 +54,12 @@ def train(session: Session) -> None:
             here, position = position or Position(), None
             loss, scores = _run_epoch(session, trainer, recorder, epoch, num_epochs, here)
             if world.is_primary:
-                recorder.save_epoch(epoch, _metric(scores, recipe.run.eval_metric))
+                # A run that goes on drops the lines of epochs that it has no checkpoint of, so the line comes first.
                 labels = list(_networks(session, trainer))
                 write_summary(session.folder, epoch, loss=loss, rate=trainer.rate, scores=scores, labels=labels)
                 if isinstance(session.model, SNNet):
                     write_losses(session.folder, epoch, session.model.space, here.stitch_losses)
+                recorder.save_epoch(epoch, _metric(scores, recipe.run.eval_metric))
             tracking.log_epoch(epoch, loss=loss, rate=trainer.rate, scores=scores, stitches=here.stitch_losses)
     tracking.finish()
     _say_next(session, checkpoints, nothing_left=start >= num_epochs)

@@ -304,7 +304,7 @@ def test_a_recalibrated_stitch_is_exported_as_it_was_measured(tmp_path, images, 
     path, ledger = tmp_path / "net.safetensors", str(tmp_path / "resnet/stitches_res.txt")
     export_flags = ["-o", str(path), "--data", str(images), "--ledger", ledger]
     assert main(["export", *flags[:-2], *export_flags]) == 2
-    assert "add --recalibrate-bn 3 and --data DIR" in capsys.readouterr().err
+    assert "measured with recalibrate_bn 3, this export is with 0; give --recalibrate-bn" in capsys.readouterr().err
     assert main(["export", *flags, "-o", str(path), "--cfg_id", "4"]) == 2
     assert "needs training images; add --data DIR" in capsys.readouterr().err
     assert main(["export", *flags, *export_flags]) == 0
@@ -314,6 +314,35 @@ def test_a_recalibrated_stitch_is_exported_as_it_was_measured(tmp_path, images, 
     logits = stitchkit.load_stitch(path)(everything)
     assert torch.nn.functional.cross_entropy(logits, labels).item() == pytest.approx(row["loss"], rel=1e-4)
     assert not torch.allclose(logits, model(everything, 4))
+
+
+@pytest.mark.parametrize(
+    ("origin", "message"),
+    [
+        ("weights_sha256: '00'", "measured with other weights than"),
+        ("model_ema: true", "measured with model_ema True, this export is with False; give --model-ema"),
+        ("- ]", "ledger.yaml', which says how the ledger came, is damaged"),
+    ],
+)
+def test_a_ledger_of_other_weights_chooses_nothing(run, capsys, origin, message):
+    (run.folder / "ledger.yaml").write_text(origin)
+    assert run.export("--ledger", run.folder / "ledger.txt", "-o", run.folder / "net.onnx") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_ledger_of_another_network_chooses_nothing(run, capsys):
+    (run.folder / "ledger.txt").write_text(json.dumps(run.rows[4] | {"stitch": "ti[0:2] > s[2:3]"}) + "\n")
+    assert run.export("--ledger", run.folder / "ledger.txt", "-o", run.folder / "net.onnx") == 2
+    assert "of another SN-Net: its cfg_id 4 has stitch" in capsys.readouterr().err
+
+
+def test_a_ledger_without_latencies_gets_them(run, capsys):
+    flags = ["--ledger", run.folder / "ledger.txt", "--max-latency-ms", "1e6", "-o", run.folder / "net.safetensors"]
+    assert run.export(*flags) == 0
+    best = max(run.rows, key=lambda row: row["acc1"])
+    output = capsys.readouterr().out
+    assert f"stitch {best['cfg_id']}, {best['stitch']}, is in" in output
+    assert "latency of batches of 1 on cpu" in output
 
 
 def test_an_anchor_of_the_hub_is_described_by_its_architecture():

@@ -29,7 +29,7 @@ FLOORS = {
     "assembly/train": 10,
     "assembly/sweep": 11,
     "assembly/commands.py": 12,
-    "stitchnet": 12,
+    "stitchnet": 8,
     "stitchkit/cli.py": 13,
     "stitchkit/__main__.py": 14,
     "benchmarks": 15,

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, forked from the tests' process: nothing is loaded anew, and they may be killed."""
+"""Commands in processes of their own, forked from that of the tests: nothing is loaded anew, and they may be killed."""
 
 from __future__ import annotations
 

@@ -111,7 +111,9 @@ def test_checkpoints_keep_the_best_epochs(images, config, tmp_path):
     names = {path.name for path in (tmp_path / "pico").glob("*.pth.tar")}
     history = torch.load(tmp_path / "pico/last.pth.tar", weights_only=True)["history"]
     best = sorted(history, key=history.get)[-2:]
-    assert names == {"last.pth.tar", "model_best.pth.tar", *(f"checkpoint-{epoch}.pth.tar" for epoch in best)}
+    assert names == {
+        f"{name}.pth.tar" for name in ("last", "previous", "model_best", *(f"checkpoint-{n}" for n in best))
+    }
     assert not list((tmp_path / "pico").glob("*.tmp"))
 
 

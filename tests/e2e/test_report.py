@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 
 import pytest
 
@@ -131,7 +132,7 @@ def test_pictures_for_papers(tmp_path):
     assert pictures[0].tobytes() != pictures[1].tobytes()
 
 
-def test_what_cannot_be_shown(tmp_path, capsys):
+def test_what_cannot_be_shown(tmp_path, capsys, monkeypatch):
     page = tmp_path / "page.html"
     assert "let its name end with .html" in refused(capsys, LEDGER, "-o", tmp_path / "page.txt")
     assert "does not exist; make it" in refused(capsys, LEDGER, "-o", tmp_path / "gone/page.html")
@@ -144,6 +145,10 @@ def test_what_cannot_be_shown(tmp_path, capsys):
     (tmp_path / "summary.csv").write_text("a,b\n1,2\n")
     good = write_ledger(tmp_path / "good.txt", {"flops": 1, "acc1": 2})
     assert "summary.csv' has no column 'epoch'; move it away" in refused(capsys, good, "-o", page)
+    long = write_ledger(tmp_path / "long.txt", {"flops": 1, "acc1": 2, "stitch": "ti[0:999999999]"})
+    assert "at most 1000 are drawn" in refused(capsys, long, "-o", page)
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    assert "pip install 'stitchkit[report]'" in refused(capsys, LEDGER, "-o", page)
     assert not page.exists()
 
 
@@ -163,7 +168,8 @@ EVIL = "</script><img src=x onerror=window.hacked=1>"
 
 
 def test_texts_of_a_ledger_are_shown_not_run(tmp_path):
-    rows = [{"flops": 1e6 * n, "acc1": 50.0 + n, "note": EVIL, "loss": float("nan")} for n in (1, 2)]
+    rows = [{"flops": 1e6, "latency_ms": 2.0 * n, "acc1": 50.0 + n, "note": EVIL, "loss": float("nan")} for n in (1, 2)]
+    rows.append({"flops": 0, "acc1": 1.0})  # no place on a logarithmic axis
     folder = tmp_path / "a<b>"
     folder.mkdir()
     ledger = write_ledger(folder / "<img src=x onerror=hacked=1>.txt", *rows)
@@ -175,6 +181,10 @@ def test_texts_of_a_ledger_are_shown_not_run(tmp_path):
     assert data_of(page_file)["ledgers"][0]["rows"][0]["note"] == EVIL
     with open_page(page_file.as_uri()) as (page, wrong):
         page.locator("#table tbody tr").first.click()
+        page.locator("#axis").select_option("latency_ms")
+        page.locator("#max-latency_ms").fill("3")
+        assert page.locator("#count").inner_text() == "2 of 6 shown"
+        assert "51.00 %" in page.locator("#details").inner_text()
         assert page.locator("h1").inner_text() == EVIL
         assert page.locator("img").count() == 0
         assert page.evaluate("window.hacked") is None

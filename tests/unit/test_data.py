@@ -147,7 +147,7 @@ def test_without_the_prefetcher_batches_are_mixed_and_erased(loaders):
 def test_worker_seeding_reaches_the_workers(loaders):
     for seeding in ("all", "part"):
         init = loaders(worker_seeding=seeding).train.loader.worker_init_fn
-        assert init.keywords == {"worker_seeding": seeding}
+        assert init.keywords["start"].keywords == {"worker_seeding": seeding}
 
 
 def write_shards(folder):

@@ -108,6 +108,7 @@ def test_a_count_that_is_none_is_refused(text, capsys, tmp_path):
         (["--min-acc1", "nan"], "--min-acc1 is nan"),
         (["--max-latency-ms", "3"], "has no 'latency_ms'; give --stitch_config"),
         (["--max-params", "3M"], "has no 'params'; give --stitch_config"),
+        (["--num-classes", "3"], "are of a configuration; add --stitch_config"),
         (["--max-flop", "3M"], "did you mean '--max-flops'?"),
     ],
 )

@@ -14,6 +14,7 @@ from torch import nn
 import stitchnet
 from stitchkit.errors import InputError
 from stitchkit.measure.profile import FlopCountAnalysis, measure
+from stitchkit.model.similarity import MEASURES, linear_cka, measure_by_name
 from stitchnet.activations import Activation, run
 from stitchnet.composition import Composition
 from stitchnet.forms import Form
@@ -215,8 +216,6 @@ def test_scores_are_computed_once_and_shared_by_content(monkeypatch):
 
 @pytest.mark.parametrize("name", ["cka", "unbiased_cka", "r2", "fit"])
 def test_cached_scores_are_the_plain_ones(name):
-    from stitchkit.model.similarity import measure_by_name
-
     form = Form(stitchnet.forms.Format.NCHW)
     x, y = torch.randn(4, 3, 6, 6), torch.randn(4, 5, 3, 3)
     for rows in (None, 2):
@@ -230,8 +229,6 @@ def test_cached_scores_are_the_plain_ones(name):
 
 def plain_search(search, *, drops_used_last=False):
     """Algorithm 1 as it is written: a recursion that computes all anew."""
-    from stitchkit.model.similarity import linear_cka
-
     x, pool = search.pool.images, search.pool
     inputs, output = {}, x
     for fragment in pool.fragments:
@@ -358,6 +355,16 @@ def test_a_budget_leaves_out_what_costs_more(nets):
     assert not list(search(nets, max_macs=0).compositions())
     few = search(nets, threshold=0.3, max_params=30_000)
     assert all(few._costs.of(one)[1] <= 30_000 for one in few.compositions())
+
+
+def test_other_scores_find_other_compositions(nets):
+    names = {
+        name: [str(one.name) for one in search(nets, scores=stitchnet.Scores(name)).compositions()] for name in MEASURES
+    }
+    assert all(names.values())
+    assert names["cka"] != names["r2"]
+    with pytest.raises(InputError, match="a pool has its own networks"):
+        stitchnet.generate(search(nets).pool, nets=nets)
 
 
 def test_what_is_drawn_follows_the_seed(nets):

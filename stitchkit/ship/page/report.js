@@ -14,8 +14,6 @@ const FIGURES = {
   loss: { label: "loss", show: (value) => value.toFixed(4), better: -1 },
 };
 const COSTS = ["flops", "params", "latency_ms"];
-// Only these: plotly's own bar has a button that sends the chart to its makers.
-const BAR = { responsive: true, displaylogo: false, modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]] };
 const by = (id) => document.getElementById(id);
 
 const rows = data.ledgers.flatMap((ledger, number) => ledger.rows.map((row) => ({ ...row, ledger: number })));
@@ -24,7 +22,11 @@ const figures = Object.keys(FIGURES).filter((key) => rows.some((row) => has(row,
 const state = { shown: data.ledgers.map(() => true), sort: "flops", up: true, chosen: null };
 
 function quantity(value) {
-  for (const [size, unit] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
+  for (const [size, unit] of [
+    [1e9, "G"],
+    [1e6, "M"],
+    [1e3, "k"],
+  ]) {
     if (value >= size) return Number((value / size).toPrecision(3)) + unit;
   }
   return String(Number(value.toPrecision(3)));
@@ -69,7 +71,12 @@ function selection() {
   const most = COSTS.map((key) => [key, limit("max-" + key)]).filter(([, value]) => value !== null);
   const least = limit("min-acc1");
   const search = by("search").value.trim().toLowerCase();
-  const fronts = data.ledgers.map((_, number) => frontOf(rows.filter((row) => row.ledger === number), cost));
+  const fronts = data.ledgers.map((_, number) =>
+    frontOf(
+      rows.filter((row) => row.ledger === number),
+      cost,
+    ),
+  );
   const onFront = new Set(fronts.flat());
   const within = rows.filter(
     (row) =>
@@ -92,7 +99,9 @@ function describe(row) {
   const ledger = data.ledgers[row.ledger];
   const list = element("dl", { className: "figures" });
   const same = ["cfg_id", "stitch", "flops"]; // published rows have no names, so their cost tells them apart
-  const twins = rows.filter((other) => other !== row && state.shown[other.ledger] && same.every((key) => other[key] === row[key]));
+  const twins = rows.filter(
+    (other) => other !== row && state.shown[other.ledger] && same.every((key) => other[key] === row[key]),
+  );
   for (const key of figures.filter((key) => has(row, key))) {
     const value = element("dd", {}, FIGURES[key].show(row[key]));
     for (const twin of twins.filter((other) => has(other, key) && other[key] !== row[key] && FIGURES[key].better)) {
@@ -100,7 +109,14 @@ function describe(row) {
       const className = change * FIGURES[key].better > 0 ? "up" : "down";
       const sign = change > 0 ? "+" : "−";
       const digits = key === "loss" ? 4 : 2;
-      value.append(" ", element("span", { className }, `${sign}${Math.abs(change).toFixed(digits)} vs ${data.ledgers[twin.ledger].name}`));
+      value.append(
+        " ",
+        element(
+          "span",
+          { className },
+          `${sign}${Math.abs(change).toFixed(digits)} vs ${data.ledgers[twin.ledger].name}`,
+        ),
+      );
     }
     list.append(element("dt", {}, FIGURES[key].label), value);
   }
@@ -149,71 +165,11 @@ async function choose(row) {
   by("copied").textContent = await copy(commandOf(row));
 }
 
-function markers(some, number, faint) {
-  const color = COLORS[number % COLORS.length];
-  const several = data.ledgers.length > 1;
-  return {
-    size: some.map((row) => (row.anchor ? 13 : 9)),
-    symbol: some.map((row) => (row.anchor ? "diamond" : "circle")),
-    color: some.map((row) => (row.anchor && !several ? "#e4572e" : color)),
-    opacity: some.map((row) => (faint(row) ? 0.13 : 0.85)),
-    line: { color: "#fff", width: 1 },
-  };
-}
-
-function drawPlot({ cost, fronts, within, best }) {
-  const inside = new Set(within);
-  const traces = [];
-  data.ledgers.forEach((ledger, number) => {
-    if (!state.shown[number]) return;
-    const some = rows.filter((row) => row.ledger === number && has(row, cost));
-    const line = { color: COLORS[number % COLORS.length], width: 1.6 };
-    traces.push({ x: fronts[number].map((row) => row[cost]), y: fronts[number].map((row) => row.acc1), mode: "lines", line, opacity: 0.6, hoverinfo: "skip" });
-    traces.push({ x: some.map((row) => row[cost]), y: some.map((row) => row.acc1), customdata: some, mode: "markers", hoverinfo: "none", marker: markers(some, number, (row) => !inside.has(row)) });
-  });
-  const rings = [[best, "#1f8a4c"], [state.chosen, "#1f2733"]].filter(([row]) => row && has(row, cost) && state.shown[row.ledger]);
-  for (const [row, color] of rings) {
-    traces.push({ x: [row[cost]], y: [row.acc1], mode: "markers", hoverinfo: "skip", marker: { size: 20, symbol: "circle-open", color, line: { color, width: 2.5 } } });
-  }
-  const layout = {
-    margin: { l: 60, r: 20, t: 16, b: 56 }, showlegend: false, hovermode: "closest", dragmode: "pan", uirevision: cost,
-    font: { family: "system-ui, sans-serif", size: 13, color: "#1f2733" },
-    xaxis: { type: "log", title: { text: FIGURES[cost].axis }, gridcolor: "#eaedf2", ...ticks(cost) },
-    yaxis: { title: { text: "top-1 accuracy (%)" }, gridcolor: "#eaedf2", zeroline: false },
-    annotations: anchorLabels(cost),
-  };
-  Plotly.react("pareto", traces, layout, { ...BAR, scrollZoom: true });
-}
-
-/** Ticks at 1, 2 and 5 of each decade, in the units of the table. */
-function ticks(cost) {
-  const values = rows.filter((row) => has(row, cost)).map((row) => row[cost]);
-  const steps = Math.max(...values) / Math.min(...values) < 4 ? [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9] : [1, 2, 5];
-  const found = [];
-  for (let power = Math.floor(Math.log10(Math.min(...values))) - 1; power <= Math.log10(Math.max(...values)) + 1; power++) {
-    for (const step of steps) found.push(Number((step * 10 ** power).toPrecision(3)));
-  }
-  return { tickvals: found, ticktext: found.map((value) => (cost === "latency_ms" ? String(value) : quantity(value))) };
-}
-
-function anchorLabels(cost) {
-  if (data.ledgers.length > 1) return [];
-  return rows
-    .filter((row) => row.anchor && has(row, cost))
-    .map((row, _, anchors) => {
-      const right = anchors.filter((other) => other[cost] < row[cost]).length > (anchors.length - 1) / 2;
-      const text = `<b>${plain(row.stitch.split("[")[0])}</b>`;
-      return { x: Math.log10(row[cost]), y: row.acc1, text, showarrow: false, yshift: -17, xanchor: right ? "right" : "left", xshift: right ? 8 : -6 };
-    });
-}
-
-/** Text for plotly, which reads some HTML. */
-function plain(text) {
-  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-}
-
 function columns() {
-  const own = [{ key: "cfg_id", label: "cfg_id" }, { key: "stitch", label: "stitch", text: true }];
+  const own = [
+    { key: "cfg_id", label: "cfg_id" },
+    { key: "stitch", label: "stitch", text: true },
+  ];
   if (data.ledgers.length > 1) own.unshift({ key: "ledger", label: "ledger", text: true });
   return [...own, ...figures.map((key) => ({ key, label: FIGURES[key].label }))];
 }
@@ -254,7 +210,10 @@ function compare(a, b, key) {
 
 function tableRow(row, isFront) {
   const ledger = data.ledgers[row.ledger];
-  const line = element("tr", { className: (row.anchor ? "anchor" : "") + (row === state.chosen ? " chosen" : ""), tabIndex: 0 });
+  const line = element("tr", {
+    className: (row.anchor ? "anchor" : "") + (row === state.chosen ? " chosen" : ""),
+    tabIndex: 0,
+  });
   for (const { key, text } of columns()) {
     const cell = element("td", { className: text ? "text" : "" });
     if (key === "ledger") cell.append(dot(row.ledger), ledger.name);
@@ -293,45 +252,25 @@ function draw() {
   drawDetails(found);
 }
 
-function drawCurves() {
-  const figures = [];
-  const add = (title, traces, more = {}) => {
-    const layout = { title: { text: title, font: { size: 14 }, x: 0.02 }, margin: { l: 56, r: 16, t: 62, b: 44 }, hovermode: "x unified", font: { family: "system-ui, sans-serif", size: 12, color: "#1f2733" }, showlegend: traces.length > 1, legend: { orientation: "h", x: 1, xanchor: "right", y: 1.12, yanchor: "bottom" }, xaxis: { title: { text: "epoch" }, gridcolor: "#eaedf2", zeroline: false }, yaxis: { gridcolor: "#eaedf2", zeroline: false }, ...more };
-    figures.push([element("div"), traces, layout]);
-    return figures.at(-1)[0];
-  };
-  for (const { name, curves, losses } of data.training) {
-    const suffix = data.training.length > 1 ? ` · ${plain(name)}` : "";
-    const line = ([column, y], number) => ({ x: curves.epoch, y, name: plain(column.replace(/^eval_|_acc1$/g, "")), mode: "lines+markers", connectgaps: true, line: { color: COLORS[number % COLORS.length], width: 2 }, marker: { size: 4 } });
-    const pick = (test) => Object.entries(curves ?? {}).filter(([column]) => test(column));
-    const loss = pick((column) => column.endsWith("loss"));
-    const accuracy = pick((column) => column.endsWith("acc1"));
-    if (loss.length) add("Loss" + suffix, loss.map(line));
-    if (accuracy.length) add("Top-1 accuracy of the anchors (%)" + suffix, accuracy.map(line));
-    if (losses) {
-      const heat = { type: "heatmap", x: losses.epochs, y: losses.stitches.map(plain), z: losses.means, colorscale: "Viridis", reversescale: true, hoverongaps: false, colorbar: { title: { text: "loss" }, thickness: 12 }, hovertemplate: "epoch %{x}<br>%{y}<br>loss %{z:.4f}<extra></extra>" };
-      const holder = add("Mean training loss of each stitch" + suffix, [heat], { hovermode: "closest", yaxis: { automargin: true, type: "category", autorange: "reversed", tickfont: { size: 10 } } });
-      holder.className = "heat";
-      holder.style.height = `${Math.max(330, 120 + 14 * losses.stitches.length)}px`;
-    }
-  }
-  by("training").hidden = !figures.length;
-  by("curves").append(...figures.map(([holder]) => holder));
-  for (const figure of figures) Plotly.newPlot(...figure, BAR); // all in their places: plotly measures these
-}
-
 function drawControls() {
-  for (const key of COSTS.filter((key) => figures.includes(key))) by("axis").append(element("option", { value: key }, FIGURES[key].label));
+  for (const key of COSTS.filter((key) => figures.includes(key)))
+    by("axis").append(element("option", { value: key }, FIGURES[key].label));
   for (const label of document.querySelectorAll("[data-needs]")) label.hidden = !figures.includes(label.dataset.needs);
   if (data.ledgers.length > 1) {
     data.ledgers.forEach((ledger, number) => {
       const box = element("input", { type: "checkbox", checked: true });
-      box.addEventListener("change", () => { state.shown[number] = box.checked; draw(); });
+      box.addEventListener("change", () => {
+        state.shown[number] = box.checked;
+        draw();
+      });
       by("ledgers").append(element("label", { title: ledger.path }, box, dot(number), ledger.name));
     });
   }
   for (const field of document.querySelectorAll(".controls > label input, .controls > label select")) {
-    field.addEventListener("input", () => { state.chosen = null; draw(); });
+    field.addEventListener("input", () => {
+      state.chosen = null;
+      draw();
+    });
   }
   by("reset").addEventListener("click", () => {
     for (const field of document.querySelectorAll(".controls > label input")) {
@@ -341,7 +280,9 @@ function drawControls() {
     state.chosen = null;
     draw();
   });
-  by("copy").addEventListener("click", async () => { by("copied").textContent = await copy(by("command").textContent); });
+  by("copy").addEventListener("click", async () => {
+    by("copied").textContent = await copy(by("command").textContent);
+  });
 }
 
 function placeTip(event) {
@@ -351,11 +292,6 @@ function placeTip(event) {
   const x = event.clientX + 18 + width > innerWidth ? event.clientX - width - 18 : event.clientX + 18;
   tip.style.left = Math.max(8, x) + "px";
   tip.style.top = Math.max(8, Math.min(event.clientY - height / 2, innerHeight - height - 8)) + "px";
-}
-
-/** Keep the plot as large as its card, which grows with the details beside it. */
-function follow(place) {
-  new ResizeObserver(() => Plotly.Plots.resize(place)).observe(place);
 }
 
 function start() {
@@ -368,7 +304,9 @@ function start() {
     by("tip").replaceChildren(...describe(points[0].customdata));
     placeTip(event);
   });
-  by("pareto").on("plotly_unhover", () => { by("tip").hidden = true; });
+  by("pareto").on("plotly_unhover", () => {
+    by("tip").hidden = true;
+  });
   by("pareto").on("plotly_click", ({ points }) => choose(points[0].customdata));
   follow(by("pareto"));
   drawCurves();

@@ -1,0 +1,331 @@
+"""What may go wrong while a run reads and writes: nothing that was saved is lost, and one line says what to do."""
+
+import errno
+import multiprocessing
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_dataset
+
+import stitchkit.train.checkpoint as checkpoint
+from stitchkit.cli import main
+from stitchkit.errors import InputError
+from stitchkit.measure.ledger import read_rows
+from stitchkit.train.images import NO_CLASS, CheckedImages, explained
+from stitchkit.train.loop import Trainer
+from stitchkit.train.recovery import damage, newest_checkpoint
+from tests.distributed.forks import end, start
+from tests.distributed.test_resume_within import assert_same_end, content
+from tests.support import FLAGS, write_config, write_images
+
+# A loader process for training, few for validation.
+QUICK = ("-j", "1", "--val-interval", "9")
+
+
+@pytest.fixture
+def run(images, tmp_path):
+    """Train, with the exit status that comes of it."""
+    config = write_config(tmp_path / "pico.json")
+
+    def trained(experiment, *flags, data=images):
+        common = [data, "--stitch_config", config, *FLAGS, "--output", tmp_path, "--experiment", experiment]
+        return main(["train", *map(str, [*common, *flags])])
+
+    return trained
+
+
+class Full:
+    """A disk that takes so many bytes."""
+
+    def __init__(self, file, left):
+        self._file, self._left = file, left
+
+    def write(self, data):
+        self._left -= len(memoryview(data).cast("B"))
+        if self._left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self._file.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+
+def test_a_full_disk_ends_a_run_and_keeps_what_was_saved(run, tmp_path, monkeypatch, capsys):
+    assert run("whole") == 0
+    inner, count = torch.save, [0]
+
+    def save(state, file):
+        count[0] += 1
+        inner(state, Full(file, 50_000) if count[0] == 3 else file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.torch, "save", save)
+        assert run("full", "--checkpoint-interval", "3") == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert ".pth.tar' cannot be written: No space left on device; stopped. The one before is kept" in line
+    assert not list((tmp_path / "full").glob("*.tmp"))
+    assert not damage(tmp_path / "full/last.pth.tar")
+    assert run("full", "--resume", "auto") == 0
+    assert_same_end(tmp_path / "whole", tmp_path / "full")
+
+
+def test_other_writes_to_a_full_disk_end_in_one_line(run, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("stitchkit.train.training.write_summary", full)
+    assert run("full") == 2
+    assert "stitchkit: error: No space left on device; check" in capsys.readouterr().err
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size * 2 // 3)
+
+
+def flip(path):
+    """One byte of a weight; torch itself reads such a file without a word."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    path.write_bytes(data)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("harm", [cut, flip, empty])
+def test_the_checkpoint_before_a_damaged_one_is_used(run, tmp_path, caplog, harm):
+    assert run("whole") == 0
+    folder = tmp_path / "harmed"
+    assert run("harmed", "--checkpoint-interval", "3") == 0
+    harm(folder / "last.pth.tar")
+    assert damage(folder / "last.pth.tar")
+    assert newest_checkpoint(folder) == folder / "previous.pth.tar"
+    with caplog.at_level("INFO"):
+        assert run("harmed", "--resume", "auto") == 0
+    assert "last.pth.tar' is damaged (" in caplog.text
+    assert "; the one before is used" in caplog.text
+    assert "previous.pth.tar" in caplog.text
+    assert_same_end(tmp_path / "whole", folder)
+
+
+def test_the_good_one_stays_where_the_newest_was_damaged(run, tmp_path):
+    """A run that goes on from `previous` must not put the damaged file in its place."""
+    folder = tmp_path / "harmed"
+    assert run("harmed", "--checkpoint-interval", "3") == 0
+    cut(folder / "last.pth.tar")
+    good = (folder / "previous.pth.tar").read_bytes()
+    state = checkpoint.Checkpoints(folder, keep=1)
+    state.resumed(folder / "previous.pth.tar", {})
+    state.save_within({}, epoch=1)
+    assert (folder / "previous.pth.tar").read_bytes() == good
+    state.save_within({}, epoch=2)
+    assert (content(folder)["epoch"], content(folder, "previous")["epoch"]) == (1, 0)
+
+
+def test_a_damaged_checkpoint_that_was_named_ends_the_run(run, tmp_path, capsys):
+    assert run("harmed") == 0
+    last = tmp_path / "harmed/last.pth.tar"
+    flip(last)
+    for flags in (["--resume", last], ["--eval", "--resume", last]):
+        assert run("harmed", *flags) == 2
+        assert f"checkpoint '{last}' is damaged (" in capsys.readouterr().err
+
+
+def test_auto_without_a_good_checkpoint(run, tmp_path, capsys):
+    assert run("none", "--eval", "--resume", "auto") == 2
+    assert "holds no checkpoint to evaluate" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    assert run("fresh", "--resume", "auto", "--epochs", "1") == 0
+    for path in (tmp_path / "fresh").glob("*.pth.tar"):
+        empty(path)
+    assert run("fresh", "--resume", "auto") == 2
+    assert "none of the 2 checkpoints in" in capsys.readouterr().err
+
+
+def test_an_evaluation_takes_the_newest_good_one(run, tmp_path):
+    assert run("good", "--epochs", "1") == 0
+    assert run("good", "--eval", "--resume", "auto") == 0
+    assert {row["images"] for row in read_rows(tmp_path / "good/stitches_res.txt")} == {20}
+
+
+def test_two_runs_do_not_write_to_one_folder(run, images, tmp_path, capsys):
+    """The second is refused while the first lives; a killed one, whose loader processes live on, is in nobody's way."""
+    config = tmp_path / "pico.json"
+    common = ["train", images, "--stitch_config", config, *FLAGS, "--output", tmp_path, "--experiment", "shared"]
+    slow = [*common, "--epochs", "500", "-j", "1"]
+    [first] = start(slow)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "shared/last.pth.tar").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert run("shared", "--resume", "auto") == 2
+    line = capsys.readouterr().err
+    assert f"another run writes to '{tmp_path / 'shared'}' (process {first} on {os.uname().nodename})" in line
+    os.kill(first, signal.SIGKILL)
+    assert end([first]) == [-signal.SIGKILL]
+    assert run("shared", "--resume", "auto", "--epochs", "1") == 0
+    assert not list((tmp_path / "shared").glob(".*lock"))
+
+
+def test_a_loader_process_that_dies_ends_the_run_in_one_line(run, tmp_path, monkeypatch, capsys):
+    inner = Trainer._step
+
+    def step(trainer, *arguments):
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, signal.SIGKILL)
+        return inner(trainer, *arguments)
+
+    assert run("whole", *QUICK) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", step)
+        assert run("died", *QUICK) == 2
+    line = capsys.readouterr().err
+    assert "a loader process died (" in line
+    assert "lower --workers and go on with --resume auto" in line
+    assert run("died", *QUICK, "--resume", "auto") == 0
+    assert_same_end(tmp_path / "whole", tmp_path / "died")
+
+
+def test_other_faults_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="something else"), explained():
+        raise RuntimeError("something else")
+
+
+def test_a_signal_to_all_processes_leaves_the_loaders_to_their_run(run, tmp_path, monkeypatch):
+    """As clusters send it."""
+    inner, count = Trainer._step, [0]
+
+    def step(trainer, *arguments):
+        count[0] += 1
+        if count[0] == 2:
+            processes = [*(child.pid for child in multiprocessing.active_children()), os.getpid()]
+            subprocess.run(["kill", "-TERM", *map(str, processes)], check=True)
+        return inner(trainer, *arguments)
+
+    assert run("whole", *QUICK) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", step)
+        assert run("warned", *QUICK) == 143
+    assert run("warned", *QUICK, "--resume", "auto") == 0
+    assert_same_end(tmp_path / "whole", tmp_path / "warned")
+
+
+def test_an_impatient_person_ends_a_run_at_once(run, monkeypatch):
+    def step(*_):
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+        raise AssertionError("the third signal ends it")
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    assert run("impatient") == 130
+
+
+@pytest.fixture
+def spoilt(tmp_path):
+    """Images of which three of 64 to train and two of 20 to validate are no images any more."""
+    folder = write_images(tmp_path / "spoilt")
+    (folder / "train/class0/3.png").write_bytes(b"")
+    (folder / "train/class1/0.png").write_text("<html>404</html>")
+    broken = folder / "train/class3/15.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    os.truncate(folder / "validation/class2/1.png", 40)
+    flip(folder / "validation/class3/4.png")
+    # A picture of another kind under a wrong name is a picture.
+    Image.new("RGB", (16, 16)).save(folder / "train/class2/0.png", format="JPEG")
+    return folder
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_unreadable_images_are_passed_over_and_counted(run, spoilt, tmp_path, caplog, workers):
+    flags = ["--max-unreadable", "0.1", "-j", workers, "--epochs", "1"]
+    assert run("spoilt", *flags, data=spoilt) == 0
+    assert "3 of 64 images of the train split cannot be read or have no class: 'class0/3.png'" in caplog.text
+    assert "2 of 20 images of the validation split cannot be read or have no class: 'class2/1.png'" in caplog.text
+    assert run("spoilt", *flags, "--eval", "--resume", "auto", data=spoilt) == 0
+    assert {row["images"] for row in read_rows(tmp_path / "spoilt/stitches_res.txt")} == {18}
+    for path in [spoilt / "validation/class2/1.png", spoilt / "validation/class3/4.png"]:
+        path.unlink()
+    assert run("mended", *flags, "--eval", "--resume", tmp_path / "spoilt/last.pth.tar", data=spoilt) == 0
+    rows = [read_rows(tmp_path / name / "stitches_res.txt") for name in ("spoilt", "mended")]
+    for one, other in zip(*rows, strict=True):
+        assert one["acc1"] == other["acc1"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_too_many_unreadable_images_end_the_run(run, spoilt, capsys, workers):
+    assert run("spoilt", "-j", workers, data=spoilt) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "of 64 images of the train split cannot be read or have no class, such as 'class" in line
+    assert "more than --max-unreadable 0.01" in line
+
+
+def test_a_disk_that_is_gone_ends_the_run(run, tmp_path, capsys):
+    folder = write_images(tmp_path / "gone")
+    for path in folder.glob("train/*/*.png"):
+        path.write_bytes(b"")
+    assert run("gone", "--max-unreadable", "1", data=folder) == 2
+    assert "10 images of the train split in a row cannot be read; check the disk" in capsys.readouterr().err
+
+
+def test_labels_that_are_no_class_are_passed_over(images, caplog):
+    """Of a file of labels that counts further than the network."""
+    dataset = create_dataset("", root=images, split="train", transform=None)
+    dataset.reader.samples = [(path, 9 if label == 3 else label) for path, label in dataset.reader.samples]
+    options = {"split": "train", "num_classes": 4, "limit": 0.5}
+    training = CheckedImages(dataset, is_training=True, **options)
+    assert training[47][1] == 2, "the last one with a class"
+    with pytest.raises(InputError, match="10 images of the train split in a row"):
+        training[48]
+    evaluation = CheckedImages(dataset, is_training=False, **options)
+    assert [evaluation[number][1] for number in (47, 60)] == [2, NO_CLASS]
+    assert "label 9 is no class" in caplog.text
+
+
+def test_an_infinite_loss_names_its_stitch(run, tmp_path, monkeypatch, capsys):
+    """In one route alone; the run stops before it saves, and what was saved before stays."""
+    inner, seen = Trainer._step, []
+
+    def step(trainer, batches, cfg_id):
+        loss, images = inner(trainer, batches, cfg_id)
+        seen.append(cfg_id)
+        return (loss * torch.inf if len(seen) == 10 else loss), images
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    assert run("infinite") == 2
+    assert f"the loss is inf at step 9 with stitch {seen[9]} on rank 0; stopped." in capsys.readouterr().err
+    assert content(tmp_path / "infinite")["epoch"] == 0
+
+
+def test_a_rank_that_meets_a_fault_tells_all(images, tmp_path, capfd):
+    """No rank waits for one that has ended."""
+    config = write_config(tmp_path / "pico.json")
+    command = ["train", images, "--stitch_config", config, *FLAGS, "--output", tmp_path, "--resume", "auto", "--eval"]
+    began = time.monotonic()
+    assert end(start(command, ranks=2)) == [2, 2]
+    assert time.monotonic() - began < 30
+    assert capfd.readouterr().err.count("holds no checkpoint to evaluate") == 2
+
+
+def test_what_a_checkpoint_needs_reaches_the_disk_in_order(tmp_path, monkeypatch):
+    """The file, its name, the folder."""
+    said = []
+    for name in ("fsync", "replace"):
+        inner = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, inner=inner, name=name: (said.append((name, str(a[0]))), inner(*a)))
+    checkpoint.save_state(tmp_path / "a.pth", {"x": 1})
+    assert [name for name, _ in said] == ["fsync", "replace", "fsync"]
+
+
+def test_errors_that_are_no_writes_stay_what_they_are(tmp_path):
+    with pytest.raises(AttributeError, match="local object"):
+        checkpoint.save_state(tmp_path / "a.pth", {"x": lambda: 0})
+    with pytest.raises(InputError, match="No such file"):
+        checkpoint.save_state(tmp_path / "gone/a.pth", {})
