@@ -37,6 +37,11 @@ class Row:
     figure: str = "ratio"
 
     @property
+    def name(self) -> str:
+        """Name of the benchmark."""
+        return self.command.split()[0].removeprefix("benchmarks.")
+
+    @property
     def needs_gpu(self) -> bool:
         """Whether it can be measured on a machine with a GPU only."""
         return "cuda" in self.command
@@ -119,11 +124,16 @@ def _run(row: Row, flags: Sequence[str]) -> Mapping[str, Any] | None:
 def main() -> None:
     """Run all of them and write the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which, e.g. evaluate; the others are not measured")
     parser.add_argument("--quick", action="store_true", help="small work: figures without meaning, in minutes")
     parser.add_argument("--output", metavar="FILE", type=Path, default=ROOT / "results/benchmarks.md")
     options = parser.parse_args()
     flags = ["--quick"] if options.quick else []
-    lines = [line(row, _run(row, flags)) for row in ROWS]
+    known = {row.name for row in ROWS}
+    if wrong := [name for name in options.names if name not in known]:
+        parser.error(f"there is no benchmark '{wrong[0]}'; there are {', '.join(sorted(known))}")
+    chosen = set(options.names) or known
+    lines = [line(row, _run(row, flags) if row.name in chosen else None) for row in ROWS]
     if options.quick:
         lines.append("\nQuick runs: small work, one round, no figures to go by.")
     options.output.write_text(document(lines))
