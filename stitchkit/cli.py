@@ -59,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if is_primary:
             print(
-                "stitchkit: stopped; an evaluation goes on when the command is given again, a training run from its "
-                "newest checkpoint with --resume auto",
+                "stitchkit: stopped; an evaluation or a sweep goes on when the command is given again, a training run "
+                "from its newest checkpoint with --resume auto",
                 file=sys.stderr,
             )
         return 130

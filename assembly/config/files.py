@@ -48,6 +48,16 @@ class _Loader(yaml.SafeLoader):
             raise InputError(f"'{self.path}', line {_line(node)}: write !include and the name of a file")
         return _compose(self.path.parent / node.value, self.above)
 
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """A mapping, if no key stands in it twice; YAML would take the last one without a word."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value != "<<" and key.value in seen:
+                raise InputError(f"'{self.path}', line {_line(key)}: {key.value} is there twice; take one out")
+            seen.add(key.value)
+        return node
+
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")

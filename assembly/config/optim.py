@@ -133,6 +133,9 @@ class Schedule:
         self.scheduler.load_state_dict(state["scheduler"])
 
 
+_MADE_OF_OTHERS = ("SequentialLR", "ChainedScheduler", "ReduceLROnPlateau")
+
+
 def create_schedule(train: TrainConfig, optimizer: torch.optim.Optimizer) -> Schedule | None:
     """The learning-rate schedule of a job; None keeps the rate.
 
@@ -178,6 +181,11 @@ def _create_parts(parts: Any, optimizer: torch.optim.Optimizer, place: str) -> l
         for key in part:
             if key not in ("lr_scheduler", "lr_scheduler_args"):
                 raise InputError(f"{here}.{key}: {unknown('key', key, ('lr_scheduler', 'lr_scheduler_args'))}")
+        if part["lr_scheduler"] in _MADE_OF_OTHERS:
+            raise InputError(
+                f"{here}.lr_scheduler is {part['lr_scheduler']}, which torch cannot begin inside another schedule; "
+                "list its parts in the outer one, with more milestones"
+            )
         created.append(_create(part["lr_scheduler"], part.get("lr_scheduler_args") or {}, optimizer, here))
     return created
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,8 @@ from assembly.parts.registry import COMMON, check_arguments, part_class
 from assembly.parts.spec import NetworkSpec, PartSpec
 from stitchkit.errors import InputError, unknown
 from stitchkit.model.formats import CLASS_TOKENS, TensorFormat
+
+_logger = logging.getLogger(__name__)
 
 
 def build_network(
@@ -91,6 +94,12 @@ class _Builder:
         network, logits = self._chain(self.spec.parts, self.spec.head, images, class_token)
         for value in logits.value if isinstance(logits.value, list) else [logits.value]:
             _check_logits(value, self.num_classes)
+            if not self.checking and value.shape[1] > self.num_classes:
+                _logger.warning(
+                    "the network gives %d logits, the data have %d classes: the others are never right. That is meant "
+                    "where a classifier knows these classes; else end with a ClassifierHead",
+                    value.shape[1], self.num_classes,
+                )  # fmt: skip
         return network
 
     def _chain(

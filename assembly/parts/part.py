@@ -214,18 +214,22 @@ def aggregate(outputs: list[torch.Tensor], agg: str, kind: str) -> torch.Tensor 
     """
     if agg == "none":
         return outputs
+    if not torch.jit.is_tracing():  # sizes are no numbers there, and what is traced was checked before
+        _check_together(outputs, agg, kind)
+    if agg == "avg":
+        return torch.stack(outputs).mean(dim=0)
+    return torch.cat(outputs, dim=1 if kind == "img" or agg == "concat_sequence" else -1)
+
+
+def _check_together(outputs: Sequence[torch.Tensor], agg: str, kind: str) -> None:
+    """See that outputs have the sizes and channels that an aggregation needs."""
     formats = [TensorFormat.of(output, kind) for output in outputs]
     if len({form.positions for form in formats}) > 1 and agg != "concat_sequence":
         raise InputError(f"its parts give {_listed(formats)}, of different sizes; declare a size in out_format")
     if len({form.channels for form in formats}) > 1 and agg in ("avg", "concat_sequence"):
         raise InputError(f"its parts give {_listed(formats)}; {agg} needs the same number of channels of all")
-    if agg == "avg":
-        return torch.stack(outputs).mean(dim=0)
-    if agg == "concat_sequence":
-        if kind != "token":
-            raise InputError(f"concat_sequence joins sequences, not {kind}; declare out_format: [token, [C, L]]")
-        return torch.cat(outputs, dim=1)
-    return torch.cat(outputs, dim=1 if kind == "img" else -1)
+    if agg == "concat_sequence" and kind != "token":
+        raise InputError(f"concat_sequence joins sequences, not {kind}; declare out_format: [token, [C, L]]")
 
 
 def _listed(formats: Sequence[TensorFormat]) -> str:

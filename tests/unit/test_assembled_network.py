@@ -13,6 +13,7 @@ import assembly.parts.pretrained
 from assembly.parts.network import build_network
 from assembly.parts.spec import NetworkSpec, PartSpec
 from stitchkit.errors import InputError
+from stitchkit.measure.profile import measure
 
 SIZE = (3, 32, 32)
 RESNET = {"layers": [1, 2, 1, 1], "channels": [8, 16, 16, 32]}
@@ -512,3 +513,21 @@ def test_a_frozen_model_keeps_its_classifier_and_another_gets_one_for_the_data()
     assert build([{"Net": net}])(images()).shape == (2, 5)
     assert build([{"Net": {**net, "num_classes": 9}}])(images()).shape == (2, 9)
     assert build([{"Net": {**net, "frozen": True}}])(images()).shape == (2, 1000)
+
+
+@pytest.mark.parametrize("agg", ["avg", "concat", "none"])
+def test_parallel_parts_can_be_traced_so_that_a_job_can_count_their_flops(agg):
+    branches = {"ParallelPart": {"parts": [adapter(16, 4), adapter(16, 4, kernel_size=1)], "agg": agg}}
+    after = [] if agg == "none" else [adapter(8 if agg == "concat" else 4, 4)]
+    parts = [resnet("x", "layer2"), branches, *after]
+    if agg == "none":
+        parts[1]["ParallelPart"]["parts"] = [
+            {"Assembly": {"parts": [part, "ClassifierHead"]}} for part in (adapter(16, 4),) * 2
+        ]
+    network = build(parts, None if agg == "none" else "ClassifierHead")
+    assert measure(network, torch.zeros(1, *SIZE)).flops > 0
+
+
+def test_a_network_of_more_classes_than_the_data_is_told(caplog):
+    build([resnet("x", "fc", out_format="vector")])
+    assert "gives 1000 logits, the data have 5 classes" in caplog.text

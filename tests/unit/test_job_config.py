@@ -376,3 +376,20 @@ def test_named_policies_and_nested_transforms():
         [task] = train_config(data_augmentation=setting).resolved_tasks
         steps = create_transform(task, "train_config", training=True).transforms
         assert sum(isinstance(step, v2.AutoAugment) for step in steps) == count
+
+
+def test_a_schedule_that_torch_cannot_begin_inside_another_is_refused():
+    inner = {"lr_scheduler": "SequentialLR", "lr_scheduler_args": {"milestones": [1], "schedulers": []}}
+    with pytest.raises(InputError, match=r"schedulers\[1\].lr_scheduler is SequentialLR, which torch cannot begin"):
+        train = train_config(
+            lr_scheduler="SequentialLR",
+            lr_scheduler_args={"milestones": [2], "schedulers": [{"lr_scheduler": "ConstantLR"}, inner]},
+        )
+        rates(train, 1, 1)
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path):
+    path = tmp_path / "job.yml"
+    path.write_text("workers: 1\ntrain_config:\n  epochs: 1\n  dataset: digits\n  epochs: 2\n")
+    with pytest.raises(InputError, match="line 5: epochs is there twice"):
+        JobConfig.load(path)
