@@ -214,7 +214,7 @@ def aggregate(outputs: list[torch.Tensor], agg: str, kind: str) -> torch.Tensor 
     """
     if agg == "none":
         return outputs
-    if not torch.jit.is_tracing():  # sizes are no numbers there, and what is traced was checked before
+    if not torch.jit.is_tracing():  # type: ignore[no-untyped-call]  # sizes are no numbers there, and what is traced was checked before
         _check_together(outputs, agg, kind)
     if agg == "avg":
         return torch.stack(outputs).mean(dim=0)

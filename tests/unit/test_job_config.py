@@ -380,11 +380,9 @@ def test_named_policies_and_nested_transforms():
 
 def test_a_schedule_that_torch_cannot_begin_inside_another_is_refused():
     inner = {"lr_scheduler": "SequentialLR", "lr_scheduler_args": {"milestones": [1], "schedulers": []}}
+    parts = [{"lr_scheduler": "ConstantLR"}, inner]
+    train = train_config(lr_scheduler="SequentialLR", lr_scheduler_args={"milestones": [2], "schedulers": parts})
     with pytest.raises(InputError, match=r"schedulers\[1\].lr_scheduler is SequentialLR, which torch cannot begin"):
-        train = train_config(
-            lr_scheduler="SequentialLR",
-            lr_scheduler_args={"milestones": [2], "schedulers": [{"lr_scheduler": "ConstantLR"}, inner]},
-        )
         rates(train, 1, 1)
 
 
