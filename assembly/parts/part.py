@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.nn import functional as F
 
 from stitchkit.errors import InputError, unknown
@@ -214,7 +215,8 @@ def aggregate(outputs: list[torch.Tensor], agg: str, kind: str) -> torch.Tensor 
     """
     if agg == "none":
         return outputs
-    if not torch.jit.is_tracing():  # type: ignore[no-untyped-call]  # sizes are no numbers there, and what is traced was checked before
+    # In a trace sizes are no numbers, and what is traced was checked before.
+    if not is_tracing():  # type: ignore[no-untyped-call]
         _check_together(outputs, agg, kind)
     if agg == "avg":
         return torch.stack(outputs).mean(dim=0)
