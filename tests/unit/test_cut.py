@@ -193,6 +193,19 @@ def test_several_outputs(resnet):
 
 
 @pytest.mark.parametrize("training", [True, False])
+def test_a_listed_output_is_what_the_model_has_there_though_the_next_layer_works_in_place(resnet, training):
+    assert resnet.act1.inplace
+    model, x = resnet.train(training), pico_images(size=64)
+    normed = model.bn1(model.conv1(x))
+    layer1, bn1 = cut(model, block_output=["layer1", "bn1"])(x)
+    assert (bn1 < 0).any()
+    assert torch.equal(bn1, normed)
+    assert torch.equal(layer1, cut(model, block_output="layer1")(x))
+    (bn1.square().sum() + layer1.sum()).backward()
+    assert model.conv1.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("training", [True, False])
 def test_dropout_and_drop_path_follow_the_mode(vit, training):
     x = pico_images()
     model = vit.train(training)
