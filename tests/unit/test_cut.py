@@ -230,6 +230,20 @@ def test_a_mode_in_the_models_own_forward_is_followed_after_the_cut():
     assert torch.equal(whole.eval()(x), model.eval()(x))
 
 
+def test_the_mode_of_the_model_after_the_cut_reaches_its_modules_and_that_of_the_piece_all():
+    model = Dropping(first=nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)), last=nn.Linear(4, 4)).eval()
+    piece, end = cut(model), cut(model, block_input="last")
+    x = torch.ones(2, 4)
+    model.train()
+    assert piece.first.training
+    assert not piece.training
+    assert torch.equal(end(x), model.last(x))  # no dropout by a function
+    torch.manual_seed(3)
+    expected = model(x)
+    torch.manual_seed(3)
+    assert torch.equal(piece.train()(x), expected)
+
+
 def test_batch_norms_train_as_in_the_model(resnet):
     twin, x = copy.deepcopy(resnet), pico_images(size=64)
     pieces = [cut(resnet, block_output="layer2"), cut(resnet, block_input="layer3")]

@@ -156,8 +156,9 @@ class CutPiece(nn.Module):
     """A part of a model that stands alone.
 
     Modules, parameters and buffers are the model's own, under their own names; what the part does not need is left
-    out. Modes are shared too: `eval()` on a piece is `eval()` on the modules that it has of the model. Move the model
-    to its device before it is cut, or all pieces after.
+    out. Modes are shared too: `eval()` on a piece is `eval()` on the modules that it has of the model. But what
+    follows the mode outside of modules follows the piece's own mode: set it on the piece, not on the model. Move the
+    model to its device before it is cut, or all pieces after.
 
     Args:
         model: The model that gives the modules.
