@@ -103,6 +103,10 @@ def test_a_base_block_is_the_stem_of_a_resnet():
         ({"name": "torch.nn.functional.leaky_relu", "negative_slope": 0.3}, lambda x: torch.where(x > 0, x, 0.3 * x)),
         ({"name": "torch.flatten", "start_dim": 1}, lambda x: x.reshape(len(x), -1)),
         ({"name": "mean", "dim": [2, 3]}, lambda x: x.mean((2, 3))),
+        ({"name": "view", "size": [2, 48]}, lambda x: x.reshape(2, 48)),
+        ({"name": "max_pool2d", "kernel_size": 2}, lambda x: x.unfold(2, 2, 2).unfold(3, 2, 2).amax((-1, -2))),
+        ({"name": "gelu"}, lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2),
+        ({"name": "double"}, lambda x: x.to(torch.float64)),
     ],
 )
 def test_a_function_is_one_of_torch(arguments, expected):
@@ -120,6 +124,15 @@ def test_functions_that_depend_on_the_mode_follow_it():
 def test_a_function_of_elsewhere_is_refused(name):
     with pytest.raises(InputError, match=f"unknown function '{name}'"):
         Function(name=name)
+
+
+@pytest.mark.parametrize(
+    "name", ["importlib", "Callable", "numpy", "tolist", "backward", "boolean_dispatch", "handle_torch_function", "item"]
+)
+def test_a_function_that_gives_no_tensor_is_refused_and_not_proposed(name):
+    with pytest.raises(InputError, match=f"unknown function '{name}'") as error:
+        Function(name=name)
+    assert f"did you mean '{name}'" not in str(error.value)
 
 
 def test_several_outputs_are_averaged_concatenated_or_listed():
