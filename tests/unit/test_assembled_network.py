@@ -322,15 +322,20 @@ ERRORS = {
     ),
     "channels of a piece": (
         [resnet("x", "layer2"), resnet("layer2", "fc")],
-        r"^assembly\[1\] \(Subnet\): it gets img \[16, 4, 4\] and .*; in the whole model 'layer2' takes \[8, 8, 8\]",
+        r"^assembly\[1\] \(Subnet\): it gets img \[16, 4, 4\], 16 channels, but 'layer2' takes 8; put a part between "
+        r"that gives 8, such as a SimpleAdapter \(in the whole model 'layer2' takes \[8, 8, 8\]\)$",
     ),
     "channels of a piece of another image size": (
         [resnet("x", "layer2"), adapter(16, 32), swin("layers.2", "head", in_format=["bhwc", [4, 4]])],
-        r"^assembly\[2\] \(Subnet\): it gets bhwc \[32, 4, 4\] and .* model 'layers.2' takes \[8, 8, 16\]",
+        r"^assembly\[2\] \(Subnet\): it gets bhwc \[32, 4, 4\], 32 channels, but 'layers.2' takes 16; put",
+    ),
+    "axes of a piece": (
+        [resnet("x", "layer2", out_format="img"), vit("blocks.1", "head")],
+        r"^assembly\[1\] \(Subnet\): it gets img \[16, 4, 4\] and .*; in the whole model 'blocks.1' takes \[17, 8\]",
     ),
     "channels of a sequence": (
         [resnet("x", "layer2"), vit("blocks.1", "head", in_format="bert")],
-        r"^assembly\[1\] \(Subnet\): it gets bert \[16, 16\] and .*; in the whole model 'blocks.1' takes \[17, 8\]",
+        r"^assembly\[1\] \(Subnet\): it gets bert \[16, 16\], 16 channels, but 'blocks.1' takes 8; put",
     ),
     "class token": (
         [vit("x", "blocks.0", out_format="bert"), adapter(8, 16)],
