@@ -127,7 +127,8 @@ def test_a_function_of_elsewhere_is_refused(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["importlib", "Callable", "numpy", "tolist", "backward", "boolean_dispatch", "handle_torch_function", "item"]
+    "name",
+    ["importlib", "Callable", "numpy", "tolist", "backward", "boolean_dispatch", "handle_torch_function", "item"],
 )
 def test_a_function_that_gives_no_tensor_is_refused_and_not_proposed(name):
     with pytest.raises(InputError, match=f"unknown function '{name}'") as error:
