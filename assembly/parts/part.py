@@ -128,7 +128,7 @@ class Function(Part):
 def _functions() -> dict[str, Callable[..., torch.Tensor]]:
     """The functions of `torch.nn.functional` itself, and the methods that give one tensor, by name."""
     homes = (F.__name__, "torch", "torch._C._nn")  # it takes those in C from the last two
-    functions = {
+    functions: dict[str, Any] = {
         name: value for name, value in vars(F).items() if inspect.isroutine(value) and value.__module__ in homes
     }
     methods = {name: value for name, value in inspect.getmembers(torch.Tensor, callable) if _gives_a_tensor(name)}

@@ -208,15 +208,16 @@ def test_a_classifier_of_another_number_of_classes_is_made_anew(tmp_path):
     assert torch.equal(kept(IMAGES), model(IMAGES))
 
 
-def test_pieces_of_torchvision_models_are_the_models(tmp_path):
+@pytest.mark.parametrize("backend", ["pytorch", "torchvision"])
+def test_pieces_of_torchvision_models_are_the_models(backend, tmp_path):
     torch.manual_seed(0)
     model = torchvision.models.mobilenet_v3_small().eval()
-    arguments = {"model_name": "mobilenet_v3_small", "backend": "pytorch"}
+    arguments = {"model_name": "mobilenet_v3_small", "backend": backend}
     path = saved(model, tmp_path / "mobilenet.pth")
     front = Subnet(**arguments, block_output="features.4", ckp_path=path).eval()
     back = Subnet(**arguments, block_input="features.5", block_output="classifier", ckp_path=path).eval()
     assert torch.equal(back(front(IMAGES)), model(IMAGES))
-    assert load_model("squeezenet1_0", backend="pytorch", pretrained=False).classifier  # it has no linear layer
+    assert load_model("squeezenet1_0", backend=backend, pretrained=False).classifier  # it has no linear layer
 
 
 @pytest.mark.parametrize(
@@ -224,6 +225,8 @@ def test_pieces_of_torchvision_models_are_the_models(tmp_path):
     [
         ({"model_name": "resnet17"}, "unknown timm model 'resnet17'"),
         ({"model_name": "swim_t", "backend": "pytorch"}, "unknown torchvision model 'swim_t'; did you mean 'swin_t'"),
+        ({"model_name": "fcn_resnet50", "backend": "pytorch"}, "unknown torchvision model 'fcn_resnet50'"),
+        ({"model_name": "retinanet_resnet50_fpn", "backend": "torchvision"}, "unknown torchvision model 'retinanet"),
         ({"model_name": "resnet18", "backend": "torch"}, "unknown backend 'torch'; did you mean 'pytorch'"),
         ({"model_name": "resnet18", "size": 3}, "timm cannot build 'resnet18'"),
         ({"model_name": "resnet18", "backend": "pytorch", "size": 3}, "torchvision's 'resnet18' cannot be had with"),
