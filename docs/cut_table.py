@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from timm.models import model_entrypoint
 from torch import nn
+from torchvision.models import get_model, get_model_builder
 
 from stitchkit.errors import InputError
 from stitchkit.model.create import create_model
 from stitchkit.model.cut import steps
 
 PAGE = Path(__file__).parent / "cut.md"
-HEAD = "| timm module | model | clean cuts | exact | why not |\n| --- | --- | --- | --- | --- |\n"
+HEAD = "| module | model | clean cuts | exact | why not |\n| --- | --- | --- | --- | --- |\n"
 NAMES = """
     beit_base_patch16_224 halonet26t lambda_resnet26t repvgg_a0 mobileone_s1 gernet_s cait_xxs24_224 coat_tiny
     convit_tiny convmixer_768_32 convnext_atto cpubone_nano crossvit_tiny_240 csatv2 cs3darknet_focus_s cspresnet50
@@ -44,7 +45,12 @@ NAMES = """
     twins_pcpvt_small vgg11 visformer_tiny vit_tiny_patch16_224 vit_small_patch16_dinov3 vit_medium_patch16_gap_256
     vit_tiny_r_s16_p8_224 vit_relpos_small_patch16_224 samvit_base_patch16_224 vitamin_small_224 volo_d1_224
     ese_vovnet19b_slim_dw legacy_xception xception41p xcit_nano_12_p8_224
+    torchvision/resnet50 torchvision/swin_t torchvision/swin_v2_t torchvision/vit_b_16 torchvision/convnext_tiny
+    torchvision/efficientnet_b0 torchvision/mobilenet_v3_large torchvision/regnet_y_400mf torchvision/densenet121
+    torchvision/vgg11 torchvision/alexnet torchvision/shufflenet_v2_x1_0
 """.split()  # noqa: SIM905
+TORCHVISION = "torchvision/"
+"""Before the names of torchvision's models."""
 SIZES = (64, 96, 128, 192, None)
 """Sides of images, tried in this order; None is the model's own."""
 
@@ -54,7 +60,7 @@ class Row:
     """What was measured of one model.
 
     Args:
-        name: timm's name.
+        name: timm's name, or torchvision's behind `torchvision/`.
         cuts: Number of clean places between its blocks.
         is_exact: Whether its pieces, rejoined, give what the whole gives; None where there are none.
         reason: Why it cannot be cut.
@@ -66,7 +72,10 @@ class Row:
     reason: str = ""
 
     def __str__(self) -> str:
-        module = model_entrypoint(self.name).__module__.rpartition(".")[2]
+        own = self.name.removeprefix(TORCHVISION)
+        library = "" if own == self.name else TORCHVISION
+        entry = get_model_builder(own) if library else model_entrypoint(own)
+        module = library + entry.__module__.rpartition(".")[2]
         exact = {True: "yes", False: "no", None: ""}[self.is_exact]
         return f"| {module} | `{self.name}` | {self.cuts} | {exact} | {self.reason} |"
 
@@ -89,14 +98,13 @@ def small_model(name: str, *sizes: int | None) -> tuple[nn.Module, torch.Tensor]
     """A model with random weights, and two of the smallest images that it takes.
 
     Args:
-        name: timm's name.
+        name: timm's name, or torchvision's behind `torchvision/`.
         sizes: Sides of images to try, in this order; `SIZES` and at last the model's own by default.
     """
     size, *larger = sizes or SIZES
     torch.manual_seed(0)
     try:
-        model = create_model(name, img_size=size)
-        images = torch.randn(2, *model.pretrained_cfg["input_size"])
+        model, images = _torchvision_model(name, size) if name.startswith(TORCHVISION) else _timm_model(name, size)
         with torch.no_grad():
             model.eval()(images)
     except Exception:  # timm and torch raise many kinds where an image is too small
@@ -107,6 +115,17 @@ def small_model(name: str, *sizes: int | None) -> tuple[nn.Module, torch.Tensor]
         for parameter in model.parameters():  # many blocks begin as the identity
             parameter += 0.02 * torch.randn_like(parameter)
     return model, images
+
+
+def _timm_model(name: str, size: int | None) -> tuple[nn.Module, torch.Tensor]:
+    model = create_model(name, img_size=size)
+    return model, torch.randn(2, *model.pretrained_cfg["input_size"])
+
+
+def _torchvision_model(name: str, size: int | None) -> tuple[nn.Module, torch.Tensor]:
+    own, side = name.removeprefix(TORCHVISION), size or 224
+    arguments = {"image_size": side} if own.startswith("vit") else {}
+    return get_model(own, weights=None, **arguments), torch.randn(2, 3, side, side)
 
 
 @torch.no_grad()

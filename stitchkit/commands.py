@@ -37,7 +37,7 @@ def add_commands(commands: Commands) -> None:
 
     nodes = commands.add("nodes", _nodes, "list the nodes of a model, and where it can be cut, without data or weights")
     nodes.add_argument("model", metavar="MODEL", help="name of the model")
-    nodes.add_argument("--backend", choices=("timm", "torchvision"), default="timm", help="where it is from")
+    nodes.add_argument("--backend", default="timm", help="where it is from: timm, or torchvision, also called pytorch")
     nodes.add_argument("--inside", action="append", default=[], metavar="PATH", help="list a block's inner nodes too")
 
     pareto = commands.add("pareto", _pareto, "print the Pareto front of a ledger, and on request draw it")

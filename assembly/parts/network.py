@@ -167,7 +167,16 @@ class _Builder:
             shape = expected_shape(spec.arguments, self.input_size)
             if shape is None:
                 raise
-            raise InputError(f"{error}; in the whole model '{spec.arguments['block_input']}' takes {shape}") from error
+            name = spec.arguments["block_input"]
+            whole = f"in the whole model '{name}' takes {shape}"
+            given, taken = _both_channels(flow, shape)
+            if given == taken:
+                raise InputError(f"{error}; {whole}") from error
+            with _at(spec):
+                raise InputError(
+                    f"it gets {flow}, {given} channels, but '{name}' takes {taken}; put a part between that gives "
+                    f"{taken}, such as a SimpleAdapter ({whole})"
+                ) from error
 
     def _assembly(self, spec: PartSpec, flow: Flow, class_token: str) -> tuple[Part, Flow]:
         with _at(spec):
@@ -229,6 +238,15 @@ def _channels(flow: Flow, wanted: TensorFormat | None, takes: Sequence[str], cla
     channels = TensorFormat.of(arriving.tensor, arriving.format.kind).channels
     assert channels is not None
     return channels
+
+
+def _both_channels(flow: Flow, shape: Sequence[int]) -> tuple[int | None, int | None]:
+    """Channels of what comes, and of a shape that is wanted; None where they cannot be told."""
+    if flow.format is None or flow.tensor.ndim != 1 + len(shape):
+        return None, None
+    kind = flow.format.kind
+    wanted = torch.empty(1, *shape, device="meta")
+    return TensorFormat.of(flow.tensor, kind).channels, TensorFormat.of(wanted, kind).channels
 
 
 def _class_token(options: object, otherwise: str) -> str:

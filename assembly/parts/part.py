@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -109,12 +110,11 @@ class Function(Part):
 
     def __init__(self, *, name: str, **arguments: Any):
         super().__init__()
+        known = _functions()
         bare = name.removeprefix("torch.").removeprefix("nn.functional.")
-        known = [key for key in (*dir(F), *dir(torch.Tensor)) if not key.startswith("_")]
-        function = getattr(F, bare, None) or getattr(torch.Tensor, bare, None)
-        if bare not in known or not callable(function):
+        if bare not in known:
             raise unknown("function", name, known)
-        self.function: Callable[..., torch.Tensor] = function
+        self.function = known[bare]
         self.arguments = arguments
         self.has_mode = inspect.isfunction(self.function) and "training" in inspect.signature(self.function).parameters
 
@@ -123,6 +123,25 @@ class Function(Part):
         mode = {"training": self.training} if self.has_mode else {}
         result: torch.Tensor = self.function(x, **(mode | self.arguments))
         return result
+
+
+@cache
+def _functions() -> dict[str, Callable[..., torch.Tensor]]:
+    """The functions of `torch.nn.functional` itself, and the methods that give one tensor, by name."""
+    homes = (F.__name__, "torch", "torch._C._nn")  # it takes those in C from the last two
+    functions: dict[str, Any] = {
+        name: value for name, value in vars(F).items() if inspect.isroutine(value) and value.__module__ in homes
+    }
+    methods = {name: value for name, value in inspect.getmembers(torch.Tensor, callable) if _gives_a_tensor(name)}
+    return {name: value for name, value in (methods | functions).items() if not name.startswith("_")}
+
+
+def _gives_a_tensor(method: str) -> bool:
+    operator = None if method.startswith("_") else getattr(torch.ops.aten, method, None)
+    if operator is None:
+        return method in ("float", "double", "half", "bfloat16")
+    schemas = [getattr(operator, overload)._schema for overload in operator.overloads()]
+    return any([str(given.type) for given in schema.returns] == ["Tensor"] for schema in schemas)
 
 
 class Reformat(nn.Module):

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models import get_model, list_models
+from torchvision.models import get_model
 
 from assembly.parts.part import Part
-from stitchkit.errors import InputError, unknown
+from stitchkit.errors import InputError
 from stitchkit.model.create import create_model
 from stitchkit.model.cut import cut
+from stitchkit.model.cut.nodes import check_torchvision_name, library_of
 from stitchkit.model.formats import TensorFormat
 from stitchkit.model.names import own_names
 from stitchkit.model.weights import load_content, read_checkpoint, weights_of
@@ -25,7 +26,7 @@ class Net(Part):
 
     Args:
         model_name: timm's or torchvision's name.
-        backend: `timm`, or `pytorch` for torchvision.
+        backend: `timm`, or `torchvision`, also called `pytorch`.
         pretrained: Fetch its weights; a `ckp_path` excludes it.
         ckp_path: A local file with the weights.
         num_classes: Number of logits; a classifier of another number is made anew.
@@ -72,7 +73,7 @@ class Subnet(Part):
         model_name: timm's or torchvision's name.
         block_input: Where it begins: a module's path, or `x` for the model's input, which is the default.
         block_output: Where it ends; by default at the model's output. A list gives several outputs.
-        backend: `timm`, or `pytorch` for torchvision.
+        backend: `timm`, or `torchvision`, also called `pytorch`.
         pretrained: Fetch its weights; a `ckp_path` excludes it.
         ckp_path: A local file with the weights of the whole model.
         arguments: Further arguments of the model.
@@ -114,7 +115,7 @@ def load_model(
 
     Args:
         name: timm's or torchvision's name.
-        backend: `timm`, or `pytorch` for torchvision.
+        backend: `timm`, or `torchvision`, also called `pytorch`.
         pretrained: Fetch its weights.
         checkpoint: A local file with the weights; it excludes `pretrained`.
         arguments: Further arguments of the model; those that are None are left out.
@@ -122,9 +123,7 @@ def load_model(
     Raises:
         InputError: If there is no such backend or model, or it cannot be built or loaded.
     """
-    if backend not in BACKENDS:
-        raise unknown("backend", backend, BACKENDS)
-    return BACKENDS[backend](name, pretrained=pretrained, checkpoint=checkpoint, **arguments)
+    return LIBRARIES[library_of(backend)](name, pretrained=pretrained, checkpoint=checkpoint, **arguments)
 
 
 def expected_shape(arguments: Mapping[str, Any], input_size: Sequence[int]) -> list[int] | None:
@@ -156,8 +155,7 @@ def _torchvision_model(
     num_classes: int | None = None,
     **arguments: Any,
 ) -> nn.Module:
-    if name not in list_models():
-        raise unknown("torchvision model", name, list_models())
+    check_torchvision_name(name)
     weights = "DEFAULT" if pretrained and checkpoint is None else None
     if weights is None and checkpoint is None and num_classes is not None:
         arguments["num_classes"] = num_classes
@@ -193,5 +191,5 @@ def _resize_classifier(model: nn.Module, num_classes: int) -> None:
         model.set_submodule(_classifier(model), classifier)
 
 
-BACKENDS: dict[str, Callable[..., nn.Module]] = {"timm": create_model, "pytorch": _torchvision_model}
+LIBRARIES: dict[str, Callable[..., nn.Module]] = {"timm": create_model, "torchvision": _torchvision_model}
 """Where models come from."""

@@ -12,6 +12,7 @@ from torch import nn
 from assembly.config.optim import Loss
 from stitchkit.distributed import sum_over_ranks
 from stitchkit.errors import InputError, unknown
+from stitchkit.model.cut.piece import snapshot
 
 Labels = tuple[torch.Tensor, ...]
 """Labels of each task, whose images follow one another in the batch."""
@@ -42,7 +43,7 @@ class Captured:
 
     def _keep(self, _module: nn.Module, _inputs: Any, value: Any) -> None:
         if torch.is_grad_enabled() == self._training:
-            self._value = value
+            self._value = snapshot(value)  # the next layer may work in place
 
     def take(self) -> Any:
         """What it was in the last forward pass; it is then forgotten.

@@ -98,7 +98,11 @@ def test_the_table_is_that_of_the_script():
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "convnext_atto", "vit_tiny_patch16_224", "crossvit_tiny_240", "twins_svt_small"]
+    "name",
+    [
+        *("resnet18", "convnext_atto", "vit_tiny_patch16_224", "crossvit_tiny_240", "twins_svt_small"),
+        *("torchvision/alexnet", "torchvision/shufflenet_v2_x1_0"),
+    ],
 )
 def test_rows_of_the_table_are_measured_again(name):
     assert str(measure(name)) == rows()[name]

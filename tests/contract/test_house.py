@@ -95,7 +95,7 @@ def test_law_11_routes_know_no_torch():
 
 def test_law_11_the_library_imports_no_training():
     for name in ("model", "measure", "routes"):
-        for path in (ROOT / "stitchkit" / name).glob("*.py"):
+        for path in (ROOT / "stitchkit" / name).rglob("*.py"):
             assert not any(module.startswith("stitchkit.train") for module in imports(path)), path
 
 

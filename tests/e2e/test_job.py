@@ -226,6 +226,18 @@ def test_the_total_loss_is_the_weighted_mean():
     torch.testing.assert_close(task(images, (labels,))["loss"], expected)
 
 
+def test_an_auxiliary_loss_judges_what_its_submodule_gave_though_the_next_works_in_place():
+    network = torch.nn.Sequential(torch.nn.Linear(12, 4), torch.nn.ReLU(inplace=True))
+    captured = Captured(network, "0", "aux", training=True)
+    images = torch.randn(6, 12)
+    network(images)
+    value = captured.take()
+    assert (value < 0).any()
+    assert torch.equal(value, network[0](images))
+    value.sum().backward()
+    assert network[0].bias.grad.tolist() == [6.0] * 4
+
+
 def test_an_auxiliary_loss_trains_a_job(images, tmp_path, capsys):
     config = job_config(images, epochs=1)
     config["assembly"].append({"ClassifierHead": {"num_classes": 4}})

@@ -323,15 +323,20 @@ ERRORS = {
     ),
     "channels of a piece": (
         [resnet("x", "layer2"), resnet("layer2", "fc")],
-        r"^assembly\[1\] \(Subnet\): it gets img \[16, 4, 4\] and .*; in the whole model 'layer2' takes \[8, 8, 8\]",
+        r"^assembly\[1\] \(Subnet\): it gets img \[16, 4, 4\], 16 channels, but 'layer2' takes 8; put a part between "
+        r"that gives 8, such as a SimpleAdapter \(in the whole model 'layer2' takes \[8, 8, 8\]\)$",
     ),
     "channels of a piece of another image size": (
         [resnet("x", "layer2"), adapter(16, 32), swin("layers.2", "head", in_format=["bhwc", [4, 4]])],
-        r"^assembly\[2\] \(Subnet\): it gets bhwc \[32, 4, 4\] and .* model 'layers.2' takes \[8, 8, 16\]",
+        r"^assembly\[2\] \(Subnet\): it gets bhwc \[32, 4, 4\], 32 channels, but 'layers.2' takes 16; put",
+    ),
+    "axes of a piece": (
+        [resnet("x", "layer2", out_format="img"), vit("blocks.1", "head")],
+        r"^assembly\[1\] \(Subnet\): it gets img \[16, 4, 4\] and .*; in the whole model 'blocks.1' takes \[17, 8\]",
     ),
     "channels of a sequence": (
         [resnet("x", "layer2"), vit("blocks.1", "head", in_format="bert")],
-        r"^assembly\[1\] \(Subnet\): it gets bert \[16, 16\] and .*; in the whole model 'blocks.1' takes \[17, 8\]",
+        r"^assembly\[1\] \(Subnet\): it gets bert \[16, 16\], 16 channels, but 'blocks.1' takes 8; put",
     ),
     "class token": (
         [vit("x", "blocks.0", out_format="bert"), adapter(8, 16)],
@@ -420,9 +425,9 @@ def test_mistakes_are_found_before_anything_is_fetched_and_named_by_their_place(
     fetched = []
     backends = {
         name: lambda *args, make=make, **kwargs: fetched.append(kwargs["pretrained"]) or make(*args, **kwargs)
-        for name, make in assembly.parts.pretrained.BACKENDS.items()
+        for name, make in assembly.parts.pretrained.LIBRARIES.items()
     }
-    monkeypatch.setattr(assembly.parts.pretrained, "BACKENDS", backends)
+    monkeypatch.setattr(assembly.parts.pretrained, "LIBRARIES", backends)
     with pytest.raises(InputError, match=message) as error:
         build(parts, pretrained=True, **(options[0] if options else {}))
     assert not any(fetched)
@@ -436,7 +441,7 @@ def test_weights_are_fetched_only_where_a_part_is_pretrained_and_all_fits(monkey
         calls.append((name, pretrained, torch.get_default_device().type))
         return timm.create_model(name, **{key: value for key, value in arguments.items() if value is not None})
 
-    monkeypatch.setitem(assembly.parts.pretrained.BACKENDS, "timm", make)
+    monkeypatch.setitem(assembly.parts.pretrained.LIBRARIES, "timm", make)
     parts = [resnet("x", "layer2"), adapter(16, 8), vit("blocks.1", "head", in_format="bert", pretrained=False)]
     build(parts, pretrained=True)
     names = ("resnet18", "vit_tiny_patch16_224")

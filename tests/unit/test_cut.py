@@ -193,6 +193,19 @@ def test_several_outputs(resnet):
 
 
 @pytest.mark.parametrize("training", [True, False])
+def test_a_listed_output_is_what_the_model_has_there_though_the_next_layer_works_in_place(resnet, training):
+    assert resnet.act1.inplace
+    model, x = resnet.train(training), pico_images(size=64)
+    normed = model.bn1(model.conv1(x))
+    layer1, bn1 = cut(model, block_output=["layer1", "bn1"])(x)
+    assert (bn1 < 0).any()
+    assert torch.equal(bn1, normed)
+    assert torch.equal(layer1, cut(model, block_output="layer1")(x))
+    (bn1.square().sum() + layer1.sum()).backward()
+    assert model.conv1.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("training", [True, False])
 def test_dropout_and_drop_path_follow_the_mode(vit, training):
     x = pico_images()
     model = vit.train(training)
@@ -215,6 +228,20 @@ def test_a_mode_in_the_models_own_forward_is_followed_after_the_cut():
     torch.manual_seed(3)
     assert torch.equal(whole.train()(x), expected)
     assert torch.equal(whole.eval()(x), model.eval()(x))
+
+
+def test_the_mode_of_the_model_after_the_cut_reaches_its_modules_and_that_of_the_piece_all():
+    model = Dropping(first=nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)), last=nn.Linear(4, 4)).eval()
+    piece, end = cut(model), cut(model, block_input="last")
+    x = torch.ones(2, 4)
+    model.train()
+    assert piece.first.training
+    assert not piece.training
+    assert torch.equal(end(x), model.last(x))  # no dropout by a function
+    torch.manual_seed(3)
+    expected = model(x)
+    torch.manual_seed(3)
+    assert torch.equal(piece.train()(x), expected)
 
 
 def test_batch_norms_train_as_in_the_model(resnet):

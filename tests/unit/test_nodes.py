@@ -57,9 +57,11 @@ def test_the_command_lists_them(capsys):
     assert lines[-1].startswith("* marks clean places")
 
 
-@pytest.mark.parametrize("name", ["swin_t", "regnet_x_400mf"])
-def test_the_command_lists_those_of_torchvision_models(name, capsys):
-    assert main(["nodes", name, "--backend", "torchvision"]) == 0
+@pytest.mark.parametrize(
+    ("name", "backend"), [("swin_t", "torchvision"), ("regnet_x_400mf", "torchvision"), ("swin_t", "pytorch")]
+)
+def test_the_command_lists_those_of_torchvision_models(name, backend, capsys):
+    assert main(["nodes", name, "--backend", backend]) == 0
     assert "1x3x224x224" in capsys.readouterr().out
 
 
@@ -72,7 +74,7 @@ def test_the_command_lists_those_of_torchvision_models(name, capsys):
         (["resnet18", "--inside", "conv1"], "'conv1' is one layer, a Conv2d, with no nodes inside; name a block"),
         (["resnet18", "--inside", ""], "unknown module ''"),
         (["twins_svt_small"], "Twins cannot be traced between its blocks"),
-        (["resnet18", "--backend", "keras"], "argument --backend: invalid choice: 'keras'"),
+        (["resnet18", "--backend", "keras"], "unknown backend 'keras'; allowed: timm, torchvision, pytorch"),
     ],
 )
 def test_the_command_says_what_is_wrong(arguments, message, capsys):

@@ -103,6 +103,10 @@ def test_a_base_block_is_the_stem_of_a_resnet():
         ({"name": "torch.nn.functional.leaky_relu", "negative_slope": 0.3}, lambda x: torch.where(x > 0, x, 0.3 * x)),
         ({"name": "torch.flatten", "start_dim": 1}, lambda x: x.reshape(len(x), -1)),
         ({"name": "mean", "dim": [2, 3]}, lambda x: x.mean((2, 3))),
+        ({"name": "view", "size": [2, 48]}, lambda x: x.reshape(2, 48)),
+        ({"name": "max_pool2d", "kernel_size": 2}, lambda x: x.unfold(2, 2, 2).unfold(3, 2, 2).amax((-1, -2))),
+        ({"name": "gelu"}, lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2),
+        ({"name": "double"}, lambda x: x.to(torch.float64)),
     ],
 )
 def test_a_function_is_one_of_torch(arguments, expected):
@@ -120,6 +124,16 @@ def test_functions_that_depend_on_the_mode_follow_it():
 def test_a_function_of_elsewhere_is_refused(name):
     with pytest.raises(InputError, match=f"unknown function '{name}'"):
         Function(name=name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["importlib", "Callable", "numpy", "tolist", "backward", "boolean_dispatch", "handle_torch_function", "item"],
+)
+def test_a_function_that_gives_no_tensor_is_refused_and_not_proposed(name):
+    with pytest.raises(InputError, match=f"unknown function '{name}'") as error:
+        Function(name=name)
+    assert f"did you mean '{name}'" not in str(error.value)
 
 
 def test_several_outputs_are_averaged_concatenated_or_listed():
@@ -194,15 +208,16 @@ def test_a_classifier_of_another_number_of_classes_is_made_anew(tmp_path):
     assert torch.equal(kept(IMAGES), model(IMAGES))
 
 
-def test_pieces_of_torchvision_models_are_the_models(tmp_path):
+@pytest.mark.parametrize("backend", ["pytorch", "torchvision"])
+def test_pieces_of_torchvision_models_are_the_models(backend, tmp_path):
     torch.manual_seed(0)
     model = torchvision.models.mobilenet_v3_small().eval()
-    arguments = {"model_name": "mobilenet_v3_small", "backend": "pytorch"}
+    arguments = {"model_name": "mobilenet_v3_small", "backend": backend}
     path = saved(model, tmp_path / "mobilenet.pth")
     front = Subnet(**arguments, block_output="features.4", ckp_path=path).eval()
     back = Subnet(**arguments, block_input="features.5", block_output="classifier", ckp_path=path).eval()
     assert torch.equal(back(front(IMAGES)), model(IMAGES))
-    assert load_model("squeezenet1_0", backend="pytorch", pretrained=False).classifier  # it has no linear layer
+    assert load_model("squeezenet1_0", backend=backend, pretrained=False).classifier  # it has no linear layer
 
 
 @pytest.mark.parametrize(
@@ -210,6 +225,8 @@ def test_pieces_of_torchvision_models_are_the_models(tmp_path):
     [
         ({"model_name": "resnet17"}, "unknown timm model 'resnet17'"),
         ({"model_name": "swim_t", "backend": "pytorch"}, "unknown torchvision model 'swim_t'; did you mean 'swin_t'"),
+        ({"model_name": "fcn_resnet50", "backend": "pytorch"}, "unknown torchvision model 'fcn_resnet50'"),
+        ({"model_name": "retinanet_resnet50_fpn", "backend": "torchvision"}, "unknown torchvision model 'retinanet"),
         ({"model_name": "resnet18", "backend": "torch"}, "unknown backend 'torch'; did you mean 'pytorch'"),
         ({"model_name": "resnet18", "size": 3}, "timm cannot build 'resnet18'"),
         ({"model_name": "resnet18", "backend": "pytorch", "size": 3}, "torchvision's 'resnet18' cannot be had with"),

@@ -15,6 +15,9 @@ from stitchkit.model.create import create_model
 from stitchkit.model.cut.flow import Flow
 from stitchkit.model.cut.trace import INPUT, is_layer, trace
 
+BACKENDS = {"timm": "timm", "torchvision": "torchvision", "pytorch": "torchvision"}
+"""What a backend may be called, and the library that it is."""
+
 
 @dataclass(frozen=True)
 class Node:
@@ -68,23 +71,43 @@ def nodes(model: nn.Module, example: torch.Tensor | None = None, *, inside: Coll
     return found
 
 
+def library_of(backend: str) -> str:
+    """The library that a backend is.
+
+    Raises:
+        InputError: If there is no such backend.
+    """
+    if backend not in BACKENDS:
+        raise unknown("backend", backend, BACKENDS)
+    return BACKENDS[backend]
+
+
+def check_torchvision_name(name: str) -> None:
+    """See that torchvision has a classifier of a name; its models for other tasks are not let in.
+
+    Raises:
+        InputError: If it has none.
+    """
+    names = torchvision.models.list_models(torchvision.models)
+    if name not in names:
+        raise unknown("torchvision model", name, names)
+
+
 def library_model(name: str, backend: str = "timm") -> tuple[nn.Module, torch.Tensor]:
     """A model of a library without weights, on the meta device, and an image that it takes.
 
     Args:
         name: Its name in the library.
-        backend: `timm` or `torchvision`.
+        backend: One of `BACKENDS`.
 
     Raises:
-        InputError: If the library has no such model.
+        InputError: If there is no such backend, or the library has no such model.
     """
-    if backend == "timm":
+    if library_of(backend) == "timm":
         with torch.device("meta"):
             model = create_model(name)
         return model.eval(), torch.empty(1, *model.pretrained_cfg["input_size"], device="meta")  # type: ignore[index]
-    names = torchvision.models.list_models(torchvision.models)
-    if name not in names:
-        raise unknown("torchvision model", name, names)
+    check_torchvision_name(name)
     model = torchvision.models.get_model(name, weights=None).to("meta")  # some cannot be built there
     return model.eval(), torch.empty(1, 3, 224, 224, device="meta")
 

@@ -108,25 +108,40 @@ def _part_between(traced: Trace, model: nn.Module, first: str, last: str | Seque
         return _part(flow, model, start, stop)
     stops = {name: find_stop(flow, model, name) for name in last}
     check_piece(flow, first, start, stops)
-    return _part(flow, model, start, tuple(stops[name] for name in last))
+    listed = sorted(set(stops.values()), key=flow.place.__getitem__)
+    return _part(flow, model, start, tuple(stops[name] for name in last), listed)
 
 
-def _part(flow: Flow, model: nn.Module, start: fx.Node, result: Any) -> Part:
-    """The part that makes a result of nodes, given the first of them."""
+def _part(flow: Flow, model: nn.Module, start: fx.Node, result: Any, listed: Sequence[fx.Node] = ()) -> Part:
+    """The part that makes a result of nodes, given the first of them; listed ones, in order, as they are there."""
     ends: list[fx.Node] = []
     map_arg(result, ends.append)
     needed = flow.between({start}, ends)
     graph, constants = fx.Graph(), {}
     copies = {start: graph.placeholder(INPUT)}
+    given: dict[fx.Node, fx.Node] = {}
     for node in flow.trace.graph.nodes:
         if node not in needed or node is start:
             continue
         copies[node] = copy = graph.node_copy(node, copies.__getitem__)
+        if node in listed[:-1]:  # what runs later may work in place
+            given[node] = graph.call_function(snapshot, (copy,))
         if node.op == "get_attr" and not _has(model, str(node.target)):
             copy.target = f"{node.target}_{'training' if flow.trace.training else 'evaluation'}"
             constants[copy.target] = attrgetter(str(node.target))(flow.trace.root)
-    graph.output(map_arg(result, copies.__getitem__))
+    graph.output(map_arg(result, (copies | given).__getitem__))
     return Part(graph, constants)
+
+
+def snapshot(value: Any) -> Any:
+    """A value that no later layer changes in place: tensors are copied, with their gradients, in lists and tuples too.
+
+    Args:
+        value: What a module gave.
+    """
+    if isinstance(value, list | tuple):
+        return [snapshot(item) for item in value] if isinstance(value, list) else tuple(map(snapshot, value))
+    return value.clone() if hasattr(value, "clone") else value
 
 
 def _has(model: nn.Module, path: str) -> bool:
@@ -141,8 +156,9 @@ class CutPiece(nn.Module):
     """A part of a model that stands alone.
 
     Modules, parameters and buffers are the model's own, under their own names; what the part does not need is left
-    out. Modes are shared too: `eval()` on a piece is `eval()` on the modules that it has of the model. Move the model
-    to its device before it is cut, or all pieces after.
+    out. Modes are shared too: `eval()` on a piece is `eval()` on the modules that it has of the model. But what
+    follows the mode outside of modules follows the piece's own mode: set it on the piece, not on the model. Move the
+    model to its device before it is cut, or all pieces after.
 
     Args:
         model: The model that gives the modules.
