@@ -99,3 +99,24 @@ def resume(
             f"the optimizer or lr_scheduler of '{path}' does not fit: {error}; use the same settings"
         ) from error
     return content
+
+
+def check_position(content: Mapping[str, Any], path: str, *, steps: int, max_steps: int | None) -> None:
+    """See that a checkpoint is of whole epochs, or that nothing follows it: within an epoch no job goes on.
+
+    Args:
+        content: Of the checkpoint.
+        path: The checkpoint.
+        steps: Steps of an epoch.
+        max_steps: Steps that the job ends after.
+
+    Raises:
+        InputError: If max_steps ended it within an epoch and the job asks for more steps.
+    """
+    done, whole = content["step"], content["epoch"] * content.get("steps_per_epoch", steps)
+    if done < whole and (max_steps is None or max_steps > done):
+        raise InputError(
+            f"checkpoint '{path}' was saved when max_steps ended it after {done} steps, within epoch "
+            f"{content['epoch']}, and only whole epochs can be resumed; train anew without max_steps, or start from "
+            "its weights with --load-from"
+        )

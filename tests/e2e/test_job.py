@@ -148,6 +148,19 @@ def test_law_8_a_resumed_job_ends_bitwise_like_an_unbroken_one(images, tmp_path,
     pd.testing.assert_frame_equal(whole[same], resumed[same])
 
 
+def test_no_job_goes_on_from_within_an_epoch(trained, tmp_path, capsys):
+    path, newest = trained[0], tmp_path / "cut/checkpoint.pth"
+    cut = run(path, tmp_path / "cut", "--save-checkpoints", "--max-steps", "6")
+    for flags in ((), ("--max-steps", "7")):
+        line = refusal(capsys, path, tmp_path / "on", "--resume-from", newest, *flags)
+        assert "max_steps ended it after 6 steps, within epoch 2, and only whole epochs can be resumed" in line
+    same = run(path, tmp_path / "on", "--resume-from", newest, "--max-steps", "6")
+    assert same["Step"].tolist() == cut["Step"].tolist() == [0, 4, 6]
+    run(path, tmp_path / "whole", "--save-checkpoints", "--max-steps", "4")
+    on = run(path, tmp_path / "whole", "--resume-from", tmp_path / "whole/checkpoint.pth", "--max-steps", "6")
+    assert on["Step"].tolist() == [0, 4, 6]
+
+
 def test_weights_alone_and_test_only(trained, tmp_path, images):
     path, out, result = trained
     tested = run(path, tmp_path / "out", "--test-only", "--load-from", out / "checkpoint.pth")
