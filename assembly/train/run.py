@@ -93,7 +93,7 @@ def _begin(job: Job) -> tuple[int, Trajectory]:
         load_weights(job.network, config.load_from, strict=config.strict_load)
     if config.resume_from:
         optimizer = None if job.trainer is None else job.trainer.optimizer
-        content = resume(job.network, optimizer, job.schedule, config.resume_from)
+        content = resume(job.network, optimizer, job.schedule, config.resume_from, config.to_dict())
         start, rows = int(content["epoch"]), list(content["rows"])
         _check_classes(job.data, content, config.resume_from)
         if job.trainer is not None:

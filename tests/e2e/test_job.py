@@ -161,6 +161,25 @@ def test_no_job_goes_on_from_within_an_epoch(trained, tmp_path, capsys):
     assert on["Step"].tolist() == [0, 4, 6]
 
 
+def test_a_job_goes_on_with_the_settings_it_began_with(trained, tmp_path, capsys):
+    path, out, _ = trained
+    newest = out / "checkpoint.pth"
+    for flags, words in (
+        (("--seed", "99"), "train_config.seed 1, not 99"),
+        (("-b", "50"), "train_config.batch_size 16, not 50"),
+        (("--lr", "0.5"), "train_config.optimizer_args.lr 0.01, not 0.5"),
+        (("--unfrozen",), "unfrozen False, not True"),
+    ):
+        line = refusal(capsys, path, tmp_path / "on", "--resume-from", newest, *flags)
+        assert f"was trained with {words}; use the same, or start from its weights with --load-from" in line
+    config = yaml.safe_load(path.read_text())
+    config["assembly"][1]["SimpleAdapter"]["nonlinearity"] = False
+    line = refusal(capsys, write(tmp_path, config), tmp_path / "on", "--resume-from", newest)
+    assert "assembly[1].SimpleAdapter.nonlinearity unset, not False" in line
+    longer = run(path, tmp_path / "on", "--resume-from", newest, "--epochs", "4")
+    assert list(longer["Epoch"]) == [0, 1, 2, 3, 4]
+
+
 def test_weights_alone_and_test_only(trained, tmp_path, images):
     path, out, result = trained
     tested = run(path, tmp_path / "out", "--test-only", "--load-from", out / "checkpoint.pth")
