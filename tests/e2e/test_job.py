@@ -12,7 +12,7 @@ import yaml
 
 from assembly.config.job import JobConfig
 from assembly.parts.network import build_network
-from assembly.train.data import TrainingLoader, open_data
+from assembly.train.data import TrainingLoader, open_data, usable_cores
 from assembly.train.task import Captured, JobTask, WeightedLoss
 from stitchkit.cli import main
 from stitchkit.distributed import World
@@ -343,6 +343,22 @@ def test_bad_jobs_end_in_one_line(trained, images, tmp_path, capsys):
         assert words in line
         assert f"'{tmp_path}/job.yml'" in line
     assert not (tmp_path / "result.pkl").exists()
+
+
+def test_a_wrong_part_is_told_before_absent_data(images, tmp_path, capsys):
+    config = job_config(images, dataset="cifar10") | {"data_path": str(tmp_path / "none")}
+    assert "data set 'cifar10' cannot be read" in refusal(capsys, write(tmp_path, config), tmp_path / "out")
+    config["assembly"][1]["SimpleAdapter"]["in_channels"] = 9
+    line = refusal(capsys, write(tmp_path, config), tmp_path / "out")
+    assert "assembly[1] (SimpleAdapter)" in line
+    assert "cifar10" not in line
+
+
+def test_there_are_no_more_loader_processes_than_cores(images):
+    # torch's warning of too many would be an error here
+    [data] = open_data(JobConfig.parse(job_config(images) | {"workers": 4096}), CPU)
+    loaders = (data.train._loader, data.test._loader)
+    assert {loader.num_workers for loader in loaders} == {usable_cores()}
 
 
 def test_a_loss_that_does_not_fit_ends_in_one_line(images, tmp_path, capsys):
