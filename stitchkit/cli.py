@@ -7,13 +7,25 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from stitchkit.errors import InputError, Stopped, unknown
 from stitchkit.parser import Commands, Parser, flags_of
 
 # What a write to a full disk ends with; such an error names no file.
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+_PIPE_CLOSED = 141
+"""The exit status, as shells have it, of what ends because nobody reads its output: 128 + SIGPIPE."""
+
+
+class _Lines(logging.StreamHandler[TextIO]):
+    """Prints log lines; a pipe that nobody reads ends the command, where logging would print a traceback a line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            raise  # logging calls this while it handles the error
+        super().handleError(record)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,11 +35,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program's name; by default that of the process.
 
     Returns:
-        The exit status: 0, 2 for bad input, 130 after Ctrl-C, or 128 + its number after a signal that a run was
-        saved for: 130 or 143.
+        The exit status: 0, 2 for bad input, 130 after Ctrl-C, 128 + its number after a signal that a run was
+        saved for: 130 or 143, or 141 where nobody reads the output any more, as after `| head`.
     """
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more when it exits; that must go somewhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _PIPE_CLOSED
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """Run a command, or say in one line why not."""
     is_primary = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(level=logging.INFO if is_primary else logging.ERROR, format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(
+        level=logging.INFO if is_primary else logging.ERROR, format="%(message)s", handlers=[_Lines(sys.stdout)]
+    )
     try:
         flags, rest = _parser().parse_known_args(arguments)
         settings = vars(flags)
@@ -46,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         _report(error)
         return 2
+    except BrokenPipeError:
+        raise
     except OSError as error:
         if error.filename is None and error.errno not in _DISK_FULL:
             raise

@@ -30,7 +30,7 @@ class JobConfig:
         reformat_options: `class_token`: what stands in for one that is not there.
         unfrozen: Train all parts.
         pretrained: Load pretrained weights; false starts from random ones.
-        workers: Loader processes of each rank.
+        workers: Loader processes of each rank, at most one for each core.
         data_path: Folder of the data sets.
         print_freq: Steps between log lines.
         save_checkpoints: Save a checkpoint after each epoch.

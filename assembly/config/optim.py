@@ -20,13 +20,22 @@ from stitchkit.errors import InputError, unknown
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Cadence = Literal["epochs", "steps"]
 
-# They need a closure that computes the loss anew, or gradients that are sparse.
-_REFUSED = ("Optimizer", "LBFGS", "SparseAdam")
+_REFUSED = {
+    "LBFGS": "it computes the loss of a step several times over, and a job computes it once",
+    "SparseAdam": "it takes sparse gradients alone, and no part gives them",
+}
+
+# How torch's names may begin in a file.
+_PREFIXES = {
+    "loss": ("torch.nn.functional.", "nn.functional.", "F."),
+    "optimizer": ("torch.optim.", "optim."),
+    "schedule": ("torch.optim.lr_scheduler.", "optim.lr_scheduler.", "lr_scheduler."),
+}
 
 OPTIMIZERS = {
     name: kind
     for name, kind in vars(torch.optim).items()
-    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and name not in _REFUSED
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and name not in ("Optimizer", *_REFUSED)
 }
 SCHEDULERS = {
     name: kind
@@ -43,6 +52,15 @@ LOSSES = {
 }
 
 
+def _named(kind: str, name: str, known: Mapping[str, Any], place: str) -> str:
+    """The bare name of something of torch, which may be given with the module that it is in."""
+    prefix = next((prefix for prefix in _PREFIXES[kind] if name.startswith(prefix)), "")
+    bare = name.removeprefix(prefix)
+    if bare not in known:
+        raise InputError(f"{place}: {unknown(kind, bare, known)}")
+    return bare
+
+
 def create_loss(name: str, arguments: Mapping[str, Any], place: str, device: torch.device | None = None) -> Loss:
     """A loss of outputs and labels.
 
@@ -55,13 +73,12 @@ def create_loss(name: str, arguments: Mapping[str, Any], place: str, device: tor
     Raises:
         InputError: If there is no such function.
     """
-    if name not in LOSSES:
-        raise InputError(f"{place}.loss_fn: {unknown('loss', name, LOSSES)}")
+    loss = LOSSES[_named("loss", name, LOSSES, f"{place}.loss_fn")]
     tensors = {
         key: torch.tensor(value, device=device) if isinstance(value, list) else value
         for key, value in arguments.items()
     }
-    return partial(LOSSES[name], **tensors)
+    return partial(loss, **tensors)
 
 
 def create_optimizer(train: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -74,12 +91,20 @@ def create_optimizer(train: TrainConfig, parameters: Sequence[nn.Parameter]) -> 
     Raises:
         InputError: If torch has no such optimizer or refuses its arguments.
     """
-    if train.optimizer not in OPTIMIZERS:
-        raise InputError(f"train_config.optimizer: {unknown('optimizer', train.optimizer, OPTIMIZERS)}")
+    place = "train_config.optimizer"
+    if reason := _REFUSED.get(train.optimizer.rpartition(".")[2]):
+        raise InputError(f"{place} is {train.optimizer}, which cannot train a job: {reason}; take AdamW or SGD")
+    name = _named("optimizer", train.optimizer, OPTIMIZERS, place)
+    odd = next((parameter for parameter in parameters if parameter.ndim != 2), None)
+    if name == "Muon" and odd is not None:
+        raise InputError(
+            f"{place} is Muon, which trains matrices alone, and this network also trains weights of shape "
+            f"{list(odd.shape)}; take AdamW or SGD"
+        )
     try:
-        return OPTIMIZERS[train.optimizer](parameters, **train.optimizer_args)
+        return OPTIMIZERS[name](parameters, **train.optimizer_args)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"train_config.optimizer_args: {train.optimizer} refuses them: {_first(error)}") from error
+        raise InputError(f"{place}_args: {name} refuses them: {_first(error)}") from error
 
 
 class Schedule:
@@ -149,15 +174,15 @@ def create_schedule(train: TrainConfig, optimizer: torch.optim.Optimizer) -> Sch
     place = "train_config.lr_scheduler_args"
     if cadence not in ("epochs", "steps"):
         raise InputError(f"{place}.cadence: {unknown('cadence', str(cadence), ('epochs', 'steps'))}")
-    if cadence == "steps" and train.lr_scheduler == "ReduceLROnPlateau":
+    schedule = Schedule(_create(train.lr_scheduler, arguments, optimizer, "train_config"), cadence)
+    if cadence == "steps" and isinstance(schedule.scheduler, schedulers.ReduceLROnPlateau):
         raise InputError(f"{place}.cadence is steps; ReduceLROnPlateau looks at the loss of epochs")
-    return Schedule(_create(train.lr_scheduler, arguments, optimizer, "train_config"), cadence)
+    return schedule
 
 
 def _create(name: str, arguments: Mapping[str, Any], optimizer: torch.optim.Optimizer, place: str) -> Any:
     """One of torch's schedules, with those that it is made of."""
-    if name not in SCHEDULERS:
-        raise InputError(f"{place}.lr_scheduler: {unknown('schedule', name, SCHEDULERS)}")
+    name = _named("schedule", name, SCHEDULERS, f"{place}.lr_scheduler")
     arguments, place = dict(arguments), f"{place}.lr_scheduler_args"
     if "cadence" in arguments:
         raise InputError(f"{place}.cadence: all parts of a schedule have the same; give it to the outermost")
@@ -208,4 +233,4 @@ def check_training(train: TrainConfig) -> None:
         create_loss(loss.loss_fn, loss.loss_fn_args, f"train_config.aux_losses[{number}]")
         if loss.weight < 0:
             raise InputError(f"train_config.aux_losses[{number}].weight is {loss.weight}; it must be at least 0")
-    create_schedule(train, create_optimizer(train, [nn.Parameter(torch.zeros(1))]))
+    create_schedule(train, create_optimizer(train, [nn.Parameter(torch.zeros(1, 1))]))

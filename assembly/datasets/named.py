@@ -70,7 +70,7 @@ def open_dataset(
     Args:
         name: A folder with `train/` and `test/`, `val/` or `validation/`, by itself or under `root`; a torchvision
             class such as `CIFAR10`, in any spelling of case and hyphens; a timm string such as `hfds/timm/resisc45`;
-            or `digits`.
+            or `digits`. For `imagenet` the `root` itself may have `train/` and `val/`.
         root: The folder that its files are in.
         split: `train`, all images that are not for testing, or `test`.
         transform: What each image, a PIL image in RGB, goes through.
@@ -84,6 +84,8 @@ def open_dataset(
     key = SHORT.get(key, key)
     if (place / "train").is_dir() and key != "country211":
         return _open_folder(place, split, transform)
+    if key == "imagenet" and root is not None and _is_laid_out(Path(root)):
+        return _open_folder(Path(root), split, transform)
     if name.partition("/")[0].lower() in _TIMM and "/" in name:
         return _open_timm(name, root, split, transform, download)
     if key == "digits":
@@ -186,6 +188,11 @@ def _class_names(reader: Any) -> tuple[str, ...]:
         return tuple(sorted(numbers, key=numbers.__getitem__))
     count = UNNAMED.get(type(reader).__name__, 0)
     return tuple(f"{number:0{len(str(count - 1))}d}" for number in range(count))
+
+
+def _is_laid_out(root: Path) -> bool:
+    """Whether a folder is ImageNet as most have it; torchvision's own reader leaves `meta.bin` beside its folders."""
+    return all((root / name).is_dir() for name in ("train", "val")) and not (root / "meta.bin").exists()
 
 
 def _open_folder(folder: Path, split: Split, transform: Transform | None) -> LabelledImages:

@@ -52,7 +52,8 @@ _ROWS = (
     ),
     Source(
         "ImageNet", "split", ("train",), "val",
-        "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz", by_hand=True,
+        "train/ and val/ with one folder a class in each, or ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and "
+        "ILSVRC2012_devkit_t12.tar.gz", by_hand=True,
     ),
 )  # fmt: skip
 SOURCES = {source.reader.lower(): source for source in _ROWS}

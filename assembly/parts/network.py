@@ -42,9 +42,26 @@ def build_network(
         InputError: If a part is unknown, cannot be built, does not take what comes, or its weights cannot be loaded;
             the message begins with the part's place in the file. If the network's output is not logits.
     """
+    check_network(spec, num_classes=num_classes, input_size=input_size, pretrained=pretrained)
+    return _Builder(spec, num_classes, input_size, pretrained=pretrained).network()
+
+
+def check_network(
+    spec: NetworkSpec, *, num_classes: int, input_size: tuple[int, int, int], pretrained: bool = True
+) -> None:
+    """See without memory that a network can be built and that its parts fit.
+
+    Args:
+        spec: The parts.
+        num_classes: Number of classes of the data.
+        input_size: Size of an image, `(C, H, W)`.
+        pretrained: See that files of weights are there.
+
+    Raises:
+        InputError: As `build_network`.
+    """
     with torch.device("meta"):
         _Builder(spec, num_classes, input_size, pretrained=pretrained, checking=True).network()
-    return _Builder(spec, num_classes, input_size, pretrained=pretrained).network()
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,10 @@ _logger = logging.getLogger(__name__)
 _FORMAT = "stitchkit job 1"
 NEWEST = "checkpoint.pth"
 """Name of the newest checkpoint in a job's folder; each epoch's is `model-<step>.pth`."""
+
+# What a resumed job must have as before, beside its training, and what of that may be longer.
+_NETWORK = ("model", "assembly", "head", "reformat_options", "unfrozen")
+_MAY_CHANGE = ("train_config.epochs", "train_config.max_steps")
 
 
 def save(folder: Path, state: Mapping[str, Any], *, step: int) -> None:
@@ -59,15 +63,20 @@ def load_weights(network: nn.Module, path: str, *, strict: bool) -> None:
 
 
 def resume(
-    network: nn.Module, optimizer: torch.optim.Optimizer | None, schedule: Schedule | None, path: str
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    schedule: Schedule | None,
+    path: str,
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Put a job back to where it stood.
 
     Args:
-        network: The network, built with the same settings.
-        optimizer: Made with the same settings; None where nothing is to be trained.
-        schedule: Made with the same settings.
+        network: The network.
+        optimizer: It trains the network; None where nothing is to be trained.
+        schedule: Its learning-rate schedule.
         path: The checkpoint.
+        settings: All settings of the job, as plain data.
 
     Returns:
         All that the file holds: `epoch`, the number of epochs done, and `rows` of the result among it.
@@ -80,16 +89,10 @@ def resume(
         raise InputError(
             f"checkpoint '{path}' holds no state of a job of stitchkit; start from its weights with --load-from"
         )
+    _check_settings(content["config"], settings, path, trains=optimizer is not None)
     load_content(network, content, path)
     if optimizer is None:
         return content
-    if content["opt"] != type(optimizer).__name__:
-        raise InputError(
-            f"checkpoint '{path}' was trained with optimizer {content['opt']}, not {type(optimizer).__name__}; use "
-            "the same, or start from its weights with --load-from"
-        )
-    if (schedule is None) != (content["scheduler"] is None):
-        raise InputError(f"checkpoint '{path}' was trained with another lr_scheduler; use the same")
     try:
         load_optimizer(optimizer, content["optimizer"])
         if schedule is not None:
@@ -99,3 +102,51 @@ def resume(
             f"the optimizer or lr_scheduler of '{path}' does not fit: {error}; use the same settings"
         ) from error
     return content
+
+
+def check_position(content: Mapping[str, Any], path: str, *, steps: int, max_steps: int | None) -> None:
+    """See that a checkpoint is of whole epochs, or that nothing follows it: within an epoch no job goes on.
+
+    Args:
+        content: Of the checkpoint.
+        path: The checkpoint.
+        steps: Steps of an epoch.
+        max_steps: Steps that the job ends after.
+
+    Raises:
+        InputError: If max_steps ended it within an epoch and the job asks for more steps.
+    """
+    done, whole = content["step"], content["epoch"] * content.get("steps_per_epoch", steps)
+    if done < whole and (max_steps is None or max_steps > done):
+        raise InputError(
+            f"checkpoint '{path}' was saved when max_steps ended it after {done} steps, within epoch "
+            f"{content['epoch']}, and only whole epochs can be resumed; train anew without max_steps, or start from "
+            "its weights with --load-from"
+        )
+
+
+def _check_settings(before: Mapping[str, Any], now: Mapping[str, Any], path: str, *, trains: bool) -> None:
+    """See that a job goes on with the network and, where it trains, the training that it began with."""
+    for key in (*_NETWORK, *(("train_config",) if trains else ())):
+        for place, old, new in _differences(before.get(key), now.get(key), key):
+            if place not in _MAY_CHANGE:
+                raise InputError(
+                    f"checkpoint '{path}' was trained with {place} {_said(old)}, not {_said(new)}; use the same, or "
+                    "start from its weights with --load-from"
+                )
+
+
+def _differences(old: Any, new: Any, place: str) -> Iterator[tuple[str, Any, Any]]:
+    """Where two settings differ, and what each says there."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys([*old, *new]):
+            yield from _differences(old.get(key), new.get(key), f"{place}.{key}")
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for number, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(one, other, f"{place}[{number}]")
+    elif old != new:
+        yield place, old, new
+
+
+def _said(value: Any) -> str:
+    return "unset" if value is None else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -84,10 +85,15 @@ def _loader(
     # A batch of one image has no batch statistics.
     lone = len(sampler) > task.batch_size and len(sampler) % task.batch_size == 1
     loader = DataLoader(
-        dataset, batch_size=task.batch_size, sampler=sampler, num_workers=config.workers, drop_last=training and lone,
-        pin_memory=world.device.type == "cuda",
+        dataset, batch_size=task.batch_size, sampler=sampler, num_workers=min(config.workers, usable_cores()),
+        drop_last=training and lone, pin_memory=world.device.type == "cuda",
     )  # fmt: skip
     return DirectLoader(loader, device=world.device, dtype=torch.float32)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: more loader processes than these only wait for one another."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class TrainingLoader:

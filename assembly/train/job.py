@@ -19,7 +19,7 @@ from torch import nn
 from assembly.config.files import naming
 from assembly.config.job import JobConfig
 from assembly.config.optim import Schedule, create_loss, create_optimizer, create_schedule
-from assembly.parts.network import build_network
+from assembly.parts.network import build_network, check_network
 from assembly.train.data import TaskData, TrainingLoader, open_data
 from assembly.train.task import Captured, JobTask, WeightedLoss, rehearse
 from stitchkit._version import __version__
@@ -122,7 +122,7 @@ def open_job(config: JobConfig, world: World, source: Path | None) -> Job:
     """
     places = places_of(config, source)
     with naming(source) if source else nullcontext():
-        data = open_data(config, world)
+        data = _open_data(config, world)
         random_seed(config.train_config.seed, 0)  # the same weights on all ranks
         network = _network(config, data)
         cost = _cost(network, data)
@@ -132,16 +132,27 @@ def open_job(config: JobConfig, world: World, source: Path | None) -> Job:
     return Job(config, network, data, trainer, schedule, {**cost, **_about(data, world)}, world, places)
 
 
+def _open_data(config: JobConfig, world: World) -> list[TaskData]:
+    """The data; where they cannot be opened, a part that is wrong is told first: data may take long to get."""
+    try:
+        return open_data(config, world)
+    except InputError:
+        # One class fits all that more classes fit; how many there are is not known without the data.
+        check_network(config.network, num_classes=1, **_building(config))
+        raise
+
+
 def _network(config: JobConfig, data: list[TaskData]) -> nn.Module:
+    classes = min(len(task.classes) for task in data)  # each task's own head is looked at later
+    return build_network(config.network, num_classes=classes, **_building(config))
+
+
+def _building(config: JobConfig) -> dict[str, Any]:
+    """What a network is built with beside its parts and classes."""
     side = config.train_config.resolved_tasks[0].data_preprocessing.image_size
     # All weights of a checkpoint take the place of the pretrained ones.
     replaced = bool(config.resume_from or (config.load_from and config.strict_load))
-    return build_network(
-        config.network,
-        num_classes=min(len(task.classes) for task in data),  # each task's own head is looked at later
-        input_size=(3, side, side),
-        pretrained=config.pretrained and not replaced,
-    )
+    return {"input_size": (3, side, side), "pretrained": config.pretrained and not replaced}
 
 
 def _cost(network: nn.Module, data: list[TaskData]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from timm.utils import distribute_bn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from assembly.config.job import JobConfig
-from assembly.train.checkpoint import load_weights, resume, save
+from assembly.train.checkpoint import check_position, load_weights, resume, save
 from assembly.train.data import TaskData
 from assembly.train.exam import Exam
 from assembly.train.job import Job, deterministic, open_job
@@ -93,9 +93,12 @@ def _begin(job: Job) -> tuple[int, Trajectory]:
         load_weights(job.network, config.load_from, strict=config.strict_load)
     if config.resume_from:
         optimizer = None if job.trainer is None else job.trainer.optimizer
-        content = resume(job.network, optimizer, job.schedule, config.resume_from)
+        content = resume(job.network, optimizer, job.schedule, config.resume_from, config.to_dict())
         start, rows = int(content["epoch"]), list(content["rows"])
         _check_classes(job.data, content, config.resume_from)
+        if job.trainer is not None:
+            steps, limit = job.trainer.updates_per_epoch, config.train_config.max_steps
+            check_position(content, config.resume_from, steps=steps, max_steps=limit)
     if job.trainer is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch misses the steps of the epochs that --start-epoch counts as done
@@ -195,6 +198,7 @@ def _state(job: Job, epoch: int, trajectory: Trajectory) -> dict[str, Any]:
         "opt": type(optimizer).__name__,
         "scheduler": None if job.schedule is None else job.schedule.state_dict(),
         "epoch": epoch,
+        "steps_per_epoch": job.trainer.updates_per_epoch,
         "rows": trajectory.rows,
         "classes": [list(task.classes) for task in job.data],
         "config": job.config.to_dict(),

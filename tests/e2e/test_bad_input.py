@@ -1,6 +1,9 @@
 """Bad input: one clear line that names the value and what to do, status 2, nothing overwritten."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -261,3 +264,24 @@ def test_demo_data_does_not_touch_a_folder_of_others(capsys, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     assert "not empty" in refused(capsys, "demo-data", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+PIPE = """
+import logging, sys
+from stitchkit import cli
+def run(_):
+    logging.basicConfig(level=logging.INFO, handlers=[cli._Lines(sys.stdout)])
+    logging.getLogger().info('a line')
+    return 0
+cli._run = run
+sys.exit(cli.main([]))
+"""
+
+
+@pytest.mark.parametrize("command", [["-m", "stitchkit", "datasets", "list"], ["-c", PIPE]], ids=["print", "log"])
+def test_a_pipe_that_nobody_reads_ends_a_command_quietly(command):
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run([sys.executable, *command], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, b"")

@@ -12,7 +12,7 @@ import yaml
 
 from assembly.config.job import JobConfig
 from assembly.parts.network import build_network
-from assembly.train.data import TrainingLoader, open_data
+from assembly.train.data import TrainingLoader, open_data, usable_cores
 from assembly.train.task import Captured, JobTask, WeightedLoss
 from stitchkit.cli import main
 from stitchkit.distributed import World
@@ -146,6 +146,38 @@ def test_law_8_a_resumed_job_ends_bitwise_like_an_unbroken_one(images, tmp_path,
     assert one["scheduler"] == two["scheduler"]
     same = [name for name in whole.columns if not name.startswith(("Time", "Proc"))]
     pd.testing.assert_frame_equal(whole[same], resumed[same])
+
+
+def test_no_job_goes_on_from_within_an_epoch(trained, tmp_path, capsys):
+    path, newest = trained[0], tmp_path / "cut/checkpoint.pth"
+    cut = run(path, tmp_path / "cut", "--save-checkpoints", "--max-steps", "6")
+    for flags in ((), ("--max-steps", "7")):
+        line = refusal(capsys, path, tmp_path / "on", "--resume-from", newest, *flags)
+        assert "max_steps ended it after 6 steps, within epoch 2, and only whole epochs can be resumed" in line
+    same = run(path, tmp_path / "on", "--resume-from", newest, "--max-steps", "6")
+    assert same["Step"].tolist() == cut["Step"].tolist() == [0, 4, 6]
+    run(path, tmp_path / "whole", "--save-checkpoints", "--max-steps", "4")
+    on = run(path, tmp_path / "whole", "--resume-from", tmp_path / "whole/checkpoint.pth", "--max-steps", "6")
+    assert on["Step"].tolist() == [0, 4, 6]
+
+
+def test_a_job_goes_on_with_the_settings_it_began_with(trained, tmp_path, capsys):
+    path, out, _ = trained
+    newest = out / "checkpoint.pth"
+    for flags, words in (
+        (("--seed", "99"), "train_config.seed 1, not 99"),
+        (("-b", "50"), "train_config.batch_size 16, not 50"),
+        (("--lr", "0.5"), "train_config.optimizer_args.lr 0.01, not 0.5"),
+        (("--unfrozen",), "unfrozen False, not True"),
+    ):
+        line = refusal(capsys, path, tmp_path / "on", "--resume-from", newest, *flags)
+        assert f"was trained with {words}; use the same, or start from its weights with --load-from" in line
+    config = yaml.safe_load(path.read_text())
+    config["assembly"][1]["SimpleAdapter"]["nonlinearity"] = False
+    line = refusal(capsys, write(tmp_path, config), tmp_path / "on", "--resume-from", newest)
+    assert "assembly[1].SimpleAdapter.nonlinearity unset, not False" in line
+    longer = run(path, tmp_path / "on", "--resume-from", newest, "--epochs", "4")
+    assert list(longer["Epoch"]) == [0, 1, 2, 3, 4]
 
 
 def test_weights_alone_and_test_only(trained, tmp_path, images):
@@ -323,6 +355,22 @@ def test_bad_jobs_end_in_one_line(trained, images, tmp_path, capsys):
         assert words in line
         assert f"'{tmp_path}/job.yml'" in line
     assert not (tmp_path / "result.pkl").exists()
+
+
+def test_a_wrong_part_is_told_before_absent_data(images, tmp_path, capsys):
+    config = job_config(images, dataset="cifar10") | {"data_path": str(tmp_path / "none")}
+    assert "data set 'cifar10' cannot be read" in refusal(capsys, write(tmp_path, config), tmp_path / "out")
+    config["assembly"][1]["SimpleAdapter"]["in_channels"] = 9
+    line = refusal(capsys, write(tmp_path, config), tmp_path / "out")
+    assert "assembly[1] (SimpleAdapter)" in line
+    assert "cifar10" not in line
+
+
+def test_there_are_no_more_loader_processes_than_cores(images):
+    # torch's warning of too many would be an error here
+    [data] = open_data(JobConfig.parse(job_config(images) | {"workers": 4096}), CPU)
+    loaders = (data.train._loader, data.test._loader)
+    assert {loader.num_workers for loader in loaders} == {usable_cores()}
 
 
 def test_a_loss_that_does_not_fit_ends_in_one_line(images, tmp_path, capsys):

@@ -139,6 +139,22 @@ def test_any_image_folder(tmp_path, split):
         assert labels_of(test) == [0, 0, 0, 1, 1, 1]
 
 
+@pytest.mark.parametrize("where", ["", "imagenet"])
+def test_imagenet_in_the_folder_that_is_given_or_under_it(tmp_path, where):
+    archives.write_folder(tmp_path / where, "train", "val")
+    train, test = both("imagenet", tmp_path)
+    assert train.classes == ("cat", "dog")
+    assert labels_of(test) == [0, 0, 0, 1, 1, 1]
+    with pytest.raises(InputError, match="'stanfordcars' cannot be read"):
+        open_dataset("cars", root=tmp_path, split="train")  # no other name takes the folder
+
+
+def test_imagenet_that_is_not_there_says_both_ways(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(InputError, match="needs train/ and val/ with one folder a class in each, or ILSVRC2012_img"):
+        open_dataset("imagenet", root=tmp_path, split="train")
+
+
 def test_a_test_folder_without_classes_is_passed_over(tmp_path):
     archives.write_folder(tmp_path, "train", "val", count=2)
     archives.save(tmp_path / "test/unknown.png")

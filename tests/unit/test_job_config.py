@@ -7,7 +7,14 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from assembly.config.job import JobConfig
-from assembly.config.optim import SCHEDULERS, create_optimizer, create_schedule
+from assembly.config.optim import (
+    OPTIMIZERS,
+    SCHEDULERS,
+    check_training,
+    create_loss,
+    create_optimizer,
+    create_schedule,
+)
 from assembly.config.preprocessing import create_transform
 from assembly.config.settings import TrainConfig
 from stitchkit.errors import InputError
@@ -323,8 +330,44 @@ def test_a_schedule_goes_on_from_its_state():
 def test_every_name_of_torch_is_known():
     assert {"CosineAnnealingLR", "SequentialLR", "OneCycleLR", "ReduceLROnPlateau"} < set(SCHEDULERS)
     assert train_config(optimizer="SGD").optimizer == "SGD"
-    with pytest.raises(InputError, match="unknown optimizer 'LBFGS'"):
-        create_optimizer(train_config(optimizer="LBFGS"), [torch.nn.Parameter(torch.ones(1))])
+
+
+@pytest.mark.parametrize("name", ["LBFGS", "torch.optim.LBFGS", "SparseAdam"])
+def test_optimizers_that_cannot_train_a_job_are_refused_with_the_reason(tmp_path, name):
+    line = refusal(tmp_path, SMALL.replace("  epochs: 3", f"  epochs: 3\n  optimizer: {name}"))
+    assert f"line 6: train_config.optimizer is {name}, which cannot train a job: it " in line
+    assert line.endswith("take AdamW or SGD")
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS])
+def test_every_optimizer_that_is_listed_passes_the_check_and_steps(name):
+    train = train_config(optimizer=name)
+    check_training(train)
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    optimizer = create_optimizer(train, [weight])
+    weight.sum().backward()
+    optimizer.step()
+    assert not torch.equal(weight, torch.ones(2, 2))
+
+
+def test_muon_trains_matrices_alone():
+    with pytest.raises(InputError, match=r"Muon, which trains matrices alone, .* of shape \[3\]; take AdamW or SGD"):
+        create_optimizer(train_config(optimizer="Muon"), [torch.nn.Parameter(torch.ones(3))])
+
+
+def test_names_may_be_given_with_their_modules(tmp_path):
+    settings = (
+        "  epochs: 3\n  optimizer: torch.optim.AdamW\n  loss_fn: torch.nn.functional.cross_entropy\n"
+        "  lr_scheduler: torch.optim.lr_scheduler.StepLR\n  lr_scheduler_args: {step_size: 1}"
+    )
+    train = JobConfig.load(write(tmp_path, SMALL.replace("  epochs: 3", settings))).train_config
+    optimizer = create_optimizer(train, [torch.nn.Parameter(torch.ones(1))])
+    assert type(optimizer) is torch.optim.AdamW
+    assert type(create_schedule(train, optimizer).scheduler) is torch.optim.lr_scheduler.StepLR
+    loss = create_loss(train.loss_fn, {}, "train_config")
+    assert loss(torch.zeros(1, 2), torch.tensor([0])).item() == pytest.approx(0.6931, abs=1e-4)
+    with pytest.raises(InputError, match="unknown optimizer 'AdamWW'; did you mean 'AdamW'"):
+        create_optimizer(train_config(optimizer="torch.optim.AdamWW"), [])
 
 
 def picture(width=60, height=30):
