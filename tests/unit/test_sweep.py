@@ -1,6 +1,7 @@
 """Sweeps: their configuration, plan and folders."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from assembly.sweep.config import DEFAULT_GAPS, CutNetwork, Gap, SweepConfig
 from assembly.sweep.plan import plan, table
 from assembly.sweep.shapes import run_dry
 from assembly.sweep.stitchers import DEFAULT_STITCHERS
+from assembly.sweep.worker import JobFolder, SweepJob
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from tests.support import ROOT, SWEEP, write_sweep
@@ -201,3 +203,24 @@ def test_the_digits_sweep_can_be_planned():
     assert all(job.config is not None for job in jobs)
     assert "does not apply" not in table(jobs)
     assert DEFAULT_STITCHERS
+
+
+@pytest.mark.parametrize(("rank", "is_kept"), [(0, False), (1, True)])
+def test_the_first_rank_alone_removes_checkpoints(tmp_path, monkeypatch, rank, is_kept):
+    """Another rank is done while the first may still save."""
+    folder = JobFolder(planned("swin-t")[5, 6, "conv3x3_with_downsample"].write(tmp_path))
+    folder.checkpoints.mkdir()
+    monkeypatch.setattr("assembly.train.run.run_job", lambda config, source: None)
+    monkeypatch.setattr("submitit.JobEnvironment", lambda: SimpleNamespace(global_rank=rank))
+    SweepJob(folder)._run()
+    assert folder.checkpoints.exists() == is_kept
+
+
+def test_the_first_reason_of_a_failure_stays(tmp_path):
+    folder = JobFolder(tmp_path)
+    folder.fail("the loss is nan")
+    folder.fail("connection closed by peer")
+    assert folder.failure == "the loss is nan"
+    folder.forget_failure()
+    folder.fail("it ended without a result")
+    assert folder.failure == "it ended without a result"
