@@ -1,6 +1,7 @@
 """Sweeps: their configuration, plan and folders."""
 
 from collections import Counter
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -8,10 +9,10 @@ import yaml
 
 from assembly.config.job import JobConfig
 from assembly.parts.spec import PartSpec
-from assembly.sweep.config import DEFAULT_GAPS, CutNetwork, Gap, SweepConfig
+from assembly.sweep.config import DEFAULT_GAPS, Gap, SweepConfig
 from assembly.sweep.plan import plan, table
-from assembly.sweep.shapes import run_dry
-from assembly.sweep.stitchers import DEFAULT_STITCHERS
+from assembly.sweep.shapes import piece_shapes
+from assembly.sweep.stitchers import DEFAULT_STITCHERS, Shape
 from assembly.sweep.worker import JobFolder, SweepJob
 from stitchkit.cli import main
 from stitchkit.errors import InputError
@@ -22,6 +23,7 @@ PUBLISHED = sorted(
 )
 
 
+@cache
 def planned(stem):
     jobs = plan(SweepConfig.load(ROOT / f"configs/across-scales/{stem}.yml"))
     return {(job.metadata["first_deleted_block"], job.metadata["last_deleted_block"], job.metadata["adapter"]): job
@@ -56,17 +58,12 @@ def test_published_pieces_give_the_shapes_that_they_declare(name):
     content = yaml.safe_load((ROOT / f"configs/across-scales/pieces/{name}.yml").read_text())
     specs = [PartSpec.parse(value, f"stages[{number}]") for number, value in enumerate(content)]
     assert len(specs) == 8
-    declared = CutNetwork.parse({"stages": content}, "stages").shapes
-    bare = [
-        PartSpec(
-            spec.name,
-            {key: value[0] if key.endswith("_format") and isinstance(value, list) else value
-             for key, value in spec.arguments.items()},
-            spec.place,
-        )
-        for spec in specs
-    ]  # fmt: skip
-    assert run_dry(bare, 224) == declared
+    found = piece_shapes(specs, 224)
+    gives = [Shape.parse(spec.arguments["out_format"]) for spec in specs[:-1]]
+    assert None not in gives
+    assert [shape.gives for shape in found] == [*gives, None]
+    taken = [Shape.parse(spec.arguments.get("in_format")) for spec in specs[1:]]
+    assert [shape.takes for shape in found[1:]] == [own or before for own, before in zip(taken, gives, strict=True)]
 
 
 def test_a_job_is_frozen_pieces_around_a_trainable_adapter():
@@ -181,6 +178,11 @@ def test_shapes_that_are_not_declared_are_found_by_a_dry_run(tmp_path):
         ({"stages": [{"Subnet": {}, "Net": {}}]}, "stages[0] is {'Net': {}, 'Subnet': {}}; a part is one class name"),
         ({"epochs": 3}, "unknown key 'epochs'"),
         ({"train_config": {"epochs": -1, "dataset": "digits"}}, "train_config.epochs is -1"),
+        ({"train_config": [1]}, "train_config is [1]; it holds settings"),
+        (
+            {"train_config": {"epochs": 1, "data_preprocessing": [1], "dataset": "d"}},
+            "train_config.data_preprocessing is [1]",
+        ),
     ],
 )
 def test_a_wrong_configuration_ends_with_its_file_and_place(tmp_path, changes, message):
@@ -189,6 +191,48 @@ def test_a_wrong_configuration_ends_with_its_file_and_place(tmp_path, changes, m
         SweepConfig.load(path)
     assert message in str(error.value)
     assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_settings_that_are_none_are_an_error_with_flags_too(tmp_path):
+    path = write_sweep(tmp_path, tmp_path, train_config=[1])
+    with pytest.raises(InputError, match=r"line \d+: train_config is \[1\]; it holds settings"):
+        SweepConfig.load(path, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("piece", "changes", "message"),
+    [
+        (0, {"model_name": "nope"}, "stages[0] (Subnet): "),
+        (1, {"block_inptu": "blocks.1"}, "stages[1] (Subnet): "),
+        (1, {"block_input": "layer9.0"}, "stages[1] (Subnet): "),
+        (1, {"out_format": ["bert", [64, 16]]}, "stages[1].Subnet.out_format: it says bert [64, 16], but the piece "),
+        (0, {"out_format": ["bert", [32, 4]]}, "stages[0].Subnet.out_format: it says bert [32, 4], but the piece "),
+        (2, {"in_format": ["bert", 16]}, "stages[2].Subnet.in_format: it says bert [16], but the piece takes bert "),
+        (1, {"out_format": "brt"}, "stages[1].Subnet.out_format: unknown format 'brt'"),
+        (1, {"out_format": None}, "stages[1] has no out_format, which a sweep has to know"),
+    ],
+)
+def test_what_pieces_say_is_held_against_what_they_do(tmp_path, capsys, piece, changes, message):
+    path = write_sweep(tmp_path, tmp_path)
+    content = yaml.safe_load(path.read_text())
+    content["stages"][piece]["Subnet"].update(changes)
+    path.write_text(yaml.safe_dump(content))
+    assert main(["sweep", "-c", str(path), "-o", str(tmp_path / "out"), "-n"]) == 2
+    said = capsys.readouterr().err
+    assert f"'{path}', line " in said
+    assert f": {message}" in said
+
+
+def test_both_networks_are_held_against_what_they_do(tmp_path):
+    stages = yaml.safe_load(write_sweep(tmp_path, tmp_path).read_text())["stages"]
+    wrong = [*stages[:2], {"Sbnet": stages[2]["Subnet"]}, stages[3]]
+    path = write_sweep(tmp_path, tmp_path, src_stages=stages, dest_stages=wrong)
+    content = yaml.safe_load(path.read_text())
+    del content["stages"]
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match=r"line \d+: dest_stages\[2\] \(Sbnet\): unknown part 'Sbnet'"):
+        SweepConfig.load(path)
 
 
 def test_flags_take_the_place_of_the_files_settings(tmp_path):
