@@ -153,6 +153,8 @@ class SweepConfig:
             others,
         )
         config._check_gaps()
+        _check_twice("gaps", [f"[{gap}]" for gap in config.gaps])
+        _check_twice("stitchers", config.stitchers)
         return config
 
     def _check_gaps(self) -> None:
@@ -175,6 +177,13 @@ def _pieces(content: Mapping[str, Any], key: str) -> list[PartSpec]:
     if key not in content:
         raise InputError(f"{key} is missing; a sweep has either stages, or src_stages and dest_stages")
     return [PartSpec.parse(*item) for item in _items(content[key], key)]
+
+
+def _check_twice(key: str, names: Sequence[str]) -> None:
+    """Refuse what is there twice: its jobs would share a folder."""
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise InputError(f"{key}[{number}]: {name} is there twice, as {key}[{names.index(name)}]; take one out")
 
 
 def _items(value: object, key: str) -> list[tuple[Any, str]]:

@@ -174,6 +174,11 @@ def test_shapes_that_are_not_declared_are_found_by_a_dry_run(tmp_path):
         ({"gaps": [{"blocks_to_drop": [2, 1], "num_downsamples": 0}]}, "gaps[0] is {'blocks_to_drop': [2, 1]"),
         ({"gaps": [{"blocks_to_drop": [1, 3], "num_downsamples": 0}]}, "gaps[0]: [1,3] leaves nothing of a network"),
         ({"gaps": [{"blocks_to_drop": [1, 1]}]}, "a gap is {blocks_to_drop: [first, last], num_downsamples: n}"),
+        (
+            {"gaps": [{"blocks_to_drop": [1, 1], "num_downsamples": count} for count in (0, 1)]},
+            "gaps[1]: [1,1] is there twice, as gaps[0]; take one out",
+        ),
+        ({"stitchers": ["finetune", "finetune"]}, "stitchers[1]: finetune is there twice, as stitchers[0]"),
         ({"dest_stages": []}, "either stages, or src_stages and dest_stages"),
         ({"stages": [{"Subnet": {}, "Net": {}}]}, "stages[0] is {'Net': {}, 'Subnet': {}}; a part is one class name"),
         ({"epochs": 3}, "unknown key 'epochs'"),
