@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from assembly.config.files import naming, read_yaml
-from assembly.config.job import JobConfig
+from assembly.config.job import SWEEP_KEYS, JobConfig
 from assembly.config.settings import TrainConfig
 from assembly.parts.spec import PartSpec
 from assembly.sweep.shapes import PieceShapes, piece_shapes
 from assembly.sweep.stitchers import DEFAULT_STITCHERS, PartDict, check_stitcher
 from stitchkit.errors import InputError
-
-_SWEEP_KEYS = ("stages", "src_stages", "dest_stages", "gaps", "stitchers")
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ class SweepConfig:
             raise InputError("a sweep has either stages, or src_stages and dest_stages; give one of the two")
         keys = ("stages",) if "stages" in content else ("src_stages", "dest_stages")
         pieces = [_pieces(content, key) for key in keys]
-        others = {key: value for key, value in content.items() if key not in _SWEEP_KEYS}
+        others = {key: value for key, value in content.items() if key not in SWEEP_KEYS}
         job = JobConfig.parse({"assembly": [{spec.name: spec.arguments} for spec in pieces[0]], **others})
         image_size = job.train_config.resolved_tasks[0].data_preprocessing.image_size
         gaps, stitchers = content.get("gaps"), content.get("stitchers")
