@@ -14,7 +14,8 @@ from assembly.config.settings import Metric, TrainConfig
 from assembly.parts.spec import NetworkSpec, PartSpec
 from stitchkit.errors import InputError
 
-_SWEEP = ("stages", "src_stages", "dest_stages", "gaps", "stitchers")
+SWEEP_KEYS = ("stages", "src_stages", "dest_stages", "gaps", "stitchers")
+"""The keys that only a sweep has."""
 _POSITIVE = ("batch_size", "max_batches", "max_steps")
 
 
@@ -103,7 +104,7 @@ class JobConfig:
         Raises:
             InputError: If it cannot be used; the message begins with the key.
         """
-        if sweep := next((key for key in _SWEEP if key in content), None):
+        if sweep := next((key for key in SWEEP_KEYS if key in content), None):
             raise InputError(f"{sweep}: this file is a sweep, not a job; use stitchkit sweep -c FILE")
         config = parse(cls, content)
         config.check()

@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from assembly.config.files import naming, read_yaml
-from assembly.config.job import JobConfig
-from assembly.config.settings import Preprocessing, TrainConfig
+from assembly.config.job import SWEEP_KEYS, JobConfig
+from assembly.config.settings import TrainConfig
 from assembly.parts.spec import PartSpec
 from assembly.sweep.shapes import PieceShapes, piece_shapes
 from assembly.sweep.stitchers import DEFAULT_STITCHERS, PartDict, check_stitcher
 from stitchkit.errors import InputError
-
-_SWEEP_KEYS = ("stages", "src_stages", "dest_stages", "gaps", "stitchers")
 
 
 @dataclass(frozen=True)
@@ -75,18 +73,13 @@ class CutNetwork:
     shapes: tuple[PieceShapes, ...]
 
     @classmethod
-    def parse(cls, content: Mapping[str, Any], key: str) -> CutNetwork:
-        """The network that a list of pieces describes.
+    def create(cls, pieces: Sequence[PartSpec], image_size: int) -> CutNetwork:
+        """The network that these pieces are; it is built and run once, without weights and memory.
 
         Raises:
-            InputError: If it is no such list, or it cannot be found what a piece takes and gives.
+            InputError: If a piece cannot be built or run, or does not take and give what it declares.
         """
-        if key not in content:
-            raise InputError(f"{key} is missing; a sweep has either stages, or src_stages and dest_stages")
-        specs = [PartSpec.parse(*item) for item in _items(content[key], key)]
-        settings = content.get("train_config") or {}
-        side = settings.get("data_preprocessing", {}).get("image_size", Preprocessing.image_size)
-        return cls(tuple({spec.name: dict(spec.arguments)} for spec in specs), piece_shapes(specs, side))
+        return cls(tuple({spec.name: dict(spec.arguments)} for spec in pieces), piece_shapes(pieces, image_size))
 
 
 @dataclass(frozen=True)
@@ -126,7 +119,9 @@ class SweepConfig:
         train = {key: changes.pop(key) for key in list(changes) if key in of_training}
         with naming(path):
             if train:
-                changes["train_config"] = {**(content.get("train_config") or {}), **train}
+                own = content.get("train_config") or {}
+                # What holds no settings is left as it is, for the error that names its place.
+                changes["train_config"] = {**own, **train} if isinstance(own, Mapping) else own
             return cls.parse({**content, **changes}, Path(path).stem)
 
     @classmethod
@@ -138,20 +133,26 @@ class SweepConfig:
         """
         if ("stages" in content) == ("src_stages" in content or "dest_stages" in content):
             raise InputError("a sweep has either stages, or src_stages and dest_stages; give one of the two")
-        source_key, destination_key = ("stages",) * 2 if "stages" in content else ("src_stages", "dest_stages")
+        keys = ("stages",) if "stages" in content else ("src_stages", "dest_stages")
+        pieces = [_pieces(content, key) for key in keys]
+        others = {key: value for key, value in content.items() if key not in SWEEP_KEYS}
+        job = JobConfig.parse({"assembly": [{spec.name: spec.arguments} for spec in pieces[0]], **others})
+        image_size = job.train_config.resolved_tasks[0].data_preprocessing.image_size
         gaps, stitchers = content.get("gaps"), content.get("stitchers")
+        networks = [CutNetwork.create(specs, image_size) for specs in pieces]
         config = cls(
             name,
-            CutNetwork.parse(content, source_key),
-            CutNetwork.parse(content, destination_key),
+            networks[0],
+            networks[-1],
             DEFAULT_GAPS if gaps is None else tuple(Gap.parse(*item) for item in _items(gaps, "gaps")),
             DEFAULT_STITCHERS
             if stitchers is None
             else tuple(check_stitcher(*item) for item in _items(stitchers, "stitchers")),
-            {key: value for key, value in content.items() if key not in _SWEEP_KEYS},
+            others,
         )
         config._check_gaps()
-        JobConfig.parse({"assembly": config.source.pieces, **config.job})
+        _check_twice("gaps", [f"[{gap}]" for gap in config.gaps])
+        _check_twice("stitchers", config.stitchers)
         return config
 
     def _check_gaps(self) -> None:
@@ -168,6 +169,19 @@ class SweepConfig:
         """The seed of its jobs, which the names of their results carry."""
         seed = self.job.get("train_config", {}).get("seed")
         return None if seed is None else int(seed)
+
+
+def _pieces(content: Mapping[str, Any], key: str) -> list[PartSpec]:
+    if key not in content:
+        raise InputError(f"{key} is missing; a sweep has either stages, or src_stages and dest_stages")
+    return [PartSpec.parse(*item) for item in _items(content[key], key)]
+
+
+def _check_twice(key: str, names: Sequence[str]) -> None:
+    """Refuse what is there twice: its jobs would share a folder."""
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise InputError(f"{key}[{number}]: {name} is there twice, as {key}[{names.index(name)}]; take one out")
 
 
 def _items(value: object, key: str) -> list[tuple[Any, str]]:

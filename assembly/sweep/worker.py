@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -58,8 +59,12 @@ class JobFolder:
         return self.result.with_suffix(".failed")
 
     def fail(self, reason: str) -> None:
-        """Note that the run failed; it is not started again until a person asks for it."""
-        self._failed.write_text(reason + "\n")
+        """Note that the run failed; it is not started again until a person asks for it.
+
+        What was noted first stays: of several ranks, the others fail because one did.
+        """
+        with contextlib.suppress(FileExistsError), self._failed.open("x") as file:
+            file.write(reason + "\n")
 
     def forget_failure(self) -> None:
         """Let the run start again."""
@@ -116,21 +121,26 @@ class SweepJob:
             changes["resume_from"] = str(newest)
         # Checkpoints are what a preempted job goes on from, whether or not a person wants to keep them.
         run_job(wanted.override(save_checkpoints=True, **changes), settings)
-        if not wanted.save_checkpoints:
+        # The first rank alone saves; another may be done before it is.
+        if _is_primary() and not wanted.save_checkpoints:
             shutil.rmtree(folder.checkpoints, ignore_errors=True)
+
+
+def _is_primary() -> bool:
+    """Whether this process is the first rank of its job."""
+    from submitit import JobEnvironment
+
+    return bool(JobEnvironment().global_rank == 0)
 
 
 def _write_to(log: Path) -> None:
     """Let this process write into a file from now on, below what earlier starts wrote."""
-    from submitit import JobEnvironment
-
     sys.stdout.flush()
     sys.stderr.flush()
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    is_primary = JobEnvironment().global_rank == 0
-    level = logging.INFO if is_primary else logging.ERROR
+    level = logging.INFO if _is_primary() else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout, force=True)
 
 

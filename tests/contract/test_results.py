@@ -1,6 +1,7 @@
 """What is committed under results/ holds what the documents say of it."""
 
 import csv
+from itertools import product
 
 import pytest
 
@@ -84,3 +85,22 @@ def test_the_digits_sweep_is_of_the_shipped_configuration_and_holds_what_its_pag
     config = SweepConfig.load(ROOT / "configs/across-scales/digits.yml")
     assert len(bridged) == len(config.gaps) * len(config.stitchers) == 20
     assert {row["epoch"] for row in last.values() if not row["uncut"]} == {str(config.job["train_config"]["epochs"])}
+
+
+def test_adapters_of_the_digits_sweep_differ_in_how_they_down_sample_only_where_the_source_is_larger():
+    with (ROOT / "results/digits_sweep/results.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["gap"]]
+    found = {(row["gap"], row["adapter"], row["epoch"]): float(row["test_accuracy"] or "nan") for row in rows}
+    epochs = sorted({epoch for _, _, epoch in found}, key=int)
+
+    def curve(gap, adapter):
+        return [found[gap, adapter, epoch] for epoch in epochs[1:]]
+
+    config = SweepConfig.load(ROOT / "configs/across-scales/digits.yml")
+    pairs = [("linear_no_downsample", "downsample_then_linear"), ("downsample_then_3x3conv", "conv3x3_with_downsample")]
+    for gap, (one, other) in product(config.gaps, pairs):
+        given, taken = config.source.shapes[gap.first - 1].gives, config.destination.shapes[gap.last + 1].takes
+        assert (curve(str(gap), one) == curve(str(gap), other)) == (given.side == taken.side)
+    assert [curve("1,1", adapter)[-1] for adapter in pairs[1]] == [pytest.approx(94.2, abs=0.05), pytest.approx(84.0)]
+    page = (ROOT / "results/digits_sweep/README.md").read_text()
+    assert "94.2 %, one with a stride 84.0 %" in page

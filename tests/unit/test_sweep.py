@@ -1,16 +1,19 @@
 """Sweeps: their configuration, plan and folders."""
 
 from collections import Counter
+from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from assembly.config.job import JobConfig
 from assembly.parts.spec import PartSpec
-from assembly.sweep.config import DEFAULT_GAPS, CutNetwork, Gap, SweepConfig
+from assembly.sweep.config import DEFAULT_GAPS, Gap, SweepConfig
 from assembly.sweep.plan import plan, table
-from assembly.sweep.shapes import run_dry
-from assembly.sweep.stitchers import DEFAULT_STITCHERS
+from assembly.sweep.shapes import piece_shapes
+from assembly.sweep.stitchers import DEFAULT_STITCHERS, Shape
+from assembly.sweep.worker import JobFolder, SweepJob
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from tests.support import ROOT, SWEEP, write_sweep
@@ -20,6 +23,7 @@ PUBLISHED = sorted(
 )
 
 
+@cache
 def planned(stem):
     jobs = plan(SweepConfig.load(ROOT / f"configs/across-scales/{stem}.yml"))
     return {(job.metadata["first_deleted_block"], job.metadata["last_deleted_block"], job.metadata["adapter"]): job
@@ -54,17 +58,12 @@ def test_published_pieces_give_the_shapes_that_they_declare(name):
     content = yaml.safe_load((ROOT / f"configs/across-scales/pieces/{name}.yml").read_text())
     specs = [PartSpec.parse(value, f"stages[{number}]") for number, value in enumerate(content)]
     assert len(specs) == 8
-    declared = CutNetwork.parse({"stages": content}, "stages").shapes
-    bare = [
-        PartSpec(
-            spec.name,
-            {key: value[0] if key.endswith("_format") and isinstance(value, list) else value
-             for key, value in spec.arguments.items()},
-            spec.place,
-        )
-        for spec in specs
-    ]  # fmt: skip
-    assert run_dry(bare, 224) == declared
+    found = piece_shapes(specs, 224)
+    gives = [Shape.parse(spec.arguments["out_format"]) for spec in specs[:-1]]
+    assert None not in gives
+    assert [shape.gives for shape in found] == [*gives, None]
+    taken = [Shape.parse(spec.arguments.get("in_format")) for spec in specs[1:]]
+    assert [shape.takes for shape in found[1:]] == [own or before for own, before in zip(taken, gives, strict=True)]
 
 
 def test_a_job_is_frozen_pieces_around_a_trainable_adapter():
@@ -175,10 +174,20 @@ def test_shapes_that_are_not_declared_are_found_by_a_dry_run(tmp_path):
         ({"gaps": [{"blocks_to_drop": [2, 1], "num_downsamples": 0}]}, "gaps[0] is {'blocks_to_drop': [2, 1]"),
         ({"gaps": [{"blocks_to_drop": [1, 3], "num_downsamples": 0}]}, "gaps[0]: [1,3] leaves nothing of a network"),
         ({"gaps": [{"blocks_to_drop": [1, 1]}]}, "a gap is {blocks_to_drop: [first, last], num_downsamples: n}"),
+        (
+            {"gaps": [{"blocks_to_drop": [1, 1], "num_downsamples": count} for count in (0, 1)]},
+            "gaps[1]: [1,1] is there twice, as gaps[0]; take one out",
+        ),
+        ({"stitchers": ["finetune", "finetune"]}, "stitchers[1]: finetune is there twice, as stitchers[0]"),
         ({"dest_stages": []}, "either stages, or src_stages and dest_stages"),
         ({"stages": [{"Subnet": {}, "Net": {}}]}, "stages[0] is {'Net': {}, 'Subnet': {}}; a part is one class name"),
         ({"epochs": 3}, "unknown key 'epochs'"),
         ({"train_config": {"epochs": -1, "dataset": "digits"}}, "train_config.epochs is -1"),
+        ({"train_config": [1]}, "train_config is [1]; it holds settings"),
+        (
+            {"train_config": {"epochs": 1, "data_preprocessing": [1], "dataset": "d"}},
+            "train_config.data_preprocessing is [1]",
+        ),
     ],
 )
 def test_a_wrong_configuration_ends_with_its_file_and_place(tmp_path, changes, message):
@@ -187,6 +196,48 @@ def test_a_wrong_configuration_ends_with_its_file_and_place(tmp_path, changes, m
         SweepConfig.load(path)
     assert message in str(error.value)
     assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_settings_that_are_none_are_an_error_with_flags_too(tmp_path):
+    path = write_sweep(tmp_path, tmp_path, train_config=[1])
+    with pytest.raises(InputError, match=r"line \d+: train_config is \[1\]; it holds settings"):
+        SweepConfig.load(path, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("piece", "changes", "message"),
+    [
+        (0, {"model_name": "nope"}, "stages[0] (Subnet): "),
+        (1, {"block_inptu": "blocks.1"}, "stages[1] (Subnet): "),
+        (1, {"block_input": "layer9.0"}, "stages[1] (Subnet): "),
+        (1, {"out_format": ["bert", [64, 16]]}, "stages[1].Subnet.out_format: it says bert [64, 16], but the piece "),
+        (0, {"out_format": ["bert", [32, 4]]}, "stages[0].Subnet.out_format: it says bert [32, 4], but the piece "),
+        (2, {"in_format": ["bert", 16]}, "stages[2].Subnet.in_format: it says bert [16], but the piece takes bert "),
+        (1, {"out_format": "brt"}, "stages[1].Subnet.out_format: unknown format 'brt'"),
+        (1, {"out_format": None}, "stages[1] has no out_format, which a sweep has to know"),
+    ],
+)
+def test_what_pieces_say_is_held_against_what_they_do(tmp_path, capsys, piece, changes, message):
+    path = write_sweep(tmp_path, tmp_path)
+    content = yaml.safe_load(path.read_text())
+    content["stages"][piece]["Subnet"].update(changes)
+    path.write_text(yaml.safe_dump(content))
+    assert main(["sweep", "-c", str(path), "-o", str(tmp_path / "out"), "-n"]) == 2
+    said = capsys.readouterr().err
+    assert f"'{path}', line " in said
+    assert f": {message}" in said
+
+
+def test_both_networks_are_held_against_what_they_do(tmp_path):
+    stages = yaml.safe_load(write_sweep(tmp_path, tmp_path).read_text())["stages"]
+    wrong = [*stages[:2], {"Sbnet": stages[2]["Subnet"]}, stages[3]]
+    path = write_sweep(tmp_path, tmp_path, src_stages=stages, dest_stages=wrong)
+    content = yaml.safe_load(path.read_text())
+    del content["stages"]
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match=r"line \d+: dest_stages\[2\] \(Sbnet\): unknown part 'Sbnet'"):
+        SweepConfig.load(path)
 
 
 def test_flags_take_the_place_of_the_files_settings(tmp_path):
@@ -201,3 +252,24 @@ def test_the_digits_sweep_can_be_planned():
     assert all(job.config is not None for job in jobs)
     assert "does not apply" not in table(jobs)
     assert DEFAULT_STITCHERS
+
+
+@pytest.mark.parametrize(("rank", "is_kept"), [(0, False), (1, True)])
+def test_the_first_rank_alone_removes_checkpoints(tmp_path, monkeypatch, rank, is_kept):
+    """Another rank is done while the first may still save."""
+    folder = JobFolder(planned("swin-t")[5, 6, "conv3x3_with_downsample"].write(tmp_path))
+    folder.checkpoints.mkdir()
+    monkeypatch.setattr("assembly.train.run.run_job", lambda config, source: None)
+    monkeypatch.setattr("submitit.JobEnvironment", lambda: SimpleNamespace(global_rank=rank))
+    SweepJob(folder)._run()
+    assert folder.checkpoints.exists() == is_kept
+
+
+def test_the_first_reason_of_a_failure_stays(tmp_path):
+    folder = JobFolder(tmp_path)
+    folder.fail("the loss is nan")
+    folder.fail("connection closed by peer")
+    assert folder.failure == "the loss is nan"
+    folder.forget_failure()
+    folder.fail("it ended without a result")
+    assert folder.failure == "it ended without a result"
