@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from itertools import zip_longest
@@ -197,9 +196,12 @@ def load_weights(session: Session, *, ema: bool = False) -> dict[str, Any]:
     """
     path = session.recipe.run.resume
     assert path is not None
-    content = read_checkpoint(path)
-    if content.get("format") == _FORMAT and (fault := damage(Path(path))):
-        raise InputError(f"checkpoint '{path}' is damaged ({fault}); --resume auto takes the newest good one")
+    try:
+        content = read_checkpoint(path)
+    except InputError as error:
+        if not Path(path).name.endswith(_SUFFIX) or not Path(path).is_file():
+            raise
+        raise InputError(f"{error}; --resume auto takes the newest good one of the run's own folder") from error
     if session.config is not None:
         check_configuration(content, session.config, path)
     trained_size, size, model = content.get("input_size"), list(session.input_size), session.recipe.model
@@ -286,19 +288,6 @@ def restore(
     if task.has_ema():
         task.get_trainable_module(ema=True).module.load_state_dict(weights_of(content, ema=True))  # type: ignore[union-attr]
     return int(content["epoch"]) + 1
-
-
-def damage(path: Path) -> str:
-    """What is wrong with a file that `torch.save` wrote, by the checksums in it; empty where nothing is.
-
-    torch itself does not look at them when it reads.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        return f"{error}" or type(error).__name__
-    return f"the checksum of {broken} is wrong" if broken else ""
 
 
 def fingerprint(path: str | Path) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from stitchkit.distributed import World, from_primary, restarts
 from stitchkit.errors import InputError
-from stitchkit.train.checkpoint import LAST, PREVIOUS, damage
+from stitchkit.model.weights import read_checkpoint
+from stitchkit.train.checkpoint import LAST, PREVIOUS
 from stitchkit.train.recipe import Recipe
 
 _logger = logging.getLogger(__name__)
@@ -57,8 +58,10 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """
     candidates = _candidates(folder)
     for path in candidates:
-        if fault := damage(path):
-            _logger.warning("checkpoint '%s' is damaged (%s); the one before is used", path, fault)
+        try:
+            read_checkpoint(path)
+        except InputError as error:
+            _logger.warning("%s; the one before is used", error)
         else:
             return path
     if candidates:

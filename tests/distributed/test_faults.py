@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import time
@@ -16,9 +17,10 @@ import stitchkit.train.checkpoint as checkpoint
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
+from stitchkit.model.weights import damage
 from stitchkit.train.images import NO_CLASS, CheckedImages, explained
 from stitchkit.train.loop import Trainer
-from stitchkit.train.recovery import damage, newest_checkpoint
+from stitchkit.train.recovery import newest_checkpoint
 from tests.distributed.forks import end, start
 from tests.distributed.test_resume_within import assert_same_end, content
 from tests.support import FLAGS, write_config, write_images
@@ -109,7 +111,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(run, tmp_path, caplog, harm
     assert newest_checkpoint(folder) == folder / "previous.pth.tar"
     with caplog.at_level("INFO"):
         assert run("harmed", "--resume", "auto") == 0
-    assert "last.pth.tar' is damaged (" in caplog.text
+    assert re.search(r"last.pth.tar' is (damaged|truncated or not a checkpoint) \(", caplog.text)
     assert "; the one before is used" in caplog.text
     assert "previous.pth.tar" in caplog.text
     assert_same_end(tmp_path / "whole", folder)
@@ -135,7 +137,12 @@ def test_a_damaged_checkpoint_that_was_named_ends_the_run(run, tmp_path, capsys)
     flip(last)
     for flags in (["--resume", last], ["--eval", "--resume", last]):
         assert run("harmed", *flags) == 2
-        assert f"checkpoint '{last}' is damaged (" in capsys.readouterr().err
+        line = capsys.readouterr().err
+        assert f"checkpoint '{last}' is damaged (" in line
+        assert "; --resume auto takes the newest good one" in line
+    cut(last)
+    assert run("harmed", "--resume", last) == 2
+    assert "(File is not a zip file); --resume auto takes the newest good one" in capsys.readouterr().err
 
 
 def test_auto_without_a_good_checkpoint(run, tmp_path, capsys):
