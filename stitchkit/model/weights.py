@@ -26,8 +26,8 @@ _EMA_KEYS = ("state_dict_ema", "model_ema")
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint file: plain data and tensors, on the CPU.
 
-    Nothing in the file is executed, and its checksums are looked at, which torch does not. The one class beyond plain data that is let in is `argparse.Namespace`, which
-    the released checkpoints hold.
+    Nothing in the file is executed, and its checksums are looked at, which torch does not. The one class beyond plain
+    data that is let in is `argparse.Namespace`, which the released checkpoints hold.
 
     Args:
         path: A `.safetensors` file, or one written by `torch.save`.

@@ -58,18 +58,24 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """
     candidates = _candidates(folder)
     for path in candidates:
-        try:
-            read_checkpoint(path)
-        except InputError as error:
-            _logger.warning("%s; the one before is used", error)
-        else:
+        if not (fault := _fault(path)):
             return path
+        _logger.warning("%s; the one before is used", fault)
     if candidates:
         raise InputError(
             f"none of the {len(candidates)} checkpoints in '{folder}' can be read; move them away to start anew, or "
             "choose another --experiment"
         )
     return None
+
+
+def _fault(path: Path) -> str:
+    """Why a file cannot be gone on from; empty where it can."""
+    try:
+        read_checkpoint(path)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _candidates(folder: Path) -> list[Path]:
