@@ -311,6 +311,34 @@ def test_an_infinite_loss_names_its_stitch(run, tmp_path, monkeypatch, capsys):
     assert content(tmp_path / "infinite")["epoch"] == 0
 
 
+@pytest.mark.parametrize("what", ["loss", "buffer"])
+def test_an_infinite_figure_is_not_saved_within_an_epoch(run, tmp_path, monkeypatch, capsys, what):
+    """Of a step that left the weights finite; the checkpoint before it is the one to go on from."""
+    inner, count = Trainer._step, [0]
+
+    def step(trainer, *arguments):
+        loss, images = inner(trainer, *arguments)
+        count[0] += 1
+        if count[0] == 3 and what == "loss":
+            loss = loss * torch.inf
+        if count[0] == 3 and what == "buffer":
+            module = trainer.task.get_trainable_module()
+            module.register_buffer("running_var", torch.tensor([1.0, torch.inf]))
+        return loss, images
+
+    flags = ("--checkpoint-interval", "2", "--log-interval", "50")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", step)
+        assert run("poisoned", *flags) == 2
+    expected = {
+        "loss": "the loss is inf at step 2 with stitch ",
+        "buffer": "statistics of norms or validation loss are",
+    }
+    assert expected[what] in capsys.readouterr().err
+    assert content(tmp_path / "poisoned")["within"]["ranks"][0]["position"]["done"] == 2
+    assert run("poisoned", *flags, "--resume", "auto", "--lr", "1e-6") == 0
+
+
 def test_a_rank_that_meets_a_fault_tells_all(images, tmp_path, capfd):
     """No rank waits for one that has ended."""
     config = write_config(tmp_path / "pico.json")
