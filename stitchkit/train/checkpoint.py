@@ -96,6 +96,7 @@ class Checkpoints:
         self.keep = keep
         self.history: dict[int, float] = {}
         self._last_is_good = False
+        self._whole: tuple[Path, int] | None = None
 
     @property
     def last(self) -> Path:
@@ -103,18 +104,37 @@ class Checkpoints:
         return self.folder / LAST
 
     def clear(self) -> None:
-        """Remove what a killed run was about to write."""
+        """Remove what a killed run was about to write, and finish what it had begun."""
         for path in self.folder.glob("*.tmp"):
             path.unlink()
+        if self._whole is not None:
+            self._link_epoch(*self._whole)
 
-    def resumed(self, path: str | Path, history: Mapping[int, float]) -> None:
+    def _link_epoch(self, path: Path, epoch: int) -> None:
+        """Give a whole epoch the names that it lacks where the run was killed before it had them all."""
+        newest = max(other.stat().st_mtime_ns for other in self.folder.glob(f"*{_SUFFIX}"))
+        if epoch not in self.history or path.stat().st_mtime_ns < newest:  # names of later ones are not taken
+            return
+        names = [self.last] if not self.last.exists() else []
+        if epoch in self._ranked()[-self.keep :]:
+            names.append(self._path(epoch))
+        if self.history[epoch] > max((self.history[n] for n in self.history if n != epoch), default=float("-inf")):
+            names.append(self.folder / f"model_best{_SUFFIX}")
+        for name in names:
+            if not name.exists() or not name.samefile(path):
+                link(name, path)
+
+    def resumed(self, path: str | Path, history: Mapping[int, float], *, epoch: int | None = None) -> None:
         """Go on with a run.
 
         Args:
             path: The checkpoint that was read, and so is good.
             history: The figures of the epochs before.
+            epoch: The epoch whose end it is; None within one.
         """
         self.history = dict(history)
+        if epoch is not None and Path(path).resolve().parent == self.folder.resolve():
+            self._whole = Path(path), epoch
         self._last_is_good = self.last.exists() and self.last.samefile(path)
 
     def save_within(self, state: Mapping[str, Any], *, epoch: int) -> None:
@@ -145,9 +165,12 @@ class Checkpoints:
         link(self.last, self._path(epoch))
         self._last_is_good = True
         _sync(self.folder)
-        ranked = sorted(self.history, key=lambda number: self.history[number])
-        for number in ranked[: -self.keep]:
+        for number in self._ranked()[: -self.keep]:
             self._path(number).unlink(missing_ok=True)
+
+    def _ranked(self) -> list[int]:
+        """The epochs, the best last."""
+        return sorted(self.history, key=lambda number: self.history[number])
 
     def _keep_previous(self) -> None:
         """Make the newest the one before; a damaged one does not take the place of a good one."""
