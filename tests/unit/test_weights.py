@@ -89,6 +89,21 @@ def test_a_flipped_byte_of_a_tensor_is_refused(source, tmp_path):
         stitchkit.load_checkpoint(source, tmp_path / "w.pth")
 
 
+def test_a_long_refusal_ends_with_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "w.pth").write_bytes(b"x")
+    told = "the file in archive is not in a subdirectory. " + "Then some advice. " * 20
+
+    def load(*_, **__):
+        raise RuntimeError(told)
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(InputError, match=r"\(the file in archive is not in a subdirectory\.\)$"):
+        read_checkpoint(tmp_path / "w.pth")
+    told = "word " * 100
+    with pytest.raises(InputError, match=r"word \.\.\.\)$"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
 def test_older_files_and_those_without_checksums_are_read(tmp_path):
     torch.save({"a": torch.ones(3)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     try:
