@@ -36,7 +36,7 @@ class PartialSums:
             content = json.loads(self.path.read_text())
             of, batches = content["of"], int(content["batches"])
             saved = torch.tensor(content["sums"], dtype=sums.dtype)
-        except (OSError, ValueError, KeyError, TypeError):
+        except Exception:  # a garbled file can hold anything; the evaluation then begins anew
             return 0
         if of != self._of or saved.shape != sums.shape:
             return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import textwrap
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,14 +26,14 @@ _EMA_KEYS = ("state_dict_ema", "model_ema")
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint file: plain data and tensors, on the CPU.
 
-    Nothing in the file is executed. The one class beyond plain data that is let in is `argparse.Namespace`, which
-    the released checkpoints hold.
+    Nothing in the file is executed, and its checksums are looked at, which torch does not. The one class beyond plain
+    data that is let in is `argparse.Namespace`, which the released checkpoints hold.
 
     Args:
         path: A `.safetensors` file, or one written by `torch.save`.
 
     Raises:
-        InputError: If the file is missing, truncated, not a checkpoint, or holds objects beyond plain data.
+        InputError: If the file is missing, damaged, truncated, not a checkpoint, or holds objects beyond plain data.
     """
     path = Path(path)
     if not path.is_file():
@@ -40,13 +42,36 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
+        fault = damage(path) if _is_zip(path) else ""  # before version 1.6, torch wrote files without checksums
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = {} if fault else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a garbled file can make the readers raise anything
         raise InputError(_refusal(path, error)) from error
+    if fault:
+        raise InputError(f"checkpoint '{path}' is damaged ({fault})")
     if not isinstance(content, dict):
         raise InputError(f"checkpoint '{path}' holds a {type(content).__name__}, not named weights")
     return content
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a file that `torch.save` wrote, by the checksums in it; empty where nothing is.
+
+    torch itself does not look at them when it reads.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if not any(member.CRC for member in archive.infolist()):
+                return ""  # torch was told to write none
+            broken = archive.testzip()
+    except Exception as error:  # a garbled directory can make zipfile raise anything
+        return f"{error}" or type(error).__name__
+    return f"the checksum of {broken} is wrong" if broken else ""
 
 
 def _refusal(path: Path, error: Exception) -> str:
@@ -62,7 +87,8 @@ def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     # torch's own first line of advice is to switch the protection off; what was found stands after it.
     found = [line for line in lines if line.startswith(("WeightsUnpickler error", "Unsupported"))]
-    return (found or lines or [type(error).__name__])[0][:200]
+    sentence = re.split(r"(?<=[.!?])\s", (found or lines or [type(error).__name__])[0])[0]
+    return textwrap.shorten(sentence, 300, placeholder=" ...")
 
 
 def weights_of(content: Mapping[str, Any], *, ema: bool = False) -> dict[str, torch.Tensor]:

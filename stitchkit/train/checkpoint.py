@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from itertools import zip_longest
@@ -97,6 +96,7 @@ class Checkpoints:
         self.keep = keep
         self.history: dict[int, float] = {}
         self._last_is_good = False
+        self._whole: tuple[Path, int] | None = None
 
     @property
     def last(self) -> Path:
@@ -104,18 +104,37 @@ class Checkpoints:
         return self.folder / LAST
 
     def clear(self) -> None:
-        """Remove what a killed run was about to write."""
+        """Remove what a killed run was about to write, and finish what it had begun."""
         for path in self.folder.glob("*.tmp"):
             path.unlink()
+        if self._whole is not None:
+            self._link_epoch(*self._whole)
 
-    def resumed(self, path: str | Path, history: Mapping[int, float]) -> None:
+    def _link_epoch(self, path: Path, epoch: int) -> None:
+        """Give a whole epoch the names that it lacks where the run was killed before it had them all."""
+        newest = max(other.stat().st_mtime_ns for other in self.folder.glob(f"*{_SUFFIX}"))
+        if epoch not in self.history or path.stat().st_mtime_ns < newest:  # names of later ones are not taken
+            return
+        names = [self.last] if not self.last.exists() else []
+        if epoch in self._ranked()[-self.keep :]:
+            names.append(self._path(epoch))
+        if self.history[epoch] > max((self.history[n] for n in self.history if n != epoch), default=float("-inf")):
+            names.append(self.folder / f"model_best{_SUFFIX}")
+        for name in names:
+            if not name.exists() or not name.samefile(path):
+                link(name, path)
+
+    def resumed(self, path: str | Path, history: Mapping[int, float], *, epoch: int | None = None) -> None:
         """Go on with a run.
 
         Args:
             path: The checkpoint that was read, and so is good.
             history: The figures of the epochs before.
+            epoch: The epoch whose end it is; None within one.
         """
         self.history = dict(history)
+        if epoch is not None and Path(path).resolve().parent == self.folder.resolve():
+            self._whole = Path(path), epoch
         self._last_is_good = self.last.exists() and self.last.samefile(path)
 
     def save_within(self, state: Mapping[str, Any], *, epoch: int) -> None:
@@ -146,9 +165,12 @@ class Checkpoints:
         link(self.last, self._path(epoch))
         self._last_is_good = True
         _sync(self.folder)
-        ranked = sorted(self.history, key=lambda number: self.history[number])
-        for number in ranked[: -self.keep]:
+        for number in self._ranked()[: -self.keep]:
             self._path(number).unlink(missing_ok=True)
+
+    def _ranked(self) -> list[int]:
+        """The epochs, the best last."""
+        return sorted(self.history, key=lambda number: self.history[number])
 
     def _keep_previous(self) -> None:
         """Make the newest the one before; a damaged one does not take the place of a good one."""
@@ -197,9 +219,12 @@ def load_weights(session: Session, *, ema: bool = False) -> dict[str, Any]:
     """
     path = session.recipe.run.resume
     assert path is not None
-    content = read_checkpoint(path)
-    if content.get("format") == _FORMAT and (fault := damage(Path(path))):
-        raise InputError(f"checkpoint '{path}' is damaged ({fault}); --resume auto takes the newest good one")
+    try:
+        content = read_checkpoint(path)
+    except InputError as error:
+        if not Path(path).name.endswith(_SUFFIX) or not Path(path).is_file():
+            raise
+        raise InputError(f"{error}; --resume auto takes the newest good one of the run's own folder") from error
     if session.config is not None:
         check_configuration(content, session.config, path)
     trained_size, size, model = content.get("input_size"), list(session.input_size), session.recipe.model
@@ -286,19 +311,6 @@ def restore(
     if task.has_ema():
         task.get_trainable_module(ema=True).module.load_state_dict(weights_of(content, ema=True))  # type: ignore[union-attr]
     return int(content["epoch"]) + 1
-
-
-def damage(path: Path) -> str:
-    """What is wrong with a file that `torch.save` wrote, by the checksums in it; empty where nothing is.
-
-    torch itself does not look at them when it reads.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        return f"{error}" or type(error).__name__
-    return f"the checksum of {broken} is wrong" if broken else ""
 
 
 def fingerprint(path: str | Path) -> str:

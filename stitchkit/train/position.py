@@ -65,7 +65,13 @@ class LossWindow:
         self._routes.append((step, -1 if cfg_id is None else cfg_id))
 
     def flush(self) -> list[tuple[int, float]]:
-        """Stitch (-1 in a plain model) and loss of each step on each rank; the window is then empty.
+        """`read`; the window is then empty."""
+        found = self.read()
+        self._losses, self._routes = [], []
+        return found
+
+    def read(self) -> list[tuple[int, float]]:
+        """Stitch (-1 in a plain model) and loss of each step on each rank; every rank calls this.
 
         Raises:
             InputError: If a loss was not finite; it names the first such step and its stitch.
@@ -74,7 +80,6 @@ class LossWindow:
             return []
         losses = torch.stack(self._losses).double()
         routes = torch.tensor(self._routes, dtype=losses.dtype, device=losses.device)
-        self._losses, self._routes = [], []
         # Read back at once: the host waits for the device a single time.
         ranks = gather_over_ranks(torch.cat([routes, losses[:, None]], dim=1)).tolist()
         found = []

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from timm.utils import unwrap_model
 from torch import nn
 
+from stitchkit.distributed import gather_over_ranks
 from stitchkit.errors import InputError, Stopped
 from stitchkit.measure.evaluate import Score
 from stitchkit.train.checkpoint import Checkpoints, training_state
@@ -78,6 +79,7 @@ class Recorder:
 
     def _save(self, epoch: int, position: Position) -> None:
         """Save where all ranks stand; every rank calls this."""
+        position.window.read()  # a checkpoint with a loss that is not finite would end each run that goes on from it
         check_finite(self._trainer, {}, epoch)
         world = self._session.world
         own = {"position": position.state(world.device), "buffers": _buffers(self._trainer)}
@@ -93,17 +95,27 @@ class Recorder:
 
 
 def check_finite(trainer: Trainer, scores: Mapping[str, Score], epoch: int) -> None:
-    """Refuse to save what an update broke; the loss of a step was computed before its update.
+    """Refuse to save what an update broke; the loss of a step was computed before its update. Every rank calls this.
 
     Raises:
-        InputError: If a weight or a validation loss is not finite.
+        InputError: If a weight, a statistic of a norm or a validation loss is not finite, on any rank.
     """
-    finite = all(parameter.isfinite().all() for parameter in trainer.task.get_trainable_module().parameters())
-    if not finite or not all(torch.tensor(score.loss).isfinite() for score in scores.values()):
+    finite = torch.tensor(float(_is_finite(trainer.task.get_trainable_module())), device=trainer.world.device)
+    if not gather_over_ranks(finite).all() or not all(torch.tensor(score.loss).isfinite() for score in scores.values()):
         raise InputError(
-            f"weights or validation loss are not finite after epoch {epoch + 1}; stopped. The last good checkpoint is "
-            "kept. Lower the learning rate, clip gradients (--clip-grad 1), or train with --no-amp"
+            f"weights, statistics of norms or validation loss are not finite after epoch {epoch + 1}; stopped. The "
+            "last good checkpoint is kept. Lower the learning rate, clip gradients (--clip-grad 1), or train with "
+            "--no-amp"
         )
+
+
+def _is_finite(network: nn.Module) -> bool:
+    """Whether all that is saved of a network is finite; buffers may be masks, which hold infinities by right."""
+    tensors = [value.isfinite().all() for value in network.parameters()]
+    for name, buffer in network.named_buffers():
+        is_statistic = name.endswith(("running_mean", "running_var"))
+        tensors.append((buffer.isfinite() if is_statistic else ~buffer.isnan()).all())
+    return all(map(bool, tensors))
 
 
 def restore_position(content: Mapping[str, Any], trainer: Trainer) -> Position | None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from stitchkit.distributed import World, from_primary, restarts
 from stitchkit.errors import InputError
-from stitchkit.train.checkpoint import LAST, PREVIOUS, damage
+from stitchkit.model.weights import read_checkpoint
+from stitchkit.train.checkpoint import LAST, PREVIOUS
 from stitchkit.train.recipe import Recipe
 
 _logger = logging.getLogger(__name__)
@@ -57,16 +58,24 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """
     candidates = _candidates(folder)
     for path in candidates:
-        if fault := damage(path):
-            _logger.warning("checkpoint '%s' is damaged (%s); the one before is used", path, fault)
-        else:
+        if not (fault := _fault(path)):
             return path
+        _logger.warning("%s; the one before is used", fault)
     if candidates:
         raise InputError(
             f"none of the {len(candidates)} checkpoints in '{folder}' can be read; move them away to start anew, or "
             "choose another --experiment"
         )
     return None
+
+
+def _fault(path: Path) -> str:
+    """Why a file cannot be gone on from; empty where it can."""
+    try:
+        read_checkpoint(path)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _candidates(folder: Path) -> list[Path]:

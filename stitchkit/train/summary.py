@@ -64,13 +64,16 @@ def cut_summaries(folder: Path, epoch: int) -> None:
 def _cut(path: Path, epoch: int) -> None:
     if not path.exists():
         return
-    with path.open(newline="") as file:
+    with path.open(newline="", errors="replace") as file:
         head, *rows = list(csv.reader(file)) or [[]]
     if not head:  # killed before the first line was written; without a file the next epoch writes the head
         path.unlink()
         return
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([head, *(row for row in rows if int(row[0]) < epoch)])
+    kept = [row for row in rows if row and row[0].isdecimal() and int(row[0]) < epoch]  # others are no epochs
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", newline="") as file:
+        csv.writer(file).writerows([head, *kept])
+    temporary.replace(path)
 
 
 def write_fit(folder: Path, space: StitchSpace, residuals: Mapping[Joint, float]) -> None:

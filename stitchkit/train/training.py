@@ -129,7 +129,8 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, int, 
     start, position = 0, None
     if content is not None and not recipe.run.no_resume_opt:
         start = restore(content, recipe, task, optimizer, scaler)
-        checkpoints.resumed(recipe.run.resume or "", content["history"])
+        whole = None if content.get("within") else content["epoch"]
+        checkpoints.resumed(recipe.run.resume or "", content["history"], epoch=whole)
     if recipe.schedule.start_epoch is not None:
         start = recipe.schedule.start_epoch
         checkpoints.history = {epoch: metric for epoch, metric in checkpoints.history.items() if epoch < start}

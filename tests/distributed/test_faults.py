@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import time
@@ -16,9 +17,10 @@ import stitchkit.train.checkpoint as checkpoint
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
+from stitchkit.model.weights import damage
 from stitchkit.train.images import NO_CLASS, CheckedImages, explained
 from stitchkit.train.loop import Trainer
-from stitchkit.train.recovery import damage, newest_checkpoint
+from stitchkit.train.recovery import newest_checkpoint
 from tests.distributed.forks import end, start
 from tests.distributed.test_resume_within import assert_same_end, content
 from tests.support import FLAGS, write_config, write_images
@@ -109,7 +111,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(run, tmp_path, caplog, harm
     assert newest_checkpoint(folder) == folder / "previous.pth.tar"
     with caplog.at_level("INFO"):
         assert run("harmed", "--resume", "auto") == 0
-    assert "last.pth.tar' is damaged (" in caplog.text
+    assert re.search(r"last.pth.tar' is (damaged|truncated or not a checkpoint) \(", caplog.text)
     assert "; the one before is used" in caplog.text
     assert "previous.pth.tar" in caplog.text
     assert_same_end(tmp_path / "whole", folder)
@@ -135,7 +137,12 @@ def test_a_damaged_checkpoint_that_was_named_ends_the_run(run, tmp_path, capsys)
     flip(last)
     for flags in (["--resume", last], ["--eval", "--resume", last]):
         assert run("harmed", *flags) == 2
-        assert f"checkpoint '{last}' is damaged (" in capsys.readouterr().err
+        line = capsys.readouterr().err
+        assert f"checkpoint '{last}' is damaged (" in line
+        assert "; --resume auto takes the newest good one" in line
+    cut(last)
+    assert run("harmed", "--resume", last) == 2
+    assert "(File is not a zip file); --resume auto takes the newest good one" in capsys.readouterr().err
 
 
 def test_auto_without_a_good_checkpoint(run, tmp_path, capsys):
@@ -302,6 +309,34 @@ def test_an_infinite_loss_names_its_stitch(run, tmp_path, monkeypatch, capsys):
     assert run("infinite") == 2
     assert f"the loss is inf at step 9 with stitch {seen[9]} on rank 0; stopped." in capsys.readouterr().err
     assert content(tmp_path / "infinite")["epoch"] == 0
+
+
+@pytest.mark.parametrize("what", ["loss", "buffer"])
+def test_an_infinite_figure_is_not_saved_within_an_epoch(run, tmp_path, monkeypatch, capsys, what):
+    """Of a step that left the weights finite; the checkpoint before it is the one to go on from."""
+    inner, count = Trainer._step, [0]
+
+    def step(trainer, *arguments):
+        loss, images = inner(trainer, *arguments)
+        count[0] += 1
+        if count[0] == 3 and what == "loss":
+            loss = loss * torch.inf
+        if count[0] == 3 and what == "buffer":
+            module = trainer.task.get_trainable_module()
+            module.register_buffer("running_var", torch.tensor([1.0, torch.inf]))
+        return loss, images
+
+    flags = ("--checkpoint-interval", "2", "--log-interval", "50")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", step)
+        assert run("poisoned", *flags) == 2
+    expected = {
+        "loss": "the loss is inf at step 2 with stitch ",
+        "buffer": "statistics of norms or validation loss are",
+    }
+    assert expected[what] in capsys.readouterr().err
+    assert content(tmp_path / "poisoned")["within"]["ranks"][0]["position"]["done"] == 2
+    assert run("poisoned", *flags, "--resume", "auto", "--lr", "1e-6") == 0
 
 
 def test_a_rank_that_meets_a_fault_tells_all(images, tmp_path, capfd):

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from stitchkit.cli import main
+from stitchkit.train.checkpoint import Checkpoints
+from stitchkit.train.recovery import newest_checkpoint
 from stitchkit.train.summary import cut_summaries
 from tests.support import FLAGS, ROOT, launch, weights, write_config
 
@@ -115,6 +117,65 @@ def test_checkpoints_keep_the_best_epochs(images, config, tmp_path):
         f"{name}.pth.tar" for name in ("last", "previous", "model_best", *(f"checkpoint-{n}" for n in best))
     }
     assert not list((tmp_path / "pico").glob("*.tmp"))
+
+
+@pytest.mark.parametrize("missing", [["model_best"], ["model_best", "last"], ["checkpoint-1"]])
+def test_names_that_a_killed_run_did_not_give_are_given(tmp_path, missing):
+    saved = Checkpoints(tmp_path, keep=2)
+    saved.save({}, epoch=0, metric=1.0)
+    saved.save({}, epoch=1, metric=2.0)
+    names = {path.name: path.read_bytes() for path in tmp_path.glob("*.pth.tar")}
+    for name in missing:
+        (tmp_path / f"{name}.pth.tar").unlink()
+    if "model_best" in missing:  # as the epoch before left it
+        os.link(tmp_path / "checkpoint-0.pth.tar", tmp_path / "model_best.pth.tar")
+    path = newest_checkpoint(tmp_path) if "last" not in missing else tmp_path / "checkpoint-1.pth.tar"
+    again = Checkpoints(tmp_path, keep=2)
+    again.resumed(path, saved.history, epoch=1)
+    again.clear()
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pth.tar")} == names
+
+
+def test_going_back_takes_no_name_of_a_later_epoch(tmp_path):
+    saved = Checkpoints(tmp_path, keep=2)
+    saved.save({}, epoch=0, metric=1.0)
+    saved.save({}, epoch=1, metric=2.0)
+    os.utime(tmp_path / "checkpoint-0.pth.tar", (1, 1))
+    again = Checkpoints(tmp_path, keep=2)
+    again.resumed(tmp_path / "checkpoint-0.pth.tar", {0: 1.0}, epoch=0)
+    again.clear()
+    assert (tmp_path / "model_best.pth.tar").samefile(tmp_path / "checkpoint-1.pth.tar")
+
+
+def test_a_run_that_goes_on_gives_the_names(images, config, tmp_path):
+    common = [images, "--stitch_config", config, *FLAGS, "--output", tmp_path]
+    run(*common)
+    last = tmp_path / "pico/last.pth.tar"
+    history = torch.load(last, weights_only=True)["history"]
+    lost = tmp_path / "pico/checkpoint-1.pth.tar"
+    lost.unlink()
+    (tmp_path / "pico/model_best.pth.tar").unlink()
+    run(*common, "--resume", "auto")
+    assert lost.samefile(last)
+    assert (tmp_path / "pico/model_best.pth.tar").exists() == (history[1] > history[0])
+
+
+@pytest.mark.parametrize("line", ["", "killed,", "\x00\udcff", "-1,3"])
+def test_odd_lines_of_a_summary_are_dropped(tmp_path, line):
+    path = tmp_path / "summary.csv"
+    path.write_text(f"epoch,train_loss\n0,1.0\n{line}\n1,0.5\n", errors="surrogateescape")
+    cut_summaries(tmp_path, 1)
+    assert path.read_text().split() == ["epoch,train_loss", "0,1.0"]
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.csv"]
+
+
+def test_a_full_disk_keeps_the_summary(tmp_path, monkeypatch):
+    path = tmp_path / "summary.csv"
+    path.write_text("epoch,train_loss\n0,1.0\n")
+    monkeypatch.setattr("stitchkit.train.summary.csv.writer", lambda _: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        cut_summaries(tmp_path, 1)
+    assert path.read_text() == "epoch,train_loss\n0,1.0\n"
 
 
 def test_a_summary_that_was_killed_before_its_first_line_is_begun_again(tmp_path):

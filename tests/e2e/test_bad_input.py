@@ -176,7 +176,7 @@ def test_a_truncated_checkpoint(capsys, images, config, trained, tmp_path):
     bad.write_bytes((trained / "last.pth.tar").read_bytes()[:5000])
     before = content(trained)
     line = train(capsys, images, config, tmp_path, "--experiment", "x", "--resume", bad)
-    assert "truncated or not a checkpoint" in line
+    assert "is damaged (File is not a zip file)" in line
     assert content(trained) == before
 
 

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from stitchkit.errors import InputError
 from stitchkit.measure.evaluate import evaluate, evaluate_stitch
+from stitchkit.train.evaluation import _check_origin
 from tests.support import pico_images, pico_snnet
 
 CPU = torch.device("cpu")
@@ -43,3 +44,12 @@ def test_each_module_gets_its_own_mode_back():
 def test_nothing_to_judge_is_an_error():
     with pytest.raises(InputError, match="no image"):
         evaluate(lambda x: x, [], device=CPU)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "a", "- ]", "\x00"])
+def test_an_odd_file_of_how_a_ledger_came_is_told_in_one_line(text, tmp_path):
+    path = tmp_path / "stitches_res.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"says how '.*' came, cannot be read: .*; choose another") as caught:
+        _check_origin(path.with_suffix(".txt"), {"seed": 1}, path)
+    assert "\n" not in str(caught.value)

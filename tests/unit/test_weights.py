@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 import stitchkit
 from stitchkit.errors import InputError
-from stitchkit.model.weights import read_checkpoint
+from stitchkit.model.weights import damage, read_checkpoint
 from tests.support import pico_config, pico_snnet
 
 
@@ -75,8 +75,66 @@ def test_a_truncated_file_is_named(size, source, tmp_path):
     torch.save({"model": source.state_dict()}, tmp_path / "w.pth")
     content = (tmp_path / "w.pth").read_bytes()
     (tmp_path / "w.pth").write_bytes(content[:size])
-    with pytest.raises(InputError, match=r"truncated|not a checkpoint"):
+    with pytest.raises(InputError, match=r"damaged|truncated|not a checkpoint"):
         read_checkpoint(tmp_path / "w.pth")
+
+
+def test_a_flipped_byte_of_a_tensor_is_refused(source, tmp_path):
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    data = bytearray((tmp_path / "w.pth").read_bytes())
+    data[len(data) // 2] ^= 0x10
+    (tmp_path / "w.pth").write_bytes(data)
+    torch.load(tmp_path / "w.pth", weights_only=True)  # torch says nothing
+    with pytest.raises(InputError, match=r"w.pth' is damaged \(the checksum of w/data/\d+ is wrong\)"):
+        stitchkit.load_checkpoint(source, tmp_path / "w.pth")
+
+
+def test_a_long_refusal_ends_with_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "w.pth").write_bytes(b"x")
+    told = "the file in archive is not in a subdirectory. " + "Then some advice. " * 20
+
+    def load(*_, **__):
+        raise RuntimeError(told)
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(InputError, match=r"\(the file in archive is not in a subdirectory\.\)$"):
+        read_checkpoint(tmp_path / "w.pth")
+    told = "word " * 100
+    with pytest.raises(InputError, match=r"word \.\.\.\)$"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+def test_older_files_and_those_without_checksums_are_read(tmp_path):
+    torch.save({"a": torch.ones(3)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    try:
+        torch.serialization.set_crc32_options(compute_crc32=False)
+        torch.save({"a": torch.ones(3)}, tmp_path / "bare.pth")
+    finally:
+        torch.serialization.set_crc32_options(compute_crc32=True)
+    for name in ("old.pth", "bare.pth"):
+        assert torch.equal(read_checkpoint(tmp_path / name)["a"], torch.ones(3))
+
+
+def test_no_flipped_bit_is_read_as_another_number(tmp_path):
+    """Headers and directory of a small file, bit by bit; what torch and zipfile make of them differs."""
+    path = tmp_path / "w.pth"
+    weights = {"a": torch.arange(3.0), "b": torch.ones(2, dtype=torch.int64)}
+    torch.save(weights, path)
+    good = path.read_bytes()
+    refused = 0
+    for place in [*range(64), *range(good.index(b"PK\x01\x02"), len(good))]:
+        data = bytearray(good)
+        data[place] ^= 1 << place % 8
+        path.write_bytes(data)
+        assert isinstance(damage(path), str)
+        try:
+            content = read_checkpoint(path)
+        except InputError:
+            refused += 1
+            continue
+        assert content.keys() == weights.keys()
+        assert all(torch.equal(content[name], value) for name, value in weights.items())
+    assert refused > 100
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
