@@ -289,6 +289,28 @@ def test_a_checkpoint_of_another_rule_is_refused(run, capsys):
     assert "stitched_final_norm was False and is True" in capsys.readouterr().err
 
 
+def test_anchors_of_the_same_shapes_that_compute_something_else_are_refused(run, capsys):
+    config = json.loads(run.flags[1].read_text())
+    config["anchors"][1]["kwargs"]["num_heads"] = 4
+    config["anchors"][2]["name"] = "deit_tiny_patch16_224"
+    run.flags[1].write_text(json.dumps(config))
+    budget = ["--ledger", run.folder / "ledger.txt", "--max-flops", "1G", "-o", run.folder / "net.safetensors"]
+    assert run.export(*budget) == 2
+    line = capsys.readouterr().err
+    assert "num_heads was 2 and is 4 in anchor 's'" in line
+    assert "and is 'deit_tiny_patch16_224' in anchor 'b'" in line
+    assert not (run.folder / "net.safetensors").exists()
+
+
+def test_other_labels_tags_and_sizes_are_the_same_network(run):
+    state = torch.load(run.flags[3], weights_only=True)
+    for anchor in state["stitch_config"]["anchors"]:
+        anchor |= {"name": anchor["name"] + ".augreg_in21k", "label": "old", "checkpoint": "gone.pth"}
+        anchor["kwargs"] |= {"img_size": 224, "num_classes": 1000, "drop_path_rate": 0.1}
+    torch.save(state, run.flags[3])
+    assert run.export("--cfg_id", 9, "-o", run.folder / "net.safetensors") == 0
+
+
 def test_a_recalibrated_stitch_is_exported_as_it_was_measured(tmp_path, images, capsys):
     """`--eval --recalibrate-bn` and the export of the same stitch: one accuracy."""
     config, checkpoint = tmp_path / "resnet.json", tmp_path / "last.pth.tar"
