@@ -222,7 +222,7 @@ def load_weights(session: Session, *, ema: bool = False) -> dict[str, Any]:
 
 
 def check_configuration(content: Mapping[str, Any], config: StitchConfig, path: str | Path) -> None:
-    """See that a checkpoint of ours was trained with the rule and the anchors of a configuration; shapes do not say all.
+    """See that a checkpoint of ours was trained with the rule and anchors of a configuration; shapes tell less.
 
     Released checkpoints do not name their configuration and pass.
 
@@ -258,9 +258,8 @@ def _anchor_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> li
     is_place = any(":" in name for name in names)  # a folder or repository may have moved
     wrong = [] if is_place or names[0] == names[1] else [f"name was {before['name']!r} and is {now['name']!r}"]
     was, is_ = (json.loads(json.dumps(anchor["kwargs"])) for anchor in (before, now))  # tuples as lists
-    for key in sorted(was.keys() | is_.keys()):
-        if key not in _FREE_KWARGS and not key.startswith("drop") and was.get(key) != is_.get(key):
-            wrong.append(f"{key} was {was.get(key)!r} and is {is_.get(key)!r}")
+    keys = [key for key in sorted(was.keys() | is_.keys()) if key not in _FREE_KWARGS and not key.startswith("drop")]
+    wrong += [f"{key} was {was.get(key)!r} and is {is_.get(key)!r}" for key in keys if was.get(key) != is_.get(key)]
     return [f"{part} in anchor '{now['label']}'" for part in wrong]
 
 
