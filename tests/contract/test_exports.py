@@ -358,6 +358,11 @@ def test_a_ledger_of_another_network_chooses_nothing(run, capsys):
     assert "of another SN-Net: its cfg_id 4 has stitch" in capsys.readouterr().err
 
 
+def test_without_a_budget_the_most_accurate_is_taken_and_told(run, capsys):
+    assert run.export("--ledger", run.folder / "ledger.txt", "-o", run.folder / "net.safetensors") == 0
+    assert "no budget was given; the most accurate of all 17 stitches is taken" in capsys.readouterr().out
+
+
 def test_a_ledger_without_latencies_gets_them(run, capsys):
     flags = ["--ledger", run.folder / "ledger.txt", "--max-latency-ms", "1e6", "-o", run.folder / "net.safetensors"]
     assert run.export(*flags) == 0
