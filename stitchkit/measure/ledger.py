@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,14 +25,15 @@ def read_rows(path: str | Path) -> list[Row]:
     A last line that a killed run left unfinished is passed over.
 
     Raises:
-        InputError: If the file is missing or empty, or a line is not a row with a `cfg_id`.
+        InputError: If the file is missing or empty, or a line is no row with a `cfg_id` of its own and finite figures.
     """
     path = Path(path)
     try:
         lines = path.read_text().splitlines(keepends=True)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"ledger '{path}' cannot be read: {error}") from error
-    rows = []
+    rows: list[Row] = []
+    places: dict[int, int] = {}
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
@@ -41,11 +43,22 @@ def read_rows(path: str | Path) -> list[Row]:
             raise InputError(f"ledger '{path}', line {number} is not JSON: {line.strip()[:80]!r}") from error
         if not isinstance(row, dict) or not isinstance(row.get("cfg_id"), int):
             raise InputError(f"ledger '{path}', line {number} has no integer 'cfg_id': {line.strip()[:80]!r}")
-        for key, kind in _TYPES.items():
-            if key in row and (not isinstance(row[key], kind) or isinstance(row[key], bool)):
-                raise InputError(f"ledger '{path}', line {number} has {key} {row[key]!r}, not of type {kind}")
+        if fault := _fault(row):
+            raise InputError(f"ledger '{path}', line {number} has {fault}")
+        if (first := places.setdefault(row["cfg_id"], number)) != number:
+            raise InputError(f"ledger '{path}', line {number} has cfg_id {row['cfg_id']} as line {first} has; keep one")
         rows.append(row)
     return rows
+
+
+def _fault(row: Row) -> str:
+    """What of a row's figures cannot be used; a loss alone may be NaN, as nothing is chosen by it."""
+    for key, kind in _TYPES.items():
+        if key in row and (not isinstance(row[key], kind) or isinstance(row[key], bool)):
+            return f"{key} {row[key]!r}, not of type {kind}"
+        if key in row and key not in ("stitch", "loss") and not math.isfinite(row[key]):
+            return f"{key} {row[key]}, which is not finite; take the line out and evaluate the stitch again"
+    return ""
 
 
 def write_rows(path: str | Path, rows: list[Row]) -> None:

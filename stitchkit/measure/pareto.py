@@ -158,6 +158,21 @@ def _figure(title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def check_plot(path: str | Path) -> None:
+    """See that a picture can be written, before anything else is.
+
+    Raises:
+        InputError: If its folder is missing, or the format is unknown.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase  # slow to import
+
+    path, known = Path(path), FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in known:
+        raise InputError(f"plot '{path}' cannot be written: no format '{path.suffix}'; take .png, .svg or .pdf")
+    if not path.parent.is_dir():
+        raise InputError(f"folder '{path.parent}' does not exist; make it, or check the path")
+
+
 def _save(figure: Figure, path: str | Path) -> None:
     try:
         figure.savefig(path)

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from stitchkit.errors import InputError
-from stitchkit.measure.ledger import Row, read_rows
+from stitchkit.measure.ledger import Row, difference, read_rows
+from stitchkit.measure.profile import Profiler
 from stitchkit.model.snnet import SNNet
 from stitchkit.ship.pick import Budget, count, pick, pick_one
 
@@ -26,8 +27,8 @@ class BudgetedModel(nn.Module):
         ledger: A ledger of it, or its rows.
 
     Raises:
-        InputError: If the ledger cannot be read, lacks FLOPs or accuracies, or names stitches that the SN-Net does not
-            have.
+        InputError: If the ledger cannot be read, lacks FLOPs or accuracies, or is of another SN-Net: other
+            stitches, or other FLOPs.
     """
 
     def __init__(self, model: SNNet, ledger: str | Path | Sequence[Row]):
@@ -35,13 +36,10 @@ class BudgetedModel(nn.Module):
         self.model = model
         rows = read_rows(ledger) if isinstance(ledger, str | Path) else ledger
         self.rows = [dict(row) for row in rows]
+        profiler = Profiler(model)
         for row in self.rows:
-            name = model.space[row["cfg_id"]].name
-            if row.get("stitch", name) != name:
-                raise InputError(
-                    f"the ledger is of another SN-Net: its cfg_id {row['cfg_id']} is {row['stitch']}, here it is "
-                    f"{name}; give the ledger of this one"
-                )
+            if found := difference(row, model.space, profiler.cost):
+                raise InputError(f"the ledger is of another SN-Net: {found}; give the ledger of this one")
         pick(self.rows, Budget())  # all that a choice needs is there
         self._fronts: dict[str, list[tuple[float, int]]] = {}
 
@@ -75,13 +73,15 @@ class BudgetedModel(nn.Module):
         return front[place - 1][1] if place else int(pick_one(self.rows, limits)["cfg_id"])
 
     def _limits(self, budget: float | str) -> Budget:
-        if not isinstance(budget, str):
-            return Budget(max_flops=budget)
-        if not (latency := re.fullmatch(r"\s*(.*\d\.?)\s*ms\s*", budget)):
-            return Budget(max_flops=count(budget))
+        latency = re.fullmatch(r"\s*(.*\d\.?)\s*ms\s*", budget) if isinstance(budget, str) else None
+        value = count(latency[1] if latency else budget) if isinstance(budget, str) else budget
+        if not 0 < value < math.inf:
+            raise InputError(f"budget is {budget}; give FLOPs above 0 such as 5e9 or '5G', or a latency such as '8ms'")
+        if latency is None:
+            return Budget(max_flops=value)
         if any("latency_ms" not in row for row in self.rows):
             raise InputError(f"budget '{budget}' is a latency, and the ledger has none; call measure() once before")
-        return Budget(max_latency_ms=count(latency[1]))
+        return Budget(max_latency_ms=value)
 
     def _front(self, figure: str) -> list[tuple[float, int]]:
         """What each step of accuracy costs, with its `cfg_id`; a call has no time to look through the ledger."""

@@ -71,7 +71,9 @@ def _pick(settings: dict[str, Any]) -> None:
         raise InputError("--num-classes and --img-size are of a configuration; add --stitch_config, or leave them out")
     choice = pick(rows, budget)
     if settings["json"]:
-        print(json.dumps({**choice._asdict(), "stitches": len(rows), "budget": budget.limits}))
+        # JSON has no NaN, which a loss may be.
+        found = json.loads(json.dumps(choice._asdict()), parse_constant=lambda _: None)
+        print(json.dumps({**found, "stitches": len(rows), "budget": budget.limits}, allow_nan=False))
     if choice.best is None:
         raise InputError(refusal(len(rows), budget, choice))
     if settings["json"]:
@@ -154,4 +156,6 @@ def _best(ledger: str, budget: Any, trained: Any) -> int:
     row = pick_one(rows, budget)
     if note:
         print(note)
+    if not budget.limits:
+        print(f"no budget was given; the most accurate of all {len(rows)} stitches is taken")
     return int(row["cfg_id"])

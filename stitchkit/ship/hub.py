@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from safetensors.torch import save
 
 from stitchkit.config import StitchConfig
@@ -121,12 +121,22 @@ class HubSNNet(
             "title": " > ".join(labels),
             "anchors": ", ".join(labels),
             "stitches": len(self.space),
-            "place": "FOLDER_OR_REPOSITORY",
+            "place": kwargs.get("repo_id") or "FOLDER_OR_REPOSITORY",
             "example": front[-1]["cfg_id"] if front else 0,
             "size": ", ".join(map(str, self.input_size)),
             "front": table(front) if front else "",
         }
         return super().generate_model_card(*args, **(content | kwargs))
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload what `save_pretrained` writes; the card says where it is.
+
+        Args:
+            repo_id: The repository, `user/name`.
+            options: As huggingface_hub has them: `private`, `token`, `commit_message`, ...
+        """
+        options["model_card_kwargs"] = {"repo_id": repo_id, **(options.get("model_card_kwargs") or {})}
+        return super().push_to_hub(repo_id, **options)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> HubSNNet:
@@ -144,6 +154,10 @@ class HubSNNet(
             model: HubSNNet = super().from_pretrained(place, **options)
         except InputError as error:
             raise InputError(f"'{place}': {error}") from error
+        except HFValidationError as error:
+            raise InputError(
+                f"'{place}' is no folder that exists and no name of a repository; check the path, or give user/name"
+            ) from error
         except Exception as error:  # the hub's client raises many kinds
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise InputError(f"'{place}' cannot be loaded: {reason}; check the folder, or name and network") from error

@@ -28,9 +28,11 @@ def add_commands(commands: Commands) -> None:
 
 
 def _report(settings: dict[str, Any]) -> None:
-    from stitchkit.measure.pareto import plot, plot_ledgers
+    from stitchkit.measure.pareto import check_plot, plot, plot_ledgers
     from stitchkit.ship.report import read_ledgers, write_report
 
+    if settings["png"]:
+        check_plot(settings["png"])
     contents = read_ledgers(settings["ledgers"], settings["stitch_config"])
     write_report(settings["output"], contents, title=settings["title"])
     rows = {name: content["rows"] for name, content in contents.items()}
@@ -47,12 +49,14 @@ def _serve(settings: dict[str, Any]) -> None:
     from pathlib import Path
 
     from stitchkit.distributed import choose_device
-    from stitchkit.ship.serve import Demonstration, check_port, create_page, serve
-    from stitchkit.ship.trained import open_trained
+    from stitchkit.ship.serve import Demonstration, check_gradio, check_port, create_page, serve
+    from stitchkit.ship.trained import check_origin, open_trained
 
     check_port(settings["port"])
+    check_gradio()
     device = choose_device(settings["device"])
     trained = open_trained({key: settings[key] for key in ("stitch_config", "resume")})
+    check_origin(settings["ledger"], trained)
     trained.model.to(device)
     page = create_page(Demonstration(trained, settings["ledger"]), title=Path(settings["stitch_config"]).stem)
     serve(page, port=settings["port"])

@@ -19,6 +19,12 @@ _UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _FIGURES = {"max_flops": "flops", "max_params": "params", "max_latency_ms": "latency_ms", "min_acc1": "acc1"}
 _WORDS = {"flops": "FLOPs", "params": "parameters", "latency_ms": "ms", "acc1": "% top-1"}
 
+_FOLLOWS = "give --stitch_config, from which it follows"
+_ADVICE = {
+    "acc1": "use a ledger made by --eval",
+    "latency_ms": "give --stitch_config to measure it here, or a ledger that has latencies",
+}
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -137,8 +143,11 @@ def _check(rows: Sequence[Row], budget: Budget) -> None:
         raise InputError("the ledger has no rows; run an evaluation with --eval first")
     for key in dict.fromkeys(["flops", "acc1", *(_FIGURES[limit] for limit in budget.limits)]):
         if lacking := next((row for row in rows if key not in row), None):
-            advice = "use a ledger made by --eval" if key == "acc1" else "give --stitch_config, from which it follows"
-            raise InputError(f"the row of cfg_id {lacking['cfg_id']} has no '{key}'; {advice}")
+            raise InputError(f"the row of cfg_id {lacking['cfg_id']} has no '{key}'; {_ADVICE.get(key, _FOLLOWS)}")
+        if odd := next((row for row in rows if not math.isfinite(row[key])), None):
+            raise InputError(
+                f"the row of cfg_id {odd['cfg_id']} has {key} {odd[key]}, which is not finite; leave it out"
+            )
 
 
 def _figure(key: str, value: float) -> str:
@@ -152,6 +161,10 @@ def count(text: str) -> float:
     Raises:
         InputError: If it is none.
     """
+    if re.fullmatch(r".*\d\s*ms\s*", text, re.IGNORECASE):
+        raise InputError(
+            f"'{text}' is a latency, this is a count such as 5G; write milliseconds as 8ms, or use a latency limit"
+        )
     found = re.fullmatch(r"\s*(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)\s*([kMGT]?)\s*", text)
     if not found:
         raise InputError(f"'{text}' is not a number such as 5G, 300M, 12k or 1.3e9")

@@ -7,21 +7,27 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from html import escape
 from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from stitchkit._version import __version__
 from stitchkit.errors import InputError
-from stitchkit.measure.ledger import Row, read_rows
+from stitchkit.measure.ledger import Row, difference, read_rows
 from stitchkit.measure.pareto import is_anchor, pareto_front
 from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.ship.route import colors_of, depths_of, draw_route
+
+if TYPE_CHECKING:
+    from stitchkit.measure.profile import Cost
+
+    _Network = tuple[StitchSpace, Callable[[int], Cost]]
 
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 _RUN = "stitches_res"
@@ -61,30 +67,33 @@ def read_ledgers(paths: Sequence[str | Path], stitch_config: str | None = None) 
     places = [Path(path) for path in paths]
     if len({place.resolve() for place in places}) < len(places):
         raise InputError("a ledger is given twice; give each once")
-    space = _space(stitch_config) if stitch_config else None
+    network = _network(stitch_config) if stitch_config else None
     names = [place.resolve().parent.name if place.stem == _RUN else place.stem for place in places]
     if len(set(names)) < len(names):
         names = [str(place) for place in places]
-    return {name: _read_ledger(place, space, stitch_config) for name, place in zip(names, places, strict=True)}
+    return {name: _read_ledger(place, network, stitch_config) for name, place in zip(names, places, strict=True)}
 
 
-def _space(stitch_config: str) -> StitchSpace:
-    """The stitches of a configuration; no weights are made for it."""
+def _network(stitch_config: str) -> _Network:
+    """The stitches of a configuration and what they cost; weights are made only where a cost is asked for."""
     import torch
 
+    from stitchkit.measure.profile import Profiler  # slow to import
     from stitchkit.model.create import create_snnet
 
     with torch.device("meta"):
-        return create_snnet(stitch_config).space
+        space = create_snnet(stitch_config).space
+    profiler = cache(lambda: Profiler(create_snnet(stitch_config)))
+    return space, lambda cfg_id: profiler().cost(cfg_id)
 
 
-def _read_ledger(path: Path, space: StitchSpace | None, stitch_config: str | None) -> dict[str, Any]:
+def _read_ledger(path: Path, network: _Network | None, stitch_config: str | None) -> dict[str, Any]:
     rows = read_rows(path)
     pareto_front(rows)  # refuses what cannot be drawn
-    if space is not None:
-        rows = [_named(row, space, path) for row in rows]
+    if network is not None:
+        rows = [_named(row, network, path) for row in rows]
     stitches = {row["stitch"]: Stitch.parse(row["stitch"]) for row in rows if "stitch" in row}
-    depths = depths_of(space or stitches.values())
+    depths = depths_of(network[0] if network else stitches.values())
     if (most := max(depths.values(), default=0)) > _MOST_BLOCKS:
         raise InputError(
             f"ledger '{path}' has a stitch of an anchor of {most} blocks; at most {_MOST_BLOCKS} are drawn"
@@ -99,23 +108,34 @@ def _read_ledger(path: Path, space: StitchSpace | None, stitch_config: str | Non
     }
 
 
-def _named(row: Row, space: StitchSpace, path: Path) -> Row:
+def _named(row: Row, network: _Network, path: Path) -> Row:
     """A row with the name of its stitch."""
-    cfg_id = row["cfg_id"]
-    if not 0 <= cfg_id < len(space) or row.get("stitch", space[cfg_id].name) != space[cfg_id].name:
-        found = f"cfg_id {cfg_id}" + (f" as {row['stitch']}" if "stitch" in row else "")
+    space, cost = network
+    found = difference(row, space, cost) if "stitch" not in row else _other_name(row, space)
+    if found:
         raise InputError(
-            f"ledger '{path}' has {found}, which --stitch_config with its {len(space)} stitches has not; give the "
-            "configuration that it was measured with, or none"
+            f"ledger '{path}' is not of the {len(space)} stitches of --stitch_config: {found}; give the configuration "
+            "that it was measured with, or none"
         )
-    return {**row, "stitch": space[cfg_id].name}
+    return {**row, "stitch": space[row["cfg_id"]].name}
+
+
+def _other_name(row: Row, space: StitchSpace) -> str:
+    """Where a row has a name, it tells; its FLOPs may be those of other classes or another size."""
+    cfg_id, name = row["cfg_id"], row["stitch"]
+    if 0 <= cfg_id < len(space) and space[cfg_id].name == name:
+        return ""
+    return f"it has cfg_id {cfg_id} as {name}"
 
 
 def _export_command(path: Path, stitch_config: str | None) -> str:
     """The command that takes a stitch away, as far as the files beside the ledger tell; the rest in capitals."""
     settings: Mapping[str, Any] = {}
     if (beside := path.with_name("eval_args.yaml")).is_file():
-        content = yaml.safe_load(beside.read_text())
+        try:
+            content = yaml.safe_load(beside.read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"'{beside}' is damaged; move it away to leave it out of the report") from error
         settings = content if isinstance(content, dict) else {}
     last = path.with_name("last.pth.tar")
     config = stitch_config or settings.get("stitch_config") or "CONFIG.json"

@@ -142,7 +142,7 @@ def create_page(demonstration: Demonstration, *, title: str) -> Any:
     Raises:
         InputError: If gradio is not installed.
     """
-    gradio = _gradio()
+    gradio = check_gradio()
     size, unit = next(
         ((size, unit) for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if demonstration.costliest >= size),
         (1.0, ""),
@@ -167,7 +167,12 @@ def create_page(demonstration: Demonstration, *, title: str) -> Any:
     return page
 
 
-def _gradio() -> Any:
+def check_gradio() -> Any:
+    """The package of the page, before anything is loaded for it.
+
+    Raises:
+        InputError: If it is not installed.
+    """
     try:
         import gradio
     except ImportError as error:
@@ -200,7 +205,7 @@ def serve(page: Any, *, port: int | None = None) -> None:
         page: What `create_page` gave.
         port: Its port; by default the first free one from 7860.
     """
-    gradio = _gradio()
+    gradio = check_gradio()
     fonts = ["system-ui", "sans-serif"]  # gradio's own would be fetched from elsewhere
     theme = gradio.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"])
     options = {"theme": theme, "css": _STYLE, "share": False, "quiet": True, "prevent_thread_lock": True}

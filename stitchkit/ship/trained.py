@@ -98,7 +98,9 @@ def check_origin(ledger: str | Path, trained: Trained) -> None:
     try:
         known = yaml.safe_load(origin.read_text()) if origin.is_file() else None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"'{origin}', which says how the ledger came, is damaged; give --cfg_id instead") from error
+        raise InputError(
+            f"'{origin}', which says how the ledger came, is damaged; export a stitch by --cfg_id"
+        ) from error
     if not isinstance(known, dict):
         return
     assert recipe.run.resume is not None, "its weights are from there"
@@ -106,13 +108,13 @@ def check_origin(ledger: str | Path, trained: Trained) -> None:
     for key, value in ours.items():
         if (known.get(key) or 0) != value:
             raise InputError(
-                f"ledger '{ledger}' was measured with {key} {known.get(key)}, this export is with {value}; give "
-                f"{flag_of(key)} as it was, or choose the stitch by --cfg_id"
+                f"ledger '{ledger}' was measured with {key} {known.get(key)}, here it is {value}; give "
+                f"{flag_of(key)} as it was, or export a stitch by --cfg_id"
             )
     if known.get("weights_sha256") not in (None, fingerprint(recipe.run.resume)):
         raise InputError(
             f"ledger '{ledger}' was measured with other weights than '{recipe.run.resume}'; give the checkpoint it was "
-            "measured with, or choose the stitch by --cfg_id"
+            "measured with, or export a stitch by --cfg_id"
         )
 
 

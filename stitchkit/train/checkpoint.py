@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -245,7 +247,9 @@ def load_weights(session: Session, *, ema: bool = False) -> dict[str, Any]:
 
 
 def check_configuration(content: Mapping[str, Any], config: StitchConfig, path: str | Path) -> None:
-    """See that a checkpoint of ours was trained with the rule of a configuration; released ones do not say theirs.
+    """See that a checkpoint of ours was trained with the rule and anchors of a configuration; shapes tell less.
+
+    Released checkpoints do not name their configuration and pass.
 
     Args:
         content: What `read_checkpoint` gave.
@@ -261,9 +265,27 @@ def check_configuration(content: Mapping[str, Any], config: StitchConfig, path: 
     ours = config.to_dict()
     keys = ["stitch_kernel_size", "stitch_stride", "nearest_stitching", "stitched_final_norm"]
     keys += ["stages"] if "stages" in trained and "stages" in ours else []
-    if wrong := [key for key in keys if trained.get(key) != ours[key]]:
-        listed = ", ".join(f"{key} was {trained.get(key)!r} and is {ours[key]!r}" for key in wrong)
-        raise InputError(f"checkpoint '{path}' belongs to another configuration: {listed}")
+    wrong = [f"{key} was {trained.get(key)!r} and is {ours[key]!r}" for key in keys if trained.get(key) != ours[key]]
+    anchors = trained.get("anchors")
+    for before, now in zip(anchors if isinstance(anchors, list) else [], ours["anchors"], strict=False):
+        wrong += _anchor_differences(before, now)
+    if wrong:
+        raise InputError(f"checkpoint '{path}' belongs to another configuration: {', '.join(wrong)}")
+
+
+_FREE_KWARGS = ("img_size", "num_classes", "in_chans", "weight_init")
+"""What of an anchor flags and another data set change, or what trained weights replace; `drop*` besides."""
+
+
+def _anchor_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What of an anchor's architecture changed, in words; label, weights' tag and checkpoint may."""
+    names = [re.sub(r"_\d{3}$", "", anchor["name"].partition(".")[0]) for anchor in (before, now)]
+    is_place = any(":" in name for name in names)  # a folder or repository may have moved
+    wrong = [] if is_place or names[0] == names[1] else [f"name was {before['name']!r} and is {now['name']!r}"]
+    was, is_ = (json.loads(json.dumps(anchor["kwargs"])) for anchor in (before, now))  # tuples as lists
+    keys = [key for key in sorted(was.keys() | is_.keys()) if key not in _FREE_KWARGS and not key.startswith("drop")]
+    wrong += [f"{key} was {was.get(key)!r} and is {is_.get(key)!r}" for key in keys if was.get(key) != is_.get(key)]
+    return [f"{part} in anchor '{now['label']}'" for part in wrong]
 
 
 def restore(

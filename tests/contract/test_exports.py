@@ -289,6 +289,28 @@ def test_a_checkpoint_of_another_rule_is_refused(run, capsys):
     assert "stitched_final_norm was False and is True" in capsys.readouterr().err
 
 
+def test_anchors_of_the_same_shapes_that_compute_something_else_are_refused(run, capsys):
+    config = json.loads(run.flags[1].read_text())
+    config["anchors"][1]["kwargs"]["num_heads"] = 4
+    config["anchors"][2]["name"] = "deit_tiny_patch16_224"
+    run.flags[1].write_text(json.dumps(config))
+    budget = ["--ledger", run.folder / "ledger.txt", "--max-flops", "1G", "-o", run.folder / "net.safetensors"]
+    assert run.export(*budget) == 2
+    line = capsys.readouterr().err
+    assert "num_heads was 2 and is 4 in anchor 's'" in line
+    assert "and is 'deit_tiny_patch16_224' in anchor 'b'" in line
+    assert not (run.folder / "net.safetensors").exists()
+
+
+def test_other_labels_tags_and_sizes_are_the_same_network(run):
+    state = torch.load(run.flags[3], weights_only=True)
+    for anchor in state["stitch_config"]["anchors"]:
+        anchor |= {"name": anchor["name"] + ".augreg_in21k", "label": "old", "checkpoint": "gone.pth"}
+        anchor["kwargs"] |= {"img_size": 224, "num_classes": 1000, "drop_path_rate": 0.1}
+    torch.save(state, run.flags[3])
+    assert run.export("--cfg_id", 9, "-o", run.folder / "net.safetensors") == 0
+
+
 def test_a_recalibrated_stitch_is_exported_as_it_was_measured(tmp_path, images, capsys):
     """`--eval --recalibrate-bn` and the export of the same stitch: one accuracy."""
     config, checkpoint = tmp_path / "resnet.json", tmp_path / "last.pth.tar"
@@ -304,7 +326,7 @@ def test_a_recalibrated_stitch_is_exported_as_it_was_measured(tmp_path, images, 
     path, ledger = tmp_path / "net.safetensors", str(tmp_path / "resnet/stitches_res.txt")
     export_flags = ["-o", str(path), "--data", str(images), "--ledger", ledger]
     assert main(["export", *flags[:-2], *export_flags]) == 2
-    assert "measured with recalibrate_bn 3, this export is with 0; give --recalibrate-bn" in capsys.readouterr().err
+    assert "measured with recalibrate_bn 3, here it is 0; give --recalibrate-bn" in capsys.readouterr().err
     assert main(["export", *flags, "-o", str(path), "--cfg_id", "4"]) == 2
     assert "needs training images; add --data DIR" in capsys.readouterr().err
     assert main(["export", *flags, *export_flags]) == 0
@@ -320,7 +342,7 @@ def test_a_recalibrated_stitch_is_exported_as_it_was_measured(tmp_path, images, 
     ("origin", "message"),
     [
         ("weights_sha256: '00'", "measured with other weights than"),
-        ("model_ema: true", "measured with model_ema True, this export is with False; give --model-ema"),
+        ("model_ema: true", "measured with model_ema True, here it is False; give --model-ema"),
         ("- ]", "ledger.yaml', which says how the ledger came, is damaged"),
     ],
 )
@@ -334,6 +356,11 @@ def test_a_ledger_of_another_network_chooses_nothing(run, capsys):
     (run.folder / "ledger.txt").write_text(json.dumps(run.rows[4] | {"stitch": "ti[0:2] > s[2:3]"}) + "\n")
     assert run.export("--ledger", run.folder / "ledger.txt", "-o", run.folder / "net.onnx") == 2
     assert "of another SN-Net: its cfg_id 4 has stitch" in capsys.readouterr().err
+
+
+def test_without_a_budget_the_most_accurate_is_taken_and_told(run, capsys):
+    assert run.export("--ledger", run.folder / "ledger.txt", "-o", run.folder / "net.safetensors") == 0
+    assert "no budget was given; the most accurate of all 17 stitches is taken" in capsys.readouterr().out
 
 
 def test_a_ledger_without_latencies_gets_them(run, capsys):

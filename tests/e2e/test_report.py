@@ -137,13 +137,22 @@ def test_what_cannot_be_shown(tmp_path, capsys, monkeypatch):
     assert "let its name end with .html" in refused(capsys, LEDGER, "-o", tmp_path / "page.txt")
     assert "does not exist; make it" in refused(capsys, LEDGER, "-o", tmp_path / "gone/page.html")
     assert "given twice; give each once" in refused(capsys, LEDGER, LEDGER, "-o", page)
-    assert "which --stitch_config with its 8 stitches has not" in refused(
+    assert "is not of the 8 stitches of --stitch_config: it has cfg_id" in refused(
         capsys, LEDGER, "-o", page, "--stitch_config", ROOT / "configs/levit_192_256.json"
     )
+    unnamed = write_ledger(tmp_path / "unnamed.txt", {"flops": 4e9, "acc1": 80.0})
+    assert "its cfg_id 0 has flops 4000000000.0, here it is" in refused(
+        capsys, unnamed, "-o", page, "--stitch_config", CONFIG
+    )
+    assert "no format '.mp4'; take .png, .svg or .pdf" in refused(capsys, LEDGER, "-o", page, "--png", "a.mp4")
+    assert "folder 'gone' does not exist" in refused(capsys, LEDGER, "-o", page, "--png", "gone/a.png")
+    (tmp_path / "eval_args.yaml").write_text("- ]")
+    good = write_ledger(tmp_path / "good.txt", {"flops": 1, "acc1": 2})
+    assert "eval_args.yaml' is damaged; move it away" in refused(capsys, good, "-o", page)
+    (tmp_path / "eval_args.yaml").unlink()
     costs = write_ledger(tmp_path / "costs.txt", {"flops": 1})
     assert "has no 'acc1'; use a ledger made by --eval" in refused(capsys, costs, "-o", page)
     (tmp_path / "summary.csv").write_text("a,b\n1,2\n")
-    good = write_ledger(tmp_path / "good.txt", {"flops": 1, "acc1": 2})
     assert "summary.csv' has no column 'epoch'; move it away" in refused(capsys, good, "-o", page)
     long = write_ledger(tmp_path / "long.txt", {"flops": 1, "acc1": 2, "stitch": "ti[0:999999999]"})
     assert "at most 1000 are drawn" in refused(capsys, long, "-o", page)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from importlib.util import find_spec
+from types import ModuleType
 
 import pytest
 import torch
@@ -92,6 +93,8 @@ def refused(capsys, flags):
 
 
 def test_the_command_says_what_is_wrong(files, capsys, monkeypatch):
+    if find_spec("gradio") is None:  # it is looked for first
+        monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))
     assert "--port is 70000; it must be from 1 to 65535" in refused(capsys, files | {"--port": 70000})
     assert "gone.pth' does not exist" in refused(capsys, files | {"--resume": "gone.pth"})
     with socket.socket() as taken:
@@ -100,8 +103,10 @@ def test_the_command_says_what_is_wrong(files, capsys, monkeypatch):
         assert "cannot be had: Address already in use; choose another --port" in refused(
             capsys, files | {"--port": taken.getsockname()[1]}
         )
+    files["--ledger"].with_suffix(".yaml").write_text("weights_sha256: '00'")
+    assert "was measured with other weights than" in refused(capsys, files)
     monkeypatch.setitem(sys.modules, "gradio", None)
-    assert "pip install 'stitchkit[serve]'" in refused(capsys, files)
+    assert "pip install 'stitchkit[serve]'" in refused(capsys, files | {"--resume": "gone.pth"})
 
 
 @contextmanager

@@ -142,7 +142,10 @@ def test_pushing_uploads_what_saving_writes(model, folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
     assert model.push_to_hub("user/pico") == "done"
     assert uploaded["repo"] == "user/pico"
-    assert uploaded["files"] == {path.name: path.read_bytes() for path in folder.iterdir()}
+    saved = {path.name: path.read_bytes() for path in folder.iterdir()}
+    saved["README.md"] = saved["README.md"].replace(b"FOLDER_OR_REPOSITORY", b"user/pico")
+    assert b"user/pico" in saved["README.md"]
+    assert uploaded["files"] == saved
 
 
 def change_config(folder, change):
@@ -190,9 +193,9 @@ def test_a_pickle_in_a_folder_is_never_opened(model, folder):
 
 
 def test_a_place_that_is_none_is_refused_with_one_sentence(tmp_path):
-    with pytest.raises(stitchkit.InputError, match=r"cannot be loaded: .*; check the folder, or name and network"):
+    with pytest.raises(stitchkit.InputError, match="no folder that exists and no name of a repository"):
         stitchkit.HubSNNet.from_pretrained(tmp_path / "no/such/folder")
-    with pytest.raises(stitchkit.InputError, match="cannot be loaded"):
+    with pytest.raises(stitchkit.InputError, match=r"cannot be loaded: .*; check the folder, or name and network"):
         stitchkit.HubSNNet.from_pretrained("user/pico", local_files_only=True, cache_dir=tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(stitchkit.InputError, match="has no 'stitch_config'"):

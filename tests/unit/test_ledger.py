@@ -82,6 +82,14 @@ def test_what_is_no_ledger_is_named(text, tmp_path):
         read_rows(path)
 
 
+@pytest.mark.parametrize("line", ['{"cfg_id": 1, "acc1": NaN}', '{"cfg_id": 1, "flops": Infinity}', '{"cfg_id": 0}'])
+def test_rows_that_would_win_unfairly_are_named(line, tmp_path):
+    path = tmp_path / "r.txt"
+    path.write_text(f'{{"cfg_id": 0, "loss": NaN}}\n{line}\n')
+    with pytest.raises(InputError, match=r"line 2 has (acc1 nan|flops inf|cfg_id 0 as line 1 has)"):
+        read_rows(path)
+
+
 def test_a_missing_ledger_is_named(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read_rows(tmp_path / "missing.txt")

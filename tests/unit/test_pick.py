@@ -157,6 +157,21 @@ def test_latency_is_measured_where_it_is_asked_for(monkeypatch):
     assert pick_one(rows, Budget(max_latency_ms=fastest))["latency_ms"] == fastest
 
 
+def test_figures_that_are_not_finite_win_nothing_and_leave_json_valid(capsys, tmp_path):
+    with pytest.raises(stitchkit.InputError, match="cfg_id 3 has acc1 nan, which is not finite"):
+        pick([{"cfg_id": 3, "flops": 1, "acc1": float("nan")}], Budget())
+    write_rows(tmp_path / "r.txt", [{"cfg_id": 0, "flops": 1, "acc1": 5.0, "loss": float("nan")}])
+    assert main(["pick", str(tmp_path / "r.txt"), "--json"]) == 0
+    text = capsys.readouterr().out
+    assert json.loads(text, parse_constant=pytest.fail)["best"] == {"cfg_id": 0, "flops": 1, "acc1": 5.0, "loss": None}
+
+
+def test_a_lacking_latency_says_what_gives_it(capsys, tmp_path):
+    write_rows(tmp_path / "r.txt", [{"cfg_id": 0, "flops": 1, "acc1": 5.0}])
+    assert main(["pick", str(tmp_path / "r.txt"), "--max-latency-ms", "5"]) == 2
+    assert "has no 'latency_ms'; give --stitch_config to measure it here" in capsys.readouterr().err
+
+
 def test_a_ledger_of_another_network_is_refused(capsys, tmp_path):
     config = write_config(tmp_path / "pico.json")
     rows = pareto_like(pico_snnet())
@@ -223,13 +238,25 @@ def test_what_is_no_budget_is_refused(model, budget):
         stitchkit.BudgetedModel(model, rows).choose(budget)
 
 
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [(0, "budget is 0; give FLOPs above 0"), ("0ms", "budget is 0ms; give"), ("8MS", "write milliseconds as 8ms")],
+)
+def test_a_wrong_budget_is_answered_in_its_own_words(model, budget, message):
+    with pytest.raises(stitchkit.InputError, match=message):
+        stitchkit.BudgetedModel(model, pareto_like(model, latency_ms=1.0)).choose(budget)
+
+
 def test_the_ledger_must_be_of_the_model(model):
     rows = pareto_like(model)
-    with pytest.raises(stitchkit.InputError, match="its cfg_id 2 is ti"):
+    with pytest.raises(stitchkit.InputError, match="its cfg_id 2 has stitch ti"):
         stitchkit.BudgetedModel(model, [rows[2] | {"stitch": "ti[0:2] > s[2:3]"}])
-    with pytest.raises(stitchkit.InputError, match="cfg_id 40 does not exist"):
+    with pytest.raises(stitchkit.InputError, match="it has cfg_id 40, this space has 0 to"):
         stitchkit.BudgetedModel(model, [rows[2] | {"cfg_id": 40}])
     with pytest.raises(stitchkit.InputError, match="has no 'acc1'"):
         stitchkit.BudgetedModel(model, [{key: value for key, value in rows[2].items() if key != "acc1"}])
     with pytest.raises(stitchkit.InputError, match="has no rows"):
         stitchkit.BudgetedModel(model, [])
+    unnamed = [{"cfg_id": 2, "flops": 304_000_000, "acc1": 78.0}]  # as published rows are
+    with pytest.raises(stitchkit.InputError, match="of another SN-Net: its cfg_id 2 has flops 304000000, here it is"):
+        stitchkit.BudgetedModel(model, unnamed)
