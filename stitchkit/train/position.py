@@ -66,9 +66,10 @@ class LossWindow:
 
     def flush(self) -> list[tuple[int, float]]:
         """`read`; the window is then empty."""
-        found = self.read()
-        self._losses, self._routes = [], []
-        return found
+        try:
+            return self.read()
+        finally:
+            self._losses, self._routes = [], []
 
     def read(self) -> list[tuple[int, float]]:
         """Stitch (-1 in a plain model) and loss of each step on each rank; every rank calls this.

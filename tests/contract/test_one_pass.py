@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stitchkit.errors import InputError
-from stitchkit.model.memory import LiveBytes
+from stitchkit.model.memory import LiveBytes, in_portions
 from stitchkit.model.onepass import OnePass
 from stitchkit.routes import Stitch
 from stitchkit.routes.visits import shared_visits
@@ -51,7 +51,18 @@ def test_every_block_runs_once_for_all_routes_in_it():
     # One image is measured by itself, then both go through.
     assert rows["ti", 0] == 3, "the cheapest anchor runs for its own images alone"
     assert rows["b", 2] == 3 * len(inside), "the last block of the last anchor runs for all that end in it"
-    assert max(size for _, size in calls) <= 8, "as many at once as a cache holds"
+    assert max(size for _, size in calls) > 8, "small activations go through many at once"
+
+
+def test_a_block_takes_as_many_at_once_as_a_cpu_caches_hold():
+    x = torch.arange(40.0)[:, None, None].expand(40, 197, 384).contiguous()  # 12 MB; DeiT-S
+    portions = in_portions(x)
+    assert torch.equal(torch.cat(portions), x)
+    assert {portion.nbytes <= 2 * 2**20 for portion in portions} == {True}
+    assert max(map(len, portions)) == 6
+    assert [len(portion) for portion in in_portions(torch.zeros(3, 10**6))] == [1, 1, 1]
+    assert [len(portion) for portion in in_portions(torch.zeros(100, 10))] == [100]
+    assert [len(portion) for portion in in_portions(torch.zeros(0, 10))] == [0]
 
 
 def test_routes_with_the_same_past_are_one_visit():
