@@ -1,64 +1,79 @@
-"""Commands in processes of their own, forked from that of the tests: nothing is loaded anew, and they may be killed."""
+"""Commands in processes of their own, which may be killed; all fork from one that has loaded the house and run nothing.
+
+A fork of the process of the tests itself would inherit the locks of threads that it does not have.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
+import sys
 import time
-import traceback
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 
 import torch
 
 from stitchkit.cli import main
 
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload([__name__, "stitchkit.commands", "stitchkit.train.training"])
 
-def start(command: Sequence[object], *, ranks: int = 1, first: Callable[[int], None] = lambda _: None) -> list[int]:
+
+def start(
+    command: Sequence[object], *, ranks: int = 1, first: Callable[[int], None] | None = None, said: Path | None = None
+) -> list[ForkServerProcess]:
     """Start a `stitchkit` command; the process of each rank.
 
     Args:
         command: Arguments of `stitchkit`.
         ranks: How many processes form a group.
         first: Called in each of them, with the rank, before the command; what it changes is changed there alone.
+            A function of a module, or a `partial` of one.
+        said: The file that takes what they print as errors.
     """
     with socket.socket() as place:
         place.bind(("localhost", 0))
         port = place.getsockname()[1]
-    return [_fork(command, rank, ranks, port, first) for rank in range(ranks)]
-
-
-def _fork(command: Sequence[object], rank: int, ranks: int, port: int, first: Callable[[int], None]) -> int:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads that are left from elsewhere
-        process = os.fork()
-    if process:
-        return process
-    status = 99
-    try:
-        torch.set_num_threads(1)
+    processes = []
+    for rank in range(ranks):
+        environment = dict(os.environ)
         if ranks > 1:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-            os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+            environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        process = _SERVER.Process(target=_run, args=([*map(str, command)], environment, rank, first, said))
+        process.start()
+        processes.append(process)
+    return processes
+
+
+def _run(
+    command: list[str],
+    environment: Mapping[str, str],
+    rank: int,
+    first: Callable[[int], None] | None,
+    said: Path | None,
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    if said is not None:
+        os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND), sys.stderr.fileno())
+    if first is not None:
         first(rank)
-        status = main(list(map(str, command)))
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
+    sys.exit(main(command))
 
 
-def end(processes: Sequence[int], *, limit: float = 60) -> list[int]:
+def end(processes: Sequence[ForkServerProcess], *, limit: float = 60) -> list[int]:
     """Wait for processes; their exit statuses, or the negative numbers of the signals that ended them."""
-    found: dict[int, int] = {}
     deadline = time.monotonic() + limit
-    while len(found) < len(processes) and time.monotonic() < deadline:
-        for process in processes:
-            if process not in found and (ended := os.waitpid(process, os.WNOHANG))[0]:
-                found[process] = os.waitstatus_to_exitcode(ended[1])
-        time.sleep(0.01)
-    for process in set(processes) - found.keys():
-        os.kill(process, 9)
-        os.waitpid(process, 0)
-    assert len(found) == len(processes), "a process did not end in time"
-    return [found[process] for process in processes]
+    for process in processes:
+        process.join(max(deadline - time.monotonic(), 0))
+    late = [process for process in processes if process.exitcode is None]
+    for process in late:
+        process.kill()
+        process.join()
+    assert not late, "a process did not end in time"
+    return [process.exitcode for process in processes]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -66,8 +67,10 @@ PLACES = {
 }
 
 
-def kill_at(place, number):
-    """Let this process die at the n-th time that it comes to a place."""
+def kill_at(rank, place, number, victims=(0,)):
+    """Let this process, if it is a victim, die at the n-th time that it comes to a place."""
+    if rank not in victims:
+        return
     owner, name, last, _ = PLACES[place]
     inner, count = getattr(owner, name), [0]
 
@@ -90,17 +93,13 @@ def die_and_go_on(command, whole, seed, ranks):
         victims = chance.choice([[0], list(range(ranks)), [ranks - 1]])
         place = chance.choice(list(PLACES) if 0 in victims else ["step", "validation"])
         number = chance.randint(1, PLACES[place][3] // ranks)
-
-        def first(rank, victims=victims, place=place, number=number):
-            if rank in victims:
-                kill_at(place, number)
-
+        first = partial(kill_at, place=place, number=number, victims=victims)
         statuses = end(start(run, ranks=ranks, first=first))
         died += -signal.SIGKILL in statuses
     processes = start(run, ranks=ranks)
     time.sleep(chance.random())
     for process in processes:
-        os.kill(process, signal.SIGKILL)
+        process.kill()
     end(processes)
     assert end(start(run, ranks=ranks)) == [0] * ranks
     assert_same_end(whole[ranks], folder)
@@ -125,7 +124,9 @@ def test_law_8_killed_at_each_place(command, whole, place):
     """The second time that the run comes there, so that a checkpoint is in the way or gone."""
     folder = whole[1].parent / f"place-{place}"
     run = [*command, "--experiment", folder.name]
-    assert end(start(run, first=lambda _: kill_at(place, 2 if place != "validation" else 5))) == [-signal.SIGKILL]
+    assert end(start(run, first=partial(kill_at, place=place, number=2 if place != "validation" else 5))) == [
+        -signal.SIGKILL
+    ]
     assert end(start(run)) == [0]
     assert_same_end(whole[1], folder)
 

@@ -148,14 +148,15 @@ _signal_on_rank_1.count = 0
 _step = Trainer._step
 
 
+def _let_rank_1_get_a_signal(_):
+    Trainer._step = _signal_on_rank_1
+
+
 def test_law_8_two_ranks_agree_on_the_step(images, config, tmp_path):
     common = ["train", images, "--stitch_config", config, *FLAGS, *BUSY, "--epochs", "3", "--output", tmp_path]
     stopped = [*common, "--experiment", "stopped", "--resume", "auto"]
 
-    def first(_):
-        Trainer._step = _signal_on_rank_1
-
-    assert end(start(stopped, ranks=2, first=first)) == [143, 143]
+    assert end(start(stopped, ranks=2, first=_let_rank_1_get_a_signal)) == [143, 143]
     assert content(tmp_path / "stopped")["within"]["ranks"][1]["position"]["done"] == 4
     assert end(start(stopped, ranks=2)) == [0, 0]
     assert end(start([*common, "--experiment", "whole"], ranks=2)) == [0, 0]
