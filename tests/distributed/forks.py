@@ -58,12 +58,18 @@ def _run(
 ) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    torch.set_num_threads(1)
+    settle()
     if said is not None:
         os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND), sys.stderr.fileno())
     if first is not None:
         first(rank)
     sys.exit(main(command))
+
+
+def settle() -> None:
+    """Let this process be as one that a person starts: loader processes are its own children and end with it."""
+    multiprocessing.set_start_method("fork", force=True)
+    torch.set_num_threads(1)
 
 
 def end(processes: Sequence[ForkServerProcess], *, limit: float = 60) -> list[int]:

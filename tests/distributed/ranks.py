@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from stitchkit.cli import main
+from tests.distributed.forks import settle
 
 
 def run_on_two_ranks(
@@ -25,7 +26,7 @@ def run_on_two_ranks(
         replace: What to put in the place of functions, by their path; checks that look at both ranks.
     """
     ports = [_free_port() for _ in commands]
-    torch.multiprocessing.spawn(
+    torch.multiprocessing.start_processes(
         _rank,
         ([list(map(str, command)) for command in commands], ports, replace or {}, codes or [0] * len(commands)),
         nprocs=2,
@@ -41,7 +42,7 @@ def _free_port() -> int:
 def _rank(
     rank: int, commands: list[list[str]], ports: list[int], replace: Mapping[str, object], codes: Sequence[int]
 ) -> None:
-    torch.set_num_threads(1)
+    settle()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
     for path, function in replace.items():
         place, _, name = path.rpartition(".")

@@ -38,7 +38,9 @@ def ranks_with_their_own_statistics(rank, folder):
 
 
 def test_ranks_agree_on_statistics_in_the_way_asked_for(tmp_path):
-    torch.multiprocessing.spawn(ranks_with_their_own_statistics, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(
+        ranks_with_their_own_statistics, (str(tmp_path),), nprocs=2, start_method="forkserver"
+    )
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert one == {"reduce": (1.5, 3.5), "broadcast": (1.0, 3.0), "": (1.0, 3.0)}
     assert other == {"reduce": (1.5, 3.5), "broadcast": (1.0, 3.0), "": (2.0, 4.0)}

@@ -88,7 +88,7 @@ def train_in_both_ways(rank, folder):
 @pytest.fixture(scope="module")
 def exchanged(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gradients")
-    torch.multiprocessing.spawn(train_in_both_ways, (str(folder),), nprocs=2)
+    torch.multiprocessing.start_processes(train_in_both_ways, (str(folder),), nprocs=2, start_method="forkserver")
     return {name: [torch.load(folder / f"{name}-{rank}.pt") for rank in (0, 1)] for name in SETTINGS}
 
 
@@ -138,7 +138,7 @@ def overflow_on_one_rank(rank, folder):
 
 
 def test_an_overflow_on_one_rank_is_one_on_all(tmp_path):
-    torch.multiprocessing.spawn(overflow_on_one_rank, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(overflow_on_one_rank, (str(tmp_path),), nprocs=2, start_method="forkserver")
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for (weights, scale), (others, other_scale) in zip(one, other, strict=True):
         assert torch.equal(weights, others)
@@ -148,7 +148,7 @@ def test_an_overflow_on_one_rank_is_one_on_all(tmp_path):
     assert one[1][1] == one[0][1] / 2
 
 
-def _check_equal(trainer, scores, epoch, original=training._check_finite):
+def _check_equal(trainer, scores, epoch, original=training.check_finite):
     original(trainer, scores, epoch)
     network = trainer.task.get_trainable_module()
     assert isinstance(network, SNNet) == (trainer.reducer is not None) == trainer.sampler.shared
@@ -174,4 +174,4 @@ def test_ranks_stay_equal_through_a_training(images, tmp_path):
         for number, flags in enumerate(runs)
         for sampling in ("shared", "per_rank")
     ]
-    run_on_two_ranks(commands, replace={"stitchkit.train.training._check_finite": _check_equal})
+    run_on_two_ranks(commands, replace={"stitchkit.train.training.check_finite": _check_equal})

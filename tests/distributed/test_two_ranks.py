@@ -145,7 +145,7 @@ def one_of_two(rank, folder, ours):
 @pytest.mark.parametrize("ours", [True, False], ids=["ours", "torch"])
 def test_law_9_ranks_with_their_own_stitches_average_their_gradients(ours, tmp_path):
     """The published sampling: what one rank did not use counts as zero, what no rank used has no gradient."""
-    torch.multiprocessing.spawn(one_of_two, (str(tmp_path), ours), nprocs=2)
+    torch.multiprocessing.start_processes(one_of_two, (str(tmp_path), ours), nprocs=2, start_method="forkserver")
     found = torch.load(tmp_path / "found.pt")
     alone = [
         gradients(StitchTask(pico_snnet().train(), torch.nn.CrossEntropyLoss()), [cfg_id] * 2) for cfg_id in ROUTES
