@@ -78,17 +78,32 @@ def line(row: Row, found: Mapping[str, Any] | None) -> str:
     return "| " + " | ".join([*cells, f"`python -m {row.command}`"]) + " |"
 
 
+def machine() -> str:
+    """What the figures depend on, in words."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    device = f"{_cpu()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {gpu}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}"
+    return f"Machine: {device}. {versions}. {date.today().isoformat()}."
+
+
+def kept(row: Row, before: str) -> str | None:
+    """The line of a benchmark in a table that was made before, if that was on this machine on this day."""
+    lines = before.splitlines()
+    return (
+        next((one for one in lines if one.endswith(f"`python -m {row.command}` |")), None)
+        if machine() in lines
+        else None
+    )
+
+
 def document(lines: Sequence[str]) -> str:
     """The file with all lines: the machine, then the table."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    machine = f"{_cpu()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {gpu}"
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}"
     return "\n".join(
         [
             "# Ours against a plain reference",
             "",
             "Made by `make bench`; `benchmarks/README.md` says what each line means and what the reference is.",
-            f"Machine: {machine}. {versions}. {date.today().isoformat()}.",
+            machine(),
             "",
             "| what | target | measured | ours | reference | answers | command |",
             "| --- | --- | --- | --- | --- | --- | --- |",
@@ -121,10 +136,17 @@ def _run(row: Row, flags: Sequence[str]) -> Mapping[str, Any] | None:
     return found
 
 
+def _line(row: Row, flags: Sequence[str], before: str, *, is_chosen: bool) -> str:
+    old = None if is_chosen else kept(row, before)
+    return old or line(row, _run(row, flags) if is_chosen else None)
+
+
 def main() -> None:
     """Run all of them and write the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="which, e.g. evaluate; the others are not measured")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="which, e.g. evaluate; others keep their figures of this day"
+    )
     parser.add_argument("--quick", action="store_true", help="small work: figures without meaning, in minutes")
     parser.add_argument("--output", metavar="FILE", type=Path, default=ROOT / "results/benchmarks.md")
     options = parser.parse_args()
@@ -133,7 +155,8 @@ def main() -> None:
     if wrong := [name for name in options.names if name not in known]:
         parser.error(f"there is no benchmark '{wrong[0]}'; there are {', '.join(sorted(known))}")
     chosen = set(options.names) or known
-    lines = [line(row, _run(row, flags) if row.name in chosen else None) for row in ROWS]
+    before = options.output.read_text() if options.output.is_file() and not options.quick else ""
+    lines = [_line(row, flags, before, is_chosen=row.name in chosen) for row in ROWS]
     if options.quick:
         lines.append("\nQuick runs: small work, one round, no figures to go by.")
     options.output.write_text(document(lines))

@@ -18,7 +18,7 @@ from stitchkit.measure.ledger import Row, read_rows
 from stitchkit.train.digits import write_digits
 
 _LEDGER = "stitches_res.txt"
-_COPIES = 10
+_COPIES = 5
 """Of the 600 digits; ImageNet has 50,000 images, and fewer measure how fast Python starts."""
 
 

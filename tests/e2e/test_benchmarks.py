@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from benchmarks.__main__ import ROWS, Row, document, line
+from benchmarks.__main__ import ROWS, Row, document, kept, line
 from benchmarks.command import DIGITS, Options, command
 from benchmarks.compose import FIVE
 from benchmarks.timing import Check, Result, alternate
@@ -98,6 +98,9 @@ def test_the_table_says_what_was_measured_and_what_not():
     assert "| ratio >= 2 | ratio 2.500 | 1 s | 2.5 s | agree | `python -m benchmarks.evaluate` |" in text
     assert "| slowdown <= 1.01 | slowdown 1.004 |" in text
     assert "| not measured |" in text
+    assert kept(ROWS[0], text) == line(ROWS[0], found)
+    assert kept(ROWS[1], text) is None
+    assert kept(ROWS[0], text.replace("Machine: ", "Machine: another, ")) is None
 
 
 def test_options_say_what_the_work_was():
