@@ -9,8 +9,10 @@ import struct
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 from scipy.io import savemat
 
@@ -105,6 +107,17 @@ def write_folder(folder: Path, *splits: str, count: int = 3, suffix: str = "png"
             for number in range(count):
                 save(folder / split / label / f"{split or 'image'}_{number}.{suffix}")
     return folder
+
+
+def write_labels(folder: Path, kind: str, train: list[Any], test: list[Any]) -> str:
+    """A Hugging Face set whose labels have no names; its name as a timm string."""
+    datasets = pytest.importorskip("datasets")
+    save(folder / "image.png")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value(kind)})
+    for split, labels in (("train", train), ("test", test)):
+        rows = {"image": [str(folder / "image.png")] * len(labels), "label": labels}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"hub/{split}.parquet")
+    return f"hfds/{folder / 'hub'}"
 
 
 def write_shards(folder: Path) -> None:

@@ -180,14 +180,24 @@ def divide(numbers: Sequence[int], labels: Sequence[int], share: float) -> tuple
 
 
 def _class_names(reader: Any) -> tuple[str, ...]:
-    """Class names; numbers where torchvision has none, and nothing where the classes are not known."""
+    """Class names; numbers where the reader has none, and nothing where the classes are not known."""
     if names := getattr(reader, "classes", None):
         # ImageNet has all synonyms of a class.
         return tuple(name if isinstance(name, str) else name[0] for name in names)
     if numbers := getattr(reader, "class_to_idx", None):
         return tuple(sorted(numbers, key=numbers.__getitem__))
-    count = UNNAMED.get(type(reader).__name__, 0)
+    count = UNNAMED.get(type(reader).__name__) or _count_labels(reader)
     return tuple(f"{number:0{len(str(count - 1))}d}" for number in range(count))
+
+
+def _count_labels(reader: Any) -> int:
+    """How many classes a column of whole numbers in an Arrow table has; 0 where there is none, or none is a label."""
+    table = getattr(reader, "dataset", None)
+    if not hasattr(table, "unique"):
+        return 0
+    kind = str(getattr(table.features.get(reader.label_key), "dtype", ""))
+    labels = table.unique(reader.label_key) if kind.startswith(("int", "uint", "bool")) else []
+    return 0 if None in labels else 1 + int(max(labels, default=-1))  # logits are found by number, gaps or not
 
 
 def _is_laid_out(root: Path) -> bool:

@@ -28,7 +28,7 @@ class TaskData:
 
     Args:
         config: Its settings.
-        classes: Class names in the order of their numbers; empty where the data set does not know them.
+        classes: Class names in the order of their numbers.
         train: Its training batches.
         test: Its test batches; iterate through `without_padding`.
     """
@@ -43,7 +43,7 @@ def open_data(config: JobConfig, world: World) -> list[TaskData]:
     """Open the data sets of a job.
 
     Raises:
-        InputError: If one cannot be opened, or has no images.
+        InputError: If one cannot be opened, has no images, or does not know its classes.
     """
     train = config.train_config
     places = [f"train_config.tasks[{number}]" for number in range(len(train.tasks))] or ["train_config"]
@@ -60,7 +60,13 @@ def _open(config: JobConfig, task: TaskConfig, place: str, world: World) -> Task
         dataset = open_dataset(task.dataset, root=root, split=split, transform=transform)
         if isinstance(dataset, IterableDataset):
             raise InputError(f"{place}.dataset: '{task.dataset}' is streamed; a job needs one that can be counted")
-        classes = tuple(dataset.classes)  # type: ignore[attr-defined]
+        known: tuple[str, ...] = tuple(dataset.classes)  # type: ignore[attr-defined]
+        if not known:
+            raise InputError(
+                f"{place}.dataset: the classes of '{task.dataset}' are not known; a job needs labels that are names of "
+                "classes or whole numbers from 0, or an image folder with one folder a class"
+            )
+        classes = max(classes, known, key=len)  # numbers are counted, and a split may lack the last class
         loaders[split] = _loader(_some(dataset, config, task), config, task, world, training=split == "train")
     return TaskData(task, classes, loaders["train"], loaders["test"])
 

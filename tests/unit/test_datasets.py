@@ -12,8 +12,11 @@ import torchvision.datasets
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
+from assembly.config.job import JobConfig
 from assembly.datasets.named import open_dataset
 from assembly.datasets.sources import SOURCES
+from assembly.train.data import open_data
+from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.train.digits import write_digits
 from tests import archives
@@ -193,6 +196,34 @@ def test_hugging_face_sets_through_timm(tmp_path):
     train, test = both(f"hfds/{source}", tmp_path / "cache")
     assert train.classes == ("cat", "dog")
     assert labels_of(test) == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "train", "test", "classes"),
+    [
+        ("int64", [0, 2, 1], [0], 3),
+        ("uint8", [0, 1], [3], 2),
+        ("string", ["cat"], ["dog"], 0),
+        ("int64", [None], [1], 0),
+    ],
+)
+def test_labels_without_names_are_counted_where_they_are_numbers(tmp_path, kind, train, test, classes):
+    name = archives.write_labels(tmp_path, kind, train, test)
+    found = open_dataset(name, root=tmp_path / "cache", split="train")
+    assert found.classes == tuple(map(str, range(classes)))
+
+
+def test_a_job_knows_how_many_classes_its_data_have(tmp_path):
+    train = {"epochs": 1, "batch_size": 2, "optimizer_args": {"lr": 0.1}, "data_preprocessing": {"image_size": 8}}
+    train["dataset"] = archives.write_labels(tmp_path, "int64", [0, 1, 2], [0, 3])
+    config = JobConfig.parse({"model": {"Net": {"model_name": "resnet18"}}, "workers": 0, "train_config": train})
+    config = config.override(data_path=str(tmp_path / "cache"))
+    [data] = open_data(config, World(0, 1, torch.device("cpu")))
+    assert data.classes == ("0", "1", "2", "3")
+    name = archives.write_labels(tmp_path / "other", "string", ["cat"], ["dog"])
+    config = config.override(dataset=name)
+    with pytest.raises(InputError, match=r"train_config.dataset: the classes of 'hfds/.*' are not known; a job needs"):
+        open_data(config, World(0, 1, torch.device("cpu")))
 
 
 def test_images_without_labels_are_passed_over(tmp_path):
