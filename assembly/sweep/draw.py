@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,7 +136,7 @@ def draw_accuracy_over_parameters(rows: pd.DataFrame, path: Path) -> None:
     figure = _figure(9, 5)
     axes = figure.add_subplot()
     counts = sorted(int(count) for count in final["num_downsamples"].unique())
-    for count, marker in zip(counts, _MARKERS, strict=False):
+    for count, marker in zip(counts, cycle(_MARKERS), strict=False):
         chosen = final[final["num_downsamples"] == count]
         axes.scatter(
             chosen["num_trainable_params"],
@@ -157,7 +158,7 @@ def draw_accuracy_over_parameters(rows: pd.DataFrame, path: Path) -> None:
     handles = [Line2D([], [], marker="o", linestyle="", color=colors[name], label=_readable(name)) for name in adapters]
     handles += [
         Line2D([], [], marker=marker, linestyle="", color="#555555", label=f"{count} down-sampling{'s' * (count != 1)}")
-        for count, marker in zip(counts, _MARKERS, strict=False)
+        for count, marker in zip(counts, cycle(_MARKERS), strict=False)
     ]
     lines = axes.get_legend_handles_labels()[0]
     figure.legend(handles=[*handles, *lines], loc="outside right upper", fontsize=8, frameon=False)

@@ -21,6 +21,8 @@ _SEED = re.compile(r"result-(\d+)")
 def sweep_report(folder: str | Path) -> list[Path]:
     """Write `results.csv`, `results.parquet` and the pictures of every sweep into the folder of its jobs.
 
+    A sweep of which the uncut networks alone have a result has no pictures yet.
+
     Args:
         folder: The folder that the sweep wrote its jobs into; one may hold several sweeps.
 
@@ -38,6 +40,8 @@ def sweep_report(folder: str | Path) -> list[Path]:
     table.to_csv(files[0], index=False)
     table.to_parquet(files[1], index=False)
     for arch, rows in table.groupby("arch"):
+        if not (rows["gap"] != "").any():
+            continue  # its uncut networks alone have a result so far
         for kind, draw in (
             ("heatmap", draw_heat_map),
             ("parameters", draw_accuracy_over_parameters),
@@ -60,9 +64,10 @@ def collect(folder: str | Path) -> pd.DataFrame:
     if not place.is_dir():
         raise InputError(f"folder '{folder}' does not exist; give the -o of a sweep")
     tables = [
-        _rows(result, yaml.safe_load(about.read_text()))
-        for about in sorted(place.glob("*/metadata.yml"))
-        for result in sorted(about.parent.glob("result*.csv"))
+        _rows(result, about)
+        for file in sorted(place.glob("*/metadata.yml"))
+        if "arch" in (about := yaml.safe_load(file.read_text()) or {})  # other jobs than a sweep's have none
+        for result in sorted(file.parent.glob("result*.csv"))
     ]
     if not tables:
         raise InputError(f"folder '{folder}' holds no results of a sweep; run one with stitchkit sweep -c FILE -o DIR")

@@ -94,6 +94,13 @@ def test_accuracy_over_trained_parameters(swept, figures):
     assert axes.get_xscale() == "log"
 
 
+def test_every_count_of_down_samplings_has_a_marker(tmp_path, figures):
+    for count in range(8):
+        write_result(tmp_path, str(count), about(1, 1 + count, "finetune"), [0.5])
+    sweep_report(tmp_path)
+    assert sum(len(group.get_offsets()) for group in figures[1].axes[0].collections) == 8
+
+
 def test_learning_curves_have_a_panel_for_each_gap(swept, figures):
     sweep_report(swept)
     panels = [axes for axes in figures[2].axes if axes.get_visible()]
@@ -117,6 +124,23 @@ def test_a_sweep_without_its_uncut_networks(tmp_path, figures):
     write_result(tmp_path, "one", about(1, 1, "linear_no_downsample"), [0.2, 0.5])
     sweep_report(tmp_path)
     assert figures[0].get_suptitle() == "a-b"
+
+
+def test_a_sweep_is_drawn_once_a_stitched_job_has_a_result(tmp_path):
+    write_result(tmp_path, "uncut", {"arch": "a-b", "uncut": "source"}, [0.9], epochs=[0])
+    assert [file.name for file in sweep_report(tmp_path)] == ["results.csv", "results.parquet"]
+    write_result(tmp_path, "other", about(1, 1, "finetune") | {"arch": "c-d"}, [0.5])
+    assert {file.name[:3] for file in sweep_report(tmp_path)[2:]} == {"c-d"}
+
+
+def test_jobs_that_are_no_sweeps_are_passed_over(swept):
+    before = len(collect(swept))
+    write_result(swept, "plain job", {"num_params": 5}, [0.9])
+    assert len(collect(swept)) == before
+    plain = swept / "other"
+    write_result(plain, "plain job", {"num_params": 5}, [0.9])
+    with pytest.raises(InputError, match="holds no results of a sweep"):
+        sweep_report(plain)
 
 
 def test_nothing_to_report(tmp_path):
