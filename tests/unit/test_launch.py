@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import yaml
+from submitit.core.utils import DelayedSubmission
 
 from assembly.sweep import cluster
 from assembly.sweep.cluster import LocalPool, Slurm, create_cluster
@@ -143,6 +144,9 @@ def test_slurm_gets_an_array_and_the_parameters(monkeypatch, folders, tmp_path):
     asked = "array=0-2%2 partition=big gpus-per-node=2 ntasks-per-node=2 cpus-per-task=4 mem=8192MB time=90 requeue"
     for line in (*asked.split(), "qos=low", "exclusive", "signal=USR2@90"):
         assert f"#SBATCH --{line}\n" in sent
+    submitted = sorted((tmp_path / "out/submitit").glob("*_submitted.pkl"))
+    assert len(submitted) == 3
+    assert all(DelayedSubmission.load(file)._timeout_countdown > 10_000 for file in submitted)  # times it may go on
     assert place.poll() == []
     # A second launcher finds the jobs in the queue and sends nothing.
     (tmp_path / "sent").unlink()
