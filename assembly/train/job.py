@@ -122,7 +122,9 @@ def open_job(config: JobConfig, world: World, source: Path | None) -> Job:
     """
     places = places_of(config, source)
     with naming(source) if source else nullcontext():
-        data = _open_data(config, world)
+        # A part that is wrong is told first: data may take long to get. One class fits all that more classes fit.
+        check_network(config.network, num_classes=1, **_building(config))
+        data = open_data(config, world)
         random_seed(config.train_config.seed, 0)  # the same weights on all ranks
         network = _network(config, data)
         cost = _cost(network, data)
@@ -130,16 +132,6 @@ def open_job(config: JobConfig, world: World, source: Path | None) -> Job:
         task = _task(config, network, data, world)
         trainer, schedule = (None, None) if config.test_only else _trainer(config, task, data, world, places)
     return Job(config, network, data, trainer, schedule, {**cost, **_about(data, world)}, world, places)
-
-
-def _open_data(config: JobConfig, world: World) -> list[TaskData]:
-    """The data; where they cannot be opened, a part that is wrong is told first: data may take long to get."""
-    try:
-        return open_data(config, world)
-    except InputError:
-        # One class fits all that more classes fit; how many there are is not known without the data.
-        check_network(config.network, num_classes=1, **_building(config))
-        raise
 
 
 def _network(config: JobConfig, data: list[TaskData]) -> nn.Module:

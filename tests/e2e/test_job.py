@@ -366,6 +366,14 @@ def test_a_wrong_part_is_told_before_absent_data(images, tmp_path, capsys):
     assert "cifar10" not in line
 
 
+def test_no_data_are_opened_for_a_misspelt_part(images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("assembly.train.job.open_data", lambda *_: pytest.fail("the data are opened"))
+    config = job_config(images)
+    config["assembly"][1] = {"SimpelAdapter": {}}
+    line = refusal(capsys, write(tmp_path, config), tmp_path / "out")
+    assert "did you mean 'SimpleAdapter'" in line
+
+
 def test_there_are_no_more_loader_processes_than_cores(images):
     # torch's warning of too many would be an error here
     [data] = open_data(JobConfig.parse(job_config(images) | {"workers": 4096}), CPU)
