@@ -1,6 +1,7 @@
 """Data sets by name, read by the real readers from miniature archives."""
 
 import hashlib
+import re
 import tarfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +21,7 @@ from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.train.digits import write_digits
 from tests import archives
+from tests.support import ROOT
 
 TO_TENSOR = v2.Compose([v2.Resize((8, 8)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 
@@ -213,17 +215,39 @@ def test_labels_without_names_are_counted_where_they_are_numbers(tmp_path, kind,
     assert found.classes == tuple(map(str, range(classes)))
 
 
-def test_a_job_knows_how_many_classes_its_data_have(tmp_path):
+def data_of_job(dataset, root):
     train = {"epochs": 1, "batch_size": 2, "optimizer_args": {"lr": 0.1}, "data_preprocessing": {"image_size": 8}}
-    train["dataset"] = archives.write_labels(tmp_path, "int64", [0, 1, 2], [0, 3])
-    config = JobConfig.parse({"model": {"Net": {"model_name": "resnet18"}}, "workers": 0, "train_config": train})
-    config = config.override(data_path=str(tmp_path / "cache"))
-    [data] = open_data(config, World(0, 1, torch.device("cpu")))
+    settings = {"workers": 0, "data_path": str(root), "train_config": {**train, "dataset": dataset}}
+    config = JobConfig.parse({"model": {"Net": {"model_name": "resnet18"}}, **settings})
+    return open_data(config, World(0, 1, torch.device("cpu")))
+
+
+def test_a_job_knows_how_many_classes_its_data_have(tmp_path):
+    name = archives.write_labels(tmp_path, "int64", [0, 1, 2], [0, 3])
+    [data] = data_of_job(name, tmp_path / "cache")
     assert data.classes == ("0", "1", "2", "3")
     name = archives.write_labels(tmp_path / "other", "string", ["cat"], ["dog"])
-    config = config.override(dataset=name)
     with pytest.raises(InputError, match=r"train_config.dataset: the classes of 'hfds/.*' are not known; a job needs"):
-        open_data(config, World(0, 1, torch.device("cpu")))
+        data_of_job(name, tmp_path / "cache")
+
+
+def test_a_job_opens_what_the_page_names(tmp_path, no_checksums):
+    """Of `hfds/` a local set, so that no server is asked."""
+    page = (ROOT / "docs/datasets.md").read_text()
+    rows = [row.split("|")[1] for row in page.split("\n\n")[2].splitlines()[2:]]
+    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert {"data/pets", "digits", "cifar10", "torch/cifar10", "hfds/timm/resisc45"} <= set(named)
+    archives.write_folder(tmp_path / "data/pets", "train", "val")
+    archives.write_cifar10(tmp_path)
+    archives.write_svhn(tmp_path)
+    archives.write_eurosat(tmp_path)
+    hub = archives.write_folder(tmp_path / "hub", "train", "test")
+    for name in named:
+        assert data_of_job(f"hfds/{hub}" if name.startswith("hfds/") else name, tmp_path)[0].classes
+    archives.write_shards(tmp_path)
+    assert "(`wds/`, `hfids/`, `tfds/`) are for `stitchkit train` only" in page
+    with pytest.raises(InputError, match="is streamed"):
+        data_of_job("wds/images", tmp_path)
 
 
 def test_images_without_labels_are_passed_over(tmp_path):
