@@ -221,7 +221,11 @@ class DirectLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         for images, labels in self._loader:
-            batch = images.to(self._device, self._dtype), labels.to(self._device)
+            # Images in pinned memory go to a GPU while the host prepares the step.
+            batch = (
+                images.to(self._device, self._dtype, non_blocking=True),
+                labels.to(self._device, non_blocking=True),
+            )
             if self._mix is not None:
                 self._mix.mixup_enabled = self.mixup_enabled
                 batch = self._mix(*batch)

@@ -130,6 +130,19 @@ def test_without_the_prefetcher_images_are_counted_once(loaders, world):
     assert sum(len(labels) for _, labels in batches) == 20
 
 
+def test_without_the_prefetcher_the_host_does_not_wait_for_the_copy(loaders, monkeypatch):
+    waits, to = [], torch.Tensor.to
+
+    def keep(tensor, *args, non_blocking=False, **kwargs):
+        waits.append(not non_blocking)
+        return to(tensor, *args, non_blocking=non_blocking, **kwargs)
+
+    loader = loaders(no_prefetcher=True).validation
+    monkeypatch.setattr(torch.Tensor, "to", keep)
+    assert len(list(loader)) == len(loader)
+    assert waits.count(False) == 2 * len(loader)  # those of the transforms stay on the host
+
+
 def test_without_the_prefetcher_batches_are_mixed_and_erased(loaders):
     loader = loaders(no_prefetcher=True, mixup=0.8, smoothing=0.0, reprob=0.5).train
     images, labels = first_batch(loader)
