@@ -92,7 +92,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         if is_primary:
             print(
                 "stitchkit: stopped; an evaluation or a sweep goes on when the command is given again, a training run "
-                "from its newest checkpoint with --resume auto",
+                "from its newest checkpoint with --resume auto, a job that had --save-checkpoints with --resume-from "
+                "DIR/checkpoint.pth",
                 file=sys.stderr,
             )
         return 130

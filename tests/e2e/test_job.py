@@ -258,6 +258,16 @@ def test_the_total_loss_is_the_weighted_mean():
     torch.testing.assert_close(task(images, (labels,))["loss"], expected)
 
 
+def test_hits_are_counted_on_the_device(monkeypatch):
+    """A tensor of a list is copied from the host, for which a GPU waits in each step."""
+    task = JobTask(torch.nn.Identity(), [torch.nn.functional.cross_entropy] * 2, device=CPU.device)
+    logits, labels = torch.eye(3)[[0, 1, 2, 0, 0]], (torch.tensor([0, 1, 0]), torch.tensor([0, 0]))
+    monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("a tensor comes from the host"))
+    task(logits, labels)
+    assert task.last["accuracy"].tolist() == pytest.approx([2 / 3, 1])
+    assert task.accuracies() == pytest.approx([2 / 3, 1])
+
+
 def test_an_auxiliary_loss_judges_what_its_submodule_gave_though_the_next_works_in_place():
     network = torch.nn.Sequential(torch.nn.Linear(12, 4), torch.nn.ReLU(inplace=True))
     captured = Captured(network, "0", "aux", training=True)
@@ -372,6 +382,16 @@ def test_no_data_are_opened_for_a_misspelt_part(images, tmp_path, capsys, monkey
     config["assembly"][1] = {"SimpelAdapter": {}}
     line = refusal(capsys, write(tmp_path, config), tmp_path / "out")
     assert "did you mean 'SimpleAdapter'" in line
+
+
+def test_a_job_that_is_interrupted_says_how_it_goes_on(images, tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("assembly.train.job.open_data", interrupt)
+    path = write(tmp_path, job_config(images))
+    assert main(["job", "-c", str(path), "-o", str(tmp_path / "out"), "--no-pretrained"]) == 130
+    assert "a job that had --save-checkpoints with --resume-from DIR/checkpoint.pth" in capsys.readouterr().err
 
 
 def test_there_are_no_more_loader_processes_than_cores(images):
