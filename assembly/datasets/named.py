@@ -192,7 +192,7 @@ def _class_names(reader: Any) -> tuple[str, ...]:
 
 def _count_labels(reader: Any) -> int:
     """How many classes a column of whole numbers in an Arrow table has; 0 where there is none, or none is a label."""
-    table = getattr(reader, "dataset", None)
+    table: Any = getattr(reader, "dataset", None)
     if not hasattr(table, "unique"):
         return 0
     kind = str(getattr(table.features.get(reader.label_key), "dtype", ""))
