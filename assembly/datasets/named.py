@@ -24,6 +24,8 @@ Transform = Callable[[Any], Any]
 TEST_SHARE = 0.2
 """How much is for testing where no split is published."""
 
+_MOST_CLASSES = 100_000  # greater numbers are times, or names of things
+
 # Prefixes of timm's data set strings, and the packages that read them.
 _TIMM = {
     "torch": "torchvision",
@@ -191,13 +193,15 @@ def _class_names(reader: Any) -> tuple[str, ...]:
 
 
 def _count_labels(reader: Any) -> int:
-    """How many classes a column of whole numbers in an Arrow table has; 0 where there is none, or none is a label."""
+    """How many classes a column of whole numbers in an Arrow table has; 0 where there is none, or it has no classes."""
     table: Any = getattr(reader, "dataset", None)
     if not hasattr(table, "unique"):
         return 0
     kind = str(getattr(table.features.get(reader.label_key), "dtype", ""))
     labels = table.unique(reader.label_key) if kind.startswith(("int", "uint", "bool")) else []
-    return 0 if None in labels else 1 + int(max(labels, default=-1))  # logits are found by number, gaps or not
+    if not labels or None in labels or min(labels) < 0 or max(labels) >= _MOST_CLASSES:
+        return 0
+    return 1 + int(max(labels))  # logits are found by number, gaps or not
 
 
 def _is_laid_out(root: Path) -> bool:

@@ -16,7 +16,7 @@ from stitchkit.errors import InputError
 _logger = logging.getLogger(__name__)
 
 _NO_LIMIT = 60 * 24 * 365
-"""So many minutes, or ends of a job's time, as none meets."""
+"""More minutes, or ends of its time, than a job meets."""
 
 
 class Cluster(Protocol):
@@ -137,9 +137,8 @@ class Slurm:
     def _submit(self, folders: Sequence[JobFolder]) -> list[str]:
         submitit = import_submitit()
         try:
-            executor = submitit.SlurmExecutor(
-                self.folder, max_num_timeout=_NO_LIMIT
-            )  # each goes on from its last epoch
+            # A job whose time is over goes on from its last epoch.
+            executor = submitit.SlurmExecutor(self.folder, max_num_timeout=_NO_LIMIT)
             executor.update_parameters(stderr_to_stdout=True, **self.parameters)
             with executor.batch():
                 jobs = [executor.submit(SweepJob(folder)) for folder in folders]

@@ -140,9 +140,8 @@ class JobTask(ClassificationTask):  # type: ignore[misc]
     @torch.no_grad()
     def _count(self, loss: torch.Tensor, outputs: Sequence[torch.Tensor], labels: Labels) -> None:
         hits = torch.stack([(output.argmax(1) == own).sum() for output, own in zip(outputs, labels, strict=True)])
-        counts = torch.stack(
-            [hits.new_full((), len(own)) for own in labels]
-        )  # a list would make a GPU wait for the host
+        # Filled there: a list would be copied, and the host would wait for the GPU.
+        counts = torch.stack([hits.new_full((), len(own)) for own in labels])
         self._sums += torch.stack([hits, counts], dim=1)
         self.last = {"loss": loss.detach(), "accuracy": hits / counts}
 

@@ -259,7 +259,7 @@ def test_the_total_loss_is_the_weighted_mean():
 
 
 def test_hits_are_counted_on_the_device(monkeypatch):
-    """A tensor of a list is copied from the host, for which a GPU waits in each step."""
+    """A tensor of a list is copied from the host, and the host waits for the GPU in each step."""
     task = JobTask(torch.nn.Identity(), [torch.nn.functional.cross_entropy] * 2, device=CPU.device)
     logits, labels = torch.eye(3)[[0, 1, 2, 0, 0]], (torch.tensor([0, 1, 0]), torch.tensor([0, 0]))
     monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("a tensor comes from the host"))

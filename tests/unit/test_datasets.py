@@ -207,6 +207,8 @@ def test_hugging_face_sets_through_timm(tmp_path):
         ("uint8", [0, 1], [3], 2),
         ("string", ["cat"], ["dog"], 0),
         ("int64", [None], [1], 0),
+        ("int64", [0, -1], [1], 0),
+        ("int64", [0, 1_700_000_000], [1], 0),
     ],
 )
 def test_labels_without_names_are_counted_where_they_are_numbers(tmp_path, kind, train, test, classes):
