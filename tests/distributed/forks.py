@@ -33,7 +33,7 @@ def start(
         ranks: How many processes form a group.
         first: Called in each of them, with the rank, before the command; what it changes is changed there alone.
             A function of a module, or a `partial` of one.
-        said: The file that takes what they print as errors.
+        said: The file that takes what they print.
     """
     with socket.socket() as place:
         place.bind(("localhost", 0))
@@ -59,7 +59,9 @@ def _run(
 ) -> None:
     settle(environment)
     if said is not None:
-        os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND), sys.stderr.fileno())
+        file = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file, stream.fileno())
     if first is not None:
         first(rank)
     sys.exit(main(command))
