@@ -168,8 +168,11 @@ def test_python_minus_m_is_the_same_program():
     import subprocess
     import sys
 
-    result = subprocess.run([sys.executable, "-m", "stitchkit", "--help"], capture_output=True, text=True, cwd=ROOT)
+    command = [sys.executable, "-X", "importtime", "-m", "stitchkit", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0
+    slow = re.findall(r"\| +(matplotlib|onnx|pandas|plotly|sklearn)$", result.stderr, re.M)
+    assert slow == [], "every start of a command would wait for these"
     assert {"train", "profile", "pareto", "demo-data"} <= set(result.stdout.replace(",", " ").split())
 
 
