@@ -1,4 +1,4 @@
-# make demo, make demo-sweep: everything on real data in a few minutes.   make test, make lint: what CI runs.
+# make demo, make demo-sweep, make demo-compose: everything on real data in a few minutes.   make test, make lint: what CI runs.
 # make bench: ours against a plain reference; takes its time, on an idle machine.
 # Each makes its own virtual environment in .venv when that is missing; PYTHON says with which interpreter.
 PYTHON ?= python3
@@ -10,8 +10,9 @@ TRAIN = PYTHON=$(BIN)/python ./distributed_train.sh 2 $(DATA)
 RUN := outputs/digits_vit
 
 SWEEP := outputs/sweep_digits
+COMPOSED := outputs/compose_digits
 
-.PHONY: install demo demo-sweep test lint bench clean
+.PHONY: install demo demo-sweep demo-compose test lint bench clean
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -58,6 +59,12 @@ demo-sweep: $(INSTALLED) outputs/digits_r18/trained outputs/digits_s/trained
 	  'Next, the plan of a published sweep, without data or weights:' \
 	  '  $(BIN)/stitchkit sweep -c configs/across-scales/resnet-50-swin-t.yml --dry-run'
 
+demo-compose: $(INSTALLED) outputs/digits_r18/trained outputs/digits_mobile/trained outputs/digits_s/trained
+	@echo "== fragments of a ResNet, a MobileNet and a ViT, put together without training"
+	@rm -rf $(COMPOSED)
+	$(BIN)/stitchkit compose --data $(DATA) --nets configs/compose/digits.json --img-size 32 \
+	  --threshold 0.5 --total-threshold 0.5 -o $(COMPOSED)
+
 DIGITS_VIT := img_size=32 patch_size=8 depth=6 global_pool=avg weight_init=jax
 ti := embed_dim=8 num_heads=2 --epochs 75
 s := embed_dim=16 num_heads=2
@@ -74,6 +81,12 @@ outputs/digits_r18/trained: $(DATA)/validation
 	@echo "== a small ResNet"
 	$(TRAIN) -c configs/digits_anchor.yaml --epochs 25 --model resnet18 --img-size 32 --model-kwargs layers=[2,2,2,2] \
 	  channels=[8,16,24,32] stem_type=deep stem_width=8 --experiment digits_r18 --resume auto
+	@touch $@
+
+outputs/digits_mobile/trained: $(DATA)/validation
+	@echo "== a small MobileNet"
+	$(TRAIN) -c configs/digits_anchor.yaml --epochs 25 --model mobilenetv3_small_050 --img-size 32 \
+	  --experiment digits_mobile --resume auto
 	@touch $@
 
 $(RUN)/trained: outputs/digits_ti/trained outputs/digits_s/trained outputs/digits_b/trained
