@@ -59,11 +59,11 @@ demo-sweep: $(INSTALLED) outputs/digits_r18/trained outputs/digits_s/trained
 	  'Next, the plan of a published sweep, without data or weights:' \
 	  '  $(BIN)/stitchkit sweep -c configs/across-scales/resnet-50-swin-t.yml --dry-run'
 
-demo-compose: $(INSTALLED) outputs/digits_r18/trained outputs/digits_mobile/trained outputs/digits_s/trained
-	@echo "== fragments of a ResNet, a MobileNet and a ViT, put together without training"
+demo-compose: $(INSTALLED) outputs/digits_r18/trained outputs/digits_r26/trained outputs/digits_dense/trained
+	@echo "== fragments of three networks, put together without training"
 	@rm -rf $(COMPOSED)
 	$(BIN)/stitchkit compose --data $(DATA) --nets configs/compose/digits.json --img-size 32 \
-	  --threshold 0.5 --total-threshold 0.5 -o $(COMPOSED)
+	  --threshold 0.3 --total-threshold 0.3 -k 3 -o $(COMPOSED)
 
 DIGITS_VIT := img_size=32 patch_size=8 depth=6 global_pool=avg weight_init=jax
 ti := embed_dim=8 num_heads=2 --epochs 75
@@ -83,10 +83,16 @@ outputs/digits_r18/trained: $(DATA)/validation
 	  channels=[8,16,24,32] stem_type=deep stem_width=8 --experiment digits_r18 --resume auto
 	@touch $@
 
-outputs/digits_mobile/trained: $(DATA)/validation
-	@echo "== a small MobileNet"
-	$(TRAIN) -c configs/digits_anchor.yaml --epochs 25 --model mobilenetv3_small_050 --img-size 32 \
-	  --experiment digits_mobile --resume auto
+outputs/digits_r26/trained: $(DATA)/validation
+	@echo "== a small ResNet of bottlenecks"
+	$(TRAIN) -c configs/digits_anchor.yaml --epochs 20 --model resnet26 --img-size 32 --model-kwargs layers=[1,1,1,1] \
+	  channels=[4,8,12,16] stem_type=deep stem_width=8 --experiment digits_r26 --resume auto
+	@touch $@
+
+outputs/digits_dense/trained: $(DATA)/validation
+	@echo "== a small DenseNet"
+	$(TRAIN) -c configs/digits_anchor.yaml --epochs 20 --model densenet169 --img-size 32 \
+	  --model-kwargs growth_rate=8 block_config=[2,2,2,2] --experiment digits_dense --resume auto
 	@touch $@
 
 $(RUN)/trained: outputs/digits_ti/trained outputs/digits_s/trained outputs/digits_b/trained

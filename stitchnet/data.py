@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PIXELS = "pixel_values"
 """Column of the prepared images `[1, 3, H, W]`."""
-_BATCH = 32
+_BATCH = 128
 _KEPT_BYTES = 2**29
 
 Batches = Any
