@@ -62,8 +62,14 @@ demo-sweep: $(INSTALLED) outputs/digits_r18/trained outputs/digits_s/trained
 demo-compose: $(INSTALLED) outputs/digits_r18/trained outputs/digits_r26/trained outputs/digits_dense/trained
 	@echo "== fragments of three networks, put together without training"
 	@rm -rf $(COMPOSED)
-	$(BIN)/stitchkit compose --data $(DATA) --nets configs/compose/digits.json --img-size 32 \
-	  --threshold 0.3 --total-threshold 0.3 -k 3 -o $(COMPOSED)
+	OMP_NUM_THREADS=1 $(BIN)/stitchkit compose --data $(DATA) --nets configs/compose/digits.json --img-size 32 \
+	  --num-images 256 --threshold 0.3 --total-threshold 0.3 -k 3 -o $(COMPOSED)
+	$(BIN)/stitchkit pareto $(COMPOSED)/stitches_res.txt --plot $(COMPOSED)/pareto.png > $(COMPOSED)/pareto.txt
+	@printf '%s\n' '' 'Nothing was trained after the three networks: joints are solved in closed form on 256 images.' \
+	  '  $(COMPOSED)/stitches_res.txt   accuracy and cost of each; parents_acc1 is the average of its parents' \
+	  '  $(COMPOSED)/003/net.svg        the drawing of one; open it' \
+	  '  $(COMPOSED)/pareto.png         all of them over their cost' \
+	  'Next, your own: $(BIN)/stitchkit compose --data YOUR_FOLDER --nets resnet50,vgg16 -o outputs/composed'
 
 DIGITS_VIT := img_size=32 patch_size=8 depth=6 global_pool=avg weight_init=jax
 ti := embed_dim=8 num_heads=2 --epochs 75

@@ -23,7 +23,7 @@ from stitchnet.net import Net
 from stitchnet.task import Task, judged
 from stitchnet.tuning import fine_tune
 
-_COUNTS = (2, 4, 8, 16, 32, 64, 128)
+_COUNTS = (2, 4, 8, 16, 32, 64, 128, 256)
 _SEEDS = 3
 _SIZES = range(1, 9)
 _DRAWS = 20
