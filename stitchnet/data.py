@@ -125,7 +125,7 @@ def image_folder(folder: str | Path, size: int | tuple[int, int] = 224) -> Image
         raise InputError(f"'{folder}' is no folder with one folder of images for each class; check the path") from error
 
 
-def in_memory(dataset: ImageFolder) -> Sequence[Any]:
+def in_memory(dataset: ImageFolder) -> Batches:
     """The pairs of a dataset, read once if they do not take much memory.
 
     Args:

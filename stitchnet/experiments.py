@@ -103,8 +103,8 @@ def ensembles(task: Task, plan: Plan) -> Iterator[Row]:
     labels = np.concatenate([labels for _, labels in batches(task.validation)])
     parents = [member for member in every if "parents_acc1" not in member[0]]
     for size in range(1, len(parents) + 1):
-        for members in combinations(parents, size):
-            yield {"kind": "parents", **_together(members, labels)}
+        for some in combinations(parents, size):
+            yield {"kind": "parents", **_together(some, labels)}
     composed = every[len(parents) :]
     draw = random.Random(plan.seed)
     for size in _SIZES:

@@ -33,11 +33,11 @@ def fine_tune(net: Net, train: Batches, validation: Batches, *, seed: int) -> It
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _EPOCHS * -(-len(images) // _BATCH))
     for _ in range(_EPOCHS):
         net.train()
-        for chosen in torch.randperm(len(images), generator=random).split(_BATCH):
+        for chosen in torch.split(torch.randperm(len(images), generator=random), _BATCH):
             if len(chosen) > 1:  # batch norms of maps of one position need two images
                 loss = cross_entropy(net(images[chosen]), labels[chosen])
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
             schedule.step()
         yield _accuracy(net.eval(), validation)

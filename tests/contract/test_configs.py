@@ -60,7 +60,7 @@ def test_the_published_deit_configuration():
 def test_law_10_networks_to_compose_load_and_build(path):
     config = StitchConfig.load(path)
     for anchor in config.anchors:
-        assert len(fragments(anchor.label, create(anchor), torch.zeros(1, 3, 32, 32))) > 5
+        assert len(fragments(anchor.label, create(anchor), torch.zeros(1, 3, 32, 32))) >= 5
     assert next(iter(json.loads(path.read_text()))) == "source"
 
 
