@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from benchmarks import reference
 from benchmarks.command import Options, command, random_images, random_snnet
-from benchmarks.timing import Check, Result, alternate
+from benchmarks.timing import Check, Result, alternate, ratio
 from stitchkit import SNNet
 from stitchkit.distributed import World
 from stitchkit.train.flags import make_recipe
@@ -27,18 +28,23 @@ _COMPARED = 3
 def measure(options: Options) -> Result:
     """Time a fixed sequence of stitches, over and over, on one batch.
 
-    On a CPU the two cheaper anchors, all in float32. On a GPU the two costlier ones: ours in bfloat16 with compiled
-    blocks, the reference in float16 with a loss scaler, whose losses are not comparable.
+    On a CPU the two cheaper anchors, all in float32; ours once more with compiled blocks, where g++ is found. On a GPU
+    the two costlier ones: ours in bfloat16 with compiled blocks, the reference in float16 with a loss scaler, whose
+    losses are not comparable.
     """
     on_gpu = options.device == "cuda"
     anchors = slice(-2, None) if on_gpu else slice(2)
     batch = (8 if options.quick else 128) if on_gpu else (2 if options.quick else 8)
-    models = [random_snnet(options, anchors) for _ in range(2)]
+    # A CPU needs a compiler, and its compiled blocks are a figure beside ours.
+    compiles = not on_gpu and not options.quick and shutil.which("g++") is not None
+    models = [random_snnet(options, anchors) for _ in range(3 if compiles else 2)]
     cfg_ids = _sequence(len(models[0].space), 2 if options.quick else 9)
     images = random_images(models[0], batch)
     labels = torch.arange(batch, device=images.device) % models[0].num_classes
     plain = reference.train_steps(models[1], cfg_ids, images, labels, lr=_LR, weight_decay=_WEIGHT_DECAY)
-    ways = {"ours": _steps(models[0], cfg_ids, images, labels), "reference": plain}
+    ways = {"ours": _steps(models[0], cfg_ids, images, labels, compiled=on_gpu), "reference": plain}
+    if compiles:
+        ways["compiled"] = _steps(models[2], cfg_ids, images, labels, compiled=True)
     seconds, losses = alternate(ways, rounds=5, quick=options.quick, device=options.device)
     pairs = zip(losses["ours"][:_COMPARED], losses["reference"][:_COMPARED], strict=True)
     check = Check(f"losses of {_COMPARED} steps, absolute", max(abs(a - b) for a, b in pairs), 1e-4)
@@ -47,6 +53,7 @@ def measure(options: Options) -> Result:
         f"{len(cfg_ids)} steps, two anchors, batch {batch}, {options.label}",
         seconds,
         () if on_gpu else (check,),
+        {"ratio_compiled": ratio(seconds, "reference", "compiled")} if compiles else {},
     )
 
 
@@ -56,13 +63,13 @@ def _sequence(num_stitches: int, count: int) -> list[int]:
 
 
 def _steps(
-    model: SNNet, cfg_ids: Sequence[int], images: torch.Tensor, labels: torch.Tensor
+    model: SNNet, cfg_ids: Sequence[int], images: torch.Tensor, labels: torch.Tensor, *, compiled: bool
 ) -> Callable[[], list[float]]:
     """Steps as `stitchkit.train.loop` makes them; losses are fetched once, after the last one."""
     device = images.device
     settings = {"opt": "adamw", "weight_decay": _WEIGHT_DECAY}
-    if device.type == "cuda":
-        settings |= {"amp": True, "amp_dtype": "bfloat16", "torchcompile": "inductor"}
+    settings |= {"torchcompile": "inductor"} if compiled else {}
+    settings |= {"amp": True, "amp_dtype": "bfloat16"} if device.type == "cuda" else {}
     recipe = make_recipe(settings)
     place_network(model, recipe, World(0, 1, device))
     task = StitchTask(model, nn.CrossEntropyLoss(), device=device)

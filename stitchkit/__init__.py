@@ -1,36 +1,10 @@
-"""stitchkit: from a few pretrained vision networks, every trade-off between cost and accuracy."""
+"""stitchkit: from a few pretrained vision networks, every trade-off between cost and accuracy.
 
-from stitchkit._version import __version__
-from stitchkit.config import AnchorSpec, StitchConfig
-from stitchkit.errors import InputError
-from stitchkit.model.anchor import Anchor
-from stitchkit.model.create import create_anchor, create_model, create_snnet
-from stitchkit.model.snnet import SNNet
-from stitchkit.model.solve import fit_stitching_layers
-from stitchkit.model.weights import load_checkpoint
-from stitchkit.routes import Joint, PairedWindow, Segment, Stitch, StitchSpace
-from stitchkit.ship.budget import BudgetedModel
-from stitchkit.ship.formats import load_stitch
-from stitchkit.ship.hub import HubSNNet
+`__init__.pyi` names what is here; it is imported when it is asked for. Torch takes seconds; `--help` needs none of it.
+"""
 
-__all__ = [
-    "Anchor",
-    "AnchorSpec",
-    "BudgetedModel",
-    "HubSNNet",
-    "InputError",
-    "Joint",
-    "PairedWindow",
-    "SNNet",
-    "Segment",
-    "Stitch",
-    "StitchConfig",
-    "StitchSpace",
-    "__version__",
-    "create_anchor",
-    "create_model",
-    "create_snnet",
-    "fit_stitching_layers",
-    "load_checkpoint",
-    "load_stitch",
-]
+import lazy_loader
+
+from stitchkit._version import __version__ as __version__
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -51,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     """Run a command, or say in one line why not."""
+    # Threads of a small network's step meet every few microseconds. Where they wait by spinning, as torch's OpenMP does
+    # unless told before it is loaded, one that has to share its core lets all others spin: minutes for seconds.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     is_primary = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(
         level=logging.INFO if is_primary else logging.ERROR, format="%(message)s", handlers=[_Lines(sys.stdout)]

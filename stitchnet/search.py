@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -218,3 +219,54 @@ class Search:
         macs, params = self._costs.of(composition)
         limits = [math.inf if limit is None else limit for limit in (self.max_macs, self.max_params)]
         return macs <= limits[0] and params <= limits[1]
+
+
+@overload
+def generate(
+    data: np.ndarray | torch.Tensor | Pool, threshold: float = ..., totalThreshold: float = ..., maxDepth: int = ...,
+    sample: Literal[False] = ..., K: int | None = ..., **options: Any,
+) -> Iterator[tuple[float, Net]]: ...  # fmt: skip
+
+
+@overload
+def generate(
+    data: np.ndarray | torch.Tensor | Pool, threshold: float = ..., totalThreshold: float = ..., maxDepth: int = ..., *,
+    sample: Literal[True], K: int | None = ..., **options: Any,
+) -> tuple[float, Net]: ...  # fmt: skip
+
+
+def generate(
+    data: np.ndarray | torch.Tensor | Pool,
+    threshold: float = 0.9,
+    totalThreshold: float = 0.5,
+    maxDepth: int = 10,
+    sample: bool = False,
+    K: int | None = None,
+    **options: Any,
+) -> Iterator[tuple[float, Net]] | tuple[float, Net]:
+    """Compose networks for some images: the published call.
+
+    Args:
+        data: The stitching images `[B, C, H, W]`, prepared as the networks want them; 32 are enough. Or the pool of a
+            `Search`, to use its fragments again.
+        threshold: A fragment is joined if the score is above it.
+        totalThreshold: A composition is pruned if the product of its scores is below it.
+        maxDepth: Fragments in a composition, at most.
+        sample: Draw one composition.
+        K: How many of the best next fragments are tried, at each step; all by default.
+        options: Of `Search`, such as `nets=["resnet50", "vgg16"]`, `seed=1`, `order="best"`, `max_macs=2e9` or
+            `scores=Scores("r2")`.
+
+    Returns:
+        Scores and networks, as they are found; with `sample` one score and network.
+
+    Raises:
+        InputError: If the images or options cannot be used, or nothing that was drawn reaches an end.
+
+    Source: StitchNet, algorithm 1.
+    """
+    search = Search(data, threshold=threshold, total_threshold=totalThreshold, max_depth=maxDepth, width=K, **options)
+    if not sample:
+        return iter(search)
+    composition = search.draw()
+    return composition.score, search.build(composition)

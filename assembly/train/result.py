@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from stitchkit.errors import InputError
+from stitchkit.files import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,29 +58,22 @@ class Trajectory:
     def add(self, row: Mapping[str, Any]) -> None:
         """Take in an epoch; the CSV has it at once, so that a person can look on."""
         self.rows.append(dict(row))
-        _write(self.path.with_suffix(".csv"), lambda place: self.frame().to_csv(place, index=False))
+        with replacing(self.path.with_suffix(".csv")) as draft:
+            self.frame().to_csv(draft, index=False)
 
     def close(self) -> None:
         """Write the frame: a job whose frame is there is done."""
-        _write(self.path, self.frame().to_pickle)
+        with replacing(self.path) as draft:
+            self.frame().to_pickle(draft)
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     """Write plain data as YAML."""
-    _write(path, lambda place: place.write_text(yaml.safe_dump(dict(content), sort_keys=False)))
+    with replacing(path) as draft:
+        draft.write_text(yaml.safe_dump(dict(content), sort_keys=False))
 
 
 def update_metadata(path: Path, content: Mapping[str, Any]) -> None:
     """Write what is known of a job beside its result; what others wrote there stays."""
     before = yaml.safe_load(path.read_text()) if path.exists() else None
     write_yaml(path, {**(before if isinstance(before, dict) else {}), **content})
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file so that it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stitchkit.errors import InputError
+from stitchkit.files import replacing
 from stitchkit.measure.profile import Cost
 from stitchkit.routes import StitchSpace
 
@@ -65,9 +66,8 @@ def write_rows(path: str | Path, rows: list[Row]) -> None:
     """Write a whole ledger at once; an existing file is replaced only when the new one is complete."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    temporary.replace(path)
+    with replacing(path) as draft:
+        draft.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def cost_row(space: StitchSpace, cfg_id: int, cost: Cost) -> Row:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from stitchkit.files import replacing
 
 
 class PartialSums:
@@ -45,13 +46,9 @@ class PartialSums:
 
     def save(self, sums: torch.Tensor, batches: int) -> None:
         """Put the sums over the first `batches` batches in the place of those before."""
-        temporary = self.path.with_suffix(self.path.suffix + ".tmp")
-        with temporary.open("w") as file:
+        with replacing(self.path) as draft:
             # repr of a float64 is exact
-            json.dump({"of": self._of, "batches": batches, "sums": sums.tolist()}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
+            draft.write_text(json.dumps({"of": self._of, "batches": batches, "sums": sums.tolist()}))
 
     def remove(self) -> None:
         """Forget the sums; the evaluation is finished."""

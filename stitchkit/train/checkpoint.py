@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from timm.utils import NativeScaler, unwrap_model
 
 from stitchkit.config import StitchConfig
 from stitchkit.errors import InputError
+from stitchkit.files import replacing, sync
 from stitchkit.model.weights import load_content, read_checkpoint, weights_of
 from stitchkit.train.optim import load_optimizer
 from stitchkit.train.recipe import Recipe
@@ -42,43 +42,27 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         InputError: If the disk does not take it.
     """
-    temporary = path.with_suffix(".tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as draft, draft.open("wb") as file:
             torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync(path.parent)
     except (OSError, RuntimeError) as error:
         fault = error if isinstance(error, OSError) else error.__context__  # torch has its own error for a write
         if not isinstance(fault, OSError):
             raise
-        temporary.unlink(missing_ok=True)
         raise InputError(
             f"checkpoint '{path}' cannot be written: {fault.strerror}; stopped. The one before is kept: make room, "
             "then go on from it"
         ) from error
 
 
-def _sync(path: Path) -> None:
-    """See a file, or the names in a folder, safely on the disk, where the file system can."""
-    place = os.open(path, os.O_RDONLY)
-    with suppress(OSError):
-        os.fsync(place)
-    os.close(place)
-
-
 def link(path: Path, newest: Path) -> None:
     """Make `path` another name of the newest checkpoint."""
-    temporary = path.with_suffix(".tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(newest, temporary)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(newest, temporary)
-        _sync(temporary)
-    temporary.replace(path)
+    with replacing(path) as draft:
+        draft.unlink(missing_ok=True)
+        try:
+            os.link(newest, draft)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(newest, draft)
 
 
 class Checkpoints:
@@ -166,7 +150,7 @@ class Checkpoints:
         self._keep_previous()
         link(self.last, self._path(epoch))
         self._last_is_good = True
-        _sync(self.folder)
+        sync(self.folder)
         for number in self._ranked()[: -self.keep]:
             self._path(number).unlink(missing_ok=True)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from timm.utils import update_summary
 
+from stitchkit.files import replacing
 from stitchkit.measure.evaluate import Score
 from stitchkit.routes import Joint, StitchSpace
 from stitchkit.train.position import StitchLoss
@@ -70,10 +71,8 @@ def _cut(path: Path, epoch: int) -> None:
         path.unlink()
         return
     kept = [row for row in rows if row and row[0].isdecimal() and int(row[0]) < epoch]  # others are no epochs
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
+    with replacing(path) as draft, draft.open("w", newline="") as file:
         csv.writer(file).writerows([head, *kept])
-    temporary.replace(path)
 
 
 def write_fit(folder: Path, space: StitchSpace, residuals: Mapping[Joint, float]) -> None:

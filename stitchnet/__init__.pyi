@@ -1,0 +1,7 @@
+"""What `import stitchnet` offers; each name is imported when it is asked for."""
+
+from .data import image_folder as image_folder, load_hf_dataset as load_hf_dataset, stitching_images as stitching_images
+from .net import Net as Net
+from .scores import Scores as Scores
+from .search import Search as Search, generate as generate
+from .store import load as load
