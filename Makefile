@@ -62,7 +62,7 @@ demo-sweep: $(INSTALLED) outputs/digits_r18/trained outputs/digits_s/trained
 demo-compose: $(INSTALLED) outputs/digits_r18/trained outputs/digits_r26/trained outputs/digits_dense/trained
 	@echo "== fragments of three networks, put together without training"
 	@rm -rf $(COMPOSED)
-	OMP_NUM_THREADS=1 $(BIN)/stitchkit compose --data $(DATA) --nets configs/compose/digits.json --img-size 32 \
+	$(BIN)/stitchkit compose --data $(DATA) --nets configs/compose/digits.json --img-size 32 \
 	  --num-images 256 --threshold 0.3 --total-threshold 0.3 -k 3 -o $(COMPOSED)
 	$(BIN)/stitchkit pareto $(COMPOSED)/stitches_res.txt --plot $(COMPOSED)/pareto.png > $(COMPOSED)/pareto.txt
 	@printf '%s\n' '' 'Nothing was trained after the three networks: joints are solved in closed form on 256 images.' \
