@@ -66,7 +66,10 @@ def write_rows(path: str | Path, rows: list[Row]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with temporary.open("w") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 
@@ -116,6 +119,10 @@ class Ledger:
             os.fsync(file.fileno())
         self.rows.append(row)
         return row
+
+    def rewrite(self) -> None:
+        """Put the rows, which have new figures, in the place of those in the file: all of them or none."""
+        write_rows(self.path, self.rows)
 
     def _finish_last_line(self) -> None:
         """Bring the file to its last good row: a killed run may have left a part of one, or a row without its end."""
