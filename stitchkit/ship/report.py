@@ -129,7 +129,10 @@ def _other_name(row: Row, space: StitchSpace) -> str:
 
 
 def _export_command(path: Path, stitch_config: str | None) -> str:
-    """The command that takes a stitch away, as far as the files beside the ledger tell; the rest in capitals."""
+    """The command that takes a stitch away, as far as the files beside the ledger tell; the rest in capitals.
+
+    The settings of the evaluation are all that an export needs: weights, data to compare on, preparation of images.
+    """
     settings: Mapping[str, Any] = {}
     if (beside := path.with_name("eval_args.yaml")).is_file():
         try:
@@ -137,10 +140,13 @@ def _export_command(path: Path, stitch_config: str | None) -> str:
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise InputError(f"'{beside}' is damaged; move it away to leave it out of the report") from error
         settings = content if isinstance(content, dict) else {}
-    last = path.with_name("last.pth.tar")
-    config = stitch_config or settings.get("stitch_config") or "CONFIG.json"
-    weights = settings.get("resume") or (last if last.exists() else "CHECKPOINT")
-    return shlex.join(["stitchkit", "export", "--stitch_config", str(config), "--resume", str(weights)])
+    words = ["stitchkit", "export", *(["-c", str(beside)] if settings else [])]
+    if stitch_config or not settings.get("stitch_config"):
+        words += ["--stitch_config", stitch_config or "CONFIG.json"]
+    if not settings.get("resume"):
+        last = path.with_name("last.pth.tar")
+        words += ["--resume", str(last) if last.exists() else "CHECKPOINT"]
+    return shlex.join(words)
 
 
 def _training(folder: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from importlib.util import find_spec
 
 import pytest
@@ -11,9 +12,10 @@ import yaml
 import stitchkit
 from stitchkit.cli import main
 from stitchkit.measure.ledger import read_rows
+from stitchkit.ship.trained import open_trained
 from tests.browser import open_page
 from tests.e2e.test_walkthrough import commands
-from tests.support import FLAGS, ROOT, demo_folder, launch, pico_snnet, write_config
+from tests.support import FAMILIES, FLAGS, ROOT, demo_folder, family_snnet, launch, pico_snnet, write_config
 
 LEDGER = "stitches_res.txt"
 
@@ -63,6 +65,37 @@ def test_an_evaluation_with_latencies_leads_to_a_stitch(evaluate, tmp_path, caps
         browser.locator("#max-latency_ms").fill(str(limit))
         assert browser.locator("#count").inner_text() == "9 of 17 shown"
         assert wrong == []
+
+
+def test_the_command_on_the_page_works_as_pasted(evaluate, tmp_path, capsys):
+    """With the settings of the evaluation, on its images."""
+    folder, command = evaluate
+    settings = ["--mean", "0.2", "0.3", "0.4", "--crop-pct", "0.9", "--eval-stitches", "5"]
+    assert main([*command, "pasted", *settings]) == 0
+    page, file = tmp_path / "report.html", tmp_path / "stitch5.safetensors"
+    assert main(["report", str(folder / "pasted" / LEDGER), "-o", str(page)]) == 0
+    content = json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', page.read_text())[1])
+    words = shlex.split(content["ledgers"][0]["export"])
+    capsys.readouterr()
+    assert main([*words[1:], "--cfg_id", "5", "-o", str(file)]) == 0
+    assert "compared on 20 images from the validation split" in capsys.readouterr().out
+    about = stitchkit.load_stitch(file).about
+    assert (about["cfg_id"], about["input"]["mean"], about["input"]["crop_pct"]) == (5, [0.2, 0.3, 0.4], 0.9)
+    assert about["classes"] == [f"class{number}" for number in range(4)], "from the folder, where the weights know none"
+
+
+def test_the_size_of_an_evaluation_is_that_of_its_exports(images, tmp_path):
+    """Not that of the training."""
+    model, config = family_snnet("resnet"), tmp_path / "resnet.json"
+    config.write_text(json.dumps(FAMILIES["resnet"]))
+    torch.save({"state_dict": model.state_dict(), "input_size": [3, 64, 64]}, tmp_path / "net.pth")
+    flags = ["--stitch_config", config, "--resume", tmp_path / "net.pth", "--img-size", "32", "--output", tmp_path]
+    evaluation = ["train", images, *flags, "--eval", "--eval-stitches", "1", "-b", "8", "-j", "0", "--device", "cpu"]
+    assert main([*map(str, evaluation)]) == 0
+    given = {"config": str(tmp_path / "resnet/eval_args.yaml")}
+    assert open_trained(given).model.input_size == (3, 32, 32)
+    alone = {"stitch_config": str(config), "resume": str(tmp_path / "net.pth")}
+    assert open_trained(alone).model.input_size == (3, 64, 64)
 
 
 def test_latencies_are_added_to_a_finished_ledger_and_kept(evaluate):
