@@ -72,6 +72,7 @@ def _pick(settings: dict[str, Any]) -> None:
     from stitchkit.measure.ledger import read_rows
     from stitchkit.measure.pareto import table
     from stitchkit.ship.pick import pick, refusal
+    from stitchkit.ship.report import export_command
 
     budget, rows, note = _budget(settings), read_rows(settings["ledger"]), ""
     if settings["stitch_config"]:
@@ -92,11 +93,8 @@ def _pick(settings: dict[str, Any]) -> None:
     print(table([choice.best, *choice.runners_up]))
     if note:
         print(note)
-    config = settings["stitch_config"] or "CONFIG"
-    print(
-        f"next, take it away: stitchkit export --stitch_config {config} --resume CHECKPOINT "
-        f"--cfg_id {choice.best['cfg_id']} -o stitch{choice.best['cfg_id']}.onnx"
-    )
+    command = export_command(Path(settings["ledger"]), settings["stitch_config"])
+    print(f"next, take it away: {command} --cfg_id {choice.best['cfg_id']} -o stitch{choice.best['cfg_id']}.onnx")
 
 
 def _budget(settings: dict[str, Any]) -> Any:

@@ -77,6 +77,8 @@ def test_the_command_on_the_page_works_as_pasted(evaluate, tmp_path, capsys):
     content = json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', page.read_text())[1])
     words = shlex.split(content["ledgers"][0]["export"])
     capsys.readouterr()
+    assert main(["pick", str(folder / "pasted" / LEDGER)]) == 0
+    assert f"take it away: {shlex.join(words)} --cfg_id 5 -o stitch5.onnx" in capsys.readouterr().out
     assert main([*words[1:], "--cfg_id", "5", "-o", str(file)]) == 0
     assert "compared on 20 images from the validation split" in capsys.readouterr().out
     about = stitchkit.load_stitch(file).about
