@@ -200,7 +200,10 @@ def test_hostile_files_of_a_sweep(images, made, tmp_path, capsys):
         about.write_bytes(content)
         assert main(sweep) == 2
         assert "metadata.yml', which says what a job is, is damaged" in capsys.readouterr().err
-    about.write_text("arch: a")
+    about.write_text(
+        "{arch: a, adapter: linear, first_deleted_block: 1, last_deleted_block: 1, num_downsamples: 0, "
+        "num_trainable_params: 1}"
+    )
     result = about.with_name("result-3.csv")
     for content in (pickle.dumps(Hostile(made)), b""):
         result.write_bytes(content)
