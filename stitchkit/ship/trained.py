@@ -93,8 +93,8 @@ def _size_is_the_configurations(recipe: Recipe, config: StitchConfig) -> bool:
 
 
 def _folder_classes(recipe: Recipe, number: int) -> tuple[str, ...]:
-    """Class names of the data, for a checkpoint that knows none; data of other classes only lend their images."""
-    if not (recipe.data.data_dir or recipe.data.dataset):
+    """Class names of an image folder, for a checkpoint that knows none; one of other classes only lends its images."""
+    if recipe.data.dataset or not recipe.data.data_dir:
         return ()
     found = open_datasets(recipe).classes
     return found if len(found) == number else ()

@@ -1,6 +1,8 @@
 """`stitchkit serve`: what it predicts, and what a person does with its page in a real browser."""
 
+import itertools
 import json
+import os
 import re
 import socket
 import subprocess
@@ -138,18 +140,11 @@ def test_the_command_says_what_is_wrong(files, capsys, monkeypatch):
 
 
 @contextmanager
-def serving(flags):
+def serving(flags, folder=ROOT):
     """The command in a process of its own; gives its address once it is up."""
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "stitchkit",
-        "serve",
-        *(str(p) for pair in flags.items() for p in pair),
-    ]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-W", "ignore", "-m", "stitchkit", "serve", *map(str, flags)]
+    options = {"cwd": folder, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "text": True}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as process:
         try:
             for line in process.stdout:
                 if found := re.search(r"the page is (http://127\.0\.0\.1:\d+)", line):
@@ -183,7 +178,7 @@ def test_a_person_uploads_an_image_and_moves_the_budget(files, tmp_path):
         pytest.skip("gradio is not installed")
     picture(200).save(tmp_path / "gradient.png")
     rows = sorted(read_rows(files["--ledger"]), key=lambda row: row["flops"])
-    with serving(files) as address, open_page(address) as (page, wrong):
+    with serving(itertools.chain(*files.items())) as address, open_page(address) as (page, wrong):
         page.locator(".stitch", has_text=rows[-1]["stitch"]).wait_for()
         page.locator("input[type=file]").set_input_files(tmp_path / "gradient.png")
         page.get_by_text("<bee>").first.wait_for()
