@@ -71,6 +71,8 @@ def _sync(path: Path) -> None:
 
 def link(path: Path, newest: Path) -> None:
     """Make `path` another name of the newest checkpoint."""
+    if path.exists() and path.samefile(newest):
+        return  # as a killed run left it; renaming one name of a file to another one would leave both
     temporary = path.with_suffix(".tmp")
     temporary.unlink(missing_ok=True)
     try:
