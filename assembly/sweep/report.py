@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from assembly.train.result import read_metadata
 from stitchkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def collect(folder: str | Path) -> pd.DataFrame:
     """One row for each job, seed and epoch, with what its folder says of the job; accuracies are in percent.
 
     Raises:
-        InputError: If there is no result in the folder.
+        InputError: If there is no result in the folder, or a file in it is damaged.
     """
     import pandas as pd
 
@@ -60,7 +59,7 @@ def collect(folder: str | Path) -> pd.DataFrame:
     if not place.is_dir():
         raise InputError(f"folder '{folder}' does not exist; give the -o of a sweep")
     tables = [
-        _rows(result, yaml.safe_load(about.read_text()))
+        _rows(result, read_metadata(about))
         for about in sorted(place.glob("*/metadata.yml"))
         for result in sorted(about.parent.glob("result*.csv"))
     ]
@@ -73,7 +72,12 @@ def _rows(result: Path, about: dict[str, Any]) -> pd.DataFrame:
     """The epochs of one job, in tidy columns."""
     import pandas as pd
 
-    raw = pd.read_csv(result)
+    if "arch" not in about:
+        raise InputError(f"the metadata.yml beside '{result}' does not say of which networks it is; move both away")
+    try:
+        raw = pd.read_csv(result)
+    except ValueError as error:
+        raise InputError(f"'{result}' is no table of results: {error}; move it away") from error
     named = re.match(_SEED, result.name)
     gap = f"{about['first_deleted_block']},{about['last_deleted_block']}" if "adapter" in about else ""
     rows = raw.rename(columns=_COLUMNS)[[name for old, name in _COLUMNS.items() if old in raw]]

@@ -109,6 +109,16 @@ def test_checkpoints_keep_the_best_epochs(images, config, tmp_path):
     assert not list((tmp_path / "pico").glob("*.tmp"))
 
 
+def test_a_run_killed_between_two_names_leaves_no_third(tmp_path):
+    """`previous` is then another name of `last` already, and a file system does not rename one onto the other."""
+    saved = Checkpoints(tmp_path, keep=2)
+    saved.save({}, epoch=0, metric=1.0)
+    os.link(saved.last, tmp_path / "previous.pth.tar")
+    saved.save({}, epoch=1, metric=2.0)
+    names = ("checkpoint-0", "checkpoint-1", "last", "model_best", "previous")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.pth.tar" for name in names]
+
+
 @pytest.mark.parametrize("missing", [["model_best"], ["model_best", "last"], ["checkpoint-1"]])
 def test_names_that_a_killed_run_did_not_give_are_given(tmp_path, missing):
     saved = Checkpoints(tmp_path, keep=2)

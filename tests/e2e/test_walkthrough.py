@@ -119,9 +119,9 @@ def test_only_the_layers_train_without_fulltune(images, tmp_path):
     assert {name.split(".")[2] for name in changed if name.startswith("anchors")} <= {"cls_token"}
 
 
-def commands(path):
-    """The shell commands that a document shows, without comments."""
-    for block in re.findall(r"```bash\n(.*?)```", path.read_text(), re.S):
+def commands(text):
+    """The shell commands that a document, or a part of it, shows, without comments."""
+    for block in re.findall(r"```bash\n(.*?)```", text, re.S):
         for line in block.replace("\\\n", " ").splitlines():
             if words := shlex.split(line, comments=True):
                 yield words
@@ -131,7 +131,7 @@ def commands(path):
 def test_every_command_in_the_documents_is_one(path):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     found = 0
-    for words in commands(path):
+    for words in commands(path.read_text()):
         found += 1
         if words[0] == "make":
             assert set(words[1:]) <= targets
