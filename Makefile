@@ -1,4 +1,4 @@
-# make demo, make demo-sweep: everything on real data in a few minutes.   make test, make lint: what CI runs.
+# make demo, make demo-sweep, make demo-compose: everything on real data in a few minutes.   make test, make lint: what CI runs.
 # make bench: ours against a plain reference; takes its time, on an idle machine.
 # Each makes its own virtual environment in .venv when that is missing; PYTHON says with which interpreter.
 PYTHON ?= python3
@@ -10,8 +10,9 @@ TRAIN = PYTHON=$(BIN)/python ./distributed_train.sh 2 $(DATA)
 RUN := outputs/digits_vit
 
 SWEEP := outputs/sweep_digits
+COMPOSED := outputs/compose_digits
 
-.PHONY: install demo demo-sweep test lint bench clean
+.PHONY: install demo demo-sweep demo-compose test lint bench clean
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -58,6 +59,18 @@ demo-sweep: $(INSTALLED) outputs/digits_r18/trained outputs/digits_s/trained
 	  'Next, the plan of a published sweep, without data or weights:' \
 	  '  $(BIN)/stitchkit sweep -c configs/across-scales/resnet-50-swin-t.yml --dry-run'
 
+demo-compose: $(INSTALLED) outputs/digits_r18/trained outputs/digits_r26/trained outputs/digits_dense/trained
+	@echo "== fragments of three networks, put together without training"
+	@rm -rf $(COMPOSED)
+	$(BIN)/stitchkit compose --data $(DATA) --nets configs/compose/digits.json --img-size 32 \
+	  --num-images 256 --threshold 0.3 --total-threshold 0.3 -k 3 -o $(COMPOSED)
+	$(BIN)/stitchkit pareto $(COMPOSED)/stitches_res.txt --plot $(COMPOSED)/pareto.png > $(COMPOSED)/pareto.txt
+	@printf '%s\n' '' 'Nothing was trained after the three networks: joints are solved in closed form on 256 images.' \
+	  '  $(COMPOSED)/stitches_res.txt   accuracy and cost of each; parents_acc1 is the average of its parents' \
+	  '  $(COMPOSED)/003/net.svg        the drawing of one; open it' \
+	  '  $(COMPOSED)/pareto.png         all of them over their cost' \
+	  'Next, your own: $(BIN)/stitchkit compose --data YOUR_FOLDER --nets resnet50,vgg16 -o outputs/composed'
+
 DIGITS_VIT := img_size=32 patch_size=8 depth=6 global_pool=avg weight_init=jax
 ti := embed_dim=8 num_heads=2 --epochs 75
 s := embed_dim=16 num_heads=2
@@ -74,6 +87,18 @@ outputs/digits_r18/trained: $(DATA)/validation
 	@echo "== a small ResNet"
 	$(TRAIN) -c configs/digits_anchor.yaml --epochs 25 --model resnet18 --img-size 32 --model-kwargs layers=[2,2,2,2] \
 	  channels=[8,16,24,32] stem_type=deep stem_width=8 --experiment digits_r18 --resume auto
+	@touch $@
+
+outputs/digits_r26/trained: $(DATA)/validation
+	@echo "== a small ResNet of bottlenecks"
+	$(TRAIN) -c configs/digits_anchor.yaml --epochs 20 --model resnet26 --img-size 32 --model-kwargs layers=[1,1,1,1] \
+	  channels=[4,8,12,16] stem_type=deep stem_width=8 --experiment digits_r26 --resume auto
+	@touch $@
+
+outputs/digits_dense/trained: $(DATA)/validation
+	@echo "== a small DenseNet"
+	$(TRAIN) -c configs/digits_anchor.yaml --epochs 20 --model densenet169 --img-size 32 \
+	  --model-kwargs growth_rate=8 block_config=[2,2,2,2] --experiment digits_dense --resume auto
 	@touch $@
 
 $(RUN)/trained: outputs/digits_ti/trained outputs/digits_s/trained outputs/digits_b/trained

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from stitchkit.errors import InputError, unknown
 
@@ -36,11 +34,7 @@ class Classifier:
         if kind == "linear" and len(np.unique(labels)) < 2:
             raise InputError("a linear classifier needs images of two classes at least; give more, or use 'knn'")
         self.kind, self.outputs, self.labels = kind, outputs, labels
-        self._model = (
-            KNeighborsClassifier(min(_NEIGHBOURS, len(outputs)))
-            if kind == "knn"
-            else make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        )
+        self._model = _nearest(min(_NEIGHBOURS, len(outputs))) if kind == "knn" else _linear()
         self._model.fit(outputs, labels)
 
     @property
@@ -51,3 +45,20 @@ class Classifier:
     def scores(self, outputs: np.ndarray) -> np.ndarray:
         """Scores of the classes `[N, classes]`, each row of sum 1."""
         return np.asarray(self._model.predict_proba(outputs))
+
+
+# scikit-learn takes over a second to import, and every command imports this package.
+
+
+def _nearest(count: int) -> Any:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    return KNeighborsClassifier(count)
+
+
+def _linear() -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))

@@ -48,6 +48,20 @@ class Composition:
         return ARROW.join(f"{network}[{first}:{last + 1}]" for network, first, last in _slices(self.fragments))
 
 
+def uncut(fragments: Sequence[Fragment]) -> list[Composition]:
+    """Networks as they are, as compositions.
+
+    Args:
+        fragments: All fragments of each, in the order they run.
+    """
+    whole: list[Composition] = []
+    last: Composition | None = None
+    for fragment in fragments:
+        last = Composition(fragment, parent=None if fragment.is_start else last)
+        whole += [last] if fragment.is_end else []
+    return whole
+
+
 def _slices(path: Sequence[Fragment]) -> list[tuple[str, int, int]]:
     found: list[tuple[str, int, int]] = []
     for fragment in path:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 PIXELS = "pixel_values"
 """Column of the prepared images `[1, 3, H, W]`."""
-_BATCH = 32
+_BATCH = 128
+_KEPT_BYTES = 2**29
 
 Batches = Any
 """A dataset of `load_hf_dataset`, a sequence of pairs of an image `[3, H, W]` and a label, or two arrays."""
@@ -122,6 +123,17 @@ def image_folder(folder: str | Path, size: int | tuple[int, int] = 224) -> Image
         return ImageFolder(str(folder), preparation((size, size) if isinstance(size, int) else size))
     except FileNotFoundError as error:
         raise InputError(f"'{folder}' is no folder with one folder of images for each class; check the path") from error
+
+
+def in_memory(dataset: ImageFolder) -> Batches:
+    """The pairs of a dataset, read once if they do not take much memory.
+
+    Args:
+        dataset: Of images of one size.
+    """
+    if len(dataset) * dataset[0][0].nbytes > _KEPT_BYTES:
+        return dataset
+    return [dataset[index] for index in range(len(dataset))]
 
 
 def stitching_images(dataset: Sequence[Any], count: int = 32, *, seed: int = 0) -> torch.Tensor:

@@ -29,7 +29,8 @@ def draw(steps: Sequence[Step], input_size: tuple[int, int, int], score: float) 
     top = 96
     height = top + len(steps) * (_HEIGHT + _GAP) + 20
     macs, params = sum(step.macs for step in steps), sum(step.params for step in steps)
-    title = f"{len(steps)} fragments of {len(networks)} networks, score {score:.3f}"
+    givers = "one network" if len(networks) == 1 else f"{len(networks)} networks"
+    title = f"{len(steps)} fragments of {givers}, score {score:.3f}"
     about = f"{quantity(macs)} MACs, {quantity(params)} parameters, images {_shape(input_size)}"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '

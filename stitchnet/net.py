@@ -17,6 +17,7 @@ from stitchkit.config import AnchorSpec
 from stitchkit.errors import InputError
 from stitchkit.measure.profile import measure
 from stitchkit.model.mode import evaluating
+from stitchkit.ship.formats import format_of
 from stitchnet.activations import run
 from stitchnet.classifier import Classifier
 from stitchnet.composition import Composition
@@ -128,25 +129,12 @@ class Net(nn.Module):
         Raises:
             InputError: If the packages for ONNX are not installed.
         """
-        try:
-            import onnx  # noqa: F401
-            import onnxscript  # noqa: F401
-        except ImportError as error:
-            raise InputError("ONNX needs further packages; install them by pip install 'stitchkit[compose]'") from error
         target = _with_suffix(path, ".onnx")
+        writer = format_of(target)
+        about = {"network": self.name, "input": {"input_size": self.example(1).shape[1:]}}
         with evaluating(self), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter, about itself
-            torch.onnx.export(
-                self,
-                (self.example(2),),
-                target,
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
+            writer.write(copy.deepcopy(self), about, target)
         return target
 
     def draw_svg(self, path: str | Path) -> Path:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import torchvision
-from timm.models import is_model
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import get_pretrained_cfg, is_model
 from torch import nn
 
 from stitchkit.config import AnchorSpec
@@ -80,6 +81,20 @@ def create(spec: AnchorSpec, *, pretrained: bool = False) -> nn.Module:
 
         raise unknown("network", spec.name, [*names, *list_models()])
     return create_model(spec.name, checkpoint=spec.checkpoint, pretrained=pretrained, **spec.kwargs)
+
+
+def normalised_otherwise(specs: Mapping[str, AnchorSpec | None]) -> list[str]:
+    """Labels of timm's networks that are used to images normalised in another way than ImageNet's.
+
+    Args:
+        specs: How networks are made, by label.
+    """
+    found = []
+    for label, spec in specs.items():
+        config = get_pretrained_cfg(spec.name) if spec is not None and is_model(spec.name) else None
+        if config is not None and (config.mean, config.std) != (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD):
+            found.append(label)
+    return found
 
 
 def _from_torchvision(spec: AnchorSpec, pretrained: bool) -> nn.Module:

@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 import stitchkit
+from stitchkit.train.digits import write_digits
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -114,6 +115,18 @@ def write_config(path: Path, **changes: Any) -> Path:
     """A pico configuration as a file."""
     path.write_text(json.dumps(pico_config(**changes)))
     return path
+
+
+def demo_folder(folder: Path) -> Path:
+    """A folder as `make demo` leaves it, but for the training and the ledger: digits, configurations, weights."""
+    (folder / "configs").symlink_to(ROOT / "configs")
+    write_digits(folder / "data/digits")
+    model = stitchkit.create_snnet(ROOT / "configs/digits_vit.json")
+    randomize(model)
+    state = {"state_dict": model.state_dict(), "classes": [*map(str, range(10))], "input_size": [3, 32, 32]}
+    (folder / "outputs/digits_vit").mkdir(parents=True)
+    torch.save(state, folder / "outputs/digits_vit/last.pth.tar")
+    return folder
 
 
 FLAGS = [

@@ -48,7 +48,7 @@ def build_network(
 
 def check_network(
     spec: NetworkSpec, *, num_classes: int, input_size: tuple[int, int, int], pretrained: bool = True
-) -> None:
+) -> Assembly:
     """See without memory that a network can be built and that its parts fit.
 
     Args:
@@ -57,11 +57,14 @@ def check_network(
         input_size: Size of an image, `(C, H, W)`.
         pretrained: See that files of weights are there.
 
+    Returns:
+        The network on the meta device.
+
     Raises:
         InputError: As `build_network`.
     """
     with torch.device("meta"):
-        _Builder(spec, num_classes, input_size, pretrained=pretrained, checking=True).network()
+        return _Builder(spec, num_classes, input_size, pretrained=pretrained, checking=True).network()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import yaml
 from assembly.parts.registry import COMMON, part_class
 from assembly.sweep.config import CutNetwork, Gap, SweepConfig
 from assembly.sweep.stitchers import FINETUNE, STITCHERS, DoesNotApply, PartDict
+from assembly.train.result import update_metadata
 from stitchkit.measure.pareto import aligned, quantity
 
 UNCUT = ("source", "destination")
@@ -43,8 +44,7 @@ class PlannedJob:
         place = folder / self.name
         place.mkdir(parents=True, exist_ok=True)
         about = place / "metadata.yml"
-        known = yaml.safe_load(about.read_text()) if about.exists() else {}
-        about.write_text(yaml.safe_dump({**known, **self.metadata}, sort_keys=False))
+        update_metadata(about, self.metadata)
         (place / "config.yml").write_text(_dump(self.config))
         return place
 

@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from assembly.train.result import read_metadata
 from stitchkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def collect(folder: str | Path) -> pd.DataFrame:
     """One row for each job, seed and epoch, with what its folder says of the job; accuracies are in percent.
 
     Raises:
-        InputError: If there is no result in the folder.
+        InputError: If there is no result in the folder, or a file in it is damaged.
     """
     import pandas as pd
 
@@ -66,7 +65,7 @@ def collect(folder: str | Path) -> pd.DataFrame:
     tables = [
         _rows(result, about)
         for file in sorted(place.glob("*/metadata.yml"))
-        if "arch" in (about := yaml.safe_load(file.read_text()) or {})  # other jobs than a sweep's have none
+        if "arch" in (about := read_metadata(file))  # other jobs than a sweep's have none
         for result in sorted(file.parent.glob("result*.csv"))
     ]
     if not tables:
@@ -78,7 +77,10 @@ def _rows(result: Path, about: dict[str, Any]) -> pd.DataFrame:
     """The epochs of one job, in tidy columns."""
     import pandas as pd
 
-    raw = pd.read_csv(result)
+    try:
+        raw = pd.read_csv(result)
+    except ValueError as error:
+        raise InputError(f"'{result}' is no table of results: {error}; move it away") from error
     named = re.match(_SEED, result.name)
     gap = f"{about['first_deleted_block']},{about['last_deleted_block']}" if "adapter" in about else ""
     rows = raw.rename(columns=_COLUMNS)[[name for old, name in _COLUMNS.items() if old in raw]]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from assembly.parts.network import build_network
+from assembly.parts.network import check_network
 from assembly.parts.spec import NetworkSpec, PartSpec
 from assembly.sweep.stitchers import Shape
 from stitchkit.errors import InputError
@@ -81,7 +81,7 @@ def _run_dry(pieces: Sequence[PartSpec], image_size: int) -> tuple[PieceShapes, 
         # Where no size is declared, nothing is resized, and each piece shows what it does by itself; images may be.
         first = _without_sizes(pieces[0], "out_format")
         bare = (first, *(_without_sizes(piece, "in_format", "out_format") for piece in pieces[1:]))
-        network = build_network(NetworkSpec(bare), num_classes=1, input_size=size, pretrained=False).eval()
+        network = check_network(NetworkSpec(bare), num_classes=1, input_size=size, pretrained=False).eval()
         x = torch.empty(2, *size)
     taken: list[Shape | None] = []
     given: list[Shape | None] = []

@@ -75,5 +75,18 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
 
 def update_metadata(path: Path, content: Mapping[str, Any]) -> None:
     """Write what is known of a job beside its result; what others wrote there stays."""
-    before = yaml.safe_load(path.read_text()) if path.exists() else None
-    write_yaml(path, {**(before if isinstance(before, dict) else {}), **content})
+    write_yaml(path, {**read_metadata(path), **content})
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What is known of a job; empty where there is nothing yet.
+
+    Raises:
+        InputError: If the file is damaged.
+    """
+    try:
+        content = yaml.safe_load(path.read_text()) if path.exists() else None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        fault = " ".join(str(error).split())[:200]
+        raise InputError(f"'{path}', which says what a job is, is damaged: {fault}; remove it") from error
+    return content if isinstance(content, dict) else {}

@@ -49,7 +49,7 @@ class Tally:
         Args:
             number: Which network.
             logits: `[B, num_classes]`.
-            labels: `[B]`; below zero where there is no class, and such an image is not counted.
+            labels: `[B]`; -1 where there is no class, and such an image is not counted.
         """
         logits = logits.float()
         hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]

@@ -45,6 +45,11 @@ def latency_ms(module: nn.Module, x: torch.Tensor) -> float:
         return 1e3 * timer.blocked_autorange(min_run_time=_SECONDS).median
 
 
+def _name(device: torch.device) -> str:
+    """The device, and which one it is where torch knows."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
 def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
     """Add `latency_ms` of a batch and `images_per_s` to the rows of a ledger, composed of the steps of each stitch.
 
@@ -60,16 +65,15 @@ def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
     for row in rows:
         row["latency_ms"] = meter.cost(row["cfg_id"])
         row["images_per_s"] = 1e3 * batch_size / row["latency_ms"]
+    weights = next(model.parameters())
+    images = torch.zeros(batch_size, *model.input_size, device=weights.device, dtype=weights.dtype)
     some = rows[:: max(1, len(rows) // _WHOLE)]
     differences = []
     for row in some:
-        net = model.extract(row["cfg_id"])
-        device = next(net.parameters()).device
-        whole = latency_ms(net, torch.zeros(batch_size, *model.input_size, device=device))
+        whole = latency_ms(model.extract(row["cfg_id"]), images)
         differences.append(100 * abs(row["latency_ms"] - whole) / whole)
-    device = next(model.parameters()).device
     return (
-        f"latency of batches of {batch_size} on {device}, {torch.get_num_threads()} CPU threads: medians, summed over "
-        f"steps; {len(some)} stitches measured as a whole differ by {median(differences):.1f} % (median), at most "
-        f"{max(differences):.1f} %"
+        f"latency of batches of {batch_size} on {_name(weights.device)}, {torch.get_num_threads()} CPU threads: "
+        f"medians, summed over steps; {len(some)} stitches measured as a whole differ by {median(differences):.1f} % "
+        f"(median), at most {max(differences):.1f} %"
     )

@@ -117,6 +117,10 @@ class Ledger:
         self.rows.append(row)
         return row
 
+    def rewrite(self) -> None:
+        """Put the rows, which have new figures, in the place of those in the file: all of them or none."""
+        write_rows(self.path, self.rows)
+
     def _finish_last_line(self) -> None:
         """Bring the file to its last good row: a killed run may have left a part of one, or a row without its end."""
         content = self.path.read_bytes() if self.path.exists() else b""

@@ -52,7 +52,8 @@ class OnePass:
     Args:
         model: An SN-Net in evaluation mode.
         cfg_ids: The stitches; by default all.
-        memory: Bytes that activations may take; by default half of a GPU's free memory, or 1 GiB on a CPU.
+        memory: Bytes that activations may take; by default half of a GPU's free memory, or 1 GiB on a CPU. The logits
+            that are handed out come on top.
 
     Raises:
         InputError: If a stitch does not exist, or there is none.
@@ -83,8 +84,12 @@ class OnePass:
         """
         if self._model.training:
             raise InputError("all stitches run in one pass in evaluation mode only; call model.eval() before")
-        portions = [self._run(part) for part in self._portions(x)]
-        return {cfg_id: torch.cat([portion[cfg_id] for portion in portions]) for cfg_id in sorted(portions[0])}
+        found: dict[int, torch.Tensor] = {}
+        done = 0
+        for part in self._portions(x):
+            _put(self._run(part), found, slice(done, done + len(part)), len(x))
+            done += len(part)
+        return dict(sorted(found.items()))
 
     def _portions(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The images in parts that the memory is enough for."""
@@ -95,8 +100,8 @@ class OnePass:
             budget = default_budget(x.device) if self._memory is None else self._memory
             if live.peak > budget:
                 raise InputError(
-                    f"a memory of {budget // _MIB} MiB is not enough for one image through {sum(self._uses.values())} "
-                    f"joints; give at least {-(-live.peak // _MIB)} MiB, or fewer stitches"
+                    f"a memory of {budget / _MIB:.3g} MiB is not enough for one image through "
+                    f"{sum(self._uses.values())} joints; give at least {-(-live.peak // _MIB)} MiB, or fewer stitches"
                 )
             self._portion[kind] = budget // live.peak
         return torch.split(x, self._portion[kind])
@@ -136,7 +141,7 @@ class OnePass:
         for visit, part in batch.parts():
             ways.setdefault(visit.joint is None or self._model.stitched_final_norm, []).append((visit, part))
         for final_norm, members in ways.items():
-            output = anchor.head(final_norm=final_norm)(torch.cat([part for _, part in members]))
+            output = anchor.head(final_norm=final_norm)(_joined([part for _, part in members]))
             for (visit, _), part in zip(members, output.chunk(len(members)), strict=True):
                 assert visit.cfg_id is not None
                 logits[visit.cfg_id] = part
@@ -150,9 +155,22 @@ def _join(batches: dict[torch.dtype, _Batch], visit: Visit, state: torch.Tensor)
         batches[state.dtype] = _Batch([visit], state)
 
 
+def _put(logits: dict[int, torch.Tensor], found: dict[int, torch.Tensor], place: slice, count: int) -> None:
+    """Put a portion into the logits of all images; joining portions at the end would hold everything twice."""
+    for cfg_id, part in logits.items():
+        if cfg_id not in found:
+            found[cfg_id] = part.new_empty(count, *part.shape[1:])
+        found[cfg_id][place] = part
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Parts of a batch, one after the other; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def _step(batch: _Batch, number: int, block: nn.Module, left: dict[tuple[Visit, int], torch.Tensor]) -> None:
     """Run a block, put by what leaves after it, and drop the visits that have nothing more to do."""
-    batch.state = torch.cat([block(part) for part in in_portions(batch.state)])
+    batch.state = _joined([block(part) for part in in_portions(batch.state)])
     for visit, part in batch.parts():
         if number in visit.leaves:
             left[visit, number] = part.clone()  # a view would keep the whole batch

@@ -207,7 +207,8 @@ class SNNet(nn.Module):
         Args:
             x: Images `[B, C, H, W]`.
             cfg_ids: The stitches; by default all.
-            memory: Bytes that activations may take; by default half of a GPU's free memory, or 1 GiB on a CPU.
+            memory: Bytes that activations may take; by default half of a GPU's free memory, or 1 GiB on a CPU. The
+                logits that are returned come on top.
 
         Returns:
             Logits `[B, num_classes]` by `cfg_id`.

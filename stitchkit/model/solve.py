@@ -102,7 +102,7 @@ def fit_stitching_layers(
         For each joint, the part of the target's energy that its layer leaves over; 0 is best, 1 is as good as none.
 
     Raises:
-        InputError: If there is no image, or no such method.
+        InputError: If there is no image or no such method, or features are not finite.
 
     Source: SN-Net, section 3.2; equation 4.
     """
@@ -120,8 +120,9 @@ def fit_stitching_layers(
         for images in batches:
             for portion in in_portions(images.to(device)):
                 _accumulate(model, portion, grams, targets)
-    for gram in grams.values():
-        sum_over_ranks(gram.product)
+    for (label, block), gram in grams.items():
+        if not sum_over_ranks(gram.product).isfinite().all():
+            raise InputError(f"what block {block} of '{label}' gives is not finite; check its weights and the images")
     if not next(iter(grams.values())).num_rows:
         raise InputError("stitching layers cannot be fitted without an image; give at least one batch")
     return _apply(model, grams, targets, method, damping)

@@ -27,24 +27,33 @@ def add_commands(commands: Commands) -> None:
     _add_shape(pick)
 
     export = commands.add("export", _export, "write one stitch to a file, checked against its SN-Net")
-    export.add_argument("--stitch_config", "--stitch-config", metavar="JSON", help="stitch configuration")
-    export.add_argument("--resume", metavar="CHECKPOINT", help="trained weights, ours or released ones")
+    add_trained(
+        export, data_for=f"{_IMAGES} of its validation images are what file and SN-Net are compared on, else noise"
+    )
     export.add_argument("--cfg_id", "--cfg-id", type=int, metavar="N", help="the stitch")
     export.add_argument("--ledger", metavar="FILE", help="or the best stitch of this ledger within the budget below")
     _add_budget(export)
     export.add_argument(
         "-o", "--output", required=True, metavar="FILE", help="file to write: .safetensors, .onnx or .pt2"
     )
-    export.add_argument(
-        "--data", dest="data_dir", metavar="DIR",
-        help=f"image folder; {_IMAGES} of its validation images are what file and SN-Net are compared on, else noise",
-    )  # fmt: skip
-    export.add_argument("-c", "--config", metavar="YAML", help="settings of the run, such as its args.yaml")
-    export.add_argument(
+
+
+def add_trained(parser: argparse.ArgumentParser, *, data_for: str) -> None:
+    """Give a parser what tells a trained SN-Net, as `stitchkit.ship.trained.open_trained` takes it.
+
+    Args:
+        parser: Of a command.
+        data_for: What images are used for.
+    """
+    parser.add_argument("--stitch_config", "--stitch-config", metavar="JSON", help="stitch configuration")
+    parser.add_argument("--resume", metavar="CHECKPOINT", help="trained weights, ours or released ones")
+    parser.add_argument("--data", dest="data_dir", metavar="DIR", help=f"image folder; {data_for}")
+    parser.add_argument("-c", "--config", metavar="YAML", help="settings of the run, such as its args.yaml")
+    parser.add_argument(
         "--recalibrate-bn", type=int, metavar="N", help="batch-norm statistics from N training batches, as in --eval"
     )
-    export.add_argument("--model-ema", action="store_true", default=None, help="export the moving average of weights")
-    _add_shape(export)
+    parser.add_argument("--model-ema", action="store_true", default=None, help="use the moving average of weights")
+    _add_shape(parser)
 
 
 def _add_budget(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +72,7 @@ def _pick(settings: dict[str, Any]) -> None:
     from stitchkit.measure.ledger import read_rows
     from stitchkit.measure.pareto import table
     from stitchkit.ship.pick import pick, refusal
+    from stitchkit.ship.report import export_command
 
     budget, rows, note = _budget(settings), read_rows(settings["ledger"]), ""
     if settings["stitch_config"]:
@@ -83,11 +93,8 @@ def _pick(settings: dict[str, Any]) -> None:
     print(table([choice.best, *choice.runners_up]))
     if note:
         print(note)
-    config = settings["stitch_config"] or "CONFIG"
-    print(
-        f"next, take it away: stitchkit export --stitch_config {config} --resume CHECKPOINT "
-        f"--cfg_id {choice.best['cfg_id']} -o stitch{choice.best['cfg_id']}.onnx"
-    )
+    command = export_command(Path(settings["ledger"]), settings["stitch_config"])
+    print(f"next, take it away: {command} --cfg_id {choice.best['cfg_id']} -o stitch{choice.best['cfg_id']}.onnx")
 
 
 def _budget(settings: dict[str, Any]) -> Any:

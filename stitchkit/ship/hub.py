@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from safetensors.torch import save
+from timm.data import resolve_data_config
+from timm.data.loader import adapt_to_chs
 
 from stitchkit.config import StitchConfig
 from stitchkit.errors import InputError, unknown
+from stitchkit.files import replacing
 from stitchkit.measure.ledger import Row, read_rows, write_rows
 from stitchkit.measure.pareto import pareto_front, table
 from stitchkit.model.create import create_anchor
 from stitchkit.model.snnet import SNNet
-from stitchkit.model.weights import load_checkpoint
+from stitchkit.model.weights import load_checkpoint, load_content
 from stitchkit.routes import StitchSpace
 from stitchkit.ship.portrait import local, portable
 
 _CONFIG, _WEIGHTS, _LEDGER = "config.json", "model.safetensors", "stitches_res.txt"
-_IMAGE = ("mean", "std", "interpolation", "crop_pct")
+_IMAGE = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 _OPTIONS = ("revision", "cache_dir", "force_download", "token", "local_files_only")
 
 _CARD = """---
@@ -39,6 +43,7 @@ import stitchkit
 
 model = stitchkit.HubSNNet.from_pretrained("{{ place }}").eval()
 logits = model(images, {{ example }})  # images [B, {{ size }}], and the cfg_id of a stitch
+print(model.image, model.classes)  # how images are prepared, also for timm.data.resolve_model_data_config; the classes
 net = model.extract({{ example }})  # a plain nn.Module with only what this stitch needs
 ```
 
@@ -64,19 +69,27 @@ class HubSNNet(
 ):
     """An SN-Net with `save_pretrained`, `from_pretrained` and `push_to_hub`.
 
-    It starts with random weights; `stitchkit.load_checkpoint` gives it trained ones. A folder holds the configuration
-    as JSON, the weights as safetensors, the ledger where there is one, and a model card. Nothing in it is executed, and
-    nothing but the folder's own files is fetched.
+    It starts with random weights; `from_run` has those of a training run. A folder holds the configuration, how images
+    are prepared and class names as JSON, the weights as safetensors, the ledger where there is one, and a model card.
+    Nothing in it is executed, and nothing but the folder's own files is fetched.
 
     Args:
         stitch_config: The content of a stitch configuration, or its path.
         num_classes: Number of logits; by default the models'.
         img_size: Side of an input image, or height and width; by default the models'.
         in_chans: Channels of an input image; by default 3.
+        classes: Class names in the order of the logits, where they are known.
+        image: How images are prepared, in timm's words: `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`; by
+            default as the configuration's recipe and the last anchor say.
 
     Raises:
-        InputError: If the configuration cannot be used.
+        InputError: If the configuration cannot be used, or names or settings of images are not of this network.
     """
+
+    classes: list[str]
+    """Class names in the order of the logits; empty where they are not known."""
+    image: dict[str, Any]
+    """How images are prepared, in timm's words."""
 
     ledger: list[Row]
     """What was measured of the stitches, for the model card and for those who load the folder."""
@@ -88,6 +101,8 @@ class HubSNNet(
         num_classes: int | None = None,
         img_size: int | list[int] | None = None,
         in_chans: int | None = None,
+        classes: Sequence[str] | None = None,
+        image: Mapping[str, Any] | None = None,
     ):
         if isinstance(stitch_config, str | Path):
             self.config = StitchConfig.load(stitch_config)
@@ -98,6 +113,52 @@ class HubSNNet(
         space = StitchSpace.build(anchors, self.config.rule)
         super().__init__(anchors, space, stitched_final_norm=self.config.stitched_final_norm)
         self.ledger = []
+        self.classes = _checked_classes(classes or [], self.num_classes)
+        recipe = {key: self.config.recipe[key] for key in _IMAGE if self.config.recipe.get(key)}
+        self.image = self._prepared(recipe | dict(image or {}))
+
+    def _prepared(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """How images are prepared; what is not given is the last anchor's."""
+        for key, value in given.items():
+            if key not in _IMAGE:
+                raise unknown("setting of images", key, _IMAGE)
+            if not _fits(key, value, self.in_chans):
+                raise InputError(f"'{key}' of images is {value!r}; it is not of images of {self.in_chans} channels")
+        found = resolve_data_config(
+            {**given, "input_size": self.input_size}, pretrained_cfg=dict(super().pretrained_cfg)
+        )
+        found |= {key: list(adapt_to_chs(found[key], self.in_chans)) for key in ("mean", "std")}
+        return {key: found[key] for key in _IMAGE}
+
+    @property
+    def pretrained_cfg(self) -> Mapping[str, Any]:
+        """How images are prepared, where `timm.data.resolve_model_data_config` looks."""
+        own = {key: tuple(value) if isinstance(value, list) else value for key, value in self.image.items()}
+        return {**super().pretrained_cfg, **own, "input_size": self.input_size}
+
+    @classmethod
+    def from_run(cls, **settings: Any) -> HubSNNet:
+        """The SN-Net of a training run, with its weights, its class names and the way its images are prepared.
+
+        Args:
+            settings: As the flags of `stitchkit export`: `stitch_config` and `resume`, or as `config` the run's
+                `eval_args.yaml`, which holds all; on request `model_ema`, `data_dir`, `num_classes`, `mean`, ...
+
+        Raises:
+            InputError: If a file is missing or unreadable, checkpoint and configuration do not belong together, or
+                batch norms have an epsilon of their own, which a folder does not hold.
+        """
+        from stitchkit.ship.trained import open_trained  # slow to import
+
+        trained = open_trained(settings)
+        if trained.recipe.model.bn_eps is not None:
+            raise InputError("--bn-eps is no part of a folder of the Hub; share the stitches by stitchkit export")
+        pooling = trained.recipe.model.gp
+        anchors = [portable(spec, trained.model, global_pool=pooling) for spec in trained.config.anchors]
+        image = {key: trained.prepared[key] for key in _IMAGE}
+        model = cls(trained.config.to_dict() | {"anchors": anchors}, classes=trained.classes, image=image)
+        load_content(model, trained.model.state_dict(), str(trained.recipe.run.resume))
+        return model.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
         config = self.config.to_dict() | {
@@ -105,12 +166,12 @@ class HubSNNet(
             "recipe": {key: self.config.recipe[key] for key in _IMAGE if key in self.config.recipe},
         }
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
-        draft = save_directory / f"{_WEIGHTS}.tmp"
-        draft.write_bytes(save(weights, metadata={"format": "pt"}))
-        draft.replace(save_directory / _WEIGHTS)
+        with replacing(save_directory / _WEIGHTS) as draft:
+            draft.write_bytes(save(weights, metadata={"format": "pt"}))
         if self.ledger:
             write_rows(save_directory / _LEDGER, self.ledger)
-        (save_directory / _CONFIG).write_text(json.dumps({"stitch_config": config}, indent=2) + "\n")
+        content = {"stitch_config": config, "image": self.image, "classes": self.classes}
+        (save_directory / _CONFIG).write_text(json.dumps(content, indent=2) + "\n")
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The model card, with the Pareto front where there is a ledger with accuracies."""
@@ -164,7 +225,9 @@ class HubSNNet(
         return model
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, stitch_config: Any = None, **options: Any) -> HubSNNet:
+    def _from_pretrained(
+        cls, *, model_id: str, stitch_config: Any = None, classes: Any = None, image: Any = None, **options: Any
+    ) -> HubSNNet:
         if strange := [name for name in options if name not in _OPTIONS]:
             raise unknown("option", strange[0], _OPTIONS)
         if not isinstance(stitch_config, dict):
@@ -174,11 +237,30 @@ class HubSNNet(
         weights = _file(model_id, _WEIGHTS, options)
         if weights is None:
             raise InputError(f"it has no {_WEIGHTS}; no other kind of weights is read")
-        model = cls(stitch_config)
+        model = cls(stitch_config, classes=classes, image=image)
         load_checkpoint(model, weights)
         ledger = _file(model_id, _LEDGER, options)
         model.ledger = read_rows(ledger) if ledger is not None else []
         return model
+
+
+def _checked_classes(classes: Sequence[str], number: int) -> list[str]:
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+        raise InputError(f"'classes' is {classes!r}; give the names of the classes, in the order of the logits")
+    if classes and len(classes) != number:
+        raise InputError(f"there are {len(classes)} names of classes for {number} logits; give one for each")
+    return list(classes)
+
+
+def _fits(key: str, value: object, channels: int) -> bool:
+    """Whether a setting of images can be one of images of so many channels."""
+    if key in ("mean", "std"):
+        return isinstance(value, list | tuple) and len(value) in (1, channels) and all(map(_is_number, value))
+    return _is_number(value) if key == "crop_pct" else isinstance(value, str)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _file(model_id: str, name: str, options: Mapping[str, Any]) -> Path | None:

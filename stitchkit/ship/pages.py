@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stitchkit.parser import Commands
+from stitchkit.ship.commands import add_trained
 
 
 def add_commands(commands: Commands) -> None:
@@ -20,8 +21,7 @@ def add_commands(commands: Commands) -> None:
     report.add_argument("--title", default="", metavar="TEXT", help="stands above the page")
 
     serve = commands.add("serve", _serve, "try an SN-Net in the browser: an image, a budget, a prediction")
-    serve.add_argument("--stitch_config", "--stitch-config", required=True, metavar="JSON", help="stitch configuration")
-    serve.add_argument("--resume", required=True, metavar="CHECKPOINT", help="trained weights, ours or released ones")
+    add_trained(serve, data_for="its classes give their names where the checkpoint knows none")
     serve.add_argument("--ledger", required=True, metavar="FILE", help="what --eval wrote of them")
     serve.add_argument("--port", type=int, metavar="N", help="its port; by default the first free one from 7860")
     serve.add_argument("--device", metavar="DEVICE", help="cpu or cuda; by default cuda where there is one")
@@ -52,11 +52,12 @@ def _serve(settings: dict[str, Any]) -> None:
     from stitchkit.ship.serve import Demonstration, check_gradio, check_port, create_page, serve
     from stitchkit.ship.trained import check_origin, open_trained
 
-    check_port(settings["port"])
+    port, ledger, place = (settings.pop(key) for key in ("port", "ledger", "device"))
+    check_port(port)
     check_gradio()
-    device = choose_device(settings["device"])
-    trained = open_trained({key: settings[key] for key in ("stitch_config", "resume")})
-    check_origin(settings["ledger"], trained)
+    device = choose_device(place)
+    trained = open_trained({key: value for key, value in settings.items() if value is not None})
+    check_origin(ledger, trained)
     trained.model.to(device)
-    page = create_page(Demonstration(trained, settings["ledger"]), title=Path(settings["stitch_config"]).stem)
-    serve(page, port=settings["port"])
+    page = create_page(Demonstration(trained, ledger), title=Path(trained.recipe.model.stitch_config or "").stem)
+    serve(page, port=port)

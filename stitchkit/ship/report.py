@@ -103,7 +103,7 @@ def _read_ledger(path: Path, network: _Network | None, stitch_config: str | None
         "rows": [{**row, "anchor": is_anchor(row)} for row in rows],
         "colors": colors_of(depths),
         "routes": {name: draw_route(stitch, depths) for name, stitch in stitches.items()},
-        "export": _export_command(path, stitch_config),
+        "export": export_command(path, stitch_config),
         "training": _training(path.parent),
     }
 
@@ -128,19 +128,32 @@ def _other_name(row: Row, space: StitchSpace) -> str:
     return f"it has cfg_id {cfg_id} as {name}"
 
 
-def _export_command(path: Path, stitch_config: str | None) -> str:
-    """The command that takes a stitch away, as far as the files beside the ledger tell; the rest in capitals."""
+def export_command(path: Path, stitch_config: str | None) -> str:
+    """The command that takes a stitch away, as far as the files beside the ledger tell; the rest in capitals.
+
+    The settings of the evaluation are all that an export needs: weights, data to compare on, preparation of images.
+
+    Args:
+        path: The ledger.
+        stitch_config: Its stitch configuration, where it is given.
+
+    Raises:
+        InputError: If the file of settings is damaged.
+    """
     settings: Mapping[str, Any] = {}
     if (beside := path.with_name("eval_args.yaml")).is_file():
         try:
             content = yaml.safe_load(beside.read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"'{beside}' is damaged; move it away to leave it out of the report") from error
+            raise InputError(f"'{beside}' is damaged; move it away") from error
         settings = content if isinstance(content, dict) else {}
-    last = path.with_name("last.pth.tar")
-    config = stitch_config or settings.get("stitch_config") or "CONFIG.json"
-    weights = settings.get("resume") or (last if last.exists() else "CHECKPOINT")
-    return shlex.join(["stitchkit", "export", "--stitch_config", str(config), "--resume", str(weights)])
+    words = ["stitchkit", "export", *(["-c", str(beside)] if settings else [])]
+    if stitch_config or not settings.get("stitch_config"):
+        words += ["--stitch_config", stitch_config or "CONFIG.json"]
+    if not settings.get("resume"):
+        last = path.with_name("last.pth.tar")
+        words += ["--resume", str(last) if last.exists() else "CHECKPOINT"]
+    return shlex.join(words)
 
 
 def _training(folder: Path) -> dict[str, Any] | None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.data import ImageNetInfo, create_transform
+from torch import nn
 
 from stitchkit.errors import InputError
 from stitchkit.measure.latency import latency_ms
@@ -18,7 +22,7 @@ from stitchkit.measure.ledger import Row, read_rows
 from stitchkit.measure.pareto import pareto_front, quantity
 from stitchkit.ship.budget import BudgetedModel
 from stitchkit.ship.route import depths_of, draw_route
-from stitchkit.ship.trained import Trained
+from stitchkit.ship.trained import Trained, calibrated
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,6 +63,7 @@ class Demonstration:
         self._names = _class_names(trained)
         self._depths = depths_of(self._model.space)
         self._latencies: dict[int, float] = {}
+        self._recalibrated: dict[int, nn.Module] = {}
 
     @property
     def cheapest(self) -> float:
@@ -90,10 +95,18 @@ class Demonstration:
         mode = "L" if self._model.input_size[0] == 1 else "RGB"
         x = self._transform(image.convert(mode))[None].to(self._device)
         with torch.inference_mode():
-            shares = self._model(x, cfg_id)[0].float().softmax(0)
+            shares = self._network(cfg_id)(x)[0].float().softmax(0)
         best = shares.topk(min(_CLASSES, len(shares)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return {self._names[number]: share for number, share in pairs}
+
+    def _network(self, cfg_id: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What runs a stitch; with `--recalibrate-bn` its statistics are computed when it is first chosen."""
+        if not self._trained.recipe.run.recalibrate_bn:
+            return partial(self._model, stitch=cfg_id)
+        if cfg_id not in self._recalibrated:
+            self._recalibrated[cfg_id] = calibrated(self._trained, cfg_id).to(self._device)
+        return self._recalibrated[cfg_id]
 
     def _describe(self, cfg_id: int) -> str:
         stitch, row = self._model.space[cfg_id], self._rows[cfg_id]
@@ -122,14 +135,16 @@ class Demonstration:
 
 
 def _class_names(trained: Trained) -> list[str]:
-    """What the classes are called; those of ImageNet have descriptions, unknown ones have numbers."""
-    count = trained.model.num_classes
-    if len(trained.classes) == count != _IMAGENET:
-        return list(trained.classes)
-    if count == _IMAGENET:
-        info = ImageNetInfo()
-        return [f"{info.index_to_description(number)} ({number})" for number in range(count)]
-    return [f"class {number}" for number in range(count)]
+    """What the classes are called; ImageNet's synsets are described, unknown classes have numbers."""
+    names, count = list(trained.classes), trained.model.num_classes
+    if len(names) != count:
+        names = ImageNetInfo().label_names() if count == _IMAGENET else [f"class {number}" for number in range(count)]
+    if not all(re.fullmatch(r"n\d{8}", name) for name in names):
+        return names
+    info = ImageNetInfo()
+    with suppress(KeyError):  # a name that only looks like a synset
+        return [f"{info.label_name_to_description(name)} ({number})" for number, name in enumerate(names)]
+    return names
 
 
 def create_page(demonstration: Demonstration, *, title: str) -> Any:

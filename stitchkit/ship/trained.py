@@ -31,6 +31,8 @@ from stitchkit.train.flags import gather
 from stitchkit.train.network import create_network
 from stitchkit.train.recipe import Recipe, flag_of
 
+_SIZES = ("img_size", "input_size")
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -40,7 +42,7 @@ class Trained:
         model: The SN-Net.
         config: Its configuration.
         recipe: The settings that it is used with.
-        classes: Class names in the order of the logits; empty where the checkpoint does not know them.
+        classes: Class names in the order of the logits; empty where neither checkpoint nor data know them.
     """
 
     model: SNNet
@@ -59,7 +61,8 @@ def open_trained(settings: Mapping[str, Any]) -> Trained:
 
     Args:
         settings: By flag name, only what was given: `stitch_config` and `resume`, and on request `model_ema`,
-            `num_classes`, `img_size`, and all else that shaped the network or its images, as in training.
+            `num_classes`, `img_size`, `data_dir`, a `config` of settings, and all else that shaped the network or its
+            images, as in training.
 
     Raises:
         InputError: If a file is missing or unreadable, or checkpoint and configuration do not belong together.
@@ -74,14 +77,27 @@ def open_trained(settings: Mapping[str, Any]) -> Trained:
     check_configuration(content, config, path)
     size = content.get("input_size")
     is_size = isinstance(size, list) and len(size) == 3 and all(type(length) is int for length in size)
-    if is_size and not settings.keys() & {"img_size", "input_size"}:
+    if is_size and not settings.keys() & set(_SIZES) and _size_is_the_configurations(recipe, config):
         recipe = replace(recipe, model=replace(recipe.model, input_size=size, img_size=None, in_chans=None))
     known = content.get("classes")
-    classes = tuple(known) if isinstance(known, list) else ()
+    classes = tuple(map(str, known)) if isinstance(known, list) else ()
     model = create_network(recipe, config, len(classes) or None)
     assert isinstance(model, SNNet), "it was made of a stitch configuration"
     load_content(model, content, path, ema=recipe.optim.model_ema)
-    return Trained(model.eval(), config, recipe, classes)
+    return Trained(model.eval(), config, recipe, classes or _folder_classes(recipe, model.num_classes))
+
+
+def _size_is_the_configurations(recipe: Recipe, config: StitchConfig) -> bool:
+    """Whether no flag and no file of settings chose another image size than the stitch configuration has."""
+    return all(getattr(recipe.model, key) == config.recipe.get(key) for key in _SIZES)
+
+
+def _folder_classes(recipe: Recipe, number: int) -> tuple[str, ...]:
+    """Class names of an image folder, for a checkpoint that knows none; one of other classes only lends its images."""
+    if recipe.data.dataset or not recipe.data.data_dir:
+        return ()
+    found = open_datasets(recipe).classes
+    return found if len(found) == number else ()
 
 
 def check_origin(ledger: str | Path, trained: Trained) -> None:
@@ -131,7 +147,7 @@ def calibrated(trained: Trained, stitch: int) -> nn.Module:
     recipe, model = trained.recipe, trained.model
     if not (recipe.data.data_dir or recipe.data.dataset):
         raise InputError("--recalibrate-bn needs training images; add --data DIR")
-    net = model.extract(stitch)
+    net = model.extract(stitch).cpu()
     world = init_world("cpu")
     try:
         loaders = create_loaders(

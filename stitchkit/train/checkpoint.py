@@ -57,6 +57,8 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 def link(path: Path, newest: Path) -> None:
     """Make `path` another name of the newest checkpoint."""
+    if path.exists() and path.samefile(newest):
+        return  # as a killed run left it; renaming one name of a file to another one would leave both
     with replacing(path) as draft:
         draft.unlink(missing_ok=True)
         try:

@@ -19,6 +19,7 @@ _NEEDS = (
     ("wandb_resume_id", "resume", "--resume"),
     ("eval_stitches", "eval", "--eval"),
     ("eval_memory", "eval", "--eval"),
+    ("latency", "eval", "--eval"),
     ("recalibrate_bn", "eval", "--eval"),
 )
 
@@ -62,6 +63,8 @@ def _check_network(recipe: Recipe) -> None:
         raise InputError(
             "--pretrained-path is for --model; give each anchor its 'checkpoint' in the stitch configuration"
         )
+    if model.model and recipe.run.latency:
+        raise InputError("--latency is for the stitches of a --stitch_config, whose ledger it goes to; leave it out")
     if model.model and (optim.base_lr_scale, optim.stitch_lr_scale) != (1, 1):
         raise InputError("--base-lr-scale and --stitch-lr-scale are for the parts of an SN-Net; use --lr for a --model")
     if model.split_bn and not (recipe.augment.resplit or recipe.augment.aug_splits):

@@ -38,6 +38,7 @@ from stitchkit.train.session import Session
 _logger = logging.getLogger(__name__)
 
 LEDGER = "stitches_res.txt"
+_LATENCIES = "latencies"
 _MIB = 2**20
 
 # Settings that change the figures of a ledger.
@@ -81,6 +82,7 @@ def evaluate_stitches(session: Session) -> None:
         _logger.info("stitch %d/%d  %s  acc1 %.2f", cfg_id, last, model.space[cfg_id], score.acc1)
     report(session.loaders.validation.dataset)
     if ledger is not None:
+        _add_latencies(recipe.run.latency, model, ledger, origin)
         _logger.info("%d stitches are in %s; their front: stitchkit pareto %s", len(ledger.rows), *2 * [ledger.path])
 
 
@@ -183,24 +185,46 @@ def _open_ledger(session: Session, model: SNNet, origin: Mapping[str, Any]) -> L
     path = session.folder / LEDGER
     ledger = Ledger(path, model.space, uncompiled(model)(Profiler(model).cost))
     origin_path = path.with_suffix(".yaml")
-    if ledger.rows:
-        _check_origin(path, origin, origin_path)
+    before = _check_origin(path, origin, origin_path) if ledger.rows else {}
     session.save_settings("eval_args.yaml")
-    origin_path.write_text(yaml.safe_dump(dict(origin), sort_keys=False))
+    _write_origin(origin_path, origin, before.get(_LATENCIES))
     return ledger
 
 
-def _check_origin(path: Path, origin: Mapping[str, Any], origin_path: Path) -> None:
-    """Refuse to go on with figures that other weights or settings gave."""
+def _write_origin(path: Path, origin: Mapping[str, Any], latencies: object) -> None:
+    """Write what the figures depend on, and how latencies were measured where they were."""
+    measured = {} if latencies is None else {_LATENCIES: latencies}
+    path.write_text(yaml.safe_dump({**origin, **measured}, sort_keys=False))
+
+
+def _add_latencies(batch_size: int, model: SNNet, ledger: Ledger, origin: Mapping[str, Any]) -> None:
+    """Add the latency of each stitch to the ledger; all anew, as figures of several sittings do not compare.
+
+    The primary rank alone does this, when the others are done.
+    """
+    if not batch_size or not ledger.rows:
+        return
+    from stitchkit.measure.latency import add_latencies  # slow to import
+
+    with uncompiled(model):
+        said = add_latencies(ledger.rows, model, batch_size=batch_size)
+    ledger.rewrite()
+    _write_origin(ledger.path.with_suffix(".yaml"), origin, said)
+    _logger.info("%s", said)
+
+
+def _check_origin(path: Path, origin: Mapping[str, Any], origin_path: Path) -> dict[str, Any]:
+    """What a ledger was measured with; figures that other weights or settings gave are not gone on with."""
     advice = "choose another --experiment or move the file away"
     if not origin_path.exists():
         raise InputError(f"result file '{path}' has no '{origin_path.name}' beside it that says how it came; {advice}")
     # Ledgers are older than some settings, which then had their defaults.
     try:
-        before = Recipe().flat() | yaml.safe_load(origin_path.read_text())
+        before: dict[str, Any] = Recipe().flat() | yaml.safe_load(origin_path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
         fault = " ".join(str(error).split())
         raise InputError(f"'{origin_path}', which says how '{path}' came, cannot be read: {fault}; {advice}") from error
     for key, value in origin.items():
         if before.get(key) != value:
             raise InputError(f"result file '{path}' was measured with {key} {before.get(key)}, now {value}; {advice}")
+    return before

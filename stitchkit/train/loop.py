@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ class Trainer:
         rest = steps[position.done :]
         batches = Batches(self.loader, position, self.world.device)
         if rest and position.done:
-            batches.skip(position.done * self.recipe.optim.grad_accum_steps)
+            self._skip(batches, position.done)
         with progress(rest, self.world, f"epoch {epoch + 1}/{num_epochs}", unit="step") as bar:
             for step in bar:
                 cfg_id = self.sampler.draw(step, self.world.rank) if self.sampler else None
@@ -161,6 +162,16 @@ class Trainer:
                         save_batch(images, self.folder / f"train-batch-{position.done - 1}.jpg")
                 after_step(position)
         return position.total / len(steps)
+
+    def _skip(self, batches: Batches, done: int) -> None:
+        """Read what the steps before have used once more; it may take minutes, so it says how long it took."""
+        count, began = done * self.recipe.optim.grad_accum_steps, time.perf_counter()
+        batches.skip(count)
+        seconds, images = time.perf_counter() - began, count * self.recipe.data.batch_size
+        _logger.info(
+            "going on after step %d: %d images read once more in %.1f s, %.0f images/s",
+            done, images, seconds, images / seconds,
+        )  # fmt: skip
 
     def _prepare(self, epoch: int) -> None:
         self.task.train()

@@ -307,6 +307,10 @@ class RunRecipe:
     eval_memory: int | None = _flag(
         None, "with --eval: MiB for activations; by default half of a GPU's free memory, 1024 on a CPU", kind=int, low=1
     )
+    latency: int = _flag(
+        0, "with --eval: add to the ledger how long each stitch takes here, in batches of N images; 1 without a number",
+        low=0, nargs="?", const=1, metavar="N",
+    )  # fmt: skip
     recalibrate_bn: int = _flag(
         0, "with --eval: training batches from which each stitch gets batch-norm statistics of its own", low=0
     )

@@ -73,18 +73,26 @@ SMALL = {
     **{module: {} for module in ("res2net", "resnest", "sknet")},  # their blocks need their widths
 }
 """timm's modules with registered classes, and arguments that make any of their models narrow."""
+ANY_SIZE = ("resnet", "res2net", "resnest", "sknet")
+"""Those whose models take images of any size."""
 
 
 def small_model(name, module):
     """One of timm's models, narrow but otherwise as it is; None if its class is not registered."""
     small = SMALL[module] if "pruned" not in name else {}  # pruned networks have a width for every layer
-    with torch.device("meta"):
-        whole = timm.create_model(name, num_classes=3, **small)
-    if f"{type(whole).__module__}.{type(whole).__qualname__}" not in VIEWS:
-        return None
-    if hasattr(whole, "patch_embed") and module != "swin_transformer":
-        small = small | {"img_size": 2 * whole.patch_embed.patch_size[0]}
-    return timm.create_model(name, num_classes=3, **small).eval()
+    if module not in ANY_SIZE:
+        with torch.device("meta"):
+            whole = timm.create_model(name, num_classes=3, **small)
+        if not is_registered(whole):
+            return None
+        if hasattr(whole, "patch_embed") and module != "swin_transformer":
+            small = small | {"img_size": 2 * whole.patch_embed.patch_size[0]}
+    model = timm.create_model(name, num_classes=3, **small).eval()
+    return model if is_registered(model) else None
+
+
+def is_registered(model):
+    return f"{type(model).__module__}.{type(model).__qualname__}" in VIEWS
 
 
 @pytest.mark.parametrize(
@@ -107,7 +115,7 @@ def test_law_1_every_timm_model_of_a_registered_class_is_an_anchor(module, least
         model = small_model(name, module)
         if model is None:
             continue
-        if module in ("resnet", "res2net", "resnest", "sknet"):  # take any size
+        if module in ANY_SIZE:
             model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 96, 64)}
         check_anchor(view(model, label=name))
         seen += 1

@@ -12,10 +12,13 @@ from assembly.config.job import JobConfig
 from assembly.parts.network import build_network
 from stitchkit.config import StitchConfig
 from stitchkit.train.flags import add_flags, resolve
+from stitchnet.fragments import fragments
+from stitchnet.networks import create
 from tests.support import ROOT
 
 JSON = sorted((ROOT / "configs").glob("*.json"))
 YAML = sorted((ROOT / "configs").glob("*.yaml"))
+COMPOSED = sorted((ROOT / "configs/compose").glob("*.json"))
 JOBS = sorted((ROOT / "configs/assembly").glob("*.yml"))
 
 
@@ -51,6 +54,14 @@ def test_the_published_deit_configuration():
     ]
     assert not config.stitched_final_norm
     assert config.recipe["distillation_type"] == "hard"
+
+
+@pytest.mark.parametrize("path", COMPOSED, ids=lambda path: path.name)
+def test_law_10_networks_to_compose_load_and_build(path):
+    config = StitchConfig.load(path)
+    for anchor in config.anchors:
+        assert len(fragments(anchor.label, create(anchor), torch.zeros(1, 3, 32, 32))) >= 5
+    assert next(iter(json.loads(path.read_text()))) == "source"
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)

@@ -7,11 +7,14 @@ import pickle
 import pytest
 import torch
 
+import stitchkit
+import stitchnet
 from stitchkit.cli import main
+from stitchkit.errors import InputError
 from stitchkit.train.recipe import Recipe
 from tests.contract.test_house import FILES
 from tests.e2e.test_job import job_config, write
-from tests.support import FLAGS, ROOT, pico_anchor, write_config
+from tests.support import FLAGS, ROOT, pico_anchor, pico_config, pico_snnet, write_config, write_sweep
 
 # Calls that may run what is in a file.
 UNSAFE = {
@@ -155,3 +158,127 @@ def test_hostile_files_beside_a_ledger(images, made, tmp_path, capsys):
         assert "cannot be read" in capsys.readouterr().err
     (folder / "stitches_res.txt").write_bytes(pickle.dumps(Hostile(made)) + b"\n")
     assert main(evaluate) == 2
+
+
+def test_hostile_files_that_pages_and_exports_read(images, made, tmp_path, capsys):
+    """All that lies beside a ledger in the folder of a run."""
+    config = write_config(tmp_path / "pico.json")
+    weights, ledger = tmp_path / "net.pth", tmp_path / "ledger.txt"
+    torch.save({"state_dict": pico_snnet().state_dict()}, weights)
+    ledger.write_text('{"cfg_id": 0, "flops": 1, "acc1": 2}\n')
+    export = ["export", "--stitch_config", config, "--resume", weights, "-o", tmp_path / "net.safetensors"]
+    report = ["report", ledger, "-o", tmp_path / "page.html"]
+    for name, command in (
+        ("ledger.yaml", [*export, "--ledger", ledger]),
+        ("eval_args.yaml", report),
+        ("eval_args.yaml", [*export, "--cfg_id", "0", "-c", tmp_path / "eval_args.yaml"]),
+        ("summary.csv", report),
+        ("losses.csv", report),
+    ):
+        for content in (hostile_yaml(made).encode(), pickle.dumps(Hostile(made))):
+            (tmp_path / name).write_bytes(content)
+            assert main([*map(str, command)]) == 2, (name, content)
+            assert capsys.readouterr().err.startswith("stitchkit: error: "), name
+        (tmp_path / name).unlink()
+
+
+def test_a_hostile_summary_does_not_stop_a_run_that_goes_on(images, made, tmp_path):
+    config = write_config(tmp_path / "pico.json")
+    command = ["train", images, "--stitch_config", config, *FLAGS, "--output", tmp_path, "--resume", "auto"]
+    assert main([*map(str, [*command, "--epochs", "1"])]) == 0
+    (tmp_path / "pico/summary.csv").write_bytes(pickle.dumps(Hostile(made)))
+    assert main([*map(str, [*command, "--epochs", "2"])]) == 0
+
+
+def test_hostile_files_of_a_sweep(images, made, tmp_path, capsys):
+    """Its results are pickled for people, and not read."""
+    config = write_sweep(tmp_path, images)
+    sweep = [*map(str, ["sweep", "-c", config, "-o", tmp_path / "out", "--device", "cpu"])]
+    (tmp_path / "out/test-pico-uncut-source").mkdir(parents=True)
+    about = tmp_path / "out/test-pico-uncut-source/metadata.yml"
+    for content in (hostile_yaml(made).encode(), pickle.dumps(Hostile(made))):
+        about.write_bytes(content)
+        assert main(sweep) == 2
+        assert "metadata.yml', which says what a job is, is damaged" in capsys.readouterr().err
+    about.write_text(
+        "{arch: a, adapter: linear, first_deleted_block: 1, last_deleted_block: 1, num_downsamples: 0, "
+        "num_trainable_params: 1}"
+    )
+    result = about.with_name("result-3.csv")
+    for content in (pickle.dumps(Hostile(made)), b""):
+        result.write_bytes(content)
+        assert main(["sweep-report", str(tmp_path / "out")]) == 2
+        assert "is no table of results" in capsys.readouterr().err
+    result.write_text("Epoch,Overall/digits/Test Accuracy\n0,0.5\n")
+    result.with_suffix(".pkl").write_bytes(pickle.dumps(Hostile(made)))
+    assert main(["sweep-report", str(tmp_path / "out")]) == 0
+
+
+def test_hostile_files_of_a_composed_network(made, tmp_path):
+    for name in ("net.json", "net.safetensors"):
+        (tmp_path / "net.json").write_text("{}")
+        (tmp_path / name).write_bytes(pickle.dumps(Hostile(made)))
+        with pytest.raises(InputError, match="holds no composed network"):
+            stitchnet.load(tmp_path)
+
+
+def test_hostile_files_of_a_hub_folder(made, tmp_path):
+    model = stitchkit.HubSNNet(pico_config())
+    for name in ("config.json", "model.safetensors", "stitches_res.txt"):
+        model.save_pretrained(tmp_path / name)
+        torch.save([Hostile(made)], tmp_path / name / name)
+        with pytest.raises(InputError):
+            stitchkit.HubSNNet.from_pretrained(tmp_path / name)
+    bad = tmp_path / "config.json"
+    model.save_pretrained(bad)
+    for name in ("pytorch_model.bin", "custom.py", "model.pkl"):
+        (bad / name).write_bytes(pickle.dumps(Hostile(made)))
+    assert stitchkit.HubSNNet.from_pretrained(bad).num_classes == 4, "what is no file of ours is not opened"
+
+
+def test_a_hostile_export(made, tmp_path):
+    for save in (torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))):
+        save({"weights": Hostile(made)}, tmp_path / "net.safetensors")
+        with pytest.raises(InputError, match="no safetensors file"):
+            stitchkit.load_stitch(tmp_path / "net.safetensors")
+
+
+# Calls that read data which somebody else may have written.
+READING = {
+    *("torch.load", "torch.export.load", "load_file", "safe_open", "hf_hub_download", "np.load", "np.memmap"),
+    *("yaml.safe_load", "yaml.SafeLoader", "json.load", "json.loads", "csv.reader", "csv.DictReader", "pd.read_csv"),
+}
+
+# Every file of the house with such a call, and the test that gives it a hostile file.
+READERS = {
+    "assembly/config/files.py": test_hostile_files_of_other_commands,
+    "assembly/sweep/report.py": test_hostile_files_of_a_sweep,
+    "assembly/train/result.py": test_hostile_files_of_a_sweep,
+    "stitchkit/config.py": test_hostile_files_of_other_commands,
+    "stitchkit/measure/ledger.py": test_hostile_files_of_other_commands,
+    "stitchkit/measure/partial.py": test_hostile_files_beside_a_ledger,
+    "stitchkit/model/weights.py": test_hostile_checkpoints,
+    "stitchkit/ship/formats.py": test_a_hostile_export,
+    "stitchkit/ship/hub.py": test_hostile_files_of_a_hub_folder,
+    "stitchkit/ship/report.py": test_hostile_files_that_pages_and_exports_read,
+    "stitchkit/ship/trained.py": test_hostile_files_that_pages_and_exports_read,
+    "stitchkit/train/evaluation.py": test_hostile_files_beside_a_ledger,
+    "stitchkit/train/flags.py": test_hostile_files_of_other_commands,
+    "stitchkit/train/summary.py": test_a_hostile_summary_does_not_stop_a_run_that_goes_on,
+    "stitchnet/store.py": test_hostile_files_of_a_composed_network,
+}
+
+
+def reads(text):
+    """Whether a program reads data; what it has just written out as JSON itself does not count."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and name_of(node.func) in READING:
+            first = node.args[0] if node.args else None
+            if not (isinstance(first, ast.Call) and name_of(first.func) == "json.dumps"):
+                return True
+    return False
+
+
+def test_every_reader_has_met_a_hostile_file():
+    found = {str(path.relative_to(ROOT)) for path in FILES if reads(path.read_text())}
+    assert {path for path in found if not path.startswith(("tests/", "benchmarks/"))} == READERS.keys()

@@ -19,7 +19,8 @@ import torch
 from stitchkit.cli import main
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload([__name__, "stitchkit.commands", "stitchkit.train.training"])
+_PACKAGES = ("assembly.commands", "stitchkit.commands", "stitchkit.ship.commands", "stitchkit.ship.pages")
+_SERVER.set_forkserver_preload([__name__, *_PACKAGES, "stitchkit.train.run", "stitchnet.commands"])
 
 
 def start(
@@ -32,7 +33,7 @@ def start(
         ranks: How many processes form a group.
         first: Called in each of them, with the rank, before the command; what it changes is changed there alone.
             A function of a module, or a `partial` of one.
-        said: The file that takes what they print as errors.
+        said: The file that takes what they print.
     """
     with socket.socket() as place:
         place.bind(("localhost", 0))
@@ -56,18 +57,20 @@ def _run(
     first: Callable[[int], None] | None,
     said: Path | None,
 ) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
-    settle()
+    settle(environment)
     if said is not None:
-        os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND), sys.stderr.fileno())
+        file = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file, stream.fileno())
     if first is not None:
         first(rank)
     sys.exit(main(command))
 
 
-def settle() -> None:
+def settle(environment: Mapping[str, str]) -> None:
     """Let this process be as one that a person starts: loader processes are its own children and end with it."""
+    os.environ.clear()
+    os.environ.update(environment)
     multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
 
@@ -83,3 +86,13 @@ def end(processes: Sequence[ForkServerProcess], *, limit: float = 60) -> list[in
         process.join()
     assert not late, "a process did not end in time"
     return [process.exitcode for process in processes]
+
+
+def kill_once_there(command: Sequence[object], place: Path, *, limit: float = 60) -> list[ForkServerProcess]:
+    """Start a `stitchkit` command and kill it as soon as a file is there, as `kill -9` does; its process."""
+    processes = start(command)
+    deadline = time.monotonic() + limit
+    while not place.exists() and processes[0].is_alive() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    processes[0].kill()
+    return processes

@@ -1,4 +1,4 @@
-"""Several commands on two ranks, in one pair of processes: starting a process costs more than a pico run."""
+"""Several commands on two ranks, in one pair of forked processes: starting one costs more than a pico run."""
 
 from __future__ import annotations
 
@@ -28,8 +28,15 @@ def run_on_two_ranks(
     ports = [_free_port() for _ in commands]
     torch.multiprocessing.start_processes(
         _rank,
-        ([list(map(str, command)) for command in commands], ports, replace or {}, codes or [0] * len(commands)),
+        (
+            [list(map(str, command)) for command in commands],
+            ports,
+            dict(os.environ),
+            replace or {},
+            codes or [0] * len(commands),
+        ),
         nprocs=2,
+        start_method="forkserver",
     )
 
 
@@ -40,9 +47,14 @@ def _free_port() -> int:
 
 
 def _rank(
-    rank: int, commands: list[list[str]], ports: list[int], replace: Mapping[str, object], codes: Sequence[int]
+    rank: int,
+    commands: list[list[str]],
+    ports: list[int],
+    environment: Mapping[str, str],
+    replace: Mapping[str, object],
+    codes: Sequence[int],
 ) -> None:
-    settle()
+    settle(environment)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
     for path, function in replace.items():
         place, _, name = path.rpartition(".")

@@ -2,9 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -13,7 +10,9 @@ from stitchkit.cli import main
 from stitchkit.train.checkpoint import Checkpoints
 from stitchkit.train.recovery import newest_checkpoint
 from stitchkit.train.summary import cut_summaries
-from tests.support import FLAGS, ROOT, launch, weights, write_config
+from tests.distributed.forks import end, kill_once_there
+from tests.distributed.ranks import run_on_two_ranks
+from tests.support import FLAGS, weights, write_config
 
 # Everything that is random or has a state is on.
 BUSY = [
@@ -63,25 +62,16 @@ def test_law_8_a_resumed_run_equals_an_unbroken_one(images, config, tmp_path, wo
 def test_law_8_on_two_ranks(images, config, tmp_path):
     common = [images, "--stitch_config", config, *FLAGS, *BUSY, "--epochs", "3", "--output", tmp_path]
     for extra in (["--experiment", "a"], ["--experiment", "b", "--resume", tmp_path / "a/checkpoint-0.pth.tar"]):
-        result = launch(2, *common, *extra)
-        assert result.returncode == 0, result.stderr
+        run_on_two_ranks([["train", *common, *extra]])  # each in processes of their own
     assert same(weights(tmp_path / "a/last.pth.tar"), weights(tmp_path / "b/last.pth.tar"))
 
 
 def test_law_8_killed_and_resumed(images, config, tmp_path):
     """A real kill -9 in the middle of training; what the last finished epoch left is enough."""
-    common = [str(x) for x in (images, "--stitch_config", config, *FLAGS, "--epochs", "30", "--output", tmp_path)]
+    common = [images, "--stitch_config", config, *FLAGS, "--epochs", "30", "--output", tmp_path]
     run(*common, "--experiment", "unbroken")
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: the order of sums depends on it
-    command = [sys.executable, "-m", "stitchkit", "train", *common, "--experiment", "killed"]
     last = tmp_path / "killed/last.pth.tar"
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True, env=one_thread
-    ) as process:
-        deadline = time.monotonic() + 60
-        while not last.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
+    assert end(kill_once_there(["train", *common, "--experiment", "killed"], last)) == [-signal.SIGKILL]
     stopped_at = torch.load(last, weights_only=True)["epoch"]
     assert stopped_at < 29
     run(*common, "--experiment", "killed", "--resume", last)
@@ -117,6 +107,16 @@ def test_checkpoints_keep_the_best_epochs(images, config, tmp_path):
         f"{name}.pth.tar" for name in ("last", "previous", "model_best", *(f"checkpoint-{n}" for n in best))
     }
     assert not list((tmp_path / "pico").glob("*.tmp"))
+
+
+def test_a_run_killed_between_two_names_leaves_no_third(tmp_path):
+    """`previous` is then another name of `last` already, and a file system does not rename one onto the other."""
+    saved = Checkpoints(tmp_path, keep=2)
+    saved.save({}, epoch=0, metric=1.0)
+    os.link(saved.last, tmp_path / "previous.pth.tar")
+    saved.save({}, epoch=1, metric=2.0)
+    names = ("checkpoint-0", "checkpoint-1", "last", "model_best", "previous")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.pth.tar" for name in names]
 
 
 @pytest.mark.parametrize("missing", [["model_best"], ["model_best", "last"], ["checkpoint-1"]])

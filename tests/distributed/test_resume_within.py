@@ -71,7 +71,8 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_law_8_stopped_within_an_epoch(name, images, config, tmp_path, monkeypatch, capsys):
+def test_law_8_stopped_within_an_epoch(name, images, config, tmp_path, monkeypatch, capsys, caplog):
+    caplog.set_level("INFO")
     flags, stops = SETTINGS[name]
     subject = ["--stitch_config", config]
     if "--model" in flags:
@@ -90,7 +91,11 @@ def test_law_8_stopped_within_an_epoch(name, images, config, tmp_path, monkeypat
         per_epoch = 4 if name == "accumulated" else 8
         assert done == (stop - 1) % per_epoch + 1
         assert f"step {done} of epoch {(stop - 1) // per_epoch + 1} is saved" in capsys.readouterr().err
+        caplog.clear()
         assert run(f"at{stop}", "--resume", "auto") == 0
+        again = 64 // per_epoch * done
+        said = f"going on after step {done}: {again} images read once more in"
+        assert (said in caplog.text) == (done < per_epoch), "the next epoch begins with nothing to skip"
         assert_same_end(tmp_path / "whole", tmp_path / f"at{stop}")
 
 

@@ -96,7 +96,7 @@ def test_bad_input_under_the_launcher_is_one_line_and_status_2(images, config, f
     result = launch(2, images, "--stitch_config", config, *FLAGS, "--output", folder, "--resume", "missing.pth")
     assert result.returncode == 2
     assert result.stderr == "stitchkit: error: checkpoint 'missing.pth' does not exist; check the path\n"
-    result = launch(2, images, "--stich_config", config)
+    result = launch(1, images, "--stich_config", config)
     assert result.returncode == 2
     assert "unknown flag '--stich_config'; did you mean '--stitch_config'?" in result.stderr
 

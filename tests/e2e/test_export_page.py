@@ -7,10 +7,9 @@ import shutil
 import pytest
 import torch
 
-import stitchkit
 from stitchkit.cli import main
 from tests.e2e.test_walkthrough import commands
-from tests.support import ROOT, randomize
+from tests.support import ROOT, demo_folder
 
 PAGE = ROOT / "docs/export.md"
 
@@ -18,16 +17,8 @@ PAGE = ROOT / "docs/export.md"
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder as `make demo` leaves it, but for the training."""
-    folder = tmp_path_factory.mktemp("demo")
-    (folder / "configs").symlink_to(ROOT / "configs")
-    assert main(["demo-data", str(folder / "data/digits")]) == 0
-    shutil.copytree(ROOT / "results/digits_vit", folder / "outputs/digits_vit")
-    (folder / "outputs/digits_vit/stitches_res.yaml").unlink()  # it tells of the weights of the real run
-    model = stitchkit.create_snnet(ROOT / "configs/digits_vit.json")
-    randomize(model)
-    classes = [str(digit) for digit in range(10)]
-    state = {"state_dict": model.state_dict(), "classes": classes, "input_size": [3, 32, 32]}
-    torch.save(state, folder / "outputs/digits_vit/last.pth.tar")
+    folder = demo_folder(tmp_path_factory.mktemp("demo"))
+    shutil.copy(ROOT / "results/digits_vit/stitches_res.txt", folder / "outputs/digits_vit")
     before = os.getcwd()
     os.chdir(folder)
     yield folder
@@ -40,7 +31,7 @@ def short_timing(monkeypatch):
 
 
 def test_the_commands_run(place, capsys):
-    for words in commands(PAGE):
+    for words in commands(PAGE.read_text()):
         assert words[0] == "stitchkit"
         assert main(words[1:]) == 0, words
     output = capsys.readouterr().out

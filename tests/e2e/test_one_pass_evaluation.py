@@ -1,11 +1,7 @@
 """`--eval` in one pass: images are read once, a killed pass goes on, some stitches can be chosen."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch.distributed as dist
@@ -20,7 +16,9 @@ from stitchkit.measure.partial import PartialSums
 from stitchkit.train.data import create_loaders, without_padding
 from stitchkit.train.datasets import open_datasets
 from stitchkit.train.flags import make_recipe
-from tests.support import FLAGS, ROOT, launch, write_config
+from tests.distributed.forks import end, kill_once_there
+from tests.distributed.ranks import run_on_two_ranks
+from tests.support import FLAGS, write_config
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +65,9 @@ def test_images_are_read_once_for_all_stitches(trained, monkeypatch):
 
 def test_a_killed_pass_goes_on_and_ends_with_the_same_numbers(trained):
     folder, evaluate = trained
-    slow = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "stitchkit", "train", *evaluate, "killed", "-b", "1"]
     assert main(["train", *evaluate, "single", "-b", "1"]) == 0
     part = folder / "killed/stitches_res.txt.part0"
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True, env=slow) as process:
-        deadline = time.monotonic() + 60
-        while not part.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.001)
-        os.killpg(process.pid, signal.SIGKILL)
+    assert end(kill_once_there(["train", *evaluate, "killed", "-b", "1"], part)) == [-signal.SIGKILL]
     stopped_at = json.loads(part.read_text())["batches"]
     assert 0 < stopped_at < 20
     assert not (folder / "killed/stitches_res.txt").exists()
@@ -150,8 +142,7 @@ def test_a_budget_that_is_too_small_says_what_is_needed(trained, monkeypatch, ca
 def test_two_ranks_go_on_each_where_it_stood(trained):
     """Odd batches: the ranks have different numbers of images, and their sums are their own."""
     folder, evaluate = trained
-    for name in ("two", "again"):
-        assert launch(2, *evaluate, name).returncode == 0
+    run_on_two_ranks([["train", *evaluate, name] for name in ("two", "again")])
     assert [row["images"] for row in rows(folder, "two")] == [20] * len(rows(folder, "whole"))
     for two, whole in zip(rows(folder, "two"), rows(folder, "whole"), strict=True):
         assert two["acc1"] == whole["acc1"]

@@ -113,10 +113,14 @@ def test_the_files_of_a_run_complete_the_command(tmp_path):
     assert report(ledger, "-o", tmp_path / "page.html") == 0
     command = data_of(tmp_path / "page.html")["ledgers"][0]["export"]
     assert command == f"stitchkit export --stitch_config CONFIG.json --resume '{folder / 'last.pth.tar'}'"
-    (folder / "eval_args.yaml").write_text("stitch_config: configs/a.json\nresume: best.pth\n")
+    settings = folder / "eval_args.yaml"
+    settings.write_text(f"stitch_config: {CONFIG}\nresume: best.pth\n")
     assert report(ledger, "-o", tmp_path / "page.html") == 0
     command = data_of(tmp_path / "page.html")["ledgers"][0]["export"]
-    assert command == "stitchkit export --stitch_config configs/a.json --resume best.pth"
+    assert command == f"stitchkit export -c '{settings}'"
+    assert report(ledger, "-o", tmp_path / "page.html", "--stitch_config", CONFIG) == 0
+    command = data_of(tmp_path / "page.html")["ledgers"][0]["export"]
+    assert command == f"stitchkit export -c '{settings}' --stitch_config {CONFIG}"
 
 
 def test_pictures_for_papers(tmp_path):

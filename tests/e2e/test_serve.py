@@ -1,11 +1,14 @@
 """`stitchkit serve`: what it predicts, and what a person does with its page in a real browser."""
 
+import itertools
 import json
+import os
 import re
 import socket
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -13,16 +16,17 @@ import pytest
 import torch
 from PIL import Image
 
+import stitchkit
 from stitchkit.cli import main
 from stitchkit.config import StitchConfig
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import cost_row, read_rows
 from stitchkit.measure.profile import Profiler
-from stitchkit.ship.serve import Demonstration
-from stitchkit.ship.trained import Trained
+from stitchkit.ship.serve import Demonstration, _class_names
+from stitchkit.ship.trained import Trained, calibrated, open_trained
 from stitchkit.train.recipe import Recipe
 from tests.browser import open_page
-from tests.support import ROOT, pico_config, pico_snnet, write_config
+from tests.support import FAMILIES, ROOT, family_snnet, pico_anchor, pico_config, pico_snnet, write_config
 
 
 def rows_of(model):
@@ -77,6 +81,30 @@ def test_classes_have_names_where_they_are_known():
     assert shares.keys() == {f"class {number}" for number in range(4)}
 
 
+def test_synsets_are_described():
+    trained = Trained(pico_snnet(), StitchConfig.parse(pico_config()), Recipe(), ())
+    names = ("n01440764", "n01443537", "n01484850", "n01491361")
+    assert _class_names(replace(trained, classes=names))[:2] == [
+        "tench, Tinca tinca (0)",
+        "goldfish, Carassius auratus (1)",
+    ]
+    assert _class_names(replace(trained, classes=(*names[:3], "n00000000"))) == [*names[:3], "n00000000"]
+
+
+def test_a_ledger_of_recalibrated_stitches_is_shown_with_their_statistics(images, tmp_path):
+    config, weights, model = tmp_path / "resnet.json", tmp_path / "net.pth", family_snnet("resnet")
+    config.write_text(json.dumps(FAMILIES["resnet"] | {"recipe": {"batch_size": 8, "workers": 0}}))
+    torch.save({"state_dict": model.state_dict()}, weights)
+    given = {"stitch_config": str(config), "resume": str(weights), "data_dir": str(images), "recalibrate_bn": 2}
+    trained = open_trained(given)
+    assert trained.classes == ("class0", "class1", "class2", "class3")
+    shown = Demonstration(trained, rows_of(model))
+    shares, _ = shown.run(picture(), 1e12)
+    net = calibrated(trained, max(shown._rows.values(), key=lambda row: row["acc1"])["cfg_id"])
+    expected = net(shown._transform(picture().convert("RGB"))[None])[0].softmax(0).tolist()
+    assert shares == pytest.approx(dict(zip(trained.classes, expected, strict=True)), abs=1e-5)
+
+
 @pytest.fixture
 def files(tmp_path):
     """Configuration, checkpoint and ledger of a network, as flags."""
@@ -88,7 +116,7 @@ def files(tmp_path):
 
 
 def refused(capsys, flags):
-    assert main(["serve", *(str(part) for pair in flags.items() for part in pair)]) == 2
+    assert main(["serve", *(str(part) for pair in flags.items() for part in pair if part != "")]) == 2
     return capsys.readouterr().err
 
 
@@ -103,6 +131,8 @@ def test_the_command_says_what_is_wrong(files, capsys, monkeypatch):
         assert "cannot be had: Address already in use; choose another --port" in refused(
             capsys, files | {"--port": taken.getsockname()[1]}
         )
+    assert "belongs to another configuration" in refused(capsys, files | {"--num-classes": 7})
+    assert "holds no moving average" in refused(capsys, files | {"--model-ema": ""})
     files["--ledger"].with_suffix(".yaml").write_text("weights_sha256: '00'")
     assert "was measured with other weights than" in refused(capsys, files)
     monkeypatch.setitem(sys.modules, "gradio", None)
@@ -110,18 +140,11 @@ def test_the_command_says_what_is_wrong(files, capsys, monkeypatch):
 
 
 @contextmanager
-def serving(flags):
+def serving(flags, folder=ROOT):
     """The command in a process of its own; gives its address once it is up."""
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "stitchkit",
-        "serve",
-        *(str(p) for pair in flags.items() for p in pair),
-    ]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-W", "ignore", "-m", "stitchkit", "serve", *map(str, flags)]
+    options = {"cwd": folder, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "text": True}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as process:
         try:
             for line in process.stdout:
                 if found := re.search(r"the page is (http://127\.0\.0\.1:\d+)", line):
@@ -133,12 +156,29 @@ def serving(flags):
             process.terminate()
 
 
+def test_a_checkpoint_that_knows_no_classes_takes_their_names_from_the_data(files, images, monkeypatch):
+    """As a released one; the number of classes is given as for an export."""
+    if find_spec("gradio") is None:
+        monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))
+    anchors = [pico_anchor("ti", 8, num_classes=9), pico_anchor("s", 16, num_classes=9)]
+    config = write_config(files["--stitch_config"], anchors=anchors)
+    model = stitchkit.create_snnet(config, num_classes=4)
+    torch.save({"state_dict": model.state_dict()}, files["--resume"])
+    files["--ledger"].write_text("".join(json.dumps(row) + "\n" for row in rows_of(model)))
+    shown = []
+    monkeypatch.setattr("stitchkit.ship.serve.create_page", lambda demonstration, *, title: shown.append(demonstration))
+    monkeypatch.setattr("stitchkit.ship.serve.serve", lambda page, *, port: None)
+    flags = files | {"--num-classes": 4, "--data": images}
+    assert main(["serve", *(str(part) for pair in flags.items() for part in pair)]) == 0
+    assert shown[0].run(picture(), 1e9)[0].keys() == {f"class{number}" for number in range(4)}
+
+
 def test_a_person_uploads_an_image_and_moves_the_budget(files, tmp_path):
     if find_spec("gradio") is None:
         pytest.skip("gradio is not installed")
     picture(200).save(tmp_path / "gradient.png")
     rows = sorted(read_rows(files["--ledger"]), key=lambda row: row["flops"])
-    with serving(files) as address, open_page(address) as (page, wrong):
+    with serving(itertools.chain(*files.items())) as address, open_page(address) as (page, wrong):
         page.locator(".stitch", has_text=rows[-1]["stitch"]).wait_for()
         page.locator("input[type=file]").set_input_files(tmp_path / "gradient.png")
         page.get_by_text("<bee>").first.wait_for()

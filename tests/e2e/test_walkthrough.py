@@ -119,9 +119,9 @@ def test_only_the_layers_train_without_fulltune(images, tmp_path):
     assert {name.split(".")[2] for name in changed if name.startswith("anchors")} <= {"cls_token"}
 
 
-def commands(path):
-    """The shell commands that a document shows, without comments."""
-    for block in re.findall(r"```bash\n(.*?)```", path.read_text(), re.S):
+def commands(text):
+    """The shell commands that a document, or a part of it, shows, without comments."""
+    for block in re.findall(r"```bash\n(.*?)```", text, re.S):
         for line in block.replace("\\\n", " ").splitlines():
             if words := shlex.split(line, comments=True):
                 yield words
@@ -131,7 +131,7 @@ def commands(path):
 def test_every_command_in_the_documents_is_one(path):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     found = 0
-    for words in commands(path):
+    for words in commands(path.read_text()):
         found += 1
         if words[0] == "make":
             assert set(words[1:]) <= targets
@@ -168,8 +168,11 @@ def test_python_minus_m_is_the_same_program():
     import subprocess
     import sys
 
-    result = subprocess.run([sys.executable, "-m", "stitchkit", "--help"], capture_output=True, text=True, cwd=ROOT)
+    command = [sys.executable, "-X", "importtime", "-m", "stitchkit", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0
+    slow = re.findall(r"\| +(matplotlib|onnx|pandas|plotly|sklearn)$", result.stderr, re.M)
+    assert slow == [], "every start of a command would wait for these"
     assert {"train", "profile", "pareto", "demo-data"} <= set(result.stdout.replace(",", " ").split())
 
 

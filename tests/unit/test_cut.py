@@ -205,6 +205,14 @@ def test_a_listed_output_is_what_the_model_has_there_though_the_next_layer_works
     assert model.conv1.weight.grad.abs().sum() > 0
 
 
+def test_a_piece_that_begins_with_a_layer_that_works_in_place_leaves_its_input_alone(resnet):
+    x = torch.randn(2, resnet.conv1.out_channels, 32, 32)
+    before = x.clone()
+    piece = cut(resnet.eval(), block_input="act1", block_output="layer1")
+    assert torch.equal(piece(x), resnet.layer1(resnet.maxpool(before.relu())))
+    assert torch.equal(x, before)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_dropout_and_drop_path_follow_the_mode(vit, training):
     x = pico_images()

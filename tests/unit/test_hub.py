@@ -1,18 +1,22 @@
 """Folders of the Hugging Face Hub, without a network."""
 
 import json
+import math
 import os
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from timm.data import resolve_model_data_config
 
 import stitchkit
+from stitchkit.cli import main
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.pareto import pareto_front, table
+from stitchkit.ship.trained import open_trained
 from tests.contract.test_exports import Hostile
-from tests.support import FAMILIES, pico_config, pico_images, randomize, write_config
+from tests.support import FAMILIES, FLAGS, pico_config, pico_images, randomize, write_config
 from tests.unit.test_pick import pareto_like
 
 
@@ -86,6 +90,71 @@ def test_how_images_are_prepared_is_kept(tmp_path):
     stitchkit.HubSNNet(pico_config(recipe=recipe)).save_pretrained(tmp_path / "hub")
     kept = stitchkit.HubSNNet.from_pretrained(tmp_path / "hub").config.recipe
     assert kept == {"mean": [0.1, 0.2, 0.3], "crop_pct": 1.0}
+
+
+def test_class_names_and_settings_of_images_come_back(tmp_path):
+    image = {"mean": [0.1, 0.2, 0.3], "std": [0.4], "crop_pct": 0.8, "interpolation": "bilinear"}
+    names = ["ant", "bee", "cat", "dog"]
+    stitchkit.HubSNNet(pico_config(), classes=names, image=image).save_pretrained(tmp_path / "hub")
+    found = stitchkit.HubSNNet.from_pretrained(tmp_path / "hub")
+    assert found.classes == names
+    assert found.image == image | {"std": [0.4] * 3, "crop_mode": "center"}
+    prepared = resolve_model_data_config(found)
+    assert {key: prepared[key] for key in image} == {
+        **image, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.4, 0.4)
+    }  # fmt: skip
+    assert prepared["input_size"] == (3, 16, 16)
+
+
+def test_what_is_not_given_is_the_last_anchors():
+    model = stitchkit.HubSNNet(pico_config(), in_chans=1)
+    assert (model.image["mean"], model.image["crop_pct"]) == ([0.5], model.views["b"].pretrained_cfg["crop_pct"])
+    assert model.classes == []
+    assert resolve_model_data_config(model)["input_size"] == (1, 16, 16)
+
+
+def test_a_run_becomes_a_folder(images, tmp_path):
+    """With all that its flags and its data say."""
+    config, folder = write_config(tmp_path / "pico.json"), tmp_path / "hub"
+    flags = ["--mean", "0.2", "0.3", "0.4", "--crop-pct", "0.9", "--gp", "avg", "--epochs", "1", "--output", tmp_path]
+    assert main([*map(str, ["train", images, "--stitch_config", config, *FLAGS, *flags])]) == 0
+    given = {"config": str(tmp_path / "pico/args.yaml"), "resume": str(tmp_path / "pico/last.pth.tar")}
+    made = stitchkit.HubSNNet.from_run(**given)
+    made.save_pretrained(folder)
+    found, expected = stitchkit.HubSNNet.from_pretrained(folder).eval(), open_trained(given)
+    assert torch.equal(found(pico_images(), 9), expected.model(pico_images(), 9))
+    assert found.classes == [f"class{number}" for number in range(4)]
+    assert (found.image["mean"], found.image["crop_pct"]) == ([0.2, 0.3, 0.4], 0.9)
+    for path in folder.iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes(), path
+    with pytest.raises(stitchkit.InputError, match="--bn-eps is no part of a folder"):
+        stitchkit.HubSNNet.from_run(**given, bn_eps=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": ["ant"]}, "1 names of classes for 4 logits"),
+        ({"classes": "abcd"}, "'classes' is 'abcd'"),
+        ({"classes": [1, 2, 3, 4]}, "give the names of the classes"),
+        ({"image": {"mean": "0.5"}}, "'mean' of images is '0.5'"),
+        ({"image": {"std": [1, 2]}}, "not of images of 3 channels"),
+        ({"image": {"crop_pct": math.nan}}, "'crop_pct' of images is nan"),
+        ({"image": {"men": [0.5]}}, "did you mean 'mean'?"),
+    ],
+)
+def test_names_and_settings_of_another_network_are_refused(folder, change, message):
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | change))
+    with pytest.raises(stitchkit.InputError, match=message.replace("?", r"\?")):
+        stitchkit.HubSNNet.from_pretrained(folder)
+
+
+def test_a_folder_from_before_names_and_settings_were_kept(model, folder):
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"stitch_config": content["stitch_config"]}))
+    found = stitchkit.HubSNNet.from_pretrained(folder)
+    assert (found.classes, found.image) == ([], model.image)
 
 
 def test_no_path_of_the_machine_is_in_a_folder(tmp_path):

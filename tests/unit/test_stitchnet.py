@@ -444,6 +444,7 @@ def test_onnx_gives_the_same_for_any_number_of_images(mixed, tmp_path):
     pytest.importorskip("onnxscript")
     path = mixed.save_onnx(tmp_path / "_data" / "net")
     assert path == tmp_path / "_data" / "net.onnx"
+    assert any(weight.requires_grad for weight in mixed.parameters()), "what is written is a copy"
     session = runtime.InferenceSession(str(path))
     for count in (1, 3):
         x = images(count)

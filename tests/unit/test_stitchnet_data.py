@@ -1,6 +1,10 @@
 """The published example line by line, data from folders and arrays, and the command; all offline."""
 
+import csv
 import json
+import re
+import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,8 +17,10 @@ from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.pareto import is_anchor, pareto_front
-from stitchnet import generate, image_folder, load_hf_dataset, stitching_images
-from stitchnet.data import batches
+from stitchnet import experiments, generate, image_folder, load_hf_dataset, stitching_images, tuning
+from stitchnet.data import batches, in_memory
+from stitchnet.task import against_parents
+from tests.support import ROOT
 from tests.unit.test_stitchnet import RESNET, VIT, convnet
 
 
@@ -77,6 +83,27 @@ def test_the_published_example_runs_line_by_line(beans, offline, tmp_path):
     assert result["accuracy"] > 0.5
     folder = image_folder(beans / "test", 32)
     assert net.evaluate_dataset(folder) == result  # the same images, without the library
+
+
+def test_the_example_of_the_page_runs(beans, offline, tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/stitchnet.md").read_text(), re.DOTALL)
+    (tmp_path / "beans").symlink_to(beans)
+    shutil.copy(beans / "test/class1/0.png", tmp_path / "leaf.jpg")
+    monkeypatch.chdir(tmp_path)
+
+    def load(name, *, label_column, **options):
+        both = load_hf_dataset(name, label_column="label", size=32, **options)  # as folders call it
+        return tuple(dataset.rename_column("label", label_column) for dataset in both)
+
+    monkeypatch.setattr(stitchnet, "load_hf_dataset", load)
+    monkeypatch.setattr(stitchnet, "generate", partial(generate, nets=pico_nets()))
+    names = {}
+    exec(code, names)
+    printed = capsys.readouterr().out.splitlines()
+    assert eval(printed[-1])["accuracy"] > 0.5
+    assert eval(printed[-2])[0].keys() == {"score", "label"}
+    assert sum(" > " in line for line in printed) > 2
+    assert stitchnet.load("_data/net", pico_nets()).name == names["net"].name
 
 
 def test_splits_are_shuffled_by_the_seed(beans, offline):
@@ -144,15 +171,22 @@ def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_pa
     output = tmp_path / "out"
     assert run("--data", beans, "--nets", config, *FLAGS, "--top", 4, "--order", order, "-o", output) == 0
     printed = capsys.readouterr().out
+    assert "so less accurate: vit\n" in printed
     assert "tried" in printed
     assert "pruned" in printed
     assert "found" in printed
     rows = read_rows(output / "stitches_res.txt")
-    assert [row["cfg_id"] for row in rows] == [0, 1, 2, 3]
-    scores = [row["score"] for row in rows]
+    assert [row["cfg_id"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    assert [is_anchor(row) for row in rows] == [True, True, False, False, False, False]
+    scores = [row["score"] for row in rows[2:]]
     assert scores == sorted(scores, reverse=True)
+    alone = {row["stitch"].split("[")[0]: row["acc1"] for row in rows[:2]}
+    for row in rows[2:]:
+        parents = {part.split("[")[0] for part in row["stitch"].split(" > ")}
+        assert row["parents_acc1"] == pytest.approx(np.mean([alone[parent] for parent in parents]))
+    better = sum(row["acc1"] > row["parents_acc1"] for row in rows[2:])
+    assert (f"{better} of 4 composed networks beat" if better else "none of 4 composed networks beats") in printed
     assert pareto_front(rows)
-    assert any(not is_anchor(row) for row in rows)
     for row in rows:
         folder = output / f"{row['cfg_id']:03d}"
         assert "<svg" in (folder / "net.svg").read_text()
@@ -185,3 +219,55 @@ def test_bad_input_is_told_in_one_line(beans, config, tmp_path, capsys, flags, w
 def test_a_folder_that_exists_is_left_alone(beans, config, tmp_path, capsys):
     assert run("--data", beans, "--nets", config, *FLAGS, "-o", tmp_path) == 2
     assert "exists; choose another folder" in capsys.readouterr().err
+
+
+def test_images_are_kept_in_memory_if_they_are_few(beans, monkeypatch):
+    folder = image_folder(beans / "test", 16)
+    kept = in_memory(folder)
+    assert isinstance(kept, list)
+    assert all(torch.equal(kept[number][0], folder[number][0]) for number in range(len(folder)))
+    monkeypatch.setattr("stitchnet.data._KEPT_BYTES", 100)
+    assert in_memory(folder) is folder
+
+
+def test_the_table_says_so_if_no_composed_network_is_better():
+    parent = {"cfg_id": 0, "stitch": "a[0:3]", "flops": 10, "params": 10, "score": 1.0, "acc1": 90.0}
+    worse = parent | {"cfg_id": 1, "stitch": "a[0:1] > b[2:3]", "acc1": 80.0, "parents_acc1": 80.0}
+    better = worse | {"cfg_id": 2, "acc1": 85.0}
+    assert against_parents([parent, worse]).endswith("none of 1 composed networks beats the average of its parents")
+    assert against_parents([parent, worse, better]).endswith(
+        "1 of 2 composed networks beat the average of their parents, without training; the most accurate is 2: "
+        "85.00 against 80.00 %"
+    )
+
+
+def study(name, beans, config, output, *flags):
+    return main(["compose-study", *map(str, (name, "--data", beans, "--nets", config, *FLAGS, "-o", output, *flags))])
+
+
+@pytest.mark.parametrize("name", ["samples", "front", "ensembles", "finetune"])
+def test_an_experiment_writes_its_table_and_picture(beans, config, tmp_path, monkeypatch, name, capsys):
+    monkeypatch.setattr(experiments, "_COUNTS", (2, 8))
+    monkeypatch.setattr(experiments, "_SEEDS", 2)
+    monkeypatch.setattr(tuning, "_EPOCHS", 2)
+    assert study(name, beans, config, tmp_path, "--top", 3) == 0
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    with (tmp_path / f"{name}.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == {"samples": 2 * 2 * 5, "front": 5, "ensembles": 3 + 3 + 2 * 20, "finetune": 5 * 3}[name]
+    assert all(0 <= float(row["acc1"]) <= 100 for row in rows)
+    if name == "ensembles":
+        single = [row for row in rows if row["size"] == "1"]
+        assert all(float(row["acc1"]) == pytest.approx(float(row["best_acc1"])) for row in single)
+    if name == "finetune":
+        before, after = ([float(row["acc1"]) for row in rows if row["epoch"] == epoch] for epoch in "02")
+        assert sum(after) > sum(before)
+    assert study(name, beans, config, tmp_path) == 2
+    assert f"{name}.csv' exists" in capsys.readouterr().err
+
+
+def test_fine_tuning_needs_an_output_for_each_class(beans):
+    folder = image_folder(beans / "train", 32)
+    _, net = generate(stitching_images(folder, 5), 0, 0, sample=True, nets={"a": convnet(6, 8, classes=2)})
+    with pytest.raises(InputError, match="has 2 outputs and the images more classes"):
+        next(tuning.fine_tune(net, folder, folder, seed=0))

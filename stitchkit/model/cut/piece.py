@@ -75,11 +75,18 @@ def steps(model: nn.Module) -> list[nn.Module]:
 
 def _joints(flow: Flow, model: nn.Module) -> dict[str, fx.Node]:
     """Clean places, by name; not those before a layer that works in place."""
+    return {flow.labels[node]: node for node in flow.nodes if node in flow.clean and not _is_changed(node, model)}
+
+
+def _is_changed(node: fx.Node, model: nn.Module) -> bool:
+    """Whether a layer that takes what a node gives works in place."""
 
     def changes(user: fx.Node) -> bool:
-        return user.op == "call_module" and getattr(model.get_submodule(str(user.target)), "inplace", False)
+        if user.op == "call_module":
+            return getattr(model.get_submodule(str(user.target)), "inplace", False)
+        return bool(user.kwargs.get("inplace")) or (user.op == "call_method" and str(user.target).endswith("_"))
 
-    return {flow.labels[node]: node for node in flow.nodes if node in flow.clean and not any(map(changes, node.users))}
+    return any(map(changes, node.users))
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,9 @@ def _part(flow: Flow, model: nn.Module, start: fx.Node, result: Any, listed: Seq
     map_arg(result, ends.append)
     needed = flow.between({start}, ends)
     graph, constants = fx.Graph(), {}
-    copies = {start: graph.placeholder(INPUT)}
+    entered = graph.placeholder(INPUT)
+    # A piece does not change what it is given, as the whole model changes nothing of its images.
+    copies = {start: graph.call_function(snapshot, (entered,)) if _is_changed(start, model) else entered}
     given: dict[fx.Node, fx.Node] = {}
     for node in flow.trace.graph.nodes:
         if node not in needed or node is start:
