@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,7 +61,8 @@ def test_the_published_deit_configuration():
 def test_law_10_networks_to_compose_load_and_build(path):
     config = StitchConfig.load(path)
     for anchor in config.anchors:
-        assert len(fragments(anchor.label, create(anchor), torch.zeros(1, 3, 32, 32))) >= 5
+        untrained = replace(anchor, checkpoint=None)  # the demo that trains it need not have run
+        assert len(fragments(anchor.label, create(untrained, pretrained=False), torch.zeros(1, 3, 32, 32))) >= 5
     assert next(iter(json.loads(path.read_text()))) == "source"
 
 
