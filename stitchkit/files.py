@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -29,7 +30,9 @@ def sync(path: Path) -> None:
     """See a file, or the names in a folder, safely on the disk, where the file system can."""
     place = os.open(path, os.O_RDONLY)
     try:
-        with suppress(OSError):
-            os.fsync(place)
+        os.fsync(place)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # it cannot; anything else was lost
+            raise
     finally:
         os.close(place)

@@ -120,9 +120,18 @@ def image_folder(folder: str | Path, size: int | tuple[int, int] = 224) -> Image
         InputError: If there is no image.
     """
     try:
-        return ImageFolder(str(folder), preparation((size, size) if isinstance(size, int) else size))
+        return ImageFolder(str(folder), preparation((size, size) if isinstance(size, int) else size), loader=_loaded)
     except FileNotFoundError as error:
         raise InputError(f"'{folder}' is no folder with one folder of images for each class; check the path") from error
+
+
+def _loaded(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            rgb: Image.Image = image.convert("RGB")
+    except OSError as error:
+        raise InputError(f"image '{path}' cannot be read ({error}); mend it or take it away") from error
+    return rgb
 
 
 def in_memory(dataset: ImageFolder) -> Batches:
@@ -144,6 +153,8 @@ def stitching_images(dataset: Sequence[Any], count: int = 32, *, seed: int = 0) 
         count: How many; all if there are fewer.
         seed: Of the draw.
     """
+    if _is_arrays(dataset):
+        dataset = list(zip(*dataset, strict=True))
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count]
     return torch.stack([_image_of(dataset[int(index)]) for index in order])
 
@@ -158,7 +169,7 @@ def batches(dataset: Batches, label_column: str | None = None) -> Iterator[tuple
     Raises:
         InputError: If there is no such column, or no image.
     """
-    if isinstance(dataset, tuple) and len(dataset) == 2 and hasattr(dataset[0], "shape"):
+    if _is_arrays(dataset):
         images, labels = torch.as_tensor(dataset[0]).float(), np.asarray(dataset[1])
         if images.ndim != 4 or len(images) != len(labels):
             raise InputError(f"{list(images.shape)} images and {len(labels)} labels do not belong together")
@@ -168,6 +179,11 @@ def batches(dataset: Batches, label_column: str | None = None) -> Iterator[tuple
     for first in range(0, len(dataset), _BATCH):
         rows = [dataset[index] for index in range(first, min(first + _BATCH, len(dataset)))]
         yield torch.stack([_image_of(row) for row in rows]), np.array([_label_of(row, label_column) for row in rows])
+
+
+def _is_arrays(dataset: Any) -> bool:
+    """Whether a dataset is a pair of arrays, of images and of labels."""
+    return isinstance(dataset, tuple) and len(dataset) == 2 and hasattr(dataset[0], "shape")
 
 
 def _image_of(row: Any) -> torch.Tensor:

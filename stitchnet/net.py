@@ -134,7 +134,7 @@ class Net(nn.Module):
         about = {"network": self.name, "input": {"input_size": self.example(1).shape[1:]}}
         with evaluating(self), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter, about itself
-            writer.write(copy.deepcopy(self), about, target)
+            writer.write(copy.deepcopy(self).cpu(), about, target)
         return target
 
     def draw_svg(self, path: str | Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,11 +21,11 @@ PUBLISHED = ("alexnet", "densenet121", "mobilenet_v3_small", "resnet50", "vgg16"
 
 Nets = Sequence[str | AnchorSpec | Mapping[str, Any]] | Mapping[str, nn.Module]
 """Names, `NAME=CHECKPOINT`, specifications as in a stitch configuration, or modules by label."""
+Loaded = dict[str, tuple[nn.Module, AnchorSpec | None]]
+"""Networks by label, each with the specification it was made from."""
 
 
-def load_networks(
-    nets: Nets | None = None, *, pretrained: bool = True
-) -> dict[str, tuple[nn.Module, AnchorSpec | None]]:
+def load_networks(nets: Nets | None = None, *, pretrained: bool = True) -> Loaded:
     """Networks in evaluation mode, by label, each with the specification it was made from.
 
     Args:
@@ -37,9 +37,17 @@ def load_networks(
         InputError: If there is no such network, its weights cannot be had, or two have one label.
     """
     if isinstance(nets, Mapping):
-        return {label: (module.eval(), None) for label, module in nets.items()}
-    found: dict[str, tuple[nn.Module, AnchorSpec | None]] = {}
-    for entry in PUBLISHED if nets is None else nets:
+        found: Loaded = {label: (module.eval(), None) for label, module in nets.items()}
+    else:
+        found = _created(PUBLISHED if nets is None else nets, pretrained=pretrained)
+    if not found:
+        raise InputError("there is no network to take fragments from; name at least one")
+    return found
+
+
+def _created(entries: Iterable[object], *, pretrained: bool) -> Loaded:
+    found: Loaded = {}
+    for entry in entries:
         spec = _spec(entry)
         if spec.label in found:
             raise InputError(f"two networks are called '{spec.label}'; give one of them another label")
@@ -47,8 +55,6 @@ def load_networks(
         if spec.checkpoint is not None and hasattr(model, "num_classes"):  # as many as the file has
             spec = replace(spec, kwargs={**spec.kwargs, "num_classes": model.num_classes})
         found[spec.label] = model, spec
-    if not found:
-        raise InputError("there is no network to take fragments from; name at least one")
     return found
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.layers.format import Format
 from torch import nn
 
 from stitchkit.config import AnchorSpec
 from stitchkit.errors import InputError
+from stitchkit.files import replacing
 from stitchnet.classifier import Classifier
 from stitchnet.forms import Form
 from stitchnet.fragments import Fragment, Place, between
@@ -52,8 +52,10 @@ def save(net: Net, folder: Path) -> Path:
         about["classifier"] = net.classifier.kind
         tensors["classifier.outputs"] = torch.as_tensor(net.classifier.outputs).contiguous()
         tensors["classifier.labels"] = torch.as_tensor(net.classifier.labels).contiguous()
-    save_file(tensors, folder / WEIGHTS)
-    (folder / ABOUT).write_text(json.dumps(about, indent=1))
+    with replacing(folder / WEIGHTS) as draft:
+        save_file(tensors, draft)
+    with replacing(folder / ABOUT) as draft:
+        draft.write_text(json.dumps(about, indent=1))
     return folder
 
 
@@ -99,7 +101,7 @@ def load(folder: str | Path, nets: Mapping[str, nn.Module] | None = None) -> Net
         about = json.loads((folder / ABOUT).read_text())
         tensors = load_file(folder / WEIGHTS)
         return _restore(about, tensors, nets or {})
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except Exception as error:  # a garbled file can make the reader raise anything
         if isinstance(error, InputError):
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
@@ -107,7 +109,7 @@ def load(folder: str | Path, nets: Mapping[str, nn.Module] | None = None) -> Net
 
 
 def _restore(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], nets: Mapping[str, nn.Module]) -> Net:
-    specs = {label: spec and AnchorSpec(**spec) for label, spec in about["networks"].items()}
+    specs = {label: spec and AnchorSpec.parse(spec) for label, spec in about["networks"].items()}
     models = {label: _model(label, spec, nets) for label, spec in specs.items()}
     path, layers = [], []
     for entry in about["path"]:
@@ -128,6 +130,11 @@ def _model(label: str, spec: AnchorSpec | None, nets: Mapping[str, nn.Module]) -
         return nets[label]
     if spec is None:
         raise InputError(f"network '{label}' was given as a module; give it again, as nets={{'{label}': module}}")
+    if ":" in spec.name or "/" in spec.name:
+        raise InputError(
+            f"network '{label}' of the file is to come from '{spec.name}', and nothing is fetched on a file's word; "
+            f"make it yourself and give it as nets={{'{label}': module}}"
+        )
     return create(AnchorSpec(spec.name, spec.label, spec.kwargs))
 
 

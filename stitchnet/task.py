@@ -41,10 +41,13 @@ class Task:
             classifier: What is fitted.
 
         Raises:
-            InputError: If a folder is missing or holds no images.
+            InputError: If a folder is missing or holds no images, or their classes differ.
         """
-        train = image_folder(data / "train", img_size)
-        return cls(in_memory(train), in_memory(image_folder(_validation_folder(data), img_size)), classifier)
+        train, validation = (image_folder(folder, img_size) for folder in (data / "train", _validation_folder(data)))
+        if odd := sorted(set(train.classes) ^ set(validation.classes)):
+            where = "train" if odd[0] in train.classes else "validation"
+            raise InputError(f"class '{odd[0]}' of '{data}' is in the {where} split alone; give both the same classes")
+        return cls(in_memory(train), in_memory(validation), classifier)
 
     def accuracy(self, net: Net) -> float:
         """The part of the validation images that a network classifies right, in percent, once it is fitted."""

@@ -93,8 +93,13 @@ def _pick(settings: dict[str, Any]) -> None:
     print(table([choice.best, *choice.runners_up]))
     if note:
         print(note)
+    number = choice.best["cfg_id"]
+    composed = Path(settings["ledger"]).with_name(f"{number:03d}")
+    if (composed / "net.json").is_file():  # stitchkit compose leaves its networks beside the ledger
+        print(f"next, in Python: stitchnet.load('{composed}').save_onnx('net{number}.onnx')")
+        return
     command = export_command(Path(settings["ledger"]), settings["stitch_config"])
-    print(f"next, take it away: {command} --cfg_id {choice.best['cfg_id']} -o stitch{choice.best['cfg_id']}.onnx")
+    print(f"next, take it away: {command} --cfg_id {number} -o stitch{number}.onnx")
 
 
 def _budget(settings: dict[str, Any]) -> Any:

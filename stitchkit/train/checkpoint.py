@@ -94,6 +94,8 @@ class Checkpoints:
     def clear(self) -> None:
         """Remove what a killed run was about to write, and finish what it had begun."""
         for path in self.folder.glob("*.tmp"):
+            if path.name.startswith("stitches_res"):  # of an evaluation that may be running
+                continue
             path.unlink()
         if self._whole is not None:
             self._link_epoch(*self._whole)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stitchkit.errors import InputError
+
+_logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -45,6 +49,12 @@ def _open(path: Path) -> int:
                 f"another run writes to '{path.parent}' (process {owner}); wait for it, stop it, or choose another "
                 "--experiment"
             ) from None
-        if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                raise
+            _logger.warning("the file system of '%s' has no locks; see that no other run writes there", path.parent)
             return file
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), path.stat()):
+                return file
         os.close(file)  # the run before has just removed it

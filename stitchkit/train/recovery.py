@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from stitchkit.train.recipe import Recipe
 _logger = logging.getLogger(__name__)
 
 AUTO = "auto"
+_LAUNCHER = ".launcher"
 
 
 def find_resume(recipe: Recipe, folder: Path, world: World) -> Recipe:
@@ -33,7 +37,7 @@ def find_resume(recipe: Recipe, folder: Path, world: World) -> Recipe:
         InputError: If there are checkpoints and none is good, or there is nothing to evaluate.
     """
     run = recipe.run
-    is_restart = restarts() > 0 and not run.eval
+    is_restart = restarts() > 0 and not run.eval and from_primary(world, lambda: _is_ours(folder))
     if run.resume != AUTO and not is_restart:
         return recipe
     found = from_primary(world, lambda: newest_checkpoint(folder))
@@ -48,6 +52,28 @@ def find_resume(recipe: Recipe, folder: Path, world: World) -> Recipe:
     if run.eval:
         raise InputError(f"'{folder}' holds no checkpoint to evaluate; give one as --resume CHECKPOINT")
     return replace(recipe, run=replace(run, resume=None))
+
+
+@contextmanager
+def launched(folder: Path, world: World) -> Iterator[None]:
+    """Note in the folder which launcher began the run, until it is done: what others left there is not gone on from."""
+    mark = folder / _LAUNCHER
+    if "TORCHELASTIC_RUN_ID" in os.environ and world.rank == 0:
+        mark.write_text(_launcher())
+    yield
+    if world.rank == 0:
+        mark.unlink(missing_ok=True)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether the run in the folder was begun by the launcher that started this process."""
+    mark = folder / _LAUNCHER
+    return mark.is_file() and mark.read_text() == _launcher()
+
+
+def _launcher() -> str:
+    """The process that starts the ranks, and starts them again."""
+    return f"{os.getppid()} on {os.uname().nodename}"
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -22,7 +22,7 @@ from stitchkit.train.images import explained
 from stitchkit.train.lock import locked
 from stitchkit.train.network import check_device, create_network, input_size, place_network
 from stitchkit.train.recipe import Recipe
-from stitchkit.train.recovery import find_resume
+from stitchkit.train.recovery import find_resume, launched
 from stitchkit.train.session import Session
 from stitchkit.train.training import train
 
@@ -46,7 +46,11 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
             recipe = find_resume(recipe, folder, world)
             _check_no_other_run(recipe, folder)
             session = _open_session(recipe, config, world, folder)
-            (evaluate_stitches if recipe.run.eval else train)(session)
+            if recipe.run.eval:
+                evaluate_stitches(session)
+                return
+            with launched(folder, world):
+                train(session)
     finally:
         dist.destroy_process_group()
         with suppress(OSError):

@@ -19,6 +19,7 @@ from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchkit.model.weights import damage
 from stitchkit.train.images import NO_CLASS, CheckedImages, explained
+from stitchkit.train.lock import locked
 from stitchkit.train.loop import Trainer
 from stitchkit.train.recovery import newest_checkpoint
 from tests.distributed.forks import end, start
@@ -75,6 +76,42 @@ def test_a_full_disk_ends_a_run_and_keeps_what_was_saved(run, tmp_path, monkeypa
     assert not damage(tmp_path / "full/last.pth.tar")
     assert run("full", "--resume", "auto") == 0
     assert_same_end(tmp_path / "whole", tmp_path / "full")
+
+
+def test_a_disk_that_does_not_take_a_checkpoint_keeps_the_one_before(tmp_path, monkeypatch):
+    """Where a sync fails, what was written may be nowhere; one that the file system does not know is none."""
+    path = tmp_path / "last.pth.tar"
+    checkpoint.save_state(path, {"x": 1})
+
+    def failing(number):
+        def sync(_):
+            raise OSError(number, os.strerror(number))
+
+        return sync
+
+    monkeypatch.setattr(os, "fsync", failing(errno.EIO))
+    with pytest.raises(InputError, match="Input/output error"):
+        checkpoint.save_state(path, {"x": 2})
+    assert torch.load(path, weights_only=True) == {"x": 1}
+    monkeypatch.setattr(os, "fsync", failing(errno.EINVAL))
+    checkpoint.save_state(path, {"x": 3})
+    assert torch.load(path, weights_only=True) == {"x": 3}
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
+    def lockf(*_):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr("stitchkit.train.lock.fcntl.lockf", lockf)
+    with locked(tmp_path / ".train.lock"):
+        assert "has no locks" in caplog.text
+
+
+def test_a_training_that_begins_leaves_the_files_of_an_evaluation_alone(tmp_path):
+    for name in ("stitches_res.txt.part0.tmp", "last.pth.tar.tmp"):
+        (tmp_path / name).touch()
+    checkpoint.Checkpoints(tmp_path, keep=1).clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["stitches_res.txt.part0.tmp"]
 
 
 def test_other_writes_to_a_full_disk_end_in_one_line(run, monkeypatch, capsys):

@@ -148,3 +148,14 @@ def test_torchrun_starts_a_killed_rank_again_where_it_stood(command, whole):
     assert said.count("going on from") == 1
     one, two = (torch.load(place / "last.pth.tar", weights_only=True) for place in (whole[2], folder))
     assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
+
+
+def test_a_refused_run_is_not_gone_on_from_though_torchrun_starts_it_again(command, whole):
+    """What another run left in the folder is not this launcher's."""
+    before = {path.name: path.read_bytes() for path in whole[1].iterdir()}
+    environment = {**os.environ, "PET_MAX_RESTARTS": "1", "PYTHON": sys.executable}
+    call = [str(ROOT / "distributed_train.sh"), "1", *map(str, command[1:-2]), "--experiment", whole[1].name]
+    done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "already holds a run" in done.stderr
+    assert {path.name: path.read_bytes() for path in whole[1].iterdir()} == before

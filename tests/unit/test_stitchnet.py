@@ -1,6 +1,7 @@
 """Fragments, joints, search and the composed network, on pico networks."""
 
 import copy
+import json
 import math
 import xml.etree.ElementTree as ET
 
@@ -485,6 +486,24 @@ def test_a_net_of_names_is_loaded_without_modules(tmp_path):
     again = stitchnet.load(net.save(tmp_path / "net"))
     torch.testing.assert_close(again(images()), net(images()))
     assert again.score == score
+
+
+@pytest.mark.parametrize("name", ["hf-hub:some/body", "local-dir:/tmp", "some/body"])
+def test_nothing_is_fetched_on_the_word_of_a_file(mixed, nets, tmp_path, name):
+    folder = mixed.save(tmp_path / "net")
+    about = json.loads((folder / "net.json").read_text())
+    about["networks"] = {label: {"name": name, "label": label} for label in about["networks"]}
+    (folder / "net.json").write_text(json.dumps(about))
+    with pytest.raises(InputError, match="nothing is fetched on a file's word"):
+        stitchnet.load(folder)
+    (folder / "net.json").write_text(json.dumps({**about, "networks": None}))
+    with pytest.raises(InputError, match="holds no composed network that can be read"):
+        stitchnet.load(folder)
+
+
+def test_no_network_is_an_error():
+    with pytest.raises(InputError, match="there is no network"):
+        stitchnet.generate(images(), sample=True, nets={})
 
 
 def test_a_net_of_checkpoints_is_loaded_without_them(tmp_path):

@@ -196,6 +196,8 @@ def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_pa
         accuracy = net.evaluate_dataset(image_folder(beans / "validation", 32))["accuracy"]
         assert 100 * accuracy == pytest.approx(row["acc1"])
     assert main(["pareto", str(output / "stitches_res.txt")]) == 0
+    assert main(["pick", str(output / "stitches_res.txt"), "--max-flops", "1G"]) == 0
+    assert f"stitchnet.load('{output}/" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -271,3 +273,26 @@ def test_fine_tuning_needs_an_output_for_each_class(beans):
     _, net = generate(stitching_images(folder, 5), 0, 0, sample=True, nets={"a": convnet(6, 8, classes=2)})
     with pytest.raises(InputError, match="has 2 outputs and the images more classes"):
         next(tuning.fine_tune(net, folder, folder, seed=0))
+
+
+def test_classes_that_differ_between_the_splits_are_refused(beans, config, tmp_path, capsys):
+    folder = tmp_path / "beans"
+    shutil.copytree(beans, folder)
+    shutil.rmtree(folder / "validation/class1")
+    assert run("--data", folder, "--nets", config, *FLAGS, "-o", tmp_path / "out") == 2
+    assert "class 'class1' of" in capsys.readouterr().err
+
+
+def test_an_image_that_cannot_be_read_is_named(beans, config, tmp_path, capsys):
+    folder = tmp_path / "beans"
+    shutil.copytree(beans, folder)
+    (folder / "validation/class1/0.png").write_bytes(b"no image")
+    assert run("--data", folder, "--nets", config, *FLAGS, "-o", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert f"image '{folder}/validation/class1/0.png' cannot be read" in error
+    assert error.strip().count("\n") == 0
+
+
+def test_images_are_drawn_from_arrays():
+    images, labels = np.random.default_rng(0).random((5, 3, 8, 8), np.float32), np.arange(5)
+    assert stitchnet.stitching_images((images, labels), 3).shape == (3, 3, 8, 8)
