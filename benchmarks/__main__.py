@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Row:
         what: What is measured, in words.
         command: Module and flags.
         target: What the figure is to reach.
-        figure: Which figure: a `ratio` is to be at least the target, a `slowdown` at most.
+        figure: Which figure of the benchmark's JSON; a ratio is to be at least the target, others at most.
     """
 
     what: str
@@ -40,6 +41,11 @@ class Row:
     def name(self) -> str:
         """Name of the benchmark."""
         return self.command.split()[0].removeprefix("benchmarks.")
+
+    @property
+    def sign(self) -> str:
+        """How the figure is to stand to the target."""
+        return ">=" if self.figure.endswith("ratio") else "<="
 
     @property
     def needs_gpu(self) -> bool:
@@ -54,6 +60,8 @@ ROWS = (
     Row("FLOPs and params of all 71 DeiT stitches", "benchmarks.profile", 20),
     Row("training steps, DeiT-Ti/S", "benchmarks.train_step", 1.15),
     Row("one network composed of fragments", "benchmarks.compose", 30),
+    Row("one step of scores over all fragments", "benchmarks.compose", 50, "step_ratio"),
+    Row("memory of one network composed of fragments", "benchmarks.compose", 3, "peak_gb"),
     Row("latency of an extracted stitch", "benchmarks.extract", 1.01, "slowdown"),
     Row("all 71 DeiT stitches, compute, GPU", "benchmarks.evaluate --device cuda", 2.0),
     Row("training steps, DeiT-S/B, GPU", "benchmarks.train_step --device cuda", 2.0),
@@ -68,13 +76,14 @@ def line(row: Row, found: Mapping[str, Any] | None) -> str:
         row: What it is about.
         found: The benchmark's JSON, or None where it was not measured.
     """
-    sign = "<=" if row.figure == "slowdown" else ">="
-    cells = [row.what, "" if row.target is None else f"{row.figure} {sign} {row.target:g}"]
-    if found is None:
+    cells = [row.what, "" if row.target is None else f"{row.figure} {row.sign} {row.target:g}"]
+    if found is None or found[row.figure] is None:
         cells += ["not measured", "", "", ""]
     else:
-        cells += [f"{row.figure} {found[row.figure]:.3f}", f"{found['ours_s']:.4g} s", f"{found['reference_s']:.4g} s"]
-        cells += [_AGREEMENT[found["agree"]]]
+        # Seconds are those of what the benchmark is about, not of its further figures.
+        is_main = row.figure in ("ratio", "slowdown")
+        seconds = [f"{found[way]:.4g} s" if is_main else "" for way in ("ours_s", "reference_s")]
+        cells += [f"{row.figure} {found[row.figure]:.3f}", *seconds, _AGREEMENT[found["agree"]]]
     return "| " + " | ".join([*cells, f"`python -m {row.command}`"]) + " |"
 
 
@@ -89,11 +98,10 @@ def machine() -> str:
 def kept(row: Row, before: str) -> str | None:
     """The line of a benchmark in a table that was made before, if that was on this machine on this day."""
     lines = before.splitlines()
-    return (
-        next((one for one in lines if one.endswith(f"`python -m {row.command}` |")), None)
-        if machine() in lines
-        else None
-    )
+    if machine() not in lines:
+        return None
+    ends = f"| {row.what} |", f"`python -m {row.command}` |"
+    return next((one for one in lines if one.startswith(ends[0]) and one.endswith(ends[1])), None)
 
 
 def document(lines: Sequence[str]) -> str:
@@ -122,23 +130,14 @@ def _cpu() -> str:
     return next((row.partition(":")[2].strip() for row in rows if row.startswith("model name")), platform.machine())
 
 
-def _run(row: Row, flags: Sequence[str]) -> Mapping[str, Any] | None:
-    """Run a benchmark in a process of its own, show what it says and give its JSON; None without the GPU it needs."""
-    if row.needs_gpu and not torch.cuda.is_available():
-        return None
-    done = subprocess.run(
-        [sys.executable, "-m", *row.command.split(), *flags], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+def _run(command: str, flags: Sequence[str]) -> Mapping[str, Any]:
+    """Run a benchmark in a process of its own, show what it says and give its JSON."""
+    done = subprocess.run([sys.executable, "-m", *command.split(), *flags], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     print(done.stdout, flush=True)
     if done.returncode not in (0, 1):  # 1: the answers differ, which is a result
-        raise SystemExit(f"benchmarks: error: {row.command} ended with status {done.returncode}")
+        raise SystemExit(f"benchmarks: error: {command} ended with status {done.returncode}")
     found: Mapping[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def _line(row: Row, flags: Sequence[str], before: str, *, is_chosen: bool) -> str:
-    old = None if is_chosen else kept(row, before)
-    return old or line(row, _run(row, flags) if is_chosen else None)
 
 
 def main() -> None:
@@ -156,7 +155,12 @@ def main() -> None:
         parser.error(f"there is no benchmark '{wrong[0]}'; there are {', '.join(sorted(known))}")
     chosen = set(options.names) or known
     before = options.output.read_text() if options.output.is_file() and not options.quick else ""
-    lines = [_line(row, flags, before, is_chosen=row.name in chosen) for row in ROWS]
+    run = cache(lambda command: _run(command, flags))  # several figures may be those of one run
+    lines = []
+    for row in ROWS:
+        old = None if row.name in chosen else kept(row, before)
+        is_possible = row.name in chosen and (torch.cuda.is_available() or not row.needs_gpu)
+        lines.append(old or line(row, run(row.command) if is_possible else None))
     if options.quick:
         lines.append("\nQuick runs: small work, one round, no figures to go by.")
     options.output.write_text(document(lines))

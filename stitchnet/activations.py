@@ -29,7 +29,7 @@ class Activation:
     def __init__(self, tensor: torch.Tensor, form: Form):
         self.tensor = tensor
         self.form = form
-        self._resized: dict[tuple[int, int], torch.Tensor] = {}
+        self._resized: dict[tuple[int, int] | None, torch.Tensor] = {}
         self._mapping: mmap.mmap | None = None
 
     @cached_property
@@ -70,15 +70,13 @@ class Activation:
             size: Height and width.
             keep: Have it ready for the next time.
         """
-        if size is None:
-            return pool(self.value)
         if size in self._resized:
             return self._resized[size]
         if size == self.size:
             return self.value
         parts = []
         for part in torch.split(self.value, _RESIZED_IMAGES):
-            parts.append(resize(part, size))
+            parts.append(pool(part) if size is None else resize(part, size))
             self._release()
         resized = torch.cat(parts)
         if keep:

@@ -12,6 +12,10 @@ KINDS = ("knn", "linear")
 _NEIGHBOURS = 5
 
 
+class NotFiniteError(InputError):
+    """A network gives values that are no numbers."""
+
+
 class Classifier:
     """A classifier that was fitted to outputs.
 
@@ -21,7 +25,8 @@ class Classifier:
         labels: Whole numbers `[N]`.
 
     Raises:
-        InputError: If there is no such kind, or the outputs are no numbers.
+        InputError: If there is no such kind.
+        NotFiniteError: If the outputs are no numbers.
 
     Source: StitchNet, section 4: five nearest neighbours.
     """
@@ -29,8 +34,7 @@ class Classifier:
     def __init__(self, kind: str, outputs: np.ndarray, labels: np.ndarray):
         if kind not in KINDS:
             raise unknown("classifier", kind, KINDS)
-        if not np.isfinite(outputs).all():
-            raise InputError("the network gives values that are no numbers for these images; take another one")
+        _check_finite(outputs)
         if kind == "linear" and len(np.unique(labels)) < 2:
             raise InputError("a linear classifier needs images of two classes at least; give more, or use 'knn'")
         self.kind, self.outputs, self.labels = kind, outputs, labels
@@ -43,8 +47,21 @@ class Classifier:
         return np.asarray(self._model.classes_)
 
     def scores(self, outputs: np.ndarray) -> np.ndarray:
-        """Scores of the classes `[N, classes]`, each row of sum 1."""
+        """Scores of the classes `[N, classes]`, each row of sum 1.
+
+        Args:
+            outputs: `[N, D]`.
+
+        Raises:
+            NotFiniteError: If the outputs are no numbers.
+        """
+        _check_finite(outputs)
         return np.asarray(self._model.predict_proba(outputs))
+
+
+def _check_finite(outputs: np.ndarray) -> None:
+    if not np.isfinite(outputs).all():
+        raise NotFiniteError("the network gives values that are no numbers for these images; take another one")
 
 
 # scikit-learn takes over a second to import, and every command imports this package.

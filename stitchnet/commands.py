@@ -46,8 +46,8 @@ def _add_flags(command: argparse.ArgumentParser, *, top: int) -> None:
     add("--order", choices=("depth", "best"), default="best", help="which are found first")
     scores = ("cka", "unbiased_cka", "r2", "fit")
     add("--score", choices=scores, default="cka", help="how fragments are compared")
-    add("--max-macs", type=float, metavar="N", help="leave out what needs more multiply-adds")
-    add("--max-params", type=float, metavar="N", help="leave out what has more parameters")
+    add("--max-macs", metavar="N", help="leave out what needs more multiply-adds, such as 3G")
+    add("--max-params", metavar="N", help="leave out what has more parameters, such as 30M")
     add("--num-images", type=int, default=32, metavar="N", help="stitching images, from train/")
     add("--img-size", type=int, default=224, metavar="N", help="side of the images")
     add("--classifier", choices=("knn", "linear"), default="knn", help="what is fitted to the outputs")
@@ -76,9 +76,13 @@ def _study(settings: dict[str, Any]) -> None:
 
 def _read(settings: dict[str, Any]) -> tuple[Task, Plan]:
     """What networks are judged on, and what is composed."""
+    from stitchkit.ship.pick import count
     from stitchnet.compose import Plan
     from stitchnet.task import Task
 
+    for name in ("max_macs", "max_params"):
+        if settings[name] is not None:
+            settings[name] = count(settings[name])
     for name in ("num_images", "img_size", "top"):
         if settings[name] < 1:
             raise InputError(f"--{name.replace('_', '-')} is {settings[name]}; it must be at least 1")

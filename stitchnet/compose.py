@@ -72,8 +72,8 @@ class Plan:
             found = islice(found, self.top)
         best: list[Composition] = []
         with tqdm(found, desc="composing", unit=" found", leave=False, disable=None) as progress:
+            search.on_step = lambda counts: progress.set_postfix_str(str(counts))
             for composition in progress:
-                progress.set_postfix_str(str(search.counts))
                 best = sorted([*best, composition], key=lambda one: -one.score)[: self.top]
         if not best:
             raise InputError(f"no composition passes ({search.counts}); lower --threshold or --total-threshold")
@@ -94,7 +94,6 @@ def compose(task: Task, plan: Plan, output: Path) -> None:
     search = plan.search(task)
     print(f"{len(search.pool.fragments)} fragments of {len(search.pool.specs)} networks")
     best = plan.best(search)
-    print(f"compositions: {search.counts}")
     rows: list[Row] = []
     progress = tqdm(judged(search, best, task), desc="judging", unit=" networks", leave=False, disable=None)
     for row, net in progress:
@@ -103,7 +102,9 @@ def compose(task: Task, plan: Plan, output: Path) -> None:
         net.save(place)
         net.draw_svg(place / "net.svg")
         write_rows(output / LEDGER, rows)
-    print(f"{against_parents(rows)}\nall are judged by {_CLASSIFIERS[task.classifier]}; * marks the parents")
+    print(f"compositions: {search.counts}")
+    print(against_parents(rows))
+    print(f"all are judged by {_CLASSIFIERS[task.classifier]}; * marks the parents")
     print(f"the ledger is {output / LEDGER}; beside it, for each cfg_id, a folder with the network and its drawing")
 
 

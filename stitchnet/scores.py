@@ -48,7 +48,10 @@ class Scores:
     def _cka(self, x: Activation, y: Activation) -> float:
         """The same as `linear_cka`, but what concerns one side alone is computed once."""
         size = None if x.size is None or y.size is None else common_size(x.value, y.value)
-        whole = x.at(size, keep=True), y.at(size)
+        if size is not None and self._rows_per_channel is not None:
+            whole = x.value, y.value  # of which the rows that are drawn alone are resized
+        else:
+            whole = x.at(size, keep=True), y.at(size)
         parts = sample(*whole, self._rows_per_channel, self._seed)
         own = []
         for activation, part in zip((x, y), parts, strict=True):

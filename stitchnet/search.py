@@ -6,7 +6,7 @@ import heapq
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, overload
 
@@ -106,6 +106,8 @@ class Search:
         self.drops_used_last, self.is_folded = drops_used_last, is_folded
         self.scores = scores or Scores()
         self.counts = Counts()
+        self.on_step: Callable[[Counts], None] = lambda _: None
+        """Called with the counts whenever the next fragments of a composition were scored."""
         self.pool = data if isinstance(data, Pool) else Pool(data, nets, pretrained=pretrained)
         self._outputs = Outputs(self.pool)
         self._random = random.Random(seed)
@@ -179,6 +181,7 @@ class Search:
         passing = [child for child in children if child.score >= self.total_threshold]
         affordable = [child for child in passing if self._is_affordable(child)]
         self.counts.pruned += len(children) - len(affordable)
+        self.on_step(self.counts)
         return affordable
 
     def ranked(self, composition: Composition) -> list[tuple[float, Fragment]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import Row
 from stitchkit.measure.pareto import aligned, is_anchor, quantity
+from stitchnet.classifier import NotFiniteError
 from stitchnet.composition import Composition, uncut
 from stitchnet.data import Batches, image_folder, in_memory
 from stitchnet.net import Net
@@ -57,7 +59,8 @@ class Task:
 def judged(search: Search, compositions: Iterable[Composition], task: Task) -> Iterator[tuple[Row, Net]]:
     """The networks as they are, then the composed ones, all judged alike; each with its row of the ledger.
 
-    The row of a composed network has `parents_acc1` besides, the mean of the networks that gave its fragments.
+    The row of a composed network has `parents_acc1` besides, the mean of the networks that gave its fragments. A
+    composed network that gives values that are no numbers is left out, and counted as skipped.
 
     Args:
         search: What found the compositions.
@@ -65,17 +68,25 @@ def judged(search: Search, compositions: Iterable[Composition], task: Task) -> I
         task: What they are judged on.
     """
     alone: dict[str, float] = {}
-    for number, composition in enumerate([*uncut(search.pool.fragments), *compositions]):
+    number = 0
+    for composition in (*uncut(search.pool.fragments), *compositions):
         net = search.build(composition)
+        try:
+            accuracy = task.accuracy(net)
+        except NotFiniteError:
+            if composition.is_uncut:
+                raise
+            search.counts.skipped["the network gives values that are no numbers"] += 1
+            continue
         cost = net.get_macs_params()
         row: Row = {"cfg_id": number, "stitch": net.name, "flops": cost["macs"], "params": cost["params"]}
-        row |= {"score": net.score, "acc1": task.accuracy(net)}
-        parents = {fragment.network for fragment in net.path}
+        row |= {"score": net.score, "acc1": accuracy}
         if composition.is_uncut:
-            alone[composition.fragment.network] = row["acc1"]
+            alone[composition.fragment.network] = accuracy
         else:
-            row["parents_acc1"] = sum(alone[parent] for parent in parents) / len(parents)
+            row["parents_acc1"] = fmean(alone[network] for network in {fragment.network for fragment in net.path})
         yield row, net
+        number += 1
 
 
 def against_parents(rows: Iterable[Row]) -> str:
@@ -115,4 +126,6 @@ def _validation_folder(data: Path) -> Path:
     for name in _VALIDATION:
         if (data / name).is_dir():
             return data / name
+    if not data.is_dir():
+        raise InputError(f"data folder '{data}' does not exist; check the path")
     raise InputError(f"'{data}' has none of the folders {', '.join(_VALIDATION)}; give one with images to validate")

@@ -30,15 +30,19 @@ def align(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     Raises:
         InputError: If they are not of the same images, or of another form.
     """
+    _check_comparable(x, y)
+    if x.ndim == y.ndim == 4:
+        size = common_size(x, y)
+        return resize(x, size), resize(y, size)
+    return pool(x), pool(y)
+
+
+def _check_comparable(x: torch.Tensor, y: torch.Tensor) -> None:
     for value in (x, y):
         if value.ndim not in (2, 4):
             raise InputError(f"activations are {list(value.shape)}, neither [B, C, H, W] nor [B, D]; convert them")
     if len(x) != len(y):
         raise InputError(f"activations of {len(x)} and of {len(y)} images are to be compared; give the same images")
-    if x.ndim == y.ndim == 4:
-        size = common_size(x, y)
-        return resize(x, size), resize(y, size)
-    return pool(x), pool(y)
 
 
 def common_size(x: torch.Tensor, y: torch.Tensor) -> tuple[int, int]:
@@ -55,11 +59,11 @@ def pool(x: torch.Tensor) -> torch.Tensor:
 def sample(
     x: torch.Tensor, y: torch.Tensor, rows_per_channel: int | None, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Part of two aligned activations: all of them unless a number of rows is asked for.
+    """Two activations aligned, or part of them; of resized maps no more is computed than is asked for.
 
     Args:
         x: Maps `[B, C, H, W]` or vectors `[B, D]`.
-        y: The same rows.
+        y: Of the same images.
         rows_per_channel: Of maps, how many rows are drawn for each channel of the narrower one, the same of both. Of
             vectors, any number: as many columns of the wider as the narrower has. All are used if it is None.
         seed: Of the draw, which depends on nothing else but the numbers of rows or columns.
@@ -67,16 +71,43 @@ def sample(
     Returns:
         Maps or vectors, or the rows that were drawn `[rows, C]`.
 
+    Raises:
+        InputError: As `align` does.
+
     Source: StitchNet, released code: 10 rows for each channel.
     """
     if rows_per_channel is None:
-        return x, y
+        return align(x, y)
+    _check_comparable(x, y)
     narrow = min(x.shape[1], y.shape[1])
-    if x.ndim == 2:
+    if x.ndim == 2 or y.ndim == 2:
+        x, y = align(x, y)
         return _columns(x, narrow, seed), _columns(y, narrow, seed)
-    total = x.numel() // x.shape[1]
+    size = common_size(x, y)
+    total = len(x) * size[0] * size[1]
     chosen = _draw(total, min(rows_per_channel * narrow, total), seed).to(x.device)
-    return as_rows(x)[chosen], as_rows(y)[chosen]
+    return _rows_at(x, size, chosen), _rows_at(y, size, chosen)
+
+
+def _rows_at(x: torch.Tensor, size: tuple[int, int], chosen: torch.Tensor) -> torch.Tensor:
+    """Some rows `[rows, C]` of maps resized: what `resize` gives, without the rows that nobody asked for."""
+    image, position = chosen // (size[0] * size[1]), chosen % (size[0] * size[1])
+    row, column = position // size[1], position % size[1]
+    if x.shape[2:] == size:
+        return x[image, :, row, column]
+    top, bottom, down = _neighbours(row, x.shape[2], size[0])
+    left, right, across = _neighbours(column, x.shape[3], size[1])
+    upper, lower = (
+        torch.lerp(x[image, :, line, left], x[image, :, line, right], across.to(x.dtype)) for line in (top, bottom)
+    )
+    return torch.lerp(upper, lower, down.to(x.dtype))
+
+
+def _neighbours(places: torch.Tensor, before: int, after: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Between which two places of the old side those of the new one lie, and how far on `[rows, 1]`."""
+    exact = places * ((before - 1) / max(after - 1, 1))
+    low = exact.long().clamp_max(before - 1)
+    return low, (low + 1).clamp_max(before - 1), (exact - low)[:, None]
 
 
 def _columns(x: torch.Tensor, count: int, seed: int) -> torch.Tensor:
@@ -106,7 +137,7 @@ def linear_cka(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None
 
     Source: StitchNet, section 3.1; Kornblith et al. 2019, equation 3.
     """
-    x, y = sample(*align(x, y), rows_per_channel, seed)
+    x, y = sample(x, y, rows_per_channel, seed)
     return alignment(hsic(x, y), hsic(x, x), hsic(y, y))
 
 
@@ -141,10 +172,14 @@ def hsic(x: torch.Tensor, y: torch.Tensor) -> float:
 
 def _cross(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype, *, centred: bool) -> torch.Tensor:
     """`X^T Y` `[C, C']`, an image at a time in the precision asked for, and their sum in float64."""
-    means = [_mean(value)[:, None].to(dtype) if centred else 0 for value in (x, y)]
     total = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=x.device)
-    for part, other in zip(_portions(x), _portions(y), strict=True):
-        total += (part.to(dtype) - means[0]) @ (other.to(dtype) - means[1]).T
+    fronts = _portions(x, dtype, centred=centred)
+    if y is x:
+        for part in fronts:
+            total += part @ part.T
+    else:
+        for part, other in zip(fronts, _portions(y, dtype, centred=centred), strict=True):
+            total += part @ other.T
     return total
 
 
@@ -156,17 +191,18 @@ def centred_kernel(x: torch.Tensor) -> torch.Tensor:
 
 
 def _mean(x: torch.Tensor) -> torch.Tensor:
-    """The mean row `[C]`; summed in float64, as one number in millions of rows would be lost."""
-    dims = [dim for dim in range(x.ndim) if dim != 1]
-    return x.mean(dims, dtype=torch.float64).to(x.dtype)
+    """The mean row `[C]`: a row, and the mean of the distances from it, which are exactly 0 if all rows are equal."""
+    first, count = (x[0] if x.ndim == 2 else x[0, :, 0, 0])[:, None], x.numel() // x.shape[1]
+    images = [x.T] if x.ndim == 2 else x.flatten(2)
+    distance = torch.stack([(image - first).sum(1).double() for image in images]).sum(0) / count
+    return (first[:, 0].double() + distance).to(x.dtype)
 
 
-def _portions(x: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The rows as columns `[C, rows]`: an image's at a time, or all of a matrix."""
-    if x.ndim == 2:
-        yield x.T
-    else:
-        yield from x.flatten(2)
+def _portions(x: torch.Tensor, dtype: torch.dtype, *, centred: bool) -> Iterator[torch.Tensor]:
+    """The rows as columns `[C, rows]`, about their mean if asked for: an image's at a time, or all of a matrix."""
+    mean = _mean(x)[:, None].to(dtype) if centred else None
+    for part in [x.T] if x.ndim == 2 else x.flatten(2):
+        yield part.to(dtype) if mean is None else part.to(dtype) - mean
 
 
 @torch.no_grad()
@@ -181,7 +217,7 @@ def unbiased_cka(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | No
 
     Source: Nguyen et al. 2021, equation 3, over all rows at once.
     """
-    x, y = sample(*align(x, y), rows_per_channel, seed)
+    x, y = sample(x, y, rows_per_channel, seed)
     own, other = _unbiased_hsic(x, x), _unbiased_hsic(y, y)
     score = _unbiased_hsic(x, y) / math.sqrt(own * other) if own > 0 and other > 0 else math.nan
     return min(1.0, _number(score))
@@ -213,7 +249,7 @@ def r2(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None,
 
     Source: StitchNet, the published alternative; Kornblith et al. 2019, table 1.
     """
-    x, y = sample(*align(x, y), rows_per_channel, seed)
+    x, y = sample(x, y, rows_per_channel, seed)
     return _explained(x, y, centred=True)
 
 
@@ -226,7 +262,7 @@ def residual(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None =
         rows_per_channel: Draw rows, as `sample` says; by default all count.
         seed: Of the draw.
     """
-    x, y = sample(*align(x, y), rows_per_channel, seed)
+    x, y = sample(x, y, rows_per_channel, seed)
     return 1 - _explained(y, x, centred=False)
 
 
@@ -249,8 +285,7 @@ def _explained(x: torch.Tensor, y: torch.Tensor, *, centred: bool) -> float:
 
 
 def _energy(x: torch.Tensor, *, centred: bool) -> torch.Tensor:
-    mean = _mean(x)[:, None].double() if centred else 0
-    return torch.stack([(part.double() - mean).square().sum() for part in _portions(x)]).sum()
+    return torch.stack([part.square().sum() for part in _portions(x, torch.float64, centred=centred)]).sum()
 
 
 Measure = Callable[..., float]

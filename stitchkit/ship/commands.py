@@ -72,7 +72,7 @@ def _pick(settings: dict[str, Any]) -> None:
     from stitchkit.measure.ledger import read_rows
     from stitchkit.measure.pareto import table
     from stitchkit.ship.pick import pick, refusal
-    from stitchkit.ship.report import export_command
+    from stitchkit.ship.report import take_away
 
     budget, rows, note = _budget(settings), read_rows(settings["ledger"]), ""
     if settings["stitch_config"]:
@@ -94,12 +94,8 @@ def _pick(settings: dict[str, Any]) -> None:
     if note:
         print(note)
     number = choice.best["cfg_id"]
-    composed = Path(settings["ledger"]).with_name(f"{number:03d}")
-    if (composed / "net.json").is_file():  # stitchkit compose leaves its networks beside the ledger
-        print(f"next, in Python: stitchnet.load('{composed}').save_onnx('net{number}.onnx')")
-        return
-    command = export_command(Path(settings["ledger"]), settings["stitch_config"])
-    print(f"next, take it away: {command} --cfg_id {number} -o stitch{number}.onnx")
+    (command,) = take_away(Path(settings["ledger"]), [number], settings["stitch_config"])
+    print(f"next, take it away: {command}")
 
 
 def _budget(settings: dict[str, Any]) -> Any:

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from html import escape
 from importlib import resources
@@ -100,10 +100,12 @@ def _read_ledger(path: Path, network: _Network | None, stitch_config: str | None
         )
     return {
         "path": str(path),
-        "rows": [{**row, "anchor": is_anchor(row)} for row in rows],
+        "rows": [
+            {**row, "anchor": is_anchor(row), "command": command}
+            for row, command in zip(rows, take_away(path, [row["cfg_id"] for row in rows], stitch_config), strict=True)
+        ],
         "colors": colors_of(depths),
         "routes": {name: draw_route(stitch, depths) for name, stitch in stitches.items()},
-        "export": export_command(path, stitch_config),
         "training": _training(path.parent),
     }
 
@@ -128,17 +130,32 @@ def _other_name(row: Row, space: StitchSpace) -> str:
     return f"it has cfg_id {cfg_id} as {name}"
 
 
-def export_command(path: Path, stitch_config: str | None) -> str:
-    """The command that takes a stitch away, as far as the files beside the ledger tell; the rest in capitals.
-
-    The settings of the evaluation are all that an export needs: weights, data to compare on, preparation of images.
+def take_away(path: Path, cfg_ids: Iterable[int], stitch_config: str | None) -> list[str]:
+    """The commands that take networks of a ledger away as ONNX files.
 
     Args:
         path: The ledger.
+        cfg_ids: Which networks.
         stitch_config: Its stitch configuration, where it is given.
 
     Raises:
         InputError: If the file of settings is damaged.
+    """
+    export, commands = _export_command(path, stitch_config), []
+    for number in cfg_ids:
+        composed = path.with_name(f"{number:03d}")
+        if (composed / "net.json").is_file():  # `stitchkit compose` leaves its networks beside the ledger
+            code = f'import stitchnet; stitchnet.load({json.dumps(str(composed))}).save_onnx("net{number}.onnx")'
+            commands.append(shlex.join(["python", "-c", code]))
+        else:
+            commands.append(f"{export} --cfg_id {number} -o stitch{number}.onnx")
+    return commands
+
+
+def _export_command(path: Path, stitch_config: str | None) -> str:
+    """What all exports of a ledger begin with, as far as the files beside it tell; the rest in capitals.
+
+    The settings of the evaluation are all that an export needs: weights, data to compare on, preparation of images.
     """
     settings: Mapping[str, Any] = {}
     if (beside := path.with_name("eval_args.yaml")).is_file():

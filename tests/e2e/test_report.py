@@ -50,11 +50,14 @@ def page_file(tmp_path_factory):
 def test_the_page_holds_every_row_and_the_curves(page_file):
     content = data_of(page_file)
     (ledger,) = content["ledgers"]
-    found = [{key: value for key, value in row.items() if key != "anchor"} for row in ledger["rows"]]
+    found = [{key: value for key, value in row.items() if key not in ("anchor", "command")} for row in ledger["rows"]]
     assert found == read_rows(LEDGER)
     assert [row["stitch"] for row in ledger["rows"] if row["anchor"]] == ["ti[0:6]", "s[0:6]", "b[0:6]"]
     assert ledger["routes"].keys() == {row["stitch"] for row in found}
-    assert ledger["export"] == f"stitchkit export --stitch_config {CONFIG} --resume CHECKPOINT"
+    assert ledger["rows"][3]["command"] == (
+        f"stitchkit export --stitch_config {CONFIG} --resume CHECKPOINT --cfg_id {found[3]['cfg_id']} "
+        f"-o stitch{found[3]['cfg_id']}.onnx"
+    )
     (training,) = content["training"]
     curves = training["curves"]
     assert len(curves["epoch"]) == len((ROOT / "results/digits_vit/summary.csv").read_text().splitlines()) - 1
@@ -110,17 +113,18 @@ def test_the_files_of_a_run_complete_the_command(tmp_path):
     folder.mkdir()
     ledger = shutil.copy(LEDGER, folder)
     (folder / "last.pth.tar").touch()
+    end = " --cfg_id 0 -o stitch0.onnx"
     assert report(ledger, "-o", tmp_path / "page.html") == 0
-    command = data_of(tmp_path / "page.html")["ledgers"][0]["export"]
-    assert command == f"stitchkit export --stitch_config CONFIG.json --resume '{folder / 'last.pth.tar'}'"
+    command = data_of(tmp_path / "page.html")["ledgers"][0]["rows"][0]["command"]
+    assert command == f"stitchkit export --stitch_config CONFIG.json --resume '{folder / 'last.pth.tar'}'" + end
     settings = folder / "eval_args.yaml"
     settings.write_text(f"stitch_config: {CONFIG}\nresume: best.pth\n")
     assert report(ledger, "-o", tmp_path / "page.html") == 0
-    command = data_of(tmp_path / "page.html")["ledgers"][0]["export"]
-    assert command == f"stitchkit export -c '{settings}'"
+    command = data_of(tmp_path / "page.html")["ledgers"][0]["rows"][0]["command"]
+    assert command == f"stitchkit export -c '{settings}'" + end
     assert report(ledger, "-o", tmp_path / "page.html", "--stitch_config", CONFIG) == 0
-    command = data_of(tmp_path / "page.html")["ledgers"][0]["export"]
-    assert command == f"stitchkit export -c '{settings}' --stitch_config {CONFIG}"
+    command = data_of(tmp_path / "page.html")["ledgers"][0]["rows"][0]["command"]
+    assert command == f"stitchkit export -c '{settings}' --stitch_config {CONFIG}" + end
 
 
 def test_pictures_for_papers(tmp_path):

@@ -147,6 +147,18 @@ def test_a_sample_of_rows_is_the_same_of_both_and_follows_the_seed():
     assert linear_cka(x, y, rows_per_channel=1000) == pytest.approx(linear_cka(x, y), abs=1e-6)
 
 
+@pytest.mark.parametrize("size", [(6, 6), (5, 7), (1, 1), (3, 9), (13, 2)])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_sample_of_resized_maps_is_one_of_their_rows(size, swapped):
+    x, y = noise(4, 3, 7, 9), noise(4, 5, *size, seed=1)
+    x, y = (y, x) if swapped else (x, y)
+    aligned = align(x, y)
+    for part, whole in zip(sample(x, y, 2, seed=3), sample(*aligned, 2, seed=3), strict=True):
+        torch.testing.assert_close(part, whole, atol=1e-5, rtol=0)
+    everything = sample(x, y, 1000, seed=3)
+    assert {len(part) for part in everything} == {as_rows(aligned[0]).shape[0]}
+
+
 def test_a_sample_of_vectors_is_one_of_columns():
     a, b = sample(noise(4, 30), noise(4, 7, seed=1), 10, seed=0)
     assert a.shape == b.shape == (4, 7)

@@ -2,9 +2,13 @@
 
 import csv
 import json
+import math
 import re
+import shlex
 import shutil
 from functools import partial
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +17,14 @@ import torch
 from PIL import Image
 
 import stitchnet
+from stitchkit import StitchConfig
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.pareto import is_anchor, pareto_front
-from stitchnet import experiments, generate, image_folder, load_hf_dataset, stitching_images, tuning
+from stitchnet import Search, experiments, generate, image_folder, load_hf_dataset, stitching_images, tuning
 from stitchnet.data import batches, in_memory
-from stitchnet.task import against_parents
+from stitchnet.task import Task, against_parents, judged
 from tests.support import ROOT
 from tests.unit.test_stitchnet import RESNET, VIT, convnet
 
@@ -167,7 +172,7 @@ FLAGS = ("--no-pretrained", "--img-size", 32, "--threshold", 0.2, "--total-thres
 
 
 @pytest.mark.parametrize("order", ["best", "depth"])
-def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_path, capsys, order):
+def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_path, monkeypatch, capsys, order):
     output = tmp_path / "out"
     assert run("--data", beans, "--nets", config, *FLAGS, "--top", 4, "--order", order, "-o", output) == 0
     printed = capsys.readouterr().out
@@ -197,7 +202,14 @@ def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_pa
         assert 100 * accuracy == pytest.approx(row["acc1"])
     assert main(["pareto", str(output / "stitches_res.txt")]) == 0
     assert main(["pick", str(output / "stitches_res.txt"), "--max-flops", "1G"]) == 0
-    assert f"stitchnet.load('{output}/" in capsys.readouterr().out
+    found = capsys.readouterr().out.partition("next, take it away: ")[2]
+    monkeypatch.chdir(tmp_path)
+    python, flag, code = shlex.split(found)
+    assert (python, flag) == ("python", "-c")
+    exec(code)
+    assert len(list(tmp_path.glob("net*.onnx"))) == 1
+    assert main(["report", str(output / "stitches_res.txt"), "-o", "page.html"]) == 0
+    assert json.dumps(found.strip()) in Path("page.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -205,8 +217,10 @@ def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_pa
     [
         (("--threshold", 2), "no composition passes"),
         (("--top", 0), "--top is 0"),
+        (("--max-macs", "1k"), "no composition passes"),
+        (("--max-params", "few"), "'few' is not a number such as 5G"),
         (("--nets", "resnet500"), "unknown network 'resnet500'"),
-        (("--data", "nowhere"), "one folder of images for each class"),
+        (("--data", "nowhere"), "data folder 'nowhere' does not exist"),
         (("--max-depht", 3), "did you mean '--max-depth'"),
     ],
 )
@@ -230,6 +244,37 @@ def test_images_are_kept_in_memory_if_they_are_few(beans, monkeypatch):
     assert all(torch.equal(kept[number][0], folder[number][0]) for number in range(len(folder)))
     monkeypatch.setattr("stitchnet.data._KEPT_BYTES", 100)
     assert in_memory(folder) is folder
+
+
+def test_a_composed_network_that_gives_no_numbers_is_left_out_and_counted(beans, config, monkeypatch):
+    task = Task.load(beans, 32)
+    images = stitching_images(task.train, 8, seed=0)
+    search = Search(
+        images, nets=list(StitchConfig.load(config).anchors), pretrained=False, threshold=0, total_threshold=0
+    )
+    composed = list(islice((one for one in search.compositions() if not one.is_uncut), 3))
+    build = search.build
+
+    def broken(composition):
+        net = build(composition)
+        if composition is composed[1]:
+            next(net.parameters()).data.fill_(math.nan)
+        return net
+
+    monkeypatch.setattr(search, "build", broken)
+    rows = [row for row, _ in judged(search, composed, task)]
+    assert [row["cfg_id"] for row in rows] == [0, 1, 2, 3]
+    assert [row["stitch"] for row in rows[2:]] == [composed[0].name, composed[2].name]
+    assert search.counts.skipped["the network gives values that are no numbers"] == 1
+
+
+def test_a_search_that_finds_nothing_tells_how_far_it_is():
+    search = Search(torch.randn(4, 3, 32, 32), nets=pico_nets(), threshold=2)
+    steps = []
+    search.on_step = lambda counts: steps.append(counts.tried)
+    assert list(search.compositions()) == []
+    assert len(steps) == len(search.pool.starts)
+    assert 0 < steps[0] < steps[-1] == search.counts.tried
 
 
 def test_the_table_says_so_if_no_composed_network_is_better():

@@ -143,10 +143,6 @@ function strip(ledger, stitch) {
   return made;
 }
 
-function commandOf(row) {
-  return `${data.ledgers[row.ledger].export} --cfg_id ${row.cfg_id} -o stitch${row.cfg_id}.onnx`;
-}
-
 async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
@@ -162,7 +158,7 @@ async function choose(row) {
   state.chosen = row;
   draw();
   by("copied").textContent = "";
-  by("copied").textContent = await copy(commandOf(row));
+  by("copied").textContent = await copy(row.command);
 }
 
 function columns() {
@@ -242,7 +238,7 @@ function drawDetails({ best }) {
   by("details-head").textContent = state.chosen ? "Chosen stitch" : "Best within the budget";
   by("details").replaceChildren(...(row ? describe(row) : ["No stitch is within the budget."]));
   by("export").hidden = !row;
-  by("command").textContent = row ? commandOf(row) : "";
+  by("command").textContent = row ? row.command : "";
 }
 
 function draw() {
