@@ -15,7 +15,6 @@ from stitchkit.errors import InputError
 from stitchkit.measure.ledger import Row, write_rows
 from stitchnet.composition import Composition
 from stitchnet.data import stitching_images
-from stitchnet.networks import normalised_otherwise
 from stitchnet.scores import Scores
 from stitchnet.search import Search
 from stitchnet.task import Task, against_parents, judged
@@ -53,10 +52,7 @@ class Plan:
         """
         images = stitching_images(task.train, self.num_images, seed=self.seed)
         scores = Scores(self.score, seed=self.seed)
-        search = Search(images, nets=_nets(self.nets), pretrained=self.pretrained, scores=scores, **self.options)
-        if others := normalised_otherwise(search.pool.specs):
-            print(f"used to other images than such normalised as ImageNet's, so less accurate: {', '.join(others)}")
-        return search
+        return Search(images, nets=_nets(self.nets), pretrained=self.pretrained, scores=scores, **self.options)
 
     def best(self, search: Search) -> list[Composition]:
         """The compositions of highest score, best first; the networks as they are, whole, are none.

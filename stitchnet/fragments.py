@@ -163,11 +163,15 @@ def _places(model: nn.Module, flow: Flow, example: torch.Tensor, *, inside: bool
     shapes = _Shapes(flow.trace.root, graph=flow.trace.graph)
     with torch.no_grad():
         shapes.run(example)
+    # The first layer is no place, even where its input is not the image itself but what normalises it.
+    first = next((node for node in flow.nodes if node.op == "call_module" and _is_reader(_layer(model, node))), None)
     for node in flow.nodes[1:-1]:
         users = flow.after(node)
-        if node not in flow.clean or node not in shapes.found or any(user.op != "call_module" for user in users):
+        if node not in flow.clean or node not in shapes.found or first in users:
             continue
-        layers = [model.get_submodule(str(user.target)) for user in users]
+        if any(user.op != "call_module" for user in users):
+            continue
+        layers = [_layer(model, user) for user in users]
         form = find_form(shapes.found[node], model)
         names = flow.labels[users[0]], flow.labels[node]
         if form is None:
@@ -177,6 +181,10 @@ def _places(model: nn.Module, flow: Flow, example: torch.Tensor, *, inside: bool
         elif not inside and form.channel_dim == -1 and len(layers) == 1 and any(True for _ in layers[0].children()):
             # Convolutional networks are cut at their layers alone, as published.
             yield Place(*names, (), form)
+
+
+def _layer(model: nn.Module, node: fx.Node) -> nn.Module:
+    return model.get_submodule(str(node.target))
 
 
 def _is_reader(layer: nn.Module) -> bool:

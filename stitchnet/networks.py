@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 import torchvision
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import get_pretrained_cfg, is_model
+from timm.data.loader import adapt_to_chs
+from timm.models import is_model
 from torch import nn
 
 from stitchkit.config import AnchorSpec
@@ -18,6 +21,9 @@ from stitchkit.model.weights import load_checkpoint
 
 PUBLISHED = ("alexnet", "densenet121", "mobilenet_v3_small", "resnet50", "vgg16")
 """The networks of the paper, torchvision's."""
+
+_logger = logging.getLogger(__name__)
+_IMAGENET = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 Nets = Sequence[str | AnchorSpec | Mapping[str, Any]] | Mapping[str, nn.Module]
 """Names, `NAME=CHECKPOINT`, specifications as in a stitch configuration, or modules by label."""
@@ -70,7 +76,7 @@ def _spec(entry: object) -> AnchorSpec:
 
 
 def create(spec: AnchorSpec, *, pretrained: bool = False) -> nn.Module:
-    """A network from its specification.
+    """A network from its specification, that takes images normalised as ImageNet's.
 
     Args:
         spec: Name, arguments and checkpoint.
@@ -86,21 +92,54 @@ def create(spec: AnchorSpec, *, pretrained: bool = False) -> nn.Module:
         from timm.models import list_models
 
         raise unknown("network", spec.name, [*names, *list_models()])
-    return create_model(spec.name, checkpoint=spec.checkpoint, pretrained=pretrained, **spec.kwargs)
+    model = create_model(spec.name, checkpoint=spec.checkpoint, pretrained=pretrained, **spec.kwargs)
+    _take_imagenet_normalisation(model, spec.kwargs.get("in_chans", 3))
+    return model
 
 
-def normalised_otherwise(specs: Mapping[str, AnchorSpec | None]) -> list[str]:
-    """Labels of timm's networks that are used to images normalised in another way than ImageNet's.
+class Renormalise(nn.Module):
+    """Images normalised as ImageNet's, as a network takes them that is used to another mean and standard deviation.
 
     Args:
-        specs: How networks are made, by label.
+        mean: What the network's images have subtracted, by channel.
+        std: What they are then divided by.
+        num_channels: Of the images.
     """
-    found = []
-    for label, spec in specs.items():
-        config = get_pretrained_cfg(spec.name) if spec is not None and is_model(spec.name) else None
-        if config is not None and (config.mean, config.std) != (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD):
-            found.append(label)
-    return found
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], num_channels: int):
+        super().__init__()
+        given, wanted = (
+            torch.tensor([adapt_to_chs(tuple(figures), num_channels) for figures in pair])[..., None, None]
+            for pair in (_IMAGENET, (mean, std))
+        )
+        self.register_buffer("scale", given[1] / wanted[1])
+        self.register_buffer("shift", (given[0] - wanted[0]) / wanted[1])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images `[B, C, H, W]`."""
+        return x * self.scale + self.shift
+
+
+def _take_imagenet_normalisation(model: nn.Module, num_channels: int) -> None:
+    """Put what a timm network needs before each convolution that reads the images."""
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    if (tuple(config["mean"]), tuple(config["std"])) == _IMAGENET:
+        return
+    places = config["first_conv"]
+    for place in (places,) if isinstance(places, str) else places:
+        layer = model.get_submodule(place)
+        if not isinstance(layer, nn.Conv2d) or layer.in_channels != num_channels:
+            _logger.warning(
+                "%s is used to images of mean %s and standard deviation %s, and does not read them by a convolution; "
+                "it gets them normalised as ImageNet's, and is less accurate so",
+                config["architecture"], config["mean"], config["std"],
+            )  # fmt: skip
+            return
+        before = Renormalise(config["mean"], config["std"], num_channels)
+        model.set_submodule(place, nn.Sequential(before, layer))
 
 
 def _from_torchvision(spec: AnchorSpec, pretrained: bool) -> nn.Module:

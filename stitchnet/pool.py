@@ -20,8 +20,8 @@ class Pool:
     """The fragments, with their inputs on the stitching images, each computed once.
 
     Args:
-        data: The stitching images `[B, C, H, W]`.
-        nets: The networks; the five published ones by default.
+        data: The stitching images `[B, C, H, W]`, normalised as ImageNet's.
+        nets: The networks; the five published ones by default. Modules are put into evaluation mode.
         pretrained: Fetch the weights of networks given by name; else they are random.
 
     Raises:

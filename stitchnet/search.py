@@ -54,13 +54,13 @@ class Search:
     """All compositions of the fragments of some networks that pass the thresholds. Iterating gives `(score, net)`.
 
     Args:
-        data: The stitching images `[B, C, H, W]`, prepared as the networks want them; or the pool of another search,
+        data: The stitching images `[B, C, H, W]`, normalised as ImageNet's; or the pool of another search,
             with its images and networks.
         threshold: A fragment is joined if the score is above it.
         total_threshold: A composition is pruned if the product of its scores is below it.
         max_depth: Fragments in a composition, at most.
         width: How many of the best next fragments are tried, at each step; all by default.
-        nets: The networks; the five published ones by default.
+        nets: The networks; the five published ones by default. Modules are put into evaluation mode.
         pretrained: Fetch the weights of networks given by name; else they are random.
         order: `depth`: as published, each composition to its end before the next; `best`: the highest score first.
         seed: Of what `draw` draws.
@@ -250,7 +250,7 @@ def generate(
     """Compose networks for some images: the published call.
 
     Args:
-        data: The stitching images `[B, C, H, W]`, prepared as the networks want them; 32 are enough. Or the pool of a
+        data: The stitching images `[B, C, H, W]`, normalised as ImageNet's; 32 are enough. Or the pool of a
             `Search`, to use its fragments again.
         threshold: A fragment is joined if the score is above it.
         totalThreshold: A composition is pruned if the product of its scores is below it.

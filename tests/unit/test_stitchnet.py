@@ -10,6 +10,8 @@ import pytest
 import timm
 import torch
 import torchvision
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.loader import adapt_to_chs
 from torch import nn
 
 import stitchnet
@@ -553,6 +555,39 @@ def test_names_of_both_libraries_and_checkpoints(tmp_path):
     ]
     loaded = found["mobilenet_v3_small"][0].state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("vit_tiny_patch16_224.augreg_in21k_ft_in1k", VIT),
+        ("resnetv2_50x1_bit", {"num_classes": 4}),  # its weights are standardised
+        ("tf_mobilenetv3_small_minimal_100", {"num_classes": 4}),
+        ("vit_tiny_patch16_224", {**VIT, "in_chans": 1}),
+    ],
+)
+def test_networks_used_to_another_normalisation_take_imagenets(name, kwargs):
+    torch.manual_seed(0)
+    plain = timm.create_model(name, **kwargs).eval()
+    torch.manual_seed(0)
+    ((ours, _),) = load_networks([{"name": name, "kwargs": kwargs}], pretrained=False).values()
+    pixels = torch.rand(2, kwargs.get("in_chans", 3), 32, 32, generator=torch.Generator().manual_seed(0))
+    for_plain, for_ours = (
+        (pixels - torch.tensor(adapt_to_chs(mean, pixels.shape[1]))[:, None, None])
+        / torch.tensor(adapt_to_chs(std, pixels.shape[1]))[:, None, None]
+        for mean, std in (((0.5,) * 3, (0.5,) * 3), (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(ours(for_ours), plain(for_plain), atol=1e-5, rtol=1e-4)
+    # What normalises is no fragment of its own.
+    starts = [fragments("it", model, for_ours)[0] for model in (plain, ours)]
+    assert [sum(weight.numel() for weight in start.module.parameters()) > 0 for start in starts] == [True, True]
+    assert starts[0].stop == starts[1].stop
+
+
+def test_a_network_that_cannot_be_given_its_normalisation_is_named(caplog):
+    load_networks([{"name": "tresnet_m", "kwargs": {"num_classes": 4}}], pretrained=False)
+    assert "tresnet_m is used to images of mean (0.0, 0.0, 0.0)" in caplog.text
 
 
 @pytest.mark.parametrize(

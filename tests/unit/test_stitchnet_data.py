@@ -176,7 +176,6 @@ def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_pa
     output = tmp_path / "out"
     assert run("--data", beans, "--nets", config, *FLAGS, "--top", 4, "--order", order, "-o", output) == 0
     printed = capsys.readouterr().out
-    assert "so less accurate: vit\n" in printed
     assert "tried" in printed
     assert "pruned" in printed
     assert "found" in printed
