@@ -76,11 +76,12 @@ def test_the_command_on_the_page_works_as_pasted(evaluate, tmp_path, capsys):
     page, file = tmp_path / "report.html", tmp_path / "stitch5.safetensors"
     assert main(["report", str(folder / "pasted" / LEDGER), "-o", str(page)]) == 0
     content = json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', page.read_text())[1])
-    words = shlex.split(content["ledgers"][0]["export"])
+    words = shlex.split(content["ledgers"][0]["rows"][0]["command"])
     capsys.readouterr()
     assert main(["pick", str(folder / "pasted" / LEDGER)]) == 0
-    assert f"take it away: {shlex.join(words)} --cfg_id 5 -o stitch5.onnx" in capsys.readouterr().out
-    assert main([*words[1:], "--cfg_id", "5", "-o", str(file)]) == 0
+    assert f"take it away: {shlex.join(words)}\n" in capsys.readouterr().out
+    assert words[-4:] == ["--cfg_id", "5", "-o", "stitch5.onnx"]
+    assert main([*words[1:-1], str(file)]) == 0
     assert "compared on 20 images from the validation split" in capsys.readouterr().out
     about = stitchkit.load_stitch(file).about
     assert (about["cfg_id"], about["input"]["mean"], about["input"]["crop_pct"]) == (5, [0.2, 0.3, 0.4], 0.9)
