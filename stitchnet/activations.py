@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import mmap
 import tempfile
 from functools import cached_property
@@ -14,6 +15,7 @@ from stitchkit.model.memory import in_portions
 from stitchkit.model.similarity import pool, resize
 from stitchnet.forms import Form
 
+_logger = logging.getLogger(__name__)
 _SHELVED_BYTES = 2**24
 _RESIZED_IMAGES = 8
 
@@ -92,10 +94,14 @@ class Activation:
         ):
             return
         assert self.key  # hashed while it is at hand
-        with tempfile.TemporaryFile() as file:
-            self.tensor.contiguous().numpy().tofile(file)
-            file.flush()
-            self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        try:
+            with tempfile.TemporaryFile() as file:
+                self.tensor.contiguous().numpy().tofile(file)
+                file.flush()
+                self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except OSError as error:
+            _logger.warning("activations stay in memory, as '%s' takes no more: %s", tempfile.gettempdir(), error)
+            return
         shelved = torch.frombuffer(self._mapping, dtype=self.tensor.dtype)
         self.tensor = shelved.view(self.tensor.shape)
 

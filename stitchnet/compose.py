@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -66,13 +67,14 @@ class Plan:
         found: Iterable[Composition] = (one for one in search.compositions() if not one.is_uncut)
         if search.order == "best":
             found = islice(found, self.top)
-        best: list[Composition] = []
         with tqdm(found, desc="composing", unit=" found", leave=False, disable=None) as progress:
             search.on_step = lambda counts: progress.set_postfix_str(str(counts))
-            for composition in progress:
-                best = sorted([*best, composition], key=lambda one: -one.score)[: self.top]
+            best = heapq.nlargest(self.top, progress, key=lambda one: one.score)
         if not best:
-            raise InputError(f"no composition passes ({search.counts}); lower --threshold or --total-threshold")
+            raise InputError(
+                f"no composition passes but the networks as they are ({search.counts}); lower --threshold or "
+                "--total-threshold"
+            )
         return best
 
 
@@ -110,7 +112,5 @@ _CLASSIFIERS = {
 }
 
 
-def _nets(nets: str) -> list[AnchorSpec | str]:
-    if not nets.endswith(".json"):
-        return [name.strip() for name in nets.split(",")]
-    return list(StitchConfig.load(nets).anchors)
+def _nets(nets: str) -> str | list[AnchorSpec]:
+    return list(StitchConfig.load(nets).anchors) if nets.endswith(".json") else nets

@@ -77,13 +77,21 @@ class Costs:
         if fragment not in self._known:
             self._known[fragment] = fragment_cost(fragment, x[:1])
         cost = self._known[fragment]
-        if parent is None or composition.is_uncut:
+        if parent is None or self._is_unjoined(composition):
             here = cost.macs, cost.params
         else:
             before, after = self._pool.own_output(parent.fragment), self._pool.input_of(fragment)
             here = cost.behind(before, after, folded=self._is_folded)
         earlier = self.of(parent) if parent else (0, 0)
         return here[0] + earlier[0], here[1] + earlier[1]
+
+    def _is_unjoined(self, composition: Composition) -> bool:
+        """Whether each of its fragments gets just what it is used to, as in its own network or in a twin of that."""
+        parent = composition.parent
+        if parent is None:
+            return True
+        before, after = self._pool.own_output(parent.fragment), self._pool.input_of(composition.fragment)
+        return before.key == after.key and self._is_unjoined(parent)
 
 
 @torch.no_grad()

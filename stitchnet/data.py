@@ -48,16 +48,22 @@ def read_image(path: str | Path, size: tuple[int, int]) -> torch.Tensor:
     """
     try:
         with Image.open(path) as image:
-            return preparation(size)(image.convert("RGB"))
+            return preparation(size)(_rgb(image))
     except (OSError, UnidentifiedImageError) as error:
         raise InputError(f"image '{path}' cannot be read: {error}; give image files") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # which PIL would cut off at 255
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def load_hf_dataset(
     name: str,
     train_split: str = "validation",
     val_split: str = "test",
-    label_column: str = "labels",
+    label_column: str | None = None,
     seed: int = 47,
     *,
     size: int = 224,
@@ -66,10 +72,10 @@ def load_hf_dataset(
 
     Args:
         name: Of a dataset on the Hugging Face hub, or a local folder of images with a folder for each split and in it
-            one for each class, whose labels are then in the column `label`.
+            one for each class.
         train_split: Name of the first.
         val_split: Name of the second.
-        label_column: Name of the labels.
+        label_column: Name of the labels; by default `label` in a local folder, `labels` on the hub.
         seed: Of the order.
         size: Side of the images.
 
@@ -80,7 +86,9 @@ def load_hf_dataset(
         import datasets
     except ImportError as error:
         raise InputError("datasets are not installed; install them by pip install 'stitchkit[compose]'") from error
-    arguments = {"path": "imagefolder", "data_dir": name} if Path(name).is_dir() else {"path": name}
+    is_folder = Path(name).is_dir()
+    arguments = {"path": "imagefolder", "data_dir": name} if is_folder else {"path": name}
+    column = label_column or ("label" if is_folder else "labels")
     try:
         both = datasets.load_dataset(**arguments, split=[train_split, val_split])
     except Exception as error:  # the library and the hub raise many kinds
@@ -89,7 +97,7 @@ def load_hf_dataset(
             f"dataset '{name}' with the splits '{train_split}' and '{val_split}' cannot be had: {reason}; check the "
             "name, the splits and the network"
         ) from error
-    return tuple(_prepared(dataset.shuffle(seed=seed), label_column, size) for dataset in both)  # type: ignore[return-value]
+    return tuple(_prepared(dataset.shuffle(seed=seed), column, size) for dataset in both)  # type: ignore[return-value]
 
 
 def _prepared(dataset: Dataset, label_column: str, size: int) -> Dataset:
@@ -103,7 +111,7 @@ def _prepared(dataset: Dataset, label_column: str, size: int) -> Dataset:
     prepare = preparation((size, size))
 
     def transform(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        pixels = [prepare(image.convert("RGB"))[None].numpy() for image in rows.pop(columns[0])]
+        pixels = [prepare(_rgb(image))[None].numpy() for image in rows.pop(columns[0])]
         return {**rows, PIXELS: pixels}
 
     return dataset.with_transform(transform)
@@ -128,7 +136,7 @@ def image_folder(folder: str | Path, size: int | tuple[int, int] = 224) -> Image
 def _loaded(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
-            rgb: Image.Image = image.convert("RGB")
+            rgb = _rgb(image)
     except OSError as error:
         raise InputError(f"image '{path}' cannot be read ({error}); mend it or take it away") from error
     return rgb
@@ -170,9 +178,11 @@ def batches(dataset: Batches, label_column: str | None = None) -> Iterator[tuple
         InputError: If there is no such column, or no image.
     """
     if _is_arrays(dataset):
-        images, labels = torch.as_tensor(dataset[0]).float(), np.asarray(dataset[1])
+        images, labels = torch.as_tensor(dataset[0]), np.asarray(dataset[1])
         if images.ndim != 4 or len(images) != len(labels):
             raise InputError(f"{list(images.shape)} images and {len(labels)} labels do not belong together")
+        if not images.is_floating_point():
+            raise InputError(f"images are of {images.dtype}; give them prepared, as floats")
         dataset = list(zip(images, labels, strict=True))
     if not len(dataset):
         raise InputError("the dataset has no image; give at least one")
@@ -183,7 +193,7 @@ def batches(dataset: Batches, label_column: str | None = None) -> Iterator[tuple
 
 def _is_arrays(dataset: Any) -> bool:
     """Whether a dataset is a pair of arrays, of images and of labels."""
-    return isinstance(dataset, tuple) and len(dataset) == 2 and hasattr(dataset[0], "shape")
+    return isinstance(dataset, tuple | list) and len(dataset) == 2 and hasattr(dataset[0], "shape")
 
 
 def _image_of(row: Any) -> torch.Tensor:
@@ -196,9 +206,16 @@ def _image_of(row: Any) -> torch.Tensor:
 
 def _label_of(row: Any, label_column: str | None) -> int:
     if not isinstance(row, dict):
-        return int(row[1])
+        return _number(row[1])
     if label_column is None:
         raise InputError(f"a dataset with the columns {', '.join(row)} needs label_column; name the labels")
     if label_column not in row:
         raise unknown("label column", label_column, row)
-    return int(row[label_column])
+    return _number(row[label_column])
+
+
+def _number(label: Any) -> int:
+    try:
+        return int(label)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"label {label!r} is no number of a class; number the classes from 0") from error

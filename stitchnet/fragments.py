@@ -8,13 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from timm.layers import Conv2dSame
 from torch import fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from stitchkit.errors import InputError
 from stitchkit.model.cut import cut
 from stitchkit.model.cut.flow import Flow
 from stitchkit.model.cut.trace import trace
 from stitchnet.forms import Form, find_form
+
+_PLAIN = (nn.Conv2d.forward, nn.Linear.forward, Conv2dSame.forward)
+"""What layers do that only multiply by their weight."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,9 @@ class Fragment:
         return f"{self.network}[{self.index}]"
 
     def readers(self, module: nn.Module) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
-        """The first layers in the fragment's module, or in a copy of it, with their paths.
+        """The first layers in the fragment's module, or in a copy of it, with their paths, where maps can be folded in.
+
+        None where one of them does more with its weight than to multiply by it, such as to standardise it.
 
         Args:
             module: `self.module`, or a copy.
@@ -83,7 +90,7 @@ class Fragment:
             layer = module.get_submodule(path)
             assert isinstance(layer, nn.Conv2d | nn.Linear)
             found.append((path, layer))
-        return found
+        return found if all(_is_plain(layer) for _, layer in found) else []
 
 
 def fragments(label: str, model: nn.Module, example: torch.Tensor) -> list[Fragment]:
@@ -172,7 +179,7 @@ def _places(model: nn.Module, flow: Flow, example: torch.Tensor, *, inside: bool
         if any(user.op != "call_module" for user in users):
             continue
         layers = [_layer(model, user) for user in users]
-        form = find_form(shapes.found[node], model)
+        form = find_form(shapes.found[node], model, is_square=example.shape[2] == example.shape[3])
         names = flow.labels[users[0]], flow.labels[node]
         if form is None:
             continue
@@ -185,6 +192,10 @@ def _places(model: nn.Module, flow: Flow, example: torch.Tensor, *, inside: bool
 
 def _layer(model: nn.Module, node: fx.Node) -> nn.Module:
     return model.get_submodule(str(node.target))
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    return type(layer).forward in _PLAIN and not is_parametrized(layer)
 
 
 def _is_reader(layer: nn.Module) -> bool:

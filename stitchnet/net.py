@@ -15,7 +15,7 @@ from torch import nn
 
 from stitchkit.config import AnchorSpec
 from stitchkit.errors import InputError
-from stitchkit.measure.profile import measure
+from stitchkit.measure.profile import flops_by_operator, measure
 from stitchkit.model.mode import evaluating
 from stitchkit.ship.formats import format_of
 from stitchnet.activations import run
@@ -25,6 +25,9 @@ from stitchnet.data import Batches, batches, read_image
 from stitchnet.fragments import Fragment
 from stitchnet.joint import Joint, JointLayer, fold, kept
 from stitchnet.pool import Pool
+
+_FILES = 128
+"""Images that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,11 @@ class Net(nn.Module):
         noise = torch.randn(count, *self.input_size, generator=torch.Generator().manual_seed(0))
         return noise.to(parameter.device, parameter.dtype)
 
-    def get_macs_params(self) -> dict[str, int]:
-        """Multiply-adds for one image, as fvcore counts them, and number of parameters."""
+    def get_macs_params(self) -> dict[str, Any]:
+        """Multiply-adds for one image, as fvcore counts them, in all and by operator, and number of parameters."""
         cost = measure(self, self.example())
-        return {"macs": cost.flops, "params": cost.params}
+        by_operator = flops_by_operator(self, self.example())
+        return {"macs": cost.flops, "params": cost.params, "macs_by_operator": by_operator}
 
     @torch.no_grad()
     def steps(self) -> list[Step]:
@@ -163,6 +167,7 @@ class Net(nn.Module):
         found, labels = [], []
         with evaluating(self):
             for images, given in batches(dataset, label_column):
+                self._check(images)
                 found.append(run(self, images.to(device)).flatten(1).cpu().numpy())
                 labels.append(given)
         return np.concatenate(found), np.concatenate(labels)
@@ -180,34 +185,49 @@ class Net(nn.Module):
             The network.
 
         Raises:
-            InputError: If the dataset has no such column or there is no such classifier.
+            InputError: If the dataset has no such column, its images are of another size than the network was composed
+                for, or there is no such classifier.
         """
         self.classifier = Classifier(classifier, *self.outputs(dataset, label_column))
         return self
 
-    def predict(self, images: torch.Tensor) -> list[dict[str, Any]]:
+    def _check(self, images: torch.Tensor) -> None:
+        if tuple(images.shape[1:]) != tuple(self.input_size):
+            raise InputError(
+                f"images are {list(images.shape[1:])}, and the network was composed for {list(self.input_size)}; "
+                "prepare them so"
+            )
+
+    def predict(self, images: np.ndarray | torch.Tensor) -> list[dict[str, Any]]:
         """Labels of images `[B, C, H, W]`, with the scores of all classes.
 
         Raises:
-            InputError: If the network was not fitted.
+            InputError: If the network was not fitted, or the images are of another size than it was composed for.
         """
+        images = torch.as_tensor(images)
+        self._check(images)
         with evaluating(self):
             outputs = run(self, images.to(next(self.parameters()).device)).flatten(1).cpu().numpy()
         scores = self._fitted().scores(outputs)
         labels = self._fitted().classes[scores.argmax(1)]
         return [{"score": row.tolist(), "label": int(label)} for row, label in zip(scores, labels, strict=True)]
 
-    def predict_files(self, paths: Sequence[str | Path]) -> list[dict[str, Any]]:
+    def predict_files(self, paths: str | Path | Sequence[str | Path]) -> list[dict[str, Any]]:
         """Labels of image files, with the scores of all classes.
 
         Args:
-            paths: The files.
+            paths: The files, or one.
 
         Raises:
             InputError: If a file is no image, or the network was not fitted.
         """
         self._fitted()
-        return self.predict(torch.stack([read_image(path, self.input_size[1:]) for path in paths])) if paths else []
+        paths = [paths] if isinstance(paths, str | Path) else list(paths)
+        found = []
+        for first in range(0, len(paths), _FILES):
+            images = [read_image(path, self.input_size[1:]) for path in paths[first : first + _FILES]]
+            found += self.predict(torch.stack(images))
+        return found
 
     def evaluate_dataset(self, dataset: Batches, label_column: str | None = None) -> dict[str, float]:
         """The part of a dataset that is classified right, as `{"accuracy": ...}`.

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.loader import adapt_to_chs
-from timm.models import is_model
+from timm.models import get_pretrained_cfg, is_model
 from torch import nn
 
 from stitchkit.config import AnchorSpec
@@ -25,43 +25,68 @@ PUBLISHED = ("alexnet", "densenet121", "mobilenet_v3_small", "resnet50", "vgg16"
 _logger = logging.getLogger(__name__)
 _IMAGENET = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
-Nets = Sequence[str | AnchorSpec | Mapping[str, Any]] | Mapping[str, nn.Module]
-"""Names, `NAME=CHECKPOINT`, specifications as in a stitch configuration, or modules by label."""
+Nets = str | Sequence[str | AnchorSpec | Mapping[str, Any]] | Mapping[str, nn.Module]
+"""Names or `NAME=CHECKPOINT`, also as one string with commas between; specifications as in a stitch configuration; or
+modules by label."""
 Loaded = dict[str, tuple[nn.Module, AnchorSpec | None]]
 """Networks by label, each with the specification it was made from."""
 
 
-def load_networks(nets: Nets | None = None, *, pretrained: bool = True) -> Loaded:
+def load_networks(
+    nets: Nets | None = None, *, pretrained: bool = True, img_size: tuple[int, int] | None = None
+) -> Loaded:
     """Networks in evaluation mode, by label, each with the specification it was made from.
 
     Args:
         nets: What gives fragments; the five published networks by default. The published names are torchvision's,
             all other names timm's if timm has them, else torchvision's. A module has no specification.
         pretrained: Fetch the weights of names; else they are random.
+        img_size: Height and width of the images, which timm's networks of one size are made for.
 
     Raises:
         InputError: If there is no such network, its weights cannot be had, or two have one label.
     """
+    if isinstance(nets, str):
+        nets = [name.strip() for name in nets.split(",") if name.strip()]
     if isinstance(nets, Mapping):
+        for label, module in nets.items():
+            if not isinstance(module, nn.Module):
+                raise InputError(f"network '{label}' is given as {module!r}, no module; give names as a list")
         found: Loaded = {label: (module.eval(), None) for label, module in nets.items()}
     else:
-        found = _created(PUBLISHED if nets is None else nets, pretrained=pretrained)
+        found = _created(PUBLISHED if nets is None else nets, pretrained=pretrained, img_size=img_size)
     if not found:
         raise InputError("there is no network to take fragments from; name at least one")
     return found
 
 
-def _created(entries: Iterable[object], *, pretrained: bool) -> Loaded:
+def _created(entries: Iterable[object], *, pretrained: bool, img_size: tuple[int, int] | None) -> Loaded:
     found: Loaded = {}
     for entry in entries:
-        spec = _spec(entry)
+        spec = _sized(_spec(entry), img_size)
         if spec.label in found:
-            raise InputError(f"two networks are called '{spec.label}'; give one of them another label")
+            raise InputError(
+                f"two networks are called '{spec.label}'; give one of them another label (in a stitch configuration)"
+            )
         model = create(spec, pretrained=pretrained).eval()
-        if spec.checkpoint is not None and hasattr(model, "num_classes"):  # as many as the file has
-            spec = replace(spec, kwargs={**spec.kwargs, "num_classes": model.num_classes})
+        # What weights decide is kept, as the network is made again without them: how many classes there are, ...
+        decided = {"num_classes"} if spec.checkpoint is not None else set()
+        # ... and of torchvision's Inception networks what they do with images and whether they have auxiliary heads.
+        decided |= {"transform_input", "aux_logits"} if hasattr(model, "transform_input") else set()
+        kept = {name: getattr(model, name) for name in decided if hasattr(model, name)}
+        spec = replace(spec, kwargs={**spec.kwargs, **kept})
         found[spec.label] = model, spec
     return found
+
+
+def _sized(spec: AnchorSpec, img_size: tuple[int, int] | None) -> AnchorSpec:
+    """A specification for images of a size, where timm's network has one of its own and takes no other."""
+    config = get_pretrained_cfg(spec.name) if is_model(spec.name) and spec.name not in PUBLISHED else None
+    if config is None or img_size is None or not config.fixed_input_size or "img_size" in spec.kwargs:
+        return spec
+    if img_size == config.input_size[1:]:
+        return spec
+    return replace(spec, kwargs={**spec.kwargs, "img_size": img_size[0] if img_size[0] == img_size[1] else img_size})
 
 
 def _spec(entry: object) -> AnchorSpec:

@@ -33,7 +33,8 @@ class Pool:
         self.specs: dict[str, AnchorSpec | None] = {}
         self.fragments: list[Fragment] = []
         self._inputs: dict[Fragment, Activation] = {}
-        for label, (model, spec) in load_networks(nets, pretrained=pretrained).items():
+        height, width = self.images.shape[2:]
+        for label, (model, spec) in load_networks(nets, pretrained=pretrained, img_size=(height, width)).items():
             self.specs[label] = spec
             self._add(label, model.to(self.images.device))
 
@@ -48,7 +49,9 @@ class Pool:
                 output.shelve()
                 self._inputs[following] = x = output
             x.forget()
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, AssertionError) as error:  # networks raise all of them
+            if isinstance(error, InputError):
+                raise
             reason = " ".join(str(error).split())[:200]
             raise InputError(
                 f"network '{label}' does not take images of {list(self.images.shape[1:])}: {reason}; "
@@ -80,7 +83,12 @@ def images(data: np.ndarray | torch.Tensor) -> torch.Tensor:
     Raises:
         InputError: If they are not float images `[B, C, H, W]`, or a value is not finite.
     """
-    values = torch.as_tensor(data)
+    try:
+        values = torch.as_tensor(data)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"stitching images are {type(data).__name__}, no array; `stitchnet.stitching_images` makes one of a dataset"
+        ) from error
     if values.ndim != 4 or not len(values) or not values.is_floating_point():
         raise InputError(
             f"stitching images are {list(values.shape)} of {values.dtype}; give prepared images [B, C, H, W] as floats"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import inspect
 import math
 import random
 from collections import Counter
@@ -68,7 +69,7 @@ class Search:
         max_params: Likewise for parameters.
         drops_used_last: Fragments used before are dropped after the best were kept, as published, so that fewer remain.
         is_folded: Joints are folded into the layers behind them; else they stay layers of their own.
-        scores: How fragments are scored.
+        scores: How fragments are scored, also by name.
 
     Raises:
         InputError: If the networks, the images or the options cannot be used.
@@ -92,7 +93,7 @@ class Search:
         max_params: float | None = None,
         drops_used_last: bool = False,
         is_folded: bool = True,
-        scores: Scores | None = None,
+        scores: Scores | str | None = None,
     ):
         if order not in ORDERS:
             raise unknown("order of the search", order, ORDERS)
@@ -104,7 +105,7 @@ class Search:
         self.max_depth, self.width, self.order = max_depth, width, order
         self.max_macs, self.max_params = max_macs, max_params
         self.drops_used_last, self.is_folded = drops_used_last, is_folded
-        self.scores = scores or Scores()
+        self.scores = Scores(scores) if isinstance(scores, str) else scores or Scores()
         self.counts = Counts()
         self.on_step: Callable[[Counts], None] = lambda _: None
         """Called with the counts whenever the next fragments of a composition were scored."""
@@ -268,6 +269,9 @@ def generate(
 
     Source: StitchNet, algorithm 1.
     """
+    for name in options:
+        if name not in (known := inspect.signature(Search).parameters):
+            raise unknown("option of generate", name, known)
     search = Search(data, threshold=threshold, total_threshold=totalThreshold, max_depth=maxDepth, width=K, **options)
     if not sample:
         return iter(search)

@@ -80,10 +80,27 @@ def measure(module: nn.Module, x: torch.Tensor) -> Cost:
         module: Any module of one input; its mode is kept.
         x: Its input; the count is for the whole batch.
     """
-    counts = []  # fvcore does not see inside the fused operator of attention
-    with evaluating(module), unfused_attention(module), torch.no_grad():
-        for analysis in (FlopCountAnalysis, ActivationCountAnalysis):
-            quiet = analysis(module, x).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-            counts.append(int(quiet.total()))
-    flops, activations = counts
+    flops, activations = (sum(_count(analysis, module, x).values()) for analysis in _ANALYSES)
     return Cost(flops, sum(parameter.numel() for parameter in module.parameters()), activations)
+
+
+def flops_by_operator(module: nn.Module, x: torch.Tensor) -> dict[str, int]:
+    """Multiply-adds of a module by operator, such as `conv` and `linear`, by tracing it with fvcore.
+
+    Args:
+        module: Any module of one input; its mode is kept.
+        x: Its input; the count is for the whole batch.
+    """
+    return _count(FlopCountAnalysis, module, x)
+
+
+_ANALYSES = (FlopCountAnalysis, ActivationCountAnalysis)
+
+
+def _count(
+    analysis: type[FlopCountAnalysis | ActivationCountAnalysis], module: nn.Module, x: torch.Tensor
+) -> dict[str, int]:
+    # fvcore does not see inside the fused operator of attention
+    with evaluating(module), unfused_attention(module), torch.no_grad():
+        quiet = analysis(module, x).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        return {operator: int(count) for operator, count in quiet.by_operator().items()}

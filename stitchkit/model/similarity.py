@@ -15,6 +15,9 @@ from torch import nn
 
 from stitchkit.errors import InputError, unknown
 
+_ROUNDING = 1e-6
+"""Relative differences between features in float32 that mean nothing."""
+
 
 def resize(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Feature maps `[B, C, H, W]` at another size, bilinearly with aligned corners.
@@ -46,9 +49,8 @@ def _check_comparable(x: torch.Tensor, y: torch.Tensor) -> None:
 
 
 def common_size(x: torch.Tensor, y: torch.Tensor) -> tuple[int, int]:
-    """The size at which two maps are compared: that of the smaller."""
-    height, width = (y if x.shape[2] > y.shape[2] else x).shape[2:]
-    return height, width
+    """The size at which two maps are compared: that of the smaller, on each side."""
+    return min(x.shape[2], y.shape[2]), min(x.shape[3], y.shape[3])
 
 
 def pool(x: torch.Tensor) -> torch.Tensor:
@@ -161,13 +163,20 @@ def hsic(x: torch.Tensor, y: torch.Tensor) -> float:
     """Hilbert-Schmidt independence criterion of two aligned activations with linear kernels, without its factor.
 
     It is the squared norm of the centred `X^T Y`. That is computed image by image; or by kernels `[rows, rows]`
-    where they are smaller.
+    where they are smaller. That of an activation with itself is 0 if it varies by no more than its rounding.
     """
     num_rows = x.numel() // x.shape[1]
     if num_rows * (x.shape[1] + y.shape[1]) < x.shape[1] * y.shape[1]:
         kernel = centred_kernel(x)
-        return float((kernel * (kernel if y is x else centred_kernel(y))).sum())
-    return float(_cross(x, y, x.dtype, centred=True).square().sum())
+        value = float((kernel * (kernel if y is x else centred_kernel(y))).sum())
+    else:
+        value = float(_cross(x, y, x.dtype, centred=True).square().sum())
+    return 0.0 if y is x and math.sqrt(value) <= _noise(x) else value
+
+
+def _noise(x: torch.Tensor) -> float:
+    """The energy about the mean that rounding alone gives a constant activation, such as one that was resized."""
+    return float(_ROUNDING**2 * _mean(x).double().square().sum() * (x.numel() // x.shape[1]))
 
 
 def _cross(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype, *, centred: bool) -> torch.Tensor:
@@ -219,7 +228,8 @@ def unbiased_cka(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | No
     """
     x, y = sample(x, y, rows_per_channel, seed)
     own, other = _unbiased_hsic(x, x), _unbiased_hsic(y, y)
-    score = _unbiased_hsic(x, y) / math.sqrt(own * other) if own > 0 and other > 0 else math.nan
+    varies = all(_energy(value, centred=True) > _noise(value) for value in (x, y))
+    score = _unbiased_hsic(x, y) / math.sqrt(own * other) if varies and own > 0 and other > 0 else math.nan
     return min(1.0, _number(score))
 
 
@@ -269,6 +279,8 @@ def residual(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None =
 @torch.no_grad()
 def _explained(x: torch.Tensor, y: torch.Tensor, *, centred: bool) -> float:
     """The part of the energy of `x` in the column space of `y`."""
+    if centred and not all(_energy(value, centred=True) > _noise(value) for value in (x, y)):
+        return _number(math.nan)
     num_rows = y.numel() // y.shape[1]
     if num_rows < y.shape[1]:
         a, b = as_rows(x).double(), as_rows(y).double()

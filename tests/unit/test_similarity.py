@@ -127,6 +127,26 @@ def test_a_constant_activation_scores_lowest_with_a_warning(name):
         assert measure_by_name(name)(x, y) == 0
 
 
+@pytest.mark.parametrize("name", ["cka", "unbiased_cka", "r2"])
+@pytest.mark.parametrize("rows", [None, 10])
+def test_a_constant_that_was_resized_scores_lowest_with_a_warning(name, rows):
+    constant = (noise(1, 4, 1, 1) * 3).expand(8, 4, 8, 8)
+    for pair in ((constant, noise(8, 4, 5, 5)), (noise(8, 4, 5, 5), constant)):
+        with pytest.warns(RuntimeWarning, match="constant"):
+            assert measure_by_name(name)(*pair, rows_per_channel=rows) == 0
+
+
+def test_small_differences_about_a_large_mean_are_no_noise():
+    x = noise(8, 4, 6, 6)
+    assert linear_cka(x * 1e-3 + 1, x) == pytest.approx(linear_cka(x, x), abs=1e-3)
+
+
+def test_maps_of_any_shape_are_compared_alike_both_ways():
+    x, y = noise(6, 4, 6, 3), noise(6, 5, 6, 9, seed=1)
+    assert linear_cka(x, y) == pytest.approx(linear_cka(y, x), abs=1e-6)
+    assert [value.shape[2:] for value in align(x, y)] == [(6, 3), (6, 3)]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_no_number_scores_lowest_with_a_warning(value):
     x = noise(8, 4, 2, 2)

@@ -23,7 +23,7 @@ from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.pareto import is_anchor, pareto_front
 from stitchnet import Search, experiments, generate, image_folder, load_hf_dataset, stitching_images, tuning
-from stitchnet.data import batches, in_memory
+from stitchnet.data import batches, in_memory, read_image
 from stitchnet.task import Task, against_parents, judged
 from tests.support import ROOT
 from tests.unit.test_stitchnet import RESNET, VIT, convnet
@@ -75,7 +75,7 @@ def test_the_published_example_runs_line_by_line(beans, offline, tmp_path):
     found = [(score, str(net)) for score, net in generator]
     assert len(found) > 2
     assert all(score >= 0.8 for score, _ in found)
-    assert net.get_macs_params().keys() == {"macs", "params"}
+    assert net.get_macs_params().keys() == {"macs", "params", "macs_by_operator"}
     net.save_onnx(str(tmp_path / "_data/net"))
     net.draw_svg(str(tmp_path / "_data/net"))
     assert {path.name for path in (tmp_path / "_data").iterdir()} >= {"net.onnx", "net.svg"}
@@ -143,6 +143,20 @@ def test_arrays_and_folders(beans):
     assert len(stitching_images(folder, 1000)) == len(folder)
 
 
+def test_a_local_folder_has_its_labels_under_their_name(beans, offline):
+    first, _ = load_hf_dataset(str(beans), size=16)
+    assert {row["label"] for row in first.select(range(20))} <= {0, 1, 2}
+
+
+def test_images_of_sixteen_bits_are_scaled(tmp_path):
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    Image.fromarray((ramp // 257).astype(np.uint8)).save(tmp_path / "usual.png")
+    deep, usual = (read_image(tmp_path / f"{name}.png", (16, 16)) for name in ("deep", "usual"))
+    assert torch.equal(deep, usual)
+    assert usual.std() > 0.5
+
+
 def test_files_that_are_no_images(beans, tmp_path):
     _, net = generate(stitching_images(image_folder(beans / "train", 32)), 0, 0, sample=True, nets=pico_nets())
     net.fit(image_folder(beans / "train", 32))
@@ -196,7 +210,8 @@ def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_pa
         assert "<svg" in (folder / "net.svg").read_text()
         net = stitchnet.load(folder)
         assert str(net) == row["stitch"]
-        assert net.get_macs_params() == {"macs": row["flops"], "params": row["params"]}
+        cost = net.get_macs_params()
+        assert (cost["macs"], cost["params"]) == (row["flops"], row["params"])
         accuracy = net.evaluate_dataset(image_folder(beans / "validation", 32))["accuracy"]
         assert 100 * accuracy == pytest.approx(row["acc1"])
     assert main(["pareto", str(output / "stitches_res.txt")]) == 0
