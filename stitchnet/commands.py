@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from stitchnet.task import Task
 
 _EXPERIMENTS = ("samples", "front", "ensembles", "finetune")
+_LEAST = {
+    "num_images": ("--num-images", 1),
+    "img_size": ("--img-size", 1),
+    "top": ("--top", 1),
+    "width": ("-k", 1),
+    "max_depth": ("--max-depth", 2),
+}
 
 
 def add_commands(commands: Commands) -> None:
@@ -33,25 +40,31 @@ def _add_flags(command: argparse.ArgumentParser, *, top: int) -> None:
         "--nets",
         default="alexnet,densenet121,mobilenet_v3_small,resnet50,vgg16",
         metavar="NAMES",
-        help="networks of torchvision or timm, NAME or NAME=CHECKPOINT, with commas between; or a stitch configuration",
+        help="networks of torchvision or timm, NAME or NAME=CHECKPOINT, with commas between; or a stitch configuration "
+        "(%(default)s)",
     )
     pretrained = command.add_mutually_exclusive_group()
     pretrained.add_argument("--pretrained", action="store_true", default=True, help="fetch their weights (the default)")
     pretrained.add_argument("--no-pretrained", dest="pretrained", action="store_false", help="random weights")
-    add("--threshold", type=float, default=0.8, metavar="S", help="least score of a joint")
-    add("--total-threshold", type=float, default=0.8, metavar="S", help="least product of all scores")
-    add("--max-depth", type=int, default=10, metavar="N", help="fragments in a network, at most")
-    add("-k", dest="width", type=int, default=2, metavar="N", help="next fragments that are tried at each step")
-    add("--top", type=int, default=top, metavar="N", help=f"networks that are composed, the best by score ({top})")
-    add("--order", choices=("depth", "best"), default="best", help="which are found first")
+    least = "join two fragments if their activations are more alike than this: 0 nothing in common, 1 the same"
+    add("--threshold", type=float, default=0.8, metavar="S", help=f"{least} (%(default)s)")
+    whole = "drop a network if its joints' scores, multiplied, are less than this"
+    add("--total-threshold", type=float, default=0.8, metavar="S", help=f"{whole} (%(default)s)")
+    add("--max-depth", type=int, default=10, metavar="N", help="fragments in a network, at most (%(default)s)")
+    wide = "go on with the N fragments that fit best, at each step; a larger N finds more and takes longer"
+    add("-k", dest="width", type=int, default=2, metavar="N", help=f"{wide} (%(default)s)")
+    add("--top", type=int, default=top, metavar="N", help="networks to compose, the best by score (%(default)s)")
+    order = "best: highest score first, and stop with --top; depth: search all, as published (%(default)s)"
+    add("--order", choices=("depth", "best"), default="best", help=order)
     scores = ("cka", "unbiased_cka", "r2", "fit")
-    add("--score", choices=scores, default="cka", help="how fragments are compared")
-    add("--max-macs", metavar="N", help="leave out what needs more multiply-adds, such as 3G")
-    add("--max-params", metavar="N", help="leave out what has more parameters, such as 30M")
-    add("--num-images", type=int, default=32, metavar="N", help="stitching images, from train/")
-    add("--img-size", type=int, default=224, metavar="N", help="side of the images")
-    add("--classifier", choices=("knn", "linear"), default="knn", help="what is fitted to the outputs")
-    add("--seed", type=int, default=0, metavar="N", help="which images are drawn")
+    add("--score", choices=scores, default="cka", help="how fragments are compared (%(default)s)")
+    add("--max-macs", metavar="N", help="leave out what needs more multiply-adds, such as 3G (no limit)")
+    add("--max-params", metavar="N", help="leave out what has more parameters, such as 30M (no limit)")
+    add("--num-images", type=int, default=32, metavar="N", help="images from train/ to compare on (%(default)s)")
+    add("--img-size", type=int, default=224, metavar="N", help="side of the images (%(default)s)")
+    fitted = "what is fitted to the outputs: nearest neighbours or logistic regression (%(default)s)"
+    add("--classifier", choices=("knn", "linear"), default="knn", help=fitted)
+    add("--seed", type=int, default=0, metavar="N", help="of the images drawn and of random weights (%(default)s)")
     add("-o", "--output", required=True, metavar="DIR", help="folder to write")
 
 
@@ -76,6 +89,8 @@ def _study(settings: dict[str, Any]) -> None:
 
 def _read(settings: dict[str, Any]) -> tuple[Task, Plan]:
     """What networks are judged on, and what is composed."""
+    import torch
+
     from stitchkit.ship.pick import count
     from stitchnet.compose import Plan
     from stitchnet.task import Task
@@ -83,9 +98,10 @@ def _read(settings: dict[str, Any]) -> tuple[Task, Plan]:
     for name in ("max_macs", "max_params"):
         if settings[name] is not None:
             settings[name] = count(settings[name])
-    for name in ("num_images", "img_size", "top"):
-        if settings[name] < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {settings[name]}; it must be at least 1")
+    for name, (flag, least) in _LEAST.items():
+        if settings[name] < least:
+            raise InputError(f"{flag} is {settings[name]}; it must be at least {least}")
+    torch.manual_seed(settings["seed"])  # of weights that are random
     task = Task.load(Path(settings.pop("data")), settings.pop("img_size"), settings.pop("classifier"))
     named = {name: settings.pop(name) for name in ("nets", "pretrained", "top", "num_images", "score", "seed")}
     return task, Plan(**named, options=settings)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from math import ceil
+from typing import TYPE_CHECKING, NamedTuple
 from xml.sax.saxutils import escape
 
 from stitchkit.measure.pareto import quantity
@@ -12,11 +13,43 @@ if TYPE_CHECKING:
     from stitchnet.net import Step
 
 _COLOURS = ("#4c78a8", "#e45756", "#54a24b", "#b279a2", "#f58518", "#72b7b2", "#9d755d", "#eeca3b")
-_BOX, _HEIGHT, _GAP, _EDGE = 250, 62, 56, 24
+_BOX, _HEIGHT, _GAP, _EDGE, _INSET, _TOP = 250, 62, 56, 24, 12, 96
+_NARROW, _WIDE = " !'(),-./:;I[]fijlrt|", "mwMW"
+
+
+class Text(NamedTuple):
+    """A line of text in a drawing.
+
+    Args:
+        x: Where it begins.
+        y: Of its baseline.
+        words: What it says.
+        size: Of the font, in pixels.
+        weight: Of the font.
+        colour: Of the font.
+    """
+
+    x: float
+    y: float
+    words: str
+    size: int = 13
+    weight: str = "normal"
+    colour: str = "#111"
+
+    @property
+    def right(self) -> float:
+        """Where it ends at most: viewers differ in their sans-serif font, so this is of a wide one, DejaVu Sans."""
+        return self.x + self.size * sum(map(_em, self.words)) * (1 if self.weight == "bold" else 0.9)
+
+    def __str__(self) -> str:
+        return (
+            f'<text x="{self.x:g}" y="{self.y:g}" font-size="{self.size}" font-weight="{self.weight}" '
+            f'fill="{self.colour}">{escape(self.words)}</text>'
+        )
 
 
 def draw(steps: Sequence[Step], input_size: tuple[int, int, int], score: float) -> str:
-    """A composed network as SVG.
+    """A composed network as SVG, as wide as its longest text needs.
 
     Args:
         steps: What it consists of.
@@ -24,56 +57,82 @@ def draw(steps: Sequence[Step], input_size: tuple[int, int, int], score: float) 
         score: Product of the scores of its joints.
     """
     networks = list(dict.fromkeys(step.network for step in steps))
-    columns = {network: _EDGE + number * (_BOX + _EDGE) for number, network in enumerate(networks)}
-    width = max(2 * _EDGE + _BOX * 2, _EDGE + len(networks) * (_BOX + _EDGE))
-    top = 96
-    height = top + len(steps) * (_HEIGHT + _GAP) + 20
-    macs, params = sum(step.macs for step in steps), sum(step.params for step in steps)
-    givers = "one network" if len(networks) == 1 else f"{len(networks)} networks"
-    title = f"{len(steps)} fragments of {givers}, score {score:.3f}"
-    about = f"{quantity(macs)} MACs, {quantity(params)} parameters, images {_shape(input_size)}"
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
-        'font-family="sans-serif" font-size="13">',
+    box = max([_BOX, *(ceil(text.right + _INSET) for step in steps for text in _about(step, 0, 0))])
+    columns = {network: _EDGE + number * (box + _EDGE) for number, network in enumerate(networks)}
+    heading = _heading(steps, input_size, score)
+    parts, right = [*map(str, heading)], max([columns[networks[-1]] + box, *(text.right for text in heading)])
+    for number, step in enumerate(steps):
+        x, y = columns[step.network], _TOP + number * (_HEIGHT + _GAP)
+        if number:
+            before = columns[steps[number - 1].network]
+            label = _label(before + box / 2, x + box / 2, y, step)
+            right = max(right, label.right)
+            parts += _arrow(before + box / 2, y - _GAP, x + box / 2, y, label)
+        parts += _box(x, y, box, step, _COLOURS[networks.index(step.network) % len(_COLOURS)])
+    height = _TOP + len(steps) * (_HEIGHT + _GAP) + 20
+    return "\n".join([*_canvas(max(ceil(right) + _EDGE, 2 * (_EDGE + _BOX)), height), *parts, "</svg>\n"])
+
+
+def _canvas(width: int, height: int) -> list[str]:
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="13">',
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
         '<path d="M0 0 8 4 0 8z" fill="#333"/></marker></defs>',
         f'<rect width="{width}" height="{height}" fill="white"/>',
-        _text(_EDGE, 30, title, size=17, weight="bold"),
-        _text(_EDGE, 52, about, colour="#555"),
     ]
-    for number, step in enumerate(steps):
-        y = top + number * (_HEIGHT + _GAP)
-        x = columns[step.network]
-        if number:
-            parts += _arrow(columns[steps[number - 1].network] + _BOX / 2, y - _GAP, x + _BOX / 2, y, step)
-        parts += _box(x, y, step, _COLOURS[networks.index(step.network) % len(_COLOURS)])
-    return "\n".join([*parts, "</svg>\n"])
 
 
-def _box(x: float, y: float, step: Step, colour: str) -> list[str]:
+def _heading(steps: Sequence[Step], input_size: tuple[int, int, int], score: float) -> list[Text]:
+    macs, params = sum(step.macs for step in steps), sum(step.params for step in steps)
+    count = len({step.network for step in steps})
+    givers = "one network" if count == 1 else f"{count} networks"
+    title = f"{len(steps)} fragments of {givers}, score {score:.3f}"
+    about = f"{quantity(macs)} MACs, {quantity(params)} parameters, images {_shape(input_size)}"
+    return [Text(_EDGE, 30, title, size=17, weight="bold"), Text(_EDGE, 52, about, colour="#555")]
+
+
+def _about(step: Step, x: float, y: float) -> list[Text]:
+    """What stands in a box that begins at a place."""
     name = f"{step.network}, fragment {step.index + 1} of {step.count}"
     cost = f"{quantity(step.macs)} MACs, {quantity(step.params)} parameters"
     return [
-        f'<rect x="{x}" y="{y}" width="{_BOX}" height="{_HEIGHT}" rx="6" fill="{colour}" fill-opacity="0.16" '
-        f'stroke="{colour}" stroke-width="1.5"/>',
-        _text(x + 12, y + 21, name, weight="bold"),
-        _text(x + 12, y + 38, cost, colour="#444", size=12),
-        _text(x + 12, y + 54, f"gives {_shape(step.shape)}", colour="#444", size=12),
+        Text(x + _INSET, y + 21, name, weight="bold"),
+        Text(x + _INSET, y + 38, cost, colour="#444", size=12),
+        Text(x + _INSET, y + 54, f"gives {_shape(step.shape)}", colour="#444", size=12),
     ]
 
 
-def _arrow(x1: float, y1: float, x2: float, y2: float, step: Step) -> list[str]:
-    label = f"score {step.score:.3f}" + (f", {step.joint}" if step.joint else "")
-    line = f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="#333" stroke-width="1.3" marker-end="url(#tip)"/>'
-    middle = (x1 + x2) / 2
-    words = _text(middle + 8, (y1 + y2) / 2 + 4, label, size=12)
-    halo = f'<g stroke="white" stroke-width="4" paint-order="stroke">{words}</g>'
-    return [line, halo]
+def _box(x: float, y: float, width: float, step: Step, colour: str) -> list[str]:
+    return [
+        f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{_HEIGHT}" rx="6" fill="{colour}" fill-opacity="0.16" '
+        f'stroke="{colour}" stroke-width="1.5"/>',
+        *map(str, _about(step, x, y)),
+    ]
+
+
+def _label(x1: float, x2: float, y: float, step: Step) -> Text:
+    words = f"score {step.score:.3f}" + (f", {step.joint}" if step.joint else "")
+    clear = 4 if x1 == x2 else -6 if x1 < x2 else 14  # above an arrow to the right, below one to the left
+    return Text((x1 + x2) / 2 + 8, y - _GAP / 2 + clear, words, size=12)
+
+
+def _arrow(x1: float, y1: float, x2: float, y2: float, label: Text) -> list[str]:
+    return [
+        f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" stroke="#333" stroke-width="1.3" '
+        'marker-end="url(#tip)"/>',
+        f'<g stroke="white" stroke-width="4" paint-order="stroke">{label}</g>',
+    ]
 
 
 def _shape(shape: Sequence[int]) -> str:
     return " × ".join(map(str, shape))
 
 
-def _text(x: float, y: float, text: str, *, size: int = 13, weight: str = "normal", colour: str = "#111") -> str:
-    return f'<text x="{x:g}" y="{y:g}" font-size="{size}" font-weight="{weight}" fill="{colour}">{escape(text)}</text>'
+def _em(char: str) -> float:
+    """The width of a bold character, in sizes of the font."""
+    if char in _NARROW:
+        return 0.5
+    if char in _WIDE or not char.isascii() or not (char.isalnum() or char == "_"):
+        return 1.12
+    return 0.88 if char.isupper() else 0.72

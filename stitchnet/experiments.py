@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import csv
+import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
+from stitchkit.errors import InputError
 from stitchkit.measure.ledger import Row
-from stitchkit.measure.pareto import plot
 from stitchnet import pictures
 from stitchnet.compose import Plan
 from stitchnet.composition import uncut
@@ -28,9 +30,26 @@ _SEEDS = 3
 _SIZES = range(1, 9)
 _DRAWS = 20
 
+_Member = tuple[Row, np.ndarray]
+"""A network's row, and its scores of all classes for the validation images `[N, classes]`."""
+
+
+class Experiment(NamedTuple):
+    """One of the experiments.
+
+    Args:
+        run: Gives its rows.
+        draw: Makes its picture of them.
+        columns: Of its table.
+    """
+
+    run: Callable[[Task, Plan], Iterator[Row]]
+    draw: Callable[[Sequence[Row], Path], None]
+    columns: tuple[str, ...]
+
 
 def study(name: str, task: Task, plan: Plan, output: Path) -> None:
-    """Do an experiment; write `NAME.csv` and `NAME.png`.
+    """Do an experiment; write `NAME.csv`, each row as it comes, and `NAME.png`.
 
     Args:
         name: `samples`, `front`, `ensembles` or `finetune`.
@@ -41,36 +60,68 @@ def study(name: str, task: Task, plan: Plan, output: Path) -> None:
     Raises:
         InputError: If anything that was given cannot be used, or nothing is found.
     """
-    run, draw = {
-        "samples": (samples, pictures.draw_samples),
-        "front": (front, plot),
-        "ensembles": (ensembles, pictures.draw_ensembles),
-        "finetune": (finetune, pictures.draw_finetune),
-    }[name]
-    rows = list(tqdm(run(task, plan), desc=name, unit=" rows", leave=False, disable=None))
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / f"{name}.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-    draw(rows, output / f"{name}.png")
-    print(f"{len(rows)} rows are in {output / name}.csv, the picture is {output / name}.png")
+    experiment = _EXPERIMENTS[name]
+    rows = tqdm(experiment.run(task, plan), desc=name, unit=" rows", leave=False, disable=None)
+    table, picture = output / f"{name}.csv", output / f"{name}.png"
+    written = _written(rows, table, experiment.columns)
+    experiment.draw(written, picture)
+    print(f"{len(written)} rows are in {table}, the picture is {picture}")
+
+
+def _written(rows: Iterable[Row], path: Path, columns: Sequence[str]) -> list[Row]:
+    """The rows, each in the table as soon as it is there; without any there is no table."""
+    written: list[Row] = []
+    for row in rows:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a" if written else "w", newline="") as file:
+            table = csv.DictWriter(file, columns, lineterminator="\n")
+            if not written:
+                table.writeheader()
+            table.writerow(row)
+        written.append(row)
+    return written
 
 
 def samples(task: Task, plan: Plan) -> Iterator[Row]:
     """How good networks are that are composed with few or many stitching images, each number drawn several times.
 
+    Numbers above that of the training images are left out. A draw with which nothing is found is told and passed over.
+
     Args:
         task: What they are judged on.
         plan: What is composed, but for the number of images.
 
+    Raises:
+        InputError: If nothing is found with any draw, or there are too few images.
+
     Source: StitchNet, section 4.
     """
-    for count, seed in product(_COUNTS, range(_SEEDS)):
+    counts = _counts(len(task.train))
+    failed: list[InputError] = []
+    for count, seed in product(counts, range(_SEEDS)):
+        torch.manual_seed(plan.seed)  # random weights are then the same for all numbers
         here = replace(plan, num_images=count, seed=plan.seed + seed)
         search = here.search(task)
-        for row, _ in judged(search, here.best(search), task):
+        try:
+            best = here.best(search)
+        except InputError as error:
+            failed.append(error)
+            tqdm.write(f"{count} images, seed {here.seed}: {error}")
+            continue
+        for row, _ in judged(search, best, task):
             yield {"images": count, "seed": here.seed, **row}
+    if len(failed) == len(counts) * _SEEDS:
+        raise failed[-1]
+
+
+def _counts(available: int) -> list[int]:
+    """Numbers of stitching images that can be drawn."""
+    counts = [count for count in _COUNTS if count <= available]
+    if not counts:
+        raise InputError(f"stitching images are drawn from {available} for training; give at least {_COUNTS[0]}")
+    if left := _COUNTS[len(counts) :]:
+        tqdm.write(f"left out: {', '.join(map(str, left))} stitching images; there are {available} for training")
+    return counts
 
 
 def front(task: Task, plan: Plan) -> Iterator[Row]:
@@ -102,19 +153,19 @@ def ensembles(task: Task, plan: Plan) -> Iterator[Row]:
     every = [(row, _scores(net, task)) for row, net in judged(search, plan.best(search), task)]
     labels = np.concatenate([labels for _, labels in batches(task.validation)])
     parents = [member for member in every if "parents_acc1" not in member[0]]
-    for size in range(1, len(parents) + 1):
-        for some in combinations(parents, size):
-            yield {"kind": "parents", **_together(some, labels)}
     composed = every[len(parents) :]
     draw = random.Random(plan.seed)
-    for size in _SIZES:
-        if size > len(composed):
-            break
-        drawn = (
-            [(member,) for member in composed] if size == 1 else [draw.sample(composed, size) for _ in range(_DRAWS)]
-        )
-        for members in drawn:
-            yield {"kind": "composed", **_together(members, labels)}
+    for kind, members, sizes in (("parents", parents, range(1, len(parents) + 1)), ("composed", composed, _SIZES)):
+        for size in sizes:
+            for some in _drawn(members, size, draw):
+                yield {"kind": kind, **_together(some, labels)}
+
+
+def _drawn(members: list[_Member], size: int, draw: random.Random) -> Iterable[Sequence[_Member]]:
+    """All ensembles of a size, if there are few; else some by chance."""
+    if size == 1 or math.comb(len(members), size) <= _DRAWS:
+        return combinations(members, size)
+    return (draw.sample(members, size) for _ in range(_DRAWS))
 
 
 def _scores(net: Net, task: Task) -> np.ndarray:
@@ -123,7 +174,7 @@ def _scores(net: Net, task: Task) -> np.ndarray:
     return net.classifier.scores(net.outputs(task.validation)[0])
 
 
-def _together(members: Any, labels: np.ndarray) -> Row:
+def _together(members: Sequence[_Member], labels: np.ndarray) -> Row:
     predicted = np.mean([scores for _, scores in members], axis=0).argmax(1)
     alone = [row["acc1"] for row, _ in members]
     return {
@@ -157,3 +208,16 @@ def finetune(task: Task, plan: Plan) -> Iterator[Row]:
         about = {"cfg_id": number, "stitch": net.name, "flops": cost["macs"], "params": cost["params"]}
         for epoch, accuracy in enumerate(fine_tune(net, task.train, task.validation, seed=plan.seed)):
             yield {**about, "epoch": epoch, "acc1": accuracy}
+
+
+_JUDGED = ("cfg_id", "stitch", "flops", "params", "score", "acc1", "parents_acc1")
+_EXPERIMENTS = {
+    "samples": Experiment(samples, pictures.draw_samples, ("images", "seed", *_JUDGED)),
+    "front": Experiment(front, pictures.draw_front, _JUDGED),
+    "ensembles": Experiment(
+        ensembles,
+        pictures.draw_ensembles,
+        ("kind", "size", "members", "flops", "acc1", "mean_acc1", "best_acc1"),
+    ),
+    "finetune": Experiment(finetune, pictures.draw_finetune, ("cfg_id", "stitch", "flops", "params", "epoch", "acc1")),
+}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stitchkit.measure.ledger import Row
+from stitchkit.measure.pareto import plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,9 +27,11 @@ def draw_samples(rows: Sequence[Row], path: Path) -> None:
     """
     figure, axes = _figure("stitching images", "Networks composed with few or many images")
     composed = [row for row in rows if "parents_acc1" in row]
-    counts = sorted({row["images"] for row in rows})
+    counts = sorted({row["images"] for row in composed})
+    seeds = sorted({row["seed"] for row in composed})
     each = {count: [row["acc1"] for row in composed if row["images"] == count] for count in counts}
-    x = [row["images"] * (1 + 0.03 * (row["seed"] - 1)) for row in composed]
+    beside = {seed: 1 + 0.03 * (place - (len(seeds) - 1) / 2) for place, seed in enumerate(seeds)}
+    x = [row["images"] * beside[row["seed"]] for row in composed]
     axes.scatter(x, [row["acc1"] for row in composed], s=12, alpha=0.4, color=_COMPOSED, label="a composed network")
     axes.plot(counts, [np.mean(each[count]) for count in counts], "o-", color=_COMPOSED, label="mean of the composed")
     axes.plot(counts, [max(each[count]) for count in counts], "s--", color="#333333", label="best of the composed")
@@ -38,6 +41,16 @@ def draw_samples(rows: Sequence[Row], path: Path) -> None:
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.legend(loc="best")
     figure.savefig(path)
+
+
+def draw_front(rows: Sequence[Row], path: Path) -> None:
+    """Accuracy over multiply-adds.
+
+    Args:
+        rows: As `front` gives them.
+        path: The picture.
+    """
+    plot(rows, path, title="Composed networks (stitches) and their parents (anchors)")
 
 
 def draw_ensembles(rows: Sequence[Row], path: Path) -> None:

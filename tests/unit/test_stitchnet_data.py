@@ -1,6 +1,5 @@
 """The published example line by line, data from folders and arrays, and the command; all offline."""
 
-import csv
 import json
 import math
 import re
@@ -22,7 +21,7 @@ from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.pareto import is_anchor, pareto_front
-from stitchnet import Search, experiments, generate, image_folder, load_hf_dataset, stitching_images, tuning
+from stitchnet import Search, generate, image_folder, load_hf_dataset, stitching_images
 from stitchnet.data import batches, in_memory, read_image
 from stitchnet.task import Task, against_parents, judged
 from tests.support import ROOT
@@ -300,38 +299,6 @@ def test_the_table_says_so_if_no_composed_network_is_better():
         "1 of 2 composed networks beat the average of their parents, without training; the most accurate is 2: "
         "85.00 against 80.00 %"
     )
-
-
-def study(name, beans, config, output, *flags):
-    return main(["compose-study", *map(str, (name, "--data", beans, "--nets", config, *FLAGS, "-o", output, *flags))])
-
-
-@pytest.mark.parametrize("name", ["samples", "front", "ensembles", "finetune"])
-def test_an_experiment_writes_its_table_and_picture(beans, config, tmp_path, monkeypatch, name, capsys):
-    monkeypatch.setattr(experiments, "_COUNTS", (2, 8))
-    monkeypatch.setattr(experiments, "_SEEDS", 2)
-    monkeypatch.setattr(tuning, "_EPOCHS", 2)
-    assert study(name, beans, config, tmp_path, "--top", 3) == 0
-    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    with (tmp_path / f"{name}.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == {"samples": 2 * 2 * 5, "front": 5, "ensembles": 3 + 3 + 2 * 20, "finetune": 5 * 3}[name]
-    assert all(0 <= float(row["acc1"]) <= 100 for row in rows)
-    if name == "ensembles":
-        single = [row for row in rows if row["size"] == "1"]
-        assert all(float(row["acc1"]) == pytest.approx(float(row["best_acc1"])) for row in single)
-    if name == "finetune":
-        before, after = ([float(row["acc1"]) for row in rows if row["epoch"] == epoch] for epoch in "02")
-        assert sum(after) > sum(before)
-    assert study(name, beans, config, tmp_path) == 2
-    assert f"{name}.csv' exists" in capsys.readouterr().err
-
-
-def test_fine_tuning_needs_an_output_for_each_class(beans):
-    folder = image_folder(beans / "train", 32)
-    _, net = generate(stitching_images(folder, 5), 0, 0, sample=True, nets={"a": convnet(6, 8, classes=2)})
-    with pytest.raises(InputError, match="has 2 outputs and the images more classes"):
-        next(tuning.fine_tune(net, folder, folder, seed=0))
 
 
 def test_classes_that_differ_between_the_splits_are_refused(beans, config, tmp_path, capsys):

@@ -1,0 +1,223 @@
+"""The experiments with composed networks, their pictures, and the flags of the commands, on pico networks."""
+
+import csv
+import json
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from PIL import Image
+
+from stitchkit.cli import main
+from stitchkit.errors import InputError
+from stitchkit.measure.ledger import read_rows
+from stitchnet import experiments, generate, image_folder, pictures, stitching_images, tuning
+from stitchnet.compose import Plan
+from stitchnet.task import Task
+from tests.support import ROOT
+from tests.unit.test_stitchnet import RESNET, VIT, convnet
+
+FLAGS = ("--no-pretrained", "--img-size", 32, "--threshold", 0.2, "--total-threshold", 0.1, "--max-depth", 4, "-k", 3)
+NOTHING = "no composition passes (0 tried, 0 pruned, 0 found); lower --threshold or --total-threshold"
+
+
+@pytest.fixture(scope="module")
+def beans(tmp_path_factory):
+    """Images in a folder for each split and class, in which a class is a colour; 21 to train on."""
+    folder = tmp_path_factory.mktemp("beans")
+    noise = np.random.default_rng(0)
+    for split, count in (("train", 7), ("validation", 5)):
+        for label in range(3):
+            place = folder / split / f"class{label}"
+            place.mkdir(parents=True)
+            for number in range(count):
+                pixels = noise.integers(0, 60, (24, 20, 3))
+                pixels[..., label] += 150
+                Image.fromarray(pixels.astype(np.uint8)).save(place / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A stitch configuration with two pico networks."""
+    anchors = [
+        {"label": "resnet", "name": "resnet18", "kwargs": RESNET},
+        {"label": "vit", "name": "vit_tiny_patch16_224", "kwargs": VIT},
+    ]
+    path = tmp_path_factory.mktemp("config") / "pico.json"
+    path.write_text(json.dumps({"anchors": anchors}))
+    return path
+
+
+def study(name, beans, config, output, *flags):
+    return main(["compose-study", *map(str, (name, "--data", beans, "--nets", config, *FLAGS, "-o", output, *flags))])
+
+
+def compose(beans, config, output, *flags):
+    return main(["compose", *map(str, ("--data", beans, "--nets", config, *FLAGS, "-o", output, *flags))])
+
+
+def table(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Experiments that take seconds."""
+    monkeypatch.setattr(experiments, "_COUNTS", (2, 8, 32, 64))
+    monkeypatch.setattr(experiments, "_SEEDS", 2)
+    monkeypatch.setattr(tuning, "_EPOCHS", 2)
+
+
+@pytest.mark.parametrize("name", ["samples", "front", "ensembles", "finetune"])
+def test_an_experiment_writes_its_table_and_picture(beans, config, tmp_path, small, name, capsys):
+    assert study(name, beans, config, tmp_path, "--top", 3) == 0
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    rows = table(tmp_path / f"{name}.csv")
+    committed = (ROOT / f"results/stitchnet/{name}.csv").read_text().partition("\n")[0]
+    assert ",".join(rows[0]) == committed
+    assert b"\r" not in (tmp_path / f"{name}.csv").read_bytes()
+    assert len(rows) == {"samples": 2 * 2 * 5, "front": 5, "ensembles": 3 + 3 + 3 + 1, "finetune": 5 * 3}[name]
+    assert all(0 <= float(row["acc1"]) <= 100 for row in rows)
+    printed = capsys.readouterr().out
+    assert ("left out: 32, 64 stitching images; there are 21 for training" in printed) == (name == "samples")
+    if name == "samples":
+        assert {row["images"] for row in rows} == {"2", "8"}
+    if name == "ensembles":
+        single = [row for row in rows if row["size"] == "1"]
+        assert all(float(row["acc1"]) == pytest.approx(float(row["best_acc1"])) for row in single)
+    if name == "finetune":
+        before, after = ([float(row["acc1"]) for row in rows if row["epoch"] == epoch] for epoch in "02")
+        assert sum(after) > sum(before)
+    assert study(name, beans, config, tmp_path) == 2
+    assert f"{name}.csv' exists" in capsys.readouterr().err
+
+
+def test_random_parents_follow_the_seed_and_are_the_same_for_all_numbers_of_images(beans, config, tmp_path, small):
+    ledgers = []
+    for number, seed in enumerate((5, 5, 6)):
+        torch.rand(number + 1)
+        assert compose(beans, config, tmp_path / f"{number}", "--seed", seed, "--top", 2) == 0
+        ledgers.append(read_rows(tmp_path / f"{number}/stitches_res.txt"))
+    assert ledgers[0] == ledgers[1] != ledgers[2]
+    assert study("samples", beans, config, tmp_path, "--seed", 5, "--top", 2) == 0
+    for place in (0, 1):
+        alone = {row["acc1"] for row in table(tmp_path / "samples.csv") if row["cfg_id"] == str(place)}
+        assert alone == {str(ledgers[0][place]["acc1"])}
+
+
+def broken(monkeypatch, is_broken):
+    """Let some searches find nothing."""
+    best = Plan.best
+
+    def found(plan, search):
+        if is_broken(plan):
+            raise InputError(NOTHING)
+        return best(plan, search)
+
+    monkeypatch.setattr(Plan, "best", found)
+
+
+def test_a_number_of_images_with_which_nothing_is_found_is_told_and_passed_over(
+    beans, config, tmp_path, small, monkeypatch, capsys
+):
+    broken(monkeypatch, lambda plan: plan.num_images == 2 or plan.seed == 1)
+    assert study("samples", beans, config, tmp_path, "--top", 2) == 0
+    rows = table(tmp_path / "samples.csv")
+    assert {(row["images"], row["seed"]) for row in rows} == {("8", "0")}
+    printed = capsys.readouterr().out
+    for count, seed in ((2, 0), (2, 1), (8, 1)):
+        assert f"{count} images, seed {seed}: {NOTHING}" in printed
+    assert (tmp_path / "samples.png").exists()
+
+
+def test_nothing_at_all_is_an_error_and_leaves_nothing(beans, config, tmp_path, small, monkeypatch, capsys):
+    broken(monkeypatch, lambda _: True)
+    assert study("samples", beans, config, tmp_path / "out") == 2
+    assert NOTHING in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_measured_before_a_stop_is_kept(beans, config, tmp_path, small, monkeypatch):
+    def stop(plan):
+        if plan.num_images == 8:
+            raise KeyboardInterrupt
+        return False
+
+    broken(monkeypatch, stop)
+    assert study("samples", beans, config, tmp_path, "--top", 2) == 130
+    assert {row["images"] for row in table(tmp_path / "samples.csv")} == {"2"}
+
+
+def test_too_few_images_to_train_on():
+    with pytest.raises(InputError, match="drawn from 1 for training; give at least 2"):
+        next(experiments.samples(Task([0], [0]), Plan("a", False, 1, 1, "cka", 0, {})))
+
+
+@pytest.mark.parametrize("first", [0, 47, -33])
+def test_dots_stand_beside_their_number_of_images_whatever_the_seed(tmp_path, monkeypatch, first):
+    drawn = []
+    monkeypatch.setattr(Axes, "scatter", lambda axes, x, y, **_: drawn.extend(x))
+    rows = [
+        {"images": count, "seed": first + seed, "acc1": 90.0, "parents_acc1": 95.0}
+        for count in (2, 32)
+        for seed in range(3)
+    ]
+    pictures.draw_samples(rows, tmp_path / "samples.png")
+    assert drawn == pytest.approx([2 * 0.97, 2, 2 * 1.03, 32 * 0.97, 32, 32 * 1.03])
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(3, [3, 3, 1]), (6, [6, 15, 20, 15, 6, 1]), (25, [25, *[20] * 23, 1])])
+def test_many_networks_give_some_of_their_ensembles(count, sizes):
+    draw = random.Random(0)
+    for size, expected in enumerate(sizes, start=1):
+        some = [tuple(one) for one in experiments._drawn(list(range(count)), size, draw)]
+        assert len(some) == expected
+        assert all(len(set(one)) == size for one in some)
+
+
+def test_fine_tuning_needs_an_output_for_each_class(beans):
+    folder = image_folder(beans / "train", 32)
+    _, net = generate(stitching_images(folder, 5), 0, 0, sample=True, nets={"a": convnet(6, 8, classes=2)})
+    with pytest.raises(InputError, match="has 2 outputs and the images more classes"):
+        next(tuning.fine_tune(net, folder, folder, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("-k", 0), "-k is 0; it must be at least 1"),
+        (("--max-depth", 1), "--max-depth is 1; it must be at least 2"),
+        (("--num-images", 0), "--num-images is 0; it must be at least 1"),
+    ],
+)
+def test_a_number_that_is_too_small_names_its_flag(beans, config, tmp_path, capsys, flags, words):
+    assert compose(beans, config, tmp_path / "out", *flags) == 2
+    assert capsys.readouterr().err == f"stitchkit: error: {words}\n"
+
+
+@pytest.mark.parametrize(("command", "top"), [("compose", 20), ("compose-study", 10)])
+def test_help_tells_each_default(command, top, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    lines = re.sub(r"\n {10,}", " ", capsys.readouterr().out)
+    for flag, default in {
+        "--threshold S": 0.8, "--total-threshold S": 0.8, "--max-depth N": 10, "-k N": 2, "--top N": top,
+        "--order {depth,best}": "best", "--score {cka,unbiased_cka,r2,fit}": "cka", "--num-images N": 32,
+        "--img-size N": 224, "--classifier {knn,linear}": "knn", "--seed N": 0,
+    }.items():  # fmt: skip
+        assert re.search(rf"^  {re.escape(flag)} .*\({default}\)$", lines, re.MULTILINE), flag
+
+
+def test_the_readme_tells_what_was_measured():
+    """Its figures of composed networks stand in the page of their results."""
+    section = (ROOT / "README.md").read_text().partition("## Networks composed without training")[2]
+    page = (ROOT / "results/stitchnet/README.md").read_text()
+    figures = re.findall(r"\d+\.\d+", section.partition("\n## ")[0])
+    assert len(figures) > 5
+    assert [figure for figure in figures if figure not in page] == []
