@@ -65,6 +65,7 @@ def _add_flags(command: argparse.ArgumentParser, *, top: int) -> None:
     fitted = "what is fitted to the outputs: nearest neighbours or logistic regression (%(default)s)"
     add("--classifier", choices=("knn", "linear"), default="knn", help=fitted)
     add("--seed", type=int, default=0, metavar="N", help="of the images drawn and of random weights (%(default)s)")
+    add("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default cuda where there is one")
     add("-o", "--output", required=True, metavar="DIR", help="folder to write")
 
 
@@ -91,6 +92,7 @@ def _read(settings: dict[str, Any]) -> tuple[Task, Plan]:
     """What networks are judged on, and what is composed."""
     import torch
 
+    from stitchkit.distributed import choose_device
     from stitchkit.ship.pick import count
     from stitchnet.compose import Plan
     from stitchnet.task import Task
@@ -101,7 +103,8 @@ def _read(settings: dict[str, Any]) -> tuple[Task, Plan]:
     for name, (flag, least) in _LEAST.items():
         if settings[name] < least:
             raise InputError(f"{flag} is {settings[name]}; it must be at least {least}")
+    device = choose_device(settings.pop("device"))
     torch.manual_seed(settings["seed"])  # of weights that are random
     task = Task.load(Path(settings.pop("data")), settings.pop("img_size"), settings.pop("classifier"))
     named = {name: settings.pop(name) for name in ("nets", "pretrained", "top", "num_images", "score", "seed")}
-    return task, Plan(**named, options=settings)
+    return task, Plan(**named, device=device, options=settings)

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from stitchkit.config import AnchorSpec, StitchConfig
@@ -34,6 +35,7 @@ class Plan:
         num_images: Stitching images.
         score: How fragments are compared.
         seed: Which images are drawn.
+        device: Where networks run.
         options: Of `Search`.
     """
 
@@ -43,6 +45,7 @@ class Plan:
     num_images: int
     score: str
     seed: int
+    device: torch.device
     options: dict[str, Any]
 
     def search(self, task: Task) -> Search:
@@ -51,7 +54,7 @@ class Plan:
         Raises:
             InputError: If the networks, images or options cannot be used.
         """
-        images = stitching_images(task.train, self.num_images, seed=self.seed)
+        images = stitching_images(task.train, self.num_images, seed=self.seed).to(self.device)
         scores = Scores(self.score, seed=self.seed)
         return Search(images, nets=_nets(self.nets), pretrained=self.pretrained, scores=scores, **self.options)
 

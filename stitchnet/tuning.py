@@ -26,7 +26,8 @@ def fine_tune(net: Net, train: Batches, validation: Batches, *, seed: int) -> It
     Raises:
         InputError: If the network has fewer outputs than there are classes.
     """
-    images, labels = _whole(train)
+    device = next(net.parameters()).device
+    images, labels = (values.to(device) for values in _whole(train))
     random = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(net.parameters(), _LR, weight_decay=_WEIGHT_DECAY)
     yield _accuracy(net, validation)

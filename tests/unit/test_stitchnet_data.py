@@ -230,6 +230,7 @@ def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_pa
     [
         (("--threshold", 2), "no composition passes"),
         (("--top", 0), "--top is 0"),
+        (("--device", "tpu"), "device 'tpu' is not supported"),
         (("--max-macs", "1k"), "no composition passes"),
         (("--max-params", "few"), "'few' is not a number such as 5G"),
         (("--nets", "resnet500"), "unknown network 'resnet500'"),

@@ -155,7 +155,7 @@ def test_what_was_measured_before_a_stop_is_kept(beans, config, tmp_path, small,
 
 def test_too_few_images_to_train_on():
     with pytest.raises(InputError, match="drawn from 1 for training; give at least 2"):
-        next(experiments.samples(Task([0], [0]), Plan("a", False, 1, 1, "cka", 0, {})))
+        next(experiments.samples(Task([0], [0]), Plan("a", False, 1, 1, "cka", 0, torch.device("cpu"), {})))
 
 
 @pytest.mark.parametrize("first", [0, 47, -33])
