@@ -59,8 +59,8 @@ def measure(options: Options) -> Result:
     shape = "x".join(map(str, pool.images.shape[1:]))
     return Result(
         "compose",
-        f"one drawn composition, K 2, depth 10, {len(pool.fragments)} fragments, {len(pool.images)} images of {shape}, "
-        f"{options.label}",
+        f"one drawn composition, K 2, depth 10, {len(pool.fragments)} fragments of {', '.join(pool.specs)}, "
+        f"{len(pool.images)} images of {shape}, {options.label}",
         seconds,
         (
             Check("scores of one step", _difference(*scores), 1e-4),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from timm.layers import Conv2dSame
@@ -167,19 +166,17 @@ def _flows(model: nn.Module, *, deep: bool) -> tuple[Flow, Flow]:
 
 def _places(model: nn.Module, flow: Flow, example: torch.Tensor, *, inside: bool) -> Iterator[Place]:
     """The places between layers, or those between blocks, that a graph shows."""
-    shapes = _Shapes(flow.trace.root, graph=flow.trace.graph)
-    with torch.no_grad():
-        shapes.run(example)
+    shapes = flow.trace.shapes(example)
     # The first layer is no place, even where its input is not the image itself but what normalises it.
     first = next((node for node in flow.nodes if node.op == "call_module" and _is_reader(_layer(model, node))), None)
     for node in flow.nodes[1:-1]:
         users = flow.after(node)
-        if node not in flow.clean or node not in shapes.found or first in users:
+        if node not in flow.clean or node not in shapes or first in users:
             continue
         if any(user.op != "call_module" for user in users):
             continue
         layers = [_layer(model, user) for user in users]
-        form = find_form(shapes.found[node], model, is_square=example.shape[2] == example.shape[3])
+        form = find_form(shapes[node], model, is_square=example.shape[2] == example.shape[3])
         names = flow.labels[users[0]], flow.labels[node]
         if form is None:
             continue
@@ -200,18 +197,3 @@ def _is_plain(layer: nn.Module) -> bool:
 
 def _is_reader(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
-
-
-class _Shapes(fx.Interpreter):
-    """Runs a graph and notes the shape of every tensor."""
-
-    def __init__(self, *arguments: Any, **named: Any):
-        super().__init__(*arguments, **named)
-        self.found: dict[fx.Node, tuple[int, ...]] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run a node."""
-        value = super().run_node(n)
-        if isinstance(value, torch.Tensor):
-            self.found[n] = tuple(value.shape)
-        return value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torchvision
@@ -57,14 +56,11 @@ def nodes(model: nn.Module, example: torch.Tensor | None = None, *, inside: Coll
             raise InputError(f"'{path}' is one layer, a {kind}, with no nodes inside; name a block")
     traced = trace(model, [f"{path}.{INPUT}" for path in inside])
     flow = Flow(traced)
-    values = _Values(traced.root, graph=traced.graph)
-    if example is not None:
-        with torch.no_grad():
-            values.run(example)
+    shapes = {} if example is None else traced.shapes(example)
     found = []
     for name, region in flow.regions.items():
         leaving = flow.leaving(name)
-        shape = values.shapes.get(leaving[0]) if len(leaving) == 1 else None
+        shape = shapes.get(leaving[0]) if len(leaving) == 1 else None
         is_clean = len(leaving) == 1 and leaving[0] in flow.clean and (example is None or shape is not None)
         if leaving:
             found.append(Node(name, _kind(model, name, region), is_clean, shape))
@@ -128,18 +124,3 @@ def _kind(model: nn.Module, name: str, region: list[fx.Node]) -> str:
         return type(model.get_submodule(path)).__name__
     except AttributeError:
         return "function" if name != INPUT else "input"
-
-
-class _Values(fx.Interpreter):
-    """Runs a graph and notes the shape of every tensor."""
-
-    def __init__(self, *arguments: Any, **named: Any):
-        super().__init__(*arguments, **named)
-        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run a node."""
-        value = super().run_node(n)
-        if isinstance(value, torch.Tensor):
-            self.shapes[n] = tuple(value.shape)
-        return value

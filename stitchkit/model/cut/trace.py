@@ -37,6 +37,32 @@ class Trace:
     root: nn.Module
     training: bool
 
+    @torch.no_grad()
+    def shapes(self, example: torch.Tensor) -> dict[fx.Node, tuple[int, ...]]:
+        """The shape of each tensor, found by running the graph.
+
+        Args:
+            example: What the model takes; on the meta device nothing is computed.
+        """
+        shapes = _Shapes(self.root, graph=self.graph)
+        shapes.run(example)
+        return shapes.found
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph and notes the shape of every tensor."""
+
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
+        self.found: dict[fx.Node, tuple[int, ...]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node."""
+        value = super().run_node(n)
+        if isinstance(value, torch.Tensor):
+            self.found[n] = tuple(value.shape)
+        return value
+
 
 def trace(model: nn.Module, names: Collection[str] = (), *, training: bool = False, deep: bool = False) -> Trace:
     """Trace a model into its blocks, and further only as far as names ask.
