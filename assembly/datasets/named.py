@@ -95,7 +95,9 @@ def open_dataset(
     if key in SOURCES:
         samples, classes = read(key, root, split, download=download)
         return LabelledImages(samples, classes, transform)
-    if place.is_dir() or "/" in name:
+    if "/" in name and not place.is_dir():
+        raise InputError(f"data folder '{place}' does not exist; check the path")
+    if place.is_dir():
         raise InputError(
             f"data folder '{place}' has no train/ folder; it needs train/ and val/, one folder a class in each"
         )
@@ -119,7 +121,9 @@ def read(
     """
     source = SOURCES[key]
     if root is None:
-        raise InputError(f"data set '{key}' is read from files; name the folder that holds {source.needs}")
+        raise InputError(
+            f"data set '{key}' is read from files; name the folder that holds {source.needs} (--data-path DIR)"
+        )
     values = (None,) if source.argument is None else source.train if split == "train" else (source.test,)
     readers = [_create(key, root, value, download) for value in values]
     chosen = _own_split(readers[0], split) if source.argument is None else range(len(readers[0]))
@@ -206,7 +210,8 @@ def _count_labels(reader: Any) -> int:
 
 def _is_laid_out(root: Path) -> bool:
     """Whether a folder is ImageNet as most have it; torchvision's own reader leaves `meta.bin` beside its folders."""
-    return all((root / name).is_dir() for name in ("train", "val")) and not (root / "meta.bin").exists()
+    validation = any((root / name).is_dir() for name in ("val", "validation"))
+    return validation and (root / "train").is_dir() and not (root / "meta.bin").exists()
 
 
 def _open_folder(folder: Path, split: Split, transform: Transform | None) -> LabelledImages:

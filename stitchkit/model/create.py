@@ -107,19 +107,22 @@ def _classes_in(weights: Mapping[str, torch.Tensor], model: nn.Module) -> int | 
     return None if weight is None else len(weight)
 
 
-def create_anchor(spec: AnchorSpec, *, pretrained: bool = True, **overrides: Any) -> Anchor:
+def create_anchor(
+    spec: AnchorSpec, *, pretrained: bool = True, checkpoints: bool | None = None, **overrides: Any
+) -> Anchor:
     """The anchor of a specification.
 
     Args:
         spec: Name, label, arguments and checkpoint.
         pretrained: Load its weights: the checkpoint where the specification has one, else timm's. Without, the
             weights are random.
+        checkpoints: Load the checkpoint of the specification, if it has one; by default as `pretrained` says.
         overrides: Further arguments of `timm.create_model`, stronger than those of the specification.
 
     Raises:
         InputError: If the model cannot be built, loaded or viewed as steps.
     """
-    checkpoint = spec.checkpoint if pretrained else None
+    checkpoint = spec.checkpoint if (pretrained if checkpoints is None else checkpoints) else None
     kwargs = {**spec.kwargs, **{key: value for key, value in overrides.items() if value is not None}}
     try:
         model = create_model(spec.name, checkpoint=checkpoint, pretrained=pretrained, **kwargs)
@@ -143,7 +146,11 @@ def _check_input_size(anchor: Anchor, img_size: int | Sequence[int] | None) -> N
 
 
 def create_snnet(
-    config: StitchConfig | Mapping[str, Any] | str | Path, *, pretrained: bool = False, **overrides: Any
+    config: StitchConfig | Mapping[str, Any] | str | Path,
+    *,
+    pretrained: bool = False,
+    checkpoints: bool | None = None,
+    **overrides: Any,
 ) -> SNNet:
     """The SN-Net of a configuration.
 
@@ -152,6 +159,7 @@ def create_snnet(
     Args:
         config: A configuration, its content, or the path of its file.
         pretrained: Load the anchors' weights, from the network unless the configuration names local files.
+        checkpoints: Load these local files; by default as `pretrained` says.
         overrides: Arguments of `timm.create_model` for all anchors, such as `num_classes=10` or `img_size=384`.
 
     Raises:
@@ -161,13 +169,13 @@ def create_snnet(
         config = StitchConfig.load(config)
     elif not isinstance(config, StitchConfig):
         config = StitchConfig.parse(config)
-    if pretrained:
+    if pretrained or checkpoints:
         with torch.device("meta"):  # anchors that cannot be stitched are found before weights are fetched
             _assemble(config, pretrained=False, **overrides)
-    return _assemble(config, pretrained=pretrained, **overrides)
+    return _assemble(config, pretrained=pretrained, checkpoints=checkpoints, **overrides)
 
 
-def _assemble(config: StitchConfig, *, pretrained: bool, **overrides: Any) -> SNNet:
-    anchors = [create_anchor(spec, pretrained=pretrained, **overrides) for spec in config.anchors]
+def _assemble(config: StitchConfig, **options: Any) -> SNNet:
+    anchors = [create_anchor(spec, **options) for spec in config.anchors]
     space = StitchSpace.build(anchors, config.rule)
     return SNNet(anchors, space, stitched_final_norm=config.stitched_final_norm)

@@ -154,8 +154,9 @@ def load_content(model: nn.Module, content: Mapping[str, Any], path: str | Path,
     if problems:
         shown = "; ".join(sorted(problems)[:4])
         more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        keys = own.keys() | weights.keys()
         raise InputError(
-            f"checkpoint '{path}' belongs to another configuration: {len(problems)} of {len(own)} keys differ: "
+            f"checkpoint '{path}' belongs to another configuration: {len(problems)} of {len(keys)} keys differ: "
             f"{shown}{more}"
         )
     with evaluating(model):  # entering a mode makes timm's LeViT forget what it computed from the weights before

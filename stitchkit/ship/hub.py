@@ -108,7 +108,7 @@ class HubSNNet(
             self.config = StitchConfig.load(stitch_config)
         else:
             self.config = StitchConfig.parse(stitch_config)
-        options = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans}
+        options: dict[str, Any] = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans}
         anchors = [create_anchor(spec, pretrained=False, **options) for spec in self.config.anchors]
         space = StitchSpace.build(anchors, self.config.rule)
         super().__init__(anchors, space, stitched_final_norm=self.config.stitched_final_norm)

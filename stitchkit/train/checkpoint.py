@@ -258,9 +258,12 @@ def check_configuration(content: Mapping[str, Any], config: StitchConfig, path: 
     for before, now in zip(anchors if isinstance(anchors, list) else [], ours["anchors"], strict=False):
         wrong += _anchor_differences(before, now)
     if wrong:
-        raise InputError(f"checkpoint '{path}' belongs to another configuration: {', '.join(wrong)}")
+        more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise InputError(f"checkpoint '{path}' belongs to another configuration: {', '.join(wrong[:_SHOWN])}{more}")
 
 
+_SHOWN = 3
+"""Differences of two configurations that a message names."""
 _FREE_KWARGS = ("img_size", "num_classes", "in_chans", "weight_init")
 """What of an anchor flags and another data set change, or what trained weights replace; `drop*` besides."""
 

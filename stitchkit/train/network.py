@@ -41,8 +41,10 @@ def create_network(recipe: Recipe, config: StitchConfig | None, found_classes: i
     options = _options(recipe, found_classes)
     model: nn.Module
     if config is not None:
-        model = create_snnet(config, **options)
+        # Without pretrained weights nothing is fetched, but a file that the configuration names is no less wanted.
+        model = create_snnet(config, checkpoints=not _starts_elsewhere(recipe), **options)
         _warn_of_normalisation(model, recipe)
+        _warn_of_order(model)
     else:
         assert settings.model is not None
         checkpoint = settings.pretrained_path if options["pretrained"] else None
@@ -65,9 +67,8 @@ def create_network(recipe: Recipe, config: StitchConfig | None, found_classes: i
 def _options(recipe: Recipe, found_classes: int | None) -> dict[str, Any]:
     """Arguments of `timm.create_model` for every network; those that are None are left to the model."""
     settings = recipe.model
-    starts_elsewhere = recipe.run.resume is not None or settings.initial_checkpoint is not None
     return {
-        "pretrained": settings.pretrained and not starts_elsewhere,
+        "pretrained": settings.pretrained and not _starts_elsewhere(recipe),
         "num_classes": settings.num_classes or found_classes,
         "img_size": settings.sides,
         "in_chans": settings.channels if settings.input_size else settings.in_chans,
@@ -76,6 +77,11 @@ def _options(recipe: Recipe, found_classes: int | None) -> dict[str, Any]:
         "drop_path_rate": settings.drop_path_rate,
         "drop_block_rate": settings.drop_block,
     }
+
+
+def _starts_elsewhere(recipe: Recipe) -> bool:
+    """Whether all weights come from a checkpoint of the whole network."""
+    return recipe.run.resume is not None or recipe.model.initial_checkpoint is not None
 
 
 def _adjust(model: nn.Module, settings: ModelRecipe) -> None:
@@ -120,6 +126,16 @@ def _warn_of_normalisation(model: SNNet, recipe: Recipe) -> None:
             "--std say otherwise",
             listed,
         )
+
+
+def _warn_of_order(model: SNNet) -> None:
+    """Stitches go from one anchor to the next, so the order decides what there is; say so where it looks mistaken."""
+    params = {
+        label: sum(weight.numel() for weight in anchor.model.parameters()) for label, anchor in model.views.items()
+    }
+    if list(params.values()) != sorted(params.values()):
+        listed = ", ".join(f"{label} {count:,}" for label, count in params.items())
+        _logger.warning("anchors do not go from cheap to costly, as the configuration should list them: %s", listed)
 
 
 def input_size(model: nn.Module, recipe: Recipe) -> tuple[int, ...]:

@@ -141,7 +141,8 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, int, 
     if content is not None and start == content.get("epoch", -1) + 1 and not recipe.run.no_resume_opt:
         position = restore_position(content, trainer)
     trainer.start_at(start, 0 if position is None else position.done)
-    _logger.info("%d epochs of %d steps, learning rate %.3g, into %s", num_epochs, updates, rate, session.folder)
+    how = recipe.optim.opt, rate
+    _logger.info("%d epochs of %d steps, %s, learning rate %.3g, into %s", num_epochs, updates, *how, session.folder)
     return trainer, num_epochs, start, position
 
 

@@ -158,10 +158,13 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert torch.equal(names["logits"], names["net"](names["images"]))
 
 
-def test_the_configuration_of_the_readme_is_one():
+def test_the_configuration_of_the_readme_is_one(tmp_path):
     (text,) = re.findall(r"```json\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    config = stitchkit.StitchConfig.parse(json.loads(text))
+    (tmp_path / "mine.json").write_text(text)
+    recipe, config = resolve({"data": "images", "stitch_config": str(tmp_path / "mine.json")})
+    assert config is not None
     assert [anchor.label for anchor in config.anchors] == ["deit_tiny_patch16_224", "mine"]
+    assert (recipe.optim.opt, recipe.schedule.epochs) == ("adamw", 50)
 
 
 def test_python_minus_m_is_the_same_program():

@@ -144,9 +144,9 @@ def test_any_image_folder(tmp_path, split):
         assert labels_of(test) == [0, 0, 0, 1, 1, 1]
 
 
-@pytest.mark.parametrize("where", ["", "imagenet"])
-def test_imagenet_in_the_folder_that_is_given_or_under_it(tmp_path, where):
-    archives.write_folder(tmp_path / where, "train", "val")
+@pytest.mark.parametrize(("where", "split"), [("", "val"), ("imagenet", "val"), ("", "validation")])
+def test_imagenet_in_the_folder_that_is_given_or_under_it(tmp_path, where, split):
+    archives.write_folder(tmp_path / where, "train", split)
     train, test = both("imagenet", tmp_path)
     assert train.classes == ("cat", "dog")
     assert labels_of(test) == [0, 0, 0, 1, 1, 1]
@@ -167,7 +167,7 @@ def test_a_test_folder_without_classes_is_passed_over(tmp_path):
 
 
 def test_folders_that_cannot_be_used(tmp_path):
-    for name, message in ((str(tmp_path), "no train/ folder"), ("no/such", "no train/ folder")):
+    for name, message in ((str(tmp_path), "no train/ folder"), ("no/such", "does not exist")):
         with pytest.raises(InputError, match=message):
             open_dataset(name, root=None, split="train")
     archives.write_folder(tmp_path, "train")

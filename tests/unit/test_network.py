@@ -63,6 +63,30 @@ def test_pretrained_weights_from_a_file(tmp_path):
         assert all(torch.equal(loaded[key], value) for key, value in model.state_dict().items()) == pretrained
 
 
+def test_files_of_anchors_are_loaded_without_pretrained_weights(tmp_path):
+    """`--no-pretrained` fetches nothing; what the configuration names is not fetched."""
+    anchors = [pico_anchor("a", 8), pico_anchor("b", 16)]
+    model = stitchkit.create_model(anchors[1]["name"], **anchors[1]["kwargs"])
+    randomize(model)
+    torch.save(model.state_dict(), tmp_path / "b.pth")
+    anchors[1]["checkpoint"] = str(tmp_path / "b.pth")
+    made = snnet(anchors)[0].anchors[1].state_dict()
+    assert all(torch.equal(made[key], value) for key, value in model.state_dict().items())
+    (tmp_path / "b.pth").unlink()
+    with pytest.raises(InputError, match=r"anchor 'b': checkpoint '.*b\.pth' does not exist"):
+        snnet(anchors)
+    snnet(anchors, resume="last.pth.tar")  # which holds all weights
+    stitchkit.create_snnet(pico_config() | {"anchors": anchors})
+
+
+def test_anchors_that_descend_are_told(caplog):
+    snnet([pico_anchor("b", 16), pico_anchor("a", 8)])
+    assert "anchors do not go from cheap to costly" in caplog.text
+    caplog.clear()
+    snnet()
+    assert "cheap" not in caplog.text
+
+
 def test_classifiers_start_as_asked():
     heads = [anchor.head for anchor in snnet(head_init_bias=-2.0)[0].anchors]
     assert all((head.bias == -2).all() for head in heads)
