@@ -73,6 +73,7 @@ class Plan:
         with tqdm(found, desc="composing", unit=" found", leave=False, disable=None) as progress:
             search.on_step = lambda counts: progress.set_postfix_str(str(counts))
             best = heapq.nlargest(self.top, progress, key=lambda one: one.score)
+        search.on_step = lambda _: None  # the bar is gone
         if not best:
             raise InputError(
                 f"no composition passes but the networks as they are ({search.counts}); lower --threshold or "

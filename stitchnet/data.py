@@ -26,6 +26,29 @@ Batches = Any
 """A dataset of `load_hf_dataset`, a sequence of pairs of an image `[3, H, W]` and a label, or two arrays."""
 
 
+def as_images(images: Any, *, what: str = "images") -> torch.Tensor:
+    """Prepared images as a tensor `[B, C, H, W]` in float32.
+
+    Args:
+        images: A tensor or an array.
+        what: What they are called in a message.
+
+    Raises:
+        InputError: If they are no floats of that shape.
+    """
+    try:
+        values = torch.as_tensor(images)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{what} are {type(images).__name__}, no array; `stitchnet.stitching_images` makes one of a dataset"
+        ) from error
+    if values.ndim != 4 or not values.is_floating_point():
+        raise InputError(
+            f"{what} are {list(values.shape)} of {values.dtype}; give prepared images [B, C, H, W] as floats"
+        )
+    return values.float()
+
+
 def preparation(size: tuple[int, int]) -> Callable[[Image.Image], torch.Tensor]:
     """How an image becomes a tensor `[3, H, W]`: resized, the middle cut out, normalised as for ImageNet.
 
@@ -178,11 +201,9 @@ def batches(dataset: Batches, label_column: str | None = None) -> Iterator[tuple
         InputError: If there is no such column, or no image.
     """
     if _is_arrays(dataset):
-        images, labels = torch.as_tensor(dataset[0]), np.asarray(dataset[1])
-        if images.ndim != 4 or len(images) != len(labels):
-            raise InputError(f"{list(images.shape)} images and {len(labels)} labels do not belong together")
-        if not images.is_floating_point():
-            raise InputError(f"images are of {images.dtype}; give them prepared, as floats")
+        images, labels = as_images(dataset[0]), np.asarray(dataset[1])
+        if len(images) != len(labels):
+            raise InputError(f"{len(images)} images and {len(labels)} labels do not belong together")
         dataset = list(zip(images, labels, strict=True))
     if not len(dataset):
         raise InputError("the dataset has no image; give at least one")

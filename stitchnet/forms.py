@@ -60,24 +60,29 @@ class Form:
         return convert(x if prefix is None else torch.cat([prefix, x], -1), Format.NCL, Format.NLC)
 
 
-def find_form(shape: tuple[int, ...], model: nn.Module, *, is_square: bool) -> Form | None:
+def find_form(shape: tuple[int, ...], model: nn.Module, size: tuple[int, int]) -> Form | None:
     """The form of a tensor inside a model, by its shape; None if a joint can make none such.
 
     Args:
         shape: With the batch.
         model: The model.
-        is_square: Whether its images are; of others the shape does not tell how tokens are arranged.
+        size: Height and width of its images; if they are not square, it does not tell how tokens are arranged.
     """
     if len(shape) == 2:
         return Form(None)
     # timm's `unroll` puts tokens into another order than that of their positions.
-    if len(shape) == 3 and is_square and not hasattr(model, "unroll"):
+    if len(shape) == 3 and size[0] == size[1] and not hasattr(model, "unroll"):
         prefix = getattr(model, "num_prefix_tokens", shape[1] - math.isqrt(shape[1]) ** 2)
         if math.isqrt(shape[1] - prefix) ** 2 == shape[1] - prefix > 0:
             return Form(Format.NLC, prefix)
     if len(shape) == 4:
-        # Maps of square images are square, wherever their channels stand; those of others stand first if nothing tells.
-        last = shape[1] == shape[2] != shape[3] or getattr(model, "output_fmt", None) == Format.NHWC
-        first = shape[2] == shape[3] != shape[1]
-        return Form(Format.NHWC if last and not first else Format.NCHW)
+        # Maps have the proportions of the images, wherever their channels stand.
+        leading, trailing = (_is_proportional(sides, size) for sides in (shape[1:3], shape[2:4]))
+        last = (leading and not trailing) or getattr(model, "output_fmt", None) == Format.NHWC
+        return Form(Format.NHWC if last and (leading or not trailing) else Format.NCHW)
     return None
+
+
+def _is_proportional(sides: tuple[int, ...], size: tuple[int, int]) -> bool:
+    """Whether height and width are those of images made smaller, but for rounding."""
+    return abs(sides[0] - sides[1] * size[0] / size[1]) < 1

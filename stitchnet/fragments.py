@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from timm.layers import Conv2dSame
+from timm.layers import Conv2dSame, Linear
 from torch import fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -17,7 +17,7 @@ from stitchkit.model.cut.flow import Flow
 from stitchkit.model.cut.trace import trace
 from stitchnet.forms import Form, find_form
 
-_PLAIN = (nn.Conv2d.forward, nn.Linear.forward, Conv2dSame.forward)
+_PLAIN = (nn.Conv2d.forward, Conv2dSame.forward, nn.Linear.forward, Linear.forward)
 """What layers do that only multiply by their weight."""
 
 
@@ -176,7 +176,7 @@ def _places(model: nn.Module, flow: Flow, example: torch.Tensor, *, inside: bool
         if any(user.op != "call_module" for user in users):
             continue
         layers = [_layer(model, user) for user in users]
-        form = find_form(shapes[node], model, is_square=example.shape[2] == example.shape[3])
+        form = find_form(shapes[node], model, (example.shape[2], example.shape[3]))
         names = flow.labels[users[0]], flow.labels[node]
         if form is None:
             continue
@@ -192,7 +192,8 @@ def _layer(model: nn.Module, node: fx.Node) -> nn.Module:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    return type(layer).forward in _PLAIN and not is_parametrized(layer)
+    # Weights are also computed anew by parametrizations and, as pruning does it, by hooks.
+    return type(layer).forward in _PLAIN and not is_parametrized(layer) and not layer._forward_pre_hooks
 
 
 def _is_reader(layer: nn.Module) -> bool:

@@ -21,7 +21,7 @@ from stitchkit.ship.formats import format_of
 from stitchnet.activations import run
 from stitchnet.classifier import Classifier
 from stitchnet.composition import Composition
-from stitchnet.data import Batches, batches, read_image
+from stitchnet.data import Batches, as_images, batches, read_image
 from stitchnet.fragments import Fragment
 from stitchnet.joint import Joint, JointLayer, fold, kept
 from stitchnet.pool import Pool
@@ -101,9 +101,9 @@ class Net(nn.Module):
 
     def get_macs_params(self) -> dict[str, Any]:
         """Multiply-adds for one image, as fvcore counts them, in all and by operator, and number of parameters."""
-        cost = measure(self, self.example())
-        by_operator = flops_by_operator(self, self.example())
-        return {"macs": cost.flops, "params": cost.params, "macs_by_operator": by_operator}
+        macs = flops_by_operator(self, self.example())
+        params = sum(parameter.numel() for parameter in self.parameters())
+        return {"macs": sum(macs.values()), "params": params, "macs_by_operator": macs}
 
     @torch.no_grad()
     def steps(self) -> list[Step]:
@@ -204,7 +204,9 @@ class Net(nn.Module):
         Raises:
             InputError: If the network was not fitted, or the images are of another size than it was composed for.
         """
-        images = torch.as_tensor(images)
+        if not len(images):
+            return []
+        images = as_images(images)
         self._check(images)
         with evaluating(self):
             outputs = run(self, images.to(next(self.parameters()).device)).flatten(1).cpu().numpy()

@@ -11,12 +11,12 @@ import torch
 import torchvision
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.loader import adapt_to_chs
-from timm.models import get_pretrained_cfg, is_model
+from timm.models import is_model
 from torch import nn
 
 from stitchkit.config import AnchorSpec
 from stitchkit.errors import InputError, unknown
-from stitchkit.model.create import create_model
+from stitchkit.model.create import create_model, published_config
 from stitchkit.model.weights import load_checkpoint
 
 PUBLISHED = ("alexnet", "densenet121", "mobilenet_v3_small", "resnet50", "vgg16")
@@ -68,7 +68,13 @@ def _created(entries: Iterable[object], *, pretrained: bool, img_size: tuple[int
             raise InputError(
                 f"two networks are called '{spec.label}'; give one of them another label (in a stitch configuration)"
             )
-        model = create(spec, pretrained=pretrained).eval()
+        try:
+            model = create(spec, pretrained=pretrained).eval()
+        except InputError as error:
+            if spec.checkpoint is None or "img_size" not in spec.kwargs:
+                raise
+            size = spec.kwargs["img_size"]
+            raise InputError(f"{error}; the network was made for images of {size}, is the checkpoint too?") from error
         # What weights decide is kept, as the network is made again without them: how many classes there are, ...
         decided = {"num_classes"} if spec.checkpoint is not None else set()
         # ... and of torchvision's Inception networks what they do with images and whether they have auxiliary heads.
@@ -81,7 +87,7 @@ def _created(entries: Iterable[object], *, pretrained: bool, img_size: tuple[int
 
 def _sized(spec: AnchorSpec, img_size: tuple[int, int] | None) -> AnchorSpec:
     """A specification for images of a size, where timm's network has one of its own and takes no other."""
-    config = get_pretrained_cfg(spec.name) if is_model(spec.name) and spec.name not in PUBLISHED else None
+    config = published_config(spec.name) if is_model(spec.name) and spec.name not in PUBLISHED else None
     if config is None or img_size is None or not config.fixed_input_size or "img_size" in spec.kwargs:
         return spec
     if img_size == config.input_size[1:]:

@@ -11,6 +11,7 @@ from timm.layers.format import Format
 from stitchkit.config import AnchorSpec
 from stitchkit.errors import InputError
 from stitchnet.activations import Activation, run
+from stitchnet.data import as_images
 from stitchnet.forms import Form
 from stitchnet.fragments import Fragment, fragments
 from stitchnet.networks import Nets, load_networks
@@ -83,16 +84,9 @@ def images(data: np.ndarray | torch.Tensor) -> torch.Tensor:
     Raises:
         InputError: If they are not float images `[B, C, H, W]`, or a value is not finite.
     """
-    try:
-        values = torch.as_tensor(data)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"stitching images are {type(data).__name__}, no array; `stitchnet.stitching_images` makes one of a dataset"
-        ) from error
-    if values.ndim != 4 or not len(values) or not values.is_floating_point():
-        raise InputError(
-            f"stitching images are {list(values.shape)} of {values.dtype}; give prepared images [B, C, H, W] as floats"
-        )
+    values = as_images(data, what="stitching images")
+    if not len(values):
+        raise InputError("there are no stitching images; give at least one")
     if not values.isfinite().all():
         raise InputError("a stitching image holds values that are no numbers; check how they are prepared")
-    return values.float()
+    return values

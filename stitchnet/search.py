@@ -26,6 +26,8 @@ from stitchnet.pool import Pool
 from stitchnet.scores import Scores
 
 ORDERS = ("depth", "best")
+_PUBLISHED = {"total_threshold": "totalThreshold", "max_depth": "maxDepth", "width": "K"}
+"""What the published call says for options of ours."""
 _DRAWS = 100
 """How often a drawn composition may end nowhere."""
 
@@ -269,9 +271,12 @@ def generate(
 
     Source: StitchNet, algorithm 1.
     """
+    known = inspect.signature(Search).parameters.keys() - {"data", "threshold", *_PUBLISHED}
     for name in options:
-        if name not in (known := inspect.signature(Search).parameters):
-            raise unknown("option of generate", name, known)
+        if name in _PUBLISHED:
+            raise InputError(f"option '{name}' of `Search` is '{_PUBLISHED[name]}' of `generate`; write it so")
+        if name not in known:
+            raise unknown("option of generate", name, sorted({*known, "threshold", *_PUBLISHED.values()}))
     search = Search(data, threshold=threshold, total_threshold=totalThreshold, max_depth=maxDepth, width=K, **options)
     if not sample:
         return iter(search)

@@ -73,9 +73,9 @@ def judged(search: Search, compositions: Iterable[Composition], task: Task) -> I
         net = search.build(composition)
         try:
             accuracy = task.accuracy(net)
-        except NotFiniteError:
+        except NotFiniteError as error:
             if composition.is_uncut:
-                raise
+                raise InputError(f"network '{composition.fragment.network}': {error}") from error
             search.counts.skipped["the network gives values that are no numbers"] += 1
             continue
         cost = net.get_macs_params()

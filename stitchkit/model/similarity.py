@@ -15,8 +15,8 @@ from torch import nn
 
 from stitchkit.errors import InputError, unknown
 
-_ROUNDING = 1e-6
-"""Relative differences between features in float32 that mean nothing."""
+_ROUNDING = 8
+"""Differences between features, in units of the last place, that mean nothing."""
 
 
 def resize(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -176,7 +176,8 @@ def hsic(x: torch.Tensor, y: torch.Tensor) -> float:
 
 def _noise(x: torch.Tensor) -> float:
     """The energy about the mean that rounding alone gives a constant activation, such as one that was resized."""
-    return float(_ROUNDING**2 * _mean(x).double().square().sum() * (x.numel() // x.shape[1]))
+    relative = _ROUNDING * torch.finfo(x.dtype).eps
+    return float(relative**2 * _mean(x).double().square().sum() * (x.numel() // x.shape[1]))
 
 
 def _cross(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype, *, centred: bool) -> torch.Tensor:

@@ -135,7 +135,7 @@ def _warn_of_order(model: SNNet) -> None:
     }
     if list(params.values()) != sorted(params.values()):
         listed = ", ".join(f"{label} {count:,}" for label, count in params.items())
-        _logger.warning("anchors do not go from cheap to costly, as the configuration should list them: %s", listed)
+        _logger.warning("anchors are listed from cheap to costly, but their parameters do not ascend: %s", listed)
 
 
 def input_size(model: nn.Module, recipe: Recipe) -> tuple[int, ...]:

@@ -81,7 +81,7 @@ def test_files_of_anchors_are_loaded_without_pretrained_weights(tmp_path):
 
 def test_anchors_that_descend_are_told(caplog):
     snnet([pico_anchor("b", 16), pico_anchor("a", 8)])
-    assert "anchors do not go from cheap to costly" in caplog.text
+    assert "their parameters do not ascend: b " in caplog.text
     caplog.clear()
     snnet()
     assert "cheap" not in caplog.text

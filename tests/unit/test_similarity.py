@@ -139,6 +139,8 @@ def test_a_constant_that_was_resized_scores_lowest_with_a_warning(name, rows):
 def test_small_differences_about_a_large_mean_are_no_noise():
     x = noise(8, 4, 6, 6)
     assert linear_cka(x * 1e-3 + 1, x) == pytest.approx(linear_cka(x, x), abs=1e-3)
+    precise = x.double() * 1e-7 + 1
+    assert linear_cka(precise, x.double()) == pytest.approx(1, abs=1e-3)
 
 
 def test_maps_of_any_shape_are_compared_alike_both_ways():

@@ -14,6 +14,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.loader import adapt_to_chs
 from timm.layers.format import Format
 from torch import nn
+from torch.nn.utils import prune, spectral_norm
 
 import stitchnet
 from stitchkit.errors import InputError
@@ -495,6 +496,25 @@ def test_what_standardises_its_weight_keeps_the_joint_before_it():
     torch.testing.assert_close(folded(x), own(x), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("change", [prune.identity, spectral_norm])
+def test_weights_that_hooks_compute_keep_the_joint_before_them(change):
+    torch.manual_seed(0)
+    nets = {"small": convnet(6, 8), "large": convnet(5, 10, 12)}
+    change(nets["large"][4], "weight")
+    folded, own = (compose(nets, ("small", 0, 1), ("large", 1, 5), is_folded=flag) for flag in (True, False))
+    torch.testing.assert_close(folded(images(2)), own(images(2)), atol=1e-4, rtol=1e-3)
+
+
+def test_layers_of_timm_that_only_multiply_take_the_joint_before_them(nets):
+    torch.manual_seed(0)
+    timms = {"a": nets["resnet"], "tf": timm.create_model("tf_mobilenetv3_small_minimal_100", num_classes=4)}
+    ours = search(timms)
+    for fragment in ours.pool.fragments:
+        if fragment.network == "tf" and not fragment.is_start:
+            readers = [type(reader) for _, reader in fragment.readers(fragment.module)]
+            assert readers, f"{fragment.name}: its first layers are not seen as plain"
+
+
 def test_folding_changes_no_output(nets):
     for folded, own in zip(
         *(
@@ -612,12 +632,17 @@ def test_classifiers_refuse_what_they_cannot_use(mixed):
         mixed.fit([(image, "cat") for image in images(4)])
     with pytest.raises(InputError, match=r"images are \[3, 40, 40\], and the network was composed for \[3, 32, 32\]"):
         mixed.fit((images(4, 40), [0, 1, 0, 1]))
-    with pytest.raises(InputError, match=r"images are of torch\.uint8"):
+    with pytest.raises(InputError, match=r"of torch\.uint8; give prepared images"):
         mixed.fit(((images(4) * 50).byte(), [0, 1, 0, 1]))
     mixed.fit([images(4), [0, 1, 0, 1]])
     with pytest.raises(InputError, match=r"images are \[32, 32, 3\]"):
         mixed.predict(np.zeros((2, 32, 32, 3), np.float32))
-    assert len(mixed.predict(images(2).numpy())) == 2
+    assert mixed.predict(images(2).double().numpy()) == mixed.predict(images(2))
+    assert mixed.predict([]) == []
+    with pytest.raises(InputError, match="as floats"):
+        mixed.predict(images(2).byte())
+    with pytest.raises(InputError, match="no array"):
+        mixed.predict(list(images(2)))
 
 
 # Networks by name
@@ -697,6 +722,19 @@ def test_the_order_of_tokens_is_known_or_they_are_no_place():
     assert {part.form.name for part in fragments("vit", vit, torch.randn(1, 3, 32, 64))} == {"vector"}
 
 
+def test_channels_are_found_in_images_that_are_not_square():
+    swin = torchvision.models.swin_t(num_classes=4).eval()
+    x = torch.randn(1, 3, 64, 96)
+    parts = fragments("swin", swin, x)
+    assert {part.form.name for part in parts} == {"NHWC", "NCHW", "vector"} - {"NCHW"}
+    for part in parts[:-1]:
+        x = part.module(x)
+        if part.form.layout is not None:
+            assert x.shape[1] / x.shape[2] == 64 / 96
+    resnet = timm.create_model("resnet18", **RESNET).eval()
+    assert {part.form.name for part in fragments("r", resnet, torch.randn(1, 3, 64, 96))} == {"NCHW", "vector"}
+
+
 @pytest.mark.parametrize(
     ("nets", "words"),
     [
@@ -705,6 +743,7 @@ def test_the_order_of_tokens_is_known_or_they_are_no_place():
         (["resnet18", "resnet18"], "two networks are called 'resnet18'"),
         ([nn.Linear(2, 2)], "modules need labels"),
         ([{"name": "resnet18", "kwarg": {}}], "did you mean 'kwargs'"),
+        (["resnet18.a1_in1kk"], "did you mean 'a1_in1k'"),
         ({"a": "resnet18"}, "network 'a' is given as 'resnet18', no module"),
         ("resnet18, resnet500", "unknown network 'resnet500'"),
     ],
@@ -725,6 +764,7 @@ def test_networks_that_cannot_be_used(nets, words):
         (np.zeros((2, 3, 32, 32), np.float32), {"maxDepth": 1}, "at least 2"),
         (np.zeros((2, 3, 32, 32), np.float32), {"K": 0}, "at least 2 and 1"),
         (np.zeros((2, 3, 32, 32), np.float32), {"treshold": 0}, "did you mean 'threshold'"),
+        (np.zeros((2, 3, 32, 32), np.float32), {"width": 1}, "is 'K' of `generate`"),
         (np.zeros((2, 3, 32, 32), np.float32), {"scores": "r3"}, "did you mean 'r2'"),
         ([{"image": 1}], {}, "stitching images are list, no array"),
     ],
