@@ -533,6 +533,7 @@ def test_a_net_has_weights_of_its_own(mixed, nets):
     assert not given & {parameter.data_ptr() for parameter in mixed.parameters()}
 
 
+@pytest.mark.parametrize("mixed", ["larger maps", "class token", "channels last"], indirect=True)
 def test_onnx_gives_the_same_for_any_number_of_images(mixed, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -697,8 +698,10 @@ def test_a_network_that_cannot_be_given_its_normalisation_is_named(caplog):
 
 
 def test_transformers_are_made_for_the_size_of_the_images(tmp_path):
-    names = "vit_tiny_patch16_224,swin_tiny_patch4_window7_224"
-    ours = Search(torch.randn(2, 3, 64, 64), nets=names, pretrained=False, threshold=0, total_threshold=0, width=1)
+    specs = [{"name": SPECS[label]["name"], "kwargs": {**SPECS[label]["kwargs"]}} for label in ("vit", "swin")]
+    for spec in specs:
+        del spec["kwargs"]["img_size"]
+    ours = Search(torch.randn(2, 3, 64, 64), nets=specs, pretrained=False, threshold=0, total_threshold=0, width=1)
     net = ours.build(next(one for one in ours.compositions() if not one.is_uncut))
     assert str(stitchnet.load(net.save(tmp_path / "net"))) == str(net)
 
