@@ -159,16 +159,17 @@ def _take_imagenet_normalisation(model: nn.Module, num_channels: int) -> None:
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     if (tuple(config["mean"]), tuple(config["std"])) == _IMAGENET:
         return
-    places = config["first_conv"]
-    for place in (places,) if isinstance(places, str) else places:
-        layer = model.get_submodule(place)
-        if not isinstance(layer, nn.Conv2d) or layer.in_channels != num_channels:
-            _logger.warning(
-                "%s is used to images of mean %s and standard deviation %s, and does not read them by a convolution; "
-                "it gets them normalised as ImageNet's, and is less accurate so",
-                config["architecture"], config["mean"], config["std"],
-            )  # fmt: skip
-            return
+    found = config.get("first_conv") or ()
+    places = (found,) if isinstance(found, str) else found
+    layers = [model.get_submodule(place) for place in places]
+    if not layers or not all(isinstance(one, nn.Conv2d) and one.in_channels == num_channels for one in layers):
+        _logger.warning(
+            "%s is used to images of mean %s and standard deviation %s, and does not read them by a convolution; "
+            "it gets them normalised as ImageNet's, and is less accurate so",
+            config.get("architecture"), config["mean"], config["std"],
+        )  # fmt: skip
+        return
+    for place, layer in zip(places, layers, strict=True):
         before = Renormalise(config["mean"], config["std"], num_channels)
         model.set_submodule(place, nn.Sequential(before, layer))
 

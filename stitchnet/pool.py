@@ -50,9 +50,9 @@ class Pool:
                 output.shelve()
                 self._inputs[following] = x = output
             x.forget()
+        except InputError:
+            raise
         except (RuntimeError, ValueError, AssertionError) as error:  # networks raise all of them
-            if isinstance(error, InputError):
-                raise
             reason = " ".join(str(error).split())[:200]
             raise InputError(
                 f"network '{label}' does not take images of {list(self.images.shape[1:])}: {reason}; "

@@ -12,6 +12,7 @@ import torch
 import torchvision
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.loader import adapt_to_chs
+from timm.layers import Conv2dSame, Linear
 from timm.layers.format import Format
 from torch import nn
 from torch.nn.utils import prune, spectral_norm
@@ -23,7 +24,7 @@ from stitchkit.model.similarity import MEASURES, linear_cka, measure_by_name
 from stitchnet.activations import Activation, run
 from stitchnet.composition import Composition
 from stitchnet.forms import Form
-from stitchnet.fragments import fragments
+from stitchnet.fragments import _is_plain, fragments
 from stitchnet.joint import JointLayer, fit_joint, kept
 from stitchnet.memory import Outputs
 from stitchnet.net import layer
@@ -505,14 +506,14 @@ def test_weights_that_hooks_compute_keep_the_joint_before_them(change):
     torch.testing.assert_close(folded(images(2)), own(images(2)), atol=1e-4, rtol=1e-3)
 
 
-def test_layers_of_timm_that_only_multiply_take_the_joint_before_them(nets):
-    torch.manual_seed(0)
-    timms = {"a": nets["resnet"], "tf": timm.create_model("tf_mobilenetv3_small_minimal_100", num_classes=4)}
-    ours = search(timms)
-    for fragment in ours.pool.fragments:
-        if fragment.network == "tf" and not fragment.is_start:
-            readers = [type(reader) for _, reader in fragment.readers(fragment.module)]
-            assert readers, f"{fragment.name}: its first layers are not seen as plain"
+def test_layers_of_timm_that_only_multiply_take_the_joint_before_them():
+    """The network's classifier is timm's own linear layer; convolutions that pad as TensorFlow's do are plain too."""
+    assert _is_plain(Conv2dSame(3, 4, 3, stride=2))
+    model = timm.create_model("tf_mobilenetv3_small_minimal_100", num_classes=4).eval()
+    followers = fragments("tf", model, images(1))[1:]
+    kinds = [{type(reader) for _, reader in fragment.readers(fragment.module)} for fragment in followers]
+    assert all(kinds)
+    assert {Linear, nn.Conv2d} <= set.union(*kinds)
 
 
 def test_folding_changes_no_output(nets):
@@ -695,6 +696,11 @@ def test_networks_used_to_another_normalisation_take_imagenets(name, kwargs):
 def test_a_network_that_cannot_be_given_its_normalisation_is_named(caplog):
     load_networks([{"name": "tresnet_m", "kwargs": {"num_classes": 4}}], pretrained=False)
     assert "tresnet_m is used to images of mean (0.0, 0.0, 0.0)" in caplog.text
+    caplog.clear()
+    overlay = {"first_conv": None}  # as of a model of the hub that does not say
+    spec = {"name": "vit_tiny_patch16_224", "kwargs": {**VIT, "pretrained_cfg_overlay": overlay}}
+    load_networks([spec], pretrained=False)
+    assert "vit_tiny_patch16_224 is used to images of mean (0.5, 0.5, 0.5)" in caplog.text
 
 
 def test_transformers_are_made_for_the_size_of_the_images(tmp_path):
@@ -729,7 +735,7 @@ def test_channels_are_found_in_images_that_are_not_square():
     swin = torchvision.models.swin_t(num_classes=4).eval()
     x = torch.randn(1, 3, 64, 96)
     parts = fragments("swin", swin, x)
-    assert {part.form.name for part in parts} == {"NHWC", "NCHW", "vector"} - {"NCHW"}
+    assert {part.form.name for part in parts} == {"NHWC", "vector"}
     for part in parts[:-1]:
         x = part.module(x)
         if part.form.layout is not None:

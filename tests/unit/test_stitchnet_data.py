@@ -28,12 +28,10 @@ from tests.support import ROOT
 from tests.unit.test_stitchnet import RESNET, VIT, convnet
 
 
-@pytest.fixture(scope="module")
-def beans(tmp_path_factory):
-    """Images in a folder for each split and class, in which a class is a colour."""
-    folder = tmp_path_factory.mktemp("beans")
+def write_colours(folder, **counts):
+    """Images in a folder for each split and class, in which a class is a colour: so many of each class in a split."""
     random = np.random.default_rng(0)
-    for split, count in (("train", 12), ("validation", 12), ("test", 4)):
+    for split, count in counts.items():
         for label in range(3):
             place = folder / split / f"class{label}"
             place.mkdir(parents=True)
@@ -42,6 +40,12 @@ def beans(tmp_path_factory):
                 pixels[..., label] += 150
                 Image.fromarray(pixels.astype(np.uint8)).save(place / f"{number}.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def beans(tmp_path_factory):
+    """36 images to train on."""
+    return write_colours(tmp_path_factory.mktemp("beans"), train=12, validation=12, test=4)
 
 
 @pytest.fixture
@@ -169,16 +173,20 @@ def run(*arguments):
     return main(["compose", *map(str, arguments)])
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def write_pico_nets(folder):
     """A stitch configuration with two pico networks."""
     anchors = [
         {"label": "resnet", "name": "resnet18", "kwargs": RESNET},
         {"label": "vit", "name": "vit_tiny_patch16_224", "kwargs": VIT},
     ]
-    path = tmp_path_factory.mktemp("config") / "pico.json"
+    path = folder / "pico.json"
     path.write_text(json.dumps({"anchors": anchors}))
     return path
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return write_pico_nets(tmp_path_factory.mktemp("config"))
 
 
 FLAGS = ("--no-pretrained", "--img-size", 32, "--threshold", 0.2, "--total-threshold", 0.1, "--max-depth", 4, "-k", 3)

@@ -1,15 +1,12 @@
 """The experiments with composed networks, their pictures, and the flags of the commands, on pico networks."""
 
 import csv
-import json
 import random
 import re
 
-import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
-from PIL import Image
 
 from stitchkit.cli import main
 from stitchkit.errors import InputError
@@ -18,38 +15,21 @@ from stitchnet import experiments, generate, image_folder, pictures, stitching_i
 from stitchnet.compose import Plan
 from stitchnet.task import Task
 from tests.support import ROOT
-from tests.unit.test_stitchnet import RESNET, VIT, convnet
+from tests.unit.test_stitchnet import convnet
+from tests.unit.test_stitchnet_data import FLAGS, write_colours, write_pico_nets
 
-FLAGS = ("--no-pretrained", "--img-size", 32, "--threshold", 0.2, "--total-threshold", 0.1, "--max-depth", 4, "-k", 3)
 NOTHING = "no composition passes (0 tried, 0 pruned, 0 found); lower --threshold or --total-threshold"
 
 
 @pytest.fixture(scope="module")
 def beans(tmp_path_factory):
-    """Images in a folder for each split and class, in which a class is a colour; 21 to train on."""
-    folder = tmp_path_factory.mktemp("beans")
-    noise = np.random.default_rng(0)
-    for split, count in (("train", 7), ("validation", 5)):
-        for label in range(3):
-            place = folder / split / f"class{label}"
-            place.mkdir(parents=True)
-            for number in range(count):
-                pixels = noise.integers(0, 60, (24, 20, 3))
-                pixels[..., label] += 150
-                Image.fromarray(pixels.astype(np.uint8)).save(place / f"{number}.png")
-    return folder
+    """21 images to train on."""
+    return write_colours(tmp_path_factory.mktemp("beans"), train=7, validation=5)
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """A stitch configuration with two pico networks."""
-    anchors = [
-        {"label": "resnet", "name": "resnet18", "kwargs": RESNET},
-        {"label": "vit", "name": "vit_tiny_patch16_224", "kwargs": VIT},
-    ]
-    path = tmp_path_factory.mktemp("config") / "pico.json"
-    path.write_text(json.dumps({"anchors": anchors}))
-    return path
+    return write_pico_nets(tmp_path_factory.mktemp("config"))
 
 
 def study(name, beans, config, output, *flags):
