@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stitchkit.errors import InputError, unknown
+from stitchkit.paths import check_local
 from stitchkit.routes import SlidingWindow
 
 _ANCHOR_KEYS = ("name", "label", "kwargs", "checkpoint")
@@ -78,6 +79,8 @@ class AnchorSpec:
                 raise InputError(f"anchor '{value['name']}' has {key} {value[key]!r}; it must be of type {kind}")
         if reserved := {"pretrained", "checkpoint_path"} & value.get("kwargs", {}).keys():
             raise InputError(f"anchor '{value['name']}' has {sorted(reserved)} in kwargs; use 'checkpoint' instead")
+        if value.get("checkpoint"):
+            check_local(value["checkpoint"], f"'checkpoint' of anchor '{value['name']}'")
         return cls(**value)
 
 

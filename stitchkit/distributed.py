@@ -135,3 +135,10 @@ def gather_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, tensor)
     return torch.stack(parts)
+
+
+def gather_objects(value: Made) -> list[Made]:
+    """Plain data of every rank, in the order of ranks."""
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, value)
+    return parts

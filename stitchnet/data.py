@@ -13,6 +13,7 @@ from timm.data import create_transform
 from torchvision.datasets import ImageFolder
 
 from stitchkit.errors import InputError, unknown
+from stitchkit.paths import check_local
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -109,6 +110,7 @@ def load_hf_dataset(
         import datasets
     except ImportError as error:
         raise InputError("datasets are not installed; install them by pip install 'stitchkit[compose]'") from error
+    check_local(name, "dataset")
     is_folder = Path(name).is_dir()
     arguments = {"path": "imagefolder", "data_dir": name} if is_folder else {"path": name}
     column = label_column or ("label" if is_folder else "labels")
@@ -150,6 +152,7 @@ def image_folder(folder: str | Path, size: int | tuple[int, int] = 224) -> Image
     Raises:
         InputError: If there is no image.
     """
+    check_local(str(folder), "image folder")
     try:
         return ImageFolder(str(folder), preparation((size, size) if isinstance(size, int) else size), loader=_loaded)
     except FileNotFoundError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from assembly.config.schema import parse
 from assembly.config.settings import Metric, TrainConfig
 from assembly.parts.spec import NetworkSpec, PartSpec
 from stitchkit.errors import InputError
+from stitchkit.paths import check_dataset, check_local
 
 SWEEP_KEYS = ("stages", "src_stages", "dest_stages", "gaps", "stitchers")
 """The keys that only a sweep has."""
 _POSITIVE = ("batch_size", "max_batches", "max_steps")
+_PLACES = ("data_path", "load_from", "resume_from", "save_dir", "metrics_output")
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ class JobConfig:
         if self.load_from and self.resume_from:
             raise InputError("load_from and resume_from are both there; the first takes weights alone, so give one")
         _ = self.network
+        self._check_places()
         self._check_numbers()
         for number, metric in enumerate(self.metrics):
             if wrong := [rank for rank in metric.ranks if rank not in (1, 5)]:
@@ -166,6 +169,17 @@ class JobConfig:
             raise InputError("train_config.tasks: two data sets have one name; results could not tell them apart")
         if len({task.data_preprocessing.image_size for task in tasks}) > 1:
             raise InputError("train_config.tasks: images have several sizes; give all the same image_size")
+
+    def _check_places(self) -> None:
+        for key in _PLACES:
+            if value := getattr(self, key):
+                check_local(value, key)
+        for key in ("model", "assembly", "head"):
+            for path in _checkpoints(getattr(self, key)):
+                check_local(str(path), f"{key}: ckp_path")
+        for number, task in enumerate(self.train_config.tasks):
+            check_dataset(str(task.get("dataset", "")), f"train_config.tasks[{number}].dataset")
+        check_dataset(self.train_config.dataset or "", "train_config.dataset")
 
     def _check_numbers(self) -> None:
         train = self.train_config
@@ -183,6 +197,17 @@ class JobConfig:
         """The settings as plain data, all of them, as a file that `load` reads."""
         settings = {key: value for key, value in _plain(asdict(self)).items() if value is not None}
         return settings | {"train_config": settings.pop("train_config")}
+
+
+def _checkpoints(parts: Any) -> Iterator[object]:
+    """Files of weights that parts name, however deep."""
+    if isinstance(parts, Mapping):
+        yield from (value for key, value in parts.items() if key == "ckp_path" and value)
+        parts = parts.values()
+    elif not isinstance(parts, list | tuple):
+        return
+    for part in parts:
+        yield from _checkpoints(part)
 
 
 def _plain(value: Any) -> Any:

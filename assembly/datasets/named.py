@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 import torchvision.datasets
 from sklearn.model_selection import train_test_split
-from timm.data import create_dataset
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from torchvision.transforms import v2
 
 from assembly.datasets.sources import SHORT, SOURCES, UNNAMED
 from stitchkit.errors import InputError, unknown
+from stitchkit.paths import check_dataset, check_local
+from stitchkit.train.readers import open_timm
 
 Split = Literal["train", "test"]
 Transform = Callable[[Any], Any]
@@ -81,6 +82,8 @@ def open_dataset(
     Raises:
         InputError: If there is no such data set, or its files are not there.
     """
+    check_dataset(name, "data set")
+    check_local(str(root or ""), "folder of data sets")
     place = Path(root or "", name)
     key = "".join(letter for letter in name.lower() if letter not in "-_ ")
     key = SHORT.get(key, key)
@@ -284,7 +287,9 @@ def read_timm(name: str, root: str | Path | None, split: str, *, download: bool)
     place = None if root is None else str(root)
     try:
         with nullcontext() if download or package != "datasets" else _offline():
-            samples = create_dataset(name, root=place, split=split, is_training=split == "train", download=download)
+            samples = open_timm(name, root=place, split=split, is_training=split == "train", download=download)
+    except InputError:
+        raise
     except Exception as error:  # the readers of many libraries raise many kinds
         reason = str(error).split("\n")[0]
         raise InputError(

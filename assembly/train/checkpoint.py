@@ -12,9 +12,10 @@ from torch import nn
 
 from assembly.config.optim import Schedule
 from stitchkit.errors import InputError
-from stitchkit.model.weights import load_content, read_checkpoint, weights_of
+from stitchkit.model.weights import load_content, misfit, read_checkpoint, weights_of
 from stitchkit.train.checkpoint import link, save_state
 from stitchkit.train.optim import load_optimizer
+from stitchkit.train.schema import anything, check, each, either, fields, nothing, number, table, text, whole
 
 _logger = logging.getLogger(__name__)
 
@@ -25,6 +26,25 @@ NEWEST = "checkpoint.pth"
 # What a resumed job must have as before, beside its training, and what of that may be longer.
 _NETWORK = ("model", "assembly", "head", "reformat_options", "unfrozen")
 _MAY_CHANGE = ("train_config.epochs", "train_config.max_steps")
+
+
+_WORD = either(number(finite=False), either(text, nothing))
+_SCHEMA = fields(
+    {
+        "format": text,
+        "state_dict": table(text, anything),
+        "optimizer": table(text, anything),
+        "opt": text,
+        "scheduler": either(table(text, anything), nothing),
+        "epoch": whole(0),
+        "step": whole(0),
+        "rows": each(table(text, _WORD)),
+        "classes": each(each(text)),
+        "config": table(text, anything),
+    },
+    {"steps_per_epoch": whole(1)},
+)
+"""What a job saves; its weights and states are looked at where they are used."""
 
 
 def save(folder: Path, state: Mapping[str, Any], *, step: int) -> None:
@@ -55,7 +75,7 @@ def load_weights(network: nn.Module, path: str, *, strict: bool) -> None:
         load_content(network, content, path)
         return
     weights, own = weights_of(content), network.state_dict()
-    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    fitting = {name: value for name, value in weights.items() if name in own and not misfit(name, value, own[name])}
     if not fitting:
         raise InputError(f"checkpoint '{path}' has nothing that fits this network; check the path")
     network.load_state_dict(fitting, strict=False)
@@ -89,6 +109,10 @@ def resume(
         raise InputError(
             f"checkpoint '{path}' holds no state of a job of stitchkit; start from its weights with --load-from"
         )
+    try:
+        check(content, _SCHEMA, "")
+    except InputError as error:
+        raise InputError(f"checkpoint '{path}' is damaged: {error}") from error
     _check_settings(content["config"], settings, path, trains=optimizer is not None)
     load_content(network, content, path)
     if optimizer is None:
@@ -96,11 +120,10 @@ def resume(
     try:
         load_optimizer(optimizer, content["optimizer"])
         if schedule is not None:
+            check(content["scheduler"], schedule.state_dict(), "scheduler")
             schedule.load_state_dict(content["scheduler"])
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputError(
-            f"the optimizer or lr_scheduler of '{path}' does not fit: {error}; use the same settings"
-        ) from error
+    except InputError as error:
+        raise InputError(f"checkpoint '{path}' does not fit this job: {error}; use the same settings") from error
     return content
 
 

@@ -19,6 +19,9 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.model.weights import load_content, read_checkpoint, weights_of
 from stitchkit.routes import StitchSpace
 
+# Arguments of timm's that name files and URLs of weights.
+_PLACES = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+
 
 def create_model(
     name: str, *, checkpoint: str | Path | None = None, pretrained: bool = False, **kwargs: Any
@@ -37,6 +40,8 @@ def create_model(
     """
     known = published_config(name)
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    if places := [key for key in _PLACES if key in kwargs]:
+        raise InputError(f"'{name}' has the argument {places[0]}; give local weights as its checkpoint")
     img_size = kwargs.get("img_size")
     if known is not None and not known.fixed_input_size:
         kwargs.pop("img_size", None)  # takes any size, and does not want to be told

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import os
 import pickle
 import re
 import textwrap
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import nn
 
 from stitchkit.errors import InputError
 from stitchkit.model.mode import evaluating
 from stitchkit.model.names import own_names
+from stitchkit.paths import check_local
 
 _MODEL_KEYS = ("state_dict", "model")
 _EMA_KEYS = ("state_dict_ema", "model_ema")
@@ -35,16 +38,47 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: If the file is missing, damaged, truncated, not a checkpoint, or holds objects beyond plain data.
     """
+    with _opened(path) as file:
+        return _content(file, Path(path))
+
+
+def read_hashed(path: str | Path) -> tuple[dict[str, Any], str]:
+    """`read_checkpoint`, and the SHA-256 of what was read.
+
+    The file is opened once, so both are of one state of it, whoever gives its name to another file meanwhile.
+
+    Raises:
+        InputError: As `read_checkpoint`, and if the file was written to in the meantime.
+    """
+    with _opened(path) as file:
+        before = os.fstat(file.fileno())
+        content = _content(file, Path(path))
+        file.seek(0)
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+        after = os.fstat(file.fileno())
+    if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
+        raise InputError(f"checkpoint '{path}' was written to while it was read; wait until that is done")
+    return content, digest.hexdigest()
+
+
+def _opened(path: str | Path) -> BinaryIO:
+    check_local(str(path), "checkpoint")
     path = Path(path)
     if not path.is_file():
         found = "is no file" if path.exists() else "does not exist"
         raise InputError(f"checkpoint '{path}' {found}; check the path")
+    return path.open("rb")
+
+
+def _content(file: BinaryIO, path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        fault = damage(path) if _is_zip(path) else ""  # before version 1.6, torch wrote files without checksums
+            return dict(load(file.read()))
+        fault = damage(file) if _is_zip(file) else ""  # before version 1.6, torch wrote files without checksums
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = {} if fault else torch.load(path, map_location="cpu", weights_only=True)
+            content = {} if fault else torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a garbled file can make the readers raise anything
         raise InputError(_refusal(path, error)) from error
     if fault:
@@ -54,23 +88,28 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
+def _is_zip(file: BinaryIO) -> bool:
+    try:
         return file.read(4) == b"PK\x03\x04"
+    finally:
+        file.seek(0)
 
 
-def damage(path: Path) -> str:
+def damage(file: BinaryIO | Path) -> str:
     """What is wrong with a file that `torch.save` wrote, by the checksums in it; empty where nothing is.
 
     torch itself does not look at them when it reads.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             if not any(member.CRC for member in archive.infolist()):
                 return ""  # torch was told to write none
             broken = archive.testzip()
     except Exception as error:  # a garbled directory can make zipfile raise anything
         return f"{error}" or type(error).__name__
+    finally:
+        if not isinstance(file, Path):
+            file.seek(0)
     return f"the checksum of {broken} is wrong" if broken else ""
 
 
@@ -108,7 +147,7 @@ def weights_of(content: Mapping[str, Any], *, ema: bool = False) -> dict[str, to
     weights = {
         name.removeprefix("module."): value
         for name, value in (content if found is None else found).items()
-        if isinstance(value, torch.Tensor)
+        if isinstance(name, str) and isinstance(value, torch.Tensor)
     }
     if not weights:
         raise InputError(f"the checkpoint holds no weights; its keys are {', '.join(map(str, content))}")
@@ -145,11 +184,7 @@ def load_content(model: nn.Module, content: Mapping[str, Any], path: str | Path,
     problems = [
         *(f"{key} is missing" for key in own.keys() - weights.keys()),
         *(f"{key} is not in the model" for key in weights.keys() - own.keys()),
-        *(
-            f"{key} is {list(weights[key].shape)}, the model has {list(own[key].shape)}"
-            for key in own.keys() & weights.keys()
-            if own[key].shape != weights[key].shape
-        ),
+        *(fault for key in own.keys() & weights.keys() if (fault := misfit(key, weights[key], own[key]))),
     ]
     if problems:
         shown = "; ".join(sorted(problems)[:4])
@@ -161,3 +196,27 @@ def load_content(model: nn.Module, content: Mapping[str, Any], path: str | Path,
         )
     with evaluating(model):  # entering a mode makes timm's LeViT forget what it computed from the weights before
         model.load_state_dict(weights)
+
+
+def misfit(key: str, found: torch.Tensor, own: torch.Tensor) -> str:
+    """Why a tensor of a file cannot be a model's; empty where it can. Precision may differ.
+
+    Args:
+        key: Its name.
+        found: The file's.
+        own: The model's.
+    """
+    if found.shape != own.shape:
+        return f"{key} is {list(found.shape)}, the model has {list(own.shape)}"
+    kinds = [
+        (value.layout, value.is_quantized, value.is_floating_point(), value.is_complex()) for value in (found, own)
+    ]
+    if kinds[0] != kinds[1]:
+        return f"{key} is {found.dtype}, the model has {own.dtype}"
+    if not found.isfinite().all() and own.isfinite().all():  # a mask holds infinities by right
+        return f"{key} is not finite"
+    return ""
+
+
+def _kind(value: torch.Tensor) -> tuple[object, ...]:
+    return value.layout, value.is_quantized, value.is_floating_point(), value.is_complex()

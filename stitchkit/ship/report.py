@@ -15,14 +15,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from stitchkit._version import __version__
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import Row, difference, read_rows
 from stitchkit.measure.pareto import is_anchor, pareto_front
 from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.ship.route import colors_of, depths_of, draw_route
+from stitchkit.train.flags import read_settings
 
 if TYPE_CHECKING:
     from stitchkit.measure.profile import Cost
@@ -139,7 +138,7 @@ def take_away(path: Path, cfg_ids: Iterable[int], stitch_config: str | None) -> 
         stitch_config: Its stitch configuration, where it is given.
 
     Raises:
-        InputError: If the file of settings is damaged.
+        InputError: If the file of settings is damaged, or holds what no command would take.
     """
     export, commands = _export_command(path, stitch_config), []
     for number in cfg_ids:
@@ -159,11 +158,7 @@ def _export_command(path: Path, stitch_config: str | None) -> str:
     """
     settings: Mapping[str, Any] = {}
     if (beside := path.with_name("eval_args.yaml")).is_file():
-        try:
-            content = yaml.safe_load(beside.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"'{beside}' is damaged; move it away") from error
-        settings = content if isinstance(content, dict) else {}
+        settings = read_settings(str(beside))  # the command will, so what it refuses is said now
     words = ["stitchkit", "export", *(["-c", str(beside)] if settings else [])]
     if stitch_config or not settings.get("stitch_config"):
         words += ["--stitch_config", stitch_config or "CONFIG.json"]

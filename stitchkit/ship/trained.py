@@ -21,10 +21,10 @@ from stitchkit.distributed import init_world
 from stitchkit.errors import InputError
 from stitchkit.measure.recalibrate import recalibrate
 from stitchkit.model.snnet import SNNet
-from stitchkit.model.weights import load_content, read_checkpoint
+from stitchkit.model.weights import load_content, read_hashed
 from stitchkit.routes import Stitch
 from stitchkit.ship.portrait import FORMAT, portable
-from stitchkit.train.checkpoint import check_configuration, fingerprint
+from stitchkit.train.checkpoint import check_configuration, check_header, trained_input_size
 from stitchkit.train.data import create_loaders, preparation
 from stitchkit.train.datasets import open_datasets
 from stitchkit.train.flags import gather
@@ -43,12 +43,14 @@ class Trained:
         config: Its configuration.
         recipe: The settings that it is used with.
         classes: Class names in the order of the logits; empty where neither checkpoint nor data know them.
+        weights_sha256: Of the file that the weights were read from.
     """
 
     model: SNNet
     config: StitchConfig
     recipe: Recipe
     classes: tuple[str, ...]
+    weights_sha256: str
 
     @property
     def prepared(self) -> dict[str, Any]:
@@ -73,18 +75,18 @@ def open_trained(settings: Mapping[str, Any]) -> Trained:
     path = recipe.run.resume
     if path is None:
         raise InputError("there are no trained weights; give --resume CHECKPOINT")
-    content = read_checkpoint(path)
+    content, digest = read_hashed(path)
+    check_header(content, path)
     check_configuration(content, config, path)
-    size = content.get("input_size")
-    is_size = isinstance(size, list) and len(size) == 3 and all(type(length) is int for length in size)
-    if is_size and not settings.keys() & set(_SIZES) and _size_is_the_configurations(recipe, config):
+    size = trained_input_size(content)
+    if size and not settings.keys() & set(_SIZES) and _size_is_the_configurations(recipe, config):
         recipe = replace(recipe, model=replace(recipe.model, input_size=size, img_size=None, in_chans=None))
     known = content.get("classes")
     classes = tuple(map(str, known)) if isinstance(known, list) else ()
     model = create_network(recipe, config, len(classes) or None)
     assert isinstance(model, SNNet), "it was made of a stitch configuration"
     load_content(model, content, path, ema=recipe.optim.model_ema)
-    return Trained(model.eval(), config, recipe, classes or _folder_classes(recipe, model.num_classes))
+    return Trained(model.eval(), config, recipe, classes or _folder_classes(recipe, model.num_classes), digest)
 
 
 def _size_is_the_configurations(recipe: Recipe, config: StitchConfig) -> bool:
@@ -119,7 +121,6 @@ def check_origin(ledger: str | Path, trained: Trained) -> None:
         ) from error
     if not isinstance(known, dict):
         return
-    assert recipe.run.resume is not None, "its weights are from there"
     ours = {"model_ema": recipe.optim.model_ema, "recalibrate_bn": recipe.run.recalibrate_bn}
     for key, value in ours.items():
         if (known.get(key) or 0) != value:
@@ -127,7 +128,7 @@ def check_origin(ledger: str | Path, trained: Trained) -> None:
                 f"ledger '{ledger}' was measured with {key} {known.get(key)}, here it is {value}; give "
                 f"{flag_of(key)} as it was, or export a stitch by --cfg_id"
             )
-    if known.get("weights_sha256") not in (None, fingerprint(recipe.run.resume)):
+    if known.get("weights_sha256") not in (None, trained.weights_sha256):
         raise InputError(
             f"ledger '{ledger}' was measured with other weights than '{recipe.run.resume}'; give the checkpoint it was "
             "measured with, or export a stitch by --cfg_id"

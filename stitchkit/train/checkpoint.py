@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -16,11 +15,13 @@ import torch
 from timm.utils import NativeScaler, unwrap_model
 
 from stitchkit.config import StitchConfig
+from stitchkit.distributed import gather_objects
 from stitchkit.errors import InputError
 from stitchkit.files import replacing, sync
-from stitchkit.model.weights import load_content, read_checkpoint, weights_of
+from stitchkit.model.weights import load_content, read_hashed
 from stitchkit.train.optim import load_optimizer
 from stitchkit.train.recipe import Recipe
+from stitchkit.train.schema import anything, check, each, either, fields, nothing, number, table, text, whole
 from stitchkit.train.session import Session
 from stitchkit.train.task import StitchTask
 
@@ -155,8 +156,8 @@ class Checkpoints:
         link(self.last, self._path(epoch))
         self._last_is_good = True
         sync(self.folder)
-        for number in self._ranked()[: -self.keep]:
-            self._path(number).unlink(missing_ok=True)
+        for outdated in self._ranked()[: -self.keep]:
+            self._path(outdated).unlink(missing_ok=True)
 
     def _ranked(self) -> list[int]:
         """The epochs, the best last."""
@@ -193,7 +194,7 @@ def training_state(
     return state
 
 
-def load_weights(session: Session, *, ema: bool = False) -> dict[str, Any]:
+def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any], str]:
     """Load the weights of `--resume` after a look at what they were trained for.
 
     Args:
@@ -201,7 +202,7 @@ def load_weights(session: Session, *, ema: bool = False) -> dict[str, Any]:
         ema: Load the moving average.
 
     Returns:
-        All that the file holds.
+        All that the file holds, and its SHA-256.
 
     Raises:
         InputError: If it cannot be read, or belongs to another configuration or other classes; the model is then
@@ -209,15 +210,11 @@ def load_weights(session: Session, *, ema: bool = False) -> dict[str, Any]:
     """
     path = session.recipe.run.resume
     assert path is not None
-    try:
-        content = read_checkpoint(path)
-    except InputError as error:
-        if not Path(path).name.endswith(_SUFFIX) or not Path(path).is_file():
-            raise
-        raise InputError(f"{error}; --resume auto takes the newest good one of the run's own folder") from error
+    content, digest = _read_alike(path)
+    check_header(content, path)
     if session.config is not None:
         check_configuration(content, session.config, path)
-    trained_size, size, model = content.get("input_size"), list(session.input_size), session.recipe.model
+    trained_size, size, model = trained_input_size(content), list(session.input_size), session.recipe.model
     if trained_size and trained_size != size and not (model.img_size or model.input_size):
         raise InputError(
             f"checkpoint '{path}' was trained on images of {trained_size}, here they are {size} (channels, height, "
@@ -231,7 +228,74 @@ def load_weights(session: Session, *, ema: bool = False) -> dict[str, Any]:
             f"that differs was {first[0]!r} and is {first[1]!r}; labels would not agree"
         )
     load_content(session.model, content, path, ema=ema)
-    return content
+    return content, digest
+
+
+def _read_alike(path: str) -> tuple[dict[str, Any], str]:
+    """The content of a checkpoint and its SHA-256; every rank reads the same, although a run may replace the file.
+
+    Raises:
+        InputError: On all ranks, if one cannot read it, or they have read different ones.
+    """
+    content: dict[str, Any] = {}
+    digest = refusal = ""
+    try:
+        content, digest = read_hashed(path)
+    except InputError as error:
+        refusal = str(error)
+        if Path(path).name.endswith(_SUFFIX) and Path(path).is_file():
+            refusal += "; --resume auto takes the newest good one of the run's own folder"
+    found = gather_objects((digest, refusal))
+    if refusals := [said for _, said in found if said]:
+        raise InputError(refusal or refusals[0])
+    if len(set(found)) > 1:
+        raise InputError(
+            f"checkpoint '{path}' was replaced while the ranks read it; give one that stays, such as "
+            "checkpoint-<epoch>.pth.tar or a copy"
+        )
+    return content, digest
+
+
+def check_header(content: Mapping[str, Any], path: str | Path) -> None:
+    """Compare what is plain in a checkpoint of ours with its schema; its weights and states are looked at where used.
+
+    Args:
+        content: What `read_checkpoint` gave; released checkpoints pass.
+        path: The file, for the message.
+
+    Raises:
+        InputError: If a key is missing, unknown, or has a value that none of ours has.
+    """
+    if content.get("format") != _FORMAT:
+        return
+    needed = {
+        "format": text,
+        "state_dict": table(text, anything),
+        "optimizer": table(text, anything),
+        "opt": text,
+        "stitch_config": either(table(text, anything), nothing),
+        "epoch": whole(-1),
+        "metric": number(finite=False),
+        "history": table(whole(0), number(finite=False)),
+    }
+    optional = {
+        "classes": each(text),
+        "input_size": [whole(1)] * 3,
+        "state_dict_ema": table(text, anything),
+        "within": table(text, anything),
+        NativeScaler.state_dict_key: table(text, anything),
+    }
+    try:
+        fields(needed, optional)(content, "")
+    except InputError as error:
+        raise InputError(f"checkpoint '{path}' is damaged: {error}") from error
+
+
+def trained_input_size(content: Mapping[str, Any]) -> list[int] | None:
+    """Size of an input image `[C, H, W]` that a checkpoint was trained on, where it is known."""
+    size = content.get("input_size")
+    is_size = isinstance(size, list) and len(size) == 3 and all(type(length) is int for length in size)
+    return size if is_size else None
 
 
 def check_configuration(content: Mapping[str, Any], config: StitchConfig, path: str | Path) -> None:
@@ -251,11 +315,14 @@ def check_configuration(content: Mapping[str, Any], config: StitchConfig, path: 
     if not isinstance(trained, Mapping):
         return
     ours = config.to_dict()
+    try:
+        trained = StitchConfig.parse(trained).to_dict()
+    except InputError as error:
+        raise InputError(f"checkpoint '{path}' belongs to another configuration: {error}") from error
     keys = ["stitch_kernel_size", "stitch_stride", "nearest_stitching", "stitched_final_norm"]
     keys += ["stages"] if "stages" in trained and "stages" in ours else []
     wrong = [f"{key} was {trained.get(key)!r} and is {ours[key]!r}" for key in keys if trained.get(key) != ours[key]]
-    anchors = trained.get("anchors")
-    for before, now in zip(anchors if isinstance(anchors, list) else [], ours["anchors"], strict=False):
+    for before, now in zip(trained["anchors"], ours["anchors"], strict=False):
         wrong += _anchor_differences(before, now)
     if wrong:
         more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
@@ -317,19 +384,14 @@ def restore(
         raise InputError(f"checkpoint '{path}' {state} moving average of weights; use --model-ema as it was")
     try:
         load_optimizer(optimizer, content["optimizer"])
-    except ValueError as error:
-        raise InputError(f"the optimizer of '{path}' does not fit: {error}; use the same settings") from error
-    if scaler is not None and scaler.state_dict_key in content:
-        scaler.load_state_dict(content[scaler.state_dict_key])
+        if scaler is not None and scaler.state_dict_key in content:
+            check(content[scaler.state_dict_key], scaler.state_dict(), scaler.state_dict_key)
+            scaler.load_state_dict(content[scaler.state_dict_key])
+    except InputError as error:
+        raise InputError(
+            f"checkpoint '{path}' does not fit this run: {error}; use the same settings, or start from its weights "
+            "with --initial-checkpoint"
+        ) from error
     if task.has_ema():
-        task.get_trainable_module(ema=True).module.load_state_dict(weights_of(content, ema=True))  # type: ignore[union-attr]
+        load_content(task.get_trainable_module(ema=True).module, content, path, ema=True)  # type: ignore[union-attr,arg-type]
     return int(content["epoch"]) + 1
-
-
-def fingerprint(path: str | Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

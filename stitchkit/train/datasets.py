@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from timm.data import create_dataset
 from timm.utils.misc import natural_key
 from torch.utils.data import Dataset, IterableDataset
 
 from stitchkit.errors import InputError
+from stitchkit.train.readers import open_timm
 from stitchkit.train.recipe import Recipe, flag_of
 
 
@@ -69,7 +69,7 @@ def _open(recipe: Recipe, split: str, *, is_training: bool) -> Dataset[Any]:
         key: value for key in ("input_key", "target_key") if (value := getattr(data, key)) is not None
     }
     try:
-        dataset: Dataset[Any] = create_dataset(
+        dataset = open_timm(
             data.dataset,
             root=data.data_dir,
             split=split,
@@ -80,10 +80,11 @@ def _open(recipe: Recipe, split: str, *, is_training: bool) -> Dataset[Any]:
             seed=recipe.run.seed,
             repeats=data.epoch_repeats if is_training else 0,
             input_img_mode=data.input_img_mode or ("RGB" if recipe.model.channels == 3 else "L"),
-            trust_remote_code=data.dataset_trust_remote_code,
             num_samples=data.train_num_samples if is_training else data.val_num_samples,
             **options,
         )
+    except InputError:
+        raise
     except Exception as error:  # the readers of many libraries raise many kinds
         place = f"'{data.dataset or data.data_dir}', split '{split}'"
         raise InputError(f"dataset {place} cannot be opened: {type(error).__name__}: {error}") from error

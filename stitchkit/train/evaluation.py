@@ -26,7 +26,7 @@ from stitchkit.measure.recalibrate import recalibrate
 from stitchkit.model.mode import evaluating
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
-from stitchkit.train.checkpoint import fingerprint, load_weights
+from stitchkit.train.checkpoint import load_weights
 from stitchkit.train.data import without_padding
 from stitchkit.train.images import report
 from stitchkit.train.network import uncompiled
@@ -61,15 +61,14 @@ def evaluate_stitches(session: Session) -> None:
         InputError: If the checkpoint or the ledger belongs to something else; both are left as they are.
     """
     recipe, model = session.recipe, session.model
-    if recipe.run.resume:
-        load_weights(session, ema=recipe.optim.model_ema)
+    digest = load_weights(session, ema=recipe.optim.model_ema)[1] if recipe.run.resume else ""
     if not isinstance(model, SNNet):
         figures = {"model": recipe.model.model, **_score_alone(session, None, "evaluation")._asdict()}
         _logger.info("%s", json.dumps(figures))
         report(session.loaders.validation.dataset)
         return
     wanted = model.space.select(recipe.run.eval_stitches) if recipe.run.eval_stitches else range(len(model.space))
-    origin = _origin(recipe, session.world)
+    origin = _origin(recipe, session.world, digest)
     ledger, missing = _share_work(session, model, origin, wanted)
     last = len(model.space) - 1
     if recipe.run.recalibrate_bn:
@@ -168,12 +167,11 @@ def _recalibrated(session: Session, cfg_id: int | None, autocast: Autocast) -> n
     return net
 
 
-def _origin(recipe: Recipe, world: World) -> dict[str, Any]:
+def _origin(recipe: Recipe, world: World, weights_sha256: str) -> dict[str, Any]:
     """What the figures of an evaluation depend on."""
-    assert recipe.run.resume is not None, "the settings were checked"
     settings = recipe.flat()
     data = Path(recipe.data.data_dir or "").resolve()
-    weights = {"weights_sha256": fingerprint(recipe.run.resume), "data_dir": str(data)}
+    weights = {"weights_sha256": weights_sha256, "data_dir": str(data)}
     origin = weights | {key: settings[key] for key in _SETTINGS}
     if recipe.run.recalibrate_bn:
         origin |= {key: settings[key] for key in _CALIBRATION} | {"ranks": world.size}

@@ -14,6 +14,7 @@ import yaml
 
 from stitchkit.config import StitchConfig
 from stitchkit.errors import InputError, unknown
+from stitchkit.paths import check_dataset, check_local
 from stitchkit.train.checks import check
 from stitchkit.train.recipe import GROUPS, Recipe, flag_of, recipe_fields
 from stitchkit.train.refused import REFUSED
@@ -113,7 +114,7 @@ def gather(flags: Mapping[str, Any]) -> tuple[Recipe, StitchConfig | None]:
         flags.setdefault("data_dir", flags.pop("data"))
     layers: list[Mapping[str, Any]] = [flags]
     if "config" in flags:
-        layers.append(_read_yaml(flags.pop("config")))
+        layers.append(read_settings(flags.pop("config")))
     given = _merged(layers)
     config = None
     if given.get("stitch_config"):
@@ -123,6 +124,7 @@ def gather(flags: Mapping[str, Any]) -> tuple[Recipe, StitchConfig | None]:
         given["pretrained"] = bool(given.get("pretrained_path"))  # timm's default for a single model is off
     for name, value in given.items():
         _check_limits(_FIELDS[name], value)
+        _check_place(_FIELDS[name], value, flag_of(name))
     return make_recipe(given), config
 
 
@@ -154,6 +156,12 @@ def _check_limits(setting: Field[Any], value: Any) -> None:
         raise InputError(f"{flag} is {value}; it must be {' and '.join(bounds)}")
 
 
+def _check_place(setting: Field[Any], value: Any, name: str) -> None:
+    """Refuse URLs and commands for what names a place."""
+    if setting.metadata["path"] and value:
+        (check_dataset if setting.name == "dataset" else check_local)(value, name)
+
+
 def make_recipe(values: Mapping[str, Any]) -> Recipe:
     """A recipe of settings by flag name; the others keep their defaults."""
     groups: dict[str, dict[str, Any]] = defaultdict(dict)
@@ -163,7 +171,12 @@ def make_recipe(values: Mapping[str, Any]) -> Recipe:
     return Recipe(**{group: GROUPS[group](**settings) for group, settings in groups.items()})
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def read_settings(path: str) -> dict[str, Any]:
+    """Settings by flag name from a YAML file, timm's or ours.
+
+    Raises:
+        InputError: If it cannot be read, has an unknown key, or holds a value that cannot be used.
+    """
     try:
         content = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError) as error:
@@ -189,6 +202,9 @@ def _checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         if name not in _FIELDS:
             raise InputError(f"{where}: {unknown('setting', str(name), _FIELDS)}")
         checked[name] = _cast(_FIELDS[name], value, where)
+        _check_place(_FIELDS[name], checked[name], f"{where}: '{name}'")
+        if _FIELDS[name].metadata["command_only"] and checked[name]:
+            raise InputError(f"{where}: a file cannot set '{name}'; give {flag_of(name)} on the command line")
     return checked
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -18,7 +20,12 @@ from torch import nn
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.model.snnet import SNNet
+from stitchkit.train.random_states import random_states, set_random_states
 from stitchkit.train.recipe import OptimRecipe, Recipe
+from stitchkit.train.schema import check, exactly, fields
+
+_SLOW = "lookahead_slow_buff"
+"""State that timm's Lookahead adds after some steps."""
 
 
 def learning_rate(optim: OptimRecipe, total_batch: int) -> float:
@@ -80,20 +87,66 @@ def _fused(optim: OptimRecipe) -> dict[str, Any]:
     return {"fused": True} if is_adam and not is_chosen else {}
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
     """Put the state of an optimizer back; how it computes stays as it was made.
 
     Args:
         optimizer: Made with the same settings, but for `fused` and `foreach`.
-        state: Its `state_dict()`.
+        state: Its `state_dict()`, as a file has it.
 
     Raises:
-        ValueError: If the state does not fit.
+        InputError: If anything in the state does not fit; the optimizer is then unchanged.
     """
+    check(state, _schema(optimizer), "optimizer")
     groups = [dict(group) for group in state["param_groups"]]
-    for group, own in zip(groups, optimizer.param_groups, strict=False):  # torch itself says where they do not fit
+    for group, own in zip(groups, optimizer.param_groups, strict=True):
         group.update((key, own[key]) for key in ("fused", "foreach") if key in own)
-    optimizer.load_state_dict({**state, "param_groups": groups})
+    try:
+        optimizer.load_state_dict({**state, "param_groups": groups})
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:  # of states that only their optimizer knows
+        raise InputError(f"optimizer refuses its state: {error}") from error
+
+
+def _schema(optimizer: torch.optim.Optimizer) -> Mapping[str, Any]:
+    """The schema of an optimizer's `state_dict()` after any number of steps.
+
+    Parameters that had no gradient yet have no state.
+
+    Args:
+        optimizer: Made with the settings of the run; it stays as it is.
+    """
+    base = getattr(optimizer, "_base_optimizer", optimizer)  # of timm's Lookahead
+    further = [_SLOW] if base is not optimizer else []
+    own, groups, states = base.state_dict(), [], {}
+    before = random_states(torch.device("cpu"))
+    try:
+        for group, numbered in zip(base.param_groups, own["param_groups"], strict=True):
+            options: Mapping[str, Any] = {}
+            for weight, key in zip(group["params"], numbered["params"], strict=True):
+                options, state = _after_a_step(base, group, weight)
+                states[key] = fields(state, dict.fromkeys(further, torch.zeros_like(weight)))
+            groups.append({**numbered, **options, "params": exactly(numbered["params"])})
+    finally:
+        set_random_states(before, torch.device("cpu"))
+    return {**own, "state": fields({}, states), "param_groups": groups}
+
+
+def _after_a_step(
+    optimizer: torch.optim.Optimizer, group: Mapping[str, Any], weight: torch.Tensor
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of a group and state of a parameter after a step of a twin, which moves a stand-in by no gradient."""
+    stand_in = torch.zeros_like(weight, requires_grad=True)
+    stand_in.grad = torch.zeros_like(stand_in)
+    options = copy.deepcopy({key: value for key, value in group.items() if key != "params"})
+    twin = copy.copy(optimizer)
+    twin.state = defaultdict(dict)
+    if weight in optimizer.state:
+        twin.state[stand_in] = copy.deepcopy(optimizer.state[weight])
+    twin.param_groups = [{**options, "params": [stand_in]}]
+    twin.step()
+    said = twin.state_dict()
+    del said["param_groups"][0]["params"]
+    return said["param_groups"][0], said["state"].get(0, {})
 
 
 def _layer_decay(optim: OptimRecipe) -> dict[str, Any]:

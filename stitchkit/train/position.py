@@ -3,53 +3,24 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from stitchkit.distributed import gather_over_ranks
 from stitchkit.errors import InputError
 from stitchkit.train.data import Batch, Loader
-
-RandomStates = tuple[Any, Any, torch.Tensor, torch.Tensor | None]
-"""Of Python, NumPy, torch and the GPU."""
-
-
-def random_states(device: torch.device) -> RandomStates:
-    """States of all random generators of this process."""
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
-
-
-def set_random_states(states: RandomStates, device: torch.device) -> None:
-    """Put the states of all random generators back."""
-    python, numpy, cpu, cuda = states
-    random.setstate(python)
-    np.random.set_state(numpy)
-    torch.set_rng_state(cpu)
-    if cuda is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(cuda, device)
-
-
-def _plain(states: RandomStates) -> dict[str, Any]:
-    """States as plain data and tensors, which a checkpoint may hold."""
-    (version, words, gauss), (kind, keys, *rest), cpu, cuda = states
-    return {
-        "python": [version, list(words), gauss],
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
-        "torch": cpu,
-        "cuda": cuda,
-    }
-
-
-def _from_plain(plain: Mapping[str, Any]) -> RandomStates:
-    version, words, gauss = plain["python"]
-    kind, keys, *rest = plain["numpy"]
-    return (version, tuple(words), gauss), (kind, keys.numpy().astype(np.uint32), *rest), plain["torch"], plain["cuda"]
+from stitchkit.train.random_states import (
+    RandomStates,
+    check_plain,
+    from_plain,
+    random_states,
+    set_random_states,
+    to_plain,
+)  # fmt: skip
+from stitchkit.train.schema import check, each, either, nothing, number, table, whole
 
 
 class LossWindow:
@@ -175,16 +146,55 @@ class Position:
             "total": self.total,
             "sums": dict(self.sums),
             "window": self.window.state(),
-            "fetching": _plain(self.fetching),
-            "going_on": _plain(random_states(device)),
+            "fetching": to_plain(self.fetching),
+            "going_on": to_plain(random_states(device)),
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], device: torch.device) -> Position:
-        """The position that `state` was taken of."""
+    def from_state(cls, state: object, place: str, device: torch.device, *, steps: int, stitches: int) -> Position:
+        """The position that `state` was taken of.
+
+        Args:
+            state: What a checkpoint has.
+            place: Where it stands in the checkpoint.
+            device: Where this process computes.
+            steps: Of an epoch.
+            stitches: How many there are; 0 in a plain model.
+
+        Raises:
+            InputError: If it cannot be the state of such an epoch; nothing was changed.
+        """
+        _check_state(state, place, steps, stitches)
+        assert isinstance(state, Mapping), "it was checked"
         window = LossWindow.from_state(state["window"], device)
-        fetching, going_on = (_from_plain(state[name]) for name in ("fetching", "going_on"))
+        fetching, going_on = (from_plain(state[name]) for name in ("fetching", "going_on"))
         return cls(state["done"], state["logged"], state["total"], dict(state["sums"]), window, fetching, going_on)
+
+
+def _check_state(state: Any, place: str, steps: int, stitches: int) -> None:
+    """Compare what a checkpoint has with what `Position.state` gives."""
+    cfg_id = whole(-1, stitches - 1)
+    schema = {
+        "done": whole(1, steps),
+        "logged": whole(0, steps),
+        "total": number(),
+        "sums": table(cfg_id, [number(), whole(1)]),
+        "window": {"losses": either(_losses, nothing), "routes": each([whole(0), cfg_id])},
+        "fetching": check_plain,
+        "going_on": check_plain,
+    }
+    check(state, schema, place)
+    losses, routes = state["window"]["losses"], state["window"]["routes"]
+    if len(routes) != (0 if losses is None else len(losses)) or state["logged"] + len(routes) != state["done"]:
+        raise InputError(
+            f"{place} counts {state['done']} steps, and has logged {state['logged']} and losses of {len(routes)} more"
+        )
+
+
+def _losses(found: Any, place: str) -> None:
+    """A rule: a loss for each step of a window."""
+    length = len(found) if isinstance(found, torch.Tensor) and found.ndim == 1 else 1
+    check(found, torch.zeros(length), place)
 
 
 class Batches:

@@ -18,6 +18,8 @@ def _flag(
     low: float | None = None,
     high: float | None = None,
     length: int | None = None,
+    path: bool = False,
+    command_only: bool = False,
     **options: Any,
 ) -> Any:
     """A field that is also a flag.
@@ -30,11 +32,14 @@ def _flag(
         low: Least value, or least of several values.
         high: Greatest value.
         length: How many values.
+        path: It names a place on this machine.
+        command_only: A file cannot switch it on, since it lets others decide what is fetched.
         options: Further arguments of argparse, such as `choices`.
     """
     options["help"] = help
     limits = {"low": low, "high": high, "length": length}
     metadata = {"aliases": aliases, "kind": kind or type(default), "options": options, **limits}
+    metadata |= {"path": path, "command_only": command_only}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -44,14 +49,18 @@ def _flag(
 class ModelRecipe:
     """What is trained."""
 
-    stitch_config: str | None = _flag(None, "stitch configuration (JSON): train or evaluate its SN-Net", kind=str)
+    stitch_config: str | None = _flag(
+        None, "stitch configuration (JSON): train or evaluate its SN-Net", kind=str, path=True
+    )
     model: str | None = _flag(None, "timm model name: train or evaluate this model alone", kind=str)
     model_kwargs: dict[str, Any] | None = _flag(
         None, "arguments of the timm model, as key=value ...", kind=dict, nargs="*"
     )
     pretrained: bool = _flag(True, "start from pretrained weights (timm's --model: off unless given)")
-    pretrained_path: str | None = _flag(None, "file that stands in for the pretrained weights of --model", kind=str)
-    initial_checkpoint: str | None = _flag(None, "start from the weights in this file", kind=str)
+    pretrained_path: str | None = _flag(
+        None, "file that stands in for the pretrained weights of --model", kind=str, path=True
+    )
+    initial_checkpoint: str | None = _flag(None, "start from the weights in this file", kind=str, path=True)
     num_classes: int | None = _flag(
         None, "number of classes; by default that of the image folder, else the model's", kind=int, low=1
     )
@@ -120,23 +129,24 @@ class StitchRecipe:
     distillation_alpha: float = _flag(0.5, "share of the teacher's loss", low=0, high=1)
     distillation_tau: float = _flag(1.0, "temperature of soft distillation", low=1e-3)
     teacher_model: str | None = _flag(None, "timm name of the teacher", kind=str)
-    teacher_path: str | None = _flag(None, "local weights of the teacher; by default timm's", kind=str)
+    teacher_path: str | None = _flag(None, "local weights of the teacher; by default timm's", kind=str, path=True)
 
 
 @dataclass(frozen=True)
 class DataRecipe:
     """Where images come from."""
 
-    data_dir: str | None = _flag(None, "root folder of the dataset", kind=str)
-    dataset: str = _flag("", "timm dataset: empty for an image folder, or hfds/..., wds/..., tfds/..., torch/...")
-    train_split: str = _flag("train", "name of the training split")
-    val_split: str = _flag("validation", "name of the validation split")
+    data_dir: str | None = _flag(None, "root folder of the dataset", kind=str, path=True)
+    dataset: str = _flag(
+        "", "timm dataset: empty for an image folder, or hfds/..., wds/..., tfds/..., torch/...", path=True
+    )
+    train_split: str = _flag("train", "name of the training split", path=True)
+    val_split: str = _flag("validation", "name of the validation split", path=True)
     train_num_samples: int | None = _flag(None, "images of a streamed training split", kind=int, low=1)
     val_num_samples: int | None = _flag(None, "images of a streamed validation split", kind=int, low=1)
-    dataset_download: bool = _flag(False, "allow the dataset to be downloaded")
-    dataset_trust_remote_code: bool = _flag(False, "let a Hugging Face dataset run the code that it comes with")
+    dataset_download: bool = _flag(False, "allow the dataset to be downloaded", command_only=True)
     epoch_repeats: float = _flag(0.0, "times an epoch goes through the training split, of tfds/ and hfids/", low=0)
-    class_map: str = _flag("", "file that maps class names to numbers")
+    class_map: str = _flag("", "file that maps class names to numbers", path=True)
     input_img_mode: str | None = _flag(None, "PIL mode of the images; by default RGB for 3 channels, else L", kind=str)
     input_key: str | None = _flag(None, "key of the images in a record", kind=str)
     target_key: str | None = _flag(None, "key of the labels in a record", kind=str)
@@ -299,7 +309,7 @@ class RunRecipe:
 
     eval: bool = _flag(False, "evaluate every stitch of --resume instead of training", "--evaluate")
     resume: str | None = _flag(
-        None, "checkpoint to go on from or to evaluate; auto is the newest good one of the run", kind=str
+        None, "checkpoint to go on from or to evaluate; auto is the newest good one of the run", kind=str, path=True
     )
     eval_stitches: str | None = _flag(
         None, "with --eval: the stitches to evaluate by cfg_id, such as 3,5,10-20; by default all", kind=str
@@ -315,9 +325,9 @@ class RunRecipe:
         0, "with --eval: training batches from which each stitch gets batch-norm statistics of its own", low=0
     )
     no_resume_opt: bool = _flag(False, "resume the weights only")
-    output: str = _flag("outputs", "folder of all runs")
+    output: str = _flag("outputs", "folder of all runs", path=True)
     experiment: str | None = _flag(
-        None, "folder of this run inside it; by default named by the configuration or model", kind=str
+        None, "folder of this run inside it; by default named by the configuration or model", kind=str, path=True
     )
     seed: int = _flag(42, "random seed", low=0)
     device: str | None = _flag(None, "cpu or cuda; by default cuda where there is one", kind=str)
@@ -375,9 +385,16 @@ class Recipe:
         """All settings by flag name, without the groups."""
         return {name: value for group in asdict(self).values() for name, value in group.items()}
 
+    def for_files(self) -> dict[str, Any]:
+        """`flat` without what no file can set."""
+        return {name: value for name, value in self.flat().items() if name not in _COMMAND_ONLY}
+
 
 def recipe_fields() -> Iterator[tuple[str, Field[Any]]]:
     """Every setting with the name of its group, in order."""
     for group, kind in GROUPS.items():
         for setting in fields(kind):
             yield group, setting
+
+
+_COMMAND_ONLY = {setting.name for _, setting in recipe_fields() if setting.metadata["command_only"]}

@@ -16,6 +16,7 @@ from stitchkit.measure.evaluate import Score
 from stitchkit.train.checkpoint import Checkpoints, training_state
 from stitchkit.train.loop import Trainer
 from stitchkit.train.position import Position
+from stitchkit.train.schema import anything, check, each, whole
 from stitchkit.train.session import Session
 from stitchkit.train.stopping import StopSignals
 
@@ -129,22 +130,29 @@ def restore_position(content: Mapping[str, Any], trainer: Trainer) -> Position |
         The position; None at the end of an epoch.
 
     Raises:
-        InputError: If the steps of an epoch are other ones here.
+        InputError: If the steps of an epoch are other ones here, or it is no position in them.
     """
     within = content.get("within")
     if within is None:
         return None
-    if wrong := [key for key, value in _grid(trainer).items() if within[key] != value]:
-        listed = ", ".join(f"{key} was {within[key]} and is {_grid(trainer)[key]}" for key in wrong)
+    grid, rank, size = _grid(trainer), trainer.world.rank, trainer.world.size
+    check(within, {"ranks": each(anything), **dict.fromkeys(grid, whole(0))}, "within")
+    if wrong := [key for key, value in grid.items() if within[key] != value]:
+        listed = ", ".join(f"{key} was {within[key]} and is {grid[key]}" for key in wrong)
         raise InputError(
             f"the checkpoint is from within an epoch, and its steps are other ones here: {listed}; use the same "
             "settings, or go on from the end of an epoch, --resume checkpoint-<epoch>.pth.tar"
         )
-    own = within["ranks"][trainer.world.rank]
+    buffers = _own_buffers(trainer)
+    check(within["ranks"], [{"position": anything, "buffers": buffers}] * size, "within.ranks")
+    own, stitches = within["ranks"][rank], max(trainer.sampler.cfg_ids) + 1 if trainer.sampler else 0
+    place = f"within.ranks[{rank}].position"
+    steps = trainer.updates_per_epoch
+    position = Position.from_state(own["position"], place, trainer.world.device, steps=steps, stitches=stitches)
     with torch.no_grad():
-        for name, buffer in _own_buffers(trainer).items():
+        for name, buffer in buffers.items():
             buffer.copy_(own["buffers"][name])
-    return Position.from_state(own["position"], trainer.world.device)
+    return position
 
 
 def _grid(trainer: Trainer) -> dict[str, int]:

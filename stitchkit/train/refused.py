@@ -49,6 +49,9 @@ REFUSED: dict[str, Refusal] = {
         "a scripted network has one route only; use --torchcompile, or script what extract() gives", False
     ),
     "fuser": Refusal("it fuses TorchScript, and nothing here is scripted; use --torchcompile", ""),
+    "dataset_trust_remote_code": Refusal(
+        "a data set's own code is never run; convert it to Parquet files or an image folder", False
+    ),
     "device_modules": Refusal("it runs on cpu and cuda, which need no further module; use --device"),
     "local_rank": Refusal("ranks are numbered by their environment; start them with ./distributed_train.sh", 0),
     "patience_epochs": PLATEAU,

@@ -41,5 +41,5 @@ class Session:
     def save_settings(self, name: str) -> Path:
         """Save the effective settings in the run's folder, as a file that `-c` reads."""
         path = self.folder / name
-        path.write_text(yaml.safe_dump(self.recipe.flat(), sort_keys=False))
+        path.write_text(yaml.safe_dump(self.recipe.for_files(), sort_keys=False))
         return path

@@ -108,7 +108,7 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, int, 
     """The trainer, the number of epochs, the first epoch to train, and where in it."""
     recipe, model, world, loader = session.recipe, session.model, session.world, session.loaders.train
     assert loader is not None, "training opens the training split"
-    content = load_weights(session) if recipe.run.resume else None
+    content = load_weights(session)[0] if recipe.run.resume else None
     sampler = None
     if isinstance(model, SNNet):
         _prepare_stitching(session, model, loader, is_fresh=content is None and not recipe.model.initial_checkpoint)

@@ -58,7 +58,6 @@ def test_such_a_reader_would_be_found(text):
 def test_nothing_is_downloaded_or_run_unless_asked():
     data = Recipe().data
     assert not data.dataset_download
-    assert not data.dataset_trust_remote_code
 
 
 class Hostile:

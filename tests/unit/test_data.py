@@ -187,15 +187,16 @@ def test_streams_have_no_repeated_or_split_images(loaders, tmp_path):
 
 
 def test_what_readers_of_many_libraries_are_told(monkeypatch):
-    """Trust and repetitions go to libraries that need a network; here is what timm gets for them."""
+    """Repetitions go to libraries that need a network; here is what timm gets for them."""
     seen = {}
 
     def noted(*_, **options):
         seen.update(options)
         raise OSError("out of reach")
 
-    monkeypatch.setattr("stitchkit.train.datasets.create_dataset", noted)
-    recipe = make_recipe({"dataset": "hfids/x", "dataset_trust_remote_code": True, "epoch_repeats": 3.0})
+    monkeypatch.setattr("stitchkit.train.readers.create_dataset", noted)
+    recipe = make_recipe({"dataset": "hfids/x", "epoch_repeats": 3.0})
     with pytest.raises(InputError, match="out of reach"):
         open_datasets(recipe)
-    assert (seen["trust_remote_code"], seen["repeats"], seen["is_training"]) == (True, 3.0, True)
+    assert (seen["repeats"], seen["is_training"]) == (3.0, True)
+    assert "trust_remote_code" not in seen

@@ -119,7 +119,7 @@ class _Tracer(fx.Tracer):
     """
 
     def __init__(self, asked: Collection[str], whole: Collection[type[nn.Module]], *, deep: bool):
-        super().__init__((math, torchvision.ops), tuple(get_notrace_functions()), param_shapes_constant=True)
+        super().__init__((math, torchvision.ops), tuple(get_notrace_functions()), param_shapes_constant=True)  # type: ignore[arg-type] # torch says one module
         self.labels: dict[fx.Node, str] = {}
         self._owners: dict[fx.Node, str] = {}
         self._asked = asked

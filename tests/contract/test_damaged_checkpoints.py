@@ -1,0 +1,119 @@
+"""A checkpoint that does not fit to the last key is refused in one line, before anything of it is used."""
+
+import io
+import itertools
+import re
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from assembly.config.job import JobConfig
+from assembly.train.checkpoint import resume
+from assembly.train.job import open_job
+from stitchkit.cli import main
+from stitchkit.distributed import World, init_world
+from stitchkit.errors import InputError
+from stitchkit.train import checkpoint
+from stitchkit.train.checkpoint import Checkpoints, load_weights, restore
+from stitchkit.train.flags import resolve
+from stitchkit.train.recorder import restore_position
+from stitchkit.train.run import _open_session, run_folder
+from stitchkit.train.training import _prepare
+from tests.damage import damages
+from tests.e2e.test_job import job_config, write
+from tests.support import FLAGS, write_config
+
+pytestmark = pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
+
+# What does no harm: what a run may have or not, where things lay, and what a job only reports.
+FREE = re.compile(
+    r"classes: (missing|empty)|input_size: missing|within: (missing|nothing)|history(\.\d+: missing|: empty)"
+    r"|optimizer\.state(\.\d+: missing|: empty)|stitch_config\.(source|anchors\.\d+\.(label|checkpoint)).*"
+    r"|rows.*|config.*|steps_per_epoch: missing"
+)
+# One damaged file in so many is tried: a hundred or two in the default suite, some two thousand by `-m nightly`.
+EACH = [pytest.param(61, id="some"), pytest.param(4, id="many", marks=pytest.mark.nightly)]
+
+
+def damaged(content, each):
+    """Every so many-th damaged checkpoint, as it comes from a file."""
+    for what, worse in itertools.islice(damages(content), 0, None, each):
+        file = io.BytesIO()
+        torch.save(worse, file)
+        file.seek(0)
+        yield what, torch.load(file, weights_only=True)
+
+
+def refusal(use, content):
+    try:
+        use(content)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def assert_refused(files, use):
+    """That each is refused in one line, but for those that do no harm; none ends in anything else."""
+    count, accepted = 0, []
+    for what, content in files:
+        count += 1
+        if (said := refusal(use, content)) is not None:
+            assert "\n" not in said, what
+            assert len(said) < 1500, what
+        elif not FREE.fullmatch(what):
+            accepted.append(what)
+    assert not accepted, f"{len(accepted)} of {count}: {accepted[:40]}"
+    return count
+
+
+@pytest.fixture
+def alone():
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("each", EACH)
+@pytest.mark.usefixtures("alone")
+def test_a_damaged_checkpoint_of_a_run_is_refused_at_every_place(images, tmp_path, monkeypatch, each):
+    config = write_config(tmp_path / "pico.json")
+    common = [images, "--stitch_config", config, *FLAGS, "--output", tmp_path, "--model-ema"]
+    assert main(["train", *map(str, [*common, "--checkpoint-interval", "3", "--log-interval", "5"])]) == 0
+    path = tmp_path / "pico/previous.pth.tar"
+    content = torch.load(path, weights_only=True)
+    assert content["within"]["ranks"][0]["position"]["window"]["routes"]
+    flags = {"data_dir": str(images), "stitch_config": str(config), "resume": str(path), "model_ema": True}
+    given = {"opt": "adamw", "lr": 1e-3, "batch_size": 8, "workers": 0, "epochs": 2, "device": "cpu", "hflip": 0.0}
+    recipe, stitches = resolve({**flags, **given, "warmup_epochs": 0.0, "log_interval": 5, "pretrained": False})
+    world = init_world("cpu")
+    session = _open_session(recipe, stitches, world, run_folder(recipe))
+    trainer, *_ = _prepare(session, Checkpoints(tmp_path, keep=1))
+
+    def use(found):
+        monkeypatch.setattr(checkpoint, "read_hashed", lambda _: (found, "digest"))
+        load_weights(session)
+        restore(found, recipe, trainer.task, trainer.optimizer, trainer.scaler)
+        restore_position(found, trainer)
+
+    use(content)
+    assert assert_refused(damaged(content, each), use) * each > 6000
+
+
+@pytest.mark.parametrize("each", EACH)
+def test_a_damaged_checkpoint_of_a_job_is_refused_at_every_place(images, tmp_path, monkeypatch, each):
+    schedule = {"lr_scheduler": "OneCycleLR", "lr_scheduler_args": {"max_lr": 0.1, "total_steps": 9}}
+    path = write(tmp_path, job_config(images, **schedule))
+    out = tmp_path / "out"
+    assert main(["job", "-c", str(path), "-o", str(out), "--no-pretrained", "--save-checkpoints"]) == 0
+    content = torch.load(out / "checkpoint.pth", weights_only=True)
+    config = JobConfig.load(path, pretrained=False, save_dir=str(tmp_path / "again"), save_checkpoints=True)
+    job = open_job(config, World(0, 1, torch.device("cpu")), path)
+    current = content["config"] | {"train_config": content["config"]["train_config"]}
+
+    def use(found):
+        monkeypatch.setattr("assembly.train.checkpoint.read_checkpoint", lambda _: found)
+        resume(job.network, job.trainer.optimizer, job.schedule, "last.pth", current)
+
+    use(content)
+    assert assert_refused(damaged(content, each), use) * each > 800

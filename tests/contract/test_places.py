@@ -1,0 +1,249 @@
+"""No setting reaches a shell, and none from a file switches on what fetches or runs what others made."""
+
+import json
+from importlib import import_module
+
+import pytest
+import yaml
+
+from assembly.config.job import JobConfig
+from assembly.datasets.named import open_dataset
+from stitchkit.cli import main
+from stitchkit.config import StitchConfig
+from stitchkit.errors import InputError
+from stitchkit.paths import check_local
+from stitchkit.train.flags import resolve
+from stitchkit.train.readers import open_timm
+from stitchkit.train.recipe import recipe_fields
+from tests.archives import write_shards
+from tests.e2e.test_job import job_config, write
+from tests.support import FLAGS, pico_anchor, pico_config, write_config, write_sweep
+
+# Settings of text that name no place, so that a new one is looked at.
+NAMES = {
+    *("model", "gp", "model_dtype", "torchcompile", "torchcompile_mode", "sampling", "ls_method", "distillation_type"),
+    *("teacher_model", "input_img_mode", "input_key", "target_key", "worker_seeding", "interpolation"),
+    *("train_crop_mode", "aa", "train_interpolation", "remode", "mixup_mode", "opt", "clip_mode", "amp_dtype"),
+    *("lr_base_scale", "sched", "dist_bn", "eval_stitches", "device", "eval_metric", "wandb_project"),
+    *("wandb_tags", "wandb_resume_id"),
+}
+PLACES = [setting.name for _, setting in recipe_fields() if setting.metadata["path"]]
+FLAT = {"data_path": "data_dir", "exp_name": "experiment"}
+
+
+@pytest.fixture
+def shell(tmp_path, monkeypatch):
+    """A command that webdataset would run, in a folder that must stay as it is but for what tests put there."""
+    monkeypatch.chdir(tmp_path)
+    yield "pipe:touch made; cat "
+    assert not (tmp_path / "made").exists(), "a shell ran"
+
+
+def refused(capsys, *command):
+    """The one line that a command ends with."""
+    capsys.readouterr()
+    assert main([*map(str, command)]) == 2, command
+    # torch has a line of its own on a machine without a GPU.
+    lines = [line for line in capsys.readouterr().err.splitlines() if "CUDA_HOME" not in line]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_every_setting_of_text_names_a_place_or_is_known_not_to():
+    text = {setting.name for _, setting in recipe_fields() if setting.metadata["kind"] is str}
+    assert text == NAMES | set(PLACES)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "pipe:touch x",
+        "PIPE:x",
+        " pipe:x",
+        "https://host/x",
+        "gs://bucket",
+        "file:///etc",
+        "a+b-c.d:x",
+        "pi\npe:x",
+        "a\tb",
+    ],
+)
+def test_what_may_be_a_url_or_a_command_is_no_path(value):
+    with pytest.raises(InputError, match="give a path on this machine"):
+        check_local(value, "x")
+
+
+@pytest.mark.parametrize("value", ["data", "/data/a:b", "./pipe:x", "../x", "train[:10%]", "a-{0..9}.tar|100", "a b/ü"])
+def test_paths_are_paths(value):
+    check_local(value, "x")
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_no_place_in_a_recipe_is_a_url(name, shell, tmp_path, images, capsys):
+    """By flag, by YAML and by configuration."""
+    value = f"wds/{shell}" if name == "dataset" else shell
+    config = write_config(tmp_path / "config.json")
+    poisoned = write_config(tmp_path / "poisoned.json", recipe={name: value})
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(yaml.safe_dump({name: value}))
+    commands = [["train", images, "--stitch_config", config, *FLAGS, "-c", settings]]
+    if name != "stitch_config":  # which a configuration cannot name
+        commands.append(["train", images, "--stitch_config", poisoned, *FLAGS])
+        commands.append(["train", "--data-dir", images, "--stitch_config", config, *FLAGS, f"--{name}", value])
+    for command in commands:
+        assert "begins with a scheme" in refused(capsys, *command), command
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("key", FLAT)
+def test_no_published_key_is_a_url(key, shell, tmp_path, capsys):
+    config = write_config(tmp_path / "config.json", **{key: shell})
+    assert "begins with a scheme" in refused(capsys, "train", "--stitch_config", config, *FLAGS)
+
+
+def test_a_configuration_whose_folder_of_shards_is_a_command(shell, tmp_path, capsys):
+    """As every command meets it that reads a configuration or settings."""
+    recipe = {"dataset": "wds/x", "train_split": "a.tar", "val_split": "a.tar", "train_num_samples": 8}
+    config = write_config(tmp_path / "config.json", data_path=shell, recipe={**recipe, "num_classes": 4})
+    (tmp_path / "run").mkdir()
+    ledger = tmp_path / "run/stitches_res.txt"
+    ledger.write_text('{"cfg_id": 0, "flops": 1, "acc1": 2}\n')
+    (tmp_path / "run/eval_args.yaml").write_text(yaml.safe_dump({**recipe, "data_dir": shell, "resume": "x"}))
+    job = write(tmp_path, {**job_config("wds/x"), "data_path": shell})
+    part = job_config(tmp_path)
+    part["assembly"][0]["Subnet"]["ckp_path"] = shell
+    sweep = write_sweep(tmp_path, tmp_path, data_path=shell)
+    weights = tmp_path / "net.pth"
+    commands = [
+        ["train", "--stitch_config", config, *FLAGS],
+        ["train", "--stitch_config", config, *FLAGS, "--eval", "--resume", weights],
+        ["export", "--stitch_config", config, "--resume", weights, "--cfg_id", "0", "-o", "net.onnx"],
+        ["export", "-c", tmp_path / "run/eval_args.yaml", "--cfg_id", "0", "-o", "net.onnx"],
+        ["serve", "--stitch_config", config, "--resume", weights],
+        ["job", "-c", job, "-o", "job", "--no-pretrained"],
+        ["job", "-c", write(tmp_path, part, "part.yml"), "-o", "job"],
+        ["sweep", "-c", sweep, "-o", "sweep", "--device", "cpu"],
+        ["sweep", "-c", sweep, "-o", "sweep", "--dry-run"],
+        ["compose", "--data", shell, "--nets", "resnet18", "--no-pretrained", "-o", "composed"],
+        ["compose", "--data", tmp_path, "--nets", f"resnet18={shell}", "-o", "composed"],
+        ["report", ledger, "-o", "page.html"],
+        ["pick", ledger],
+    ]
+    before = sorted(tmp_path.rglob("*"))
+    for command in commands:
+        refused(capsys, *command)
+    assert sorted(tmp_path.rglob("*")) == before, "nothing was written"
+
+
+@pytest.mark.parametrize(
+    "key", ["data_path", "load_from", "resume_from", "save_dir", "metrics_output", "dataset", "tasks"]
+)
+def test_no_place_in_a_job_is_a_url(key, shell, images):
+    content = job_config(images)
+    if key == "tasks":
+        del content["train_config"]["dataset"]
+        content["train_config"]["tasks"] = [{"dataset": f"{shell}"}]
+    elif key == "dataset":
+        content["train_config"][key] = shell
+    else:
+        content[key] = shell
+    with pytest.raises(InputError, match=rf"{key}.* is 'pipe:touch made; cat ', which begins with a scheme"):
+        JobConfig.parse(content)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"root": "pipe:touch made; cat "},
+        {"root": ""},
+        {"root": None},
+        {"split": "pipe:touch made; cat a.tar"},
+        {"split": "{pipe,a}:touch made; cat a.tar"},
+        {"split": "::pipe:touch made; cat a.tar"},
+        {"name": "wds/pipe:touch made; cat "},
+        {"name": "WDS/x", "root": "pipe:touch made; cat "},
+        {"name": "hfds/https://host/x"},
+        {"name": "hfds/pipe:x", "root": "data"},
+    ],
+)
+def test_no_reader_is_handed_a_command(options, shell, tmp_path):
+    (tmp_path / "data").mkdir()
+    given = {"name": "wds/x", "root": str(tmp_path / "data"), "split": "a.tar", **options}
+    with pytest.raises(InputError):
+        open_timm(**given)
+    with pytest.raises(InputError):
+        open_dataset(given["name"], root=given["root"], split="train")
+
+
+def test_no_shard_that_a_folder_names_is_a_command(shell, tmp_path):
+    """`_info.json` is part of the data."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in (f"{shell}x.tar", "../outside.tar", 3, None):
+        splits = {"train": {"name": "train", "filenames": [name], "shard_lengths": [4], "num_samples": 4}}
+        (folder / "_info.json").write_text(json.dumps({"splits": splits}))
+        with pytest.raises((InputError, TypeError)):
+            open_timm("wds/x", root=str(folder), split="train", is_training=True)
+
+
+def test_shards_of_a_relative_folder_are_read_as_files_whatever_their_names(shell, tmp_path):
+    """A file may be called like a command; it is then a file."""
+    folder = tmp_path / "pipe:touch made; cat "
+    folder.mkdir()
+    write_shards(folder)
+    dataset = open_timm("wds/x", root="./pipe:touch made; cat ", split="validation")
+    assert len(list(dataset)) == 3
+
+
+def test_webdataset_opens_files_alone(shell, tmp_path):
+    """What stands behind the check of every name."""
+    write_shards(tmp_path)
+    open_timm("wds/x", root=str(tmp_path), split="validation")
+    gopen = import_module("webdataset.gopen")
+    with pytest.raises(ValueError, match="no gopen handler"):
+        gopen.gopen(shell)
+    assert gopen.gopen(str(tmp_path / "validation-0.tar")).read(4)
+
+
+@pytest.mark.parametrize("setting", ["dataset_download", "dataset_trust_remote_code"])
+def test_no_file_switches_on_downloads_or_remote_code(setting, tmp_path, images, capsys):
+    poisoned = write_config(tmp_path / "poisoned.json", recipe={setting: True})
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(f"{setting}: true\n")
+    for flags in (["--stitch_config", poisoned], ["--model", "vit_tiny_patch16_224", "-c", settings]):
+        assert setting.replace("_", "-") in refused(
+            capsys, "train", images, *flags, *FLAGS, "--output", tmp_path / "out"
+        )
+    assert not (tmp_path / "out").exists()
+    settings.write_text(f"{setting}: false\n")  # as older runs have it in their settings
+    assert resolve({"data_dir": str(images), "model": "vit_tiny_patch16_224", "config": str(settings)})
+
+
+def test_a_run_does_not_write_down_that_it_may_download(tmp_path, images):
+    config = write_config(tmp_path / "pico.json")
+    command = ["train", images, "--stitch_config", config, *FLAGS, "--output", tmp_path, "--epochs", "1"]
+    assert main([*map(str, [*command, "--dataset-download"])]) == 0
+    assert "dataset_download" not in yaml.safe_load((tmp_path / "pico/args.yaml").read_text())
+    assert main([*map(str, ["train", "-c", tmp_path / "pico/args.yaml", "--experiment", "again"])]) == 0
+
+
+def test_remote_code_is_not_run_at_all(tmp_path, images, capsys):
+    command = ["train", images, "--model", "vit_tiny_patch16_224", *FLAGS, "--dataset-trust-remote-code"]
+    assert "a data set's own code is never run" in refused(capsys, *command)
+
+
+@pytest.mark.parametrize("key", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"])
+def test_no_argument_of_a_model_names_weights(key, tmp_path, images, capsys):
+    value = {"url": "https://host/x.pth"} if "cfg" in key else str(tmp_path / "x.pth")
+    anchors = [pico_anchor("ti", 8, **{key: value}), pico_anchor("s", 16)]
+    config = write_config(tmp_path / "pico.json", anchors=anchors)
+    assert key in refused(capsys, "profile", "--stitch_config", config)
+    job = job_config(images)
+    job["assembly"][0]["Subnet"][key] = value
+    assert key in refused(capsys, "job", "-c", write(tmp_path, job), "-o", tmp_path / "out")
+
+
+def test_no_checkpoint_of_an_anchor_is_a_url():
+    anchors = [pico_anchor("ti", 8) | {"checkpoint": "https://host/x.pth"}, pico_anchor("s", 16)]
+    with pytest.raises(InputError, match=r"'checkpoint' of anchor 'vit_tiny_patch16_224' is .* begins with a scheme"):
+        StitchConfig.parse(pico_config(anchors=anchors))
