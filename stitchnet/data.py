@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from timm.data import create_transform
 from torchvision.datasets import ImageFolder
 
+from stitchkit.classes import in_order, number_in_order
 from stitchkit.errors import InputError, unknown
 from stitchkit.paths import check_local
 
@@ -96,7 +97,7 @@ def load_hf_dataset(
 
     Args:
         name: Of a dataset on the Hugging Face hub, or a local folder of images with a folder for each split and in it
-            one for each class.
+            one for each class; these are numbered as in all commands, class2 before class10.
         train_split: Name of the first.
         val_split: Name of the second.
         label_column: Name of the labels; by default `label` in a local folder, `labels` on the hub.
@@ -122,7 +123,22 @@ def load_hf_dataset(
             f"dataset '{name}' with the splits '{train_split}' and '{val_split}' cannot be had: {reason}; check the "
             "name, the splits and the network"
         ) from error
+    if is_folder:
+        both = [_in_our_order(dataset, column) for dataset in both]
     return tuple(_prepared(dataset.shuffle(seed=seed), column, size) for dataset in both)  # type: ignore[return-value]
+
+
+def _in_our_order(dataset: Dataset, column: str) -> Dataset:
+    """The labels of a folder numbered as in all commands; the library sorts class names plainly."""
+    from datasets import ClassLabel
+
+    feature = dataset.features.get(column)
+    if not isinstance(feature, ClassLabel) or in_order(feature.names) == feature.names:
+        return dataset
+    ours = ClassLabel(names=in_order(feature.names))
+    moved = {number: ours.str2int(name) for number, name in enumerate(feature.names)}
+    labels = [moved.get(label, label) for label in dataset[column]]  # -1 and None are of no class
+    return dataset.remove_columns(column).add_column(column, labels, feature=ours)
 
 
 def _prepared(dataset: Dataset, label_column: str, size: int) -> Dataset:
@@ -143,7 +159,7 @@ def _prepared(dataset: Dataset, label_column: str, size: int) -> Dataset:
 
 
 def image_folder(folder: str | Path, size: int | tuple[int, int] = 224) -> ImageFolder:
-    """Prepared images and labels of a folder with one folder for each class.
+    """Prepared images and labels of a folder with one folder for each class, numbered as in all commands.
 
     Args:
         folder: The folder.
@@ -154,9 +170,11 @@ def image_folder(folder: str | Path, size: int | tuple[int, int] = 224) -> Image
     """
     check_local(str(folder), "image folder")
     try:
-        return ImageFolder(str(folder), preparation((size, size) if isinstance(size, int) else size), loader=_loaded)
+        images = ImageFolder(str(folder), preparation((size, size) if isinstance(size, int) else size), loader=_loaded)
     except FileNotFoundError as error:
         raise InputError(f"'{folder}' is no folder with one folder of images for each class; check the path") from error
+    number_in_order(images)
+    return images
 
 
 def _loaded(path: str) -> Image.Image:

@@ -15,6 +15,7 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from torchvision.transforms import v2
 
 from assembly.datasets.sources import SHORT, SOURCES, UNNAMED
+from stitchkit.classes import in_order, number_in_order
 from stitchkit.errors import InputError, unknown
 from stitchkit.paths import check_dataset, check_local
 from stitchkit.train.readers import open_timm
@@ -228,7 +229,8 @@ def _open_folder(folder: Path, split: Split, transform: Transform | None) -> Lab
         samples = torchvision.datasets.ImageFolder(str(found[0]))
     except FileNotFoundError as error:
         raise InputError(f"{error}; put images there, or remove the folder") from error
-    train = tuple(sorted(place.name for place in (folder / "train").iterdir() if place.is_dir()))
+    number_in_order(samples)
+    train = tuple(in_order(place.name for place in (folder / "train").iterdir() if place.is_dir()))
     if tuple(samples.classes) != train:
         odd = sorted(set(samples.classes) ^ set(train))
         raise InputError(f"'{found[0]}' and train/ differ in the class folders {', '.join(odd[:5])}; make them equal")
@@ -296,6 +298,8 @@ def read_timm(name: str, root: str | Path | None, split: str, *, download: bool)
             f"data set '{name}', split '{split}', cannot be opened in '{root}' ({type(error).__name__}: {reason}); "
             "check its name and folder" + ("" if download else ", or ask for the download, which is off")
         ) from error
+    if type(samples) is torchvision.datasets.ImageFolder:  # published sets are subclasses of it
+        number_in_order(samples)
     return samples, _class_names(getattr(samples, "reader", samples))
 
 

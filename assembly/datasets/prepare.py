@@ -14,6 +14,7 @@ from PIL import Image
 
 from assembly.datasets.named import TEST_SHARE, divide, read, read_timm
 from assembly.datasets.sources import SOURCES
+from stitchkit.classes import number_in_order
 from stitchkit.errors import InputError, unknown
 
 VALIDATION_SHARE = 0.1
@@ -179,6 +180,7 @@ def _read_folder(folder: Path, task: Task) -> tuple[Any, tuple[str, ...]]:
             f"in all, are in '{folder}'"
         )
     samples = torchvision.datasets.ImageFolder(str(folder), loader=Path, allow_empty=True)
+    number_in_order(samples)
     return samples, tuple(samples.classes)
 
 

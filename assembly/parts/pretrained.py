@@ -12,6 +12,7 @@ from torch import nn
 from torchvision.models import get_model
 
 from assembly.parts.part import Part
+from stitchkit.classes import carry_origin, note_origin
 from stitchkit.errors import InputError
 from stitchkit.model.create import create_model
 from stitchkit.model.cut import cut
@@ -96,6 +97,8 @@ class Subnet(Part):
         super().__init__()
         model = load_model(model_name, backend=backend, pretrained=pretrained, checkpoint=ckp_path, **arguments)
         self.net = cut(model, block_input=block_input, block_output=block_output)
+        if block_output is None or block_output == _classifier(model):
+            carry_origin(model, self.net)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """What passes at `block_input` to what passes at `block_output`."""
@@ -172,6 +175,8 @@ def _torchvision_model(
         if weight is not None:
             _resize_classifier(model, len(weight))
         load_content(model, content, checkpoint)
+        if weight is None or num_classes in (None, len(weight)):
+            note_origin(model, content, checkpoint)
     if num_classes is not None:
         _resize_classifier(model, num_classes)
     return model

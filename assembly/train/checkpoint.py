@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from assembly.config.optim import Schedule
+from stitchkit.classes import note_origin
 from stitchkit.errors import InputError
 from stitchkit.model.weights import load_content, misfit, read_checkpoint, weights_of
 from stitchkit.train.checkpoint import link, save_state
@@ -60,7 +61,7 @@ def save(folder: Path, state: Mapping[str, Any], *, step: int) -> None:
 
 
 def load_weights(network: nn.Module, path: str, *, strict: bool) -> None:
-    """Start from the weights in a file.
+    """Start from the weights in a file, and note on the network that its classifier is from there, if it is.
 
     Args:
         network: The network.
@@ -73,12 +74,15 @@ def load_weights(network: nn.Module, path: str, *, strict: bool) -> None:
     content = read_checkpoint(path)
     if strict:
         load_content(network, content, path)
+        note_origin(network, content, path)
         return
     weights, own = weights_of(content), network.state_dict()
     fitting = {name: value for name, value in weights.items() if name in own and not misfit(name, value, own[name])}
     if not fitting:
         raise InputError(f"checkpoint '{path}' has nothing that fits this network; check the path")
     network.load_state_dict(fitting, strict=False)
+    if next(reversed(own)) in fitting:  # the last weights are the classifier's
+        note_origin(network, content, path)
     _logger.info("%d of %d weights are from %s", len(fitting), len(own), path)
 
 

@@ -18,11 +18,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from assembly.config.job import JobConfig
 from assembly.train.checkpoint import check_position, load_weights, resume, save
-from assembly.train.data import TaskData
+from assembly.train.classes import check_origins
 from assembly.train.exam import Exam
 from assembly.train.job import Job, deterministic, open_job
 from assembly.train.result import Trajectory, check_pandas, update_metadata, write_yaml
 from assembly.train.task import JobTask
+from stitchkit.classes import check_classes, trained_classes
 from stitchkit.distributed import init_world
 from stitchkit.errors import InputError
 from stitchkit.train.loop import Trainer
@@ -89,16 +90,19 @@ def _is_saved(config: JobConfig, row: Mapping[str, Any]) -> bool:
 def _begin(job: Job) -> tuple[int, Trajectory]:
     """Load what the job starts from: the epochs that are done, and their rows."""
     config, rows, start = job.config, [], job.config.start_epoch
+    classes = [list(task.classes) for task in job.data]
     if config.load_from:
         load_weights(job.network, config.load_from, strict=config.strict_load)
     if config.resume_from:
         optimizer = None if job.trainer is None else job.trainer.optimizer
         content = resume(job.network, optimizer, job.schedule, config.resume_from, config.to_dict())
         start, rows = int(content["epoch"]), list(content["rows"])
-        _check_classes(job.data, content, config.resume_from)
+        check_classes(trained_classes(content), classes, config.resume_from, strict=True)
         if job.trainer is not None:
             steps, limit = job.trainer.updates_per_epoch, config.train_config.max_steps
             check_position(content, config.resume_from, steps=steps, max_steps=limit)
+    else:
+        check_origins(job.network, classes, strict=config.test_only)
     if job.trainer is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch misses the steps of the epochs that --start-epoch counts as done
@@ -109,12 +113,6 @@ def _begin(job: Job) -> tuple[int, Trajectory]:
             job.metadata["num_trainable_params"], job.metadata["num_params"], job.places.folder,
         )  # fmt: skip
     return start, Trajectory(job.places.result, [] if config.test_only else rows)
-
-
-def _check_classes(data: list[TaskData], content: Mapping[str, Any], path: str) -> None:
-    here = [list(task.classes) for task in data]
-    if content["classes"] != here:
-        raise InputError(f"checkpoint '{path}' was trained on other classes; labels would not agree")
 
 
 def _rows(job: Job, exam: Exam, start: int, trajectory: Trajectory) -> Iterator[dict[str, Any]]:

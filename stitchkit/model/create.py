@@ -11,6 +11,7 @@ import torch
 from timm.models import PretrainedCfg, is_model, list_models, list_pretrained
 from torch import nn
 
+from stitchkit.classes import note_origin
 from stitchkit.config import AnchorSpec, StitchConfig
 from stitchkit.errors import InputError, unknown
 from stitchkit.model.anchor import Anchor, view
@@ -97,6 +98,8 @@ def _load(model: nn.Module, content: Mapping[str, Any], path: str | Path, *, num
     load_content(model, content, path)
     if num_classes not in (None, model.num_classes):
         model.reset_classifier(num_classes)  # type: ignore[operator]
+    else:
+        note_origin(model, content, path)
 
 
 def _short(error: Exception) -> str:

@@ -83,7 +83,7 @@ def open_trained(settings: Mapping[str, Any]) -> Trained:
         recipe = replace(recipe, model=replace(recipe.model, input_size=size, img_size=None, in_chans=None))
     known = content.get("classes")
     classes = tuple(map(str, known)) if isinstance(known, list) else ()
-    model = create_network(recipe, config, len(classes) or None)
+    model = create_network(recipe, config, classes)
     assert isinstance(model, SNNet), "it was made of a stitch configuration"
     load_content(model, content, path, ema=recipe.optim.model_ema)
     return Trained(model.eval(), config, recipe, classes or _folder_classes(recipe, model.num_classes), digest)

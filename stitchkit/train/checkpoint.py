@@ -7,13 +7,13 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.utils import NativeScaler, unwrap_model
 
+from stitchkit.classes import check_classes, trained_classes
 from stitchkit.config import StitchConfig
 from stitchkit.distributed import gather_objects
 from stitchkit.errors import InputError
@@ -220,13 +220,7 @@ def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any]
             f"checkpoint '{path}' was trained on images of {trained_size}, here they are {size} (channels, height, "
             f"width); give --input-size {' '.join(map(str, trained_size))}, or the size to use it with"
         )
-    classes = content.get("classes")
-    if classes and session.classes and classes != list(session.classes):
-        first = next(pair for pair in zip_longest(classes, session.classes) if pair[0] != pair[1])
-        raise InputError(
-            f"checkpoint '{path}' was trained on {len(classes)} classes, here are {len(session.classes)}; the first "
-            f"that differs was {first[0]!r} and is {first[1]!r}; labels would not agree"
-        )
+    check_classes(trained_classes(content), [session.classes], path, strict=True)
     load_content(session.model, content, path, ema=ema)
     return content, digest
 

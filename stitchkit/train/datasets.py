@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from timm.utils.misc import natural_key
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import Dataset, IterableDataset
+from torchvision.datasets import ImageFolder
 
+from stitchkit.classes import in_order, number_in_order
 from stitchkit.errors import InputError
 from stitchkit.train.readers import open_timm
 from stitchkit.train.recipe import Recipe, flag_of
@@ -92,11 +94,20 @@ def _open(recipe: Recipe, split: str, *, is_training: bool) -> Dataset[Any]:
         for name in ("aug_repeats", "aug_splits"):
             if getattr(recipe.augment, name):
                 raise InputError(f"{flag_of(name)} is not for streamed datasets; set it to 0")
+    _number_folders(dataset, recipe)
     # Where a folder has no such split, timm takes the whole folder for it.
     root = getattr(getattr(dataset, "reader", None), "root", None)
     if not data.dataset and root is not None and Path(root) == Path(data.data_dir or "") and Path(root).is_dir():
         raise InputError(f"data folder '{data.data_dir}' has no {split}/ folder; it needs {_layout(recipe)}")
     return dataset
+
+
+def _number_folders(dataset: Dataset[Any], recipe: Recipe) -> None:
+    """Number the classes of an image folder in our order; what a person or a publisher has numbered stays so."""
+    reader = getattr(dataset, "reader", dataset)
+    is_ours = isinstance(reader, ReaderImageFolder) and not recipe.data.class_map
+    if is_ours or type(reader) is ImageFolder:  # torchvision's published sets are subclasses of it
+        number_in_order(reader)
 
 
 def _classes(dataset: Dataset[Any] | None) -> tuple[str, ...]:
@@ -114,4 +125,4 @@ def _train_folders(recipe: Recipe, found: Sequence[str]) -> tuple[str, ...]:
     if recipe.data.dataset or recipe.data.class_map or not folder.is_dir():
         return ()
     names = {path.name for path in folder.iterdir() if path.is_dir()}
-    return tuple(sorted(names, key=natural_key)) if names & set(found) else ()
+    return tuple(in_order(names)) if names & set(found) else ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from stitchkit.classes import check_classes, note_origin, origin_of
 from stitchkit.config import StitchConfig
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
@@ -25,18 +26,19 @@ from stitchkit.train.recipe import ModelRecipe, Recipe
 _logger = logging.getLogger(__name__)
 
 
-def create_network(recipe: Recipe, config: StitchConfig | None, found_classes: int | None) -> nn.Module:
+def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequence[str] | None) -> nn.Module:
     """The SN-Net or the plain model, with the weights it starts from.
 
     Args:
         recipe: All settings.
         config: The stitch configuration, if there is one.
-        found_classes: Number of classes in the data, where known.
+        classes: Class names of the data in the order of their numbers, where known.
 
     Raises:
-        InputError: If it cannot be built as asked, or has fewer outputs than there are classes.
+        InputError: If it cannot be built as asked, has fewer outputs than there are classes, or weights that number
+            the classes in another way.
     """
-    settings = recipe.model
+    settings, found_classes = recipe.model, len(classes) if classes else None
     set_fast_norm(settings.fast_norm)  # norms look at it when they are made
     options = _options(recipe, found_classes)
     model: nn.Module
@@ -50,7 +52,9 @@ def create_network(recipe: Recipe, config: StitchConfig | None, found_classes: i
         checkpoint = settings.pretrained_path if options["pretrained"] else None
         model = create_model(settings.model, checkpoint=checkpoint, **(options | (settings.model_kwargs or {})))
     if settings.initial_checkpoint and not recipe.run.resume:
-        load_checkpoint(model, settings.initial_checkpoint)
+        content = load_checkpoint(model, settings.initial_checkpoint)
+        note_origin(model, content, settings.initial_checkpoint)
+    _check_origins(model, classes or (), strict=recipe.run.eval)
     _adjust(model, settings)
     if settings.grad_checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -82,6 +86,13 @@ def _options(recipe: Recipe, found_classes: int | None) -> dict[str, Any]:
 def _starts_elsewhere(recipe: Recipe) -> bool:
     """Whether all weights come from a checkpoint of the whole network."""
     return recipe.run.resume is not None or recipe.model.initial_checkpoint is not None
+
+
+def _check_origins(model: nn.Module, classes: Sequence[str], *, strict: bool) -> None:
+    """See that files which classifiers are from number the classes as the data do."""
+    for network in [model, *(model.anchors if isinstance(model, SNNet) else [])]:
+        if (origin := origin_of(network)) is not None:
+            check_classes(origin.classes, [classes], origin.path, strict=strict)
 
 
 def _adjust(model: nn.Module, settings: ModelRecipe) -> None:

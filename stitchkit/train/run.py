@@ -70,7 +70,7 @@ def _open_session(recipe: Recipe, config: StitchConfig | None, world: World, fol
     """Open the data and build the network."""
     datasets = open_datasets(recipe)
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
-    model = create_network(recipe, config, len(datasets.classes) or None)
+    model = create_network(recipe, config, datasets.classes)
     size = input_size(model, recipe)
     loaders = create_loaders(
         datasets,

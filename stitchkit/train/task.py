@@ -13,6 +13,7 @@ from timm.task.distillation import DistillationTeacher
 from torch import nn
 from torch.nn import functional as F
 
+from stitchkit.classes import check_classes, origin_of
 from stitchkit.errors import InputError
 from stitchkit.model.create import create_model, published_config
 from stitchkit.model.snnet import SNNet
@@ -105,7 +106,7 @@ class StitchTask(ClassificationTask):  # type: ignore[misc]
 
 def create_task(
     model: nn.Module, recipe: Recipe, device: torch.device, *, sides: Sequence[int], mean: Sequence[float],
-    std: Sequence[float],
+    std: Sequence[float], classes: Sequence[str] = (),
 ) -> StitchTask:  # fmt: skip
     """The task of a recipe.
 
@@ -116,14 +117,15 @@ def create_task(
         sides: Height and width of an image.
         mean: Mean that images are normalised with.
         std: Standard deviation that they are normalised with.
+        classes: Class names of the data, where they are known.
 
     Raises:
-        InputError: If the teacher cannot be had.
+        InputError: If the teacher cannot be had, or knows other classes.
     """
     criterion, stitch, dtype = _create_criterion(recipe), recipe.stitch, weights_dtype(recipe)
     if stitch.distillation_type == "none":
         return StitchTask(model, criterion, device=device)
-    teacher = _create_teacher(stitch, model, device, dtype, sides)
+    teacher = _create_teacher(stitch, model, device, dtype, sides, classes)
     if teacher is None:
         return StitchTask(model, criterion, device=device)
     for anchor in model.anchors if isinstance(model, SNNet) else [model]:
@@ -163,7 +165,12 @@ def _create_criterion(recipe: Recipe) -> nn.Module:
 
 
 def _create_teacher(
-    stitch: StitchRecipe, student: nn.Module, device: torch.device, dtype: torch.dtype, sides: Sequence[int]
+    stitch: StitchRecipe,
+    student: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    sides: Sequence[int],
+    names: Sequence[str],
 ) -> DistillationTeacher | None:
     """The teacher, or None where its published weights know other classes than the data have."""
     assert stitch.teacher_model is not None
@@ -178,6 +185,8 @@ def _create_teacher(
             )  # fmt: skip
             return None
         network = create_model(name, checkpoint=path, pretrained=True, in_chans=student.in_chans, img_size=tuple(sides))
+        if (origin := origin_of(network)) is not None:
+            check_classes(origin.classes, [names], origin.path, strict=True)
     except InputError as error:
         raise InputError(f"teacher: {error}; or train without one: --distillation-type none") from error
     if network.num_classes != classes:

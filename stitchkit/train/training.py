@@ -117,7 +117,10 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, int, 
     optimizer = create_optimizer(model, recipe.optim, lr=rate)
     autocast, scaler = create_precision(recipe.optim, world.device)
     loaders = session.loaders
-    task = create_task(model, recipe, world.device, sides=session.input_size[1:], mean=loaders.mean, std=loaders.std)
+    task = create_task(
+        model, recipe, world.device, sides=session.input_size[1:], mean=loaders.mean, std=loaders.std,
+        classes=session.classes,
+    )  # fmt: skip
     if recipe.optim.model_ema:
         task.setup_ema(
             decay=recipe.optim.model_ema_decay,

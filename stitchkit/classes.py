@@ -1,0 +1,149 @@
+"""Classes: the one order in which folders are numbered, and the names that a checkpoint was trained for."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stitchkit.errors import InputError
+
+_logger = logging.getLogger(__name__)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of class folders in the order of their numbers: timm's natural one, so that timm's weights fit.
+
+    Numbers in names compare as numbers, and case is ignored. Names that are then equal, such as `1` and `01` or `A` and
+    `a`, have their plain order: timm sorts a set, and each process would number them in another way.
+
+    Args:
+        names: Of the folders.
+    """
+    return sorted(names, key=lambda name: (_natural(name), name))
+
+
+def _natural(name: str) -> list[str | int]:
+    """Text and numbers by turns, as in `timm.utils.misc.natural_key`."""
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name.lower()))]
+
+
+def number_in_order(reader: Any) -> None:
+    """Number the classes of an opened image folder in our order, and its samples with them.
+
+    Args:
+        reader: timm's `ReaderImageFolder` or torchvision's `ImageFolder`.
+    """
+    names = in_order(reader.class_to_idx)
+    numbers = {name: number for number, name in enumerate(names)}
+    if numbers == reader.class_to_idx:
+        return
+    moved = {before: numbers[name] for name, before in reader.class_to_idx.items()}
+    reader.samples = [(path, moved[label]) for path, label in reader.samples]
+    reader.class_to_idx = numbers
+    if hasattr(reader, "targets"):  # torchvision's has more names for the same
+        reader.classes, reader.imgs = names, reader.samples
+        reader.targets = [label for _, label in reader.samples]
+
+
+def trained_classes(content: Mapping[str, Any]) -> list[list[str]]:
+    """Class names that a checkpoint of ours was trained for, in the order of their numbers: a list for each task.
+
+    Empty where the file names none, as published ones do, or has something else in their place.
+
+    Args:
+        content: What `read_checkpoint` gives.
+    """
+    found = content.get("classes")
+    tasks = [found] if _are_names(found) else found
+    return tasks if isinstance(tasks, list) and all(map(_are_names, tasks)) else []
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
+
+
+def check_classes(
+    trained: Sequence[Sequence[str]], here: Sequence[Sequence[str]], path: str | Path, *, strict: bool
+) -> None:
+    """Compare the classes that weights were trained for with those of the data, task by task.
+
+    Where training starts from weights of as many other classes, a warning says so.
+
+    Args:
+        trained: Names by task, as `trained_classes` gives them; those of unknown classes pass.
+        here: Names of the data by task; a task that does not know its classes passes.
+        path: The file of the weights, for the message.
+        strict: The classes must be the same, as an evaluation and a resumed run need.
+
+    Raises:
+        InputError: If they are the same in another order, or differ where they must not.
+    """
+    for number, names in enumerate(here if trained else ()):
+        if len(trained) == len(here):
+            before = trained[number]
+        else:  # other tasks shared the weights
+            before = next((one for one in trained if list(one) == list(names)), trained[0])
+        _compare(list(before), list(names), path, strict=strict)
+
+
+def _compare(before: list[str], now: list[str], path: str | Path, *, strict: bool) -> None:
+    if not now or before == now:
+        return
+    was, is_ = next(pair for pair in zip_longest(before, now) if pair[0] != pair[1])
+    first = f"the first that differs was {was!r} and is {is_!r}"
+    if sorted(before) == sorted(map(str, now)):
+        raise InputError(
+            f"checkpoint '{path}' was trained on the same {len(now)} classes in another order; {first}; labels would "
+            "not agree. Train anew, or for stitchkit train number them as they were by --class-map"
+        )
+    if strict:
+        raise InputError(
+            f"checkpoint '{path}' was trained on {len(before)} classes, here are {len(now)}; {first}; labels would not "
+            "agree. Give images of the classes that it knows"
+        )
+    if len(before) == len(now):
+        _logger.warning(
+            "checkpoint '%s' was trained on as many other classes; %s; its classifier is only a start",
+            path, first,
+        )  # fmt: skip
+
+
+class Origin(NamedTuple):
+    """Where a network's classifier is from.
+
+    Args:
+        path: The file.
+        classes: Class names that it was trained for, by task.
+    """
+
+    path: str
+    classes: list[list[str]]
+
+
+_NOTE = "classifier_origin"
+
+
+def note_origin(network: object, content: Mapping[str, Any], path: str | Path) -> None:
+    """Note on a network that its classifier is that of a file; what has data compares the classes.
+
+    Args:
+        network: The network.
+        content: Of the file.
+        path: The file.
+    """
+    setattr(network, _NOTE, Origin(str(path), trained_classes(content)))
+
+
+def carry_origin(network: object, other: object) -> None:
+    """Note on another network, such as a piece, that its classifier is that of a network."""
+    setattr(other, _NOTE, origin_of(network))
+
+
+def origin_of(network: object) -> Origin | None:
+    """Where a network's classifier is from; None where it is from no file."""
+    found: Origin | None = getattr(network, _NOTE, None)
+    return found

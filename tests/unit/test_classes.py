@@ -1,0 +1,227 @@
+"""One order of class folders everywhere, whatever the process, and the comparison of class names."""
+
+import logging
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+import torchvision.datasets
+from PIL import Image
+from timm.utils.misc import natural_key
+
+from assembly.datasets.named import open_dataset
+from assembly.datasets.prepare import Task as Collected, prepare_one
+from assembly.parts.part import Assembly, ClassifierHead, ParallelPart
+from assembly.parts.pretrained import Net, load_model
+from assembly.train.classes import check_origins
+from stitchkit.classes import check_classes, in_order, note_origin, number_in_order, origin_of, trained_classes
+from stitchkit.errors import InputError
+from stitchkit.train.datasets import open_datasets
+from stitchkit.train.flags import make_recipe
+from stitchnet import image_folder, load_hf_dataset
+from stitchnet.task import Task
+from tests.support import ROOT
+
+NAMES = ("A", "a", "01", "1", "2", "10", "B-side", "apple", "class2", "Class10", "class9", "zebra", "Zebu")
+ORDERED = ["01", "1", "2", "10", "A", "a", "apple", "B-side", "class2", "class9", "Class10", "zebra", "Zebu"]
+
+
+def write(folder, *splits, names=NAMES, copies=2):
+    """Folders of images whose colour is the number of their class in our order."""
+    for split in splits:
+        for number, name in enumerate(in_order(names)):
+            place = folder / split / name
+            place.mkdir(parents=True)
+            for copy in range(copies):
+                Image.new("RGB", (4, 4), (number, 0, 0)).save(place / f"{copy}.png")
+    return folder
+
+
+def agree(images):
+    """Whether images have the numbers that their colours tell, and all numbers are there."""
+    pairs = {(image.getpixel((0, 0))[0], label) for image, label in images}
+    return pairs == {(number, number) for number in range(len(NAMES))}
+
+
+def test_the_order_is_timms_with_ties_by_name():
+    assert in_order(NAMES) == ORDERED
+    chosen = random.Random(0)
+    for _ in range(50):
+        names = {"".join(chosen.choices("aB1 0-_é٣", k=chosen.randint(1, 6))) for _ in range(30)}
+        found = in_order(names)
+        assert [natural_key(name) for name in found] == sorted(map(natural_key, names))
+        assert found == in_order(sorted(names, reverse=True))
+    assert in_order(["²", "x²", "1"]) == ["1", "x²", "²"], "digits that are no numbers are text"
+
+
+def test_all_readers_of_folders_number_alike(tmp_path):
+    write(tmp_path, "train", "validation")
+    for flags in ({}, {"dataset": "torch/image_folder"}):
+        found = open_datasets(make_recipe({"data_dir": str(tmp_path), "model": "resnet18"} | flags))
+        assert found.classes == (() if flags else tuple(ORDERED))
+        for split in (found.train, found.validation):
+            split.transform = None
+            assert agree(split)
+    for name, root in ((str(tmp_path), None), ("torch/image_folder", tmp_path)):
+        for split in ("train", "test"):
+            images = open_dataset(name, root=root, split=split)
+            assert images.classes == tuple(ORDERED)
+            assert agree(images)
+    images = image_folder(tmp_path / "train", 4)
+    assert (images.classes, images.class_to_idx["Class10"]) == (ORDERED, 10)
+    assert agree((images.loader(path), label) for path, label in images.samples)
+    assert images.targets == [label for _, label in images.imgs]
+    assert torch.equal(images[0][0], Task.load(tmp_path, 4).train[0][0])
+
+
+def test_an_evaluation_alone_numbers_alike(tmp_path):
+    write(tmp_path, "train", "validation")
+    found = open_datasets(make_recipe({"data_dir": str(tmp_path), "model": "resnet18", "eval": True}))
+    assert found.train is None
+    assert found.classes == tuple(ORDERED)
+
+
+def test_the_numbers_of_a_person_and_of_a_publisher_stay(tmp_path):
+    write(tmp_path, "train", "validation")
+    (tmp_path / "map.txt").write_text("\n".join(reversed(ORDERED)))
+    given = {"data_dir": str(tmp_path), "model": "resnet18", "class_map": str(tmp_path / "map.txt")}
+    assert open_datasets(make_recipe(given)).classes == tuple(reversed(ORDERED))
+    eurosat = write(tmp_path / "eurosat", "2750", copies=6) / "2750"
+    assert open_dataset("eurosat", root=tmp_path, split="train").classes == tuple(sorted(NAMES))
+    reader = torchvision.datasets.ImageFolder(str(eurosat))
+    before = list(reader.samples)
+    number_in_order(reader)
+    assert [path for path, _ in reader.samples] == [path for path, _ in before]
+
+
+def test_local_folders_of_hugging_face_number_alike(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+    write(tmp_path / "images", "train", "test")
+    for found in load_hf_dataset(str(tmp_path / "images"), "train", "test", size=4):
+        assert found.features["label"].names == ORDERED
+        rows = found.with_format(None)
+        assert agree((row["image"], row["label"]) for row in rows)
+        assert sorted(row["label"] for row in found) == sorted([*range(len(NAMES))] * 2)
+
+
+def test_a_prepared_collection_numbers_alike(tmp_path):
+    write(tmp_path / "sources", "mine", copies=20)
+    prepare_one("mine", Collected("mine", len(NAMES), 20 * len(NAMES), by_hand="somewhere"), tmp_path)
+    for split in ("train", "test"):
+        images = open_dataset("mine", root=tmp_path, split=split)
+        assert images.classes == tuple(ORDERED)
+        assert agree(images)
+
+
+OPENED = """
+import sys
+from assembly.datasets.named import open_dataset
+from stitchkit.train.datasets import open_datasets
+from stitchkit.train.flags import make_recipe
+from stitchnet import image_folder
+
+found = open_datasets(make_recipe({"data_dir": sys.argv[1], "model": "resnet18"}))
+print(found.classes, [label for _, label in found.train.reader.samples])
+print(open_dataset(sys.argv[1], root=None, split="test").classes, image_folder(sys.argv[1] + "/train").classes)
+"""
+
+
+def test_ties_are_numbered_alike_in_every_process(tmp_path):
+    """timm's key calls these names equal, and the order of a set depends on the seed of hashes."""
+    names = ("1", "01", "001", "A", "a", "b1", "B01", "b01", "B1")
+    write(tmp_path, "train", "validation", names=names)
+    said = set()
+    for seed in "0", "2", "4":
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", OPENED, str(tmp_path)]
+        said.add(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+    [said] = said
+    expected = "('001', '01', '1', 'A', 'a', 'B01', 'B1', 'b01', 'b1')"
+    assert said.startswith(expected)
+    assert said.splitlines()[1] == f"{expected} [{expected[1:-1]}]"
+
+
+def test_names_of_classes_are_read_and_nothing_else():
+    assert trained_classes({"classes": ["a", "b"]}) == [["a", "b"]]
+    assert trained_classes({"classes": [["a"], ["b", "c"]]}) == [["a"], ["b", "c"]]
+    for value in (None, [], [[]], "ab", ("a",), [1], ["a", 1], [["a"], "b"], [["a"], []], {"a": 0}, torch.ones(2)):
+        assert trained_classes({"classes": value}) == []
+    assert trained_classes({}) == []
+
+
+def test_classes_are_compared_task_by_task(caplog):
+    one, two, three = ["a", "b"], ["c", "d"], ["x", "y", "z"]
+    for trained, here in (([], [one]), ([one], [one]), ([one], [[]]), ([one, two], [one, two]), ([one, two], [two])):
+        check_classes(trained, here, "f", strict=True)
+    for strict in (True, False):
+        with pytest.raises(
+            InputError, match=r"'f' was trained on the same 2 classes in another order; .*'b' and is 'a'"
+        ):
+            check_classes([["b", "a"]], [one], "f", strict=strict)
+    with pytest.raises(InputError, match="trained on 2 classes, here are 3; the first that differs was 'a' and is 'x'"):
+        check_classes([one], [three], "f", strict=True)
+    with pytest.raises(InputError, match="was 'a' and is 'c'"):
+        check_classes([one, two], [two, one], "f", strict=True)
+    with pytest.raises(InputError, match="was 'z' and is None"):
+        check_classes([three], [three[:2]], "f", strict=True)
+    with caplog.at_level(logging.WARNING):
+        check_classes([one], [three], "f", strict=False)
+        assert not caplog.messages, "another number: the classifier is made anew, or refused by its shape"
+        check_classes([one], [two], "f", strict=False)
+    [line] = caplog.messages
+    assert "'f' was trained on as many other classes; the first that differs was 'a' and is 'c'" in line
+
+
+PICO = {"model_name": "resnet18", "layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Writes weights of a network with three classes."""
+
+    def write_weights(**arguments):
+        torch.manual_seed(0)
+        name, backend = arguments.pop("model_name"), arguments.pop("backend", "timm")
+        state = load_model(name, backend=backend, pretrained=False, num_classes=3, **arguments).state_dict()
+        torch.save({"state_dict": state, "classes": ["x", "y", "z"]}, tmp_path / "w.pth")
+        return str(tmp_path / "w.pth")
+
+    return write_weights
+
+
+@pytest.mark.parametrize("arguments", [PICO, {"model_name": "resnet18", "backend": "torchvision"}])
+def test_a_network_knows_where_its_classifier_is_from_unless_it_is_made_anew(checkpoint, arguments):
+    path = checkpoint(**arguments)
+    for number in (None, 3):
+        assert origin_of(Net(**arguments, ckp_path=path, num_classes=number).net) == (path, [["x", "y", "z"]])
+    assert origin_of(Net(**arguments, ckp_path=path, num_classes=4).net) is None
+    assert origin_of(Net(**arguments, pretrained=False, num_classes=3).net) is None
+
+
+def entries(count):
+    return [torch.nn.Identity() for _ in range(count)]
+
+
+def test_classifiers_of_parallel_parts_are_compared_each_with_its_task(checkpoint):
+    net = Net(**PICO, ckp_path=checkpoint(**PICO))
+    head = ClassifierHead(num_classes=2, in_channels=3)
+    both = Assembly([ParallelPart([head, net], entries(2), entries(2), agg="none", kind="vector")], entries(1))
+    check_origins(both, [["a", "b"], ["x", "y", "z"]], strict=True)
+    with pytest.raises(InputError, match="'x' and is 'a'"):
+        check_origins(both, [["x", "y", "z"], ["a", "b", "c"]], strict=True)
+    mean = Assembly([ParallelPart([net, net], entries(2), entries(2), agg="avg", kind="vector")], entries(1))
+    with pytest.raises(InputError, match="in another order"):
+        check_origins(mean, [["x", "z", "y"]], strict=False)
+    joined = Assembly([ParallelPart([net, net], entries(2), entries(2), agg="concat", kind="vector")], entries(1))
+    check_origins(joined, [["a", "b", "c"]], strict=True)  # its logits are not those of the file
+    nested = Assembly([head], entries(1), Assembly([net], entries(1)))
+    with pytest.raises(InputError, match="in another order"):
+        check_origins(nested, [["x", "z", "y"]], strict=True)
+    note_origin(nested, {}, "published.pth")
+    check_origins(nested, [["x", "z", "y"]], strict=True)
