@@ -108,10 +108,11 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
 
 
 def test_a_training_that_begins_leaves_the_files_of_an_evaluation_alone(tmp_path):
-    for name in ("stitches_res.txt.part0.tmp", "last.pth.tar.tmp"):
+    for name in ("stitches_res.txt.part0.tmp", "eval_args.yaml.tmp", "last.pth.tar.tmp", "args.yaml.tmp"):
         (tmp_path / name).touch()
     checkpoint.Checkpoints(tmp_path, keep=1).clear()
-    assert [path.name for path in tmp_path.iterdir()] == ["stitches_res.txt.part0.tmp"]
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"stitches_res.txt.part0.tmp", "eval_args.yaml.tmp"}
 
 
 def test_other_writes_to_a_full_disk_end_in_one_line(run, monkeypatch, capsys):
