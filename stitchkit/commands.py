@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stitchkit.errors import InputError
+from stitchkit.files import replacing
 from stitchkit.parser import Commands, new_file
 
 
@@ -104,7 +105,8 @@ def _convert(settings: dict[str, Any]) -> None:
     load_checkpoint(model, settings["checkpoint"])
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     about = {"format": "pt", "stitch_config": json.dumps(config.to_dict()), "source": settings["checkpoint"]}
-    output.write_bytes(save(weights, metadata=about))
+    with replacing(output) as draft:
+        draft.write_bytes(save(weights, metadata=about))
     print(f"{len(weights)} tensors are in {output}; use it as --resume with --eval, or in stitchkit.load_checkpoint")
 
 

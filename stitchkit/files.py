@@ -1,21 +1,34 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and that are never written through a symbolic link.
+
+A run's folder may come from somebody else, unpacked or on a shared disk, with links under names that we write. So all
+that is written under such a name is written here: a link there is replaced, or the command ends in one line. The
+folder itself may be a link, or lie under one: where things go is the person's choice.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
+
+from stitchkit.errors import InputError
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends; what was there stays until then.
 
-    It is on the disk before it gets its name. An error in the block leaves everything as it was.
+    It is on the disk before it gets its name. An error in the block leaves everything as it was. Links under both names
+    are removed, not followed.
     """
     temporary = path.with_name(f"{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    # Made here, so that what writes it by its name finds a file of ours.
+    os.close(descriptor(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
     try:
         yield temporary
         sync(temporary)
@@ -24,6 +37,74 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file: all of it, or what was there stays."""
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def opened(path: Path, mode: str, *, newline: str | None = None) -> IO[Any]:
+    """Open a file that grows in its place, as the builtin `open` does.
+
+    Args:
+        path: The file.
+        mode: As `open` has it.
+        newline: Likewise.
+
+    Raises:
+        InputError: If it is a symbolic link.
+    """
+    return open(path, mode, newline=newline, opener=descriptor)
+
+
+def descriptor(path: str | Path, flags: int) -> int:
+    """Open a file as `os.open` does.
+
+    Raises:
+        InputError: If it is a symbolic link.
+    """
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            refuse_link(Path(path))
+        raise
+
+
+def refuse_link(path: Path) -> None:
+    """See that nothing is written to another place than a name says.
+
+    Raises:
+        InputError: If it is a symbolic link, to something or to nothing.
+    """
+    if path.is_symlink():
+        raise InputError(
+            f"'{path}' is a symbolic link, and nothing is written through one; remove it, or choose another folder"
+        )
+
+
+def own_folder(path: Path) -> Path:
+    """A folder inside one that a person chose, made if need be.
+
+    Raises:
+        InputError: If it, or anything right in it, is a symbolic link.
+    """
+    refuse_link(path)
+    path.mkdir(parents=True, exist_ok=True)
+    for place in sorted(path.iterdir()):
+        refuse_link(place)
+    return path
+
+
+def fresh_folder(path: Path) -> Path:
+    """An empty folder in the place of what an interrupted command left there."""
+    if path.is_symlink():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)  # refuses what could not be removed
+    return path
 
 
 def sync(path: Path) -> None:

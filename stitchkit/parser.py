@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -55,7 +56,7 @@ def new_file(path: str) -> Path:
     Raises:
         InputError: If there is something already, or no folder to put it in.
     """
-    if Path(path).exists():
+    if os.path.lexists(path):  # a link to nothing too
         raise InputError(f"'{path}' exists; choose another file or remove it")
     if not Path(path).parent.is_dir():
         raise InputError(f"folder '{Path(path).parent}' does not exist; make it, or check the path")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ def _compose(settings: dict[str, Any]) -> None:
     from stitchnet.compose import compose
 
     output = Path(settings.pop("output"))
-    if output.exists():
+    if os.path.lexists(output):
         raise InputError(f"'{output}' exists; choose another folder or remove it")
     compose(*_read(settings), output)
 
@@ -83,7 +84,7 @@ def _study(settings: dict[str, Any]) -> None:
 
     name, output = settings.pop("experiment"), Path(settings.pop("output"))
     for path in (output / f"{name}.csv", output / f"{name}.png"):
-        if path.exists():
+        if os.path.lexists(path):
             raise InputError(f"'{path}' exists; choose another folder or remove it")
     study(name, *_read(settings), output)
 

@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from stitchkit.errors import InputError
+from stitchkit.files import opened
 from stitchkit.measure.ledger import Row
 from stitchnet import pictures
 from stitchnet.compose import Plan
@@ -73,7 +74,7 @@ def _written(rows: Iterable[Row], path: Path, columns: Sequence[str]) -> list[Ro
     written: list[Row] = []
     for row in rows:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a" if written else "w", newline="") as file:
+        with opened(path, "a" if written else "w", newline="") as file:
             table = csv.DictWriter(file, columns, lineterminator="\n")
             if not written:
                 table.writeheader()

@@ -15,6 +15,7 @@ from torch import nn
 
 from stitchkit.config import AnchorSpec
 from stitchkit.errors import InputError
+from stitchkit.files import replacing, write_text
 from stitchkit.measure.profile import flops_by_operator, measure
 from stitchkit.model.mode import evaluating
 from stitchkit.ship.formats import format_of
@@ -138,7 +139,8 @@ class Net(nn.Module):
         about = {"network": self.name, "input": {"input_size": self.example(1).shape[1:]}}
         with evaluating(self), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter, about itself
-            writer.write(copy.deepcopy(self).cpu(), about, target)
+            with replacing(target) as draft:
+                writer.write(copy.deepcopy(self).cpu(), about, draft)
         return target
 
     def draw_svg(self, path: str | Path) -> Path:
@@ -153,7 +155,7 @@ class Net(nn.Module):
         from stitchnet.drawing import draw
 
         target = _with_suffix(path, ".svg")
-        target.write_text(draw(self.steps(), self.input_size, self.score), encoding="utf-8")
+        write_text(target, draw(self.steps(), self.input_size, self.score))
         return target
 
     def outputs(self, dataset: Batches, label_column: str | None = None) -> tuple[np.ndarray, np.ndarray]:

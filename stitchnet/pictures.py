@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stitchkit.measure.ledger import Row
-from stitchkit.measure.pareto import plot
+from stitchkit.measure.pareto import plot, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ def draw_samples(rows: Sequence[Row], path: Path) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.legend(loc="best")
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def draw_front(rows: Sequence[Row], path: Path) -> None:
@@ -69,7 +69,7 @@ def draw_ensembles(rows: Sequence[Row], path: Path) -> None:
         axes.scatter(x, [row["acc1"] for row in these], s=14, alpha=0.5, color=color)
         axes.plot([size + shift for size in sizes], means, "o-", color=color, label=f"mean of {kind}")
     axes.legend(loc="best")
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def draw_finetune(rows: Sequence[Row], path: Path) -> None:
@@ -86,7 +86,7 @@ def draw_finetune(rows: Sequence[Row], path: Path) -> None:
         style = "-" if ">" in name else "--"
         axes.plot(epochs, [row["acc1"] for row in these], style, marker="o", markersize=4, label=name)
     axes.legend(loc="best", title="dashed: parents")
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _figure(x: str, title: str) -> tuple[Figure, Axes]:

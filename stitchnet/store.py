@@ -16,7 +16,7 @@ from torch import nn
 
 from stitchkit.config import AnchorSpec
 from stitchkit.errors import InputError
-from stitchkit.files import replacing
+from stitchkit.files import replacing, write_text
 from stitchnet.classifier import Classifier
 from stitchnet.forms import Form
 from stitchnet.fragments import Fragment, Place, between
@@ -54,8 +54,7 @@ def save(net: Net, folder: Path) -> Path:
         tensors["classifier.labels"] = torch.as_tensor(net.classifier.labels).contiguous()
     with replacing(folder / WEIGHTS) as draft:
         save_file(tensors, draft)
-    with replacing(folder / ABOUT) as draft:
-        draft.write_text(json.dumps(about, indent=1))
+    write_text(folder / ABOUT, json.dumps(about, indent=1))
     return folder
 
 

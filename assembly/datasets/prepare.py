@@ -16,6 +16,7 @@ from assembly.datasets.named import TEST_SHARE, divide, read, read_timm
 from assembly.datasets.sources import SOURCES
 from stitchkit.classes import number_in_order
 from stitchkit.errors import InputError, unknown
+from stitchkit.files import fresh_folder
 
 VALIDATION_SHARE = 0.1
 """How much of what is not for testing is for validation."""
@@ -126,8 +127,7 @@ def prepare_one(name: str, task: Task, root: Path) -> str:
             f"{task.images:,} of {task.classes}; remove what is there of it and give the command again"
         )
     # Written under another name first: an interrupted command leaves no half data set behind.
-    unfinished = root / f"{name}.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished = fresh_folder(root / f"{name}.unfinished")
     for split, (samples, numbers, _) in zip(SPLITS, _divide(parts), strict=True):
         for label in classes:
             (unfinished / split / label).mkdir(parents=True)

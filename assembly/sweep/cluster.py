@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 from assembly.sweep.worker import JobFolder, SweepJob
 from stitchkit.errors import InputError
+from stitchkit.files import refuse_link, write_text
 
 _logger = logging.getLogger(__name__)
 
@@ -75,7 +77,7 @@ class LocalPool:
         submitit = import_submitit()
         from submitit.helpers import environment_variables
 
-        executor = submitit.LocalExecutor(folder.path / "submitit")
+        executor = submitit.LocalExecutor(_new_folder(folder.path / "submitit"))
         first = slot * self.num_gpus
         chosen = [self.gpus[number % len(self.gpus)] for number in range(first, first + self.num_gpus)]
         executor.update_parameters(
@@ -112,7 +114,7 @@ class Slurm:
         self._watched |= {number: folder for folder, number in known.items() if number in queue}
         fresh = [folder for folder, number in known.items() if number not in queue]
         for folder, number in zip(fresh, self._submit(fresh) if fresh else (), strict=True):
-            folder.submission.write_text(number)
+            write_text(folder.submission, number)
             self._watched[number] = folder
 
     def poll(self) -> list[JobFolder]:
@@ -138,7 +140,7 @@ class Slurm:
         submitit = import_submitit()
         try:
             # A job whose time is over goes on from its last epoch.
-            executor = submitit.SlurmExecutor(self.folder, max_num_timeout=_NO_LIMIT)
+            executor = submitit.SlurmExecutor(_new_folder(self.folder), max_num_timeout=_NO_LIMIT)
             executor.update_parameters(stderr_to_stdout=True, **self.parameters)
             with executor.batch():
                 jobs = [executor.submit(SweepJob(folder)) for folder in folders]
@@ -216,6 +218,17 @@ def import_submitit() -> Any:
             "sweeps run through submitit, which is not installed; pip install 'stitchkit[jobs]'"
         ) from error
     return submitit
+
+
+def _new_folder(place: Path) -> Path:
+    """A new folder in `place` for the files of submitit, which follows links: it names them by numbers of processes.
+
+    Raises:
+        InputError: If `place` is a symbolic link.
+    """
+    refuse_link(place)
+    place.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=place))
 
 
 def _submission(folder: JobFolder) -> str | None:

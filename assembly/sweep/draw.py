@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from assembly.sweep.plan import UNCUT
 from assembly.sweep.stitchers import FINETUNE, STITCHERS
-from stitchkit.measure.pareto import quantity
+from stitchkit.measure.pareto import quantity, save_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,7 +99,7 @@ def draw_heat_map(rows: pd.DataFrame, path: Path) -> None:
     reference = ", ".join(f"{name} {value:.1f} %" for name, value in uncut.items())
     title = str(rows["arch"].iloc[0]) + (f"\nred lines: {reference}" if reference else "")
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _gap_label(rows: pd.DataFrame, gap: str) -> str:
@@ -162,7 +162,7 @@ def draw_accuracy_over_parameters(rows: pd.DataFrame, path: Path) -> None:
     ]
     lines = axes.get_legend_handles_labels()[0]
     figure.legend(handles=[*handles, *lines], loc="outside right upper", fontsize=8, frameon=False)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _draw_uncut(axes: Axes, rows: pd.DataFrame) -> None:
@@ -205,4 +205,4 @@ def draw_learning_curves(rows: pd.DataFrame, path: Path) -> None:
     figure.legend([found[label] for label in labels], labels, loc="outside right upper", fontsize=8, frameon=False)
     figure.supxlabel("epoch", fontsize=10)
     figure.supylabel("test accuracy (%)", fontsize=10)
-    figure.savefig(path)
+    save_figure(figure, path)

@@ -15,6 +15,7 @@ from assembly.parts.registry import COMMON, part_class
 from assembly.sweep.config import CutNetwork, Gap, SweepConfig
 from assembly.sweep.stitchers import FINETUNE, STITCHERS, DoesNotApply, PartDict
 from assembly.train.result import update_metadata
+from stitchkit.files import own_folder, write_text
 from stitchkit.measure.pareto import aligned, quantity
 
 UNCUT = ("source", "destination")
@@ -40,12 +41,15 @@ class PlannedJob:
     reason: str = ""
 
     def write(self, folder: Path) -> Path:
-        """Make its folder in `folder`, with `config.yml` and `metadata.yml`; what a run added to the latter stays."""
-        place = folder / self.name
-        place.mkdir(parents=True, exist_ok=True)
+        """Make its folder in `folder`, with `config.yml` and `metadata.yml`; what a run added to the latter stays.
+
+        Raises:
+            InputError: If the folder, or anything in it, is a symbolic link.
+        """
+        place = own_folder(folder / self.name)
         about = place / "metadata.yml"
         update_metadata(about, self.metadata)
-        (place / "config.yml").write_text(_dump(self.config))
+        write_text(place / "config.yml", _dump(self.config))
         return place
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from assembly.train.result import read_metadata
 from stitchkit.errors import InputError
+from stitchkit.files import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,8 +37,10 @@ def sweep_report(folder: str | Path) -> list[Path]:
     place = Path(folder)
     table = collect(place)
     files = [place / "results.csv", place / "results.parquet"]
-    table.to_csv(files[0], index=False)
-    table.to_parquet(files[1], index=False)
+    with replacing(files[0]) as draft:
+        table.to_csv(draft, index=False)
+    with replacing(files[1]) as draft:
+        table.to_parquet(draft, index=False)
     for arch, rows in table.groupby("arch"):
         if not (rows["gap"] != "").any():
             continue  # its uncut networks alone have a result so far
@@ -65,12 +68,21 @@ def collect(folder: str | Path) -> pd.DataFrame:
     tables = [
         _rows(result, about)
         for file in sorted(place.glob("*/metadata.yml"))
-        if "arch" in (about := read_metadata(file))  # other jobs than a sweep's have none
+        if "arch" in (about := _about(file))  # other jobs than a sweep's have none
         for result in sorted(file.parent.glob("result*.csv"))
     ]
     if not tables:
         raise InputError(f"folder '{folder}' holds no results of a sweep; run one with stitchkit sweep -c FILE -o DIR")
     return pd.concat(tables, ignore_index=True)
+
+
+def _about(file: Path) -> dict[str, Any]:
+    """What a job's folder says of it; its architecture begins the names of pictures, so it is no path."""
+    about = read_metadata(file)
+    arch = str(about.get("arch"))
+    if "/" in arch or "\0" in arch:
+        raise InputError(f"'{file}' has arch {arch!r}; it must be a name without '/', as the sweep's file has")
+    return about
 
 
 def _rows(result: Path, about: dict[str, Any]) -> pd.DataFrame:

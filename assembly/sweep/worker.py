@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stitchkit.errors import InputError
+from stitchkit.files import opened
 
 _logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class JobFolder:
 
         What was noted first stays: of several ranks, the others fail because one did.
         """
-        with contextlib.suppress(FileExistsError), self._failed.open("x") as file:
+        with contextlib.suppress(FileExistsError), opened(self._failed, "x") as file:
             file.write(reason + "\n")
 
     def forget_failure(self) -> None:
@@ -137,7 +138,7 @@ def _write_to(log: Path) -> None:
     """Let this process write into a file from now on, below what earlier starts wrote."""
     sys.stdout.flush()
     sys.stderr.flush()
-    with log.open("a") as file:
+    with opened(log, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     level = logging.INFO if _is_primary() else logging.ERROR

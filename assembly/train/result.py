@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from stitchkit.errors import InputError
-from stitchkit.files import replacing
+from stitchkit.files import replacing, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,8 +69,7 @@ class Trajectory:
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     """Write plain data as YAML."""
-    with replacing(path) as draft:
-        draft.write_text(yaml.safe_dump(dict(content), sort_keys=False))
+    write_text(path, yaml.safe_dump(dict(content), sort_keys=False))
 
 
 def update_metadata(path: Path, content: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stitchkit.errors import InputError
-from stitchkit.files import replacing
+from stitchkit.files import opened, refuse_link, write_text
 from stitchkit.measure.profile import Cost
 from stitchkit.routes import StitchSpace
 
@@ -66,8 +66,7 @@ def write_rows(path: str | Path, rows: list[Row]) -> None:
     """Write a whole ledger at once; an existing file is replaced only when the new one is complete."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as draft:
-        draft.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def cost_row(space: StitchSpace, cfg_id: int, cost: Cost) -> Row:
@@ -84,11 +83,12 @@ class Ledger:
         cost: FLOPs and parameters of a `cfg_id`.
 
     Raises:
-        InputError: If the file holds rows of another configuration; it is left as it is.
+        InputError: If the file holds rows of another configuration, or is a symbolic link; it is left as it is.
     """
 
     def __init__(self, path: str | Path, space: StitchSpace, cost: Callable[[int], Cost]):
         self.path = Path(path)
+        refuse_link(self.path)  # before hours of evaluation whose rows it would not take
         self._space = space
         self._cost = cost
         self.rows: list[Row] = read_rows(self.path) if self.path.exists() else []
@@ -110,7 +110,7 @@ class Ledger:
         """
         row = cost_row(self._space, cfg_id, self._cost(cfg_id)) | dict(figures)
         self._finish_last_line()
-        with self.path.open("a") as file:
+        with opened(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -127,7 +127,7 @@ class Ledger:
         if not content or content.endswith(b"\n"):
             return
         good = len(read_rows(self.path)) == len(content.splitlines())
-        with self.path.open("r+b") as file:
+        with opened(self.path, "r+b") as file:
             if good:
                 file.seek(0, os.SEEK_END)
                 file.write(b"\n")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stitchkit.errors import InputError
+from stitchkit.files import replacing
 from stitchkit.measure.ledger import Row
 from stitchkit.routes import Stitch
 
@@ -116,7 +117,7 @@ def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
             fontweight="bold",
         )
     axes.legend(loc="lower right", title="area: parameters")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_ledgers(ledgers: Mapping[str, Sequence[Row]], path: str | Path, *, title: str = "") -> None:
@@ -137,7 +138,7 @@ def plot_ledgers(ledgers: Mapping[str, Sequence[Row]], path: str | Path, *, titl
         _line(axes, pareto_front(rows), color=color)
         _scatter(axes, rows, every, color=color, label=name)
     axes.legend(loc="best", title="lines: Pareto fronts")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _figure(title: str) -> tuple[Figure, Axes]:
@@ -173,9 +174,16 @@ def check_plot(path: str | Path) -> None:
         raise InputError(f"folder '{path.parent}' does not exist; make it, or check the path")
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a picture; its suffix says the format.
+
+    Raises:
+        InputError: If the format is unknown or the file cannot be written.
+    """
+    path = Path(path)
     try:
-        figure.savefig(path)
+        with replacing(path) as draft:
+            figure.savefig(draft, format=path.suffix[1:])
     except (ValueError, OSError) as error:
         raise InputError(f"plot '{path}' cannot be written: {error}") from error
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from stitchkit.files import replacing
+from stitchkit.files import write_text
 
 
 class PartialSums:
@@ -46,9 +46,8 @@ class PartialSums:
 
     def save(self, sums: torch.Tensor, batches: int) -> None:
         """Put the sums over the first `batches` batches in the place of those before."""
-        with replacing(self.path) as draft:
-            # repr of a float64 is exact
-            draft.write_text(json.dumps({"of": self._of, "batches": batches, "sums": sums.tolist()}))
+        # repr of a float64 is exact
+        write_text(self.path, json.dumps({"of": self._of, "batches": batches, "sums": sums.tolist()}))
 
     def remove(self) -> None:
         """Forget the sums; the evaluation is finished."""

@@ -98,9 +98,9 @@ class _Runner(nn.Module):
         return self._run(x)
 
 
-def _write_safetensors(net: nn.Module, about: About, path: Path) -> None:
+def _write_safetensors(net: nn.Module, about: About, draft: Path) -> None:
     weights = {name: value.contiguous() for name, value in net.state_dict().items()}
-    path.write_bytes(save(weights, metadata={"format": "pt", _KEY: json.dumps(about)}))
+    draft.write_bytes(save(weights, metadata={"format": "pt", _KEY: json.dumps(about)}))
 
 
 _BATCH = ({0: torch.export.Dim("batch", min=1)},)
@@ -119,8 +119,8 @@ def _trace(net: nn.Module, about: About) -> torch.export.ExportedProgram:
     return program
 
 
-def _write_program(net: nn.Module, about: About, path: Path) -> None:
-    torch.export.save(_trace(net, about), path, extra_files={f"{_KEY}.json": json.dumps(about)})
+def _write_program(net: nn.Module, about: About, draft: Path) -> None:
+    torch.export.save(_trace(net, about), draft, extra_files={f"{_KEY}.json": json.dumps(about)})
 
 
 def _read_program(path: Path) -> nn.Module:
@@ -128,7 +128,7 @@ def _read_program(path: Path) -> nn.Module:
     return _Runner(lambda x: network(x))  # hidden in a function: such a network has no modes to be switched
 
 
-def _write_onnx(net: nn.Module, about: About, path: Path) -> None:
+def _write_onnx(net: nn.Module, about: About, draft: Path) -> None:
     import onnx_ir
 
     logging.getLogger("onnxscript").setLevel(logging.WARNING)  # it tells each node that it simplifies
@@ -144,7 +144,7 @@ def _write_onnx(net: nn.Module, about: About, path: Path) -> None:
     assert program is not None, "there is one where no file is named"
     onnx_ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
     program.model.metadata_props[_KEY] = json.dumps(about)
-    program.save(path, external_data=False)
+    program.save(draft, external_data=False)
 
 
 def _read_onnx(path: Path) -> nn.Module:

@@ -16,7 +16,7 @@ from timm.data.loader import adapt_to_chs
 
 from stitchkit.config import StitchConfig
 from stitchkit.errors import InputError, unknown
-from stitchkit.files import replacing
+from stitchkit.files import refuse_link, replacing, write_text
 from stitchkit.measure.ledger import Row, read_rows, write_rows
 from stitchkit.measure.pareto import pareto_front, table
 from stitchkit.model.create import create_anchor
@@ -25,7 +25,7 @@ from stitchkit.model.weights import load_checkpoint, load_content
 from stitchkit.routes import StitchSpace
 from stitchkit.ship.portrait import local, portable
 
-_CONFIG, _WEIGHTS, _LEDGER = "config.json", "model.safetensors", "stitches_res.txt"
+_CONFIG, _WEIGHTS, _LEDGER, _README = "config.json", "model.safetensors", "stitches_res.txt", "README.md"
 _IMAGE = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 _OPTIONS = ("revision", "cache_dir", "force_download", "token", "local_files_only")
 
@@ -161,6 +161,7 @@ class HubSNNet(
         return model.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        refuse_link(save_directory / _README)  # which the library writes by itself
         config = self.config.to_dict() | {
             "anchors": [portable(spec, self) for spec in self.config.anchors],
             "recipe": {key: self.config.recipe[key] for key in _IMAGE if key in self.config.recipe},
@@ -171,7 +172,7 @@ class HubSNNet(
         if self.ledger:
             write_rows(save_directory / _LEDGER, self.ledger)
         content = {"stitch_config": config, "image": self.image, "classes": self.classes}
-        (save_directory / _CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+        write_text(save_directory / _CONFIG, json.dumps(content, indent=2) + "\n")
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The model card, with the Pareto front where there is a ledger with accuracies."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from stitchkit._version import __version__
 from stitchkit.errors import InputError
+from stitchkit.files import write_text
 from stitchkit.measure.ledger import Row, difference, read_rows
 from stitchkit.measure.pareto import is_anchor, pareto_front
 from stitchkit.routes import Stitch, StitchSpace
@@ -50,7 +51,7 @@ def write_report(output: str | Path, contents: Mapping[str, Mapping[str, Any]], 
     if not output.parent.is_dir():
         raise InputError(f"folder '{output.parent}' does not exist; make it, or check the path")
     title = title or "Stitches of " + (" and ".join(contents) if len(contents) < 3 else f"{len(contents)} ledgers")
-    output.write_text(page(contents, title=title), encoding="utf-8")
+    write_text(output, page(contents, title=title))
 
 
 def read_ledgers(paths: Sequence[str | Path], stitch_config: str | None = None) -> dict[str, dict[str, Any]]:

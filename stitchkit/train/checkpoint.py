@@ -31,6 +31,7 @@ LAST = f"last{_SUFFIX}"
 """The newest checkpoint of a run."""
 PREVIOUS = f"previous{_SUFFIX}"
 """The one before it."""
+_OF_EVALUATIONS = ("stitches_res", "eval_args")
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -95,7 +96,7 @@ class Checkpoints:
     def clear(self) -> None:
         """Remove what a killed run was about to write, and finish what it had begun."""
         for path in self.folder.glob("*.tmp"):
-            if path.name.startswith("stitches_res"):  # of an evaluation that may be running
+            if path.name.startswith(_OF_EVALUATIONS):  # one may be running
                 continue
             path.unlink()
         if self._whole is not None:

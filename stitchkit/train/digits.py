@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from stitchkit.errors import InputError
+from stitchkit.files import fresh_folder, refuse_link
 
 _SIDE = 32
 _VALIDATION = 600
@@ -39,16 +39,16 @@ def write_digits(folder: Path) -> None:
         folder: Where to write; if it holds the digits already, nothing is done.
 
     Raises:
-        InputError: If the folder holds anything else.
+        InputError: If the folder holds anything else, or is a symbolic link to a folder without the digits.
     """
     if (folder / "validation").is_dir() and (folder / "train").is_dir():
         print(f"{folder} is there already")
         return
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"'{folder}' is not empty; choose a new folder")
+    refuse_link(folder)
     # Written under another name first: an interrupted command leaves no half dataset behind.
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished = fresh_folder(folder.with_name(folder.name + ".unfinished"))
     counts = dict.fromkeys(("train", "validation"), 0)
     for split in counts:
         for number, image, label in read_digits(split):

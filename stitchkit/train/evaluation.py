@@ -18,6 +18,7 @@ from torch import nn
 
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
+from stitchkit.files import write_text
 from stitchkit.measure.evaluate import Score, Tally, evaluate_stitch
 from stitchkit.measure.ledger import Ledger
 from stitchkit.measure.partial import PartialSums
@@ -192,7 +193,7 @@ def _open_ledger(session: Session, model: SNNet, origin: Mapping[str, Any]) -> L
 def _write_origin(path: Path, origin: Mapping[str, Any], latencies: object) -> None:
     """Write what the figures depend on, and how latencies were measured where they were."""
     measured = {} if latencies is None else {_LATENCIES: latencies}
-    path.write_text(yaml.safe_dump({**origin, **measured}, sort_keys=False))
+    write_text(path, yaml.safe_dump({**origin, **measured}, sort_keys=False))
 
 
 def _add_latencies(batch_size: int, model: SNNet, ledger: Ledger, origin: Mapping[str, Any]) -> None:

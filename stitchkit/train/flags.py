@@ -119,13 +119,23 @@ def gather(flags: Mapping[str, Any]) -> tuple[Recipe, StitchConfig | None]:
     config = None
     if given.get("stitch_config"):
         config = StitchConfig.load(given["stitch_config"])
-        given = _merged([*layers, _checked(config.recipe, f"recipe of {config.path}")])
+        given = _merged([*layers, _recipe_of(config)])
     elif "pretrained" not in given:
         given["pretrained"] = bool(given.get("pretrained_path"))  # timm's default for a single model is off
     for name, value in given.items():
         _check_limits(_FIELDS[name], value)
         _check_place(_FIELDS[name], value, flag_of(name))
     return make_recipe(given), config
+
+
+def _recipe_of(config: StitchConfig) -> dict[str, Any]:
+    """The settings that a stitch configuration has; where things are written is not for its author to say."""
+    if "output" in config.recipe:
+        raise InputError(
+            f"recipe of {config.path}: 'output' is {config.recipe['output']!r}, and where runs are written is not said "
+            "by a stitch configuration; take it out and give --output"
+        )
+    return _checked(config.recipe, f"recipe of {config.path}")
 
 
 def _merged(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

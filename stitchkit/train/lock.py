@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stitchkit.errors import InputError
+from stitchkit.files import descriptor
 
 _logger = logging.getLogger(__name__)
 
@@ -25,11 +26,11 @@ def locked(path: Path) -> Iterator[None]:
         path: The file of the lock.
 
     Raises:
-        InputError: If another process holds it.
+        InputError: If another process holds it, or it is a symbolic link.
     """
     file = _open(path)
     try:
-        os.truncate(file, 0)
+        os.ftruncate(file, 0)
         os.write(file, f"{os.getpid()} on {os.uname().nodename}\n".encode())
         yield
     finally:
@@ -39,7 +40,7 @@ def locked(path: Path) -> Iterator[None]:
 
 def _open(path: Path) -> int:
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        file = descriptor(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -55,6 +56,6 @@ def _open(path: Path) -> int:
             _logger.warning("the file system of '%s' has no locks; see that no other run writes there", path.parent)
             return file
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file), path.stat()):
+            if os.path.samestat(os.fstat(file), path.lstat()):
                 return file
         os.close(file)  # the run before has just removed it

@@ -17,6 +17,7 @@ from timm.utils import dispatch_clip_grad, random_seed
 from torchvision.utils import save_image
 
 from stitchkit.distributed import World
+from stitchkit.files import replacing
 from stitchkit.train.data import Loader
 from stitchkit.train.optim import Autocast, LossScaler
 from stitchkit.train.position import Batches, Position
@@ -51,7 +52,9 @@ def save_batch(images: torch.Tensor, path: Path) -> None:
         images: `[B, C, H, W]`, normalised or not.
         path: A `.jpg`.
     """
-    save_image(images[:, :3] if images.shape[1] >= 3 else images[:, :1], path, padding=0, normalize=True)
+    shown = images[:, :3] if images.shape[1] >= 3 else images[:, :1]
+    with replacing(path) as draft:
+        save_image(shown, draft, format="jpeg", padding=0, normalize=True)
 
 
 class Schedule(Protocol):

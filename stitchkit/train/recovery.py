@@ -12,6 +12,7 @@ from pathlib import Path
 
 from stitchkit.distributed import World, from_primary, restarts
 from stitchkit.errors import InputError
+from stitchkit.files import write_text
 from stitchkit.model.weights import read_checkpoint
 from stitchkit.train.checkpoint import LAST, PREVIOUS
 from stitchkit.train.recipe import Recipe
@@ -59,7 +60,7 @@ def launched(folder: Path, world: World) -> Iterator[None]:
     """Note in the folder which launcher began the run, until it is done: what others left there is not gone on from."""
     mark = folder / _LAUNCHER
     if "TORCHELASTIC_RUN_ID" in os.environ and world.rank == 0:
-        mark.write_text(_launcher())
+        write_text(mark, _launcher())
     yield
     if world.rank == 0:
         mark.unlink(missing_ok=True)

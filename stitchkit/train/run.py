@@ -15,6 +15,7 @@ from stitchkit.config import StitchConfig
 from stitchkit.distributed import World, from_primary, init_world
 from stitchkit.errors import InputError
 from stitchkit.train.checkpoint import Checkpoints
+from stitchkit.train.checks import run_folder
 from stitchkit.train.data import create_loaders
 from stitchkit.train.datasets import open_datasets
 from stitchkit.train.evaluation import evaluate_stitches
@@ -37,10 +38,10 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
     Raises:
         InputError: If data, configuration, checkpoint or run folder cannot be used as asked; nothing was overwritten.
     """
+    folder = run_folder(recipe)
     world = init_world(recipe.run.device)
     try:
         check_device(recipe, world)
-        folder = run_folder(recipe)
         _make_folder(folder)
         with explained(), logging_redirect_tqdm(), _alone(recipe, folder, world):
             recipe = find_resume(recipe, folder, world)
@@ -54,7 +55,7 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
     finally:
         dist.destroy_process_group()
         with suppress(OSError):
-            run_folder(recipe).rmdir()  # a run that was refused leaves no empty folder
+            folder.rmdir()  # a run that was refused leaves no empty folder
 
 
 @contextmanager
@@ -106,9 +107,3 @@ def _make_folder(folder: Path) -> None:
         raise InputError(f"run folder '{folder}' cannot be made: {error.strerror}; choose another --output") from error
     if not os.access(folder, os.W_OK):
         raise InputError(f"run folder '{folder}' cannot be written; choose another --output")
-
-
-def run_folder(recipe: Recipe) -> Path:
-    """The folder of a run: `--output/--experiment`, named by the configuration or model where none is given."""
-    name = recipe.run.experiment or Path(recipe.model.stitch_config or recipe.model.model or "").stem
-    return Path(recipe.run.output) / name

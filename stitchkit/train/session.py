@@ -10,6 +10,7 @@ from torch import nn
 
 from stitchkit.config import StitchConfig
 from stitchkit.distributed import World
+from stitchkit.files import write_text
 from stitchkit.train.data import Loaders
 from stitchkit.train.recipe import Recipe
 
@@ -41,5 +42,5 @@ class Session:
     def save_settings(self, name: str) -> Path:
         """Save the effective settings in the run's folder, as a file that `-c` reads."""
         path = self.folder / name
-        path.write_text(yaml.safe_dump(self.recipe.for_files(), sort_keys=False))
+        write_text(path, yaml.safe_dump(self.recipe.for_files(), sort_keys=False))
         return path

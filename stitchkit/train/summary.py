@@ -5,13 +5,10 @@ drawn in an epoch; `fit.csv`, one line a joint.
 from __future__ import annotations
 
 import csv
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from timm.utils import update_summary
-
-from stitchkit.files import replacing
+from stitchkit.files import opened, refuse_link, replacing
 from stitchkit.measure.evaluate import Score
 from stitchkit.routes import Joint, StitchSpace
 from stitchkit.train.position import StitchLoss
@@ -33,9 +30,9 @@ def write_summary(
         scores: What the validation found, by label.
         labels: All labels that validations of this run have.
     """
-    path = folder / _NAME
-    figures = OrderedDict((f"{label}_acc1", scores[label].acc1 if label in scores else "") for label in labels)
-    update_summary(epoch, OrderedDict(loss=loss), figures, str(path), lr=rate, write_header=not path.exists())
+    figures = {f"eval_{label}_acc1": scores[label].acc1 if label in scores else "" for label in labels}
+    row = {"epoch": epoch, "train_loss": loss, **figures, "lr": rate}
+    _append(folder / _NAME, list(row), [row.values()])
 
 
 def write_losses(folder: Path, epoch: int, space: StitchSpace, losses: Mapping[int, StitchLoss]) -> None:
@@ -47,18 +44,27 @@ def write_losses(folder: Path, epoch: int, space: StitchSpace, losses: Mapping[i
         space: The stitches.
         losses: By `cfg_id`; stitches that were not drawn are missing.
     """
-    path = folder / _LOSSES
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
+    rows = ([epoch, cfg_id, space[cfg_id].name, *found] for cfg_id, found in losses.items())
+    _append(folder / _LOSSES, ["epoch", "cfg_id", "stitch", "loss", "steps"], rows)
+
+
+def _append(path: Path, head: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
+    """Add lines to a table; timm's own `update_summary` would follow a link."""
+    with opened(path, "a", newline="") as file:
         writer = csv.writer(file)
-        if is_new:
-            writer.writerow(["epoch", "cfg_id", "stitch", "loss", "steps"])
-        writer.writerows([epoch, cfg_id, space[cfg_id].name, *found] for cfg_id, found in losses.items())
+        if not file.tell():
+            writer.writerow(head)
+        writer.writerows(rows)
 
 
 def cut_summaries(folder: Path, epoch: int) -> None:
-    """Drop the lines of `epoch` and later, which a resumed run writes anew."""
+    """Drop the lines of `epoch` and later, which a resumed run writes anew.
+
+    Raises:
+        InputError: If a table is a symbolic link, which the end of an epoch would be too late to say.
+    """
     for name in (_NAME, _LOSSES):
+        refuse_link(folder / name)
         _cut(folder / name, epoch)
 
 
@@ -83,7 +89,7 @@ def write_fit(folder: Path, space: StitchSpace, residuals: Mapping[Joint, float]
         space: The stitches, with the layer of each joint.
         residuals: The part of the target's energy that is left over.
     """
-    with (folder / "fit.csv").open("w", newline="") as file:
+    with replacing(folder / "fit.csv") as draft, draft.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["layer", "joint", "residual"])
         for joint, residual in residuals.items():

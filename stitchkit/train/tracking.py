@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stitchkit.errors import InputError
+from stitchkit.files import refuse_link
 from stitchkit.measure.evaluate import Score
 from stitchkit.train.position import StitchLoss
 from stitchkit.train.session import Session
@@ -40,12 +41,13 @@ def start_run(folder: Path, config: Mapping[str, Any], **options: Any) -> Any:
         options: Further arguments of `wandb.init`.
 
     Raises:
-        InputError: If it refuses the run, or is not installed.
+        InputError: If it refuses the run, is not installed, or its folder is a symbolic link.
     """
     try:
         import wandb
     except ImportError as error:
         raise InputError("the run is to be logged, but wandb is not installed; pip install wandb") from error
+    refuse_link(folder / "wandb")
     try:
         return wandb.init(name=folder.name, config=dict(config), dir=str(folder), **options)
     except wandb.Error as error:
@@ -60,7 +62,7 @@ def open_board(folder: Path, start: int) -> Any:
         start: First epoch that it writes; what is there of later ones came from a run that was stopped, and is hidden.
 
     Raises:
-        InputError: If tensorboard is not installed.
+        InputError: If tensorboard is not installed, or its folder is a symbolic link.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -68,7 +70,9 @@ def open_board(folder: Path, start: int) -> Any:
         raise InputError(
             "the run is to be logged, but tensorboard is not installed; pip install tensorboard"
         ) from error
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+    place = folder / "tensorboard"
+    refuse_link(place)
+    return SummaryWriter(str(place), purge_step=start)
 
 
 class Tracking:

@@ -9,6 +9,7 @@ from typing import Any
 from timm.utils import distribute_bn, unwrap_model
 from torch import nn
 
+from stitchkit.distributed import from_primary
 from stitchkit.measure.evaluate import Score, evaluate_stitch
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
@@ -43,10 +44,7 @@ def train(session: Session) -> None:
     recipe, world = session.recipe, session.world
     checkpoints = Checkpoints(session.folder, keep=recipe.run.checkpoint_hist)
     trainer, num_epochs, start, position = _prepare(session, checkpoints)
-    if world.is_primary:
-        checkpoints.clear()
-        session.save_settings(_SETTINGS)
-        cut_summaries(session.folder, start)
+    from_primary(world, lambda: _tidy(session, checkpoints, start))
     tracking = Tracking(session, start)
     with StopSignals(world) as signals:
         recorder = Recorder(session, trainer, checkpoints, signals)
@@ -63,6 +61,13 @@ def train(session: Session) -> None:
             tracking.log_epoch(epoch, loss=loss, rate=trainer.rate, scores=scores, stitches=here.stitch_losses)
     tracking.finish()
     _say_next(session, checkpoints, nothing_left=start >= num_epochs)
+
+
+def _tidy(session: Session, checkpoints: Checkpoints, start: int) -> None:
+    """Bring the files of the run's folder to where the run begins."""
+    cut_summaries(session.folder, start)
+    checkpoints.clear()
+    session.save_settings(_SETTINGS)
 
 
 def _run_epoch(

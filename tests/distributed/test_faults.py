@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -108,10 +109,11 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
 
 
 def test_a_training_that_begins_leaves_the_files_of_an_evaluation_alone(tmp_path):
-    for name in ("stitches_res.txt.part0.tmp", "last.pth.tar.tmp"):
+    for name in ("stitches_res.txt.part0.tmp", "eval_args.yaml.tmp", "last.pth.tar.tmp", "args.yaml.tmp"):
         (tmp_path / name).touch()
     checkpoint.Checkpoints(tmp_path, keep=1).clear()
-    assert [path.name for path in tmp_path.iterdir()] == ["stitches_res.txt.part0.tmp"]
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"stitches_res.txt.part0.tmp", "eval_args.yaml.tmp"}
 
 
 def test_other_writes_to_a_full_disk_end_in_one_line(run, monkeypatch, capsys):
@@ -384,6 +386,25 @@ def test_a_rank_that_meets_a_fault_tells_all(images, tmp_path):
     assert end(start(command, ranks=2, said=tmp_path / "said")) == [2, 2]
     assert time.monotonic() - began < 30
     assert (tmp_path / "said").read_text().count("holds no checkpoint to evaluate") == 2
+
+
+def read_another(path, rank):
+    """What a rank finds that reads after a run has given the name to its next checkpoint."""
+    if rank == 1:
+        inner = checkpoint.read_hashed
+        checkpoint.read_hashed = lambda _: inner(path)
+
+
+def test_ranks_that_read_different_files_say_so(run, images, tmp_path):
+    assert run("live", "--checkpoint-interval", "3") == 0
+    folder = tmp_path / "live"
+    config = tmp_path / "pico.json"
+    command = ["train", images, "--stitch_config", config, *FLAGS, "--output", tmp_path, "--experiment", "judged"]
+    command += ["--eval", "--resume", folder / "last.pth.tar"]
+    first = partial(read_another, folder / "previous.pth.tar")
+    assert end(start(command, ranks=2, said=tmp_path / "said", first=first)) == [2, 2]
+    assert (tmp_path / "said").read_text().count("was replaced while the ranks read it; give one that stays") == 2
+    assert not (tmp_path / "judged/stitches_res.txt").exists()
 
 
 def test_what_a_checkpoint_needs_reaches_the_disk_in_order(tmp_path, monkeypatch):

@@ -144,7 +144,7 @@ def test_slurm_gets_an_array_and_the_parameters(monkeypatch, folders, tmp_path):
     asked = "array=0-2%2 partition=big gpus-per-node=2 ntasks-per-node=2 cpus-per-task=4 mem=8192MB time=90 requeue"
     for line in (*asked.split(), "qos=low", "exclusive", "signal=USR2@90"):
         assert f"#SBATCH --{line}\n" in sent
-    submitted = sorted((tmp_path / "out/submitit").glob("*_submitted.pkl"))
+    submitted = sorted((tmp_path / "out/submitit").glob("*/*_submitted.pkl"))
     assert len(submitted) == 3
     assert all(DelayedSubmission.load(file)._timeout_countdown > 10_000 for file in submitted)  # times it may go on
     assert place.poll() == []

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 
 from stitchkit.config import StitchConfig
 from stitchkit.errors import InputError
@@ -279,3 +279,53 @@ def test_k_decay_and_decay_rate():
 def test_precision_of_weights_and_images():
     assert weights_dtype(make_recipe({})) == torch.float32
     assert weights_dtype(make_recipe({"model_dtype": "bfloat16"})) == torch.bfloat16
+
+
+def few_weights():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(64, 2)
+    )
+
+
+def take_steps(model, optimizer, count):
+    torch.manual_seed(1)
+    for _ in range(count):
+        model(torch.randn(4, 3, 6, 6)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+# They run on GPUs alone, or need gradients of gradients.
+ELSEWHERE = ("bnb", "fused", "adahessian")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(n, marks=[] if n in ("adamw", "sgd", "lamb", "muon") else pytest.mark.nightly)
+          for n in list_optimizers() if not n.startswith(ELSEWHERE)),
+        "lookahead_adamw",
+    ],
+)  # fmt: skip
+def test_every_optimizer_resumes_and_refuses_states_of_other_shapes(name):
+    """What a fresh one says its state must be is what it has after steps, and asking changes nothing."""
+    model = few_weights()
+    optimizer = create_optimizer(model, optim(opt=name), lr=1e-3)
+    take_steps(model, optimizer, 7)
+    state = copy.deepcopy(optimizer.state_dict())
+    again = few_weights()
+    again.load_state_dict(model.state_dict())
+    fresh = create_optimizer(again, optim(opt=name), lr=1e-3)
+    load_optimizer(fresh, copy.deepcopy(state))
+    for one, other in ((model, optimizer), (again, fresh)):
+        take_steps(one, other, 2)
+    assert all(
+        torch.equal(*pair) for pair in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+    for number, own in state["state"].items():
+        for key, value in own.items():
+            if isinstance(value, torch.Tensor) and value.ndim:
+                worse = {**state, "state": {**state["state"], number: {**own, key: torch.ones(3, 3, 3)}}}
+                with pytest.raises(InputError, match=rf"optimizer.state\[{number}\].{key} is float32 \[3, 3, 3\], not"):
+                    load_optimizer(fresh, worse)

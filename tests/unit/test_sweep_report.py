@@ -45,9 +45,9 @@ def figures(monkeypatch):
     seen = []
     save = matplotlib.figure.Figure.savefig
 
-    def keep(figure, path):
+    def keep(figure, path, **options):
         seen.append(figure)
-        save(figure, path)
+        save(figure, path, **options)
 
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)
     return seen

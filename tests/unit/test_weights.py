@@ -1,6 +1,7 @@
 """Checkpoints are read safely and completely, or refused with a reason."""
 
 import argparse
+import hashlib
 import os
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 
 import stitchkit
 from stitchkit.errors import InputError
-from stitchkit.model.weights import damage, read_checkpoint
+from stitchkit.model.weights import damage, read_checkpoint, read_hashed
 from tests.support import pico_config, pico_snnet
 
 
@@ -177,3 +178,36 @@ def test_another_width_is_refused_with_both_shapes(source, tmp_path):
     torch.save(stitchkit.create_snnet(config).state_dict(), tmp_path / "w.pth")
     with pytest.raises(InputError, match=r"is \[12\], the model has \[8\]"):
         stitchkit.load_checkpoint(source, tmp_path / "w.pth")
+
+
+def test_what_is_hashed_is_what_was_read(tmp_path, monkeypatch):
+    """A run gives the name to another file while this one is read: the hash is of the one that was opened."""
+    path, newer = tmp_path / "last.pth.tar", tmp_path / "newer"
+    torch.save({"a": torch.ones(3)}, path)
+    torch.save({"a": torch.zeros(3)}, newer)
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    inner = torch.load
+
+    def load(*arguments, **options):
+        newer.replace(path)
+        return inner(*arguments, **options)
+
+    monkeypatch.setattr("stitchkit.model.weights.torch.load", load)
+    content, digest = read_hashed(path)
+    assert torch.equal(content["a"], torch.ones(3))
+    assert digest == expected
+
+
+def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "last.pth.tar"
+    torch.save({"a": torch.ones(3)}, path)
+    inner = torch.load
+
+    def load(*arguments, **options):
+        found = inner(*arguments, **options)
+        path.write_bytes(path.read_bytes() + b"x")
+        return found
+
+    monkeypatch.setattr("stitchkit.model.weights.torch.load", load)
+    with pytest.raises(InputError, match="was written to while it was read"):
+        read_hashed(path)
