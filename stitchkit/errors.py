@@ -27,10 +27,10 @@ class Stopped(Exception):
         self.number = number
 
 
-def unknown(kind: str, value: str, allowed: Iterable[str]) -> InputError:
+def unknown(kind: str, value: object, allowed: Iterable[str]) -> InputError:
     """The error for a name that is not among `allowed`, with the nearest allowed name when one is close."""
     names = list(allowed)
-    close = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     if close:
         hint = f"did you mean '{close[0]}'?"
     elif len(names) <= 30:
