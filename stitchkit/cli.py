@@ -101,7 +101,11 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _report(error: InputError) -> None:
-    """Say what was wrong, once: under a launcher each rank hands its error over, and the launcher prints the first."""
+    """Say what was wrong, once: under a launcher each rank hands its error over, and the launcher prints the first.
+
+    What a file holds is shown as it stands there: line ends and escapes could say something else in our name.
+    """
+    error = InputError("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(error)))
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 

@@ -38,6 +38,27 @@ _PUBLISHED_LR_BATCH = 512
 _KEYS = ("source", "model", "anchors", *_RULE_KEYS, "stitched_final_norm", "recipe", *_PUBLISHED_RECIPE_KEYS)
 
 
+_RESERVED = (
+    *("name", "model_name", "pretrained", "checkpoint", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"),
+    "cache_dir",
+)
+"""Arguments that say which model it is, or where its weights are from."""
+
+
+def check_kwargs(kwargs: Mapping[str, Any], whose: str) -> None:
+    """Refuse arguments of a model that choose its weights, which has a setting of its own.
+
+    Args:
+        kwargs: Arguments of `timm.create_model`.
+        whose: The model, in a message.
+
+    Raises:
+        InputError: If there is one.
+    """
+    if reserved := [key for key in _RESERVED if key in kwargs]:
+        raise InputError(f"{whose} has {reserved[0]} among its arguments; local weights are given as its checkpoint")
+
+
 @dataclass(frozen=True)
 class AnchorSpec:
     """One anchor of a configuration.
@@ -77,8 +98,7 @@ class AnchorSpec:
         for key, kind in (("label", str), ("kwargs", dict), ("checkpoint", str | None)):
             if key in value and not isinstance(value[key], kind):
                 raise InputError(f"anchor '{value['name']}' has {key} {value[key]!r}; it must be of type {kind}")
-        if reserved := {"pretrained", "checkpoint_path"} & value.get("kwargs", {}).keys():
-            raise InputError(f"anchor '{value['name']}' has {sorted(reserved)} in kwargs; use 'checkpoint' instead")
+        check_kwargs(value.get("kwargs", {}), f"anchor '{value['name']}'")
         if value.get("checkpoint"):
             check_local(value["checkpoint"], f"'checkpoint' of anchor '{value['name']}'")
         return cls(**value)
@@ -116,7 +136,7 @@ class StitchConfig:
             content = json.loads(Path(path).read_text())
         except OSError as error:
             raise InputError(f"stitch configuration '{path}' cannot be read: {error.strerror}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"stitch configuration '{path}' is not JSON: {error}") from error
         try:
             return cls.parse(content, path=str(path))

@@ -24,7 +24,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
     It is on the disk before it gets its name. An error in the block leaves everything as it was. Links under both names
     are removed, not followed.
+
+    Raises:
+        InputError: If there is a folder, a device or a pipe of this name.
     """
+    if path.exists() and not path.is_symlink() and not path.is_file():
+        raise InputError(f"'{path}' is not a regular file, and is not replaced by one; choose another name")
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     # Made here, so that what writes it by its name finds a file of ours.

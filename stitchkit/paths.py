@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from stitchkit.errors import InputError
 
@@ -27,7 +28,7 @@ def check_local(value: str, name: str) -> None:
             f"{name} is {value!r}, which begins with a scheme; give a path on this machine, with ./ before a name that "
             "has a colon in it"
         )
-    if not value.isprintable():
+    if any(unicodedata.category(letter) == "Cc" for letter in value):
         raise InputError(f"{name} is {value!r}, which holds control characters; give a path on this machine")
 
 
@@ -45,5 +46,5 @@ def check_dataset(value: str, name: str) -> None:
     """
     check_local(value, name)
     library, _, rest = value.partition("/")
-    if library.lower() != "tfds":
+    if library.lower() != "tfds" or "://" in rest:
         check_local(rest, name)

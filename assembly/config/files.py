@@ -35,8 +35,8 @@ class _Loader(yaml.SafeLoader):
         try:
             super().__init__(path.read_text())
             self.name = str(path)  # marks of nodes know their file by it
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        except (OSError, ValueError) as error:  # the latter of bytes and of names that no file has
+            reason = error.strerror if isinstance(error, OSError) else "it is not text, or no file has such a name"
             raise InputError(f"configuration '{path}' cannot be read: {reason}; check the path") from error
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -72,7 +72,7 @@ def _compose(path: Path, above: Sequence[Path] = ()) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"configuration '{path}'{line}: {error.problem or error}; correct the YAML") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"configuration '{path}' is not YAML: {' '.join(str(error).split())}") from error
     finally:
         loader.dispose()
@@ -92,6 +92,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         mark = error.problem_mark
         place = f"'{mark.name}', line {mark.line + 1}" if mark else f"'{path}'"
         raise InputError(f"configuration {place}: {error.problem}; plain data alone is read") from error
+    except (ValueError, RecursionError) as error:  # of dates, numbers and depths that Python has not
+        raise InputError(f"configuration '{path}' holds what cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"configuration '{path}' must hold settings as 'name: value' lines")
     return content

@@ -18,6 +18,7 @@ from stitchkit.paths import check_dataset, check_local
 SWEEP_KEYS = ("stages", "src_stages", "dest_stages", "gaps", "stitchers")
 """The keys that only a sweep has."""
 _POSITIVE = ("batch_size", "max_batches", "max_steps")
+_WRITTEN = ("save_dir", "metrics_output")
 _PLACES = ("data_path", "load_from", "resume_from", "save_dir", "metrics_output")
 
 
@@ -97,6 +98,9 @@ class JobConfig:
         content = read_yaml(path)
         with naming(path):
             config = cls.parse(content)
+            for key in _WRITTEN:
+                if key not in changes and (value := getattr(config, key)) is not None:
+                    _check_inside(value, key)
         return config.override(**changes)
 
     @classmethod
@@ -197,6 +201,14 @@ class JobConfig:
         """The settings as plain data, all of them, as a file that `load` reads."""
         settings = {key: value for key, value in _plain(asdict(self)).items() if value is not None}
         return settings | {"train_config": settings.pop("train_config")}
+
+
+def _check_inside(value: str, key: str) -> None:
+    """Refuse a place to write to outside the folder that a job is started in; a person may choose any by a flag."""
+    path = Path(value)
+    if path.is_absolute() or ".." in path.parts or value.startswith("~"):
+        flag = {"save_dir": "-o", "metrics_output": "--metrics-output"}[key]
+        raise InputError(f"{key} is {value!r}; a file can name a relative path without '..', for others give {flag}")
 
 
 def _checkpoints(parts: Any) -> Iterator[object]:

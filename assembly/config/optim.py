@@ -74,10 +74,13 @@ def create_loss(name: str, arguments: Mapping[str, Any], place: str, device: tor
         InputError: If there is no such function.
     """
     loss = LOSSES[_named("loss", name, LOSSES, f"{place}.loss_fn")]
-    tensors = {
-        key: torch.tensor(value, device=device) if isinstance(value, list) else value
-        for key, value in arguments.items()
-    }
+    try:
+        tensors = {
+            key: torch.tensor(value, device=device) if isinstance(value, list) else value
+            for key, value in arguments.items()
+        }
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{place}.loss_fn_args: {_first(error)}; lists must hold numbers") from error
     return partial(loss, **tensors)
 
 
@@ -103,7 +106,7 @@ def create_optimizer(train: TrainConfig, parameters: Sequence[nn.Parameter]) -> 
         )
     try:
         return OPTIMIZERS[name](parameters, **train.optimizer_args)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # each takes its arguments apart in its own way
         raise InputError(f"{place}_args: {name} refuses them: {_first(error)}") from error
 
 
@@ -191,7 +194,7 @@ def _create(name: str, arguments: Mapping[str, Any], optimizer: torch.optim.Opti
         arguments["schedulers"] = _create_parts(parts, optimizer, f"{place}.schedulers")
     try:
         return SCHEDULERS[name](optimizer=optimizer, **arguments)
-    except (TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError) as error:
+    except Exception as error:  # likewise
         raise InputError(f"{place}: {name} refuses them: {_first(error)}") from error
 
 

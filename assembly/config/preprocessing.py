@@ -95,11 +95,13 @@ def _transform(item: Any, place: str) -> Any:
     given = dict(arguments or {})
     for key in given.keys() & _ENUMS.keys():
         given[key] = _enum(key, given[key], place)
+    if "transforms" in given and not isinstance(given["transforms"], list | tuple):
+        raise InputError(f"{place}: the transforms of {name} are {given['transforms']!r}; list them")
     if "transforms" in given:
         given["transforms"] = _transforms(given["transforms"], f"{place}.{name}.transforms")
     try:
         return TRANSFORMS[name](**given)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # transforms take their arguments apart in their own ways
         raise InputError(f"{place}: {name} refuses its arguments: {error}") from error
 
 

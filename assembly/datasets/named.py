@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -288,8 +287,7 @@ def read_timm(name: str, root: str | Path | None, split: str, *, download: bool)
         raise InputError(f"data set '{name}' is read by the package {package}; pip install {package}")
     place = None if root is None else str(root)
     try:
-        with nullcontext() if download or package != "datasets" else _offline():
-            samples = open_timm(name, root=place, split=split, is_training=split == "train", download=download)
+        samples = open_timm(name, root=place, split=split, is_training=split == "train", download=download)
     except InputError:
         raise
     except Exception as error:  # the readers of many libraries raise many kinds
@@ -301,20 +299,3 @@ def read_timm(name: str, root: str | Path | None, split: str, *, download: bool)
     if type(samples) is torchvision.datasets.ImageFolder:  # published sets are subclasses of it
         number_in_order(samples)
     return samples, _class_names(getattr(samples, "reader", samples))
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    """Hugging Face's packages read what is on the disk and ask no server."""
-    import datasets
-    import huggingface_hub.constants
-
-    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
-    before = [place.HF_HUB_OFFLINE for place in places]
-    try:
-        for place in places:
-            place.HF_HUB_OFFLINE = True
-        yield
-    finally:
-        for place, value in zip(places, before, strict=True):
-            place.HF_HUB_OFFLINE = value

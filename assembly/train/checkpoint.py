@@ -16,7 +16,7 @@ from stitchkit.errors import InputError
 from stitchkit.model.weights import load_content, misfit, read_checkpoint, weights_of
 from stitchkit.train.checkpoint import link, save_state
 from stitchkit.train.optim import load_optimizer
-from stitchkit.train.schema import anything, check, each, either, fields, nothing, number, table, text, whole
+from stitchkit.train.schema import anything, check, each, either, fields, in_short, nothing, number, table, text, whole
 
 _logger = logging.getLogger(__name__)
 
@@ -171,9 +171,15 @@ def _differences(old: Any, new: Any, place: str) -> Iterator[tuple[str, Any, Any
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for number, (one, other) in enumerate(zip(old, new, strict=True)):
             yield from _differences(one, other, f"{place}[{number}]")
-    elif old != new:
+    elif _is_other(old, new):
         yield place, old, new
 
 
+def _is_other(old: Any, new: Any) -> bool:
+    """Whether a value changed; one that no file of settings has, such as a tensor, did."""
+    is_number = [isinstance(value, int | float) for value in (old, new)]
+    return (type(old) is not type(new) and not all(is_number)) or bool(old != new)
+
+
 def _said(value: Any) -> str:
-    return "unset" if value is None else str(value)
+    return "unset" if value is None else in_short(str(value))

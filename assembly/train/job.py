@@ -65,7 +65,7 @@ def places_of(config: JobConfig, source: Path | None) -> Places:
     Raises:
         InputError: If there is a result already, or a folder cannot be made.
     """
-    folder = Path(config.save_dir or Path("outputs", source.stem if source else "job")).expanduser()
+    folder = Path(config.save_dir or Path("outputs", _stem(source))).expanduser()
     result = Path(config.metrics_output).expanduser() if config.metrics_output else folder / _RESULT
     if result.suffix != ".pkl":
         raise InputError(f"metrics_output '{result}' is a pickled table; let its name end with .pkl")
@@ -79,9 +79,17 @@ def places_of(config: JobConfig, source: Path | None) -> Places:
         if not os.access(place, os.W_OK):
             raise InputError(f"folder '{place}' cannot be written; choose another -o")
     settings = result.with_name("config.yml")
+    if result.parent != folder and not result.exists() and settings.exists() and settings != source:
+        raise InputError(f"'{settings}' is of something else; choose another --metrics-output")
     if source is not None and source.resolve() == settings.resolve():
         settings = result.with_suffix(".yml")
     return Places(folder, result, settings)
+
+
+def _stem(source: Path | None) -> str:
+    """What the folder of a job is called."""
+    stem = source.stem if source else "job"
+    return "job" if stem in ("", ".", "..") else stem
 
 
 @dataclass

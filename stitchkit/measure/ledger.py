@@ -38,12 +38,12 @@ def read_rows(path: str | Path) -> list[Row]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines) and not line.endswith("\n"):
                 break
             raise InputError(f"ledger '{path}', line {number} is not JSON: {line.strip()[:80]!r}") from error
-        if not isinstance(row, dict) or not isinstance(row.get("cfg_id"), int):
-            raise InputError(f"ledger '{path}', line {number} has no integer 'cfg_id': {line.strip()[:80]!r}")
+        if not isinstance(row, dict) or type(row.get("cfg_id")) is not int or row["cfg_id"] < 0:
+            raise InputError(f"ledger '{path}', line {number} has no number of a stitch as 'cfg_id': {line[:80]!r}")
         if fault := _fault(row):
             raise InputError(f"ledger '{path}', line {number} has {fault}")
         if (first := places.setdefault(row["cfg_id"], number)) != number:
@@ -57,9 +57,16 @@ def _fault(row: Row) -> str:
     for key, kind in _TYPES.items():
         if key in row and (not isinstance(row[key], kind) or isinstance(row[key], bool)):
             return f"{key} {row[key]!r}, not of type {kind}"
-        if key in row and key not in ("stitch", "loss") and not math.isfinite(row[key]):
+        if key in row and key not in ("stitch", "loss") and not _is_finite(row[key]):
             return f"{key} {row[key]}, which is not finite; take the line out and evaluate the stitch again"
     return ""
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def write_rows(path: str | Path, rows: list[Row]) -> None:

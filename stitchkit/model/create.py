@@ -12,16 +12,13 @@ from timm.models import PretrainedCfg, is_model, list_models, list_pretrained
 from torch import nn
 
 from stitchkit.classes import note_origin
-from stitchkit.config import AnchorSpec, StitchConfig
+from stitchkit.config import AnchorSpec, StitchConfig, check_kwargs
 from stitchkit.errors import InputError, unknown
 from stitchkit.model.anchor import Anchor, view
 from stitchkit.model.names import own_names
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.weights import load_content, read_checkpoint, weights_of
 from stitchkit.routes import StitchSpace
-
-# Arguments of timm's that name files and URLs of weights.
-_PLACES = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 
 def create_model(
@@ -41,8 +38,7 @@ def create_model(
     """
     known = published_config(name)
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
-    if places := [key for key in _PLACES if key in kwargs]:
-        raise InputError(f"'{name}' has the argument {places[0]}; give local weights as its checkpoint")
+    check_kwargs(kwargs, f"'{name}'")
     img_size = kwargs.get("img_size")
     if known is not None and not known.fixed_input_size:
         kwargs.pop("img_size", None)  # takes any size, and does not want to be told

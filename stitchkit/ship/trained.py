@@ -43,14 +43,14 @@ class Trained:
         config: Its configuration.
         recipe: The settings that it is used with.
         classes: Class names in the order of the logits; empty where neither checkpoint nor data know them.
-        weights_sha256: Of the file that the weights were read from.
+        weights_sha256: Of the file that the weights were read from; empty where there was none.
     """
 
     model: SNNet
     config: StitchConfig
     recipe: Recipe
     classes: tuple[str, ...]
-    weights_sha256: str
+    weights_sha256: str = ""
 
     @property
     def prepared(self) -> dict[str, Any]:

@@ -56,8 +56,8 @@ def run_folder(recipe: Recipe) -> Path:
     name = Path(given or Path(recipe.model.stitch_config or recipe.model.model or "").stem)
     if name.is_absolute() or ".." in name.parts or not name.parts or "\0" in str(name):
         raise InputError(
-            f"experiment {str(name)!r} is no folder inside --output '{recipe.run.output}'; give --experiment a name "
-            "without '..' and '/' before it, and the place of all runs as --output"
+            f"experiment {str(name)!r} is not a folder inside --output '{recipe.run.output}'; give --experiment a "
+            "relative path without '..', and choose where all runs are by --output"
         )
     return Path(recipe.run.output) / name
 

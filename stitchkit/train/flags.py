@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import Field
@@ -128,13 +129,18 @@ def gather(flags: Mapping[str, Any]) -> tuple[Recipe, StitchConfig | None]:
     return make_recipe(given), config
 
 
+_NOT_ITS_AUTHORS = ("output", "log_wandb", "wandb_project", "wandb_tags", "wandb_resume_id")
+"""Where things are written, and whom they are sent to."""
+
+
 def _recipe_of(config: StitchConfig) -> dict[str, Any]:
-    """The settings that a stitch configuration has; where things are written is not for its author to say."""
-    if "output" in config.recipe:
-        raise InputError(
-            f"recipe of {config.path}: 'output' is {config.recipe['output']!r}, and where runs are written is not said "
-            "by a stitch configuration; take it out and give --output"
-        )
+    """The settings that a stitch configuration has; where results go is not for its author to say."""
+    for key in _NOT_ITS_AUTHORS:
+        if key in config.recipe:
+            raise InputError(
+                f"recipe of {config.path}: a stitch configuration cannot set '{key}'; take it out and give "
+                f"{flag_of(key)} on the command line"
+            )
     return _checked(config.recipe, f"recipe of {config.path}")
 
 
@@ -159,6 +165,8 @@ def _check_limits(setting: Field[Any], value: Any) -> None:
     if value is None:
         return
     flag = flag_of(setting.name)
+    if any(isinstance(item, float) and not math.isfinite(item) for item in values):
+        raise InputError(f"{flag} is {value}; it must be finite")
     if length is not None and len(values) != length:
         raise InputError(f"{flag} is {value}; it takes {length} values")
     if (low is not None and min(values) < low) or (high is not None and max(values) > high):
@@ -191,7 +199,7 @@ def read_settings(path: str) -> dict[str, Any]:
         content = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"configuration '{path}' cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of dates, numbers and depths that Python has not
         raise InputError(f"configuration '{path}' is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise InputError(f"configuration '{path}' must hold settings as 'name: value' lines")
@@ -231,7 +239,7 @@ def _cast(setting: Field[Any], value: Any, where: str) -> Any:
         cast = [kind(item) for item in value] if many else kind(value)
         if kind is int and not many and (cast != float(value) or isinstance(value, bool)):
             raise ValueError
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         expected = f"a list of {kind.__name__}" if many else f"of type {kind.__name__}"
         raise InputError(f"{where}: '{setting.name}' is {value!r}; it must be {expected}") from None
     if allowed and cast not in allowed:

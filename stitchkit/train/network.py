@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stitchkit.classes import check_classes, note_origin, origin_of
-from stitchkit.config import StitchConfig
+from stitchkit.config import StitchConfig, check_kwargs
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.model.anchor import has_view, view
@@ -49,6 +49,7 @@ def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequenc
         _warn_of_order(model)
     else:
         assert settings.model is not None
+        check_kwargs(settings.model_kwargs or {}, "--model-kwargs")
         checkpoint = settings.pretrained_path if options["pretrained"] else None
         model = create_model(settings.model, checkpoint=checkpoint, **(options | (settings.model_kwargs or {})))
     if settings.initial_checkpoint and not recipe.run.resume:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import yaml
 from timm.data import create_dataset
 from torch.utils.data import Dataset
 
@@ -14,6 +17,7 @@ from stitchkit.errors import InputError
 from stitchkit.paths import check_dataset, check_local
 
 _SHARDS = "wds"
+_HUB = ("hfds", "hfids")
 
 
 def open_timm(name: str, *, root: str | None, split: str, **options: Any) -> Dataset[Any]:
@@ -32,7 +36,12 @@ def open_timm(name: str, *, root: str | None, split: str, **options: Any) -> Dat
     check_dataset(name, "dataset")
     check_local(root or "", "data folder")
     check_local(split, "split")
-    if name.partition("/")[0].lower() != _SHARDS:
+    library, _, rest = name.partition("/")
+    if library.lower() in _HUB:
+        _check_card(Path(rest))
+        with nullcontext() if options.get("download") else _offline():
+            return create_dataset(name, root=root, split=split, **options)  # type: ignore[no-any-return]
+    if library.lower() != _SHARDS:
         return create_dataset(name, root=root, split=split, **options)  # type: ignore[no-any-return]
     if not root or not Path(root).is_dir():
         raise InputError(f"data folder {root!r} does not exist; name the folder that holds the shards of '{name}'")
@@ -43,8 +52,59 @@ def open_timm(name: str, *, root: str | None, split: str, **options: Any) -> Dat
     return dataset  # type: ignore[no-any-return]
 
 
+def _check_card(folder: Path) -> None:
+    """Refuse a local folder whose card names files elsewhere, which Hugging Face's readers would fetch.
+
+    Raises:
+        InputError: If it does, or cannot be read.
+    """
+    for path in (folder / "README.md", folder / ".huggingface.yaml"):
+        if not path.is_file():
+            continue
+        try:
+            words = path.read_text()
+            head = words.split("---")[1] if words.lstrip().startswith("---") and path.suffix == ".md" else words
+            card = yaml.safe_load(head) if path.suffix != ".md" or head is not words else None
+        except (OSError, ValueError, RecursionError, IndexError, yaml.YAMLError) as error:
+            raise InputError(f"'{path}', which describes the data set, cannot be read: {_first(error)}") from error
+        for value in _texts(card.get("configs") if isinstance(card, dict) else None):
+            if "::" in value:
+                raise InputError(f"'{path}' names {value!r}, which is not a file of the folder; copy it there")
+            check_local(value, f"a file that '{path}' names")
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All text within lists and mappings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+
+
+def _first(error: Exception) -> str:
+    return (str(error) or type(error).__name__).split("\n")[0]
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Hugging Face's packages read what is on the disk and ask no server."""
+    import datasets
+    import huggingface_hub.constants
+
+    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
+
+
 def _open_files_alone() -> None:
-    """Take from webdataset all it has to open URLs and commands with.
+    """Take from webdataset, for the rest of this process, all it has to open URLs and commands with.
 
     Its own switch, `enforce_security`, refuses files of this machine too. A process that began with it on keeps it.
     """

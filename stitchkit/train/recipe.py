@@ -327,7 +327,7 @@ class RunRecipe:
     no_resume_opt: bool = _flag(False, "resume the weights only")
     output: str = _flag("outputs", "folder of all runs", path=True)
     experiment: str | None = _flag(
-        None, "folder of this run inside it; by default named by the configuration or model", kind=str, path=True
+        None, "folder of this run inside it; by default named by the configuration or model", kind=str
     )
     seed: int = _flag(42, "random seed", low=0)
     device: str | None = _flag(None, "cpu or cuda; by default cuda where there is one", kind=str)

@@ -162,24 +162,30 @@ def exactly(values: Any) -> Rule:
 
     def rule(found: Any, place: str) -> None:
         if type(found) is not type(values) or found != values:
-            raise _misfit(place, found, _short(repr(values), 60))
+            raise _misfit(place, found, in_short(repr(values)))
 
     return rule
 
 
 def _within(place: str, key: Any) -> str:
     inner = f"[{key}]" if isinstance(key, int) else f".{key}" if isinstance(key, str) else f"[{key!r}]"
-    return _short(f"{place}{inner}".removeprefix("."), 120)
+    return in_short(f"{place}{inner}".removeprefix("."), 120)
 
 
 def _misfit(place: str, found: Any, wanted: str) -> InputError:
     if isinstance(found, torch.Tensor):
         said = f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}"
     else:
-        said = _short(repr(found), 60)
+        said = in_short(repr(found))
     return InputError(f"{place} is {said}, not {wanted}")
 
 
-def _short(words: str, most: int) -> str:
+def in_short(words: str, most: int = 60) -> str:
+    """Words in one line, cut where there are too many.
+
+    Args:
+        words: What is said.
+        most: Most characters.
+    """
     line = " ".join(words.split())
     return line if len(line) <= most else f"{line[: most - 4]} ..."

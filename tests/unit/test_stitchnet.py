@@ -20,6 +20,7 @@ from torch.nn.utils import prune, spectral_norm
 import stitchnet
 from stitchkit.errors import InputError
 from stitchkit.measure.profile import FlopCountAnalysis, measure
+from stitchkit.model.create import create_model
 from stitchkit.model.similarity import MEASURES, linear_cka, measure_by_name
 from stitchnet.activations import Activation, run
 from stitchnet.composition import Composition
@@ -693,13 +694,18 @@ def test_networks_used_to_another_normalisation_take_imagenets(name, kwargs):
     assert starts[0].stop == starts[1].stop
 
 
-def test_a_network_that_cannot_be_given_its_normalisation_is_named(caplog):
+def test_a_network_that_cannot_be_given_its_normalisation_is_named(caplog, monkeypatch):
     load_networks([{"name": "tresnet_m", "kwargs": {"num_classes": 4}}], pretrained=False)
     assert "tresnet_m is used to images of mean (0.0, 0.0, 0.0)" in caplog.text
     caplog.clear()
-    overlay = {"first_conv": None}  # as of a model of the hub that does not say
-    spec = {"name": "vit_tiny_patch16_224", "kwargs": {**VIT, "pretrained_cfg_overlay": overlay}}
-    load_networks([spec], pretrained=False)
+
+    def create(*arguments, **options):
+        model = create_model(*arguments, **options)
+        model.pretrained_cfg = {**model.pretrained_cfg, "first_conv": None}  # as of a model of the hub
+        return model
+
+    monkeypatch.setattr("stitchnet.networks.create_model", create)
+    load_networks([{"name": "vit_tiny_patch16_224", "kwargs": VIT}], pretrained=False)
     assert "vit_tiny_patch16_224 is used to images of mean (0.5, 0.5, 0.5)" in caplog.text
 
 
