@@ -15,6 +15,9 @@ from stitchkit.parser import Commands, Parser, flags_of
 # What a write to a full disk ends with; such an error names no file.
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
+_LONGEST = 3000
+"""Most characters of a message; more are somebody's data."""
+
 _PIPE_CLOSED = 141
 """The exit status, as shells have it, of what ends because nobody reads its output: 128 + SIGPIPE."""
 
@@ -105,7 +108,8 @@ def _report(error: InputError) -> None:
 
     What a file holds is shown as it stands there: line ends and escapes could say something else in our name.
     """
-    error = InputError("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(error)))
+    words = str(error) if len(str(error)) <= _LONGEST else f"{str(error)[:_LONGEST]} ..."
+    error = InputError("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words))
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 

@@ -138,7 +138,9 @@ def gather_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gather_objects(value: Made) -> list[Made]:
-    """Plain data of every rank, in the order of ranks."""
+    """Plain data of every rank, in the order of ranks; without a process group that of this process."""
+    if not dist.is_initialized():
+        return [value]
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, value)
     return parts

@@ -47,11 +47,20 @@ def _worse(value: Any) -> Iterator[tuple[str, Any]]:
         yield "a further axis", value[None]
         yield "complex", value.to(torch.complex64)
         yield "a list", value.tolist()
+        yield (
+            "without memory of its own",
+            value.new_zeros(1).expand(max(value.numel(), 2))
+            if value.ndim < 2
+            else (value.new_zeros(1).expand(value.shape)),
+        )
+        yield "without values", torch.empty(value.shape, dtype=value.dtype, device="meta")
         yield "sparse", value[None].to_sparse()
         if value.is_floating_point() and value.numel():
             yield "not a number", _first(value, float("nan"))
             yield "infinite", _first(value, float("inf"))
             yield "whole", value.to(torch.int32)
+            yield "of one byte", value.to(torch.float8_e4m3fn)
+            yield "beyond our precision", _first(value.double(), 1e300)
         elif value.numel():
             yield "real", value.to(torch.float32)
         return

@@ -18,7 +18,8 @@ from stitchkit.paths import check_dataset, check_local
 SWEEP_KEYS = ("stages", "src_stages", "dest_stages", "gaps", "stitchers")
 """The keys that only a sweep has."""
 _POSITIVE = ("batch_size", "max_batches", "max_steps")
-_WRITTEN = ("save_dir", "metrics_output")
+WRITTEN = ("save_dir", "metrics_output")
+"""Where a job's files go, which the settings that it leaves do not say: they may be another job's."""
 _PLACES = ("data_path", "load_from", "resume_from", "save_dir", "metrics_output")
 
 
@@ -98,7 +99,7 @@ class JobConfig:
         content = read_yaml(path)
         with naming(path):
             config = cls.parse(content)
-            for key in _WRITTEN:
+            for key in WRITTEN:
                 if key not in changes and (value := getattr(config, key)) is not None:
                     _check_inside(value, key)
         return config.override(**changes)

@@ -172,7 +172,7 @@ def _torchvision_model(
     if checkpoint is not None:
         content = read_checkpoint(checkpoint)
         weight = own_names(model, weights_of(content)).get(f"{_classifier(model)}.weight")
-        if weight is not None:
+        if weight is not None and weight.ndim:
             _resize_classifier(model, len(weight))
         load_content(model, content, checkpoint)
         if weight is None or num_classes in (None, len(weight)):

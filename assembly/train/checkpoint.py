@@ -13,10 +13,24 @@ from torch import nn
 from assembly.config.optim import Schedule
 from stitchkit.classes import note_origin
 from stitchkit.errors import InputError
-from stitchkit.model.weights import load_content, misfit, read_checkpoint, weights_of
-from stitchkit.train.checkpoint import link, save_state
+from stitchkit.model.weights import load_content, misfit, weights_of
+from stitchkit.train.checkpoint import link, read_alike, save_state
 from stitchkit.train.optim import load_optimizer
-from stitchkit.train.schema import anything, check, each, either, fields, in_short, nothing, number, table, text, whole
+from stitchkit.train.schema import (
+    anything,
+    check,
+    each,
+    either,
+    fields,
+    in_short,
+    like,
+    nothing,
+    number,
+    plain,
+    table,
+    text,
+    whole,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -29,7 +43,7 @@ _NETWORK = ("model", "assembly", "head", "reformat_options", "unfrozen")
 _MAY_CHANGE = ("train_config.epochs", "train_config.max_steps")
 
 
-_WORD = either(number(finite=False), either(text, nothing))
+_NUMBER = either(number(finite=False), nothing)
 _SCHEMA = fields(
     {
         "format": text,
@@ -37,15 +51,30 @@ _SCHEMA = fields(
         "optimizer": table(text, anything),
         "opt": text,
         "scheduler": either(table(text, anything), nothing),
-        "epoch": whole(0),
+        "epoch": whole(0, 10**6),
         "step": whole(0),
-        "rows": each(table(text, _WORD)),
+        "rows": each(table(text, _NUMBER)),
         "classes": each(each(text)),
-        "config": table(text, anything),
+        "config": plain,
     },
     {"steps_per_epoch": whole(1)},
 )
 """What a job saves; its weights and states are looked at where they are used."""
+
+
+_MOVING: dict[str, Any] = {
+    "last_epoch": whole(-1),
+    "_step_count": whole(0),
+    "_last_lr": each(number()),
+    "T_cur": number(-1),
+    "T_i": number(1),
+    "best": number(finite=False),
+    "num_bad_epochs": whole(0),
+    "cooldown_counter": whole(0),
+    "_get_lr_called_within_step": anything,
+    "_is_initial": anything,
+}
+"""What a schedule of torch changes as it goes; all else is as its settings made it."""
 
 
 def save(folder: Path, state: Mapping[str, Any], *, step: int) -> None:
@@ -71,7 +100,7 @@ def load_weights(network: nn.Module, path: str, *, strict: bool) -> None:
     Raises:
         InputError: If it cannot be read, or does not fit.
     """
-    content = read_checkpoint(path)
+    content, _ = read_alike(path)
     if strict:
         load_content(network, content, path)
         note_origin(network, content, path)
@@ -108,7 +137,7 @@ def resume(
     Raises:
         InputError: If it is no checkpoint of a job, or of a different one.
     """
-    content = read_checkpoint(path)
+    content, _ = read_alike(path)
     if content.get("format") != _FORMAT:
         raise InputError(
             f"checkpoint '{path}' holds no state of a job of stitchkit; start from its weights with --load-from"
@@ -117,6 +146,9 @@ def resume(
         check(content, _SCHEMA, "")
     except InputError as error:
         raise InputError(f"checkpoint '{path}' is damaged: {error}") from error
+    last = content["rows"][-1] if content["rows"] else {}
+    if (last.get("Epoch"), last.get("Step")) != (content["epoch"], content["step"]):
+        raise InputError(f"checkpoint '{path}' is damaged: its epoch and step are not those of its last row")
     _check_settings(content["config"], settings, path, trains=optimizer is not None)
     load_content(network, content, path)
     if optimizer is None:
@@ -124,7 +156,8 @@ def resume(
     try:
         load_optimizer(optimizer, content["optimizer"])
         if schedule is not None:
-            check(content["scheduler"], schedule.state_dict(), "scheduler")
+            done = content["epoch"] if schedule.cadence == "epochs" else content["step"]
+            check(content["scheduler"], like({**schedule.state_dict(), "done": done}, _MOVING), "scheduler")
             schedule.load_state_dict(content["scheduler"])
     except InputError as error:
         raise InputError(f"checkpoint '{path}' does not fit this job: {error}; use the same settings") from error

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from timm.utils import distribute_bn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from assembly.config.job import JobConfig
+from assembly.config.job import WRITTEN, JobConfig
 from assembly.train.checkpoint import check_position, load_weights, resume, save
 from assembly.train.classes import check_origins
 from assembly.train.exam import Exam
@@ -63,7 +63,8 @@ def _run(job: Job) -> None:
     start, trajectory = _begin(job)
     exam = Exam(job)
     if world.is_primary:
-        write_yaml(job.places.settings, config.to_dict())
+        settings = {key: value for key, value in config.to_dict().items() if key not in WRITTEN}
+        write_yaml(job.places.settings, settings)
         update_metadata(job.places.metadata, job.metadata)
     tracker = None
     if config.project and world.is_primary:
@@ -98,6 +99,8 @@ def _begin(job: Job) -> tuple[int, Trajectory]:
         content = resume(job.network, optimizer, job.schedule, config.resume_from, config.to_dict())
         start, rows = int(content["epoch"]), list(content["rows"])
         check_classes(trained_classes(content), classes, config.resume_from, strict=True)
+        if content["classes"] != [list(names) for names in classes]:
+            raise InputError(f"checkpoint '{config.resume_from}' was trained on other tasks; labels would not agree")
         if job.trainer is not None:
             steps, limit = job.trainer.updates_per_epoch, config.train_config.max_steps
             check_position(content, config.resume_from, steps=steps, max_steps=limit)

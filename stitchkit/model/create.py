@@ -108,7 +108,7 @@ def _classes_in(weights: Mapping[str, torch.Tensor], model: nn.Module) -> int | 
     if isinstance(classifier, tuple | list):
         classifier = classifier[0]
     weight = weights.get(f"{classifier}.weight")
-    return None if weight is None else len(weight)
+    return None if weight is None or not weight.ndim else len(weight)
 
 
 def create_anchor(

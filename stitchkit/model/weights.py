@@ -85,7 +85,41 @@ def _content(file: BinaryIO, path: Path) -> dict[str, Any]:
         raise InputError(f"checkpoint '{path}' is damaged ({fault})")
     if not isinstance(content, dict):
         raise InputError(f"checkpoint '{path}' holds a {type(content).__name__}, not named weights")
+    if oddity := _oddity(content):
+        raise InputError(f"checkpoint '{path}' holds {oddity}; refused")
     return content
+
+
+_DEEPEST = 50
+"""Levels of nesting; ours have a dozen."""
+
+
+def _oddity(content: object) -> str:
+    """What no program saves of a network: kinds of tensors that cannot be compared or copied, and endless nesting."""
+    left = [(content, 0)]
+    while left:
+        value, depth = left.pop()
+        if isinstance(value, torch.Tensor):
+            if not _is_ordinary(value):
+                return f"a tensor of an unusual kind ({value.dtype}, {value.device.type})"
+        elif depth > _DEEPEST:
+            return f"data nested more than {_DEEPEST} deep"
+        elif isinstance(value, argparse.Namespace):
+            left.append((vars(value), depth + 1))
+        elif isinstance(value, Mapping):
+            left += [(item, depth + 1) for pair in value.items() for item in pair]
+        elif isinstance(value, list | tuple | set | frozenset):
+            left += [(item, depth + 1) for item in value]
+    return ""
+
+
+def _is_ordinary(value: torch.Tensor) -> bool:
+    """Whether a tensor has values of its own at each place, in memory, of a type that arithmetic knows."""
+    if value.is_nested or value.is_quantized or value.layout != torch.strided or value.device.type != "cpu":
+        return False
+    if value.is_neg() or value.is_conj() or (value.is_floating_point() and value.itemsize == 1):
+        return False
+    return value.numel() * value.itemsize <= value.untyped_storage().nbytes()
 
 
 def _is_zip(file: BinaryIO) -> bool:
@@ -198,24 +232,32 @@ def load_content(model: nn.Module, content: Mapping[str, Any], path: str | Path,
         model.load_state_dict(weights)
 
 
-def misfit(key: str, found: torch.Tensor, own: torch.Tensor) -> str:
-    """Why a tensor of a file cannot be a model's; empty where it can. Precision may differ.
+def misfit(key: str, found: object, own: torch.Tensor) -> str:
+    """Why a value of a file cannot take the place of a tensor of ours; empty where it can. Precision may differ.
 
     Args:
         key: Its name.
-        found: The file's.
-        own: The model's.
+        found: The file's, as `read_checkpoint` gives it.
+        own: Ours; whole numbers that do not count are constants.
     """
-    if found.shape != own.shape:
-        return f"{key} is {list(found.shape)}, the model has {list(own.shape)}"
-    if _kind(found) != _kind(own):
-        return f"{key} is {found.dtype}, the model has {own.dtype}"
-    # Not all is implemented for floats of one byte.
-    values = found.float() if found.is_floating_point() and found.itemsize == 1 else found
-    if not values.isfinite().all() and own.isfinite().all():  # a mask holds infinities by right
-        return f"{key} is not finite"
-    return ""
+    wanted = f"{_said(own)}"
+    if not isinstance(found, torch.Tensor) or not _is_ordinary(found):
+        return f"{key} is {type(found).__name__}, not {wanted}"
+    if found.shape != own.shape or _kind(found) != _kind(own):
+        return f"{key} is {_said(found)}, not {wanted}"
+    if found.is_floating_point():
+        # What is finite may not be in our precision; a mask holds infinities by right.
+        is_worse = not found.to(own.dtype).isfinite().all() and bool(own.isfinite().all())
+        return f"{key} is not finite" if is_worse else ""
+    if key.endswith("num_batches_tracked"):
+        return f"{key} is negative" if bool((found < 0).any()) else ""
+    is_index = not own.is_floating_point() and own.dtype != torch.bool and own.ndim > 0
+    return f"{key} has other numbers than ours" if is_index and not torch.equal(found, own.cpu()) else ""
 
 
-def _kind(value: torch.Tensor) -> tuple[object, ...]:
-    return value.layout, value.is_quantized, value.is_floating_point(), value.is_complex()
+def _said(value: torch.Tensor) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+
+
+def _kind(value: torch.Tensor) -> tuple[bool, ...]:
+    return value.is_floating_point(), value.is_complex(), value.dtype == torch.bool

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from stitchkit._version import __version__
+from stitchkit.classes import trained_classes
 from stitchkit.config import StitchConfig
 from stitchkit.distributed import init_world
 from stitchkit.errors import InputError
@@ -81,12 +82,14 @@ def open_trained(settings: Mapping[str, Any]) -> Trained:
     size = trained_input_size(content)
     if size and not settings.keys() & set(_SIZES) and _size_is_the_configurations(recipe, config):
         recipe = replace(recipe, model=replace(recipe.model, input_size=size, img_size=None, in_chans=None))
-    known = content.get("classes")
-    classes = tuple(map(str, known)) if isinstance(known, list) else ()
+    tasks = trained_classes(content)
+    classes = tuple(tasks[0]) if len(tasks) == 1 else ()
     model = create_network(recipe, config, classes)
     assert isinstance(model, SNNet), "it was made of a stitch configuration"
     load_content(model, content, path, ema=recipe.optim.model_ema)
-    return Trained(model.eval(), config, recipe, classes or _folder_classes(recipe, model.num_classes), digest)
+    if len(classes) != model.num_classes:  # with fewer names than logits, some would have none
+        classes = _folder_classes(recipe, model.num_classes)
+    return Trained(model.eval(), config, recipe, classes, digest)
 
 
 def _size_is_the_configurations(recipe: Recipe, config: StitchConfig) -> bool:

@@ -21,7 +21,7 @@ from stitchkit.files import replacing, sync
 from stitchkit.model.weights import load_content, read_hashed
 from stitchkit.train.optim import load_optimizer
 from stitchkit.train.recipe import Recipe
-from stitchkit.train.schema import anything, check, each, either, fields, nothing, number, table, text, whole
+from stitchkit.train.schema import anything, check, each, either, fields, nothing, number, plain, table, text, whole
 from stitchkit.train.session import Session
 from stitchkit.train.task import StitchTask
 
@@ -211,7 +211,7 @@ def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any]
     """
     path = session.recipe.run.resume
     assert path is not None
-    content, digest = _read_alike(path)
+    content, digest = read_alike(path)
     check_header(content, path)
     if session.config is not None:
         check_configuration(content, session.config, path)
@@ -226,8 +226,11 @@ def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any]
     return content, digest
 
 
-def _read_alike(path: str) -> tuple[dict[str, Any], str]:
+def read_alike(path: str) -> tuple[dict[str, Any], str]:
     """The content of a checkpoint and its SHA-256; every rank reads the same, although a run may replace the file.
+
+    Args:
+        path: The file; every rank calls this, or one process without a group.
 
     Raises:
         InputError: On all ranks, if one cannot read it, or they have read different ones.
@@ -251,6 +254,9 @@ def _read_alike(path: str) -> tuple[dict[str, Any], str]:
     return content, digest
 
 
+_MOST_EPOCHS = 10**6
+
+
 def check_header(content: Mapping[str, Any], path: str | Path) -> None:
     """Compare what is plain in a checkpoint of ours with its schema; its weights and states are looked at where used.
 
@@ -268,10 +274,10 @@ def check_header(content: Mapping[str, Any], path: str | Path) -> None:
         "state_dict": table(text, anything),
         "optimizer": table(text, anything),
         "opt": text,
-        "stitch_config": either(table(text, anything), nothing),
-        "epoch": whole(-1),
+        "stitch_config": either(plain, nothing),
+        "epoch": whole(-1, _MOST_EPOCHS),
         "metric": number(finite=False),
-        "history": table(whole(0), number(finite=False)),
+        "history": table(whole(0, _MOST_EPOCHS), number(finite=False)),
     }
     optional = {
         "classes": each(text),

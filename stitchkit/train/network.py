@@ -19,7 +19,8 @@ from stitchkit.errors import InputError
 from stitchkit.model.anchor import has_view, view
 from stitchkit.model.create import create_model, create_snnet
 from stitchkit.model.snnet import SNNet
-from stitchkit.model.weights import load_checkpoint
+from stitchkit.model.weights import load_content
+from stitchkit.train.checkpoint import read_alike
 from stitchkit.train.optim import weights_dtype
 from stitchkit.train.recipe import ModelRecipe, Recipe
 
@@ -53,7 +54,8 @@ def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequenc
         checkpoint = settings.pretrained_path if options["pretrained"] else None
         model = create_model(settings.model, checkpoint=checkpoint, **(options | (settings.model_kwargs or {})))
     if settings.initial_checkpoint and not recipe.run.resume:
-        content = load_checkpoint(model, settings.initial_checkpoint)
+        content, _ = read_alike(settings.initial_checkpoint)
+        load_content(model, content, settings.initial_checkpoint)
         note_origin(model, content, settings.initial_checkpoint)
     _check_origins(model, classes or (), strict=recipe.run.eval)
     _adjust(model, settings)

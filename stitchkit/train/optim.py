@@ -22,7 +22,7 @@ from stitchkit.errors import InputError, unknown
 from stitchkit.model.snnet import SNNet
 from stitchkit.train.random_states import random_states, set_random_states
 from stitchkit.train.recipe import OptimRecipe, Recipe
-from stitchkit.train.schema import check, exactly, fields
+from stitchkit.train.schema import check, each, either, exactly, fields, like, nothing, number, whole
 
 _SLOW = "lookahead_slow_buff"
 """State that timm's Lookahead adds after some steps."""
@@ -97,18 +97,66 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
     Raises:
         InputError: If anything in the state does not fit; the optimizer is then unchanged.
     """
-    check(state, _schema(optimizer), "optimizer")
+    groups, examples = _after_steps(optimizer)
+    slow = [_SLOW] if hasattr(optimizer, "_base_optimizer") else []
+    states = {key: fields(_checked(own), dict.fromkeys(slow, weight)) for key, (own, weight) in examples.items()}
+    check(state, {**optimizer.state_dict(), "state": fields({}, states), "param_groups": groups}, "optimizer")
     groups = [dict(group) for group in state["param_groups"]]
     for group, own in zip(groups, optimizer.param_groups, strict=True):
         group.update((key, own[key]) for key in ("fused", "foreach") if key in own)
+    # Kernels take it that each state lies in memory as its parameter does, and that no two share it.
+    own_memory = {
+        key: {name: _as(examples[key][0].get(name, examples[key][1]), value) for name, value in found.items()}
+        for key, found in state["state"].items()
+    }
     try:
-        optimizer.load_state_dict({**state, "param_groups": groups})
+        optimizer.load_state_dict({**state, "state": own_memory, "param_groups": groups})
     except (RuntimeError, ValueError, TypeError, KeyError) as error:  # of states that only their optimizer knows
         raise InputError(f"optimizer refuses its state: {error}") from error
 
 
-def _schema(optimizer: torch.optim.Optimizer) -> Mapping[str, Any]:
-    """The schema of an optimizer's `state_dict()` after any number of steps.
+def _count(found: Any, place: str) -> None:
+    """A rule: a number of steps, as a number or as a tensor of one."""
+    is_tensor = isinstance(found, torch.Tensor) and found.is_floating_point() and not found.ndim
+    value = found.item() if is_tensor else found
+    number(0)(value, place)
+    if value != int(value):
+        raise InputError(f"{place} is {value}, not a number of steps")
+
+
+def _checked(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a parameter's state; a step counts up, as the same kind of number."""
+
+    def count(found: Any, place: str) -> None:
+        if type(found) is not type(state["step"]):
+            raise InputError(f"{place} is {type(found).__name__}, not {type(state['step']).__name__}")
+        _count(found, place)
+
+    return {key: count if key == "step" else value for key, value in state.items()}
+
+
+_MOVING: Mapping[str, Any] = {
+    "lr": number(0),
+    "initial_lr": number(0),
+    "momentum": number(),
+    "step": _count,
+    "lookahead_step": whole(0),
+    "buffer": each(each(either(number(), nothing))),
+    "fused": either(exactly(True), either(exactly(False), nothing)),
+    "foreach": either(exactly(True), either(exactly(False), nothing)),
+}
+"""Options of a group that a schedule or the optimizer itself changes, and those that stay as this run has them."""
+
+
+def _as(example: Any, found: Any) -> Any:
+    """A tensor with the strides of another one and memory of its own; what is no tensor stays."""
+    if not isinstance(found, torch.Tensor) or not isinstance(example, torch.Tensor):
+        return found
+    return torch.empty_like(example, dtype=found.dtype, device="cpu").copy_(found)
+
+
+def _after_steps(optimizer: torch.optim.Optimizer) -> tuple[list[Any], dict[int, tuple[dict[str, Any], torch.Tensor]]]:
+    """The schemas of an optimizer's groups, and by number the state of each parameter after a step, and the parameter.
 
     Parameters that had no gradient yet have no state.
 
@@ -116,19 +164,20 @@ def _schema(optimizer: torch.optim.Optimizer) -> Mapping[str, Any]:
         optimizer: Made with the settings of the run; it stays as it is.
     """
     base = getattr(optimizer, "_base_optimizer", optimizer)  # of timm's Lookahead
-    further = [_SLOW] if base is not optimizer else []
-    own, groups, states = base.state_dict(), [], {}
+    own, groups, states = base.state_dict()["param_groups"], [], {}
     before = random_states(torch.device("cpu"))
     try:
-        for group, numbered in zip(base.param_groups, own["param_groups"], strict=True):
+        for group, numbered in zip(base.param_groups, own, strict=True):
             options: Mapping[str, Any] = {}
             for weight, key in zip(group["params"], numbered["params"], strict=True):
                 options, state = _after_a_step(base, group, weight)
-                states[key] = fields(state, dict.fromkeys(further, torch.zeros_like(weight)))
-            groups.append({**numbered, **options, "params": exactly(numbered["params"])})
+                states[key] = state, weight.detach()
+            betas = {"betas": [number(0, 1)] * len(numbered.get("betas") or ())}
+            schema = like({**numbered, **options}, {**_MOVING, **betas})
+            groups.append({**schema, "params": exactly(numbered["params"])})
     finally:
         set_random_states(before, torch.device("cpu"))
-    return {**own, "state": fields({}, states), "param_groups": groups}
+    return groups, states
 
 
 def _after_a_step(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from stitchkit.errors import InputError
-from stitchkit.train.schema import check, either, exactly, nothing, number, whole
+from stitchkit.train.schema import Rule, check, either, exactly, nothing, number, whole
 
 RandomStates = tuple[Any, Any, torch.Tensor, torch.Tensor | None]
 """Of Python, NumPy, torch and the GPU."""
@@ -67,11 +67,14 @@ def check_plain(found: Any, place: str) -> None:
     word = whole(0, 2**32 - 1)
     schema = {
         "python": [exactly(version), [word] * (len(words) - 1) + [whole(0, len(words) - 1)], either(number(), nothing)],
-        "numpy": [exactly(kind), keys, whole(0, len(keys)), whole(0, 1), number()],
-        "torch": own["torch"],
+        "numpy": [exactly(kind), _numbers(keys), whole(0, len(keys)), whole(0, 1), number()],
+        "torch": _numbers(own["torch"]),
         "cuda": either(_bytes, nothing),
     }
     check(found, schema, place)
+    words_there, keys_there = found["python"][1], found["numpy"][1]
+    if not any(words_there[:-1]) or not 0 <= int(keys_there.min()) <= int(keys_there.max()) < 2**32:
+        raise InputError(f"{place} is no state of random generators: words of all zeros, or out of range")
     try:
         set_random_states(from_plain(found), torch.device("cpu"))
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
@@ -80,7 +83,17 @@ def check_plain(found: Any, place: str) -> None:
         set_random_states(before, torch.device("cpu"))
 
 
+def _numbers(own: torch.Tensor) -> Rule:
+    """A rule: whole numbers of the shape and type of our own, whatever they are."""
+
+    def rule(found: Any, place: str) -> None:
+        if not isinstance(found, torch.Tensor) or found.shape != own.shape or found.dtype != own.dtype:
+            raise InputError(f"{place} is {type(found).__name__}, not {own.dtype} {list(own.shape)}")
+
+    return rule
+
+
 def _bytes(found: Any, place: str) -> None:
     """A rule: the state of a GPU's generator; the GPU itself checks the rest."""
     length = len(found) if isinstance(found, torch.Tensor) and found.ndim == 1 else 0
-    check(found, torch.zeros(length, dtype=torch.uint8), place)
+    _numbers(torch.zeros(length, dtype=torch.uint8))(found, place)

@@ -132,7 +132,13 @@ def restore_position(content: Mapping[str, Any], trainer: Trainer) -> Position |
     Raises:
         InputError: If the steps of an epoch are other ones here, or it is no position in them.
     """
-    within = content.get("within")
+    try:
+        return _position(content.get("within"), trainer)
+    except InputError as error:
+        raise InputError(f"checkpoint '{trainer.recipe.run.resume}': {error}") from error
+
+
+def _position(within: Any, trainer: Trainer) -> Position | None:
     if within is None:
         return None
     grid, rank, size = _grid(trainer), trainer.world.rank, trainer.world.size

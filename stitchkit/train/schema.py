@@ -8,12 +8,16 @@ torch checks little of this: a fused kernel given a state of another size writes
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from stitchkit.errors import InputError
+from stitchkit.model.weights import misfit
+
+_LARGE = 2**63 - 1
 
 Rule = Callable[[Any, str], None]
 """Raises for a value, named by its place, that cannot be used."""
@@ -56,14 +60,8 @@ def check(found: Any, expected: Any, place: str) -> None:
 
 
 def _check_tensor(found: Any, expected: torch.Tensor, place: str) -> None:
-    kind = f"{str(expected.dtype).removeprefix('torch.')} {list(expected.shape)}"
-    if not isinstance(found, torch.Tensor) or found.layout != torch.strided or found.shape != expected.shape:
-        raise _misfit(place, found, kind)
-    # Precision may change with settings; what is whole stays whole.
-    if found.dtype != expected.dtype and not (found.is_floating_point() and expected.is_floating_point()):
-        raise _misfit(place, found, kind)
-    if not found.isfinite().all() and expected.isfinite().all():  # a mask holds infinities by right
-        raise InputError(f"{place} is not finite")
+    if fault := misfit(place, found, expected):
+        raise InputError(fault)
 
 
 def fields(needed: Mapping[Any, Any], optional: Mapping[Any, Any] | None = None) -> Rule:
@@ -110,22 +108,24 @@ def each(value: Any) -> Rule:
 
 def whole(low: int | None = None, high: int | None = None) -> Rule:
     """A whole number within limits."""
-    limits = f" from {low}" * (low is not None) + f" to {high}" * (high is not None)
+    least, most = (-_LARGE if low is None else low), (_LARGE if high is None else high)
 
     def rule(found: Any, place: str) -> None:
-        is_whole = isinstance(found, int) and not isinstance(found, bool)
-        if not is_whole or (low is not None and found < low) or (high is not None and found > high):
-            raise _misfit(place, found, f"a whole number{limits}")
+        if not isinstance(found, int) or isinstance(found, bool) or not least <= found <= most:
+            raise _misfit(place, found, f"a whole number from {least} to {most}")
 
     return rule
 
 
-def number(*, finite: bool = True) -> Rule:
-    """A number."""
+def number(low: float = -math.inf, high: float = math.inf, *, finite: bool = True) -> Rule:
+    """A number within limits."""
 
     def rule(found: Any, place: str) -> None:
-        if not isinstance(found, int | float) or isinstance(found, bool) or (finite and not math.isfinite(found)):
-            raise _misfit(place, found, f"a{' finite' * finite} number")
+        is_number = isinstance(found, int | float) and not isinstance(found, bool)
+        if not is_number or (isinstance(found, int) and abs(found) > _LARGE):
+            raise _misfit(place, found, "a number")
+        if finite and not (math.isfinite(found) and low <= found <= high):
+            raise _misfit(place, found, f"a finite number from {low} to {high}")
 
     return rule
 
@@ -139,16 +139,16 @@ def anything(_: Any, __: str) -> None:
     """A rule: what is looked at elsewhere."""
 
 
-def either(rule: Any, other: Any) -> Rule:
-    """What fits the first schema, or else the second."""
+def either(usual: Any, other: Any) -> Rule:
+    """What fits one of two schemas; an error is that of the usual one."""
 
-    def both(found: Any, place: str) -> None:
+    def rule(found: Any, place: str) -> None:
         try:
             check(found, other, place)
         except InputError:
-            check(found, rule, place)
+            check(found, usual, place)
 
-    return both
+    return rule
 
 
 def nothing(found: Any, place: str) -> None:
@@ -157,26 +157,50 @@ def nothing(found: Any, place: str) -> None:
         raise _misfit(place, found, "nothing")
 
 
-def exactly(values: Any) -> Rule:
-    """A rule: these values and no others."""
+def plain(found: Any, place: str) -> None:
+    """A rule: what JSON and YAML can say."""
+    if isinstance(found, Mapping):
+        for key, value in found.items():
+            text(key, f"a key of {place}")
+            plain(value, _within(place, key))
+    elif isinstance(found, list | tuple):
+        for index, value in enumerate(found):
+            plain(value, f"{place}[{index}]")
+    elif found is not None and not isinstance(found, str | bool | float):
+        whole()(found, place)
+
+
+def exactly(value: Any) -> Rule:
+    """A rule: this value and no other."""
 
     def rule(found: Any, place: str) -> None:
-        if type(found) is not type(values) or found != values:
-            raise _misfit(place, found, in_short(repr(values)))
+        if type(found) is not type(value) or found != value:
+            raise _misfit(place, found, in_short(repr(value)))
 
     return rule
 
 
+def like(own: Any, moving: Mapping[str, Rule]) -> Any:
+    """The schema of a state that is as this run's own, but for what moves on while a run does.
+
+    Args:
+        own: The state of this run.
+        moving: Rules by key, wherever in the state it stands.
+    """
+    if isinstance(own, Mapping):
+        return {key: moving[key] if key in moving else like(value, moving) for key, value in own.items()}
+    if isinstance(own, list | tuple):
+        return [like(value, moving) for value in own]
+    return own if isinstance(own, torch.Tensor) or callable(own) else exactly(own)
+
+
 def _within(place: str, key: Any) -> str:
-    inner = f"[{key}]" if isinstance(key, int) else f".{key}" if isinstance(key, str) else f"[{key!r}]"
+    inner = f"[{key}]" if isinstance(key, int) else f".{key}" if isinstance(key, str) else f"[{type(key).__name__}]"
     return in_short(f"{place}{inner}".removeprefix("."), 120)
 
 
 def _misfit(place: str, found: Any, wanted: str) -> InputError:
-    if isinstance(found, torch.Tensor):
-        said = f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}"
-    else:
-        said = in_short(repr(found))
+    said = type(found).__name__ if isinstance(found, torch.Tensor) else in_short(reprlib.repr(found))
     return InputError(f"{place} is {said}, not {wanted}")
 
 

@@ -423,7 +423,7 @@ def test_an_experiment_is_a_folder_inside_the_output(where, experiment, images, 
     assert main([*map(str, command)]) == 2
     line = capsys.readouterr().err
     assert line.startswith("stitchkit: error: experiment ")
-    assert "is no folder inside --output" in line
+    assert "is not a folder inside --output" in line
     assert line.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -438,7 +438,7 @@ def test_an_experiment_may_lie_deeper(trained, images, tmp_path):
 def test_a_model_names_no_folder_outside(images, tmp_path, capsys):
     (tmp_path / "outputs").mkdir()
     assert main(["train", str(images), "--model", "..", *FLAGS, "--output", str(tmp_path / "outputs")]) == 2
-    assert "is no folder inside --output" in capsys.readouterr().err
+    assert "is not a folder inside --output" in capsys.readouterr().err
 
 
 def test_a_stitch_configuration_does_not_say_where_runs_are_written(images, tmp_path, capsys):
@@ -446,7 +446,7 @@ def test_a_stitch_configuration_does_not_say_where_runs_are_written(images, tmp_
     command = ["train", images, "--stitch_config", config, *FLAGS, "--output", tmp_path / "outputs"]
     assert main([*map(str, command)]) == 2
     line = capsys.readouterr().err
-    assert "'output' is " in line
+    assert "cannot set 'output'" in line
     assert "take it out and give --output" in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pico.json"]
 

@@ -11,6 +11,7 @@ import stitchkit
 import stitchnet
 from stitchkit.cli import main
 from stitchkit.errors import InputError
+from stitchkit.train.readers import open_timm
 from stitchkit.train.recipe import Recipe
 from tests.contract.test_house import FILES
 from tests.e2e.test_job import job_config, write
@@ -242,6 +243,13 @@ def test_a_hostile_export(made, tmp_path):
             stitchkit.load_stitch(tmp_path / "net.safetensors")
 
 
+def test_a_hostile_card_of_a_data_set(made, tmp_path):
+    for content in (f"---\n{hostile_yaml(made)}---\n".encode(), b"---\n[[[\n---\n", pickle.dumps(Hostile(made))):
+        (tmp_path / "README.md").write_bytes(content)
+        with pytest.raises(InputError):
+            open_timm(f"hfds/{tmp_path}", root=None, split="train")
+
+
 # Calls that read data which somebody else may have written.
 READING = {
     *("torch.load", "torch.export.load", "load_file", "safe_open", "hf_hub_download", "np.load", "np.memmap"),
@@ -263,6 +271,7 @@ READERS = {
     "stitchkit/ship/trained.py": test_hostile_files_that_pages_and_exports_read,
     "stitchkit/train/evaluation.py": test_hostile_files_beside_a_ledger,
     "stitchkit/train/flags.py": test_hostile_files_of_other_commands,
+    "stitchkit/train/readers.py": test_a_hostile_card_of_a_data_set,
     "stitchkit/train/summary.py": test_a_hostile_summary_does_not_stop_a_run_that_goes_on,
     "stitchnet/store.py": test_hostile_files_of_a_composed_network,
 }

@@ -268,7 +268,9 @@ def test_a_piece_that_ends_with_the_classifier_is_compared(dozen, trained, tmp_p
     assert ORDER in told(capsys)
 
 
-@pytest.mark.parametrize("classes", [None, "class0", 12, [], [1.5], [["class0"], 3], {"a": 1}, [torch.zeros(2)]])
-def test_damaged_names_of_classes_are_not_compared(dozen, trained, tmp_path, classes, caplog):
+@pytest.mark.parametrize("classes", [None, "class0", 12, [1.5], [["class0"], 3], {"a": 1}, [torch.zeros(2)]])
+def test_damaged_names_of_classes_are_refused(dozen, trained, tmp_path, classes, capsys):
     with_classes(trained / "last.pth.tar", tmp_path / "w.pth", classes)
-    assert accuracy_by_eval(dozen, tmp_path / "out", caplog, "--resume", tmp_path / "w.pth") > 80
+    capsys.readouterr()
+    assert train(dozen, tmp_path / "out", "--eval", "--resume", tmp_path / "w.pth") == 2
+    assert "w.pth' is damaged: classes" in told(capsys)

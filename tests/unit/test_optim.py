@@ -329,3 +329,47 @@ def test_every_optimizer_resumes_and_refuses_states_of_other_shapes(name):
                 worse = {**state, "state": {**state["state"], number: {**own, key: torch.ones(3, 3, 3)}}}
                 with pytest.raises(InputError, match=rf"optimizer.state\[{number}\].{key} is float32 \[3, 3, 3\], not"):
                     load_optimizer(fresh, worse)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_states_that_lie_in_memory_in_other_ways_are_put_right(name):
+    """Kernels that take all at once take it that each state lies as its parameter does, and has its own memory."""
+    model = few_weights()
+    optimizer = create_optimizer(model, optim(opt=name), lr=1e-3)
+    take_steps(model, optimizer, 3)
+    state = copy.deepcopy(optimizer.state_dict())
+    for own in state["state"].values():
+        for key, value in own.items():
+            if isinstance(value, torch.Tensor) and value.ndim == 2:
+                own[key] = value.t().contiguous().t()
+    again = few_weights()
+    again.load_state_dict(model.state_dict())
+    fresh = create_optimizer(again, optim(opt=name), lr=1e-3)
+    load_optimizer(fresh, state)
+    for one, other in ((model, optimizer), (again, fresh)):
+        take_steps(one, other, 2)
+    pairs = zip(model.state_dict().values(), again.state_dict().values(), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
+    shared = torch.zeros(4)
+    for own in state["state"].values():
+        own.update(
+            (key, shared) for key, value in own.items() if isinstance(value, torch.Tensor) and value.shape == (4,)
+        )
+    load_optimizer(fresh, state)
+    places = [value.data_ptr() for own in fresh.state.values() for value in own.values() if value is not None]
+    assert len(places) == len(set(places))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("maximize", True), ("amsgrad", True), ("capturable", True), ("eps", -1.0), ("weight_decay", 7.0), ("lr", -1.0)],
+)
+def test_options_of_another_run_are_refused(option, value):
+    """But for those that a schedule moves."""
+    optimizer = create_optimizer(few_weights(), optim(opt="adamw"), lr=1e-3)
+    state = optimizer.state_dict()
+    state["param_groups"][0]["lr"] = 5
+    load_optimizer(optimizer, state)
+    state["param_groups"][0][option] = value
+    with pytest.raises(InputError, match=rf"param_groups\[0\].{option} is"):
+        load_optimizer(optimizer, state)

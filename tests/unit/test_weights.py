@@ -176,7 +176,7 @@ def test_another_width_is_refused_with_both_shapes(source, tmp_path):
     config = pico_config()
     config["anchors"][0]["kwargs"] |= {"embed_dim": 12}
     torch.save(stitchkit.create_snnet(config).state_dict(), tmp_path / "w.pth")
-    with pytest.raises(InputError, match=r"is \[12\], the model has \[8\]"):
+    with pytest.raises(InputError, match=r"is float32 \[12\], not float32 \[8\]"):
         stitchkit.load_checkpoint(source, tmp_path / "w.pth")
 
 
