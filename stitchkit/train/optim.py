@@ -119,7 +119,7 @@ def _count(found: Any, place: str) -> None:
     """A rule: a number of steps, as a number or as a tensor of one."""
     is_tensor = isinstance(found, torch.Tensor) and found.is_floating_point() and not found.ndim
     value = found.item() if is_tensor else found
-    number(0)(value, place)
+    number(0, 1e15)(value, place)
     if value != int(value):
         raise InputError(f"{place} is {value}, not a number of steps")
 
@@ -172,7 +172,7 @@ def _after_steps(optimizer: torch.optim.Optimizer) -> tuple[list[Any], dict[int,
             for weight, key in zip(group["params"], numbered["params"], strict=True):
                 options, state = _after_a_step(base, group, weight)
                 states[key] = state, weight.detach()
-            betas = {"betas": [number(0, 1)] * len(numbered.get("betas") or ())}
+            betas: dict[str, Any] = {"betas": [number(0, 1)] * len(numbered.get("betas") or ())}
             schema = like({**numbered, **options}, {**_MOVING, **betas})
             groups.append({**schema, "params": exactly(numbered["params"])})
     finally:
