@@ -9,7 +9,7 @@ import torch
 from benchmarks.command import Options, command, random_images, random_snnet
 from benchmarks.reference import one_by_one
 from benchmarks.timing import Check, Result, alternate, ratio, relative_difference
-from stitchkit.model.mode import unfused_attention
+from stitchkit.networks.mode import unfused_attention
 
 
 @torch.no_grad()

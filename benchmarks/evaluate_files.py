@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.command import DIGITS, ROOT, Options, command, random_snnet
 from benchmarks.timing import Check, Result, alternate
+from stitchkit.data.digits import write_digits
 from stitchkit.measure.ledger import Row, read_rows
-from stitchkit.train.digits import write_digits
 
 _LEDGER = "stitches_res.txt"
 _COPIES = 5

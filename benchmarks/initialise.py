@@ -11,7 +11,7 @@ from benchmarks.command import Options, command, random_images, random_snnet
 from benchmarks.reference import pseudo_inverses
 from benchmarks.timing import Check, Result, alternate
 from stitchkit import SNNet, fit_stitching_layers
-from stitchkit.model.memory import LiveBytes
+from stitchkit.model.activation_memory import LiveBytes
 
 Maps = dict[tuple[int, ...], torch.Tensor]
 """`[C + 1, out]` by the place of the stitching layer."""

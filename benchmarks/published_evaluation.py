@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from benchmarks.reference import trace
 from stitchkit import SNNet, StitchConfig, create_snnet, load_checkpoint
-from stitchkit.model.mode import unfused_attention
+from stitchkit.networks.mode import unfused_attention
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from stitchkit import InputError, SNNet, Stitch
-from stitchkit.model.mode import unfused_attention
+from stitchkit.networks.mode import unfused_attention
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # fvcore compiles losses when it is imported, in a way that torch gives up

@@ -21,8 +21,8 @@ from torch import nn
 from torchvision.models import get_model, get_model_builder
 
 from stitchkit.errors import InputError
-from stitchkit.model.create import create_model
-from stitchkit.model.cut import steps
+from stitchkit.networks.create import create_model
+from stitchkit.networks.cut import steps
 
 PAGE = Path(__file__).parent / "cut.md"
 HEAD = "| module | model | clean cuts | exact | why not |\n| --- | --- | --- | --- | --- |\n"

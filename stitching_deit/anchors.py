@@ -8,8 +8,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from stitchkit.model.anchor import Anchor, Stage, patched_input_size
-from stitchkit.model.layout import Format
+from stitchkit.networks.anchor import Anchor, Stage, patched_input_size
+from stitchkit.networks.layout import Format
 
 
 class VisionTransformerAnchor(Anchor):

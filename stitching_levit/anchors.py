@@ -10,8 +10,8 @@ from timm.models.levit import Levit
 from torch import nn
 
 from stitching_levit.published import own_names
-from stitchkit.model.anchor import Anchor, Stage
-from stitchkit.model.layout import Format
+from stitchkit.networks.anchor import Anchor, Stage
+from stitchkit.networks.layout import Format
 
 
 class LevitAnchor(Anchor):

@@ -8,8 +8,8 @@ import torch
 from timm.models.resnet import ResNet
 from torch import nn
 
-from stitchkit.model.anchor import Anchor, Stage
-from stitchkit.model.layout import Format
+from stitchkit.networks.anchor import Anchor, Stage
+from stitchkit.networks.layout import Format
 
 
 class ResNetAnchor(Anchor):

@@ -9,8 +9,8 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 from stitching_swin.published import own_names
-from stitchkit.model.anchor import Anchor, Stage, patched_input_size
-from stitchkit.model.layout import Format
+from stitchkit.networks.anchor import Anchor, Stage, patched_input_size
+from stitchkit.networks.layout import Format
 
 
 class SwinAnchor(Anchor):

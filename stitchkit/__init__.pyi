@@ -1,12 +1,12 @@
 """What `import stitchkit` offers; each name is imported when it is asked for."""
 
-from .config import AnchorSpec as AnchorSpec, StitchConfig as StitchConfig
 from .errors import InputError as InputError
-from .model.anchor import Anchor as Anchor
-from .model.create import create_anchor as create_anchor, create_model as create_model, create_snnet as create_snnet
+from .model.create import create_snnet as create_snnet
 from .model.snnet import SNNet as SNNet
 from .model.solve import fit_stitching_layers as fit_stitching_layers
-from .model.weights import load_checkpoint as load_checkpoint
+from .networks.anchor import Anchor as Anchor
+from .networks.create import create_anchor as create_anchor, create_model as create_model
+from .networks.weights import load_checkpoint as load_checkpoint
 from .routes import (
     Joint as Joint,
     PairedWindow as PairedWindow,
@@ -14,8 +14,9 @@ from .routes import (
     Stitch as Stitch,
     StitchSpace as StitchSpace,
 )
+from .settings.stitch_config import AnchorSpec as AnchorSpec, StitchConfig as StitchConfig
 from .ship.budget import BudgetedModel as BudgetedModel
-from .ship.formats import load_stitch as load_stitch
 from .ship.hub import HubSNNet as HubSNNet
+from .ship.stitch_files import load_stitch as load_stitch
 
 __version__: str

@@ -120,10 +120,10 @@ def _report(error: InputError) -> None:
 
 def _parser() -> Parser:
     """The parser of all commands; the packages that have some are named here alone."""
-    from assembly.commands import add_commands as add_assembly
+    from stitchkit.assembly.commands import add_commands as add_assembly
     from stitchkit.commands import add_commands as add_core
     from stitchkit.ship.commands import add_commands as add_ship
-    from stitchkit.ship.pages import add_commands as add_pages
+    from stitchkit.ship.page_commands import add_commands as add_pages
     from stitchnet.commands import add_commands as add_stitchnet
 
     about = "Stitch pretrained vision networks: every trade-off between cost and accuracy."

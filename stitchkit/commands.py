@@ -13,7 +13,7 @@ from stitchkit.parser import Commands, new_file
 
 def add_commands(commands: Commands) -> None:
     """Add them to the parser."""
-    from stitchkit.train.flags import add_flags
+    from stitchkit.settings.flags import add_flags
 
     train = commands.add("train", _train, "train an SN-Net or a model, or evaluate it with --eval")
     add_flags(train)
@@ -50,7 +50,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def _train(settings: dict[str, Any]) -> None:
-    from stitchkit.train.flags import resolve
+    from stitchkit.settings.flags import resolve
     from stitchkit.train.run import run
 
     recipe, config = resolve(settings)
@@ -83,7 +83,7 @@ def _profile(settings: dict[str, Any]) -> None:
 
 
 def _nodes(settings: dict[str, Any]) -> None:
-    from stitchkit.model.cut.nodes import library_model, nodes, table
+    from stitchkit.networks.cut.nodes import library_model, nodes, table
 
     model, example = library_model(settings["model"], settings["backend"])
     print(table(nodes(model, example, inside=settings["inside"])))
@@ -93,9 +93,9 @@ def _nodes(settings: dict[str, Any]) -> None:
 def _convert(settings: dict[str, Any]) -> None:
     from safetensors.torch import save
 
-    from stitchkit.config import StitchConfig
     from stitchkit.model.create import create_snnet
-    from stitchkit.model.weights import load_checkpoint
+    from stitchkit.networks.weights import load_checkpoint
+    from stitchkit.settings.stitch_config import StitchConfig
 
     output = new_file(settings["output"])
     if output.suffix != ".safetensors":
@@ -124,6 +124,6 @@ def _pareto(settings: dict[str, Any]) -> None:
 
 
 def _demo_data(settings: dict[str, Any]) -> None:
-    from stitchkit.train.digits import write_digits
+    from stitchkit.data.digits import write_digits
 
     write_digits(Path(settings["folder"]))

@@ -2,6 +2,6 @@
 
 from .data import image_folder as image_folder, load_hf_dataset as load_hf_dataset, stitching_images as stitching_images
 from .net import Net as Net
+from .restore import load as load
 from .scores import Scores as Scores
 from .search import Search as Search, generate as generate
-from .store import load as load

@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from stitchkit.model.memory import in_portions
+from stitchkit.model.activation_memory import in_portions
 from stitchkit.model.similarity import pool, resize
 from stitchnet.forms import Form
 

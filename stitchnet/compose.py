@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from stitchkit.config import AnchorSpec, StitchConfig
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import Row, write_rows
+from stitchkit.settings.stitch_config import AnchorSpec, StitchConfig
 from stitchnet.composition import Composition
 from stitchnet.data import stitching_images
 from stitchnet.scores import Scores

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from stitchkit.measure.profile import measure
-from stitchkit.model.mode import evaluating
+from stitchkit.networks.mode import evaluating
 from stitchnet.activations import Activation
 from stitchnet.composition import Composition
 from stitchnet.fragments import Fragment

@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 from stitchkit.measure.pareto import quantity
 
-if TYPE_CHECKING:
-    from stitchnet.net import Step
-
 _COLOURS = ("#4c78a8", "#e45756", "#54a24b", "#b279a2", "#f58518", "#72b7b2", "#9d755d", "#eeca3b")
 _BOX, _HEIGHT, _GAP, _EDGE, _INSET, _TOP = 250, 62, 56, 24, 12, 96
 _NARROW, _WIDE = " !'(),-./:;I[]fijlrt|", "mwMW"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A fragment of a composed network, and how it is joined to the one before it.
+
+    Args:
+        network: Label of the network that gave it.
+        index: Its number among the fragments of that network.
+        count: Number of these.
+        score: Of the joint before it; 1 for a start.
+        joint: What the joint does, in words; empty where there is none.
+        shape: Shape of what leaves it, for one image.
+        macs: Multiply-adds for one image, with those of its joint.
+        params: Parameters likewise.
+    """
+
+    network: str
+    index: int
+    count: int
+    score: float
+    joint: str
+    shape: tuple[int, ...]
+    macs: int
+    params: int
 
 
 class Text(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from timm.layers.format import Format
 from torch import nn
 
-from stitchkit.model.layout import convert
+from stitchkit.networks.layout import convert
 
 
 @dataclass(frozen=True)

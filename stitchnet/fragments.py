@@ -12,9 +12,9 @@ from torch import fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from stitchkit.errors import InputError
-from stitchkit.model.cut import cut
-from stitchkit.model.cut.flow import Flow
-from stitchkit.model.cut.trace import trace
+from stitchkit.networks.cut import cut
+from stitchkit.networks.cut.flow import Flow
+from stitchkit.networks.cut.trace import trace
 from stitchnet.forms import Form, find_form
 
 _PLAIN = (nn.Conv2d.forward, Conv2dSame.forward, nn.Linear.forward, Linear.forward)

@@ -218,6 +218,11 @@ class JointLayer(nn.Module):
         return ", ".join(done)
 
 
+def joint_of(layer: nn.Module) -> JointLayer | None:
+    """The joint before a fragment's layers, if there is one."""
+    return next((child for child in layer.children() if isinstance(child, JointLayer)), None)
+
+
 def kept(joint: Joint) -> JointLayer:
     """The joint as a layer of its own."""
     return JointLayer(joint.source, joint.target, joint.size, [factor.T for factor in joint.factors])

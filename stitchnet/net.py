@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,47 +12,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from stitchkit.config import AnchorSpec
 from stitchkit.errors import InputError
 from stitchkit.files import replacing, write_text
 from stitchkit.measure.profile import flops_by_operator, measure
-from stitchkit.model.mode import evaluating
-from stitchkit.ship.formats import format_of
+from stitchkit.networks.mode import evaluating
+from stitchkit.settings.stitch_config import AnchorSpec
+from stitchkit.ship.stitch_files import format_of
 from stitchnet.activations import run
 from stitchnet.classifier import Classifier
 from stitchnet.composition import Composition
 from stitchnet.data import Batches, as_images, batches, read_image
+from stitchnet.drawing import Step, draw
 from stitchnet.fragments import Fragment
-from stitchnet.joint import Joint, JointLayer, fold, kept
+from stitchnet.joint import Joint, JointLayer, fold, joint_of, kept
 from stitchnet.pool import Pool
+from stitchnet.store import save
 
 _FILES = 128
 """Images that are read at a time."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """A fragment of a composed network, and how it is joined to the one before it.
-
-    Args:
-        network: Label of the network that gave it.
-        index: Its number among the fragments of that network.
-        count: Number of these.
-        score: Of the joint before it; 1 for a start.
-        joint: What the joint does, in words; empty where there is none.
-        shape: Shape of what leaves it, for one image.
-        macs: Multiply-adds for one image, with those of its joint.
-        params: Parameters likewise.
-    """
-
-    network: str
-    index: int
-    count: int
-    score: float
-    joint: str
-    shape: tuple[int, ...]
-    macs: int
-    params: int
 
 
 class Net(nn.Module):
@@ -152,8 +128,6 @@ class Net(nn.Module):
         Returns:
             The file.
         """
-        from stitchnet.drawing import draw
-
         target = _with_suffix(path, ".svg")
         write_text(target, draw(self.steps(), self.input_size, self.score))
         return target
@@ -259,14 +233,7 @@ class Net(nn.Module):
         Args:
             folder: Where; it is made if need be.
         """
-        from stitchnet.store import save
-
-        return save(self, Path(folder))
-
-
-def joint_of(layer: nn.Module) -> JointLayer | None:
-    """The joint before a fragment's layers, if there is one."""
-    return next((child for child in layer.children() if isinstance(child, JointLayer)), None)
+        return save(self, Path(folder), fitted=self.classifier)
 
 
 def _with_suffix(path: str | Path, suffix: str) -> Path:

@@ -14,10 +14,10 @@ from timm.data.loader import adapt_to_chs
 from timm.models import is_model
 from torch import nn
 
-from stitchkit.config import AnchorSpec
 from stitchkit.errors import InputError, unknown
-from stitchkit.model.create import create_model, published_config
-from stitchkit.model.weights import load_checkpoint
+from stitchkit.networks.create import create_model, published_config
+from stitchkit.networks.weights import load_checkpoint
+from stitchkit.settings.stitch_config import AnchorSpec
 
 PUBLISHED = ("alexnet", "densenet121", "mobilenet_v3_small", "resnet50", "vgg16")
 """The networks of the paper, torchvision's."""

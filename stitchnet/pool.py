@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from timm.layers.format import Format
 
-from stitchkit.config import AnchorSpec
 from stitchkit.errors import InputError
+from stitchkit.settings.stitch_config import AnchorSpec
 from stitchnet.activations import Activation, run
 from stitchnet.data import as_images
 from stitchnet.forms import Form

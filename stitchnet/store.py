@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
-from timm.layers.format import Format
+from safetensors.torch import save_file
+from stitchnet.classifier import Classifier
 from torch import nn
 
-from stitchkit.config import AnchorSpec
-from stitchkit.errors import InputError
 from stitchkit.files import replacing, write_text
-from stitchnet.classifier import Classifier
+from stitchkit.settings.stitch_config import AnchorSpec
 from stitchnet.forms import Form
-from stitchnet.fragments import Fragment, Place, between
-from stitchnet.joint import JointLayer, resize_input
-from stitchnet.net import Net, joint_of
-from stitchnet.networks import create
+from stitchnet.fragments import Fragment, Place
+from stitchnet.joint import joint_of
 
 WEIGHTS, ABOUT = "net.safetensors", "net.json"
 
 
-def save(net: Net, folder: Path) -> Path:
+class _Composed(Protocol):
+    """What of a composed network is written."""
+
+    name: str
+    score: float
+    scores: tuple[float, ...]
+    input_size: tuple[int, int, int]
+    specs: dict[str, AnchorSpec | None]
+    path: tuple[Fragment, ...]
+    layers: nn.ModuleList
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its weights by name."""
+
+
+def save(net: _Composed, folder: Path, *, fitted: Classifier | None) -> Path:
     """Write a network.
 
     Args:
         net: The network.
+        fitted: Its classifier, if it has one.
         folder: Where; it is made if need be.
 
     Returns:
@@ -48,10 +58,10 @@ def save(net: Net, folder: Path) -> Path:
         "networks": {label: asdict(spec) if spec else None for label, spec in net.specs.items()},
         "path": [_about(fragment, layer) for fragment, layer in zip(net.path, net.layers, strict=True)],
     }
-    if net.classifier:
-        about["classifier"] = net.classifier.kind
-        tensors["classifier.outputs"] = torch.as_tensor(net.classifier.outputs).contiguous()
-        tensors["classifier.labels"] = torch.as_tensor(net.classifier.labels).contiguous()
+    if fitted:
+        about["classifier"] = fitted.kind
+        tensors["classifier.outputs"] = torch.as_tensor(fitted.outputs).contiguous()
+        tensors["classifier.labels"] = torch.as_tensor(fitted.labels).contiguous()
     with replacing(folder / WEIGHTS) as draft:
         save_file(tensors, draft)
     write_text(folder / ABOUT, json.dumps(about, indent=1))
@@ -82,85 +92,3 @@ def _ends(fragment: Fragment) -> list[tuple[str, Place | None]]:
 
 def _form(form: Form) -> dict[str, Any]:
     return {"layout": form.layout and form.layout.value, "num_prefix_tokens": form.num_prefix_tokens}
-
-
-def load(folder: str | Path, nets: Mapping[str, nn.Module] | None = None) -> Net:
-    """Read a network that `Net.save` wrote.
-
-    Args:
-        folder: Where it is.
-        nets: The modules by label, as they were given to the search, where networks were not given by name. Their
-            weights do not matter.
-
-    Raises:
-        InputError: If the files cannot be read, or a module is missing.
-    """
-    folder = Path(folder)
-    try:
-        about = json.loads((folder / ABOUT).read_text())
-        tensors = load_file(folder / WEIGHTS)
-        return _restore(about, tensors, nets or {})
-    except Exception as error:  # a garbled file can make the reader raise anything
-        if isinstance(error, InputError):
-            raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise InputError(f"'{folder}' holds no composed network that can be read: {reason}; check the path") from error
-
-
-def _restore(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], nets: Mapping[str, nn.Module]) -> Net:
-    specs = {label: spec and AnchorSpec.parse(spec) for label, spec in about["networks"].items()}
-    models = {label: _model(label, spec, nets) for label, spec in specs.items()}
-    path, layers = [], []
-    for entry in about["path"]:
-        fragment, layer = _layer(entry, models[entry["network"]])
-        path.append(fragment)
-        layers.append(layer)
-    channels, height, width = about["input_size"]
-    net = Net(about["name"], about["score"], path, layers, about["scores"], (channels, height, width), specs)
-    net.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("net.")})
-    if "classifier" in about:
-        outputs, labels = (tensors[f"classifier.{name}"].numpy() for name in ("outputs", "labels"))
-        net.classifier = Classifier(about["classifier"], outputs, labels)
-    return net.eval()
-
-
-def _model(label: str, spec: AnchorSpec | None, nets: Mapping[str, nn.Module]) -> nn.Module:
-    if label in nets:
-        return nets[label]
-    if spec is None:
-        raise InputError(f"network '{label}' was given as a module; give it again, as nets={{'{label}': module}}")
-    if ":" in spec.name or "/" in spec.name:
-        raise InputError(
-            f"network '{label}' of the file is to come from '{spec.name}', and nothing is fetched on a file's word; "
-            f"make it yourself and give it as nets={{'{label}': module}}"
-        )
-    return create(AnchorSpec(spec.name, spec.label, spec.kwargs))
-
-
-def _layer(entry: Mapping[str, Any], model: nn.Module) -> tuple[Fragment, nn.Sequential]:
-    """A fragment and its layers, of the right shapes."""
-    start, stop = _place(entry["start"]), _place(entry["stop"])
-    pieces = between(entry["network"], model, [place for place in (start, stop) if place])
-    piece = pieces[1 if start else 0]
-    fragment = Fragment(
-        entry["network"], entry["index"], entry["count"], start, stop, copy.deepcopy(piece.module), piece.form
-    )
-    joint = entry["joint"]
-    if joint is None:
-        return fragment, nn.Sequential(fragment.module)
-    for (_, reader), width in zip(fragment.readers(fragment.module), joint["reader_widths"], strict=True):
-        resize_input(reader, width)
-    size = joint["size"] and (joint["size"][0], joint["size"][1])
-    maps = [torch.empty(shape) for shape in joint["maps"]]
-    layer = JointLayer(_form_of(joint["source"]), _form_of(joint["target"]), size, maps)
-    return fragment, nn.Sequential(layer, fragment.module)
-
-
-def _form_of(value: Mapping[str, Any]) -> Form:
-    return Form(value["layout"] and Format(value["layout"]), value["num_prefix_tokens"])
-
-
-def _place(value: Mapping[str, Any] | None) -> Place | None:
-    if value is None:
-        return None
-    return Place(value["before"], value["after"], tuple(value["readers"]), _form_of(value["form"]))

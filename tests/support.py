@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 import stitchkit
-from stitchkit.train.digits import write_digits
+from stitchkit.data.digits import write_digits
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"

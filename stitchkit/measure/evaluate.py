@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from stitchkit.distributed import sum_over_ranks
 from stitchkit.errors import InputError
-from stitchkit.model.mode import evaluating
+from stitchkit.networks.mode import evaluating
 
 
 class Score(NamedTuple):

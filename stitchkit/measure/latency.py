@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.utils.benchmark import Timer
 
-from stitchkit.measure.compose import Composition
+from stitchkit.measure.by_composition import Composition
 from stitchkit.measure.ledger import Row
-from stitchkit.model.mode import evaluating
 from stitchkit.model.snnet import SNNet
+from stitchkit.networks.mode import evaluating
 
 _SECONDS = 0.2
 """Least time that each measurement takes."""

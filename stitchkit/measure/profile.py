@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from stitchkit.measure.compose import Composition
-from stitchkit.model.mode import evaluating, unfused_attention
+from stitchkit.measure.by_composition import Composition
 from stitchkit.model.snnet import SNNet
+from stitchkit.networks.mode import evaluating, unfused_attention
 
 with warnings.catch_warnings():
     # fvcore compiles losses that nobody here uses when it is imported, in a way that torch gives up.

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stitchkit.model.mode import evaluating
+from stitchkit.networks.mode import evaluating
 
 
 @torch.no_grad()

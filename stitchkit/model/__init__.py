@@ -1,1 +1,1 @@
-"""How a stitch runs: anchors as steps, stitching layers, and the network that holds them."""
+"""How a stitch runs: the stitching layers, the network that holds them and its anchors, and fits in closed form."""

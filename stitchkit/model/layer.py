@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from stitchkit.model.layout import Format, convert
+from stitchkit.networks.layout import Format, convert
 
 
 class StitchLayer(nn.Module):

@@ -6,20 +6,30 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from stitchkit.errors import InputError
-from stitchkit.model.anchor import Anchor
-from stitchkit.model.memory import LiveBytes, default_budget, in_portions
-from stitchkit.routes.visits import Visit, shared_visits
-
-if TYPE_CHECKING:
-    from stitchkit.model.snnet import SNNet
+from stitchkit.model.activation_memory import LiveBytes, default_budget, in_portions
+from stitchkit.networks.anchor import Anchor
+from stitchkit.routes import Joint, StitchSpace
+from stitchkit.routes.shared_work import Visit, shared_visits
 
 _MIB = 2**20
+
+
+class _Stitchable(Protocol):
+    """What a pass needs of an SN-Net."""
+
+    space: StitchSpace
+    views: dict[str, Anchor]
+    stitched_final_norm: bool
+    training: bool
+
+    def layer(self, joint: Joint) -> nn.Module:
+        """The stitching layer that serves a joint."""
 
 
 @dataclass
@@ -59,7 +69,7 @@ class OnePass:
         InputError: If a stitch does not exist, or there is none.
     """
 
-    def __init__(self, model: SNNet, cfg_ids: Iterable[int] | None = None, *, memory: int | None = None):
+    def __init__(self, model: _Stitchable, cfg_ids: Iterable[int] | None = None, *, memory: int | None = None):
         chosen = range(len(model.space)) if cfg_ids is None else cfg_ids
         self._model = model
         self._visits = shared_visits({cfg_id: model.space[cfg_id] for cfg_id in chosen})

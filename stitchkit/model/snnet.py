@@ -16,10 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from stitchkit.errors import InputError
-from stitchkit.model.anchor import Anchor, Stage
 from stitchkit.model.layer import StitchLayer
-from stitchkit.model.mode import evaluating, without_statistics
 from stitchkit.model.onepass import OnePass
+from stitchkit.networks.anchor import Anchor, Stage
+from stitchkit.networks.mode import evaluating, without_statistics
 from stitchkit.routes import Joint, Segment, Stitch, StitchSpace
 
 

@@ -10,10 +10,10 @@ import torch
 
 from stitchkit.distributed import sum_over_ranks
 from stitchkit.errors import InputError, unknown
-from stitchkit.model.layout import rows
-from stitchkit.model.memory import in_portions
-from stitchkit.model.mode import evaluating
+from stitchkit.model.activation_memory import in_portions
 from stitchkit.model.snnet import SNNet
+from stitchkit.networks.layout import rows
+from stitchkit.networks.mode import evaluating
 from stitchkit.routes import Joint
 
 _FLOAT32_EPS = torch.finfo(torch.float32).eps

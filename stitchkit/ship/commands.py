@@ -39,7 +39,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def add_trained(parser: argparse.ArgumentParser, *, data_for: str) -> None:
-    """Give a parser what tells a trained SN-Net, as `stitchkit.ship.trained.open_trained` takes it.
+    """Give a parser what tells a trained SN-Net, as `stitchkit.ship.trained_snnet.open_trained` takes it.
 
     Args:
         parser: Of a command.
@@ -116,8 +116,8 @@ def _complete(rows: list[dict[str, Any]], settings: dict[str, Any], *, latency: 
 
 def _export(settings: dict[str, Any]) -> None:
     from stitchkit.ship.export import export
-    from stitchkit.ship.formats import format_of
-    from stitchkit.ship.trained import calibrated, describe, open_trained, sample_images
+    from stitchkit.ship.stitch_files import format_of
+    from stitchkit.ship.trained_snnet import calibrated, describe, open_trained, sample_images
 
     output = settings.pop("output")
     format_of(output), new_file(output)
@@ -156,7 +156,7 @@ def _best(ledger: str, budget: Any, trained: Any) -> int:
     """The `cfg_id` of the best stitch of a ledger that was measured with these weights."""
     from stitchkit.measure.ledger import read_rows
     from stitchkit.ship.pick import complete, pick_one
-    from stitchkit.ship.trained import check_origin
+    from stitchkit.ship.trained_snnet import check_origin
 
     check_origin(ledger, trained)
     rows = read_rows(ledger)

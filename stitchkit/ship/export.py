@@ -15,10 +15,10 @@ from torch import nn
 
 from stitchkit.errors import InputError
 from stitchkit.measure.latency import latency_ms
-from stitchkit.model.mode import evaluating
 from stitchkit.model.snnet import SNNet
+from stitchkit.networks.mode import evaluating
 from stitchkit.parser import new_file
-from stitchkit.ship.formats import format_of
+from stitchkit.ship.stitch_files import format_of
 
 TOLERANCE = 1e-4
 """Largest difference of logits that passes, as a share of the largest logit where that is above 1."""
@@ -72,7 +72,7 @@ def export(
         stitch: The `cfg_id`.
         path: The file; `.safetensors`, `.onnx` or `.pt2` says the format.
         images: Prepared images `[B, C, H, W]` to compare on.
-        about: What the stitch is, by `stitchkit.ship.trained.describe`.
+        about: What the stitch is, by `stitchkit.ship.trained_snnet.describe`.
         net: The stitch's network where it has other statistics than in the SN-Net, which then takes no part.
 
     Raises:

@@ -14,16 +14,16 @@ from safetensors.torch import save
 from timm.data import resolve_data_config
 from timm.data.loader import adapt_to_chs
 
-from stitchkit.config import StitchConfig
 from stitchkit.errors import InputError, unknown
 from stitchkit.files import refuse_link, replacing, write_text
 from stitchkit.measure.ledger import Row, read_rows, write_rows
 from stitchkit.measure.pareto import pareto_front, table
-from stitchkit.model.create import create_anchor
 from stitchkit.model.snnet import SNNet
-from stitchkit.model.weights import load_checkpoint, load_content
+from stitchkit.networks.create import create_anchor
+from stitchkit.networks.weights import load_checkpoint, load_content
 from stitchkit.routes import StitchSpace
-from stitchkit.ship.portrait import local, portable
+from stitchkit.settings.stitch_config import StitchConfig
+from stitchkit.ship.description import local, portable
 
 _CONFIG, _WEIGHTS, _LEDGER, _README = "config.json", "model.safetensors", "stitches_res.txt", "README.md"
 _IMAGE = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
@@ -148,7 +148,7 @@ class HubSNNet(
             InputError: If a file is missing or unreadable, checkpoint and configuration do not belong together, or
                 batch norms have an epsilon of their own, which a folder does not hold.
         """
-        from stitchkit.ship.trained import open_trained  # slow to import
+        from stitchkit.ship.trained_snnet import open_trained  # slow to import
 
         trained = open_trained(settings)
         if trained.recipe.model.bn_eps is not None:

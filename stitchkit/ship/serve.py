@@ -21,8 +21,8 @@ from stitchkit.measure.latency import latency_ms
 from stitchkit.measure.ledger import Row, read_rows
 from stitchkit.measure.pareto import pareto_front, quantity
 from stitchkit.ship.budget import BudgetedModel
-from stitchkit.ship.route import depths_of, draw_route
-from stitchkit.ship.trained import Trained, calibrated
+from stitchkit.ship.route_drawing import depths_of, draw_route
+from stitchkit.ship.trained_snnet import Trained, calibrated
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,22 +12,28 @@ import torch
 from timm.utils import NativeScaler, unwrap_model
 
 from stitchkit.classes import check_classes, trained_classes
-from stitchkit.config import StitchConfig
-from stitchkit.distributed import gather_objects
 from stitchkit.errors import InputError
 from stitchkit.files import replacing, sync
-from stitchkit.model.weights import load_content, read_hashed
+from stitchkit.networks.weights import load_content
+from stitchkit.settings.recipe import Recipe
+from stitchkit.train.checkpoint_header import (
+    FORMAT,
+    SUFFIX,
+    check_configuration,
+    check_header,
+    read_alike,
+    trained_input_size,
+)
+from stitchkit.train.checkpoint_schema import (
+    check,
+)
 from stitchkit.train.optim import load_optimizer
-from stitchkit.train.recipe import Recipe
-from stitchkit.train.schema import anything, check, each, either, fields, nothing, number, plain, table, text, whole
 from stitchkit.train.session import Session
 from stitchkit.train.task import StitchTask
 
-_FORMAT = "stitchkit 1"
-_SUFFIX = ".pth.tar"
-LAST = f"last{_SUFFIX}"
+LAST = f"last{SUFFIX}"
 """The newest checkpoint of a run."""
-PREVIOUS = f"previous{_SUFFIX}"
+PREVIOUS = f"previous{SUFFIX}"
 """The one before it."""
 _OF_EVALUATIONS = ("stitches_res", "eval_args")
 
@@ -104,14 +108,14 @@ class Checkpoints:
 
     def _link_epoch(self, path: Path, epoch: int) -> None:
         """Give a whole epoch the names that it lacks where the run was killed before it had them all."""
-        newest = max(other.stat().st_mtime_ns for other in self.folder.glob(f"*{_SUFFIX}"))
+        newest = max(other.stat().st_mtime_ns for other in self.folder.glob(f"*{SUFFIX}"))
         if epoch not in self.history or path.stat().st_mtime_ns < newest:  # names of later ones are not taken
             return
         names = [self.last] if not self.last.exists() else []
         if epoch in self._ranked()[-self.keep :]:
             names.append(self._path(epoch))
         if self.history[epoch] > max((self.history[n] for n in self.history if n != epoch), default=float("-inf")):
-            names.append(self.folder / f"model_best{_SUFFIX}")
+            names.append(self.folder / f"model_best{SUFFIX}")
         for name in names:
             if not name.exists() or not name.samefile(path):
                 link(name, path)
@@ -152,7 +156,7 @@ class Checkpoints:
         self.history[epoch] = metric
         save_state(self._path(epoch), self._content(state, epoch, metric))
         if is_best:
-            link(self.folder / f"model_best{_SUFFIX}", self._path(epoch))
+            link(self.folder / f"model_best{SUFFIX}", self._path(epoch))
         self._keep_previous()
         link(self.last, self._path(epoch))
         self._last_is_good = True
@@ -170,10 +174,10 @@ class Checkpoints:
             link(self.folder / PREVIOUS, self.last)
 
     def _content(self, state: Mapping[str, Any], epoch: int, metric: float) -> dict[str, Any]:
-        return {"format": _FORMAT, **state, "epoch": epoch, "metric": metric, "history": dict(self.history)}
+        return {"format": FORMAT, **state, "epoch": epoch, "metric": metric, "history": dict(self.history)}
 
     def _path(self, epoch: int) -> Path:
-        return self.folder / f"checkpoint-{epoch}{_SUFFIX}"
+        return self.folder / f"checkpoint-{epoch}{SUFFIX}"
 
 
 def training_state(
@@ -226,127 +230,6 @@ def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any]
     return content, digest
 
 
-def read_alike(path: str) -> tuple[dict[str, Any], str]:
-    """The content of a checkpoint and its SHA-256; every rank reads the same, although a run may replace the file.
-
-    Args:
-        path: The file; every rank calls this, or one process without a group.
-
-    Raises:
-        InputError: On all ranks, if one cannot read it, or they have read different ones.
-    """
-    content: dict[str, Any] = {}
-    digest = refusal = ""
-    try:
-        content, digest = read_hashed(path)
-    except InputError as error:
-        refusal = str(error)
-        if Path(path).name.endswith(_SUFFIX) and Path(path).is_file():
-            refusal += "; --resume auto takes the newest good one of the run's own folder"
-    found = gather_objects((digest, refusal))
-    if refusals := [said for _, said in found if said]:
-        raise InputError(refusal or refusals[0])
-    if len(set(found)) > 1:
-        raise InputError(
-            f"checkpoint '{path}' was replaced while the ranks read it; give one that stays, such as "
-            "checkpoint-<epoch>.pth.tar or a copy"
-        )
-    return content, digest
-
-
-_MOST_EPOCHS = 10**6
-
-
-def check_header(content: Mapping[str, Any], path: str | Path) -> None:
-    """Compare what is plain in a checkpoint of ours with its schema; its weights and states are looked at where used.
-
-    Args:
-        content: What `read_checkpoint` gave; released checkpoints pass.
-        path: The file, for the message.
-
-    Raises:
-        InputError: If a key is missing, unknown, or has a value that none of ours has.
-    """
-    if content.get("format") != _FORMAT:
-        return
-    needed = {
-        "format": text,
-        "state_dict": table(text, anything),
-        "optimizer": table(text, anything),
-        "opt": text,
-        "stitch_config": either(plain, nothing),
-        "epoch": whole(-1, _MOST_EPOCHS),
-        "metric": number(finite=False),
-        "history": table(whole(0, _MOST_EPOCHS), number(finite=False)),
-    }
-    optional = {
-        "classes": each(text),
-        "input_size": [whole(1)] * 3,
-        "state_dict_ema": table(text, anything),
-        "within": table(text, anything),
-        NativeScaler.state_dict_key: table(text, anything),
-    }
-    try:
-        fields(needed, optional)(content, "")
-    except InputError as error:
-        raise InputError(f"checkpoint '{path}' is damaged: {error}") from error
-
-
-def trained_input_size(content: Mapping[str, Any]) -> list[int] | None:
-    """Size of an input image `[C, H, W]` that a checkpoint was trained on, where it is known."""
-    size = content.get("input_size")
-    is_size = isinstance(size, list) and len(size) == 3 and all(type(length) is int for length in size)
-    return size if is_size else None
-
-
-def check_configuration(content: Mapping[str, Any], config: StitchConfig, path: str | Path) -> None:
-    """See that a checkpoint of ours was trained with the rule and anchors of a configuration; shapes tell less.
-
-    Released checkpoints do not name their configuration and pass.
-
-    Args:
-        content: What `read_checkpoint` gave.
-        config: The configuration it is to be used with.
-        path: The file, for the message.
-
-    Raises:
-        InputError: If it was trained with another one.
-    """
-    trained = content.get("stitch_config")
-    if not isinstance(trained, Mapping):
-        return
-    ours = config.to_dict()
-    try:
-        trained = StitchConfig.parse(trained).to_dict()
-    except InputError as error:
-        raise InputError(f"checkpoint '{path}' belongs to another configuration: {error}") from error
-    keys = ["stitch_kernel_size", "stitch_stride", "nearest_stitching", "stitched_final_norm"]
-    keys += ["stages"] if "stages" in trained and "stages" in ours else []
-    wrong = [f"{key} was {trained.get(key)!r} and is {ours[key]!r}" for key in keys if trained.get(key) != ours[key]]
-    for before, now in zip(trained["anchors"], ours["anchors"], strict=False):
-        wrong += _anchor_differences(before, now)
-    if wrong:
-        more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        raise InputError(f"checkpoint '{path}' belongs to another configuration: {', '.join(wrong[:_SHOWN])}{more}")
-
-
-_SHOWN = 3
-"""Differences of two configurations that a message names."""
-_FREE_KWARGS = ("img_size", "num_classes", "in_chans", "weight_init")
-"""What of an anchor flags and another data set change, or what trained weights replace; `drop*` besides."""
-
-
-def _anchor_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What of an anchor's architecture changed, in words; label, weights' tag and checkpoint may."""
-    names = [re.sub(r"_\d{3}$", "", anchor["name"].partition(".")[0]) for anchor in (before, now)]
-    is_place = any(":" in name for name in names)  # a folder or repository may have moved
-    wrong = [] if is_place or names[0] == names[1] else [f"name was {before['name']!r} and is {now['name']!r}"]
-    was, is_ = (json.loads(json.dumps(anchor["kwargs"])) for anchor in (before, now))  # tuples as lists
-    keys = [key for key in sorted(was.keys() | is_.keys()) if key not in _FREE_KWARGS and not key.startswith("drop")]
-    wrong += [f"{key} was {was.get(key)!r} and is {is_.get(key)!r}" for key in keys if was.get(key) != is_.get(key)]
-    return [f"{part} in anchor '{now['label']}'" for part in wrong]
-
-
 def restore(
     content: Mapping[str, Any],
     recipe: Recipe,
@@ -370,7 +253,7 @@ def restore(
         InputError: If the file was not written by this trainer, or its optimizer or moving average does not fit.
     """
     path = recipe.run.resume
-    if content.get("format") != _FORMAT:
+    if content.get("format") != FORMAT:
         raise InputError(
             f"checkpoint '{path}' holds weights but no state of a run of this trainer; "
             "start from them with --initial-checkpoint"

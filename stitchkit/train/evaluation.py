@@ -16,24 +16,24 @@ import yaml
 from timm.utils import distribute_bn
 from torch import nn
 
+from stitchkit.data.loaders import without_padding
+from stitchkit.data.unreadable import report
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.files import write_text
 from stitchkit.measure.evaluate import Score, Tally, evaluate_stitch
 from stitchkit.measure.ledger import Ledger
-from stitchkit.measure.partial import PartialSums
+from stitchkit.measure.partial_sums import PartialSums
 from stitchkit.measure.profile import Profiler
 from stitchkit.measure.recalibrate import recalibrate
-from stitchkit.model.mode import evaluating
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
+from stitchkit.networks.mode import evaluating
+from stitchkit.settings.recipe import Recipe
 from stitchkit.train.checkpoint import load_weights
-from stitchkit.train.data import without_padding
-from stitchkit.train.images import report
 from stitchkit.train.network import uncompiled
 from stitchkit.train.optim import Autocast, create_precision
 from stitchkit.train.progress import progress
-from stitchkit.train.recipe import Recipe
 from stitchkit.train.session import Session
 
 _logger = logging.getLogger(__name__)

@@ -16,14 +16,14 @@ from timm.task import ClassificationTask
 from timm.utils import dispatch_clip_grad, random_seed
 from torchvision.utils import save_image
 
+from stitchkit.data.loaders import Loader
 from stitchkit.distributed import World
 from stitchkit.files import replacing
-from stitchkit.train.data import Loader
+from stitchkit.settings.recipe import Recipe
+from stitchkit.train.epoch_state import Batches, Position
+from stitchkit.train.gradients import GradientReducer
 from stitchkit.train.optim import Autocast, LossScaler
-from stitchkit.train.position import Batches, Position
 from stitchkit.train.progress import progress
-from stitchkit.train.recipe import Recipe
-from stitchkit.train.reduce import GradientReducer
 from stitchkit.train.sampler import Sampler
 
 _logger = logging.getLogger(__name__)

@@ -13,16 +13,17 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stitchkit.classes import check_classes, note_origin, origin_of
-from stitchkit.config import StitchConfig, check_kwargs
+from stitchkit.data.loaders import weights_dtype
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
-from stitchkit.model.anchor import has_view, view
-from stitchkit.model.create import create_model, create_snnet
+from stitchkit.model.create import create_snnet
 from stitchkit.model.snnet import SNNet
-from stitchkit.model.weights import load_content
-from stitchkit.train.checkpoint import read_alike
-from stitchkit.train.optim import weights_dtype
-from stitchkit.train.recipe import ModelRecipe, Recipe
+from stitchkit.networks.anchor import has_view, view
+from stitchkit.networks.create import create_model
+from stitchkit.networks.weights import load_content
+from stitchkit.settings.recipe import ModelRecipe, Recipe
+from stitchkit.settings.stitch_config import StitchConfig, check_kwargs
+from stitchkit.train.checkpoint_header import read_alike
 
 _logger = logging.getLogger(__name__)
 

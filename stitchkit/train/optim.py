@@ -20,9 +20,9 @@ from torch import nn
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.model.snnet import SNNet
+from stitchkit.settings.recipe import OptimRecipe, Recipe
+from stitchkit.train.checkpoint_schema import check, each, either, exactly, fields, like, nothing, number, whole
 from stitchkit.train.random_states import random_states, set_random_states
-from stitchkit.train.recipe import OptimRecipe, Recipe
-from stitchkit.train.schema import check, each, either, exactly, fields, like, nothing, number, whole
 
 _SLOW = "lookahead_slow_buff"
 """State that timm's Lookahead adds after some steps."""
@@ -249,12 +249,6 @@ def create_schedule(
         raise unknown("schedule", settings["sched"], [*schedules, "none"])
     schedule, epochs = create_scheduler_v2(optimizer, **settings, updates_per_epoch=updates_per_epoch)
     return schedule, int(epochs)
-
-
-def weights_dtype(recipe: Recipe) -> torch.dtype:
-    """Precision of weights and images."""
-    dtype: torch.dtype = getattr(torch, recipe.model.model_dtype or "float32")
-    return dtype
 
 
 class LossScaler(NativeScaler):  # type: ignore[misc]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from stitchkit.errors import InputError
-from stitchkit.train.schema import Rule, check, either, exactly, nothing, number, whole
+from stitchkit.train.checkpoint_schema import Rule, check, either, exactly, nothing, number, whole
 
 RandomStates = tuple[Any, Any, torch.Tensor, torch.Tensor | None]
 """Of Python, NumPy, torch and the GPU."""

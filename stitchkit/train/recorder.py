@@ -14,11 +14,11 @@ from stitchkit.distributed import gather_over_ranks
 from stitchkit.errors import InputError, Stopped
 from stitchkit.measure.evaluate import Score
 from stitchkit.train.checkpoint import Checkpoints, training_state
+from stitchkit.train.checkpoint_schema import anything, check, each, whole
+from stitchkit.train.epoch_state import Position
 from stitchkit.train.loop import Trainer
-from stitchkit.train.position import Position
-from stitchkit.train.schema import anything, check, each, whole
 from stitchkit.train.session import Session
-from stitchkit.train.stopping import StopSignals
+from stitchkit.train.signals import StopSignals
 
 
 class Recorder:

@@ -13,9 +13,9 @@ from pathlib import Path
 from stitchkit.distributed import World, from_primary, restarts
 from stitchkit.errors import InputError
 from stitchkit.files import write_text
-from stitchkit.model.weights import read_checkpoint
+from stitchkit.networks.weights import read_checkpoint
+from stitchkit.settings.recipe import Recipe
 from stitchkit.train.checkpoint import LAST, PREVIOUS
-from stitchkit.train.recipe import Recipe
 
 _logger = logging.getLogger(__name__)
 

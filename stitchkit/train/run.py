@@ -11,18 +11,18 @@ import torch.distributed as dist
 from timm.utils import random_seed
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from stitchkit.config import StitchConfig
+from stitchkit.data.loaders import create_loaders
+from stitchkit.data.splits import open_datasets
+from stitchkit.data.unreadable import explained
 from stitchkit.distributed import World, from_primary, init_world
 from stitchkit.errors import InputError
+from stitchkit.settings.combinations import run_folder
+from stitchkit.settings.recipe import Recipe
+from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.train.checkpoint import Checkpoints
-from stitchkit.train.checks import run_folder
-from stitchkit.train.data import create_loaders
-from stitchkit.train.datasets import open_datasets
 from stitchkit.train.evaluation import evaluate_stitches
-from stitchkit.train.images import explained
 from stitchkit.train.lock import locked
 from stitchkit.train.network import check_device, create_network, input_size, place_network
-from stitchkit.train.recipe import Recipe
 from stitchkit.train.recovery import find_resume, launched
 from stitchkit.train.session import Session
 from stitchkit.train.training import train

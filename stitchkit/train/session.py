@@ -8,11 +8,11 @@ from pathlib import Path
 import yaml
 from torch import nn
 
-from stitchkit.config import StitchConfig
+from stitchkit.data.loaders import Loaders
 from stitchkit.distributed import World
 from stitchkit.files import write_text
-from stitchkit.train.data import Loaders
-from stitchkit.train.recipe import Recipe
+from stitchkit.settings.recipe import Recipe
+from stitchkit.settings.stitch_config import StitchConfig
 
 
 @dataclass(frozen=True)

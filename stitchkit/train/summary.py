@@ -11,7 +11,7 @@ from pathlib import Path
 from stitchkit.files import opened, refuse_link, replacing
 from stitchkit.measure.evaluate import Score
 from stitchkit.routes import Joint, StitchSpace
-from stitchkit.train.position import StitchLoss
+from stitchkit.train.epoch_state import StitchLoss
 
 _NAME = "summary.csv"
 _LOSSES = "losses.csv"

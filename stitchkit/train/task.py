@@ -14,11 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from stitchkit.classes import check_classes, origin_of
+from stitchkit.data.loaders import weights_dtype
 from stitchkit.errors import InputError
-from stitchkit.model.create import create_model, published_config
 from stitchkit.model.snnet import SNNet
-from stitchkit.train.optim import weights_dtype
-from stitchkit.train.recipe import Recipe, StitchRecipe
+from stitchkit.networks.create import create_model, published_config
+from stitchkit.settings.recipe import Recipe, StitchRecipe
 
 _logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 from stitchkit.errors import InputError
 from stitchkit.files import refuse_link
 from stitchkit.measure.evaluate import Score
-from stitchkit.train.position import StitchLoss
+from stitchkit.train.epoch_state import StitchLoss
 from stitchkit.train.session import Session
 
 

@@ -9,22 +9,22 @@ from typing import Any
 from timm.utils import distribute_bn, unwrap_model
 from torch import nn
 
+from stitchkit.data.loaders import Loader, some_images, without_padding
+from stitchkit.data.unreadable import report
 from stitchkit.distributed import from_primary
 from stitchkit.measure.evaluate import Score, evaluate_stitch
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
 from stitchkit.train.checkpoint import Checkpoints, load_weights, restore
-from stitchkit.train.data import Loader, some_images, without_padding
-from stitchkit.train.images import report
+from stitchkit.train.epoch_state import Position
+from stitchkit.train.gradients import GradientReducer
 from stitchkit.train.loop import Trainer, count_updates, seed_epoch
 from stitchkit.train.optim import create_optimizer, create_precision, create_schedule, learning_rate
-from stitchkit.train.position import Position
 from stitchkit.train.progress import progress
 from stitchkit.train.recorder import Recorder, check_finite, restore_position
-from stitchkit.train.reduce import GradientReducer
 from stitchkit.train.sampler import Sampler
 from stitchkit.train.session import Session
-from stitchkit.train.stopping import StopSignals
+from stitchkit.train.signals import StopSignals
 from stitchkit.train.summary import cut_summaries, write_fit, write_losses, write_summary
 from stitchkit.train.task import StitchTask, create_task
 from stitchkit.train.tracking import Tracking

@@ -9,8 +9,8 @@ from timm.layers.format import get_channel_dim
 
 import stitchkit
 from stitchkit.errors import InputError
-from stitchkit.model.anchor import VIEWS, view
-from stitchkit.model.create import create_model
+from stitchkit.networks.anchor import VIEWS, view
+from stitchkit.networks.create import create_model
 from tests.support import pico_config, pico_images, pico_snnet, randomize
 
 PICO = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 4}

@@ -9,10 +9,10 @@ import torch
 import yaml
 
 import stitchkit
-from assembly.config.job import JobConfig
-from assembly.parts.network import build_network
-from stitchkit.config import StitchConfig
-from stitchkit.train.flags import add_flags, resolve
+from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.parts.network import build_network
+from stitchkit.settings.flags import add_flags, resolve
+from stitchkit.settings.stitch_config import StitchConfig
 from stitchnet.fragments import fragments
 from stitchnet.networks import create
 from tests.support import ROOT

@@ -9,7 +9,7 @@ import torch
 import torchvision
 
 from docs.cut_table import HEAD, NAMES, measure
-from stitchkit.model.cut import cut
+from stitchkit.networks.cut import cut
 from tests.support import ROOT, randomize
 
 VIT = {"img_size": 64, "embed_dim": 32, "depth": 4, "num_heads": 2}

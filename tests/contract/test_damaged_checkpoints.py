@@ -9,16 +9,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from assembly.config.job import JobConfig
-from assembly.train.checkpoint import resume
-from assembly.train.job import open_job
+from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.train.checkpoint import resume
+from stitchkit.assembly.train.job import open_job
 from stitchkit.cli import main
 from stitchkit.distributed import World, init_world
 from stitchkit.errors import InputError
-from stitchkit.model.weights import _content
-from stitchkit.train import checkpoint
+from stitchkit.networks.weights import _content
+from stitchkit.settings.flags import resolve
+from stitchkit.train import checkpoint_header
 from stitchkit.train.checkpoint import Checkpoints, load_weights, restore
-from stitchkit.train.flags import resolve
 from stitchkit.train.recorder import restore_position
 from stitchkit.train.run import _open_session, run_folder
 from stitchkit.train.training import _prepare
@@ -93,7 +93,7 @@ def test_a_damaged_checkpoint_of_a_run_is_refused_at_every_place(images, tmp_pat
     trainer, *_ = _prepare(session, Checkpoints(tmp_path, keep=1))
 
     def use(found):
-        monkeypatch.setattr(checkpoint, "read_hashed", lambda _: (found, "digest"))
+        monkeypatch.setattr(checkpoint_header, "read_hashed", lambda _: (found, "digest"))
         load_weights(session)
         restore(found, recipe, trainer.task, trainer.optimizer, trainer.scaler)
         restore_position(found, trainer)
@@ -114,7 +114,7 @@ def test_a_damaged_checkpoint_of_a_job_is_refused_at_every_place(images, tmp_pat
     current = content["config"] | {"train_config": content["config"]["train_config"]}
 
     def use(found):
-        monkeypatch.setattr("assembly.train.checkpoint.read_alike", lambda _: (found, "digest"))
+        monkeypatch.setattr("stitchkit.assembly.train.checkpoint.read_alike", lambda _: (found, "digest"))
         resume(job.network, job.trainer.optimizer, job.schedule, "last.pth", current)
 
     use(content)

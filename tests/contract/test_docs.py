@@ -7,8 +7,8 @@ import pytest
 import torch
 import yaml
 
-from assembly.config.job import JobConfig
-from assembly.parts.network import build_network
+from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.parts.network import build_network
 from stitchkit.cli import _parser
 from tests.support import ROOT
 

@@ -15,11 +15,11 @@ from timm.data import resolve_model_data_config
 import stitchkit
 from stitchkit.cli import main
 from stitchkit.measure.ledger import read_rows
+from stitchkit.settings.recipe import ModelRecipe, Recipe
+from stitchkit.ship.description import portable
 from stitchkit.ship.export import export
-from stitchkit.ship.formats import FORMATS
-from stitchkit.ship.portrait import portable
-from stitchkit.ship.trained import Trained, describe, open_trained, sample_images
-from stitchkit.train.recipe import ModelRecipe, Recipe
+from stitchkit.ship.stitch_files import FORMATS
+from stitchkit.ship.trained_snnet import Trained, describe, open_trained, sample_images
 from tests.support import FAMILIES, family_snnet, pico_config, pico_snnet, randomize, weights, write_config
 from tests.unit.test_pick import pareto_like
 
@@ -98,9 +98,9 @@ def test_a_stitch_is_loaded_without_other_anchors_files_or_network(tmp_path, mon
     cfg_id = next(i for i, s in enumerate(subject.model.space) if {g.anchor for g in s.segments} == {"ti", "s"})
     exported(subject, cfg_id, tmp_path / "net.safetensors")
     built = []
-    create = stitchkit.ship.portrait.create_anchor
+    create = stitchkit.ship.description.create_anchor
     monkeypatch.setattr(
-        "stitchkit.ship.portrait.create_anchor", lambda *a, **k: built.append(a[0].label) or create(*a, **k)
+        "stitchkit.ship.description.create_anchor", lambda *a, **k: built.append(a[0].label) or create(*a, **k)
     )
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was asked"))
     net = stitchkit.load_stitch(tmp_path / "net.safetensors")
@@ -388,7 +388,7 @@ def test_settings_of_the_run_come_from_its_file(run):
 
 
 def test_a_missing_package_is_named_with_its_extra(run, monkeypatch, capsys):
-    monkeypatch.setattr("stitchkit.ship.formats.find_spec", lambda name: None if name == "onnxscript" else True)
+    monkeypatch.setattr("stitchkit.ship.stitch_files.find_spec", lambda name: None if name == "onnxscript" else True)
     assert run.export("--cfg_id", 9, "-o", run.folder / "net.onnx") == 2
     assert "needs onnxscript; pip install 'stitchkit[ship]'" in capsys.readouterr().err
 

@@ -8,13 +8,13 @@ import torch
 from timm.layers.format import get_channel_dim
 
 import stitchkit
-from stitchkit.config import AnchorSpec
 from stitchkit.measure.profile import FlopCountAnalysis, Profiler, measure
-from stitchkit.model.anchor import VIEWS, view
-from stitchkit.model.create import create_anchor
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
+from stitchkit.networks.anchor import VIEWS, view
+from stitchkit.networks.create import create_anchor
 from stitchkit.routes import SlidingWindow, StitchSpace
+from stitchkit.settings.stitch_config import AnchorSpec
 from tests.support import FAMILIES, family_snnet, pico_images, randomize
 
 ANCHORS = {f"{family}: {anchor['label']}": anchor for family in FAMILIES for anchor in FAMILIES[family]["anchors"]}

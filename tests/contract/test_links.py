@@ -13,12 +13,12 @@ import torch
 import yaml
 
 import stitchkit
-from assembly.sweep.cluster import create_cluster
-from assembly.sweep.worker import JobFolder
+from stitchkit.assembly.sweep.cluster import create_cluster
+from stitchkit.assembly.sweep.worker import JobFolder
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.files import fresh_folder, opened, own_folder, replacing, write_text
-from stitchkit.train.recipe import Recipe
+from stitchkit.settings.recipe import Recipe
 from stitchkit.train.tracking import open_board, start_run
 from tests.contract.test_house import FILES
 from tests.contract.test_safety import name_of
@@ -471,16 +471,16 @@ FUNCTIONS = {
 
 # Where something else than a draft is written, and why that is right.
 WRITES = {
-    "assembly/datasets/prepare.py shutil.copyfile": "into a fresh folder",
-    "assembly/datasets/prepare.py ?.write_bytes": "into a fresh folder",
-    "assembly/datasets/prepare.py ?.save": "into a fresh folder",
-    "assembly/sweep/cluster.py submitit.LocalExecutor": "into a new folder",
-    "assembly/sweep/cluster.py submitit.SlurmExecutor": "into a new folder",
+    "stitchkit/assembly/datasets/prepare.py shutil.copyfile": "into a fresh folder",
+    "stitchkit/assembly/datasets/prepare.py ?.write_bytes": "into a fresh folder",
+    "stitchkit/assembly/datasets/prepare.py ?.save": "into a fresh folder",
+    "stitchkit/assembly/sweep/cluster.py submitit.LocalExecutor": "into a new folder",
+    "stitchkit/assembly/sweep/cluster.py submitit.SlurmExecutor": "into a new folder",
     "stitchkit/cli.py os.open": "the null device",
-    "stitchkit/ship/formats.py draft.write_bytes": "callers give it a draft, and publish that",
-    "stitchkit/ship/formats.py torch.export.save": "callers give it a draft, and publish that",
-    "stitchkit/ship/formats.py program.save": "callers give it a draft, and publish that",
-    "stitchkit/train/digits.py image.save": "into a fresh folder",
+    "stitchkit/ship/stitch_files.py draft.write_bytes": "callers give it a draft, and publish that",
+    "stitchkit/ship/stitch_files.py torch.export.save": "callers give it a draft, and publish that",
+    "stitchkit/ship/stitch_files.py program.save": "callers give it a draft, and publish that",
+    "stitchkit/data/digits.py image.save": "into a fresh folder",
     "stitchkit/train/evaluation.py partial.save": "our own",
     "stitchkit/train/recorder.py self._checkpoints.save": "our own",
     "stitchkit/train/tracking.py SummaryWriter": "into a folder that is no link; names have the time in them",

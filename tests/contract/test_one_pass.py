@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from stitchkit.errors import InputError
-from stitchkit.model.memory import LiveBytes, in_portions
+from stitchkit.model.activation_memory import LiveBytes, in_portions
 from stitchkit.model.onepass import OnePass
 from stitchkit.routes import Stitch
-from stitchkit.routes.visits import shared_visits
+from stitchkit.routes.shared_work import shared_visits
 from tests.support import FAMILIES, family_snnet, pico_images, pico_snnet
 
 

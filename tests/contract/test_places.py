@@ -6,15 +6,15 @@ from importlib import import_module
 import pytest
 import yaml
 
-from assembly.config.job import JobConfig
-from assembly.datasets.named import open_dataset
+from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.datasets.named import open_dataset
 from stitchkit.cli import main
-from stitchkit.config import StitchConfig
+from stitchkit.data.timm_readers import open_timm
 from stitchkit.errors import InputError
 from stitchkit.paths import check_local
-from stitchkit.train.flags import resolve
-from stitchkit.train.readers import open_timm
-from stitchkit.train.recipe import recipe_fields
+from stitchkit.settings.flags import resolve
+from stitchkit.settings.recipe import recipe_fields
+from stitchkit.settings.stitch_config import StitchConfig
 from tests.archives import write_shards
 from tests.e2e.test_job import job_config, write
 from tests.support import FLAGS, pico_anchor, pico_config, write_config, write_sweep
@@ -275,7 +275,7 @@ def test_no_name_of_a_data_set_fetches_it_unless_asked(library, monkeypatch):
         seen.append(datasets.config.HF_HUB_OFFLINE)
         raise OSError("out of reach")
 
-    monkeypatch.setattr("stitchkit.train.readers.create_dataset", noted)
+    monkeypatch.setattr("stitchkit.data.timm_readers.create_dataset", noted)
     for download in (False, True):
         with pytest.raises(OSError, match="out of reach"):
             open_timm(f"{library}/somebody/data", root=None, split="train", download=download)

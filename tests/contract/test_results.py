@@ -5,13 +5,13 @@ from itertools import product
 
 import pytest
 
-from assembly.sweep.config import SweepConfig
+from stitchkit.assembly.sweep.config import SweepConfig
 from stitchkit.cli import main
-from stitchkit.config import StitchConfig
 from stitchkit.measure.ledger import Ledger, read_rows
 from stitchkit.measure.pareto import is_anchor, pareto_front
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.create import create_snnet
+from stitchkit.settings.stitch_config import StitchConfig
 from tests.support import ROOT
 
 DIGITS = ROOT / "results/digits_vit"

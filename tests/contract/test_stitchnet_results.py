@@ -6,9 +6,9 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from stitchkit.config import StitchConfig
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.pareto import is_anchor, pareto_front, quantity
+from stitchkit.settings.stitch_config import StitchConfig
 from stitchnet import experiments
 from stitchnet.task import against_parents
 from tests.support import ROOT

@@ -19,7 +19,12 @@ import torch
 from stitchkit.cli import main
 
 _SERVER = multiprocessing.get_context("forkserver")
-_PACKAGES = ("assembly.commands", "stitchkit.commands", "stitchkit.ship.commands", "stitchkit.ship.pages")
+_PACKAGES = (
+    "stitchkit.assembly.commands",
+    "stitchkit.commands",
+    "stitchkit.ship.commands",
+    "stitchkit.ship.page_commands",
+)
 _SERVER.set_forkserver_preload([__name__, *_PACKAGES, "stitchkit.train.run", "stitchnet.commands"])
 
 

@@ -15,11 +15,12 @@ from PIL import Image
 from timm.data import create_dataset
 
 import stitchkit.train.checkpoint as checkpoint
+import stitchkit.train.checkpoint_header as checkpoint_header
 from stitchkit.cli import main
+from stitchkit.data.unreadable import NO_CLASS, CheckedImages, explained
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
-from stitchkit.model.weights import damage
-from stitchkit.train.images import NO_CLASS, CheckedImages, explained
+from stitchkit.networks.weights import damage
 from stitchkit.train.lock import locked
 from stitchkit.train.loop import Trainer
 from stitchkit.train.recovery import newest_checkpoint
@@ -391,8 +392,8 @@ def test_a_rank_that_meets_a_fault_tells_all(images, tmp_path):
 def read_another(path, rank):
     """What a rank finds that reads after a run has given the name to its next checkpoint."""
     if rank == 1:
-        inner = checkpoint.read_hashed
-        checkpoint.read_hashed = lambda _: inner(path)
+        inner = checkpoint_header.read_hashed
+        checkpoint_header.read_hashed = lambda _: inner(path)
 
 
 def test_ranks_that_read_different_files_say_so(run, images, tmp_path):

@@ -9,12 +9,12 @@ from torch import nn
 
 from stitchkit.distributed import gather_over_ranks
 from stitchkit.model.snnet import SNNet
+from stitchkit.settings.flags import make_recipe
 from stitchkit.train import training
-from stitchkit.train.flags import make_recipe
+from stitchkit.train.gradients import GradientReducer
 from stitchkit.train.loop import Trainer
 from stitchkit.train.network import place_network
 from stitchkit.train.optim import LossScaler
-from stitchkit.train.reduce import GradientReducer
 from stitchkit.train.task import StitchTask
 from tests.distributed.ranks import run_on_two_ranks
 from tests.support import FLAGS, family_snnet, pico_images, write_config

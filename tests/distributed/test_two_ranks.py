@@ -12,7 +12,7 @@ import yaml
 
 from stitchkit.cli import main
 from stitchkit.measure.ledger import read_rows
-from stitchkit.train.reduce import GradientReducer
+from stitchkit.train.gradients import GradientReducer
 from stitchkit.train.task import StitchTask
 from tests.distributed.ranks import run_on_two_ranks
 from tests.support import FLAGS, launch, pico_snnet, weights, write_config, write_images

@@ -10,10 +10,10 @@ import pytest
 import torch
 import yaml
 
-from assembly.config.job import JobConfig
-from assembly.parts.network import build_network
-from assembly.train.data import TrainingLoader, open_data, usable_cores
-from assembly.train.task import Captured, JobTask, WeightedLoss
+from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.parts.network import build_network
+from stitchkit.assembly.train.data import TrainingLoader, open_data, usable_cores
+from stitchkit.assembly.train.task import Captured, JobTask, WeightedLoss
 from stitchkit.cli import main
 from stitchkit.distributed import World
 from tests.support import weights
@@ -376,7 +376,7 @@ def test_a_wrong_part_is_told_before_absent_data(images, tmp_path, capsys):
 
 
 def test_no_data_are_opened_for_a_misspelt_part(images, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("assembly.train.job.open_data", lambda *_: pytest.fail("the data are opened"))
+    monkeypatch.setattr("stitchkit.assembly.train.job.open_data", lambda *_: pytest.fail("the data are opened"))
     config = job_config(images)
     config["assembly"][1] = {"SimpelAdapter": {}}
     line = refusal(capsys, write(tmp_path, config), tmp_path / "out")
@@ -387,7 +387,7 @@ def test_a_job_that_is_interrupted_says_how_it_goes_on(images, tmp_path, capsys,
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("assembly.train.job.open_data", interrupt)
+    monkeypatch.setattr("stitchkit.assembly.train.job.open_data", interrupt)
     path = write(tmp_path, job_config(images))
     assert main(["job", "-c", str(path), "-o", str(tmp_path / "out"), "--no-pretrained"]) == 130
     assert "a job that had --save-checkpoints with --resume-from DIR/checkpoint.pth" in capsys.readouterr().err

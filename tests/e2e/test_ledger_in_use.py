@@ -12,7 +12,7 @@ import yaml
 import stitchkit
 from stitchkit.cli import main
 from stitchkit.measure.ledger import read_rows
-from stitchkit.ship.trained import open_trained
+from stitchkit.ship.trained_snnet import open_trained
 from tests.browser import open_page
 from tests.e2e.test_serve import serving
 from tests.e2e.test_walkthrough import commands

@@ -9,13 +9,13 @@ from timm.data import ImageDataset
 
 import stitchkit
 from stitchkit.cli import main
+from stitchkit.data.loaders import create_loaders, without_padding
+from stitchkit.data.splits import open_datasets
 from stitchkit.distributed import init_world
 from stitchkit.measure.evaluate import evaluate_stitch
 from stitchkit.measure.ledger import read_rows
-from stitchkit.measure.partial import PartialSums
-from stitchkit.train.data import create_loaders, without_padding
-from stitchkit.train.datasets import open_datasets
-from stitchkit.train.flags import make_recipe
+from stitchkit.measure.partial_sums import PartialSums
+from stitchkit.settings.flags import make_recipe
 from tests.distributed.forks import end, kill_once_there
 from tests.distributed.ranks import run_on_two_ranks
 from tests.support import FLAGS, write_config

@@ -11,7 +11,7 @@ import pytest
 from stitchkit.cli import main
 from stitchkit.measure.ledger import read_rows
 from stitchkit.routes import Stitch
-from stitchkit.ship.route import depths_of, draw_route
+from stitchkit.ship.route_drawing import depths_of, draw_route
 from tests.browser import open_page
 from tests.support import ROOT
 

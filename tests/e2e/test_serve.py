@@ -18,13 +18,13 @@ from PIL import Image
 
 import stitchkit
 from stitchkit.cli import main
-from stitchkit.config import StitchConfig
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import cost_row, read_rows
 from stitchkit.measure.profile import Profiler
+from stitchkit.settings.recipe import Recipe
+from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.serve import Demonstration, _class_names
-from stitchkit.ship.trained import Trained, calibrated, open_trained
-from stitchkit.train.recipe import Recipe
+from stitchkit.ship.trained_snnet import Trained, calibrated, open_trained
 from tests.browser import open_page
 from tests.support import FAMILIES, ROOT, family_snnet, pico_anchor, pico_config, pico_snnet, write_config
 

@@ -12,7 +12,7 @@ from PIL import Image
 import stitchkit
 from stitchkit.cli import _parser, main
 from stitchkit.measure.ledger import read_rows
-from stitchkit.train.flags import add_flags, resolve
+from stitchkit.settings.flags import add_flags, resolve
 from tests.support import FLAGS, ROOT, launch, pico_config, pico_images, weights
 
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("stitching_*/README.md")), *sorted(ROOT.glob("results/*/README.md"))]

@@ -11,11 +11,11 @@ from timm.layers import convert_splitbn_model
 
 import stitchkit
 from stitchkit.cli import main
-from stitchkit.config import StitchConfig
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.profile import Profiler
-from stitchkit.model.create import create_model
-from stitchkit.model.weights import load_content, read_checkpoint
+from stitchkit.networks.create import create_model
+from stitchkit.networks.weights import load_content, read_checkpoint
+from stitchkit.settings.stitch_config import StitchConfig
 from tests.support import ROOT
 
 PUBLISHED = {"deit_ti_s_b": 71, "swin_ti_s_b": 41, "resnet18_resnet50": 10, "resnet18_swin_ti": 8, "levit_192_256": 8}

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from assembly.parts.adapters import SimpleAdapter
-from assembly.parts.blocks import (
+from stitchkit.assembly.parts.adapters import SimpleAdapter
+from stitchkit.assembly.parts.blocks import (
     NORMS,
     ResNetBasicBlock,
     ResNetBottleneck,

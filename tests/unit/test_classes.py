@@ -12,15 +12,15 @@ import torchvision.datasets
 from PIL import Image
 from timm.utils.misc import natural_key
 
-from assembly.datasets.named import open_dataset
-from assembly.datasets.prepare import Task as Collected, prepare_one
-from assembly.parts.part import Assembly, ClassifierHead, ParallelPart
-from assembly.parts.pretrained import Net, load_model
-from assembly.train.classes import check_origins
+from stitchkit.assembly.datasets.named import open_dataset
+from stitchkit.assembly.datasets.prepare import Task as Collected, prepare_one
+from stitchkit.assembly.parts.part import Assembly, ClassifierHead, ParallelPart
+from stitchkit.assembly.parts.pretrained import Net, load_model
+from stitchkit.assembly.train.classes import check_origins
 from stitchkit.classes import check_classes, in_order, note_origin, number_in_order, origin_of, trained_classes
+from stitchkit.data.splits import open_datasets
 from stitchkit.errors import InputError
-from stitchkit.train.datasets import open_datasets
-from stitchkit.train.flags import make_recipe
+from stitchkit.settings.flags import make_recipe
 from stitchnet import image_folder, load_hf_dataset
 from stitchnet.task import Task
 from tests.support import ROOT
@@ -121,9 +121,9 @@ def test_a_prepared_collection_numbers_alike(tmp_path):
 
 OPENED = """
 import sys
-from assembly.datasets.named import open_dataset
-from stitchkit.train.datasets import open_datasets
-from stitchkit.train.flags import make_recipe
+from stitchkit.assembly.datasets.named import open_dataset
+from stitchkit.data.splits import open_datasets
+from stitchkit.settings.flags import make_recipe
 from stitchnet import image_folder
 
 found = open_datasets(make_recipe({"data_dir": sys.argv[1], "model": "resnet18"}))

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from stitchkit.config import AnchorSpec, StitchConfig
 from stitchkit.errors import InputError
 from stitchkit.routes import SlidingWindow
+from stitchkit.settings.stitch_config import AnchorSpec, StitchConfig
 
 TWO = ["deit_tiny_patch16_224.fb_in1k", "deit_small_patch16_224.fb_in1k"]
 

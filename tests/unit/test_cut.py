@@ -9,9 +9,9 @@ import torchvision
 from torch import nn
 
 from stitchkit.errors import InputError
-from stitchkit.model.cut import cut, steps
-from stitchkit.model.cut.flow import Flow
-from stitchkit.model.cut.trace import trace
+from stitchkit.networks.cut import cut, steps
+from stitchkit.networks.cut.flow import Flow
+from stitchkit.networks.cut.trace import trace
 from tests.support import pico_images, randomize
 
 

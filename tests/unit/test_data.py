@@ -11,11 +11,11 @@ from PIL import Image
 from timm.data.mixup import FastCollateMixup
 from timm.data.random_erasing import RandomErasing
 
+from stitchkit.data.loaders import create_loaders, without_padding
+from stitchkit.data.splits import open_datasets
 from stitchkit.distributed import init_world
 from stitchkit.errors import InputError
-from stitchkit.train.data import create_loaders, without_padding
-from stitchkit.train.datasets import open_datasets
-from stitchkit.train.flags import make_recipe
+from stitchkit.settings.flags import make_recipe
 from stitchkit.train.loop import seed_epoch
 
 MODEL = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
@@ -194,7 +194,7 @@ def test_what_readers_of_many_libraries_are_told(monkeypatch):
         seen.update(options)
         raise OSError("out of reach")
 
-    monkeypatch.setattr("stitchkit.train.readers.create_dataset", noted)
+    monkeypatch.setattr("stitchkit.data.timm_readers.create_dataset", noted)
     recipe = make_recipe({"dataset": "hfids/x", "epoch_repeats": 3.0})
     with pytest.raises(InputError, match="out of reach"):
         open_datasets(recipe)

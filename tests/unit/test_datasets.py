@@ -13,13 +13,13 @@ import torchvision.datasets
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from assembly.config.job import JobConfig
-from assembly.datasets.named import open_dataset
-from assembly.datasets.sources import SOURCES
-from assembly.train.data import open_data
+from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.datasets.named import open_dataset
+from stitchkit.assembly.datasets.sources import SOURCES
+from stitchkit.assembly.train.data import open_data
+from stitchkit.data.digits import write_digits
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
-from stitchkit.train.digits import write_digits
 from tests import archives
 from tests.support import ROOT
 
@@ -271,7 +271,7 @@ def test_no_server_is_asked_unless_a_download_is(tmp_path):
 
 
 def test_a_missing_package_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr("assembly.datasets.named.find_spec", lambda _: None)
+    monkeypatch.setattr("stitchkit.assembly.datasets.named.find_spec", lambda _: None)
     with pytest.raises(InputError, match="pip install datasets"):
         open_dataset("hfds/nobody/nothing", root=tmp_path, split="train")
 

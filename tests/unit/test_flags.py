@@ -6,8 +6,8 @@ import json
 import pytest
 
 from stitchkit.errors import InputError
-from stitchkit.train.flags import add_flags, resolve
-from stitchkit.train.recipe import Recipe
+from stitchkit.settings.flags import add_flags, resolve
+from stitchkit.settings.recipe import Recipe
 from tests.support import pico_config
 
 REQUIRED = """

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from stitchkit.errors import InputError
-from stitchkit.model.formats import AXES, TensorFormat, reformat
+from stitchkit.networks.formats import AXES, TensorFormat, reformat
 
 IMAGE = torch.arange(2 * 3 * 4 * 4, dtype=torch.float32).reshape(2, 3, 4, 4)
 

@@ -6,8 +6,8 @@ import yaml
 from PIL import Image
 from torchvision.transforms import v2
 
-from assembly.config.job import JobConfig
-from assembly.config.optim import (
+from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.config.optim import (
     OPTIMIZERS,
     SCHEDULERS,
     check_training,
@@ -15,8 +15,8 @@ from assembly.config.optim import (
     create_optimizer,
     create_schedule,
 )
-from assembly.config.preprocessing import create_transform
-from assembly.config.settings import TrainConfig
+from stitchkit.assembly.config.preprocessing import create_transform
+from stitchkit.assembly.config.settings import TrainConfig
 from stitchkit.errors import InputError
 
 PUBLISHED = """\

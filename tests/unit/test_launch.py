@@ -7,12 +7,12 @@ import pytest
 import yaml
 from submitit.core.utils import DelayedSubmission
 
-from assembly.sweep import cluster
-from assembly.sweep.cluster import LocalPool, Slurm, create_cluster
-from assembly.sweep.config import SweepConfig
-from assembly.sweep.launch import progress, run_sweep, write_folders
-from assembly.sweep.plan import plan
-from assembly.sweep.worker import JobFolder, SweepJob
+from stitchkit.assembly.sweep import cluster
+from stitchkit.assembly.sweep.cluster import LocalPool, Slurm, create_cluster
+from stitchkit.assembly.sweep.config import SweepConfig
+from stitchkit.assembly.sweep.launch import progress, run_sweep, write_folders
+from stitchkit.assembly.sweep.plan import plan
+from stitchkit.assembly.sweep.worker import JobFolder, SweepJob
 from stitchkit.errors import InputError
 from tests.support import write_sweep
 

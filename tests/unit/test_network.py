@@ -7,11 +7,11 @@ from timm.layers.split_batchnorm import SplitBatchNorm2d
 from torch import nn
 
 import stitchkit
-from stitchkit.config import StitchConfig
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.measure.profile import Profiler
-from stitchkit.train.flags import make_recipe
+from stitchkit.settings.flags import make_recipe
+from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.train.network import check_device, create_network, input_size, place_network, uncompiled
 from tests.support import family_snnet, pico_anchor, pico_config, pico_images, pico_snnet, randomize
 

@@ -5,8 +5,8 @@ import torch
 
 from stitchkit.cli import main
 from stitchkit.errors import InputError
-from stitchkit.model.cut import cut
-from stitchkit.model.cut.nodes import Node, library_model, nodes
+from stitchkit.networks.cut import cut
+from stitchkit.networks.cut.nodes import Node, library_model, nodes
 
 
 def test_nodes_have_shapes_and_say_where_they_are_clean():

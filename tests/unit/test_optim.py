@@ -6,17 +6,11 @@ import pytest
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
 
-from stitchkit.config import StitchConfig
+from stitchkit.data.loaders import weights_dtype
 from stitchkit.errors import InputError
-from stitchkit.train.flags import make_recipe
-from stitchkit.train.optim import (
-    create_optimizer,
-    create_precision,
-    create_schedule,
-    learning_rate,
-    load_optimizer,
-    weights_dtype,
-)
+from stitchkit.settings.flags import make_recipe
+from stitchkit.settings.stitch_config import StitchConfig
+from stitchkit.train.optim import create_optimizer, create_precision, create_schedule, learning_rate, load_optimizer
 from tests.support import ROOT, family_snnet, pico_images, pico_snnet
 
 

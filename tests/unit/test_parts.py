@@ -9,9 +9,9 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from assembly.parts.part import Assembly, BaseBlock, ClassifierHead, Function, aggregate
-from assembly.parts.pretrained import Net, Subnet, load_model
-from assembly.parts.registry import PARTS, check_arguments, part_class
+from stitchkit.assembly.parts.part import Assembly, BaseBlock, ClassifierHead, Function, aggregate
+from stitchkit.assembly.parts.pretrained import Net, Subnet, load_model
+from stitchkit.assembly.parts.registry import PARTS, check_arguments, part_class
 from stitchkit.errors import InputError
 
 PICO = {"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 32]}

@@ -11,9 +11,9 @@ import pytest
 import torchvision.datasets
 from PIL import Image
 
-import assembly.datasets.prepare as prepare_module
-from assembly.datasets.named import open_dataset
-from assembly.datasets.prepare import COLLECTIONS, Task, prepare, prepare_one
+import stitchkit.assembly.datasets.prepare as prepare_module
+from stitchkit.assembly.datasets.named import open_dataset
+from stitchkit.assembly.datasets.prepare import COLLECTIONS, Task, prepare, prepare_one
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from tests import archives
@@ -72,7 +72,7 @@ KILLED = """
 import os, shutil, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from assembly.datasets.prepare import COLLECTIONS, prepare_one
+from stitchkit.assembly.datasets.prepare import COLLECTIONS, prepare_one
 
 copy, left = shutil.copyfile, 25
 

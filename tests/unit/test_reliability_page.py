@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from stitchkit.settings.flags import make_recipe
 from stitchkit.train.checkpoint import LAST, PREVIOUS
-from stitchkit.train.flags import make_recipe
 from tests.support import ROOT
 
 TEXT = (ROOT / "docs/reliability.md").read_text()

@@ -5,9 +5,16 @@ from itertools import product
 import pytest
 import torch
 
-from assembly.parts.network import build_network
-from assembly.parts.spec import NetworkSpec, PartSpec
-from assembly.sweep.stitchers import DEFAULT_STITCHERS, FINETUNE, STITCHERS, DoesNotApply, Shape, check_stitcher
+from stitchkit.assembly.parts.network import build_network
+from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
+from stitchkit.assembly.sweep.stitchers import (
+    DEFAULT_STITCHERS,
+    FINETUNE,
+    STITCHERS,
+    DoesNotApply,
+    Shape,
+    check_stitcher,
+)
 from stitchkit.errors import InputError
 
 SHAPES = {

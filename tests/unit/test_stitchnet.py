@@ -20,8 +20,8 @@ from torch.nn.utils import prune, spectral_norm
 import stitchnet
 from stitchkit.errors import InputError
 from stitchkit.measure.profile import FlopCountAnalysis, measure
-from stitchkit.model.create import create_model
 from stitchkit.model.similarity import MEASURES, linear_cka, measure_by_name
+from stitchkit.networks.create import create_model
 from stitchnet.activations import Activation, run
 from stitchnet.composition import Composition
 from stitchnet.forms import Form

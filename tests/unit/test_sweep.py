@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from assembly.config.job import JobConfig
-from assembly.parts.spec import PartSpec
-from assembly.sweep.config import DEFAULT_GAPS, Gap, SweepConfig
-from assembly.sweep.plan import plan, table
-from assembly.sweep.shapes import piece_shapes
-from assembly.sweep.stitchers import DEFAULT_STITCHERS, Shape
-from assembly.sweep.worker import JobFolder, SweepJob
+from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.parts.spec import PartSpec
+from stitchkit.assembly.sweep.config import DEFAULT_GAPS, Gap, SweepConfig
+from stitchkit.assembly.sweep.plan import plan, table
+from stitchkit.assembly.sweep.shapes import piece_shapes
+from stitchkit.assembly.sweep.stitchers import DEFAULT_STITCHERS, Shape
+from stitchkit.assembly.sweep.worker import JobFolder, SweepJob
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from tests.support import ROOT, SWEEP, write_sweep
@@ -35,7 +35,7 @@ def networks_run_dry_once():
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("assembly.sweep.config.piece_shapes", shapes)
+        patch.setattr("stitchkit.assembly.sweep.config.piece_shapes", shapes)
         yield
 
 
@@ -275,7 +275,7 @@ def test_the_first_rank_alone_removes_checkpoints(tmp_path, monkeypatch, rank, i
     """Another rank is done while the first may still save."""
     folder = JobFolder(planned("swin-t")[5, 6, "conv3x3_with_downsample"].write(tmp_path))
     folder.checkpoints.mkdir()
-    monkeypatch.setattr("assembly.train.run.run_job", lambda config, source: None)
+    monkeypatch.setattr("stitchkit.assembly.train.run.run_job", lambda config, source: None)
     monkeypatch.setattr("submitit.JobEnvironment", lambda: SimpleNamespace(global_rank=rank))
     SweepJob(folder)._run()
     assert folder.checkpoints.exists() == is_kept

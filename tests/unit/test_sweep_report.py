@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from assembly.sweep.report import collect, sweep_report
+from stitchkit.assembly.sweep.report import collect, sweep_report
 from stitchkit.errors import InputError
 
 

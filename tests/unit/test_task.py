@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 import stitchkit
 from stitchkit.errors import InputError
+from stitchkit.settings.flags import make_recipe
 from stitchkit.train.checkpoint import training_state
-from stitchkit.train.flags import make_recipe
 from stitchkit.train.optim import create_optimizer
 from stitchkit.train.task import create_task
 from tests.support import family_snnet, pico_anchor, pico_images, pico_snnet

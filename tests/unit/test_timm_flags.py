@@ -9,9 +9,9 @@ import yaml
 
 from stitchkit.cli import main
 from stitchkit.errors import InputError
-from stitchkit.train.flags import add_flags, resolve
-from stitchkit.train.recipe import Recipe, flag_of, recipe_fields
-from stitchkit.train.refused import REFUSED
+from stitchkit.settings.flags import add_flags, resolve
+from stitchkit.settings.recipe import Recipe, flag_of, recipe_fields
+from stitchkit.settings.timm_flags import REFUSED
 from tests.support import ROOT, write_config
 
 # timm's launcher of old gives it to each process; it is not in the list of flags.

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import stitchkit
 from stitchkit.errors import InputError
-from stitchkit.model.weights import damage, read_checkpoint, read_hashed
+from stitchkit.networks.weights import damage, read_checkpoint, read_hashed
 from tests.support import pico_config, pico_snnet
 
 
@@ -192,7 +192,7 @@ def test_what_is_hashed_is_what_was_read(tmp_path, monkeypatch):
         newer.replace(path)
         return inner(*arguments, **options)
 
-    monkeypatch.setattr("stitchkit.model.weights.torch.load", load)
+    monkeypatch.setattr("stitchkit.networks.weights.torch.load", load)
     content, digest = read_hashed(path)
     assert torch.equal(content["a"], torch.ones(3))
     assert digest == expected
@@ -208,6 +208,6 @@ def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path, monkeyp
         path.write_bytes(path.read_bytes() + b"x")
         return found
 
-    monkeypatch.setattr("stitchkit.model.weights.torch.load", load)
+    monkeypatch.setattr("stitchkit.networks.weights.torch.load", load)
     with pytest.raises(InputError, match="was written to while it was read"):
         read_hashed(path)

@@ -1,0 +1,160 @@
+"""The commands of stitching jobs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from stitchkit.errors import InputError
+from stitchkit.parser import Commands
+
+
+def add_commands(commands: Commands) -> None:
+    """Add them to the parser."""
+    about = "list the data sets that have a name, or prepare a collection of them"
+    datasets = Commands(commands.add("datasets", _list_datasets, about))
+    datasets.add("list", _list_datasets, "print the data sets that have a name, and what their folders hold")
+    prepare = datasets.add("prepare", _prepare_datasets, "download a collection and lay it out as image folders")
+    prepare.add_argument("collection", choices=("merging", "geospatial"), help="merging: 8 tasks; geospatial: 6")
+    prepare.add_argument("--root", required=True, metavar="DIR", help="folder to write")
+    prepare.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these of the collection")
+
+    job = commands.add("job", _job, "train an assembly of pretrained parts and adapters")
+    job.add_argument("-c", "--config", required=True, metavar="YAML", help="configuration of the job")
+    _add_settings(job)
+    job.add_argument(
+        "--st", "--smoke-test", action="store_true", dest="smoke_test",
+        help="a very short run: one epoch of three batches a rank (torchrun takes the longer name alone)",
+    )  # fmt: skip
+
+    _add_sweep(
+        commands.add("sweep", _sweep, "bridge every gap between two networks with every stitcher, a job for each")
+    )
+    about = "collect the results of sweeps into one table and draw them"
+    commands.add("sweep-report", _sweep_report, about).add_argument(
+        "folder", metavar="DIR", help="the -o of the sweeps"
+    )
+
+
+def _add_sweep(sweep: argparse.ArgumentParser) -> None:
+    """Flags of a sweep; those that stand for keys of its jobs appear only when given."""
+
+    def add(*names: str, **options: Any) -> None:
+        sweep.add_argument(*names, default=argparse.SUPPRESS, **options)
+
+    sweep.add_argument("-c", "--config", required=True, metavar="YAML", help="configuration of the sweep")
+    sweep.add_argument(
+        "-o", "--output", default="outputs/sweeps", metavar="DIR", help="folder of all its jobs' folders"
+    )
+    sweep.add_argument("-n", "--dry-run", action="store_true", help="print the plan, run nothing")
+    sweep.add_argument("--retry-failed", action="store_true", help="run those jobs again that failed before")
+    sweep.add_argument("--jobs", type=int, metavar="N", help="jobs that run at once; by default 1, with Slurm all")
+    sweep.add_argument("--cluster", choices=("local", "slurm"), default="local", help="where they run")
+    sweep.add_argument("--gpus", type=int, metavar="N", help="GPUs of a job; by default 1, without GPUs 0")
+    sweep.add_argument("--partition", metavar="NAME", help="Slurm's partition")
+    sweep.add_argument("--cpus", type=int, metavar="N", help="with Slurm, CPUs for each GPU of a job")
+    sweep.add_argument("--mem-gb", type=float, metavar="N", help="with Slurm, memory of a job")
+    sweep.add_argument(
+        "--hours", type=float, default=24, metavar="N", help="with Slurm, time of a job until it resumes"
+    )
+    sweep.add_argument("--sbatch", nargs="+", default=[], metavar="KEY=VALUE", help="further options of sbatch")
+    add("--data-path", metavar="DIR", help="folder of the data sets")
+    add("--epochs", type=int, metavar="N", help="number of epochs")
+    add("-m", "--max-batches", type=int, metavar="N", help="use a random part of so many batches of the data")
+    add("--seed", type=int, metavar="N", help="seed of weights, order and augmentation; results carry it in their name")
+    add("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default cuda where there is one")
+    add("-j", "--workers", type=int, metavar="N", help="loader processes of each rank")
+    add("--no-pretrained", action="store_false", dest="pretrained", help="start from random weights")
+
+
+def _add_settings(job: argparse.ArgumentParser) -> None:
+    """Flags that stand for keys of the configuration; only those that are given appear."""
+
+    def add(*names: str, **options: Any) -> None:
+        job.add_argument(*names, default=argparse.SUPPRESS, **options)
+
+    add("-o", "--output", dest="save_dir", metavar="DIR", help="folder of the job; by default outputs/<configuration>")
+    add("--metrics-output", metavar="FILE", help="file of the result; by default result.pkl in the job's folder")
+    add("--data-path", metavar="DIR", help="folder of the data sets")
+    add("--epochs", type=int, metavar="N", help="number of epochs")
+    add("--lr", type=float, metavar="RATE", help="learning rate of the optimizer")
+    add("-b", "--batch-size", type=int, metavar="N", help="images of a step on each rank")
+    add("-m", "--max-batches", type=int, metavar="N", help="use a random part of so many batches of the data")
+    add("--max-steps", type=int, metavar="N", help="end after so many steps")
+    add("--seed", type=int, metavar="N", help="seed of weights, order and augmentation")
+    add("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default cuda where there is one")
+    add("-j", "--workers", type=int, metavar="N", help="loader processes of each rank")
+    add("--print-freq", type=int, metavar="N", help="steps between log lines")
+    add("--load-from", "--weights", metavar="FILE", help="start from the weights in this file")
+    add("--resume-from", "--resume", metavar="FILE", help="go on from this checkpoint of a job")
+    add("--start-epoch", type=int, metavar="N", help="epochs that count as done")
+    add("--test-only", action="store_true", help="test, train nothing")
+    add("--save-checkpoints", action="store_true", help="save a checkpoint after each epoch")
+    add("--no-eval-checkpoints", action="store_false", dest="eval_checkpoints", help="do not test after each epoch")
+    add("--unfrozen", action="store_true", help="train all parts")
+    add("--no-pretrained", action="store_false", dest="pretrained", help="start from random weights")
+    add("--deterministic", action="store_true", help="use deterministic algorithms alone")
+
+
+def _job(settings: dict[str, Any]) -> None:
+    from stitchkit.assembly.train.result import check_pandas
+
+    check_pandas()
+    from stitchkit.assembly.config.job import JobConfig
+    from stitchkit.assembly.train.run import run_job
+
+    source = settings.pop("config")
+    if settings.pop("smoke_test"):
+        ranks = int(os.environ.get("WORLD_SIZE", 1))
+        settings = {"epochs": 1, "max_batches": 3 * ranks, "save_checkpoints": True, "print_freq": 1, **settings}
+    config = JobConfig.load(source, **settings)
+    if config.test_only and not config.pretrained and not (config.load_from or config.resume_from):
+        raise InputError("--test-only of random weights; give --load-from FILE, or leave --no-pretrained out")
+    run_job(config, Path(source))
+
+
+def _list_datasets(_: dict[str, Any]) -> None:
+    from stitchkit.assembly.datasets.prepare import COLLECTIONS
+    from stitchkit.assembly.datasets.sources import SOURCES
+
+    for name, source in sorted(SOURCES.items()):
+        print(f"{name:14} {'by hand ' if source.by_hand else 'download'} {source.needs}")
+    print(f"{'digits':14} built in")
+    for collection, tasks in COLLECTIONS.items():
+        print(f"collection {collection}: {', '.join(tasks)}")
+
+
+def _prepare_datasets(settings: dict[str, Any]) -> None:
+    from stitchkit.assembly.datasets.prepare import prepare
+
+    prepare(settings["collection"], Path(settings["root"]), settings["only"])
+
+
+def _sweep(settings: dict[str, Any]) -> None:
+    from stitchkit.assembly.sweep.cluster import create_cluster
+    from stitchkit.assembly.sweep.config import SweepConfig
+    from stitchkit.assembly.sweep.launch import run_sweep, write_folders
+    from stitchkit.assembly.sweep.plan import plan, table
+
+    own = ("config", "output", "dry_run", "retry_failed")
+    path, output, is_dry, retry = (settings.pop(key) for key in own)
+    places = ("jobs", "cluster", "gpus", "partition", "cpus", "mem_gb", "hours", "sbatch")
+    place = {key: settings.pop(key) for key in places}
+    config = SweepConfig.load(path, **settings)
+    jobs = plan(config)
+    if is_dry:
+        print(table(jobs))
+        applicable = sum(job.config is not None for job in jobs)
+        print(f"{applicable} jobs; {len(jobs) - applicable} combinations do not apply")
+        return
+    cluster = create_cluster(place.pop("cluster"), folder=Path(output), **place)
+    run_sweep(write_folders(jobs, Path(output), config.seed), cluster, retry_failed=retry)
+
+
+def _sweep_report(settings: dict[str, Any]) -> None:
+    from stitchkit.assembly.sweep.report import sweep_report
+
+    for file in sweep_report(settings["folder"]):
+        print(file)

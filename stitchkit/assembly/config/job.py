@@ -1,0 +1,230 @@
+"""A job's configuration: every key of a published file, checked before anything is downloaded or trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from stitchkit.assembly.config.files import naming, read_yaml
+from stitchkit.assembly.config.optim import check_training
+from stitchkit.assembly.config.schema import parse
+from stitchkit.assembly.config.settings import Metric, TrainConfig
+from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
+from stitchkit.errors import InputError
+from stitchkit.paths import check_dataset, check_local
+
+SWEEP_KEYS = ("stages", "src_stages", "dest_stages", "gaps", "stitchers")
+"""The keys that only a sweep has."""
+_POSITIVE = ("batch_size", "max_batches", "max_steps")
+WRITTEN = ("save_dir", "metrics_output")
+"""Where a job's files go, which the settings that it leaves do not say: they may be another job's."""
+_PLACES = ("data_path", "load_from", "resume_from", "save_dir", "metrics_output")
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """A stitching job: a network and how it is trained.
+
+    Args:
+        train_config: How the network is trained.
+        model: One part, the network.
+        assembly: A list of parts, the network.
+        head: The part that follows an assembly.
+        reformat_options: `class_token`: what stands in for one that is not there.
+        unfrozen: Train all parts.
+        pretrained: Load pretrained weights; false starts from random ones.
+        workers: Loader processes of each rank, at most one for each core.
+        data_path: Folder of the data sets.
+        print_freq: Steps between log lines.
+        save_checkpoints: Save a checkpoint after each epoch.
+        eval_checkpoints: Test after each epoch.
+        checkpoint_initial_model: Test, and where checkpoints are saved save, what is there before the first epoch.
+        test_only: Test, train nothing.
+        deterministic: Use deterministic algorithms alone.
+        load_from: File of weights to start from.
+        resume_from: Checkpoint of a job that goes on.
+        strict_load: Weights must have all names and no others.
+        start_epoch: Epochs that count as done.
+        save_dir: Folder of the job.
+        metrics_output: File of the results; by default `result.pkl` in the job's folder.
+        device: `cpu`, `cuda` or `cuda:N`.
+        metrics: Figures of merit.
+        project: Project in Weights & Biases; none logs nothing there.
+        entity: Account or team there.
+        group: Group of runs there.
+        id: Run there that this one goes on with.
+    """
+
+    train_config: TrainConfig
+    model: dict[str, Any] | str | None = None
+    assembly: tuple[Any, ...] | None = None
+    head: dict[str, Any] | str | None = None
+    reformat_options: dict[str, str] = field(default_factory=dict)
+    unfrozen: bool = False
+    pretrained: bool = True
+    workers: int = 4
+    data_path: str | None = None
+    print_freq: int = 10
+    save_checkpoints: bool = False
+    eval_checkpoints: bool = True
+    checkpoint_initial_model: bool = False
+    test_only: bool = False
+    deterministic: bool = False
+    load_from: str | None = None
+    resume_from: str | None = None
+    strict_load: bool = True
+    start_epoch: int = 0
+    save_dir: str | None = None
+    metrics_output: str | None = None
+    device: str | None = None
+    metrics: tuple[Metric, ...] = (Metric(),)
+    project: str | None = None
+    entity: str | None = None
+    group: str | None = None
+    id: str | None = None
+
+    @classmethod
+    def load(cls, path: str | Path, **changes: Any) -> JobConfig:
+        """The configuration in a file.
+
+        Args:
+            path: The file.
+            changes: Settings that take the place of the file's, by key, those of `train_config` among them.
+
+        Raises:
+            InputError: If the file cannot be used; the message begins with the file, the line and the key.
+        """
+        content = read_yaml(path)
+        with naming(path):
+            config = cls.parse(content)
+            for key in WRITTEN:
+                if key not in changes and (value := getattr(config, key)) is not None:
+                    _check_inside(value, key)
+        return config.override(**changes)
+
+    @classmethod
+    def parse(cls, content: Mapping[str, Any]) -> JobConfig:
+        """The configuration in plain data.
+
+        Raises:
+            InputError: If it cannot be used; the message begins with the key.
+        """
+        if sweep := next((key for key in SWEEP_KEYS if key in content), None):
+            raise InputError(f"{sweep}: this file is a sweep, not a job; use stitchkit sweep -c FILE")
+        config = parse(cls, content)
+        config.check()
+        return config
+
+    def override(self, **changes: Any) -> JobConfig:
+        """The configuration with other settings, by key; `lr` is the optimizer's, the rest may be `train_config`'s.
+
+        Raises:
+            InputError: If a value cannot be used.
+        """
+        train = {key: changes.pop(key) for key in list(changes) if key in {item.name for item in fields(TrainConfig)}}
+        if "lr" in changes:
+            train["optimizer_args"] = {**self.train_config.optimizer_args, "lr": changes.pop("lr")}
+        for one, other in (("load_from", "resume_from"), ("resume_from", "load_from")):
+            if changes.get(one) and not changes.get(other):
+                changes[other] = None
+        config = replace(self, train_config=replace(self.train_config, **train), **changes)
+        config.check()
+        return config
+
+    @property
+    def network(self) -> NetworkSpec:
+        """The network that the file describes."""
+        if self.assembly is not None:
+            parts = tuple(PartSpec.parse(part, f"assembly[{number}]") for number, part in enumerate(self.assembly))
+        else:
+            parts = (PartSpec.parse(self.model, "model"),)
+        head = None if self.head is None else PartSpec.parse(self.head, "head")
+        return NetworkSpec(parts, head, self.reformat_options, self.unfrozen)
+
+    def check(self) -> None:
+        """Refuse what does not make sense, before anything is computed.
+
+        Raises:
+            InputError: With the key that is wrong.
+        """
+        if (self.model is None) == (self.assembly is None):
+            found = "neither is there" if self.model is None else "both are there"
+            raise InputError(f"model or assembly: {found}; give one part as model, or a list of parts as assembly")
+        if self.assembly == ():
+            raise InputError("assembly has no parts; list at least one")
+        if self.model is not None and self.head is not None:
+            raise InputError("head goes with assembly; put it into the part that is the model, or use assembly")
+        if self.load_from and self.resume_from:
+            raise InputError("load_from and resume_from are both there; the first takes weights alone, so give one")
+        _ = self.network
+        self._check_places()
+        self._check_numbers()
+        for number, metric in enumerate(self.metrics):
+            if wrong := [rank for rank in metric.ranks if rank not in (1, 5)]:
+                raise InputError(f"metrics[{number}].metric_fn_args.topk is {wrong[0]!r}; it must be 1, 5 or both")
+        train = self.train_config
+        if (train.dataset is None) == (not train.tasks):
+            found = "both are there" if train.tasks else "no data"
+            raise InputError(f"train_config: {found}; give dataset, or tasks with a dataset in each")
+        check_training(train)
+        tasks = train.resolved_tasks
+        if len({task.name for task in tasks}) < len(tasks):
+            raise InputError("train_config.tasks: two data sets have one name; results could not tell them apart")
+        if len({task.data_preprocessing.image_size for task in tasks}) > 1:
+            raise InputError("train_config.tasks: images have several sizes; give all the same image_size")
+
+    def _check_places(self) -> None:
+        for key in _PLACES:
+            if value := getattr(self, key):
+                check_local(value, key)
+        for key in ("model", "assembly", "head"):
+            for path in _checkpoints(getattr(self, key)):
+                check_local(str(path), f"{key}: ckp_path")
+        for number, task in enumerate(self.train_config.tasks):
+            check_dataset(str(task.get("dataset", "")), f"train_config.tasks[{number}].dataset")
+        check_dataset(self.train_config.dataset or "", "train_config.dataset")
+
+    def _check_numbers(self) -> None:
+        train = self.train_config
+        for key in _POSITIVE:
+            if (value := getattr(train, key)) is not None and value < 1:
+                raise InputError(f"train_config.{key} is {value}; it must be at least 1")
+        for key in ("epochs", "max_grad_norm", "seed"):
+            if getattr(train, key) < 0:
+                raise InputError(f"train_config.{key} is {getattr(train, key)}; it must be at least 0")
+        for key, least in (("workers", 0), ("start_epoch", 0), ("print_freq", 1)):
+            if getattr(self, key) < least:
+                raise InputError(f"{key} is {getattr(self, key)}; it must be at least {least}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain data, all of them, as a file that `load` reads."""
+        settings = {key: value for key, value in _plain(asdict(self)).items() if value is not None}
+        return settings | {"train_config": settings.pop("train_config")}
+
+
+def _check_inside(value: str, key: str) -> None:
+    """Refuse a place to write to outside the folder that a job is started in; a person may choose any by a flag."""
+    path = Path(value)
+    if path.is_absolute() or ".." in path.parts or value.startswith("~"):
+        flag = {"save_dir": "-o", "metrics_output": "--metrics-output"}[key]
+        raise InputError(f"{key} is {value!r}; a file can name a relative path without '..', for others give {flag}")
+
+
+def _checkpoints(parts: Any) -> Iterator[object]:
+    """Files of weights that parts name, however deep."""
+    if isinstance(parts, Mapping):
+        yield from (value for key, value in parts.items() if key == "ckp_path" and value)
+        parts = parts.values()
+    elif not isinstance(parts, list | tuple):
+        return
+    for part in parts:
+        yield from _checkpoints(part)
+
+
+def _plain(value: Any) -> Any:
+    """Data that YAML has words for."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,239 @@
+"""Optimizer, schedule and losses by their names in torch."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim import lr_scheduler as schedulers
+
+from stitchkit.assembly.config.preprocessing import create_transform
+from stitchkit.assembly.config.settings import TrainConfig
+from stitchkit.errors import InputError, unknown
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Cadence = Literal["epochs", "steps"]
+
+_REFUSED = {
+    "LBFGS": "it computes the loss of a step several times over, and a job computes it once",
+    "SparseAdam": "it takes sparse gradients alone, and no part gives them",
+}
+
+# How torch's names may begin in a file.
+_PREFIXES = {
+    "loss": ("torch.nn.functional.", "nn.functional.", "F."),
+    "optimizer": ("torch.optim.", "optim."),
+    "schedule": ("torch.optim.lr_scheduler.", "optim.lr_scheduler.", "lr_scheduler."),
+}
+
+OPTIMIZERS = {
+    name: kind
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and name not in ("Optimizer", *_REFUSED)
+}
+SCHEDULERS = {
+    name: kind
+    for name, kind in vars(schedulers).items()
+    if isinstance(kind, type) and issubclass(kind, schedulers.LRScheduler) and kind is not schedulers.LRScheduler
+    and not name.startswith("_")
+}  # fmt: skip
+LOSSES = {
+    name: function
+    for name, function in vars(F).items()
+    if isinstance(function, types.FunctionType)
+    and "target" in inspect.signature(function).parameters
+    and not name.startswith("_")
+}
+
+
+def _named(kind: str, name: str, known: Mapping[str, Any], place: str) -> str:
+    """The bare name of something of torch, which may be given with the module that it is in."""
+    prefix = next((prefix for prefix in _PREFIXES[kind] if name.startswith(prefix)), "")
+    bare = name.removeprefix(prefix)
+    if bare not in known:
+        raise InputError(f"{place}: {unknown(kind, bare, known)}")
+    return bare
+
+
+def create_loss(name: str, arguments: Mapping[str, Any], place: str, device: torch.device | None = None) -> Loss:
+    """A loss of outputs and labels.
+
+    Args:
+        name: A function of `torch.nn.functional`.
+        arguments: Its further arguments.
+        place: Where the name stands; errors begin with it.
+        device: Where lists among the arguments, such as weights of classes, are put.
+
+    Raises:
+        InputError: If there is no such function.
+    """
+    loss = LOSSES[_named("loss", name, LOSSES, f"{place}.loss_fn")]
+    try:
+        tensors = {
+            key: torch.tensor(value, device=device) if isinstance(value, list) else value
+            for key, value in arguments.items()
+        }
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{place}.loss_fn_args: {_first(error)}; lists must hold numbers") from error
+    return partial(loss, **tensors)
+
+
+def create_optimizer(train: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of a job.
+
+    Args:
+        train: The settings.
+        parameters: What is trained.
+
+    Raises:
+        InputError: If torch has no such optimizer or refuses its arguments.
+    """
+    place = "train_config.optimizer"
+    if reason := _REFUSED.get(train.optimizer.rpartition(".")[2]):
+        raise InputError(f"{place} is {train.optimizer}, which cannot train a job: {reason}; take AdamW or SGD")
+    name = _named("optimizer", train.optimizer, OPTIMIZERS, place)
+    odd = next((parameter for parameter in parameters if parameter.ndim != 2), None)
+    if name == "Muon" and odd is not None:
+        raise InputError(
+            f"{place} is Muon, which trains matrices alone, and this network also trains weights of shape "
+            f"{list(odd.shape)}; take AdamW or SGD"
+        )
+    try:
+        return OPTIMIZERS[name](parameters, **train.optimizer_args)
+    except Exception as error:  # each takes its arguments apart in its own way
+        raise InputError(f"{place}_args: {name} refuses them: {_first(error)}") from error
+
+
+class Schedule:
+    """One of torch's learning-rate schedules, told where the training stands.
+
+    Args:
+        scheduler: torch's own.
+        cadence: Whether it goes on with every step or every epoch.
+
+    Attributes:
+        loss: Mean loss of the last epoch, which `ReduceLROnPlateau` looks at.
+        used: The learning rate, the highest, before it last went on.
+    """
+
+    def __init__(self, scheduler: Any, cadence: Cadence):
+        self.scheduler = scheduler
+        self.cadence = cadence
+        self.loss = 0.0
+        self.used = self._rate()
+        self._done = 0
+
+    def step_update(self, steps: int) -> None:
+        """Go on to where it stands after so many steps."""
+        if self.cadence == "steps":
+            self._go_to(steps)
+
+    def step(self, epochs: int) -> None:
+        """Go on to where it stands after so many epochs."""
+        if self.cadence == "epochs":
+            self._go_to(epochs)
+
+    def _rate(self) -> float:
+        return max(float(group["lr"]) for group in self.scheduler.optimizer.param_groups)
+
+    def _go_to(self, count: int) -> None:
+        while self._done < count:
+            self.used = self._rate()
+            if isinstance(self.scheduler, schedulers.ReduceLROnPlateau):
+                self.scheduler.step(self.loss)
+            else:
+                self.scheduler.step()
+            self._done += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its state: plain data."""
+        return {"done": self._done, "scheduler": self.scheduler.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put its state back."""
+        self._done = state["done"]
+        self.scheduler.load_state_dict(state["scheduler"])
+
+
+_MADE_OF_OTHERS = ("SequentialLR", "ChainedScheduler", "ReduceLROnPlateau")
+
+
+def create_schedule(train: TrainConfig, optimizer: torch.optim.Optimizer) -> Schedule | None:
+    """The learning-rate schedule of a job; None keeps the rate.
+
+    Raises:
+        InputError: If torch has no such schedule or refuses its arguments.
+    """
+    if train.lr_scheduler is None:
+        return None
+    arguments = dict(train.lr_scheduler_args)
+    cadence = arguments.pop("cadence", "epochs")
+    place = "train_config.lr_scheduler_args"
+    if cadence not in ("epochs", "steps"):
+        raise InputError(f"{place}.cadence: {unknown('cadence', str(cadence), ('epochs', 'steps'))}")
+    schedule = Schedule(_create(train.lr_scheduler, arguments, optimizer, "train_config"), cadence)
+    if cadence == "steps" and isinstance(schedule.scheduler, schedulers.ReduceLROnPlateau):
+        raise InputError(f"{place}.cadence is steps; ReduceLROnPlateau looks at the loss of epochs")
+    return schedule
+
+
+def _create(name: str, arguments: Mapping[str, Any], optimizer: torch.optim.Optimizer, place: str) -> Any:
+    """One of torch's schedules, with those that it is made of."""
+    name = _named("schedule", name, SCHEDULERS, f"{place}.lr_scheduler")
+    arguments, place = dict(arguments), f"{place}.lr_scheduler_args"
+    if "cadence" in arguments:
+        raise InputError(f"{place}.cadence: all parts of a schedule have the same; give it to the outermost")
+    parts = arguments.get("schedulers")
+    if parts is not None:
+        arguments["schedulers"] = _create_parts(parts, optimizer, f"{place}.schedulers")
+    try:
+        return SCHEDULERS[name](optimizer=optimizer, **arguments)
+    except Exception as error:  # likewise
+        raise InputError(f"{place}: {name} refuses them: {_first(error)}") from error
+
+
+def _create_parts(parts: Any, optimizer: torch.optim.Optimizer, place: str) -> list[Any]:
+    created = []
+    if not isinstance(parts, list | tuple):
+        raise InputError(f"{place} is {parts!r}; it must be a list of schedules")
+    for number, part in enumerate(parts):
+        here = f"{place}[{number}]"
+        if not isinstance(part, Mapping) or "lr_scheduler" not in part:
+            raise InputError(f"{here} is {part!r}; give lr_scheduler and lr_scheduler_args")
+        for key in part:
+            if key not in ("lr_scheduler", "lr_scheduler_args"):
+                raise InputError(f"{here}.{key}: {unknown('key', key, ('lr_scheduler', 'lr_scheduler_args'))}")
+        if part["lr_scheduler"] in _MADE_OF_OTHERS:
+            raise InputError(
+                f"{here}.lr_scheduler is {part['lr_scheduler']}, which torch cannot begin inside another schedule; "
+                "list its parts in the outer one, with more milestones"
+            )
+        created.append(_create(part["lr_scheduler"], part.get("lr_scheduler_args") or {}, optimizer, here))
+    return created
+
+
+def _first(error: Exception) -> str:
+    return str(error).split("\n")[0]
+
+
+def check_training(train: TrainConfig) -> None:
+    """Make losses, optimizer, schedule and transforms once, to see that torch knows and takes them.
+
+    Raises:
+        InputError: With the key that is wrong.
+    """
+    places = [f"train_config.tasks[{number}]" for number in range(len(train.tasks))] or ["train_config"]
+    for task, place in zip(train.resolved_tasks, places, strict=True):
+        create_loss(task.loss_fn, task.loss_fn_args, place)
+        create_transform(task, place, training=True)
+    for number, loss in enumerate(train.aux_losses):
+        create_loss(loss.loss_fn, loss.loss_fn_args, f"train_config.aux_losses[{number}]")
+        if loss.weight < 0:
+            raise InputError(f"train_config.aux_losses[{number}].weight is {loss.weight}; it must be at least 0")
+    create_schedule(train, create_optimizer(train, [nn.Parameter(torch.zeros(1, 1))]))

@@ -1,0 +1,112 @@
+"""How images become inputs: torchvision's v2 transforms from a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torchvision.transforms import v2
+
+from stitchkit.assembly.config.settings import Preprocessing, TaskConfig
+from stitchkit.errors import InputError, unknown
+
+TRANSFORMS = {
+    name: kind for name, kind in vars(v2).items() if isinstance(kind, type) and issubclass(kind, torch.nn.Module)
+}
+# Arguments that torchvision has enumerations for.
+_ENUMS: dict[str, Any] = {"interpolation": v2.InterpolationMode, "policy": v2.AutoAugmentPolicy}
+
+
+def create_transform(task: TaskConfig, place: str, *, training: bool) -> Callable[[Any], Any]:
+    """What an image of a task goes through.
+
+    Args:
+        task: The settings.
+        place: Where they stand in the file; errors begin with it.
+        training: Cut and augment at random.
+
+    Returns:
+        A function of PIL images to tensors `[3, H, W]`, H and W the image size.
+
+    Raises:
+        InputError: If torchvision does not know a transform or refuses its arguments.
+    """
+    how, place = task.data_preprocessing, f"{place}.data_preprocessing"
+    _check(how, place)
+    crop = training and how.random_resize_scale != (1.0, 1.0)
+    steps = _random_crop(how, place) if crop else _resize(how, place)
+    if training:
+        augmentation = task.data_augmentation if how.data_augmentation is None else how.data_augmentation
+        steps += _augmentation(augmentation, task.name, f"{place}.data_augmentation")
+    steps = [v2.RGB(), *steps, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    transform: Callable[[Any], Any] = v2.Compose([*steps, v2.Normalize(list(how.mean), list(how.std))])
+    return transform
+
+
+def _check(how: Preprocessing, place: str) -> None:
+    if how.image_size < 1:
+        raise InputError(f"{place}.image_size is {how.image_size}; it must be at least 1")
+    for key in ("mean", "std"):
+        if len(getattr(how, key)) not in (1, 3):
+            raise InputError(f"{place}.{key} is {list(getattr(how, key))}; give one value, or one for each channel")
+    scale = how.random_resize_scale
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
+        raise InputError(f"{place}.random_resize_scale is {list(scale)}; give the least and the greatest share")
+
+
+def _random_crop(how: Preprocessing, place: str) -> list[Any]:
+    mode = _enum("interpolation", how.interpolation, place)
+    return [v2.RandomResizedCrop(how.image_size, scale=how.random_resize_scale, interpolation=mode)]
+
+
+def _resize(how: Preprocessing, place: str) -> list[Any]:
+    mode, side = _enum("interpolation", how.interpolation, place), how.image_size
+    if how.resize_mode == "squash":
+        return [v2.Resize((side, side), interpolation=mode)]
+    if how.resize_mode == "shortest":
+        return [v2.Resize(side, interpolation=mode), v2.CenterCrop(side)]
+    # CenterCrop fills up what is smaller.
+    return [v2.Resize(None, max_size=side, interpolation=mode), v2.CenterCrop(side)]
+
+
+def _augmentation(setting: Any, dataset: str, place: str) -> list[Any]:
+    if setting is True or setting == "default":
+        is_cifar = dataset.lower().startswith("cifar")
+        policy = v2.AutoAugmentPolicy.CIFAR10 if is_cifar else v2.AutoAugmentPolicy.IMAGENET
+        return [v2.RandomHorizontalFlip(), v2.AutoAugment(policy)]
+    return _transforms(setting, place) if isinstance(setting, Sequence) else []
+
+
+def _transforms(items: Sequence[Any], place: str) -> list[Any]:
+    return [_transform(item, f"{place}[{number}]") for number, item in enumerate(items)]
+
+
+def _transform(item: Any, place: str) -> Any:
+    """One transform: its name, or a mapping of its name to its arguments."""
+    item = {item: None} if isinstance(item, str) else item
+    if not isinstance(item, Mapping) or len(item) != 1:
+        raise InputError(f"{place} is {item!r}; a transform is one class name with its arguments")
+    [(name, arguments)] = item.items()
+    if name not in TRANSFORMS:
+        raise InputError(f"{place}: {unknown('transform', str(name), TRANSFORMS)}")
+    if not isinstance(arguments, Mapping | None):
+        raise InputError(f"{place}: the arguments of {name} are {arguments!r}; give them by name")
+    given = dict(arguments or {})
+    for key in given.keys() & _ENUMS.keys():
+        given[key] = _enum(key, given[key], place)
+    if "transforms" in given and not isinstance(given["transforms"], list | tuple):
+        raise InputError(f"{place}: the transforms of {name} are {given['transforms']!r}; list them")
+    if "transforms" in given:
+        given["transforms"] = _transforms(given["transforms"], f"{place}.{name}.transforms")
+    try:
+        return TRANSFORMS[name](**given)
+    except Exception as error:  # transforms take their arguments apart in their own ways
+        raise InputError(f"{place}: {name} refuses its arguments: {error}") from error
+
+
+def _enum(key: str, value: Any, place: str) -> Any:
+    try:
+        return _ENUMS[key](value)
+    except ValueError:
+        raise InputError(f"{place}.{key}: {unknown(key, str(value), [item.value for item in _ENUMS[key]])}") from None

@@ -1,0 +1,115 @@
+"""The simple adapter: convolutions or linear layers between two pieces."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from stitchkit.assembly.parts.part import Part
+from stitchkit.errors import InputError
+from stitchkit.networks.formats import TensorFormat
+
+
+class SimpleAdapter(Part):
+    """A norm, then `n` times a convolution or linear layer, a norm and LeakyReLU.
+
+    Where a linear adapter declares no `fc_format`, it takes what comes, with the channels last.
+
+    Args:
+        in_channels: Channels that it takes.
+        out_channels: Channels that it gives.
+        hid_channels: Channels between its layers; by default `out_channels`.
+        num_fc: Number of linear layers.
+        num_conv: Number of convolutions; either it or `num_fc` is given.
+        kernel_size: Of the convolutions.
+        stride: Of the first convolution.
+        padding: Of the convolutions; by default half the kernel, so that the size stays at stride 1. The publication
+            pads 1x1 kernels too, and so grows the map.
+        leading_norm: Begin with a norm.
+        nonlinearity: LeakyReLU of slope 0.1 after each layer.
+        init_identity: Start as the identity on the channels that both sides have. In evaluation mode a convolutional
+            adapter is then exactly that for inputs that are nowhere negative; a linear one still normalises.
+        fc_format: Format that a linear adapter takes, e.g. `token`.
+
+    Raises:
+        InputError: If not one of `num_fc` and `num_conv` is positive, or a linear adapter is to have a stride.
+    """
+
+    in_format: TensorFormat | None = TensorFormat("img")
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        hid_channels: int | None = None,
+        num_fc: int = 0,
+        num_conv: int = 0,
+        kernel_size: int = 3,
+        stride: int = 1,
+        padding: int | None = None,
+        leading_norm: bool = True,
+        nonlinearity: bool = True,
+        init_identity: bool = False,
+        fc_format: str | list[object] | None = None,
+    ):
+        super().__init__()
+        if min(num_fc, num_conv) < 0 or (num_fc > 0) == (num_conv > 0):
+            raise InputError(f"num_fc is {num_fc} and num_conv {num_conv}; give one of them, at least 1")
+        if num_fc and stride != 1:
+            raise InputError(f"stride is {stride}, but linear layers have none; use num_conv instead of num_fc")
+        padding = kernel_size // 2 if padding is None else padding
+        widths = [in_channels, *[hid_channels or out_channels] * (num_fc + num_conv - 1), out_channels]
+        layers: list[nn.Module] = [_norm(in_channels, num_conv)] if leading_norm else []
+        for number, (before, after) in enumerate(pairwise(widths)):
+            if num_conv:
+                step = stride if number == 0 else 1
+                layers.append(nn.Conv2d(before, after, kernel_size, stride=step, padding=padding))
+            else:
+                layers.append(nn.Linear(before, after))
+            layers.append(_norm(after, num_conv))
+            if nonlinearity:
+                layers.append(nn.LeakyReLU(0.1, inplace=True))
+        self.layers = nn.Sequential(*layers)
+        self._declare(in_channels, num_conv, fc_format)
+        if init_identity:
+            start_as_identity(self.layers)
+
+    def _declare(self, in_channels: int, num_conv: int, fc_format: object) -> None:
+        if num_conv:
+            self.in_format = TensorFormat("img", in_channels)
+        elif fc_format is not None:
+            self.in_format = replace(TensorFormat.parse(fc_format), channels=in_channels)
+        else:
+            self.in_format = None
+            self.takes = ("bhwc", "token", "bert", "vector")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, in_channels, H, W]`, or channels last, to the same with `out_channels`."""
+        x = self.layers(x)
+        return x
+
+
+def _norm(channels: int, num_conv: int) -> nn.Module:
+    return nn.BatchNorm2d(channels) if num_conv else nn.LayerNorm(channels)
+
+
+@torch.no_grad()
+def start_as_identity(module: nn.Module) -> None:
+    """Make convolutions and linear layers the identity on the channels that both sides have, and batch norms exactly 1.
+
+    Args:
+        module: What holds them; ungrouped convolutions of odd kernels.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.dirac_(layer.weight)
+        elif isinstance(layer, nn.Linear):
+            nn.init.eye_(layer.weight)
+        elif isinstance(layer, nn.BatchNorm2d) and layer.running_var is not None:
+            layer.running_var.fill_(1 - layer.eps)  # the norm adds eps again
+        if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
+            nn.init.zeros_(layer.bias)

@@ -1,0 +1,168 @@
+"""Blocks of known networks as adapters: torchvision's and timm's own, with the published arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from timm.layers import LayerNorm2d
+from timm.models.vision_transformer import Block
+from torch import nn
+from torchvision.models import resnet, swin_transformer
+
+from stitchkit.assembly.parts.adapters import start_as_identity
+from stitchkit.assembly.parts.part import Part
+from stitchkit.errors import InputError, unknown
+from stitchkit.networks.formats import TensorFormat
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "bn": nn.BatchNorm2d,
+    "gn": lambda channels: nn.GroupNorm(1, channels),
+    "ln": LayerNorm2d,
+    "in": lambda channels: nn.InstanceNorm2d(channels, affine=True),
+}
+"""Norms of ResNet blocks by `norm_type`."""
+
+
+class _ResNetBlock(Part):
+    in_format = TensorFormat("img")
+    expansion: int
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        groups: int = 1,
+        base_width: int = 64,
+        dilation: int = 1,
+        norm_type: str = "bn",
+        init_identity: bool = True,
+    ):
+        super().__init__()
+        if norm_type not in NORMS:
+            raise unknown("norm_type", norm_type, NORMS)
+        if out_channels % self.expansion:
+            raise InputError(f"out_channels is {out_channels}; give a multiple of {self.expansion}")
+        norm = NORMS[norm_type]
+        self.in_format = TensorFormat("img", in_channels)
+        shortcut: nn.Module | None = None
+        if stride != 1 or in_channels != out_channels:
+            shortcut = nn.Sequential(resnet.conv1x1(in_channels, out_channels, stride), norm(out_channels))
+        block = resnet.BasicBlock if self.expansion == 1 else resnet.Bottleneck
+        planes = out_channels // self.expansion
+        self.block = block(in_channels, planes, stride, shortcut, groups, base_width, dilation, norm)
+        if init_identity:
+            last = self.block.bn2 if isinstance(self.block, resnet.BasicBlock) else self.block.bn3
+            nn.init.zeros_(last.weight)
+            if shortcut is not None:
+                start_as_identity(shortcut)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, in_channels, H, W]` to `[B, out_channels, H / stride, W / stride]`."""
+        x = self.block(x)
+        return x
+
+
+class ResNetBasicBlock(_ResNetBlock):
+    """Two 3x3 convolutions and a shortcut.
+
+    Args:
+        in_channels: Channels that it takes.
+        out_channels: Channels that it gives.
+        stride: Of the first convolution and the shortcut.
+        groups: 1, as torchvision's block has it.
+        base_width: 64, as torchvision's block has it.
+        dilation: 1, as torchvision's block has it.
+        norm_type: `bn`, `gn` (one group), `ln` (over the channels of each position) or `in`.
+        init_identity: Start as the identity on the channels that both sides have: the last norm at 0, the shortcut
+            the identity. In evaluation mode that is exact for inputs that are nowhere negative.
+
+    Raises:
+        InputError: If there is no such norm.
+    """
+
+    expansion = 1
+
+
+class ResNetBottleneck(_ResNetBlock):
+    """A 1x1, a 3x3 and a 1x1 convolution and a shortcut; a quarter of the channels between.
+
+    Args:
+        in_channels: Channels that it takes.
+        out_channels: Channels that it gives, a multiple of 4.
+        stride: Of the 3x3 convolution and the shortcut.
+        groups: Of the 3x3 convolution.
+        base_width: Width of a group, in 64ths.
+        dilation: Of the 3x3 convolution.
+        norm_type: As in `ResNetBasicBlock`.
+        init_identity: As in `ResNetBasicBlock`.
+
+    Raises:
+        InputError: If there is no such norm, or `out_channels` is no multiple of 4.
+    """
+
+    expansion = 4
+
+
+class VisionTransformerBlock(Part):
+    """An encoder block of ViT, by default of ViT-S.
+
+    Args:
+        num_heads: Number of attention heads.
+        embed_dim: Channels.
+        mlp_ratio: Width of the MLP in units of `embed_dim`.
+
+    Raises:
+        InputError: If the heads do not divide the channels.
+    """
+
+    inferred = ("embed_dim",)
+    takes = ("bert", "token")
+
+    def __init__(self, *, num_heads: int = 6, embed_dim: int = 384, mlp_ratio: float = 4):
+        super().__init__()
+        _check_heads(num_heads, embed_dim)
+        self.block = Block(embed_dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, L, C]` to the same."""
+        x = self.block(x)
+        return x
+
+
+class SwinTransformerBlock(Part):
+    """A block of Swin; maps that are no multiple of the window are padded for the attention.
+
+    Args:
+        num_heads: Number of attention heads.
+        embed_dim: Channels.
+        do_shift: Shift the windows by half their size. (The publication has the meaning inverted.)
+        window_size: Height and width of a window.
+
+    Raises:
+        InputError: If the heads do not divide the channels.
+    """
+
+    inferred = ("embed_dim",)
+    in_format = TensorFormat("bhwc")
+
+    def __init__(self, *, num_heads: int, embed_dim: int, do_shift: bool = False, window_size: int = 7):
+        super().__init__()
+        _check_heads(num_heads, embed_dim)
+        self.in_format = TensorFormat("bhwc", embed_dim)
+        shift = window_size // 2 if do_shift else 0
+        self.block = swin_transformer.SwinTransformerBlock(
+            embed_dim, num_heads, window_size=[window_size] * 2, shift_size=[shift] * 2
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, H, W, C]` to the same."""
+        x = self.block(x)
+        return x
+
+
+def _check_heads(num_heads: int, embed_dim: int) -> None:
+    if num_heads < 1 or embed_dim % num_heads:
+        raise InputError(f"num_heads is {num_heads}; it must divide embed_dim, which is {embed_dim}")

@@ -1,0 +1,125 @@
+"""What passes between parts, followed without computing it: tensors on the meta device and their formats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from stitchkit.assembly.parts.part import Part, Reformat
+from stitchkit.errors import InputError
+from stitchkit.networks.formats import AXES, TensorFormat, rank
+from stitchkit.networks.mode import evaluating
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What passes between two parts.
+
+    Args:
+        value: A tensor on the meta device, or a list of them.
+        format: Its format, of which the kind alone counts; None where it is not known.
+    """
+
+    value: Any
+    format: TensorFormat | None
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The one tensor.
+
+        Raises:
+            InputError: If there are several.
+        """
+        if isinstance(self.value, torch.Tensor):
+            return self.value
+        count = f"{len(self.value)} tensors" if isinstance(self.value, list | tuple) else type(self.value).__name__
+        raise InputError(f"it gets {count}, and takes one tensor")
+
+    @property
+    def full_format(self) -> TensorFormat | None:
+        """The format with the sizes that the tensor has."""
+        return None if self.format is None else TensorFormat.of(self.tensor, self.format.kind)
+
+    def __str__(self) -> str:
+        return str(self.full_format or list(self.tensor.shape[1:]))
+
+
+def enter(flow: Flow, target: TensorFormat | None, takes: Sequence[str], class_token: str) -> tuple[nn.Module, Flow]:
+    """What brings a tensor into the format that a part takes, and the tensor after it.
+
+    A tensor whose format nothing says counts as one of the kind that is wanted, if it has as many axes.
+
+    Args:
+        flow: What comes.
+        target: The format that the part declares; None if it takes what comes.
+        takes: Kinds that it takes as they come; empty for any.
+        class_token: What a class token is where there is none.
+
+    Raises:
+        InputError: If it cannot be brought into that format.
+    """
+    x, source = flow.tensor, flow.format
+    if target is None:
+        if takes and source is not None and source.kind not in takes:
+            raise InputError(
+                f"it gets {flow}, and takes {' or '.join(takes)}; declare the in_format that it is to be brought into"
+            )
+        return nn.Identity(), flow
+    if source is None:
+        if x.ndim != rank(target.kind):
+            raise InputError(
+                f"it gets a tensor {flow} of unknown format, and takes {target}; declare the out_format of the part "
+                "before"
+            )
+        source = TensorFormat(target.kind)
+    entry = Reformat(source, target, class_token)
+    try:
+        x = entry(x)
+    except InputError as error:
+        raise InputError(f"it gets {flow}, and takes {target}: {error}") from error
+    fits_always = source.kind == target.kind and target.positions is None
+    return nn.Identity() if fits_always else entry, Flow(x, TensorFormat(target.kind))
+
+
+def run(part: Part, flow: Flow) -> tuple[Flow, bool]:
+    """What a part gives, and whether it changes its input in place.
+
+    The part's weights are neither read nor changed, so they may be anywhere.
+    """
+    state = {name: value.to("meta") for name, value in (*part.named_parameters(), *part.named_buffers())}
+    before = flow.tensor._version
+    with evaluating(part), torch.no_grad():
+        value = torch.func.functional_call(part, state, (flow.tensor,))
+    return replace(flow, value=value), flow.tensor._version != before
+
+
+def leave(flow: Flow, declared: TensorFormat | None) -> Flow:
+    """What a part gave, with its format: as declared, else as it came if it has as many axes.
+
+    A declared size is not held against the tensor: pieces run at other sizes than those they were made for.
+
+    Args:
+        flow: The part's output, still with the format of its input.
+        declared: The format that the part says it gives.
+
+    Raises:
+        InputError: If the tensor has other axes or channels than declared.
+    """
+    if not isinstance(flow.value, torch.Tensor):
+        return Flow(flow.value, None)
+    x = flow.value
+    if declared is not None:
+        if x.ndim != rank(declared.kind):
+            raise InputError(f"it gives {list(x.shape[1:])}, and out_format says {declared} {AXES[declared.kind]}")
+        found = TensorFormat.of(x, declared.kind)
+        if declared.channels not in (None, found.channels):
+            raise InputError(f"it gives {found}, and out_format says {declared}; correct the one or the other")
+        return Flow(x, TensorFormat(declared.kind))
+    if x.ndim == rank("vector"):
+        return Flow(x, TensorFormat("vector"))
+    known = flow.format if flow.format is not None and x.ndim == rank(flow.format.kind) else None
+    return Flow(x, known)

@@ -1,0 +1,314 @@
+"""The network of a job, from what its configuration says of its parts: first checked on the meta device, then built."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stitchkit.assembly.parts.flow import Flow, enter, leave, run
+from stitchkit.assembly.parts.part import AGGREGATIONS, Assembly, Function, ParallelPart, Part, aggregate
+from stitchkit.assembly.parts.pretrained import Subnet, expected_shape
+from stitchkit.assembly.parts.registry import COMMON, check_arguments, part_class
+from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
+from stitchkit.errors import InputError, unknown
+from stitchkit.networks.formats import CLASS_TOKENS, TensorFormat
+
+_logger = logging.getLogger(__name__)
+
+
+def build_network(
+    spec: NetworkSpec, *, num_classes: int, input_size: tuple[int, int, int] = (3, 224, 224), pretrained: bool = True
+) -> Assembly:
+    """The network that a configuration describes: its `parts` one after the other, and its `head`.
+
+    It is built twice. The first time has no weights and no memory (the meta device); it finds what does not fit
+    before anything is fetched.
+
+    Args:
+        spec: The parts.
+        num_classes: Number of classes of the data.
+        input_size: Size of an image, `(C, H, W)`.
+        pretrained: Load the weights of pretrained parts; without, all weights are random.
+
+    Raises:
+        InputError: If a part is unknown, cannot be built, does not take what comes, or its weights cannot be loaded;
+            the message begins with the part's place in the file. If the network's output is not logits.
+    """
+    check_network(spec, num_classes=num_classes, input_size=input_size, pretrained=pretrained)
+    return _Builder(spec, num_classes, input_size, pretrained=pretrained).network()
+
+
+def check_network(
+    spec: NetworkSpec, *, num_classes: int, input_size: tuple[int, int, int], pretrained: bool = True
+) -> Assembly:
+    """See without memory that a network can be built and that its parts fit.
+
+    Args:
+        spec: The parts.
+        num_classes: Number of classes of the data.
+        input_size: Size of an image, `(C, H, W)`.
+        pretrained: See that files of weights are there.
+
+    Returns:
+        The network on the meta device.
+
+    Raises:
+        InputError: As `build_network`.
+    """
+    with torch.device("meta"):
+        return _Builder(spec, num_classes, input_size, pretrained=pretrained, checking=True).network()
+
+
+@contextmanager
+def _at(spec: PartSpec, flow: Flow | None = None) -> Iterator[None]:
+    """Begin errors with the place of a part."""
+    here = f"{spec.place} ({spec.name})"
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{here}: {error}") from error
+    except Exception as error:  # torch and the models raise many kinds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        doing = "cannot be built with its arguments" if flow is None else f"gets {flow} and cannot take it"
+        raise InputError(f"{here}: it {doing}: {reason}") from error
+
+
+class _Builder:
+    """Builds parts and follows the shapes of what passes between them.
+
+    Args:
+        spec: The network.
+        num_classes: Number of classes of the data.
+        input_size: Size of an image.
+        pretrained: Load the weights of pretrained parts.
+        checking: Only see that they could be loaded, as far as that can be seen here.
+    """
+
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        num_classes: int,
+        input_size: tuple[int, int, int],
+        *,
+        pretrained: bool,
+        checking: bool = False,
+    ):
+        self.spec = spec
+        self.num_classes = num_classes
+        self.input_size = input_size
+        self.pretrained = pretrained
+        self.checking = checking
+
+    def network(self) -> Assembly:
+        """The whole network."""
+        class_token = _class_token(self.spec.reformat_options, "zeros")
+        images = Flow(torch.empty(2, *self.input_size, device="meta"), TensorFormat("img"))
+        network, logits = self._chain(self.spec.parts, self.spec.head, images, class_token)
+        for value in logits.value if isinstance(logits.value, list) else [logits.value]:
+            _check_logits(value, self.num_classes)
+            if not self.checking and value.shape[1] > self.num_classes:
+                _logger.warning(
+                    "the network gives %d logits, the data have %d classes: the others are never right. That is meant "
+                    "where a classifier knows these classes; else end with a ClassifierHead",
+                    value.shape[1], self.num_classes,
+                )  # fmt: skip
+        return network
+
+    def _chain(
+        self, specs: Sequence[PartSpec], head: PartSpec | None, flow: Flow, class_token: str
+    ) -> tuple[Assembly, Flow]:
+        entries, parts = [], []
+        for spec in [*specs, *([] if head is None else [head])]:
+            entry, part, flow = self._part(spec, flow, class_token)
+            entries.append(entry)
+            parts.append(part)
+        return Assembly(parts[: len(specs)], entries, None if head is None else parts[-1]), flow
+
+    def _part(self, spec: PartSpec, flow: Flow, class_token: str) -> tuple[nn.Module, Part, Flow]:
+        """What brings the input of a part into its format, the part, and what it gives."""
+        with _at(spec):
+            kind = part_class(spec.name)
+            check_arguments(kind, spec.arguments)
+            in_format, out_format = _declared(spec, "in_format"), _declared(spec, "out_format")
+            class_token = _class_token(spec.arguments.get("reformat_options"), class_token)
+        if kind in (Assembly, ParallelPart):
+            with _at(spec):
+                entry, flow = enter(flow, in_format, (), class_token)
+            make = self._assembly if kind is Assembly else self._parallel
+            part, flow = make(spec, flow, class_token)
+        else:
+            with _at(spec):
+                wanted = in_format or kind.in_format
+                part = kind(**self._arguments(spec, kind, wanted, flow, class_token))
+                entry, flow = enter(flow, _narrowed(in_format, part), part.takes, class_token)
+            flow, changes_input = self._run(spec, part, flow)
+            if changes_input:  # others may still read it: parallel parts, and losses on what submodules give
+                entry = nn.Sequential(entry, Function(name="clone"))
+        with _at(spec):
+            flow = leave(flow, out_format or part.out_format)
+        if spec.arguments.get("frozen") and not self.spec.unfrozen:
+            part.freeze()
+        return entry, part, flow
+
+    def _arguments(
+        self, spec: PartSpec, kind: type[Part], wanted: TensorFormat | None, flow: Flow, class_token: str
+    ) -> dict[str, Any]:
+        """A part's arguments: those of the file, and those that are known without it."""
+        arguments = {name: value for name, value in spec.arguments.items() if name not in COMMON}
+        parameters = inspect.signature(kind).parameters
+        for name in kind.inferred:
+            # A frozen model keeps the classifier that it was trained with.
+            kept = spec.arguments.get("frozen") and parameters[name].default is None
+            if name not in arguments and not kept:
+                known = self.num_classes if name == "num_classes" else _channels(flow, wanted, kind.takes, class_token)
+                arguments[name] = known
+        if "ckp_path" in parameters and (self.checking or not self.pretrained):
+            path = arguments.pop("ckp_path", None)
+            if self.pretrained and path is not None and not Path(path).is_file():
+                raise InputError(f"ckp_path '{path}' is no file; check the path")
+            arguments["pretrained"] = False
+        return arguments
+
+    def _run(self, spec: PartSpec, part: Part, flow: Flow) -> tuple[Flow, bool]:
+        try:
+            with _at(spec, flow):
+                return run(part, flow)
+        except InputError as error:
+            if not isinstance(part, Subnet):
+                raise
+            shape = expected_shape(spec.arguments, self.input_size)
+            if shape is None:
+                raise
+            name = spec.arguments["block_input"]
+            whole = f"in the whole model '{name}' takes {shape}"
+            given, taken = _both_channels(flow, shape)
+            if given == taken:
+                raise InputError(f"{error}; {whole}") from error
+            with _at(spec):
+                raise InputError(
+                    f"it gets {flow}, {given} channels, but '{name}' takes {taken}; put a part between that gives "
+                    f"{taken}, such as a SimpleAdapter ({whole})"
+                ) from error
+
+    def _assembly(self, spec: PartSpec, flow: Flow, class_token: str) -> tuple[Part, Flow]:
+        with _at(spec):
+            specs, head = _nested(spec), spec.arguments.get("head")
+            last = None if head is None else PartSpec.parse(head, f"{spec.place}.head")
+            shape = spec.arguments.get("input_shape")
+            if shape is not None and list(shape) != list(flow.tensor.shape[1:]):
+                raise InputError(f"input_shape is {shape}, but it gets {flow}; change it, or the size of the images")
+        return self._chain(specs, last, flow, class_token)
+
+    def _parallel(self, spec: PartSpec, flow: Flow, class_token: str) -> tuple[Part, Flow]:
+        with _at(spec):
+            specs, agg = _nested(spec), spec.arguments.get("agg") or "none"
+            if agg not in AGGREGATIONS:
+                raise unknown("agg", agg, AGGREGATIONS)
+        built = [self._part(inner, flow, class_token) for inner in specs]
+        given = [gives for _, _, gives in built]
+        with _at(spec):
+            common = None if agg == "none" else _common_format(_declared(spec, "out_format"), given, agg)
+            left = [
+                (nn.Identity(), gives) if common is None else enter(gives, common, (), class_token) for gives in given
+            ]
+            kind = "vector" if common is None else common.kind
+            entries, parts = [entry for entry, _, _ in built], [part for _, part, _ in built]
+            part = ParallelPart(parts, entries, [exit_ for exit_, _ in left], agg=agg, kind=kind)
+            value = aggregate([gives.value for _, gives in left], agg, kind)
+            _check_sum(value, _declared(spec, "out_format"), [gives for _, gives in left])
+        return part, Flow(value, TensorFormat(kind))
+
+
+def _check_logits(value: object, num_classes: int) -> None:
+    if not isinstance(value, torch.Tensor) or value.ndim != 2:
+        shape = list(value.shape[1:]) if isinstance(value, torch.Tensor) else type(value).__name__
+        raise InputError(f"the last part gives {shape}, not a vector of logits; add `head: {{ClassifierHead: {{}}}}`")
+    if value.shape[1] < num_classes:
+        raise InputError(
+            f"the network gives {value.shape[1]} logits, but the data have {num_classes} classes; end it with a "
+            "ClassifierHead, or take the data that its last part was trained for"
+        )
+
+
+def _declared(spec: PartSpec, name: str) -> TensorFormat | None:
+    value = spec.arguments.get(name)
+    return None if value is None else TensorFormat.parse(value)
+
+
+def _narrowed(declared: TensorFormat | None, part: Part) -> TensorFormat | None:
+    """The format that a part takes: as the file declares, with the channels that the part knows of itself."""
+    if declared is None or part.in_format is None or declared.channels is not None:
+        return declared or part.in_format
+    return replace(declared, channels=part.in_format.channels)
+
+
+def _channels(flow: Flow, wanted: TensorFormat | None, takes: Sequence[str], class_token: str) -> int:
+    """Channels of what comes once it is in the format that is wanted."""
+    _, arriving = enter(flow, wanted, takes, class_token)
+    if arriving.format is None:
+        return int(arriving.tensor.shape[-1])  # a sequence, whichever of the two
+    channels = TensorFormat.of(arriving.tensor, arriving.format.kind).channels
+    assert channels is not None
+    return channels
+
+
+def _both_channels(flow: Flow, shape: Sequence[int]) -> tuple[int | None, int | None]:
+    """Channels of what comes, and of a shape that is wanted; None where they cannot be told."""
+    if flow.format is None or flow.tensor.ndim != 1 + len(shape):
+        return None, None
+    kind = flow.format.kind
+    wanted = torch.empty(1, *shape, device="meta")
+    return TensorFormat.of(flow.tensor, kind).channels, TensorFormat.of(wanted, kind).channels
+
+
+def _class_token(options: object, otherwise: str) -> str:
+    """What `reformat_options` say of class tokens."""
+    if options is None:
+        return otherwise
+    if not isinstance(options, Mapping):
+        raise InputError(f"reformat_options are {options!r}; give them by name: {{class_token: zeros}}")
+    for name in options:
+        if name != "class_token":
+            raise unknown("key of reformat_options", str(name), ["class_token"])
+    value = str(options.get("class_token", otherwise))
+    if value not in CLASS_TOKENS:
+        raise unknown("class_token", value, CLASS_TOKENS)
+    return value
+
+
+def _nested(spec: PartSpec) -> list[PartSpec]:
+    """The parts inside a part."""
+    parts = spec.arguments["parts"]
+    if not isinstance(parts, list | tuple) or not parts:
+        raise InputError(f"parts is {parts!r}; give a list of at least one part")
+    return [PartSpec.parse(value, f"{spec.place}.parts[{number}]") for number, value in enumerate(parts)]
+
+
+def _common_format(declared: TensorFormat | None, given: Sequence[Flow], agg: str) -> TensorFormat:
+    """The format that the outputs of parallel parts are brought into before they are put together."""
+    target = declared or given[0].full_format
+    if target is None:
+        raise InputError(f"the format of what {given[0]} gives is not known; declare the out_format")
+    resized = declared is not None and agg != "concat_sequence"
+    return TensorFormat(target.kind, None, target.positions if resized else None)
+
+
+def _check_sum(value: object, declared: TensorFormat | None, given: Sequence[Flow]) -> None:
+    """See that what parallel parts give together has the channels and the size that are declared."""
+    if declared is None or not isinstance(value, torch.Tensor):
+        return
+    found = TensorFormat.of(value, declared.kind)
+    if declared.channels in (None, found.channels) and declared.positions in (None, found.positions):
+        return
+    each = ", ".join(map(str, given))
+    raise InputError(
+        f"its parts give {each}, together {found}, and out_format says {declared}; correct the one or the other"
+    )

@@ -1,0 +1,257 @@
+"""Parts: what all have in common, the small ones, and those that are made of other parts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.jit import is_tracing  # type: ignore[attr-defined]
+from torch.nn import functional as F
+
+from stitchkit.errors import InputError, unknown
+from stitchkit.networks.formats import TensorFormat, reformat
+
+AGGREGATIONS = ("none", "avg", "concat", "concat_channels", "concat_sequence")
+"""What a `ParallelPart` does with the outputs of its parts."""
+
+
+class Part(nn.Module):
+    """A module that an assembly runs: it takes one tensor and gives one.
+
+    A frozen part stays in evaluation mode, whatever `train` is told, and none of its parameters is trained.
+    """
+
+    in_format: TensorFormat | None = None
+    """What it takes unless a file declares another format; None where it takes what comes."""
+    out_format: TensorFormat | None = None
+    """What it gives unless a file declares another format; None where the format stays."""
+    takes: tuple[str, ...] = ()
+    """Kinds of formats that it takes as they come; empty for any."""
+    inferred: ClassVar[tuple[str, ...]] = ()
+    """Arguments that are known from the data and from what comes, where a file leaves them out."""
+    frozen = False
+
+    def freeze(self) -> None:
+        """Exclude it from training, batch-norm statistics and all."""
+        self.frozen = True
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Part:
+        """Set the mode of all that is not frozen."""
+        return super().train(mode and not self.frozen)
+
+
+class ClassifierHead(Part):
+    """Pooling and a linear classifier.
+
+    Args:
+        num_classes: Number of logits.
+        in_channels: Channels of the map that it takes.
+        pooled_size: Height and width after pooling, or both in one number.
+    """
+
+    inferred = ("num_classes", "in_channels")
+    in_format = TensorFormat("img")
+    out_format = TensorFormat("vector")
+
+    def __init__(self, *, num_classes: int, in_channels: int, pooled_size: int | Sequence[int] = (1, 1)):
+        super().__init__()
+        height, width = (pooled_size, pooled_size) if isinstance(pooled_size, int) else pooled_size
+        self.in_format = TensorFormat("img", in_channels)
+        self.pool = nn.AdaptiveAvgPool2d((height, width))
+        self.linear = nn.Linear(in_channels * height * width, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, C, H, W]` to logits `[B, num_classes]`."""
+        logits: torch.Tensor = self.linear(self.pool(x).flatten(1))
+        return logits
+
+
+class BaseBlock(Part):
+    """The stem of a ResNet: a 7x7 convolution of stride 2, batch norm, ReLU and max-pooling.
+
+    Args:
+        channels: Channels that it gives.
+        in_channels: Channels of the images.
+    """
+
+    inferred = ("in_channels",)
+    in_format = TensorFormat("img")
+
+    def __init__(self, *, channels: int, in_channels: int):
+        super().__init__()
+        self.in_format = TensorFormat("img", in_channels)
+        self.conv = nn.Conv2d(in_channels, channels, kernel_size=7, stride=2, padding=3, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, in_channels, H, W]` to `[B, channels, H / 4, W / 4]`."""
+        x = self.pool(F.relu(self.norm(self.conv(x))))
+        return x
+
+
+class Function(Part):
+    """A function without weights.
+
+    Args:
+        name: One of `torch.nn.functional` or a method of tensors, with or without `torch.` before it. No other
+            function is let in: a configuration is data and cannot run code.
+        arguments: The function's arguments besides the tensor.
+
+    Raises:
+        InputError: If there is no such function.
+    """
+
+    def __init__(self, *, name: str, **arguments: Any):
+        super().__init__()
+        known = _functions()
+        bare = name.removeprefix("torch.").removeprefix("nn.functional.")
+        if bare not in known:
+            raise unknown("function", name, known)
+        self.function = known[bare]
+        self.arguments = arguments
+        self.has_mode = inspect.isfunction(self.function) and "training" in inspect.signature(self.function).parameters
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What the function makes of the tensor; dropout and its like follow the mode."""
+        mode = {"training": self.training} if self.has_mode else {}
+        result: torch.Tensor = self.function(x, **(mode | self.arguments))
+        return result
+
+
+@cache
+def _functions() -> dict[str, Callable[..., torch.Tensor]]:
+    """The functions of `torch.nn.functional` itself, and the methods that give one tensor, by name."""
+    homes = (F.__name__, "torch", "torch._C._nn")  # it takes those in C from the last two
+    functions: dict[str, Any] = {
+        name: value for name, value in vars(F).items() if inspect.isroutine(value) and value.__module__ in homes
+    }
+    methods = {name: value for name, value in inspect.getmembers(torch.Tensor, callable) if _gives_a_tensor(name)}
+    return {name: value for name, value in (methods | functions).items() if not name.startswith("_")}
+
+
+def _gives_a_tensor(method: str) -> bool:
+    operator = None if method.startswith("_") else getattr(torch.ops.aten, method, None)
+    if operator is None:
+        return method in ("float", "double", "half", "bfloat16")
+    schemas = [getattr(operator, overload)._schema for overload in operator.overloads()]
+    return any([str(given.type) for given in schema.returns] == ["Tensor"] for schema in schemas)
+
+
+class Reformat(nn.Module):
+    """The change of format before or after a part.
+
+    Args:
+        source: What comes.
+        target: What is wanted.
+        class_token: What a class token is where there is none.
+    """
+
+    def __init__(self, source: TensorFormat, target: TensorFormat, class_token: str):
+        super().__init__()
+        self.source = source
+        self.target = target
+        self.class_token = class_token
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The tensor in the format that is wanted."""
+        return reformat(x, self.source, self.target, self.class_token)
+
+    def extra_repr(self) -> str:
+        """Both formats, for printing."""
+        return f"{self.source} -> {self.target}"
+
+
+class Assembly(Part):
+    """Parts that run one after the other.
+
+    Args:
+        parts: The parts.
+        entries: For each part, and the head if there is one, what brings its input into its format.
+        head: A last part.
+    """
+
+    def __init__(self, parts: Sequence[Part], entries: Sequence[nn.Module], head: Part | None = None):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.head = head
+        self.entries = nn.ModuleList(entries)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What the last part gives: at the top of a job logits `[B, num_classes]`, or a list of them."""
+        parts = [*self.parts, *([] if self.head is None else [self.head])]
+        for entry, part in zip(self.entries, parts, strict=True):
+            x = part(entry(x))
+        return x
+
+
+class ParallelPart(Part):
+    """Parts that take the same input; their outputs are listed, averaged or concatenated.
+
+    Args:
+        parts: The parts.
+        entries: For each part, what brings its input into its format.
+        exits: For each part, what brings its output into the common format.
+        agg: `none` for a list, `avg`, `concat` (which is `concat_channels`) or `concat_sequence`.
+        kind: Kind of the common format.
+
+    Raises:
+        InputError: If there is no such aggregation.
+    """
+
+    def __init__(
+        self, parts: Sequence[Part], entries: Sequence[nn.Module], exits: Sequence[nn.Module], *, agg: str, kind: str
+    ):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.entries = nn.ModuleList(entries)
+        self.exits = nn.ModuleList(exits)
+        self.agg = agg
+        self.kind = kind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        """The outputs of all parts together."""
+        steps = zip(self.entries, self.parts, self.exits, strict=True)
+        return aggregate([leave(part(enter(x))) for enter, part, leave in steps], self.agg, self.kind)
+
+
+def aggregate(outputs: list[torch.Tensor], agg: str, kind: str) -> torch.Tensor | list[torch.Tensor]:
+    """Several tensors of one kind together.
+
+    Args:
+        outputs: The tensors.
+        agg: One of `AGGREGATIONS`.
+        kind: Their kind.
+
+    Raises:
+        InputError: If their channels or sizes do not fit together.
+    """
+    if agg == "none":
+        return outputs
+    # In a trace sizes are no numbers, and what is traced was checked before.
+    if not is_tracing():  # type: ignore[no-untyped-call]
+        _check_together(outputs, agg, kind)
+    if agg == "avg":
+        return torch.stack(outputs).mean(dim=0)
+    return torch.cat(outputs, dim=1 if kind == "img" or agg == "concat_sequence" else -1)
+
+
+def _check_together(outputs: Sequence[torch.Tensor], agg: str, kind: str) -> None:
+    """See that outputs have the sizes and channels that an aggregation needs."""
+    formats = [TensorFormat.of(output, kind) for output in outputs]
+    if len({form.positions for form in formats}) > 1 and agg != "concat_sequence":
+        raise InputError(f"its parts give {_listed(formats)}, of different sizes; declare a size in out_format")
+    if len({form.channels for form in formats}) > 1 and agg in ("avg", "concat_sequence"):
+        raise InputError(f"its parts give {_listed(formats)}; {agg} needs the same number of channels of all")
+    if agg == "concat_sequence" and kind != "token":
+        raise InputError(f"concat_sequence joins sequences, not {kind}; declare out_format: [token, [C, L]]")
+
+
+def _listed(formats: Sequence[TensorFormat]) -> str:
+    return ", ".join(map(str, formats))

@@ -1,0 +1,200 @@
+"""Parts that are pretrained models of timm or torchvision, or pieces of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models import get_model
+
+from stitchkit.assembly.parts.part import Part
+from stitchkit.classes import carry_origin, note_origin
+from stitchkit.errors import InputError
+from stitchkit.networks.create import create_model
+from stitchkit.networks.cut import cut
+from stitchkit.networks.cut.nodes import check_torchvision_name, library_of
+from stitchkit.networks.formats import TensorFormat
+from stitchkit.networks.weight_names import own_names
+from stitchkit.networks.weights import load_content, read_checkpoint, weights_of
+
+
+class Net(Part):
+    """A whole model.
+
+    Args:
+        model_name: timm's or torchvision's name.
+        backend: `timm`, or `torchvision`, also called `pytorch`.
+        pretrained: Fetch its weights; a `ckp_path` excludes it.
+        ckp_path: A local file with the weights.
+        num_classes: Number of logits; a classifier of another number is made anew.
+        arguments: Further arguments of the model.
+
+    Raises:
+        InputError: If it cannot be built or loaded.
+    """
+
+    inferred = ("num_classes",)
+    in_format = TensorFormat("img")
+    out_format = TensorFormat("vector")
+
+    def __init__(
+        self,
+        *,
+        model_name: str,
+        backend: str = "timm",
+        pretrained: bool = True,
+        ckp_path: str | None = None,
+        num_classes: int | None = None,
+        **arguments: Any,
+    ):
+        super().__init__()
+        self.net = load_model(
+            model_name,
+            backend=backend,
+            pretrained=pretrained,
+            checkpoint=ckp_path,
+            num_classes=num_classes,
+            **arguments,
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images `[B, C, H, W]` to logits `[B, num_classes]`."""
+        x = self.net(x)
+        return x
+
+
+class Subnet(Part):
+    """A piece of a model, from where one of its blocks begins to where one ends.
+
+    Args:
+        model_name: timm's or torchvision's name.
+        block_input: Where it begins: a module's path, or `x` for the model's input, which is the default.
+        block_output: Where it ends; by default at the model's output. A list gives several outputs.
+        backend: `timm`, or `torchvision`, also called `pytorch`.
+        pretrained: Fetch its weights; a `ckp_path` excludes it.
+        ckp_path: A local file with the weights of the whole model.
+        arguments: Further arguments of the model.
+
+    Raises:
+        InputError: If the model cannot be built, loaded or cut there.
+    """
+
+    def __init__(
+        self,
+        *,
+        model_name: str,
+        block_input: str | None = None,
+        block_output: str | Sequence[str] | None = None,
+        backend: str = "timm",
+        pretrained: bool = True,
+        ckp_path: str | None = None,
+        **arguments: Any,
+    ):
+        super().__init__()
+        model = load_model(model_name, backend=backend, pretrained=pretrained, checkpoint=ckp_path, **arguments)
+        self.net = cut(model, block_input=block_input, block_output=block_output)
+        if block_output is None or block_output == _classifier(model):
+            carry_origin(model, self.net)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What passes at `block_input` to what passes at `block_output`."""
+        x = self.net(x)
+        return x
+
+
+def load_model(
+    name: str,
+    *,
+    backend: str = "timm",
+    pretrained: bool = True,
+    checkpoint: str | Path | None = None,
+    **arguments: Any,
+) -> nn.Module:
+    """A model with its weights.
+
+    Args:
+        name: timm's or torchvision's name.
+        backend: `timm`, or `torchvision`, also called `pytorch`.
+        pretrained: Fetch its weights.
+        checkpoint: A local file with the weights; it excludes `pretrained`.
+        arguments: Further arguments of the model; those that are None are left out.
+
+    Raises:
+        InputError: If there is no such backend or model, or it cannot be built or loaded.
+    """
+    return LIBRARIES[library_of(backend)](name, pretrained=pretrained, checkpoint=checkpoint, **arguments)
+
+
+def expected_shape(arguments: Mapping[str, Any], input_size: Sequence[int]) -> list[int] | None:
+    """Shape, without the batch, of what a `Subnet` takes within its whole model; None where that cannot be found.
+
+    Args:
+        arguments: Of the `Subnet`, as a file has them.
+        input_size: Size of an image, `(C, H, W)`.
+    """
+    own = ("block_input", "block_output", "ckp_path", "frozen", "in_format", "out_format", "pretrained", "model_name")
+    rest = {name: value for name, value in arguments.items() if name not in own}
+    shapes: list[list[int]] = []
+    with torch.device("meta"), torch.no_grad(), contextlib.suppress(Exception):  # a hint is not worth an error
+        model = load_model(arguments["model_name"], pretrained=False, **rest).eval()
+        block = model.get_submodule(arguments["block_input"])
+        block.register_forward_pre_hook(lambda _, inputs: shapes.append(list(inputs[0].shape[1:])))
+        own_size: Sequence[int] = getattr(model, "pretrained_cfg", {}).get("input_size", input_size)
+        for size in (input_size, own_size):  # some models take images of their own size alone
+            with contextlib.suppress(Exception):
+                model(torch.empty(1, *size))
+    return shapes[0] if shapes else None
+
+
+def _torchvision_model(
+    name: str,
+    *,
+    pretrained: bool = False,
+    checkpoint: str | Path | None = None,
+    num_classes: int | None = None,
+    **arguments: Any,
+) -> nn.Module:
+    check_torchvision_name(name)
+    weights = "DEFAULT" if pretrained and checkpoint is None else None
+    if weights is None and checkpoint is None and num_classes is not None:
+        arguments["num_classes"] = num_classes
+    try:
+        model: nn.Module = get_model(name, weights=weights, **arguments)
+    except Exception as error:  # torchvision, torch and the download raise many kinds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise InputError(
+            f"torchvision's '{name}' cannot be had with {arguments}: {reason}; check the arguments and the network"
+        ) from error
+    if checkpoint is not None:
+        content = read_checkpoint(checkpoint)
+        weight = own_names(model, weights_of(content)).get(f"{_classifier(model)}.weight")
+        if weight is not None and weight.ndim:
+            _resize_classifier(model, len(weight))
+        load_content(model, content, checkpoint)
+        if weight is None or num_classes in (None, len(weight)):
+            note_origin(model, content, checkpoint)
+    if num_classes is not None:
+        _resize_classifier(model, num_classes)
+    return model
+
+
+def _classifier(model: nn.Module) -> str:
+    """Name of the classifier, the last linear layer; empty where there is none."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return names[-1] if names else ""
+
+
+def _resize_classifier(model: nn.Module, num_classes: int) -> None:
+    """Make the classifier of a torchvision model anew if it has another number of classes."""
+    layer = model.get_submodule(_classifier(model))
+    if isinstance(layer, nn.Linear) and layer.out_features != num_classes:
+        classifier = nn.Linear(layer.in_features, num_classes, bias=layer.bias is not None)
+        model.set_submodule(_classifier(model), classifier)
+
+
+LIBRARIES: dict[str, Callable[..., nn.Module]] = {"timm": create_model, "torchvision": _torchvision_model}
+"""Where models come from."""

@@ -1,0 +1,208 @@
+"""Pictures of a sweep: accuracy by gap and adapter, over parameters, and over epochs."""
+
+from __future__ import annotations
+
+import math
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stitchkit.assembly.sweep.plan import UNCUT
+from stitchkit.assembly.sweep.stitchers import FINETUNE, STITCHERS
+from stitchkit.measure.pareto import quantity, save_figure
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_ORDER = (FINETUNE, *STITCHERS)
+_HUES = {"linear": "Blues", "linear_relu": "Greens", "conv3x3": "YlOrBr", "bottleneck": "Reds", "block": "Purples"}
+_SHADES = {"never": 0.95, "before": 0.7, "after": 0.55, "stride": 0.45}
+_MARKERS = "osD^vP"
+_LINES = ("--", ":")
+
+
+def _final(rows: pd.DataFrame) -> pd.DataFrame:
+    """The last epoch of each job, a mean over its seeds."""
+    last = rows.sort_values("epoch").groupby(["job", "seed"], dropna=False).tail(1)
+    figures = last.groupby("job")[["test_accuracy"]].mean()
+    return last.drop_duplicates("job").drop(columns="test_accuracy").merge(figures, on="job")
+
+
+def _stitched(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["gap"] != ""]
+
+
+def _uncut(rows: pd.DataFrame) -> dict[str, float]:
+    """Accuracy of each uncut network that was measured."""
+    if "uncut" not in rows:
+        return {}
+    final = _final(rows[rows["uncut"].notna()]).set_index("uncut")["test_accuracy"]
+    return {f"uncut {name}": float(final[name]) for name in UNCUT if name in final}
+
+
+def _adapters(rows: pd.DataFrame) -> list[str]:
+    """Adapters in the order of the published table."""
+    return sorted(rows["adapter"].dropna().unique(), key=lambda name: _ORDER.index(name) if name in _ORDER else 99)
+
+
+def _gaps(rows: pd.DataFrame) -> list[str]:
+    return sorted(rows["gap"].unique(), key=lambda gap: [int(number) for number in gap.split(",")])
+
+
+def _colors(adapters: list[str]) -> dict[str, tuple[float, float, float, float]]:
+    """A hue for each kind of unit, its shade by when the map is resized."""
+    from matplotlib import colormaps
+
+    return {
+        name: colormaps[_HUES[stitcher.unit]](_SHADES[stitcher.resize]) if stitcher else (0.0, 0.0, 0.0, 1.0)
+        for name, stitcher in ((name, STITCHERS.get(name)) for name in adapters)
+    }
+
+
+def _readable(adapter: str) -> str:
+    return adapter.replace("_", " ")
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def draw_heat_map(rows: pd.DataFrame, path: Path) -> None:
+    """Draw the final accuracy of each adapter in each gap; the uncut networks are lines on the colour bar.
+
+    Args:
+        rows: Rows of one sweep.
+        path: The picture.
+    """
+    final = _stitched(_final(rows))
+    adapters, gaps = _adapters(final), _gaps(final)
+    table = final.pivot_table(index="adapter", columns="gap", values="test_accuracy").reindex(adapters, columns=gaps)
+    uncut = _uncut(rows)
+    figure = _figure(3.6 + 0.75 * len(gaps), 1.9 + 0.42 * len(adapters))
+    axes = figure.add_subplot()
+    axes.set_facecolor("#eeeeee")
+    values = [*final["test_accuracy"], *uncut.values()]
+    image = axes.imshow(table, cmap="viridis", aspect="auto", vmin=min(values), vmax=max(values))
+    _write_values(axes, table, image)
+    axes.set_xticks(range(len(gaps)), [_gap_label(final, gap) for gap in gaps])
+    axes.set_yticks(range(len(adapters)), [_readable(name) for name in adapters])
+    axes.set_xlabel("pieces left out, and ↓ the down-samplings\nthat the configuration counts among them")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, label="test accuracy (%)", pad=0.02)
+    for value in uncut.values():
+        bar.ax.axhline(value, color="#e45756", linewidth=2)
+    reference = ", ".join(f"{name} {value:.1f} %" for name, value in uncut.items())
+    title = str(rows["arch"].iloc[0]) + (f"\nred lines: {reference}" if reference else "")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    save_figure(figure, path)
+
+
+def _gap_label(rows: pd.DataFrame, gap: str) -> str:
+    count = int(rows.loc[rows["gap"] == gap, "num_downsamples"].iloc[0])
+    first, last = gap.split(",")
+    return f"{first}–{last}\n↓{count}" if first != last else f"{first}\n↓{count}"
+
+
+def _write_values(axes: Axes, table: pd.DataFrame, image: object) -> None:
+    """Write each cell's accuracy into it, light on dark; a cell without one is a dash."""
+    for row, values in enumerate(table.to_numpy()):
+        for column, value in enumerate(values):
+            if value != value:  # NaN
+                axes.text(column, row, "–", ha="center", va="center", color="#999999")
+                continue
+            dark = image.norm(value) < 0.6  # type: ignore[attr-defined]
+            color = "white" if dark else "black"
+            axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=color, fontsize=8)
+
+
+def draw_accuracy_over_parameters(rows: pd.DataFrame, path: Path) -> None:
+    """Draw the final accuracy over the parameters that were trained; colours are adapters, markers the down-samplings.
+
+    Args:
+        rows: Rows of one sweep.
+        path: The picture.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    final = _stitched(_final(rows))
+    adapters = _adapters(final)
+    colors = _colors(adapters)
+    figure = _figure(9, 5)
+    axes = figure.add_subplot()
+    counts = sorted(int(count) for count in final["num_downsamples"].unique())
+    for count, marker in zip(counts, cycle(_MARKERS), strict=False):
+        chosen = final[final["num_downsamples"] == count]
+        axes.scatter(
+            chosen["num_trainable_params"],
+            chosen["test_accuracy"],
+            c=[colors[name] for name in chosen["adapter"]],
+            marker=marker,
+            s=42,
+            alpha=0.85,
+            edgecolors="white",
+            linewidths=0.5,
+        )
+    _draw_uncut(axes, rows)
+    axes.set(xscale="log", xlabel="trained parameters", ylabel="test accuracy (%)")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _: quantity(value))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_title(str(rows["arch"].iloc[0]), loc="left")
+    axes.grid(alpha=0.3)
+    handles = [Line2D([], [], marker="o", linestyle="", color=colors[name], label=_readable(name)) for name in adapters]
+    handles += [
+        Line2D([], [], marker=marker, linestyle="", color="#555555", label=f"{count} down-sampling{'s' * (count != 1)}")
+        for count, marker in zip(counts, cycle(_MARKERS), strict=False)
+    ]
+    lines = axes.get_legend_handles_labels()[0]
+    figure.legend(handles=[*handles, *lines], loc="outside right upper", fontsize=8, frameon=False)
+    save_figure(figure, path)
+
+
+def _draw_uncut(axes: Axes, rows: pd.DataFrame) -> None:
+    for (name, value), line in zip(_uncut(rows).items(), _LINES, strict=False):
+        axes.axhline(value, color="#333333", linestyle=line, linewidth=1.2, label=f"{name} {value:.1f} %")
+
+
+def draw_learning_curves(rows: pd.DataFrame, path: Path) -> None:
+    """Draw test accuracy over epochs: a panel for each gap, a line for each adapter.
+
+    Args:
+        rows: Rows of one sweep.
+        path: The picture.
+    """
+    stitched = _stitched(rows)
+    adapters, gaps = _adapters(stitched), _gaps(stitched)
+    colors = _colors(adapters)
+    columns = math.ceil(len(gaps) ** 0.5)
+    lines = -(-len(gaps) // columns)
+    figure = _figure(3.0 * columns + 2.6, 2.4 * lines + 0.6)
+    panels = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
+    for axes, gap in zip(panels, gaps, strict=False):
+        here = stitched[stitched["gap"] == gap].groupby(["adapter", "epoch"])["test_accuracy"].mean().dropna()
+        for number, adapter in enumerate(adapters):
+            if adapter in here:
+                # Where adapters do the same, a thinner line lies on a thicker one, and both are seen.
+                width = max(1.2, 2.4 - 0.15 * number)
+                mean = here[adapter]
+                axes.plot(mean.index, mean, color=colors[adapter], linewidth=width, label=_readable(adapter))
+        _draw_uncut(axes, rows)
+        axes.set_title(f"gap {gap.replace(',', '–')}", fontsize=9)
+        axes.grid(alpha=0.3)
+    for axes in panels[len(gaps) - columns :]:
+        axes.tick_params(labelbottom=True)
+    for axes in panels[len(gaps) :]:
+        axes.set_visible(False)
+    found = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    order = {_readable(name): number for number, name in enumerate(adapters)}
+    labels = sorted(found, key=lambda label: order.get(label, len(order)))
+    figure.legend([found[label] for label in labels], labels, loc="outside right upper", fontsize=8, frameon=False)
+    figure.supxlabel("epoch", fontsize=10)
+    figure.supylabel("test accuracy (%)", fontsize=10)
+    save_figure(figure, path)

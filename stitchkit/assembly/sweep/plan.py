@@ -1,0 +1,201 @@
+"""The plan of a sweep: which job stands for each gap and stitcher, or why none does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+
+from stitchkit.assembly.parts.registry import COMMON, part_class
+from stitchkit.assembly.sweep.config import CutNetwork, Gap, SweepConfig
+from stitchkit.assembly.sweep.stitchers import FINETUNE, STITCHERS, DoesNotApply, PartDict
+from stitchkit.assembly.train.result import update_metadata
+from stitchkit.files import own_folder, write_text
+from stitchkit.measure.pareto import aligned, quantity
+
+UNCUT = ("source", "destination")
+"""The two networks of a sweep, which it also evaluates uncut, as a reference."""
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """One job of a sweep, or one that does not apply.
+
+    Args:
+        name: Of its folder.
+        metadata: What its folder says of it: architecture, gap and adapter.
+        config: The configuration of the job; None where the stitcher does not apply.
+        adapter: The parts between the two networks; none where there is no adapter.
+        reason: Why the stitcher does not apply.
+    """
+
+    name: str
+    metadata: dict[str, Any]
+    config: dict[str, Any] | None
+    adapter: tuple[PartDict, ...] = ()
+    reason: str = ""
+
+    def write(self, folder: Path) -> Path:
+        """Make its folder in `folder`, with `config.yml` and `metadata.yml`; what a run added to the latter stays.
+
+        Raises:
+            InputError: If the folder, or anything in it, is a symbolic link.
+        """
+        place = own_folder(folder / self.name)
+        about = place / "metadata.yml"
+        update_metadata(about, self.metadata)
+        write_text(place / "config.yml", _dump(self.config))
+        return place
+
+
+class _NoAliases(yaml.SafeDumper):
+    """Writes each value out; the same list in two parts is no anchor and alias."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        """No value is ever referred to."""
+        return True
+
+
+def _dump(value: object) -> str:
+    return yaml.dump(value, Dumper=_NoAliases, sort_keys=False)
+
+
+def plan(config: SweepConfig) -> list[PlannedJob]:
+    """The uncut networks, and every gap with every stitcher, in the order of the file."""
+    stitched = [_planned(config, gap, stitcher) for gap in config.gaps for stitcher in config.stitchers]
+    return [*_uncut(config), *stitched]
+
+
+def _planned(config: SweepConfig, gap: Gap, stitcher: str) -> PlannedJob:
+    name = f"train-{config.name}-gap-{gap}-adapter-{stitcher}"
+    metadata = {
+        "arch": config.name,
+        "first_deleted_block": gap.first,
+        "last_deleted_block": gap.last,
+        "num_downsamples": gap.num_downsamples,
+        "adapter": stitcher,
+    }
+    try:
+        if stitcher == FINETUNE:
+            return PlannedJob(name, metadata, _job(config, _finetuned(config, gap)))
+        before, adapter, after = _stitched(config, gap, stitcher)
+    except DoesNotApply as reason:
+        return PlannedJob(name, metadata, None, reason=str(reason))
+    parts = [*_frozen(before, True), *_frozen(adapter, False), *_frozen(after, True)]
+    return PlannedJob(name, metadata, _job(config, parts), tuple(adapter))
+
+
+def _uncut(config: SweepConfig) -> list[PlannedJob]:
+    """Jobs that test the two networks as they are: one where they are the same, none where their weights are random."""
+    if not config.job.get("pretrained", True):
+        return []
+    networks = [config.source] if config.source == config.destination else [config.source, config.destination]
+    return [
+        PlannedJob(
+            f"test-{config.name}-uncut-{name}",
+            {"arch": config.name, "uncut": name},
+            {**_job(config, _frozen(network.pieces, True)), **_own_preprocessing(config, network), "test_only": True},
+        )
+        for name, network in zip(UNCUT, networks, strict=False)
+    ]
+
+
+def _own_preprocessing(config: SweepConfig, network: CutNetwork) -> dict[str, Any]:
+    """Settings that give a network images normalised as timm says of it, where the file does not say how.
+
+    In a stitched network the source alone sees images; the destination's own normalisation shows only here.
+    """
+    train = config.job.get("train_config") or {}
+    images = train.get("data_preprocessing") or {}
+    [arguments] = network.pieces[0].values()
+    known = timm.get_pretrained_cfg(str(arguments.get("model_name")), allow_unregistered=True)
+    if arguments.get("backend", "timm") != "timm" or known is None or "mean" in images or "std" in images:
+        return {}
+    own = {"mean": list(known.mean), "std": list(known.std)}
+    return {"train_config": {**train, "data_preprocessing": {**images, **own}}}
+
+
+def _job(config: SweepConfig, parts: Sequence[PartDict]) -> dict[str, Any]:
+    return {"assembly": list(parts), **config.job}
+
+
+def _stitched(config: SweepConfig, gap: Gap, name: str) -> tuple[list[PartDict], list[PartDict], list[PartDict]]:
+    """The source's pieces, the adapter and the destination's pieces."""
+    stitcher = STITCHERS[name]
+    given = config.source.shapes[gap.first - 1].gives
+    taken = config.destination.shapes[gap.last + 1].takes
+    assert given is not None, "a gap comes after a piece"
+    assert taken is not None, "a gap comes before a piece"
+    adapter = stitcher.parts(given, taken, gap.num_downsamples)
+    after = list(config.destination.pieces[gap.last + 1 :])
+    if stitcher.keeps_size:
+        # Where no size is declared, the assembly resizes nothing, and later pieces run at the source's size.
+        after = [_without_sizes(piece) for piece in after]
+    return list(config.source.pieces[: gap.first]), adapter, after
+
+
+def _without_sizes(piece: PartDict) -> PartDict:
+    [(name, arguments)] = piece.items()
+    bare = {
+        key: value if isinstance(value, str) else value[0]
+        for key, value in arguments.items()
+        if key in ("in_format", "out_format")
+    }
+    return {name: {**arguments, **bare}}
+
+
+def _finetuned(config: SweepConfig, gap: Gap) -> list[PartDict]:
+    """What is left of the networks, with the down-sampling pieces inside the gap, all of it trained.
+
+    Raises:
+        DoesNotApply: If a piece does not take what the one before it gives.
+    """
+    # Pieces alternate between down-sampling and the rest of a stage, so those with even numbers down-sample.
+    kept = [number for number in range(gap.first, gap.last + 1) if number % 2 == 0]
+    numbers = [*kept, *range(gap.last + 1, len(config.destination.pieces))]
+    given = config.source.shapes[gap.first - 1].gives
+    for number in numbers:
+        takes, gives = config.destination.shapes[number]
+        assert given is not None, "only the last piece gives no map"
+        assert takes is not None, "only the first piece takes an image"
+        if given.arriving_as(takes.format) != takes:
+            raise DoesNotApply(f"piece {number} takes {takes}, the piece before it gives {given}")
+        given = gives
+    return _frozen(
+        [*config.source.pieces[: gap.first], *(config.destination.pieces[number] for number in numbers)], False
+    )
+
+
+def _frozen(parts: Sequence[PartDict], frozen: bool) -> list[PartDict]:
+    return [{name: {**arguments, "frozen": frozen}} for part in parts for name, arguments in part.items()]
+
+
+def table(jobs: Sequence[PlannedJob]) -> str:
+    """A plan as text in columns: gap, stitcher, and the parameters of the adapter or why there is none."""
+    lines = [("gap", "down", "stitcher", "adapter params", "")]
+    for job in jobs:
+        about = job.metadata
+        if "uncut" in about:
+            lines.append(("-", "-", f"uncut {about['uncut']}", "-", ""))
+            continue
+        gap = f"{about['first_deleted_block']},{about['last_deleted_block']}"
+        params = quantity(num_params(job.adapter)) if job.adapter else "-"
+        reason = f"does not apply: {job.reason}" if job.config is None else "" if job.adapter else "everything trains"
+        lines.append((gap, str(about["num_downsamples"]), about["adapter"], params, reason))
+    return aligned(lines, left={0, 2, 4})
+
+
+def num_params(adapter: Sequence[PartDict]) -> int:
+    """Parameters of the parts of an adapter."""
+    count = 0
+    with torch.device("meta"):
+        for part in adapter:
+            for name, arguments in part.items():
+                own = {key: value for key, value in arguments.items() if key not in COMMON}
+                count += sum(parameter.numel() for parameter in part_class(name)(**own).parameters())
+    return count

@@ -1,0 +1,104 @@
+"""What a sweep found: all results in one table, and its pictures."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stitchkit.assembly.train.result import read_metadata
+from stitchkit.errors import InputError
+from stitchkit.files import replacing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_COLUMNS = {"Epoch": "epoch", "Step": "step", "LR": "lr", "Loss": "loss", "Overall/Train Loss": "train_loss"}
+_TEST_ACCURACY = re.compile(r"Overall/(.+)/Test Accuracy")
+_SEED = re.compile(r"result-(\d+)")
+
+
+def sweep_report(folder: str | Path) -> list[Path]:
+    """Write `results.csv`, `results.parquet` and the pictures of every sweep into the folder of its jobs.
+
+    A sweep of which the uncut networks alone have a result has no pictures yet.
+
+    Args:
+        folder: The folder that the sweep wrote its jobs into; one may hold several sweeps.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: If there is no result in it.
+    """
+    from stitchkit.assembly.sweep.draw import draw_accuracy_over_parameters, draw_heat_map, draw_learning_curves
+
+    place = Path(folder)
+    table = collect(place)
+    files = [place / "results.csv", place / "results.parquet"]
+    with replacing(files[0]) as draft:
+        table.to_csv(draft, index=False)
+    with replacing(files[1]) as draft:
+        table.to_parquet(draft, index=False)
+    for arch, rows in table.groupby("arch"):
+        if not (rows["gap"] != "").any():
+            continue  # its uncut networks alone have a result so far
+        for kind, draw in (
+            ("heatmap", draw_heat_map),
+            ("parameters", draw_accuracy_over_parameters),
+            ("curves", draw_learning_curves),
+        ):
+            files.append(place / f"{arch}-{kind}.png")
+            draw(rows, files[-1])
+    return files
+
+
+def collect(folder: str | Path) -> pd.DataFrame:
+    """One row for each job, seed and epoch, with what its folder says of the job; accuracies are in percent.
+
+    Raises:
+        InputError: If there is no result in the folder, or a file in it is damaged.
+    """
+    import pandas as pd
+
+    place = Path(folder)
+    if not place.is_dir():
+        raise InputError(f"folder '{folder}' does not exist; give the -o of a sweep")
+    tables = [
+        _rows(result, about)
+        for file in sorted(place.glob("*/metadata.yml"))
+        if "arch" in (about := _about(file))  # other jobs than a sweep's have none
+        for result in sorted(file.parent.glob("result*.csv"))
+    ]
+    if not tables:
+        raise InputError(f"folder '{folder}' holds no results of a sweep; run one with stitchkit sweep -c FILE -o DIR")
+    return pd.concat(tables, ignore_index=True)
+
+
+def _about(file: Path) -> dict[str, Any]:
+    """What a job's folder says of it; its architecture begins the names of pictures, so it is no path."""
+    about = read_metadata(file)
+    arch = str(about.get("arch"))
+    if "/" in arch or "\0" in arch:
+        raise InputError(f"'{file}' has arch {arch!r}; it must be a name without '/', as the sweep's file has")
+    return about
+
+
+def _rows(result: Path, about: dict[str, Any]) -> pd.DataFrame:
+    """The epochs of one job, in tidy columns."""
+    import pandas as pd
+
+    try:
+        raw = pd.read_csv(result)
+    except ValueError as error:
+        raise InputError(f"'{result}' is no table of results: {error}; move it away") from error
+    named = re.match(_SEED, result.name)
+    gap = f"{about['first_deleted_block']},{about['last_deleted_block']}" if "adapter" in about else ""
+    rows = raw.rename(columns=_COLUMNS)[[name for old, name in _COLUMNS.items() if old in raw]]
+    tests = raw[[name for name in raw if _TEST_ACCURACY.fullmatch(name)]]
+    plain = {key: value for key, value in about.items() if not isinstance(value, dict | list)}
+    # With several data sets the mean speaks for all of them.
+    accuracy = 100 * tests.mean(axis=1)
+    seed = int(named.group(1)) if named else pd.NA
+    return rows.assign(job=result.parent.name, seed=seed, gap=gap, test_accuracy=accuracy, **plain)

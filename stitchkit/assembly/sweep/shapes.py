@@ -1,0 +1,112 @@
+"""What the pieces of a network take and give, as a dry run shows it; what they declare is held against it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from stitchkit.assembly.parts.network import check_network
+from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
+from stitchkit.assembly.sweep.stitchers import Shape
+from stitchkit.errors import InputError
+from stitchkit.networks.formats import TensorFormat
+
+
+class PieceShapes(NamedTuple):
+    """What a piece of a network takes and gives.
+
+    Args:
+        takes: None for the first piece, which takes an image.
+        gives: None for the last piece, which gives logits.
+    """
+
+    takes: Shape | None
+    gives: Shape | None
+
+
+def piece_shapes(pieces: Sequence[PartSpec], image_size: int) -> tuple[PieceShapes, ...]:
+    """What each piece of a network takes and gives, found without weights and without memory.
+
+    Args:
+        pieces: The network, all of it.
+        image_size: Side of an image.
+
+    Raises:
+        InputError: If a piece declares no format or a false one, or cannot be built or run.
+    """
+    for key, some in (("out_format", pieces[:-1]), ("in_format", pieces)):
+        for piece in some:
+            _declared(piece, key)  # what is no format is named before anything is built
+    found = _run_dry(pieces, image_size)
+    for piece, (takes, gives) in zip(pieces, found, strict=True):
+        _compare(piece, "in_format", "takes", takes)
+        _compare(piece, "out_format", "gives", gives)
+    return found
+
+
+def _declared(piece: PartSpec, key: str) -> TensorFormat | None:
+    value = piece.arguments.get(key)
+    with _at(piece, key):
+        return None if value is None else TensorFormat.parse(value)
+
+
+@contextmanager
+def _at(piece: PartSpec, key: str) -> Iterator[None]:
+    """Begin errors with the place of a piece's format."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{piece.place}.{piece.name}.{key}: {error}") from error
+
+
+def _compare(piece: PartSpec, key: str, does: str, shape: Shape | None) -> None:
+    """Hold what a piece declares against what it does."""
+    declared = _declared(piece, key)
+    if declared is None or shape is None:
+        return
+    found = TensorFormat.parse(shape.declare())
+    if declared.channels in (None, found.channels) and declared.positions in (None, found.positions):
+        return
+    with _at(piece, key):
+        raise InputError(f"it says {declared}, but the piece {does} {found}; correct the one or the other")
+
+
+def _run_dry(pieces: Sequence[PartSpec], image_size: int) -> tuple[PieceShapes, ...]:
+    with torch.device("meta"):
+        size = (3, image_size, image_size)
+        # Where no size is declared, nothing is resized, and each piece shows what it does by itself; images may be.
+        first = _without_sizes(pieces[0], "out_format")
+        bare = (first, *(_without_sizes(piece, "in_format", "out_format") for piece in pieces[1:]))
+        network = check_network(NetworkSpec(bare), num_classes=1, input_size=size, pretrained=False).eval()
+        x = torch.empty(2, *size)
+    taken: list[Shape | None] = []
+    given: list[Shape | None] = []
+    with torch.no_grad():
+        for part, enter, piece in zip(network.parts, network.entries, pieces, strict=True):
+            before = given[-1] if given else None
+            x = enter(x)
+            taken.append(None if before is None else _shape(x, piece, "in_format", before.format))
+            x = part(x)
+            if len(taken) < len(pieces) and _declared(piece, "out_format") is None:
+                raise InputError(f"{piece.place} has no out_format, which a sweep has to know; give img, token or bert")
+            given.append(_shape(x, piece, "out_format") if len(taken) < len(pieces) else None)
+    return tuple(map(PieceShapes, taken, given))
+
+
+def _without_sizes(piece: PartSpec, *keys: str) -> PartSpec:
+    kinds = {key: found.kind for key in keys if (found := _declared(piece, key))}
+    return replace(piece, arguments={**piece.arguments, **kinds})
+
+
+def _shape(x: torch.Tensor, piece: PartSpec, key: str, otherwise: str = "") -> Shape:
+    """The shape of a tensor, of the kind that a piece declares."""
+    declared = _declared(piece, key)
+    with _at(piece, key):
+        shape = Shape.of(TensorFormat.of(x, declared.kind if declared else otherwise))
+        if shape is None:
+            raise InputError(f"it is {declared}, which has no positions; only the last piece may give such")
+    return shape

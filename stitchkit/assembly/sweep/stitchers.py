@@ -1,0 +1,238 @@
+"""Stitchers: how a sweep bridges a gap, from the shapes on its two sides to the parts that stand between them.
+
+Source: the sweeps of "Bridging Large Gaps in Neural Network Representations with Model Stitching".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from stitchkit.errors import InputError, unknown
+from stitchkit.networks.formats import TensorFormat
+
+PartDict = dict[str, dict[str, Any]]
+"""A part as a file has it: its class name and its arguments."""
+
+FINETUNE = "finetune"
+"""The stitcher without an adapter: what is left of the networks is trained whole."""
+
+_IMAGE_LIKE = ("img", "bhwc")
+
+
+class DoesNotApply(Exception):
+    """A stitcher cannot bridge a gap; the message is the reason, to be shown in a plan."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What passes between two pieces of a network, for one image.
+
+    Args:
+        format: `img`, `bhwc`, `token` or `bert`.
+        channels: Its channels.
+        side: Its height and width; for a sequence, those of the map that it lists row by row.
+    """
+
+    format: str
+    channels: int
+    side: int
+
+    @property
+    def is_image_like(self) -> bool:
+        """Whether positions stand in rows and columns."""
+        return self.format in _IMAGE_LIKE
+
+    def arriving_as(self, format: str) -> Shape:
+        """It brought into another format: a class token that has no place there doubles the channels."""
+        doubled = self.format == "bert" and format != "bert"
+        return Shape(format, self.channels * (2 if doubled else 1), self.side)
+
+    def declare(self) -> list[Any]:
+        """It as a file has it: `[img, [C, H, W]]` or `[bert, [C, L]]`."""
+        size = [self.side, self.side] if self.is_image_like else [self.side**2]
+        return [self.format, [self.channels, *size]]
+
+    @classmethod
+    def parse(cls, value: object) -> Shape | None:
+        """The shape that a file declares, e.g. `[img, [C, H, W]]`; None where it declares no channels or no size.
+
+        Raises:
+            InputError: If it is no format, or not square.
+        """
+        return None if value is None else cls.of(TensorFormat.parse(value))
+
+    @classmethod
+    def of(cls, declared: TensorFormat) -> Shape | None:
+        """The shape that a format has; None where it has no channels or no size.
+
+        Raises:
+            InputError: If it is not square.
+        """
+        if declared.channels is None or not declared.positions:
+            return None
+        height, width = declared.grid
+        if height != width:
+            raise InputError(f"{declared} is not square; sweeps halve one side, so use square images")
+        return cls(declared.kind, declared.channels, height)
+
+    def __str__(self) -> str:
+        positions = f"{self.side} x {self.side}" if self.is_image_like else str(self.side**2)
+        return f"{self.format} {self.channels} x {positions}"
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What one unit of an adapter turns into what; sides are those of the map before and after its down-sampling."""
+
+    format: str
+    in_channels: int
+    out_channels: int
+    in_side: int
+    out_side: int
+
+
+_Build = Callable[[_Step], PartDict]
+
+
+@dataclass(frozen=True)
+class Stitcher:
+    """One way to bridge a gap.
+
+    Args:
+        unit: What the units of its adapter are: `linear`, `linear_relu`, `conv3x3`, `bottleneck` or `block`.
+        resize: `never` (later pieces run at the source's size), `before` or `after` a unit, or by its `stride`.
+    """
+
+    unit: str
+    resize: str
+
+    @property
+    def keeps_size(self) -> bool:
+        """Whether the destination's pieces run at the source's size."""
+        return self.resize == "never"
+
+    def parts(self, source: Shape, destination: Shape, num_downsamples: int) -> list[PartDict]:
+        """The adapter between two pieces: a chain of trainable parts.
+
+        Args:
+            source: What the last piece before the gap gives.
+            destination: What the first piece after the gap takes.
+            num_downsamples: How many times the gap halves the map; the chain has as many units, at least one.
+
+        Raises:
+            DoesNotApply: If this stitcher has no unit for such shapes.
+        """
+        image_like = source.is_image_like or destination.is_image_like
+        build = _unit(self.unit, image_like=image_like)
+        if self.resize == "stride" and not image_like:
+            raise DoesNotApply("a stride needs an image-like side; both sides are sequences")
+        both_bert = source.format == destination.format == "bert"
+        start = source.arriving_as("img" if image_like else "bert" if both_bert else "token")
+        channels = _halvings(start.channels, destination.channels, num_downsamples)
+        sides = _halvings(start.side, start.side if self.keeps_size else destination.side, num_downsamples, grows=False)
+        steps = zip(pairwise(channels), pairwise(sides), strict=True)
+        return [self._part(build, _Step(start.format, *channel, *side)) for channel, side in steps]
+
+    def _part(self, build: _Build, step: _Step) -> PartDict:
+        """One unit, told which shape it takes: the assembly resizes what arrives in another one."""
+        [(name, arguments)] = build(step).items()
+        if self.resize == "stride":
+            # Rounded up: a strided unit of an odd side keeps the last row, as the networks' own do.
+            arguments["stride"] = math.ceil(step.in_side / step.out_side)
+        side = step.out_side if self.resize == "before" else step.in_side
+        return {name: {**arguments, "in_format": Shape(step.format, step.in_channels, side).declare()}}
+
+
+def _halvings(start: int, end: int, count: int, *, grows: bool = True) -> list[int]:
+    """From `start` to `end` in `max(count, 1)` steps of a factor of two, none past `end`; the last goes all the way."""
+    if end >= start:
+        values = [min(start * 2**step, end) if grows else end for step in range(max(count, 1))]
+    else:
+        values = [max(start // 2**step, end) for step in range(max(count, 1))]
+    return [*values, end]
+
+
+def _unit(name: str, *, image_like: bool) -> _Build:
+    """How one unit of an adapter is built.
+
+    Raises:
+        DoesNotApply: If there is no such unit between sequences.
+    """
+    if name == "block":
+        return _resnet("ResNetBasicBlock") if image_like else _vision_transformer
+    if not image_like and name in ("conv3x3", "bottleneck"):
+        what = {"conv3x3": "a 3x3 convolution", "bottleneck": "a ResNet bottleneck"}[name]
+        raise DoesNotApply(f"{what} needs an image-like side; both sides are sequences")
+    if name == "bottleneck":
+        return _resnet("ResNetBottleneck")
+    layer = {"num_conv": 1, "kernel_size": 3 if name == "conv3x3" else 1} if image_like else {"num_fc": 1}
+    return _simple({**layer, "nonlinearity": name != "linear"})
+
+
+def _simple(arguments: dict[str, Any]) -> _Build:
+    return lambda step: {
+        "SimpleAdapter": {"in_channels": step.in_channels, "out_channels": step.out_channels, **arguments}
+    }
+
+
+def _resnet(kind: str) -> _Build:
+    return lambda step: {kind: {"in_channels": step.in_channels, "out_channels": step.out_channels}}
+
+
+def _vision_transformer(step: _Step) -> PartDict:
+    if step.in_channels != step.out_channels:
+        raise DoesNotApply(f"a ViT block keeps its channels; {step.in_channels} are to become {step.out_channels}")
+    # Heads of 64 channels, as ViTs have them, or the nearest number that divides the channels.
+    heads = math.gcd(step.in_channels, max(1, step.in_channels // 64))
+    return {"VisionTransformerBlock": {"embed_dim": step.in_channels, "num_heads": heads}}
+
+
+STITCHERS: dict[str, Stitcher] = {
+    "linear_no_downsample": Stitcher("linear", "never"),
+    "linear_relu_no_downsample": Stitcher("linear_relu", "never"),
+    "bottleneck_no_downsample": Stitcher("bottleneck", "never"),
+    "block_no_downsample": Stitcher("block", "never"),
+    "linear_post_downsample": Stitcher("linear", "after"),
+    "downsample_then_linear": Stitcher("linear", "before"),
+    "downsample_then_linear_relu": Stitcher("linear_relu", "before"),
+    "downsample_then_3x3conv": Stitcher("conv3x3", "before"),
+    "downsample_then_bottleneck": Stitcher("bottleneck", "before"),
+    "downsample_then_block": Stitcher("block", "before"),
+    "conv3x3_with_downsample": Stitcher("conv3x3", "stride"),
+    "bottleneck_with_downsample": Stitcher("bottleneck", "stride"),
+    "block_with_downsample": Stitcher("block", "stride"),
+}
+"""All stitchers with an adapter, by their published names."""
+
+DEFAULT_STITCHERS = (
+    FINETUNE,
+    "linear_no_downsample",
+    "linear_relu_no_downsample",
+    "bottleneck_no_downsample",
+    "downsample_then_linear",
+    "downsample_then_linear_relu",
+    "downsample_then_3x3conv",
+    "downsample_then_bottleneck",
+    "conv3x3_with_downsample",
+    "bottleneck_with_downsample",
+)
+"""The ten of the published sweeps."""
+
+
+def check_stitcher(name: object, place: str = "stitcher") -> str:
+    """The name, where a stitcher has it.
+
+    Args:
+        name: What a file says.
+        place: Where it stands there.
+
+    Raises:
+        InputError: If none does.
+    """
+    if name != FINETUNE and name not in STITCHERS:
+        raise InputError(f"{place}: {unknown('stitcher', str(name), (FINETUNE, *STITCHERS))}")
+    return str(name)

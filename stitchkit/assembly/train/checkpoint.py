@@ -1,0 +1,219 @@
+"""Checkpoints of a job: all that it needs to go on, and weights to start from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stitchkit.assembly.config.optim import Schedule
+from stitchkit.classes import note_origin
+from stitchkit.errors import InputError
+from stitchkit.networks.weights import load_content, misfit, weights_of
+from stitchkit.train.checkpoint import link, save_state
+from stitchkit.train.checkpoint_header import read_alike
+from stitchkit.train.checkpoint_schema import (
+    anything,
+    check,
+    each,
+    either,
+    fields,
+    in_short,
+    like,
+    nothing,
+    number,
+    plain,
+    table,
+    text,
+    whole,
+)
+from stitchkit.train.optim import load_optimizer
+
+_logger = logging.getLogger(__name__)
+
+_FORMAT = "stitchkit job 1"
+NEWEST = "checkpoint.pth"
+"""Name of the newest checkpoint in a job's folder; each epoch's is `model-<step>.pth`."""
+
+# What a resumed job must have as before, beside its training, and what of that may be longer.
+_NETWORK = ("model", "assembly", "head", "reformat_options", "unfrozen")
+_MAY_CHANGE = ("train_config.epochs", "train_config.max_steps")
+
+
+_NUMBER = either(number(finite=False), nothing)
+_SCHEMA = fields(
+    {
+        "format": text,
+        "state_dict": table(text, anything),
+        "optimizer": table(text, anything),
+        "opt": text,
+        "scheduler": either(table(text, anything), nothing),
+        "epoch": whole(0, 10**6),
+        "step": whole(0),
+        "rows": each(table(text, _NUMBER)),
+        "classes": each(each(text)),
+        "config": plain,
+    },
+    {"steps_per_epoch": whole(1)},
+)
+"""What a job saves; its weights and states are looked at where they are used."""
+
+
+_MOVING: dict[str, Any] = {
+    "last_epoch": whole(-1),
+    "_step_count": whole(0),
+    "_last_lr": each(number()),
+    "T_cur": number(-1),
+    "T_i": number(1),
+    "best": number(finite=False),
+    "num_bad_epochs": whole(0),
+    "cooldown_counter": whole(0),
+    "_get_lr_called_within_step": anything,
+    "_is_initial": anything,
+}
+"""What a schedule of torch changes as it goes; all else is as its settings made it."""
+
+
+def save(folder: Path, state: Mapping[str, Any], *, step: int) -> None:
+    """Write the state of a job after an epoch.
+
+    Args:
+        folder: Of the job.
+        state: Plain data and tensors.
+        step: Number of steps done.
+    """
+    save_state(folder / NEWEST, {"format": _FORMAT, **state, "step": step})
+    link(folder / f"model-{step}.pth", folder / NEWEST)
+
+
+def load_weights(network: nn.Module, path: str, *, strict: bool) -> None:
+    """Start from the weights in a file, and note on the network that its classifier is from there, if it is.
+
+    Args:
+        network: The network.
+        path: The file, ours, a published one or any of named weights.
+        strict: It must have all names and no others; else what fits is loaded and the rest is named.
+
+    Raises:
+        InputError: If it cannot be read, or does not fit.
+    """
+    content, _ = read_alike(path)
+    if strict:
+        load_content(network, content, path)
+        note_origin(network, content, path)
+        return
+    weights, own = weights_of(content), network.state_dict()
+    fitting = {name: value for name, value in weights.items() if name in own and not misfit(name, value, own[name])}
+    if not fitting:
+        raise InputError(f"checkpoint '{path}' has nothing that fits this network; check the path")
+    network.load_state_dict(fitting, strict=False)
+    if next(reversed(own)) in fitting:  # the last weights are the classifier's
+        note_origin(network, content, path)
+    _logger.info("%d of %d weights are from %s", len(fitting), len(own), path)
+
+
+def resume(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    schedule: Schedule | None,
+    path: str,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Put a job back to where it stood.
+
+    Args:
+        network: The network.
+        optimizer: It trains the network; None where nothing is to be trained.
+        schedule: Its learning-rate schedule.
+        path: The checkpoint.
+        settings: All settings of the job, as plain data.
+
+    Returns:
+        All that the file holds: `epoch`, the number of epochs done, and `rows` of the result among it.
+
+    Raises:
+        InputError: If it is no checkpoint of a job, or of a different one.
+    """
+    content, _ = read_alike(path)
+    if content.get("format") != _FORMAT:
+        raise InputError(
+            f"checkpoint '{path}' holds no state of a job of stitchkit; start from its weights with --load-from"
+        )
+    try:
+        check(content, _SCHEMA, "")
+    except InputError as error:
+        raise InputError(f"checkpoint '{path}' is damaged: {error}") from error
+    last = content["rows"][-1] if content["rows"] else {}
+    if (last.get("Epoch"), last.get("Step")) != (content["epoch"], content["step"]):
+        raise InputError(f"checkpoint '{path}' is damaged: its epoch and step are not those of its last row")
+    _check_settings(content["config"], settings, path, trains=optimizer is not None)
+    load_content(network, content, path)
+    if optimizer is None:
+        return content
+    try:
+        load_optimizer(optimizer, content["optimizer"])
+        if schedule is not None:
+            done = content["epoch"] if schedule.cadence == "epochs" else content["step"]
+            check(content["scheduler"], like({**schedule.state_dict(), "done": done}, _MOVING), "scheduler")
+            schedule.load_state_dict(content["scheduler"])
+    except InputError as error:
+        raise InputError(f"checkpoint '{path}' does not fit this job: {error}; use the same settings") from error
+    return content
+
+
+def check_position(content: Mapping[str, Any], path: str, *, steps: int, max_steps: int | None) -> None:
+    """See that a checkpoint is of whole epochs, or that nothing follows it: within an epoch no job goes on.
+
+    Args:
+        content: Of the checkpoint.
+        path: The checkpoint.
+        steps: Steps of an epoch.
+        max_steps: Steps that the job ends after.
+
+    Raises:
+        InputError: If max_steps ended it within an epoch and the job asks for more steps.
+    """
+    done, whole = content["step"], content["epoch"] * content.get("steps_per_epoch", steps)
+    if done < whole and (max_steps is None or max_steps > done):
+        raise InputError(
+            f"checkpoint '{path}' was saved when max_steps ended it after {done} steps, within epoch "
+            f"{content['epoch']}, and only whole epochs can be resumed; train anew without max_steps, or start from "
+            "its weights with --load-from"
+        )
+
+
+def _check_settings(before: Mapping[str, Any], now: Mapping[str, Any], path: str, *, trains: bool) -> None:
+    """See that a job goes on with the network and, where it trains, the training that it began with."""
+    for key in (*_NETWORK, *(("train_config",) if trains else ())):
+        for place, old, new in _differences(before.get(key), now.get(key), key):
+            if place not in _MAY_CHANGE:
+                raise InputError(
+                    f"checkpoint '{path}' was trained with {place} {_said(old)}, not {_said(new)}; use the same, or "
+                    "start from its weights with --load-from"
+                )
+
+
+def _differences(old: Any, new: Any, place: str) -> Iterator[tuple[str, Any, Any]]:
+    """Where two settings differ, and what each says there."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys([*old, *new]):
+            yield from _differences(old.get(key), new.get(key), f"{place}.{key}")
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for number, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(one, other, f"{place}[{number}]")
+    elif _is_other(old, new):
+        yield place, old, new
+
+
+def _is_other(old: Any, new: Any) -> bool:
+    """Whether a value changed; one that no file of settings has, such as a tensor, did."""
+    is_number = [isinstance(value, int | float) for value in (old, new)]
+    return (type(old) is not type(new) and not all(is_number)) or bool(old != new)
+
+
+def _said(value: Any) -> str:
+    return "unset" if value is None else in_short(str(value))

@@ -1,0 +1,212 @@
+"""What a job computes in a step: its losses, main and auxiliary, and how many images it gets right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from timm.task import ClassificationTask
+from torch import nn
+
+from stitchkit.assembly.config.optim import Loss
+from stitchkit.distributed import sum_over_ranks
+from stitchkit.errors import InputError, unknown
+from stitchkit.networks.cut.piece import snapshot
+
+Labels = tuple[torch.Tensor, ...]
+"""Labels of each task, whose images follow one another in the batch."""
+
+
+class Captured:
+    """The last output of a submodule.
+
+    Args:
+        network: The network.
+        output: Path of the submodule in it.
+        place: What asks for it; errors begin with it.
+        training: Watch the steps of the training, or else the tests.
+
+    Raises:
+        InputError: If there is no such submodule.
+    """
+
+    def __init__(self, network: nn.Module, output: str, place: str, *, training: bool):
+        modules = dict(network.named_modules())
+        if not output or output not in modules:
+            raise InputError(f"{place}.output: {unknown('submodule', output, list(modules)[1:])}")
+        self._place = f"{place}.output"
+        self._output = output
+        self._training = training
+        self._value: Any = None
+        modules[output].register_forward_hook(self._keep)
+
+    def _keep(self, _module: nn.Module, _inputs: Any, value: Any) -> None:
+        if torch.is_grad_enabled() == self._training:
+            self._value = snapshot(value)  # the next layer may work in place
+
+    def take(self) -> Any:
+        """What it was in the last forward pass; it is then forgotten.
+
+        Raises:
+            InputError: If the submodule did not run.
+        """
+        value, self._value = self._value, None
+        if value is None:
+            raise InputError(f"{self._place}: '{self._output}' does not run in this network; name another submodule")
+        return value
+
+
+class WeightedLoss(NamedTuple):
+    """A loss beside the main one.
+
+    Args:
+        of: The output that it judges.
+        loss: The loss.
+        weight: Its weight.
+    """
+
+    of: Captured
+    loss: Loss
+    weight: float
+
+
+def output_of(outputs: Any, number: int) -> torch.Tensor:
+    """What a network says to one task: its own output, or the one that all tasks share."""
+    chosen: torch.Tensor = outputs[number] if isinstance(outputs, list | tuple) else outputs
+    return chosen
+
+
+def split(outputs: Any, labels: Labels) -> list[torch.Tensor]:
+    """The rows of each task from its output.
+
+    Args:
+        outputs: Logits `[B, num_classes]`, or a list of them, one for each task.
+        labels: Of each task.
+    """
+    parts, start = [], 0
+    for number, own in enumerate(labels):
+        parts.append(output_of(outputs, number)[start : start + len(own)])
+        start += len(own)
+    return parts
+
+
+class JobTask(ClassificationTask):  # type: ignore[misc]
+    """Classification by an assembly, with one loss a task and further losses of its inner outputs.
+
+    Args:
+        network: Images `[B, C, H, W]` to logits, or to a list of logits, one for each task.
+        losses: Loss of each task; the main loss is their mean.
+        further: Auxiliary losses; the total is the weighted mean, in which the main loss has weight 1.
+        device: Where the sums are kept.
+    """
+
+    def __init__(
+        self, network: nn.Module, losses: Sequence[Loss], further: Sequence[WeightedLoss] = (), *, device: torch.device
+    ):
+        super().__init__(network, losses[0], device=device, verbose=False)
+        self.losses = losses
+        self.further = further
+        self.last: dict[str, torch.Tensor] = {}
+        # for each task: hits and images since the last look
+        self._sums = torch.zeros(len(losses), 2, dtype=torch.float64, device=device)
+
+    def forward(  # type: ignore[override]
+        self, images: torch.Tensor, labels: Labels, _cfg_id: int | None = None
+    ) -> dict[str, Any]:
+        """Loss and outputs of a batch.
+
+        Args:
+            images: `[B, C, H, W]`, those of one task after those of another.
+            labels: Class numbers of each task.
+
+        Returns:
+            `loss`, a scalar, and `output`, the logits of each task.
+        """
+        outputs = split(self.trainable_module(images), labels)
+        total = self._mean(outputs, labels, self.losses)
+        weight = 1.0
+        for aux in self.further:
+            total = total + aux.weight * self._mean(split(aux.of.take(), labels), labels, [aux.loss] * len(labels))
+            weight += aux.weight
+        self._count(total / weight, outputs, labels)
+        return {"loss": total / weight, "output": outputs}
+
+    @staticmethod
+    def _mean(outputs: Sequence[torch.Tensor], labels: Labels, losses: Sequence[Loss]) -> torch.Tensor:
+        found = [loss(output.float(), own) for loss, output, own in zip(losses, outputs, labels, strict=True)]
+        return torch.stack(found).mean()
+
+    @torch.no_grad()
+    def _count(self, loss: torch.Tensor, outputs: Sequence[torch.Tensor], labels: Labels) -> None:
+        hits = torch.stack([(output.argmax(1) == own).sum() for output, own in zip(outputs, labels, strict=True)])
+        # Filled there: a list would be copied, and the host would wait for the GPU.
+        counts = torch.stack([hits.new_full((), len(own)) for own in labels])
+        self._sums += torch.stack([hits, counts], dim=1)
+        self.last = {"loss": loss.detach(), "accuracy": hits / counts}
+
+    def accuracies(self) -> list[float]:
+        """Accuracy of each task over the training images of all ranks since the last call."""
+        sums = sum_over_ranks(self._sums.clone())
+        self._sums.zero_()
+        return [hits / max(count, 1) for hits, count in sums.tolist()]
+
+
+class Judged(nn.Module):
+    """A network as one task, or one of its submodules, is judged: images to logits.
+
+    Args:
+        network: The network.
+        number: Number of the task.
+        output: The submodule's output; None for the network's own.
+    """
+
+    def __init__(self, network: nn.Module, number: int, output: Captured | None):
+        super().__init__()
+        self.network = network
+        self.number = number
+        self.output = output
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits `[B, num_classes]` of images `[B, C, H, W]`."""
+        outputs = self.network(images)
+        return output_of(outputs if self.output is None else self.output.take(), self.number)
+
+
+def rehearse(task: JobTask, images: torch.Tensor, labels: Labels, classes: Sequence[tuple[str, int]]) -> list[str]:
+    """Run a task once, before anything is trained, and see that outputs and losses fit the data.
+
+    Args:
+        task: The task, not yet distributed.
+        images: Some images.
+        labels: Their labels.
+        classes: Name and number of classes of each task.
+
+    Returns:
+        Names of trainable parameters that the loss does not depend on.
+
+    Raises:
+        InputError: If outputs do not fit the tasks, or a loss refuses them.
+    """
+    network = task.trainable_module
+    outputs = network(images)
+    if isinstance(outputs, list | tuple) and len(outputs) != len(labels):
+        raise InputError(f"the network has {len(outputs)} outputs for {len(labels)} data sets; it needs one for each")
+    for number, (name, count) in enumerate(classes):
+        shape = list(output_of(outputs, number).shape)
+        if len(shape) != 2 or shape[1] < max(count, 1):
+            raise InputError(
+                f"the network gives {shape[1:]} for an image, data set '{name}' has {count} classes; "
+                "end it with a part that gives one value for each class, such as head: {ClassifierHead: {}}"
+            )
+    trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    try:
+        loss = task(images, labels)["loss"]
+        if trained:
+            loss.backward()
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise InputError(f"train_config.loss_fn: a loss refuses outputs and labels: {error}") from error
+    unused = [name for name, parameter in trained.items() if parameter.grad is None]
+    network.zero_grad(set_to_none=True)
+    task.accuracies()
+    return unused

@@ -1,0 +1,1 @@
+"""Data sets: opened, split, read image by image, and loaded in batches."""

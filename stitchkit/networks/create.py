@@ -1,0 +1,147 @@
+"""Models and anchors by name: from timm's registry, with timm's or local weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import PretrainedCfg, is_model, list_models, list_pretrained
+from torch import nn
+
+from stitchkit.classes import note_origin
+from stitchkit.errors import InputError, unknown
+from stitchkit.networks.anchor import Anchor, view
+from stitchkit.networks.weight_names import own_names
+from stitchkit.networks.weights import load_content, read_checkpoint, weights_of
+from stitchkit.settings.stitch_config import AnchorSpec, check_kwargs
+
+
+def create_model(
+    name: str, *, checkpoint: str | Path | None = None, pretrained: bool = False, **kwargs: Any
+) -> nn.Module:
+    """A timm model with its weights.
+
+    Args:
+        name: timm's name, with or without a tag.
+        checkpoint: A local file with the weights; it excludes `pretrained`. If its classifier has another number of
+            classes than asked for, the classifier alone is made anew.
+        pretrained: Fetch timm's weights for the name.
+        kwargs: Arguments of `timm.create_model`; those that are None are left out.
+
+    Raises:
+        InputError: If timm has no such model, refuses an argument, or cannot fetch the weights.
+    """
+    known = published_config(name)
+    kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    check_kwargs(kwargs, f"'{name}'")
+    img_size = kwargs.get("img_size")
+    if known is not None and not known.fixed_input_size:
+        kwargs.pop("img_size", None)  # takes any size, and does not want to be told
+    content = None if checkpoint is None else read_checkpoint(checkpoint)
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained and content is None, **kwargs)
+    except Exception as error:  # timm, torch and the hub's client raise many kinds
+        reason = _short(error)
+        if pretrained and content is None:
+            raise InputError(
+                f"pretrained '{name}' cannot be had: {reason}; check the tag, the arguments and the network, "
+                "give a local checkpoint, or start from random weights (--no-pretrained)"
+            ) from error
+        raise InputError(f"timm cannot build '{name}' with {kwargs}: {reason}") from error
+    if img_size is not None:
+        _describe_input(model, img_size)
+    if content is not None and checkpoint is not None:
+        _load(model, content, checkpoint, num_classes=kwargs.get("num_classes"))
+    return model
+
+
+def published_config(name: str) -> PretrainedCfg | None:
+    """timm's description of the published weights of a name; None for a name that is a place, such as `hf-hub:...`.
+
+    Raises:
+        InputError: If timm has no such model, or no such weights of it.
+    """
+    if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+        return None
+    bare, _, tag = name.partition(".")
+    if not is_model(name):
+        raise unknown("timm model", bare, list_models())
+    try:
+        config: PretrainedCfg = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = [full.partition(".")[2] for full in list_pretrained(f"{bare}.*")]
+        raise unknown(f"tag of {bare}", tag, tags) from error
+    return config
+
+
+def _describe_input(model: nn.Module, img_size: int | Sequence[int]) -> None:
+    """Note the size of images in timm's description of the model, the one place where all models have it."""
+    sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    model.pretrained_cfg = config | {"input_size": (config["input_size"][0], *sides)}  # type: ignore[assignment]
+
+
+def _load(model: nn.Module, content: Mapping[str, Any], path: str | Path, *, num_classes: int | None) -> None:
+    """Load weights with whatever number of classes they have; the classifier is made anew if another one is asked."""
+    found = _classes_in(own_names(model, weights_of(content)), model)
+    if found not in (None, model.num_classes):
+        model.reset_classifier(found)  # type: ignore[operator]
+    load_content(model, content, path)
+    if num_classes not in (None, model.num_classes):
+        model.reset_classifier(num_classes)  # type: ignore[operator]
+    else:
+        note_origin(model, content, path)
+
+
+def _short(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _classes_in(weights: Mapping[str, torch.Tensor], model: nn.Module) -> int | None:
+    """Number of classes of some weights, by timm's name of the classifier."""
+    classifier = model.pretrained_cfg["classifier"]  # type: ignore[index]
+    if isinstance(classifier, tuple | list):
+        classifier = classifier[0]
+    weight = weights.get(f"{classifier}.weight")
+    return None if weight is None or not weight.ndim else len(weight)
+
+
+def create_anchor(
+    spec: AnchorSpec, *, pretrained: bool = True, checkpoints: bool | None = None, **overrides: Any
+) -> Anchor:
+    """The anchor of a specification.
+
+    Args:
+        spec: Name, label, arguments and checkpoint.
+        pretrained: Load its weights: the checkpoint where the specification has one, else timm's. Without, the
+            weights are random.
+        checkpoints: Load the checkpoint of the specification, if it has one; by default as `pretrained` says.
+        overrides: Further arguments of `timm.create_model`, stronger than those of the specification.
+
+    Raises:
+        InputError: If the model cannot be built, loaded or viewed as steps.
+    """
+    checkpoint = spec.checkpoint if (pretrained if checkpoints is None else checkpoints) else None
+    kwargs = {**spec.kwargs, **{key: value for key, value in overrides.items() if value is not None}}
+    try:
+        model = create_model(spec.name, checkpoint=checkpoint, pretrained=pretrained, **kwargs)
+    except InputError as error:
+        raise InputError(f"anchor '{spec.label}': {error}") from error
+    anchor = view(model, label=spec.label, source=checkpoint or (spec.name if pretrained else "random"))
+    _check_input_size(anchor, kwargs.get("img_size"))
+    return anchor
+
+
+def _check_input_size(anchor: Anchor, img_size: int | Sequence[int] | None) -> None:
+    """See that an anchor takes images of the size that it was asked to; some round it to their strides."""
+    if img_size is None:
+        return
+    asked = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    if anchor.input_size[1:] != asked:
+        raise InputError(
+            f"anchor '{anchor.label}' takes images of {anchor.input_size[1:]}, not {asked}; choose a multiple of its "
+            "strides as img_size"
+        )

@@ -1,0 +1,135 @@
+"""What flows where in the graph of a model: the tensors that enter and leave a place, and those that pass by it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from functools import cached_property
+
+from torch import fx
+
+from stitchkit.networks.cut.trace import INPUT, Trace
+
+
+class Flow:
+    """The nodes between a model's input and its output.
+
+    Nodes that do not depend on the input, such as parameters, cross every cut freely: each piece has its own.
+
+    Args:
+        trace: The graph of the model.
+    """
+
+    def __init__(self, trace: Trace):
+        self.trace = trace
+        self.labels = trace.labels
+        every = list(trace.graph.nodes)
+        self.source, self.sink = every[0], every[-1]
+        self.result = self.sink.args[0]
+        needed = self.between({self.source}, [self.sink]) & {self.source, *self.later(self.source)}
+        self.nodes = [node for node in every if node in needed]
+        self.place = {node: place for place, node in enumerate(self.nodes)}
+
+    def __contains__(self, node: fx.Node) -> bool:
+        return node in self.place
+
+    def before(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes whose values a node uses."""
+        return [argument for argument in node.all_input_nodes if argument in self]
+
+    def after(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes that use the value of a node."""
+        return [user for user in node.users if user in self]
+
+    @staticmethod
+    def between(starts: Iterable[fx.Node], ends: Iterable[fx.Node]) -> set[fx.Node]:
+        """All that the ends need, given the starts, both with them."""
+        given, found, left = set(starts), set[fx.Node](), list(ends)
+        while left:
+            node = left.pop()
+            if node not in found:
+                found.add(node)
+                left += [] if node in given else node.all_input_nodes
+        return found
+
+    @staticmethod
+    def later(start: fx.Node) -> set[fx.Node]:
+        """All that depends on a node."""
+        found, left = set[fx.Node](), [start]
+        while left:
+            for user in left.pop().users:
+                if user not in found:
+                    found.add(user)
+                    left.append(user)
+        return found
+
+    @cached_property
+    def regions(self) -> dict[str, list[fx.Node]]:
+        """The nodes of every function and module, by name, in the order they run."""
+        regions: dict[str, list[fx.Node]] = {}
+        for node in self.nodes[:-1]:
+            parts = self.labels[node].split(".")
+            for end in range(1, len(parts) + 1):
+                regions.setdefault(".".join(parts[:end]), []).append(node)
+        return regions
+
+    def entering(self, name: str) -> list[fx.Node]:
+        """The tensors that a module or function takes from what ran before it."""
+        region = self.regions[name]
+        if region == [self.source]:
+            return region
+        inside = set(region)
+        return _tensors(argument for node in region for argument in self.before(node) if argument not in inside)
+
+    def leaving(self, name: str) -> list[fx.Node]:
+        """The tensors of a module or function that are used after it; of a tuple, those that are taken out of it."""
+        region = self.regions[name]
+        inside = set(region)
+        left = [node for node in region if any(user not in inside for user in self.after(node))]
+        return _tensors(value for node in left for value in (self.after(node) if is_tuple(node) else [node]))
+
+    @cached_property
+    def clean(self) -> set[fx.Node]:
+        """The tensors that all the rest of the model depends on alone."""
+        found, reach = set(), 0
+        for place, node in enumerate(self.nodes[:-1]):
+            if reach <= place and not is_size(node) and not is_tuple(node):
+                found.add(node)
+            reach = max([reach, *(self.place[user] for user in self.after(node))])
+        return found
+
+    def ends_clean(self, name: str) -> bool:
+        """Whether one tensor alone crosses where a module or function ends."""
+        leaving = self.leaving(name)
+        return len(leaving) == 1 and leaving[0] in self.clean
+
+    def name(self, node: fx.Node) -> str:
+        """What a person may call the value of a node: the largest module that ends with it, or the node."""
+        if node is self.source:
+            return INPUT
+        parts = self.labels[node].split(".")
+        larger = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+        return next(name for name in larger if self.leaving(name)[-1:] == [node] or name == self.labels[node])
+
+
+def _tensors(nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    """The nodes without repetition and without sizes."""
+    return [node for node in dict.fromkeys(nodes) if not is_size(node)]
+
+
+def is_size(node: fx.Node) -> bool:
+    """Whether a node's value is a size, or made of sizes alone."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim", "numel")
+    if node.op != "call_function":
+        return False
+    if node.target is getattr:
+        return node.args[1] in ("shape", "ndim", "dtype", "device", "is_cuda")
+    values = node.all_input_nodes
+    arithmetic = getattr(node.target, "__module__", "") in (operator.getitem.__module__, "math")
+    return arithmetic and bool(values) and all(map(is_size, values))
+
+
+def is_tuple(node: fx.Node) -> bool:
+    """Whether a node's value is seen to be several tensors, because one of them is taken out of it."""
+    return any(user.target is operator.getitem and isinstance(user.args[1], int) for user in node.users)

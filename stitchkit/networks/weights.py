@@ -1,0 +1,263 @@
+"""Reading weights: released, timm's and our own checkpoints, without executing anything in them."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import pickle
+import re
+import textwrap
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors.torch import load
+from torch import nn
+
+from stitchkit.errors import InputError
+from stitchkit.networks.mode import evaluating
+from stitchkit.networks.weight_names import own_names
+from stitchkit.paths import check_local
+
+_MODEL_KEYS = ("state_dict", "model")
+_EMA_KEYS = ("state_dict_ema", "model_ema")
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint file: plain data and tensors, on the CPU.
+
+    Nothing in the file is executed, and its checksums are looked at, which torch does not. The one class beyond plain
+    data that is let in is `argparse.Namespace`, which the released checkpoints hold.
+
+    Args:
+        path: A `.safetensors` file, or one written by `torch.save`.
+
+    Raises:
+        InputError: If the file is missing, damaged, truncated, not a checkpoint, or holds objects beyond plain data.
+    """
+    with _opened(path) as file:
+        return _content(file, Path(path))
+
+
+def read_hashed(path: str | Path) -> tuple[dict[str, Any], str]:
+    """`read_checkpoint`, and the SHA-256 of what was read.
+
+    The file is opened once, so both are of one state of it, whoever gives its name to another file meanwhile.
+
+    Raises:
+        InputError: As `read_checkpoint`, and if the file was written to in the meantime.
+    """
+    with _opened(path) as file:
+        before = os.fstat(file.fileno())
+        content = _content(file, Path(path))
+        file.seek(0)
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+        after = os.fstat(file.fileno())
+    if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
+        raise InputError(f"checkpoint '{path}' was written to while it was read; wait until that is done")
+    return content, digest.hexdigest()
+
+
+def _opened(path: str | Path) -> BinaryIO:
+    check_local(str(path), "checkpoint")
+    path = Path(path)
+    if not path.is_file():
+        found = "is no file" if path.exists() else "does not exist"
+        raise InputError(f"checkpoint '{path}' {found}; check the path")
+    return path.open("rb")
+
+
+def _content(file: BinaryIO, path: Path) -> dict[str, Any]:
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load(file.read()))
+        fault = damage(file) if _is_zip(file) else ""  # before version 1.6, torch wrote files without checksums
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = {} if fault else torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a garbled file can make the readers raise anything
+        raise InputError(_refusal(path, error)) from error
+    if fault:
+        raise InputError(f"checkpoint '{path}' is damaged ({fault})")
+    if not isinstance(content, dict):
+        raise InputError(f"checkpoint '{path}' holds a {type(content).__name__}, not named weights")
+    if oddity := _oddity(content):
+        raise InputError(f"checkpoint '{path}' holds {oddity}; refused")
+    return content
+
+
+_DEEPEST = 50
+"""Levels of nesting; ours have a dozen."""
+
+
+def _oddity(content: object) -> str:
+    """What no program saves of a network: kinds of tensors that cannot be compared or copied, and endless nesting."""
+    left = [(content, 0)]
+    while left:
+        value, depth = left.pop()
+        if isinstance(value, torch.Tensor):
+            if not _is_ordinary(value):
+                return f"a tensor of an unusual kind ({value.dtype}, {value.device.type})"
+        elif depth > _DEEPEST:
+            return f"data nested more than {_DEEPEST} deep"
+        elif isinstance(value, argparse.Namespace):
+            left.append((vars(value), depth + 1))
+        elif isinstance(value, Mapping):
+            left += [(item, depth + 1) for pair in value.items() for item in pair]
+        elif isinstance(value, list | tuple | set | frozenset):
+            left += [(item, depth + 1) for item in value]
+    return ""
+
+
+def _is_ordinary(value: torch.Tensor) -> bool:
+    """Whether a tensor has values of its own at each place, in memory, of a type that arithmetic knows."""
+    if value.is_nested or value.is_quantized or value.layout != torch.strided or value.device.type != "cpu":
+        return False
+    if value.is_neg() or value.is_conj() or (value.is_floating_point() and value.itemsize == 1):
+        return False
+    return value.numel() * value.itemsize <= value.untyped_storage().nbytes()
+
+
+def _is_zip(file: BinaryIO) -> bool:
+    try:
+        return file.read(4) == b"PK\x03\x04"
+    finally:
+        file.seek(0)
+
+
+def damage(file: BinaryIO | Path) -> str:
+    """What is wrong with a file that `torch.save` wrote, by the checksums in it; empty where nothing is.
+
+    torch itself does not look at them when it reads.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if not any(member.CRC for member in archive.infolist()):
+                return ""  # torch was told to write none
+            broken = archive.testzip()
+    except Exception as error:  # a garbled directory can make zipfile raise anything
+        return f"{error}" or type(error).__name__
+    finally:
+        if not isinstance(file, Path):
+            file.seek(0)
+    return f"the checksum of {broken} is wrong" if broken else ""
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError) and re.search("Unsupported (global|class)|GLOBAL", str(error)):
+        return (
+            f"checkpoint '{path}' holds pickled objects beyond plain data, which could run code; refused. "
+            f"Save its weights alone ({_first_line(error)})"
+        )
+    return f"checkpoint '{path}' is truncated or not a checkpoint ({_first_line(error)})"
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    # torch's own first line of advice is to switch the protection off; what was found stands after it.
+    found = [line for line in lines if line.startswith(("WeightsUnpickler error", "Unsupported"))]
+    sentence = re.split(r"(?<=[.!?])\s", (found or lines or [type(error).__name__])[0])[0]
+    return textwrap.shorten(sentence, 300, placeholder=" ...")
+
+
+def weights_of(content: Mapping[str, Any], *, ema: bool = False) -> dict[str, torch.Tensor]:
+    """The named weights in a checkpoint's content, without wrappers and `module.` prefixes.
+
+    Args:
+        content: What `read_checkpoint` gives.
+        ema: Take the moving average instead of the weights themselves.
+
+    Raises:
+        InputError: If there is no moving average, or no tensor at all.
+    """
+    keys = _EMA_KEYS if ema else _MODEL_KEYS
+    found = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), None)
+    if found is None and ema:
+        raise InputError("the checkpoint holds no moving average of weights; leave --model-ema out")
+    weights = {
+        name.removeprefix("module."): value
+        for name, value in (content if found is None else found).items()
+        if isinstance(name, str) and isinstance(value, torch.Tensor)
+    }
+    if not weights:
+        raise InputError(f"the checkpoint holds no weights; its keys are {', '.join(map(str, content))}")
+    return weights
+
+
+def load_checkpoint(model: nn.Module, path: str | Path, *, ema: bool = False) -> dict[str, Any]:
+    """Load weights into a model from a released, timm or own checkpoint, safely and completely.
+
+    Args:
+        model: An SN-Net or any other model; all its names and shapes must be in the file, and no others.
+        path: The file.
+        ema: Load the moving average.
+
+    Returns:
+        All that the file holds, for what else is of interest in it.
+
+    Raises:
+        InputError: If the file cannot be read or belongs to another model; the model is then unchanged.
+    """
+    content = read_checkpoint(path)
+    load_content(model, content, path, ema=ema)
+    return content
+
+
+def load_content(model: nn.Module, content: Mapping[str, Any], path: str | Path, *, ema: bool = False) -> None:
+    """`load_checkpoint` for a file that was read already.
+
+    Raises:
+        InputError: If the weights belong to another model; the model is then unchanged.
+    """
+    weights = own_names(model, weights_of(content, ema=ema))
+    own = model.state_dict()
+    problems = [
+        *(f"{key} is missing" for key in own.keys() - weights.keys()),
+        *(f"{key} is not in the model" for key in weights.keys() - own.keys()),
+        *(fault for key in own.keys() & weights.keys() if (fault := misfit(key, weights[key], own[key]))),
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:4])
+        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        keys = own.keys() | weights.keys()
+        raise InputError(
+            f"checkpoint '{path}' belongs to another configuration: {len(problems)} of {len(keys)} keys differ: "
+            f"{shown}{more}"
+        )
+    with evaluating(model):  # entering a mode makes timm's LeViT forget what it computed from the weights before
+        model.load_state_dict(weights)
+
+
+def misfit(key: str, found: object, own: torch.Tensor) -> str:
+    """Why a value of a file cannot take the place of a tensor of ours; empty where it can. Precision may differ.
+
+    Args:
+        key: Its name.
+        found: The file's, as `read_checkpoint` gives it.
+        own: Ours; whole numbers that do not count are constants.
+    """
+    wanted = f"{_said(own)}"
+    if not isinstance(found, torch.Tensor) or not _is_ordinary(found):
+        return f"{key} is {type(found).__name__}, not {wanted}"
+    if found.shape != own.shape or _kind(found) != _kind(own):
+        return f"{key} is {_said(found)}, not {wanted}"
+    if found.is_floating_point():
+        # What is finite may not be in our precision; a mask holds infinities by right.
+        is_worse = not found.to(own.dtype).isfinite().all() and bool(own.isfinite().all())
+        return f"{key} is not finite" if is_worse else ""
+    if key.endswith("num_batches_tracked"):
+        return f"{key} is negative" if bool((found < 0).any()) else ""
+    is_index = not own.is_floating_point() and own.dtype != torch.bool and own.ndim > 0
+    return f"{key} has other numbers than ours" if is_index and not torch.equal(found, own.cpu()) else ""
+
+
+def _said(value: torch.Tensor) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+
+
+def _kind(value: torch.Tensor) -> tuple[bool, ...]:
+    return value.is_floating_point(), value.is_complex(), value.dtype == torch.bool

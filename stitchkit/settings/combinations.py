@@ -1,0 +1,140 @@
+"""Settings that each are fine and do not make sense together, found before anything is computed."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from stitchkit.errors import InputError
+from stitchkit.settings.recipe import Recipe, flag_of
+from stitchkit.settings.timm_flags import PLATEAU
+
+# What has a meaning only beside another setting: the one, the other, and what to give.
+_NEEDS = (
+    ("bce_sum", "bce_loss", "--bce-loss"),
+    ("bce_target_thresh", "bce_loss", "--bce-loss"),
+    ("bce_pos_weight", "bce_loss", "--bce-loss"),
+    ("jsd_loss", "aug_splits", "--aug-splits 2 or more"),
+    ("layer_decay_no_opt_scale", "layer_decay", "--layer-decay"),
+    ("torchcompile_mode", "torchcompile", "--torchcompile"),
+    ("wandb_resume_id", "resume", "--resume"),
+    ("eval_stitches", "eval", "--eval"),
+    ("eval_memory", "eval", "--eval"),
+    ("latency", "eval", "--eval"),
+    ("recalibrate_bn", "eval", "--eval"),
+)
+
+# What excludes what.
+_EXCLUDES = (
+    ("img_size", "input_size"),
+    ("in_chans", "input_size"),
+    ("split_bn", "sync_bn"),
+    ("jsd_loss", "bce_loss"),
+    ("aug_splits", "no_prefetcher"),
+)
+
+
+def check(recipe: Recipe) -> Recipe:
+    """The recipe, if its settings make sense together.
+
+    Raises:
+        InputError: If they do not.
+    """
+    for part in (_check_subject, _check_network, _check_loss, _check_batches, _check_pairs, _check_packages):
+        part(recipe)
+    run_folder(recipe)
+    return recipe
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """The folder of a run: `--output/--experiment`, named by the configuration or model where none is given.
+
+    Raises:
+        InputError: If it is not inside `--output`: a configuration that somebody wrote may name the experiment.
+    """
+    given = recipe.run.experiment
+    name = Path(given or Path(recipe.model.stitch_config or recipe.model.model or "").stem)
+    if name.is_absolute() or ".." in name.parts or not name.parts or "\0" in str(name):
+        raise InputError(
+            f"experiment {str(name)!r} is not a folder inside --output '{recipe.run.output}'; give --experiment a "
+            "relative path without '..', and choose where all runs are by --output"
+        )
+    return Path(recipe.run.output) / name
+
+
+def _check_subject(recipe: Recipe) -> None:
+    """What is trained or evaluated on what."""
+    model = recipe.model
+    if (model.stitch_config is None) == (model.model is None):
+        raise InputError("give either --stitch_config FILE (stitch anchors) or --model NAME (train one model)")
+    if not recipe.data.data_dir and not recipe.data.dataset:
+        raise InputError("no data; give the folder of an image dataset as DATA, or a timm dataset as --dataset")
+    if recipe.run.eval and not recipe.run.resume and model.stitch_config:
+        raise InputError("--eval needs the trained weights; add --resume CHECKPOINT")
+    if recipe.run.eval and not (recipe.run.resume or model.initial_checkpoint or model.pretrained):
+        raise InputError("--eval needs weights; add --resume CHECKPOINT, --initial-checkpoint FILE or --pretrained")
+
+
+def _check_network(recipe: Recipe) -> None:
+    model, optim = recipe.model, recipe.optim
+    if model.stitch_config and model.pretrained_path:
+        raise InputError(
+            "--pretrained-path is for --model; give each anchor its 'checkpoint' in the stitch configuration"
+        )
+    if model.model and recipe.run.latency:
+        raise InputError("--latency is for the stitches of a --stitch_config, whose ledger it goes to; leave it out")
+    if model.model and (optim.base_lr_scale, optim.stitch_lr_scale) != (1, 1):
+        raise InputError("--base-lr-scale and --stitch-lr-scale are for the parts of an SN-Net; use --lr for a --model")
+    if model.split_bn and not (recipe.augment.resplit or recipe.augment.aug_splits):
+        raise InputError("--split-bn needs batches in parts; add --resplit or --aug-splits")
+    if model.stitch_config and recipe.distributed.sync_bn and recipe.stitch.sampling == "per_rank":
+        raise InputError("--sync-bn waits for the other ranks, which run other stitches; add --sampling shared")
+    if recipe.optim.amp and model.model_dtype not in (None, "float32"):
+        raise InputError(f"--amp chooses precision itself; leave it out, or --model-dtype {model.model_dtype}")
+    if recipe.schedule.sched == "plateau":
+        raise PLATEAU.error("sched plateau")
+
+
+def _check_loss(recipe: Recipe) -> None:
+    if recipe.stitch.distillation_type != "none" and not recipe.stitch.teacher_model:
+        raise InputError("distillation needs a teacher; give --teacher-model or --distillation-type none")
+    if recipe.augment.mixes and recipe.augment.aug_splits:
+        raise InputError(
+            "--aug-splits keeps one part of a batch clean; leave --mixup and --cutmix out, or --aug-splits"
+        )
+
+
+def _check_batches(recipe: Recipe) -> None:
+    data, augment = recipe.data, recipe.augment
+    if augment.mixes and data.batch_size % 2:
+        raise InputError(f"--batch-size is {data.batch_size}; mixup and cutmix need an even one")
+    if data.epoch_repeats and not data.dataset.startswith(("tfds/", "hfids/")):
+        raise InputError("--epoch-repeats is for --dataset tfds/... and hfids/..., as in timm; use more --epochs")
+    if augment.aug_splits == 1:
+        raise InputError("--aug-splits is 1; give 0 for none, or at least 2")
+    if recipe.model.split_bn and not augment.aug_splits and data.batch_size % 2:
+        raise InputError(f"--batch-size is {data.batch_size}; --split-bn halves it, so give an even one")
+    if recipe.schedule.lr_noise is not None and len(recipe.schedule.lr_noise) > 2:
+        raise InputError(f"--lr-noise is {recipe.schedule.lr_noise}; give its begin, or begin and end")
+
+
+def _check_packages(recipe: Recipe) -> None:
+    """What is asked for and is no part of the installation."""
+    for package in ("tensorboard", "wandb"):
+        if recipe.flat()[f"log_{package}"] and find_spec(package) is None:
+            raise InputError(
+                f"--log-{package} needs the package {package}; pip install {package}, or leave the flag out"
+            )
+    opt = recipe.optim.opt
+    if opt.lower().split("_")[-1].startswith("fused") and find_spec("apex") is None:
+        raise InputError(f"--opt {opt} needs NVIDIA apex, which is not installed; install it, or leave 'fused' out")
+
+
+def _check_pairs(recipe: Recipe) -> None:
+    settings = recipe.flat()
+    for name, other, advice in _NEEDS:
+        if settings[name] not in (None, False, 0) and not settings[other]:
+            raise InputError(f"{flag_of(name)} has no meaning alone; add {advice}")
+    for name, other in _EXCLUDES:
+        if settings[name] and settings[other]:
+            raise InputError(f"{flag_of(name)} and {flag_of(other)} exclude each other; leave one out")

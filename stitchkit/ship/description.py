@@ -1,0 +1,89 @@
+"""What an exported stitch is: enough to build its network again, and to prepare images for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from timm.models import is_model
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from stitchkit.errors import InputError
+from stitchkit.model.snnet import SNNet
+from stitchkit.networks.create import create_anchor
+from stitchkit.routes import Stitch, StitchSpace
+from stitchkit.settings.stitch_config import AnchorSpec
+
+FORMAT = "stitchkit stitch 1"
+"""Stands in every description."""
+
+
+def portable(spec: AnchorSpec, model: SNNet, *, global_pool: str | None = None) -> dict[str, Any]:
+    """An anchor's specification as it was built, which needs neither its weights' file nor the network.
+
+    Args:
+        spec: Of the configuration.
+        model: The SN-Net that was made of it.
+        global_pool: The pooling that all anchors were given instead of their own.
+    """
+    channels, height, width = model.input_size
+    kwargs = {
+        **spec.kwargs,
+        "num_classes": model.num_classes,
+        "img_size": height if height == width else [height, width],
+    }
+    if channels != 3:
+        kwargs["in_chans"] = channels
+    if global_pool:
+        kwargs["global_pool"] = global_pool
+    name = spec.name if is_model(spec.name) else model.views[spec.label].pretrained_cfg.get("architecture", spec.name)
+    return {"name": name, "label": spec.label, "kwargs": kwargs}
+
+
+def build(about: Mapping[str, Any]) -> nn.Sequential:
+    """The network that was described, with random weights; nothing is fetched, and no other anchor is built.
+
+    Args:
+        about: What `stitchkit.ship.trained_snnet.describe` gave.
+
+    Raises:
+        InputError: If it is not such a description.
+    """
+    if about.get("format") != FORMAT:
+        raise InputError(f"it is of format {about.get('format')!r}, not '{FORMAT}'; export it again")
+    try:
+        stitch = Stitch.parse(about["stitch"])
+        specs = [local(AnchorSpec.parse(entry)) for entry in about["anchors"]]
+        final_norm, eps, image = bool(about["stitched_final_norm"]), about["bn_eps"], dict(about["input"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"its description is damaged ({type(error).__name__}: {error}); export it again") from error
+    anchors = [create_anchor(spec, pretrained=False) for spec in specs]
+    space = StitchSpace((stitch,), {joint: (number,) for number, joint in enumerate(stitch.joints)}, 0)
+    _check_blocks(stitch, {anchor.label: sum(anchor.depths) for anchor in anchors})
+    net = SNNet(anchors, space, stitched_final_norm=final_norm).extract(0)
+    for norm in net.modules():
+        if isinstance(norm, _BatchNorm) and eps is not None:
+            norm.eps = eps
+    # Where timm looks for how images are prepared.
+    net.pretrained_cfg = {  # type: ignore[assignment]
+        key: tuple(value) if isinstance(value, list) else value for key, value in image.items()
+    }
+    return net
+
+
+def local(spec: AnchorSpec) -> AnchorSpec:
+    """A specification from a file, if building it reads nothing else.
+
+    Raises:
+        InputError: If its name is a place in the network or on a disk.
+    """
+    if spec.checkpoint is not None or not is_model(spec.name):
+        raise InputError(f"anchor '{spec.label}' of the file is to come from '{spec.checkpoint or spec.name}'; refused")
+    return spec
+
+
+def _check_blocks(stitch: Stitch, depths: Mapping[str, int]) -> None:
+    for segment in stitch.segments:
+        if segment.stop > depths.get(segment.anchor, 0):
+            raise InputError(f"its route {stitch} does not fit its anchors of {dict(depths)} blocks; export it again")

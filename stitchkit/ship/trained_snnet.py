@@ -1,0 +1,231 @@
+"""A trained SN-Net as its checkpoint, its configuration and its settings say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import yaml
+from timm.data import create_transform
+from torch import nn
+from torch.utils.data import IterableDataset
+
+from stitchkit._version import __version__
+from stitchkit.classes import trained_classes
+from stitchkit.data.loaders import create_loaders, preparation
+from stitchkit.data.splits import open_datasets
+from stitchkit.distributed import init_world
+from stitchkit.errors import InputError
+from stitchkit.measure.recalibrate import recalibrate
+from stitchkit.model.snnet import SNNet
+from stitchkit.networks.weights import load_content, read_hashed
+from stitchkit.routes import Stitch
+from stitchkit.settings.flags import gather
+from stitchkit.settings.recipe import Recipe, flag_of
+from stitchkit.settings.stitch_config import StitchConfig
+from stitchkit.ship.description import FORMAT, portable
+from stitchkit.train.checkpoint_header import check_configuration, check_header, trained_input_size
+from stitchkit.train.network import create_network
+
+_SIZES = ("img_size", "input_size")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An SN-Net with its weights, in evaluation mode on the CPU.
+
+    Args:
+        model: The SN-Net.
+        config: Its configuration.
+        recipe: The settings that it is used with.
+        classes: Class names in the order of the logits; empty where neither checkpoint nor data know them.
+        weights_sha256: Of the file that the weights were read from; empty where there was none.
+    """
+
+    model: SNNet
+    config: StitchConfig
+    recipe: Recipe
+    classes: tuple[str, ...]
+    weights_sha256: str = ""
+
+    @property
+    def prepared(self) -> dict[str, Any]:
+        """How images are prepared for it, in timm's words."""
+        return preparation(self.recipe, self.model.input_size, self.model.pretrained_cfg)
+
+
+def open_trained(settings: Mapping[str, Any]) -> Trained:
+    """The SN-Net of a checkpoint, with the number of classes and the image size that it was trained with.
+
+    Args:
+        settings: By flag name, only what was given: `stitch_config` and `resume`, and on request `model_ema`,
+            `num_classes`, `img_size`, `data_dir`, a `config` of settings, and all else that shaped the network or its
+            images, as in training.
+
+    Raises:
+        InputError: If a file is missing or unreadable, or checkpoint and configuration do not belong together.
+    """
+    recipe, config = gather({**settings, "eval": True})
+    if config is None:
+        raise InputError("there is no stitch configuration; give --stitch_config FILE")
+    path = recipe.run.resume
+    if path is None:
+        raise InputError("there are no trained weights; give --resume CHECKPOINT")
+    content, digest = read_hashed(path)
+    check_header(content, path)
+    check_configuration(content, config, path)
+    size = trained_input_size(content)
+    if size and not settings.keys() & set(_SIZES) and _size_is_the_configurations(recipe, config):
+        recipe = replace(recipe, model=replace(recipe.model, input_size=size, img_size=None, in_chans=None))
+    tasks = trained_classes(content)
+    classes = tuple(tasks[0]) if len(tasks) == 1 else ()
+    model = create_network(recipe, config, classes)
+    assert isinstance(model, SNNet), "it was made of a stitch configuration"
+    load_content(model, content, path, ema=recipe.optim.model_ema)
+    if len(classes) != model.num_classes:  # with fewer names than logits, some would have none
+        classes = _folder_classes(recipe, model.num_classes)
+    return Trained(model.eval(), config, recipe, classes, digest)
+
+
+def _size_is_the_configurations(recipe: Recipe, config: StitchConfig) -> bool:
+    """Whether no flag and no file of settings chose another image size than the stitch configuration has."""
+    return all(getattr(recipe.model, key) == config.recipe.get(key) for key in _SIZES)
+
+
+def _folder_classes(recipe: Recipe, number: int) -> tuple[str, ...]:
+    """Class names of an image folder, for a checkpoint that knows none; one of other classes only lends its images."""
+    if recipe.data.dataset or not recipe.data.data_dir:
+        return ()
+    found = open_datasets(recipe).classes
+    return found if len(found) == number else ()
+
+
+def check_origin(ledger: str | Path, trained: Trained) -> None:
+    """See that a ledger's figures are of these weights; those without a file beside them that says so pass.
+
+    Args:
+        ledger: The ledger.
+        trained: The SN-Net.
+
+    Raises:
+        InputError: If it was measured with other weights, another average of them, or other batch-norm statistics.
+    """
+    origin, recipe = Path(ledger).with_suffix(".yaml"), trained.recipe
+    try:
+        known = yaml.safe_load(origin.read_text()) if origin.is_file() else None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"'{origin}', which says how the ledger came, is damaged; export a stitch by --cfg_id"
+        ) from error
+    if not isinstance(known, dict):
+        return
+    ours = {"model_ema": recipe.optim.model_ema, "recalibrate_bn": recipe.run.recalibrate_bn}
+    for key, value in ours.items():
+        if (known.get(key) or 0) != value:
+            raise InputError(
+                f"ledger '{ledger}' was measured with {key} {known.get(key)}, here it is {value}; give "
+                f"{flag_of(key)} as it was, or export a stitch by --cfg_id"
+            )
+    if known.get("weights_sha256") not in (None, trained.weights_sha256):
+        raise InputError(
+            f"ledger '{ledger}' was measured with other weights than '{recipe.run.resume}'; give the checkpoint it was "
+            "measured with, or export a stitch by --cfg_id"
+        )
+
+
+def calibrated(trained: Trained, stitch: int) -> nn.Module:
+    """The network of a stitch with batch-norm statistics of its own, as `--eval --recalibrate-bn` computes them.
+
+    Args:
+        trained: The SN-Net; its settings say how many batches of which training images.
+        stitch: The `cfg_id`.
+
+    Raises:
+        InputError: If there are no data, or the stitch is not in the space.
+    """
+    recipe, model = trained.recipe, trained.model
+    if not (recipe.data.data_dir or recipe.data.dataset):
+        raise InputError("--recalibrate-bn needs training images; add --data DIR")
+    net = model.extract(stitch).cpu()
+    world = init_world("cpu")
+    try:
+        loaders = create_loaders(
+            open_datasets(recipe),
+            recipe,
+            world,
+            input_size=model.input_size,
+            model_config=model.pretrained_cfg,
+            num_classes=model.num_classes,
+        )
+        assert loaders.train is not None, "recalibration opens the training split"
+        recalibrate(net, (images for images, _ in islice(loaders.train, recipe.run.recalibrate_bn)))
+    finally:
+        dist.destroy_process_group()
+    return net
+
+
+def describe(trained: Trained, stitch: Stitch | int) -> dict[str, Any]:
+    """A stitch as plain data, without its weights and without paths of this machine: what goes into its exports.
+
+    Args:
+        trained: The SN-Net.
+        stitch: The stitch or its `cfg_id`.
+
+    Raises:
+        InputError: If the stitch is not in the space.
+    """
+    model, settings, prepared = trained.model, trained.recipe.model, trained.prepared
+    route = model.resolve(stitch)
+    labels = {segment.anchor for segment in route.segments}
+    specs = [spec for spec in trained.config.anchors if spec.label in labels]
+    image = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+    return {
+        "format": FORMAT,
+        "stitchkit": __version__,
+        "cfg_id": model.space.stitches.index(route),
+        "stitch": route.name,
+        "anchors": [portable(spec, model, global_pool=settings.gp) for spec in specs],
+        "stitched_final_norm": model.stitched_final_norm,
+        "bn_eps": settings.bn_eps,
+        "input": {key: prepared[key] for key in image},
+        "classes": list(trained.classes),
+    }
+
+
+def sample_images(trained: Trained, number: int) -> tuple[torch.Tensor, str]:
+    """Images to try a network on, prepared as for evaluation.
+
+    They are spread evenly over the validation split of the settings' data; without data they are seeded noise.
+
+    Args:
+        trained: The SN-Net.
+        number: How many, if there are so many.
+
+    Returns:
+        Images `[number, C, H, W]` and where they are from, in words.
+
+    Raises:
+        InputError: If the data cannot be opened.
+    """
+    data, model = trained.recipe.data, trained.model
+    prepared = trained.prepared
+    if not (data.data_dir or data.dataset):
+        noise = torch.rand(number, *model.input_size, generator=torch.Generator().manual_seed(0))
+        mean, std = (torch.tensor(prepared[key])[:, None, None] for key in ("mean", "std"))
+        return (noise - mean) / std, "images of seeded noise, for want of --data"
+    dataset: Any = open_datasets(trained.recipe).validation
+    dataset.transform = create_transform(**prepared, is_training=False)
+    if isinstance(dataset, IterableDataset):
+        samples = list(islice(dataset, number))
+    else:
+        places = range(min(number, len(dataset)))
+        samples = [dataset[place * len(dataset) // len(places)] for place in places]
+    if not samples:
+        raise InputError(f"there is no image in the {data.val_split} split of '{data.data_dir or data.dataset}'")
+    where = f"the {data.val_split} split of '{data.data_dir or data.dataset}'"
+    return torch.stack([image for image, _ in samples]), f"images from {where}"

@@ -1,0 +1,234 @@
+"""Where an epoch stands, so that a run goes on in the middle of it, bit by bit as if it had not stopped (law 8)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from stitchkit.data.loaders import Batch, Loader
+from stitchkit.distributed import gather_over_ranks
+from stitchkit.errors import InputError
+from stitchkit.train.checkpoint_schema import check, each, either, nothing, number, table, whole
+from stitchkit.train.random_states import (
+    RandomStates,
+    check_plain,
+    from_plain,
+    random_states,
+    set_random_states,
+    to_plain,
+)  # fmt: skip
+
+
+class LossWindow:
+    """Losses of the steps since the last log line; they stay on the device until then."""
+
+    def __init__(self) -> None:
+        self._losses: list[torch.Tensor] = []
+        self._routes: list[tuple[int, int]] = []
+
+    def add(self, step: int, cfg_id: int | None, loss: torch.Tensor) -> None:
+        """Take in the loss of a step."""
+        self._losses.append(loss.detach())
+        self._routes.append((step, -1 if cfg_id is None else cfg_id))
+
+    def flush(self) -> list[tuple[int, float]]:
+        """`read`; the window is then empty."""
+        try:
+            return self.read()
+        finally:
+            self._losses, self._routes = [], []
+
+    def read(self) -> list[tuple[int, float]]:
+        """Stitch (-1 in a plain model) and loss of each step on each rank; every rank calls this.
+
+        Raises:
+            InputError: If a loss was not finite; it names the first such step and its stitch.
+        """
+        if not self._losses:
+            return []
+        losses = torch.stack(self._losses).double()
+        routes = torch.tensor(self._routes, dtype=losses.dtype, device=losses.device)
+        # Read back at once: the host waits for the device a single time.
+        ranks = gather_over_ranks(torch.cat([routes, losses[:, None]], dim=1)).tolist()
+        found = []
+        for steps in zip(*ranks, strict=True):
+            for rank, (step, cfg_id, loss) in enumerate(steps):
+                if not math.isfinite(loss):
+                    route = "" if cfg_id < 0 else f" with stitch {cfg_id:.0f}"
+                    raise InputError(
+                        f"the loss is {loss} at step {step:.0f}{route} on rank {rank}; stopped. The last good "
+                        "checkpoint is kept. Lower the learning rate, clip gradients, or train without --amp"
+                    )
+                found.append((int(cfg_id), loss))
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """What is in it, as plain data and tensors."""
+        return {"losses": torch.stack(self._losses).cpu() if self._losses else None, "routes": list(self._routes)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], device: torch.device) -> LossWindow:
+        """The window that `state` was taken of."""
+        window = cls()
+        if state["losses"] is not None:
+            window._losses = list(state["losses"].to(device).unbind())
+        window._routes = [(step, cfg_id) for step, cfg_id in state["routes"]]
+        return window
+
+
+class StitchLoss(NamedTuple):
+    """How one stitch learns.
+
+    Args:
+        loss: Mean training loss.
+        steps: Steps that it is over, of all ranks.
+    """
+
+    loss: float
+    steps: int
+
+
+@dataclass
+class Position:
+    """Where a rank stands in an epoch.
+
+    Args:
+        done: Steps done.
+        logged: Steps up to the last log line.
+        total: Sum of the losses of those.
+        sums: Sum and number of the losses of each stitch, of those steps on all ranks.
+        window: Losses since then.
+        fetching: States of the random generators before the last batch was asked for.
+        going_on: States of the random generators to go on with; None in an epoch that did not stop.
+    """
+
+    done: int = 0
+    logged: int = 0
+    total: float = 0.0
+    sums: dict[int, tuple[float, int]] = field(default_factory=dict)
+    window: LossWindow = field(default_factory=LossWindow)
+    fetching: RandomStates | None = None
+    going_on: RandomStates | None = None
+
+    def log(self) -> float:
+        """Take in the window; the mean of its losses over steps and ranks.
+
+        Raises:
+            InputError: If a loss was not finite.
+        """
+        losses = self.window.flush()
+        for cfg_id, loss in losses:
+            total, count = self.sums.get(cfg_id, (0.0, 0))
+            self.sums[cfg_id] = total + loss, count + 1
+        mean = math.fsum(loss for _, loss in losses) / len(losses) if losses else math.nan
+        self.total, self.logged = self.total + mean * (self.done - self.logged), self.done
+        return mean
+
+    @property
+    def stitch_losses(self) -> dict[int, StitchLoss]:
+        """The mean loss of each stitch that was drawn, by `cfg_id`; empty in a plain model."""
+        return {
+            cfg_id: StitchLoss(total / count, count)
+            for cfg_id, (total, count) in sorted(self.sums.items())
+            if cfg_id >= 0
+        }
+
+    def state(self, device: torch.device) -> dict[str, Any]:
+        """All of it after a step, as plain data and tensors."""
+        assert self.fetching is not None, "a step was done"
+        return {
+            "done": self.done,
+            "logged": self.logged,
+            "total": self.total,
+            "sums": dict(self.sums),
+            "window": self.window.state(),
+            "fetching": to_plain(self.fetching),
+            "going_on": to_plain(random_states(device)),
+        }
+
+    @classmethod
+    def from_state(cls, state: object, place: str, device: torch.device, *, steps: int, stitches: int) -> Position:
+        """The position that `state` was taken of.
+
+        Args:
+            state: What a checkpoint has.
+            place: Where it stands in the checkpoint.
+            device: Where this process computes.
+            steps: Of an epoch.
+            stitches: How many there are; 0 in a plain model.
+
+        Raises:
+            InputError: If it cannot be the state of such an epoch; nothing was changed.
+        """
+        _check_state(state, place, steps, stitches)
+        assert isinstance(state, Mapping), "it was checked"
+        window = LossWindow.from_state(state["window"], device)
+        fetching, going_on = (from_plain(state[name]) for name in ("fetching", "going_on"))
+        return cls(state["done"], state["logged"], state["total"], dict(state["sums"]), window, fetching, going_on)
+
+
+def _check_state(state: Any, place: str, steps: int, stitches: int) -> None:
+    """Compare what a checkpoint has with what `Position.state` gives."""
+    cfg_id = whole(-1, stitches - 1)
+    schema = {
+        "done": whole(1, steps),
+        "logged": whole(0, steps),
+        "total": number(),
+        "sums": table(cfg_id, [number(), whole(1)]),
+        "window": {"losses": either(_losses, nothing), "routes": each([whole(0), cfg_id])},
+        "fetching": check_plain,
+        "going_on": check_plain,
+    }
+    check(state, schema, place)
+    losses, routes = state["window"]["losses"], state["window"]["routes"]
+    if len(routes) != (0 if losses is None else len(losses)) or state["logged"] + len(routes) != state["done"]:
+        raise InputError(
+            f"{place} counts {state['done']} steps, and has logged {state['logged']} and losses of {len(routes)} more"
+        )
+
+
+def _losses(found: Any, place: str) -> None:
+    """A rule: a loss for each step of a window."""
+    length = len(found) if isinstance(found, torch.Tensor) and found.ndim == 1 else 1
+    check(found, torch.zeros(length), place)
+
+
+class Batches:
+    """The batches of an epoch, in order.
+
+    Args:
+        loader: Training batches of this rank.
+        position: Keeps the random states of each fetch.
+        device: Where the rank computes.
+    """
+
+    def __init__(self, loader: Loader, position: Position, device: torch.device):
+        self._batches: Iterator[Batch] = iter(loader)
+        self._position = position
+        self._device = device
+
+    def __next__(self) -> Batch:
+        self._position.fetching = random_states(self._device)
+        return next(self._batches)
+
+    def skip(self, count: int) -> None:
+        """Go to where the position stands.
+
+        The batches before are read once more: loader processes draw random numbers for each image, so what they make
+        of the next one depends on all before. timm's prefetcher reads one batch ahead, so the last of them is asked
+        for in the random states in which it was asked for the first time.
+
+        Args:
+            count: Batches that the steps before have used; at least one.
+        """
+        assert self._position.fetching is not None, "read from a checkpoint"
+        assert self._position.going_on is not None, "read from a checkpoint"
+        for _ in range(count - 1):
+            next(self._batches)
+        set_random_states(self._position.fetching, self._device)
+        next(self._batches)
+        set_random_states(self._position.going_on, self._device)

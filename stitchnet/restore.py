@@ -1,0 +1,106 @@
+"""Composed networks read back from disk."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from timm.layers.format import Format
+from torch import nn
+
+from stitchkit.errors import InputError
+from stitchkit.settings.stitch_config import AnchorSpec
+from stitchnet.classifier import Classifier
+from stitchnet.forms import Form
+from stitchnet.fragments import Fragment, Place, between
+from stitchnet.joint import JointLayer, resize_input
+from stitchnet.net import Net
+from stitchnet.networks import create
+from stitchnet.store import ABOUT, WEIGHTS
+
+
+def load(folder: str | Path, nets: Mapping[str, nn.Module] | None = None) -> Net:
+    """Read a network that `Net.save` wrote.
+
+    Args:
+        folder: Where it is.
+        nets: The modules by label, as they were given to the search, where networks were not given by name. Their
+            weights do not matter.
+
+    Raises:
+        InputError: If the files cannot be read, or a module is missing.
+    """
+    folder = Path(folder)
+    try:
+        about = json.loads((folder / ABOUT).read_text())
+        tensors = load_file(folder / WEIGHTS)
+        return _restore(about, tensors, nets or {})
+    except Exception as error:  # a garbled file can make the reader raise anything
+        if isinstance(error, InputError):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise InputError(f"'{folder}' holds no composed network that can be read: {reason}; check the path") from error
+
+
+def _restore(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], nets: Mapping[str, nn.Module]) -> Net:
+    specs = {label: spec and AnchorSpec.parse(spec) for label, spec in about["networks"].items()}
+    models = {label: _model(label, spec, nets) for label, spec in specs.items()}
+    path, layers = [], []
+    for entry in about["path"]:
+        fragment, layer = _layer(entry, models[entry["network"]])
+        path.append(fragment)
+        layers.append(layer)
+    channels, height, width = about["input_size"]
+    net = Net(about["name"], about["score"], path, layers, about["scores"], (channels, height, width), specs)
+    net.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("net.")})
+    if "classifier" in about:
+        outputs, labels = (tensors[f"classifier.{name}"].numpy() for name in ("outputs", "labels"))
+        net.classifier = Classifier(about["classifier"], outputs, labels)
+    return net.eval()
+
+
+def _model(label: str, spec: AnchorSpec | None, nets: Mapping[str, nn.Module]) -> nn.Module:
+    if label in nets:
+        return nets[label]
+    if spec is None:
+        raise InputError(f"network '{label}' was given as a module; give it again, as nets={{'{label}': module}}")
+    if ":" in spec.name or "/" in spec.name:
+        raise InputError(
+            f"network '{label}' of the file is to come from '{spec.name}', and nothing is fetched on a file's word; "
+            f"make it yourself and give it as nets={{'{label}': module}}"
+        )
+    return create(AnchorSpec(spec.name, spec.label, spec.kwargs))
+
+
+def _layer(entry: Mapping[str, Any], model: nn.Module) -> tuple[Fragment, nn.Sequential]:
+    """A fragment and its layers, of the right shapes."""
+    start, stop = _place(entry["start"]), _place(entry["stop"])
+    pieces = between(entry["network"], model, [place for place in (start, stop) if place])
+    piece = pieces[1 if start else 0]
+    fragment = Fragment(
+        entry["network"], entry["index"], entry["count"], start, stop, copy.deepcopy(piece.module), piece.form
+    )
+    joint = entry["joint"]
+    if joint is None:
+        return fragment, nn.Sequential(fragment.module)
+    for (_, reader), width in zip(fragment.readers(fragment.module), joint["reader_widths"], strict=True):
+        resize_input(reader, width)
+    size = joint["size"] and (joint["size"][0], joint["size"][1])
+    maps = [torch.empty(shape) for shape in joint["maps"]]
+    layer = JointLayer(_form_of(joint["source"]), _form_of(joint["target"]), size, maps)
+    return fragment, nn.Sequential(layer, fragment.module)
+
+
+def _form_of(value: Mapping[str, Any]) -> Form:
+    return Form(value["layout"] and Format(value["layout"]), value["num_prefix_tokens"])
+
+
+def _place(value: Mapping[str, Any] | None) -> Place | None:
+    if value is None:
+        return None
+    return Place(value["before"], value["after"], tuple(value["readers"]), _form_of(value["form"]))
