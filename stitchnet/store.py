@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
-from stitchnet.classifier import Classifier
 from torch import nn
 
 from stitchkit.files import replacing, write_text
 from stitchkit.settings.stitch_config import AnchorSpec
+from stitchnet.classifier import Classifier
 from stitchnet.forms import Form
 from stitchnet.fragments import Fragment, Place
 from stitchnet.joint import joint_of
