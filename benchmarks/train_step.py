@@ -14,7 +14,7 @@ from benchmarks.command import Options, command, random_images, random_snnet
 from benchmarks.timing import Check, Result, alternate, ratio
 from stitchkit import SNNet
 from stitchkit.distributed import World
-from stitchkit.settings.flags import make_recipe
+from stitchkit.settings.by_name import make_recipe
 from stitchkit.train.network import place_network
 from stitchkit.train.optim import create_optimizer, create_precision
 from stitchkit.train.task import StitchTask

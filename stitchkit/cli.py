@@ -122,6 +122,7 @@ def _parser() -> Parser:
     """The parser of all commands; the packages that have some are named here alone."""
     from stitchkit.assembly.commands import add_commands as add_assembly
     from stitchkit.commands import add_commands as add_core
+    from stitchkit.schema_command import add_commands as add_schema
     from stitchkit.ship.commands import add_commands as add_ship
     from stitchkit.ship.page_commands import add_commands as add_pages
     from stitchnet.commands import add_commands as add_stitchnet
@@ -129,6 +130,6 @@ def _parser() -> Parser:
     about = "Stitch pretrained vision networks: every trade-off between cost and accuracy."
     parser = Parser(prog="stitchkit", description=about, allow_abbrev=False)
     commands = Commands(parser)
-    for add_commands in (add_core, add_ship, add_pages, add_assembly, add_stitchnet):
+    for add_commands in (add_core, add_schema, add_ship, add_pages, add_assembly, add_stitchnet):
         add_commands(commands)
     return parser

@@ -11,40 +11,60 @@ from stitchkit.errors import InputError
 _SCHEME = re.compile(r"\s*[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 
 
-def check_local(value: str, name: str) -> None:
-    """Refuse a value that some reader may take for a URL or a command.
+def local_fault(value: str) -> str | None:
+    """The reason why some reader may take a value for a URL or a command; None for a path on this machine.
 
     webdataset runs what follows `pipe:` in a shell; others fetch from schemes of their own.
+
+    Args:
+        value: A path, as a person or a file gave it.
+    """
+    if _SCHEME.match(value):
+        return "begins with a scheme; give a path on this machine, with ./ before a name that has a colon in it"
+    if any(unicodedata.category(letter) == "Cc" for letter in value):  # which parsers of URLs leave out
+        return "holds control characters; give a path on this machine"
+    return None
+
+
+def dataset_fault(value: str) -> str | None:
+    """`local_fault` of the name of a data set, with what follows its library, as in `wds/x`.
+
+    Names of tfds are not places; they may have a version after a colon.
+
+    Args:
+        value: timm's string, or a name or folder.
+    """
+    library, _, rest = value.partition("/")
+    is_place = library.lower() != "tfds" or "://" in rest
+    return local_fault(value) or (local_fault(rest) if is_place else None)
+
+
+def check_local(value: str, name: str) -> None:
+    """Refuse a value that is not a path on this machine.
 
     Args:
         value: A path, as a person or a file gave it.
         name: What it is called in a message.
 
     Raises:
-        InputError: If it begins with a scheme, or holds control characters, which parsers of URLs leave out.
+        InputError: If `local_fault` finds one.
     """
-    if _SCHEME.match(value):
-        raise InputError(
-            f"{name} is {value!r}, which begins with a scheme; give a path on this machine, with ./ before a name that "
-            "has a colon in it"
-        )
-    if any(unicodedata.category(letter) == "Cc" for letter in value):
-        raise InputError(f"{name} is {value!r}, which holds control characters; give a path on this machine")
+    _refuse(value, name, local_fault(value))
 
 
 def check_dataset(value: str, name: str) -> None:
-    """`check_local` for the name of a data set, with what stands behind its library, as in `wds/x`.
-
-    Names of tfds are no places; they may have a version behind a colon.
+    """Refuse a data set's name that is not one and not a path on this machine.
 
     Args:
         value: timm's string, or a name or folder.
         name: What it is called in a message.
 
     Raises:
-        InputError: As `check_local`.
+        InputError: If `dataset_fault` finds one.
     """
-    check_local(value, name)
-    library, _, rest = value.partition("/")
-    if library.lower() != "tfds" or "://" in rest:
-        check_local(rest, name)
+    _refuse(value, name, dataset_fault(value))
+
+
+def _refuse(value: str, name: str, fault: str | None) -> None:
+    if fault:
+        raise InputError(f"{name} is {value!r}, which {fault}")

@@ -100,7 +100,7 @@ def _spec(entry: object) -> AnchorSpec:
         return entry
     if isinstance(entry, str):
         name, _, checkpoint = entry.partition("=")
-        return AnchorSpec(name, checkpoint=checkpoint or None)
+        return AnchorSpec.parse({"name": name, "checkpoint": checkpoint or None})
     if isinstance(entry, nn.Module):
         raise InputError("modules need labels; give nets={'label': module, ...}")
     return AnchorSpec.parse(dict(entry) if isinstance(entry, Mapping) else entry)

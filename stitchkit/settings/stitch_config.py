@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from stitchkit.errors import InputError, unknown
-from stitchkit.paths import check_local
+from pydantic import Field, StrictBool, StrictInt, StrictStr
+from pydantic.dataclasses import dataclass
+
+from stitchkit.errors import InputError
 from stitchkit.routes import SlidingWindow
-
-_ANCHOR_KEYS = ("name", "label", "kwargs", "checkpoint")
-
-_RULE_KEYS = ("stitch_kernel_size", "stitch_stride", "nearest_stitching", "stages")
+from stitchkit.settings.by_name import checked_of_file, recipe_schema
+from stitchkit.settings.files import naming, read_settings_file
+from stitchkit.settings.recipe import flag_of
+from stitchkit.settings.schema import LocalPath, Settings, json_schema, parse
 
 # The flat keys of the published files and the recipe fields they stand for. A published `lr` counts for 512 images.
 _PUBLISHED_RECIPE_KEYS = {
@@ -35,8 +36,8 @@ _PUBLISHED_RECIPE_KEYS = {
     "warmup_lr": "warmup_lr",
 }
 _PUBLISHED_LR_BATCH = 512
-_KEYS = ("source", "model", "anchors", *_RULE_KEYS, "stitched_final_norm", "recipe", *_PUBLISHED_RECIPE_KEYS)
-
+_NOT_ITS_AUTHORS = ("output", "log_wandb", "wandb_project", "wandb_tags", "wandb_resume_id")
+"""Where things are written, and whom they are sent to."""
 
 _RESERVED = (
     *("name", "model_name", "pretrained", "checkpoint", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"),
@@ -60,51 +61,66 @@ def check_kwargs(kwargs: Mapping[str, Any], whose: str) -> None:
 
 
 @dataclass(frozen=True)
-class AnchorSpec:
+class AnchorSpec(Settings):
     """One anchor of a configuration.
 
     Args:
         name: A timm model name, best with its weights' tag, such as `deit_tiny_patch16_224.fb_in1k`.
-        label: What stitches call it; without one, the name up to its tag.
+        label: The name of the anchor in stitches; without one, the model's name up to its tag.
         kwargs: Further arguments of `timm.create_model`.
         checkpoint: A local file with its weights; without one, timm's pretrained weights.
     """
 
-    name: str
-    label: str = ""
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    checkpoint: str | None = None
+    name: StrictStr
+    label: StrictStr = ""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    checkpoint: LocalPath | None = None
 
     def __post_init__(self) -> None:
         if not self.label:
             object.__setattr__(self, "label", self.name.removeprefix("hf-hub:").replace("/", "_").split(".")[0])
+        check_kwargs(self.kwargs, f"anchor '{self.name}'")
 
     @classmethod
-    def parse(cls, value: object) -> AnchorSpec:
+    def parse(cls, value: object, place: str = "anchor") -> AnchorSpec:
         """A spec from JSON: a timm name, or an object with `name`, `label`, `kwargs` and `checkpoint`.
 
         Raises:
             InputError: If it is neither, or has an unknown key or no name.
         """
-        if isinstance(value, str):
-            return cls(value)
-        if not isinstance(value, dict):
-            raise InputError(f"anchor {value!r} must be a timm model name or an object with {', '.join(_ANCHOR_KEYS)}")
-        for key in value:
-            if key not in _ANCHOR_KEYS:
-                raise unknown("anchor key", key, _ANCHOR_KEYS)
-        if not isinstance(value.get("name"), str):
-            raise InputError(f"anchor {value!r} has no 'name'; give it a timm model name")
-        for key, kind in (("label", str), ("kwargs", dict), ("checkpoint", str | None)):
-            if key in value and not isinstance(value[key], kind):
-                raise InputError(f"anchor '{value['name']}' has {key} {value[key]!r}; it must be of type {kind}")
-        check_kwargs(value.get("kwargs", {}), f"anchor '{value['name']}'")
-        if value.get("checkpoint"):
-            check_local(value["checkpoint"], f"'checkpoint' of anchor '{value['name']}'")
-        return cls(**value)
+        return cls(value) if isinstance(value, str) else parse(cls, value, place)
 
 
 @dataclass(frozen=True)
+class StitchFile(Settings):
+    """The file of a stitch configuration.
+
+    Args:
+        anchors: From cheap to costly: timm model names, or objects that say more.
+        source: The paper or person that the configuration comes from.
+        model: A published key without a meaning here.
+        stitch_kernel_size: How many neighbouring blocks a sliding window spans.
+        stitch_stride: How many blocks it moves on.
+        nearest_stitching: Stitch anchors that are neighbours in the list only.
+        stages: Numbers of the stages to stitch; by default all.
+        stitched_final_norm: Whether stitched routes apply the end anchor's final normalisation.
+        recipe: Training settings by flag name; YAML files and flags override them.
+    """
+
+    anchors: tuple[AnchorSpec | StrictStr, ...] = Field(min_length=2)
+    source: StrictStr = ""
+    model: Any = None
+    stitch_kernel_size: StrictInt = Field(default=2, ge=1)
+    stitch_stride: StrictInt = Field(default=1, ge=1)
+    nearest_stitching: StrictBool = True
+    stages: tuple[StrictInt, ...] | None = None
+    stitched_final_norm: StrictBool = True
+    recipe: dict[str, Any] = Field(default_factory=dict)
+
+    further_keys: ClassVar[tuple[str, ...]] = tuple(_PUBLISHED_RECIPE_KEYS)
+
+
+@dataclasses.dataclass(frozen=True)
 class StitchConfig:
     """What is stitched and how; everything needed to build an SN-Net again.
 
@@ -119,51 +135,45 @@ class StitchConfig:
     """
 
     anchors: tuple[AnchorSpec, ...]
-    rule: SlidingWindow = field(default_factory=SlidingWindow)
+    rule: SlidingWindow = dataclasses.field(default_factory=SlidingWindow)
     stitched_final_norm: bool = True
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     source: str = ""
     path: str = ""
 
     @classmethod
     def load(cls, path: str | Path) -> StitchConfig:
-        """Read a configuration from a JSON file, ours or one of the published ones.
+        """Read a configuration from a JSON or YAML file, ours or one of the published ones.
 
         Raises:
-            InputError: If the file is missing, is not JSON, or holds an unknown key or an unusable value.
+            InputError: If the file cannot be read, or holds an unknown key or an unusable value.
         """
-        try:
-            content = json.loads(Path(path).read_text())
-        except OSError as error:
-            raise InputError(f"stitch configuration '{path}' cannot be read: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"stitch configuration '{path}' is not JSON: {error}") from error
-        try:
+        content = read_settings_file(path)
+        with naming(path):
             return cls.parse(content, path=str(path))
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
 
     @classmethod
     def parse(cls, content: object, *, path: str = "") -> StitchConfig:
-        """A configuration from the content of its JSON file.
+        """A configuration from the content of its file.
 
         Raises:
             InputError: If a key is unknown or a value unusable.
         """
-        if not isinstance(content, dict):
+        if not isinstance(content, Mapping):
             raise InputError(f"a stitch configuration is a JSON object with 'anchors', not {type(content).__name__}")
-        for key in content:
-            if key not in _KEYS:
-                raise unknown("key", key, _KEYS)
-        anchors = content.get("anchors")
-        if not isinstance(anchors, list) or len(anchors) < 2:
-            raise InputError(f"'anchors' is {anchors!r}; give a list of at least two anchors")
+        published = {key: content[key] for key in _PUBLISHED_RECIPE_KEYS if key in content}
+        file = parse(StitchFile, {key: value for key, value in content.items() if key not in published})
         return cls(
-            anchors=tuple(AnchorSpec.parse(anchor) for anchor in anchors),
-            rule=_rule(content),
-            stitched_final_norm=_typed(content, "stitched_final_norm", bool, True),
-            recipe=_recipe(content),
-            source=_typed(content, "source", str, ""),
+            anchors=tuple(AnchorSpec(anchor) if isinstance(anchor, str) else anchor for anchor in file.anchors),
+            rule=SlidingWindow(
+                kernel_size=file.stitch_kernel_size,
+                stride=file.stitch_stride,
+                nearest=file.nearest_stitching,
+                stages=file.stages,
+            ),
+            stitched_final_norm=file.stitched_final_norm,
+            recipe=_published_recipe(published) | _own_recipe(file.recipe),
+            source=file.source,
             path=path,
         )
 
@@ -183,44 +193,39 @@ class StitchConfig:
         }
 
 
-def _rule(content: Mapping[str, Any]) -> SlidingWindow:
-    default = SlidingWindow()
-    return SlidingWindow(
-        kernel_size=_typed(content, "stitch_kernel_size", int, default.kernel_size),
-        stride=_typed(content, "stitch_stride", int, default.stride),
-        nearest=_typed(content, "nearest_stitching", bool, default.nearest),
-        stages=_stages(content),
-    )
-
-
-def _stages(content: Mapping[str, Any]) -> tuple[int, ...] | None:
-    stages = content.get("stages")
-    if stages is None:
-        return None
-    if not isinstance(stages, list) or not all(type(stage) is int for stage in stages):
-        raise InputError(f"'stages' is {stages!r}; list the stages to stitch, such as [0, 1, 2]")
-    return tuple(stages)
-
-
-def _recipe(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe of a file: published flat keys first, our `recipe` object over them."""
-    recipe = {name: content[key] for key, name in _PUBLISHED_RECIPE_KEYS.items() if key in content}
-    if "lr" in content:
-        recipe |= {"lr_base_size": _PUBLISHED_LR_BATCH, "lr_base_scale": "linear"}
-    if "data_set" in content:
-        if content["data_set"] != "IMNET":
+def _published_recipe(published: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that the flat keys of a published file mean."""
+    names = {name: key for key, name in _PUBLISHED_RECIPE_KEYS.items()}
+    settings = {_PUBLISHED_RECIPE_KEYS[key]: value for key, value in published.items()}
+    if "lr" in published:
+        settings |= {"lr_base_size": _PUBLISHED_LR_BATCH, "lr_base_scale": "linear"}
+        names |= {"lr_base_size": "lr", "lr_base_scale": "lr"}
+    if "data_set" in published:
+        if published["data_set"] != "IMNET":
             raise InputError(
-                f"'data_set' is {content['data_set']!r}; of the published names only IMNET, an image folder, is known; "
+                f"data_set is {published['data_set']!r}; of the published names only IMNET, an image folder, is known; "
                 "put a timm dataset as 'dataset' into 'recipe'"
             )
-        recipe["dataset"] = ""
-    own: dict[str, Any] = _typed(content, "recipe", dict, {})
-    return recipe | own
+        settings["dataset"] = ""
+    return checked_of_file(settings, names=names)
 
 
-def _typed(content: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
-    value = content.get(key, default)
-    # bool is a subclass of int, but `"stitch_stride": true` is a mistake.
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise InputError(f"'{key}' is {value!r}; it must be of type {kind.__name__}")
-    return value
+def _own_recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
+    for key in _NOT_ITS_AUTHORS:
+        if key in settings:
+            raise InputError(
+                f"recipe.{key}: a stitch configuration cannot set '{key}'; take it out and give {flag_of(key)} on the "
+                "command line"
+            )
+    return checked_of_file(settings, "recipe")
+
+
+def stitch_config_schema() -> dict[str, Any]:
+    """The JSON Schema of a stitch configuration, with the settings of its recipe and the published keys."""
+    schema, recipe = json_schema(StitchFile), recipe_schema()["properties"]
+    own = {key: value for key, value in recipe.items() if key not in ("$schema", *_NOT_ITS_AUTHORS)}
+    schema["properties"]["recipe"] |= {"properties": own, "additionalProperties": False}
+    for key, name in _PUBLISHED_RECIPE_KEYS.items():
+        schema["properties"][key] = {**recipe[name], "description": f"Published key for {name} in recipe."}
+    schema["properties"]["data_set"] = {"const": "IMNET", "description": "Published key for an image folder."}
+    return schema

@@ -21,7 +21,7 @@ from stitchkit.files import write_text
 from stitchkit.measure.ledger import Row, difference, read_rows
 from stitchkit.measure.pareto import is_anchor, pareto_front
 from stitchkit.routes import Stitch, StitchSpace
-from stitchkit.settings.flags import read_settings
+from stitchkit.settings.by_name import read_settings
 from stitchkit.ship.route_drawing import colors_of, depths_of, draw_route
 
 if TYPE_CHECKING:

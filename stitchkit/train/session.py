@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from torch import nn
 
 from stitchkit.data.loaders import Loaders
 from stitchkit.distributed import World
 from stitchkit.files import write_text
+from stitchkit.settings.files import settings_text
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 
@@ -42,5 +42,5 @@ class Session:
     def save_settings(self, name: str) -> Path:
         """Save the effective settings in the run's folder, as a file that `-c` reads."""
         path = self.folder / name
-        write_text(path, yaml.safe_dump(self.recipe.for_files(), sort_keys=False))
+        write_text(path, settings_text(self.recipe.for_files()))
         return path

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,9 @@ import yaml
 import stitchkit
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.network import build_network
+from stitchkit.cli import main
+from stitchkit.schema_command import KINDS, schema_text
+from stitchkit.settings.files import read_settings_file
 from stitchkit.settings.flags import add_flags, resolve
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchnet.fragments import fragments
@@ -21,6 +25,8 @@ JSON = sorted((ROOT / "configs").glob("*.json"))
 YAML = sorted((ROOT / "configs").glob("*.yaml"))
 COMPOSED = sorted((ROOT / "configs/compose").glob("*.json"))
 JOBS = sorted((ROOT / "configs/assembly").glob("*.yml"))
+SWEEPS = sorted(path for path in (ROOT / "configs/across-scales").glob("*.yml") if path.stem != "train")
+SCHEMAS = ROOT / "stitchkit/settings/schemas"
 
 
 @pytest.mark.parametrize("path", JSON, ids=lambda path: path.name)
@@ -78,3 +84,32 @@ def test_law_10_there_is_a_job_of_each_published_kind():
         *("resnet-to-resnet", "cnn-to-vit", "vit-to-cnn", "cnn-to-swin"),
         *("block-replaced", "network-expanded", "network-compressed", "from-scratch"),
     }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_schemas_are_what_the_command_prints(kind, capsys):
+    """After a change: for each kind, `stitchkit schema KIND > stitchkit/settings/schemas/KIND.json`."""
+    assert main(["schema", kind]) == 0
+    assert (SCHEMAS / f"{kind}.json").read_text() == capsys.readouterr().out == schema_text(kind)
+
+
+def test_every_configuration_names_the_schema_of_its_kind():
+    kinds = {"stitch-config": [*JSON, *COMPOSED], "recipe": YAML, "job": JOBS, "sweep": SWEEPS}
+    for kind, paths in kinds.items():
+        for path in paths:
+            text = path.read_text()
+            found = json.loads(text)["$schema"] if path.suffix == ".json" else re.search(r"\$schema=(\S+)", text)[1]
+            assert (path.parent / found).resolve() == SCHEMAS / f"{kind}.json", path
+
+
+def test_the_schemas_know_every_key_of_the_configurations():
+    """As an editor would complete and check them."""
+    for kind, paths in {"stitch-config": [*JSON, *COMPOSED], "job": JOBS, "sweep": SWEEPS}.items():
+        schema = json.loads(schema_text(kind))
+        for path in paths:
+            content = read_settings_file(path)
+            assert content.keys() <= schema["properties"].keys(), path
+            recipe = schema["properties"].get("recipe", {}).get("properties", {})
+            assert content.get("recipe", {}).keys() <= recipe.keys(), path
+    job = json.loads(schema_text("job"))
+    assert all(value["description"] for value in job["properties"].values()), "docstrings say what each is"

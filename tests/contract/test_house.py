@@ -34,6 +34,7 @@ FLOORS = {
     "stitchkit/assembly/train": 10,
     "stitchkit/assembly/sweep": 11,
     "stitchkit/assembly/commands.py": 12,
+    "stitchkit/schema_command.py": 12,
     "stitchnet": 8,
     "stitchkit/cli.py": 13,
     "stitchkit/__main__.py": 14,

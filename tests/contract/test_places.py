@@ -12,8 +12,8 @@ from stitchkit.cli import main
 from stitchkit.data.timm_readers import open_timm
 from stitchkit.errors import InputError
 from stitchkit.paths import check_local
+from stitchkit.settings.by_name import SETTINGS
 from stitchkit.settings.flags import resolve
-from stitchkit.settings.recipe import recipe_fields
 from stitchkit.settings.stitch_config import StitchConfig
 from tests.archives import write_shards
 from tests.e2e.test_job import job_config, write
@@ -27,7 +27,7 @@ NAMES = {
     *("lr_base_scale", "sched", "dist_bn", "eval_stitches", "device", "eval_metric", "wandb_project"),
     *("wandb_tags", "wandb_resume_id", "experiment"),
 }
-PLACES = [setting.name for _, setting in recipe_fields() if setting.metadata["path"]]
+PLACES = [setting.name for setting in SETTINGS.values() if setting.is_place]
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def refused(capsys, *command):
 
 
 def test_every_setting_of_text_names_a_place_or_is_known_not_to():
-    text = {setting.name for _, setting in recipe_fields() if setting.metadata["kind"] is str}
+    text = {setting.name for setting in SETTINGS.values() if setting.kind is str}
     assert text == NAMES | set(PLACES)
 
 
@@ -244,7 +244,7 @@ def test_no_argument_of_a_model_names_weights(key, tmp_path, images, capsys):
 
 def test_no_checkpoint_of_an_anchor_is_a_url():
     anchors = [pico_anchor("ti", 8) | {"checkpoint": "https://host/x.pth"}, pico_anchor("s", 16)]
-    with pytest.raises(InputError, match=r"'checkpoint' of anchor 'vit_tiny_patch16_224' is .* begins with a scheme"):
+    with pytest.raises(InputError, match=r"anchors\[0\].checkpoint is .* begins with a scheme"):
         StitchConfig.parse(pico_config(anchors=anchors))
 
 

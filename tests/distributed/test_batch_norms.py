@@ -9,7 +9,7 @@ from torch import nn
 
 from stitchkit.cli import main
 from stitchkit.distributed import World
-from stitchkit.settings.flags import make_recipe
+from stitchkit.settings.by_name import make_recipe
 from stitchkit.train.task import StitchTask
 from stitchkit.train.training import _distribute_batch_norms
 from tests.distributed.ranks import run_on_two_ranks

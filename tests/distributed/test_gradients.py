@@ -9,7 +9,7 @@ from torch import nn
 
 from stitchkit.distributed import gather_over_ranks
 from stitchkit.model.snnet import SNNet
-from stitchkit.settings.flags import make_recipe
+from stitchkit.settings.by_name import make_recipe
 from stitchkit.train import training
 from stitchkit.train.gradients import GradientReducer
 from stitchkit.train.loop import Trainer

@@ -97,8 +97,8 @@ def test_more_classes_than_outputs(capsys, config, images, tmp_path):
         ({"stitch_stride": 0}, "stitch_stride is 0"),
         ({"stitch_kernel_size": 4}, "stitch_kernel_size is 4"),
         ({"kernel_size": 4}, "did you mean 'stitch_kernel_size'"),
-        ({"anchors": pico_config()["anchors"][:1]}, "at least two"),
-        ({"recipe": {"epochs": "many"}}, "'epochs' is 'many'"),
+        ({"anchors": pico_config()["anchors"][:1]}, "line 1: anchors is ["),
+        ({"recipe": {"epochs": "many"}}, "line 1: recipe.epochs is 'many'; it must be a whole number"),
     ],
 )
 def test_a_wrong_configuration(capsys, change, message, images, tmp_path):

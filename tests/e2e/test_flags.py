@@ -13,7 +13,7 @@ from stitchkit.cli import main
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
-from stitchkit.settings.flags import make_recipe
+from stitchkit.settings.by_name import make_recipe
 from stitchkit.train.loop import save_batch, wait_for
 from stitchkit.train.tracking import open_tracker
 from tests.support import FLAGS, ROOT, pico_anchor, pico_snnet, write_config

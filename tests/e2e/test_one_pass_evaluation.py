@@ -15,7 +15,7 @@ from stitchkit.distributed import init_world
 from stitchkit.measure.evaluate import evaluate_stitch
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.partial_sums import PartialSums
-from stitchkit.settings.flags import make_recipe
+from stitchkit.settings.by_name import make_recipe
 from tests.distributed.forks import end, kill_once_there
 from tests.distributed.ranks import run_on_two_ranks
 from tests.support import FLAGS, write_config

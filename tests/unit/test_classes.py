@@ -20,7 +20,7 @@ from stitchkit.assembly.train.classes import check_origins
 from stitchkit.classes import check_classes, in_order, note_origin, number_in_order, origin_of, trained_classes
 from stitchkit.data.splits import open_datasets
 from stitchkit.errors import InputError
-from stitchkit.settings.flags import make_recipe
+from stitchkit.settings.by_name import make_recipe
 from stitchnet import image_folder, load_hf_dataset
 from stitchnet.task import Task
 from tests.support import ROOT
@@ -123,7 +123,7 @@ OPENED = """
 import sys
 from stitchkit.assembly.datasets.named import open_dataset
 from stitchkit.data.splits import open_datasets
-from stitchkit.settings.flags import make_recipe
+from stitchkit.settings.by_name import make_recipe
 from stitchnet import image_folder
 
 found = open_datasets(make_recipe({"data_dir": sys.argv[1], "model": "resnet18"}))

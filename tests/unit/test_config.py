@@ -82,27 +82,30 @@ def test_anchor_objects():
     ("content", "message"),
     [
         ({"anchors": TWO, "stitch_strid": 1}, "did you mean 'stitch_stride'"),
-        ({"anchors": TWO[:1]}, "at least two"),
-        ({}, "at least two"),
+        ({"anchors": TWO[:1]}, "at least 2 values"),
+        ({}, "anchors is missing"),
         ({"anchors": "deit"}, "list"),
         ([], "JSON object"),
         ({"anchors": TWO, "stitch_stride": 0}, "at least 1"),
-        ({"anchors": TWO, "stitch_stride": "1"}, "type int"),
-        ({"anchors": TWO, "stitch_kernel_size": True}, "type int"),
-        ({"anchors": TWO, "nearest_stitching": 1}, "type bool"),
-        ({"anchors": [*TWO, 3]}, "timm model name"),
-        ({"anchors": [*TWO, {"label": "x"}]}, "no 'name'"),
+        ({"anchors": TWO, "stitch_stride": "1"}, "line 6: stitch_stride is '1'; it must be a whole number"),
+        ({"anchors": TWO, "stitch_kernel_size": True}, "a whole number"),
+        ({"anchors": TWO, "nearest_stitching": 1}, "true or false"),
+        ({"anchors": [*TWO, 3]}, r"anchors\[2\] is 3; it must be settings by name or text"),
+        ({"anchors": [*TWO, {"label": "x"}]}, r"anchors\[2\].name is missing"),
         ({"anchors": [*TWO, {"name": "x", "kwarg": {}}]}, "did you mean 'kwargs'"),
-        ({"anchors": [*TWO, {"name": "x", "kwargs": 3}]}, "of type"),
-        ({"anchors": [*TWO, {"name": "x", "label": 3}]}, "of type"),
-        ({"anchors": [*TWO, {"name": "x", "checkpoint": 3}]}, "of type"),
-        ({"anchors": [*TWO, {"name": "x", "kwargs": {"pretrained": True}}]}, "use 'checkpoint'"),
+        ({"anchors": [*TWO, {"name": "x", "kwargs": 3}]}, r"anchors\[2\].kwargs is 3"),
+        ({"anchors": [*TWO, {"name": "x", "label": 3}]}, r"anchors\[2\].label is 3; it must be text"),
+        ({"anchors": [*TWO, {"name": "x", "checkpoint": 3}]}, r"anchors\[2\].checkpoint is 3; it must be text"),
+        ({"anchors": [*TWO, {"name": "x", "kwargs": {"pretrained": True}}]}, "given as its checkpoint"),
         ({"anchors": TWO, "data_set": "CIFAR"}, "only IMNET"),
+        ({"anchors": TWO, "recipe": {"epoch": 3}}, "recipe.epoch: .* did you mean 'epochs'"),
+        ({"anchors": TWO, "num_workers": -1}, "num_workers is -1; it must be at least 0"),
+        ({"anchors": TWO, "lr": float("nan")}, "NaN; JSON has finite numbers only"),
     ],
 )
 def test_mistakes_are_named(content, message, tmp_path):
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content, indent="\t"))
     with pytest.raises(InputError, match=message) as error:
         StitchConfig.load(path)
     assert str(path) in str(error.value)
@@ -111,6 +114,31 @@ def test_mistakes_are_named(content, message, tmp_path):
 def test_a_file_that_is_missing_or_not_json_is_named(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         StitchConfig.load(tmp_path / "missing.json")
-    (tmp_path / "bad.json").write_text("{'anchors': ")
-    with pytest.raises(InputError, match="not JSON"):
+    (tmp_path / "bad.json").write_text("{\n'anchors': ")
+    with pytest.raises(InputError, match="line 2 is not JSON"):
         StitchConfig.load(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"anchors": ["a", "b"],\n "recipe": {"epochs": 1,\n "epochs": 2}}', "line 3: duplicate key epochs"),
+        ('{"anchors": ["a", "b"],\n "stitch_stride": 1e999}', "1e999; JSON has finite numbers only"),
+        ("[" * 100_000, "not JSON"),
+        ('{"anchors": ["a", "b"], "stitch_stride": ' + 5000 * "9" + "}", "not JSON that can be read"),
+    ],
+)
+def test_json_that_could_be_misread_is_refused(text, message, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        StitchConfig.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_configuration_may_be_yaml_and_name_its_schema(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(f'"$schema": x\nanchors: {TWO}\nrecipe: {{lr: 1e-3}}\n')
+    assert StitchConfig.load(path).recipe == {"lr": 1e-3}
+    path.with_suffix(".json").write_text(json.dumps({"$schema": "x", "anchors": TWO}))
+    assert [anchor.name for anchor in StitchConfig.load(path.with_suffix(".json")).anchors] == TWO

@@ -186,9 +186,9 @@ def test_a_cycle_of_includes_is_refused(tmp_path):
     ("text", "words"),
     [
         ("model: !!python/object/apply:os.system [ls]\n", "'job.yml', line 1: could not determine a constructor"),
-        ("model: [1\n", "configuration 'job.yml', line 2"),
-        ("- 1\n", "must hold settings as 'name: value' lines"),
-        ("", "must hold settings"),
+        ("model: [1\n", "'job.yml', line 2 is not YAML"),
+        ("- 1\n", "holds list; settings are 'name: value' lines"),
+        ("", "'job.yml' holds no settings"),
         ("model: !include gone.yml\n", "gone.yml' cannot be read: No such file"),
         ("model: !include [a]\n", "'job.yml', line 1: write !include and the name of a file"),
     ],
@@ -432,5 +432,5 @@ def test_a_schedule_that_torch_cannot_begin_inside_another_is_refused():
 def test_a_key_that_is_there_twice_is_refused(tmp_path):
     path = tmp_path / "job.yml"
     path.write_text("workers: 1\ntrain_config:\n  epochs: 1\n  dataset: digits\n  epochs: 2\n")
-    with pytest.raises(InputError, match="line 5: epochs is there twice"):
+    with pytest.raises(InputError, match="line 5: duplicate key epochs"):
         JobConfig.load(path)

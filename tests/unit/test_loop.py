@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
-from stitchkit.settings.flags import make_recipe
+from stitchkit.settings.by_name import make_recipe
 from stitchkit.train.epoch_state import LossWindow, Position
 from stitchkit.train.loop import Trainer
 from stitchkit.train.optim import LossScaler, create_optimizer, create_precision, create_schedule

@@ -5,12 +5,13 @@ import torch
 from timm.layers import DropBlock2d, LayerNorm
 from timm.layers.split_batchnorm import SplitBatchNorm2d
 from torch import nn
+from torch._dynamo import register_backend
 
 import stitchkit
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.measure.profile import Profiler
-from stitchkit.settings.flags import make_recipe
+from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.train.network import check_device, create_network, input_size, place_network, uncompiled
 from tests.support import family_snnet, pico_anchor, pico_config, pico_images, pico_snnet, randomize
@@ -189,6 +190,8 @@ class Backend:
 
     def __init__(self):
         self.count = 0
+        self.name = f"counting{id(self)}"
+        register_backend(self, name=self.name)
 
     def __call__(self, graph, inputs, **options):
         self.count += 1
@@ -201,7 +204,7 @@ def test_routes_share_what_is_compiled():
     """Each block is compiled once for training and once for evaluation; no route compiles anything more."""
     backend = Backend()
     plain, model = pico_snnet(), pico_snnet()
-    place_network(model, make_recipe({"stitch_config": "x", "torchcompile": backend}), ALONE)
+    place_network(model, make_recipe({"stitch_config": "x", "torchcompile": backend.name}), ALONE)
     assert model.state_dict().keys() == plain.state_dict().keys()
     x = pico_images()
     for train in (False, True):
@@ -218,7 +221,7 @@ def test_routes_share_what_is_compiled():
 def test_blocks_that_were_seen_once_are_compiled_for_all_stitches(family):
     """Training: the anchors show every block, then every stitch runs forward and backward."""
     backend, model = Backend(), family_snnet(family).train()
-    place_network(model, make_recipe({"stitch_config": "x", "torchcompile": backend}), ALONE)
+    place_network(model, make_recipe({"stitch_config": "x", "torchcompile": backend.name}), ALONE)
     x = pico_images(size=model.input_size[1])
     for cfg_id in range(len(model.views)):
         model(x, cfg_id).sum().backward()
@@ -233,7 +236,7 @@ def test_blocks_that_were_seen_once_are_compiled_for_all_stitches(family):
 def test_many_blocks_are_all_compiled():
     """Stochastic depth makes every block another one; torch's limit of eight is for one function."""
     backend = Backend()
-    model, recipe = snnet(drop_path=0.2, torchcompile=backend)
+    model, recipe = snnet(drop_path=0.2, torchcompile=backend.name)
     place_network(model, recipe, ALONE)
     for cfg_id in range(3):
         model.train()(pico_images(), cfg_id)
@@ -244,7 +247,7 @@ def test_many_blocks_are_all_compiled():
 def test_a_compiled_network_can_be_taken_apart_and_measured():
     backend = Backend()
     plain, model = pico_snnet(), pico_snnet()
-    place_network(model, make_recipe({"stitch_config": "x", "torchcompile": backend}), ALONE)
+    place_network(model, make_recipe({"stitch_config": "x", "torchcompile": backend.name}), ALONE)
     network = model.extract(7)
     torch.testing.assert_close(network(pico_images()), plain(pico_images(), 7))
     assert backend.count == 0, "what is extracted is as it was before"
@@ -258,7 +261,7 @@ def test_a_compiled_network_can_be_taken_apart_and_measured():
 @COMPILES
 def test_a_plain_model_is_compiled_whole():
     backend = Backend()
-    model, recipe = resnet(torchcompile=backend)
+    model, recipe = resnet(torchcompile=backend.name)
     plain = {name: value.clone() for name, value in model.state_dict().items()}
     place_network(model, recipe, ALONE)
     model.eval()(torch.zeros(1, 3, 32, 32))

@@ -8,7 +8,7 @@ from timm.optim import create_optimizer_v2, list_optimizers
 
 from stitchkit.data.loaders import weights_dtype
 from stitchkit.errors import InputError
-from stitchkit.settings.flags import make_recipe
+from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.train.optim import create_optimizer, create_precision, create_schedule, learning_rate, load_optimizer
 from tests.support import ROOT, family_snnet, pico_images, pico_snnet

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from stitchkit.settings.flags import make_recipe
+from stitchkit.settings.by_name import make_recipe
 from stitchkit.train.checkpoint import LAST, PREVIOUS
 from tests.support import ROOT
 

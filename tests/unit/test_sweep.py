@@ -186,20 +186,23 @@ def test_shapes_that_are_not_declared_are_found_by_a_dry_run(tmp_path):
     ("changes", "message"),
     [
         ({"stitchers": ["liner_no_downsample"]}, "stitchers[0]: unknown stitcher 'liner_no_downsample'; did you mean"),
-        ({"stitchers": "finetune"}, "stitchers is 'finetune'; give a list"),
-        ({"gaps": [{"blocks_to_drop": [2, 1], "num_downsamples": 0}]}, "gaps[0] is {'blocks_to_drop': [2, 1]"),
+        ({"stitchers": "finetune"}, "stitchers is 'finetune'; it must be a list"),
+        (
+            {"gaps": [{"blocks_to_drop": [2, 1], "num_downsamples": 0}]},
+            "gaps[0]: blocks_to_drop is [2, 1]; give [first, last], with 1 <= first <= last",
+        ),
         ({"gaps": [{"blocks_to_drop": [1, 3], "num_downsamples": 0}]}, "gaps[0]: [1,3] leaves nothing of a network"),
-        ({"gaps": [{"blocks_to_drop": [1, 1]}]}, "a gap is {blocks_to_drop: [first, last], num_downsamples: n}"),
+        ({"gaps": [{"blocks_to_drop": [1, 1]}]}, "gaps[0].num_downsamples is missing"),
         (
             {"gaps": [{"blocks_to_drop": [1, 1], "num_downsamples": count} for count in (0, 1)]},
-            "gaps[1]: [1,1] is there twice, as gaps[0]; take one out",
+            "gaps[1]: [1,1] is the same as gaps[0]; remove one of the two",
         ),
-        ({"stitchers": ["finetune", "finetune"]}, "stitchers[1]: finetune is there twice, as stitchers[0]"),
+        ({"stitchers": ["finetune", "finetune"]}, "stitchers[1]: finetune is the same as stitchers[0]"),
         ({"dest_stages": []}, "either stages, or src_stages and dest_stages"),
         ({"stages": [{"Subnet": {}, "Net": {}}]}, "stages[0] is {'Net': {}, 'Subnet': {}}; a part is one class name"),
         ({"epochs": 3}, "unknown key 'epochs'"),
         ({"train_config": {"epochs": -1, "dataset": "digits"}}, "train_config.epochs is -1"),
-        ({"train_config": [1]}, "train_config is [1]; it holds settings"),
+        ({"train_config": [1]}, "train_config is [1]; it must be settings by name"),
         (
             {"train_config": {"epochs": 1, "data_preprocessing": [1], "dataset": "d"}},
             "train_config.data_preprocessing is [1]",
@@ -217,7 +220,7 @@ def test_a_wrong_configuration_ends_with_its_file_and_place(tmp_path, changes, m
 
 def test_settings_that_are_none_are_an_error_with_flags_too(tmp_path):
     path = write_sweep(tmp_path, tmp_path, train_config=[1])
-    with pytest.raises(InputError, match=r"line \d+: train_config is \[1\]; it holds settings"):
+    with pytest.raises(InputError, match=r"line \d+: train_config is \[1\]; it must be settings by name"):
         SweepConfig.load(path, epochs=1)
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import stitchkit
 from stitchkit.errors import InputError
-from stitchkit.settings.flags import make_recipe
+from stitchkit.settings.by_name import make_recipe
 from stitchkit.train.checkpoint import training_state
 from stitchkit.train.optim import create_optimizer
 from stitchkit.train.task import create_task

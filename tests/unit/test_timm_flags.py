@@ -9,8 +9,9 @@ import yaml
 
 from stitchkit.cli import main
 from stitchkit.errors import InputError
+from stitchkit.settings.by_name import SETTINGS
 from stitchkit.settings.flags import add_flags, resolve
-from stitchkit.settings.recipe import Recipe, flag_of, recipe_fields
+from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.timm_flags import REFUSED
 from tests.support import ROOT, write_config
 
@@ -76,7 +77,7 @@ def test_the_tables_and_the_parser_are_the_same():
 
 def test_underscores_are_as_good_as_dashes():
     known = {name for action in parser()._actions for name in action.option_strings}
-    assert {"--" + setting.name for _, setting in recipe_fields()} <= known
+    assert {"--" + name for name in SETTINGS} <= known
     assert {"--" + name for name in REFUSED} <= known
 
 

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from stitchkit.assembly.config.files import naming, read_yaml
+from pydantic import Field, StrictBool, StrictInt, StrictStr
+from pydantic.dataclasses import dataclass
+
 from stitchkit.assembly.config.optim import check_training
-from stitchkit.assembly.config.schema import parse
 from stitchkit.assembly.config.settings import Metric, TrainConfig
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
 from stitchkit.errors import InputError
 from stitchkit.paths import check_dataset, check_local
+from stitchkit.settings.files import naming, read_settings_file
+from stitchkit.settings.schema import LocalPath, Settings, parse
 
 SWEEP_KEYS = ("stages", "src_stages", "dest_stages", "gaps", "stitchers")
 """The keys that only a sweep has."""
-_POSITIVE = ("batch_size", "max_batches", "max_steps")
 WRITTEN = ("save_dir", "metrics_output")
 """Where a job's files go, which the settings that it leaves do not say: they may be another job's."""
-_PLACES = ("data_path", "load_from", "resume_from", "save_dir", "metrics_output")
 
 
 @dataclass(frozen=True)
-class JobConfig:
+class JobConfig(Settings):
     """A stitching job: a network and how it is trained.
 
     Args:
@@ -58,32 +59,32 @@ class JobConfig:
     """
 
     train_config: TrainConfig
-    model: dict[str, Any] | str | None = None
+    model: dict[str, Any] | StrictStr | None = None
     assembly: tuple[Any, ...] | None = None
-    head: dict[str, Any] | str | None = None
-    reformat_options: dict[str, str] = field(default_factory=dict)
-    unfrozen: bool = False
-    pretrained: bool = True
-    workers: int = 4
-    data_path: str | None = None
-    print_freq: int = 10
-    save_checkpoints: bool = False
-    eval_checkpoints: bool = True
-    checkpoint_initial_model: bool = False
-    test_only: bool = False
-    deterministic: bool = False
-    load_from: str | None = None
-    resume_from: str | None = None
-    strict_load: bool = True
-    start_epoch: int = 0
-    save_dir: str | None = None
-    metrics_output: str | None = None
-    device: str | None = None
+    head: dict[str, Any] | StrictStr | None = None
+    reformat_options: dict[str, StrictStr] = Field(default_factory=dict)
+    unfrozen: StrictBool = False
+    pretrained: StrictBool = True
+    workers: StrictInt = Field(default=4, ge=0)
+    data_path: LocalPath | None = None
+    print_freq: StrictInt = Field(default=10, ge=1)
+    save_checkpoints: StrictBool = False
+    eval_checkpoints: StrictBool = True
+    checkpoint_initial_model: StrictBool = False
+    test_only: StrictBool = False
+    deterministic: StrictBool = False
+    load_from: LocalPath | None = None
+    resume_from: LocalPath | None = None
+    strict_load: StrictBool = True
+    start_epoch: StrictInt = Field(default=0, ge=0)
+    save_dir: LocalPath | None = None
+    metrics_output: LocalPath | None = None
+    device: StrictStr | None = None
     metrics: tuple[Metric, ...] = (Metric(),)
-    project: str | None = None
-    entity: str | None = None
-    group: str | None = None
-    id: str | None = None
+    project: StrictStr | None = None
+    entity: StrictStr | None = None
+    group: StrictStr | None = None
+    id: StrictStr | None = None
 
     @classmethod
     def load(cls, path: str | Path, **changes: Any) -> JobConfig:
@@ -96,7 +97,7 @@ class JobConfig:
         Raises:
             InputError: If the file cannot be used; the message begins with the file, the line and the key.
         """
-        content = read_yaml(path)
+        content = read_settings_file(path)
         with naming(path):
             config = cls.parse(content)
             for key in WRITTEN:
@@ -129,7 +130,8 @@ class JobConfig:
         for one, other in (("load_from", "resume_from"), ("resume_from", "load_from")):
             if changes.get(one) and not changes.get(other):
                 changes[other] = None
-        config = replace(self, train_config=replace(self.train_config, **train), **changes)
+        train_config = parse(TrainConfig, _fields(self.train_config) | train, "train_config")
+        config = parse(type(self), {**_fields(self), **changes, "train_config": train_config})
         config.check()
         return config
 
@@ -160,7 +162,6 @@ class JobConfig:
             raise InputError("load_from and resume_from are both there; the first takes weights alone, so give one")
         _ = self.network
         self._check_places()
-        self._check_numbers()
         for number, metric in enumerate(self.metrics):
             if wrong := [rank for rank in metric.ranks if rank not in (1, 5)]:
                 raise InputError(f"metrics[{number}].metric_fn_args.topk is {wrong[0]!r}; it must be 1, 5 or both")
@@ -176,32 +177,20 @@ class JobConfig:
             raise InputError("train_config.tasks: images have several sizes; give all the same image_size")
 
     def _check_places(self) -> None:
-        for key in _PLACES:
-            if value := getattr(self, key):
-                check_local(value, key)
         for key in ("model", "assembly", "head"):
             for path in _checkpoints(getattr(self, key)):
                 check_local(str(path), f"{key}: ckp_path")
         for number, task in enumerate(self.train_config.tasks):
             check_dataset(str(task.get("dataset", "")), f"train_config.tasks[{number}].dataset")
-        check_dataset(self.train_config.dataset or "", "train_config.dataset")
-
-    def _check_numbers(self) -> None:
-        train = self.train_config
-        for key in _POSITIVE:
-            if (value := getattr(train, key)) is not None and value < 1:
-                raise InputError(f"train_config.{key} is {value}; it must be at least 1")
-        for key in ("epochs", "max_grad_norm", "seed"):
-            if getattr(train, key) < 0:
-                raise InputError(f"train_config.{key} is {getattr(train, key)}; it must be at least 0")
-        for key, least in (("workers", 0), ("start_epoch", 0), ("print_freq", 1)):
-            if getattr(self, key) < least:
-                raise InputError(f"{key} is {getattr(self, key)}; it must be at least {least}")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain data, all of them, as a file that `load` reads."""
         settings = {key: value for key, value in _plain(asdict(self)).items() if value is not None}
         return settings | {"train_config": settings.pop("train_config")}
+
+
+def _fields(settings: Settings) -> dict[str, Any]:
+    return {item.name: getattr(settings, item.name) for item in fields(settings)}
 
 
 def _check_inside(value: str, key: str) -> None:

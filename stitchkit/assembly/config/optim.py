@@ -234,6 +234,4 @@ def check_training(train: TrainConfig) -> None:
         create_transform(task, place, training=True)
     for number, loss in enumerate(train.aux_losses):
         create_loss(loss.loss_fn, loss.loss_fn_args, f"train_config.aux_losses[{number}]")
-        if loss.weight < 0:
-            raise InputError(f"train_config.aux_losses[{number}].weight is {loss.weight}; it must be at least 0")
     create_schedule(train, create_optimizer(train, [nn.Parameter(torch.zeros(1, 1))]))

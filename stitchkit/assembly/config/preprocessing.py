@@ -45,8 +45,6 @@ def create_transform(task: TaskConfig, place: str, *, training: bool) -> Callabl
 
 
 def _check(how: Preprocessing, place: str) -> None:
-    if how.image_size < 1:
-        raise InputError(f"{place}.image_size is {how.image_size}; it must be at least 1")
     for key in ("mean", "std"):
         if len(getattr(how, key)) not in (1, 3):
             raise InputError(f"{place}.{key} is {list(getattr(how, key))}; give one value, or one for each channel")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from stitchkit.assembly.config.schema import parse
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic.dataclasses import dataclass
+
+from stitchkit.settings.schema import DatasetName, Settings, parse
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+Augmentation = Literal["default"] | StrictBool | tuple[Any, ...] | None
 
 
 @dataclass(frozen=True)
-class Preprocessing:
+class Preprocessing(Settings):
     """How images become inputs.
 
     Args:
@@ -24,17 +29,17 @@ class Preprocessing:
         data_augmentation: `default` or true is a flip and AutoAugment; a list names torchvision v2 transforms.
     """
 
-    image_size: int = 224
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    image_size: Count = 224
+    mean: tuple[StrictFloat, ...] = (0.485, 0.456, 0.406)
+    std: tuple[StrictFloat, ...] = (0.229, 0.224, 0.225)
     resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
-    interpolation: str = "bicubic"
-    random_resize_scale: tuple[float, ...] = (0.9, 1.0)
-    data_augmentation: Literal["default"] | bool | tuple[Any, ...] | None = None
+    interpolation: StrictStr = "bicubic"
+    random_resize_scale: tuple[StrictFloat, ...] = (0.9, 1.0)
+    data_augmentation: Augmentation = None
 
 
 @dataclass(frozen=True)
-class AuxLoss:
+class AuxLoss(Settings):
     """A second loss, of the output of a submodule.
 
     Args:
@@ -44,14 +49,14 @@ class AuxLoss:
         weight: Beside the main loss, which has 1.
     """
 
-    output: str
-    loss_fn: str = "cross_entropy"
-    loss_fn_args: dict[str, Any] = field(default_factory=dict)
-    weight: float = 1.0
+    output: StrictStr
+    loss_fn: StrictStr = "cross_entropy"
+    loss_fn_args: dict[str, Any] = Field(default_factory=dict)
+    weight: StrictFloat = Field(default=1.0, ge=0)
 
 
 @dataclass(frozen=True)
-class Metric:
+class Metric(Settings):
     """A figure of merit.
 
     Args:
@@ -61,8 +66,8 @@ class Metric:
     """
 
     metric_fn: Literal["accuracy", "topk_accuracy"] = "accuracy"
-    metric_fn_args: dict[str, Any] = field(default_factory=dict)
-    output: str | None = None
+    metric_fn_args: dict[str, Any] = Field(default_factory=dict)
+    output: StrictStr | None = None
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -72,7 +77,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class TaskConfig:
+class TaskConfig(Settings):
     """What is learnt: a data set and its loss. What is not given is as in `train_config`.
 
     Args:
@@ -84,12 +89,12 @@ class TaskConfig:
         data_preprocessing: How images become inputs.
     """
 
-    dataset: str
-    batch_size: int = 32
-    loss_fn: str = "cross_entropy"
-    loss_fn_args: dict[str, Any] = field(default_factory=dict)
-    data_augmentation: Literal["default"] | bool | tuple[Any, ...] | None = None
-    data_preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    dataset: DatasetName
+    batch_size: Count = 32
+    loss_fn: StrictStr = "cross_entropy"
+    loss_fn_args: dict[str, Any] = Field(default_factory=dict)
+    data_augmentation: Augmentation = None
+    data_preprocessing: Preprocessing = Field(default_factory=Preprocessing)
 
     @property
     def name(self) -> str:
@@ -98,7 +103,7 @@ class TaskConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """How the network is trained.
 
     Args:
@@ -121,23 +126,23 @@ class TrainConfig:
         data_preprocessing: How images become inputs.
     """
 
-    epochs: int
-    dataset: str | None = None
+    epochs: StrictInt = Field(ge=0)
+    dataset: DatasetName | None = None
     tasks: tuple[dict[str, Any], ...] = ()
-    seed: int = 1
-    batch_size: int = 32
-    max_steps: int | None = None
-    max_batches: int | None = None
-    loss_fn: str = "cross_entropy"
-    loss_fn_args: dict[str, Any] = field(default_factory=dict)
+    seed: StrictInt = Field(default=1, ge=0)
+    batch_size: Count = 32
+    max_steps: Count | None = None
+    max_batches: Count | None = None
+    loss_fn: StrictStr = "cross_entropy"
+    loss_fn_args: dict[str, Any] = Field(default_factory=dict)
     aux_losses: tuple[AuxLoss, ...] = ()
-    optimizer: str = "Adam"
-    optimizer_args: dict[str, Any] = field(default_factory=dict)
-    lr_scheduler: str | None = None
-    lr_scheduler_args: dict[str, Any] = field(default_factory=dict)
-    max_grad_norm: float = 0.0
-    data_augmentation: Literal["default"] | bool | tuple[Any, ...] | None = None
-    data_preprocessing: dict[str, Any] = field(default_factory=dict)
+    optimizer: StrictStr = "Adam"
+    optimizer_args: dict[str, Any] = Field(default_factory=dict)
+    lr_scheduler: StrictStr | None = None
+    lr_scheduler_args: dict[str, Any] = Field(default_factory=dict)
+    max_grad_norm: StrictFloat = Field(default=0.0, ge=0)
+    data_augmentation: Augmentation = None
+    data_preprocessing: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def resolved_tasks(self) -> tuple[TaskConfig, ...]:

@@ -5,21 +5,25 @@ Source: the "across scales" sweeps of "Bridging Large Gaps in Neural Network Rep
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from stitchkit.assembly.config.files import naming, read_yaml
+from pydantic import Field, StrictInt, StrictStr
+from pydantic.dataclasses import dataclass
+
 from stitchkit.assembly.config.job import SWEEP_KEYS, JobConfig
 from stitchkit.assembly.config.settings import TrainConfig
 from stitchkit.assembly.parts.spec import PartSpec
 from stitchkit.assembly.sweep.shapes import PieceShapes, piece_shapes
 from stitchkit.assembly.sweep.stitchers import DEFAULT_STITCHERS, PartDict, check_stitcher
 from stitchkit.errors import InputError
+from stitchkit.settings.files import naming, read_settings_file
+from stitchkit.settings.schema import Settings, json_schema, parse
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Gap:
     """Pieces that are left out between two networks.
 
@@ -33,24 +37,59 @@ class Gap:
     last: int
     num_downsamples: int
 
-    @classmethod
-    def parse(cls, value: object, place: str) -> Gap:
-        """The gap that a YAML value describes: `{blocks_to_drop: [i, j], num_downsamples: n}`.
-
-        Raises:
-            InputError: If it is anything else.
-        """
-        match value:
-            case {"blocks_to_drop": [int(first), int(last)], "num_downsamples": int(count), **rest} if not rest:
-                if 1 <= first <= last and count >= 0:
-                    return cls(first, last, count)
-        raise InputError(
-            f"{place} is {value!r}; a gap is {{blocks_to_drop: [first, last], num_downsamples: n}}, "
-            "with 1 <= first <= last"
-        )
-
     def __str__(self) -> str:
         return f"{self.first},{self.last}"
+
+
+@dataclass(frozen=True)
+class GapSettings(Settings):
+    """A gap, as a file has it.
+
+    Args:
+        blocks_to_drop: Numbers of the first and the last piece left out.
+        num_downsamples: How many times the pieces left out halve the map.
+    """
+
+    blocks_to_drop: tuple[StrictInt, StrictInt]
+    num_downsamples: StrictInt = Field(ge=0)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.blocks_to_drop[0] <= self.blocks_to_drop[1]:
+            raise InputError(
+                f"blocks_to_drop is {list(self.blocks_to_drop)}; give [first, last], with 1 <= first <= last"
+            )
+
+    @property
+    def gap(self) -> Gap:
+        """The gap."""
+        return Gap(*self.blocks_to_drop, self.num_downsamples)
+
+
+@dataclass(frozen=True)
+class SweepFile(JobConfig):
+    """The file of a sweep: the settings of its jobs, and what they differ in.
+
+    Args:
+        stages: Pieces of a network that is stitched to itself.
+        src_stages: Pieces of the network that gives the first blocks.
+        dest_stages: Pieces of the network that gives the last blocks.
+        gaps: The pieces that are left out; by default those of the published sweeps.
+        stitchers: The names of the stitchers to try; by default those of the published sweeps.
+    """
+
+    stages: tuple[Any, ...] | None = None
+    src_stages: tuple[Any, ...] | None = None
+    dest_stages: tuple[Any, ...] | None = None
+    gaps: tuple[GapSettings, ...] | None = None
+    stitchers: tuple[StrictStr, ...] | None = None
+
+
+def sweep_schema() -> dict[str, Any]:
+    """The JSON Schema of a sweep's file."""
+    schema = json_schema(SweepFile)
+    for key in ("model", "assembly"):  # which the pieces are
+        del schema["properties"][key]
+    return schema
 
 
 DEFAULT_GAPS = tuple(
@@ -60,7 +99,7 @@ DEFAULT_GAPS = tuple(
 """The nine of the published sweeps, for networks of eight pieces."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class CutNetwork:
     """A network in pieces.
 
@@ -82,7 +121,7 @@ class CutNetwork:
         return cls(tuple({spec.name: dict(spec.arguments)} for spec in pieces), piece_shapes(pieces, image_size))
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class SweepConfig:
     """A sweep: two networks in pieces, the gaps between them and the stitchers to try.
 
@@ -101,7 +140,7 @@ class SweepConfig:
     destination: CutNetwork
     gaps: tuple[Gap, ...] = DEFAULT_GAPS
     stitchers: tuple[str, ...] = DEFAULT_STITCHERS
-    job: Mapping[str, Any] = field(default_factory=dict)
+    job: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def load(cls, path: str | Path, **changes: Any) -> SweepConfig:
@@ -114,8 +153,8 @@ class SweepConfig:
         Raises:
             InputError: If the file cannot be used; the message begins with the file, the line and the key.
         """
-        content = read_yaml(path)
-        of_training = {item.name for item in fields(TrainConfig)}
+        content = read_settings_file(path)
+        of_training = {item.name for item in dataclasses.fields(TrainConfig)}
         train = {key: changes.pop(key) for key in list(changes) if key in of_training}
         with naming(path):
             if train:
@@ -134,22 +173,20 @@ class SweepConfig:
         if ("stages" in content) == ("src_stages" in content or "dest_stages" in content):
             raise InputError("a sweep has either stages, or src_stages and dest_stages; give one of the two")
         keys = ("stages",) if "stages" in content else ("src_stages", "dest_stages")
-        pieces = [_pieces(content, key) for key in keys]
+        file = parse(SweepFile, content)
+        pieces = [_pieces(getattr(file, key), key) for key in keys]
         others = {key: value for key, value in content.items() if key not in SWEEP_KEYS}
         job = JobConfig.parse({"assembly": [{spec.name: spec.arguments} for spec in pieces[0]], **others})
         image_size = job.train_config.resolved_tasks[0].data_preprocessing.image_size
-        gaps, stitchers = content.get("gaps"), content.get("stitchers")
         networks = [CutNetwork.create(specs, image_size) for specs in pieces]
-        config = cls(
-            name,
-            networks[0],
-            networks[-1],
-            DEFAULT_GAPS if gaps is None else tuple(Gap.parse(*item) for item in _items(gaps, "gaps")),
-            DEFAULT_STITCHERS
-            if stitchers is None
-            else tuple(check_stitcher(*item) for item in _items(stitchers, "stitchers")),
-            others,
-        )
+        for key in ("gaps", "stitchers"):
+            if getattr(file, key) == ():
+                raise InputError(f"{key} is empty; list at least one, or leave it out for the published ones")
+        gaps = DEFAULT_GAPS if file.gaps is None else tuple(entry.gap for entry in file.gaps)
+        stitchers = DEFAULT_STITCHERS if file.stitchers is None else file.stitchers
+        for number, stitcher in enumerate(stitchers):
+            check_stitcher(stitcher, f"stitchers[{number}]")
+        config = cls(name, networks[0], networks[-1], gaps, stitchers, others)
         config._check_gaps()
         _check_twice("gaps", [f"[{gap}]" for gap in config.gaps])
         _check_twice("stitchers", config.stitchers)
@@ -171,21 +208,16 @@ class SweepConfig:
         return None if seed is None else int(seed)
 
 
-def _pieces(content: Mapping[str, Any], key: str) -> list[PartSpec]:
-    if key not in content:
-        raise InputError(f"{key} is missing; a sweep has either stages, or src_stages and dest_stages")
-    return [PartSpec.parse(*item) for item in _items(content[key], key)]
+def _pieces(parts: Sequence[Any] | None, key: str) -> list[PartSpec]:
+    if not parts:
+        raise InputError(f"{key} is {'missing' if parts is None else 'empty'}; list the pieces of the network")
+    return [PartSpec.parse(part, f"{key}[{number}]") for number, part in enumerate(parts)]
 
 
 def _check_twice(key: str, names: Sequence[str]) -> None:
     """Refuse what is there twice: its jobs would share a folder."""
     for number, name in enumerate(names):
         if name in names[:number]:
-            raise InputError(f"{key}[{number}]: {name} is there twice, as {key}[{names.index(name)}]; take one out")
-
-
-def _items(value: object, key: str) -> list[tuple[Any, str]]:
-    """The items of a list, each with its place in the file."""
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise InputError(f"{key} is {value!r}; give a list")
-    return [(item, f"{key}[{number}]") for number, item in enumerate(value)]
+            raise InputError(
+                f"{key}[{number}]: {name} is the same as {key}[{names.index(name)}]; remove one of the two"
+            )

@@ -9,7 +9,6 @@ from typing import Any
 
 import timm
 import torch
-import yaml
 
 from stitchkit.assembly.parts.registry import COMMON, part_class
 from stitchkit.assembly.sweep.config import CutNetwork, Gap, SweepConfig
@@ -17,6 +16,7 @@ from stitchkit.assembly.sweep.stitchers import FINETUNE, STITCHERS, DoesNotApply
 from stitchkit.assembly.train.result import update_metadata
 from stitchkit.files import own_folder, write_text
 from stitchkit.measure.pareto import aligned, quantity
+from stitchkit.settings.files import settings_text
 
 UNCUT = ("source", "destination")
 """The two networks of a sweep, which it also evaluates uncut, as a reference."""
@@ -49,20 +49,8 @@ class PlannedJob:
         place = own_folder(folder / self.name)
         about = place / "metadata.yml"
         update_metadata(about, self.metadata)
-        write_text(place / "config.yml", _dump(self.config))
+        write_text(place / "config.yml", settings_text(self.config))
         return place
-
-
-class _NoAliases(yaml.SafeDumper):
-    """Writes each value out; the same list in two parts is no anchor and alias."""
-
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
-        """No value is ever referred to."""
-        return True
-
-
-def _dump(value: object) -> str:
-    return yaml.dump(value, Dumper=_NoAliases, sort_keys=False)
 
 
 def plan(config: SweepConfig) -> list[PlannedJob]:

@@ -17,7 +17,6 @@ from timm.utils import random_seed
 from torch import nn
 
 from stitchkit._version import __version__
-from stitchkit.assembly.config.files import naming
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.optim import Schedule, create_loss, create_optimizer, create_schedule
 from stitchkit.assembly.parts.network import build_network, check_network
@@ -27,7 +26,8 @@ from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.measure.profile import measure
 from stitchkit.networks.mode import evaluating
-from stitchkit.settings.flags import make_recipe
+from stitchkit.settings.by_name import make_recipe
+from stitchkit.settings.files import naming
 from stitchkit.train.loop import Trainer
 
 _logger = logging.getLogger(__name__)

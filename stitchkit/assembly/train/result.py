@@ -10,6 +10,7 @@ import yaml
 
 from stitchkit.errors import InputError
 from stitchkit.files import replacing, write_text
+from stitchkit.settings.files import settings_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +70,7 @@ class Trajectory:
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     """Write plain data as YAML."""
-    write_text(path, yaml.safe_dump(dict(content), sort_keys=False))
+    write_text(path, settings_text(dict(content)))
 
 
 def update_metadata(path: Path, content: Mapping[str, Any]) -> None:

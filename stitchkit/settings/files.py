@@ -1,0 +1,229 @@
+"""Files of settings: JSON, and YAML with `!include`; what they hold, and the line at which it is."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from stitchkit.errors import InputError
+
+_INCLUDE = "!include"
+# How a message about a file begins: the place that it is about.
+_PLACE = re.compile(r"[A-Za-z_]\w*(?:\.\w+|\[\d+\])*")
+# A few lines of aliases of aliases are billions of values.
+_MOST_VALUES = 100_000
+_MOST_FILES = 100
+
+
+class _Dialect:
+    """Floats as in YAML 1.2 and JSON: `1e-3` is a number, and text that looks like it is written in quotes."""
+
+
+class _Loader(_Dialect, yaml.SafeLoader):
+    """Reads plain data alone.
+
+    Args:
+        path: The file; what it includes is found beside it.
+        above: The files that led to it.
+        opened: All files that were opened so far.
+    """
+
+    def __init__(self, path: Path, above: Sequence[Path], opened: list[Path]):
+        resolved = path.resolve()
+        if resolved in above:
+            chain = " -> ".join(file.name for file in [*above[above.index(resolved) :], resolved])
+            raise InputError(f"'{path}' includes itself: {chain}; take one !include out")
+        opened.append(resolved)
+        if len(opened) > _MOST_FILES:
+            raise InputError(f"'{path}' is the {len(opened)}th !include; at most {_MOST_FILES} files are read")
+        self.path = path
+        self.above = (*above, resolved)
+        self.opened = opened
+        text = _text(path)
+        if _is_json(path):  # which may have between its values and in texts what YAML does not
+            text = self.NON_PRINTABLE.sub(" ", text.replace("\t", " "))
+        super().__init__(text)
+        self.name = str(path)  # marks of nodes know their file by it
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A node of the file, or in the place of an `!include` the other file's; anchors are a file's own."""
+        node = super().compose_node(parent, index)
+        if node is None or node.tag != _INCLUDE:
+            return node
+        if not isinstance(node, yaml.ScalarNode) or not node.value:
+            raise InputError(f"'{self.path}', line {_line(node)}: write !include and the name of a file")
+        return _compose(self.path.parent / node.value, self.above, self.opened)
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """A mapping, if no key is in it twice; YAML and JSON would silently take the last one."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise InputError(f"'{self.path}', line {_line(key)}: a key must be text, not a list or a mapping")
+            if key.value != "<<" and key.value in seen:
+                raise InputError(f"'{self.path}', line {_line(key)}: duplicate key {key.value}; remove one of the two")
+            seen.add(key.value)
+        return node
+
+
+class _Dumper(_Dialect, yaml.SafeDumper):
+    """Writes what `_Loader` reads as the same, each value written out: the same list in two parts is not an alias."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        """No value is ever referred to."""
+        return True
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
+
+
+def read_settings_file(path: str | Path) -> dict[str, Any]:
+    """The content of a file of settings, JSON by its suffix or else YAML: plain data, with what it includes.
+
+    `$schema`, by which editors know what the file may hold, is left out.
+
+    Raises:
+        InputError: If a file cannot be read, is not JSON or YAML, has a key twice, holds objects or numbers that cannot
+            be read, includes itself, or has no keys.
+    """
+    path = Path(path)
+    if _is_json(path):
+        content = _parse_json(path)
+        _compose(path)  # which refuses duplicate keys, with their lines
+    else:
+        content = _construct(path)
+    if not isinstance(content, dict):
+        what = "a JSON object" if _is_json(path) else "'name: value' lines"
+        found = "no settings" if content is None else type(content).__name__
+        raise InputError(f"'{path}' holds {found}; settings are {what}")
+    content.pop("$schema", None)
+    return content
+
+
+def settings_text(content: Any) -> str:
+    """Settings as the text of a YAML file that is read as the same."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False)
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Let errors about a file of settings begin with its name, and with the line of the place that they name."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{_locate(Path(path), str(error))}: {error}") from error
+
+
+def _is_json(path: Path) -> bool:
+    return path.suffix.lower() == ".json"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:  # the latter of bytes and of names that no file has
+        reason = error.strerror if isinstance(error, OSError) else "it is not text, or no file has such a name"
+        raise InputError(f"configuration '{path}' cannot be read: {reason}; check the path") from error
+
+
+def _parse_json(path: Path) -> Any:
+    def refuse(number: str) -> NoReturn:
+        raise InputError(f"'{path}' holds {number}; JSON has finite numbers only")
+
+    def finite(number: str) -> float:
+        return value if abs(value := float(number)) < float("inf") else refuse(number)
+
+    try:
+        return json.loads(_text(path), parse_constant=refuse, parse_float=finite)
+    except json.JSONDecodeError as error:
+        raise InputError(f"'{path}', line {error.lineno} is not JSON: {error.msg}; correct it there") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"'{path}' is not JSON that can be read: {error}; correct it") from error
+
+
+def _construct(path: Path) -> Any:
+    """The content of a YAML file."""
+    node = _compose(path)
+    constructor = yaml.SafeLoader("")
+    try:
+        return None if node is None else constructor.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"'{mark.name}', line {mark.line + 1}" if mark else f"'{path}'"
+        raise InputError(f"configuration {place}: {error.problem}; only plain data is read") from error
+    except (ValueError, OverflowError, RecursionError) as error:  # of dates, numbers and depths that Python has not
+        raise InputError(f"configuration '{path}' holds a value that cannot be read: {error}; correct it") from error
+
+
+def _compose(path: Path, above: Sequence[Path] = (), opened: list[Path] | None = None) -> Any:
+    """The tree of nodes that a file and its includes make; each node knows its file."""
+    try:
+        loader = _Loader(path, above, [] if opened is None else opened)
+        node = loader.get_single_node()
+        loader.dispose()
+        if node is not None and not above:
+            _check_size(node, path)
+        return node
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise InputError(f"'{path}'{line} is not YAML: {error.problem or error}; correct it there") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"'{path}' is not YAML: {' '.join(str(error).split())}; correct it") from error
+
+
+def _check_size(root: yaml.Node, path: Path) -> None:
+    """Refuse aliases that contain themselves, or that multiply a file's values beyond what settings can be."""
+    sizes: dict[int, int | None] = {}
+
+    def size(node: yaml.Node) -> int:
+        if isinstance(node, yaml.ScalarNode):
+            return 1
+        if id(node) not in sizes:
+            sizes[id(node)] = None
+            pairs = node.value if isinstance(node, yaml.MappingNode) else [(item,) for item in node.value]
+            sizes[id(node)] = 1 + sum(size(item) for pair in pairs for item in pair)
+        found = sizes[id(node)]
+        if found is None:
+            raise InputError(f"'{path}', line {_line(node)}: an alias contains itself; write out what is meant")
+        return found
+
+    if size(root) > _MOST_VALUES:
+        raise InputError(f"'{path}' has more than {_MOST_VALUES} values with its aliases written out; use fewer")
+
+
+def _locate(path: Path, message: str) -> str:
+    """The file and line that a message is about, as far down as the file has what it names."""
+    found = _PLACE.match(message)
+    node = _compose(path)
+    line = None
+    for key in re.findall(r"\w+", found.group()) if found else ():
+        child = _child(node, key)
+        if child is None:
+            break
+        node, line = child
+    return f"'{path}'" if line is None else f"'{line.start_mark.name}', line {_line(line)}"
+
+
+def _child(node: yaml.Node, key: str) -> tuple[yaml.Node, yaml.Node] | None:
+    """The value under a key or number, and the node at whose line it begins."""
+    if isinstance(node, yaml.MappingNode):
+        return next(((value, name) for name, value in node.value if name.value == key), None)
+    if isinstance(node, yaml.SequenceNode) and key.isdigit() and int(key) < len(node.value):
+        return node.value[int(key)], node.value[int(key)]
+    return None
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1

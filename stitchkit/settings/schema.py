@@ -1,0 +1,177 @@
+"""Schemas of settings: dataclasses of pydantic, how data is checked against them, and their JSON Schema."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+from stitchkit.errors import InputError, unknown
+from stitchkit.paths import dataset_fault, local_fault
+
+Kind = TypeVar("Kind")
+
+_EXPECTED = {
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "finite",
+    "string_type": "text",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "settings by name",
+    "mapping_type": "settings by name",
+    "dataclass_type": "settings by name",
+}
+"""What pydantic asks for, by the type of its error."""
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class Settings:
+    """Base of all schemas: a key that is not known is an error that names the nearest known one.
+
+    Attributes:
+        further_keys: Keys of files that are not fields.
+    """
+
+    further_keys: ClassVar[tuple[str, ...]] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, content: Any) -> Any:
+        if isinstance(content, Mapping):
+            known = [*cls.__dataclass_fields__, *cls.further_keys]
+            for key in content:
+                if key not in known:
+                    raise PydanticCustomError("unknown_key", "unknown key", {"key": str(key), "known": known})
+        return content
+
+
+def _checked(fault: Callable[[str], str | None]) -> AfterValidator:
+    def check(value: str) -> str:
+        if found := fault(value):
+            raise PydanticCustomError("place", "{fault}", {"fault": found})
+        return value
+
+    return AfterValidator(check)
+
+
+LocalPath = Annotated[str, _checked(local_fault)]
+"""A path on this machine; neither a URL nor a command."""
+
+DatasetName = Annotated[str, _checked(dataset_fault)]
+"""A data set's name or folder, as timm has them; likewise."""
+
+
+def join(place: str, key: object) -> str:
+    """The place of a key or number below another place: `train_config.tasks[0]`."""
+    if isinstance(key, int):
+        return f"{place}[{key}]"
+    return f"{place}.{key}" if place else str(key)
+
+
+def parse(kind: type[Kind], content: object, place: str = "", *, name: Callable[[str], str] | None = None) -> Kind:
+    """Settings of a kind from plain data.
+
+    Args:
+        kind: The schema.
+        content: The data.
+        place: Its place in the file; errors begin with it.
+        name: How a person knows the uppermost keys, where that is not by `place` and key: their flags, for instance.
+
+    Raises:
+        InputError: If a key is unknown or missing, or a value has the wrong type or is out of range.
+    """
+    try:
+        made: Kind = TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        raise _refusal(error, content, place, name) from None
+    return made
+
+
+def fields_of(kind: type[Settings]) -> dict[str, FieldInfo]:
+    """The fields of a schema by name, with their limits and help."""
+    found: dict[str, FieldInfo] = kind.__pydantic_fields__  # type: ignore[attr-defined]
+    return found
+
+
+def _refusal(error: ValidationError, content: object, place: str, name: Callable[[str], str] | None) -> InputError:
+    """The first of pydantic's errors, in one line for a person."""
+    errors = error.errors(include_url=False)
+    paths = [_path(item, content) for item in errors]
+    # Of what may be one of several types, there is an error for each; one of a value says more than one of a type.
+    alike = [item for item, path in zip(errors, paths, strict=True) if path[: len(paths[0])] == paths[0]]
+    first = next((item for item in alike if item["type"] not in _EXPECTED), alike[0])
+    for number, key in enumerate(_path(first, content)):
+        place = name(str(key)) if name and not number else join(place, key)
+    shown = f"{place or 'the content'} is {first['input']!r}"
+    details: dict[str, Any] = first.get("ctx", {})
+    match first["type"]:
+        case "unknown_key":
+            place = name(details["key"]) if name and not place else join(place, details["key"])
+            return InputError(f"{place}: {unknown('key', details['key'], details['known'])}")
+        case "missing":
+            return InputError(f"{place} is missing; add it")
+        case "place":
+            return InputError(f"{shown}, which {details['fault']}")
+        case "literal_error":
+            allowed = re.findall(r"'([^']*)'", details["expected"])
+            return InputError(f"{place}: {unknown('value', first['input'], allowed)}")
+        case "value_error":
+            return InputError(f"{place}: {details['error']}" if place else str(details["error"]))
+        case "too_short" | "too_long":
+            return InputError(f"{shown}; it must have {_length(details)} values")
+        case "greater_than_equal" | "less_than_equal":
+            bound = f"at least {details['ge']:g}" if "ge" in details else f"at most {details['le']:g}"
+            return InputError(f"{shown}; it must be {bound}")
+    expected = dict.fromkeys(_EXPECTED.get(item["type"], item["msg"]) for item in alike)
+    return InputError(f"{shown}; it must be {' or '.join(expected)}")
+
+
+def _length(details: Mapping[str, Any]) -> str:
+    return f"at least {details['min_length']}" if "min_length" in details else f"at most {details['max_length']}"
+
+
+def _path(error: Any, content: object) -> Sequence[str | int]:
+    """Keys and numbers down to an error, without the names of types that pydantic puts among them."""
+    path: list[str | int] = []
+    for key in error["loc"]:
+        is_item = isinstance(content, list | tuple) and isinstance(key, int) and key < len(content)
+        if is_item or (isinstance(content, Mapping) and key in content):
+            content = content[key]  # type: ignore[index]
+        elif error["type"] != "missing" or key != error["loc"][-1]:
+            continue
+        path.append(key)
+    return path
+
+
+def json_schema(kind: type) -> dict[str, Any]:
+    """The JSON Schema of a kind of settings, with what its docstrings say of each.
+
+    Keys that hold nothing unless they are given have no default in it.
+    """
+    schema = TypeAdapter(kind).json_schema()
+    for described in [schema, *schema.get("$defs", {}).values()]:
+        _describe(described)
+    schema["properties"]["$schema"] = {"type": "string", "description": "This schema, for editors."}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _describe(schema: dict[str, Any]) -> None:
+    """Give the properties of one object their lines of its docstring."""
+    said, _, arguments = schema.pop("description", "").partition("\n\nArgs:\n")
+    if said:
+        schema["description"] = " ".join(said.split("\n\n")[0].split())
+    lines = dict(re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", arguments, flags=re.MULTILINE))
+    for key, value in schema.get("properties", {}).items():
+        value.pop("title", None)
+        value.pop("flag", None)  # what argparse needs
+        if value.get("default", ...) is None:
+            del value["default"]
+        if key in lines:
+            value["description"] = " ".join(lines[key].split())
