@@ -72,7 +72,7 @@ def _run(arguments: Sequence[str] | None) -> int:
                 unknown("flag", rest[0].split("=")[0], allowed)
                 if is_flag
                 else InputError(
-                    f"'{rest[0]}' is one argument too many; give one DATA folder, and a value after each flag"
+                    f"'{rest[0]}' is an unexpected argument; give one DATA folder, and a value after each flag"
                 )
             )
         command(settings)
@@ -89,12 +89,12 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 2
     except Stopped as stop:
         if is_primary:
-            print(f"stitchkit: stopped by a signal; {stop}; go on with --resume auto", file=sys.stderr)
+            print(f"stitchkit: stopped by a signal; {stop}; resume with --resume auto", file=sys.stderr)
         return 128 + stop.number
     except KeyboardInterrupt:
         if is_primary:
             print(
-                "stitchkit: stopped; an evaluation or a sweep goes on when the command is given again, a training run "
+                "stitchkit: stopped; an evaluation or a sweep resumes when the command is given again, a training run "
                 "from its newest checkpoint with --resume auto, a job that had --save-checkpoints with --resume-from "
                 "DIR/checkpoint.pth",
                 file=sys.stderr,

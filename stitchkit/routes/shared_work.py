@@ -19,7 +19,7 @@ class Visit:
         parent: The visit before; None where images enter through the stem.
         joint: How the parent was left for this one; None with the stem.
         leaves: Blocks after which routes leave for another anchor, ascending.
-        cfg_id: The stitch that ends here, through the head; None where all routes go on elsewhere.
+        cfg_id: The stitch that ends here, through the head; None where all routes continue elsewhere.
     """
 
     anchor: str

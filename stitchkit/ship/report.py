@@ -47,7 +47,7 @@ def write_report(output: str | Path, contents: Mapping[str, Mapping[str, Any]], 
     """
     output = Path(output)
     if output.suffix not in (".html", ".htm"):
-        raise InputError(f"'{output}' is to be a page; let its name end with .html")
+        raise InputError(f"'{output}' must be a page; give a name that ends with .html")
     if not output.parent.is_dir():
         raise InputError(f"folder '{output.parent}' does not exist; make it, or check the path")
     title = title or "Stitches of " + (" and ".join(contents) if len(contents) < 3 else f"{len(contents)} ledgers")
