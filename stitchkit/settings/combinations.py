@@ -1,4 +1,4 @@
-"""Settings that each are fine and do not make sense together, found before anything is computed."""
+"""Settings that are individually valid but incompatible, found before anything is computed."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _EXCLUDES = (
 
 
 def check(recipe: Recipe) -> Recipe:
-    """The recipe, if its settings make sense together.
+    """Check that the settings of a recipe are compatible.
 
     Raises:
-        InputError: If they do not.
+        InputError: If they are not.
     """
     for part in (_check_subject, _check_network, _check_loss, _check_batches, _check_pairs, _check_packages):
         part(recipe)
@@ -63,7 +63,7 @@ def run_folder(recipe: Recipe) -> Path:
 
 
 def _check_subject(recipe: Recipe) -> None:
-    """What is trained or evaluated on what."""
+    """Refuse a run without a network, data, or the weights to evaluate."""
     model = recipe.model
     if (model.stitch_config is None) == (model.model is None):
         raise InputError("give either --stitch_config FILE (stitch anchors) or --model NAME (train one model)")
@@ -82,7 +82,7 @@ def _check_network(recipe: Recipe) -> None:
             "--pretrained-path is for --model; give each anchor its 'checkpoint' in the stitch configuration"
         )
     if model.model and recipe.run.latency:
-        raise InputError("--latency is for the stitches of a --stitch_config, whose ledger it goes to; leave it out")
+        raise InputError("--latency is for the stitches of a --stitch_config and goes into their ledger; leave it out")
     if model.model and (optim.base_lr_scale, optim.stitch_lr_scale) != (1, 1):
         raise InputError("--base-lr-scale and --stitch-lr-scale are for the parts of an SN-Net; use --lr for a --model")
     if model.split_bn and not (recipe.augment.resplit or recipe.augment.aug_splits):
@@ -119,7 +119,7 @@ def _check_batches(recipe: Recipe) -> None:
 
 
 def _check_packages(recipe: Recipe) -> None:
-    """What is asked for and is no part of the installation."""
+    """Refuse what needs a package that is not installed."""
     for package in ("tensorboard", "wandb"):
         if recipe.flat()[f"log_{package}"] and find_spec(package) is None:
             raise InputError(

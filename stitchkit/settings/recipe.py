@@ -64,7 +64,7 @@ class ModelRecipe(Settings):
     model: str | None = _flag(None, "timm model name: train or evaluate this model alone")
     model_kwargs: dict[str, Any] | None = _flag(None, "arguments of the timm model, as key=value ...")
     pretrained: bool = _flag(True, "start from pretrained weights (timm's --model: off unless given)")
-    pretrained_path: LocalPath | None = _flag(None, "file that stands in for the pretrained weights of --model")
+    pretrained_path: LocalPath | None = _flag(None, "file that replaces the pretrained weights of --model")
     initial_checkpoint: LocalPath | None = _flag(None, "start from the weights in this file")
     num_classes: int | None = _flag(
         None, "number of classes; by default that of the image folder, else the model's", ge=1
@@ -86,7 +86,7 @@ class ModelRecipe(Settings):
     bn_eps: float | None = _flag(None, "epsilon of every batch norm", ge=0)
     split_bn: bool = _flag(False, "a batch norm of its own for each split; with --resplit or --aug-splits")
     fast_norm: bool = _flag(False, "layer and group norms stay in low precision under --amp")
-    grad_checkpointing: bool = _flag(False, "save memory: compute activations anew in the backward pass")
+    grad_checkpointing: bool = _flag(False, "save memory: recompute activations in the backward pass")
     channels_last: bool = _flag(False, "channels-last memory layout")
     model_dtype: Literal["float32", "float16", "bfloat16"] | None = _flag(
         None, "precision of weights and images without --amp; by default float32", strict=None,
@@ -264,7 +264,7 @@ class ScheduleRecipe(Settings):
     epochs: int = _flag(300, "number of epochs", ge=1)
     start_epoch: int | None = _flag(None, "epoch to start at; by default 0, or that of --resume", ge=0)
     sched: str = _flag("cosine", "timm learning-rate schedule")
-    sched_on_updates: bool = _flag(False, "move the schedule on at each step, not each epoch")
+    sched_on_updates: bool = _flag(False, "advance the schedule at each step, not each epoch")
     warmup_lr: float = _flag(1e-5, "learning rate at the start of warm-up", ge=0)
     min_lr: float = _flag(0.0, "lowest learning rate", ge=0)
     warmup_epochs: float = _flag(5.0, "epochs of warm-up", ge=0)
@@ -292,7 +292,7 @@ class DistributedRecipe(Settings):
         "reduce", "statistics of batch norms after an epoch: mean of all ranks, those of the first, or each its own",
     )  # fmt: skip
     sync_bn: bool = _flag(False, "batch norms see the batches of all ranks; on GPUs")
-    no_ddp_bb: bool = _flag(False, "do not send buffers such as batch-norm statistics around at each step")
+    no_ddp_bb: bool = _flag(False, "do not broadcast buffers such as batch-norm statistics at each step")
     synchronize_step: bool = _flag(False, "wait for the GPU at the end of each step")
 
 
@@ -302,7 +302,7 @@ class RunRecipe(Settings):
 
     eval: bool = _flag(False, "evaluate every stitch of --resume instead of training", "--evaluate")
     resume: LocalPath | None = _flag(
-        None, "checkpoint to go on from or to evaluate; auto is the newest good one of the run"
+        None, "checkpoint to resume from or to evaluate; auto is the newest good one of the run"
     )
     eval_stitches: str | None = _flag(
         None, "with --eval: the stitches to evaluate by cfg_id, such as 3,5,10-20; by default all"
@@ -337,7 +337,7 @@ class RunRecipe(Settings):
     log_wandb: bool = _flag(False, "send the figures of each epoch to Weights & Biases")
     wandb_project: str | None = _flag(None, "its project")
     wandb_tags: list[StrictStr] = _flag([], "its tags")
-    wandb_resume_id: str | None = _flag(None, "its run to go on with; with --resume")
+    wandb_resume_id: str | None = _flag(None, "its run to resume; with --resume")
 
 
 def flag_of(name: str) -> str:

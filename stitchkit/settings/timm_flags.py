@@ -57,7 +57,7 @@ REFUSED: dict[str, Refusal] = {
     "patience_epochs": PLATEAU,
     "tta": Refusal("timm's loader gives each image once, so there is nothing to average; leave it out", 0),
     "use_multi_epochs_loader": Refusal(
-        "loader processes start anew at each epoch, so that a resumed run equals an unbroken one; use more --workers",
+        "loader processes restart at each epoch, so that a resumed run equals an unbroken one; use more --workers",
         False,
     ),
     "train_img_sizes": Refusal(_SIZES),

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from stitchkit.errors import InputError
+from stitchkit.settings.files import settings_text
 from stitchkit.settings.flags import add_flags, resolve
 from stitchkit.settings.recipe import Recipe
 from tests.support import pico_config
@@ -67,11 +68,13 @@ def test_a_settings_file_that_is_no_text_is_named(config, tmp_path):
 
 
 def test_the_saved_settings_mean_the_same_again(config, tmp_path):
-    import yaml
-
-    first = parse("data", "--stitch_config", config, "--scale", "0.5", "1", "--opt-betas", "0.9", "0.99", "--amp")
+    """Also names that look like numbers in YAML 1.2, and not in what PyYAML reads and writes by itself."""
+    numbers = ["--scale", "0.5", "1", "--opt-betas", "0.9", "0.99"]
+    first = parse(
+        "data", "--stitch_config", config, *numbers, "--amp", "--experiment", "1e5", "--wandb-tags", "0x1", "on"
+    )
     saved = tmp_path / "args.yaml"
-    saved.write_text(yaml.safe_dump(first.flat()))
+    saved.write_text(settings_text(first.flat()))
     assert parse("-c", str(saved)) == first
 
 

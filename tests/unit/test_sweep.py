@@ -62,7 +62,7 @@ def test_the_published_sweeps_and_what_does_not_apply():
     }  # fmt: skip
     beyond = planned("mobilenet-v3")
     assert [gap for gap in DEFAULT_GAPS if beyond[gap.first, gap.last, "finetune"].config is None] == [
-        Gap(1, 6, 3), Gap(3, 6, 2), Gap(5, 5, 0), Gap(5, 6, 1)
+        Gap((1, 6), 3), Gap((3, 6), 2), Gap((5, 5), 0), Gap((5, 6), 1)
     ]  # fmt: skip
     assert (
         beyond[1, 6, "finetune"].reason == "piece 6 takes img 112 x 14 x 14, the piece before it gives img 80 x 14 x 14"
@@ -189,7 +189,7 @@ def test_shapes_that_are_not_declared_are_found_by_a_dry_run(tmp_path):
         ({"stitchers": "finetune"}, "stitchers is 'finetune'; it must be a list"),
         (
             {"gaps": [{"blocks_to_drop": [2, 1], "num_downsamples": 0}]},
-            "gaps[0]: blocks_to_drop is [2, 1]; give [first, last], with 1 <= first <= last",
+            "gaps[0]: blocks_to_drop is [2,1]; give [first, last], with 1 <= first <= last",
         ),
         ({"gaps": [{"blocks_to_drop": [1, 3], "num_downsamples": 0}]}, "gaps[0]: [1,3] leaves nothing of a network"),
         ({"gaps": [{"blocks_to_drop": [1, 1]}]}, "gaps[0].num_downsamples is missing"),

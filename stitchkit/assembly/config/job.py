@@ -14,7 +14,7 @@ from stitchkit.assembly.config.optim import check_training
 from stitchkit.assembly.config.settings import Metric, TrainConfig
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
 from stitchkit.errors import InputError
-from stitchkit.paths import check_dataset, check_local
+from stitchkit.paths import check_local
 from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.schema import LocalPath, Settings, parse
 
@@ -33,7 +33,7 @@ class JobConfig(Settings):
         model: One part, the network.
         assembly: A list of parts, the network.
         head: The part that follows an assembly.
-        reformat_options: `class_token`: what stands in for one that is not there.
+        reformat_options: `class_token`: what replaces one that is missing, `zeros`, `ones` or `avg`.
         unfrozen: Train all parts.
         pretrained: Load pretrained weights; false starts from random ones.
         workers: Loader processes of each rank, at most one for each core.
@@ -41,11 +41,11 @@ class JobConfig(Settings):
         print_freq: Steps between log lines.
         save_checkpoints: Save a checkpoint after each epoch.
         eval_checkpoints: Test after each epoch.
-        checkpoint_initial_model: Test, and where checkpoints are saved save, what is there before the first epoch.
+        checkpoint_initial_model: Test the network before the first epoch, and save it where checkpoints are saved.
         test_only: Test, train nothing.
-        deterministic: Use deterministic algorithms alone.
+        deterministic: Use deterministic algorithms only.
         load_from: File of weights to start from.
-        resume_from: Checkpoint of a job that goes on.
+        resume_from: Checkpoint of a job to resume.
         strict_load: Weights must have all names and no others.
         start_epoch: Epochs that count as done.
         save_dir: Folder of the job.
@@ -55,7 +55,7 @@ class JobConfig(Settings):
         project: Project in Weights & Biases; none logs nothing there.
         entity: Account or team there.
         group: Group of runs there.
-        id: Run there that this one goes on with.
+        id: Run there to resume.
     """
 
     train_config: TrainConfig
@@ -146,7 +146,7 @@ class JobConfig(Settings):
         return NetworkSpec(parts, head, self.reformat_options, self.unfrozen)
 
     def check(self) -> None:
-        """Refuse what does not make sense, before anything is computed.
+        """Refuse settings that are incompatible, before anything is computed.
 
         Raises:
             InputError: With the key that is wrong.
@@ -180,8 +180,6 @@ class JobConfig(Settings):
         for key in ("model", "assembly", "head"):
             for path in _checkpoints(getattr(self, key)):
                 check_local(str(path), f"{key}: ckp_path")
-        for number, task in enumerate(self.train_config.tasks):
-            check_dataset(str(task.get("dataset", "")), f"train_config.tasks[{number}].dataset")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain data, all of them, as a file that `load` reads."""

@@ -23,30 +23,13 @@ from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.schema import Settings, json_schema, parse
 
 
-@dataclasses.dataclass(frozen=True)
-class Gap:
+@dataclass(frozen=True)
+class Gap(Settings):
     """Pieces that are left out between two networks.
 
     Args:
-        first: Number of the first piece left out; the source's pieces before it stay.
-        last: Number of the last piece left out; the destination's pieces after it stay.
-        num_downsamples: How many times the pieces left out halve the map.
-    """
-
-    first: int
-    last: int
-    num_downsamples: int
-
-    def __str__(self) -> str:
-        return f"{self.first},{self.last}"
-
-
-@dataclass(frozen=True)
-class GapSettings(Settings):
-    """A gap, as a file has it.
-
-    Args:
-        blocks_to_drop: Numbers of the first and the last piece left out.
+        blocks_to_drop: Numbers of the first and the last piece left out; the source's pieces before them and the
+            destination's after them stay.
         num_downsamples: How many times the pieces left out halve the map.
     """
 
@@ -54,15 +37,21 @@ class GapSettings(Settings):
     num_downsamples: StrictInt = Field(ge=0)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.blocks_to_drop[0] <= self.blocks_to_drop[1]:
-            raise InputError(
-                f"blocks_to_drop is {list(self.blocks_to_drop)}; give [first, last], with 1 <= first <= last"
-            )
+        if not 1 <= self.first <= self.last:
+            raise InputError(f"blocks_to_drop is [{self}]; give [first, last], with 1 <= first <= last")
 
     @property
-    def gap(self) -> Gap:
-        """The gap."""
-        return Gap(*self.blocks_to_drop, self.num_downsamples)
+    def first(self) -> int:
+        """Number of the first piece left out."""
+        return self.blocks_to_drop[0]
+
+    @property
+    def last(self) -> int:
+        """Number of the last piece left out."""
+        return self.blocks_to_drop[1]
+
+    def __str__(self) -> str:
+        return f"{self.first},{self.last}"
 
 
 @dataclass(frozen=True)
@@ -77,11 +66,11 @@ class SweepFile(JobConfig):
         stitchers: The names of the stitchers to try; by default those of the published sweeps.
     """
 
-    stages: tuple[Any, ...] | None = None
-    src_stages: tuple[Any, ...] | None = None
-    dest_stages: tuple[Any, ...] | None = None
-    gaps: tuple[GapSettings, ...] | None = None
-    stitchers: tuple[StrictStr, ...] | None = None
+    stages: tuple[Any, ...] | None = Field(default=None, min_length=1)
+    src_stages: tuple[Any, ...] | None = Field(default=None, min_length=1)
+    dest_stages: tuple[Any, ...] | None = Field(default=None, min_length=1)
+    gaps: tuple[Gap, ...] | None = Field(default=None, min_length=1)
+    stitchers: tuple[StrictStr, ...] | None = Field(default=None, min_length=1)
 
 
 def sweep_schema() -> dict[str, Any]:
@@ -93,9 +82,11 @@ def sweep_schema() -> dict[str, Any]:
 
 
 DEFAULT_GAPS = tuple(
-    Gap(*numbers)
-    for numbers in [(1, 1, 0), (1, 2, 1), (1, 4, 2), (1, 6, 3), (3, 3, 0), (3, 4, 1), (3, 6, 2), (5, 5, 0), (5, 6, 1)]
-)
+    Gap((first, last), num_downsamples)
+    for first, last, num_downsamples in (
+        (1, 1, 0), (1, 2, 1), (1, 4, 2), (1, 6, 3), (3, 3, 0), (3, 4, 1), (3, 6, 2), (5, 5, 0), (5, 6, 1)
+    )
+)  # fmt: skip
 """The nine of the published sweeps, for networks of eight pieces."""
 
 
@@ -179,14 +170,10 @@ class SweepConfig:
         job = JobConfig.parse({"assembly": [{spec.name: spec.arguments} for spec in pieces[0]], **others})
         image_size = job.train_config.resolved_tasks[0].data_preprocessing.image_size
         networks = [CutNetwork.create(specs, image_size) for specs in pieces]
-        for key in ("gaps", "stitchers"):
-            if getattr(file, key) == ():
-                raise InputError(f"{key} is empty; list at least one, or leave it out for the published ones")
-        gaps = DEFAULT_GAPS if file.gaps is None else tuple(entry.gap for entry in file.gaps)
-        stitchers = DEFAULT_STITCHERS if file.stitchers is None else file.stitchers
+        stitchers = file.stitchers or DEFAULT_STITCHERS
         for number, stitcher in enumerate(stitchers):
             check_stitcher(stitcher, f"stitchers[{number}]")
-        config = cls(name, networks[0], networks[-1], gaps, stitchers, others)
+        config = cls(name, networks[0], networks[-1], file.gaps or DEFAULT_GAPS, stitchers, others)
         config._check_gaps()
         _check_twice("gaps", [f"[{gap}]" for gap in config.gaps])
         _check_twice("stitchers", config.stitchers)
@@ -209,8 +196,8 @@ class SweepConfig:
 
 
 def _pieces(parts: Sequence[Any] | None, key: str) -> list[PartSpec]:
-    if not parts:
-        raise InputError(f"{key} is {'missing' if parts is None else 'empty'}; list the pieces of the network")
+    if parts is None:
+        raise InputError(f"{key} is missing; a sweep has either stages, or src_stages and dest_stages")
     return [PartSpec.parse(part, f"{key}[{number}]") for number, part in enumerate(parts)]
 
 
