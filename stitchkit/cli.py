@@ -22,8 +22,16 @@ _PIPE_CLOSED = 141
 """The exit status, as shells have it, of what ends because nobody reads its output: 128 + SIGPIPE."""
 
 
+def _shown(words: str) -> str:
+    """Words without line ends and escapes: what a file holds could say something else in our name."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
+
+
 class _Lines(logging.StreamHandler[TextIO]):
     """Prints log lines; a pipe that nobody reads ends the command, where logging would print a traceback a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(_shown, super().format(record).split("\n")))
 
     def handleError(self, record: logging.LogRecord) -> None:
         if isinstance(sys.exc_info()[1], BrokenPipeError):
@@ -104,12 +112,9 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _report(error: InputError) -> None:
-    """Say what was wrong, once: under a launcher each rank hands its error over, and the launcher prints the first.
-
-    What a file holds is shown as it stands there: line ends and escapes could say something else in our name.
-    """
+    """Say what was wrong, once: under a launcher each rank hands its error over, and the launcher prints the first."""
     words = str(error) if len(str(error)) <= _LONGEST else f"{str(error)[:_LONGEST]} ..."
-    error = InputError("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words))
+    error = InputError(_shown(words))
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 

@@ -145,7 +145,7 @@ def take_away(path: Path, cfg_ids: Iterable[int], stitch_config: str | None) -> 
     for number in cfg_ids:
         composed = path.with_name(f"{number:03d}")
         if (composed / "net.json").is_file():  # `stitchkit compose` leaves its networks beside the ledger
-            code = f'import stitchnet; stitchnet.load({json.dumps(str(composed))}).save_onnx("net{number}.onnx")'
+            code = f'import stitchnet; stitchnet.load({str(composed)!r}).save_onnx("net{number}.onnx")'
             commands.append(shlex.join(["python", "-c", code]))
         else:
             commands.append(f"{export} --cfg_id {number} -o stitch{number}.onnx")
