@@ -31,7 +31,7 @@ _EXPECTED = {
 """What pydantic asks for, by the type of its error."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True))
 class Settings:
     """Base of all schemas: a key that is not known is an error that names the nearest known one.
 
