@@ -14,12 +14,12 @@ from stitchkit.assembly.train.checkpoint import resume
 from stitchkit.assembly.train.job import open_job
 from stitchkit.cli import main
 from stitchkit.distributed import World, init_world
+from stitchkit.engine import checkpoint_files
+from stitchkit.engine.recorder import restore_position
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import _content
 from stitchkit.settings.flags import resolve
-from stitchkit.train import checkpoint_header
 from stitchkit.train.checkpoint import Checkpoints, load_weights, restore
-from stitchkit.train.recorder import restore_position
 from stitchkit.train.run import _open_session, run_folder
 from stitchkit.train.training import _prepare
 from tests.damage import damages
@@ -93,10 +93,10 @@ def test_a_damaged_checkpoint_of_a_run_is_refused_at_every_place(images, tmp_pat
     trainer, *_ = _prepare(session, Checkpoints(tmp_path, keep=1))
 
     def use(found):
-        monkeypatch.setattr(checkpoint_header, "read_hashed", lambda _: (found, "digest"))
+        monkeypatch.setattr(checkpoint_files, "read_hashed", lambda _: (found, "digest"))
         load_weights(session)
-        restore(found, recipe, trainer.task, trainer.optimizer, trainer.scaler)
-        restore_position(found, trainer)
+        restore(found, recipe, trainer)
+        restore_position(found, trainer, "previous.pth.tar")
 
     use(content)
     assert assert_refused(damaged(content, each), use) * each > 6000

@@ -14,16 +14,16 @@ import torch
 from PIL import Image
 from timm.data import create_dataset
 
-import stitchkit.train.checkpoint as checkpoint
-import stitchkit.train.checkpoint_header as checkpoint_header
+import stitchkit.engine.checkpoint_files as checkpoint
 from stitchkit.cli import main
 from stitchkit.data.unreadable import NO_CLASS, CheckedImages, explained
+from stitchkit.engine.lock import locked
+from stitchkit.engine.loop import Trainer
+from stitchkit.engine.recovery import newest_checkpoint
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchkit.networks.weights import damage
-from stitchkit.train.lock import locked
-from stitchkit.train.loop import Trainer
-from stitchkit.train.recovery import newest_checkpoint
+from stitchkit.train.checkpoint import Checkpoints
 from tests.distributed.forks import end, start
 from tests.distributed.test_resume_within import assert_same_end, content
 from tests.support import FLAGS, write_config, write_images
@@ -104,7 +104,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
     def lockf(*_):
         raise OSError(errno.ENOLCK, "no locks")
 
-    monkeypatch.setattr("stitchkit.train.lock.fcntl.lockf", lockf)
+    monkeypatch.setattr("stitchkit.engine.lock.fcntl.lockf", lockf)
     with locked(tmp_path / ".train.lock"):
         assert "has no locks" in caplog.text
 
@@ -112,7 +112,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
 def test_a_training_that_begins_leaves_the_files_of_an_evaluation_alone(tmp_path):
     for name in ("stitches_res.txt.part0.tmp", "eval_args.yaml.tmp", "last.pth.tar.tmp", "args.yaml.tmp"):
         (tmp_path / name).touch()
-    checkpoint.Checkpoints(tmp_path, keep=1).clear()
+    Checkpoints(tmp_path, keep=1).clear()
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"stitches_res.txt.part0.tmp", "eval_args.yaml.tmp"}
 
@@ -148,7 +148,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(run, tmp_path, caplog, harm
     assert run("harmed", "--checkpoint-interval", "3") == 0
     harm(folder / "last.pth.tar")
     assert damage(folder / "last.pth.tar")
-    assert newest_checkpoint(folder) == folder / "previous.pth.tar"
+    assert newest_checkpoint(Checkpoints(folder, keep=1)) == folder / "previous.pth.tar"
     with caplog.at_level("INFO"):
         assert run("harmed", "--resume", "auto") == 0
     assert re.search(r"last.pth.tar' is (damaged|truncated or not a checkpoint) \(", caplog.text)
@@ -163,7 +163,7 @@ def test_the_good_one_stays_where_the_newest_was_damaged(run, tmp_path):
     assert run("harmed", "--checkpoint-interval", "3") == 0
     cut(folder / "last.pth.tar")
     good = (folder / "previous.pth.tar").read_bytes()
-    state = checkpoint.Checkpoints(folder, keep=1)
+    state = Checkpoints(folder, keep=1)
     state.resumed(folder / "previous.pth.tar", {})
     state.save_within({}, epoch=1)
     assert (folder / "previous.pth.tar").read_bytes() == good
@@ -392,8 +392,8 @@ def test_a_rank_that_meets_a_fault_tells_all(images, tmp_path):
 def read_another(path, rank):
     """What a rank finds that reads after a run has given the name to its next checkpoint."""
     if rank == 1:
-        inner = checkpoint_header.read_hashed
-        checkpoint_header.read_hashed = lambda _: inner(path)
+        inner = checkpoint.read_hashed
+        checkpoint.read_hashed = lambda _: inner(path)
 
 
 def test_ranks_that_read_different_files_say_so(run, images, tmp_path):

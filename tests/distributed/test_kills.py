@@ -11,9 +11,9 @@ from functools import partial
 import pytest
 import torch
 
+import stitchkit.engine.checkpoint_files as checkpoint
 import stitchkit.measure.evaluate as evaluate
-import stitchkit.train.checkpoint as checkpoint
-from stitchkit.train.loop import Trainer
+from stitchkit.engine.loop import Trainer
 from tests.distributed.forks import end, start
 from tests.distributed.test_resume import BUSY
 from tests.distributed.test_resume_within import assert_same_end
@@ -145,7 +145,7 @@ def test_torchrun_starts_a_killed_rank_again_where_it_stood(command, whole):
         os.kill(int(ranks[1]), signal.SIGKILL)
         said = launcher.communicate(timeout=60)[0]
     assert launcher.returncode == 0, said
-    assert said.count("going on from") == 1
+    assert said.count("resuming from") == 1
     one, two = (torch.load(place / "last.pth.tar", weights_only=True) for place in (whole[2], folder))
     assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stitchkit.cli import main
-from stitchkit.train.loop import Trainer
+from stitchkit.engine.loop import Trainer
 from tests.distributed.forks import end, start
 from tests.distributed.test_resume import BUSY
 from tests.support import FLAGS, write_config

@@ -134,8 +134,9 @@ class Schedule:
         if self.cadence == "steps":
             self._go_to(steps)
 
-    def step(self, epochs: int) -> None:
-        """Go on to where it stands after so many epochs."""
+    def step(self, epochs: int, loss: float | None = None) -> None:
+        """Go on to where it stands after so many epochs, of which the last had this mean loss."""
+        self.loss = self.loss if loss is None else loss
         if self.cadence == "epochs":
             self._go_to(epochs)
 

@@ -12,11 +12,8 @@ from torch import nn
 
 from stitchkit.assembly.config.optim import Schedule
 from stitchkit.classes import note_origin
-from stitchkit.errors import InputError
-from stitchkit.networks.weights import load_content, misfit, weights_of
-from stitchkit.train.checkpoint import link, save_state
-from stitchkit.train.checkpoint_header import read_alike
-from stitchkit.train.checkpoint_schema import (
+from stitchkit.engine.checkpoint_files import link, read_alike, save_state
+from stitchkit.engine.checkpoint_schema import (
     anything,
     check,
     each,
@@ -31,7 +28,9 @@ from stitchkit.train.checkpoint_schema import (
     text,
     whole,
 )
-from stitchkit.train.optim import load_optimizer
+from stitchkit.engine.optimizers import load_optimizer
+from stitchkit.errors import InputError
+from stitchkit.networks.weights import load_content, misfit, weights_of
 
 _logger = logging.getLogger(__name__)
 

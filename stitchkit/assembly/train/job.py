@@ -24,11 +24,11 @@ from stitchkit.assembly.parts.network import build_network, check_network
 from stitchkit.assembly.train.data import TaskData, TrainingLoader, open_data
 from stitchkit.assembly.train.task import Captured, JobTask, WeightedLoss, rehearse
 from stitchkit.distributed import World
+from stitchkit.engine.loop import Trainer
+from stitchkit.engine.settings import EngineSettings
 from stitchkit.errors import InputError
 from stitchkit.measure.profile import measure
 from stitchkit.networks.mode import evaluating
-from stitchkit.settings.flags import make_recipe
-from stitchkit.train.loop import Trainer
 
 _logger = logging.getLogger(__name__)
 
@@ -209,14 +209,24 @@ def _trainer(
         options: dict[str, Any] = {"find_unused_parameters": bool(unused)}
         task.prepare_distributed(device_ids=[world.device.index] if world.device.type == "cuda" else None, **options)
     loader = TrainingLoader([each.train for each in data])
-    settings = make_recipe(
-        {"seed": train.seed, "log_interval": config.print_freq, "clip_grad": train.max_grad_norm or None}
-    )
     trainer = Trainer(
-        task, loader, optimizer, schedule, nullcontext, None, None, None, settings, world, places.folder,
-        max_steps=train.max_steps,
+        task=task, loader=loader, optimizer=optimizer, schedule=schedule, settings=engine_settings(config),
+        world=world, folder=places.folder,
     )  # fmt: skip
     return trainer, schedule
+
+
+def engine_settings(config: JobConfig) -> EngineSettings:
+    """What a job tells the engine."""
+    train = config.train_config
+    return EngineSettings(
+        seed=train.seed,
+        batch_size=sum(task.batch_size for task in train.resolved_tasks),
+        log_interval=config.print_freq,
+        clip_grad=train.max_grad_norm or None,
+        dist_bn="broadcast",  # a mean would not leave those of frozen parts bitwise
+        max_steps=train.max_steps,
+    )
 
 
 def _rehearse(task: JobTask, data: list[TaskData], world: World) -> list[str]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm.utils import distribute_bn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from stitchkit.assembly.config.job import WRITTEN, JobConfig
@@ -25,9 +24,10 @@ from stitchkit.assembly.train.task import JobTask
 from stitchkit.assembly.train.testing import Exam
 from stitchkit.classes import check_classes, trained_classes
 from stitchkit.distributed import init_world
+from stitchkit.engine.epochs import distribute_batch_norms
+from stitchkit.engine.loop import Trainer
+from stitchkit.engine.tracking import start_run
 from stitchkit.errors import InputError
-from stitchkit.train.loop import Trainer
-from stitchkit.train.tracking import start_run
 
 _logger = logging.getLogger(__name__)
 
@@ -148,20 +148,16 @@ def _train_epoch(job: Job, trainer: Trainer, epoch: int, num_epochs: int) -> dic
     began = time.perf_counter()
     loss = trainer.train_epoch(epoch, num_epochs)
     took = time.perf_counter() - began
-    if schedule is not None:
-        schedule.loss = loss
     rate = trainer.rate
-    trainer.start_at(epoch + 1)
-    if world.size > 1:
-        distribute_bn(task.get_trainable_module(), world.size, False)  # a mean would not leave frozen ones bitwise
+    trainer.start_at(epoch + 1, loss=loss)
+    distribute_batch_norms(trainer)
     if not all(parameter.isfinite().all() for parameter in job.network.parameters()):
         raise InputError(
             f"weights are not finite after epoch {epoch + 1}; stopped, the last checkpoint is kept. Lower the learning "
             "rate, or set max_grad_norm"
         )
-    end = (epoch + 1) * trainer.updates_per_epoch
-    step = end if trainer.max_steps is None else min(end, trainer.max_steps)
-    steps = step - epoch * trainer.updates_per_epoch
+    steps = len(trainer.steps(epoch))
+    step = epoch * trainer.updates_per_epoch + steps
     row: dict[str, Any] = {
         "Epoch": epoch + 1,
         "Step": step,

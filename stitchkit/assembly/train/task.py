@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from timm.task import ClassificationTask
 from torch import nn
 
 from stitchkit.assembly.config.optim import Loss
 from stitchkit.distributed import sum_over_ranks
+from stitchkit.engine.task import Task
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.cut.piece import snapshot
 
@@ -91,7 +91,7 @@ def split(outputs: Any, labels: Labels) -> list[torch.Tensor]:
     return parts
 
 
-class JobTask(ClassificationTask):  # type: ignore[misc]
+class JobTask(Task):
     """Classification by an assembly, with one loss a task and further losses of its inner outputs.
 
     Args:
@@ -112,7 +112,7 @@ class JobTask(ClassificationTask):  # type: ignore[misc]
         self._sums = torch.zeros(len(losses), 2, dtype=torch.float64, device=device)
 
     def forward(  # type: ignore[override]
-        self, images: torch.Tensor, labels: Labels, _cfg_id: int | None = None
+        self, images: torch.Tensor, labels: Labels, _route: int | None = None
     ) -> dict[str, Any]:
         """Loss and outputs of a batch.
 

@@ -9,8 +9,8 @@ from stitchkit.assembly.train.data import TaskData
 from stitchkit.assembly.train.job import Job
 from stitchkit.assembly.train.task import Captured, Judged
 from stitchkit.data.loaders import without_padding
+from stitchkit.engine.progress import progress
 from stitchkit.measure.evaluate import Score, evaluate_stitch
-from stitchkit.train.progress import progress
 
 _logger = logging.getLogger(__name__)
 
