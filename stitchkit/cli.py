@@ -89,14 +89,13 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 2
     except Stopped as stop:
         if is_primary:
-            print(f"stitchkit: stopped by a signal; {stop}; go on with --resume auto", file=sys.stderr)
+            print(f"stitchkit: stopped by a signal; {stop}; resume with --resume auto", file=sys.stderr)
         return 128 + stop.number
     except KeyboardInterrupt:
         if is_primary:
             print(
-                "stitchkit: stopped; an evaluation or a sweep goes on when the command is given again, a training run "
-                "from its newest checkpoint with --resume auto, a job that had --save-checkpoints with --resume-from "
-                "DIR/checkpoint.pth",
+                "stitchkit: stopped; an evaluation or a sweep resumes when the command is run again, a training run or "
+                "a job from its newest checkpoint with --resume auto",
                 file=sys.stderr,
             )
         return 130

@@ -106,6 +106,12 @@ class CheckpointFiles:
         epochs = [numbers[number] for number in sorted(numbers, reverse=True)]
         return [path for path in (self.last, self._previous, *epochs) if path.exists()]
 
+    def clear(self) -> None:
+        """Remove what a killed run was about to write."""
+        for name in (self.last.name, self._previous.name, self._kept.format("*")):
+            for path in self.folder.glob(f"{name}.tmp"):
+                path.unlink()
+
     def read(self, path: str | Path) -> None:
         """Note that a run resumes from this file, which therefore is good."""
         self._last_is_good = self.last.exists() and self.last.samefile(path)

@@ -56,8 +56,9 @@ def alone(path: Path, world: World) -> Iterator[None]:
         yield
 
 
-def make_folder(folder: Path, flag: str) -> None:
-    """See that the folder of a run is there and can be written.
+@contextmanager
+def made(folder: Path, flag: str) -> Iterator[None]:
+    """See that the folder of a run is there and can be written; one that was made and got no files is removed.
 
     Args:
         folder: It is made if need be.
@@ -66,12 +67,19 @@ def make_folder(folder: Path, flag: str) -> None:
     Raises:
         InputError: If it cannot be made, or not be written.
     """
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"folder '{folder}' cannot be made: {error.strerror}; choose another {flag}") from error
     if not os.access(folder, os.W_OK):
         raise InputError(f"folder '{folder}' cannot be written; choose another {flag}")
+    try:
+        yield
+    finally:
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _open(path: Path) -> int:

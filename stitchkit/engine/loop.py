@@ -183,7 +183,7 @@ class Trainer:
         batches.skip(count)
         seconds, images = time.perf_counter() - began, count * self.settings.batch_size
         _logger.info(
-            "going on after step %d: %d images read once more in %.1f s, %.0f images/s",
+            "resuming after step %d: %d images read once more in %.1f s, %.0f images/s",
             done, images, seconds, images / seconds,
         )  # fmt: skip
 

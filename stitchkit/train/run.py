@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from stitchkit.data.loaders import create_loaders
 from stitchkit.data.splits import open_datasets
 from stitchkit.data.unreadable import explained
 from stitchkit.distributed import World, init_world
-from stitchkit.engine.lock import alone, make_folder
+from stitchkit.engine.lock import alone, made
 from stitchkit.engine.recovery import find_resume, is_restart, launched
 from stitchkit.errors import InputError
 from stitchkit.settings.combinations import run_folder
@@ -41,10 +40,9 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
     world = init_world(recipe.run.device)
     try:
         check_device(recipe, world)
-        make_folder(folder, "--output")
         # An evaluation and a training write different files.
         lock = folder / (".eval.lock" if recipe.run.eval else ".train.lock")
-        with explained(), logging_redirect_tqdm(), alone(lock, world):
+        with made(folder, "--output"), explained(), logging_redirect_tqdm(), alone(lock, world):
             recipe = _find_resume(recipe, Checkpoints(folder, keep=1), world)
             _check_no_other_run(recipe, folder)
             session = _open_session(recipe, config, world, folder)
@@ -55,8 +53,6 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
                 train(session)
     finally:
         dist.destroy_process_group()
-        with suppress(OSError):
-            folder.rmdir()  # a run that was refused leaves no empty folder
 
 
 def _find_resume(recipe: Recipe, files: Checkpoints, world: World) -> Recipe:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.train.checkpoint import resume
-from stitchkit.assembly.train.job import open_job
+from stitchkit.assembly.train.job import open_job, places_of
 from stitchkit.cli import main
 from stitchkit.distributed import World, init_world
 from stitchkit.engine import checkpoint_files
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Validating sparse tensor invaria
 FREE = re.compile(
     r"classes: (missing|empty)|input_size: missing|within: (missing|nothing)|history(\.\d+: missing|: empty)"
     r"|optimizer\.state(\.\d+: missing|: empty)|stitch_config\.(source|anchors\.\d+\.(label|checkpoint)).*"
-    r"|rows.*|config.*|steps_per_epoch: missing"
+    r"|rows.*|config.*|steps_per_epoch: missing|scheduler\.used: missing"
 )
 # One damaged file in so many is tried: a hundred or two in the default suite, some two thousand by `-m nightly`.
 EACH = [pytest.param(61, id="some"), pytest.param(4, id="many", marks=pytest.mark.nightly)]
@@ -110,12 +110,12 @@ def test_a_damaged_checkpoint_of_a_job_is_refused_at_every_place(images, tmp_pat
     assert main(["job", "-c", str(path), "-o", str(out), "--no-pretrained", "--save-checkpoints"]) == 0
     content = torch.load(out / "checkpoint.pth", weights_only=True)
     config = JobConfig.load(path, pretrained=False, save_dir=str(tmp_path / "again"), save_checkpoints=True)
-    job = open_job(config, World(0, 1, torch.device("cpu")), path)
+    job = open_job(config, World(0, 1, torch.device("cpu")), path, places_of(config, path))
     current = content["config"] | {"train_config": content["config"]["train_config"]}
 
     def use(found):
         monkeypatch.setattr("stitchkit.assembly.train.checkpoint.read_alike", lambda _: (found, "digest"))
-        resume(job.network, job.trainer.optimizer, job.schedule, "last.pth", current)
+        resume(job.network, job.trainer, "last.pth", current)
 
     use(content)
     assert assert_refused(damaged(content, each), use) * each > 800

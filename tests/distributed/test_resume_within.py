@@ -94,7 +94,7 @@ def test_law_8_stopped_within_an_epoch(name, images, config, tmp_path, monkeypat
         caplog.clear()
         assert run(f"at{stop}", "--resume", "auto") == 0
         again = 64 // per_epoch * done
-        said = f"going on after step {done}: {again} images read once more in"
+        said = f"resuming after step {done}: {again} images read once more in"
         assert (said in caplog.text) == (done < per_epoch), "the next epoch begins with nothing to skip"
         assert_same_end(tmp_path / "whole", tmp_path / f"at{stop}")
 

@@ -17,7 +17,7 @@ from stitchkit.paths import check_dataset, check_local
 
 SWEEP_KEYS = ("stages", "src_stages", "dest_stages", "gaps", "stitchers")
 """The keys that only a sweep has."""
-_POSITIVE = ("batch_size", "max_batches", "max_steps")
+_POSITIVE = ("batch_size", "max_batches", "max_steps", "grad_accum_steps")
 WRITTEN = ("save_dir", "metrics_output")
 """Where a job's files go, which the settings that it leaves do not say: they may be another job's."""
 _PLACES = ("data_path", "load_from", "resume_from", "save_dir", "metrics_output")
@@ -39,12 +39,13 @@ class JobConfig:
         data_path: Folder of the data sets.
         print_freq: Steps between log lines.
         save_checkpoints: Save a checkpoint after each epoch.
+        checkpoint_interval: Steps between checkpoints within an epoch; 0 saves none there but for a signal.
         eval_checkpoints: Test after each epoch.
         checkpoint_initial_model: Test, and where checkpoints are saved save, what is there before the first epoch.
         test_only: Test, train nothing.
         deterministic: Use deterministic algorithms alone.
         load_from: File of weights to start from.
-        resume_from: Checkpoint of a job that goes on.
+        resume_from: Checkpoint to resume from; `auto` is the newest good one in the job's folder.
         strict_load: Weights must have all names and no others.
         start_epoch: Epochs that count as done.
         save_dir: Folder of the job.
@@ -68,6 +69,7 @@ class JobConfig:
     data_path: str | None = None
     print_freq: int = 10
     save_checkpoints: bool = False
+    checkpoint_interval: int = 0
     eval_checkpoints: bool = True
     checkpoint_initial_model: bool = False
     test_only: bool = False
@@ -194,7 +196,9 @@ class JobConfig:
         for key in ("epochs", "max_grad_norm", "seed"):
             if getattr(train, key) < 0:
                 raise InputError(f"train_config.{key} is {getattr(train, key)}; it must be at least 0")
-        for key, least in (("workers", 0), ("start_epoch", 0), ("print_freq", 1)):
+        if not 0 <= train.model_ema_decay <= 1:
+            raise InputError(f"train_config.model_ema_decay is {train.model_ema_decay}; it must be from 0 to 1")
+        for key, least in (("workers", 0), ("start_epoch", 0), ("checkpoint_interval", 0), ("print_freq", 1)):
             if getattr(self, key) < least:
                 raise InputError(f"{key} is {getattr(self, key)}; it must be at least {least}")
 

@@ -117,6 +117,11 @@ class TrainConfig:
         lr_scheduler: Class of `torch.optim.lr_scheduler`; none keeps the rate.
         lr_scheduler_args: Its arguments; `cadence` epochs or steps, `schedulers` those that it is made of.
         max_grad_norm: Gradients are cut to this norm; 0 leaves them.
+        grad_accum_steps: Batches whose gradients make one step.
+        amp: Mixed precision.
+        amp_dtype: Its low precision; CPUs always use bfloat16.
+        model_ema: Keep a moving average of the weights, which is tested too.
+        model_ema_decay: Its decay.
         data_augmentation: As in `Preprocessing`, where that has none.
         data_preprocessing: How images become inputs.
     """
@@ -136,6 +141,11 @@ class TrainConfig:
     lr_scheduler: str | None = None
     lr_scheduler_args: dict[str, Any] = field(default_factory=dict)
     max_grad_norm: float = 0.0
+    grad_accum_steps: int = 1
+    amp: bool = False
+    amp_dtype: Literal["float16", "bfloat16"] = "float16"
+    model_ema: bool = False
+    model_ema_decay: float = 0.9998
     data_augmentation: Literal["default"] | bool | tuple[Any, ...] | None = None
     data_preprocessing: dict[str, Any] = field(default_factory=dict)
 

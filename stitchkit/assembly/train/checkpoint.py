@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from timm.utils import NativeScaler
 from torch import nn
 
+from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.optim import Schedule
 from stitchkit.classes import note_origin
-from stitchkit.engine.checkpoint_files import link, read_alike, save_state
+from stitchkit.engine.checkpoint_files import CheckpointFiles, read_alike
 from stitchkit.engine.checkpoint_schema import (
     anything,
     check,
@@ -28,15 +29,16 @@ from stitchkit.engine.checkpoint_schema import (
     text,
     whole,
 )
-from stitchkit.engine.optimizers import load_optimizer
+from stitchkit.engine.epoch_state import Position
+from stitchkit.engine.loop import Trainer
+from stitchkit.engine.recorder import restore_position
+from stitchkit.engine.training_state import restore_training
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import load_content, misfit, weights_of
 
 _logger = logging.getLogger(__name__)
 
 _FORMAT = "stitchkit job 1"
-NEWEST = "checkpoint.pth"
-"""Name of the newest checkpoint in a job's folder; each epoch's is `model-<step>.pth`."""
 
 # What a resumed job must have as before, beside its training, and what of that may be longer.
 _NETWORK = ("model", "assembly", "head", "reformat_options", "unfrozen")
@@ -57,7 +59,12 @@ _SCHEMA = fields(
         "classes": each(each(text)),
         "config": plain,
     },
-    {"steps_per_epoch": whole(1)},
+    {
+        "steps_per_epoch": whole(1),
+        "state_dict_ema": table(text, anything),
+        "within": table(text, anything),
+        NativeScaler.state_dict_key: table(text, anything),
+    },
 )
 """What a job saves; its weights and states are looked at where they are used."""
 
@@ -68,6 +75,7 @@ _MOVING: dict[str, Any] = {
     "_last_lr": each(number()),
     "T_cur": number(-1),
     "T_i": number(1),
+    "used": number(0),
     "best": number(finite=False),
     "num_bad_epochs": whole(0),
     "cooldown_counter": whole(0),
@@ -77,16 +85,33 @@ _MOVING: dict[str, Any] = {
 """What a schedule of torch changes as it goes; all else is as its settings made it."""
 
 
-def save(folder: Path, state: Mapping[str, Any], *, step: int) -> None:
-    """Write the state of a job after an epoch.
+class JobCheckpoints(CheckpointFiles):
+    """The checkpoints of a job: `checkpoint.pth` is the newest, `model-<step>.pth` are those of epochs' ends.
 
     Args:
         folder: Of the job.
-        state: Plain data and tensors.
-        step: Number of steps done.
     """
-    save_state(folder / NEWEST, {"format": _FORMAT, **state, "step": step})
-    link(folder / f"model-{step}.pth", folder / NEWEST)
+
+    def __init__(self, folder: Path):
+        super().__init__(folder, newest="checkpoint.pth", previous="previous.pth", kept="model-{}.pth")
+
+    def save(self, state: Mapping[str, Any], *, step: int, keep: bool) -> Path:
+        """Write the state of a job.
+
+        Args:
+            state: Plain data and tensors.
+            step: Number of steps done.
+            keep: It is an epoch's end, which later ones do not replace.
+
+        Returns:
+            The newest file.
+        """
+        content = {"format": _FORMAT, **state, "step": step}
+        if keep:
+            self.write_epoch(step, content)
+        else:
+            self.write_newest(content)
+        return self.last
 
 
 def load_weights(network: nn.Module, path: str, *, strict: bool) -> None:
@@ -116,26 +141,22 @@ def load_weights(network: nn.Module, path: str, *, strict: bool) -> None:
 
 
 def resume(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer | None,
-    schedule: Schedule | None,
-    path: str,
-    settings: Mapping[str, Any],
-) -> dict[str, Any]:
+    network: nn.Module, trainer: Trainer | None, path: str, settings: Mapping[str, Any]
+) -> tuple[dict[str, Any], Position | None]:
     """Put a job back to where it stood.
 
     Args:
         network: The network.
-        optimizer: It trains the network; None where nothing is to be trained.
-        schedule: Its learning-rate schedule.
+        trainer: It trains the network; None where nothing is to be trained.
         path: The checkpoint.
         settings: All settings of the job, as plain data.
 
     Returns:
-        All that the file holds: `epoch`, the number of epochs done, and `rows` of the result among it.
+        All that the file holds: `epoch`, the number of epochs done, and `rows` of the result among it. Where this rank
+        resumes within the next epoch; None at its start.
 
     Raises:
-        InputError: If it is no checkpoint of a job, or of a different one.
+        InputError: If it is not a checkpoint of a job, or is of a different one.
     """
     content, _ = read_alike(path)
     if content.get("format") != _FORMAT:
@@ -146,26 +167,40 @@ def resume(
         check(content, _SCHEMA, "")
     except InputError as error:
         raise InputError(f"checkpoint '{path}' is damaged: {error}") from error
-    last = content["rows"][-1] if content["rows"] else {}
-    if (last.get("Epoch"), last.get("Step")) != (content["epoch"], content["step"]):
-        raise InputError(f"checkpoint '{path}' is damaged: its epoch and step are not those of its last row")
-    _check_settings(content["config"], settings, path, trains=optimizer is not None)
+    _check_settings(content["config"], settings, path, trains=trainer is not None)
     load_content(network, content, path)
-    if optimizer is None:
-        return content
+    position = None
+    if trainer is not None:
+        restore_training(content, trainer, path, otherwise="start from its weights with --load-from")
+        position = restore_position(content, trainer, path)
+        _restore_schedule(content, trainer, position, path)
+    last = content["rows"][-1] if content["rows"] else {}
+    done = 0 if position is None else position.done
+    if trainer is not None or "within" not in content:
+        step = last.get("Step")
+        if last.get("Epoch") != content["epoch"] or not isinstance(step, int) or step + done != content["step"]:
+            raise InputError(f"checkpoint '{path}' is damaged: its epoch and step are not those of its last row")
+    return content, position
+
+
+def _restore_schedule(content: Mapping[str, Any], trainer: Trainer, position: Position | None, path: str) -> None:
+    """Put the schedule back, after a look at whether it stands where the job does."""
+    schedule = trainer.schedule
+    if not isinstance(schedule, Schedule):
+        return
+    is_over = position is not None and position.done == len(trainer.steps(content["epoch"]))
+    done = content["epoch"] + is_over if schedule.cadence == "epochs" else content["step"]
+    schema = like({**schedule.state_dict(), "done": done}, _MOVING)
+    used = {"used": schema.pop("used")}  # jobs before this version did not save it
     try:
-        load_optimizer(optimizer, content["optimizer"])
-        if schedule is not None:
-            done = content["epoch"] if schedule.cadence == "epochs" else content["step"]
-            check(content["scheduler"], like({**schedule.state_dict(), "done": done}, _MOVING), "scheduler")
-            schedule.load_state_dict(content["scheduler"])
+        check(content["scheduler"], fields(schema, used), "scheduler")
     except InputError as error:
         raise InputError(f"checkpoint '{path}' does not fit this job: {error}; use the same settings") from error
-    return content
+    schedule.load_state_dict(content["scheduler"])
 
 
 def check_position(content: Mapping[str, Any], path: str, *, steps: int, max_steps: int | None) -> None:
-    """See that a checkpoint is of whole epochs, or that nothing follows it: within an epoch no job goes on.
+    """See that no step of an epoch is missing that max_steps cut short; such an epoch is over.
 
     Args:
         content: Of the checkpoint.
@@ -186,7 +221,8 @@ def check_position(content: Mapping[str, Any], path: str, *, steps: int, max_ste
 
 
 def _check_settings(before: Mapping[str, Any], now: Mapping[str, Any], path: str, *, trains: bool) -> None:
-    """See that a job goes on with the network and, where it trains, the training that it began with."""
+    """See that a job resumes with the network and, where it trains, the training that it began with."""
+    before = JobConfig.parse(before).to_dict()  # settings that are newer than the file have their defaults
     for key in (*_NETWORK, *(("train_config",) if trains else ())):
         for place, old, new in _differences(before.get(key), now.get(key), key):
             if place not in _MAY_CHANGE:

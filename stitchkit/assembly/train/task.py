@@ -107,7 +107,10 @@ class JobTask(Task):
         super().__init__(network, losses[0], device=device, verbose=False)
         self.losses = losses
         self.further = further
-        self.last: dict[str, torch.Tensor] = {}
+        self.last = {
+            "loss": torch.zeros((), device=device),
+            "accuracy": torch.zeros(len(losses), device=device),
+        }
         # for each task: hits and images since the last look
         self._sums = torch.zeros(len(losses), 2, dtype=torch.float64, device=device)
 
@@ -143,7 +146,12 @@ class JobTask(Task):
         # Filled there: a list would be copied, and the host would wait for the GPU.
         counts = torch.stack([hits.new_full((), len(own)) for own in labels])
         self._sums += torch.stack([hits, counts], dim=1)
-        self.last = {"loss": loss.detach(), "accuracy": hits / counts}
+        self.last["loss"].copy_(loss.detach())
+        self.last["accuracy"].copy_(hits / counts)
+
+    def counters(self) -> dict[str, torch.Tensor]:
+        """Hits and images of the epoch, and the figures of its last batch."""
+        return {"sums": self._sums, **self.last}
 
     def accuracies(self) -> list[float]:
         """Accuracy of each task over the training images of all ranks since the last call."""
