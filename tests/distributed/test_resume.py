@@ -12,23 +12,8 @@ from stitchkit.train.checkpoint import Checkpoints
 from stitchkit.train.summary import cut_summaries
 from tests.distributed.forks import end, kill_once_there
 from tests.distributed.ranks import run_on_two_ranks
+from tests.distributed.subjects import BUSY
 from tests.support import FLAGS, weights, write_config
-
-# Everything that is random or has a state is on.
-BUSY = [
-    "--mixup",
-    "0.8",
-    "--reprob",
-    "0.3",
-    "--aa",
-    "rand-m5",
-    "--drop-path",
-    "0.2",
-    "--model-ema",
-    "--sched-on-updates",
-    "--smoothing",
-    "0.1",
-]
 
 
 def same(one, other):

@@ -180,6 +180,7 @@ def _rows(
             row = _train_epoch(job, trainer, recorder, epoch, here)
             if config.eval_checkpoints:
                 row |= exam.sit(f"epoch {epoch + 1}/{epochs}", partial(recorder.while_validating, epoch, here))
+            trainer.task.forget()  # only now: a validation that a signal ended is saved with what the epoch has counted
             row["Time/Total"] = before + time.perf_counter() - began
             yield row
 

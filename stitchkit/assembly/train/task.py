@@ -154,10 +154,12 @@ class JobTask(Task):
         return {"sums": self._sums, **self.last}
 
     def accuracies(self) -> list[float]:
-        """Accuracy of each task over the training images of all ranks since the last call."""
-        sums = sum_over_ranks(self._sums.clone())
+        """Accuracy of each task over the training images of all ranks since `forget` was called."""
+        return [hits / max(count, 1) for hits, count in sum_over_ranks(self._sums.clone()).tolist()]
+
+    def forget(self) -> None:
+        """Count from here on."""
         self._sums.zero_()
-        return [hits / max(count, 1) for hits, count in sums.tolist()]
 
 
 class Judged(nn.Module):
@@ -216,5 +218,5 @@ def rehearse(task: JobTask, images: torch.Tensor, labels: Labels, classes: Seque
         raise InputError(f"train_config.loss_fn: a loss refuses outputs and labels: {error}") from error
     unused = [name for name, parameter in trained.items() if parameter.grad is None]
     network.zero_grad(set_to_none=True)
-    task.accuracies()
+    task.forget()
     return unused
