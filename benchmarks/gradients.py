@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import stitchkit
-from stitchkit.train.gradients import GradientReducer
+from stitchkit.engine.gradients import GradientReducer
 from stitchkit.train.sampler import Sampler
 
 _CONFIG = Path(__file__).parent.parent / "configs/deit_ti_s_b.json"

@@ -14,9 +14,10 @@ from benchmarks.command import Options, command, random_images, random_snnet
 from benchmarks.timing import Check, Result, alternate, ratio
 from stitchkit import SNNet
 from stitchkit.distributed import World
+from stitchkit.engine.precision import create_precision
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.train.network import place_network
-from stitchkit.train.optim import create_optimizer, create_precision
+from stitchkit.train.optim import create_optimizer
 from stitchkit.train.task import StitchTask
 
 _LR, _WEIGHT_DECAY = 1e-4, 0.05
@@ -65,7 +66,7 @@ def _sequence(num_stitches: int, count: int) -> list[int]:
 def _steps(
     model: SNNet, cfg_ids: Sequence[int], images: torch.Tensor, labels: torch.Tensor, *, compiled: bool
 ) -> Callable[[], list[float]]:
-    """Steps as `stitchkit.train.loop` makes them; losses are fetched once, after the last one."""
+    """Steps as `stitchkit.engine.loop` makes them; losses are fetched once, after the last one."""
     device = images.device
     settings = {"opt": "adamw", "weight_decay": _WEIGHT_DECAY}
     settings |= {"torchcompile": "inductor"} if compiled else {}
@@ -74,7 +75,7 @@ def _steps(
     place_network(model, recipe, World(0, 1, device))
     task = StitchTask(model, nn.CrossEntropyLoss(), device=device)
     optimizer = create_optimizer(model, recipe.optim, lr=_LR)
-    autocast, _ = create_precision(recipe.optim, device)
+    autocast, _ = create_precision(device, amp=recipe.optim.amp, amp_dtype=recipe.optim.amp_dtype)
 
     def run() -> list[float]:
         task.train()

@@ -102,9 +102,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         if is_primary:
             print(
-                "stitchkit: stopped; an evaluation or a sweep resumes when the command is given again, a training run "
-                "from its newest checkpoint with --resume auto, a job that had --save-checkpoints with --resume-from "
-                "DIR/checkpoint.pth",
+                "stitchkit: stopped; an evaluation or a sweep resumes when the command is run again, a training run or "
+                "a job from its newest checkpoint with --resume auto",
                 file=sys.stderr,
             )
         return 130

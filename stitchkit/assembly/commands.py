@@ -88,10 +88,22 @@ def _add_settings(job: argparse.ArgumentParser) -> None:
     add("-j", "--workers", type=int, metavar="N", help="loader processes of each rank")
     add("--print-freq", type=int, metavar="N", help="steps between log lines")
     add("--load-from", "--weights", metavar="FILE", help="start from the weights in this file")
-    add("--resume-from", "--resume", metavar="FILE", help="go on from this checkpoint of a job")
+    add(
+        "--resume-from", "--resume", metavar="FILE",
+        help="checkpoint of a job to resume from; auto is the newest good one in the job's folder",
+    )  # fmt: skip
     add("--start-epoch", type=int, metavar="N", help="epochs that count as done")
     add("--test-only", action="store_true", help="test, train nothing")
     add("--save-checkpoints", action="store_true", help="save a checkpoint after each epoch")
+    add(
+        "--checkpoint-interval", type=int, metavar="N",
+        help="steps between checkpoints within an epoch; 0 saves none there but when a signal stops the job",
+    )  # fmt: skip
+    add("--grad-accum-steps", type=int, metavar="N", help="batches whose gradients make one step")
+    add("--amp", action="store_true", help="mixed precision")
+    add("--amp-dtype", choices=("float16", "bfloat16"), help="its low precision; CPUs always use bfloat16")
+    add("--model-ema", action="store_true", help="keep a moving average of the weights, and test it too")
+    add("--model-ema-decay", type=float, metavar="RATE", help="its decay")
     add("--no-eval-checkpoints", action="store_false", dest="eval_checkpoints", help="do not test after each epoch")
     add("--unfrozen", action="store_true", help="train all parts")
     add("--no-pretrained", action="store_false", dest="pretrained", help="start from random weights")

@@ -1,84 +1,37 @@
-"""Checkpoints of a run: what is in them, how they reach the disk, how a run goes on from one."""
+"""Checkpoints of a training run: their files, what is in them, and how a run resumes from one."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from timm.utils import NativeScaler, unwrap_model
-
 from stitchkit.classes import check_classes, trained_classes
+from stitchkit.engine.checkpoint_files import CheckpointFiles, link, read_alike
+from stitchkit.engine.loop import Trainer
+from stitchkit.engine.training_state import restore_training
 from stitchkit.errors import InputError
-from stitchkit.files import replacing, sync
 from stitchkit.networks.weights import load_content
 from stitchkit.settings.recipe import Recipe
-from stitchkit.train.checkpoint_header import (
-    FORMAT,
-    SUFFIX,
-    check_configuration,
-    check_header,
-    read_alike,
-    trained_input_size,
-)
-from stitchkit.train.checkpoint_schema import (
-    check,
-)
-from stitchkit.train.optim import load_optimizer
+from stitchkit.train.checkpoint_header import FORMAT, check_configuration, check_header, trained_input_size
 from stitchkit.train.session import Session
-from stitchkit.train.task import StitchTask
 
+SUFFIX = ".pth.tar"
+"""How the names of a training run's checkpoints end."""
 LAST = f"last{SUFFIX}"
 """The newest checkpoint of a run."""
 PREVIOUS = f"previous{SUFFIX}"
 """The one before it."""
+BEST = f"model_best{SUFFIX}"
+"""That of the best epoch."""
 _OF_EVALUATIONS = ("stitches_res", "eval_args")
 
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint; the file appears only when it is complete, and the one before stays until then.
+class Checkpoints(CheckpointFiles):
+    """The checkpoint files of a training run, under timm's names.
 
-    Args:
-        path: The file.
-        state: Plain data and tensors.
-
-    Raises:
-        InputError: If the disk does not take it.
-    """
-    try:
-        with replacing(path) as draft, draft.open("wb") as file:
-            torch.save(dict(state), file)
-    except (OSError, RuntimeError) as error:
-        fault = error if isinstance(error, OSError) else error.__context__  # torch has its own error for a write
-        if not isinstance(fault, OSError):
-            raise
-        raise InputError(
-            f"checkpoint '{path}' cannot be written: {fault.strerror}; stopped. The one before is kept: make room, "
-            "then go on from it"
-        ) from error
-
-
-def link(path: Path, newest: Path) -> None:
-    """Make `path` another name of the newest checkpoint."""
-    if path.exists() and path.samefile(newest):
-        return  # as a killed run left it; renaming one name of a file to another one would leave both
-    with replacing(path) as draft:
-        draft.unlink(missing_ok=True)
-        try:
-            os.link(newest, draft)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(newest, draft)
-
-
-class Checkpoints:
-    """The checkpoint files of a run, under timm's names.
-
-    `last` is the newest and `previous` the one before; both may be from within an epoch. `model_best` is the best
-    epoch, `checkpoint-<epoch>` are the best few. timm's own saver is not used because it unlinks before it renames and
-    does not sync.
+    `model_best` is the best epoch, `checkpoint-<epoch>` are the best few. timm's own saver is not used because it
+    unlinks before it renames and does not sync.
 
     Args:
         folder: Where the files are.
@@ -86,16 +39,10 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, keep: int):
-        self.folder = folder
+        super().__init__(folder, newest=LAST, previous=PREVIOUS, kept="checkpoint-{}" + SUFFIX)
         self.keep = keep
         self.history: dict[int, float] = {}
-        self._last_is_good = False
         self._whole: tuple[Path, int] | None = None
-
-    @property
-    def last(self) -> Path:
-        """The newest checkpoint."""
-        return self.folder / LAST
 
     def clear(self) -> None:
         """Remove what a killed run was about to write, and finish what it had begun."""
@@ -115,13 +62,13 @@ class Checkpoints:
         if epoch in self._ranked()[-self.keep :]:
             names.append(self._path(epoch))
         if self.history[epoch] > max((self.history[n] for n in self.history if n != epoch), default=float("-inf")):
-            names.append(self.folder / f"model_best{SUFFIX}")
+            names.append(self.folder / BEST)
         for name in names:
             if not name.exists() or not name.samefile(path):
                 link(name, path)
 
     def resumed(self, path: str | Path, history: Mapping[int, float], *, epoch: int | None = None) -> None:
-        """Go on with a run.
+        """Note what a run resumes from.
 
         Args:
             path: The checkpoint that was read, and so is good.
@@ -131,7 +78,7 @@ class Checkpoints:
         self.history = dict(history)
         if epoch is not None and Path(path).resolve().parent == self.folder.resolve():
             self._whole = Path(path), epoch
-        self._last_is_good = self.last.exists() and self.last.samefile(path)
+        self.read(path)
 
     def save_within(self, state: Mapping[str, Any], *, epoch: int) -> None:
         """Write the state within an epoch.
@@ -140,12 +87,10 @@ class Checkpoints:
             state: Plain data and tensors.
             epoch: Number of the epoch.
         """
-        self._keep_previous()
-        save_state(self.last, self._content(state, epoch - 1, self.history.get(epoch - 1, float("-inf"))))
-        self._last_is_good = True
+        self.write_newest(self._content(state, epoch - 1, self.history.get(epoch - 1, float("-inf"))))
 
     def save(self, state: Mapping[str, Any], *, epoch: int, metric: float) -> None:
-        """Write the state of a finished epoch; it is the newest only when all its files are there.
+        """Write the state of a finished epoch.
 
         Args:
             state: Plain data and tensors.
@@ -154,13 +99,7 @@ class Checkpoints:
         """
         is_best = metric > max(self.history.values(), default=float("-inf"))
         self.history[epoch] = metric
-        save_state(self._path(epoch), self._content(state, epoch, metric))
-        if is_best:
-            link(self.folder / f"model_best{SUFFIX}", self._path(epoch))
-        self._keep_previous()
-        link(self.last, self._path(epoch))
-        self._last_is_good = True
-        sync(self.folder)
+        self.write_epoch(epoch, self._content(state, epoch, metric), also=BEST if is_best else None)
         for outdated in self._ranked()[: -self.keep]:
             self._path(outdated).unlink(missing_ok=True)
 
@@ -168,35 +107,18 @@ class Checkpoints:
         """The epochs, the best last."""
         return sorted(self.history, key=lambda number: self.history[number])
 
-    def _keep_previous(self) -> None:
-        """Make the newest the one before; a damaged one does not take the place of a good one."""
-        if self._last_is_good:
-            link(self.folder / PREVIOUS, self.last)
-
     def _content(self, state: Mapping[str, Any], epoch: int, metric: float) -> dict[str, Any]:
         return {"format": FORMAT, **state, "epoch": epoch, "metric": metric, "history": dict(self.history)}
 
-    def _path(self, epoch: int) -> Path:
-        return self.folder / f"checkpoint-{epoch}{SUFFIX}"
 
-
-def training_state(
-    session: Session, task: StitchTask, optimizer: torch.optim.Optimizer, scaler: NativeScaler | None
-) -> dict[str, Any]:
-    """All that a run needs to go on: plain data and tensors only."""
-    state: dict[str, Any] = {
-        "state_dict": unwrap_model(task.trainable_module).state_dict(),
-        "optimizer": optimizer.state_dict(),
+def header(session: Session) -> dict[str, Any]:
+    """What a checkpoint says of its run beside the state of the training."""
+    return {
         "opt": session.recipe.optim.opt,
         "stitch_config": session.config.to_dict() if session.config else None,
         "classes": list(session.classes),
         "input_size": list(session.input_size),
     }
-    if task.has_ema():
-        state["state_dict_ema"] = task.get_trainable_module(ema=True).module.state_dict()  # type: ignore[union-attr]
-    if scaler is not None:
-        state[scaler.state_dict_key] = scaler.state_dict()
-    return state
 
 
 def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any], str]:
@@ -230,21 +152,13 @@ def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any]
     return content, digest
 
 
-def restore(
-    content: Mapping[str, Any],
-    recipe: Recipe,
-    task: StitchTask,
-    optimizer: torch.optim.Optimizer,
-    scaler: NativeScaler | None,
-) -> int:
+def restore(content: Mapping[str, Any], recipe: Recipe, trainer: Trainer) -> int:
     """Put optimizer, scaler and moving average back as they were.
 
     Args:
         content: What `load_weights` gave.
         recipe: All settings.
-        task: Its model has the weights already.
-        optimizer: Made with the same settings.
-        scaler: The loss scaler, if there is one.
+        trainer: Made with the same settings; its network has the weights already.
 
     Returns:
         The first epoch still to be trained.
@@ -253,6 +167,7 @@ def restore(
         InputError: If the file was not written by this trainer, or its optimizer or moving average does not fit.
     """
     path = recipe.run.resume
+    assert path is not None
     if content.get("format") != FORMAT:
         raise InputError(
             f"checkpoint '{path}' holds weights but no state of a run of this trainer; "
@@ -263,19 +178,5 @@ def restore(
             f"checkpoint '{path}' was trained with --opt {content['opt']}, not {recipe.optim.opt}; use the same, "
             "or start from its weights with --initial-checkpoint"
         )
-    if task.has_ema() != ("state_dict_ema" in content):
-        state = "has no" if task.has_ema() else "has a"
-        raise InputError(f"checkpoint '{path}' {state} moving average of weights; use --model-ema as it was")
-    try:
-        load_optimizer(optimizer, content["optimizer"])
-        if scaler is not None and scaler.state_dict_key in content:
-            check(content[scaler.state_dict_key], scaler.state_dict(), scaler.state_dict_key)
-            scaler.load_state_dict(content[scaler.state_dict_key])
-    except InputError as error:
-        raise InputError(
-            f"checkpoint '{path}' does not fit this run: {error}; use the same settings, or start from its weights "
-            "with --initial-checkpoint"
-        ) from error
-    if task.has_ema():
-        load_content(task.get_trainable_module(ema=True).module, content, path, ema=True)  # type: ignore[union-attr,arg-type]
+    restore_training(content, trainer, path, otherwise="start from its weights with --initial-checkpoint")
     return int(content["epoch"]) + 1

@@ -10,11 +10,7 @@ from typing import Any
 
 from timm.utils import NativeScaler
 
-from stitchkit.distributed import gather_objects
-from stitchkit.errors import InputError
-from stitchkit.networks.weights import read_hashed
-from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.train.checkpoint_schema import (
+from stitchkit.engine.checkpoint_schema import (
     anything,
     each,
     either,
@@ -26,39 +22,11 @@ from stitchkit.train.checkpoint_schema import (
     text,
     whole,
 )
+from stitchkit.errors import InputError
+from stitchkit.settings.stitch_config import StitchConfig
 
 FORMAT = "stitchkit 1"
 """Stands in every checkpoint of ours."""
-SUFFIX = ".pth.tar"
-"""How their names end."""
-
-
-def read_alike(path: str) -> tuple[dict[str, Any], str]:
-    """The content of a checkpoint and its SHA-256; every rank reads the same, although a run may replace the file.
-
-    Args:
-        path: The file; every rank calls this, or one process without a group.
-
-    Raises:
-        InputError: On all ranks, if one cannot read it, or they have read different ones.
-    """
-    content: dict[str, Any] = {}
-    digest = refusal = ""
-    try:
-        content, digest = read_hashed(path)
-    except (InputError, OSError) as error:
-        refusal = str(error)
-        if Path(path).name.endswith(SUFFIX) and Path(path).is_file():
-            refusal += "; --resume auto takes the newest good one of the run's own folder"
-    found = gather_objects((digest, refusal))
-    if refusals := [said for _, said in found if said]:
-        raise InputError(refusal or refusals[0])
-    if len(set(found)) > 1:
-        raise InputError(
-            f"checkpoint '{path}' was replaced while the ranks read it; give one that stays, such as "
-            "checkpoint-<epoch>.pth.tar or a copy"
-        )
-    return content, digest
 
 
 _MOST_EPOCHS = 10**6

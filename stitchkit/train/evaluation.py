@@ -19,6 +19,8 @@ from torch import nn
 from stitchkit.data.loaders import without_padding
 from stitchkit.data.unreadable import report
 from stitchkit.distributed import World
+from stitchkit.engine.precision import Autocast, create_precision
+from stitchkit.engine.progress import progress
 from stitchkit.errors import InputError
 from stitchkit.files import write_text
 from stitchkit.measure.evaluate import Score, Tally, evaluate_stitch
@@ -32,8 +34,6 @@ from stitchkit.networks.mode import evaluating
 from stitchkit.settings.recipe import Recipe
 from stitchkit.train.checkpoint import load_weights
 from stitchkit.train.network import uncompiled
-from stitchkit.train.optim import Autocast, create_precision
-from stitchkit.train.progress import progress
 from stitchkit.train.session import Session
 
 _logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def _in_one_pass(
     if not cfg_ids:
         return
     world, run, loader = session.world, session.recipe.run, session.loaders.validation
-    autocast, _ = create_precision(session.recipe.optim, world.device)
+    autocast, _ = create_precision(world.device, amp=session.recipe.optim.amp, amp_dtype=session.recipe.optim.amp_dtype)
     one_pass = OnePass(model, cfg_ids, memory=run.eval_memory and run.eval_memory * _MIB)
     tally = Tally(len(cfg_ids), world.device)
     data = session.recipe.data
@@ -148,7 +148,7 @@ def _each_alone(session: Session, model: SNNet, cfg_ids: Sequence[int]) -> Itera
 def _score_alone(session: Session, cfg_id: int | None, what: str) -> Score:
     """Score of one stitch, recalibrated where that is asked for, or of the plain model."""
     world, loader = session.world, session.loaders.validation
-    autocast, _ = create_precision(session.recipe.optim, world.device)
+    autocast, _ = create_precision(world.device, amp=session.recipe.optim.amp, amp_dtype=session.recipe.optim.amp_dtype)
     batches = progress(without_padding(loader, world), world, what, unit="batch", total=len(loader))
     net: nn.Module = session.model
     if session.recipe.run.recalibrate_bn:

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stitchkit.classes import check_classes, note_origin, origin_of
 from stitchkit.data.loaders import weights_dtype
 from stitchkit.distributed import World
+from stitchkit.engine.checkpoint_files import read_alike
 from stitchkit.errors import InputError
 from stitchkit.model.create import create_snnet
 from stitchkit.model.snnet import SNNet
@@ -23,7 +24,6 @@ from stitchkit.networks.create import create_model
 from stitchkit.networks.weights import load_content
 from stitchkit.settings.recipe import ModelRecipe, Recipe
 from stitchkit.settings.stitch_config import StitchConfig, check_kwargs
-from stitchkit.train.checkpoint_header import read_alike
 
 _logger = logging.getLogger(__name__)
 

@@ -1,11 +1,7 @@
-"""Optimizer, learning rate, schedule and mixed precision of a recipe, all of them timm's and torch's."""
+"""Optimizer, learning rate and schedule of a recipe, all of them timm's."""
 
 from __future__ import annotations
 
-import copy
-from collections import defaultdict
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -15,17 +11,11 @@ from timm.optim import create_optimizer_v2, get_optimizer_class, param_groups_la
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.scheduler_factory import scheduler_kwargs
-from timm.utils import NativeScaler
 from torch import nn
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.model.snnet import SNNet
 from stitchkit.settings.recipe import OptimRecipe, Recipe
-from stitchkit.train.checkpoint_schema import check, each, either, exactly, fields, like, nothing, number, whole
-from stitchkit.train.random_states import random_states, set_random_states
-
-_SLOW = "lookahead_slow_buff"
-"""State that timm's Lookahead adds after some steps."""
 
 
 def learning_rate(optim: OptimRecipe, total_batch: int) -> float:
@@ -87,124 +77,6 @@ def _fused(optim: OptimRecipe) -> dict[str, Any]:
     return {"fused": True} if is_adam and not is_chosen else {}
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, *, cycles: bool = False) -> None:
-    """Put the state of an optimizer back; how it computes stays as it was made.
-
-    Args:
-        optimizer: Made with the same settings, but for `fused` and `foreach`.
-        state: Its `state_dict()`, as a file has it.
-        cycles: A schedule may have moved momentum and betas, as torch's OneCycleLR and CyclicLR do.
-
-    Raises:
-        InputError: If anything in the state does not fit; the optimizer is then unchanged.
-    """
-    groups, examples = _after_steps(optimizer, cycles=cycles)
-    slow = [_SLOW] if hasattr(optimizer, "_base_optimizer") else []
-    states = {key: fields(_checked(own), dict.fromkeys(slow, weight)) for key, (own, weight) in examples.items()}
-    check(state, {**optimizer.state_dict(), "state": fields({}, states), "param_groups": groups}, "optimizer")
-    groups = [dict(group) for group in state["param_groups"]]
-    for group, own in zip(groups, optimizer.param_groups, strict=True):
-        group.update((key, own[key]) for key in ("fused", "foreach") if key in own)
-    # Kernels take it that each state lies in memory as its parameter does, and that no two share it.
-    own_memory = {
-        key: {name: _as(examples[key][0].get(name, examples[key][1]), value) for name, value in found.items()}
-        for key, found in state["state"].items()
-    }
-    try:
-        optimizer.load_state_dict({**state, "state": own_memory, "param_groups": groups})
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:  # of states that only their optimizer knows
-        raise InputError(f"optimizer refuses its state: {error}") from error
-
-
-def _count(found: Any, place: str) -> None:
-    """A rule: a number of steps, as a number or as a tensor of one."""
-    is_tensor = isinstance(found, torch.Tensor) and found.is_floating_point() and not found.ndim
-    value = found.item() if is_tensor else found
-    number(0, 1e15)(value, place)
-    if value != int(value):
-        raise InputError(f"{place} is {value}, not a number of steps")
-
-
-def _checked(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a parameter's state; a step counts up, as the same kind of number."""
-
-    def count(found: Any, place: str) -> None:
-        kinds = [(type(value), getattr(value, "dtype", None)) for value in (found, state["step"])]
-        if kinds[0] != kinds[1]:
-            raise InputError(f"{place} is of another kind than this run's")
-        _count(found, place)
-
-    return {key: count if key == "step" else value for key, value in state.items()}
-
-
-_MOVING: Mapping[str, Any] = {
-    "lr": number(0, 1e6),
-    "initial_lr": number(0, 1e6),
-    "step": _count,
-    "lookahead_step": whole(0),
-    "buffer": each(each(either(number(), nothing))),
-    "fused": either(exactly(True), either(exactly(False), nothing)),
-    "foreach": either(exactly(True), either(exactly(False), nothing)),
-}
-"""Options of a group that a schedule or the optimizer itself changes, and those that stay as this run has them."""
-
-
-def _as(example: Any, found: Any) -> Any:
-    """A tensor with the strides of another one and memory of its own; what is no tensor stays."""
-    if not isinstance(found, torch.Tensor) or not isinstance(example, torch.Tensor):
-        return found
-    return torch.empty_like(example, dtype=found.dtype, device="cpu").copy_(found.detach())
-
-
-def _after_steps(
-    optimizer: torch.optim.Optimizer, *, cycles: bool
-) -> tuple[list[Any], dict[int, tuple[dict[str, Any], torch.Tensor]]]:
-    """The schemas of an optimizer's groups, and by number the state of each parameter after a step, and the parameter.
-
-    Parameters that had no gradient yet have no state.
-
-    Args:
-        optimizer: Made with the settings of the run; it stays as it is.
-        cycles: Momentum and betas may have moved.
-    """
-    base = getattr(optimizer, "_base_optimizer", optimizer)  # of timm's Lookahead
-    own, groups, states = base.state_dict()["param_groups"], [], {}
-    before = random_states(torch.device("cpu"))
-    try:
-        for group, numbered in zip(base.param_groups, own, strict=True):
-            options: Mapping[str, Any] = {}
-            for weight, key in zip(group["params"], numbered["params"], strict=True):
-                options, state = _after_a_step(base, group, weight)
-                states[key] = state, weight.detach()
-            share = number(0, 1 - 1e-12)
-            moved: dict[str, Any] = (
-                {"momentum": share, "betas": [share] * len(numbered.get("betas") or ())} if cycles else {}
-            )
-            schema = like({**numbered, **options}, {**_MOVING, **moved})
-            groups.append({**schema, "params": exactly(numbered["params"])})
-    finally:
-        set_random_states(before, torch.device("cpu"))
-    return groups, states
-
-
-def _after_a_step(
-    optimizer: torch.optim.Optimizer, group: Mapping[str, Any], weight: torch.Tensor
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of a group and state of a parameter after a step of a twin, which moves a stand-in by no gradient."""
-    stand_in = torch.zeros_like(weight, requires_grad=True)
-    stand_in.grad = torch.zeros_like(stand_in)
-    options = copy.deepcopy({key: value for key, value in group.items() if key != "params"})
-    twin = copy.copy(optimizer)
-    twin.state = defaultdict(dict)
-    if weight in optimizer.state:
-        twin.state[stand_in] = copy.deepcopy(optimizer.state[weight])
-    twin.param_groups = [{**options, "params": [stand_in]}]
-    twin.step()
-    said = twin.state_dict()
-    del said["param_groups"][0]["params"]
-    return said["param_groups"][0], said["state"].get(0, {})
-
-
 def _layer_decay(optim: OptimRecipe) -> dict[str, Any]:
     return {
         "layer_decay": optim.layer_decay,
@@ -256,33 +128,3 @@ def create_schedule(
         raise unknown("schedule", settings["sched"], [*schedules, "none"])
     schedule, epochs = create_scheduler_v2(optimizer, **settings, updates_per_epoch=updates_per_epoch)
     return schedule, int(epochs)
-
-
-class LossScaler(NativeScaler):  # type: ignore[misc]
-    """timm's loss scaler with backward pass and update apart: in between, ranks exchange their gradients."""
-
-    def scale(self, loss: torch.Tensor) -> torch.Tensor:
-        """The loss to run backward from."""
-        return self._scaler.scale(loss)  # type: ignore[no-any-return]
-
-    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Bring gradients to their own size, for clipping."""
-        self._scaler.unscale_(optimizer)
-
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Update the parameters where all gradients are finite, then the scale."""
-        self._scaler.step(optimizer)
-        self._scaler.update()
-
-
-Autocast = Callable[[], AbstractContextManager[Any]]
-
-
-def create_precision(optim: OptimRecipe, device: torch.device) -> tuple[Autocast, LossScaler | None]:
-    """The context that forward passes run in, and the loss scaler where float16 needs one."""
-    if not optim.amp:
-        return nullcontext, None
-    on_cpu = device.type == "cpu"
-    dtype = torch.bfloat16 if on_cpu else getattr(torch, optim.amp_dtype)
-    scaler = LossScaler(device=device.type) if dtype == torch.float16 else None
-    return partial(torch.autocast, device_type=device.type, dtype=dtype), scaler

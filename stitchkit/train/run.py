@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -14,16 +12,16 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from stitchkit.data.loaders import create_loaders
 from stitchkit.data.splits import open_datasets
 from stitchkit.data.unreadable import explained
-from stitchkit.distributed import World, from_primary, init_world
+from stitchkit.distributed import World, init_world
+from stitchkit.engine.lock import alone, made
+from stitchkit.engine.recovery import find_resume, is_restart, launched
 from stitchkit.errors import InputError
 from stitchkit.settings.combinations import run_folder
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.train.checkpoint import Checkpoints
 from stitchkit.train.evaluation import evaluate_stitches
-from stitchkit.train.lock import locked
 from stitchkit.train.network import check_device, create_network, input_size, place_network
-from stitchkit.train.recovery import find_resume, launched
 from stitchkit.train.session import Session
 from stitchkit.train.training import train
 
@@ -42,9 +40,10 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
     world = init_world(recipe.run.device)
     try:
         check_device(recipe, world)
-        _make_folder(folder)
-        with explained(), logging_redirect_tqdm(), _alone(recipe, folder, world):
-            recipe = find_resume(recipe, folder, world)
+        # An evaluation and a training write different files.
+        lock = folder / (".eval.lock" if recipe.run.eval else ".train.lock")
+        with made(folder, "--output"), explained(), logging_redirect_tqdm(), alone(lock, world):
+            recipe = _find_resume(recipe, Checkpoints(folder, keep=1), world)
             _check_no_other_run(recipe, folder)
             session = _open_session(recipe, config, world, folder)
             if recipe.run.eval:
@@ -54,17 +53,18 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
                 train(session)
     finally:
         dist.destroy_process_group()
-        with suppress(OSError):
-            folder.rmdir()  # a run that was refused leaves no empty folder
 
 
-@contextmanager
-def _alone(recipe: Recipe, folder: Path, world: World) -> Iterator[None]:
-    """Keep other runs out of the folder; an evaluation and a training write different files."""
-    with ExitStack() as held:
-        lock = locked(folder / (".eval.lock" if recipe.run.eval else ".train.lock"))
-        from_primary(world, lambda: held.enter_context(lock))
-        yield
+def _find_resume(recipe: Recipe, files: Checkpoints, world: World) -> Recipe:
+    """The recipe with a file in place of `--resume auto`, or nothing where there is none yet."""
+    run, restarted = recipe.run, not recipe.run.eval and is_restart(files, world)
+    found = find_resume(run.resume, files, world, restarted=restarted)
+    if run.eval and run.resume is not None and found is None:
+        raise InputError(f"'{files.folder}' holds no checkpoint to evaluate; give one as --resume CHECKPOINT")
+    if restarted:  # where the run began, and with what, was said for its first start
+        run = replace(run, no_resume_opt=False)
+        recipe = replace(recipe, schedule=replace(recipe.schedule, start_epoch=None))
+    return replace(recipe, run=replace(run, resume=found))
 
 
 def _open_session(recipe: Recipe, config: StitchConfig | None, world: World, folder: Path) -> Session:
@@ -95,15 +95,5 @@ def _check_no_other_run(recipe: Recipe, folder: Path) -> None:
     )
     if not recipe.run.eval and last.exists() and not goes_on:
         raise InputError(
-            f"'{folder}' already holds a run; go on with it by --resume auto, or choose another --experiment"
+            f"'{folder}' already holds a run; resume it with --resume auto, or choose another --experiment"
         )
-
-
-def _make_folder(folder: Path) -> None:
-    """See that the run's folder can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"run folder '{folder}' cannot be made: {error.strerror}; choose another --output") from error
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"run folder '{folder}' cannot be written; choose another --output")

@@ -8,10 +8,10 @@ import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from stitchkit.engine.epoch_state import StitchLoss
 from stitchkit.files import opened, refuse_link, replacing
 from stitchkit.measure.evaluate import Score
 from stitchkit.routes import Joint, StitchSpace
-from stitchkit.train.epoch_state import StitchLoss
 
 _NAME = "summary.csv"
 _LOSSES = "losses.csv"

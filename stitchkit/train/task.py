@@ -8,27 +8,29 @@ from collections.abc import Sequence
 import torch
 from timm.data.loader import adapt_to_chs
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.task import ClassificationTask
 from timm.task.distillation import DistillationTeacher
 from torch import nn
 from torch.nn import functional as F
 
 from stitchkit.classes import check_classes, origin_of
 from stitchkit.data.loaders import weights_dtype
+from stitchkit.engine.task import Task
 from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.create import create_model, published_config
 from stitchkit.settings.recipe import Recipe, StitchRecipe
+from stitchkit.train.sampler import Sampler
 
 _logger = logging.getLogger(__name__)
 
 
-class StitchTask(ClassificationTask):  # type: ignore[misc]
+class StitchTask(Task):
     """Classification with one stitch of an SN-Net, or with a plain model, on request taught by a larger one.
 
     Args:
         model: An SN-Net, or any model of images to logits.
         criterion: Loss of logits and labels.
+        sampler: Draws the stitch of a step; None trains a plain model.
         teacher: Gives the second loss. It runs in evaluation mode without gradients and is no part of checkpoints.
         distillation: `hard` (cross-entropy with the teacher's choice) or `soft` (KL divergence).
         alpha: Share of the teacher's loss.
@@ -46,6 +48,7 @@ class StitchTask(ClassificationTask):  # type: ignore[misc]
         model: nn.Module,
         criterion: nn.Module,
         *,
+        sampler: Sampler | None = None,
         teacher: DistillationTeacher | None = None,
         distillation: str = "none",
         alpha: float = 0.5,
@@ -56,6 +59,8 @@ class StitchTask(ClassificationTask):  # type: ignore[misc]
         dtype: torch.dtype = torch.float32,
     ):
         super().__init__(model, criterion, device=device, dtype=dtype, verbose=False)
+        self.sampler = sampler
+        self.num_routes = max(sampler.cfg_ids) + 1 if sampler else 0
         self.teacher = teacher
         self.distillation = distillation
         self.alpha = alpha
@@ -64,6 +69,10 @@ class StitchTask(ClassificationTask):  # type: ignore[misc]
             for name, value in (("mean", mean), ("std", std)):
                 buffer = torch.tensor(value, device=self.device, dtype=dtype).view(1, -1, 1, 1)
                 self.register_buffer(f"student_{name}", buffer, persistent=False)
+
+    def draw(self, step: int, rank: int) -> int | None:
+        """The `cfg_id` that `rank` trains in `step`; None of a plain model."""
+        return self.sampler.draw(step, rank) if self.sampler else None
 
     def train(self, mode: bool = True) -> StitchTask:
         """Set the mode of all but the teacher, which stays in evaluation mode."""
@@ -106,7 +115,7 @@ class StitchTask(ClassificationTask):  # type: ignore[misc]
 
 def create_task(
     model: nn.Module, recipe: Recipe, device: torch.device, *, sides: Sequence[int], mean: Sequence[float],
-    std: Sequence[float], classes: Sequence[str] = (),
+    std: Sequence[float], classes: Sequence[str] = (), sampler: Sampler | None = None,
 ) -> StitchTask:  # fmt: skip
     """The task of a recipe.
 
@@ -118,22 +127,24 @@ def create_task(
         mean: Mean that images are normalised with.
         std: Standard deviation that they are normalised with.
         classes: Class names of the data, where they are known.
+        sampler: Draws the stitch of a step; None trains a plain model.
 
     Raises:
         InputError: If the teacher cannot be had, or knows other classes.
     """
     criterion, stitch, dtype = _create_criterion(recipe), recipe.stitch, weights_dtype(recipe)
     if stitch.distillation_type == "none":
-        return StitchTask(model, criterion, device=device)
+        return StitchTask(model, criterion, sampler=sampler, device=device)
     teacher = _create_teacher(stitch, model, device, dtype, sides, classes)
     if teacher is None:
-        return StitchTask(model, criterion, device=device)
+        return StitchTask(model, criterion, sampler=sampler, device=device)
     for anchor in model.anchors if isinstance(model, SNNet) else [model]:
         if hasattr(anchor, "set_distilled_training"):  # two classifiers: labels teach one, the teacher the other
             anchor.set_distilled_training(True)  # type: ignore[operator]
     return StitchTask(
         model,
         criterion,
+        sampler=sampler,
         teacher=teacher,
         distillation=stitch.distillation_type,
         alpha=stitch.distillation_alpha,

@@ -1,15 +1,13 @@
-"""Figures of each epoch to TensorBoard and Weights & Biases, where that is asked for."""
+"""Figures of each epoch of a training to TensorBoard and Weights & Biases, where that is asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from stitchkit.errors import InputError
-from stitchkit.files import refuse_link
+from stitchkit.engine.epoch_state import StitchLoss
+from stitchkit.engine.tracking import open_board, start_run
 from stitchkit.measure.evaluate import Score
-from stitchkit.train.epoch_state import StitchLoss
 from stitchkit.train.session import Session
 
 
@@ -30,49 +28,6 @@ def open_tracker(session: Session) -> Any:
         id=run.wandb_resume_id,
         resume="must" if run.wandb_resume_id else None,
     )
-
-
-def start_run(folder: Path, config: Mapping[str, Any], **options: Any) -> Any:
-    """A run of the `wandb` package, named as its folder.
-
-    Args:
-        folder: Of the run.
-        config: All settings.
-        options: Further arguments of `wandb.init`.
-
-    Raises:
-        InputError: If it refuses the run, is not installed, or its folder is a symbolic link.
-    """
-    try:
-        import wandb
-    except ImportError as error:
-        raise InputError("the run is to be logged, but wandb is not installed; pip install wandb") from error
-    refuse_link(folder / "wandb")
-    try:
-        return wandb.init(name=folder.name, config=dict(config), dir=str(folder), **options)
-    except wandb.Error as error:
-        raise InputError(f"wandb refuses the run: {' '.join(str(error).split())}; see WANDB_MODE=offline") from error
-
-
-def open_board(folder: Path, start: int) -> Any:
-    """TensorBoard's writer of a run.
-
-    Args:
-        folder: Of the run.
-        start: First epoch that it writes; what is there of later ones came from a run that was stopped, and is hidden.
-
-    Raises:
-        InputError: If tensorboard is not installed, or its folder is a symbolic link.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise InputError(
-            "the run is to be logged, but tensorboard is not installed; pip install tensorboard"
-        ) from error
-    place = folder / "tensorboard"
-    refuse_link(place)
-    return SummaryWriter(str(place), purge_step=start)
 
 
 class Tracking:

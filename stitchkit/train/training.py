@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
-from timm.utils import distribute_bn, unwrap_model
+from timm.utils import unwrap_model
 from torch import nn
 
 from stitchkit.data.loaders import Loader, some_images, without_padding
 from stitchkit.data.unreadable import report
 from stitchkit.distributed import from_primary
+from stitchkit.engine.epoch_state import Position
+from stitchkit.engine.epochs import run_epoch, setup_ema
+from stitchkit.engine.gradients import GradientReducer
+from stitchkit.engine.loop import Trainer, count_updates, seed_epoch
+from stitchkit.engine.progress import progress
+from stitchkit.engine.recorder import Recorder, check_finite, restore_position
+from stitchkit.engine.settings import EngineSettings
+from stitchkit.engine.signals import StopSignals
+from stitchkit.engine.training_state import training_state
 from stitchkit.measure.evaluate import Score, evaluate_stitch
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
-from stitchkit.train.checkpoint import Checkpoints, load_weights, restore
-from stitchkit.train.epoch_state import Position
-from stitchkit.train.gradients import GradientReducer
-from stitchkit.train.loop import Trainer, count_updates, seed_epoch
-from stitchkit.train.optim import create_optimizer, create_precision, create_schedule, learning_rate
-from stitchkit.train.progress import progress
-from stitchkit.train.recorder import Recorder, check_finite, restore_position
+from stitchkit.settings.recipe import Recipe
+from stitchkit.train.checkpoint import Checkpoints, header, load_weights, restore
+from stitchkit.train.optim import create_optimizer, create_schedule, learning_rate
 from stitchkit.train.sampler import Sampler
 from stitchkit.train.session import Session
-from stitchkit.train.signals import StopSignals
 from stitchkit.train.summary import cut_summaries, write_fit, write_losses, write_summary
 from stitchkit.train.task import StitchTask, create_task
 from stitchkit.train.tracking import Tracking
@@ -46,18 +52,24 @@ def train(session: Session) -> None:
     trainer, num_epochs, start, position = _prepare(session, checkpoints)
     from_primary(world, lambda: _tidy(session, checkpoints, start))
     tracking = Tracking(session, start)
+
+    def save_within(epoch: int, _: Position, state: Mapping[str, Any]) -> Path:
+        checkpoints.save_within({**state, **header(session)}, epoch=epoch)
+        return checkpoints.last
+
     with StopSignals(world) as signals:
-        recorder = Recorder(session, trainer, checkpoints, signals)
+        recorder = Recorder(trainer, signals, save_within)
         for epoch in range(start, num_epochs):
             here, position = position or Position(), None
             loss, scores = _run_epoch(session, trainer, recorder, epoch, num_epochs, here)
             if world.is_primary:
-                # A run that goes on drops the lines of epochs that it has no checkpoint of, so the line comes first.
+                # A resumed run drops the lines of epochs that it has no checkpoint of, so the line comes first.
                 labels = list(_networks(session, trainer))
                 write_summary(session.folder, epoch, loss=loss, rate=trainer.rate, scores=scores, labels=labels)
                 if isinstance(session.model, SNNet):
                     write_losses(session.folder, epoch, session.model.space, here.stitch_losses)
-                recorder.save_epoch(epoch, _metric(scores, recipe.run.eval_metric))
+                state = training_state(trainer) | header(session)
+                checkpoints.save(state, epoch=epoch, metric=_metric(scores, recipe.run.eval_metric))
             tracking.log_epoch(epoch, loss=loss, rate=trainer.rate, scores=scores, stitches=here.stitch_losses)
     tracking.finish()
     _say_next(session, checkpoints, nothing_left=start >= num_epochs)
@@ -74,21 +86,13 @@ def _run_epoch(
     session: Session, trainer: Trainer, recorder: Recorder, epoch: int, num_epochs: int, here: Position
 ) -> tuple[float, dict[str, Score]]:
     """Train an epoch, or the rest of it, and validate; the mean loss and the scores."""
-    has_trained = here.done == trainer.updates_per_epoch
-    loss = trainer.train_epoch(
-        epoch, num_epochs, position=here, after_step=lambda position: recorder.after_step(epoch, position)
-    )
-    trainer.start_at(epoch + 1)
-    report(trainer.loader.dataset)
-    if not has_trained:
-        _distribute_batch_norms(session, trainer)
-        recorder.after_steps(epoch, here)
+    loss = run_epoch(trainer, recorder, epoch, num_epochs, here)
     is_due = epoch + 1 == num_epochs or (epoch + 1) % session.recipe.run.val_interval == 0
     scores = {}
     if is_due:
         when = f"epoch {epoch + 1}/{num_epochs}"
         scores = _validate(session, trainer, when, lambda: recorder.while_validating(epoch, here))
-    check_finite(trainer, scores, epoch)
+    check_finite(trainer, epoch, [score.loss for score in scores.values()])
     return loss, scores
 
 
@@ -97,16 +101,6 @@ def _metric(scores: Mapping[str, Score], name: str) -> float:
     figures = {"top1": lambda score: score.acc1, "top5": lambda score: score.acc5, "loss": lambda score: -score.loss}
     own = [figures[name](score) for label, score in scores.items() if not label.endswith(_EMA)]
     return sum(own) / len(own) if own else float("-inf")
-
-
-def _distribute_batch_norms(session: Session, trainer: Trainer) -> None:
-    """Give all ranks the same statistics of batch norms; those that are synchronised have them."""
-    settings, size = session.recipe.distributed, session.world.size
-    if size == 1 or not settings.dist_bn or settings.sync_bn:
-        return
-    distribute_bn(trainer.task.get_trainable_module(), size, settings.dist_bn == "reduce")
-    if trainer.task.has_ema() and not session.recipe.optim.model_ema_force_cpu:
-        distribute_bn(trainer.task.get_trainable_module(ema=True), size, settings.dist_bn == "reduce")
 
 
 def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, int, int, Position | None]:
@@ -120,34 +114,29 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, int, 
         sampler = Sampler(model.trainable_stitches(), recipe.run.seed, shared=recipe.stitch.sampling == "shared")
     rate = learning_rate(recipe.optim, recipe.data.batch_size * world.size * recipe.optim.grad_accum_steps)
     optimizer = create_optimizer(model, recipe.optim, lr=rate)
-    autocast, scaler = create_precision(recipe.optim, world.device)
     loaders = session.loaders
     task = create_task(
         model, recipe, world.device, sides=session.input_size[1:], mean=loaders.mean, std=loaders.std,
-        classes=session.classes,
+        classes=session.classes, sampler=sampler,
     )  # fmt: skip
-    if recipe.optim.model_ema:
-        task.setup_ema(
-            decay=recipe.optim.model_ema_decay,
-            use_warmup=recipe.optim.model_ema_warmup,
-            device="cpu" if recipe.optim.model_ema_force_cpu else None,
-        )
-    updates = count_updates(loader, recipe)
+    updates = count_updates(loader, recipe.optim.grad_accum_steps)
     schedule, num_epochs = create_schedule(recipe, optimizer, updates_per_epoch=updates)
+    trainer = Trainer(
+        task=task, loader=loader, optimizer=optimizer, schedule=schedule, settings=engine_settings(recipe),
+        world=world, folder=session.folder,
+    )  # fmt: skip
+    setup_ema(trainer)
     start, position = 0, None
     if content is not None and not recipe.run.no_resume_opt:
-        start = restore(content, recipe, task, optimizer, scaler)
+        start = restore(content, recipe, trainer)
         whole = None if content.get("within") else content["epoch"]
         checkpoints.resumed(recipe.run.resume or "", content["history"], epoch=whole)
     if recipe.schedule.start_epoch is not None:
         start = recipe.schedule.start_epoch
         checkpoints.history = {epoch: metric for epoch, metric in checkpoints.history.items() if epoch < start}
-    reducer = _distribute(task, session) if world.size > 1 else None
-    trainer = Trainer(
-        task, loader, optimizer, schedule, autocast, scaler, reducer, sampler, recipe, world, session.folder
-    )
+    trainer.reducer = _distribute(task, session) if world.size > 1 else None
     if content is not None and start == content.get("epoch", -1) + 1 and not recipe.run.no_resume_opt:
-        position = restore_position(content, trainer)
+        position = restore_position(content, trainer, recipe.run.resume or "")
     trainer.start_at(start, 0 if position is None else position.done)
     how = recipe.optim.opt, rate
     _logger.info("%d epochs of %d steps, %s, learning rate %.3g, into %s", num_epochs, updates, *how, session.folder)
@@ -187,10 +176,18 @@ def _prepare_stitching(session: Session, model: SNNet, loader: Loader, *, is_fre
         model.freeze_anchors()
 
 
+def engine_settings(recipe: Recipe) -> EngineSettings:
+    """What a recipe tells the engine."""
+    shared = {field.name for field in fields(EngineSettings)} & recipe.flat().keys()
+    norms = "" if recipe.distributed.sync_bn else recipe.distributed.dist_bn  # synchronised ones agree by themselves
+    own = {"checkpoint_interval": recipe.run.recovery_interval, "dist_bn": norms}
+    return EngineSettings(**{key: recipe.flat()[key] for key in shared} | own)
+
+
 def _networks(session: Session, trainer: Trainer) -> dict[str, tuple[nn.Module, int | None]]:
     """What a validation looks at, by label: anchors or plain model, and their moving averages; network and `cfg_id`."""
     networks = {"": unwrap_model(trainer.task.get_trainable_module())}
-    if trainer.task.has_ema() and not session.recipe.optim.model_ema_force_cpu:
+    if trainer.task.has_ema() and not trainer.settings.model_ema_force_cpu:
         networks[_EMA] = trainer.task.get_trainable_module(ema=True).module
     labels = list(session.model.views) if isinstance(session.model, SNNet) else ["model"]
     numbers = range(len(labels)) if isinstance(session.model, SNNet) else [None]

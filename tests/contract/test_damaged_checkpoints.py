@@ -11,15 +11,15 @@ import torch.distributed as dist
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.train.checkpoint import resume
-from stitchkit.assembly.train.job import open_job
+from stitchkit.assembly.train.job import open_job, places_of
 from stitchkit.cli import main
 from stitchkit.distributed import World, init_world
+from stitchkit.engine import checkpoint_files
+from stitchkit.engine.recorder import restore_position
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import _content
 from stitchkit.settings.flags import resolve
-from stitchkit.train import checkpoint_header
 from stitchkit.train.checkpoint import Checkpoints, load_weights, restore
-from stitchkit.train.recorder import restore_position
 from stitchkit.train.run import _open_session, run_folder
 from stitchkit.train.training import _prepare
 from tests.damage import damages
@@ -34,7 +34,7 @@ FREE = re.compile(
     r"|optimizer\.state(\.\d+: missing|: empty)|stitch_config\.(source|anchors\.\d+\.(label|checkpoint)).*"
     r"|stitch_config\.(anchors\.\d+\.kwargs\.(img_size|num_classes).*|(stitch|nearest).*: missing)"
     r"|within.*\.sums(\.\d+: missing|: empty)"
-    r"|rows.*|config.*|steps_per_epoch: missing"
+    r"|rows.*|config.*|steps_per_epoch: missing|scheduler\.used: missing"
 )
 # One damaged file in so many is tried: a hundred or two in the default suite, some two thousand by `-m nightly`.
 EACH = [pytest.param(61, id="some"), pytest.param(4, id="many", marks=pytest.mark.nightly)]
@@ -95,10 +95,10 @@ def test_a_damaged_checkpoint_of_a_run_is_refused_at_every_place(images, tmp_pat
     trainer, *_ = _prepare(session, Checkpoints(tmp_path, keep=1))
 
     def use(found):
-        monkeypatch.setattr(checkpoint_header, "read_hashed", lambda _: (found, "digest"))
+        monkeypatch.setattr(checkpoint_files, "read_hashed", lambda _: (found, "digest"))
         load_weights(session)
-        restore(found, recipe, trainer.task, trainer.optimizer, trainer.scaler)
-        restore_position(found, trainer)
+        restore(found, recipe, trainer)
+        restore_position(found, trainer, "previous.pth.tar")
 
     use(content)
     assert assert_refused(damaged(content, each), use) * each > 6000
@@ -112,12 +112,12 @@ def test_a_damaged_checkpoint_of_a_job_is_refused_at_every_place(images, tmp_pat
     assert main(["job", "-c", str(path), "-o", str(out), "--no-pretrained", "--save-checkpoints"]) == 0
     content = torch.load(out / "checkpoint.pth", weights_only=True)
     config = JobConfig.load(path, pretrained=False, save_dir=str(tmp_path / "again"), save_checkpoints=True)
-    job = open_job(config, World(0, 1, torch.device("cpu")), path)
+    job = open_job(config, World(0, 1, torch.device("cpu")), path, places_of(config, path))
     current = content["config"] | {"train_config": content["config"]["train_config"]}
 
     def use(found):
         monkeypatch.setattr("stitchkit.assembly.train.checkpoint.read_alike", lambda _: (found, "digest"))
-        resume(job.network, job.trainer.optimizer, job.schedule, "last.pth", current)
+        resume(job.network, job.trainer, "last.pth", current)
 
     use(content)
     assert assert_refused(damaged(content, each), use) * each > 800

@@ -16,10 +16,10 @@ import stitchkit
 from stitchkit.assembly.sweep.cluster import create_cluster
 from stitchkit.assembly.sweep.worker import JobFolder
 from stitchkit.cli import main
+from stitchkit.engine.tracking import open_board, start_run
 from stitchkit.errors import InputError
 from stitchkit.files import fresh_folder, opened, own_folder, replacing, write_text
 from stitchkit.settings.recipe import Recipe
-from stitchkit.train.tracking import open_board, start_run
 from tests.contract.test_house import FILES
 from tests.contract.test_safety import name_of
 from tests.e2e.test_job import job_config, write
@@ -488,9 +488,9 @@ WRITES = {
     "stitchkit/ship/stitch_files.py program.save": "callers give it a draft, and publish that",
     "stitchkit/data/digits.py image.save": "into a fresh folder",
     "stitchkit/train/evaluation.py partial.save": "our own",
-    "stitchkit/train/recorder.py self._checkpoints.save": "our own",
-    "stitchkit/train/tracking.py SummaryWriter": "into a folder that is no link; names have the time in them",
-    "stitchkit/train/tracking.py wandb.init": "into a folder that is no link; names have the time in them",
+    "stitchkit/train/training.py checkpoints.save": "our own",
+    "stitchkit/engine/tracking.py SummaryWriter": "into a folder that is no link; names have the time in them",
+    "stitchkit/engine/tracking.py wandb.init": "into a folder that is no link; names have the time in them",
     "stitchnet/compose.py net.save": "our own",
 }
 

@@ -25,7 +25,9 @@ _PACKAGES = (
     "stitchkit.ship.commands",
     "stitchkit.ship.page_commands",
 )
-_SERVER.set_forkserver_preload([__name__, *_PACKAGES, "stitchkit.train.run", "stitchnet.commands"])
+_SERVER.set_forkserver_preload(
+    [__name__, *_PACKAGES, "stitchkit.train.run", "stitchkit.assembly.train.run", "stitchnet.commands"]
+)
 
 
 def start(

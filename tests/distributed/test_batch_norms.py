@@ -9,9 +9,9 @@ from torch import nn
 
 from stitchkit.cli import main
 from stitchkit.distributed import World
-from stitchkit.settings.by_name import make_recipe
+from stitchkit.engine.epochs import distribute_batch_norms
+from stitchkit.engine.settings import EngineSettings
 from stitchkit.train.task import StitchTask
-from stitchkit.train.training import _distribute_batch_norms
 from tests.distributed.ranks import run_on_two_ranks
 from tests.support import FLAGS, weights
 
@@ -29,8 +29,8 @@ def ranks_with_their_own_statistics(rank, folder):
         task.setup_ema(decay=0.5)
         task.get_trainable_module()[0].running_mean.fill_(rank + 1)
         task.get_trainable_module(ema=True).module[0].running_var.fill_(rank + 3)
-        session = SimpleNamespace(recipe=make_recipe({"dist_bn": way}), world=World(rank, 2, torch.device("cpu")))
-        _distribute_batch_norms(session, SimpleNamespace(task=task))
+        settings, world = EngineSettings(seed=0, batch_size=2, dist_bn=way), World(rank, 2, torch.device("cpu"))
+        distribute_batch_norms(SimpleNamespace(task=task, settings=settings, world=world))
         mean = task.get_trainable_module()[0].running_mean.item()
         found[way] = (mean, task.get_trainable_module(ema=True).module[0].running_var.item())
     torch.save(found, f"{folder}/{rank}.pt")

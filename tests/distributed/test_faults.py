@@ -14,22 +14,21 @@ import torch
 from PIL import Image
 from timm.data import create_dataset
 
-import stitchkit.train.checkpoint as checkpoint
-import stitchkit.train.checkpoint_header as checkpoint_header
+import stitchkit.engine.checkpoint_files as checkpoint
 from stitchkit.cli import main
 from stitchkit.data.unreadable import NO_CLASS, CheckedImages, explained
+from stitchkit.engine.lock import locked
+from stitchkit.engine.loop import Trainer
+from stitchkit.engine.recovery import newest_checkpoint
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchkit.networks.weights import damage
-from stitchkit.train.lock import locked
-from stitchkit.train.loop import Trainer
-from stitchkit.train.recovery import newest_checkpoint
+from stitchkit.train.checkpoint import Checkpoints
 from tests.distributed.forks import end, start
-from tests.distributed.test_resume_within import assert_same_end, content
+from tests.distributed.subjects import SUBJECTS
 from tests.support import FLAGS, write_config, write_images
 
-# A loader process for training, few for validation.
-QUICK = ("-j", "1", "--val-interval", "9")
+SN_NET = SUBJECTS["SN-Net"]
 
 
 @pytest.fixture
@@ -42,6 +41,18 @@ def run(images, tmp_path):
         return main(["train", *map(str, [*common, *flags])])
 
     return trained
+
+
+@pytest.fixture(params=SUBJECTS)
+def subject(request):
+    return SUBJECTS[request.param]
+
+
+@pytest.fixture
+def trained(subject, images, tmp_path):
+    """Train an SN-Net or a job under a name, with the exit status that comes of it."""
+    common = subject.start(images, tmp_path)
+    return lambda name, *flags: main([*map(str, [*common, *subject.place(tmp_path, name), *flags])])
 
 
 class Full:
@@ -60,8 +71,9 @@ class Full:
         return getattr(self._file, name)
 
 
-def test_a_full_disk_ends_a_run_and_keeps_what_was_saved(run, tmp_path, monkeypatch, capsys):
-    assert run("whole") == 0
+def test_a_full_disk_ends_a_run_and_keeps_what_was_saved(subject, trained, tmp_path, monkeypatch, capsys):
+    assert trained("whole") == 0
+    capsys.readouterr()
     inner, count = torch.save, [0]
 
     def save(state, file):
@@ -70,14 +82,14 @@ def test_a_full_disk_ends_a_run_and_keeps_what_was_saved(run, tmp_path, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.torch, "save", save)
-        assert run("full", "--checkpoint-interval", "3") == 2
+        assert trained("full", "--checkpoint-interval", "3") == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
-    assert ".pth.tar' cannot be written: No space left on device; stopped. The one before is kept" in line
+    assert "' cannot be written: No space left on device; stopped. The one before is kept" in line
     assert not list((tmp_path / "full").glob("*.tmp"))
-    assert not damage(tmp_path / "full/last.pth.tar")
-    assert run("full", "--resume", "auto") == 0
-    assert_same_end(tmp_path / "whole", tmp_path / "full")
+    assert not damage(subject.files(tmp_path / "full").last)
+    assert trained("full", "--resume", "auto") == 0
+    subject.assert_same_end(tmp_path / "whole", tmp_path / "full")
 
 
 def test_a_disk_that_does_not_take_a_checkpoint_keeps_the_one_before(tmp_path, monkeypatch):
@@ -104,7 +116,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
     def lockf(*_):
         raise OSError(errno.ENOLCK, "no locks")
 
-    monkeypatch.setattr("stitchkit.train.lock.fcntl.lockf", lockf)
+    monkeypatch.setattr("stitchkit.engine.lock.fcntl.lockf", lockf)
     with locked(tmp_path / ".train.lock"):
         assert "has no locks" in caplog.text
 
@@ -112,7 +124,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
 def test_a_training_that_begins_leaves_the_files_of_an_evaluation_alone(tmp_path):
     for name in ("stitches_res.txt.part0.tmp", "eval_args.yaml.tmp", "last.pth.tar.tmp", "args.yaml.tmp"):
         (tmp_path / name).touch()
-    checkpoint.Checkpoints(tmp_path, keep=1).clear()
+    Checkpoints(tmp_path, keep=1).clear()
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"stitches_res.txt.part0.tmp", "eval_args.yaml.tmp"}
 
@@ -142,19 +154,19 @@ def empty(path):
 
 
 @pytest.mark.parametrize("harm", [cut, flip, empty])
-def test_the_checkpoint_before_a_damaged_one_is_used(run, tmp_path, caplog, harm):
-    assert run("whole") == 0
+def test_the_checkpoint_before_a_damaged_one_is_used(subject, trained, tmp_path, caplog, harm):
+    assert trained("whole") == 0
     folder = tmp_path / "harmed"
-    assert run("harmed", "--checkpoint-interval", "3") == 0
-    harm(folder / "last.pth.tar")
-    assert damage(folder / "last.pth.tar")
-    assert newest_checkpoint(folder) == folder / "previous.pth.tar"
+    assert trained("harmed", "--checkpoint-interval", "3") == 0
+    newest, previous, *_ = subject.files(folder).candidates()
+    harm(newest)
+    assert newest_checkpoint(subject.files(folder)) == previous
     with caplog.at_level("INFO"):
-        assert run("harmed", "--resume", "auto") == 0
-    assert re.search(r"last.pth.tar' is (damaged|truncated or not a checkpoint) \(", caplog.text)
+        assert trained("harmed", "--resume", "auto") == 0
+    assert re.search(rf"{newest.name}' is (damaged|truncated or not a checkpoint) \(", caplog.text)
     assert "; the one before is used" in caplog.text
-    assert "previous.pth.tar" in caplog.text
-    assert_same_end(tmp_path / "whole", folder)
+    assert previous.name in caplog.text
+    subject.assert_same_end(tmp_path / "whole", folder)
 
 
 def test_the_good_one_stays_where_the_newest_was_damaged(run, tmp_path):
@@ -163,12 +175,12 @@ def test_the_good_one_stays_where_the_newest_was_damaged(run, tmp_path):
     assert run("harmed", "--checkpoint-interval", "3") == 0
     cut(folder / "last.pth.tar")
     good = (folder / "previous.pth.tar").read_bytes()
-    state = checkpoint.Checkpoints(folder, keep=1)
+    state = Checkpoints(folder, keep=1)
     state.resumed(folder / "previous.pth.tar", {})
     state.save_within({}, epoch=1)
     assert (folder / "previous.pth.tar").read_bytes() == good
     state.save_within({}, epoch=2)
-    assert (content(folder)["epoch"], content(folder, "previous")["epoch"]) == (1, 0)
+    assert (SN_NET.content(folder)["epoch"], SN_NET.content(folder, 1)["epoch"]) == (1, 0)
 
 
 def test_a_damaged_checkpoint_that_was_named_ends_the_run(run, tmp_path, capsys):
@@ -202,25 +214,26 @@ def test_an_evaluation_takes_the_newest_good_one(run, tmp_path):
     assert {row["images"] for row in read_rows(tmp_path / "good/stitches_res.txt")} == {20}
 
 
-def test_two_runs_do_not_write_to_one_folder(run, images, tmp_path, capsys):
+def test_two_runs_do_not_write_to_one_folder(subject, trained, images, tmp_path, capsys):
     """The second is refused while the first lives; a killed one, whose loader processes live on, is in nobody's way."""
-    config = tmp_path / "pico.json"
-    common = ["train", images, "--stitch_config", config, *FLAGS, "--output", tmp_path, "--experiment", "shared"]
-    slow = [*common, "--epochs", "500", "-j", "1"]
-    [first] = start(slow)
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "shared/last.pth.tar").exists() and time.monotonic() < deadline:
+    folder = tmp_path / "shared"
+    common = [*subject.start(images, tmp_path), *subject.place(tmp_path, "shared")]
+    [first] = start([*common, "--epochs", "500", "-j", "1"])
+    deadline = time.monotonic() + 60
+    while not subject.files(folder).last.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert run("shared", "--resume", "auto") == 2
+    assert trained("shared", "--resume", "auto") == 2
     line = capsys.readouterr().err
-    assert f"another run writes to '{tmp_path / 'shared'}' (process {first.pid} on {os.uname().nodename})" in line
+    assert f"another run writes to '{folder}' (process {first.pid} on {os.uname().nodename})" in line
     first.kill()
     assert end([first]) == [-signal.SIGKILL]
-    assert run("shared", "--resume", "auto", "--epochs", "1") == 0
-    assert not list((tmp_path / "shared").glob(".*lock"))
+    assert trained("shared") == 2, "what another run saved is not written over"
+    assert f"'{folder}' already holds" in capsys.readouterr().err
+    assert trained("shared", "--resume", "auto", "--epochs", "1") == 0
+    assert not list(folder.glob(".*lock"))
 
 
-def test_a_loader_process_that_dies_ends_the_run_in_one_line(run, tmp_path, monkeypatch, capsys):
+def test_a_loader_process_that_dies_ends_the_run_in_one_line(subject, trained, tmp_path, monkeypatch, capsys):
     inner = Trainer._step
 
     def step(trainer, *arguments):
@@ -228,15 +241,15 @@ def test_a_loader_process_that_dies_ends_the_run_in_one_line(run, tmp_path, monk
             os.kill(process.pid, signal.SIGKILL)
         return inner(trainer, *arguments)
 
-    assert run("whole", *QUICK) == 0
+    assert trained("whole", "-j", "1") == 0
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", step)
-        assert run("died", *QUICK) == 2
+        assert trained("died", "-j", "1") == 2
     line = capsys.readouterr().err
     assert "a loader process died (" in line
     assert "lower --workers and go on with --resume auto" in line
-    assert run("died", *QUICK, "--resume", "auto") == 0
-    assert_same_end(tmp_path / "whole", tmp_path / "died")
+    assert trained("died", "-j", "1", "--resume", "auto") == 0
+    subject.assert_same_end(tmp_path / "whole", tmp_path / "died")
 
 
 def test_other_faults_stay_what_they_are():
@@ -244,7 +257,7 @@ def test_other_faults_stay_what_they_are():
         raise RuntimeError("something else")
 
 
-def test_a_signal_to_all_processes_leaves_the_loaders_to_their_run(run, tmp_path, monkeypatch):
+def test_a_signal_to_all_processes_leaves_the_loaders_to_their_run(subject, trained, tmp_path, monkeypatch):
     """As clusters send it."""
     inner, count = Trainer._step, [0]
 
@@ -255,15 +268,15 @@ def test_a_signal_to_all_processes_leaves_the_loaders_to_their_run(run, tmp_path
             subprocess.run(["kill", "-TERM", *map(str, processes)], check=True)
         return inner(trainer, *arguments)
 
-    assert run("whole", *QUICK) == 0
+    assert trained("whole", "-j", "1") == 0
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", step)
-        assert run("warned", *QUICK) == 143
-    assert run("warned", *QUICK, "--resume", "auto") == 0
-    assert_same_end(tmp_path / "whole", tmp_path / "warned")
+        assert trained("warned", "-j", "1") == 143
+    assert trained("warned", "-j", "1", "--resume", "auto") == 0
+    subject.assert_same_end(tmp_path / "whole", tmp_path / "warned")
 
 
-def test_an_impatient_person_ends_a_run_at_once(run, monkeypatch):
+def test_an_impatient_person_ends_a_run_at_once(trained, monkeypatch):
     def step(*_):
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGINT)
@@ -271,7 +284,7 @@ def test_an_impatient_person_ends_a_run_at_once(run, monkeypatch):
         raise AssertionError("the third signal ends it")
 
     monkeypatch.setattr(Trainer, "_step", step)
-    assert run("impatient") == 130
+    assert trained("impatient") == 130
 
 
 @pytest.fixture
@@ -336,23 +349,29 @@ def test_labels_that_are_no_class_are_passed_over(images, caplog):
     assert "label 9 is no class" in caplog.text
 
 
-def test_an_infinite_loss_names_its_stitch(run, tmp_path, monkeypatch, capsys):
+def often(subject, steps):
+    """The flags of a log line every so many steps."""
+    return "--print-freq" if subject.name == "job" else "--log-interval", steps
+
+
+def test_an_infinite_loss_names_its_stitch(subject, trained, tmp_path, monkeypatch, capsys):
     """In one route alone; the run stops before it saves, and what was saved before stays."""
     inner, seen = Trainer._step, []
 
-    def step(trainer, batches, cfg_id):
-        loss, images = inner(trainer, batches, cfg_id)
-        seen.append(cfg_id)
+    def step(trainer, batches, route):
+        loss, images = inner(trainer, batches, route)
+        seen.append(route)
         return (loss * torch.inf if len(seen) == 10 else loss), images
 
     monkeypatch.setattr(Trainer, "_step", step)
-    assert run("infinite") == 2
-    assert f"the loss is inf at step 9 with stitch {seen[9]} on rank 0; stopped." in capsys.readouterr().err
-    assert content(tmp_path / "infinite")["epoch"] == 0
+    assert trained("infinite", *often(subject, 2)) == 2
+    stitch = "" if subject.name == "job" else f" with stitch {seen[9]}"
+    assert f"the loss is inf at step 9{stitch} on rank 0; stopped." in capsys.readouterr().err
+    assert subject.content(tmp_path / "infinite")["epoch"] == (1 if subject.name == "job" else 0), "the first's end"
 
 
 @pytest.mark.parametrize("what", ["loss", "buffer"])
-def test_an_infinite_figure_is_not_saved_within_an_epoch(run, tmp_path, monkeypatch, capsys, what):
+def test_an_infinite_figure_is_not_saved_within_an_epoch(subject, trained, tmp_path, monkeypatch, capsys, what):
     """Of a step that left the weights finite; the checkpoint before it is the one to go on from."""
     inner, count = Trainer._step, [0]
 
@@ -366,17 +385,17 @@ def test_an_infinite_figure_is_not_saved_within_an_epoch(run, tmp_path, monkeypa
             module.register_buffer("running_var", torch.tensor([1.0, torch.inf]))
         return loss, images
 
-    flags = ("--checkpoint-interval", "2", "--log-interval", "50")
+    flags = ("--checkpoint-interval", "2", *often(subject, 50))
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", step)
-        assert run("poisoned", *flags) == 2
+        assert trained("poisoned", *flags) == 2
     expected = {
-        "loss": "the loss is inf at step 2 with stitch ",
+        "loss": "the loss is inf at step 2 ",
         "buffer": "statistics of norms or validation loss are",
     }
     assert expected[what] in capsys.readouterr().err
-    assert content(tmp_path / "poisoned")["within"]["ranks"][0]["position"]["done"] == 2
-    assert run("poisoned", *flags, "--resume", "auto", "--lr", "1e-6") == 0
+    assert subject.content(tmp_path / "poisoned")["within"]["ranks"][0]["position"]["done"] == 2
+    assert trained("poisoned", *flags, "--resume", "auto") == 0
 
 
 def test_a_rank_that_meets_a_fault_tells_all(images, tmp_path):
@@ -392,8 +411,8 @@ def test_a_rank_that_meets_a_fault_tells_all(images, tmp_path):
 def read_another(path, rank):
     """What a rank finds that reads after a run has given the name to its next checkpoint."""
     if rank == 1:
-        inner = checkpoint_header.read_hashed
-        checkpoint_header.read_hashed = lambda _: inner(path)
+        inner = checkpoint.read_hashed
+        checkpoint.read_hashed = lambda _: inner(path)
 
 
 def test_ranks_that_read_different_files_say_so(run, images, tmp_path):

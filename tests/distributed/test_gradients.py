@@ -7,14 +7,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from stitchkit.distributed import gather_over_ranks
+from stitchkit.distributed import World, gather_over_ranks
+from stitchkit.engine.gradients import GradientReducer
+from stitchkit.engine.loop import Trainer
+from stitchkit.engine.precision import LossScaler
+from stitchkit.engine.settings import EngineSettings
 from stitchkit.model.snnet import SNNet
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.train import training
-from stitchkit.train.gradients import GradientReducer
-from stitchkit.train.loop import Trainer
 from stitchkit.train.network import place_network
-from stitchkit.train.optim import LossScaler
 from stitchkit.train.task import StitchTask
 from tests.distributed.ranks import run_on_two_ranks
 from tests.support import FLAGS, family_snnet, pico_images, write_config
@@ -122,10 +123,11 @@ def overflow_on_one_rank(rank, folder):
     model = family_snnet("vit").train()
     task = StitchTask(model, nn.CrossEntropyLoss())
     scaler, optimizer = LossScaler(device="cpu"), torch.optim.SGD(model.parameters(), lr=0.1)
-    recipe = make_recipe({"clip_grad": 1.0})
     trainer = Trainer(
-        task, None, optimizer, None, None, scaler, GradientReducer(model), None, recipe, None, None
+        task=task, loader=None, optimizer=optimizer, settings=EngineSettings(seed=0, batch_size=2, clip_grad=1.0),
+        world=World(rank, 2, torch.device("cpu")), folder=None, reducer=GradientReducer(model),
     )  # fmt: skip
+    trainer.scaler = scaler
     found = []
     for cfg_id, factor in ((4, 1.0), (2, float("inf") if rank else 1.0), (5, 1.0)):
         optimizer.zero_grad()
@@ -148,10 +150,10 @@ def test_an_overflow_on_one_rank_is_one_on_all(tmp_path):
     assert one[1][1] == one[0][1] / 2
 
 
-def _check_equal(trainer, scores, epoch, original=training.check_finite):
-    original(trainer, scores, epoch)
+def _check_equal(trainer, epoch, losses=(), original=training.check_finite):
+    original(trainer, epoch, losses)
     network = trainer.task.get_trainable_module()
-    assert isinstance(network, SNNet) == (trainer.reducer is not None) == trainer.sampler.shared
+    assert isinstance(network, SNNet) == (trainer.reducer is not None) == trainer.task.sampler.shared
     ema = trainer.task.get_trainable_module(ema=True)
     for module in (network, ema) if ema is not None else (network,):
         for parameter in module.parameters():

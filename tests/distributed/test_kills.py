@@ -6,37 +6,51 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
+import stitchkit.engine.checkpoint_files as checkpoint
 import stitchkit.measure.evaluate as evaluate
-import stitchkit.train.checkpoint as checkpoint
-from stitchkit.train.loop import Trainer
+from stitchkit.engine.loop import Trainer
+from stitchkit.networks.weights import damage
 from tests.distributed.forks import end, start
-from tests.distributed.test_resume import BUSY
-from tests.distributed.test_resume_within import assert_same_end
-from tests.support import FLAGS, ROOT, write_config
-
-EPOCHS = ("--epochs", "3")
+from tests.distributed.subjects import SUBJECTS, Subject, equal
+from tests.support import ROOT
 
 
-@pytest.fixture(scope="module")
-def command(images, tmp_path_factory):
-    """A run in which everything that is random or has a state is on, and which saves within its epochs."""
-    folder = tmp_path_factory.mktemp("kills")
-    config = write_config(folder / "pico.json")
-    flags = [*FLAGS, *BUSY, *EPOCHS, "--checkpoint-interval", "3", "--output", folder, "--resume", "auto"]
-    return ["train", images, "--stitch_config", config, *flags]
+@dataclass(frozen=True)
+class Runs:
+    """Runs of a subject in which everything that is random or has a state is on, and which save within their epochs.
+
+    Args:
+        subject: What trains.
+        folder: Of all of them.
+        command: Of one, but for its name.
+        whole: The folders of unbroken ones, by the number of ranks.
+    """
+
+    subject: Subject
+    folder: Path
+    command: list[object]
+    whole: dict[int, Path]
+
+    def named(self, name: str) -> list[object]:
+        """The command of a run, which resumes where there is something to resume from."""
+        return [*self.command, *self.subject.place(self.folder, name), "--resume", "auto"]
 
 
-@pytest.fixture(scope="module")
-def whole(command):
-    """The folders of unbroken runs on one rank and on two."""
-    for ranks in (1, 2):
-        assert end(start([*command, "--experiment", f"whole{ranks}"], ranks=ranks)) == [0] * ranks
-    return {ranks: command[-3] / f"whole{ranks}" for ranks in (1, 2)}
+@pytest.fixture(scope="module", params=SUBJECTS)
+def runs(request, images, tmp_path_factory):
+    subject, folder = SUBJECTS[request.param], tmp_path_factory.mktemp("kills")
+    command = [*subject.start(images, folder), "--epochs", "3", "--checkpoint-interval", "3"]
+    found = Runs(subject, folder, command, {ranks: folder / f"whole{ranks}" for ranks in (1, 2)})
+    for ranks, whole in found.whole.items():
+        assert end(start(found.named(whole.name), ranks=ranks)) == [0] * ranks
+    return found
 
 
 def to_checkpoint(arguments):
@@ -84,10 +98,10 @@ def kill_at(rank, place, number, victims=(0,)):
     setattr(owner, name, counted)
 
 
-def die_and_go_on(command, whole, seed, ranks):
+def die_and_resume(runs, seed, ranks):
     """A run that is killed three times at places and moments of a seed, then ends."""
-    chance, folder = random.Random(seed), whole[ranks].parent / f"killed{ranks}-{seed}"
-    run = [*command, "--experiment", folder.name]
+    chance, folder = random.Random(seed), runs.folder / f"killed{ranks}-{seed}"
+    run = runs.named(folder.name)
     died = 0
     for _ in range(3):
         victims = chance.choice([[0], list(range(ranks)), [ranks - 1]])
@@ -102,39 +116,46 @@ def die_and_go_on(command, whole, seed, ranks):
         process.kill()
     end(processes)
     assert end(start(run, ranks=ranks)) == [0] * ranks
-    assert_same_end(whole[ranks], folder)
-    assert {path.name for path in folder.iterdir()} == {path.name for path in whole[ranks].iterdir()}
+    runs.subject.assert_same_end(runs.whole[ranks], folder)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in runs.whole[ranks].iterdir()}
     return died
 
 
 @pytest.mark.parametrize(("seed", "ranks"), [(0, 1), (1, 1), (2, 2)])
-def test_law_8_killed_at_random(command, whole, seed, ranks):
-    assert die_and_go_on(command, whole, seed, ranks)
+def test_law_8_killed_at_random(runs, seed, ranks):
+    assert die_and_resume(runs, seed, ranks)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("seed", range(100, 120))
-def test_law_8_killed_at_many_random_moments(command, whole, seed, ranks):
-    die_and_go_on(command, whole, seed, ranks)
+def test_law_8_killed_at_many_random_moments(runs, seed, ranks):
+    die_and_resume(runs, seed, ranks)
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_law_8_killed_at_each_place(command, whole, place):
+def test_law_8_killed_at_each_place(runs, place):
     """The second time that the run comes there, so that a checkpoint is in the way or gone."""
-    folder = whole[1].parent / f"place-{place}"
-    run = [*command, "--experiment", folder.name]
+    folder = runs.folder / f"place-{place}"
+    run = runs.named(folder.name)
     assert end(start(run, first=partial(kill_at, place=place, number=2 if place != "validation" else 5))) == [
         -signal.SIGKILL
     ]
+    for path in folder.glob("model-*.pth"):
+        assert not damage(path), "complete after any kill"
     assert end(start(run)) == [0]
-    assert_same_end(whole[1], folder)
+    runs.subject.assert_same_end(runs.whole[1], folder)
 
 
-def test_torchrun_starts_a_killed_rank_again_where_it_stood(command, whole):
+SN_NET = pytest.mark.parametrize("runs", ["SN-Net"], indirect=True)
+"""`distributed_train.sh` trains nothing else."""
+
+
+@SN_NET
+def test_torchrun_starts_a_killed_rank_again_where_it_stood(runs):
     """By itself: the command does not say --resume."""
-    folder = whole[2].parent / "restarted"
-    run = [*command[1:-2], "--experiment", folder.name, "--val-interval", "9"]
+    folder = runs.folder / "restarted"
+    run = [*runs.command[1:], "--experiment", folder.name, "--val-interval", "9"]
     environment = {**os.environ, "PET_MAX_RESTARTS": "1", "PYTHON": sys.executable}
     call = [str(ROOT / "distributed_train.sh"), "2", *map(str, run)]
     with subprocess.Popen(call, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as launcher:
@@ -145,17 +166,18 @@ def test_torchrun_starts_a_killed_rank_again_where_it_stood(command, whole):
         os.kill(int(ranks[1]), signal.SIGKILL)
         said = launcher.communicate(timeout=60)[0]
     assert launcher.returncode == 0, said
-    assert said.count("going on from") == 1
-    one, two = (torch.load(place / "last.pth.tar", weights_only=True) for place in (whole[2], folder))
-    assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
+    assert said.count("resuming from") == 1
+    one, two = (runs.subject.content(place)["state_dict"] for place in (runs.whole[2], folder))
+    assert equal(one, two)
 
 
-def test_a_refused_run_is_not_gone_on_from_though_torchrun_starts_it_again(command, whole):
+@SN_NET
+def test_a_refused_run_is_not_gone_on_from_though_torchrun_starts_it_again(runs):
     """What another run left in the folder is not this launcher's."""
-    before = {path.name: path.read_bytes() for path in whole[1].iterdir()}
+    before = {path.name: path.read_bytes() for path in runs.whole[1].iterdir()}
     environment = {**os.environ, "PET_MAX_RESTARTS": "1", "PYTHON": sys.executable}
-    call = [str(ROOT / "distributed_train.sh"), "1", *map(str, command[1:-2]), "--experiment", whole[1].name]
+    call = [str(ROOT / "distributed_train.sh"), "1", *map(str, runs.command[1:]), "--experiment", runs.whole[1].name]
     done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert "already holds a run" in done.stderr
-    assert {path.name: path.read_bytes() for path in whole[1].iterdir()} == before
+    assert {path.name: path.read_bytes() for path in runs.whole[1].iterdir()} == before

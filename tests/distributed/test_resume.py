@@ -7,28 +7,13 @@ import pytest
 import torch
 
 from stitchkit.cli import main
+from stitchkit.engine.recovery import newest_checkpoint
 from stitchkit.train.checkpoint import Checkpoints
-from stitchkit.train.recovery import newest_checkpoint
 from stitchkit.train.summary import cut_summaries
 from tests.distributed.forks import end, kill_once_there
 from tests.distributed.ranks import run_on_two_ranks
+from tests.distributed.subjects import BUSY
 from tests.support import FLAGS, weights, write_config
-
-# Everything that is random or has a state is on.
-BUSY = [
-    "--mixup",
-    "0.8",
-    "--reprob",
-    "0.3",
-    "--aa",
-    "rand-m5",
-    "--drop-path",
-    "0.2",
-    "--model-ema",
-    "--sched-on-updates",
-    "--smoothing",
-    "0.1",
-]
 
 
 def same(one, other):
@@ -129,7 +114,8 @@ def test_names_that_a_killed_run_did_not_give_are_given(tmp_path, missing):
         (tmp_path / f"{name}.pth.tar").unlink()
     if "model_best" in missing:  # as the epoch before left it
         os.link(tmp_path / "checkpoint-0.pth.tar", tmp_path / "model_best.pth.tar")
-    path = newest_checkpoint(tmp_path) if "last" not in missing else tmp_path / "checkpoint-1.pth.tar"
+    saved_last = Checkpoints(tmp_path, keep=1)
+    path = newest_checkpoint(saved_last) if "last" not in missing else tmp_path / "checkpoint-1.pth.tar"
     again = Checkpoints(tmp_path, keep=2)
     again.resumed(path, saved.history, epoch=1)
     again.clear()

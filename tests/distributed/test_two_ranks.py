@@ -11,8 +11,8 @@ import torch.distributed as dist
 import yaml
 
 from stitchkit.cli import main
+from stitchkit.engine.gradients import GradientReducer
 from stitchkit.measure.ledger import read_rows
-from stitchkit.train.gradients import GradientReducer
 from stitchkit.train.task import StitchTask
 from tests.distributed.ranks import run_on_two_ranks
 from tests.support import FLAGS, launch, pico_snnet, weights, write_config, write_images

@@ -11,10 +11,10 @@ from PIL import Image
 
 from stitchkit.cli import main
 from stitchkit.distributed import World
+from stitchkit.engine.loop import save_batch, wait_for
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchkit.settings.by_name import make_recipe
-from stitchkit.train.loop import save_batch, wait_for
 from stitchkit.train.tracking import open_tracker
 from tests.support import FLAGS, ROOT, pico_anchor, pico_snnet, write_config
 
@@ -116,7 +116,7 @@ def test_another_way_to_build_the_network_is_another_ledger(train, capsys, image
 
 def test_steps_wait_for_the_device(train, monkeypatch):
     waited = []
-    monkeypatch.setattr("stitchkit.train.loop.wait_for", waited.append)
+    monkeypatch.setattr("stitchkit.engine.loop.wait_for", waited.append)
     train("free")
     assert not waited
     train("steps", "--synchronize-step")

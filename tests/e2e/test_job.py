@@ -390,7 +390,7 @@ def test_a_job_that_is_interrupted_says_how_it_goes_on(images, tmp_path, capsys,
     monkeypatch.setattr("stitchkit.assembly.train.job.open_data", interrupt)
     path = write(tmp_path, job_config(images))
     assert main(["job", "-c", str(path), "-o", str(tmp_path / "out"), "--no-pretrained"]) == 130
-    assert "a job that had --save-checkpoints with --resume-from DIR/checkpoint.pth" in capsys.readouterr().err
+    assert "a job from its newest checkpoint with --resume auto" in capsys.readouterr().err
 
 
 def test_there_are_no_more_loader_processes_than_cores(images):
@@ -410,7 +410,7 @@ def test_what_is_not_finite_is_not_saved(images, tmp_path, capsys):
     line = refusal(capsys, write(tmp_path, config), tmp_path / "out", "--save-checkpoints")
     assert "the loss is nan" in line
     line = refusal(capsys, write(tmp_path, config), tmp_path / "out", "--save-checkpoints", "--max-steps", "1")
-    assert "weights are not finite after epoch 1" in line
+    assert "validation loss are not finite after epoch 1; stopped" in line
     assert not list((tmp_path / "out").glob("*.p*"))
 
 

@@ -14,9 +14,9 @@ from timm.data.random_erasing import RandomErasing
 from stitchkit.data.loaders import create_loaders, without_padding
 from stitchkit.data.splits import open_datasets
 from stitchkit.distributed import init_world
+from stitchkit.engine.loop import seed_epoch
 from stitchkit.errors import InputError
 from stitchkit.settings.by_name import make_recipe
-from stitchkit.train.loop import seed_epoch
 
 MODEL = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 

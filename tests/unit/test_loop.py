@@ -5,14 +5,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stitchkit.distributed import World
+from stitchkit.engine.epoch_state import LossWindow, Position
+from stitchkit.engine.loop import Trainer
+from stitchkit.engine.precision import LossScaler
 from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
 from stitchkit.settings.by_name import make_recipe
-from stitchkit.train.epoch_state import LossWindow, Position
-from stitchkit.train.loop import Trainer
-from stitchkit.train.optim import LossScaler, create_optimizer, create_precision, create_schedule
+from stitchkit.train.optim import create_optimizer, create_schedule
 from stitchkit.train.sampler import Sampler
 from stitchkit.train.task import StitchTask
+from stitchkit.train.training import engine_settings
 from tests.support import family_snnet
 
 CASES = {
@@ -43,20 +45,20 @@ def trainer(family, settings, *, scaled):
     model, device = family_snnet(family), torch.device("cpu")
     assert isinstance(model, SNNet)
     model.set_grad_checkpointing(recipe.model.grad_checkpointing)
-    task = StitchTask(model, torch.nn.CrossEntropyLoss())
+    task = StitchTask(model, torch.nn.CrossEntropyLoss(), sampler=Sampler(range(len(model.space)), seed=0))
     if recipe.optim.model_ema:
         task.setup_ema(decay=0.9, use_warmup=recipe.optim.model_ema_warmup)
     size = model.input_size[1]
     loader = [(torch.randn(4, 3, size, size), torch.tensor([0, 3, 1, 2])) for _ in range(8)]
     loader = type("Batches", (list,), {"dataset": None, "sampler": None})(loader)
     optimizer = create_optimizer(model, recipe.optim, lr=1e-3)
-    autocast, _ = create_precision(recipe.optim, device)
     schedule, _ = create_schedule(recipe, optimizer, updates_per_epoch=8)
-    scaler = LossScaler(device="cpu") if scaled else None
-    sampler = Sampler(range(len(model.space)), seed=0)
-    return Trainer(
-        task, loader, optimizer, schedule, autocast, scaler, None, sampler, recipe, World(0, 1, device), None
-    )
+    subject = Trainer(
+        task=task, loader=loader, optimizer=optimizer, schedule=schedule, settings=engine_settings(recipe),
+        world=World(0, 1, device), folder=None,
+    )  # fmt: skip
+    subject.scaler = LossScaler(device="cpu") if scaled else None
+    return subject
 
 
 def read_back(*_):
@@ -77,7 +79,7 @@ def test_steps_read_nothing_back(name, family, monkeypatch):
         monkeypatch.setattr(torch.Tensor, copy, read_back)
     with reads:
         subject.train_epoch(0, 1)
-    steps = 8 // subject.recipe.optim.grad_accum_steps
+    steps = 8 // subject.settings.grad_accum_steps
     assert found == [(steps, 0)], "one log line, and nothing was read before it"
 
 

@@ -7,10 +7,12 @@ import torch
 from timm.optim import create_optimizer_v2, list_optimizers
 
 from stitchkit.data.loaders import weights_dtype
+from stitchkit.engine.optimizers import load_optimizer
+from stitchkit.engine.precision import create_precision
 from stitchkit.errors import InputError
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.train.optim import create_optimizer, create_precision, create_schedule, learning_rate, load_optimizer
+from stitchkit.train.optim import create_optimizer, create_schedule, learning_rate
 from tests.support import ROOT, family_snnet, pico_images, pico_snnet
 
 
@@ -73,11 +75,11 @@ def test_schedules():
 
 
 def test_precision():
-    autocast, scaler = create_precision(optim(amp=True), torch.device("cpu"))
+    autocast, scaler = create_precision(torch.device("cpu"), amp=True, amp_dtype="float16")
     assert scaler is None
     with autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
-    autocast, scaler = create_precision(optim(), torch.device("cpu"))
+    autocast, scaler = create_precision(torch.device("cpu"), amp=False, amp_dtype="float16")
     with autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import stitchkit
+from stitchkit.engine.training_state import training_state
 from stitchkit.errors import InputError
 from stitchkit.settings.by_name import make_recipe
-from stitchkit.train.checkpoint import training_state
 from stitchkit.train.optim import create_optimizer
 from stitchkit.train.task import create_task
 from tests.support import family_snnet, pico_anchor, pico_images, pico_snnet
@@ -129,8 +129,7 @@ def test_the_teacher_is_watched_at_work(teacher_path):
     assert all(torch.equal(value, before[name]) for name, value in task.teacher.state_dict().items())
     taught = {id(parameter) for parameter in task.teacher.parameters()}
     assert not taught & {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    session = SimpleNamespace(recipe=recipe, config=None, classes=(), input_size=(3, 16, 16))
-    state = training_state(session, task, optimizer, None)
+    state = training_state(SimpleNamespace(task=task, optimizer=optimizer, scaler=None))
     own = pico_snnet().state_dict().keys()
     assert state["state_dict"].keys() == state["state_dict_ema"].keys() == own
 

@@ -40,12 +40,13 @@ class JobConfig(Settings):
         data_path: Folder of the data sets.
         print_freq: Steps between log lines.
         save_checkpoints: Save a checkpoint after each epoch.
+        checkpoint_interval: Steps between checkpoints within an epoch; 0 saves none there but for a signal.
         eval_checkpoints: Test after each epoch.
         checkpoint_initial_model: Test the network before the first epoch, and save it where checkpoints are saved.
         test_only: Test, train nothing.
         deterministic: Use deterministic algorithms only.
         load_from: File of weights to start from.
-        resume_from: Checkpoint of a job to resume.
+        resume_from: Checkpoint to resume from; `auto` is the newest good one in the job's folder.
         strict_load: Weights must have all names and no others.
         start_epoch: Epochs that count as done.
         save_dir: Folder of the job.
@@ -69,6 +70,7 @@ class JobConfig(Settings):
     data_path: LocalPath | None = None
     print_freq: StrictInt = Field(default=10, ge=1)
     save_checkpoints: StrictBool = False
+    checkpoint_interval: StrictInt = Field(default=0, ge=0)
     eval_checkpoints: StrictBool = True
     checkpoint_initial_model: StrictBool = False
     test_only: StrictBool = False

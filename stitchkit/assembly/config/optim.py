@@ -134,8 +134,9 @@ class Schedule:
         if self.cadence == "steps":
             self._go_to(steps)
 
-    def step(self, epochs: int) -> None:
-        """Go on to where it stands after so many epochs."""
+    def step(self, epochs: int, loss: float | None = None) -> None:
+        """Go on to where it stands after so many epochs, of which the last had this mean loss."""
+        self.loss = self.loss if loss is None else loss
         if self.cadence == "epochs":
             self._go_to(epochs)
 
@@ -153,11 +154,11 @@ class Schedule:
 
     def state_dict(self) -> dict[str, Any]:
         """Its state: plain data."""
-        return {"done": self._done, "scheduler": self.scheduler.state_dict()}
+        return {"done": self._done, "used": self.used, "scheduler": self.scheduler.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put its state back."""
-        self._done = state["done"]
+        self._done, self.used = state["done"], state.get("used", self.used)
         self.scheduler.load_state_dict(state["scheduler"])
 
 

@@ -122,6 +122,11 @@ class TrainConfig(Settings):
         lr_scheduler: Class of `torch.optim.lr_scheduler`; none keeps the rate.
         lr_scheduler_args: Its arguments; `cadence` epochs or steps, `schedulers` those that it is made of.
         max_grad_norm: Gradients are cut to this norm; 0 leaves them.
+        grad_accum_steps: Batches whose gradients make one step.
+        amp: Mixed precision.
+        amp_dtype: Its low precision; CPUs always use bfloat16.
+        model_ema: Keep a moving average of the weights, which is tested too.
+        model_ema_decay: Its decay.
         data_augmentation: As in `Preprocessing`, where that has none.
         data_preprocessing: How images become inputs.
     """
@@ -141,6 +146,11 @@ class TrainConfig(Settings):
     lr_scheduler: StrictStr | None = None
     lr_scheduler_args: dict[str, Any] = Field(default_factory=dict)
     max_grad_norm: StrictFloat = Field(default=0.0, ge=0)
+    grad_accum_steps: Count = 1
+    amp: StrictBool = False
+    amp_dtype: Literal["float16", "bfloat16"] = "float16"
+    model_ema: StrictBool = False
+    model_ema_decay: StrictFloat = Field(default=0.9998, ge=0, le=1)
     data_augmentation: Augmentation = None
     data_preprocessing: dict[str, Any] = Field(default_factory=dict)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, Stopped
 from stitchkit.files import opened
 
 _logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class JobFolder:
 
 
 class SweepJob:
-    """A job as submitit runs it; preempted, it is started again and goes on from its last finished epoch.
+    """A job as submitit runs it; preempted, it is started again and resumes from its newest checkpoint.
 
     Args:
         folder: Its folder.
@@ -95,6 +95,8 @@ class SweepJob:
         _handle_preemption_here_alone()
         try:
             self._run()
+        except Stopped:  # by a person; the job resumes when the sweep is run again
+            raise
         except Exception as error:
             self.folder.fail(str(error) or type(error).__name__)
             if isinstance(error, InputError):
@@ -109,17 +111,17 @@ class SweepJob:
 
     def _run(self) -> None:
         from stitchkit.assembly.config.job import JobConfig
-        from stitchkit.assembly.train.checkpoint import NEWEST
+        from stitchkit.assembly.train.checkpoint import JobCheckpoints
         from stitchkit.assembly.train.run import run_job
+        from stitchkit.engine.recovery import AUTO
 
         folder, settings = self.folder, self.folder.path / "config.yml"
-        newest = folder.checkpoints / NEWEST
         wanted = JobConfig.load(settings)
         changes: dict[str, Any] = {"save_dir": str(folder.checkpoints), "metrics_output": str(folder.result)}
         if folder.seed is not None:
             changes["seed"] = folder.seed  # the file may have been written anew for another
-        if newest.exists():
-            changes["resume_from"] = str(newest)
+        if JobCheckpoints(folder.checkpoints).candidates():
+            changes["resume_from"] = AUTO
         # Checkpoints are what a preempted job goes on from, whether or not a person wants to keep them.
         run_job(wanted.override(save_checkpoints=True, **changes), settings)
         # The first rank alone saves; another may be done before it is.

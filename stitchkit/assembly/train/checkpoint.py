@@ -7,16 +7,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from timm.utils import NativeScaler
 from torch import nn
 
+from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.optim import Schedule
 from stitchkit.classes import note_origin
-from stitchkit.errors import InputError
-from stitchkit.networks.weights import load_content, misfit, weights_of
-from stitchkit.train.checkpoint import link, save_state
-from stitchkit.train.checkpoint_header import read_alike
-from stitchkit.train.checkpoint_schema import (
+from stitchkit.engine.checkpoint_files import CheckpointFiles, read_alike
+from stitchkit.engine.checkpoint_schema import (
     anything,
     check,
     each,
@@ -32,13 +30,16 @@ from stitchkit.train.checkpoint_schema import (
     text,
     whole,
 )
-from stitchkit.train.optim import load_optimizer
+from stitchkit.engine.epoch_state import Position
+from stitchkit.engine.loop import Trainer
+from stitchkit.engine.recorder import restore_position
+from stitchkit.engine.training_state import restore_training
+from stitchkit.errors import InputError
+from stitchkit.networks.weights import load_content, misfit, weights_of
 
 _logger = logging.getLogger(__name__)
 
 _FORMAT = "stitchkit job 1"
-NEWEST = "checkpoint.pth"
-"""Name of the newest checkpoint in a job's folder; each epoch's is `model-<step>.pth`."""
 
 # What a resumed job must have as before, beside its training, and what of that may be longer.
 _NETWORK = ("model", "assembly", "head", "reformat_options", "unfrozen")
@@ -59,7 +60,12 @@ _SCHEMA = fields(
         "classes": each(each(text)),
         "config": plain,
     },
-    {"steps_per_epoch": whole(1)},
+    {
+        "steps_per_epoch": whole(1),
+        "state_dict_ema": table(text, anything),
+        "within": table(text, anything),
+        NativeScaler.state_dict_key: table(text, anything),
+    },
 )
 """What a job saves; its weights and states are looked at where they are used."""
 
@@ -73,6 +79,7 @@ def _schedule_schema(schedule: Schedule, done: int) -> dict[str, Any]:
         "_last_lr": each(number(0)),
         "T_cur": number(-1, done),
         "T_i": number(1, 1e9),
+        "used": number(0),
         "best": number(finite=False),
         "num_bad_epochs": whole(0, done),
         "cooldown_counter": whole(0),
@@ -85,16 +92,33 @@ def _schedule_schema(schedule: Schedule, done: int) -> dict[str, Any]:
     return {**own, "done": exactly(done)}
 
 
-def save(folder: Path, state: Mapping[str, Any], *, step: int) -> None:
-    """Write the state of a job after an epoch.
+class JobCheckpoints(CheckpointFiles):
+    """The checkpoints of a job: `checkpoint.pth` is the newest, `model-<step>.pth` are those of epochs' ends.
 
     Args:
         folder: Of the job.
-        state: Plain data and tensors.
-        step: Number of steps done.
     """
-    save_state(folder / NEWEST, {"format": _FORMAT, **state, "step": step})
-    link(folder / f"model-{step}.pth", folder / NEWEST)
+
+    def __init__(self, folder: Path):
+        super().__init__(folder, newest="checkpoint.pth", previous="previous.pth", kept="model-{}.pth")
+
+    def save(self, state: Mapping[str, Any], *, step: int, keep: bool) -> Path:
+        """Write the state of a job.
+
+        Args:
+            state: Plain data and tensors.
+            step: Number of steps done.
+            keep: It is an epoch's end, which later ones do not replace.
+
+        Returns:
+            The newest file.
+        """
+        content = {"format": _FORMAT, **state, "step": step}
+        if keep:
+            self.write_epoch(step, content)
+        else:
+            self.write_newest(content)
+        return self.last
 
 
 def load_weights(network: nn.Module, path: str, *, strict: bool) -> None:
@@ -124,26 +148,22 @@ def load_weights(network: nn.Module, path: str, *, strict: bool) -> None:
 
 
 def resume(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer | None,
-    schedule: Schedule | None,
-    path: str,
-    settings: Mapping[str, Any],
-) -> dict[str, Any]:
+    network: nn.Module, trainer: Trainer | None, path: str, settings: Mapping[str, Any]
+) -> tuple[dict[str, Any], Position | None]:
     """Put a job back to where it stood.
 
     Args:
         network: The network.
-        optimizer: It trains the network; None where nothing is to be trained.
-        schedule: Its learning-rate schedule.
+        trainer: It trains the network; None where nothing is to be trained.
         path: The checkpoint.
         settings: All settings of the job, as plain data.
 
     Returns:
-        All that the file holds: `epoch`, the number of epochs done, and `rows` of the result among it.
+        All that the file holds: `epoch`, the number of epochs done, and `rows` of the result among it. Where this rank
+        resumes within the next epoch; None at its start.
 
     Raises:
-        InputError: If it is no checkpoint of a job, or of a different one.
+        InputError: If it is not a checkpoint of a job, or is of a different one.
     """
     content, _ = read_alike(path)
     if content.get("format") != _FORMAT:
@@ -154,30 +174,43 @@ def resume(
         check(content, _SCHEMA, "")
     except InputError as error:
         raise InputError(f"checkpoint '{path}' is damaged: {error}") from error
+    _check_settings(content["config"], settings, path, trains=trainer is not None)
+    load_content(network, content, path)
+    position = None
+    if trainer is not None:
+        restore_training(content, trainer, path, otherwise="start from its weights with --load-from")
+        position = restore_position(content, trainer, path)
+        _restore_schedule(content, trainer, position, path)
     last = content["rows"][-1] if content["rows"] else {}
     places = [(row.get("Epoch"), row.get("Step")) for row in content["rows"]]
     if any(None in place for place in places) or places != sorted(set(places)):
         raise InputError(f"checkpoint '{path}' is damaged: its rows are not in the order of their epochs")
-    if (last.get("Epoch"), last.get("Step")) != (content["epoch"], content["step"]):
-        raise InputError(f"checkpoint '{path}' is damaged: its epoch and step are not those of its last row")
-    _check_settings(content["config"], settings, path, trains=optimizer is not None)
-    load_content(network, content, path)
-    if optimizer is None:
-        return content
+    done = 0 if position is None else position.done
+    if trainer is not None or "within" not in content:
+        step = last.get("Step")
+        if last.get("Epoch") != content["epoch"] or not isinstance(step, int) or step + done != content["step"]:
+            raise InputError(f"checkpoint '{path}' is damaged: its epoch and step are not those of its last row")
+    return content, position
+
+
+def _restore_schedule(content: Mapping[str, Any], trainer: Trainer, position: Position | None, path: str) -> None:
+    """Put the schedule back, after a look at whether it stands where the job does."""
+    schedule = trainer.schedule
+    if not isinstance(schedule, Schedule):
+        return
+    is_over = position is not None and position.done == len(trainer.steps(content["epoch"]))
+    done = content["epoch"] + is_over if schedule.cadence == "epochs" else content["step"]
+    schema = _schedule_schema(schedule, done)
+    used = {"used": schema.pop("used")}  # jobs before this version did not save it
     try:
-        cycles = schedule is not None and type(schedule.scheduler).__name__ in ("OneCycleLR", "CyclicLR")
-        load_optimizer(optimizer, content["optimizer"], cycles=cycles)
-        if schedule is not None:
-            done = content["epoch"] if schedule.cadence == "epochs" else content["step"]
-            check(content["scheduler"], _schedule_schema(schedule, done), "scheduler")
-            schedule.load_state_dict(content["scheduler"])
+        check(content["scheduler"], fields(schema, used), "scheduler")
     except InputError as error:
         raise InputError(f"checkpoint '{path}' does not fit this job: {error}; use the same settings") from error
-    return content
+    schedule.load_state_dict(content["scheduler"])
 
 
 def check_position(content: Mapping[str, Any], path: str, *, steps: int, max_steps: int | None) -> None:
-    """See that a checkpoint is of whole epochs, or that nothing follows it: within an epoch no job goes on.
+    """See that no step of an epoch is missing that max_steps cut short; such an epoch is over.
 
     Args:
         content: Of the checkpoint.
@@ -198,7 +231,8 @@ def check_position(content: Mapping[str, Any], path: str, *, steps: int, max_ste
 
 
 def _check_settings(before: Mapping[str, Any], now: Mapping[str, Any], path: str, *, trains: bool) -> None:
-    """See that a job goes on with the network and, where it trains, the training that it began with."""
+    """See that a job resumes with the network and, where it trains, the training that it began with."""
+    before = JobConfig.parse(before).to_dict()  # settings that are newer than the file have their defaults
     for key in (*_NETWORK, *(("train_config",) if trains else ())):
         for place, old, new in _differences(before.get(key), now.get(key), key):
             if place not in _MAY_CHANGE:

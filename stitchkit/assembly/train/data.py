@@ -17,6 +17,7 @@ from stitchkit.assembly.config.preprocessing import create_transform
 from stitchkit.assembly.config.settings import TaskConfig
 from stitchkit.assembly.datasets.named import Split, open_dataset
 from stitchkit.assembly.train.task import Labels
+from stitchkit.data.loader_processes import outlive_signals
 from stitchkit.data.loaders import Batch, DirectLoader
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
@@ -94,6 +95,7 @@ def _loader(
         dataset, batch_size=task.batch_size, sampler=sampler, num_workers=min(config.workers, usable_cores()),
         drop_last=training and lone, pin_memory=world.device.type == "cuda",
     )  # fmt: skip
+    outlive_signals(loader)
     return DirectLoader(loader, device=world.device, dtype=torch.float32)
 
 

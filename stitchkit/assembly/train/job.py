@@ -18,17 +18,19 @@ from torch import nn
 
 from stitchkit._version import __version__
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.config.optim import Schedule, create_loss, create_optimizer, create_schedule
+from stitchkit.assembly.config.optim import create_loss, create_optimizer, create_schedule
 from stitchkit.assembly.parts.network import build_network, check_network
+from stitchkit.assembly.train.checkpoint import JobCheckpoints
 from stitchkit.assembly.train.data import TaskData, TrainingLoader, open_data
 from stitchkit.assembly.train.task import Captured, JobTask, WeightedLoss, rehearse
 from stitchkit.distributed import World
+from stitchkit.engine.epochs import setup_ema
+from stitchkit.engine.loop import Trainer
+from stitchkit.engine.settings import EngineSettings
 from stitchkit.errors import InputError
 from stitchkit.measure.profile import measure
 from stitchkit.networks.mode import evaluating
-from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.files import naming
-from stitchkit.train.loop import Trainer
 
 _logger = logging.getLogger(__name__)
 
@@ -56,34 +58,47 @@ class Places:
 
 
 def places_of(config: JobConfig, source: Path | None) -> Places:
-    """Where the files of a job go; folders are made.
+    """Where the files of a job go.
 
     Args:
         config: The job.
         source: The file it was read from, which is never written over.
 
     Raises:
-        InputError: If there is a result already, or a folder cannot be made.
+        InputError: If the result has a name that it cannot have, or something else has that of the settings.
     """
     folder = Path(config.save_dir or Path("outputs", _stem(source))).expanduser()
     result = Path(config.metrics_output).expanduser() if config.metrics_output else folder / _RESULT
     if result.suffix != ".pkl":
         raise InputError(f"metrics_output '{result}' is a pickled table; let its name end with .pkl")
-    if result.exists() and (config.test_only or not config.resume_from):
-        raise InputError(f"'{result}' exists, so this job is done; choose another -o or --metrics-output, or remove it")
-    for place in (folder, result.parent):
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"folder '{place}' cannot be made: {error.strerror}; choose another -o") from error
-        if not os.access(place, os.W_OK):
-            raise InputError(f"folder '{place}' cannot be written; choose another -o")
     settings = result.with_name("config.yml")
     if result.parent != folder and not result.exists() and settings.exists() and settings != source:
         raise InputError(f"'{settings}' is of something else; choose another --metrics-output")
     if source is not None and source.resolve() == settings.resolve():
         settings = result.with_suffix(".yml")
     return Places(folder, result, settings)
+
+
+def check_unused(config: JobConfig, places: Places, files: JobCheckpoints) -> None:
+    """See that a job writes over no other one's result or checkpoints.
+
+    Args:
+        config: The job, with the checkpoint that it resumes from.
+        places: Where its files go.
+        files: The checkpoints in its folder.
+
+    Raises:
+        InputError: If it would.
+    """
+    if places.result.exists() and (config.test_only or not config.resume_from):
+        raise InputError(
+            f"'{places.result}' exists, so this job is done; choose another -o or --metrics-output, or remove it"
+        )
+    resumes_here = config.resume_from and Path(config.resume_from).resolve().parent == places.folder.resolve()
+    if files.candidates() and not config.test_only and not resumes_here:
+        raise InputError(
+            f"'{places.folder}' already holds checkpoints of a job; resume it with --resume auto, or choose another -o"
+        )
 
 
 def _stem(source: Path | None) -> str:
@@ -101,7 +116,6 @@ class Job:
         network: On the device of this rank, not wrapped.
         data: Of each task.
         trainer: Trains it; None where it is only tested.
-        schedule: Its learning-rate schedule.
         metadata: What is known of it.
         world: This process among all.
         places: Where its files go.
@@ -111,24 +125,23 @@ class Job:
     network: nn.Module
     data: list[TaskData]
     trainer: Trainer | None
-    schedule: Schedule | None
     metadata: dict[str, Any]
     world: World
     places: Places
 
 
-def open_job(config: JobConfig, world: World, source: Path | None) -> Job:
+def open_job(config: JobConfig, world: World, source: Path | None, places: Places) -> Job:
     """Open the data, build the network and make what trains it.
 
     Args:
         config: The job.
         world: This process among all.
         source: The file it was read from; errors name it.
+        places: Where its files go.
 
     Raises:
         InputError: If anything cannot be used as asked; nothing was trained.
     """
-    places = places_of(config, source)
     with naming(source) if source else nullcontext():
         # A part that is wrong is told first: data may take long to get. One class fits all that more classes fit.
         check_network(config.network, num_classes=1, **_building(config))
@@ -138,8 +151,8 @@ def open_job(config: JobConfig, world: World, source: Path | None) -> Job:
         cost = _cost(network, data)
         network.to(world.device)
         task = _task(config, network, data, world)
-        trainer, schedule = (None, None) if config.test_only else _trainer(config, task, data, world, places)
-    return Job(config, network, data, trainer, schedule, {**cost, **_about(data, world)}, world, places)
+        trainer = None if config.test_only else _trainer(config, task, data, world, places)
+    return Job(config, network, data, trainer, {**cost, **_about(data, world)}, world, places)
 
 
 def _network(config: JobConfig, data: list[TaskData]) -> nn.Module:
@@ -195,28 +208,47 @@ def _task(config: JobConfig, network: nn.Module, data: list[TaskData], world: Wo
     return JobTask(network, losses, further, device=world.device)
 
 
-def _trainer(
-    config: JobConfig, task: JobTask, data: list[TaskData], world: World, places: Places
-) -> tuple[Trainer, Schedule | None]:
+def _trainer(config: JobConfig, task: JobTask, data: list[TaskData], world: World, places: Places) -> Trainer:
     train, network = config.train_config, task.trainable_module
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not parameters:
         raise InputError("every part is frozen, so nothing would be trained; leave one unfrozen, or give --test-only")
     unused = _rehearse(task, data, world)
     optimizer = create_optimizer(train, parameters)
-    schedule = create_schedule(train, optimizer)
+    loader, settings = TrainingLoader([each.train for each in data]), engine_settings(config)
+    if len(loader) < settings.grad_accum_steps:
+        raise InputError(
+            f"train_config.grad_accum_steps is {settings.grad_accum_steps}, and an epoch has {len(loader)} batches on "
+            "each rank; lower it or batch_size"
+        )
+    trainer = Trainer(
+        task=task, loader=loader, optimizer=optimizer, schedule=create_schedule(train, optimizer), settings=settings,
+        world=world, folder=places.folder,
+    )  # fmt: skip
+    setup_ema(trainer)
     if world.size > 1:
         options: dict[str, Any] = {"find_unused_parameters": bool(unused)}
         task.prepare_distributed(device_ids=[world.device.index] if world.device.type == "cuda" else None, **options)
-    loader = TrainingLoader([each.train for each in data])
-    settings = make_recipe(
-        {"seed": train.seed, "log_interval": config.print_freq, "clip_grad": train.max_grad_norm or None}
-    )
-    trainer = Trainer(
-        task, loader, optimizer, schedule, nullcontext, None, None, None, settings, world, places.folder,
+    return trainer
+
+
+def engine_settings(config: JobConfig) -> EngineSettings:
+    """What a job tells the engine."""
+    train = config.train_config
+    return EngineSettings(
+        seed=train.seed,
+        batch_size=sum(task.batch_size for task in train.resolved_tasks),
+        log_interval=config.print_freq,
+        checkpoint_interval=config.checkpoint_interval,
+        grad_accum_steps=train.grad_accum_steps,
+        clip_grad=train.max_grad_norm or None,
+        amp=train.amp,
+        amp_dtype=train.amp_dtype,
+        model_ema=train.model_ema,
+        model_ema_decay=train.model_ema_decay,
+        dist_bn="broadcast",  # a mean would not leave those of frozen parts bitwise
         max_steps=train.max_steps,
-    )  # fmt: skip
-    return trainer, schedule
+    )
 
 
 def _rehearse(task: JobTask, data: list[TaskData], world: World) -> list[str]:

@@ -8,26 +8,35 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm.utils import distribute_bn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from stitchkit.assembly.config.job import WRITTEN, JobConfig
-from stitchkit.assembly.train.checkpoint import check_position, load_weights, resume, save
+from stitchkit.assembly.config.optim import Schedule
+from stitchkit.assembly.train.checkpoint import JobCheckpoints, check_position, load_weights, resume
 from stitchkit.assembly.train.classes import check_origins
-from stitchkit.assembly.train.job import Job, deterministic, open_job
+from stitchkit.assembly.train.job import Job, check_unused, deterministic, open_job, places_of
 from stitchkit.assembly.train.result import Trajectory, check_pandas, update_metadata, write_yaml
 from stitchkit.assembly.train.task import JobTask
 from stitchkit.assembly.train.testing import Exam
 from stitchkit.classes import check_classes, trained_classes
-from stitchkit.distributed import init_world
+from stitchkit.data.unreadable import explained
+from stitchkit.distributed import World, init_world
+from stitchkit.engine.epoch_state import Position
+from stitchkit.engine.epochs import run_epoch
+from stitchkit.engine.lock import alone, made
+from stitchkit.engine.loop import Trainer
+from stitchkit.engine.recorder import Recorder, check_finite
+from stitchkit.engine.recovery import find_resume, is_restart, launched
+from stitchkit.engine.signals import StopSignals
+from stitchkit.engine.tracking import start_run
+from stitchkit.engine.training_state import training_state
 from stitchkit.errors import InputError
-from stitchkit.train.loop import Trainer
-from stitchkit.train.tracking import start_run
 
 _logger = logging.getLogger(__name__)
 
@@ -48,21 +57,43 @@ def run_job(config: JobConfig, source: str | Path | None = None) -> Path:
         InputError: If anything cannot be used as asked, or the training fails; the last checkpoint is kept.
     """
     check_pandas()
+    places = places_of(config, None if source is None else Path(source))
+    files = JobCheckpoints(places.folder)
     world = init_world(config.device)
     try:
-        with logging_redirect_tqdm(), deterministic(config.deterministic):
-            job = open_job(config, world, Path(source) if source else None)
-            _run(job)
+        with (
+            made(places.folder, "-o"),
+            made(places.result.parent, "-o"),
+            explained(),
+            logging_redirect_tqdm(),
+            deterministic(config.deterministic),
+            alone(places.folder / ".train.lock", world),
+        ):
+            config = _find_resume(config, files, world)
+            check_unused(config, places, files)
+            job = open_job(config, world, Path(source) if source else None, places)
+            with launched(places.folder, world):
+                _run(job, files)
     finally:
         dist.destroy_process_group()
-    return job.places.result
+    return places.result
 
 
-def _run(job: Job) -> None:
+def _find_resume(config: JobConfig, files: JobCheckpoints, world: World) -> JobConfig:
+    """The job with a file in place of `resume_from: auto`, or nothing where there is none yet."""
+    restarted = not config.test_only and is_restart(files, world)
+    found = find_resume(config.resume_from, files, world, restarted=restarted)
+    if config.test_only and config.resume_from and found is None:
+        raise InputError(f"'{files.folder}' holds no checkpoint to test; give one as --resume FILE")
+    return config if found == config.resume_from else config.override(resume_from=found)
+
+
+def _run(job: Job, files: JobCheckpoints) -> None:
     config, world = job.config, job.world
-    start, trajectory = _begin(job)
+    start, position, trajectory = _begin(job, files)
     exam = Exam(job)
     if world.is_primary:
+        files.clear()
         settings = {key: value for key, value in config.to_dict().items() if key not in WRITTEN}
         write_yaml(job.places.settings, settings)
         update_metadata(job.places.metadata, job.metadata)
@@ -70,13 +101,14 @@ def _run(job: Job) -> None:
     if config.project and world.is_primary:
         names = {"project": config.project, "entity": config.entity, "group": config.group, "id": config.id}
         tracker = start_run(job.places.folder, config.to_dict(), **names, resume="allow" if config.id else None)
-    for row in _rows(job, exam, start, trajectory):
+    for row in _rows(job, files, exam, start, position, trajectory):
         if world.is_primary:
             trajectory.add(row)
             if tracker is not None:
                 tracker.log(row, step=row["Step"])
-            if job.trainer is not None and config.save_checkpoints and _is_saved(config, row):
-                save(job.places.folder, _state(job, row["Epoch"], trajectory), step=row["Step"])
+            if job.trainer is not None and _is_saved(config, row):
+                state = training_state(job.trainer) | _header(job, row["Epoch"], trajectory)
+                files.save(state, step=row["Step"], keep=config.save_checkpoints)
     if world.is_primary:
         trajectory.close()
     if tracker is not None:
@@ -85,18 +117,19 @@ def _run(job: Job) -> None:
 
 
 def _is_saved(config: JobConfig, row: Mapping[str, Any]) -> bool:
-    return row["Epoch"] > config.start_epoch or config.checkpoint_initial_model
+    is_wanted = row["Epoch"] > config.start_epoch or config.checkpoint_initial_model
+    return is_wanted and (config.save_checkpoints or config.checkpoint_interval > 0)
 
 
-def _begin(job: Job) -> tuple[int, Trajectory]:
-    """Load what the job starts from: the epochs that are done, and their rows."""
-    config, rows, start = job.config, [], job.config.start_epoch
+def _begin(job: Job, files: JobCheckpoints) -> tuple[int, Position | None, Trajectory]:
+    """Load what the job starts from: the epochs that are done, where in the next one it resumes, and their rows."""
+    config, rows, start, position = job.config, [], job.config.start_epoch, None
     classes = [list(task.classes) for task in job.data]
     if config.load_from:
         load_weights(job.network, config.load_from, strict=config.strict_load)
     if config.resume_from:
-        optimizer = None if job.trainer is None else job.trainer.optimizer
-        content = resume(job.network, optimizer, job.schedule, config.resume_from, config.to_dict())
+        content, position = resume(job.network, job.trainer, config.resume_from, config.to_dict())
+        files.read(config.resume_from)
         start, rows = int(content["epoch"]), list(content["rows"])
         check_classes(trained_classes(content), classes, config.resume_from, strict=True)
         if content["classes"] != [list(names) for names in classes]:
@@ -109,16 +142,18 @@ def _begin(job: Job) -> tuple[int, Trajectory]:
     if job.trainer is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch misses the steps of the epochs that --start-epoch counts as done
-            job.trainer.start_at(start)
+            job.trainer.start_at(start, 0 if position is None else position.done)
         _logger.info(
             "%d epochs of %d steps, learning rate %.3g, %d of %d parameters train, into %s",
             config.train_config.epochs, job.trainer.updates_per_epoch, job.trainer.rate,
             job.metadata["num_trainable_params"], job.metadata["num_params"], job.places.folder,
         )  # fmt: skip
-    return start, Trajectory(job.places.result, [] if config.test_only else rows)
+    return start, position, Trajectory(job.places.result, [] if config.test_only else rows)
 
 
-def _rows(job: Job, exam: Exam, start: int, trajectory: Trajectory) -> Iterator[dict[str, Any]]:
+def _rows(
+    job: Job, files: JobCheckpoints, exam: Exam, start: int, position: Position | None, trajectory: Trajectory
+) -> Iterator[dict[str, Any]]:
     """Rows of the result, as the epochs go by."""
     config, trainer = job.config, job.trainer
     if trainer is None or not trajectory.rows:
@@ -128,44 +163,40 @@ def _rows(job: Job, exam: Exam, start: int, trajectory: Trajectory) -> Iterator[
         yield first
     if trainer is None:
         return
-    epochs, limit = config.train_config.epochs, config.train_config.max_steps
+
+    def save_within(epoch: int, here: Position, state: Mapping[str, Any]) -> Path:
+        step = epoch * trainer.updates_per_epoch + here.done
+        return files.save({**state, **_header(job, epoch, trajectory)}, step=step, keep=False)
+
+    epochs = config.train_config.epochs
     before = trajectory.rows[-1].get("Time/Total", 0.0) if trajectory.rows else 0.0
     began = time.perf_counter()
-    for epoch in range(start, epochs):
-        if limit is not None and epoch * trainer.updates_per_epoch >= limit:
-            break
-        row = _train_epoch(job, trainer, epoch, epochs)
-        if config.eval_checkpoints:
-            row |= exam.sit(f"epoch {epoch + 1}/{epochs}")
-        row["Time/Total"] = before + time.perf_counter() - began
-        yield row
+    with StopSignals(job.world) as signals:
+        recorder = Recorder(trainer, signals, save_within)
+        for epoch in range(start, epochs):
+            if not trainer.steps(epoch):
+                break
+            here, position = position or Position(), None
+            row = _train_epoch(job, trainer, recorder, epoch, here)
+            if config.eval_checkpoints:
+                row |= exam.sit(f"epoch {epoch + 1}/{epochs}", partial(recorder.while_validating, epoch, here))
+            trainer.task.forget()  # only now: a validation that a signal ended is saved with what the epoch has counted
+            row["Time/Total"] = before + time.perf_counter() - began
+            yield row
 
 
-def _train_epoch(job: Job, trainer: Trainer, epoch: int, num_epochs: int) -> dict[str, Any]:
-    """Train an epoch: what the result says of it."""
-    task, schedule, world = trainer.task, job.schedule, job.world
+def _train_epoch(job: Job, trainer: Trainer, recorder: Recorder, epoch: int, here: Position) -> dict[str, Any]:
+    """Train an epoch, or the rest of it: what the result says of it."""
+    task, schedule, world = trainer.task, trainer.schedule, job.world
     assert isinstance(task, JobTask)
-    began = time.perf_counter()
-    loss = trainer.train_epoch(epoch, num_epochs)
-    took = time.perf_counter() - began
-    if schedule is not None:
-        schedule.loss = loss
-    rate = trainer.rate
-    trainer.start_at(epoch + 1)
-    if world.size > 1:
-        distribute_bn(task.get_trainable_module(), world.size, False)  # a mean would not leave frozen ones bitwise
-    if not all(parameter.isfinite().all() for parameter in job.network.parameters()):
-        raise InputError(
-            f"weights are not finite after epoch {epoch + 1}; stopped, the last checkpoint is kept. Lower the learning "
-            "rate, or set max_grad_norm"
-        )
-    end = (epoch + 1) * trainer.updates_per_epoch
-    step = end if trainer.max_steps is None else min(end, trainer.max_steps)
-    steps = step - epoch * trainer.updates_per_epoch
+    began, done = time.perf_counter(), here.done
+    loss = run_epoch(trainer, recorder, epoch, job.config.train_config.epochs, here)
+    check_finite(trainer, epoch)
+    took, steps = time.perf_counter() - began, max(here.done - done, 1)
     row: dict[str, Any] = {
         "Epoch": epoch + 1,
-        "Step": step,
-        "LR": rate if schedule is None else schedule.used,
+        "Step": trainer.steps(epoch).stop,
+        "LR": schedule.used if isinstance(schedule, Schedule) else trainer.rate,
         "Loss": task.last["loss"].item(),
         "Time/Data": trainer.loader.waited / steps,
         "Time/Step": took / steps,
@@ -190,16 +221,15 @@ def _resident() -> float:
     return float(int(place.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 
 
-def _state(job: Job, epoch: int, trajectory: Trajectory) -> dict[str, Any]:
-    assert job.trainer is not None
-    optimizer = job.trainer.optimizer
+def _header(job: Job, epoch: int, trajectory: Trajectory) -> dict[str, Any]:
+    """What a checkpoint says of its job beside the state of the training."""
+    trainer = job.trainer
+    assert trainer is not None
     return {
-        "state_dict": job.network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "opt": type(optimizer).__name__,
-        "scheduler": None if job.schedule is None else job.schedule.state_dict(),
+        "opt": type(trainer.optimizer).__name__,
+        "scheduler": trainer.schedule.state_dict() if isinstance(trainer.schedule, Schedule) else None,
         "epoch": epoch,
-        "steps_per_epoch": job.trainer.updates_per_epoch,
+        "steps_per_epoch": trainer.updates_per_epoch,
         "rows": trajectory.rows,
         "classes": [list(task.classes) for task in job.data],
         "config": job.config.to_dict(),

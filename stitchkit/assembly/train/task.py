@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from timm.task import ClassificationTask
 from torch import nn
 
 from stitchkit.assembly.config.optim import Loss
 from stitchkit.distributed import sum_over_ranks
+from stitchkit.engine.task import Task
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.cut.piece import snapshot
 
@@ -91,7 +91,7 @@ def split(outputs: Any, labels: Labels) -> list[torch.Tensor]:
     return parts
 
 
-class JobTask(ClassificationTask):  # type: ignore[misc]
+class JobTask(Task):
     """Classification by an assembly, with one loss a task and further losses of its inner outputs.
 
     Args:
@@ -107,12 +107,15 @@ class JobTask(ClassificationTask):  # type: ignore[misc]
         super().__init__(network, losses[0], device=device, verbose=False)
         self.losses = losses
         self.further = further
-        self.last: dict[str, torch.Tensor] = {}
+        self.last = {
+            "loss": torch.zeros((), device=device),
+            "accuracy": torch.zeros(len(losses), device=device),
+        }
         # for each task: hits and images since the last look
         self._sums = torch.zeros(len(losses), 2, dtype=torch.float64, device=device)
 
     def forward(  # type: ignore[override]
-        self, images: torch.Tensor, labels: Labels, _cfg_id: int | None = None
+        self, images: torch.Tensor, labels: Labels, _route: int | None = None
     ) -> dict[str, Any]:
         """Loss and outputs of a batch.
 
@@ -143,13 +146,20 @@ class JobTask(ClassificationTask):  # type: ignore[misc]
         # Filled there: a list would be copied, and the host would wait for the GPU.
         counts = torch.stack([hits.new_full((), len(own)) for own in labels])
         self._sums += torch.stack([hits, counts], dim=1)
-        self.last = {"loss": loss.detach(), "accuracy": hits / counts}
+        self.last["loss"].copy_(loss.detach())
+        self.last["accuracy"].copy_(hits / counts)
+
+    def counters(self) -> dict[str, torch.Tensor]:
+        """Hits and images of the epoch, and the figures of its last batch."""
+        return {"sums": self._sums, **self.last}
 
     def accuracies(self) -> list[float]:
-        """Accuracy of each task over the training images of all ranks since the last call."""
-        sums = sum_over_ranks(self._sums.clone())
+        """Accuracy of each task over the training images of all ranks since `forget` was called."""
+        return [hits / max(count, 1) for hits, count in sum_over_ranks(self._sums.clone()).tolist()]
+
+    def forget(self) -> None:
+        """Count from here on."""
         self._sums.zero_()
-        return [hits / max(count, 1) for hits, count in sums.tolist()]
 
 
 class Judged(nn.Module):
@@ -208,5 +218,5 @@ def rehearse(task: JobTask, images: torch.Tensor, labels: Labels, classes: Seque
         raise InputError(f"train_config.loss_fn: a loss refuses outputs and labels: {error}") from error
     unused = [name for name, parameter in trained.items() if parameter.grad is None]
     network.zero_grad(set_to_none=True)
-    task.accuracies()
+    task.forget()
     return unused

@@ -21,6 +21,8 @@ _PATIENCE = 2
 class StopSignals:
     """While entered, the signals are noted instead of ending the process; after a third one SIGINT is as ever.
 
+    A signal that somebody else answers, such as submitit, which puts a job back into the queue, is left to them.
+
     Args:
         world: This process among all.
     """
@@ -34,7 +36,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread have handlers
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS if _is_unanswered(number)}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -64,3 +66,9 @@ class StopSignals:
         received = torch.tensor(self._received)
         self._asked = received, dist.all_reduce(received, op=dist.ReduceOp.MAX, async_op=True)
         return found
+
+
+def _is_unanswered(number: signal.Signals) -> bool:
+    """Whether a signal has no handler but those that a Python process begins with."""
+    handler = signal.getsignal(number)
+    return not callable(handler) or handler is signal.default_int_handler

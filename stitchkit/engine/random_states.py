@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from stitchkit.engine.checkpoint_schema import Rule, check, either, exactly, nothing, number, whole
 from stitchkit.errors import InputError
-from stitchkit.train.checkpoint_schema import Rule, check, either, exactly, nothing, number, whole
 
 RandomStates = tuple[Any, Any, torch.Tensor, torch.Tensor | None]
 """Of Python, NumPy, torch and the GPU."""

@@ -1,4 +1,4 @@
-"""One run at a time writes to a folder."""
+"""The folder of a run, to which one run at a time writes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from stitchkit.distributed import World, from_primary
 from stitchkit.errors import InputError
 from stitchkit.files import descriptor
 
@@ -38,6 +39,49 @@ def locked(path: Path) -> Iterator[None]:
         os.close(file)
 
 
+@contextmanager
+def alone(path: Path, world: World) -> Iterator[None]:
+    """Hold a lock on the primary rank, for all ranks; every rank enters this.
+
+    Args:
+        path: The file of the lock.
+        world: This process among all.
+
+    Raises:
+        InputError: On all ranks, if another run holds it.
+    """
+    with ExitStack() as held:
+        lock = locked(path)
+        from_primary(world, lambda: held.enter_context(lock))
+        yield
+
+
+@contextmanager
+def made(folder: Path, flag: str) -> Iterator[None]:
+    """See that the folder of a run is there and can be written; one that was made and got no files is removed.
+
+    Args:
+        folder: It is made if need be.
+        flag: What chooses another one.
+
+    Raises:
+        InputError: If it cannot be made, or not be written.
+    """
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"folder '{folder}' cannot be made: {error.strerror}; choose another {flag}") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"folder '{folder}' cannot be written; choose another {flag}")
+    try:
+        yield
+    finally:
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
+
+
 def _open(path: Path) -> int:
     while True:
         file = descriptor(path, os.O_RDWR | os.O_CREAT)
@@ -48,7 +92,7 @@ def _open(path: Path) -> int:
             os.close(file)
             raise InputError(
                 f"another run writes to '{path.parent}' (process {owner}); wait for it, stop it, or choose another "
-                "--experiment"
+                "folder"
             ) from None
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):

@@ -1,8 +1,10 @@
-"""When a run saves where it stands, and how it goes on from there within an epoch."""
+"""When a run saves where it stands, and how it resumes from there within an epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,31 +13,30 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from stitchkit.distributed import gather_over_ranks
+from stitchkit.engine.checkpoint_schema import anything, check, each, whole
+from stitchkit.engine.epoch_state import Position
+from stitchkit.engine.loop import Trainer
+from stitchkit.engine.signals import StopSignals
+from stitchkit.engine.training_state import training_state
 from stitchkit.errors import InputError, Stopped
-from stitchkit.measure.evaluate import Score
-from stitchkit.train.checkpoint import Checkpoints, training_state
-from stitchkit.train.checkpoint_schema import anything, check, each, whole
-from stitchkit.train.epoch_state import Position
-from stitchkit.train.loop import Trainer
-from stitchkit.train.session import Session
-from stitchkit.train.signals import StopSignals
+
+SaveWithin = Callable[[int, Position, Mapping[str, Any]], Path]
+"""Writes the state within an epoch, given with the epoch's number and the position; the file."""
 
 
 class Recorder:
-    """Saves a run: at the end of each epoch, every so many steps, and before it stops for a signal.
+    """Saves a run within its epochs: every so many steps, and before it stops for a signal.
 
     Args:
-        session: The run.
         trainer: What is saved.
-        checkpoints: The files.
         signals: What it stops for.
+        save: Writes the state, with what the command adds to it; called on the primary rank.
     """
 
-    def __init__(self, session: Session, trainer: Trainer, checkpoints: Checkpoints, signals: StopSignals):
-        self._session = session
+    def __init__(self, trainer: Trainer, signals: StopSignals, save: SaveWithin):
         self._trainer = trainer
-        self._checkpoints = checkpoints
         self._signals = signals
+        self._write = save
 
     def after_step(self, epoch: int, position: Position) -> None:
         """Save within an epoch where that is due; the end of its last step is left to `after_steps`.
@@ -43,7 +44,7 @@ class Recorder:
         Raises:
             Stopped: If a signal came.
         """
-        if position.done < self._trainer.updates_per_epoch:
+        if position.done < len(self._trainer.steps(epoch)):
             self._save_if_due(epoch, position)
 
     def after_steps(self, epoch: int, position: Position) -> None:
@@ -55,7 +56,7 @@ class Recorder:
         self._save_if_due(epoch, position)
 
     def while_validating(self, epoch: int, position: Position) -> None:
-        """Give up a validation where a signal came; a run that goes on begins it anew.
+        """Give up a validation where a signal came; a resumed run starts it again.
 
         Raises:
             Stopped: If a signal came.
@@ -63,50 +64,48 @@ class Recorder:
         if number := self._signals.agreed():
             self._stop(epoch, position, number)
 
-    def save_epoch(self, epoch: int, metric: float) -> None:
-        """Save a finished epoch; on the primary rank."""
-        self._checkpoints.save(self._state(), epoch=epoch, metric=metric)
-
     def _save_if_due(self, epoch: int, position: Position) -> None:
-        interval = self._session.recipe.run.recovery_interval
+        interval = self._trainer.settings.checkpoint_interval
         if number := self._signals.agreed():
             self._stop(epoch, position, number)
         if interval and position.done % interval == 0:
             self._save(epoch, position)
 
     def _stop(self, epoch: int, position: Position, number: int) -> None:
-        self._save(epoch, position)
-        raise Stopped(number, f"step {position.done} of epoch {epoch + 1} is saved in {self._checkpoints.last}")
+        place = self._save(epoch, position)
+        raise Stopped(number, f"step {position.done} of epoch {epoch + 1} is saved in {place}")
 
-    def _save(self, epoch: int, position: Position) -> None:
-        """Save where all ranks stand; every rank calls this."""
-        position.window.read()  # a checkpoint with a loss that is not finite would end each run that goes on from it
-        check_finite(self._trainer, {}, epoch)
-        world = self._session.world
+    def _save(self, epoch: int, position: Position) -> Path | None:
+        """Save where all ranks stand; every rank calls this. The file, on the primary rank."""
+        position.window.read()  # a checkpoint with a loss that is not finite would end each run that resumes from it
+        check_finite(self._trainer, epoch)
+        world = self._trainer.world
         own = {"position": position.state(world.device), "buffers": _buffers(self._trainer)}
         ranks: list[Any] | None = [own] * world.size if world.is_primary else None
         if world.size > 1:
             dist.gather_object(own, ranks)
-        if world.is_primary:
-            within = {"within": {"ranks": ranks, **_grid(self._trainer)}}
-            self._checkpoints.save_within(self._state() | within, epoch=epoch)
-
-    def _state(self) -> dict[str, Any]:
-        return training_state(self._session, self._trainer.task, self._trainer.optimizer, self._trainer.scaler)
+        if not world.is_primary:
+            return None
+        within = {"within": {"ranks": ranks, **_grid(self._trainer)}}
+        return self._write(epoch, position, training_state(self._trainer) | within)
 
 
-def check_finite(trainer: Trainer, scores: Mapping[str, Score], epoch: int) -> None:
+def check_finite(trainer: Trainer, epoch: int, losses: Iterable[float] = ()) -> None:
     """Refuse to save what an update broke; the loss of a step was computed before its update. Every rank calls this.
+
+    Args:
+        trainer: What is to be saved.
+        epoch: Number of the epoch.
+        losses: Of a validation.
 
     Raises:
         InputError: If a weight, a statistic of a norm or a validation loss is not finite, on any rank.
     """
     finite = torch.tensor(float(_is_finite(trainer.task.get_trainable_module())), device=trainer.world.device)
-    if not gather_over_ranks(finite).all() or not all(torch.tensor(score.loss).isfinite() for score in scores.values()):
+    if not gather_over_ranks(finite).all() or not all(map(math.isfinite, losses)):
         raise InputError(
             f"weights, statistics of norms or validation loss are not finite after epoch {epoch + 1}; stopped. The "
-            "last good checkpoint is kept. Lower the learning rate, clip gradients (--clip-grad 1), or train with "
-            "--no-amp"
+            "last good checkpoint is kept. Lower the learning rate, clip gradients, or train without --amp"
         )
 
 
@@ -119,12 +118,13 @@ def _is_finite(network: nn.Module) -> bool:
     return all(map(bool, tensors))
 
 
-def restore_position(content: Mapping[str, Any], trainer: Trainer) -> Position | None:
-    """Where this rank goes on within an epoch; its own buffers are put back, which may differ between ranks.
+def restore_position(content: Mapping[str, Any], trainer: Trainer, path: str) -> Position | None:
+    """Where this rank resumes within an epoch; its own buffers are put back, which may differ between ranks.
 
     Args:
         content: Of the checkpoint; optimizer and weights are back.
         trainer: Made with the same settings, its network on all ranks.
+        path: The file, for the message.
 
     Returns:
         The position; None at the end of an epoch.
@@ -135,7 +135,7 @@ def restore_position(content: Mapping[str, Any], trainer: Trainer) -> Position |
     try:
         return _position(content.get("within"), trainer)
     except InputError as error:
-        raise InputError(f"checkpoint '{trainer.recipe.run.resume}': {error}") from error
+        raise InputError(f"checkpoint '{path}': {error}") from error
 
 
 def _position(within: Any, trainer: Trainer) -> Position | None:
@@ -147,14 +147,14 @@ def _position(within: Any, trainer: Trainer) -> Position | None:
         listed = ", ".join(f"{key} was {within[key]} and is {grid[key]}" for key in wrong)
         raise InputError(
             f"the checkpoint is from within an epoch, and its steps are other ones here: {listed}; use the same "
-            "settings, or go on from the end of an epoch, --resume checkpoint-<epoch>.pth.tar"
+            "settings, or resume from the checkpoint of an epoch's end"
         )
     buffers = _own_buffers(trainer)
     check(within["ranks"], [{"position": anything, "buffers": buffers}] * size, "within.ranks")
-    own, stitches = within["ranks"][rank], max(trainer.sampler.cfg_ids) + 1 if trainer.sampler else 0
+    own = within["ranks"][rank]
     place = f"within.ranks[{rank}].position"
-    steps = trainer.updates_per_epoch
-    position = Position.from_state(own["position"], place, trainer.world.device, steps=steps, stitches=stitches)
+    steps, routes = trainer.updates_per_epoch, trainer.task.num_routes
+    position = Position.from_state(own["position"], place, trainer.world.device, steps=steps, stitches=routes)
     with torch.no_grad():
         for name, buffer in buffers.items():
             buffer.copy_(own["buffers"][name])
@@ -162,12 +162,12 @@ def _position(within: Any, trainer: Trainer) -> Position | None:
 
 
 def _grid(trainer: Trainer) -> dict[str, int]:
-    """What says which images and which stitch a step of a rank has."""
+    """What says which images and which route a step of a rank has."""
     return {
         "num_ranks": trainer.world.size,
-        "seed": trainer.recipe.run.seed,
-        "batch_size": trainer.recipe.data.batch_size,
-        "grad_accum_steps": trainer.recipe.optim.grad_accum_steps,
+        "seed": trainer.settings.seed,
+        "batch_size": trainer.settings.batch_size,
+        "grad_accum_steps": trainer.settings.grad_accum_steps,
         "steps_per_epoch": trainer.updates_per_epoch,
     }
 
@@ -177,14 +177,18 @@ def _buffers(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 def _own_buffers(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Buffers that a step changes on each rank by itself, such as statistics of batch norms; none on a single rank."""
-    if trainer.world.size == 1:  # the weights hold them
-        return {}
+    """What a step changes on each rank by itself: the task's counters and, of several ranks, statistics of batch norms.
+
+    Those of a single rank are among the weights.
+    """
     task = trainer.task
+    own = {f"task.{name}": counter for name, counter in task.counters().items()}
+    if trainer.world.size == 1:
+        return own
     networks: dict[str, nn.Module] = {"": unwrap_model(task.trainable_module)}
     if task.has_ema():
         networks["ema."] = task.get_trainable_module(ema=True).module
-    return {
+    return own | {
         prefix + name: buffer
         for prefix, network in networks.items()
         for name, buffer in network.named_buffers()

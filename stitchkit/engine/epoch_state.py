@@ -11,9 +11,8 @@ import torch
 
 from stitchkit.data.loaders import Batch, Loader
 from stitchkit.distributed import gather_over_ranks
-from stitchkit.errors import InputError
-from stitchkit.train.checkpoint_schema import check, each, either, nothing, number, table, whole
-from stitchkit.train.random_states import (
+from stitchkit.engine.checkpoint_schema import check, each, either, nothing, number, table, whole
+from stitchkit.engine.random_states import (
     RandomStates,
     check_plain,
     from_plain,
@@ -21,6 +20,7 @@ from stitchkit.train.random_states import (
     set_random_states,
     to_plain,
 )  # fmt: skip
+from stitchkit.errors import InputError
 
 
 class LossWindow:

@@ -1,0 +1,152 @@
+"""Checkpoint files: how they are read, how they reach the disk, which of them a run resumes from."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stitchkit.distributed import gather_objects
+from stitchkit.errors import InputError
+from stitchkit.files import replacing, sync
+from stitchkit.networks.weights import read_hashed
+
+
+def read_alike(path: str) -> tuple[dict[str, Any], str]:
+    """The content of a checkpoint and its SHA-256; every rank reads the same, although a run may replace the file.
+
+    Args:
+        path: The file; every rank calls this, or one process without a group.
+
+    Raises:
+        InputError: On all ranks, if one cannot read it, or they have read different ones.
+    """
+    content: dict[str, Any] = {}
+    digest = refusal = ""
+    try:
+        content, digest = read_hashed(path)
+    except (InputError, OSError) as error:
+        refusal = str(error)
+        if Path(path).is_file():
+            refusal += "; --resume auto takes the newest good one of the run's own folder"
+    found = gather_objects((digest, refusal))
+    if refusals := [said for _, said in found if said]:
+        raise InputError(refusal or refusals[0])
+    if len(set(found)) > 1:
+        raise InputError(
+            f"checkpoint '{path}' was replaced while the ranks read it; give one that stays, such as "
+            "one of an epoch's end or a copy"
+        )
+    return content, digest
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint; the file appears only when it is complete, and the one before stays until then.
+
+    Args:
+        path: The file.
+        state: Plain data and tensors.
+
+    Raises:
+        InputError: If the disk does not take it.
+    """
+    try:
+        with replacing(path) as draft, draft.open("wb") as file:
+            torch.save(dict(state), file)
+    except (OSError, RuntimeError) as error:
+        fault = error if isinstance(error, OSError) else error.__context__  # torch has its own error for a write
+        if not isinstance(fault, OSError):
+            raise
+        raise InputError(
+            f"checkpoint '{path}' cannot be written: {fault.strerror}; stopped. The one before is kept: make room, "
+            "then resume from it"
+        ) from error
+
+
+def link(path: Path, newest: Path) -> None:
+    """Make `path` another name of the newest checkpoint."""
+    if path.exists() and path.samefile(newest):
+        return  # as a killed run left it; renaming one name of a file to another one would leave both
+    with replacing(path) as draft:
+        draft.unlink(missing_ok=True)
+        try:
+            os.link(newest, draft)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(newest, draft)
+
+
+class CheckpointFiles:
+    """The checkpoints in a run's folder: the newest, the one before it, and those of epochs' ends.
+
+    The newest and the one before may be from within an epoch. Names of the same state are hard links, not copies.
+
+    Args:
+        folder: Where the files are.
+        newest: Name of the newest.
+        previous: Name of the one before.
+        kept: Name of an epoch's, with `{}` for its number.
+    """
+
+    def __init__(self, folder: Path, *, newest: str, previous: str, kept: str):
+        self.folder = folder
+        self.last = folder / newest
+        self._previous = folder / previous
+        self._kept = kept
+        self._last_is_good = False
+
+    def candidates(self) -> list[Path]:
+        """What a run may resume from, the newest first."""
+        pattern = re.compile(re.escape(self._kept).replace(r"\{\}", r"(\d+)"))
+        numbers = {int(match[1]): path for path in self.folder.glob("*") if (match := pattern.fullmatch(path.name))}
+        epochs = [numbers[number] for number in sorted(numbers, reverse=True)]
+        return [path for path in (self.last, self._previous, *epochs) if path.exists()]
+
+    def clear(self) -> None:
+        """Remove what a killed run was about to write."""
+        for name in (self.last.name, self._previous.name, self._kept.format("*")):
+            for path in self.folder.glob(f"{name}.tmp"):
+                path.unlink()
+
+    def read(self, path: str | Path) -> None:
+        """Note that a run resumes from this file, which therefore is good."""
+        self._last_is_good = self.last.exists() and self.last.samefile(path)
+
+    def write_newest(self, state: Mapping[str, Any]) -> None:
+        """Write a state that has no other name.
+
+        Args:
+            state: Plain data and tensors.
+        """
+        self._keep_previous()
+        save_state(self.last, state)
+        self._last_is_good = True
+
+    def write_epoch(self, number: int, state: Mapping[str, Any], *, also: str | None = None) -> None:
+        """Write the state of an epoch's end; it is the newest only when all its files are there.
+
+        Args:
+            number: What its name has.
+            state: Plain data and tensors.
+            also: A further name for it.
+        """
+        path = self._path(number)
+        save_state(path, state)
+        if also is not None:
+            link(self.folder / also, path)
+        self._keep_previous()
+        link(self.last, path)
+        self._last_is_good = True
+        sync(self.folder)
+
+    def _keep_previous(self) -> None:
+        """Make the newest the one before; a damaged one does not take the place of a good one."""
+        if self._last_is_good:
+            link(self._previous, self.last)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / self._kept.format(number)

@@ -1,0 +1,135 @@
+"""States of optimizers: what fits an optimizer, and how it is put back."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from stitchkit.engine.checkpoint_schema import check, each, either, exactly, fields, like, nothing, number, whole
+from stitchkit.engine.random_states import random_states, set_random_states
+from stitchkit.errors import InputError
+
+_SLOW = "lookahead_slow_buff"
+"""State that timm's Lookahead adds after some steps."""
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, *, cycles: bool = False) -> None:
+    """Put the state of an optimizer back; how it computes stays as it was made.
+
+    Args:
+        optimizer: Made with the same settings, but for `fused` and `foreach`.
+        state: Its `state_dict()`, as a file has it.
+        cycles: A schedule may have moved momentum and betas, as torch's OneCycleLR and CyclicLR do.
+
+    Raises:
+        InputError: If anything in the state does not fit; the optimizer is then unchanged.
+    """
+    groups, examples = _after_steps(optimizer, cycles=cycles)
+    slow = [_SLOW] if hasattr(optimizer, "_base_optimizer") else []
+    states = {key: fields(_checked(own), dict.fromkeys(slow, weight)) for key, (own, weight) in examples.items()}
+    check(state, {**optimizer.state_dict(), "state": fields({}, states), "param_groups": groups}, "optimizer")
+    groups = [dict(group) for group in state["param_groups"]]
+    for group, own in zip(groups, optimizer.param_groups, strict=True):
+        group.update((key, own[key]) for key in ("fused", "foreach") if key in own)
+    # Kernels take it that each state lies in memory as its parameter does, and that no two share it.
+    own_memory = {
+        key: {name: _as(examples[key][0].get(name, examples[key][1]), value) for name, value in found.items()}
+        for key, found in state["state"].items()
+    }
+    try:
+        optimizer.load_state_dict({**state, "state": own_memory, "param_groups": groups})
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:  # of states that only their optimizer knows
+        raise InputError(f"optimizer refuses its state: {error}") from error
+
+
+def _count(found: Any, place: str) -> None:
+    """A rule: a number of steps, as a number or as a tensor of one."""
+    is_tensor = isinstance(found, torch.Tensor) and found.is_floating_point() and not found.ndim
+    value = found.item() if is_tensor else found
+    number(0, 1e15)(value, place)
+    if value != int(value):
+        raise InputError(f"{place} is {value}, not a number of steps")
+
+
+def _checked(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a parameter's state; a step counts up, as the same kind of number."""
+
+    def count(found: Any, place: str) -> None:
+        kinds = [(type(value), getattr(value, "dtype", None)) for value in (found, state["step"])]
+        if kinds[0] != kinds[1]:
+            raise InputError(f"{place} is of another kind than this run's")
+        _count(found, place)
+
+    return {key: count if key == "step" else value for key, value in state.items()}
+
+
+_MOVING: Mapping[str, Any] = {
+    "lr": number(0, 1e6),
+    "initial_lr": number(0, 1e6),
+    "step": _count,
+    "lookahead_step": whole(0),
+    "buffer": each(each(either(number(), nothing))),
+    "fused": either(exactly(True), either(exactly(False), nothing)),
+    "foreach": either(exactly(True), either(exactly(False), nothing)),
+}
+"""Options of a group that a schedule or the optimizer itself changes, and those that stay as this run has them."""
+
+
+def _as(example: Any, found: Any) -> Any:
+    """A tensor with the strides of another one and memory of its own; what is no tensor stays."""
+    if not isinstance(found, torch.Tensor) or not isinstance(example, torch.Tensor):
+        return found
+    return torch.empty_like(example, dtype=found.dtype, device="cpu").copy_(found.detach())
+
+
+def _after_steps(
+    optimizer: torch.optim.Optimizer, *, cycles: bool
+) -> tuple[list[Any], dict[int, tuple[dict[str, Any], torch.Tensor]]]:
+    """The schemas of an optimizer's groups, and by number the state of each parameter after a step, and the parameter.
+
+    Parameters that had no gradient yet have no state.
+
+    Args:
+        optimizer: Made with the settings of the run; it stays as it is.
+        cycles: Momentum and betas may have moved.
+    """
+    base = getattr(optimizer, "_base_optimizer", optimizer)  # of timm's Lookahead
+    own, groups, states = base.state_dict()["param_groups"], [], {}
+    before = random_states(torch.device("cpu"))
+    try:
+        for group, numbered in zip(base.param_groups, own, strict=True):
+            options: Mapping[str, Any] = {}
+            for weight, key in zip(group["params"], numbered["params"], strict=True):
+                options, state = _after_a_step(base, group, weight)
+                states[key] = state, weight.detach()
+            share = number(0, 1 - 1e-12)
+            moved: dict[str, Any] = (
+                {"momentum": share, "betas": [share] * len(numbered.get("betas") or ())} if cycles else {}
+            )
+            schema = like({**numbered, **options}, {**_MOVING, **moved})
+            groups.append({**schema, "params": exactly(numbered["params"])})
+    finally:
+        set_random_states(before, torch.device("cpu"))
+    return groups, states
+
+
+def _after_a_step(
+    optimizer: torch.optim.Optimizer, group: Mapping[str, Any], weight: torch.Tensor
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of a group and state of a parameter after a step of a twin, which moves a stand-in by no gradient."""
+    stand_in = torch.zeros_like(weight, requires_grad=True)
+    stand_in.grad = torch.zeros_like(stand_in)
+    options = copy.deepcopy({key: value for key, value in group.items() if key != "params"})
+    twin = copy.copy(optimizer)
+    twin.state = defaultdict(dict)
+    if weight in optimizer.state:
+        twin.state[stand_in] = copy.deepcopy(optimizer.state[weight])
+    twin.param_groups = [{**options, "params": [stand_in]}]
+    twin.step()
+    said = twin.state_dict()
+    del said["param_groups"][0]["params"]
+    return said["param_groups"][0], said["state"].get(0, {})
