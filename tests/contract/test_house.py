@@ -30,7 +30,6 @@ FLOORS = {
     "stitchkit/assembly/__init__.py": 8,
     "stitchkit/assembly/parts": 8,
     "stitchkit/assembly/config": 9,
-    "stitchkit/assembly/datasets": 9,
     "stitchkit/assembly/train": 10,
     "stitchkit/assembly/sweep": 11,
     "stitchkit/assembly/commands.py": 12,

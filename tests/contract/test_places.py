@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.datasets.named import open_dataset
 from stitchkit.cli import main
+from stitchkit.data.sources import open_dataset
 from stitchkit.data.timm_readers import open_timm
 from stitchkit.errors import InputError
 from stitchkit.paths import check_local

@@ -12,12 +12,12 @@ import torchvision.datasets
 from PIL import Image
 from timm.utils.misc import natural_key
 
-from stitchkit.assembly.datasets.named import open_dataset
-from stitchkit.assembly.datasets.prepare import Task as Collected, prepare_one
 from stitchkit.assembly.parts.part import Assembly, ClassifierHead, ParallelPart
 from stitchkit.assembly.parts.pretrained import Net, load_model
 from stitchkit.assembly.train.classes import check_origins
 from stitchkit.classes import check_classes, in_order, note_origin, number_in_order, origin_of, trained_classes
+from stitchkit.data.prepare import Task as Collected, prepare_one
+from stitchkit.data.sources import open_dataset
 from stitchkit.data.splits import open_datasets
 from stitchkit.errors import InputError
 from stitchkit.settings.flags import make_recipe
@@ -121,7 +121,7 @@ def test_a_prepared_collection_numbers_alike(tmp_path):
 
 OPENED = """
 import sys
-from stitchkit.assembly.datasets.named import open_dataset
+from stitchkit.data.sources import open_dataset
 from stitchkit.data.splits import open_datasets
 from stitchkit.settings.flags import make_recipe
 from stitchnet import image_folder

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.datasets.named import open_dataset
-from stitchkit.assembly.datasets.sources import SOURCES
 from stitchkit.assembly.train.data import open_data
 from stitchkit.data.digits import write_digits
+from stitchkit.data.sources import open_dataset
+from stitchkit.data.torchvision_sets import SOURCES
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from tests import archives
@@ -271,7 +271,7 @@ def test_no_server_is_asked_unless_a_download_is(tmp_path):
 
 
 def test_a_missing_package_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr("stitchkit.assembly.datasets.named.find_spec", lambda _: None)
+    monkeypatch.setattr("stitchkit.data.sources.find_spec", lambda _: None)
     with pytest.raises(InputError, match="pip install datasets"):
         open_dataset("hfds/nobody/nothing", root=tmp_path, split="train")
 

@@ -11,10 +11,10 @@ import pytest
 import torchvision.datasets
 from PIL import Image
 
-import stitchkit.assembly.datasets.prepare as prepare_module
-from stitchkit.assembly.datasets.named import open_dataset
-from stitchkit.assembly.datasets.prepare import COLLECTIONS, Task, prepare, prepare_one
+import stitchkit.data.prepare as prepare_module
 from stitchkit.cli import main
+from stitchkit.data.prepare import COLLECTIONS, Task, prepare, prepare_one
+from stitchkit.data.sources import open_dataset
 from stitchkit.errors import InputError
 from tests import archives
 from tests.support import ROOT
@@ -72,7 +72,7 @@ KILLED = """
 import os, shutil, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from stitchkit.assembly.datasets.prepare import COLLECTIONS, prepare_one
+from stitchkit.data.prepare import COLLECTIONS, prepare_one
 
 copy, left = shutil.copyfile, 25
 

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.preprocessing import create_transform
 from stitchkit.assembly.config.settings import TaskConfig
-from stitchkit.assembly.datasets.named import Split, open_dataset
 from stitchkit.assembly.train.task import Labels
 from stitchkit.data.loaders import Batch, DirectLoader
+from stitchkit.data.sources import Split, open_dataset
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
 

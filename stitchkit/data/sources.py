@@ -13,9 +13,9 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from torchvision.transforms import v2
 
-from stitchkit.assembly.datasets.sources import SHORT, SOURCES, UNNAMED
 from stitchkit.classes import in_order, number_in_order
 from stitchkit.data.timm_readers import open_timm
+from stitchkit.data.torchvision_sets import SHORT, SOURCES, UNNAMED
 from stitchkit.errors import InputError, unknown
 from stitchkit.paths import check_dataset, check_local
 

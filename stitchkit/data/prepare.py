@@ -12,9 +12,9 @@ from typing import Any
 import torchvision.datasets
 from PIL import Image
 
-from stitchkit.assembly.datasets.named import TEST_SHARE, divide, read, read_timm
-from stitchkit.assembly.datasets.sources import SOURCES
 from stitchkit.classes import number_in_order
+from stitchkit.data.sources import TEST_SHARE, divide, read, read_timm
+from stitchkit.data.torchvision_sets import SOURCES
 from stitchkit.errors import InputError, unknown
 from stitchkit.files import fresh_folder
 
