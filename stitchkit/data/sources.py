@@ -1,31 +1,30 @@
-"""Data sets by name: torchvision's, image folders, timm's data set strings and scikit-learn's digits."""
+"""Data sets: image folders, timm's data set strings, torchvision's by name and scikit-learn's digits, opened alike."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torchvision.datasets
-from sklearn.model_selection import train_test_split
-from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
-from torchvision.transforms import v2
+from timm.data import ImageDataset
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from stitchkit.classes import in_order, number_in_order
+from stitchkit.data.digits import read_digits
+from stitchkit.data.folders import find_split, is_split, open_images
+from stitchkit.data.split_rule import names_of, published_part
 from stitchkit.data.timm_readers import open_timm
-from stitchkit.data.torchvision_sets import SHORT, SOURCES, UNNAMED
+from stitchkit.data.torchvision_sets import SHORT, SOURCES, class_names, read
 from stitchkit.errors import InputError, unknown
 from stitchkit.paths import check_dataset, check_local
 
-Split = Literal["train", "test"]
+_logger = logging.getLogger(__name__)
+
 Transform = Callable[[Any], Any]
-
-TEST_SHARE = 0.2
-"""How much is for testing where no split is published."""
-
-_MOST_CLASSES = 100_000  # greater numbers are times, or names of things
 
 # Prefixes of timm's data set strings, and the packages that read them.
 _TIMM = {
@@ -35,6 +34,7 @@ _TIMM = {
     "tfds": "tensorflow_datasets",
     "wds": "webdataset",
 }
+_FOLDERS = ("torch/image_folder", "torch/folder")
 
 
 @dataclass
@@ -44,11 +44,13 @@ class LabelledImages(Dataset[tuple[Any, int]]):
     Args:
         samples: Gives `(PIL image, label)`.
         classes: Class names in the order of their numbers; empty where the reader does not know them.
-        transform: What an RGB image goes through, e.g. of `torchvision.transforms.v2`.
+        mode: PIL mode that images are converted to; empty leaves them.
+        transform: What an image then goes through, e.g. of `torchvision.transforms.v2`.
     """
 
     samples: Any
     classes: tuple[str, ...]
+    mode: str = "RGB"
     transform: Transform | None = None
 
     def __len__(self) -> int:
@@ -56,246 +58,217 @@ class LabelledImages(Dataset[tuple[Any, int]]):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image, label = self.samples[index]
-        image = image.convert("RGB")
+        image = image.convert(self.mode) if self.mode else image
         return image if self.transform is None else self.transform(image), int(label)
 
 
-def open_dataset(
-    name: str,
-    *,
-    root: str | Path | None,
-    split: Split,
-    transform: Transform | None = None,
-    download: bool = False,
-) -> Dataset[Any]:
-    """Open one split of a data set; it has `.classes`, a tuple that is empty where the reader does not know them.
+@dataclass(frozen=True)
+class Source:
+    """Where images come from, and how they are read.
 
     Args:
-        name: A folder with `train/` and `test/`, `val/` or `validation/`, by itself or under `root`; a torchvision
-            class such as `CIFAR10`, in any spelling of case and hyphens; a timm string such as `hfds/timm/resisc45`;
-            or `digits`. For `imagenet` the `root` itself may have `train/` and `val/`.
+        name: Empty for the image folder `root`; a folder, by itself or under `root`; a torchvision class such as
+            `CIFAR10`, in any spelling of case and hyphens; a timm string such as `hfds/timm/resisc45`; or `digits`. For
+            `imagenet` the `root` itself may have `train/` and `val/`.
         root: The folder that its files are in.
-        split: `train`, all images that are not for testing, or `test`.
-        transform: What each image, a PIL image in RGB, goes through.
         download: Download what is not there, where the reader can.
+        mode: PIL mode of the images; empty leaves them as they are.
+        class_map: File that maps names of class folders to numbers.
+        options: Further arguments of timm's readers; for image folders `input_key`, suffixes with `;` between.
+    """
+
+    name: str
+    root: str | Path | None = None
+    download: bool = False
+    mode: str = "RGB"
+    class_map: str = ""
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        return self.name or str(self.root)
+
+
+def open_dataset(source: Source, split: str, *, is_training: bool = False, **options: Any) -> Any:
+    """Open one split of a data set.
+
+    Args:
+        source: The data set.
+        split: Its name; `split_rule` says which split that is where there is none of that name.
+        is_training: Shuffle streamed data; of the others nothing is judged.
+        options: Further arguments of timm's readers for this split.
+
+    Returns:
+        A `torch.utils.data.Dataset` of images and labels with `.transform`, which may be set; `.classes`, the names in
+        the order of their numbers, empty where the reader does not know them; and `.split`, the name of what is open.
 
     Raises:
         InputError: If there is no such data set, or its files are not there.
     """
-    check_dataset(name, "data set")
-    check_local(str(root or ""), "folder of data sets")
-    place = Path(root or "", name)
-    key = "".join(letter for letter in name.lower() if letter not in "-_ ")
-    key = SHORT.get(key, key)
-    if (place / "train").is_dir() and key != "country211":
-        return _open_folder(place, split, transform)
-    if key == "imagenet" and root is not None and _is_laid_out(Path(root)):
-        return _open_folder(Path(root), split, transform)
-    if name.partition("/")[0].lower() in _TIMM and "/" in name:
-        return _open_timm(name, root, split, transform, download)
+    check_dataset(source.name, "data set")
+    check_local(str(source.root or ""), "folder of data sets")
+    check_local(split, "split")
+    dataset, found = _open(source, split, is_training, dict(source.options) | options)
+    dataset.split = found
+    if not is_training:
+        _logger.info("the %s images of '%s' are judged", found, source)
+    return dataset
+
+
+def _open(source: Source, split: str, is_training: bool, options: dict[str, Any]) -> tuple[Any, str]:
+    """A split, and its name."""
+    name, root = source.name, source.root
+    if (folder := _folder_of(source)) is not None:
+        return _open_folder(source, folder, split, options)
+    if not name or (name.partition("/")[0].lower() in _TIMM and "/" in name):
+        return _open_timm(source, split, is_training, options)
+    key = _key(name)
     if key == "digits":
-        return _open_digits(split, transform)
+        found = "train" if published_part(split) == "train" else "validation"
+        samples = [(image, label) for _, image, label in read_digits(found)]
+        return LabelledImages(samples, tuple(map(str, range(10))), source.mode), found
     if key in SOURCES:
-        samples, classes = read(key, root, split, download=download)
-        return LabelledImages(samples, classes, transform)
-    if "/" in name and not place.is_dir():
-        raise InputError(f"data folder '{place}' does not exist; check the path")
+        found = published_part(split)
+        samples, classes = read(key, root, found, download=source.download)
+        return LabelledImages(samples, classes, source.mode), found
+    place = Path(root or "", name)
     if place.is_dir():
         raise InputError(
             f"data folder '{place}' has no train/ folder; it needs train/ and val/, one folder a class in each"
         )
+    if "/" in name:
+        raise InputError(f"data folder '{place}' does not exist; check the path")
     raise unknown("data set", name, sorted([*SOURCES, *SHORT, "digits"]))
 
 
-def read(
-    key: str, root: str | Path | None, split: Split, *, download: bool, loader: Transform | None = None
-) -> tuple[Any, tuple[str, ...]]:
-    """Samples and class names of a torchvision data set.
-
-    Args:
-        key: Its key in `SOURCES`.
-        root: The folder that its files are in.
-        split: `train` or `test`.
-        download: Download what is not there.
-        loader: What becomes of the path of an image, for readers that have files; by default the image.
-
-    Raises:
-        InputError: If its files are not there.
-    """
-    source = SOURCES[key]
-    if root is None:
-        raise InputError(
-            f"data set '{key}' is read from files; name the folder that holds {source.needs} (--data-path DIR)"
-        )
-    values = (None,) if source.argument is None else source.train if split == "train" else (source.test,)
-    readers = [_create(key, root, value, download) for value in values]
-    chosen = _own_split(readers[0], split) if source.argument is None else range(len(readers[0]))
-    for reader in readers:
-        if loader is not None and hasattr(reader, "loader"):
-            reader.loader = loader
-    samples = ConcatDataset(readers) if len(readers) > 1 else Subset(readers[0], chosen)
-    return samples, _class_names(readers[0])
+def _key(name: str) -> str:
+    key = "".join(letter for letter in name.lower() if letter not in "-_ ")
+    return SHORT.get(key, key)
 
 
-def _create(key: str, root: str | Path, value: object, download: bool) -> Any:
-    """A reader of torchvision for one of its own splits."""
-    source = SOURCES[key]
-    options: dict[str, Any] = {} if source.argument is None else {source.argument: value}
-    if not source.by_hand:
-        options["download"] = download
-    try:
-        return getattr(torchvision.datasets, source.reader)(str(root), **options)
-    except Exception as error:  # the readers and the network raise many kinds
-        if source.by_hand:
-            advice = "nothing downloads it, so put that there by hand"
-        else:
-            advice = "ask for the download again" if download else "put that there, or ask for it: download is off"
-        reason = str(error).split("\n")[0]
-        raise InputError(
-            f"data set '{key}' cannot be read from '{root}' ({type(error).__name__}: {reason}), where it needs "
-            f"{source.needs}; {advice}"
-        ) from error
-
-
-def _own_split(reader: Any, split: Split) -> Sequence[int]:
-    """Numbers of the images of a split where none is published: one in five of each class is for testing."""
-    decode, reader.loader = reader.loader, str
-    paths = [reader[index] for index in range(len(reader))]
-    reader.loader = decode
-    # Readers list folders in the order of the disk; the split is to be the same everywhere.
-    numbers = sorted(range(len(paths)), key=paths.__getitem__)
-    rest, test = divide(numbers, [paths[number][1] for number in numbers], TEST_SHARE)
-    return rest if split == "train" else test
-
-
-def divide(numbers: Sequence[int], labels: Sequence[int], share: float) -> tuple[list[int], list[int]]:
-    """The rest of some images and a share of each class of them, drawn with a fixed seed.
-
-    Args:
-        numbers: The images.
-        labels: The label of each.
-        share: How much to draw, between 0 and 1.
-
-    Raises:
-        InputError: If there are too few images.
-    """
-    try:
-        rest, drawn = train_test_split(numbers, test_size=share, stratify=labels, random_state=0)
-    except ValueError as error:
-        raise InputError(
-            f"{len(numbers)} images are too few to divide by class: {error}; add the missing ones"
-        ) from error
-    return rest, drawn
-
-
-def _class_names(reader: Any) -> tuple[str, ...]:
-    """Class names; numbers where the reader has none, and nothing where the classes are not known."""
-    if names := getattr(reader, "classes", None):
-        # ImageNet has all synonyms of a class.
-        return tuple(name if isinstance(name, str) else name[0] for name in names)
-    if numbers := getattr(reader, "class_to_idx", None):
-        return tuple(sorted(numbers, key=numbers.__getitem__))
-    count = UNNAMED.get(type(reader).__name__) or _count_labels(reader)
-    return tuple(f"{number:0{len(str(count - 1))}d}" for number in range(count))
-
-
-def _count_labels(reader: Any) -> int:
-    """How many classes a column of whole numbers in an Arrow table has; 0 where there is none, or it has no classes."""
-    table: Any = getattr(reader, "dataset", None)
-    if not hasattr(table, "unique"):
-        return 0
-    kind = str(getattr(table.features.get(reader.label_key), "dtype", ""))
-    labels = table.unique(reader.label_key) if kind.startswith(("int", "uint", "bool")) else []
-    if not labels or None in labels or min(labels) < 0 or max(labels) >= _MOST_CLASSES:
-        return 0
-    return 1 + int(max(labels))  # logits are found by number, gaps or not
+def _folder_of(source: Source) -> Path | None:
+    """The image folder that a source means; None where it is something else."""
+    name, root, key = source.name, source.root, _key(source.name)
+    if not name or name.lower() in _FOLDERS:
+        if not Path(root or "").exists():
+            raise InputError(
+                f"data folder '{root}' does not exist; give a folder with train/ and validation/, one folder a class "
+                "in each"
+            )
+        return Path(root or "") if Path(root or "").is_dir() else None
+    place = Path(root or "", name)
+    if key != "country211" and any((place / name).is_dir() for name in names_of("train")):
+        return place
+    return Path(root) if key == "imagenet" and root is not None and _is_laid_out(Path(root)) else None
 
 
 def _is_laid_out(root: Path) -> bool:
     """Whether a folder is ImageNet as most have it; torchvision's own reader leaves `meta.bin` beside its folders."""
-    validation = any((root / name).is_dir() for name in ("val", "validation"))
-    return validation and (root / "train").is_dir() and not (root / "meta.bin").exists()
+    judged = any(is_split(root / name) for name in names_of("validation"))
+    return judged and (root / "train").is_dir() and not (root / "meta.bin").exists()
 
 
-def _open_folder(folder: Path, split: Split, transform: Transform | None) -> LabelledImages:
-    """A split of an image folder."""
-    names = ("train",) if split == "train" else ("test", "validation", "val", "valid")
-    # ImageNet's test/ has images and no classes.
-    found = [folder / name for name in names if any(place.is_dir() for place in (folder / name).glob("*"))]
-    if not found:
-        raise InputError(f"data folder '{folder}' has no {' or '.join(names)}/ folder with one folder a class in it")
+def _open_folder(source: Source, folder: Path, split: str, options: dict[str, Any]) -> tuple[Any, str]:
+    place = find_split(folder, split)
+    types = options["input_key"].split(";") if options.get("input_key") else IMG_EXTENSIONS
     try:
-        samples = torchvision.datasets.ImageFolder(str(found[0]))
-    except FileNotFoundError as error:
-        raise InputError(f"{error}; put images there, or remove the folder") from error
-    number_in_order(samples)
-    train = tuple(in_order(place.name for place in (folder / "train").iterdir() if place.is_dir()))
-    if tuple(samples.classes) != train:
-        odd = sorted(set(samples.classes) ^ set(train))
-        raise InputError(f"'{found[0]}' and train/ differ in the class folders {', '.join(odd[:5])}; make them equal")
-    return LabelledImages(samples, train, transform)
+        return open_images(place, mode=source.mode, class_map=source.class_map, types=types), place.name
+    except InputError:
+        raise
+    except Exception as error:  # of the class map
+        raise _unopened(source, split, error) from error
 
 
-def _open_digits(split: Split, transform: Transform | None) -> LabelledImages:
-    """scikit-learn's digits, as `stitchkit demo-data` splits them."""
-    from stitchkit.data.digits import read_digits
+def _open_timm(source: Source, split: str, is_training: bool, options: dict[str, Any]) -> tuple[Any, str]:
+    """A split by one of timm's readers."""
+    library = source.name.partition("/")[0].lower()
+    if source.name and find_spec(_TIMM[library]) is None:
+        package = _TIMM[library]
+        raise InputError(f"data set '{source.name}' is read by the package {package}; pip install {package}")
+    return _open_first(source, names_of(split), is_training, options)
 
-    samples = [(image, label) for _, image, label in read_digits("train" if split == "train" else "validation")]
-    return LabelledImages(samples, tuple(map(str, range(10))), transform)
 
-
-def _open_timm(
-    name: str, root: str | Path | None, split: Split, transform: Transform | None, download: bool
-) -> Dataset[Any]:
-    """A timm data set."""
-    if split == "train" or name.lower().startswith("torch/"):
-        names = ["train" if split == "train" else "validation"]
-    else:
-        names = ["test", "validation"]
-    errors = []
-    for candidate in names:
+def _open_first(source: Source, names: Sequence[str], is_training: bool, options: dict[str, Any]) -> tuple[Any, str]:
+    """The first of some splits that a data set has, and its name."""
+    try:
+        return read_timm(source, names[0], is_training=is_training, **options), names[0]
+    except InputError as error:
+        # What fails for another reason than the split fails for all of them.
+        if len(names) == 1 or "split" not in str(error.__cause__).lower():
+            raise
         try:
-            samples, classes = read_timm(name, root, candidate, download=download)
-        except InputError as error:
-            errors.append(error)
-            continue
-        if isinstance(samples, IterableDataset):
-            samples.transform = v2.Compose([v2.RGB(), *([transform] if transform else [])])  # type: ignore[attr-defined]
-            samples.classes = classes  # type: ignore[attr-defined]
-            return samples
-        # The test images of a competition have no labels.
-        if split == "train" or samples[0][1] != -1:
-            return LabelledImages(samples, classes, transform)
-        errors.append(InputError(f"the {candidate} images of '{name}' have no labels; choose another data set"))
-    raise errors[-1]
+            return _open_first(source, names[1:], is_training, options)
+        except InputError:
+            raise error from error.__cause__
 
 
-def read_timm(name: str, root: str | Path | None, split: str, *, download: bool) -> tuple[Any, tuple[str, ...]]:
-    """Samples and class names of a timm data set string.
+def read_timm(source: Source, split: str, *, is_training: bool = False, **options: Any) -> Any:
+    """A data set by timm's string for it, with `.classes`.
 
     Args:
-        name: For example `hfds/timm/resisc45`.
-        root: The folder that its files are in, or are to be.
+        source: The data set.
         split: A split as the data set names it.
-        download: Download what is not there.
+        is_training: Shuffle streamed data.
+        options: Further arguments of timm's readers.
 
     Raises:
         InputError: If it cannot be opened.
     """
-    package = _TIMM[name.partition("/")[0].lower()]
-    if find_spec(package) is None:
-        raise InputError(f"data set '{name}' is read by the package {package}; pip install {package}")
-    place = None if root is None else str(root)
+    root = None if source.root is None else str(source.root)
+    common = {"download": source.download, "class_map": source.class_map, "input_img_mode": source.mode}
     try:
-        samples = open_timm(name, root=place, split=split, is_training=split == "train", download=download)
+        dataset: Any = open_timm(source.name, root=root, split=split, is_training=is_training, **common, **options)
     except InputError:
         raise
     except Exception as error:  # the readers of many libraries raise many kinds
-        reason = str(error).split("\n")[0]
-        raise InputError(
-            f"data set '{name}', split '{split}', cannot be opened in '{root}' ({type(error).__name__}: {reason}); "
-            "check its name and folder" + ("" if download else ", or ask for the download, which is off")
-        ) from error
-    if type(samples) is torchvision.datasets.ImageFolder:  # published sets are subclasses of it
-        number_in_order(samples)
-    return samples, _class_names(getattr(samples, "reader", samples))
+        raise _unopened(source, split, error) from error
+    if not isinstance(dataset, ImageDataset) and not hasattr(dataset, "reader"):  # one of torchvision's
+        return LabelledImages(dataset, class_names(dataset), source.mode)
+    dataset.classes = class_names(dataset.reader)
+    return dataset
+
+
+def _unopened(source: Source, split: str, error: Exception) -> InputError:
+    reason = str(error).split("\n")[0]
+    return InputError(
+        f"data set '{source}', split '{split}', cannot be opened in '{source.root}' ({type(error).__name__}: "
+        f"{reason}); check its name and folder" + ("" if source.download else ", or ask for the download, which is off")
+    )
+
+
+def agreed_classes(train: Any, judged: Any) -> tuple[str, ...]:
+    """Class names of two splits of a data set, in the order of their numbers; empty where no reader knows them.
+
+    Args:
+        train: The training split, or None.
+        judged: The other.
+
+    Raises:
+        InputError: If they are image folders with different classes.
+    """
+    if train is None:
+        return tuple(judged.classes)
+    if not all(isinstance(getattr(split, "reader", None), ReaderImageFolder) for split in (train, judged)):
+        longest: tuple[str, ...] = max((train.classes, judged.classes), key=len)
+        return longest  # numbers are counted, and a split may lack the last
+    check_folders(train.classes, judged.classes, f"the {judged.split} split of '{Path(judged.reader.root).parent}'")
+    return tuple(train.classes)
+
+
+def check_folders(train: Sequence[str], judged: Sequence[str], where: str) -> None:
+    """See that two splits have the same class folders.
+
+    Args:
+        train: Class names of the training split.
+        judged: Those of the other.
+        where: What the other is, for the message.
+
+    Raises:
+        InputError: If they have not.
+    """
+    parts = []
+    for verb, names in (("lacks", set(train) - set(judged)), ("alone has", set(judged) - set(train))):
+        if names:
+            shown = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
+            parts.append(f"{verb} {len(names)} class folders: {shown}")
+    if parts:
+        raise InputError(f"{where} {' and '.join(parts)}; labels would not agree, so make the folders equal")

@@ -77,6 +77,8 @@ class TaskConfig:
 
     Args:
         dataset: Name or folder of the data set.
+        val_split: The split that is tested; by default `validation`, or what stands for it (docs/datasets.md).
+        num_classes: Number of classes of a data set that does not name them, such as a streamed one.
         batch_size: Images of a step on each rank.
         loss_fn: Function of `torch.nn.functional`.
         loss_fn_args: Its further arguments.
@@ -85,6 +87,8 @@ class TaskConfig:
     """
 
     dataset: str
+    val_split: str | None = None
+    num_classes: int | None = None
     batch_size: int = 32
     loss_fn: str = "cross_entropy"
     loss_fn_args: dict[str, Any] = field(default_factory=dict)
@@ -104,6 +108,8 @@ class TrainConfig:
     Args:
         epochs: Number of epochs.
         dataset: Name or folder of the data set.
+        val_split: The split that is tested; by default `validation`, or what stands for it (docs/datasets.md).
+        num_classes: Number of classes of a data set that does not name them, such as a streamed one.
         tasks: Several data sets in its place; the network has an output for each, or one for all.
         seed: Of weights, order and augmentation.
         batch_size: Images of a step on each rank.
@@ -123,6 +129,8 @@ class TrainConfig:
 
     epochs: int
     dataset: str | None = None
+    val_split: str | None = None
+    num_classes: int | None = None
     tasks: tuple[dict[str, Any], ...] = ()
     seed: int = 1
     batch_size: int = 32
@@ -144,7 +152,10 @@ class TrainConfig:
         """The tasks with all their settings; one where the file gives a data set."""
         shared = {
             key: getattr(self, key)
-            for key in ("batch_size", "loss_fn", "loss_fn_args", "data_augmentation", "data_preprocessing")
+            for key in (
+                *("val_split", "num_classes", "batch_size", "loss_fn", "loss_fn_args", "data_augmentation"),
+                "data_preprocessing",
+            )
         }
         if self.dataset is not None:
             return (parse(TaskConfig, shared | {"dataset": self.dataset}, "train_config"),)

@@ -24,6 +24,7 @@ from stitchkit.assembly.train.result import Trajectory, check_pandas, update_met
 from stitchkit.assembly.train.task import JobTask
 from stitchkit.assembly.train.testing import Exam
 from stitchkit.classes import check_classes, trained_classes
+from stitchkit.data.unreadable import explained
 from stitchkit.distributed import init_world
 from stitchkit.errors import InputError
 from stitchkit.train.loop import Trainer
@@ -50,7 +51,7 @@ def run_job(config: JobConfig, source: str | Path | None = None) -> Path:
     check_pandas()
     world = init_world(config.device)
     try:
-        with logging_redirect_tqdm(), deterministic(config.deterministic):
+        with explained(), logging_redirect_tqdm(), deterministic(config.deterministic):
             job = open_job(config, world, Path(source) if source else None)
             _run(job)
     finally:
@@ -148,6 +149,7 @@ def _train_epoch(job: Job, trainer: Trainer, epoch: int, num_epochs: int) -> dic
     began = time.perf_counter()
     loss = trainer.train_epoch(epoch, num_epochs)
     took = time.perf_counter() - began
+    trainer.loader.report()
     if schedule is not None:
         schedule.loss = loss
     rate = trainer.rate

@@ -9,6 +9,7 @@ from stitchkit.assembly.train.data import TaskData
 from stitchkit.assembly.train.job import Job
 from stitchkit.assembly.train.task import Captured, Judged
 from stitchkit.data.loaders import without_padding
+from stitchkit.data.unreadable import report
 from stitchkit.measure.evaluate import Score, evaluate_stitch
 from stitchkit.train.progress import progress
 
@@ -53,7 +54,9 @@ class Exam:
             without_padding(task.test, world), world, task.config.name, unit="batch", total=len(task.test)
         )
         network = Judged(self._job.network, number, captured)
-        return evaluate_stitch(network, None, batches, device=world.device)
+        score = evaluate_stitch(network, None, batches, device=world.device)
+        report(task.test.dataset)
+        return score
 
 
 def _figures(metric: Metric, score: Score) -> dict[str, float]:
