@@ -31,24 +31,6 @@ def _natural(name: str) -> list[str | int]:
     return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name.lower()))]
 
 
-def number_in_order(reader: Any) -> None:
-    """Number the classes of an opened image folder in our order, and its samples with them.
-
-    Args:
-        reader: timm's `ReaderImageFolder` or torchvision's `ImageFolder`.
-    """
-    names = in_order(reader.class_to_idx)
-    numbers = {name: number for number, name in enumerate(names)}
-    if numbers == reader.class_to_idx:
-        return
-    moved = {before: numbers[name] for name, before in reader.class_to_idx.items()}
-    reader.samples = [(path, moved[label]) for path, label in reader.samples]
-    reader.class_to_idx = numbers
-    if hasattr(reader, "targets"):  # torchvision's has more names for the same
-        reader.classes, reader.imgs = names, reader.samples
-        reader.targets = [label for _, label in reader.samples]
-
-
 def trained_classes(content: Mapping[str, Any]) -> list[list[str]]:
     """Class names that a checkpoint of ours was trained for, in the order of their numbers: a list for each task.
 

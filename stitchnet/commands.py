@@ -36,7 +36,7 @@ def add_commands(commands: Commands) -> None:
 
 def _add_flags(command: argparse.ArgumentParser, *, top: int) -> None:
     add = command.add_argument
-    add("--data", required=True, metavar="DIR", help="image folder with train/ and validation/")
+    add("--data", required=True, metavar="DIR", help="image folder with train/ and validation/, or a data set's name")
     add(
         "--nets",
         default="alexnet,densenet121,mobilenet_v3_small,resnet50,vgg16",
@@ -106,6 +106,6 @@ def _read(settings: dict[str, Any]) -> tuple[Task, Plan]:
             raise InputError(f"{flag} is {settings[name]}; it must be at least {least}")
     device = choose_device(settings.pop("device"))
     torch.manual_seed(settings["seed"])  # of weights that are random
-    task = Task.load(Path(settings.pop("data")), settings.pop("img_size"), settings.pop("classifier"))
+    task = Task.load(settings.pop("data"), settings.pop("img_size"), settings.pop("classifier"))
     named = {name: settings.pop(name) for name in ("nets", "pretrained", "top", "num_images", "score", "seed")}
     return task, Plan(**named, device=device, options=settings)

@@ -10,9 +10,13 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from timm.data import create_transform
-from torchvision.datasets import ImageFolder
+from torch.utils.data import IterableDataset
+from torchvision.transforms import Compose
 
-from stitchkit.classes import in_order, number_in_order
+from stitchkit.classes import in_order
+from stitchkit.data.folders import is_split, open_images
+from stitchkit.data.sources import Source, open_dataset
+from stitchkit.data.unreadable import NO_CLASS, CheckedImages, report
 from stitchkit.errors import InputError, unknown
 from stitchkit.paths import check_local
 
@@ -125,7 +129,7 @@ def load_hf_dataset(
         ) from error
     if is_folder:
         both = [_in_our_order(dataset, column) for dataset in both]
-    return tuple(_prepared(dataset.shuffle(seed=seed), column, size) for dataset in both)  # type: ignore[return-value]
+    return tuple(_with_pixels(dataset.shuffle(seed=seed), column, size) for dataset in both)  # type: ignore[return-value]
 
 
 def _in_our_order(dataset: Dataset, column: str) -> Dataset:
@@ -141,7 +145,7 @@ def _in_our_order(dataset: Dataset, column: str) -> Dataset:
     return dataset.remove_columns(column).add_column(column, labels, feature=ours)
 
 
-def _prepared(dataset: Dataset, label_column: str, size: int) -> Dataset:
+def _with_pixels(dataset: Dataset, label_column: str, size: int) -> Dataset:
     from datasets import Image as ImageColumn
 
     if label_column not in dataset.column_names:
@@ -158,8 +162,10 @@ def _prepared(dataset: Dataset, label_column: str, size: int) -> Dataset:
     return dataset.with_transform(transform)
 
 
-def image_folder(folder: str | Path, size: int | tuple[int, int] = 224) -> ImageFolder:
+def image_folder(folder: str | Path, size: int | tuple[int, int] = 224) -> CheckedImages:
     """Prepared images and labels of a folder with one folder for each class, numbered as in all commands.
+
+    Images that cannot be read have the label -1, which no figure counts; the log names them.
 
     Args:
         folder: The folder.
@@ -169,24 +175,42 @@ def image_folder(folder: str | Path, size: int | tuple[int, int] = 224) -> Image
         InputError: If there is no image.
     """
     check_local(str(folder), "image folder")
-    try:
-        images = ImageFolder(str(folder), preparation((size, size) if isinstance(size, int) else size), loader=_loaded)
-    except FileNotFoundError as error:
-        raise InputError(f"'{folder}' is no folder with one folder of images for each class; check the path") from error
-    number_in_order(images)
-    return images
+    if not is_split(Path(folder)):
+        raise InputError(f"'{folder}' is not a folder with one folder of images for each class; check the path")
+    return prepared(open_images(Path(folder), mode=""), size)
 
 
-def _loaded(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            rgb = _rgb(image)
-    except OSError as error:
-        raise InputError(f"image '{path}' cannot be read ({error}); mend it or take it away") from error
-    return rgb
+def open_split(name: str | Path, split: str, size: int) -> CheckedImages:
+    """Prepared images and labels of a split of a data set.
+
+    Args:
+        name: A folder or the name of a data set, as `stitchkit.data.sources` takes it.
+        split: `train` or `validation`; `stitchkit.data.split_rule` says what else these mean.
+        size: Side of the images.
+
+    Raises:
+        InputError: If it cannot be opened, or its images or classes cannot be counted.
+    """
+    images = open_dataset(Source(str(name), mode=""), split, is_training=split == "train")
+    if isinstance(images, IterableDataset):
+        raise InputError(f"'{name}' is streamed; give a data set whose images can be drawn by number, such as hfds/")
+    if not images.classes:
+        raise InputError(f"the classes of '{name}' are not known; give an image folder with one folder a class")
+    return prepared(images, size)
 
 
-def in_memory(dataset: ImageFolder) -> Batches:
+def prepared(images: Any, size: int | tuple[int, int]) -> CheckedImages:
+    """Images and labels as tensors `[3, H, W]` and numbers of classes; bad ones have the label -1.
+
+    Args:
+        images: Of the data layer, in whatever mode their files have.
+        size: Height and width, or the side.
+    """
+    images.transform = Compose([_rgb, preparation((size, size) if isinstance(size, int) else size)])
+    return CheckedImages(images, num_classes=len(images.classes), is_training=False)
+
+
+def in_memory(dataset: CheckedImages) -> Batches:
     """The pairs of a dataset, read once if they do not take much memory.
 
     Args:
@@ -194,7 +218,9 @@ def in_memory(dataset: ImageFolder) -> Batches:
     """
     if len(dataset) * dataset[0][0].nbytes > _KEPT_BYTES:
         return dataset
-    return [dataset[index] for index in range(len(dataset))]
+    pairs = [dataset[index] for index in range(len(dataset))]
+    dataset.report()
+    return [pair for pair in pairs if pair[1] != NO_CLASS]
 
 
 def stitching_images(dataset: Sequence[Any], count: int = 32, *, seed: int = 0) -> torch.Tensor:
@@ -212,7 +238,7 @@ def stitching_images(dataset: Sequence[Any], count: int = 32, *, seed: int = 0) 
 
 
 def batches(dataset: Batches, label_column: str | None = None) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
-    """Images `[B, 3, H, W]` and labels `[B]` of a dataset.
+    """Images `[B, 3, H, W]` and labels `[B]` of a dataset, those of no class (-1) left out.
 
     Args:
         dataset: As `Net.fit` takes it.
@@ -228,9 +254,16 @@ def batches(dataset: Batches, label_column: str | None = None) -> Iterator[tuple
         dataset = list(zip(images, labels, strict=True))
     if not len(dataset):
         raise InputError("the dataset has no image; give at least one")
+    is_empty = True
     for first in range(0, len(dataset), _BATCH):
         rows = [dataset[index] for index in range(first, min(first + _BATCH, len(dataset)))]
-        yield torch.stack([_image_of(row) for row in rows]), np.array([_label_of(row, label_column) for row in rows])
+        pairs = [(_image_of(row), label) for row in rows if (label := _label_of(row, label_column)) != NO_CLASS]
+        if pairs:
+            is_empty = False
+            yield torch.stack([image for image, _ in pairs]), np.array([label for _, label in pairs])
+    report(dataset)
+    if is_empty:
+        raise InputError("no image of the dataset has a class; number the classes from 0")
 
 
 def _is_arrays(dataset: Any) -> bool:

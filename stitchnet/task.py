@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from stitchkit.data.sources import agreed_classes
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import Row
 from stitchkit.measure.pareto import aligned, is_anchor, quantity
 from stitchnet.classifier import NotFiniteError
 from stitchnet.composition import Composition, uncut
-from stitchnet.data import Batches, image_folder, in_memory
+from stitchnet.data import Batches, in_memory, open_split
 from stitchnet.net import Net
 from stitchnet.search import Search
-
-_VALIDATION = ("validation", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -34,21 +33,19 @@ class Task:
     classifier: str = "knn"
 
     @classmethod
-    def load(cls, data: Path, img_size: int, classifier: str = "knn") -> Task:
-        """A task from a folder.
+    def load(cls, data: str | Path, img_size: int, classifier: str = "knn") -> Task:
+        """A task from a data set.
 
         Args:
-            data: Image folder with `train/` and `validation/`.
+            data: Image folder with `train/` and `validation/`, or the name of a data set.
             img_size: Side of the images.
             classifier: What is fitted.
 
         Raises:
-            InputError: If a folder is missing or holds no images, or their classes differ.
+            InputError: If a split is missing or holds no images, or their classes differ.
         """
-        train, validation = (image_folder(folder, img_size) for folder in (data / "train", _validation_folder(data)))
-        if odd := sorted(set(train.classes) ^ set(validation.classes)):
-            where = "train" if odd[0] in train.classes else "validation"
-            raise InputError(f"class '{odd[0]}' of '{data}' is in the {where} split alone; give both the same classes")
+        train, validation = (open_split(data, split, img_size) for split in ("train", "validation"))
+        agreed_classes(train.dataset, validation.dataset)
         return cls(in_memory(train), in_memory(validation), classifier)
 
     def accuracy(self, net: Net) -> float:
@@ -120,12 +117,3 @@ def _verdict(composed: list[Row]) -> str:
 
 def _gain(row: Row) -> float:
     return float(row["acc1"] - row["parents_acc1"])
-
-
-def _validation_folder(data: Path) -> Path:
-    for name in _VALIDATION:
-        if (data / name).is_dir():
-            return data / name
-    if not data.is_dir():
-        raise InputError(f"data folder '{data}' does not exist; check the path")
-    raise InputError(f"'{data}' has none of the folders {', '.join(_VALIDATION)}; give one with images to validate")

@@ -128,8 +128,8 @@ def _job(settings: dict[str, Any]) -> None:
 
 
 def _list_datasets(_: dict[str, Any]) -> None:
-    from stitchkit.assembly.datasets.prepare import COLLECTIONS
-    from stitchkit.assembly.datasets.sources import SOURCES
+    from stitchkit.data.prepare import COLLECTIONS
+    from stitchkit.data.torchvision_sets import SOURCES
 
     for name, source in sorted(SOURCES.items()):
         print(f"{name:14} {'by hand ' if source.by_hand else 'download'} {source.needs}")
@@ -139,7 +139,7 @@ def _list_datasets(_: dict[str, Any]) -> None:
 
 
 def _prepare_datasets(settings: dict[str, Any]) -> None:
-    from stitchkit.assembly.datasets.prepare import prepare
+    from stitchkit.data.prepare import prepare
 
     prepare(settings["collection"], Path(settings["root"]), settings["only"])
 

@@ -10,6 +10,11 @@ from functools import partial
 from typing import Any
 
 
+def usable_cores() -> int:
+    """Cores that this process may use: more loader processes than these only wait for one another."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _end_with_parent(worker_id: int, start: Callable[[int], None] | None) -> None:
     """Begin a loader process that ends when its parent says so, and for no other signal."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -66,12 +67,12 @@ def create_loaders(
         shared = _for_both_splits(recipe, world, prepared)
         for_evaluation = shared | {key: prepared[key] for key in ("interpolation", "crop_pct", "crop_mode")}
         for_evaluation["batch_size"] = data.validation_batch_size or data.batch_size
-        options = {"num_classes": num_classes, "limit": data.max_unreadable}
-        images = checked(datasets.validation, split=data.val_split, is_training=False, **options)
+        options = {"num_classes": num_classes, "limit": data.max_unreadable, "flag": flag_of("max_unreadable")}
+        images = checked(datasets.validation, is_training=False, **options)
         validation = create_loader(images, **for_evaluation)
         train, mix = None, None
         if datasets.train is not None:
-            images = checked(datasets.train, split=data.train_split, is_training=True, **options)
+            images = checked(datasets.train, is_training=True, **options)
         if datasets.train is not None and recipe.run.eval:
             train = _create_calibration_loader(images, recipe, world, for_evaluation)
         elif datasets.train is not None:
@@ -86,12 +87,13 @@ def create_loaders(
             f"the training split has {len(train.dataset)} images, less than one step of {data.batch_size} x "
             f"{world.size} ranks x {recipe.optim.grad_accum_steps} batches; lower --batch-size"
         )
-    for loader in (validation, train):
-        if loader is not None:
-            outlive_signals(loader)
     if data.no_prefetcher:
         direct = partial(DirectLoader, device=world.device, dtype=weights_dtype(recipe))
         validation, train = direct(validation), train and direct(train, mix=mix)
+    else:
+        for loader in (validation, train):
+            if loader is not None:
+                outlive_signals(loader)
     return Loaders(train, validation, tuple(prepared["mean"]), tuple(prepared["std"]))
 
 
@@ -199,15 +201,28 @@ def _create_train_loader(
 class DirectLoader:
     """A loader without timm's prefetcher: its batches come normalised; here they go to the device and are mixed.
 
+    Its processes outlive signals.
+
     Args:
         loader: Gives normalised images and labels.
         device: Where they are wanted.
         dtype: Precision of the images.
         mix: Mixes a batch.
+        max_batches: An epoch ends after so many.
     """
 
-    def __init__(self, loader: DataLoader[Any], *, device: torch.device, dtype: torch.dtype, mix: Mixup | None = None):
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        mix: Mixup | None = None,
+        max_batches: int | None = None,
+    ):
+        outlive_signals(loader)
         self._loader = loader
+        self._max_batches = max_batches
         self._device = device
         self._dtype = dtype
         self._mix = mix
@@ -216,10 +231,11 @@ class DirectLoader:
         self.sampler = loader.sampler
 
     def __len__(self) -> int:
-        return len(self._loader)
+        count = len(self._loader)
+        return count if self._max_batches is None else min(count, self._max_batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        for images, labels in self._loader:
+        for images, labels in islice(self._loader, self._max_batches):
             # Images in pinned memory go to a GPU while the host prepares the step.
             batch = (
                 images.to(self._device, self._dtype, non_blocking=True),

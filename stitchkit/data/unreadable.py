@@ -12,12 +12,16 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import Dataset
 
+from stitchkit.distributed import sum_over_ranks
 from stitchkit.errors import InputError
 
 _logger = logging.getLogger(__name__)
 
 NO_CLASS = -1
 """Label of what stands in for an image that cannot be read; an evaluation does not count it."""
+
+MAX_UNREADABLE = 0.01
+"""Share of the images of a split that may be bad, unless a person allows more."""
 
 _IN_A_ROW = 10  # as timm; more than chance, such as a disk that is gone
 _SHOWN = 5
@@ -30,23 +34,31 @@ class CheckedImages(Dataset[Any]):
     no image counts twice.
 
     Args:
-        dataset: Images and labels by number.
-        split: Its name, for a person.
+        dataset: Images and labels by number; `.split` is its name, for a person.
         num_classes: Labels are below.
-        limit: Share of bad images that ends the run.
         is_training: What to do with a bad image.
+        limit: Share of bad images that ends the run.
+        flag: What raises the limit; empty where nothing does.
     """
 
-    def __init__(self, dataset: Any, *, split: str, num_classes: int, limit: float, is_training: bool):
+    def __init__(
+        self, dataset: Any, *, num_classes: int, is_training: bool, limit: float = MAX_UNREADABLE, flag: str = ""
+    ):
         self.dataset = dataset
-        self.split = split
+        self.split: str = dataset.split
         self._num_classes = num_classes
         self._limit = limit
+        self._flag = flag
         self._is_training = is_training
         self._bad = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call] # loader processes write to it
         self._reported = 0
         if hasattr(dataset, "_max_retries"):
             dataset._max_retries = 1  # timm's own way counts nothing, and knows fewer errors
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of their numbers."""
+        return tuple(self.dataset.classes)
 
     @property
     def transform(self) -> Any:
@@ -61,6 +73,8 @@ class CheckedImages(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)  # ends a loop over the images
         for number in range(index, index + min(_IN_A_ROW, len(self))):
             found = self._read(number % len(self))
             if found is not None:
@@ -86,10 +100,11 @@ class CheckedImages(Dataset[Any]):
 
     def _check(self, count: int) -> None:
         if count > self._limit * len(self):
+            allowed = f"{self._flag} {self._limit:g}" if self._flag else f"{100 * self._limit:g} %"
             raise InputError(
                 f"{count} of {len(self)} images of the {self.split} split cannot be read or have no class, such as "
-                f"{self._names(self._bad)}; more than --max-unreadable {self._limit:g}. Mend or remove them, or raise "
-                "that"
+                f"{self._names(self._bad)}; more than {allowed}. Mend or remove them"
+                + (f", or raise {self._flag}" if self._flag else "")
             )
 
     def _names(self, bad: torch.Tensor) -> str:
@@ -109,12 +124,11 @@ class CheckedImages(Dataset[Any]):
         Raises:
             InputError: If they are too many, over all ranks.
         """
-        counts = torch.tensor([int(self._bad.sum())])
-        dist.all_reduce(counts)
-        if not counts.item():
+        if not sum_over_ranks(self._bad.sum()[None]).item():
             return
         bad = self._bad.clone()
-        dist.all_reduce(bad, op=dist.ReduceOp.MAX)
+        if dist.is_initialized():
+            dist.all_reduce(bad, op=dist.ReduceOp.MAX)
         count = int(bad.sum())
         if count > self._reported:
             self._reported = count
@@ -158,5 +172,6 @@ def explained() -> Iterator[None]:
             raise
         fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise InputError(
-            f"a loader process died ({fault}), for lack of memory perhaps; lower --workers and go on with --resume auto"
+            f"a loader process died ({fault}), perhaps for lack of memory; "
+            "lower --workers and resume with --resume auto"
         ) from error

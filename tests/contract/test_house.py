@@ -31,7 +31,6 @@ FLOORS = {
     "stitchkit/assembly/__init__.py": 9,
     "stitchkit/assembly/parts": 9,
     "stitchkit/assembly/config": 10,
-    "stitchkit/assembly/datasets": 10,
     "stitchkit/assembly/train": 11,
     "stitchkit/assembly/sweep": 12,
     "stitchkit/assembly/commands.py": 13,

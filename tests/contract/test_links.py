@@ -477,9 +477,9 @@ FUNCTIONS = {
 
 # Where something else than a draft is written, and why that is right.
 WRITES = {
-    "stitchkit/assembly/datasets/prepare.py shutil.copyfile": "into a fresh folder",
-    "stitchkit/assembly/datasets/prepare.py ?.write_bytes": "into a fresh folder",
-    "stitchkit/assembly/datasets/prepare.py ?.save": "into a fresh folder",
+    "stitchkit/data/prepare.py shutil.copyfile": "into a fresh folder",
+    "stitchkit/data/prepare.py ?.write_bytes": "into a fresh folder",
+    "stitchkit/data/prepare.py ?.save": "into a fresh folder",
     "stitchkit/assembly/sweep/cluster.py submitit.LocalExecutor": "into a new folder",
     "stitchkit/assembly/sweep/cluster.py submitit.SlurmExecutor": "into a new folder",
     "stitchkit/cli.py os.open": "the null device",

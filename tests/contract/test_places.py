@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.datasets.named import open_dataset
 from stitchkit.cli import main
+from stitchkit.data.sources import Source, open_dataset
 from stitchkit.data.timm_readers import open_timm
 from stitchkit.errors import InputError
 from stitchkit.paths import check_local
@@ -171,7 +171,7 @@ def test_no_reader_is_handed_a_command(options, shell, tmp_path):
     with pytest.raises(InputError):
         open_timm(**given)
     with pytest.raises(InputError):
-        open_dataset(given["name"], root=given["root"], split="train")
+        open_dataset(Source(given["name"], given["root"]), "train")
 
 
 def test_no_shard_that_a_folder_names_is_a_command(shell, tmp_path):

@@ -247,7 +247,7 @@ def test_a_loader_process_that_dies_ends_the_run_in_one_line(subject, trained, t
         assert trained("died", "-j", "1") == 2
     line = capsys.readouterr().err
     assert "a loader process died (" in line
-    assert "lower --workers and go on with --resume auto" in line
+    assert "lower --workers and resume with --resume auto" in line
     assert trained("died", "-j", "1", "--resume", "auto") == 0
     subject.assert_same_end(tmp_path / "whole", tmp_path / "died")
 
@@ -339,7 +339,8 @@ def test_labels_that_are_no_class_are_passed_over(images, caplog):
     """Of a file of labels that counts further than the network."""
     dataset = create_dataset("", root=images, split="train", transform=None)
     dataset.reader.samples = [(path, 9 if label == 3 else label) for path, label in dataset.reader.samples]
-    options = {"split": "train", "num_classes": 4, "limit": 0.5}
+    dataset.split = "train"
+    options = {"num_classes": 4, "limit": 0.5}
     training = CheckedImages(dataset, is_training=True, **options)
     assert training[47][1] == 2, "the last one with a class"
     with pytest.raises(InputError, match="10 images of the train split in a row"):

@@ -40,9 +40,9 @@ def test_an_empty_data_folder(capsys, config, tmp_path):
     (tmp_path / "empty").mkdir()
     line = train(capsys, tmp_path / "empty", config, tmp_path)
     assert "empty" in line
-    (tmp_path / "empty/train").mkdir()
-    (tmp_path / "empty/validation").mkdir()
-    assert "Found 0 images" in train(capsys, tmp_path / "empty", config, tmp_path)
+    for split in ("train", "validation"):
+        (tmp_path / "empty" / split / "class0").mkdir(parents=True)
+    assert "has no images in class folders" in train(capsys, tmp_path / "empty", config, tmp_path)
 
 
 def test_a_folder_without_the_split(capsys, config, tmp_path):

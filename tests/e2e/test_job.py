@@ -12,11 +12,13 @@ import yaml
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.network import build_network
-from stitchkit.assembly.train.data import TrainingLoader, open_data, usable_cores
+from stitchkit.assembly.train.data import TrainingLoader, open_data
 from stitchkit.assembly.train.task import Captured, JobTask, WeightedLoss
 from stitchkit.cli import main
+from stitchkit.data.loader_processes import usable_cores
 from stitchkit.distributed import World
-from tests.support import weights
+from tests import archives
+from tests.support import weights, write_images
 from tests.unit.test_assembled_network import JOBS
 
 PICO = {"model_name": "resnet18", "layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
@@ -339,6 +341,43 @@ def test_a_lone_last_image_makes_no_batch(images):
     [data] = open_data(JobConfig.parse(job_config(images, batch_size=21)), CPU)
     assert [len(labels) for _, labels in data.train] == [21] * 3
     assert sum(len(labels) for _, labels in data.test) == 20
+
+
+@pytest.fixture
+def spoilt(tmp_path):
+    """102 images to train and 102 to test, one of each spoilt."""
+    folder = write_images(tmp_path / "spoilt", train=51, validation=51, classes=2)
+    for split in ("train", "validation"):
+        (folder / split / "class1/7.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_job_passes_over_images_that_cannot_be_read(spoilt, tmp_path, caplog, workers):
+    path = write(tmp_path, job_config(spoilt, epochs=1) | {"workers": workers})
+    result = run(path, tmp_path / "out")
+    for split in ("train", "validation"):
+        assert f"1 of 102 images of the {split} split cannot be read or have no class: 'class1/7.png'" in caplog.text
+    hits = 101 * result[f"Overall/{spoilt.name}/Test Accuracy"].iloc[-1]
+    assert hits == pytest.approx(round(hits)), "the image that cannot be read is not counted"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_images_that_cannot_be_read_end_a_job(spoilt, tmp_path, capsys, workers):
+    (spoilt / "train/class0/3.png").write_bytes(b"")
+    path = write(tmp_path, job_config(spoilt, epochs=1) | {"workers": workers})
+    assert main(["job", "-c", str(path), "-o", str(tmp_path / "out"), "--no-pretrained"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "2 of 102 images of the train split cannot be read or have no class, such as 'class" in line
+    assert line.endswith("more than 1 %. Mend or remove them")
+
+
+def test_a_job_of_streamed_data(tmp_path):
+    archives.write_shards(tmp_path)
+    config = job_config("wds/images", num_classes=2, batch_size=2) | {"data_path": str(tmp_path), "workers": 1}
+    result = run(write(tmp_path, config), tmp_path / "out")
+    assert list(result["Step"]) == [0, 3, 6, 9]
+    assert result["Overall/images/Test Accuracy"].iloc[-1] == 1, "they have one label"
 
 
 def test_bad_jobs_end_in_one_line(trained, images, tmp_path, capsys):

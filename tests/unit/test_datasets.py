@@ -14,21 +14,32 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.datasets.named import open_dataset
-from stitchkit.assembly.datasets.sources import SOURCES
-from stitchkit.assembly.train.data import open_data
+from stitchkit.assembly.train.data import TrainingLoader, open_data
 from stitchkit.data.digits import write_digits
+from stitchkit.data.loaders import without_padding
+from stitchkit.data.sources import Source, open_dataset as open_source
+from stitchkit.data.splits import open_datasets
+from stitchkit.data.torchvision_sets import SOURCES
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
+from stitchkit.settings.flags import make_recipe
+from stitchnet.task import Task
 from tests import archives
 from tests.support import ROOT
 
+CPU = World(0, 1, torch.device("cpu"))
 TO_TENSOR = v2.Compose([v2.Resize((8, 8)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+
+
+def open_dataset(name, *, root, split, transform=None, download=False):
+    dataset = open_source(Source(name, root, download), split)
+    dataset.transform = transform
+    return dataset
 
 
 def both(name, root):
     """Both splits, every image read."""
-    splits = [open_dataset(name, root=root, split=split, transform=TO_TENSOR) for split in ("train", "test")]
+    splits = [open_dataset(name, root=root, split=split, transform=TO_TENSOR) for split in ("train", "validation")]
     for dataset in splits:
         images, labels = next(iter(DataLoader(dataset, batch_size=len(dataset))))
         assert images.shape == (len(dataset), 3, 8, 8)
@@ -163,7 +174,7 @@ def test_imagenet_that_is_not_there_says_both_ways(tmp_path):
 def test_a_test_folder_without_classes_is_passed_over(tmp_path):
     archives.write_folder(tmp_path, "train", "val", count=2)
     archives.save(tmp_path / "test/unknown.png")
-    assert len(open_dataset(str(tmp_path), root=None, split="test")) == 4
+    assert len(open_dataset(str(tmp_path), root=None, split="validation")) == 4
 
 
 def test_folders_that_cannot_be_used(tmp_path):
@@ -171,21 +182,18 @@ def test_folders_that_cannot_be_used(tmp_path):
         with pytest.raises(InputError, match=message):
             open_dataset(name, root=None, split="train")
     archives.write_folder(tmp_path, "train")
-    with pytest.raises(InputError, match="has no test or validation or val or valid/ folder"):
-        open_dataset(str(tmp_path), root=None, split="test")
-    archives.write_folder(tmp_path, "val")
-    (tmp_path / "train/bird").mkdir()
-    with pytest.raises(InputError, match="differ in the class folders bird"):
-        open_dataset(str(tmp_path), root=None, split="test")
-    with pytest.raises(InputError, match=r"bird.*put images there"):
-        open_dataset(str(tmp_path), root=None, split="train")
+    with pytest.raises(InputError, match=r"has no validation/ folder with class folders in it; it needs train/ and"):
+        open_dataset(str(tmp_path), root=None, split="validation")
+    (tmp_path / "val/cat").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"val' has no images in class folders; give files that end with \.jpg"):
+        open_dataset(str(tmp_path), root=None, split="validation")
 
 
 def test_digits_need_no_files_and_equal_the_written_ones(tmp_path):
     train, test = both("digits", None)
     assert (len(train), len(test), len(train.classes)) == (1197, 600, 10)
     write_digits(tmp_path / "written")
-    written = open_dataset(str(tmp_path / "written"), root=None, split="test")
+    written = open_dataset(str(tmp_path / "written"), root=None, split="validation")
     assert sorted(labels_of(test)) == labels_of(written)
     assert {image.tobytes() for image, _ in open_dataset("digits", root=None, split="test")} == {
         image.tobytes() for image, _ in written
@@ -217,11 +225,10 @@ def test_labels_without_names_are_counted_where_they_are_numbers(tmp_path, kind,
     assert found.classes == tuple(map(str, range(classes)))
 
 
-def data_of_job(dataset, root):
+def data_of_job(dataset, root, **settings):
     train = {"epochs": 1, "batch_size": 2, "optimizer_args": {"lr": 0.1}, "data_preprocessing": {"image_size": 8}}
-    settings = {"workers": 0, "data_path": str(root), "train_config": {**train, "dataset": dataset}}
-    config = JobConfig.parse({"model": {"Net": {"model_name": "resnet18"}}, **settings})
-    return open_data(config, World(0, 1, torch.device("cpu")))
+    job = {"workers": 0, "data_path": str(root), "train_config": {**train, "dataset": dataset, **settings}}
+    return open_data(JobConfig.parse({"model": {"Net": {"model_name": "resnet18"}}, **job}), CPU)
 
 
 def test_a_job_knows_how_many_classes_its_data_have(tmp_path):
@@ -246,10 +253,91 @@ def test_a_job_opens_what_the_page_names(tmp_path, no_checksums):
     hub = archives.write_folder(tmp_path / "hub", "train", "test")
     for name in named:
         assert data_of_job(f"hfds/{hub}" if name.startswith("hfds/") else name, tmp_path)[0].classes
+
+
+def test_a_job_takes_streamed_data(tmp_path):
+    """How many batches there are follows from the number of samples."""
     archives.write_shards(tmp_path)
-    assert "(`wds/`, `hfids/`, `tfds/`) are for `stitchkit train` only" in page
-    with pytest.raises(InputError, match="is streamed"):
+    with pytest.raises(InputError, match=r"the classes of 'wds/images' are not known; .* or num_classes"):
         data_of_job("wds/images", tmp_path)
+    [data] = data_of_job("wds/images", tmp_path, num_classes=2)
+    assert (data.classes, len(data.train), len(data.test)) == (("0", "1"), 3, 2)
+    loader = TrainingLoader([data.train])
+    loader.set_epoch(0)
+    assert [len(labels) for _, (labels,) in loader] == [2, 2, 2]
+    assert sum(len(labels) for _, labels in without_padding(data.test, CPU)) == 3
+    [data] = data_of_job("wds/images", tmp_path, num_classes=2, max_batches=1)
+    assert (len(data.train), len(list(data.train)), len(list(data.test))) == (1, 1, 1)
+    loader.report()
+
+
+def test_a_job_refuses_another_number_of_classes_than_its_data_have(tmp_path):
+    archives.write_folder(tmp_path / "pets", "train", "val")
+    with pytest.raises(InputError, match=r"num_classes is 3, but 'pets' has 2 classes; remove it"):
+        data_of_job("pets", tmp_path, num_classes=3)
+
+
+SPLITS = [
+    (("validation", "val", "test"), "validation", "validation"),
+    (("val", "test"), "validation", "val"),
+    (("val", "valid"), "validation", "val"),
+    (("test",), "validation", "test"),
+    (("validation", "val", "test"), "test", "test"),
+    (("validation", "val"), "val", "val"),
+    (("test", "testing"), "testing", "testing"),
+]
+
+
+@pytest.mark.parametrize(("there", "asked", "judged"), SPLITS)
+def test_all_systems_judge_the_same_split(there, asked, judged, tmp_path, caplog):
+    """Training, jobs and compositions; the log says which it is."""
+    archives.write_folder(tmp_path / "pets", "train", *there)
+    caplog.set_level("INFO")
+    of_train = {"data_dir": str(tmp_path / "pets"), "model": "resnet18", "val_split": asked}
+    assert open_datasets(make_recipe(of_train)).validation.split == judged
+    assert f"the {judged} images of '{tmp_path / 'pets'}' are judged" in caplog.text
+    assert data_of_job("pets", tmp_path, val_split=asked)[0].test.dataset.split == judged
+    if asked == "validation":
+        caplog.clear()
+        Task.load(tmp_path / "pets", 8)
+        assert f"the {judged} images of '{tmp_path / 'pets'}' are judged" in caplog.text
+
+
+LACKS = r"the val split of '.*pets' lacks 1 class folders: bird; labels would not"
+
+
+def test_all_systems_have_the_same_classes(tmp_path):
+    """Nested folders are classes, empty and hidden ones and images beside them are not; upper-case suffixes count."""
+    folder = archives.write_folder(tmp_path / "pets", "train", "val", count=2, suffix="PNG")
+    archives.write_folder(folder / "train/animals", "", count=2)
+    for place in ("train/bird", "train/.cache/x", "val/.cache", "val/fish/.cache"):
+        (folder / place).mkdir(parents=True)
+    ignored = ("train/.cache/x/1", "val/.cache/1", "val/fish/.cache/1", "train/1", "val/cat/._1")
+    for place in ignored:
+        archives.save(folder / f"{place}.png")
+    for is_evaluation in (True, False):
+        settings = {"data_dir": str(folder), "model": "resnet18", "eval": is_evaluation}
+        found = open_datasets(make_recipe(settings))
+        assert (found.classes, len(found.validation)) == (("cat", "dog"), 4)
+    assert len(found.train) == 8
+    [data] = data_of_job("pets", tmp_path)
+    assert (data.classes, len(data.train.dataset), len(data.test.dataset)) == (("cat", "dog"), 8, 4)
+    task = Task.load(folder, 8)
+    assert (len(task.train), len(task.validation)) == (8, 4)
+    archives.save(folder / "train/deep/down/bird/1.png")
+    for is_evaluation in (True, False):
+        with pytest.raises(InputError, match=LACKS):
+            open_datasets(make_recipe({**settings, "eval": is_evaluation}))
+    for opened in (lambda: data_of_job("pets", tmp_path), lambda: Task.load(folder, 8)):
+        with pytest.raises(InputError, match=LACKS):
+            opened()
+
+
+def test_training_takes_the_names_that_jobs_take(tmp_path, no_checksums):
+    archives.write_cifar10(tmp_path)
+    for name, count in (("cifar10", 10), ("digits", 1197)):
+        found = open_datasets(make_recipe({"dataset": name, "data_dir": str(tmp_path), "model": "resnet18"}))
+        assert (len(found.train), len(found.classes)) == (count, 10)
 
 
 def test_images_without_labels_are_passed_over(tmp_path):
@@ -271,16 +359,15 @@ def test_no_server_is_asked_unless_a_download_is(tmp_path):
 
 
 def test_a_missing_package_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr("stitchkit.assembly.datasets.named.find_spec", lambda _: None)
+    monkeypatch.setattr("stitchkit.data.sources.find_spec", lambda _: None)
     with pytest.raises(InputError, match="pip install datasets"):
         open_dataset("hfds/nobody/nothing", root=tmp_path, split="train")
 
 
 def test_streams_through_timm(tmp_path):
     archives.write_shards(tmp_path)
-    stream = open_dataset("wds/images", root=tmp_path, split="test", transform=TO_TENSOR)
+    stream = open_dataset("wds/images", root=tmp_path, split="validation", transform=TO_TENSOR)
     assert stream.classes == ()
-    # timm's reader shuffles and shares out in workers alone.
     samples = list(DataLoader(stream, batch_size=None, num_workers=1))
     assert [tuple(image.shape) for image, _ in samples] == [(3, 8, 8)] * 3
 

@@ -11,10 +11,10 @@ import pytest
 import torchvision.datasets
 from PIL import Image
 
-import stitchkit.assembly.datasets.prepare as prepare_module
-from stitchkit.assembly.datasets.named import open_dataset
-from stitchkit.assembly.datasets.prepare import COLLECTIONS, Task, prepare, prepare_one
+import stitchkit.data.prepare as prepare_module
 from stitchkit.cli import main
+from stitchkit.data.prepare import COLLECTIONS, Task, prepare, prepare_one
+from stitchkit.data.sources import Source, open_dataset
 from stitchkit.errors import InputError
 from tests import archives
 from tests.support import ROOT
@@ -60,19 +60,19 @@ def test_splits_are_disjoint_complete_and_the_same_each_time(tmp_path):
 
 def test_the_test_images_are_those_of_the_name(tmp_path):
     task = eurosat(tmp_path)
-    by_name = open_dataset("eurosat", root=tmp_path / "sources", split="test")
+    by_name = open_dataset(Source("eurosat", tmp_path / "sources"), "test")
     images = {image.tobytes() for image, _ in by_name}
     prepare_one("eurosat", task, tmp_path)
-    folder = open_dataset("eurosat", root=tmp_path, split="test")
+    folder = open_dataset(Source("eurosat", tmp_path), "test")
     assert {image.tobytes() for image, _ in folder} == images
-    assert len(open_dataset("eurosat", root=tmp_path, split="train")) == 43
+    assert len(open_dataset(Source("eurosat", tmp_path), "train")) == 43
 
 
 KILLED = """
 import os, shutil, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from stitchkit.assembly.datasets.prepare import COLLECTIONS, prepare_one
+from stitchkit.data.prepare import COLLECTIONS, prepare_one
 
 copy, left = shutil.copyfile, 25
 
@@ -133,8 +133,8 @@ def test_arrays_become_files_with_the_same_pixels(tmp_path, monkeypatch):
     monkeypatch.setattr(svhn, "split_list", listed)
     found = prepare_one("svhn", replace(MERGING["svhn"], images=220), tmp_path)
     assert found == "180 train, 20 val, 20 test images of 10 classes"
-    by_name = open_dataset("svhn", root=tmp_path / "sources", split="test")
-    folder = open_dataset("svhn", root=tmp_path, split="test")
+    by_name = open_dataset(Source("svhn", tmp_path / "sources"), "test")
+    folder = open_dataset(Source("svhn", tmp_path), "test")
     pixels = [sorted((label, image.tobytes()) for image, label in part) for part in (by_name, folder)]
     assert pixels[0] == pixels[1]
 

@@ -242,7 +242,7 @@ def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_pa
         (("--max-macs", "1k"), "no composition passes"),
         (("--max-params", "few"), "'few' is not a number such as 5G"),
         (("--nets", "resnet500"), "unknown network 'resnet500'"),
-        (("--data", "nowhere"), "data folder 'nowhere' does not exist"),
+        (("--data", "nowhere"), "unknown data set 'nowhere'"),
         (("--max-depht", 3), "did you mean '--max-depth'"),
     ],
 )
@@ -315,17 +315,46 @@ def test_classes_that_differ_between_the_splits_are_refused(beans, config, tmp_p
     shutil.copytree(beans, folder)
     shutil.rmtree(folder / "validation/class1")
     assert run("--data", folder, "--nets", config, *FLAGS, "-o", tmp_path / "out") == 2
-    assert "class 'class1' of" in capsys.readouterr().err
+    assert "lacks 1 class folders: class1; labels would not agree" in capsys.readouterr().err
 
 
-def test_an_image_that_cannot_be_read_is_named(beans, config, tmp_path, capsys):
+def test_too_many_images_that_cannot_be_read_end_a_composition(beans, config, tmp_path, capsys):
     folder = tmp_path / "beans"
     shutil.copytree(beans, folder)
     (folder / "validation/class1/0.png").write_bytes(b"no image")
     assert run("--data", folder, "--nets", config, *FLAGS, "-o", tmp_path / "out") == 2
-    error = capsys.readouterr().err
-    assert f"image '{folder}/validation/class1/0.png' cannot be read" in error
-    assert error.strip().count("\n") == 0
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "1 of 36 images of the validation split cannot be read or have no class, such as 'class1/0.png'" in error
+    assert error.endswith("more than 1 %. Mend or remove them")
+
+
+def test_some_images_that_cannot_be_read_are_passed_over_and_counted(tmp_path, caplog):
+    folder = write_colours(tmp_path / "many", train=34, validation=34)
+    for split in ("train", "validation"):
+        (folder / split / "class1/0.png").write_bytes(b"no image")
+    task = Task.load(folder, 16)
+    assert [len(images) for images in (task.train, task.validation)] == [101, 101]
+    for split in ("train", "validation"):
+        assert f"1 of 102 images of the {split} split cannot be read or have no class: 'class1/0.png'" in caplog.text
+    images = image_folder(folder / "train", 16)
+    assert sum(len(labels) for _, labels in batches(images)) == 101
+    (folder / "train/class1/0.png").unlink()
+    assert torch.equal(torch.cat([found for found, _ in batches(image_folder(folder / "train", 16))]),
+                       torch.stack([image for image, _ in task.train]))  # fmt: skip
+
+
+def test_images_without_a_class_are_left_out():
+    found = [labels.tolist() for _, labels in batches((np.zeros((3, 3, 8, 8)), [1, -1, 2]))]
+    assert found == [[1, 2]]
+    with pytest.raises(InputError, match="no image of the dataset has a class"):
+        list(batches((np.zeros((2, 3, 8, 8)), [-1, -1])))
+
+
+def test_data_sets_of_a_composition_have_names(beans):
+    assert len(Task.load("digits", 8).validation) == 600
+    for name, words in (("nowhere", "unknown data set 'nowhere'"), (beans / "test", "has no train/ folder")):
+        with pytest.raises(InputError, match=words):
+            Task.load(name, 8)
 
 
 def test_images_are_drawn_from_arrays():

@@ -82,6 +82,8 @@ class TaskConfig(Settings):
 
     Args:
         dataset: Name or folder of the data set.
+        val_split: The split that is tested; by default `validation`, or what stands for it (docs/datasets.md).
+        num_classes: Number of classes of a data set that does not name them, such as a streamed one.
         batch_size: Images of a step on each rank.
         loss_fn: Function of `torch.nn.functional`.
         loss_fn_args: Its further arguments.
@@ -90,6 +92,8 @@ class TaskConfig(Settings):
     """
 
     dataset: DatasetName
+    val_split: StrictStr | None = None
+    num_classes: Count | None = None
     batch_size: Count = 32
     loss_fn: StrictStr = "cross_entropy"
     loss_fn_args: dict[str, Any] = Field(default_factory=dict)
@@ -109,6 +113,8 @@ class TrainConfig(Settings):
     Args:
         epochs: Number of epochs.
         dataset: Name or folder of the data set.
+        val_split: The split that is tested; by default `validation`, or what stands for it (docs/datasets.md).
+        num_classes: Number of classes of a data set that does not name them, such as a streamed one.
         tasks: Several data sets in its place; the network has an output for each, or one for all.
         seed: Of weights, order and augmentation.
         batch_size: Images of a step on each rank.
@@ -133,6 +139,8 @@ class TrainConfig(Settings):
 
     epochs: StrictInt = Field(ge=0)
     dataset: DatasetName | None = None
+    val_split: StrictStr | None = None
+    num_classes: Count | None = None
     tasks: tuple[dict[str, Any], ...] = ()
     seed: StrictInt = Field(default=1, ge=0)
     batch_size: Count = 32
@@ -159,7 +167,10 @@ class TrainConfig(Settings):
         """The tasks with all their settings; one where the file gives a data set."""
         shared = {
             key: getattr(self, key)
-            for key in ("batch_size", "loss_fn", "loss_fn_args", "data_augmentation", "data_preprocessing")
+            for key in (
+                *("val_split", "num_classes", "batch_size", "loss_fn", "loss_fn_args", "data_augmentation"),
+                "data_preprocessing",
+            )
         }
         if self.dataset is not None:
             return (parse(TaskConfig, shared | {"dataset": self.dataset}, "train_config"),)

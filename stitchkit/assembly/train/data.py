@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,12 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.preprocessing import create_transform
 from stitchkit.assembly.config.settings import TaskConfig
-from stitchkit.assembly.datasets.named import Split, open_dataset
 from stitchkit.assembly.train.task import Labels
-from stitchkit.data.loader_processes import outlive_signals
+from stitchkit.data.loader_processes import outlive_signals, usable_cores
 from stitchkit.data.loaders import Batch, DirectLoader
+from stitchkit.data.sources import Source, agreed_classes, open_dataset
+from stitchkit.data.torchvision_sets import numbered
+from stitchkit.data.unreadable import CheckedImages, report
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
 
@@ -52,24 +53,56 @@ def open_data(config: JobConfig, world: World) -> list[TaskData]:
 
 
 def _open(config: JobConfig, task: TaskConfig, place: str, world: World) -> TaskData:
-    loaders: dict[Split, DirectLoader] = {}
-    classes: tuple[str, ...] = ()
-    splits: tuple[Split, Split] = ("train", "test")
-    for split in splits:
-        transform = create_transform(task, place, training=split == "train")
-        root = None if config.data_path is None else Path(config.data_path).expanduser()
-        dataset = open_dataset(task.dataset, root=root, split=split, transform=transform)
-        if isinstance(dataset, IterableDataset):
-            raise InputError(f"{place}.dataset: '{task.dataset}' is streamed; a job needs one that can be counted")
-        known: tuple[str, ...] = tuple(dataset.classes)  # type: ignore[attr-defined]
-        if not known:
-            raise InputError(
-                f"{place}.dataset: the classes of '{task.dataset}' are not known; a job needs labels that are names of "
-                "classes or whole numbers from 0, or an image folder with one folder a class"
-            )
-        classes = max(classes, known, key=len)  # numbers are counted, and a split may lack the last class
-        loaders[split] = _loader(_some(dataset, config, task), config, task, world, training=split == "train")
-    return TaskData(task, classes, loaders["train"], loaders["test"])
+    transforms = [create_transform(task, place, training=training) for training in (True, False)]
+    root = None if config.data_path is None else Path(config.data_path).expanduser()
+    options = {"batch_size": task.batch_size, "seed": config.train_config.seed}
+    source = Source(task.dataset, root, options=tuple(options.items()))
+    splits = [open_dataset(source, "train", is_training=True), open_dataset(source, task.val_split or "validation")]
+    classes = _classes(agreed_classes(*splits), task, place)
+    for dataset, transform in zip(splits, transforms, strict=True):
+        dataset.transform = transform
+    train, test = (
+        _loader(dataset, config, task, world, num_classes=len(classes), training=training)
+        for dataset, training in zip(splits, (True, False), strict=True)
+    )
+    return TaskData(task, classes, train, test)
+
+
+def _classes(known: tuple[str, ...], task: TaskConfig, place: str) -> tuple[str, ...]:
+    """Names of the classes of a data set, or their numbers where a person says how many there are."""
+    if not known and task.num_classes is None:
+        raise InputError(
+            f"{place}.dataset: the classes of '{task.dataset}' are not known; a job needs labels that are names of "
+            "classes or whole numbers from 0, or an image folder with one folder a class, or num_classes"
+        )
+    if known and task.num_classes not in (None, len(known)):
+        raise InputError(
+            f"{place}.num_classes is {task.num_classes}, but '{task.dataset}' has {len(known)} classes; remove it"
+        )
+    return known or numbered(task.num_classes or 0)
+
+
+def _loader(
+    dataset: Any, config: JobConfig, task: TaskConfig, world: World, *, num_classes: int, training: bool
+) -> DirectLoader:
+    settings = config.train_config
+    options: dict[str, Any] = {"batch_size": task.batch_size, "pin_memory": world.device.type == "cuda"}
+    workers = min(config.workers, usable_cores())
+    if isinstance(dataset, IterableDataset):
+        dataset.set_loader_cfg(num_workers=workers)  # type: ignore[attr-defined] # timm's: it counts by it
+        loader: DataLoader[Any] = DataLoader(dataset, num_workers=workers, **options)
+        outlive_signals(loader)
+        most = settings.max_batches and -(-settings.max_batches // world.size)
+        return DirectLoader(loader, device=world.device, dtype=torch.float32, max_batches=most)
+    images = _some(CheckedImages(dataset, num_classes=num_classes, is_training=training), config, task)
+    sampler: DistributedSampler[Any] = DistributedSampler(
+        images, world.size, world.rank, shuffle=training, seed=settings.seed
+    )
+    # A batch of one image has no batch statistics.
+    lone = len(sampler) > task.batch_size and len(sampler) % task.batch_size == 1
+    loader = DataLoader(images, sampler=sampler, num_workers=workers, drop_last=training and lone, **options)
+    outlive_signals(loader)
+    return DirectLoader(loader, device=world.device, dtype=torch.float32)
 
 
 def _some(dataset: Dataset[Any], config: JobConfig, task: TaskConfig) -> Dataset[Any]:
@@ -81,27 +114,6 @@ def _some(dataset: Dataset[Any], config: JobConfig, task: TaskConfig) -> Dataset
         return dataset
     order = torch.randperm(size, generator=torch.Generator().manual_seed(train.seed))
     return Subset(dataset, order[: train.max_batches * task.batch_size].tolist())
-
-
-def _loader(
-    dataset: Dataset[Any], config: JobConfig, task: TaskConfig, world: World, *, training: bool
-) -> DirectLoader:
-    sampler: DistributedSampler[Any] = DistributedSampler(
-        dataset, world.size, world.rank, shuffle=training, seed=config.train_config.seed
-    )
-    # A batch of one image has no batch statistics.
-    lone = len(sampler) > task.batch_size and len(sampler) % task.batch_size == 1
-    loader = DataLoader(
-        dataset, batch_size=task.batch_size, sampler=sampler, num_workers=min(config.workers, usable_cores()),
-        drop_last=training and lone, pin_memory=world.device.type == "cuda",
-    )  # fmt: skip
-    outlive_signals(loader)
-    return DirectLoader(loader, device=world.device, dtype=torch.float32)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: more loader processes than these only wait for one another."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class TrainingLoader:
@@ -127,7 +139,18 @@ class TrainingLoader:
         """Shuffle anew."""
         self.waited, self.images = 0.0, 0
         for loader in self._loaders:
-            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            for part in (loader.dataset, loader.sampler):  # streamed data sets shuffle by themselves
+                if hasattr(part, "set_epoch"):
+                    part.set_epoch(epoch)
+
+    def report(self) -> None:
+        """Report which images were passed over; every rank calls this after an epoch.
+
+        Raises:
+            InputError: If they are too many, over all ranks.
+        """
+        for loader in self._loaders:
+            report(loader.dataset)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, Labels]]:
         ways = [_again(loader) for loader in self._loaders]

@@ -191,6 +191,7 @@ def _train_epoch(job: Job, trainer: Trainer, recorder: Recorder, epoch: int, her
     assert isinstance(task, JobTask)
     began, done = time.perf_counter(), here.done
     loss = run_epoch(trainer, recorder, epoch, job.config.train_config.epochs, here)
+    trainer.loader.report()
     check_finite(trainer, epoch)
     took, steps = time.perf_counter() - began, max(here.done - done, 1)
     row: dict[str, Any] = {

@@ -12,6 +12,7 @@ from stitchkit.assembly.train.data import TaskData
 from stitchkit.assembly.train.job import Job, engine_settings
 from stitchkit.assembly.train.task import Captured, Judged
 from stitchkit.data.loaders import without_padding
+from stitchkit.data.unreadable import report
 from stitchkit.engine.precision import create_precision
 from stitchkit.engine.progress import progress
 from stitchkit.measure.evaluate import Score, evaluate_stitch
@@ -66,7 +67,9 @@ class Exam:
     def _score(self, network: Judged, task: TaskData, after_batch: Callable[[], None]) -> Score:
         world, images = self._job.world, without_padding(task.test, self._job.world, after_batch)
         batches = progress(images, world, task.config.name, unit="batch", total=len(task.test))
-        return evaluate_stitch(network, None, batches, device=world.device, autocast=self._autocast)
+        score = evaluate_stitch(network, None, batches, device=world.device, autocast=self._autocast)
+        report(task.test.dataset)
+        return score
 
 
 def _captured(network: nn.Module, metric: Metric, number: int) -> Captured | None:

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torchvision.datasets
 from PIL import Image
 
-from stitchkit.assembly.datasets.named import TEST_SHARE, divide, read, read_timm
-from stitchkit.assembly.datasets.sources import SOURCES
-from stitchkit.classes import number_in_order
+from stitchkit.data.folders import is_split, open_folder
+from stitchkit.data.sources import Source, read_timm
+from stitchkit.data.torchvision_sets import SOURCES, TEST_SHARE, divide, read
 from stitchkit.errors import InputError, unknown
 from stitchkit.files import fresh_folder
 
@@ -149,8 +148,9 @@ def _open(task: Task, sources: Path) -> tuple[list[Part], list[str]]:
     elif task.by_hand:
         opened = [_read_folder(sources / task.source, task)]
     else:
-        opened = [read_timm(task.source, sources, split, download=True) for split in task.splits]
-        for samples, _ in opened:
+        splits = [read_timm(Source(task.source, sources, download=True), split) for split in task.splits]
+        opened = [(samples, samples.classes) for samples in splits]
+        for samples in splits:
             samples.load_bytes = True
     parts: list[Part] = []
     for samples, _ in opened:
@@ -174,14 +174,13 @@ def _draw(part: Part, share: float) -> tuple[Part, Part]:
 
 def _read_folder(folder: Path, task: Task) -> tuple[Any, tuple[str, ...]]:
     """A folder of classes that a person has filled."""
-    if not folder.is_dir() or not any(place.is_dir() for place in folder.iterdir()):
+    if not is_split(folder):
         raise InputError(
             f"nothing downloads it: {task.by_hand}, so that its {task.classes} class folders, {task.images:,} images "
             f"in all, are in '{folder}'"
         )
-    samples = torchvision.datasets.ImageFolder(str(folder), loader=Path, allow_empty=True)
-    number_in_order(samples)
-    return samples, tuple(samples.classes)
+    reader = open_folder(folder)
+    return [(Path(path), label) for path, label in reader.samples], tuple(reader.class_to_idx)
 
 
 def _write(image: Any, stem: Path) -> None:

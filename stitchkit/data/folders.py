@@ -1,0 +1,111 @@
+"""Image folders: where their splits are, and what a class is.
+
+A class is a folder within a split that has images directly in it, however deep it lies, by its own name: folders of one
+name are one class. Hidden folders and files, folders without images, and images beside the class folders are ignored.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from timm.data import ImageDataset
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from stitchkit.classes import in_order
+from stitchkit.data.split_rule import names_of
+from stitchkit.data.torchvision_sets import class_names
+from stitchkit.errors import InputError
+
+
+def find_split(root: Path, split: str) -> Path:
+    """The folder of a split, by the rule of `split_rule`.
+
+    Args:
+        root: Of the data set.
+        split: The name that was asked for; timm's `train[:10%]` is `train` here.
+
+    Raises:
+        InputError: If there is none with a folder in it.
+    """
+    name = split.split("[")[0]
+    found = next((root / one for one in names_of(name) if is_split(root / one)), None)
+    if found is None:
+        raise InputError(
+            f"data folder '{root}' has no {name}/ folder with class folders in it; it needs train/ and validation/ "
+            "(or val/, or test/), one folder a class in each"
+        )
+    return found
+
+
+def is_split(folder: Path) -> bool:
+    """Whether a folder has folders in it that are not hidden."""
+    return folder.is_dir() and any(not place.name.startswith(".") and place.is_dir() for place in folder.iterdir())
+
+
+def open_images(folder: Path, *, mode: str = "RGB", class_map: str = "", types: Sequence[str] = IMG_EXTENSIONS) -> Any:
+    """Images and labels of a split: a dataset with `.classes`, `.split` and a `.transform` that may be set.
+
+    Args:
+        folder: Of the split.
+        mode: PIL mode that images are converted to; empty leaves them.
+        class_map: As for `open_folder`.
+        types: Likewise.
+
+    Raises:
+        InputError: Likewise.
+    """
+    reader = open_folder(folder, class_map=class_map, types=types)
+    images: Any = ImageDataset(str(folder), reader=reader, input_img_mode=mode)
+    images.classes = class_names(reader)
+    images.split = folder.name
+    return images
+
+
+def open_folder(folder: str | Path, *, class_map: str = "", types: Sequence[str] = IMG_EXTENSIONS) -> ReaderImageFolder:
+    """Files and labels of a split, the classes numbered in our order.
+
+    Args:
+        folder: Of the split.
+        class_map: File that maps names of classes to numbers, which then stay so; classes that it lacks are left out.
+        types: Suffixes of images.
+
+    Raises:
+        InputError: If there are no images of any class, or the map cannot be read.
+    """
+    try:
+        reader = ReaderImageFolder(str(folder), class_map=class_map, input_key=";".join(types))
+    except RuntimeError:
+        raise _no_images(folder, types) from None
+    classes = [_class_of(path, str(folder)) for path, _ in reader.samples]
+    numbers = reader.class_to_idx
+    if not class_map:
+        numbers = {name: number for number, name in enumerate(in_order({name for name in classes if name}))}
+    reader.samples = [(path, numbers[name]) for (path, _), name in zip(reader.samples, classes, strict=True) if name]
+    reader.class_to_idx = numbers
+    if not reader.samples:
+        raise _no_images(folder, types)
+    return reader
+
+
+def class_folders(folder: Path) -> set[str]:
+    """Names of the classes of a split, from the names of its files alone."""
+    found = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if any(name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".") for name in files):
+            found.add(place)
+    return {os.path.basename(place) for place in found - {str(folder)}}
+
+
+def _class_of(path: str, folder: str) -> str:
+    """The class of an image; empty where it has none. Data sets have millions of them, and `Path` is slow."""
+    parts = path[len(folder) :].strip(os.sep).split(os.sep)
+    return "" if len(parts) < 2 or any(part.startswith(".") for part in parts) else parts[-2]
+
+
+def _no_images(folder: str | Path, types: Sequence[str]) -> InputError:
+    return InputError(f"'{folder}' has no images in class folders; give files that end with {', '.join(types)}")

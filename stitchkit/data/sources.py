@@ -1,0 +1,274 @@
+"""Data sets: image folders, timm's data set strings, torchvision's by name and scikit-learn's digits, opened alike."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from timm.data import ImageDataset
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from stitchkit.data.digits import read_digits
+from stitchkit.data.folders import find_split, is_split, open_images
+from stitchkit.data.split_rule import names_of, published_part
+from stitchkit.data.timm_readers import open_timm
+from stitchkit.data.torchvision_sets import SHORT, SOURCES, class_names, read
+from stitchkit.errors import InputError, unknown
+from stitchkit.paths import check_dataset, check_local
+
+_logger = logging.getLogger(__name__)
+
+Transform = Callable[[Any], Any]
+
+# Prefixes of timm's data set strings, and the packages that read them.
+_TIMM = {
+    "torch": "torchvision",
+    "hfds": "datasets",
+    "hfids": "datasets",
+    "tfds": "tensorflow_datasets",
+    "wds": "webdataset",
+}
+_FOLDERS = ("torch/image_folder", "torch/folder")
+
+
+@dataclass
+class LabelledImages(Dataset[tuple[Any, int]]):
+    """Images with their labels.
+
+    Args:
+        samples: Gives `(PIL image, label)`.
+        classes: Class names in the order of their numbers; empty where the reader does not know them.
+        mode: PIL mode that images are converted to; empty leaves them.
+        transform: What an image then goes through, e.g. of `torchvision.transforms.v2`.
+    """
+
+    samples: Any
+    classes: tuple[str, ...]
+    mode: str = "RGB"
+    transform: Transform | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image, label = self.samples[index]
+        image = image.convert(self.mode) if self.mode else image
+        return image if self.transform is None else self.transform(image), int(label)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where images come from, and how they are read.
+
+    Args:
+        name: Empty for the image folder `root`; a folder, by itself or under `root`; a torchvision class such as
+            `CIFAR10`, in any spelling of case and hyphens; a timm string such as `hfds/timm/resisc45`; or `digits`. For
+            `imagenet` the `root` itself may have `train/` and `val/`.
+        root: The folder that its files are in.
+        download: Download what is not there, where the reader can.
+        mode: PIL mode of the images; empty leaves them as they are.
+        class_map: File that maps names of class folders to numbers.
+        options: Further arguments of timm's readers; for image folders `input_key`, suffixes with `;` between.
+    """
+
+    name: str
+    root: str | Path | None = None
+    download: bool = False
+    mode: str = "RGB"
+    class_map: str = ""
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        return self.name or str(self.root)
+
+
+def open_dataset(source: Source, split: str, *, is_training: bool = False, **options: Any) -> Any:
+    """Open one split of a data set.
+
+    Args:
+        source: The data set.
+        split: Its name; `split_rule` says which split that is where there is none of that name.
+        is_training: Shuffle streamed data; of the others nothing is judged.
+        options: Further arguments of timm's readers for this split.
+
+    Returns:
+        A `torch.utils.data.Dataset` of images and labels with `.transform`, which may be set; `.classes`, the names in
+        the order of their numbers, empty where the reader does not know them; and `.split`, the name of what is open.
+
+    Raises:
+        InputError: If there is no such data set, or its files are not there.
+    """
+    check_dataset(source.name, "data set")
+    check_local(str(source.root or ""), "folder of data sets")
+    check_local(split, "split")
+    dataset, found = _open(source, split, is_training, dict(source.options) | options)
+    dataset.split = found
+    if not is_training:
+        _logger.info("the %s images of '%s' are judged", found, source)
+    return dataset
+
+
+def _open(source: Source, split: str, is_training: bool, options: dict[str, Any]) -> tuple[Any, str]:
+    """A split, and its name."""
+    name, root = source.name, source.root
+    if (folder := _folder_of(source)) is not None:
+        return _open_folder(source, folder, split, options)
+    if not name or (name.partition("/")[0].lower() in _TIMM and "/" in name):
+        return _open_timm(source, split, is_training, options)
+    key = _key(name)
+    if key == "digits":
+        found = "train" if published_part(split) == "train" else "validation"
+        samples = [(image, label) for _, image, label in read_digits(found)]
+        return LabelledImages(samples, tuple(map(str, range(10))), source.mode), found
+    if key in SOURCES:
+        found = published_part(split)
+        samples, classes = read(key, root, found, download=source.download)
+        return LabelledImages(samples, classes, source.mode), found
+    place = Path(root or "", name)
+    if place.is_dir():
+        raise InputError(
+            f"data folder '{place}' has no train/ folder; it needs train/ and val/, one folder a class in each"
+        )
+    if "/" in name:
+        raise InputError(f"data folder '{place}' does not exist; check the path")
+    raise unknown("data set", name, sorted([*SOURCES, *SHORT, "digits"]))
+
+
+def _key(name: str) -> str:
+    key = "".join(letter for letter in name.lower() if letter not in "-_ ")
+    return SHORT.get(key, key)
+
+
+def _folder_of(source: Source) -> Path | None:
+    """The image folder that a source means; None where it is something else."""
+    name, root, key = source.name, source.root, _key(source.name)
+    if not name or name.lower() in _FOLDERS:
+        if not Path(root or "").exists():
+            raise InputError(
+                f"data folder '{root}' does not exist; give a folder with train/ and validation/, one folder a class "
+                "in each"
+            )
+        return Path(root or "") if Path(root or "").is_dir() else None
+    place = Path(root or "", name)
+    if key != "country211" and any((place / name).is_dir() for name in names_of("train")):
+        return place
+    return Path(root) if key == "imagenet" and root is not None and _is_laid_out(Path(root)) else None
+
+
+def _is_laid_out(root: Path) -> bool:
+    """Whether a folder is ImageNet as most have it; torchvision's own reader leaves `meta.bin` beside its folders."""
+    judged = any(is_split(root / name) for name in names_of("validation"))
+    return judged and (root / "train").is_dir() and not (root / "meta.bin").exists()
+
+
+def _open_folder(source: Source, folder: Path, split: str, options: dict[str, Any]) -> tuple[Any, str]:
+    place = find_split(folder, split)
+    types = options["input_key"].split(";") if options.get("input_key") else IMG_EXTENSIONS
+    try:
+        return open_images(place, mode=source.mode, class_map=source.class_map, types=types), place.name
+    except InputError:
+        raise
+    except Exception as error:  # of the class map
+        raise _unopened(source, split, error) from error
+
+
+def _open_timm(source: Source, split: str, is_training: bool, options: dict[str, Any]) -> tuple[Any, str]:
+    """A split by one of timm's readers."""
+    library = source.name.partition("/")[0].lower()
+    if source.name and find_spec(_TIMM[library]) is None:
+        package = _TIMM[library]
+        raise InputError(f"data set '{source.name}' is read by the package {package}; pip install {package}")
+    return _open_first(source, names_of(split), is_training, options)
+
+
+def _open_first(source: Source, names: Sequence[str], is_training: bool, options: dict[str, Any]) -> tuple[Any, str]:
+    """The first of some splits that a data set has, and its name."""
+    try:
+        return read_timm(source, names[0], is_training=is_training, **options), names[0]
+    except InputError as error:
+        # What fails for another reason than the split fails for all of them.
+        if len(names) == 1 or "split" not in str(error.__cause__).lower():
+            raise
+        try:
+            return _open_first(source, names[1:], is_training, options)
+        except InputError:
+            raise error from error.__cause__
+
+
+def read_timm(source: Source, split: str, *, is_training: bool = False, **options: Any) -> Any:
+    """A data set by timm's string for it, with `.classes`.
+
+    Args:
+        source: The data set.
+        split: A split as the data set names it.
+        is_training: Shuffle streamed data.
+        options: Further arguments of timm's readers.
+
+    Raises:
+        InputError: If it cannot be opened.
+    """
+    root = None if source.root is None else str(source.root)
+    common = {"download": source.download, "class_map": source.class_map, "input_img_mode": source.mode}
+    try:
+        dataset: Any = open_timm(source.name, root=root, split=split, is_training=is_training, **common, **options)
+    except InputError:
+        raise
+    except Exception as error:  # the readers of many libraries raise many kinds
+        raise _unopened(source, split, error) from error
+    if not isinstance(dataset, ImageDataset) and not hasattr(dataset, "reader"):  # one of torchvision's
+        return LabelledImages(dataset, class_names(dataset), source.mode)
+    dataset.classes = class_names(dataset.reader)
+    return dataset
+
+
+def _unopened(source: Source, split: str, error: Exception) -> InputError:
+    reason = str(error).split("\n")[0]
+    return InputError(
+        f"data set '{source}', split '{split}', cannot be opened in '{source.root}' ({type(error).__name__}: "
+        f"{reason}); check its name and folder" + ("" if source.download else ", or ask for the download, which is off")
+    )
+
+
+def agreed_classes(train: Any, judged: Any) -> tuple[str, ...]:
+    """Class names of two splits of a data set, in the order of their numbers; empty where no reader knows them.
+
+    Args:
+        train: The training split, or None.
+        judged: The other.
+
+    Raises:
+        InputError: If they are image folders with different classes.
+    """
+    if train is None:
+        return tuple(judged.classes)
+    if not all(isinstance(getattr(split, "reader", None), ReaderImageFolder) for split in (train, judged)):
+        longest: tuple[str, ...] = max((train.classes, judged.classes), key=len)
+        return longest  # numbers are counted, and a split may lack the last
+    check_folders(train.classes, judged.classes, f"the {judged.split} split of '{Path(judged.reader.root).parent}'")
+    return tuple(train.classes)
+
+
+def check_folders(train: Sequence[str], judged: Sequence[str], where: str) -> None:
+    """See that two splits have the same class folders.
+
+    Args:
+        train: Class names of the training split.
+        judged: Those of the other.
+        where: What the other is, for the message.
+
+    Raises:
+        InputError: If they have not.
+    """
+    parts = []
+    for verb, names in (("lacks", set(train) - set(judged)), ("alone has", set(judged) - set(train))):
+        if names:
+            shown = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
+            parts.append(f"{verb} {len(names)} class folders: {shown}")
+    if parts:
+        raise InputError(f"{where} {' and '.join(parts)}; labels would not agree, so make the folders equal")

@@ -1,0 +1,193 @@
+"""torchvision's data sets: how each spells its splits, what its folder holds, and how it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torchvision.datasets
+from sklearn.model_selection import train_test_split
+from torch.utils.data import ConcatDataset, Subset
+
+from stitchkit.errors import InputError
+
+TEST_SHARE = 0.2
+"""How much is for testing where no split is published."""
+
+_MOST_CLASSES = 100_000  # greater numbers are times, or names of things
+
+
+class Source(NamedTuple):
+    """How torchvision spells one of its data sets.
+
+    Args:
+        reader: Name of its class.
+        argument: The argument that chooses a split; None where there are no splits, and ours is made.
+        train: Its values for all images that are not for testing.
+        test: Its value for the images that are; of `val` where only that has labels.
+        needs: What its folder holds.
+        by_hand: torchvision cannot download it.
+    """
+
+    reader: str
+    argument: str | None
+    train: tuple[Any, ...]
+    test: Any
+    needs: str
+    by_hand: bool = False
+
+
+_ROWS = (
+    Source("CIFAR10", "train", (True,), False, "cifar-10-batches-py/"),
+    Source("CIFAR100", "train", (True,), False, "cifar-100-python/"),
+    Source("MNIST", "train", (True,), False, "MNIST/raw/"),
+    Source("FashionMNIST", "train", (True,), False, "FashionMNIST/raw/"),
+    Source("KMNIST", "train", (True,), False, "KMNIST/raw/"),
+    Source("USPS", "train", (True,), False, "usps.bz2 and usps.t.bz2"),
+    Source("SVHN", "split", ("train",), "test", "train_32x32.mat and test_32x32.mat"),
+    Source("GTSRB", "split", ("train",), "test", "gtsrb/GTSRB/ and gtsrb/GT-final_test.csv"),
+    Source("Food101", "split", ("train",), "test", "food-101/"),
+    Source("STL10", "split", ("train",), "test", "stl10_binary/"),
+    Source("DTD", "split", ("train", "val"), "test", "dtd/dtd/"),
+    Source("Flowers102", "split", ("train", "val"), "test", "flowers-102/"),
+    Source("RenderedSST2", "split", ("train", "val"), "test", "rendered-sst2/"),
+    Source("Country211", "split", ("train", "valid"), "test", "country211/"),
+    Source("FGVCAircraft", "split", ("trainval",), "test", "fgvc-aircraft-2013b/"),
+    Source("OxfordIIITPet", "split", ("trainval",), "test", "oxford-iiit-pet/"),
+    Source("Imagenette", "split", ("train",), "val", "imagenette2/"),
+    Source("Places365", "split", ("train-standard",), "val", "data_large_standard/, val_large/ and the file lists"),
+    Source("EuroSAT", None, (), None, "eurosat/2750/"),
+    Source("SUN397", None, (), None, "SUN397/"),
+    Source(
+        "StanfordCars", "split", ("train",), "test",
+        "stanford_cars/ with cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat", by_hand=True,
+    ),
+    Source(
+        "ImageNet", "split", ("train",), "val",
+        "train/ and val/ with one folder a class in each, or ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and "
+        "ILSVRC2012_devkit_t12.tar.gz", by_hand=True,
+    ),
+)  # fmt: skip
+SOURCES = {source.reader.lower(): source for source in _ROWS}
+"""torchvision's data sets by name."""
+
+SHORT = {"aircraft": "fgvcaircraft", "cars": "stanfordcars", "flowers": "flowers102", "pets": "oxfordiiitpet"}
+"""Other names that they go by."""
+
+_UNNAMED = {
+    "GTSRB": 43,
+    "STL10": 10,
+    "SVHN": 10,
+    "USPS": 10,
+}  # numbers of classes of the readers that give them no names
+
+
+def read(
+    key: str, root: str | Path | None, split: str, *, download: bool, loader: Callable[[str], Any] | None = None
+) -> tuple[Any, tuple[str, ...]]:
+    """Samples and class names of a torchvision data set.
+
+    Args:
+        key: Its key in `SOURCES`.
+        root: The folder that its files are in.
+        split: `train` or `test`.
+        download: Download what is not there.
+        loader: What becomes of the path of an image, for readers that have files; by default the image.
+
+    Raises:
+        InputError: If its files are not there.
+    """
+    source = SOURCES[key]
+    if root is None:
+        raise InputError(
+            f"data set '{key}' is read from files; name the folder that holds {source.needs} (--data-path DIR of a "
+            "job, DATA of a training)"
+        )
+    values = (None,) if source.argument is None else source.train if split == "train" else (source.test,)
+    readers = [_create(key, root, value, download) for value in values]
+    chosen = _own_split(readers[0], split) if source.argument is None else range(len(readers[0]))
+    for reader in readers:
+        if loader is not None and hasattr(reader, "loader"):
+            reader.loader = loader
+    samples = ConcatDataset(readers) if len(readers) > 1 else Subset(readers[0], chosen)
+    return samples, class_names(readers[0])
+
+
+def _create(key: str, root: str | Path, value: object, download: bool) -> Any:
+    """A reader of torchvision for one of its own splits."""
+    source = SOURCES[key]
+    options: dict[str, Any] = {} if source.argument is None else {source.argument: value}
+    if not source.by_hand:
+        options["download"] = download
+    try:
+        return getattr(torchvision.datasets, source.reader)(str(root), **options)
+    except Exception as error:  # the readers and the network raise many kinds
+        if source.by_hand:
+            advice = "nothing downloads it, so put that there by hand"
+        else:
+            advice = "ask for the download again" if download else "put that there, or ask for it: download is off"
+        reason = str(error).split("\n")[0]
+        raise InputError(
+            f"data set '{key}' cannot be read from '{root}' ({type(error).__name__}: {reason}), where it needs "
+            f"{source.needs}; {advice}"
+        ) from error
+
+
+def _own_split(reader: Any, split: str) -> Sequence[int]:
+    """Numbers of the images of a split where none is published: one in five of each class is for testing."""
+    decode, reader.loader = reader.loader, str
+    paths = [reader[index] for index in range(len(reader))]
+    reader.loader = decode
+    # Readers list folders in the order of the disk; the split is to be the same everywhere.
+    numbers = sorted(range(len(paths)), key=paths.__getitem__)
+    rest, test = divide(numbers, [paths[number][1] for number in numbers], TEST_SHARE)
+    return rest if split == "train" else test
+
+
+def divide(numbers: Sequence[int], labels: Sequence[int], share: float) -> tuple[list[int], list[int]]:
+    """The rest of some images and a share of each class of them, drawn with a fixed seed.
+
+    Args:
+        numbers: The images.
+        labels: The label of each.
+        share: How much to draw, between 0 and 1.
+
+    Raises:
+        InputError: If there are too few images.
+    """
+    try:
+        rest, drawn = train_test_split(numbers, test_size=share, stratify=labels, random_state=0)
+    except ValueError as error:
+        raise InputError(
+            f"{len(numbers)} images are too few to divide by class: {error}; add the missing ones"
+        ) from error
+    return rest, drawn
+
+
+def class_names(reader: Any) -> tuple[str, ...]:
+    """Class names that a reader knows; numbers where it has none, and nothing where the classes are not known."""
+    if names := getattr(reader, "classes", None):
+        # ImageNet has all synonyms of a class.
+        return tuple(name if isinstance(name, str) else name[0] for name in names)
+    if numbers := getattr(reader, "class_to_idx", None):
+        return tuple(sorted(numbers, key=numbers.__getitem__))
+    count = _UNNAMED.get(type(reader).__name__) or _count_labels(reader)
+    return numbered(count)
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """Names of classes that have numbers alone, as wide as the last one."""
+    return tuple(f"{number:0{len(str(count - 1))}d}" for number in range(count))
+
+
+def _count_labels(reader: Any) -> int:
+    """How many classes a column of whole numbers in an Arrow table has; 0 where there is none, or it has no classes."""
+    table: Any = getattr(reader, "dataset", None)
+    if not hasattr(table, "unique"):
+        return 0
+    kind = str(getattr(table.features.get(reader.label_key), "dtype", ""))
+    labels = table.unique(reader.label_key) if kind.startswith(("int", "uint", "bool")) else []
+    if not labels or None in labels or min(labels) < 0 or max(labels) >= _MOST_CLASSES:
+        return 0
+    return 1 + int(max(labels))  # logits are found by number, gaps or not
