@@ -9,7 +9,7 @@ from timm.models.resnet import ResNet
 from torch import nn
 
 from stitchkit.networks.anchor import Anchor, Stage
-from stitchkit.networks.layout import Format
+from stitchkit.networks.layout import Layout
 
 
 class ResNetAnchor(Anchor):
@@ -24,15 +24,11 @@ class ResNetAnchor(Anchor):
     def stages(self) -> tuple[Stage, ...]:
         """The stages; positions are rows and columns of a map."""
         _, height, width = self.input_size
-        return tuple(
-            Stage(
-                depth=len(blocks),
-                width=info["num_chs"],
-                positions=(-(-height // info["reduction"]), -(-width // info["reduction"])),  # rounded up
-                layout=Format.NCHW,
-            )
-            for blocks, info in zip(self.stage_modules, self.model.feature_info[1:], strict=True)
-        )
+        stages = []
+        for blocks, info in zip(self.stage_modules, self.model.feature_info[1:], strict=True):
+            positions = (-(-height // info["reduction"]), -(-width // info["reduction"]))  # rounded up
+            stages.append(Stage(len(blocks), Layout("NCHW", info["num_chs"], positions)))
+        return tuple(stages)
 
     @property
     def input_size(self) -> tuple[int, int, int]:

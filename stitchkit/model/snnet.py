@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from stitchkit.errors import InputError
 from stitchkit.model.layer import StitchLayer
 from stitchkit.model.onepass import OnePass
-from stitchkit.networks.anchor import Anchor, Stage
+from stitchkit.networks.anchor import Anchor
+from stitchkit.networks.layout import Layout
 from stitchkit.networks.mode import evaluating, without_statistics
 from stitchkit.routes import Joint, Segment, Stitch, StitchSpace
 
@@ -57,11 +58,11 @@ class SNNet(nn.Module):
             self._add_layer(joint, path)
 
     def _add_layer(self, joint: Joint, path: tuple[int, ...]) -> None:
-        front, end = self._stages_at(joint)
-        if front.positions != end.positions:
+        front, end = self._layouts_at(joint)
+        if _places(front) != _places(end):
             raise InputError(
-                f"{joint} joins {front.positions} to {end.positions} positions; choose anchors of the same input "
-                "size, patch size (or strides) and number of prefix tokens"
+                f"{joint} joins {_places(front)} to {_places(end)}; choose anchors of the same input size, patch size "
+                "(or strides) and number of prefix tokens"
             )
         table = self.stitch_layers
         for number in path[:-1]:
@@ -69,11 +70,11 @@ class SNNet(nn.Module):
                 table[str(number)] = nn.ModuleDict()
             table = table[str(number)]  # type: ignore[assignment]
         if str(path[-1]) not in table:
-            table[str(path[-1])] = StitchLayer(front.width, end.width, source=front.layout, target=end.layout)
+            table[str(path[-1])] = StitchLayer(front, end)
 
-    def _stages_at(self, joint: Joint) -> tuple[Stage, Stage]:
+    def _layouts_at(self, joint: Joint) -> tuple[Layout, Layout]:
         front, end = self.views[joint.front], self.views[joint.end]
-        return front.stage_of(joint.front_block), end.stage_of(joint.end_block)
+        return front.stage_of(joint.front_block).layout, end.stage_of(joint.end_block).layout
 
     def layer(self, joint: Joint) -> StitchLayer:
         """The stitching layer that serves a joint."""
@@ -242,6 +243,11 @@ class SNNet(nn.Module):
 def _twice(step: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """What surrounds the two passes of a step under gradient checkpointing."""
     return nullcontext(), without_statistics(step)
+
+
+def _places(layout: Layout) -> str:
+    """The positions of a layout and the prefix tokens before them, in words."""
+    return f"{layout.positions} positions and {layout.num_prefix_tokens} prefix tokens"
 
 
 def _check_inputs(anchors: Sequence[Anchor]) -> None:

@@ -112,7 +112,7 @@ def fit_stitching_layers(
     targets: dict[Joint, _Target] = {}
     device = next(model.parameters()).device
     for joint in model.space.layers:
-        front, end = (model.views[name].stage_of(block) for name, block in _places(joint))
+        front, end = (model.views[name].stage_of(block).layout for name, block in _places(joint))
         grams.setdefault((joint.front, joint.front_block), Gram(front.width, device))
         cross = torch.zeros(front.width + 1, end.width, dtype=torch.float64, device=device)
         targets[joint] = _Target(cross, torch.zeros((), dtype=torch.float64, device=device))

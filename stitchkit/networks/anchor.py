@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from stitchkit.errors import InputError
-from stitchkit.networks.layout import Format
+from stitchkit.networks.layout import Layout
 
 # The one place where the core names families: model class -> the view of it.
 VIEWS = {
@@ -29,19 +29,15 @@ VIEWS = {
 
 @dataclass(frozen=True)
 class Stage:
-    """Blocks of one width and size.
+    """Blocks with tensors of one layout between them.
 
     Args:
         depth: Number of blocks.
-        width: Channels of the tensor between them.
-        positions: Its sizes besides batch and channels, e.g. `(197,)` tokens or `(14, 14)`.
-        layout: Where the channels stand.
+        layout: The full layout of what leaves each of them.
     """
 
     depth: int
-    width: int
-    positions: tuple[int, ...]
-    layout: Format
+    layout: Layout
 
 
 class Piece(nn.Module):

@@ -5,7 +5,6 @@ import pickle
 
 import pytest
 import torch
-from timm.layers.format import get_channel_dim
 
 import stitchkit
 from stitchkit.measure.profile import FlopCountAnalysis, Profiler, measure
@@ -58,7 +57,7 @@ def test_law_1_anchor_equals_the_timm_model(name):
     features = anchor.features(x)
     left = [stage for stage in anchor.stages for _ in range(stage.depth)]
     for feature, stage in zip(features[1:], left, strict=True):
-        assert feature.movedim(get_channel_dim(stage.layout), -1).shape == (2, *stage.positions, stage.width)
+        assert stage.layout.sized(feature) == stage.layout
 
 
 @pytest.mark.parametrize("name", ANCHORS)
@@ -71,7 +70,7 @@ def test_law_2_self_stitch_equals_the_anchor(name, final_norm):
     anchors = [view(first.model, label="a"), view(copy.deepcopy(first.model), label="b")]
     model = SNNet(anchors, StitchSpace.build(anchors, SlidingWindow()), stitched_final_norm=final_norm).eval()
     for joint in model.space.layers:
-        width = first.stage_of(joint.front_block).width
+        width = first.stage_of(joint.front_block).layout.width
         model.layer(joint).set_map(torch.cat([torch.eye(width), torch.zeros(1, width)]))
     x = pico_images(size=first.input_size[-1])
     straight = [stitch for stitch in model.space if all(j.front_block + 1 == j.end_block for j in stitch.joints)]
