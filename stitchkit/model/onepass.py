@@ -14,7 +14,7 @@ from torch import nn
 from stitchkit.errors import InputError
 from stitchkit.model.activation_memory import LiveBytes, default_budget, in_portions
 from stitchkit.networks.anchor import Anchor
-from stitchkit.routes import Joint, StitchSpace
+from stitchkit.routes import Joint, Step, StitchSpace
 from stitchkit.routes.shared_work import Visit, shared_visits
 
 _MIB = 2**20
@@ -25,8 +25,13 @@ class _Stitchable(Protocol):
 
     space: StitchSpace
     views: dict[str, Anchor]
-    stitched_final_norm: bool
     training: bool
+
+    def steps(self, stitch: int) -> list[Step]:
+        """The steps of a stitch."""
+
+    def modules_of(self, steps: Iterable[Step]) -> Iterator[nn.Module]:
+        """The modules that run some steps."""
 
     def layer(self, joint: Joint) -> nn.Module:
         """The stitching layer that serves a joint."""
@@ -141,20 +146,20 @@ class OnePass:
                     _step(batch, number, block, left)
                 batches = {dtype: batch for dtype, batch in batches.items() if batch.visits}
             for batch in batches.values():
-                logits |= self._finish(self._model.views[label], batch)
+                logits |= self._finish(batch)
         return logits
 
-    def _finish(self, anchor: Anchor, batch: _Batch) -> dict[int, torch.Tensor]:
+    def _finish(self, batch: _Batch) -> dict[int, torch.Tensor]:
         """The heads of the routes that end in an anchor; uncut ones may have another than stitched ones."""
         logits = {}
-        ways: dict[bool, list[tuple[Visit, torch.Tensor]]] = {}
+        heads: dict[Step, list[tuple[int, torch.Tensor]]] = {}
         for visit, part in batch.parts():
-            ways.setdefault(visit.joint is None or self._model.stitched_final_norm, []).append((visit, part))
-        for final_norm, members in ways.items():
-            output = anchor.head(final_norm=final_norm)(_joined([part for _, part in members]))
-            for (visit, _), part in zip(members, output.chunk(len(members)), strict=True):
-                assert visit.cfg_id is not None
-                logits[visit.cfg_id] = part
+            assert visit.cfg_id is not None
+            heads.setdefault(self._model.steps(visit.cfg_id)[-1], []).append((visit.cfg_id, part))
+        for members, module in zip(heads.values(), self._model.modules_of(heads), strict=True):
+            output = module(_joined([part for _, part in members]))
+            for (cfg_id, _), part in zip(members, output.chunk(len(members)), strict=True):
+                logits[cfg_id] = part
         return logits
 
 
