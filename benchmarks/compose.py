@@ -15,7 +15,8 @@ import torch
 from benchmarks.command import Options, command
 from benchmarks.timing import Check, Result, alternate, ratio
 from stitchkit import InputError, StitchConfig
-from stitchkit.model.similarity import align, as_rows, sample
+from stitchkit.model.similarity import align, sample
+from stitchkit.networks.layout import as_rows
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchnet.activations import Activation, run
 from stitchnet.composition import Composition

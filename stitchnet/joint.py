@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from stitchkit.model.similarity import as_rows, pool
+from stitchkit.model.similarity import pool
 from stitchkit.model.solve import Gram
-from stitchkit.networks.layout import Layout, prefix_tokens, resize
+from stitchkit.networks.layout import Layout, as_rows, prefix_tokens, resize
 from stitchnet.activations import Activation
 
 _FOLDED_ROWS = 256

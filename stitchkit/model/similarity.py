@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from stitchkit.errors import InputError, unknown
-from stitchkit.networks.layout import resize
+from stitchkit.networks.layout import as_rows, resize
 
 _ROUNDING = 8
 """Differences between features, in units of the last place, that mean nothing."""
@@ -111,11 +111,6 @@ def _columns(x: torch.Tensor, count: int, seed: int) -> torch.Tensor:
 
 def _draw(total: int, count: int, seed: int) -> torch.Tensor:
     return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
-
-
-def as_rows(x: torch.Tensor) -> torch.Tensor:
-    """Activations as a matrix `[rows, C]`."""
-    return x.movedim(1, -1).reshape(-1, x.shape[1])
 
 
 def linear_cka(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None, seed: int = 0) -> float:

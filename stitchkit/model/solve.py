@@ -12,7 +12,7 @@ from stitchkit.distributed import sum_over_ranks
 from stitchkit.errors import InputError, unknown
 from stitchkit.model.activation_memory import in_portions
 from stitchkit.model.snnet import SNNet
-from stitchkit.networks.layout import rows
+from stitchkit.networks.layout import as_rows
 from stitchkit.networks.mode import evaluating
 from stitchkit.routes import Joint
 
@@ -186,7 +186,7 @@ def _feature_rows(
         for index, x in enumerate(anchor.features(images, until=last)):
             if (label, index) in entries:
                 layout = anchor.stage_of(max(index - 1, 0)).layout  # what enters a block left the one before it
-                found[label, index] = rows(x, layout).double()
+                found[label, index] = as_rows(x, layout.channel_dim).double()
     return found
 
 

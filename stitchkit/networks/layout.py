@@ -308,9 +308,9 @@ def resize(x: torch.Tensor, size: tuple[int, int], *, align_corners: bool) -> to
     return x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
 
 
-def rows(x: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """A tensor as a matrix `[B x positions, C]`, prefix tokens being positions like all others."""
-    x = x.movedim(layout.channel_dim, -1)
+def as_rows(x: torch.Tensor, channel_dim: int = 1) -> torch.Tensor:
+    """A tensor of any layout as a matrix `[B x positions, C]`, prefix tokens being positions like all others."""
+    x = x.movedim(channel_dim, -1)
     return x.reshape(-1, x.shape[-1])
 
 

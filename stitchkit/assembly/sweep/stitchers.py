@@ -26,7 +26,7 @@ class DoesNotApply(Exception):
 
 
 @dataclass(frozen=True)
-class _Step:
+class _UnitSpec:
     """What one unit of an adapter turns into what; sides are those of the map before and after its down-sampling."""
 
     layout: Layout
@@ -36,7 +36,7 @@ class _Step:
     out_side: int
 
 
-_Build = Callable[[_Step], PartDict]
+_Build = Callable[[_UnitSpec], PartDict]
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class Stitcher:
         first, last = start.grid[0], (start if self.keeps_size else destination).grid[0]
         sides = _halvings(first, last, num_downsamples, grows=False)
         steps = zip(pairwise(channels), pairwise(sides), strict=True)
-        return [self._part(build, _Step(start, *channel, *side)) for channel, side in steps]
+        return [self._part(build, _UnitSpec(start, *channel, *side)) for channel, side in steps]
 
-    def _part(self, build: _Build, step: _Step) -> PartDict:
+    def _part(self, build: _Build, step: _UnitSpec) -> PartDict:
         """One unit, told which shape it takes: the assembly resizes what arrives in another one."""
         [(name, arguments)] = build(step).items()
         if self.resize == "stride":
@@ -127,7 +127,7 @@ def _resnet(kind: str) -> _Build:
     return lambda step: {kind: {"in_channels": step.in_channels, "out_channels": step.out_channels}}
 
 
-def _vision_transformer(step: _Step) -> PartDict:
+def _vision_transformer(step: _UnitSpec) -> PartDict:
     if step.in_channels != step.out_channels:
         raise DoesNotApply(f"a ViT block keeps its channels; {step.in_channels} are to become {step.out_channels}")
     # Heads of 64 channels, as ViTs have them, or the nearest number that divides the channels.
