@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from timm.models.resnet import ResNet
@@ -29,6 +30,11 @@ class ResNetAnchor(Anchor):
             positions = (-(-height // info["reduction"]), -(-width // info["reduction"]))  # rounded up
             stages.append(Stage(len(blocks), Layout("NCHW", info["num_chs"], positions)))
         return tuple(stages)
+
+    @property
+    def stem_layout(self) -> Layout:
+        """The full layout of what leaves the stem: maps as large as those of the first stage."""
+        return replace(self.stages[0].layout, channels=self.model.feature_info[0]["num_chs"])
 
     @property
     def input_size(self) -> tuple[int, int, int]:

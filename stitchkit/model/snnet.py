@@ -59,7 +59,7 @@ class SNNet(nn.Module):
             self._add_layer(joint, path)
 
     def _add_layer(self, joint: Joint, path: tuple[int, ...]) -> None:
-        front, end = self._layouts_at(joint)
+        front, end = self.layouts_at(joint)
         if _places(front) != _places(end):
             raise InputError(
                 f"{joint} joins {_places(front)} to {_places(end)}; choose anchors of the same input size, patch size "
@@ -73,9 +73,10 @@ class SNNet(nn.Module):
         if str(path[-1]) not in table:
             table[str(path[-1])] = StitchLayer(front, end)
 
-    def _layouts_at(self, joint: Joint) -> tuple[Layout, Layout]:
+    def layouts_at(self, joint: Joint) -> tuple[Layout, Layout]:
+        """The full layouts of what leaves the front at a joint and of what enters the end."""
         front, end = self.views[joint.front], self.views[joint.end]
-        return front.stage_of(joint.front_block).layout, end.stage_of(joint.end_block).layout
+        return front.boundaries[joint.front_block + 1], end.boundaries[joint.end_block]
 
     def layer(self, joint: Joint) -> StitchLayer:
         """The stitching layer that serves a joint."""

@@ -56,10 +56,8 @@ def check_anchor(anchor):
     """Its steps are the model, and its stages are what they say."""
     x = torch.randn(1, *anchor.input_size)
     assert torch.equal(run_steps(anchor, x), anchor.model(x)), anchor.label
-    _, *features = anchor.features(x)
-    left = [stage for stage in anchor.stages for _ in range(stage.depth)]
-    for feature, stage in zip(features, left, strict=True):
-        assert stage.layout.sized(feature) == stage.layout, anchor.label
+    for feature, layout in zip(anchor.features(x), anchor.boundaries, strict=True):
+        assert layout.sized(feature) == layout, anchor.label
 
 
 SMALL = {
