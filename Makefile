@@ -76,7 +76,7 @@ ti := embed_dim=8 num_heads=2 --epochs 75
 s := embed_dim=16 num_heads=2
 b := embed_dim=48 num_heads=4 --lr 3e-3
 
-# --resume auto: a run that was interrupted goes on.
+# --resume auto: an interrupted run resumes.
 outputs/digits_%/trained: $(DATA)/validation
 	@echo "== anchor $*: a ViT with $($*)"
 	$(TRAIN) -c configs/digits_anchor.yaml --model vit_tiny_patch16_224 \

@@ -98,7 +98,7 @@ def _compare(before: list[str], now: list[str], path: str | Path, *, strict: boo
     if sorted(before) == sorted(map(str, now)):
         raise InputError(
             f"checkpoint '{path}' was trained on the same {len(now)} classes in another order; {first}; labels would "
-            "not agree. Train anew, or for stitchkit train number them as they were by --class-map"
+            "not agree. Retrain, or for stitchkit train restore their numbers by --class-map"
         )
     if strict:
         raise InputError(
@@ -107,7 +107,8 @@ def _compare(before: list[str], now: list[str], path: str | Path, *, strict: boo
         )
     if len(before) == len(now):
         _logger.warning(
-            "checkpoint '%s' was trained on as many other classes; %s; its classifier is only a start",
+            "checkpoint '%s' was trained on the same number of classes, but different ones; %s; its classifier is only "
+            "a start",
             path, first,
         )  # fmt: skip
 

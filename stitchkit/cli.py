@@ -22,8 +22,16 @@ _PIPE_CLOSED = 141
 """The exit status, as shells have it, of what ends because nobody reads its output: 128 + SIGPIPE."""
 
 
+def _shown(words: str) -> str:
+    """Words without line ends and escapes: what a file holds could say something else in our name."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
+
+
 class _Lines(logging.StreamHandler[TextIO]):
     """Prints log lines; a pipe that nobody reads ends the command, where logging would print a traceback a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(_shown, super().format(record).split("\n")))
 
     def handleError(self, record: logging.LogRecord) -> None:
         if isinstance(sys.exc_info()[1], BrokenPipeError):
@@ -72,7 +80,7 @@ def _run(arguments: Sequence[str] | None) -> int:
                 unknown("flag", rest[0].split("=")[0], allowed)
                 if is_flag
                 else InputError(
-                    f"'{rest[0]}' is one argument too many; give one DATA folder, and a value after each flag"
+                    f"'{rest[0]}' is an unexpected argument; give one DATA folder, and a value after each flag"
                 )
             )
         command(settings)
@@ -89,12 +97,12 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 2
     except Stopped as stop:
         if is_primary:
-            print(f"stitchkit: stopped by a signal; {stop}; go on with --resume auto", file=sys.stderr)
+            print(f"stitchkit: stopped by a signal; {stop}; resume with --resume auto", file=sys.stderr)
         return 128 + stop.number
     except KeyboardInterrupt:
         if is_primary:
             print(
-                "stitchkit: stopped; an evaluation or a sweep goes on when the command is given again, a training run "
+                "stitchkit: stopped; an evaluation or a sweep resumes when the command is given again, a training run "
                 "from its newest checkpoint with --resume auto, a job that had --save-checkpoints with --resume-from "
                 "DIR/checkpoint.pth",
                 file=sys.stderr,
@@ -104,12 +112,9 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _report(error: InputError) -> None:
-    """Say what was wrong, once: under a launcher each rank hands its error over, and the launcher prints the first.
-
-    What a file holds is shown as it stands there: line ends and escapes could say something else in our name.
-    """
+    """Say what was wrong, once: under a launcher each rank hands its error over, and the launcher prints the first."""
     words = str(error) if len(str(error)) <= _LONGEST else f"{str(error)[:_LONGEST]} ..."
-    error = InputError("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words))
+    error = InputError(_shown(words))
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 

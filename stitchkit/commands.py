@@ -99,7 +99,7 @@ def _convert(settings: dict[str, Any]) -> None:
 
     output = new_file(settings["output"])
     if output.suffix != ".safetensors":
-        raise InputError(f"'{output}' is to be a safetensors file; let its name end with .safetensors")
+        raise InputError(f"'{output}' must be a safetensors file; give a name that ends with .safetensors")
     config = StitchConfig.load(settings["stitch_config"])
     model = create_snnet(config, num_classes=settings["num_classes"], img_size=settings["img_size"])
     load_checkpoint(model, settings["checkpoint"])

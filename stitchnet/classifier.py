@@ -13,7 +13,7 @@ _NEIGHBOURS = 5
 
 
 class NotFiniteError(InputError):
-    """A network gives values that are no numbers."""
+    """A network gives values that are not finite."""
 
 
 class Classifier:
@@ -26,7 +26,7 @@ class Classifier:
 
     Raises:
         InputError: If there is no such kind.
-        NotFiniteError: If the outputs are no numbers.
+        NotFiniteError: If the outputs are not finite.
 
     Source: StitchNet, section 4: five nearest neighbours.
     """
@@ -53,7 +53,7 @@ class Classifier:
             outputs: `[N, D]`.
 
         Raises:
-            NotFiniteError: If the outputs are no numbers.
+            NotFiniteError: If the outputs are not finite.
         """
         _check_finite(outputs)
         return np.asarray(self._model.predict_proba(outputs))
@@ -61,7 +61,7 @@ class Classifier:
 
 def _check_finite(outputs: np.ndarray) -> None:
     if not np.isfinite(outputs).all():
-        raise NotFiniteError("the network gives values that are no numbers for these images; take another one")
+        raise NotFiniteError("the network's outputs for these images are not finite; take another one")
 
 
 # scikit-learn takes over a second to import, and every command imports this package.

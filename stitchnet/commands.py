@@ -52,7 +52,7 @@ def _add_flags(command: argparse.ArgumentParser, *, top: int) -> None:
     whole = "drop a network if its joints' scores, multiplied, are less than this"
     add("--total-threshold", type=float, default=0.8, metavar="S", help=f"{whole} (%(default)s)")
     add("--max-depth", type=int, default=10, metavar="N", help="fragments in a network, at most (%(default)s)")
-    wide = "go on with the N fragments that fit best, at each step; a larger N finds more and takes longer"
+    wide = "continue with the N fragments that fit best, at each step; a larger N finds more and takes longer"
     add("-k", dest="width", type=int, default=2, metavar="N", help=f"{wide} (%(default)s)")
     add("--top", type=int, default=top, metavar="N", help="networks to compose, the best by score (%(default)s)")
     order = "best: highest score first, and stop with --top; depth: search all, as published (%(default)s)"

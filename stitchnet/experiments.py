@@ -86,7 +86,7 @@ def _written(rows: Iterable[Row], path: Path, columns: Sequence[str]) -> list[Ro
 def samples(task: Task, plan: Plan) -> Iterator[Row]:
     """How good networks are that are composed with few or many stitching images, each number drawn several times.
 
-    Numbers above that of the training images are left out. A draw with which nothing is found is told and passed over.
+    Numbers above that of the training images are left out. A draw that finds nothing is reported and skipped.
 
     Args:
         task: What they are judged on.

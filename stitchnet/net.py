@@ -199,7 +199,7 @@ class Net(nn.Module):
             paths: The files, or one.
 
         Raises:
-            InputError: If a file is no image, or the network was not fitted.
+            InputError: If a file is not an image, or the network was not fitted.
         """
         self._fitted()
         paths = [paths] if isinstance(paths, str | Path) else list(paths)

@@ -44,7 +44,7 @@ def load_networks(
         img_size: Height and width of the images, which timm's networks of one size are made for.
 
     Raises:
-        InputError: If there is no such network, its weights cannot be had, or two have one label.
+        InputError: If there is no such network, its weights are unavailable, or two have one label.
     """
     if isinstance(nets, str):
         nets = [name.strip() for name in nets.split(",") if name.strip()]
@@ -114,7 +114,7 @@ def create(spec: AnchorSpec, *, pretrained: bool = False) -> nn.Module:
         pretrained: Fetch the library's weights if the specification has no checkpoint.
 
     Raises:
-        InputError: If there is no such network, or its weights cannot be had.
+        InputError: If there is no such network, or its weights are unavailable.
     """
     names = torchvision.models.list_models(torchvision.models)
     if spec.name in PUBLISHED or (spec.name in names and not is_model(spec.name)):

@@ -25,7 +25,7 @@ class Pool:
         pretrained: Fetch the weights of networks given by name; else they are random.
 
     Raises:
-        InputError: If a network cannot be had or cut, or does not take the images.
+        InputError: If a network cannot be loaded or cut, or does not take the images.
     """
 
     def __init__(self, data: np.ndarray | torch.Tensor, nets: Nets | None = None, *, pretrained: bool = True):
@@ -87,5 +87,5 @@ def images(data: np.ndarray | torch.Tensor) -> torch.Tensor:
     if not len(values):
         raise InputError("there are no stitching images; give at least one")
     if not values.isfinite().all():
-        raise InputError("a stitching image holds values that are no numbers; check how they are prepared")
+        raise InputError("a stitching image holds values that are not finite; check how images are prepared")
     return values

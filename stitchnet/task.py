@@ -60,7 +60,7 @@ def judged(search: Search, compositions: Iterable[Composition], task: Task) -> I
     """The networks as they are, then the composed ones, all judged alike; each with its row of the ledger.
 
     The row of a composed network has `parents_acc1` besides, the mean of the networks that gave its fragments. A
-    composed network that gives values that are no numbers is left out, and counted as skipped.
+    composed network whose outputs are not finite is left out, and counted as skipped.
 
     Args:
         search: What found the compositions.
@@ -76,7 +76,7 @@ def judged(search: Search, compositions: Iterable[Composition], task: Task) -> I
         except NotFiniteError as error:
             if composition.is_uncut:
                 raise InputError(f"network '{composition.fragment.network}': {error}") from error
-            search.counts.skipped["the network gives values that are no numbers"] += 1
+            search.counts.skipped["its outputs are not finite"] += 1
             continue
         cost = net.get_macs_params()
         row: Row = {"cfg_id": number, "stitch": net.name, "flops": cost["macs"], "params": cost["params"]}

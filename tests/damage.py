@@ -59,6 +59,7 @@ def _worse(value: Any) -> Iterator[tuple[str, Any]]:
             yield "not a number", _first(value, float("nan"))
             yield "infinite", _first(value, float("inf"))
             yield "whole", value.to(torch.int32)
+            yield "unsigned", value.abs().to(torch.uint16)
             yield "of one byte", value.to(torch.float8_e4m3fn)
             yield "beyond our precision", _first(value.double(), 1e300)
         elif value.numel():

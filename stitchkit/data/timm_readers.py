@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import metadata_load
 from timm.data import create_dataset
 from torch.utils.data import Dataset
 
@@ -62,10 +63,8 @@ def _check_card(folder: Path) -> None:
         if not path.is_file():
             continue
         try:
-            words = path.read_text()
-            head = words.split("---")[1] if words.lstrip().startswith("---") and path.suffix == ".md" else words
-            card = yaml.safe_load(head) if path.suffix != ".md" or head is not words else None
-        except (OSError, ValueError, RecursionError, IndexError, yaml.YAMLError) as error:
+            card = metadata_load(path) if path.suffix == ".md" else yaml.safe_load(path.read_text())
+        except Exception as error:  # of text, of YAML, and of what cards must have
             raise InputError(f"'{path}', which describes the data set, cannot be read: {_first(error)}") from error
         for value in _texts(card.get("configs") if isinstance(card, dict) else None):
             if "::" in value:

@@ -23,7 +23,7 @@ _TYPES: dict[str, Any] = {"stitch": str, **dict.fromkeys(_NUMBERS, int | float)}
 def read_rows(path: str | Path) -> list[Row]:
     """The rows of a ledger, ours or a published one, in the order they stand there.
 
-    A last line that a killed run left unfinished is passed over.
+    A last line that a killed run left unfinished is ignored.
 
     Raises:
         InputError: If the file is missing or empty, or a line is no row with a `cfg_id` of its own and finite figures.
@@ -47,7 +47,9 @@ def read_rows(path: str | Path) -> list[Row]:
         if fault := _fault(row):
             raise InputError(f"ledger '{path}', line {number} has {fault}")
         if (first := places.setdefault(row["cfg_id"], number)) != number:
-            raise InputError(f"ledger '{path}', line {number} has cfg_id {row['cfg_id']} as line {first} has; keep one")
+            raise InputError(
+                f"ledger '{path}', duplicate cfg_id {row['cfg_id']} in lines {first} and {number}; keep one"
+            )
         rows.append(row)
     return rows
 
@@ -82,7 +84,7 @@ def cost_row(space: StitchSpace, cfg_id: int, cost: Cost) -> Row:
 
 
 class Ledger:
-    """A ledger that a run appends to and that a rerun goes on with.
+    """A ledger that a run appends to and that a rerun resumes.
 
     Args:
         path: The file; it need not exist yet.

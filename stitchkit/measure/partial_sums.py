@@ -1,4 +1,4 @@
-"""Sums of an unfinished evaluation on the disk, so that it can go on where it was killed."""
+"""Sums of an unfinished evaluation on the disk, so that it resumes where it was killed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PartialSums:
         """Fill in the sums that were saved.
 
         Args:
-            sums: Changed in place if there is something to go on with.
+            sums: Changed in place if there is something to resume from.
 
         Returns:
             How many batches they are over.
@@ -37,7 +37,7 @@ class PartialSums:
             content = json.loads(self.path.read_text())
             of, batches = content["of"], int(content["batches"])
             saved = torch.tensor(content["sums"], dtype=sums.dtype)
-        except Exception:  # a garbled file can hold anything; the evaluation then begins anew
+        except Exception:  # a garbled file can hold anything; the evaluation then starts over
             return 0
         if of != self._of or saved.shape != sums.shape:
             return 0

@@ -13,7 +13,7 @@ from stitchkit.networks.mode import evaluating
 
 @torch.no_grad()
 def recalibrate(net: nn.Module, batches: Iterable[torch.Tensor]) -> None:
-    """Compute running statistics anew, as the mean over the batches of this rank.
+    """Recompute running statistics as the mean over the batches of this rank.
 
     torch's `update_bn` would also drop paths and units while it does so; here batch norms alone are in training mode.
 

@@ -6,10 +6,11 @@ import argparse
 import hashlib
 import os
 import pickle
+import pickletools
 import re
 import textwrap
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -77,6 +78,9 @@ def _content(file: BinaryIO, path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return dict(load(file.read()))
         fault = damage(file) if _is_zip(file) else ""  # before version 1.6, torch wrote files without checksums
+        if not fault and any(map(_is_endless, _pickled(file))):
+            fault = "it nests tuples without end"
+        file.seek(0)
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = {} if fault else torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a garbled file can make the readers raise anything
@@ -92,34 +96,90 @@ def _content(file: BinaryIO, path: Path) -> dict[str, Any]:
 
 _DEEPEST = 50
 """Levels of nesting; ours have a dozen."""
+_DTYPES = frozenset([
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128, torch.bool),
+    *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8),
+])  # fmt: skip
+"""Types that arithmetic and comparisons are implemented for."""
 
 
 def _oddity(content: object) -> str:
     """What no program saves of a network: kinds of tensors that cannot be compared or copied, and endless nesting."""
-    left = [(content, 0)]
+    left, seen = [(content, 0)], set()
     while left:
         value, depth = left.pop()
         if isinstance(value, torch.Tensor):
             if not _is_ordinary(value):
                 return f"a tensor of an unusual kind ({value.dtype}, {value.device.type})"
-        elif depth > _DEEPEST:
+            continue
+        inner = _inner(value)
+        if inner is None or id(value) in seen:  # what stands in several places is looked at once
+            continue
+        seen.add(id(value))
+        if depth > _DEEPEST:
             return f"data nested more than {_DEEPEST} deep"
-        elif isinstance(value, argparse.Namespace):
-            left.append((vars(value), depth + 1))
-        elif isinstance(value, Mapping):
-            left += [(item, depth + 1) for pair in value.items() for item in pair]
-        elif isinstance(value, list | tuple | set | frozenset):
-            left += [(item, depth + 1) for item in value]
+        if isinstance(value, dict) and set(getattr(value, "__dict__", ())) - {"_metadata"}:
+            return "a mapping with attributes"
+        left += [(item, depth + 1) for item in inner]
     return ""
+
+
+def _inner(value: object) -> list[Any] | None:
+    """What a value holds; None where it is one thing."""
+    if isinstance(value, argparse.Namespace):
+        return [vars(value)]
+    if isinstance(value, Mapping):
+        return [item for pair in value.items() for item in pair]
+    return list(value) if isinstance(value, list | tuple | set | frozenset) else None
 
 
 def _is_ordinary(value: torch.Tensor) -> bool:
     """Whether a tensor has values of its own at each place, in memory, of a type that arithmetic knows."""
+    if vars(value):  # an attribute could stand in for a method
+        return False
     if value.is_nested or value.is_quantized or value.layout != torch.strided or value.device.type != "cpu":
         return False
-    if value.is_neg() or value.is_conj() or (value.is_floating_point() and value.itemsize == 1):
+    if value.is_neg() or value.is_conj() or value.dtype not in _DTYPES:
         return False
     return value.numel() * value.itemsize <= value.untyped_storage().nbytes()
+
+
+_TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
+_MEMORY = ("MARK", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET", "DUP", "EMPTY_TUPLE")
+_NESTED = 20
+"""Tuples that may be made of tuples alone, one after the other."""
+
+
+def _is_endless(file: BinaryIO) -> bool:
+    """Whether a pickle nests tuples without end; Python's own recursion fails where such a one is a key.
+
+    Files of the format that torch wrote before version 1.6 begin with small pickles, of which the first is looked at.
+    """
+    run = 0
+    try:
+        for operation, *_ in pickletools.genops(file):
+            if operation.name in _TUPLES:
+                run += 1
+            elif operation.name not in _MEMORY:
+                run = 0
+            if run > _NESTED:
+                return True
+    except ValueError:  # it is not a pickle, and the reader says so
+        return False
+    return False
+
+
+def _pickled(file: BinaryIO) -> Iterator[BinaryIO]:
+    """The pickles of a file that `torch.save` wrote."""
+    if not _is_zip(file):
+        yield file
+        return
+    with zipfile.ZipFile(file) as archive:
+        for name in archive.namelist():
+            if name.endswith(".pkl"):
+                with archive.open(name) as inner:
+                    inner._expected_crc = None  # type: ignore[attr-defined] # checked before, and some have none
+                    yield inner  # type: ignore[misc]
 
 
 def _is_zip(file: BinaryIO) -> bool:
@@ -183,6 +243,9 @@ def weights_of(content: Mapping[str, Any], *, ema: bool = False) -> dict[str, to
         for name, value in (content if found is None else found).items()
         if isinstance(name, str) and isinstance(value, torch.Tensor)
     }
+    named = [name.removeprefix("module.") for name in (content if found is None else found) if isinstance(name, str)]
+    if len(set(named)) < len(named):
+        raise InputError("the checkpoint has weights both with and without 'module.' before their names; keep one set")
     if not weights:
         raise InputError(f"the checkpoint holds no weights; its keys are {', '.join(map(str, content))}")
     return weights

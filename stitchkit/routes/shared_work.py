@@ -17,7 +17,7 @@ class Visit:
         entry: The step through which routes enter: a stem, or the stitching layer after the parent's block.
         parent: The visit before; None where images enter through the stem.
         leaves: Blocks after which routes leave for another anchor, ascending.
-        cfg_id: The stitch that ends here; None where all routes go on elsewhere.
+        cfg_id: The stitch that ends here; None where all routes continue elsewhere.
         head: The step through which it ends.
     """
 

@@ -1,4 +1,4 @@
-"""An SN-Net that chooses its stitch anew for each call, by what the call may cost."""
+"""An SN-Net that chooses its stitch for each call, by what the call may cost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class BudgetedModel(nn.Module):
     """An SN-Net with its ledger: `forward` takes a budget and runs the most accurate stitch that meets it.
 
     Args:
-        model: The SN-Net; `model.reset_stitch_id` goes on to choose what runs without a budget.
+        model: The SN-Net; `model.reset_stitch_id` still chooses what runs without a budget.
         ledger: A ledger of it, or its rows.
 
     Raises:

@@ -209,7 +209,7 @@ class HubSNNet(
             options: As huggingface_hub has them: `revision`, `token`, `cache_dir`, `local_files_only`, ...
 
         Raises:
-            InputError: If it cannot be had, or its files are damaged or not of an SN-Net.
+            InputError: If it is unavailable, or its files are damaged or not of an SN-Net.
         """
         place = str(pretrained_model_name_or_path)
         try:
@@ -218,7 +218,8 @@ class HubSNNet(
             raise InputError(f"'{place}': {error}") from error
         except HFValidationError as error:
             raise InputError(
-                f"'{place}' is no folder that exists and no name of a repository; check the path, or give user/name"
+                f"'{place}' is neither an existing folder nor the name of a repository; check the path, or give "
+                "user/name"
             ) from error
         except Exception as error:  # the hub's client raises many kinds
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -47,7 +47,7 @@ def write_report(output: str | Path, contents: Mapping[str, Mapping[str, Any]], 
     """
     output = Path(output)
     if output.suffix not in (".html", ".htm"):
-        raise InputError(f"'{output}' is to be a page; let its name end with .html")
+        raise InputError(f"'{output}' must be a page; give a name that ends with .html")
     if not output.parent.is_dir():
         raise InputError(f"folder '{output.parent}' does not exist; make it, or check the path")
     title = title or "Stitches of " + (" and ".join(contents) if len(contents) < 3 else f"{len(contents)} ledgers")
@@ -145,7 +145,7 @@ def take_away(path: Path, cfg_ids: Iterable[int], stitch_config: str | None) -> 
     for number in cfg_ids:
         composed = path.with_name(f"{number:03d}")
         if (composed / "net.json").is_file():  # `stitchkit compose` leaves its networks beside the ledger
-            code = f'import stitchnet; stitchnet.load({json.dumps(str(composed))}).save_onnx("net{number}.onnx")'
+            code = f'import stitchnet; stitchnet.load({str(composed)!r}).save_onnx("net{number}.onnx")'
             commands.append(shlex.join(["python", "-c", code]))
         else:
             commands.append(f"{export} --cfg_id {number} -o stitch{number}.onnx")

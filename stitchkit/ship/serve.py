@@ -210,7 +210,7 @@ def check_port(port: int | None) -> None:
         try:
             place.bind((_HOST, port))
         except OSError as error:
-            raise InputError(f"port {port} cannot be had: {error.strerror}; choose another --port") from error
+            raise InputError(f"port {port} is unavailable: {error.strerror}; choose another --port") from error
 
 
 def serve(page: Any, *, port: int | None = None) -> None:

@@ -65,7 +65,7 @@ def load_stitch(path: str | Path) -> nn.Module:
     """
     path = Path(path)
     if not path.is_file():
-        found = "is no file" if path.exists() else "does not exist"
+        found = "is not a file" if path.exists() else "does not exist"
         raise InputError(f"export '{path}' {found}; check the path")
     try:
         with safe_open(path, framework="pt") as file:

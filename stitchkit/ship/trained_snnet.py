@@ -217,7 +217,7 @@ def sample_images(trained: Trained, number: int) -> tuple[torch.Tensor, str]:
     if not (data.data_dir or data.dataset):
         noise = torch.rand(number, *model.input_size, generator=torch.Generator().manual_seed(0))
         mean, std = (torch.tensor(prepared[key])[:, None, None] for key in ("mean", "std"))
-        return (noise - mean) / std, "images of seeded noise, for want of --data"
+        return (noise - mean) / std, "images of seeded noise, since there is no --data"
     dataset: Any = open_datasets(trained.recipe).validation
     dataset.transform = create_transform(**prepared, is_training=False)
     if isinstance(dataset, IterableDataset):

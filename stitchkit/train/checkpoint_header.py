@@ -46,7 +46,7 @@ def read_alike(path: str) -> tuple[dict[str, Any], str]:
     digest = refusal = ""
     try:
         content, digest = read_hashed(path)
-    except InputError as error:
+    except (InputError, OSError) as error:
         refusal = str(error)
         if Path(path).name.endswith(SUFFIX) and Path(path).is_file():
             refusal += "; --resume auto takes the newest good one of the run's own folder"
@@ -124,6 +124,7 @@ def check_configuration(content: Mapping[str, Any], config: StitchConfig, path: 
         return
     ours = config.to_dict()
     try:
+        plain(trained, "stitch_config")
         trained = StitchConfig.parse(trained).to_dict()
     except InputError as error:
         raise InputError(f"checkpoint '{path}' belongs to another configuration: {error}") from error

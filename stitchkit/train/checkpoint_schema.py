@@ -131,8 +131,12 @@ def number(low: float = -math.inf, high: float = math.inf, *, finite: bool = Tru
 
 
 def text(found: Any, place: str) -> None:
-    """A rule: text."""
+    """A rule: text that can be written."""
     check(found, "", place)
+    try:
+        found.encode()
+    except UnicodeEncodeError as error:
+        raise _misfit(place, found, "text") from error
 
 
 def anything(_: Any, __: str) -> None:
@@ -174,7 +178,11 @@ def exactly(value: Any) -> Rule:
     """A rule: this value and no other."""
 
     def rule(found: Any, place: str) -> None:
-        if type(found) is not type(value) or found != value:
+        try:
+            is_same = type(found) is type(value) and bool(found == value)
+        except RuntimeError:  # of a tensor in a list
+            is_same = False
+        if not is_same:
             raise _misfit(place, found, in_short(repr(value)))
 
     return rule

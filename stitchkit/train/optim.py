@@ -87,17 +87,18 @@ def _fused(optim: OptimRecipe) -> dict[str, Any]:
     return {"fused": True} if is_adam and not is_chosen else {}
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, *, cycles: bool = False) -> None:
     """Put the state of an optimizer back; how it computes stays as it was made.
 
     Args:
         optimizer: Made with the same settings, but for `fused` and `foreach`.
         state: Its `state_dict()`, as a file has it.
+        cycles: A schedule may have moved momentum and betas, as torch's OneCycleLR and CyclicLR do.
 
     Raises:
         InputError: If anything in the state does not fit; the optimizer is then unchanged.
     """
-    groups, examples = _after_steps(optimizer)
+    groups, examples = _after_steps(optimizer, cycles=cycles)
     slow = [_SLOW] if hasattr(optimizer, "_base_optimizer") else []
     states = {key: fields(_checked(own), dict.fromkeys(slow, weight)) for key, (own, weight) in examples.items()}
     check(state, {**optimizer.state_dict(), "state": fields({}, states), "param_groups": groups}, "optimizer")
@@ -128,17 +129,17 @@ def _checked(state: Mapping[str, Any]) -> dict[str, Any]:
     """The schema of a parameter's state; a step counts up, as the same kind of number."""
 
     def count(found: Any, place: str) -> None:
-        if type(found) is not type(state["step"]):
-            raise InputError(f"{place} is {type(found).__name__}, not {type(state['step']).__name__}")
+        kinds = [(type(value), getattr(value, "dtype", None)) for value in (found, state["step"])]
+        if kinds[0] != kinds[1]:
+            raise InputError(f"{place} is of another kind than this run's")
         _count(found, place)
 
     return {key: count if key == "step" else value for key, value in state.items()}
 
 
 _MOVING: Mapping[str, Any] = {
-    "lr": number(0),
-    "initial_lr": number(0),
-    "momentum": number(),
+    "lr": number(0, 1e6),
+    "initial_lr": number(0, 1e6),
     "step": _count,
     "lookahead_step": whole(0),
     "buffer": each(each(either(number(), nothing))),
@@ -152,16 +153,19 @@ def _as(example: Any, found: Any) -> Any:
     """A tensor with the strides of another one and memory of its own; what is no tensor stays."""
     if not isinstance(found, torch.Tensor) or not isinstance(example, torch.Tensor):
         return found
-    return torch.empty_like(example, dtype=found.dtype, device="cpu").copy_(found)
+    return torch.empty_like(example, dtype=found.dtype, device="cpu").copy_(found.detach())
 
 
-def _after_steps(optimizer: torch.optim.Optimizer) -> tuple[list[Any], dict[int, tuple[dict[str, Any], torch.Tensor]]]:
+def _after_steps(
+    optimizer: torch.optim.Optimizer, *, cycles: bool
+) -> tuple[list[Any], dict[int, tuple[dict[str, Any], torch.Tensor]]]:
     """The schemas of an optimizer's groups, and by number the state of each parameter after a step, and the parameter.
 
     Parameters that had no gradient yet have no state.
 
     Args:
         optimizer: Made with the settings of the run; it stays as it is.
+        cycles: Momentum and betas may have moved.
     """
     base = getattr(optimizer, "_base_optimizer", optimizer)  # of timm's Lookahead
     own, groups, states = base.state_dict()["param_groups"], [], {}
@@ -172,8 +176,11 @@ def _after_steps(optimizer: torch.optim.Optimizer) -> tuple[list[Any], dict[int,
             for weight, key in zip(group["params"], numbered["params"], strict=True):
                 options, state = _after_a_step(base, group, weight)
                 states[key] = state, weight.detach()
-            betas: dict[str, Any] = {"betas": [number(0, 1)] * len(numbered.get("betas") or ())}
-            schema = like({**numbered, **options}, {**_MOVING, **betas})
+            share = number(0, 1 - 1e-12)
+            moved: dict[str, Any] = (
+                {"momentum": share, "betas": [share] * len(numbered.get("betas") or ())} if cycles else {}
+            )
+            schema = like({**numbered, **options}, {**_MOVING, **moved})
             groups.append({**schema, "params": exactly(numbered["params"])})
     finally:
         set_random_states(before, torch.device("cpu"))

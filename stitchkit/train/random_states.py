@@ -73,7 +73,11 @@ def check_plain(found: Any, place: str) -> None:
     }
     check(found, schema, place)
     words_there, keys_there = found["python"][1], found["numpy"][1]
-    if not any(words_there[:-1]) or not 0 <= int(keys_there.min()) <= int(keys_there.max()) < 2**32:
+    if (
+        not any(words_there[:-1])
+        or not keys_there.any()
+        or not 0 <= int(keys_there.min()) <= int(keys_there.max()) < 2**32
+    ):
         raise InputError(f"{place} is no state of random generators: words of all zeros, or out of range")
     try:
         set_random_states(from_plain(found), torch.device("cpu"))

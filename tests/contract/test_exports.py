@@ -184,7 +184,7 @@ def test_the_ledger_and_a_budget_choose_the_stitch(run, capsys):
     assert run.export(*flags, "-o", run.folder / "net.safetensors") == 0
     output = capsys.readouterr().out
     assert f"stitch {best['cfg_id']}, {best['stitch']}, is in" in output
-    assert "64 images of seeded noise, for want of --data" in output
+    assert "64 images of seeded noise, since there is no --data" in output
     assert stitchkit.load_stitch(run.folder / "net.safetensors").about["cfg_id"] == best["cfg_id"]
 
 
@@ -452,7 +452,7 @@ def test_what_is_no_export_is_refused(tmp_path):
         stitchkit.load_stitch(tmp_path / "plain.safetensors")
     with pytest.raises(stitchkit.InputError, match="does not exist"):
         stitchkit.load_stitch(tmp_path / "none.safetensors")
-    with pytest.raises(stitchkit.InputError, match="is no file"):
+    with pytest.raises(stitchkit.InputError, match="is not a file"):
         stitchkit.load_stitch(tmp_path)
     content = (tmp_path / "plain.safetensors").read_bytes()
     (tmp_path / "half.safetensors").write_bytes(content[: len(content) // 2])

@@ -41,17 +41,23 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 
 
+def _state(path):
+    """What of a file or folder changes when it is written, and does not when it is read."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 @contextlib.contextmanager
 def written(folder):
     """Names that are written right in a folder, those too that are gone at the end, with their drafts."""
     names, seen = set(), set()
-    before = {path.name: path.stat() for path in folder.iterdir()}
+    before = {path.name: _state(path) for path in folder.iterdir()}
     opening.append(seen)
     try:
         yield names
     finally:
         opening.pop()
-    left = {path.name for path in folder.iterdir() if before.get(path.name) != path.stat()}
+    left = {path.name for path in folder.iterdir() if before.get(path.name) != _state(path)}
     parts = (Path(path).relative_to(folder).parts for path in seen if Path(path).is_relative_to(folder))
     found = {name.removesuffix(".tmp") for name in left | {part[0] for part in parts if part}}
     names |= found | {f"{name}.tmp" for name in found}

@@ -254,7 +254,9 @@ def test_no_checkpoint_of_an_anchor_is_a_url():
 @pytest.mark.parametrize("library", ["hfds", "hfids"])
 def test_no_card_of_a_data_set_names_what_is_elsewhere(place, library, tmp_path):
     pytest.importorskip("datasets")
-    card = {"configs": [{"config_name": "default", "data_files": [{"split": "train", "path": ["a.csv", place]}]}]}
+    card = {"configs": [{"config_name": "default", "data_files": [{"split": "train", "path": ["a.csv", place]}]}]} | {
+        "a": "a---b"
+    }
     for name, text in (
         ("README.md", f"---\n{yaml.safe_dump(card)}---\n# x\n"),
         (".huggingface.yaml", yaml.safe_dump(card)),

@@ -138,7 +138,7 @@ def test_wrong_settings(capsys, images, config, tmp_path):
 
 def test_mistakes_on_the_command_line(capsys, images, config):
     assert "did you mean '--stitch_config'" in refused(capsys, "train", images, "--stich_config", "x.json")
-    assert "one argument too many" in refused(capsys, "train", images, "more", "--model", "x")
+    assert "is an unexpected argument" in refused(capsys, "train", images, "more", "--model", "x")
     assert "--epochs" in refused(capsys, "train", images, "--epochs", "many")
     assert "invalid choice" in refused(capsys, "trane", images)
     assert "key=value" in refused(capsys, "train", images, "--model", "x", "--model-kwargs", "depth")

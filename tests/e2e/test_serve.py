@@ -128,7 +128,7 @@ def test_the_command_says_what_is_wrong(files, capsys, monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        assert "cannot be had: Address already in use; choose another --port" in refused(
+        assert "is unavailable: Address already in use; choose another --port" in refused(
             capsys, files | {"--port": taken.getsockname()[1]}
         )
     assert "belongs to another configuration" in refused(capsys, files | {"--num-classes": 7})

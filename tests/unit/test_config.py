@@ -96,7 +96,7 @@ def test_anchor_objects():
         ({"anchors": [*TWO, {"name": "x", "kwargs": 3}]}, "of type"),
         ({"anchors": [*TWO, {"name": "x", "label": 3}]}, "of type"),
         ({"anchors": [*TWO, {"name": "x", "checkpoint": 3}]}, "of type"),
-        ({"anchors": [*TWO, {"name": "x", "kwargs": {"pretrained": True}}]}, "use 'checkpoint'"),
+        ({"anchors": [*TWO, {"name": "x", "kwargs": {"pretrained": True}}]}, "given as its checkpoint"),
         ({"anchors": TWO, "data_set": "CIFAR"}, "only IMNET"),
     ],
 )

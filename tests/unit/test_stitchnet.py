@@ -772,7 +772,7 @@ def test_networks_that_cannot_be_used(nets, words):
     [
         (np.zeros((3, 32, 32), np.float32), {}, "give prepared images"),
         (np.zeros((2, 3, 32, 32), np.uint8), {}, "as floats"),
-        (np.full((2, 3, 32, 32), np.nan, np.float32), {}, "no numbers"),
+        (np.full((2, 3, 32, 32), np.nan, np.float32), {}, "not finite"),
         (np.zeros((2, 4, 32, 32), np.float32), {}, "does not take images"),
         (np.zeros((2, 3, 32, 32), np.float32), {"order": "bets"}, "did you mean 'best'"),
         (np.zeros((2, 3, 32, 32), np.float32), {"maxDepth": 1}, "at least 2"),

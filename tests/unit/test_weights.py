@@ -1,8 +1,10 @@
 """Checkpoints are read safely and completely, or refused with a reason."""
 
 import argparse
+import collections
 import hashlib
 import os
+import zipfile
 
 import pytest
 import torch
@@ -211,3 +213,63 @@ def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path, monkeyp
     monkeypatch.setattr("stitchkit.networks.weights.torch.load", load)
     with pytest.raises(InputError, match="was written to while it was read"):
         read_hashed(path)
+
+
+class Endless:
+    """Pickles as so many tuples, each in the one before, as the key of a mapping."""
+
+    def __init__(self, depth):
+        self.bytes = b"\x80\x02}q\x00)" + b"\x85" * depth + b"K\x01s."
+
+
+def written(tmp_path, content):
+    path = tmp_path / "w.pth"
+    if isinstance(content, Endless):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("w/data.pkl", content.bytes)
+            archive.writestr("w/version", "3")
+    else:
+        torch.save(content, path)
+    return path
+
+
+def doubled(depth):
+    value = []
+    for _ in range(depth):
+        value = [value, value]
+    return value
+
+
+def with_attribute(value, name):
+    setattr(value, name, 5)
+    return value
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"weight": torch.zeros(1).expand(8)},
+        {"weight": torch.zeros(2, device="meta")},
+        {"weight": torch.zeros(2, dtype=torch.float8_e4m3fn)},
+        {"weight": torch.zeros(2, dtype=torch.uint16)},
+        {"weight": with_attribute(torch.zeros(2), "numel")},
+        {"weight": torch.ones(2), "more": with_attribute(collections.OrderedDict(a=1), "get")},
+        {"more": doubled(60)},
+        Endless(1_000_000),
+        Endless(30),
+    ],
+    ids=["expanded", "meta", "one byte", "unsigned", "attribute", "mapping", "doubled", "tuples", "some tuples"],
+)
+def test_what_no_program_saves_is_refused(tmp_path, content):
+    with pytest.raises(InputError, match=r"refused|without end"):
+        read_checkpoint(written(tmp_path, content))
+
+
+def test_what_stands_in_many_places_is_read_once(tmp_path):
+    assert read_checkpoint(written(tmp_path, {"weight": torch.ones(2), "more": doubled(40)}))
+
+
+def test_weights_with_and_without_their_prefix_are_refused(tmp_path):
+    content = {"a": torch.ones(2), "module.a": torch.zeros(2)}
+    with pytest.raises(InputError, match=r"both with and without 'module\.'"):
+        stitchkit.load_checkpoint(torch.nn.Linear(2, 2), written(tmp_path, content))

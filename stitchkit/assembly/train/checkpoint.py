@@ -21,6 +21,7 @@ from stitchkit.train.checkpoint_schema import (
     check,
     each,
     either,
+    exactly,
     fields,
     in_short,
     like,
@@ -63,19 +64,25 @@ _SCHEMA = fields(
 """What a job saves; its weights and states are looked at where they are used."""
 
 
-_MOVING: dict[str, Any] = {
-    "last_epoch": whole(-1),
-    "_step_count": whole(0),
-    "_last_lr": each(number()),
-    "T_cur": number(-1),
-    "T_i": number(1),
-    "best": number(finite=False),
-    "num_bad_epochs": whole(0),
-    "cooldown_counter": whole(0),
-    "_get_lr_called_within_step": anything,
-    "_is_initial": anything,
-}
-"""What a schedule of torch changes as it goes; all else is as its settings made it."""
+def _schedule_schema(schedule: Schedule, done: int) -> dict[str, Any]:
+    """What the state of a schedule must be after so many steps: as its settings made it, but for what moves on."""
+    flag = either(exactly(True), exactly(False))
+    moving: dict[str, Any] = {
+        "last_epoch": whole(-1, done),
+        "_step_count": whole(0, done + 2),
+        "_last_lr": each(number(0)),
+        "T_cur": number(-1, done),
+        "T_i": number(1, 1e9),
+        "best": number(finite=False),
+        "num_bad_epochs": whole(0, done),
+        "cooldown_counter": whole(0),
+        "_get_lr_called_within_step": flag,
+        "_is_initial": flag,
+    }
+    own = like(schedule.state_dict(), moving)
+    if "last_epoch" in own["scheduler"]:
+        own["scheduler"]["last_epoch"] = exactly(done)
+    return {**own, "done": exactly(done)}
 
 
 def save(folder: Path, state: Mapping[str, Any], *, step: int) -> None:
@@ -148,6 +155,9 @@ def resume(
     except InputError as error:
         raise InputError(f"checkpoint '{path}' is damaged: {error}") from error
     last = content["rows"][-1] if content["rows"] else {}
+    places = [(row.get("Epoch"), row.get("Step")) for row in content["rows"]]
+    if any(None in place for place in places) or places != sorted(set(places)):
+        raise InputError(f"checkpoint '{path}' is damaged: its rows are not in the order of their epochs")
     if (last.get("Epoch"), last.get("Step")) != (content["epoch"], content["step"]):
         raise InputError(f"checkpoint '{path}' is damaged: its epoch and step are not those of its last row")
     _check_settings(content["config"], settings, path, trains=optimizer is not None)
@@ -155,10 +165,11 @@ def resume(
     if optimizer is None:
         return content
     try:
-        load_optimizer(optimizer, content["optimizer"])
+        cycles = schedule is not None and type(schedule.scheduler).__name__ in ("OneCycleLR", "CyclicLR")
+        load_optimizer(optimizer, content["optimizer"], cycles=cycles)
         if schedule is not None:
             done = content["epoch"] if schedule.cadence == "epochs" else content["step"]
-            check(content["scheduler"], like({**schedule.state_dict(), "done": done}, _MOVING), "scheduler")
+            check(content["scheduler"], _schedule_schema(schedule, done), "scheduler")
             schedule.load_state_dict(content["scheduler"])
     except InputError as error:
         raise InputError(f"checkpoint '{path}' does not fit this job: {error}; use the same settings") from error
