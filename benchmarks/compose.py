@@ -15,7 +15,8 @@ import torch
 from benchmarks.command import Options, command
 from benchmarks.timing import Check, Result, alternate, ratio
 from stitchkit import InputError, StitchConfig
-from stitchkit.model.similarity import align, as_rows, sample
+from stitchkit.model.similarity import align, sample
+from stitchkit.networks.layout import as_rows
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchnet.activations import Activation, run
 from stitchnet.composition import Composition
@@ -149,7 +150,7 @@ class PlainSearch:
             if step.joint is not None:
                 x = run(kept(step.joint), x)
             x = run(step.fragment.module, x)
-        return Activation(x, path[-1].fragment.form)
+        return Activation(x, path[-1].fragment.layout)
 
     def input_of(self, fragment: Fragment) -> Activation:
         """What a fragment is used to."""
@@ -169,11 +170,11 @@ class PlainSearch:
     def ranked(self, path: list[Step]) -> list[tuple[float, Fragment]]:
         """All fragments that could follow, the best first."""
         used = {step.fragment for step in path}
-        vector = path[-1].fragment.form.is_vector
+        vector = path[-1].fragment.layout.is_vector
         scored = []
         for fragment in self.pool.followers:
             place = self.pool.fragments.index(fragment)
-            if fragment in used or (vector and not self.pool.fragments[place - 1].form.is_vector):
+            if fragment in used or (vector and not self.pool.fragments[place - 1].layout.is_vector):
                 continue
             if len(path) < 9 or fragment.is_end:
                 scored.append((self.score(path, fragment), fragment))

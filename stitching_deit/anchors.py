@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from stitchkit.networks.anchor import Anchor, Stage, patched_input_size
-from stitchkit.networks.layout import Format
+from stitchkit.networks.layout import Layout
 
 
 class VisionTransformerAnchor(Anchor):
@@ -37,9 +37,10 @@ class VisionTransformerAnchor(Anchor):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """One stage; its positions are all tokens, prefix tokens included."""
-        tokens = self.model.patch_embed.num_patches + self.model.num_prefix_tokens
-        return (Stage(len(self.model.blocks), self.model.embed_dim, (tokens,), Format.NLC),)
+        """One stage; its positions are patches."""
+        model = self.model
+        layout = Layout("NLC", model.embed_dim, (model.patch_embed.num_patches,), model.num_prefix_tokens)
+        return (Stage(len(model.blocks), layout),)
 
     @property
     def input_size(self) -> tuple[int, int, int]:

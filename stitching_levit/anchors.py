@@ -11,7 +11,7 @@ from torch import nn
 
 from stitching_levit.published import own_names
 from stitchkit.networks.anchor import Anchor, Stage
-from stitchkit.networks.layout import Format
+from stitchkit.networks.layout import Layout
 
 
 class LevitAnchor(Anchor):
@@ -36,8 +36,8 @@ class LevitAnchor(Anchor):
 
     def _stage(self, depth: int, width: int, grid: tuple[int, int]) -> Stage:
         if self.model.use_conv:
-            return Stage(depth, width, tuple(grid), Format.NCHW)
-        return Stage(depth, width, (math.prod(grid),), Format.NLC)
+            return Stage(depth, Layout("NCHW", width, tuple(grid)))
+        return Stage(depth, Layout("NLC", width, (math.prod(grid),)))
 
     @property
     def input_size(self) -> tuple[int, int, int]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from timm.models.resnet import ResNet
 from torch import nn
 
 from stitchkit.networks.anchor import Anchor, Stage
-from stitchkit.networks.layout import Format
+from stitchkit.networks.layout import Layout
 
 
 class ResNetAnchor(Anchor):
@@ -24,15 +25,16 @@ class ResNetAnchor(Anchor):
     def stages(self) -> tuple[Stage, ...]:
         """The stages; positions are rows and columns of a map."""
         _, height, width = self.input_size
-        return tuple(
-            Stage(
-                depth=len(blocks),
-                width=info["num_chs"],
-                positions=(-(-height // info["reduction"]), -(-width // info["reduction"])),  # rounded up
-                layout=Format.NCHW,
-            )
-            for blocks, info in zip(self.stage_modules, self.model.feature_info[1:], strict=True)
-        )
+        stages = []
+        for blocks, info in zip(self.stage_modules, self.model.feature_info[1:], strict=True):
+            positions = (-(-height // info["reduction"]), -(-width // info["reduction"]))  # rounded up
+            stages.append(Stage(len(blocks), Layout("NCHW", info["num_chs"], positions)))
+        return tuple(stages)
+
+    @property
+    def stem_layout(self) -> Layout:
+        """The full layout of what leaves the stem: maps as large as those of the first stage."""
+        return replace(self.stages[0].layout, channels=self.model.feature_info[0]["num_chs"])
 
     @property
     def input_size(self) -> tuple[int, int, int]:

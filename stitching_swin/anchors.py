@@ -10,7 +10,7 @@ from torch import nn
 
 from stitching_swin.published import own_names
 from stitchkit.networks.anchor import Anchor, Stage, patched_input_size
-from stitchkit.networks.layout import Format
+from stitchkit.networks.layout import Layout
 
 
 class SwinAnchor(Anchor):
@@ -28,7 +28,7 @@ class SwinAnchor(Anchor):
         """The stages; positions are rows and columns of patches."""
         widths = [info["num_chs"] for info in self.model.feature_info]
         return tuple(
-            Stage(len(stage.blocks), width, tuple(stage.output_resolution), Format.NHWC)
+            Stage(len(stage.blocks), Layout("NHWC", width, tuple(stage.output_resolution)))
             for stage, width in zip(self.model.layers, widths, strict=True)
         )
 

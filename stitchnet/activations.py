@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from stitchkit.model.activation_memory import in_portions
-from stitchkit.model.similarity import pool, resize
-from stitchnet.forms import Form
+from stitchkit.model.similarity import pool
+from stitchkit.networks.layout import Layout, resize
 
 _logger = logging.getLogger(__name__)
 _SHELVED_BYTES = 2**24
@@ -25,12 +25,12 @@ class Activation:
 
     Args:
         tensor: As the fragment before it gives it.
-        form: Its form.
+        layout: Its layout.
     """
 
-    def __init__(self, tensor: torch.Tensor, form: Form):
+    def __init__(self, tensor: torch.Tensor, layout: Layout):
         self.tensor = tensor
-        self.form = form
+        self.layout = layout
         self._resized: dict[tuple[int, int] | None, torch.Tensor] = {}
         self._mapping: mmap.mmap | None = None
 
@@ -38,29 +38,29 @@ class Activation:
     def key(self) -> bytes:
         """A hash of the content."""
         values = self.tensor.contiguous().cpu()
-        digest = hashlib.blake2b(str((values.dtype, tuple(values.shape), self.form)).encode(), digest_size=16)
+        digest = hashlib.blake2b(str((values.dtype, tuple(values.shape), self.layout)).encode(), digest_size=16)
         digest.update(values.view(-1).numpy().view("uint8").data)
         return digest.digest()
 
     @property
     def value(self) -> torch.Tensor:
         """Maps `[B, C, H, W]` or vectors `[B, D]`."""
-        return self.form.split(self.tensor)[0]
+        return self.layout.maps(self.tensor)
 
     @property
     def prefix(self) -> torch.Tensor | None:
         """Prefix tokens `[B, C, P]`, if there are any."""
-        return self.form.split(self.tensor)[1]
+        return self.layout.split(self.tensor)[1]
 
     @property
     def width(self) -> int:
         """Number of features."""
-        return self.tensor.shape[self.form.channel_dim]
+        return self.tensor.shape[self.layout.channel_dim]
 
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width of the map; None for vectors."""
-        if self.form.is_vector:
+        if self.layout.is_vector:
             return None
         height, width = self.value.shape[2:]
         return height, width
@@ -78,7 +78,7 @@ class Activation:
             return self.value
         parts = []
         for part in torch.split(self.value, _RESIZED_IMAGES):
-            parts.append(pool(part) if size is None else resize(part, size))
+            parts.append(pool(part) if size is None else resize(part, size, align_corners=True))
             self._release()
         resized = torch.cat(parts)
         if keep:

@@ -51,7 +51,7 @@ class FragmentCost:
             macs, params = macs + more * self.reader_macs, params + more * self.reader_params
         else:
             own = sum(map(math.prod, map_shapes(before, after)))
-            macs, params = macs + own * (min(areas) + after.form.num_prefix_tokens), params + own
+            macs, params = macs + own * (min(areas) + after.layout.num_prefix_tokens), params + own
         if after.size is not None and before.size != after.size:
             macs += 4 * areas[1] * (after.width if enlarges and not folded else before.width)  # as fvcore counts it
         return macs, params

@@ -16,7 +16,7 @@ _NARROW, _WIDE = " !'(),-./:;I[]fijlrt|", "mwMW"
 
 
 @dataclass(frozen=True)
-class Step:
+class FragmentSummary:
     """A fragment of a composed network, and how it is joined to the one before it.
 
     Args:
@@ -71,7 +71,7 @@ class Text(NamedTuple):
         )
 
 
-def draw(steps: Sequence[Step], input_size: tuple[int, int, int], score: float) -> str:
+def draw(steps: Sequence[FragmentSummary], input_size: tuple[int, int, int], score: float) -> str:
     """A composed network as SVG, as wide as its longest text needs.
 
     Args:
@@ -106,7 +106,7 @@ def _canvas(width: int, height: int) -> list[str]:
     ]
 
 
-def _heading(steps: Sequence[Step], input_size: tuple[int, int, int], score: float) -> list[Text]:
+def _heading(steps: Sequence[FragmentSummary], input_size: tuple[int, int, int], score: float) -> list[Text]:
     macs, params = sum(step.macs for step in steps), sum(step.params for step in steps)
     count = len({step.network for step in steps})
     givers = "one network" if count == 1 else f"{count} networks"
@@ -115,7 +115,7 @@ def _heading(steps: Sequence[Step], input_size: tuple[int, int, int], score: flo
     return [Text(_EDGE, 30, title, size=17, weight="bold"), Text(_EDGE, 52, about, colour="#555")]
 
 
-def _about(step: Step, x: float, y: float) -> list[Text]:
+def _about(step: FragmentSummary, x: float, y: float) -> list[Text]:
     """What stands in a box that begins at a place."""
     name = f"{step.network}, fragment {step.index + 1} of {step.count}"
     cost = f"{quantity(step.macs)} MACs, {quantity(step.params)} parameters"
@@ -126,7 +126,7 @@ def _about(step: Step, x: float, y: float) -> list[Text]:
     ]
 
 
-def _box(x: float, y: float, width: float, step: Step, colour: str) -> list[str]:
+def _box(x: float, y: float, width: float, step: FragmentSummary, colour: str) -> list[str]:
     return [
         f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{_HEIGHT}" rx="6" fill="{colour}" fill-opacity="0.16" '
         f'stroke="{colour}" stroke-width="1.5"/>',
@@ -134,7 +134,7 @@ def _box(x: float, y: float, width: float, step: Step, colour: str) -> list[str]
     ]
 
 
-def _label(x1: float, x2: float, y: float, step: Step) -> Text:
+def _label(x1: float, x2: float, y: float, step: FragmentSummary) -> Text:
     words = f"score {step.score:.3f}" + (f", {step.joint}" if step.joint else "")
     clear = 4 if x1 == x2 else -6 if x1 < x2 else 14  # above an arrow to the right, below one to the left
     return Text((x1 + x2) / 2 + 8, y - _GAP / 2 + clear, words, size=12)

@@ -15,7 +15,7 @@ from stitchkit.errors import InputError
 from stitchkit.networks.cut import cut
 from stitchkit.networks.cut.flow import Flow
 from stitchkit.networks.cut.trace import trace
-from stitchnet.forms import Form, find_form
+from stitchkit.networks.layout import Layout, find_layout
 
 _PLAIN = (nn.Conv2d.forward, Conv2dSame.forward, nn.Linear.forward, Linear.forward)
 """What layers do that only multiply by their weight."""
@@ -30,13 +30,13 @@ class Place:
         after: Name of what gives the tensor that crosses.
         readers: All layers that take the tensor, if they are all convolutions or linear layers: a joint can be folded
             into them. Empty at the border of a block.
-        form: The form of the tensor.
+        layout: The layout of the tensor.
     """
 
     before: str
     after: str
     readers: tuple[str, ...]
-    form: Form
+    layout: Layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class Fragment:
         start: Where it begins; None at the network's input.
         stop: Where it ends; None at the network's output.
         module: The layers; they share the network's weights.
-        form: The form of what leaves it.
+        layout: The layout of what leaves it.
     """
 
     network: str
@@ -59,7 +59,7 @@ class Fragment:
     start: Place | None
     stop: Place | None
     module: nn.Module = field(repr=False)
-    form: Form
+    layout: Layout
 
     @property
     def is_start(self) -> bool:
@@ -129,7 +129,7 @@ def between(label: str, model: nn.Module, cuts: Sequence[Place]) -> list[Fragmen
 def _fragment(label: str, model: nn.Module, ends: list[Place | None], index: int) -> Fragment:
     start, stop = ends[index : index + 2]
     module = cut(model, block_input=start.before if start else None, block_output=stop.after if stop else None).eval()
-    return Fragment(label, index, len(ends) - 1, start, stop, module, stop.form if stop else Form(None))
+    return Fragment(label, index, len(ends) - 1, start, stop, module, stop.layout if stop else Layout("vector"))
 
 
 def places(model: nn.Module, example: torch.Tensor) -> list[Place]:
@@ -176,15 +176,15 @@ def _places(model: nn.Module, flow: Flow, example: torch.Tensor, *, inside: bool
         if any(user.op != "call_module" for user in users):
             continue
         layers = [_layer(model, user) for user in users]
-        form = find_form(shapes[node], model, (example.shape[2], example.shape[3]))
+        layout = find_layout(shapes[node], model, (example.shape[2], example.shape[3]))
         names = flow.labels[users[0]], flow.labels[node]
-        if form is None:
+        if layout is None:
             continue
         if inside and all(map(_is_reader, layers)):
-            yield Place(*names, tuple(str(user.target) for user in users), form)
-        elif not inside and form.channel_dim == -1 and len(layers) == 1 and any(True for _ in layers[0].children()):
+            yield Place(*names, tuple(str(user.target) for user in users), layout)
+        elif not inside and layout.channel_dim == -1 and len(layers) == 1 and any(True for _ in layers[0].children()):
             # Convolutional networks are cut at their layers alone, as published.
-            yield Place(*names, (), form)
+            yield Place(*names, (), layout)
 
 
 def _layer(model: nn.Module, node: fx.Node) -> nn.Module:

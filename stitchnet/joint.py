@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from stitchkit.model.similarity import as_rows, pool, resize
+from stitchkit.model.similarity import pool
 from stitchkit.model.solve import Gram
+from stitchkit.networks.layout import Layout, as_rows, prefix_tokens, resize
 from stitchnet.activations import Activation
-from stitchnet.forms import Form
 
 _FOLDED_ROWS = 256
 """Outputs of a layer that are folded at a time; the largest layers would take gigabytes in float64."""
@@ -20,18 +20,18 @@ _FOLDED_ROWS = 256
 
 @dataclass(frozen=True, eq=False)
 class Joint:
-    """A linear map of features, and a change of size and form.
+    """A linear map of features, and a change of size and layout.
 
     Args:
-        source: Form of what the front gives.
-        target: Form of what the end takes.
+        source: Layout of what the front gives.
+        target: Layout of what the end takes.
         size: Height and width of the maps that the end takes; None for vectors.
         factors: The map, as matrices to be applied one after the other, `[in, rank]` and `[rank, out]`, or one
             `[in, out]`.
     """
 
-    source: Form
-    target: Form
+    source: Layout
+    target: Layout
     size: tuple[int, int] | None
     factors: tuple[torch.Tensor, ...]
 
@@ -46,8 +46,8 @@ class Joint:
         return self.factors[0].shape[0], self.factors[-1].shape[1]
 
 
-def unjoinable(x: Form, y: Form) -> str | None:
-    """Why what has one form cannot be joined to what has another; None if it can."""
+def unjoinable(x: Layout, y: Layout) -> str | None:
+    """Why what has one layout cannot be joined to what has another; None if it can."""
     if x.is_vector and not y.is_vector:
         return "a vector cannot become a map"
     return None
@@ -72,7 +72,7 @@ def fit_joint(x: Activation, y: Activation) -> Joint:
         factors = (_least_squares(x.at(None).double(), y.value.double()),)
     else:
         factors = (_solve_maps(x, y),)
-    return Joint(x.form, y.form, y.size, tuple(factor.to(y.tensor.dtype) for factor in factors))
+    return Joint(x.layout, y.layout, y.size, tuple(factor.to(y.tensor.dtype) for factor in factors))
 
 
 def _num_rows(x: Activation, y: Activation) -> int:
@@ -83,7 +83,7 @@ def _num_rows(x: Activation, y: Activation) -> int:
 
 def _has_few_rows(x: Activation, y: Activation) -> bool:
     """Whether the map follows from a kernel of the rows `[rows, rows]` rather than from sums `[in, in]`."""
-    return _num_rows(x, y) < x.width and not y.form.num_prefix_tokens and not _enlarges(x, y)
+    return _num_rows(x, y) < x.width and not y.layout.num_prefix_tokens and not _enlarges(x, y)
 
 
 def _enlarges(x: Activation, y: Activation) -> bool:
@@ -149,20 +149,13 @@ def _solve_maps(x: Activation, y: Activation) -> torch.Tensor:
 def _prefixes(x: Activation, y: Activation) -> tuple[torch.Tensor, torch.Tensor] | None:
     if y.prefix is None:
         return None
-    return _prefix_for(x.value, x.prefix, y.prefix.shape[-1]), y.prefix
-
-
-def _prefix_for(x: torch.Tensor, prefix: torch.Tensor | None, count: int) -> torch.Tensor:
-    """As many prefix tokens `[B, C, P]` as asked for: those that there are, or the mean of the positions."""
-    if prefix is not None and prefix.shape[-1] == count:
-        return prefix
-    return pool(x)[..., None].expand(-1, -1, count)
+    return prefix_tokens(x.value, x.prefix, y.prefix.shape[-1], "avg"), y.prefix
 
 
 def _resizing(before: int, after: int) -> torch.Tensor:
     """The matrix `[after, before]` that resizes along one side."""
     identity = torch.eye(before, dtype=torch.float64)[None, None]
-    return resize(identity, (after, before))[0, 0]
+    return resize(identity, (after, before), align_corners=True)[0, 0]
 
 
 def _apply(sides: Sequence[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
@@ -174,44 +167,44 @@ class JointLayer(nn.Module):
     """What a joint does to a tensor; its map may be elsewhere, folded into the layers that follow.
 
     Args:
-        source: Form of what comes in.
-        target: Form of what goes out.
+        source: Layout of what comes in.
+        target: Layout of what goes out.
         size: Height and width of the maps that go out; None for vectors.
         maps: The matrices `[out, in]` that are applied, none if they are folded.
     """
 
-    def __init__(self, source: Form, target: Form, size: tuple[int, int] | None, maps: Sequence[torch.Tensor] = ()):
+    def __init__(self, source: Layout, target: Layout, size: tuple[int, int] | None, maps: Sequence[torch.Tensor] = ()):
         super().__init__()
         self.source, self.target, self.size = source, target, size
         self.maps = nn.ParameterList(nn.Parameter(weight.contiguous()) for weight in maps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The end's input."""
-        x, prefix = self.source.split(x)
+        prefix, x = self.source.split(x)[1], self.source.maps(x)
         if self.size is None:
             x = pool(x)
             for weight in self.maps:
                 x = nn.functional.linear(x, weight)
             return x
         count = self.target.num_prefix_tokens
-        prefix = _prefix_for(x, prefix, count) if count else None
+        prefix = prefix_tokens(x, prefix, count, "avg") if count else None
         shrinks = x.shape[2] * x.shape[3] > _area(self.size)
-        x = resize(x, self.size) if shrinks else x  # the map runs at the smaller of both sizes
+        x = resize(x, self.size, align_corners=True) if shrinks else x  # the map runs at the smaller of both sizes
         for weight in self.maps:
             x = nn.functional.conv2d(x, weight[..., None, None])
             prefix = prefix if prefix is None else nn.functional.conv1d(prefix, weight[..., None])
-        return self.target.join(resize(x, self.size), prefix)
+        return self.target.join(resize(x, self.size, align_corners=True), prefix)
 
     def describe(self, x: torch.Tensor) -> str:
         """What it does to a tensor, in words."""
-        values = self.source.split(x)[0]
+        values = self.source.maps(x)
         done = []
         if self.size is None:
             done += ["averaged"] if values.ndim == 4 else []
         elif values.shape[2:] != self.size:
             done.append(f"{values.shape[2]} × {values.shape[3]} to {self.size[0]} × {self.size[1]}")
-        if self.source.name != self.target.name and not self.target.is_vector:
-            done.append(f"{self.source.name} to {self.target.name}")
+        if self.source.kind != self.target.kind and not self.target.is_vector:
+            done.append(f"{self.source.kind} to {self.target.kind}")
         widths = " × ".join(str(width) for width in [*(weight.shape[1] for weight in self.maps)])
         last = self.maps[-1].shape[0] if len(self.maps) else 0
         done.append(f"own map {widths} × {last}" if last else "map folded")

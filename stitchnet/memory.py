@@ -46,7 +46,7 @@ class Outputs:
             joint = self._joint(composition, x)
             modules = [] if joint is None else [kept(joint)]
             output = run(nn.Sequential(*modules, composition.fragment.module), x.tensor)
-            self._outputs[composition] = Activation(output, composition.fragment.form)
+            self._outputs[composition] = Activation(output, composition.fragment.layout)
         self._outputs.move_to_end(composition)
         self._trim()
         return self._outputs[composition]

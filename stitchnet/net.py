@@ -22,7 +22,7 @@ from stitchnet.activations import run
 from stitchnet.classifier import Classifier
 from stitchnet.composition import Composition
 from stitchnet.data import Batches, as_images, batches, read_image
-from stitchnet.drawing import Step, draw
+from stitchnet.drawing import FragmentSummary, draw
 from stitchnet.fragments import Fragment
 from stitchnet.joint import Joint, JointLayer, fold, joint_of, kept
 from stitchnet.pool import Pool
@@ -83,7 +83,7 @@ class Net(nn.Module):
         return {"macs": sum(macs.values()), "params": params, "macs_by_operator": macs}
 
     @torch.no_grad()
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[FragmentSummary]:
         """What the network consists of."""
         found = []
         x = self.example()
@@ -95,7 +95,9 @@ class Net(nn.Module):
                 x = layer(x)
                 shape = tuple(x.shape[1:])
                 macs_params = (cost.flops, cost.params)
-                found.append(Step(fragment.network, fragment.index, fragment.count, score, words, shape, *macs_params))
+                found.append(
+                    FragmentSummary(fragment.network, fragment.index, fragment.count, score, words, shape, *macs_params)
+                )
         return found
 
     def save_onnx(self, path: str | Path) -> Path:

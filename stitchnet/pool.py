@@ -6,13 +6,12 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from timm.layers.format import Format
 
 from stitchkit.errors import InputError
+from stitchkit.networks.layout import Layout
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchnet.activations import Activation, run
 from stitchnet.data import as_images
-from stitchnet.forms import Form
 from stitchnet.fragments import Fragment, fragments
 from stitchnet.networks import Nets, load_networks
 
@@ -43,9 +42,9 @@ class Pool:
         try:
             found = fragments(label, model, self.images)
             self.fragments += found
-            x = Activation(self.images, Form(Format.NCHW))
+            x = Activation(self.images, Layout("NCHW"))
             for fragment, following in pairwise(found):
-                output = Activation(run(fragment.module, x.tensor), fragment.form)
+                output = Activation(run(fragment.module, x.tensor), fragment.layout)
                 x.forget()
                 output.shelve()
                 self._inputs[following] = x = output

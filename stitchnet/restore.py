@@ -6,17 +6,16 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from safetensors.torch import load_file
-from timm.layers.format import Format
 from torch import nn
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, unknown
+from stitchkit.networks.layout import Kind, Layout
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchnet.classifier import Classifier
-from stitchnet.forms import Form
 from stitchnet.fragments import Fragment, Place, between
 from stitchnet.joint import JointLayer, resize_input
 from stitchnet.net import Net
@@ -83,7 +82,7 @@ def _layer(entry: Mapping[str, Any], model: nn.Module) -> tuple[Fragment, nn.Seq
     pieces = between(entry["network"], model, [place for place in (start, stop) if place])
     piece = pieces[1 if start else 0]
     fragment = Fragment(
-        entry["network"], entry["index"], entry["count"], start, stop, copy.deepcopy(piece.module), piece.form
+        entry["network"], entry["index"], entry["count"], start, stop, copy.deepcopy(piece.module), piece.layout
     )
     joint = entry["joint"]
     if joint is None:
@@ -92,15 +91,18 @@ def _layer(entry: Mapping[str, Any], model: nn.Module) -> tuple[Fragment, nn.Seq
         resize_input(reader, width)
     size = joint["size"] and (joint["size"][0], joint["size"][1])
     maps = [torch.empty(shape) for shape in joint["maps"]]
-    layer = JointLayer(_form_of(joint["source"]), _form_of(joint["target"]), size, maps)
+    layer = JointLayer(_layout_of(joint["source"]), _layout_of(joint["target"]), size, maps)
     return fragment, nn.Sequential(layer, fragment.module)
 
 
-def _form_of(value: Mapping[str, Any]) -> Form:
-    return Form(value["layout"] and Format(value["layout"]), value["num_prefix_tokens"])
+def _layout_of(value: Mapping[str, Any]) -> Layout:
+    kind = value["layout"] or "vector"
+    if kind not in get_args(Kind):
+        raise unknown("layout", str(kind), get_args(Kind))
+    return Layout(cast(Kind, kind), num_prefix_tokens=value["num_prefix_tokens"])
 
 
 def _place(value: Mapping[str, Any] | None) -> Place | None:
     if value is None:
         return None
-    return Place(value["before"], value["after"], tuple(value["readers"]), _form_of(value["form"]))
+    return Place(value["before"], value["after"], tuple(value["readers"]), _layout_of(value["form"]))

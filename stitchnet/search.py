@@ -198,7 +198,7 @@ class Search:
             if fragment in used and not self.drops_used_last:
                 continue
             y = self.pool.input_of(fragment)
-            if reason := unjoinable(x.form, y.form):
+            if reason := unjoinable(x.layout, y.layout):
                 self.counts.skipped[reason] += 1
                 continue
             self.counts.tried += 1

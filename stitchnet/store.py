@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from stitchkit.files import replacing, write_text
+from stitchkit.networks.layout import Layout
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchnet.classifier import Classifier
-from stitchnet.forms import Form
 from stitchnet.fragments import Fragment, Place
 from stitchnet.joint import joint_of
 
@@ -74,13 +74,13 @@ def _about(fragment: Fragment, layer: nn.Module) -> dict[str, Any]:
     if joint is not None:
         widths = [reader.weight.shape[1] for _, reader in fragment.readers(layer[-1])]
         described = {
-            "source": _form(joint.source),
-            "target": _form(joint.target),
+            "source": _about_layout(joint.source),
+            "target": _about_layout(joint.target),
             "size": joint.size,
             "maps": [tuple(weight.shape) for weight in joint.maps],
             "reader_widths": widths,
         }
-    places = {end: place and {**asdict(place), "form": _form(place.form)} for end, place in _ends(fragment)}
+    places = {end: place and _about_place(place) for end, place in _ends(fragment)}
     return {
         "network": fragment.network, "index": fragment.index, "count": fragment.count, **places, "joint": described
     }  # fmt: skip
@@ -90,5 +90,14 @@ def _ends(fragment: Fragment) -> list[tuple[str, Place | None]]:
     return [("start", fragment.start), ("stop", fragment.stop)]
 
 
-def _form(form: Form) -> dict[str, Any]:
-    return {"layout": form.layout and form.layout.value, "num_prefix_tokens": form.num_prefix_tokens}
+def _about_place(place: Place) -> dict[str, Any]:
+    return {
+        "before": place.before, "after": place.after, "readers": place.readers, "form": _about_layout(place.layout)
+    }  # fmt: skip
+
+
+def _about_layout(layout: Layout) -> dict[str, Any]:
+    """A layout as a file has it; vectors have none there."""
+    return {
+        "layout": None if layout.is_vector else layout.kind, "num_prefix_tokens": layout.num_prefix_tokens
+    }  # fmt: skip

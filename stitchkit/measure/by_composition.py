@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable
 from functools import reduce
 from typing import Generic, TypeVar
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
-from stitchkit.routes import Stitch
+from stitchkit.routes import Step, Stitch
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class Composition(Generic[T]):
         self._model = model
         self._measure = measure
         self._batch_size = batch_size
-        self._costs: dict[tuple[str, ...], T] = {}
+        self._costs: dict[Hashable, T] = {}
         self._inputs: dict[str, list[torch.Tensor]] = {}
 
     def cost(self, stitch: Stitch | int) -> T:
@@ -39,29 +39,17 @@ class Composition(Generic[T]):
         Raises:
             InputError: If the stitch is not in the space.
         """
-        return reduce(operator.add, self._steps(self._model.resolve(stitch)))
+        return reduce(operator.add, map(self._cost_of, self._model.steps(stitch)))
 
-    def _steps(self, stitch: Stitch) -> Iterator[T]:
-        final_norm = stitch.is_anchor or self._model.stitched_final_norm
-        yield self._step(stitch.segments[0].anchor, "stem")
-        for segment in stitch.segments:
-            for block in range(segment.start, segment.stop):
-                yield self._step(segment.anchor, str(block))
-        for joint in stitch.joints:
-            layer = self._model.layer(joint)
-            x = self._entering(joint.front)[joint.front_block + 1]
-            yield self._measured(("layer", *map(str, self._model.space.layers[joint])), layer, x)
-        yield self._step(stitch.segments[-1].anchor, "head" if final_norm else "head without norm")
-
-    def _step(self, label: str, step: str) -> T:
-        """Cost of one step of one anchor: its stem, a block by number, or its head."""
-        anchor = self._model.views[label]
-        inputs = self._entering(label)
-        if step == "stem":
-            return self._measured((label, step), anchor.stem, self._images(label))
-        if step.startswith("head"):
-            return self._measured((label, step), anchor.head(final_norm=step == "head"), inputs[-1])
-        return self._measured((label, step), anchor.blocks[int(step)], inputs[int(step)])
+    def _cost_of(self, step: Step) -> T:
+        # Joints that share a stitching layer pay the same for it.
+        key = step if step.joint is None else self._model.space.layers[step.joint]
+        if key not in self._costs:
+            (module,) = self._model.modules_of([step])
+            images = step.kind == "stem"
+            x = self._images(step.anchor) if images else self._entering(step.anchor)[step.index]
+            self._costs[key] = self._measure(module, x)
+        return self._costs[key]
 
     def _images(self, label: str) -> torch.Tensor:
         anchor = self._model.views[label]
@@ -75,8 +63,3 @@ class Composition(Generic[T]):
             with evaluating(anchor.model), torch.no_grad():
                 self._inputs[label] = anchor.features(self._images(label))
         return self._inputs[label]
-
-    def _measured(self, key: tuple[str, ...], step: nn.Module, x: torch.Tensor) -> T:
-        if key not in self._costs:
-            self._costs[key] = self._measure(step, x)
-        return self._costs[key]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from stitchkit.networks.layout import Format, convert
+from stitchkit.networks.layout import Layout, convert
 
 
 class StitchLayer(nn.Module):
@@ -14,25 +14,21 @@ class StitchLayer(nn.Module):
     Fronts with channels first get a 1x1 convolution, others a linear layer; both are the same map.
 
     Args:
-        in_channels: Width of the front.
-        out_channels: Width of the end.
-        source: Layout of the front.
-        target: Layout of the end.
+        source: Layout of the front, with its channels.
+        target: Layout of the end, with its channels.
 
     Source: SN-Net, section 3.2.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, *, source: Format = Format.NLC, target: Format = Format.NLC
-    ):
+    def __init__(self, source: Layout, target: Layout):
         super().__init__()
-        self.source = source
-        self.target = target
+        # Without sizes: an anchor may also run on larger images than those it was made for.
+        self.source, self.target = source.bare, target.bare
         self.transform: nn.Conv2d | nn.Linear
-        if source is Format.NCHW:
-            self.transform = nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        if source.kind == "NCHW":
+            self.transform = nn.Conv2d(source.width, target.width, kernel_size=1)
         else:
-            self.transform = nn.Linear(in_channels, out_channels)
+            self.transform = nn.Linear(source.width, target.width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Activations of the front to those of the end, e.g. `[B, in_channels, H, W]` to `[B, H, W, out_channels]`."""

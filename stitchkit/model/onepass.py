@@ -14,7 +14,7 @@ from torch import nn
 from stitchkit.errors import InputError
 from stitchkit.model.activation_memory import LiveBytes, default_budget, in_portions
 from stitchkit.networks.anchor import Anchor
-from stitchkit.routes import Joint, StitchSpace
+from stitchkit.routes import Step, StitchSpace
 from stitchkit.routes.shared_work import Visit, shared_visits
 
 _MIB = 2**20
@@ -25,11 +25,13 @@ class _Stitchable(Protocol):
 
     space: StitchSpace
     views: dict[str, Anchor]
-    stitched_final_norm: bool
     training: bool
 
-    def layer(self, joint: Joint) -> nn.Module:
-        """The stitching layer that serves a joint."""
+    def steps(self, stitch: int) -> list[Step]:
+        """The steps of a stitch."""
+
+    def modules_of(self, steps: Iterable[Step]) -> Iterator[nn.Module]:
+        """The modules that run some steps."""
 
 
 @dataclass
@@ -72,13 +74,13 @@ class OnePass:
     def __init__(self, model: _Stitchable, cfg_ids: Iterable[int] | None = None, *, memory: int | None = None):
         chosen = range(len(model.space)) if cfg_ids is None else cfg_ids
         self._model = model
-        self._visits = shared_visits({cfg_id: model.space[cfg_id] for cfg_id in chosen})
+        self._visits = shared_visits({cfg_id: model.steps(cfg_id) for cfg_id in chosen})
         if not self._visits:
             raise InputError("there is no stitch to run; give at least one cfg_id")
         self._memory = memory
         self._portion: dict[tuple[object, ...], int] = {}
         every = chain.from_iterable(self._visits.values())
-        self._uses = Counter((visit.parent, visit.joint.front_block) for visit in every if visit.joint is not None)
+        self._uses = Counter((visit.parent, visit.entry.index) for visit in every if visit.parent is not None)
 
     def __call__(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
         """Logits of every stitch.
@@ -123,13 +125,12 @@ class OnePass:
 
         def enter(visit: Visit) -> torch.Tensor:
             """What a visit begins with; what no later visit needs is given free."""
-            if visit.parent is None or visit.joint is None:
-                stem: torch.Tensor = self._model.views[visit.anchor].stem(x)
-                return stem
-            place = (visit.parent, visit.joint.front_block)
+            (module,) = self._model.modules_of([visit.entry])
+            if visit.parent is None:
+                return module(x)  # type: ignore[no-any-return]
+            place = (visit.parent, visit.entry.index)
             uses[place] -= 1
-            state = left[place] if uses[place] else left.pop(place)
-            return self._model.layer(visit.joint)(state)  # type: ignore[no-any-return]
+            return module(left[place] if uses[place] else left.pop(place))  # type: ignore[no-any-return]
 
         for label, visits in self._visits.items():
             batches: dict[torch.dtype, _Batch] = {}  # in mixed precision a stem may give another type than a layer
@@ -141,20 +142,21 @@ class OnePass:
                     _step(batch, number, block, left)
                 batches = {dtype: batch for dtype, batch in batches.items() if batch.visits}
             for batch in batches.values():
-                logits |= self._finish(self._model.views[label], batch)
+                logits |= self._finish(batch)
         return logits
 
-    def _finish(self, anchor: Anchor, batch: _Batch) -> dict[int, torch.Tensor]:
+    def _finish(self, batch: _Batch) -> dict[int, torch.Tensor]:
         """The heads of the routes that end in an anchor; uncut ones may have another than stitched ones."""
         logits = {}
-        ways: dict[bool, list[tuple[Visit, torch.Tensor]]] = {}
+        heads: dict[Step, list[tuple[int, torch.Tensor]]] = {}
         for visit, part in batch.parts():
-            ways.setdefault(visit.joint is None or self._model.stitched_final_norm, []).append((visit, part))
-        for final_norm, members in ways.items():
-            output = anchor.head(final_norm=final_norm)(_joined([part for _, part in members]))
-            for (visit, _), part in zip(members, output.chunk(len(members)), strict=True):
-                assert visit.cfg_id is not None
-                logits[visit.cfg_id] = part
+            assert visit.head is not None
+            assert visit.cfg_id is not None
+            heads.setdefault(visit.head, []).append((visit.cfg_id, part))
+        for members, module in zip(heads.values(), self._model.modules_of(heads), strict=True):
+            output = module(_joined([part for _, part in members]))
+            for (cfg_id, _), part in zip(members, output.chunk(len(members)), strict=True):
+                logits[cfg_id] = part
         return logits
 
 
@@ -183,5 +185,5 @@ def _step(batch: _Batch, number: int, block: nn.Module, left: dict[tuple[Visit, 
     batch.state = _joined([block(part) for part in in_portions(batch.state)])
     for visit, part in batch.parts():
         if number in visit.leaves:
-            left[visit, number] = part.clone()  # a view would keep the whole batch
+            left[visit, number + 1] = part.clone()  # a view would keep the whole batch
     batch.keep([visit for visit in batch.visits if visit.cfg_id is not None or max(visit.leaves) > number])

@@ -2,6 +2,7 @@
 
 Activations are feature maps `[B, C, H, W]` or vectors `[B, D]`. Rows are compared: the positions of maps, the images of
 vectors. Of two maps the larger is resized to the smaller; a map that meets a vector is averaged over its positions.
+Corners are aligned where maps are resized, as in StitchNet, section 3.2.
 """
 
 from __future__ import annotations
@@ -11,20 +12,12 @@ import warnings
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
 
 from stitchkit.errors import InputError, unknown
+from stitchkit.networks.layout import as_rows, resize
 
 _ROUNDING = 8
 """Differences between features, in units of the last place, that mean nothing."""
-
-
-def resize(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Feature maps `[B, C, H, W]` at another size, bilinearly with aligned corners.
-
-    Source: StitchNet, section 3.2.
-    """
-    return x if x.shape[2:] == size else nn.functional.interpolate(x, size, mode="bilinear", align_corners=True)
 
 
 def align(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,7 +29,7 @@ def align(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     _check_comparable(x, y)
     if x.ndim == y.ndim == 4:
         size = common_size(x, y)
-        return resize(x, size), resize(y, size)
+        return resize(x, size, align_corners=True), resize(y, size, align_corners=True)
     return pool(x), pool(y)
 
 
@@ -118,11 +111,6 @@ def _columns(x: torch.Tensor, count: int, seed: int) -> torch.Tensor:
 
 def _draw(total: int, count: int, seed: int) -> torch.Tensor:
     return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
-
-
-def as_rows(x: torch.Tensor) -> torch.Tensor:
-    """Activations as a matrix `[rows, C]`."""
-    return x.movedim(1, -1).reshape(-1, x.shape[1])
 
 
 def linear_cka(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None, seed: int = 0) -> float:

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -18,9 +19,10 @@ from torch.utils.checkpoint import checkpoint
 from stitchkit.errors import InputError
 from stitchkit.model.layer import StitchLayer
 from stitchkit.model.onepass import OnePass
-from stitchkit.networks.anchor import Anchor, Stage
+from stitchkit.networks.anchor import Anchor
+from stitchkit.networks.layout import Layout
 from stitchkit.networks.mode import evaluating, without_statistics
-from stitchkit.routes import Joint, Segment, Stitch, StitchSpace
+from stitchkit.routes import Joint, Step, Stitch, StitchSpace
 
 
 class SNNet(nn.Module):
@@ -57,11 +59,11 @@ class SNNet(nn.Module):
             self._add_layer(joint, path)
 
     def _add_layer(self, joint: Joint, path: tuple[int, ...]) -> None:
-        front, end = self._stages_at(joint)
-        if front.positions != end.positions:
+        front, end = self.layouts_at(joint)
+        if _places(front) != _places(end):
             raise InputError(
-                f"{joint} joins {front.positions} to {end.positions} positions; choose anchors of the same input "
-                "size, patch size (or strides) and number of prefix tokens"
+                f"{joint} joins {_places(front)} to {_places(end)}; choose anchors of the same input size, patch size "
+                "(or strides) and number of prefix tokens"
             )
         table = self.stitch_layers
         for number in path[:-1]:
@@ -69,11 +71,12 @@ class SNNet(nn.Module):
                 table[str(number)] = nn.ModuleDict()
             table = table[str(number)]  # type: ignore[assignment]
         if str(path[-1]) not in table:
-            table[str(path[-1])] = StitchLayer(front.width, end.width, source=front.layout, target=end.layout)
+            table[str(path[-1])] = StitchLayer(front, end)
 
-    def _stages_at(self, joint: Joint) -> tuple[Stage, Stage]:
+    def layouts_at(self, joint: Joint) -> tuple[Layout, Layout]:
+        """The full layouts of what leaves the front at a joint and of what enters the end."""
         front, end = self.views[joint.front], self.views[joint.end]
-        return front.stage_of(joint.front_block), end.stage_of(joint.end_block)
+        return front.boundaries[joint.front_block + 1], end.boundaries[joint.end_block]
 
     def layer(self, joint: Joint) -> StitchLayer:
         """The stitching layer that serves a joint."""
@@ -131,11 +134,11 @@ class SNNet(nn.Module):
 
     def trainable_stitches(self) -> list[int]:
         """The `cfg_id`s of the routes on which there is something to train."""
-        return [
-            cfg_id
-            for cfg_id in range(len(self.space))
-            if any(parameter.requires_grad for _, step in self.route(cfg_id) for parameter in step.parameters())
-        ]
+        return [cfg_id for cfg_id in range(len(self.space)) if self._is_trainable(cfg_id)]
+
+    def _is_trainable(self, cfg_id: int) -> bool:
+        modules = self.modules_of(self.steps(cfg_id))
+        return any(parameter.requires_grad for module in modules for parameter in module.parameters())
 
     def reset_stitch_id(self, cfg_id: int) -> None:
         """Choose the stitch that `forward` runs when it is given none.
@@ -160,23 +163,23 @@ class SNNet(nn.Module):
             return stitch
         return self.space[operator.index(stitch)]
 
-    def route(self, stitch: Stitch | int | None = None) -> Iterator[tuple[str, nn.Module]]:
-        """The steps of a stitch with a name each: `stem`, `block0`, ..., `stitch0`, ..., `head`."""
-        stitch = self.resolve(stitch)
-        yield "stem", self.views[stitch.segments[0].anchor].stem
-        joints = [None, *stitch.joints]
-        count = 0
-        for number, (segment, joint) in enumerate(zip(stitch.segments, joints, strict=True)):
-            if joint is not None:
-                yield f"stitch{number - 1}", self.layer(joint)
-            for block in self._blocks(segment):
-                yield f"block{count}", block
-                count += 1
-        final_norm = stitch.is_anchor or self.stitched_final_norm
-        yield "head", self.views[stitch.segments[-1].anchor].head(final_norm=final_norm)
+    def steps(self, stitch: Stitch | int | None = None) -> list[Step]:
+        """The steps of a stitch, with the final normalisation where this model applies it."""
+        return list(self.resolve(stitch).steps(stitched_final_norm=self.stitched_final_norm))
 
-    def _blocks(self, segment: Segment) -> Sequence[nn.Module]:
-        return self.views[segment.anchor].blocks[segment.start : segment.stop]
+    def modules_of(self, steps: Iterable[Step]) -> Iterator[nn.Module]:
+        """The modules that run some steps; they share the model's weights."""
+        blocks: dict[str, Sequence[nn.Module]] = {}
+        for step in steps:
+            anchor = self.views[step.anchor]
+            if step.joint is not None:
+                yield self.layer(step.joint)
+            elif step.kind == "block":
+                if step.anchor not in blocks:
+                    blocks[step.anchor] = anchor.blocks
+                yield blocks[step.anchor][step.index]
+            else:
+                yield anchor.stem if step.kind == "stem" else anchor.head(final_norm=step.kind == "head")
 
     def forward(self, x: torch.Tensor, stitch: Stitch | int | None = None) -> torch.Tensor:
         """Run one stitch.
@@ -191,12 +194,13 @@ class SNNet(nn.Module):
         Raises:
             InputError: If the stitch is not in the space.
         """
-        for name, step in self.route(stitch):
-            if self.grad_checkpointing and self.training and name.startswith("block"):
+        steps = self.steps(stitch)
+        for step, module in zip(steps, self.modules_of(steps), strict=True):
+            if self.grad_checkpointing and self.training and step.kind == "block":
                 # The second time a batch passes, in the backward pass, batch norms must not count it again.
-                x = checkpoint(step, x, use_reentrant=False, context_fn=partial(_twice, step))
+                x = checkpoint(module, x, use_reentrant=False, context_fn=partial(_twice, module))
             else:
-                x = step(x)
+                x = module(x)
         return x
 
     def forward_all(
@@ -234,14 +238,32 @@ class SNNet(nn.Module):
         Raises:
             InputError: If the stitch is not in the space.
         """
-        net = nn.Sequential(OrderedDict(self.route(stitch)))
+        steps = self.steps(stitch)
+        net = nn.Sequential(OrderedDict(zip(_names(steps), self.modules_of(steps), strict=True)))
         with evaluating(net):
             return copy.deepcopy(net).train(self.training)
+
+
+def _names(steps: Iterable[Step]) -> Iterator[str]:
+    """Names of the steps in an extracted network: `stem`, `block0`, ..., `stitch0`, ..., `head`."""
+    blocks, layers = count(), count()
+    for step in steps:
+        if step.kind == "block":
+            yield f"block{next(blocks)}"
+        elif step.kind == "layer":
+            yield f"stitch{next(layers)}"
+        else:
+            yield "stem" if step.kind == "stem" else "head"
 
 
 def _twice(step: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """What surrounds the two passes of a step under gradient checkpointing."""
     return nullcontext(), without_statistics(step)
+
+
+def _places(layout: Layout) -> str:
+    """The positions of a layout and the prefix tokens before them, in words."""
+    return f"{layout.positions} positions and {layout.num_prefix_tokens} prefix tokens"
 
 
 def _check_inputs(anchors: Sequence[Anchor]) -> None:

@@ -12,7 +12,7 @@ from stitchkit.distributed import sum_over_ranks
 from stitchkit.errors import InputError, unknown
 from stitchkit.model.activation_memory import in_portions
 from stitchkit.model.snnet import SNNet
-from stitchkit.networks.layout import rows
+from stitchkit.networks.layout import as_rows
 from stitchkit.networks.mode import evaluating
 from stitchkit.routes import Joint
 
@@ -112,7 +112,7 @@ def fit_stitching_layers(
     targets: dict[Joint, _Target] = {}
     device = next(model.parameters()).device
     for joint in model.space.layers:
-        front, end = (model.views[name].stage_of(block) for name, block in _places(joint))
+        front, end = model.layouts_at(joint)
         grams.setdefault((joint.front, joint.front_block), Gram(front.width, device))
         cross = torch.zeros(front.width + 1, end.width, dtype=torch.float64, device=device)
         targets[joint] = _Target(cross, torch.zeros((), dtype=torch.float64, device=device))
@@ -126,10 +126,6 @@ def fit_stitching_layers(
     if not next(iter(grams.values())).num_rows:
         raise InputError("stitching layers cannot be fitted without an image; give at least one batch")
     return _apply(model, grams, targets, method, damping)
-
-
-def _places(joint: Joint) -> tuple[tuple[str, int], tuple[str, int]]:
-    return (joint.front, joint.front_block), (joint.end, joint.end_block)
 
 
 def _accumulate(
@@ -185,8 +181,7 @@ def _feature_rows(
         last = max((index for wanted, index in entries if wanted == label), default=0)
         for index, x in enumerate(anchor.features(images, until=last)):
             if (label, index) in entries:
-                layout = anchor.stage_of(max(index - 1, 0)).layout  # what enters a block left the one before it
-                found[label, index] = rows(x, layout).double()
+                found[label, index] = as_rows(x, anchor.boundaries[index].channel_dim).double()
     return found
 
 

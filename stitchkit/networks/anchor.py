@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from stitchkit.errors import InputError
-from stitchkit.networks.layout import Format
+from stitchkit.networks.layout import Layout
 
 # The one place where the core names families: model class -> the view of it.
 VIEWS = {
@@ -29,19 +29,15 @@ VIEWS = {
 
 @dataclass(frozen=True)
 class Stage:
-    """Blocks of one width and size.
+    """Blocks with tensors of one layout between them.
 
     Args:
         depth: Number of blocks.
-        width: Channels of the tensor between them.
-        positions: Its sizes besides batch and channels, e.g. `(197,)` tokens or `(14, 14)`.
-        layout: Where the channels stand.
+        layout: The full layout of what leaves each of them.
     """
 
     depth: int
-    width: int
-    positions: tuple[int, ...]
-    layout: Format
+    layout: Layout
 
 
 class Piece(nn.Module):
@@ -140,6 +136,16 @@ class Anchor(ABC):
         return dict(weights)
 
     @property
+    def stem_layout(self) -> Layout:
+        """The full layout of what leaves the stem; that of the first stage unless a view says otherwise."""
+        return self.stages[0].layout
+
+    @property
+    def boundaries(self) -> tuple[Layout, ...]:
+        """The full layouts of what passes between the steps: entry `j` enters block `j`, the last one the head."""
+        return (self.stem_layout, *(stage.layout for stage in self.stages for _ in range(stage.depth)))
+
+    @property
     def depths(self) -> tuple[int, ...]:
         """Blocks per stage."""
         return tuple(stage.depth for stage in self.stages)
@@ -174,7 +180,7 @@ class Anchor(ABC):
         return [self.stem, *self.blocks, self.head()]
 
     def features(self, x: torch.Tensor, *, until: int | None = None) -> list[torch.Tensor]:
-        """What passes between the steps: entry `j` is the input of block `j`, the last one that of the head.
+        """What passes between the steps, of the layouts that `boundaries` lists.
 
         Args:
             x: Images `[B, C, H, W]`.
@@ -184,18 +190,6 @@ class Anchor(ABC):
         for block in self.blocks[:until]:
             outputs.append(block(outputs[-1]))
         return outputs
-
-    def stage_of(self, block: int) -> Stage:
-        """The stage that a block belongs to.
-
-        Raises:
-            IndexError: If there is no such block.
-        """
-        for stage in self.stages:
-            if block < stage.depth:
-                return stage
-            block -= stage.depth
-        raise IndexError(f"{self.label} has {sum(self.depths)} blocks, block {block} is beyond them")
 
 
 def _pool_and_classify(model: nn.Module, x: torch.Tensor) -> torch.Tensor:

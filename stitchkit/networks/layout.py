@@ -1,28 +1,342 @@
-"""Layouts of activations: where the channels stand among the positions.
+"""Layouts: what the axes of a tensor between two layers mean, and the conversion of any one to any other.
 
-The names are timm's: `NCHW` of convolutional networks, `NHWC` of hierarchical and `NLC` of plain transformers.
+The kinds are timm's `NCHW`, `NHWC` and `NLC`, and `vector` `[B, C]`, which counts as a map of one position. Tokens may
+begin with prefix tokens, such as a class token, which stand at no position of the image. Stitching jobs call the
+layouts `img`, `bhwc`, `token`, `bert` (tokens after one prefix token) and `vector`.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
 import torch
-from timm.layers.format import Format, get_channel_dim
+from torch import nn
+from torch.nn import functional as F
 
-__all__ = ["Format", "convert", "rows"]
+from stitchkit.errors import InputError, unknown
+
+Kind = Literal["NCHW", "NHWC", "NLC", "vector"]
+_NUM_POSITION_AXES = {"NCHW": 2, "NHWC": 2, "NLC": 1, "vector": 0}
+CLASS_TOKENS = ("zeros", "ones", "avg")
+"""Values of a prefix token where there was none."""
 
 
-def convert(x: torch.Tensor, source: Format, target: Format) -> torch.Tensor:
-    """Move the channels to where another layout has them; the positions keep their order.
+@dataclass(frozen=True)
+class Layout:
+    """The axes of a tensor, with their lengths where these are known.
 
     Args:
-        x: Activations, e.g. `[B, C, H, W]`.
-        source: Their layout.
-        target: A layout with the same positions, e.g. `NHWC` for `[B, H, W, C]`.
+        kind: `NCHW`, `NHWC`, `NLC` or `vector`.
+        channels: Number of channels; None for any.
+        positions: `(H, W)` of maps, `(L,)` of tokens without the prefix, `()` of vectors; None for any.
+        num_prefix_tokens: Of `NLC`: how many tokens stand before those of the positions.
     """
-    return x.movedim(get_channel_dim(source), get_channel_dim(target))
+
+    kind: Kind
+    channels: int | None = None
+    positions: tuple[int, ...] | None = None
+    num_prefix_tokens: int = 0
+
+    @classmethod
+    def parse(cls, value: object) -> Layout:
+        """Read the layout that a job's configuration declares.
+
+        Args:
+            value: A name; or a name with a size: `[img, [C, H, W]]`, `[img, [H, W]]`, `[bert, [C, L]]`, `[bert, L]`,
+                `[vector, N]`.
+
+        Raises:
+            InputError: If it is anything else.
+        """
+        name, size = value if isinstance(value, list | tuple) and len(value) == 2 else (value, None)
+        if not isinstance(name, str):
+            raise InputError(f"{value!r} is not a format; give a name, or a name and a size: [img, [C, H, W]]")
+        if name not in NAMES:
+            raise unknown("format", name, NAMES)
+        bare = NAMES[name]
+        if size is None:
+            return bare
+        numbers = [size] if isinstance(size, int) else size
+        axes = bare.rank - 2
+        if not _are_counts(numbers) or len(numbers) not in (axes, axes + 1):
+            raise InputError(f"size {size!r} does not suit {name} {bare.axes}; give {_SIZES[name]}")
+        channels = numbers[0] if len(numbers) > axes else None
+        return replace(bare, channels=channels, positions=tuple(numbers[len(numbers) - axes :]))
+
+    def declare(self) -> list[object]:
+        """The value that `parse` reads as this layout, e.g. `[img, [C, H, W]]`."""
+        return [self.name, [self.channels, *(self.positions or ())]]
+
+    @property
+    def name(self) -> str:
+        """The name that jobs give it; that of the kind where they have none."""
+        return next((name for name, layout in NAMES.items() if layout == self.bare), self.kind)
+
+    @property
+    def bare(self) -> Layout:
+        """The same axes of any length."""
+        return Layout(self.kind, num_prefix_tokens=self.num_prefix_tokens)
+
+    @property
+    def axes(self) -> str:
+        """The axes as docstrings write them, e.g. `[B, C, H, W]`."""
+        prefix = f"{self.num_prefix_tokens} + " if self.num_prefix_tokens else ""
+        middle = {"NCHW": "C, H, W", "NHWC": "H, W, C", "NLC": f"{prefix}L, C", "vector": "C"}[self.kind]
+        return f"[B, {middle}]"
+
+    @property
+    def width(self) -> int:
+        """The number of channels, which must be known."""
+        assert self.channels is not None, self
+        return self.channels
+
+    @property
+    def rank(self) -> int:
+        """Number of axes, that of the batch among them."""
+        return _NUM_POSITION_AXES[self.kind] + 2
+
+    @property
+    def channel_dim(self) -> int:
+        """The axis of the channels."""
+        return 1 if self.kind in ("NCHW", "vector") else -1
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether there are no positions."""
+        return self.kind == "vector"
+
+    @property
+    def is_map(self) -> bool:
+        """Whether positions stand in rows and columns."""
+        return self.kind in ("NCHW", "NHWC")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width; those of tokens are equal.
+
+        Raises:
+            InputError: If the number of tokens is not a perfect square.
+        """
+        positions = self.positions or ()
+        if len(positions) == 2:
+            return (positions[0], positions[1])
+        length = math.prod(positions)
+        side = math.isqrt(length)
+        if side * side != length:
+            raise InputError(
+                f"{self} has {length} tokens, which is not a perfect square and so not a map of H x W positions"
+            )
+        return (side, side)
+
+    def sized(self, x: torch.Tensor) -> Layout:
+        """The layout with the lengths that the axes of a tensor have.
+
+        Raises:
+            InputError: If the tensor has another number of axes.
+        """
+        if x.ndim != self.rank:
+            raise InputError(f"a tensor of shape {list(x.shape)} is not {self.name} {self.axes}")
+        sizes = list(x.shape)
+        channels = sizes.pop(self.channel_dim)
+        if self.num_prefix_tokens:
+            sizes[1] -= self.num_prefix_tokens
+        return Layout(self.kind, channels, tuple(sizes[1:]), self.num_prefix_tokens)
+
+    def converted_to(self, target: Layout) -> Layout:
+        """The full layout that `convert` gives at the same size; prefix tokens without a place widen the channels."""
+        beside = 0 if target.num_prefix_tokens else self.num_prefix_tokens
+        positions = self.grid if target.is_map else (math.prod(self.positions or ()),)
+        return replace(target.bare, channels=self.width * (1 + beside), positions=positions)
+
+    def split(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A tensor with its channels first, `[B, C, *positions]`, and its prefix tokens `[B, C, P]` if it has any."""
+        x = x.movedim(self.channel_dim, 1)
+        if not self.num_prefix_tokens:
+            return x, None
+        return x[..., self.num_prefix_tokens :], x[..., : self.num_prefix_tokens]
+
+    def join(self, x: torch.Tensor, prefix: torch.Tensor | None = None) -> torch.Tensor:
+        """The tensor of this layout that has some features, whatever grid these are on.
+
+        Args:
+            x: Features `[B, C, *positions]`.
+            prefix: Prefix tokens `[B, C, P]`, where the layout has some.
+
+        Raises:
+            InputError: If a map of more than one position should become a vector.
+        """
+        if self.kind == "NLC":
+            x = x.flatten(2)
+            x = x if prefix is None else torch.cat([prefix, x], -1)
+        elif self.is_vector:
+            if math.prod(x.shape[2:]) != 1:
+                raise InputError(
+                    f"{Layout('NCHW').sized(x)} has more than one position and is not a vector; pool it first, "
+                    "e.g. with a ClassifierHead"
+                )
+            x = x.flatten(1)
+        return x.movedim(1, self.channel_dim)
+
+    def maps(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps `[B, C, H, W]` of the positions of a tensor; vectors `[B, C]` as they are."""
+        features = self.split(x)[0]
+        return features if self.is_vector else to_map(features)
+
+    def __str__(self) -> str:
+        numbers = [*([self.channels] if self.channels is not None else []), *(self.positions or ())]
+        return f"{self.name} {numbers}" if numbers else self.name
 
 
-def rows(x: torch.Tensor, layout: Format) -> torch.Tensor:
-    """Activations as a matrix `[B x positions, C]`."""
-    x = x.movedim(get_channel_dim(layout), -1)
+NAMES = {
+    "img": Layout("NCHW"),
+    "bhwc": Layout("NHWC"),
+    "token": Layout("NLC"),
+    "bert": Layout("NLC", num_prefix_tokens=1),
+    "vector": Layout("vector"),
+}
+"""Layouts by the names that stitching jobs give them.
+
+Source: Bridging Large Gaps in Neural Network Representations with Model Stitching, configurations.
+"""
+_SIZES = {
+    "img": "[C, H, W] or [H, W]",
+    "bhwc": "[C, H, W] or [H, W]",
+    "token": "[C, L] or L",
+    "bert": "[C, L] or L, without the class slot",
+    "vector": "N",
+}
+
+
+def _are_counts(numbers: object) -> bool:
+    if not isinstance(numbers, Sequence) or isinstance(numbers, str):
+        return False
+    return all(isinstance(number, int) and not isinstance(number, bool) and number > 0 for number in numbers)
+
+
+def convert(
+    x: torch.Tensor, source: Layout, target: Layout, *, class_token: str = "zeros", align_corners: bool = False
+) -> torch.Tensor:
+    """A tensor in another layout, resized bilinearly where the target declares another size.
+
+    Prefix tokens that the target has no place for are set beside every position, which multiplies the channels.
+    Where both have as many, they stay; the publication of stitching jobs loses them where the size changes.
+
+    Args:
+        x: The tensor.
+        source: Its layout; sizes are those of the tensor, whatever is declared.
+        target: The layout to bring it to.
+        class_token: Value of prefix tokens where `x` has none: `zeros`, `ones`, or `avg`, the mean of all positions.
+        align_corners: Of the interpolation.
+
+    Raises:
+        InputError: If the channels differ from those declared, tokens have no grid where one is needed, or a map of
+            more than one position should become a vector.
+    """
+    found = source.sized(x)
+    resized = bool(target.positions) and target.positions != found.positions and target.grid != found.grid
+    if resized or found.bare != target.bare:
+        features, prefix = found.split(x)
+        if prefix is not None and not target.num_prefix_tokens:
+            features, prefix = _beside(features, prefix), None
+        if resized:
+            features = resize(to_map(features), target.grid, align_corners=align_corners)
+        elif found.kind != target.kind:
+            features = to_map(features)
+        if target.num_prefix_tokens:
+            prefix = prefix_tokens(features, prefix, target.num_prefix_tokens, class_token)
+        x = target.join(features, prefix)
+    _check_channels(x, found, target)
+    # Prefix tokens are joined with the channels first, a memory order that would slow every block that follows.
+    return x.contiguous() if target.num_prefix_tokens else x
+
+
+def _check_channels(x: torch.Tensor, found: Layout, target: Layout) -> None:
+    channels = x.shape[target.channel_dim]
+    if target.channels not in (None, channels):
+        doubled = f" and makes {channels}, its class token beside every position" if channels != found.channels else ""
+        raise InputError(f"{found} has {found.channels} channels{doubled}; {target} takes {target.channels}")
+
+
+def _beside(features: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
+    """Tokens `[B, C, L]` with the prefix tokens `[B, C, P]` beside each: `[B, (1 + P) x C, L]`."""
+    tokens = features.mT  # put together with the channels last, as the tokens are stored
+    every = prefix.mT.flatten(1)[:, None].expand(-1, tokens.shape[1], -1)
+    return torch.cat([tokens, every], dim=-1).mT
+
+
+def prefix_tokens(features: torch.Tensor, prefix: torch.Tensor | None, count: int, class_token: str) -> torch.Tensor:
+    """As many prefix tokens `[B, C, count]` as a layout has: those that there are, or as many new ones.
+
+    Args:
+        features: Features `[B, C, *positions]`.
+        prefix: Prefix tokens `[B, C, P]`, if there are any.
+        count: How many are needed.
+        class_token: Value of new ones, one of `CLASS_TOKENS`.
+
+    Raises:
+        InputError: If `class_token` is not one of these.
+    """
+    if prefix is not None and prefix.shape[-1] == count:
+        return prefix
+    if class_token not in CLASS_TOKENS:
+        raise unknown("class_token", class_token, CLASS_TOKENS)
+    if class_token == "avg":
+        value = features.mean(tuple(range(2, features.ndim)))[..., None]
+    else:
+        value = torch.full_like(features.flatten(2)[..., :1], float(class_token == "ones"))
+    return value.expand(-1, -1, count)
+
+
+def to_map(features: torch.Tensor) -> torch.Tensor:
+    """Features `[B, C, *positions]` as maps `[B, C, H, W]`; tokens stand row by row on a square grid.
+
+    Raises:
+        InputError: If the number of tokens is not a perfect square.
+    """
+    if features.ndim == 2:
+        return features[:, :, None, None]
+    if features.ndim == 3:
+        return features.reshape(*features.shape[:2], *Layout("NLC").sized(features.mT).grid)
+    return features
+
+
+def resize(x: torch.Tensor, size: tuple[int, int], *, align_corners: bool) -> torch.Tensor:
+    """Maps `[B, C, H, W]` at another size, bilinearly."""
+    return x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
+
+
+def as_rows(x: torch.Tensor, channel_dim: int = 1) -> torch.Tensor:
+    """A tensor of any layout as a matrix `[B x positions, C]`, prefix tokens being positions like all others."""
+    x = x.movedim(channel_dim, -1)
     return x.reshape(-1, x.shape[-1])
+
+
+def find_layout(shape: tuple[int, ...], model: nn.Module, size: tuple[int, int]) -> Layout | None:
+    """The layout of a tensor inside a model, by its shape; None if it cannot be known.
+
+    Args:
+        shape: With the batch.
+        model: The model.
+        size: Height and width of its images; if they are not square, it does not tell how tokens are arranged.
+    """
+    if len(shape) == 2:
+        return Layout("vector")
+    # timm's `unroll` puts tokens into another order than that of their positions.
+    if len(shape) == 3 and size[0] == size[1] and not hasattr(model, "unroll"):
+        prefix = getattr(model, "num_prefix_tokens", shape[1] - math.isqrt(shape[1]) ** 2)
+        if math.isqrt(shape[1] - prefix) ** 2 == shape[1] - prefix > 0:
+            return Layout("NLC", num_prefix_tokens=prefix)
+    if len(shape) == 4:
+        # Maps have the proportions of the images, wherever their channels stand.
+        leading, trailing = (_is_proportional(sides, size) for sides in (shape[1:3], shape[2:4]))
+        last = (leading and not trailing) or getattr(model, "output_fmt", None) == "NHWC"
+        return Layout("NHWC" if last and (leading or not trailing) else "NCHW")
+    return None
+
+
+def _is_proportional(sides: tuple[int, ...], size: tuple[int, int]) -> bool:
+    """Whether height and width are those of images made smaller, but for rounding."""
+    return abs(sides[0] - sides[1] * size[0] / size[1]) < 1

@@ -2,6 +2,6 @@
 
 from stitchkit.routes.rules import PairedWindow, Rule, SlidingWindow, StageWise
 from stitchkit.routes.space import StitchSpace
-from stitchkit.routes.stitch import Joint, Segment, Stitch
+from stitchkit.routes.stitch import Joint, Segment, Step, Stitch
 
-__all__ = ["Joint", "PairedWindow", "Rule", "Segment", "SlidingWindow", "StageWise", "Stitch", "StitchSpace"]
+__all__ = ["Joint", "PairedWindow", "Rule", "Segment", "SlidingWindow", "StageWise", "Step", "Stitch", "StitchSpace"]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 
-from stitchkit.routes.stitch import Joint, Stitch
+from stitchkit.routes.stitch import Step
 
 
 @dataclass(eq=False)
@@ -14,52 +14,60 @@ class Visit:
     """Consecutive blocks of one anchor, run once for all routes that came there in the same way.
 
     Args:
-        anchor: Label of the anchor.
-        start: First block that runs.
+        entry: The step through which routes enter: a stem, or the stitching layer after the parent's block.
         parent: The visit before; None where images enter through the stem.
-        joint: How the parent was left for this one; None with the stem.
         leaves: Blocks after which routes leave for another anchor, ascending.
-        cfg_id: The stitch that ends here, through the head; None where all routes continue elsewhere.
+        cfg_id: The stitch that ends here; None where all routes continue elsewhere.
+        head: The step through which it ends.
     """
 
-    anchor: str
-    start: int
+    entry: Step
     parent: Visit | None = None
-    joint: Joint | None = None
     leaves: list[int] = field(default_factory=list)
     cfg_id: int | None = None
+    head: Step | None = None
+
+    @property
+    def anchor(self) -> str:
+        """Label of the anchor."""
+        return self.entry.anchor if self.entry.joint is None else self.entry.joint.end
+
+    @property
+    def start(self) -> int:
+        """First block that runs."""
+        return 0 if self.entry.joint is None else self.entry.joint.end_block
 
 
-def shared_visits(stitches: Mapping[int, Stitch]) -> dict[str, list[Visit]]:
+def shared_visits(routes: Mapping[int, Iterable[Step]]) -> dict[str, list[Visit]]:
     """The visits of some stitches by anchor; visits with the same past are one.
 
     Args:
-        stitches: The stitches by `cfg_id`.
+        routes: The steps of the stitches, by `cfg_id`.
 
     Returns:
         For each anchor its visits, by the block at which they start. Anchors are in an order in which every visit
         comes after its parent.
     """
-    known: dict[tuple[tuple[Joint, ...], str], Visit] = {}
-    for cfg_id, stitch in stitches.items():
-        visit = known.setdefault(((), stitch.segments[0].anchor), Visit(stitch.segments[0].anchor, 0))
-        for number, joint in enumerate(stitch.joints, start=1):
-            if joint.front_block not in visit.leaves:
-                visit.leaves = sorted([*visit.leaves, joint.front_block])
-            past = stitch.joints[:number]
-            visit = known.setdefault((past, joint.end), Visit(joint.end, joint.end_block, visit, joint))
-        visit.cfg_id = cfg_id
+    known: dict[tuple[Step, ...], Visit] = {}
+    for cfg_id, steps in routes.items():
+        past: tuple[Step, ...] = ()
+        for step in steps:
+            if step.kind == "block":
+                continue
+            before = known.get(past)
+            if step.kind in ("stem", "layer"):
+                past = (*past, step)
+                known.setdefault(past, Visit(step, before))
+                if before is not None and step.index - 1 not in before.leaves:
+                    before.leaves = sorted([*before.leaves, step.index - 1])
+            else:
+                assert before is not None, "a head follows blocks"
+                before.cfg_id, before.head = cfg_id, step
     by_anchor: dict[str, list[Visit]] = {}
     for visit in sorted(known.values(), key=lambda visit: visit.start):
         by_anchor.setdefault(visit.anchor, []).append(visit)
-    return {anchor: by_anchor[anchor] for anchor in _in_order(stitches)}
-
-
-def _in_order(stitches: Mapping[int, Stitch]) -> list[str]:
-    """Anchors such that routes only go forward."""
+    # Routes only go forward.
     order: TopologicalSorter[str] = TopologicalSorter()
-    for stitch in stitches.values():
-        order.add(stitch.segments[0].anchor)
-        for joint in stitch.joints:
-            order.add(joint.end, joint.front)
-    return list(order.static_order())
+    for visit in known.values():
+        order.add(visit.anchor, *([] if visit.parent is None else [visit.parent.anchor]))
+    return {anchor: by_anchor[anchor] for anchor in order.static_order()}

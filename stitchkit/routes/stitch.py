@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from stitchkit.errors import InputError
 
@@ -60,6 +62,24 @@ class Joint:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One step of a route: a reference, without weights, to what runs.
+
+    Args:
+        kind: `stem`, `block`, `layer` (the stitching layer of a joint), `head`, or `bare head`, the head without the
+            final normalisation.
+        anchor: Label of the anchor whose features it takes.
+        index: Which of these: 0 enters the first block, `j` leaves block `j - 1`. A stem takes images.
+        joint: Of a layer: the joint that it serves.
+    """
+
+    kind: Literal["stem", "block", "layer", "head", "bare head"]
+    anchor: str
+    index: int = 0
+    joint: Joint | None = None
+
+
+@dataclass(frozen=True)
 class Stitch:
     """A route: the stem of the first anchor, the blocks of every segment, the head of the last anchor.
 
@@ -102,6 +122,21 @@ class Stitch:
         """The joints on the way; none for an uncut anchor."""
         pairs = zip(self.segments, self.segments[1:], strict=False)
         return tuple(Joint(a.anchor, a.stop - 1, b.anchor, b.start) for a, b in pairs)
+
+    def steps(self, *, stitched_final_norm: bool = True) -> Iterator[Step]:
+        """The steps in the order they run: a stem, blocks with a layer at each joint, a head.
+
+        Args:
+            stitched_final_norm: Whether stitched routes apply the final normalisation; uncut anchors always do.
+        """
+        yield Step("stem", self.segments[0].anchor)
+        for segment, joint in zip(self.segments, (None, *self.joints), strict=True):
+            if joint is not None:
+                yield Step("layer", joint.front, joint.front_block + 1, joint)
+            for block in range(segment.start, segment.stop):
+                yield Step("block", segment.anchor, block)
+        last = self.segments[-1]
+        yield Step("head" if self.is_anchor or stitched_final_norm else "bare head", last.anchor, last.stop)
 
     @property
     def is_anchor(self) -> bool:

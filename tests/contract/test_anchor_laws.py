@@ -5,7 +5,6 @@ import copy
 import pytest
 import timm
 import torch
-from timm.layers.format import get_channel_dim
 
 import stitchkit
 from stitchkit.errors import InputError
@@ -57,11 +56,8 @@ def check_anchor(anchor):
     """Its steps are the model, and its stages are what they say."""
     x = torch.randn(1, *anchor.input_size)
     assert torch.equal(run_steps(anchor, x), anchor.model(x)), anchor.label
-    _, *features = anchor.features(x)
-    left = [stage for stage in anchor.stages for _ in range(stage.depth)]
-    for feature, stage in zip(features, left, strict=True):
-        channels_last = feature.movedim(get_channel_dim(stage.layout), -1)
-        assert channels_last.shape == (1, *stage.positions, stage.width), anchor.label
+    for feature, layout in zip(anchor.features(x), anchor.boundaries, strict=True):
+        assert layout.sized(feature) == layout, anchor.label
 
 
 SMALL = {

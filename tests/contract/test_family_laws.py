@@ -5,7 +5,6 @@ import pickle
 
 import pytest
 import torch
-from timm.layers.format import get_channel_dim
 
 import stitchkit
 from stitchkit.measure.profile import FlopCountAnalysis, Profiler, measure
@@ -56,9 +55,8 @@ def test_law_1_anchor_equals_the_timm_model(name):
         y = step(y)
     assert torch.equal(y, anchor.model(x))
     features = anchor.features(x)
-    left = [stage for stage in anchor.stages for _ in range(stage.depth)]
-    for feature, stage in zip(features[1:], left, strict=True):
-        assert feature.movedim(get_channel_dim(stage.layout), -1).shape == (2, *stage.positions, stage.width)
+    for feature, layout in zip(features, anchor.boundaries, strict=True):
+        assert layout.sized(feature) == layout
 
 
 @pytest.mark.parametrize("name", ANCHORS)
@@ -71,7 +69,7 @@ def test_law_2_self_stitch_equals_the_anchor(name, final_norm):
     anchors = [view(first.model, label="a"), view(copy.deepcopy(first.model), label="b")]
     model = SNNet(anchors, StitchSpace.build(anchors, SlidingWindow()), stitched_final_norm=final_norm).eval()
     for joint in model.space.layers:
-        width = first.stage_of(joint.front_block).width
+        width = first.boundaries[joint.front_block + 1].width
         model.layer(joint).set_map(torch.cat([torch.eye(width), torch.zeros(1, width)]))
     x = pico_images(size=first.input_size[-1])
     straight = [stitch for stitch in model.space if all(j.front_block + 1 == j.end_block for j in stitch.joints)]
@@ -122,7 +120,7 @@ def test_gradients_reach_the_route_and_nothing_else(model):
     stitch = model.space[len(model.anchors)]
     model(images(model), stitch).sum().backward()
     used = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    wanted = {id(parameter) for _, step in model.route(stitch) for parameter in step.parameters()}
+    wanted = {id(parameter) for module in model.modules_of(model.steps(stitch)) for parameter in module.parameters()}
     assert used == {name for name, parameter in model.named_parameters() if id(parameter) in wanted}
     assert len(used) < len(list(model.parameters()))
 

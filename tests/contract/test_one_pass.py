@@ -67,7 +67,7 @@ def test_a_block_takes_as_many_at_once_as_a_cpu_caches_hold():
 
 def test_routes_with_the_same_past_are_one_visit():
     names = ["a[0:4]", "a[0:2] > b[1:4]", "a[0:2] > b[2:4]", "a[0:2] > b[1:3] > c[3:4]"]
-    visits = shared_visits({number: Stitch.parse(name) for number, name in enumerate(names)})
+    visits = shared_visits({number: Stitch.parse(name).steps() for number, name in enumerate(names)})
     assert [(visit.start, visit.cfg_id, visit.leaves) for visit in visits["a"]] == [(0, 0, [1])]
     assert [(visit.start, visit.cfg_id, visit.leaves) for visit in visits["b"]] == [(1, 1, [2]), (2, 2, [])]
     assert [(visit.start, visit.cfg_id) for visit in visits["c"]] == [(3, 3)]

@@ -100,7 +100,7 @@ def test_adapters_of_the_digits_sweep_differ_in_how_they_down_sample_only_where_
     pairs = [("linear_no_downsample", "downsample_then_linear"), ("downsample_then_3x3conv", "conv3x3_with_downsample")]
     for gap, (one, other) in product(config.gaps, pairs):
         given, taken = config.source.shapes[gap.first - 1].gives, config.destination.shapes[gap.last + 1].takes
-        assert (curve(str(gap), one) == curve(str(gap), other)) == (given.side == taken.side)
+        assert (curve(str(gap), one) == curve(str(gap), other)) == (given.grid == taken.grid)
     resized, strided = (curve("1,1", adapter)[-1] for adapter in pairs[1])
     assert (
         f"{resized:.1f} %, one with a stride {strided:.1f} %" in (ROOT / "results/digits_sweep/README.md").read_text()

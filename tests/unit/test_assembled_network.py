@@ -344,7 +344,7 @@ ERRORS = {
     ),
     "no square": (
         [vit("x", "blocks.0", out_format="token"), adapter(8, 16)],
-        r"^assembly\[1\] .*token \[8, 17\] has 17 tokens, which is no perfect square",
+        r"^assembly\[1\] .*token \[8, 17\] has 17 tokens, which is not a perfect square",
     ),
     "image size": (
         [{"Net": {"model_name": "vit_tiny_patch16_224"}}],
@@ -409,7 +409,7 @@ ERRORS = {
     "key of options": ([adapter(3, 8)], r"did you mean 'class_token'", {"reformat_options": {"classtoken": "avg"}}),
     "missing file": (
         [resnet("x", "layer1", ckp_path="nowhere.pth")],
-        r"^assembly\[0\] \(Subnet\): ckp_path 'nowhere.pth' is no file",
+        r"^assembly\[0\] \(Subnet\): ckp_path 'nowhere.pth' is not a file",
     ),
     "no logits": ([resnet("x", "layer1")], r"the last part gives \[8, 8, 8\], not a vector of logits; add `head"),
     "too few logits": (

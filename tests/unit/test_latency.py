@@ -40,7 +40,7 @@ def test_a_stitch_takes_what_its_steps_take(monkeypatch):
     seen = []
     monkeypatch.setattr(meter, "_measure", lambda step, x: seen.append(len(x)) or float(len(seen)))
     stitch = model.space[5]
-    steps = [name for name, _ in model.route(stitch)]
+    steps = model.steps(stitch)
     assert meter.cost(stitch) == sum(range(1, len(steps) + 1))
     assert set(seen) == {3}
     assert meter.cost(stitch) == sum(range(1, len(steps) + 1)), "a step is measured once"

@@ -13,6 +13,7 @@ from stitchkit.assembly.parts.part import Assembly, BaseBlock, ClassifierHead, F
 from stitchkit.assembly.parts.pretrained import Net, Subnet, load_model
 from stitchkit.assembly.parts.registry import PARTS, check_arguments, part_class
 from stitchkit.errors import InputError
+from stitchkit.networks.layout import NAMES
 
 PICO = {"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 32]}
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -138,14 +139,14 @@ def test_a_function_that_gives_no_tensor_is_refused_and_not_proposed(name):
 
 def test_several_outputs_are_averaged_concatenated_or_listed():
     a, b = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
-    assert aggregate([a, b], "none", "img") == [a, b]
-    torch.testing.assert_close(aggregate([a, b], "avg", "img"), (a + b) / 2)
+    assert aggregate([a, b], "none", NAMES["img"]) == [a, b]
+    torch.testing.assert_close(aggregate([a, b], "avg", NAMES["img"]), (a + b) / 2)
     for name in ("concat", "concat_channels"):
-        assert torch.equal(aggregate([a, b], name, "img"), torch.cat([a, b], dim=1))
-        assert torch.equal(aggregate([a, b], name, "bhwc"), torch.cat([a, b], dim=3))
+        assert torch.equal(aggregate([a, b], name, NAMES["img"]), torch.cat([a, b], dim=1))
+        assert torch.equal(aggregate([a, b], name, NAMES["bhwc"]), torch.cat([a, b], dim=3))
     x, y = torch.rand(2, 5, 3), torch.rand(2, 7, 3)
-    assert torch.equal(aggregate([x, y], "concat_sequence", "token"), torch.cat([x, y], dim=1))
-    assert aggregate([x, x], "concat", "token").shape == (2, 5, 6)
+    assert torch.equal(aggregate([x, y], "concat_sequence", NAMES["token"]), torch.cat([x, y], dim=1))
+    assert aggregate([x, x], "concat", NAMES["token"]).shape == (2, 5, 6)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_several_outputs_are_averaged_concatenated_or_listed():
 )
 def test_outputs_that_do_not_fit_together_are_an_error(agg, kind, shapes, message):
     with pytest.raises(InputError, match=message):
-        aggregate([torch.rand(shape) for shape in shapes], agg, kind)
+        aggregate([torch.rand(shape) for shape in shapes], agg, NAMES[kind])
 
 
 def test_a_piece_has_the_weights_of_its_checkpoint(tmp_path):

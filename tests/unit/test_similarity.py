@@ -7,7 +7,6 @@ from stitchkit.errors import InputError
 from stitchkit.model.similarity import (
     MEASURES,
     align,
-    as_rows,
     linear_cka,
     measure_by_name,
     r2,
@@ -15,6 +14,7 @@ from stitchkit.model.similarity import (
     sample,
     unbiased_cka,
 )
+from stitchkit.networks.layout import as_rows
 
 
 def noise(*shape, seed=0):

@@ -12,17 +12,22 @@ from stitchkit.assembly.sweep.stitchers import (
     FINETUNE,
     STITCHERS,
     DoesNotApply,
-    Shape,
     check_stitcher,
 )
 from stitchkit.errors import InputError
+from stitchkit.networks.layout import Layout
+
+
+def shape(name, channels, side):
+    return Layout.parse([name, [channels, *([side, side] if name in ("img", "bhwc") else [side**2])]])
+
 
 SHAPES = {
-    "img": Shape("img", 16, 8),
-    "img wide": Shape("img", 64, 2),
-    "bhwc": Shape("bhwc", 24, 4),
-    "bert": Shape("bert", 32, 4),
-    "token": Shape("token", 32, 4),
+    "img": shape("img", 16, 8),
+    "img wide": shape("img", 64, 2),
+    "bhwc": shape("bhwc", 24, 4),
+    "bert": shape("bert", 32, 4),
+    "token": shape("token", 32, 4),
 }
 ONLY_IMAGES = {name for name, stitcher in STITCHERS.items() if stitcher.resize == "stride"} | {
     "bottleneck_no_downsample",
@@ -45,7 +50,7 @@ def run(built, source, destination):
     values = [stem, identity(source.declare()), *built, identity(destination)]
     specs = [PartSpec.parse(value, f"assembly[{number}]") for number, value in enumerate(values)]
     spec = NetworkSpec(tuple(specs), PartSpec.parse("ClassifierHead", "head"))
-    size = (3, source.side, source.side)
+    size = (3, *source.grid)
     network = build_network(spec, num_classes=2, input_size=size, pretrained=False)
     inner = []
     network.parts[-1].register_forward_hook(lambda module, inputs, output: inner.append(list(output.shape[1:])))
@@ -57,24 +62,24 @@ def identity(form):
     return {"Function": {"name": "clone", "in_format": form}}
 
 
-def axes(shape):
+def axes(layout):
     """The shape of one image's tensor."""
-    if shape.format == "img":
-        return [shape.channels, shape.side, shape.side]
-    if shape.format == "bhwc":
-        return [shape.side, shape.side, shape.channels]
-    return [shape.side**2 + (shape.format == "bert"), shape.channels]
+    if layout.name == "img":
+        return [layout.channels, *layout.positions]
+    if layout.name == "bhwc":
+        return [*layout.positions, layout.channels]
+    return [layout.positions[0] + (layout.name == "bert"), layout.channels]
 
 
 @pytest.mark.parametrize("name", STITCHERS)
 def test_every_stitcher_applies_as_the_table_says(name):
     for given, taken, count in product(SHAPES.values(), SHAPES.values(), [0, 1, 3]):
-        image_like = given.is_image_like or taken.is_image_like
+        image_like = given.is_map or taken.is_map
         if not image_like and name in ONLY_IMAGES:
             with pytest.raises(DoesNotApply, match="both sides are sequences"):
                 STITCHERS[name].parts(given, taken, count)
             continue
-        doubled = given.format == "bert" and taken.format != "bert"
+        doubled = given.name == "bert" and taken.name != "bert"
         if not image_like and doubled and name in ("block_no_downsample", "downsample_then_block"):
             with pytest.raises(DoesNotApply, match="keeps its channels; 64 are to become 32"):
                 STITCHERS[name].parts(given, taken, count)
@@ -97,14 +102,14 @@ def test_what_a_stitcher_builds_runs_and_gives_the_destinations_shape(name, sour
     except DoesNotApply:
         return
     if STITCHERS[name].keeps_size:
-        expected = Shape(taken.format, taken.channels, given.side)
-        assert run(built, given, taken.format) == axes(expected)
+        expected = shape(taken.name, taken.channels, given.grid[0])
+        assert run(built, given, taken.name) == axes(expected)
     else:
         assert run(built, given, taken.declare()) == axes(taken)
 
 
 def test_channels_double_or_halve_a_unit_and_stop_at_the_target():
-    wide, narrow = Shape("img", 96, 56), Shape("img", 40, 7)
+    wide, narrow = shape("img", 96, 56), shape("img", 40, 7)
     values = arguments(STITCHERS["downsample_then_linear"].parts(wide, narrow, 3))
     assert [(value["in_channels"], value["out_channels"]) for value in values] == [(96, 48), (48, 40), (40, 40)]
     values = arguments(STITCHERS["downsample_then_linear"].parts(narrow, wide, 3))
@@ -121,22 +126,22 @@ def test_channels_double_or_halve_a_unit_and_stop_at_the_target():
     ],
 )
 def test_where_the_map_is_resized(name, sides, strides):
-    values = arguments(STITCHERS[name].parts(Shape("img", 64, 56), Shape("img", 512, 7), 3))
+    values = arguments(STITCHERS[name].parts(shape("img", 64, 56), shape("img", 512, 7), 3))
     assert [value["in_format"][1][1:] for value in values] == [[side, side] for side in sides]
     assert strides is None or [value["stride"] for value in values] == strides
     assert strides is not None or not any("stride" in value for value in values)
 
 
 def test_one_unit_can_take_the_whole_ratio_as_its_stride():
-    [value] = arguments(STITCHERS["bottleneck_with_downsample"].parts(Shape("img", 64, 56), Shape("bert", 384, 14), 0))
+    [value] = arguments(STITCHERS["bottleneck_with_downsample"].parts(shape("img", 64, 56), shape("bert", 384, 14), 0))
     assert value["stride"] == 4
-    [value] = arguments(STITCHERS["conv3x3_with_downsample"].parts(Shape("bert", 384, 14), Shape("img", 64, 56), 0))
+    [value] = arguments(STITCHERS["conv3x3_with_downsample"].parts(shape("bert", 384, 14), shape("img", 64, 56), 0))
     assert (value["stride"], value["in_format"]) == (1, ["img", [768, 56, 56]])
 
 
 def test_a_sequence_becomes_a_map_of_its_own_side():
     """The publication takes 196 tokens for a map of 196 x 196."""
-    [value] = arguments(STITCHERS["linear_no_downsample"].parts(Shape("bert", 384, 14), Shape("img", 512, 28), 0))
+    [value] = arguments(STITCHERS["linear_no_downsample"].parts(shape("bert", 384, 14), shape("img", 512, 28), 0))
     assert value["in_format"] == ["img", [768, 14, 14]]
 
 
@@ -161,12 +166,12 @@ def test_what_a_unit_is_between_sequences():
     [part] = parts("downsample_then_linear", "bert", "bert")
     assert part["SimpleAdapter"]["num_fc"] == 1
     assert part["SimpleAdapter"]["in_format"] == ["bert", [32, 16]]
-    [part] = STITCHERS["block_no_downsample"].parts(Shape("bert", 384, 14), Shape("bert", 384, 14), 0)
+    [part] = STITCHERS["block_no_downsample"].parts(shape("bert", 384, 14), shape("bert", 384, 14), 0)
     assert part["VisionTransformerBlock"] | {"in_format": None} == {
         "embed_dim": 384, "num_heads": 6, "in_format": None
     }  # fmt: skip
     with pytest.raises(DoesNotApply, match="keeps its channels; 32 are to become 48"):
-        STITCHERS["block_no_downsample"].parts(SHAPES["bert"], Shape("bert", 48, 4), 0)
+        STITCHERS["block_no_downsample"].parts(SHAPES["bert"], shape("bert", 48, 4), 0)
 
 
 def test_the_ten_of_the_published_sweeps():
@@ -175,12 +180,3 @@ def test_the_ten_of_the_published_sweeps():
     assert {name: check_stitcher(name) for name in DEFAULT_STITCHERS}
     with pytest.raises(InputError, match="did you mean 'linear_no_downsample'"):
         check_stitcher("linear_no_downsampel")
-
-
-def test_declared_shapes():
-    assert Shape.parse(["img", [64, 56, 56]]) == Shape("img", 64, 56)
-    assert Shape.parse(["bert", [384, 196]]) == Shape("bert", 384, 14)
-    assert Shape.parse(None) is Shape.parse("img") is Shape.parse(["img", [56, 56]]) is None
-    assert Shape("bert", 384, 14).declare() == ["bert", [384, 196]]
-    with pytest.raises(InputError, match="not square"):
-        Shape.parse(["img", [64, 56, 28]])

@@ -13,7 +13,6 @@ import torchvision
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.loader import adapt_to_chs
 from timm.layers import Conv2dSame, Linear
-from timm.layers.format import Format
 from torch import nn
 from torch.nn.utils import prune, spectral_norm
 
@@ -22,9 +21,9 @@ from stitchkit.errors import InputError
 from stitchkit.measure.profile import FlopCountAnalysis, measure
 from stitchkit.model.similarity import MEASURES, linear_cka, measure_by_name
 from stitchkit.networks.create import create_model
+from stitchkit.networks.layout import Layout
 from stitchnet.activations import Activation, run
 from stitchnet.composition import Composition
-from stitchnet.forms import Form
 from stitchnet.fragments import _is_plain, fragments
 from stitchnet.joint import JointLayer, fit_joint, kept
 from stitchnet.memory import Outputs
@@ -124,9 +123,9 @@ def test_fragments_one_after_the_other_are_the_network(nets, label):
 
 def test_transformers_are_cut_between_blocks(nets):
     found = fragments("vit", nets["vit"].eval(), images(1))
-    assert [fragment.form.name for fragment in found] == ["NLC", "NLC", "NLC", "vector", "vector"]
-    assert found[1].form.num_prefix_tokens == 1
-    assert "NHWC" in {fragment.form.name for fragment in fragments("swin", nets["swin"].eval(), images(1))}
+    assert [fragment.layout.kind for fragment in found] == ["NLC", "NLC", "NLC", "vector", "vector"]
+    assert found[1].layout.num_prefix_tokens == 1
+    assert "NHWC" in {fragment.layout.kind for fragment in fragments("swin", nets["swin"].eval(), images(1))}
 
 
 def test_a_network_without_a_place_to_cut_is_refused():
@@ -134,7 +133,7 @@ def test_a_network_without_a_place_to_cut_is_refused():
         Search(images(), nets={"a": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())})
 
 
-# Forms and joints
+# Layouts and joints
 
 
 @pytest.mark.parametrize("label", SPECS)
@@ -149,7 +148,7 @@ def test_a_network_split_and_joined_again_reproduces_itself(nets, label, is_fold
             front = x
             for part in parts[:place]:
                 front = part.module(front)
-            activation = Activation(front, parts[place - 1].form)
+            activation = Activation(front, parts[place - 1].layout)
             joined = layer(fragment, fit_joint(activation, activation), is_folded=is_folded)
             result = joined(front)
             for part in parts[place + 1 :]:
@@ -173,8 +172,8 @@ CASES = [
 def test_a_joint_is_the_least_squares_map_of_minimum_norm(first, second):
     torch.manual_seed(0)
     x, y = torch.randn(first), torch.randn(second)
-    forms = [Form(None if value.ndim == 2 else stitchnet.forms.Format.NCHW) for value in (x, y)]
-    joint = fit_joint(Activation(x, forms[0]), Activation(y, forms[1]))
+    layouts = [Layout("vector" if value.ndim == 2 else "NCHW") for value in (x, y)]
+    joint = fit_joint(Activation(x, layouts[0]), Activation(y, layouts[1]))
     if y.ndim == 4:
         before = nn.functional.interpolate(x, second[2:], mode="bilinear", align_corners=True)
         a, b = (value.movedim(1, -1).flatten(0, 2).double() for value in (before, y))
@@ -187,7 +186,7 @@ def test_a_joint_is_the_least_squares_map_of_minimum_norm(first, second):
 
 
 def test_a_wide_map_is_kept_in_two_factors():
-    x, y = (Activation(torch.randn(4, width), Form(None)) for width in (400, 500))
+    x, y = (Activation(torch.randn(4, width), Layout("vector")) for width in (400, 500))
     joint = fit_joint(x, y)
     assert [tuple(factor.shape) for factor in joint.factors] == [(400, 4), (4, 500)]
     torch.testing.assert_close(kept(joint)(x.tensor), y.tensor, atol=1e-3, rtol=1e-3)
@@ -196,12 +195,12 @@ def test_a_wide_map_is_kept_in_two_factors():
 def test_large_activations_wait_in_a_file(monkeypatch):
     monkeypatch.setattr("stitchnet.activations._SHELVED_BYTES", 0)
     x = torch.randn(5, 4, 3, 3)
-    activation = Activation(x.clone(), Form(stitchnet.forms.Format.NCHW))
+    activation = Activation(x.clone(), Layout("NCHW"))
     activation.shelve()
     for _ in range(2):
         assert torch.equal(activation.value, x)
         activation.forget()
-    assert activation.key == Activation(x, activation.form).key
+    assert activation.key == Activation(x, activation.layout).key
 
 
 # Scores
@@ -213,34 +212,34 @@ def test_activations_stay_in_memory_where_no_file_can_be_written(monkeypatch, ca
 
     monkeypatch.setattr("stitchnet.activations._SHELVED_BYTES", 1)
     monkeypatch.setattr("stitchnet.activations.tempfile.TemporaryFile", full)
-    activation = Activation(images(2), Form(Format.NCHW))
+    activation = Activation(images(2), Layout("NCHW"))
     activation.shelve()
     assert "No space left on device" in caplog.text
     assert torch.equal(activation.value, images(2))
 
 
 def test_scores_are_computed_once_and_shared_by_content(monkeypatch):
-    form = Form(stitchnet.forms.Format.NCHW)
-    x, y = Activation(torch.randn(4, 3, 6, 6), form), Activation(torch.randn(4, 5, 3, 3), form)
+    layout = Layout("NCHW")
+    x, y = Activation(torch.randn(4, 3, 6, 6), layout), Activation(torch.randn(4, 5, 3, 3), layout)
     scores = Scores()
     calls = []
     monkeypatch.setattr("stitchnet.scores.hsic", lambda a, b, real=stitchnet.scores.hsic: calls.append(1) or real(a, b))
     first = scores(x, y)
     assert len(calls) == 3
-    assert scores(Activation(y.tensor.clone(), form), x) == first  # the other way round, by content
+    assert scores(Activation(y.tensor.clone(), layout), x) == first  # the other way round, by content
     assert len(calls) == 3
-    scores(x, Activation(torch.randn(4, 2, 3, 3), form))
+    scores(x, Activation(torch.randn(4, 2, 3, 3), layout))
     assert len(calls) == 5  # what concerns x alone is known
 
 
 @pytest.mark.parametrize("name", ["cka", "unbiased_cka", "r2", "fit"])
 def test_cached_scores_are_the_plain_ones(name):
-    form = Form(stitchnet.forms.Format.NCHW)
+    layout = Layout("NCHW")
     x, y = torch.randn(4, 3, 6, 6), torch.randn(4, 5, 3, 3)
     for rows in (None, 2):
         scores = Scores(name, rows_per_channel=rows, seed=1)
         plain = measure_by_name(name)(x, y, rows_per_channel=rows, seed=1)
-        assert scores(Activation(x, form), Activation(y, form)) == plain
+        assert scores(Activation(x, layout), Activation(y, layout)) == plain
 
 
 # The search
@@ -255,18 +254,18 @@ def plain_search(search, *, drops_used_last=False):
         output = run(fragment.module, before)
         inputs[fragment] = before, output
 
-    def extend(path, output, form, total):
+    def extend(path, output, layout, total):
         scored = []
         for fragment in pool.followers:
             before = pool.fragments[pool.fragments.index(fragment) - 1]
             if (len(path) >= search.max_depth - 1 and not fragment.is_end) or (
-                form.is_vector and not before.form.is_vector
+                layout.is_vector and not before.layout.is_vector
             ):
                 continue
             if fragment in path and not drops_used_last:
                 continue
-            y = before.form.split(inputs[fragment][0])[0]
-            scored.append((linear_cka(form.split(output)[0], y), fragment))
+            y = before.layout.maps(inputs[fragment][0])
+            scored.append((linear_cka(layout.maps(output), y), fragment))
         scored = sorted(scored, key=lambda pair: -pair[0])[: search.width]
         for score, fragment in scored:
             if fragment in path or score <= search.threshold or total * score < search.total_threshold:
@@ -276,13 +275,13 @@ def plain_search(search, *, drops_used_last=False):
                 yield total * score, [part.name for part in name]
                 continue
             own = pool.input_of(fragment)
-            joint = fit_joint(Activation(output, form), own)
+            joint = fit_joint(Activation(output, layout), own)
             same = output.shape == own.tensor.shape and torch.equal(output, own.tensor)
             module = fragment.module if same else nn.Sequential(kept(joint), fragment.module)
-            yield from extend(name, run(module, output), fragment.form, total * score)
+            yield from extend(name, run(module, output), fragment.layout, total * score)
 
     for start in pool.starts:
-        yield from extend([start], inputs[start][1], start.form, 1.0)
+        yield from extend([start], inputs[start][1], start.layout, 1.0)
 
 
 @pytest.mark.parametrize("drops_used_last", [False, True])
@@ -732,22 +731,22 @@ def test_what_weights_decide_is_kept(monkeypatch, tmp_path):
 def test_the_order_of_tokens_is_known_or_they_are_no_place():
     hiera = timm.create_model("hiera_tiny_224", img_size=64, num_classes=4).eval()
     parts = fragments("hiera", hiera, torch.randn(1, 3, 64, 64))
-    assert all(part.form.layout is None for part in parts[1:])
+    assert all(part.layout.is_vector for part in parts[1:])
     vit = timm.create_model("vit_tiny_patch16_224", **VIT | {"img_size": (32, 64)}).eval()
-    assert {part.form.name for part in fragments("vit", vit, torch.randn(1, 3, 32, 64))} == {"vector"}
+    assert {part.layout.kind for part in fragments("vit", vit, torch.randn(1, 3, 32, 64))} == {"vector"}
 
 
 def test_channels_are_found_in_images_that_are_not_square():
     swin = torchvision.models.swin_t(num_classes=4).eval()
     x = torch.randn(1, 3, 64, 96)
     parts = fragments("swin", swin, x)
-    assert {part.form.name for part in parts} == {"NHWC", "vector"}
+    assert {part.layout.kind for part in parts} == {"NHWC", "vector"}
     for part in parts[:-1]:
         x = part.module(x)
-        if part.form.layout is not None:
+        if not part.layout.is_vector:
             assert x.shape[1] / x.shape[2] == 64 / 96
     resnet = timm.create_model("resnet18", **RESNET).eval()
-    assert {part.form.name for part in fragments("r", resnet, torch.randn(1, 3, 64, 96))} == {"NCHW", "vector"}
+    assert {part.layout.kind for part in fragments("r", resnet, torch.randn(1, 3, 64, 96))} == {"NCHW", "vector"}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from PIL import ImageFont
 
 from stitchnet.drawing import Text, draw
-from stitchnet.net import Step
+from stitchnet.net import FragmentSummary
 
 SVG = "{http://www.w3.org/2000/svg}"
 FONTS = {"normal": "DejaVuSans.ttf", "bold": "DejaVuSans-Bold.ttf"}
@@ -23,7 +23,7 @@ def font(weight, size):
 
 
 def step(network, index=0, joint=""):
-    return Step(network, index, 14, 0.9, joint, (768, 14, 14), 115_000_000, 32_800_000)
+    return FragmentSummary(network, index, 14, 0.9, joint, (768, 14, 14), 115_000_000, 32_800_000)
 
 
 def right_edge(text):

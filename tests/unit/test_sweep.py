@@ -12,10 +12,11 @@ from stitchkit.assembly.parts.spec import PartSpec
 from stitchkit.assembly.sweep.config import DEFAULT_GAPS, Gap, SweepConfig
 from stitchkit.assembly.sweep.plan import plan, table
 from stitchkit.assembly.sweep.shapes import piece_shapes
-from stitchkit.assembly.sweep.stitchers import DEFAULT_STITCHERS, Shape
+from stitchkit.assembly.sweep.stitchers import DEFAULT_STITCHERS
 from stitchkit.assembly.sweep.worker import JobFolder, SweepJob
 from stitchkit.cli import main
 from stitchkit.errors import InputError
+from stitchkit.networks.layout import Layout
 from tests.support import ROOT, SWEEP, write_sweep
 
 PUBLISHED = sorted(
@@ -65,7 +66,7 @@ def test_the_published_sweeps_and_what_does_not_apply():
         Gap((1, 6), 3), Gap((3, 6), 2), Gap((5, 5), 0), Gap((5, 6), 1)
     ]  # fmt: skip
     assert (
-        beyond[1, 6, "finetune"].reason == "piece 6 takes img 112 x 14 x 14, the piece before it gives img 80 x 14 x 14"
+        beyond[1, 6, "finetune"].reason == "piece 6 takes img [112, 14, 14], the piece before it gives img [80, 14, 14]"
     )
 
 
@@ -75,11 +76,13 @@ def test_published_pieces_give_the_shapes_that_they_declare(name):
     specs = [PartSpec.parse(value, f"stages[{number}]") for number, value in enumerate(content)]
     assert len(specs) == 8
     found = piece_shapes(specs, 224)
-    gives = [Shape.parse(spec.arguments["out_format"]) for spec in specs[:-1]]
+    gives = [Layout.parse(spec.arguments["out_format"]) for spec in specs[:-1]]
     assert None not in gives
     assert [shape.gives for shape in found] == [*gives, None]
-    taken = [Shape.parse(spec.arguments.get("in_format")) for spec in specs[1:]]
-    assert [shape.takes for shape in found[1:]] == [own or before for own, before in zip(taken, gives, strict=True)]
+    taken = [spec.arguments.get("in_format") for spec in specs[1:]]
+    assert [shape.takes for shape in found[1:]] == [
+        Layout.parse(own) if own else before for own, before in zip(taken, gives, strict=True)
+    ]
 
 
 def test_a_job_is_frozen_pieces_around_a_trainable_adapter():

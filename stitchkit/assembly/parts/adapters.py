@@ -10,7 +10,7 @@ from torch import nn
 
 from stitchkit.assembly.parts.part import Part
 from stitchkit.errors import InputError
-from stitchkit.networks.formats import TensorFormat
+from stitchkit.networks.layout import Layout
 
 
 class SimpleAdapter(Part):
@@ -38,7 +38,7 @@ class SimpleAdapter(Part):
         InputError: If not one of `num_fc` and `num_conv` is positive, or a linear adapter is to have a stride.
     """
 
-    in_format: TensorFormat | None = TensorFormat("img")
+    in_format: Layout | None = Layout("NCHW")
 
     def __init__(
         self,
@@ -80,9 +80,9 @@ class SimpleAdapter(Part):
 
     def _declare(self, in_channels: int, num_conv: int, fc_format: object) -> None:
         if num_conv:
-            self.in_format = TensorFormat("img", in_channels)
+            self.in_format = Layout("NCHW", in_channels)
         elif fc_format is not None:
-            self.in_format = replace(TensorFormat.parse(fc_format), channels=in_channels)
+            self.in_format = replace(Layout.parse(fc_format), channels=in_channels)
         else:
             self.in_format = None
             self.takes = ("bhwc", "token", "bert", "vector")

@@ -13,7 +13,7 @@ from torchvision.models import resnet, swin_transformer
 from stitchkit.assembly.parts.adapters import start_as_identity
 from stitchkit.assembly.parts.part import Part
 from stitchkit.errors import InputError, unknown
-from stitchkit.networks.formats import TensorFormat
+from stitchkit.networks.layout import Layout
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "bn": nn.BatchNorm2d,
@@ -25,7 +25,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class _ResNetBlock(Part):
-    in_format = TensorFormat("img")
+    in_format = Layout("NCHW")
     expansion: int
 
     def __init__(
@@ -46,7 +46,7 @@ class _ResNetBlock(Part):
         if out_channels % self.expansion:
             raise InputError(f"out_channels is {out_channels}; give a multiple of {self.expansion}")
         norm = NORMS[norm_type]
-        self.in_format = TensorFormat("img", in_channels)
+        self.in_format = Layout("NCHW", in_channels)
         shortcut: nn.Module | None = None
         if stride != 1 or in_channels != out_channels:
             shortcut = nn.Sequential(resnet.conv1x1(in_channels, out_channels, stride), norm(out_channels))
@@ -146,12 +146,12 @@ class SwinTransformerBlock(Part):
     """
 
     inferred = ("embed_dim",)
-    in_format = TensorFormat("bhwc")
+    in_format = Layout("NHWC")
 
     def __init__(self, *, num_heads: int, embed_dim: int, do_shift: bool = False, window_size: int = 7):
         super().__init__()
         _check_heads(num_heads, embed_dim)
-        self.in_format = TensorFormat("bhwc", embed_dim)
+        self.in_format = Layout("NHWC", embed_dim)
         shift = window_size // 2 if do_shift else 0
         self.block = swin_transformer.SwinTransformerBlock(
             embed_dim, num_heads, window_size=[window_size] * 2, shift_size=[shift] * 2

@@ -11,7 +11,7 @@ from torch import nn
 
 from stitchkit.assembly.parts.part import Part, Reformat
 from stitchkit.errors import InputError
-from stitchkit.networks.formats import AXES, TensorFormat, rank
+from stitchkit.networks.layout import Layout
 from stitchkit.networks.mode import evaluating
 
 
@@ -21,11 +21,11 @@ class Flow:
 
     Args:
         value: A tensor on the meta device, or a list of them.
-        format: Its format, of which the kind alone counts; None where it is not known.
+        format: Its format, without sizes; None where it is not known.
     """
 
     value: Any
-    format: TensorFormat | None
+    format: Layout | None
 
     @property
     def tensor(self) -> torch.Tensor:
@@ -40,15 +40,15 @@ class Flow:
         raise InputError(f"it gets {count}, and takes one tensor")
 
     @property
-    def full_format(self) -> TensorFormat | None:
+    def full_format(self) -> Layout | None:
         """The format with the sizes that the tensor has."""
-        return None if self.format is None else TensorFormat.of(self.tensor, self.format.kind)
+        return None if self.format is None else self.format.sized(self.tensor)
 
     def __str__(self) -> str:
         return str(self.full_format or list(self.tensor.shape[1:]))
 
 
-def enter(flow: Flow, target: TensorFormat | None, takes: Sequence[str], class_token: str) -> tuple[nn.Module, Flow]:
+def enter(flow: Flow, target: Layout | None, takes: Sequence[str], class_token: str) -> tuple[nn.Module, Flow]:
     """What brings a tensor into the format that a part takes, and the tensor after it.
 
     A tensor whose format nothing says counts as one of the kind that is wanted, if it has as many axes.
@@ -56,7 +56,7 @@ def enter(flow: Flow, target: TensorFormat | None, takes: Sequence[str], class_t
     Args:
         flow: What comes.
         target: The format that the part declares; None if it takes what comes.
-        takes: Kinds that it takes as they come; empty for any.
+        takes: Names of formats that it takes as they come; empty for any.
         class_token: What a class token is where there is none.
 
     Raises:
@@ -64,25 +64,25 @@ def enter(flow: Flow, target: TensorFormat | None, takes: Sequence[str], class_t
     """
     x, source = flow.tensor, flow.format
     if target is None:
-        if takes and source is not None and source.kind not in takes:
+        if takes and source is not None and source.name not in takes:
             raise InputError(
                 f"it gets {flow}, and takes {' or '.join(takes)}; declare the in_format that it is to be brought into"
             )
         return nn.Identity(), flow
     if source is None:
-        if x.ndim != rank(target.kind):
+        if x.ndim != target.rank:
             raise InputError(
                 f"it gets a tensor {flow} of unknown format, and takes {target}; declare the out_format of the part "
                 "before"
             )
-        source = TensorFormat(target.kind)
+        source = target.bare
     entry = Reformat(source, target, class_token)
     try:
         x = entry(x)
     except InputError as error:
         raise InputError(f"it gets {flow}, and takes {target}: {error}") from error
-    fits_always = source.kind == target.kind and target.positions is None
-    return nn.Identity() if fits_always else entry, Flow(x, TensorFormat(target.kind))
+    fits_always = source.bare == target.bare and target.positions is None
+    return nn.Identity() if fits_always else entry, Flow(x, target.bare)
 
 
 def run(part: Part, flow: Flow) -> tuple[Flow, bool]:
@@ -97,7 +97,7 @@ def run(part: Part, flow: Flow) -> tuple[Flow, bool]:
     return replace(flow, value=value), flow.tensor._version != before
 
 
-def leave(flow: Flow, declared: TensorFormat | None) -> Flow:
+def leave(flow: Flow, declared: Layout | None) -> Flow:
     """What a part gave, with its format: as declared, else as it came if it has as many axes.
 
     A declared size is not held against the tensor: pieces run at other sizes than those they were made for.
@@ -113,13 +113,13 @@ def leave(flow: Flow, declared: TensorFormat | None) -> Flow:
         return Flow(flow.value, None)
     x = flow.value
     if declared is not None:
-        if x.ndim != rank(declared.kind):
-            raise InputError(f"it gives {list(x.shape[1:])}, and out_format says {declared} {AXES[declared.kind]}")
-        found = TensorFormat.of(x, declared.kind)
+        if x.ndim != declared.rank:
+            raise InputError(f"it gives {list(x.shape[1:])}, and out_format says {declared} {declared.axes}")
+        found = declared.sized(x)
         if declared.channels not in (None, found.channels):
             raise InputError(f"it gives {found}, and out_format says {declared}; correct the one or the other")
-        return Flow(x, TensorFormat(declared.kind))
-    if x.ndim == rank("vector"):
-        return Flow(x, TensorFormat("vector"))
-    known = flow.format if flow.format is not None and x.ndim == rank(flow.format.kind) else None
+        return Flow(x, declared.bare)
+    if x.ndim == 2:
+        return Flow(x, Layout("vector"))
+    known = flow.format if flow.format is not None and x.ndim == flow.format.rank else None
     return Flow(x, known)

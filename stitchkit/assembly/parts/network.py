@@ -19,7 +19,7 @@ from stitchkit.assembly.parts.pretrained import Subnet, expected_shape
 from stitchkit.assembly.parts.registry import COMMON, check_arguments, part_class
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
 from stitchkit.errors import InputError, unknown
-from stitchkit.networks.formats import CLASS_TOKENS, TensorFormat
+from stitchkit.networks.layout import CLASS_TOKENS, Layout
 
 _logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class _Builder:
     def network(self) -> Assembly:
         """The whole network."""
         class_token = _class_token(self.spec.reformat_options, "zeros")
-        images = Flow(torch.empty(2, *self.input_size, device="meta"), TensorFormat("img"))
+        images = Flow(torch.empty(2, *self.input_size, device="meta"), Layout("NCHW"))
         network, logits = self._chain(self.spec.parts, self.spec.head, images, class_token)
         for value in logits.value if isinstance(logits.value, list) else [logits.value]:
             _check_logits(value, self.num_classes)
@@ -159,7 +159,7 @@ class _Builder:
         return entry, part, flow
 
     def _arguments(
-        self, spec: PartSpec, kind: type[Part], wanted: TensorFormat | None, flow: Flow, class_token: str
+        self, spec: PartSpec, kind: type[Part], wanted: Layout | None, flow: Flow, class_token: str
     ) -> dict[str, Any]:
         """A part's arguments: those of the file, and those that are known without it."""
         arguments = {name: value for name, value in spec.arguments.items() if name not in COMMON}
@@ -173,7 +173,7 @@ class _Builder:
         if "ckp_path" in parameters and (self.checking or not self.pretrained):
             path = arguments.pop("ckp_path", None)
             if self.pretrained and path is not None and not Path(path).is_file():
-                raise InputError(f"ckp_path '{path}' is no file; check the path")
+                raise InputError(f"ckp_path '{path}' is not a file; check the path")
             arguments["pretrained"] = False
         return arguments
 
@@ -219,12 +219,12 @@ class _Builder:
             left = [
                 (nn.Identity(), gives) if common is None else enter(gives, common, (), class_token) for gives in given
             ]
-            kind = "vector" if common is None else common.kind
+            layout = Layout("vector") if common is None else common.bare
             entries, parts = [entry for entry, _, _ in built], [part for _, part, _ in built]
-            part = ParallelPart(parts, entries, [exit_ for exit_, _ in left], agg=agg, kind=kind)
-            value = aggregate([gives.value for _, gives in left], agg, kind)
+            part = ParallelPart(parts, entries, [exit_ for exit_, _ in left], agg=agg, layout=layout)
+            value = aggregate([gives.value for _, gives in left], agg, layout)
             _check_sum(value, _declared(spec, "out_format"), [gives for _, gives in left])
-        return part, Flow(value, TensorFormat(kind))
+        return part, Flow(value, layout)
 
 
 def _check_logits(value: object, num_classes: int) -> None:
@@ -238,24 +238,24 @@ def _check_logits(value: object, num_classes: int) -> None:
         )
 
 
-def _declared(spec: PartSpec, name: str) -> TensorFormat | None:
+def _declared(spec: PartSpec, name: str) -> Layout | None:
     value = spec.arguments.get(name)
-    return None if value is None else TensorFormat.parse(value)
+    return None if value is None else Layout.parse(value)
 
 
-def _narrowed(declared: TensorFormat | None, part: Part) -> TensorFormat | None:
+def _narrowed(declared: Layout | None, part: Part) -> Layout | None:
     """The format that a part takes: as the file declares, with the channels that the part knows of itself."""
     if declared is None or part.in_format is None or declared.channels is not None:
         return declared or part.in_format
     return replace(declared, channels=part.in_format.channels)
 
 
-def _channels(flow: Flow, wanted: TensorFormat | None, takes: Sequence[str], class_token: str) -> int:
+def _channels(flow: Flow, wanted: Layout | None, takes: Sequence[str], class_token: str) -> int:
     """Channels of what comes once it is in the format that is wanted."""
     _, arriving = enter(flow, wanted, takes, class_token)
     if arriving.format is None:
         return int(arriving.tensor.shape[-1])  # a sequence, whichever of the two
-    channels = TensorFormat.of(arriving.tensor, arriving.format.kind).channels
+    channels = arriving.format.sized(arriving.tensor).channels
     assert channels is not None
     return channels
 
@@ -264,9 +264,8 @@ def _both_channels(flow: Flow, shape: Sequence[int]) -> tuple[int | None, int | 
     """Channels of what comes, and of a shape that is wanted; None where they cannot be told."""
     if flow.format is None or flow.tensor.ndim != 1 + len(shape):
         return None, None
-    kind = flow.format.kind
     wanted = torch.empty(1, *shape, device="meta")
-    return TensorFormat.of(flow.tensor, kind).channels, TensorFormat.of(wanted, kind).channels
+    return flow.format.sized(flow.tensor).channels, flow.format.sized(wanted).channels
 
 
 def _class_token(options: object, otherwise: str) -> str:
@@ -292,20 +291,20 @@ def _nested(spec: PartSpec) -> list[PartSpec]:
     return [PartSpec.parse(value, f"{spec.place}.parts[{number}]") for number, value in enumerate(parts)]
 
 
-def _common_format(declared: TensorFormat | None, given: Sequence[Flow], agg: str) -> TensorFormat:
+def _common_format(declared: Layout | None, given: Sequence[Flow], agg: str) -> Layout:
     """The format that the outputs of parallel parts are brought into before they are put together."""
     target = declared or given[0].full_format
     if target is None:
         raise InputError(f"the format of what {given[0]} gives is not known; declare the out_format")
     resized = declared is not None and agg != "concat_sequence"
-    return TensorFormat(target.kind, None, target.positions if resized else None)
+    return replace(target, channels=None, positions=target.positions if resized else None)
 
 
-def _check_sum(value: object, declared: TensorFormat | None, given: Sequence[Flow]) -> None:
+def _check_sum(value: object, declared: Layout | None, given: Sequence[Flow]) -> None:
     """See that what parallel parts give together has the channels and the size that are declared."""
     if declared is None or not isinstance(value, torch.Tensor):
         return
-    found = TensorFormat.of(value, declared.kind)
+    found = declared.sized(value)
     if declared.channels in (None, found.channels) and declared.positions in (None, found.positions):
         return
     each = ", ".join(map(str, given))

@@ -13,7 +13,7 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.nn import functional as F
 
 from stitchkit.errors import InputError, unknown
-from stitchkit.networks.formats import TensorFormat, reformat
+from stitchkit.networks.layout import Layout, convert
 
 AGGREGATIONS = ("none", "avg", "concat", "concat_channels", "concat_sequence")
 """What a `ParallelPart` does with the outputs of its parts."""
@@ -25,12 +25,12 @@ class Part(nn.Module):
     A frozen part stays in evaluation mode, whatever `train` is told, and none of its parameters is trained.
     """
 
-    in_format: TensorFormat | None = None
+    in_format: Layout | None = None
     """What it takes unless a file declares another format; None where it takes what comes."""
-    out_format: TensorFormat | None = None
+    out_format: Layout | None = None
     """What it gives unless a file declares another format; None where the format stays."""
     takes: tuple[str, ...] = ()
-    """Kinds of formats that it takes as they come; empty for any."""
+    """Names of layouts that it takes as they come; empty for any."""
     inferred: ClassVar[tuple[str, ...]] = ()
     """Arguments that are known from the data and from what comes, where a file leaves them out."""
     frozen = False
@@ -56,13 +56,13 @@ class ClassifierHead(Part):
     """
 
     inferred = ("num_classes", "in_channels")
-    in_format = TensorFormat("img")
-    out_format = TensorFormat("vector")
+    in_format = Layout("NCHW")
+    out_format = Layout("vector")
 
     def __init__(self, *, num_classes: int, in_channels: int, pooled_size: int | Sequence[int] = (1, 1)):
         super().__init__()
         height, width = (pooled_size, pooled_size) if isinstance(pooled_size, int) else pooled_size
-        self.in_format = TensorFormat("img", in_channels)
+        self.in_format = Layout("NCHW", in_channels)
         self.pool = nn.AdaptiveAvgPool2d((height, width))
         self.linear = nn.Linear(in_channels * height * width, num_classes)
 
@@ -81,11 +81,11 @@ class BaseBlock(Part):
     """
 
     inferred = ("in_channels",)
-    in_format = TensorFormat("img")
+    in_format = Layout("NCHW")
 
     def __init__(self, *, channels: int, in_channels: int):
         super().__init__()
-        self.in_format = TensorFormat("img", in_channels)
+        self.in_format = Layout("NCHW", in_channels)
         self.conv = nn.Conv2d(in_channels, channels, kernel_size=7, stride=2, padding=3, bias=False)
         self.norm = nn.BatchNorm2d(channels)
         self.pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
@@ -153,7 +153,7 @@ class Reformat(nn.Module):
         class_token: What a class token is where there is none.
     """
 
-    def __init__(self, source: TensorFormat, target: TensorFormat, class_token: str):
+    def __init__(self, source: Layout, target: Layout, class_token: str):
         super().__init__()
         self.source = source
         self.target = target
@@ -161,7 +161,7 @@ class Reformat(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The tensor in the format that is wanted."""
-        return reformat(x, self.source, self.target, self.class_token)
+        return convert(x, self.source, self.target, class_token=self.class_token)
 
     def extra_repr(self) -> str:
         """Both formats, for printing."""
@@ -199,35 +199,41 @@ class ParallelPart(Part):
         entries: For each part, what brings its input into its format.
         exits: For each part, what brings its output into the common format.
         agg: `none` for a list, `avg`, `concat` (which is `concat_channels`) or `concat_sequence`.
-        kind: Kind of the common format.
+        layout: The common format.
 
     Raises:
         InputError: If there is no such aggregation.
     """
 
     def __init__(
-        self, parts: Sequence[Part], entries: Sequence[nn.Module], exits: Sequence[nn.Module], *, agg: str, kind: str
+        self,
+        parts: Sequence[Part],
+        entries: Sequence[nn.Module],
+        exits: Sequence[nn.Module],
+        *,
+        agg: str,
+        layout: Layout,
     ):
         super().__init__()
         self.parts = nn.ModuleList(parts)
         self.entries = nn.ModuleList(entries)
         self.exits = nn.ModuleList(exits)
         self.agg = agg
-        self.kind = kind
+        self.layout = layout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """The outputs of all parts together."""
         steps = zip(self.entries, self.parts, self.exits, strict=True)
-        return aggregate([leave(part(enter(x))) for enter, part, leave in steps], self.agg, self.kind)
+        return aggregate([leave(part(enter(x))) for enter, part, leave in steps], self.agg, self.layout)
 
 
-def aggregate(outputs: list[torch.Tensor], agg: str, kind: str) -> torch.Tensor | list[torch.Tensor]:
-    """Several tensors of one kind together.
+def aggregate(outputs: list[torch.Tensor], agg: str, layout: Layout) -> torch.Tensor | list[torch.Tensor]:
+    """Several tensors of one layout together.
 
     Args:
         outputs: The tensors.
         agg: One of `AGGREGATIONS`.
-        kind: Their kind.
+        layout: Their layout.
 
     Raises:
         InputError: If their channels or sizes do not fit together.
@@ -236,22 +242,22 @@ def aggregate(outputs: list[torch.Tensor], agg: str, kind: str) -> torch.Tensor 
         return outputs
     # In a trace sizes are no numbers, and what is traced was checked before.
     if not is_tracing():  # type: ignore[no-untyped-call]
-        _check_together(outputs, agg, kind)
+        _check_together(outputs, agg, layout)
     if agg == "avg":
         return torch.stack(outputs).mean(dim=0)
-    return torch.cat(outputs, dim=1 if kind == "img" or agg == "concat_sequence" else -1)
+    return torch.cat(outputs, dim=1 if agg == "concat_sequence" else layout.channel_dim)
 
 
-def _check_together(outputs: Sequence[torch.Tensor], agg: str, kind: str) -> None:
+def _check_together(outputs: Sequence[torch.Tensor], agg: str, layout: Layout) -> None:
     """See that outputs have the sizes and channels that an aggregation needs."""
-    formats = [TensorFormat.of(output, kind) for output in outputs]
+    formats = [layout.sized(output) for output in outputs]
     if len({form.positions for form in formats}) > 1 and agg != "concat_sequence":
         raise InputError(f"its parts give {_listed(formats)}, of different sizes; declare a size in out_format")
     if len({form.channels for form in formats}) > 1 and agg in ("avg", "concat_sequence"):
         raise InputError(f"its parts give {_listed(formats)}; {agg} needs the same number of channels of all")
-    if agg == "concat_sequence" and kind != "token":
-        raise InputError(f"concat_sequence joins sequences, not {kind}; declare out_format: [token, [C, L]]")
+    if agg == "concat_sequence" and layout.name != "token":
+        raise InputError(f"concat_sequence joins sequences, not {layout.name}; declare out_format: [token, [C, L]]")
 
 
-def _listed(formats: Sequence[TensorFormat]) -> str:
+def _listed(formats: Sequence[Layout]) -> str:
     return ", ".join(map(str, formats))

@@ -17,7 +17,7 @@ from stitchkit.errors import InputError
 from stitchkit.networks.create import create_model
 from stitchkit.networks.cut import cut
 from stitchkit.networks.cut.nodes import check_torchvision_name, library_of
-from stitchkit.networks.formats import TensorFormat
+from stitchkit.networks.layout import Layout
 from stitchkit.networks.weight_names import own_names
 from stitchkit.networks.weights import load_content, read_checkpoint, weights_of
 
@@ -38,8 +38,8 @@ class Net(Part):
     """
 
     inferred = ("num_classes",)
-    in_format = TensorFormat("img")
-    out_format = TensorFormat("vector")
+    in_format = Layout("NCHW")
+    out_format = Layout("vector")
 
     def __init__(
         self,

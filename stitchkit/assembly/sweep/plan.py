@@ -151,7 +151,7 @@ def _finetuned(config: SweepConfig, gap: Gap) -> list[PartDict]:
         takes, gives = config.destination.shapes[number]
         assert given is not None, "only the last piece gives no map"
         assert takes is not None, "only the first piece takes an image"
-        if given.arriving_as(takes.format) != takes:
+        if given.converted_to(takes) != takes:
             raise DoesNotApply(f"piece {number} takes {takes}, the piece before it gives {given}")
         given = gives
     return _frozen(

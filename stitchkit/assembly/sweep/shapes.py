@@ -11,21 +11,20 @@ import torch
 
 from stitchkit.assembly.parts.network import check_network
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
-from stitchkit.assembly.sweep.stitchers import Shape
 from stitchkit.errors import InputError
-from stitchkit.networks.formats import TensorFormat
+from stitchkit.networks.layout import Layout
 
 
 class PieceShapes(NamedTuple):
-    """What a piece of a network takes and gives.
+    """The full layouts of what a piece of a network takes and gives.
 
     Args:
         takes: None for the first piece, which takes an image.
         gives: None for the last piece, which gives logits.
     """
 
-    takes: Shape | None
-    gives: Shape | None
+    takes: Layout | None
+    gives: Layout | None
 
 
 def piece_shapes(pieces: Sequence[PartSpec], image_size: int) -> tuple[PieceShapes, ...]:
@@ -48,10 +47,10 @@ def piece_shapes(pieces: Sequence[PartSpec], image_size: int) -> tuple[PieceShap
     return found
 
 
-def _declared(piece: PartSpec, key: str) -> TensorFormat | None:
+def _declared(piece: PartSpec, key: str) -> Layout | None:
     value = piece.arguments.get(key)
     with _at(piece, key):
-        return None if value is None else TensorFormat.parse(value)
+        return None if value is None else Layout.parse(value)
 
 
 @contextmanager
@@ -63,16 +62,15 @@ def _at(piece: PartSpec, key: str) -> Iterator[None]:
         raise InputError(f"{piece.place}.{piece.name}.{key}: {error}") from error
 
 
-def _compare(piece: PartSpec, key: str, does: str, shape: Shape | None) -> None:
+def _compare(piece: PartSpec, key: str, does: str, shape: Layout | None) -> None:
     """Hold what a piece declares against what it does."""
     declared = _declared(piece, key)
     if declared is None or shape is None:
         return
-    found = TensorFormat.parse(shape.declare())
-    if declared.channels in (None, found.channels) and declared.positions in (None, found.positions):
+    if declared.channels in (None, shape.channels) and declared.positions in (None, shape.positions):
         return
     with _at(piece, key):
-        raise InputError(f"it says {declared}, but the piece {does} {found}; correct the one or the other")
+        raise InputError(f"it says {declared}, but the piece {does} {shape}; correct the one or the other")
 
 
 def _run_dry(pieces: Sequence[PartSpec], image_size: int) -> tuple[PieceShapes, ...]:
@@ -83,13 +81,13 @@ def _run_dry(pieces: Sequence[PartSpec], image_size: int) -> tuple[PieceShapes, 
         bare = (first, *(_without_sizes(piece, "in_format", "out_format") for piece in pieces[1:]))
         network = check_network(NetworkSpec(bare), num_classes=1, input_size=size, pretrained=False).eval()
         x = torch.empty(2, *size)
-    taken: list[Shape | None] = []
-    given: list[Shape | None] = []
+    taken: list[Layout | None] = []
+    given: list[Layout | None] = []
     with torch.no_grad():
         for part, enter, piece in zip(network.parts, network.entries, pieces, strict=True):
             before = given[-1] if given else None
             x = enter(x)
-            taken.append(None if before is None else _shape(x, piece, "in_format", before.format))
+            taken.append(None if before is None else _shape(x, piece, "in_format", before))
             x = part(x)
             if len(taken) < len(pieces) and _declared(piece, "out_format") is None:
                 raise InputError(f"{piece.place} has no out_format, which a sweep has to know; give img, token or bert")
@@ -98,15 +96,19 @@ def _run_dry(pieces: Sequence[PartSpec], image_size: int) -> tuple[PieceShapes, 
 
 
 def _without_sizes(piece: PartSpec, *keys: str) -> PartSpec:
-    kinds = {key: found.kind for key in keys if (found := _declared(piece, key))}
-    return replace(piece, arguments={**piece.arguments, **kinds})
+    names = {key: found.name for key in keys if (found := _declared(piece, key))}
+    return replace(piece, arguments={**piece.arguments, **names})
 
 
-def _shape(x: torch.Tensor, piece: PartSpec, key: str, otherwise: str = "") -> Shape:
-    """The shape of a tensor, of the kind that a piece declares."""
-    declared = _declared(piece, key)
+def _shape(x: torch.Tensor, piece: PartSpec, key: str, otherwise: Layout | None = None) -> Layout:
+    """The full layout of a tensor, in the format that a piece declares."""
+    layout = _declared(piece, key) or otherwise
+    assert layout is not None
     with _at(piece, key):
-        shape = Shape.of(TensorFormat.of(x, declared.kind if declared else otherwise))
-        if shape is None:
-            raise InputError(f"it is {declared}, which has no positions; only the last piece may give such")
+        shape = layout.sized(x)
+        if not shape.positions:
+            raise InputError(f"it is {layout}, which has no positions; only the last piece may give that")
+        height, width = shape.grid
+        if height != width:
+            raise InputError(f"{shape} is not square; sweeps halve one side, so use square images")
     return shape

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from stitchkit.errors import InputError, unknown
-from stitchkit.networks.formats import TensorFormat
+from stitchkit.networks.layout import NAMES, Layout
 
 PartDict = dict[str, dict[str, Any]]
 """A part as a file has it: its class name and its arguments."""
@@ -20,82 +20,23 @@ PartDict = dict[str, dict[str, Any]]
 FINETUNE = "finetune"
 """The stitcher without an adapter: what is left of the networks is trained whole."""
 
-_IMAGE_LIKE = ("img", "bhwc")
-
 
 class DoesNotApply(Exception):
     """A stitcher cannot bridge a gap; the message is the reason, to be shown in a plan."""
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What passes between two pieces of a network, for one image.
-
-    Args:
-        format: `img`, `bhwc`, `token` or `bert`.
-        channels: Its channels.
-        side: Its height and width; for a sequence, those of the map that it lists row by row.
-    """
-
-    format: str
-    channels: int
-    side: int
-
-    @property
-    def is_image_like(self) -> bool:
-        """Whether positions stand in rows and columns."""
-        return self.format in _IMAGE_LIKE
-
-    def arriving_as(self, format: str) -> Shape:
-        """It brought into another format: a class token that has no place there doubles the channels."""
-        doubled = self.format == "bert" and format != "bert"
-        return Shape(format, self.channels * (2 if doubled else 1), self.side)
-
-    def declare(self) -> list[Any]:
-        """It as a file has it: `[img, [C, H, W]]` or `[bert, [C, L]]`."""
-        size = [self.side, self.side] if self.is_image_like else [self.side**2]
-        return [self.format, [self.channels, *size]]
-
-    @classmethod
-    def parse(cls, value: object) -> Shape | None:
-        """The shape that a file declares, e.g. `[img, [C, H, W]]`; None where it declares no channels or no size.
-
-        Raises:
-            InputError: If it is no format, or not square.
-        """
-        return None if value is None else cls.of(TensorFormat.parse(value))
-
-    @classmethod
-    def of(cls, declared: TensorFormat) -> Shape | None:
-        """The shape that a format has; None where it has no channels or no size.
-
-        Raises:
-            InputError: If it is not square.
-        """
-        if declared.channels is None or not declared.positions:
-            return None
-        height, width = declared.grid
-        if height != width:
-            raise InputError(f"{declared} is not square; sweeps halve one side, so use square images")
-        return cls(declared.kind, declared.channels, height)
-
-    def __str__(self) -> str:
-        positions = f"{self.side} x {self.side}" if self.is_image_like else str(self.side**2)
-        return f"{self.format} {self.channels} x {positions}"
-
-
-@dataclass(frozen=True)
-class _Step:
+class _UnitSpec:
     """What one unit of an adapter turns into what; sides are those of the map before and after its down-sampling."""
 
-    format: str
+    layout: Layout
     in_channels: int
     out_channels: int
     in_side: int
     out_side: int
 
 
-_Build = Callable[[_Step], PartDict]
+_Build = Callable[[_UnitSpec], PartDict]
 
 
 @dataclass(frozen=True)
@@ -115,36 +56,39 @@ class Stitcher:
         """Whether the destination's pieces run at the source's size."""
         return self.resize == "never"
 
-    def parts(self, source: Shape, destination: Shape, num_downsamples: int) -> list[PartDict]:
+    def parts(self, source: Layout, destination: Layout, num_downsamples: int) -> list[PartDict]:
         """The adapter between two pieces: a chain of trainable parts.
 
         Args:
-            source: What the last piece before the gap gives.
-            destination: What the first piece after the gap takes.
+            source: Full layout of what the last piece before the gap gives.
+            destination: Full layout of what the first piece after the gap takes.
             num_downsamples: How many times the gap halves the map; the chain has as many units, at least one.
 
         Raises:
             DoesNotApply: If this stitcher has no unit for such shapes.
         """
-        image_like = source.is_image_like or destination.is_image_like
+        image_like = source.is_map or destination.is_map
         build = _unit(self.unit, image_like=image_like)
         if self.resize == "stride" and not image_like:
             raise DoesNotApply("a stride needs an image-like side; both sides are sequences")
-        both_bert = source.format == destination.format == "bert"
-        start = source.arriving_as("img" if image_like else "bert" if both_bert else "token")
-        channels = _halvings(start.channels, destination.channels, num_downsamples)
-        sides = _halvings(start.side, start.side if self.keeps_size else destination.side, num_downsamples, grows=False)
+        both_bert = source.name == destination.name == "bert"
+        start = source.converted_to(NAMES["img" if image_like else "bert" if both_bert else "token"])
+        channels = _halvings(start.width, destination.width, num_downsamples)
+        first, last = start.grid[0], (start if self.keeps_size else destination).grid[0]
+        sides = _halvings(first, last, num_downsamples, grows=False)
         steps = zip(pairwise(channels), pairwise(sides), strict=True)
-        return [self._part(build, _Step(start.format, *channel, *side)) for channel, side in steps]
+        return [self._part(build, _UnitSpec(start, *channel, *side)) for channel, side in steps]
 
-    def _part(self, build: _Build, step: _Step) -> PartDict:
+    def _part(self, build: _Build, step: _UnitSpec) -> PartDict:
         """One unit, told which shape it takes: the assembly resizes what arrives in another one."""
         [(name, arguments)] = build(step).items()
         if self.resize == "stride":
             # Rounded up: a strided unit of an odd side keeps the last row, as the networks' own do.
             arguments["stride"] = math.ceil(step.in_side / step.out_side)
         side = step.out_side if self.resize == "before" else step.in_side
-        return {name: {**arguments, "in_format": Shape(step.format, step.in_channels, side).declare()}}
+        positions = (side, side) if step.layout.is_map else (side**2,)
+        taken = replace(step.layout, channels=step.in_channels, positions=positions)
+        return {name: {**arguments, "in_format": taken.declare()}}
 
 
 def _halvings(start: int, end: int, count: int, *, grows: bool = True) -> list[int]:
@@ -183,7 +127,7 @@ def _resnet(kind: str) -> _Build:
     return lambda step: {kind: {"in_channels": step.in_channels, "out_channels": step.out_channels}}
 
 
-def _vision_transformer(step: _Step) -> PartDict:
+def _vision_transformer(step: _UnitSpec) -> PartDict:
     if step.in_channels != step.out_channels:
         raise DoesNotApply(f"a ViT block keeps its channels; {step.in_channels} are to become {step.out_channels}")
     # Heads of 64 channels, as ViTs have them, or the nearest number that divides the channels.

@@ -1,4 +1,4 @@
-"""Formats of stitching jobs: read, printed, converted and resized as published."""
+"""Layouts of tensors: read, printed, converted and resized as the publications do."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from stitchkit.errors import InputError
-from stitchkit.networks.formats import AXES, TensorFormat, reformat
+from stitchkit.networks.layout import NAMES, Layout, convert
 
 IMAGE = torch.arange(2 * 3 * 4 * 4, dtype=torch.float32).reshape(2, 3, 4, 4)
 
@@ -26,26 +26,26 @@ EXPECTED = {
 
 
 def to(x, source, target, class_token="zeros"):
-    return reformat(x, TensorFormat.parse(source), TensorFormat.parse(target), class_token)
+    return convert(x, Layout.parse(source), Layout.parse(target), class_token=class_token)
 
 
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ("img", TensorFormat("img")),
-        (["img", [64, 28, 30]], TensorFormat("img", 64, (28, 30))),
-        (["img", [28, 30]], TensorFormat("img", None, (28, 30))),
-        (["bhwc", (96, 56, 56)], TensorFormat("bhwc", 96, (56, 56))),
-        (["bert", [384, 196]], TensorFormat("bert", 384, (196,))),
-        (["bert", 196], TensorFormat("bert", None, (196,))),
-        (["token", [196]], TensorFormat("token", None, (196,))),
-        (["token", [256, 392]], TensorFormat("token", 256, (392,))),
-        (["vector", 10], TensorFormat("vector", 10, ())),
-        ("vector", TensorFormat("vector")),
+        ("img", Layout("NCHW")),
+        (["img", [64, 28, 30]], Layout("NCHW", 64, (28, 30))),
+        (["img", [28, 30]], Layout("NCHW", None, (28, 30))),
+        (["bhwc", (96, 56, 56)], Layout("NHWC", 96, (56, 56))),
+        (["bert", [384, 196]], Layout("NLC", 384, (196,), 1)),
+        (["bert", 196], Layout("NLC", None, (196,), 1)),
+        (["token", [196]], Layout("NLC", None, (196,))),
+        (["token", [256, 392]], Layout("NLC", 256, (392,))),
+        (["vector", 10], Layout("vector", 10, ())),
+        ("vector", Layout("vector")),
     ],
 )
 def test_published_formats_are_read(value, expected):
-    assert TensorFormat.parse(value) == expected
+    assert Layout.parse(value) == expected
 
 
 @pytest.mark.parametrize(
@@ -60,27 +60,27 @@ def test_published_formats_are_read(value, expected):
         (["bert", [384, -1]], "does not suit bert"),
         (["bert", [384, True]], "does not suit bert"),
         (["vector", [3, 4]], "give N"),
-        (["img", [3, 4, 4], 5], "is no format"),
-        (7, "7 is no format"),
+        (["img", [3, 4, 4], 5], "is not a format"),
+        (7, "7 is not a format"),
     ],
 )
 def test_other_formats_are_refused_with_what_is_allowed(value, message):
     with pytest.raises(InputError, match=message):
-        TensorFormat.parse(value)
+        Layout.parse(value)
 
 
 def test_formats_print_as_they_are_written():
     for value in ("img", "img [3, 4, 5]", "img [4, 5]", "bert [384, 196]", "token [196]", "vector [10]"):
         kind, _, size = value.partition(" ")
-        assert str(TensorFormat.parse([kind, eval(size)] if size else kind)) == value
+        assert str(Layout.parse([kind, eval(size)] if size else kind)) == value
 
 
 def test_a_tensor_knows_its_format_and_leaves_the_class_slot_out():
-    assert TensorFormat.of(torch.empty(2, 17, 5), "bert") == TensorFormat("bert", 5, (16,))
-    assert TensorFormat.of(torch.empty(2, 7, 8, 5), "bhwc") == TensorFormat("bhwc", 5, (7, 8))
-    for kind in AXES:
-        with pytest.raises(InputError, match=rf"shape \[1, 1, 1, 1, 1\] is no {kind}"):
-            TensorFormat.of(torch.empty(1, 1, 1, 1, 1), kind)
+    assert NAMES["bert"].sized(torch.empty(2, 17, 5)) == Layout("NLC", 5, (16,), 1)
+    assert NAMES["bhwc"].sized(torch.empty(2, 7, 8, 5)) == Layout("NHWC", 5, (7, 8))
+    for name, layout in NAMES.items():
+        with pytest.raises(InputError, match=rf"shape \[1, 1, 1, 1, 1\] is not {name}"):
+            layout.sized(torch.empty(1, 1, 1, 1, 1))
 
 
 @pytest.mark.parametrize(("source", "target"), list(itertools.product(("img", "bhwc", "token"), EXPECTED)))
@@ -141,13 +141,13 @@ def test_sequences_that_need_no_grid_may_have_any_length():
     assert to(x, "token", "bert").shape == (2, 11, 3)
     assert to(x, "token", ["token", [3, 10]]) is x
     assert to(to(x, "token", "bert"), "bert", "token").shape == (2, 10, 6)
-    with pytest.raises(InputError, match=r"token \[3, 10\] has 10 tokens, which is no perfect square"):
+    with pytest.raises(InputError, match=r"token \[3, 10\] has 10 tokens, which is not a perfect square"):
         to(x, "token", "img")
-    with pytest.raises(InputError, match="10 tokens, which is no perfect square"):
+    with pytest.raises(InputError, match="10 tokens, which is not a perfect square"):
         to(to(x, "token", "bert"), "bert", "bhwc")
-    with pytest.raises(InputError, match="10 tokens, which is no perfect square"):
+    with pytest.raises(InputError, match="10 tokens, which is not a perfect square"):
         to(x, "token", ["token", 16])
-    with pytest.raises(InputError, match="15 tokens, which is no perfect square"):
+    with pytest.raises(InputError, match="15 tokens, which is not a perfect square"):
         to(IMAGE, "img", ["token", 15])
 
 
@@ -159,7 +159,7 @@ def test_a_vector_is_a_map_of_one_position():
     for kind in ("img", "bhwc", "token"):
         assert torch.equal(to(to(x, "vector", kind), kind, "vector"), x)
     assert torch.allclose(to(x, "vector", ["img", [3, 2, 2]]), x[:, :, None, None].expand(2, 3, 2, 2))
-    with pytest.raises(InputError, match=r"img \[3, 4, 4\] has more than one position and is no vector; pool it first"):
+    with pytest.raises(InputError, match=r"img \[3, 4, 4\] has more than one position and is not a vector; pool it"):
         to(IMAGE, "img", "vector")
 
 
