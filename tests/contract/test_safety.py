@@ -258,10 +258,9 @@ READING = {
 
 # Every file of the house with such a call, and the test that gives it a hostile file.
 READERS = {
-    "stitchkit/assembly/config/files.py": test_hostile_files_of_other_commands,
+    "stitchkit/settings/files.py": test_hostile_files_of_other_commands,
     "stitchkit/assembly/sweep/report.py": test_hostile_files_of_a_sweep,
     "stitchkit/assembly/train/result.py": test_hostile_files_of_a_sweep,
-    "stitchkit/settings/stitch_config.py": test_hostile_files_of_other_commands,
     "stitchkit/measure/ledger.py": test_hostile_files_of_other_commands,
     "stitchkit/measure/partial_sums.py": test_hostile_files_beside_a_ledger,
     "stitchkit/networks/weights.py": test_hostile_checkpoints,
@@ -270,7 +269,6 @@ READERS = {
     "stitchkit/ship/report.py": test_hostile_files_that_pages_and_exports_read,
     "stitchkit/ship/trained_snnet.py": test_hostile_files_that_pages_and_exports_read,
     "stitchkit/train/evaluation.py": test_hostile_files_beside_a_ledger,
-    "stitchkit/settings/flags.py": test_hostile_files_of_other_commands,
     "stitchkit/data/timm_readers.py": test_a_hostile_card_of_a_data_set,
     "stitchkit/train/summary.py": test_a_hostile_summary_does_not_stop_a_run_that_goes_on,
     "stitchnet/restore.py": test_hostile_files_of_a_composed_network,

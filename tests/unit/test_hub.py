@@ -230,7 +230,7 @@ def change_config(folder, change):
         (lambda config: config["anchors"][0].update(checkpoint="weights.pth"), "'weights.pth'; refused"),
         (lambda config: config["anchors"][1]["kwargs"].update(embed_dim=24), "belongs to another configuration"),
         (lambda config: config.update(stitch_strid=1), "did you mean 'stitch_stride'?"),
-        (lambda config: config.pop("anchors"), "'anchors' is None"),
+        (lambda config: config.pop("anchors"), "anchors is missing"),
     ],
 )
 def test_a_configuration_that_says_something_odd_is_refused(folder, change, message):
