@@ -228,7 +228,7 @@ def test_two_runs_do_not_write_to_one_folder(subject, trained, images, tmp_path,
     first.kill()
     assert end([first]) == [-signal.SIGKILL]
     assert trained("shared") == 2, "what another run saved is not written over"
-    assert f"'{folder}' already holds" in capsys.readouterr().err
+    assert "already holds a " in capsys.readouterr().err
     assert trained("shared", "--resume", "auto", "--epochs", "1") == 0
     assert not list(folder.glob(".*lock"))
 
