@@ -104,14 +104,16 @@ def test_a_damaged_checkpoint_of_a_run_is_refused_at_every_place(images, tmp_pat
     assert assert_refused(damaged(content, each), use) * each > 6000
 
 
+@pytest.mark.parametrize("within", [[], ["--model-ema", "--checkpoint-interval", "3", "--print-freq", "5"]])
 @pytest.mark.parametrize("each", EACH)
-def test_a_damaged_checkpoint_of_a_job_is_refused_at_every_place(images, tmp_path, monkeypatch, each):
+def test_a_damaged_checkpoint_of_a_job_is_refused_at_every_place(images, tmp_path, monkeypatch, each, within):
     schedule = {"lr_scheduler": "OneCycleLR", "lr_scheduler_args": {"max_lr": 0.1, "total_steps": 9}}
     path = write(tmp_path, job_config(images, **schedule))
     out = tmp_path / "out"
-    assert main(["job", "-c", str(path), "-o", str(out), "--no-pretrained", "--save-checkpoints"]) == 0
-    content = torch.load(out / "checkpoint.pth", weights_only=True)
-    config = JobConfig.load(path, pretrained=False, save_dir=str(tmp_path / "again"), save_checkpoints=True)
+    assert main(["job", "-c", str(path), "-o", str(out), "--no-pretrained", "--save-checkpoints", *within]) == 0
+    content = torch.load(out / ("previous.pth" if within else "checkpoint.pth"), weights_only=True)
+    assert ("within" in content) == ("state_dict_ema" in content) == bool(within)
+    config = JobConfig.load(path, pretrained=False, save_dir=str(tmp_path / "again"), model_ema=bool(within))
     job = open_job(config, World(0, 1, torch.device("cpu")), path, places_of(config, path))
     current = content["config"] | {"train_config": content["config"]["train_config"]}
 

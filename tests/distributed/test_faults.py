@@ -228,7 +228,7 @@ def test_two_runs_do_not_write_to_one_folder(subject, trained, images, tmp_path,
     first.kill()
     assert end([first]) == [-signal.SIGKILL]
     assert trained("shared") == 2, "what another run saved is not written over"
-    assert f"'{folder}' already holds" in capsys.readouterr().err
+    assert "already holds a " in capsys.readouterr().err
     assert trained("shared", "--resume", "auto", "--epochs", "1") == 0
     assert not list(folder.glob(".*lock"))
 
@@ -382,8 +382,8 @@ def test_an_infinite_figure_is_not_saved_within_an_epoch(subject, trained, tmp_p
         if count[0] == 3 and what == "loss":
             loss = loss * torch.inf
         if count[0] == 3 and what == "buffer":
-            module = trainer.task.get_trainable_module()
-            module.register_buffer("running_var", torch.tensor([1.0, torch.inf]))
+            for module in (trainer.task.get_trainable_module(), trainer.task.get_trainable_module(ema=True).module):
+                module.register_buffer("running_var", torch.tensor([1.0, torch.inf]))
         return loss, images
 
     flags = ("--checkpoint-interval", "2", *often(subject, 50))

@@ -95,9 +95,10 @@ def check_unused(config: JobConfig, places: Places, files: JobCheckpoints) -> No
             f"'{places.result}' exists, so this job is done; choose another -o or --metrics-output, or remove it"
         )
     resumes_here = config.resume_from and Path(config.resume_from).resolve().parent == places.folder.resolve()
-    if files.candidates() and not config.test_only and not resumes_here:
+    if (found := files.candidates()) and not config.test_only and not resumes_here:
         raise InputError(
-            f"'{places.folder}' already holds checkpoints of a job; resume it with --resume auto, or choose another -o"
+            f"the folder already holds a job, whose checkpoint is '{found[0]}'; resume it with --resume auto, or "
+            "choose another -o"
         )
 
 
