@@ -79,6 +79,8 @@ class TaskConfig:
         dataset: Name or folder of the data set.
         val_split: The split that is tested; by default `validation`, or what stands for it (docs/datasets.md).
         num_classes: Number of classes of a data set that does not name them, such as a streamed one.
+        train_num_samples: Training images of a streamed data set that does not say how many it has.
+        val_num_samples: Likewise, images to test.
         batch_size: Images of a step on each rank.
         loss_fn: Function of `torch.nn.functional`.
         loss_fn_args: Its further arguments.
@@ -89,6 +91,8 @@ class TaskConfig:
     dataset: str
     val_split: str | None = None
     num_classes: int | None = None
+    train_num_samples: int | None = None
+    val_num_samples: int | None = None
     batch_size: int = 32
     loss_fn: str = "cross_entropy"
     loss_fn_args: dict[str, Any] = field(default_factory=dict)
@@ -110,6 +114,8 @@ class TrainConfig:
         dataset: Name or folder of the data set.
         val_split: The split that is tested; by default `validation`, or what stands for it (docs/datasets.md).
         num_classes: Number of classes of a data set that does not name them, such as a streamed one.
+        train_num_samples: Training images of a streamed data set that does not say how many it has.
+        val_num_samples: Likewise, images to test.
         tasks: Several data sets in its place; the network has an output for each, or one for all.
         seed: Of weights, order and augmentation.
         batch_size: Images of a step on each rank.
@@ -131,6 +137,8 @@ class TrainConfig:
     dataset: str | None = None
     val_split: str | None = None
     num_classes: int | None = None
+    train_num_samples: int | None = None
+    val_num_samples: int | None = None
     tasks: tuple[dict[str, Any], ...] = ()
     seed: int = 1
     batch_size: int = 32
@@ -153,8 +161,8 @@ class TrainConfig:
         shared = {
             key: getattr(self, key)
             for key in (
-                *("val_split", "num_classes", "batch_size", "loss_fn", "loss_fn_args", "data_augmentation"),
-                "data_preprocessing",
+                *("val_split", "num_classes", "train_num_samples", "val_num_samples"),
+                *("batch_size", "loss_fn", "loss_fn_args", "data_augmentation", "data_preprocessing"),
             )
         }
         if self.dataset is not None:
