@@ -138,9 +138,7 @@ class DataRecipe:
 
     data_dir: str | None = _flag(None, "root folder of the dataset", kind=str, path=True)
     dataset: str = _flag(
-        "",
-        "name of a dataset: empty for an image folder, or hfds/..., wds/..., tfds/..., torch/..., cifar10",
-        path=True,
+        "", "data set: empty for an image folder, or hfds/..., wds/..., tfds/..., torch/..., cifar10", path=True
     )
     train_split: str = _flag("train", "name of the training split", path=True)
     val_split: str = _flag("validation", "name of the validation split", path=True)

@@ -244,7 +244,7 @@ def test_a_job_opens_what_the_page_names(tmp_path, no_checksums):
     """Of `hfds/` a local set, so that no server is asked."""
     page = (ROOT / "docs/datasets.md").read_text()
     rows = [row.split("|")[1] for row in page.split("\n\n")[2].splitlines()[2:]]
-    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row) if not name.endswith("/")]  # no streams
     assert {"data/pets", "digits", "cifar10", "torch/cifar10", "hfds/timm/resisc45"} <= set(named)
     archives.write_folder(tmp_path / "data/pets", "train", "val")
     archives.write_cifar10(tmp_path)
