@@ -140,7 +140,7 @@ class DataRecipe(Settings):
 
     data_dir: LocalPath | None = _flag(None, "root folder of the dataset")
     dataset: DatasetName = _flag(
-        "", "timm dataset: empty for an image folder, or hfds/..., wds/..., tfds/..., torch/..."
+        "", "data set: empty for an image folder, or hfds/..., wds/..., tfds/..., torch/..., cifar10"
     )
     train_split: LocalPath = _flag("train", "name of the training split")
     val_split: LocalPath = _flag("validation", "name of the validation split")

@@ -244,7 +244,7 @@ def test_a_job_opens_what_the_page_names(tmp_path, no_checksums):
     """Of `hfds/` a local set, so that no server is asked."""
     page = (ROOT / "docs/datasets.md").read_text()
     rows = [row.split("|")[1] for row in page.split("\n\n")[2].splitlines()[2:]]
-    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row) if not name.endswith("/")]  # no streams
     assert {"data/pets", "digits", "cifar10", "torch/cifar10", "hfds/timm/resisc45"} <= set(named)
     archives.write_folder(tmp_path / "data/pets", "train", "val")
     archives.write_cifar10(tmp_path)
@@ -269,6 +269,17 @@ def test_a_job_takes_streamed_data(tmp_path):
     [data] = data_of_job("wds/images", tmp_path, num_classes=2, max_batches=1)
     assert (len(data.train), len(list(data.train)), len(list(data.test))) == (1, 1, 1)
     loader.report()
+
+
+def test_a_job_takes_streams_of_hugging_face(tmp_path):
+    """Of a local folder, whose images nobody has counted."""
+    pytest.importorskip("datasets")
+    name = f"hfids/{archives.write_folder(tmp_path / 'hub', 'train', 'validation')}"
+    with pytest.raises(InputError, match="Dataset length is unknown"):
+        data_of_job(name, tmp_path / "cache")
+    [data] = data_of_job(name, tmp_path / "cache", num_classes=2, train_num_samples=6, val_num_samples=6)
+    assert [len(labels) for _, labels in data.train] == [2, 2, 2]
+    assert torch.cat([labels for _, labels in data.test]).tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_a_job_refuses_another_number_of_classes_than_its_data_have(tmp_path):
@@ -301,6 +312,14 @@ def test_all_systems_judge_the_same_split(there, asked, judged, tmp_path, caplog
         caplog.clear()
         Task.load(tmp_path / "pets", 8)
         assert f"the {judged} images of '{tmp_path / 'pets'}' are judged" in caplog.text
+
+
+def test_no_split_is_a_command(tmp_path):
+    archives.write_folder(tmp_path / "pets", "train", "val")
+    archives.write_shards(tmp_path)
+    for name in ("pets", "wds/images", "digits"):
+        with pytest.raises(InputError, match="split is 'pipe:touch made; cat ', which begins with a scheme"):
+            data_of_job(name, tmp_path, val_split="pipe:touch made; cat ", num_classes=2)
 
 
 LACKS = r"the val split of '.*pets' lacks 1 class folders: bird; labels would not"

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
 
-from stitchkit.settings.schema import DatasetName, Settings, parse
+from stitchkit.settings.schema import DatasetName, LocalPath, Settings, parse
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 Augmentation = Literal["default"] | StrictBool | tuple[Any, ...] | None
@@ -84,6 +84,8 @@ class TaskConfig(Settings):
         dataset: Name or folder of the data set.
         val_split: The split that is tested; by default `validation`, or what stands for it (docs/datasets.md).
         num_classes: Number of classes of a data set that does not name them, such as a streamed one.
+        train_num_samples: Training images of a streamed data set that does not say how many it has.
+        val_num_samples: Likewise, images to test.
         batch_size: Images of a step on each rank.
         loss_fn: Function of `torch.nn.functional`.
         loss_fn_args: Its further arguments.
@@ -92,8 +94,10 @@ class TaskConfig(Settings):
     """
 
     dataset: DatasetName
-    val_split: StrictStr | None = None
+    val_split: LocalPath | None = None
     num_classes: Count | None = None
+    train_num_samples: Count | None = None
+    val_num_samples: Count | None = None
     batch_size: Count = 32
     loss_fn: StrictStr = "cross_entropy"
     loss_fn_args: dict[str, Any] = Field(default_factory=dict)
@@ -115,6 +119,8 @@ class TrainConfig(Settings):
         dataset: Name or folder of the data set.
         val_split: The split that is tested; by default `validation`, or what stands for it (docs/datasets.md).
         num_classes: Number of classes of a data set that does not name them, such as a streamed one.
+        train_num_samples: Training images of a streamed data set that does not say how many it has.
+        val_num_samples: Likewise, images to test.
         tasks: Several data sets in its place; the network has an output for each, or one for all.
         seed: Of weights, order and augmentation.
         batch_size: Images of a step on each rank.
@@ -139,8 +145,10 @@ class TrainConfig(Settings):
 
     epochs: StrictInt = Field(ge=0)
     dataset: DatasetName | None = None
-    val_split: StrictStr | None = None
+    val_split: LocalPath | None = None
     num_classes: Count | None = None
+    train_num_samples: Count | None = None
+    val_num_samples: Count | None = None
     tasks: tuple[dict[str, Any], ...] = ()
     seed: StrictInt = Field(default=1, ge=0)
     batch_size: Count = 32
@@ -168,8 +176,8 @@ class TrainConfig(Settings):
         shared = {
             key: getattr(self, key)
             for key in (
-                *("val_split", "num_classes", "batch_size", "loss_fn", "loss_fn_args", "data_augmentation"),
-                "data_preprocessing",
+                *("val_split", "num_classes", "train_num_samples", "val_num_samples"),
+                *("batch_size", "loss_fn", "loss_fn_args", "data_augmentation", "data_preprocessing"),
             )
         }
         if self.dataset is not None:

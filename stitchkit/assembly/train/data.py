@@ -57,7 +57,10 @@ def _open(config: JobConfig, task: TaskConfig, place: str, world: World) -> Task
     root = None if config.data_path is None else Path(config.data_path).expanduser()
     options = {"batch_size": task.batch_size, "seed": config.train_config.seed}
     source = Source(task.dataset, root, options=tuple(options.items()))
-    splits = [open_dataset(source, "train", is_training=True), open_dataset(source, task.val_split or "validation")]
+    splits = [
+        open_dataset(source, "train", is_training=True, num_samples=task.train_num_samples),
+        open_dataset(source, task.val_split or "validation", num_samples=task.val_num_samples),
+    ]
     classes = _classes(agreed_classes(*splits), task, place)
     for dataset, transform in zip(splits, transforms, strict=True):
         dataset.transform = transform
