@@ -21,7 +21,7 @@ from stitchkit.settings.stitch_config import AnchorSpec
 from stitchnet.activations import Activation, run
 from stitchnet.composition import Composition
 from stitchnet.fragments import Fragment
-from stitchnet.joint import Joint, fit_joint, kept
+from stitchnet.joint import JointMap, fit_joint, kept
 from stitchnet.pool import Pool
 from stitchnet.scores import Scores
 from stitchnet.search import Search
@@ -49,12 +49,12 @@ def measure(options: Options) -> Result:
         {
             "ours": lambda: _search(pool, width=None).ranked(Composition(start)),
             "exact": lambda: _search(pool, exact=True, width=None).ranked(Composition(start)),
-            "reference": lambda: PlainSearch(pool).ranked([Step(start, None)]),
+            "reference": lambda: PlainSearch(pool).ranked([SearchStep(start, None)]),
         },
         rounds=1,
         quick=True,
     )
-    exact = PlainSearch(pool, exact=True).ranked([Step(start, None)])
+    exact = PlainSearch(pool, exact=True).ranked([SearchStep(start, None)])
     scores = [{fragment: score for score, fragment in ranked[way]} for way in ("ours", "reference")]
     order = [[fragment.name for _, fragment in one] for one in (ranked["exact"], exact)]
     shape = "x".join(map(str, pool.images.shape[1:]))
@@ -124,11 +124,11 @@ def _peak_gb(options: Options) -> float | None:
 
 
 @dataclass(frozen=True)
-class Step:
+class SearchStep:
     """A fragment and the joint before it."""
 
     fragment: Fragment
-    joint: Joint | None
+    joint: JointMap | None
 
 
 class PlainSearch:
@@ -143,7 +143,7 @@ class PlainSearch:
         self.pool = pool
         self.rows_per_channel = None if exact else _ROWS_PER_CHANNEL
 
-    def output(self, path: list[Step]) -> Activation:
+    def output(self, path: list[SearchStep]) -> Activation:
         """What a composition gives."""
         x = self.pool.images
         for step in path:
@@ -155,9 +155,9 @@ class PlainSearch:
     def input_of(self, fragment: Fragment) -> Activation:
         """What a fragment is used to."""
         place = self.pool.fragments.index(fragment)
-        return self.output([Step(one, None) for one in self.pool.fragments[place - fragment.index : place]])
+        return self.output([SearchStep(one, None) for one in self.pool.fragments[place - fragment.index : place]])
 
-    def score(self, path: list[Step], fragment: Fragment) -> float:
+    def score(self, path: list[SearchStep], fragment: Fragment) -> float:
         """CKA by its definition: with centred kernels where they can be had."""
         x, y = align(self.output(path).value, self.input_of(fragment).value)
         a, b = (as_rows(value).double() for value in sample(x, y, self.rows_per_channel, 0))
@@ -167,7 +167,7 @@ class PlainSearch:
         kernels = [_centred(rows @ rows.T) for rows in (a, b)]
         return float((kernels[0] * kernels[1]).sum() / (kernels[0].norm() * kernels[1].norm()))
 
-    def ranked(self, path: list[Step]) -> list[tuple[float, Fragment]]:
+    def ranked(self, path: list[SearchStep]) -> list[tuple[float, Fragment]]:
         """All fragments that could follow, the best first."""
         used = {step.fragment for step in path}
         vector = path[-1].fragment.layout.is_vector
@@ -183,14 +183,14 @@ class PlainSearch:
     def draw(self, chance: random.Random) -> str:
         """The name of a composition by chance."""
         for _ in range(100):
-            path = [Step(chance.choice(self.pool.starts), None)]
+            path = [SearchStep(chance.choice(self.pool.starts), None)]
             while not path[-1].fragment.is_end and (
                 kept_ones := [one for one in self.ranked(path)[:_WIDTH] if one[0] > 0]
             ):
                 fragment = chance.choice(kept_ones)[1]
                 x, y = self.output(path), self.input_of(fragment)
                 same = x.tensor.shape == y.tensor.shape and torch.equal(x.tensor, y.tensor)
-                path.append(Step(fragment, None if same else fit_joint(x, y)))
+                path.append(SearchStep(fragment, None if same else fit_joint(x, y)))
             if path[-1].fragment.is_end:
                 return _name(path)
         raise InputError("nothing that was drawn reaches an end; change the seed")
@@ -201,7 +201,7 @@ def _centred(kernel: torch.Tensor) -> torch.Tensor:
     return centre @ kernel @ centre
 
 
-def _name(path: list[Step]) -> str:
+def _name(path: list[SearchStep]) -> str:
     composition: Composition | None = None
     for step in path:
         composition = Composition(step.fragment, parent=composition)

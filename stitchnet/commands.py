@@ -11,8 +11,8 @@ from stitchkit.errors import InputError
 from stitchkit.parser import Commands
 
 if TYPE_CHECKING:
-    from stitchnet.compose import Plan
-    from stitchnet.task import Task
+    from stitchnet.compose import ComposeSettings
+    from stitchnet.task import CompositionTask
 
 _EXPERIMENTS = ("samples", "front", "ensembles", "finetune")
 _LEAST = {
@@ -89,14 +89,14 @@ def _study(settings: dict[str, Any]) -> None:
     study(name, *_read(settings), output)
 
 
-def _read(settings: dict[str, Any]) -> tuple[Task, Plan]:
+def _read(settings: dict[str, Any]) -> tuple[CompositionTask, ComposeSettings]:
     """What networks are judged on, and what is composed."""
     import torch
 
     from stitchkit.distributed import choose_device
     from stitchkit.ship.pick import count
-    from stitchnet.compose import Plan
-    from stitchnet.task import Task
+    from stitchnet.compose import ComposeSettings
+    from stitchnet.task import CompositionTask
 
     for name in ("max_macs", "max_params"):
         if settings[name] is not None:
@@ -106,6 +106,6 @@ def _read(settings: dict[str, Any]) -> tuple[Task, Plan]:
             raise InputError(f"{flag} is {settings[name]}; it must be at least {least}")
     device = choose_device(settings.pop("device"))
     torch.manual_seed(settings["seed"])  # of weights that are random
-    task = Task.load(settings.pop("data"), settings.pop("img_size"), settings.pop("classifier"))
+    task = CompositionTask.load(settings.pop("data"), settings.pop("img_size"), settings.pop("classifier"))
     named = {name: settings.pop(name) for name in ("nets", "pretrained", "top", "num_images", "score", "seed")}
-    return task, Plan(**named, device=device, options=settings)
+    return task, ComposeSettings(**named, device=device, options=settings)

@@ -19,13 +19,13 @@ from stitchnet.composition import Composition
 from stitchnet.data import stitching_images
 from stitchnet.scores import Scores
 from stitchnet.search import Search
-from stitchnet.task import Task, against_parents, judged
+from stitchnet.task import CompositionTask, against_parents, judged
 
 LEDGER = "stitches_res.txt"
 
 
 @dataclass(frozen=True)
-class Plan:
+class ComposeSettings:
     """What is composed and how, as the flags of a command say it.
 
     Args:
@@ -48,7 +48,7 @@ class Plan:
     device: torch.device
     options: dict[str, Any]
 
-    def search(self, task: Task) -> Search:
+    def search(self, task: CompositionTask) -> Search:
         """A search with images of a task.
 
         Raises:
@@ -82,7 +82,7 @@ class Plan:
         return best
 
 
-def compose(task: Task, plan: Plan, output: Path) -> None:
+def compose(task: CompositionTask, plan: ComposeSettings, output: Path) -> None:
     """Search, then write the ledger, the drawings and the networks.
 
     Args:

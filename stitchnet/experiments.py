@@ -19,11 +19,11 @@ from stitchkit.errors import InputError
 from stitchkit.files import opened
 from stitchkit.measure.ledger import Row
 from stitchnet import pictures
-from stitchnet.compose import Plan
+from stitchnet.compose import ComposeSettings
 from stitchnet.composition import uncut
 from stitchnet.data import batches
 from stitchnet.net import Net
-from stitchnet.task import Task, judged
+from stitchnet.task import CompositionTask, judged
 from stitchnet.tuning import fine_tune
 
 _COUNTS = (2, 4, 8, 16, 32, 64, 128, 256)
@@ -44,12 +44,12 @@ class Experiment(NamedTuple):
         columns: Of its table.
     """
 
-    run: Callable[[Task, Plan], Iterator[Row]]
+    run: Callable[[CompositionTask, ComposeSettings], Iterator[Row]]
     draw: Callable[[Sequence[Row], Path], None]
     columns: tuple[str, ...]
 
 
-def study(name: str, task: Task, plan: Plan, output: Path) -> None:
+def study(name: str, task: CompositionTask, plan: ComposeSettings, output: Path) -> None:
     """Do an experiment; write `NAME.csv`, each row as it comes, and `NAME.png`.
 
     Args:
@@ -83,7 +83,7 @@ def _written(rows: Iterable[Row], path: Path, columns: Sequence[str]) -> list[Ro
     return written
 
 
-def samples(task: Task, plan: Plan) -> Iterator[Row]:
+def samples(task: CompositionTask, plan: ComposeSettings) -> Iterator[Row]:
     """How good networks are that are composed with few or many stitching images, each number drawn several times.
 
     Numbers above that of the training images are left out. A draw that finds nothing is reported and skipped.
@@ -125,7 +125,7 @@ def _counts(available: int) -> list[int]:
     return counts
 
 
-def front(task: Task, plan: Plan) -> Iterator[Row]:
+def front(task: CompositionTask, plan: ComposeSettings) -> Iterator[Row]:
     """Accuracy and cost of composed networks and of those that gave their fragments.
 
     Args:
@@ -139,7 +139,7 @@ def front(task: Task, plan: Plan) -> Iterator[Row]:
         yield row
 
 
-def ensembles(task: Task, plan: Plan) -> Iterator[Row]:
+def ensembles(task: CompositionTask, plan: ComposeSettings) -> Iterator[Row]:
     """How good composed networks are together, any of them, and how good the networks that gave their fragments are.
 
     An ensemble says what the mean of its members' scores says.
@@ -169,7 +169,7 @@ def _drawn(members: list[_Member], size: int, draw: random.Random) -> Iterable[S
     return (draw.sample(members, size) for _ in range(_DRAWS))
 
 
-def _scores(net: Net, task: Task) -> np.ndarray:
+def _scores(net: Net, task: CompositionTask) -> np.ndarray:
     """Scores of all classes that a network was fitted to, for the validation images `[N, classes]`."""
     assert net.classifier is not None
     return net.classifier.scores(net.outputs(task.validation)[0])
@@ -188,7 +188,7 @@ def _together(members: Sequence[_Member], labels: np.ndarray) -> Row:
     }
 
 
-def finetune(task: Task, plan: Plan) -> Iterator[Row]:
+def finetune(task: CompositionTask, plan: ComposeSettings) -> Iterator[Row]:
     """How good networks become when they are trained: the composed, and those that gave their fragments, all alike.
 
     Accuracy is by the networks' own classifiers.

@@ -19,7 +19,7 @@ _FOLDED_ROWS = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Joint:
+class JointMap:
     """A linear map of features, and a change of size and layout.
 
     Args:
@@ -54,7 +54,7 @@ def unjoinable(x: Layout, y: Layout) -> str | None:
 
 
 @torch.no_grad()
-def fit_joint(x: Activation, y: Activation) -> Joint:
+def fit_joint(x: Activation, y: Activation) -> JointMap:
     """The joint from `x` to `y`: least squares over all rows, without intercept, of minimum norm.
 
     Prefix tokens are rows like all others. Where only the end has some, they are mapped from the mean of the front's
@@ -72,7 +72,7 @@ def fit_joint(x: Activation, y: Activation) -> Joint:
         factors = (_least_squares(x.at(None).double(), y.value.double()),)
     else:
         factors = (_solve_maps(x, y),)
-    return Joint(x.layout, y.layout, y.size, tuple(factor.to(y.tensor.dtype) for factor in factors))
+    return JointMap(x.layout, y.layout, y.size, tuple(factor.to(y.tensor.dtype) for factor in factors))
 
 
 def _num_rows(x: Activation, y: Activation) -> int:
@@ -216,13 +216,13 @@ def joint_of(layer: nn.Module) -> JointLayer | None:
     return next((child for child in layer.children() if isinstance(child, JointLayer)), None)
 
 
-def kept(joint: Joint) -> JointLayer:
+def kept(joint: JointMap) -> JointLayer:
     """The joint as a layer of its own."""
     return JointLayer(joint.source, joint.target, joint.size, [factor.T for factor in joint.factors])
 
 
 @torch.no_grad()
-def fold(joint: Joint, layer: nn.Conv2d | nn.Linear) -> None:
+def fold(joint: JointMap, layer: nn.Conv2d | nn.Linear) -> None:
     """Put a joint's map into a layer that reads the joint's result, which then takes the front's features.
 
     Exact for padded convolutions too, as the map has no intercept.

@@ -8,7 +8,7 @@ from torch import nn
 
 from stitchnet.activations import Activation, run
 from stitchnet.composition import Composition
-from stitchnet.joint import Joint, fit_joint, kept
+from stitchnet.joint import JointMap, fit_joint, kept
 from stitchnet.pool import Pool
 
 _BYTES = 2**28
@@ -26,7 +26,7 @@ class Outputs:
         self._pool = pool
         self._budget = _BYTES if budget is None else budget
         self._outputs: OrderedDict[Composition, Activation] = OrderedDict()
-        self._joints: OrderedDict[Composition, Joint | None] = OrderedDict()
+        self._joints: OrderedDict[Composition, JointMap | None] = OrderedDict()
 
     def __len__(self) -> int:
         """How many outputs and joints are kept."""
@@ -51,7 +51,7 @@ class Outputs:
         self._trim()
         return self._outputs[composition]
 
-    def joint(self, composition: Composition) -> Joint | None:
+    def joint(self, composition: Composition) -> JointMap | None:
         """The joint before the last fragment of a composition; None where the fragment takes what it is used to.
 
         Raises:
@@ -63,7 +63,7 @@ class Outputs:
             return self._joints[composition]
         return self._joint(composition, self.of(composition.parent))
 
-    def _joint(self, composition: Composition, x: Activation) -> Joint | None:
+    def _joint(self, composition: Composition, x: Activation) -> JointMap | None:
         if composition not in self._joints:
             y = self._pool.input_of(composition.fragment)
             self._joints[composition] = None if x.key == y.key else fit_joint(x, y)

@@ -24,7 +24,7 @@ from stitchnet.composition import Composition
 from stitchnet.data import Batches, as_images, batches, read_image
 from stitchnet.drawing import FragmentSummary, draw
 from stitchnet.fragments import Fragment
-from stitchnet.joint import Joint, JointLayer, fold, joint_of, kept
+from stitchnet.joint import JointLayer, JointMap, fold, joint_of, kept
 from stitchnet.pool import Pool
 from stitchnet.store import save
 
@@ -245,7 +245,7 @@ def _with_suffix(path: str | Path, suffix: str) -> Path:
     return target
 
 
-def build(composition: Composition, joints: Sequence[Joint | None], pool: Pool, *, is_folded: bool = True) -> Net:
+def build(composition: Composition, joints: Sequence[JointMap | None], pool: Pool, *, is_folded: bool = True) -> Net:
     """The network of a composition, with weights of its own.
 
     Args:
@@ -262,7 +262,7 @@ def build(composition: Composition, joints: Sequence[Joint | None], pool: Pool, 
     return Net(composition.name, composition.score, path, layers, scores, (channels, height, width), specs).eval()
 
 
-def layer(fragment: Fragment, joint: Joint | None, *, is_folded: bool) -> nn.Sequential:
+def layer(fragment: Fragment, joint: JointMap | None, *, is_folded: bool) -> nn.Sequential:
     """A copy of a fragment's layers behind a joint.
 
     Args:

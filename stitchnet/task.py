@@ -19,7 +19,7 @@ from stitchnet.search import Search
 
 
 @dataclass(frozen=True)
-class Task:
+class CompositionTask:
     """Images with labels, and what is fitted to the outputs of networks for them.
 
     Args:
@@ -33,7 +33,7 @@ class Task:
     classifier: str = "knn"
 
     @classmethod
-    def load(cls, data: str | Path, img_size: int, classifier: str = "knn") -> Task:
+    def load(cls, data: str | Path, img_size: int, classifier: str = "knn") -> CompositionTask:
         """A task from a data set.
 
         Args:
@@ -53,7 +53,7 @@ class Task:
         return 100 * net.fit(self.train, classifier=self.classifier).evaluate_dataset(self.validation)["accuracy"]
 
 
-def judged(search: Search, compositions: Iterable[Composition], task: Task) -> Iterator[tuple[Row, Net]]:
+def judged(search: Search, compositions: Iterable[Composition], task: CompositionTask) -> Iterator[tuple[Row, Net]]:
     """The networks as they are, then the composed ones, all judged alike; each with its row of the ledger.
 
     The row of a composed network has `parents_acc1` besides, the mean of the networks that gave its fragments. A

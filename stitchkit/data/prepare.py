@@ -25,7 +25,7 @@ _KEPT = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
-class Task:
+class CollectionTask:
     """A data set of a collection.
 
     Args:
@@ -43,26 +43,28 @@ class Task:
     by_hand: str = ""
 
 
-_EUROSAT = Task("eurosat", 10, 27_000)
-_RESISC45 = Task("hfds/timm/resisc45", 45, 31_500, ("train+validation", "test"))
-COLLECTIONS: dict[str, dict[str, Task]] = {
+_EUROSAT = CollectionTask("eurosat", 10, 27_000)
+_RESISC45 = CollectionTask("hfds/timm/resisc45", 45, 31_500, ("train+validation", "test"))
+COLLECTIONS: dict[str, dict[str, CollectionTask]] = {
     "merging": {
-        "sun397": Task("hfds/tanganke/sun397", 397, 39_700),
-        "cars": Task("hfds/tanganke/stanford_cars", 196, 16_185),
+        "sun397": CollectionTask("hfds/tanganke/sun397", 397, 39_700),
+        "cars": CollectionTask("hfds/tanganke/stanford_cars", 196, 16_185),
         "resisc45": _RESISC45,
         "eurosat": _EUROSAT,
-        "svhn": Task("svhn", 10, 99_289),
-        "gtsrb": Task("gtsrb", 43, 39_270),
-        "mnist": Task("mnist", 10, 70_000),
-        "dtd": Task("dtd", 47, 5_640),
+        "svhn": CollectionTask("svhn", 10, 99_289),
+        "gtsrb": CollectionTask("gtsrb", 43, 39_270),
+        "mnist": CollectionTask("mnist", 10, 70_000),
+        "dtd": CollectionTask("dtd", 47, 5_640),
     },
     "geospatial": {
         "eurosat": _EUROSAT,
         "resisc45": _RESISC45,
-        "uc_merced": Task("hfds/blanchon/UC_Merced", 21, 2_100, ("train",)),
-        "pattern_net": Task("hfds/jonathan-roberts1/PatternNet", 38, 30_400, ("train",)),
-        "optimal_31": Task("hfds/jonathan-roberts1/Optimal-31", 31, 1_860, ("train",)),
-        "aid": Task("AID", 30, 10_000, by_hand="get AID.zip from https://captain-whu.github.io/AID and unpack it"),
+        "uc_merced": CollectionTask("hfds/blanchon/UC_Merced", 21, 2_100, ("train",)),
+        "pattern_net": CollectionTask("hfds/jonathan-roberts1/PatternNet", 38, 30_400, ("train",)),
+        "optimal_31": CollectionTask("hfds/jonathan-roberts1/Optimal-31", 31, 1_860, ("train",)),
+        "aid": CollectionTask(
+            "AID", 30, 10_000, by_hand="get AID.zip from https://captain-whu.github.io/AID and unpack it"
+        ),
     },
 }
 """Data sets by collection and name."""
@@ -95,7 +97,7 @@ def prepare(collection: str, root: Path, only: Sequence[str] = ()) -> None:
         )
 
 
-def _attempt(name: str, task: Task, root: Path) -> bool:
+def _attempt(name: str, task: CollectionTask, root: Path) -> bool:
     """Write one data set and say what it has, or say why it cannot be had."""
     try:
         print(f"{name}: {prepare_one(name, task, root)}")
@@ -105,7 +107,7 @@ def _attempt(name: str, task: Task, root: Path) -> bool:
     return True
 
 
-def prepare_one(name: str, task: Task, root: Path) -> str:
+def prepare_one(name: str, task: CollectionTask, root: Path) -> str:
     """Write one data set as `root/name/`, or check the one that is there.
 
     Returns:
@@ -138,7 +140,7 @@ def prepare_one(name: str, task: Task, root: Path) -> str:
     return found
 
 
-def _open(task: Task, sources: Path) -> tuple[list[Part], list[str]]:
+def _open(task: CollectionTask, sources: Path) -> tuple[list[Part], list[str]]:
     """What is for training and what for testing, or all in one; and the class names as names of folders.
 
     Images are undecoded where the reader has files.
@@ -172,7 +174,7 @@ def _draw(part: Part, share: float) -> tuple[Part, Part]:
     return (samples, rest, labels), (samples, drawn, labels)
 
 
-def _read_folder(folder: Path, task: Task) -> tuple[Any, tuple[str, ...]]:
+def _read_folder(folder: Path, task: CollectionTask) -> tuple[Any, tuple[str, ...]]:
     """A folder of classes that a person has filled."""
     if not is_split(folder):
         raise InputError(
@@ -198,7 +200,7 @@ def _write(image: Any, stem: Path) -> None:
         picture.convert("RGB").save(stem.with_suffix(".png"))
 
 
-def _check(folder: Path, task: Task) -> str:
+def _check(folder: Path, task: CollectionTask) -> str:
     """Count the images and classes of a data set that is written.
 
     Raises:

@@ -18,7 +18,7 @@ TEST_SHARE = 0.2
 _MOST_CLASSES = 100_000  # greater numbers are times, or names of things
 
 
-class Source(NamedTuple):
+class VisionSet(NamedTuple):
     """How torchvision spells one of its data sets.
 
     Args:
@@ -39,31 +39,31 @@ class Source(NamedTuple):
 
 
 _ROWS = (
-    Source("CIFAR10", "train", (True,), False, "cifar-10-batches-py/"),
-    Source("CIFAR100", "train", (True,), False, "cifar-100-python/"),
-    Source("MNIST", "train", (True,), False, "MNIST/raw/"),
-    Source("FashionMNIST", "train", (True,), False, "FashionMNIST/raw/"),
-    Source("KMNIST", "train", (True,), False, "KMNIST/raw/"),
-    Source("USPS", "train", (True,), False, "usps.bz2 and usps.t.bz2"),
-    Source("SVHN", "split", ("train",), "test", "train_32x32.mat and test_32x32.mat"),
-    Source("GTSRB", "split", ("train",), "test", "gtsrb/GTSRB/ and gtsrb/GT-final_test.csv"),
-    Source("Food101", "split", ("train",), "test", "food-101/"),
-    Source("STL10", "split", ("train",), "test", "stl10_binary/"),
-    Source("DTD", "split", ("train", "val"), "test", "dtd/dtd/"),
-    Source("Flowers102", "split", ("train", "val"), "test", "flowers-102/"),
-    Source("RenderedSST2", "split", ("train", "val"), "test", "rendered-sst2/"),
-    Source("Country211", "split", ("train", "valid"), "test", "country211/"),
-    Source("FGVCAircraft", "split", ("trainval",), "test", "fgvc-aircraft-2013b/"),
-    Source("OxfordIIITPet", "split", ("trainval",), "test", "oxford-iiit-pet/"),
-    Source("Imagenette", "split", ("train",), "val", "imagenette2/"),
-    Source("Places365", "split", ("train-standard",), "val", "data_large_standard/, val_large/ and the file lists"),
-    Source("EuroSAT", None, (), None, "eurosat/2750/"),
-    Source("SUN397", None, (), None, "SUN397/"),
-    Source(
+    VisionSet("CIFAR10", "train", (True,), False, "cifar-10-batches-py/"),
+    VisionSet("CIFAR100", "train", (True,), False, "cifar-100-python/"),
+    VisionSet("MNIST", "train", (True,), False, "MNIST/raw/"),
+    VisionSet("FashionMNIST", "train", (True,), False, "FashionMNIST/raw/"),
+    VisionSet("KMNIST", "train", (True,), False, "KMNIST/raw/"),
+    VisionSet("USPS", "train", (True,), False, "usps.bz2 and usps.t.bz2"),
+    VisionSet("SVHN", "split", ("train",), "test", "train_32x32.mat and test_32x32.mat"),
+    VisionSet("GTSRB", "split", ("train",), "test", "gtsrb/GTSRB/ and gtsrb/GT-final_test.csv"),
+    VisionSet("Food101", "split", ("train",), "test", "food-101/"),
+    VisionSet("STL10", "split", ("train",), "test", "stl10_binary/"),
+    VisionSet("DTD", "split", ("train", "val"), "test", "dtd/dtd/"),
+    VisionSet("Flowers102", "split", ("train", "val"), "test", "flowers-102/"),
+    VisionSet("RenderedSST2", "split", ("train", "val"), "test", "rendered-sst2/"),
+    VisionSet("Country211", "split", ("train", "valid"), "test", "country211/"),
+    VisionSet("FGVCAircraft", "split", ("trainval",), "test", "fgvc-aircraft-2013b/"),
+    VisionSet("OxfordIIITPet", "split", ("trainval",), "test", "oxford-iiit-pet/"),
+    VisionSet("Imagenette", "split", ("train",), "val", "imagenette2/"),
+    VisionSet("Places365", "split", ("train-standard",), "val", "data_large_standard/, val_large/ and the file lists"),
+    VisionSet("EuroSAT", None, (), None, "eurosat/2750/"),
+    VisionSet("SUN397", None, (), None, "SUN397/"),
+    VisionSet(
         "StanfordCars", "split", ("train",), "test",
         "stanford_cars/ with cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat", by_hand=True,
     ),
-    Source(
+    VisionSet(
         "ImageNet", "split", ("train",), "val",
         "train/ and val/ with one folder a class in each, or ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and "
         "ILSVRC2012_devkit_t12.tar.gz", by_hand=True,

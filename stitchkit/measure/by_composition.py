@@ -17,7 +17,7 @@ from stitchkit.routes import Step, Stitch
 T = TypeVar("T")
 
 
-class Composition(Generic[T]):
+class RouteCosts(Generic[T]):
     """Costs of the stitches of one SN-Net; a step is measured when the first stitch needs it.
 
     Args:

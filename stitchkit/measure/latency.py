@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.benchmark import Timer
 
-from stitchkit.measure.by_composition import Composition
+from stitchkit.measure.by_composition import RouteCosts
 from stitchkit.measure.ledger import Row
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
@@ -20,7 +20,7 @@ _WHOLE = 5
 """About how many stitches are measured as a whole too."""
 
 
-class LatencyMeter(Composition[float]):
+class LatencyMeter(RouteCosts[float]):
     """Milliseconds of the stitches of one SN-Net, as sums over their steps.
 
     Args:

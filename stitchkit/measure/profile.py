@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from stitchkit.measure.by_composition import Composition
+from stitchkit.measure.by_composition import RouteCosts
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating, unfused_attention
 
@@ -40,7 +40,7 @@ class Cost(NamedTuple):
         return Cost(*map(operator.add, self, other))
 
 
-class Profiler(Composition[Cost]):
+class Profiler(RouteCosts[Cost]):
     """FLOPs, parameters and activations of the stitches of one SN-Net, for one image.
 
     A stitch costs the sum of its steps, which is what tracing its extracted network gives.

@@ -12,16 +12,16 @@ from PIL import Image
 from timm.utils.misc import natural_key
 
 from stitchkit.assembly.parts.part import Assembly, ClassifierHead, ParallelPart
-from stitchkit.assembly.parts.pretrained import Net, load_model
+from stitchkit.assembly.parts.pretrained import WholeNetwork, load_model
 from stitchkit.assembly.train.classes import check_origins
 from stitchkit.classes import check_classes, in_order, note_origin, origin_of, trained_classes
-from stitchkit.data.prepare import Task as Collected, prepare_one
+from stitchkit.data.prepare import CollectionTask as Collected, prepare_one
 from stitchkit.data.sources import Source, open_dataset
 from stitchkit.data.splits import open_datasets
 from stitchkit.errors import InputError
 from stitchkit.settings.by_name import make_recipe
 from stitchnet import image_folder, load_hf_dataset
-from stitchnet.task import Task
+from stitchnet.task import CollectionTask
 from tests.support import ROOT
 
 NAMES = ("A", "a", "01", "1", "2", "10", "B-side", "apple", "class2", "Class10", "class9", "zebra", "Zebu")
@@ -72,7 +72,7 @@ def test_all_readers_of_folders_number_alike(tmp_path):
     images = image_folder(tmp_path / "train", 4)
     assert images.classes == tuple(ORDERED)
     assert [label for _, label in images] == [label for _, label in images.dataset.reader.samples]
-    assert torch.equal(images[0][0], Task.load(tmp_path, 4).train[0][0])
+    assert torch.equal(images[0][0], CollectionTask.load(tmp_path, 4).train[0][0])
 
 
 def test_an_evaluation_alone_numbers_alike(tmp_path):
@@ -196,9 +196,9 @@ def checkpoint(tmp_path):
 def test_a_network_knows_where_its_classifier_is_from_unless_it_is_made_anew(checkpoint, arguments):
     path = checkpoint(**arguments)
     for number in (None, 3):
-        assert origin_of(Net(**arguments, ckp_path=path, num_classes=number).net) == (path, [["x", "y", "z"]])
-    assert origin_of(Net(**arguments, ckp_path=path, num_classes=4).net) is None
-    assert origin_of(Net(**arguments, pretrained=False, num_classes=3).net) is None
+        assert origin_of(WholeNetwork(**arguments, ckp_path=path, num_classes=number).net) == (path, [["x", "y", "z"]])
+    assert origin_of(WholeNetwork(**arguments, ckp_path=path, num_classes=4).net) is None
+    assert origin_of(WholeNetwork(**arguments, pretrained=False, num_classes=3).net) is None
 
 
 def entries(count):
@@ -206,7 +206,7 @@ def entries(count):
 
 
 def test_classifiers_of_parallel_parts_are_compared_each_with_its_task(checkpoint):
-    net = Net(**PICO, ckp_path=checkpoint(**PICO))
+    net = WholeNetwork(**PICO, ckp_path=checkpoint(**PICO))
     head = ClassifierHead(num_classes=2, in_channels=3)
     both = Assembly([ParallelPart([head, net], entries(2), entries(2), agg="none", kind="vector")], entries(1))
     check_origins(both, [["a", "b"], ["x", "y", "z"]], strict=True)

@@ -23,7 +23,7 @@ from stitchkit.data.torchvision_sets import SOURCES
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.settings.flags import make_recipe
-from stitchnet.task import Task
+from stitchnet.task import CompositionTask
 from tests import archives
 from tests.support import ROOT
 
@@ -310,7 +310,7 @@ def test_all_systems_judge_the_same_split(there, asked, judged, tmp_path, caplog
     assert data_of_job("pets", tmp_path, val_split=asked)[0].test.dataset.split == judged
     if asked == "validation":
         caplog.clear()
-        Task.load(tmp_path / "pets", 8)
+        CompositionTask.load(tmp_path / "pets", 8)
         assert f"the {judged} images of '{tmp_path / 'pets'}' are judged" in caplog.text
 
 
@@ -341,13 +341,13 @@ def test_all_systems_have_the_same_classes(tmp_path):
     assert len(found.train) == 8
     [data] = data_of_job("pets", tmp_path)
     assert (data.classes, len(data.train.dataset), len(data.test.dataset)) == (("cat", "dog"), 8, 4)
-    task = Task.load(folder, 8)
+    task = CompositionTask.load(folder, 8)
     assert (len(task.train), len(task.validation)) == (8, 4)
     archives.save(folder / "train/deep/down/bird/1.png")
     for is_evaluation in (True, False):
         with pytest.raises(InputError, match=LACKS):
             open_datasets(make_recipe({**settings, "eval": is_evaluation}))
-    for opened in (lambda: data_of_job("pets", tmp_path), lambda: Task.load(folder, 8)):
+    for opened in (lambda: data_of_job("pets", tmp_path), lambda: CompositionTask.load(folder, 8)):
         with pytest.raises(InputError, match=LACKS):
             opened()
 

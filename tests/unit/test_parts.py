@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from stitchkit.assembly.parts.part import Assembly, BaseBlock, ClassifierHead, Function, aggregate
-from stitchkit.assembly.parts.pretrained import Net, Subnet, load_model
+from stitchkit.assembly.parts.pretrained import Subnet, WholeNetwork, load_model
 from stitchkit.assembly.parts.registry import PARTS, check_arguments, part_class
 from stitchkit.errors import InputError
 from stitchkit.networks.layout import NAMES
@@ -36,13 +36,13 @@ def test_all_published_parts_are_found_by_name():
         "ResNetBottleneck VisionTransformerBlock SwinTransformerBlock"
     )
     assert sorted(PARTS) == sorted(published.split())
-    assert all(part_class(name).__name__ == name for name in PARTS)
+    assert all(part_class(name) is part for name, part in PARTS.items())
     with pytest.raises(InputError, match="unknown part 'ResnetBottleneck'; did you mean 'ResNetBottleneck'"):
         part_class("ResnetBottleneck")
 
 
 def test_models_are_pretrained_and_from_timm_unless_told_otherwise():
-    for part in (Subnet, Net):
+    for part in (Subnet, WholeNetwork):
         defaults = {name: p.default for name, p in inspect.signature(part).parameters.items()}
         assert defaults["backend"] == "timm"
         assert defaults["pretrained"] is True
@@ -170,7 +170,7 @@ def test_a_piece_has_the_weights_of_its_checkpoint(tmp_path):
     front = Subnet(model_name="resnet18", block_output="layer2", ckp_path=path, **PICO).eval()
     back = Subnet(model_name="resnet18", block_input="layer3", block_output="fc", ckp_path=path, **PICO).eval()
     assert torch.equal(back(front(IMAGES)), model(IMAGES))
-    assert torch.equal(Net(model_name="resnet18", ckp_path=path, **PICO).eval()(IMAGES), model(IMAGES))
+    assert torch.equal(WholeNetwork(model_name="resnet18", ckp_path=path, **PICO).eval()(IMAGES), model(IMAGES))
     names = {name.removeprefix("net.") for name, _ in front.named_parameters()}
     assert names == {
         name for name, _ in model.named_parameters() if name.startswith(("conv1", "bn1", "layer1", "layer2"))
@@ -192,7 +192,7 @@ def test_the_checkpoint_of_a_job_that_trained_a_whole_model_gives_pieces(tmp_pat
     piece = Subnet(model_name="resnet18", block_input="layer2", block_output="layer3", ckp_path=path, **PICO).eval()
     x = torch.rand(2, 8, 8, 8)
     assert torch.equal(piece(x), model.layer3(model.layer2(x)))
-    net = Net(model_name="resnet18", ckp_path=path, num_classes=7, **PICO).eval()
+    net = WholeNetwork(model_name="resnet18", ckp_path=path, num_classes=7, **PICO).eval()
     assert torch.equal(net(IMAGES), model(IMAGES))
 
 
@@ -201,11 +201,11 @@ def test_a_classifier_of_another_number_of_classes_is_made_anew(tmp_path):
     torch.manual_seed(0)
     model = torchvision.models.mobilenet_v3_small(num_classes=7).eval()
     theirs = saved(model, tmp_path / "torchvision.pth")
-    assert Net(model_name="resnet18", ckp_path=ours, num_classes=4, **PICO)(IMAGES).shape == (2, 4)
-    net = Net(model_name="mobilenet_v3_small", backend="pytorch", ckp_path=theirs, num_classes=4).eval()
+    assert WholeNetwork(model_name="resnet18", ckp_path=ours, num_classes=4, **PICO)(IMAGES).shape == (2, 4)
+    net = WholeNetwork(model_name="mobilenet_v3_small", backend="pytorch", ckp_path=theirs, num_classes=4).eval()
     assert net(IMAGES).shape == (2, 4)
     assert torch.equal(net.net.features(IMAGES), model.features(IMAGES))
-    kept = Net(model_name="mobilenet_v3_small", backend="pytorch", ckp_path=theirs).eval()
+    kept = WholeNetwork(model_name="mobilenet_v3_small", backend="pytorch", ckp_path=theirs).eval()
     assert torch.equal(kept(IMAGES), model(IMAGES))
 
 
@@ -236,7 +236,7 @@ def test_pieces_of_torchvision_models_are_the_models(backend, tmp_path):
 )
 def test_models_that_cannot_be_had_say_why(arguments, message):
     with pytest.raises(InputError, match=message):
-        Net(**{"pretrained": False, **arguments})
+        WholeNetwork(**{"pretrained": False, **arguments})
 
 
 def test_a_checkpoint_of_another_model_or_with_code_in_it_is_refused(tmp_path):

@@ -13,7 +13,7 @@ from PIL import Image
 
 import stitchkit.data.prepare as prepare_module
 from stitchkit.cli import main
-from stitchkit.data.prepare import COLLECTIONS, Task, prepare, prepare_one
+from stitchkit.data.prepare import COLLECTIONS, CollectionTask, prepare, prepare_one
 from stitchkit.data.sources import Source, open_dataset
 from stitchkit.errors import InputError
 from tests import archives
@@ -188,7 +188,7 @@ def test_a_set_that_a_person_fetches(tmp_path):
 def test_names_with_a_slash_are_one_folder(tmp_path, monkeypatch):
     archives.write_cars(tmp_path / "sources")
     monkeypatch.setattr(prepare_module, "VALIDATION_SHARE", 0.5)
-    prepare_one("cars", Task("stanfordcars", 2, 8), tmp_path)
+    prepare_one("cars", CollectionTask("stanfordcars", 2, 8), tmp_path)
     assert sorted(place.name for place in (tmp_path / "cars/train").iterdir()) == ["Audi A5", "Ram C_V Van 2012"]
 
 

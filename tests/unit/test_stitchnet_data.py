@@ -23,7 +23,7 @@ from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.pareto import is_anchor, pareto_front
 from stitchnet import Search, generate, image_folder, load_hf_dataset, stitching_images
 from stitchnet.data import batches, in_memory, read_image
-from stitchnet.task import Task, against_parents, judged
+from stitchnet.task import CompositionTask, against_parents, judged
 from tests.support import ROOT
 from tests.unit.test_stitchnet import RESNET, VIT, convnet
 
@@ -269,7 +269,7 @@ def test_images_are_kept_in_memory_if_they_are_few(beans, monkeypatch):
 
 
 def test_a_composed_network_that_gives_no_numbers_is_left_out_and_counted(beans, config, monkeypatch):
-    task = Task.load(beans, 32)
+    task = CompositionTask.load(beans, 32)
     images = stitching_images(task.train, 8, seed=0)
     search = Search(
         images, nets=list(StitchConfig.load(config).anchors), pretrained=False, threshold=0, total_threshold=0
@@ -332,7 +332,7 @@ def test_some_images_that_cannot_be_read_are_passed_over_and_counted(tmp_path, c
     folder = write_colours(tmp_path / "many", train=34, validation=34)
     for split in ("train", "validation"):
         (folder / split / "class1/0.png").write_bytes(b"no image")
-    task = Task.load(folder, 16)
+    task = CompositionTask.load(folder, 16)
     assert [len(images) for images in (task.train, task.validation)] == [101, 101]
     for split in ("train", "validation"):
         assert f"1 of 102 images of the {split} split cannot be read or have no class: 'class1/0.png'" in caplog.text
@@ -351,10 +351,10 @@ def test_images_without_a_class_are_left_out():
 
 
 def test_data_sets_of_a_composition_have_names(beans):
-    assert len(Task.load("digits", 8).validation) == 600
+    assert len(CompositionTask.load("digits", 8).validation) == 600
     for name, words in (("nowhere", "unknown data set 'nowhere'"), (beans / "test", "has no train/ folder")):
         with pytest.raises(InputError, match=words):
-            Task.load(name, 8)
+            CompositionTask.load(name, 8)
 
 
 def test_images_are_drawn_from_arrays():

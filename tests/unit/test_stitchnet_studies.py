@@ -12,8 +12,8 @@ from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchnet import experiments, generate, image_folder, pictures, stitching_images, tuning
-from stitchnet.compose import Plan
-from stitchnet.task import Task
+from stitchnet.compose import ComposeSettings
+from stitchnet.task import CompositionTask
 from tests.support import ROOT
 from tests.unit.test_stitchnet import convnet
 from tests.unit.test_stitchnet_data import FLAGS, write_colours, write_pico_nets
@@ -92,14 +92,14 @@ def test_random_parents_follow_the_seed_and_are_the_same_for_all_numbers_of_imag
 
 def broken(monkeypatch, is_broken):
     """Let some searches find nothing."""
-    best = Plan.best
+    best = ComposeSettings.best
 
     def found(plan, search):
         if is_broken(plan):
             raise InputError(NOTHING)
         return best(plan, search)
 
-    monkeypatch.setattr(Plan, "best", found)
+    monkeypatch.setattr(ComposeSettings, "best", found)
 
 
 def test_a_number_of_images_with_which_nothing_is_found_is_told_and_passed_over(
@@ -135,7 +135,11 @@ def test_what_was_measured_before_a_stop_is_kept(beans, config, tmp_path, small,
 
 def test_too_few_images_to_train_on():
     with pytest.raises(InputError, match="drawn from 1 for training; give at least 2"):
-        next(experiments.samples(Task([0], [0]), Plan("a", False, 1, 1, "cka", 0, torch.device("cpu"), {})))
+        next(
+            experiments.samples(
+                CompositionTask([0], [0]), ComposeSettings("a", False, 1, 1, "cka", 0, torch.device("cpu"), {})
+            )
+        )
 
 
 @pytest.mark.parametrize("first", [0, 47, -33])

@@ -110,7 +110,7 @@ def create_optimizer(train: TrainConfig, parameters: Sequence[nn.Parameter]) -> 
         raise InputError(f"{place}_args: {name} refuses them: {_first(error)}") from error
 
 
-class Schedule:
+class JobSchedule:
     """One of torch's learning-rate schedules, told where the training stands.
 
     Args:
@@ -165,7 +165,7 @@ class Schedule:
 _MADE_OF_OTHERS = ("SequentialLR", "ChainedScheduler", "ReduceLROnPlateau")
 
 
-def create_schedule(train: TrainConfig, optimizer: torch.optim.Optimizer) -> Schedule | None:
+def create_schedule(train: TrainConfig, optimizer: torch.optim.Optimizer) -> JobSchedule | None:
     """The learning-rate schedule of a job; None keeps the rate.
 
     Raises:
@@ -178,7 +178,7 @@ def create_schedule(train: TrainConfig, optimizer: torch.optim.Optimizer) -> Sch
     place = "train_config.lr_scheduler_args"
     if cadence not in ("epochs", "steps"):
         raise InputError(f"{place}.cadence: {unknown('cadence', str(cadence), ('epochs', 'steps'))}")
-    schedule = Schedule(_create(train.lr_scheduler, arguments, optimizer, "train_config"), cadence)
+    schedule = JobSchedule(_create(train.lr_scheduler, arguments, optimizer, "train_config"), cadence)
     if cadence == "steps" and isinstance(schedule.scheduler, schedulers.ReduceLROnPlateau):
         raise InputError(f"{place}.cadence is steps; ReduceLROnPlateau looks at the loss of epochs")
     return schedule

@@ -16,7 +16,7 @@ from stitchkit.networks.mode import evaluating
 
 
 @dataclass(frozen=True)
-class Flow:
+class PassingTensor:
     """What passes between two parts.
 
     Args:
@@ -48,7 +48,9 @@ class Flow:
         return str(self.full_format or list(self.tensor.shape[1:]))
 
 
-def enter(flow: Flow, target: Layout | None, takes: Sequence[str], class_token: str) -> tuple[nn.Module, Flow]:
+def enter(
+    flow: PassingTensor, target: Layout | None, takes: Sequence[str], class_token: str
+) -> tuple[nn.Module, PassingTensor]:
     """What brings a tensor into the format that a part takes, and the tensor after it.
 
     A tensor whose format nothing says counts as one of the kind that is wanted, if it has as many axes.
@@ -82,10 +84,10 @@ def enter(flow: Flow, target: Layout | None, takes: Sequence[str], class_token: 
     except InputError as error:
         raise InputError(f"it gets {flow}, and takes {target}: {error}") from error
     fits_always = source.bare == target.bare and target.positions is None
-    return nn.Identity() if fits_always else entry, Flow(x, target.bare)
+    return nn.Identity() if fits_always else entry, PassingTensor(x, target.bare)
 
 
-def run(part: Part, flow: Flow) -> tuple[Flow, bool]:
+def run(part: Part, flow: PassingTensor) -> tuple[PassingTensor, bool]:
     """What a part gives, and whether it changes its input in place.
 
     The part's weights are neither read nor changed, so they may be anywhere.
@@ -97,7 +99,7 @@ def run(part: Part, flow: Flow) -> tuple[Flow, bool]:
     return replace(flow, value=value), flow.tensor._version != before
 
 
-def leave(flow: Flow, declared: Layout | None) -> Flow:
+def leave(flow: PassingTensor, declared: Layout | None) -> PassingTensor:
     """What a part gave, with its format: as declared, else as it came if it has as many axes.
 
     A declared size is not held against the tensor: pieces run at other sizes than those they were made for.
@@ -110,7 +112,7 @@ def leave(flow: Flow, declared: Layout | None) -> Flow:
         InputError: If the tensor has other axes or channels than declared.
     """
     if not isinstance(flow.value, torch.Tensor):
-        return Flow(flow.value, None)
+        return PassingTensor(flow.value, None)
     x = flow.value
     if declared is not None:
         if x.ndim != declared.rank:
@@ -118,8 +120,8 @@ def leave(flow: Flow, declared: Layout | None) -> Flow:
         found = declared.sized(x)
         if declared.channels not in (None, found.channels):
             raise InputError(f"it gives {found}, and out_format says {declared}; correct the one or the other")
-        return Flow(x, declared.bare)
+        return PassingTensor(x, declared.bare)
     if x.ndim == 2:
-        return Flow(x, Layout("vector"))
+        return PassingTensor(x, Layout("vector"))
     known = flow.format if flow.format is not None and x.ndim == flow.format.rank else None
-    return Flow(x, known)
+    return PassingTensor(x, known)

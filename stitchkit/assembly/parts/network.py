@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stitchkit.assembly.parts.flow import Flow, enter, leave, run
+from stitchkit.assembly.parts.flow import PassingTensor, enter, leave, run
 from stitchkit.assembly.parts.part import AGGREGATIONS, Assembly, Function, ParallelPart, Part, aggregate
 from stitchkit.assembly.parts.pretrained import Subnet, expected_shape
 from stitchkit.assembly.parts.registry import COMMON, check_arguments, part_class
@@ -68,7 +68,7 @@ def check_network(
 
 
 @contextmanager
-def _at(spec: PartSpec, flow: Flow | None = None) -> Iterator[None]:
+def _at(spec: PartSpec, flow: PassingTensor | None = None) -> Iterator[None]:
     """Begin errors with the place of a part."""
     here = f"{spec.place} ({spec.name})"
     try:
@@ -110,7 +110,7 @@ class _Builder:
     def network(self) -> Assembly:
         """The whole network."""
         class_token = _class_token(self.spec.reformat_options, "zeros")
-        images = Flow(torch.empty(2, *self.input_size, device="meta"), Layout("NCHW"))
+        images = PassingTensor(torch.empty(2, *self.input_size, device="meta"), Layout("NCHW"))
         network, logits = self._chain(self.spec.parts, self.spec.head, images, class_token)
         for value in logits.value if isinstance(logits.value, list) else [logits.value]:
             _check_logits(value, self.num_classes)
@@ -123,8 +123,8 @@ class _Builder:
         return network
 
     def _chain(
-        self, specs: Sequence[PartSpec], head: PartSpec | None, flow: Flow, class_token: str
-    ) -> tuple[Assembly, Flow]:
+        self, specs: Sequence[PartSpec], head: PartSpec | None, flow: PassingTensor, class_token: str
+    ) -> tuple[Assembly, PassingTensor]:
         entries, parts = [], []
         for spec in [*specs, *([] if head is None else [head])]:
             entry, part, flow = self._part(spec, flow, class_token)
@@ -132,7 +132,7 @@ class _Builder:
             parts.append(part)
         return Assembly(parts[: len(specs)], entries, None if head is None else parts[-1]), flow
 
-    def _part(self, spec: PartSpec, flow: Flow, class_token: str) -> tuple[nn.Module, Part, Flow]:
+    def _part(self, spec: PartSpec, flow: PassingTensor, class_token: str) -> tuple[nn.Module, Part, PassingTensor]:
         """What brings the input of a part into its format, the part, and what it gives."""
         with _at(spec):
             kind = part_class(spec.name)
@@ -159,7 +159,7 @@ class _Builder:
         return entry, part, flow
 
     def _arguments(
-        self, spec: PartSpec, kind: type[Part], wanted: Layout | None, flow: Flow, class_token: str
+        self, spec: PartSpec, kind: type[Part], wanted: Layout | None, flow: PassingTensor, class_token: str
     ) -> dict[str, Any]:
         """A part's arguments: those of the file, and those that are known without it."""
         arguments = {name: value for name, value in spec.arguments.items() if name not in COMMON}
@@ -177,7 +177,7 @@ class _Builder:
             arguments["pretrained"] = False
         return arguments
 
-    def _run(self, spec: PartSpec, part: Part, flow: Flow) -> tuple[Flow, bool]:
+    def _run(self, spec: PartSpec, part: Part, flow: PassingTensor) -> tuple[PassingTensor, bool]:
         try:
             with _at(spec, flow):
                 return run(part, flow)
@@ -198,7 +198,7 @@ class _Builder:
                     f"{taken}, such as a SimpleAdapter ({whole})"
                 ) from error
 
-    def _assembly(self, spec: PartSpec, flow: Flow, class_token: str) -> tuple[Part, Flow]:
+    def _assembly(self, spec: PartSpec, flow: PassingTensor, class_token: str) -> tuple[Part, PassingTensor]:
         with _at(spec):
             specs, head = _nested(spec), spec.arguments.get("head")
             last = None if head is None else PartSpec.parse(head, f"{spec.place}.head")
@@ -207,7 +207,7 @@ class _Builder:
                 raise InputError(f"input_shape is {shape}, but it gets {flow}; change it, or the size of the images")
         return self._chain(specs, last, flow, class_token)
 
-    def _parallel(self, spec: PartSpec, flow: Flow, class_token: str) -> tuple[Part, Flow]:
+    def _parallel(self, spec: PartSpec, flow: PassingTensor, class_token: str) -> tuple[Part, PassingTensor]:
         with _at(spec):
             specs, agg = _nested(spec), spec.arguments.get("agg") or "none"
             if agg not in AGGREGATIONS:
@@ -224,7 +224,7 @@ class _Builder:
             part = ParallelPart(parts, entries, [exit_ for exit_, _ in left], agg=agg, layout=layout)
             value = aggregate([gives.value for _, gives in left], agg, layout)
             _check_sum(value, _declared(spec, "out_format"), [gives for _, gives in left])
-        return part, Flow(value, layout)
+        return part, PassingTensor(value, layout)
 
 
 def _check_logits(value: object, num_classes: int) -> None:
@@ -250,7 +250,7 @@ def _narrowed(declared: Layout | None, part: Part) -> Layout | None:
     return replace(declared, channels=part.in_format.channels)
 
 
-def _channels(flow: Flow, wanted: Layout | None, takes: Sequence[str], class_token: str) -> int:
+def _channels(flow: PassingTensor, wanted: Layout | None, takes: Sequence[str], class_token: str) -> int:
     """Channels of what comes once it is in the format that is wanted."""
     _, arriving = enter(flow, wanted, takes, class_token)
     if arriving.format is None:
@@ -260,7 +260,7 @@ def _channels(flow: Flow, wanted: Layout | None, takes: Sequence[str], class_tok
     return channels
 
 
-def _both_channels(flow: Flow, shape: Sequence[int]) -> tuple[int | None, int | None]:
+def _both_channels(flow: PassingTensor, shape: Sequence[int]) -> tuple[int | None, int | None]:
     """Channels of what comes, and of a shape that is wanted; None where they cannot be told."""
     if flow.format is None or flow.tensor.ndim != 1 + len(shape):
         return None, None
@@ -291,7 +291,7 @@ def _nested(spec: PartSpec) -> list[PartSpec]:
     return [PartSpec.parse(value, f"{spec.place}.parts[{number}]") for number, value in enumerate(parts)]
 
 
-def _common_format(declared: Layout | None, given: Sequence[Flow], agg: str) -> Layout:
+def _common_format(declared: Layout | None, given: Sequence[PassingTensor], agg: str) -> Layout:
     """The format that the outputs of parallel parts are brought into before they are put together."""
     target = declared or given[0].full_format
     if target is None:
@@ -300,7 +300,7 @@ def _common_format(declared: Layout | None, given: Sequence[Flow], agg: str) -> 
     return replace(target, channels=None, positions=target.positions if resized else None)
 
 
-def _check_sum(value: object, declared: Layout | None, given: Sequence[Flow]) -> None:
+def _check_sum(value: object, declared: Layout | None, given: Sequence[PassingTensor]) -> None:
     """See that what parallel parts give together has the channels and the size that are declared."""
     if declared is None or not isinstance(value, torch.Tensor):
         return

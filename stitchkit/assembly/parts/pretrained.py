@@ -22,7 +22,7 @@ from stitchkit.networks.weight_names import own_names
 from stitchkit.networks.weights import load_content, read_checkpoint, weights_of
 
 
-class Net(Part):
+class WholeNetwork(Part):
     """A whole model.
 
     Args:

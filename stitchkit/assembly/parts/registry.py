@@ -15,17 +15,24 @@ from stitchkit.assembly.parts.blocks import (
     VisionTransformerBlock,
 )
 from stitchkit.assembly.parts.part import Assembly, BaseBlock, ClassifierHead, Function, ParallelPart, Part
-from stitchkit.assembly.parts.pretrained import Net, Subnet
+from stitchkit.assembly.parts.pretrained import Subnet, WholeNetwork
 from stitchkit.errors import InputError, unknown
 
 PARTS: dict[str, type[Part]] = {
-    part.__name__: part
-    for part in (
-        *(Subnet, Net, ClassifierHead, BaseBlock, Function, Assembly, ParallelPart),
-        *(SimpleAdapter, ResNetBasicBlock, ResNetBottleneck, VisionTransformerBlock, SwinTransformerBlock),
-    )
+    "Subnet": Subnet,
+    "Net": WholeNetwork,
+    "ClassifierHead": ClassifierHead,
+    "BaseBlock": BaseBlock,
+    "Function": Function,
+    "Assembly": Assembly,
+    "ParallelPart": ParallelPart,
+    "SimpleAdapter": SimpleAdapter,
+    "ResNetBasicBlock": ResNetBasicBlock,
+    "ResNetBottleneck": ResNetBottleneck,
+    "VisionTransformerBlock": VisionTransformerBlock,
+    "SwinTransformerBlock": SwinTransformerBlock,
 }
-"""Class name -> class."""
+"""The published name of each part -> its class."""
 COMMON = ("frozen", "in_format", "out_format")
 """Arguments of every part."""
 _CONTAINERS: dict[type[Part], tuple[str, ...]] = {

@@ -11,7 +11,7 @@ from timm.utils import NativeScaler
 from torch import nn
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.config.optim import Schedule
+from stitchkit.assembly.config.optim import JobSchedule
 from stitchkit.classes import note_origin
 from stitchkit.engine.checkpoint_files import CheckpointFiles, read_alike
 from stitchkit.engine.checkpoint_schema import (
@@ -70,7 +70,7 @@ _SCHEMA = fields(
 """What a job saves; its weights and states are looked at where they are used."""
 
 
-def _schedule_schema(schedule: Schedule, done: int) -> dict[str, Any]:
+def _schedule_schema(schedule: JobSchedule, done: int) -> dict[str, Any]:
     """What the state of a schedule must be after so many steps: as its settings made it, but for what moves on."""
     flag = either(exactly(True), exactly(False))
     moving: dict[str, Any] = {
@@ -196,7 +196,7 @@ def resume(
 def _restore_schedule(content: Mapping[str, Any], trainer: Trainer, position: Position | None, path: str) -> None:
     """Put the schedule back, after a look at whether it stands where the job does."""
     schedule = trainer.schedule
-    if not isinstance(schedule, Schedule):
+    if not isinstance(schedule, JobSchedule):
         return
     is_over = position is not None and position.done == len(trainer.steps(content["epoch"]))
     done = content["epoch"] + is_over if schedule.cadence == "epochs" else content["step"]

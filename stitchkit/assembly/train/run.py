@@ -17,7 +17,7 @@ import torch.distributed as dist
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from stitchkit.assembly.config.job import WRITTEN, JobConfig
-from stitchkit.assembly.config.optim import Schedule
+from stitchkit.assembly.config.optim import JobSchedule
 from stitchkit.assembly.train.checkpoint import JobCheckpoints, check_position, load_weights, resume
 from stitchkit.assembly.train.classes import check_origins
 from stitchkit.assembly.train.job import Job, check_unused, deterministic, open_job, places_of
@@ -197,7 +197,7 @@ def _train_epoch(job: Job, trainer: Trainer, recorder: Recorder, epoch: int, her
     row: dict[str, Any] = {
         "Epoch": epoch + 1,
         "Step": trainer.steps(epoch).stop,
-        "LR": schedule.used if isinstance(schedule, Schedule) else trainer.rate,
+        "LR": schedule.used if isinstance(schedule, JobSchedule) else trainer.rate,
         "Loss": task.last["loss"].item(),
         "Time/Data": trainer.loader.waited / steps,
         "Time/Step": took / steps,
@@ -228,7 +228,7 @@ def _header(job: Job, epoch: int, trajectory: Trajectory) -> dict[str, Any]:
     assert trainer is not None
     return {
         "opt": type(trainer.optimizer).__name__,
-        "scheduler": trainer.schedule.state_dict() if isinstance(trainer.schedule, Schedule) else None,
+        "scheduler": trainer.schedule.state_dict() if isinstance(trainer.schedule, JobSchedule) else None,
         "epoch": epoch,
         "steps_per_epoch": trainer.updates_per_epoch,
         "rows": trajectory.rows,

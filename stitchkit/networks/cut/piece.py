@@ -90,7 +90,7 @@ def _is_changed(node: fx.Node, model: nn.Module) -> bool:
 
 
 @dataclass(frozen=True)
-class Part:
+class PieceGraph:
     """What a piece runs in one mode.
 
     Args:
@@ -102,7 +102,7 @@ class Part:
     constants: Mapping[str, Any]
 
 
-def _part_between(traced: Trace, model: nn.Module, first: str, last: str | Sequence[str] | None) -> Part:
+def _part_between(traced: Trace, model: nn.Module, first: str, last: str | Sequence[str] | None) -> PieceGraph:
     """The part between two named nodes, if there is one."""
     flow = Flow(traced)
     start = find_start(flow, model, first)
@@ -119,7 +119,7 @@ def _part_between(traced: Trace, model: nn.Module, first: str, last: str | Seque
     return _part(flow, model, start, tuple(stops[name] for name in last), listed)
 
 
-def _part(flow: Flow, model: nn.Module, start: fx.Node, result: Any, listed: Sequence[fx.Node] = ()) -> Part:
+def _part(flow: Flow, model: nn.Module, start: fx.Node, result: Any, listed: Sequence[fx.Node] = ()) -> PieceGraph:
     """The part that makes a result of nodes, given the first of them; listed ones, in order, as they are there."""
     ends: list[fx.Node] = []
     map_arg(result, ends.append)
@@ -139,7 +139,7 @@ def _part(flow: Flow, model: nn.Module, start: fx.Node, result: Any, listed: Seq
             copy.target = f"{node.target}_{'training' if flow.trace.training else 'evaluation'}"
             constants[copy.target] = attrgetter(str(node.target))(flow.trace.root)
     graph.output(map_arg(result, (copies | given).__getitem__))
-    return Part(graph, constants)
+    return PieceGraph(graph, constants)
 
 
 def snapshot(value: Any) -> Any:
@@ -175,7 +175,7 @@ class CutPiece(nn.Module):
         training: What runs in training mode.
     """
 
-    def __init__(self, model: nn.Module, evaluation: Part, training: Part):
+    def __init__(self, model: nn.Module, evaluation: PieceGraph, training: PieceGraph):
         super().__init__()
         stored = set(model.state_dict(keep_vars=True))
         nodes = [node for part in (evaluation, training) for node in part.graph.nodes]
