@@ -19,9 +19,10 @@ from stitchkit.data.prepare import CollectionTask as Collected, prepare_one
 from stitchkit.data.sources import Source, open_dataset
 from stitchkit.data.splits import open_datasets
 from stitchkit.errors import InputError
+from stitchkit.networks.layout import Layout
 from stitchkit.settings.by_name import make_recipe
 from stitchnet import image_folder, load_hf_dataset
-from stitchnet.task import CollectionTask
+from stitchnet.task import CompositionTask
 from tests.support import ROOT
 
 NAMES = ("A", "a", "01", "1", "2", "10", "B-side", "apple", "class2", "Class10", "class9", "zebra", "Zebu")
@@ -72,7 +73,7 @@ def test_all_readers_of_folders_number_alike(tmp_path):
     images = image_folder(tmp_path / "train", 4)
     assert images.classes == tuple(ORDERED)
     assert [label for _, label in images] == [label for _, label in images.dataset.reader.samples]
-    assert torch.equal(images[0][0], CollectionTask.load(tmp_path, 4).train[0][0])
+    assert torch.equal(images[0][0], CompositionTask.load(tmp_path, 4).train[0][0])
 
 
 def test_an_evaluation_alone_numbers_alike(tmp_path):
@@ -208,14 +209,18 @@ def entries(count):
 def test_classifiers_of_parallel_parts_are_compared_each_with_its_task(checkpoint):
     net = WholeNetwork(**PICO, ckp_path=checkpoint(**PICO))
     head = ClassifierHead(num_classes=2, in_channels=3)
-    both = Assembly([ParallelPart([head, net], entries(2), entries(2), agg="none", kind="vector")], entries(1))
+    both = Assembly(
+        [ParallelPart([head, net], entries(2), entries(2), agg="none", layout=Layout("vector"))], entries(1)
+    )
     check_origins(both, [["a", "b"], ["x", "y", "z"]], strict=True)
     with pytest.raises(InputError, match="'x' and is 'a'"):
         check_origins(both, [["x", "y", "z"], ["a", "b", "c"]], strict=True)
-    mean = Assembly([ParallelPart([net, net], entries(2), entries(2), agg="avg", kind="vector")], entries(1))
+    mean = Assembly([ParallelPart([net, net], entries(2), entries(2), agg="avg", layout=Layout("vector"))], entries(1))
     with pytest.raises(InputError, match="in another order"):
         check_origins(mean, [["x", "z", "y"]], strict=False)
-    joined = Assembly([ParallelPart([net, net], entries(2), entries(2), agg="concat", kind="vector")], entries(1))
+    joined = Assembly(
+        [ParallelPart([net, net], entries(2), entries(2), agg="concat", layout=Layout("vector"))], entries(1)
+    )
     check_origins(joined, [["a", "b", "c"]], strict=True)  # its logits are not those of the file
     nested = Assembly([head], entries(1), Assembly([net], entries(1)))
     with pytest.raises(InputError, match="in another order"):
