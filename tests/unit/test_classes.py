@@ -176,6 +176,7 @@ def test_classes_are_compared_task_by_task(caplog):
     )
 
 
+VECTOR = Layout("vector")
 PICO = {"model_name": "resnet18", "layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
 
 
@@ -209,18 +210,14 @@ def entries(count):
 def test_classifiers_of_parallel_parts_are_compared_each_with_its_task(checkpoint):
     net = WholeNetwork(**PICO, ckp_path=checkpoint(**PICO))
     head = ClassifierHead(num_classes=2, in_channels=3)
-    both = Assembly(
-        [ParallelPart([head, net], entries(2), entries(2), agg="none", layout=Layout("vector"))], entries(1)
-    )
+    both = Assembly([ParallelPart([head, net], entries(2), entries(2), agg="none", layout=VECTOR)], entries(1))
     check_origins(both, [["a", "b"], ["x", "y", "z"]], strict=True)
     with pytest.raises(InputError, match="'x' and is 'a'"):
         check_origins(both, [["x", "y", "z"], ["a", "b", "c"]], strict=True)
-    mean = Assembly([ParallelPart([net, net], entries(2), entries(2), agg="avg", layout=Layout("vector"))], entries(1))
+    mean = Assembly([ParallelPart([net, net], entries(2), entries(2), agg="avg", layout=VECTOR)], entries(1))
     with pytest.raises(InputError, match="in another order"):
         check_origins(mean, [["x", "z", "y"]], strict=False)
-    joined = Assembly(
-        [ParallelPart([net, net], entries(2), entries(2), agg="concat", layout=Layout("vector"))], entries(1)
-    )
+    joined = Assembly([ParallelPart([net, net], entries(2), entries(2), agg="concat", layout=VECTOR)], entries(1))
     check_origins(joined, [["a", "b", "c"]], strict=True)  # its logits are not those of the file
     nested = Assembly([head], entries(1), Assembly([net], entries(1)))
     with pytest.raises(InputError, match="in another order"):
