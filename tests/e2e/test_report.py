@@ -142,7 +142,7 @@ def test_pictures_for_papers(tmp_path):
 
 def test_what_cannot_be_shown(tmp_path, capsys, monkeypatch):
     page = tmp_path / "page.html"
-    assert "let its name end with .html" in refused(capsys, LEDGER, "-o", tmp_path / "page.txt")
+    assert "give a name that ends with .html" in refused(capsys, LEDGER, "-o", tmp_path / "page.txt")
     assert "does not exist; make it" in refused(capsys, LEDGER, "-o", tmp_path / "gone/page.html")
     assert "given twice; give each once" in refused(capsys, LEDGER, LEDGER, "-o", page)
     assert "is not of the 8 stitches of --stitch_config: it has cfg_id" in refused(
@@ -156,7 +156,7 @@ def test_what_cannot_be_shown(tmp_path, capsys, monkeypatch):
     assert "folder 'gone' does not exist" in refused(capsys, LEDGER, "-o", page, "--png", "gone/a.png")
     (tmp_path / "eval_args.yaml").write_text("- ]")
     good = write_ledger(tmp_path / "good.txt", {"flops": 1, "acc1": 2})
-    assert "eval_args.yaml' is not YAML" in refused(capsys, good, "-o", page)
+    assert "eval_args.yaml', line 1 is not YAML" in refused(capsys, good, "-o", page)
     (tmp_path / "eval_args.yaml").unlink()
     costs = write_ledger(tmp_path / "costs.txt", {"flops": 1})
     assert "has no 'acc1'; use a ledger made by --eval" in refused(capsys, costs, "-o", page)
