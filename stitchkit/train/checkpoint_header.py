@@ -32,6 +32,13 @@ FORMAT = "stitchkit 1"
 _MOST_EPOCHS = 10**6
 
 
+def ordered(found: Any, place: str) -> None:
+    """A rule: a figure that epochs are ranked by, which may be infinite but not NaN."""
+    number(finite=False)(found, place)
+    if found != found:
+        raise InputError(f"{place} is not a number")
+
+
 def check_header(content: Mapping[str, Any], path: str | Path) -> None:
     """Compare what is plain in a checkpoint of ours with its schema; its weights and states are looked at where used.
 
@@ -49,10 +56,10 @@ def check_header(content: Mapping[str, Any], path: str | Path) -> None:
         "state_dict": table(text, anything),
         "optimizer": table(text, anything),
         "opt": text,
-        "stitch_config": either(plain, nothing),
+        "stitch_config": either(table(text, plain), nothing),
         "epoch": whole(-1, _MOST_EPOCHS),
-        "metric": number(finite=False),
-        "history": table(whole(0, _MOST_EPOCHS), number(finite=False)),
+        "metric": ordered,
+        "history": table(whole(0, _MOST_EPOCHS), ordered),
     }
     optional = {
         "classes": each(text),

@@ -76,7 +76,7 @@ def _schedule_schema(schedule: JobSchedule, done: int) -> dict[str, Any]:
     moving: dict[str, Any] = {
         "last_epoch": whole(-1, done),
         "_step_count": whole(0, done + 2),
-        "_last_lr": each(number(0)),
+        "_last_lr": [number(0)] * len(schedule.scheduler.optimizer.param_groups),
         "T_cur": number(-1, done),
         "T_i": number(1, 1e9),
         "used": number(0),
