@@ -139,7 +139,7 @@ def _own_split(reader: Any, split: str) -> Sequence[int]:
     decode, reader.loader = reader.loader, str
     paths = [reader[index] for index in range(len(reader))]
     reader.loader = decode
-    # Readers list folders in the order of the disk; the split is to be the same everywhere.
+    # Readers list folders in the order of the disk; the split must be the same everywhere.
     numbers = sorted(range(len(paths)), key=paths.__getitem__)
     rest, test = divide(numbers, [paths[number][1] for number in numbers], TEST_SHARE)
     return rest if split == "train" else test

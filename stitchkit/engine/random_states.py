@@ -1,4 +1,4 @@
-"""States of the random generators, which a run that goes on takes up where it stood."""
+"""States of the random generators, which a resumed run takes up where it stood."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def check_finite(trainer: Trainer, epoch: int, losses: Iterable[float] = ()) -> 
     """Refuse to save what an update broke; the loss of a step was computed before its update. Every rank calls this.
 
     Args:
-        trainer: What is to be saved.
+        trainer: What is saved.
         epoch: Number of the epoch.
         losses: Of a validation.
 

@@ -1,4 +1,4 @@
-"""What the engine is told: how steps are taken and saved, whatever they compute."""
+"""Settings of the engine: how steps are taken and saved, whatever they compute."""
 
 from __future__ import annotations
 

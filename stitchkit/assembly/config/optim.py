@@ -135,7 +135,7 @@ class JobSchedule:
             self._go_to(steps)
 
     def step(self, epochs: int, loss: float | None = None) -> None:
-        """Go on to where it stands after so many epochs, of which the last had this mean loss."""
+        """Advance to where it stands after so many epochs, of which the last had this mean loss."""
         self.loss = self.loss if loss is None else loss
         if self.cadence == "epochs":
             self._go_to(epochs)

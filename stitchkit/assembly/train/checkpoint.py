@@ -1,4 +1,4 @@
-"""Checkpoints of a job: all that it needs to go on, and weights to start from."""
+"""Checkpoints of a job: all that it needs to resume, and weights to start from."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def resume(
 
     Args:
         network: The network.
-        trainer: It trains the network; None where nothing is to be trained.
+        trainer: It trains the network; None where nothing is trained.
         path: The checkpoint.
         settings: All settings of the job, as plain data.
 

@@ -13,7 +13,7 @@ from stitchkit.classes import Origin, check_classes, origin_of
 def check_origins(network: nn.Module, classes: Sequence[Sequence[str]], *, strict: bool) -> None:
     """See that a network's classifiers, where they are from files, number the classes as the data do.
 
-    A classifier within the network, whose output goes on to other parts, may know any.
+    A classifier within the network, whose output feeds other parts, may know any.
 
     Args:
         network: The network, with the weights that it starts from.

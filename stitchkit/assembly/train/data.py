@@ -147,7 +147,7 @@ class TrainingLoader:
                     part.set_epoch(epoch)
 
     def report(self) -> None:
-        """Report which images were passed over; every rank calls this after an epoch.
+        """Report which images were skipped; every rank calls this after an epoch.
 
         Raises:
             InputError: If they are too many, over all ranks.

@@ -29,7 +29,7 @@ class Exam:
         job: The job.
 
     Raises:
-        InputError: If a metric names a submodule that the network has not.
+        InputError: If a metric names a submodule that the network does not have.
     """
 
     def __init__(self, job: Job):
