@@ -97,13 +97,14 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 2
     except Stopped as stop:
         if is_primary:
-            print(f"stitchkit: stopped by a signal; {stop}; resume with --resume auto", file=sys.stderr)
+            advice = "run the command again to resume, a training or a job with --resume auto"
+            print(f"stitchkit: stopped by a signal; {stop}; {advice}", file=sys.stderr)
         return 128 + stop.number
     except KeyboardInterrupt:
         if is_primary:
             print(
-                "stitchkit: stopped; an evaluation or a sweep resumes when the command is run again, a training run or "
-                "a job from its newest checkpoint with --resume auto",
+                "stitchkit: stopped; an evaluation, a sweep or a composition resumes when the command is run again, a "
+                "training run or a job from its newest checkpoint with --resume auto",
                 file=sys.stderr,
             )
         return 130

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from stitchkit.parser import Commands
 
 if TYPE_CHECKING:
     from stitchnet.compose import ComposeSettings
+    from stitchnet.journal import Journal
     from stitchnet.task import CompositionTask
 
 _EXPERIMENTS = ("samples", "front", "ensembles", "finetune")
@@ -73,39 +75,55 @@ def _add_flags(command: argparse.ArgumentParser, *, top: int) -> None:
 def _compose(settings: dict[str, Any]) -> None:
     from stitchnet.compose import compose
 
-    output = Path(settings.pop("output"))
-    if os.path.lexists(output):
-        raise InputError(f"'{output}' exists; choose another folder or remove it")
-    compose(*_read(settings), output)
+    folder = Path(settings["output"])
+    if folder.is_dir() and not (folder / "compose.jsonl").exists() and any(folder.iterdir()):
+        raise InputError(f"'{folder}' is not empty, and no composition was begun there; choose another folder")
+    with _resumable("compose", settings) as journal:
+        compose(*_read(settings), journal)
 
 
 def _study(settings: dict[str, Any]) -> None:
     from stitchnet.experiments import study
 
-    name, output = settings.pop("experiment"), Path(settings.pop("output"))
-    for path in (output / f"{name}.csv", output / f"{name}.png"):
-        if os.path.lexists(path):
+    name, folder = settings.pop("experiment"), Path(settings["output"])
+    for path in (folder / f"{name}.csv", folder / f"{name}.png"):
+        if os.path.lexists(path) and not (folder / f"{name}.jsonl").exists():
             raise InputError(f"'{path}' exists; choose another folder or remove it")
-    study(name, *_read(settings), output)
+    with _resumable(name, settings) as journal:
+        study(name, *_read(settings), journal)
+
+
+def _resumable(name: str, settings: dict[str, Any]) -> AbstractContextManager[Journal]:
+    """The journal of a command, once its settings are complete and can be used."""
+    from stitchkit.distributed import choose_device
+    from stitchkit.ship.pick import count
+    from stitchnet.journal import resumable
+
+    for limit in ("max_macs", "max_params"):
+        if settings[limit] is not None:
+            settings[limit] = count(settings[limit])
+    for number, (flag, least) in _LEAST.items():
+        if settings[number] < least:
+            raise InputError(f"{flag} is {settings[number]}; it must be at least {least}")
+    settings["device"] = choose_device(settings["device"])
+    folder = Path(settings.pop("output"))
+    data = settings["data"]
+    known = settings | {
+        "device": str(settings["device"]),
+        "data": str(Path(data).resolve()) if Path(data).is_dir() else data,
+    }
+    by_flag = {"-k" if key == "width" else f"--{key.replace('_', '-')}": value for key, value in known.items()}
+    return resumable(folder, name, by_flag)
 
 
 def _read(settings: dict[str, Any]) -> tuple[CompositionTask, ComposeSettings]:
-    """What networks are judged on, and what is composed."""
+    """The task that networks are judged on, and what is composed."""
     import torch
 
-    from stitchkit.distributed import choose_device
-    from stitchkit.ship.pick import count
     from stitchnet.compose import ComposeSettings
     from stitchnet.task import CompositionTask
 
-    for name in ("max_macs", "max_params"):
-        if settings[name] is not None:
-            settings[name] = count(settings[name])
-    for name, (flag, least) in _LEAST.items():
-        if settings[name] < least:
-            raise InputError(f"{flag} is {settings[name]}; it must be at least {least}")
-    device = choose_device(settings.pop("device"))
     torch.manual_seed(settings["seed"])  # of weights that are random
     task = CompositionTask.load(settings.pop("data"), settings.pop("img_size"), settings.pop("classifier"))
-    named = {name: settings.pop(name) for name in ("nets", "pretrained", "top", "num_images", "score", "seed")}
-    return task, ComposeSettings(**named, device=device, options=settings)
+    named = ("nets", "pretrained", "top", "num_images", "score", "seed", "device")
+    return task, ComposeSettings(**{name: settings.pop(name) for name in named}, options=settings)

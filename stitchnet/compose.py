@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from stitchkit.errors import InputError
+from stitchkit.files import own_folder
 from stitchkit.measure.ledger import Row, write_rows
 from stitchkit.settings.stitch_config import AnchorSpec, StitchConfig
 from stitchnet.composition import Composition
 from stitchnet.data import stitching_images
+from stitchnet.journal import Journal
+from stitchnet.pool import Pool
 from stitchnet.scores import Scores
 from stitchnet.search import Search
 from stitchnet.task import CompositionTask, against_parents, judged
@@ -48,15 +52,18 @@ class ComposeSettings:
     device: torch.device
     options: dict[str, Any]
 
-    def search(self, task: CompositionTask) -> Search:
-        """A search with images of a task.
+    def search(self, task: CompositionTask, journal: Journal) -> Search:
+        """A search with images of a task, which takes from a journal what it has of the same search.
 
         Raises:
-            InputError: If the networks, images or options cannot be used.
+            InputError: If the networks, images or options cannot be used, or the journal is of other ones.
         """
         images = stitching_images(task.train, self.num_images, seed=self.seed).to(self.device)
         scores = Scores(self.score, seed=self.seed)
-        return Search(images, nets=_nets(self.nets), pretrained=self.pretrained, scores=scores, **self.options)
+        search = Search(images, nets=_nets(self.nets), pretrained=self.pretrained, scores=scores, **self.options)
+        journal.agree("pool", {"images and weights": _digest(search.pool)})
+        search.journal = journal
+        return search
 
     def best(self, search: Search) -> list[Composition]:
         """The compositions of highest score, best first; the networks as they are, whole, are none.
@@ -82,28 +89,30 @@ class ComposeSettings:
         return best
 
 
-def compose(task: CompositionTask, plan: ComposeSettings, output: Path) -> None:
-    """Search, then write the ledger, the drawings and the networks.
+def compose(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> None:
+    """Search, then write the ledger, the drawings and the networks beside the journal.
 
     Args:
-        task: What they are judged on.
+        task: What networks are judged on.
         plan: What is composed.
-        output: Folder to write.
+        journal: What is done already; everything else is written to its folder.
 
     Raises:
         InputError: If anything that was given cannot be used, or nothing is found.
     """
-    search = plan.search(task)
+    output = journal.path.parent
+    search = plan.search(task, journal)
     print(f"{len(search.pool.fragments)} fragments of {len(search.pool.specs)} networks")
     best = plan.best(search)
     rows: list[Row] = []
-    progress = tqdm(judged(search, best, task), desc="judging", unit=" networks", leave=False, disable=None)
+    progress = tqdm(judged(search, best, task, journal), desc="judging", unit=" networks", leave=False, disable=None)
     for row, net in progress:
         rows.append(row)
-        place = output / f"{row['cfg_id']:03d}"
-        net.save(place)
-        net.draw_svg(place / "net.svg")
-        write_rows(output / LEDGER, rows)
+        if net is not None:
+            place = own_folder(output / f"{row['cfg_id']:03d}")
+            net.save(place)
+            net.draw_svg(place / "net.svg")
+            write_rows(output / LEDGER, rows)
     print(f"compositions: {search.counts}")
     print(against_parents(rows))
     print(f"all are judged by {_CLASSIFIERS[task.classifier]}; * marks the parents")
@@ -114,6 +123,16 @@ _CLASSIFIERS = {
     "knn": "the five nearest neighbours of their outputs among the training images",
     "linear": "logistic regression on their outputs for the training images",
 }
+
+
+def _digest(pool: Pool) -> str:
+    """A hash of the images and the weights: a file under the same name may hold others."""
+    digest = hashlib.blake2b(digest_size=16)
+    weights = nn.ModuleList(fragment.module for fragment in pool.fragments).state_dict()
+    for name, value in {"images": pool.images, **weights}.items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _nets(nets: str) -> str | list[AnchorSpec]:

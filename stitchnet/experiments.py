@@ -14,17 +14,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from stitchkit.errors import InputError
 from stitchkit.files import opened
 from stitchkit.measure.ledger import Row
-from stitchnet import pictures
+from stitchnet import pictures, tuning
 from stitchnet.compose import ComposeSettings
 from stitchnet.composition import uncut
 from stitchnet.data import batches
+from stitchnet.journal import Journal
 from stitchnet.net import Net
 from stitchnet.task import CompositionTask, judged
-from stitchnet.tuning import fine_tune
 
 _COUNTS = (2, 4, 8, 16, 32, 64, 128, 256)
 _SEEDS = 3
@@ -44,27 +45,27 @@ class Experiment(NamedTuple):
         columns: Of its table.
     """
 
-    run: Callable[[CompositionTask, ComposeSettings], Iterator[Row]]
+    run: Callable[[CompositionTask, ComposeSettings, Journal], Iterator[Row]]
     draw: Callable[[Sequence[Row], Path], None]
     columns: tuple[str, ...]
 
 
-def study(name: str, task: CompositionTask, plan: ComposeSettings, output: Path) -> None:
-    """Do an experiment; write `NAME.csv`, each row as it comes, and `NAME.png`.
+def study(name: str, task: CompositionTask, plan: ComposeSettings, journal: Journal) -> None:
+    """Do an experiment; write `NAME.csv`, each row as it comes, and `NAME.png` beside the journal.
 
     Args:
         name: `samples`, `front`, `ensembles` or `finetune`.
         task: What networks are judged on.
         plan: What is composed.
-        output: Folder to write.
+        journal: What is done already.
 
     Raises:
         InputError: If anything that was given cannot be used, or nothing is found.
     """
-    experiment = _EXPERIMENTS[name]
-    rows = tqdm(experiment.run(task, plan), desc=name, unit=" rows", leave=False, disable=None)
-    table, picture = output / f"{name}.csv", output / f"{name}.png"
-    written = _written(rows, table, experiment.columns)
+    experiment, table, picture = _EXPERIMENTS[name], journal.path.with_suffix(".csv"), journal.path.with_suffix(".png")
+    rows = tqdm(experiment.run(task, plan, journal), desc=name, unit=" rows", leave=False, disable=None)
+    with logging_redirect_tqdm():
+        written = _written(rows, table, experiment.columns)
     experiment.draw(written, picture)
     print(f"{len(written)} rows are in {table}, the picture is {picture}")
 
@@ -73,7 +74,6 @@ def _written(rows: Iterable[Row], path: Path, columns: Sequence[str]) -> list[Ro
     """The rows, each in the table as soon as it is there; without any there is no table."""
     written: list[Row] = []
     for row in rows:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with opened(path, "a" if written else "w", newline="") as file:
             table = csv.DictWriter(file, columns, lineterminator="\n")
             if not written:
@@ -83,7 +83,7 @@ def _written(rows: Iterable[Row], path: Path, columns: Sequence[str]) -> list[Ro
     return written
 
 
-def samples(task: CompositionTask, plan: ComposeSettings) -> Iterator[Row]:
+def samples(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> Iterator[Row]:
     """How good networks are that are composed with few or many stitching images, each number drawn several times.
 
     Numbers above that of the training images are left out. A draw that finds nothing is reported and skipped.
@@ -102,14 +102,14 @@ def samples(task: CompositionTask, plan: ComposeSettings) -> Iterator[Row]:
     for count, seed in product(counts, range(_SEEDS)):
         torch.manual_seed(plan.seed)  # random weights are then the same for all numbers
         here = replace(plan, num_images=count, seed=plan.seed + seed)
-        search = here.search(task)
+        search = here.search(task, journal.scope(count, here.seed))
         try:
             best = here.best(search)
         except InputError as error:
             failed.append(error)
             tqdm.write(f"{count} images, seed {here.seed}: {error}")
             continue
-        for row, _ in judged(search, best, task):
+        for row, _ in judged(search, best, task, search.journal):
             yield {"images": count, "seed": here.seed, **row}
     if len(failed) == len(counts) * _SEEDS:
         raise failed[-1]
@@ -125,7 +125,7 @@ def _counts(available: int) -> list[int]:
     return counts
 
 
-def front(task: CompositionTask, plan: ComposeSettings) -> Iterator[Row]:
+def front(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> Iterator[Row]:
     """Accuracy and cost of composed networks and of those that gave their fragments.
 
     Args:
@@ -134,12 +134,12 @@ def front(task: CompositionTask, plan: ComposeSettings) -> Iterator[Row]:
 
     Source: StitchNet, section 4.
     """
-    search = plan.search(task)
-    for row, _ in judged(search, plan.best(search), task):
+    search = plan.search(task, journal)
+    for row, _ in judged(search, plan.best(search), task, journal):
         yield row
 
 
-def ensembles(task: CompositionTask, plan: ComposeSettings) -> Iterator[Row]:
+def ensembles(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> Iterator[Row]:
     """How good composed networks are together, any of them, and how good the networks that gave their fragments are.
 
     An ensemble says what the mean of its members' scores says.
@@ -150,8 +150,10 @@ def ensembles(task: CompositionTask, plan: ComposeSettings) -> Iterator[Row]:
 
     Source: StitchNet, section 4.
     """
-    search = plan.search(task)
-    every = [(row, _scores(net, task)) for row, net in judged(search, plan.best(search), task)]
+    search = plan.search(task, journal)
+    # Scores of all images are not worth keeping: without a journal each row comes with its network, which gives them.
+    found = judged(search, plan.best(search), task)
+    every = [(row, _scores(net, task)) for row, net in found if net is not None]
     labels = np.concatenate([labels for _, labels in batches(task.validation)])
     parents = [member for member in every if "parents_acc1" not in member[0]]
     composed = every[len(parents) :]
@@ -188,7 +190,7 @@ def _together(members: Sequence[_Member], labels: np.ndarray) -> Row:
     }
 
 
-def finetune(task: CompositionTask, plan: ComposeSettings) -> Iterator[Row]:
+def finetune(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> Iterator[Row]:
     """How good networks become when they are trained: the composed, and those that gave their fragments, all alike.
 
     Accuracy is by the networks' own classifiers.
@@ -202,13 +204,24 @@ def finetune(task: CompositionTask, plan: ComposeSettings) -> Iterator[Row]:
 
     Source: StitchNet, section 4.
     """
-    search = plan.search(task)
+    search = plan.search(task, journal)
+    checkpoint = journal.path.with_suffix(".pth")
     for number, composition in enumerate([*uncut(search.pool.fragments), *plan.best(search)]):
+        known: list[Row] = []
+        while (row := journal.find_row(composition.name, len(known))) is not None:
+            known.append(row)
+            yield row
+        if len(known) > tuning.EPOCHS:
+            continue
         net = search.build(composition)
         cost = net.get_macs_params()
         about = {"cfg_id": number, "stitch": net.name, "flops": cost["macs"], "params": cost["params"]}
-        for epoch, accuracy in enumerate(fine_tune(net, task.train, task.validation, seed=plan.seed)):
-            yield {**about, "epoch": epoch, "acc1": accuracy}
+        for epoch, accuracy in tuning.fine_tune(net, task, seed=plan.seed, checkpoint=checkpoint):
+            if epoch >= len(known):
+                row = {**about, "epoch": epoch, "acc1": accuracy}
+                yield row
+                journal.add_row(row, composition.name, epoch)
+    checkpoint.unlink(missing_ok=True)
 
 
 _JUDGED = ("cfg_id", "stitch", "flops", "params", "score", "acc1", "parents_acc1")

@@ -25,36 +25,50 @@ class Scores:
         self._name = measure
         self._rows_per_channel = rows_per_channel
         self._seed = seed
+        # By content, not by object: networks share fragments (twins, one network's own beginnings), and a search
+        # computes dropped outputs again.
         self._known: dict[tuple[bytes, bytes], float] = {}
         self._own: dict[tuple[object, ...], float] = {}
 
     @property
     def num_computed(self) -> int:
-        """How many scores were computed."""
+        """Number of scores that are known."""
         return len(self._known)
 
     def __call__(self, x: Activation, y: Activation) -> float:
         """The score of joining an output `x` to an input `y`."""
-        key = (x.key, y.key)
-        if self._name in _SYMMETRIC:
-            key = min(key, key[::-1])
+        key = self._key(x.key, y.key)
         if key not in self._known:
             self._known[key] = self._cka(x, y) if self._name == "cka" else self._compute(x, y)
         return self._known[key]
+
+    def remember(self, x: bytes, y: bytes, score: float) -> None:
+        """Take a score that was computed before, unless there is one already.
+
+        Args:
+            x: Key of the output.
+            y: Key of the input.
+            score: Their score.
+        """
+        self._known.setdefault(self._key(x, y), score)
+
+    def _key(self, x: bytes, y: bytes) -> tuple[bytes, bytes]:
+        return (y, x) if self._name in _SYMMETRIC and y < x else (x, y)
 
     def _compute(self, x: Activation, y: Activation) -> float:
         return self._measure(x.value, y.value, rows_per_channel=self._rows_per_channel, seed=self._seed)
 
     def _cka(self, x: Activation, y: Activation) -> float:
-        """The same as `linear_cka`, but what concerns one side alone is computed once."""
+        """The same as `linear_cka`, but each side's own HSIC, two thirds of the work, is computed once a size."""
         size = None if x.size is None or y.size is None else common_size(x.value, y.value)
         if size is not None and self._rows_per_channel is not None:
-            whole = x.value, y.value  # of which the rows that are drawn alone are resized
+            whole = x.value, y.value  # `sample` resizes the rows that it draws, and no others
         else:
-            whole = x.at(size, keep=True), y.at(size)
+            whole = x.at(size, keep=True), y.at(size)  # x meets all fragments in turn, y goes with this one
         parts = sample(*whole, self._rows_per_channel, self._seed)
         own = []
         for activation, part in zip((x, y), parts, strict=True):
+            # The draw follows from the seed and the shape, so equal shapes mean equal rows.
             key = (activation.key, size, tuple(part.shape))
             if key not in self._own:
                 self._own[key] = hsic(part, part)

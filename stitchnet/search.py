@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import heapq
-import inspect
+import itertools
 import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import numpy as np
 import torch
+from typing_extensions import TypedDict, Unpack
 
 from stitchkit.errors import InputError, unknown
 from stitchnet.composition import Composition
 from stitchnet.costs import Costs
 from stitchnet.fragments import Fragment
 from stitchnet.joint import unjoinable
+from stitchnet.journal import Journal
 from stitchnet.memory import Outputs
 from stitchnet.net import Net, build
 from stitchnet.networks import Nets
@@ -27,9 +29,31 @@ from stitchnet.scores import Scores
 
 ORDERS = ("depth", "best")
 _PUBLISHED = {"total_threshold": "totalThreshold", "max_depth": "maxDepth", "width": "K"}
-"""What the published call says for options of ours."""
+"""Names of the published call for options of ours."""
 _DRAWS = 100
 """How often a drawn composition may end nowhere."""
+
+
+class SearchOptions(TypedDict, total=False):
+    """Further arguments of `Search` that the published call takes."""
+
+    nets: Nets | None
+    pretrained: bool
+    order: str
+    seed: int
+    max_macs: float | None
+    max_params: float | None
+    drops_used_last: bool
+    is_folded: bool
+    scores: Scores | str | None
+
+
+class Ranking(TypedDict):
+    """The scores of all fragments that may follow a composition, as a journal keeps them."""
+
+    output: str
+    scores: dict[str, float]
+    skipped: dict[str, int]
 
 
 @dataclass
@@ -59,19 +83,24 @@ class Search:
     Args:
         data: The stitching images `[B, C, H, W]`, normalised as ImageNet's; or the pool of another search,
             with its images and networks.
-        threshold: A fragment is joined if the score is above it.
-        total_threshold: A composition is pruned if the product of its scores is below it.
-        max_depth: Fragments in a composition, at most.
-        width: How many of the best next fragments are tried, at each step; all by default.
+        threshold: A fragment is joined if its score is above this.
+        total_threshold: A composition is pruned if the product of its scores is below this.
+        max_depth: Maximum number of fragments in a composition.
+        width: How many of the best next fragments are tried at each step; all by default.
         nets: The networks; the five published ones by default. Modules are put into evaluation mode.
-        pretrained: Fetch the weights of networks given by name; else they are random.
+        pretrained: Fetch the weights of networks given by name; otherwise they are random.
         order: `depth`: as published, each composition to its end before the next; `best`: the highest score first.
-        seed: Of what `draw` draws.
-        max_macs: Compositions with more MACs are left out.
-        max_params: Likewise for parameters.
-        drops_used_last: Fragments used before are dropped after the best were kept, as published, so that fewer remain.
-        is_folded: Joints are folded into the layers behind them; else they stay layers of their own.
+        seed: Seed of `draw`.
+        max_macs: Leave out compositions with more MACs.
+        max_params: Leave out compositions with more parameters.
+        drops_used_last: Drop fragments already used only after the best were kept, as published; fewer then remain.
+        is_folded: Fold joints into the layers behind them; otherwise they stay layers of their own.
         scores: How fragments are scored, also by name.
+
+    Attributes:
+        counts: What the search has done.
+        on_step: Called with the counts whenever the next fragments of a composition were scored.
+        journal: Keeps the scores, so that the same search, run again, does not compute them again.
 
     Raises:
         InputError: If the networks, the images or the options cannot be used.
@@ -105,13 +134,15 @@ class Search:
             raise InputError("a pool has its own networks; leave nets out, or give images")
         self.threshold, self.total_threshold = threshold, total_threshold
         self.max_depth, self.width, self.order = max_depth, width, order
-        self.max_macs, self.max_params = max_macs, max_params
+        self.max_macs = math.inf if max_macs is None else max_macs
+        self.max_params = math.inf if max_params is None else max_params
         self.drops_used_last, self.is_folded = drops_used_last, is_folded
         self.scores = Scores(scores) if isinstance(scores, str) else scores or Scores()
         self.counts = Counts()
         self.on_step: Callable[[Counts], None] = lambda _: None
-        """Called with the counts whenever the next fragments of a composition were scored."""
+        self.journal: Journal | None = None
         self.pool = data if isinstance(data, Pool) else Pool(data, nets, pretrained=pretrained)
+        self._followers = {fragment.name: fragment for fragment in self.pool.followers}
         self._outputs = Outputs(self.pool)
         self._random = random.Random(seed)
         self._costs = Costs(self.pool, is_folded=is_folded)
@@ -128,27 +159,28 @@ class Search:
     def compositions(self) -> Iterator[Composition]:
         """The compositions that reach an end, without their networks."""
         frontier: list[tuple[float, int, Composition]] = []
-        count = 0
-        for start in reversed(self.pool.starts):
-            frontier.append((-1.0, -len(frontier), Composition(start)))
-        if self.order == "best":
-            heapq.heapify(frontier)
-        while frontier:
-            composition = (heapq.heappop(frontier) if self.order == "best" else frontier.pop())[-1]
+        waiting = [Composition(start) for start in self.pool.starts]
+        turns = itertools.count()
+        while waiting or frontier:
+            # One heap serves both orders. By score, equal ones leave as they came; a stack is a heap by age, youngest
+            # first, so the best child must come last.
+            if self.order == "best":
+                entries = [(-one.score, next(turns), one) for one in waiting]
+            else:
+                entries = [(0.0, -next(turns), one) for one in reversed(waiting)]
+            for entry in entries:
+                heapq.heappush(frontier, entry)
+            composition, waiting = heapq.heappop(frontier)[-1], []
             if not self._join(composition):
                 continue
             if composition.fragment.is_end:
                 self.counts.found += 1
                 yield composition
-                continue
-            following = self.following(composition)
-            for child in following if self.order == "best" else reversed(following):
-                count += 1
-                entry = (-child.score, count, child)
-                heapq.heappush(frontier, entry) if self.order == "best" else frontier.append(entry)
+            else:
+                waiting = self.following(composition)
 
     def draw(self) -> Composition:
-        """A composition by chance: a start, and at each step one of the fragments that could be tried.
+        """A random composition: a start, and at each step one of the fragments that could be tried.
 
         Raises:
             InputError: If none reaches an end.
@@ -169,75 +201,108 @@ class Search:
         )
 
     def following(self, composition: Composition, *, is_drawn: bool = False) -> list[Composition]:
-        """The compositions with one more fragment that are to be tried, best first.
+        """The compositions with one more fragment that are worth trying, best first.
 
         Args:
             composition: One that has not reached an end.
-            is_drawn: Draw one of them, before it is known what the thresholds of the whole say of it.
+            is_drawn: Draw one of them.
         """
         ranked = self.ranked(composition)
         kept = [(score, fragment) for score, fragment in ranked if score > self.threshold]
         self.counts.pruned += len(ranked) - len(kept)
         if is_drawn and kept:
+            # As published: drawn before the total threshold is applied, so a draw may end nowhere.
             kept = [self._random.choice(kept)]
         children = [Composition(fragment, composition.score * score, score, composition) for score, fragment in kept]
-        passing = [child for child in children if child.score >= self.total_threshold]
-        affordable = [child for child in passing if self._is_affordable(child)]
-        self.counts.pruned += len(children) - len(affordable)
+        passing = [child for child in children if child.score >= self.total_threshold and self._is_affordable(child)]
+        self.counts.pruned += len(children) - len(passing)
         self.on_step(self.counts)
-        return affordable
+        return passing
 
     def ranked(self, composition: Composition) -> list[tuple[float, Fragment]]:
-        """The best next fragments with their scores, best first; those used already are left out."""
-        used = set(composition.fragments)
+        """The best next fragments with their scores, best first, without those already used."""
+        ranking = self._recalled(composition) or self._rank(composition)
+        self.counts.tried += len(ranking["scores"])
+        self.counts.skipped.update(ranking["skipped"])
+        scored = [(score, self._followers[name]) for name, score in ranking["scores"].items()]
+        scored.sort(key=lambda pair: -pair[0])
+        # With `drops_used_last` used fragments have taken part in the ranking and push others out of it, as published.
+        used = composition.fragments
+        return [(score, fragment) for score, fragment in scored[: self.width] if fragment not in used]
+
+    def _rank(self, composition: Composition) -> Ranking:
+        """Score all fragments that may follow a composition."""
+        used = composition.fragments
         x = self._outputs.of(composition)
-        scored = []
-        for fragment in self.pool.followers:
+        scores: dict[str, float] = {}
+        skipped: Counter[str] = Counter()
+        for name, fragment in self._followers.items():
             if len(used) >= self.max_depth - 1 and not fragment.is_end:
-                continue
+                continue  # only an end still fits
             if fragment in used and not self.drops_used_last:
                 continue
             y = self.pool.input_of(fragment)
             if reason := unjoinable(x.layout, y.layout):
-                self.counts.skipped[reason] += 1
+                skipped[reason] += 1
                 continue
-            self.counts.tried += 1
-            scored.append((self.scores(x, y), fragment))
+            scores[name] = self.scores(x, y)
             if y is not x:
-                y.forget()
+                y.forget()  # of all inputs at once, the resized copies would not fit into memory
         x.forget()
-        scored.sort(key=lambda pair: -pair[0])
-        return [(score, fragment) for score, fragment in scored[: self.width] if fragment not in used]
+        if self.journal is None:
+            return Ranking(output="", scores=scores, skipped=skipped)
+        ranking = Ranking(output=x.key.hex(), scores=scores, skipped=dict(skipped))
+        self.journal.add(ranking, "ranking", composition.name)
+        return ranking
+
+    def _recalled(self, composition: Composition) -> Ranking | None:
+        """The ranking that a journal has of a composition."""
+        ranking = self.journal.find(Ranking, "ranking", composition.name) if self.journal else None
+        if self.journal is None or ranking is None:
+            return None
+        try:
+            output = bytes.fromhex(ranking["output"])
+            for name, score in ranking["scores"].items():
+                # CKA of (x, y) and of (y, x) may differ in the last digit, and an unbroken search keeps the first.
+                self.scores.remember(output, self.pool.input_of(self._followers[name]).key, score)
+        except (KeyError, ValueError) as error:
+            raise self.journal.damaged(composition.name) from error
+        return ranking
 
     def _join(self, composition: Composition) -> bool:
-        """Fit the last joint of a composition; tell and count if that cannot be done."""
-        try:
-            self._outputs.joint(composition)
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        """Whether the last joint of a composition can be fitted; those that cannot are counted."""
+        is_joined = self.journal.find(bool, "joint", composition.name) if self.journal else None
+        if is_joined is None:
+            try:
+                self._outputs.joint(composition)
+                is_joined = True
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+                is_joined = False
+            if self.journal is not None:
+                self.journal.add(is_joined, "joint", composition.name)
+        if not is_joined:
             self.counts.skipped["the map of a joint cannot be computed"] += 1
-            return False
-        return True
+        return is_joined
 
     def _is_affordable(self, composition: Composition) -> bool:
-        """Whether a composition is within the budget so far."""
-        if self.max_macs is None and self.max_params is None:
+        """Whether a composition is within the budget so far; costs, which take a run to measure, only where needed."""
+        if self.max_macs == self.max_params == math.inf:
             return True
         macs, params = self._costs.of(composition)
-        limits = [math.inf if limit is None else limit for limit in (self.max_macs, self.max_params)]
-        return macs <= limits[0] and params <= limits[1]
+        return macs <= self.max_macs and params <= self.max_params
 
 
 @overload
 def generate(
     data: np.ndarray | torch.Tensor | Pool, threshold: float = ..., totalThreshold: float = ..., maxDepth: int = ...,
-    sample: Literal[False] = ..., K: int | None = ..., **options: Any,
+    sample: Literal[False] = ..., K: int | None = ..., **options: Unpack[SearchOptions],
 ) -> Iterator[tuple[float, Net]]: ...  # fmt: skip
 
 
 @overload
 def generate(
     data: np.ndarray | torch.Tensor | Pool, threshold: float = ..., totalThreshold: float = ..., maxDepth: int = ..., *,
-    sample: Literal[True], K: int | None = ..., **options: Any,
+    sample: Literal[True], K: int | None = ..., **options: Unpack[SearchOptions],
 ) -> tuple[float, Net]: ...  # fmt: skip
 
 
@@ -248,18 +313,18 @@ def generate(
     maxDepth: int = 10,
     sample: bool = False,
     K: int | None = None,
-    **options: Any,
+    **options: Unpack[SearchOptions],
 ) -> Iterator[tuple[float, Net]] | tuple[float, Net]:
     """Compose networks for some images: the published call.
 
     Args:
         data: The stitching images `[B, C, H, W]`, normalised as ImageNet's; 32 are enough. Or the pool of a
             `Search`, to use its fragments again.
-        threshold: A fragment is joined if the score is above it.
-        totalThreshold: A composition is pruned if the product of its scores is below it.
-        maxDepth: Fragments in a composition, at most.
+        threshold: A fragment is joined if its score is above this.
+        totalThreshold: A composition is pruned if the product of its scores is below this.
+        maxDepth: Maximum number of fragments in a composition.
         sample: Draw one composition.
-        K: How many of the best next fragments are tried, at each step; all by default.
+        K: How many of the best next fragments are tried at each step; all by default.
         options: Of `Search`, such as `nets=["resnet50", "vgg16"]`, `seed=1`, `order="best"`, `max_macs=2e9` or
             `scores=Scores("r2")`.
 
@@ -267,16 +332,16 @@ def generate(
         Scores and networks, as they are found; with `sample` one score and network.
 
     Raises:
-        InputError: If the images or options cannot be used, or nothing that was drawn reaches an end.
+        InputError: If the images or options cannot be used, or no draw reaches an end.
 
     Source: StitchNet, algorithm 1.
     """
-    known = inspect.signature(Search).parameters.keys() - {"data", "threshold", *_PUBLISHED}
     for name in options:
         if name in _PUBLISHED:
             raise InputError(f"option '{name}' of `Search` is '{_PUBLISHED[name]}' of `generate`; write it so")
-        if name not in known:
-            raise unknown("option of generate", name, sorted({*known, "threshold", *_PUBLISHED.values()}))
+        if name not in SearchOptions.__annotations__:
+            known = sorted({*SearchOptions.__annotations__, "threshold", *_PUBLISHED.values()})
+            raise unknown("option of generate", name, known)
     search = Search(data, threshold=threshold, total_threshold=totalThreshold, max_depth=maxDepth, width=K, **options)
     if not sample:
         return iter(search)

@@ -14,6 +14,7 @@ from stitchkit.measure.pareto import aligned, is_anchor, quantity
 from stitchnet.classifier import NotFiniteError
 from stitchnet.composition import Composition, uncut
 from stitchnet.data import Batches, in_memory, open_split
+from stitchnet.journal import Journal
 from stitchnet.net import Net
 from stitchnet.search import Search
 
@@ -53,37 +54,55 @@ class CompositionTask:
         return 100 * net.fit(self.train, classifier=self.classifier).evaluate_dataset(self.validation)["accuracy"]
 
 
-def judged(search: Search, compositions: Iterable[Composition], task: CompositionTask) -> Iterator[tuple[Row, Net]]:
+def judged(
+    search: Search, compositions: Iterable[Composition], task: CompositionTask, journal: Journal | None = None
+) -> Iterator[tuple[Row, Net | None]]:
     """The networks as they are, then the composed ones, all judged alike; each with its row of the ledger.
 
-    The row of a composed network has `parents_acc1` besides, the mean of the networks that gave its fragments. A
+    The row of a composed network also has `parents_acc1`, the mean of the networks that gave its fragments. A
     composed network whose outputs are not finite is left out, and counted as skipped.
 
     Args:
-        search: What found the compositions.
+        search: Found the compositions.
         compositions: In the order of the rows.
         task: What they are judged on.
+        journal: A row that it has comes without a network. A new row is kept there when the next one is asked for, so
+            when the caller has written all that belongs to it.
     """
     alone: dict[str, float] = {}
     number = 0
     for composition in (*uncut(search.pool.fragments), *compositions):
-        net = search.build(composition)
-        try:
-            accuracy = task.accuracy(net)
-        except NotFiniteError as error:
+        net = None
+        row = journal.find_row(composition.name) if journal else None
+        if row is None:
+            net = search.build(composition)
+            row = _judge(net, composition, task)
+        if row:
+            row = {"cfg_id": number, **row}
+            number += 1
             if composition.is_uncut:
-                raise InputError(f"network '{composition.fragment.network}': {error}") from error
-            search.counts.skipped["its outputs are not finite"] += 1
-            continue
-        cost = net.get_macs_params()
-        row: Row = {"cfg_id": number, "stitch": net.name, "flops": cost["macs"], "params": cost["params"]}
-        row |= {"score": net.score, "acc1": accuracy}
-        if composition.is_uncut:
-            alone[composition.fragment.network] = accuracy
+                alone[composition.fragment.network] = row["acc1"]
+            else:
+                row["parents_acc1"] = fmean(alone[label] for label in {part.network for part in composition.fragments})
+            yield row, net
         else:
-            row["parents_acc1"] = fmean(alone[network] for network in {fragment.network for fragment in net.path})
-        yield row, net
-        number += 1
+            search.counts.skipped["its outputs are not finite"] += 1
+        if journal is not None and net is not None:
+            journal.add_row(row, composition.name)
+
+
+def _judge(net: Net, composition: Composition, task: CompositionTask) -> Row:
+    """The figures of a network; none where its outputs are not finite."""
+    try:
+        accuracy = task.accuracy(net)
+    except NotFiniteError as error:
+        if composition.is_uncut:
+            raise InputError(f"network '{composition.fragment.network}': {error}") from error
+        return {}
+    cost = net.get_macs_params()
+    return {
+        "stitch": net.name, "flops": cost["macs"], "params": cost["params"], "score": net.score, "acc1": accuracy
+    }  # fmt: skip
 
 
 def against_parents(rows: Iterable[Row]) -> str:

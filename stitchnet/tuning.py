@@ -1,56 +1,220 @@
-"""Fine-tuning of a composed network, with its own classifier."""
+"""Fine-tuning of a composed network, with its own classifier: a task of the engine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 
+from stitchkit.data.loaders import Batch
+from stitchkit.distributed import World
+from stitchkit.engine.checkpoint_files import save_state
+from stitchkit.engine.checkpoint_schema import anything, check, fields, table, text, whole
+from stitchkit.engine.epoch_state import Position
+from stitchkit.engine.epochs import run_epoch
+from stitchkit.engine.loop import Trainer
+from stitchkit.engine.recorder import Recorder, check_finite, restore_position
+from stitchkit.engine.settings import EngineSettings
+from stitchkit.engine.signals import StopSignals
+from stitchkit.engine.task import Task
+from stitchkit.engine.training_state import restore_training, training_state
 from stitchkit.errors import InputError
+from stitchkit.networks.weights import load_content, read_checkpoint
 from stitchnet.data import Batches, batches
 from stitchnet.net import Net
+from stitchnet.task import CompositionTask
 
-_EPOCHS, _BATCH, _LR, _WEIGHT_DECAY = 8, 64, 1e-3, 0.05
+EPOCHS = 8
+_BATCH, _LR, _WEIGHT_DECAY = 64, 1e-3, 0.05
+_ANYTHING = table(text, anything)
+_SCHEMA = fields(
+    {"state_dict": _ANYTHING, "optimizer": _ANYTHING, "network": text, "epoch": whole(0)}, {"within": _ANYTHING}
+)
 
 
-def fine_tune(net: Net, train: Batches, validation: Batches, *, seed: int) -> Iterator[float]:
-    """Train all weights by AdamW with a cosine schedule; gives the accuracy in percent, at first and after each epoch.
+class TuningTask(Task):
+    """Cross-entropy of all images."""
+
+    def forward(  # type: ignore[override]
+        self, images: torch.Tensor, labels: torch.Tensor, _route: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        """`loss` and `output`, logits `[B, num_classes]`, of images `[B, C, H, W]` with labels `[B]`."""
+        result: dict[str, torch.Tensor] = super().forward(images, labels)
+        return result
+
+
+class TuningLoader:
+    """Batches of images in memory, in an order of its own each epoch.
+
+    A last batch of one image is left out: batch norms of maps of one position need two.
 
     Args:
-        net: It is changed.
-        train: Images and labels to train on, as they are.
-        validation: What the accuracy is of.
+        dataset: Images and labels.
+        seed: Of the order.
+        device: Where the batches are wanted.
+
+    Attributes:
+        num_rates: Batches of an epoch, with the one that is left out.
+    """
+
+    dataset = None
+
+    def __init__(self, dataset: Batches, seed: int, device: torch.device):
+        parts = list(batches(dataset))
+        self._images = torch.cat([images for images, _ in parts]).to(device)
+        self._labels = torch.cat([torch.as_tensor(labels) for _, labels in parts]).to(device)
+        self._seed, self._epoch = seed, 0
+        self.num_rates = -(-len(self._images) // _BATCH)
+        self.sampler = self  # the trainer sets its epoch
+
+    def __len__(self) -> int:
+        return (len(self._images) + _BATCH - 2) // _BATCH
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        random = torch.Generator().manual_seed(self._seed)
+        for _ in range(self._epoch + 1):  # one stream for all epochs, wherever training resumes
+            order = torch.randperm(len(self._images), generator=random)
+        for chosen in torch.split(order, _BATCH)[: len(self)]:
+            yield self._images[chosen], self._labels[chosen]
+
+
+class TuningSchedule:
+    """torch's cosine schedule by the number of the step.
+
+    torch computes each rate from the one before, which differs from the closed form in the last digit; the rates are
+    taken from its own recursion, all at once, so that a resumed training has the same.
+
+    Args:
+        optimizer: Its rate is set.
+        num_steps: Steps of an epoch.
+        num_rates: Rates of an epoch: a batch that is left out counts too.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, num_steps: int, num_rates: int):
+        self._optimizer, self._num_steps, self._num_rates = optimizer, num_steps, num_rates
+        stand_in = torch.optim.SGD([torch.zeros(1)], _LR)
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(stand_in, EPOCHS * num_rates)
+        self._rates = [_LR]
+        for _ in range(EPOCHS * num_rates):
+            stand_in.step()
+            cosine.step()
+            self._rates.append(stand_in.param_groups[0]["lr"])
+
+    def step_update(self, num_updates: int) -> None:
+        """Set the rate of the step after so many."""
+        epochs, steps = divmod(num_updates, self._num_steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rates[epochs * self._num_rates + steps]
+
+    def step(self, epoch: int, metric: float | None = None) -> None:
+        """Leave the rate as it is: it follows from the steps."""
+
+
+class FineTuning:
+    """A network in training, on one device.
+
+    Args:
+        net: Changed in place.
+        train: Images and labels, which are not augmented.
         seed: Of the order of the images.
+        checkpoint: Saved after each epoch, and where a signal stops the training.
 
     Raises:
-        InputError: If the network has fewer outputs than there are classes.
+        InputError: If there are fewer than two images.
     """
-    device = next(net.parameters()).device
-    images, labels = (values.to(device) for values in _whole(train))
-    random = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(net.parameters(), _LR, weight_decay=_WEIGHT_DECAY)
-    yield _accuracy(net, validation)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _EPOCHS * -(-len(images) // _BATCH))
-    for _ in range(_EPOCHS):
-        net.train()
-        for chosen in torch.split(torch.randperm(len(images), generator=random), _BATCH):
-            if len(chosen) > 1:  # batch norms of maps of one position need two images
-                loss = cross_entropy(net(images[chosen]), labels[chosen])
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-            schedule.step()
-        yield _accuracy(net.eval(), validation)
+
+    def __init__(self, net: Net, train: Batches, *, seed: int, checkpoint: Path):
+        device = next(net.parameters()).device
+        loader = TuningLoader(train, seed, device)
+        if not len(loader):
+            raise InputError("fine-tuning needs two images at least; give more")
+        optimizer = torch.optim.AdamW(net.parameters(), _LR, weight_decay=_WEIGHT_DECAY)
+        self._net, self._checkpoint = net, checkpoint
+        self._trainer = Trainer(
+            task=TuningTask(net, cross_entropy, device=device, verbose=False),
+            loader=loader,
+            optimizer=optimizer,
+            settings=EngineSettings(seed=seed % 2**63, batch_size=_BATCH),  # a person may give a negative one
+            world=World(0, 1, device),
+            folder=checkpoint.parent,
+            schedule=TuningSchedule(optimizer, len(loader), loader.num_rates),
+        )
+
+    def resume(self) -> tuple[int, Position | None]:
+        """Epochs done, by the network's checkpoint if there is one; and where the next one stands, if it was begun.
+
+        Raises:
+            InputError: If the checkpoint cannot be read, or is not of such a training.
+        """
+        path = self._checkpoint
+        if not path.exists():
+            return 0, None
+        content = read_checkpoint(path)
+        check(content, _SCHEMA, str(path))
+        if content["network"] != self._net.name:
+            return 0, None  # of the network before
+        load_content(self._net, content, path)
+        restore_training(content, self._trainer, str(path), otherwise="remove it to train from the start")
+        position = restore_position(content, self._trainer, str(path))
+        self._trainer.start_at(content["epoch"], position.done if position else 0)
+        return content["epoch"], position
+
+    def train_epoch(self, epoch: int, position: Position | None) -> None:
+        """Train an epoch, or the rest of it, and save.
+
+        Raises:
+            InputError: If a loss or a weight is not finite.
+            Stopped: If a signal came; all is saved.
+        """
+        with StopSignals(self._trainer.world) as signals:
+            recorder = Recorder(self._trainer, signals, self._save)
+            run_epoch(self._trainer, recorder, epoch, EPOCHS, position or Position())
+        check_finite(self._trainer, epoch)
+        self._save(epoch + 1, None, training_state(self._trainer))
+
+    def _save(self, epoch: int, _: Position | None, state: Mapping[str, Any]) -> Path:
+        save_state(self._checkpoint, {**state, "network": self._net.name, "epoch": epoch})
+        return self._checkpoint
 
 
-def _whole(dataset: Batches) -> tuple[torch.Tensor, torch.Tensor]:
-    parts = list(batches(dataset))
-    return torch.cat([images for images, _ in parts]), torch.cat([torch.as_tensor(labels) for _, labels in parts])
+def fine_tune(net: Net, task: CompositionTask, *, seed: int, checkpoint: Path) -> Iterator[tuple[int, float]]:
+    """Train all weights by AdamW with a cosine schedule.
+
+    Args:
+        net: Changed in place.
+        task: The images to train on, which are not augmented, and those to measure the accuracy on.
+        seed: Of the order of the images.
+        checkpoint: Saved as the training goes; it resumes from there.
+
+    Yields:
+        Number of epochs done and the accuracy in percent after them, from 0 epochs or from where training resumes.
+
+    Raises:
+        InputError: If the network has fewer outputs than there are classes, there are fewer than two images to train
+            on, or a loss is not finite.
+        Stopped: If a signal came; all is saved.
+    """
+    tuning = FineTuning(net, task.train, seed=seed, checkpoint=checkpoint)
+    epoch, position = tuning.resume()
+    if position is None:
+        yield epoch, _accuracy(net, task.validation)
+    while epoch < EPOCHS:
+        tuning.train_epoch(epoch, position)
+        epoch, position = epoch + 1, None
+        yield epoch, _accuracy(net, task.validation)
 
 
 def _accuracy(net: Net, validation: Batches) -> float:
     outputs, labels = net.outputs(validation)
     if outputs.shape[1] <= labels.max():
-        raise InputError(f"'{net}' has {outputs.shape[1]} outputs and the images more classes; take networks of theirs")
+        raise InputError(
+            f"'{net}' has {outputs.shape[1]} outputs and the images have more classes; compose networks for all classes"
+        )
     return 100 * float((outputs.argmax(1) == labels).mean())

@@ -13,6 +13,8 @@ from stitchkit.cli import main
 from stitchkit.data.timm_readers import open_timm
 from stitchkit.errors import InputError
 from stitchkit.settings.recipe import Recipe
+from stitchnet.journal import Journal
+from stitchnet.search import Ranking
 from tests.contract.test_house import FILES
 from tests.e2e.test_job import job_config, write
 from tests.support import FLAGS, ROOT, pico_anchor, pico_config, pico_snnet, write_config, write_sweep
@@ -222,6 +224,16 @@ def test_hostile_files_of_a_composed_network(made, tmp_path):
             stitchnet.load(tmp_path)
 
 
+def test_a_hostile_journal_of_a_composition(made, tmp_path):
+    for content in (
+        pickle.dumps(Hostile(made)) + b"\n",
+        b'[["ranking", "a[0:1]"], {"output": "x", "scores": {"a": 1}}]\n',
+    ):
+        (tmp_path / "compose.jsonl").write_bytes(content)
+        with pytest.raises(InputError, match=r"is not an entry of a journal|is damaged"):
+            Journal(tmp_path / "compose.jsonl").find(Ranking, "ranking", "a[0:1]")
+
+
 def test_hostile_files_of_a_hub_folder(made, tmp_path):
     model = stitchkit.HubSNNet(pico_config())
     for name in ("config.json", "model.safetensors", "stitches_res.txt"):
@@ -271,6 +283,7 @@ READERS = {
     "stitchkit/train/evaluation.py": test_hostile_files_beside_a_ledger,
     "stitchkit/data/timm_readers.py": test_a_hostile_card_of_a_data_set,
     "stitchkit/train/summary.py": test_a_hostile_summary_does_not_stop_a_run_that_goes_on,
+    "stitchnet/journal.py": test_a_hostile_journal_of_a_composition,
     "stitchnet/restore.py": test_hostile_files_of_a_composed_network,
 }
 

@@ -13,6 +13,7 @@ from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchnet import experiments, generate, image_folder, pictures, stitching_images, tuning
 from stitchnet.compose import ComposeSettings
+from stitchnet.journal import Journal
 from stitchnet.task import CompositionTask
 from tests.support import ROOT
 from tests.unit.test_stitchnet import convnet
@@ -50,7 +51,7 @@ def small(monkeypatch):
     """Experiments that take seconds."""
     monkeypatch.setattr(experiments, "_COUNTS", (2, 8, 32, 64))
     monkeypatch.setattr(experiments, "_SEEDS", 2)
-    monkeypatch.setattr(tuning, "_EPOCHS", 2)
+    monkeypatch.setattr(tuning, "EPOCHS", 2)
 
 
 @pytest.mark.parametrize("name", ["samples", "front", "ensembles", "finetune"])
@@ -73,6 +74,9 @@ def test_an_experiment_writes_its_table_and_picture(beans, config, tmp_path, sma
     if name == "finetune":
         before, after = ([float(row["acc1"]) for row in rows if row["epoch"] == epoch] for epoch in "02")
         assert sum(after) > sum(before)
+    assert study(name, beans, config, tmp_path) == 2
+    assert "was begun with --top 3, now 10; repeat the command as it was" in capsys.readouterr().err
+    (tmp_path / f"{name}.jsonl").unlink()
     assert study(name, beans, config, tmp_path) == 2
     assert f"{name}.csv' exists" in capsys.readouterr().err
 
@@ -133,11 +137,13 @@ def test_what_was_measured_before_a_stop_is_kept(beans, config, tmp_path, small,
     assert {row["images"] for row in table(tmp_path / "samples.csv")} == {"2"}
 
 
-def test_too_few_images_to_train_on():
+def test_too_few_images_to_train_on(tmp_path):
     with pytest.raises(InputError, match="drawn from 1 for training; give at least 2"):
         next(
             experiments.samples(
-                CompositionTask([0], [0]), ComposeSettings("a", False, 1, 1, "cka", 0, torch.device("cpu"), {})
+                CompositionTask([0], [0]),
+                ComposeSettings("a", False, 1, 1, "cka", 0, torch.device("cpu"), {}),
+                Journal(tmp_path / "samples.jsonl"),
             )
         )
 
@@ -164,11 +170,11 @@ def test_many_networks_give_some_of_their_ensembles(count, sizes):
         assert all(len(set(one)) == size for one in some)
 
 
-def test_fine_tuning_needs_an_output_for_each_class(beans):
+def test_fine_tuning_needs_an_output_for_each_class(beans, tmp_path):
     folder = image_folder(beans / "train", 32)
     _, net = generate(stitching_images(folder, 5), 0, 0, sample=True, nets={"a": convnet(6, 8, classes=2)})
-    with pytest.raises(InputError, match="has 2 outputs and the images more classes"):
-        next(tuning.fine_tune(net, folder, folder, seed=0))
+    with pytest.raises(InputError, match="has 2 outputs and the images have more classes"):
+        next(tuning.fine_tune(net, CompositionTask(folder, folder), seed=0, checkpoint=tmp_path / "tuned.pth"))
 
 
 @pytest.mark.parametrize(

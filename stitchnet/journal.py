@@ -1,0 +1,150 @@
+"""The journal of a composition or a study: one JSON array a line for all that is done, so that it can be resumed."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from stitchkit.engine.lock import locked, made
+from stitchkit.errors import InputError
+from stitchkit.files import opened, refuse_link
+from stitchkit.measure.ledger import Row
+
+Entry = TypeVar("Entry")
+_ROW = "row"
+
+
+class Journal:
+    """What is done, by key; appended to a file entry by entry.
+
+    Args:
+        path: The file; it need not exist yet.
+
+    Raises:
+        InputError: If the file is not a journal, or is a symbolic link; it is left as it is.
+    """
+
+    def __init__(self, path: Path):
+        refuse_link(path)
+        self.path = path
+        self._scope: tuple[str | int, ...] = ()
+        self._entries = self._read()
+
+    def _read(self) -> dict[str, object]:
+        content = self.path.read_bytes() if self.path.exists() else b""
+        complete = content[: content.rfind(b"\n") + 1]
+        entries: dict[str, object] = {}
+        for number, line in enumerate(complete.splitlines(), start=1):
+            try:
+                key, value = json.loads(line)
+            except (ValueError, TypeError, RecursionError) as error:
+                raise InputError(
+                    f"'{self.path}', line {number} is not an entry of a journal; choose another folder, or remove the "
+                    "file to start again"
+                ) from error
+            entries[json.dumps(key)] = value
+        if len(complete) < len(content):  # a killed command wrote part of its last line
+            with opened(self.path, "r+b") as file:
+                file.truncate(len(complete))
+        return entries
+
+    def scope(self, *key: str | int) -> Journal:
+        """The same journal with `key` before every key, for one of several searches."""
+        scoped = copy.copy(self)
+        scoped._scope = (*self._scope, *key)
+        return scoped
+
+    def find(self, kind: type[Entry], *key: str | int) -> Entry | None:
+        """The entry of a key, checked to be of a kind; None where there is none.
+
+        Raises:
+            InputError: If somebody has changed the file, so that the entry is something else.
+        """
+        text = json.dumps([*self._scope, *key])
+        if text not in self._entries:
+            return None
+        try:
+            return TypeAdapter(kind).validate_python(self._entries[text])
+        except ValidationError as error:
+            raise self.damaged(text) from error
+
+    def damaged(self, name: str) -> InputError:
+        """The error for an entry that cannot have come from here."""
+        return InputError(f"'{self.path}' is damaged: its entry {name} is unusable; remove the file to start again")
+
+    def add(self, value: object, *key: str | int) -> None:
+        """Append an entry.
+
+        It is not synced: a SIGKILL leaves what the system has taken, and a power cut shortens the file at worst, which
+        is work to do again and no damage. A sync for each of thousands of scores would cost more than the scores.
+        """
+        place = [*self._scope, *key]
+        self._entries[json.dumps(place)] = value
+        with opened(self.path, "a") as file:
+            file.write(json.dumps([place, value]) + "\n")
+
+    def add_row(self, row: Row, *key: str | int) -> None:
+        """`add` for a row of the result."""
+        self.add(row, _ROW, *key)
+
+    def find_row(self, *key: str | int) -> Row | None:
+        """The row of the result that `add_row` wrote."""
+        return self.find(Row, _ROW, *key)
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether there is any row of the result."""
+        return any(json.dumps(_ROW) in text for text in self._entries)
+
+    def agree(self, name: str, values: Mapping[str, object]) -> None:
+        """See that the results to come depend on the same values as those in the folder.
+
+        Args:
+            name: What the values are.
+            values: By the name that a person knows.
+
+        Raises:
+            InputError: If they differ; the message names the first that does.
+        """
+        before = self.find(dict[str, object], name)
+        if before is None:
+            self.add(dict(values), name)
+            return
+        for key, value in values.items():
+            if before.get(key) != value:
+                raise InputError(
+                    f"'{self.path.parent}' was begun with {key} {before.get(key)}, now {value}; repeat the command as "
+                    "it was to resume it, or choose another folder"
+                )
+
+
+@contextmanager
+def resumable(folder: Path, name: str, settings: Mapping[str, object]) -> Iterator[Journal]:
+    """The journal of a command in the folder that it writes to, where no other command writes meanwhile.
+
+    Args:
+        folder: It is made if need be; without a result it is left as it was.
+        name: Of the command; the journal is `NAME.jsonl`.
+        settings: What the results depend on, by flag.
+
+    Raises:
+        InputError: If the folder cannot be written, is in use, or holds the results of other settings.
+    """
+    with made(folder, "-o"), locked(folder / f".{name}.lock"):
+        path = folder / f"{name}.jsonl"
+        is_new = not path.exists()
+        journal = Journal(path)
+        journal.agree("settings", settings)
+        try:
+            yield journal
+        except InputError:
+            # The advice is mostly to change a setting, which a journal that is left here would refuse.
+            if is_new and not journal.has_rows:
+                path.unlink()
+            raise

@@ -1,0 +1,254 @@
+"""An interrupted composition or study, run again, ends byte for byte as an unbroken one, wherever it was killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import stitchkit.files as files
+from stitchkit.engine.loop import Trainer
+from stitchkit.errors import InputError
+from stitchnet import compose, experiments, memory, task, tuning
+from stitchnet.journal import Journal
+from stitchnet.search import Search
+from tests.distributed.forks import end, start
+from tests.unit.test_stitchnet_data import FLAGS, write_colours, write_pico_nets
+
+COMPOSE = ["compose", "--top", 3]
+STUDIES = {
+    "samples": ["compose-study", "samples", "--top", 1],
+    "front": ["compose-study", "front", "--top", 2],
+    "ensembles": ["compose-study", "ensembles", "--top", 2],
+    "finetune": ["compose-study", "finetune", "--top", 1],
+}
+
+
+@pytest.fixture(scope="module")
+def common(tmp_path_factory) -> list[object]:
+    """Flags of every command, but for its folder."""
+    folder = tmp_path_factory.mktemp("compose")
+    return [
+        "--data",
+        write_colours(folder / "images", train=7, validation=5),
+        "--nets",
+        write_pico_nets(folder),
+        *FLAGS,
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(common, tmp_path_factory) -> Callable[[list[object]], Path]:
+    """Gives the folder of an unbroken command, run once."""
+    done: dict[str, Path] = {}
+
+    def run(command: list[object]) -> Path:
+        name = str(command[1])
+        if name not in done:
+            done[name] = tmp_path_factory.mktemp("whole") / "out"
+            assert end(start([*command, *common, "-o", done[name]], first=small)) == [0]
+        return done[name]
+
+    return run
+
+
+def small(_rank: int) -> None:
+    """Make the studies short."""
+    experiments._COUNTS, experiments._SEEDS, tuning.EPOCHS = (2, 8), 1, 2
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def kill_myself(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write_half(journal: Journal, value: object, *key: str | int) -> None:
+    """A line of which half reaches the disk."""
+    with journal.path.open("a") as file:
+        file.write(f'[["{key[0]}", "a[0:1] > b[')
+    kill_myself()
+
+
+PLACES: dict[str, tuple[Any, str, Callable[..., None], int]] = {
+    # where, its name, what happens there at last, how often it is passed in the run
+    "ranking": (Search, "_rank", kill_myself, 12),
+    "line": (Journal, "add", write_half, 30),
+    "joint": (memory, "fit_joint", kill_myself, 10),
+    "build": (Search, "build", kill_myself, 5),
+    "judge": (task.CompositionTask, "accuracy", kill_myself, 5),
+    "ledger": (compose, "write_rows", kill_myself, 5),
+    "draft": (files.os, "fsync", kill_myself, 30),
+    "rename": (files.os, "replace", kill_myself, 15),
+    "step": (Trainer, "_step", kill_myself, 6),
+    "checkpoint": (tuning, "save_state", kill_myself, 6),
+}
+
+
+def kill_at(rank: int, place: str, number: int) -> None:
+    """Let this process die at the n-th time that it comes to a place."""
+    small(rank)
+    owner, name, last, _ = PLACES[place]
+    inner, count = getattr(owner, name), [0]
+
+    def counted(*arguments: object, **options: object) -> object:
+        count[0] += 1
+        if count[0] == number:
+            last(*arguments, **options)
+        return inner(*arguments, **options)
+
+    setattr(owner, name, counted)
+
+
+def resumed(command: list[object], expected: Path) -> None:
+    """Run a command to its end; its folder is then as that of an unbroken one."""
+    assert end(start(command, first=small)) == [0]
+    assert content(Path(str(command[-1]))) == content(expected)
+
+
+@pytest.mark.parametrize("place", [name for name in PLACES if name not in ("step", "checkpoint")])
+def test_a_composition_killed_at_each_place_resumes(place, common, whole, tmp_path):
+    expected = whole(COMPOSE)
+    command = [*COMPOSE, *common, "-o", tmp_path / "out"]
+    assert end(start(command, first=partial(kill_at, place=place, number=3))) == [-signal.SIGKILL]
+    resumed(command, expected)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_composition_killed_at_random_resumes(seed, common, whole, tmp_path):
+    expected, chance = whole(COMPOSE), random.Random(seed)
+    command = [*COMPOSE, *common, "-o", tmp_path / "out"]
+    for _ in range(3):
+        place = chance.choice(list(PLACES))
+        end(start(command, first=partial(kill_at, place=place, number=chance.randint(1, PLACES[place][3]))))
+    [process] = start(command)
+    time.sleep(chance.random())
+    process.kill()
+    end([process])
+    resumed(command, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "number"),
+    [("samples", "judge", 4), ("front", "judge", 3), ("ensembles", "judge", 3), ("finetune", "step", 2),
+     ("finetune", "checkpoint", 3), ("finetune", "line", 20)],
+)  # fmt: skip
+def test_a_study_killed_at_a_place_resumes(name, place, number, common, whole, tmp_path):
+    expected = whole(STUDIES[name])
+    command = [*STUDIES[name], *common, "-o", tmp_path / "out"]
+    assert end(start(command, first=partial(kill_at, place=place, number=number))) == [-signal.SIGKILL]
+    resumed(command, expected)
+
+
+def terminate_in_a_step(rank: int) -> None:
+    """Send this process a signal in its second step, as a cluster does."""
+    small(rank)
+    inner, count = Trainer._step, [0]
+
+    def counted(*arguments: Any) -> Any:
+        count[0] += 1
+        if count[0] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return inner(*arguments)
+
+    Trainer._step = counted  # type: ignore[method-assign]
+
+
+def test_a_study_stopped_in_fine_tuning_resumes(common, whole, tmp_path):
+    expected = whole(STUDIES["finetune"])
+    command = [*STUDIES["finetune"], *common, "-o", tmp_path / "out"]
+    assert end(start(command, first=terminate_in_a_step)) == [128 + signal.SIGTERM]
+    assert (tmp_path / "out/finetune.pth").exists()
+    resumed(command, expected)
+
+
+def test_a_composition_that_ended_is_left_as_it_is(common, whole):
+    folder = whole(COMPOSE)
+    before = content(folder)
+    assert end(start([*COMPOSE, *common, "-o", folder])) == [0]
+    assert content(folder) == before
+
+
+def test_what_was_scored_is_not_scored_again(common, whole, tmp_path):
+    """Nor is anything judged again."""
+    expected = whole(COMPOSE)
+    command = [*COMPOSE, *common, "-o", tmp_path / "out"]
+    assert end(start(command, first=partial(kill_at, place="judge", number=4))) == [-signal.SIGKILL]
+    assert end(start(command, first=partial(kill_at, place="ranking", number=1))) == [0]
+    assert content(tmp_path / "out") == content(expected)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--threshold", 0.3], "was begun with --threshold 0.2, now 0.3; repeat the command as it was to resume it"),
+        (["-k", 2], "was begun with -k 3, now 2"),
+        (["--seed", 1], "was begun with --seed 0, now 1"),
+    ],
+)
+def test_a_composition_of_other_settings_is_refused(flags, words, common, whole, tmp_path):
+    folder = whole(COMPOSE)
+    before = content(folder)
+    assert end(start([*COMPOSE, *common, "-o", folder, *flags], said=tmp_path / "said")) == [2]
+    assert words in (tmp_path / "said").read_text()
+    assert content(folder) == before
+
+
+def other_weights(_rank: int) -> None:
+    """Let the networks' weights be others than before."""
+    compose._digest = lambda _: "other"  # type: ignore[assignment]
+
+
+def test_a_composition_of_other_weights_is_refused(common, whole, tmp_path):
+    folder = whole(COMPOSE)
+    before = content(folder)
+    assert end(start([*COMPOSE, *common, "-o", folder], first=other_weights, said=tmp_path / "said")) == [2]
+    assert "was begun with images and weights" in (tmp_path / "said").read_text()
+    assert content(folder) == before
+
+
+def test_two_compositions_do_not_write_to_one_folder(common, tmp_path):
+    command = [*COMPOSE, *common, "-o", tmp_path / "out"]
+    [one] = start(command)
+    while not (tmp_path / "out/.compose.lock").exists():
+        time.sleep(0.001)
+    assert end(start(command, said=tmp_path / "said")) == [2]
+    assert "another run writes to" in (tmp_path / "said").read_text()
+    one.kill()
+    end([one])
+    assert end(start(command)) == [0]
+
+
+@pytest.mark.parametrize("link", ["000", "000/net.json", "stitches_res.txt", "compose.jsonl"])
+def test_a_composition_is_not_resumed_through_a_link(link, common, whole, tmp_path):
+    """A folder may come from somebody else."""
+    command = [*COMPOSE, *common, "-o", tmp_path / "out"]
+    assert end(start(command, first=partial(kill_at, place="judge", number=1))) == [-signal.SIGKILL]
+    place, elsewhere = tmp_path / "out" / link, tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    place.parent.mkdir(exist_ok=True)
+    if place.exists():
+        place.rename(elsewhere / "file")
+    place.symlink_to(elsewhere if link == "000" else elsewhere / "file")
+    before = content(elsewhere)
+    status = end(start(command))
+    assert content(elsewhere) == before
+    assert status == [0 if link == "stitches_res.txt" else 2]
+
+
+@pytest.mark.parametrize("line", ["{}", "[1]", '[["ranking", "x"], 3', "\x00"])
+def test_a_file_that_is_not_a_journal_is_refused_and_left_alone(line, tmp_path):
+    path = tmp_path / "compose.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(InputError, match="line 1 is not an entry of a journal"):
+        Journal(path)
+    assert path.read_text() == line + "\n"
