@@ -1,9 +1,10 @@
-"""What fragments give and take on the stitching images, known by its content."""
+"""Activations: what fragments give and take on the stitching images, known by its content."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import mmap
 import tempfile
 from functools import cached_property
@@ -17,7 +18,7 @@ from stitchkit.networks.layout import Layout, resize
 
 _logger = logging.getLogger(__name__)
 _SHELVED_BYTES = 2**24
-_RESIZED_IMAGES = 8
+_RESIZED_IMAGES = 8  # between two looks at the file of a shelved tensor
 
 
 class Activation:
@@ -43,6 +44,11 @@ class Activation:
         return digest.digest()
 
     @property
+    def num_bytes(self) -> int:
+        """Memory that the tensor takes."""
+        return self.tensor.nbytes
+
+    @property
     def value(self) -> torch.Tensor:
         """Maps `[B, C, H, W]` or vectors `[B, D]`."""
         return self.layout.maps(self.tensor)
@@ -65,11 +71,16 @@ class Activation:
         height, width = self.value.shape[2:]
         return height, width
 
+    @property
+    def num_positions(self) -> int:
+        """Number of positions of the map; 1 for vectors."""
+        return math.prod(self.size or ())
+
     def at(self, size: tuple[int, int] | None, *, keep: bool = False) -> torch.Tensor:
-        """The maps at a size; averaged over their positions if it is None.
+        """The maps at a size, or averaged over their positions.
 
         Args:
-            size: Height and width.
+            size: Height and width; None for the average.
             keep: Have it ready for the next time.
         """
         if size in self._resized:
@@ -79,56 +90,49 @@ class Activation:
         parts = []
         for part in torch.split(self.value, _RESIZED_IMAGES):
             parts.append(pool(part) if size is None else resize(part, size, align_corners=True))
-            self._release()
+            self._release()  # or the whole file would be in memory at the end of the loop
         resized = torch.cat(parts)
         if keep:
             self._resized[size] = resized
         return resized
 
     def shelve(self) -> None:
-        """Move a large tensor to a temporary file, from where it is read when it is used."""
-        if (
-            self.tensor.device.type != "cpu"
-            or self.tensor.nbytes < _SHELVED_BYTES
-            or not hasattr(mmap, "MADV_DONTNEED")
-        ):
+        """Move a large tensor to a temporary file, from which it is read when it is used."""
+        is_on_gpu, is_small = self.tensor.device.type != "cpu", self.tensor.nbytes < _SHELVED_BYTES
+        if is_on_gpu or is_small or not hasattr(mmap, "MADV_DONTNEED"):
             return
-        assert self.key  # hashed while it is at hand
+        assert self.key  # hashed while it is in memory, not by reading the file again
         try:
             with tempfile.TemporaryFile() as file:
                 self.tensor.contiguous().numpy().tofile(file)
                 file.flush()
+                # torch wants a buffer that can be written; a private mapping is one, and keeps the file as it is.
                 self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except OSError as error:
-            _logger.warning("activations stay in memory, as '%s' takes no more: %s", tempfile.gettempdir(), error)
+            _logger.warning("activations stay in memory: '%s' has no room for them (%s)", tempfile.gettempdir(), error)
             return
         shelved = torch.frombuffer(self._mapping, dtype=self.tensor.dtype)
         self.tensor = shelved.view(self.tensor.shape)
 
     def forget(self) -> None:
-        """Drop what was kept ready, and what was read from the file."""
+        """Drop the resized copies, and the pages of the file that were read."""
         self._resized.clear()
         self._release()
 
     def _release(self) -> None:
-        """Let go of the pages of the file that were read."""
+        # Pages that are only read count as memory of the process until the system needs them, so peaks would add up.
         if self._mapping is not None:
             self._mapping.madvise(mmap.MADV_DONTNEED)
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the tensor takes."""
-        return self.tensor.nbytes
 
 
 @torch.no_grad()
 def run(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What a module makes of a batch, a few images at a time."""
+    """The output of a module for a batch, a few images at a time."""
     outputs: torch.Tensor | None = None
     first = 0
     for portion in in_portions(x):
         part = module(portion)
-        if outputs is None:
+        if outputs is None:  # filled in place: parts that are joined at the end would take the memory twice
             outputs = part.new_empty(len(x), *part.shape[1:])
         outputs[first : first + len(part)] = part
         first += len(part)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
@@ -14,6 +14,16 @@ _NEIGHBOURS = 5
 
 class NotFiniteError(InputError):
     """A network gives values that are not finite."""
+
+
+class _Model(Protocol):
+    """A classifier of scikit-learn."""
+
+    classes_: np.ndarray
+
+    def fit(self, outputs: np.ndarray, labels: np.ndarray) -> object: ...
+
+    def predict_proba(self, outputs: np.ndarray) -> np.ndarray: ...
 
 
 class Classifier:
@@ -36,9 +46,9 @@ class Classifier:
             raise unknown("classifier", kind, KINDS)
         _check_finite(outputs)
         if kind == "linear" and len(np.unique(labels)) < 2:
-            raise InputError("a linear classifier needs images of two classes at least; give more, or use 'knn'")
+            raise InputError("a linear classifier needs images of at least two classes; give more, or use 'knn'")
         self.kind, self.outputs, self.labels = kind, outputs, labels
-        self._model = _nearest(min(_NEIGHBOURS, len(outputs))) if kind == "knn" else _linear()
+        self._model = _create(kind, len(outputs))
         self._model.fit(outputs, labels)
 
     @property
@@ -64,18 +74,14 @@ def _check_finite(outputs: np.ndarray) -> None:
         raise NotFiniteError("the network's outputs for these images are not finite; take another one")
 
 
-# scikit-learn takes over a second to import, and every command imports this package.
-
-
-def _nearest(count: int) -> Any:
-    from sklearn.neighbors import KNeighborsClassifier
-
-    return KNeighborsClassifier(count)
-
-
-def _linear() -> Any:
+def _create(kind: str, count: int) -> _Model:
+    # scikit-learn takes over a second to import, and every command imports this package.
     from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    nearest: _Model = KNeighborsClassifier(min(_NEIGHBOURS, count))
+    # Logits of different networks differ in scale, and the penalty of logistic regression depends on it.
+    linear: _Model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return nearest if kind == "knn" else linear

@@ -30,17 +30,18 @@ LEDGER = "stitches_res.txt"
 
 @dataclass(frozen=True)
 class ComposeSettings:
-    """What is composed and how, as the flags of a command say it.
+    """Networks to compose and how, by the flags of a command.
 
     Args:
         nets: Names of networks with commas between, or the path of a stitch configuration.
         pretrained: Fetch their weights.
-        top: How many networks are composed. With the order `best` the search ends with them; else all are searched.
-        num_images: Stitching images.
+        top: How many networks are composed. With the order `best` the search ends with them; otherwise it goes through
+            all compositions.
+        num_images: Number of stitching images.
         score: How fragments are compared.
-        seed: Which images are drawn.
+        seed: Of the images drawn.
         device: Where networks run.
-        options: Of `Search`.
+        options: Further arguments of `Search`.
     """
 
     nets: str
@@ -53,10 +54,10 @@ class ComposeSettings:
     options: dict[str, Any]
 
     def search(self, task: CompositionTask, journal: Journal) -> Search:
-        """A search with images of a task, which takes from a journal what it has of the same search.
+        """A search with images of a task, which resumes from a journal.
 
         Raises:
-            InputError: If the networks, images or options cannot be used, or the journal is of other ones.
+            InputError: If the networks, images or options cannot be used, or are not the journal's.
         """
         images = stitching_images(task.train, self.num_images, seed=self.seed).to(self.device)
         scores = Scores(self.score, seed=self.seed)
@@ -66,10 +67,7 @@ class ComposeSettings:
         return search
 
     def best(self, search: Search) -> list[Composition]:
-        """The compositions of highest score, best first; the networks as they are, whole, are none.
-
-        Args:
-            search: Of this plan.
+        """The compositions of highest score that a search finds, best first, without the networks as they are.
 
         Raises:
             InputError: If there is none.
@@ -80,10 +78,10 @@ class ComposeSettings:
         with tqdm(found, desc="composing", unit=" found", leave=False, disable=None) as progress:
             search.on_step = lambda counts: progress.set_postfix_str(str(counts))
             best = heapq.nlargest(self.top, progress, key=lambda one: one.score)
-        search.on_step = lambda _: None  # the bar is gone
+        search.on_step = lambda _: None  # the closed bar must not be drawn again
         if not best:
             raise InputError(
-                f"no composition passes but the networks as they are ({search.counts}); lower --threshold or "
+                f"no composition passes except the networks as they are ({search.counts}); lower --threshold or "
                 "--total-threshold"
             )
         return best
@@ -91,11 +89,6 @@ class ComposeSettings:
 
 def compose(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> None:
     """Search, then write the ledger, the drawings and the networks beside the journal.
-
-    Args:
-        task: What networks are judged on.
-        plan: What is composed.
-        journal: What is done already; everything else is written to its folder.
 
     Raises:
         InputError: If anything that was given cannot be used, or nothing is found.
@@ -109,6 +102,7 @@ def compose(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> N
     for row, net in progress:
         rows.append(row)
         if net is not None:
+            # The row is written last, and only then kept in the journal: where there is a row, its network is complete.
             place = own_folder(output / f"{row['cfg_id']:03d}")
             net.save(place)
             net.draw_svg(place / "net.svg")

@@ -28,7 +28,7 @@ class Composition:
 
     @cached_property
     def path(self) -> tuple[Composition, ...]:
-        """All compositions on the way, from the start on."""
+        """All compositions on the way, from the start to this one."""
         return (*(self.parent.path if self.parent else ()), self)
 
     @property
@@ -45,28 +45,26 @@ class Composition:
     @property
     def name(self) -> str:
         """`network[first:stop] > network[first:stop] > ...`, one slice for fragments that follow each other."""
-        return ARROW.join(f"{network}[{first}:{last + 1}]" for network, first, last in _slices(self.fragments))
+        slices: list[tuple[str, int, int]] = []
+        for fragment in self.fragments:
+            network, first, stop = slices[-1] if slices else ("", 0, -1)
+            if (network, stop) == (fragment.network, fragment.index):
+                slices[-1] = network, first, stop + 1
+            else:
+                slices.append((fragment.network, fragment.index, fragment.index + 1))
+        return ARROW.join(f"{network}[{first}:{stop}]" for network, first, stop in slices)
 
 
 def uncut(fragments: Sequence[Fragment]) -> list[Composition]:
     """Networks as they are, as compositions.
 
     Args:
-        fragments: All fragments of each, in the order they run.
+        fragments: All fragments of each network, in the order they run.
     """
     whole: list[Composition] = []
     last: Composition | None = None
     for fragment in fragments:
         last = Composition(fragment, parent=None if fragment.is_start else last)
-        whole += [last] if fragment.is_end else []
+        if fragment.is_end:
+            whole.append(last)
     return whole
-
-
-def _slices(path: Sequence[Fragment]) -> list[tuple[str, int, int]]:
-    found: list[tuple[str, int, int]] = []
-    for fragment in path:
-        if found and found[-1][0] == fragment.network and found[-1][2] + 1 == fragment.index:
-            found[-1] = (fragment.network, found[-1][1], fragment.index)
-        else:
-            found.append((fragment.network, fragment.index, fragment.index))
-    return found

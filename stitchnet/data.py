@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from timm.data import create_transform
 from torch.utils.data import IterableDataset
 from torchvision.transforms import Compose
@@ -28,25 +28,30 @@ PIXELS = "pixel_values"
 _BATCH = 128
 _KEPT_BYTES = 2**29
 
-Batches = Any
-"""A dataset of `load_hf_dataset`, a sequence of pairs of an image `[3, H, W]` and a label, or two arrays."""
+
+class Examples(Protocol):
+    """A dataset of `load_hf_dataset`, a sequence of pairs of an image `[3, H, W]` and a label, or two arrays."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> object: ...
 
 
-def as_images(images: Any, *, what: str = "images") -> torch.Tensor:
+def as_images(images: object, *, what: str = "images") -> torch.Tensor:
     """Prepared images as a tensor `[B, C, H, W]` in float32.
 
     Args:
         images: A tensor or an array.
-        what: What they are called in a message.
+        what: Their name in a message.
 
     Raises:
-        InputError: If they are no floats of that shape.
+        InputError: If they are not floats of that shape.
     """
     try:
         values = torch.as_tensor(images)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"{what} are {type(images).__name__}, no array; `stitchnet.stitching_images` makes one of a dataset"
+            f"{what} are {type(images).__name__}, not an array; `stitchnet.stitching_images` makes one of a dataset"
         ) from error
     if values.ndim != 4 or not values.is_floating_point():
         raise InputError(
@@ -56,36 +61,33 @@ def as_images(images: Any, *, what: str = "images") -> torch.Tensor:
 
 
 def preparation(size: tuple[int, int]) -> Callable[[Image.Image], torch.Tensor]:
-    """How an image becomes a tensor `[3, H, W]`: resized, the middle cut out, normalised as for ImageNet.
+    """How an image of any mode becomes a tensor `[3, H, W]`: resized, its middle cut out, normalised as for ImageNet.
 
-    From 128 pixels on seven eighths of each side are kept, as is usual; of smaller images all.
-
-    Args:
-        size: Height and width.
+    From 128 pixels on seven eighths of each side are kept, as is usual; of smaller images everything.
     """
-    transform: Callable[[Image.Image], torch.Tensor] = create_transform(
-        (3, *size), is_training=False, interpolation="bicubic", crop_pct=0.875 if min(size) >= 128 else 1.0
-    )
+    crop = 0.875 if min(size) >= 128 else 1.0
+    normalised = create_transform((3, *size), is_training=False, interpolation="bicubic", crop_pct=crop)
+    transform: Callable[[Image.Image], torch.Tensor] = Compose([_rgb, normalised])
     return transform
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # PIL would clip 16 bits at 255 instead of scaling them
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def read_image(path: str | Path, size: tuple[int, int]) -> torch.Tensor:
     """A prepared image from a file `[3, H, W]`.
 
     Raises:
-        InputError: If it is no image.
+        InputError: If the file is not an image.
     """
     try:
         with Image.open(path) as image:
-            return preparation(size)(_rgb(image))
-    except (OSError, UnidentifiedImageError) as error:
+            return preparation(size)(image)
+    except OSError as error:  # PIL's own errors are of this kind
         raise InputError(f"image '{path}' cannot be read: {error}; give image files") from error
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # which PIL would cut off at 255
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    return image.convert("RGB")
 
 
 def load_hf_dataset(
@@ -100,7 +102,7 @@ def load_hf_dataset(
     """Two shuffled splits of an image dataset, with prepared images `[1, 3, H, W]` in the column `pixel_values`.
 
     Args:
-        name: Of a dataset on the Hugging Face hub, or a local folder of images with a folder for each split and in it
+        name: A dataset on the Hugging Face hub, or a local folder of images with a folder for each split and in it
             one for each class; these are numbered as in all commands, class2 before class10.
         train_split: Name of the first.
         val_split: Name of the second.
@@ -109,12 +111,12 @@ def load_hf_dataset(
         size: Side of the images.
 
     Raises:
-        InputError: If there is no such dataset, split or column, or no images are in it.
+        InputError: If there is no such dataset, split or column, or it has no images.
     """
     try:
         import datasets
     except ImportError as error:
-        raise InputError("datasets are not installed; install them by pip install 'stitchkit[compose]'") from error
+        raise InputError("datasets is not installed; pip install 'stitchkit[compose]'") from error
     check_local(name, "dataset")
     is_folder = Path(name).is_dir()
     arguments = {"path": "imagefolder", "data_dir": name} if is_folder else {"path": name}
@@ -124,16 +126,21 @@ def load_hf_dataset(
     except Exception as error:  # the library and the hub raise many kinds
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"dataset '{name}' with the splits '{train_split}' and '{val_split}' cannot be had: {reason}; check the "
+            f"dataset '{name}' with the splits '{train_split}' and '{val_split}' cannot be loaded: {reason}; check the "
             "name, the splits and the network"
         ) from error
     if is_folder:
-        both = [_in_our_order(dataset, column) for dataset in both]
-    return tuple(_with_pixels(dataset.shuffle(seed=seed), column, size) for dataset in both)  # type: ignore[return-value]
+        both = [_in_our_order(one, column) for one in both]
+    first, second = (_with_pixels(one.shuffle(seed=seed), column, size) for one in both)
+    return first, second
 
 
 def _in_our_order(dataset: Dataset, column: str) -> Dataset:
-    """The labels of a folder numbered as in all commands; the library sorts class names plainly."""
+    """The labels of a folder numbered as in all commands.
+
+    The library sorts class names as plain text. Its own `align_labels_with_mapping` would lower the case of all names,
+    and so merge classes that differ in case alone.
+    """
     from datasets import ClassLabel
 
     feature = dataset.features.get(column)
@@ -150,14 +157,13 @@ def _with_pixels(dataset: Dataset, label_column: str, size: int) -> Dataset:
 
     if label_column not in dataset.column_names:
         raise unknown("label column", label_column, dataset.column_names)
-    columns = [name for name, feature in dataset.features.items() if isinstance(feature, ImageColumn)]
-    if not columns:
+    column = next((name for name, feature in dataset.features.items() if isinstance(feature, ImageColumn)), None)
+    if column is None:
         raise InputError(f"the dataset has no column of images, only {', '.join(dataset.column_names)}; choose another")
     prepare = preparation((size, size))
 
-    def transform(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        pixels = [prepare(_rgb(image))[None].numpy() for image in rows.pop(columns[0])]
-        return {**rows, PIXELS: pixels}
+    def transform(rows: dict[str, list[Image.Image]]) -> dict[str, object]:
+        return {**rows, PIXELS: [prepare(image)[None].numpy() for image in rows.pop(column)]}
 
     return dataset.with_transform(transform)
 
@@ -172,12 +178,14 @@ def image_folder(folder: str | Path, size: int | tuple[int, int] = 224) -> Check
         size: Height and width, or the side.
 
     Raises:
-        InputError: If there is no image.
+        InputError: If it has no images.
     """
     check_local(str(folder), "image folder")
     if not is_split(Path(folder)):
         raise InputError(f"'{folder}' is not a folder with one folder of images for each class; check the path")
-    return prepared(open_images(Path(folder), mode=""), size)
+    images = open_images(Path(folder), mode="")
+    images.transform = preparation((size, size) if isinstance(size, int) else size)
+    return CheckedImages(images, num_classes=len(images.classes), is_training=False)
 
 
 def open_split(name: str | Path, split: str, size: int) -> CheckedImages:
@@ -196,26 +204,12 @@ def open_split(name: str | Path, split: str, size: int) -> CheckedImages:
         raise InputError(f"'{name}' is streamed; give a data set whose images can be drawn by number, such as hfds/")
     if not images.classes:
         raise InputError(f"the classes of '{name}' are not known; give an image folder with one folder a class")
-    return prepared(images, size)
-
-
-def prepared(images: Any, size: int | tuple[int, int]) -> CheckedImages:
-    """Images and labels as tensors `[3, H, W]` and numbers of classes; bad ones have the label -1.
-
-    Args:
-        images: Of the data layer, in whatever mode their files have.
-        size: Height and width, or the side.
-    """
-    images.transform = Compose([_rgb, preparation((size, size) if isinstance(size, int) else size)])
+    images.transform = preparation((size, size))
     return CheckedImages(images, num_classes=len(images.classes), is_training=False)
 
 
-def in_memory(dataset: CheckedImages) -> Batches:
-    """The pairs of a dataset, read once if they do not take much memory.
-
-    Args:
-        dataset: Of images of one size.
-    """
+def in_memory(dataset: CheckedImages) -> Examples:
+    """The pairs of a dataset of images of one size, read once if they do not take much memory."""
     if len(dataset) * dataset[0][0].nbytes > _KEPT_BYTES:
         return dataset
     pairs = [dataset[index] for index in range(len(dataset))]
@@ -223,22 +217,21 @@ def in_memory(dataset: CheckedImages) -> Batches:
     return [pair for pair in pairs if pair[1] != NO_CLASS]
 
 
-def stitching_images(dataset: Sequence[Any], count: int = 32, *, seed: int = 0) -> torch.Tensor:
-    """Some images of a dataset `[count, 3, H, W]`, drawn without repetition.
+def stitching_images(dataset: Examples, count: int = 32, *, seed: int = 0) -> torch.Tensor:
+    """Random images of a dataset `[count, 3, H, W]`, none of them twice.
 
     Args:
         dataset: As `Net.fit` takes it.
         count: How many; all if there are fewer.
         seed: Of the draw.
     """
-    if _is_arrays(dataset):
-        dataset = list(zip(*dataset, strict=True))
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count]
-    return torch.stack([_image_of(dataset[int(index)]) for index in order])
+    rows = _rows(dataset)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count]
+    return torch.stack([_image_of(rows[int(index)]) for index in order])
 
 
-def batches(dataset: Batches, label_column: str | None = None) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
-    """Images `[B, 3, H, W]` and labels `[B]` of a dataset, those of no class (-1) left out.
+def batches(dataset: Examples, label_column: str | None = None) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+    """Images `[B, 3, H, W]` and labels `[B]` of a dataset, without those of no class (-1).
 
     Args:
         dataset: As `Net.fit` takes it.
@@ -247,17 +240,13 @@ def batches(dataset: Batches, label_column: str | None = None) -> Iterator[tuple
     Raises:
         InputError: If there is no such column, or no image.
     """
-    if _is_arrays(dataset):
-        images, labels = as_images(dataset[0]), np.asarray(dataset[1])
-        if len(images) != len(labels):
-            raise InputError(f"{len(images)} images and {len(labels)} labels do not belong together")
-        dataset = list(zip(images, labels, strict=True))
-    if not len(dataset):
+    rows = _rows(dataset)
+    if not len(rows):
         raise InputError("the dataset has no image; give at least one")
     is_empty = True
-    for first in range(0, len(dataset), _BATCH):
-        rows = [dataset[index] for index in range(first, min(first + _BATCH, len(dataset)))]
-        pairs = [(_image_of(row), label) for row in rows if (label := _label_of(row, label_column)) != NO_CLASS]
+    for first in range(0, len(rows), _BATCH):
+        some = [rows[index] for index in range(first, min(first + _BATCH, len(rows)))]
+        pairs = [(_image_of(row), label) for row in some if (label := _label_of(row, label_column)) != NO_CLASS]
         if pairs:
             is_empty = False
             yield torch.stack([image for image, _ in pairs]), np.array([label for _, label in pairs])
@@ -266,31 +255,36 @@ def batches(dataset: Batches, label_column: str | None = None) -> Iterator[tuple
         raise InputError("no image of the dataset has a class; number the classes from 0")
 
 
-def _is_arrays(dataset: Any) -> bool:
-    """Whether a dataset is a pair of arrays, of images and of labels."""
-    return isinstance(dataset, tuple | list) and len(dataset) == 2 and hasattr(dataset[0], "shape")
+def _rows(dataset: Examples) -> Examples:
+    """The pairs of two arrays; other datasets as they are."""
+    if not isinstance(dataset, tuple | list) or len(dataset) != 2 or not hasattr(dataset[0], "shape"):
+        return dataset
+    images, labels = as_images(dataset[0]), np.asarray(dataset[1])
+    if len(images) != len(labels):
+        raise InputError(f"{len(images)} images and {len(labels)} labels do not belong together")
+    return list(zip(images, labels, strict=True))
 
 
-def _image_of(row: Any) -> torch.Tensor:
-    if not isinstance(row, dict):
+def _image_of(row: object) -> torch.Tensor:
+    if isinstance(row, tuple | list):
         return torch.as_tensor(row[0]).float()
+    assert isinstance(row, Mapping), "a row of a library"
     if PIXELS not in row:
         raise unknown("column of prepared images", PIXELS, row)
     return torch.as_tensor(np.asarray(row[PIXELS])).float().squeeze(0)
 
 
-def _label_of(row: Any, label_column: str | None) -> int:
-    if not isinstance(row, dict):
-        return _number(row[1])
-    if label_column is None:
-        raise InputError(f"a dataset with the columns {', '.join(row)} needs label_column; name the labels")
-    if label_column not in row:
-        raise unknown("label column", label_column, row)
-    return _number(row[label_column])
-
-
-def _number(label: Any) -> int:
+def _label_of(row: object, label_column: str | None) -> int:
+    if isinstance(row, tuple | list):
+        label = row[1]
+    else:
+        assert isinstance(row, Mapping), "a row of a library"
+        if label_column is None:
+            raise InputError(f"a dataset with the columns {', '.join(row)} needs label_column; name the labels")
+        if label_column not in row:
+            raise unknown("label column", label_column, row)
+        label = row[label_column]
     try:
         return int(label)
     except (TypeError, ValueError) as error:
-        raise InputError(f"label {label!r} is no number of a class; number the classes from 0") from error
+        raise InputError(f"label {label!r} is not the number of a class; number the classes from 0") from error

@@ -1,4 +1,7 @@
-"""The experiments of the StitchNet paper, at any scale: each gives a table and a picture."""
+"""The experiments of the StitchNet paper (section 4), at any scale: each gives a table and a picture.
+
+An experiment gets the task that networks are judged on, what is composed, and a journal; it yields the rows of its table.
+"""
 
 from __future__ import annotations
 
@@ -33,17 +36,11 @@ _SIZES = range(1, 9)
 _DRAWS = 20
 
 _Member = tuple[Row, np.ndarray]
-"""A network's row, and its scores of all classes for the validation images `[N, classes]`."""
+"""The row of a network, and its scores of all classes for the validation images `[N, classes]`."""
 
 
 class Experiment(NamedTuple):
-    """One of the experiments.
-
-    Args:
-        run: Gives its rows.
-        draw: Makes its picture of them.
-        columns: Of its table.
-    """
+    """An experiment: what yields its rows, what draws them, and the columns of its table."""
 
     run: Callable[[CompositionTask, ComposeSettings, Journal], Iterator[Row]]
     draw: Callable[[Sequence[Row], Path], None]
@@ -52,12 +49,6 @@ class Experiment(NamedTuple):
 
 def study(name: str, task: CompositionTask, plan: ComposeSettings, journal: Journal) -> None:
     """Do an experiment; write `NAME.csv`, each row as it comes, and `NAME.png` beside the journal.
-
-    Args:
-        name: `samples`, `front`, `ensembles` or `finetune`.
-        task: What networks are judged on.
-        plan: What is composed.
-        journal: What is done already.
 
     Raises:
         InputError: If anything that was given cannot be used, or nothing is found.
@@ -71,7 +62,7 @@ def study(name: str, task: CompositionTask, plan: ComposeSettings, journal: Jour
 
 
 def _written(rows: Iterable[Row], path: Path, columns: Sequence[str]) -> list[Row]:
-    """The rows, each in the table as soon as it is there; without any there is no table."""
+    """Write each row to the table as soon as it is there; without any there is no table."""
     written: list[Row] = []
     for row in rows:
         with opened(path, "a" if written else "w", newline="") as file:
@@ -84,23 +75,17 @@ def _written(rows: Iterable[Row], path: Path, columns: Sequence[str]) -> list[Ro
 
 
 def samples(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> Iterator[Row]:
-    """How good networks are that are composed with few or many stitching images, each number drawn several times.
+    """Accuracy of networks composed with few or many stitching images, each number drawn several times.
 
     Numbers above that of the training images are left out. A draw that finds nothing is reported and skipped.
 
-    Args:
-        task: What they are judged on.
-        plan: What is composed, but for the number of images.
-
     Raises:
-        InputError: If nothing is found with any draw, or there are too few images.
-
-    Source: StitchNet, section 4.
+        InputError: If no draw finds anything, or there are too few images.
     """
     counts = _counts(len(task.train))
     failed: list[InputError] = []
     for count, seed in product(counts, range(_SEEDS)):
-        torch.manual_seed(plan.seed)  # random weights are then the same for all numbers
+        torch.manual_seed(plan.seed)  # random weights, where they are asked for, are the same for all numbers
         here = replace(plan, num_images=count, seed=plan.seed + seed)
         search = here.search(task, journal.scope(count, here.seed))
         try:
@@ -126,29 +111,16 @@ def _counts(available: int) -> list[int]:
 
 
 def front(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> Iterator[Row]:
-    """Accuracy and cost of composed networks and of those that gave their fragments.
-
-    Args:
-        task: What they are judged on.
-        plan: What is composed.
-
-    Source: StitchNet, section 4.
-    """
+    """Accuracy and cost of composed networks and of those that gave their fragments."""
     search = plan.search(task, journal)
     for row, _ in judged(search, plan.best(search), task, journal):
         yield row
 
 
 def ensembles(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> Iterator[Row]:
-    """How good composed networks are together, any of them, and how good the networks that gave their fragments are.
+    """Accuracy of ensembles of composed networks, and of the networks that gave their fragments.
 
-    An ensemble says what the mean of its members' scores says.
-
-    Args:
-        task: What they are judged on.
-        plan: What is composed.
-
-    Source: StitchNet, section 4.
+    An ensemble chooses the class of the highest mean score of its members.
     """
     search = plan.search(task, journal)
     # Scores of all images are not worth keeping: without a journal each row comes with its network, which gives them.
@@ -165,7 +137,7 @@ def ensembles(task: CompositionTask, plan: ComposeSettings, journal: Journal) ->
 
 
 def _drawn(members: list[_Member], size: int, draw: random.Random) -> Iterable[Sequence[_Member]]:
-    """All ensembles of a size, if there are few; else some by chance."""
+    """All ensembles of a size if there are few, otherwise a random sample of them."""
     if size == 1 or math.comb(len(members), size) <= _DRAWS:
         return combinations(members, size)
     return (draw.sample(members, size) for _ in range(_DRAWS))
@@ -191,18 +163,12 @@ def _together(members: Sequence[_Member], labels: np.ndarray) -> Row:
 
 
 def finetune(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> Iterator[Row]:
-    """How good networks become when they are trained: the composed, and those that gave their fragments, all alike.
+    """Accuracy of composed networks, and of those that gave their fragments, while all are trained alike.
 
-    Accuracy is by the networks' own classifiers.
-
-    Args:
-        task: What they are trained and judged on.
-        plan: What is composed.
+    Networks are judged by their own classifiers.
 
     Raises:
         InputError: If a network has fewer outputs than there are classes.
-
-    Source: StitchNet, section 4.
     """
     search = plan.search(task, journal)
     checkpoint = journal.path.with_suffix(".pth")

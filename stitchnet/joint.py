@@ -40,14 +40,9 @@ class JointMap:
         """Memory that the map takes."""
         return sum(factor.nbytes for factor in self.factors)
 
-    @property
-    def widths(self) -> tuple[int, int]:
-        """Features that come in and that go out."""
-        return self.factors[0].shape[0], self.factors[-1].shape[1]
-
 
 def unjoinable(x: Layout, y: Layout) -> str | None:
-    """Why what has one layout cannot be joined to what has another; None if it can."""
+    """Why a tensor of one layout cannot be joined to a fragment that takes another; None if it can."""
     if x.is_vector and not y.is_vector:
         return "a vector cannot become a map"
     return None
@@ -66,6 +61,7 @@ def fit_joint(x: Activation, y: Activation) -> JointMap:
 
     Source: StitchNet, section 3.3.
     """
+    # In float64: sums of products in float32 would lose the directions in which features hardly vary.
     if _has_few_rows(x, y):
         factors = _solve_rows(x, y)
     elif y.size is None:
@@ -77,29 +73,28 @@ def fit_joint(x: Activation, y: Activation) -> JointMap:
 
 def _num_rows(x: Activation, y: Activation) -> int:
     """Rows that the map is fitted to, at the smaller of both sizes."""
-    areas = [math.prod(activation.size or (1, 1)) for activation in (x, y)]
-    return len(x.tensor) * min(areas)
+    return len(x.tensor) * min(x.num_positions, y.num_positions)
 
 
 def _has_few_rows(x: Activation, y: Activation) -> bool:
-    """Whether the map follows from a kernel of the rows `[rows, rows]` rather than from sums `[in, in]`."""
+    """Whether the map follows from a kernel of the rows `[rows, rows]` rather than from sums `[in, in]`.
+
+    With fewer rows than features the sums are singular, and their inverse costs more than that of the kernel.
+    """
     return _num_rows(x, y) < x.width and not y.layout.num_prefix_tokens and not _enlarges(x, y)
 
 
 def _enlarges(x: Activation, y: Activation) -> bool:
-    return x.size is not None and y.size is not None and _area(x.size) < _area(y.size)
+    return x.size is not None and x.num_positions < y.num_positions
 
 
 def map_shapes(x: Activation, y: Activation) -> list[tuple[int, int]]:
     """Shapes of the matrices of the joint from `x` to `y`: two if they are smaller than one."""
     rows = _num_rows(x, y)
+    # A map from few rows has a rank of at most their number, so two thin factors hold all of it.
     if _has_few_rows(x, y) and rows * (x.width + y.width) < x.width * y.width:
         return [(x.width, rows), (rows, y.width)]
     return [(x.width, y.width)]
-
-
-def _area(size: tuple[int, int]) -> int:
-    return size[0] * size[1]
 
 
 def _solve_rows(x: Activation, y: Activation) -> tuple[torch.Tensor, ...]:
@@ -120,17 +115,20 @@ def _least_squares(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def _solve_maps(x: Activation, y: Activation) -> torch.Tensor:
     """The map between feature maps, from sums over images.
 
-    If the front's maps are smaller, they would be enlarged by a matrix `U`. What least squares needs of the enlarged
-    ones is `X^T U^T U X` and `X^T U^T Y`, so nothing is computed at the larger size but `U^T Y`.
+    Smaller maps of the front would be enlarged by a matrix `U`. Least squares needs `X^T U^T U X` and `X^T U^T Y` of
+    the enlarged ones, so only `U^T Y` is computed at the larger size.
     """
     assert x.size is not None
     assert y.size is not None
-    gram = Gram(x.width, x.tensor.device, intercept=False)
-    cross = torch.zeros(x.width, y.width, dtype=torch.float64, device=x.tensor.device)
-    enlarged = _enlarges(x, y)
-    sides = [_resizing(a, b).to(x.tensor.device) for a, b in zip(x.size, y.size, strict=True)]
-    prefixes = _prefixes(x, y)
+    device, enlarged = x.tensor.device, _enlarges(x, y)
+    gram = Gram(x.width, device, intercept=False)
+    cross = torch.zeros(x.width, y.width, dtype=torch.float64, device=device)
+    sides = [_resizing(a, b).to(device) for a, b in zip(x.size, y.size, strict=True)]
+    prefixes = None
+    if y.prefix is not None:
+        prefixes = prefix_tokens(x.value, x.prefix, y.prefix.shape[-1], "avg"), y.prefix
     values = x.value if enlarged else x.at(y.size)
+    # An image at a time: in float64 all maps at once would take twice the memory of the activations themselves.
     for number, (front, end) in enumerate(zip(values, y.value, strict=True)):
         a, b = front.double(), end.double()
         again = a
@@ -146,14 +144,8 @@ def _solve_maps(x: Activation, y: Activation) -> torch.Tensor:
     return gram.solve(cross, "rounded")
 
 
-def _prefixes(x: Activation, y: Activation) -> tuple[torch.Tensor, torch.Tensor] | None:
-    if y.prefix is None:
-        return None
-    return prefix_tokens(x.value, x.prefix, y.prefix.shape[-1], "avg"), y.prefix
-
-
 def _resizing(before: int, after: int) -> torch.Tensor:
-    """The matrix `[after, before]` that resizes along one side."""
+    """The matrix `[after, before]` that resizes along one side; bilinear resizing is separable and linear."""
     identity = torch.eye(before, dtype=torch.float64)[None, None]
     return resize(identity, (after, before), align_corners=True)[0, 0]
 
@@ -164,7 +156,7 @@ def _apply(sides: Sequence[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
 
 
 class JointLayer(nn.Module):
-    """What a joint does to a tensor; its map may be elsewhere, folded into the layers that follow.
+    """A joint as a layer. Its map may be elsewhere, folded into the layers that follow.
 
     Args:
         source: Layout of what comes in.
@@ -182,21 +174,22 @@ class JointLayer(nn.Module):
         """The end's input."""
         prefix, x = self.source.split(x)[1], self.source.maps(x)
         if self.size is None:
-            x = pool(x)
+            x = pool(x)  # vectors meet maps by their mean, as they are scored
             for weight in self.maps:
                 x = nn.functional.linear(x, weight)
             return x
         count = self.target.num_prefix_tokens
         prefix = prefix_tokens(x, prefix, count, "avg") if count else None
-        shrinks = x.shape[2] * x.shape[3] > _area(self.size)
-        x = resize(x, self.size, align_corners=True) if shrinks else x  # the map runs at the smaller of both sizes
+        # The map commutes with resizing, and costs least at the smaller of both sizes, where it was fitted.
+        if x.shape[2] * x.shape[3] > math.prod(self.size):
+            x = resize(x, self.size, align_corners=True)
         for weight in self.maps:
             x = nn.functional.conv2d(x, weight[..., None, None])
             prefix = prefix if prefix is None else nn.functional.conv1d(prefix, weight[..., None])
         return self.target.join(resize(x, self.size, align_corners=True), prefix)
 
     def describe(self, x: torch.Tensor) -> str:
-        """What it does to a tensor, in words."""
+        """The changes that a tensor goes through, in words."""
         values = self.source.maps(x)
         done = []
         if self.size is None:
@@ -205,9 +198,11 @@ class JointLayer(nn.Module):
             done.append(f"{values.shape[2]} × {values.shape[3]} to {self.size[0]} × {self.size[1]}")
         if self.source.kind != self.target.kind and not self.target.is_vector:
             done.append(f"{self.source.kind} to {self.target.kind}")
-        widths = " × ".join(str(width) for width in [*(weight.shape[1] for weight in self.maps)])
-        last = self.maps[-1].shape[0] if len(self.maps) else 0
-        done.append(f"own map {widths} × {last}" if last else "map folded")
+        if len(self.maps):
+            widths = [*(weight.shape[1] for weight in self.maps), self.maps[-1].shape[0]]
+            done.append(f"own map {' × '.join(map(str, widths))}")
+        else:
+            done.append("map folded")
         return ", ".join(done)
 
 
@@ -225,7 +220,7 @@ def kept(joint: JointMap) -> JointLayer:
 def fold(joint: JointMap, layer: nn.Conv2d | nn.Linear) -> None:
     """Put a joint's map into a layer that reads the joint's result, which then takes the front's features.
 
-    Exact for padded convolutions too, as the map has no intercept.
+    Exact for padded convolutions too: without an intercept, zeros stay zeros under the map.
 
     Args:
         joint: The joint.
@@ -241,20 +236,18 @@ def fold(joint: JointMap, layer: nn.Conv2d | nn.Linear) -> None:
             weight = weight @ factor
         folded.append(weight.movedim(-1, 1).to(part.dtype))
     layer.weight = nn.Parameter(torch.cat(folded).contiguous())
-    resize_input(layer, joint.widths[0])
+    resize_input(layer, joint.factors[0].shape[0])
 
 
 def resize_input(layer: nn.Conv2d | nn.Linear, width: int) -> None:
-    """Say of a layer how many features it takes.
+    """Set how many features a layer takes.
 
     Args:
         layer: A convolution or linear layer.
-        width: Features; a weight of another width is made anew, without values.
+        width: Features; a weight of another width is replaced by an empty one.
     """
-    if isinstance(layer, nn.Conv2d):
-        layer.in_channels = width
-    else:
-        layer.in_features = width
+    # The attribute decides nothing in `forward`, but exporters and counters of costs read it.
+    setattr(layer, "in_channels" if isinstance(layer, nn.Conv2d) else "in_features", width)
     if layer.weight.shape[1] != width:
         shape = (layer.weight.shape[0], width, *layer.weight.shape[2:])
         layer.weight = nn.Parameter(layer.weight.new_empty(shape))

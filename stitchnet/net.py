@@ -21,7 +21,7 @@ from stitchkit.ship.stitch_files import format_of
 from stitchnet.activations import run
 from stitchnet.classifier import Classifier
 from stitchnet.composition import Composition
-from stitchnet.data import Batches, as_images, batches, read_image
+from stitchnet.data import Examples, as_images, batches, read_image
 from stitchnet.drawing import FragmentSummary, draw
 from stitchnet.fragments import Fragment
 from stitchnet.joint import JointLayer, JointMap, fold, joint_of, kept
@@ -134,7 +134,7 @@ class Net(nn.Module):
         write_text(target, draw(self.steps(), self.input_size, self.score))
         return target
 
-    def outputs(self, dataset: Batches, label_column: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def outputs(self, dataset: Examples, label_column: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """What the network gives for a dataset `[N, D]`, and the labels `[N]`.
 
         Args:
@@ -150,7 +150,7 @@ class Net(nn.Module):
                 labels.append(given)
         return np.concatenate(found), np.concatenate(labels)
 
-    def fit(self, dataset: Batches, label_column: str | None = None, *, classifier: str = "knn") -> Net:
+    def fit(self, dataset: Examples, label_column: str | None = None, *, classifier: str = "knn") -> Net:
         """Fit a classifier to the network's outputs; the network itself is left as it is.
 
         Args:
@@ -209,7 +209,7 @@ class Net(nn.Module):
             found += self.predict(torch.stack(images))
         return found
 
-    def evaluate_dataset(self, dataset: Batches, label_column: str | None = None) -> dict[str, float]:
+    def evaluate_dataset(self, dataset: Examples, label_column: str | None = None) -> dict[str, float]:
         """The part of a dataset that is classified right, as `{"accuracy": ...}`.
 
         Args:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torchvision
@@ -25,23 +24,23 @@ PUBLISHED = ("alexnet", "densenet121", "mobilenet_v3_small", "resnet50", "vgg16"
 _logger = logging.getLogger(__name__)
 _IMAGENET = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
-Nets = str | Sequence[str | AnchorSpec | Mapping[str, Any]] | Mapping[str, nn.Module]
+Nets = str | Sequence[str | AnchorSpec | Mapping[str, object]] | Mapping[str, nn.Module]
 """Names or `NAME=CHECKPOINT`, also as one string with commas between; specifications as in a stitch configuration; or
 modules by label."""
 Loaded = dict[str, tuple[nn.Module, AnchorSpec | None]]
-"""Networks by label, each with the specification it was made from."""
+"""Networks by label, each with the specification it was created from."""
 
 
 def load_networks(
     nets: Nets | None = None, *, pretrained: bool = True, img_size: tuple[int, int] | None = None
 ) -> Loaded:
-    """Networks in evaluation mode, by label, each with the specification it was made from.
+    """Networks in evaluation mode, by label.
 
     Args:
-        nets: What gives fragments; the five published networks by default. The published names are torchvision's,
-            all other names timm's if timm has them, else torchvision's. A module has no specification.
-        pretrained: Fetch the weights of names; else they are random.
-        img_size: Height and width of the images, which timm's networks of one size are made for.
+        nets: The networks; the five published ones by default. The published names are torchvision's, all other names
+            timm's if timm has them, else torchvision's. A module has no specification.
+        pretrained: Fetch the weights of names; otherwise they are random.
+        img_size: Height and width of the images, for timm's networks that take images of one size alone.
 
     Raises:
         InputError: If there is no such network, its weights are unavailable, or two have one label.
@@ -51,7 +50,7 @@ def load_networks(
     if isinstance(nets, Mapping):
         for label, module in nets.items():
             if not isinstance(module, nn.Module):
-                raise InputError(f"network '{label}' is given as {module!r}, no module; give names as a list")
+                raise InputError(f"network '{label}' is given as {module!r}, not a module; give names as a list")
         found: Loaded = {label: (module.eval(), None) for label, module in nets.items()}
     else:
         found = _created(PUBLISHED if nets is None else nets, pretrained=pretrained, img_size=img_size)
@@ -75,23 +74,23 @@ def _created(entries: Iterable[object], *, pretrained: bool, img_size: tuple[int
                 raise
             size = spec.kwargs["img_size"]
             raise InputError(f"{error}; the network was made for images of {size}, is the checkpoint too?") from error
-        # What weights decide is kept, as the network is made again without them: how many classes there are, ...
+        # `stitchnet.load` creates the network again without its weights, so their decisions are kept: the number of
+        # classes, and how torchvision's Inception networks prepare images and whether they have auxiliary heads.
         decided = {"num_classes"} if spec.checkpoint is not None else set()
-        # ... and of torchvision's Inception networks what they do with images and whether they have auxiliary heads.
         decided |= {"transform_input", "aux_logits"} if hasattr(model, "transform_input") else set()
         kept = {name: getattr(model, name) for name in decided if hasattr(model, name)}
-        spec = replace(spec, kwargs={**spec.kwargs, **kept})
-        found[spec.label] = model, spec
+        found[spec.label] = model, replace(spec, kwargs={**spec.kwargs, **kept})
     return found
 
 
 def _sized(spec: AnchorSpec, img_size: tuple[int, int] | None) -> AnchorSpec:
-    """A specification for images of a size, where timm's network has one of its own and takes no other."""
+    """A specification for images of a size, where timm's network takes images of one size alone."""
     config = published_config(spec.name) if is_model(spec.name) and spec.name not in PUBLISHED else None
     if config is None or img_size is None or not config.fixed_input_size or "img_size" in spec.kwargs:
         return spec
     if img_size == config.input_size[1:]:
         return spec
+    # Some of timm's networks take a single number only.
     return replace(spec, kwargs={**spec.kwargs, "img_size": img_size[0] if img_size[0] == img_size[1] else img_size})
 
 
@@ -107,11 +106,11 @@ def _spec(entry: object) -> AnchorSpec:
 
 
 def create(spec: AnchorSpec, *, pretrained: bool = False) -> nn.Module:
-    """A network from its specification, that takes images normalised as ImageNet's.
+    """A network from its specification; it takes images normalised as ImageNet's.
 
     Args:
         spec: Name, arguments and checkpoint.
-        pretrained: Fetch the library's weights if the specification has no checkpoint.
+        pretrained: Fetch the library's weights unless there is a checkpoint.
 
     Raises:
         InputError: If there is no such network, or its weights are unavailable.
@@ -129,11 +128,11 @@ def create(spec: AnchorSpec, *, pretrained: bool = False) -> nn.Module:
 
 
 class Renormalise(nn.Module):
-    """Images normalised as ImageNet's, as a network takes them that is used to another mean and standard deviation.
+    """Changes images normalised as ImageNet's to the mean and standard deviation that a network is used to.
 
     Args:
-        mean: What the network's images have subtracted, by channel.
-        std: What they are then divided by.
+        mean: The network's, by channel.
+        std: Likewise.
         num_channels: Of the images.
     """
 
@@ -155,8 +154,9 @@ class Renormalise(nn.Module):
 
 
 def _take_imagenet_normalisation(model: nn.Module, num_channels: int) -> None:
-    """Put what a timm network needs before each convolution that reads the images."""
-    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    """Put the change of normalisation that a timm network needs before each convolution that reads the images."""
+    config = model.pretrained_cfg
+    assert isinstance(config, Mapping), "timm sets it"
     if (tuple(config["mean"]), tuple(config["std"])) == _IMAGENET:
         return
     found = config.get("first_conv") or ()
@@ -165,10 +165,11 @@ def _take_imagenet_normalisation(model: nn.Module, num_channels: int) -> None:
     if not layers or not all(isinstance(one, nn.Conv2d) and one.in_channels == num_channels for one in layers):
         _logger.warning(
             "%s is used to images of mean %s and standard deviation %s, and does not read them by a convolution; "
-            "it gets them normalised as ImageNet's, and is less accurate so",
+            "it gets them normalised as ImageNet's, which makes it less accurate",
             config.get("architecture"), config["mean"], config["std"],
         )  # fmt: skip
         return
+    # Around the convolution and not around the network, whose names would all get a prefix.
     for place, layer in zip(places, layers, strict=True):
         before = Renormalise(config["mean"], config["std"], num_channels)
         model.set_submodule(place, nn.Sequential(before, layer))
@@ -176,14 +177,14 @@ def _take_imagenet_normalisation(model: nn.Module, num_channels: int) -> None:
 
 def _from_torchvision(spec: AnchorSpec, pretrained: bool) -> nn.Module:
     fetched = pretrained and spec.checkpoint is None
-    # The weights of the paper are the first ones; where there are none of that name, the only ones.
+    # The paper's weights are the first ones of a network, torchvision's default the last.
     weights = list(torchvision.models.get_model_weights(spec.name))[0] if fetched else None  # noqa: RUF015
     try:
         model: nn.Module = torchvision.models.get_model(spec.name, weights=weights, **spec.kwargs)
     except Exception as error:  # torchvision and the network raise many kinds
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"torchvision cannot give '{spec.name}' with {dict(spec.kwargs)}: {reason}; check the arguments and the "
+            f"torchvision cannot create '{spec.name}' with {dict(spec.kwargs)}: {reason}; check the arguments and the "
             "network, give a local checkpoint as NAME=FILE, or start from random weights (--no-pretrained)"
         ) from error
     if spec.checkpoint is not None:

@@ -1,4 +1,4 @@
-"""Pictures of the experiments."""
+"""Pictures of the experiments, each from the rows of its table."""
 
 from __future__ import annotations
 
@@ -19,17 +19,13 @@ _COMPOSED, _PARENTS = "#4c78a8", "#e45756"
 
 
 def draw_samples(rows: Sequence[Row], path: Path) -> None:
-    """Accuracy over the number of stitching images.
-
-    Args:
-        rows: As `samples` gives them.
-        path: The picture.
-    """
+    """Accuracy over the number of stitching images."""
     figure, axes = _figure("stitching images", "Networks composed with few or many images")
     composed = [row for row in rows if "parents_acc1" in row]
     counts = sorted({row["images"] for row in composed})
     seeds = sorted({row["seed"] for row in composed})
     each = {count: [row["acc1"] for row in composed if row["images"] == count] for count in counts}
+    # Dots of one number of images would hide one another; a factor moves them by the same width on the log axis.
     beside = {seed: 1 + 0.03 * (place - (len(seeds) - 1) / 2) for place, seed in enumerate(seeds)}
     x = [row["images"] * beside[row["seed"]] for row in composed]
     axes.scatter(x, [row["acc1"] for row in composed], s=12, alpha=0.4, color=_COMPOSED, label="a composed network")
@@ -44,22 +40,12 @@ def draw_samples(rows: Sequence[Row], path: Path) -> None:
 
 
 def draw_front(rows: Sequence[Row], path: Path) -> None:
-    """Accuracy over multiply-adds.
-
-    Args:
-        rows: As `front` gives them.
-        path: The picture.
-    """
+    """Accuracy over multiply-adds."""
     plot(rows, path, title="Composed networks (stitches) and their parents (anchors)")
 
 
 def draw_ensembles(rows: Sequence[Row], path: Path) -> None:
-    """Accuracy over the size of ensembles.
-
-    Args:
-        rows: As `ensembles` gives them.
-        path: The picture.
-    """
+    """Accuracy over the size of ensembles."""
     figure, axes = _figure("networks in the ensemble", "Ensembles of composed networks and of their parents")
     for kind, color, shift in (("composed", _COMPOSED, -0.05), ("parents", _PARENTS, 0.05)):
         these = [row for row in rows if row["kind"] == kind]
@@ -73,14 +59,9 @@ def draw_ensembles(rows: Sequence[Row], path: Path) -> None:
 
 
 def draw_finetune(rows: Sequence[Row], path: Path) -> None:
-    """Accuracy over epochs of fine-tuning.
-
-    Args:
-        rows: As `finetune` gives them.
-        path: The picture.
-    """
+    """Accuracy over epochs of fine-tuning."""
     figure, axes = _figure("epochs of fine-tuning", "Composed networks and their parents, trained alike")
-    for name in dict.fromkeys(row["stitch"] for row in rows):
+    for name in dict.fromkeys(row["stitch"] for row in rows):  # in the order of the table
         these = [row for row in rows if row["stitch"] == name]
         epochs = [row["epoch"] for row in these]
         style = "-" if ">" in name else "--"

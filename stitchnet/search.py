@@ -21,9 +21,9 @@ from stitchnet.costs import Costs
 from stitchnet.fragments import Fragment
 from stitchnet.joint import unjoinable
 from stitchnet.journal import Journal
-from stitchnet.memory import Outputs
 from stitchnet.net import Net, build
 from stitchnet.networks import Nets
+from stitchnet.outputs import Outputs
 from stitchnet.pool import Pool
 from stitchnet.scores import Scores
 

@@ -1,4 +1,4 @@
-"""What composed networks are judged on, beside the networks that gave their fragments."""
+"""How composed networks are judged, beside the networks that gave their fragments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stitchkit.measure.ledger import Row
 from stitchkit.measure.pareto import aligned, is_anchor, quantity
 from stitchnet.classifier import NotFiniteError
 from stitchnet.composition import Composition, uncut
-from stitchnet.data import Batches, in_memory, open_split
+from stitchnet.data import Examples, in_memory, open_split
 from stitchnet.journal import Journal
 from stitchnet.net import Net
 from stitchnet.search import Search
@@ -24,13 +24,13 @@ class CompositionTask:
     """Images with labels, and what is fitted to the outputs of networks for them.
 
     Args:
-        train: What classifiers are fitted to.
-        validation: What they are judged on.
+        train: Images that classifiers are fitted to.
+        validation: Images that networks are judged on.
         classifier: `knn` or `linear`.
     """
 
-    train: Batches
-    validation: Batches
+    train: Examples
+    validation: Examples
     classifier: str = "knn"
 
     @classmethod
@@ -40,7 +40,7 @@ class CompositionTask:
         Args:
             data: Image folder with `train/` and `validation/`, or the name of a data set.
             img_size: Side of the images.
-            classifier: What is fitted.
+            classifier: `knn` or `linear`.
 
         Raises:
             InputError: If a split is missing or holds no images, or their classes differ.
@@ -50,7 +50,7 @@ class CompositionTask:
         return cls(in_memory(train), in_memory(validation), classifier)
 
     def accuracy(self, net: Net) -> float:
-        """The part of the validation images that a network classifies right, in percent, once it is fitted."""
+        """Fit a network; the percentage of the validation images that it then classifies right."""
         return 100 * net.fit(self.train, classifier=self.classifier).evaluate_dataset(self.validation)["accuracy"]
 
 

@@ -23,7 +23,7 @@ from stitchkit.engine.task import Task
 from stitchkit.engine.training_state import restore_training, training_state
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import load_content, read_checkpoint
-from stitchnet.data import Batches, batches
+from stitchnet.data import Examples, batches
 from stitchnet.net import Net
 from stitchnet.task import CompositionTask
 
@@ -47,7 +47,7 @@ class TuningTask(Task):
 
 
 class TuningLoader:
-    """Batches of images in memory, in an order of its own each epoch.
+    """Examples of images in memory, in an order of its own each epoch.
 
     A last batch of one image is left out: batch norms of maps of one position need two.
 
@@ -57,12 +57,12 @@ class TuningLoader:
         device: Where the batches are wanted.
 
     Attributes:
-        num_rates: Batches of an epoch, with the one that is left out.
+        num_rates: Examples of an epoch, with the one that is left out.
     """
 
     dataset = None
 
-    def __init__(self, dataset: Batches, seed: int, device: torch.device):
+    def __init__(self, dataset: Examples, seed: int, device: torch.device):
         parts = list(batches(dataset))
         self._images = torch.cat([images for images, _ in parts]).to(device)
         self._labels = torch.cat([torch.as_tensor(labels) for _, labels in parts]).to(device)
@@ -130,7 +130,7 @@ class FineTuning:
         InputError: If there are fewer than two images.
     """
 
-    def __init__(self, net: Net, train: Batches, *, seed: int, checkpoint: Path):
+    def __init__(self, net: Net, train: Examples, *, seed: int, checkpoint: Path):
         device = next(net.parameters()).device
         loader = TuningLoader(train, seed, device)
         if not len(loader):
@@ -211,7 +211,7 @@ def fine_tune(net: Net, task: CompositionTask, *, seed: int, checkpoint: Path) -
         yield epoch, _accuracy(net, task.validation)
 
 
-def _accuracy(net: Net, validation: Batches) -> float:
+def _accuracy(net: Net, validation: Examples) -> float:
     outputs, labels = net.outputs(validation)
     if outputs.shape[1] <= labels.max():
         raise InputError(

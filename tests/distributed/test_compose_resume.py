@@ -16,7 +16,7 @@ import pytest
 import stitchkit.files as files
 from stitchkit.engine.loop import Trainer
 from stitchkit.errors import InputError
-from stitchnet import compose, experiments, memory, task, tuning
+from stitchnet import compose, experiments, outputs, task, tuning
 from stitchnet.journal import Journal
 from stitchnet.search import Search
 from tests.distributed.forks import end, start
@@ -83,7 +83,7 @@ PLACES: dict[str, tuple[Any, str, Callable[..., None], int]] = {
     # where, its name, what happens there at last, how often it is passed in the run
     "ranking": (Search, "_rank", kill_myself, 12),
     "line": (Journal, "add", write_half, 30),
-    "joint": (memory, "fit_joint", kill_myself, 10),
+    "joint": (outputs, "fit_joint", kill_myself, 10),
     "build": (Search, "build", kill_myself, 5),
     "judge": (task.CompositionTask, "accuracy", kill_myself, 5),
     "ledger": (compose, "write_rows", kill_myself, 5),

@@ -26,9 +26,9 @@ from stitchnet.activations import Activation, run
 from stitchnet.composition import Composition
 from stitchnet.fragments import _is_plain, fragments
 from stitchnet.joint import JointLayer, fit_joint, kept
-from stitchnet.memory import Outputs
 from stitchnet.net import layer
 from stitchnet.networks import PUBLISHED, load_networks
+from stitchnet.outputs import Outputs
 from stitchnet.pool import Pool
 from stitchnet.scores import Scores
 from stitchnet.search import Search
@@ -427,7 +427,7 @@ def test_a_map_that_cannot_be_computed_is_counted(convnets, monkeypatch):
     def fail(x, y):
         raise torch.linalg.LinAlgError("no")
 
-    monkeypatch.setattr("stitchnet.memory.fit_joint", fail)
+    monkeypatch.setattr("stitchnet.outputs.fit_joint", fail)
     ours = search(convnets)
     found = list(ours.compositions())
     assert all(one.is_uncut or one.score == pytest.approx(1) for one in found)
@@ -630,7 +630,7 @@ def test_classifiers_refuse_what_they_cannot_use(mixed):
         mixed.fit((images(4), [0, 1, 0, 1]), classifier="linea")
     with pytest.raises(InputError, match="two classes"):
         mixed.fit((images(4), [1] * 4), classifier="linear")
-    with pytest.raises(InputError, match="label 'cat' is no number"):
+    with pytest.raises(InputError, match="label 'cat' is not the number"):
         mixed.fit([(image, "cat") for image in images(4)])
     with pytest.raises(InputError, match=r"images are \[3, 40, 40\], and the network was composed for \[3, 32, 32\]"):
         mixed.fit((images(4, 40), [0, 1, 0, 1]))
@@ -643,7 +643,7 @@ def test_classifiers_refuse_what_they_cannot_use(mixed):
     assert mixed.predict([]) == []
     with pytest.raises(InputError, match="as floats"):
         mixed.predict(images(2).byte())
-    with pytest.raises(InputError, match="no array"):
+    with pytest.raises(InputError, match="not an array"):
         mixed.predict(list(images(2)))
 
 
@@ -758,7 +758,7 @@ def test_channels_are_found_in_images_that_are_not_square():
         ([nn.Linear(2, 2)], "modules need labels"),
         ([{"name": "resnet18", "kwarg": {}}], "did you mean 'kwargs'"),
         (["resnet18.a1_in1kk"], "did you mean 'a1_in1k'"),
-        ({"a": "resnet18"}, "network 'a' is given as 'resnet18', no module"),
+        ({"a": "resnet18"}, "network 'a' is given as 'resnet18', not a module"),
         ("resnet18, resnet500", "unknown network 'resnet500'"),
     ],
 )
@@ -780,7 +780,7 @@ def test_networks_that_cannot_be_used(nets, words):
         (np.zeros((2, 3, 32, 32), np.float32), {"treshold": 0}, "did you mean 'threshold'"),
         (np.zeros((2, 3, 32, 32), np.float32), {"width": 1}, "is 'K' of `generate`"),
         (np.zeros((2, 3, 32, 32), np.float32), {"scores": "r3"}, "did you mean 'r2'"),
-        ([{"image": 1}], {}, "stitching images are list, no array"),
+        ([{"image": 1}], {}, "stitching images are list, not an array"),
     ],
 )
 def test_images_and_options_that_cannot_be_used(convnets, data, options, words):

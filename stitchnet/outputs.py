@@ -1,4 +1,4 @@
-"""What compositions give on the stitching images, and their joints, in bounded memory."""
+"""Outputs of compositions on the stitching images, and their joints, in bounded memory."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class Outputs:
 
     Args:
         pool: The fragments.
-        budget: Bytes that may be kept.
+        budget: Bytes to keep.
     """
 
-    def __init__(self, pool: Pool, budget: int | None = None):
+    def __init__(self, pool: Pool, budget: int = _BYTES):
         self._pool = pool
-        self._budget = _BYTES if budget is None else budget
+        self._budget = budget
         self._outputs: OrderedDict[Composition, Activation] = OrderedDict()
         self._joints: OrderedDict[Composition, JointMap | None] = OrderedDict()
 
     def __len__(self) -> int:
-        """How many outputs and joints are kept."""
+        """The number of outputs and joints kept."""
         return len(self._outputs) + len(self._joints)
 
     def of(self, composition: Composition) -> Activation:
@@ -39,11 +39,12 @@ class Outputs:
             torch.linalg.LinAlgError: If a joint cannot be fitted.
         """
         if composition.is_uncut:
-            return self._pool.own_output(composition.fragment)
+            return self._pool.own_output(composition.fragment)  # the pool has run it already
         if composition not in self._outputs:
             assert composition.parent is not None
             x = self.of(composition.parent)
             joint = self._joint(composition, x)
+            # Not folded: the map runs once here, and folding would copy the fragment's weights.
             modules = [] if joint is None else [kept(joint)]
             output = run(nn.Sequential(*modules, composition.fragment.module), x.tensor)
             self._outputs[composition] = Activation(output, composition.fragment.layout)
@@ -52,7 +53,7 @@ class Outputs:
         return self._outputs[composition]
 
     def joint(self, composition: Composition) -> JointMap | None:
-        """The joint before the last fragment of a composition; None where the fragment takes what it is used to.
+        """The joint before the last fragment of a composition; None where the fragment gets just its usual input.
 
         Raises:
             torch.linalg.LinAlgError: If what comes before gives values that no map can be fitted to.
@@ -66,6 +67,7 @@ class Outputs:
     def _joint(self, composition: Composition, x: Activation) -> JointMap | None:
         if composition not in self._joints:
             y = self._pool.input_of(composition.fragment)
+            # Equal content, as in a twin of the fragment's own network, needs no map, which would only add rounding.
             self._joints[composition] = None if x.key == y.key else fit_joint(x, y)
             x.forget()
             y.forget()
@@ -75,10 +77,11 @@ class Outputs:
         return joint
 
     def _trim(self) -> None:
-        """Drop what was used longest ago, but not the last."""
+        """Drop the least recently used, but not what was used last."""
         total = sum(output.num_bytes for output in self._outputs.values())
         total += sum(joint.num_bytes for joint in self._joints.values() if joint is not None)
         while total > self._budget and len(self) > 2:
+            # Outputs first: a run brings one back, a lost joint takes a fit.
             if len(self._outputs) > 1:
                 total -= self._outputs.popitem(last=False)[1].num_bytes
             else:
