@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,27 +72,21 @@ def _add_flags(command: argparse.ArgumentParser, *, top: int) -> None:
 
 
 def _compose(settings: dict[str, Any]) -> None:
-    from stitchnet.compose import compose
+    from stitchnet.compose import LEDGER, compose
 
-    folder = Path(settings["output"])
-    if folder.is_dir() and not (folder / "compose.jsonl").exists() and any(folder.iterdir()):
-        raise InputError(f"'{folder}' is not empty, and no composition was begun there; choose another folder")
-    with _resumable("compose", settings) as journal:
+    with _resumable("compose", settings, LEDGER) as journal:
         compose(*_read(settings), journal)
 
 
 def _study(settings: dict[str, Any]) -> None:
     from stitchnet.experiments import study
 
-    name, folder = settings.pop("experiment"), Path(settings["output"])
-    for path in (folder / f"{name}.csv", folder / f"{name}.png"):
-        if os.path.lexists(path) and not (folder / f"{name}.jsonl").exists():
-            raise InputError(f"'{path}' exists; choose another folder or remove it")
-    with _resumable(name, settings) as journal:
+    name = settings.pop("experiment")
+    with _resumable(name, settings, f"{name}.csv", f"{name}.png") as journal:
         study(name, *_read(settings), journal)
 
 
-def _resumable(name: str, settings: dict[str, Any]) -> AbstractContextManager[Journal]:
+def _resumable(name: str, settings: dict[str, Any], *results: str) -> AbstractContextManager[Journal]:
     """The journal of a command, once its settings are complete and can be used."""
     from stitchkit.distributed import choose_device
     from stitchkit.ship.pick import count
@@ -106,14 +99,12 @@ def _resumable(name: str, settings: dict[str, Any]) -> AbstractContextManager[Jo
         if settings[number] < least:
             raise InputError(f"{flag} is {settings[number]}; it must be at least {least}")
     settings["device"] = choose_device(settings["device"])
-    folder = Path(settings.pop("output"))
-    data = settings["data"]
-    known = settings | {
-        "device": str(settings["device"]),
-        "data": str(Path(data).resolve()) if Path(data).is_dir() else data,
+    folder, data = Path(settings.pop("output")), Path(settings["data"])
+    plain = {"device": str(settings["device"])} | ({"data": str(data.resolve())} if data.is_dir() else {})
+    flags = {
+        "-k" if key == "width" else f"--{key.replace('_', '-')}": value for key, value in (settings | plain).items()
     }
-    by_flag = {"-k" if key == "width" else f"--{key.replace('_', '-')}": value for key, value in known.items()}
-    return resumable(folder, name, by_flag)
+    return resumable(folder, name, flags, results)
 
 
 def _read(settings: dict[str, Any]) -> tuple[CompositionTask, ComposeSettings]:

@@ -1,6 +1,6 @@
 """The experiments of the StitchNet paper (section 4), at any scale: each gives a table and a picture.
 
-An experiment gets the task that networks are judged on, what is composed, and a journal; it yields the rows of its table.
+An experiment gets a task, the settings of a composition and a journal, and yields the rows of its table.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def finetune(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> 
     checkpoint = journal.path.with_suffix(".pth")
     for number, composition in enumerate([*uncut(search.pool.fragments), *plan.best(search)]):
         known: list[Row] = []
-        while (row := journal.find_row(composition.name, len(known))) is not None:
+        while (row := journal.find(Row, "row", composition.name, len(known))) is not None:
             known.append(row)
             yield row
         if len(known) > tuning.EPOCHS:
@@ -186,7 +186,7 @@ def finetune(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> 
             if epoch >= len(known):
                 row = {**about, "epoch": epoch, "acc1": accuracy}
                 yield row
-                journal.add_row(row, composition.name, epoch)
+                journal.add(row, "row", composition.name, epoch)
     checkpoint.unlink(missing_ok=True)
 
 

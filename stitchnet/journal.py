@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -14,10 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from stitchkit.engine.lock import locked, made
 from stitchkit.errors import InputError
 from stitchkit.files import opened, refuse_link
-from stitchkit.measure.ledger import Row
 
 Entry = TypeVar("Entry")
-_ROW = "row"
 
 
 class Journal:
@@ -89,19 +88,6 @@ class Journal:
         with opened(self.path, "a") as file:
             file.write(json.dumps([place, value]) + "\n")
 
-    def add_row(self, row: Row, *key: str | int) -> None:
-        """`add` for a row of the result."""
-        self.add(row, _ROW, *key)
-
-    def find_row(self, *key: str | int) -> Row | None:
-        """The row of the result that `add_row` wrote."""
-        return self.find(Row, _ROW, *key)
-
-    @property
-    def has_rows(self) -> bool:
-        """Whether there is any row of the result."""
-        return any(json.dumps(_ROW) in text for text in self._entries)
-
     def agree(self, name: str, values: Mapping[str, object]) -> None:
         """See that the results to come depend on the same values as those in the folder.
 
@@ -125,26 +111,32 @@ class Journal:
 
 
 @contextmanager
-def resumable(folder: Path, name: str, settings: Mapping[str, object]) -> Iterator[Journal]:
+def resumable(folder: Path, name: str, settings: Mapping[str, object], results: Sequence[str]) -> Iterator[Journal]:
     """The journal of a command in the folder that it writes to, where no other command writes meanwhile.
 
     Args:
-        folder: It is made if need be; without a result it is left as it was.
+        folder: It is made if need be; it stays as it was where nothing comes out.
         name: Of the command; the journal is `NAME.jsonl`.
         settings: What the results depend on, by flag.
+        results: Files that are written.
 
     Raises:
-        InputError: If the folder cannot be written, is in use, or holds the results of other settings.
+        InputError: If the folder cannot be written, is in use, or holds results of other settings or without a journal.
     """
     with made(folder, "-o"), locked(folder / f".{name}.lock"):
         path = folder / f"{name}.jsonl"
         is_new = not path.exists()
+        for place in (folder / result for result in results if is_new):
+            if os.path.lexists(place):
+                raise InputError(
+                    f"'{place}' exists, without a journal to resume it; choose another folder or remove it"
+                )
         journal = Journal(path)
         journal.agree("settings", settings)
         try:
             yield journal
         except InputError:
             # The advice is mostly to change a setting, which a journal that is left here would refuse.
-            if is_new and not journal.has_rows:
+            if is_new and not any((folder / result).exists() for result in results):
                 path.unlink()
             raise

@@ -320,13 +320,12 @@ def generate(
     Args:
         data: The stitching images `[B, C, H, W]`, normalised as ImageNet's; 32 are enough. Or the pool of a
             `Search`, to use its fragments again.
-        threshold: A fragment is joined if its score is above this.
-        totalThreshold: A composition is pruned if the product of its scores is below this.
-        maxDepth: Maximum number of fragments in a composition.
+        threshold: As for `Search`.
+        totalThreshold: Its `total_threshold`.
+        maxDepth: Its `max_depth`.
         sample: Draw one composition.
-        K: How many of the best next fragments are tried at each step; all by default.
-        options: Of `Search`, such as `nets=["resnet50", "vgg16"]`, `seed=1`, `order="best"`, `max_macs=2e9` or
-            `scores=Scores("r2")`.
+        K: Its `width`.
+        options: Its further arguments, such as `nets=["resnet50", "vgg16"]` or `scores=Scores("r2")`.
 
     Returns:
         Scores and networks, as they are found; with `sample` one score and network.

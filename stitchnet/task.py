@@ -73,7 +73,7 @@ def judged(
     number = 0
     for composition in (*uncut(search.pool.fragments), *compositions):
         net = None
-        row = journal.find_row(composition.name) if journal else None
+        row = journal.find(Row, "row", composition.name) if journal else None
         if row is None:
             net = search.build(composition)
             row = _judge(net, composition, task)
@@ -88,7 +88,7 @@ def judged(
         else:
             search.counts.skipped["its outputs are not finite"] += 1
         if journal is not None and net is not None:
-            journal.add_row(row, composition.name)
+            journal.add(row, "row", composition.name)
 
 
 def _judge(net: Net, composition: Composition, task: CompositionTask) -> Row:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -117,73 +116,6 @@ class TuningSchedule:
         """Leave the rate as it is: it follows from the steps."""
 
 
-class FineTuning:
-    """A network in training, on one device.
-
-    Args:
-        net: Changed in place.
-        train: Images and labels, which are not augmented.
-        seed: Of the order of the images.
-        checkpoint: Saved after each epoch, and where a signal stops the training.
-
-    Raises:
-        InputError: If there are fewer than two images.
-    """
-
-    def __init__(self, net: Net, train: Examples, *, seed: int, checkpoint: Path):
-        device = next(net.parameters()).device
-        loader = TuningLoader(train, seed, device)
-        if not len(loader):
-            raise InputError("fine-tuning needs two images at least; give more")
-        optimizer = torch.optim.AdamW(net.parameters(), _LR, weight_decay=_WEIGHT_DECAY)
-        self._net, self._checkpoint = net, checkpoint
-        self._trainer = Trainer(
-            task=TuningTask(net, cross_entropy, device=device, verbose=False),
-            loader=loader,
-            optimizer=optimizer,
-            settings=EngineSettings(seed=seed % 2**63, batch_size=_BATCH),  # a person may give a negative one
-            world=World(0, 1, device),
-            folder=checkpoint.parent,
-            schedule=TuningSchedule(optimizer, len(loader), loader.num_rates),
-        )
-
-    def resume(self) -> tuple[int, Position | None]:
-        """Epochs done, by the network's checkpoint if there is one; and where the next one stands, if it was begun.
-
-        Raises:
-            InputError: If the checkpoint cannot be read, or is not of such a training.
-        """
-        path = self._checkpoint
-        if not path.exists():
-            return 0, None
-        content = read_checkpoint(path)
-        check(content, _SCHEMA, str(path))
-        if content["network"] != self._net.name:
-            return 0, None  # of the network before
-        load_content(self._net, content, path)
-        restore_training(content, self._trainer, str(path), otherwise="remove it to train from the start")
-        position = restore_position(content, self._trainer, str(path))
-        self._trainer.start_at(content["epoch"], position.done if position else 0)
-        return content["epoch"], position
-
-    def train_epoch(self, epoch: int, position: Position | None) -> None:
-        """Train an epoch, or the rest of it, and save.
-
-        Raises:
-            InputError: If a loss or a weight is not finite.
-            Stopped: If a signal came; all is saved.
-        """
-        with StopSignals(self._trainer.world) as signals:
-            recorder = Recorder(self._trainer, signals, self._save)
-            run_epoch(self._trainer, recorder, epoch, EPOCHS, position or Position())
-        check_finite(self._trainer, epoch)
-        self._save(epoch + 1, None, training_state(self._trainer))
-
-    def _save(self, epoch: int, _: Position | None, state: Mapping[str, Any]) -> Path:
-        save_state(self._checkpoint, {**state, "network": self._net.name, "epoch": epoch})
-        return self._checkpoint
-
-
 def fine_tune(net: Net, task: CompositionTask, *, seed: int, checkpoint: Path) -> Iterator[tuple[int, float]]:
     """Train all weights by AdamW with a cosine schedule.
 
@@ -191,24 +123,65 @@ def fine_tune(net: Net, task: CompositionTask, *, seed: int, checkpoint: Path) -
         net: Changed in place.
         task: The images to train on, which are not augmented, and those to measure the accuracy on.
         seed: Of the order of the images.
-        checkpoint: Saved as the training goes; it resumes from there.
+        checkpoint: Saved after each epoch, and where a signal stops the training; it resumes from there.
 
     Yields:
         Number of epochs done and the accuracy in percent after them, from 0 epochs or from where training resumes.
 
     Raises:
         InputError: If the network has fewer outputs than there are classes, there are fewer than two images to train
-            on, or a loss is not finite.
+            on, a loss is not finite, or the checkpoint cannot be used.
         Stopped: If a signal came; all is saved.
     """
-    tuning = FineTuning(net, task.train, seed=seed, checkpoint=checkpoint)
-    epoch, position = tuning.resume()
+
+    def save(epoch: int, _: Position | None, state: Mapping[str, object]) -> Path:
+        save_state(checkpoint, {**state, "network": net.name, "epoch": epoch})
+        return checkpoint
+
+    trainer = _trainer(net, task.train, seed, checkpoint.parent)
+    epoch, position = _resume(trainer, net, checkpoint)
     if position is None:
         yield epoch, _accuracy(net, task.validation)
     while epoch < EPOCHS:
-        tuning.train_epoch(epoch, position)
+        with StopSignals(trainer.world) as signals:
+            run_epoch(trainer, Recorder(trainer, signals, save), epoch, EPOCHS, position or Position())
+        check_finite(trainer, epoch)
         epoch, position = epoch + 1, None
+        # Before the accuracy, which a killed run can measure again from here.
+        save(epoch, None, training_state(trainer))
         yield epoch, _accuracy(net, task.validation)
+
+
+def _trainer(net: Net, train: Examples, seed: int, folder: Path) -> Trainer:
+    device = next(net.parameters()).device
+    loader = TuningLoader(train, seed, device)
+    if not len(loader):
+        raise InputError("fine-tuning needs at least two images; give more")
+    optimizer = torch.optim.AdamW(net.parameters(), _LR, weight_decay=_WEIGHT_DECAY)
+    return Trainer(
+        task=TuningTask(net, cross_entropy, device=device, verbose=False),
+        loader=loader,
+        optimizer=optimizer,
+        settings=EngineSettings(seed=seed % 2**63, batch_size=_BATCH),  # numpy takes no negative seeds, torch does
+        world=World(0, 1, device),
+        folder=folder,
+        schedule=TuningSchedule(optimizer, len(loader), loader.num_rates),
+    )
+
+
+def _resume(trainer: Trainer, net: Net, path: Path) -> tuple[int, Position | None]:
+    """Epochs done, by the network's checkpoint if there is one, and the position within the next if that was begun."""
+    if not path.exists():
+        return 0, None
+    content = read_checkpoint(path)
+    check(content, _SCHEMA, str(path))
+    if content["network"] != net.name:
+        return 0, None  # of the network before
+    load_content(net, content, path)
+    restore_training(content, trainer, str(path), otherwise="remove it to train from the start")
+    position = restore_position(content, trainer, str(path))
+    trainer.start_at(content["epoch"], position.done if position else 0)
+    return content["epoch"], position
 
 
 def _accuracy(net: Net, validation: Examples) -> float:

@@ -254,11 +254,11 @@ def test_bad_input_is_told_in_one_line(beans, config, tmp_path, capsys, flags, w
     assert error.strip().count("\n") == 0
 
 
-def test_a_folder_that_exists_is_left_alone(beans, config, tmp_path, capsys):
-    (tmp_path / "letter.txt").write_text("dear reader")
+def test_a_ledger_without_a_journal_is_left_alone(beans, config, tmp_path, capsys):
+    (tmp_path / "stitches_res.txt").write_text("another's")
     assert run("--data", beans, "--nets", config, *FLAGS, "-o", tmp_path) == 2
-    assert "is not empty, and no composition was begun there; choose another folder" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+    assert "stitches_res.txt' exists, without a journal to resume it" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["stitches_res.txt"]
 
 
 def test_images_are_kept_in_memory_if_they_are_few(beans, monkeypatch):
