@@ -1,4 +1,4 @@
-"""What training and evaluation stand on."""
+"""The session, which training and evaluation share."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from stitchkit.assembly.train.job import open_job, places_of
 from stitchkit.cli import main
 from stitchkit.distributed import World, init_world
 from stitchkit.engine import checkpoint_files
-from stitchkit.engine.recorder import restore_position
+from stitchkit.engine.training_state import restore_position
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import _content
 from stitchkit.settings.flags import resolve

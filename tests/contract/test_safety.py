@@ -199,7 +199,7 @@ def test_hostile_files_of_a_sweep(images, made, tmp_path, capsys):
     for content in (hostile_yaml(made).encode(), pickle.dumps(Hostile(made))):
         about.write_bytes(content)
         assert main(sweep) == 2
-        assert "metadata.yml', which says what a job is, is damaged" in capsys.readouterr().err
+        assert "metadata.yml', which describes a job, is damaged" in capsys.readouterr().err
     about.write_text(
         "{arch: a, adapter: linear, first_deleted_block: 1, last_deleted_block: 1, num_downsamples: 0, "
         "num_trainable_params: 1}"

@@ -10,7 +10,6 @@ from torch import nn
 from stitchkit.distributed import World, gather_over_ranks
 from stitchkit.engine.gradients import GradientReducer
 from stitchkit.engine.loop import Trainer
-from stitchkit.engine.precision import LossScaler
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.model.snnet import SNNet
 from stitchkit.settings.by_name import make_recipe
@@ -122,7 +121,7 @@ def overflow_on_one_rank(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     model = family_snnet("vit").train()
     task = StitchTask(model, nn.CrossEntropyLoss())
-    scaler, optimizer = LossScaler(device="cpu"), torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler, optimizer = torch.amp.GradScaler("cpu"), torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = Trainer(
         task=task, loader=None, optimizer=optimizer, settings=EngineSettings(seed=0, batch_size=2, clip_grad=1.0),
         world=World(rank, 2, torch.device("cpu")), folder=None, reducer=GradientReducer(model),

@@ -5,8 +5,7 @@ import signal
 
 import pytest
 
-import stitchkit.assembly.train.testing as job_testing
-import stitchkit.train.training as training
+import stitchkit.engine.epochs as epochs
 from stitchkit.cli import main
 from stitchkit.engine.loop import Trainer
 from tests.distributed.forks import end, start
@@ -103,15 +102,14 @@ def test_checkpoints_within_an_epoch(subject, run, tmp_path, monkeypatch):
     state = [subject.content(tmp_path / name)["state_dict"] for name in ("whole", "from")]
     assert equal(*state)
 
-    owner = job_testing if subject.name == "job" else training
-    inner = owner.evaluate_stitch
+    inner = epochs.evaluate_stitch
 
     def stopped(*arguments, **options):
         os.kill(os.getpid(), signal.SIGINT)
         return inner(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(owner, "evaluate_stitch", stopped)
+        patch.setattr(epochs, "evaluate_stitch", stopped)
         assert run("validation") == 130
     assert subject.content(tmp_path / "validation")["within"]["ranks"][0]["position"]["done"] == 8
     assert run("validation", "--resume", "auto") == 0
@@ -127,7 +125,7 @@ def test_steps_of_another_size_are_refused(run, subject, monkeypatch, capsys):
     if subject.name == "job":
         assert "was trained with train_config.batch_size 8, not 4" in line
     else:
-        assert "its steps are other ones here: batch_size was 8 and is 4, steps_per_epoch was 8 and is 16" in line
+        assert "its steps differ here: batch_size was 8 and is 4, steps_per_epoch was 8 and is 16" in line
 
 
 def _signal_on_rank_1(trainer, *arguments):

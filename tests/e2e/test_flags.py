@@ -15,7 +15,7 @@ from stitchkit.engine.loop import save_batch, wait_for
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchkit.settings.by_name import make_recipe
-from stitchkit.train.tracking import open_tracker
+from stitchkit.train.training import open_tracking
 from tests.support import FLAGS, ROOT, pico_anchor, pico_snnet, write_config
 
 
@@ -148,13 +148,12 @@ def test_pretrained_path_names_a_missing_file(images, capsys, tmp_path):
 
 
 def tracked(monkeypatch, folder, init, rank=0, **settings):
-    """What `open_tracker` makes of settings, with `init` in place of wandb's."""
+    """What `open_tracking` makes of settings, with `init` in place of wandb's."""
     wandb = pytest.importorskip("wandb")
     monkeypatch.setattr(wandb, "init", init)
     world = World(rank, 2, torch.device("cpu"))
-    return open_tracker(
-        SimpleNamespace(recipe=make_recipe({"log_wandb": True, **settings}), world=world, folder=folder)
-    )
+    recipe = make_recipe({"log_wandb": True, **settings})
+    return open_tracking(SimpleNamespace(recipe=recipe, world=world, folder=folder), 0).run
 
 
 def test_wandb_goes_on_with_a_run(monkeypatch, tmp_path):

@@ -329,7 +329,6 @@ def test_an_epoch_of_tasks_ends_with_the_longest(images):
         job_config(images, dataset=None, tasks=[{"dataset": str(images)}, {"dataset": "digits", "batch_size": 500}])
     )
     loader = TrainingLoader([data.train for data in open_data(config, CPU)])
-    loader.set_epoch(0)
     batches = list(loader)
     assert len(batches) == len(loader) == 4
     assert [len(labels) for labels in batches[3][1]] == [16, 500], "the digits have begun again"
@@ -385,7 +384,7 @@ def test_bad_jobs_end_in_one_line(trained, images, tmp_path, capsys):
     assert "exists, so this job is done; choose another -o" in refusal(capsys, path, out)
     assert "epochs is -1" in refusal(capsys, path, tmp_path, "--epochs", "-1")
     assert "Adam" in refusal(capsys, path, tmp_path, "--lr", "-1")
-    assert "let its name end with .pkl" in refusal(capsys, path, tmp_path, "--metrics-output", "x.csv")
+    assert "its name must end with .pkl" in refusal(capsys, path, tmp_path, "--metrics-output", "x.csv")
     assert "gone.pth' does not exist" in refusal(capsys, path, tmp_path, "--load-from", "gone.pth")
     torch.save({"model": weights(out / "checkpoint.pth")}, tmp_path / "published.pth")
     line = refusal(capsys, path, tmp_path, "--resume-from", tmp_path / "published.pth")

@@ -263,12 +263,10 @@ def test_a_job_takes_streamed_data(tmp_path):
     [data] = data_of_job("wds/images", tmp_path, num_classes=2)
     assert (data.classes, len(data.train), len(data.test)) == (("0", "1"), 3, 2)
     loader = TrainingLoader([data.train])
-    loader.set_epoch(0)
     assert [len(labels) for _, (labels,) in loader] == [2, 2, 2]
     assert sum(len(labels) for _, labels in without_padding(data.test, CPU)) == 3
     [data] = data_of_job("wds/images", tmp_path, num_classes=2, max_batches=1)
     assert (len(data.train), len(list(data.train)), len(list(data.test))) == (1, 1, 1)
-    loader.report()
 
 
 def test_a_job_takes_streams_of_hugging_face(tmp_path):
