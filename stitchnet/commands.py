@@ -93,8 +93,8 @@ def _read(settings: dict[str, Any]) -> tuple[CompositionTask, ComposeSettings]:
     """What networks are judged on, and what is composed."""
     import torch
 
+    from stitchkit.display import count
     from stitchkit.distributed import choose_device
-    from stitchkit.ship.pick import count
     from stitchnet.compose import ComposeSettings
     from stitchnet.task import CompositionTask
 

@@ -99,7 +99,8 @@ def _pick(settings: dict[str, Any]) -> None:
 
 
 def _budget(settings: dict[str, Any]) -> Any:
-    from stitchkit.ship.pick import Budget, count
+    from stitchkit.display import count
+    from stitchkit.ship.pick import Budget
 
     counts = {key: count(settings[key]) for key in ("max_flops", "max_params") if settings[key] is not None}
     return Budget.of(settings | counts)

@@ -13,6 +13,7 @@ FLOORS = {
     "stitchkit/errors.py": 0,
     "stitchkit/_version.py": 0,
     "stitchkit/files.py": 0,
+    "stitchkit/display.py": 1,
     "stitchkit/paths.py": 1,
     "stitchkit/classes.py": 1,
     "stitchkit/parser.py": 1,

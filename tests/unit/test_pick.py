@@ -6,9 +6,10 @@ import pytest
 
 import stitchkit
 from stitchkit.cli import main
+from stitchkit.display import count
 from stitchkit.measure.ledger import read_rows, write_rows
 from stitchkit.measure.profile import Profiler
-from stitchkit.ship.pick import Budget, complete, count, pick, pick_one
+from stitchkit.ship.pick import Budget, complete, pick, pick_one
 from tests.support import ROOT, pico_images, pico_snnet, write_config
 
 OURS = sorted(ROOT.glob("results/*/digits_*.txt")) + sorted(ROOT.glob("results/*/stitches_res.txt"))
