@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 from stitchkit.display import quantity
 from stitchkit.errors import InputError
@@ -48,11 +48,6 @@ class Budget:
             if not 0 < value < math.inf:
                 flag = "--" + limit.replace("_", "-")
                 raise InputError(f"{flag} is {value:g}; give a number above 0, or leave it out")
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Budget:
-        """The budget among the settings of a command."""
-        return cls(**{limit.name: settings[limit.name] for limit in fields(cls)})
 
     @property
     def limits(self) -> dict[str, float]:

@@ -212,7 +212,7 @@ def test_the_command_goes_on_after_a_set_that_is_missing(tmp_path, monkeypatch, 
 def test_the_list_names_everything(capsys):
     assert main(["datasets", "list"]) == 0
     printed = capsys.readouterr().out
-    assert "cifar10        download cifar-10-batches-py/" in printed
+    assert "cifar10        download  cifar-10-batches-py/" in printed
     assert "imagenet       by hand " in printed
     for collection, tasks in COLLECTIONS.items():
         assert f"collection {collection}: {', '.join(tasks)}" in printed

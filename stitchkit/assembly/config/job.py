@@ -16,7 +16,7 @@ from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
 from stitchkit.errors import InputError
 from stitchkit.paths import check_local
 from stitchkit.settings.files import naming, read_settings_file
-from stitchkit.settings.schema import LocalPath, Settings, parse
+from stitchkit.settings.schema import LocalPath, Settings, json_schema, parse
 
 SWEEP_KEYS = ("stages", "src_stages", "dest_stages", "gaps", "stitchers")
 """The keys that only a sweep has."""
@@ -217,3 +217,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def job_schema() -> dict[str, Any]:
+    """The JSON Schema of a job's file."""
+    return json_schema(JobConfig)
