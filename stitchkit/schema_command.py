@@ -7,7 +7,7 @@ from typing import Any
 
 from stitchkit.parser import Commands
 
-KINDS = ("recipe", "stitch-config", "job", "sweep")
+KINDS = ("recipe", "stitch-config", "job", "sweep", "collection")
 
 
 def add_commands(commands: Commands) -> None:
@@ -38,6 +38,11 @@ def _schema(kind: str) -> dict[str, Any]:
         from stitchkit.settings.stitch_config import stitch_config_schema
 
         return stitch_config_schema()
+    if kind == "collection":
+        from stitchkit.data.prepare import Collection
+        from stitchkit.settings.schema import json_schema
+
+        return json_schema(Collection)
     if kind == "job":
         from stitchkit.assembly.config.job import JobConfig
         from stitchkit.settings.schema import json_schema

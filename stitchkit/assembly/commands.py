@@ -17,7 +17,7 @@ def add_commands(commands: Commands) -> None:
     datasets = Commands(commands.add("datasets", _list_datasets, about))
     datasets.add("list", _list_datasets, "print the data sets that have a name, and what their folders hold")
     prepare = datasets.add("prepare", _prepare_datasets, "download a collection and lay it out as image folders")
-    prepare.add_argument("collection", choices=("merging", "geospatial"), help="merging: 8 tasks; geospatial: 6")
+    prepare.add_argument("collection", help="merging (8 tasks), geospatial (6), or a YAML file of your own")
     prepare.add_argument("--root", required=True, metavar="DIR", help="folder to write")
     prepare.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these of the collection")
 
@@ -128,14 +128,14 @@ def _job(settings: dict[str, Any]) -> None:
 
 
 def _list_datasets(_: dict[str, Any]) -> None:
-    from stitchkit.data.prepare import COLLECTIONS
+    from stitchkit.data.prepare import COLLECTIONS, read_collection
     from stitchkit.data.torchvision_sets import SOURCES
 
     for name, source in sorted(SOURCES.items()):
         print(f"{name:14} {'by hand ' if source.by_hand else 'download'} {source.needs}")
     print(f"{'digits':14} built in")
-    for collection, tasks in COLLECTIONS.items():
-        print(f"collection {collection}: {', '.join(tasks)}")
+    for collection in COLLECTIONS:
+        print(f"collection {collection}: {', '.join(read_collection(collection))}")
 
 
 def _prepare_datasets(settings: dict[str, Any]) -> None:
