@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stitchkit.distributed import World
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 from stitchkit.files import refuse_link
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def start_run(folder: Path, config: Mapping[str, object], **options: Any) -> wan
     try:
         return wandb.init(name=folder.name, config=dict(config), dir=str(folder), **options)
     except wandb.Error as error:
-        raise InputError(f"wandb refuses the run: {' '.join(str(error).split())}; see WANDB_MODE=offline") from error
+        raise InputError(f"wandb refuses the run: {one_line(error)}; see WANDB_MODE=offline") from error
 
 
 def open_board(folder: Path, start: int) -> SummaryWriter:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.config.job import JobConfig, differences, said
 from stitchkit.assembly.config.optim import JobSchedule
 from stitchkit.classes import note_origin
 from stitchkit.engine import checkpoint_schema as rules
 from stitchkit.engine.checkpoint_files import CheckpointFiles, read_alike
-from stitchkit.engine.checkpoint_schema import in_short
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.training_state import restore_position, restore_training
@@ -187,27 +186,9 @@ def _check_settings(before: Mapping[str, Any], now: Mapping[str, Any], path: str
     """Check that a job resumes with the network and, where it trains, the training that it began with."""
     before = JobConfig.parse(before).to_dict()  # settings that are newer than the file have their defaults
     for key in (*_NETWORK, *(("train_config",) if trains else ())):
-        for place, old, new in _differences(before.get(key), now.get(key), key):
+        for place, old, new in differences(before.get(key), now.get(key), key):
             if place not in _MAY_CHANGE:
-                was, is_ = ("unset" if value is None else in_short(str(value)) for value in (old, new))
                 raise InputError(
-                    f"checkpoint '{path}' was trained with {place} {was}, not {is_}; use the same, or {_START_ANEW}"
+                    f"checkpoint '{path}' was trained with {place} {said(old)}, not {said(new)}; use the same, or "
+                    f"{_START_ANEW}"
                 )
-
-
-def _differences(old: object, new: object, place: str) -> Iterator[tuple[str, object, object]]:
-    """Where two settings differ, and what each says there."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in dict.fromkeys([*old, *new]):
-            yield from _differences(old.get(key), new.get(key), f"{place}.{key}")
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for number, (one, other) in enumerate(zip(old, new, strict=True)):
-            yield from _differences(one, other, f"{place}[{number}]")
-    elif _is_other(old, new):
-        yield place, old, new
-
-
-def _is_other(old: object, new: object) -> bool:
-    """Whether a value changed; 1 and 1.0 are the same number."""
-    is_number = [isinstance(value, int | float) for value in (old, new)]
-    return (type(old) is not type(new) and not all(is_number)) or bool(old != new)

@@ -25,7 +25,7 @@ from stitchkit.assembly.train.task import Captured, JobTask, WeightedLoss, rehea
 from stitchkit.distributed import World
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.settings import EngineSettings
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 from stitchkit.measure.profile import measure
 from stitchkit.networks.mode import evaluating
 from stitchkit.settings.files import naming
@@ -139,7 +139,7 @@ def _cost(network: nn.Module, data: list[TaskData]) -> dict[str, object]:
             warnings.simplefilter("ignore")  # tracing warns of each branch
             flops: int | None = measure(network, torch.zeros(1, 3, side, side)).flops
     except RuntimeError as error:  # fvcore cannot trace every network
-        _logger.info("FLOPs cannot be counted: %s", str(error).split("\n")[0])
+        _logger.info("FLOPs cannot be counted: %s", one_line(error))
         flops = None
     return {
         "num_params": sum(parameter.numel() for parameter in parameters),
