@@ -79,13 +79,8 @@ def link(path: Path, newest: Path) -> None:
 class CheckpointFiles:
     """The checkpoints in a run's folder: the newest, the one before it, and those of epochs' ends.
 
-    The newest and the one before may be from within an epoch. Names of the same state are hard links, not copies.
-
-    Args:
-        folder: Where the files are.
-        newest: Name of the newest.
-        previous: Name of the one before.
-        kept: Name of an epoch's, with `{}` for its number.
+    The newest and the one before may be from within an epoch. Names of the same state are hard links, not copies. The
+    name of an epoch's has `{}` for its number.
     """
 
     def __init__(self, folder: Path, *, newest: str, previous: str, kept: str):
@@ -119,13 +114,7 @@ class CheckpointFiles:
         self._last_is_good = True
 
     def write_epoch(self, number: int, state: Mapping[str, object], *, also: str | None = None) -> None:
-        """Write the state of an epoch's end; it becomes the newest only when all its files are there.
-
-        Args:
-            number: In the file's name.
-            state: Plain data and tensors.
-            also: A further name for it.
-        """
+        """Write the state of an epoch's end; it becomes the newest when all its names are there, `also` among them."""
         path = self._path(number)
         save_state(path, state)
         if also is not None:

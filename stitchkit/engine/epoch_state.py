@@ -14,11 +14,9 @@ from stitchkit.distributed import gather_over_ranks
 from stitchkit.engine import checkpoint_schema as rules
 from stitchkit.engine.random_states import (
     RandomStates,
-    check_plain,
-    from_plain,
+    check_states,
     random_states,
     set_random_states,
-    to_plain,
 )  # fmt: skip
 from stitchkit.errors import InputError
 
@@ -139,8 +137,8 @@ class Position:
             "total": self.total,
             "sums": dict(self.sums),
             "window": self.window.state(),
-            "fetching": to_plain(self.fetching),
-            "going_on": to_plain(random_states(device)),
+            "fetching": self.fetching,
+            "going_on": random_states(device),
         }
 
     @classmethod
@@ -164,8 +162,8 @@ class Position:
             "total": rules.number(),
             "sums": rules.table(cfg_id, [rules.number(), rules.whole(1)]),
             "window": {"losses": rules.or_none(_losses), "routes": rules.each([rules.whole(0), cfg_id])},
-            "fetching": check_plain,
-            "going_on": check_plain,
+            "fetching": check_states,
+            "going_on": check_states,
         }
         rules.check(state, schema, place)
         assert isinstance(state, Mapping), "it was checked"
@@ -173,9 +171,8 @@ class Position:
         waiting = len(window["routes"])
         if waiting != (0 if window["losses"] is None else len(window["losses"])) or logged + waiting != done:
             raise InputError(f"{place} counts {done} steps, but has logged {logged} and holds losses of {waiting} more")
-        fetching, going_on = (from_plain(state[name]) for name in ("fetching", "going_on"))
         losses = LossWindow.from_state(window, device)
-        return cls(done, logged, state["total"], dict(state["sums"]), losses, fetching, going_on)
+        return cls(done, logged, state["total"], dict(state["sums"]), losses, state["fetching"], state["going_on"])
 
 
 def _losses(found: object, place: str) -> None:

@@ -146,11 +146,6 @@ class _Saver:
 def check_finite(trainer: Trainer, epoch: int, losses: Iterable[float] = ()) -> None:
     """Refuse to save what an update broke; the loss of a step was computed before its update. Every rank calls this.
 
-    Args:
-        trainer: What is saved.
-        epoch: Number of the epoch.
-        losses: Of a validation.
-
     Raises:
         InputError: If a weight, a statistic of a norm or a validation loss is not finite, on any rank.
     """
@@ -181,7 +176,7 @@ def score(
         network: Images to logits; an SN-Net with the `cfg_id` of a stitch.
         loader: Of the split.
         world: This process among all.
-        what: What the progress bar calls it.
+        what: Name on the progress bar.
         autocast: Context of the forward pass.
         cfg_id: The stitch; None for a plain network.
         after_batch: Called after each batch, equally often on all ranks.

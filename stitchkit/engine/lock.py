@@ -69,12 +69,8 @@ def alone(path: Path, world: World) -> Iterator[None]:
 def made(folder: Path, flag: str) -> Iterator[None]:
     """Make the folder of a run where it is missing; a new one that got no files is removed.
 
-    Args:
-        folder: The folder.
-        flag: The flag that chooses another one.
-
     Raises:
-        InputError: If it cannot be made or written to.
+        InputError: If it cannot be made or written to, with the flag that chooses another one.
     """
     is_new = not folder.exists()
     try:

@@ -13,11 +13,11 @@ Item = TypeVar("Item")
 
 
 def progress(items: Iterable[Item], world: World, what: str, *, unit: str, total: int | None = None) -> tqdm[Item]:
-    """A bar around `items` that says what is done, for loops in which a person waits.
+    """A bar around `items` that says what is done, for loops in which a person waits; on the primary rank alone.
 
     Args:
         items: Iterated over.
-        world: This process among all; the primary alone shows the bar.
+        world: This process among all.
         what: Shown before the bar.
         unit: Name of one item.
         total: Number of items, where `items` has no length.

@@ -12,48 +12,37 @@ import torch
 from stitchkit.engine import checkpoint_schema as rules
 from stitchkit.errors import InputError
 
-RandomStates = tuple[Any, Any, torch.Tensor, torch.Tensor | None]
-"""Of Python, NumPy, torch and the GPU."""
+RandomStates = Mapping[str, Any]
+"""States of Python, NumPy, torch and the GPU, as plain data and tensors, which a checkpoint may hold."""
 
 
 def random_states(device: torch.device) -> RandomStates:
     """States of all random generators of this process."""
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+    version, words, gauss = random.getstate()
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest],  # older versions of torch have no uint32
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
 
 
 def set_random_states(states: RandomStates, device: torch.device) -> None:
     """Restore the states of all random generators."""
-    python, numpy, cpu, cuda = states
-    random.setstate(python)
-    np.random.set_state(numpy)
-    torch.set_rng_state(cpu)
-    if cuda is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(cuda, device)
+    version, words, gauss = states["python"]
+    kind, keys, *rest = states["numpy"]
+    random.setstate((version, tuple(words), gauss))
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
-def to_plain(states: RandomStates) -> dict[str, object]:
-    """States as plain data and tensors, which a checkpoint may hold."""
-    (version, words, gauss), (kind, keys, *rest), cpu, cuda = states
-    return {
-        "python": [version, list(words), gauss],
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],  # a checkpoint has no uint32
-        "torch": cpu,
-        "cuda": cuda,
-    }
-
-
-def from_plain(plain: Mapping[str, Any]) -> RandomStates:
-    """The states that `to_plain` was given."""
-    version, words, gauss = plain["python"]
-    kind, keys, *rest = plain["numpy"]
-    return (version, tuple(words), gauss), (kind, keys.numpy().astype(np.uint32), *rest), plain["torch"], plain["cuda"]
-
-
-def check_plain(found: object, place: str) -> None:
-    """A rule: what `to_plain` gives. NumPy takes any position in its words, and reads past their end."""
+def check_states(found: object, place: str) -> None:
+    """A rule: what `random_states` gives. NumPy takes any position in its words, and reads past their end."""
     before = random_states(torch.device("cpu"))
-    (version, words, _), (kind, keys, *_), cpu, _ = before
+    (version, words, _), (kind, keys, *_), cpu = before["python"], before["numpy"], before["torch"]
     word = rules.whole(0, 2**32 - 1)
     place_in_keys = rules.whole(0, len(keys))
     schema = {
@@ -69,7 +58,7 @@ def check_plain(found: object, place: str) -> None:
     if any(not numbers.any() or numbers.min() < 0 or numbers.max() >= 2**32 for numbers in there):
         raise InputError(f"{place} is no state of random generators: words of all zeros, or out of range")
     try:
-        set_random_states(from_plain(found), torch.device("cpu"))
+        set_random_states(found, torch.device("cpu"))
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{place} is no state of random generators: {error}") from error
     finally:

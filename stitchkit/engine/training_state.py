@@ -79,15 +79,12 @@ def restore_training(content: Mapping[str, object], trainer: Trainer, path: str,
 
 
 def restore_position(content: Mapping[str, object], trainer: Trainer, path: str) -> Position | None:
-    """Where this rank resumes within an epoch; its own buffers are restored, which may differ between ranks.
+    """Where this rank resumes within an epoch, None at the end of one; buffers that differ between ranks are restored.
 
     Args:
         content: Of the checkpoint; optimizer and weights are restored.
         trainer: Made with the same settings, its network on all ranks.
         path: The file, for the message.
-
-    Returns:
-        The position; None at the end of an epoch.
 
     Raises:
         InputError: If an epoch has other steps here, or the file holds no position in them.

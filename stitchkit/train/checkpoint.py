@@ -34,10 +34,6 @@ class Checkpoints(CheckpointFiles):
 
     `model_best` is the best epoch, `checkpoint-<epoch>` are the best few. timm's own saver is not used because it
     unlinks before it renames and does not sync.
-
-    Args:
-        folder: Where the files are.
-        keep: How many epochs to keep.
     """
 
     def __init__(self, folder: Path, *, keep: int):
@@ -111,14 +107,7 @@ def header(session: Session) -> dict[str, object]:
 
 
 def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any], str]:
-    """Load the weights of `--resume`, once it is known that they were trained for the same.
-
-    Args:
-        session: The run that asks for them.
-        ema: Load the moving average.
-
-    Returns:
-        The content of the file, and its SHA-256.
+    """Load the weights of `--resume`, or their moving average; the content of the file, and its SHA-256.
 
     Raises:
         InputError: If it cannot be read, or belongs to another configuration or other classes; the model is then
@@ -142,15 +131,12 @@ def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any]
 
 
 def restore(content: Mapping[str, Any], recipe: Recipe, trainer: Trainer) -> int:
-    """Restore optimizer, scaler and moving average.
+    """Restore optimizer, scaler and moving average; the first epoch still to be trained.
 
     Args:
         content: From `load_weights`.
         recipe: All settings.
         trainer: Made with the same settings; its network has the weights already.
-
-    Returns:
-        The first epoch still to be trained.
 
     Raises:
         InputError: If the file was not written by this trainer, or its optimizer or moving average does not fit.

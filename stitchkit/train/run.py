@@ -16,7 +16,7 @@ from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.train.checkpoint import Checkpoints
 from stitchkit.train.evaluation import evaluate_stitches
-from stitchkit.train.network import check_device, create_network, input_size, place_network
+from stitchkit.train.network import as_timm, check_device, create_network, input_size, place_network
 from stitchkit.train.session import Session
 from stitchkit.train.training import train
 
@@ -68,8 +68,8 @@ def _open_session(recipe: Recipe, config: StitchConfig | None, world: World, fol
         recipe,
         world,
         input_size=size,
-        model_config=model.pretrained_cfg,  # type: ignore[arg-type]
-        num_classes=model.num_classes,  # type: ignore[arg-type]
+        model_config=as_timm(model).pretrained_cfg,
+        num_classes=as_timm(model).num_classes,
     )
     place_network(model, recipe, world)
     return Session(recipe, config, model, loaders, size, datasets.classes, world, folder)

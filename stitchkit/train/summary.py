@@ -22,13 +22,7 @@ def write_summary(
 ) -> None:
     """Append an epoch: its mean training loss, the learning rate after it, and the scores of its validation.
 
-    Args:
-        folder: Of the run.
-        epoch: Number of the epoch.
-        loss: Mean training loss.
-        rate: Learning rate after the epoch.
-        scores: Of the validation, by label; without one its columns stay empty.
-        labels: All labels that validations of this run have.
+    Scores are by label; `labels` are all that validations of this run have, and those without a score stay empty.
     """
     figures = {f"eval_{label}_acc1": scores[label].acc1 if label in scores else "" for label in labels}
     row = {"epoch": epoch, "train_loss": loss, **figures, "lr": rate}

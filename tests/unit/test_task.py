@@ -179,7 +179,7 @@ def test_a_teacher_of_other_classes_is_left_out_and_said_so(caplog):
     """The published recipes name a teacher of ImageNet; a person's own images have other classes."""
     task = task_of(pico_snnet(), distillation_type="hard", teacher_model="regnety_160.deit_in1k")
     assert task.teacher is None
-    assert "teacher 'regnety_160.deit_in1k' knows 1000 classes, the data have 4: training goes on" in caplog.text
+    assert "teacher 'regnety_160.deit_in1k' knows 1000 classes, the data have 4: training continues" in caplog.text
 
 
 def test_with_a_teacher_each_classifier_of_a_distilled_anchor_has_its_own_loss(teacher_path):

@@ -88,13 +88,12 @@ def resume(
 
     Args:
         network: The network.
-        trainer: It trains the network; None where nothing is trained.
+        trainer: Trains the network; None where nothing is trained.
         path: The checkpoint.
         settings: All settings of the job, as plain data.
 
     Returns:
-        The content of the file: `epoch`, the number of epochs done, and `rows` of the result among it. Where this rank
-        resumes within the next epoch; None at its start.
+        The content of the file, and where this rank resumes within the next epoch; None at its start.
 
     Raises:
         InputError: If it is not a checkpoint of a job, or is of a different one.

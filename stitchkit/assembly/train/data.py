@@ -26,14 +26,7 @@ from stitchkit.errors import InputError
 
 @dataclass(frozen=True)
 class TaskData:
-    """The data of a task.
-
-    Args:
-        config: Its settings.
-        classes: Class names in the order of their numbers.
-        train: Its training batches.
-        test: Its test batches; iterate through `without_padding`.
-    """
+    """The data of a task; `classes` are in the order of their numbers, `test` is read through `without_padding`."""
 
     config: TaskConfig
     classes: tuple[str, ...]

@@ -27,7 +27,6 @@ from stitchkit.engine.loop import Trainer
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.errors import InputError, one_line
 from stitchkit.measure.profile import measure
-from stitchkit.networks.mode import evaluating
 from stitchkit.settings.files import naming
 
 _logger = logging.getLogger(__name__)
@@ -37,13 +36,7 @@ _RESULT = "result.pkl"
 
 @dataclass(frozen=True)
 class Places:
-    """Where a job's files are.
-
-    Args:
-        folder: Checkpoints.
-        result: The pickled result; settings and metadata are beside it.
-        settings: The resolved configuration.
-    """
+    """Where a job's files are: the folder of its checkpoints, its pickled result, its resolved settings."""
 
     folder: Path
     result: Path
@@ -76,17 +69,7 @@ def places_of(config: JobConfig, source: Path | None) -> Places:
 
 @dataclass
 class Job:
-    """A job that is ready to run.
-
-    Args:
-        config: Its settings.
-        network: On the device of this rank, not wrapped.
-        data: Of each task.
-        trainer: Trains it; None where it is only tested.
-        metadata: Facts about it.
-        world: This process among all.
-        places: Where its files go.
-    """
+    """A job that is ready to run; its network is on the device of this rank, its trainer None where it only tests."""
 
     config: JobConfig
     network: nn.Module
@@ -109,17 +92,13 @@ def open_job(config: JobConfig, world: World, source: Path | None, places: Place
         check_network(config.network, num_classes=1, **_building(config))
         data = open_data(config, world)
         random_seed(config.train_config.seed, 0)  # the same weights on all ranks
-        network = _network(config, data)
+        classes = min(len(task.classes) for task in data)  # each task's own head is checked later
+        network = build_network(config.network, num_classes=classes, **_building(config))
         cost = _cost(network, data)
         network.to(world.device)
         task = _task(config, network, data, world)
         trainer = None if config.test_only else _trainer(config, task, data, world, places)
     return Job(config, network, data, trainer, {**cost, **_about(data, world)}, world, places)
-
-
-def _network(config: JobConfig, data: list[TaskData]) -> nn.Module:
-    classes = min(len(task.classes) for task in data)  # each task's own head is checked later
-    return build_network(config.network, num_classes=classes, **_building(config))
 
 
 def _building(config: JobConfig) -> dict[str, Any]:
@@ -171,11 +150,12 @@ def _task(config: JobConfig, network: nn.Module, data: list[TaskData], world: Wo
 
 
 def _trainer(config: JobConfig, task: JobTask, data: list[TaskData], world: World, places: Places) -> Trainer:
-    train, network = config.train_config, task.trainable_module
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    train = config.train_config
+    parameters = [parameter for parameter in task.network.parameters() if parameter.requires_grad]
     if not parameters:
         raise InputError("every part is frozen, so nothing would be trained; leave one unfrozen, or give --test-only")
-    unused = _rehearse(task, data, world)
+    side = data[0].config.data_preprocessing.image_size
+    unused = rehearse(task, side, [(each.config.name, len(each.classes)) for each in data])
     optimizer = create_optimizer(train, parameters)
     loader, settings = TrainingLoader([each.train for each in data]), engine_settings(config)
     if len(loader) < settings.grad_accum_steps:
@@ -203,15 +183,6 @@ def engine_settings(config: JobConfig) -> EngineSettings:
         clip_grad=train.max_grad_norm or None,
         dist_bn="broadcast",  # a mean would change those of frozen parts in the last bit
     )
-
-
-def _rehearse(task: JobTask, data: list[TaskData], world: World) -> list[str]:
-    """Names of trainable parameters that losses do not depend on, from one step with blank images."""
-    side = data[0].config.data_preprocessing.image_size
-    images = torch.zeros(2 * len(data), 3, side, side, device=world.device)
-    labels = tuple(torch.zeros(2, dtype=torch.long, device=world.device) for _ in data)
-    with evaluating(task.trainable_module):
-        return rehearse(task, images, labels, [(each.config.name, len(each.classes)) for each in data])
 
 
 @contextmanager
