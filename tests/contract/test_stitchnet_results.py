@@ -6,8 +6,9 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
+from stitchkit.display import quantity
 from stitchkit.measure.ledger import read_rows
-from stitchkit.measure.pareto import is_anchor, pareto_front, quantity
+from stitchkit.measure.pareto import is_anchor, pareto_front
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchnet import experiments
 from stitchnet.task import against_parents
