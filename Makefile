@@ -1,6 +1,6 @@
-# make demo, make demo-sweep, make demo-compose: everything on real data, in a few minutes.   make test, make lint: what CI runs.
-# make bench: our code against a plain reference; it takes long, and needs an idle machine.
-# Each creates the virtual environment .venv if it is missing; PYTHON names the interpreter.
+# make demo, make demo-sweep, make demo-compose: everything on real data in a few minutes.   make test, make lint: what CI runs.
+# make bench: ours against a plain reference; takes its time, on an idle machine.
+# Each makes its own virtual environment in .venv when that is missing; PYTHON says with which interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
