@@ -22,10 +22,14 @@ from stitchkit.ship.stitch_files import FORMATS
 from stitchkit.ship.trained_snnet import Trained, describe, open_trained, sample_images
 from tests.hostile import Hostile
 from tests.results import pareto_like
-from tests.support import FAMILIES, family_snnet, pico_config, pico_snnet, randomize, weights, write_config
+from tests.support import FAMILIES, family_snnet, mostly_full, pico_config, pico_snnet, randomize, weights, write_config
 
 # One of each published family for the formats that take seconds to write.
-TRACED = ("vit without final norm, all pairs", "swin", "resnet", "resnet to swin", "levit")
+TRACED = [
+    (family, suffix)
+    for family in ("vit without final norm, all pairs", "swin", "resnet", "resnet to swin", "levit")
+    for suffix in (".onnx", ".pt2")
+]
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +56,9 @@ def shortest(model):
     return min(routes[model.space.num_anchors :])[1]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", mostly_full(FAMILIES, quick=["vit without final norm, all pairs", "swin to resnet", "levit"])
+)
 def test_safetensors_of_every_family_equal_the_snnet(family, tmp_path):
     subject = trained(family)
     model, images = subject.model, images_for(subject.model, 2)
@@ -68,8 +74,7 @@ def test_safetensors_of_every_family_equal_the_snnet(family, tmp_path):
         }
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
-@pytest.mark.parametrize("family", TRACED)
+@pytest.mark.parametrize(("family", "suffix"), mostly_full(TRACED, quick=[TRACED[0], ("resnet", ".pt2")]))
 def test_traced_formats_of_every_family_agree_with_the_snnet(family, suffix, tmp_path):
     subject = trained(family)
     cfg_id, path = shortest(subject.model), tmp_path / f"net{suffix}"

@@ -36,6 +36,7 @@ def test_ours_agrees_with_the_reference(name, final_norm, capsys, tmp_path):
     assert "quick" in output
 
 
+@pytest.mark.full
 def test_whole_commands_give_the_same_ledger(capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads that wait for one another cost most on a busy machine
     status, _, found = run("evaluate_files", capsys, "--stitch_config", DIGITS)
@@ -43,6 +44,7 @@ def test_whole_commands_give_the_same_ledger(capsys, monkeypatch):
     assert found["agree"] is True
 
 
+@pytest.mark.full
 def test_composing_agrees_with_the_plain_search(capsys):
     status, output, found = run("compose", capsys, "--stitch_config", FIVE)
     assert status == 0

@@ -13,7 +13,7 @@ from PIL import Image
 
 from stitchkit import create_model
 from stitchkit.cli import main
-from tests.support import pico_anchor, write_config
+from tests.support import mostly_full, pico_anchor, write_config
 
 NAMES = tuple(f"class{number}" for number in range(12))
 NETWORK = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
@@ -216,7 +216,10 @@ def test_jobs_compare_the_classes_of_parts(dozen, trained, foreign, tmp_path, ca
         assert ORDER in told(capsys)
 
 
-@pytest.mark.parametrize("flag", ["--load-from", "--load-from in part", "--resume-from"])
+RESUMES = ["--load-from", "--load-from in part", "--resume-from"]
+
+
+@pytest.mark.parametrize("flag", mostly_full(RESUMES, quick=["--resume-from"]))
 def test_jobs_compare_the_classes_of_weights(dozen, tmp_path, capsys, caplog, flag):
     path = job_file(dozen, tmp_path, strict_load=flag != "--load-from in part")
     assert job(path, tmp_path / "begun", "--no-pretrained", "--save-checkpoints") == 0

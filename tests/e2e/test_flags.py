@@ -198,6 +198,7 @@ def test_figures_go_to_tensorboard(images, config, tmp_path):
             assert found[int(line["epoch"])] == pytest.approx(float(line["loss"]))
 
 
+@pytest.mark.full
 def test_figures_go_to_wandb(images, config, tmp_path):
     """The real package, which writes what it would send into a file."""
     pytest.importorskip("wandb")

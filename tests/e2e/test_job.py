@@ -19,7 +19,7 @@ from stitchkit.data.loader_processes import usable_cores
 from stitchkit.distributed import World
 from tests import archives
 from tests.jobs import JOBS, job_config, write_job
-from tests.support import weights, write_images
+from tests.support import mostly_full, weights, write_images
 
 PICO = {"model_name": "resnet18", "layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
 CPU = World(0, 1, torch.device("cpu"))
@@ -103,7 +103,7 @@ def test_unfrozen_trains_everything(trained, tmp_path):
     assert digest(first, "parts.0.") != digest(last, "parts.0.")
 
 
-@pytest.mark.parametrize("cadence", ["epochs", "steps"])
+@pytest.mark.parametrize("cadence", mostly_full(["epochs", "steps"], quick=["steps"]))
 def test_law_8_a_resumed_job_ends_bitwise_like_an_unbroken_one(images, tmp_path, cadence):
     parts = [{"lr_scheduler": "LinearLR", "lr_scheduler_args": {"total_iters": 2}}, {"lr_scheduler": "ConstantLR"}]
     schedule = {"cadence": cadence, "milestones": [3], "schedulers": parts}
@@ -478,7 +478,7 @@ def test_a_network_of_jobs_keeps_frozen_parts_in_evaluation(images):
     assert not any(part.training for part in network.parts[0].modules())
 
 
-@pytest.mark.parametrize("kind", JOBS)
+@pytest.mark.parametrize("kind", mostly_full(JOBS, quick=["ResNet to ResNet", "own blocks"]))
 def test_a_smoke_run_of_every_kind_of_job(kind, images, tmp_path):
     side = 64 if kind == "network compressed" else 32
     train = job_config(images)["train_config"] | {"data_preprocessing": {"image_size": side}}

@@ -63,6 +63,7 @@ def test_images_are_read_once_for_all_stitches(trained, monkeypatch):
     assert sorted(read) == list(range(20))
 
 
+@pytest.mark.full
 def test_a_killed_pass_goes_on_and_ends_with_the_same_numbers(trained):
     folder, evaluate = trained
     assert main(["train", *evaluate, "single", "-b", "1"]) == 0

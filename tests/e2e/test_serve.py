@@ -153,6 +153,7 @@ def test_a_checkpoint_that_knows_no_classes_takes_their_names_from_the_data(file
     assert shown[0].run(picture(), 1e9)[0].keys() == {f"class{number}" for number in range(4)}
 
 
+@pytest.mark.full
 def test_a_person_uploads_an_image_and_moves_the_budget(files, tmp_path):
     if find_spec("gradio") is None:
         pytest.skip("gradio is not installed")

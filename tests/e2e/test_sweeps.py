@@ -9,6 +9,7 @@ import yaml
 from stitchkit.cli import main
 from tests.support import write_sweep
 
+pytestmark = pytest.mark.full  # each job is a process that loads torch
 STITCHED = "train-pico-gap-1,1-adapter-linear_no_downsample"
 
 

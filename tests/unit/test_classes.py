@@ -127,6 +127,7 @@ print(open_dataset(Source(sys.argv[1], None), "validation").classes, image_folde
 """
 
 
+@pytest.mark.full
 def test_ties_are_numbered_alike_in_every_process(tmp_path):
     """timm's key calls these names equal, and the order of a set depends on the seed of hashes."""
     names = ("1", "01", "001", "A", "a", "b1", "B01", "b01", "B1")

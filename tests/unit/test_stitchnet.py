@@ -33,6 +33,7 @@ from stitchnet.pool import Pool
 from stitchnet.scores import Scores
 from stitchnet.search import Search
 from tests.composing import RESNET, VIT, convnet
+from tests.support import mostly_full
 
 SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 8, "depths": (2, 2), "num_heads": (1, 2), "num_classes": 5}
 SPECS = {
@@ -83,7 +84,10 @@ def search(nets, **options):
 # Fragments
 
 
-@pytest.mark.parametrize(("name", "count"), list(zip(PUBLISHED, (8, 5, 13, 6, 16), strict=True)))
+COUNTS = list(zip(PUBLISHED, (8, 5, 13, 6, 16), strict=True))
+
+
+@pytest.mark.parametrize(("name", "count"), mostly_full(COUNTS, quick=[("resnet50", 6)]))
 def test_the_published_networks_have_the_published_fragments(name, count):
     with torch.device("meta"):
         model = torchvision.models.get_model(name, weights=None).eval()
@@ -443,7 +447,7 @@ MIXED = {
 """Networks with joints of all kinds: folded ones and, before transformer blocks, maps of their own."""
 
 
-@pytest.fixture(scope="module", params=[*MIXED, "two factors"])
+@pytest.fixture(scope="module", params=mostly_full([*MIXED, "two factors"], quick=["class token", "two factors"]))
 def mixed(nets, request):
     """A network with fragments of two others."""
     if request.param == "two factors":
@@ -471,6 +475,7 @@ def test_macs_and_params_are_those_of_the_profile_and_of_fvcore(mixed):
         assert found["macs_by_operator"] == dict(plain.by_operator())
 
 
+@pytest.mark.full
 def test_what_standardises_its_weight_keeps_the_joint_before_it():
     torch.manual_seed(0)
     nets = {
@@ -519,7 +524,9 @@ def test_a_net_has_weights_of_its_own(mixed, nets):
     assert not given & {parameter.data_ptr() for parameter in mixed.parameters()}
 
 
-@pytest.mark.parametrize("mixed", ["larger maps", "class token", "channels last"], indirect=True)
+@pytest.mark.parametrize(
+    "mixed", mostly_full(["larger maps", "class token", "channels last"], quick=["channels last"]), indirect=True
+)
 def test_onnx_gives_the_same_for_any_number_of_images(mixed, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -544,7 +551,14 @@ def test_a_drawing_shows_fragments_scores_and_costs(mixed, tmp_path):
     assert "MACs" in words
 
 
-@pytest.mark.parametrize("classifier", ["knn", "linear"])
+FITTED = [(kind, classifier) for kind in (*MIXED, "two factors") for classifier in ("knn", "linear")]
+
+
+@pytest.mark.parametrize(
+    ("mixed", "classifier"),
+    mostly_full(FITTED, quick=[("class token", "knn"), ("class token", "linear")]),
+    indirect=["mixed"],
+)
 def test_a_fitted_net_is_the_same_after_save_and_load(mixed, nets, tmp_path, classifier):
     x, labels = images(12), np.arange(12) % 3 + 5
     mixed.fit((x, labels), classifier=classifier)
@@ -654,8 +668,9 @@ def test_names_of_both_libraries_and_checkpoints(tmp_path):
     ("name", "kwargs"),
     [
         ("vit_tiny_patch16_224.augreg_in21k_ft_in1k", VIT),
-        ("resnetv2_50x1_bit", {"num_classes": 4}),  # its weights are standardised
-        ("tf_mobilenetv3_small_minimal_100", {"num_classes": 4}),
+        # its weights are standardised
+        pytest.param("resnetv2_50x1_bit", {"num_classes": 4}, marks=pytest.mark.full),
+        pytest.param("tf_mobilenetv3_small_minimal_100", {"num_classes": 4}, marks=pytest.mark.full),
         ("vit_tiny_patch16_224", {**VIT, "in_chans": 1}),
     ],
 )

@@ -25,7 +25,7 @@ from stitchnet import Search, generate, image_folder, load_hf_dataset, stitching
 from stitchnet.data import batches, in_memory, read_image
 from stitchnet.task import CompositionTask, against_parents, judged
 from tests.composing import FLAGS, VIT, convnet, write_colours, write_pico_nets
-from tests.support import ROOT
+from tests.support import ROOT, mostly_full
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,7 @@ def test_the_published_example_runs_line_by_line(beans, offline, tmp_path):
     assert net.evaluate_dataset(folder) == result  # the same images, without the library
 
 
+@pytest.mark.full
 def test_the_example_of_the_page_runs(beans, offline, tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/stitchnet.md").read_text(), re.DOTALL)
     (tmp_path / "beans").symlink_to(beans)
@@ -164,7 +165,7 @@ def config(tmp_path_factory):
     return write_pico_nets(tmp_path_factory.mktemp("config"))
 
 
-@pytest.mark.parametrize("order", ["best", "depth"])
+@pytest.mark.parametrize("order", mostly_full(["best", "depth"], quick=["best"]))
 def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_path, monkeypatch, capsys, order):
     output = tmp_path / "out"
     assert run("--data", beans, "--nets", config, *FLAGS, "--top", 4, "--order", order, "-o", output) == 0

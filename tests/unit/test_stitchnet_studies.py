@@ -15,7 +15,7 @@ from stitchnet import experiments, generate, image_folder, pictures, stitching_i
 from stitchnet.compose import ComposeSettings
 from stitchnet.task import CompositionTask
 from tests.composing import FLAGS, convnet, write_colours, write_pico_nets
-from tests.support import ROOT
+from tests.support import ROOT, mostly_full
 
 NOTHING = "no composition passes (0 tried, 0 pruned, 0 found); lower --threshold or --total-threshold"
 
@@ -52,7 +52,9 @@ def small(monkeypatch):
     monkeypatch.setattr(tuning, "_EPOCHS", 2)
 
 
-@pytest.mark.parametrize("name", ["samples", "front", "ensembles", "finetune"])
+@pytest.mark.parametrize(
+    "name", mostly_full(["samples", "front", "ensembles", "finetune"], quick=["ensembles", "finetune"])
+)
 def test_an_experiment_writes_its_table_and_picture(beans, config, tmp_path, small, name, capsys):
     assert study(name, beans, config, tmp_path, "--top", 3) == 0
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -76,6 +78,7 @@ def test_an_experiment_writes_its_table_and_picture(beans, config, tmp_path, sma
     assert f"{name}.csv' exists" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_random_parents_follow_the_seed_and_are_the_same_for_all_numbers_of_images(beans, config, tmp_path, small):
     ledgers = []
     for number, seed in enumerate((5, 5, 6)):
@@ -101,6 +104,7 @@ def broken(monkeypatch, is_broken):
     monkeypatch.setattr(ComposeSettings, "best", found)
 
 
+@pytest.mark.full
 def test_a_number_of_images_with_which_nothing_is_found_is_told_and_passed_over(
     beans, config, tmp_path, small, monkeypatch, capsys
 ):

@@ -17,7 +17,7 @@ from stitchkit.assembly.sweep.worker import JobFolder, SweepJob
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.networks.layout import Layout
-from tests.support import ROOT, SWEEP, write_sweep
+from tests.support import ROOT, SWEEP, mostly_full, write_sweep
 
 PUBLISHED = sorted(
     path for path in (ROOT / "configs/across-scales").glob("*.yml") if path.stem not in ("train", "digits")
@@ -52,6 +52,7 @@ def part(job, number):
     return name, values
 
 
+@pytest.mark.full
 def test_the_published_sweeps_and_what_does_not_apply():
     """The publication counts 83 of 720. Its check of `finetune` compares the ends of the kept pieces alone, so it lets
     two jobs of MobileNetV3 start whose pieces 4 and 6 do not fit together; here they do not apply either: 85."""
@@ -70,7 +71,7 @@ def test_the_published_sweeps_and_what_does_not_apply():
     )
 
 
-@pytest.mark.parametrize("name", ["mobilenet-v3", "resnet-50", "swin-t", "vit-s"])
+@pytest.mark.parametrize("name", mostly_full(["mobilenet-v3", "resnet-50", "swin-t", "vit-s"], quick=["swin-t"]))
 def test_published_pieces_give_the_shapes_that_they_declare(name):
     content = yaml.safe_load((ROOT / f"configs/across-scales/pieces/{name}.yml").read_text())
     specs = [PartSpec.parse(value, f"stages[{number}]") for number, value in enumerate(content)]
