@@ -17,7 +17,7 @@ from stitchkit.data.loader_processes import outlive_signals
 from stitchkit.data.splits import Datasets
 from stitchkit.data.unreadable import checked
 from stitchkit.distributed import World
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 from stitchkit.settings.recipe import Recipe, flag_of
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -81,7 +81,7 @@ def create_loaders(
     except InputError:
         raise
     except Exception as error:  # timm parses policies and names of interpolations as it goes
-        raise InputError(f"timm cannot prepare images as asked: {type(error).__name__}: {error}") from error
+        raise InputError(f"timm cannot prepare images as asked: {one_line(error)}") from error
     if train is not None and len(train) < (1 if recipe.run.eval else recipe.optim.grad_accum_steps):
         raise InputError(
             f"the training split has {len(train.dataset)} images, less than one step of {data.batch_size} x "

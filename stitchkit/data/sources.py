@@ -19,7 +19,7 @@ from stitchkit.data.folders import find_split, is_split, open_images
 from stitchkit.data.split_rule import names_of, published_part
 from stitchkit.data.timm_readers import open_timm
 from stitchkit.data.torchvision_sets import SHORT, SOURCES, class_names, read
-from stitchkit.errors import InputError, unknown
+from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.paths import check_dataset, check_local
 
 _logger = logging.getLogger(__name__)
@@ -228,10 +228,9 @@ def read_timm(source: Source, split: str, *, is_training: bool = False, **option
 
 
 def _unopened(source: Source, split: str, error: Exception) -> InputError:
-    reason = str(error).split("\n")[0]
     return InputError(
-        f"data set '{source}', split '{split}', cannot be opened in '{source.root}' ({type(error).__name__}: "
-        f"{reason}); check its name and folder" + ("" if source.download else ", or ask for the download, which is off")
+        f"data set '{source}', split '{split}', cannot be opened in '{source.root}' ({one_line(error)}); "
+        "check its name and folder" + ("" if source.download else ", or ask for the download, which is off")
     )
 
 

@@ -14,7 +14,7 @@ from huggingface_hub import metadata_load
 from timm.data import create_dataset
 from torch.utils.data import Dataset
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 from stitchkit.paths import check_dataset, check_local
 
 _SHARDS = "wds"
@@ -65,7 +65,7 @@ def _check_card(folder: Path) -> None:
         try:
             card = metadata_load(path) if path.suffix == ".md" else yaml.safe_load(path.read_text())
         except Exception as error:  # of text, of YAML, and of what cards must have
-            raise InputError(f"'{path}', which describes the data set, cannot be read: {_first(error)}") from error
+            raise InputError(f"'{path}', which describes the data set, cannot be read: {one_line(error)}") from error
         for value in _texts(card.get("configs") if isinstance(card, dict) else None):
             if "::" in value:
                 raise InputError(f"'{path}' names {value!r}, which is not a file of the folder; copy it there")
@@ -79,10 +79,6 @@ def _texts(value: object) -> Iterator[str]:
     elif isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _texts(item)
-
-
-def _first(error: Exception) -> str:
-    return (str(error) or type(error).__name__).split("\n")[0]
 
 
 @contextmanager

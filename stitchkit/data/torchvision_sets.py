@@ -10,7 +10,7 @@ import torchvision.datasets
 from sklearn.model_selection import train_test_split
 from torch.utils.data import ConcatDataset, Subset
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 
 TEST_SHARE = 0.2
 """How much is for testing where no split is published."""
@@ -127,9 +127,8 @@ def _create(key: str, root: str | Path, value: object, download: bool) -> Any:
             advice = "nothing downloads it, so put that there by hand"
         else:
             advice = "ask for the download again" if download else "put that there, or ask for it: download is off"
-        reason = str(error).split("\n")[0]
         raise InputError(
-            f"data set '{key}' cannot be read from '{root}' ({type(error).__name__}: {reason}), where it needs "
+            f"data set '{key}' cannot be read from '{root}' ({one_line(error)}), where it needs "
             f"{source.needs}; {advice}"
         ) from error
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.utils.data import Dataset
 
 from stitchkit.distributed import sum_over_ranks
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 
 _logger = logging.getLogger(__name__)
 
@@ -170,8 +170,7 @@ def explained() -> Iterator[None]:
     except (RuntimeError, ConnectionError, EOFError) as error:  # the last two where its last batch was on the way
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
-        fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise InputError(
-            f"a loader process died ({fault}), perhaps for lack of memory; "
+            f"a loader process died ({one_line(error)}), perhaps for lack of memory; "
             "lower --workers and resume with --resume auto"
         ) from error

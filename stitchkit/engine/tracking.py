@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 from stitchkit.files import refuse_link
 
 
@@ -29,7 +29,7 @@ def start_run(folder: Path, config: Mapping[str, Any], **options: Any) -> Any:
     try:
         return wandb.init(name=folder.name, config=dict(config), dir=str(folder), **options)
     except wandb.Error as error:
-        raise InputError(f"wandb refuses the run: {' '.join(str(error).split())}; see WANDB_MODE=offline") from error
+        raise InputError(f"wandb refuses the run: {one_line(error)}; see WANDB_MODE=offline") from error
 
 
 def open_board(folder: Path, start: int) -> Any:

@@ -21,7 +21,7 @@ from stitchkit.data.unreadable import report
 from stitchkit.distributed import World
 from stitchkit.engine.precision import Autocast, create_precision
 from stitchkit.engine.progress import progress
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 from stitchkit.files import write_text
 from stitchkit.measure.evaluate import Score, Tally, evaluate_stitch
 from stitchkit.measure.ledger import Ledger
@@ -221,8 +221,9 @@ def _check_origin(path: Path, origin: Mapping[str, Any], origin_path: Path) -> d
     try:
         before: dict[str, Any] = Recipe().flat() | yaml.safe_load(origin_path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
-        fault = " ".join(str(error).split())
-        raise InputError(f"'{origin_path}', which says how '{path}' came, cannot be read: {fault}; {advice}") from error
+        raise InputError(
+            f"'{origin_path}', which says how '{path}' came, cannot be read: {one_line(error)}; {advice}"
+        ) from error
     for key, value in origin.items():
         if before.get(key) != value:
             raise InputError(f"result file '{path}' was measured with {key} {before.get(key)}, now {value}; {advice}")

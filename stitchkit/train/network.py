@@ -16,7 +16,7 @@ from stitchkit.classes import check_classes, note_origin, origin_of
 from stitchkit.data.loaders import weights_dtype
 from stitchkit.distributed import World
 from stitchkit.engine.checkpoint_files import read_alike
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 from stitchkit.model.create import create_snnet
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.anchor import has_view, view
@@ -229,7 +229,7 @@ def _compile(model: nn.Module, backend: str, mode: str | None) -> None:
         for part in parts:
             part.compile(backend=backend, mode=mode)
     except Exception as error:  # backends are plug-ins
-        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"torch cannot compile with backend '{backend}', mode {mode}: {reason}; see torch.compiler.list_backends()"
+            f"torch cannot compile with backend '{backend}', mode {mode}: {one_line(error)}; see "
+            "torch.compiler.list_backends()"
         ) from error

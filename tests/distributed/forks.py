@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -19,15 +20,8 @@ import torch
 from stitchkit.cli import main
 
 _SERVER = multiprocessing.get_context("forkserver")
-_PACKAGES = (
-    "stitchkit.assembly.commands",
-    "stitchkit.commands",
-    "stitchkit.ship.commands",
-    "stitchkit.ship.page_commands",
-)
-_SERVER.set_forkserver_preload(
-    [__name__, *_PACKAGES, "stitchkit.train.run", "stitchkit.assembly.train.run", "stitchnet.commands"]
-)
+_COMMANDS = {entry.module for entry in entry_points(group="stitchkit.commands")}
+_SERVER.set_forkserver_preload([__name__, *_COMMANDS, "stitchkit.train.run", "stitchkit.assembly.train.run"])
 
 
 def start(

@@ -211,7 +211,7 @@ def test_files_that_are_no_configuration(tmp_path, text, words):
         ("  epochs: 3", "  epochs: 3\n  batch_size: 0", "line 6: train_config.batch_size is 0; it must be at least 1"),
         ("  epochs: 3", "  epochs: 3\n  optimizer: AdamWW", "unknown optimizer 'AdamWW'; did you mean 'AdamW'?"),
         ("  epochs: 3", "  epochs: 3\n  optimizer_args: {lrr: 1}",
-         "line 6: train_config.optimizer_args: Adam refuses them"),
+         "line 6: train_config.optimizer_args: Adam refuses them: TypeError"),
         ("  epochs: 3", "  epochs: 3\n  optimizer_args: {lr: -1}", "Invalid learning rate: -1"),
         ("  epochs: 3", "  epochs: 3\n  lr_scheduler: CosineLR", "line 6: train_config.lr_scheduler: unknown schedule"),
         ("  epochs: 3", "  epochs: 3\n  lr_scheduler: StepLR\n  lr_scheduler_args: {step: 1}",

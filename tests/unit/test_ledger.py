@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from stitchkit.display import quantity
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import Ledger, read_rows, write_rows
-from stitchkit.measure.pareto import pareto_front, plot, quantity, table
+from stitchkit.measure.pareto import pareto_front, plot, table
 from stitchkit.measure.profile import Cost, Profiler
 from tests.support import pico_snnet
 

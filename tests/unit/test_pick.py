@@ -6,8 +6,9 @@ import pytest
 
 import stitchkit
 from stitchkit.cli import main
+from stitchkit.display import count
 from stitchkit.measure.ledger import read_rows, write_rows
-from stitchkit.ship.pick import Budget, complete, count, pick, pick_one
+from stitchkit.ship.pick import Budget, complete, pick, pick_one
 from tests.results import pareto_like
 from tests.support import ROOT, pico_images, pico_snnet, write_config
 

@@ -109,7 +109,7 @@ def test_splits_are_shuffled_by_the_seed(beans, offline):
 def test_data_sets_that_cannot_be_used(beans, offline):
     with pytest.raises(InputError, match="did you mean 'label'"):
         load_hf_dataset(str(beans), label_column="labels", size=8)
-    with pytest.raises(InputError, match="splits 'validatio' and 'test' cannot be had"):
+    with pytest.raises(InputError, match="splits 'validatio' and 'test' cannot be loaded"):
         load_hf_dataset(str(beans), train_split="validatio", label_column="label", size=8)
     dataset, _ = load_hf_dataset(str(beans), label_column="label", size=8)
     with pytest.raises(InputError, match="needs label_column"):

@@ -27,7 +27,7 @@ from stitchkit.distributed import World
 from stitchkit.engine.epochs import setup_ema
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.settings import EngineSettings
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 from stitchkit.measure.profile import measure
 from stitchkit.networks.mode import evaluating
 from stitchkit.settings.files import naming
@@ -178,7 +178,7 @@ def _cost(network: nn.Module, data: list[TaskData]) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # of tracing
             flops: int | None = measure(network, torch.zeros(1, 3, side, side)).flops
     except RuntimeError as error:  # what fvcore cannot trace
-        _logger.info("FLOPs cannot be counted: %s", str(error).split("\n")[0])
+        _logger.info("FLOPs cannot be counted: %s", one_line(error))
         flops = None
     return {
         "num_params": sum(parameter.numel() for parameter in parameters),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 from stitchkit.files import replacing, write_text
 from stitchkit.settings.files import settings_text
 
@@ -87,6 +87,5 @@ def read_metadata(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text()) if path.exists() else None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        fault = " ".join(str(error).split())[:200]
-        raise InputError(f"'{path}', which says what a job is, is damaged: {fault}; remove it") from error
+        raise InputError(f"'{path}', which says what a job is, is damaged: {one_line(error)}; remove it") from error
     return content if isinstance(content, dict) else {}
