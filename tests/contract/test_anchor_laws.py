@@ -129,7 +129,7 @@ def test_law_1_one_timm_model_in_so_many_is_an_anchor():
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet26d", "resnet26t"])
-def test_law_1_of_images_that_are_no_multiple_of_any_stride(name):
+def test_law_1_of_images_whose_size_no_stride_divides(name):
     check_anchor(view(create_model(name, img_size=(75, 43), num_classes=3).eval(), label=name))
 
 

@@ -364,7 +364,7 @@ def test_a_ledger_of_another_network_chooses_nothing(run, capsys):
     assert "of another SN-Net: its cfg_id 4 has stitch" in capsys.readouterr().err
 
 
-def test_without_a_budget_the_most_accurate_is_taken_and_told(run, capsys):
+def test_without_a_budget_the_most_accurate_is_taken_and_reported(run, capsys):
     assert run.export("--ledger", run.folder / "ledger.txt", "-o", run.folder / "net.safetensors") == 0
     assert "no budget was given; the most accurate of all 17 stitches is taken" in capsys.readouterr().out
 
@@ -442,7 +442,7 @@ def test_a_file_that_says_something_odd_is_refused(tmp_path, change, message, mo
         stitchkit.load_stitch(tmp_path / "net.safetensors")
 
 
-def test_what_is_no_export_is_refused(tmp_path):
+def test_what_is_not_an_export_is_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "plain.safetensors")
     with pytest.raises(stitchkit.InputError, match="is no exported stitch"):
         stitchkit.load_stitch(tmp_path / "plain.safetensors")

@@ -371,7 +371,7 @@ def test_the_folders_of_submitit_and_of_figures_are_their_own(tmp_path):
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_the_names_of_pictures_are_no_paths(tmp_path, capsys):
+def test_the_names_of_pictures_are_not_paths(tmp_path, capsys):
     """What a folder says of a job begins them."""
     (tmp_path / "out").mkdir()
     write_result(tmp_path / "out", "one", about(1, 1, "finetune", 10) | {"arch": "../evil"}, [0.5])

@@ -67,7 +67,7 @@ def test_every_setting_of_text_names_a_place_or_is_known_not_to():
         "a\tb",
     ],
 )
-def test_what_may_be_a_url_or_a_command_is_no_path(value):
+def test_what_may_be_a_url_or_a_command_is_not_a_path(value):
     with pytest.raises(InputError, match="give a path on this machine"):
         check_local(value, "x")
 

@@ -46,7 +46,7 @@ def training(name, digits, folder):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_law_8_a_family_goes_on_as_if_unbroken(name, trained):
+def test_law_8_a_family_resumes_as_if_unbroken(name, trained):
     folder = trained(name)
     unbroken, resumed = (weights(folder / run / "last.pth.tar") for run in (name, f"{name}-resumed"))
     start = weights(folder / name / "checkpoint-0.pth.tar")

@@ -168,7 +168,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(subject, trained, unbroken,
 
 
 def test_the_good_one_stays_where_the_newest_was_damaged(run, tmp_path):
-    """A run that goes on from `previous` must not put the damaged file in its place."""
+    """A run that resumes from `previous` must not put the damaged file in its place."""
     folder = tmp_path / "harmed"
     assert run("harmed", "--checkpoint-interval", "3") == 0
     cut(folder / "last.pth.tar")
@@ -250,7 +250,7 @@ def test_a_loader_process_that_dies_ends_the_run_in_one_line(subject, trained, u
     subject.assert_same_end(unbroken(subject, "-j", "1"), tmp_path / "died")
 
 
-def test_other_faults_stay_what_they_are():
+def test_other_faults_are_not_changed():
     with pytest.raises(RuntimeError, match="something else"), explained():
         raise RuntimeError("something else")
 
@@ -301,7 +301,7 @@ def spoilt(tmp_path):
 
 
 @pytest.mark.parametrize("workers", mostly_full(["0", "1"], quick=["0"]))
-def test_unreadable_images_are_passed_over_and_counted(run, spoilt, tmp_path, caplog, workers):
+def test_unreadable_images_are_skipped_and_counted(run, spoilt, tmp_path, caplog, workers):
     flags = ["--max-unreadable", "0.1", "-j", workers, "--epochs", "1"]
     assert run("spoilt", *flags, data=spoilt) == 0
     assert "3 of 64 images of the train split cannot be read or have no class: 'class0/3.png'" in caplog.text
@@ -333,7 +333,7 @@ def test_a_disk_that_is_gone_ends_the_run(run, tmp_path, capsys):
     assert "10 images of the train split in a row cannot be read; check the disk" in capsys.readouterr().err
 
 
-def test_labels_that_are_no_class_are_passed_over(images, caplog):
+def test_labels_without_a_class_are_skipped(images, caplog):
     """Of a file of labels that counts further than the network."""
     dataset = create_dataset("", root=images, split="train", transform=None)
     dataset.reader.samples = [(path, 9 if label == 3 else label) for path, label in dataset.reader.samples]
@@ -376,7 +376,7 @@ NOT_FINITE = [(name, what) for name in SUBJECTS for what in ("loss", "buffer")]
     ("subject", "what"), mostly_full(NOT_FINITE, quick=[("SN-Net", "buffer"), ("job", "loss")]), indirect=["subject"]
 )
 def test_an_infinite_figure_is_not_saved_within_an_epoch(subject, trained, tmp_path, monkeypatch, capsys, what):
-    """Of a step that left the weights finite; the checkpoint before it is the one to go on from."""
+    """Of a step that left the weights finite; the checkpoint before it is the one to resume from."""
     inner, count = Trainer._step, [0]
 
     def step(trainer, *arguments):
@@ -402,7 +402,7 @@ def test_an_infinite_figure_is_not_saved_within_an_epoch(subject, trained, tmp_p
     assert trained("poisoned", *flags, "--resume", "auto") == 0
 
 
-def test_a_rank_that_meets_a_fault_tells_all(images, tmp_path):
+def test_a_fault_on_one_rank_ends_all(images, tmp_path):
     """No rank waits for one that has ended."""
     config = write_config(tmp_path / "pico.json")
     command = ["train", images, "--stitch_config", config, *FLAGS, "--output", tmp_path, "--resume", "auto", "--eval"]
@@ -441,7 +441,7 @@ def test_what_a_checkpoint_needs_reaches_the_disk_in_order(tmp_path, monkeypatch
     assert [name for name, _ in said] == ["fsync", "replace", "fsync"]
 
 
-def test_errors_that_are_no_writes_stay_what_they_are(tmp_path):
+def test_errors_other_than_of_writing_are_not_changed(tmp_path):
     with pytest.raises(AttributeError, match="local object"):
         checkpoint.save_state(tmp_path / "a.pth", {"x": lambda: 0})
     with pytest.raises(InputError, match="No such file"):

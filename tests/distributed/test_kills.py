@@ -154,7 +154,7 @@ SN_NET = pytest.mark.parametrize("runs", ["SN-Net"], indirect=True)
 
 @pytest.mark.full
 @SN_NET
-def test_torchrun_starts_a_killed_rank_again_where_it_stood(runs):
+def test_torchrun_restarts_a_killed_rank_where_it_stood(runs):
     """By itself: the command does not say --resume."""
     folder = runs.folder / "restarted"
     run = [*runs.command[1:], "--experiment", folder.name, "--val-interval", "9"]
@@ -175,7 +175,7 @@ def test_torchrun_starts_a_killed_rank_again_where_it_stood(runs):
 
 @pytest.mark.full
 @SN_NET
-def test_a_refused_run_is_not_gone_on_from_though_torchrun_starts_it_again(runs):
+def test_a_refused_run_is_not_resumed_although_torchrun_restarts_it(runs):
     """What another run left in the folder is not this launcher's."""
     folder = runs.folder / "refused"
     shutil.copytree(runs.whole(1), folder)

@@ -1,4 +1,4 @@
-"""Law 8, the resume law: a run that stops at an epoch's end and goes on equals an unbroken one, bit by bit."""
+"""Law 8, the resume law: a run that stops at an epoch's end and resumes equals an unbroken one, bit by bit."""
 
 import os
 import signal
@@ -134,7 +134,7 @@ def test_going_back_takes_no_name_of_a_later_epoch(tmp_path):
     assert (tmp_path / "model_best.pth.tar").samefile(tmp_path / "checkpoint-1.pth.tar")
 
 
-def test_a_run_that_goes_on_gives_the_names(images, config, tmp_path):
+def test_a_resumed_run_gives_the_names(images, config, tmp_path):
     common = [images, "--stitch_config", config, *FLAGS, "--output", tmp_path]
     run(*common)
     last = tmp_path / "pico/last.pth.tar"

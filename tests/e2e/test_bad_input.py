@@ -194,7 +194,7 @@ def test_a_checkpoint_of_another_configuration(capsys, images, config, trained, 
     assert "stitched_final_norm was True and is False" in line
 
 
-def test_weights_of_others_are_no_run_to_resume(capsys, images, config, trained, tmp_path):
+def test_weights_of_others_cannot_be_resumed(capsys, images, config, trained, tmp_path):
     foreign = {"model": torch.load(trained / "last.pth.tar", weights_only=True)["state_dict"], "epoch": 49}
     torch.save(foreign, tmp_path / "released.pth")
     line = train(capsys, images, config, tmp_path, "--experiment", "x", "--resume", tmp_path / "released.pth")

@@ -53,7 +53,7 @@ def test_composing_agrees_with_the_plain_search(capsys):
     assert "candidates that stand elsewhere in the order, all rows: 0" in output
 
 
-def test_answers_that_differ_are_told(capsys):
+def test_answers_that_differ_are_reported(capsys):
     def measure(_):
         seconds = {"ours": [1.0, 3.0, 2.0], "reference": [8.0]}
         return Result("wrong", "nothing", seconds, (Check("logits", float("nan"), 1e-4), Check("costs", 0, 0)))

@@ -157,7 +157,7 @@ def tracked(monkeypatch, folder, init, rank=0, **settings):
     )
 
 
-def test_wandb_goes_on_with_a_run(monkeypatch, tmp_path):
+def test_wandb_resumes_a_run(monkeypatch, tmp_path):
     wanted = tracked(monkeypatch, tmp_path, lambda **options: options, wandb_resume_id="abc", wandb_project="p")
     assert (wanted["id"], wanted["resume"], wanted["project"], wanted["name"]) == ("abc", "must", "p", tmp_path.name)
     assert wanted["config"]["batch_size"] == 128

@@ -120,7 +120,7 @@ def test_law_8_a_resumed_job_ends_bitwise_like_an_unbroken_one(images, tmp_path,
     pd.testing.assert_frame_equal(whole[same], resumed[same])
 
 
-def test_no_job_goes_on_from_within_an_epoch(trained, tmp_path, capsys):
+def test_no_job_resumes_within_an_epoch_that_max_steps_ended(trained, tmp_path, capsys):
     path, newest = trained[0], tmp_path / "cut/checkpoint.pth"
     cut = run(path, tmp_path / "cut", "--save-checkpoints", "--max-steps", "6")
     for flags in ((), ("--max-steps", "7")):
@@ -133,7 +133,7 @@ def test_no_job_goes_on_from_within_an_epoch(trained, tmp_path, capsys):
     assert on["Step"].tolist() == [0, 4, 6]
 
 
-def test_a_job_goes_on_with_the_settings_it_began_with(trained, tmp_path, capsys):
+def test_a_job_resumes_with_the_settings_it_began_with(trained, tmp_path, capsys):
     path, out, _ = trained
     newest = out / "checkpoint.pth"
     for flags, words in (
@@ -324,7 +324,7 @@ def spoilt(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_job_passes_over_images_that_cannot_be_read(spoilt, tmp_path, caplog, workers):
+def test_a_job_skips_images_that_cannot_be_read(spoilt, tmp_path, caplog, workers):
     path = write_job(tmp_path, job_config(spoilt, epochs=1) | {"workers": workers})
     result = run(path, tmp_path / "out")
     for split in ("train", "validation"):
@@ -376,7 +376,7 @@ def test_bad_jobs_end_in_one_line(trained, images, tmp_path, capsys):
     assert not (tmp_path / "result.pkl").exists()
 
 
-def test_a_wrong_part_is_told_before_absent_data(images, tmp_path, capsys):
+def test_a_wrong_part_is_reported_before_missing_data(images, tmp_path, capsys):
     config = job_config(images, dataset="cifar10") | {"data_path": str(tmp_path / "none")}
     assert "data set 'cifar10' cannot be read" in refusal(capsys, write_job(tmp_path, config), tmp_path / "out")
     config["assembly"][1]["SimpleAdapter"]["in_channels"] = 9
@@ -393,7 +393,7 @@ def test_no_data_are_opened_for_a_misspelt_part(images, tmp_path, capsys, monkey
     assert "did you mean 'SimpleAdapter'" in line
 
 
-def test_a_job_that_is_interrupted_says_how_it_goes_on(images, tmp_path, capsys, monkeypatch):
+def test_an_interrupted_job_says_how_to_resume_it(images, tmp_path, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 

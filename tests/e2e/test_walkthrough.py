@@ -191,7 +191,7 @@ def test_anchors_that_expect_other_images_are_pointed_out(images, tmp_path, capl
     run(*flags)
     assert "different mean and std" in caplog.text
     caplog.clear()
-    run(*flags, "--experiment", "told", "--mean", "0.5", "0.5", "0.5", "--std", "0.5", "0.5", "0.5")
+    run(*flags, "--experiment", "normalised", "--mean", "0.5", "0.5", "0.5", "--std", "0.5", "0.5", "0.5")
     assert "different mean and std" not in caplog.text
 
 

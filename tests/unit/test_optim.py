@@ -150,7 +150,7 @@ def test_other_ways_to_update_can_be_asked_for():
 
 @pytest.mark.parametrize("opt", ["adamw", "lookahead_adamw"])
 @pytest.mark.parametrize("before", [None, {"fused": False}], ids=["fused", "unfused"])
-def test_a_state_goes_on_in_the_way_asked_for_now(opt, before):
+def test_a_state_continues_in_the_way_asked_for_now(opt, before):
     """A checkpoint says how far an optimizer is, not how it computes; those of unfused runs are loaded too."""
     model = pico_snnet()
     optimizer = create_optimizer(model, optim(opt=opt, opt_kwargs=before), lr=1e-3)

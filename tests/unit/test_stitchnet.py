@@ -330,7 +330,7 @@ def test_a_net_stitched_from_itself_scores_one_and_is_the_net(convnets):
     torch.testing.assert_close(net(x), convnets["small"](x), atol=1e-4, rtol=1e-4)
 
 
-def test_memory_holds_few_outputs_and_what_is_gone_is_computed_again(nets):
+def test_memory_holds_few_outputs_and_the_others_are_recomputed(nets):
     roomy = search(nets, threshold=0.4)
     expected = [(one, roomy.build(one)) for one in roomy.compositions()][::9]
     assert len(roomy._outputs) > 10
@@ -728,7 +728,7 @@ def test_what_weights_decide_is_kept(monkeypatch, tmp_path):
     assert fragments("it", model, images(1))[0].stop.before != "conv1.conv"
 
 
-def test_the_order_of_tokens_is_known_or_they_are_no_place():
+def test_places_with_tokens_of_unknown_order_are_left_out():
     hiera = timm.create_model("hiera_tiny_224", img_size=64, num_classes=4).eval()
     parts = fragments("hiera", hiera, torch.randn(1, 3, 64, 64))
     assert all(part.layout.is_vector for part in parts[1:])

@@ -105,7 +105,7 @@ def broken(monkeypatch, is_broken):
 
 
 @pytest.mark.full
-def test_a_number_of_images_with_which_nothing_is_found_is_told_and_passed_over(
+def test_a_number_of_images_with_which_nothing_is_found_is_reported_and_skipped(
     beans, config, tmp_path, small, monkeypatch, capsys
 ):
     broken(monkeypatch, lambda plan: plan.num_images == 2 or plan.seed == 1)
@@ -188,7 +188,7 @@ def test_a_number_that_is_too_small_names_its_flag(beans, config, tmp_path, caps
 
 
 @pytest.mark.parametrize(("command", "top"), [("compose", 20), ("compose-study", 10)])
-def test_help_tells_each_default(command, top, capsys, monkeypatch):
+def test_help_names_each_default(command, top, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):
         main([command, "--help"])
@@ -201,7 +201,7 @@ def test_help_tells_each_default(command, top, capsys, monkeypatch):
         assert re.search(rf"^  {re.escape(flag)} .*\({default}\)$", lines, re.MULTILINE), flag
 
 
-def test_the_readme_tells_what_was_measured():
+def test_the_readme_says_what_was_measured():
     """Its figures of composed networks stand in the page of their results."""
     section = (ROOT / "README.md").read_text().partition("## Networks composed without training")[2]
     page = (ROOT / "results/stitchnet/README.md").read_text()

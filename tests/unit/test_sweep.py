@@ -241,7 +241,7 @@ def test_settings_that_are_none_are_an_error_with_flags_too(tmp_path):
         (1, {"out_format": None}, "stages[1] has no out_format, which a sweep has to know"),
     ],
 )
-def test_what_pieces_say_is_held_against_what_they_do(tmp_path, capsys, piece, changes, message):
+def test_what_pieces_declare_is_compared_with_what_they_do(tmp_path, capsys, piece, changes, message):
     path = write_sweep(tmp_path, tmp_path)
     content = yaml.safe_load(path.read_text())
     content["stages"][piece]["Subnet"].update(changes)
@@ -252,7 +252,7 @@ def test_what_pieces_say_is_held_against_what_they_do(tmp_path, capsys, piece, c
     assert f": {message}" in said
 
 
-def test_both_networks_are_held_against_what_they_do(tmp_path):
+def test_what_both_networks_declare_is_compared_with_what_they_do(tmp_path):
     stages = yaml.safe_load(write_sweep(tmp_path, tmp_path).read_text())["stages"]
     wrong = [*stages[:2], {"Sbnet": stages[2]["Subnet"]}, stages[3]]
     path = write_sweep(tmp_path, tmp_path, src_stages=stages, dest_stages=wrong)
