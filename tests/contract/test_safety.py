@@ -109,6 +109,7 @@ def test_hostile_files_of_other_commands(images, made, tmp_path, capsys):
     config, job = write_config(tmp_path / "pico.json"), write_job(tmp_path, job_config(images))
     commands = [
         ["convert", bad, tmp_path / "out.safetensors", "--stitch_config", config],
+        ["export", "--stitch_config", config, "--resume", bad, "--cfg_id", "0", "-o", tmp_path / "net.safetensors"],
         ["pareto", pickled],
         ["train", images, "-c", text],
         ["train", images, "-c", pickled],

@@ -18,6 +18,7 @@ from stitchkit.cli import main
 from stitchkit.data.loader_processes import usable_cores
 from stitchkit.distributed import World
 from tests import archives
+from tests.commands import refused
 from tests.jobs import JOBS, job_config, write_job
 from tests.support import mostly_full, weights, write_images
 
@@ -33,12 +34,7 @@ def run(path, out, *flags):
 
 def refusal(capsys, path, out, *flags):
     """The one line that a job ends with."""
-    capsys.readouterr()
-    assert main(["job", "-c", str(path), "-o", str(out), "--no-pretrained", *map(str, flags)]) == 2
-    line = capsys.readouterr().err
-    assert line.count("\n") == 1
-    assert line.startswith("stitchkit: error: ")
-    return line
+    return refused(capsys, "job", "-c", path, "-o", out, "--no-pretrained", *flags)
 
 
 def digest(state, prefix):
