@@ -171,7 +171,7 @@ def test_imagenet_that_is_not_there_says_both_ways(tmp_path):
         open_dataset("imagenet", root=tmp_path, split="train")
 
 
-def test_a_test_folder_without_classes_is_passed_over(tmp_path):
+def test_a_test_folder_without_classes_is_skipped(tmp_path):
     archives.write_folder(tmp_path, "train", "val", count=2)
     archives.save(tmp_path / "test/unknown.png")
     assert len(open_dataset(str(tmp_path), root=None, split="validation")) == 4
@@ -357,7 +357,7 @@ def test_training_takes_the_names_that_jobs_take(tmp_path, no_checksums):
         assert (len(found.train), len(found.classes)) == (count, 10)
 
 
-def test_images_without_labels_are_passed_over(tmp_path):
+def test_images_without_labels_are_skipped(tmp_path):
     datasets = pytest.importorskip("datasets")
     archives.save(tmp_path / "image.png")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
