@@ -9,8 +9,7 @@ import torch.distributed as dist
 from timm.utils import random_seed
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from stitchkit.data.loaders import create_loaders
-from stitchkit.data.splits import open_datasets
+from stitchkit.data.loaders import create_loaders, open_datasets
 from stitchkit.data.unreadable import explained
 from stitchkit.distributed import World, init_world
 from stitchkit.engine.lock import alone, made
