@@ -1,6 +1,6 @@
-# make demo, make demo-sweep, make demo-compose: everything on real data in a few minutes.   make test, make lint: what CI runs.
-# make bench: ours against a plain reference; takes its time, on an idle machine.
-# Each makes its own virtual environment in .venv when that is missing; PYTHON says with which interpreter.
+# make demo, make demo-sweep, make demo-compose: everything on real data, in a few minutes.   make test, make lint: what CI runs.
+# make bench: our code against a plain reference; it takes long, and needs an idle machine.
+# Each creates the virtual environment .venv if it is missing; PYTHON names the interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -76,7 +76,7 @@ ti := embed_dim=8 num_heads=2 --epochs 75
 s := embed_dim=16 num_heads=2
 b := embed_dim=48 num_heads=4 --lr 3e-3
 
-# --resume auto: an interrupted run resumes.
+# --resume auto: so that an interrupted `make demo` resumes its training.
 outputs/digits_%/trained: $(DATA)/validation
 	@echo "== anchor $*: a ViT with $($*)"
 	$(TRAIN) -c configs/digits_anchor.yaml --model vit_tiny_patch16_224 \

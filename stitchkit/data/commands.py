@@ -9,18 +9,18 @@ from stitchkit.parser import Command, add_commands
 
 
 def _list(_: argparse.Namespace) -> None:
-    from stitchkit.data.prepare import COLLECTIONS
+    from stitchkit.data.prepare import COLLECTIONS, read_collection
     from stitchkit.data.torchvision_sets import SOURCES
     from stitchkit.display import aligned
 
     lines = [(name, "by hand" if source.by_hand else "download", source.needs) for name, source in SOURCES.items()]
     print(aligned([*sorted(lines), ("digits", "built in", "")], left={0, 1, 2}))
-    for collection, tasks in COLLECTIONS.items():
-        print(f"collection {collection}: {', '.join(tasks)}")
+    for collection in COLLECTIONS:
+        print(f"collection {collection}: {', '.join(read_collection(collection))}")
 
 
 def _add_prepare_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("collection", choices=("merging", "geospatial"), help="merging: 8 tasks; geospatial: 6")
+    parser.add_argument("collection", help="merging (8 tasks), geospatial (6), or a YAML file of your own")
     parser.add_argument("--root", required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these of the collection")
 

@@ -39,6 +39,22 @@ def locked(path: Path) -> Iterator[None]:
         os.close(file)
 
 
+def is_held(path: Path) -> bool:
+    """Whether another process holds the lock of this file; a process that was killed holds none."""
+    if not path.exists():
+        return False
+    file = descriptor(path, os.O_RDWR)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:  # a file system without locks, where nobody can hold one
+        return False
+    finally:
+        os.close(file)
+    return False
+
+
 @contextmanager
 def alone(path: Path, world: World) -> Iterator[None]:
     """Hold a lock on the primary rank, for all ranks; every rank enters this.

@@ -23,7 +23,7 @@ from stitchkit.train.checkpoint import Checkpoints, load_weights, restore
 from stitchkit.train.run import _open_session, run_folder
 from stitchkit.train.training import _prepare
 from tests.damage import damages
-from tests.e2e.test_job import job_config, write
+from tests.jobs import job_config, write_job
 from tests.support import FLAGS, write_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
@@ -108,7 +108,7 @@ def test_a_damaged_checkpoint_of_a_run_is_refused_at_every_place(images, tmp_pat
 @pytest.mark.parametrize("each", EACH)
 def test_a_damaged_checkpoint_of_a_job_is_refused_at_every_place(images, tmp_path, monkeypatch, each, within):
     schedule = {"lr_scheduler": "OneCycleLR", "lr_scheduler_args": {"max_lr": 0.1, "total_steps": 9}}
-    path = write(tmp_path, job_config(images, **schedule))
+    path = write_job(tmp_path, job_config(images, **schedule))
     out = tmp_path / "out"
     assert main(["job", "-c", str(path), "-o", str(out), "--no-pretrained", "--save-checkpoints", *within]) == 0
     content = torch.load(out / ("previous.pth" if within else "checkpoint.pth"), weights_only=True)

@@ -20,8 +20,9 @@ from stitchkit.ship.description import portable
 from stitchkit.ship.export import export
 from stitchkit.ship.stitch_files import FORMATS
 from stitchkit.ship.trained_snnet import Trained, describe, open_trained, sample_images
+from tests.hostile import Hostile
+from tests.results import pareto_like
 from tests.support import FAMILIES, family_snnet, pico_config, pico_snnet, randomize, weights, write_config
-from tests.unit.test_pick import pareto_like
 
 # One of each published family for the formats that take seconds to write.
 TRACED = ("vit without final norm, all pairs", "swin", "resnet", "resnet to swin", "levit")
@@ -391,16 +392,6 @@ def test_a_missing_package_is_named_with_its_extra(run, monkeypatch, capsys):
     monkeypatch.setattr("stitchkit.ship.stitch_files.find_spec", lambda name: None if name == "onnxscript" else True)
     assert run.export("--cfg_id", 9, "-o", run.folder / "net.onnx") == 2
     assert "needs onnxscript; pip install 'stitchkit[ship]'" in capsys.readouterr().err
-
-
-class Hostile:
-    """Pickled, it makes a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 @pytest.mark.parametrize("name", ["last.pth.tar", "hostile.safetensors"])

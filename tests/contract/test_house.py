@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
 from importlib.metadata import entry_points
-from pathlib import Path
 
 from stitchkit.parser import Command
+from tests.source_code import FAMILIES, FILES, PACKAGES, imports
 from tests.support import ROOT
 
 # A file may import from lower floors and from its own. The command line stands low: it finds the commands by their
@@ -43,25 +43,10 @@ FLOORS = {
     "stitchnet": 9,
     "benchmarks": 14,
 }
-FAMILIES = ("stitching_deit", "stitching_levit", "stitching_resnet_swin", "stitching_swin")
-PACKAGES = ("stitchkit", *FAMILIES, "stitchnet", "benchmarks")
-FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
 def floor(path: str) -> int:
     return next(number for place, number in FLOORS.items() if path == place or path.startswith(place + "/"))
-
-
-def imports(path: Path) -> list[str]:
-    """Modules that a file imports, wherever in it."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{path}: relative import"
-            found += [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return found
 
 
 def own_file(module: str) -> str | None:

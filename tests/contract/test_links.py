@@ -20,12 +20,11 @@ from stitchkit.engine.tracking import open_board, start_run
 from stitchkit.errors import InputError
 from stitchkit.files import fresh_folder, opened, own_folder, replacing, write_text
 from stitchkit.settings.recipe import Recipe
-from tests.contract.test_house import FILES
-from tests.contract.test_safety import name_of
-from tests.e2e.test_job import job_config, write
+from tests.composing import FLAGS as COMPOSING, write_colours, write_pico_nets
+from tests.jobs import job_config, write_job
+from tests.results import about, write_result
+from tests.source_code import FILES, name_of
 from tests.support import FLAGS, ROOT, pico_config, pico_snnet, write_config, write_sweep
-from tests.unit.test_stitchnet_data import FLAGS as COMPOSING, write_colours, write_pico_nets
-from tests.unit.test_sweep_report import about, write_result
 
 opening = []
 """Where the names of files go that are opened to be written, while a test looks."""
@@ -189,7 +188,7 @@ def evaluate(folder, request):
 
 
 def job(folder, request):
-    config = write(folder.parent, job_config(request.getfixturevalue("images"), epochs=1))
+    config = write_job(folder.parent, job_config(request.getfixturevalue("images"), epochs=1))
     return ["job", "-c", config, "-o", folder, "--no-pretrained", "--save-checkpoints"]
 
 

@@ -1,7 +1,6 @@
 """Nothing in a file is executed: a hostile file against every reader; and no reader that could is in the code."""
 
 import ast
-import os
 import pickle
 
 import pytest
@@ -13,8 +12,9 @@ from stitchkit.cli import main
 from stitchkit.data.timm_readers import open_timm
 from stitchkit.errors import InputError
 from stitchkit.settings.recipe import Recipe
-from tests.contract.test_house import FILES
-from tests.e2e.test_job import job_config, write
+from tests.hostile import Hostile, hostile_yaml
+from tests.jobs import job_config, write_job
+from tests.source_code import FILES, name_of
 from tests.support import FLAGS, ROOT, pico_anchor, pico_config, pico_snnet, write_config, write_sweep
 
 # Calls that may run what is in a file.
@@ -23,14 +23,6 @@ UNSAFE = {
     *("yaml.load", "yaml.unsafe_load", "yaml.full_load", "shelve.open", "marshal.load", "marshal.loads", "dill.load"),
     *("torch.hub.load", "torch.jit.load", "torch.package.PackageImporter"),
 }
-
-
-def name_of(node):
-    parts = []
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
-        node = node.value
-    return ".".join([getattr(node, "id", "?"), *reversed(parts)])
 
 
 def unsafe_calls(text):
@@ -61,16 +53,6 @@ def test_nothing_is_downloaded_or_run_unless_asked():
     assert not data.dataset_download
 
 
-class Hostile:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return (os.mkdir, (self.path,))
-
-
 @pytest.fixture
 def made(tmp_path):
     """The folder that hostile files would make; that they would is seen at once."""
@@ -80,10 +62,6 @@ def made(tmp_path):
     place.rmdir()
     yield place
     assert not place.exists(), "a hostile file was executed"
-
-
-def hostile_yaml(place):
-    return f"!!python/object/apply:os.mkdir ['{place}']\n"
 
 
 CHECKPOINTS = {
@@ -128,7 +106,7 @@ def test_hostile_files_of_other_commands(images, made, tmp_path, capsys):
     text.write_text(hostile_yaml(made))
     pickled = tmp_path / "bad.pkl"
     pickled.write_bytes(pickle.dumps(Hostile(made)))
-    config, job = write_config(tmp_path / "pico.json"), write(tmp_path, job_config(images))
+    config, job = write_config(tmp_path / "pico.json"), write_job(tmp_path, job_config(images))
     commands = [
         ["convert", bad, tmp_path / "out.safetensors", "--stitch_config", config],
         ["pareto", pickled],

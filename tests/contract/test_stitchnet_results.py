@@ -99,7 +99,7 @@ def test_the_page_tells_what_is_on_the_front():
         f"{len(composed(rows))} composed networks, {better} of them better than the average of their parents" in WORDS
     )
     best = max(rows, key=lambda row: row["acc1"])
-    assert f"`{best['stitch']}` has the most, {best['acc1']:.2f} %" in WORDS
+    assert f"`{best['stitch']}` has the highest accuracy, {best['acc1']:.2f} %" in WORDS
     assert f"{sum(not is_anchor(row) for row in front)} of the {len(front)} networks on the front are composed" in WORDS
 
 

@@ -86,7 +86,7 @@ def end(processes: Sequence[ForkServerProcess], *, limit: float = 60) -> list[in
         process.kill()
         process.join()
     assert not late, "a process did not end in time"
-    return [process.exitcode for process in processes]
+    return [process.exitcode for process in processes if process.exitcode is not None]
 
 
 def kill_once_there(command: Sequence[object], place: Path, *, limit: float = 60) -> list[ForkServerProcess]:

@@ -17,7 +17,7 @@ from stitchkit.settings.by_name import make_recipe
 from stitchkit.train import training
 from stitchkit.train.network import place_network
 from stitchkit.train.task import StitchTask
-from tests.distributed.ranks import run_on_two_ranks
+from tests.distributed.ranks import in_two_processes, run_on_two_ranks
 from tests.support import FLAGS, family_snnet, pico_images, write_config
 
 ROUTES = [(0, 3), (4, 2), (1, 1)]
@@ -89,7 +89,7 @@ def train_in_both_ways(rank, folder):
 @pytest.fixture(scope="module")
 def exchanged(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gradients")
-    torch.multiprocessing.start_processes(train_in_both_ways, (str(folder),), nprocs=2, start_method="forkserver")
+    in_two_processes(train_in_both_ways, str(folder))
     return {name: [torch.load(folder / f"{name}-{rank}.pt") for rank in (0, 1)] for name in SETTINGS}
 
 
@@ -140,7 +140,7 @@ def overflow_on_one_rank(rank, folder):
 
 
 def test_an_overflow_on_one_rank_is_one_on_all(tmp_path):
-    torch.multiprocessing.start_processes(overflow_on_one_rank, (str(tmp_path),), nprocs=2, start_method="forkserver")
+    in_two_processes(overflow_on_one_rank, str(tmp_path))
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for (weights, scale), (others, other_scale) in zip(one, other, strict=True):
         assert torch.equal(weights, others)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stitchkit.cli import main
-from tests.e2e.test_walkthrough import commands
+from tests.pages import commands
 from tests.support import ROOT, demo_folder
 
 PAGE = ROOT / "docs/export.md"

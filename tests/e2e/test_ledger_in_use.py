@@ -13,9 +13,8 @@ import stitchkit
 from stitchkit.cli import main
 from stitchkit.measure.ledger import read_rows
 from stitchkit.ship.trained_snnet import open_trained
-from tests.browser import open_page
-from tests.e2e.test_serve import serving
-from tests.e2e.test_walkthrough import commands
+from tests.browser import open_page, serving
+from tests.pages import commands
 from tests.support import FAMILIES, FLAGS, ROOT, demo_folder, family_snnet, launch, pico_snnet, write_config
 
 LEDGER = "stitches_res.txt"

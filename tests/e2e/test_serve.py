@@ -2,12 +2,9 @@
 
 import itertools
 import json
-import os
 import re
 import socket
-import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from types import ModuleType
@@ -25,8 +22,8 @@ from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.serve import Demonstration, _class_names
 from stitchkit.ship.trained_snnet import Trained, calibrated, open_trained
-from tests.browser import open_page
-from tests.support import FAMILIES, ROOT, family_snnet, pico_anchor, pico_config, pico_snnet, write_config
+from tests.browser import open_page, serving
+from tests.support import FAMILIES, family_snnet, pico_anchor, pico_config, pico_snnet, write_config
 
 
 def rows_of(model):
@@ -137,23 +134,6 @@ def test_the_command_says_what_is_wrong(files, capsys, monkeypatch):
     assert "was measured with other weights than" in refused(capsys, files)
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert "pip install 'stitchkit[serve]'" in refused(capsys, files | {"--resume": "gone.pth"})
-
-
-@contextmanager
-def serving(flags, folder=ROOT):
-    """The command in a process of its own; gives its address once it is up."""
-    command = [sys.executable, "-W", "ignore", "-m", "stitchkit", "serve", *map(str, flags)]
-    options = {"cwd": folder, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "text": True}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as process:
-        try:
-            for line in process.stdout:
-                if found := re.search(r"the page is (http://127\.0\.0\.1:\d+)", line):
-                    yield found[1]
-                    break
-            else:
-                pytest.fail(process.stderr.read())
-        finally:
-            process.terminate()
 
 
 def test_a_checkpoint_that_knows_no_classes_takes_their_names_from_the_data(files, images, monkeypatch):

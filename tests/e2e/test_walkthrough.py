@@ -13,6 +13,7 @@ import stitchkit
 from stitchkit.cli import _parser, main
 from stitchkit.measure.ledger import read_rows
 from stitchkit.settings.flags import add_flags, resolve
+from tests.pages import commands
 from tests.support import FLAGS, ROOT, launch, pico_config, pico_images, weights
 
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("stitching_*/README.md")), *sorted(ROOT.glob("results/*/README.md"))]
@@ -117,14 +118,6 @@ def test_only_the_layers_train_without_fulltune(images, tmp_path):
     changed = {name for name in one if not torch.equal(one[name], four[name])}
     assert any(name.startswith("stitch_layers") for name in changed)
     assert {name.split(".")[2] for name in changed if name.startswith("anchors")} <= {"cls_token"}
-
-
-def commands(text):
-    """The shell commands that a document, or a part of it, shows, without comments."""
-    for block in re.findall(r"```bash\n(.*?)```", text, re.S):
-        for line in block.replace("\\\n", " ").splitlines():
-            if words := shlex.split(line, comments=True):
-                yield words
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

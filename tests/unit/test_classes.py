@@ -107,7 +107,9 @@ def test_local_folders_of_hugging_face_number_alike(tmp_path, monkeypatch):
 
 def test_a_prepared_collection_numbers_alike(tmp_path):
     write(tmp_path / "sources", "mine", copies=20)
-    prepare_one("mine", Collected("mine", len(NAMES), 20 * len(NAMES), by_hand="somewhere"), tmp_path)
+    prepare_one(
+        "mine", Collected(source="mine", classes=len(NAMES), images=20 * len(NAMES), by_hand="somewhere"), tmp_path
+    )
     for split in ("train", "test"):
         images = open_dataset(Source("mine", tmp_path), split)
         assert images.classes == tuple(ORDERED)

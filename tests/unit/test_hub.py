@@ -15,9 +15,9 @@ from stitchkit.cli import main
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.pareto import pareto_front, table
 from stitchkit.ship.trained_snnet import open_trained
-from tests.contract.test_exports import Hostile
+from tests.hostile import Hostile
+from tests.results import pareto_like
 from tests.support import FAMILIES, FLAGS, pico_config, pico_images, randomize, write_config
-from tests.unit.test_pick import pareto_like
 
 
 @pytest.fixture(autouse=True)

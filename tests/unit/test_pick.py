@@ -8,8 +8,8 @@ import stitchkit
 from stitchkit.cli import main
 from stitchkit.display import count
 from stitchkit.measure.ledger import read_rows, write_rows
-from stitchkit.measure.profile import Profiler
 from stitchkit.ship.pick import Budget, complete, pick, pick_one
+from tests.results import pareto_like
 from tests.support import ROOT, pico_images, pico_snnet, write_config
 
 OURS = sorted(ROOT.glob("results/*/digits_*.txt")) + sorted(ROOT.glob("results/*/stitches_res.txt"))
@@ -21,18 +21,6 @@ PUBLISHED = (
     "levit_192_256",
     "snnetv2_deit3_s_l",
 )
-
-
-def pareto_like(model, **changes):
-    """Rows of an evaluation in which a costlier stitch is the better one."""
-    profiler = Profiler(model)
-    rows = [
-        {"cfg_id": cfg_id, "stitch": model.space[cfg_id].name, **profiler.cost(cfg_id)._asdict()}
-        for cfg_id in range(len(model.space))
-    ]
-    for place, row in enumerate(sorted(rows, key=lambda row: row["flops"])):
-        row["acc1"] = 50.0 + place
-    return [row | changes for row in rows]
 
 
 @pytest.mark.parametrize("path", [*OURS, *PUBLISHED], ids=lambda path: str(getattr(path, "stem", path)))

@@ -32,30 +32,15 @@ from stitchnet.networks import PUBLISHED, load_networks
 from stitchnet.pool import Pool
 from stitchnet.scores import Scores
 from stitchnet.search import Search
+from tests.composing import RESNET, VIT, convnet
 
-VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 4}
 SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 8, "depths": (2, 2), "num_heads": (1, 2), "num_classes": 5}
-RESNET = {"layers": (1, 1, 1, 1), "channels": (8, 16, 16, 32), "num_classes": 4}
 SPECS = {
     "resnet": {"name": "resnet18", "kwargs": RESNET},
     "vit": {"name": "vit_tiny_patch16_224", "kwargs": VIT},
     "swin": {"name": "swin_tiny_patch4_window7_224", "kwargs": SWIN},
     "mobilenet": {"name": "mobilenetv3_small_050", "kwargs": {"num_classes": 4}},
 }
-
-
-def convnet(*widths, classes=4):
-    """Convolutions, pooling, two linear layers."""
-    layers = []
-    for before, after in zip((3, *widths), widths, strict=False):
-        layers += [
-            nn.Conv2d(before, after, 3, padding=1),
-            nn.BatchNorm2d(after),
-            nn.ReLU(inplace=True),
-            nn.MaxPool2d(2),
-        ]
-    head = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * widths[-1], 12), nn.ReLU(), nn.Linear(12, classes)]
-    return nn.Sequential(*layers, *head)
 
 
 def pico_nets():

@@ -24,22 +24,8 @@ from stitchkit.measure.pareto import is_anchor, pareto_front
 from stitchnet import Search, generate, image_folder, load_hf_dataset, stitching_images
 from stitchnet.data import batches, in_memory, read_image
 from stitchnet.task import CompositionTask, against_parents, judged
+from tests.composing import FLAGS, VIT, convnet, write_colours, write_pico_nets
 from tests.support import ROOT
-from tests.unit.test_stitchnet import RESNET, VIT, convnet
-
-
-def write_colours(folder, **counts):
-    """Images in a folder for each split and class, in which a class is a colour: so many of each class in a split."""
-    random = np.random.default_rng(0)
-    for split, count in counts.items():
-        for label in range(3):
-            place = folder / split / f"class{label}"
-            place.mkdir(parents=True)
-            for number in range(count):
-                pixels = random.integers(0, 60, (24, 20, 3))
-                pixels[..., label] += 150
-                Image.fromarray(pixels.astype(np.uint8)).save(place / f"{number}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -173,23 +159,9 @@ def run(*arguments):
     return main(["compose", *map(str, arguments)])
 
 
-def write_pico_nets(folder):
-    """A stitch configuration with two pico networks."""
-    anchors = [
-        {"label": "resnet", "name": "resnet18", "kwargs": RESNET},
-        {"label": "vit", "name": "vit_tiny_patch16_224", "kwargs": VIT},
-    ]
-    path = folder / "pico.json"
-    path.write_text(json.dumps({"anchors": anchors}))
-    return path
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     return write_pico_nets(tmp_path_factory.mktemp("config"))
-
-
-FLAGS = ("--no-pretrained", "--img-size", 32, "--threshold", 0.2, "--total-threshold", 0.1, "--max-depth", 4, "-k", 3)
 
 
 @pytest.mark.parametrize("order", ["best", "depth"])

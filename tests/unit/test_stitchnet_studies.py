@@ -14,9 +14,8 @@ from stitchkit.measure.ledger import read_rows
 from stitchnet import experiments, generate, image_folder, pictures, stitching_images, tuning
 from stitchnet.compose import ComposeSettings
 from stitchnet.task import CompositionTask
+from tests.composing import FLAGS, convnet, write_colours, write_pico_nets
 from tests.support import ROOT
-from tests.unit.test_stitchnet import convnet
-from tests.unit.test_stitchnet_data import FLAGS, write_colours, write_pico_nets
 
 NOTHING = "no composition passes (0 tried, 0 pruned, 0 found); lower --threshold or --total-threshold"
 

@@ -3,7 +3,6 @@
 import argparse
 import collections
 import hashlib
-import os
 import zipfile
 
 import pytest
@@ -13,17 +12,8 @@ from safetensors.torch import save_file
 import stitchkit
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import damage, read_checkpoint, read_hashed
+from tests.hostile import Hostile
 from tests.support import pico_config, pico_snnet
-
-
-class Hostile:
-    """A pickle that would write a file when it is loaded."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return (os.mkdir, (self.path,))
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from timm.utils import NativeScaler
 from torch import nn
 
-from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.config.job import JobConfig, differences, said
 from stitchkit.assembly.config.optim import JobSchedule
 from stitchkit.classes import note_origin
 from stitchkit.engine.checkpoint_files import CheckpointFiles, read_alike
@@ -21,7 +21,6 @@ from stitchkit.engine.checkpoint_schema import (
     either,
     exactly,
     fields,
-    in_short,
     like,
     nothing,
     number,
@@ -234,31 +233,9 @@ def _check_settings(before: Mapping[str, Any], now: Mapping[str, Any], path: str
     """See that a job resumes with the network and, where it trains, the training that it began with."""
     before = JobConfig.parse(before).to_dict()  # settings that are newer than the file have their defaults
     for key in (*_NETWORK, *(("train_config",) if trains else ())):
-        for place, old, new in _differences(before.get(key), now.get(key), key):
+        for place, old, new in differences(before.get(key), now.get(key), key):
             if place not in _MAY_CHANGE:
                 raise InputError(
-                    f"checkpoint '{path}' was trained with {place} {_said(old)}, not {_said(new)}; use the same, or "
+                    f"checkpoint '{path}' was trained with {place} {said(old)}, not {said(new)}; use the same, or "
                     "start from its weights with --load-from"
                 )
-
-
-def _differences(old: Any, new: Any, place: str) -> Iterator[tuple[str, Any, Any]]:
-    """Where two settings differ, and what each says there."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in dict.fromkeys([*old, *new]):
-            yield from _differences(old.get(key), new.get(key), f"{place}.{key}")
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for number, (one, other) in enumerate(zip(old, new, strict=True)):
-            yield from _differences(one, other, f"{place}[{number}]")
-    elif _is_other(old, new):
-        yield place, old, new
-
-
-def _is_other(old: Any, new: Any) -> bool:
-    """Whether a value changed; one that no file of settings has, such as a tensor, did."""
-    is_number = [isinstance(value, int | float) for value in (old, new)]
-    return (type(old) is not type(new) and not all(is_number)) or bool(old != new)
-
-
-def _said(value: Any) -> str:
-    return "unset" if value is None else in_short(str(value))
