@@ -52,7 +52,7 @@ def test_a_class_that_validation_lacks(capsys, config, tmp_path):
 def test_a_class_that_validation_alone_has(capsys, config, tmp_path):
     data = write_images(tmp_path / "data")
     shutil.copytree(data / "validation/class1", data / "validation/class1b")
-    assert "alone has 1 class folders: class1b" in train(capsys, data, config, tmp_path)
+    assert "also has 1 class folders: class1b" in train(capsys, data, config, tmp_path)
 
 
 def test_classes_that_the_checkpoint_does_not_know(capsys, images, config, trained, tmp_path):

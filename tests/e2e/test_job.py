@@ -335,7 +335,7 @@ def test_too_many_images_that_cannot_be_read_end_a_job(spoilt, tmp_path, capsys,
     assert main(["job", "-c", str(path), "-o", str(tmp_path / "out"), "--no-pretrained"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "2 of 102 images of the train split cannot be read or have no class, such as 'class" in line
-    assert line.endswith("more than 1 %. Mend or remove them")
+    assert line.endswith("more than 1 %. Repair or remove them")
 
 
 def test_a_job_of_streamed_data(tmp_path):

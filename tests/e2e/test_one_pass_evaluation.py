@@ -9,8 +9,7 @@ from timm.data import ImageDataset
 
 import stitchkit
 from stitchkit.cli import main
-from stitchkit.data.loaders import create_loaders, without_padding
-from stitchkit.data.splits import open_datasets
+from stitchkit.data.loaders import create_loaders, open_datasets, without_padding
 from stitchkit.distributed import init_world
 from stitchkit.measure.evaluate import evaluate_stitch
 from stitchkit.measure.ledger import read_rows

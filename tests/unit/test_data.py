@@ -11,8 +11,7 @@ from PIL import Image
 from timm.data.mixup import FastCollateMixup
 from timm.data.random_erasing import RandomErasing
 
-from stitchkit.data.loaders import create_loaders, without_padding
-from stitchkit.data.splits import open_datasets
+from stitchkit.data.loaders import create_loaders, open_datasets, without_padding
 from stitchkit.distributed import init_world
 from stitchkit.engine.loop import seed_epoch
 from stitchkit.errors import InputError

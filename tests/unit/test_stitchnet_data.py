@@ -298,7 +298,7 @@ def test_too_many_images_that_cannot_be_read_end_a_composition(beans, config, tm
     assert run("--data", folder, "--nets", config, *FLAGS, "-o", tmp_path / "out") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "1 of 36 images of the validation split cannot be read or have no class, such as 'class1/0.png'" in error
-    assert error.endswith("more than 1 %. Mend or remove them")
+    assert error.endswith("more than 1 %. Repair or remove them")
 
 
 def test_some_images_that_cannot_be_read_are_skipped_and_counted(tmp_path, caplog):
