@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stitchkit.errors import InputError
-from stitchkit.parser import Commands
+from stitchkit.parser import Command, add_device_flag
 
 if TYPE_CHECKING:
     from stitchnet.compose import ComposeSettings
@@ -25,14 +25,13 @@ _LEAST = {
 }
 
 
-def add_commands(commands: Commands) -> None:
-    """Add them to the parser."""
-    compose = commands.add("compose", _compose, "compose networks from fragments of others, without training")
-    _add_flags(compose, top=20)
-    about = "experiments of the StitchNet paper: stitching images, accuracy over MACs, ensembles, fine-tuning"
-    study = commands.add("compose-study", _study, about)
-    study.add_argument("experiment", choices=_EXPERIMENTS, help="which; it writes DIR/EXPERIMENT.csv and .png")
-    _add_flags(study, top=10)
+def _add_compose_flags(command: argparse.ArgumentParser) -> None:
+    _add_flags(command, top=20)
+
+
+def _add_study_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("experiment", choices=_EXPERIMENTS, help="which; it writes DIR/EXPERIMENT.csv and .png")
+    _add_flags(command, top=10)
 
 
 def _add_flags(command: argparse.ArgumentParser, *, top: int) -> None:
@@ -67,20 +66,22 @@ def _add_flags(command: argparse.ArgumentParser, *, top: int) -> None:
     fitted = "what is fitted to the outputs: nearest neighbours or logistic regression (%(default)s)"
     add("--classifier", choices=("knn", "linear"), default="knn", help=fitted)
     add("--seed", type=int, default=0, metavar="N", help="of the images drawn and of random weights (%(default)s)")
-    add("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default cuda where there is one")
+    add_device_flag(command)
     add("-o", "--output", required=True, metavar="DIR", help="folder to write")
 
 
-def _compose(settings: dict[str, Any]) -> None:
+def _compose(flags: argparse.Namespace) -> None:
     from stitchnet.compose import LEDGER, compose
 
+    settings = vars(flags)
     with _resumable("compose", settings, LEDGER) as journal:
         compose(*_read(settings), journal)
 
 
-def _study(settings: dict[str, Any]) -> None:
+def _study(flags: argparse.Namespace) -> None:
     from stitchnet.experiments import study
 
+    settings = vars(flags)
     name = settings.pop("experiment")
     with _resumable(name, settings, f"{name}.csv", f"{name}.png") as journal:
         study(name, *_read(settings), journal)
@@ -88,8 +89,8 @@ def _study(settings: dict[str, Any]) -> None:
 
 def _resumable(name: str, settings: dict[str, Any], *results: str) -> AbstractContextManager[Journal]:
     """The journal of a command, once its settings are complete and can be used."""
+    from stitchkit.display import count
     from stitchkit.distributed import choose_device
-    from stitchkit.ship.pick import count
     from stitchnet.journal import resumable
 
     for limit in ("max_macs", "max_params"):
@@ -101,14 +102,14 @@ def _resumable(name: str, settings: dict[str, Any], *results: str) -> AbstractCo
     settings["device"] = choose_device(settings["device"])
     folder, data = Path(settings.pop("output")), Path(settings["data"])
     plain = {"device": str(settings["device"])} | ({"data": str(data.resolve())} if data.is_dir() else {})
-    flags = {
+    named = {
         "-k" if key == "width" else f"--{key.replace('_', '-')}": value for key, value in (settings | plain).items()
     }
-    return resumable(folder, name, flags, results)
+    return resumable(folder, name, named, results)
 
 
 def _read(settings: dict[str, Any]) -> tuple[CompositionTask, ComposeSettings]:
-    """The task that networks are judged on, and what is composed."""
+    """The task that networks are judged on, and the settings of the composition."""
     import torch
 
     from stitchnet.compose import ComposeSettings
@@ -118,3 +119,11 @@ def _read(settings: dict[str, Any]) -> tuple[CompositionTask, ComposeSettings]:
     task = CompositionTask.load(settings.pop("data"), settings.pop("img_size"), settings.pop("classifier"))
     named = ("nets", "pretrained", "top", "num_images", "score", "seed", "device")
     return task, ComposeSettings(**{name: settings.pop(name) for name in named}, options=settings)
+
+
+compose = Command(_compose, "compose networks from fragments of others, without training", _add_compose_flags)
+compose_study = Command(
+    _study,
+    "experiments of the StitchNet paper: stitching images, accuracy over MACs, ensembles, fine-tuning",
+    _add_study_flags,
+)

@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import combinations, product
 from pathlib import Path
 from typing import NamedTuple
@@ -173,21 +174,24 @@ def finetune(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> 
     search = plan.search(task, journal)
     checkpoint = journal.path.with_suffix(".pth")
     for number, composition in enumerate([*uncut(search.pool.fragments), *plan.best(search)]):
-        known: list[Row] = []
-        while (row := journal.find(Row, "row", composition.name, len(known))) is not None:
-            known.append(row)
-            yield row
-        if len(known) > tuning.EPOCHS:
-            continue
-        net = search.build(composition)
+        rows: list[Row] = []
+        while (row := journal.find(Row, "row", composition.name, len(rows))) is not None:
+            rows.append(row)
+        if len(rows) <= tuning.EPOCHS:
+            net = search.build(composition)
+            record = partial(_record, rows, journal, net, number)
+            tuning.fine_tune(net, task, record, seed=plan.seed, checkpoint=checkpoint)
+        yield from rows
+    checkpoint.unlink(missing_ok=True)
+
+
+def _record(rows: list[Row], journal: Journal, net: Net, number: int, epoch: int, accuracy: float) -> None:
+    """Keep the row of an epoch, unless a run that was killed has kept it already."""
+    if epoch == len(rows):
         cost = net.get_macs_params()
         about = {"cfg_id": number, "stitch": net.name, "flops": cost["macs"], "params": cost["params"]}
-        for epoch, accuracy in tuning.fine_tune(net, task, seed=plan.seed, checkpoint=checkpoint):
-            if epoch >= len(known):
-                row = {**about, "epoch": epoch, "acc1": accuracy}
-                yield row
-                journal.add(row, "row", composition.name, epoch)
-    checkpoint.unlink(missing_ok=True)
+        rows.append({**about, "epoch": epoch, "acc1": accuracy})
+        journal.add(rows[-1], "row", net.name, epoch)
 
 
 _JUDGED = ("cfg_id", "stitch", "flops", "params", "score", "acc1", "parents_acc1")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -13,13 +13,11 @@ from stitchkit.distributed import World
 from stitchkit.engine.checkpoint_files import save_state
 from stitchkit.engine.checkpoint_schema import anything, check, fields, table, text, whole
 from stitchkit.engine.epoch_state import Position
-from stitchkit.engine.epochs import run_epoch
+from stitchkit.engine.epochs import TrainedEpoch, check_finite, train_epochs
 from stitchkit.engine.loop import Trainer
-from stitchkit.engine.recorder import Recorder, check_finite, restore_position
 from stitchkit.engine.settings import EngineSettings
-from stitchkit.engine.signals import StopSignals
 from stitchkit.engine.task import Task
-from stitchkit.engine.training_state import restore_training, training_state
+from stitchkit.engine.training_state import restore_position, restore_training, training_state
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import load_content, read_checkpoint
 from stitchnet.data import Examples, batches
@@ -116,17 +114,18 @@ class TuningSchedule:
         """Leave the rate as it is: it follows from the steps."""
 
 
-def fine_tune(net: Net, task: CompositionTask, *, seed: int, checkpoint: Path) -> Iterator[tuple[int, float]]:
+def fine_tune(
+    net: Net, task: CompositionTask, record: Callable[[int, float], None], *, seed: int, checkpoint: Path
+) -> None:
     """Train all weights by AdamW with a cosine schedule.
 
     Args:
         net: Changed in place.
         task: The images to train on, which are not augmented, and those to measure the accuracy on.
+        record: Called with the number of epochs done and the accuracy in percent after them, from 0 epochs or from
+            where training resumes.
         seed: Of the order of the images.
         checkpoint: Saved after each epoch, and where a signal stops the training; it resumes from there.
-
-    Yields:
-        Number of epochs done and the accuracy in percent after them, from 0 epochs or from where training resumes.
 
     Raises:
         InputError: If the network has fewer outputs than there are classes, there are fewer than two images to train
@@ -138,18 +137,17 @@ def fine_tune(net: Net, task: CompositionTask, *, seed: int, checkpoint: Path) -
         save_state(checkpoint, {**state, "network": net.name, "epoch": epoch})
         return checkpoint
 
+    def finish(done: TrainedEpoch) -> None:
+        check_finite(trainer, done.number)
+        # Before the accuracy, which a killed run measures again from here.
+        save(done.number + 1, None, training_state(trainer))
+        record(done.number + 1, _accuracy(net, task.validation))
+
     trainer = _trainer(net, task.train, seed, checkpoint.parent)
     epoch, position = _resume(trainer, net, checkpoint)
     if position is None:
-        yield epoch, _accuracy(net, task.validation)
-    while epoch < EPOCHS:
-        with StopSignals(trainer.world) as signals:
-            run_epoch(trainer, Recorder(trainer, signals, save), epoch, EPOCHS, position or Position())
-        check_finite(trainer, epoch)
-        epoch, position = epoch + 1, None
-        # Before the accuracy, which a killed run can measure again from here.
-        save(epoch, None, training_state(trainer))
-        yield epoch, _accuracy(net, task.validation)
+        record(epoch, _accuracy(net, task.validation))
+    train_epochs(trainer, range(epoch, EPOCHS), position, save=save, finish=finish)
 
 
 def _trainer(net: Net, train: Examples, seed: int, folder: Path) -> Trainer:

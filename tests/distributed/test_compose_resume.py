@@ -19,8 +19,8 @@ from stitchkit.errors import InputError
 from stitchnet import compose, experiments, outputs, task, tuning
 from stitchnet.journal import Journal
 from stitchnet.search import Search
+from tests.composing import FLAGS, write_colours, write_pico_nets
 from tests.distributed.forks import end, start
-from tests.unit.test_stitchnet_data import FLAGS, write_colours, write_pico_nets
 
 COMPOSE = ["compose", "--top", 3]
 STUDIES = {
@@ -115,7 +115,14 @@ def resumed(command: list[object], expected: Path) -> None:
     assert content(Path(str(command[-1]))) == content(expected)
 
 
-@pytest.mark.parametrize("place", [name for name in PLACES if name not in ("step", "checkpoint")])
+def case(quick: bool, *values: object) -> object:
+    """A case of a test; those that are not quick are left to `make test-all`."""
+    return pytest.param(*values, marks=[] if quick else pytest.mark.full)
+
+
+@pytest.mark.parametrize(
+    "place", [case(name in ("line", "ledger"), name) for name in PLACES if name not in ("step", "checkpoint")]
+)
 def test_a_composition_killed_at_each_place_resumes(place, common, whole, tmp_path):
     expected = whole(COMPOSE)
     command = [*COMPOSE, *common, "-o", tmp_path / "out"]
@@ -123,6 +130,7 @@ def test_a_composition_killed_at_each_place_resumes(place, common, whole, tmp_pa
     resumed(command, expected)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_composition_killed_at_random_resumes(seed, common, whole, tmp_path):
     expected, chance = whole(COMPOSE), random.Random(seed)
@@ -139,9 +147,15 @@ def test_a_composition_killed_at_random_resumes(seed, common, whole, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "place", "number"),
-    [("samples", "judge", 4), ("front", "judge", 3), ("ensembles", "judge", 3), ("finetune", "step", 2),
-     ("finetune", "checkpoint", 3), ("finetune", "line", 20)],
-)  # fmt: skip
+    [
+        case(False, "samples", "judge", 4),
+        case(False, "front", "judge", 3),
+        case(False, "ensembles", "judge", 3),
+        case(True, "finetune", "step", 2),
+        case(False, "finetune", "checkpoint", 3),
+        case(False, "finetune", "line", 20),
+    ],
+)
 def test_a_study_killed_at_a_place_resumes(name, place, number, common, whole, tmp_path):
     expected = whole(STUDIES[name])
     command = [*STUDIES[name], *common, "-o", tmp_path / "out"]
@@ -171,6 +185,7 @@ def test_a_study_stopped_in_fine_tuning_resumes(common, whole, tmp_path):
     resumed(command, expected)
 
 
+@pytest.mark.full
 def test_a_composition_that_ended_is_left_as_it_is(common, whole):
     folder = whole(COMPOSE)
     before = content(folder)
@@ -178,8 +193,7 @@ def test_a_composition_that_ended_is_left_as_it_is(common, whole):
     assert content(folder) == before
 
 
-def test_what_was_scored_is_not_scored_again(common, whole, tmp_path):
-    """Nor is anything judged again."""
+def test_scores_and_judgements_are_not_repeated(common, whole, tmp_path):
     expected = whole(COMPOSE)
     command = [*COMPOSE, *common, "-o", tmp_path / "out"]
     assert end(start(command, first=partial(kill_at, place="judge", number=4))) == [-signal.SIGKILL]
@@ -191,8 +205,7 @@ def test_what_was_scored_is_not_scored_again(common, whole, tmp_path):
     ("flags", "words"),
     [
         (["--threshold", 0.3], "was begun with --threshold 0.2, now 0.3; repeat the command as it was to resume it"),
-        (["-k", 2], "was begun with -k 3, now 2"),
-        (["--seed", 1], "was begun with --seed 0, now 1"),
+        case(False, ["-k", 2], "was begun with -k 3, now 2"),
     ],
 )
 def test_a_composition_of_other_settings_is_refused(flags, words, common, whole, tmp_path):
@@ -208,6 +221,7 @@ def other_weights(_rank: int) -> None:
     compose._digest = lambda _: "other"  # type: ignore[assignment]
 
 
+@pytest.mark.full
 def test_a_composition_of_other_weights_is_refused(common, whole, tmp_path):
     folder = whole(COMPOSE)
     before = content(folder)
@@ -216,6 +230,7 @@ def test_a_composition_of_other_weights_is_refused(common, whole, tmp_path):
     assert content(folder) == before
 
 
+@pytest.mark.full
 def test_two_compositions_do_not_write_to_one_folder(common, tmp_path):
     command = [*COMPOSE, *common, "-o", tmp_path / "out"]
     [one] = start(command)
@@ -228,7 +243,9 @@ def test_two_compositions_do_not_write_to_one_folder(common, tmp_path):
     assert end(start(command)) == [0]
 
 
-@pytest.mark.parametrize("link", ["000", "000/net.json", "stitches_res.txt", "compose.jsonl"])
+@pytest.mark.parametrize(
+    "link", [case(name == "000", name) for name in ("000", "000/net.json", "stitches_res.txt", "compose.jsonl")]
+)
 def test_a_composition_is_not_resumed_through_a_link(link, common, whole, tmp_path):
     """A folder may come from somebody else."""
     command = [*COMPOSE, *common, "-o", tmp_path / "out"]
