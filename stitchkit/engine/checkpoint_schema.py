@@ -1,7 +1,7 @@
-"""What a checkpoint must hold, to the last key, compared before anything of it is used.
+"""Schemas of checkpoints: the content must fit to the last key, before anything of it is used.
 
 A schema is what a run would itself have there: a tensor stands for its shape and type, a number for its type, a mapping
-for its keys, a list for its length. Where more is allowed stands a rule, such as `whole(0)` or `each(number())`.
+for its keys, a list for its length. Where more is allowed it has a rule, such as `whole(0)` or `each(number())`.
 torch checks little of this: a fused kernel given a state of another size writes past its end.
 """
 

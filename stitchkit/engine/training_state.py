@@ -131,7 +131,7 @@ def _grid(trainer: Trainer) -> dict[str, int]:
 
 
 def _own_buffers(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """What a step changes on each rank by itself: the task's counters and, of several ranks, statistics of batch norms.
+    """Tensors that a step changes on each rank by itself: the task's counters and, of several ranks, norms' statistics.
 
     Those of a single rank are among the weights.
     """

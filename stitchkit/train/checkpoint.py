@@ -97,7 +97,7 @@ class Checkpoints(CheckpointFiles):
 
 
 def header(session: Session) -> dict[str, object]:
-    """What a checkpoint says of its run beside the state of the training."""
+    """The part of a checkpoint that describes its run."""
     return {
         "opt": session.recipe.optim.opt,
         "stitch_config": session.config.to_dict() if session.config else None,

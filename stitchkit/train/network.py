@@ -44,7 +44,7 @@ class TimmNetwork(Protocol):
 
 def as_timm(model: nn.Module) -> TimmNetwork:
     """A network as what it is beside a module of torch."""
-    return model  # type: ignore[return-value] # timm's models share no class that says so
+    return model  # type: ignore[return-value] # timm's models share no such class
 
 
 def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequence[str] | None) -> nn.Module:

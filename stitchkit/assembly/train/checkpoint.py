@@ -177,7 +177,7 @@ def _check_step(content: Mapping[str, Any], path: str, trainer: Trainer) -> None
     if done < whole_epochs and (most is None or most > done):
         raise InputError(
             f"checkpoint '{path}' was saved when max_steps ended it after {done} steps, within epoch "
-            f"{content['epoch']}, and only whole epochs can be resumed; train anew without max_steps, or {_START_ANEW}"
+            f"{content['epoch']}, and only whole epochs can be resumed; retrain without max_steps, or {_START_ANEW}"
         )
 
 
