@@ -155,7 +155,7 @@ class HubSNNet(
             raise InputError("--bn-eps is no part of a folder of the Hub; share the stitches by stitchkit export")
         pooling = trained.recipe.model.gp
         anchors = [portable(spec, trained.model, global_pool=pooling) for spec in trained.config.anchors]
-        image = {key: trained.prepared[key] for key in _IMAGE}
+        image = {key: value for key, value in trained.prepared.items() if key in _IMAGE}
         model = cls(trained.config.to_dict() | {"anchors": anchors}, classes=trained.classes, image=image)
         load_content(model, trained.model.state_dict(), str(trained.recipe.run.resume))
         return model.eval()

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from timm.utils import random_seed
 
-from stitchkit.data.loaders import create_loaders
-from stitchkit.data.splits import open_datasets
+from stitchkit.data.loaders import create_loaders, open_datasets
 from stitchkit.distributed import World
 from stitchkit.engine.recovery import TRAIN_LOCK, check_unused, entered, find_resume, launched
 from stitchkit.settings.combinations import run_folder

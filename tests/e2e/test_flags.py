@@ -156,7 +156,7 @@ def tracked(monkeypatch, folder, init, rank=0, **settings):
     return open_tracking(SimpleNamespace(recipe=recipe, world=world, folder=folder), 0).run
 
 
-def test_wandb_goes_on_with_a_run(monkeypatch, tmp_path):
+def test_wandb_resumes_a_run(monkeypatch, tmp_path):
     wanted = tracked(monkeypatch, tmp_path, lambda **options: options, wandb_resume_id="abc", wandb_project="p")
     assert (wanted["id"], wanted["resume"], wanted["project"], wanted["name"]) == ("abc", "must", "p", tmp_path.name)
     assert wanted["config"]["batch_size"] == 128
@@ -197,6 +197,7 @@ def test_figures_go_to_tensorboard(images, config, tmp_path):
             assert found[int(line["epoch"])] == pytest.approx(float(line["loss"]))
 
 
+@pytest.mark.full
 def test_figures_go_to_wandb(images, config, tmp_path):
     """The real package, which writes what it would send into a file."""
     pytest.importorskip("wandb")
