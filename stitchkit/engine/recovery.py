@@ -28,15 +28,11 @@ _LAUNCHER = ".launcher"
 
 @contextmanager
 def entered(lock: Path, device: str | None, *, flag: str) -> Iterator[World]:
-    """Join the process group and hold the folder of a run; every rank enters this.
-
-    Args:
-        lock: The file of the lock, in the folder, which is made where it is missing.
-        device: Where this process computes, as `init_world` takes it.
-        flag: The flag that chooses another folder.
+    """Join the process group and hold the lock and folder of a run; every rank enters this.
 
     Raises:
-        InputError: If the device is unavailable, the folder cannot be written, or another run writes there.
+        InputError: If the device is unavailable, another run writes to the folder, or it cannot be made or written to,
+            with the flag that chooses another one.
     """
     world = init_world(device)
     try:
@@ -47,19 +43,16 @@ def entered(lock: Path, device: str | None, *, flag: str) -> Iterator[World]:
 
 
 def find_resume(resume: str | None, files: CheckpointFiles, world: World, *, only: str = "") -> tuple[str | None, bool]:
-    """The file that a run resumes from, and whether a launcher has started its ranks again.
+    """The file that a run resumes from, None where there is none yet, and whether a launcher has restarted its ranks.
 
-    A launcher that starts failed ranks again (torchrun's `--max-restarts`) gives them the same flags; what the run has
-    saved by then takes precedence over those.
+    A launcher that restarts failed ranks (torchrun's `--max-restarts`) gives them the same flags; what the run has saved
+    by then takes precedence over those.
 
     Args:
         resume: From the flags: a file, `auto` or None.
         files: Of the run.
         world: This process among all; the first looks, for all.
         only: What a run does that does not train, such as `evaluate`.
-
-    Returns:
-        The file, None where there is none yet, and whether this is a restart.
 
     Raises:
         InputError: If there are checkpoints and none is good, or none where one is needed.
@@ -76,15 +69,10 @@ def find_resume(resume: str | None, files: CheckpointFiles, world: World, *, onl
 
 
 def check_unused(files: CheckpointFiles, resume: str | None, *, flag: str) -> None:
-    """Check that a training would not overwrite another run in its folder.
-
-    Args:
-        files: Of the folder.
-        resume: The file whose run this one continues, if any.
-        flag: The flag that chooses another folder.
+    """Check that a training would not overwrite another run; the one whose checkpoint it resumes from is its own.
 
     Raises:
-        InputError: If it would.
+        InputError: If it would, with the flag that chooses another folder.
     """
     continues = resume is not None and Path(resume).resolve().parent == files.folder.resolve()
     if (found := files.candidates()) and not continues:

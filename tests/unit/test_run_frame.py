@@ -37,7 +37,7 @@ def test_any_checkpoint_protects_a_folder_from_another_run(files, tmp_path):
     check_unused(files, None, flag="-o")
     (tmp_path / "epoch-3.pth").touch()
     for resume in (None, "elsewhere/epoch-3.pth"):
-        with pytest.raises(InputError, match=r"already holds a run, whose checkpoint is '.*epoch-3.pth'; .* another -o"):
+        with pytest.raises(InputError, match=r"already holds a run, whose checkpoint is '.*epoch-3.pth'; .* -o"):
             check_unused(files, resume, flag="-o")
     check_unused(files, str(tmp_path / "epoch-3.pth"), flag="-o")
 

@@ -39,14 +39,7 @@ _MB = 1024**2
 
 
 def run_job(config: JobConfig, source: str | Path | None = None) -> Path:
-    """Run a job; every rank calls this.
-
-    Args:
-        config: Its settings.
-        source: The file they were read from; errors name it.
-
-    Returns:
-        The file of the result.
+    """Run a job; the file of its result. Every rank calls this, with the file of its settings, which errors name.
 
     Raises:
         InputError: If anything cannot be used as asked, or the training fails; the last checkpoint is kept.
