@@ -45,8 +45,8 @@ def entered(lock: Path, device: str | None, *, flag: str) -> Iterator[World]:
 def find_resume(resume: str | None, files: CheckpointFiles, world: World, *, only: str = "") -> tuple[str | None, bool]:
     """The file that a run resumes from, None where there is none yet, and whether a launcher has restarted its ranks.
 
-    A launcher that restarts failed ranks (torchrun's `--max-restarts`) gives them the same flags; what the run has saved
-    by then takes precedence over those.
+    A launcher that restarts failed ranks (torchrun's `--max-restarts`) gives them the same flags; the run's own files
+    take precedence over those.
 
     Args:
         resume: From the flags: a file, `auto` or None.
