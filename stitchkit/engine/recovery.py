@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch.distributed as dist
@@ -14,7 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from stitchkit.data.unreadable import explained
 from stitchkit.distributed import World, from_primary, init_world, restarts
 from stitchkit.engine.checkpoint_files import CheckpointFiles
-from stitchkit.engine.lock import alone, made
+from stitchkit.engine.lock import locked, made
 from stitchkit.errors import InputError
 from stitchkit.files import write_text
 from stitchkit.networks.weights import read_checkpoint
@@ -36,7 +36,8 @@ def entered(lock: Path, device: str | None, *, flag: str) -> Iterator[World]:
     """
     world = init_world(device)
     try:
-        with made(lock.parent, flag), explained(), logging_redirect_tqdm(), alone(lock, world):
+        with made(lock.parent, flag), explained(), logging_redirect_tqdm(), ExitStack() as held:
+            from_primary(world, lambda: held.enter_context(locked(lock)))  # and all ranks know who else has it
             yield world
     finally:
         dist.destroy_process_group()
