@@ -1,4 +1,4 @@
-"""A page on which a person tries an SN-Net: an image and a budget in, a prediction by the best stitch out."""
+"""A page to try an SN-Net in the browser: an image and a budget in, a prediction by the best stitch out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from contextlib import suppress
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from timm.data import ImageNetInfo, create_transform
@@ -19,8 +20,7 @@ from torch import nn
 from stitchkit.display import quantity, unit_of
 from stitchkit.errors import InputError
 from stitchkit.measure.latency import latency_ms
-from stitchkit.measure.ledger import Row, read_rows
-from stitchkit.measure.pareto import pareto_front
+from stitchkit.measure.ledger import Row
 from stitchkit.ship.budget import BudgetedModel
 from stitchkit.ship.route_drawing import depths_of, draw_route
 from stitchkit.ship.trained_snnet import Trained, calibrated
@@ -42,8 +42,20 @@ svg.route text { font: 600 11px system-ui, sans-serif; }
 """
 
 
+class Page(Protocol):
+    """The part of Gradio's blocks that is used here; `load` is the event that someone opened it."""
+
+    load: object
+
+    def launch(self, **options: object) -> tuple[object, str, object]:
+        """Start to serve; the second result is the address."""
+
+    def block_thread(self) -> None:
+        """Wait for Ctrl-C."""
+
+
 class Demonstration:
-    """What the page does, apart from how it looks.
+    """The behaviour of the page, without its looks.
 
     Args:
         trained: The SN-Net, on the device to use.
@@ -56,9 +68,7 @@ class Demonstration:
     def __init__(self, trained: Trained, ledger: str | Path | Sequence[Row]):
         self._trained = trained
         self._model = trained.model
-        rows = read_rows(ledger) if isinstance(ledger, str | Path) else ledger
-        pareto_front(rows)  # refuses what has no figures
-        self._budgeted = BudgetedModel(self._model, rows)
+        self._budgeted = BudgetedModel(self._model, ledger)
         self._rows = {row["cfg_id"]: row for row in self._budgeted.rows}
         self._transform = create_transform(**trained.prepared, is_training=False)
         self._names = _class_names(trained)
@@ -114,7 +124,7 @@ class Demonstration:
         figures = {
             "cfg_id": str(cfg_id),
             "FLOPs": quantity(row["flops"]),
-            "params": quantity(row["params"]) if "params" in row else None,
+            "params": quantity(row["params"]),
             "top-1 in the ledger": f"{row['acc1']:.2f} %",
             "latency in the ledger": f"{row['latency_ms']:.2f} ms" if "latency_ms" in row else None,
             "latency here": f"{self._latency(cfg_id):.2f} ms an image on {self._device}",
@@ -136,7 +146,7 @@ class Demonstration:
 
 
 def _class_names(trained: Trained) -> list[str]:
-    """What the classes are called; ImageNet's synsets are described, unknown classes have numbers."""
+    """Names of the classes; ImageNet's synsets are described, unknown classes have numbers."""
     names, count = list(trained.classes), trained.model.num_classes
     if len(names) != count:
         names = ImageNetInfo().label_names() if count == _IMAGENET else [f"class {number}" for number in range(count)]
@@ -148,24 +158,25 @@ def _class_names(trained: Trained) -> list[str]:
     return names
 
 
-def create_page(demonstration: Demonstration, *, title: str) -> Any:
+def create_page(demonstration: Demonstration, *, title: str) -> Page:
     """The page as Gradio's blocks.
 
     Args:
-        demonstration: What it does.
-        title: Stands above it.
+        demonstration: Its behaviour.
+        title: Its title.
 
     Raises:
         InputError: If gradio is not installed.
     """
     gradio = check_gradio()
     unit, size = unit_of(demonstration.costliest)
-    # Rounded up, so that the cheapest stitch is within the least budget.
+    # Rounded up: the slider's least value must still pay for the cheapest stitch.
     least, most = (math.ceil(1e3 * cost / size) / 1e3 for cost in (demonstration.cheapest, demonstration.costliest))
 
     def run(image: Image | None, budget: float) -> tuple[dict[str, float] | None, str]:
         return demonstration.run(image, budget * size)
 
+    page: Page
     with gradio.Blocks(title=title, analytics_enabled=False) as page:
         gradio.Markdown(f"# {title}\nThe best stitch within the budget predicts.")
         with gradio.Row():
@@ -180,8 +191,8 @@ def create_page(demonstration: Demonstration, *, title: str) -> Any:
     return page
 
 
-def check_gradio() -> Any:
-    """The package of the page, before anything is loaded for it.
+def check_gradio() -> ModuleType:
+    """The package of the page; asked for before anything is loaded.
 
     Raises:
         InputError: If it is not installed.
@@ -194,10 +205,10 @@ def check_gradio() -> Any:
 
 
 def check_port(port: int | None) -> None:
-    """See that a port can be had, before anything is loaded.
+    """See that a port is free, before anything is loaded.
 
     Raises:
-        InputError: If it does not exist, or something else is there.
+        InputError: If it does not exist, or something else uses it.
     """
     if port is None:
         return
@@ -211,7 +222,7 @@ def check_port(port: int | None) -> None:
             raise InputError(f"port {port} is unavailable: {error.strerror}; choose another --port") from error
 
 
-def serve(page: Any, *, port: int | None = None) -> None:
+def serve(page: Page, *, port: int | None = None) -> None:
     """Serve a page to this machine alone, until Ctrl-C.
 
     Args:
@@ -219,7 +230,7 @@ def serve(page: Any, *, port: int | None = None) -> None:
         port: Its port; by default the first free one from 7860.
     """
     gradio = check_gradio()
-    fonts = ["system-ui", "sans-serif"]  # gradio's own would be fetched from elsewhere
+    fonts = ["system-ui", "sans-serif"]  # gradio's own are downloaded by the browser
     theme = gradio.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"])
     options = {"theme": theme, "css": _STYLE, "share": False, "quiet": True, "prevent_thread_lock": True}
     _, address, _ = page.launch(server_name=_HOST, server_port=port, footer_links=[], **options)

@@ -439,7 +439,7 @@ def test_a_file_that_says_something_odd_is_refused(tmp_path, change, message, mo
 
 def test_what_is_no_export_is_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "plain.safetensors")
-    with pytest.raises(stitchkit.InputError, match="is no exported stitch"):
+    with pytest.raises(stitchkit.InputError, match="is not an exported stitch"):
         stitchkit.load_stitch(tmp_path / "plain.safetensors")
     with pytest.raises(stitchkit.InputError, match="does not exist"):
         stitchkit.load_stitch(tmp_path / "none.safetensors")

@@ -87,7 +87,7 @@ def test_what_is_no_ledger_is_named(text, tmp_path):
 def test_rows_that_would_win_unfairly_are_named(line, tmp_path):
     path = tmp_path / "r.txt"
     path.write_text(f'{{"cfg_id": 0, "loss": NaN}}\n{line}\n')
-    with pytest.raises(InputError, match=r"(line 2 has (acc1 nan|flops inf)|duplicate cfg_id 0 in lines 1 and 2)"):
+    with pytest.raises(InputError, match=r"(line 2 has (acc1 nan|flops inf)|line 2: duplicate cfg_id 0 .line 1.)"):
         read_rows(path)
 
 
