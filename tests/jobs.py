@@ -95,7 +95,7 @@ JOBS: dict[str, list[Part | str]] = {
 }
 
 
-def job_config(dataset: Path | str, **train: object) -> dict[str, Any]:
+def job_config(images: Path | str, /, **train: object) -> dict[str, Any]:
     """A frozen beginning of a ResNet, an adapter, and a head."""
     beginning: dict[str, object] = {"model_name": "resnet18", "layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
     beginning |= {"block_input": "x", "block_output": "layer2", "in_format": "img", "out_format": "img", "frozen": True}
@@ -105,7 +105,7 @@ def job_config(dataset: Path | str, **train: object) -> dict[str, Any]:
         "workers": 0,
         "device": "cpu",
         "train_config": {
-            "dataset": str(dataset),
+            "dataset": str(images),
             "epochs": 3,
             "batch_size": 16,
             "data_preprocessing": {"image_size": 32, "random_resize_scale": [0.9, 1.0]},

@@ -15,7 +15,7 @@ from stitchkit.assembly.train.job import open_job, places_of
 from stitchkit.cli import main
 from stitchkit.distributed import World, init_world
 from stitchkit.engine import checkpoint_files
-from stitchkit.engine.recorder import restore_position
+from stitchkit.engine.training_state import restore_position
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import _content
 from stitchkit.settings.flags import resolve
@@ -36,8 +36,8 @@ FREE = re.compile(
     r"|within.*\.(sums(\.\d+: missing|: empty)|buffers: empty)"
     r"|rows.*|config.*|steps_per_epoch: missing|scheduler\.used: missing"
 )
-# One damaged file in so many is tried: a hundred or two in the default suite, some two thousand by `-m nightly`.
-EACH = [pytest.param(61, id="some"), pytest.param(4, id="many", marks=pytest.mark.nightly)]
+# One damaged file in so many is tried, always the same ones.
+EACH = [pytest.param(401, id="some"), pytest.param(23, id="many", marks=pytest.mark.full)]
 
 
 def damaged(content, each):

@@ -16,6 +16,7 @@ from stitchkit.settings.by_name import SETTINGS
 from stitchkit.settings.flags import resolve
 from stitchkit.settings.stitch_config import StitchConfig
 from tests.archives import write_shards
+from tests.commands import refused
 from tests.jobs import job_config, write_job
 from tests.support import FLAGS, pico_anchor, pico_config, write_config, write_sweep
 
@@ -38,16 +39,6 @@ def shell(tmp_path, monkeypatch):
     assert not (tmp_path / "made").exists(), "a shell ran"
 
 
-def refused(capsys, *command):
-    """The one line that a command ends with."""
-    capsys.readouterr()
-    assert main([*map(str, command)]) == 2, command
-    # torch has a line of its own on a machine without a GPU.
-    lines = [line for line in capsys.readouterr().err.splitlines() if "CUDA_HOME" not in line]
-    assert len(lines) == 1, lines
-    return lines[0]
-
-
 def test_every_setting_of_text_names_a_place_or_is_known_not_to():
     text = {setting.name for setting in SETTINGS.values() if setting.kind is str}
     assert text == NAMES | set(PLACES)
@@ -67,7 +58,7 @@ def test_every_setting_of_text_names_a_place_or_is_known_not_to():
         "a\tb",
     ],
 )
-def test_what_may_be_a_url_or_a_command_is_no_path(value):
+def test_what_may_be_a_url_or_a_command_is_not_a_path(value):
     with pytest.raises(InputError, match="give a path on this machine"):
         check_local(value, "x")
 

@@ -109,6 +109,7 @@ def test_hostile_files_of_other_commands(images, made, tmp_path, capsys):
     config, job = write_config(tmp_path / "pico.json"), write_job(tmp_path, job_config(images))
     commands = [
         ["convert", bad, tmp_path / "out.safetensors", "--stitch_config", config],
+        ["export", "--stitch_config", config, "--resume", bad, "--cfg_id", "0", "-o", tmp_path / "net.safetensors"],
         ["pareto", pickled],
         ["train", images, "-c", text],
         ["train", images, "-c", pickled],
@@ -129,7 +130,7 @@ def test_hostile_files_beside_a_ledger(images, made, tmp_path, capsys):
     folder = tmp_path / "pico"
     evaluate = [*map(str, [*command, "--eval", "--resume", folder / "last.pth.tar", "--eval-stitches", "0"])]
     (folder / "stitches_res.txt.part0").write_bytes(pickle.dumps(Hostile(made)))
-    assert main(evaluate) == 0, "sums that are none are made anew"
+    assert main(evaluate) == 0, "sums that cannot be read are computed again"
     for content in (hostile_yaml(made).encode(), pickle.dumps(Hostile(made)), b"3"):
         (folder / "stitches_res.yaml").write_bytes(content)
         assert main(evaluate) == 2
@@ -160,7 +161,7 @@ def test_hostile_files_that_pages_and_exports_read(images, made, tmp_path, capsy
         (tmp_path / name).unlink()
 
 
-def test_a_hostile_summary_does_not_stop_a_run_that_goes_on(images, made, tmp_path):
+def test_a_hostile_summary_does_not_stop_a_run_that_resumes(images, made, tmp_path):
     config = write_config(tmp_path / "pico.json")
     command = ["train", images, "--stitch_config", config, *FLAGS, "--output", tmp_path, "--resume", "auto"]
     assert main([*map(str, [*command, "--epochs", "1"])]) == 0
@@ -177,7 +178,7 @@ def test_hostile_files_of_a_sweep(images, made, tmp_path, capsys):
     for content in (hostile_yaml(made).encode(), pickle.dumps(Hostile(made))):
         about.write_bytes(content)
         assert main(sweep) == 2
-        assert "metadata.yml', which says what a job is, is damaged" in capsys.readouterr().err
+        assert "metadata.yml', which describes a job, is damaged" in capsys.readouterr().err
     about.write_text(
         "{arch: a, adapter: linear, first_deleted_block: 1, last_deleted_block: 1, num_downsamples: 0, "
         "num_trainable_params: 1}"
@@ -248,7 +249,7 @@ READERS = {
     "stitchkit/ship/trained_snnet.py": test_hostile_files_that_pages_and_exports_read,
     "stitchkit/train/evaluation.py": test_hostile_files_beside_a_ledger,
     "stitchkit/data/timm_readers.py": test_a_hostile_card_of_a_data_set,
-    "stitchkit/train/summary.py": test_a_hostile_summary_does_not_stop_a_run_that_goes_on,
+    "stitchkit/train/summary.py": test_a_hostile_summary_does_not_stop_a_run_that_resumes,
     "stitchnet/restore.py": test_hostile_files_of_a_composed_network,
 }
 

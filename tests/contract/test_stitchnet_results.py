@@ -70,7 +70,7 @@ def test_the_drawings_are_of_networks_in_the_ledger():
         assert all(f"{parent}, fragment" in words for parent in parents)
 
 
-def test_the_page_tells_how_many_images_are_enough():
+def test_the_page_says_how_many_images_are_enough():
     rows = table("samples")
     assert sorted({row["images"] for row in rows}) == list(experiments._COUNTS)
     for count in experiments._COUNTS:
@@ -80,7 +80,7 @@ def test_the_page_tells_how_many_images_are_enough():
         assert f"| {count} | {mean(these):.1f} | {best:.1f} | {mean(these, 'parents_acc1'):.1f} |" in WORDS
 
 
-def test_the_page_tells_where_images_are_as_few_as_features():
+def test_the_page_says_where_images_are_as_few_as_features():
     for images, network in ((32, "dense"), (64, "r26")):
         rows = composed([row for row in table("samples") if row["images"] == images])
         parts = [row["stitch"].split(" > ")[-2:] for row in rows]
@@ -91,7 +91,7 @@ def test_the_page_tells_where_images_are_as_few_as_features():
         assert f"those of `{network}` to {mean(hit):.1f} % with {images}" in WORDS
 
 
-def test_the_page_tells_what_is_on_the_front():
+def test_the_page_says_what_is_on_the_front():
     rows = table("front")
     better = sum(row["acc1"] > row["parents_acc1"] for row in composed(rows))
     front = pareto_front(rows)
@@ -104,7 +104,7 @@ def test_the_page_tells_what_is_on_the_front():
 
 
 @pytest.mark.parametrize("kind", ["composed", "parents"])
-def test_the_page_tells_what_ensembles_reach(kind):
+def test_the_page_says_what_ensembles_reach(kind):
     rows = [row for row in table("ensembles") if row["kind"] == kind]
     for size in sorted({row["size"] for row in rows}):
         found = [row for row in rows if row["size"] == size]
@@ -112,7 +112,7 @@ def test_the_page_tells_what_ensembles_reach(kind):
         assert f"| {size:.0f} {kind} | {mean(found):.2f} | {low:.2f} to {high:.2f} |" in WORDS
 
 
-def test_the_page_tells_what_fine_tuning_brings():
+def test_the_page_says_what_fine_tuning_gains():
     rows = table("finetune")
     for name in {row["stitch"] for row in rows}:
         these = [row for row in rows if row["stitch"] == name]

@@ -92,6 +92,7 @@ def test_two_ranks_draw_their_own_stitches_and_stay_equal(images, config, folder
     assert "state_dict_ema" in torch.load(folder / "own-model-ema-grad-checkpointing-clip-grad1/last.pth.tar")
 
 
+@pytest.mark.full
 def test_bad_input_under_the_launcher_is_one_line_and_status_2(images, config, folder):
     result = launch(2, images, "--stitch_config", config, *FLAGS, "--output", folder, "--resume", "missing.pth")
     assert result.returncode == 2
@@ -160,6 +161,7 @@ def test_law_9_ranks_with_their_own_stitches_average_their_gradients(ours, tmp_p
     assert unused
 
 
+@pytest.mark.full
 def test_streamed_datasets_are_shared_out(images, config, folder, tmp_path):
     """Web datasets: ranks get different shards, and every image counts once."""
     for split in ("train", "validation"):

@@ -18,8 +18,9 @@ from stitchkit.cli import main
 from stitchkit.data.loader_processes import usable_cores
 from stitchkit.distributed import World
 from tests import archives
+from tests.commands import refused
 from tests.jobs import JOBS, job_config, write_job
-from tests.support import weights, write_images
+from tests.support import mostly_full, weights, write_images
 
 PICO = {"model_name": "resnet18", "layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
 CPU = World(0, 1, torch.device("cpu"))
@@ -33,12 +34,7 @@ def run(path, out, *flags):
 
 def refusal(capsys, path, out, *flags):
     """The one line that a job ends with."""
-    capsys.readouterr()
-    assert main(["job", "-c", str(path), "-o", str(out), "--no-pretrained", *map(str, flags)]) == 2
-    line = capsys.readouterr().err
-    assert line.count("\n") == 1
-    assert line.startswith("stitchkit: error: ")
-    return line
+    return refused(capsys, "job", "-c", path, "-o", out, "--no-pretrained", *flags)
 
 
 def digest(state, prefix):
@@ -103,7 +99,7 @@ def test_unfrozen_trains_everything(trained, tmp_path):
     assert digest(first, "parts.0.") != digest(last, "parts.0.")
 
 
-@pytest.mark.parametrize("cadence", ["epochs", "steps"])
+@pytest.mark.parametrize("cadence", mostly_full(["epochs", "steps"], quick=["steps"]))
 def test_law_8_a_resumed_job_ends_bitwise_like_an_unbroken_one(images, tmp_path, cadence):
     parts = [{"lr_scheduler": "LinearLR", "lr_scheduler_args": {"total_iters": 2}}, {"lr_scheduler": "ConstantLR"}]
     schedule = {"cadence": cadence, "milestones": [3], "schedulers": parts}
@@ -120,7 +116,7 @@ def test_law_8_a_resumed_job_ends_bitwise_like_an_unbroken_one(images, tmp_path,
     pd.testing.assert_frame_equal(whole[same], resumed[same])
 
 
-def test_no_job_goes_on_from_within_an_epoch(trained, tmp_path, capsys):
+def test_no_job_resumes_within_an_epoch_that_max_steps_ended(trained, tmp_path, capsys):
     path, newest = trained[0], tmp_path / "cut/checkpoint.pth"
     cut = run(path, tmp_path / "cut", "--save-checkpoints", "--max-steps", "6")
     for flags in ((), ("--max-steps", "7")):
@@ -133,7 +129,7 @@ def test_no_job_goes_on_from_within_an_epoch(trained, tmp_path, capsys):
     assert on["Step"].tolist() == [0, 4, 6]
 
 
-def test_a_job_goes_on_with_the_settings_it_began_with(trained, tmp_path, capsys):
+def test_a_job_resumes_with_the_settings_it_began_with(trained, tmp_path, capsys):
     path, out, _ = trained
     newest = out / "checkpoint.pth"
     for flags, words in (
@@ -300,7 +296,6 @@ def test_an_epoch_of_tasks_ends_with_the_longest(images):
         job_config(images, dataset=None, tasks=[{"dataset": str(images)}, {"dataset": "digits", "batch_size": 500}])
     )
     loader = TrainingLoader([data.train for data in open_data(config, CPU)])
-    loader.set_epoch(0)
     batches = list(loader)
     assert len(batches) == len(loader) == 4
     assert [len(labels) for labels in batches[3][1]] == [16, 500], "the digits have begun again"
@@ -324,7 +319,7 @@ def spoilt(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_job_passes_over_images_that_cannot_be_read(spoilt, tmp_path, caplog, workers):
+def test_a_job_skips_images_that_cannot_be_read(spoilt, tmp_path, caplog, workers):
     path = write_job(tmp_path, job_config(spoilt, epochs=1) | {"workers": workers})
     result = run(path, tmp_path / "out")
     for split in ("train", "validation"):
@@ -356,7 +351,7 @@ def test_bad_jobs_end_in_one_line(trained, images, tmp_path, capsys):
     assert "exists, so this job is done; choose another -o" in refusal(capsys, path, out)
     assert "epochs is -1" in refusal(capsys, path, tmp_path, "--epochs", "-1")
     assert "Adam" in refusal(capsys, path, tmp_path, "--lr", "-1")
-    assert "let its name end with .pkl" in refusal(capsys, path, tmp_path, "--metrics-output", "x.csv")
+    assert "its name must end with .pkl" in refusal(capsys, path, tmp_path, "--metrics-output", "x.csv")
     assert "gone.pth' does not exist" in refusal(capsys, path, tmp_path, "--load-from", "gone.pth")
     torch.save({"model": weights(out / "checkpoint.pth")}, tmp_path / "published.pth")
     line = refusal(capsys, path, tmp_path, "--resume-from", tmp_path / "published.pth")
@@ -376,7 +371,7 @@ def test_bad_jobs_end_in_one_line(trained, images, tmp_path, capsys):
     assert not (tmp_path / "result.pkl").exists()
 
 
-def test_a_wrong_part_is_told_before_absent_data(images, tmp_path, capsys):
+def test_a_wrong_part_is_reported_before_missing_data(images, tmp_path, capsys):
     config = job_config(images, dataset="cifar10") | {"data_path": str(tmp_path / "none")}
     assert "data set 'cifar10' cannot be read" in refusal(capsys, write_job(tmp_path, config), tmp_path / "out")
     config["assembly"][1]["SimpleAdapter"]["in_channels"] = 9
@@ -393,7 +388,7 @@ def test_no_data_are_opened_for_a_misspelt_part(images, tmp_path, capsys, monkey
     assert "did you mean 'SimpleAdapter'" in line
 
 
-def test_a_job_that_is_interrupted_says_how_it_goes_on(images, tmp_path, capsys, monkeypatch):
+def test_an_interrupted_job_says_how_to_resume_it(images, tmp_path, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
@@ -478,7 +473,7 @@ def test_a_network_of_jobs_keeps_frozen_parts_in_evaluation(images):
     assert not any(part.training for part in network.parts[0].modules())
 
 
-@pytest.mark.parametrize("kind", JOBS)
+@pytest.mark.parametrize("kind", mostly_full(JOBS, quick=["ResNet to ResNet", "own blocks"]))
 def test_a_smoke_run_of_every_kind_of_job(kind, images, tmp_path):
     side = 64 if kind == "network compressed" else 32
     train = job_config(images)["train_config"] | {"data_preprocessing": {"image_size": side}}

@@ -457,6 +457,6 @@ def test_parallel_parts_can_be_traced_so_that_a_job_can_count_their_flops(agg):
     assert measure(network, torch.zeros(1, *SIZE)).flops > 0
 
 
-def test_a_network_of_more_classes_than_the_data_is_told(caplog):
+def test_a_network_of_more_classes_than_the_data_is_reported(caplog):
     build([resnet("x", "fc", out_format="vector")])
     assert "gives 1000 logits, the data have 5 classes" in caplog.text

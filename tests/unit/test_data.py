@@ -185,7 +185,7 @@ def test_streams_have_no_repeated_or_split_images(loaders, tmp_path):
             loaders(**stream, **{name: 2})
 
 
-def test_what_readers_of_many_libraries_are_told(monkeypatch):
+def test_readers_of_many_libraries_are_given_their_options(monkeypatch):
     """Repetitions go to libraries that need a network; here is what timm gets for them."""
     seen = {}
 

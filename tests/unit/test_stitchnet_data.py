@@ -25,7 +25,7 @@ from stitchnet import Search, generate, image_folder, load_hf_dataset, stitching
 from stitchnet.data import batches, in_memory, read_image
 from stitchnet.task import CompositionTask, against_parents, judged
 from tests.composing import FLAGS, VIT, convnet, write_colours, write_pico_nets
-from tests.support import ROOT
+from tests.support import ROOT, mostly_full
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,7 @@ def test_the_published_example_runs_line_by_line(beans, offline, tmp_path):
     assert net.evaluate_dataset(folder) == result  # the same images, without the library
 
 
+@pytest.mark.full
 def test_the_example_of_the_page_runs(beans, offline, tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/stitchnet.md").read_text(), re.DOTALL)
     (tmp_path / "beans").symlink_to(beans)
@@ -146,7 +147,7 @@ def test_images_of_sixteen_bits_are_scaled(tmp_path):
     assert usual.std() > 0.5
 
 
-def test_files_that_are_no_images(beans, tmp_path):
+def test_files_that_are_not_images(beans, tmp_path):
     _, net = generate(stitching_images(image_folder(beans / "train", 32)), 0, 0, sample=True, nets=pico_nets())
     net.fit(image_folder(beans / "train", 32))
     (tmp_path / "text.png").write_text("no image")
@@ -164,7 +165,7 @@ def config(tmp_path_factory):
     return write_pico_nets(tmp_path_factory.mktemp("config"))
 
 
-@pytest.mark.parametrize("order", ["best", "depth"])
+@pytest.mark.parametrize("order", mostly_full(["best", "depth"], quick=["best"]))
 def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_path, monkeypatch, capsys, order):
     output = tmp_path / "out"
     assert run("--data", beans, "--nets", config, *FLAGS, "--top", 4, "--order", order, "-o", output) == 0
@@ -218,7 +219,7 @@ def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_pa
         (("--max-depht", 3), "did you mean '--max-depth'"),
     ],
 )
-def test_bad_input_is_told_in_one_line(beans, config, tmp_path, capsys, flags, words):
+def test_bad_input_is_reported_in_one_line(beans, config, tmp_path, capsys, flags, words):
     assert run("--data", beans, "--nets", config, *FLAGS, "-o", tmp_path / "out", *flags) == 2
     error = capsys.readouterr().err
     assert words in error
@@ -262,7 +263,7 @@ def test_a_composed_network_that_gives_no_numbers_is_left_out_and_counted(beans,
     assert search.counts.skipped["its outputs are not finite"] == 1
 
 
-def test_a_search_that_finds_nothing_tells_how_far_it_is():
+def test_a_search_that_finds_nothing_reports_how_far_it_is():
     search = Search(torch.randn(4, 3, 32, 32), nets=pico_nets(), threshold=2)
     steps = []
     search.on_step = lambda counts: steps.append(counts.tried)
@@ -300,7 +301,7 @@ def test_too_many_images_that_cannot_be_read_end_a_composition(beans, config, tm
     assert error.endswith("more than 1 %. Repair or remove them")
 
 
-def test_some_images_that_cannot_be_read_are_passed_over_and_counted(tmp_path, caplog):
+def test_some_images_that_cannot_be_read_are_skipped_and_counted(tmp_path, caplog):
     folder = write_colours(tmp_path / "many", train=34, validation=34)
     for split in ("train", "validation"):
         (folder / split / "class1/0.png").write_bytes(b"no image")

@@ -117,7 +117,7 @@ def test_a_sweep_is_drawn_once_a_stitched_job_has_a_result(tmp_path):
     assert {file.name[:3] for file in sweep_report(tmp_path)[2:]} == {"c-d"}
 
 
-def test_jobs_that_are_no_sweeps_are_passed_over(swept):
+def test_jobs_that_belong_to_no_sweep_are_skipped(swept):
     before = len(collect(swept))
     write_result(swept, "plain job", {"num_params": 5}, [0.9])
     assert len(collect(swept)) == before

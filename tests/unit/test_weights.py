@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 import stitchkit
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import damage, read_checkpoint, read_hashed
-from tests.hostile import Hostile
 from tests.support import pico_config, pico_snnet
 
 
@@ -54,13 +53,6 @@ def test_the_moving_average_is_loaded_on_request(source, tmp_path):
     torch.save({"state_dict": source.state_dict()}, tmp_path / "w.pth")
     with pytest.raises(InputError, match="no moving average"):
         stitchkit.load_checkpoint(model, tmp_path / "w.pth", ema=True)
-
-
-def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path):
-    torch.save({"model": {}, "args": Hostile(tmp_path / "made")}, tmp_path / "bad.pth")
-    with pytest.raises(InputError, match="refused"):
-        read_checkpoint(tmp_path / "bad.pth")
-    assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize("size", [0, 10, 2000])
