@@ -15,10 +15,7 @@ _logger = logging.getLogger(__name__)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names of class folders in the order of their numbers: timm's natural one, so that timm's weights fit.
-
-    Numbers in names compare as numbers, and case is ignored.
-    """
+    """Names of class folders in the order of their numbers: timm's natural one, so that timm's weights fit."""
     # Names that are then equal, such as 1 and 01, or A and a, have their plain order: timm sorts a set, whose order
     # differs from process to process, and two ranks would number these classes differently.
     return sorted(names, key=lambda name: (_natural(name), name))
@@ -30,12 +27,9 @@ def _natural(name: str) -> list[str | int]:
 
 
 def trained_classes(content: Mapping[str, object]) -> list[list[str]]:
-    """Class names that a checkpoint of ours was trained for, in the order of their numbers: a list for each task.
+    """Class names that a checkpoint was trained for, in the order of their numbers, a list for each task.
 
-    Empty where the file names none, as published ones do, or has something else in their place.
-
-    Args:
-        content: What `read_checkpoint` gives.
+    Empty where it has none, as published ones, or something else in their place.
     """
     found = content.get("classes")
     tasks = [found] if _are_names(found) else found
@@ -49,15 +43,14 @@ def _are_names(value: object) -> bool:
 def check_classes(
     trained: Sequence[Sequence[str]], here: Sequence[Sequence[str]], path: str | Path, *, strict: bool
 ) -> None:
-    """Compare the classes that weights were trained for with those of the data, task by task.
-
-    Where training starts from weights of as many other classes, a warning says so.
+    """Compare the classes that weights were trained for with those of the data, task by task; unknown ones pass.
 
     Args:
-        trained: Names by task, as `trained_classes` gives them; those of unknown classes pass.
-        here: Names of the data by task; a task that does not know its classes passes.
+        trained: Names by task, as `trained_classes` gives them.
+        here: Names of the data by task.
         path: The file of the weights, for the message.
-        strict: The classes must be the same, as an evaluation and a resumed run need.
+        strict: The classes must be the same, as an evaluation and a resumed run need; otherwise a warning tells of
+            training that starts from weights of as many other classes.
 
     Raises:
         InputError: If they are the same in another order, or differ where they must not.
@@ -94,12 +87,7 @@ def _compare(before: list[str], now: list[str], path: str | Path, *, strict: boo
 
 
 class Origin(NamedTuple):
-    """Where a network's classifier is from.
-
-    Args:
-        path: The file.
-        classes: Class names that it was trained for, by task.
-    """
+    """The file that a network's classifier is from, and the class names that it was trained for, by task."""
 
     path: str
     classes: list[list[str]]
@@ -109,13 +97,7 @@ _NOTE = "classifier_origin"
 
 
 def note_origin(network: object, content: Mapping[str, object], path: str | Path) -> None:
-    """Note on a network that its classifier is from a file; where there are data, their classes are compared.
-
-    Args:
-        network: The network.
-        content: Of the file.
-        path: The file.
-    """
+    """Note on a network that its classifier is from a file; where there are data, their classes are compared."""
     setattr(network, _NOTE, Origin(str(path), trained_classes(content)))
 
 

@@ -73,6 +73,16 @@ def descriptor(path: str | Path, flags: int) -> int:
         raise
 
 
+def check_folder_of(path: Path) -> None:
+    """Refuse a file whose folder does not exist.
+
+    Raises:
+        InputError: If it does not.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"folder '{path.parent}' does not exist; make it, or check the path")
+
+
 def refuse_link(path: Path) -> None:
     """Refuse to write through a link.
 

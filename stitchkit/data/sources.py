@@ -206,7 +206,7 @@ def read_timm(source: Source, split: str, *, is_training: bool = False, **option
 
     Args:
         source: The data set.
-        split: A split as the data set names it.
+        split: The data set's own name for it.
         is_training: Shuffle streamed data.
         options: Further arguments of timm's readers.
 
@@ -235,11 +235,7 @@ def _unopened(source: Source, split: str, error: Exception) -> InputError:
 
 
 def agreed_classes(train: Images | None, judged: Images) -> tuple[str, ...]:
-    """Class names of two splits of a data set, in the order of their numbers; empty where no reader knows them.
-
-    Args:
-        train: The training split, where it is open.
-        judged: The other split.
+    """Class names of the two splits of a data set, in the order of their numbers; empty where no reader knows them.
 
     Raises:
         InputError: If they are image folders with different classes.
@@ -254,12 +250,7 @@ def agreed_classes(train: Images | None, judged: Images) -> tuple[str, ...]:
 
 
 def check_folders(train: Sequence[str], judged: Sequence[str], where: str) -> None:
-    """Compare the class folders of two splits.
-
-    Args:
-        train: Class names of the training split.
-        judged: Those of the other split.
-        where: A name for the other split in the message.
+    """Compare the class folders of the training split and of another one, which the message calls `where`.
 
     Raises:
         InputError: If they differ.

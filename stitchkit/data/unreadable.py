@@ -154,11 +154,7 @@ def report(dataset: object) -> None:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn the end of a loader process into one line.
-
-    Raises:
-        InputError: If one did end.
-    """
+    """Report in one line that a loader process ended, and why: an `InputError` for all that torch raises."""
     try:
         yield
     except InputError as error:

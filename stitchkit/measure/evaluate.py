@@ -72,17 +72,19 @@ class Tally:
 
 
 @torch.no_grad()
-def evaluate(
-    network: Callable[[torch.Tensor], torch.Tensor],
+def evaluate_stitch(
+    model: nn.Module,
+    cfg_id: int | None,
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
     *,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Score:
-    """Accuracy and loss over the batches of all ranks.
+    """Accuracy and loss over the batches of all ranks, of one stitch of an SN-Net, or with None of a plain model.
 
     Args:
-        network: Images `[B, C, H, W]` to logits `[B, num_classes]`, in evaluation mode.
+        model: Images `[B, C, H, W]` to logits `[B, num_classes]`; its mode is kept.
+        cfg_id: The stitch.
         batches: Images and labels `[B]` of this rank, without padding: every image of the set is in one batch of
             one rank.
         device: Where the sums are kept.
@@ -92,22 +94,9 @@ def evaluate(
         InputError: If there is no image on any rank.
     """
     tally = Tally(1, device)
-    for images, labels in batches:
-        with autocast():
-            logits = network(images)
-        tally.add(0, logits, labels)
-    return tally.scores()[0]
-
-
-def evaluate_stitch(
-    model: nn.Module,
-    cfg_id: int | None,
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    *,
-    device: torch.device,
-    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> Score:
-    """`evaluate` for one stitch of an SN-Net, or with None for a plain model; the model's mode is kept."""
     with evaluating(model):
-        network = model if cfg_id is None else lambda images: model(images, cfg_id)
-        return evaluate(network, batches, device=device, autocast=autocast)
+        for images, labels in batches:
+            with autocast():
+                logits = model(images) if cfg_id is None else model(images, cfg_id)
+            tally.add(0, logits, labels)
+    return tally.scores()[0]

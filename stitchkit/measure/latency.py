@@ -21,12 +21,7 @@ _WHOLE = 5
 
 
 def latency_ms(module: nn.Module, x: torch.Tensor) -> float:
-    """Milliseconds of one forward pass: the median of repeated runs after a warm-up, waited for on a GPU.
-
-    Args:
-        module: Any module of one input; its mode is kept.
-        x: Its input; the time is for the whole batch.
-    """
+    """Milliseconds of one forward pass of a batch: the median of runs after a warm-up, waited for on a GPU."""
     timer = Timer("module(x)", globals={"module": module, "x": x}, num_threads=torch.get_num_threads())
     with evaluating(module), torch.inference_mode():
         timer.timeit(2)  # the first runs allocate memory and choose kernels
@@ -40,11 +35,6 @@ def _name(device: torch.device) -> str:
 
 def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
     """Add `latency_ms` of a batch and `images_per_s` to the rows of a ledger, as sums over the steps of each stitch.
-
-    Args:
-        rows: Rows with a `cfg_id`, changed in place.
-        model: The SN-Net on the device to be measured.
-        batch_size: Images that go through at once.
 
     Returns:
         How it was measured, and how far stitches that are measured as a whole are from the sums of their steps.

@@ -62,12 +62,7 @@ def _fault(row: Row) -> str:
 
 
 def check_figures(rows: Sequence[Row], keys: Iterable[str], advice: Mapping[str, str] | None = None) -> None:
-    """See that every row has the figures by which stitches are compared.
-
-    Args:
-        rows: Rows of a ledger, or of a program that has made them itself.
-        keys: The figures.
-        advice: What to do where one is missing, by figure; by default to make another ledger.
+    """Refuse rows without the figures by which stitches are compared; `advice` says what to do where one is missing.
 
     Raises:
         InputError: If there is no row, or one lacks a figure or has one that is not finite.
@@ -136,12 +131,7 @@ class Ledger:
         return [cfg_id for cfg_id in range(len(self._space)) if cfg_id not in done]
 
     def append(self, cfg_id: int, figures: Mapping[str, object]) -> Row:
-        """Add the row of a stitch and put it safely on the disk.
-
-        Args:
-            cfg_id: The stitch.
-            figures: What was measured, besides its costs.
-        """
+        """Add the row of a stitch, its costs and these figures, and put it safely on the disk."""
         row = cost_row(self._space, cfg_id, self._cost(cfg_id)) | dict(figures)
         self._finish_last_line()
         with opened(self.path, "a") as file:
@@ -177,13 +167,7 @@ class Ledger:
 
 
 def difference(row: Row, space: StitchSpace, cost: Callable[[int], Cost]) -> str:
-    """What in a row contradicts these stitches; empty where nothing does.
-
-    Args:
-        row: A row of a ledger, ours or a published one.
-        space: The stitches.
-        cost: FLOPs and parameters of a `cfg_id`.
-    """
+    """What in a row, ours or a published one, contradicts these stitches and their costs; empty where nothing does."""
     cfg_id = row["cfg_id"]
     if not 0 <= cfg_id < len(space):
         return f"it has cfg_id {cfg_id}, this space has 0 to {len(space) - 1}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from stitchkit.display import aligned, quantity
 from stitchkit.errors import InputError
-from stitchkit.files import replacing
+from stitchkit.files import check_folder_of, replacing
 from stitchkit.measure.ledger import Row, check_figures
 from stitchkit.routes import Stitch
 
@@ -99,16 +99,7 @@ def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
 
 
 def plot_ledgers(ledgers: Mapping[str, Sequence[Row]], path: str | Path, *, title: str = "") -> None:
-    """Draw the stitches of several ledgers in one picture, each with its front, in a color of its own.
-
-    Args:
-        ledgers: Rows with `flops` and `acc1`, by the name of their ledger.
-        path: The picture; its suffix selects the format.
-        title: Title of the picture.
-
-    Raises:
-        InputError: If a row cannot be drawn, the format is unknown or the file cannot be written.
-    """
+    """Draw the stitches of several ledgers, by name, as `plot` does, each with its front in a color of its own."""
     figure, axes = _figure(title)
     every = [row for rows in ledgers.values() for row in rows]
     for number, (name, rows) in enumerate(ledgers.items()):
@@ -150,8 +141,7 @@ def check_plot(path: str | Path) -> None:
     path, known = Path(path), FigureCanvasBase.get_supported_filetypes()
     if path.suffix[1:].lower() not in known:
         raise InputError(f"plot '{path}' cannot be written: no format '{path.suffix}'; choose .png, .svg or .pdf")
-    if not path.parent.is_dir():
-        raise InputError(f"folder '{path.parent}' does not exist; make it, or check the path")
+    check_folder_of(path)
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:

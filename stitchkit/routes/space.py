@@ -27,11 +27,7 @@ class StitchSpace:
 
     @classmethod
     def build(cls, anchors: Sequence[Shape], rule: Rule) -> StitchSpace:
-        """The space of `anchors` under `rule`: a pure function of labels, depths and rule.
-
-        Args:
-            anchors: From cheap to costly; anything with a `label` and `depths`, blocks per stage.
-            rule: Where anchors may be joined.
+        """The space of `anchors`, from cheap to costly, under `rule`: a pure function of labels, depths and rule.
 
         Raises:
             InputError: If there are fewer than two anchors, two share a label, or the rule does not fit them.

@@ -75,7 +75,9 @@ def build(about: Mapping[str, Any]) -> nn.Sequential:
         raise InputError(f"its description is damaged ({one_line(error)}); export it again") from error
     anchors = [create_anchor(spec, pretrained=False) for spec in specs]
     space = StitchSpace((stitch,), {joint: (number,) for number, joint in enumerate(stitch.joints)}, 0)
-    _check_blocks(stitch, {anchor.label: sum(anchor.depths) for anchor in anchors})
+    depths = {anchor.label: sum(anchor.depths) for anchor in anchors}
+    if any(segment.stop > depths.get(segment.anchor, 0) for segment in stitch.segments):
+        raise InputError(f"its route {stitch} does not fit its anchors of {depths} blocks; export it again")
     # A space of this stitch alone: the network is extracted as any other, so its parameters have the same names.
     net = SNNet(anchors, space, stitched_final_norm=final_norm).extract(0)
     for norm in net.modules():
@@ -98,9 +100,3 @@ def local(spec: AnchorSpec) -> AnchorSpec:
         place = spec.checkpoint or spec.name
         raise InputError(f"anchor '{spec.label}' of the file would be read from '{place}'; refused")
     return spec
-
-
-def _check_blocks(stitch: Stitch, depths: Mapping[str, int]) -> None:
-    for segment in stitch.segments:
-        if segment.stop > depths.get(segment.anchor, 0):
-            raise InputError(f"its route {stitch} does not fit its anchors of {dict(depths)} blocks; export it again")

@@ -6,6 +6,7 @@ import copy
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.parser import new_file
 from stitchkit.ship.description import Description
-from stitchkit.ship.stitch_files import format_of
+from stitchkit.ship.stitch_files import Runner, format_of
 
 TOLERANCE = 1e-4
 """Largest difference of logits that passes, as a share of the largest logit where that is above 1."""
@@ -81,10 +82,11 @@ def export(
     with evaluating(model), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder) / path.name  # beside the file, on the same disk, so that it can be renamed into place
         try:
-            inside = _Inside(model, stitch) if net is None else net.eval()
+            inside = Runner(partial(model, stitch=stitch)) if net is None else net.eval()
             # A copy: exporters change what they trace.
             form.write(model.extract(stitch).eval() if net is None else copy.deepcopy(net), about, draft)
-            report = _compare(inside, form.read(draft), images, draft, _size(model))
+            size = sum(value.nbytes for value in model.state_dict().values())
+            report = _compare(inside, form.read(draft), images, draft, size)
         except InputError:
             raise
         except OSError as error:
@@ -125,23 +127,6 @@ def _compare(inside: nn.Module, net: nn.Module, images: torch.Tensor, draft: Pat
         snnet_ms=latency_ms(inside, images[:1]),
         file_ms=latency_ms(net, images[:1]),
     )
-
-
-def _size(model: nn.Module) -> int:
-    return sum(value.nbytes for value in model.state_dict().values())
-
-
-class _Inside(nn.Module):
-    """One stitch as it runs in its SN-Net."""
-
-    def __init__(self, model: SNNet, stitch: int):
-        super().__init__()
-        self.model = model
-        self.stitch = stitch
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model(x, self.stitch)
-        return logits
 
 
 def _batches(images: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -125,7 +125,8 @@ class HubSNNet(
             if key not in _IMAGE:
                 raise unknown("setting of images", key, _IMAGE)
             if not _fits(key, value, self.in_chans):
-                raise InputError(f"'{key}' of images is {value!r}, which does not fit {self.in_chans} channels")
+                fits = f"images of {self.in_chans} channels"
+                raise InputError(f"'{key}' of images is {value!r}, which cannot be used for {fits}")
         found = resolve_data_config(
             {**given, "input_size": self.input_size}, pretrained_cfg=dict(super().pretrained_cfg)
         )
@@ -193,22 +194,13 @@ class HubSNNet(
         return super().generate_model_card(*args, **(content | kwargs))
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload what `save_pretrained` writes, with the name of the repository in the model card.
-
-        Args:
-            repo_id: The repository, `user/name`.
-            options: As huggingface_hub has them: `private`, `token`, `commit_message`, ...
-        """
+        """Upload what `save_pretrained` writes to `user/name`; the options are huggingface_hub's."""
         options["model_card_kwargs"] = {"repo_id": repo_id, **(options.get("model_card_kwargs") or {})}
         return super().push_to_hub(repo_id, **options)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> HubSNNet:
-        """The SN-Net of a local folder, or of a repository on the Hub, which is then downloaded.
-
-        Args:
-            pretrained_model_name_or_path: The folder, or `user/name`.
-            options: As huggingface_hub has them: `revision`, `token`, `cache_dir`, `local_files_only`, ...
+        """The SN-Net of a local folder, or of a repository `user/name` on the Hub, which is then downloaded.
 
         Raises:
             InputError: If it is unavailable, or its files are damaged or not of an SN-Net.

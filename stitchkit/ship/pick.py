@@ -90,12 +90,8 @@ class Choice(NamedTuple):
 def pick(rows: Sequence[Row], budget: Budget) -> Choice:
     """The most accurate stitch within a budget; where only an accuracy is asked for, the cheapest that reaches it.
 
-    Args:
-        rows: Rows of a ledger, with `flops`, `acc1` and the figures that the budget limits.
-        budget: The limits.
-
     Raises:
-        InputError: If there is no row, or one lacks such a figure.
+        InputError: If there is no row, or one lacks `flops`, `acc1` or a figure that the budget limits.
     """
     check_figures(rows, dict.fromkeys(["flops", "acc1", *(_FIGURES[limit] for limit in budget.limits)]), _ADVICE)
     within = [row for row in rows if not budget.misses(row)]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from stitchkit._version import __version__
 from stitchkit.errors import InputError
-from stitchkit.files import write_text
+from stitchkit.files import check_folder_of, write_text
 from stitchkit.measure.ledger import Row, check_figures, difference, read_rows, strict_json
 from stitchkit.measure.pareto import is_anchor
 from stitchkit.routes import Stitch, StitchSpace
@@ -53,12 +53,7 @@ _MOST_BLOCKS = 1000
 
 
 def write_report(output: str | Path, contents: Mapping[str, Content], *, title: str = "") -> None:
-    """Write the page.
-
-    Args:
-        output: The `.html` file; what was there is replaced.
-        contents: What `read_ledgers` found.
-        title: Title of the page; by default the names of the ledgers.
+    """Write the page of what `read_ledgers` found, in the place of an existing file.
 
     Raises:
         InputError: If the file is not `.html`, its folder is missing, or plotly is not installed.
@@ -66,18 +61,13 @@ def write_report(output: str | Path, contents: Mapping[str, Content], *, title: 
     output = Path(output)
     if output.suffix not in (".html", ".htm"):
         raise InputError(f"'{output}' must be a page; give a name that ends with .html")
-    if not output.parent.is_dir():
-        raise InputError(f"folder '{output.parent}' does not exist; make it, or check the path")
+    check_folder_of(output)
     title = title or "Stitches of " + (" and ".join(contents) if len(contents) < 3 else f"{len(contents)} ledgers")
     write_text(output, page(contents, title=title))
 
 
 def read_ledgers(paths: Sequence[str | Path], stitch_config: str | None = None) -> dict[str, Content]:
-    """The content of a report on some ledgers, by a short name for each.
-
-    Args:
-        paths: The ledgers.
-        stitch_config: Their stitch configuration.
+    """The content of a report on some ledgers of a stitch configuration, by a short name for each.
 
     Raises:
         InputError: If one cannot be read or drawn, is given twice, or does not belong to the configuration.
@@ -150,11 +140,6 @@ def _other_name(row: Row, space: StitchSpace) -> str:
 
 def take_away(path: Path, cfg_ids: Iterable[int], stitch_config: str | None) -> list[str]:
     """The commands that export networks of a ledger as ONNX files.
-
-    Args:
-        path: The ledger.
-        cfg_ids: Which networks.
-        stitch_config: Its stitch configuration, where it is given.
 
     Raises:
         InputError: If the file of settings is damaged, or holds what no command accepts.
@@ -229,10 +214,6 @@ def _number(text: str) -> float | None:
 
 def page(contents: Mapping[str, Content], *, title: str) -> str:
     """The page of what `read_ledgers` found.
-
-    Args:
-        contents: By name.
-        title: Title of the page.
 
     Raises:
         InputError: If plotly is not installed.

@@ -21,7 +21,7 @@ from stitchkit.display import quantity, unit_of
 from stitchkit.errors import InputError
 from stitchkit.measure.latency import latency_ms
 from stitchkit.measure.ledger import Row
-from stitchkit.ship.budget import BudgetedModel
+from stitchkit.ship.budgeted_model import BudgetedModel
 from stitchkit.ship.route_drawing import depths_of, draw_route
 from stitchkit.ship.trained_snnet import Trained, calibrated
 
@@ -55,11 +55,7 @@ class Page(Protocol):
 
 
 class Demonstration:
-    """The behaviour of the page, without its looks.
-
-    Args:
-        trained: The SN-Net, on the device to use.
-        ledger: Its ledger, or rows of it.
+    """The behaviour of the page, without its looks: an SN-Net on the device to use, and its ledger or rows of it.
 
     Raises:
         InputError: If the ledger cannot be used with it.
@@ -89,15 +85,11 @@ class Demonstration:
     def run(self, image: Image | None, flops: float) -> tuple[dict[str, float] | None, str]:
         """Predict with the best stitch within a budget.
 
-        Args:
-            image: Of any size; None where there is none yet.
-            flops: The budget.
-
         Returns:
-            Probabilities of the likeliest classes by name, and what the stitch is, as HTML.
+            Probabilities of the likeliest classes by name, None without an image, and the stitch as HTML.
 
         Raises:
-            InputError: If no stitch is within it.
+            InputError: If no stitch is within the budget.
         """
         cfg_id = self._budgeted.choose(flops)
         return None if image is None else self._predict(image, cfg_id), self._describe(cfg_id)
@@ -159,15 +151,7 @@ def _class_names(trained: Trained) -> list[str]:
 
 
 def create_page(demonstration: Demonstration, *, title: str) -> Page:
-    """The page as Gradio's blocks.
-
-    Args:
-        demonstration: Its behaviour.
-        title: Its title.
-
-    Raises:
-        InputError: If gradio is not installed.
-    """
+    """The page of a demonstration as Gradio's blocks."""
     gradio = check_gradio()
     unit, size = unit_of(demonstration.costliest)
     # Rounded up: the slider's least value must still pay for the cheapest stitch.
@@ -223,12 +207,7 @@ def check_port(port: int | None) -> None:
 
 
 def serve(page: Page, *, port: int | None = None) -> None:
-    """Serve a page to this machine alone, until Ctrl-C.
-
-    Args:
-        page: What `create_page` gave.
-        port: Its port; by default the first free one from 7860.
-    """
+    """Serve a page to this machine alone, until Ctrl-C; without a port at the first free one from 7860."""
     gradio = check_gradio()
     fonts = ["system-ui", "sans-serif"]  # gradio's own are downloaded by the browser
     theme = gradio.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"])

@@ -41,7 +41,7 @@ def format_of(path: str | Path) -> Format:
     """The kind of file of a suffix.
 
     Raises:
-        InputError: If there is none, or a package that it needs is missing.
+        InputError: If the suffix has none, or a package that it needs is missing.
     """
     suffix = Path(path).suffix
     if suffix not in FORMATS:
@@ -86,7 +86,7 @@ def load_stitch(path: str | Path) -> nn.Module:
     return net.eval()
 
 
-class _Runner(nn.Module):
+class Runner(nn.Module):
     """A function of images as a module, to be run and timed like others."""
 
     def __init__(self, run: Callable[[torch.Tensor], torch.Tensor]):
@@ -94,6 +94,7 @@ class _Runner(nn.Module):
         self._run = run
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The function's result."""
         return self._run(x)
 
 
@@ -124,7 +125,7 @@ def _write_program(net: nn.Module, about: About, draft: Path) -> None:
 
 def _read_program(path: Path) -> nn.Module:
     network = torch.export.load(path).module()
-    return _Runner(lambda x: network(x))  # in a function, as it raises where its mode is switched
+    return Runner(lambda x: network(x))  # in a function, as it raises where its mode is switched
 
 
 def _write_onnx(net: nn.Module, about: About, draft: Path) -> None:
@@ -152,7 +153,7 @@ def _read_onnx(path: Path) -> nn.Module:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()  # as the SN-Net, whose latency is printed beside its own
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return _Runner(lambda x: torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0]))
+    return Runner(lambda x: torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0]))
 
 
 FORMATS = {

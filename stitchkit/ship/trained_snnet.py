@@ -106,10 +106,6 @@ def _folder_classes(recipe: Recipe, number: int) -> tuple[str, ...]:
 def check_origin(ledger: str | Path, trained: Trained) -> None:
     """See that a ledger's figures are of these weights, as far as a file beside it tells.
 
-    Args:
-        ledger: The ledger.
-        trained: The SN-Net.
-
     Raises:
         InputError: If it was measured with other weights, another average of them, or other batch-norm statistics.
     """
@@ -139,10 +135,6 @@ def check_origin(ledger: str | Path, trained: Trained) -> None:
 def calibrated(trained: Trained, stitch: int) -> nn.Module:
     """The network of a stitch with its own batch-norm statistics, as `--eval --recalibrate-bn` computes them.
 
-    Args:
-        trained: The SN-Net; its settings say how many batches of which training images.
-        stitch: The `cfg_id`.
-
     Raises:
         InputError: If there are no data, or the stitch is not in the space.
     """
@@ -153,13 +145,9 @@ def calibrated(trained: Trained, stitch: int) -> nn.Module:
     world = init_world("cpu")
     try:
         loaders = create_loaders(
-            open_datasets(recipe),
-            recipe,
-            world,
-            input_size=model.input_size,
-            model_config=model.pretrained_cfg,
-            num_classes=model.num_classes,
-        )
+            open_datasets(recipe), recipe, world,
+            input_size=model.input_size, model_config=model.pretrained_cfg, num_classes=model.num_classes,
+        )  # fmt: skip
         assert loaders.train is not None, "recalibration opens the training split"
         recalibrate(net, (images for images, _ in islice(loaders.train, recipe.run.recalibrate_bn)))
     finally:
@@ -169,10 +157,6 @@ def calibrated(trained: Trained, stitch: int) -> nn.Module:
 
 def describe(trained: Trained, stitch: Stitch | int) -> Description:
     """The description that goes into a stitch's exports; it holds no paths of this machine.
-
-    Args:
-        trained: The SN-Net.
-        stitch: The stitch or its `cfg_id`.
 
     Raises:
         InputError: If the stitch is not in the space.

@@ -337,7 +337,7 @@ def test_a_recalibrated_stitch_is_exported_as_it_was_measured(tmp_path, images, 
     path, ledger = tmp_path / "net.safetensors", str(tmp_path / "resnet/stitches_res.txt")
     export_flags = ["-o", str(path), "--data", str(images), "--ledger", ledger]
     assert main(["export", *flags[:-2], *export_flags]) == 2
-    assert "measured with recalibrate_bn 3, here it is 0; give --recalibrate-bn" in capsys.readouterr().err
+    assert "measured with recalibrate_bn 3, here it is 0; give the same --recalibrate-bn" in capsys.readouterr().err
     assert main(["export", *flags, "-o", str(path), "--cfg_id", "4"]) == 2
     assert "needs training images; add --data DIR" in capsys.readouterr().err
     assert main(["export", *flags, *export_flags]) == 0

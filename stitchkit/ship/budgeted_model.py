@@ -42,14 +42,7 @@ class BudgetedModel(nn.Module):
         self._fronts: dict[str, list[tuple[float, int]]] = {}
 
     def measure(self, batch_size: int = 1) -> str:
-        """Measure the latency of each stitch where the model is now, for budgets in milliseconds.
-
-        Args:
-            batch_size: Images that go through at once.
-
-        Returns:
-            How it was measured.
-        """
+        """Measure the latency of each stitch on the model's device, for budgets in milliseconds; returns how."""
         from stitchkit.measure.latency import add_latencies  # slow to import
 
         self._fronts.clear()
@@ -90,14 +83,7 @@ class BudgetedModel(nn.Module):
         return self._fronts[figure]
 
     def forward(self, x: torch.Tensor, *, budget: float | str | None = None) -> torch.Tensor:
-        """Run the best stitch within a budget.
-
-        Args:
-            x: Images `[B, C, H, W]`.
-            budget: As `choose` takes it; without one the stitch of `model.reset_stitch_id` runs.
-
-        Returns:
-            Logits `[B, num_classes]`.
+        """Logits `[B, num_classes]` of images `[B, C, H, W]` by the best stitch within a budget, as `choose` takes it.
 
         Raises:
             InputError: If no stitch meets the budget.
