@@ -40,5 +40,5 @@ def unknown(kind: str, value: object, allowed: Iterable[str]) -> InputError:
 
 
 def one_line(error: BaseException) -> str:
-    """The class and message of a library's exception on one line, cut short, to stand within a sentence of ours."""
+    """The class and message of a library's exception on one line, cut short, as a part of our own message."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

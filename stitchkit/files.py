@@ -45,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file: all of it, or what was there stays."""
+    """Write a small file: all of it, or the old one stays."""
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8")
 

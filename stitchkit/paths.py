@@ -1,4 +1,4 @@
-"""Paths of this machine, told from URLs and commands, which libraries that read data accept as paths too."""
+"""Paths of this machine, as opposed to URLs and commands, which libraries that read data accept as paths too."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def create_loaders(
 
 
 def _delivered(loader: PrefetchLoader | DataLoader[Any], recipe: Recipe, world: World, mix: Mixup = None) -> Loader:
-    """A loader whose batches arrive on the device: timm's prefetcher brings its own there, the others are brought."""
+    """The loader with its batches on the device, where timm's prefetcher puts them, or else `DirectLoader`."""
     if recipe.data.no_prefetcher:
         return DirectLoader(loader, device=world.device, dtype=weights_dtype(recipe), mix=mix)
     outlive_signals(loader)

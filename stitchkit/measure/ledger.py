@@ -142,7 +142,7 @@ class Ledger:
         return row
 
     def rewrite(self) -> None:
-        """Write all rows anew, with figures that were changed in memory."""
+        """Write all rows again, with figures that were changed in memory."""
         write_rows(self.path, self.rows)
 
     def _finish_last_line(self) -> None:
@@ -167,7 +167,7 @@ class Ledger:
 
 
 def difference(row: Row, space: StitchSpace, cost: Callable[[int], Cost]) -> str:
-    """What in a row, ours or a published one, contradicts these stitches and their costs; empty where nothing does."""
+    """How a row, ours or a published one, contradicts these stitches and their costs; empty where it does not."""
     cfg_id = row["cfg_id"]
     if not 0 <= cfg_id < len(space):
         return f"it has cfg_id {cfg_id}, this space has 0 to {len(space) - 1}"

@@ -25,7 +25,7 @@ def pareto_front(rows: Sequence[Row], cost: str = "flops") -> list[Row]:
 
     Args:
         rows: Rows with the cost and `acc1`.
-        cost: The figure that is to be low.
+        cost: The figure to keep low.
 
     Raises:
         InputError: If a row lacks one of them, or there is no row.

@@ -207,7 +207,7 @@ class SlidingWindow:
     stages: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        # A configuration is refused when it is read, not when its anchors, which say which rule it is, are built.
+        # Which rule it is depends on the anchors; bad values are refused before these are built, or downloaded.
         _check_window(self.kernel_size, self.stride)
         if self.stages is not None:
             self._stage_wise(self.stages)

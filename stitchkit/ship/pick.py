@@ -78,7 +78,7 @@ class Choice(NamedTuple):
         best: The row of the best stitch that fits; None where none does.
         runners_up: Rows of the next best.
         fitting: How many fit.
-        nearest_miss: Where none fits, the row whose greatest miss is smallest.
+        nearest_miss: Where none fits, the row with the smallest greatest miss.
     """
 
     best: Row | None

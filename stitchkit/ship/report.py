@@ -131,7 +131,7 @@ def _named(row: Row, network: _Network, path: Path) -> Row:
 
 
 def _other_name(row: Row, space: StitchSpace) -> str:
-    """What is wrong with the name of a row; its FLOPs are not compared, which differ with classes and image size."""
+    """How the name of a row contradicts the stitches; its FLOPs may, as they differ with classes and image size."""
     cfg_id, name = row["cfg_id"], row["stitch"]
     if 0 <= cfg_id < len(space) and space[cfg_id].name == name:
         return ""

@@ -104,7 +104,7 @@ class Demonstration:
         return {self._names[number]: share for number, share in pairs}
 
     def _network(self, cfg_id: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        """What runs a stitch; with `--recalibrate-bn` its statistics are computed when it is first chosen."""
+        """The network of a stitch; with `--recalibrate-bn` its statistics are computed when it is first chosen."""
         if not self._trained.recipe.run.recalibrate_bn:
             return partial(self._model, stitch=cfg_id)
         if cfg_id not in self._recalibrated:

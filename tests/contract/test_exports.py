@@ -353,7 +353,7 @@ def test_a_recalibrated_stitch_is_exported_as_it_was_measured(tmp_path, images, 
     ("origin", "message"),
     [
         ("weights_sha256: '00'", "measured with other weights than"),
-        ("model_ema: true", "measured with model_ema True, here it is False; give --model-ema"),
+        ("model_ema: true", "measured with model_ema True, here it is False; give the same --model-ema"),
         ("- ]", "ledger.yaml', which says how the ledger came, is damaged"),
     ],
 )

@@ -147,7 +147,9 @@ def test_published_rows_without_names_can_be_drawn(tmp_path):
     assert "<svg" in (tmp_path / "p.svg").read_text()
 
 
-@pytest.mark.parametrize(("value", "text"), [(4608338304, "4.61G"), (5717416, "5.72M"), (1500, "1.5k"), (12, "12")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(2e12, "2T"), (4608338304, "4.61G"), (5717416, "5.72M"), (1500, "1.5k"), (12, "12")]
+)
 def test_quantities_have_units(value, text):
     assert quantity(value) == text
 
