@@ -6,7 +6,7 @@ import io
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Protocol, TypeAlias
+from typing import Annotated, TypeAlias
 
 from PIL import Image
 from pydantic import Field, StrictStr
@@ -14,11 +14,11 @@ from pydantic.dataclasses import dataclass
 
 from stitchkit.data.folders import is_split, open_folder
 from stitchkit.data.sources import Source, read_timm
-from stitchkit.data.torchvision_sets import SOURCES, TEST_SHARE, divide, read
+from stitchkit.data.torchvision_sets import SOURCES, TEST_SHARE, Samples, divide, read
 from stitchkit.errors import InputError, unknown
 from stitchkit.files import fresh_folder
 from stitchkit.settings.files import naming, read_settings_file
-from stitchkit.settings.schema import DatasetName, Settings, parse
+from stitchkit.settings.schema import DatasetName, Settings, json_schema, parse
 
 VALIDATION_SHARE = 0.1
 """How much of what is not for testing is for validation."""
@@ -69,6 +69,11 @@ class Collection(Settings):
                 raise InputError(f"datasets.{name}: {name!r} cannot be the name of a folder of its own; choose another")
 
 
+def collection_schema() -> dict[str, object]:
+    """The JSON Schema of a collection's file."""
+    return json_schema(Collection)
+
+
 COLLECTIONS = {path.stem: path for path in sorted(Path(__file__).with_name("collections").glob("*.yml"))}
 """The files of the collections that have a name."""
 
@@ -94,15 +99,7 @@ _Picture: TypeAlias = Path | bytes | Image.Image
 """An image as its reader has it: the path or the content of a file, or decoded where there is no file."""
 
 
-class _Samples(Protocol):
-    """Images and their labels."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, number: int, /) -> tuple[_Picture, int]: ...
-
-
-Part: TypeAlias = tuple[_Samples, Sequence[int], Sequence[int]]
+Part: TypeAlias = tuple[Samples, Sequence[int], Sequence[int]]
 """Samples, the numbers of those that are meant, and the labels of all."""
 
 
@@ -207,7 +204,7 @@ def _draw(part: Part, share: float) -> tuple[Part, Part]:
     return (samples, rest, labels), (samples, drawn, labels)
 
 
-def _read_folder(folder: Path, task: CollectionTask) -> tuple[_Samples, tuple[str, ...]]:
+def _read_folder(folder: Path, task: CollectionTask) -> tuple[Samples, tuple[str, ...]]:
     """A folder of classes that a person has filled."""
     if not is_split(folder):
         raise InputError(

@@ -12,7 +12,7 @@ from timm.models import PretrainedCfg, is_model, list_models, list_pretrained
 from torch import nn
 
 from stitchkit.classes import note_origin
-from stitchkit.errors import InputError, unknown
+from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.anchor import Anchor, view
 from stitchkit.networks.weight_names import own_names
 from stitchkit.networks.weights import load_content, read_checkpoint, weights_of
@@ -44,7 +44,7 @@ def create_model(
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained and content is None, **kwargs)
     except Exception as error:  # timm, torch and the hub's client raise many kinds
-        reason = _short(error)
+        reason = one_line(error)
         if pretrained and content is None:
             raise InputError(
                 f"pretrained '{name}' cannot be had: {reason}; check the tag, the arguments and the network, "
@@ -94,10 +94,6 @@ def _load(model: nn.Module, content: Mapping[str, Any], path: str | Path, *, num
         model.reset_classifier(num_classes)  # type: ignore[operator]
     else:
         note_origin(model, content, path)
-
-
-def _short(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _classes_in(weights: Mapping[str, torch.Tensor], model: nn.Module) -> int | None:

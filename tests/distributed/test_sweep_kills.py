@@ -18,6 +18,7 @@ from stitchkit.cli import main
 from tests.distributed.subjects import equal
 from tests.support import ROOT, write_sweep
 
+pytestmark = pytest.mark.full  # each job is a process that loads torch
 EPOCHS = 40  # some seconds, so that a job can be killed more than once
 FIRST, SECOND = (f"train-pico-gap-1,1-adapter-{name}" for name in ("linear_no_downsample", "finetune"))
 

@@ -18,7 +18,7 @@ from tests.support import write_sweep
 
 
 class FakeCluster:
-    """Jobs that end as they are told to."""
+    """Jobs that end as a test says."""
 
     def __init__(self, ends):
         self.ends, self.started, self.running, self.stopped = ends, [], [], False
@@ -185,7 +185,7 @@ def test_slurm_gets_an_array_and_the_parameters(monkeypatch, folders, tmp_path):
         assert f"#SBATCH --{line}\n" in sent
     submitted = sorted((tmp_path / "out/submitit").glob("*/*_submitted.pkl"))
     assert len(submitted) == 3
-    assert all(DelayedSubmission.load(file)._timeout_countdown > 10_000 for file in submitted)  # times it may go on
+    assert all(DelayedSubmission.load(file)._timeout_countdown > 10_000 for file in submitted)  # times it may resume
     assert place.poll() == []
     # A second launcher finds the jobs in the queue and sends nothing.
     (tmp_path / "sent").unlink()

@@ -16,7 +16,7 @@ from stitchkit.engine.checkpoint_schema import in_short
 from stitchkit.errors import InputError
 from stitchkit.paths import check_local
 from stitchkit.settings.files import naming, read_settings_file
-from stitchkit.settings.schema import LocalPath, Settings, join, parse
+from stitchkit.settings.schema import LocalPath, Settings, join, json_schema, parse
 
 SWEEP_KEYS = ("stages", "src_stages", "dest_stages", "gaps", "stitchers")
 """The keys that only a sweep has."""
@@ -257,3 +257,8 @@ def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def job_schema() -> dict[str, object]:
+    """The JSON Schema of a job's file."""
+    return json_schema(JobConfig)
