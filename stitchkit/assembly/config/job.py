@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
+from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.assembly.config.optim import check_training
 from stitchkit.assembly.config.settings import Metric, TrainConfig
@@ -45,11 +46,11 @@ class JobConfig(Settings):
         data_path: Folder of the data sets.
         print_freq: Steps between log lines.
         save_checkpoints: Save a checkpoint after each epoch.
-        checkpoint_interval: Steps between checkpoints within an epoch; 0 saves none there but for a signal.
+        checkpoint_interval: Steps between checkpoints within an epoch; 0 saves one there only for a signal.
         eval_checkpoints: Test after each epoch.
         checkpoint_initial_model: Test the network before the first epoch, and save it where checkpoints are saved.
         test_only: Test, train nothing.
-        deterministic: Use deterministic algorithms only.
+        deterministic: Use only deterministic algorithms.
         load_from: File of weights to start from.
         resume_from: Checkpoint to resume from; `auto` is the newest good one in the job's folder.
         strict_load: Weights must have all names and no others.
@@ -58,7 +59,7 @@ class JobConfig(Settings):
         metrics_output: File of the results; by default `result.pkl` in the job's folder.
         device: `cpu`, `cuda` or `cuda:N`.
         metrics: Figures of merit.
-        project: Project in Weights & Biases; none logs nothing there.
+        project: Project in Weights & Biases; without one, nothing is logged there.
         entity: Account or team there.
         group: Group of runs there.
         id: Run there to resume.
@@ -110,7 +111,7 @@ class JobConfig(Settings):
             for key in WRITTEN:
                 if key not in changes and (value := getattr(config, key)) is not None:
                     _check_inside(value, key)
-        return config.override(**changes)
+        return config.override(**changes) if changes else config
 
     @classmethod
     def parse(cls, content: Mapping[str, object]) -> JobConfig:
@@ -259,6 +260,6 @@ def _plain(value: object) -> object:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def job_schema() -> dict[str, object]:
+def job_schema() -> JsonSchemaValue:
     """The JSON Schema of a job's file."""
     return json_schema(JobConfig)
