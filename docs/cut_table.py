@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python docs/cut_table.py
 
-Each model has random weights and small images. It is cut at every clean place, and the pieces run one after the other
+Each model has random weights and small images. It is cut at every clean place, and its steps run one after the other
 against the whole, in evaluation mode and, from the same random state, in training mode. Equal means equal to the bit.
 """
 
@@ -22,7 +22,7 @@ from torchvision.models import get_model, get_model_builder
 
 from stitchkit.errors import InputError
 from stitchkit.networks.create import create_model
-from stitchkit.networks.cut import steps
+from stitchkit.networks.cut.traced import TracedSteps
 
 PAGE = Path(__file__).parent / "cut.md"
 HEAD = "| module | model | clean cuts | exact | why not |\n| --- | --- | --- | --- | --- |\n"
@@ -84,11 +84,11 @@ def measure(name: str) -> Row:
     """Cut a model at every clean place and rejoin it."""
     model, images = small_model(name)
     try:
-        pieces = steps(model)
+        pieces = list(TracedSteps(model))
     except InputError as error:
         return Row(name, 0, None, str(error))
     found = {mode: _run(pieces, images, training=mode) for mode in (False, True)}
-    cuts = sum(isinstance(value, torch.Tensor) for value in found[False][:-1])
+    cuts = sum(isinstance(value, torch.Tensor) for value in found[False])
     if cuts == 0:
         return Row(name, 0, None, "several tensors pass between all its blocks")
     return Row(name, cuts, all(_same(_run([model], images, training=mode)[-1], found[mode][-1]) for mode in found))

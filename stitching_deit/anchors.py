@@ -23,9 +23,9 @@ class VisionTransformerAnchor(Anchor):
     stem_children = (
         "patch_embed",
         "cls_token",
-        "dist_token",
         "reg_token",
         "pos_embed",
+        "dist_token",
         "pos_drop",
         "patch_drop",
         "norm_pre",
@@ -48,9 +48,9 @@ class VisionTransformerAnchor(Anchor):
         return patched_input_size(self.model)
 
     @property
-    def stage_modules(self) -> Sequence[nn.Module]:
-        """timm's modules of the stages."""
-        return (self.model.blocks,)
+    def stage_paths(self) -> Sequence[str]:
+        """Where timm has the stages."""
+        return ("blocks",)
 
     @staticmethod
     def run_stem(model: nn.Module, x: torch.Tensor) -> torch.Tensor:

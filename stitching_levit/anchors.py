@@ -47,9 +47,14 @@ class LevitAnchor(Anchor):
         return (self.model.in_chans, height * stride, width * stride)
 
     @property
-    def stage_modules(self) -> Sequence[nn.Module]:
-        """timm's modules of the stages."""
-        return list(self.model.stages)
+    def stage_paths(self) -> Sequence[str]:
+        """Where timm has the stages."""
+        return [f"stages.{number}" for number in range(len(self.model.stages))]
+
+    @property
+    def borders(self) -> tuple[str, str]:
+        """Names of the last thing that the stem runs and of the first that the head runs."""
+        return "stem" if self.model.use_conv else "transpose", "mean"
 
     @staticmethod
     def run_stem(model: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -38,9 +38,9 @@ class SwinAnchor(Anchor):
         return patched_input_size(self.model)
 
     @property
-    def stage_modules(self) -> Sequence[nn.Module]:
-        """timm's modules of the stages."""
-        return list(self.model.layers)
+    def stage_paths(self) -> Sequence[str]:
+        """Where timm has the stages."""
+        return [f"layers.{number}" for number in range(len(self.model.layers))]
 
     @staticmethod
     def run_stem(model: nn.Module, x: torch.Tensor) -> torch.Tensor:

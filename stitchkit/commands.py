@@ -83,10 +83,11 @@ def _profile(settings: dict[str, Any]) -> None:
 
 
 def _nodes(settings: dict[str, Any]) -> None:
-    from stitchkit.networks.cut.nodes import library_model, nodes, table
+    from stitchkit.networks.anchor import steps_of
+    from stitchkit.networks.cut.nodes import library_model, table
 
     model, example = library_model(settings["model"], settings["backend"])
-    print(table(nodes(model, example, inside=settings["inside"])))
+    print(table(steps_of(model).nodes(example, inside=settings["inside"])))
     print("* marks clean places: one tensor alone passes from there to the rest of the model")
 
 

@@ -16,6 +16,7 @@ from stitchkit.errors import InputError
 from stitchkit.files import replacing, write_text
 from stitchkit.measure.profile import flops_by_operator, measure
 from stitchkit.networks.mode import evaluating
+from stitchkit.networks.steps import extract
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchkit.ship.stitch_files import format_of
 from stitchnet.activations import run
@@ -270,7 +271,7 @@ def layer(fragment: Fragment, joint: JointMap | None, *, is_folded: bool) -> nn.
         joint: The joint, if it needs one.
         is_folded: Fold the joint's map into the first layers if that can be done.
     """
-    module = copy.deepcopy(fragment.module)
+    module = extract(fragment.module)
     if joint is None:
         return nn.Sequential(module)
     readers = fragment.readers(module)

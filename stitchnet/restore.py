@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +13,10 @@ from torch import nn
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.layout import Kind, Layout
+from stitchkit.networks.steps import Boundary, extract
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchnet.classifier import Classifier
-from stitchnet.fragments import Fragment, Place, between
+from stitchnet.fragments import Fragment, between
 from stitchnet.joint import JointLayer, resize_input
 from stitchnet.net import Net
 from stitchnet.networks import create
@@ -78,11 +78,11 @@ def _model(label: str, spec: AnchorSpec | None, nets: Mapping[str, nn.Module]) -
 
 def _layer(entry: Mapping[str, Any], model: nn.Module) -> tuple[Fragment, nn.Sequential]:
     """A fragment and its layers, of the right shapes."""
-    start, stop = _place(entry["start"]), _place(entry["stop"])
+    start, stop = _boundary(entry["start"]), _boundary(entry["stop"])
     pieces = between(entry["network"], model, [place for place in (start, stop) if place])
     piece = pieces[1 if start else 0]
     fragment = Fragment(
-        entry["network"], entry["index"], entry["count"], start, stop, copy.deepcopy(piece.module), piece.layout
+        entry["network"], entry["index"], entry["count"], start, stop, extract(piece.module), piece.layout
     )
     joint = entry["joint"]
     if joint is None:
@@ -102,7 +102,7 @@ def _layout_of(value: Mapping[str, Any]) -> Layout:
     return Layout(cast(Kind, kind), num_prefix_tokens=value["num_prefix_tokens"])
 
 
-def _place(value: Mapping[str, Any] | None) -> Place | None:
+def _boundary(value: Mapping[str, Any] | None) -> Boundary | None:
     if value is None:
         return None
-    return Place(value["before"], value["after"], tuple(value["readers"]), _layout_of(value["form"]))
+    return Boundary((value["before"],), (value["after"],), tuple(value["readers"]), _layout_of(value["form"]))

@@ -13,9 +13,10 @@ from torch import nn
 
 from stitchkit.files import replacing, write_text
 from stitchkit.networks.layout import Layout
+from stitchkit.networks.steps import Boundary
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchnet.classifier import Classifier
-from stitchnet.fragments import Fragment, Place
+from stitchnet.fragments import Fragment
 from stitchnet.joint import joint_of
 
 WEIGHTS, ABOUT = "net.safetensors", "net.json"
@@ -80,20 +81,15 @@ def _about(fragment: Fragment, layer: nn.Module) -> dict[str, Any]:
             "maps": [tuple(weight.shape) for weight in joint.maps],
             "reader_widths": widths,
         }
-    places = {end: place and _about_place(place) for end, place in _ends(fragment)}
-    return {
-        "network": fragment.network, "index": fragment.index, "count": fragment.count, **places, "joint": described
-    }  # fmt: skip
+    ends = {"start": _about_boundary(fragment.start), "stop": _about_boundary(fragment.stop)}
+    return {"network": fragment.network, "index": fragment.index, "count": fragment.count, **ends, "joint": described}
 
 
-def _ends(fragment: Fragment) -> list[tuple[str, Place | None]]:
-    return [("start", fragment.start), ("stop", fragment.stop)]
-
-
-def _about_place(place: Place) -> dict[str, Any]:
-    return {
-        "before": place.before, "after": place.after, "readers": place.readers, "form": _about_layout(place.layout)
-    }  # fmt: skip
+def _about_boundary(boundary: Boundary | None) -> dict[str, Any] | None:
+    if boundary is None:
+        return None
+    form = _about_layout(boundary.layout)
+    return {"before": boundary.before[0], "after": boundary.after[0], "readers": boundary.takers, "form": form}
 
 
 def _about_layout(layout: Layout) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,8 @@ from stitchkit.model.layer import StitchLayer
 from stitchkit.model.onepass import OnePass
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.layout import Layout
-from stitchkit.networks.mode import evaluating, without_statistics
+from stitchkit.networks.mode import without_statistics
+from stitchkit.networks.steps import Slice, extract
 from stitchkit.routes import Joint, Step, Stitch, StitchSpace
 
 
@@ -76,7 +76,7 @@ class SNNet(nn.Module):
     def layouts_at(self, joint: Joint) -> tuple[Layout, Layout]:
         """The full layouts of what leaves the front at a joint and of what enters the end."""
         front, end = self.views[joint.front], self.views[joint.end]
-        return front.boundaries[joint.front_block + 1], end.boundaries[joint.end_block]
+        return front.boundaries[joint.front_block + 1].layout, end.boundaries[joint.end_block].layout
 
     def layer(self, joint: Joint) -> StitchLayer:
         """The stitching layer that serves a joint."""
@@ -169,17 +169,14 @@ class SNNet(nn.Module):
 
     def modules_of(self, steps: Iterable[Step]) -> Iterator[nn.Module]:
         """The modules that run some steps; they share the model's weights."""
-        blocks: dict[str, Sequence[nn.Module]] = {}
         for step in steps:
             anchor = self.views[step.anchor]
             if step.joint is not None:
                 yield self.layer(step.joint)
-            elif step.kind == "block":
-                if step.anchor not in blocks:
-                    blocks[step.anchor] = anchor.blocks
-                yield blocks[step.anchor][step.index]
+            elif step.kind == "bare head":
+                yield anchor.bare_head
             else:
-                yield anchor.stem if step.kind == "stem" else anchor.head(final_norm=step.kind == "head")
+                yield anchor.steps.module(0 if step.kind == "stem" else step.index + 1)
 
     def forward(self, x: torch.Tensor, stitch: Stitch | int | None = None) -> torch.Tensor:
         """Run one stitch.
@@ -239,9 +236,10 @@ class SNNet(nn.Module):
             InputError: If the stitch is not in the space.
         """
         steps = self.steps(stitch)
-        net = nn.Sequential(OrderedDict(zip(_names(steps), self.modules_of(steps), strict=True)))
-        with evaluating(net):
-            return copy.deepcopy(net).train(self.training)
+        named = zip(_names(steps), self.modules_of(steps), strict=True)
+        return extract(nn.Sequential(OrderedDict((name, _named(module)) for name, module in named))).train(
+            self.training
+        )
 
 
 def _names(steps: Iterable[Step]) -> Iterator[str]:
@@ -254,6 +252,11 @@ def _names(steps: Iterable[Step]) -> Iterator[str]:
             yield f"stitch{next(layers)}"
         else:
             yield "stem" if step.kind == "stem" else "head"
+
+
+def _named(module: nn.Module) -> nn.Module:
+    """A module with the names that it has in extracted networks, where stems and heads are called `part`."""
+    return nn.Sequential(OrderedDict(part=module)) if isinstance(module, Slice) else module
 
 
 def _twice(step: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

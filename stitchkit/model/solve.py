@@ -181,7 +181,7 @@ def _feature_rows(
         last = max((index for wanted, index in entries if wanted == label), default=0)
         for index, x in enumerate(anchor.features(images, until=last)):
             if (label, index) in entries:
-                found[label, index] = as_rows(x, anchor.boundaries[index].channel_dim).double()
+                found[label, index] = as_rows(x, anchor.boundaries[index].layout.channel_dim).double()
     return found
 
 

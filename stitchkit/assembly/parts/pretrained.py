@@ -14,8 +14,8 @@ from torchvision.models import get_model
 from stitchkit.assembly.parts.part import Part
 from stitchkit.classes import carry_origin, note_origin
 from stitchkit.errors import InputError
+from stitchkit.networks.anchor import steps_of
 from stitchkit.networks.create import create_model
-from stitchkit.networks.cut import cut
 from stitchkit.networks.cut.nodes import check_torchvision_name, library_of
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.weight_names import own_names
@@ -96,7 +96,7 @@ class Subnet(Part):
     ):
         super().__init__()
         model = load_model(model_name, backend=backend, pretrained=pretrained, checkpoint=ckp_path, **arguments)
-        self.net = cut(model, block_input=block_input, block_output=block_output)
+        self.net = steps_of(model).between(block_input, block_output)
         if block_output is None or block_output == _classifier(model):
             carry_origin(model, self.net)
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from functools import cached_property
 
 from torch import fx
 
-from stitchkit.networks.cut.trace import INPUT, Trace
+from stitchkit.networks.cut.trace import Trace
+from stitchkit.networks.steps import INPUT
 
 
 class Flow:
     """The nodes between a model's input and its output.
 
-    Nodes that do not depend on the input, such as parameters, cross every cut freely: each piece has its own.
+    Nodes that do not depend on the input, such as parameters, cross every cut freely: each slice has its own.
 
     Args:
         trace: The graph of the model.
@@ -87,6 +89,23 @@ class Flow:
         inside = set(region)
         left = [node for node in region if any(user not in inside for user in self.after(node))]
         return _tensors(value for node in left for value in (self.after(node) if is_tuple(node) else [node]))
+
+    @cached_property
+    def begins(self) -> dict[fx.Node, list[str]]:
+        """The modules and functions that take one tensor alone, by that tensor, the smallest first."""
+        return self._names_by(self.entering)
+
+    @cached_property
+    def ends(self) -> dict[fx.Node, list[str]]:
+        """The modules and functions that give one tensor alone, by that tensor, the smallest first."""
+        return self._names_by(self.leaving)
+
+    def _names_by(self, passing: Callable[[str], list[fx.Node]]) -> dict[fx.Node, list[str]]:
+        found = defaultdict[fx.Node, list[str]](list)
+        for name in sorted(self.regions, key=lambda name: -name.count(".")):
+            if len(tensors := passing(name)) == 1:
+                found[tensors[0]].append(name)
+        return found
 
     @cached_property
     def clean(self) -> set[fx.Node]:

@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.cut.flow import Flow, is_tuple
-from stitchkit.networks.cut.trace import INPUT
+from stitchkit.networks.steps import INPUT
 
 
 def find_start(flow: Flow, model: nn.Module, name: str) -> fx.Node:
@@ -45,15 +45,15 @@ def find_stop(flow: Flow, model: nn.Module, name: str) -> fx.Node:
     return leaving[0]
 
 
-def check_piece(flow: Flow, name: str, start: fx.Node, stops: Mapping[str, fx.Node], *, alone: bool = False) -> None:
-    """See that a piece stands alone.
+def check_slice(flow: Flow, name: str, start: fx.Node, stops: Mapping[str, fx.Node], *, alone: bool = False) -> None:
+    """See that a slice stands alone.
 
     Args:
         flow: The model.
         name: Name of the node where it begins.
         start: The tensor that enters it.
         stops: The tensors that leave it, by name; none for the model's output.
-        alone: The rest of the model is to depend on the tensor that leaves it, and on nothing else in the piece.
+        alone: The rest of the model is to depend on the tensor that leaves it, and on nothing else in the slice.
 
     Raises:
         InputError: If it does not.

@@ -15,9 +15,7 @@ from timm.models import get_notrace_functions, get_notrace_modules
 from torch import fx, nn
 
 from stitchkit.errors import InputError
-
-INPUT = "x"
-"""What a model's input is called here, whatever its `forward` calls it."""
+from stitchkit.networks.steps import INPUT
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,7 @@ class _Tracer(fx.Tracer):
         return isinstance(m, self._whole) or not (self._deep or is_sequence_of_blocks(m))
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        """Let buffers, like parameters, be read when a piece runs, not when it is cut."""
+        """Let buffers, like parameters, be read when a slice runs, not when it is cut."""
         name = self._buffers.get(id(attr_val))
         if name is None:
             return super().getattr(attr, attr_val, parameter_proxy_cache)
@@ -172,7 +170,7 @@ class _Tracer(fx.Tracer):
         return _Untraceable(type(self.root.get_submodule(path)))
 
     def refuse_lost_changes(self) -> None:
-        """See that no tensor is changed in place by a call whose value nobody uses: a piece would leave it out."""
+        """See that no tensor is changed in place by a call whose value nobody uses: a slice would leave it out."""
         for node, path in self._owners.items():
             if not node.users and str(node.target).endswith("_"):
                 error = ValueError(f"it changes a tensor in place by {node.target}")
