@@ -59,5 +59,6 @@ class LevitAnchor(Anchor):
     @staticmethod
     def run_stem(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """Images `[B, C, H, W]` to tokens `[B, N, C]`, or to maps `[B, C, H, W]`."""
-        x = model.stem(x)  # type: ignore[operator]
+        assert isinstance(model, Levit)
+        x = model.stem(x)
         return x if model.use_conv else x.flatten(2).transpose(1, 2)

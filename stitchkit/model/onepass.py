@@ -126,11 +126,13 @@ class OnePass:
         def enter(visit: Visit) -> torch.Tensor:
             """What a visit begins with; what no later visit needs is given free."""
             (module,) = self._model.modules_of([visit.entry])
-            if visit.parent is None:
-                return module(x)  # type: ignore[no-any-return]
-            place = (visit.parent, visit.entry.index)
-            uses[place] -= 1
-            return module(left[place] if uses[place] else left.pop(place))  # type: ignore[no-any-return]
+            given = x
+            if visit.parent is not None:
+                place = (visit.parent, visit.entry.index)
+                uses[place] -= 1
+                given = left[place] if uses[place] else left.pop(place)
+            entered: torch.Tensor = module(given)
+            return entered
 
         for label, visits in self._visits.items():
             batches: dict[torch.dtype, _Batch] = {}  # in mixed precision a stem may give another type than a layer

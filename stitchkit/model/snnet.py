@@ -67,9 +67,9 @@ class SNNet(nn.Module):
             )
         table = self.stitch_layers
         for number in path[:-1]:
-            if str(number) not in table:
-                table[str(number)] = nn.ModuleDict()
-            table = table[str(number)]  # type: ignore[assignment]
+            inner = table[str(number)] if str(number) in table else nn.ModuleDict()
+            assert isinstance(inner, nn.ModuleDict)
+            table[str(number)] = table = inner
         if str(path[-1]) not in table:
             table[str(path[-1])] = StitchLayer(front, end)
 
@@ -80,9 +80,7 @@ class SNNet(nn.Module):
 
     def layer(self, joint: Joint) -> StitchLayer:
         """The stitching layer that serves a joint."""
-        module: nn.Module = self.stitch_layers
-        for number in self.space.layers[joint]:
-            module = module[str(number)]  # type: ignore[index]
+        module = self.stitch_layers.get_submodule(".".join(map(str, self.space.layers[joint])))
         assert isinstance(module, StitchLayer)
         return module
 

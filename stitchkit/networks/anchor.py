@@ -13,12 +13,14 @@ from itertools import chain
 from typing import Any, ClassVar
 
 import torch
+from timm.layers import PatchEmbed
 from torch import nn
 
 from stitchkit.errors import InputError
 from stitchkit.networks.cut.traced import TracedSteps
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.steps import INPUT, Boundary, Node, Slice, Steps
+from stitchkit.networks.timm_model import as_timm
 
 # The one place where the core names families: model class -> the view of it.
 VIEWS = {
@@ -270,12 +272,12 @@ class Anchor(ABC):
     @property
     def num_classes(self) -> int:
         """Number of logits."""
-        return int(self.model.num_classes)  # type: ignore[arg-type]
+        return as_timm(self.model).num_classes
 
     @property
     def pretrained_cfg(self) -> Mapping[str, Any]:
         """timm's description of the weights: how images are prepared for them."""
-        return self.model.pretrained_cfg  # type: ignore[return-value]
+        return as_timm(self.model).pretrained_cfg
 
     def features(self, x: torch.Tensor, *, until: int | None = None) -> list[torch.Tensor]:
         """What passes between the steps, of the layouts that `boundaries` lists.
@@ -291,11 +293,11 @@ class Anchor(ABC):
 
 
 def _pool_and_classify(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return model.forward_head(x)  # type: ignore[operator,no-any-return]
+    return as_timm(model).forward_head(x)
 
 
 def _normalise_pool_and_classify(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return model.forward_head(model.norm(x))  # type: ignore[operator,no-any-return]
+    return as_timm(model).forward_head(as_timm(model).norm(x))
 
 
 def _stage_steps(model: nn.Module, path: str) -> list[ViewStep]:
@@ -308,10 +310,11 @@ def _stage_steps(model: nn.Module, path: str) -> list[ViewStep]:
     return [ViewStep((first,) if is_whole else (f"{path}.downsample", first)), *(ViewStep((block,)) for block in rest)]
 
 
-def patched_input_size(model: nn.Module) -> tuple[int, int, int]:
+def patched_input_size(in_chans: int, embedding: PatchEmbed) -> tuple[int, int, int]:
     """Size of an input image, `(C, H, W)`, of a model with timm's patch embedding."""
-    height, width = model.patch_embed.img_size  # type: ignore[union-attr,misc]
-    return (model.in_chans, height, width)  # type: ignore[return-value]
+    assert embedding.img_size is not None, "only models that take images of any size have none, and these have no view"
+    height, width = embedding.img_size
+    return (in_chans, height, width)
 
 
 def has_view(model: nn.Module) -> bool:

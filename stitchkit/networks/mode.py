@@ -43,11 +43,11 @@ def without_statistics(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def unfused_attention(module: nn.Module) -> Iterator[None]:
     """Let timm's attention be spelt out for a while, as it was before there was one operator for it."""
-    fused = [part for part in module.modules() if getattr(part, "fused_attn", False)]
-    for part in fused:
-        part.fused_attn = False  # type: ignore[assignment]
+    fused = [vars(part) for part in module.modules() if getattr(part, "fused_attn", False)]
+    for attributes in fused:
+        attributes["fused_attn"] = False
     try:
         yield
     finally:
-        for part in fused:
-            part.fused_attn = True  # type: ignore[assignment]
+        for attributes in fused:
+            attributes["fused_attn"] = True

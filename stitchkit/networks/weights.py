@@ -124,7 +124,7 @@ def _oddity(content: object) -> str:
     return ""
 
 
-def _inner(value: object) -> list[Any] | None:
+def _inner(value: object) -> list[object] | None:
     """What a value holds; None where it is one thing."""
     if isinstance(value, argparse.Namespace):
         return [vars(value)]
@@ -224,7 +224,7 @@ def _first_line(error: Exception) -> str:
     return textwrap.shorten(sentence, 300, placeholder=" ...")
 
 
-def weights_of(content: Mapping[str, Any], *, ema: bool = False) -> dict[str, torch.Tensor]:
+def weights_of(content: Mapping[str, object], *, ema: bool = False) -> dict[str, torch.Tensor]:
     """The named weights in a checkpoint's content, without wrappers and `module.` prefixes.
 
     Args:
@@ -235,16 +235,16 @@ def weights_of(content: Mapping[str, Any], *, ema: bool = False) -> dict[str, to
         InputError: If there is no moving average, or no tensor at all.
     """
     keys = _EMA_KEYS if ema else _MODEL_KEYS
-    found = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), None)
-    if found is None and ema:
+    nested = [value for key in keys if isinstance(value := content.get(key), Mapping)]
+    if not nested and ema:
         raise InputError("the checkpoint holds no moving average of weights; leave --model-ema out")
-    weights = {
-        name.removeprefix("module."): value
-        for name, value in (content if found is None else found).items()
-        if isinstance(name, str) and isinstance(value, torch.Tensor)
-    }
-    named = [name.removeprefix("module.") for name in (content if found is None else found) if isinstance(name, str)]
-    if len(set(named)) < len(named):
+    bare = [
+        (name.removeprefix("module."), value)
+        for name, value in (nested or [content])[0].items()
+        if isinstance(name, str)
+    ]
+    weights = {name: value for name, value in bare if isinstance(value, torch.Tensor)}
+    if len(dict(bare)) < len(bare):
         raise InputError("the checkpoint has weights both with and without 'module.' before their names; keep one set")
     if not weights:
         raise InputError(f"the checkpoint holds no weights; its keys are {', '.join(map(str, content))}")
@@ -270,7 +270,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, ema: bool = False) ->
     return content
 
 
-def load_content(model: nn.Module, content: Mapping[str, Any], path: str | Path, *, ema: bool = False) -> None:
+def load_content(model: nn.Module, content: Mapping[str, object], path: str | Path, *, ema: bool = False) -> None:
     """`load_checkpoint` for a file that was read already.
 
     Raises:

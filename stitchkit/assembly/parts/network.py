@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -160,7 +159,7 @@ class _Builder:
 
     def _arguments(
         self, spec: PartSpec, kind: type[Part], wanted: Layout | None, flow: PassingTensor, class_token: str
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """A part's arguments: those of the file, and those that are known without it."""
         arguments = {name: value for name, value in spec.arguments.items() if name not in COMMON}
         parameters = inspect.signature(kind).parameters

@@ -50,8 +50,8 @@ def library_model(name: str, backend: str = "timm") -> tuple[nn.Module, torch.Te
     """
     if library_of(backend) == "timm":
         with torch.device("meta"):
-            model = create_model(name)
-        return model.eval(), torch.empty(1, *model.pretrained_cfg["input_size"], device="meta")  # type: ignore[index]
+            timm_model = create_model(name)
+        return timm_model.eval(), torch.empty(1, *timm_model.pretrained_cfg["input_size"], device="meta")
     check_torchvision_name(name)
     model = torchvision.models.get_model(name, weights=None).to("meta")  # some cannot be built there
     return model.eval(), torch.empty(1, 3, 224, 224, device="meta")

@@ -6,11 +6,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
-from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.node import map_arg
+from torch.fx.node import Argument, map_arg
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.cut.flow import Flow
@@ -189,7 +188,7 @@ def _graph_named(
 
 
 def _graph_between(
-    flow: Flow, model: nn.Module, start: fx.Node, result: Any, listed: Sequence[fx.Node] = ()
+    flow: Flow, model: nn.Module, start: fx.Node, result: Argument, listed: Sequence[fx.Node] = ()
 ) -> SliceGraph:
     """The graph that makes a result of nodes, given the first of them; listed ones, in order, as they are there."""
     ends: list[fx.Node] = []
@@ -213,7 +212,7 @@ def _graph_between(
     return SliceGraph(graph, constants)
 
 
-def snapshot(value: Any) -> Any:
+def snapshot(value: object) -> object:
     """A value that no later layer changes in place: tensors are copied, with their gradients, in lists and tuples too.
 
     Args:
@@ -263,8 +262,8 @@ class TracedSlice(Slice):
                 self._take(model, target)
         self._run = [_compile(part.graph) for part in (evaluation, training)]
 
-    def forward(self, x: torch.Tensor) -> Any:
-        """What the network makes of the tensor that enters: a tensor, or what the network itself returns."""
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What the network makes of the tensor that enters: a tensor, or the tuple that it returns itself."""
         return self._run[self.training](self, x)
 
     def _keep(self, name: str, value: object) -> None:
@@ -274,9 +273,10 @@ class TracedSlice(Slice):
             setattr(self, name, value)
 
 
-def _compile(graph: fx.Graph) -> Callable[[nn.Module, torch.Tensor], Any]:
+def _compile(graph: fx.Graph) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
     """A graph as a function of the module that holds what it calls, and of its input."""
     code = graph.python_code("self")
-    names: dict[str, Any] = dict(code.globals)
+    names = dict(code.globals)
     exec(code.src, names)  # how torch.fx runs its graphs too
-    return names["forward"]  # type: ignore[no-any-return]
+    forward: Callable[[nn.Module, torch.Tensor], torch.Tensor] = names["forward"]
+    return forward
