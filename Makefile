@@ -1,6 +1,7 @@
-# make demo, make demo-sweep, make demo-compose: everything on real data in a few minutes.   make test, make lint: what CI runs.
-# make bench: ours against a plain reference; takes its time, on an idle machine.
-# Each makes its own virtual environment in .venv when that is missing; PYTHON says with which interpreter.
+# make demo, make demo-sweep, make demo-compose: everything on real data, in a few minutes.
+# make test: a case of every kind, in minutes.   make test-all: every case.   make lint: style and types.   CI runs all three.
+# make bench: our code against a plain reference; it takes long, and needs an idle machine.
+# Each creates the virtual environment .venv if it is missing; PYTHON names the interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +13,7 @@ RUN := outputs/digits_vit
 SWEEP := outputs/sweep_digits
 COMPOSED := outputs/compose_digits
 
-.PHONY: install demo demo-sweep demo-compose test lint bench clean
+.PHONY: install demo demo-sweep demo-compose test test-full test-all lint bench clean
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -24,8 +25,15 @@ $(INSTALLED): pyproject.toml requirements.txt
 	$(BIN)/python -m pip install -e '.[dev]'
 	@touch $@
 
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	$(PYTEST) -m "not full"
+
+test-full: $(INSTALLED)
+	$(PYTEST) -m full
+
+test-all: test test-full
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -76,7 +84,7 @@ ti := embed_dim=8 num_heads=2 --epochs 75
 s := embed_dim=16 num_heads=2
 b := embed_dim=48 num_heads=4 --lr 3e-3
 
-# --resume auto: an interrupted run resumes.
+# --resume auto: so that an interrupted `make demo` resumes its training.
 outputs/digits_%/trained: $(DATA)/validation
 	@echo "== anchor $*: a ViT with $($*)"
 	$(TRAIN) -c configs/digits_anchor.yaml --model vit_tiny_patch16_224 \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train or evaluate with N processes on this machine: ./distributed_train.sh N DATA [flags]
-# Several machines: set NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT, or NNODES and RDZV_ENDPOINT, on each of them.
+# On several machines, set NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT on each of them, or NNODES and RDZV_ENDPOINT.
 set -euo pipefail
 if [[ ! ${1:-} =~ ^[1-9][0-9]*$ ]]; then
   echo "usage: $0 N DATA [flags], with N the number of processes on this machine; flags: stitchkit train --help" >&2

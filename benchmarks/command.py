@@ -1,4 +1,4 @@
-"""What the commands have in common: their flags, and the networks they measure."""
+"""The flags that all benchmarks share, and the networks they measure."""
 
 from __future__ import annotations
 
@@ -20,13 +20,7 @@ DIGITS = str(ROOT / "configs/digits_vit.json")
 
 @dataclass(frozen=True)
 class Options:
-    """What a person may choose.
-
-    Args:
-        quick: Small work and one round: shows that the command runs, not how fast ours is.
-        device: Where it computes.
-        stitch_config: The SN-Net.
-    """
+    """The choices on the command line; `quick` shows that a benchmark runs, not how fast ours is."""
 
     quick: bool = False
     device: str = "cpu"
@@ -34,7 +28,7 @@ class Options:
 
     @property
     def label(self) -> str:
-        """Words that belong to every description of the work."""
+        """The words that end every description of the work."""
         return f"{Path(self.stitch_config).name}, {self.device}{', quick' if self.quick else ''}"
 
 
@@ -46,20 +40,13 @@ def command(
     devices: Sequence[str] = ("cpu",),
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Run one benchmark: a table, then one JSON line.
-
-    Args:
-        measure: The benchmark.
-        about: What `--help` says.
-        config: The default configuration.
-        devices: Where it can run.
-        arguments: The command line; by default that of the process.
+    """Run one benchmark and print a table, then one JSON line.
 
     Returns:
         The exit status: 0, 1 if the answers differ, or 2 for bad input.
     """
     parser = argparse.ArgumentParser(description=about, allow_abbrev=False)
-    parser.add_argument("--quick", action="store_true", help="small work and one round, within a minute")
+    parser.add_argument("--quick", action="store_true", help="little work and one round, within a minute")
     parser.add_argument("--device", choices=devices, default="cpu", help="where it computes")
     parser.add_argument("--stitch_config", "--stitch-config", metavar="JSON", default=config, help="another SN-Net")
     try:
@@ -75,24 +62,24 @@ def command(
     return 1 if result.agree is False else 0
 
 
-def random_snnet(options: Options, anchors: slice = slice(None)) -> SNNet:
-    """An SN-Net with seeded random weights, in evaluation mode: what is measured does not depend on their values.
+def random_snnet(options: Options, anchors: slice | None = None) -> SNNet:
+    """An SN-Net with seeded random weights, in evaluation mode; its speed does not depend on their values.
 
-    Args:
-        options: Name the configuration and the device.
-        anchors: Which of its anchors.
+    `anchors` are all by default, or the two cheapest if `options.quick`.
     """
+    if anchors is None:
+        anchors = slice(2) if options.quick else slice(None)
     torch.manual_seed(0)
     config = StitchConfig.load(options.stitch_config)
     model = create_snnet(replace(config, anchors=config.anchors[anchors]))
     with torch.no_grad():
         for parameter in model.parameters():
-            if not parameter.any():  # zero weights of a classifier would make all logits equal
+            if not parameter.any():  # a zero classifier makes all logits equal, and no comparison could fail
                 parameter.normal_(std=0.02)
     return model.to(options.device).eval()
 
 
 def random_images(model: SNNet, count: int, *, seed: int = 0) -> torch.Tensor:
-    """Seeded noise `[count, C, H, W]` where the model is, as normalised images have it."""
+    """Seeded noise `[count, C, H, W]` on the device of the model, distributed as normalised images are."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, *model.input_size, generator=generator).to(next(model.parameters()).device)

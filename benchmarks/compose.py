@@ -1,4 +1,4 @@
-"""Composing networks from fragments: activations and scores computed once against all anew for each candidate."""
+"""Composing networks from fragments: activations computed once, against everything recomputed for each candidate."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 import multiprocessing
 import random
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,10 +30,11 @@ FIVE = "the five published networks"
 _ROWS_PER_CHANNEL = 10
 _SEED = 1
 _WIDTH = 2
+_DEPTH = 10
 
 
 def measure(options: Options) -> Result:
-    """Time a drawn composition and one step of scores; compare scores, their order and what is drawn."""
+    """Time a drawn composition and one step of scores; compare scores, their order and the composition."""
     pool = _pool(options)
 
     def ours() -> str:
@@ -44,29 +45,31 @@ def measure(options: Options) -> Result:
 
     # The reference takes minutes at full size, so each way is timed once.
     seconds, drawn = alternate({"ours": ours, "reference": reference}, rounds=1, quick=True)
+    paths = [name.split(" > ") for name in (drawn["ours"], drawn["reference"])]
     start = pool.starts[-1]
     steps, ranked = alternate(
         {
             "ours": lambda: _search(pool, width=None).ranked(Composition(start)),
             "exact": lambda: _search(pool, exact=True, width=None).ranked(Composition(start)),
-            "reference": lambda: PlainSearch(pool).ranked([SearchStep(start, None)]),
+            "reference": lambda: PlainSearch(pool).ranked([(start, None)]),
         },
         rounds=1,
         quick=True,
     )
-    exact = PlainSearch(pool, exact=True).ranked([SearchStep(start, None)])
+    exact = PlainSearch(pool, exact=True).ranked([(start, None)])
     scores = [{fragment: score for score, fragment in ranked[way]} for way in ("ours", "reference")]
     order = [[fragment.name for _, fragment in one] for one in (ranked["exact"], exact)]
     shape = "x".join(map(str, pool.images.shape[1:]))
     return Result(
         "compose",
-        f"one drawn composition, K 2, depth 10, {len(pool.fragments)} fragments of {', '.join(pool.specs)}, "
+        f"one drawn composition, K {_WIDTH}, depth {_DEPTH}, "
+        f"{len(pool.fragments)} fragments of {', '.join(pool.specs)}, "
         f"{len(pool.images)} images of {shape}, {options.label}",
         seconds,
         (
             Check("scores of one step", _difference(*scores), 1e-4),
             Check("candidates that stand elsewhere in the order, all rows", _misplaced(*order), 0),
-            Check("fragments of what was drawn that differ", _misplaced(*_paths(drawn)), 0),
+            Check("fragments of what was drawn that differ", _misplaced(*paths), 0),
         ),
         {
             "step_ratio": ratio(steps, "reference", "ours"),
@@ -78,7 +81,7 @@ def measure(options: Options) -> Result:
 
 
 def _difference(ours: dict[Fragment, float], reference: dict[Fragment, float]) -> float:
-    """The largest difference of two scores of a fragment; infinite if only one way scores it."""
+    """The largest difference between two scores of a fragment; infinite if only one way scores it."""
     if ours.keys() != reference.keys():
         return math.inf
     return max(abs(ours[fragment] - score) for fragment, score in reference.items())
@@ -88,12 +91,8 @@ def _misplaced(ours: list[str], reference: list[str]) -> int:
     return sum(a != b for a, b in zip(ours, reference, strict=False)) + abs(len(ours) - len(reference))
 
 
-def _paths(drawn: dict[str, str]) -> tuple[list[str], list[str]]:
-    return drawn["ours"].split(" > "), drawn["reference"].split(" > ")
-
-
 def _pool(options: Options) -> Pool:
-    """Networks with seeded random weights, and what their fragments are used to."""
+    """The fragments of networks with seeded random weights."""
     torch.manual_seed(0)
     nets: list[AnchorSpec | str] | None = ["alexnet", "mobilenet_v3_small"] if options.quick else None
     if options.stitch_config != FIVE:
@@ -105,7 +104,7 @@ def _pool(options: Options) -> Pool:
 
 def _search(pool: Pool, *, exact: bool = False, width: int | None = _WIDTH) -> Search:
     scores = Scores(rows_per_channel=None if exact else _ROWS_PER_CHANNEL)
-    return Search(pool, threshold=0, total_threshold=0, max_depth=10, width=width, seed=_SEED, scores=scores)
+    return Search(pool, threshold=0, total_threshold=0, max_depth=_DEPTH, width=width, seed=_SEED, scores=scores)
 
 
 def _compose(options: Options) -> float | None:
@@ -118,95 +117,86 @@ def _compose(options: Options) -> float | None:
 
 
 def _peak_gb(options: Options) -> float | None:
-    """Peak memory in 10^9 bytes of a process that composes one network by ours; None where it is not told."""
+    """Peak memory in 10^9 bytes of a process in which ours composes one network; None if the system does not tell."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(_compose, options).result()
 
 
-@dataclass(frozen=True)
-class SearchStep:
-    """A fragment and the joint before it."""
-
-    fragment: Fragment
-    joint: JointMap | None
+Steps = Sequence[tuple[Fragment, JointMap | None]]
+"""Fragments in the order they run, each with the joint before it."""
 
 
 class PlainSearch:
-    """The search as it is published, written plainly: for every candidate all that its score needs is run again.
+    """The published search, written plainly: everything that a score needs is run again for every candidate.
 
     Args:
-        pool: The fragments; what their inputs are is not taken from it.
-        exact: Compare all rows, not 10 for each channel.
+        pool: The fragments; the inputs that they are used to are not taken from it.
+        exact: Compare all rows, not 10 per channel.
     """
 
     def __init__(self, pool: Pool, *, exact: bool = False):
         self.pool = pool
         self.rows_per_channel = None if exact else _ROWS_PER_CHANNEL
 
-    def output(self, path: list[SearchStep]) -> Activation:
-        """What a composition gives."""
+    def output(self, path: Steps) -> Activation:
+        """The output of a composition."""
         x = self.pool.images
-        for step in path:
-            if step.joint is not None:
-                x = run(kept(step.joint), x)
-            x = run(step.fragment.module, x)
-        return Activation(x, path[-1].fragment.layout)
+        for fragment, joint in path:
+            if joint is not None:
+                x = run(kept(joint), x)
+            x = run(fragment.module, x)
+        return Activation(x, path[-1][0].layout)
 
     def input_of(self, fragment: Fragment) -> Activation:
-        """What a fragment is used to."""
+        """The input that a fragment is used to, in the network that it comes from."""
         place = self.pool.fragments.index(fragment)
-        return self.output([SearchStep(one, None) for one in self.pool.fragments[place - fragment.index : place]])
+        return self.output([(one, None) for one in self.pool.fragments[place - fragment.index : place]])
 
-    def score(self, path: list[SearchStep], fragment: Fragment) -> float:
-        """CKA by its definition: with centred kernels where they can be had."""
+    def score(self, path: Steps, fragment: Fragment) -> float:
+        """CKA by its definition, with centred kernels where they fit into memory."""
         x, y = align(self.output(path).value, self.input_of(fragment).value)
         a, b = (as_rows(value).double() for value in sample(x, y, self.rows_per_channel, 0))
         a, b = a - a.mean(0), b - b.mean(0)
-        if self.rows_per_channel is None:  # kernels of all rows would be terabytes
+        if self.rows_per_channel is None:  # kernels of all rows would take terabytes; this form is equal and small
             return float((a.T @ b).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()))
         kernels = [_centred(rows @ rows.T) for rows in (a, b)]
         return float((kernels[0] * kernels[1]).sum() / (kernels[0].norm() * kernels[1].norm()))
 
-    def ranked(self, path: list[SearchStep]) -> list[tuple[float, Fragment]]:
-        """All fragments that could follow, the best first."""
-        used = {step.fragment for step in path}
-        vector = path[-1].fragment.layout.is_vector
+    def ranked(self, path: Steps) -> list[tuple[float, Fragment]]:
+        """All fragments that could follow, best first."""
+        used = {fragment for fragment, _ in path}
+        vector = path[-1][0].layout.is_vector
         scored = []
         for fragment in self.pool.followers:
             place = self.pool.fragments.index(fragment)
             if fragment in used or (vector and not self.pool.fragments[place - 1].layout.is_vector):
                 continue
-            if len(path) < 9 or fragment.is_end:
+            if len(path) < _DEPTH - 1 or fragment.is_end:
                 scored.append((self.score(path, fragment), fragment))
         return sorted(scored, key=lambda pair: -pair[0])
 
     def draw(self, chance: random.Random) -> str:
-        """The name of a composition by chance."""
-        for _ in range(100):
-            path = [SearchStep(chance.choice(self.pool.starts), None)]
-            while not path[-1].fragment.is_end and (
-                kept_ones := [one for one in self.ranked(path)[:_WIDTH] if one[0] > 0]
-            ):
-                fragment = chance.choice(kept_ones)[1]
+        """The name of a random composition."""
+        for _ in range(100):  # a path ends early where no fragment has a positive score
+            composition = Composition(chance.choice(self.pool.starts))
+            path: list[tuple[Fragment, JointMap | None]] = [(composition.fragment, None)]
+            while not composition.fragment.is_end:
+                followers = [fragment for score, fragment in self.ranked(path)[:_WIDTH] if score > 0]
+                if not followers:
+                    break
+                fragment = chance.choice(followers)
                 x, y = self.output(path), self.input_of(fragment)
                 same = x.tensor.shape == y.tensor.shape and torch.equal(x.tensor, y.tensor)
-                path.append(SearchStep(fragment, None if same else fit_joint(x, y)))
-            if path[-1].fragment.is_end:
-                return _name(path)
-        raise InputError("nothing that was drawn reaches an end; change the seed")
+                path.append((fragment, None if same else fit_joint(x, y)))
+                composition = Composition(fragment, parent=composition)
+            if composition.fragment.is_end:
+                return composition.name
+        raise InputError("no drawn path reaches an end; change the seed")
 
 
 def _centred(kernel: torch.Tensor) -> torch.Tensor:
     centre = torch.eye(len(kernel), dtype=kernel.dtype) - 1 / len(kernel)
     return centre @ kernel @ centre
-
-
-def _name(path: list[SearchStep]) -> str:
-    composition: Composition | None = None
-    for step in path:
-        composition = Composition(step.fragment, parent=composition)
-    assert composition is not None
-    return composition.name
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from benchmarks.timing import Check, Result, Seconds, alternate, ratio
 @torch.no_grad()
 def measure(options: Options) -> Result:
     """Time the middle stitch of the space at batch 1 and 8."""
-    model = random_snnet(options, slice(2) if options.quick else slice(None))
+    model = random_snnet(options)
     stitch = model.space[len(model.space) // 2]
     ours, reference = model.extract(stitch), PlainRoute(model, stitch).eval()
     seconds: Seconds = {}

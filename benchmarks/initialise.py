@@ -1,4 +1,4 @@
-"""Closed-form start of all stitching layers: sums over batches against a pseudo-inverse a pair on stored features."""
+"""Closed-form fit of all stitching layers: sums over batches against a pseudo-inverse per pair on stored features."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from stitchkit import SNNet, fit_stitching_layers
 from stitchkit.model.activation_memory import LiveBytes
 
 Maps = dict[tuple[int, ...], torch.Tensor]
-"""`[C + 1, out]` by the place of the stitching layer."""
+"""Maps `[C + 1, out]` by the path of the stitching layer."""
 
 
 def measure(options: Options) -> Result:
-    """Time `fit_stitching_layers` and the pseudo-inverses; count the memory of ours for few and for many images."""
-    model = random_snnet(options, slice(2) if options.quick else slice(None))
+    """Time `fit_stitching_layers` and the pseudo-inverses; measure our peak memory for few and for many images."""
+    model = random_snnet(options)
     few, many, batch = (8, 32, 4) if options.quick else (32, 256, 16)
 
     def ours() -> Maps:
@@ -28,6 +28,7 @@ def measure(options: Options) -> Result:
 
     ways = {"ours": ours, "reference": lambda: pseudo_inverses(model, _batches(model, few, batch))}
     seconds, maps = alternate(ways, rounds=3, quick=options.quick)
+    # Relative to the whole map, since single weights may be near zero.
     distances = [torch.dist(maps["ours"][layer], wanted) / wanted.norm() for layer, wanted in maps["reference"].items()]
     peaks = [_peak_bytes(model, _batches(model, count, batch)) for count in (few, many)]
     return Result(
@@ -44,7 +45,7 @@ def measure(options: Options) -> Result:
 
 
 def _batches(model: SNNet, count: int, size: int) -> Iterator[torch.Tensor]:
-    """`count` images in batches that are made one by one, as a loader does."""
+    """`count` images, in batches made one by one as by a loader."""
     for seed in range(count // size):
         yield random_images(model, size, seed=seed)
 

@@ -1,11 +1,10 @@
-"""The reference of `benchmarks.evaluate_files`: for each stitch a trace by fvcore and a walk over the image files."""
+"""Reference of `benchmarks.evaluate_files`: for each stitch, a trace by fvcore and a pass over the image files."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from timm.data import create_dataset, create_loader, resolve_data_config
@@ -15,6 +14,8 @@ from torch.nn import functional as F
 from benchmarks.reference import trace
 from stitchkit import SNNet, StitchConfig, create_snnet, load_checkpoint
 from stitchkit.networks.mode import unfused_attention
+
+Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -39,12 +40,12 @@ def main(arguments: Sequence[str]) -> None:
                 file.write(json.dumps(row) + "\n")
 
 
-def _create_loader(data: str, model: SNNet, recipe: Any) -> Any:
+def _create_loader(data: str, model: SNNet, recipe: Mapping[str, object]) -> Batches:
     """timm's loader of the validation split, with the settings of the configuration."""
     overrides = {"input_size": model.input_size, "crop_pct": recipe.get("crop_pct")}
     prepared = resolve_data_config(overrides, pretrained_cfg=model.pretrained_cfg)
     names = ("input_size", "interpolation", "mean", "std", "crop_pct")
-    return create_loader(
+    loader: Batches = create_loader(
         create_dataset("", root=data, split="validation"),
         batch_size=recipe.get("batch_size", 128),
         num_workers=recipe.get("workers", 4),
@@ -52,9 +53,10 @@ def _create_loader(data: str, model: SNNet, recipe: Any) -> Any:
         persistent_workers=False,
         **{name: prepared[name] for name in names},
     )
+    return loader
 
 
-def _validate(model: SNNet, loader: Any) -> dict[str, float]:
+def _validate(model: SNNet, loader: Batches) -> dict[str, float]:
     meters = {name: AverageMeter() for name in ("acc1", "acc5", "loss")}
     for images, labels in loader:
         logits = model(images)

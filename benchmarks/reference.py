@@ -1,4 +1,4 @@
-"""The plain ways, written from the published description and sharing as little with ours as they can."""
+"""The plain ways, written from the published description, sharing as little as possible with ours."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from stitchkit import InputError, SNNet, Stitch
 from stitchkit.networks.mode import unfused_attention
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # fvcore compiles losses when it is imported, in a way that torch gives up
+    warnings.simplefilter("ignore")  # on import, fvcore compiles losses in a way that torch has deprecated
     from fvcore.nn import FlopCountAnalysis
 
 
 def one_by_one(model: SNNet, images: torch.Tensor) -> torch.Tensor:
-    """Logits `[stitches, B, num_classes]`, one whole pass a stitch."""
+    """Logits `[stitches, B, num_classes]`, one whole pass per stitch."""
     return torch.stack([model(images, cfg_id) for cfg_id in range(len(model.space))])
 
 
 def trace(net: nn.Module, image: torch.Tensor) -> tuple[int, int]:
-    """FLOPs and parameters of a network, by tracing it with fvcore."""
-    with unfused_attention(net):
+    """FLOPs and parameters of a network, traced by fvcore."""
+    with unfused_attention(net):  # fvcore does not count inside fused attention
         analysis = FlopCountAnalysis(net, image).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         return int(analysis.total()), sum(parameter.numel() for parameter in net.parameters())
 
@@ -44,7 +44,7 @@ def pseudo_inverses(model: SNNet, batches: Iterable[torch.Tensor]) -> dict[tuple
 
     Source: SN-Net, equation 4.
     """
-    _check_vits(model)
+    _vits(model)
     stored: dict[tuple[str, int], list[torch.Tensor]] = defaultdict(list)
     for images in batches:
         for label, anchor in model.views.items():
@@ -62,31 +62,26 @@ def pseudo_inverses(model: SNNet, batches: Iterable[torch.Tensor]) -> dict[tuple
     return {layer: torch.stack(found).mean(0) for layer, found in maps.items()}
 
 
-def _check_vits(model: SNNet) -> None:
-    for label, anchor in model.views.items():
-        net = anchor.model
+def _vits(model: SNNet) -> dict[str, VisionTransformer]:
+    """The networks of the anchors by label, if each is a ViT that classifies by a class token."""
+    nets = {label: anchor.model for label, anchor in model.views.items()}
+    for label, net in nets.items():
+        # Subclasses forward differently, so they do not count.
         if type(net) is not VisionTransformer or net.global_pool != "token" or net.num_prefix_tokens != 1:
             raise InputError(
                 f"anchor '{label}' is not a ViT that classifies by a class token, the only kind the plain reference "
                 "is written for; choose a configuration such as configs/deit_ti_s_b.json"
             )
+    return nets
 
 
 def train_steps(
     model: SNNet, cfg_ids: Sequence[int], images: torch.Tensor, labels: torch.Tensor, *, lr: float, weight_decay: float
 ) -> Callable[[], list[float]]:
-    """Plain training steps, one stitch each: on a GPU in float16 with a loss scaler, on a CPU in float32.
-
-    Args:
-        model: Trained in place.
-        cfg_ids: The stitch of each step.
-        images: The batch `[B, C, H, W]` of every step.
-        labels: `[B]`.
-        lr: Learning rate.
-        weight_decay: Of all parameters but biases, norms and 1-d ones, as published.
+    """Plain training steps on one batch, one stitch each: on a GPU in float16 with a loss scaler, on a CPU in float32.
 
     Returns:
-        Runs all steps and gives the loss of each.
+        A function that trains the model in place and gives the loss of each step.
     """
     groups = param_groups_weight_decay(model, weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=lr, foreach=False, fused=False)
@@ -100,9 +95,11 @@ def train_steps(
             for cfg_id in cfg_ids:
                 with torch.autocast(images.device.type, torch.float16, enabled=on_gpu):
                     loss = F.cross_entropy(model(images, cfg_id), labels)
-                losses.append(loss.item())
+                losses.append(
+                    loss.item()
+                )  # waits for the device at every step, and the zeros cost a pass: as published
                 optimizer.zero_grad(set_to_none=False)
-                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(scaler.scale(loss))
                 scaler.step(optimizer)
                 scaler.update()
         return losses
@@ -111,11 +108,7 @@ def train_steps(
 
 
 class PlainRoute(nn.Module):
-    """One route through ViTs with a class token, as one would write it by hand.
-
-    Args:
-        model: The SN-Net whose weights are copied.
-        stitch: The route.
+    """One route through ViTs with a class token, as written by hand, with copies of the SN-Net's weights.
 
     Raises:
         InputError: If an anchor is not a ViT with a class token.
@@ -123,8 +116,7 @@ class PlainRoute(nn.Module):
 
     def __init__(self, model: SNNet, stitch: Stitch):
         super().__init__()
-        _check_vits(model)
-        nets: dict[str, nn.Module] = {label: anchor.model for label, anchor in model.views.items()}
+        nets = _vits(model)
         first, last = nets[stitch.segments[0].anchor], nets[stitch.segments[-1].anchor]
         self.patch_embed = deepcopy(first.patch_embed)
         self.cls_token = deepcopy(first.cls_token)
@@ -133,7 +125,7 @@ class PlainRoute(nn.Module):
         for segment, joint in zip(stitch.segments, [None, *stitch.joints], strict=True):
             if joint is not None:
                 steps.append(model.layer(joint).transform)
-            steps += list(nets[segment.anchor].blocks)[segment.start : segment.stop]  # type: ignore[arg-type]
+            steps += list(nets[segment.anchor].blocks)[segment.start : segment.stop]
         self.steps = nn.ModuleList(map(deepcopy, steps))
         with_norm = stitch.is_anchor or model.stitched_final_norm
         self.norm = deepcopy(last.norm) if with_norm else nn.Identity()
@@ -141,8 +133,9 @@ class PlainRoute(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images `[B, C, H, W]` to logits `[B, num_classes]`."""
-        x = self.patch_embed(x)  # type: ignore[operator]
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed  # type: ignore[operator]
+        x = self.patch_embed(x)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
         for step in self.steps:
             x = step(x)
-        return self.head(self.norm(x)[:, 0])  # type: ignore[operator,no-any-return]
+        logits: torch.Tensor = self.head(self.norm(x)[:, 0])
+        return logits

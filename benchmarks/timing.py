@@ -1,4 +1,4 @@
-"""Runs what is compared in alternation, and shows the medians and whether the answers agree."""
+"""Time several ways to do the same work in turn, and show the medians and whether the answers agree."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -19,17 +19,18 @@ Seconds = dict[str, list[float]]
 def alternate(
     ways: Mapping[str, Callable[[], Answer]], *, rounds: int, quick: bool = False, device: str = "cpu"
 ) -> tuple[Seconds, dict[str, Answer]]:
-    """Time several ways to do the same work, in turn, so that what else the machine does falls on all of them.
+    """Time several ways to do the same work, in turn.
 
     Args:
         ways: The work, by the way it is done.
-        rounds: How often each is timed; a round that does not count goes before.
+        rounds: How often each is timed, after a round that does not count.
         quick: Run one round only, and count it.
         device: Where they compute.
 
     Returns:
-        Seconds of each run, and what each way gave when it ran first.
+        Seconds of each run, and the answer of each way in its first run.
     """
+    # Round by round, not way by way: whatever else slows the machine down then falls on all of them alike.
     seconds: Seconds = {name: [] for name in ways}
     answers: dict[str, Answer] = {}
     for number in range(1 if quick else rounds + 1):
@@ -38,15 +39,14 @@ def alternate(
             answer = work()
             taken = _now(device) - start
             answers.setdefault(name, answer)
-            if quick or number > 0:
+            if quick or number > 0:  # the first round fills caches and starts threads
                 seconds[name].append(taken)
     return seconds, answers
 
 
 def _now(device: str) -> float:
-    """The time, once the device has done what it was given."""
     if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.synchronize(device)  # kernels run asynchronously: without this only their launch is timed
     return time.perf_counter()
 
 
@@ -57,13 +57,7 @@ def ratio(seconds: Seconds, way: str, other: str) -> float:
 
 @dataclass(frozen=True)
 class Check:
-    """How far two answers are apart.
-
-    Args:
-        what: What was compared, and how the difference is counted.
-        difference: The largest difference.
-        tolerance: How large it may be.
-    """
+    """How far two answers are apart, and how far they may be."""
 
     what: str
     difference: float
@@ -71,19 +65,19 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether the answers agree; a NaN does not."""
-        return self.difference <= self.tolerance
+        """Whether the answers agree."""
+        return self.difference <= self.tolerance  # False for a NaN, which `not difference > tolerance` would let pass
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a benchmark found.
+    """The result of a benchmark.
 
     Args:
         name: The benchmark.
-        work: What was done, in words.
+        work: The work, in words.
         seconds: Seconds of each run of `ours`, of the `reference`, and of further ways.
-        checks: What was compared; none where the answers are not comparable.
+        checks: What was compared; none if the answers are not comparable.
         details: Further figures.
     """
 
@@ -91,7 +85,7 @@ class Result:
     work: str
     seconds: Seconds
     checks: tuple[Check, ...]
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float:
@@ -100,7 +94,7 @@ class Result:
 
     @property
     def agree(self) -> bool | None:
-        """Whether all answers agree; None where none was compared."""
+        """Whether all answers agree; None if none was compared."""
         return all(check.passed for check in self.checks) if self.checks else None
 
     def table(self) -> str:
@@ -119,22 +113,15 @@ class Result:
 
     def json_line(self) -> str:
         """The result for a program."""
-        medians = {f"{way}_s": median(self.seconds[way]) for way in ("ours", "reference")}
         first = self.checks[0] if self.checks else None
-        compared = {"difference": first and first.difference, "tolerance": first and first.tolerance}
-        return json.dumps(
-            {
-                "name": self.name,
-                "ratio": self.ratio,
-                **medians,
-                "agree": self.agree,
-                **compared,
-                **self.details,
-                "work": self.work,
-            }
-        )
-
-
-def relative_difference(ours: torch.Tensor, reference: torch.Tensor) -> float:
-    """Largest difference of two tensors as a part of the largest value of the reference."""
-    return ((ours - reference).abs().max() / reference.abs().max()).item()
+        figures = {
+            "name": self.name,
+            "ratio": self.ratio,
+            **{f"{way}_s": median(self.seconds[way]) for way in ("ours", "reference")},
+            "agree": self.agree,
+            "difference": first and first.difference,
+            "tolerance": first and first.tolerance,
+            **self.details,
+            "work": self.work,
+        }
+        return json.dumps(figures)

@@ -1,4 +1,4 @@
-"""Training steps of an SN-Net with two anchors: as `stitchkit train` makes them against plain ones."""
+"""Training steps of an SN-Net with two anchors: those of `stitchkit train` against plain ones."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from stitchkit.train.task import StitchTask
 _LR, _WEIGHT_DECAY = 1e-4, 0.05
 
 _COMPARED = 3
-"""The first steps, all with one stitch: later, parameters off the route differ on purpose; README.md says how."""
+"""The first steps, all with one stitch. Later losses differ on purpose: ours leaves parameters off the route alone."""
 
 
 def measure(options: Options) -> Result:
     """Time a fixed sequence of stitches, over and over, on one batch.
 
-    On a CPU the two cheaper anchors, all in float32; ours once more with compiled blocks, where g++ is found. On a GPU
-    the two costlier ones: ours in bfloat16 with compiled blocks, the reference in float16 with a loss scaler, whose
-    losses are not comparable.
+    A CPU runs the two cheaper anchors in float32, and ours once more with compiled blocks if g++ is found. A GPU runs
+    the two costlier ones: ours in bfloat16 with compiled blocks, the reference in float16 with a loss scaler, so that
+    their losses are not comparable.
     """
     on_gpu = options.device == "cuda"
     anchors = slice(-2, None) if on_gpu else slice(2)
     batch = (8 if options.quick else 128) if on_gpu else (2 if options.quick else 8)
-    # A CPU needs a compiler, and its compiled blocks are a figure beside ours.
+    # On a CPU ours stays uncompiled, as compiling needs g++; what it brings is a figure of its own.
     compiles = not on_gpu and not options.quick and shutil.which("g++") is not None
     models = [random_snnet(options, anchors) for _ in range(3 if compiles else 2)]
     cfg_ids = _sequence(len(models[0].space), 2 if options.quick else 9)
@@ -59,14 +59,14 @@ def measure(options: Options) -> Result:
 
 
 def _sequence(num_stitches: int, count: int) -> list[int]:
-    """The stitch of each step: one for those that are compared, then `count` from all over the space."""
+    """The stitch of each step: one for the compared steps, then `count` spread over the space."""
     return [num_stitches // 2] * _COMPARED + [number * num_stitches // count for number in range(count)]
 
 
 def _steps(
     model: SNNet, cfg_ids: Sequence[int], images: torch.Tensor, labels: torch.Tensor, *, compiled: bool
 ) -> Callable[[], list[float]]:
-    """Steps as `stitchkit.engine.loop` makes them; losses are fetched once, after the last one."""
+    """Steps like those of `stitchkit.engine.loop`; losses are fetched once, after the last one."""
     device = images.device
     settings = {"opt": "adamw", "weight_decay": _WEIGHT_DECAY}
     settings |= {"torchcompile": "inductor"} if compiled else {}
@@ -87,7 +87,8 @@ def _steps(
             optimizer.step()
             losses.append(loss.detach())
             optimizer.zero_grad(set_to_none=True)
-        return torch.stack(losses).tolist()  # type: ignore[no-any-return]
+        fetched: list[float] = torch.stack(losses).tolist()
+        return fetched
 
     return run
 

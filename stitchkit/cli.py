@@ -6,11 +6,12 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, TextIO
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from typing import TextIO
 
 from stitchkit.errors import InputError, Stopped, unknown
-from stitchkit.parser import Commands, Parser, flags_of
+from stitchkit.parser import Parser, add_commands, flags_of
 
 # What a write to a full disk ends with; such an error names no file.
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -71,19 +72,17 @@ def _run(arguments: Sequence[str] | None) -> int:
     )
     try:
         flags, rest = _parser().parse_known_args(arguments)
-        settings = vars(flags)
-        command: Callable[[dict[str, Any]], None] = settings.pop("command")
-        allowed = flags_of(settings.pop("parser"))
+        command, parser = (vars(flags).pop(name) for name in ("command", "parser"))
         if rest:
             is_flag = rest[0].startswith("-")
             raise (
-                unknown("flag", rest[0].split("=")[0], allowed)
+                unknown("flag", rest[0].split("=")[0], flags_of(parser))
                 if is_flag
                 else InputError(
                     f"'{rest[0]}' is an unexpected argument; give one DATA folder, and a value after each flag"
                 )
             )
-        command(settings)
+        command(flags)
     except InputError as error:
         _report(error)
         return 2
@@ -123,17 +122,11 @@ def _report(error: InputError) -> None:
 
 
 def _parser() -> Parser:
-    """The parser of all commands; the packages that have some are named here alone."""
-    from stitchkit.assembly.commands import add_commands as add_assembly
-    from stitchkit.commands import add_commands as add_core
-    from stitchkit.schema_command import add_commands as add_schema
-    from stitchkit.ship.commands import add_commands as add_ship
-    from stitchkit.ship.page_commands import add_commands as add_pages
-    from stitchnet.commands import add_commands as add_stitchnet
-
+    """The parser of all commands that are registered, by name."""
     about = "Stitch pretrained vision networks: every trade-off between cost and accuracy."
     parser = Parser(prog="stitchkit", description=about, allow_abbrev=False)
-    commands = Commands(parser)
-    for add_commands in (add_core, add_schema, add_ship, add_pages, add_assembly, add_stitchnet):
-        add_commands(commands)
+    commands = {entry.name: entry.load() for entry in sorted(entry_points(group="stitchkit.commands"))}
+    if not commands:  # a source tree that was never installed, or not since it registers them
+        raise InputError("no command is registered; install the project again: pip install -e .")
+    add_commands(parser, commands)
     return parser

@@ -36,7 +36,7 @@ class World:
 
     @property
     def is_primary(self) -> bool:
-        """Whether this process writes files and talks to the person."""
+        """Whether this process writes files and prints messages."""
         return self.rank == 0
 
 
@@ -66,7 +66,7 @@ def choose_device(device: str | None = None) -> torch.device:
 
 
 def restarts() -> int:
-    """How often a launcher has started the ranks again, as torchrun's `--max-restarts` lets it."""
+    """How often a launcher has restarted the ranks, as torchrun's `--max-restarts` lets it."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
@@ -74,20 +74,19 @@ def init_world(device: str | None = None) -> World:
     """Join the group that the launcher describes in the environment, or start a group of one.
 
     Args:
-        device: `cpu`, `cuda` or `cuda:N`; by default CUDA where there is one. Without a number, ranks on one machine
-            take the device of their local number.
+        device: As `choose_device` takes it.
 
     Raises:
-        InputError: If the device is not available, or there are more local ranks than CUDA devices.
+        InputError: As `choose_device` does.
     """
     place = choose_device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if not dist.is_initialized():
-        # What the host knows is exchanged on the CPU, without waiting for a GPU.
+        # Two backends: what the host knows is exchanged on the CPU, without waiting for a GPU.
         backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
         if restarts():
-            # Ranks that died have left their addresses where a launcher's store outlives them.
+            # The launcher's store outlives its ranks, and those that died have left their addresses in it.
             store, rank, size = next(rendezvous("env://"))
             store = PrefixStore(f"restart{restarts()}", store)
             dist.init_process_group(backend, store=store, rank=rank, world_size=size)
@@ -99,26 +98,24 @@ def init_world(device: str | None = None) -> World:
 
 
 def from_primary(world: World, make: Callable[[], Made]) -> Made:
-    """What the primary rank makes, on all ranks; other machines may not see the same files.
-
-    Args:
-        world: This process among all.
-        make: Called on the primary rank alone; gives plain data.
+    """The plain data that the primary rank makes, on all ranks; other machines may not see the same files.
 
     Raises:
         InputError: On all ranks, if the primary refuses.
     """
-    shared: list[Any] = [None, ""]
+    made: list[Made] = []
+    refusal = ""
     if world.is_primary:
         try:
-            shared[0] = make()
-        except InputError as error:
-            shared[1] = str(error)
+            made.append(make())
+        except InputError as error:  # the others wait for the answer, so they must have one
+            refusal = str(error)
+    shared: list[Any] = [made, refusal]
     dist.broadcast_object_list(shared)
     made, refusal = shared
     if refusal:
         raise InputError(refusal)
-    return made  # type: ignore[no-any-return]
+    return made[0]
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:

@@ -38,3 +38,8 @@ def unknown(kind: str, value: object, allowed: Iterable[str]) -> InputError:
     else:
         hint = f"none of the {len(names)} allowed names is close to it"
     return InputError(f"unknown {kind} '{value}'; {hint}")
+
+
+def one_line(error: BaseException) -> str:
+    """The class and message of a library's exception on one line, cut short, to stand within a sentence of ours."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

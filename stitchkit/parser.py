@@ -1,62 +1,86 @@
-"""How commands read their flags: one parser, errors in one line, every command added in the same way."""
+"""How a command is declared, and how it reads its flags: one parser, errors in one line.
+
+A wing declares its commands in its own `commands.py`; `pyproject.toml` registers each as an entry point, by which
+`stitchkit.cli` finds it. What a command imports beyond its flags, it imports when it runs: torch takes seconds.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NamedTuple, NoReturn
 
 from stitchkit.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are like all others."""
+    """A parser that raises what argparse would print."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print and exit for."""
+        """Raise `message` as bad input."""
         raise InputError(f"{message}; see {self.prog} --help")
 
 
-class Commands:
-    """The commands of a parser.
+def _no_flags(parser: argparse.ArgumentParser) -> None:
+    """A command may have none."""
+
+
+class Command(NamedTuple):
+    """A command of `stitchkit`, or of one of its commands.
 
     Args:
-        parser: The parser that gets them, the program's or a command's.
+        run: What it does, given the values of its flags.
+        about: One line for `--help`.
+        add_flags: Gives its parser its flags.
     """
 
-    def __init__(self, parser: argparse.ArgumentParser):
-        self._commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run: Callable[[argparse.Namespace], None]
+    about: str
+    add_flags: Callable[[argparse.ArgumentParser], None] = _no_flags
 
-    def add(self, name: str, run: Callable[[dict[str, Any]], None], about: str) -> argparse.ArgumentParser:
-        """Add a command.
 
-        Args:
-            name: What a person types.
-            run: What it does, given the values of its flags by name.
-            about: One line for `--help`.
+def add_commands(parser: argparse.ArgumentParser, commands: Mapping[str, Command]) -> None:
+    """Give a parser, the program's or a command's, its commands by name."""
+    choices = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command in commands.items():
+        own = choices.add_parser(name, help=command.about, description=command.about, allow_abbrev=False)
+        own.set_defaults(command=command.run, parser=own)
+        command.add_flags(own)
 
-        Returns:
-            The parser of its flags.
-        """
-        command = self._commands.add_parser(name, help=about, description=about, allow_abbrev=False)
-        command.set_defaults(command=run, parser=command)
-        return command
+
+def add_network_flags(parser: argparse.ArgumentParser, *, required: bool = False, config: str = "") -> None:
+    """Add the flags that say which SN-Net is built, and for what images.
+
+    Args:
+        parser: Of a command.
+        required: Whether there must be a stitch configuration.
+        config: What the configuration is for, where that is not obvious.
+    """
+    about = config or "stitch configuration"
+    parser.add_argument("--stitch_config", "--stitch-config", required=required, metavar="JSON", help=about)
+    parser.add_argument("--num-classes", type=int, metavar="N", help="number of classes; by default the models'")
+    parser.add_argument("--img-size", type=int, metavar="N", help="side of the input image; by default the models'")
+
+
+def add_device_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--device`, as `stitchkit.distributed.choose_device` takes it."""
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default cuda where there is one")
 
 
 def flags_of(parser: argparse.ArgumentParser) -> list[str]:
-    """Spellings of all flags of a command, aliases too."""
+    """All flags of a command, aliases too."""
     return [name for action in parser._actions for name in action.option_strings]
 
 
 def new_file(path: str) -> Path:
-    """The place of a file that a command is to write.
+    """The place of a file that a command will write.
 
     Raises:
-        InputError: If there is something already, or no folder to put it in.
+        InputError: If something is there already, or there is no folder to put it in.
     """
-    if os.path.lexists(path):  # a link to nothing too
+    if os.path.lexists(path):  # a dangling link too, through which we would write elsewhere
         raise InputError(f"'{path}' exists; choose another file or remove it")
     if not Path(path).parent.is_dir():
         raise InputError(f"folder '{Path(path).parent}' does not exist; make it, or check the path")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stitchkit.errors import InputError
-from stitchkit.parser import Commands
+from stitchkit.parser import Command, add_device_flag
 
 if TYPE_CHECKING:
     from stitchnet.compose import ComposeSettings
@@ -24,14 +24,13 @@ _LEAST = {
 }
 
 
-def add_commands(commands: Commands) -> None:
-    """Add them to the parser."""
-    compose = commands.add("compose", _compose, "compose networks from fragments of others, without training")
-    _add_flags(compose, top=20)
-    about = "experiments of the StitchNet paper: stitching images, accuracy over MACs, ensembles, fine-tuning"
-    study = commands.add("compose-study", _study, about)
-    study.add_argument("experiment", choices=_EXPERIMENTS, help="which; it writes DIR/EXPERIMENT.csv and .png")
-    _add_flags(study, top=10)
+def _add_compose_flags(command: argparse.ArgumentParser) -> None:
+    _add_flags(command, top=20)
+
+
+def _add_study_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("experiment", choices=_EXPERIMENTS, help="which; it writes DIR/EXPERIMENT.csv and .png")
+    _add_flags(command, top=10)
 
 
 def _add_flags(command: argparse.ArgumentParser, *, top: int) -> None:
@@ -66,22 +65,24 @@ def _add_flags(command: argparse.ArgumentParser, *, top: int) -> None:
     fitted = "what is fitted to the outputs: nearest neighbours or logistic regression (%(default)s)"
     add("--classifier", choices=("knn", "linear"), default="knn", help=fitted)
     add("--seed", type=int, default=0, metavar="N", help="of the images drawn and of random weights (%(default)s)")
-    add("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default cuda where there is one")
+    add_device_flag(command)
     add("-o", "--output", required=True, metavar="DIR", help="folder to write")
 
 
-def _compose(settings: dict[str, Any]) -> None:
+def _compose(flags: argparse.Namespace) -> None:
     from stitchnet.compose import compose
 
+    settings = vars(flags)
     output = Path(settings.pop("output"))
     if os.path.lexists(output):
         raise InputError(f"'{output}' exists; choose another folder or remove it")
     compose(*_read(settings), output)
 
 
-def _study(settings: dict[str, Any]) -> None:
+def _study(flags: argparse.Namespace) -> None:
     from stitchnet.experiments import study
 
+    settings = vars(flags)
     name, output = settings.pop("experiment"), Path(settings.pop("output"))
     for path in (output / f"{name}.csv", output / f"{name}.png"):
         if os.path.lexists(path):
@@ -93,8 +94,8 @@ def _read(settings: dict[str, Any]) -> tuple[CompositionTask, ComposeSettings]:
     """What networks are judged on, and what is composed."""
     import torch
 
+    from stitchkit.display import count
     from stitchkit.distributed import choose_device
-    from stitchkit.ship.pick import count
     from stitchnet.compose import ComposeSettings
     from stitchnet.task import CompositionTask
 
@@ -109,3 +110,11 @@ def _read(settings: dict[str, Any]) -> tuple[CompositionTask, ComposeSettings]:
     task = CompositionTask.load(settings.pop("data"), settings.pop("img_size"), settings.pop("classifier"))
     named = {name: settings.pop(name) for name in ("nets", "pretrained", "top", "num_images", "score", "seed")}
     return task, ComposeSettings(**named, device=device, options=settings)
+
+
+compose = Command(_compose, "compose networks from fragments of others, without training", _add_compose_flags)
+compose_study = Command(
+    _study,
+    "experiments of the StitchNet paper: stitching images, accuracy over MACs, ensembles, fine-tuning",
+    _add_study_flags,
+)

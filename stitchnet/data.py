@@ -17,7 +17,7 @@ from stitchkit.classes import in_order
 from stitchkit.data.folders import is_split, open_images
 from stitchkit.data.sources import Source, open_dataset
 from stitchkit.data.unreadable import NO_CLASS, CheckedImages, report
-from stitchkit.errors import InputError, unknown
+from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.paths import check_local
 
 if TYPE_CHECKING:
@@ -122,10 +122,9 @@ def load_hf_dataset(
     try:
         both = datasets.load_dataset(**arguments, split=[train_split, val_split])
     except Exception as error:  # the library and the hub raise many kinds
-        reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"dataset '{name}' with the splits '{train_split}' and '{val_split}' cannot be had: {reason}; check the "
-            "name, the splits and the network"
+            f"dataset '{name}' with the splits '{train_split}' and '{val_split}' cannot be loaded: {one_line(error)}; "
+            "check the name, the splits and the network"
         ) from error
     if is_folder:
         both = [_in_our_order(dataset, column) for dataset in both]

@@ -8,7 +8,7 @@ from math import ceil
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-from stitchkit.measure.pareto import quantity
+from stitchkit.display import quantity
 
 _COLOURS = ("#4c78a8", "#e45756", "#54a24b", "#b279a2", "#f58518", "#72b7b2", "#9d755d", "#eeca3b")
 _BOX, _HEIGHT, _GAP, _EDGE, _INSET, _TOP = 250, 62, 56, 24, 12, 96

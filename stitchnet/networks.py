@@ -14,7 +14,7 @@ from timm.data.loader import adapt_to_chs
 from timm.models import is_model
 from torch import nn
 
-from stitchkit.errors import InputError, unknown
+from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.create import create_model, published_config
 from stitchkit.networks.weights import load_checkpoint
 from stitchkit.settings.stitch_config import AnchorSpec
@@ -181,10 +181,10 @@ def _from_torchvision(spec: AnchorSpec, pretrained: bool) -> nn.Module:
     try:
         model: nn.Module = torchvision.models.get_model(spec.name, weights=weights, **spec.kwargs)
     except Exception as error:  # torchvision and the network raise many kinds
-        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"torchvision cannot give '{spec.name}' with {dict(spec.kwargs)}: {reason}; check the arguments and the "
-            "network, give a local checkpoint as NAME=FILE, or start from random weights (--no-pretrained)"
+            f"torchvision cannot give '{spec.name}' with {dict(spec.kwargs)}: {one_line(error)}; check the "
+            "arguments and the network, give a local checkpoint as NAME=FILE, or start from random weights "
+            "(--no-pretrained)"
         ) from error
     if spec.checkpoint is not None:
         load_checkpoint(model, spec.checkpoint)

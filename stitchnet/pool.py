@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 from stitchkit.networks.layout import Layout
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchnet.activations import Activation, run
@@ -52,9 +52,8 @@ class Pool:
         except InputError:
             raise
         except (RuntimeError, ValueError, AssertionError) as error:  # networks raise all of them
-            reason = " ".join(str(error).split())[:200]
             raise InputError(
-                f"network '{label}' does not take images of {list(self.images.shape[1:])}: {reason}; "
+                f"network '{label}' does not take images of {list(self.images.shape[1:])}: {one_line(error)}; "
                 "give images of another size, or another network"
             ) from error
 

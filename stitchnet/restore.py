@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from stitchkit.errors import InputError, unknown
+from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.layout import Kind, Layout
 from stitchkit.networks.steps import Boundary, extract
 from stitchkit.settings.stitch_config import AnchorSpec
@@ -42,8 +42,9 @@ def load(folder: str | Path, nets: Mapping[str, nn.Module] | None = None) -> Net
     except Exception as error:  # a garbled file can make the reader raise anything
         if isinstance(error, InputError):
             raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise InputError(f"'{folder}' holds no composed network that can be read: {reason}; check the path") from error
+        raise InputError(
+            f"'{folder}' holds no composed network that can be read: {one_line(error)}; check the path"
+        ) from error
 
 
 def _restore(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], nets: Mapping[str, nn.Module]) -> Net:

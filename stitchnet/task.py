@@ -8,9 +8,10 @@ from pathlib import Path
 from statistics import fmean
 
 from stitchkit.data.sources import agreed_classes
+from stitchkit.display import aligned, quantity
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import Row
-from stitchkit.measure.pareto import aligned, is_anchor, quantity
+from stitchkit.measure.pareto import is_anchor
 from stitchnet.classifier import NotFiniteError
 from stitchnet.composition import Composition, uncut
 from stitchnet.data import Batches, in_memory, open_split

@@ -1,14 +1,20 @@
-"""A real browser for the tests of pages."""
+"""A real browser for the tests of pages, and a page that `stitchkit serve` shows."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support import ROOT
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -40,3 +46,24 @@ def open_page(address: str) -> Iterator[tuple[Any, list[str]]]:
             yield page, wrong
         finally:
             browser.close()
+
+
+@contextmanager
+def serving(flags: Iterable[object], folder: Path = ROOT) -> Iterator[str]:
+    """`stitchkit serve` in a process of its own; gives its address once it is up."""
+    command = [sys.executable, "-W", "ignore", "-m", "stitchkit", "serve", *map(str, flags)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            for line in process.stdout:
+                if found := re.search(r"the page is (http://127\.0\.0\.1:\d+)", line):
+                    yield found[1]
+                    break
+            else:
+                pytest.fail(process.stderr.read())
+        finally:
+            process.terminate()

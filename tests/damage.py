@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,9 +32,9 @@ def damages(content: Any) -> Iterator[tuple[str, Any]]:
     for place, value in places(content):
         above, key = place[:-1], place[-1]
         for way, worse in _worse(value):
-            yield f"{_named(place)}: {way}", _with(content, place, lambda _, worse=worse: worse)
+            yield f"{_named(place)}: {way}", _with(content, place, partial(_replaced, by=worse))
         if isinstance(_at(content, above), Mapping):
-            yield f"{_named(place)}: missing", _with(content, above, lambda inner, key=key: _without(inner, key))
+            yield f"{_named(place)}: missing", _with(content, above, partial(_without, key=key))
         if isinstance(value, Mapping):
             yield f"{_named(place)}: a further key", _with(content, place, lambda inner: {**inner, "further": 1})
             yield f"{_named(place)}: a further number", _with(content, place, lambda inner: {**inner, 10**6: 1})
@@ -88,6 +89,10 @@ def _first(value: torch.Tensor, other: float) -> torch.Tensor:
     worse = value.clone()
     worse.view(-1)[0] = other
     return worse
+
+
+def _replaced(_: object, by: object) -> object:
+    return by
 
 
 def _without(inner: Mapping[Any, Any], key: Any) -> dict[Any, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import pytest
 import timm
 import torch
 import yaml
@@ -21,6 +24,42 @@ from stitchkit.data.digits import write_digits
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 DEPTH = 3
+
+
+_T = TypeVar("_T")
+
+
+def mostly_full(values: Iterable[_T], *, quick: Iterable[_T]) -> list[object]:
+    """Parameters of a test: `make test` takes the quick ones alone, `make test-all` every one.
+
+    A tuple gives a value to each of several arguments.
+    """
+    chosen, every = list(quick), list(values)
+    assert all(value in every for value in chosen), f"{chosen} are not all among {every}"
+    return [
+        value
+        if value in chosen
+        else pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.full)
+        for value in every
+    ]
+
+
+def products(**choices: Iterable[object]) -> list[dict[str, object]]:
+    """Every combination of choices, by name."""
+    return [dict(zip(choices, row, strict=True)) for row in itertools.product(*choices.values())]
+
+
+def pairwise(rows: Sequence[dict[str, object]]) -> list[dict[str, object]]:
+    """Few of these combinations, in which every two values that meet in one of all meet in one of them."""
+
+    def pairs(row: dict[str, object]) -> set[object]:
+        return set(itertools.combinations(row.items(), 2))
+
+    left, chosen = set[object]().union(*map(pairs, rows)), []
+    while left:
+        chosen.append(max(rows, key=lambda row: len(pairs(row) & left)))
+        left -= pairs(chosen[-1])
+    return chosen
 
 
 def pico_anchor(label: str, width: int, **kwargs: Any) -> dict[str, Any]:
@@ -87,7 +126,7 @@ def randomize(model: torch.nn.Module) -> None:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
         for name, buffer in model.named_buffers():
             if name.endswith(("running_mean", "running_var")):
                 buffer += 0.2 * torch.rand(buffer.shape, generator=generator)

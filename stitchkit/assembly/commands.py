@@ -8,20 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from stitchkit.errors import InputError
-from stitchkit.parser import Commands
+from stitchkit.parser import Command
 
 
-def add_commands(commands: Commands) -> None:
-    """Add them to the parser."""
-    about = "list the data sets that have a name, or prepare a collection of them"
-    datasets = Commands(commands.add("datasets", _list_datasets, about))
-    datasets.add("list", _list_datasets, "print the data sets that have a name, and what their folders hold")
-    prepare = datasets.add("prepare", _prepare_datasets, "download a collection and lay it out as image folders")
-    prepare.add_argument("collection", choices=("merging", "geospatial"), help="merging: 8 tasks; geospatial: 6")
-    prepare.add_argument("--root", required=True, metavar="DIR", help="folder to write")
-    prepare.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these of the collection")
-
-    job = commands.add("job", _job, "train an assembly of pretrained parts and adapters")
+def _add_job_flags(job: argparse.ArgumentParser) -> None:
     job.add_argument("-c", "--config", required=True, metavar="YAML", help="configuration of the job")
     _add_settings(job)
     job.add_argument(
@@ -29,16 +19,12 @@ def add_commands(commands: Commands) -> None:
         help="a very short run: one epoch of three batches a rank (torchrun takes the longer name alone)",
     )  # fmt: skip
 
-    _add_sweep(
-        commands.add("sweep", _sweep, "bridge every gap between two networks with every stitcher, a job for each")
-    )
-    about = "collect the results of sweeps into one table and draw them"
-    commands.add("sweep-report", _sweep_report, about).add_argument(
-        "folder", metavar="DIR", help="the -o of the sweeps"
-    )
+
+def _add_report_flags(report: argparse.ArgumentParser) -> None:
+    report.add_argument("folder", metavar="DIR", help="the -o of the sweeps")
 
 
-def _add_sweep(sweep: argparse.ArgumentParser) -> None:
+def _add_sweep_flags(sweep: argparse.ArgumentParser) -> None:
     """Flags of a sweep; those that stand for keys of its jobs appear only when given."""
 
     def add(*names: str, **options: Any) -> None:
@@ -110,13 +96,14 @@ def _add_settings(job: argparse.ArgumentParser) -> None:
     add("--deterministic", action="store_true", help="use deterministic algorithms alone")
 
 
-def _job(settings: dict[str, Any]) -> None:
+def _job(flags: argparse.Namespace) -> None:
     from stitchkit.assembly.train.result import check_pandas
 
     check_pandas()
     from stitchkit.assembly.config.job import JobConfig
     from stitchkit.assembly.train.run import run_job
 
+    settings = vars(flags)
     source = settings.pop("config")
     if settings.pop("smoke_test"):
         ranks = int(os.environ.get("WORLD_SIZE", 1))
@@ -127,29 +114,13 @@ def _job(settings: dict[str, Any]) -> None:
     run_job(config, Path(source))
 
 
-def _list_datasets(_: dict[str, Any]) -> None:
-    from stitchkit.data.prepare import COLLECTIONS
-    from stitchkit.data.torchvision_sets import SOURCES
-
-    for name, source in sorted(SOURCES.items()):
-        print(f"{name:14} {'by hand ' if source.by_hand else 'download'} {source.needs}")
-    print(f"{'digits':14} built in")
-    for collection, tasks in COLLECTIONS.items():
-        print(f"collection {collection}: {', '.join(tasks)}")
-
-
-def _prepare_datasets(settings: dict[str, Any]) -> None:
-    from stitchkit.data.prepare import prepare
-
-    prepare(settings["collection"], Path(settings["root"]), settings["only"])
-
-
-def _sweep(settings: dict[str, Any]) -> None:
+def _sweep(flags: argparse.Namespace) -> None:
     from stitchkit.assembly.sweep.cluster import create_cluster
     from stitchkit.assembly.sweep.config import SweepConfig
     from stitchkit.assembly.sweep.launch import run_sweep, write_folders
     from stitchkit.assembly.sweep.plan import plan, table
 
+    settings = vars(flags)
     own = ("config", "output", "dry_run", "retry_failed")
     path, output, is_dry, retry = (settings.pop(key) for key in own)
     places = ("jobs", "cluster", "gpus", "partition", "cpus", "mem_gb", "hours", "sbatch")
@@ -165,8 +136,13 @@ def _sweep(settings: dict[str, Any]) -> None:
     run_sweep(write_folders(jobs, Path(output), config.seed), cluster, retry_failed=retry)
 
 
-def _sweep_report(settings: dict[str, Any]) -> None:
+def _sweep_report(flags: argparse.Namespace) -> None:
     from stitchkit.assembly.sweep.report import sweep_report
 
-    for file in sweep_report(settings["folder"]):
+    for file in sweep_report(flags.folder):
         print(file)
+
+
+job = Command(_job, "train an assembly of pretrained parts and adapters", _add_job_flags)
+sweep = Command(_sweep, "bridge every gap between two networks with every stitcher, a job for each", _add_sweep_flags)
+sweep_report = Command(_sweep_report, "collect the results of sweeps into one table and draw them", _add_report_flags)

@@ -42,7 +42,7 @@ def write_digits(folder: Path) -> None:
         InputError: If the folder holds anything else, or is a symbolic link to a folder without the digits.
     """
     if (folder / "validation").is_dir() and (folder / "train").is_dir():
-        print(f"{folder} is there already")
+        print(f"{folder} already exists")
         return
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"'{folder}' is not empty; choose a new folder")

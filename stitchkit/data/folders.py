@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from timm.data import ImageDataset
 from timm.data.readers.reader_image_folder import ReaderImageFolder
@@ -32,45 +31,47 @@ def find_split(root: Path, split: str) -> Path:
         InputError: If there is none with a folder in it.
     """
     name = split.split("[")[0]
-    found = next((root / one for one in names_of(name) if is_split(root / one)), None)
-    if found is None:
-        raise InputError(
-            f"data folder '{root}' has no {name}/ folder with class folders in it; it needs train/ and validation/ "
-            "(or val/, or test/), one folder a class in each"
-        )
-    return found
+    for one in names_of(name):
+        if is_split(root / one):
+            return root / one
+    raise InputError(
+        f"data folder '{root}' has no {name}/ folder with class folders in it; it needs train/ and validation/ "
+        "(or val/, or test/), one folder a class in each"
+    )
 
 
 def is_split(folder: Path) -> bool:
-    """Whether a folder has folders in it that are not hidden."""
+    """Whether a folder holds a folder that is not hidden: ImageNet's `test/` has images without classes."""
     return folder.is_dir() and any(not place.name.startswith(".") and place.is_dir() for place in folder.iterdir())
 
 
-def open_images(folder: Path, *, mode: str = "RGB", class_map: str = "", types: Sequence[str] = IMG_EXTENSIONS) -> Any:
+def open_images(
+    folder: Path, *, mode: str = "RGB", class_map: str = "", types: Sequence[str] = IMG_EXTENSIONS
+) -> ImageDataset:
     """Images and labels of a split: a dataset with `.classes`, `.split` and a `.transform` that may be set.
 
     Args:
         folder: Of the split.
         mode: PIL mode that images are converted to; empty leaves them.
         class_map: As for `open_folder`.
-        types: Likewise.
+        types: As for `open_folder`.
 
     Raises:
-        InputError: Likewise.
+        InputError: As `open_folder` does.
     """
     reader = open_folder(folder, class_map=class_map, types=types)
-    images: Any = ImageDataset(str(folder), reader=reader, input_img_mode=mode)
+    images = ImageDataset(str(folder), reader=reader, input_img_mode=mode)
     images.classes = class_names(reader)
     images.split = folder.name
     return images
 
 
 def open_folder(folder: str | Path, *, class_map: str = "", types: Sequence[str] = IMG_EXTENSIONS) -> ReaderImageFolder:
-    """Files and labels of a split, the classes numbered in our order.
+    """Files and labels of a split, the classes numbered in the order of `stitchkit.classes`.
 
     Args:
         folder: Of the split.
-        class_map: File that maps names of classes to numbers, which then stay so; classes that it lacks are left out.
+        class_map: File that maps names of classes to numbers; classes that it lacks are left out.
         types: Suffixes of images.
 
     Raises:
@@ -80,6 +81,7 @@ def open_folder(folder: str | Path, *, class_map: str = "", types: Sequence[str]
         reader = ReaderImageFolder(str(folder), class_map=class_map, input_key=";".join(types))
     except RuntimeError:
         raise _no_images(folder, types) from None
+    # timm sorts a set of names, so names that are equal to it, such as 1 and 01, are numbered by chance.
     classes = [_class_of(path, str(folder)) for path, _ in reader.samples]
     numbers = reader.class_to_idx
     if not class_map:
@@ -95,14 +97,15 @@ def class_folders(folder: Path) -> set[str]:
     """Names of the classes of a split, from the names of its files alone."""
     found = set()
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".")]  # os.walk then does not enter them
         if any(name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".") for name in files):
             found.add(place)
     return {os.path.basename(place) for place in found - {str(folder)}}
 
 
 def _class_of(path: str, folder: str) -> str:
-    """The class of an image; empty where it has none. Data sets have millions of them, and `Path` is slow."""
+    """The class of an image; empty where it has none."""
+    # By strings: data sets have millions of images, and `Path` is slow.
     parts = path[len(folder) :].strip(os.sep).split(os.sep)
     return "" if len(parts) < 2 or any(part.startswith(".") for part in parts) else parts[-2]
 

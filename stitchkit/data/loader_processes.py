@@ -1,4 +1,4 @@
-"""Loader processes: they end with their run alone, whatever signals a cluster sends to all."""
+"""Loader processes: they end only with their run, whatever signals a cluster sends to all of its processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import signal
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+
+from timm.data.loader import PrefetchLoader
+from torch.utils.data import DataLoader
 
 
 def usable_cores() -> int:
@@ -16,7 +18,9 @@ def usable_cores() -> int:
 
 
 def _end_with_parent(worker_id: int, start: Callable[[int], None] | None) -> None:
-    """Begin a loader process that ends when its parent says so, and for no other signal."""
+    """Let a loader process end when its parent says so, and for no other signal."""
+    # Ctrl-C reaches the whole foreground group, a preempting cluster signals every process of a job. The parent then
+    # still finishes its step and saves, for which it needs the batches that are on their way.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -26,16 +30,13 @@ def _end_with_parent(worker_id: int, start: Callable[[int], None] | None) -> Non
 
 
 def _wait_for_parent() -> None:
+    # A signal handler would run too late: it waits for the main thread, which may be inside an image library.
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
 
 
-def outlive_signals(loader: Any) -> None:
-    """Let the processes of a loader end with their parent alone: signals often go to all processes of a run.
-
-    Args:
-        loader: timm's, or torch's.
-    """
-    loader = getattr(loader, "loader", loader)
+def outlive_signals(loader: PrefetchLoader | DataLoader[object]) -> None:
+    """Let the processes of a loader end only with their parent."""
+    loader = getattr(loader, "loader", loader)  # timm's holds torch's
     loader.worker_init_fn = partial(_end_with_parent, start=loader.worker_init_fn)

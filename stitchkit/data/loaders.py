@@ -1,28 +1,125 @@
-"""Loaders, timm's, and the ways to go through them."""
+"""The data sets of a run and their loaders, as its recipe says; and ways to go through the batches of any loader."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias, TypedDict
 
 import torch
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader, resolve_data_config
-from timm.data.loader import adapt_to_chs
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from timm.data.loader import PrefetchLoader, adapt_to_chs
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
+from stitchkit.classes import in_order
+from stitchkit.data.folders import class_folders, find_split
 from stitchkit.data.loader_processes import outlive_signals
-from stitchkit.data.splits import Datasets
-from stitchkit.data.unreadable import checked
+from stitchkit.data.sources import Images, Source, agreed_classes, check_folders, open_dataset
+from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import World
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 from stitchkit.settings.recipe import Recipe, flag_of
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-Loader = Any
-"""A timm loader: iterates over batches, has a length, a sampler and a dataset."""
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """The splits of a dataset.
+
+    Args:
+        train: The training split; None when there is nothing to train or recalibrate.
+        validation: The validation split.
+        classes: Class names in the order of their numbers; empty where the reader does not know them.
+    """
+
+    train: Images | None
+    validation: Images
+    classes: tuple[str, ...]
+
+
+def open_datasets(recipe: Recipe) -> Datasets:
+    """Open the splits that a run needs, before anything is computed.
+
+    Raises:
+        InputError: If the folder or a split is missing or empty, or the splits have different classes.
+    """
+    data = recipe.data
+    options: dict[str, object] = {"batch_size": data.batch_size, "seed": recipe.run.seed}
+    options |= {key: value for key in ("input_key", "target_key") if (value := getattr(data, key)) is not None}
+    mode = data.input_img_mode or ("RGB" if recipe.model.channels == 3 else "L")
+    source = Source(data.dataset, data.data_dir, data.dataset_download, mode, data.class_map, tuple(options.items()))
+    train = None
+    if not recipe.run.eval or recipe.run.recalibrate_bn:
+        options = {"num_samples": data.train_num_samples, "repeats": data.epoch_repeats}
+        train = open_dataset(source, data.train_split, is_training=True, **options)
+        for name in ("aug_repeats", "aug_splits"):
+            if isinstance(train, IterableDataset) and getattr(recipe.augment, name):
+                raise InputError(f"{flag_of(name)} is not for streamed datasets; set it to 0")
+    validation = open_dataset(source, data.val_split, num_samples=data.val_num_samples)
+    if train is None:
+        _check_train_folders(validation, recipe)
+    return Datasets(train, validation, agreed_classes(train, validation))
+
+
+def _check_train_folders(validation: Images, recipe: Recipe) -> None:
+    """Compare the classes of an image folder with those of its training split, which an evaluation does not open.
+
+    A missing class would shift the numbers of all after it, and every label would be wrong without a word.
+    """
+    reader = getattr(validation, "reader", None)
+    if not isinstance(reader, ReaderImageFolder) or recipe.data.class_map:
+        return
+    try:
+        folder = find_split(Path(reader.root).parent, recipe.data.train_split)
+    except InputError:
+        return  # there may be images to evaluate on and no others
+    children = {place.name for place in folder.iterdir() if place.is_dir() and not place.name.startswith(".")}
+    # ImageNet has 1.3 million training files: they are listed only if the names of the folders leave a doubt.
+    if children != set(validation.classes):
+        where = f"the {validation.split} split of '{folder.parent}'"
+        check_folders(in_order(class_folders(folder)), validation.classes, where)
+
+
+class Preparation(TypedDict):
+    """How images become inputs, in timm's words."""
+
+    input_size: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+
+
+def preparation(recipe: Recipe, input_size: tuple[int, ...], model_config: Mapping[str, object]) -> Preparation:
+    """How images become inputs, with a mean and a deviation for each channel.
+
+    Args:
+        recipe: The settings.
+        input_size: Size of an input image, `(C, H, W)`.
+        model_config: timm's `pretrained_cfg`, which holds where the settings say nothing.
+
+    Raises:
+        InputError: If there are means or deviations for another number of channels.
+    """
+    data, channels = recipe.data, input_size[0]
+    for name in ("mean", "std"):
+        if (given := getattr(data, name)) and len(given) not in (1, channels):
+            raise InputError(f"{flag_of(name)} is {given}; give one value, or one for each of {channels} channels")
+    overrides = {key: getattr(data, key) for key in ("mean", "std", "interpolation", "crop_pct") if getattr(data, key)}
+    found = resolve_data_config(overrides | {"input_size": input_size}, pretrained_cfg=model_config)
+    return Preparation(
+        input_size=found["input_size"],
+        mean=adapt_to_chs(found["mean"], channels),
+        std=adapt_to_chs(found["std"], channels),
+        interpolation=found["interpolation"],
+        crop_pct=found["crop_pct"],
+        crop_mode=found["crop_mode"],
+    )
 
 
 @dataclass(frozen=True)
@@ -43,12 +140,10 @@ class Loaders:
 
 
 def create_loaders(
-    datasets: Datasets, recipe: Recipe, world: World, *, input_size: tuple[int, ...], model_config: Mapping[str, Any],
-    num_classes: int,
+    datasets: Datasets, recipe: Recipe, world: World, *, input_size: tuple[int, ...],
+    model_config: Mapping[str, object], num_classes: int,
 ) -> Loaders:  # fmt: skip
     """Loaders over the splits, each rank with its own part.
-
-    Workers start anew each epoch, so that an epoch depends on nothing but its seed (law 8).
 
     Args:
         datasets: The opened splits.
@@ -61,77 +156,54 @@ def create_loaders(
     Raises:
         InputError: If timm refuses a setting, or the training split has less than one batch for each rank.
     """
-    data = recipe.data
+    data, train = recipe.data, None
+
+    def checked(images: Images, *, is_training: bool) -> Images | CheckedImages:
+        if isinstance(images, IterableDataset):
+            return images  # readers of streams skip what is bad by themselves
+        return CheckedImages(
+            images, num_classes=num_classes, is_training=is_training, limit=data.max_unreadable,
+            flag=flag_of("max_unreadable"),
+        )  # fmt: skip
+
     try:
         prepared = preparation(recipe, input_size, model_config)
-        shared = _for_both_splits(recipe, world, prepared)
-        for_evaluation = shared | {key: prepared[key] for key in ("interpolation", "crop_pct", "crop_mode")}
-        for_evaluation["batch_size"] = data.validation_batch_size or data.batch_size
-        options = {"num_classes": num_classes, "limit": data.max_unreadable, "flag": flag_of("max_unreadable")}
-        images = checked(datasets.validation, is_training=False, **options)
-        validation = create_loader(images, **for_evaluation)
-        train, mix = None, None
+        for_evaluation = _for_both_splits(recipe, world, prepared) | {
+            "interpolation": prepared["interpolation"],
+            "crop_pct": prepared["crop_pct"],
+            "crop_mode": prepared["crop_mode"],
+            "batch_size": data.validation_batch_size or data.batch_size,
+        }
+        validation = _delivered(
+            create_loader(checked(datasets.validation, is_training=False), **for_evaluation), recipe, world
+        )
         if datasets.train is not None:
-            images = checked(datasets.train, is_training=True, **options)
-        if datasets.train is not None and recipe.run.eval:
-            train = _create_calibration_loader(images, recipe, world, for_evaluation)
-        elif datasets.train is not None:
-            mix = _mixing(recipe, num_classes)
-            train = _create_train_loader(images, recipe, prepared["interpolation"], mix, shared)
+            images = checked(datasets.train, is_training=True)
+            if recipe.run.eval:
+                train = _create_calibration_loader(images, recipe, world, for_evaluation)
+            else:
+                train = _create_train_loader(images, recipe, world, prepared, num_classes)
     except InputError:
         raise
     except Exception as error:  # timm parses policies and names of interpolations as it goes
-        raise InputError(f"timm cannot prepare images as asked: {type(error).__name__}: {error}") from error
+        raise InputError(f"timm cannot prepare images as asked: {one_line(error)}") from error
     if train is not None and len(train) < (1 if recipe.run.eval else recipe.optim.grad_accum_steps):
         raise InputError(
             f"the training split has {len(train.dataset)} images, less than one step of {data.batch_size} x "
             f"{world.size} ranks x {recipe.optim.grad_accum_steps} batches; lower --batch-size"
         )
-    if data.no_prefetcher:
-        direct = partial(DirectLoader, device=world.device, dtype=weights_dtype(recipe))
-        validation, train = direct(validation), train and direct(train, mix=mix)
-    else:
-        for loader in (validation, train):
-            if loader is not None:
-                outlive_signals(loader)
     return Loaders(train, validation, tuple(prepared["mean"]), tuple(prepared["std"]))
 
 
-def _create_calibration_loader(
-    dataset: Dataset[Any], recipe: Recipe, world: World, for_evaluation: Mapping[str, Any]
-) -> Loader:
-    """Some training images in random order, prepared as for evaluation; the same whenever the seed is the same."""
-    if isinstance(dataset, IterableDataset):
-        return create_loader(dataset, **for_evaluation)
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(recipe.run.seed))  # type: ignore[arg-type]
-    count = recipe.run.recalibrate_bn * for_evaluation["batch_size"] * world.size
-    chosen = Subset(dataset, order[:count].tolist())
-    loader = create_loader(chosen, **for_evaluation)
-    dataset.transform = chosen.transform  # type: ignore[attr-defined] # timm set it on the subset, images come from here
+def _delivered(loader: PrefetchLoader | DataLoader[Any], recipe: Recipe, world: World, mix: Mixup = None) -> Loader:
+    """A loader whose batches arrive on the device: timm's prefetcher brings its own there, the others are brought."""
+    if recipe.data.no_prefetcher:
+        return DirectLoader(loader, device=world.device, dtype=weights_dtype(recipe), mix=mix)
+    outlive_signals(loader)
     return loader
 
 
-def preparation(recipe: Recipe, input_size: tuple[int, ...], model_config: Mapping[str, Any]) -> dict[str, Any]:
-    """How images become inputs, in timm's words, with a mean and deviation for each channel.
-
-    Args:
-        recipe: The settings.
-        input_size: Size of an input image, `(C, H, W)`.
-        model_config: timm's `pretrained_cfg`, which holds where the settings say nothing.
-
-    Raises:
-        InputError: If there are means or deviations for another number of channels.
-    """
-    data, channels = recipe.data, input_size[0]
-    for name in ("mean", "std"):
-        if (given := getattr(data, name)) and len(given) not in (1, channels):
-            raise InputError(f"{flag_of(name)} is {given}; give one value, or one for each of {channels} channels")
-    overrides = {key: getattr(data, key) for key in ("mean", "std", "interpolation", "crop_pct") if getattr(data, key)}
-    prepared: dict[str, Any] = resolve_data_config(overrides | {"input_size": input_size}, pretrained_cfg=model_config)
-    return prepared | {name: adapt_to_chs(prepared[name], channels) for name in ("mean", "std")}
-
-
-def _for_both_splits(recipe: Recipe, world: World, prepared: Mapping[str, Any]) -> dict[str, Any]:
+def _for_both_splits(recipe: Recipe, world: World, prepared: Preparation) -> dict[str, object]:
     data = recipe.data
     return {
         "input_size": prepared["input_size"],
@@ -144,35 +216,45 @@ def _for_both_splits(recipe: Recipe, world: World, prepared: Mapping[str, Any]) 
         "use_prefetcher": not data.no_prefetcher,
         "img_dtype": weights_dtype(recipe),
         "device": world.device,
+        # Fresh workers draw from the epoch's seed alone; living ones would remember the epochs before (law 8).
         "persistent_workers": False,
     }
 
 
-def _mixing(recipe: Recipe, num_classes: int) -> Mixup | FastCollateMixup | None:
-    """Mixup and cutmix: on batches, or without the prefetcher's uint8 images on what is on the device already."""
-    augment = recipe.augment
-    if not augment.mixes:
-        return None
-    return (Mixup if recipe.data.no_prefetcher else FastCollateMixup)(
-        mixup_alpha=augment.mixup,
-        cutmix_alpha=augment.cutmix,
-        cutmix_minmax=augment.cutmix_minmax,
-        prob=augment.mixup_prob,
-        switch_prob=augment.mixup_switch_prob,
-        mode=augment.mixup_mode,
-        label_smoothing=augment.smoothing,
-        num_classes=num_classes,
-    )
+def _create_calibration_loader(
+    images: Images | CheckedImages, recipe: Recipe, world: World, for_evaluation: Mapping[str, Any]
+) -> Loader:
+    """Some training images in random order, prepared as for evaluation; the same whenever the seed is the same."""
+    if isinstance(images, IterableDataset):
+        return _delivered(create_loader(images, **for_evaluation), recipe, world)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(recipe.run.seed))
+    count = recipe.run.recalibrate_bn * for_evaluation["batch_size"] * world.size
+    chosen = Subset(images, order[:count].tolist())
+    loader = create_loader(chosen, **for_evaluation)
+    images.transform = chosen.transform  # type: ignore[attr-defined] # timm set it on the subset, images come from here
+    return _delivered(loader, recipe, world)
 
 
 def _create_train_loader(
-    dataset: Dataset[Any], recipe: Recipe, interpolation: str, mix: Mixup | None, shared: Mapping[str, Any]
+    images: Images | CheckedImages, recipe: Recipe, world: World, prepared: Preparation, num_classes: int
 ) -> Loader:
-    augment = recipe.augment
-    if augment.aug_splits:
-        dataset = AugMixDataset(dataset, num_splits=augment.aug_splits)
-    return create_loader(
-        dataset,
+    augment, prefetch = recipe.augment, not recipe.data.no_prefetcher
+    mix = None
+    if augment.mixes:
+        # The prefetcher normalises on the device, so its batches are mixed before, as bytes, when they are collated;
+        # without it they are mixed on the device, by `DirectLoader`.
+        mix = (FastCollateMixup if prefetch else Mixup)(
+            mixup_alpha=augment.mixup,
+            cutmix_alpha=augment.cutmix,
+            cutmix_minmax=augment.cutmix_minmax,
+            prob=augment.mixup_prob,
+            switch_prob=augment.mixup_switch_prob,
+            mode=augment.mixup_mode,
+            label_smoothing=augment.smoothing,
+            num_classes=num_classes,
+        )
+    loader = create_loader(
+        AugMixDataset(images, num_splits=augment.aug_splits) if augment.aug_splits else images,
         batch_size=recipe.data.batch_size,
         is_training=True,
         no_aug=augment.no_aug,
@@ -192,16 +274,15 @@ def _create_train_loader(
         re_mode=augment.remode,
         re_count=augment.recount,
         re_split=augment.resplit,
-        interpolation=interpolation if augment.no_aug else augment.train_interpolation,
-        collate_fn=None if recipe.data.no_prefetcher else mix,
-        **shared,
+        interpolation=prepared["interpolation"] if augment.no_aug else augment.train_interpolation,
+        collate_fn=mix if prefetch else None,
+        **_for_both_splits(recipe, world, prepared),
     )
+    return _delivered(loader, recipe, world, mix=mix)
 
 
 class DirectLoader:
     """A loader without timm's prefetcher: its batches come normalised; here they go to the device and are mixed.
-
-    Its processes outlive signals.
 
     Args:
         loader: Gives normalised images and labels.
@@ -213,7 +294,7 @@ class DirectLoader:
 
     def __init__(
         self,
-        loader: DataLoader[Any],
+        loader: DataLoader[Batch],
         *,
         device: torch.device,
         dtype: torch.dtype,
@@ -227,7 +308,7 @@ class DirectLoader:
         self._dtype = dtype
         self._mix = mix
         self.mixup_enabled = mix is not None
-        self.dataset = loader.dataset
+        self.dataset: Any = loader.dataset
         self.sampler = loader.sampler
 
     def __len__(self) -> int:
@@ -247,10 +328,14 @@ class DirectLoader:
             yield batch
 
 
+Loader: TypeAlias = PrefetchLoader
+"""timm's loader, or what is used like it: a `DirectLoader`, a job's loader over its tasks."""
+
+
 def without_padding(loader: Loader, world: World, after_batch: Callable[[], None] = lambda: None) -> Iterator[Batch]:
     """The batches of this rank without the images that timm's sampler adds to make ranks even.
 
-    Over all ranks every image comes exactly once. Streamed datasets have no such padding; their readers share the
+    Over all ranks every image comes exactly once. Streamed datasets have no such padding: their readers share the
     images out.
 
     Args:
@@ -261,6 +346,7 @@ def without_padding(loader: Loader, world: World, after_batch: Callable[[], None
     if isinstance(loader.dataset, IterableDataset):
         yield from loader
         return
+    # The sampler gives rank r the images r, r + size, ... and begins again at image 0 where ranks would be uneven.
     left = len(range(world.rank, len(loader.dataset), world.size))
     for images, labels in loader:
         if left > 0:

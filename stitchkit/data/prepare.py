@@ -4,72 +4,102 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, TypeAlias
 
 from PIL import Image
+from pydantic import Field, StrictStr
+from pydantic.dataclasses import dataclass
 
 from stitchkit.data.folders import is_split, open_folder
 from stitchkit.data.sources import Source, read_timm
-from stitchkit.data.torchvision_sets import SOURCES, TEST_SHARE, divide, read
+from stitchkit.data.torchvision_sets import SOURCES, TEST_SHARE, Samples, divide, read
 from stitchkit.errors import InputError, unknown
 from stitchkit.files import fresh_folder
+from stitchkit.settings.files import naming, read_settings_file
+from stitchkit.settings.schema import DatasetName, Settings, json_schema, parse
 
 VALIDATION_SHARE = 0.1
 """How much of what is not for testing is for validation."""
 
 SPLITS = ("train", "val", "test")
+_SOURCES = "sources"
 _KEPT = (".jpg", ".jpeg", ".png")
+
+Count = Annotated[int, Field(strict=True, ge=1)]
 
 
 @dataclass(frozen=True)
-class CollectionTask:
+class CollectionTask(Settings):
     """A data set of a collection.
 
     Args:
-        source: A torchvision data set, a timm string, or a folder that a person fills.
+        source: A torchvision data set, a timm string, or a folder in `sources/` that a person fills.
         classes: How many classes it has.
-        images: How many images it has, all splits together.
-        splits: The splits of a timm string for training and for testing; one alone is divided by us.
-        by_hand: Where a person gets the folder.
+        images: How many images it has in all splits together.
+        splits: The splits of a timm string for training and for testing; a single one is divided.
+        by_hand: How a person gets the folder.
     """
 
-    source: str
-    classes: int
-    images: int
-    splits: tuple[str, ...] = ("train", "test")
-    by_hand: str = ""
+    source: DatasetName
+    classes: Count
+    images: Count
+    splits: tuple[StrictStr, ...] = Field(default=("train", "test"), min_length=1, max_length=2)
+    by_hand: StrictStr = ""
+
+    def __post_init__(self) -> None:
+        if self.by_hand and (Path(self.source).is_absolute() or ".." in Path(self.source).parts):
+            raise InputError(f"source is {self.source!r}; name a folder inside sources/, by a path without '..'")
 
 
-_EUROSAT = CollectionTask("eurosat", 10, 27_000)
-_RESISC45 = CollectionTask("hfds/timm/resisc45", 45, 31_500, ("train+validation", "test"))
-COLLECTIONS: dict[str, dict[str, CollectionTask]] = {
-    "merging": {
-        "sun397": CollectionTask("hfds/tanganke/sun397", 397, 39_700),
-        "cars": CollectionTask("hfds/tanganke/stanford_cars", 196, 16_185),
-        "resisc45": _RESISC45,
-        "eurosat": _EUROSAT,
-        "svhn": CollectionTask("svhn", 10, 99_289),
-        "gtsrb": CollectionTask("gtsrb", 43, 39_270),
-        "mnist": CollectionTask("mnist", 10, 70_000),
-        "dtd": CollectionTask("dtd", 47, 5_640),
-    },
-    "geospatial": {
-        "eurosat": _EUROSAT,
-        "resisc45": _RESISC45,
-        "uc_merced": CollectionTask("hfds/blanchon/UC_Merced", 21, 2_100, ("train",)),
-        "pattern_net": CollectionTask("hfds/jonathan-roberts1/PatternNet", 38, 30_400, ("train",)),
-        "optimal_31": CollectionTask("hfds/jonathan-roberts1/Optimal-31", 31, 1_860, ("train",)),
-        "aid": CollectionTask(
-            "AID", 30, 10_000, by_hand="get AID.zip from https://captain-whu.github.io/AID and unpack it"
-        ),
-    },
-}
-"""Data sets by collection and name."""
+@dataclass(frozen=True)
+class Collection(Settings):
+    """Data sets that are prepared together.
 
-Part = tuple[Any, Sequence[int], Sequence[int]]
+    Args:
+        datasets: The data sets, by the name of the folder that each gets.
+    """
+
+    datasets: dict[StrictStr, CollectionTask] = Field(min_length=1)
+
+    def __post_init__(self) -> None:
+        for name in self.datasets:
+            if Path(name).name != name or name == _SOURCES:
+                raise InputError(f"datasets.{name}: {name!r} cannot be the name of a folder of its own; choose another")
+
+
+def collection_schema() -> dict[str, object]:
+    """The JSON Schema of a collection's file."""
+    return json_schema(Collection)
+
+
+COLLECTIONS = {path.stem: path for path in sorted(Path(__file__).with_name("collections").glob("*.yml"))}
+"""The files of the collections that have a name."""
+
+
+def read_collection(name: str) -> Mapping[str, CollectionTask]:
+    """The data sets of a collection by name.
+
+    Args:
+        name: A key of `COLLECTIONS`, or a person's own file.
+
+    Raises:
+        InputError: If there is no such collection, or its file cannot be used.
+    """
+    path = COLLECTIONS.get(name, Path(name))
+    if name not in COLLECTIONS and not path.is_file():
+        raise InputError(f"{unknown('collection', name, COLLECTIONS)}; or give a file of your own")
+    content = read_settings_file(path)
+    with naming(path):
+        return parse(Collection, content).datasets
+
+
+_Picture: TypeAlias = Path | bytes | Image.Image
+"""An image as its reader has it: the path or the content of a file, or decoded where there is no file."""
+
+
+Part: TypeAlias = tuple[Samples, Sequence[int], Sequence[int]]
 """Samples, the numbers of those that are meant, and the labels of all."""
 
 
@@ -79,26 +109,26 @@ def prepare(collection: str, root: Path, only: Sequence[str] = ()) -> None:
     Downloads, and folders that a person fills, are in `root/sources/`.
 
     Args:
-        collection: A key of `COLLECTIONS`.
+        collection: A name or file that `read_collection` takes.
         root: Where they go.
         only: Names of those that are wanted; by default all.
 
     Raises:
-        InputError: If there is no such data set, or some cannot be had; the others are written.
+        InputError: If there is no such data set, or some are unavailable; the others are written.
     """
-    tasks = COLLECTIONS[collection]
+    tasks = read_collection(collection)
     if wrong := [name for name in only if name not in tasks]:
         raise unknown(f"data set of {collection}", wrong[0], tasks)
     missing = [name for name in only or tasks if not _attempt(name, tasks[name], root)]
     if missing:
         raise InputError(
-            f"not there yet: {', '.join(missing)}; do what is said of each above and give the command again, it goes "
-            "on with these"
+            f"not there yet: {', '.join(missing)}; do what is said of each above and run the command again, which "
+            "resumes with these"
         )
 
 
 def _attempt(name: str, task: CollectionTask, root: Path) -> bool:
-    """Write one data set and say what it has, or say why it cannot be had."""
+    """Write one data set and say what it has, or say why it is unavailable."""
     try:
         print(f"{name}: {prepare_one(name, task, root)}")
     except InputError as error:
@@ -116,7 +146,7 @@ def prepare_one(name: str, task: CollectionTask, root: Path) -> str:
     Raises:
         InputError: If its source is not there or not complete.
     """
-    folder, sources = root / name, root / "sources"
+    folder, sources = root / name, root / _SOURCES
     if folder.exists():
         return _check(folder, task)
     sources.mkdir(parents=True, exist_ok=True)
@@ -125,16 +155,16 @@ def prepare_one(name: str, task: CollectionTask, root: Path) -> str:
     if (len(classes), images) != (task.classes, task.images):
         raise InputError(
             f"its source in '{sources}' has {images:,} images of {len(classes)} classes and complete it has "
-            f"{task.images:,} of {task.classes}; remove what is there of it and give the command again"
+            f"{task.images:,} of {task.classes}; remove what is there of it and run the command again"
         )
-    # Written under another name first: an interrupted command leaves no half data set behind.
+    # Written under another name first: an interrupted command leaves no half data set under this one.
     unfinished = fresh_folder(root / f"{name}.unfinished")
     for split, (samples, numbers, _) in zip(SPLITS, _divide(parts), strict=True):
         for label in classes:
             (unfinished / split / label).mkdir(parents=True)
         for number in numbers:
-            image, label = samples[number]
-            _write(image, unfinished / split / classes[label] / f"{number:06d}")
+            image, index = samples[number]
+            _write(image, unfinished / split / classes[index] / f"{number:06d}")
     found = _check(unfinished, task)
     unfinished.rename(folder)
     return found
@@ -174,7 +204,7 @@ def _draw(part: Part, share: float) -> tuple[Part, Part]:
     return (samples, rest, labels), (samples, drawn, labels)
 
 
-def _read_folder(folder: Path, task: CollectionTask) -> tuple[Any, tuple[str, ...]]:
+def _read_folder(folder: Path, task: CollectionTask) -> tuple[Samples, tuple[str, ...]]:
     """A folder of classes that a person has filled."""
     if not is_split(folder):
         raise InputError(
@@ -185,13 +215,14 @@ def _read_folder(folder: Path, task: CollectionTask) -> tuple[Any, tuple[str, ..
     return [(Path(path), label) for path, label in reader.samples], tuple(reader.class_to_idx)
 
 
-def _write(image: Any, stem: Path) -> None:
-    """Write an image that is a path, the bytes of a file or a PIL image: files as they are where all readers can."""
+def _write(image: _Picture, stem: Path) -> None:
+    """Write an image, as the file that it is in where all readers can read that."""
     if isinstance(image, Path) and image.suffix.lower() in _KEPT:
         shutil.copyfile(image, stem.with_suffix(image.suffix.lower()))
         return
-    picture = image
-    if isinstance(image, Path | bytes):
+    if isinstance(image, Image.Image):
+        picture = image
+    else:
         picture = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
     suffix = f".{(picture.format or '').lower()}"
     if isinstance(image, bytes) and suffix in _KEPT:
@@ -214,12 +245,12 @@ def _check(folder: Path, task: CollectionTask) -> str:
         if len(places) != task.classes or 0 in sizes:
             full = len(sizes) - sizes.count(0)
             raise InputError(
-                f"'{folder / split}' has images of {full} classes and is to have {task.classes}; remove '{folder}' "
-                "and give the command again"
+                f"'{folder / split}' has images of {full} classes and must have {task.classes}; remove '{folder}' "
+                "and run the command again"
             )
     if sum(counts.values()) != task.images:
         raise InputError(
-            f"'{folder}' has {sum(counts.values()):,} images and is to have {task.images:,}; remove it and give the "
+            f"'{folder}' has {sum(counts.values()):,} images and must have {task.images:,}; remove it and run the "
             "command again"
         )
     return f"{', '.join(f'{count:,} {split}' for split, count in counts.items())} images of {task.classes} classes"

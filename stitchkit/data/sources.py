@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
+from PIL.Image import Image
 from timm.data import ImageDataset
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import Dataset
@@ -18,13 +19,11 @@ from stitchkit.data.digits import read_digits
 from stitchkit.data.folders import find_split, is_split, open_images
 from stitchkit.data.split_rule import names_of, published_part
 from stitchkit.data.timm_readers import open_timm
-from stitchkit.data.torchvision_sets import SHORT, SOURCES, class_names, read
-from stitchkit.errors import InputError, unknown
+from stitchkit.data.torchvision_sets import SHORT, SOURCES, Samples, class_names, read
+from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.paths import check_dataset, check_local
 
 _logger = logging.getLogger(__name__)
-
-Transform = Callable[[Any], Any]
 
 # Prefixes of timm's data set strings, and the packages that read them.
 _TIMM = {
@@ -38,28 +37,34 @@ _FOLDERS = ("torch/image_folder", "torch/folder")
 
 
 @dataclass
-class LabelledImages(Dataset[tuple[Any, int]]):
-    """Images with their labels.
+class LabelledImages(Dataset[tuple[object, int]]):
+    """Images with their labels, for readers that are not timm's.
 
     Args:
-        samples: Gives `(PIL image, label)`.
+        samples: Images and labels.
         classes: Class names in the order of their numbers; empty where the reader does not know them.
         mode: PIL mode that images are converted to; empty leaves them.
         transform: What an image then goes through, e.g. of `torchvision.transforms.v2`.
+        split: Name of the split.
     """
 
-    samples: Any
+    samples: Samples
     classes: tuple[str, ...]
     mode: str = "RGB"
-    transform: Transform | None = None
+    transform: Callable[[Image], object] | None = None
+    split: str = ""
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[object, int]:
         image, label = self.samples[index]
         image = image.convert(self.mode) if self.mode else image
         return image if self.transform is None else self.transform(image), int(label)
+
+
+Images: TypeAlias = ImageDataset | LabelledImages
+"""An open split: a dataset of images and labels with `.classes`, `.split` and a `.transform` that may be set."""
 
 
 @dataclass(frozen=True)
@@ -82,24 +87,23 @@ class Source:
     download: bool = False
     mode: str = "RGB"
     class_map: str = ""
-    options: tuple[tuple[str, Any], ...] = ()
+    options: tuple[tuple[str, object], ...] = ()
 
     def __str__(self) -> str:
         return self.name or str(self.root)
 
 
-def open_dataset(source: Source, split: str, *, is_training: bool = False, **options: Any) -> Any:
+def open_dataset(source: Source, split: str, *, is_training: bool = False, **options: object) -> Images:
     """Open one split of a data set.
 
     Args:
         source: The data set.
         split: Its name; `split_rule` says which split that is where there is none of that name.
-        is_training: Shuffle streamed data; of the others nothing is judged.
+        is_training: Shuffle streamed data, and do not log that the split is judged.
         options: Further arguments of timm's readers for this split.
 
     Returns:
-        A `torch.utils.data.Dataset` of images and labels with `.transform`, which may be set; `.classes`, the names in
-        the order of their numbers, empty where the reader does not know them; and `.split`, the name of what is open.
+        The split; its `.classes` are in the order of their numbers, and empty where the reader does not know them.
 
     Raises:
         InputError: If there is no such data set, or its files are not there.
@@ -110,11 +114,11 @@ def open_dataset(source: Source, split: str, *, is_training: bool = False, **opt
     dataset, found = _open(source, split, is_training, dict(source.options) | options)
     dataset.split = found
     if not is_training:
-        _logger.info("the %s images of '%s' are judged", found, source)
+        _logger.info("the %s images of '%s' are judged", dataset.split, source)
     return dataset
 
 
-def _open(source: Source, split: str, is_training: bool, options: dict[str, Any]) -> tuple[Any, str]:
+def _open(source: Source, split: str, is_training: bool, options: dict[str, object]) -> tuple[Images, str]:
     """A split, and its name."""
     name, root = source.name, source.root
     if (folder := _folder_of(source)) is not None:
@@ -124,8 +128,8 @@ def _open(source: Source, split: str, is_training: bool, options: dict[str, Any]
     key = _key(name)
     if key == "digits":
         found = "train" if published_part(split) == "train" else "validation"
-        samples = [(image, label) for _, image, label in read_digits(found)]
-        return LabelledImages(samples, tuple(map(str, range(10))), source.mode), found
+        digits = [(image, label) for _, image, label in read_digits(found)]
+        return LabelledImages(digits, tuple(map(str, range(10))), source.mode), found
     if key in SOURCES:
         found = published_part(split)
         samples, classes = read(key, root, found, download=source.download)
@@ -156,20 +160,21 @@ def _folder_of(source: Source) -> Path | None:
             )
         return Path(root or "") if Path(root or "").is_dir() else None
     place = Path(root or "", name)
+    # torchvision's Country211 lies in class folders too, under names of splits that it reads in its own way.
     if key != "country211" and any((place / name).is_dir() for name in names_of("train")):
         return place
     return Path(root) if key == "imagenet" and root is not None and _is_laid_out(Path(root)) else None
 
 
 def _is_laid_out(root: Path) -> bool:
-    """Whether a folder is ImageNet as most have it; torchvision's own reader leaves `meta.bin` beside its folders."""
+    """Whether a folder is ImageNet as most have it: class folders without torchvision's own files beside them."""
     judged = any(is_split(root / name) for name in names_of("validation"))
     return judged and (root / "train").is_dir() and not (root / "meta.bin").exists()
 
 
-def _open_folder(source: Source, folder: Path, split: str, options: dict[str, Any]) -> tuple[Any, str]:
+def _open_folder(source: Source, folder: Path, split: str, options: dict[str, object]) -> tuple[Images, str]:
     place = find_split(folder, split)
-    types = options["input_key"].split(";") if options.get("input_key") else IMG_EXTENSIONS
+    types = str(options["input_key"]).split(";") if options.get("input_key") else IMG_EXTENSIONS
     try:
         return open_images(place, mode=source.mode, class_map=source.class_map, types=types), place.name
     except InputError:
@@ -178,30 +183,25 @@ def _open_folder(source: Source, folder: Path, split: str, options: dict[str, An
         raise _unopened(source, split, error) from error
 
 
-def _open_timm(source: Source, split: str, is_training: bool, options: dict[str, Any]) -> tuple[Any, str]:
-    """A split by one of timm's readers."""
+def _open_timm(source: Source, split: str, is_training: bool, options: dict[str, object]) -> tuple[Images, str]:
+    """The first split of a data set under one of its usual names, by one of timm's readers."""
     library = source.name.partition("/")[0].lower()
     if source.name and find_spec(_TIMM[library]) is None:
         package = _TIMM[library]
         raise InputError(f"data set '{source.name}' is read by the package {package}; pip install {package}")
-    return _open_first(source, names_of(split), is_training, options)
-
-
-def _open_first(source: Source, names: Sequence[str], is_training: bool, options: dict[str, Any]) -> tuple[Any, str]:
-    """The first of some splits that a data set has, and its name."""
-    try:
-        return read_timm(source, names[0], is_training=is_training, **options), names[0]
-    except InputError as error:
-        # What fails for another reason than the split fails for all of them.
-        if len(names) == 1 or "split" not in str(error.__cause__).lower():
-            raise
+    refused: InputError | None = None
+    for name in names_of(split):
         try:
-            return _open_first(source, names[1:], is_training, options)
-        except InputError:
-            raise error from error.__cause__
+            return read_timm(source, name, is_training=is_training, **options), name
+        except InputError as error:  # noqa: PERF203
+            refused = refused or error  # the message names the split that was asked for
+            if "split" not in str(error.__cause__).lower():
+                break  # what fails for another reason fails under every name, perhaps after minutes of network
+    assert refused is not None, "a split has a name"
+    raise refused
 
 
-def read_timm(source: Source, split: str, *, is_training: bool = False, **options: Any) -> Any:
+def read_timm(source: Source, split: str, *, is_training: bool = False, **options: object) -> ImageDataset:
     """A data set by timm's string for it, with `.classes`.
 
     Args:
@@ -216,7 +216,7 @@ def read_timm(source: Source, split: str, *, is_training: bool = False, **option
     root = None if source.root is None else str(source.root)
     common = {"download": source.download, "class_map": source.class_map, "input_img_mode": source.mode}
     try:
-        dataset: Any = open_timm(source.name, root=root, split=split, is_training=is_training, **common, **options)
+        dataset = open_timm(source.name, root=root, split=split, is_training=is_training, **common, **options)
     except InputError:
         raise
     except Exception as error:  # the readers of many libraries raise many kinds
@@ -228,47 +228,46 @@ def read_timm(source: Source, split: str, *, is_training: bool = False, **option
 
 
 def _unopened(source: Source, split: str, error: Exception) -> InputError:
-    reason = str(error).split("\n")[0]
     return InputError(
-        f"data set '{source}', split '{split}', cannot be opened in '{source.root}' ({type(error).__name__}: "
-        f"{reason}); check its name and folder" + ("" if source.download else ", or ask for the download, which is off")
+        f"data set '{source}', split '{split}', cannot be opened in '{source.root}' ({one_line(error)}); "
+        "check its name and folder" + ("" if source.download else ", or allow the download, which is off")
     )
 
 
-def agreed_classes(train: Any, judged: Any) -> tuple[str, ...]:
+def agreed_classes(train: Images | None, judged: Images) -> tuple[str, ...]:
     """Class names of two splits of a data set, in the order of their numbers; empty where no reader knows them.
 
     Args:
-        train: The training split, or None.
-        judged: The other.
+        train: The training split, where it is open.
+        judged: The other split.
 
     Raises:
         InputError: If they are image folders with different classes.
     """
     if train is None:
-        return tuple(judged.classes)
-    if not all(isinstance(getattr(split, "reader", None), ReaderImageFolder) for split in (train, judged)):
-        longest: tuple[str, ...] = max((train.classes, judged.classes), key=len)
-        return longest  # numbers are counted, and a split may lack the last
-    check_folders(train.classes, judged.classes, f"the {judged.split} split of '{Path(judged.reader.root).parent}'")
-    return tuple(train.classes)
+        return judged.classes
+    ours, theirs = (getattr(split, "reader", None) for split in (train, judged))
+    if not (isinstance(ours, ReaderImageFolder) and isinstance(theirs, ReaderImageFolder)):
+        return max((train.classes, judged.classes), key=len)  # numbers are counted; a split may lack the last
+    check_folders(train.classes, judged.classes, f"the {judged.split} split of '{Path(theirs.root).parent}'")
+    return train.classes
 
 
 def check_folders(train: Sequence[str], judged: Sequence[str], where: str) -> None:
-    """See that two splits have the same class folders.
+    """Compare the class folders of two splits.
 
     Args:
         train: Class names of the training split.
-        judged: Those of the other.
-        where: What the other is, for the message.
+        judged: Those of the other split.
+        where: A name for the other split in the message.
 
     Raises:
-        InputError: If they have not.
+        InputError: If they differ.
     """
     parts = []
-    for verb, names in (("lacks", set(train) - set(judged)), ("alone has", set(judged) - set(train))):
+    for verb, names in (("lacks", set(train) - set(judged)), ("also has", set(judged) - set(train))):
         if names:
             shown = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
             parts.append(f"{verb} {len(names)} class folders: {shown}")
     if parts:
-        raise InputError(f"{where} {' and '.join(parts)}; labels would not agree, so make the folders equal")
+        raise InputError(f"{where} {' and '.join(parts)}; labels would not agree, so give both the same folders")

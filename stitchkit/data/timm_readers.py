@@ -11,18 +11,18 @@ from typing import Any
 
 import yaml
 from huggingface_hub import metadata_load
-from timm.data import create_dataset
-from torch.utils.data import Dataset
+from timm.data import ImageDataset, create_dataset
+from timm.data.readers.reader import Reader
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 from stitchkit.paths import check_dataset, check_local
 
 _SHARDS = "wds"
 _HUB = ("hfds", "hfids")
 
 
-def open_timm(name: str, *, root: str | None, split: str, **options: Any) -> Dataset[Any]:
-    """A data set by timm's string for it; folders and files of it are those of this machine.
+def open_timm(name: str, *, root: str | None, split: str, **options: object) -> ImageDataset:
+    """A data set by timm's string for it; all of its folders and files are on this machine.
 
     Args:
         name: Such as `wds/x` or `hfds/timm/resisc45`; empty for an image folder.
@@ -41,16 +41,16 @@ def open_timm(name: str, *, root: str | None, split: str, **options: Any) -> Dat
     if library.lower() in _HUB:
         _check_card(Path(rest))
         with nullcontext() if options.get("download") else _offline():
-            return create_dataset(name, root=root, split=split, **options)  # type: ignore[no-any-return]
+            return create_dataset(name, root=root, split=split, **options)
     if library.lower() != _SHARDS:
-        return create_dataset(name, root=root, split=split, **options)  # type: ignore[no-any-return]
+        return create_dataset(name, root=root, split=split, **options)
     if not root or not Path(root).is_dir():
         raise InputError(f"data folder {root!r} does not exist; name the folder that holds the shards of '{name}'")
     _open_files_alone()
     # timm puts the folder before the name of a shard: what begins with a slash has no scheme, whatever follows.
-    dataset: Any = create_dataset(name, root=os.path.abspath(root), split=split, **options)
+    dataset = create_dataset(name, root=os.path.abspath(root), split=split, **options)
     _check_shards(dataset.reader)
-    return dataset  # type: ignore[no-any-return]
+    return dataset
 
 
 def _check_card(folder: Path) -> None:
@@ -64,8 +64,8 @@ def _check_card(folder: Path) -> None:
             continue
         try:
             card = metadata_load(path) if path.suffix == ".md" else yaml.safe_load(path.read_text())
-        except Exception as error:  # of text, of YAML, and of what cards must have
-            raise InputError(f"'{path}', which describes the data set, cannot be read: {_first(error)}") from error
+        except Exception as error:  # bad text, bad YAML, or a card that lacks what cards must have
+            raise InputError(f"'{path}', which describes the data set, cannot be read: {one_line(error)}") from error
         for value in _texts(card.get("configs") if isinstance(card, dict) else None):
             if "::" in value:
                 raise InputError(f"'{path}' names {value!r}, which is not a file of the folder; copy it there")
@@ -81,16 +81,13 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _first(error: Exception) -> str:
-    return (str(error) or type(error).__name__).split("\n")[0]
-
-
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Hugging Face's packages read what is on the disk and ask no server."""
+    """Let Hugging Face's packages read what is on the disk and ask no server."""
     import datasets
     import huggingface_hub.constants
 
+    # Both read the environment once, when they are imported; by now only their own copies count.
     places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
     before = [place.HF_HUB_OFFLINE for place in places]
     try:
@@ -103,17 +100,15 @@ def _offline() -> Iterator[None]:
 
 
 def _open_files_alone() -> None:
-    """Take from webdataset, for the rest of this process, all it has to open URLs and commands with.
-
-    Its own switch, `enforce_security`, refuses files of this machine too. A process that began with it on keeps it.
-    """
+    """Take from webdataset, for the rest of this process, all that it opens URLs and commands with."""
+    # Its own switch, `enforce_security`, refuses files of this machine too. A process that began with it on keeps it.
     schemes = import_module("webdataset.gopen").gopen_schemes
     for scheme in schemes.keys() - {"__default__"}:
         del schemes[scheme]
 
 
-def _check_shards(reader: Any) -> None:
-    """See that all shards are files, which timm would pass over with a warning while it trains."""
+def _check_shards(reader: Reader) -> None:
+    """Refuse missing shards, which timm would skip with a warning while it trains."""
     shards = [Path(reader.root, name) for name in reader.split_info.filenames]
     if missing := [shard for shard in shards if not shard.is_file()]:
         raise InputError(f"{len(missing)} of {len(shards)} shards do not exist, such as {str(missing[0])!r}")

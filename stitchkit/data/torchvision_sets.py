@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torchvision.datasets
 from sklearn.model_selection import train_test_split
+from timm.data.readers.reader import Reader
 from torch.utils.data import ConcatDataset, Subset
+from torchvision.datasets import VisionDataset
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 
 TEST_SHARE = 0.2
 """How much is for testing where no split is published."""
 
 _MOST_CLASSES = 100_000  # greater numbers are times, or names of things
+
+
+class Samples(Protocol):
+    """Images and labels by number; other things than images where `read` was given a loader."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Any, int]: ...
 
 
 class VisionSet(NamedTuple):
@@ -32,8 +42,8 @@ class VisionSet(NamedTuple):
 
     reader: str
     argument: str | None
-    train: tuple[Any, ...]
-    test: Any
+    train: tuple[object, ...]
+    test: object
     needs: str
     by_hand: bool = False
 
@@ -75,17 +85,13 @@ SOURCES = {source.reader.lower(): source for source in _ROWS}
 SHORT = {"aircraft": "fgvcaircraft", "cars": "stanfordcars", "flowers": "flowers102", "pets": "oxfordiiitpet"}
 """Other names that they go by."""
 
-_UNNAMED = {
-    "GTSRB": 43,
-    "STL10": 10,
-    "SVHN": 10,
-    "USPS": 10,
-}  # numbers of classes of the readers that give them no names
+# Numbers of classes of readers that give them no names.
+_UNNAMED = {"GTSRB": 43, "STL10": 10, "SVHN": 10, "USPS": 10}
 
 
 def read(
-    key: str, root: str | Path | None, split: str, *, download: bool, loader: Callable[[str], Any] | None = None
-) -> tuple[Any, tuple[str, ...]]:
+    key: str, root: str | Path | None, split: str, *, download: bool, loader: Callable[[str], object] | None = None
+) -> tuple[Samples, tuple[str, ...]]:
     """Samples and class names of a torchvision data set.
 
     Args:
@@ -93,7 +99,7 @@ def read(
         root: The folder that its files are in.
         split: `train` or `test`.
         download: Download what is not there.
-        loader: What becomes of the path of an image, for readers that have files; by default the image.
+        loader: Makes something else than an image of its path, where the reader has files.
 
     Raises:
         InputError: If its files are not there.
@@ -101,8 +107,8 @@ def read(
     source = SOURCES[key]
     if root is None:
         raise InputError(
-            f"data set '{key}' is read from files; name the folder that holds {source.needs} (--data-path DIR of a "
-            "job, DATA of a training)"
+            f"data set '{key}' is read from files; name the folder that holds {source.needs} (--data-path DIR for a "
+            "job, DATA for a training run)"
         )
     values = (None,) if source.argument is None else source.train if split == "train" else (source.test,)
     readers = [_create(key, root, value, download) for value in values]
@@ -110,33 +116,34 @@ def read(
     for reader in readers:
         if loader is not None and hasattr(reader, "loader"):
             reader.loader = loader
-    samples = ConcatDataset(readers) if len(readers) > 1 else Subset(readers[0], chosen)
-    return samples, class_names(readers[0])
+    names = class_names(readers[0])
+    if len(readers) > 1:
+        return ConcatDataset(readers), names
+    return Subset(readers[0], chosen), names
 
 
-def _create(key: str, root: str | Path, value: object, download: bool) -> Any:
+def _create(key: str, root: str | Path, value: object, download: bool) -> VisionDataset:
     """A reader of torchvision for one of its own splits."""
     source = SOURCES[key]
-    options: dict[str, Any] = {} if source.argument is None else {source.argument: value}
+    options = {} if source.argument is None else {source.argument: value}
     if not source.by_hand:
         options["download"] = download
     try:
         return getattr(torchvision.datasets, source.reader)(str(root), **options)
     except Exception as error:  # the readers and the network raise many kinds
         if source.by_hand:
-            advice = "nothing downloads it, so put that there by hand"
+            advice = "it cannot be downloaded, so put that there by hand"
         else:
-            advice = "ask for the download again" if download else "put that there, or ask for it: download is off"
-        reason = str(error).split("\n")[0]
+            advice = "try the download again" if download else "put that there, or allow the download, which is off"
         raise InputError(
-            f"data set '{key}' cannot be read from '{root}' ({type(error).__name__}: {reason}), where it needs "
+            f"data set '{key}' cannot be read from '{root}' ({one_line(error)}), where it needs "
             f"{source.needs}; {advice}"
         ) from error
 
 
-def _own_split(reader: Any, split: str) -> Sequence[int]:
+def _own_split(reader: VisionDataset, split: str) -> Sequence[int]:
     """Numbers of the images of a split where none is published: one in five of each class is for testing."""
-    decode, reader.loader = reader.loader, str
+    decode, reader.loader = reader.loader, str  # paths alone: decoding every image would take minutes
     paths = [reader[index] for index in range(len(reader))]
     reader.loader = decode
     # Readers list folders in the order of the disk; the split must be the same everywhere.
@@ -160,34 +167,33 @@ def divide(numbers: Sequence[int], labels: Sequence[int], share: float) -> tuple
         rest, drawn = train_test_split(numbers, test_size=share, stratify=labels, random_state=0)
     except ValueError as error:
         raise InputError(
-            f"{len(numbers)} images are too few to divide by class: {error}; add the missing ones"
+            f"{len(numbers)} images are too few to split by class: {error}; add the missing ones"
         ) from error
     return rest, drawn
 
 
-def class_names(reader: Any) -> tuple[str, ...]:
-    """Class names that a reader knows; numbers where it has none, and nothing where the classes are not known."""
+def class_names(reader: Reader | VisionDataset) -> tuple[str, ...]:
+    """Class names that a reader knows; numbers where it has none, and nothing where the classes are unknown."""
     if names := getattr(reader, "classes", None):
         # ImageNet has all synonyms of a class.
         return tuple(name if isinstance(name, str) else name[0] for name in names)
     if numbers := getattr(reader, "class_to_idx", None):
         return tuple(sorted(numbers, key=numbers.__getitem__))
-    count = _UNNAMED.get(type(reader).__name__) or _count_labels(reader)
-    return numbered(count)
+    return numbered(_UNNAMED.get(type(reader).__name__) or _count_labels(reader))
 
 
 def numbered(count: int) -> tuple[str, ...]:
-    """Names of classes that have numbers alone, as wide as the last one."""
+    """Numbers as names of classes, as wide as the last one, so that they sort as text."""
     return tuple(f"{number:0{len(str(count - 1))}d}" for number in range(count))
 
 
-def _count_labels(reader: Any) -> int:
+def _count_labels(reader: Reader | VisionDataset) -> int:
     """How many classes a column of whole numbers in an Arrow table has; 0 where there is none, or it has no classes."""
-    table: Any = getattr(reader, "dataset", None)
-    if not hasattr(table, "unique"):
+    table = getattr(reader, "dataset", None)
+    if table is None or not hasattr(table, "unique"):
         return 0
     kind = str(getattr(table.features.get(reader.label_key), "dtype", ""))
     labels = table.unique(reader.label_key) if kind.startswith(("int", "uint", "bool")) else []
     if not labels or None in labels or min(labels) < 0 or max(labels) >= _MOST_CLASSES:
         return 0
-    return 1 + int(max(labels))  # logits are found by number, gaps or not
+    return 1 + int(max(labels))  # not len(): logits are found by number, and numbers may have gaps

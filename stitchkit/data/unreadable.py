@@ -1,19 +1,21 @@
-"""Images that cannot be read, and labels that are no class: passed over, counted and reported; too many end the run."""
+"""Unreadable images and labels that are no class: skipped, counted and reported; too many end the run."""
 
 from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from PIL.Image import Image
 from torch.utils.data import Dataset
 
+from stitchkit.data.sources import Images
 from stitchkit.distributed import sum_over_ranks
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 
 _logger = logging.getLogger(__name__)
 
@@ -27,14 +29,14 @@ _IN_A_ROW = 10  # as timm; more than chance, such as a disk that is gone
 _SHOWN = 5
 
 
-class CheckedImages(Dataset[Any]):
-    """A dataset whose unreadable and unlabelled images are passed over.
+class CheckedImages(Dataset[tuple[Any, int]]):
+    """A dataset whose unreadable and unlabelled images are skipped.
 
     In training the next good image takes the place of a bad one, as in timm; in an evaluation it has no class, so that
     no image counts twice.
 
     Args:
-        dataset: Images and labels by number; `.split` is its name, for a person.
+        dataset: Images and labels by number.
         num_classes: Labels are below.
         is_training: What to do with a bad image.
         limit: Share of bad images that ends the run.
@@ -42,7 +44,7 @@ class CheckedImages(Dataset[Any]):
     """
 
     def __init__(
-        self, dataset: Any, *, num_classes: int, is_training: bool, limit: float = MAX_UNREADABLE, flag: str = ""
+        self, dataset: Images, *, num_classes: int, is_training: bool, limit: float = MAX_UNREADABLE, flag: str = ""
     ):
         self.dataset = dataset
         self.split: str = dataset.split
@@ -50,7 +52,8 @@ class CheckedImages(Dataset[Any]):
         self._limit = limit
         self._flag = flag
         self._is_training = is_training
-        self._bad = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call] # loader processes write to it
+        # Loader processes write to it, each for the images that it reads; sums of bytes need no lock.
+        self._bad = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
         self._reported = 0
         if hasattr(dataset, "_max_retries"):
             dataset._max_retries = 1  # timm's own way counts nothing, and knows fewer errors
@@ -61,12 +64,12 @@ class CheckedImages(Dataset[Any]):
         return tuple(self.dataset.classes)
 
     @property
-    def transform(self) -> Any:
+    def transform(self) -> Callable[[Image], object] | None:
         """What images go through; a loader sets it."""
         return self.dataset.transform
 
     @transform.setter
-    def transform(self, transform: Any) -> None:
+    def transform(self, transform: Callable[[Image], object] | None) -> None:
         self.dataset.transform = transform
 
     def __len__(self) -> int:
@@ -86,14 +89,14 @@ class CheckedImages(Dataset[Any]):
             image, label = self.dataset[index]
             if not 0 <= operator.index(label) < self._num_classes:
                 raise InputError(f"label {label} is no class")
-        except Exception as error:  # readers of images raise many kinds
+        except Exception as error:  # decoders raise many kinds
             self._note(index, error)
             return None
         return image, label
 
     def _note(self, index: int, error: Exception) -> None:
         if not self._bad[index]:
-            if not str(error).startswith("Failed to load"):  # timm has said so
+            if not str(error).startswith("Failed to load"):  # which timm has logged
                 _logger.warning("Skipped sample (index %d). %s", index, error)
             self._bad[index] = 1
             self._check(int(self._bad.sum()))
@@ -103,7 +106,7 @@ class CheckedImages(Dataset[Any]):
             allowed = f"{self._flag} {self._limit:g}" if self._flag else f"{100 * self._limit:g} %"
             raise InputError(
                 f"{count} of {len(self)} images of the {self.split} split cannot be read or have no class, such as "
-                f"{self._names(self._bad)}; more than {allowed}. Mend or remove them"
+                f"{self._names(self._bad)}; more than {allowed}. Repair or remove them"
                 + (f", or raise {self._flag}" if self._flag else "")
             )
 
@@ -119,14 +122,14 @@ class CheckedImages(Dataset[Any]):
             return f"number {index}"
 
     def report(self) -> None:
-        """Say which images were passed over since the last report; every rank calls this.
+        """Log which images were skipped since the last report; every rank calls this.
 
         Raises:
             InputError: If they are too many, over all ranks.
         """
         if not sum_over_ranks(self._bad.sum()[None]).item():
             return
-        bad = self._bad.clone()
+        bad = self._bad.clone()  # loader processes may still write
         if dist.is_initialized():
             dist.all_reduce(bad, op=dist.ReduceOp.MAX)
         count = int(bad.sum())
@@ -141,13 +144,8 @@ class CheckedImages(Dataset[Any]):
         self._check(count)
 
 
-def checked(dataset: Dataset[Any], **options: Any) -> Dataset[Any]:
-    """`CheckedImages` of a dataset; streamed ones, whose readers go on by themselves, stay as they are."""
-    return dataset if isinstance(dataset, torch.utils.data.IterableDataset) else CheckedImages(dataset, **options)
-
-
-def report(dataset: Any) -> None:
-    """Report what was passed over in the dataset of a loader, where that is counted."""
+def report(dataset: object) -> None:
+    """Report what was skipped in the dataset of a loader, where that is counted."""
     while dataset is not None and not isinstance(dataset, CheckedImages):
         dataset = getattr(dataset, "dataset", None)
     if dataset is not None:
@@ -156,7 +154,7 @@ def report(dataset: Any) -> None:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Say in one line what ended a loader process.
+    """Turn the end of a loader process into one line.
 
     Raises:
         InputError: If one did end.
@@ -164,14 +162,13 @@ def explained() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        if str(error).startswith("Caught InputError in DataLoader worker"):  # torch adds the traceback
+        if str(error).startswith("Caught InputError in DataLoader worker"):  # torch has added the traceback
             raise InputError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
         raise
     except (RuntimeError, ConnectionError, EOFError) as error:  # the last two where its last batch was on the way
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
-        fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise InputError(
-            f"a loader process died ({fault}), perhaps for lack of memory; "
+            f"a loader process died ({one_line(error)}), perhaps for lack of memory; "
             "lower --workers and resume with --resume auto"
         ) from error

@@ -20,8 +20,7 @@ from stitchkit.networks.weights import read_hashed
 def read_alike(path: str) -> tuple[dict[str, Any], str]:
     """The content of a checkpoint and its SHA-256; every rank reads the same, although a run may replace the file.
 
-    Args:
-        path: The file; every rank calls this, or one process without a group.
+    Every rank calls this, or one process without a group.
 
     Raises:
         InputError: On all ranks, if one cannot read it, or they have read different ones.
@@ -45,12 +44,8 @@ def read_alike(path: str) -> tuple[dict[str, Any], str]:
     return content, digest
 
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
+def save_state(path: Path, state: Mapping[str, object]) -> None:
     """Write a checkpoint; the file appears only when it is complete, and the one before stays until then.
-
-    Args:
-        path: The file.
-        state: Plain data and tensors.
 
     Raises:
         InputError: If the disk does not take it.
@@ -59,7 +54,8 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
         with replacing(path) as draft, draft.open("wb") as file:
             torch.save(dict(state), file)
     except (OSError, RuntimeError) as error:
-        fault = error if isinstance(error, OSError) else error.__context__  # torch has its own error for a write
+        # torch's writer raises an error of its own over the one of the system.
+        fault = error if isinstance(error, OSError) else error.__context__
         if not isinstance(fault, OSError):
             raise
         raise InputError(
@@ -71,7 +67,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 def link(path: Path, newest: Path) -> None:
     """Make `path` another name of the newest checkpoint."""
     if path.exists() and path.samefile(newest):
-        return  # as a killed run left it; renaming one name of a file to another one would leave both
+        return  # as a killed run left it; POSIX renames one name of a file onto another by doing nothing
     with replacing(path) as draft:
         draft.unlink(missing_ok=True)
         try:
@@ -83,13 +79,8 @@ def link(path: Path, newest: Path) -> None:
 class CheckpointFiles:
     """The checkpoints in a run's folder: the newest, the one before it, and those of epochs' ends.
 
-    The newest and the one before may be from within an epoch. Names of the same state are hard links, not copies.
-
-    Args:
-        folder: Where the files are.
-        newest: Name of the newest.
-        previous: Name of the one before.
-        kept: Name of an epoch's, with `{}` for its number.
+    The newest and the one before may be from within an epoch. Names of the same state are hard links, not copies. The
+    name of an epoch's has `{}` for its number.
     """
 
     def __init__(self, folder: Path, *, newest: str, previous: str, kept: str):
@@ -100,14 +91,14 @@ class CheckpointFiles:
         self._last_is_good = False
 
     def candidates(self) -> list[Path]:
-        """What a run may resume from, the newest first."""
+        """The files that a run may resume from, the newest first."""
         pattern = re.compile(re.escape(self._kept).replace(r"\{\}", r"(\d+)"))
         numbers = {int(match[1]): path for path in self.folder.glob("*") if (match := pattern.fullmatch(path.name))}
         epochs = [numbers[number] for number in sorted(numbers, reverse=True)]
         return [path for path in (self.last, self._previous, *epochs) if path.exists()]
 
     def clear(self) -> None:
-        """Remove what a killed run was about to write."""
+        """Remove drafts that a killed run left."""
         for name in (self.last.name, self._previous.name, self._kept.format("*")):
             for path in self.folder.glob(f"{name}.tmp"):
                 path.unlink()
@@ -116,24 +107,14 @@ class CheckpointFiles:
         """Note that a run resumes from this file, which therefore is good."""
         self._last_is_good = self.last.exists() and self.last.samefile(path)
 
-    def write_newest(self, state: Mapping[str, Any]) -> None:
-        """Write a state that has no other name.
-
-        Args:
-            state: Plain data and tensors.
-        """
+    def write_newest(self, state: Mapping[str, object]) -> None:
+        """Write a state that has no other name."""
         self._keep_previous()
         save_state(self.last, state)
         self._last_is_good = True
 
-    def write_epoch(self, number: int, state: Mapping[str, Any], *, also: str | None = None) -> None:
-        """Write the state of an epoch's end; it is the newest only when all its files are there.
-
-        Args:
-            number: What its name has.
-            state: Plain data and tensors.
-            also: A further name for it.
-        """
+    def write_epoch(self, number: int, state: Mapping[str, object], *, also: str | None = None) -> None:
+        """Write the state of an epoch's end; it becomes the newest when all its names are there, `also` among them."""
         path = self._path(number)
         save_state(path, state)
         if also is not None:

@@ -1,4 +1,4 @@
-"""What a file with the state of a run must hold, to the last key, compared before anything of it is used.
+"""What a checkpoint must hold, to the last key, compared before anything of it is used.
 
 A schema is what a run would itself have there: a tensor stands for its shape and type, a number for its type, a mapping
 for its keys, a list for its length. Where more is allowed stands a rule, such as `whole(0)` or `each(number())`.
@@ -9,27 +9,31 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from stitchkit.engine.precision import SCALER
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import misfit
 
+# Beyond it neither torch nor NumPy takes a whole number.
 _LARGE = 2**63 - 1
 
-Rule = Callable[[Any, str], None]
+Rule = Callable[[object, str], None]
 """Raises for a value, named by its place, that cannot be used."""
+Schema = object
+"""A rule, or an example of the value."""
 
 
-def check(found: Any, expected: Any, place: str) -> None:
+def check(found: object, expected: Schema, place: str) -> None:
     """Compare a value with a schema.
 
     Args:
-        found: What the file has.
+        found: The value in the file.
         expected: The schema.
-        place: Where in the file it stands; errors begin with it.
+        place: Where in the file the value stands; errors begin with it.
 
     Raises:
         InputError: If it does not fit.
@@ -37,15 +41,17 @@ def check(found: Any, expected: Any, place: str) -> None:
     if callable(expected):
         expected(found, place)
     elif isinstance(expected, torch.Tensor):
-        _check_tensor(found, expected, place)
+        if fault := misfit(place, found, expected):
+            raise InputError(fault)
     elif isinstance(expected, Mapping):
         fields(expected)(found, place)
     elif isinstance(expected, list | tuple):
-        if not isinstance(found, list | tuple) or len(found) != len(expected):
+        items = _items(found, place)
+        if len(items) != len(expected):
             raise _misfit(place, found, f"a list of {len(expected)}")
-        for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+        for index, (one, other) in enumerate(zip(items, expected, strict=True)):
             check(one, other, f"{place}[{index}]")
-    elif expected is None:
+    elif expected is None:  # an option that is unset here may hold a number there
         if found is not None:
             number()(found, place)
     elif isinstance(expected, bool | str):
@@ -59,60 +65,77 @@ def check(found: Any, expected: Any, place: str) -> None:
         exactly(expected)(found, place)
 
 
-def _check_tensor(found: Any, expected: torch.Tensor, place: str) -> None:
-    if fault := misfit(place, found, expected):
-        raise InputError(fault)
+def check_saved(
+    content: Mapping[str, object],
+    path: object,
+    needed: Mapping[str, Schema],
+    optional: Mapping[str, Schema],
+) -> None:
+    """Compare the plain part of a checkpoint of ours with its schema; weights and states are checked where used.
+
+    Args:
+        content: The checkpoint.
+        path: The file, for the message.
+        needed: Schemas of the keys that its kind has beside those of every checkpoint.
+        optional: Schemas of the keys that its kind may have beside those.
+
+    Raises:
+        InputError: If a key is missing, unknown, or has a value that no run writes.
+    """
+    named = table(text, anything)
+    always = {"format": text, "state_dict": named, "optimizer": named, "opt": text, "epoch": whole(-1, MOST_EPOCHS)}
+    try:
+        fields({**always, **needed}, {"state_dict_ema": named, "within": named, SCALER: named, **optional})(content, "")
+    except InputError as error:
+        raise InputError(f"checkpoint '{path}' is damaged: {error}") from error
 
 
-def fields(needed: Mapping[Any, Any], optional: Mapping[Any, Any] | None = None) -> Rule:
+MOST_EPOCHS = 10**6
+
+
+def fields(needed: Mapping[Any, Schema], optional: Mapping[Any, Schema] | None = None) -> Rule:
     """A mapping with all of the first keys, some of the second and no others."""
-    further = optional or {}
+    known = {**(optional or {}), **needed}
 
-    def rule(found: Any, place: str) -> None:
-        if not isinstance(found, Mapping):
-            raise _misfit(place, found, "a mapping")
-        if missing := [key for key in needed if key not in found]:
+    def rule(found: object, place: str) -> None:
+        values = _mapping(found, place)
+        if missing := [key for key in needed if key not in values]:
             raise InputError(f"{_within(place, missing[0])} is missing")
-        if strange := [key for key in found if key not in needed and key not in further]:
+        if strange := [key for key in values if key not in known]:
             raise InputError(f"{_within(place, strange[0])} does not belong there")
-        for key, value in found.items():
-            check(value, needed[key] if key in needed else further[key], _within(place, key))
+        for key, value in values.items():
+            check(value, known[key], _within(place, key))
 
     return rule
 
 
-def table(key: Rule, value: Any) -> Rule:
+def table(key: Rule, value: Schema) -> Rule:
     """A mapping of any size."""
 
-    def rule(found: Any, place: str) -> None:
-        if not isinstance(found, Mapping):
-            raise _misfit(place, found, "a mapping")
-        for name, item in found.items():
+    def rule(found: object, place: str) -> None:
+        for name, item in _mapping(found, place).items():
             key(name, f"a key of {place}")
             check(item, value, _within(place, name))
 
     return rule
 
 
-def each(value: Any) -> Rule:
+def each(value: Schema) -> Rule:
     """A list of any length."""
 
-    def rule(found: Any, place: str) -> None:
-        if not isinstance(found, list | tuple):
-            raise _misfit(place, found, "a list")
-        for index, item in enumerate(found):
+    def rule(found: object, place: str) -> None:
+        for index, item in enumerate(_items(found, place)):
             check(item, value, f"{place}[{index}]")
 
     return rule
 
 
-def whole(low: int | None = None, high: int | None = None) -> Rule:
+def whole(low: int = -_LARGE, high: int = _LARGE) -> Rule:
     """A whole number within limits."""
-    least, most = (-_LARGE if low is None else low), (_LARGE if high is None else high)
 
-    def rule(found: Any, place: str) -> None:
-        if not isinstance(found, int) or isinstance(found, bool) or not least <= found <= most:
-            raise _misfit(place, found, f"a whole number from {least} to {most}")
+    def rule(found: object, place: str) -> None:
+        if not isinstance(found, int) or isinstance(found, bool) or not low <= found <= high:
+            raise _misfit(place, found, f"a whole number from {low} to {high}")
 
     return rule
 
@@ -120,9 +143,10 @@ def whole(low: int | None = None, high: int | None = None) -> Rule:
 def number(low: float = -math.inf, high: float = math.inf, *, finite: bool = True) -> Rule:
     """A number within limits."""
 
-    def rule(found: Any, place: str) -> None:
-        is_number = isinstance(found, int | float) and not isinstance(found, bool)
-        if not is_number or (isinstance(found, int) and abs(found) > _LARGE):
+    def rule(found: object, place: str) -> None:
+        if not isinstance(found, int | float) or isinstance(found, bool):
+            raise _misfit(place, found, "a number")
+        if isinstance(found, int) and abs(found) > _LARGE:  # Python cannot turn every one of them into a float
             raise _misfit(place, found, "a number")
         if finite and not (math.isfinite(found) and low <= found <= high):
             raise _misfit(place, found, f"a finite number from {low} to {high}")
@@ -130,57 +154,47 @@ def number(low: float = -math.inf, high: float = math.inf, *, finite: bool = Tru
     return rule
 
 
-def text(found: Any, place: str) -> None:
+def text(found: object, place: str) -> None:
     """A rule: text that can be written."""
-    check(found, "", place)
+    if not isinstance(found, str):
+        raise _misfit(place, found, "text")
     try:
         found.encode()
-    except UnicodeEncodeError as error:
+    except UnicodeEncodeError as error:  # lone surrogates, which a message could not print either
         raise _misfit(place, found, "text") from error
 
 
-def anything(_: Any, __: str) -> None:
-    """A rule: what is looked at elsewhere."""
+def anything(_: object, __: str) -> None:
+    """A rule: any value, which is checked elsewhere."""
 
 
-def either(usual: Any, other: Any) -> Rule:
-    """What fits one of two schemas; an error is that of the usual one."""
+def or_none(value: Schema) -> Rule:
+    """None, or what fits a schema."""
 
-    def rule(found: Any, place: str) -> None:
-        try:
-            check(found, other, place)
-        except InputError:
-            check(found, usual, place)
+    def rule(found: object, place: str) -> None:
+        if found is not None:
+            check(found, value, place)
 
     return rule
 
 
-def nothing(found: Any, place: str) -> None:
-    """A rule: None."""
-    if found is not None:
-        raise _misfit(place, found, "nothing")
-
-
-def plain(found: Any, place: str) -> None:
-    """A rule: what JSON and YAML can say."""
+def plain(found: object, place: str) -> None:
+    """A rule: data that JSON and YAML can hold."""
     if isinstance(found, Mapping):
-        for key, value in found.items():
-            text(key, f"a key of {place}")
-            plain(value, _within(place, key))
+        table(text, plain)(found, place)
     elif isinstance(found, list | tuple):
-        for index, value in enumerate(found):
-            plain(value, f"{place}[{index}]")
+        each(plain)(found, place)
     elif found is not None and not isinstance(found, str | bool | float):
         whole()(found, place)
 
 
-def exactly(value: Any) -> Rule:
+def exactly(value: object) -> Rule:
     """A rule: this value and no other."""
 
-    def rule(found: Any, place: str) -> None:
+    def rule(found: object, place: str) -> None:
         try:
             is_same = type(found) is type(value) and bool(found == value)
-        except RuntimeError:  # of a tensor in a list
+        except RuntimeError:  # lists with tensors in them do not compare
             is_same = False
         if not is_same:
             raise _misfit(place, found, in_short(repr(value)))
@@ -188,12 +202,12 @@ def exactly(value: Any) -> Rule:
     return rule
 
 
-def like(own: Any, moving: Mapping[str, Rule]) -> Any:
-    """The schema of a state that is as this run's own, but for what moves on while a run does.
+def like(own: object, moving: Mapping[str, Schema]) -> Schema:
+    """The schema of a state that equals this run's own, except for what changes while a run trains.
 
     Args:
         own: The state of this run.
-        moving: Rules by key, wherever in the state it stands.
+        moving: Rules of what changes, by key, wherever in the state the key stands.
     """
     if isinstance(own, Mapping):
         return {key: moving[key] if key in moving else like(value, moving) for key, value in own.items()}
@@ -202,22 +216,30 @@ def like(own: Any, moving: Mapping[str, Rule]) -> Any:
     return own if isinstance(own, torch.Tensor) or callable(own) else exactly(own)
 
 
-def _within(place: str, key: Any) -> str:
+def _mapping(found: object, place: str) -> Mapping[object, object]:
+    if not isinstance(found, Mapping):
+        raise _misfit(place, found, "a mapping")
+    return found
+
+
+def _items(found: object, place: str) -> Sequence[object]:
+    if not isinstance(found, list | tuple):
+        raise _misfit(place, found, "a list")
+    return found
+
+
+def _within(place: str, key: object) -> str:
+    # A key of any other kind has no place in a message: its text may have many lines, or none.
     inner = f"[{key}]" if isinstance(key, int) else f".{key}" if isinstance(key, str) else f"[{type(key).__name__}]"
     return in_short(f"{place}{inner}".removeprefix("."), 120)
 
 
-def _misfit(place: str, found: Any, wanted: str) -> InputError:
+def _misfit(place: str, found: object, wanted: str) -> InputError:
     said = type(found).__name__ if isinstance(found, torch.Tensor) else in_short(reprlib.repr(found))
     return InputError(f"{place} is {said}, not {wanted}")
 
 
 def in_short(words: str, most: int = 60) -> str:
-    """Words in one line, cut where there are too many.
-
-    Args:
-        words: What is said.
-        most: Most characters.
-    """
+    """Words in one line, cut to at most so many characters."""
     line = " ".join(words.split())
     return line if len(line) <= most else f"{line[: most - 4]} ..."

@@ -1,4 +1,4 @@
-"""Where an epoch stands, so that a run goes on in the middle of it, bit by bit as if it had not stopped (law 8)."""
+"""Where an epoch stands, so that a run resumes in the middle of it, bitwise as if it had not stopped (law 8)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ import torch
 
 from stitchkit.data.loaders import Batch, Loader
 from stitchkit.distributed import gather_over_ranks
-from stitchkit.engine.checkpoint_schema import check, each, either, nothing, number, table, whole
+from stitchkit.engine import checkpoint_schema as rules
 from stitchkit.engine.random_states import (
     RandomStates,
-    check_plain,
-    from_plain,
+    check_states,
     random_states,
     set_random_states,
-    to_plain,
 )  # fmt: skip
 from stitchkit.errors import InputError
 
@@ -31,12 +29,12 @@ class LossWindow:
         self._routes: list[tuple[int, int]] = []
 
     def add(self, step: int, cfg_id: int | None, loss: torch.Tensor) -> None:
-        """Take in the loss of a step."""
+        """Add the loss of a step."""
         self._losses.append(loss.detach())
         self._routes.append((step, -1 if cfg_id is None else cfg_id))
 
     def flush(self) -> list[tuple[int, float]]:
-        """`read`; the window is then empty."""
+        """`read`, then empty the window."""
         try:
             return self.read()
         finally:
@@ -66,8 +64,8 @@ class LossWindow:
                 found.append((int(cfg_id), loss))
         return found
 
-    def state(self) -> dict[str, Any]:
-        """What is in it, as plain data and tensors."""
+    def state(self) -> dict[str, object]:
+        """Its content as plain data and tensors."""
         return {"losses": torch.stack(self._losses).cpu() if self._losses else None, "routes": list(self._routes)}
 
     @classmethod
@@ -81,12 +79,7 @@ class LossWindow:
 
 
 class StitchLoss(NamedTuple):
-    """How one stitch learns.
-
-    Args:
-        loss: Mean training loss.
-        steps: Steps that it is over, of all ranks.
-    """
+    """Mean training loss of one stitch, and the steps of all ranks that it is over."""
 
     loss: float
     steps: int
@@ -103,7 +96,7 @@ class Position:
         sums: Sum and number of the losses of each stitch, of those steps on all ranks.
         window: Losses since then.
         fetching: States of the random generators before the last batch was asked for.
-        going_on: States of the random generators to go on with; None in an epoch that did not stop.
+        going_on: States of the random generators to resume with; None in an epoch that did not stop.
     """
 
     done: int = 0
@@ -115,7 +108,7 @@ class Position:
     going_on: RandomStates | None = None
 
     def log(self) -> float:
-        """Take in the window; the mean of its losses over steps and ranks.
+        """Empty the window; the mean of its losses over steps and ranks.
 
         Raises:
             InputError: If a loss was not finite.
@@ -124,6 +117,7 @@ class Position:
         for cfg_id, loss in losses:
             total, count = self.sums.get(cfg_id, (0.0, 0))
             self.sums[cfg_id] = total + loss, count + 1
+        # fsum rounds once, so that the figure does not depend on how many ranks there are.
         mean = math.fsum(loss for _, loss in losses) / len(losses) if losses else math.nan
         self.total, self.logged = self.total + mean * (self.done - self.logged), self.done
         return mean
@@ -131,13 +125,10 @@ class Position:
     @property
     def stitch_losses(self) -> dict[int, StitchLoss]:
         """The mean loss of each stitch that was drawn, by `cfg_id`; empty in a plain model."""
-        return {
-            cfg_id: StitchLoss(total / count, count)
-            for cfg_id, (total, count) in sorted(self.sums.items())
-            if cfg_id >= 0
-        }
+        sums = sorted(self.sums.items())
+        return {cfg_id: StitchLoss(total / count, count) for cfg_id, (total, count) in sums if cfg_id >= 0}
 
-    def state(self, device: torch.device) -> dict[str, Any]:
+    def state(self, device: torch.device) -> dict[str, object]:
         """All of it after a step, as plain data and tensors."""
         assert self.fetching is not None, "a step was done"
         return {
@@ -146,8 +137,8 @@ class Position:
             "total": self.total,
             "sums": dict(self.sums),
             "window": self.window.state(),
-            "fetching": to_plain(self.fetching),
-            "going_on": to_plain(random_states(device)),
+            "fetching": self.fetching,
+            "going_on": random_states(device),
         }
 
     @classmethod
@@ -155,7 +146,7 @@ class Position:
         """The position that `state` was taken of.
 
         Args:
-            state: What a checkpoint has.
+            state: The state in a checkpoint.
             place: Where it stands in the checkpoint.
             device: Where this process computes.
             steps: Of an epoch.
@@ -164,37 +155,30 @@ class Position:
         Raises:
             InputError: If it cannot be the state of such an epoch; nothing was changed.
         """
-        _check_state(state, place, steps, stitches)
+        cfg_id = rules.whole(-1, stitches - 1)
+        schema = {
+            "done": rules.whole(1, steps),
+            "logged": rules.whole(0, steps),
+            "total": rules.number(),
+            "sums": rules.table(cfg_id, [rules.number(), rules.whole(1)]),
+            "window": {"losses": rules.or_none(_losses), "routes": rules.each([rules.whole(0), cfg_id])},
+            "fetching": check_states,
+            "going_on": check_states,
+        }
+        rules.check(state, schema, place)
         assert isinstance(state, Mapping), "it was checked"
-        window = LossWindow.from_state(state["window"], device)
-        fetching, going_on = (from_plain(state[name]) for name in ("fetching", "going_on"))
-        return cls(state["done"], state["logged"], state["total"], dict(state["sums"]), window, fetching, going_on)
+        done, logged, window = state["done"], state["logged"], state["window"]
+        waiting = len(window["routes"])
+        if waiting != (0 if window["losses"] is None else len(window["losses"])) or logged + waiting != done:
+            raise InputError(f"{place} counts {done} steps, but has logged {logged} and holds losses of {waiting} more")
+        losses = LossWindow.from_state(window, device)
+        return cls(done, logged, state["total"], dict(state["sums"]), losses, state["fetching"], state["going_on"])
 
 
-def _check_state(state: Any, place: str, steps: int, stitches: int) -> None:
-    """Compare what a checkpoint has with what `Position.state` gives."""
-    cfg_id = whole(-1, stitches - 1)
-    schema = {
-        "done": whole(1, steps),
-        "logged": whole(0, steps),
-        "total": number(),
-        "sums": table(cfg_id, [number(), whole(1)]),
-        "window": {"losses": either(_losses, nothing), "routes": each([whole(0), cfg_id])},
-        "fetching": check_plain,
-        "going_on": check_plain,
-    }
-    check(state, schema, place)
-    losses, routes = state["window"]["losses"], state["window"]["routes"]
-    if len(routes) != (0 if losses is None else len(losses)) or state["logged"] + len(routes) != state["done"]:
-        raise InputError(
-            f"{place} counts {state['done']} steps, and has logged {state['logged']} and losses of {len(routes)} more"
-        )
-
-
-def _losses(found: Any, place: str) -> None:
+def _losses(found: object, place: str) -> None:
     """A rule: a loss for each step of a window."""
     length = len(found) if isinstance(found, torch.Tensor) and found.ndim == 1 else 1
-    check(found, torch.zeros(length), place)
+    rules.check(found, torch.zeros(length), place)
 
 
 class Batches:
@@ -216,14 +200,11 @@ class Batches:
         return next(self._batches)
 
     def skip(self, count: int) -> None:
-        """Go to where the position stands.
+        """Advance past the batches that the steps before have used, at least one of them.
 
-        The batches before are read once more: loader processes draw random numbers for each image, so what they make
-        of the next one depends on all before. timm's prefetcher reads one batch ahead, so the last of them is asked
-        for in the random states in which it was asked for the first time.
-
-        Args:
-            count: Batches that the steps before have used; at least one.
+        They are read once more: loader processes draw random numbers for each image, so what they make of the next one
+        depends on all before. timm's prefetcher reads one batch ahead, so the last of them is requested in the random
+        states in which it was requested the first time.
         """
         assert self._position.fetching is not None, "read from a checkpoint"
         assert self._position.going_on is not None, "read from a checkpoint"

@@ -1,50 +1,97 @@
-"""An epoch as every task has it: its steps, agreement of the ranks, and a place to resume from."""
+"""The epochs of every task: their steps, agreement of the ranks, checkpoints within them, and scores."""
 
 from __future__ import annotations
 
-from timm.utils import distribute_bn
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
+import torch
+from timm.utils import distribute_bn
+from torch import nn
+
+from stitchkit.data.loaders import Loader, without_padding
 from stitchkit.data.unreadable import report
+from stitchkit.distributed import World, gather_over_ranks
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
-from stitchkit.engine.recorder import Recorder
+from stitchkit.engine.precision import Autocast
+from stitchkit.engine.progress import progress
+from stitchkit.engine.signals import StopSignals
+from stitchkit.engine.training_state import gather_within, training_state
+from stitchkit.errors import InputError, Stopped
+from stitchkit.measure.evaluate import Score, evaluate_stitch
+
+SaveWithin = Callable[[int, Position, Mapping[str, object]], Path]
+"""Writes the state within an epoch, given with the epoch's number and the position; the file."""
 
 
-def setup_ema(trainer: Trainer) -> None:
-    """Give the task a moving average of its weights, where the settings ask for it."""
-    settings = trainer.settings
-    if settings.model_ema:
-        device = "cpu" if settings.model_ema_force_cpu else None
-        trainer.task.setup_ema(decay=settings.model_ema_decay, use_warmup=settings.model_ema_warmup, device=device)
+class TrainedEpoch(NamedTuple):
+    """An epoch whose steps are done.
+
+    Args:
+        number: Of the epoch.
+        position: Its end.
+        loss: Mean over its steps and all ranks.
+        steps: How many were trained since the run was started.
+        seconds: How long those took.
+        after_batch: Called after each batch of its validation; a signal stops the run there.
+    """
+
+    number: int
+    position: Position
+    loss: float
+    steps: int
+    seconds: float
+    after_batch: Callable[[], None]
 
 
-def run_epoch(trainer: Trainer, recorder: Recorder, epoch: int, num_epochs: int, position: Position) -> float:
-    """Train an epoch, or the rest of it; the schedule then stands at the next one.
+def train_epochs(
+    trainer: Trainer, epochs: range, position: Position | None, *, save: SaveWithin,
+    finish: Callable[[TrainedEpoch], None],
+) -> None:  # fmt: skip
+    """Train epoch by epoch; a signal, or an interval of steps, saves where every rank stands.
 
     Args:
         trainer: What is trained.
-        recorder: Saves it within the epoch.
-        epoch: Number of the epoch.
-        num_epochs: How many there are.
-        position: Where to resume within it; it is kept up to date.
-
-    Returns:
-        The mean loss over its steps and all ranks.
+        epochs: From the first to train to the last of all; it ends earlier with `max_steps`.
+        position: Where to resume within the first; None at its start.
+        save: Writes the state within an epoch; called on the primary rank.
+        finish: Validates an epoch and saves it; called on every rank.
 
     Raises:
-        InputError: If a loss is not finite, or too many images cannot be read.
+        InputError: If a loss or a weight is not finite, or too many images cannot be read.
         Stopped: If a signal came; all is saved.
     """
-    has_trained = position.done == len(trainer.steps(epoch))
-    loss = trainer.train_epoch(
-        epoch, num_epochs, position=position, after_step=lambda here: recorder.after_step(epoch, here)
-    )
+    with StopSignals(trainer.world) as signals:
+        saver = _Saver(trainer, signals, save)
+        for epoch in epochs:
+            if not trainer.steps(epoch):
+                break
+            here, position = position or Position(), None
+            finish(_train_epoch(trainer, saver, epoch, epochs.stop, here))
+
+
+def _train_epoch(trainer: Trainer, saver: _Saver, epoch: int, num_epochs: int, here: Position) -> TrainedEpoch:
+    """Train an epoch, or the rest of it; the schedule then stands at the next one."""
+    began, done, last = time.perf_counter(), here.done, len(trainer.steps(epoch))
+
+    def after_step(position: Position) -> None:
+        if position.done < last:  # the end of the last step is saved below, when norms and schedule have their state
+            saver.save_if_due(epoch, position)
+
+    loss = trainer.train_epoch(epoch, num_epochs, position=here, after_step=after_step)
     trainer.start_at(epoch + 1, loss=loss)
-    report(trainer.loader.dataset)
-    if not has_trained:
+    for loader in trainer.loaders:
+        report(loader.dataset)
+    if done < last:
         distribute_batch_norms(trainer)
-        recorder.after_steps(epoch, position)
-    return loss
+        saver.save_if_due(epoch, here)
+    seconds, steps = time.perf_counter() - began, max(here.done - done, 1)
+    return TrainedEpoch(epoch, here, loss, steps, seconds, partial(saver.stop_if_asked, epoch, here))
 
 
 def distribute_batch_norms(trainer: Trainer) -> None:
@@ -53,5 +100,92 @@ def distribute_batch_norms(trainer: Trainer) -> None:
     if size == 1 or not settings.dist_bn:
         return
     distribute_bn(task.get_trainable_module(), size, settings.dist_bn == "reduce")
-    if task.has_ema() and not settings.model_ema_force_cpu:
+    if task.has_ema() and not settings.model_ema_force_cpu:  # NCCL exchanges nothing that lies on a CPU
         distribute_bn(task.get_trainable_module(ema=True), size, settings.dist_bn == "reduce")
+
+
+class _Saver:
+    """Saves a run within its epochs: every so many steps, and before it stops for a signal."""
+
+    def __init__(self, trainer: Trainer, signals: StopSignals, write: SaveWithin):
+        self._trainer = trainer
+        self._signals = signals
+        self._write = write
+
+    def save_if_due(self, epoch: int, position: Position) -> None:
+        """Save after a step where that is due.
+
+        Raises:
+            Stopped: If a signal came.
+        """
+        interval = self._trainer.settings.checkpoint_interval
+        self.stop_if_asked(epoch, position)
+        if interval and position.done % interval == 0:
+            self._save(epoch, position)
+
+    def stop_if_asked(self, epoch: int, position: Position) -> None:
+        """Save and stop where a signal came; of a validation nothing is saved, and a resumed run repeats it.
+
+        Raises:
+            Stopped: If one came.
+        """
+        if number := self._signals.agreed():
+            place = self._save(epoch, position)
+            raise Stopped(number, f"step {position.done} of epoch {epoch + 1} is saved in {place}")
+
+    def _save(self, epoch: int, position: Position) -> Path | None:
+        """Save where all ranks stand; every rank calls this. The file, on the primary rank."""
+        position.window.read()  # a checkpoint with a loss that is not finite would end each run that resumes from it
+        check_finite(self._trainer, epoch)
+        within = gather_within(self._trainer, position)
+        if within is None:
+            return None
+        return self._write(epoch, position, training_state(self._trainer) | {"within": within})
+
+
+def check_finite(trainer: Trainer, epoch: int, losses: Iterable[float] = ()) -> None:
+    """Refuse to save what an update broke; the loss of a step was computed before its update. Every rank calls this.
+
+    Raises:
+        InputError: If a weight, a statistic of a norm or a validation loss is not finite, on any rank.
+    """
+    finite = torch.tensor(float(_is_finite(trainer.task.get_trainable_module())), device=trainer.world.device)
+    if not gather_over_ranks(finite).all() or not all(map(math.isfinite, losses)):
+        raise InputError(
+            f"weights, statistics of norms or validation loss are not finite after epoch {epoch + 1}; stopped. The "
+            "last good checkpoint is kept. Lower the learning rate, clip gradients, or train without --amp"
+        )
+
+
+def _is_finite(network: nn.Module) -> bool:
+    """Whether all that is saved of a network is finite; buffers may be masks, which hold infinities by right."""
+    tensors = [value.isfinite().all() for value in network.parameters()]
+    for name, buffer in network.named_buffers():
+        is_statistic = name.endswith(("running_mean", "running_var"))
+        tensors.append((buffer.isfinite() if is_statistic else ~buffer.isnan()).all())
+    return all(map(bool, tensors))
+
+
+def score(
+    network: nn.Module, loader: Loader, world: World, what: str, *, autocast: Autocast, cfg_id: int | None = None,
+    after_batch: Callable[[], None] = lambda: None,
+) -> Score:  # fmt: skip
+    """How well a network does on a split, each image counted once over all ranks; unreadable ones are reported.
+
+    Args:
+        network: Images to logits; an SN-Net with the `cfg_id` of a stitch.
+        loader: Of the split.
+        world: This process among all.
+        what: Name on the progress bar.
+        autocast: Context of the forward pass.
+        cfg_id: The stitch; None for a plain network.
+        after_batch: Called after each batch, equally often on all ranks.
+
+    Raises:
+        InputError: If there is no image, or too many cannot be read.
+    """
+    images = without_padding(loader, world, after_batch)
+    batches = progress(images, world, what, unit="batch", total=len(loader))
+    found = evaluate_stitch(network, cfg_id, batches, device=world.device, autocast=autocast)
+    report(loader.dataset)
+    return found

@@ -15,9 +15,9 @@ _BUCKET_BYTES = 2**20  # what is larger is worth a message of its own, from wher
 class GradientReducer:
     """Keeps the ranks' copies of a network alike, as DistributedDataParallel does, with fewer bytes.
 
-    A step of an SN-Net touches one route on each rank. DistributedDataParallel sends zeros for all the rest; this says
-    first which gradients there are, one byte each, and sends those. What one rank has not counts as zero, what no rank
-    has stays None. It sends them after the backward pass, not during it, so it pays where routes of ranks agree.
+    A step of an SN-Net touches one route on each rank. DistributedDataParallel sends zeros for all the rest; this
+    announces which gradients exist, one byte each, and sends those. One that a rank lacks counts as zero, one that all
+    lack stays None. It sends them after the backward pass, not during it, so it pays where routes of ranks agree.
 
     Args:
         network: Trains on all ranks; parameters and buffers are those of the first rank from here on.
@@ -43,7 +43,7 @@ class GradientReducer:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
-        if gradients:
+        if gradients:  # before the sum: in float16 the sum of all ranks could overflow
             torch._foreach_div_(gradients, dist.get_world_size())
         pending = []
         for bucket in _buckets(gradients):
@@ -54,10 +54,8 @@ class GradientReducer:
             _unpack(flat, bucket)
 
     def _used_somewhere(self) -> list[nn.Parameter]:
-        """The parameters that have a gradient on some rank.
-
-        The host knows which; asked on the CPU, no rank waits for its device.
-        """
+        """The parameters that have a gradient on some rank."""
+        # The host knows which; exchanged on the CPU, no rank waits for its device.
         has_gradient = torch.tensor([parameter.grad is not None for parameter in self._parameters], dtype=torch.uint8)
         dist.all_reduce(has_gradient, op=dist.ReduceOp.MAX)
         return [parameter for parameter, used in zip(self._parameters, has_gradient.tolist(), strict=True) if used]
@@ -72,7 +70,7 @@ def _broadcast(tensors: Iterable[torch.Tensor]) -> None:
 
 
 def _buckets(tensors: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Tensors of one type that make up a message, in the same order on all ranks."""
+    """Tensors of one type that make up a message, in the same order on all ranks: each knows them by their places."""
     kinds: dict[torch.dtype, list[torch.Tensor]] = defaultdict(list)
     for tensor in tensors:
         kinds[tensor.dtype].append(tensor)

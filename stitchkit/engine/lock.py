@@ -23,9 +23,6 @@ def locked(path: Path) -> Iterator[None]:
 
     The lock is the process's own, as POSIX has it: loader processes that outlive a killed run do not hold it.
 
-    Args:
-        path: The file of the lock.
-
     Raises:
         InputError: If another process holds it, or it is a symbolic link.
     """
@@ -35,17 +32,29 @@ def locked(path: Path) -> Iterator[None]:
         os.write(file, f"{os.getpid()} on {os.uname().nodename}\n".encode())
         yield
     finally:
-        path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # before it is released: a file unlinked later could be the next run's lock
         os.close(file)
+
+
+def is_held(path: Path) -> bool:
+    """Whether another process holds the lock of this file; a process that was killed holds none."""
+    if not path.exists():
+        return False
+    file = descriptor(path, os.O_RDWR)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:  # a file system without locks, where nobody can hold one
+        return False
+    finally:
+        os.close(file)
+    return False
 
 
 @contextmanager
 def alone(path: Path, world: World) -> Iterator[None]:
     """Hold a lock on the primary rank, for all ranks; every rank enters this.
-
-    Args:
-        path: The file of the lock.
-        world: This process among all.
 
     Raises:
         InputError: On all ranks, if another run holds it.
@@ -58,14 +67,10 @@ def alone(path: Path, world: World) -> Iterator[None]:
 
 @contextmanager
 def made(folder: Path, flag: str) -> Iterator[None]:
-    """See that the folder of a run is there and can be written; one that was made and got no files is removed.
-
-    Args:
-        folder: It is made if need be.
-        flag: What chooses another one.
+    """Make the folder of a run where it is missing; a new one that got no files is removed.
 
     Raises:
-        InputError: If it cannot be made, or not be written.
+        InputError: If it cannot be made or written to, with the flag that chooses another one.
     """
     is_new = not folder.exists()
     try:
@@ -78,7 +83,7 @@ def made(folder: Path, flag: str) -> Iterator[None]:
         yield
     finally:
         if is_new:
-            with suppress(OSError):
+            with suppress(OSError):  # it has files
                 folder.rmdir()
 
 
@@ -86,6 +91,7 @@ def _open(path: Path) -> int:
     while True:
         file = descriptor(path, os.O_RDWR | os.O_CREAT)
         try:
+            # lockf, not flock: a lock by flock passes to forked loader processes and outlives the run in them.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             owner = os.read(file, 200).decode(errors="replace").strip() or "unknown"
@@ -102,4 +108,4 @@ def _open(path: Path) -> int:
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file), path.lstat()):
                 return file
-        os.close(file)  # the run before has just removed it
+        os.close(file)  # the run before has just unlinked this file: its lock would keep nobody out

@@ -8,18 +8,19 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from timm.utils import dispatch_clip_grad, random_seed
+from torch.amp import GradScaler
 from torchvision.utils import save_image
 
 from stitchkit.data.loaders import Loader
 from stitchkit.distributed import World
 from stitchkit.engine.epoch_state import Batches, Position
 from stitchkit.engine.gradients import GradientReducer
-from stitchkit.engine.precision import Autocast, LossScaler, create_precision
+from stitchkit.engine.precision import Autocast, create_precision
 from stitchkit.engine.progress import progress
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.engine.task import Task
@@ -30,6 +31,7 @@ _logger = logging.getLogger(__name__)
 
 def seed_epoch(seed: int, rank: int, epoch: int) -> None:
     """Seed every random generator for an epoch: what happens in it depends on nothing before it (law 8)."""
+    # SeedSequence mixes the three; their sum would give rank 1 in epoch 0 the numbers of rank 0 in epoch 1.
     random_seed(int(np.random.SeedSequence((seed, rank, epoch)).generate_state(1)[0]), 0)
 
 
@@ -39,18 +41,13 @@ def count_updates(loader: Loader, grad_accum_steps: int) -> int:
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a device has done what it was given; a CPU has."""
+    """Wait until a GPU has done its work; a CPU is never behind."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def save_batch(images: torch.Tensor, path: Path) -> None:
-    """A batch as one picture, as timm saves it; of channels that are no colours, the first is shown.
-
-    Args:
-        images: `[B, C, H, W]`, normalised or not.
-        path: A `.jpg`.
-    """
+    """A batch `[B, C, H, W]` as one JPEG, as timm saves it; of channels that are not colours, the first is shown."""
     shown = images[:, :3] if images.shape[1] >= 3 else images[:, :1]
     with replacing(path) as draft:
         save_image(shown, draft, format="jpeg", padding=0, normalize=True)
@@ -59,10 +56,10 @@ def save_batch(images: torch.Tensor, path: Path) -> None:
 class Schedule(Protocol):
     """A learning-rate schedule, timm's or one like it."""
 
-    def step_update(self, num_updates: int) -> Any:
+    def step_update(self, num_updates: int) -> object:
         """Set the rate of the step after so many."""
 
-    def step(self, epoch: int, metric: float | None = None) -> Any:
+    def step(self, epoch: int, metric: float | None = None) -> object:
         """Set the rate of the epoch after so many, of which the last had this mean loss."""
 
 
@@ -94,11 +91,17 @@ class Trainer:
     schedule: Schedule | None = None
     reducer: GradientReducer | None = None
     autocast: Autocast = field(init=False)
-    scaler: LossScaler | None = field(init=False)
+    scaler: GradScaler | None = field(init=False)
 
     def __post_init__(self) -> None:
         amp, dtype = self.settings.amp, self.settings.amp_dtype
         self.autocast, self.scaler = create_precision(self.world.device, amp=amp, amp_dtype=dtype)
+
+    @property
+    def loaders(self) -> list[Loader]:
+        """The loaders whose batches make a step: a job has one for each of its tasks."""
+        loaders: list[Loader] = getattr(self.loader, "loaders", [self.loader])
+        return loaders
 
     @property
     def updates_per_epoch(self) -> int:
@@ -114,6 +117,27 @@ class Trainer:
     def rate(self) -> float:
         """The learning rate: the highest, where parts of the network have their own."""
         return float(max(group["lr"] for group in self.optimizer.param_groups))
+
+    def setup_ema(self) -> None:
+        """Let the task keep a moving average of its weights, where the settings ask for it."""
+        settings = self.settings
+        if settings.model_ema:
+            device = "cpu" if settings.model_ema_force_cpu else None
+            self.task.setup_ema(decay=settings.model_ema_decay, use_warmup=settings.model_ema_warmup, device=device)
+
+    def prepare_distributed(self, *, find_unused: bool, broadcast_buffers: bool = True) -> None:
+        """Let DistributedDataParallel keep the ranks' networks alike, where there are several.
+
+        Args:
+            find_unused: Some trainable parameters may have no gradient in a step.
+            broadcast_buffers: Before each step, send the first rank's buffers to all.
+        """
+        if self.world.size == 1:
+            return
+        device, options = self.world.device, {"find_unused_parameters": find_unused}
+        if not broadcast_buffers:  # newer versions of torch warn about this argument, so it is left out where possible
+            options["broadcast_buffers"] = False
+        self.task.prepare_distributed(device_ids=[device.index] if device.type == "cuda" else None, **options)
 
     def start_at(self, epoch: int, done: int = 0, *, loss: float | None = None) -> None:
         """Bring the schedule to where it stands before an epoch, or after some of its steps.
@@ -171,14 +195,17 @@ class Trainer:
                 if position.done % self.settings.log_interval == 0 or position.done == len(steps):
                     mean = position.log()
                     bar.set_postfix(loss=f"{mean:.3f}")
-                    self._log(epoch, num_epochs, position.done, mean)
+                    _logger.info(
+                        "epoch %d/%d  step %d/%d  loss %.4f  lr %.2e",
+                        epoch + 1, num_epochs, position.done, self.updates_per_epoch, mean, self.rate,
+                    )  # fmt: skip
                     if self.settings.save_images and self.world.is_primary:
                         save_batch(images, self.folder / f"train-batch-{position.done - 1}.jpg")
                 after_step(position)
         return position.total / len(steps)
 
     def _skip(self, batches: Batches, done: int) -> None:
-        """Read what the steps before have used once more; it may take minutes, so it says how long it took."""
+        """Read the images of the steps before once more; it may take minutes, so the log says how long it took."""
         count, began = done * self.settings.grad_accum_steps, time.perf_counter()
         batches.skip(count)
         seconds, images = time.perf_counter() - began, count * self.settings.batch_size
@@ -190,9 +217,10 @@ class Trainer:
     def _prepare(self, epoch: int) -> None:
         self.task.train()
         seed_epoch(self.settings.seed, self.world.rank, epoch)
-        for part in (self.loader.dataset, self.loader.sampler):  # streamed datasets shuffle by themselves
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
+        for loader in self.loaders:
+            for part in (loader.dataset, loader.sampler):  # streamed datasets shuffle by themselves
+                if hasattr(part, "set_epoch"):
+                    part.set_epoch(epoch)
         off = self.settings.mixup_off_epoch
         if off and epoch >= off and getattr(self.loader, "mixup_enabled", False):
             self.loader.mixup_enabled = False
@@ -207,11 +235,12 @@ class Trainer:
             images, labels = next(batches)
             if self.settings.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
+            # DistributedDataParallel would exchange the gradients of each batch; those of the last are the sum of all.
             with nullcontext() if number == accumulate else self.task.no_sync():
                 with self.autocast():
                     loss = self.task(images, labels, route)["loss"] / accumulate
                 scaled = loss if self.scaler is None else self.scaler.scale(loss)
-                scaled.backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(scaled)
             total += loss.detach()
         self._update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -225,19 +254,14 @@ class Trainer:
             self.reducer.reduce()
         if self.settings.clip_grad is not None:
             if self.scaler is not None:
-                self.scaler.unscale(self.optimizer)
+                self.scaler.unscale_(self.optimizer)  # or the limit would be that of the scaled gradients
             # timm's agc leaves out the last two parameters, the head of a plain model; a network of routes does not
             # end with one.
             exclude_head = self.settings.clip_mode == "agc" and not self.task.num_routes
             parameters = self.task.get_clip_parameters(exclude_head=exclude_head)
             dispatch_clip_grad(parameters, self.settings.clip_grad, mode=self.settings.clip_mode)
         if self.scaler is not None:
-            self.scaler.step(self.optimizer)
+            self.scaler.step(self.optimizer)  # skipped where a gradient is not finite, and the scale is lowered
+            self.scaler.update()
         else:
             self.optimizer.step()
-
-    def _log(self, epoch: int, num_epochs: int, count: int, loss: float) -> None:
-        _logger.info(
-            "epoch %d/%d  step %d/%d  loss %.4f  lr %.2e",
-            epoch + 1, num_epochs, count, self.updates_per_epoch, loss, self.rate,
-        )  # fmt: skip

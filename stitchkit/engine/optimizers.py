@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from stitchkit.engine.checkpoint_schema import check, each, either, exactly, fields, like, nothing, number, whole
+from stitchkit.engine import checkpoint_schema as rules
 from stitchkit.engine.random_states import random_states, set_random_states
 from stitchkit.errors import InputError
 
@@ -17,11 +17,11 @@ _SLOW = "lookahead_slow_buff"
 """State that timm's Lookahead adds after some steps."""
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, *, cycles: bool = False) -> None:
-    """Put the state of an optimizer back; how it computes stays as it was made.
+def load_optimizer(optimizer: torch.optim.Optimizer, state: object, *, cycles: bool = False) -> None:
+    """Restore the state of an optimizer; how it computes its updates stays as it was made.
 
     Args:
-        optimizer: Made with the same settings, but for `fused` and `foreach`.
+        optimizer: Made with the same settings, except for `fused` and `foreach`.
         state: Its `state_dict()`, as a file has it.
         cycles: A schedule may have moved momentum and betas, as torch's OneCycleLR and CyclicLR do.
 
@@ -30,35 +30,38 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, *, cycles: bool
     """
     groups, examples = _after_steps(optimizer, cycles=cycles)
     slow = [_SLOW] if hasattr(optimizer, "_base_optimizer") else []
-    states = {key: fields(_checked(own), dict.fromkeys(slow, weight)) for key, (own, weight) in examples.items()}
-    check(state, {**optimizer.state_dict(), "state": fields({}, states), "param_groups": groups}, "optimizer")
-    groups = [dict(group) for group in state["param_groups"]]
-    for group, own in zip(groups, optimizer.param_groups, strict=True):
+    states = {key: rules.fields(_checked(own), dict.fromkeys(slow, weight)) for key, (own, weight) in examples.items()}
+    schema = {**optimizer.state_dict(), "state": rules.fields({}, states), "param_groups": groups}
+    rules.check(state, schema, "optimizer")
+    assert isinstance(state, Mapping), "it was checked"
+    kept = [dict(group) for group in state["param_groups"]]
+    for group, own in zip(kept, optimizer.param_groups, strict=True):
         group.update((key, own[key]) for key in ("fused", "foreach") if key in own)
-    # Kernels take it that each state lies in memory as its parameter does, and that no two share it.
+    # Fused kernels assume that each state lies in memory as its parameter does, and that no two share memory.
     own_memory = {
         key: {name: _as(examples[key][0].get(name, examples[key][1]), value) for name, value in found.items()}
         for key, found in state["state"].items()
     }
     try:
-        optimizer.load_state_dict({**state, "state": own_memory, "param_groups": groups})
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:  # of states that only their optimizer knows
+        optimizer.load_state_dict({**state, "state": own_memory, "param_groups": kept})
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:  # states that only their optimizer understands
         raise InputError(f"optimizer refuses its state: {error}") from error
 
 
-def _count(found: Any, place: str) -> None:
+def _count(found: object, place: str) -> None:
     """A rule: a number of steps, as a number or as a tensor of one."""
     is_tensor = isinstance(found, torch.Tensor) and found.is_floating_point() and not found.ndim
-    value = found.item() if is_tensor else found
-    number(0, 1e15)(value, place)
-    if value != int(value):
+    value = found.item() if is_tensor and isinstance(found, torch.Tensor) else found
+    rules.number(0, 1e15)(value, place)
+    if isinstance(value, float) and not value.is_integer():
         raise InputError(f"{place} is {value}, not a number of steps")
 
 
-def _checked(state: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(state: Mapping[str, object]) -> dict[str, rules.Schema]:
     """The schema of a parameter's state; a step counts up, as the same kind of number."""
 
-    def count(found: Any, place: str) -> None:
+    def count(found: object, place: str) -> None:
+        # Kernels read the step as it was made: a whole number where they expect a tensor is not converted.
         kinds = [(type(value), getattr(value, "dtype", None)) for value in (found, state["step"])]
         if kinds[0] != kinds[1]:
             raise InputError(f"{place} is of another kind than this run's")
@@ -67,20 +70,20 @@ def _checked(state: Mapping[str, Any]) -> dict[str, Any]:
     return {key: count if key == "step" else value for key, value in state.items()}
 
 
-_MOVING: Mapping[str, Any] = {
-    "lr": number(0, 1e6),
-    "initial_lr": number(0, 1e6),
+_MOVING: dict[str, rules.Schema] = {
+    "lr": rules.number(0, 1e6),
+    "initial_lr": rules.number(0, 1e6),
     "step": _count,
-    "lookahead_step": whole(0),
-    "buffer": each(each(either(number(), nothing))),
-    "fused": either(exactly(True), either(exactly(False), nothing)),
-    "foreach": either(exactly(True), either(exactly(False), nothing)),
+    "lookahead_step": rules.whole(0),
+    "buffer": rules.each(rules.each(None)),  # a cache that RAdam of older versions of timm fills with numbers
+    "fused": rules.or_none(True),
+    "foreach": rules.or_none(True),
 }
 """Options of a group that a schedule or the optimizer itself changes, and those that stay as this run has them."""
 
 
-def _as(example: Any, found: Any) -> Any:
-    """A tensor with the strides of another one and memory of its own; what is no tensor stays."""
+def _as(example: object, found: object) -> object:
+    """A tensor with the strides of another one and memory of its own; anything else stays."""
     if not isinstance(found, torch.Tensor) or not isinstance(example, torch.Tensor):
         return found
     return torch.empty_like(example, dtype=found.dtype, device="cpu").copy_(found.detach())
@@ -88,30 +91,28 @@ def _as(example: Any, found: Any) -> Any:
 
 def _after_steps(
     optimizer: torch.optim.Optimizer, *, cycles: bool
-) -> tuple[list[Any], dict[int, tuple[dict[str, Any], torch.Tensor]]]:
+) -> tuple[list[rules.Schema], dict[int, tuple[dict[str, object], torch.Tensor]]]:
     """The schemas of an optimizer's groups, and by number the state of each parameter after a step, and the parameter.
 
-    Parameters that had no gradient yet have no state.
-
-    Args:
-        optimizer: Made with the settings of the run; it stays as it is.
-        cycles: Momentum and betas may have moved.
+    An optimizer makes the state of a parameter in its first step with a gradient, so a step is taken; parameters that
+    had no gradient yet have no state in a file.
     """
     base = getattr(optimizer, "_base_optimizer", optimizer)  # of timm's Lookahead
-    own, groups, states = base.state_dict()["param_groups"], [], {}
-    before = random_states(torch.device("cpu"))
+    own = base.state_dict()["param_groups"]
+    groups: list[rules.Schema] = []
+    states = {}
+    before = random_states(torch.device("cpu"))  # some optimizers draw random numbers
+    share = rules.number(0, 1 - 1e-12)
     try:
         for group, numbered in zip(base.param_groups, own, strict=True):
-            options: Mapping[str, Any] = {}
+            options: Mapping[str, object] = {}
             for weight, key in zip(group["params"], numbered["params"], strict=True):
                 options, state = _after_a_step(base, group, weight)
                 states[key] = state, weight.detach()
-            share = number(0, 1 - 1e-12)
-            moved: dict[str, Any] = (
-                {"momentum": share, "betas": [share] * len(numbered.get("betas") or ())} if cycles else {}
-            )
-            schema = like({**numbered, **options}, {**_MOVING, **moved})
-            groups.append({**schema, "params": exactly(numbered["params"])})
+            moved = {"momentum": share, "betas": [share] * len(numbered.get("betas") or ())} if cycles else {}
+            schema = rules.like({**numbered, **options}, {**_MOVING, **moved})
+            assert isinstance(schema, dict)
+            groups.append({**schema, "params": rules.exactly(numbered["params"])})
     finally:
         set_random_states(before, torch.device("cpu"))
     return groups, states
@@ -119,7 +120,7 @@ def _after_steps(
 
 def _after_a_step(
     optimizer: torch.optim.Optimizer, group: Mapping[str, Any], weight: torch.Tensor
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, object], dict[str, object]]:
     """Options of a group and state of a parameter after a step of a twin, which moves a stand-in by no gradient."""
     stand_in = torch.zeros_like(weight, requires_grad=True)
     stand_in.grad = torch.zeros_like(stand_in)

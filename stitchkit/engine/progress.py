@@ -13,14 +13,14 @@ Item = TypeVar("Item")
 
 
 def progress(items: Iterable[Item], world: World, what: str, *, unit: str, total: int | None = None) -> tqdm[Item]:
-    """A bar around `items`, for loops in which a person waits.
+    """A bar around `items` that says what is done, for loops in which a person waits; on the primary rank alone.
 
     Args:
-        items: What is gone through.
-        world: This process among all; only the primary shows a bar, and only where it can be seen.
-        what: What is being done.
-        unit: What one item is.
-        total: Number of items, where `items` does not know it.
+        items: Iterated over.
+        world: This process among all.
+        what: Shown before the bar.
+        unit: Name of one item.
+        total: Number of items, where `items` has no length.
     """
-    hidden = None if world.is_primary else True  # None: hidden unless on a terminal
+    hidden = None if world.is_primary else True  # None leaves it to tqdm: hidden unless on a terminal
     return tqdm(items, desc=what, unit=unit, total=total, leave=False, disable=hidden)

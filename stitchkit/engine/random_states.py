@@ -9,95 +9,69 @@ from typing import Any
 import numpy as np
 import torch
 
-from stitchkit.engine.checkpoint_schema import Rule, check, either, exactly, nothing, number, whole
+from stitchkit.engine import checkpoint_schema as rules
 from stitchkit.errors import InputError
 
-RandomStates = tuple[Any, Any, torch.Tensor, torch.Tensor | None]
-"""Of Python, NumPy, torch and the GPU."""
+RandomStates = Mapping[str, Any]
+"""States of Python, NumPy, torch and the GPU, as plain data and tensors, which a checkpoint may hold."""
 
 
 def random_states(device: torch.device) -> RandomStates:
     """States of all random generators of this process."""
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+    version, words, gauss = random.getstate()
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest],  # older versions of torch have no uint32
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
 
 
 def set_random_states(states: RandomStates, device: torch.device) -> None:
-    """Put the states of all random generators back."""
-    python, numpy, cpu, cuda = states
-    random.setstate(python)
-    np.random.set_state(numpy)
-    torch.set_rng_state(cpu)
-    if cuda is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(cuda, device)
+    """Restore the states of all random generators."""
+    version, words, gauss = states["python"]
+    kind, keys, *rest = states["numpy"]
+    random.setstate((version, tuple(words), gauss))
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
-def to_plain(states: RandomStates) -> dict[str, Any]:
-    """States as plain data and tensors, which a checkpoint may hold."""
-    (version, words, gauss), (kind, keys, *rest), cpu, cuda = states
-    return {
-        "python": [version, list(words), gauss],
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
-        "torch": cpu,
-        "cuda": cuda,
-    }
-
-
-def from_plain(plain: Mapping[str, Any]) -> RandomStates:
-    """The states that `to_plain` was given."""
-    version, words, gauss = plain["python"]
-    kind, keys, *rest = plain["numpy"]
-    return (version, tuple(words), gauss), (kind, keys.numpy().astype(np.uint32), *rest), plain["torch"], plain["cuda"]
-
-
-def check_plain(found: Any, place: str) -> None:
-    """Refuse what `to_plain` did not give: NumPy takes any position within its words, and reads past their end.
-
-    Args:
-        found: What a checkpoint has.
-        place: Where it stands in the checkpoint.
-
-    Raises:
-        InputError: If it cannot be the states of random generators; those of this process are unchanged.
-    """
+def check_states(found: object, place: str) -> None:
+    """A rule: what `random_states` gives. NumPy takes any position in its words, and reads past their end."""
     before = random_states(torch.device("cpu"))
-    own = to_plain(before)
-    version, words, _ = own["python"]
-    kind, keys, *_ = own["numpy"]
-    word = whole(0, 2**32 - 1)
+    (version, words, _), (kind, keys, *_), cpu = before["python"], before["numpy"], before["torch"]
+    word = rules.whole(0, 2**32 - 1)
+    place_in_keys = rules.whole(0, len(keys))
     schema = {
-        "python": [exactly(version), [word] * (len(words) - 1) + [whole(0, len(words) - 1)], either(number(), nothing)],
-        "numpy": [exactly(kind), _numbers(keys), whole(0, len(keys)), whole(0, 1), number()],
-        "torch": _numbers(own["torch"]),
-        "cuda": either(_bytes, nothing),
+        "python": [rules.exactly(version), [word] * (len(words) - 1) + [rules.whole(0, len(words) - 1)], None],
+        "numpy": [rules.exactly(kind), _numbers(torch.int64, len(keys)), place_in_keys, rules.whole(0, 1), 0.0],
+        "torch": _numbers(torch.uint8, len(cpu)),
+        "cuda": rules.or_none(_numbers(torch.uint8)),  # the GPU checks its length
     }
-    check(found, schema, place)
-    words_there, keys_there = found["python"][1], found["numpy"][1]
-    if (
-        not any(words_there[:-1])
-        or not keys_there.any()
-        or not 0 <= int(keys_there.min()) <= int(keys_there.max()) < 2**32
-    ):
+    rules.check(found, schema, place)
+    assert isinstance(found, Mapping)
+    # Words of all zeros are a state that a Mersenne Twister never leaves.
+    there = [torch.tensor(found["python"][1][:-1]), found["numpy"][1]]
+    if any(not numbers.any() or numbers.min() < 0 or numbers.max() >= 2**32 for numbers in there):
         raise InputError(f"{place} is no state of random generators: words of all zeros, or out of range")
     try:
-        set_random_states(from_plain(found), torch.device("cpu"))
+        set_random_states(found, torch.device("cpu"))
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{place} is no state of random generators: {error}") from error
     finally:
         set_random_states(before, torch.device("cpu"))
 
 
-def _numbers(own: torch.Tensor) -> Rule:
-    """A rule: whole numbers of the shape and type of our own, whatever they are."""
+def _numbers(dtype: torch.dtype, length: int | None = None) -> rules.Rule:
+    """A rule: a vector of whole numbers, whatever they are."""
 
-    def rule(found: Any, place: str) -> None:
-        if not isinstance(found, torch.Tensor) or found.shape != own.shape or found.dtype != own.dtype:
-            raise InputError(f"{place} is {type(found).__name__}, not {own.dtype} {list(own.shape)}")
+    def rule(found: object, place: str) -> None:
+        if not isinstance(found, torch.Tensor) or found.dtype != dtype or found.ndim != 1:
+            raise InputError(f"{place} is not a vector of {dtype}")
+        if length not in (None, len(found)):
+            raise InputError(f"{place} has {len(found)} numbers, not {length}")
 
     return rule
-
-
-def _bytes(found: Any, place: str) -> None:
-    """A rule: the state of a GPU's generator; the GPU itself checks the rest."""
-    length = len(found) if isinstance(found, torch.Tensor) and found.ndim == 1 else 0
-    _numbers(torch.zeros(length, dtype=torch.uint8))(found, place)

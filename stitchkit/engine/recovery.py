@@ -1,4 +1,4 @@
-"""`--resume auto`: the newest good checkpoint of the run's own folder."""
+"""The frame of a run, whatever it computes: its folder, its lock, and the checkpoint that it resumes from."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stitchkit.distributed import World, from_primary, restarts
+import torch.distributed as dist
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from stitchkit.data.unreadable import explained
+from stitchkit.distributed import World, from_primary, init_world, restarts
 from stitchkit.engine.checkpoint_files import CheckpointFiles
+from stitchkit.engine.lock import alone, made
 from stitchkit.errors import InputError
 from stitchkit.files import write_text
 from stitchkit.networks.weights import read_checkpoint
@@ -17,36 +22,76 @@ from stitchkit.networks.weights import read_checkpoint
 _logger = logging.getLogger(__name__)
 
 AUTO = "auto"
+TRAIN_LOCK = ".train.lock"
 _LAUNCHER = ".launcher"
 
 
-def find_resume(resume: str | None, files: CheckpointFiles, world: World, *, restarted: bool) -> str | None:
-    """The file that a run resumes from in place of `--resume auto`; None where there is none yet.
-
-    A launcher that starts failed ranks again (torchrun's `--max-restarts`) gives them the same flags; what the run has
-    saved by then comes before what those say.
+@contextmanager
+def entered(lock: Path, device: str | None, *, flag: str) -> Iterator[World]:
+    """Join the process group and hold the folder of a run; every rank enters this.
 
     Args:
-        resume: What the flags say: a file, `auto` or None.
-        files: Of the run.
-        world: This process among all; the first looks, for all.
-        restarted: What `is_restart` says of the run.
+        lock: The file of the lock, in the folder, which is made where it is missing.
+        device: Where this process computes, as `init_world` takes it.
+        flag: The flag that chooses another folder.
 
     Raises:
-        InputError: If there are checkpoints and none is good.
+        InputError: If the device is unavailable, the folder cannot be written, or another run writes there.
     """
+    world = init_world(device)
+    try:
+        with made(lock.parent, flag), explained(), logging_redirect_tqdm(), alone(lock, world):
+            yield world
+    finally:
+        dist.destroy_process_group()
+
+
+def find_resume(resume: str | None, files: CheckpointFiles, world: World, *, only: str = "") -> tuple[str | None, bool]:
+    """The file that a run resumes from, and whether a launcher has started its ranks again.
+
+    A launcher that starts failed ranks again (torchrun's `--max-restarts`) gives them the same flags; what the run has
+    saved by then takes precedence over those.
+
+    Args:
+        resume: From the flags: a file, `auto` or None.
+        files: Of the run.
+        world: This process among all; the first looks, for all.
+        only: What a run does that does not train, such as `evaluate`.
+
+    Returns:
+        The file, None where there is none yet, and whether this is a restart.
+
+    Raises:
+        InputError: If there are checkpoints and none is good, or none where one is needed.
+    """
+    restarted = not only and _is_restart(files, world)
     if resume != AUTO and not restarted:
-        return resume
+        return resume, False
     found = from_primary(world, lambda: newest_checkpoint(files))
     if found is not None:
         _logger.info("resuming from %s", found)
-        return str(found)
-    return None
+    elif only:
+        raise InputError(f"'{files.folder}' holds no checkpoint to {only}; give one as --resume FILE")
+    return (None if found is None else str(found)), restarted
 
 
-def is_restart(files: CheckpointFiles, world: World) -> bool:
-    """Whether a launcher starts the ranks of a run again which it began itself, and which has saved something."""
-    return restarts() > 0 and from_primary(world, lambda: _is_ours(files.folder) and bool(files.candidates()))
+def check_unused(files: CheckpointFiles, resume: str | None, *, flag: str) -> None:
+    """Check that a training would not overwrite another run in its folder.
+
+    Args:
+        files: Of the folder.
+        resume: The file whose run this one continues, if any.
+        flag: The flag that chooses another folder.
+
+    Raises:
+        InputError: If it would.
+    """
+    continues = resume is not None and Path(resume).resolve().parent == files.folder.resolve()
+    if (found := files.candidates()) and not continues:
+        raise InputError(
+            f"'{files.folder}' already holds a run, whose checkpoint is '{found[0]}'; resume it with --resume auto, or "
+            f"choose another {flag}"
+        )
 
 
 @contextmanager
@@ -56,23 +101,28 @@ def launched(folder: Path, world: World) -> Iterator[None]:
     if "TORCHELASTIC_RUN_ID" in os.environ and world.rank == 0:
         write_text(mark, _launcher())
     yield
+    # Not in a `finally`: after a failure the launcher may start the ranks again, and they look for the mark.
     if world.rank == 0:
         mark.unlink(missing_ok=True)
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether the run in the folder was begun by the launcher that started this process."""
-    mark = folder / _LAUNCHER
-    return mark.is_file() and mark.read_text() == _launcher()
+def _is_restart(files: CheckpointFiles, world: World) -> bool:
+    """Whether a launcher has restarted the ranks of a run that it began itself and that has saved something."""
+    mark = files.folder / _LAUNCHER
+
+    def is_ours() -> bool:
+        return mark.is_file() and mark.read_text() == _launcher() and bool(files.candidates())
+
+    return restarts() > 0 and from_primary(world, is_ours)
 
 
 def _launcher() -> str:
-    """The process that starts the ranks, and starts them again."""
+    """The process that starts the ranks, and restarts them."""
     return f"{os.getppid()} on {os.uname().nodename}"
 
 
 def newest_checkpoint(files: CheckpointFiles) -> Path | None:
-    """The newest good checkpoint of a run; those that are not are named.
+    """The newest good checkpoint of a run; a warning names each that is not good.
 
     Raises:
         InputError: If there are some and none is good.

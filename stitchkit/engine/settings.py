@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,3 +53,9 @@ class EngineSettings:
     save_images: bool = False
     mixup_off_epoch: int = 0
     max_steps: int | None = None
+
+    @classmethod
+    def pick(cls, settings: Mapping[str, Any], **own: Any) -> EngineSettings:
+        """Those of some settings that the engine knows by the same name, with some of its own in their place."""
+        names = {field.name for field in fields(cls)}
+        return cls(**{key: value for key, value in settings.items() if key in names} | own)

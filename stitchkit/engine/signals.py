@@ -14,17 +14,14 @@ from stitchkit.distributed import World
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-# A launcher passes on what the cluster or the terminal has sent to all processes anyhow, so two are as one.
+# A launcher passes on what the cluster or the terminal has sent to all processes anyhow, so two count as one.
 _PATIENCE = 2
 
 
 class StopSignals:
-    """While entered, the signals are noted instead of ending the process; after a third one SIGINT is as ever.
+    """Notes the signals, while entered, instead of letting them end the process; the third acts as SIGINT always does.
 
-    A signal that somebody else answers, such as submitit, which puts a job back into the queue, is left to them.
-
-    Args:
-        world: This process among all.
+    A signal that somebody else handles, such as submitit, which puts a job back into the queue, is left to them.
     """
 
     def __init__(self, world: World):
@@ -32,16 +29,17 @@ class StopSignals:
         self._received = 0
         self._times = 0
         self._before: dict[signal.Signals, Any] = {}
-        self._asked: tuple[torch.Tensor, Any] | None = None
+        self._asked: tuple[torch.Tensor, dist.Work] | None = None
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread have handlers
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS if _is_unanswered(number)}
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS if _is_unhandled(number)}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        # The group is torn down next. After an error the other ranks may never answer.
         if self._asked is not None and error is None:
             self._asked[1].wait()
 
@@ -54,7 +52,7 @@ class StopSignals:
     def agreed(self) -> int:
         """Number of the signal to stop for, the same on all ranks, or 0; every rank asks equally often.
 
-        With several ranks it is the answer to what was asked the time before, so that no step waits for other ranks.
+        With several ranks this answers what was asked the time before, so that no step waits for other ranks.
         """
         if self._world.size == 1:
             return self._received
@@ -64,11 +62,13 @@ class StopSignals:
             work.wait()
             found = int(answer.item())
         received = torch.tensor(self._received)
-        self._asked = received, dist.all_reduce(received, op=dist.ReduceOp.MAX, async_op=True)
+        work = dist.all_reduce(received, op=dist.ReduceOp.MAX, async_op=True)
+        assert work is not None, "this rank is in the group"
+        self._asked = received, work
         return found
 
 
-def _is_unanswered(number: signal.Signals) -> bool:
+def _is_unhandled(number: signal.Signals) -> bool:
     """Whether a signal has no handler but those that a Python process begins with."""
     handler = signal.getsignal(number)
     return not callable(handler) or handler is signal.default_int_handler

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import torch
 from timm.task import ClassificationTask
+from timm.utils import unwrap_model
+from torch import nn
 
 
 class Task(ClassificationTask):  # type: ignore[misc]
@@ -16,6 +18,18 @@ class Task(ClassificationTask):  # type: ignore[misc]
     """
 
     num_routes: int = 0
+
+    @property
+    def network(self) -> nn.Module:
+        """The network, without the wrapper that DistributedDataParallel is."""
+        network: nn.Module = unwrap_model(self.trainable_module)
+        return network
+
+    @property
+    def average(self) -> nn.Module | None:
+        """The network with the moving average of the weights; None where none is kept."""
+        average: nn.Module | None = getattr(self.get_trainable_module(ema=True), "module", None)
+        return average
 
     def draw(self, step: int, rank: int) -> int | None:  # noqa: ARG002
         """The route that `rank` trains in `step`, a pure function of both; None where there is no choice."""

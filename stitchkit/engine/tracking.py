@@ -1,22 +1,65 @@
-"""Runs of TensorBoard and Weights & Biases."""
+"""Figures of a run to TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stitchkit.errors import InputError
+from stitchkit.distributed import World
+from stitchkit.errors import InputError, one_line
 from stitchkit.files import refuse_link
 
+if TYPE_CHECKING:
+    import wandb
+    from torch.utils.tensorboard import SummaryWriter
 
-def start_run(folder: Path, config: Mapping[str, Any], **options: Any) -> Any:
-    """A run of the `wandb` package, named as its folder.
+
+class Tracking:
+    """Figures to TensorBoard and Weights & Biases; on the primary rank, and where that is asked for.
 
     Args:
         folder: Of the run.
+        world: This process among all.
         config: All settings.
-        options: Further arguments of `wandb.init`.
+        options: Arguments of `wandb.init`; None logs nothing there.
+        board: First epoch that TensorBoard shows; None logs nothing there.
+
+    Raises:
+        InputError: If a package is missing, or refuses the run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        world: World,
+        config: Mapping[str, object],
+        *,
+        options: Mapping[str, object] | None = None,
+        board: int | None = None,
+    ):
+        self.run = None if options is None or not world.is_primary else start_run(folder, config, **options)
+        self._board = None if board is None or not world.is_primary else open_board(folder, board)
+
+    def log(self, figures: Mapping[str, float], *, epoch: int, step: int | None = None) -> None:
+        """Log the figures of an epoch; without a step, wandb counts the calls and the epoch is a figure of its own."""
+        if self.run is not None:
+            self.run.log({"epoch": epoch, **figures} if step is None else dict(figures), step=step)
+        if self._board is not None:
+            for name, value in figures.items():
+                self._board.add_scalar(name, value, epoch)
+            self._board.flush()
+
+    def finish(self) -> None:
+        """Close what is open."""
+        if self.run is not None:
+            self.run.finish()
+        if self._board is not None:
+            self._board.close()
+
+
+def start_run(folder: Path, config: Mapping[str, object], **options: Any) -> wandb.Run:
+    """A run of the `wandb` package, named as its folder.
 
     Raises:
         InputError: If it refuses the run, is not installed, or its folder is a symbolic link.
@@ -24,20 +67,20 @@ def start_run(folder: Path, config: Mapping[str, Any], **options: Any) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise InputError("the run is to be logged, but wandb is not installed; pip install wandb") from error
+        raise InputError("the run should be logged, but wandb is not installed; pip install wandb") from error
     refuse_link(folder / "wandb")
     try:
         return wandb.init(name=folder.name, config=dict(config), dir=str(folder), **options)
     except wandb.Error as error:
-        raise InputError(f"wandb refuses the run: {' '.join(str(error).split())}; see WANDB_MODE=offline") from error
+        raise InputError(f"wandb refuses the run: {one_line(error)}; see WANDB_MODE=offline") from error
 
 
-def open_board(folder: Path, start: int) -> Any:
+def open_board(folder: Path, start: int) -> SummaryWriter:
     """TensorBoard's writer of a run.
 
     Args:
         folder: Of the run.
-        start: First epoch that it writes; what is there of later ones came from a run that was stopped, and is hidden.
+        start: First epoch that it writes; later ones that are there came from a run that was stopped, and are hidden.
 
     Raises:
         InputError: If tensorboard is not installed, or its folder is a symbolic link.
@@ -46,7 +89,7 @@ def open_board(folder: Path, start: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise InputError(
-            "the run is to be logged, but tensorboard is not installed; pip install tensorboard"
+            "the run should be logged, but tensorboard is not installed; pip install tensorboard"
         ) from error
     place = folder / "tensorboard"
     refuse_link(place)

@@ -1,15 +1,18 @@
-"""The state of a training: weights, moving average, optimizer and loss scaler, as a checkpoint has them."""
+"""The state of a training, as a checkpoint has it: what all ranks share, and what each has to itself."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from timm.utils import unwrap_model
+import torch
+import torch.distributed as dist
+from torch import nn
 
-from stitchkit.engine.checkpoint_schema import check
+from stitchkit.engine import checkpoint_schema as rules
+from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.optimizers import load_optimizer
+from stitchkit.engine.precision import SCALER
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import load_content
 
@@ -17,22 +20,34 @@ _CYCLES = ("OneCycleLR", "CyclicLR")
 """Schedules of torch that move momentum and betas too."""
 
 
-def training_state(trainer: Trainer) -> dict[str, Any]:
-    """All of a training at the end of a step that no rank has to itself: plain data and tensors only."""
+def training_state(trainer: Trainer) -> dict[str, object]:
+    """The part of a training that no rank has to itself, after a step: plain data and tensors only."""
     task, scaler = trainer.task, trainer.scaler
-    state: dict[str, Any] = {
-        "state_dict": unwrap_model(task.trainable_module).state_dict(),
+    state: dict[str, object] = {
+        "state_dict": task.network.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
     }
-    if task.has_ema():
-        state["state_dict_ema"] = task.get_trainable_module(ema=True).module.state_dict()
+    if task.average is not None:
+        state["state_dict_ema"] = task.average.state_dict()
     if scaler is not None:
-        state[scaler.state_dict_key] = scaler.state_dict()
+        state[SCALER] = scaler.state_dict()
     return state
 
 
-def restore_training(content: Mapping[str, Any], trainer: Trainer, path: str, *, otherwise: str) -> None:
-    """Put optimizer, loss scaler and moving average back; the weights are the caller's.
+def gather_within(trainer: Trainer, position: Position) -> dict[str, object] | None:
+    """The position of every rank within an epoch, on the primary rank; every rank calls this."""
+    world = trainer.world
+    # Copies: buffers may lie on a GPU, and torch would save all of a storage that they share.
+    buffers = {name: buffer.cpu().clone() for name, buffer in _own_buffers(trainer).items()}
+    own = {"position": position.state(world.device), "buffers": buffers}
+    ranks: list[object] | None = [own] * world.size if world.is_primary else None
+    if world.size > 1:
+        dist.gather_object(own, ranks)
+    return {"ranks": ranks, **_grid(trainer)} if world.is_primary else None
+
+
+def restore_training(content: Mapping[str, object], trainer: Trainer, path: str, *, otherwise: str) -> None:
+    """Restore optimizer, loss scaler and moving average; the weights are the caller's.
 
     Args:
         content: Of the checkpoint.
@@ -43,19 +58,92 @@ def restore_training(content: Mapping[str, Any], trainer: Trainer, path: str, *,
     Raises:
         InputError: If anything in them does not fit this training.
     """
-    task, scaler = trainer.task, trainer.scaler
-    if task.has_ema() != ("state_dict_ema" in content):
-        state = "has no" if task.has_ema() else "has a"
+    average, scaler = trainer.task.average, trainer.scaler
+    if (average is not None) != ("state_dict_ema" in content):
+        state = "has no" if average is not None else "has a"
         raise InputError(f"checkpoint '{path}' {state} moving average of weights; use --model-ema as it was")
     try:
         cycles = type(getattr(trainer.schedule, "scheduler", None)).__name__ in _CYCLES
         load_optimizer(trainer.optimizer, content["optimizer"], cycles=cycles)
-        if scaler is not None and scaler.state_dict_key in content:
-            check(content[scaler.state_dict_key], scaler.state_dict(), scaler.state_dict_key)
-            scaler.load_state_dict(content[scaler.state_dict_key])
+        if scaler is not None and SCALER in content:
+            saved = content[SCALER]
+            rules.check(saved, scaler.state_dict(), SCALER)
+            assert isinstance(saved, dict), "it was checked"
+            scaler.load_state_dict(saved)
     except InputError as error:
         raise InputError(
             f"checkpoint '{path}' does not fit this run: {error}; use the same settings, or {otherwise}"
         ) from error
-    if task.has_ema():
-        load_content(task.get_trainable_module(ema=True).module, content, path, ema=True)
+    if average is not None:
+        load_content(average, content, path, ema=True)
+
+
+def restore_position(content: Mapping[str, object], trainer: Trainer, path: str) -> Position | None:
+    """Where this rank resumes within an epoch, None at the end of one; buffers that differ between ranks are restored.
+
+    Args:
+        content: Of the checkpoint; optimizer and weights are restored.
+        trainer: Made with the same settings, its network on all ranks.
+        path: The file, for the message.
+
+    Raises:
+        InputError: If an epoch has other steps here, or the file holds no position in them.
+    """
+    if "within" not in content:
+        return None
+    try:
+        return _position(content["within"], trainer)
+    except InputError as error:
+        raise InputError(f"checkpoint '{path}': {error}") from error
+
+
+def _position(within: object, trainer: Trainer) -> Position:
+    grid, rank, size = _grid(trainer), trainer.world.rank, trainer.world.size
+    rules.check(within, {"ranks": rules.each(rules.anything), **dict.fromkeys(grid, rules.whole(0))}, "within")
+    assert isinstance(within, Mapping), "it was checked"
+    if wrong := [key for key, value in grid.items() if within[key] != value]:
+        listed = ", ".join(f"{key} was {within[key]} and is {grid[key]}" for key in wrong)
+        raise InputError(
+            f"the checkpoint is from within an epoch, and its steps differ here: {listed}; use the same settings, or "
+            "resume from the checkpoint of an epoch's end"
+        )
+    buffers = _own_buffers(trainer)
+    rules.check(within["ranks"], [{"position": rules.anything, "buffers": buffers}] * size, "within.ranks")
+    own = within["ranks"][rank]
+    place = f"within.ranks[{rank}].position"
+    steps, routes = trainer.updates_per_epoch, trainer.task.num_routes
+    position = Position.from_state(own["position"], place, trainer.world.device, steps=steps, stitches=routes)
+    with torch.no_grad():
+        for name, buffer in buffers.items():
+            buffer.copy_(own["buffers"][name])
+    return position
+
+
+def _grid(trainer: Trainer) -> dict[str, int]:
+    """The settings that decide which images and which route a step of a rank has."""
+    return {
+        "num_ranks": trainer.world.size,
+        "seed": trainer.settings.seed,
+        "batch_size": trainer.settings.batch_size,
+        "grad_accum_steps": trainer.settings.grad_accum_steps,
+        "steps_per_epoch": trainer.updates_per_epoch,
+    }
+
+
+def _own_buffers(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """What a step changes on each rank by itself: the task's counters and, of several ranks, statistics of batch norms.
+
+    Those of a single rank are among the weights.
+    """
+    task = trainer.task
+    own = {f"task.{name}": counter for name, counter in task.counters().items()}
+    if trainer.world.size == 1:
+        return own
+    networks: dict[str, nn.Module | None] = {"": task.network, "ema.": task.average}
+    return own | {
+        prefix + name: buffer
+        for prefix, network in networks.items()
+        if network is not None
+        for name, buffer in network.named_buffers()
+        if name in network.state_dict()
+    }

@@ -78,6 +78,11 @@ def write_rows(path: str | Path, rows: list[Row]) -> None:
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
+def strict_json(content: object) -> str:
+    """JSON for other programs, which refuse NaN: a loss may be, and is null there."""
+    return json.dumps(json.loads(json.dumps(content), parse_constant=lambda _: None), allow_nan=False)
+
+
 def cost_row(space: StitchSpace, cfg_id: int, cost: Cost) -> Row:
     """The first entries of a stitch's row: what it is and what it costs."""
     return {"cfg_id": cfg_id, "stitch": space[cfg_id].name, **cost._asdict()}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stitchkit.display import aligned, quantity
 from stitchkit.errors import InputError
 from stitchkit.files import replacing
 from stitchkit.measure.ledger import Row
@@ -14,8 +15,6 @@ from stitchkit.routes import Stitch
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def pareto_front(rows: Sequence[Row]) -> list[Row]:
@@ -64,27 +63,7 @@ def table(rows: Sequence[Row]) -> str:
     return aligned([head, *body], left={0, 2})
 
 
-def aligned(lines: Sequence[Sequence[str]], *, left: Collection[int]) -> str:
-    """Text in columns: those numbered in `left` begin at one place, the others end at one."""
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    padded = (
-        "  ".join(
-            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
-    return "\n".join(line.rstrip() for line in padded)
-
-
 _FIGURES = (("latency_ms", 2), ("images_per_s", 1), ("acc1", 2), ("acc5", 2), ("loss", 4))
-
-
-def quantity(value: float) -> str:
-    """A count with three digits and its unit: `4.61G`."""
-    for size, unit in _UNITS:
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
 
 
 def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:

@@ -11,7 +11,7 @@ import torch
 from timm.models import PretrainedCfg, is_model, list_models, list_pretrained
 
 from stitchkit.classes import note_origin
-from stitchkit.errors import InputError, unknown
+from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.anchor import Anchor, view
 from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.networks.weight_names import own_names
@@ -44,7 +44,7 @@ def create_model(
     try:
         model = as_timm(timm.create_model(name, pretrained=pretrained and content is None, **kwargs))
     except Exception as error:  # timm, torch and the hub's client raise many kinds
-        reason = _short(error)
+        reason = one_line(error)
         if pretrained and content is None:
             raise InputError(
                 f"pretrained '{name}' cannot be had: {reason}; check the tag, the arguments and the network, "
@@ -93,10 +93,6 @@ def _load(model: TimmModel, content: Mapping[str, object], path: str | Path, *, 
         model.reset_classifier(num_classes)
     else:
         note_origin(model, content, path)
-
-
-def _short(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _classes_in(weights: Mapping[str, torch.Tensor], model: TimmModel) -> int | None:

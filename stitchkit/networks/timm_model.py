@@ -9,9 +9,10 @@ from torch import nn
 
 
 class TimmModel(nn.Module):
-    """The attributes and methods that all of timm's classifiers have. It is a type only; no model is made of it."""
+    """What all of timm's classifiers have. It is a type only; no model is made of it. An SN-Net has most of it."""
 
     num_classes: int
+    in_chans: int
     pretrained_cfg: dict[str, Any]
     norm: nn.Module
 
@@ -19,11 +20,19 @@ class TimmModel(nn.Module):
         """Features to logits."""
         raise NotImplementedError
 
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]:
+        """The linear layers that give the logits; a distilled network has two."""
+        raise NotImplementedError
+
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier by a new one."""
         raise NotImplementedError
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass."""
+        raise NotImplementedError
+
 
 def as_timm(model: nn.Module) -> TimmModel:
-    """A model that is known to be one of timm's, under this type."""
+    """A model that is known to have what timm's have."""
     return cast(TimmModel, model)

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from stitchkit.display import count
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import Row, difference, read_rows
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.snnet import SNNet
-from stitchkit.ship.pick import Budget, count, pick, pick_one
+from stitchkit.ship.pick import Budget, pick, pick_one
 
 
 class BudgetedModel(nn.Module):

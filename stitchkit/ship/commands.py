@@ -1,51 +1,25 @@
-"""The commands that take a stitch from the ledger into use: pick, export."""
+"""The commands that take a ledger's stitches into use: pick, export, report, serve."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from stitchkit.errors import InputError
-from stitchkit.parser import Commands, new_file
+from stitchkit.parser import Command, add_device_flag, add_network_flags, new_file
+
+if TYPE_CHECKING:
+    from stitchkit.ship.pick import Budget
+    from stitchkit.ship.trained_snnet import Trained
 
 _IMAGES = 64
 """Images that an export is checked on."""
 
 
-def add_commands(commands: Commands) -> None:
-    """Add them to the parser."""
-    pick = commands.add("pick", _pick, "name the best stitch of a ledger within a budget")
-    pick.add_argument("ledger", metavar="LEDGER", help="a stitches_res.txt, ours or a published one")
-    _add_budget(pick)
-    pick.add_argument("--json", action="store_true", help="print JSON, for scripts")
-    pick.add_argument(
-        "--stitch_config", "--stitch-config", metavar="JSON",
-        help="stitch configuration of the ledger: adds names and parameters; with --max-latency-ms, latencies here",
-    )  # fmt: skip
-    _add_shape(pick)
-
-    export = commands.add("export", _export, "write one stitch to a file, checked against its SN-Net")
-    add_trained(
-        export, data_for=f"{_IMAGES} of its validation images are what file and SN-Net are compared on, else noise"
-    )
-    export.add_argument("--cfg_id", "--cfg-id", type=int, metavar="N", help="the stitch")
-    export.add_argument("--ledger", metavar="FILE", help="or the best stitch of this ledger within the budget below")
-    _add_budget(export)
-    export.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help="file to write: .safetensors, .onnx or .pt2"
-    )
-
-
-def add_trained(parser: argparse.ArgumentParser, *, data_for: str) -> None:
-    """Give a parser what tells a trained SN-Net, as `stitchkit.ship.trained_snnet.open_trained` takes it.
-
-    Args:
-        parser: Of a command.
-        data_for: What images are used for.
-    """
-    parser.add_argument("--stitch_config", "--stitch-config", metavar="JSON", help="stitch configuration")
+def _add_trained(parser: argparse.ArgumentParser, *, data_for: str) -> None:
+    """Add the flags that `stitchkit.ship.trained_snnet.open_trained` takes; `data_for` says what images are for."""
+    add_network_flags(parser)
     parser.add_argument("--resume", metavar="CHECKPOINT", help="trained weights, ours or released ones")
     parser.add_argument("--data", dest="data_dir", metavar="DIR", help=f"image folder; {data_for}")
     parser.add_argument("-c", "--config", metavar="YAML", help="settings of the run, such as its args.yaml")
@@ -53,7 +27,6 @@ def add_trained(parser: argparse.ArgumentParser, *, data_for: str) -> None:
         "--recalibrate-bn", type=int, metavar="N", help="batch-norm statistics from N training batches, as in --eval"
     )
     parser.add_argument("--model-ema", action="store_true", default=None, help="use the moving average of weights")
-    _add_shape(parser)
 
 
 def _add_budget(parser: argparse.ArgumentParser) -> None:
@@ -63,69 +36,81 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-acc1", type=float, metavar="PERCENT", help="least top-1 accuracy")
 
 
-def _add_shape(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--num-classes", type=int, metavar="N", help="number of classes; by default the models'")
-    parser.add_argument("--img-size", type=int, metavar="N", help="side of the input image; by default the models'")
+def _budget(flags: argparse.Namespace) -> Budget:
+    """The budget that was given; the flags no longer hold it."""
+    from stitchkit.display import count
+    from stitchkit.ship.pick import Budget
+
+    for name in ("max_flops", "max_params"):
+        if (text := getattr(flags, name)) is not None:
+            setattr(flags, name, count(text))
+    return Budget(**{name: vars(flags).pop(name) for name in ("max_flops", "max_params", "max_latency_ms", "min_acc1")})
 
 
-def _pick(settings: dict[str, Any]) -> None:
-    from stitchkit.measure.ledger import read_rows
+def _add_pick_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ledger", metavar="LEDGER", help="a stitches_res.txt, ours or a published one")
+    _add_budget(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    about = "stitch configuration of the ledger: adds names and parameters; with --max-latency-ms, latencies here"
+    add_network_flags(parser, config=about)
+
+
+def _pick(flags: argparse.Namespace) -> None:
+    from stitchkit.distributed import choose_device
+    from stitchkit.measure.ledger import read_rows, strict_json
     from stitchkit.measure.pareto import table
-    from stitchkit.ship.pick import pick, refusal
+    from stitchkit.model.create import create_snnet
+    from stitchkit.ship.pick import complete, pick, refusal
     from stitchkit.ship.report import take_away
 
-    budget, rows, note = _budget(settings), read_rows(settings["ledger"]), ""
-    if settings["stitch_config"]:
-        note = _complete(rows, settings, latency=budget.max_latency_ms is not None)
-    elif settings["num_classes"] or settings["img_size"]:
+    budget, rows, note = _budget(flags), read_rows(flags.ledger), ""
+    if flags.stitch_config:
+        model = create_snnet(flags.stitch_config, num_classes=flags.num_classes, img_size=flags.img_size)
+        note = complete(rows, model.to(choose_device()), latency=budget.max_latency_ms is not None)
+    elif flags.num_classes or flags.img_size:
         raise InputError("--num-classes and --img-size are of a configuration; add --stitch_config, or leave them out")
     choice = pick(rows, budget)
-    if settings["json"]:
-        # JSON has no NaN, which a loss may be.
-        found = json.loads(json.dumps(choice._asdict()), parse_constant=lambda _: None)
-        print(json.dumps({**found, "stitches": len(rows), "budget": budget.limits}, allow_nan=False))
+    if flags.json:
+        print(strict_json({**choice._asdict(), "stitches": len(rows), "budget": budget.limits}))
     if choice.best is None:
         raise InputError(refusal(len(rows), budget, choice))
-    if settings["json"]:
+    if flags.json:
         return
     fit = f"{choice.fitting} of {len(rows)} stitches have {budget}" if budget.limits else f"of {len(rows)} stitches"
-    print(f"cfg_id {choice.best['cfg_id']} is the best: {fit}")
+    number = choice.best["cfg_id"]
+    print(f"cfg_id {number} is the best: {fit}")
     print(table([choice.best, *choice.runners_up]))
     if note:
         print(note)
-    number = choice.best["cfg_id"]
-    (command,) = take_away(Path(settings["ledger"]), [number], settings["stitch_config"])
+    (command,) = take_away(Path(flags.ledger), [number], flags.stitch_config)
     print(f"next, take it away: {command}")
 
 
-def _budget(settings: dict[str, Any]) -> Any:
-    from stitchkit.ship.pick import Budget, count
-
-    counts = {key: count(settings[key]) for key in ("max_flops", "max_params") if settings[key] is not None}
-    return Budget.of(settings | counts)
-
-
-def _complete(rows: list[dict[str, Any]], settings: dict[str, Any], *, latency: bool) -> str:
-    from stitchkit.distributed import choose_device
-    from stitchkit.model.create import create_snnet
-    from stitchkit.ship.pick import complete
-
-    model = create_snnet(settings["stitch_config"], num_classes=settings["num_classes"], img_size=settings["img_size"])
-    return complete(rows, model.to(choose_device()), latency=latency)
+def _add_export_flags(parser: argparse.ArgumentParser) -> None:
+    use = f"{_IMAGES} of its validation images are what file and SN-Net are compared on, else noise"
+    _add_trained(parser, data_for=use)
+    parser.add_argument("--cfg_id", "--cfg-id", type=int, metavar="N", help="the stitch")
+    parser.add_argument("--ledger", metavar="FILE", help="or the best stitch of this ledger within the budget below")
+    _add_budget(parser)
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="file to write: .safetensors, .onnx or .pt2"
+    )
 
 
-def _export(settings: dict[str, Any]) -> None:
+def _export(flags: argparse.Namespace) -> None:
     from stitchkit.ship.export import export
     from stitchkit.ship.stitch_files import format_of
     from stitchkit.ship.trained_snnet import calibrated, describe, open_trained, sample_images
 
-    output = settings.pop("output")
+    output, cfg_id, ledger = (vars(flags).pop(name) for name in ("output", "cfg_id", "ledger"))
+    budget = _budget(flags)
     format_of(output), new_file(output)
-    cfg_id, ledger, budget = _take_choice(settings)
-    trained = open_trained({key: value for key, value in settings.items() if value is not None})
-    if ledger is not None:
-        cfg_id = _best(ledger, budget, trained)
-    assert cfg_id is not None, "either is given"
+    if (cfg_id is None) == (ledger is None):
+        raise InputError("give either --cfg_id N, or --ledger FILE with a budget such as --max-flops 5G")
+    if cfg_id is not None and budget.limits:
+        raise InputError(f"--cfg_id {cfg_id} is a stitch already; leave the budget out, or give --ledger instead")
+    trained = open_trained({name: value for name, value in vars(flags).items() if value is not None})
+    cfg_id = _best(ledger, budget, trained) if cfg_id is None else cfg_id
     stitch = trained.model.resolve(cfg_id)
     images, source = sample_images(trained, _IMAGES)
     net = calibrated(trained, cfg_id) if trained.recipe.run.recalibrate_bn else None
@@ -140,19 +125,7 @@ def _export(settings: dict[str, Any]) -> None:
         print(f"  {name:20}  {size / 2**20:8.2f} MiB  {latency:8.2f} ms an image on this CPU")
 
 
-def _take_choice(settings: dict[str, Any]) -> tuple[int | None, str | None, Any]:
-    """The `cfg_id`, or the ledger and the budget that choose it; they are taken out of the settings."""
-    cfg_id, ledger, budget = settings.pop("cfg_id"), settings.pop("ledger"), _budget(settings)
-    for limit in ("max_flops", "max_params", "max_latency_ms", "min_acc1"):
-        settings.pop(limit)
-    if (cfg_id is None) == (ledger is None):
-        raise InputError("give either --cfg_id N, or --ledger FILE with a budget such as --max-flops 5G")
-    if cfg_id is not None and budget.limits:
-        raise InputError(f"--cfg_id {cfg_id} is a stitch already; leave the budget out, or give --ledger instead")
-    return cfg_id, ledger, budget
-
-
-def _best(ledger: str, budget: Any, trained: Any) -> int:
+def _best(ledger: str, budget: Budget, trained: Trained) -> int:
     """The `cfg_id` of the best stitch of a ledger that was measured with these weights."""
     from stitchkit.measure.ledger import read_rows
     from stitchkit.ship.pick import complete, pick_one
@@ -167,3 +140,61 @@ def _best(ledger: str, budget: Any, trained: Any) -> int:
     if not budget.limits:
         print(f"no budget was given; the most accurate of all {len(rows)} stitches is taken")
     return int(row["cfg_id"])
+
+
+def _add_report_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ledgers", nargs="+", metavar="LEDGER", help="a stitches_res.txt, ours or a published one")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="page to write, e.g. report.html")
+    parser.add_argument("--png", metavar="FILE", help="also draw the plot for a paper, as .png, .svg or .pdf")
+    parser.add_argument(
+        "--stitch_config", "--stitch-config", metavar="JSON",
+        help="their stitch configuration; it names the stitches of published ledgers",
+    )  # fmt: skip
+    parser.add_argument("--title", default="", metavar="TEXT", help="title of the page")
+
+
+def _report(flags: argparse.Namespace) -> None:
+    from stitchkit.measure.pareto import check_plot, plot, plot_ledgers
+    from stitchkit.ship.report import read_ledgers, write_report
+
+    if flags.png:
+        check_plot(flags.png)
+    contents = read_ledgers(flags.ledgers, flags.stitch_config)
+    write_report(flags.output, contents, title=flags.title)
+    rows = {name: content["rows"] for name, content in contents.items()}
+    print(f"{sum(map(len, rows.values()))} stitches are in {flags.output}; open it in a browser")
+    if flags.png:
+        if len(rows) == 1:
+            plot(next(iter(rows.values())), flags.png, title=flags.title)
+        else:
+            plot_ledgers(rows, flags.png, title=flags.title)
+        print(f"the plot is {flags.png}")
+
+
+def _add_serve_flags(parser: argparse.ArgumentParser) -> None:
+    _add_trained(parser, data_for="its classes give their names where the checkpoint knows none")
+    parser.add_argument("--ledger", required=True, metavar="FILE", help="what --eval wrote of them")
+    parser.add_argument("--port", type=int, metavar="N", help="its port; by default the first free one from 7860")
+    add_device_flag(parser)
+
+
+def _serve(flags: argparse.Namespace) -> None:
+    from stitchkit.distributed import choose_device
+    from stitchkit.ship.serve import Demonstration, check_gradio, check_port, create_page, serve
+    from stitchkit.ship.trained_snnet import check_origin, open_trained
+
+    port, ledger, place = (vars(flags).pop(name) for name in ("port", "ledger", "device"))
+    check_port(port)
+    check_gradio()
+    device = choose_device(place)
+    trained = open_trained({name: value for name, value in vars(flags).items() if value is not None})
+    check_origin(ledger, trained)
+    trained.model.to(device)
+    page = create_page(Demonstration(trained, ledger), title=Path(trained.recipe.model.stitch_config or "").stem)
+    serve(page, port=port)
+
+
+pick = Command(_pick, "name the best stitch of a ledger within a budget", _add_pick_flags)
+export = Command(_export, "write one stitch to a file, checked against its SN-Net", _add_export_flags)
+report = Command(_report, "write ledgers as one page: plot, table, curves of training", _add_report_flags)
+serve = Command(_serve, "try an SN-Net in the browser: an image, a budget, a prediction", _add_serve_flags)

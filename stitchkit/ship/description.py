@@ -9,7 +9,7 @@ from timm.models import is_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.create import create_anchor
 from stitchkit.routes import Stitch, StitchSpace
@@ -57,7 +57,7 @@ def build(about: Mapping[str, Any]) -> nn.Sequential:
         specs = [local(AnchorSpec.parse(entry)) for entry in about["anchors"]]
         final_norm, eps, image = bool(about["stitched_final_norm"]), about["bn_eps"], dict(about["input"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"its description is damaged ({type(error).__name__}: {error}); export it again") from error
+        raise InputError(f"its description is damaged ({one_line(error)}); export it again") from error
     anchors = [create_anchor(spec, pretrained=False) for spec in specs]
     space = StitchSpace((stitch,), {joint: (number,) for number, joint in enumerate(stitch.joints)}, 0)
     _check_blocks(stitch, {anchor.label: sum(anchor.depths) for anchor in anchors})

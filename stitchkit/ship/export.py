@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 from stitchkit.measure.latency import latency_ms
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
@@ -92,9 +92,8 @@ def export(
             reason = error.strerror or str(error)
             raise InputError(f"'{path}' cannot be written: {reason}; check the disk and its permissions") from error
         except Exception as error:  # exporters and their runtimes raise many kinds
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise InputError(
-                f"stitch {stitch} cannot be exported as {path.suffix}: {reason}; try another suffix"
+                f"stitch {stitch} cannot be exported as {path.suffix}: {one_line(error)}; try another suffix"
             ) from error
         if not report.agrees:
             raise InputError(

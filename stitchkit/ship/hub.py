@@ -14,7 +14,7 @@ from safetensors.torch import save
 from timm.data import resolve_data_config
 from timm.data.loader import adapt_to_chs
 
-from stitchkit.errors import InputError, unknown
+from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.files import refuse_link, replacing, write_text
 from stitchkit.measure.ledger import Row, read_rows, write_rows
 from stitchkit.measure.pareto import pareto_front, table
@@ -155,7 +155,7 @@ class HubSNNet(
             raise InputError("--bn-eps is no part of a folder of the Hub; share the stitches by stitchkit export")
         pooling = trained.recipe.model.gp
         anchors = [portable(spec, trained.model, global_pool=pooling) for spec in trained.config.anchors]
-        image = {key: trained.prepared[key] for key in _IMAGE}
+        image = {key: value for key, value in trained.prepared.items() if key in _IMAGE}
         model = cls(trained.config.to_dict() | {"anchors": anchors}, classes=trained.classes, image=image)
         load_content(model, trained.model.state_dict(), str(trained.recipe.run.resume))
         return model.eval()
@@ -222,8 +222,9 @@ class HubSNNet(
                 "user/name"
             ) from error
         except Exception as error:  # the hub's client raises many kinds
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise InputError(f"'{place}' cannot be loaded: {reason}; check the folder, or name and network") from error
+            raise InputError(
+                f"'{place}' cannot be loaded: {one_line(error)}; check the folder, or name and network"
+            ) from error
         return model
 
     @classmethod

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
+from stitchkit.display import quantity
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import Row, difference
-from stitchkit.measure.pareto import quantity
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.snnet import SNNet
 
 _RUNNERS_UP = 4
-_UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _FIGURES = {"max_flops": "flops", "max_params": "params", "max_latency_ms": "latency_ms", "min_acc1": "acc1"}
 _WORDS = {"flops": "FLOPs", "params": "parameters", "latency_ms": "ms", "acc1": "% top-1"}
 
@@ -50,11 +48,6 @@ class Budget:
             if not 0 < value < math.inf:
                 flag = "--" + limit.replace("_", "-")
                 raise InputError(f"{flag} is {value:g}; give a number above 0, or leave it out")
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Budget:
-        """The budget among the settings of a command."""
-        return cls(**{limit.name: settings[limit.name] for limit in fields(cls)})
 
     @property
     def limits(self) -> dict[str, float]:
@@ -153,22 +146,6 @@ def _check(rows: Sequence[Row], budget: Budget) -> None:
 def _figure(key: str, value: float) -> str:
     text = quantity(value) if key in ("flops", "params") else f"{value:.4g}"
     return f"{text} {_WORDS[key]}"
-
-
-def count(text: str) -> float:
-    """A number with a unit, such as `5G`, `1.3e9` or `30M`.
-
-    Raises:
-        InputError: If it is none.
-    """
-    if re.fullmatch(r".*\d\s*ms\s*", text, re.IGNORECASE):
-        raise InputError(
-            f"'{text}' is a latency, this is a count such as 5G; write milliseconds as 8ms, or use a latency limit"
-        )
-    found = re.fullmatch(r"\s*(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)\s*([kMGT]?)\s*", text)
-    if not found:
-        raise InputError(f"'{text}' is not a number such as 5G, 300M, 12k or 1.3e9")
-    return float(found[1]) * _UNITS[found[2]]
 
 
 def complete(rows: Sequence[Row], model: SNNet, *, latency: bool) -> str:

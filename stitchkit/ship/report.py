@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 import shlex
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from stitchkit._version import __version__
 from stitchkit.errors import InputError
 from stitchkit.files import write_text
-from stitchkit.measure.ledger import Row, difference, read_rows
+from stitchkit.measure.ledger import Row, difference, read_rows, strict_json
 from stitchkit.measure.pareto import is_anchor, pareto_front
 from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.settings.by_name import read_settings
@@ -244,8 +243,6 @@ def page(contents: Mapping[str, Mapping[str, Any]], *, title: str) -> str:
     return _PLACE.sub(lambda match: parts[match[1]], (files / "report.html").read_text(encoding="utf-8"))
 
 
-def _embedded(content: Any) -> str:
+def _embedded(content: object) -> str:
     """JSON that can stand inside a page: nothing in it ends the script, and JavaScript reads every number."""
-    finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
-    text = json.dumps(finite, allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return strict_json(content).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -16,10 +16,11 @@ import torch
 from timm.data import ImageNetInfo, create_transform
 from torch import nn
 
+from stitchkit.display import quantity, unit_of
 from stitchkit.errors import InputError
 from stitchkit.measure.latency import latency_ms
 from stitchkit.measure.ledger import Row, read_rows
-from stitchkit.measure.pareto import pareto_front, quantity
+from stitchkit.measure.pareto import pareto_front
 from stitchkit.ship.budget import BudgetedModel
 from stitchkit.ship.route_drawing import depths_of, draw_route
 from stitchkit.ship.trained_snnet import Trained, calibrated
@@ -158,10 +159,7 @@ def create_page(demonstration: Demonstration, *, title: str) -> Any:
         InputError: If gradio is not installed.
     """
     gradio = check_gradio()
-    size, unit = next(
-        ((size, unit) for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if demonstration.costliest >= size),
-        (1.0, ""),
-    )
+    unit, size = unit_of(demonstration.costliest)
     # Rounded up, so that the cheapest stitch is within the least budget.
     least, most = (math.ceil(1e3 * cost / size) / 1e3 for cost in (demonstration.cheapest, demonstration.costliest))
 

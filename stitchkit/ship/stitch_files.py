@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
-from stitchkit.errors import InputError, unknown
+from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.weights import load_content
 from stitchkit.ship.description import build
 
@@ -72,8 +72,9 @@ def load_stitch(path: str | Path) -> nn.Module:
             about = json.loads((file.metadata() or {}).get(_KEY, "null"))
         weights = load_file(path)
     except Exception as error:  # a garbled file can make the reader raise anything
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"'{path}' is no safetensors file, or a damaged one ({reason}); export it again") from error
+        raise InputError(
+            f"'{path}' is not a safetensors file, or is damaged ({one_line(error)}); export it again"
+        ) from error
     if not isinstance(about, dict):
         raise InputError(
             f"'{path}' is no exported stitch; make one by stitchkit export, or use stitchkit.load_checkpoint"

@@ -17,8 +17,7 @@ from torch.utils.data import IterableDataset
 
 from stitchkit._version import __version__
 from stitchkit.classes import trained_classes
-from stitchkit.data.loaders import create_loaders, preparation
-from stitchkit.data.splits import open_datasets
+from stitchkit.data.loaders import Preparation, create_loaders, open_datasets, preparation
 from stitchkit.distributed import init_world
 from stitchkit.errors import InputError
 from stitchkit.measure.recalibrate import recalibrate
@@ -54,7 +53,7 @@ class Trained:
     weights_sha256: str = ""
 
     @property
-    def prepared(self) -> dict[str, Any]:
+    def prepared(self) -> Preparation:
         """How images are prepared for it, in timm's words."""
         return preparation(self.recipe, self.model.input_size, self.model.pretrained_cfg)
 
@@ -179,11 +178,10 @@ def describe(trained: Trained, stitch: Stitch | int) -> dict[str, Any]:
     Raises:
         InputError: If the stitch is not in the space.
     """
-    model, settings, prepared = trained.model, trained.recipe.model, trained.prepared
+    model, settings = trained.model, trained.recipe.model
     route = model.resolve(stitch)
     labels = {segment.anchor for segment in route.segments}
     specs = [spec for spec in trained.config.anchors if spec.label in labels]
-    image = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
     return {
         "format": FORMAT,
         "stitchkit": __version__,
@@ -192,7 +190,7 @@ def describe(trained: Trained, stitch: Stitch | int) -> dict[str, Any]:
         "anchors": [portable(spec, model, global_pool=settings.gp) for spec in specs],
         "stitched_final_norm": model.stitched_final_norm,
         "bn_eps": settings.bn_eps,
-        "input": {key: prepared[key] for key in image},
+        "input": trained.prepared,
         "classes": list(trained.classes),
     }
 
@@ -216,9 +214,9 @@ def sample_images(trained: Trained, number: int) -> tuple[torch.Tensor, str]:
     prepared = trained.prepared
     if not (data.data_dir or data.dataset):
         noise = torch.rand(number, *model.input_size, generator=torch.Generator().manual_seed(0))
-        mean, std = (torch.tensor(prepared[key])[:, None, None] for key in ("mean", "std"))
+        mean, std = (torch.tensor(values)[:, None, None] for values in (prepared["mean"], prepared["std"]))
         return (noise - mean) / std, "images of seeded noise, since there is no --data"
-    dataset: Any = open_datasets(trained.recipe).validation
+    dataset = open_datasets(trained.recipe).validation
     dataset.transform = create_transform(**prepared, is_training=False)
     if isinstance(dataset, IterableDataset):
         samples = list(islice(dataset, number))

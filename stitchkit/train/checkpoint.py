@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: their files, what is in them, and how a run resumes from one."""
+"""Checkpoints of a training run: their files, their content, and how a run resumes from one."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ PREVIOUS = f"previous{SUFFIX}"
 BEST = f"model_best{SUFFIX}"
 """That of the best epoch."""
 _OF_EVALUATIONS = ("stitches_res", "eval_args")
+_START_ANEW = "start from its weights with --initial-checkpoint"
+_WORST = float("-inf")
 
 
 class Checkpoints(CheckpointFiles):
@@ -32,10 +34,6 @@ class Checkpoints(CheckpointFiles):
 
     `model_best` is the best epoch, `checkpoint-<epoch>` are the best few. timm's own saver is not used because it
     unlinks before it renames and does not sync.
-
-    Args:
-        folder: Where the files are.
-        keep: How many epochs to keep.
     """
 
     def __init__(self, folder: Path, *, keep: int):
@@ -45,11 +43,10 @@ class Checkpoints(CheckpointFiles):
         self._whole: tuple[Path, int] | None = None
 
     def clear(self) -> None:
-        """Remove what a killed run was about to write, and finish what it had begun."""
+        """Remove drafts that a killed run left, and finish giving names where it was killed in between."""
         for path in self.folder.glob("*.tmp"):
-            if path.name.startswith(_OF_EVALUATIONS):  # one may be running
-                continue
-            path.unlink()
+            if not path.name.startswith(_OF_EVALUATIONS):  # an evaluation may be running
+                path.unlink()
         if self._whole is not None:
             self._link_epoch(*self._whole)
 
@@ -61,11 +58,10 @@ class Checkpoints(CheckpointFiles):
         names = [self.last] if not self.last.exists() else []
         if epoch in self._ranked()[-self.keep :]:
             names.append(self._path(epoch))
-        if self.history[epoch] > max((self.history[n] for n in self.history if n != epoch), default=float("-inf")):
+        if self.history[epoch] > max((self.history[n] for n in self.history if n != epoch), default=_WORST):
             names.append(self.folder / BEST)
         for name in names:
-            if not name.exists() or not name.samefile(path):
-                link(name, path)
+            link(name, path)
 
     def resumed(self, path: str | Path, history: Mapping[int, float], *, epoch: int | None = None) -> None:
         """Note what a run resumes from.
@@ -80,24 +76,13 @@ class Checkpoints(CheckpointFiles):
             self._whole = Path(path), epoch
         self.read(path)
 
-    def save_within(self, state: Mapping[str, Any], *, epoch: int) -> None:
-        """Write the state within an epoch.
+    def save_within(self, state: Mapping[str, object], *, epoch: int) -> None:
+        """Write the state within an epoch, whose figure is not known yet: the file has that of the one before."""
+        self.write_newest(self._content(state, epoch - 1, self.history.get(epoch - 1, _WORST)))
 
-        Args:
-            state: Plain data and tensors.
-            epoch: Number of the epoch.
-        """
-        self.write_newest(self._content(state, epoch - 1, self.history.get(epoch - 1, float("-inf"))))
-
-    def save(self, state: Mapping[str, Any], *, epoch: int, metric: float) -> None:
-        """Write the state of a finished epoch.
-
-        Args:
-            state: Plain data and tensors.
-            epoch: Number of the epoch.
-            metric: How good it is; higher is better.
-        """
-        is_best = metric > max(self.history.values(), default=float("-inf"))
+    def save(self, state: Mapping[str, object], *, epoch: int, metric: float) -> None:
+        """Write the state of a finished epoch; the higher the metric, the better it is."""
+        is_best = metric > max(self.history.values(), default=_WORST)
         self.history[epoch] = metric
         self.write_epoch(epoch, self._content(state, epoch, metric), also=BEST if is_best else None)
         for outdated in self._ranked()[: -self.keep]:
@@ -107,11 +92,11 @@ class Checkpoints(CheckpointFiles):
         """The epochs, the best last."""
         return sorted(self.history, key=lambda number: self.history[number])
 
-    def _content(self, state: Mapping[str, Any], epoch: int, metric: float) -> dict[str, Any]:
+    def _content(self, state: Mapping[str, object], epoch: int, metric: float) -> dict[str, object]:
         return {"format": FORMAT, **state, "epoch": epoch, "metric": metric, "history": dict(self.history)}
 
 
-def header(session: Session) -> dict[str, Any]:
+def header(session: Session) -> dict[str, object]:
     """What a checkpoint says of its run beside the state of the training."""
     return {
         "opt": session.recipe.optim.opt,
@@ -122,14 +107,7 @@ def header(session: Session) -> dict[str, Any]:
 
 
 def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any], str]:
-    """Load the weights of `--resume` after a look at what they were trained for.
-
-    Args:
-        session: The run that asks for them.
-        ema: Load the moving average.
-
-    Returns:
-        All that the file holds, and its SHA-256.
+    """Load the weights of `--resume`, or their moving average; the content of the file, and its SHA-256.
 
     Raises:
         InputError: If it cannot be read, or belongs to another configuration or other classes; the model is then
@@ -153,15 +131,12 @@ def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any]
 
 
 def restore(content: Mapping[str, Any], recipe: Recipe, trainer: Trainer) -> int:
-    """Put optimizer, scaler and moving average back as they were.
+    """Restore optimizer, scaler and moving average; the first epoch still to be trained.
 
     Args:
-        content: What `load_weights` gave.
+        content: From `load_weights`.
         recipe: All settings.
         trainer: Made with the same settings; its network has the weights already.
-
-    Returns:
-        The first epoch still to be trained.
 
     Raises:
         InputError: If the file was not written by this trainer, or its optimizer or moving average does not fit.
@@ -169,14 +144,11 @@ def restore(content: Mapping[str, Any], recipe: Recipe, trainer: Trainer) -> int
     path = recipe.run.resume
     assert path is not None
     if content.get("format") != FORMAT:
-        raise InputError(
-            f"checkpoint '{path}' holds weights but no state of a run of this trainer; "
-            "start from them with --initial-checkpoint"
-        )
+        raise InputError(f"checkpoint '{path}' holds weights but no state of a run of this trainer; {_START_ANEW}")
     if content["opt"] != recipe.optim.opt:
         raise InputError(
             f"checkpoint '{path}' was trained with --opt {content['opt']}, not {recipe.optim.opt}; use the same, "
-            "or start from its weights with --initial-checkpoint"
+            f"or {_START_ANEW}"
         )
-    restore_training(content, trainer, path, otherwise="start from its weights with --initial-checkpoint")
+    restore_training(content, trainer, path, otherwise=_START_ANEW)
     return int(content["epoch"]) + 1

@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import yaml
 from timm.utils import distribute_bn
 from torch import nn
 
 from stitchkit.data.loaders import without_padding
 from stitchkit.data.unreadable import report
-from stitchkit.distributed import World
-from stitchkit.engine.precision import Autocast, create_precision
+from stitchkit.distributed import World, from_primary
+from stitchkit.engine.epochs import score
 from stitchkit.engine.progress import progress
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 from stitchkit.files import write_text
-from stitchkit.measure.evaluate import Score, Tally, evaluate_stitch
+from stitchkit.measure.evaluate import Score, Tally
 from stitchkit.measure.ledger import Ledger
 from stitchkit.measure.partial_sums import PartialSums
 from stitchkit.measure.profile import Profiler
@@ -42,14 +41,14 @@ LEDGER = "stitches_res.txt"
 _LATENCIES = "latencies"
 _MIB = 2**20
 
-# Settings that change the figures of a ledger.
+# Settings that change the figures of a ledger, which then is not continued.
 _SETTINGS = (
     *("dataset", "val_split", "class_map", "input_key", "target_key", "val_num_samples", "num_classes", "img_size"),
     *("crop_pct", "interpolation", "mean", "std", "amp", "amp_dtype", "channels_last", "model_ema"),
     *("recalibrate_bn", "in_chans", "input_size", "input_img_mode", "gp", "bn_eps", "fast_norm", "model_dtype"),
 )
 
-# Settings that change statistics of batch norms that are computed anew.
+# Settings that change recomputed statistics of batch norms.
 _CALIBRATION = ("batch_size", "validation_batch_size", "train_split", "train_num_samples", "seed", "dist_bn")
 
 
@@ -66,56 +65,39 @@ def evaluate_stitches(session: Session) -> None:
     if not isinstance(model, SNNet):
         figures = {"model": recipe.model.model, **_score_alone(session, None, "evaluation")._asdict()}
         _logger.info("%s", json.dumps(figures))
-        report(session.loaders.validation.dataset)
         return
     wanted = model.space.select(recipe.run.eval_stitches) if recipe.run.eval_stitches else range(len(model.space))
     origin = _origin(recipe, session.world, digest)
-    ledger, missing = _share_work(session, model, origin, wanted)
-    last = len(model.space) - 1
+    ledgers: list[Ledger] = []  # one, on the primary rank; other machines may not see the file
+
+    def find_missing() -> list[int]:
+        ledgers.append(_open_ledger(session, model, origin))
+        return [cfg_id for cfg_id in wanted if cfg_id in ledgers[0].missing]
+
+    missing, last = from_primary(session.world, find_missing), len(model.space) - 1
     if recipe.run.recalibrate_bn:
-        scores = _each_alone(session, model, missing)
+        scores = _each_alone(session, last, missing)
     else:
         scores = _in_one_pass(session, model, missing, origin)
-    for cfg_id, score in scores:
-        if ledger is not None:
-            ledger.append(cfg_id, score._asdict())
-        _logger.info("stitch %d/%d  %s  acc1 %.2f", cfg_id, last, model.space[cfg_id], score.acc1)
-    report(session.loaders.validation.dataset)
-    if ledger is not None:
+    for cfg_id, found in scores:
+        for ledger in ledgers:
+            ledger.append(cfg_id, found._asdict())
+        _logger.info("stitch %d/%d  %s  acc1 %.2f", cfg_id, last, model.space[cfg_id], found.acc1)
+    for ledger in ledgers:
         _add_latencies(recipe.run.latency, model, ledger, origin)
         _logger.info("%d stitches are in %s; their front: stitchkit pareto %s", len(ledger.rows), *2 * [ledger.path])
 
 
-def _share_work(
-    session: Session, model: SNNet, origin: Mapping[str, Any], wanted: Sequence[int]
-) -> tuple[Ledger | None, list[int]]:
-    """The ledger, on the primary rank, and the stitches that it lacks; where it cannot be used, all ranks say so."""
-    ledger, missing, refusal = None, [], ""
-    if session.world.is_primary:
-        try:
-            ledger = _open_ledger(session, model, origin)
-            missing = [cfg_id for cfg_id in wanted if cfg_id in ledger.missing]
-        except InputError as error:
-            refusal = str(error)
-    shared: list[Any] = [missing, refusal]  # other machines may not see the file
-    dist.broadcast_object_list(shared)
-    missing, refusal = shared
-    if refusal:
-        raise InputError(refusal)
-    return ledger, missing
-
-
 def _in_one_pass(
-    session: Session, model: SNNet, cfg_ids: Sequence[int], origin: Mapping[str, Any]
+    session: Session, model: SNNet, cfg_ids: Sequence[int], origin: Mapping[str, object]
 ) -> Iterator[tuple[int, Score]]:
     """Score of each stitch; the images are read and moved once for all of them.
 
-    Every rank saves its sums after each batch, so that an evaluation that was killed goes on where it stood.
+    Every rank saves its sums after each batch, so that an evaluation that was killed resumes where it stood.
     """
     if not cfg_ids:
         return
     world, run, loader = session.world, session.recipe.run, session.loaders.validation
-    autocast, _ = create_precision(world.device, amp=session.recipe.optim.amp, amp_dtype=session.recipe.optim.amp_dtype)
     one_pass = OnePass(model, cfg_ids, memory=run.eval_memory and run.eval_memory * _MIB)
     tally = Tally(len(cfg_ids), world.device)
     data = session.recipe.data
@@ -128,59 +110,57 @@ def _in_one_pass(
     )
     with evaluating(model), torch.no_grad():
         for number, (images, labels) in enumerate(batches):
-            if number < done:
+            if number < done:  # read, not skipped: what a loader makes of an image may depend on those before
                 continue
-            with autocast():
+            with session.autocast():
                 logits = one_pass(images)
             for row, cfg_id in enumerate(cfg_ids):
                 tally.add(row, logits[cfg_id], labels)
             partial.save(tally.sums, number + 1)
+    report(loader.dataset)
     yield from zip(cfg_ids, tally.scores(), strict=True)
-    partial.remove()
+    partial.remove()  # only now: the ledger has all rows
 
 
-def _each_alone(session: Session, model: SNNet, cfg_ids: Sequence[int]) -> Iterator[tuple[int, Score]]:
+def _each_alone(session: Session, last: int, cfg_ids: Sequence[int]) -> Iterator[tuple[int, Score]]:
     """Score of each stitch, one after the other."""
     for cfg_id in cfg_ids:
-        yield cfg_id, _score_alone(session, cfg_id, f"stitch {cfg_id}/{len(model.space) - 1}")
+        yield cfg_id, _score_alone(session, cfg_id, f"stitch {cfg_id}/{last}")
 
 
 def _score_alone(session: Session, cfg_id: int | None, what: str) -> Score:
     """Score of one stitch, recalibrated where that is asked for, or of the plain model."""
-    world, loader = session.world, session.loaders.validation
-    autocast, _ = create_precision(world.device, amp=session.recipe.optim.amp, amp_dtype=session.recipe.optim.amp_dtype)
-    batches = progress(without_padding(loader, world), world, what, unit="batch", total=len(loader))
-    net: nn.Module = session.model
+    autocast, net = session.autocast, session.model
     if session.recipe.run.recalibrate_bn:
-        net, cfg_id = _recalibrated(session, cfg_id, autocast), None
-    return evaluate_stitch(net, cfg_id, batches, device=world.device, autocast=autocast)
+        net, cfg_id = _recalibrated(session, cfg_id), None
+    return score(net, session.loaders.validation, session.world, what, autocast=autocast, cfg_id=cfg_id)
 
 
-def _recalibrated(session: Session, cfg_id: int | None, autocast: Autocast) -> nn.Module:
+def _recalibrated(session: Session, cfg_id: int | None) -> nn.Module:
     """A copy of one stitch, or of the plain model, with batch-norm statistics of its own."""
     run, loader = session.recipe.run, session.loaders.train
     assert loader is not None, "recalibration opens the training split"
     net = session.model.extract(cfg_id) if isinstance(session.model, SNNet) else copy.deepcopy(session.model)
-    with autocast():
+    with session.autocast():
         recalibrate(net, (images for images, _ in islice(loader, run.recalibrate_bn)))
     if way := session.recipe.distributed.dist_bn:
         distribute_bn(net, session.world.size, way == "reduce")
     return net
 
 
-def _origin(recipe: Recipe, world: World, weights_sha256: str) -> dict[str, Any]:
-    """What the figures of an evaluation depend on."""
+def _origin(recipe: Recipe, world: World, weights_sha256: str) -> dict[str, object]:
+    """All that the figures of an evaluation depend on."""
     settings = recipe.flat()
     data = Path(recipe.data.data_dir or "").resolve()
     weights = {"weights_sha256": weights_sha256, "data_dir": str(data)}
-    origin = weights | {key: settings[key] for key in _SETTINGS}
+    origin: dict[str, object] = weights | {key: settings[key] for key in _SETTINGS}
     if recipe.run.recalibrate_bn:
         origin |= {key: settings[key] for key in _CALIBRATION} | {"ranks": world.size}
     return origin
 
 
-def _open_ledger(session: Session, model: SNNet, origin: Mapping[str, Any]) -> Ledger:
-    """The ledger to go on with, if it was made of the same weights on the same data."""
+def _open_ledger(session: Session, model: SNNet, origin: Mapping[str, object]) -> Ledger:
+    """The ledger to continue, if it was made of the same weights on the same data."""
     path = session.folder / LEDGER
     ledger = Ledger(path, model.space, uncompiled(model)(Profiler(model).cost))
     origin_path = path.with_suffix(".yaml")
@@ -190,14 +170,14 @@ def _open_ledger(session: Session, model: SNNet, origin: Mapping[str, Any]) -> L
     return ledger
 
 
-def _write_origin(path: Path, origin: Mapping[str, Any], latencies: object) -> None:
-    """Write what the figures depend on, and how latencies were measured where they were."""
+def _write_origin(path: Path, origin: Mapping[str, object], latencies: object) -> None:
+    """Write the settings that the figures depend on, and how latencies were measured where they were."""
     measured = {} if latencies is None else {_LATENCIES: latencies}
     write_text(path, yaml.safe_dump({**origin, **measured}, sort_keys=False))
 
 
-def _add_latencies(batch_size: int, model: SNNet, ledger: Ledger, origin: Mapping[str, Any]) -> None:
-    """Add the latency of each stitch to the ledger; all anew, as figures of several sittings do not compare.
+def _add_latencies(batch_size: int, model: SNNet, ledger: Ledger, origin: Mapping[str, object]) -> None:
+    """Add the latency of each stitch to the ledger, all of them again: results of separate runs are not comparable.
 
     The primary rank alone does this, when the others are done.
     """
@@ -212,17 +192,24 @@ def _add_latencies(batch_size: int, model: SNNet, ledger: Ledger, origin: Mappin
     _logger.info("%s", said)
 
 
-def _check_origin(path: Path, origin: Mapping[str, Any], origin_path: Path) -> dict[str, Any]:
-    """What a ledger was measured with; figures that other weights or settings gave are not gone on with."""
+def _check_origin(path: Path, origin: Mapping[str, object], origin_path: Path) -> dict[str, Any]:
+    """The settings that a ledger was measured with.
+
+    Raises:
+        InputError: If they are not known, or figures were measured with other weights or settings than now.
+    """
     advice = "choose another --experiment or move the file away"
     if not origin_path.exists():
-        raise InputError(f"result file '{path}' has no '{origin_path.name}' beside it that says how it came; {advice}")
+        raise InputError(
+            f"result file '{path}' has no '{origin_path.name}' beside it that says how it was made; {advice}"
+        )
     # Ledgers are older than some settings, which then had their defaults.
     try:
         before: dict[str, Any] = Recipe().flat() | yaml.safe_load(origin_path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
-        fault = " ".join(str(error).split())
-        raise InputError(f"'{origin_path}', which says how '{path}' came, cannot be read: {fault}; {advice}") from error
+        raise InputError(
+            f"'{origin_path}', which says how '{path}' was made, cannot be read: {one_line(error)}; {advice}"
+        ) from error
     for key, value in origin.items():
         if before.get(key) != value:
             raise InputError(f"result file '{path}' was measured with {key} {before.get(key)}, now {value}; {advice}")

@@ -10,7 +10,6 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -26,7 +25,7 @@ def launch(arguments: Sequence[str]) -> int:
         The exit status of the rank that failed first; 130 or 143 after SIGINT or SIGTERM, which ranks are sent too; or
         0.
     """
-    # torchrun logs each failure before it raises it; here it is said once, below.
+    # torchrun logs each failure before it raises it; here it is reported once, below.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         run(parse_args(list(arguments)))  # type: ignore[no-untyped-call]
@@ -36,7 +35,7 @@ def launch(arguments: Sequence[str]) -> int:
         return 128 + int(stop.sigval)
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
-        if failure.exitcode in _STOPPED:  # the rank has said so
+        if failure.exitcode in _STOPPED:  # the rank has reported it
             return failure.exitcode
         is_input_error = failure.exitcode == 2
         print(_message(failure) if is_input_error else error, file=sys.stderr)
@@ -45,10 +44,10 @@ def launch(arguments: Sequence[str]) -> int:
 
 
 def _message(failure: ProcessFailure) -> str:
-    """What the rank handed over, without the name of the exception."""
-    content: Any = failure.error_file_data["message"]
-    text: str = content["message"] if isinstance(content, dict) else content
-    return "stitchkit: error: " + text.removeprefix("InputError: ")
+    """The message that the rank left in its error file, without the name of the exception."""
+    content = failure.error_file_data["message"]
+    text = content["message"] if isinstance(content, dict) else content
+    return "stitchkit: error: " + str(text).removeprefix("InputError: ")
 
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@ from stitchkit.classes import check_classes, note_origin, origin_of
 from stitchkit.data.loaders import weights_dtype
 from stitchkit.distributed import World
 from stitchkit.engine.checkpoint_files import read_alike
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 from stitchkit.model.create import create_snnet
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.anchor import has_view, view
 from stitchkit.networks.create import create_model
+from stitchkit.networks.timm_model import as_timm
 from stitchkit.networks.weights import load_content
 from stitchkit.settings.recipe import ModelRecipe, Recipe
 from stitchkit.settings.stitch_config import StitchConfig, check_kwargs
@@ -41,11 +42,11 @@ def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequenc
             the classes in another way.
     """
     settings, found_classes = recipe.model, len(classes) if classes else None
-    set_fast_norm(settings.fast_norm)  # norms look at it when they are made
+    set_fast_norm(settings.fast_norm)  # norms read it when they are made
     options = _options(recipe, found_classes)
     model: nn.Module
     if config is not None:
-        # Without pretrained weights nothing is fetched, but a file that the configuration names is no less wanted.
+        # --no-pretrained fetches nothing; a file that the configuration names is loaded all the same.
         model = create_snnet(config, checkpoints=not _starts_elsewhere(recipe), **options)
         _warn_of_normalisation(model, recipe)
         _warn_of_order(model)
@@ -61,10 +62,11 @@ def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequenc
     _check_origins(model, classes or (), strict=recipe.run.eval)
     _adjust(model, settings)
     if settings.grad_checkpointing:
-        model.set_grad_checkpointing(True)  # type: ignore[operator]
-    if found_classes is not None and found_classes > model.num_classes:  # type: ignore[operator]
+        as_timm(model).set_grad_checkpointing()
+    outputs = as_timm(model).num_classes
+    if found_classes is not None and found_classes > outputs:
         raise InputError(
-            f"the dataset has {found_classes} classes but the network {model.num_classes} outputs; "
+            f"the dataset has {found_classes} classes but the network {outputs} outputs; "
             f"leave --num-classes out or give at least {found_classes}"
         )
     if (channels := input_size(model, recipe)[0]) != settings.channels:
@@ -93,7 +95,7 @@ def _starts_elsewhere(recipe: Recipe) -> bool:
 
 
 def _check_origins(model: nn.Module, classes: Sequence[str], *, strict: bool) -> None:
-    """See that files which classifiers are from number the classes as the data do."""
+    """Check that files which classifiers are from number the classes as the data do."""
     for network in [model, *(model.anchors if isinstance(model, SNNet) else [])]:
         if (origin := origin_of(network)) is not None:
             check_classes(origin.classes, [classes], origin.path, strict=strict)
@@ -101,14 +103,13 @@ def _check_origins(model: nn.Module, classes: Sequence[str], *, strict: bool) ->
 
 def _adjust(model: nn.Module, settings: ModelRecipe) -> None:
     """Set what timm's models take no argument for: classifiers at their start, and batch norms."""
-    if settings.head_init_scale is not None:
-        for linear in _classifiers(model):
+    wanted = (settings.head_init_scale, settings.head_init_bias) != (None, None)
+    for linear in _classifiers(model) if wanted else []:
+        if settings.head_init_scale is not None:
             for parameter in linear.parameters():
                 parameter.data.mul_(settings.head_init_scale)
-    if settings.head_init_bias is not None:
-        for linear in _classifiers(model):
-            if linear.bias is not None:
-                nn.init.constant_(linear.bias, settings.head_init_bias)
+        if settings.head_init_bias is not None and linear.bias is not None:
+            nn.init.constant_(linear.bias, settings.head_init_bias)
     for norm in _batch_norms(model):
         norm.momentum = norm.momentum if settings.bn_momentum is None else settings.bn_momentum
         norm.eps = norm.eps if settings.bn_eps is None else settings.bn_eps
@@ -118,7 +119,7 @@ def _classifiers(model: nn.Module) -> list[nn.Linear]:
     """The linear layers that give the logits; a distilled network has two."""
     linears = []
     for network in model.anchors if isinstance(model, SNNet) else [model]:
-        heads = network.get_classifier()  # type: ignore[operator]
+        heads = as_timm(network).get_classifier()
         for head in heads if isinstance(heads, tuple | list) else [heads]:
             linears += [part for part in head.modules() if isinstance(part, nn.Linear)]
     return linears
@@ -129,7 +130,7 @@ def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
 
 
 def _warn_of_normalisation(model: SNNet, recipe: Recipe) -> None:
-    """Images are prepared in one way for all anchors; say so where they were trained in several."""
+    """Warn where anchors were trained on images normalised in different ways: a run prepares them in one."""
     if recipe.data.mean and recipe.data.std:
         return
     configs = {label: anchor.pretrained_cfg for label, anchor in model.views.items()}
@@ -144,10 +145,8 @@ def _warn_of_normalisation(model: SNNet, recipe: Recipe) -> None:
 
 
 def _warn_of_order(model: SNNet) -> None:
-    """Stitches go from one anchor to the next, so the order decides what there is; say so where it looks mistaken."""
-    params = {
-        label: sum(weight.numel() for weight in anchor.model.parameters()) for label, anchor in model.views.items()
-    }
+    """Warn where the order of anchors looks mistaken: stitches lead from one to the next, so it decides which exist."""
+    params = {label: sum(map(torch.numel, anchor.model.parameters())) for label, anchor in model.views.items()}
     if list(params.values()) != sorted(params.values()):
         listed = ", ".join(f"{label} {count:,}" for label, count in params.items())
         _logger.warning("anchors are listed from cheap to costly, but their parameters do not ascend: %s", listed)
@@ -159,11 +158,12 @@ def input_size(model: nn.Module, recipe: Recipe) -> tuple[int, ...]:
         return model.input_size
     if has_view(model):
         return view(model, label="model").input_size
-    return (getattr(model, "in_chans", recipe.model.channels), *model.pretrained_cfg["input_size"][1:])  # type: ignore[index]
+    channels = getattr(model, "in_chans", recipe.model.channels)  # not all of timm's models know theirs
+    return (channels, *as_timm(model).pretrained_cfg["input_size"][1:])
 
 
 def check_device(recipe: Recipe, world: World) -> None:
-    """Refuse what this device cannot do, before anything is built.
+    """Refuse settings that this device cannot carry out, before anything is built.
 
     Raises:
         InputError: If batch norms cannot be synchronised on it.
@@ -213,7 +213,7 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
 def _compile(model: nn.Module, backend: str, mode: str | None) -> None:
     """Compile in place, under the names that parameters had.
 
-    An SN-Net runs another route in each step, so its blocks are compiled one by one: no route compiles anything that
+    An SN-Net runs another route in each step, so its blocks are compiled one by one: no route compiles again what
     another one has compiled.
     """
     parts = [model]
@@ -221,7 +221,7 @@ def _compile(model: nn.Module, backend: str, mode: str | None) -> None:
         blocks = [block for anchor in model.views.values() for block in anchor.blocks]
         # A block that down-samples first is put together for each run; what it is made of stays.
         parts = [part for block in blocks for part in (block if isinstance(block, nn.Sequential) else [block])]
-    # Blocks of one class share one store of compiled code, whose limit is meant for a single network.
+    # Blocks of one class share one cache of compiled code, whose limit is meant for a single network.
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, 8 * len(parts))
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 8 * len(parts))
@@ -229,7 +229,7 @@ def _compile(model: nn.Module, backend: str, mode: str | None) -> None:
         for part in parts:
             part.compile(backend=backend, mode=mode)
     except Exception as error:  # backends are plug-ins
-        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"torch cannot compile with backend '{backend}', mode {mode}: {reason}; see torch.compiler.list_backends()"
+            f"torch cannot compile with backend '{backend}', mode {mode}: {one_line(error)}; see "
+            "torch.compiler.list_backends()"
         ) from error

@@ -19,12 +19,7 @@ from stitchkit.settings.recipe import OptimRecipe, Recipe
 
 
 def learning_rate(optim: OptimRecipe, total_batch: int) -> float:
-    """The learning rate: as given, or the base rate scaled by the images of a step, as timm does.
-
-    Args:
-        optim: The settings.
-        total_batch: Images of one step over all ranks.
-    """
+    """The learning rate: as given, or the base rate scaled by the images of a step over all ranks, as timm does."""
     if optim.lr is not None:
         return optim.lr
     ratio = total_batch / optim.lr_base_size
@@ -37,10 +32,7 @@ def learning_rate(optim: OptimRecipe, total_batch: int) -> float:
 def create_optimizer(model: nn.Module, optim: OptimRecipe, *, lr: float) -> torch.optim.Optimizer:
     """timm's optimizer over the trainable parameters; biases, norms and 1-d parameters do not decay.
 
-    Args:
-        model: An SN-Net or a plain model.
-        optim: The settings.
-        lr: The learning rate; parts of an SN-Net may scale it.
+    Parts of an SN-Net may scale the learning rate.
 
     Raises:
         InputError: If timm does not know the optimizer or refuses its settings.
@@ -55,7 +47,9 @@ def create_optimizer(model: nn.Module, optim: OptimRecipe, *, lr: float) -> torc
     if isinstance(model, SNNet) and (optim.layer_decay, optim.base_lr_scale, optim.stitch_lr_scale) != (None, 1, 1):
         options["param_group_fn"] = partial(_scaled_groups, optim=optim)
     elif optim.layer_decay is not None:
-        options |= _layer_decay(optim)
+        options["layer_decay"] = optim.layer_decay
+        options["layer_decay_min_scale"] = optim.layer_decay_min_scale
+        options["layer_decay_no_opt_scale"] = optim.layer_decay_no_opt_scale
     try:
         options |= _fused(optim) | (optim.opt_kwargs or {})
         optimizer: torch.optim.Optimizer = create_optimizer_v2(model, **options)
@@ -66,7 +60,7 @@ def create_optimizer(model: nn.Module, optim: OptimRecipe, *, lr: float) -> torc
     return optimizer
 
 
-def _fused(optim: OptimRecipe) -> dict[str, Any]:
+def _fused(optim: OptimRecipe) -> dict[str, bool]:
     """The argument that updates all parameters in one kernel, for Adam and AdamW; others are left to choose.
 
     torch's SGD has it too, but fails where a parameter has its first gradient later than others, as in an SN-Net.
@@ -75,14 +69,6 @@ def _fused(optim: OptimRecipe) -> dict[str, Any]:
     is_adam = isinstance(kind, type) and issubclass(kind, torch.optim.Adam)
     is_chosen = bool({"fused", "foreach", "differentiable"} & (optim.opt_kwargs or {}).keys())
     return {"fused": True} if is_adam and not is_chosen else {}
-
-
-def _layer_decay(optim: OptimRecipe) -> dict[str, Any]:
-    return {
-        "layer_decay": optim.layer_decay,
-        "layer_decay_min_scale": optim.layer_decay_min_scale,
-        "layer_decay_no_opt_scale": optim.layer_decay_no_opt_scale,
-    }
 
 
 def _scaled_groups(model: SNNet, *, optim: OptimRecipe) -> list[dict[str, Any]]:
@@ -121,7 +107,7 @@ def create_schedule(
     settings = scheduler_kwargs(SimpleNamespace(**recipe.flat()))
     schedules = ("cosine", "tanh", "step", "multistep", "poly")
     if settings["sched"] == "none":
-        for group in optimizer.param_groups:  # schedules do this themselves
+        for group in optimizer.param_groups:  # timm's schedules do this themselves
             group["lr"] *= group.get("lr_scale", 1.0)
         return None, recipe.schedule.epochs
     if settings["sched"] not in schedules:

@@ -5,17 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch.distributed as dist
 from timm.utils import random_seed
-from tqdm.contrib.logging import logging_redirect_tqdm
 
-from stitchkit.data.loaders import create_loaders
-from stitchkit.data.splits import open_datasets
-from stitchkit.data.unreadable import explained
-from stitchkit.distributed import World, init_world
-from stitchkit.engine.lock import alone, made
-from stitchkit.engine.recovery import find_resume, is_restart, launched
-from stitchkit.errors import InputError
+from stitchkit.data.loaders import create_loaders, open_datasets
+from stitchkit.distributed import World
+from stitchkit.engine.recovery import TRAIN_LOCK, check_unused, entered, find_resume, launched
+from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.combinations import run_folder
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
@@ -37,31 +32,26 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
         InputError: If data, configuration, checkpoint or run folder cannot be used as asked; nothing was overwritten.
     """
     folder = run_folder(recipe)
-    world = init_world(recipe.run.device)
-    try:
+    # An evaluation and a training write different files.
+    lock = folder / (".eval.lock" if recipe.run.eval else TRAIN_LOCK)
+    with entered(lock, recipe.run.device, flag="--output") as world:
         check_device(recipe, world)
-        # An evaluation and a training write different files.
-        lock = folder / (".eval.lock" if recipe.run.eval else ".train.lock")
-        with made(folder, "--output"), explained(), logging_redirect_tqdm(), alone(lock, world):
-            recipe = _find_resume(recipe, Checkpoints(folder, keep=1), world)
-            _check_no_other_run(recipe, folder)
-            session = _open_session(recipe, config, world, folder)
-            if recipe.run.eval:
-                evaluate_stitches(session)
-                return
-            with launched(folder, world):
-                train(session)
-    finally:
-        dist.destroy_process_group()
+        files = Checkpoints(folder, keep=1)
+        recipe = _find_resume(recipe, files, world)
+        if recipe.run.eval:
+            evaluate_stitches(_open_session(recipe, config, world, folder))
+            return
+        check_unused(files, None if recipe.run.no_resume_opt else recipe.run.resume, flag="--experiment")
+        session = _open_session(recipe, config, world, folder)
+        with launched(folder, world):
+            train(session)
 
 
 def _find_resume(recipe: Recipe, files: Checkpoints, world: World) -> Recipe:
     """The recipe with a file in place of `--resume auto`, or nothing where there is none yet."""
-    run, restarted = recipe.run, not recipe.run.eval and is_restart(files, world)
-    found = find_resume(run.resume, files, world, restarted=restarted)
-    if run.eval and run.resume is not None and found is None:
-        raise InputError(f"'{files.folder}' holds no checkpoint to evaluate; give one as --resume CHECKPOINT")
-    if restarted:  # where the run began, and with what, was said for its first start
+    run = recipe.run
+    found, restarted = find_resume(run.resume, files, world, only="evaluate" if run.eval else "")
+    if restarted:  # these flags were about the first start of the run
         run = replace(run, no_resume_opt=False)
         recipe = replace(recipe, schedule=replace(recipe.schedule, start_epoch=None))
     return replace(recipe, run=replace(run, resume=found))
@@ -78,22 +68,8 @@ def _open_session(recipe: Recipe, config: StitchConfig | None, world: World, fol
         recipe,
         world,
         input_size=size,
-        model_config=model.pretrained_cfg,  # type: ignore[arg-type]
-        num_classes=model.num_classes,  # type: ignore[arg-type]
+        model_config=as_timm(model).pretrained_cfg,
+        num_classes=as_timm(model).num_classes,
     )
     place_network(model, recipe, world)
     return Session(recipe, config, model, loaders, size, datasets.classes, world, folder)
-
-
-def _check_no_other_run(recipe: Recipe, folder: Path) -> None:
-    """See that no other run in the folder would be overwritten."""
-    last = Checkpoints(folder, keep=1).last
-    goes_on = (
-        recipe.run.resume is not None
-        and not recipe.run.no_resume_opt
-        and Path(recipe.run.resume).resolve().parent == folder.resolve()
-    )
-    if not recipe.run.eval and last.exists() and not goes_on:
-        raise InputError(
-            f"'{folder}' already holds a run; resume it with --resume auto, or choose another --experiment"
-        )

@@ -1,4 +1,4 @@
-"""Which stitch a step trains: a pure function of the step, so that a resumed run repeats itself."""
+"""The stitch that a step trains: a pure function of the step, so that a resumed run repeats itself."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ class Sampler:
 
     def draw(self, step: int, rank: int) -> int:
         """The `cfg_id` that `rank` trains in `step`."""
-        stream = (self.seed, step, 0 if self.shared else rank)
+        stream = (self.seed, step, 0 if self.shared else rank)  # a generator with a state would have to be saved
         return self.cfg_ids[int(np.random.default_rng(stream).integers(len(self.cfg_ids)))]

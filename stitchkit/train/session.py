@@ -1,14 +1,16 @@
-"""What training and evaluation stand on."""
+"""The session, which training and evaluation share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from torch import nn
 
 from stitchkit.data.loaders import Loaders
 from stitchkit.distributed import World
+from stitchkit.engine.precision import Autocast, create_precision
 from stitchkit.files import write_text
 from stitchkit.settings.files import settings_text
 from stitchkit.settings.recipe import Recipe
@@ -39,8 +41,11 @@ class Session:
     world: World
     folder: Path
 
-    def save_settings(self, name: str) -> Path:
+    @cached_property
+    def autocast(self) -> Autocast:
+        """The context that forward passes of an evaluation run in."""
+        return create_precision(self.world.device, amp=self.recipe.optim.amp, amp_dtype=self.recipe.optim.amp_dtype)[0]
+
+    def save_settings(self, name: str) -> None:
         """Save the effective settings in the run's folder, as a file that `-c` reads."""
-        path = self.folder / name
-        write_text(path, settings_text(self.recipe.for_files()))
-        return path
+        write_text(self.folder / name, settings_text(self.recipe.for_files()))

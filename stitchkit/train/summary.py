@@ -1,5 +1,5 @@
-"""What a run writes for people: `summary.csv`, one line an epoch as timm has it; `losses.csv`, one line for each stitch
-drawn in an epoch; `fit.csv`, one line a joint.
+"""Tables that a run writes for people: `summary.csv`, one line an epoch as timm has it; `losses.csv`, one line for each
+stitch drawn in an epoch; `fit.csv`, one line a joint.
 """
 
 from __future__ import annotations
@@ -20,15 +20,9 @@ _LOSSES = "losses.csv"
 def write_summary(
     folder: Path, epoch: int, *, loss: float, rate: float, scores: Mapping[str, Score], labels: Sequence[str]
 ) -> None:
-    """Append an epoch; one without validation leaves its columns empty.
+    """Append an epoch: its mean training loss, the learning rate after it, and the scores of its validation.
 
-    Args:
-        folder: Of the run.
-        epoch: Number of the epoch.
-        loss: Mean training loss.
-        rate: Learning rate after the epoch.
-        scores: What the validation found, by label.
-        labels: All labels that validations of this run have.
+    Scores are by label; `labels` are all that validations of this run have, and those without a score stay empty.
     """
     figures = {f"eval_{label}_acc1": scores[label].acc1 if label in scores else "" for label in labels}
     row = {"epoch": epoch, "train_loss": loss, **figures, "lr": rate}
@@ -36,14 +30,7 @@ def write_summary(
 
 
 def write_losses(folder: Path, epoch: int, space: StitchSpace, losses: Mapping[int, StitchLoss]) -> None:
-    """Append the mean training losses of an epoch, so that a person sees which routes learn.
-
-    Args:
-        folder: Of the run.
-        epoch: Number of the epoch.
-        space: The stitches.
-        losses: By `cfg_id`; stitches that were not drawn are missing.
-    """
+    """Append the mean training losses of an epoch by `cfg_id`, so that a person sees which routes learn."""
     rows = ([epoch, cfg_id, space[cfg_id].name, *found] for cfg_id, found in losses.items())
     _append(folder / _LOSSES, ["epoch", "cfg_id", "stitch", "loss", "steps"], rows)
 
@@ -58,10 +45,10 @@ def _append(path: Path, head: Sequence[str], rows: Iterable[Iterable[object]]) -
 
 
 def cut_summaries(folder: Path, epoch: int) -> None:
-    """Drop the lines of `epoch` and later, which a resumed run writes anew.
+    """Drop the lines of `epoch` and later, which a resumed run writes again.
 
     Raises:
-        InputError: If a table is a symbolic link, which the end of an epoch would be too late to say.
+        InputError: If a table is a symbolic link; the end of an epoch would be too late to find out.
     """
     for name in (_NAME, _LOSSES):
         refuse_link(folder / name)
@@ -76,21 +63,16 @@ def _cut(path: Path, epoch: int) -> None:
     if not head:  # killed before the first line was written; without a file the next epoch writes the head
         path.unlink()
         return
-    kept = [row for row in rows if row and row[0].isdecimal() and int(row[0]) < epoch]  # others are no epochs
-    with replacing(path) as draft, draft.open("w", newline="") as file:
-        csv.writer(file).writerows([head, *kept])
+    kept = [row for row in rows if row and row[0].isdecimal() and int(row[0]) < epoch]  # others are not epochs
+    _write(path, [head, *kept])
 
 
 def write_fit(folder: Path, space: StitchSpace, residuals: Mapping[Joint, float]) -> None:
-    """Write how well each stitching layer does at each of its joints after the closed-form fit.
+    """Write the share of the target's energy that each stitching layer leaves over at each joint after the fit."""
+    lines = ([".".join(map(str, space.layers[joint])), joint, f"{left:.6f}"] for joint, left in residuals.items())
+    _write(folder / "fit.csv", [["layer", "joint", "residual"], *lines])
 
-    Args:
-        folder: Of the run.
-        space: The stitches, with the layer of each joint.
-        residuals: The part of the target's energy that is left over.
-    """
-    with replacing(folder / "fit.csv") as draft, draft.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["layer", "joint", "residual"])
-        for joint, residual in residuals.items():
-            writer.writerow([".".join(map(str, space.layers[joint])), joint, f"{residual:.6f}"])
+
+def _write(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    with replacing(path) as draft, draft.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)

@@ -18,6 +18,7 @@ from stitchkit.engine.task import Task
 from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.create import create_model, published_config
+from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.settings.recipe import Recipe, StitchRecipe
 from stitchkit.train.sampler import Sampler
 
@@ -31,10 +32,8 @@ class StitchTask(Task):
         model: An SN-Net, or any model of images to logits.
         criterion: Loss of logits and labels.
         sampler: Draws the stitch of a step; None trains a plain model.
-        teacher: Gives the second loss. It runs in evaluation mode without gradients and is no part of checkpoints.
-        distillation: `hard` (cross-entropy with the teacher's choice) or `soft` (KL divergence).
-        alpha: Share of the teacher's loss.
-        tau: Temperature of the soft loss.
+        teacher: Gives the second loss. It runs in evaluation mode without gradients and is not part of checkpoints.
+        settings: Kind, share and temperature of the teacher's loss.
         mean: Mean that images are normalised with; the teacher gets them in its own way.
         std: Standard deviation that they are normalised with.
         device: Where the loss and the teacher's normalisation live.
@@ -50,9 +49,7 @@ class StitchTask(Task):
         *,
         sampler: Sampler | None = None,
         teacher: DistillationTeacher | None = None,
-        distillation: str = "none",
-        alpha: float = 0.5,
-        tau: float = 1.0,
+        settings: StitchRecipe | None = None,
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
         device: torch.device | None = None,
@@ -62,9 +59,7 @@ class StitchTask(Task):
         self.sampler = sampler
         self.num_routes = max(sampler.cfg_ids) + 1 if sampler else 0
         self.teacher = teacher
-        self.distillation = distillation
-        self.alpha = alpha
-        self.tau = tau
+        self.settings = settings or StitchRecipe()
         if teacher is not None:
             for name, value in (("mean", mean), ("std", std)):
                 buffer = torch.tensor(value, device=self.device, dtype=dtype).view(1, -1, 1, 1)
@@ -81,9 +76,7 @@ class StitchTask(Task):
             self.teacher.eval()
         return self
 
-    def forward(  # type: ignore[override]
-        self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None = None
-    ) -> dict[str, torch.Tensor]:
+    def forward(self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None = None) -> dict[str, torch.Tensor]:
         """Loss and logits of one stitch.
 
         Args:
@@ -95,22 +88,24 @@ class StitchTask(Task):
             `loss`, a scalar, and `output`, logits `[B, num_classes]`.
         """
         output = self.trainable_module(images) if cfg_id is None else self.trainable_module(images, cfg_id)
-        # Distilled networks have a classifier for the labels and one for the teacher.
+        # Distilled networks give the logits for the labels and those for the teacher.
         logits, taught = output if isinstance(output, tuple) else (output, output)
         loss = self.criterion(logits, labels)
         if self.teacher is not None:
-            loss = (1 - self.alpha) * loss + self.alpha * self._teacher_loss(images, taught)
+            alpha = self.settings.distillation_alpha
+            loss = (1 - alpha) * loss + alpha * self._teacher_loss(images, taught)
         return {"loss": loss, "output": logits}
 
     def _teacher_loss(self, images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         assert self.teacher is not None
         with torch.no_grad():
-            wanted = self.teacher(self.teacher.normalize_input(images, self.student_mean, self.student_std))  # type: ignore[arg-type]
-        if self.distillation == "hard":
+            wanted = self.teacher(self.teacher.normalize_input(images, self.student_mean, self.student_std))
+        if self.settings.distillation_type == "hard":
             return F.cross_entropy(logits, wanted.argmax(1))
         # tau squared keeps the size of the gradient independent of tau (Hinton et al., section 2)
-        given, wanted = (F.log_softmax(x / self.tau, dim=1) for x in (logits, wanted))
-        return F.kl_div(given, wanted, reduction="batchmean", log_target=True) * self.tau**2
+        tau = self.settings.distillation_tau
+        given, wanted = (F.log_softmax(x / tau, dim=1) for x in (logits, wanted))
+        return F.kl_div(given, wanted, reduction="batchmean", log_target=True) * tau**2
 
 
 def create_task(
@@ -130,30 +125,20 @@ def create_task(
         sampler: Draws the stitch of a step; None trains a plain model.
 
     Raises:
-        InputError: If the teacher cannot be had, or knows other classes.
+        InputError: If the teacher cannot be loaded, or knows other classes.
     """
-    criterion, stitch, dtype = _create_criterion(recipe), recipe.stitch, weights_dtype(recipe)
-    if stitch.distillation_type == "none":
-        return StitchTask(model, criterion, sampler=sampler, device=device)
-    teacher = _create_teacher(stitch, model, device, dtype, sides, classes)
-    if teacher is None:
-        return StitchTask(model, criterion, sampler=sampler, device=device)
+    stitch, dtype, teacher = recipe.stitch, weights_dtype(recipe), None
+    if stitch.distillation_type != "none":
+        teacher = _create_teacher(stitch, as_timm(model), device, dtype, sides, classes)
     for anchor in model.anchors if isinstance(model, SNNet) else [model]:
-        if hasattr(anchor, "set_distilled_training"):  # two classifiers: labels teach one, the teacher the other
-            anchor.set_distilled_training(True)  # type: ignore[operator]
+        # Distilled networks have two classifiers: labels teach one, the teacher the other.
+        set_distilled = getattr(anchor, "set_distilled_training", None)
+        if teacher is not None and set_distilled is not None:
+            set_distilled(True)
     return StitchTask(
-        model,
-        criterion,
-        sampler=sampler,
-        teacher=teacher,
-        distillation=stitch.distillation_type,
-        alpha=stitch.distillation_alpha,
-        tau=stitch.distillation_tau,
-        mean=mean,
-        std=std,
-        device=device,
-        dtype=dtype,
-    )
+        model, _create_criterion(recipe), sampler=sampler, teacher=teacher, settings=stitch, mean=mean, std=std,
+        device=device, dtype=dtype,
+    )  # fmt: skip
 
 
 def _create_criterion(recipe: Recipe) -> nn.Module:
@@ -161,41 +146,38 @@ def _create_criterion(recipe: Recipe) -> nn.Module:
     augment, loss = recipe.augment, recipe.loss
     smoothing = 0.0 if augment.mixes else augment.smoothing  # mixed labels are smooth already
     if loss.jsd_loss:
-        jsd: nn.Module = JsdCrossEntropy(num_splits=augment.aug_splits, smoothing=smoothing)
-        return jsd
-    if loss.bce_loss:
-        return BinaryCrossEntropy(  # type: ignore[no-any-return]
+        criterion: nn.Module = JsdCrossEntropy(num_splits=augment.aug_splits, smoothing=smoothing)
+    elif loss.bce_loss:
+        criterion = BinaryCrossEntropy(
             smoothing=smoothing,
             target_threshold=loss.bce_target_thresh,
             sum_classes=loss.bce_sum,
             pos_weight=loss.bce_pos_weight,
         )
-    if augment.mixes:
-        return SoftTargetCrossEntropy()  # type: ignore[no-any-return]
-    return LabelSmoothingCrossEntropy(smoothing) if smoothing else nn.CrossEntropyLoss()
+    elif augment.mixes:
+        criterion = SoftTargetCrossEntropy()
+    else:
+        criterion = LabelSmoothingCrossEntropy(smoothing) if smoothing else nn.CrossEntropyLoss()
+    return criterion
 
 
 def _create_teacher(
-    stitch: StitchRecipe,
-    student: nn.Module,
-    device: torch.device,
-    dtype: torch.dtype,
-    sides: Sequence[int],
+    stitch: StitchRecipe, student: TimmModel, device: torch.device, dtype: torch.dtype, sides: Sequence[int],
     names: Sequence[str],
-) -> DistillationTeacher | None:
+) -> DistillationTeacher | None:  # fmt: skip
     """The teacher, or None where its published weights know other classes than the data have."""
     assert stitch.teacher_model is not None
-    name, path, classes = stitch.teacher_model, stitch.teacher_path, int(student.num_classes)  # type: ignore[arg-type]
+    name, path, classes, channels = stitch.teacher_model, stitch.teacher_path, student.num_classes, student.in_chans
     try:
         known = published_config(name)
         if path is None and known is not None and known.num_classes != classes:
             _logger.warning(
-                "teacher '%s' knows %d classes, the data have %d: training goes on without it; weights that know "
+                "teacher '%s' knows %d classes, the data have %d: training continues without it; weights that know "
                 "these classes can teach as --teacher-path",
                 name, known.num_classes, classes,
             )  # fmt: skip
             return None
-        network = create_model(name, checkpoint=path, pretrained=True, in_chans=student.in_chans, img_size=tuple(sides))
+        network = create_model(name, checkpoint=path, pretrained=True, in_chans=channels, img_size=tuple(sides))
         if (origin := origin_of(network)) is not None:
             check_classes(origin.classes, [names], origin.path, strict=True)
     except InputError as error:
@@ -206,7 +188,7 @@ def _create_teacher(
             "knows these, or --distillation-type none"
         )
     network.requires_grad_(False)
-    config = network.pretrained_cfg
-    figures = {name: adapt_to_chs(config[name], student.in_chans) for name in ("mean", "std")}  # type: ignore[index]
-    network.pretrained_cfg = {**config, **figures}  # type: ignore[dict-item,assignment]
+    teacher = as_timm(network)
+    figures = {name: adapt_to_chs(teacher.pretrained_cfg[name], channels) for name in ("mean", "std")}
+    teacher.pretrained_cfg = {**teacher.pretrained_cfg, **figures}
     return DistillationTeacher(network.to(device, dtype), device=device, dtype=dtype)

@@ -13,7 +13,7 @@ import stitchkit
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.network import build_network
 from stitchkit.cli import main
-from stitchkit.schema_command import KINDS, schema_text
+from stitchkit.settings.commands import kinds, schema_text
 from stitchkit.settings.files import read_settings_file
 from stitchkit.settings.flags import add_flags, resolve
 from stitchkit.settings.stitch_config import StitchConfig
@@ -86,7 +86,7 @@ def test_law_10_there_is_a_job_of_each_published_kind():
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", kinds())
 def test_the_schemas_are_what_the_command_prints(kind, capsys):
     """After a change: for each kind, `stitchkit schema KIND > stitchkit/settings/schemas/KIND.json`."""
     assert main(["schema", kind]) == 0

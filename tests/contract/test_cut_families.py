@@ -10,7 +10,7 @@ import torchvision
 
 from docs.cut_table import HEAD, NAMES, measure
 from stitchkit.networks.anchor import steps_of
-from tests.support import ROOT, randomize
+from tests.support import ROOT, mostly_full, randomize
 
 VIT = {"img_size": 64, "embed_dim": 32, "depth": 4, "num_heads": 2}
 TIMM = {
@@ -72,14 +72,14 @@ def check(model, first, second, third, fourth):
     assert sum(map(len, names)) == len(model.state_dict())
 
 
-@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize("name", mostly_full(TIMM, quick=["resnet18", "vit_tiny_patch16_224", "levit_128s"]))
 def test_pieces_of_timm_models_rejoin(name):
     arguments, *places = TIMM[name]
     torch.manual_seed(0)
     check(timm.create_model(name, num_classes=4, **arguments), *places)
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
+@pytest.mark.parametrize("name", mostly_full(TORCHVISION, quick=["mobilenet_v3_small"]))
 def test_pieces_of_torchvision_models_rejoin(name):
     arguments, *places = TORCHVISION[name]
     torch.manual_seed(0)
@@ -97,13 +97,13 @@ def test_the_table_is_that_of_the_script():
     assert not [row for row in rows().values() if "| no |" in row]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("resnet18", "convnext_atto", "vit_tiny_patch16_224", "crossvit_tiny_240", "twins_svt_small"),
-        *("torchvision/alexnet", "torchvision/shufflenet_v2_x1_0"),
-    ],
-)
+AGAIN = [
+    *("resnet18", "convnext_atto", "vit_tiny_patch16_224", "crossvit_tiny_240", "twins_svt_small"),
+    *("torchvision/alexnet", "torchvision/shufflenet_v2_x1_0"),
+]
+
+
+@pytest.mark.parametrize("name", mostly_full(AGAIN, quick=["convnext_atto"]))
 def test_rows_of_the_table_are_measured_again(name):
     assert str(measure(name)) == rows()[name]
 

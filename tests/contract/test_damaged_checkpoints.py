@@ -15,7 +15,7 @@ from stitchkit.assembly.train.job import open_job, places_of
 from stitchkit.cli import main
 from stitchkit.distributed import World, init_world
 from stitchkit.engine import checkpoint_files
-from stitchkit.engine.recorder import restore_position
+from stitchkit.engine.training_state import restore_position
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import _content
 from stitchkit.settings.flags import resolve
@@ -23,7 +23,7 @@ from stitchkit.train.checkpoint import Checkpoints, load_weights, restore
 from stitchkit.train.run import _open_session, run_folder
 from stitchkit.train.training import _prepare
 from tests.damage import damages
-from tests.e2e.test_job import job_config, write
+from tests.jobs import job_config, write_job
 from tests.support import FLAGS, write_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
@@ -36,8 +36,8 @@ FREE = re.compile(
     r"|within.*\.(sums(\.\d+: missing|: empty)|buffers: empty)"
     r"|rows.*|config.*|steps_per_epoch: missing|scheduler\.used: missing"
 )
-# One damaged file in so many is tried: a hundred or two in the default suite, some two thousand by `-m nightly`.
-EACH = [pytest.param(61, id="some"), pytest.param(4, id="many", marks=pytest.mark.nightly)]
+# One damaged file in so many is tried, always the same ones.
+EACH = [pytest.param(401, id="some"), pytest.param(23, id="many", marks=pytest.mark.full)]
 
 
 def damaged(content, each):
@@ -108,7 +108,7 @@ def test_a_damaged_checkpoint_of_a_run_is_refused_at_every_place(images, tmp_pat
 @pytest.mark.parametrize("each", EACH)
 def test_a_damaged_checkpoint_of_a_job_is_refused_at_every_place(images, tmp_path, monkeypatch, each, within):
     schedule = {"lr_scheduler": "OneCycleLR", "lr_scheduler_args": {"max_lr": 0.1, "total_steps": 9}}
-    path = write(tmp_path, job_config(images, **schedule))
+    path = write_job(tmp_path, job_config(images, **schedule))
     out = tmp_path / "out"
     assert main(["job", "-c", str(path), "-o", str(out), "--no-pretrained", "--save-checkpoints", *within]) == 0
     content = torch.load(out / ("previous.pth" if within else "checkpoint.pth"), weights_only=True)

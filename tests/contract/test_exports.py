@@ -1,6 +1,5 @@
 """A stitch of every family as a file of every format: it computes what the SN-Net does."""
 
-import io
 import json
 import os
 import re
@@ -20,11 +19,15 @@ from stitchkit.ship.description import portable
 from stitchkit.ship.export import export
 from stitchkit.ship.stitch_files import FORMATS
 from stitchkit.ship.trained_snnet import Trained, describe, open_trained, sample_images
-from tests.support import FAMILIES, family_snnet, pico_config, pico_snnet, randomize, weights, write_config
-from tests.unit.test_pick import pareto_like
+from tests.results import pareto_like
+from tests.support import FAMILIES, family_snnet, mostly_full, pico_config, pico_snnet, randomize, weights, write_config
 
 # One of each published family for the formats that take seconds to write.
-TRACED = ("vit without final norm, all pairs", "swin", "resnet", "resnet to swin", "levit")
+TRACED = [
+    (family, suffix)
+    for family in ("vit without final norm, all pairs", "swin", "resnet", "resnet to swin", "levit")
+    for suffix in (".onnx", ".pt2")
+]
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +54,9 @@ def shortest(model):
     return min(routes[model.space.num_anchors :])[1]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", mostly_full(FAMILIES, quick=["vit without final norm, all pairs", "swin to resnet", "levit"])
+)
 def test_safetensors_of_every_family_equal_the_snnet(family, tmp_path):
     subject = trained(family)
     model, images = subject.model, images_for(subject.model, 2)
@@ -67,8 +72,7 @@ def test_safetensors_of_every_family_equal_the_snnet(family, tmp_path):
         }
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
-@pytest.mark.parametrize("family", TRACED)
+@pytest.mark.parametrize(("family", "suffix"), mostly_full(TRACED, quick=[TRACED[0], ("resnet", ".pt2")]))
 def test_traced_formats_of_every_family_agree_with_the_snnet(family, suffix, tmp_path):
     subject = trained(family)
     cfg_id, path = shortest(subject.model), tmp_path / f"net{suffix}"
@@ -129,15 +133,22 @@ def test_settings_that_shape_a_network_go_into_the_file(tmp_path):
     assert stitchkit.load_stitch(tmp_path / "vit.safetensors")(torch.zeros(1, 3, 32, 32)).shape == (1, 5)
 
 
+@pytest.fixture(scope="module")
+def judged():
+    """An SN-Net and its ledger."""
+    model = pico_snnet()
+    return model, pareto_like(model)
+
+
 @pytest.fixture
-def run(tmp_path, images):
+def run(tmp_path, images, judged):
     """The files of a run: configuration, checkpoint, ledger; and a way to export from them."""
-    model, config = pico_snnet(), write_config(tmp_path / "pico.json", recipe={"mean": [0.2], "std": [0.4]})
+    config = write_config(tmp_path / "pico.json", recipe={"mean": [0.2], "std": [0.4]})
+    model, rows = judged[0], [dict(row) for row in judged[1]]
     classes = [f"class{number}" for number in range(4)]
     plain = stitchkit.StitchConfig.load(config).to_dict()
     state = {"state_dict": model.state_dict(), "stitch_config": plain, "classes": classes, "input_size": [3, 16, 16]}
     torch.save(state, tmp_path / "last.pth.tar")
-    rows = pareto_like(model)
     (tmp_path / "ledger.txt").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     class Run:
@@ -358,7 +369,7 @@ def test_a_ledger_of_another_network_chooses_nothing(run, capsys):
     assert "of another SN-Net: its cfg_id 4 has stitch" in capsys.readouterr().err
 
 
-def test_without_a_budget_the_most_accurate_is_taken_and_told(run, capsys):
+def test_without_a_budget_the_most_accurate_is_taken_and_reported(run, capsys):
     assert run.export("--ledger", run.folder / "ledger.txt", "-o", run.folder / "net.safetensors") == 0
     assert "no budget was given; the most accurate of all 17 stitches is taken" in capsys.readouterr().out
 
@@ -393,28 +404,6 @@ def test_a_missing_package_is_named_with_its_extra(run, monkeypatch, capsys):
     assert "needs onnxscript; pip install 'stitchkit[ship]'" in capsys.readouterr().err
 
 
-class Hostile:
-    """Pickled, it makes a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.mark.parametrize("name", ["last.pth.tar", "hostile.safetensors"])
-def test_nothing_in_a_checkpoint_is_executed(run, name, capsys):
-    trap = run.folder / "trap"
-    torch.save({"state_dict": run.model.state_dict(), "x": Hostile(trap)}, run.folder / name)
-    assert run.export("--resume", run.folder / name, "--cfg_id", 9, "-o", run.folder / "net.safetensors") == 2
-    with pytest.raises(stitchkit.InputError, match="no safetensors file"):
-        stitchkit.load_stitch(run.folder / name)
-    assert not trap.exists()
-    torch.load(io.BytesIO((run.folder / name).read_bytes()), weights_only=False)
-    assert trap.exists(), "the file would have done harm"
-
-
 def damaged(path, change):
     """Change what an exported file says of itself, and write it back."""
     with safe_open(path, framework="pt") as file:
@@ -446,7 +435,7 @@ def test_a_file_that_says_something_odd_is_refused(tmp_path, change, message, mo
         stitchkit.load_stitch(tmp_path / "net.safetensors")
 
 
-def test_what_is_no_export_is_refused(tmp_path):
+def test_what_is_not_an_export_is_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "plain.safetensors")
     with pytest.raises(stitchkit.InputError, match="is no exported stitch"):
         stitchkit.load_stitch(tmp_path / "plain.safetensors")

@@ -4,7 +4,7 @@ import ast
 import re
 from collections import defaultdict
 
-from tests.contract.test_house import FILES
+from tests.source_code import FILES
 from tests.support import ROOT
 
 ROWS = [

@@ -20,12 +20,11 @@ from stitchkit.engine.tracking import open_board, start_run
 from stitchkit.errors import InputError
 from stitchkit.files import fresh_folder, opened, own_folder, replacing, write_text
 from stitchkit.settings.recipe import Recipe
-from tests.contract.test_house import FILES
-from tests.contract.test_safety import name_of
-from tests.e2e.test_job import job_config, write
-from tests.support import FLAGS, ROOT, pico_config, pico_snnet, write_config, write_sweep
-from tests.unit.test_stitchnet_data import FLAGS as COMPOSING, write_colours, write_pico_nets
-from tests.unit.test_sweep_report import about, write_result
+from tests.composing import FLAGS as COMPOSING, write_colours, write_pico_nets
+from tests.jobs import job_config, write_job
+from tests.results import about, write_result
+from tests.source_code import FILES, name_of
+from tests.support import FLAGS, ROOT, mostly_full, pico_config, pico_snnet, write_config, write_sweep
 
 opening = []
 """Where the names of files go that are opened to be written, while a test looks."""
@@ -189,7 +188,7 @@ def evaluate(folder, request):
 
 
 def job(folder, request):
-    config = write(folder.parent, job_config(request.getfixturevalue("images"), epochs=1))
+    config = write_job(folder.parent, job_config(request.getfixturevalue("images"), epochs=1))
     return ["job", "-c", config, "-o", folder, "--no-pretrained", "--save-checkpoints"]
 
 
@@ -283,9 +282,19 @@ LEAST = {
 }
 
 
-@pytest.mark.parametrize("dangling", [False, True], ids=["to a file", "to nothing"])
-@pytest.mark.parametrize("name", COMMANDS)
-def test_no_command_writes_through_a_link(name, dangling, request, tmp_path, capsys, monkeypatch):
+WHERE = ("to a file", "to nothing")
+LINKS = [(name, where) for name in COMMANDS for where in WHERE]
+# Each way of writing once; other formats of an export, and compositions, take seconds.
+QUICK = [
+    *(("train", "to a file"), ("train --resume auto", "to nothing"), ("train --eval", "to nothing")),
+    *((name, "to a file") for name in ("job", "sweep-report", "profile", "convert", "demo-data")),
+    *((name, "to nothing") for name in ("pareto", "report", "export .safetensors")),
+]
+
+
+@pytest.mark.parametrize(("name", "where"), mostly_full(LINKS, quick=QUICK))
+def test_no_command_writes_through_a_link(name, where, request, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("stitchkit.measure.latency._SECONDS", 0.001)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")  # as if torchrun had started it
     folders = [tmp_path / "clean/run", tmp_path / "planted/run"]
     commands = []
@@ -296,7 +305,7 @@ def test_no_command_writes_through_a_link(name, dangling, request, tmp_path, cap
         assert main(commands[0]) == 0
     assert LEAST.get(name, set()) < names
     capsys.readouterr()
-    planted = Planted(folders[1], names, tmp_path / "outside", dangling=dangling)
+    planted = Planted(folders[1], names, tmp_path / "outside", dangling=where == "to nothing")
     survive(commands[1], planted, capsys)
 
 
@@ -321,7 +330,8 @@ def swept(images, tmp_path_factory):
     return place / "out/train-pico-gap-1,1-adapter-linear_no_downsample", command
 
 
-@pytest.mark.parametrize("dangling", [False, True], ids=["to a file", "to nothing"])
+@pytest.mark.full
+@pytest.mark.parametrize("dangling", [False, True], ids=WHERE)
 def test_a_sweep_refuses_links_in_the_folders_of_its_jobs(swept, tmp_path, dangling, capsys):
     """Before any job is started: jobs are other processes, and submitit names files by the numbers of these."""
     folder, command = swept
@@ -338,11 +348,11 @@ def test_a_sweep_refuses_links_in_the_folders_of_its_jobs(swept, tmp_path, dangl
         planted.check()
 
 
-def test_the_folder_of_a_job_of_a_sweep_is_its_own(swept, tmp_path, capsys):
-    folder, command = swept
+def test_the_folder_of_a_job_of_a_sweep_is_its_own(images, tmp_path, capsys):
+    config = write_sweep(tmp_path, images, stitchers=["linear_no_downsample"])
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / folder.name).symlink_to(tmp_path / "elsewhere")
-    assert main([*command[:4], str(tmp_path / "out"), *command[5:]]) == 2
+    (tmp_path / "out/train-pico-gap-1,1-adapter-linear_no_downsample").symlink_to(tmp_path / "elsewhere")
+    assert main(["sweep", "-c", str(config), "-o", str(tmp_path / "out"), "--device", "cpu"]) == 2
     assert "is a symbolic link" in capsys.readouterr().err
     assert not (tmp_path / "elsewhere").exists()
 
@@ -361,7 +371,7 @@ def test_the_folders_of_submitit_and_of_figures_are_their_own(tmp_path):
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_the_names_of_pictures_are_no_paths(tmp_path, capsys):
+def test_the_names_of_pictures_are_not_paths(tmp_path, capsys):
     """What a folder says of a job begins them."""
     (tmp_path / "out").mkdir()
     write_result(tmp_path / "out", "one", about(1, 1, "finetune", 10) | {"arch": "../evil"}, [0.5])

@@ -8,7 +8,7 @@ from stitchkit.model.activation_memory import LiveBytes, in_portions
 from stitchkit.model.onepass import OnePass
 from stitchkit.routes import Stitch
 from stitchkit.routes.shared_work import shared_visits
-from tests.support import FAMILIES, family_snnet, pico_images, pico_snnet
+from tests.support import FAMILIES, family_snnet, mostly_full, pico_images, pico_snnet
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -87,8 +87,13 @@ def test_some_stitches():
         pico_snnet().train().forward_all(x)
 
 
+BUDGETS = [(family, images) for family in FAMILIES for images in (2, 5)]
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("images", [2, 5])
+@pytest.mark.parametrize(
+    ("model", "images"), mostly_full(BUDGETS, quick=[("vit", 2), ("swin to resnet", 5)]), indirect=["model"]
+)
 def test_memory_stays_within_its_budget(model, images):
     x = pico_images(16, size=model.input_size[-1])
     with LiveBytes() as one:

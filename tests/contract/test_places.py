@@ -16,7 +16,8 @@ from stitchkit.settings.by_name import SETTINGS
 from stitchkit.settings.flags import resolve
 from stitchkit.settings.stitch_config import StitchConfig
 from tests.archives import write_shards
-from tests.e2e.test_job import job_config, write
+from tests.commands import refused
+from tests.jobs import job_config, write_job
 from tests.support import FLAGS, pico_anchor, pico_config, write_config, write_sweep
 
 # Settings of text that name no place, so that a new one is looked at.
@@ -38,16 +39,6 @@ def shell(tmp_path, monkeypatch):
     assert not (tmp_path / "made").exists(), "a shell ran"
 
 
-def refused(capsys, *command):
-    """The one line that a command ends with."""
-    capsys.readouterr()
-    assert main([*map(str, command)]) == 2, command
-    # torch has a line of its own on a machine without a GPU.
-    lines = [line for line in capsys.readouterr().err.splitlines() if "CUDA_HOME" not in line]
-    assert len(lines) == 1, lines
-    return lines[0]
-
-
 def test_every_setting_of_text_names_a_place_or_is_known_not_to():
     text = {setting.name for setting in SETTINGS.values() if setting.kind is str}
     assert text == NAMES | set(PLACES)
@@ -67,7 +58,7 @@ def test_every_setting_of_text_names_a_place_or_is_known_not_to():
         "a\tb",
     ],
 )
-def test_what_may_be_a_url_or_a_command_is_no_path(value):
+def test_what_may_be_a_url_or_a_command_is_not_a_path(value):
     with pytest.raises(InputError, match="give a path on this machine"):
         check_local(value, "x")
 
@@ -108,7 +99,7 @@ def test_a_configuration_whose_folder_of_shards_is_a_command(shell, tmp_path, ca
     ledger = tmp_path / "run/stitches_res.txt"
     ledger.write_text('{"cfg_id": 0, "flops": 1, "acc1": 2}\n')
     (tmp_path / "run/eval_args.yaml").write_text(yaml.safe_dump({**recipe, "data_dir": shell, "resume": "x"}))
-    job = write(tmp_path, {**job_config("wds/x"), "data_path": shell})
+    job = write_job(tmp_path, {**job_config("wds/x"), "data_path": shell})
     part = job_config(tmp_path)
     part["assembly"][0]["Subnet"]["ckp_path"] = shell
     sweep = write_sweep(tmp_path, tmp_path, data_path=shell)
@@ -120,7 +111,7 @@ def test_a_configuration_whose_folder_of_shards_is_a_command(shell, tmp_path, ca
         ["export", "-c", tmp_path / "run/eval_args.yaml", "--cfg_id", "0", "-o", "net.onnx"],
         ["serve", "--stitch_config", config, "--resume", weights],
         ["job", "-c", job, "-o", "job", "--no-pretrained"],
-        ["job", "-c", write(tmp_path, part, "part.yml"), "-o", "job"],
+        ["job", "-c", write_job(tmp_path, part, "part.yml"), "-o", "job"],
         ["sweep", "-c", sweep, "-o", "sweep", "--device", "cpu"],
         ["sweep", "-c", sweep, "-o", "sweep", "--dry-run"],
         ["compose", "--data", shell, "--nets", "resnet18", "--no-pretrained", "-o", "composed"],
@@ -239,7 +230,7 @@ def test_no_argument_of_a_model_names_weights(key, tmp_path, images, capsys):
     assert key in refused(capsys, "profile", "--stitch_config", config)
     job = job_config(images)
     job["assembly"][0]["Subnet"][key] = value
-    assert key in refused(capsys, "job", "-c", write(tmp_path, job), "-o", tmp_path / "out")
+    assert key in refused(capsys, "job", "-c", write_job(tmp_path, job), "-o", tmp_path / "out")
 
 
 def test_no_checkpoint_of_an_anchor_is_a_url():
@@ -295,7 +286,7 @@ def test_a_configuration_does_not_say_where_results_go(key, tmp_path, images, ca
 @pytest.mark.parametrize("place", ["../x", "/x/y.pkl", "~/x", "a/../../x.pkl"])
 def test_the_file_of_a_job_names_no_place_outside(key, place, tmp_path, images, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = write(tmp_path, job_config(images) | {key: place})
+    path = write_job(tmp_path, job_config(images) | {key: place})
     assert f"{key} is '{place}'; a file can name a relative path without '..'" in refused(capsys, "job", "-c", path)
     assert [*tmp_path.iterdir()] == [path]
 

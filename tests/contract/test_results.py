@@ -81,7 +81,7 @@ def test_the_digits_sweep_is_of_the_shipped_configuration_and_holds_what_its_pag
     page = (ROOT / "results/digits_sweep/README.md").read_text()
     assert f"({uncut['source']:.1f} % alone)" in page
     assert f"({uncut['destination']:.1f} % alone)" in page
-    assert f"up to {max(bridged):.1f} % come back" in page
+    assert f"recover up to {max(bridged):.1f} %" in page
     config = SweepConfig.load(ROOT / "configs/across-scales/digits.yml")
     assert len(bridged) == len(config.gaps) * len(config.stitchers) == 20
     assert {row["epoch"] for row in last.values() if not row["uncut"]} == {str(config.job["train_config"]["epochs"])}

@@ -1,7 +1,6 @@
 """Nothing in a file is executed: a hostile file against every reader; and no reader that could is in the code."""
 
 import ast
-import os
 import pickle
 
 import pytest
@@ -13,8 +12,9 @@ from stitchkit.cli import main
 from stitchkit.data.timm_readers import open_timm
 from stitchkit.errors import InputError
 from stitchkit.settings.recipe import Recipe
-from tests.contract.test_house import FILES
-from tests.e2e.test_job import job_config, write
+from tests.hostile import Hostile, hostile_yaml
+from tests.jobs import job_config, write_job
+from tests.source_code import FILES, name_of
 from tests.support import FLAGS, ROOT, pico_anchor, pico_config, pico_snnet, write_config, write_sweep
 
 # Calls that may run what is in a file.
@@ -23,14 +23,6 @@ UNSAFE = {
     *("yaml.load", "yaml.unsafe_load", "yaml.full_load", "shelve.open", "marshal.load", "marshal.loads", "dill.load"),
     *("torch.hub.load", "torch.jit.load", "torch.package.PackageImporter"),
 }
-
-
-def name_of(node):
-    parts = []
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
-        node = node.value
-    return ".".join([getattr(node, "id", "?"), *reversed(parts)])
 
 
 def unsafe_calls(text):
@@ -61,16 +53,6 @@ def test_nothing_is_downloaded_or_run_unless_asked():
     assert not data.dataset_download
 
 
-class Hostile:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return (os.mkdir, (self.path,))
-
-
 @pytest.fixture
 def made(tmp_path):
     """The folder that hostile files would make; that they would is seen at once."""
@@ -80,10 +62,6 @@ def made(tmp_path):
     place.rmdir()
     yield place
     assert not place.exists(), "a hostile file was executed"
-
-
-def hostile_yaml(place):
-    return f"!!python/object/apply:os.mkdir ['{place}']\n"
 
 
 CHECKPOINTS = {
@@ -128,9 +106,10 @@ def test_hostile_files_of_other_commands(images, made, tmp_path, capsys):
     text.write_text(hostile_yaml(made))
     pickled = tmp_path / "bad.pkl"
     pickled.write_bytes(pickle.dumps(Hostile(made)))
-    config, job = write_config(tmp_path / "pico.json"), write(tmp_path, job_config(images))
+    config, job = write_config(tmp_path / "pico.json"), write_job(tmp_path, job_config(images))
     commands = [
         ["convert", bad, tmp_path / "out.safetensors", "--stitch_config", config],
+        ["export", "--stitch_config", config, "--resume", bad, "--cfg_id", "0", "-o", tmp_path / "net.safetensors"],
         ["pareto", pickled],
         ["train", images, "-c", text],
         ["train", images, "-c", pickled],
@@ -151,7 +130,7 @@ def test_hostile_files_beside_a_ledger(images, made, tmp_path, capsys):
     folder = tmp_path / "pico"
     evaluate = [*map(str, [*command, "--eval", "--resume", folder / "last.pth.tar", "--eval-stitches", "0"])]
     (folder / "stitches_res.txt.part0").write_bytes(pickle.dumps(Hostile(made)))
-    assert main(evaluate) == 0, "sums that are none are made anew"
+    assert main(evaluate) == 0, "sums that cannot be read are computed again"
     for content in (hostile_yaml(made).encode(), pickle.dumps(Hostile(made)), b"3"):
         (folder / "stitches_res.yaml").write_bytes(content)
         assert main(evaluate) == 2
@@ -182,7 +161,7 @@ def test_hostile_files_that_pages_and_exports_read(images, made, tmp_path, capsy
         (tmp_path / name).unlink()
 
 
-def test_a_hostile_summary_does_not_stop_a_run_that_goes_on(images, made, tmp_path):
+def test_a_hostile_summary_does_not_stop_a_run_that_resumes(images, made, tmp_path):
     config = write_config(tmp_path / "pico.json")
     command = ["train", images, "--stitch_config", config, *FLAGS, "--output", tmp_path, "--resume", "auto"]
     assert main([*map(str, [*command, "--epochs", "1"])]) == 0
@@ -199,7 +178,7 @@ def test_hostile_files_of_a_sweep(images, made, tmp_path, capsys):
     for content in (hostile_yaml(made).encode(), pickle.dumps(Hostile(made))):
         about.write_bytes(content)
         assert main(sweep) == 2
-        assert "metadata.yml', which says what a job is, is damaged" in capsys.readouterr().err
+        assert "metadata.yml', which describes a job, is damaged" in capsys.readouterr().err
     about.write_text(
         "{arch: a, adapter: linear, first_deleted_block: 1, last_deleted_block: 1, num_downsamples: 0, "
         "num_trainable_params: 1}"
@@ -270,7 +249,7 @@ READERS = {
     "stitchkit/ship/trained_snnet.py": test_hostile_files_that_pages_and_exports_read,
     "stitchkit/train/evaluation.py": test_hostile_files_beside_a_ledger,
     "stitchkit/data/timm_readers.py": test_a_hostile_card_of_a_data_set,
-    "stitchkit/train/summary.py": test_a_hostile_summary_does_not_stop_a_run_that_goes_on,
+    "stitchkit/train/summary.py": test_a_hostile_summary_does_not_stop_a_run_that_resumes,
     "stitchnet/restore.py": test_hostile_files_of_a_composed_network,
 }
 

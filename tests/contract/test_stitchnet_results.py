@@ -6,8 +6,9 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
+from stitchkit.display import quantity
 from stitchkit.measure.ledger import read_rows
-from stitchkit.measure.pareto import is_anchor, pareto_front, quantity
+from stitchkit.measure.pareto import is_anchor, pareto_front
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchnet import experiments
 from stitchnet.task import against_parents
@@ -69,7 +70,7 @@ def test_the_drawings_are_of_networks_in_the_ledger():
         assert all(f"{parent}, fragment" in words for parent in parents)
 
 
-def test_the_page_tells_how_many_images_are_enough():
+def test_the_page_says_how_many_images_are_enough():
     rows = table("samples")
     assert sorted({row["images"] for row in rows}) == list(experiments._COUNTS)
     for count in experiments._COUNTS:
@@ -79,7 +80,7 @@ def test_the_page_tells_how_many_images_are_enough():
         assert f"| {count} | {mean(these):.1f} | {best:.1f} | {mean(these, 'parents_acc1'):.1f} |" in WORDS
 
 
-def test_the_page_tells_where_images_are_as_few_as_features():
+def test_the_page_says_where_images_are_as_few_as_features():
     for images, network in ((32, "dense"), (64, "r26")):
         rows = composed([row for row in table("samples") if row["images"] == images])
         parts = [row["stitch"].split(" > ")[-2:] for row in rows]
@@ -90,7 +91,7 @@ def test_the_page_tells_where_images_are_as_few_as_features():
         assert f"those of `{network}` to {mean(hit):.1f} % with {images}" in WORDS
 
 
-def test_the_page_tells_what_is_on_the_front():
+def test_the_page_says_what_is_on_the_front():
     rows = table("front")
     better = sum(row["acc1"] > row["parents_acc1"] for row in composed(rows))
     front = pareto_front(rows)
@@ -98,12 +99,12 @@ def test_the_page_tells_what_is_on_the_front():
         f"{len(composed(rows))} composed networks, {better} of them better than the average of their parents" in WORDS
     )
     best = max(rows, key=lambda row: row["acc1"])
-    assert f"`{best['stitch']}` has the most, {best['acc1']:.2f} %" in WORDS
+    assert f"`{best['stitch']}` has the highest accuracy, {best['acc1']:.2f} %" in WORDS
     assert f"{sum(not is_anchor(row) for row in front)} of the {len(front)} networks on the front are composed" in WORDS
 
 
 @pytest.mark.parametrize("kind", ["composed", "parents"])
-def test_the_page_tells_what_ensembles_reach(kind):
+def test_the_page_says_what_ensembles_reach(kind):
     rows = [row for row in table("ensembles") if row["kind"] == kind]
     for size in sorted({row["size"] for row in rows}):
         found = [row for row in rows if row["size"] == size]
@@ -111,7 +112,7 @@ def test_the_page_tells_what_ensembles_reach(kind):
         assert f"| {size:.0f} {kind} | {mean(found):.2f} | {low:.2f} to {high:.2f} |" in WORDS
 
 
-def test_the_page_tells_what_fine_tuning_brings():
+def test_the_page_says_what_fine_tuning_gains():
     rows = table("finetune")
     for name in {row["stitch"] for row in rows}:
         these = [row for row in rows if row["stitch"] == name]

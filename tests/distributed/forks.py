@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -19,15 +20,8 @@ import torch
 from stitchkit.cli import main
 
 _SERVER = multiprocessing.get_context("forkserver")
-_PACKAGES = (
-    "stitchkit.assembly.commands",
-    "stitchkit.commands",
-    "stitchkit.ship.commands",
-    "stitchkit.ship.page_commands",
-)
-_SERVER.set_forkserver_preload(
-    [__name__, *_PACKAGES, "stitchkit.train.run", "stitchkit.assembly.train.run", "stitchnet.commands"]
-)
+_COMMANDS = {entry.module for entry in entry_points(group="stitchkit.commands")}
+_SERVER.set_forkserver_preload([__name__, *_COMMANDS, "stitchkit.train.run", "stitchkit.assembly.train.run"])
 
 
 def start(
@@ -92,7 +86,7 @@ def end(processes: Sequence[ForkServerProcess], *, limit: float = 60) -> list[in
         process.kill()
         process.join()
     assert not late, "a process did not end in time"
-    return [process.exitcode for process in processes]
+    return [process.exitcode for process in processes if process.exitcode is not None]
 
 
 def kill_once_there(command: Sequence[object], place: Path, *, limit: float = 60) -> list[ForkServerProcess]:

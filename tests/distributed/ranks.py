@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import pkgutil
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-import torch
+from torch.multiprocessing.spawn import start_processes
 
 from stitchkit.cli import main
 from tests.distributed.forks import settle
@@ -26,18 +26,13 @@ def run_on_two_ranks(
         replace: What to put in the place of functions, by their path; checks that look at both ranks.
     """
     ports = [_free_port() for _ in commands]
-    torch.multiprocessing.start_processes(
-        _rank,
-        (
-            [list(map(str, command)) for command in commands],
-            ports,
-            dict(os.environ),
-            replace or {},
-            codes or [0] * len(commands),
-        ),
-        nprocs=2,
-        start_method="forkserver",
-    )
+    words = [list(map(str, command)) for command in commands]
+    in_two_processes(_rank, words, ports, dict(os.environ), replace or {}, codes or [0] * len(commands))
+
+
+def in_two_processes(function: Callable[..., None], *arguments: object) -> None:
+    """Run a function of a module in two processes, with the number of the process before the arguments."""
+    start_processes(function, arguments, nprocs=2, start_method="forkserver")  # type: ignore[no-untyped-call]
 
 
 def _free_port() -> int:

@@ -12,7 +12,7 @@ from stitchkit.distributed import World
 from stitchkit.engine.epochs import distribute_batch_norms
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.train.task import StitchTask
-from tests.distributed.ranks import run_on_two_ranks
+from tests.distributed.ranks import in_two_processes, run_on_two_ranks
 from tests.support import FLAGS, weights
 
 RESNET = ["--model", "resnet18", "--model-kwargs", "layers=(1,1,1,1)", "channels=(8,8,8,8)"]
@@ -38,9 +38,7 @@ def ranks_with_their_own_statistics(rank, folder):
 
 
 def test_ranks_agree_on_statistics_in_the_way_asked_for(tmp_path):
-    torch.multiprocessing.start_processes(
-        ranks_with_their_own_statistics, (str(tmp_path),), nprocs=2, start_method="forkserver"
-    )
+    in_two_processes(ranks_with_their_own_statistics, str(tmp_path))
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert one == {"reduce": (1.5, 3.5), "broadcast": (1.0, 3.0), "": (1.0, 3.0)}
     assert other == {"reduce": (1.5, 3.5), "broadcast": (1.0, 3.0), "": (2.0, 4.0)}

@@ -1,4 +1,4 @@
-"""Every family trains on two ranks, goes on from a checkpoint and is measured: the shipped digits configurations."""
+"""Every family trains on two ranks, resumes and is measured: the shipped digits configurations."""
 
 import pytest
 import torch
@@ -7,9 +7,9 @@ import stitchkit
 from stitchkit.cli import main
 from stitchkit.measure.ledger import read_rows
 from tests.distributed.ranks import run_on_two_ranks
-from tests.support import ROOT, weights
+from tests.support import ROOT, mostly_full, weights
 
-CONFIGS = ["digits_swin", "digits_resnet", "digits_resnet_swin", "digits_levit"]
+CONFIGS = mostly_full(["digits_swin", "digits_resnet", "digits_resnet_swin", "digits_levit"], quick=["digits_resnet"])
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +27,17 @@ def digits(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def folder(digits, tmp_path_factory):
-    """All families trained on two ranks, and trained again from their first epoch."""
+def trained(digits, tmp_path_factory):
+    """Gives the folder of a family that is trained on two ranks, and trained again from its first epoch."""
     folder = tmp_path_factory.mktemp("families")
-    commands = []
-    for name in CONFIGS:
-        first = folder / name / "checkpoint-0.pth.tar"
-        commands += [training(name, digits, folder)]
-        commands += [[*training(name, digits, folder), "--experiment", f"{name}-resumed", "--resume", first]]
-    run_on_two_ranks(commands)
-    return folder
+
+    def train(name):
+        if not (folder / name).exists():
+            again = ["--experiment", f"{name}-resumed", "--resume", folder / name / "checkpoint-0.pth.tar"]
+            run_on_two_ranks([training(name, digits, folder), [*training(name, digits, folder), *again]])
+        return folder
+
+    return train
 
 
 def training(name, digits, folder):
@@ -45,7 +46,8 @@ def training(name, digits, folder):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_law_8_a_family_goes_on_as_if_unbroken(name, folder):
+def test_law_8_a_family_resumes_as_if_unbroken(name, trained):
+    folder = trained(name)
     unbroken, resumed = (weights(folder / run / "last.pth.tar") for run in (name, f"{name}-resumed"))
     start = weights(folder / name / "checkpoint-0.pth.tar")
     assert all(torch.equal(value, resumed[key]) for key, value in unbroken.items())
@@ -53,7 +55,8 @@ def test_law_8_a_family_goes_on_as_if_unbroken(name, folder):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_family_is_measured(name, digits, folder):
+def test_a_family_is_measured(name, digits, trained):
+    folder = trained(name)
     command = [*training(name, digits, folder), "--eval", "--resume", folder / name / "last.pth.tar"]
     assert main([*map(str, command)]) == 0
     rows = read_rows(folder / name / "stitches_res.txt")
@@ -63,8 +66,10 @@ def test_a_family_is_measured(name, digits, folder):
     assert len({row["loss"] for row in rows}) == len(rows), "each stitch is a network of its own"
 
 
-def test_recalibrated_statistics_are_shared_among_ranks(digits, folder):
+@pytest.mark.full
+def test_recalibrated_statistics_are_shared_among_ranks(digits, trained):
     """Two ranks with their own training images measure what one with all of them does, but for unbiased variances."""
+    folder = trained("digits_resnet")
     common = [*training("digits_resnet", digits, folder), "--eval", "--resume", folder / "digits_resnet/last.pth.tar"]
     common += ["--recalibrate-bn", "1", "--eval-stitches", "0,3", "--experiment"]
     run_on_two_ranks([[*common, way or "apart", "-b", "32", "--dist-bn", way] for way in ("reduce", "broadcast", "")])

@@ -26,7 +26,7 @@ from stitchkit.networks.weights import damage
 from stitchkit.train.checkpoint import Checkpoints
 from tests.distributed.forks import end, start
 from tests.distributed.subjects import SUBJECTS
-from tests.support import FLAGS, write_config, write_images
+from tests.support import FLAGS, mostly_full, write_config, write_images
 
 SN_NET = SUBJECTS["SN-Net"]
 
@@ -41,11 +41,6 @@ def run(images, tmp_path):
         return main(["train", *map(str, [*common, *flags])])
 
     return trained
-
-
-@pytest.fixture(params=SUBJECTS)
-def subject(request):
-    return SUBJECTS[request.param]
 
 
 @pytest.fixture
@@ -71,9 +66,7 @@ class Full:
         return getattr(self._file, name)
 
 
-def test_a_full_disk_ends_a_run_and_keeps_what_was_saved(subject, trained, tmp_path, monkeypatch, capsys):
-    assert trained("whole") == 0
-    capsys.readouterr()
+def test_a_full_disk_ends_a_run_and_keeps_what_was_saved(subject, trained, unbroken, tmp_path, monkeypatch, capsys):
     inner, count = torch.save, [0]
 
     def save(state, file):
@@ -89,7 +82,7 @@ def test_a_full_disk_ends_a_run_and_keeps_what_was_saved(subject, trained, tmp_p
     assert not list((tmp_path / "full").glob("*.tmp"))
     assert not damage(subject.files(tmp_path / "full").last)
     assert trained("full", "--resume", "auto") == 0
-    subject.assert_same_end(tmp_path / "whole", tmp_path / "full")
+    subject.assert_same_end(unbroken(subject), tmp_path / "full")
 
 
 def test_a_disk_that_does_not_take_a_checkpoint_keeps_the_one_before(tmp_path, monkeypatch):
@@ -153,24 +146,29 @@ def empty(path):
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("harm", [cut, flip, empty])
-def test_the_checkpoint_before_a_damaged_one_is_used(subject, trained, tmp_path, caplog, harm):
-    assert trained("whole") == 0
+HARMS = {"cut": cut, "flip": flip, "empty": empty}
+HARMED = [(name, harm) for name in SUBJECTS for harm in HARMS]
+
+
+@pytest.mark.parametrize(
+    ("subject", "harm"), mostly_full(HARMED, quick=[("SN-Net", "flip"), ("job", "cut")]), indirect=["subject"]
+)
+def test_the_checkpoint_before_a_damaged_one_is_used(subject, trained, unbroken, tmp_path, caplog, harm):
     folder = tmp_path / "harmed"
     assert trained("harmed", "--checkpoint-interval", "3") == 0
     newest, previous, *_ = subject.files(folder).candidates()
-    harm(newest)
+    HARMS[harm](newest)
     assert newest_checkpoint(subject.files(folder)) == previous
     with caplog.at_level("INFO"):
         assert trained("harmed", "--resume", "auto") == 0
     assert re.search(rf"{newest.name}' is (damaged|truncated or not a checkpoint) \(", caplog.text)
     assert "; the one before is used" in caplog.text
     assert previous.name in caplog.text
-    subject.assert_same_end(tmp_path / "whole", folder)
+    subject.assert_same_end(unbroken(subject), folder)
 
 
 def test_the_good_one_stays_where_the_newest_was_damaged(run, tmp_path):
-    """A run that goes on from `previous` must not put the damaged file in its place."""
+    """A run that resumes from `previous` must not put the damaged file in its place."""
     folder = tmp_path / "harmed"
     assert run("harmed", "--checkpoint-interval", "3") == 0
     cut(folder / "last.pth.tar")
@@ -233,7 +231,8 @@ def test_two_runs_do_not_write_to_one_folder(subject, trained, images, tmp_path,
     assert not list(folder.glob(".*lock"))
 
 
-def test_a_loader_process_that_dies_ends_the_run_in_one_line(subject, trained, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["job"]), indirect=True)
+def test_a_loader_process_that_dies_ends_the_run_in_one_line(subject, trained, unbroken, tmp_path, monkeypatch, capsys):
     inner = Trainer._step
 
     def step(trainer, *arguments):
@@ -241,7 +240,6 @@ def test_a_loader_process_that_dies_ends_the_run_in_one_line(subject, trained, t
             os.kill(process.pid, signal.SIGKILL)
         return inner(trainer, *arguments)
 
-    assert trained("whole", "-j", "1") == 0
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", step)
         assert trained("died", "-j", "1") == 2
@@ -249,15 +247,16 @@ def test_a_loader_process_that_dies_ends_the_run_in_one_line(subject, trained, t
     assert "a loader process died (" in line
     assert "lower --workers and resume with --resume auto" in line
     assert trained("died", "-j", "1", "--resume", "auto") == 0
-    subject.assert_same_end(tmp_path / "whole", tmp_path / "died")
+    subject.assert_same_end(unbroken(subject, "-j", "1"), tmp_path / "died")
 
 
-def test_other_faults_stay_what_they_are():
+def test_other_faults_are_not_changed():
     with pytest.raises(RuntimeError, match="something else"), explained():
         raise RuntimeError("something else")
 
 
-def test_a_signal_to_all_processes_leaves_the_loaders_to_their_run(subject, trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["SN-Net"]), indirect=True)
+def test_a_signal_to_all_processes_leaves_the_loaders_to_their_run(subject, trained, unbroken, tmp_path, monkeypatch):
     """As clusters send it."""
     inner, count = Trainer._step, [0]
 
@@ -268,12 +267,11 @@ def test_a_signal_to_all_processes_leaves_the_loaders_to_their_run(subject, trai
             subprocess.run(["kill", "-TERM", *map(str, processes)], check=True)
         return inner(trainer, *arguments)
 
-    assert trained("whole", "-j", "1") == 0
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", step)
         assert trained("warned", "-j", "1") == 143
     assert trained("warned", "-j", "1", "--resume", "auto") == 0
-    subject.assert_same_end(tmp_path / "whole", tmp_path / "warned")
+    subject.assert_same_end(unbroken(subject, "-j", "1"), tmp_path / "warned")
 
 
 def test_an_impatient_person_ends_a_run_at_once(trained, monkeypatch):
@@ -302,8 +300,8 @@ def spoilt(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
-def test_unreadable_images_are_passed_over_and_counted(run, spoilt, tmp_path, caplog, workers):
+@pytest.mark.parametrize("workers", mostly_full(["0", "1"], quick=["0"]))
+def test_unreadable_images_are_skipped_and_counted(run, spoilt, tmp_path, caplog, workers):
     flags = ["--max-unreadable", "0.1", "-j", workers, "--epochs", "1"]
     assert run("spoilt", *flags, data=spoilt) == 0
     assert "3 of 64 images of the train split cannot be read or have no class: 'class0/3.png'" in caplog.text
@@ -335,7 +333,7 @@ def test_a_disk_that_is_gone_ends_the_run(run, tmp_path, capsys):
     assert "10 images of the train split in a row cannot be read; check the disk" in capsys.readouterr().err
 
 
-def test_labels_that_are_no_class_are_passed_over(images, caplog):
+def test_labels_without_a_class_are_skipped(images, caplog):
     """Of a file of labels that counts further than the network."""
     dataset = create_dataset("", root=images, split="train", transform=None)
     dataset.reader.samples = [(path, 9 if label == 3 else label) for path, label in dataset.reader.samples]
@@ -371,9 +369,14 @@ def test_an_infinite_loss_names_its_stitch(subject, trained, tmp_path, monkeypat
     assert subject.content(tmp_path / "infinite")["epoch"] == (1 if subject.name == "job" else 0), "the first's end"
 
 
-@pytest.mark.parametrize("what", ["loss", "buffer"])
+NOT_FINITE = [(name, what) for name in SUBJECTS for what in ("loss", "buffer")]
+
+
+@pytest.mark.parametrize(
+    ("subject", "what"), mostly_full(NOT_FINITE, quick=[("SN-Net", "buffer"), ("job", "loss")]), indirect=["subject"]
+)
 def test_an_infinite_figure_is_not_saved_within_an_epoch(subject, trained, tmp_path, monkeypatch, capsys, what):
-    """Of a step that left the weights finite; the checkpoint before it is the one to go on from."""
+    """Of a step that left the weights finite; the checkpoint before it is the one to resume from."""
     inner, count = Trainer._step, [0]
 
     def step(trainer, *arguments):
@@ -399,7 +402,7 @@ def test_an_infinite_figure_is_not_saved_within_an_epoch(subject, trained, tmp_p
     assert trained("poisoned", *flags, "--resume", "auto") == 0
 
 
-def test_a_rank_that_meets_a_fault_tells_all(images, tmp_path):
+def test_a_fault_on_one_rank_ends_all(images, tmp_path):
     """No rank waits for one that has ended."""
     config = write_config(tmp_path / "pico.json")
     command = ["train", images, "--stitch_config", config, *FLAGS, "--output", tmp_path, "--resume", "auto", "--eval"]
@@ -438,7 +441,7 @@ def test_what_a_checkpoint_needs_reaches_the_disk_in_order(tmp_path, monkeypatch
     assert [name for name, _ in said] == ["fsync", "replace", "fsync"]
 
 
-def test_errors_that_are_no_writes_stay_what_they_are(tmp_path):
+def test_errors_other_than_of_writing_are_not_changed(tmp_path):
     with pytest.raises(AttributeError, match="local object"):
         checkpoint.save_state(tmp_path / "a.pth", {"x": lambda: 0})
     with pytest.raises(InputError, match="No such file"):

@@ -10,15 +10,14 @@ from torch import nn
 from stitchkit.distributed import World, gather_over_ranks
 from stitchkit.engine.gradients import GradientReducer
 from stitchkit.engine.loop import Trainer
-from stitchkit.engine.precision import LossScaler
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.model.snnet import SNNet
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.train import training
 from stitchkit.train.network import place_network
 from stitchkit.train.task import StitchTask
-from tests.distributed.ranks import run_on_two_ranks
-from tests.support import FLAGS, family_snnet, pico_images, write_config
+from tests.distributed.ranks import in_two_processes, run_on_two_ranks
+from tests.support import FLAGS, family_snnet, mostly_full, pico_images, write_config
 
 ROUTES = [(0, 3), (4, 2), (1, 1)]
 """What two ranks draw in three steps; frozen anchors are stitched everywhere."""
@@ -89,7 +88,7 @@ def train_in_both_ways(rank, folder):
 @pytest.fixture(scope="module")
 def exchanged(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gradients")
-    torch.multiprocessing.start_processes(train_in_both_ways, (str(folder),), nprocs=2, start_method="forkserver")
+    in_two_processes(train_in_both_ways, str(folder))
     return {name: [torch.load(folder / f"{name}-{rank}.pt") for rank in (0, 1)] for name in SETTINGS}
 
 
@@ -122,7 +121,7 @@ def overflow_on_one_rank(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     model = family_snnet("vit").train()
     task = StitchTask(model, nn.CrossEntropyLoss())
-    scaler, optimizer = LossScaler(device="cpu"), torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler, optimizer = torch.amp.GradScaler("cpu"), torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = Trainer(
         task=task, loader=None, optimizer=optimizer, settings=EngineSettings(seed=0, batch_size=2, clip_grad=1.0),
         world=World(rank, 2, torch.device("cpu")), folder=None, reducer=GradientReducer(model),
@@ -140,7 +139,7 @@ def overflow_on_one_rank(rank, folder):
 
 
 def test_an_overflow_on_one_rank_is_one_on_all(tmp_path):
-    torch.multiprocessing.start_processes(overflow_on_one_rank, (str(tmp_path),), nprocs=2, start_method="forkserver")
+    in_two_processes(overflow_on_one_rank, str(tmp_path))
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for (weights, scale), (others, other_scale) in zip(one, other, strict=True):
         assert torch.equal(weights, others)
@@ -161,19 +160,19 @@ def _check_equal(trainer, epoch, losses=(), original=training.check_finite):
             assert torch.equal(one, other)
 
 
-def test_ranks_stay_equal_through_a_training(images, tmp_path):
-    """After each epoch, whatever is between the gradients and the weights."""
+BETWEEN = {
+    "low precision": ["--amp", "--model-ema", "--clip-grad", "1"],
+    "accumulated": ["--grad-accum-steps", "2", "--grad-checkpointing", "--clip-grad", "0.1", "--clip-mode", "agc"],
+    "frozen anchors": ["--no-fulltune", "--torchcompile", "eager", "--opt", "sgd", "--no-ddp-bb"],
+    "rates of layers": ["--opt", "lookahead_adamw", "--layer-decay", "0.8", "--drop-path", "0.2"],
+}
+"""What may be between the gradients and the weights."""
+
+
+@pytest.mark.parametrize("name", mostly_full(BETWEEN, quick=["low precision"]))
+def test_ranks_stay_equal_through_a_training(name, images, tmp_path):
+    """After each epoch."""
     config = write_config(tmp_path / "pico.json")
-    common = ["train", images, "--stitch_config", config, *FLAGS, "--output", tmp_path]
-    runs = [
-        ["--amp", "--model-ema", "--clip-grad", "1"],
-        ["--grad-accum-steps", "2", "--grad-checkpointing", "--clip-grad", "0.1", "--clip-mode", "agc"],
-        ["--no-fulltune", "--torchcompile", "eager", "--opt", "sgd", "--no-ddp-bb"],
-        ["--opt", "lookahead_adamw", "--layer-decay", "0.8", "--drop-path", "0.2"],
-    ]
-    commands = [
-        [*common, *flags, "--sampling", sampling, "--experiment", f"{sampling}-{number}"]
-        for number, flags in enumerate(runs)
-        for sampling in ("shared", "per_rank")
-    ]
+    common = ["train", images, "--stitch_config", config, *FLAGS, *BETWEEN[name], "--output", tmp_path]
+    commands = [[*common, "--sampling", way, "--experiment", way] for way in ("shared", "per_rank")]
     run_on_two_ranks(commands, replace={"stitchkit.train.training.check_finite": _check_equal})

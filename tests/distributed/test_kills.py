@@ -2,10 +2,12 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +21,7 @@ from stitchkit.engine.loop import Trainer
 from stitchkit.networks.weights import damage
 from tests.distributed.forks import end, start
 from tests.distributed.subjects import SUBJECTS, Subject, equal
-from tests.support import ROOT
+from tests.support import ROOT, mostly_full
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,13 @@ class Runs:
         subject: What trains.
         folder: Of all of them.
         command: Of one, but for its name.
-        whole: The folders of unbroken ones, by the number of ranks.
+        whole: Gives the folder of an unbroken one on so many ranks.
     """
 
     subject: Subject
     folder: Path
     command: list[object]
-    whole: dict[int, Path]
+    whole: Callable[[int], Path]
 
     def named(self, name: str) -> list[object]:
         """The command of a run, which resumes where there is something to resume from."""
@@ -44,13 +46,11 @@ class Runs:
 
 
 @pytest.fixture(scope="module", params=SUBJECTS)
-def runs(request, images, tmp_path_factory):
+def runs(request, images, unbroken, tmp_path_factory):
     subject, folder = SUBJECTS[request.param], tmp_path_factory.mktemp("kills")
-    command = [*subject.start(images, folder), "--epochs", "3", "--checkpoint-interval", "3"]
-    found = Runs(subject, folder, command, {ranks: folder / f"whole{ranks}" for ranks in (1, 2)})
-    for ranks, whole in found.whole.items():
-        assert end(start(found.named(whole.name), ranks=ranks)) == [0] * ranks
-    return found
+    flags = ("--epochs", "3", "--checkpoint-interval", "3")
+    command = [*subject.start(images, folder), *flags]
+    return Runs(subject, folder, command, lambda ranks: unbroken(subject, *flags, ranks=ranks))
 
 
 def to_checkpoint(arguments):
@@ -116,24 +116,25 @@ def die_and_resume(runs, seed, ranks):
         process.kill()
     end(processes)
     assert end(start(run, ranks=ranks)) == [0] * ranks
-    runs.subject.assert_same_end(runs.whole[ranks], folder)
-    assert {path.name for path in folder.iterdir()} == {path.name for path in runs.whole[ranks].iterdir()}
+    whole = runs.whole(ranks)
+    runs.subject.assert_same_end(whole, folder)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
     return died
 
 
-@pytest.mark.parametrize(("seed", "ranks"), [(0, 1), (1, 1), (2, 2)])
+AT_RANDOM = [(name, seed, ranks) for name in SUBJECTS for seed in range(6) for ranks in (1, 2)]
+
+
+@pytest.mark.parametrize(("runs", "seed", "ranks"), mostly_full(AT_RANDOM, quick=[("job", 2, 2)]), indirect=["runs"])
 def test_law_8_killed_at_random(runs, seed, ranks):
     assert die_and_resume(runs, seed, ranks)
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("seed", range(100, 120))
-def test_law_8_killed_at_many_random_moments(runs, seed, ranks):
-    die_and_resume(runs, seed, ranks)
+AT_PLACES = [(name, place) for name in SUBJECTS for place in PLACES]
+QUICK = [("SN-Net", "step"), ("SN-Net", "save"), ("job", "rename")]
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("runs", "place"), mostly_full(AT_PLACES, quick=QUICK), indirect=["runs"])
 def test_law_8_killed_at_each_place(runs, place):
     """The second time that the run comes there, so that a checkpoint is in the way or gone."""
     folder = runs.folder / f"place-{place}"
@@ -144,15 +145,16 @@ def test_law_8_killed_at_each_place(runs, place):
     for path in folder.glob("model-*.pth"):
         assert not damage(path), "complete after any kill"
     assert end(start(run)) == [0]
-    runs.subject.assert_same_end(runs.whole[1], folder)
+    runs.subject.assert_same_end(runs.whole(1), folder)
 
 
 SN_NET = pytest.mark.parametrize("runs", ["SN-Net"], indirect=True)
 """`distributed_train.sh` trains nothing else."""
 
 
+@pytest.mark.full
 @SN_NET
-def test_torchrun_starts_a_killed_rank_again_where_it_stood(runs):
+def test_torchrun_restarts_a_killed_rank_where_it_stood(runs):
     """By itself: the command does not say --resume."""
     folder = runs.folder / "restarted"
     run = [*runs.command[1:], "--experiment", folder.name, "--val-interval", "9"]
@@ -167,17 +169,20 @@ def test_torchrun_starts_a_killed_rank_again_where_it_stood(runs):
         said = launcher.communicate(timeout=60)[0]
     assert launcher.returncode == 0, said
     assert said.count("resuming from") == 1
-    one, two = (runs.subject.content(place)["state_dict"] for place in (runs.whole[2], folder))
+    one, two = (runs.subject.content(place)["state_dict"] for place in (runs.whole(2), folder))
     assert equal(one, two)
 
 
+@pytest.mark.full
 @SN_NET
-def test_a_refused_run_is_not_gone_on_from_though_torchrun_starts_it_again(runs):
+def test_a_refused_run_is_not_resumed_although_torchrun_restarts_it(runs):
     """What another run left in the folder is not this launcher's."""
-    before = {path.name: path.read_bytes() for path in runs.whole[1].iterdir()}
+    folder = runs.folder / "refused"
+    shutil.copytree(runs.whole(1), folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
     environment = {**os.environ, "PET_MAX_RESTARTS": "1", "PYTHON": sys.executable}
-    call = [str(ROOT / "distributed_train.sh"), "1", *map(str, runs.command[1:]), "--experiment", runs.whole[1].name]
+    call = [str(ROOT / "distributed_train.sh"), "1", *map(str, runs.command[1:]), "--experiment", folder.name]
     done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert "already holds a run" in done.stderr
-    assert {path.name: path.read_bytes() for path in runs.whole[1].iterdir()} == before
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -5,17 +5,12 @@ import signal
 
 import pytest
 
-import stitchkit.assembly.train.testing as job_testing
-import stitchkit.train.training as training
+import stitchkit.engine.epochs as epochs
 from stitchkit.cli import main
 from stitchkit.engine.loop import Trainer
 from tests.distributed.forks import end, start
 from tests.distributed.subjects import SUBJECTS, equal
-
-
-@pytest.fixture(params=SUBJECTS)
-def subject(request):
-    return SUBJECTS[request.param]
+from tests.support import mostly_full
 
 
 @pytest.fixture
@@ -42,6 +37,7 @@ class SignalAt:
         return lambda *arguments: self(trainer, *arguments)
 
 
+# The flags of runs, and in which of their steps they are stopped.
 SETTINGS = {
     ("SN-Net", "prefetched"): (["-j", "0"], [1, 8, 11]),
     ("SN-Net", "loader processes"): (["-j", "1", "--val-interval", "9"], [5]),
@@ -53,8 +49,8 @@ SETTINGS = {
 }
 
 
-def stop_and_resume(subject, run, folder, flags, stop, monkeypatch, capsys, caplog):
-    """Stop a run in the midst of a step, and see what it says, and that it resumes and ends like `whole`."""
+def stop_and_resume(subject, run, folder, flags, stop, whole, monkeypatch, capsys, caplog):
+    """Stop a run in the midst of a step, and see what it says, and that it resumes and ends like an unbroken one."""
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", SignalAt(stop))
         assert run(f"at{stop}", *flags, "--resume", "auto") == 143
@@ -66,17 +62,20 @@ def stop_and_resume(subject, run, folder, flags, stop, monkeypatch, capsys, capl
     assert run(f"at{stop}", *flags, "--resume", "auto") == 0
     said = f"resuming after step {done}: {64 // per_epoch * done} images read once more in"
     assert (said in caplog.text) == (done < per_epoch), "the next epoch begins with nothing to skip"
-    subject.assert_same_end(folder / "whole", folder / f"at{stop}")
+    subject.assert_same_end(whole, folder / f"at{stop}")
 
 
-@pytest.mark.parametrize(("subject", "name"), SETTINGS, indirect=["subject"])
-def test_law_8_stopped_within_an_epoch(subject, name, run, tmp_path, monkeypatch, capsys, caplog):
+@pytest.mark.parametrize(
+    ("subject", "name"),
+    mostly_full(SETTINGS, quick=[("SN-Net", "prefetched"), ("job", "accumulated")]),
+    indirect=["subject"],
+)
+def test_law_8_stopped_within_an_epoch(subject, name, run, unbroken, tmp_path, monkeypatch, capsys, caplog):
     caplog.set_level("INFO")
     flags, stops = SETTINGS["job" if subject.name == "job" else "SN-Net", name]
     flags = [*flags, "--print-freq" if subject.name == "job" else "--log-interval", "3"]
-    assert run("whole", *flags) == 0
     for stop in stops:
-        stop_and_resume(subject, run, tmp_path, flags, stop, monkeypatch, capsys, caplog)
+        stop_and_resume(subject, run, tmp_path, flags, stop, unbroken(subject, *flags), monkeypatch, capsys, caplog)
 
 
 def test_law_8_a_plain_model_stopped_within_an_epoch(images, tmp_path, monkeypatch, capsys, caplog):
@@ -89,33 +88,32 @@ def test_law_8_a_plain_model_stopped_within_an_epoch(images, tmp_path, monkeypat
         return main([*map(str, [command, images, *plain, *flags, *subject.place(tmp_path, name), *more])])
 
     assert run("whole") == 0
-    stop_and_resume(subject, run, tmp_path, [], 6, monkeypatch, capsys, caplog)
+    stop_and_resume(subject, run, tmp_path, [], 6, tmp_path / "whole", monkeypatch, capsys, caplog)
 
 
-def test_checkpoints_within_an_epoch(subject, run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["SN-Net"]), indirect=True)
+def test_checkpoints_within_an_epoch(subject, run, unbroken, tmp_path, monkeypatch):
     """Saving changes nothing; each of the files is a place to resume from; a signal in a validation stops that."""
-    assert run("whole") == 0
+    whole = unbroken(subject)
     assert run("often", "--checkpoint-interval", "3") == 0
-    subject.assert_same_end(tmp_path / "whole", tmp_path / "often")
+    subject.assert_same_end(whole, tmp_path / "often")
     _, previous, *_ = subject.files(tmp_path / "often").candidates()
     assert subject.content(tmp_path / "often", 1)["within"]["ranks"][0]["position"]["done"] == 6
     assert run("from", "--resume", previous) == 0
-    state = [subject.content(tmp_path / name)["state_dict"] for name in ("whole", "from")]
-    assert equal(*state)
+    assert equal(subject.content(whole)["state_dict"], subject.content(tmp_path / "from")["state_dict"])
 
-    owner = job_testing if subject.name == "job" else training
-    inner = owner.evaluate_stitch
+    inner = epochs.evaluate_stitch
 
     def stopped(*arguments, **options):
         os.kill(os.getpid(), signal.SIGINT)
         return inner(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(owner, "evaluate_stitch", stopped)
+        patch.setattr(epochs, "evaluate_stitch", stopped)
         assert run("validation") == 130
     assert subject.content(tmp_path / "validation")["within"]["ranks"][0]["position"]["done"] == 8
     assert run("validation", "--resume", "auto") == 0
-    subject.assert_same_end(tmp_path / "whole", tmp_path / "validation")
+    subject.assert_same_end(whole, tmp_path / "validation")
 
 
 def test_steps_of_another_size_are_refused(run, subject, monkeypatch, capsys):
@@ -127,7 +125,7 @@ def test_steps_of_another_size_are_refused(run, subject, monkeypatch, capsys):
     if subject.name == "job":
         assert "was trained with train_config.batch_size 8, not 4" in line
     else:
-        assert "its steps are other ones here: batch_size was 8 and is 4, steps_per_epoch was 8 and is 16" in line
+        assert "its steps differ here: batch_size was 8 and is 4, steps_per_epoch was 8 and is 16" in line
 
 
 def _signal_on_rank_1(trainer, *arguments):
@@ -146,12 +144,11 @@ def _let_rank_1_get_a_signal(_):
     Trainer._step = _signal_on_rank_1
 
 
-def test_law_8_two_ranks_agree_on_the_step(subject, images, tmp_path):
-    common = [*subject.start(images, tmp_path), "--epochs", "3"]
-    stopped = [*common, *subject.place(tmp_path, "stopped"), "--resume", "auto"]
-
+@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["job"]), indirect=True)
+def test_law_8_two_ranks_agree_on_the_step(subject, images, unbroken, tmp_path):
+    flags = ("--epochs", "3", "--checkpoint-interval", "3")
+    stopped = [*subject.start(images, tmp_path), *flags, *subject.place(tmp_path, "stopped"), "--resume", "auto"]
     assert end(start(stopped, ranks=2, first=_let_rank_1_get_a_signal)) == [143, 143]
     assert subject.content(tmp_path / "stopped")["within"]["ranks"][1]["position"]["done"] == 4
     assert end(start(stopped, ranks=2)) == [0, 0]
-    assert end(start([*common, *subject.place(tmp_path, "whole")], ranks=2)) == [0, 0]
-    subject.assert_same_end(tmp_path / "whole", tmp_path / "stopped")
+    subject.assert_same_end(unbroken(subject, *flags, ranks=2), tmp_path / "stopped")

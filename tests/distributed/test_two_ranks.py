@@ -14,7 +14,7 @@ from stitchkit.cli import main
 from stitchkit.engine.gradients import GradientReducer
 from stitchkit.measure.ledger import read_rows
 from stitchkit.train.task import StitchTask
-from tests.distributed.ranks import run_on_two_ranks
+from tests.distributed.ranks import in_two_processes, run_on_two_ranks
 from tests.support import FLAGS, launch, pico_snnet, weights, write_config, write_images
 
 # Nothing random in the data, one stitch for all ranks, an optimizer that shows every error of a gradient.
@@ -92,6 +92,7 @@ def test_two_ranks_draw_their_own_stitches_and_stay_equal(images, config, folder
     assert "state_dict_ema" in torch.load(folder / "own-model-ema-grad-checkpointing-clip-grad1/last.pth.tar")
 
 
+@pytest.mark.full
 def test_bad_input_under_the_launcher_is_one_line_and_status_2(images, config, folder):
     result = launch(2, images, "--stitch_config", config, *FLAGS, "--output", folder, "--resume", "missing.pth")
     assert result.returncode == 2
@@ -145,7 +146,7 @@ def one_of_two(rank, folder, ours):
 @pytest.mark.parametrize("ours", [True, False], ids=["ours", "torch"])
 def test_law_9_ranks_with_their_own_stitches_average_their_gradients(ours, tmp_path):
     """The published sampling: what one rank did not use counts as zero, what no rank used has no gradient."""
-    torch.multiprocessing.start_processes(one_of_two, (str(tmp_path), ours), nprocs=2, start_method="forkserver")
+    in_two_processes(one_of_two, str(tmp_path), ours)
     found = torch.load(tmp_path / "found.pt")
     alone = [
         gradients(StitchTask(pico_snnet().train(), torch.nn.CrossEntropyLoss()), [cfg_id] * 2) for cfg_id in ROUTES
@@ -160,6 +161,7 @@ def test_law_9_ranks_with_their_own_stitches_average_their_gradients(ours, tmp_p
     assert unused
 
 
+@pytest.mark.full
 def test_streamed_datasets_are_shared_out(images, config, folder, tmp_path):
     """Web datasets: ranks get different shards, and every image counts once."""
     for split in ("train", "validation"):

@@ -36,6 +36,7 @@ def test_ours_agrees_with_the_reference(name, final_norm, capsys, tmp_path):
     assert "quick" in output
 
 
+@pytest.mark.full
 def test_whole_commands_give_the_same_ledger(capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads that wait for one another cost most on a busy machine
     status, _, found = run("evaluate_files", capsys, "--stitch_config", DIGITS)
@@ -43,6 +44,7 @@ def test_whole_commands_give_the_same_ledger(capsys, monkeypatch):
     assert found["agree"] is True
 
 
+@pytest.mark.full
 def test_composing_agrees_with_the_plain_search(capsys):
     status, output, found = run("compose", capsys, "--stitch_config", FIVE)
     assert status == 0
@@ -51,7 +53,7 @@ def test_composing_agrees_with_the_plain_search(capsys):
     assert "candidates that stand elsewhere in the order, all rows: 0" in output
 
 
-def test_answers_that_differ_are_told(capsys):
+def test_answers_that_differ_are_reported(capsys):
     def measure(_):
         seconds = {"ours": [1.0, 3.0, 2.0], "reference": [8.0]}
         return Result("wrong", "nothing", seconds, (Check("logits", float("nan"), 1e-4), Check("costs", 0, 0)))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from stitchkit import create_model
 from stitchkit.cli import main
-from tests.support import pico_anchor, write_config
+from tests.support import mostly_full, pico_anchor, write_config
 
 NAMES = tuple(f"class{number}" for number in range(12))
 NETWORK = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
@@ -88,7 +88,7 @@ def accuracy_by_job(path, out, *flags):
     return 100 * pd.read_pickle(out / "result.pkl")[column].iloc[-1]
 
 
-def told(capsys):
+def refusal(capsys):
     """The one line that a command ended with."""
     line = capsys.readouterr().err
     assert line.startswith("stitchkit: error: ")
@@ -131,13 +131,13 @@ def test_an_evaluation_of_other_classes_is_refused(dozen, trained, tmp_path, cap
         with_classes(trained / "last.pth.tar", tmp_path / "w.pth", classes)
         capsys.readouterr()
         assert train(dozen, tmp_path / "out", *flags) == 2
-        line = told(capsys)
+        line = refusal(capsys)
         assert words in line
         assert "labels would not agree" in line
 
 
 @pytest.mark.parametrize("flag", ["--initial-checkpoint", "--pretrained-path"])
-def test_training_from_other_classes_is_told_and_from_another_order_refused(
+def test_training_from_other_classes_is_reported_and_from_another_order_refused(
     dozen, trained, tmp_path, capsys, caplog, flag
 ):
     flags = [flag, tmp_path / "w.pth", *(["--pretrained"] if flag == "--pretrained-path" else [])]
@@ -148,15 +148,15 @@ def test_training_from_other_classes_is_told_and_from_another_order_refused(
     with_classes(trained / "last.pth.tar", tmp_path / "w.pth", REVERSED)
     capsys.readouterr()
     assert train(dozen, tmp_path / "more", *flags) == 2
-    assert ORDER in told(capsys)
+    assert ORDER in refusal(capsys)
 
 
-def test_a_run_goes_on_with_its_own_classes_alone(dozen, trained, tmp_path, capsys):
+def test_a_run_resumes_with_its_own_classes_only(dozen, trained, tmp_path, capsys):
     for classes, words in ((REVERSED, ORDER), (OTHERS, OTHER)):
         with_classes(trained / "last.pth.tar", tmp_path / "w.pth", classes)
         capsys.readouterr()
         assert train(dozen, tmp_path / "out", "--resume", tmp_path / "w.pth") == 2
-        assert words in told(capsys)
+        assert words in refusal(capsys)
 
 
 def test_anchors_of_another_order_are_refused(dozen, trained, tmp_path, capsys, caplog):
@@ -169,7 +169,7 @@ def test_anchors_of_another_order_are_refused(dozen, trained, tmp_path, capsys, 
     with_classes(trained / "last.pth.tar", tmp_path / "w.pth", REVERSED)
     capsys.readouterr()
     assert main(command) == 2
-    assert ORDER in told(capsys)
+    assert ORDER in refusal(capsys)
     with_classes(trained / "last.pth.tar", tmp_path / "w.pth", OTHERS)
     assert main(command) == 0
     assert OTHER in next(line for line in caplog.messages if "number of classes" in line)
@@ -187,7 +187,7 @@ def test_a_teacher_of_other_classes_is_refused(dozen, tmp_path, capsys):
         torch.save({"state_dict": teacher.state_dict(), "classes": classes}, tmp_path / "w.pth")
         capsys.readouterr()
         assert main([*map(str, ["train", dozen, "--stitch_config", config, *FLAGS, *flags])]) == 2
-        line = told(capsys)
+        line = refusal(capsys)
         assert "teacher: " in line
         assert words in line
 
@@ -209,14 +209,17 @@ def test_jobs_compare_the_classes_of_parts(dozen, trained, foreign, tmp_path, ca
     assert OTHER in next(line for line in caplog.messages if "number of classes" in line)
     capsys.readouterr()
     assert job(path, tmp_path / "tested", "--test-only") == 2
-    assert OTHER in told(capsys)
+    assert OTHER in refusal(capsys)
     with_classes(trained / "last.pth.tar", file, REVERSED)
     for flags in ([], ["--test-only"]):
         assert job(path, tmp_path / "out", *flags) == 2
-        assert ORDER in told(capsys)
+        assert ORDER in refusal(capsys)
 
 
-@pytest.mark.parametrize("flag", ["--load-from", "--load-from in part", "--resume-from"])
+RESUMES = ["--load-from", "--load-from in part", "--resume-from"]
+
+
+@pytest.mark.parametrize("flag", mostly_full(RESUMES, quick=["--resume-from"]))
 def test_jobs_compare_the_classes_of_weights(dozen, tmp_path, capsys, caplog, flag):
     path = job_file(dozen, tmp_path, strict_load=flag != "--load-from in part")
     assert job(path, tmp_path / "begun", "--no-pretrained", "--save-checkpoints") == 0
@@ -230,7 +233,7 @@ def test_jobs_compare_the_classes_of_weights(dozen, tmp_path, capsys, caplog, fl
                 continue
             capsys.readouterr()
             assert job(path, tmp_path / "on", *start, *flags) == 2
-            assert words in told(capsys)
+            assert words in refusal(capsys)
     if flag != "--resume-from":
         assert job(path, tmp_path / "tuned", *start) == 0
         assert OTHER in next(line for line in caplog.messages if "number of classes" in line)
@@ -265,7 +268,7 @@ def test_a_piece_that_ends_with_the_classifier_is_compared(dozen, trained, tmp_p
     path = job_file(dozen, tmp_path, assembly=[{"Subnet": piece}, {"Function": {"name": "softmax", "dim": 1}}])
     capsys.readouterr()
     assert job(path, tmp_path / "out", "--test-only") == 2
-    assert ORDER in told(capsys)
+    assert ORDER in refusal(capsys)
 
 
 @pytest.mark.parametrize("classes", [None, "class0", 12, [1.5], [["class0"], 3], {"a": 1}, [torch.zeros(2)]])
@@ -273,4 +276,4 @@ def test_damaged_names_of_classes_are_refused(dozen, trained, tmp_path, classes,
     with_classes(trained / "last.pth.tar", tmp_path / "w.pth", classes)
     capsys.readouterr()
     assert train(dozen, tmp_path / "out", "--eval", "--resume", tmp_path / "w.pth") == 2
-    assert "w.pth' is damaged: classes" in told(capsys)
+    assert "w.pth' is damaged: classes" in refusal(capsys)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stitchkit.cli import main
-from tests.e2e.test_walkthrough import commands
+from tests.pages import commands
 from tests.support import ROOT, demo_folder
 
 PAGE = ROOT / "docs/export.md"
@@ -30,6 +30,7 @@ def short_timing(monkeypatch):
     monkeypatch.setattr("stitchkit.measure.latency._SECONDS", 0.001)
 
 
+@pytest.mark.full
 def test_the_commands_run(place, capsys):
     for words in commands(PAGE.read_text()):
         assert words[0] == "stitchkit"

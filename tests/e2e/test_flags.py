@@ -15,7 +15,7 @@ from stitchkit.engine.loop import save_batch, wait_for
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchkit.settings.by_name import make_recipe
-from stitchkit.train.tracking import open_tracker
+from stitchkit.train.training import open_tracking
 from tests.support import FLAGS, ROOT, pico_anchor, pico_snnet, write_config
 
 
@@ -148,16 +148,15 @@ def test_pretrained_path_names_a_missing_file(images, capsys, tmp_path):
 
 
 def tracked(monkeypatch, folder, init, rank=0, **settings):
-    """What `open_tracker` makes of settings, with `init` in place of wandb's."""
+    """What `open_tracking` makes of settings, with `init` in place of wandb's."""
     wandb = pytest.importorskip("wandb")
     monkeypatch.setattr(wandb, "init", init)
     world = World(rank, 2, torch.device("cpu"))
-    return open_tracker(
-        SimpleNamespace(recipe=make_recipe({"log_wandb": True, **settings}), world=world, folder=folder)
-    )
+    recipe = make_recipe({"log_wandb": True, **settings})
+    return open_tracking(SimpleNamespace(recipe=recipe, world=world, folder=folder), 0).run
 
 
-def test_wandb_goes_on_with_a_run(monkeypatch, tmp_path):
+def test_wandb_resumes_a_run(monkeypatch, tmp_path):
     wanted = tracked(monkeypatch, tmp_path, lambda **options: options, wandb_resume_id="abc", wandb_project="p")
     assert (wanted["id"], wanted["resume"], wanted["project"], wanted["name"]) == ("abc", "must", "p", tmp_path.name)
     assert wanted["config"]["batch_size"] == 128
@@ -171,7 +170,7 @@ def test_a_run_that_wandb_refuses(monkeypatch, tmp_path):
     def refused(**_):
         raise pytest.importorskip("wandb").Error("no such run")
 
-    with pytest.raises(InputError, match="wandb refuses the run: no such run"):
+    with pytest.raises(InputError, match="wandb refuses the run: Error: no such run"):
         tracked(monkeypatch, tmp_path, refused)
 
 
@@ -198,6 +197,7 @@ def test_figures_go_to_tensorboard(images, config, tmp_path):
             assert found[int(line["epoch"])] == pytest.approx(float(line["loss"]))
 
 
+@pytest.mark.full
 def test_figures_go_to_wandb(images, config, tmp_path):
     """The real package, which writes what it would send into a file."""
     pytest.importorskip("wandb")

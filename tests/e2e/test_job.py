@@ -18,40 +18,12 @@ from stitchkit.cli import main
 from stitchkit.data.loader_processes import usable_cores
 from stitchkit.distributed import World
 from tests import archives
-from tests.support import weights, write_images
-from tests.unit.test_assembled_network import JOBS
+from tests.commands import refused
+from tests.jobs import JOBS, job_config, write_job
+from tests.support import mostly_full, weights, write_images
 
 PICO = {"model_name": "resnet18", "layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
 CPU = World(0, 1, torch.device("cpu"))
-
-
-def job_config(images, **train):
-    """A frozen beginning of a ResNet, an adapter, and a head."""
-    return {
-        "assembly": [
-            {"Subnet": {**PICO, "block_input": "x", "block_output": "layer2", "in_format": "img", "out_format": "img",
-                        "frozen": True}},
-            {"SimpleAdapter": {"in_channels": 8, "out_channels": 16, "num_conv": 1}},
-        ],
-        "head": {"ClassifierHead": {}},
-        "workers": 0,
-        "device": "cpu",
-        "train_config": {
-            "dataset": str(images),
-            "epochs": 3,
-            "batch_size": 16,
-            "data_preprocessing": {"image_size": 32, "random_resize_scale": [0.9, 1.0]},
-            "optimizer": "AdamW",
-            "optimizer_args": {"lr": 0.01},
-            **train,
-        },
-    }  # fmt: skip
-
-
-def write(folder, config, name="job.yml"):
-    path = folder / name
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    return path
 
 
 def run(path, out, *flags):
@@ -62,12 +34,7 @@ def run(path, out, *flags):
 
 def refusal(capsys, path, out, *flags):
     """The one line that a job ends with."""
-    capsys.readouterr()
-    assert main(["job", "-c", str(path), "-o", str(out), "--no-pretrained", *map(str, flags)]) == 2
-    line = capsys.readouterr().err
-    assert line.count("\n") == 1
-    assert line.startswith("stitchkit: error: ")
-    return line
+    return refused(capsys, "job", "-c", path, "-o", out, "--no-pretrained", *flags)
 
 
 def digest(state, prefix):
@@ -84,7 +51,7 @@ def digest(state, prefix):
 def trained(images, tmp_path_factory):
     """A job with checkpoints, and what it wrote."""
     folder = tmp_path_factory.mktemp("job")
-    path = write(folder, job_config(images) | {"checkpoint_initial_model": True})
+    path = write_job(folder, job_config(images) | {"checkpoint_initial_model": True})
     return path, folder / "out", run(path, folder / "out", "--save-checkpoints")
 
 
@@ -132,12 +99,12 @@ def test_unfrozen_trains_everything(trained, tmp_path):
     assert digest(first, "parts.0.") != digest(last, "parts.0.")
 
 
-@pytest.mark.parametrize("cadence", ["epochs", "steps"])
+@pytest.mark.parametrize("cadence", mostly_full(["epochs", "steps"], quick=["steps"]))
 def test_law_8_a_resumed_job_ends_bitwise_like_an_unbroken_one(images, tmp_path, cadence):
     parts = [{"lr_scheduler": "LinearLR", "lr_scheduler_args": {"total_iters": 2}}, {"lr_scheduler": "ConstantLR"}]
     schedule = {"cadence": cadence, "milestones": [3], "schedulers": parts}
     config = job_config(images, lr_scheduler="SequentialLR", lr_scheduler_args=schedule, data_augmentation=True)
-    path = write(tmp_path, config)
+    path = write_job(tmp_path, config)
     whole = run(path, tmp_path / "whole", "--save-checkpoints")
     run(path, tmp_path / "half", "--save-checkpoints", "--epochs", "2")
     resumed = run(path, tmp_path / "half", "--save-checkpoints", "--resume-from", tmp_path / "half/checkpoint.pth")
@@ -149,7 +116,7 @@ def test_law_8_a_resumed_job_ends_bitwise_like_an_unbroken_one(images, tmp_path,
     pd.testing.assert_frame_equal(whole[same], resumed[same])
 
 
-def test_no_job_goes_on_from_within_an_epoch(trained, tmp_path, capsys):
+def test_no_job_resumes_within_an_epoch_that_max_steps_ended(trained, tmp_path, capsys):
     path, newest = trained[0], tmp_path / "cut/checkpoint.pth"
     cut = run(path, tmp_path / "cut", "--save-checkpoints", "--max-steps", "6")
     for flags in ((), ("--max-steps", "7")):
@@ -162,7 +129,7 @@ def test_no_job_goes_on_from_within_an_epoch(trained, tmp_path, capsys):
     assert on["Step"].tolist() == [0, 4, 6]
 
 
-def test_a_job_goes_on_with_the_settings_it_began_with(trained, tmp_path, capsys):
+def test_a_job_resumes_with_the_settings_it_began_with(trained, tmp_path, capsys):
     path, out, _ = trained
     newest = out / "checkpoint.pth"
     for flags, words in (
@@ -175,7 +142,7 @@ def test_a_job_goes_on_with_the_settings_it_began_with(trained, tmp_path, capsys
         assert f"was trained with {words}; use the same, or start from its weights with --load-from" in line
     config = yaml.safe_load(path.read_text())
     config["assembly"][1]["SimpleAdapter"]["nonlinearity"] = False
-    line = refusal(capsys, write(tmp_path, config), tmp_path / "on", "--resume-from", newest)
+    line = refusal(capsys, write_job(tmp_path, config), tmp_path / "on", "--resume-from", newest)
     assert "assembly[1].SimpleAdapter.nonlinearity unset, not False" in line
     longer = run(path, tmp_path / "on", "--resume-from", newest, "--epochs", "4")
     assert list(longer["Epoch"]) == [0, 1, 2, 3, 4]
@@ -197,7 +164,7 @@ def test_weights_that_fit_in_part(trained, tmp_path, capsys):
     partial = {name: value for name, value in weights(out / "checkpoint.pth").items() if not name.startswith("head")}
     torch.save({"model": partial}, tmp_path / "part.pth")
     assert "is missing" in refusal(capsys, path, tmp_path / "out", "--load-from", tmp_path / "part.pth")
-    loose = write(tmp_path, yaml.safe_load(path.read_text()) | {"strict_load": False})
+    loose = write_job(tmp_path, yaml.safe_load(path.read_text()) | {"strict_load": False})
     run(loose, tmp_path / "out", "--load-from", tmp_path / "part.pth", "--epochs", "0", "--save-checkpoints")
     begun = weights(tmp_path / "out/checkpoint.pth")
     assert all(torch.equal(begun[name], value) for name, value in partial.items())
@@ -229,7 +196,7 @@ def test_gradients_are_cut_to_their_norm(images, tmp_path):
     for limit in (0, 1e-3):
         config = job_config(images, optimizer="SGD", optimizer_args={"lr": 1.0}, max_grad_norm=limit, max_steps=1)
         out = tmp_path / str(limit)
-        run(write(tmp_path, config | {"checkpoint_initial_model": True}), out, "--save-checkpoints")
+        run(write_job(tmp_path, config | {"checkpoint_initial_model": True}), out, "--save-checkpoints")
         before, after = weights(out / "model-0.pth"), weights(out / "model-1.pth")
         names = [name for name in before if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
         moved[limit] = torch.stack([(after[name] - before[name]).norm() for name in names]).norm().item()
@@ -243,7 +210,7 @@ def test_a_job_without_a_schedule_keeps_its_rate(trained):
 
 def test_the_rate_is_that_of_the_last_step(images, tmp_path):
     settings = {"lr_scheduler": "ExponentialLR", "lr_scheduler_args": {"gamma": 0.5, "cadence": "steps"}}
-    result = run(write(tmp_path, job_config(images, epochs=2, **settings)), tmp_path / "out")
+    result = run(write_job(tmp_path, job_config(images, epochs=2, **settings)), tmp_path / "out")
     assert result["LR"].iloc[1:].tolist() == pytest.approx([0.01 * 0.5**3, 0.01 * 0.5**7])
 
 
@@ -286,13 +253,13 @@ def test_an_auxiliary_loss_trains_a_job(images, tmp_path, capsys):
     config["assembly"].append({"ClassifierHead": {"num_classes": 4}})
     del config["head"]
     config["train_config"]["aux_losses"] = [{"output": "parts.2", "loss_fn": "cross_entropy", "weight": 0.5}]
-    with_aux = run(write(tmp_path, config), tmp_path / "aux")
+    with_aux = run(write_job(tmp_path, config), tmp_path / "aux")
     del config["train_config"]["aux_losses"]
-    without = run(write(tmp_path, config), tmp_path / "none")
+    without = run(write_job(tmp_path, config), tmp_path / "none")
     # the head's own output twice: the weighted mean is the loss itself
     assert with_aux["Overall/Train Loss"].iloc[-1] == pytest.approx(without["Overall/Train Loss"].iloc[-1], rel=1e-5)
     config["train_config"]["aux_losses"] = [{"output": "part.2"}]
-    line = refusal(capsys, write(tmp_path, config), tmp_path / "wrong")
+    line = refusal(capsys, write_job(tmp_path, config), tmp_path / "wrong")
     assert "train_config.aux_losses[0].output: unknown submodule 'part.2'; did you mean 'parts.2'?" in line
 
 
@@ -300,7 +267,7 @@ def test_metrics_of_the_network_and_of_a_submodule(images, tmp_path):
     config = job_config(images, epochs=1)
     config["metrics"] = [{"metric_fn": "topk_accuracy", "metric_fn_args": {"topk": [1, 5]}},
                          {"metric_fn": "accuracy", "output": "head"}]  # fmt: skip
-    row = run(write(tmp_path, config), tmp_path / "out").iloc[-1]
+    row = run(write_job(tmp_path, config), tmp_path / "out").iloc[-1]
     prefix = f"Overall/{images.name}/Test"
     assert row[f"{prefix} Top-5 Accuracy"] == 1
     assert row[f"{prefix} Top-1 Accuracy"] == row[f"{prefix} head Accuracy"]
@@ -312,15 +279,15 @@ def test_several_tasks_have_a_head_each(images, tmp_path, capsys):
     heads = [{"ClassifierHead": {"num_classes": count}} for count in (4, 10)]
     config["assembly"].append({"ParallelPart": {"agg": "none", "parts": heads}})
     config["train_config"]["max_batches"] = 2
-    result = run(write(tmp_path, config), tmp_path / "out")
+    result = run(write_job(tmp_path, config), tmp_path / "out")
     for name in (images.name, "digits"):
         assert result[f"Overall/Train {name}/Accuracy"].iloc[1:].between(0, 1).all()
         assert result[f"Overall/{name}/Test Accuracy"].iloc[-1] >= 0
     config["assembly"][-1]["ParallelPart"]["parts"] = heads[:1]
-    assert "1 outputs for 2 data sets" in refusal(capsys, write(tmp_path, config), tmp_path / "one")
+    assert "1 outputs for 2 data sets" in refusal(capsys, write_job(tmp_path, config), tmp_path / "one")
     config["assembly"][-1]["ParallelPart"]["parts"] = [heads[0], heads[0]]
     assert "gives [4] for an image, data set 'digits' has 10 classes" in refusal(
-        capsys, write(tmp_path, config), tmp_path / "few"
+        capsys, write_job(tmp_path, config), tmp_path / "few"
     )
 
 
@@ -329,7 +296,6 @@ def test_an_epoch_of_tasks_ends_with_the_longest(images):
         job_config(images, dataset=None, tasks=[{"dataset": str(images)}, {"dataset": "digits", "batch_size": 500}])
     )
     loader = TrainingLoader([data.train for data in open_data(config, CPU)])
-    loader.set_epoch(0)
     batches = list(loader)
     assert len(batches) == len(loader) == 4
     assert [len(labels) for labels in batches[3][1]] == [16, 500], "the digits have begun again"
@@ -353,8 +319,8 @@ def spoilt(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_job_passes_over_images_that_cannot_be_read(spoilt, tmp_path, caplog, workers):
-    path = write(tmp_path, job_config(spoilt, epochs=1) | {"workers": workers})
+def test_a_job_skips_images_that_cannot_be_read(spoilt, tmp_path, caplog, workers):
+    path = write_job(tmp_path, job_config(spoilt, epochs=1) | {"workers": workers})
     result = run(path, tmp_path / "out")
     for split in ("train", "validation"):
         assert f"1 of 102 images of the {split} split cannot be read or have no class: 'class1/7.png'" in caplog.text
@@ -365,17 +331,17 @@ def test_a_job_passes_over_images_that_cannot_be_read(spoilt, tmp_path, caplog, 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_many_images_that_cannot_be_read_end_a_job(spoilt, tmp_path, capsys, workers):
     (spoilt / "train/class0/3.png").write_bytes(b"")
-    path = write(tmp_path, job_config(spoilt, epochs=1) | {"workers": workers})
+    path = write_job(tmp_path, job_config(spoilt, epochs=1) | {"workers": workers})
     assert main(["job", "-c", str(path), "-o", str(tmp_path / "out"), "--no-pretrained"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "2 of 102 images of the train split cannot be read or have no class, such as 'class" in line
-    assert line.endswith("more than 1 %. Mend or remove them")
+    assert line.endswith("more than 1 %. Repair or remove them")
 
 
 def test_a_job_of_streamed_data(tmp_path):
     archives.write_shards(tmp_path)
     config = job_config("wds/images", num_classes=2, batch_size=2) | {"data_path": str(tmp_path), "workers": 1}
-    result = run(write(tmp_path, config), tmp_path / "out")
+    result = run(write_job(tmp_path, config), tmp_path / "out")
     assert list(result["Step"]) == [0, 3, 6, 9]
     assert result["Overall/images/Test Accuracy"].iloc[-1] == 1, "they have one label"
 
@@ -385,7 +351,7 @@ def test_bad_jobs_end_in_one_line(trained, images, tmp_path, capsys):
     assert "exists, so this job is done; choose another -o" in refusal(capsys, path, out)
     assert "epochs is -1" in refusal(capsys, path, tmp_path, "--epochs", "-1")
     assert "Adam" in refusal(capsys, path, tmp_path, "--lr", "-1")
-    assert "let its name end with .pkl" in refusal(capsys, path, tmp_path, "--metrics-output", "x.csv")
+    assert "its name must end with .pkl" in refusal(capsys, path, tmp_path, "--metrics-output", "x.csv")
     assert "gone.pth' does not exist" in refusal(capsys, path, tmp_path, "--load-from", "gone.pth")
     torch.save({"model": weights(out / "checkpoint.pth")}, tmp_path / "published.pth")
     line = refusal(capsys, path, tmp_path, "--resume-from", tmp_path / "published.pth")
@@ -399,17 +365,17 @@ def test_bad_jobs_end_in_one_line(trained, images, tmp_path, capsys):
         "assembly[1]": {"assembly": [config["assembly"][0], {"SimpleAdapter": {"in_channels": 9, "out_channels": 9}}]},
     }
     for words, change in changes.items():
-        line = refusal(capsys, write(tmp_path, config | change), tmp_path)
+        line = refusal(capsys, write_job(tmp_path, config | change), tmp_path)
         assert words in line
         assert f"'{tmp_path}/job.yml'" in line
     assert not (tmp_path / "result.pkl").exists()
 
 
-def test_a_wrong_part_is_told_before_absent_data(images, tmp_path, capsys):
+def test_a_wrong_part_is_reported_before_missing_data(images, tmp_path, capsys):
     config = job_config(images, dataset="cifar10") | {"data_path": str(tmp_path / "none")}
-    assert "data set 'cifar10' cannot be read" in refusal(capsys, write(tmp_path, config), tmp_path / "out")
+    assert "data set 'cifar10' cannot be read" in refusal(capsys, write_job(tmp_path, config), tmp_path / "out")
     config["assembly"][1]["SimpleAdapter"]["in_channels"] = 9
-    line = refusal(capsys, write(tmp_path, config), tmp_path / "out")
+    line = refusal(capsys, write_job(tmp_path, config), tmp_path / "out")
     assert "assembly[1] (SimpleAdapter)" in line
     assert "cifar10" not in line
 
@@ -418,16 +384,16 @@ def test_no_data_are_opened_for_a_misspelt_part(images, tmp_path, capsys, monkey
     monkeypatch.setattr("stitchkit.assembly.train.job.open_data", lambda *_: pytest.fail("the data are opened"))
     config = job_config(images)
     config["assembly"][1] = {"SimpelAdapter": {}}
-    line = refusal(capsys, write(tmp_path, config), tmp_path / "out")
+    line = refusal(capsys, write_job(tmp_path, config), tmp_path / "out")
     assert "did you mean 'SimpleAdapter'" in line
 
 
-def test_a_job_that_is_interrupted_says_how_it_goes_on(images, tmp_path, capsys, monkeypatch):
+def test_an_interrupted_job_says_how_to_resume_it(images, tmp_path, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("stitchkit.assembly.train.job.open_data", interrupt)
-    path = write(tmp_path, job_config(images))
+    path = write_job(tmp_path, job_config(images))
     assert main(["job", "-c", str(path), "-o", str(tmp_path / "out"), "--no-pretrained"]) == 130
     assert "a job from its newest checkpoint with --resume auto" in capsys.readouterr().err
 
@@ -440,21 +406,23 @@ def test_there_are_no_more_loader_processes_than_cores(images):
 
 
 def test_a_loss_that_does_not_fit_ends_in_one_line(images, tmp_path, capsys):
-    line = refusal(capsys, write(tmp_path, job_config(images, loss_fn="binary_cross_entropy_with_logits")), tmp_path)
+    line = refusal(
+        capsys, write_job(tmp_path, job_config(images, loss_fn="binary_cross_entropy_with_logits")), tmp_path
+    )
     assert "train_config.loss_fn: a loss refuses outputs and labels" in line
 
 
 def test_what_is_not_finite_is_not_saved(images, tmp_path, capsys):
     config = job_config(images, optimizer="SGD", optimizer_args={"lr": 1e38, "weight_decay": 1e30})
-    line = refusal(capsys, write(tmp_path, config), tmp_path / "out", "--save-checkpoints")
+    line = refusal(capsys, write_job(tmp_path, config), tmp_path / "out", "--save-checkpoints")
     assert "the loss is nan" in line
-    line = refusal(capsys, write(tmp_path, config), tmp_path / "out", "--save-checkpoints", "--max-steps", "1")
+    line = refusal(capsys, write_job(tmp_path, config), tmp_path / "out", "--save-checkpoints", "--max-steps", "1")
     assert "validation loss are not finite after epoch 1; stopped" in line
     assert not list((tmp_path / "out").glob("*.p*"))
 
 
 def test_results_of_several_seeds_share_a_folder(trained, tmp_path):
-    config = write(tmp_path, yaml.safe_load(trained[0].read_text()), "config.yml")
+    config = write_job(tmp_path, yaml.safe_load(trained[0].read_text()), "config.yml")
     before = config.read_bytes()
     (tmp_path / "metadata.yml").write_text("arch: pico\n")
     for seed in (1, 2):
@@ -490,7 +458,7 @@ def test_a_project_is_logged(trained, tmp_path, monkeypatch):
 
     monkeypatch.setattr(wandb, "init", lambda **given: options.update(given) or Run())
     config = yaml.safe_load(trained[0].read_text()) | {"project": "p", "group": "g"}
-    run(write(tmp_path, config), tmp_path / "out", "--epochs", "1")
+    run(write_job(tmp_path, config), tmp_path / "out", "--epochs", "1")
     assert (options["project"], options["group"], options["name"]) == ("p", "g", "out")
     assert json.dumps(options["config"])
     assert [row["at"] for row in rows[:-1]] == [0, 4]
@@ -505,12 +473,12 @@ def test_a_network_of_jobs_keeps_frozen_parts_in_evaluation(images):
     assert not any(part.training for part in network.parts[0].modules())
 
 
-@pytest.mark.parametrize("kind", JOBS)
+@pytest.mark.parametrize("kind", mostly_full(JOBS, quick=["ResNet to ResNet", "own blocks"]))
 def test_a_smoke_run_of_every_kind_of_job(kind, images, tmp_path):
     side = 64 if kind == "network compressed" else 32
     train = job_config(images)["train_config"] | {"data_preprocessing": {"image_size": side}}
     config = {"assembly": JOBS[kind], "workers": 0, "device": "cpu", "train_config": train}
-    result = run(write(tmp_path, config | {"checkpoint_initial_model": True}), tmp_path / "out", "--st")
+    result = run(write_job(tmp_path, config | {"checkpoint_initial_model": True}), tmp_path / "out", "--st")
     assert result["Overall/Train Loss"].iloc[-1] > 0
     before, after = weights(tmp_path / "out/model-0.pth"), weights(tmp_path / "out/checkpoint.pth")
     for number, part in enumerate(JOBS[kind]):

@@ -13,10 +13,10 @@ import stitchkit
 from stitchkit.cli import main
 from stitchkit.measure.ledger import read_rows
 from stitchkit.ship.trained_snnet import open_trained
-from tests.browser import open_page
-from tests.e2e.test_serve import serving
-from tests.e2e.test_walkthrough import commands
-from tests.support import FAMILIES, FLAGS, ROOT, demo_folder, family_snnet, launch, pico_snnet, write_config
+from tests.browser import open_page, serving
+from tests.distributed.forks import end, start
+from tests.pages import commands
+from tests.support import FAMILIES, FLAGS, ROOT, demo_folder, family_snnet, pico_snnet, write_config
 
 LEDGER = "stitches_res.txt"
 
@@ -122,7 +122,7 @@ def test_latencies_are_added_to_a_finished_ledger_and_kept(evaluate):
     assert {round(row["images_per_s"] * row["latency_ms"]) for row in rows} == {1000}, "all are of one sitting"
 
 
-def test_a_run_killed_while_it_measures_goes_on(evaluate, monkeypatch):
+def test_a_run_killed_while_it_measures_resumes(evaluate, monkeypatch):
     folder, command = evaluate
     ledger = folder / "killed" / LEDGER
 
@@ -141,11 +141,11 @@ def test_a_run_killed_while_it_measures_goes_on(evaluate, monkeypatch):
     assert all("latency_ms" in row for row in read_rows(ledger))
 
 
-def test_one_of_two_ranks_measures(evaluate):
+def test_one_of_two_ranks_measures(evaluate, tmp_path):
     folder, command = evaluate
-    result = launch(2, *command[1:], "two", "--latency", "--eval-stitches", "0-2")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("latency of batches of 1 on cpu") == 1
+    said = tmp_path / "said"
+    assert end(start([*command, "two", "--latency", "--eval-stitches", "0-2"], ranks=2, said=said)) == [0, 0]
+    assert said.read_text().count("latency of batches of 1 on cpu") == 1
     assert [row["latency_ms"] > 0 for row in read_rows(folder / "two" / LEDGER)] == [True] * 3
 
 
@@ -166,6 +166,7 @@ def test_latencies_need_an_evaluation_of_stitches(evaluate, images, capsys):
     assert "--latency is -3; it must be at least 0" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_the_section_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     """Every command of it, on the demo's data and networks with weights that were not trained; serve without gradio
     says what it lacks."""

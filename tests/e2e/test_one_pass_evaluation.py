@@ -1,4 +1,4 @@
-"""`--eval` in one pass: images are read once, a killed pass goes on, some stitches can be chosen."""
+"""`--eval` in one pass: images are read once, a killed pass resumes, some stitches can be chosen."""
 
 import json
 import signal
@@ -9,8 +9,7 @@ from timm.data import ImageDataset
 
 import stitchkit
 from stitchkit.cli import main
-from stitchkit.data.loaders import create_loaders, without_padding
-from stitchkit.data.splits import open_datasets
+from stitchkit.data.loaders import create_loaders, open_datasets, without_padding
 from stitchkit.distributed import init_world
 from stitchkit.measure.evaluate import evaluate_stitch
 from stitchkit.measure.ledger import read_rows
@@ -63,7 +62,8 @@ def test_images_are_read_once_for_all_stitches(trained, monkeypatch):
     assert sorted(read) == list(range(20))
 
 
-def test_a_killed_pass_goes_on_and_ends_with_the_same_numbers(trained):
+@pytest.mark.full
+def test_a_killed_pass_resumes_and_ends_with_the_same_numbers(trained):
     folder, evaluate = trained
     assert main(["train", *evaluate, "single", "-b", "1"]) == 0
     part = folder / "killed/stitches_res.txt.part0"
@@ -76,7 +76,7 @@ def test_a_killed_pass_goes_on_and_ends_with_the_same_numbers(trained):
     assert not part.exists()
 
 
-def test_a_pass_that_goes_on_computes_only_what_is_missing(trained, monkeypatch):
+def test_a_resumed_pass_computes_only_what_is_missing(trained, monkeypatch):
     """Sums that stand for nine batches are believed, so images of those batches must not count again."""
     folder, evaluate = trained
     saved = []
@@ -139,7 +139,7 @@ def test_a_budget_that_is_too_small_says_what_is_needed(trained, monkeypatch, ca
     assert "is not enough for one image" in capsys.readouterr().err
 
 
-def test_two_ranks_go_on_each_where_it_stood(trained):
+def test_two_ranks_resume_each_where_it_stood(trained):
     """Odd batches: the ranks have different numbers of images, and their sums are their own."""
     folder, evaluate = trained
     run_on_two_ranks([["train", *evaluate, name] for name in ("two", "again")])

@@ -46,6 +46,7 @@ def few_images(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("few"), train=4, validation=1)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "stitches", "launched"), [("resnet18_swin_ti", 8, True), ("resnet18_resnet50", 10, False)]
 )

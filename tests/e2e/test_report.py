@@ -13,7 +13,7 @@ from stitchkit.measure.ledger import read_rows
 from stitchkit.routes import Stitch
 from stitchkit.ship.route_drawing import depths_of, draw_route
 from tests.browser import open_page
-from tests.support import ROOT
+from tests.support import ROOT, mostly_full
 
 pytest.importorskip("plotly", reason="plotly is not installed")
 LEDGER = ROOT / "results/digits_vit/stitches_res.txt"
@@ -73,7 +73,11 @@ def test_nothing_is_fetched(page_file):
 
 
 @pytest.mark.parametrize(
-    "family", ["deit_ti_s_b", "swin_ti_s_b", "resnet18_resnet50", "resnet18_swin_ti", "levit_192_256"]
+    "family",
+    mostly_full(
+        ["deit_ti_s_b", "swin_ti_s_b", "resnet18_resnet50", "resnet18_swin_ti", "levit_192_256"],
+        quick=["levit_192_256"],
+    ),
 )
 def test_published_ledgers_get_their_stitches_from_the_configuration(family, shared, tmp_path):
     ledger, page = shared / f"published/{family}.jsonl", tmp_path / "page.html"

@@ -2,12 +2,9 @@
 
 import itertools
 import json
-import os
 import re
 import socket
-import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from types import ModuleType
@@ -19,28 +16,21 @@ from PIL import Image
 import stitchkit
 from stitchkit.cli import main
 from stitchkit.errors import InputError
-from stitchkit.measure.ledger import cost_row, read_rows
-from stitchkit.measure.profile import Profiler
+from stitchkit.measure.ledger import read_rows
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.serve import Demonstration, _class_names
 from stitchkit.ship.trained_snnet import Trained, calibrated, open_trained
-from tests.browser import open_page
-from tests.support import FAMILIES, ROOT, family_snnet, pico_anchor, pico_config, pico_snnet, write_config
-
-
-def rows_of(model):
-    """A ledger in which more FLOPs are more accurate."""
-    profiler = Profiler(model)
-    rows = [cost_row(model.space, cfg_id, profiler.cost(cfg_id)) for cfg_id in range(len(model.space))]
-    return [row | {"acc1": 50 + row["flops"] / 1e5} for row in rows]
+from tests.browser import open_page, serving
+from tests.results import pareto_like
+from tests.support import FAMILIES, family_snnet, pico_anchor, pico_config, pico_snnet, write_config
 
 
 @pytest.fixture(scope="module")
 def demonstration():
     model = pico_snnet()
     trained = Trained(model, StitchConfig.parse(pico_config()), Recipe(), ("ant", "<bee>", "cat", "dog"))
-    return Demonstration(trained, rows_of(model))
+    return Demonstration(trained, pareto_like(model))
 
 
 def picture(size=40):
@@ -48,7 +38,7 @@ def picture(size=40):
 
 
 def test_the_best_stitch_within_the_budget_predicts(demonstration):
-    model, rows = demonstration._model, sorted(rows_of(demonstration._model), key=lambda row: row["flops"])
+    model, rows = demonstration._model, sorted(pareto_like(demonstration._model), key=lambda row: row["flops"])
     assert (demonstration.cheapest, demonstration.costliest) == (rows[0]["flops"], rows[-1]["flops"])
     for wanted in (rows[0], rows[7], rows[-1]):
         shares, text = demonstration.run(picture(), wanted["flops"] + 0.5)
@@ -68,7 +58,7 @@ def test_a_ledger_of_another_network_is_refused():
     model = pico_snnet()
     trained = Trained(model, StitchConfig.parse(pico_config()), Recipe(), ())
     with pytest.raises(InputError, match="of another SN-Net"):
-        Demonstration(trained, [row | {"stitch": "x[0:1]"} for row in rows_of(model)])
+        Demonstration(trained, [row | {"stitch": "x[0:1]"} for row in pareto_like(model)])
     with pytest.raises(InputError, match="has no 'acc1'"):
         Demonstration(trained, [{"cfg_id": 0, "flops": 5}])
     with pytest.raises(InputError, match="has no 'flops'"):
@@ -77,7 +67,7 @@ def test_a_ledger_of_another_network_is_refused():
 
 def test_classes_have_names_where_they_are_known():
     trained = Trained(pico_snnet(), StitchConfig.parse(pico_config()), Recipe(), ())
-    shares, _ = Demonstration(trained, rows_of(trained.model)).run(picture(), 1e9)
+    shares, _ = Demonstration(trained, pareto_like(trained.model)).run(picture(), 1e9)
     assert shares.keys() == {f"class {number}" for number in range(4)}
 
 
@@ -98,7 +88,7 @@ def test_a_ledger_of_recalibrated_stitches_is_shown_with_their_statistics(images
     given = {"stitch_config": str(config), "resume": str(weights), "data_dir": str(images), "recalibrate_bn": 2}
     trained = open_trained(given)
     assert trained.classes == ("class0", "class1", "class2", "class3")
-    shown = Demonstration(trained, rows_of(model))
+    shown = Demonstration(trained, pareto_like(model))
     shares, _ = shown.run(picture(), 1e12)
     net = calibrated(trained, max(shown._rows.values(), key=lambda row: row["acc1"])["cfg_id"])
     expected = net(shown._transform(picture().convert("RGB"))[None])[0].softmax(0).tolist()
@@ -111,7 +101,7 @@ def files(tmp_path):
     config, weights, ledger = write_config(tmp_path / "pico.json"), tmp_path / "net.pth", tmp_path / "ledger.txt"
     model = pico_snnet()
     torch.save({"state_dict": model.state_dict(), "classes": ["ant", "<bee>", "cat", "dog"]}, weights)
-    ledger.write_text("".join(json.dumps(row) + "\n" for row in rows_of(model)))
+    ledger.write_text("".join(json.dumps(row) + "\n" for row in pareto_like(model)))
     return {"--stitch_config": config, "--resume": weights, "--ledger": ledger, "--device": "cpu"}
 
 
@@ -139,23 +129,6 @@ def test_the_command_says_what_is_wrong(files, capsys, monkeypatch):
     assert "pip install 'stitchkit[serve]'" in refused(capsys, files | {"--resume": "gone.pth"})
 
 
-@contextmanager
-def serving(flags, folder=ROOT):
-    """The command in a process of its own; gives its address once it is up."""
-    command = [sys.executable, "-W", "ignore", "-m", "stitchkit", "serve", *map(str, flags)]
-    options = {"cwd": folder, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "text": True}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as process:
-        try:
-            for line in process.stdout:
-                if found := re.search(r"the page is (http://127\.0\.0\.1:\d+)", line):
-                    yield found[1]
-                    break
-            else:
-                pytest.fail(process.stderr.read())
-        finally:
-            process.terminate()
-
-
 def test_a_checkpoint_that_knows_no_classes_takes_their_names_from_the_data(files, images, monkeypatch):
     """As a released one; the number of classes is given as for an export."""
     if find_spec("gradio") is None:
@@ -164,7 +137,7 @@ def test_a_checkpoint_that_knows_no_classes_takes_their_names_from_the_data(file
     config = write_config(files["--stitch_config"], anchors=anchors)
     model = stitchkit.create_snnet(config, num_classes=4)
     torch.save({"state_dict": model.state_dict()}, files["--resume"])
-    files["--ledger"].write_text("".join(json.dumps(row) + "\n" for row in rows_of(model)))
+    files["--ledger"].write_text("".join(json.dumps(row) + "\n" for row in pareto_like(model)))
     shown = []
     monkeypatch.setattr("stitchkit.ship.serve.create_page", lambda demonstration, *, title: shown.append(demonstration))
     monkeypatch.setattr("stitchkit.ship.serve.serve", lambda page, *, port: None)
@@ -173,6 +146,7 @@ def test_a_checkpoint_that_knows_no_classes_takes_their_names_from_the_data(file
     assert shown[0].run(picture(), 1e9)[0].keys() == {f"class{number}" for number in range(4)}
 
 
+@pytest.mark.full
 def test_a_person_uploads_an_image_and_moves_the_budget(files, tmp_path):
     if find_spec("gradio") is None:
         pytest.skip("gradio is not installed")

@@ -9,6 +9,7 @@ import yaml
 from stitchkit.cli import main
 from tests.support import write_sweep
 
+pytestmark = pytest.mark.full  # each job is a process that loads torch
 STITCHED = "train-pico-gap-1,1-adapter-linear_no_downsample"
 
 
@@ -41,7 +42,7 @@ def test_a_second_start_runs_nothing(swept, caplog):
     assert "2 jobs: 2 done, 0 to run, 0 failed before" in caplog.text
 
 
-def test_an_interrupted_job_goes_on_from_its_last_epoch(swept):
+def test_an_interrupted_job_resumes_from_its_last_epoch(swept):
     folder, command = swept
     job = folder / STITCHED
     before = pd.read_csv(job / "result-3.csv")

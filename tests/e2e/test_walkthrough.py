@@ -1,6 +1,7 @@
 """The way of a user, small: anchors, stitching, evaluation, front, and everything that the README shows."""
 
 import argparse
+import itertools
 import json
 import re
 import shlex
@@ -13,7 +14,9 @@ import stitchkit
 from stitchkit.cli import _parser, main
 from stitchkit.measure.ledger import read_rows
 from stitchkit.settings.flags import add_flags, resolve
-from tests.support import FLAGS, ROOT, launch, pico_config, pico_images, weights
+from tests.distributed.forks import end, start
+from tests.pages import commands
+from tests.support import FLAGS, ROOT, pico_config, pico_images, weights
 
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("stitching_*/README.md")), *sorted(ROOT.glob("results/*/README.md"))]
 
@@ -55,22 +58,21 @@ def test_the_digits_are_real_complete_and_disjoint(digits, capsys):
     assert [path.stat().st_mtime_ns for path in paths] == before
 
 
-def test_from_anchors_to_the_front_on_two_ranks(digits, tmp_path, capsys):
+def test_from_anchors_to_the_front_on_two_ranks(images, tmp_path, capsys):
     """What `make demo` does, at pico size: train anchors, stitch them, measure every stitch, draw the front."""
     config = pico_config()
     for anchor in config["anchors"]:
-        anchor["kwargs"]["num_classes"] = 10
         arguments = [f"{key}={value}" for key, value in anchor["kwargs"].items()]
         flags = ["--model", anchor["name"], "--model-kwargs", *arguments, "--output", tmp_path]
-        run("train", digits, *FLAGS[1:], "-b", "64", *flags, "--experiment", anchor["label"], "--epochs", "3")
+        run("train", images, *FLAGS[1:], *flags, "--experiment", anchor["label"], "--epochs", "1")
         anchor["checkpoint"] = str(tmp_path / anchor["label"] / "last.pth.tar")
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(config))
 
-    flags = [digits, "--stitch_config", path, *FLAGS[1:], "-b", "32", "--output", tmp_path]
-    result = launch(2, *flags)
-    assert result.returncode == 0, result.stderr
-    assert "stitching layers fitted at 14 joints" in result.stdout
+    said = tmp_path / "said"
+    command = ["train", images, "--stitch_config", path, *FLAGS[1:], "--output", tmp_path]
+    assert end(start(command, ranks=2, said=said)) == [0, 0], said.read_text()
+    assert "stitching layers fitted at 14 joints" in said.read_text()
     last = tmp_path / "mine/last.pth.tar"
     started = weights(tmp_path / "ti/last.pth.tar")["blocks.1.mlp.fc1.weight"]
     trained = weights(last)["anchors.0.blocks.1.mlp.fc1.weight"]
@@ -78,13 +80,13 @@ def test_from_anchors_to_the_front_on_two_ranks(digits, tmp_path, capsys):
     assert "model_acc1" not in (tmp_path / "mine/summary.csv").read_text()
     assert (tmp_path / "mine/summary.csv").read_text().splitlines()[0].count("_acc1") == 3
 
-    (suggested,) = re.findall(r"next, measure every stitch: ./distributed_train.sh 2 (.*)", result.stdout)
+    (suggested,) = re.findall(r"next, measure every stitch: ./distributed_train.sh 2 (.*)", said.read_text())
     evaluation = ["train", *shlex.split(suggested)]
     run(*evaluation)
     ledger = tmp_path / "mine/stitches_res.txt"
     rows = read_rows(ledger)
     assert [row["cfg_id"] for row in rows] == list(range(17))
-    assert all(row["images"] == 600 for row in rows)
+    assert all(row["images"] == 20 for row in rows)
     # What a ledger lacks is added; fewer stitches at once may sum in another order.
     ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:5]))
     run(*evaluation)
@@ -119,22 +121,13 @@ def test_only_the_layers_train_without_fulltune(images, tmp_path):
     assert {name.split(".")[2] for name in changed if name.startswith("anchors")} <= {"cls_token"}
 
 
-def commands(text):
-    """The shell commands that a document, or a part of it, shows, without comments."""
-    for block in re.findall(r"```bash\n(.*?)```", text, re.S):
-        for line in block.replace("\\\n", " ").splitlines():
-            if words := shlex.split(line, comments=True):
-                yield words
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_command_in_the_documents_is_one(path):
+def test_every_command_in_the_documents_is_one():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    found = 0
-    for words in commands(path.read_text()):
-        found += 1
+    shown = [[*commands(path.read_text())] for path in DOCUMENTS]
+    assert all(shown)
+    for words in itertools.chain(*shown):
         if words[0] == "make":
-            assert set(words[1:]) <= targets
+            assert set(words[1:]) <= targets, words
         elif words[0] == "./distributed_train.sh" or words[:2] == ["stitchkit", "train"]:
             parser = argparse.ArgumentParser()
             add_flags(parser)
@@ -142,9 +135,9 @@ def test_every_command_in_the_documents_is_one(path):
         else:
             assert words[0] in ("source", "stitchkit", "cp", "cd", "git"), words
             assert words[0] != "stitchkit" or not _parser().parse_known_args(words[1:])[1], words
-    assert found
 
 
+@pytest.mark.full
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
@@ -198,7 +191,7 @@ def test_anchors_that_expect_other_images_are_pointed_out(images, tmp_path, capl
     run(*flags)
     assert "different mean and std" in caplog.text
     caplog.clear()
-    run(*flags, "--experiment", "told", "--mean", "0.5", "0.5", "0.5", "--std", "0.5", "0.5", "0.5")
+    run(*flags, "--experiment", "normalised", "--mean", "0.5", "0.5", "0.5", "--std", "0.5", "0.5", "0.5")
     assert "different mean and std" not in caplog.text
 
 

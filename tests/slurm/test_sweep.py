@@ -1,4 +1,4 @@
-"""A sweep through a real Slurm: a job that is preempted goes on from its last finished epoch."""
+"""A sweep through a real Slurm: a job that is preempted resumes from its last finished epoch."""
 
 import os
 import shutil
@@ -71,7 +71,7 @@ def test_a_preempted_job_of_a_sweep_resumes(slurm, images, tmp_path, preempt):
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as launcher:
         wait_until((first / "result/checkpoint.pth").exists, "the first epoch")
         subprocess.run([*preempt, job_id(first)], check=True)
-        # A person may leave; the jobs go on, and the next command watches them.
+        # A person may leave; the jobs continue, and the next command watches them.
         launcher.terminate()
     assert not (first / "result.pkl").exists()
     start_now(job_id(first))

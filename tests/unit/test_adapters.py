@@ -1,7 +1,6 @@
 """Adapters: shapes for all arguments, what identity means, and the defects of the publication that are not repeated."""
 
 import inspect
-import itertools
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from stitchkit.assembly.parts.blocks import (
     VisionTransformerBlock,
 )
 from stitchkit.errors import InputError
+from tests.support import mostly_full, pairwise, products
 
 RESNET_BLOCKS = (ResNetBasicBlock, ResNetBottleneck)
 
@@ -62,18 +62,16 @@ def test_arguments_have_the_published_names_and_defaults(part, defaults):
     assert required == expected.get(part, {"in_channels", "out_channels"})
 
 
-CONVOLUTIONS = [
-    {
-        **{"num_conv": num, "kernel_size": kernel, "stride": stride, "leading_norm": norm},
-        **{"nonlinearity": nonlinear, "hid_channels": hid, "init_identity": identity},
-    }
-    for num, kernel, stride, norm, nonlinear, hid, identity in itertools.product(
-        (1, 2, 3), (1, 3, 5), (1, 2), (True, False), (True, False), (None, 6), (True, False)
-    )
-]
+OPTIONS = {
+    "leading_norm": (True, False),
+    "nonlinearity": (True, False),
+    "hid_channels": (None, 6),
+    "init_identity": (True, False),
+}
+CONVOLUTIONS = products(num_conv=(1, 2, 3), kernel_size=(1, 3, 5), stride=(1, 2), **OPTIONS)
 
 
-@pytest.mark.parametrize("arguments", CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize("arguments", mostly_full(CONVOLUTIONS, quick=pairwise(CONVOLUTIONS)), ids=str)
 def test_convolutional_adapters_reach_the_channels_and_divide_the_size_by_the_stride(arguments):
     adapter = SimpleAdapter(in_channels=4, out_channels=8, **arguments)
     assert adapter(positive_map(4)).shape == (2, 8, 6 // arguments["stride"], 6 // arguments["stride"])
@@ -85,20 +83,14 @@ def test_a_padding_that_is_given_is_kept(padding):
     assert adapter(positive_map(4)).shape[2:] == (4 + 2 * padding, 4 + 2 * padding)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"num_fc": num, "leading_norm": norm, "nonlinearity": nonlinear, "hid_channels": hid, "init_identity": identity}
-        for num, norm, nonlinear, hid, identity in itertools.product(
-            (1, 2, 3), (True, False), (True, False), (None, 6), (True, False)
-        )
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("positions", [(5,), (3, 4), ()], ids=str)
-def test_linear_adapters_reach_the_channels_of_sequences_maps_and_vectors(arguments, positions):
+LINEAR = products(num_fc=(1, 2, 3), **OPTIONS)
+
+
+@pytest.mark.parametrize("arguments", mostly_full(LINEAR, quick=pairwise(LINEAR)), ids=str)
+def test_linear_adapters_reach_the_channels_of_sequences_maps_and_vectors(arguments):
     adapter = SimpleAdapter(in_channels=4, out_channels=8, **arguments)
-    assert adapter(torch.rand(2, *positions, 4)).shape == (2, *positions, 8)
+    for positions in ((5,), (3, 4), ()):
+        assert adapter(torch.rand(2, *positions, 4)).shape == (2, *positions, 8)
 
 
 def test_an_adapter_is_a_norm_then_layers_norms_and_leaky_relus():
@@ -156,15 +148,16 @@ def test_a_linear_identity_adapter_only_normalises(into, out):
     assert torch.equal(y, nn.functional.layer_norm(x[..., :out], (out,)))
 
 
+BLOCKS = products(norm_type=NORMS, stride=(1, 2), out_channels=(8, 12, 4), init_identity=(True, False))
+
+
 @pytest.mark.parametrize("block", RESNET_BLOCKS)
-@pytest.mark.parametrize("norm_type", NORMS)
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("out", [8, 12, 4])
-@pytest.mark.parametrize("identity", [True, False])
-def test_resnet_blocks_reach_the_channels_and_divide_the_size(block, norm_type, stride, out, identity):
-    adapter = block(in_channels=8, out_channels=out, stride=stride, norm_type=norm_type, init_identity=identity)
+@pytest.mark.parametrize("arguments", mostly_full(BLOCKS, quick=pairwise(BLOCKS)), ids=str)
+def test_resnet_blocks_reach_the_channels_and_divide_the_size(block, arguments):
+    adapter = block(in_channels=8, **arguments)
     y = adapter(positive_map(8))
-    assert y.shape == (2, out, 6 // stride, 6 // stride)
+    side = 6 // arguments["stride"]
+    assert y.shape == (2, arguments["out_channels"], side, side)
     y.sum().backward()
     assert all(parameter.grad is not None for parameter in adapter.parameters())
 

@@ -14,30 +14,10 @@ from stitchkit.assembly.parts.network import build_network
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
 from stitchkit.errors import InputError
 from stitchkit.measure.profile import measure
+from tests.jobs import JOBS, RESNET, VIT, adapter, resnet, swin, vit
 
 SIZE = (3, 32, 32)
-RESNET = {"layers": [1, 2, 1, 1], "channels": [8, 16, 16, 32]}
-VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 8, "depth": 3, "num_heads": 2}
-SWIN = {"img_size": 64, "window_size": 2, "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4]}
 ADAPTER = {"num_conv": 1, "in_channels": 16, "out_channels": 8}
-
-
-def resnet(first, last, **arguments):
-    return {"Subnet": {"model_name": "resnet18", "block_input": first, "block_output": last, **RESNET, **arguments}}
-
-
-def vit(first, last, **arguments):
-    place = {"block_input": first, "block_output": last}
-    return {"Subnet": {"model_name": "vit_tiny_patch16_224", **place, **VIT, **arguments}}
-
-
-def swin(first, last, **arguments):
-    place = {"block_input": first, "block_output": last}
-    return {"Subnet": {"model_name": "swin_tiny_patch4_window7_224", **place, **SWIN, **arguments}}
-
-
-def adapter(into, out, **arguments):
-    return {"SimpleAdapter": {"num_conv": 1, "in_channels": into, "out_channels": out, **arguments}}
 
 
 def spec(parts, head=None, **options):
@@ -61,62 +41,6 @@ def digest(module):
     for name, value in module.state_dict().items():
         total.update(name.encode() + value.numpy().tobytes())
     return total.hexdigest()
-
-
-JOBS = {
-    "ResNet to ResNet": [
-        resnet("x", "layer2", frozen=True),
-        adapter(16, 16),
-        resnet("layer3", "fc", out_format="vector"),
-    ],
-    "CNN to ViT": [
-        resnet("x", "layer2", in_format="img", out_format="img", frozen=True),
-        adapter(16, 8),
-        vit("blocks.1", "head", in_format=["bert", 16], out_format="vector", frozen=True),
-    ],
-    "ViT to CNN": [
-        vit("x", "blocks.0", in_format="img", out_format="bert", frozen=True),
-        adapter(16, 16),
-        resnet("layer3", "fc", in_format=["img", [8, 8]], out_format="vector", frozen=True),
-    ],
-    "CNN to Swin": [
-        resnet("x", "layer2", frozen=True),
-        adapter(16, 16),
-        swin("layers.2", "head", in_format=["bhwc", [4, 4]], out_format="vector", frozen=True),
-    ],
-    "Swin to CNN, by a block": [
-        swin("x", "layers.1", img_size=32, out_format=["bhwc", [16, 4, 4]]),
-        {"ResNetBottleneck": {"in_channels": 16, "out_channels": 16}},
-        resnet("layer3.0", "fc", in_format=["img", [16, 4, 4]], out_format="vector"),
-    ],
-    "block replaced": [resnet("x", "layer2.0", frozen=True), adapter(16, 16), resnet("layer3", "fc", frozen=True)],
-    "network expanded": [
-        resnet("x", "layer1", frozen=True),
-        {"ResNetBasicBlock": {"in_channels": 8, "out_channels": 8}},
-        resnet("layer2", "layer2", frozen=True),
-        {"ResNetBasicBlock": {"in_channels": 16, "out_channels": 16}},
-        resnet("layer3", "layer4", frozen=True),
-        resnet("global_pool", "fc", out_format="vector", frozen=True),
-    ],
-    "network compressed": [
-        swin("x", "layers.0", in_format="img", out_format="bhwc", frozen=True),
-        {"SimpleAdapter": {"num_fc": 1, "in_channels": 8, "out_channels": 8, "fc_format": "token"}},
-        swin("layers.1", "head", in_format=["bhwc", [8, 16, 16]], out_format="vector", frozen=True),
-    ],
-    "ViT to ViT, nothing declared": [
-        vit("x", "blocks.0"),
-        {"VisionTransformerBlock": {"num_heads": 2}},
-        vit("blocks.1", "head"),
-    ],
-    "from scratch": [{"Net": {"model_name": "resnet18", "pretrained": False, **RESNET}}],
-    "from scratch, torchvision": [{"Net": {"model_name": "mobilenet_v3_small", "backend": "pytorch"}}],
-    "own blocks": [
-        {"BaseBlock": {"channels": 8}},
-        {"SwinTransformerBlock": {"num_heads": 2, "window_size": 4, "do_shift": True}},
-        {"Function": {"name": "relu"}},
-        "ClassifierHead",
-    ],
-}
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -533,6 +457,6 @@ def test_parallel_parts_can_be_traced_so_that_a_job_can_count_their_flops(agg):
     assert measure(network, torch.zeros(1, *SIZE)).flops > 0
 
 
-def test_a_network_of_more_classes_than_the_data_is_told(caplog):
+def test_a_network_of_more_classes_than_the_data_is_reported(caplog):
     build([resnet("x", "fc", out_format="vector")])
     assert "gives 1000 logits, the data have 5 classes" in caplog.text

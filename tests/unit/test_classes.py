@@ -15,9 +15,9 @@ from stitchkit.assembly.parts.part import Assembly, ClassifierHead, ParallelPart
 from stitchkit.assembly.parts.pretrained import WholeNetwork, load_model
 from stitchkit.assembly.train.classes import check_origins
 from stitchkit.classes import check_classes, in_order, note_origin, origin_of, trained_classes
+from stitchkit.data.loaders import open_datasets
 from stitchkit.data.prepare import CollectionTask as Collected, prepare_one
 from stitchkit.data.sources import Source, open_dataset
-from stitchkit.data.splits import open_datasets
 from stitchkit.errors import InputError
 from stitchkit.networks.layout import Layout
 from stitchkit.settings.by_name import make_recipe
@@ -107,7 +107,9 @@ def test_local_folders_of_hugging_face_number_alike(tmp_path, monkeypatch):
 
 def test_a_prepared_collection_numbers_alike(tmp_path):
     write(tmp_path / "sources", "mine", copies=20)
-    prepare_one("mine", Collected("mine", len(NAMES), 20 * len(NAMES), by_hand="somewhere"), tmp_path)
+    prepare_one(
+        "mine", Collected(source="mine", classes=len(NAMES), images=20 * len(NAMES), by_hand="somewhere"), tmp_path
+    )
     for split in ("train", "test"):
         images = open_dataset(Source("mine", tmp_path), split)
         assert images.classes == tuple(ORDERED)
@@ -117,7 +119,7 @@ def test_a_prepared_collection_numbers_alike(tmp_path):
 OPENED = """
 import sys
 from stitchkit.data.sources import Source, open_dataset
-from stitchkit.data.splits import open_datasets
+from stitchkit.data.loaders import open_datasets
 from stitchkit.settings.by_name import make_recipe
 from stitchnet import image_folder
 
@@ -127,6 +129,7 @@ print(open_dataset(Source(sys.argv[1], None), "validation").classes, image_folde
 """
 
 
+@pytest.mark.full
 def test_ties_are_numbered_alike_in_every_process(tmp_path):
     """timm's key calls these names equal, and the order of a set depends on the seed of hashes."""
     names = ("1", "01", "001", "A", "a", "b1", "B01", "b01", "B1")
@@ -167,7 +170,7 @@ def test_classes_are_compared_task_by_task(caplog):
         check_classes([three], [three[:2]], "f", strict=True)
     with caplog.at_level(logging.WARNING):
         check_classes([one], [three], "f", strict=False)
-        assert not caplog.messages, "another number: the classifier is made anew, or refused by its shape"
+        assert not caplog.messages, "another number: the classifier is re-initialised, or refused by its shape"
         check_classes([one], [two], "f", strict=False)
     [line] = caplog.messages
     assert (
@@ -195,7 +198,7 @@ def checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [PICO, {"model_name": "resnet18", "backend": "torchvision"}])
-def test_a_network_knows_where_its_classifier_is_from_unless_it_is_made_anew(checkpoint, arguments):
+def test_a_network_knows_where_its_classifier_is_from_unless_it_is_reinitialised(checkpoint, arguments):
     path = checkpoint(**arguments)
     for number in (None, 3):
         assert origin_of(WholeNetwork(**arguments, ckp_path=path, num_classes=number).net) == (path, [["x", "y", "z"]])

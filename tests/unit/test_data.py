@@ -11,8 +11,7 @@ from PIL import Image
 from timm.data.mixup import FastCollateMixup
 from timm.data.random_erasing import RandomErasing
 
-from stitchkit.data.loaders import create_loaders, without_padding
-from stitchkit.data.splits import open_datasets
+from stitchkit.data.loaders import create_loaders, open_datasets, without_padding
 from stitchkit.distributed import init_world
 from stitchkit.engine.loop import seed_epoch
 from stitchkit.errors import InputError
@@ -186,7 +185,7 @@ def test_streams_have_no_repeated_or_split_images(loaders, tmp_path):
             loaders(**stream, **{name: 2})
 
 
-def test_what_readers_of_many_libraries_are_told(monkeypatch):
+def test_readers_of_many_libraries_are_given_their_options(monkeypatch):
     """Repetitions go to libraries that need a network; here is what timm gets for them."""
     seen = {}
 

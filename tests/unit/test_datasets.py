@@ -16,9 +16,8 @@ from torchvision.transforms import v2
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.train.data import TrainingLoader, open_data
 from stitchkit.data.digits import write_digits
-from stitchkit.data.loaders import without_padding
+from stitchkit.data.loaders import open_datasets, without_padding
 from stitchkit.data.sources import Source, open_dataset as open_source
-from stitchkit.data.splits import open_datasets
 from stitchkit.data.torchvision_sets import SOURCES
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
@@ -118,7 +117,7 @@ def test_eurosat_has_a_split_of_its_own_that_is_always_the_same(tmp_path):
 
 def test_too_few_images_to_divide(tmp_path):
     archives.write_eurosat(tmp_path, count=1)
-    with pytest.raises(InputError, match="3 images are too few to divide"):
+    with pytest.raises(InputError, match="3 images are too few to split"):
         open_dataset("eurosat", root=tmp_path, split="train")
 
 
@@ -139,7 +138,7 @@ def test_a_download_happens_when_asked_for_alone(tmp_path, monkeypatch, served):
     monkeypatch.setattr(torchvision.datasets.DTD, "_URL", f"{served}/{archive.name}")
     monkeypatch.setattr(torchvision.datasets.DTD, "_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
     root = tmp_path / "root"
-    with pytest.raises(InputError, match="needs dtd/dtd/; put that there, or ask for it: download is off"):
+    with pytest.raises(InputError, match="needs dtd/dtd/; put that there, or allow the download, which is off"):
         open_dataset("dtd", root=root, split="test")
     assert not root.exists()
     assert len(open_dataset("dtd", root=root, split="test", download=True)) == 6
@@ -171,7 +170,7 @@ def test_imagenet_that_is_not_there_says_both_ways(tmp_path):
         open_dataset("imagenet", root=tmp_path, split="train")
 
 
-def test_a_test_folder_without_classes_is_passed_over(tmp_path):
+def test_a_test_folder_without_classes_is_skipped(tmp_path):
     archives.write_folder(tmp_path, "train", "val", count=2)
     archives.save(tmp_path / "test/unknown.png")
     assert len(open_dataset(str(tmp_path), root=None, split="validation")) == 4
@@ -263,12 +262,10 @@ def test_a_job_takes_streamed_data(tmp_path):
     [data] = data_of_job("wds/images", tmp_path, num_classes=2)
     assert (data.classes, len(data.train), len(data.test)) == (("0", "1"), 3, 2)
     loader = TrainingLoader([data.train])
-    loader.set_epoch(0)
     assert [len(labels) for _, (labels,) in loader] == [2, 2, 2]
     assert sum(len(labels) for _, labels in without_padding(data.test, CPU)) == 3
     [data] = data_of_job("wds/images", tmp_path, num_classes=2, max_batches=1)
     assert (len(data.train), len(list(data.train)), len(list(data.test))) == (1, 1, 1)
-    loader.report()
 
 
 def test_a_job_takes_streams_of_hugging_face(tmp_path):
@@ -359,7 +356,7 @@ def test_training_takes_the_names_that_jobs_take(tmp_path, no_checksums):
         assert (len(found.train), len(found.classes)) == (count, 10)
 
 
-def test_images_without_labels_are_passed_over(tmp_path):
+def test_images_without_labels_are_skipped(tmp_path):
     datasets = pytest.importorskip("datasets")
     archives.save(tmp_path / "image.png")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
@@ -372,7 +369,7 @@ def test_images_without_labels_are_passed_over(tmp_path):
 
 def test_no_server_is_asked_unless_a_download_is(tmp_path):
     datasets = pytest.importorskip("datasets")
-    with pytest.raises(InputError, match="ask for the download, which is off"):
+    with pytest.raises(InputError, match="allow the download, which is off"):
         open_dataset("hfds/nobody/nothing", root=tmp_path, split="train")
     assert not datasets.config.HF_HUB_OFFLINE
 

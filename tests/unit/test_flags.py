@@ -61,7 +61,7 @@ def test_a_flag_takes_back_what_a_file_switches_on(tmp_path):
     assert parse("data", "--stitch_config", str(path), "--lr-base", "1e-4").optim.lr is None
 
 
-def test_a_settings_file_that_is_no_text_is_named(config, tmp_path):
+def test_a_settings_file_that_is_not_text_is_named(config, tmp_path):
     (tmp_path / "image.png").write_bytes(b"\x89PNG\xff")
     with pytest.raises(InputError, match="cannot be read"):
         parse("data", "--stitch_config", config, "-c", str(tmp_path / "image.png"))

@@ -15,9 +15,9 @@ from stitchkit.cli import main
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.pareto import pareto_front, table
 from stitchkit.ship.trained_snnet import open_trained
-from tests.contract.test_exports import Hostile
+from tests.hostile import Hostile
+from tests.results import pareto_like
 from tests.support import FAMILIES, FLAGS, pico_config, pico_images, randomize, write_config
-from tests.unit.test_pick import pareto_like
 
 
 @pytest.fixture(autouse=True)
@@ -261,7 +261,7 @@ def test_a_pickle_in_a_folder_is_never_opened(model, folder):
     assert not trap.exists()
 
 
-def test_a_place_that_is_none_is_refused_with_one_sentence(tmp_path):
+def test_what_is_neither_folder_nor_repository_is_refused_with_one_sentence(tmp_path):
     with pytest.raises(stitchkit.InputError, match="neither an existing folder nor the name of a repository"):
         stitchkit.HubSNNet.from_pretrained(tmp_path / "no/such/folder")
     with pytest.raises(stitchkit.InputError, match=r"cannot be loaded: .*; check the folder, or name and network"):

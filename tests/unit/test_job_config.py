@@ -193,7 +193,7 @@ def test_a_cycle_of_includes_is_refused(tmp_path):
         ("model: !include [a]\n", "'job.yml', line 1: write !include and the name of a file"),
     ],
 )
-def test_files_that_are_no_configuration(tmp_path, text, words):
+def test_files_that_are_not_configurations(tmp_path, text, words):
     assert words in refusal(tmp_path, text)
 
 
@@ -211,7 +211,7 @@ def test_files_that_are_no_configuration(tmp_path, text, words):
         ("  epochs: 3", "  epochs: 3\n  batch_size: 0", "line 6: train_config.batch_size is 0; it must be at least 1"),
         ("  epochs: 3", "  epochs: 3\n  optimizer: AdamWW", "unknown optimizer 'AdamWW'; did you mean 'AdamW'?"),
         ("  epochs: 3", "  epochs: 3\n  optimizer_args: {lrr: 1}",
-         "line 6: train_config.optimizer_args: Adam refuses them"),
+         "line 6: train_config.optimizer_args: Adam refuses them: TypeError"),
         ("  epochs: 3", "  epochs: 3\n  optimizer_args: {lr: -1}", "Invalid learning rate: -1"),
         ("  epochs: 3", "  epochs: 3\n  lr_scheduler: CosineLR", "line 6: train_config.lr_scheduler: unknown schedule"),
         ("  epochs: 3", "  epochs: 3\n  lr_scheduler: StepLR\n  lr_scheduler_args: {step: 1}",
@@ -277,7 +277,7 @@ def rates(train, epochs, steps):
     return found
 
 
-def test_schedules_go_on_with_epochs_or_with_steps():
+def test_schedules_advance_with_epochs_or_with_steps():
     settings = {"optimizer": "SGD", "optimizer_args": {"lr": 1.0}, "lr_scheduler": "ExponentialLR"}
     by_epoch = train_config(**settings, lr_scheduler_args={"gamma": 0.5})
     assert rates(by_epoch, 3, 2) == [1, 1, 0.5, 0.5, 0.25, 0.25]
@@ -309,7 +309,7 @@ def test_a_plateau_lowers_the_rate():
         rates(train_config(lr_scheduler="ReduceLROnPlateau", lr_scheduler_args={"cadence": "steps"}), 1, 1)
 
 
-def test_a_schedule_goes_on_from_its_state():
+def test_a_schedule_resumes_from_its_state():
     parts = [{"lr_scheduler": "ConstantLR"}, {"lr_scheduler": "CosineAnnealingLR", "lr_scheduler_args": {"T_max": 4}}]
     train = train_config(lr_scheduler="SequentialLR", lr_scheduler_args={"milestones": [2], "schedulers": parts})
     whole, found = rates(train, 5, 1), []

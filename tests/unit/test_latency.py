@@ -14,7 +14,7 @@ from tests.support import pico_snnet, write_config
 
 
 class Sleep(nn.Module):
-    """Takes as long as it is told."""
+    """Takes as long as a test says."""
 
     def __init__(self, seconds):
         super().__init__()

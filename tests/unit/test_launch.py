@@ -18,7 +18,7 @@ from tests.support import write_sweep
 
 
 class FakeCluster:
-    """Jobs that end as they are told to."""
+    """Jobs that end as a test says."""
 
     def __init__(self, ends):
         self.ends, self.started, self.running, self.stopped = ends, [], [], False
@@ -73,17 +73,55 @@ def test_jobs_that_have_their_result_are_skipped(folders):
 
 def test_failed_jobs_are_listed_with_their_logs_and_retried_on_request(folders, caplog):
     caplog.set_level("INFO")
-    ends = {NAMES[1]: lambda folder: folder.fail("out of luck"), NAMES[2]: lambda folder: None}
+    ends = {NAMES[1]: lambda folder: folder.fail("out of luck"), NAMES[2]: lambda folder: folder.fail("out of luck")}
     with pytest.raises(InputError, match="2 jobs failed and are listed above"):
         run(folders, ends)
-    assert [folder.failure for folder in folders] == [
-        None, "out of luck", "it ended without a result; out of memory, killed or cancelled"
-    ]  # fmt: skip
+    assert [folder.failure for folder in folders] == [None, "out of luck", "out of luck"]
     assert f"log: {folders[1].log}" in caplog.text
     with pytest.raises(InputError, match="--retry-failed"):
         assert run(folders) == []
     assert run(folders, retry_failed=True) == NAMES[1:]
     assert len(progress(folders).done) == 3
+
+
+def test_a_job_that_was_killed_runs_again_unasked(folders, caplog):
+    caplog.set_level("INFO")
+    with pytest.raises(InputError, match="1 jobs were interrupted and are listed above"):
+        run(folders, {NAMES[2]: lambda folder: None})
+    assert f"interrupted: {NAMES[2]}\n  killed, cancelled or out of memory\n  log: {folders[2].log}" in caplog.text
+    assert run(folders) == [NAMES[2]]
+
+
+def test_checkpoints_that_a_killed_sweep_left_beside_a_result_are_removed(folders, tmp_path):
+    for folder in folders[:2]:
+        folder.checkpoints.mkdir()
+    folders[0].result.touch()
+    config = SweepConfig.load(write_sweep(tmp_path, tmp_path))
+    write_folders(plan(config), tmp_path / "out", config.seed)
+    assert [folder.checkpoints.exists() for folder in folders[:2]] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 5}, "train_config.epochs 2, not 5; a folder holds sweeps of the same settings"),
+        ({"pretrained": False}, "pretrained True, not False"),
+        ({"workers": 3, "data_path": "x", "seed": 4, "device": "cpu"}, None),
+    ],
+)
+def test_settings_of_a_sweep_that_has_begun(folders, tmp_path, changes, message):
+    """Those that results depend on are refused before anything is written."""
+    config = SweepConfig.load(write_sweep(tmp_path, tmp_path), **changes)
+    folders[1].result.touch()
+    if message is None:
+        write_folders(plan(config), tmp_path / "out", config.seed)
+        return
+    with pytest.raises(InputError) as error:
+        write_folders(plan(config), tmp_path / "out", config.seed)
+    assert f"'{folders[1].path}' was trained with {message}" in str(error.value)
+    assert yaml.safe_load((folders[0].path / "config.yml").read_text())["train_config"]["epochs"] == 2
+    folders[1].result.unlink()  # nothing has begun, so the settings may be others
+    write_folders(plan(config), tmp_path / "out", config.seed)
 
 
 def test_another_seed_is_another_run_in_the_same_folder(folders, tmp_path):
@@ -99,12 +137,13 @@ def test_another_seed_is_another_run_in_the_same_folder(folders, tmp_path):
 
 def test_the_configuration_of_a_job_that_is_done_stays_as_it_ran(folders, tmp_path):
     for folder in folders[:2]:
-        (folder.path / "config.yml").write_text("as it ran")
+        ran = (folder.path / "config.yml").read_text() + "# as it ran"
+        (folder.path / "config.yml").write_text(ran)
     folders[0].result.touch()
     config = SweepConfig.load(write_sweep(tmp_path, tmp_path))
     write_folders(plan(config), tmp_path / "out", config.seed)
-    assert (folders[0].path / "config.yml").read_text() == "as it ran"
-    assert "assembly" in yaml.safe_load((folders[1].path / "config.yml").read_text())
+    assert (folders[0].path / "config.yml").read_text().endswith("# as it ran")
+    assert not (folders[1].path / "config.yml").read_text().endswith("# as it ran")
 
 
 def test_a_preempted_job_is_started_again_as_it_was(tmp_path):
@@ -146,7 +185,7 @@ def test_slurm_gets_an_array_and_the_parameters(monkeypatch, folders, tmp_path):
         assert f"#SBATCH --{line}\n" in sent
     submitted = sorted((tmp_path / "out/submitit").glob("*/*_submitted.pkl"))
     assert len(submitted) == 3
-    assert all(DelayedSubmission.load(file)._timeout_countdown > 10_000 for file in submitted)  # times it may go on
+    assert all(DelayedSubmission.load(file)._timeout_countdown > 10_000 for file in submitted)  # times it may resume
     assert place.poll() == []
     # A second launcher finds the jobs in the queue and sends nothing.
     (tmp_path / "sent").unlink()

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from stitchkit.display import quantity
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import Ledger, read_rows, write_rows
-from stitchkit.measure.pareto import pareto_front, plot, quantity, table
+from stitchkit.measure.pareto import pareto_front, plot, table
 from stitchkit.measure.profile import Cost, Profiler
 from tests.support import pico_snnet
 
@@ -30,7 +31,7 @@ def test_rows_hold_what_was_measured_in_the_named_order(tmp_path, model):
     assert row["stitch"] == "ti[0:3]"
 
 
-def test_a_rerun_goes_on_where_it_stopped(tmp_path, model):
+def test_a_rerun_resumes_where_it_stopped(tmp_path, model):
     path = tmp_path / "r.txt"
     first = open_ledger(path, model)
     for cfg_id in (0, 1, 4):
@@ -75,7 +76,7 @@ def test_a_file_from_another_configuration_is_refused_and_kept(change, message, 
 @pytest.mark.parametrize(
     "text", ["nonsense\n", "[]\n", '{"flops": 1}\n', '{"cfg_id": "1"}\n', '{"cfg_id": 1, "acc1": null}\n']
 )
-def test_what_is_no_ledger_is_named(text, tmp_path):
+def test_what_is_not_a_ledger_is_named(text, tmp_path):
     path = tmp_path / "r.txt"
     path.write_text(text)
     with pytest.raises(InputError, match="line 1"):

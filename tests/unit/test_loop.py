@@ -7,7 +7,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stitchkit.distributed import World
 from stitchkit.engine.epoch_state import LossWindow, Position
 from stitchkit.engine.loop import Trainer
-from stitchkit.engine.precision import LossScaler
 from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
 from stitchkit.settings.by_name import make_recipe
@@ -57,7 +56,7 @@ def trainer(family, settings, *, scaled):
         task=task, loader=loader, optimizer=optimizer, schedule=schedule, settings=engine_settings(recipe),
         world=World(0, 1, device), folder=None,
     )  # fmt: skip
-    subject.scaler = LossScaler(device="cpu") if scaled else None
+    subject.scaler = torch.amp.GradScaler("cpu") if scaled else None
     return subject
 
 

@@ -80,7 +80,7 @@ def test_files_of_anchors_are_loaded_without_pretrained_weights(tmp_path):
     stitchkit.create_snnet(pico_config() | {"anchors": anchors})
 
 
-def test_anchors_that_descend_are_told(caplog):
+def test_anchors_that_descend_are_reported(caplog):
     snnet([pico_anchor("b", 16), pico_anchor("a", 8)])
     assert "their parameters do not ascend: b " in caplog.text
     caplog.clear()

@@ -13,7 +13,7 @@ from stitchkit.errors import InputError
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.train.optim import create_optimizer, create_schedule, learning_rate
-from tests.support import ROOT, family_snnet, pico_images, pico_snnet
+from tests.support import ROOT, family_snnet, mostly_full, pico_images, pico_snnet
 
 
 def optim(**settings):
@@ -150,7 +150,7 @@ def test_other_ways_to_update_can_be_asked_for():
 
 @pytest.mark.parametrize("opt", ["adamw", "lookahead_adamw"])
 @pytest.mark.parametrize("before", [None, {"fused": False}], ids=["fused", "unfused"])
-def test_a_state_goes_on_in_the_way_asked_for_now(opt, before):
+def test_a_state_continues_in_the_way_asked_for_now(opt, before):
     """A checkpoint says how far an optimizer is, not how it computes; those of unfused runs are loaded too."""
     model = pico_snnet()
     optimizer = create_optimizer(model, optim(opt=opt, opt_kwargs=before), lr=1e-3)
@@ -296,14 +296,10 @@ def take_steps(model, optimizer, count):
 ELSEWHERE = ("bnb", "fused", "adahessian")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(pytest.param(n, marks=[] if n in ("adamw", "sgd", "lamb", "muon") else pytest.mark.nightly)
-          for n in list_optimizers() if not n.startswith(ELSEWHERE)),
-        "lookahead_adamw",
-    ],
-)  # fmt: skip
+OPTIMIZERS = [*(name for name in list_optimizers() if not name.startswith(ELSEWHERE)), "lookahead_adamw"]
+
+
+@pytest.mark.parametrize("name", mostly_full(OPTIMIZERS, quick=["adamw", "sgd", "lamb", "muon", "lookahead_adamw"]))
 def test_every_optimizer_resumes_and_refuses_states_of_other_shapes(name):
     """What a fresh one says its state must be is what it has after steps, and asking changes nothing."""
     model = few_weights()

@@ -41,7 +41,7 @@ def test_all_published_parts_are_found_by_name():
         part_class("ResnetBottleneck")
 
 
-def test_models_are_pretrained_and_from_timm_unless_told_otherwise():
+def test_models_are_pretrained_and_from_timm_by_default():
     for part in (Subnet, WholeNetwork):
         defaults = {name: p.default for name, p in inspect.signature(part).parameters.items()}
         assert defaults["backend"] == "timm"
@@ -196,7 +196,7 @@ def test_the_checkpoint_of_a_job_that_trained_a_whole_model_gives_pieces(tmp_pat
     assert torch.equal(net(IMAGES), model(IMAGES))
 
 
-def test_a_classifier_of_another_number_of_classes_is_made_anew(tmp_path):
+def test_a_classifier_of_another_number_of_classes_is_reinitialised(tmp_path):
     ours = saved(resnet(num_classes=7), tmp_path / "timm.pth")
     torch.manual_seed(0)
     model = torchvision.models.mobilenet_v3_small(num_classes=7).eval()
@@ -230,11 +230,11 @@ def test_pieces_of_torchvision_models_are_the_models(backend, tmp_path):
         ({"model_name": "retinanet_resnet50_fpn", "backend": "torchvision"}, "unknown torchvision model 'retinanet"),
         ({"model_name": "resnet18", "backend": "torch"}, "unknown backend 'torch'; did you mean 'pytorch'"),
         ({"model_name": "resnet18", "size": 3}, "timm cannot build 'resnet18'"),
-        ({"model_name": "resnet18", "backend": "pytorch", "size": 3}, "torchvision's 'resnet18' cannot be had with"),
+        ({"model_name": "resnet18", "backend": "pytorch", "size": 3}, "torchvision's 'resnet18' cannot be loaded with"),
         ({"model_name": "resnet18", "ckp_path": "nowhere.pth"}, "checkpoint 'nowhere.pth' does not exist"),
     ],
 )
-def test_models_that_cannot_be_had_say_why(arguments, message):
+def test_models_that_cannot_be_loaded_say_why(arguments, message):
     with pytest.raises(InputError, match=message):
         WholeNetwork(**{"pretrained": False, **arguments})
 

@@ -6,9 +6,10 @@ import pytest
 
 import stitchkit
 from stitchkit.cli import main
+from stitchkit.display import count
 from stitchkit.measure.ledger import read_rows, write_rows
-from stitchkit.measure.profile import Profiler
-from stitchkit.ship.pick import Budget, complete, count, pick, pick_one
+from stitchkit.ship.pick import Budget, complete, pick, pick_one
+from tests.results import pareto_like
 from tests.support import ROOT, pico_images, pico_snnet, write_config
 
 OURS = sorted(ROOT.glob("results/*/digits_*.txt")) + sorted(ROOT.glob("results/*/stitches_res.txt"))
@@ -20,18 +21,6 @@ PUBLISHED = (
     "levit_192_256",
     "snnetv2_deit3_s_l",
 )
-
-
-def pareto_like(model, **changes):
-    """Rows of an evaluation in which a costlier stitch is the better one."""
-    profiler = Profiler(model)
-    rows = [
-        {"cfg_id": cfg_id, "stitch": model.space[cfg_id].name, **profiler.cost(cfg_id)._asdict()}
-        for cfg_id in range(len(model.space))
-    ]
-    for place, row in enumerate(sorted(rows, key=lambda row: row["flops"])):
-        row["acc1"] = 50.0 + place
-    return [row | changes for row in rows]
 
 
 @pytest.mark.parametrize("path", [*OURS, *PUBLISHED], ids=lambda path: str(getattr(path, "stem", path)))
@@ -96,7 +85,7 @@ def test_counts_are_read_with_their_units(text, value):
 
 
 @pytest.mark.parametrize("text", ["", "5 apples", "-5G", "G", "nan", "inf", "5g", "1e", "0x10"])
-def test_a_count_that_is_none_is_refused(text, capsys, tmp_path):
+def test_text_that_is_not_a_count_is_refused(text, capsys, tmp_path):
     with pytest.raises(stitchkit.InputError, match="is not a number such as 5G"):
         count(text)
 
@@ -118,7 +107,7 @@ def test_a_budget_that_cannot_be_used(flags, message, capsys, tmp_path):
     assert message in capsys.readouterr().err
 
 
-def test_a_ledger_of_costs_alone_says_what_it_lacks(capsys, tmp_path):
+def test_a_ledger_of_costs_alone_says_what_is_missing(capsys, tmp_path):
     config = write_config(tmp_path / "pico.json")
     assert main(["profile", "--stitch_config", str(config), "--output", str(tmp_path / "costs.txt")]) == 0
     assert main(["pick", str(tmp_path / "costs.txt"), "--max-flops", "1G"]) == 2
@@ -166,7 +155,7 @@ def test_figures_that_are_not_finite_win_nothing_and_leave_json_valid(capsys, tm
     assert json.loads(text, parse_constant=pytest.fail)["best"] == {"cfg_id": 0, "flops": 1, "acc1": 5.0, "loss": None}
 
 
-def test_a_lacking_latency_says_what_gives_it(capsys, tmp_path):
+def test_a_missing_latency_says_how_to_measure_it(capsys, tmp_path):
     write_rows(tmp_path / "r.txt", [{"cfg_id": 0, "flops": 1, "acc1": 5.0}])
     assert main(["pick", str(tmp_path / "r.txt"), "--max-latency-ms", "5"]) == 2
     assert "has no 'latency_ms'; give --stitch_config to measure it here" in capsys.readouterr().err
@@ -232,7 +221,7 @@ def test_a_budget_below_all_names_the_cheapest(model):
 
 
 @pytest.mark.parametrize("budget", ["fast", "ms", "5 apples", "-3ms", 0, -1.0, float("nan")])
-def test_what_is_no_budget_is_refused(model, budget):
+def test_what_is_not_a_budget_is_refused(model, budget):
     rows = pareto_like(model, latency_ms=1.0)
     with pytest.raises(stitchkit.InputError):
         stitchkit.BudgetedModel(model, rows).choose(budget)

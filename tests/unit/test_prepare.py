@@ -1,6 +1,7 @@
 """Collections of data sets laid out as image folders."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,17 +10,18 @@ from pathlib import Path
 
 import pytest
 import torchvision.datasets
+import yaml
 from PIL import Image
 
 import stitchkit.data.prepare as prepare_module
 from stitchkit.cli import main
-from stitchkit.data.prepare import COLLECTIONS, CollectionTask, prepare, prepare_one
+from stitchkit.data.prepare import COLLECTIONS, CollectionTask, prepare, prepare_one, read_collection
 from stitchkit.data.sources import Source, open_dataset
 from stitchkit.errors import InputError
 from tests import archives
 from tests.support import ROOT
 
-MERGING, GEOSPATIAL = COLLECTIONS["merging"], COLLECTIONS["geospatial"]
+MERGING, GEOSPATIAL = read_collection("merging"), read_collection("geospatial")
 
 
 def eurosat(root, count=20):
@@ -72,7 +74,7 @@ KILLED = """
 import os, shutil, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from stitchkit.data.prepare import COLLECTIONS, prepare_one
+from stitchkit.data.prepare import prepare_one, read_collection
 
 copy, left = shutil.copyfile, 25
 
@@ -84,7 +86,7 @@ def copy_some(*places):
     copy(*places)
 
 shutil.copyfile = copy_some
-task = replace(COLLECTIONS["merging"]["eurosat"], classes=3, images=60)
+task = replace(read_collection("merging")["eurosat"], classes=3, images=60)
 prepare_one("eurosat", task, Path(sys.argv[1]))
 """
 
@@ -112,11 +114,11 @@ def test_what_is_complete_is_counted_and_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, "_open", lambda *_: pytest.fail("read again"))
     assert prepare_one("eurosat", task, tmp_path) == found
     next((tmp_path / "eurosat/train/River").iterdir()).unlink()
-    with pytest.raises(InputError, match=r"has 59 images and is to have 60; remove it"):
+    with pytest.raises(InputError, match=r"has 59 images and must have 60; remove it"):
         prepare_one("eurosat", task, tmp_path)
     for file in (tmp_path / "eurosat/val/River").iterdir():
         file.unlink()
-    with pytest.raises(InputError, match=r"val' has images of 2 classes and is to have 3; remove"):
+    with pytest.raises(InputError, match=r"val' has images of 2 classes and must have 3; remove"):
         prepare_one("eurosat", task, tmp_path)
 
 
@@ -188,20 +190,28 @@ def test_a_set_that_a_person_fetches(tmp_path):
 def test_names_with_a_slash_are_one_folder(tmp_path, monkeypatch):
     archives.write_cars(tmp_path / "sources")
     monkeypatch.setattr(prepare_module, "VALIDATION_SHARE", 0.5)
-    prepare_one("cars", CollectionTask("stanfordcars", 2, 8), tmp_path)
+    prepare_one("cars", CollectionTask(source="stanfordcars", classes=2, images=8), tmp_path)
     assert sorted(place.name for place in (tmp_path / "cars/train").iterdir()) == ["Audi A5", "Ram C_V Van 2012"]
 
 
-def test_the_command_goes_on_after_a_set_that_is_missing(tmp_path, monkeypatch, capsys):
-    tasks = {"aid": GEOSPATIAL["aid"], "eurosat": eurosat(tmp_path)}
-    monkeypatch.setitem(COLLECTIONS, "geospatial", tasks)
-    command = ["datasets", "prepare", "geospatial", "--root", str(tmp_path)]
+def own_collection(folder, **changes):
+    """A person's own collection, of a set that must be fetched by hand and a miniature."""
+    archives.write_eurosat(folder / "sources", count=20)
+    aid = {"source": "AID", "classes": 30, "images": 10_000, "by_hand": "get AID.zip"}
+    sets = {"aid": aid, "eurosat": {"source": "eurosat", "classes": 3, "images": 60}}
+    path = folder / "mine.yml"
+    path.write_text(yaml.safe_dump({"datasets": sets | changes}))
+    return path
+
+
+def test_the_command_prepares_the_other_sets_of_a_persons_own_collection(tmp_path, capsys):
+    command = ["datasets", "prepare", str(own_collection(tmp_path)), "--root", str(tmp_path)]
     assert main(command) == 2
     printed = capsys.readouterr()
     assert "aid: nothing downloads it: get AID.zip" in printed.out
     assert "eurosat: 43 train" in printed.out
     assert printed.err.splitlines() == [
-        "stitchkit: error: not there yet: aid; do what is said of each above and give the command again, it goes on "
+        "stitchkit: error: not there yet: aid; do what is said of each above and run the command again, which resumes "
         "with these"
     ]
     assert main([*command, "--only", "eurosat"]) == 0
@@ -212,25 +222,56 @@ def test_the_command_goes_on_after_a_set_that_is_missing(tmp_path, monkeypatch, 
 def test_the_list_names_everything(capsys):
     assert main(["datasets", "list"]) == 0
     printed = capsys.readouterr().out
-    assert "cifar10        download cifar-10-batches-py/" in printed
+    assert "cifar10        download  cifar-10-batches-py/" in printed
     assert "imagenet       by hand " in printed
-    for collection, tasks in COLLECTIONS.items():
-        assert f"collection {collection}: {', '.join(tasks)}" in printed
+    for collection in COLLECTIONS:
+        assert f"collection {collection}: {', '.join(read_collection(collection))}" in printed
 
 
 def test_the_documentation_has_every_set_and_commands_that_parse(monkeypatch):
     text = (ROOT / "docs/datasets.md").read_text()
-    for tasks in COLLECTIONS.values():
-        for name, task in tasks.items():
+    for collection in COLLECTIONS:
+        for name, task in read_collection(collection).items():
             assert f"| {name} | `{task.source}` | {task.images:,} | {task.classes} |" in text
     asked = []
     monkeypatch.setattr(prepare_module, "prepare", lambda *settings: asked.append(settings))
     for line in text.splitlines():
         if line.startswith("stitchkit "):
             assert main(line.split()[1:]) == 0, line
-    assert asked == [("merging", Path("data"), ["mnist", "dtd"]), ("geospatial", Path("data"), [])]
+    assert asked == [
+        ("merging", Path("data"), ["mnist", "dtd"]), ("geospatial", Path("data"), []),
+        ("my-collection.yml", Path("data"), []),
+    ]  # fmt: skip
+
+
+def test_the_collection_in_the_documentation_is_one(tmp_path):
+    [block] = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/datasets.md").read_text(), re.DOTALL)
+    (tmp_path / "mine.yml").write_text(block)
+    assert read_collection(str(tmp_path / "mine.yml"))["pets"].splits == ("train", "test")
 
 
 def test_a_wrong_collection(tmp_path):
     with pytest.raises(InputError, match="unknown data set of merging 'aid'"):
         prepare("merging", tmp_path, ["aid"])
+    with pytest.raises(InputError, match="unknown collection 'merge'; did you mean 'merging'"):
+        prepare("merge", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": {"source": "mnist", "classes": 10}}, "datasets.x.images is missing; add it"),
+        ({"x": {"source": "mnist", "clases": 1}}, "datasets.x.clases: unknown key 'clases'; did you mean 'classes'"),
+        ({"x": {"source": "mnist", "classes": 0, "images": 1}}, "datasets.x.classes is 0; it must be at least 1"),
+        ({"x": {"source": "pipe:rm", "classes": 1, "images": 1}}, "datasets.x.source is 'pipe:rm', which begins with"),
+        ({"../x": {"source": "mnist", "classes": 1, "images": 1}}, "datasets.../x: '../x' cannot be the name of a"),
+        ({"sources": {"source": "mnist", "classes": 1, "images": 1}}, "'sources' cannot be the name of a folder"),
+        ({"x": {"source": "../y", "classes": 1, "images": 1, "by_hand": "take it"}}, "name a folder inside sources/"),
+    ],
+)
+def test_a_wrong_file_of_a_collection_ends_with_its_line(tmp_path, changes, message):
+    path = own_collection(tmp_path, **changes)
+    with pytest.raises(InputError) as error:
+        read_collection(str(path))
+    assert message in str(error.value)
+    assert f"'{path}', line " in str(error.value)

@@ -136,7 +136,7 @@ def test_a_constant_that_was_resized_scores_lowest_with_a_warning(name, rows):
             assert measure_by_name(name)(*pair, rows_per_channel=rows) == 0
 
 
-def test_small_differences_about_a_large_mean_are_no_noise():
+def test_small_differences_about_a_large_mean_are_not_noise():
     x = noise(8, 4, 6, 6)
     assert linear_cka(x * 1e-3 + 1, x) == pytest.approx(linear_cka(x, x), abs=1e-3)
     precise = x.double() * 1e-7 + 1
@@ -150,7 +150,7 @@ def test_maps_of_any_shape_are_compared_alike_both_ways():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_no_number_scores_lowest_with_a_warning(value):
+def test_what_is_not_a_number_scores_lowest_with_a_warning(value):
     x = noise(8, 4, 2, 2)
     x[0, 0, 0, 0] = value
     with pytest.warns(RuntimeWarning, match="no number"):

@@ -32,30 +32,16 @@ from stitchnet.networks import PUBLISHED, load_networks
 from stitchnet.pool import Pool
 from stitchnet.scores import Scores
 from stitchnet.search import Search
+from tests.composing import RESNET, VIT, convnet
+from tests.support import mostly_full
 
-VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 4}
 SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 8, "depths": (2, 2), "num_heads": (1, 2), "num_classes": 5}
-RESNET = {"layers": (1, 1, 1, 1), "channels": (8, 16, 16, 32), "num_classes": 4}
 SPECS = {
     "resnet": {"name": "resnet18", "kwargs": RESNET},
     "vit": {"name": "vit_tiny_patch16_224", "kwargs": VIT},
     "swin": {"name": "swin_tiny_patch4_window7_224", "kwargs": SWIN},
     "mobilenet": {"name": "mobilenetv3_small_050", "kwargs": {"num_classes": 4}},
 }
-
-
-def convnet(*widths, classes=4):
-    """Convolutions, pooling, two linear layers."""
-    layers = []
-    for before, after in zip((3, *widths), widths, strict=False):
-        layers += [
-            nn.Conv2d(before, after, 3, padding=1),
-            nn.BatchNorm2d(after),
-            nn.ReLU(inplace=True),
-            nn.MaxPool2d(2),
-        ]
-    head = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * widths[-1], 12), nn.ReLU(), nn.Linear(12, classes)]
-    return nn.Sequential(*layers, *head)
 
 
 def pico_nets():
@@ -98,7 +84,10 @@ def search(nets, **options):
 # Fragments
 
 
-@pytest.mark.parametrize(("name", "count"), list(zip(PUBLISHED, (8, 5, 13, 6, 16), strict=True)))
+COUNTS = list(zip(PUBLISHED, (8, 5, 13, 6, 16), strict=True))
+
+
+@pytest.mark.parametrize(("name", "count"), mostly_full(COUNTS, quick=[("resnet50", 6)]))
 def test_the_published_networks_have_the_published_fragments(name, count):
     with torch.device("meta"):
         model = torchvision.models.get_model(name, weights=None).eval()
@@ -341,7 +330,7 @@ def test_a_net_stitched_from_itself_scores_one_and_is_the_net(convnets):
     torch.testing.assert_close(net(x), convnets["small"](x), atol=1e-4, rtol=1e-4)
 
 
-def test_memory_holds_few_outputs_and_what_is_gone_is_computed_again(nets):
+def test_memory_holds_few_outputs_and_the_others_are_recomputed(nets):
     roomy = search(nets, threshold=0.4)
     expected = [(one, roomy.build(one)) for one in roomy.compositions()][::9]
     assert len(roomy._outputs) > 10
@@ -458,7 +447,7 @@ MIXED = {
 """Networks with joints of all kinds: folded ones and, before transformer blocks, maps of their own."""
 
 
-@pytest.fixture(scope="module", params=[*MIXED, "two factors"])
+@pytest.fixture(scope="module", params=mostly_full([*MIXED, "two factors"], quick=["class token", "two factors"]))
 def mixed(nets, request):
     """A network with fragments of two others."""
     if request.param == "two factors":
@@ -486,6 +475,7 @@ def test_macs_and_params_are_those_of_the_profile_and_of_fvcore(mixed):
         assert found["macs_by_operator"] == dict(plain.by_operator())
 
 
+@pytest.mark.full
 def test_what_standardises_its_weight_keeps_the_joint_before_it():
     torch.manual_seed(0)
     nets = {
@@ -534,7 +524,9 @@ def test_a_net_has_weights_of_its_own(mixed, nets):
     assert not given & {parameter.data_ptr() for parameter in mixed.parameters()}
 
 
-@pytest.mark.parametrize("mixed", ["larger maps", "class token", "channels last"], indirect=True)
+@pytest.mark.parametrize(
+    "mixed", mostly_full(["larger maps", "class token", "channels last"], quick=["channels last"]), indirect=True
+)
 def test_onnx_gives_the_same_for_any_number_of_images(mixed, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -559,7 +551,14 @@ def test_a_drawing_shows_fragments_scores_and_costs(mixed, tmp_path):
     assert "MACs" in words
 
 
-@pytest.mark.parametrize("classifier", ["knn", "linear"])
+FITTED = [(kind, classifier) for kind in (*MIXED, "two factors") for classifier in ("knn", "linear")]
+
+
+@pytest.mark.parametrize(
+    ("mixed", "classifier"),
+    mostly_full(FITTED, quick=[("class token", "knn"), ("class token", "linear")]),
+    indirect=["mixed"],
+)
 def test_a_fitted_net_is_the_same_after_save_and_load(mixed, nets, tmp_path, classifier):
     x, labels = images(12), np.arange(12) % 3 + 5
     mixed.fit((x, labels), classifier=classifier)
@@ -669,8 +668,9 @@ def test_names_of_both_libraries_and_checkpoints(tmp_path):
     ("name", "kwargs"),
     [
         ("vit_tiny_patch16_224.augreg_in21k_ft_in1k", VIT),
-        ("resnetv2_50x1_bit", {"num_classes": 4}),  # its weights are standardised
-        ("tf_mobilenetv3_small_minimal_100", {"num_classes": 4}),
+        # its weights are standardised
+        pytest.param("resnetv2_50x1_bit", {"num_classes": 4}, marks=pytest.mark.full),
+        pytest.param("tf_mobilenetv3_small_minimal_100", {"num_classes": 4}, marks=pytest.mark.full),
         ("vit_tiny_patch16_224", {**VIT, "in_chans": 1}),
     ],
 )
@@ -728,7 +728,7 @@ def test_what_weights_decide_is_kept(monkeypatch, tmp_path):
     assert fragments("it", model, images(1))[0].stop.before != "conv1.conv"
 
 
-def test_the_order_of_tokens_is_known_or_they_are_no_place():
+def test_places_with_tokens_of_unknown_order_are_left_out():
     hiera = timm.create_model("hiera_tiny_224", img_size=64, num_classes=4).eval()
     parts = fragments("hiera", hiera, torch.randn(1, 3, 64, 64))
     assert all(part.layout.is_vector for part in parts[1:])

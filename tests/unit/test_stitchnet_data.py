@@ -24,22 +24,8 @@ from stitchkit.measure.pareto import is_anchor, pareto_front
 from stitchnet import Search, generate, image_folder, load_hf_dataset, stitching_images
 from stitchnet.data import batches, in_memory, read_image
 from stitchnet.task import CompositionTask, against_parents, judged
-from tests.support import ROOT
-from tests.unit.test_stitchnet import RESNET, VIT, convnet
-
-
-def write_colours(folder, **counts):
-    """Images in a folder for each split and class, in which a class is a colour: so many of each class in a split."""
-    random = np.random.default_rng(0)
-    for split, count in counts.items():
-        for label in range(3):
-            place = folder / split / f"class{label}"
-            place.mkdir(parents=True)
-            for number in range(count):
-                pixels = random.integers(0, 60, (24, 20, 3))
-                pixels[..., label] += 150
-                Image.fromarray(pixels.astype(np.uint8)).save(place / f"{number}.png")
-    return folder
+from tests.composing import FLAGS, VIT, convnet, write_colours, write_pico_nets
+from tests.support import ROOT, mostly_full
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +79,7 @@ def test_the_published_example_runs_line_by_line(beans, offline, tmp_path):
     assert net.evaluate_dataset(folder) == result  # the same images, without the library
 
 
+@pytest.mark.full
 def test_the_example_of_the_page_runs(beans, offline, tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/stitchnet.md").read_text(), re.DOTALL)
     (tmp_path / "beans").symlink_to(beans)
@@ -122,7 +109,7 @@ def test_splits_are_shuffled_by_the_seed(beans, offline):
 def test_data_sets_that_cannot_be_used(beans, offline):
     with pytest.raises(InputError, match="did you mean 'label'"):
         load_hf_dataset(str(beans), label_column="labels", size=8)
-    with pytest.raises(InputError, match="splits 'validatio' and 'test' cannot be had"):
+    with pytest.raises(InputError, match="splits 'validatio' and 'test' cannot be loaded"):
         load_hf_dataset(str(beans), train_split="validatio", label_column="label", size=8)
     dataset, _ = load_hf_dataset(str(beans), label_column="label", size=8)
     with pytest.raises(InputError, match="needs label_column"):
@@ -160,7 +147,7 @@ def test_images_of_sixteen_bits_are_scaled(tmp_path):
     assert usual.std() > 0.5
 
 
-def test_files_that_are_no_images(beans, tmp_path):
+def test_files_that_are_not_images(beans, tmp_path):
     _, net = generate(stitching_images(image_folder(beans / "train", 32)), 0, 0, sample=True, nets=pico_nets())
     net.fit(image_folder(beans / "train", 32))
     (tmp_path / "text.png").write_text("no image")
@@ -173,26 +160,12 @@ def run(*arguments):
     return main(["compose", *map(str, arguments)])
 
 
-def write_pico_nets(folder):
-    """A stitch configuration with two pico networks."""
-    anchors = [
-        {"label": "resnet", "name": "resnet18", "kwargs": RESNET},
-        {"label": "vit", "name": "vit_tiny_patch16_224", "kwargs": VIT},
-    ]
-    path = folder / "pico.json"
-    path.write_text(json.dumps({"anchors": anchors}))
-    return path
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     return write_pico_nets(tmp_path_factory.mktemp("config"))
 
 
-FLAGS = ("--no-pretrained", "--img-size", 32, "--threshold", 0.2, "--total-threshold", 0.1, "--max-depth", 4, "-k", 3)
-
-
-@pytest.mark.parametrize("order", ["best", "depth"])
+@pytest.mark.parametrize("order", mostly_full(["best", "depth"], quick=["best"]))
 def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_path, monkeypatch, capsys, order):
     output = tmp_path / "out"
     assert run("--data", beans, "--nets", config, *FLAGS, "--top", 4, "--order", order, "-o", output) == 0
@@ -246,7 +219,7 @@ def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_pa
         (("--max-depht", 3), "did you mean '--max-depth'"),
     ],
 )
-def test_bad_input_is_told_in_one_line(beans, config, tmp_path, capsys, flags, words):
+def test_bad_input_is_reported_in_one_line(beans, config, tmp_path, capsys, flags, words):
     assert run("--data", beans, "--nets", config, *FLAGS, "-o", tmp_path / "out", *flags) == 2
     error = capsys.readouterr().err
     assert words in error
@@ -290,7 +263,7 @@ def test_a_composed_network_that_gives_no_numbers_is_left_out_and_counted(beans,
     assert search.counts.skipped["its outputs are not finite"] == 1
 
 
-def test_a_search_that_finds_nothing_tells_how_far_it_is():
+def test_a_search_that_finds_nothing_reports_how_far_it_is():
     search = Search(torch.randn(4, 3, 32, 32), nets=pico_nets(), threshold=2)
     steps = []
     search.on_step = lambda counts: steps.append(counts.tried)
@@ -325,10 +298,10 @@ def test_too_many_images_that_cannot_be_read_end_a_composition(beans, config, tm
     assert run("--data", folder, "--nets", config, *FLAGS, "-o", tmp_path / "out") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "1 of 36 images of the validation split cannot be read or have no class, such as 'class1/0.png'" in error
-    assert error.endswith("more than 1 %. Mend or remove them")
+    assert error.endswith("more than 1 %. Repair or remove them")
 
 
-def test_some_images_that_cannot_be_read_are_passed_over_and_counted(tmp_path, caplog):
+def test_some_images_that_cannot_be_read_are_skipped_and_counted(tmp_path, caplog):
     folder = write_colours(tmp_path / "many", train=34, validation=34)
     for split in ("train", "validation"):
         (folder / split / "class1/0.png").write_bytes(b"no image")

@@ -14,9 +14,8 @@ from stitchkit.measure.ledger import read_rows
 from stitchnet import experiments, generate, image_folder, pictures, stitching_images, tuning
 from stitchnet.compose import ComposeSettings
 from stitchnet.task import CompositionTask
-from tests.support import ROOT
-from tests.unit.test_stitchnet import convnet
-from tests.unit.test_stitchnet_data import FLAGS, write_colours, write_pico_nets
+from tests.composing import FLAGS, convnet, write_colours, write_pico_nets
+from tests.support import ROOT, mostly_full
 
 NOTHING = "no composition passes (0 tried, 0 pruned, 0 found); lower --threshold or --total-threshold"
 
@@ -53,7 +52,9 @@ def small(monkeypatch):
     monkeypatch.setattr(tuning, "_EPOCHS", 2)
 
 
-@pytest.mark.parametrize("name", ["samples", "front", "ensembles", "finetune"])
+@pytest.mark.parametrize(
+    "name", mostly_full(["samples", "front", "ensembles", "finetune"], quick=["ensembles", "finetune"])
+)
 def test_an_experiment_writes_its_table_and_picture(beans, config, tmp_path, small, name, capsys):
     assert study(name, beans, config, tmp_path, "--top", 3) == 0
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -77,6 +78,7 @@ def test_an_experiment_writes_its_table_and_picture(beans, config, tmp_path, sma
     assert f"{name}.csv' exists" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_random_parents_follow_the_seed_and_are_the_same_for_all_numbers_of_images(beans, config, tmp_path, small):
     ledgers = []
     for number, seed in enumerate((5, 5, 6)):
@@ -102,7 +104,8 @@ def broken(monkeypatch, is_broken):
     monkeypatch.setattr(ComposeSettings, "best", found)
 
 
-def test_a_number_of_images_with_which_nothing_is_found_is_told_and_passed_over(
+@pytest.mark.full
+def test_a_number_of_images_with_which_nothing_is_found_is_reported_and_skipped(
     beans, config, tmp_path, small, monkeypatch, capsys
 ):
     broken(monkeypatch, lambda plan: plan.num_images == 2 or plan.seed == 1)
@@ -185,7 +188,7 @@ def test_a_number_that_is_too_small_names_its_flag(beans, config, tmp_path, caps
 
 
 @pytest.mark.parametrize(("command", "top"), [("compose", 20), ("compose-study", 10)])
-def test_help_tells_each_default(command, top, capsys, monkeypatch):
+def test_help_names_each_default(command, top, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):
         main([command, "--help"])
@@ -198,7 +201,7 @@ def test_help_tells_each_default(command, top, capsys, monkeypatch):
         assert re.search(rf"^  {re.escape(flag)} .*\({default}\)$", lines, re.MULTILINE), flag
 
 
-def test_the_readme_tells_what_was_measured():
+def test_the_readme_says_what_was_measured():
     """Its figures of composed networks stand in the page of their results."""
     section = (ROOT / "README.md").read_text().partition("## Networks composed without training")[2]
     page = (ROOT / "results/stitchnet/README.md").read_text()

@@ -17,7 +17,7 @@ from stitchkit.assembly.sweep.worker import JobFolder, SweepJob
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.networks.layout import Layout
-from tests.support import ROOT, SWEEP, write_sweep
+from tests.support import ROOT, SWEEP, mostly_full, write_sweep
 
 PUBLISHED = sorted(
     path for path in (ROOT / "configs/across-scales").glob("*.yml") if path.stem not in ("train", "digits")
@@ -52,6 +52,7 @@ def part(job, number):
     return name, values
 
 
+@pytest.mark.full
 def test_the_published_sweeps_and_what_does_not_apply():
     """The publication counts 83 of 720. Its check of `finetune` compares the ends of the kept pieces alone, so it lets
     two jobs of MobileNetV3 start whose pieces 4 and 6 do not fit together; here they do not apply either: 85."""
@@ -70,7 +71,7 @@ def test_the_published_sweeps_and_what_does_not_apply():
     )
 
 
-@pytest.mark.parametrize("name", ["mobilenet-v3", "resnet-50", "swin-t", "vit-s"])
+@pytest.mark.parametrize("name", mostly_full(["mobilenet-v3", "resnet-50", "swin-t", "vit-s"], quick=["swin-t"]))
 def test_published_pieces_give_the_shapes_that_they_declare(name):
     content = yaml.safe_load((ROOT / f"configs/across-scales/pieces/{name}.yml").read_text())
     specs = [PartSpec.parse(value, f"stages[{number}]") for number, value in enumerate(content)]
@@ -240,7 +241,7 @@ def test_settings_that_are_none_are_an_error_with_flags_too(tmp_path):
         (1, {"out_format": None}, "stages[1] has no out_format, which a sweep has to know"),
     ],
 )
-def test_what_pieces_say_is_held_against_what_they_do(tmp_path, capsys, piece, changes, message):
+def test_what_pieces_declare_is_compared_with_what_they_do(tmp_path, capsys, piece, changes, message):
     path = write_sweep(tmp_path, tmp_path)
     content = yaml.safe_load(path.read_text())
     content["stages"][piece]["Subnet"].update(changes)
@@ -251,7 +252,7 @@ def test_what_pieces_say_is_held_against_what_they_do(tmp_path, capsys, piece, c
     assert f": {message}" in said
 
 
-def test_both_networks_are_held_against_what_they_do(tmp_path):
+def test_what_both_networks_declare_is_compared_with_what_they_do(tmp_path):
     stages = yaml.safe_load(write_sweep(tmp_path, tmp_path).read_text())["stages"]
     wrong = [*stages[:2], {"Sbnet": stages[2]["Subnet"]}, stages[3]]
     path = write_sweep(tmp_path, tmp_path, src_stages=stages, dest_stages=wrong)

@@ -5,26 +5,10 @@ from itertools import pairwise
 import matplotlib.figure
 import pandas as pd
 import pytest
-import yaml
 
 from stitchkit.assembly.sweep.report import collect, sweep_report
 from stitchkit.errors import InputError
-
-
-def write_result(folder, name, about, accuracies, *, seed=1, epochs=None):
-    place = folder / name
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "metadata.yml").write_text(yaml.safe_dump({**about, "num_classes": {"digits": 10}}))
-    epochs = range(1, len(accuracies) + 1) if epochs is None else epochs
-    rows = {"Epoch": epochs, "Step": 5, "LR": 0.1, "Loss": 1.0, "Overall/digits/Test Accuracy": accuracies}
-    pd.DataFrame(rows).to_csv(place / f"result-{seed}.csv", index=False)
-
-
-def about(first, last, adapter, params=100):
-    return {
-        "arch": "a-b", "first_deleted_block": first, "last_deleted_block": last, "num_downsamples": last - first,
-        "adapter": adapter, "num_trainable_params": params,
-    }  # fmt: skip
+from tests.results import about, write_result
 
 
 @pytest.fixture
@@ -133,7 +117,7 @@ def test_a_sweep_is_drawn_once_a_stitched_job_has_a_result(tmp_path):
     assert {file.name[:3] for file in sweep_report(tmp_path)[2:]} == {"c-d"}
 
 
-def test_jobs_that_are_no_sweeps_are_passed_over(swept):
+def test_jobs_that_belong_to_no_sweep_are_skipped(swept):
     before = len(collect(swept))
     write_result(swept, "plain job", {"num_params": 5}, [0.9])
     assert len(collect(swept)) == before

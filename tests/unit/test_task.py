@@ -98,7 +98,7 @@ def test_the_teacher_stays_in_evaluation_mode_untrained_and_unsaved(teacher_path
     assert not any(name.startswith("teacher") for name in task.trainable_module.state_dict())
 
 
-def test_a_teacher_that_cannot_be_had_is_named(teacher_path):
+def test_a_teacher_that_cannot_be_loaded_is_named(teacher_path):
     with pytest.raises(InputError, match=r"teacher: .*--distillation-type none"):
         task_of(pico_snnet(), **teacher_settings(teacher_path + ".gone", "hard"))
     with pytest.raises(InputError, match="did you mean 'regnety_160'"):
@@ -179,7 +179,7 @@ def test_a_teacher_of_other_classes_is_left_out_and_said_so(caplog):
     """The published recipes name a teacher of ImageNet; a person's own images have other classes."""
     task = task_of(pico_snnet(), distillation_type="hard", teacher_model="regnety_160.deit_in1k")
     assert task.teacher is None
-    assert "teacher 'regnety_160.deit_in1k' knows 1000 classes, the data have 4: training goes on" in caplog.text
+    assert "teacher 'regnety_160.deit_in1k' knows 1000 classes, the data have 4: training continues" in caplog.text
 
 
 def test_with_a_teacher_each_classifier_of_a_distilled_anchor_has_its_own_loss(teacher_path):
@@ -201,7 +201,7 @@ def test_without_a_teacher_both_classifiers_learn_from_labels():
 
 
 def test_a_file_of_other_classes_cannot_teach(tmp_path):
-    """Its classifier would have to be made anew, and random choices would be half the loss."""
+    """Its classifier would have to be re-initialised, and random choices would be half the loss."""
     torch.save(stitchkit.create_model("resnet10t", num_classes=7).state_dict(), tmp_path / "seven.pth")
     with pytest.raises(InputError, match="knows 7 classes, the data have 4"):
         task_of(pico_snnet(), **teacher_settings(str(tmp_path / "seven.pth"), "hard"))

@@ -3,7 +3,6 @@
 import argparse
 import collections
 import hashlib
-import os
 import zipfile
 
 import pytest
@@ -14,16 +13,6 @@ import stitchkit
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import damage, read_checkpoint, read_hashed
 from tests.support import pico_config, pico_snnet
-
-
-class Hostile:
-    """A pickle that would write a file when it is loaded."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return (os.mkdir, (self.path,))
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +53,6 @@ def test_the_moving_average_is_loaded_on_request(source, tmp_path):
     torch.save({"state_dict": source.state_dict()}, tmp_path / "w.pth")
     with pytest.raises(InputError, match="no moving average"):
         stitchkit.load_checkpoint(model, tmp_path / "w.pth", ema=True)
-
-
-def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path):
-    torch.save({"model": {}, "args": Hostile(tmp_path / "made")}, tmp_path / "bad.pth")
-    with pytest.raises(InputError, match="refused"):
-        read_checkpoint(tmp_path / "bad.pth")
-    assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize("size", [0, 10, 2000])

@@ -13,15 +13,21 @@ from pydantic.dataclasses import dataclass
 from stitchkit.assembly.config.optim import check_training
 from stitchkit.assembly.config.settings import Metric, TrainConfig
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
+from stitchkit.engine.checkpoint_schema import in_short
 from stitchkit.errors import InputError
 from stitchkit.paths import check_local
 from stitchkit.settings.files import naming, read_settings_file
-from stitchkit.settings.schema import LocalPath, Settings, parse
+from stitchkit.settings.schema import LocalPath, Settings, join, json_schema, parse
 
 SWEEP_KEYS = ("stages", "src_stages", "dest_stages", "gaps", "stitchers")
 """The keys that only a sweep has."""
 WRITTEN = ("save_dir", "metrics_output")
 """Where a job's files go, which the settings that it leaves do not say: they may be another job's."""
+# What two starts of one job may have otherwise: where things are, how fast they go, what is printed and kept.
+_MAY_DIFFER = (
+    *WRITTEN, "train_config.seed", "resume_from", "workers", "data_path", "device", "print_freq", "save_checkpoints",
+    "checkpoint_interval", "project", "entity", "group", "id",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -183,6 +189,12 @@ class JobConfig(Settings):
             for path in _checkpoints(getattr(self, key)):
                 check_local(str(path), f"{key}: ckp_path")
 
+    def differences(self, other: JobConfig) -> Iterator[str]:
+        """What another job has otherwise, of all that its results depend on; each as `KEY OURS, not THEIRS`."""
+        for place, old, new in differences(self.to_dict(), other.to_dict()):
+            if place not in _MAY_DIFFER:
+                yield f"{place} {said(old)}, not {said(new)}"
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain data, all of them, as a file that `load` reads."""
         settings = {key: value for key, value in _plain(asdict(self)).items() if value is not None}
@@ -212,8 +224,36 @@ def _checkpoints(parts: Any) -> Iterator[object]:
         yield from _checkpoints(part)
 
 
+def differences(old: object, new: object, place: str = "") -> Iterator[tuple[str, object, object]]:
+    """Where two settings differ, and what each has there; None where it has nothing."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys([*old, *new]):
+            yield from differences(old.get(key), new.get(key), join(place, key))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for number, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from differences(one, other, join(place, number))
+    elif _is_other(old, new):
+        yield place, old, new
+
+
+def _is_other(old: object, new: object) -> bool:
+    # A checkpoint is somebody's data: what no file of settings can hold, such as a tensor, is different by its type.
+    are_numbers = all(isinstance(value, int | float) for value in (old, new))
+    return (type(old) is not type(new) and not are_numbers) or bool(old != new)
+
+
+def said(value: object) -> str:
+    """A setting in a message."""
+    return "unset" if value is None else in_short(str(value))
+
+
 def _plain(value: Any) -> Any:
     """Data that YAML has words for."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def job_schema() -> dict[str, Any]:
+    """The JSON Schema of a job's file."""
+    return json_schema(JobConfig)

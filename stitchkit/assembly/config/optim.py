@@ -15,7 +15,7 @@ from torch.optim import lr_scheduler as schedulers
 
 from stitchkit.assembly.config.preprocessing import create_transform
 from stitchkit.assembly.config.settings import TrainConfig
-from stitchkit.errors import InputError, unknown
+from stitchkit.errors import InputError, one_line, unknown
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Cadence = Literal["epochs", "steps"]
@@ -80,7 +80,7 @@ def create_loss(name: str, arguments: Mapping[str, Any], place: str, device: tor
             for key, value in arguments.items()
         }
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{place}.loss_fn_args: {_first(error)}; lists must hold numbers") from error
+        raise InputError(f"{place}.loss_fn_args: {one_line(error)}; lists must hold numbers") from error
     return partial(loss, **tensors)
 
 
@@ -107,7 +107,7 @@ def create_optimizer(train: TrainConfig, parameters: Sequence[nn.Parameter]) -> 
     try:
         return OPTIMIZERS[name](parameters, **train.optimizer_args)
     except Exception as error:  # each takes its arguments apart in its own way
-        raise InputError(f"{place}_args: {name} refuses them: {_first(error)}") from error
+        raise InputError(f"{place}_args: {name} refuses them: {one_line(error)}") from error
 
 
 class JobSchedule:
@@ -196,7 +196,7 @@ def _create(name: str, arguments: Mapping[str, Any], optimizer: torch.optim.Opti
     try:
         return SCHEDULERS[name](optimizer=optimizer, **arguments)
     except Exception as error:  # likewise
-        raise InputError(f"{place}: {name} refuses them: {_first(error)}") from error
+        raise InputError(f"{place}: {name} refuses them: {one_line(error)}") from error
 
 
 def _create_parts(parts: Any, optimizer: torch.optim.Optimizer, place: str) -> list[Any]:
@@ -217,10 +217,6 @@ def _create_parts(parts: Any, optimizer: torch.optim.Optimizer, place: str) -> l
             )
         created.append(_create(part["lr_scheduler"], part.get("lr_scheduler_args") or {}, optimizer, here))
     return created
-
-
-def _first(error: Exception) -> str:
-    return str(error).split("\n")[0]
 
 
 def check_training(train: TrainConfig) -> None:

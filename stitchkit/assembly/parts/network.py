@@ -17,7 +17,7 @@ from stitchkit.assembly.parts.part import AGGREGATIONS, Assembly, Function, Para
 from stitchkit.assembly.parts.pretrained import Subnet, expected_shape
 from stitchkit.assembly.parts.registry import COMMON, check_arguments, part_class
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
-from stitchkit.errors import InputError, unknown
+from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.layout import CLASS_TOKENS, Layout
 
 _logger = logging.getLogger(__name__)
@@ -75,9 +75,8 @@ def _at(spec: PartSpec, flow: PassingTensor | None = None) -> Iterator[None]:
     except InputError as error:
         raise InputError(f"{here}: {error}") from error
     except Exception as error:  # torch and the models raise many kinds
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         doing = "cannot be built with its arguments" if flow is None else f"gets {flow} and cannot take it"
-        raise InputError(f"{here}: it {doing}: {reason}") from error
+        raise InputError(f"{here}: it {doing}: {one_line(error)}") from error
 
 
 class _Builder:

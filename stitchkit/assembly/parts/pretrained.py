@@ -13,7 +13,7 @@ from torchvision.models import get_model
 
 from stitchkit.assembly.parts.part import Part
 from stitchkit.classes import carry_origin, note_origin
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 from stitchkit.networks.anchor import steps_of
 from stitchkit.networks.create import create_model
 from stitchkit.networks.cut.nodes import check_torchvision_name, library_of
@@ -165,9 +165,9 @@ def _torchvision_model(
     try:
         model: nn.Module = get_model(name, weights=weights, **arguments)
     except Exception as error:  # torchvision, torch and the download raise many kinds
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise InputError(
-            f"torchvision's '{name}' cannot be had with {arguments}: {reason}; check the arguments and the network"
+            f"torchvision's '{name}' cannot be loaded with {arguments}: {one_line(error)}; check the arguments and "
+            "the network"
         ) from error
     if checkpoint is not None:
         content = read_checkpoint(checkpoint)

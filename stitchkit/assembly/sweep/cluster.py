@@ -57,21 +57,29 @@ class LocalPool:
 
     def poll(self) -> list[JobFolder]:
         """Jobs whose process has ended; others start in their place."""
-        over = [slot for slot, (_, job) in self._running.items() if job.done()]
-        folders = [self._running.pop(slot)[0] for slot in over]
+        over = []
+        for slot, (folder, job) in list(self._running.items()):
+            if folder.is_running or (job is not None and not job.done()):
+                continue
+            if job is None and not folder.is_over:  # what we waited for was killed; now it is ours
+                self._running[slot] = folder, self._submit(folder, slot)
+            else:
+                over.append(self._running.pop(slot)[0])
         self._fill()
-        return folders
+        return over
 
     def stop(self) -> None:
-        """End what runs; each job goes on from its last epoch when it is started again."""
+        """End the jobs of this pool; each resumes from its newest checkpoint when it is started again."""
         for _, job in self._running.values():
-            job.cancel()
+            if job is not None:
+                job.cancel()
 
     def _fill(self) -> None:
         for slot in range(self.limit):
             if self._waiting and slot not in self._running:
                 folder = self._waiting.pop(0)
-                self._running[slot] = folder, self._submit(folder, slot)
+                # Jobs outlive a sweep that is killed. They keep their slot and its GPUs until they end.
+                self._running[slot] = folder, None if folder.is_running else self._submit(folder, slot)
 
     def _submit(self, folder: JobFolder, slot: int) -> Any:
         submitit = import_submitit()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from stitchkit.assembly.sweep.plan import UNCUT
 from stitchkit.assembly.sweep.stitchers import FINETUNE, STITCHERS
-from stitchkit.measure.pareto import quantity, save_figure
+from stitchkit.display import quantity
+from stitchkit.measure.pareto import save_figure
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,4 +1,4 @@
-"""Running a sweep: what is done stays, what failed is listed, the rest is started and watched to its end."""
+"""Running a sweep: jobs that are done are skipped, failed ones are listed, the rest are started and watched."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.sweep.cluster import Cluster
 from stitchkit.assembly.sweep.plan import PlannedJob
-from stitchkit.assembly.sweep.worker import JobFolder
+from stitchkit.assembly.sweep.worker import JobFolder, remove_checkpoints
 from stitchkit.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -28,20 +29,39 @@ class Progress:
 
 
 def write_folders(jobs: Sequence[PlannedJob], folder: Path, seed: int | None) -> list[JobFolder]:
-    """A folder for every job that applies; the configuration of one that is done is left as it ran."""
-    folders = []
-    for job in jobs:
-        if job.config is None:
-            continue
-        place = JobFolder(folder / job.name, seed)
-        if not place.result.exists():
+    """A folder for every job that applies; the configuration of a job that is done stays as it ran.
+
+    Raises:
+        InputError: If a job in the folder has begun with other settings; then nothing is written.
+    """
+    places = [(job, JobFolder(folder / job.name, seed)) for job in jobs if job.config is not None]
+    # All before the first is written: a refused sweep leaves the folder as it was.
+    for job, place in places:
+        _check_settings(job, place)
+    for job, place in places:
+        if place.result.exists():
+            # A sweep that was killed right after the result has not removed them.
+            remove_checkpoints(place, JobConfig.parse(job.config or {}).save_checkpoints)
+        else:
             job.write(folder)
-        folders.append(place)
-    return folders
+    return [place for _, place in places]
+
+
+def _check_settings(job: PlannedJob, place: JobFolder) -> None:
+    """Refuse settings that a job has not begun with: results of different settings do not belong in one table."""
+    settings = place.path / "config.yml"
+    if not place.has_begun() or not settings.exists():
+        return
+    before, now = JobConfig.load(settings), JobConfig.parse(job.config or {})
+    if difference := next(before.differences(now), None):
+        raise InputError(
+            f"'{place.path}' was trained with {difference}; a folder holds sweeps of the same settings, so give those, "
+            "choose another -o, or remove the folder"
+        )
 
 
 def progress(folders: Sequence[JobFolder]) -> Progress:
-    """How far a sweep is, by what lies in its folders."""
+    """How far a sweep is, judged by the files in its folders."""
     done = tuple(folder for folder in folders if folder.result.exists())
     failed = tuple(folder for folder in folders if folder not in done and folder.failure is not None)
     return Progress(done, failed, tuple(folder for folder in folders if folder not in (*done, *failed)))
@@ -53,11 +73,11 @@ def run_sweep(folders: Sequence[JobFolder], cluster: Cluster, *, retry_failed: b
     Args:
         folders: The jobs.
         cluster: Where they run.
-        retry_failed: Run those again that failed before; otherwise they are only listed.
+        retry_failed: Run failed jobs again; otherwise they are only listed.
         poll_s: Seconds between looks at them.
 
     Raises:
-        InputError: If jobs failed, now or before; each is listed with its reason and its log.
+        InputError: If jobs failed, now or before, or were killed; each is listed with its reason and its log.
     """
     if retry_failed:
         for folder in progress(folders).failed:
@@ -69,7 +89,7 @@ def run_sweep(folders: Sequence[JobFolder], cluster: Cluster, *, retry_failed: b
     )
     if before.waiting:
         _watch(before.waiting, cluster, poll_s)
-    _list_failed(progress(folders))
+    _list_unfinished(progress(folders))
 
 
 def _watch(folders: Sequence[JobFolder], cluster: Cluster, poll_s: float) -> None:
@@ -82,9 +102,7 @@ def _watch(folders: Sequence[JobFolder], cluster: Cluster, poll_s: float) -> Non
             time.sleep(poll_s)
             for folder in cluster.poll():
                 finished += 1
-                if not folder.result.exists() and folder.failure is None:
-                    folder.fail("it ended without a result; out of memory, killed or cancelled")
-                how = "done" if folder.result.exists() else "FAILED"
+                how = "done" if folder.result.exists() else "FAILED" if folder.failure else "INTERRUPTED"
                 _log.info("[%d/%d] %s: %s", finished, len(folders), folder.path.name, how)
     finally:
         cluster.stop()
@@ -92,16 +110,23 @@ def _watch(folders: Sequence[JobFolder], cluster: Cluster, poll_s: float) -> Non
 
 
 def _leave(number: int, _frame: object) -> None:
-    """End as a program does that was terminated, but stop the jobs first."""
+    """Exit with the status of a terminated program, but stop the jobs first."""
     sys.exit(128 + number)
 
 
-def _list_failed(after: Progress) -> None:
-    if not after.failed:
-        return
+def _list_unfinished(after: Progress) -> None:
     for folder in after.failed:
         _log.info("failed: %s\n  %s\n  log: %s", folder.path.name, folder.failure, folder.log)
-    raise InputError(
-        f"{len(after.failed)} jobs failed and are listed above with their logs; mend the cause and give the command "
-        "again with --retry-failed"
-    )
+    # A killed job wrote no reason. It may have been anything outside it, so it is not kept from running again.
+    for folder in after.waiting:
+        _log.info("interrupted: %s\n  killed, cancelled or out of memory\n  log: %s", folder.path.name, folder.log)
+    if after.failed:
+        raise InputError(
+            f"{len(after.failed)} jobs failed and are listed above with their logs; mend the cause and run the command "
+            "again with --retry-failed"
+        )
+    if after.waiting:
+        raise InputError(
+            f"{len(after.waiting)} jobs were interrupted and are listed above with their logs; run the command again, "
+            "and they resume"
+        )

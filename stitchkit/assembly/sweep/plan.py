@@ -14,8 +14,8 @@ from stitchkit.assembly.parts.registry import COMMON, part_class
 from stitchkit.assembly.sweep.config import CutNetwork, Gap, SweepConfig
 from stitchkit.assembly.sweep.stitchers import FINETUNE, STITCHERS, DoesNotApply, PartDict
 from stitchkit.assembly.train.result import update_metadata
+from stitchkit.display import aligned, quantity
 from stitchkit.files import own_folder, write_text
-from stitchkit.measure.pareto import aligned, quantity
 from stitchkit.settings.files import settings_text
 
 UNCUT = ("source", "destination")

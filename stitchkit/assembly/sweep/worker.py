@@ -1,4 +1,4 @@
-"""One job of a sweep: its folder, what state it is in, and how it runs wherever submitit puts it."""
+"""One job of a sweep: its folder, the state it is in, and how it runs wherever submitit puts it."""
 
 from __future__ import annotations
 
@@ -10,21 +10,25 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from stitchkit.engine.lock import is_held
 from stitchkit.errors import InputError, Stopped
 from stitchkit.files import opened
+
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class JobFolder:
-    """The folder of one job: `config.yml`, `metadata.yml`, its log, and under the name of its result all else.
+    """The folder of one job: `config.yml`, `metadata.yml`, its log, and the files of each of its runs.
 
     Args:
         path: The folder.
-        seed: Of this run of the job, another seed being another run in the same folder; None is the configuration's.
+        seed: The seed of this run. Runs with other seeds share the folder; None stands for the configuration's seed.
     """
 
     path: Path
@@ -37,12 +41,12 @@ class JobFolder:
 
     @property
     def log(self) -> Path:
-        """What the job said, over all its starts."""
+        """What the job printed, over all its starts."""
         return self.path / "log.txt"
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of what a preempted run goes on from."""
+        """The folder of what an interrupted run resumes from."""
         return self.result.with_suffix("")
 
     @property
@@ -59,11 +63,23 @@ class JobFolder:
     def _failed(self) -> Path:
         return self.result.with_suffix(".failed")
 
-    def fail(self, reason: str) -> None:
-        """Note that the run failed; it is not started again until a person asks for it.
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has a result or has failed; an interrupted run is not over."""
+        return self.result.exists() or self.failure is not None
 
-        What was noted first stays: of several ranks, the others fail because one did.
-        """
+    @property
+    def is_running(self) -> bool:
+        """Whether some process runs it now, perhaps one that outlived a killed sweep."""
+        return is_held(self.checkpoints / ".train.lock")
+
+    def has_begun(self) -> bool:
+        """Whether a run of any seed has left something that a run of other settings must not be mixed with."""
+        return any(True for pattern in ("result*.pkl", "result*/*.pth") for _ in self.path.glob(pattern))
+
+    def fail(self, reason: str) -> None:
+        """Record that the run failed; it is not started again until a person asks for it."""
+        # The first reason stays: the other ranks fail because one did, and know less.
         with contextlib.suppress(FileExistsError), opened(self._failed, "x") as file:
             file.write(reason + "\n")
 
@@ -73,17 +89,17 @@ class JobFolder:
 
 
 class SweepJob:
-    """A job as submitit runs it; preempted, it is started again and resumes from its newest checkpoint.
+    """A job as submitit runs it; after a preemption it starts again and resumes from its newest checkpoint.
 
     Args:
-        folder: Its folder.
+        folder: The folder of the job.
     """
 
     def __init__(self, folder: JobFolder):
         self.folder = folder
 
     def __call__(self) -> None:
-        """Run it to its end, in this process; under several tasks each is a rank.
+        """Run the job to its end in this process, which is one rank of it.
 
         Raises:
             InputError: If the job cannot run as its configuration asks; its log says why.
@@ -98,12 +114,14 @@ class SweepJob:
         except Stopped:  # by a person; the job resumes when the sweep is run again
             raise
         except Exception as error:
-            self.folder.fail(str(error) or type(error).__name__)
+            # A job that outlived its sweep may hold the folder. That is no failure: the sweep waits for it.
+            if not self.folder.is_running:
+                self.folder.fail(str(error) or type(error).__name__)
             if isinstance(error, InputError):
                 _logger.error("stitchkit: error: %s", error)
             raise
 
-    def checkpoint(self) -> Any:
+    def checkpoint(self) -> DelayedSubmission:
         """What submitit starts after a preemption: the same again."""
         from submitit.helpers import DelayedSubmission
 
@@ -117,30 +135,39 @@ class SweepJob:
 
         folder, settings = self.folder, self.folder.path / "config.yml"
         wanted = JobConfig.load(settings)
-        changes: dict[str, Any] = {"save_dir": str(folder.checkpoints), "metrics_output": str(folder.result)}
+        # Checkpoints are what an interrupted job resumes from, whether or not a person wants to keep them.
+        changes: dict[str, object] = {
+            "save_checkpoints": True, "save_dir": str(folder.checkpoints), "metrics_output": str(folder.result)
+        }  # fmt: skip
         if folder.seed is not None:
-            changes["seed"] = folder.seed  # the file may have been written anew for another
+            changes["seed"] = folder.seed  # a sweep of another seed may have rewritten the file since
+        # Not without a checkpoint: to resume would take the place of the file's load_from.
         if JobCheckpoints(folder.checkpoints).candidates():
             changes["resume_from"] = AUTO
-        # Checkpoints are what a preempted job goes on from, whether or not a person wants to keep them.
-        run_job(wanted.override(save_checkpoints=True, **changes), settings)
+        run_job(wanted.override(**changes), settings)
         # The first rank alone saves; another may be done before it is.
-        if _is_primary() and not wanted.save_checkpoints:
-            shutil.rmtree(folder.checkpoints, ignore_errors=True)
+        if _is_primary():
+            remove_checkpoints(folder, wanted.save_checkpoints)
+
+
+def remove_checkpoints(folder: JobFolder, are_wanted: bool) -> None:
+    """Remove what a job that is done no longer needs, unless a person wants to keep it."""
+    if not are_wanted:
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)
 
 
 def _is_primary() -> bool:
-    """Whether this process is the first rank of its job."""
     from submitit import JobEnvironment
 
     return bool(JobEnvironment().global_rank == 0)
 
 
 def _write_to(log: Path) -> None:
-    """Let this process write into a file from now on, below what earlier starts wrote."""
+    """Append everything that this process prints from now on to a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     with opened(log, "a") as file:
+        # The descriptors, not Python's streams: libraries in C print too.
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     level = logging.INFO if _is_primary() else logging.ERROR
@@ -148,7 +175,7 @@ def _write_to(log: Path) -> None:
 
 
 def _join_ranks() -> None:
-    """Tell torch of the other tasks of this job, where there are some."""
+    """Tell torch about the other ranks of this job, if there are any."""
     from submitit import JobEnvironment
     from submitit.helpers import TorchDistributedEnvironment
 
@@ -158,7 +185,7 @@ def _join_ranks() -> None:
 
 
 def _handle_preemption_here_alone() -> None:
-    """Keep loader processes, which inherit how submitit answers signals, from sending the job to the queue again."""
+    """Keep loader processes, which inherit submitit's signal handler, from requeueing the job once more."""
     here, answer = os.getpid(), signal.getsignal(signal.SIGUSR2)
     if callable(answer):
         signal.signal(signal.SIGUSR2, lambda number, frame: answer(number, frame) if os.getpid() == here else None)

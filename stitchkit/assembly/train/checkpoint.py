@@ -3,116 +3,50 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from timm.utils import NativeScaler
 from torch import nn
 
-from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.config.job import JobConfig, differences, said
 from stitchkit.assembly.config.optim import JobSchedule
 from stitchkit.classes import note_origin
+from stitchkit.engine import checkpoint_schema as rules
 from stitchkit.engine.checkpoint_files import CheckpointFiles, read_alike
-from stitchkit.engine.checkpoint_schema import (
-    anything,
-    check,
-    each,
-    either,
-    exactly,
-    fields,
-    in_short,
-    like,
-    nothing,
-    number,
-    plain,
-    table,
-    text,
-    whole,
-)
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
-from stitchkit.engine.recorder import restore_position
-from stitchkit.engine.training_state import restore_training
+from stitchkit.engine.training_state import restore_position, restore_training
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import load_content, misfit, weights_of
 
 _logger = logging.getLogger(__name__)
 
 _FORMAT = "stitchkit job 1"
+_START_ANEW = "start from its weights with --load-from"
 
-# What a resumed job must have as before, beside its training, and what of that may be longer.
+# Settings that a resumed job must keep, beside its training, and those of the training that may grow.
 _NETWORK = ("model", "assembly", "head", "reformat_options", "unfrozen")
 _MAY_CHANGE = ("train_config.epochs", "train_config.max_steps")
 
-
-_NUMBER = either(number(finite=False), nothing)
-_SCHEMA = fields(
-    {
-        "format": text,
-        "state_dict": table(text, anything),
-        "optimizer": table(text, anything),
-        "opt": text,
-        "scheduler": either(table(text, anything), nothing),
-        "epoch": whole(0, 10**6),
-        "step": whole(0),
-        "rows": each(table(text, _NUMBER)),
-        "classes": each(each(text)),
-        "config": plain,
-    },
-    {
-        "steps_per_epoch": whole(1),
-        "state_dict_ema": table(text, anything),
-        "within": table(text, anything),
-        NativeScaler.state_dict_key: table(text, anything),
-    },
-)
-"""What a job saves; its weights and states are looked at where they are used."""
-
-
-def _schedule_schema(schedule: JobSchedule, done: int) -> dict[str, Any]:
-    """What the state of a schedule must be after so many steps: as its settings made it, but for what moves on."""
-    flag = either(exactly(True), exactly(False))
-    moving: dict[str, Any] = {
-        "last_epoch": whole(-1, done),
-        "_step_count": whole(0, done + 2),
-        "_last_lr": [number(0)] * len(schedule.scheduler.optimizer.param_groups),
-        "T_cur": number(-1, done),
-        "T_i": number(1, 1e9),
-        "used": number(0),
-        "best": number(finite=False),
-        "num_bad_epochs": whole(0, done),
-        "cooldown_counter": whole(0),
-        "_get_lr_called_within_step": flag,
-        "_is_initial": flag,
-    }
-    own = like(schedule.state_dict(), moving)
-    if "last_epoch" in own["scheduler"]:
-        own["scheduler"]["last_epoch"] = exactly(done)
-    return {**own, "done": exactly(done)}
+_HEADER: Mapping[str, rules.Schema] = {
+    "scheduler": rules.or_none(rules.table(rules.text, rules.anything)),
+    "epoch": rules.whole(0, rules.MOST_EPOCHS),
+    "step": rules.whole(0),
+    "rows": rules.each(rules.table(rules.text, rules.or_none(rules.number(finite=False)))),
+    "classes": rules.each(rules.each(rules.text)),
+    "config": rules.plain,
+}
 
 
 class JobCheckpoints(CheckpointFiles):
-    """The checkpoints of a job: `checkpoint.pth` is the newest, `model-<step>.pth` are those of epochs' ends.
-
-    Args:
-        folder: Of the job.
-    """
+    """The checkpoints of a job: `checkpoint.pth` is the newest, `model-<step>.pth` are those of epochs' ends."""
 
     def __init__(self, folder: Path):
         super().__init__(folder, newest="checkpoint.pth", previous="previous.pth", kept="model-{}.pth")
 
-    def save(self, state: Mapping[str, Any], *, step: int, keep: bool) -> Path:
-        """Write the state of a job.
-
-        Args:
-            state: Plain data and tensors.
-            step: Number of steps done.
-            keep: It is an epoch's end, which later ones do not replace.
-
-        Returns:
-            The newest file.
-        """
+    def save(self, state: Mapping[str, object], *, step: int, keep: bool) -> Path:
+        """Write the state of a job after a step, under a name of its own where it is to be kept; the newest file."""
         content = {"format": _FORMAT, **state, "step": step}
         if keep:
             self.write_epoch(step, content)
@@ -127,7 +61,7 @@ def load_weights(network: nn.Module, path: str, *, strict: bool) -> None:
     Args:
         network: The network.
         path: The file, ours, a published one or any of named weights.
-        strict: It must have all names and no others; else what fits is loaded and the rest is named.
+        strict: It must have all names and no others; else what fits is loaded, and the log says how much that is.
 
     Raises:
         InputError: If it cannot be read, or does not fit.
@@ -154,47 +88,47 @@ def resume(
 
     Args:
         network: The network.
-        trainer: It trains the network; None where nothing is trained.
+        trainer: Trains the network; None where nothing is trained.
         path: The checkpoint.
         settings: All settings of the job, as plain data.
 
     Returns:
-        All that the file holds: `epoch`, the number of epochs done, and `rows` of the result among it. Where this rank
-        resumes within the next epoch; None at its start.
+        The content of the file, and where this rank resumes within the next epoch; None at its start.
 
     Raises:
         InputError: If it is not a checkpoint of a job, or is of a different one.
     """
     content, _ = read_alike(path)
     if content.get("format") != _FORMAT:
-        raise InputError(
-            f"checkpoint '{path}' holds no state of a job of stitchkit; start from its weights with --load-from"
-        )
-    try:
-        check(content, _SCHEMA, "")
-    except InputError as error:
-        raise InputError(f"checkpoint '{path}' is damaged: {error}") from error
+        raise InputError(f"checkpoint '{path}' holds no state of a job of stitchkit; {_START_ANEW}")
+    rules.check_saved(content, path, _HEADER, {"steps_per_epoch": rules.whole(1)})
     _check_settings(content["config"], settings, path, trains=trainer is not None)
     load_content(network, content, path)
     position = None
     if trainer is not None:
-        restore_training(content, trainer, path, otherwise="start from its weights with --load-from")
+        restore_training(content, trainer, path, otherwise=_START_ANEW)
         position = restore_position(content, trainer, path)
         _restore_schedule(content, trainer, position, path)
-    last = content["rows"][-1] if content["rows"] else {}
-    places = [(row.get("Epoch"), row.get("Step")) for row in content["rows"]]
-    if any(None in place for place in places) or places != sorted(set(places)):
-        raise InputError(f"checkpoint '{path}' is damaged: its rows are not in the order of their epochs")
-    done = 0 if position is None else position.done
-    if trainer is not None or "within" not in content:
-        step = last.get("Step")
-        if last.get("Epoch") != content["epoch"] or not isinstance(step, int) or step + done != content["step"]:
-            raise InputError(f"checkpoint '{path}' is damaged: its epoch and step are not those of its last row")
+        _check_step(content, path, trainer)
+    _check_rows(content, path, position, trains=trainer is not None)
     return content, position
 
 
+def _check_rows(content: Mapping[str, Any], path: str, position: Position | None, *, trains: bool) -> None:
+    """Check that the rows of the result lead up to where the job stands."""
+    places = [(row.get("Epoch"), row.get("Step")) for row in content["rows"]]
+    if any(None in place for place in places) or places != sorted(set(places)):
+        raise InputError(f"checkpoint '{path}' is damaged: its rows are not in the order of their epochs")
+    if not trains and "within" in content:  # where in the epoch it stands was not read
+        return
+    epoch, step = places[-1] if places else (None, None)
+    done = 0 if position is None else position.done
+    if epoch != content["epoch"] or not isinstance(step, int) or step + done != content["step"]:
+        raise InputError(f"checkpoint '{path}' is damaged: its epoch and step are not those of its last row")
+
+
 def _restore_schedule(content: Mapping[str, Any], trainer: Trainer, position: Position | None, path: str) -> None:
-    """Put the schedule back, after a look at whether it stands where the job does."""
+    """Restore the schedule, once it is known to stand where the job does."""
     schedule = trainer.schedule
     if not isinstance(schedule, JobSchedule):
         return
@@ -203,62 +137,57 @@ def _restore_schedule(content: Mapping[str, Any], trainer: Trainer, position: Po
     schema = _schedule_schema(schedule, done)
     used = {"used": schema.pop("used")}  # jobs before this version did not save it
     try:
-        check(content["scheduler"], fields(schema, used), "scheduler")
+        rules.check(content["scheduler"], rules.fields(schema, used), "scheduler")
     except InputError as error:
         raise InputError(f"checkpoint '{path}' does not fit this job: {error}; use the same settings") from error
     schedule.load_state_dict(content["scheduler"])
 
 
-def check_position(content: Mapping[str, Any], path: str, *, steps: int, max_steps: int | None) -> None:
-    """See that no step of an epoch is missing that max_steps cut short; such an epoch is over.
+def _schedule_schema(schedule: JobSchedule, done: int) -> dict[str, rules.Schema]:
+    """The state of a schedule after so many steps: as its settings made it, except for what changes with each."""
+    moving: dict[str, rules.Schema] = {
+        "last_epoch": rules.whole(-1, done),
+        "_step_count": rules.whole(0, done + 2),
+        "_last_lr": [rules.number(0)] * len(schedule.scheduler.optimizer.param_groups),
+        "T_cur": rules.number(-1, done),
+        "T_i": rules.number(1, 1e9),
+        "used": rules.number(0),
+        "best": rules.number(finite=False),
+        "num_bad_epochs": rules.whole(0, done),
+        "cooldown_counter": rules.whole(0),
+        "_get_lr_called_within_step": True,
+        "_is_initial": True,
+    }
+    state = schedule.state_dict()
+    inner = rules.like(state["scheduler"], moving)
+    assert isinstance(inner, dict)
+    if "last_epoch" in inner:  # of the outermost; the parts of a sequence begin one after the other
+        inner["last_epoch"] = rules.exactly(done)
+    return {"done": rules.exactly(done), "used": moving["used"], "scheduler": inner}
 
-    Args:
-        content: Of the checkpoint.
-        path: The checkpoint.
-        steps: Steps of an epoch.
-        max_steps: Steps that the job ends after.
+
+def _check_step(content: Mapping[str, Any], path: str, trainer: Trainer) -> None:
+    """Check that no step of an epoch is missing that max_steps cut short; such an epoch is over.
 
     Raises:
         InputError: If max_steps ended it within an epoch and the job asks for more steps.
     """
-    done, whole = content["step"], content["epoch"] * content.get("steps_per_epoch", steps)
-    if done < whole and (max_steps is None or max_steps > done):
+    most, done = trainer.settings.max_steps, content["step"]
+    whole_epochs = content["epoch"] * content.get("steps_per_epoch", trainer.updates_per_epoch)
+    if done < whole_epochs and (most is None or most > done):
         raise InputError(
             f"checkpoint '{path}' was saved when max_steps ended it after {done} steps, within epoch "
-            f"{content['epoch']}, and only whole epochs can be resumed; train anew without max_steps, or start from "
-            "its weights with --load-from"
+            f"{content['epoch']}, and only whole epochs can be resumed; train anew without max_steps, or {_START_ANEW}"
         )
 
 
 def _check_settings(before: Mapping[str, Any], now: Mapping[str, Any], path: str, *, trains: bool) -> None:
-    """See that a job resumes with the network and, where it trains, the training that it began with."""
+    """Check that a job resumes with the network and, where it trains, the training that it began with."""
     before = JobConfig.parse(before).to_dict()  # settings that are newer than the file have their defaults
     for key in (*_NETWORK, *(("train_config",) if trains else ())):
-        for place, old, new in _differences(before.get(key), now.get(key), key):
+        for place, old, new in differences(before.get(key), now.get(key), key):
             if place not in _MAY_CHANGE:
                 raise InputError(
-                    f"checkpoint '{path}' was trained with {place} {_said(old)}, not {_said(new)}; use the same, or "
-                    "start from its weights with --load-from"
+                    f"checkpoint '{path}' was trained with {place} {said(old)}, not {said(new)}; use the same, or "
+                    f"{_START_ANEW}"
                 )
-
-
-def _differences(old: Any, new: Any, place: str) -> Iterator[tuple[str, Any, Any]]:
-    """Where two settings differ, and what each says there."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in dict.fromkeys([*old, *new]):
-            yield from _differences(old.get(key), new.get(key), f"{place}.{key}")
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for number, (one, other) in enumerate(zip(old, new, strict=True)):
-            yield from _differences(one, other, f"{place}[{number}]")
-    elif _is_other(old, new):
-        yield place, old, new
-
-
-def _is_other(old: Any, new: Any) -> bool:
-    """Whether a value changed; one that no file of settings has, such as a tensor, did."""
-    is_number = [isinstance(value, int | float) for value in (old, new)]
-    return (type(old) is not type(new) and not all(is_number)) or bool(old != new)
-
-
-def _said(value: Any) -> str:
-    return "unset" if value is None else in_short(str(value))

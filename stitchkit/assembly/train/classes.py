@@ -1,4 +1,4 @@
-"""Whether the files that a job's logits are from number the classes as its data do."""
+"""Classes of a job: the files that its logits are from must number them as its data do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stitchkit.classes import Origin, check_classes, origin_of
 
 
 def check_origins(network: nn.Module, classes: Sequence[Sequence[str]], *, strict: bool) -> None:
-    """See that a network's classifiers, where they are from files, number the classes as the data do.
+    """Check that a network's classifiers, where they are from files, number the classes as the data do.
 
     A classifier within the network, whose output feeds other parts, may know any.
 
@@ -29,12 +29,14 @@ def check_origins(network: nn.Module, classes: Sequence[Sequence[str]], *, stric
 
 
 def _origins(part: nn.Module, number: int | None) -> Iterator[tuple[int | None, Origin]]:
-    """Where what gives logits is from, each with the number of its task; None where all tasks share it."""
+    """Origins of the parts that give logits, each with the number of its task; None where all tasks share it."""
     origin = origin_of(part) or origin_of(getattr(part, "net", None))
     if origin is not None:
         yield number, origin
     elif isinstance(part, Assembly):
-        weighty = [one for one in part.parts if not isinstance(one, Function)]  # e.g. softmax leaves the order
+        weighty = [
+            one for one in part.parts if not isinstance(one, Function)
+        ]  # functions such as softmax keep the order of classes
         for last in [part.head] if part.head is not None else weighty[-1:]:
             yield from _origins(last, number)
     elif isinstance(part, ParallelPart) and part.agg in ("none", "avg"):

@@ -1,4 +1,4 @@
-"""The batches of a job: the data sets of all its tasks, shared out to ranks."""
+"""The batches of a job: the data sets of all its tasks, distributed over ranks."""
 
 from __future__ import annotations
 
@@ -15,25 +15,18 @@ from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.preprocessing import create_transform
 from stitchkit.assembly.config.settings import TaskConfig
 from stitchkit.assembly.train.task import Labels
-from stitchkit.data.loader_processes import outlive_signals, usable_cores
+from stitchkit.data.loader_processes import usable_cores
 from stitchkit.data.loaders import Batch, DirectLoader
 from stitchkit.data.sources import Source, agreed_classes, open_dataset
 from stitchkit.data.torchvision_sets import numbered
-from stitchkit.data.unreadable import CheckedImages, report
+from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """The data of a task.
-
-    Args:
-        config: Its settings.
-        classes: Class names in the order of their numbers.
-        train: Its training batches.
-        test: Its test batches; iterate through `without_padding`.
-    """
+    """The data of a task; `classes` are in the order of their numbers, `test` is read through `without_padding`."""
 
     config: TaskConfig
     classes: tuple[str, ...]
@@ -89,22 +82,21 @@ def _loader(
     dataset: Any, config: JobConfig, task: TaskConfig, world: World, *, num_classes: int, training: bool
 ) -> DirectLoader:
     settings = config.train_config
-    options: dict[str, Any] = {"batch_size": task.batch_size, "pin_memory": world.device.type == "cuda"}
     workers = min(config.workers, usable_cores())
+    options: dict[str, Any] = {"batch_size": task.batch_size, "pin_memory": world.device.type == "cuda"}
+    options["num_workers"] = workers
     if isinstance(dataset, IterableDataset):
         dataset.set_loader_cfg(num_workers=workers)  # type: ignore[attr-defined] # timm's: it counts by it
-        loader: DataLoader[Any] = DataLoader(dataset, num_workers=workers, **options)
-        outlive_signals(loader)
+        loader: DataLoader[Any] = DataLoader(dataset, **options)
         most = settings.max_batches and -(-settings.max_batches // world.size)
         return DirectLoader(loader, device=world.device, dtype=torch.float32, max_batches=most)
     images = _some(CheckedImages(dataset, num_classes=num_classes, is_training=training), config, task)
     sampler: DistributedSampler[Any] = DistributedSampler(
         images, world.size, world.rank, shuffle=training, seed=settings.seed
     )
-    # A batch of one image has no batch statistics.
+    # A batch of one image has no batch statistics, and norms refuse it.
     lone = len(sampler) > task.batch_size and len(sampler) % task.batch_size == 1
-    loader = DataLoader(images, sampler=sampler, num_workers=workers, drop_last=training and lone, **options)
-    outlive_signals(loader)
+    loader = DataLoader(images, sampler=sampler, drop_last=training and lone, **options)
     return DirectLoader(loader, device=world.device, dtype=torch.float32)
 
 
@@ -129,34 +121,16 @@ class TrainingLoader:
     """
 
     def __init__(self, loaders: Sequence[DirectLoader]):
-        self._loaders = loaders
-        self.dataset = None
-        self.sampler = self  # the trainer tells samplers of an epoch
+        self.loaders = loaders
         self.waited = 0.0
         self.images = 0
 
     def __len__(self) -> int:
-        return max(len(loader) for loader in self._loaders)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Shuffle anew."""
-        self.waited, self.images = 0.0, 0
-        for loader in self._loaders:
-            for part in (loader.dataset, loader.sampler):  # streamed data sets shuffle by themselves
-                if hasattr(part, "set_epoch"):
-                    part.set_epoch(epoch)
-
-    def report(self) -> None:
-        """Report which images were skipped; every rank calls this after an epoch.
-
-        Raises:
-            InputError: If they are too many, over all ranks.
-        """
-        for loader in self._loaders:
-            report(loader.dataset)
+        return max(len(loader) for loader in self.loaders)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, Labels]]:
-        ways = [_again(loader) for loader in self._loaders]
+        self.waited, self.images = 0.0, 0
+        ways = [_again(loader) for loader in self.loaders]
         for _ in range(len(self)):
             start = time.perf_counter()
             batches = [next(way) for way in ways]

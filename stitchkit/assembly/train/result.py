@@ -1,4 +1,4 @@
-"""What a job writes for people: its trajectory as a table, its settings and what they made."""
+"""Files that a job writes for people: its trajectory as a table, its settings, and facts about it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 from stitchkit.files import replacing, write_text
 from stitchkit.settings.files import settings_text
 
@@ -23,7 +23,7 @@ FIRST_COLUMNS = (
 
 
 def check_pandas() -> None:
-    """See that results can be written.
+    """Check that results can be written, before hours are spent on one.
 
     Raises:
         InputError: If pandas is not installed.
@@ -56,9 +56,9 @@ class Trajectory:
         first = [name for name in FIRST_COLUMNS if name in columns]
         return pd.DataFrame(self.rows, columns=[*first, *(name for name in columns if name not in first)])
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Take in an epoch; the CSV has it at once, so that a person can look on."""
-        self.rows.append(dict(row))
+    def add(self, row: dict[str, Any]) -> None:
+        """Add an epoch; the CSV has it at once, so that a person can watch."""
+        self.rows.append(row)
         with replacing(self.path.with_suffix(".csv")) as draft:
             self.frame().to_csv(draft, index=False)
 
@@ -68,18 +68,13 @@ class Trajectory:
             self.frame().to_pickle(draft)
 
 
-def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
-    """Write plain data as YAML."""
-    write_text(path, settings_text(dict(content)))
-
-
-def update_metadata(path: Path, content: Mapping[str, Any]) -> None:
-    """Write what is known of a job beside its result; what others wrote there stays."""
-    write_yaml(path, {**read_metadata(path), **content})
+def update_metadata(path: Path, content: Mapping[str, object]) -> None:
+    """Write facts about a job beside its result; those that others wrote there stay."""
+    write_text(path, settings_text({**read_metadata(path), **content}))
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What is known of a job; empty where there is nothing yet.
+    """The facts about a job; empty where there are none yet.
 
     Raises:
         InputError: If the file is damaged.
@@ -87,6 +82,5 @@ def read_metadata(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text()) if path.exists() else None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        fault = " ".join(str(error).split())[:200]
-        raise InputError(f"'{path}', which says what a job is, is damaged: {fault}; remove it") from error
+        raise InputError(f"'{path}', which describes a job, is damaged: {one_line(error)}; remove it") from error
     return content if isinstance(content, dict) else {}

@@ -7,36 +7,32 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from stitchkit.assembly.config.job import WRITTEN, JobConfig
 from stitchkit.assembly.config.optim import JobSchedule
-from stitchkit.assembly.train.checkpoint import JobCheckpoints, check_position, load_weights, resume
+from stitchkit.assembly.train.checkpoint import JobCheckpoints, load_weights, resume
 from stitchkit.assembly.train.classes import check_origins
-from stitchkit.assembly.train.job import Job, check_unused, deterministic, open_job, places_of
-from stitchkit.assembly.train.result import Trajectory, check_pandas, update_metadata, write_yaml
+from stitchkit.assembly.train.job import Job, Places, deterministic, open_job, places_of
+from stitchkit.assembly.train.result import Trajectory, check_pandas, update_metadata
 from stitchkit.assembly.train.task import JobTask
 from stitchkit.assembly.train.testing import Exam
 from stitchkit.classes import check_classes, trained_classes
-from stitchkit.data.unreadable import explained
-from stitchkit.distributed import World, init_world
+from stitchkit.distributed import World
 from stitchkit.engine.epoch_state import Position
-from stitchkit.engine.epochs import run_epoch
-from stitchkit.engine.lock import alone, made
+from stitchkit.engine.epochs import TrainedEpoch, check_finite, train_epochs
+from stitchkit.engine.lock import made
 from stitchkit.engine.loop import Trainer
-from stitchkit.engine.recorder import Recorder, check_finite
-from stitchkit.engine.recovery import find_resume, is_restart, launched
-from stitchkit.engine.signals import StopSignals
-from stitchkit.engine.tracking import start_run
+from stitchkit.engine.recovery import TRAIN_LOCK, check_unused, entered, find_resume, launched
+from stitchkit.engine.tracking import Tracking
 from stitchkit.engine.training_state import training_state
 from stitchkit.errors import InputError
+from stitchkit.files import write_text
+from stitchkit.settings.files import settings_text
 
 _logger = logging.getLogger(__name__)
 
@@ -57,62 +53,71 @@ def run_job(config: JobConfig, source: str | Path | None = None) -> Path:
         InputError: If anything cannot be used as asked, or the training fails; the last checkpoint is kept.
     """
     check_pandas()
-    places = places_of(config, None if source is None else Path(source))
+    source = None if source is None else Path(source)
+    places = places_of(config, source)
     files = JobCheckpoints(places.folder)
-    world = init_world(config.device)
-    try:
-        with (
-            made(places.folder, "-o"),
-            made(places.result.parent, "-o"),
-            explained(),
-            logging_redirect_tqdm(),
-            deterministic(config.deterministic),
-            alone(places.folder / ".train.lock", world),
-        ):
-            config = _find_resume(config, files, world)
-            check_unused(config, places, files)
-            job = open_job(config, world, Path(source) if source else None, places)
-            with launched(places.folder, world):
-                _run(job, files)
-    finally:
-        dist.destroy_process_group()
+    with (
+        entered(places.folder / TRAIN_LOCK, config.device, flag="-o") as world,
+        made(places.result.parent, "-o"),
+        deterministic(config.deterministic),
+    ):
+        config = _find_resume(config, files, places, world)
+        job = open_job(config, world, source, places)
+        with launched(places.folder, world):
+            _run(job, files)
     return places.result
 
 
-def _find_resume(config: JobConfig, files: JobCheckpoints, world: World) -> JobConfig:
-    """The job with a file in place of `resume_from: auto`, or nothing where there is none yet."""
-    restarted = not config.test_only and is_restart(files, world)
-    found = find_resume(config.resume_from, files, world, restarted=restarted)
-    if config.test_only and config.resume_from and found is None:
-        raise InputError(f"'{files.folder}' holds no checkpoint to test; give one as --resume FILE")
+def _find_resume(config: JobConfig, files: JobCheckpoints, places: Places, world: World) -> JobConfig:
+    """The job with a file in place of `resume_from: auto`, or nothing where there is none yet.
+
+    Raises:
+        InputError: If it would overwrite another job's result or checkpoints.
+    """
+    found, _ = find_resume(config.resume_from, files, world, only="test" if config.test_only else "")
+    if places.result.exists() and (config.test_only or not found):
+        raise InputError(
+            f"'{places.result}' exists, so this job is done; choose another -o or --metrics-output, or remove it"
+        )
+    if not config.test_only:
+        check_unused(files, found, flag="-o")
     return config if found == config.resume_from else config.override(resume_from=found)
 
 
 def _run(job: Job, files: JobCheckpoints) -> None:
-    config, world = job.config, job.world
+    config, world, trainer = job.config, job.world, job.trainer
     start, position, trajectory = _begin(job, files)
     exam = Exam(job)
     if world.is_primary:
         files.clear()
         settings = {key: value for key, value in config.to_dict().items() if key not in WRITTEN}
-        write_yaml(job.places.settings, settings)
+        write_text(job.places.settings, settings_text(settings))
         update_metadata(job.places.metadata, job.metadata)
-    tracker = None
-    if config.project and world.is_primary:
-        names = {"project": config.project, "entity": config.entity, "group": config.group, "id": config.id}
-        tracker = start_run(job.places.folder, config.to_dict(), **names, resume="allow" if config.id else None)
-    for row in _rows(job, files, exam, start, position, trajectory):
-        if world.is_primary:
-            trajectory.add(row)
-            if tracker is not None:
-                tracker.log(row, step=row["Step"])
-            if job.trainer is not None and _is_saved(config, row):
-                state = training_state(job.trainer) | _header(job, row["Epoch"], trajectory)
-                files.save(state, step=row["Step"], keep=config.save_checkpoints)
+    options = None
+    if config.project:
+        options = {"project": config.project, "entity": config.entity, "group": config.group, "id": config.id}
+        options["resume"] = "allow" if config.id else None
+    tracking = Tracking(job.places.folder, world, config.to_dict(), options=options)
+
+    def add(row: dict[str, Any]) -> None:
+        if not world.is_primary:
+            return
+        trajectory.add(row)
+        tracking.log(row, epoch=row["Epoch"], step=row["Step"])
+        if trainer is not None and _is_saved(config, row):
+            state = training_state(trainer) | _header(job, trainer, row["Epoch"], trajectory)
+            files.save(state, step=row["Step"], keep=config.save_checkpoints)
+
+    if trainer is None or not trajectory.rows:
+        first: dict[str, Any] = {"Epoch": start, "Step": 0 if trainer is None else start * trainer.updates_per_epoch}
+        if config.test_only or config.checkpoint_initial_model:
+            first |= exam.sit("before training")
+        add(first)
+    if trainer is not None:
+        _train(job, trainer, files, exam, trajectory, add=add, start=start, position=position)
     if world.is_primary:
         trajectory.close()
-    if tracker is not None:
-        tracker.finish()
+    tracking.finish()
     _logger.info("done; the result is %s", job.places.result)
 
 
@@ -130,13 +135,10 @@ def _begin(job: Job, files: JobCheckpoints) -> tuple[int, Position | None, Traje
     if config.resume_from:
         content, position = resume(job.network, job.trainer, config.resume_from, config.to_dict())
         files.read(config.resume_from)
-        start, rows = int(content["epoch"]), list(content["rows"])
+        start, rows = content["epoch"], content["rows"]
         check_classes(trained_classes(content), classes, config.resume_from, strict=True)
-        if content["classes"] != [list(names) for names in classes]:
+        if content["classes"] != classes:
             raise InputError(f"checkpoint '{config.resume_from}' was trained on other tasks; labels would not agree")
-        if job.trainer is not None:
-            steps, limit = job.trainer.updates_per_epoch, config.train_config.max_steps
-            check_position(content, config.resume_from, steps=steps, max_steps=limit)
     else:
         check_origins(job.network, classes, strict=config.test_only)
     if job.trainer is not None:
@@ -151,58 +153,44 @@ def _begin(job: Job, files: JobCheckpoints) -> tuple[int, Position | None, Traje
     return start, position, Trajectory(job.places.result, [] if config.test_only else rows)
 
 
-def _rows(
-    job: Job, files: JobCheckpoints, exam: Exam, start: int, position: Position | None, trajectory: Trajectory
-) -> Iterator[dict[str, Any]]:
-    """Rows of the result, as the epochs go by."""
-    config, trainer = job.config, job.trainer
-    if trainer is None or not trajectory.rows:
-        first: dict[str, Any] = {"Epoch": start, "Step": 0 if trainer is None else start * trainer.updates_per_epoch}
-        if config.test_only or config.checkpoint_initial_model:
-            first |= exam.sit("before training")
-        yield first
-    if trainer is None:
-        return
-
-    def save_within(epoch: int, here: Position, state: Mapping[str, Any]) -> Path:
-        step = epoch * trainer.updates_per_epoch + here.done
-        return files.save({**state, **_header(job, epoch, trajectory)}, step=step, keep=False)
-
-    epochs = config.train_config.epochs
+def _train(
+    job: Job, trainer: Trainer, files: JobCheckpoints, exam: Exam, trajectory: Trajectory, *,
+    add: Callable[[dict[str, Any]], None], start: int, position: Position | None,
+) -> None:  # fmt: skip
+    """Train to the last epoch, with a row of the result for each."""
+    task, epochs = trainer.task, range(start, job.config.train_config.epochs)
+    assert isinstance(task, JobTask)
     before = trajectory.rows[-1].get("Time/Total", 0.0) if trajectory.rows else 0.0
     began = time.perf_counter()
-    with StopSignals(job.world) as signals:
-        recorder = Recorder(trainer, signals, save_within)
-        for epoch in range(start, epochs):
-            if not trainer.steps(epoch):
-                break
-            here, position = position or Position(), None
-            row = _train_epoch(job, trainer, recorder, epoch, here)
-            if config.eval_checkpoints:
-                row |= exam.sit(f"epoch {epoch + 1}/{epochs}", partial(recorder.while_validating, epoch, here))
-            trainer.task.forget()  # only now: a validation that a signal ended is saved with what the epoch has counted
-            row["Time/Total"] = before + time.perf_counter() - began
-            yield row
+
+    def save_within(epoch: int, here: Position, state: Mapping[str, object]) -> Path:
+        step = epoch * trainer.updates_per_epoch + here.done
+        return files.save({**state, **_header(job, trainer, epoch, trajectory)}, step=step, keep=False)
+
+    def finish(trained: TrainedEpoch) -> None:
+        row = _row(job, trainer, task, trained)
+        check_finite(trainer, trained.number)
+        if job.config.eval_checkpoints:
+            row |= exam.sit(f"epoch {trained.number + 1}/{epochs.stop}", trained.after_batch)
+        task.forget()  # only now: a validation that a signal ended is saved with what the epoch has counted
+        row["Time/Total"] = before + time.perf_counter() - began
+        add(row)
+
+    train_epochs(trainer, epochs, position, save=save_within, finish=finish)
 
 
-def _train_epoch(job: Job, trainer: Trainer, recorder: Recorder, epoch: int, here: Position) -> dict[str, Any]:
-    """Train an epoch, or the rest of it: what the result says of it."""
-    task, schedule, world = trainer.task, trainer.schedule, job.world
-    assert isinstance(task, JobTask)
-    began, done = time.perf_counter(), here.done
-    loss = run_epoch(trainer, recorder, epoch, job.config.train_config.epochs, here)
-    trainer.loader.report()
-    check_finite(trainer, epoch)
-    took, steps = time.perf_counter() - began, max(here.done - done, 1)
+def _row(job: Job, trainer: Trainer, task: JobTask, trained: TrainedEpoch) -> dict[str, Any]:
+    """The figures of an epoch's training, by the names that the result has for them."""
+    schedule, world, seconds = trainer.schedule, job.world, trained.seconds
     row: dict[str, Any] = {
-        "Epoch": epoch + 1,
-        "Step": trainer.steps(epoch).stop,
+        "Epoch": trained.number + 1,
+        "Step": trainer.steps(trained.number).stop,
         "LR": schedule.used if isinstance(schedule, JobSchedule) else trainer.rate,
         "Loss": task.last["loss"].item(),
-        "Time/Data": trainer.loader.waited / steps,
-        "Time/Step": took / steps,
-        "Time/Img Per Sec": trainer.loader.images * world.size / took,
-        "Time/Per Epoch": took,
+        "Time/Data": trainer.loader.waited / trained.steps,
+        "Time/Step": seconds / trained.steps,
+        "Time/Img Per Sec": trainer.loader.images * world.size / seconds,
+        "Time/Per Epoch": seconds,
         "Proc Mem": _resident() / _MB,
     }
     if world.device.type == "cuda":
@@ -210,7 +198,7 @@ def _train_epoch(job: Job, trainer: Trainer, recorder: Recorder, epoch: int, her
     names = [each.config.name for each in job.data]
     last = zip(names, task.last["accuracy"].tolist(), strict=True)
     mean = zip(names, task.accuracies(), strict=True)
-    row |= {f"{name}/Accuracy": figure for name, figure in last} | {"Overall/Train Loss": loss}
+    row |= {f"{name}/Accuracy": figure for name, figure in last} | {"Overall/Train Loss": trained.loss}
     return row | {f"Overall/Train {name}/Accuracy": figure for name, figure in mean}
 
 
@@ -222,10 +210,8 @@ def _resident() -> float:
     return float(int(place.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 
 
-def _header(job: Job, epoch: int, trajectory: Trajectory) -> dict[str, Any]:
+def _header(job: Job, trainer: Trainer, epoch: int, trajectory: Trajectory) -> dict[str, object]:
     """What a checkpoint says of its job beside the state of the training."""
-    trainer = job.trainer
-    assert trainer is not None
     return {
         "opt": type(trainer.optimizer).__name__,
         "scheduler": trainer.schedule.state_dict() if isinstance(trainer.schedule, JobSchedule) else None,

@@ -1,4 +1,4 @@
-"""What a job computes in a step: its losses, main and auxiliary, and how many images it gets right."""
+"""A step of a job: its losses, main and auxiliary, and how many images it gets right."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from stitchkit.distributed import sum_over_ranks
 from stitchkit.engine.task import Task
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.cut.traced import snapshot
+from stitchkit.networks.mode import evaluating
 
 Labels = tuple[torch.Tensor, ...]
 """Labels of each task, whose images follow one another in the batch."""
@@ -24,8 +25,8 @@ class Captured:
     Args:
         network: The network.
         output: Path of the submodule in it.
-        place: What asks for it; errors begin with it.
-        training: Watch the steps of the training, or else the tests.
+        place: The setting that asks for it; errors begin with it.
+        training: Keep outputs of training steps, or else those of tests.
 
     Raises:
         InputError: If there is no such submodule.
@@ -38,15 +39,15 @@ class Captured:
         self._place = f"{place}.output"
         self._output = output
         self._training = training
-        self._value: Any = None
+        self._value: object = None
         modules[output].register_forward_hook(self._keep)
 
-    def _keep(self, _module: nn.Module, _inputs: Any, value: Any) -> None:
+    def _keep(self, _module: nn.Module, _inputs: object, value: object) -> None:
         if torch.is_grad_enabled() == self._training:
             self._value = snapshot(value)  # the next layer may work in place
 
-    def take(self) -> Any:
-        """What it was in the last forward pass; it is then forgotten.
+    def take(self) -> object:
+        """Its value in the last forward pass; it is then forgotten, so that none outlives its step.
 
         Raises:
             InputError: If the submodule did not run.
@@ -58,13 +59,7 @@ class Captured:
 
 
 class WeightedLoss(NamedTuple):
-    """A loss beside the main one.
-
-    Args:
-        of: The output that it judges.
-        loss: The loss.
-        weight: Its weight.
-    """
+    """A loss beside the main one, of an inner output, with its weight."""
 
     of: Captured
     loss: Loss
@@ -72,18 +67,13 @@ class WeightedLoss(NamedTuple):
 
 
 def output_of(outputs: Any, number: int) -> torch.Tensor:
-    """What a network says to one task: its own output, or the one that all tasks share."""
+    """The output of a network for one task: its own, or the one that all tasks share."""
     chosen: torch.Tensor = outputs[number] if isinstance(outputs, list | tuple) else outputs
     return chosen
 
 
-def split(outputs: Any, labels: Labels) -> list[torch.Tensor]:
-    """The rows of each task from its output.
-
-    Args:
-        outputs: Logits `[B, num_classes]`, or a list of them, one for each task.
-        labels: Of each task.
-    """
+def split(outputs: object, labels: Labels) -> list[torch.Tensor]:
+    """The rows of each task from its output `[B, num_classes]`, or from the one that all tasks share."""
     parts, start = [], 0
     for number, own in enumerate(labels):
         parts.append(output_of(outputs, number)[start : start + len(own)])
@@ -111,12 +101,10 @@ class JobTask(Task):
             "loss": torch.zeros((), device=device),
             "accuracy": torch.zeros(len(losses), device=device),
         }
-        # for each task: hits and images since the last look
+        # for each task: hits and images since `forget`; in float64, which adds up counts beyond 2^24 exactly
         self._sums = torch.zeros(len(losses), 2, dtype=torch.float64, device=device)
 
-    def forward(  # type: ignore[override]
-        self, images: torch.Tensor, labels: Labels, _route: int | None = None
-    ) -> dict[str, Any]:
+    def forward(self, images: torch.Tensor, labels: Labels, _route: int | None = None) -> dict[str, object]:
         """Loss and outputs of a batch.
 
         Args:
@@ -137,13 +125,14 @@ class JobTask(Task):
 
     @staticmethod
     def _mean(outputs: Sequence[torch.Tensor], labels: Labels, losses: Sequence[Loss]) -> torch.Tensor:
+        # Half precision overflows in the exponentials of a loss.
         found = [loss(output.float(), own) for loss, output, own in zip(losses, outputs, labels, strict=True)]
         return torch.stack(found).mean()
 
     @torch.no_grad()
     def _count(self, loss: torch.Tensor, outputs: Sequence[torch.Tensor], labels: Labels) -> None:
         hits = torch.stack([(output.argmax(1) == own).sum() for output, own in zip(outputs, labels, strict=True)])
-        # Filled there: a list would be copied, and the host would wait for the GPU.
+        # Filled on the device: a list would be copied there, and the host would wait for the GPU.
         counts = torch.stack([hits.new_full((), len(own)) for own in labels])
         self._sums += torch.stack([hits, counts], dim=1)
         self.last["loss"].copy_(loss.detach())
@@ -158,12 +147,12 @@ class JobTask(Task):
         return [hits / max(count, 1) for hits, count in sum_over_ranks(self._sums.clone()).tolist()]
 
     def forget(self) -> None:
-        """Count from here on."""
+        """Start counting again."""
         self._sums.zero_()
 
 
 class Judged(nn.Module):
-    """A network as one task, or one of its submodules, is judged: images to logits.
+    """A network as it is judged on one task: images to its logits, or to the output of a submodule.
 
     Args:
         network: The network.
@@ -183,14 +172,13 @@ class Judged(nn.Module):
         return output_of(outputs if self.output is None else self.output.take(), self.number)
 
 
-def rehearse(task: JobTask, images: torch.Tensor, labels: Labels, classes: Sequence[tuple[str, int]]) -> list[str]:
-    """Run a task once, before anything is trained, and see that outputs and losses fit the data.
+def rehearse(task: JobTask, side: int, classes: Sequence[tuple[str, int]]) -> list[str]:
+    """Run a task once on blank images, before anything is trained, to check that outputs and losses fit the data.
 
     Args:
-        task: The task, not yet distributed.
-        images: Some images.
-        labels: Their labels.
-        classes: Name and number of classes of each task.
+        task: Not yet distributed.
+        side: Of an image.
+        classes: Name of each data set, and how many classes it has.
 
     Returns:
         Names of trainable parameters that the loss does not depend on.
@@ -198,24 +186,27 @@ def rehearse(task: JobTask, images: torch.Tensor, labels: Labels, classes: Seque
     Raises:
         InputError: If outputs do not fit the tasks, or a loss refuses them.
     """
-    network = task.trainable_module
-    outputs = network(images)
-    if isinstance(outputs, list | tuple) and len(outputs) != len(labels):
-        raise InputError(f"the network has {len(outputs)} outputs for {len(labels)} data sets; it needs one for each")
-    for number, (name, count) in enumerate(classes):
-        shape = list(output_of(outputs, number).shape)
-        if len(shape) != 2 or shape[1] < max(count, 1):
-            raise InputError(
-                f"the network gives {shape[1:]} for an image, data set '{name}' has {count} classes; "
-                "end it with a part that gives one value for each class, such as head: {ClassifierHead: {}}"
-            )
+    network = task.network
+    images = torch.zeros(2 * len(classes), 3, side, side, device=task.device)
+    labels = tuple(torch.zeros(2, dtype=torch.long, device=task.device) for _ in classes)
     trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
-    try:
-        loss = task(images, labels)["loss"]
-        if trained:
-            loss.backward()
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise InputError(f"train_config.loss_fn: a loss refuses outputs and labels: {error}") from error
+    with evaluating(network):  # a norm would count the blank images
+        outputs = network(images)
+        if isinstance(outputs, list | tuple) and len(outputs) != len(classes):
+            raise InputError(f"the network has {len(outputs)} outputs for {len(classes)} data sets; it needs one each")
+        for number, (name, count) in enumerate(classes):
+            shape = list(output_of(outputs, number).shape)
+            if len(shape) != 2 or shape[1] < max(count, 1):
+                raise InputError(
+                    f"the network gives {shape[1:]} for an image, data set '{name}' has {count} classes; "
+                    "end it with a part that gives one value for each class, such as head: {ClassifierHead: {}}"
+                )
+        try:
+            loss = task(images, labels)["loss"]
+            if trained:
+                loss.backward()
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise InputError(f"train_config.loss_fn: a loss refuses outputs and labels: {error}") from error
     unused = [name for name, parameter in trained.items() if parameter.grad is None]
     network.zero_grad(set_to_none=True)
     task.forget()

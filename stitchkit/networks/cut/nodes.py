@@ -8,6 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
+from stitchkit.display import aligned
 from stitchkit.errors import unknown
 from stitchkit.networks.create import create_model
 from stitchkit.networks.steps import Node
@@ -59,9 +60,8 @@ def library_model(name: str, backend: str = "timm") -> tuple[nn.Module, torch.Te
 
 def table(listed: Sequence[Node]) -> str:
     """Nodes as lines, for people; a star marks clean places."""
-    cells = [(node.name, node.kind, "x".join(map(str, node.shape or "-"))) for node in listed]
-    names, kinds = (max(map(len, column)) for column in list(zip(*cells, strict=True))[:2])
-    return "\n".join(
-        f"{'*' if node.is_clean else ' '} {name:<{names}}  {kind:<{kinds}}  {shape}"
-        for node, (name, kind, shape) in zip(listed, cells, strict=True)
-    )
+    cells = [
+        (f"{'*' if node.is_clean else ' '} {node.name}", node.kind, "x".join(map(str, node.shape or "-")))
+        for node in listed
+    ]
+    return aligned(cells, left={0, 1, 2})

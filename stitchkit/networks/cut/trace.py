@@ -14,7 +14,7 @@ import torchvision
 from timm.models import get_notrace_functions, get_notrace_modules
 from torch import fx, nn
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 from stitchkit.networks.steps import INPUT
 
 
@@ -94,8 +94,8 @@ def trace(model: nn.Module, names: Collection[str] = (), *, training: bool = Fal
             raise
         except Exception as error:
             raise InputError(
-                f"{type(model).__name__} cannot be traced between its blocks: {_short(error)}; cut its blocks, each as "
-                "a model of its own"
+                f"{type(model).__name__} cannot be traced between its blocks: {_reason(error)}; cut its blocks, each "
+                "as a model of its own"
             ) from error
 
 
@@ -173,7 +173,7 @@ class _Tracer(fx.Tracer):
 
     def _failure(self, path: str, error: Exception) -> Exception:
         if path in self._asked:
-            return InputError(f"'{path}' cannot be traced into: {_short(error)}; cut before or after it")
+            return InputError(f"'{path}' cannot be traced into: {_reason(error)}; cut before or after it")
         return _Untraceable(type(self.root.get_submodule(path)))
 
     def refuse_lost_changes(self) -> None:
@@ -257,5 +257,5 @@ def _tensors_in(value: object) -> Iterator[torch.Tensor]:
             yield from _tensors_in(item)
 
 
-def _short(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split()).partition(". ")[0][:200]
+def _reason(error: Exception) -> str:
+    return one_line(error).partition(". ")[0]  # torch.fx's advice, which follows, is for who writes the model

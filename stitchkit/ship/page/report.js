@@ -3,6 +3,7 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const COLORS = ["#2f6bb0", "#d9822b", "#2e8b57", "#8e5ea2", "#c23b3b", "#4a9a9a", "#8a6d5a", "#b59a12"];
+const UNITS = { T: 1e12, G: 1e9, M: 1e6, k: 1e3 }; // as stitchkit/display.py has them
 const FIGURES = {
   flops: { label: "FLOPs", axis: "FLOPs of one image (multiply-adds)", show: quantity },
   params: { label: "params", axis: "parameters", show: quantity },
@@ -22,11 +23,7 @@ const figures = Object.keys(FIGURES).filter((key) => rows.some((row) => has(row,
 const state = { shown: data.ledgers.map(() => true), sort: "flops", up: true, chosen: null };
 
 function quantity(value) {
-  for (const [size, unit] of [
-    [1e9, "G"],
-    [1e6, "M"],
-    [1e3, "k"],
-  ]) {
+  for (const [unit, size] of Object.entries(UNITS)) {
     if (value >= size) return Number((value / size).toPrecision(3)) + unit;
   }
   return String(Number(value.toPrecision(3)));
@@ -42,8 +39,10 @@ function element(tag, attributes = {}, ...children) {
 /** A number with or without a unit, such as 5G; null for an empty field, NaN for anything else. */
 function amount(text) {
   if (!text.trim()) return null;
-  const found = /^\s*(\d*\.?\d+(?:e\d+)?)\s*([kKmMgG]?)\s*$/.exec(text);
-  return found ? Number(found[1]) * { "": 1, k: 1e3, m: 1e6, g: 1e9 }[found[2].toLowerCase()] : NaN;
+  const found = /^\s*(\d*\.?\d+(?:e\d+)?)\s*([kmgt]?)\s*$/i.exec(text);
+  if (!found) return NaN;
+  const unit = Object.keys(UNITS).find((name) => name.toLowerCase() === found[2].toLowerCase());
+  return Number(found[1]) * (UNITS[unit] ?? 1);
 }
 
 function limit(id) {

@@ -1,0 +1,53 @@
+"""The commands about data sets: datasets, demo-data."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from stitchkit.parser import Command, add_commands
+
+
+def _list(_: argparse.Namespace) -> None:
+    from stitchkit.data.prepare import COLLECTIONS, read_collection
+    from stitchkit.data.torchvision_sets import SOURCES
+    from stitchkit.display import aligned
+
+    lines = [(name, "by hand" if source.by_hand else "download", source.needs) for name, source in SOURCES.items()]
+    print(aligned([*sorted(lines), ("digits", "built in", "")], left={0, 1, 2}))
+    for collection in COLLECTIONS:
+        print(f"collection {collection}: {', '.join(read_collection(collection))}")
+
+
+def _add_prepare_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("collection", help="merging (8 tasks), geospatial (6), or a YAML file of your own")
+    parser.add_argument("--root", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these of the collection")
+
+
+def _prepare(flags: argparse.Namespace) -> None:
+    from stitchkit.data.prepare import prepare
+
+    prepare(flags.collection, Path(flags.root), flags.only)
+
+
+def _add_datasets_commands(parser: argparse.ArgumentParser) -> None:
+    named = Command(_list, "print the data sets that have a name, and what their folders hold")
+    prepared = Command(_prepare, "download a collection and lay it out as image folders", _add_prepare_flags)
+    add_commands(parser, {"list": named, "prepare": prepared})
+
+
+def _add_demo_data_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="folder to write, e.g. data/digits")
+
+
+def _demo_data(flags: argparse.Namespace) -> None:
+    from stitchkit.data.digits import write_digits
+
+    write_digits(Path(flags.folder))
+
+
+datasets = Command(
+    _list, "list the data sets that have a name, or prepare a collection of them", _add_datasets_commands
+)
+demo_data = Command(_demo_data, "write scikit-learn's handwritten digits as an image folder", _add_demo_data_flags)

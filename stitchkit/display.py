@@ -1,0 +1,49 @@
+"""Figures as people write and read them: counts with a unit, and text in aligned columns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+
+from stitchkit.errors import InputError
+
+_UNITS = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
+
+
+def unit_of(value: float) -> tuple[str, float]:
+    """The largest unit that a count is written in, and its size."""
+    return next(((unit, size) for unit, size in _UNITS.items() if value >= size), ("", 1.0))
+
+
+def quantity(value: float) -> str:
+    """A count with three digits and its unit: `4.61G`."""
+    unit, size = unit_of(value)
+    return f"{value / size:.3g}{unit}"
+
+
+def count(text: str) -> float:
+    """Read a number with a unit, such as `5G`, `1.3e9` or `30M`.
+
+    Raises:
+        InputError: If it is not one.
+    """
+    if re.fullmatch(r".*\d\s*ms\s*", text, re.IGNORECASE):
+        raise InputError(
+            f"'{text}' is a latency, this is a count such as 5G; write milliseconds as 8ms, or use a latency limit"
+        )
+    found = re.fullmatch(r"\s*(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)\s*([kMGT]?)\s*", text)
+    if not found:
+        raise InputError(f"'{text}' is not a number such as 5G, 300M, 12k or 1.3e9")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def aligned(lines: Sequence[Sequence[str]], *, left: Collection[int]) -> str:
+    """Text in columns; those numbered in `left` are flush left, the others flush right."""
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    padded = (
+        "  ".join(
+            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+    return "\n".join(line.rstrip() for line in padded)

@@ -1,0 +1,63 @@
+"""The commands that show costs and accuracies: profile, pareto."""
+
+from __future__ import annotations
+
+import argparse
+
+from stitchkit.errors import InputError
+from stitchkit.parser import Command, add_device_flag, add_network_flags, new_file
+
+
+def _add_profile_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", metavar="FILE", help="also write it as a ledger")
+    parser.add_argument("--latency", action="store_true", help="also measure how long each takes on this device")
+    parser.add_argument("-b", "--batch-size", type=int, default=1, metavar="N", help="batch of --latency")
+    add_device_flag(parser)
+    add_network_flags(parser, required=True)
+
+
+def _profile(flags: argparse.Namespace) -> None:
+    from stitchkit.distributed import choose_device
+    from stitchkit.measure.ledger import cost_row, write_rows
+    from stitchkit.measure.pareto import table
+    from stitchkit.measure.profile import Profiler
+    from stitchkit.model.create import create_snnet
+
+    if flags.batch_size < 1:
+        raise InputError(f"--batch-size is {flags.batch_size}; it must be at least 1")
+    output = new_file(flags.output) if flags.output else None
+    model = create_snnet(flags.stitch_config, num_classes=flags.num_classes, img_size=flags.img_size)
+    profiler = Profiler(model)
+    rows = [cost_row(model.space, cfg_id, profiler.cost(cfg_id)) for cfg_id in range(len(model.space))]
+    if flags.latency:
+        from stitchkit.measure.latency import add_latencies  # slow to import
+
+        model.to(choose_device(flags.device))
+        print(add_latencies(rows, model, batch_size=flags.batch_size))
+    print(table(rows))
+    print(f"{len(rows)} stitches; * marks anchors")
+    if output is not None:
+        write_rows(output, rows)
+        print(f"the ledger is {output}")
+
+
+def _add_pareto_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ledger", metavar="FILE", help="a stitches_res.txt, ours or a published one")
+    parser.add_argument("--plot", metavar="FILE", help="also draw it, as .png, .svg or .pdf")
+
+
+def _pareto(flags: argparse.Namespace) -> None:
+    from stitchkit.measure.ledger import read_rows
+    from stitchkit.measure.pareto import pareto_front, plot, table
+
+    rows = read_rows(flags.ledger)
+    front = pareto_front(rows)
+    print(table(front))
+    print(f"{len(front)} of {len(rows)} stitches are on the Pareto front; * marks anchors")
+    if flags.plot:
+        plot(rows, flags.plot, title=f"{len(rows)} stitches")
+        print(f"the plot is {flags.plot}")
+
+
+profile = Command(_profile, "print FLOPs and parameters of every stitch, without data or weights", _add_profile_flags)
+pareto = Command(_pareto, "print the Pareto front of a ledger, and on request draw it", _add_pareto_flags)

@@ -1,0 +1,51 @@
+"""Results that no run has measured: rows of a ledger, and files of a sweep's jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from stitchkit.measure.profile import Profiler
+from stitchkit.model.snnet import SNNet
+
+
+def pareto_like(model: SNNet, **changes: object) -> list[dict[str, Any]]:
+    """Rows of an evaluation in which a costlier stitch is the better one."""
+    profiler = Profiler(model)
+    rows: list[dict[str, Any]] = [
+        {"cfg_id": cfg_id, "stitch": stitch.name, **profiler.cost(cfg_id)._asdict()}
+        for cfg_id, stitch in enumerate(model.space)
+    ]
+    for place, row in enumerate(sorted(rows, key=lambda row: float(row["flops"]))):
+        row["acc1"] = 50.0 + place
+    return [row | changes for row in rows]
+
+
+def about(first: int, last: int, adapter: str, params: int = 100) -> dict[str, object]:
+    """The metadata of a sweep's job."""
+    return {
+        "arch": "a-b", "first_deleted_block": first, "last_deleted_block": last, "num_downsamples": last - first,
+        "adapter": adapter, "num_trainable_params": params,
+    }  # fmt: skip
+
+
+def write_result(
+    folder: Path,
+    name: str,
+    about: Mapping[str, object],
+    accuracies: Sequence[float],
+    *,
+    seed: int = 1,
+    epochs: Iterable[int] | None = None,
+) -> None:
+    """Write what a finished job of a sweep leaves: its metadata, and an accuracy for each epoch."""
+    place = folder / name
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "metadata.yml").write_text(yaml.safe_dump({**about, "num_classes": {"digits": 10}}))
+    epochs = range(1, len(accuracies) + 1) if epochs is None else epochs
+    rows = {"Epoch": epochs, "Step": 5, "LR": 0.1, "Loss": 1.0, "Overall/digits/Test Accuracy": accuracies}
+    pd.DataFrame(rows).to_csv(place / f"result-{seed}.csv", index=False)
