@@ -57,7 +57,7 @@ SIZES = (64, 96, 128, 192, None)
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one model.
+    """The measurements of one model.
 
     Args:
         name: timm's name, or torchvision's behind `torchvision/`.
@@ -130,7 +130,7 @@ def _torchvision_model(name: str, size: int | None) -> tuple[nn.Module, torch.Te
 
 @torch.no_grad()
 def _run(pieces: list[nn.Module], x: Any, *, training: bool) -> list[Any]:
-    """What each of the pieces gives, one after the other; copies run, since training changes statistics."""
+    """The output of each step, one after the other; copies run, since training changes statistics."""
     torch.manual_seed(1)
     values = [x]
     for piece in pieces:

@@ -18,7 +18,7 @@ from stitchkit.networks.layout import Layout
 from stitchkit.networks.steps import Boundary, Slice
 
 _PLAIN = (nn.Conv2d.forward, Conv2dSame.forward, nn.Linear.forward, Linear.forward)
-"""What layers do that only multiply by their weight."""
+"""The `forward` of layers that only multiply by their weight."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ def between(label: str, model: nn.Module, cuts: Sequence[Boundary]) -> list[Frag
         cuts: Where it is cut, in order.
     """
     ends = [None, *cuts, None]
-    steps = TracedSteps(model)
+    steps = TracedSteps(model)  # also of networks with a view: the places lie inside blocks
     found = []
     for index, (start, stop) in enumerate(pairwise(ends)):
         module = steps.between(start.before[0] if start else None, stop.after[0] if stop else None).eval()
@@ -132,6 +132,7 @@ def places(model: nn.Module, example: torch.Tensor) -> list[Boundary]:
     with contextlib.suppress(InputError):  # some cannot be traced into all their blocks
         layers = TracedSteps(model, example, deep=True)
         every = [*found, *_before_layers(layers)]
+        # Both graphs may show one place; the layers win, as a joint can be folded into them.
         by_position = {layers.position(place): place for place in every}
         found = [by_position[position] for position in sorted(by_position)]
     return found
@@ -144,7 +145,7 @@ def _between_blocks(steps: TracedSteps) -> Iterator[Boundary]:
         takers = [steps.model.get_submodule(path) for path in place.takers]
         if place.found is None or first in place.takers or len(takers) != 1 or place.layout.channel_dim != -1:
             continue
-        if any(True for _ in takers[0].children()):
+        if any(True for _ in takers[0].children()):  # a block, not a layer
             yield replace(place, takers=())
 
 
@@ -158,12 +159,12 @@ def _before_layers(steps: TracedSteps) -> Iterator[Boundary]:
 
 
 def _first_layer(steps: TracedSteps) -> str | None:
-    """The first layer, which is no place, even where its input is not the image itself but what normalises it."""
+    """The first layer. There is no cut before it, even where its input is not the image but a normalised one."""
     return next((path for path in steps.module_paths if _is_reader(steps.model.get_submodule(path))), None)
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    # Weights are also computed anew by parametrizations and, as pruning does it, by hooks.
+    # Parametrizations and, as in pruning, hooks recompute the weight, which would undo a folded map.
     return type(layer).forward in _PLAIN and not is_parametrized(layer) and not layer._forward_pre_hooks
 
 

@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -31,6 +31,13 @@ from stitchnet.store import save
 
 _FILES = 128
 """Images that are read at a time."""
+
+
+class Prediction(TypedDict):
+    """The label of an image, and the scores of all classes."""
+
+    score: list[float]
+    label: int
 
 
 class Net(nn.Module):
@@ -63,7 +70,7 @@ class Net(nn.Module):
         self.classifier: Classifier | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """What the last fragment makes of images `[B, C, H, W]`: its network's logits."""
+        """Images `[B, C, H, W]` to the logits of the last fragment's network."""
         for layer in self.layers:
             x = layer(x)
         return x
@@ -77,7 +84,7 @@ class Net(nn.Module):
         noise = torch.randn(count, *self.input_size, generator=torch.Generator().manual_seed(0))
         return noise.to(parameter.device, parameter.dtype)
 
-    def get_macs_params(self) -> dict[str, Any]:
+    def get_macs_params(self) -> dict[str, int | dict[str, int]]:
         """Multiply-adds for one image, as fvcore counts them, in all and by operator, and number of parameters."""
         macs = flops_by_operator(self, self.example())
         params = sum(parameter.numel() for parameter in self.parameters())
@@ -85,7 +92,7 @@ class Net(nn.Module):
 
     @torch.no_grad()
     def steps(self) -> list[FragmentSummary]:
-        """What the network consists of."""
+        """The fragments with their joints and costs."""
         found = []
         x = self.example()
         with evaluating(self):
@@ -118,6 +125,7 @@ class Net(nn.Module):
         about = {"network": self.name, "input": {"input_size": self.example(1).shape[1:]}}
         with evaluating(self), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter, about itself
+            # A copy on the CPU: exporters keep the device of the weights in the file.
             with replacing(target) as draft:
                 writer.write(copy.deepcopy(self).cpu(), about, draft)
         return target
@@ -136,7 +144,7 @@ class Net(nn.Module):
         return target
 
     def outputs(self, dataset: Batches, label_column: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """What the network gives for a dataset `[N, D]`, and the labels `[N]`.
+        """The network's outputs for a dataset `[N, D]`, and the labels `[N]`.
 
         Args:
             dataset: As `fit` takes it.
@@ -177,7 +185,7 @@ class Net(nn.Module):
                 "prepare them so"
             )
 
-    def predict(self, images: np.ndarray | torch.Tensor) -> list[dict[str, Any]]:
+    def predict(self, images: np.ndarray | torch.Tensor) -> list[Prediction]:
         """Labels of images `[B, C, H, W]`, with the scores of all classes.
 
         Raises:
@@ -193,7 +201,7 @@ class Net(nn.Module):
         labels = self._fitted().classes[scores.argmax(1)]
         return [{"score": row.tolist(), "label": int(label)} for row, label in zip(scores, labels, strict=True)]
 
-    def predict_files(self, paths: str | Path | Sequence[str | Path]) -> list[dict[str, Any]]:
+    def predict_files(self, paths: str | Path | Sequence[str | Path]) -> list[Prediction]:
         """Labels of image files, with the scores of all classes.
 
         Args:
@@ -204,7 +212,7 @@ class Net(nn.Module):
         """
         self._fitted()
         paths = [paths] if isinstance(paths, str | Path) else list(paths)
-        found = []
+        found: list[Prediction] = []
         for first in range(0, len(paths), _FILES):
             images = [read_image(path, self.input_size[1:]) for path in paths[first : first + _FILES]]
             found += self.predict(torch.stack(images))
@@ -271,7 +279,7 @@ def layer(fragment: Fragment, joint: JointMap | None, *, is_folded: bool) -> nn.
         joint: The joint, if it needs one.
         is_folded: Fold the joint's map into the first layers if that can be done.
     """
-    module = extract(fragment.module)
+    module = extract(fragment.module)  # folding changes weights that other compositions use
     if joint is None:
         return nn.Sequential(module)
     readers = fragment.readers(module)

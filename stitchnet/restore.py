@@ -49,6 +49,7 @@ def load(folder: str | Path, nets: Mapping[str, nn.Module] | None = None) -> Net
 
 def _restore(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], nets: Mapping[str, nn.Module]) -> Net:
     specs = {label: spec and AnchorSpec.parse(spec) for label, spec in about["networks"].items()}
+    # Weights are in the file: the networks are needed for their structure alone.
     models = {label: _model(label, spec, nets) for label, spec in specs.items()}
     path, layers = [], []
     for entry in about["path"]:
@@ -71,8 +72,8 @@ def _model(label: str, spec: AnchorSpec | None, nets: Mapping[str, nn.Module]) -
         raise InputError(f"network '{label}' was given as a module; give it again, as nets={{'{label}': module}}")
     if ":" in spec.name or "/" in spec.name:
         raise InputError(
-            f"network '{label}' of the file is to come from '{spec.name}', and nothing is fetched on a file's word; "
-            f"make it yourself and give it as nets={{'{label}': module}}"
+            f"the file takes network '{label}' from '{spec.name}', but a file cannot make this program fetch anything; "
+            f"create it yourself and give it as nets={{'{label}': module}}"
         )
     return create(AnchorSpec(spec.name, spec.label, spec.kwargs))
 

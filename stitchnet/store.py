@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -23,7 +23,7 @@ WEIGHTS, ABOUT = "net.safetensors", "net.json"
 
 
 class _Composed(Protocol):
-    """What of a composed network is written."""
+    """The part of a composed network that is written."""
 
     name: str
     score: float
@@ -33,7 +33,7 @@ class _Composed(Protocol):
     path: tuple[Fragment, ...]
     layers: nn.ModuleList
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, torch.Tensor]:
         """Its weights by name."""
 
 
@@ -50,7 +50,7 @@ def save(net: _Composed, folder: Path, *, fitted: Classifier | None) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"net.{name}": value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-    tensors = {name: value.clone() for name, value in tensors.items()}  # layers may share one
+    tensors = {name: value.clone() for name, value in tensors.items()}  # safetensors refuses shared ones
     about = {
         "name": net.name,
         "score": net.score,
@@ -69,7 +69,7 @@ def save(net: _Composed, folder: Path, *, fitted: Classifier | None) -> Path:
     return folder
 
 
-def _about(fragment: Fragment, layer: nn.Module) -> dict[str, Any]:
+def _about(fragment: Fragment, layer: nn.Module) -> dict[str, object]:
     assert isinstance(layer, nn.Sequential)
     joint, described = joint_of(layer), None
     if joint is not None:
@@ -85,14 +85,14 @@ def _about(fragment: Fragment, layer: nn.Module) -> dict[str, Any]:
     return {"network": fragment.network, "index": fragment.index, "count": fragment.count, **ends, "joint": described}
 
 
-def _about_boundary(boundary: Boundary | None) -> dict[str, Any] | None:
+def _about_boundary(boundary: Boundary | None) -> dict[str, object] | None:
     if boundary is None:
         return None
     form = _about_layout(boundary.layout)
     return {"before": boundary.before[0], "after": boundary.after[0], "readers": boundary.takers, "form": form}
 
 
-def _about_layout(layout: Layout) -> dict[str, Any]:
+def _about_layout(layout: Layout) -> dict[str, object]:
     """A layout as a file has it; vectors have none there."""
     return {
         "layout": None if layout.is_vector else layout.kind, "num_prefix_tokens": layout.num_prefix_tokens

@@ -21,7 +21,7 @@ _MIB = 2**20
 
 
 class _Stitchable(Protocol):
-    """What a pass needs of an SN-Net."""
+    """The part of an SN-Net that a pass needs."""
 
     space: StitchSpace
     views: dict[str, Anchor]
@@ -107,6 +107,7 @@ class OnePass:
         """The images in parts that the memory is enough for."""
         kind = (x.shape[1:], x.dtype, x.device, torch.is_autocast_enabled(x.device.type))
         if kind not in self._portion:
+            # One image is measured rather than estimated: what a block keeps alive depends on its kernels.
             with LiveBytes() as live:
                 self._run(x[:1])
             budget = default_budget(x.device) if self._memory is None else self._memory
@@ -120,11 +121,11 @@ class OnePass:
 
     def _run(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
         left: dict[tuple[Visit, int], torch.Tensor] = {}
-        uses = self._uses.copy()
+        uses = self._uses.copy()  # counted down, so that activations are freed as soon as the last visit took them
         logits: dict[int, torch.Tensor] = {}
 
         def enter(visit: Visit) -> torch.Tensor:
-            """What a visit begins with; what no later visit needs is given free."""
+            """The first activations of a visit; memory that no later visit needs is released."""
             (module,) = self._model.modules_of([visit.entry])
             given = x
             if visit.parent is not None:
@@ -183,7 +184,7 @@ def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _step(batch: _Batch, number: int, block: nn.Module, left: dict[tuple[Visit, int], torch.Tensor]) -> None:
-    """Run a block, put by what leaves after it, and drop the visits that have nothing more to do."""
+    """Run a block, keep what leaves after it, and drop the visits that have nothing more to do."""
     batch.state = _joined([block(part) for part in in_portions(batch.state)])
     for visit, part in batch.parts():
         if number in visit.leaves:

@@ -45,6 +45,7 @@ class SNNet(nn.Module):
 
     def __init__(self, anchors: Sequence[Anchor], space: StitchSpace, *, stitched_final_norm: bool = True):
         super().__init__()
+        # A plain dictionary, so that the anchors' modules are registered once, under the published names.
         self.views = {anchor.label: anchor for anchor in anchors}
         self.space = space
         self.stitched_final_norm = stitched_final_norm
@@ -74,7 +75,7 @@ class SNNet(nn.Module):
             table[str(path[-1])] = StitchLayer(front, end)
 
     def layouts_at(self, joint: Joint) -> tuple[Layout, Layout]:
-        """The full layouts of what leaves the front at a joint and of what enters the end."""
+        """The full layouts at a joint: where the front is left, and where the end is entered."""
         front, end = self.views[joint.front], self.views[joint.end]
         return front.boundaries[joint.front_block + 1].layout, end.boundaries[joint.end_block].layout
 
@@ -105,7 +106,7 @@ class SNNet(nn.Module):
         return list(self.views.values())[-1].pretrained_cfg
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute activations of blocks anew in the backward pass instead of keeping them."""
+        """Recompute activations of blocks in the backward pass instead of keeping them."""
         self.grad_checkpointing = enable
 
     def freeze_anchors(self) -> None:
@@ -124,6 +125,7 @@ class SNNet(nn.Module):
     def train(self, mode: bool = True) -> SNNet:
         """Set the mode of all but the batch norms of frozen anchors, which stay in evaluation mode."""
         super().train(mode)
+        # Statistics that drift would change the anchors although none of their parameters is trained.
         if self._frozen:
             for part in self.anchors.modules():
                 if isinstance(part, _BatchNorm):
@@ -253,12 +255,12 @@ def _names(steps: Iterable[Step]) -> Iterator[str]:
 
 
 def _named(module: nn.Module) -> nn.Module:
-    """A module with the names that it has in extracted networks, where stems and heads are called `part`."""
+    """A module with the names that it has in extracted networks; people have files in which stems are `stem.part`."""
     return nn.Sequential(OrderedDict(part=module)) if isinstance(module, Slice) else module
 
 
 def _twice(step: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What surrounds the two passes of a step under gradient checkpointing."""
+    """The contexts of the two passes of a step under gradient checkpointing."""
     return nullcontext(), without_statistics(step)
 
 

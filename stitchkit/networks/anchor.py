@@ -51,10 +51,10 @@ class ViewStep:
     """One step of a network that has a view.
 
     Args:
-        paths: What of the network it needs, of modules in the order they run.
+        paths: Modules, in the order they run, and tensors of the network that it needs.
         run: `(model, x) -> x`; without it, the modules run one after the other.
-        begins: What a person calls the first thing that it runs; by default the first path.
-        ends: Likewise for the last.
+        begins: Name of the first module or function that `run` calls.
+        ends: Name of the last one.
     """
 
     paths: tuple[str, ...]
@@ -64,14 +64,7 @@ class ViewStep:
 
 
 class ViewSlice(Slice):
-    """A slice that runs modules and methods of its network.
-
-    Args:
-        model: The network.
-        steps: The steps that it runs.
-        start: Where it begins.
-        stop: Where it ends.
-    """
+    """A slice that runs modules and methods of its network."""
 
     _part: nn.Module
 
@@ -80,8 +73,8 @@ class ViewSlice(Slice):
         self._steps = tuple(steps)
         for path in dict.fromkeys(path for step in steps for path in step.paths):
             self._take(model, path)
-        # timm's stems and heads are methods of the model: they run on a copy that has what this slice has, and no more.
-        # It is no child of the slice, so that names stay the network's.
+        # Stems and heads call methods of timm's classes. They run on a copy of the model that shares the tables of this
+        # slice, so that `to` and `load_state_dict` reach both. As a child, it would put a prefix before all names.
         part = copy.copy(model)
         for table in ("_parameters", "_buffers", "_modules"):
             part.__dict__[table] = self.__dict__[table]
@@ -116,7 +109,7 @@ class ViewSteps(Steps):
 
     @cached_property
     def boundaries(self) -> tuple[Boundary, ...]:
-        """What lies between the steps."""
+        """The boundaries between the steps."""
         named = zip(_boundary_names(self._steps), self._layouts, strict=True)
         return tuple(Boundary(before, after, found=layout) for (after, before), layout in named)
 
@@ -124,13 +117,18 @@ class ViewSteps(Steps):
         return ViewSlice(self.model, self._steps[first:last], start, stop)
 
     def module(self, number: int) -> nn.Module:
-        """The module that runs one step: of a block the model's own, which needs no slice around it."""
+        """The module that runs one step.
+
+        A block is the model's own module: a slice around it would cost time in every pass, and hide from the compiler
+        and the profiler that blocks are alike.
+        """
         step = self._steps[number]
         if step.run is not None:
             return self[number]
         modules = [self.model.get_submodule(path) for path in step.paths]
         if len(modules) == 1:
             return modules[0]
+        # These names are in extracted networks that people have saved.
         return nn.Sequential(OrderedDict(zip(("downsample", "block"), modules, strict=True)))
 
     def between(self, block_input: str | None = None, block_output: str | Sequence[str] | None = None) -> Slice:
@@ -138,7 +136,7 @@ class ViewSteps(Steps):
         befores, afters = ([getattr(place, side) for place in self.boundaries] for side in ("before", "after"))
         first = 0 if block_input in (None, INPUT) else _number(block_input, befores)
         last = len(self) if block_output is None else _number(block_output, afters)
-        if first is None or last is None or first >= last:
+        if first is None or last is None or first >= last:  # inside a block, or wrong: the tracer says how
             return self._traced.between(block_input, block_output)
         return self[first:last]
 
@@ -170,8 +168,8 @@ def _holders(path: str, others: Sequence[str]) -> Iterator[str]:
 class Anchor(ABC):
     """A pretrained model as steps: the stem, the blocks of its stages, the head.
 
-    One tensor passes between neighbouring steps, so a route may leave or enter at any of them. A family's view says
-    what stem, blocks and head are; the model itself is untouched and its parameters keep timm's names.
+    A route may leave or enter between any two of them. A family's view says what stem, blocks and head are; the model
+    itself is untouched and its parameters keep timm's names.
 
     Args:
         model: A model of the class that the view is registered for.
@@ -255,7 +253,7 @@ class Anchor(ABC):
 
     @property
     def boundaries(self) -> tuple[Boundary, ...]:
-        """What passes between the steps: entry `j` enters block `j`, the last one the head."""
+        """The boundaries between the steps: entry `j` lies before block `j`, the last one before the head."""
         return self.steps.boundaries
 
     @property
@@ -280,7 +278,7 @@ class Anchor(ABC):
         return as_timm(self.model).pretrained_cfg
 
     def features(self, x: torch.Tensor, *, until: int | None = None) -> list[torch.Tensor]:
-        """What passes between the steps, of the layouts that `boundaries` lists.
+        """The tensors that pass the `boundaries`.
 
         Args:
             x: Images `[B, C, H, W]`.
@@ -301,12 +299,13 @@ def _normalise_pool_and_classify(model: nn.Module, x: torch.Tensor) -> torch.Ten
 
 
 def _stage_steps(model: nn.Module, path: str) -> list[ViewStep]:
-    """The blocks of a stage; a route that enters at a later block than the first has no need of its down-sampling."""
+    """The blocks of a stage."""
     stage = model.get_submodule(path)
     if not hasattr(stage, "downsample"):
         return [ViewStep((f"{path}.{name}",)) for name, _ in stage.named_children()]
     first, *rest = [f"{path}.blocks.{name}" for name, _ in stage.get_submodule("blocks").named_children()]
     is_whole = isinstance(stage.downsample, nn.Identity)
+    # Down-sampling belongs to the first block: a route that enters at a later one must not run it.
     return [ViewStep((first,) if is_whole else (f"{path}.downsample", first)), *(ViewStep((block,)) for block in rest)]
 
 
@@ -329,7 +328,7 @@ def _class_path(model: nn.Module) -> str:
 def view(model: nn.Module, *, label: str, source: str = "") -> Anchor:
     """The anchor that a model makes, by the view registered for its class.
 
-    Dispatch is on the exact class: a subclass may run its blocks in another way.
+    The exact class decides: a subclass may run its blocks in another way.
 
     Args:
         model: A timm model.

@@ -27,7 +27,7 @@ def create_model(
     Args:
         name: timm's name, with or without a tag.
         checkpoint: A local file with the weights; it excludes `pretrained`. If its classifier has another number of
-            classes than asked for, the classifier alone is made anew.
+            classes than asked for, the classifier alone is re-initialised.
         pretrained: Fetch timm's weights for the name.
         kwargs: Arguments of `timm.create_model`; those that are None are left out.
 
@@ -39,7 +39,7 @@ def create_model(
     check_kwargs(kwargs, f"'{name}'")
     img_size = kwargs.get("img_size")
     if known is not None and not known.fixed_input_size:
-        kwargs.pop("img_size", None)  # takes any size, and does not want to be told
+        kwargs.pop("img_size", None)  # takes any size, and refuses the argument
     content = None if checkpoint is None else read_checkpoint(checkpoint)
     try:
         model = as_timm(timm.create_model(name, pretrained=pretrained and content is None, **kwargs))
@@ -47,7 +47,7 @@ def create_model(
         reason = one_line(error)
         if pretrained and content is None:
             raise InputError(
-                f"pretrained '{name}' cannot be had: {reason}; check the tag, the arguments and the network, "
+                f"pretrained '{name}' cannot be loaded: {reason}; check the tag, the arguments and the network, "
                 "give a local checkpoint, or start from random weights (--no-pretrained)"
             ) from error
         raise InputError(f"timm cannot build '{name}' with {kwargs}: {reason}") from error
@@ -84,7 +84,7 @@ def _describe_input(model: TimmModel, img_size: int | Sequence[int]) -> None:
 
 
 def _load(model: TimmModel, content: Mapping[str, object], path: str | Path, *, num_classes: int | None) -> None:
-    """Load weights with whatever number of classes they have; the classifier is made anew if another one is asked."""
+    """Load weights with any number of classes; the classifier is re-initialised if another number is asked for."""
     found = _classes_in(own_names(model, weights_of(content)), model)
     if found is not None and found != model.num_classes:
         model.reset_classifier(found)
@@ -131,7 +131,7 @@ def create_anchor(
 
 
 def _check_input_size(anchor: Anchor, img_size: int | Sequence[int] | None) -> None:
-    """See that an anchor takes images of the size that it was asked to; some round it to their strides."""
+    """Check that an anchor takes images of the size asked for; some round it to their strides."""
     if img_size is None:
         return
     asked = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)

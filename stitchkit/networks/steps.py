@@ -52,7 +52,7 @@ class Boundary:
 
 @dataclass(frozen=True)
 class Node:
-    """A name that `Steps.between` takes, and what it stands for.
+    """A name that `Steps.between` takes, and the module or function behind it.
 
     Args:
         name: The name.
@@ -72,9 +72,9 @@ class Slice(nn.Module, ABC):
     """Consecutive steps of a network as a module of their own.
 
     Modules, parameters and buffers are the network's, under the network's names; what the steps do not need is left
-    out. Modes are shared too: `eval()` on a slice is `eval()` on the modules that it has of the network. But what
-    follows the mode outside of modules follows the slice's own: set the mode on the slice, not on the network. Move the
-    network to its device before slices are taken, or all slices after.
+    out. Modes are shared too: `eval()` on a slice is `eval()` on the modules that it shares with the network. But code
+    that depends on the mode outside of modules follows the slice's own mode, so set it on the slice, not on the
+    network. Move the network to its device before slices are taken, or all slices afterwards.
 
     Args:
         model: The network.
@@ -88,7 +88,8 @@ class Slice(nn.Module, ABC):
         self.training = model.training
 
     def _take(self, model: nn.Module, path: str) -> None:
-        """Share a module or tensor of the model under its path; what the model does not have is skipped."""
+        """Share a module or tensor of the model under its path; one that the model does not have is skipped."""
+        # Empty modules stand in for those around it: sharing these would bring all their other children along.
         *parents, name = path.split(".")
         source: nn.Module = model
         target: nn.Module = self
@@ -103,7 +104,7 @@ class Slice(nn.Module, ABC):
                 target._non_persistent_buffers_set |= {name} & source._non_persistent_buffers_set
                 return
         value = getattr(source, name, None)
-        if isinstance(value, torch.Tensor):  # a plain attribute must move with the slice, but is not stored
+        if isinstance(value, torch.Tensor):  # a plain attribute must move with the slice, but is not in checkpoints
             target.register_buffer(name, value, persistent=False)
 
 
@@ -132,7 +133,7 @@ class Steps(ABC):
     @property
     @abstractmethod
     def boundaries(self) -> tuple[Boundary, ...]:
-        """What lies between the steps: entry `j` between steps `j` and `j + 1`."""
+        """The boundaries between the steps: entry `j` lies between steps `j` and `j + 1`."""
 
     @abstractmethod
     def between(self, block_input: str | None = None, block_output: str | Sequence[str] | None = None) -> Slice:
@@ -176,7 +177,7 @@ class Steps(ABC):
         if isinstance(numbers, int):
             numbers = range(numbers, numbers + 1)
         if not numbers or numbers.step != 1:
-            raise InputError(f"{index} is not a run of consecutive steps; there are {len(self)}")
+            raise InputError(f"{index} does not give consecutive steps; there are {len(self)}")
         ends = (None, *self.boundaries, None)
         return self._slice(numbers.start, numbers.stop, ends[numbers.start], ends[numbers.stop])
 

@@ -1,4 +1,4 @@
-"""What this project uses of timm's models, with types: timm gives them no common base."""
+"""The part of timm's models that this project uses, with types: timm gives them no common base."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 class TimmModel(nn.Module):
-    """What all of timm's classifiers have. It is a type only; no model is made of it. An SN-Net has most of it."""
+    """The attributes of all of timm's classifiers, of which an SN-Net has most. It is a type only, never built."""
 
     num_classes: int
     in_chans: int

@@ -30,8 +30,8 @@ _EMA_KEYS = ("state_dict_ema", "model_ema")
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint file: plain data and tensors, on the CPU.
 
-    Nothing in the file is executed, and its checksums are looked at, which torch does not. The one class beyond plain
-    data that is let in is `argparse.Namespace`, which the released checkpoints hold.
+    Nothing in the file is executed. Its checksums are verified, which torch does not do. Beyond plain data one class is
+    allowed, `argparse.Namespace`, as the released checkpoints hold it.
 
     Args:
         path: A `.safetensors` file, or one written by `torch.save`.
@@ -68,7 +68,7 @@ def _opened(path: str | Path) -> BinaryIO:
     check_local(str(path), "checkpoint")
     path = Path(path)
     if not path.is_file():
-        found = "is no file" if path.exists() else "does not exist"
+        found = "is not a file" if path.exists() else "does not exist"
         raise InputError(f"checkpoint '{path}' {found}; check the path")
     return path.open("rb")
 
@@ -104,7 +104,7 @@ _DTYPES = frozenset([
 
 
 def _oddity(content: object) -> str:
-    """What no program saves of a network: kinds of tensors that cannot be compared or copied, and endless nesting."""
+    """An object that no program saves of a network: a tensor that cannot be compared or copied, endless nesting."""
     left, seen = [(content, 0)], set()
     while left:
         value, depth = left.pop()
@@ -125,7 +125,7 @@ def _oddity(content: object) -> str:
 
 
 def _inner(value: object) -> list[object] | None:
-    """What a value holds; None where it is one thing."""
+    """The members of a container; None for anything else."""
     if isinstance(value, argparse.Namespace):
         return [vars(value)]
     if isinstance(value, Mapping):
@@ -190,14 +190,14 @@ def _is_zip(file: BinaryIO) -> bool:
 
 
 def damage(file: BinaryIO | Path) -> str:
-    """What is wrong with a file that `torch.save` wrote, by the checksums in it; empty where nothing is.
+    """The fault of a file that `torch.save` wrote, by the checksums in it; empty if it has none.
 
     torch itself does not look at them when it reads.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             if not any(member.CRC for member in archive.infolist()):
-                return ""  # torch was told to write none
+                return ""  # torch can be set to write none
             broken = archive.testzip()
     except Exception as error:  # a garbled directory can make zipfile raise anything
         return f"{error}" or type(error).__name__
@@ -218,7 +218,7 @@ def _refusal(path: Path, error: Exception) -> str:
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
-    # torch's own first line of advice is to switch the protection off; what was found stands after it.
+    # torch's message begins with the advice to switch the protection off; what it found stands after that.
     found = [line for line in lines if line.startswith(("WeightsUnpickler error", "Unsupported"))]
     sentence = re.split(r"(?<=[.!?])\s", (found or lines or [type(error).__name__])[0])[0]
     return textwrap.shorten(sentence, 300, placeholder=" ...")

@@ -48,13 +48,13 @@ def build_network(
 def check_network(
     spec: NetworkSpec, *, num_classes: int, input_size: tuple[int, int, int], pretrained: bool = True
 ) -> Assembly:
-    """See without memory that a network can be built and that its parts fit.
+    """Check without memory that a network can be built and that its parts fit.
 
     Args:
         spec: The parts.
         num_classes: Number of classes of the data.
         input_size: Size of an image, `(C, H, W)`.
-        pretrained: See that files of weights are there.
+        pretrained: Check that files of weights exist.
 
     Returns:
         The network on the meta device.
@@ -131,7 +131,7 @@ class _Builder:
         return Assembly(parts[: len(specs)], entries, None if head is None else parts[-1]), flow
 
     def _part(self, spec: PartSpec, flow: PassingTensor, class_token: str) -> tuple[nn.Module, Part, PassingTensor]:
-        """What brings the input of a part into its format, the part, and what it gives."""
+        """The change of format before a part, the part, and its output."""
         with _at(spec):
             kind = part_class(spec.name)
             check_arguments(kind, spec.arguments)
@@ -162,7 +162,7 @@ class _Builder:
         """A part's arguments: those of the file, and those that are known without it."""
         arguments = {name: value for name, value in spec.arguments.items() if name not in COMMON}
         parameters = inspect.signature(kind).parameters
-        for name in kind.inferred:
+        for name in kind.inferred:  # a file may leave out what the data and the part before it decide
             # A frozen model keeps the classifier that it was trained with.
             kept = spec.arguments.get("frozen") and parameters[name].default is None
             if name not in arguments and not kept:
@@ -259,7 +259,7 @@ def _channels(flow: PassingTensor, wanted: Layout | None, takes: Sequence[str], 
 
 
 def _both_channels(flow: PassingTensor, shape: Sequence[int]) -> tuple[int | None, int | None]:
-    """Channels of what comes, and of a shape that is wanted; None where they cannot be told."""
+    """Channels of what comes, and of a shape that is wanted; None where they are unknown."""
     if flow.format is None or flow.tensor.ndim != 1 + len(shape):
         return None, None
     wanted = torch.empty(1, *shape, device="meta")
@@ -267,7 +267,7 @@ def _both_channels(flow: PassingTensor, shape: Sequence[int]) -> tuple[int | Non
 
 
 def _class_token(options: object, otherwise: str) -> str:
-    """What `reformat_options` say of class tokens."""
+    """The value of class tokens by `reformat_options`."""
     if options is None:
         return otherwise
     if not isinstance(options, Mapping):
@@ -299,7 +299,7 @@ def _common_format(declared: Layout | None, given: Sequence[PassingTensor], agg:
 
 
 def _check_sum(value: object, declared: Layout | None, given: Sequence[PassingTensor]) -> None:
-    """See that what parallel parts give together has the channels and the size that are declared."""
+    """Check that the joint output of parallel parts has the channels and the size that are declared."""
     if declared is None or not isinstance(value, torch.Tensor):
         return
     found = declared.sized(value)

@@ -1,4 +1,4 @@
-"""Parts that are pretrained models of timm or torchvision, or pieces of them."""
+"""Parts that are pretrained models of timm or torchvision, or slices of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class WholeNetwork(Part):
         backend: `timm`, or `torchvision`, also called `pytorch`.
         pretrained: Fetch its weights; a `ckp_path` excludes it.
         ckp_path: A local file with the weights.
-        num_classes: Number of logits; a classifier of another number is made anew.
+        num_classes: Number of logits; a classifier of another number is re-initialised.
         arguments: Further arguments of the model.
 
     Raises:
@@ -68,7 +68,7 @@ class WholeNetwork(Part):
 
 
 class Subnet(Part):
-    """A piece of a model, from where one of its blocks begins to where one ends.
+    """A slice of a model, from where one of its blocks begins to where one ends.
 
     Args:
         model_name: timm's or torchvision's name.
@@ -101,7 +101,7 @@ class Subnet(Part):
             carry_origin(model, self.net)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """What passes at `block_input` to what passes at `block_output`."""
+        """The tensor at `block_input` to the one at `block_output`."""
         x = self.net(x)
         return x
 
@@ -159,6 +159,7 @@ def _torchvision_model(
     **arguments: Any,
 ) -> nn.Module:
     check_torchvision_name(name)
+    # Published weights fix the number of classes, so another number is set after they are loaded.
     weights = "DEFAULT" if pretrained and checkpoint is None else None
     if weights is None and checkpoint is None and num_classes is not None:
         arguments["num_classes"] = num_classes
@@ -172,7 +173,7 @@ def _torchvision_model(
     if checkpoint is not None:
         content = read_checkpoint(checkpoint)
         weight = own_names(model, weights_of(content)).get(f"{_classifier(model)}.weight")
-        if weight is not None and weight.ndim:
+        if weight is not None and weight.ndim:  # the file decides first, so that it loads completely
             _resize_classifier(model, len(weight))
         load_content(model, content, checkpoint)
         if weight is None or num_classes in (None, len(weight)):
@@ -189,7 +190,7 @@ def _classifier(model: nn.Module) -> str:
 
 
 def _resize_classifier(model: nn.Module, num_classes: int) -> None:
-    """Make the classifier of a torchvision model anew if it has another number of classes."""
+    """Re-initialise the classifier of a torchvision model if it has another number of classes."""
     layer = model.get_submodule(_classifier(model))
     if isinstance(layer, nn.Linear) and layer.out_features != num_classes:
         classifier = nn.Linear(layer.in_features, num_classes, bias=layer.bias is not None)

@@ -1,4 +1,4 @@
-"""What flows where in the graph of a model: the tensors that enter and leave a place, and those that pass by it."""
+"""The flow of tensors in the graph of a model: those that enter and leave a place, and those that pass by it."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class Flow:
         every = list(trace.graph.nodes)
         self.source, self.sink = every[0], every[-1]
         self.result = self.sink.args[0]
+        # Dead ends are left out too: a tensor that the output does not need cannot stand in the way of a cut.
         needed = self.between({self.source}, [self.sink]) & {self.source, *self.later(self.source)}
         self.nodes = [node for node in every if node in needed]
         self.place = {node: place for place, node in enumerate(self.nodes)}
@@ -78,7 +79,7 @@ class Flow:
     def entering(self, name: str) -> list[fx.Node]:
         """The tensors that a module or function takes from what ran before it."""
         region = self.regions[name]
-        if region == [self.source]:
+        if region == [self.source]:  # the input itself: nothing runs before it
             return region
         inside = set(region)
         return _tensors(argument for node in region for argument in self.before(node) if argument not in inside)
@@ -110,6 +111,7 @@ class Flow:
     @cached_property
     def clean(self) -> set[fx.Node]:
         """The tensors that all the rest of the model depends on alone."""
+        # In the order they run, a tensor is alone if nothing before it is used after it.
         found, reach = set(), 0
         for place, node in enumerate(self.nodes[:-1]):
             if reach <= place and not is_size(node) and not is_tuple(node):
@@ -123,7 +125,7 @@ class Flow:
         return len(leaving) == 1 and leaving[0] in self.clean
 
     def name(self, node: fx.Node) -> str:
-        """What a person may call the value of a node: the largest module that ends with it, or the node."""
+        """A name for the value of a node: the largest module that ends with it, or the node."""
         if node is self.source:
             return INPUT
         parts = self.labels[node].split(".")
@@ -132,7 +134,7 @@ class Flow:
 
 
 def _tensors(nodes: Iterable[fx.Node]) -> list[fx.Node]:
-    """The nodes without repetition and without sizes."""
+    """The nodes without repetition and without sizes, which are no data."""
     return [node for node in dict.fromkeys(nodes) if not is_size(node)]
 
 

@@ -14,7 +14,7 @@ from stitchkit.networks.create import create_model
 from stitchkit.networks.steps import Node
 
 BACKENDS = {"timm": "timm", "torchvision": "torchvision", "pytorch": "torchvision"}
-"""What a backend may be called, and the library that it is."""
+"""The names of backends, and the library that each means."""
 
 
 def library_of(backend: str) -> str:
@@ -29,7 +29,7 @@ def library_of(backend: str) -> str:
 
 
 def check_torchvision_name(name: str) -> None:
-    """See that torchvision has a classifier of a name; its models for other tasks are not let in.
+    """Check that torchvision has a classifier of a name; its models for other tasks are refused.
 
     Raises:
         InputError: If it has none.

@@ -70,7 +70,7 @@ def trace(model: nn.Module, names: Collection[str] = (), *, training: bool = Fal
 
     Args:
         model: Any module that takes one tensor.
-        names: Names of nodes that the graph is to show.
+        names: Names of nodes that the graph must show.
         training: Trace the model in training mode rather than in evaluation mode.
         deep: Trace into every module that can be traced.
 
@@ -177,7 +177,7 @@ class _Tracer(fx.Tracer):
         return _Untraceable(type(self.root.get_submodule(path)))
 
     def refuse_lost_changes(self) -> None:
-        """See that no tensor is changed in place by a call whose value nobody uses: a slice would leave it out."""
+        """Refuse a tensor changed in place by a call whose value nobody uses: a slice would leave it out."""
         for node, path in self._owners.items():
             if not node.users and str(node.target).endswith("_"):
                 error = ValueError(f"it changes a tensor in place by {node.target}")
@@ -218,7 +218,7 @@ def is_layer(module: nn.Module) -> bool:
 def is_sequence_of_blocks(module: nn.Module) -> bool:
     """Whether a module is a plain sequence, or holds a list of two or more blocks of one class, as stages do.
 
-    What is itself a sequence, such as torchvision's convolution with norm and activation, is no block.
+    A child that is itself a sequence, such as torchvision's convolution with norm and activation, is not a block.
     """
     return type(module) is nn.Sequential or any(_is_list_of_blocks(child) for child in module.children())
 

@@ -13,7 +13,7 @@ from torch.fx.node import Argument, map_arg
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.cut.flow import Flow
-from stitchkit.networks.cut.refusal import check_slice, find_start, find_stop
+from stitchkit.networks.cut.refusal import CutPlaces
 from stitchkit.networks.cut.trace import is_layer, trace
 from stitchkit.networks.layout import Layout, find_layout
 from stitchkit.networks.steps import INPUT, Boundary, Node, Slice, Steps
@@ -38,7 +38,7 @@ class TracedSteps(Steps):
 
     @cached_property
     def flow(self) -> Flow:
-        """What flows where in evaluation mode."""
+        """The flow of tensors in evaluation mode."""
         return Flow(trace(self.model, deep=self._deep))
 
     @cached_property
@@ -52,13 +52,14 @@ class TracedSteps(Steps):
     @cached_property
     def _cuts(self) -> list[tuple[fx.Node, fx.Node]]:
         """The tensors between the steps, as nodes in evaluation mode and in training mode."""
+        # A network may take other ways in training, such as auxiliary heads; a cut must hold in both modes.
         found, training = (_clean_places(flow, self.model) for flow in (self.flow, self._training_flow))
         pairs = [(found[label], training[label]) for label in found if label in training]
         return [(node, other) for node, other in pairs if self._example is None or node in self._shapes]
 
     @cached_property
     def boundaries(self) -> tuple[Boundary, ...]:
-        """What lies between the steps."""
+        """The boundaries between the steps."""
         return tuple(self._boundary(self.flow, node, self._layout(node)) for node, _ in self._cuts)
 
     @property
@@ -158,11 +159,11 @@ def _is_changed(node: fx.Node, model: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class SliceGraph:
-    """What a slice runs in one mode.
+    """The graph of a slice in one mode.
 
     Args:
         graph: The graph, from its only input on.
-        constants: What it uses that is no attribute of the model, by name.
+        constants: Values that it uses and that are not attributes of the model, by name.
     """
 
     graph: fx.Graph
@@ -173,16 +174,17 @@ def _graph_named(
     flow: Flow, model: nn.Module, first: str, last: str | Sequence[str] | None
 ) -> tuple[SliceGraph, fx.Node, fx.Node | None]:
     """The graph between two named nodes, if there is one, and the tensors at both ends of it."""
-    start = find_start(flow, model, first)
+    places = CutPlaces(flow, model)
+    start = places.start(first)
     if last is None:
-        check_slice(flow, first, start, {})
+        places.check(first, start, {})
         return _graph_between(flow, model, start, flow.result), start, None
     if isinstance(last, str):
-        stop = find_stop(flow, model, last)
-        check_slice(flow, first, start, {last: stop}, alone=True)
+        stop = places.stop(last)
+        places.check(first, start, {last: stop}, alone=True)
         return _graph_between(flow, model, start, stop), start, stop
-    stops = {name: find_stop(flow, model, name) for name in last}
-    check_slice(flow, first, start, stops)
+    stops = {name: places.stop(name) for name in last}
+    places.check(first, start, stops)
     listed = sorted(set(stops.values()), key=flow.place.__getitem__)
     return _graph_between(flow, model, start, tuple(stops[name] for name in last), listed), start, None
 
@@ -232,15 +234,7 @@ def _has(model: nn.Module, path: str) -> bool:
 
 
 class TracedSlice(Slice):
-    """A slice that runs a part of its network's graph. It holds generated code, so torch cannot save it whole.
-
-    Args:
-        model: The network.
-        evaluation: What runs in evaluation mode.
-        training: What runs in training mode.
-        start: Where it begins.
-        stop: Where it ends.
-    """
+    """A slice that runs a part of its network's graph. It holds generated code, so torch cannot save it whole."""
 
     def __init__(
         self,
@@ -263,7 +257,7 @@ class TracedSlice(Slice):
         self._run = [_compile(part.graph) for part in (evaluation, training)]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """What the network makes of the tensor that enters: a tensor, or the tuple that it returns itself."""
+        """Run the graph of the present mode on the tensor that enters; the result may be a tuple."""
         return self._run[self.training](self, x)
 
     def _keep(self, name: str, value: object) -> None:
