@@ -96,12 +96,7 @@ class Costs:
 
 @torch.no_grad()
 def fragment_cost(fragment: Fragment, x: torch.Tensor) -> FragmentCost:
-    """Measure a fragment.
-
-    Args:
-        fragment: The fragment.
-        x: What it takes, for one image.
-    """
+    """Measure a fragment on its input for one image."""
     positions: list[int] = []
     readers = [layer for _, layer in fragment.readers(fragment.module)]
     hooks = [layer.register_forward_hook(_count_positions(positions, layer)) for layer in readers]

@@ -59,12 +59,9 @@ class Fragment:
         return f"{self.network}[{self.index}]"
 
     def readers(self, module: nn.Module) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
-        """The first layers in the fragment's module, or in a copy of it, with their paths, where maps can be folded in.
+        """The first layers in the module, or in a copy of it, with their paths, where maps can be folded in.
 
-        None where one of them does more with its weight than to multiply by it, such as to standardise it.
-
-        Args:
-            module: `self.module`, or a copy.
+        None where one of them does more with its weight than multiply by it, such as standardise it.
         """
         found: list[tuple[str, nn.Conv2d | nn.Linear]] = []
         for path in self.start.takers if self.start else ():
@@ -79,7 +76,7 @@ def fragments(label: str, model: nn.Module, example: torch.Tensor) -> list[Fragm
 
     Args:
         label: What they are called by.
-        model: Any module that takes images and that torch.fx can trace between its blocks.
+        model: Any module that torch.fx can trace between its blocks.
         example: Images `[B, C, H, W]` that it takes.
 
     Raises:
@@ -97,13 +94,7 @@ def fragments(label: str, model: nn.Module, example: torch.Tensor) -> list[Fragm
 
 
 def between(label: str, model: nn.Module, cuts: Sequence[Boundary]) -> list[Fragment]:
-    """The fragments between boundaries.
-
-    Args:
-        label: What they are called by.
-        model: The network.
-        cuts: Where it is cut, in order.
-    """
+    """The fragments between boundaries, given in order."""
     ends = [None, *cuts, None]
     steps = TracedSteps(model)  # also of networks with a view: the places lie inside blocks
     found = []
@@ -115,15 +106,11 @@ def between(label: str, model: nn.Module, cuts: Sequence[Boundary]) -> list[Frag
 
 
 def places(model: nn.Module, example: torch.Tensor) -> list[Boundary]:
-    """Where a network can be cut, in order.
+    """Where a network can be cut, in order, found with an example `[1, C, H, W]` of its images.
 
     At the input of ungrouped convolutions and linear layers, if they alone take it and the rest of the network depends
     on nothing else. At the border of a block, if what passes are tokens or maps with their channels last. The takers
     of a boundary are the layers that a joint can be folded into.
-
-    Args:
-        model: The network.
-        example: An image `[1, C, H, W]` that it takes.
 
     Raises:
         InputError: If the network cannot be traced between its blocks.

@@ -109,13 +109,7 @@ class Net(nn.Module):
         return found
 
     def save_onnx(self, path: str | Path) -> Path:
-        """Export to ONNX, for any number of images of the size that the network was composed for.
-
-        Args:
-            path: The file; without its suffix `.onnx`, that is added.
-
-        Returns:
-            The file.
+        """Export to ONNX, for any number of images of one size; `.onnx` is added to the path if it is missing.
 
         Raises:
             InputError: If the packages for ONNX are not installed.
@@ -131,25 +125,13 @@ class Net(nn.Module):
         return target
 
     def draw_svg(self, path: str | Path) -> Path:
-        """Draw the fragments with their networks, shapes, scores and costs.
-
-        Args:
-            path: The file; without its suffix `.svg`, that is added.
-
-        Returns:
-            The file.
-        """
+        """Draw the fragments with their shapes, scores and costs; `.svg` is added to the path if it is missing."""
         target = _with_suffix(path, ".svg")
         write_text(target, draw(self.steps(), self.input_size, self.score))
         return target
 
     def outputs(self, dataset: Batches, label_column: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The network's outputs for a dataset `[N, D]`, and the labels `[N]`.
-
-        Args:
-            dataset: As `fit` takes it.
-            label_column: Likewise.
-        """
+        """The network's outputs `[N, D]` for a dataset as `fit` takes it, and the labels `[N]`."""
         device = next(self.parameters()).device
         found, labels = [], []
         with evaluating(self):
@@ -202,10 +184,7 @@ class Net(nn.Module):
         return [{"score": row.tolist(), "label": int(label)} for row, label in zip(scores, labels, strict=True)]
 
     def predict_files(self, paths: str | Path | Sequence[str | Path]) -> list[Prediction]:
-        """Labels of image files, with the scores of all classes.
-
-        Args:
-            paths: The files, or one.
+        """Labels of image files, or of one, with the scores of all classes.
 
         Raises:
             InputError: If a file is not an image, or the network was not fitted.
@@ -219,11 +198,7 @@ class Net(nn.Module):
         return found
 
     def evaluate_dataset(self, dataset: Batches, label_column: str | None = None) -> dict[str, float]:
-        """The part of a dataset that is classified right, as `{"accuracy": ...}`.
-
-        Args:
-            dataset: As `fit` takes it.
-            label_column: Likewise.
+        """The part of a dataset, as `fit` takes it, that is classified right: `{"accuracy": ...}`.
 
         Raises:
             InputError: If the network was not fitted.
@@ -239,11 +214,7 @@ class Net(nn.Module):
         return self.classifier
 
     def save(self, folder: str | Path) -> Path:
-        """Write the network as safetensors and JSON; `stitchnet.load` reads it.
-
-        Args:
-            folder: Where; it is made if need be.
-        """
+        """Write the network as safetensors and JSON into a folder; `stitchnet.load` reads it."""
         return save(self, Path(folder), fitted=self.classifier)
 
 
@@ -255,12 +226,10 @@ def _with_suffix(path: str | Path, suffix: str) -> Path:
 
 
 def build(composition: Composition, joints: Sequence[JointMap | None], pool: Pool, *, is_folded: bool = True) -> Net:
-    """The network of a composition, with weights of its own.
+    """The network of a composition that has reached an end, with weights of its own.
 
     Args:
-        composition: One that has reached an end.
         joints: The joint before each of its fragments, where one is needed.
-        pool: Where the fragments are from.
         is_folded: Fold each joint into the layers behind it, where these are convolutions or linear layers.
     """
     path = composition.fragments
@@ -272,13 +241,7 @@ def build(composition: Composition, joints: Sequence[JointMap | None], pool: Poo
 
 
 def layer(fragment: Fragment, joint: JointMap | None, *, is_folded: bool) -> nn.Sequential:
-    """A copy of a fragment's layers behind a joint.
-
-    Args:
-        fragment: The fragment.
-        joint: The joint, if it needs one.
-        is_folded: Fold the joint's map into the first layers if that can be done.
-    """
+    """A copy of a fragment's layers behind a joint, whose map is folded into the first layers if that can be done."""
     module = extract(fragment.module)  # folding changes weights that other compositions use
     if joint is None:
         return nn.Sequential(module)

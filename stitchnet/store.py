@@ -38,16 +38,7 @@ class _Composed(Protocol):
 
 
 def save(net: _Composed, folder: Path, *, fitted: Classifier | None) -> Path:
-    """Write a network.
-
-    Args:
-        net: The network.
-        fitted: Its classifier, if it has one.
-        folder: Where; it is made if need be.
-
-    Returns:
-        The folder.
-    """
+    """Write a network, and its classifier if it has one, into a folder, which is made if need be and returned."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"net.{name}": value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
     tensors = {name: value.clone() for name, value in tensors.items()}  # safetensors refuses shared ones

@@ -86,12 +86,7 @@ def measure(module: nn.Module, x: torch.Tensor) -> Cost:
 
 
 def flops_by_operator(module: nn.Module, x: torch.Tensor) -> dict[str, int]:
-    """Multiply-adds of a module by operator, such as `conv` and `linear`, by tracing it with fvcore.
-
-    Args:
-        module: Any module of one input; its mode is kept.
-        x: Its input; the count is for the whole batch.
-    """
+    """Multiply-adds by operator, such as `conv` and `linear`; arguments as of `measure`."""
     return _count(FlopCountAnalysis, module, x)
 
 

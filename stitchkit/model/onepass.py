@@ -83,13 +83,7 @@ class OnePass:
         self._uses = Counter((visit.parent, visit.entry.index) for visit in every if visit.parent is not None)
 
     def __call__(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
-        """Logits of every stitch.
-
-        Args:
-            x: Images `[B, C, H, W]`.
-
-        Returns:
-            Logits `[B, num_classes]` by `cfg_id`, in ascending order.
+        """Logits `[B, num_classes]` of every stitch by ascending `cfg_id`, for images `[B, C, H, W]`.
 
         Raises:
             InputError: If the model is in training mode, or the memory is not enough for one image.

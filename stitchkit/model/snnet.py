@@ -226,14 +226,7 @@ class SNNet(nn.Module):
     def extract(self, stitch: Stitch | int | None = None) -> nn.Sequential:
         """The network of one stitch alone, with weights of its own and nothing that the route does not need.
 
-        Args:
-            stitch: The stitch or its `cfg_id`; without one, that of `reset_stitch_id`.
-
-        Returns:
-            A module that gives what `forward(x, stitch)` gives.
-
-        Raises:
-            InputError: If the stitch is not in the space.
+        It gives what `forward(x, stitch)` gives; arguments and errors are those of `forward`.
         """
         steps = self.steps(stitch)
         named = zip(_names(steps), self.modules_of(steps), strict=True)

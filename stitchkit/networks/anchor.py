@@ -93,13 +93,7 @@ class ViewSlice(Slice):
 
 
 class ViewSteps(Steps):
-    """Steps as a family's view says them; cuts inside them are left to the tracer.
-
-    Args:
-        model: The network.
-        steps: Its steps.
-        layouts: The full layouts of what passes between them.
-    """
+    """Steps as a view says them, and the full layouts between them; cuts inside them are left to the tracer."""
 
     def __init__(self, model: nn.Module, steps: Sequence[ViewStep], layouts: Sequence[Layout]):
         super().__init__(model)
@@ -225,12 +219,7 @@ class Anchor(ABC):
 
     @staticmethod
     def own_names(weights: Mapping[str, torch.Tensor], depths: Sequence[int]) -> dict[str, torch.Tensor]:  # noqa: ARG004
-        """Weights under the model's names, given those of a published checkpoint; the model's own names stay.
-
-        Args:
-            weights: Of one model.
-            depths: Blocks of each of its stages.
-        """
+        """Weights under the model's names, given those of a published checkpoint and the blocks of each stage."""
         return dict(weights)
 
     @property
@@ -278,12 +267,7 @@ class Anchor(ABC):
         return as_timm(self.model).pretrained_cfg
 
     def features(self, x: torch.Tensor, *, until: int | None = None) -> list[torch.Tensor]:
-        """The tensors that pass the `boundaries`.
-
-        Args:
-            x: Images `[B, C, H, W]`.
-            until: The last entry wanted; by default that of the head.
-        """
+        """The tensors that pass the `boundaries` for images `[B, C, H, W]`, by default to that of the head."""
         outputs = [self.steps[0](x)]
         for block in self.blocks[:until]:
             outputs.append(block(outputs[-1]))
@@ -326,12 +310,11 @@ def _class_path(model: nn.Module) -> str:
 
 
 def view(model: nn.Module, *, label: str, source: str = "") -> Anchor:
-    """The anchor that a model makes, by the view registered for its class.
+    """The anchor that a timm model makes, by the view registered for its class.
 
     The exact class decides: a subclass may run its blocks in another way.
 
     Args:
-        model: A timm model.
         label: What stitches call it.
         source: Where its weights come from.
 
@@ -349,8 +332,6 @@ def view(model: nn.Module, *, label: str, source: str = "") -> Anchor:
 def steps_of(model: nn.Module, example: torch.Tensor | None = None) -> Steps:
     """A network as steps: by the view of its class where there is one, else as torch.fx traces it.
 
-    Args:
-        model: Any module that takes one tensor.
-        example: What it takes, to know the layouts of traced steps.
+    With an example of its input, the layouts between traced steps are known.
     """
     return view(model, label="model").steps if has_view(model) else TracedSteps(model, example)

@@ -17,12 +17,7 @@ from stitchkit.networks.mode import evaluating
 
 @dataclass(frozen=True)
 class PassingTensor:
-    """A tensor between two parts.
-
-    Args:
-        value: A tensor on the meta device, or a list of them.
-        format: Its format, without sizes; None where it is not known.
-    """
+    """A tensor on the meta device between two parts, or a list of them; its format, without sizes, if it is known."""
 
     value: Any
     format: Layout | None
@@ -53,13 +48,11 @@ def enter(
 ) -> tuple[nn.Module, PassingTensor]:
     """The change that brings a tensor into the format that a part takes, and the tensor after it.
 
-    A tensor whose format nothing says counts as one of the kind that is wanted, if it has as many axes.
+    A tensor of unknown format counts as one of the kind that is wanted, if it has as many axes.
 
     Args:
-        flow: What comes.
         target: The format that the part declares; None if it takes what comes.
         takes: Names of formats that it takes as they come; empty for any.
-        class_token: What a class token is where there is none.
 
     Raises:
         InputError: If it cannot be brought into that format.
@@ -102,10 +95,6 @@ def leave(flow: PassingTensor, declared: Layout | None) -> PassingTensor:
     """The output of a part with its format: as declared, else that of the input if it has as many axes.
 
     A declared size is not checked against the tensor: slices also run at other sizes than those of their network.
-
-    Args:
-        flow: The part's output, still with the format of its input.
-        declared: The format that the part says it gives.
 
     Raises:
         InputError: If the tensor has other axes or channels than declared.

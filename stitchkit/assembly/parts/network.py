@@ -50,17 +50,10 @@ def check_network(
 ) -> Assembly:
     """Check without memory that a network can be built and that its parts fit.
 
-    Args:
-        spec: The parts.
-        num_classes: Number of classes of the data.
-        input_size: Size of an image, `(C, H, W)`.
-        pretrained: Check that files of weights exist.
+    With `pretrained`, files of weights must exist. Arguments and errors as of `build_network`.
 
     Returns:
         The network on the meta device.
-
-    Raises:
-        InputError: As `build_network`.
     """
     with torch.device("meta"):
         return _Builder(spec, num_classes, input_size, pretrained=pretrained, checking=True).network()
@@ -83,11 +76,7 @@ class _Builder:
     """Builds parts and follows the shapes of what passes between them.
 
     Args:
-        spec: The network.
-        num_classes: Number of classes of the data.
-        input_size: Size of an image.
-        pretrained: Load the weights of pretrained parts.
-        checking: Only see that they could be loaded, as far as that can be seen here.
+        checking: Only check that weights could be loaded, as far as that can be seen here.
     """
 
     def __init__(

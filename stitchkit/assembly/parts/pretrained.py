@@ -23,18 +23,11 @@ from stitchkit.networks.weights import load_content, read_checkpoint, weights_of
 
 
 class WholeNetwork(Part):
-    """A whole model.
+    """A whole model. Arguments and errors as of `load_model`.
 
     Args:
-        model_name: timm's or torchvision's name.
-        backend: `timm`, or `torchvision`, also called `pytorch`.
-        pretrained: Fetch its weights; a `ckp_path` excludes it.
-        ckp_path: A local file with the weights.
+        ckp_path: A local file with the weights; it excludes `pretrained`.
         num_classes: Number of logits; a classifier of another number is re-initialised.
-        arguments: Further arguments of the model.
-
-    Raises:
-        InputError: If it cannot be built or loaded.
     """
 
     inferred = ("num_classes",)
@@ -71,13 +64,9 @@ class Subnet(Part):
     """A slice of a model, from where one of its blocks begins to where one ends.
 
     Args:
-        model_name: timm's or torchvision's name.
         block_input: Where it begins: a module's path, or `x` for the model's input, which is the default.
         block_output: Where it ends; by default at the model's output. A list gives several outputs.
-        backend: `timm`, or `torchvision`, also called `pytorch`.
-        pretrained: Fetch its weights; a `ckp_path` excludes it.
-        ckp_path: A local file with the weights of the whole model.
-        arguments: Further arguments of the model.
+        ckp_path: A local file with the weights of the whole model; it excludes `pretrained`.
 
     Raises:
         InputError: If the model cannot be built, loaded or cut there.
@@ -130,12 +119,7 @@ def load_model(
 
 
 def expected_shape(arguments: Mapping[str, Any], input_size: Sequence[int]) -> list[int] | None:
-    """Shape, without the batch, of what a `Subnet` takes within its whole model; None where that cannot be found.
-
-    Args:
-        arguments: Of the `Subnet`, as a file has them.
-        input_size: Size of an image, `(C, H, W)`.
-    """
+    """Shape, without the batch, of a `Subnet`'s input within its whole model; None where that cannot be found."""
     own = ("block_input", "block_output", "ckp_path", "frozen", "in_format", "out_format", "pretrained", "model_name")
     rest = {name: value for name, value in arguments.items() if name not in own}
     shapes: list[list[int]] = []

@@ -15,12 +15,7 @@ _Side = Literal["before", "after"]
 
 
 class CutPlaces:
-    """Looks up places by name.
-
-    Args:
-        flow: What flows where in the network, in one mode.
-        model: The network.
-    """
+    """Looks up the places of a network by name, in one mode."""
 
     def __init__(self, flow: Flow, model: nn.Module):
         self._flow = flow

@@ -37,11 +37,7 @@ class Trace:
 
     @torch.no_grad()
     def shapes(self, example: torch.Tensor) -> dict[fx.Node, tuple[int, ...]]:
-        """The shape of each tensor, found by running the graph.
-
-        Args:
-            example: What the model takes; on the meta device nothing is computed.
-        """
+        """The shape of each tensor, found by running the graph on an example, which may be on the meta device."""
         shapes = _Shapes(self.root, self.graph)
         shapes.run(example)
         return shapes.found

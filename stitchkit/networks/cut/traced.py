@@ -159,12 +159,7 @@ def _is_changed(node: fx.Node, model: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class SliceGraph:
-    """The graph of a slice in one mode.
-
-    Args:
-        graph: The graph, from its only input on.
-        constants: Values that it uses and that are not attributes of the model, by name.
-    """
+    """The graph of a slice in one mode, and the values in it, by name, that are not attributes of the model."""
 
     graph: fx.Graph
     constants: Mapping[str, object]
@@ -215,11 +210,7 @@ def _graph_between(
 
 
 def snapshot(value: object) -> object:
-    """A value that no later layer changes in place: tensors are copied, with their gradients, in lists and tuples too.
-
-    Args:
-        value: What a module gave.
-    """
+    """A copy that no later layer changes in place, with its gradients, also of tensors in lists and tuples."""
     if isinstance(value, list | tuple):
         return [snapshot(item) for item in value] if isinstance(value, list) else tuple(map(snapshot, value))
     return value.clone() if hasattr(value, "clone") else value
