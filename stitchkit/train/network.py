@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
@@ -21,29 +21,11 @@ from stitchkit.model.create import create_snnet
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.anchor import has_view, view
 from stitchkit.networks.create import create_model
+from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.recipe import ModelRecipe, Recipe
 from stitchkit.settings.stitch_config import StitchConfig, check_kwargs
 
 _logger = logging.getLogger(__name__)
-
-
-class TimmNetwork(Protocol):
-    """The part of timm's models that a run uses; an SN-Net has the same."""
-
-    num_classes: int
-    in_chans: int
-    pretrained_cfg: Mapping[str, Any]
-
-    def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]:
-        """The linear layers that give the logits; a distilled network has two."""
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass."""
-
-
-def as_timm(model: nn.Module) -> TimmNetwork:
-    """A network as what it is beside a module of torch."""
-    return model  # type: ignore[return-value] # timm's models share no such class
 
 
 def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequence[str] | None) -> nn.Module:

@@ -18,8 +18,8 @@ from stitchkit.engine.task import Task
 from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.create import create_model, published_config
+from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.settings.recipe import Recipe, StitchRecipe
-from stitchkit.train.network import TimmNetwork, as_timm
 from stitchkit.train.sampler import Sampler
 
 _logger = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ def _create_criterion(recipe: Recipe) -> nn.Module:
 
 
 def _create_teacher(
-    stitch: StitchRecipe, student: TimmNetwork, device: torch.device, dtype: torch.dtype, sides: Sequence[int],
+    stitch: StitchRecipe, student: TimmModel, device: torch.device, dtype: torch.dtype, sides: Sequence[int],
     names: Sequence[str],
 ) -> DistillationTeacher | None:  # fmt: skip
     """The teacher, or None where its published weights know other classes than the data have."""

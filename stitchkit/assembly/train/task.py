@@ -12,7 +12,7 @@ from stitchkit.assembly.config.optim import Loss
 from stitchkit.distributed import sum_over_ranks
 from stitchkit.engine.task import Task
 from stitchkit.errors import InputError, unknown
-from stitchkit.networks.cut.piece import snapshot
+from stitchkit.networks.cut.traced import snapshot
 from stitchkit.networks.mode import evaluating
 
 Labels = tuple[torch.Tensor, ...]
