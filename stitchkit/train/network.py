@@ -12,17 +12,16 @@ from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stitchkit.classes import check_classes, note_origin, origin_of
+from stitchkit.classes import check_classes, origin_of
 from stitchkit.data.loaders import weights_dtype
 from stitchkit.distributed import World
-from stitchkit.engine.checkpoint_files import read_alike
+from stitchkit.engine.checkpoint_files import start_from
 from stitchkit.errors import InputError, one_line
 from stitchkit.model.create import create_snnet
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.anchor import has_view, view
 from stitchkit.networks.create import create_model
 from stitchkit.networks.timm_model import as_timm
-from stitchkit.networks.weights import load_content
 from stitchkit.settings.recipe import ModelRecipe, Recipe
 from stitchkit.settings.stitch_config import StitchConfig, check_kwargs
 
@@ -56,9 +55,7 @@ def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequenc
         checkpoint = settings.pretrained_path if options["pretrained"] else None
         model = create_model(settings.model, checkpoint=checkpoint, **(options | (settings.model_kwargs or {})))
     if settings.initial_checkpoint and not recipe.run.resume:
-        content, _ = read_alike(settings.initial_checkpoint)
-        load_content(model, content, settings.initial_checkpoint)
-        note_origin(model, content, settings.initial_checkpoint)
+        start_from(model, settings.initial_checkpoint)
     _check_origins(model, classes or (), strict=recipe.run.eval)
     _adjust(model, settings)
     if settings.grad_checkpointing:

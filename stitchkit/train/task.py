@@ -112,20 +112,10 @@ def create_task(
     model: nn.Module, recipe: Recipe, device: torch.device, *, sides: Sequence[int], mean: Sequence[float],
     std: Sequence[float], classes: Sequence[str] = (), sampler: Sampler | None = None,
 ) -> StitchTask:  # fmt: skip
-    """The task of a recipe.
-
-    Args:
-        model: An SN-Net or plain model.
-        recipe: All settings.
-        device: Where it trains.
-        sides: Height and width of an image.
-        mean: Mean that images are normalised with.
-        std: Standard deviation that they are normalised with.
-        classes: Class names of the data, where they are known.
-        sampler: Draws the stitch of a step; None trains a plain model.
+    """The task of a recipe: `sides` are height and width of an image, the rest is as in `StitchTask`.
 
     Raises:
-        InputError: If the teacher cannot be loaded, or knows other classes.
+        InputError: If the teacher cannot be loaded, or knows other classes than the data's, where those are known.
     """
     stitch, dtype, teacher = recipe.stitch, weights_dtype(recipe), None
     if stitch.distillation_type != "none":

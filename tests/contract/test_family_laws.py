@@ -84,7 +84,7 @@ def test_law_6_extract_equals_the_stitch(model, each):
     profiler = Profiler(model)
     x = images(model)
     outputs = []
-    for cfg_id in range(0, len(model.space), each):
+    for cfg_id in range(0, len(model.space), min(each, len(model.space) - 1)):
         net, stitch = model.extract(cfg_id), model.space[cfg_id]
         outputs.append(net(x))
         assert torch.equal(outputs[-1], model(x, stitch))
