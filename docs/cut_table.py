@@ -11,9 +11,9 @@ from __future__ import annotations
 import copy
 import gc
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from timm.models import model_entrypoint
@@ -62,7 +62,7 @@ class Row:
     Args:
         name: timm's name, or torchvision's behind `torchvision/`.
         cuts: Number of clean places between its blocks.
-        is_exact: Whether its pieces, rejoined, give what the whole gives; None where there are none.
+        is_exact: Whether its steps, rejoined, give what the whole gives; None where there are none.
         reason: Why it cannot be cut.
     """
 
@@ -84,10 +84,10 @@ def measure(name: str) -> Row:
     """Cut a model at every clean place and rejoin it."""
     model, images = small_model(name)
     try:
-        pieces = list(TracedSteps(model))
+        steps = list(TracedSteps(model))
     except InputError as error:
         return Row(name, 0, None, str(error))
-    found = {mode: _run(pieces, images, training=mode) for mode in (False, True)}
+    found = {mode: _run(steps, images, training=mode) for mode in (False, True)}
     cuts = sum(isinstance(value, torch.Tensor) for value in found[False])
     if cuts == 0:
         return Row(name, 0, None, "several tensors pass between all its blocks")
@@ -129,18 +129,20 @@ def _torchvision_model(name: str, size: int | None) -> tuple[nn.Module, torch.Te
 
 
 @torch.no_grad()
-def _run(pieces: list[nn.Module], x: Any, *, training: bool) -> list[Any]:
+def _run(steps: Sequence[nn.Module], x: torch.Tensor, *, training: bool) -> list[object]:
     """The output of each step, one after the other; copies run, since training changes statistics."""
     torch.manual_seed(1)
-    values = [x]
-    for piece in pieces:
-        values.append(copy.deepcopy(piece).train(training)(values[-1]))
+    values: list[object] = [x]
+    for step in steps:
+        values.append(copy.deepcopy(step).train(training)(values[-1]))
     return values[1:]
 
 
-def _same(left: Any, right: Any) -> bool:
-    if isinstance(left, torch.Tensor):
+def _same(left: object, right: object) -> bool:
+    if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
         return torch.equal(left, right)
+    assert isinstance(left, list | tuple)
+    assert isinstance(right, list | tuple)
     return len(left) == len(right) and all(map(_same, left, right))
 
 

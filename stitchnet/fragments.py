@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -90,19 +90,18 @@ def fragments(label: str, model: nn.Module, example: torch.Tensor) -> list[Fragm
         raise InputError(f"network '{label}': {error}") from error
     if not cuts:
         raise InputError(f"network '{label}' has no place where one tensor alone crosses; take another network")
-    return between(label, model, cuts)
+    ends = enumerate(pairwise([None, *cuts, None]))
+    return [fragment_between(model, start, stop, label, index, len(cuts) + 1) for index, (start, stop) in ends]
 
 
-def between(label: str, model: nn.Module, cuts: Sequence[Boundary]) -> list[Fragment]:
-    """The fragments between boundaries, given in order."""
-    ends = [None, *cuts, None]
-    steps = TracedSteps(model)  # also of networks with a view: the places lie inside blocks
-    found = []
-    for index, (start, stop) in enumerate(pairwise(ends)):
-        module = steps.between(start.before[0] if start else None, stop.after[0] if stop else None).eval()
-        layout = stop.layout.bare if stop else Layout("vector")
-        found.append(Fragment(label, index, len(cuts) + 1, start, stop, module, layout))
-    return found
+def fragment_between(
+    model: nn.Module, start: Boundary | None, stop: Boundary | None, label: str, index: int, count: int
+) -> Fragment:
+    """The fragment between two boundaries of a network, as `Fragment` describes it."""
+    # The tracer also for networks with a view: most places lie inside blocks.
+    steps = TracedSteps(model)
+    module = steps.between(start.before[0] if start else None, stop.after[0] if stop else None).eval()
+    return Fragment(label, index, count, start, stop, module, stop.layout.bare if stop else Layout("vector"))
 
 
 def places(model: nn.Module, example: torch.Tensor) -> list[Boundary]:

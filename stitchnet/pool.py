@@ -77,10 +77,10 @@ class Pool:
 
 
 def images(data: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """Stitching images as a tensor.
+    """Stitching images as a tensor of float images `[B, C, H, W]`.
 
     Raises:
-        InputError: If they are not float images `[B, C, H, W]`, or a value is not finite.
+        InputError: If there are none, or a value is not finite.
     """
     values = as_images(data, what="stitching images")
     if not len(values):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -16,7 +17,7 @@ from stitchkit.networks.layout import Kind, Layout
 from stitchkit.networks.steps import Boundary, extract
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchnet.classifier import Classifier
-from stitchnet.fragments import Fragment, between
+from stitchnet.fragments import Fragment, fragment_between
 from stitchnet.joint import JointLayer, resize_input
 from stitchnet.net import Net
 from stitchnet.networks import create
@@ -24,12 +25,11 @@ from stitchnet.store import ABOUT, WEIGHTS
 
 
 def load(folder: str | Path, nets: Mapping[str, nn.Module] | None = None) -> Net:
-    """Read a network that `Net.save` wrote.
+    """Read a network from the folder that `Net.save` wrote.
 
     Args:
-        folder: Where it is.
-        nets: The modules by label, as they were given to the search, where networks were not given by name. Their
-            weights do not matter.
+        nets: The modules by label, as the search got them, where networks were not given by name. Their weights do
+            not matter.
 
     Raises:
         InputError: If the files cannot be read, or a module is missing.
@@ -81,11 +81,8 @@ def _model(label: str, spec: AnchorSpec | None, nets: Mapping[str, nn.Module]) -
 def _layer(entry: Mapping[str, Any], model: nn.Module) -> tuple[Fragment, nn.Sequential]:
     """A fragment and its layers, of the right shapes."""
     start, stop = _boundary(entry["start"]), _boundary(entry["stop"])
-    pieces = between(entry["network"], model, [place for place in (start, stop) if place])
-    piece = pieces[1 if start else 0]
-    fragment = Fragment(
-        entry["network"], entry["index"], entry["count"], start, stop, extract(piece.module), piece.layout
-    )
+    fragment = fragment_between(model, start, stop, entry["network"], entry["index"], entry["count"])
+    fragment = replace(fragment, module=extract(fragment.module))  # two may come from one network, with weights apart
     joint = entry["joint"]
     if joint is None:
         return fragment, nn.Sequential(fragment.module)

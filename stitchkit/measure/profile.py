@@ -26,7 +26,6 @@ class Cost(NamedTuple):
 
     Args:
         flops: Multiply-adds, as fvcore counts them.
-        params: Number of parameters.
         activations: Elements that convolutions, linear layers and matrix products write, as fvcore counts them.
     """
 

@@ -13,10 +13,6 @@ class StitchLayer(nn.Module):
 
     Fronts with channels first get a 1x1 convolution, others a linear layer; both are the same map.
 
-    Args:
-        source: Layout of the front, with its channels.
-        target: Layout of the end, with its channels.
-
     Source: SN-Net, section 3.2.
     """
 
@@ -36,11 +32,7 @@ class StitchLayer(nn.Module):
 
     @torch.no_grad()
     def set_map(self, matrix: torch.Tensor) -> None:
-        """Take over a linear map.
-
-        Args:
-            matrix: `[in_channels + 1, out_channels]`; the last row is the bias.
-        """
+        """Take over a linear map `[in_channels + 1, out_channels]`; its last row is the bias."""
         self.transform.weight.copy_(matrix[:-1].T.reshape(self.transform.weight.shape))
         assert self.transform.bias is not None
         self.transform.bias.copy_(matrix[-1])

@@ -179,14 +179,10 @@ class SNNet(nn.Module):
                 yield anchor.steps.module(0 if step.kind == "stem" else step.index + 1)
 
     def forward(self, x: torch.Tensor, stitch: Stitch | int | None = None) -> torch.Tensor:
-        """Run one stitch.
+        """Logits `[B, num_classes]` of one stitch for images `[B, C, H, W]`.
 
         Args:
-            x: Images `[B, C, H, W]`.
             stitch: The stitch or its `cfg_id`; without one, that of `reset_stitch_id`.
-
-        Returns:
-            Logits `[B, num_classes]`.
 
         Raises:
             InputError: If the stitch is not in the space.
@@ -203,16 +199,11 @@ class SNNet(nn.Module):
     def forward_all(
         self, x: torch.Tensor, cfg_ids: Iterable[int] | None = None, *, memory: int | None = None
     ) -> dict[int, torch.Tensor]:
-        """Run many stitches on the same images, sharing all that they have in common.
+        """Logits by `cfg_id` of many stitches for the same images, with all that they have in common computed once.
 
         Args:
-            x: Images `[B, C, H, W]`.
             cfg_ids: The stitches; by default all.
-            memory: Bytes that activations may take; by default half of a GPU's free memory, or 1 GiB on a CPU. The
-                logits that are returned come on top.
-
-        Returns:
-            Logits `[B, num_classes]` by `cfg_id`.
+            memory: Bytes that activations may take, as of `OnePass`.
 
         Raises:
             InputError: If a stitch does not exist, the model is in training mode, or the memory is not enough for

@@ -35,12 +35,7 @@ VIEWS = {
 
 @dataclass(frozen=True)
 class Stage:
-    """Blocks with tensors of one layout between them.
-
-    Args:
-        depth: Number of blocks.
-        layout: The full layout of what leaves each of them.
-    """
+    """A number of blocks, and the full layout of what leaves each of them."""
 
     depth: int
     layout: Layout
@@ -53,8 +48,7 @@ class ViewStep:
     Args:
         paths: Modules, in the order they run, and tensors of the network that it needs.
         run: `(model, x) -> x`; without it, the modules run one after the other.
-        begins: Name of the first module or function that `run` calls.
-        ends: Name of the last one.
+        begins: Name of the first module or function that `run` calls; `ends` is that of the last.
     """
 
     paths: tuple[str, ...]
@@ -82,7 +76,8 @@ class ViewSlice(Slice):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Run the steps."""
-        self._part.training = self.training
+        if self._part.training != self.training:  # compilers warn of whatever a forward pass sets
+            self._part.training = self.training
         for step in self._steps:
             if step.run is not None:
                 x = step.run(self._part, x)

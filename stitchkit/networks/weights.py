@@ -255,12 +255,11 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, ema: bool = False) ->
     """Load weights into a model from a released, timm or own checkpoint, safely and completely.
 
     Args:
-        model: An SN-Net or any other model; all its names and shapes must be in the file, and no others.
-        path: The file.
+        model: Its names and shapes must be those of the file.
         ema: Load the moving average.
 
     Returns:
-        All that the file holds, for what else is of interest in it.
+        The whole content of the file.
 
     Raises:
         InputError: If the file cannot be read or belongs to another model; the model is then unchanged.

@@ -1,4 +1,4 @@
-"""The simple adapter: convolutions or linear layers between two pieces."""
+"""The simple adapter: convolutions or linear layers between two slices."""
 
 from __future__ import annotations
 

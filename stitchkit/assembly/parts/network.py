@@ -32,7 +32,6 @@ def build_network(
     before anything is fetched.
 
     Args:
-        spec: The parts.
         num_classes: Number of classes of the data.
         input_size: Size of an image, `(C, H, W)`.
         pretrained: Load the weights of pretrained parts; without, all weights are random.

@@ -42,7 +42,7 @@ class WholeNetwork(Part):
         pretrained: bool = True,
         ckp_path: str | None = None,
         num_classes: int | None = None,
-        **arguments: Any,
+        **arguments: object,
     ):
         super().__init__()
         self.net = load_model(
@@ -81,7 +81,7 @@ class Subnet(Part):
         backend: str = "timm",
         pretrained: bool = True,
         ckp_path: str | None = None,
-        **arguments: Any,
+        **arguments: object,
     ):
         super().__init__()
         model = load_model(model_name, backend=backend, pretrained=pretrained, checkpoint=ckp_path, **arguments)
@@ -101,7 +101,7 @@ def load_model(
     backend: str = "timm",
     pretrained: bool = True,
     checkpoint: str | Path | None = None,
-    **arguments: Any,
+    **arguments: object,
 ) -> nn.Module:
     """A model with its weights.
 
@@ -140,7 +140,7 @@ def _torchvision_model(
     pretrained: bool = False,
     checkpoint: str | Path | None = None,
     num_classes: int | None = None,
-    **arguments: Any,
+    **arguments: object,
 ) -> nn.Module:
     check_torchvision_name(name)
     # Published weights fix the number of classes, so another number is set after they are loaded.

@@ -14,12 +14,9 @@ from stitchkit.networks.steps import INPUT
 
 
 class Flow:
-    """The nodes between a model's input and its output.
+    """The nodes of a trace between the model's input and its output.
 
     Nodes that do not depend on the input, such as parameters, cross every cut freely: each slice has its own.
-
-    Args:
-        trace: The graph of the model.
     """
 
     def __init__(self, trace: Trace):

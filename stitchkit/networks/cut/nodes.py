@@ -42,10 +42,6 @@ def check_torchvision_name(name: str) -> None:
 def library_model(name: str, backend: str = "timm") -> tuple[nn.Module, torch.Tensor]:
     """A model of a library without weights, on the meta device, and an image that it takes.
 
-    Args:
-        name: Its name in the library.
-        backend: One of `BACKENDS`.
-
     Raises:
         InputError: If there is no such backend, or the library has no such model.
     """

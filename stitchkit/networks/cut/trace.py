@@ -20,14 +20,12 @@ from stitchkit.networks.steps import INPUT
 
 @dataclass(frozen=True)
 class Trace:
-    """The graph of a model in one mode.
+    """The graph of a model in one mode; a module that was not traced into is one node.
 
     Args:
-        graph: Its nodes; a module that was not traced into is one node.
         labels: A name for every node but parameters and the output: the path of a module, or the path of the module
             in which a function runs and the function's name. A second call of either has `_1` behind it, and so on.
         root: The model that the nodes' targets are found in; it shares its tensors with the one that was traced.
-        training: Whether it is how the model runs in training mode.
     """
 
     graph: fx.Graph
@@ -104,13 +102,7 @@ class _Untraceable(Exception):
 
 
 class _Tracer(fx.Tracer):
-    """Traces into sequences of blocks and into what was asked for.
-
-    Args:
-        asked: Paths of modules to trace into.
-        whole: Classes of modules that cannot be traced into.
-        deep: Trace into all other modules too.
-    """
+    """Traces into sequences of blocks and what is asked for, or with `deep` all modules, but not `whole` classes."""
 
     def __init__(self, asked: Collection[str], whole: Collection[type[nn.Module]], *, deep: bool):
         super().__init__((math, torchvision.ops), tuple(get_notrace_functions()), param_shapes_constant=True)  # type: ignore[arg-type] # torch says one module

@@ -20,14 +20,11 @@ from stitchkit.networks.steps import INPUT, Boundary, Node, Slice, Steps
 
 
 class TracedSteps(Steps):
-    """The steps between the clean places that a network has in evaluation and in training mode.
-
-    No step changes the tensor that the step before it gave.
+    """The steps between the clean places that a network has in both modes; none changes what the one before it gave.
 
     Args:
         model: Any module that takes one tensor and that torch.fx can trace between its blocks.
-        example: What it takes, to know the layouts; on the meta device if the model is there, so that nothing is
-            computed.
+        example: Its input, to know the layouts; on the meta device if the model is there, so that nothing is computed.
         deep: Trace into every module that can be traced, so that steps may begin and end inside blocks.
     """
 
