@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from stitchkit.assembly.sweep.worker import JobFolder, SweepJob
 from stitchkit.errors import InputError
 from stitchkit.files import refuse_link, write_text
+from stitchkit.optional import optional
 
 _logger = logging.getLogger(__name__)
 
@@ -214,18 +215,8 @@ def create_cluster(
 
 
 def import_submitit() -> Any:
-    """The library that runs jobs.
-
-    Raises:
-        InputError: If it is not installed.
-    """
-    try:
-        import submitit
-    except ImportError as error:
-        raise InputError(
-            "sweeps run through submitit, which is not installed; pip install 'stitchkit[jobs]'"
-        ) from error
-    return submitit
+    """The library that runs jobs."""
+    return optional("submitit", "jobs", "a sweep")
 
 
 def _new_folder(place: Path) -> Path:
