@@ -30,10 +30,7 @@ TRACED = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def short_timing(monkeypatch):
-    """Latencies that nobody reads."""
-    monkeypatch.setattr("stitchkit.measure.latency._SECONDS", 0.001)
+pytestmark = pytest.mark.usefixtures("short_timing")
 
 
 def trained(family):
