@@ -52,13 +52,7 @@ def add_commands(parser: argparse.ArgumentParser, commands: Mapping[str, Command
 
 
 def add_network_flags(parser: argparse.ArgumentParser, *, required: bool = False, config: str = "") -> None:
-    """Add the flags that say which SN-Net is built, and for what images.
-
-    Args:
-        parser: Of a command.
-        required: Whether there must be a stitch configuration.
-        config: What the configuration is for, where that is not obvious.
-    """
+    """Add the flags that say which SN-Net is built and for what images; `config` is the help of its configuration."""
     about = config or "stitch configuration"
     parser.add_argument("--stitch_config", "--stitch-config", required=required, metavar="JSON", help=about)
     parser.add_argument("--num-classes", type=int, metavar="N", help="number of classes; by default the models'")

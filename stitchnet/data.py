@@ -18,6 +18,7 @@ from stitchkit.data.folders import is_split, open_images
 from stitchkit.data.sources import Source, open_dataset
 from stitchkit.data.unreadable import NO_CLASS, CheckedImages, report
 from stitchkit.errors import InputError, one_line, unknown
+from stitchkit.optional import optional
 from stitchkit.paths import check_local
 
 if TYPE_CHECKING:
@@ -113,10 +114,7 @@ def load_hf_dataset(
     Raises:
         InputError: If there is no such dataset, split or column, or it has no images.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise InputError("datasets is not installed; pip install 'stitchkit[compose]'") from error
+    datasets = optional("datasets", "data", "a data set of Hugging Face")
     check_local(name, "dataset")
     is_folder = Path(name).is_dir()
     arguments = {"path": "imagefolder", "data_dir": name} if is_folder else {"path": name}

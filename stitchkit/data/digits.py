@@ -33,10 +33,7 @@ def read_digits(split: str) -> Iterator[tuple[int, Image.Image, int]]:
 
 
 def write_digits(folder: Path) -> None:
-    """Write 1,797 real scans of digits as `train/` and `validation/`, one folder a class.
-
-    Args:
-        folder: Where to write; if it holds the digits already, nothing is done.
+    """Write 1,797 real scans of digits as `train/` and `validation/`, one folder a class, if they are not there yet.
 
     Raises:
         InputError: If the folder holds anything else, or is a symbolic link to a folder without the digits.

@@ -100,8 +100,8 @@ def preparation(recipe: Recipe, input_size: tuple[int, ...], model_config: Mappi
 
     Args:
         recipe: The settings.
-        input_size: Size of an input image, `(C, H, W)`.
-        model_config: timm's `pretrained_cfg`, which holds where the settings say nothing.
+        input_size: `(C, H, W)` of an image.
+        model_config: timm's `pretrained_cfg`, for what the settings leave open.
 
     Raises:
         InputError: If there are means or deviations for another number of channels.
@@ -143,15 +143,7 @@ def create_loaders(
     datasets: Datasets, recipe: Recipe, world: World, *, input_size: tuple[int, ...],
     model_config: Mapping[str, object], num_classes: int,
 ) -> Loaders:  # fmt: skip
-    """Loaders over the splits, each rank with its own part.
-
-    Args:
-        datasets: The open splits.
-        recipe: The settings.
-        world: This process among all.
-        input_size: As for `preparation`.
-        model_config: As for `preparation`.
-        num_classes: Labels are below.
+    """Loaders over the splits, each rank with its own part; size and configuration are as for `preparation`.
 
     Raises:
         InputError: If timm refuses a setting, or the training split has less than one batch for each rank.
@@ -340,7 +332,7 @@ def without_padding(loader: Loader, world: World, after_batch: Callable[[], None
 
     Args:
         loader: Over a validation split.
-        world: This process among all.
+        world: This process.
         after_batch: Called after each batch, equally often on all ranks; not for streamed datasets.
     """
     if isinstance(loader.dataset, IterableDataset):

@@ -204,14 +204,8 @@ def _open_timm(source: Source, split: str, is_training: bool, options: dict[str,
 def read_timm(source: Source, split: str, *, is_training: bool = False, **options: object) -> ImageDataset:
     """A data set by timm's string for it, with `.classes`.
 
-    Args:
-        source: The data set.
-        split: The data set's own name for it.
-        is_training: Shuffle streamed data.
-        options: Further arguments of timm's readers.
-
     Raises:
-        InputError: If it cannot be opened.
+        InputError: If it cannot be opened, or has no split of exactly this name.
     """
     root = None if source.root is None else str(source.root)
     common = {"download": source.download, "class_map": source.class_map, "input_img_mode": source.mode}

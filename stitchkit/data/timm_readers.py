@@ -26,9 +26,9 @@ def open_timm(name: str, *, root: str | None, split: str, **options: object) -> 
 
     Args:
         name: Such as `wds/x` or `hfds/timm/resisc45`; empty for an image folder.
-        root: The folder that its files are in.
-        split: A split, or for `wds/` also the names of its shards.
-        options: Further arguments of `timm.data.create_dataset`.
+        root: The folder of its files.
+        split: A split, or for `wds/` the names of its shards.
+        options: Of `timm.data.create_dataset`.
 
     Raises:
         InputError: If a part of it is a URL or a command, or a shard does not exist.

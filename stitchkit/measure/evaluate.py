@@ -45,13 +45,7 @@ class Tally:
         self.sums = torch.zeros(count, 4, dtype=torch.float64, device=device)
 
     def add(self, number: int, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add the logits of one network for a batch.
-
-        Args:
-            number: Which network.
-            logits: `[B, num_classes]`.
-            labels: `[B]`; -1 where there is no class, and such an image is not counted.
-        """
+        """Add the logits `[B, num_classes]` of one network for a batch; images with label -1 are not counted."""
         logits = logits.float()  # those of autocast have too few digits for a mean of losses
         hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1)

@@ -23,12 +23,8 @@ _FIGURES = (("latency_ms", 2), ("images_per_s", 1), ("acc1", 2), ("acc5", 2), ("
 def pareto_front(rows: Sequence[Row], cost: str = "flops") -> list[Row]:
     """The rows that no other row beats in both cost and accuracy, from cheap to costly.
 
-    Args:
-        rows: Rows with the cost and `acc1`.
-        cost: The figure to keep low.
-
     Raises:
-        InputError: If a row lacks one of them, or there is no row.
+        InputError: If a row lacks the cost or `acc1`, or there is no row.
     """
     check_figures(rows, (cost, "acc1"))
     front: list[Row] = []
@@ -67,13 +63,8 @@ def table(rows: Sequence[Row]) -> str:
 def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
     """Draw accuracy over FLOPs: all stitches, the front through them, anchors marked, area by parameters.
 
-    Args:
-        rows: Rows with `flops` and `acc1`.
-        path: The picture; its suffix selects the format.
-        title: Title of the picture.
-
     Raises:
-        InputError: If a row cannot be drawn, the format is unknown or the file cannot be written.
+        InputError: If a row cannot be drawn, or the file's suffix is not a format, or it cannot be written.
     """
     front = pareto_front(rows)
     figure, axes = _figure(title)

@@ -13,11 +13,7 @@ from stitchkit.networks.mode import evaluating
 
 @torch.no_grad()
 def recalibrate(net: nn.Module, batches: Iterable[torch.Tensor]) -> None:
-    """Recompute running statistics as the mean over the batches of this rank.
-
-    Args:
-        net: A network with or without batch norm, such as an extracted stitch; it is changed in place.
-        batches: Images `[B, C, H, W]` of this rank, prepared as for evaluation.
+    """Recompute a network's running statistics, in place, as the mean over batches of images `[B, C, H, W]`.
 
     Source: once-for-all (Cai et al., ICLR 2020) for the subnets of a supernet.
     """

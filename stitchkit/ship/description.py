@@ -35,13 +35,7 @@ class Description(TypedDict):
 
 
 def portable(spec: AnchorSpec, model: SNNet, *, global_pool: str | None = None) -> dict[str, object]:
-    """An anchor's specification as it was built; it needs neither a file of weights nor the internet.
-
-    Args:
-        spec: Of the configuration.
-        model: The SN-Net that was made of it.
-        global_pool: The pooling that replaced the anchors' own.
-    """
+    """An anchor's specification as it was built into an SN-Net; it needs neither a file of weights nor the internet."""
     channels, height, width = model.input_size
     kwargs = {
         **spec.kwargs,
@@ -59,11 +53,8 @@ def portable(spec: AnchorSpec, model: SNNet, *, global_pool: str | None = None) 
 def build(about: Mapping[str, Any]) -> nn.Sequential:
     """The described network with random weights; nothing is downloaded, and no other anchor is built.
 
-    Args:
-        about: A `Description`, as a file has it: it may hold anything.
-
     Raises:
-        InputError: If it is not a description.
+        InputError: If it is not a `Description`; from a file, it may be anything.
     """
     if about.get("format") != FORMAT:
         raise InputError(f"it is of format {about.get('format')!r}, not '{FORMAT}'; export it again")

@@ -137,13 +137,8 @@ def _figure(key: str, value: float) -> str:
 def complete(rows: Sequence[Row], model: SNNet, *, latency: bool) -> str:
     """Add to rows what they lack and the network tells: name, FLOPs, parameters and, on request, latency.
 
-    Args:
-        rows: Rows of a ledger, changed in place.
-        model: Their SN-Net, on the device to be measured; its weights do not matter.
-        latency: Measure latencies where a row has none.
-
     Returns:
-        How latencies were measured; empty where none was.
+        How latencies were measured on the model's device; empty where none was.
 
     Raises:
         InputError: If the rows are of another SN-Net.

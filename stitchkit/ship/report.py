@@ -19,6 +19,7 @@ from stitchkit.errors import InputError
 from stitchkit.files import check_folder_of, write_text
 from stitchkit.measure.ledger import Row, check_figures, difference, read_rows, strict_json
 from stitchkit.measure.pareto import is_anchor
+from stitchkit.optional import optional
 from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.settings.by_name import read_settings
 from stitchkit.ship.route_drawing import colors_of, depths_of, draw_route
@@ -213,15 +214,8 @@ def _number(text: str) -> float | None:
 
 
 def page(contents: Mapping[str, Content], *, title: str) -> str:
-    """The page of what `read_ledgers` found.
-
-    Raises:
-        InputError: If plotly is not installed.
-    """
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise InputError("a report needs plotly, which is not installed; pip install 'stitchkit[report]'") from error
+    """The page of what `read_ledgers` found."""
+    plotly = optional("plotly.offline", "report", "a report")
     # By folder: the ledgers of one run share its curves, which are shown once.
     found = {name: content["training"] for name, content in contents.items()}
     curves = {training["folder"]: {"name": name, **training} for name, training in found.items() if training}
@@ -235,7 +229,7 @@ def page(contents: Mapping[str, Content], *, title: str) -> str:
         "version": __version__,
         # Nothing in the data may end the script; JSON's escapes are the same text to JavaScript.
         "data": strict_json(shown).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"),
-        "plotly": get_plotlyjs(),
+        "plotly": plotly.get_plotlyjs(),
         "style": (files / "report.css").read_text(encoding="utf-8"),
         "plot": (files / "plot.js").read_text(encoding="utf-8"),
         "script": (files / "report.js").read_text(encoding="utf-8"),

@@ -27,12 +27,7 @@ def depths_of(stitches: Iterable[Stitch]) -> dict[str, int]:
 
 
 def draw_route(stitch: Stitch, depths: Mapping[str, int]) -> str:
-    """The route as an SVG picture that holds nothing but shapes and escaped labels.
-
-    Args:
-        stitch: The route.
-        depths: Blocks of each anchor, from cheap to costly.
-    """
+    """The route as an SVG picture that holds only shapes and escaped labels, given the blocks of each anchor."""
     lanes = {anchor: number for number, anchor in enumerate(depths)}
     pitch = min(_BOX + 6, _WIDTH / max(depths.values()))
     width, height = _LEFT + pitch * max(depths.values()) + 4, (_LANE + _TOP) * len(lanes)

@@ -21,6 +21,7 @@ from stitchkit.display import quantity, unit_of
 from stitchkit.errors import InputError
 from stitchkit.measure.latency import latency_ms
 from stitchkit.measure.ledger import Row
+from stitchkit.optional import optional
 from stitchkit.ship.budgeted_model import BudgetedModel
 from stitchkit.ship.route_drawing import depths_of, draw_route
 from stitchkit.ship.trained_snnet import Trained, calibrated
@@ -176,16 +177,8 @@ def create_page(demonstration: Demonstration, *, title: str) -> Page:
 
 
 def check_gradio() -> ModuleType:
-    """The package of the page; asked for before anything is loaded.
-
-    Raises:
-        InputError: If it is not installed.
-    """
-    try:
-        import gradio
-    except ImportError as error:
-        raise InputError("the page needs gradio, which is not installed; pip install 'stitchkit[serve]'") from error
-    return gradio
+    """The package of the page; asked for before anything is loaded."""
+    return optional("gradio", "serve", "the page")
 
 
 def check_port(port: int | None) -> None:

@@ -181,12 +181,8 @@ def describe(trained: Trained, stitch: Stitch | int) -> Description:
 def sample_images(trained: Trained, number: int) -> tuple[torch.Tensor, str]:
     """Images to try a network on, prepared as for evaluation; without data they are seeded noise.
 
-    Args:
-        trained: The SN-Net.
-        number: How many, at most.
-
     Returns:
-        Images `[number, C, H, W]` and where they are from, in words.
+        At most `number` images `[B, C, H, W]`, and their source in words.
 
     Raises:
         InputError: If the data cannot be opened.

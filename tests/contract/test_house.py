@@ -19,6 +19,7 @@ FLOORS = {
     "stitchkit/files.py": 0,
     "stitchkit/__init__.py": 1,
     "stitchkit/display.py": 1,
+    "stitchkit/optional.py": 1,
     "stitchkit/paths.py": 1,
     "stitchkit/classes.py": 1,
     "stitchkit/parser.py": 1,

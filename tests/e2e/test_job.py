@@ -436,7 +436,7 @@ def test_results_of_several_seeds_share_a_folder(trained, tmp_path):
 
 def test_a_missing_pandas_is_one_line(trained, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
-    assert "pip install stitchkit[jobs]" in refusal(capsys, trained[0], tmp_path / "out")
+    assert "pip install 'stitchkit[jobs]'" in refusal(capsys, trained[0], tmp_path / "out")
 
 
 def test_deterministic_algorithms_are_used_and_then_no_more(trained, tmp_path):

@@ -15,6 +15,7 @@ from typing import Protocol
 from stitchkit.assembly.sweep.worker import JobFolder, SweepJob
 from stitchkit.errors import InputError
 from stitchkit.files import refuse_link, write_text
+from stitchkit.optional import optional
 
 _logger = logging.getLogger(__name__)
 
@@ -224,19 +225,8 @@ def create_cluster(
 
 
 def import_submitit() -> ModuleType:
-    """The library that runs jobs.
-
-    Raises:
-        InputError: If it is not installed.
-    """
-    try:
-        import submitit
-    except ImportError as error:
-        raise InputError(
-            "sweeps run through submitit, which is not installed; pip install 'stitchkit[jobs]'"
-        ) from error
-    module: ModuleType = submitit
-    return module
+    """The library that runs jobs."""
+    return optional("submitit", "jobs", "a sweep")
 
 
 def _new_folder(place: Path) -> Path:

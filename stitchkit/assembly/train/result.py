@@ -10,6 +10,7 @@ import yaml
 
 from stitchkit.errors import InputError, one_line
 from stitchkit.files import replacing, write_text
+from stitchkit.optional import optional
 from stitchkit.settings.files import settings_text
 
 if TYPE_CHECKING:
@@ -26,17 +27,8 @@ Row = dict[str, float]
 
 
 def check_pandas() -> None:
-    """Check that results can be written, before hours are spent on one.
-
-    Raises:
-        InputError: If pandas is not installed.
-    """
-    try:
-        import pandas  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            "results are pandas tables, and pandas is not installed: pip install stitchkit[jobs]"
-        ) from error
+    """Check that results, which are pandas tables, can be written, before hours are spent on one."""
+    optional("pandas", "jobs", "a job's result")
 
 
 class Trajectory:
