@@ -23,7 +23,7 @@ _NO_LIMIT = 60 * 24 * 365
 
 
 class Cluster(Protocol):
-    """What a sweep asks of the place where its jobs run."""
+    """The place where the jobs of a sweep run."""
 
     def start(self, folders: Sequence[JobFolder]) -> None:
         """Take jobs; as many run at once as there is room for."""
@@ -36,7 +36,7 @@ class Cluster(Protocol):
 
 
 class _Process(Protocol):
-    """What is used of submitit's jobs, which have no types."""
+    """The part of submitit's jobs that is used; submitit has no types."""
 
     def done(self) -> bool: ...
 
@@ -206,6 +206,7 @@ def create_cluster(
         if (gpus or 0) > len(found):
             raise InputError(f"--gpus is {gpus}, and this machine has {len(found)}")
         return LocalPool(jobs or 1, found, min(1, len(found)) if gpus is None else gpus)
+    # Options without a value, such as `exclusive`, are true for submitit.
     further = {key: value or True for key, _, value in (option.partition("=") for option in sbatch)}
     ranks = 1 if gpus is None else gpus
     parameters = {
@@ -218,6 +219,7 @@ def create_cluster(
         "srun_args": None if cpus is None else [f"--cpus-per-task={cpus}"],  # srun ignores what sbatch was given
         "array_parallelism": jobs,
         "mem": None if mem_gb is None else f"{round(1024 * mem_gb)}MB",
+        # Slurm requeues preempted jobs only where they allow it, which is not the default everywhere.
         "additional_parameters": {"requeue": True, **further},
     }
     return Slurm(folder / "submitit", {key: value for key, value in parameters.items() if value is not None})
