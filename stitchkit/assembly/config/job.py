@@ -172,7 +172,9 @@ class JobConfig(Settings):
         if self.load_from and self.resume_from:
             raise InputError("load_from and resume_from are both there; the first takes only weights, so give one")
         _ = self.network  # parses the parts; errors name their places
-        self._check_places()
+        for key in ("model", "assembly", "head"):
+            for path in _checkpoints(getattr(self, key)):
+                check_local(str(path), f"{key}: ckp_path")
         for number, metric in enumerate(self.metrics):
             if wrong := [rank for rank in metric.ranks if rank not in (1, 5)]:
                 raise InputError(f"metrics[{number}].metric_fn_args.topk is {wrong[0]!r}; it must be 1, 5 or both")
@@ -186,11 +188,6 @@ class JobConfig(Settings):
             raise InputError("train_config.tasks: two data sets have one name; results could not tell them apart")
         if len({task.data_preprocessing.image_size for task in tasks}) > 1:
             raise InputError("train_config.tasks: images have several sizes; give all the same image_size")
-
-    def _check_places(self) -> None:
-        for key in ("model", "assembly", "head"):
-            for path in _checkpoints(getattr(self, key)):
-                check_local(str(path), f"{key}: ckp_path")
 
     def differences(self, other: JobConfig) -> Iterator[str]:
         """Differences from another job in settings that results depend on, each as `KEY OURS, not THEIRS`."""

@@ -128,9 +128,8 @@ class Slurm:
     def start(self, folders: Sequence[JobFolder]) -> None:
         """Submit the jobs that are not in the queue already, and watch all."""
         queue = _queue()
-        known = {folder: _submission(folder) for folder in folders}
-        self._watched |= {number: folder for folder, number in known.items() if number in queue}
-        fresh = [folder for folder, number in known.items() if number not in queue]
+        self._watched |= {number: folder for folder in folders if (number := folder.number) in queue}
+        fresh = [folder for folder in folders if folder.number not in queue]
         for folder, number in zip(fresh, self._submit(fresh) if fresh else (), strict=True):
             write_text(folder.submission, number)
             self._watched[number] = folder
@@ -252,11 +251,6 @@ def _new_folder(place: Path) -> Path:
     refuse_link(place)
     place.mkdir(parents=True, exist_ok=True)
     return Path(tempfile.mkdtemp(dir=place))
-
-
-def _submission(folder: JobFolder) -> str | None:
-    """The number that Slurm gave a job; None where it was not submitted."""
-    return folder.submission.read_text().strip() if folder.submission.exists() else None
 
 
 def _queue() -> set[str]:

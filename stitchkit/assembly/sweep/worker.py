@@ -51,8 +51,13 @@ class JobFolder:
 
     @property
     def submission(self) -> Path:
-        """The number that Slurm gave the run."""
+        """The file with the number that Slurm gave the run."""
         return self.result.with_suffix(".slurm")
+
+    @property
+    def number(self) -> str:
+        """The number that Slurm gave the run; empty where it was not submitted."""
+        return self.submission.read_text().strip() if self.submission.exists() else ""
 
     @property
     def failure(self) -> str | None:
