@@ -22,6 +22,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latencies that nobody reads, measured at once."""
+    monkeypatch.setattr("stitchkit.measure.latency._SECONDS", 0.001)
+
+
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image folder with 4 classes, 64 images to train and 20 to validate."""

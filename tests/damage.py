@@ -11,8 +11,6 @@ import torch
 
 Place = tuple[Any, ...]
 """Keys and numbers that lead to a value."""
-Damage = tuple[str, Callable[[Any], Any]]
-"""What is done, and the damaged content."""
 
 
 def places(content: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:

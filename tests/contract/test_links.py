@@ -293,8 +293,7 @@ QUICK = [
 
 
 @pytest.mark.parametrize(("name", "where"), mostly_full(LINKS, quick=QUICK))
-def test_no_command_writes_through_a_link(name, where, request, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("stitchkit.measure.latency._SECONDS", 0.001)
+def test_no_command_writes_through_a_link(name, where, request, short_timing, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")  # as if torchrun had started it
     folders = [tmp_path / "clean/run", tmp_path / "planted/run"]
     commands = []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 
+from stitchkit.cli import main
 from tests.distributed.forks import end, start
 from tests.distributed.subjects import SUBJECTS, Subject
 
@@ -37,3 +39,10 @@ def unbroken(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Unbroken
 def subject(request: pytest.FixtureRequest) -> Subject:
     """An SN-Net, then a job."""
     return SUBJECTS[request.param]
+
+
+@pytest.fixture
+def trained(subject: Subject, images: Path, tmp_path: Path) -> Callable[..., int]:
+    """Train the subject under a name; gives the exit status."""
+    common = subject.start(images, tmp_path)
+    return lambda name, *flags: main([*map(str, [*common, *subject.place(tmp_path, name), *flags])])

@@ -9,17 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from stitchkit.engine.checkpoint_files import CheckpointFiles
+from tests.jobs import job_config, write_job
 from tests.support import FLAGS, write_config
 
 # Everything that is random or has a state is on.
 BUSY = ["--mixup", "0.8", "--reprob", "0.3", "--aa", "rand-m5", "--drop-path", "0.2"]
 BUSY += ["--model-ema", "--sched-on-updates", "--smoothing", "0.1"]
-
-_PICO = {"model_name": "resnet18", "layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
-_PICO |= {"block_input": "x", "block_output": "layer2", "in_format": "img", "out_format": "img"}
 
 
 @dataclass(frozen=True)
@@ -84,29 +81,9 @@ def _train(images: Path, folder: Path) -> list[object]:
 
 
 def _job(images: Path, folder: Path) -> list[object]:
-    path = folder / "job.yml"
-    parts = [
-        {"Subnet": _PICO},
-        {"SimpleAdapter": {"in_channels": 8, "out_channels": 16, "num_conv": 1}},
-    ]
     schedule = {"lr_scheduler": "ExponentialLR", "lr_scheduler_args": {"gamma": 0.9, "cadence": "steps"}}
-    config = {
-        "assembly": parts,
-        "head": {"ClassifierHead": {}},
-        "workers": 0,
-        "device": "cpu",
-        "train_config": {
-            "dataset": str(images),
-            "epochs": 2,
-            "batch_size": 8,
-            "data_augmentation": True,
-            "data_preprocessing": {"image_size": 32},
-            "optimizer": "AdamW",
-            "optimizer_args": {"lr": 0.01},
-            **schedule,
-        },
-    }
-    path.write_text(yaml.safe_dump(config))
+    images_as = {"data_augmentation": True, "data_preprocessing": {"image_size": 32}}
+    path = write_job(folder, job_config(images, epochs=2, batch_size=8, **images_as, **schedule))
     return ["job", "-c", path, "--no-pretrained", "--save-checkpoints", "--model-ema", "--unfrozen"]
 
 

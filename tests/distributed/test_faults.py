@@ -43,13 +43,6 @@ def run(images, tmp_path):
     return trained
 
 
-@pytest.fixture
-def trained(subject, images, tmp_path):
-    """Train an SN-Net or a job under a name, with the exit status that comes of it."""
-    common = subject.start(images, tmp_path)
-    return lambda name, *flags: main([*map(str, [*common, *subject.place(tmp_path, name), *flags])])
-
-
 class Full:
     """A disk that takes so many bytes."""
 

@@ -13,13 +13,6 @@ from tests.distributed.subjects import SUBJECTS, equal
 from tests.support import mostly_full
 
 
-@pytest.fixture
-def run(subject, images, tmp_path):
-    """Train under a name, with the exit status that comes of it."""
-    common = subject.start(images, tmp_path)
-    return lambda name, *flags: main([*map(str, [*common, *subject.place(tmp_path, name), *flags])])
-
-
 class SignalAt:
     """Sends this process a signal in the midst of its n-th step."""
 
@@ -49,17 +42,17 @@ SETTINGS = {
 }
 
 
-def stop_and_resume(subject, run, folder, flags, stop, whole, monkeypatch, capsys, caplog):
+def stop_and_resume(subject, trained, folder, flags, stop, whole, monkeypatch, capsys, caplog):
     """Stop a run in the midst of a step, and see what it says, and that it resumes and ends like an unbroken one."""
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", SignalAt(stop))
-        assert run(f"at{stop}", *flags, "--resume", "auto") == 143
+        assert trained(f"at{stop}", *flags, "--resume", "auto") == 143
     done = subject.content(folder / f"at{stop}")["within"]["ranks"][0]["position"]["done"]
     per_epoch = 4 if "--grad-accum-steps" in flags else 8
     assert done == (stop - 1) % per_epoch + 1
     assert f"step {done} of epoch {(stop - 1) // per_epoch + 1} is saved" in capsys.readouterr().err
     caplog.clear()
-    assert run(f"at{stop}", *flags, "--resume", "auto") == 0
+    assert trained(f"at{stop}", *flags, "--resume", "auto") == 0
     said = f"resuming after step {done}: {64 // per_epoch * done} images read once more in"
     assert (said in caplog.text) == (done < per_epoch), "the next epoch begins with nothing to skip"
     subject.assert_same_end(whole, folder / f"at{stop}")
@@ -70,12 +63,12 @@ def stop_and_resume(subject, run, folder, flags, stop, whole, monkeypatch, capsy
     mostly_full(SETTINGS, quick=[("SN-Net", "prefetched"), ("job", "accumulated")]),
     indirect=["subject"],
 )
-def test_law_8_stopped_within_an_epoch(subject, name, run, unbroken, tmp_path, monkeypatch, capsys, caplog):
+def test_law_8_stopped_within_an_epoch(subject, name, trained, unbroken, tmp_path, monkeypatch, capsys, caplog):
     caplog.set_level("INFO")
     flags, stops = SETTINGS["job" if subject.name == "job" else "SN-Net", name]
     flags = [*flags, "--print-freq" if subject.name == "job" else "--log-interval", "3"]
     for stop in stops:
-        stop_and_resume(subject, run, tmp_path, flags, stop, unbroken(subject, *flags), monkeypatch, capsys, caplog)
+        stop_and_resume(subject, trained, tmp_path, flags, stop, unbroken(subject, *flags), monkeypatch, capsys, caplog)
 
 
 def test_law_8_a_plain_model_stopped_within_an_epoch(images, tmp_path, monkeypatch, capsys, caplog):
@@ -84,22 +77,22 @@ def test_law_8_a_plain_model_stopped_within_an_epoch(images, tmp_path, monkeypat
     plain += ["--model-kwargs", "img_size=16", "patch_size=8", "embed_dim=8", "depth=2", "num_heads=2"]
     command, images, _, _, *flags = subject.start(images, tmp_path)
 
-    def run(name, *more):
+    def trained(name, *more):
         return main([*map(str, [command, images, *plain, *flags, *subject.place(tmp_path, name), *more])])
 
-    assert run("whole") == 0
-    stop_and_resume(subject, run, tmp_path, [], 6, tmp_path / "whole", monkeypatch, capsys, caplog)
+    assert trained("whole") == 0
+    stop_and_resume(subject, trained, tmp_path, [], 6, tmp_path / "whole", monkeypatch, capsys, caplog)
 
 
 @pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["SN-Net"]), indirect=True)
-def test_checkpoints_within_an_epoch(subject, run, unbroken, tmp_path, monkeypatch):
+def test_checkpoints_within_an_epoch(subject, trained, unbroken, tmp_path, monkeypatch):
     """Saving changes nothing; each of the files is a place to resume from; a signal in a validation stops that."""
     whole = unbroken(subject)
-    assert run("often", "--checkpoint-interval", "3") == 0
+    assert trained("often", "--checkpoint-interval", "3") == 0
     subject.assert_same_end(whole, tmp_path / "often")
     _, previous, *_ = subject.files(tmp_path / "often").candidates()
     assert subject.content(tmp_path / "often", 1)["within"]["ranks"][0]["position"]["done"] == 6
-    assert run("from", "--resume", previous) == 0
+    assert trained("from", "--resume", previous) == 0
     assert equal(subject.content(whole)["state_dict"], subject.content(tmp_path / "from")["state_dict"])
 
     inner = epochs.evaluate_stitch
@@ -110,17 +103,17 @@ def test_checkpoints_within_an_epoch(subject, run, unbroken, tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(epochs, "evaluate_stitch", stopped)
-        assert run("validation") == 130
+        assert trained("validation") == 130
     assert subject.content(tmp_path / "validation")["within"]["ranks"][0]["position"]["done"] == 8
-    assert run("validation", "--resume", "auto") == 0
+    assert trained("validation", "--resume", "auto") == 0
     subject.assert_same_end(whole, tmp_path / "validation")
 
 
-def test_steps_of_another_size_are_refused(run, subject, monkeypatch, capsys):
+def test_steps_of_another_size_are_refused(trained, subject, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", SignalAt(3))
-        assert run("cut") == 143
-    assert run("cut", "--resume", "auto", "-b", "4") == 2
+        assert trained("cut") == 143
+    assert trained("cut", "--resume", "auto", "-b", "4") == 2
     line = capsys.readouterr().err
     if subject.name == "job":
         assert "was trained with train_config.batch_size 8, not 4" in line

@@ -25,9 +25,7 @@ def place(tmp_path_factory):
     os.chdir(before)
 
 
-@pytest.fixture(autouse=True)
-def short_timing(monkeypatch):
-    monkeypatch.setattr("stitchkit.measure.latency._SECONDS", 0.001)
+pytestmark = pytest.mark.usefixtures("short_timing")
 
 
 @pytest.mark.full

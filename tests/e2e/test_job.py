@@ -22,7 +22,6 @@ from tests.commands import refused
 from tests.jobs import JOBS, job_config, write_job
 from tests.support import mostly_full, weights, write_images
 
-PICO = {"model_name": "resnet18", "layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
 CPU = World(0, 1, torch.device("cpu"))
 
 

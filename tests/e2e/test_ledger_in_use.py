@@ -21,9 +21,7 @@ from tests.support import FAMILIES, FLAGS, ROOT, demo_folder, family_snnet, pico
 LEDGER = "stitches_res.txt"
 
 
-@pytest.fixture(autouse=True)
-def short_timing(monkeypatch):
-    monkeypatch.setattr("stitchkit.measure.latency._SECONDS", 0.001)
+pytestmark = pytest.mark.usefixtures("short_timing")
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from stitchkit.measure.profile import measure
 from tests.jobs import JOBS, RESNET, VIT, adapter, resnet, swin, vit
 
 SIZE = (3, 32, 32)
-ADAPTER = {"num_conv": 1, "in_channels": 16, "out_channels": 8}
 
 
 def spec(parts, head=None, **options):
