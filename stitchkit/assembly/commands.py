@@ -86,7 +86,7 @@ def _add_job_flags(job: argparse.ArgumentParser) -> None:
     add("--deterministic", action="store_true", help="use only deterministic algorithms")
     job.add_argument(
         "--st", "--smoke-test", action="store_true", dest="smoke_test",
-        help="a very short run: one epoch of three batches a rank (torchrun takes the longer name alone)",
+        help="a very short run: one epoch of three batches a rank (torchrun takes only the longer name)",
     )  # fmt: skip
 
 

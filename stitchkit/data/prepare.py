@@ -105,7 +105,7 @@ Part: TypeAlias = tuple[Samples, Sequence[int], Sequence[int]]
 
 
 def prepare(collection: str, root: Path, only: Sequence[str] = ()) -> None:
-    """Write the data sets of a collection, each as `root/NAME/`; those that are there are checked and left alone.
+    """Write the data sets of a collection, each as `root/NAME/`; those that are there are checked and not touched.
 
     Downloads, and folders that a person fills, are in `root/sources/`.
 
@@ -152,6 +152,7 @@ def prepare_one(name: str, task: CollectionTask, root: Path) -> str:
         return _check(folder, task)
     sources.mkdir(parents=True, exist_ok=True)
     parts, classes = _open(task, sources)
+    # Counted before anything is written: mirrors lose files, and a set without some gives accuracies of its own.
     images = sum(len(numbers) for _, numbers, _ in parts)
     if (len(classes), images) != (task.classes, task.images):
         raise InputError(
@@ -172,7 +173,7 @@ def prepare_one(name: str, task: CollectionTask, root: Path) -> str:
 
 
 def _open(task: CollectionTask, sources: Path) -> tuple[list[Part], list[str]]:
-    """What is for training and what for testing, or all in one; and the class names as names of folders.
+    """The parts for training and for testing, or one part for both, and the class names as names of folders.
 
     Images are undecoded where the reader has files.
     """
@@ -184,7 +185,7 @@ def _open(task: CollectionTask, sources: Path) -> tuple[list[Part], list[str]]:
         splits = [read_timm(Source(task.source, sources, download=True), split) for split in task.splits]
         opened = [(samples, samples.classes) for samples in splits]
         for samples in splits:
-            samples.load_bytes = True
+            samples.load_bytes = True  # a JPEG that is decoded and written again is another image
     parts: list[Part] = []
     for samples, _ in opened:
         numbers = range(len(samples))

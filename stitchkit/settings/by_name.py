@@ -30,7 +30,7 @@ class Setting(NamedTuple):
         optional: Whether it may be nothing.
         is_place: Whether it names a place on this machine.
         help: One line for `--help`.
-        flag: What argparse needs besides.
+        flag: The part that only argparse needs.
     """
 
     group: str
@@ -100,7 +100,7 @@ def checked_of_file(
     Args:
         values: Settings by name.
         place: Where they are in the file; errors begin with it.
-        names: What the file calls them, where it has other names.
+        names: Their names in the file, where it has other ones.
 
     Raises:
         InputError: Also if there is a setting of timm's that does not apply, or that a file cannot switch on.

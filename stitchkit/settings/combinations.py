@@ -9,7 +9,8 @@ from stitchkit.errors import InputError
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.timm_flags import PLATEAU
 
-# What has a meaning only beside another setting: the one, the other, and what to give.
+# Settings that mean something only together with another one, and what to give. timm ignores most of these silently, so
+# that days later a run turns out not to be what its command says.
 _NEEDS = (
     ("bce_sum", "bce_loss", "--bce-loss"),
     ("bce_target_thresh", "bce_loss", "--bce-loss"),
@@ -24,7 +25,7 @@ _NEEDS = (
     ("recalibrate_bn", "eval", "--eval"),
 )
 
-# What excludes what.
+# Settings that exclude each other.
 _EXCLUDES = (
     ("img_size", "input_size"),
     ("in_chans", "input_size"),
@@ -120,6 +121,7 @@ def _check_batches(recipe: Recipe) -> None:
 
 def _check_packages(recipe: Recipe) -> None:
     """Refuse what needs a package that is not installed."""
+    # Checked here and not at the first log line, when the first epoch has already run.
     for package in ("tensorboard", "wandb"):
         if recipe.flat()[f"log_{package}"] and find_spec(package) is None:
             raise InputError(

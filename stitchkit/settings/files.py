@@ -26,10 +26,10 @@ class _Dialect:
 
 
 class _Loader(_Dialect, yaml.SafeLoader):
-    """Reads plain data alone.
+    """Reads only plain data.
 
     Args:
-        path: The file; what it includes is found beside it.
+        path: The file; files that it includes are found beside it.
         above: The files that led to it.
         opened: All files that were opened so far.
     """

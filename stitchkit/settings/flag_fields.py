@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 @dataclass(frozen=True)
 class Flag:
-    """What argparse needs of a setting beside its type and help.
+    """The part of a setting that only argparse needs.
 
     pydantic keeps it with the field as its `json_schema_extra`, which is called with the field's JSON Schema.
 
@@ -31,7 +31,7 @@ class Flag:
 
 
 def flag_in(field: FieldInfo) -> Flag:
-    """What `flag` stored in a field."""
+    """The `Flag` that `flag` stored in a field."""
     found = field.json_schema_extra
     assert isinstance(found, Flag)
     return found

@@ -90,7 +90,7 @@ def resolve(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     """The recipe that given flags mean, and the stitch configuration they name.
 
     Args:
-        flags: What `add_flags` made of a command line: only what was given.
+        flags: The flags of a command line that were given, as `add_flags` names them.
 
     Raises:
         InputError: If a file cannot be read or has an unknown key, a value is unusable, or settings exclude each other.
@@ -100,7 +100,7 @@ def resolve(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
 
 
 def gather(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
-    """`resolve` for what is no run: whether the settings make a run together is not checked.
+    """`resolve` for commands that start no run, without the check that the settings are compatible.
 
     Args:
         flags: Settings by name: only what was given.
@@ -112,6 +112,7 @@ def gather(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     if "data" in flags:
         flags.setdefault("data_dir", flags.pop("data"))
     file = flags.pop("config", None)
+    # Each layer is checked by itself: only then does an error know whether to name a flag or a line of a file.
     layers = [checked(flags, flag_of)]
     if file is not None:
         layers.append(read_settings(str(file)))

@@ -26,7 +26,7 @@ Position = Annotated[float, Field(strict=True, ge=0)]
 
 @dataclass(frozen=True)
 class ModelRecipe(Settings):
-    """What is trained."""
+    """The network."""
 
     stitch_config: LocalPath | None = flag(None, "stitch configuration (JSON): train or evaluate its SN-Net")
     model: str | None = flag(None, "timm model name: train or evaluate this model alone")
@@ -95,7 +95,7 @@ class StitchRecipe(Settings):
     )  # fmt: skip
     ls_damping: float = flag(1e-4, "strength of damped least squares", ge=0)
     stitch_init_bs: int = flag(100, "images that the fit uses, over all ranks", ge=1)
-    fulltune: bool = flag(True, "train the anchors too, not the stitching layers alone")
+    fulltune: bool = flag(True, "train the anchors too, not only the stitching layers")
     distillation_type: Literal["none", "hard", "soft"] = flag("none", "what the teacher gives")
     distillation_alpha: float = flag(0.5, "share of the teacher's loss", ge=0, le=1)
     distillation_tau: float = flag(1.0, "temperature of soft distillation", ge=1e-3)
@@ -179,7 +179,7 @@ class AugmentRecipe(Settings):
 
 @dataclass(frozen=True)
 class LossRecipe(Settings):
-    """What is minimised, besides the teacher's part; by default cross-entropy."""
+    """The loss, apart from the teacher's part; by default cross-entropy."""
 
     jsd_loss: bool = flag(False, "cross-entropy and Jensen-Shannon divergence between the --aug-splits")
     bce_loss: bool = flag(False, "binary cross-entropy of each class")

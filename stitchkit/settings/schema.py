@@ -30,7 +30,7 @@ _EXPECTED = {
     "mapping_type": "settings by name",
     "dataclass_type": "settings by name",
 }
-"""What pydantic asks for, by the type of its error."""
+"""The values that pydantic expects, by the type of its error."""
 
 
 # Schemas are built when the first file is read: `stitchkit --help` imports them all and must not wait for it.

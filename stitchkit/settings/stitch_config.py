@@ -123,7 +123,7 @@ class StitchFile(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class StitchConfig:
-    """What is stitched and how; everything needed to build an SN-Net again.
+    """Everything needed to build an SN-Net again.
 
     Args:
         anchors: From cheap to costly.

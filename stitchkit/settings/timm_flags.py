@@ -31,6 +31,7 @@ class Refusal:
         return InputError(f"{flag_of(name)} does not apply to stitching: {self.reason}")
 
 
+# Reasons that several flags share.
 _SIZES = "anchors are joined position by position at one input size; set that by --img-size or --input-size"
 _FEATURES = "stitches of different width have no feature in common; the teacher gives logits, see --distillation-type"
 _TOKENS = (
@@ -38,7 +39,7 @@ _TOKENS = (
 )
 
 PLATEAU = Refusal(
-    "learning rates follow from the epoch alone, so that a resumed run equals an unbroken one; use --sched cosine, "
+    "learning rates follow only from the epoch, so that a resumed run equals an unbroken one; use --sched cosine, "
     "tanh, step, multistep or poly",
     default=10,
 )

@@ -351,7 +351,7 @@ def test_every_optimizer_that_is_listed_passes_the_check_and_steps(name):
 
 
 def test_muon_trains_matrices_alone():
-    with pytest.raises(InputError, match=r"Muon, which trains matrices alone, .* of shape \[3\]; take AdamW or SGD"):
+    with pytest.raises(InputError, match=r"Muon, which trains only matrices, .* of shape \[3\]; take AdamW or SGD"):
         create_optimizer(train_config(optimizer="Muon"), [torch.nn.Parameter(torch.ones(3))])
 
 

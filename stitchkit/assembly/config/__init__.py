@@ -1,1 +1,1 @@
-"""What a job's file says, read and checked."""
+"""The file of a job, read and checked."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
@@ -23,7 +24,7 @@ SWEEP_KEYS = ("stages", "src_stages", "dest_stages", "gaps", "stitchers")
 """The keys that only a sweep has."""
 WRITTEN = ("save_dir", "metrics_output")
 """Where a job's files go, which the settings that it leaves do not say: they may be another job's."""
-# What two starts of one job may have otherwise: where things are, how fast they go, what is printed and kept.
+# Settings in which two starts of one job may differ: where things are, how fast they go, what is printed and kept.
 _MAY_DIFFER = (
     *WRITTEN, "train_config.seed", "resume_from", "workers", "data_path", "device", "print_freq", "save_checkpoints",
     "checkpoint_interval", "project", "entity", "group", "id",
@@ -108,6 +109,7 @@ class JobConfig(Settings):
         content = read_settings_file(path)
         with naming(path):
             config = cls.parse(content)
+            # A configuration may be a stranger's. Only a person's own flags choose where files are written.
             for key in WRITTEN:
                 if key not in changes and (value := getattr(config, key)) is not None:
                     _check_inside(value, key)
@@ -144,7 +146,7 @@ class JobConfig(Settings):
         config.check()
         return config
 
-    @property
+    @cached_property
     def network(self) -> NetworkSpec:
         """The network that the file describes."""
         if self.assembly is not None:
@@ -168,9 +170,11 @@ class JobConfig(Settings):
         if self.model is not None and self.head is not None:
             raise InputError("head goes with assembly; put it into the part that is the model, or use assembly")
         if self.load_from and self.resume_from:
-            raise InputError("load_from and resume_from are both there; the first takes weights alone, so give one")
-        _ = self.network
-        self._check_places()
+            raise InputError("load_from and resume_from are both there; the first takes only weights, so give one")
+        _ = self.network  # parses the parts; errors name their places
+        for key in ("model", "assembly", "head"):
+            for path in _checkpoints(getattr(self, key)):
+                check_local(str(path), f"{key}: ckp_path")
         for number, metric in enumerate(self.metrics):
             if wrong := [rank for rank in metric.ranks if rank not in (1, 5)]:
                 raise InputError(f"metrics[{number}].metric_fn_args.topk is {wrong[0]!r}; it must be 1, 5 or both")
@@ -185,13 +189,8 @@ class JobConfig(Settings):
         if len({task.data_preprocessing.image_size for task in tasks}) > 1:
             raise InputError("train_config.tasks: images have several sizes; give all the same image_size")
 
-    def _check_places(self) -> None:
-        for key in ("model", "assembly", "head"):
-            for path in _checkpoints(getattr(self, key)):
-                check_local(str(path), f"{key}: ckp_path")
-
     def differences(self, other: JobConfig) -> Iterator[str]:
-        """What another job has otherwise, of all that its results depend on; each as `KEY OURS, not THEIRS`."""
+        """Differences from another job in settings that results depend on, each as `KEY OURS, not THEIRS`."""
         for place, old, new in differences(self.to_dict(), other.to_dict()):
             if place not in _MAY_DIFFER:
                 yield f"{place} {said(old)}, not {said(new)}"
@@ -231,7 +230,7 @@ def _checkpoints(parts: object) -> Iterator[object]:
 
 
 def differences(old: object, new: object, place: str = "") -> Iterator[tuple[str, object, object]]:
-    """Where two settings differ, and what each has there; None where it has nothing."""
+    """Places where two settings differ, with the value of each, which is None where it has none."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in dict.fromkeys([*old, *new]):
             yield from differences(old.get(key), new.get(key), join(place, key))

@@ -44,6 +44,7 @@ SCHEDULERS: dict[str, Callable[..., schedulers.LRScheduler]] = {
     if isinstance(kind, type) and issubclass(kind, schedulers.LRScheduler) and kind is not schedulers.LRScheduler
     and not name.startswith("_")
 }  # fmt: skip
+# A loss compares with a target; the rest of torch.nn.functional has no such argument.
 LOSSES = {
     name: function
     for name, function in vars(F).items()
@@ -90,7 +91,7 @@ def create_optimizer(train: TrainConfig, parameters: Sequence[nn.Parameter]) -> 
 
     Args:
         train: The settings.
-        parameters: What is trained.
+        parameters: The parameters that train.
 
     Raises:
         InputError: If torch has no such optimizer or refuses its arguments.
@@ -102,7 +103,7 @@ def create_optimizer(train: TrainConfig, parameters: Sequence[nn.Parameter]) -> 
     odd = next((parameter for parameter in parameters if parameter.ndim != 2), None)
     if name == "Muon" and odd is not None:  # torch's own error does not say what to do
         raise InputError(
-            f"{place} is Muon, which trains matrices alone, and this network also trains weights of shape "
+            f"{place} is Muon, which trains only matrices, and this network also trains weights of shape "
             f"{list(odd.shape)}; take AdamW or SGD"
         )
     try:
@@ -112,7 +113,7 @@ def create_optimizer(train: TrainConfig, parameters: Sequence[nn.Parameter]) -> 
 
 
 class ScheduleState(TypedDict):
-    """What a checkpoint has of a schedule."""
+    """The state of a schedule in a checkpoint."""
 
     done: int
     used: float
@@ -201,6 +202,7 @@ def _create(
     """One of torch's schedules, with those that it is made of."""
     name = _named("schedule", str(name), SCHEDULERS, f"{place}.lr_scheduler")
     arguments, place = dict(arguments), f"{place}.lr_scheduler_args"
+    # JobSchedule advances only the outermost schedule, which advances its parts.
     if "cadence" in arguments:
         raise InputError(f"{place}.cadence: all parts of a schedule have the same; give it to the outermost")
     parts = arguments.get("schedulers")
@@ -244,4 +246,5 @@ def check_training(train: TrainConfig) -> None:
         create_transform(task, place, training=True)
     for number, loss in enumerate(train.aux_losses):
         create_loss(loss.loss_fn, loss.loss_fn_args, f"train_config.aux_losses[{number}]")
+    # A matrix, because Muon takes nothing else; whether the network has other weights is known later.
     create_schedule(train, create_optimizer(train, [nn.Parameter(torch.zeros(1, 1))]))

@@ -42,6 +42,7 @@ def create_transform(task: TaskConfig, place: str, *, training: bool) -> Transfo
     if training:
         augmentation = task.data_augmentation if how.data_augmentation is None else how.data_augmentation
         steps += _augmentation(augmentation, task.name, f"{place}.data_augmentation")
+    # RGB first: the operations of AutoAugment do not take palettes.
     steps = [v2.RGB(), *steps, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     transform: Transform = v2.Compose([*steps, v2.Normalize(list(how.mean), list(how.std))])
     return transform
@@ -64,7 +65,7 @@ def _resize(how: Preprocessing, place: str, *, crop: bool) -> list[torch.nn.Modu
         return [v2.Resize((side, side), interpolation=mode)]
     if how.resize_mode == "shortest":
         return [v2.Resize(side, interpolation=mode), v2.CenterCrop(side)]
-    # CenterCrop fills up what is smaller.
+    # CenterCrop pads what is smaller, so the longer side fits and the shorter one is filled up.
     return [v2.Resize(None, max_size=side, interpolation=mode), v2.CenterCrop(side)]
 
 

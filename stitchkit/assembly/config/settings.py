@@ -23,8 +23,8 @@ class Preprocessing(Settings):
         image_size: Side of an input image.
         mean: Mean of the channels that images are normalised with; by default ImageNet's.
         std: Their standard deviation.
-        resize_mode: What becomes `image_size` where images are not square: the shorter side, the rest cut off; the
-            longer side, the rest filled up; or both.
+        resize_mode: The side that becomes `image_size` where images are not square: the shorter one, the rest cut off;
+            the longer one, the rest filled up; or both.
         interpolation: As torchvision names it.
         random_resize_scale: Least and greatest share of an image that training sees; `[1, 1]` sees what tests see.
         data_augmentation: `default` or true is a flip and AutoAugment; a list names torchvision v2 transforms.
@@ -105,7 +105,7 @@ class SharedByTasks(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig(SharedByTasks):
-    """What is learnt: a data set and its loss. What is not given is as in `train_config`.
+    """A data set and its loss. Settings that are not given are those of `train_config`.
 
     Args:
         dataset: Name or folder of the data set.

@@ -35,7 +35,7 @@ class SimpleAdapter(Part):
         fc_format: Format that a linear adapter takes, e.g. `token`.
 
     Raises:
-        InputError: If not one of `num_fc` and `num_conv` is positive, or a linear adapter is to have a stride.
+        InputError: If not exactly one of `num_fc` and `num_conv` is positive, or a linear adapter has a stride.
     """
 
     in_format: Layout | None = Layout("NCHW")
@@ -62,11 +62,12 @@ class SimpleAdapter(Part):
         if num_fc and stride != 1:
             raise InputError(f"stride is {stride}, but linear layers have none; use num_conv instead of num_fc")
         padding = kernel_size // 2 if padding is None else padding
+        # The published code stops at hid_channels, so an adapter that has them never reaches out_channels.
         widths = [in_channels, *[hid_channels or out_channels] * (num_fc + num_conv - 1), out_channels]
         layers: list[nn.Module] = [_norm(in_channels, num_conv)] if leading_norm else []
         for number, (before, after) in enumerate(pairwise(widths)):
             if num_conv:
-                step = stride if number == 0 else 1
+                step = stride if number == 0 else 1  # one stride for the whole adapter
                 layers.append(nn.Conv2d(before, after, kernel_size, stride=step, padding=padding))
             else:
                 layers.append(nn.Linear(before, after))
@@ -94,6 +95,7 @@ class SimpleAdapter(Part):
 
 
 def _norm(channels: int, num_conv: int) -> nn.Module:
+    # A layer norm sees the last axis, which is the channels wherever a linear layer fits.
     return nn.BatchNorm2d(channels) if num_conv else nn.LayerNorm(channels)
 
 
@@ -102,9 +104,10 @@ def start_as_identity(module: nn.Module) -> None:
     """Make convolutions and linear layers the identity on the channels that both sides have, and batch norms exactly 1.
 
     Args:
-        module: What holds them; ungrouped convolutions of odd kernels.
+        module: The module that holds them; its convolutions are ungrouped and their kernels odd.
     """
     for layer in module.modules():
+        # Both fill a rectangle: channels that only one side has start at 0.
         if isinstance(layer, nn.Conv2d):
             nn.init.dirac_(layer.weight)
         elif isinstance(layer, nn.Linear):

@@ -47,6 +47,7 @@ class _ResNetBlock(Part):
             raise InputError(f"out_channels is {out_channels}; give a multiple of {self.expansion}")
         norm = NORMS[norm_type]
         self.in_format = Layout("NCHW", in_channels)
+        # torchvision makes the shortcut in its ResNet, not in the block, so a single block has to bring its own.
         shortcut: nn.Module | None = None
         if stride != 1 or in_channels != out_channels:
             shortcut = nn.Sequential(resnet.conv1x1(in_channels, out_channels, stride), norm(out_channels))
@@ -54,6 +55,7 @@ class _ResNetBlock(Part):
         planes = out_channels // self.expansion
         self.block = block(in_channels, planes, stride, shortcut, groups, base_width, dilation, norm)
         if init_identity:
+            # The last norm at 0 leaves the shortcut alone, as in "Accurate, Large Minibatch SGD" (Goyal et al., 2017).
             last = self.block.bn2 if isinstance(self.block, resnet.BasicBlock) else self.block.bn3
             nn.init.zeros_(last.weight)
             if shortcut is not None:
@@ -100,7 +102,7 @@ class ResNetBottleneck(_ResNetBlock):
         init_identity: As in `ResNetBasicBlock`.
 
     Raises:
-        InputError: If there is no such norm, or `out_channels` is no multiple of 4.
+        InputError: If there is no such norm, or `out_channels` is not a multiple of 4.
     """
 
     expansion = 4
@@ -133,7 +135,7 @@ class VisionTransformerBlock(Part):
 
 
 class SwinTransformerBlock(Part):
-    """A block of Swin; maps that are no multiple of the window are padded for the attention.
+    """A block of Swin; maps that are not multiples of the window are padded for the attention.
 
     Args:
         num_heads: Number of attention heads.
@@ -152,7 +154,7 @@ class SwinTransformerBlock(Part):
         super().__init__()
         _check_heads(num_heads, embed_dim)
         self.in_format = Layout("NHWC", embed_dim)
-        shift = window_size // 2 if do_shift else 0
+        shift = window_size // 2 if do_shift else 0  # half a window, as Swin alternates
         self.block = swin_transformer.SwinTransformerBlock(
             embed_dim, num_heads, window_size=[window_size] * 2, shift_size=[shift] * 2
         )

@@ -16,7 +16,7 @@ from stitchkit.errors import InputError, unknown
 from stitchkit.networks.layout import Layout, convert
 
 AGGREGATIONS = ("none", "avg", "concat", "concat_channels", "concat_sequence")
-"""What a `ParallelPart` does with the outputs of its parts."""
+"""How a `ParallelPart` combines the outputs of its parts."""
 
 
 class Part(nn.Module):
@@ -26,9 +26,9 @@ class Part(nn.Module):
     """
 
     in_format: Layout | None = None
-    """What it takes unless a file declares another format; None where it takes what comes."""
+    """The format that it takes unless a file declares another one; None where it takes any."""
     out_format: Layout | None = None
-    """What it gives unless a file declares another format; None where the format stays."""
+    """The format that it gives unless a file declares another one; None where the format stays."""
     takes: tuple[str, ...] = ()
     """Names of layouts that it takes as they come; empty for any."""
     inferred: ClassVar[tuple[str, ...]] = ()
@@ -116,10 +116,11 @@ class Function(Part):
             raise unknown("function", name, known)
         self.function = known[bare]
         self.arguments = arguments
+        # torch.nn.functional.dropout drops by default, in evaluation too, unless it is passed the mode.
         self.has_mode = inspect.isfunction(self.function) and "training" in inspect.signature(self.function).parameters
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """What the function makes of the tensor; dropout and its like follow the mode."""
+        """Apply the function; dropout and its like follow the mode."""
         mode = {"training": self.training} if self.has_mode else {}
         result: torch.Tensor = self.function(x, **(mode | self.arguments))
         return result
@@ -141,9 +142,11 @@ def _functions() -> dict[str, Callable[..., torch.Tensor]]:
 
 
 def _gives_a_tensor(method: str) -> bool:
+    # The schemas of aten tell what the signatures of methods in C do not: how many tensors come back. A method that
+    # gives none or several, such as `max` over a dimension, cannot stand between two parts.
     operator = None if method.startswith("_") else getattr(torch.ops.aten, method, None)
     if operator is None:
-        return method in ("float", "double", "half", "bfloat16")
+        return method in ("float", "double", "half", "bfloat16")  # casts, which are not operators of aten
     schemas = [getattr(operator, overload)._schema for overload in operator.overloads()]
     return any([str(given.type) for given in schema.returns] == ["Tensor"] for schema in schemas)
 
@@ -152,9 +155,9 @@ class Reformat(nn.Module):
     """The change of format before or after a part.
 
     Args:
-        source: What comes.
-        target: What is wanted.
-        class_token: What a class token is where there is none.
+        source: The format that comes.
+        target: The format that is wanted.
+        class_token: The class token where there is none.
     """
 
     def __init__(self, source: Layout, target: Layout, class_token: str):
@@ -188,7 +191,7 @@ class Assembly(Part):
         self.entries = nn.ModuleList(entries)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """What the last part gives: at the top of a job logits `[B, num_classes]`, or a list of them."""
+        """Run all parts: at the top of a job to logits `[B, num_classes]`, or a list of them."""
         parts = [*self.parts, *([] if self.head is None else [self.head])]
         for entry, part in zip(self.entries, parts, strict=True):
             x = part(entry(x))

@@ -1,4 +1,4 @@
-"""What a configuration says of its parts: their names and arguments, and where in the file they stand."""
+"""Parts as a configuration has them: their names, their arguments and their places in the file."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class NetworkSpec:
     """The network of a job: a list of parts and the head that follows them, or one model.
 
     Args:
-        parts: The parts in the order they run; one alone where the file says `model`.
+        parts: The parts in the order they run; a single one where the file has `model`.
         head: Built after the parts, to what they give; None where the last part gives logits.
-        reformat_options: `class_token`: what stands in for one that is not there, `zeros`, `ones` or `avg`.
+        reformat_options: `class_token`: the replacement for one that is missing, `zeros`, `ones` or `avg`.
         unfrozen: Train all parts, whatever they say of themselves.
     """
 

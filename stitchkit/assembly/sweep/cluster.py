@@ -24,7 +24,7 @@ _NO_LIMIT = 60 * 24 * 365
 
 
 class Cluster(Protocol):
-    """What a sweep asks of the place where its jobs run."""
+    """The place where the jobs of a sweep run."""
 
     def start(self, folders: Sequence[JobFolder]) -> None:
         """Take jobs; as many run at once as there is room for."""
@@ -37,7 +37,7 @@ class Cluster(Protocol):
 
 
 class _Process(Protocol):
-    """What is used of submitit's jobs, which have no types."""
+    """The part of submitit's jobs that is used; submitit has no types."""
 
     def done(self) -> bool: ...
 
@@ -129,9 +129,8 @@ class Slurm:
     def start(self, folders: Sequence[JobFolder]) -> None:
         """Submit the jobs that are not in the queue already, and watch all."""
         queue = _queue()
-        known = {folder: _submission(folder) for folder in folders}
-        self._watched |= {number: folder for folder, number in known.items() if number in queue}
-        fresh = [folder for folder, number in known.items() if number not in queue]
+        self._watched |= {number: folder for folder in folders if (number := folder.number) in queue}
+        fresh = [folder for folder in folders if folder.number not in queue]
         for folder, number in zip(fresh, self._submit(fresh) if fresh else (), strict=True):
             write_text(folder.submission, number)
             self._watched[number] = folder
@@ -207,6 +206,7 @@ def create_cluster(
         if (gpus or 0) > len(found):
             raise InputError(f"--gpus is {gpus}, and this machine has {len(found)}")
         return LocalPool(jobs or 1, found, min(1, len(found)) if gpus is None else gpus)
+    # Options without a value, such as `exclusive`, are true for submitit.
     further = {key: value or True for key, _, value in (option.partition("=") for option in sbatch)}
     ranks = 1 if gpus is None else gpus
     parameters = {
@@ -219,6 +219,7 @@ def create_cluster(
         "srun_args": None if cpus is None else [f"--cpus-per-task={cpus}"],  # srun ignores what sbatch was given
         "array_parallelism": jobs,
         "mem": None if mem_gb is None else f"{round(1024 * mem_gb)}MB",
+        # Slurm requeues preempted jobs only where they allow it, which is not the default everywhere.
         "additional_parameters": {"requeue": True, **further},
     }
     return Slurm(folder / "submitit", {key: value for key, value in parameters.items() if value is not None})
@@ -240,11 +241,6 @@ def _new_folder(place: Path) -> Path:
     refuse_link(place)
     place.mkdir(parents=True, exist_ok=True)
     return Path(tempfile.mkdtemp(dir=place))
-
-
-def _submission(folder: JobFolder) -> str | None:
-    """The number that Slurm gave a job; None where it was not submitted."""
-    return folder.submission.read_text().strip() if folder.submission.exists() else None
 
 
 def _queue() -> set[str]:

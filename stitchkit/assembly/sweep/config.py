@@ -95,7 +95,7 @@ class CutNetwork:
 
     Args:
         pieces: The parts that it is made of.
-        shapes: What each takes and gives.
+        shapes: The shapes that each takes and gives.
     """
 
     pieces: tuple[PartSpec, ...]
@@ -120,8 +120,8 @@ class SweepConfig:
         source: Pieces of the network that gives the first blocks: a stem, the rest of its stage, then in turn a
             down-sampling piece and the rest of its stage.
         destination: Pieces of the network that gives the last blocks, in the same way.
-        gaps: What is left out.
-        stitchers: What stands in its place, by name.
+        gaps: The pieces that are left out.
+        stitchers: The stitchers to try in each gap.
         job: All other keys, which every job gets.
     """
 

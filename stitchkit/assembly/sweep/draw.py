@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 _ORDER = (FINETUNE, *STITCHERS)
+# Hue tells what an adapter is made of and shade when it resizes, so that thirteen adapters stay apart in one picture.
 _HUES = {"linear": "Blues", "linear_relu": "Greens", "conv3x3": "YlOrBr", "bottleneck": "Reds", "block": "Purples"}
 _SHADES = {"never": 0.95, "before": 0.7, "after": 0.55, "stride": 0.45}
 _MARKERS = "osD^vP"
@@ -39,7 +40,7 @@ def _stitched(rows: pd.DataFrame) -> pd.DataFrame:
 def _uncut(rows: pd.DataFrame) -> dict[str, float]:
     """Accuracy of each uncut network that was measured."""
     if "uncut" not in rows:
-        return {}
+        return {}  # a sweep of random weights has no uncut networks
     final = _final(rows[rows["uncut"].notna()]).set_index("uncut")["test_accuracy"]
     return {f"uncut {name}": float(final[name]) for name in UNCUT if name in final}
 
@@ -197,6 +198,7 @@ def draw_learning_curves(rows: pd.DataFrame, path: Path) -> None:
         _draw_uncut(axes, rows)
         axes.set_title(f"gap {gap.replace(',', '–')}", fontsize=9)
         axes.grid(alpha=0.3)
+    # Panels share their axes, so those above an empty panel would lose their labels.
     for axes in panels[len(gaps) - columns :]:
         axes.tick_params(labelbottom=True)
     for axes in panels[len(gaps) :]:

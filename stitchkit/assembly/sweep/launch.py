@@ -48,7 +48,7 @@ def write_folders(jobs: Sequence[PlannedJob], folder: Path, seed: int | None) ->
 
 
 def _check_settings(job: PlannedJob, place: JobFolder) -> None:
-    """Refuse settings that a job has not begun with: results of different settings do not belong in one table."""
+    """Refuse settings other than those that a job began with: their results do not belong in one table."""
     settings = place.path / "config.yml"
     if not place.has_begun() or not settings.exists():
         return

@@ -29,7 +29,7 @@ class PlannedJob:
 
     Args:
         name: Of its folder.
-        metadata: What its folder says of it: architecture, gap and adapter.
+        metadata: The metadata in its folder: architecture, gap and adapter.
         config: The configuration of the job; None where the stitcher does not apply.
         adapter: The parts between the two networks; none where there is no adapter.
         reason: Why the stitcher does not apply.
@@ -81,7 +81,7 @@ def _planned(config: SweepConfig, gap: Gap, stitcher: str) -> PlannedJob:
 
 def _uncut(config: SweepConfig) -> list[PlannedJob]:
     """Jobs that test the two networks as they are: one where they are the same, none where their weights are random."""
-    if not config.job.get("pretrained", True):
+    if not config.job.get("pretrained", True):  # their accuracy would be that of guessing
         return []
     networks = [config.source] if config.source == config.destination else [config.source, config.destination]
     return [
@@ -173,6 +173,7 @@ def table(jobs: Sequence[PlannedJob]) -> str:
 def num_params(adapter: Sequence[PartSpec]) -> int:
     """Parameters of the parts of an adapter."""
     count = 0
+    # Built, not computed: blocks of torchvision and timm know best what they have.
     with torch.device("meta"):
         for part in adapter:
             own = {key: value for key, value in part.arguments.items() if key not in COMMON}

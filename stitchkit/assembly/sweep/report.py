@@ -1,4 +1,4 @@
-"""What a sweep found: all results in one table, and its pictures."""
+"""The results of sweeps in one table, and their pictures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SEED = re.compile(r"result-(\d+)")
 def sweep_report(folder: str | Path) -> list[Path]:
     """Write `results.csv`, `results.parquet` and the pictures of every sweep into the folder of its jobs.
 
-    A sweep of which the uncut networks alone have a result has no pictures yet.
+    A sweep has no pictures while only its uncut networks have results.
 
     Args:
         folder: The folder that the sweep wrote its jobs into; one may hold several sweeps.
@@ -43,7 +43,7 @@ def sweep_report(folder: str | Path) -> list[Path]:
         table.to_parquet(draft, index=False)
     for arch, rows in table.groupby("arch"):
         if not (rows["gap"] != "").any():
-            continue  # its uncut networks alone have a result so far
+            continue  # so far only its uncut networks have results
         for kind, draw in (
             ("heatmap", draw_heat_map),
             ("parameters", draw_accuracy_over_parameters),

@@ -74,6 +74,7 @@ def _compare(piece: PartSpec, key: str, does: str, shape: Layout | None) -> None
 
 
 def _run_dry(pieces: Sequence[PartSpec], image_size: int) -> tuple[PieceShapes, ...]:
+    # On the meta device nothing is computed: twelve published sweeps are planned in seconds, without weights.
     with torch.device("meta"):
         size = (3, image_size, image_size)
         # Without declared sizes nothing is resized, and each piece shows what it does by itself. Images may be resized.

@@ -41,7 +41,7 @@ class Stitcher:
     """One way to bridge a gap.
 
     Args:
-        unit: What the units of its adapter are: `linear`, `linear_relu`, `conv3x3`, `bottleneck` or `block`.
+        unit: The kind of the units of its adapter: `linear`, `linear_relu`, `conv3x3`, `bottleneck` or `block`.
         resize: `never` (later pieces run at the source's size), `before` or `after` a unit, or by its `stride`.
     """
 
@@ -84,6 +84,7 @@ class Stitcher:
         # Rounded up: a strided unit of an odd side keeps the last row, as the networks' own do.
         stride = {"stride": math.ceil(step.in_side / step.out_side)} if self.resize == "stride" else {}
         side = step.out_side if self.resize == "before" else step.in_side
+        # Declared, so that the assembly resizes to it: that is all that `before` and `after` mean.
         positions = (side, side) if step.layout.is_map else (side**2,)
         taken = replace(step.layout, channels=step.in_channels, positions=positions)
         return replace(unit, arguments={**unit.arguments, **stride, "in_format": taken.declare()})

@@ -41,7 +41,7 @@ class JobFolder:
 
     @property
     def log(self) -> Path:
-        """What the job printed, over all its starts."""
+        """The output of the job, over all its starts."""
         return self.path / "log.txt"
 
     @property
@@ -51,8 +51,13 @@ class JobFolder:
 
     @property
     def submission(self) -> Path:
-        """The number that Slurm gave the run."""
+        """The file with the number that Slurm gave the run."""
         return self.result.with_suffix(".slurm")
+
+    @property
+    def number(self) -> str:
+        """The number that Slurm gave the run; empty where it was not submitted."""
+        return self.submission.read_text().strip() if self.submission.exists() else ""
 
     @property
     def failure(self) -> str | None:
@@ -114,7 +119,7 @@ class SweepJob:
         except Stopped:  # by a person; the job resumes when the sweep is run again
             raise
         except Exception as error:
-            # A job that outlived its sweep may hold the folder. That is no failure: the sweep waits for it.
+            # A job that outlived its sweep may hold the folder. That is not a failure: the sweep waits for it.
             if not self.folder.is_running:
                 self.folder.fail(str(error) or type(error).__name__)
             if isinstance(error, InputError):
@@ -122,7 +127,7 @@ class SweepJob:
             raise
 
     def checkpoint(self) -> DelayedSubmission:
-        """What submitit starts after a preemption: the same again."""
+        """The job that submitit starts after a preemption: the same again."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(SweepJob(self.folder))
@@ -145,7 +150,7 @@ class SweepJob:
         if JobCheckpoints(folder.checkpoints).candidates():
             changes["resume_from"] = AUTO
         run_job(wanted.override(**changes), settings)
-        # The first rank alone saves; another may be done before it is.
+        # Only the first rank saves, and another may be done before it is.
         if _is_primary():
             remove_checkpoints(folder, wanted.save_checkpoints)
 
