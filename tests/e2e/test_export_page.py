@@ -25,10 +25,9 @@ def place(tmp_path_factory):
     os.chdir(before)
 
 
-pytestmark = pytest.mark.usefixtures("short_timing")
+pytestmark = [pytest.mark.full, pytest.mark.usefixtures("short_timing")]
 
 
-@pytest.mark.full
 def test_the_commands_run(place, capsys):
     for words in commands(PAGE.read_text()):
         assert words[0] == "stitchkit"
