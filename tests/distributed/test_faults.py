@@ -59,6 +59,7 @@ class Full:
         return getattr(self._file, name)
 
 
+@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["SN-Net"]), indirect=True)
 def test_a_full_disk_ends_a_run_and_keeps_what_was_saved(subject, trained, unbroken, tmp_path, monkeypatch, capsys):
     inner, count = torch.save, [0]
 
@@ -205,6 +206,7 @@ def test_an_evaluation_takes_the_newest_good_one(run, tmp_path):
     assert {row["images"] for row in read_rows(tmp_path / "good/stitches_res.txt")} == {20}
 
 
+@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["job"]), indirect=True)
 def test_two_runs_do_not_write_to_one_folder(subject, trained, images, tmp_path, capsys):
     """The second is refused while the first lives; a killed one, whose loader processes live on, is in nobody's way."""
     folder = tmp_path / "shared"
@@ -248,7 +250,7 @@ def test_other_faults_are_not_changed():
         raise RuntimeError("something else")
 
 
-@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["SN-Net"]), indirect=True)
+@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["job"]), indirect=True)
 def test_a_signal_to_all_processes_leaves_the_loaders_to_their_run(subject, trained, unbroken, tmp_path, monkeypatch):
     """As clusters send it."""
     inner, count = Trainer._step, [0]

@@ -131,7 +131,7 @@ def test_law_8_killed_at_random(runs, seed, ranks):
 
 
 AT_PLACES = [(name, place) for name in SUBJECTS for place in PLACES]
-QUICK = [("SN-Net", "step"), ("SN-Net", "save"), ("job", "rename")]
+QUICK = [("SN-Net", "save"), ("job", "rename")]
 
 
 @pytest.mark.parametrize(("runs", "place"), mostly_full(AT_PLACES, quick=QUICK), indirect=["runs"])

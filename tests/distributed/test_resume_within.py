@@ -109,6 +109,7 @@ def test_checkpoints_within_an_epoch(subject, trained, unbroken, tmp_path, monke
     subject.assert_same_end(whole, tmp_path / "validation")
 
 
+@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["job"]), indirect=True)
 def test_steps_of_another_size_are_refused(trained, subject, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", SignalAt(3))

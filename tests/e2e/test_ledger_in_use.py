@@ -38,6 +38,7 @@ def without_latency(rows):
     return [{key: value for key, value in row.items() if key not in ("latency_ms", "images_per_s")} for row in rows]
 
 
+@pytest.mark.full
 def test_an_evaluation_with_latencies_leads_to_a_stitch(evaluate, tmp_path, capsys):
     folder, command = evaluate
     assert main([*command, "one", "--latency"]) == 0
