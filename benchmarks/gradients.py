@@ -38,24 +38,24 @@ def measure(
     rank: int, ranks: int, config: Mapping[str, object] | str, steps: int, batch: int, shared: bool, folder: str
 ) -> None:
     """Train both copies in turn on one of the ranks, which meet in `folder`; the first rank prints the result."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # the ranks share the cores of one machine
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=ranks)
     torch.manual_seed(0)
     ours = create_snnet(config, pretrained=False).train()
     reference = DistributedDataParallel(copy.deepcopy(ours), find_unused_parameters=True)
     reducer, sampler = GradientReducer(ours), Sampler(range(len(ours.space)), seed=0, shared=shared)
-    seconds: dict[str, list[float]] = {"ours": [], "reference": []}
+    ways: dict[str, tuple[nn.Module, Callable[[], None]]] = {
+        "ours": (ours, reducer.reduce), "reference": (reference, lambda: None)
+    }  # fmt: skip
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
     sent, agree = [], True
     for step in range(steps + 1):
         x = torch.randn(batch, *ours.input_size)
         cfg_id = sampler.draw(step, rank)
-        ways: dict[str, tuple[nn.Module, Callable[[], None]]] = {
-            "ours": (ours, reducer.reduce), "reference": (reference, lambda: None)
-        }  # fmt: skip
         for way in sorted(ways, reverse=bool(step % 2)):  # take turns: the second finds warm caches
             network, reduce = ways[way]
             network.zero_grad()
-            dist.barrier()
+            dist.barrier()  # here and below: a step takes as long as its slowest rank
             start = time.perf_counter()
             network(x, cfg_id).square().mean().backward()
             reduce()

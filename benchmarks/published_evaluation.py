@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     model.eval()
     loader = _create_loader(data, model, config.recipe)
     image = torch.zeros(1, *model.input_size)
-    with torch.no_grad(), unfused_attention(model):
+    with torch.no_grad(), unfused_attention(model):  # the released code spells attention out
         for cfg_id in range(int(num_stitches)):
             model.reset_stitch_id(cfg_id)
             flops, _ = trace(model, image)

@@ -45,10 +45,11 @@ def pseudo_inverses(model: SNNet, batches: Iterable[torch.Tensor]) -> dict[tuple
     Source: SN-Net, equation 4.
     """
     _vits(model)
+    # Every feature of every image at once, as published; the memory that takes is what ours avoids.
     stored: dict[tuple[str, int], list[torch.Tensor]] = defaultdict(list)
     for images in batches:
         for label, anchor in model.views.items():
-            x = anchor.stem(images)
+            x = anchor.steps[0](images)
             stored[label, 0].append(x)
             for number, block in enumerate(anchor.blocks, start=1):
                 x = block(x)
@@ -95,9 +96,8 @@ def train_steps(
             for cfg_id in cfg_ids:
                 with torch.autocast(images.device.type, torch.float16, enabled=on_gpu):
                     loss = F.cross_entropy(model(images, cfg_id), labels)
-                losses.append(
-                    loss.item()
-                )  # waits for the device at every step, and the zeros cost a pass: as published
+                # Both are as published: `item` waits for the device at every step, and the zeros cost a pass.
+                losses.append(loss.item())
                 optimizer.zero_grad(set_to_none=False)
                 torch.autograd.backward(scaler.scale(loss))
                 scaler.step(optimizer)

@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python docs/cut_table.py
 
-Each model has random weights and small images. It is cut at every clean place, and the pieces run one after the other
+Each model has random weights and small images. It is cut at every clean place, and its steps run one after the other
 against the whole, in evaluation mode and, from the same random state, in training mode. Equal means equal to the bit.
 """
 
@@ -22,7 +22,7 @@ from torchvision.models import get_model, get_model_builder
 
 from stitchkit.errors import InputError
 from stitchkit.networks.create import create_model
-from stitchkit.networks.cut import steps
+from stitchkit.networks.cut.traced import TracedSteps
 
 PAGE = Path(__file__).parent / "cut.md"
 HEAD = "| module | model | clean cuts | exact | why not |\n| --- | --- | --- | --- | --- |\n"
@@ -57,7 +57,7 @@ SIZES = (64, 96, 128, 192, None)
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one model.
+    """The measurements of one model.
 
     Args:
         name: timm's name, or torchvision's behind `torchvision/`.
@@ -84,11 +84,11 @@ def measure(name: str) -> Row:
     """Cut a model at every clean place and rejoin it."""
     model, images = small_model(name)
     try:
-        pieces = steps(model)
+        pieces = list(TracedSteps(model))
     except InputError as error:
         return Row(name, 0, None, str(error))
     found = {mode: _run(pieces, images, training=mode) for mode in (False, True)}
-    cuts = sum(isinstance(value, torch.Tensor) for value in found[False][:-1])
+    cuts = sum(isinstance(value, torch.Tensor) for value in found[False])
     if cuts == 0:
         return Row(name, 0, None, "several tensors pass between all its blocks")
     return Row(name, cuts, all(_same(_run([model], images, training=mode)[-1], found[mode][-1]) for mode in found))
@@ -130,7 +130,7 @@ def _torchvision_model(name: str, size: int | None) -> tuple[nn.Module, torch.Te
 
 @torch.no_grad()
 def _run(pieces: list[nn.Module], x: Any, *, training: bool) -> list[Any]:
-    """What each of the pieces gives, one after the other; copies run, since training changes statistics."""
+    """The output of each step, one after the other; copies run, since training changes statistics."""
     torch.manual_seed(1)
     values = [x]
     for piece in pieces:

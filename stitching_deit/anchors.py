@@ -23,9 +23,9 @@ class VisionTransformerAnchor(Anchor):
     stem_children = (
         "patch_embed",
         "cls_token",
-        "dist_token",
         "reg_token",
         "pos_embed",
+        "dist_token",
         "pos_drop",
         "patch_drop",
         "norm_pre",
@@ -45,17 +45,17 @@ class VisionTransformerAnchor(Anchor):
     @property
     def input_size(self) -> tuple[int, int, int]:
         """Size of an input image, `(C, H, W)`."""
-        return patched_input_size(self.model)
+        return patched_input_size(self.model.in_chans, self.model.patch_embed)
 
     @property
-    def stage_modules(self) -> Sequence[nn.Module]:
-        """timm's modules of the stages."""
-        return (self.model.blocks,)
+    def stage_paths(self) -> Sequence[str]:
+        """Where timm has the stages."""
+        return ("blocks",)
 
     @staticmethod
     def run_stem(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """Images `[B, C, H, W]` to tokens `[B, N, C]`, as timm's `forward_features` begins."""
-        x = model.patch_embed(x)  # type: ignore[operator]
-        x = model._pos_embed(x)  # type: ignore[operator]
-        x = model.patch_drop(x)  # type: ignore[operator]
-        return model.norm_pre(x)  # type: ignore[operator,no-any-return]
+        assert isinstance(model, VisionTransformer)
+        x = model.patch_drop(model._pos_embed(model.patch_embed(x)))
+        x = model.norm_pre(x)
+        return x

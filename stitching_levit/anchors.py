@@ -47,12 +47,18 @@ class LevitAnchor(Anchor):
         return (self.model.in_chans, height * stride, width * stride)
 
     @property
-    def stage_modules(self) -> Sequence[nn.Module]:
-        """timm's modules of the stages."""
-        return list(self.model.stages)
+    def stage_paths(self) -> Sequence[str]:
+        """Where timm has the stages."""
+        return [f"stages.{number}" for number in range(len(self.model.stages))]
+
+    @property
+    def borders(self) -> tuple[str, str]:
+        """Names of the last thing that the stem runs and of the first that the head runs."""
+        return "stem" if self.model.use_conv else "transpose", "mean"
 
     @staticmethod
     def run_stem(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """Images `[B, C, H, W]` to tokens `[B, N, C]`, or to maps `[B, C, H, W]`."""
-        x = model.stem(x)  # type: ignore[operator]
+        assert isinstance(model, Levit)
+        x = model.stem(x)
         return x if model.use_conv else x.flatten(2).transpose(1, 2)

@@ -26,9 +26,9 @@ class ResNetAnchor(Anchor):
         """The stages; positions are rows and columns of a map."""
         _, height, width = self.input_size
         stages = []
-        for blocks, info in zip(self.stage_modules, self.model.feature_info[1:], strict=True):
+        for path, info in zip(self.stage_paths, self.model.feature_info[1:], strict=True):
             positions = (-(-height // info["reduction"]), -(-width // info["reduction"]))  # rounded up
-            stages.append(Stage(len(blocks), Layout("NCHW", info["num_chs"], positions)))
+            stages.append(Stage(len(getattr(self.model, path)), Layout("NCHW", info["num_chs"], positions)))
         return tuple(stages)
 
     @property
@@ -43,9 +43,9 @@ class ResNetAnchor(Anchor):
         return (self.model.in_chans, height, width)
 
     @property
-    def stage_modules(self) -> Sequence[nn.Sequential]:
-        """timm's modules of the stages."""
-        return (self.model.layer1, self.model.layer2, self.model.layer3, self.model.layer4)
+    def stage_paths(self) -> Sequence[str]:
+        """Where timm has the stages."""
+        return ("layer1", "layer2", "layer3", "layer4")
 
     @staticmethod
     def run_stem(model: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -35,14 +35,16 @@ class SwinAnchor(Anchor):
     @property
     def input_size(self) -> tuple[int, int, int]:
         """Size of an input image, `(C, H, W)`."""
-        return patched_input_size(self.model)
+        return patched_input_size(self.model.in_chans, self.model.patch_embed)
 
     @property
-    def stage_modules(self) -> Sequence[nn.Module]:
-        """timm's modules of the stages."""
-        return list(self.model.layers)
+    def stage_paths(self) -> Sequence[str]:
+        """Where timm has the stages."""
+        return [f"layers.{number}" for number in range(len(self.model.layers))]
 
     @staticmethod
     def run_stem(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """Images `[B, C, H, W]` to patches `[B, H, W, C]`."""
-        return model.patch_embed(x)  # type: ignore[operator,no-any-return]
+        assert isinstance(model, SwinTransformer)
+        x = model.patch_embed(x)
+        return x

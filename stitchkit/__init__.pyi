@@ -15,7 +15,7 @@ from .routes import (
     StitchSpace as StitchSpace,
 )
 from .settings.stitch_config import AnchorSpec as AnchorSpec, StitchConfig as StitchConfig
-from .ship.budget import BudgetedModel as BudgetedModel
+from .ship.budgeted_model import BudgetedModel as BudgetedModel
 from .ship.hub import HubSNNet as HubSNNet
 from .ship.stitch_files import load_stitch as load_stitch
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from stitchkit.errors import InputError
 
@@ -15,14 +15,9 @@ _logger = logging.getLogger(__name__)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names of class folders in the order of their numbers: timm's natural one, so that timm's weights fit.
-
-    Numbers in names compare as numbers, and case is ignored. Names that are then equal, such as `1` and `01` or `A` and
-    `a`, have their plain order: timm sorts a set, and each process would number them in another way.
-
-    Args:
-        names: Of the folders.
-    """
+    """Names of class folders in the order of their numbers: timm's natural one, so that timm's weights fit."""
+    # Names that are then equal, such as 1 and 01, or A and a, have their plain order: timm sorts a set, whose order
+    # differs from process to process, and two ranks would number these classes differently.
     return sorted(names, key=lambda name: (_natural(name), name))
 
 
@@ -31,13 +26,10 @@ def _natural(name: str) -> list[str | int]:
     return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name.lower()))]
 
 
-def trained_classes(content: Mapping[str, Any]) -> list[list[str]]:
-    """Class names that a checkpoint of ours was trained for, in the order of their numbers: a list for each task.
+def trained_classes(content: Mapping[str, object]) -> list[list[str]]:
+    """Class names that a checkpoint was trained for, in the order of their numbers, a list for each task.
 
-    Empty where the file names none, as published ones do, or has something else in their place.
-
-    Args:
-        content: What `read_checkpoint` gives.
+    Empty where it has none, as published ones, or something else in their place.
     """
     found = content.get("classes")
     tasks = [found] if _are_names(found) else found
@@ -51,15 +43,14 @@ def _are_names(value: object) -> bool:
 def check_classes(
     trained: Sequence[Sequence[str]], here: Sequence[Sequence[str]], path: str | Path, *, strict: bool
 ) -> None:
-    """Compare the classes that weights were trained for with those of the data, task by task.
-
-    Where training starts from weights of as many other classes, a warning says so.
+    """Compare the classes that weights were trained for with those of the data, task by task; unknown ones pass.
 
     Args:
-        trained: Names by task, as `trained_classes` gives them; those of unknown classes pass.
-        here: Names of the data by task; a task that does not know its classes passes.
+        trained: Names by task, as `trained_classes` gives them.
+        here: Names of the data by task.
         path: The file of the weights, for the message.
-        strict: The classes must be the same, as an evaluation and a resumed run need.
+        strict: The classes must be the same, as an evaluation and a resumed run need; otherwise a warning tells of
+            training that starts from weights of as many other classes.
 
     Raises:
         InputError: If they are the same in another order, or differ where they must not.
@@ -67,7 +58,7 @@ def check_classes(
     for number, names in enumerate(here if trained else ()):
         if len(trained) == len(here):
             before = trained[number]
-        else:  # other tasks shared the weights
+        else:  # trained with other tasks: the one with these classes is meant, if there is one
             before = next((one for one in trained if list(one) == list(names)), trained[0])
         _compare(list(before), list(names), path, strict=strict)
 
@@ -89,19 +80,14 @@ def _compare(before: list[str], now: list[str], path: str | Path, *, strict: boo
         )
     if len(before) == len(now):
         _logger.warning(
-            "checkpoint '%s' was trained on the same number of classes, but different ones; %s; its classifier is only "
-            "a start",
+            "checkpoint '%s' was trained on as many classes, but different ones; %s; its classifier is only a starting "
+            "point",
             path, first,
         )  # fmt: skip
 
 
 class Origin(NamedTuple):
-    """Where a network's classifier is from.
-
-    Args:
-        path: The file.
-        classes: Class names that it was trained for, by task.
-    """
+    """The file that a network's classifier is from, and the class names that it was trained for, by task."""
 
     path: str
     classes: list[list[str]]
@@ -110,23 +96,17 @@ class Origin(NamedTuple):
 _NOTE = "classifier_origin"
 
 
-def note_origin(network: object, content: Mapping[str, Any], path: str | Path) -> None:
-    """Note on a network that its classifier is that of a file; what has data compares the classes.
-
-    Args:
-        network: The network.
-        content: Of the file.
-        path: The file.
-    """
+def note_origin(network: object, content: Mapping[str, object], path: str | Path) -> None:
+    """Note on a network that its classifier is from a file; where there are data, their classes are compared."""
     setattr(network, _NOTE, Origin(str(path), trained_classes(content)))
 
 
 def carry_origin(network: object, other: object) -> None:
-    """Note on another network, such as a piece, that its classifier is that of a network."""
+    """Note on another network, such as a piece, that its classifier is from where a network's is."""
     setattr(other, _NOTE, origin_of(network))
 
 
 def origin_of(network: object) -> Origin | None:
-    """Where a network's classifier is from; None where it is from no file."""
+    """The file that a network's classifier is from; None where it is from none."""
     found: Origin | None = getattr(network, _NOTE, None)
     return found

@@ -1,4 +1,4 @@
-"""The commands. Each reads its flags, checks them and runs; bad input ends with one line and status 2."""
+"""The command line: it finds the commands, runs one, and ends bad input with one line and status 2."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from typing import TextIO
 from stitchkit.errors import InputError, Stopped, unknown
 from stitchkit.parser import Parser, add_commands, flags_of
 
-# What a write to a full disk ends with; such an error names no file.
+# The errors of a write to a full disk, which name no file.
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _LONGEST = 3000
-"""Most characters of a message; more are somebody's data."""
+"""Most characters of a message; longer ones quote somebody's data."""
 
 _PIPE_CLOSED = 141
-"""The exit status, as shells have it, of what ends because nobody reads its output: 128 + SIGPIPE."""
+"""The exit status, as in shells, of a command whose output nobody reads: 128 + SIGPIPE."""
 
 
 def _shown(words: str) -> str:
-    """Words without line ends and escapes: what a file holds could say something else in our name."""
+    """Words without line ends and escapes, by which the content of a file could forge a message of ours."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
 
 
 class _Lines(logging.StreamHandler[TextIO]):
-    """Prints log lines; a pipe that nobody reads ends the command, where logging would print a traceback a line."""
+    """Log lines on the output; a closed pipe ends the command, where logging would print a traceback for each line."""
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(map(_shown, super().format(record).split("\n")))
@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program's name; by default that of the process.
 
     Returns:
-        The exit status: 0, 2 for bad input, 130 after Ctrl-C, 128 + its number after a signal that a run was
-        saved for: 130 or 143, or 141 where nobody reads the output any more, as after `| head`.
+        The exit status: 0; 2 for bad input; 130 after Ctrl-C; 130 or 143 after a signal on which a run was saved;
+        141 where nobody reads the output any more, as after `| head`.
     """
     try:
         try:
@@ -62,9 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    """Run a command, or say in one line why not."""
-    # Threads of a small network's step meet every few microseconds. Where they wait by spinning, as torch's OpenMP does
-    # unless told before it is loaded, one that has to share its core lets all others spin: minutes for seconds.
+    """Run a command, or report in one line why it cannot run."""
+    # Threads of a small network's step meet every few microseconds. torch's OpenMP lets them wait by spinning, unless
+    # told otherwise before it is loaded; one that shares its core then lets all others spin, minutes for seconds.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     is_primary = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(
@@ -110,7 +110,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _report(error: InputError) -> None:
-    """Say what was wrong, once: under a launcher each rank hands its error over, and the launcher prints the first."""
+    """Print what was wrong, once: a launcher's ranks hand their errors over, and the launcher prints the first."""
     words = str(error) if len(str(error)) <= _LONGEST else f"{str(error)[:_LONGEST]} ..."
     error = InputError(_shown(words))
     if "TORCHELASTIC_ERROR_FILE" in os.environ:

@@ -22,13 +22,7 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class World:
-    """This process among all ranks.
-
-    Args:
-        rank: Number of this process among all.
-        size: Number of processes.
-        device: Where this process computes.
-    """
+    """This process among all ranks, and where it computes."""
 
     rank: int
     size: int

@@ -1,4 +1,4 @@
-"""How bad input is told to a person: the value, what is allowed, what to do next."""
+"""Errors for people: the bad value, what is allowed, what to do next."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """A value that a person gave cannot be used.
 
-    The message is one complete sentence for that person. Commands print it alone, without a traceback, and exit
-    with status 2.
+    The message is one complete sentence. Commands print it without a traceback, and exit with status 2.
     """
 
 
 class Stopped(Exception):
-    """A run was asked to stop by a signal, and did so after it had saved where it stands.
+    """A run was stopped by a signal, and has saved its state.
 
     Args:
-        number: Of the signal; a command exits with 128 more, as shells have it.
+        number: Of the signal; a command exits with 128 more, as shells do.
         saved: What was saved, for a person.
     """
 
@@ -28,7 +27,7 @@ class Stopped(Exception):
 
 
 def unknown(kind: str, value: object, allowed: Iterable[str]) -> InputError:
-    """The error for a name that is not among `allowed`, with the nearest allowed name when one is close."""
+    """The error for a name that is not among `allowed`, with the nearest of these where one is close."""
     names = list(allowed)
     close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     if close:
@@ -41,5 +40,5 @@ def unknown(kind: str, value: object, allowed: Iterable[str]) -> InputError:
 
 
 def one_line(error: BaseException) -> str:
-    """The class and message of a library's exception on one line, cut short, to stand within a sentence of ours."""
+    """The class and message of a library's exception on one line, cut short, as a part of our own message."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -1,8 +1,8 @@
 """Files that are there whole or not at all, and that are never written through a symbolic link.
 
-A run's folder may come from somebody else, unpacked or on a shared disk, with links under names that we write. So all
-that is written under such a name is written here: a link there is replaced, or the command ends in one line. The
-folder itself may be a link, or lie under one: where things go is the person's choice.
+A run's folder may come from somebody else, unpacked or on a shared disk, with links under the names that we write.
+All such names are written here: a link is replaced, or the command ends in one line. The folder itself may be a link,
+or lie under one: where things go is the person's choice.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from stitchkit.errors import InputError
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends; what was there stays until then.
 
-    It is on the disk before it gets its name. An error in the block leaves everything as it was. Links under both names
-    are removed, not followed.
+    An error in the block leaves everything as it was. Links under both names are removed, not followed.
 
     Raises:
-        InputError: If there is a folder, a device or a pipe of this name.
+        InputError: If a folder, a device or a pipe has this name.
     """
     if path.exists() and not path.is_symlink() and not path.is_file():
-        raise InputError(f"'{path}' is not a regular file, and is not replaced by one; choose another name")
+        raise InputError(f"'{path}' is not a regular file, so it is not replaced; choose another name")
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.unlink(missing_ok=True)
-    # Made here, so that what writes it by its name finds a file of ours.
+    # Made here: who writes it by its name then opens this file, and not a link that was put there meanwhile.
     os.close(descriptor(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
     try:
         yield temporary
+        # The content before the name, the name before we go on: after a power cut there is the old file or the new one.
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
@@ -45,18 +45,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file: all of it, or what was there stays."""
+    """Write a small file: all of it, or the old one stays."""
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8")
 
 
 def opened(path: Path, mode: str, *, newline: str | None = None) -> IO[Any]:
-    """Open a file that grows in its place, as the builtin `open` does.
-
-    Args:
-        path: The file.
-        mode: As `open` has it.
-        newline: Likewise.
+    """Open a file that grows in place, as the builtin `open` does.
 
     Raises:
         InputError: If it is a symbolic link.
@@ -78,8 +73,18 @@ def descriptor(path: str | Path, flags: int) -> int:
         raise
 
 
+def check_folder_of(path: Path) -> None:
+    """Refuse a file whose folder does not exist.
+
+    Raises:
+        InputError: If it does not.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"folder '{path.parent}' does not exist; make it, or check the path")
+
+
 def refuse_link(path: Path) -> None:
-    """See that nothing is written to another place than a name says.
+    """Refuse to write through a link.
 
     Raises:
         InputError: If it is a symbolic link, to something or to nothing.
@@ -91,10 +96,10 @@ def refuse_link(path: Path) -> None:
 
 
 def own_folder(path: Path) -> Path:
-    """A folder inside one that a person chose, made if need be.
+    """A folder inside one that a person chose, created if necessary.
 
     Raises:
-        InputError: If it, or anything right in it, is a symbolic link.
+        InputError: If it, or anything directly in it, is a symbolic link.
     """
     refuse_link(path)
     path.mkdir(parents=True, exist_ok=True)
@@ -113,12 +118,12 @@ def fresh_folder(path: Path) -> Path:
 
 
 def sync(path: Path) -> None:
-    """See a file, or the names in a folder, safely on the disk, where the file system can."""
+    """Flush a file, or the names in a folder, to the disk, where the file system can."""
     place = os.open(path, os.O_RDONLY)
     try:
         os.fsync(place)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # it cannot; anything else was lost
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # these: it cannot. Others: data were lost
             raise
     finally:
         os.close(place)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from stitchkit.errors import InputError
+from stitchkit.files import check_folder_of
 
 
 class Parser(argparse.ArgumentParser):
@@ -82,6 +83,5 @@ def new_file(path: str) -> Path:
     """
     if os.path.lexists(path):  # a dangling link too, through which we would write elsewhere
         raise InputError(f"'{path}' exists; choose another file or remove it")
-    if not Path(path).parent.is_dir():
-        raise InputError(f"folder '{Path(path).parent}' does not exist; make it, or check the path")
+    check_folder_of(Path(path))
     return Path(path)

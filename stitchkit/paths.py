@@ -1,4 +1,4 @@
-"""Paths of this machine, and what is none: libraries that read data take URLs, and commands, for paths too."""
+"""Paths of this machine, as opposed to URLs and commands, which libraries that read data accept as paths too."""
 
 from __future__ import annotations
 
@@ -7,60 +7,44 @@ import unicodedata
 
 from stitchkit.errors import InputError
 
-# Parsers of URLs pass over white space before the scheme.
+# Parsers of URLs skip white space before the scheme.
 _SCHEME = re.compile(r"\s*[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 
 
 def local_fault(value: str) -> str | None:
-    """The reason why some reader may take a value for a URL or a command; None for a path on this machine.
+    """The reason why a reader may take a value for a URL or a command; None for a path on this machine.
 
-    webdataset runs what follows `pipe:` in a shell; others fetch from schemes of their own.
-
-    Args:
-        value: A path, as a person or a file gave it.
+    webdataset runs what follows `pipe:` in a shell; others download by schemes of their own.
     """
     if _SCHEME.match(value):
         return "begins with a scheme; give a path on this machine, with ./ before a name that has a colon in it"
-    if any(unicodedata.category(letter) == "Cc" for letter in value):  # which parsers of URLs leave out
+    if any(unicodedata.category(letter) == "Cc" for letter in value):  # parsers of URLs drop them
         return "holds control characters; give a path on this machine"
     return None
 
 
 def dataset_fault(value: str) -> str | None:
-    """`local_fault` of the name of a data set, with what follows its library, as in `wds/x`.
-
-    Names of tfds are not places; they may have a version after a colon.
-
-    Args:
-        value: timm's string, or a name or folder.
-    """
+    """`local_fault` of the name of a data set and of what follows its library, as in `wds/x`."""
+    # Names of tfds are not places, and may have a version after a colon.
     library, _, rest = value.partition("/")
     is_place = library.lower() != "tfds" or "://" in rest
     return local_fault(value) or (local_fault(rest) if is_place else None)
 
 
 def check_local(value: str, name: str) -> None:
-    """Refuse a value that is not a path on this machine.
-
-    Args:
-        value: A path, as a person or a file gave it.
-        name: What it is called in a message.
+    """Refuse a value, called `name` in the message, that is not a path on this machine.
 
     Raises:
-        InputError: If `local_fault` finds one.
+        InputError: If `local_fault` finds a fault.
     """
     _refuse(value, name, local_fault(value))
 
 
 def check_dataset(value: str, name: str) -> None:
-    """Refuse a data set's name that is not one and not a path on this machine.
-
-    Args:
-        value: timm's string, or a name or folder.
-        name: What it is called in a message.
+    """Refuse a data set, called `name` in the message, that is neither a plain name nor a path on this machine.
 
     Raises:
-        InputError: If `dataset_fault` finds one.
+        InputError: If `dataset_fault` finds a fault.
     """
     _refuse(value, name, dataset_fault(value))
 

@@ -1,4 +1,4 @@
-"""What compositions and their fragments cost in a composed net, known before it is built."""
+"""The cost of compositions and their fragments, known before a network is built."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stitchnet.pool import Pool
 
 @dataclass(frozen=True)
 class FragmentCost:
-    """What a fragment costs for one image.
+    """The cost of a fragment for one image.
 
     Args:
         macs: Multiply-adds, as fvcore counts them.
@@ -44,10 +44,10 @@ class FragmentCost:
         """
         folded = folded and self.reader_params > 0
         areas = [math.prod(activation.size or (1, 1)) for activation in (before, after)]
-        enlarges = areas[0] < areas[1]
+        enlarges = areas[0] < areas[1]  # a map of its own runs at the smaller size, before it is enlarged
         macs, params = self.macs, self.params
         if folded:
-            more = before.width - after.width
+            more = before.width - after.width  # the layers take these features instead of their own
             macs, params = macs + more * self.reader_macs, params + more * self.reader_params
         else:
             own = sum(map(math.prod, map_shapes(before, after)))
@@ -96,12 +96,7 @@ class Costs:
 
 @torch.no_grad()
 def fragment_cost(fragment: Fragment, x: torch.Tensor) -> FragmentCost:
-    """Measure a fragment.
-
-    Args:
-        fragment: The fragment.
-        x: What it takes, for one image.
-    """
+    """Measure a fragment on its input for one image."""
     positions: list[int] = []
     readers = [layer for _, layer in fragment.readers(fragment.module)]
     hooks = [layer.register_forward_hook(_count_positions(positions, layer)) for layer in readers]

@@ -4,39 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 from timm.layers import Conv2dSame, Linear
-from torch import fx, nn
+from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from stitchkit.errors import InputError
-from stitchkit.networks.cut import cut
-from stitchkit.networks.cut.flow import Flow
-from stitchkit.networks.cut.trace import trace
-from stitchkit.networks.layout import Layout, find_layout
+from stitchkit.networks.cut.traced import TracedSteps
+from stitchkit.networks.layout import Layout
+from stitchkit.networks.steps import Boundary, Slice
 
 _PLAIN = (nn.Conv2d.forward, Conv2dSame.forward, nn.Linear.forward, Linear.forward)
-"""What layers do that only multiply by their weight."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a network can be cut.
-
-    Args:
-        before: Name of the first layer or block after it.
-        after: Name of what gives the tensor that crosses.
-        readers: All layers that take the tensor, if they are all convolutions or linear layers: a joint can be folded
-            into them. Empty at the border of a block.
-        layout: The layout of the tensor.
-    """
-
-    before: str
-    after: str
-    readers: tuple[str, ...]
-    layout: Layout
+"""The `forward` of layers that only multiply by their weight."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +38,9 @@ class Fragment:
     network: str
     index: int
     count: int
-    start: Place | None
-    stop: Place | None
-    module: nn.Module = field(repr=False)
+    start: Boundary | None
+    stop: Boundary | None
+    module: Slice = field(repr=False)
     layout: Layout
 
     @property
@@ -77,15 +59,12 @@ class Fragment:
         return f"{self.network}[{self.index}]"
 
     def readers(self, module: nn.Module) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
-        """The first layers in the fragment's module, or in a copy of it, with their paths, where maps can be folded in.
+        """The first layers in the module, or in a copy of it, with their paths, where maps can be folded in.
 
-        None where one of them does more with its weight than to multiply by it, such as to standardise it.
-
-        Args:
-            module: `self.module`, or a copy.
+        None where one of them does more with its weight than multiply by it, such as standardise it.
         """
         found: list[tuple[str, nn.Conv2d | nn.Linear]] = []
-        for path in self.start.readers if self.start else ():
+        for path in self.start.takers if self.start else ():
             layer = module.get_submodule(path)
             assert isinstance(layer, nn.Conv2d | nn.Linear)
             found.append((path, layer))
@@ -97,7 +76,7 @@ def fragments(label: str, model: nn.Module, example: torch.Tensor) -> list[Fragm
 
     Args:
         label: What they are called by.
-        model: Any module that takes images and that torch.fx can trace between its blocks.
+        model: Any module that torch.fx can trace between its blocks.
         example: Images `[B, C, H, W]` that it takes.
 
     Raises:
@@ -114,85 +93,65 @@ def fragments(label: str, model: nn.Module, example: torch.Tensor) -> list[Fragm
     return between(label, model, cuts)
 
 
-def between(label: str, model: nn.Module, cuts: Sequence[Place]) -> list[Fragment]:
-    """The fragments between places.
-
-    Args:
-        label: What they are called by.
-        model: The network.
-        cuts: Where it is cut, in order.
-    """
-    ends: list[Place | None] = [None, *cuts, None]
-    return [_fragment(label, model, ends, index) for index in range(len(cuts) + 1)]
-
-
-def _fragment(label: str, model: nn.Module, ends: list[Place | None], index: int) -> Fragment:
-    start, stop = ends[index : index + 2]
-    module = cut(model, block_input=start.before if start else None, block_output=stop.after if stop else None).eval()
-    return Fragment(label, index, len(ends) - 1, start, stop, module, stop.layout if stop else Layout("vector"))
+def between(label: str, model: nn.Module, cuts: Sequence[Boundary]) -> list[Fragment]:
+    """The fragments between boundaries, given in order."""
+    ends = [None, *cuts, None]
+    steps = TracedSteps(model)  # also of networks with a view: the places lie inside blocks
+    found = []
+    for index, (start, stop) in enumerate(pairwise(ends)):
+        module = steps.between(start.before[0] if start else None, stop.after[0] if stop else None).eval()
+        layout = stop.layout.bare if stop else Layout("vector")
+        found.append(Fragment(label, index, len(cuts) + 1, start, stop, module, layout))
+    return found
 
 
-def places(model: nn.Module, example: torch.Tensor) -> list[Place]:
-    """Where a network can be cut, in order.
+def places(model: nn.Module, example: torch.Tensor) -> list[Boundary]:
+    """Where a network can be cut, in order, found with an example `[1, C, H, W]` of its images.
 
     At the input of ungrouped convolutions and linear layers, if they alone take it and the rest of the network depends
-    on nothing else. At the border of a block, if what passes are tokens or maps with their channels last.
-
-    Args:
-        model: The network.
-        example: An image `[1, C, H, W]` that it takes.
+    on nothing else. At the border of a block, if what passes are tokens or maps with their channels last. The takers
+    of a boundary are the layers that a joint can be folded into.
 
     Raises:
         InputError: If the network cannot be traced between its blocks.
     """
-    graphs = [_flows(model, deep=False)]
+    found = list(_between_blocks(TracedSteps(model, example)))
     with contextlib.suppress(InputError):  # some cannot be traced into all their blocks
-        graphs.append(_flows(model, deep=True))
-    last = graphs[-1][0]
-    found: dict[int, Place] = {}
-    for deep, (flow, training) in enumerate(graphs):
-        clean = {training.labels[node] for node in training.clean}
-        for place in _places(model, flow, example, inside=bool(deep)):
-            if place.after in clean:
-                found[last.place[last.leaving(place.after)[0]]] = place
-    return [found[position] for position in sorted(found)]
+        layers = TracedSteps(model, example, deep=True)
+        every = [*found, *_before_layers(layers)]
+        # Both graphs may show one place; the layers win, as a joint can be folded into them.
+        by_position = {layers.position(place): place for place in every}
+        found = [by_position[position] for position in sorted(by_position)]
+    return found
 
 
-def _flows(model: nn.Module, *, deep: bool) -> tuple[Flow, Flow]:
-    """What flows where in evaluation and in training mode."""
-    evaluation, training = (Flow(trace(model, training=training, deep=deep)) for training in (False, True))
-    return evaluation, training
-
-
-def _places(model: nn.Module, flow: Flow, example: torch.Tensor, *, inside: bool) -> Iterator[Place]:
-    """The places between layers, or those between blocks, that a graph shows."""
-    shapes = flow.trace.shapes(example)
-    # The first layer is no place, even where its input is not the image itself but what normalises it.
-    first = next((node for node in flow.nodes if node.op == "call_module" and _is_reader(_layer(model, node))), None)
-    for node in flow.nodes[1:-1]:
-        users = flow.after(node)
-        if node not in flow.clean or node not in shapes or first in users:
+def _between_blocks(steps: TracedSteps) -> Iterator[Boundary]:
+    """The places at the border of a block; convolutional networks are cut at their layers alone, as published."""
+    first = _first_layer(steps)
+    for place in steps.boundaries:
+        takers = [steps.model.get_submodule(path) for path in place.takers]
+        if place.found is None or first in place.takers or len(takers) != 1 or place.layout.channel_dim != -1:
             continue
-        if any(user.op != "call_module" for user in users):
-            continue
-        layers = [_layer(model, user) for user in users]
-        layout = find_layout(shapes[node], model, (example.shape[2], example.shape[3]))
-        names = flow.labels[users[0]], flow.labels[node]
-        if layout is None:
-            continue
-        if inside and all(map(_is_reader, layers)):
-            yield Place(*names, tuple(str(user.target) for user in users), layout)
-        elif not inside and layout.channel_dim == -1 and len(layers) == 1 and any(True for _ in layers[0].children()):
-            # Convolutional networks are cut at their layers alone, as published.
-            yield Place(*names, (), layout)
+        if any(True for _ in takers[0].children()):  # a block, not a layer
+            yield replace(place, takers=())
 
 
-def _layer(model: nn.Module, node: fx.Node) -> nn.Module:
-    return model.get_submodule(str(node.target))
+def _before_layers(steps: TracedSteps) -> Iterator[Boundary]:
+    """The places before layers that a joint can be folded into."""
+    first = _first_layer(steps)
+    for place in steps.boundaries:
+        is_read = place.takers and all(_is_reader(steps.model.get_submodule(path)) for path in place.takers)
+        if is_read and place.found is not None and first not in place.takers:
+            yield place
+
+
+def _first_layer(steps: TracedSteps) -> str | None:
+    """The first layer. There is no cut before it, even where its input is not the image but a normalised one."""
+    return next((path for path in steps.module_paths if _is_reader(steps.model.get_submodule(path))), None)
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    # Weights are also computed anew by parametrizations and, as pruning does it, by hooks.
+    # Parametrizations and, as in pruning, hooks recompute the weight, which would undo a folded map.
     return type(layer).forward in _PLAIN and not is_parametrized(layer) and not layer._forward_pre_hooks
 
 

@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from stitchkit.errors import InputError
 from stitchkit.files import replacing, write_text
 from stitchkit.measure.profile import flops_by_operator, measure
 from stitchkit.networks.mode import evaluating
+from stitchkit.networks.steps import extract
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchkit.ship.stitch_files import format_of
 from stitchnet.activations import run
@@ -30,6 +31,13 @@ from stitchnet.store import save
 
 _FILES = 128
 """Images that are read at a time."""
+
+
+class Prediction(TypedDict):
+    """The label of an image, and the scores of all classes."""
+
+    score: list[float]
+    label: int
 
 
 class Net(nn.Module):
@@ -62,7 +70,7 @@ class Net(nn.Module):
         self.classifier: Classifier | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """What the last fragment makes of images `[B, C, H, W]`: its network's logits."""
+        """Images `[B, C, H, W]` to the logits of the last fragment's network."""
         for layer in self.layers:
             x = layer(x)
         return x
@@ -76,7 +84,7 @@ class Net(nn.Module):
         noise = torch.randn(count, *self.input_size, generator=torch.Generator().manual_seed(0))
         return noise.to(parameter.device, parameter.dtype)
 
-    def get_macs_params(self) -> dict[str, Any]:
+    def get_macs_params(self) -> dict[str, int | dict[str, int]]:
         """Multiply-adds for one image, as fvcore counts them, in all and by operator, and number of parameters."""
         macs = flops_by_operator(self, self.example())
         params = sum(parameter.numel() for parameter in self.parameters())
@@ -84,7 +92,7 @@ class Net(nn.Module):
 
     @torch.no_grad()
     def steps(self) -> list[FragmentSummary]:
-        """What the network consists of."""
+        """The fragments with their joints and costs."""
         found = []
         x = self.example()
         with evaluating(self):
@@ -101,13 +109,7 @@ class Net(nn.Module):
         return found
 
     def save_onnx(self, path: str | Path) -> Path:
-        """Export to ONNX, for any number of images of the size that the network was composed for.
-
-        Args:
-            path: The file; without its suffix `.onnx`, that is added.
-
-        Returns:
-            The file.
+        """Export to ONNX, for any number of images of one size; `.onnx` is added to the path if it is missing.
 
         Raises:
             InputError: If the packages for ONNX are not installed.
@@ -117,30 +119,19 @@ class Net(nn.Module):
         about = {"network": self.name, "input": {"input_size": self.example(1).shape[1:]}}
         with evaluating(self), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter, about itself
+            # A copy on the CPU: exporters keep the device of the weights in the file.
             with replacing(target) as draft:
                 writer.write(copy.deepcopy(self).cpu(), about, draft)
         return target
 
     def draw_svg(self, path: str | Path) -> Path:
-        """Draw the fragments with their networks, shapes, scores and costs.
-
-        Args:
-            path: The file; without its suffix `.svg`, that is added.
-
-        Returns:
-            The file.
-        """
+        """Draw the fragments with their shapes, scores and costs; `.svg` is added to the path if it is missing."""
         target = _with_suffix(path, ".svg")
         write_text(target, draw(self.steps(), self.input_size, self.score))
         return target
 
     def outputs(self, dataset: Batches, label_column: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """What the network gives for a dataset `[N, D]`, and the labels `[N]`.
-
-        Args:
-            dataset: As `fit` takes it.
-            label_column: Likewise.
-        """
+        """The network's outputs `[N, D]` for a dataset as `fit` takes it, and the labels `[N]`."""
         device = next(self.parameters()).device
         found, labels = [], []
         with evaluating(self):
@@ -176,7 +167,7 @@ class Net(nn.Module):
                 "prepare them so"
             )
 
-    def predict(self, images: np.ndarray | torch.Tensor) -> list[dict[str, Any]]:
+    def predict(self, images: np.ndarray | torch.Tensor) -> list[Prediction]:
         """Labels of images `[B, C, H, W]`, with the scores of all classes.
 
         Raises:
@@ -192,29 +183,22 @@ class Net(nn.Module):
         labels = self._fitted().classes[scores.argmax(1)]
         return [{"score": row.tolist(), "label": int(label)} for row, label in zip(scores, labels, strict=True)]
 
-    def predict_files(self, paths: str | Path | Sequence[str | Path]) -> list[dict[str, Any]]:
-        """Labels of image files, with the scores of all classes.
-
-        Args:
-            paths: The files, or one.
+    def predict_files(self, paths: str | Path | Sequence[str | Path]) -> list[Prediction]:
+        """Labels of image files, or of one, with the scores of all classes.
 
         Raises:
             InputError: If a file is not an image, or the network was not fitted.
         """
         self._fitted()
         paths = [paths] if isinstance(paths, str | Path) else list(paths)
-        found = []
+        found: list[Prediction] = []
         for first in range(0, len(paths), _FILES):
             images = [read_image(path, self.input_size[1:]) for path in paths[first : first + _FILES]]
             found += self.predict(torch.stack(images))
         return found
 
     def evaluate_dataset(self, dataset: Batches, label_column: str | None = None) -> dict[str, float]:
-        """The part of a dataset that is classified right, as `{"accuracy": ...}`.
-
-        Args:
-            dataset: As `fit` takes it.
-            label_column: Likewise.
+        """The part of a dataset, as `fit` takes it, that is classified right: `{"accuracy": ...}`.
 
         Raises:
             InputError: If the network was not fitted.
@@ -230,11 +214,7 @@ class Net(nn.Module):
         return self.classifier
 
     def save(self, folder: str | Path) -> Path:
-        """Write the network as safetensors and JSON; `stitchnet.load` reads it.
-
-        Args:
-            folder: Where; it is made if need be.
-        """
+        """Write the network as safetensors and JSON into a folder; `stitchnet.load` reads it."""
         return save(self, Path(folder), fitted=self.classifier)
 
 
@@ -246,12 +226,10 @@ def _with_suffix(path: str | Path, suffix: str) -> Path:
 
 
 def build(composition: Composition, joints: Sequence[JointMap | None], pool: Pool, *, is_folded: bool = True) -> Net:
-    """The network of a composition, with weights of its own.
+    """The network of a composition that has reached an end, with weights of its own.
 
     Args:
-        composition: One that has reached an end.
         joints: The joint before each of its fragments, where one is needed.
-        pool: Where the fragments are from.
         is_folded: Fold each joint into the layers behind it, where these are convolutions or linear layers.
     """
     path = composition.fragments
@@ -263,14 +241,8 @@ def build(composition: Composition, joints: Sequence[JointMap | None], pool: Poo
 
 
 def layer(fragment: Fragment, joint: JointMap | None, *, is_folded: bool) -> nn.Sequential:
-    """A copy of a fragment's layers behind a joint.
-
-    Args:
-        fragment: The fragment.
-        joint: The joint, if it needs one.
-        is_folded: Fold the joint's map into the first layers if that can be done.
-    """
-    module = copy.deepcopy(fragment.module)
+    """A copy of a fragment's layers behind a joint, whose map is folded into the first layers if that can be done."""
+    module = extract(fragment.module)  # folding changes weights that other compositions use
     if joint is None:
         return nn.Sequential(module)
     readers = fragment.readers(module)

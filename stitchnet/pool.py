@@ -1,4 +1,4 @@
-"""All fragments of some networks, and what each is used to."""
+"""All fragments of some networks, and the input of each in its own network."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Pool:
             for fragment, following in pairwise(found):
                 output = Activation(run(fragment.module, x.tensor), fragment.layout)
                 x.forget()
-                output.shelve()
+                output.shelve()  # a pool of five networks has gigabytes of them
                 self._inputs[following] = x = output
             x.forget()
         except InputError:
@@ -68,11 +68,11 @@ class Pool:
         return [fragment for fragment in self.fragments if not fragment.is_start]
 
     def input_of(self, fragment: Fragment) -> Activation:
-        """What a fragment that is no start is used to."""
+        """The input that a fragment that is not a start has in its own network."""
         return self._inputs[fragment]
 
     def own_output(self, fragment: Fragment) -> Activation:
-        """What a fragment that is no end gives in its own network."""
+        """The output that a fragment that is not an end has in its own network."""
         return self._inputs[self.fragments[self.fragments.index(fragment) + 1]]
 
 

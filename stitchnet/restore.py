@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +13,10 @@ from torch import nn
 
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.layout import Kind, Layout
+from stitchkit.networks.steps import Boundary, extract
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchnet.classifier import Classifier
-from stitchnet.fragments import Fragment, Place, between
+from stitchnet.fragments import Fragment, between
 from stitchnet.joint import JointLayer, resize_input
 from stitchnet.net import Net
 from stitchnet.networks import create
@@ -49,6 +49,7 @@ def load(folder: str | Path, nets: Mapping[str, nn.Module] | None = None) -> Net
 
 def _restore(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], nets: Mapping[str, nn.Module]) -> Net:
     specs = {label: spec and AnchorSpec.parse(spec) for label, spec in about["networks"].items()}
+    # Weights are in the file: the networks are needed for their structure alone.
     models = {label: _model(label, spec, nets) for label, spec in specs.items()}
     path, layers = [], []
     for entry in about["path"]:
@@ -71,19 +72,19 @@ def _model(label: str, spec: AnchorSpec | None, nets: Mapping[str, nn.Module]) -
         raise InputError(f"network '{label}' was given as a module; give it again, as nets={{'{label}': module}}")
     if ":" in spec.name or "/" in spec.name:
         raise InputError(
-            f"network '{label}' of the file is to come from '{spec.name}', and nothing is fetched on a file's word; "
-            f"make it yourself and give it as nets={{'{label}': module}}"
+            f"the file takes network '{label}' from '{spec.name}', but a file cannot make this program fetch anything; "
+            f"create it yourself and give it as nets={{'{label}': module}}"
         )
     return create(AnchorSpec(spec.name, spec.label, spec.kwargs))
 
 
 def _layer(entry: Mapping[str, Any], model: nn.Module) -> tuple[Fragment, nn.Sequential]:
     """A fragment and its layers, of the right shapes."""
-    start, stop = _place(entry["start"]), _place(entry["stop"])
+    start, stop = _boundary(entry["start"]), _boundary(entry["stop"])
     pieces = between(entry["network"], model, [place for place in (start, stop) if place])
     piece = pieces[1 if start else 0]
     fragment = Fragment(
-        entry["network"], entry["index"], entry["count"], start, stop, copy.deepcopy(piece.module), piece.layout
+        entry["network"], entry["index"], entry["count"], start, stop, extract(piece.module), piece.layout
     )
     joint = entry["joint"]
     if joint is None:
@@ -103,7 +104,7 @@ def _layout_of(value: Mapping[str, Any]) -> Layout:
     return Layout(cast(Kind, kind), num_prefix_tokens=value["num_prefix_tokens"])
 
 
-def _place(value: Mapping[str, Any] | None) -> Place | None:
+def _boundary(value: Mapping[str, Any] | None) -> Boundary | None:
     if value is None:
         return None
-    return Place(value["before"], value["after"], tuple(value["readers"]), _layout_of(value["form"]))
+    return Boundary((value["before"],), (value["after"],), tuple(value["readers"]), _layout_of(value["form"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -13,16 +13,17 @@ from torch import nn
 
 from stitchkit.files import replacing, write_text
 from stitchkit.networks.layout import Layout
+from stitchkit.networks.steps import Boundary
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchnet.classifier import Classifier
-from stitchnet.fragments import Fragment, Place
+from stitchnet.fragments import Fragment
 from stitchnet.joint import joint_of
 
 WEIGHTS, ABOUT = "net.safetensors", "net.json"
 
 
 class _Composed(Protocol):
-    """What of a composed network is written."""
+    """The part of a composed network that is written."""
 
     name: str
     score: float
@@ -32,24 +33,15 @@ class _Composed(Protocol):
     path: tuple[Fragment, ...]
     layers: nn.ModuleList
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, torch.Tensor]:
         """Its weights by name."""
 
 
 def save(net: _Composed, folder: Path, *, fitted: Classifier | None) -> Path:
-    """Write a network.
-
-    Args:
-        net: The network.
-        fitted: Its classifier, if it has one.
-        folder: Where; it is made if need be.
-
-    Returns:
-        The folder.
-    """
+    """Write a network, and its classifier if it has one, into a folder, which is made if need be and returned."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"net.{name}": value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-    tensors = {name: value.clone() for name, value in tensors.items()}  # layers may share one
+    tensors = {name: value.clone() for name, value in tensors.items()}  # safetensors refuses shared ones
     about = {
         "name": net.name,
         "score": net.score,
@@ -68,7 +60,7 @@ def save(net: _Composed, folder: Path, *, fitted: Classifier | None) -> Path:
     return folder
 
 
-def _about(fragment: Fragment, layer: nn.Module) -> dict[str, Any]:
+def _about(fragment: Fragment, layer: nn.Module) -> dict[str, object]:
     assert isinstance(layer, nn.Sequential)
     joint, described = joint_of(layer), None
     if joint is not None:
@@ -80,23 +72,18 @@ def _about(fragment: Fragment, layer: nn.Module) -> dict[str, Any]:
             "maps": [tuple(weight.shape) for weight in joint.maps],
             "reader_widths": widths,
         }
-    places = {end: place and _about_place(place) for end, place in _ends(fragment)}
-    return {
-        "network": fragment.network, "index": fragment.index, "count": fragment.count, **places, "joint": described
-    }  # fmt: skip
+    ends = {"start": _about_boundary(fragment.start), "stop": _about_boundary(fragment.stop)}
+    return {"network": fragment.network, "index": fragment.index, "count": fragment.count, **ends, "joint": described}
 
 
-def _ends(fragment: Fragment) -> list[tuple[str, Place | None]]:
-    return [("start", fragment.start), ("stop", fragment.stop)]
+def _about_boundary(boundary: Boundary | None) -> dict[str, object] | None:
+    if boundary is None:
+        return None
+    form = _about_layout(boundary.layout)
+    return {"before": boundary.before[0], "after": boundary.after[0], "readers": boundary.takers, "form": form}
 
 
-def _about_place(place: Place) -> dict[str, Any]:
-    return {
-        "before": place.before, "after": place.after, "readers": place.readers, "form": _about_layout(place.layout)
-    }  # fmt: skip
-
-
-def _about_layout(layout: Layout) -> dict[str, Any]:
+def _about_layout(layout: Layout) -> dict[str, object]:
     """A layout as a file has it; vectors have none there."""
     return {
         "layout": None if layout.is_vector else layout.kind, "num_prefix_tokens": layout.num_prefix_tokens

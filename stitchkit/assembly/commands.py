@@ -4,74 +4,65 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from stitchkit.errors import InputError
 from stitchkit.parser import Command
-
-
-def _add_job_flags(job: argparse.ArgumentParser) -> None:
-    job.add_argument("-c", "--config", required=True, metavar="YAML", help="configuration of the job")
-    _add_settings(job)
-    job.add_argument(
-        "--st", "--smoke-test", action="store_true", dest="smoke_test",
-        help="a very short run: one epoch of three batches a rank (torchrun takes the longer name alone)",
-    )  # fmt: skip
 
 
 def _add_report_flags(report: argparse.ArgumentParser) -> None:
     report.add_argument("folder", metavar="DIR", help="the -o of the sweeps")
 
 
-def _add_sweep_flags(sweep: argparse.ArgumentParser) -> None:
-    """Flags of a sweep; those that stand for keys of its jobs appear only when given."""
+def _add_training_flags(parser: argparse.ArgumentParser) -> Callable[..., object]:
+    """Add the flags of a job that a sweep has too.
 
-    def add(*names: str, **options: Any) -> None:
-        sweep.add_argument(*names, default=argparse.SUPPRESS, **options)
-
-    sweep.add_argument("-c", "--config", required=True, metavar="YAML", help="configuration of the sweep")
-    sweep.add_argument(
-        "-o", "--output", default="outputs/sweeps", metavar="DIR", help="folder of all its jobs' folders"
-    )
-    sweep.add_argument("-n", "--dry-run", action="store_true", help="print the plan, run nothing")
-    sweep.add_argument("--retry-failed", action="store_true", help="run those jobs again that failed before")
-    sweep.add_argument("--jobs", type=int, metavar="N", help="jobs that run at once; by default 1, with Slurm all")
-    sweep.add_argument("--cluster", choices=("local", "slurm"), default="local", help="where they run")
-    sweep.add_argument("--gpus", type=int, metavar="N", help="GPUs of a job; by default 1, without GPUs 0")
-    sweep.add_argument("--partition", metavar="NAME", help="Slurm's partition")
-    sweep.add_argument("--cpus", type=int, metavar="N", help="with Slurm, CPUs for each GPU of a job")
-    sweep.add_argument("--mem-gb", type=float, metavar="N", help="with Slurm, memory of a job")
-    sweep.add_argument(
-        "--hours", type=float, default=24, metavar="N", help="with Slurm, time of a job until it resumes"
-    )
-    sweep.add_argument("--sbatch", nargs="+", default=[], metavar="KEY=VALUE", help="further options of sbatch")
+    Returns:
+        What adds further flags that stand for keys of the file: they appear only when given, so that the file's stay.
+    """
+    add = partial(parser.add_argument, default=argparse.SUPPRESS)
     add("--data-path", metavar="DIR", help="folder of the data sets")
     add("--epochs", type=int, metavar="N", help="number of epochs")
     add("-m", "--max-batches", type=int, metavar="N", help="use a random part of so many batches of the data")
-    add("--seed", type=int, metavar="N", help="seed of weights, order and augmentation; results carry it in their name")
+    add(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="seed of weights, order and augmentation; names the results of a sweep",
+    )
     add("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default cuda where there is one")
     add("-j", "--workers", type=int, metavar="N", help="loader processes of each rank")
     add("--no-pretrained", action="store_false", dest="pretrained", help="start from random weights")
+    return add
 
 
-def _add_settings(job: argparse.ArgumentParser) -> None:
-    """Flags that stand for keys of the configuration; only those that are given appear."""
+def _add_sweep_flags(sweep: argparse.ArgumentParser) -> None:
+    add = sweep.add_argument
+    add("-c", "--config", required=True, metavar="YAML", help="configuration of the sweep")
+    add("-o", "--output", default="outputs/sweeps", metavar="DIR", help="folder of all its jobs' folders")
+    add("-n", "--dry-run", action="store_true", help="print the plan, run nothing")
+    add("--retry-failed", action="store_true", help="also run the jobs that failed before")
+    add("--jobs", type=int, metavar="N", help="jobs that run at once; by default 1, with Slurm all")
+    add("--cluster", choices=("local", "slurm"), default="local", help="where they run")
+    add("--gpus", type=int, metavar="N", help="GPUs of a job; by default 1, without GPUs 0")
+    add("--partition", metavar="NAME", help="Slurm's partition")
+    add("--cpus", type=int, metavar="N", help="with Slurm, CPUs for each GPU of a job")
+    add("--mem-gb", type=float, metavar="N", help="with Slurm, memory of a job")
+    add("--hours", type=float, default=24, metavar="N", help="with Slurm, time of a job until it is requeued")
+    add("--sbatch", nargs="+", default=[], metavar="KEY=VALUE", help="further options of sbatch")
+    _add_training_flags(sweep)
 
-    def add(*names: str, **options: Any) -> None:
-        job.add_argument(*names, default=argparse.SUPPRESS, **options)
 
+def _add_job_flags(job: argparse.ArgumentParser) -> None:
+    job.add_argument("-c", "--config", required=True, metavar="YAML", help="configuration of the job")
+    add = _add_training_flags(job)
     add("-o", "--output", dest="save_dir", metavar="DIR", help="folder of the job; by default outputs/<configuration>")
     add("--metrics-output", metavar="FILE", help="file of the result; by default result.pkl in the job's folder")
-    add("--data-path", metavar="DIR", help="folder of the data sets")
-    add("--epochs", type=int, metavar="N", help="number of epochs")
     add("--lr", type=float, metavar="RATE", help="learning rate of the optimizer")
     add("-b", "--batch-size", type=int, metavar="N", help="images of a step on each rank")
-    add("-m", "--max-batches", type=int, metavar="N", help="use a random part of so many batches of the data")
     add("--max-steps", type=int, metavar="N", help="end after so many steps")
-    add("--seed", type=int, metavar="N", help="seed of weights, order and augmentation")
-    add("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default cuda where there is one")
-    add("-j", "--workers", type=int, metavar="N", help="loader processes of each rank")
     add("--print-freq", type=int, metavar="N", help="steps between log lines")
     add("--load-from", "--weights", metavar="FILE", help="start from the weights in this file")
     add(
@@ -83,7 +74,7 @@ def _add_settings(job: argparse.ArgumentParser) -> None:
     add("--save-checkpoints", action="store_true", help="save a checkpoint after each epoch")
     add(
         "--checkpoint-interval", type=int, metavar="N",
-        help="steps between checkpoints within an epoch; 0 saves none there but when a signal stops the job",
+        help="steps between checkpoints within an epoch; 0 saves one there only when a signal stops the job",
     )  # fmt: skip
     add("--grad-accum-steps", type=int, metavar="N", help="batches whose gradients make one step")
     add("--amp", action="store_true", help="mixed precision")
@@ -92,8 +83,11 @@ def _add_settings(job: argparse.ArgumentParser) -> None:
     add("--model-ema-decay", type=float, metavar="RATE", help="its decay")
     add("--no-eval-checkpoints", action="store_false", dest="eval_checkpoints", help="do not test after each epoch")
     add("--unfrozen", action="store_true", help="train all parts")
-    add("--no-pretrained", action="store_false", dest="pretrained", help="start from random weights")
-    add("--deterministic", action="store_true", help="use deterministic algorithms alone")
+    add("--deterministic", action="store_true", help="use only deterministic algorithms")
+    job.add_argument(
+        "--st", "--smoke-test", action="store_true", dest="smoke_test",
+        help="a very short run: one epoch of three batches a rank (torchrun takes the longer name alone)",
+    )  # fmt: skip
 
 
 def _job(flags: argparse.Namespace) -> None:

@@ -21,11 +21,7 @@ from stitchkit.errors import InputError
 
 
 def find_split(root: Path, split: str) -> Path:
-    """The folder of a split, by the rule of `split_rule`.
-
-    Args:
-        root: Of the data set.
-        split: The name that was asked for; timm's `train[:10%]` is `train` here.
+    """The folder of a split in that of a data set, by `split_rule`; timm's `train[:10%]` is `train` here.
 
     Raises:
         InputError: If there is none with a folder in it.
@@ -48,13 +44,7 @@ def is_split(folder: Path) -> bool:
 def open_images(
     folder: Path, *, mode: str = "RGB", class_map: str = "", types: Sequence[str] = IMG_EXTENSIONS
 ) -> ImageDataset:
-    """Images and labels of a split: a dataset with `.classes`, `.split` and a `.transform` that may be set.
-
-    Args:
-        folder: Of the split.
-        mode: PIL mode that images are converted to; empty leaves them.
-        class_map: As for `open_folder`.
-        types: As for `open_folder`.
+    """Images of a split's folder in a PIL mode, or as they are, and labels as `open_folder` finds them.
 
     Raises:
         InputError: As `open_folder` does.
@@ -70,7 +60,7 @@ def open_folder(folder: str | Path, *, class_map: str = "", types: Sequence[str]
     """Files and labels of a split, the classes numbered in the order of `stitchkit.classes`.
 
     Args:
-        folder: Of the split.
+        folder: The split.
         class_map: File that maps names of classes to numbers; classes that it lacks are left out.
         types: Suffixes of images.
 

@@ -28,11 +28,11 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Datasets:
-    """The splits of a dataset.
+    """The open splits of a data set.
 
     Args:
-        train: The training split; None when there is nothing to train or recalibrate.
-        validation: The validation split.
+        train: None when there is nothing to train or recalibrate.
+        validation: The judged split.
         classes: Class names in the order of their numbers; empty where the reader does not know them.
     """
 
@@ -146,12 +146,12 @@ def create_loaders(
     """Loaders over the splits, each rank with its own part.
 
     Args:
-        datasets: The opened splits.
+        datasets: The open splits.
         recipe: The settings.
         world: This process among all.
-        input_size: Size of an input image, `(C, H, W)`.
-        model_config: timm's `pretrained_cfg`: mean, standard deviation, crop and interpolation unless overridden.
-        num_classes: Number of classes, for mixed labels.
+        input_size: As for `preparation`.
+        model_config: As for `preparation`.
+        num_classes: Labels are below.
 
     Raises:
         InputError: If timm refuses a setting, or the training split has less than one batch for each rank.
@@ -196,7 +196,7 @@ def create_loaders(
 
 
 def _delivered(loader: PrefetchLoader | DataLoader[Any], recipe: Recipe, world: World, mix: Mixup = None) -> Loader:
-    """A loader whose batches arrive on the device: timm's prefetcher brings its own there, the others are brought."""
+    """The loader with its batches on the device, where timm's prefetcher puts them, or else `DirectLoader`."""
     if recipe.data.no_prefetcher:
         return DirectLoader(loader, device=world.device, dtype=weights_dtype(recipe), mix=mix)
     outlive_signals(loader)
@@ -286,7 +286,7 @@ class DirectLoader:
 
     Args:
         loader: Gives normalised images and labels.
-        device: Where they are wanted.
+        device: Where they go.
         dtype: Precision of the images.
         mix: Mixes a batch.
         max_batches: An epoch ends after so many.

@@ -11,6 +11,7 @@ from typing import Annotated, TypeAlias
 from PIL import Image
 from pydantic import Field, StrictStr
 from pydantic.dataclasses import dataclass
+from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.data.folders import is_split, open_folder
 from stitchkit.data.sources import Source, read_timm
@@ -69,7 +70,7 @@ class Collection(Settings):
                 raise InputError(f"datasets.{name}: {name!r} cannot be the name of a folder of its own; choose another")
 
 
-def collection_schema() -> dict[str, object]:
+def collection_schema() -> JsonSchemaValue:
     """The JSON Schema of a collection's file."""
     return json_schema(Collection)
 

@@ -76,7 +76,7 @@ class Source:
             `CIFAR10`, in any spelling of case and hyphens; a timm string such as `hfds/timm/resisc45`; or `digits`. For
             `imagenet` the `root` itself may have `train/` and `val/`.
         root: The folder that its files are in.
-        download: Download what is not there, where the reader can.
+        download: Download what is missing, where the reader can.
         mode: PIL mode of the images; empty leaves them as they are.
         class_map: File that maps names of class folders to numbers.
         options: Further arguments of timm's readers; for image folders `input_key`, suffixes with `;` between.
@@ -98,7 +98,7 @@ def open_dataset(source: Source, split: str, *, is_training: bool = False, **opt
 
     Args:
         source: The data set.
-        split: Its name; `split_rule` says which split that is where there is none of that name.
+        split: The name that was asked for, under the rule of `split_rule`.
         is_training: Shuffle streamed data, and do not log that the split is judged.
         options: Further arguments of timm's readers for this split.
 
@@ -106,7 +106,7 @@ def open_dataset(source: Source, split: str, *, is_training: bool = False, **opt
         The split; its `.classes` are in the order of their numbers, and empty where the reader does not know them.
 
     Raises:
-        InputError: If there is no such data set, or its files are not there.
+        InputError: If there is no such data set, or its files are missing.
     """
     check_dataset(source.name, "data set")
     check_local(str(source.root or ""), "folder of data sets")
@@ -206,7 +206,7 @@ def read_timm(source: Source, split: str, *, is_training: bool = False, **option
 
     Args:
         source: The data set.
-        split: A split as the data set names it.
+        split: The data set's own name for it.
         is_training: Shuffle streamed data.
         options: Further arguments of timm's readers.
 
@@ -235,11 +235,7 @@ def _unopened(source: Source, split: str, error: Exception) -> InputError:
 
 
 def agreed_classes(train: Images | None, judged: Images) -> tuple[str, ...]:
-    """Class names of two splits of a data set, in the order of their numbers; empty where no reader knows them.
-
-    Args:
-        train: The training split, where it is open.
-        judged: The other split.
+    """Class names of the two splits of a data set, in the order of their numbers; empty where no reader knows them.
 
     Raises:
         InputError: If they are image folders with different classes.
@@ -254,12 +250,7 @@ def agreed_classes(train: Images | None, judged: Images) -> tuple[str, ...]:
 
 
 def check_folders(train: Sequence[str], judged: Sequence[str], where: str) -> None:
-    """Compare the class folders of two splits.
-
-    Args:
-        train: Class names of the training split.
-        judged: Those of the other split.
-        where: A name for the other split in the message.
+    """Compare the class folders of the training split and of another one, which the message calls `where`.
 
     Raises:
         InputError: If they differ.

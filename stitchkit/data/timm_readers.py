@@ -54,11 +54,7 @@ def open_timm(name: str, *, root: str | None, split: str, **options: object) -> 
 
 
 def _check_card(folder: Path) -> None:
-    """Refuse a local folder whose card names files elsewhere, which Hugging Face's readers would fetch.
-
-    Raises:
-        InputError: If it does, or cannot be read.
-    """
+    """Refuse a local folder whose card names files elsewhere, which Hugging Face's readers would download."""
     for path in (folder / "README.md", folder / ".huggingface.yaml"):
         if not path.is_file():
             continue

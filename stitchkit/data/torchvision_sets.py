@@ -92,13 +92,13 @@ _UNNAMED = {"GTSRB": 43, "STL10": 10, "SVHN": 10, "USPS": 10}
 def read(
     key: str, root: str | Path | None, split: str, *, download: bool, loader: Callable[[str], object] | None = None
 ) -> tuple[Samples, tuple[str, ...]]:
-    """Samples and class names of a torchvision data set.
+    """Samples and class names of the `train` or `test` part of a torchvision data set.
 
     Args:
         key: Its key in `SOURCES`.
         root: The folder that its files are in.
-        split: `train` or `test`.
-        download: Download what is not there.
+        split: The part.
+        download: Download what is missing.
         loader: Makes something else than an image of its path, where the reader has files.
 
     Raises:
@@ -153,12 +153,7 @@ def _own_split(reader: VisionDataset, split: str) -> Sequence[int]:
 
 
 def divide(numbers: Sequence[int], labels: Sequence[int], share: float) -> tuple[list[int], list[int]]:
-    """The rest of some images and a share of each class of them, drawn with a fixed seed.
-
-    Args:
-        numbers: The images.
-        labels: The label of each.
-        share: How much to draw, between 0 and 1.
+    """Draw a share of each class of some images with a fixed seed, and return the rest and what was drawn.
 
     Raises:
         InputError: If there are too few images.

@@ -20,7 +20,7 @@ from stitchkit.errors import InputError, one_line
 _logger = logging.getLogger(__name__)
 
 NO_CLASS = -1
-"""Label of what stands in for an image that cannot be read; an evaluation does not count it."""
+"""The label of a stand-in for an unreadable image; an evaluation does not count it."""
 
 MAX_UNREADABLE = 0.01
 """Share of the images of a split that may be bad, unless a person allows more."""
@@ -38,7 +38,7 @@ class CheckedImages(Dataset[tuple[Any, int]]):
     Args:
         dataset: Images and labels by number.
         num_classes: Labels are below.
-        is_training: What to do with a bad image.
+        is_training: Replace a bad image by the next good one.
         limit: Share of bad images that ends the run.
         flag: What raises the limit; empty where nothing does.
     """
@@ -65,7 +65,7 @@ class CheckedImages(Dataset[tuple[Any, int]]):
 
     @property
     def transform(self) -> Callable[[Image], object] | None:
-        """What images go through; a loader sets it."""
+        """The transform of the images; a loader sets it."""
         return self.dataset.transform
 
     @transform.setter
@@ -154,11 +154,7 @@ def report(dataset: object) -> None:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn the end of a loader process into one line.
-
-    Raises:
-        InputError: If one did end.
-    """
+    """Report in one line that a loader process ended, and why: an `InputError` for all that torch raises."""
     try:
         yield
     except InputError as error:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from stitchkit.classes import note_origin
 from stitchkit.distributed import gather_objects
 from stitchkit.errors import InputError
 from stitchkit.files import replacing, sync
-from stitchkit.networks.weights import read_hashed
+from stitchkit.networks.weights import load_content, read_hashed
 
 
 def read_alike(path: str) -> tuple[dict[str, Any], str]:
@@ -42,6 +44,17 @@ def read_alike(path: str) -> tuple[dict[str, Any], str]:
             "one of an epoch's end or a copy"
         )
     return content, digest
+
+
+def start_from(network: nn.Module, path: str) -> None:
+    """Load all weights of a network from a file, and note that its classifier is from there.
+
+    Raises:
+        InputError: If it cannot be read, or belongs to another network, which is then unchanged.
+    """
+    content, _ = read_alike(path)
+    load_content(network, content, path)
+    note_origin(network, content, path)
 
 
 def save_state(path: Path, state: Mapping[str, object]) -> None:

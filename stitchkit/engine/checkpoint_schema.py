@@ -1,7 +1,7 @@
-"""What a checkpoint must hold, to the last key, compared before anything of it is used.
+"""Schemas of checkpoints: the content must fit to the last key, before anything of it is used.
 
 A schema is what a run would itself have there: a tensor stands for its shape and type, a number for its type, a mapping
-for its keys, a list for its length. Where more is allowed stands a rule, such as `whole(0)` or `each(number())`.
+for its keys, a list for its length. Where more is allowed it has a rule, such as `whole(0)` or `each(number())`.
 torch checks little of this: a fused kernel given a state of another size writes past its end.
 """
 
@@ -28,12 +28,7 @@ Schema = object
 
 
 def check(found: object, expected: Schema, place: str) -> None:
-    """Compare a value with a schema.
-
-    Args:
-        found: The value in the file.
-        expected: The schema.
-        place: Where in the file the value stands; errors begin with it.
+    """Compare a value with a schema; errors begin with its place in the file.
 
     Raises:
         InputError: If it does not fit.
@@ -66,18 +61,11 @@ def check(found: object, expected: Schema, place: str) -> None:
 
 
 def check_saved(
-    content: Mapping[str, object],
-    path: object,
-    needed: Mapping[str, Schema],
-    optional: Mapping[str, Schema],
+    content: Mapping[str, object], path: object, needed: Mapping[str, Schema], optional: Mapping[str, Schema]
 ) -> None:
     """Compare the plain part of a checkpoint of ours with its schema; weights and states are checked where used.
 
-    Args:
-        content: The checkpoint.
-        path: The file, for the message.
-        needed: Schemas of the keys that its kind has beside those of every checkpoint.
-        optional: Schemas of the keys that its kind may have beside those.
+    The keys of `needed` and `optional` are those that its kind has, or may have, beside those of every checkpoint.
 
     Raises:
         InputError: If a key is missing, unknown, or has a value that no run writes.
@@ -203,12 +191,7 @@ def exactly(value: object) -> Rule:
 
 
 def like(own: object, moving: Mapping[str, Schema]) -> Schema:
-    """The schema of a state that equals this run's own, except for what changes while a run trains.
-
-    Args:
-        own: The state of this run.
-        moving: Rules of what changes, by key, wherever in the state the key stands.
-    """
+    """The schema of a state that equals a run's own, except for what changes while it trains: rules, by key."""
     if isinstance(own, Mapping):
         return {key: moving[key] if key in moving else like(value, moving) for key, value in own.items()}
     if isinstance(own, list | tuple):

@@ -17,11 +17,8 @@ class GradientReducer:
 
     A step of an SN-Net touches one route on each rank. DistributedDataParallel sends zeros for all the rest; this
     announces which gradients exist, one byte each, and sends those. One that a rank lacks counts as zero, one that all
-    lack stays None. It sends them after the backward pass, not during it, so it pays where routes of ranks agree.
-
-    Args:
-        network: Trains on all ranks; parameters and buffers are those of the first rank from here on.
-        buffers: Send the first rank's buffers around before each step.
+    lack stays None. It sends them after the backward pass, not during it, so it pays where routes of ranks agree. From
+    here on, parameters and buffers are those of the first rank; `buffers` sends its buffers before each step too.
     """
 
     def __init__(self, network: nn.Module, *, buffers: bool = True):

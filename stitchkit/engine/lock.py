@@ -7,10 +7,9 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from stitchkit.distributed import World, from_primary
 from stitchkit.errors import InputError
 from stitchkit.files import descriptor
 
@@ -50,19 +49,6 @@ def is_held(path: Path) -> bool:
     finally:
         os.close(file)
     return False
-
-
-@contextmanager
-def alone(path: Path, world: World) -> Iterator[None]:
-    """Hold a lock on the primary rank, for all ranks; every rank enters this.
-
-    Raises:
-        InputError: On all ranks, if another run holds it.
-    """
-    with ExitStack() as held:
-        lock = locked(path)
-        from_primary(world, lambda: held.enter_context(lock))
-        yield
 
 
 @contextmanager

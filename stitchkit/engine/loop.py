@@ -161,16 +161,13 @@ class Trainer:
         position: Position | None = None,
         after_step: Callable[[Position], None] = lambda _: None,
     ) -> float:
-        """Train one epoch.
+        """Train one epoch; the mean loss over its steps and all ranks.
 
         Args:
             epoch: Its number.
             num_epochs: How many there are.
             position: Where to resume within it; by default it begins. It is kept up to date.
             after_step: Called after each step with the position.
-
-        Returns:
-            The mean loss over its steps and all ranks.
 
         Raises:
             InputError: If a loss is not finite.

@@ -1,4 +1,4 @@
-"""States of optimizers: what fits an optimizer, and how it is put back."""
+"""States of optimizers: what fits an optimizer, and how it is restored."""
 
 from __future__ import annotations
 
@@ -131,6 +131,6 @@ def _after_a_step(
         twin.state[stand_in] = copy.deepcopy(optimizer.state[weight])
     twin.param_groups = [{**options, "params": [stand_in]}]
     twin.step()
-    said = twin.state_dict()
-    del said["param_groups"][0]["params"]
-    return said["param_groups"][0], said["state"].get(0, {})
+    state = twin.state_dict()
+    del state["param_groups"][0]["params"]
+    return state["param_groups"][0], state["state"].get(0, {})

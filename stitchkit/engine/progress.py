@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 
 
 def progress(items: Iterable[Item], world: World, what: str, *, unit: str, total: int | None = None) -> tqdm[Item]:
-    """A bar around `items` that says what is done, for loops in which a person waits; on the primary rank alone.
+    """A labelled bar around `items`, for loops in which a person waits; on the primary rank alone.
 
     Args:
         items: Iterated over.

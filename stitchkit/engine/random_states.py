@@ -56,11 +56,11 @@ def check_states(found: object, place: str) -> None:
     # Words of all zeros are a state that a Mersenne Twister never leaves.
     there = [torch.tensor(found["python"][1][:-1]), found["numpy"][1]]
     if any(not numbers.any() or numbers.min() < 0 or numbers.max() >= 2**32 for numbers in there):
-        raise InputError(f"{place} is no state of random generators: words of all zeros, or out of range")
+        raise InputError(f"{place} is not a state of random generators: words of all zeros, or out of range")
     try:
         set_random_states(found, torch.device("cpu"))
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"{place} is no state of random generators: {error}") from error
+        raise InputError(f"{place} is not a state of random generators: {error}") from error
     finally:
         set_random_states(before, torch.device("cpu"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch.distributed as dist
@@ -14,7 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from stitchkit.data.unreadable import explained
 from stitchkit.distributed import World, from_primary, init_world, restarts
 from stitchkit.engine.checkpoint_files import CheckpointFiles
-from stitchkit.engine.lock import alone, made
+from stitchkit.engine.lock import locked, made
 from stitchkit.errors import InputError
 from stitchkit.files import write_text
 from stitchkit.networks.weights import read_checkpoint
@@ -28,38 +28,32 @@ _LAUNCHER = ".launcher"
 
 @contextmanager
 def entered(lock: Path, device: str | None, *, flag: str) -> Iterator[World]:
-    """Join the process group and hold the folder of a run; every rank enters this.
-
-    Args:
-        lock: The file of the lock, in the folder, which is made where it is missing.
-        device: Where this process computes, as `init_world` takes it.
-        flag: The flag that chooses another folder.
+    """Join the process group and hold the lock and folder of a run; every rank enters this.
 
     Raises:
-        InputError: If the device is unavailable, the folder cannot be written, or another run writes there.
+        InputError: If the device is unavailable, another run writes to the folder, or it cannot be made or written to,
+            with the flag that chooses another one.
     """
     world = init_world(device)
     try:
-        with made(lock.parent, flag), explained(), logging_redirect_tqdm(), alone(lock, world):
+        with made(lock.parent, flag), explained(), logging_redirect_tqdm(), ExitStack() as held:
+            from_primary(world, lambda: held.enter_context(locked(lock)))  # and all ranks know who else has it
             yield world
     finally:
         dist.destroy_process_group()
 
 
 def find_resume(resume: str | None, files: CheckpointFiles, world: World, *, only: str = "") -> tuple[str | None, bool]:
-    """The file that a run resumes from, and whether a launcher has started its ranks again.
+    """The file that a run resumes from, None where there is none yet, and whether a launcher has restarted its ranks.
 
-    A launcher that starts failed ranks again (torchrun's `--max-restarts`) gives them the same flags; what the run has
-    saved by then takes precedence over those.
+    A launcher that restarts failed ranks (torchrun's `--max-restarts`) gives them the same flags; the run's own files
+    take precedence over those.
 
     Args:
         resume: From the flags: a file, `auto` or None.
         files: Of the run.
         world: This process among all; the first looks, for all.
         only: What a run does that does not train, such as `evaluate`.
-
-    Returns:
-        The file, None where there is none yet, and whether this is a restart.
 
     Raises:
         InputError: If there are checkpoints and none is good, or none where one is needed.
@@ -76,15 +70,10 @@ def find_resume(resume: str | None, files: CheckpointFiles, world: World, *, onl
 
 
 def check_unused(files: CheckpointFiles, resume: str | None, *, flag: str) -> None:
-    """Check that a training would not overwrite another run in its folder.
-
-    Args:
-        files: Of the folder.
-        resume: The file whose run this one continues, if any.
-        flag: The flag that chooses another folder.
+    """Check that a training would not overwrite another run; the one whose checkpoint it resumes from is its own.
 
     Raises:
-        InputError: If it would.
+        InputError: If it would, with the flag that chooses another folder.
     """
     continues = resume is not None and Path(resume).resolve().parent == files.folder.resolve()
     if (found := files.candidates()) and not continues:

@@ -76,11 +76,7 @@ def start_run(folder: Path, config: Mapping[str, object], **options: Any) -> wan
 
 
 def open_board(folder: Path, start: int) -> SummaryWriter:
-    """TensorBoard's writer of a run.
-
-    Args:
-        folder: Of the run.
-        start: First epoch that it writes; later ones that are there came from a run that was stopped, and are hidden.
+    """TensorBoard's writer of a run, which hides what a run that was stopped wrote of epochs from `start` on.
 
     Raises:
         InputError: If tensorboard is not installed, or its folder is a symbolic link.

@@ -23,10 +23,7 @@ _CYCLES = ("OneCycleLR", "CyclicLR")
 def training_state(trainer: Trainer) -> dict[str, object]:
     """The part of a training that no rank has to itself, after a step: plain data and tensors only."""
     task, scaler = trainer.task, trainer.scaler
-    state: dict[str, object] = {
-        "state_dict": task.network.state_dict(),
-        "optimizer": trainer.optimizer.state_dict(),
-    }
+    state: dict[str, object] = {"state_dict": task.network.state_dict(), "optimizer": trainer.optimizer.state_dict()}
     if task.average is not None:
         state["state_dict_ema"] = task.average.state_dict()
     if scaler is not None:
@@ -131,7 +128,7 @@ def _grid(trainer: Trainer) -> dict[str, int]:
 
 
 def _own_buffers(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """What a step changes on each rank by itself: the task's counters and, of several ranks, statistics of batch norms.
+    """Tensors that a step changes on each rank by itself: the task's counters and, of several ranks, norms' statistics.
 
     Those of a single rank are among the weights.
     """

@@ -1,1 +1,1 @@
-"""What stitches cost and how well they do: profile, evaluation, ledger, Pareto front."""
+"""Costs and accuracies of stitches: profile, evaluation, ledger, Pareto front."""

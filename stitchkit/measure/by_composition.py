@@ -1,4 +1,4 @@
-"""What a stitch costs as the sum of what its steps cost, each measured once."""
+"""The cost of a stitch as the sum of the costs of its steps, each measured once."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ class RouteCosts(Generic[T]):
         Raises:
             InputError: If the stitch is not in the space.
         """
+        # Exact for FLOPs and parameters; latencies add up but for what a GPU overlaps.
         return reduce(operator.add, map(self._cost_of, self._model.steps(stitch)))
 
     def _cost_of(self, step: Step) -> T:
@@ -57,7 +58,7 @@ class RouteCosts(Generic[T]):
         return torch.zeros(self._batch_size, *anchor.input_size, device=weights.device, dtype=weights.dtype)
 
     def _entering(self, label: str) -> list[torch.Tensor]:
-        """What enters each block of an anchor, for blank images."""
+        """The inputs of the blocks of an anchor, for blank images."""
         if label not in self._inputs:
             anchor = self._model.views[label]
             with evaluating(anchor.model), torch.no_grad():

@@ -1,4 +1,4 @@
-"""How well one stitch does on a validation set, each image counted exactly once."""
+"""The accuracy and loss of a network on a validation set, each image counted exactly once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stitchkit.networks.mode import evaluating
 
 
 class Score(NamedTuple):
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Args:
         acc1: Top-1 accuracy in percent.
@@ -32,7 +32,7 @@ class Score(NamedTuple):
 
 
 class Tally:
-    """Sums over images from which the scores of some networks follow; on the device, so that no batch waits.
+    """Sums over images, from which the scores of some networks follow.
 
     Args:
         count: Number of networks.
@@ -40,18 +40,19 @@ class Tally:
     """
 
     def __init__(self, count: int, device: torch.device):
-        # for each network: loss, top-1 hits, top-5 hits, images
+        # For each network: loss, top-1 hits, top-5 hits, images. They stay on the device: to read one would make the
+        # host wait for every batch. In float64 a sum of millions of losses keeps its digits, whatever the batch size.
         self.sums = torch.zeros(count, 4, dtype=torch.float64, device=device)
 
     def add(self, number: int, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Take in what one network says of a batch.
+        """Add the logits of one network for a batch.
 
         Args:
             number: Which network.
             logits: `[B, num_classes]`.
             labels: `[B]`; -1 where there is no class, and such an image is not counted.
         """
-        logits = logits.float()
+        logits = logits.float()  # those of autocast have too few digits for a mean of losses
         hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1)
         self.sums[number] += torch.stack([loss, hits[:, 0].sum(), hits.sum(), (labels >= 0).sum()])
@@ -71,17 +72,19 @@ class Tally:
 
 
 @torch.no_grad()
-def evaluate(
-    network: Callable[[torch.Tensor], torch.Tensor],
+def evaluate_stitch(
+    model: nn.Module,
+    cfg_id: int | None,
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
     *,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Score:
-    """Accuracy and loss over the batches of all ranks.
+    """Accuracy and loss over the batches of all ranks, of one stitch of an SN-Net, or with None of a plain model.
 
     Args:
-        network: Images `[B, C, H, W]` to logits `[B, num_classes]`, in evaluation mode.
+        model: Images `[B, C, H, W]` to logits `[B, num_classes]`; its mode is kept.
+        cfg_id: The stitch.
         batches: Images and labels `[B]` of this rank, without padding: every image of the set is in one batch of
             one rank.
         device: Where the sums are kept.
@@ -91,22 +94,9 @@ def evaluate(
         InputError: If there is no image on any rank.
     """
     tally = Tally(1, device)
-    for images, labels in batches:
-        with autocast():
-            logits = network(images)
-        tally.add(0, logits, labels)
-    return tally.scores()[0]
-
-
-def evaluate_stitch(
-    model: nn.Module,
-    cfg_id: int | None,
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    *,
-    device: torch.device,
-    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> Score:
-    """`evaluate` for one stitch of an SN-Net, or with None for a plain model; the model's mode is kept."""
     with evaluating(model):
-        network = model if cfg_id is None else lambda images: model(images, cfg_id)
-        return evaluate(network, batches, device=device, autocast=autocast)
+        for images, labels in batches:
+            with autocast():
+                logits = model(images) if cfg_id is None else model(images, cfg_id)
+            tally.add(0, logits, labels)
+    return tally.scores()[0]

@@ -1,4 +1,4 @@
-"""How long a stitch takes on the present device: composed of its steps, or as a whole."""
+"""How long a stitch takes on the present device: as the sum of its steps, or as a whole."""
 
 from __future__ import annotations
 
@@ -20,53 +20,32 @@ _WHOLE = 5
 """About how many stitches are measured as a whole too."""
 
 
-class LatencyMeter(RouteCosts[float]):
-    """Milliseconds of the stitches of one SN-Net, as sums over their steps.
-
-    Args:
-        model: An SN-Net on the device to be measured.
-        batch_size: Images that go through at once.
-    """
-
-    def __init__(self, model: SNNet, *, batch_size: int = 1):
-        super().__init__(model, latency_ms, batch_size=batch_size)
-
-
 def latency_ms(module: nn.Module, x: torch.Tensor) -> float:
-    """Milliseconds of one forward pass: the median of repeated runs after a warm-up, waited for on a GPU.
-
-    Args:
-        module: Any module of one input; its mode is kept.
-        x: Its input; the time is for the whole batch.
-    """
+    """Milliseconds of one forward pass of a batch: the median of runs after a warm-up, waited for on a GPU."""
     timer = Timer("module(x)", globals={"module": module, "x": x}, num_threads=torch.get_num_threads())
     with evaluating(module), torch.inference_mode():
-        timer.timeit(2)
+        timer.timeit(2)  # the first runs allocate memory and choose kernels
         return 1e3 * timer.blocked_autorange(min_run_time=_SECONDS).median
 
 
 def _name(device: torch.device) -> str:
-    """The device, and which one it is where torch knows."""
+    """The device, and its product name where torch knows it."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
-    """Add `latency_ms` of a batch and `images_per_s` to the rows of a ledger, composed of the steps of each stitch.
-
-    Args:
-        rows: Rows with a `cfg_id`, changed in place.
-        model: The SN-Net on the device to be measured.
-        batch_size: Images that go through at once.
+    """Add `latency_ms` of a batch and `images_per_s` to the rows of a ledger, as sums over the steps of each stitch.
 
     Returns:
         How it was measured, and how far stitches that are measured as a whole are from the sums of their steps.
     """
-    meter = LatencyMeter(model, batch_size=batch_size)
+    meter = RouteCosts(model, latency_ms, batch_size=batch_size)
     for row in rows:
         row["latency_ms"] = meter.cost(row["cfg_id"])
         row["images_per_s"] = 1e3 * batch_size / row["latency_ms"]
     weights = next(model.parameters())
     images = torch.zeros(batch_size, *model.input_size, device=weights.device, dtype=weights.dtype)
+    # A sum knows nothing of what steps cost together (launches that overlap, caches), so some are measured whole.
     some = rows[:: max(1, len(rows) // _WHOLE)]
     differences = []
     for row in some:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,14 @@ from stitchkit.routes import StitchSpace
 Row = dict[str, Any]
 
 _NUMBERS = ("flops", "params", "activations", "latency_ms", "images_per_s", "acc1", "acc5", "loss")
-_TYPES: dict[str, Any] = {"stitch": str, **dict.fromkeys(_NUMBERS, int | float)}
+_TYPES = {"stitch": str, **dict.fromkeys(_NUMBERS, int | float)}
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """The rows of a ledger, ours or a published one, in the order they stand there.
-
-    A last line that a killed run left unfinished is ignored.
+    """The rows of a ledger, ours or a published one, in the order of its lines.
 
     Raises:
-        InputError: If the file is missing or empty, or a line is no row with a `cfg_id` of its own and finite figures.
+        InputError: If the file is missing, or a line is not a row with a `cfg_id` of its own and finite figures.
     """
     path = Path(path)
     try:
@@ -40,28 +38,45 @@ def read_rows(path: str | Path) -> list[Row]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             if number == len(lines) and not line.endswith("\n"):
-                break
+                break  # a killed run left it unfinished; `Ledger` cuts it off before the next row
             raise InputError(f"ledger '{path}', line {number} is not JSON: {line.strip()[:80]!r}") from error
         if not isinstance(row, dict) or type(row.get("cfg_id")) is not int or row["cfg_id"] < 0:
-            raise InputError(f"ledger '{path}', line {number} has no number of a stitch as 'cfg_id': {line[:80]!r}")
+            raise InputError(f"ledger '{path}', line {number} has no stitch's number as 'cfg_id': {line[:80]!r}")
         if fault := _fault(row):
             raise InputError(f"ledger '{path}', line {number} has {fault}")
         if (first := places.setdefault(row["cfg_id"], number)) != number:
-            raise InputError(
-                f"ledger '{path}', duplicate cfg_id {row['cfg_id']} in lines {first} and {number}; keep one"
-            )
+            duplicate = f"duplicate cfg_id {row['cfg_id']} (line {first})"
+            raise InputError(f"ledger '{path}', line {number}: {duplicate}; keep one of them")
         rows.append(row)
     return rows
 
 
 def _fault(row: Row) -> str:
-    """What of a row's figures cannot be used; a loss alone may be NaN, as nothing is chosen by it."""
+    """The first figure of a row that cannot be used; only a loss may be NaN, as nothing is chosen by it."""
     for key, kind in _TYPES.items():
-        if key in row and (not isinstance(row[key], kind) or isinstance(row[key], bool)):
+        if key in row and (not isinstance(row[key], kind) or isinstance(row[key], bool)):  # JSON's true is an int here
             return f"{key} {row[key]!r}, not of type {kind}"
         if key in row and key not in ("stitch", "loss") and not _is_finite(row[key]):
-            return f"{key} {row[key]}, which is not finite; take the line out and evaluate the stitch again"
+            return f"{key} {row[key]}, which is not finite; remove the line and evaluate the stitch again"
     return ""
+
+
+def check_figures(rows: Sequence[Row], keys: Iterable[str], advice: Mapping[str, str] | None = None) -> None:
+    """Refuse rows without the figures by which stitches are compared; `advice` says what to do where one is missing.
+
+    Raises:
+        InputError: If there is no row, or one lacks a figure or has one that is not finite.
+    """
+    if not rows:
+        raise InputError("the ledger has no rows; run an evaluation with --eval first")
+    for key in keys:
+        for row in rows:
+            if key not in row:
+                how = (advice or {}).get(key, "use a ledger made by --eval")
+                raise InputError(f"the row of cfg_id {row['cfg_id']} has no '{key}'; {how}")
+            if not _is_finite(row[key]):
+                fault = f"{key} {row[key]}, not a finite number"
+                raise InputError(f"the row of cfg_id {row['cfg_id']} has {fault}; remove the row")
 
 
 def _is_finite(value: float) -> bool:
@@ -72,7 +87,7 @@ def _is_finite(value: float) -> bool:
 
 
 def write_rows(path: str | Path, rows: list[Row]) -> None:
-    """Write a whole ledger at once; an existing file is replaced only when the new one is complete."""
+    """Write a whole ledger, in the place of an existing one only when it is complete."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
@@ -102,7 +117,7 @@ class Ledger:
 
     def __init__(self, path: str | Path, space: StitchSpace, cost: Callable[[int], Cost]):
         self.path = Path(path)
-        refuse_link(self.path)  # before hours of evaluation whose rows it would not take
+        refuse_link(self.path)  # now, not after hours of evaluation whose rows could not be written
         self._space = space
         self._cost = cost
         self.rows: list[Row] = read_rows(self.path) if self.path.exists() else []
@@ -115,13 +130,8 @@ class Ledger:
         done = {row["cfg_id"] for row in self.rows}
         return [cfg_id for cfg_id in range(len(self._space)) if cfg_id not in done]
 
-    def append(self, cfg_id: int, figures: Mapping[str, Any]) -> Row:
-        """Add the row of a stitch and see it safely on the disk.
-
-        Args:
-            cfg_id: The stitch.
-            figures: What was measured, besides its costs.
-        """
+    def append(self, cfg_id: int, figures: Mapping[str, object]) -> Row:
+        """Add the row of a stitch, its costs and these figures, and put it safely on the disk."""
         row = cost_row(self._space, cfg_id, self._cost(cfg_id)) | dict(figures)
         self._finish_last_line()
         with opened(self.path, "a") as file:
@@ -132,11 +142,11 @@ class Ledger:
         return row
 
     def rewrite(self) -> None:
-        """Put the rows, which have new figures, in the place of those in the file: all of them or none."""
+        """Write all rows again, with figures that were changed in memory."""
         write_rows(self.path, self.rows)
 
     def _finish_last_line(self) -> None:
-        """Bring the file to its last good row: a killed run may have left a part of one, or a row without its end."""
+        """Cut off what a killed run left of a row, or add the newline that it did not write."""
         content = self.path.read_bytes() if self.path.exists() else b""
         if not content or content.endswith(b"\n"):
             return
@@ -157,13 +167,7 @@ class Ledger:
 
 
 def difference(row: Row, space: StitchSpace, cost: Callable[[int], Cost]) -> str:
-    """What of a row cannot be of these stitches; empty where all can.
-
-    Args:
-        row: A row of a ledger, ours or a published one.
-        space: The stitches.
-        cost: FLOPs and parameters of a `cfg_id`.
-    """
+    """How a row, ours or a published one, contradicts these stitches and their costs; empty where it does not."""
     cfg_id = row["cfg_id"]
     if not 0 <= cfg_id < len(space):
         return f"it has cfg_id {cfg_id}, this space has 0 to {len(space) - 1}"

@@ -8,33 +8,34 @@ from typing import TYPE_CHECKING
 
 from stitchkit.display import aligned, quantity
 from stitchkit.errors import InputError
-from stitchkit.files import replacing
-from stitchkit.measure.ledger import Row
+from stitchkit.files import check_folder_of, replacing
+from stitchkit.measure.ledger import Row, check_figures
 from stitchkit.routes import Stitch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_FIGURES = (("latency_ms", 2), ("images_per_s", 1), ("acc1", 2), ("acc5", 2), ("loss", 4))
+"""Measured figures in a table, and how many digits each is known to."""
 
-def pareto_front(rows: Sequence[Row]) -> list[Row]:
-    """The rows that no other row beats in both FLOPs and accuracy, from cheap to costly.
 
-    Of rows that are equal in both, the first stays.
+def pareto_front(rows: Sequence[Row], cost: str = "flops") -> list[Row]:
+    """The rows that no other row beats in both cost and accuracy, from cheap to costly.
 
     Args:
-        rows: Rows with `flops` and `acc1`.
+        rows: Rows with the cost and `acc1`.
+        cost: The figure to keep low.
 
     Raises:
         InputError: If a row lacks one of them, or there is no row.
     """
-    if not rows:
-        raise InputError("the ledger has no rows; run an evaluation with --eval first")
-    for row in rows:
-        if lacking := [key for key in ("flops", "acc1") if key not in row]:
-            raise InputError(f"the row of cfg_id {row['cfg_id']} has no '{lacking[0]}'; use a ledger made by --eval")
+    check_figures(rows, (cost, "acc1"))
     front: list[Row] = []
-    for row in sorted(rows, key=lambda row: (row["flops"], -row["acc1"])):
+    # From cheap to costly, a row is on the front if it is more accurate than all before it. Of equal cost the most
+    # accurate comes first, so that it alone stays. Of rows that are equal in both, the sort, which is stable, keeps the
+    # ledger's first; small validation sets have such twins.
+    for row in sorted(rows, key=lambda row: (row[cost], -row["acc1"])):
         if not front or row["acc1"] > front[-1]["acc1"]:
             front.append(row)
     return front
@@ -63,16 +64,13 @@ def table(rows: Sequence[Row]) -> str:
     return aligned([head, *body], left={0, 2})
 
 
-_FIGURES = (("latency_ms", 2), ("images_per_s", 1), ("acc1", 2), ("acc5", 2), ("loss", 4))
-
-
 def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
     """Draw accuracy over FLOPs: all stitches, the front through them, anchors marked, area by parameters.
 
     Args:
         rows: Rows with `flops` and `acc1`.
-        path: The picture; its suffix says the format.
-        title: Stands above the picture.
+        path: The picture; its suffix selects the format.
+        title: Title of the picture.
 
     Raises:
         InputError: If a row cannot be drawn, the format is unknown or the file cannot be written.
@@ -83,7 +81,8 @@ def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
     _scatter(axes, [row for row in rows if not is_anchor(row)], rows, color="#4c78a8", label="stitches")
     _scatter(axes, anchors, rows, color="#e45756", label="anchors")
     _line(axes, front, color="#333333", label="Pareto front")
-    # Anchors spread to both sides of the picture, so each label goes to the side where there is room.
+    # Anchors stand near the edges of the picture: their labels go inwards, where there is room. The middle of a
+    # logarithmic axis is the geometric mean.
     middle = (min(row["flops"] for row in rows) * max(row["flops"] for row in rows)) ** 0.5
     for row in anchors:
         left = row["flops"] > middle
@@ -100,16 +99,7 @@ def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
 
 
 def plot_ledgers(ledgers: Mapping[str, Sequence[Row]], path: str | Path, *, title: str = "") -> None:
-    """Draw the stitches of several ledgers over one another, each with its front, in a color of its own.
-
-    Args:
-        ledgers: Rows with `flops` and `acc1`, by the name of their ledger.
-        path: The picture; its suffix says the format.
-        title: Stands above the picture.
-
-    Raises:
-        InputError: If a row cannot be drawn, the format is unknown or the file cannot be written.
-    """
+    """Draw the stitches of several ledgers, by name, as `plot` does, each with its front in a color of its own."""
     figure, axes = _figure(title)
     every = [row for rows in ledgers.values() for row in rows]
     for number, (name, rows) in enumerate(ledgers.items()):
@@ -122,12 +112,14 @@ def plot_ledgers(ledgers: Mapping[str, Sequence[Row]], path: str | Path, *, titl
 
 def _figure(title: str) -> tuple[Figure, Axes]:
     """An empty picture of accuracy over FLOPs."""
-    from matplotlib.figure import Figure  # slow to import, and only a drawing needs it
+    # Only a drawing needs matplotlib, which is slow to import. Its `Figure` alone, without pyplot, needs no display and
+    # keeps nothing between calls.
+    from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    # Anchors differ by factors in cost; on a linear axis the cheap stitches would stand on top of each other.
+    # Anchors differ by factors in cost; on a linear axis the cheap stitches would hide each other.
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda value, _: quantity(value))
@@ -139,7 +131,7 @@ def _figure(title: str) -> tuple[Figure, Axes]:
 
 
 def check_plot(path: str | Path) -> None:
-    """See that a picture can be written, before anything else is.
+    """See that a picture can be written, before the work that it would show.
 
     Raises:
         InputError: If its folder is missing, or the format is unknown.
@@ -148,13 +140,12 @@ def check_plot(path: str | Path) -> None:
 
     path, known = Path(path), FigureCanvasBase.get_supported_filetypes()
     if path.suffix[1:].lower() not in known:
-        raise InputError(f"plot '{path}' cannot be written: no format '{path.suffix}'; take .png, .svg or .pdf")
-    if not path.parent.is_dir():
-        raise InputError(f"folder '{path.parent}' does not exist; make it, or check the path")
+        raise InputError(f"plot '{path}' cannot be written: no format '{path.suffix}'; choose .png, .svg or .pdf")
+    check_folder_of(path)
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a picture; its suffix says the format.
+    """Write a picture; its suffix selects the format.
 
     Raises:
         InputError: If the format is unknown or the file cannot be written.
@@ -175,6 +166,7 @@ def _line(axes: Axes, front: Sequence[Row], *, color: str, label: str = "") -> N
 def _scatter(axes: Axes, rows: Sequence[Row], all_rows: Sequence[Row], *, color: str, label: str) -> None:
     if not rows:
         return
+    # Areas compare over all ledgers of a picture. Published rows may lack parameters, and are drawn small.
     most = max(1, *(row.get("params", 1) for row in all_rows))
     sizes = [20 + 100 * row.get("params", most / 4) / most for row in rows]
     x, y = [row["flops"] for row in rows], [row["acc1"] for row in rows]

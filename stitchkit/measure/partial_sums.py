@@ -1,11 +1,10 @@
-"""Sums of an unfinished evaluation on the disk, so that it resumes where it was killed."""
+"""The sums of an unfinished evaluation on the disk, from which it resumes where it was killed."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,21 +16,18 @@ class PartialSums:
 
     Args:
         path: The file of this rank.
-        of: What the sums depend on, as plain data; sums of anything else are not taken up.
+        of: What the sums depend on, as plain data; sums of anything else are ignored.
     """
 
-    def __init__(self, path: Path, of: Mapping[str, Any]):
+    def __init__(self, path: Path, of: Mapping[str, object]):
         self.path = path
-        self._of = json.loads(json.dumps(of))
+        self._of = json.loads(json.dumps(of))  # as it will be read back: tuples are lists there
 
     def restore(self, sums: torch.Tensor) -> int:
-        """Fill in the sums that were saved.
+        """Fill in the sums that were saved, and return how many batches they cover.
 
         Args:
             sums: Changed in place if there is something to resume from.
-
-        Returns:
-            How many batches they are over.
         """
         try:
             content = json.loads(self.path.read_text())
@@ -45,10 +41,10 @@ class PartialSums:
         return batches
 
     def save(self, sums: torch.Tensor, batches: int) -> None:
-        """Put the sums over the first `batches` batches in the place of those before."""
-        # repr of a float64 is exact
+        """Save the sums over the first `batches` batches, in the place of those before."""
+        # JSON writes a float64 by its repr, which is exact: a resumed evaluation ends with the same last digit.
         write_text(self.path, json.dumps({"of": self._of, "batches": batches, "sums": sums.tolist()}))
 
     def remove(self) -> None:
-        """Forget the sums; the evaluation is finished."""
+        """Remove the file of a finished evaluation."""
         self.path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a stitch costs: FLOPs, parameters and activations, as sums over its steps."""
+"""The cost of a stitch: FLOPs, parameters and activations, as sums over its steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ with warnings.catch_warnings():
 
 
 class Cost(NamedTuple):
-    """What a network costs for one image.
+    """The cost of a network for one image.
 
     Args:
         flops: Multiply-adds, as fvcore counts them.
@@ -70,6 +70,7 @@ def _structure(module: nn.Module) -> Hashable:
     weights = {name: tuple(value.shape) for name, value in module.named_parameters(recurse=False)}
     buffers = {name: tuple(value.shape) for name, value in module.named_buffers(recurse=False)}
     children = tuple((name, _structure(child)) for name, child in module.named_children())
+    # The mode is left out: costs are measured in evaluation mode whatever it is.
     return type(module), repr(settings), repr(weights), repr(buffers), children
 
 
@@ -85,12 +86,7 @@ def measure(module: nn.Module, x: torch.Tensor) -> Cost:
 
 
 def flops_by_operator(module: nn.Module, x: torch.Tensor) -> dict[str, int]:
-    """Multiply-adds of a module by operator, such as `conv` and `linear`, by tracing it with fvcore.
-
-    Args:
-        module: Any module of one input; its mode is kept.
-        x: Its input; the count is for the whole batch.
-    """
+    """Multiply-adds by operator, such as `conv` and `linear`; arguments as of `measure`."""
     return _count(FlopCountAnalysis, module, x)
 
 
@@ -100,7 +96,7 @@ _ANALYSES = (FlopCountAnalysis, ActivationCountAnalysis)
 def _count(
     analysis: type[FlopCountAnalysis | ActivationCountAnalysis], module: nn.Module, x: torch.Tensor
 ) -> dict[str, int]:
-    # fvcore does not see inside the fused operator of attention
+    # fvcore counts nothing inside the fused operator of attention; the published figures are of single operators.
     with evaluating(module), unfused_attention(module), torch.no_grad():
         quiet = analysis(module, x).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         return {operator: int(count) for operator, count in quiet.by_operator().items()}

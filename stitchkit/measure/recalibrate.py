@@ -1,4 +1,4 @@
-"""Batch-norm statistics of one network alone; the routes of an SN-Net share them."""
+"""Batch-norm statistics of one network alone, where the routes of an SN-Net share theirs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from stitchkit.networks.mode import evaluating
 def recalibrate(net: nn.Module, batches: Iterable[torch.Tensor]) -> None:
     """Recompute running statistics as the mean over the batches of this rank.
 
-    torch's `update_bn` would also drop paths and units while it does so; here batch norms alone are in training mode.
-
     Args:
         net: A network with or without batch norm, such as an extracted stitch; it is changed in place.
         batches: Images `[B, C, H, W]` of this rank, prepared as for evaluation.
@@ -28,6 +26,8 @@ def recalibrate(net: nn.Module, batches: Iterable[torch.Tensor]) -> None:
         return
     momenta = [norm.momentum for norm in norms]
     with evaluating(net):
+        # Only batch norms train: torch's `update_bn` puts the whole network into training mode, and dropout and
+        # stochastic depth would change what the norms see.
         for norm in norms:
             norm.train()
             norm.reset_running_stats()

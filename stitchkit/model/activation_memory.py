@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,7 +26,13 @@ class LiveBytes(TorchDispatchMode):
         self._now = 0
         self._tensors: Counter[int] = Counter()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         result = func(*args, **(kwargs or {}))
         given = {_storage(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
         for leaf in tree_leaves(result):
@@ -43,6 +49,7 @@ class LiveBytes(TorchDispatchMode):
             self._now += tensor.untyped_storage().nbytes()
             self.peak = max(self.peak, self._now)
         self._tensors[storage] += 1
+        # Storages end with their last tensor, which Python's own life cycle tells on every device.
         weakref.finalize(tensor, self._forget, storage, tensor.untyped_storage().nbytes())
 
     def _forget(self, storage: int, size: int) -> None:
@@ -57,7 +64,7 @@ def _storage(tensor: torch.Tensor) -> int:
 
 
 def default_budget(device: torch.device) -> int:
-    """Bytes that activations may take unless a person says otherwise: half of a GPU's free memory, 1 GiB on a CPU."""
+    """Bytes that activations may take by default: half of a GPU's free memory, 1 GiB on a CPU."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 2
     return 2**30

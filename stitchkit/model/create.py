@@ -15,7 +15,7 @@ from stitchkit.settings.stitch_config import StitchConfig
 
 
 def create_snnet(
-    config: StitchConfig | Mapping[str, Any] | str | Path,
+    config: StitchConfig | Mapping[str, object] | str | Path,
     *,
     pretrained: bool = False,
     checkpoints: bool | None = None,

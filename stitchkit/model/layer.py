@@ -42,4 +42,5 @@ class StitchLayer(nn.Module):
             matrix: `[in_channels + 1, out_channels]`; the last row is the bias.
         """
         self.transform.weight.copy_(matrix[:-1].T.reshape(self.transform.weight.shape))
-        self.transform.bias.copy_(matrix[-1])  # type: ignore[union-attr]
+        assert self.transform.bias is not None
+        self.transform.bias.copy_(matrix[-1])

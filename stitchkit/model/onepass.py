@@ -21,7 +21,7 @@ _MIB = 2**20
 
 
 class _Stitchable(Protocol):
-    """What a pass needs of an SN-Net."""
+    """The part of an SN-Net that a pass needs."""
 
     space: StitchSpace
     views: dict[str, Anchor]
@@ -83,13 +83,7 @@ class OnePass:
         self._uses = Counter((visit.parent, visit.entry.index) for visit in every if visit.parent is not None)
 
     def __call__(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
-        """Logits of every stitch.
-
-        Args:
-            x: Images `[B, C, H, W]`.
-
-        Returns:
-            Logits `[B, num_classes]` by `cfg_id`, in ascending order.
+        """Logits `[B, num_classes]` of every stitch by ascending `cfg_id`, for images `[B, C, H, W]`.
 
         Raises:
             InputError: If the model is in training mode, or the memory is not enough for one image.
@@ -107,6 +101,7 @@ class OnePass:
         """The images in parts that the memory is enough for."""
         kind = (x.shape[1:], x.dtype, x.device, torch.is_autocast_enabled(x.device.type))
         if kind not in self._portion:
+            # One image is measured rather than estimated: what a block keeps alive depends on its kernels.
             with LiveBytes() as live:
                 self._run(x[:1])
             budget = default_budget(x.device) if self._memory is None else self._memory
@@ -120,17 +115,19 @@ class OnePass:
 
     def _run(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
         left: dict[tuple[Visit, int], torch.Tensor] = {}
-        uses = self._uses.copy()
+        uses = self._uses.copy()  # counted down, so that activations are freed as soon as the last visit took them
         logits: dict[int, torch.Tensor] = {}
 
         def enter(visit: Visit) -> torch.Tensor:
-            """What a visit begins with; what no later visit needs is given free."""
+            """The first activations of a visit; memory that no later visit needs is released."""
             (module,) = self._model.modules_of([visit.entry])
-            if visit.parent is None:
-                return module(x)  # type: ignore[no-any-return]
-            place = (visit.parent, visit.entry.index)
-            uses[place] -= 1
-            return module(left[place] if uses[place] else left.pop(place))  # type: ignore[no-any-return]
+            given = x
+            if visit.parent is not None:
+                place = (visit.parent, visit.entry.index)
+                uses[place] -= 1
+                given = left[place] if uses[place] else left.pop(place)
+            entered: torch.Tensor = module(given)
+            return entered
 
         for label, visits in self._visits.items():
             batches: dict[torch.dtype, _Batch] = {}  # in mixed precision a stem may give another type than a layer
@@ -181,7 +178,7 @@ def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _step(batch: _Batch, number: int, block: nn.Module, left: dict[tuple[Visit, int], torch.Tensor]) -> None:
-    """Run a block, put by what leaves after it, and drop the visits that have nothing more to do."""
+    """Run a block, keep what leaves after it, and drop the visits that have nothing more to do."""
     batch.state = _joined([block(part) for part in in_portions(batch.state)])
     for visit, part in batch.parts():
         if number in visit.leaves:

@@ -38,7 +38,7 @@ def _check_comparable(x: torch.Tensor, y: torch.Tensor) -> None:
         if value.ndim not in (2, 4):
             raise InputError(f"activations are {list(value.shape)}, neither [B, C, H, W] nor [B, D]; convert them")
     if len(x) != len(y):
-        raise InputError(f"activations of {len(x)} and of {len(y)} images are to be compared; give the same images")
+        raise InputError(f"activations of {len(x)} and of {len(y)} images cannot be compared; give the same images")
 
 
 def common_size(x: torch.Tensor, y: torch.Tensor) -> tuple[int, int]:
@@ -88,7 +88,7 @@ def _rows_at(x: torch.Tensor, size: tuple[int, int], chosen: torch.Tensor) -> to
     """Some rows `[rows, C]` of maps resized: what `resize` gives, without the rows that nobody asked for."""
     image, position = chosen // (size[0] * size[1]), chosen % (size[0] * size[1])
     row, column = position // size[1], position % size[1]
-    if x.shape[2:] == size:
+    if x.shape[2:] == size:  # nothing to interpolate, to the last bit
         return x[image, :, row, column]
     top, bottom, down = _neighbours(row, x.shape[2], size[0])
     left, right, across = _neighbours(column, x.shape[3], size[1])
@@ -100,6 +100,7 @@ def _rows_at(x: torch.Tensor, size: tuple[int, int], chosen: torch.Tensor) -> to
 
 def _neighbours(places: torch.Tensor, before: int, after: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Between which two places of the old side those of the new one lie, and how far on `[rows, 1]`."""
+    # Aligned corners: the first and last places of both sides coincide, hence one less than the sizes.
     exact = places * ((before - 1) / max(after - 1, 1))
     low = exact.long().clamp_max(before - 1)
     return low, (low + 1).clamp_max(before - 1), (exact - low)[:, None]
@@ -110,6 +111,7 @@ def _columns(x: torch.Tensor, count: int, seed: int) -> torch.Tensor:
 
 
 def _draw(total: int, count: int, seed: int) -> torch.Tensor:
+    # On the CPU whatever the device, so that a seed draws the same rows everywhere.
     return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
 
 
@@ -132,7 +134,7 @@ def linear_cka(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None
 
 
 def alignment(joint: float, own: float, other: float) -> float:
-    """CKA of three values of HSIC; 0 with a warning if it is no number."""
+    """CKA of three values of HSIC; 0 with a warning if it is not a number."""
     product = own * other
     score = joint / math.sqrt(product) if product > 0 else math.nan
     return min(1.0, max(0.0, _number(score)))
@@ -154,11 +156,13 @@ def hsic(x: torch.Tensor, y: torch.Tensor) -> float:
     where they are smaller. That of an activation with itself is 0 if it varies by no more than its rounding.
     """
     num_rows = x.numel() // x.shape[1]
+    # Both ways give the same sum; the smaller matrix decides, as layers have up to 25,088 channels and few rows.
     if num_rows * (x.shape[1] + y.shape[1]) < x.shape[1] * y.shape[1]:
         kernel = centred_kernel(x)
         value = float((kernel * (kernel if y is x else centred_kernel(y))).sum())
     else:
         value = float(_cross(x, y, x.dtype, centred=True).square().sum())
+    # A constant activation varies by its rounding alone, and the score of that noise would mean nothing.
     return 0.0 if y is x and math.sqrt(value) <= _noise(x) else value
 
 
@@ -170,6 +174,7 @@ def _noise(x: torch.Tensor) -> float:
 
 def _cross(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype, *, centred: bool) -> torch.Tensor:
     """`X^T Y` `[C, C']`, an image at a time in the precision asked for, and their sum in float64."""
+    # Products of one image are exact enough in float32; their sum over many images is not.
     total = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=x.device)
     fronts = _portions(x, dtype, centred=centred)
     if y is x:
@@ -207,11 +212,7 @@ def _portions(x: torch.Tensor, dtype: torch.dtype, *, centred: bool) -> Iterator
 def unbiased_cka(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None, seed: int = 0) -> float:
     """Linear CKA without the bias that few rows give: it is 0 on average for unrelated activations, and may fall below.
 
-    Args:
-        x: Maps `[B, C, H, W]` or vectors `[B, D]`; at least four rows.
-        y: Of the same images.
-        rows_per_channel: Draw rows, as `sample` says; by default all count.
-        seed: Of the draw.
+    Arguments as in `linear_cka`; at least four rows.
 
     Source: Nguyen et al. 2021, equation 3, over all rows at once.
     """
@@ -240,11 +241,7 @@ def _unbiased_hsic(x: torch.Tensor, y: torch.Tensor) -> float:
 def r2(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None, seed: int = 0) -> float:
     """The part of the variance of `x` that linear regression on `y` explains, in [0, 1].
 
-    Args:
-        x: Maps `[B, C, H, W]` or vectors `[B, D]`.
-        y: Of the same images.
-        rows_per_channel: Draw rows, as `sample` says; by default all count.
-        seed: Of the draw.
+    Arguments as in `linear_cka`.
 
     Source: StitchNet, the published alternative; Kornblith et al. 2019, table 1.
     """
@@ -255,11 +252,7 @@ def r2(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None,
 def residual(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None, seed: int = 0) -> float:
     """The part of the energy of `y` that the best linear map from `x` leaves over, in [0, 1]; 0 is best.
 
-    Args:
-        x: Maps `[B, C, H, W]` or vectors `[B, D]`.
-        y: Of the same images.
-        rows_per_channel: Draw rows, as `sample` says; by default all count.
-        seed: Of the draw.
+    Arguments as in `linear_cka`.
     """
     x, y = sample(x, y, rows_per_channel, seed)
     return 1 - _explained(y, x, centred=False)
@@ -275,6 +268,7 @@ def _explained(x: torch.Tensor, y: torch.Tensor, *, centred: bool) -> float:
         a, b = as_rows(x).double(), as_rows(y).double()
         if centred:
             a, b = a - a.mean(0), b - b.mean(0)
+        # Fewer rows than channels: the kernel of the rows has the same non-zero eigenvalues, and is smaller.
         squares, vectors = torch.linalg.eigh(b @ b.T)
         parts, energy = (vectors.T @ a).square().sum(1), a.square().sum()
     else:

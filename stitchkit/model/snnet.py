@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,8 @@ from stitchkit.model.layer import StitchLayer
 from stitchkit.model.onepass import OnePass
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.layout import Layout
-from stitchkit.networks.mode import evaluating, without_statistics
+from stitchkit.networks.mode import without_statistics
+from stitchkit.networks.steps import Slice, extract
 from stitchkit.routes import Joint, Step, Stitch, StitchSpace
 
 
@@ -45,6 +45,7 @@ class SNNet(nn.Module):
 
     def __init__(self, anchors: Sequence[Anchor], space: StitchSpace, *, stitched_final_norm: bool = True):
         super().__init__()
+        # A plain dictionary, so that the anchors' modules are registered once, under the published names.
         self.views = {anchor.label: anchor for anchor in anchors}
         self.space = space
         self.stitched_final_norm = stitched_final_norm
@@ -67,22 +68,20 @@ class SNNet(nn.Module):
             )
         table = self.stitch_layers
         for number in path[:-1]:
-            if str(number) not in table:
-                table[str(number)] = nn.ModuleDict()
-            table = table[str(number)]  # type: ignore[assignment]
+            inner = table[str(number)] if str(number) in table else nn.ModuleDict()
+            assert isinstance(inner, nn.ModuleDict)
+            table[str(number)] = table = inner
         if str(path[-1]) not in table:
             table[str(path[-1])] = StitchLayer(front, end)
 
     def layouts_at(self, joint: Joint) -> tuple[Layout, Layout]:
-        """The full layouts of what leaves the front at a joint and of what enters the end."""
+        """The full layouts at a joint: where the front is left, and where the end is entered."""
         front, end = self.views[joint.front], self.views[joint.end]
-        return front.boundaries[joint.front_block + 1], end.boundaries[joint.end_block]
+        return front.boundaries[joint.front_block + 1].layout, end.boundaries[joint.end_block].layout
 
     def layer(self, joint: Joint) -> StitchLayer:
         """The stitching layer that serves a joint."""
-        module: nn.Module = self.stitch_layers
-        for number in self.space.layers[joint]:
-            module = module[str(number)]  # type: ignore[index]
+        module = self.stitch_layers.get_submodule(".".join(map(str, self.space.layers[joint])))
         assert isinstance(module, StitchLayer)
         return module
 
@@ -107,7 +106,7 @@ class SNNet(nn.Module):
         return list(self.views.values())[-1].pretrained_cfg
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute activations of blocks anew in the backward pass instead of keeping them."""
+        """Recompute activations of blocks in the backward pass instead of keeping them."""
         self.grad_checkpointing = enable
 
     def freeze_anchors(self) -> None:
@@ -126,6 +125,7 @@ class SNNet(nn.Module):
     def train(self, mode: bool = True) -> SNNet:
         """Set the mode of all but the batch norms of frozen anchors, which stay in evaluation mode."""
         super().train(mode)
+        # Statistics that drift would change the anchors although none of their parameters is trained.
         if self._frozen:
             for part in self.anchors.modules():
                 if isinstance(part, _BatchNorm):
@@ -169,17 +169,14 @@ class SNNet(nn.Module):
 
     def modules_of(self, steps: Iterable[Step]) -> Iterator[nn.Module]:
         """The modules that run some steps; they share the model's weights."""
-        blocks: dict[str, Sequence[nn.Module]] = {}
         for step in steps:
             anchor = self.views[step.anchor]
             if step.joint is not None:
                 yield self.layer(step.joint)
-            elif step.kind == "block":
-                if step.anchor not in blocks:
-                    blocks[step.anchor] = anchor.blocks
-                yield blocks[step.anchor][step.index]
+            elif step.kind == "bare head":
+                yield anchor.bare_head
             else:
-                yield anchor.stem if step.kind == "stem" else anchor.head(final_norm=step.kind == "head")
+                yield anchor.steps.module(0 if step.kind == "stem" else step.index + 1)
 
     def forward(self, x: torch.Tensor, stitch: Stitch | int | None = None) -> torch.Tensor:
         """Run one stitch.
@@ -229,19 +226,13 @@ class SNNet(nn.Module):
     def extract(self, stitch: Stitch | int | None = None) -> nn.Sequential:
         """The network of one stitch alone, with weights of its own and nothing that the route does not need.
 
-        Args:
-            stitch: The stitch or its `cfg_id`; without one, that of `reset_stitch_id`.
-
-        Returns:
-            A module that gives what `forward(x, stitch)` gives.
-
-        Raises:
-            InputError: If the stitch is not in the space.
+        It gives what `forward(x, stitch)` gives; arguments and errors are those of `forward`.
         """
         steps = self.steps(stitch)
-        net = nn.Sequential(OrderedDict(zip(_names(steps), self.modules_of(steps), strict=True)))
-        with evaluating(net):
-            return copy.deepcopy(net).train(self.training)
+        named = zip(_names(steps), self.modules_of(steps), strict=True)
+        return extract(nn.Sequential(OrderedDict((name, _named(module)) for name, module in named))).train(
+            self.training
+        )
 
 
 def _names(steps: Iterable[Step]) -> Iterator[str]:
@@ -256,8 +247,13 @@ def _names(steps: Iterable[Step]) -> Iterator[str]:
             yield "stem" if step.kind == "stem" else "head"
 
 
+def _named(module: nn.Module) -> nn.Module:
+    """A module with the names that it has in extracted networks; people have files in which stems are `stem.part`."""
+    return nn.Sequential(OrderedDict(part=module)) if isinstance(module, Slice) else module
+
+
 def _twice(step: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What surrounds the two passes of a step under gradient checkpointing."""
+    """The contexts of the two passes of a step under gradient checkpointing."""
     return nullcontext(), without_statistics(step)
 
 

@@ -59,15 +59,18 @@ class Gram:
 
         Source: SN-Net, equation 4; the threshold of `truncated` is the released code's.
         """
-        if self._solver is None:
+        if self._solver is None:  # many joints leave the same block and share its sums
             squares, vectors = torch.linalg.eigh(self.product)
+            # Rounding makes the smallest eigenvalues slightly negative, which no Gram matrix has.
             self._solver = vectors * self._inverse(squares.clamp_min(0), method, damping) @ vectors.T
         return self._solver @ cross
 
     def _inverse(self, squares: torch.Tensor, method: str, damping: float) -> torch.Tensor:
-        """What stands for the inverse of each squared singular value."""
+        """The inverse of each squared singular value, or what replaces it."""
         if method == "damped":
             return 1 / (squares + damping * squares.mean())
+        # Thresholds are those of singular values, hence squared; `rounded` does not grow with the number of rows,
+        # as the rounding of features in float32 does not either.
         size = max(self.num_rows, len(squares))
         least = {"truncated": (size * _FLOAT32_EPS) ** 2, "rounded": (8 * _FLOAT32_EPS) ** 2}.get(
             method, size * _FLOAT64_EPS
@@ -159,7 +162,7 @@ def _apply(
             sum_over_ranks(targets[joint].cross)
             sum_over_ranks(targets[joint].square)
             maps.append(grams[joint.front, joint.front_block].solve(targets[joint].cross, method, damping))
-        mean = torch.stack(maps).mean(0)
+        mean = torch.stack(maps).mean(0)  # as published: the mean of the maps, not the map of all rows together
         model.layer(joints[0]).set_map(mean)
         for joint in joints:
             residuals[joint] = _left_over(mean, grams[joint.front, joint.front_block], targets[joint])
@@ -169,7 +172,7 @@ def _apply(
 def _left_over(matrix: torch.Tensor, gram: Gram, target: _Target) -> float:
     """The part of a target's energy that a map does not reproduce."""
     left = target.square - 2 * (matrix * target.cross).sum() + (matrix * (gram.product @ matrix)).sum()
-    return max(0.0, (left / target.square).item())
+    return max(0.0, (left / target.square).item())  # the three terms cancel, and rounding may leave less than 0
 
 
 def _feature_rows(
@@ -181,7 +184,7 @@ def _feature_rows(
         last = max((index for wanted, index in entries if wanted == label), default=0)
         for index, x in enumerate(anchor.features(images, until=last)):
             if (label, index) in entries:
-                found[label, index] = as_rows(x, anchor.boundaries[index].channel_dim).double()
+                found[label, index] = as_rows(x, anchor.boundaries[index].layout.channel_dim).double()
     return found
 
 

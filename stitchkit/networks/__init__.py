@@ -1,1 +1,1 @@
-"""Networks as they come: built, loaded, cut, seen as steps, and the layouts of what passes in them."""
+"""Networks: built, loaded, cut, seen as steps, and the layouts of the tensors in them."""

@@ -6,15 +6,21 @@ import copy
 import importlib
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
+from timm.layers import PatchEmbed
 from torch import nn
 
 from stitchkit.errors import InputError
+from stitchkit.networks.cut.traced import TracedSteps
 from stitchkit.networks.layout import Layout
+from stitchkit.networks.steps import INPUT, Boundary, Node, Slice, Steps
+from stitchkit.networks.timm_model import as_timm
 
 # The one place where the core names families: model class -> the view of it.
 VIEWS = {
@@ -40,43 +46,124 @@ class Stage:
     layout: Layout
 
 
-class Piece(nn.Module):
-    """Some children of a model and a function that runs them.
-
-    The children and their parameters are the model's own, under their own names; all others are left out. A piece
-    is cheap to make and is made anew whenever it is needed, so that it never goes stale.
+@dataclass(frozen=True)
+class ViewStep:
+    """One step of a network that has a view.
 
     Args:
-        model: The model whose children are taken.
-        children: Names of the parameters, buffers and modules directly under `model` that `run` needs.
-        run: `(model, x) -> x`.
+        paths: Modules, in the order they run, and tensors of the network that it needs.
+        run: `(model, x) -> x`; without it, the modules run one after the other.
+        begins: Name of the first module or function that `run` calls.
+        ends: Name of the last one.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        children: Collection[str],
-        run: Callable[[nn.Module, torch.Tensor], torch.Tensor],
-    ):
-        super().__init__()
+    paths: tuple[str, ...]
+    run: Callable[[nn.Module, torch.Tensor], torch.Tensor] | None = None
+    begins: str = ""
+    ends: str = ""
+
+
+class ViewSlice(Slice):
+    """A slice that runs modules and methods of its network."""
+
+    _part: nn.Module
+
+    def __init__(self, model: nn.Module, steps: Sequence[ViewStep], start: Boundary | None, stop: Boundary | None):
+        super().__init__(model, start, stop)
+        self._steps = tuple(steps)
+        for path in dict.fromkeys(path for step in steps for path in step.paths):
+            self._take(model, path)
+        # Stems and heads call methods of timm's classes. They run on a copy of the model that shares the tables of this
+        # slice, so that `to` and `load_state_dict` reach both. As a child, it would put a prefix before all names.
         part = copy.copy(model)
         for table in ("_parameters", "_buffers", "_modules"):
-            kept = {name: child for name, child in getattr(model, table).items() if name in children}
-            part.__dict__[table] = kept
-        self.part = part
-        self.run = run
-        self.training = model.training
+            part.__dict__[table] = self.__dict__[table]
+        object.__setattr__(self, "_part", part)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Run the function on the children."""
-        return self.run(self.part, x)
+        """Run the steps."""
+        self._part.training = self.training
+        for step in self._steps:
+            if step.run is not None:
+                x = step.run(self._part, x)
+            else:
+                for path in step.paths:
+                    x = self.get_submodule(path)(x)
+        return x
+
+
+class ViewSteps(Steps):
+    """Steps as a view says them, and the full layouts between them; cuts inside them are left to the tracer."""
+
+    def __init__(self, model: nn.Module, steps: Sequence[ViewStep], layouts: Sequence[Layout]):
+        super().__init__(model)
+        self._steps = tuple(steps)
+        self._layouts = tuple(layouts)
+        self._traced = TracedSteps(model)
+
+    @cached_property
+    def boundaries(self) -> tuple[Boundary, ...]:
+        """The boundaries between the steps."""
+        named = zip(_boundary_names(self._steps), self._layouts, strict=True)
+        return tuple(Boundary(before, after, found=layout) for (after, before), layout in named)
+
+    def _slice(self, first: int, last: int, start: Boundary | None, stop: Boundary | None) -> ViewSlice:
+        return ViewSlice(self.model, self._steps[first:last], start, stop)
+
+    def module(self, number: int) -> nn.Module:
+        """The module that runs one step.
+
+        A block is the model's own module: a slice around it would cost time in every pass, and hide from the compiler
+        and the profiler that blocks are alike.
+        """
+        step = self._steps[number]
+        if step.run is not None:
+            return self[number]
+        modules = [self.model.get_submodule(path) for path in step.paths]
+        if len(modules) == 1:
+            return modules[0]
+        # These names are in extracted networks that people have saved.
+        return nn.Sequential(OrderedDict(zip(("downsample", "block"), modules, strict=True)))
+
+    def between(self, block_input: str | None = None, block_output: str | Sequence[str] | None = None) -> Slice:
+        """The slice from where one node begins to where another ends."""
+        befores, afters = ([getattr(place, side) for place in self.boundaries] for side in ("before", "after"))
+        first = 0 if block_input in (None, INPUT) else _number(block_input, befores)
+        last = len(self) if block_output is None else _number(block_output, afters)
+        if first is None or last is None or first >= last:  # inside a block, or wrong: the tracer says how
+            return self._traced.between(block_input, block_output)
+        return self[first:last]
+
+    def nodes(self, example: torch.Tensor | None = None, *, inside: Collection[str] = ()) -> list[Node]:
+        """The names that `between` takes."""
+        return self._traced.nodes(example, inside=inside)
+
+
+def _number(name: str | Sequence[str], names: Sequence[tuple[str, ...]]) -> int | None:
+    """The step after the boundary that has a name; None where none has it."""
+    return next((number for number, known in enumerate(names, start=1) if name in known), None)
+
+
+def _boundary_names(steps: Sequence[ViewStep]) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """For each boundary the names of what ends there and of what begins there, the smallest first."""
+    paths = [(step.begins, step.ends) if step.run else step.paths for step in steps]
+    for number in range(1, len(steps)):
+        earlier, later = (list(chain.from_iterable(part)) for part in (paths[:number], paths[number:]))
+        yield tuple(_holders(earlier[-1], later)), tuple(_holders(later[0], earlier))
+
+
+def _holders(path: str, others: Sequence[str]) -> Iterator[str]:
+    """A path and those of the modules around it that hold none of the others."""
+    while path and not any(f"{other}.".startswith(f"{path}.") for other in others):
+        yield path
+        path = path.rpartition(".")[0]
 
 
 class Anchor(ABC):
     """A pretrained model as steps: the stem, the blocks of its stages, the head.
 
-    One tensor passes between neighbouring steps, so a route may leave or enter at any of them. A family's view says
-    what stem, blocks and head are; the model itself is untouched and its parameters keep timm's names.
+    A route may leave or enter between any two of them. A family's view says what stem, blocks and head are; the model
+    itself is untouched and its parameters keep timm's names.
 
     Args:
         model: A model of the class that the view is registered for.
@@ -112,13 +199,18 @@ class Anchor(ABC):
 
     @property
     @abstractmethod
-    def stage_modules(self) -> Sequence[nn.Module]:
-        """timm's modules of the stages: sequences of blocks, or modules with `downsample` and `blocks`."""
+    def stage_paths(self) -> Sequence[str]:
+        """Where timm has the stages: sequences of blocks, or modules with `downsample` and `blocks`."""
+
+    @property
+    def borders(self) -> tuple[str, str]:
+        """Names of the last thing that the stem runs and of the first that the head runs."""
+        return self.stem_children[-1], self.head_children[0]
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
         """All blocks of all stages; what down-samples into a stage runs with its first block."""
-        return [step for stage in self.stage_modules for step in _stage_steps(stage)]
+        return [self.steps.module(number) for number in range(1, len(self.steps) - 1)]
 
     @staticmethod
     @abstractmethod
@@ -127,12 +219,7 @@ class Anchor(ABC):
 
     @staticmethod
     def own_names(weights: Mapping[str, torch.Tensor], depths: Sequence[int]) -> dict[str, torch.Tensor]:  # noqa: ARG004
-        """Weights under the model's names, given those of a published checkpoint; the model's own names stay.
-
-        Args:
-            weights: Of one model.
-            depths: Blocks of each of its stages.
-        """
+        """Weights under the model's names, given those of a published checkpoint and the blocks of each stage."""
         return dict(weights)
 
     @property
@@ -140,10 +227,29 @@ class Anchor(ABC):
         """The full layout of what leaves the stem; that of the first stage unless a view says otherwise."""
         return self.stages[0].layout
 
+    @cached_property
+    def steps(self) -> ViewSteps:
+        """Stem, blocks and head: run one after the other they are the model."""
+        blocks = [step for path in self.stage_paths for step in _stage_steps(self.model, path)]
+        stem = ViewStep(self.stem_children, self.run_stem, INPUT, self.borders[0])
+        head = ViewStep(
+            self.head_children,
+            _normalise_pool_and_classify if self.final_norm_children else _pool_and_classify,
+            self.borders[1],
+        )
+        layouts = (self.stem_layout, *(stage.layout for stage in self.stages for _ in range(stage.depth)))
+        return ViewSteps(self.model, [stem, *blocks, head], layouts)
+
     @property
-    def boundaries(self) -> tuple[Layout, ...]:
-        """The full layouts of what passes between the steps: entry `j` enters block `j`, the last one the head."""
-        return (self.stem_layout, *(stage.layout for stage in self.stages for _ in range(stage.depth)))
+    def boundaries(self) -> tuple[Boundary, ...]:
+        """The boundaries between the steps: entry `j` lies before block `j`, the last one before the head."""
+        return self.steps.boundaries
+
+    @property
+    def bare_head(self) -> Slice:
+        """The last step without the final normalisation."""
+        children = tuple(name for name in self.head_children if name not in self.final_norm_children)
+        return ViewSlice(self.model, [ViewStep(children, _pool_and_classify)], self.boundaries[-1], None)
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -153,68 +259,45 @@ class Anchor(ABC):
     @property
     def num_classes(self) -> int:
         """Number of logits."""
-        return int(self.model.num_classes)  # type: ignore[arg-type]
+        return as_timm(self.model).num_classes
 
     @property
     def pretrained_cfg(self) -> Mapping[str, Any]:
         """timm's description of the weights: how images are prepared for them."""
-        return self.model.pretrained_cfg  # type: ignore[return-value]
-
-    @property
-    def stem(self) -> Piece:
-        """The first step."""
-        return Piece(self.model, self.stem_children, self.run_stem)
-
-    def head(self, *, final_norm: bool = True) -> Piece:
-        """The last step, on request without the final normalisation."""
-        if not self.final_norm_children:
-            return Piece(self.model, self.head_children, _pool_and_classify)
-        if final_norm:
-            return Piece(self.model, self.head_children, _normalise_pool_and_classify)
-        children = [name for name in self.head_children if name not in self.final_norm_children]
-        return Piece(self.model, children, _pool_and_classify)
-
-    @property
-    def steps(self) -> list[nn.Module]:
-        """Stem, blocks and head: run one after the other they are the model."""
-        return [self.stem, *self.blocks, self.head()]
+        return as_timm(self.model).pretrained_cfg
 
     def features(self, x: torch.Tensor, *, until: int | None = None) -> list[torch.Tensor]:
-        """What passes between the steps, of the layouts that `boundaries` lists.
-
-        Args:
-            x: Images `[B, C, H, W]`.
-            until: The last entry wanted; by default that of the head.
-        """
-        outputs = [self.stem(x)]
+        """The tensors that pass the `boundaries` for images `[B, C, H, W]`, by default to that of the head."""
+        outputs = [self.steps[0](x)]
         for block in self.blocks[:until]:
             outputs.append(block(outputs[-1]))
         return outputs
 
 
 def _pool_and_classify(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return model.forward_head(x)  # type: ignore[operator,no-any-return]
+    return as_timm(model).forward_head(x)
 
 
 def _normalise_pool_and_classify(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return model.forward_head(model.norm(x))  # type: ignore[operator,no-any-return]
+    return as_timm(model).forward_head(as_timm(model).norm(x))
 
 
-def _stage_steps(stage: nn.Module) -> list[nn.Module]:
-    """The blocks of a stage; a route that enters at a later block than the first has no need of its down-sampling."""
+def _stage_steps(model: nn.Module, path: str) -> list[ViewStep]:
+    """The blocks of a stage."""
+    stage = model.get_submodule(path)
     if not hasattr(stage, "downsample"):
-        return list(stage.children())
-    downsample = stage.get_submodule("downsample")
-    first, *rest = stage.get_submodule("blocks").children()
-    if not isinstance(downsample, nn.Identity):
-        first = nn.Sequential(OrderedDict(downsample=downsample, block=first))
-    return [first, *rest]
+        return [ViewStep((f"{path}.{name}",)) for name, _ in stage.named_children()]
+    first, *rest = [f"{path}.blocks.{name}" for name, _ in stage.get_submodule("blocks").named_children()]
+    is_whole = isinstance(stage.downsample, nn.Identity)
+    # Down-sampling belongs to the first block: a route that enters at a later one must not run it.
+    return [ViewStep((first,) if is_whole else (f"{path}.downsample", first)), *(ViewStep((block,)) for block in rest)]
 
 
-def patched_input_size(model: nn.Module) -> tuple[int, int, int]:
+def patched_input_size(in_chans: int, embedding: PatchEmbed) -> tuple[int, int, int]:
     """Size of an input image, `(C, H, W)`, of a model with timm's patch embedding."""
-    height, width = model.patch_embed.img_size  # type: ignore[union-attr,misc]
-    return (model.in_chans, height, width)  # type: ignore[return-value]
+    assert embedding.img_size is not None, "only models that take images of any size have none, and these have no view"
+    height, width = embedding.img_size
+    return (in_chans, height, width)
 
 
 def has_view(model: nn.Module) -> bool:
@@ -227,12 +310,11 @@ def _class_path(model: nn.Module) -> str:
 
 
 def view(model: nn.Module, *, label: str, source: str = "") -> Anchor:
-    """The anchor that a model makes, by the view registered for its class.
+    """The anchor that a timm model makes, by the view registered for its class.
 
-    Dispatch is on the exact class: a subclass may run its blocks in another way.
+    The exact class decides: a subclass may run its blocks in another way.
 
     Args:
-        model: A timm model.
         label: What stitches call it.
         source: Where its weights come from.
 
@@ -245,3 +327,11 @@ def view(model: nn.Module, *, label: str, source: str = "") -> Anchor:
     module, _, name = VIEWS[_class_path(model)].rpartition(".")
     anchor: Anchor = getattr(importlib.import_module(module), name)(model, label=label, source=source)
     return anchor
+
+
+def steps_of(model: nn.Module, example: torch.Tensor | None = None) -> Steps:
+    """A network as steps: by the view of its class where there is one, else as torch.fx traces it.
+
+    With an example of its input, the layouts between traced steps are known.
+    """
+    return view(model, label="model").steps if has_view(model) else TracedSteps(model, example)

@@ -14,10 +14,11 @@ def _add_nodes_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _nodes(flags: argparse.Namespace) -> None:
-    from stitchkit.networks.cut.nodes import library_model, nodes, table
+    from stitchkit.networks.anchor import steps_of
+    from stitchkit.networks.cut.nodes import library_model, table
 
     model, example = library_model(flags.model, flags.backend)
-    print(table(nodes(model, example, inside=flags.inside)))
+    print(table(steps_of(model).nodes(example, inside=flags.inside)))
     print("* marks clean places: one tensor alone passes from there to the rest of the model")
 
 

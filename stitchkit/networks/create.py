@@ -9,11 +9,11 @@ from typing import Any
 import timm
 import torch
 from timm.models import PretrainedCfg, is_model, list_models, list_pretrained
-from torch import nn
 
 from stitchkit.classes import note_origin
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.anchor import Anchor, view
+from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.networks.weight_names import own_names
 from stitchkit.networks.weights import load_content, read_checkpoint, weights_of
 from stitchkit.settings.stitch_config import AnchorSpec, check_kwargs
@@ -21,13 +21,13 @@ from stitchkit.settings.stitch_config import AnchorSpec, check_kwargs
 
 def create_model(
     name: str, *, checkpoint: str | Path | None = None, pretrained: bool = False, **kwargs: Any
-) -> nn.Module:
+) -> TimmModel:
     """A timm model with its weights.
 
     Args:
         name: timm's name, with or without a tag.
         checkpoint: A local file with the weights; it excludes `pretrained`. If its classifier has another number of
-            classes than asked for, the classifier alone is made anew.
+            classes than asked for, the classifier alone is re-initialised.
         pretrained: Fetch timm's weights for the name.
         kwargs: Arguments of `timm.create_model`; those that are None are left out.
 
@@ -39,15 +39,15 @@ def create_model(
     check_kwargs(kwargs, f"'{name}'")
     img_size = kwargs.get("img_size")
     if known is not None and not known.fixed_input_size:
-        kwargs.pop("img_size", None)  # takes any size, and does not want to be told
+        kwargs.pop("img_size", None)  # takes any size, and refuses the argument
     content = None if checkpoint is None else read_checkpoint(checkpoint)
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained and content is None, **kwargs)
+        model = as_timm(timm.create_model(name, pretrained=pretrained and content is None, **kwargs))
     except Exception as error:  # timm, torch and the hub's client raise many kinds
         reason = one_line(error)
         if pretrained and content is None:
             raise InputError(
-                f"pretrained '{name}' cannot be had: {reason}; check the tag, the arguments and the network, "
+                f"pretrained '{name}' cannot be loaded: {reason}; check the tag, the arguments and the network, "
                 "give a local checkpoint, or start from random weights (--no-pretrained)"
             ) from error
         raise InputError(f"timm cannot build '{name}' with {kwargs}: {reason}") from error
@@ -77,28 +77,27 @@ def published_config(name: str) -> PretrainedCfg | None:
     return config
 
 
-def _describe_input(model: nn.Module, img_size: int | Sequence[int]) -> None:
+def _describe_input(model: TimmModel, img_size: int | Sequence[int]) -> None:
     """Note the size of images in timm's description of the model, the one place where all models have it."""
     sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    model.pretrained_cfg = config | {"input_size": (config["input_size"][0], *sides)}  # type: ignore[assignment]
+    model.pretrained_cfg = model.pretrained_cfg | {"input_size": (model.pretrained_cfg["input_size"][0], *sides)}
 
 
-def _load(model: nn.Module, content: Mapping[str, Any], path: str | Path, *, num_classes: int | None) -> None:
-    """Load weights with whatever number of classes they have; the classifier is made anew if another one is asked."""
+def _load(model: TimmModel, content: Mapping[str, object], path: str | Path, *, num_classes: int | None) -> None:
+    """Load weights with any number of classes; the classifier is re-initialised if another number is asked for."""
     found = _classes_in(own_names(model, weights_of(content)), model)
-    if found not in (None, model.num_classes):
-        model.reset_classifier(found)  # type: ignore[operator]
+    if found is not None and found != model.num_classes:
+        model.reset_classifier(found)
     load_content(model, content, path)
-    if num_classes not in (None, model.num_classes):
-        model.reset_classifier(num_classes)  # type: ignore[operator]
+    if num_classes is not None and num_classes != model.num_classes:
+        model.reset_classifier(num_classes)
     else:
         note_origin(model, content, path)
 
 
-def _classes_in(weights: Mapping[str, torch.Tensor], model: nn.Module) -> int | None:
+def _classes_in(weights: Mapping[str, torch.Tensor], model: TimmModel) -> int | None:
     """Number of classes of some weights, by timm's name of the classifier."""
-    classifier = model.pretrained_cfg["classifier"]  # type: ignore[index]
+    classifier = model.pretrained_cfg["classifier"]
     if isinstance(classifier, tuple | list):
         classifier = classifier[0]
     weight = weights.get(f"{classifier}.weight")
@@ -132,7 +131,7 @@ def create_anchor(
 
 
 def _check_input_size(anchor: Anchor, img_size: int | Sequence[int] | None) -> None:
-    """See that an anchor takes images of the size that it was asked to; some round it to their strides."""
+    """Check that an anchor takes images of the size asked for; some round it to their strides."""
     if img_size is None:
         return
     asked = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)

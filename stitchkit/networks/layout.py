@@ -159,11 +159,7 @@ class Layout:
         return x[..., self.num_prefix_tokens :], x[..., : self.num_prefix_tokens]
 
     def join(self, x: torch.Tensor, prefix: torch.Tensor | None = None) -> torch.Tensor:
-        """The tensor of this layout that has some features, whatever grid these are on.
-
-        Args:
-            x: Features `[B, C, *positions]`.
-            prefix: Prefix tokens `[B, C, P]`, where the layout has some.
+        """The tensor of this layout with features `[B, C, *positions]`, on any grid, and prefix tokens `[B, C, P]`.
 
         Raises:
             InputError: If a map of more than one position should become a vector.
@@ -268,16 +264,14 @@ def _beside(features: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
 
 
 def prefix_tokens(features: torch.Tensor, prefix: torch.Tensor | None, count: int, class_token: str) -> torch.Tensor:
-    """As many prefix tokens `[B, C, count]` as a layout has: those that there are, or as many new ones.
+    """As many prefix tokens `[B, C, count]` as a layout has: those there are, else new ones of a `CLASS_TOKENS` value.
 
     Args:
         features: Features `[B, C, *positions]`.
         prefix: Prefix tokens `[B, C, P]`, if there are any.
-        count: How many are needed.
-        class_token: Value of new ones, one of `CLASS_TOKENS`.
 
     Raises:
-        InputError: If `class_token` is not one of these.
+        InputError: If `class_token` is none of `CLASS_TOKENS`.
     """
     if prefix is not None and prefix.shape[-1] == count:
         return prefix
@@ -315,12 +309,9 @@ def as_rows(x: torch.Tensor, channel_dim: int = 1) -> torch.Tensor:
 
 
 def find_layout(shape: tuple[int, ...], model: nn.Module, size: tuple[int, int]) -> Layout | None:
-    """The layout of a tensor inside a model, by its shape; None if it cannot be known.
+    """The layout of a tensor inside a model, by its shape with the batch; None if it cannot be known.
 
-    Args:
-        shape: With the batch.
-        model: The model.
-        size: Height and width of its images; if they are not square, it does not tell how tokens are arranged.
+    `size` is the height and width of the images; if they are not square, it does not tell how tokens are arranged.
     """
     if len(shape) == 2:
         return Layout("vector")

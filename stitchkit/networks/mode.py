@@ -1,4 +1,4 @@
-"""Modes of modules for a while: evaluation, batch norms that take no notice of what they see, attention spelt out."""
+"""Modes of modules for a while: evaluation, batch norms with fixed statistics, unfused attention."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
     Entering also makes timm's LeViT forget the attention biases that it keeps from earlier evaluation.
     """
+    # Modes may differ within a module: frozen parts stay in evaluation mode while the rest trains.
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -26,11 +27,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_statistics(module: nn.Module) -> Iterator[None]:
-    """Let batch norms normalise as ever for a while, but leave their running statistics as they are."""
+    """Keep the running statistics of batch norms as they are for a while; they normalise as before."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
     before = [(norm.momentum, None if (n := norm.num_batches_tracked) is None else n.clone()) for norm in norms]
     for norm in norms:
-        norm.momentum = 0.0
+        norm.momentum = 0.0  # not evaluation mode: the batch must still be normalised by its own statistics
     try:
         yield
     finally:
@@ -42,12 +43,12 @@ def without_statistics(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unfused_attention(module: nn.Module) -> Iterator[None]:
-    """Let timm's attention be spelt out for a while, as it was before there was one operator for it."""
-    fused = [part for part in module.modules() if getattr(part, "fused_attn", False)]
-    for part in fused:
-        part.fused_attn = False  # type: ignore[assignment]
+    """Compute timm's attention by single operators for a while, as before there was a fused one."""
+    fused = [vars(part) for part in module.modules() if getattr(part, "fused_attn", False)]
+    for attributes in fused:
+        attributes["fused_attn"] = False
     try:
         yield
     finally:
-        for part in fused:
-            part.fused_attn = True  # type: ignore[assignment]
+        for attributes in fused:
+            attributes["fused_attn"] = True

@@ -17,9 +17,7 @@ _SPLIT_BN = re.compile(r"\.aux_bn\.\d+")
 def own_names(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Weights under the names of a model, given those of a published checkpoint; its own names stay as they are.
 
-    Args:
-        model: An SN-Net, an anchor's model, or any other, for which nothing is renamed.
-        weights: Named weights for the whole model.
+    An SN-Net and the models of anchors have published names; for any other model nothing is renamed.
     """
     named = _unwrapped(weights, model.state_dict().keys())
     for prefix, anchor in _anchors(model).items():

@@ -30,8 +30,8 @@ _EMA_KEYS = ("state_dict_ema", "model_ema")
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint file: plain data and tensors, on the CPU.
 
-    Nothing in the file is executed, and its checksums are looked at, which torch does not. The one class beyond plain
-    data that is let in is `argparse.Namespace`, which the released checkpoints hold.
+    Nothing in the file is executed. Its checksums are verified, which torch does not do. Beyond plain data one class is
+    allowed, `argparse.Namespace`, as the released checkpoints hold it.
 
     Args:
         path: A `.safetensors` file, or one written by `torch.save`.
@@ -68,7 +68,7 @@ def _opened(path: str | Path) -> BinaryIO:
     check_local(str(path), "checkpoint")
     path = Path(path)
     if not path.is_file():
-        found = "is no file" if path.exists() else "does not exist"
+        found = "is not a file" if path.exists() else "does not exist"
         raise InputError(f"checkpoint '{path}' {found}; check the path")
     return path.open("rb")
 
@@ -104,7 +104,7 @@ _DTYPES = frozenset([
 
 
 def _oddity(content: object) -> str:
-    """What no program saves of a network: kinds of tensors that cannot be compared or copied, and endless nesting."""
+    """An object that no program saves of a network: a tensor that cannot be compared or copied, endless nesting."""
     left, seen = [(content, 0)], set()
     while left:
         value, depth = left.pop()
@@ -124,8 +124,8 @@ def _oddity(content: object) -> str:
     return ""
 
 
-def _inner(value: object) -> list[Any] | None:
-    """What a value holds; None where it is one thing."""
+def _inner(value: object) -> list[object] | None:
+    """The members of a container; None for anything else."""
     if isinstance(value, argparse.Namespace):
         return [vars(value)]
     if isinstance(value, Mapping):
@@ -190,14 +190,14 @@ def _is_zip(file: BinaryIO) -> bool:
 
 
 def damage(file: BinaryIO | Path) -> str:
-    """What is wrong with a file that `torch.save` wrote, by the checksums in it; empty where nothing is.
+    """The fault of a file that `torch.save` wrote, by the checksums in it; empty if it has none.
 
     torch itself does not look at them when it reads.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             if not any(member.CRC for member in archive.infolist()):
-                return ""  # torch was told to write none
+                return ""  # torch can be set to write none
             broken = archive.testzip()
     except Exception as error:  # a garbled directory can make zipfile raise anything
         return f"{error}" or type(error).__name__
@@ -218,13 +218,13 @@ def _refusal(path: Path, error: Exception) -> str:
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
-    # torch's own first line of advice is to switch the protection off; what was found stands after it.
+    # torch's message begins with the advice to switch the protection off; what it found stands after that.
     found = [line for line in lines if line.startswith(("WeightsUnpickler error", "Unsupported"))]
     sentence = re.split(r"(?<=[.!?])\s", (found or lines or [type(error).__name__])[0])[0]
     return textwrap.shorten(sentence, 300, placeholder=" ...")
 
 
-def weights_of(content: Mapping[str, Any], *, ema: bool = False) -> dict[str, torch.Tensor]:
+def weights_of(content: Mapping[str, object], *, ema: bool = False) -> dict[str, torch.Tensor]:
     """The named weights in a checkpoint's content, without wrappers and `module.` prefixes.
 
     Args:
@@ -235,16 +235,16 @@ def weights_of(content: Mapping[str, Any], *, ema: bool = False) -> dict[str, to
         InputError: If there is no moving average, or no tensor at all.
     """
     keys = _EMA_KEYS if ema else _MODEL_KEYS
-    found = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), None)
-    if found is None and ema:
+    nested = [value for key in keys if isinstance(value := content.get(key), Mapping)]
+    if not nested and ema:
         raise InputError("the checkpoint holds no moving average of weights; leave --model-ema out")
-    weights = {
-        name.removeprefix("module."): value
-        for name, value in (content if found is None else found).items()
-        if isinstance(name, str) and isinstance(value, torch.Tensor)
-    }
-    named = [name.removeprefix("module.") for name in (content if found is None else found) if isinstance(name, str)]
-    if len(set(named)) < len(named):
+    bare = [
+        (name.removeprefix("module."), value)
+        for name, value in (nested or [content])[0].items()
+        if isinstance(name, str)
+    ]
+    weights = {name: value for name, value in bare if isinstance(value, torch.Tensor)}
+    if len(dict(bare)) < len(bare):
         raise InputError("the checkpoint has weights both with and without 'module.' before their names; keep one set")
     if not weights:
         raise InputError(f"the checkpoint holds no weights; its keys are {', '.join(map(str, content))}")
@@ -270,7 +270,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, ema: bool = False) ->
     return content
 
 
-def load_content(model: nn.Module, content: Mapping[str, Any], path: str | Path, *, ema: bool = False) -> None:
+def load_content(model: nn.Module, content: Mapping[str, object], path: str | Path, *, ema: bool = False) -> None:
     """`load_checkpoint` for a file that was read already.
 
     Raises:

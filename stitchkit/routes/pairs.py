@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class BlockPair(NamedTuple):
-    """A pair of blocks that are joined: leave after `front`, enter before `end`, through layer `layer`."""
+    """Two blocks that are joined: leave after `front`, enter before `end`, through layer `layer`."""
 
     front: int
     end: int
@@ -27,26 +27,29 @@ def paired(depth: int, *, kernel_size: int, stride: int, ahead: bool = False) ->
 
     Source: SN-Net, section 3.3 (sliding windows).
     """
+    # Windows overlap. The order in which pairs appear, i outer and j inner, is the published `cfg_id`.
     seen: set[tuple[int, int]] = set()
     layer = 0
     for start in range(0, depth, stride):
-        blocks = range(start, min(start + kernel_size, depth))
+        blocks = range(start, min(start + kernel_size, depth))  # cut short at the end: no block is left out
         new = [(i, j) for i in blocks for j in blocks if (i, j) not in seen and (i < j or not ahead)]
         yield from (BlockPair(i, j, layer) for i, j in new)
         seen.update(new)
-        layer += bool(new)
+        layer += bool(new)  # a window with nothing new has no layer: released weights number only those that exist
 
 
 def unpaired(front_depth: int, end_depth: int) -> Iterator[BlockPair]:
     """The block pairs of two stacks of different depth: every end block is entered from the front block at its height.
 
-    Heights are compared by nearest neighbours: end block `j` is as high as front block `j * front / end`, rounded
-    down. Only later blocks than the one that is left are entered, so a front that is deeper than its end has none.
+    Only later blocks than the one that is left are entered, so a front that is deeper than its end has none.
 
-    Source: SN-Net, section 3.3 (unpaired stitching). The released code gives the k-th pair the layer of the k-th end
-    block, not of its own one; so do we, because the released weights are laid out like that.
+    Source: SN-Net, section 3.3 (unpaired stitching).
     """
+    # Nearest-neighbour interpolation of the front's numbers to the end's length, as the released code has it: in whole
+    # numbers, since a quotient of floats may round to the neighbour.
     height = [j * front_depth // end_depth for j in range(end_depth)]
     pairs = [(i, j) for i in range(front_depth) for j in range(end_depth) if height[j] == i < j]
+    # A quirk of the released code: the k-th pair gets the layer of the k-th end block, not of its own. The released
+    # weights are laid out so.
     for (i, j), layer in zip(pairs, height, strict=False):
         yield BlockPair(i, j, layer)

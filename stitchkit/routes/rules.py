@@ -1,4 +1,4 @@
-"""The rules that say where anchors may be joined, and which joints share a stitching layer."""
+"""Rules: where anchors may be joined, and which joints share a stitching layer."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from stitchkit.routes.pairs import BlockPair, paired, unpaired
 from stitchkit.routes.stitch import Joint, Segment, Stitch
 
 LayerPath = tuple[int, ...]
-"""Where a stitching layer stands among all of them, as in the published key names.
+"""The place of a stitching layer in the published key names.
 
 (pair of anchors, layer) for anchors of one stage, (stage among those that are stitched, pair, layer) for others.
 """
 
 
 class Shape(Protocol):
-    """What a rule needs to know of an anchor."""
+    """The part of an anchor that a rule sees: no weights, so that a space is known in milliseconds."""
 
     @property
     def label(self) -> str:
-        """What stitches call it."""
+        """Its name in stitches."""
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -35,7 +35,7 @@ class Shape(Protocol):
 
 
 class Plan(NamedTuple):
-    """What a rule decides: the stitches after the anchors, in the published order, and the layer of every joint."""
+    """The stitches after the anchors, in the published order, and the layer of every joint."""
 
     stitches: tuple[Stitch, ...]
     layers: dict[Joint, LayerPath]
@@ -55,8 +55,7 @@ class PairedWindow:
     Args:
         kernel_size: Blocks in a window.
         stride: Blocks between the starts of neighbouring windows.
-        nearest: Join neighbouring anchors only; otherwise every pair of anchors, and routes through three or more,
-            where a further joint leaves at or after the block at which the route entered.
+        nearest: Join neighbouring anchors only; otherwise every pair of anchors, and routes through three or more.
 
     Raises:
         InputError: If kernel size or stride is below 1.
@@ -79,12 +78,15 @@ class PairedWindow:
         """
         depth = self._common_depth(anchors)
         window = list(paired(depth, kernel_size=self.kernel_size, stride=self.stride))
+        # From a cheaper anchor into a costlier one only: the paper's fast-to-slow direction.
         couples = [c for c in combinations(range(len(anchors)), 2) if not self.nearest or c[1] - c[0] == 1]
         layers: dict[Joint, LayerPath] = {}
         for number, (front, end) in enumerate(couples):
             for pair in window:
                 joint = Joint(anchors[front].label, pair.front, anchors[end].label, pair.end)
                 layers[joint] = (number, pair.layer)
+        # Layers are numbered by pairs of anchors, and routes through three anchors use those of their pairs: a longer
+        # route costs no weights of its own.
         chains: Iterable[tuple[int, ...]] = couples
         if not self.nearest:
             chains = [c for size in range(2, len(anchors) + 1) for c in combinations(range(len(anchors)), size)]
@@ -146,6 +148,8 @@ class StageWise:
         self._check_stages(anchors)
         layers: dict[Joint, LayerPath] = {}
         stitches = []
+        # Stage outside, pair inside: the published `cfg_id`. Released keys count the stages that are stitched, which
+        # `number` does, not the stages of the anchors.
         for number, stage in enumerate(self.stages):
             for couple, (front, end) in enumerate(pairwise(anchors)):
                 leave, enter = (sum(anchor.depths[:stage]) for anchor in (front, end))
@@ -153,6 +157,7 @@ class StageWise:
                 if not pairs:
                     raise self._nothing_to_join(stage, front, end)
                 for i, j, layer in pairs:
+                    # Within a stage both have the same resolution, mostly; a route counts blocks over all stages.
                     pair = BlockPair(leave + i, enter + j, layer)
                     layers[Joint(front.label, pair.front, end.label, pair.end)] = (number, couple, layer)
                     stitches.append(_stitch([front.label, end.label], [pair], sum(end.depths)))
@@ -167,6 +172,8 @@ class StageWise:
         )
 
     def _pairs(self, front_depth: int, end_depth: int) -> Iterator[BlockPair]:
+        # A route that entered at the same or an earlier block would repeat work of the front; within a stage the
+        # published spaces leave it out, unlike those of one stage.
         if front_depth == end_depth:
             return paired(front_depth, kernel_size=self.kernel_size, stride=self.stride, ahead=True)
         return unpaired(front_depth, end_depth)
@@ -200,6 +207,7 @@ class SlidingWindow:
     stages: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        # Which rule it is depends on the anchors; bad values are refused before these are built, or downloaded.
         _check_window(self.kernel_size, self.stride)
         if self.stages is not None:
             self._stage_wise(self.stages)
@@ -214,7 +222,7 @@ class SlidingWindow:
             return PairedWindow(self.kernel_size, self.stride, self.nearest).plan(anchors)
         if not self.nearest:
             raise InputError(
-                "nearest_stitching is false, which is known for anchors of one stage only; leave it out for "
+                "nearest_stitching is false, which is defined for anchors of one stage only; leave it out for "
                 f"{_blocks(anchors)}"
             )
         stages = _usual_stages(anchors) if self.stages is None else self.stages
@@ -225,10 +233,11 @@ class SlidingWindow:
 
 
 def _usual_stages(anchors: Sequence[Shape]) -> tuple[int, ...]:
+    """The stages at which all of the anchors' families are stitched; Swin's last, for one, is left out."""
     usual = set(anchors[0].stitched_stages).intersection(*(anchor.stitched_stages for anchor in anchors))
     if not usual:
         listed = ", ".join(f"{anchor.label} {list(anchor.stitched_stages)}" for anchor in anchors)
-        raise InputError(f"the anchors are usually stitched at different stages: {listed}; say which as 'stages'")
+        raise InputError(f"the anchors are usually stitched at different stages: {listed}; name some in 'stages'")
     return tuple(sorted(usual))
 
 
@@ -244,6 +253,7 @@ def _blocks(anchors: Sequence[Shape]) -> str:
 
 def _chained(window: Sequence[BlockPair], count: int, enter: int = 0) -> Iterator[tuple[BlockPair, ...]]:
     """All ways to take `count` joints in a row, each leaving at or after the block where the route entered."""
+    # Otherwise the anchor in the middle would run no block: its segment would end before it begins.
     if count == 0:
         yield ()
         return

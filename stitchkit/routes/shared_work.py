@@ -1,4 +1,4 @@
-"""What several stitches have in common: the stretches of blocks that each need to run only once."""
+"""The work that several stitches share: stretches of blocks that run only once for all of them."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ def shared_visits(routes: Mapping[int, Iterable[Step]]) -> dict[str, list[Visit]
         For each anchor its visits, by the block at which they start. Anchors are in an order in which every visit
         comes after its parent.
     """
+    # A visit is known by how routes came there: the stem and the layers passed, from which the blocks follow.
     known: dict[tuple[Step, ...], Visit] = {}
     for cfg_id, steps in routes.items():
         past: tuple[Step, ...] = ()
@@ -66,7 +67,7 @@ def shared_visits(routes: Mapping[int, Iterable[Step]]) -> dict[str, list[Visit]
     by_anchor: dict[str, list[Visit]] = {}
     for visit in sorted(known.values(), key=lambda visit: visit.start):
         by_anchor.setdefault(visit.anchor, []).append(visit)
-    # Routes only go forward.
+    # Routes never return to an anchor, so the anchors have an order; it lets each run all of its visits in one go.
     order: TopologicalSorter[str] = TopologicalSorter()
     for visit in known.values():
         order.add(visit.anchor, *([] if visit.parent is None else [visit.parent.anchor]))

@@ -27,11 +27,7 @@ class StitchSpace:
 
     @classmethod
     def build(cls, anchors: Sequence[Shape], rule: Rule) -> StitchSpace:
-        """The space of `anchors` under `rule`: a pure function of labels, depths and rule.
-
-        Args:
-            anchors: From cheap to costly; anything with a `label` and `depths`, blocks per stage.
-            rule: Where anchors may be joined.
+        """The space of `anchors`, from cheap to costly, under `rule`: a pure function of labels, depths and rule.
 
         Raises:
             InputError: If there are fewer than two anchors, two share a label, or the rule does not fit them.
@@ -43,6 +39,7 @@ class StitchSpace:
             )
         if repeated := {label for label in labels if labels.count(label) > 1}:
             raise InputError(f"anchors share the label {sorted(repeated)}; give each its own 'label'")
+        # Anchors come first: ledgers, and the published tools that read them, count on it.
         uncut = tuple(Stitch((Segment(a.label, 0, sum(a.depths)),)) for a in anchors)
         plan = rule.plan(anchors)
         return cls(uncut + plan.stitches, plan.layers, len(uncut))
@@ -59,9 +56,9 @@ class StitchSpace:
             if not found:
                 raise InputError(f"'{text}' does not choose stitches; list their cfg_id, such as 3,5,10-20")
             first, last = int(found[1]), int(found[2] or found[1])
-            _ = self[first], self[last]
+            _ = self[first], self[last]  # refuses what does not exist
             if last < first:
-                raise InputError(f"'{text}' holds the range {first}-{last}, which goes backwards; write {last}-{first}")
+                raise InputError(f"'{text}' holds the range {first}-{last}, which runs backwards; write {last}-{first}")
             chosen.update(range(first, last + 1))
         return sorted(chosen)
 

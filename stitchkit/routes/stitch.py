@@ -10,7 +10,7 @@ from typing import Literal
 from stitchkit.errors import InputError
 
 ARROW = " > "
-LABEL = re.compile(r"[A-Za-z0-9_.#-]+")
+LABEL = re.compile(r"[A-Za-z0-9_.#-]+")  # no space, bracket or arrow, so that names of routes can be read back
 _SEGMENT = re.compile(rf"(?P<anchor>{LABEL.pattern})\[(?P<start>\d+):(?P<stop>\d+)\]")
 
 
@@ -63,7 +63,7 @@ class Joint:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a route: a reference, without weights, to what runs.
+    """One step of a route: a reference, without weights, to the module that runs.
 
     Args:
         kind: `stem`, `block`, `layer` (the stitching layer of a joint), `head`, or `bare head`, the head without the
@@ -106,6 +106,7 @@ class Stitch:
         Raises:
             InputError: If `name` is not segments `anchor[start:stop]` joined by ` > `.
         """
+        # A whole match of every part: a name that is nearly one of ours comes from a damaged or a foreign ledger.
         matches = [_SEGMENT.fullmatch(part) for part in name.split(ARROW)]
         segments = tuple(Segment(m["anchor"], int(m["start"]), int(m["stop"])) for m in matches if m)
         if len(segments) != len(matches):
@@ -136,6 +137,7 @@ class Stitch:
             for block in range(segment.start, segment.stop):
                 yield Step("block", segment.anchor, block)
         last = self.segments[-1]
+        # The released DeiT code forgets the final normalisation on stitched routes, and its weights were trained so.
         yield Step("head" if self.is_anchor or stitched_final_norm else "bare head", last.anchor, last.stop)
 
     @property

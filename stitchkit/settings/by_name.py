@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import AfterValidator
 from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.settings.files import naming, read_settings_file
+from stitchkit.settings.flag_fields import Flag, flag_in
 from stitchkit.settings.recipe import GROUPS, Recipe, flag_of
-from stitchkit.settings.schema import fields_of, join, json_schema, parse
+from stitchkit.settings.schema import join, json_schema, parse
 from stitchkit.settings.timm_flags import REFUSED
 
 
@@ -24,13 +26,11 @@ class Setting(NamedTuple):
         name: Its name.
         kind: Type of its value, or of each of several.
         many: Whether it has several values.
-        choices: What it may be, if few.
+        choices: Its values, if they are few.
         optional: Whether it may be nothing.
         is_place: Whether it names a place on this machine.
         help: One line for `--help`.
-        aliases: Further spellings of the flag.
-        command_only: Whether only a flag can switch it on.
-        options: Further arguments of argparse.
+        flag: What argparse needs besides.
     """
 
     group: str
@@ -41,56 +41,60 @@ class Setting(NamedTuple):
     optional: bool
     is_place: bool
     help: str
-    aliases: tuple[str, ...]
-    command_only: bool
-    options: dict[str, Any]
+    flag: Flag
 
 
 def _setting(group: str, name: str, field: FieldInfo) -> Setting:
     options = get_args(field.annotation)
     optional = type(None) in options
-    kind: Any = options[0] if optional else field.annotation
+    kind: Any = options[0] if optional else field.annotation  # a type, or a form of typing
+    # pydantic moves the marks of `LocalPath` to the field, but leaves those inside `LocalPath | None` on the type.
     marks = [*field.metadata, *getattr(kind, "__metadata__", ())]
     kind = getattr(kind, "__origin__", kind) if get_origin(kind) is Annotated else kind
     many = get_origin(kind) is list
     if many:
         [kind] = get_args(kind)
-        kind = get_args(kind)[0]  # of what is annotated with its limits
+        kind = get_args(kind)[0]  # the type that is annotated with its limits
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     kind = str if choices else get_origin(kind) or kind
     is_place = any(isinstance(mark, AfterValidator) for mark in marks)
-    extra: Any = field.json_schema_extra
-    return Setting(group, name, kind, many, choices, optional, is_place, field.description or "", **extra["flag"])
+    return Setting(group, name, kind, many, choices, optional, is_place, field.description or "", flag_in(field))
 
 
-SETTINGS: dict[str, Setting] = {
-    name: _setting(group, name, field) for group, kind in GROUPS.items() for name, field in fields_of(kind).items()
+SETTINGS = {
+    name: _setting(group, name, field)
+    for group, kind in GROUPS.items()
+    for name, field in kind.__pydantic_fields__.items()
 }
 """Every setting by its name, in the order of groups and fields."""
 
 
-def checked(values: Mapping[str, Any], name: Callable[[str], str] = str) -> dict[str, Any]:
-    """Settings that are known and have values that they can have.
+def _grouped(values: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    groups: dict[str, dict[str, object]] = defaultdict(dict)
+    for name, value in values.items():
+        groups[SETTINGS[name].group][name] = value
+    return groups
+
+
+def checked(values: Mapping[str, object], name: Callable[[str], str] = str) -> dict[str, object]:
+    """Settings that are known and whose values are valid.
 
     Args:
         values: Settings by name.
         name: How a person knows a setting, for messages.
 
     Raises:
-        InputError: If there is an unknown one, or a value that it cannot have.
+        InputError: If one is unknown or its value is not valid.
     """
-    groups: dict[str, dict[str, Any]] = defaultdict(dict)
-    for key, value in values.items():
-        if key not in SETTINGS:
-            raise InputError(f"{name(str(key))}: {unknown('setting', str(key), SETTINGS)}")
-        groups[SETTINGS[key].group][key] = value
-    made = {group: parse(GROUPS[group], own, name=name) for group, own in groups.items()}
+    if wrong := [key for key in values if key not in SETTINGS]:
+        raise InputError(f"{name(str(wrong[0]))}: {unknown('setting', str(wrong[0]), SETTINGS)}")
+    made = {group: parse(GROUPS[group], own, name=name) for group, own in _grouped(values).items()}
     return {key: getattr(made[SETTINGS[key].group], key) for key in values}
 
 
 def checked_of_file(
-    values: Mapping[str, Any], place: str = "", names: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+    values: Mapping[str, object], place: str = "", names: Mapping[str, str] | None = None
+) -> dict[str, object]:
     """`checked` for settings of a file, timm's or ours.
 
     Args:
@@ -112,18 +116,18 @@ def checked_of_file(
                 raise InputError(f"{name(key)}: {REFUSED[key].error(key)}")
             continue  # as timm writes it into its own files
         setting = SETTINGS.get(key)
-        if setting is not None and setting.command_only and value:
+        if setting is not None and setting.flag.command_only and value:
             raise InputError(f"{name(key)}: a file cannot set it; give {flag_of(key)} on the command line")
         # timm writes an empty text where nothing was given.
         given[key] = None if value == "" and setting is not None and setting.optional else value
     return checked(given, name)
 
 
-def read_settings(path: str) -> dict[str, Any]:
+def read_settings(path: str) -> dict[str, object]:
     """Settings by name from a YAML or JSON file, timm's or ours.
 
     Raises:
-        InputError: If it cannot be read, has an unknown key, or holds a value that cannot be used.
+        InputError: If it cannot be read, has an unknown key, or a value that is not valid.
     """
     content = read_settings_file(path)
     data = content.pop("data", None)
@@ -133,21 +137,18 @@ def read_settings(path: str) -> dict[str, Any]:
         return checked_of_file(content)
 
 
-def make_recipe(values: Mapping[str, Any]) -> Recipe:
+def make_recipe(values: Mapping[str, object]) -> Recipe:
     """A recipe of settings by name; the others keep their defaults."""
-    groups: dict[str, dict[str, Any]] = defaultdict(dict)
-    for name, value in values.items():
-        groups[SETTINGS[name].group][name] = value
-    return parse(Recipe, groups)
+    return parse(Recipe, _grouped(values))
 
 
-def recipe_schema() -> dict[str, Any]:
+def recipe_schema() -> JsonSchemaValue:
     """The JSON Schema of a file of settings by name."""
     schema = json_schema(Recipe)
     properties = {
         name: schema["$defs"][GROUPS[setting.group].__name__]["properties"][name]
         for name, setting in SETTINGS.items()
-        if not setting.command_only
+        if not setting.flag.command_only
     }
     return {
         "$schema": schema["$schema"],

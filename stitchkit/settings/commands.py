@@ -18,7 +18,7 @@ def kinds() -> list[str]:
 
 
 def schema_text(kind: str) -> str:
-    """The JSON Schema of one of `kinds`, as it stands in `stitchkit/settings/schemas`."""
+    """The JSON Schema of one of `kinds`, as committed in `stitchkit/settings/schemas`."""
     (entry,) = entry_points(group=_KINDS, name=kind)
     return json.dumps(entry.load()(), indent=1) + "\n"
 

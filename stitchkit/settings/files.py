@@ -46,12 +46,12 @@ class _Loader(_Dialect, yaml.SafeLoader):
         self.above = (*above, resolved)
         self.opened = opened
         text = _text(path)
-        if _is_json(path):  # which may have between its values and in texts what YAML does not
+        if _is_json(path):  # JSON allows tabs between values and DEL in texts, which YAML forbids
             text = self.NON_PRINTABLE.sub(" ", text.replace("\t", " "))
         super().__init__(text)
         self.name = str(path)  # marks of nodes know their file by it
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """A node of the file, or in the place of an `!include` the other file's; anchors are a file's own."""
         node = super().compose_node(parent, index)
         if node is None or node.tag != _INCLUDE:
@@ -60,7 +60,7 @@ class _Loader(_Dialect, yaml.SafeLoader):
             raise InputError(f"'{self.path}', line {_line(node)}: write !include and the name of a file")
         return _compose(self.path.parent / node.value, self.above, self.opened)
 
-    def compose_mapping_node(self, anchor: Any) -> Any:
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
         """A mapping, if no key is in it twice; YAML and JSON would silently take the last one."""
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
@@ -76,7 +76,7 @@ class _Loader(_Dialect, yaml.SafeLoader):
 class _Dumper(_Dialect, yaml.SafeDumper):
     """Writes what `_Loader` reads as the same, each value written out: the same list in two parts is not an alias."""
 
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002
         """No value is ever referred to."""
         return True
 
@@ -87,7 +87,7 @@ for _kind in (_Loader, _Dumper):
     )
 
 
-def read_settings_file(path: str | Path) -> dict[str, Any]:
+def read_settings_file(path: str | Path) -> dict[str, object]:
     """The content of a file of settings, JSON by its suffix or else YAML: plain data, with what it includes.
 
     `$schema`, by which editors know what the file may hold, is left out.
@@ -97,11 +97,9 @@ def read_settings_file(path: str | Path) -> dict[str, Any]:
             be read, includes itself, or has no keys.
     """
     path = Path(path)
+    content = _parse_json(path) if _is_json(path) else _construct(path)
     if _is_json(path):
-        content = _parse_json(path)
-        _compose(path)  # which refuses duplicate keys, with their lines
-    else:
-        content = _construct(path)
+        _compose(path)  # refuses duplicate keys and names their lines, which Python's JSON parser does not
     if not isinstance(content, dict):
         what = "a JSON object" if _is_json(path) else "'name: value' lines"
         found = "no settings" if content is None else type(content).__name__
@@ -110,14 +108,15 @@ def read_settings_file(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def settings_text(content: Any) -> str:
+def settings_text(content: object) -> str:
     """Settings as the text of a YAML file that is read as the same."""
-    return yaml.dump(content, Dumper=_Dumper, sort_keys=False)
+    text: str = yaml.dump(content, Dumper=_Dumper, sort_keys=False)
+    return text
 
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Let errors about a file of settings begin with its name, and with the line of the place that they name."""
+    """Begin errors about a file of settings with its name, and with the line of the place that they name."""
     try:
         yield
     except InputError as error:
@@ -136,7 +135,7 @@ def _text(path: Path) -> str:
         raise InputError(f"configuration '{path}' cannot be read: {reason}; check the path") from error
 
 
-def _parse_json(path: Path) -> Any:
+def _parse_json(path: Path) -> object:
     def refuse(number: str) -> NoReturn:
         raise InputError(f"'{path}' holds {number}; JSON has finite numbers only")
 
@@ -144,7 +143,8 @@ def _parse_json(path: Path) -> Any:
         return value if abs(value := float(number)) < float("inf") else refuse(number)
 
     try:
-        return json.loads(_text(path), parse_constant=refuse, parse_float=finite)
+        content: object = json.loads(_text(path), parse_constant=refuse, parse_float=finite)
+        return content
     except json.JSONDecodeError as error:
         raise InputError(f"'{path}', line {error.lineno} is not JSON: {error.msg}; correct it there") from error
     except (ValueError, RecursionError) as error:
@@ -153,25 +153,26 @@ def _parse_json(path: Path) -> Any:
         raise InputError(f"'{path}' is not JSON that can be read: {error}; correct it") from error
 
 
-def _construct(path: Path) -> Any:
+def _construct(path: Path) -> object:
     """The content of a YAML file."""
     node = _compose(path)
-    constructor = yaml.SafeLoader("")
     try:
-        return None if node is None else constructor.construct_document(node)
+        # A loader of no text: the nodes are of several files, and the loader of each is gone.
+        content: object = None if node is None else yaml.SafeLoader("").construct_document(node)
+        return content
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"'{mark.name}', line {mark.line + 1}" if mark else f"'{path}'"
         raise InputError(f"configuration {place}: {error.problem}; only plain data is read") from error
-    except (ValueError, OverflowError, RecursionError) as error:  # of dates, numbers and depths that Python has not
+    except (ValueError, OverflowError, RecursionError) as error:  # dates, numbers and depths that Python cannot hold
         raise InputError(f"configuration '{path}' holds a value that cannot be read: {error}; correct it") from error
 
 
-def _compose(path: Path, above: Sequence[Path] = (), opened: list[Path] | None = None) -> Any:
+def _compose(path: Path, above: Sequence[Path] = (), opened: list[Path] | None = None) -> yaml.Node | None:
     """The tree of nodes that a file and its includes make; each node knows its file."""
     try:
         loader = _Loader(path, above, [] if opened is None else opened)
-        node = loader.get_single_node()
+        node: yaml.Node | None = loader.get_single_node()
         loader.dispose()
         if node is not None and not above:
             _check_size(node, path)
@@ -205,11 +206,12 @@ def _check_size(root: yaml.Node, path: Path) -> None:
 
 def _locate(path: Path, message: str) -> str:
     """The file and line that a message is about, as far down as the file has what it names."""
+    # Errors carry the place as text, `train_config.tasks[0]`: most are raised where no file is known.
     found = _PLACE.match(message)
     node = _compose(path)
     line = None
     for key in re.findall(r"\w+", found.group()) if found else ():
-        child = _child(node, key)
+        child = None if node is None else _child(node, key)
         if child is None:
             break
         node, line = child

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import ast
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from stitchkit.settings.by_name import SETTINGS, Setting, checked, make_recipe, read_settings
 from stitchkit.settings.combinations import check
@@ -38,10 +37,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_flag(section: argparse._ArgumentGroup, setting: Setting) -> None:
-    options = dict(setting.options, default=argparse.SUPPRESS, dest=setting.name, help=setting.help)
+    options = dict(setting.flag.options, default=argparse.SUPPRESS, dest=setting.name, help=setting.help)
     kind = setting.kind
     # timm spells some flags with underscores only in files; flags of the published scripts may have either.
-    names = dict.fromkeys([flag_of(setting.name), "--" + setting.name, *setting.aliases])
+    names = dict.fromkeys([flag_of(setting.name), "--" + setting.name, *setting.flag.aliases])
     if kind is bool and setting.name.startswith("no_"):
         section.add_argument(*names, action="store_true", **options)
     elif kind is bool:  # a flag must be able to take back what a file switches on
@@ -60,7 +59,7 @@ def _add_flag(section: argparse._ArgumentGroup, setting: Setting) -> None:
 class _Refuse(argparse.Action):
     """End with the reason why a flag of timm does not apply."""
 
-    def __call__(self, *_: Any) -> None:
+    def __call__(self, *_: object) -> None:
         name = self.option_strings[0].removeprefix("--").replace("-", "_")
         raise REFUSED[name].error(name)
 
@@ -69,10 +68,14 @@ class _KeyValues(argparse.Action):
     """`key=value ...` as a dictionary; values are Python literals where they can be read as such, else text."""
 
     def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: Any = None
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[object] | None,
+        _: str | None = None,
     ) -> None:
-        pairs = {}
-        for text in values:
+        pairs: dict[str, object] = {}
+        for text in map(str, values or ()):
             key, equals, value = text.partition("=")
             if not equals or not key:
                 parser.error(f"{self.option_strings[0]}: '{text}' is not of the form key=value")
@@ -83,7 +86,7 @@ class _KeyValues(argparse.Action):
         setattr(namespace, self.dest, pairs)
 
 
-def resolve(flags: Mapping[str, Any]) -> tuple[Recipe, StitchConfig | None]:
+def resolve(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     """The recipe that given flags mean, and the stitch configuration they name.
 
     Args:
@@ -96,7 +99,7 @@ def resolve(flags: Mapping[str, Any]) -> tuple[Recipe, StitchConfig | None]:
     return check(recipe), config
 
 
-def gather(flags: Mapping[str, Any]) -> tuple[Recipe, StitchConfig | None]:
+def gather(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     """`resolve` for what is no run: whether the settings make a run together is not checked.
 
     Args:
@@ -111,20 +114,20 @@ def gather(flags: Mapping[str, Any]) -> tuple[Recipe, StitchConfig | None]:
     file = flags.pop("config", None)
     layers = [checked(flags, flag_of)]
     if file is not None:
-        layers.append(read_settings(file))
+        layers.append(read_settings(str(file)))
     given = _merged(layers)
     config = None
     if given.get("stitch_config"):
-        config = StitchConfig.load(given["stitch_config"])
+        config = StitchConfig.load(str(given["stitch_config"]))
         given = _merged([*layers, config.recipe])
     elif "pretrained" not in given:
         given["pretrained"] = bool(given.get("pretrained_path"))  # timm's default for a single model is off
     return make_recipe(given), config
 
 
-def _merged(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _merged(layers: Sequence[Mapping[str, object]]) -> dict[str, object]:
     """Settings of several sources, the strongest first."""
-    given: dict[str, Any] = {}
+    given: dict[str, object] = {}
     for layer in reversed(layers):
         if "lr" not in layer and any(name.startswith("lr_base") for name in layer):
             given.pop("lr", None)  # a base rate means that the rate follows from it

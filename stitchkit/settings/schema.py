@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, TypeVar
+from inspect import cleandoc
+from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, GetJsonSchemaHandler, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.paths import dataset_fault, local_fault
@@ -31,25 +33,45 @@ _EXPECTED = {
 """What pydantic asks for, by the type of its error."""
 
 
+# Schemas are built when the first file is read: `stitchkit --help` imports them all and must not wait for it.
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True))
 class Settings:
-    """Base of all schemas: a key that is not known is an error that names the nearest known one.
+    """Base of all schemas: an unknown key is an error that names the nearest known one.
 
     Attributes:
         further_keys: Keys of files that are not fields.
     """
 
     further_keys: ClassVar[tuple[str, ...]] = ()
+    if TYPE_CHECKING:
+        __pydantic_fields__: ClassVar[dict[str, FieldInfo]]
 
+    # pydantic forbids unknown keys too, but its error does not say which keys there are.
     @model_validator(mode="before")
     @classmethod
-    def _check_keys(cls, content: Any) -> Any:
+    def _check_keys(cls, content: object) -> object:
         if isinstance(content, Mapping):
             known = [*cls.__dataclass_fields__, *cls.further_keys]
             for key in content:
                 if key not in known:
                     raise PydanticCustomError("unknown_key", "unknown key", {"key": str(key), "known": known})
         return content
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        made = handler(core)
+        schema = handler.resolve_ref_schema(made)
+        schema["description"] = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
+        lines: dict[str, str] = {}
+        for kind in reversed(cls.__mro__):  # a schema that extends another one describes its own fields only
+            lines |= re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", cleandoc(kind.__doc__ or ""), flags=re.MULTILINE)
+        for key, value in schema["properties"].items():
+            value.pop("title", None)
+            if value.get("default", ...) is None:
+                del value["default"]
+            if key in lines:
+                value["description"] = " ".join(lines[key].split())
+        return made
 
 
 def _checked(fault: Callable[[str], str | None]) -> AfterValidator:
@@ -94,23 +116,18 @@ def parse(kind: type[Kind], content: object, place: str = "", *, name: Callable[
     return made
 
 
-def fields_of(kind: type[Settings]) -> dict[str, FieldInfo]:
-    """The fields of a schema by name, with their limits and help."""
-    found: dict[str, FieldInfo] = kind.__pydantic_fields__  # type: ignore[attr-defined]
-    return found
-
-
 def _refusal(error: ValidationError, content: object, place: str, name: Callable[[str], str] | None) -> InputError:
     """The first of pydantic's errors, in one line for a person."""
     errors = error.errors(include_url=False)
     paths = [_path(item, content) for item in errors]
-    # Of what may be one of several types, there is an error for each; one of a value says more than one of a type.
+    # pydantic reports one error for each type that a value may have. One about the value says more than one about its
+    # type: "it must be at least 1" helps where "it must be nothing" does not.
     alike = [item for item, path in zip(errors, paths, strict=True) if path[: len(paths[0])] == paths[0]]
     first = next((item for item in alike if item["type"] not in _EXPECTED), alike[0])
     for number, key in enumerate(_path(first, content)):
         place = name(str(key)) if name and not number else join(place, key)
     shown = f"{place or 'the content'} is {first['input']!r}"
-    details: dict[str, Any] = first.get("ctx", {})
+    details = first.get("ctx", {})
     match first["type"]:
         case "unknown_key":
             place = name(details["key"]) if name and not place else join(place, details["key"])
@@ -133,45 +150,29 @@ def _refusal(error: ValidationError, content: object, place: str, name: Callable
     return InputError(f"{shown}; it must be {' or '.join(expected)}")
 
 
-def _length(details: Mapping[str, Any]) -> str:
+def _length(details: Mapping[str, object]) -> str:
     return f"at least {details['min_length']}" if "min_length" in details else f"at most {details['max_length']}"
 
 
-def _path(error: Any, content: object) -> Sequence[str | int]:
+def _path(error: ErrorDetails, content: object) -> Sequence[str | int]:
     """Keys and numbers down to an error, without the names of types that pydantic puts among them."""
     path: list[str | int] = []
     for key in error["loc"]:
-        is_item = isinstance(content, list | tuple) and isinstance(key, int) and key < len(content)
-        if is_item or (isinstance(content, Mapping) and key in content):
-            content = content[key]  # type: ignore[index]
+        items: Mapping[object, object] = dict(enumerate(content)) if isinstance(content, list | tuple) else {}
+        entries = content if isinstance(content, Mapping) else items
+        if key in entries:
+            content = entries[key]
         elif error["type"] != "missing" or key != error["loc"][-1]:
             continue
         path.append(key)
     return path
 
 
-def json_schema(kind: type) -> dict[str, Any]:
+def json_schema(kind: type[Settings]) -> JsonSchemaValue:
     """The JSON Schema of a kind of settings, with what its docstrings say of each.
 
     Keys that hold nothing unless they are given have no default in it.
     """
     schema = TypeAdapter(kind).json_schema()
-    for described in [schema, *schema.get("$defs", {}).values()]:
-        _describe(described)
     schema["properties"]["$schema"] = {"type": "string", "description": "This schema, for editors."}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def _describe(schema: dict[str, Any]) -> None:
-    """Give the properties of one object their lines of its docstring."""
-    said, _, arguments = schema.pop("description", "").partition("\n\nArgs:\n")
-    if said:
-        schema["description"] = " ".join(said.split("\n\n")[0].split())
-    lines = dict(re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", arguments, flags=re.MULTILINE))
-    for key, value in schema.get("properties", {}).items():
-        value.pop("title", None)
-        value.pop("flag", None)  # what argparse needs
-        if value.get("default", ...) is None:
-            del value["default"]
-        if key in lines:
-            value["description"] = " ".join(lines[key].split())

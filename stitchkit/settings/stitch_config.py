@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
+from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.errors import InputError
 from stitchkit.routes import SlidingWindow
@@ -36,17 +37,17 @@ _PUBLISHED_RECIPE_KEYS = {
     "warmup_lr": "warmup_lr",
 }
 _PUBLISHED_LR_BATCH = 512
+# Where things are written and whom they are sent to is for the person who runs a configuration, not for its author.
 _NOT_ITS_AUTHORS = ("output", "log_wandb", "wandb_project", "wandb_tags", "wandb_resume_id")
-"""Where things are written, and whom they are sent to."""
 
+# Arguments of timm that choose a model or its weights, perhaps from a URL, past the keys that are checked.
 _RESERVED = (
     *("name", "model_name", "pretrained", "checkpoint", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"),
     "cache_dir",
 )
-"""Arguments that say which model it is, or where its weights are from."""
 
 
-def check_kwargs(kwargs: Mapping[str, Any], whose: str) -> None:
+def check_kwargs(kwargs: Mapping[str, object], whose: str) -> None:
     """Refuse arguments of a model that choose its weights, which has a setting of its own.
 
     Args:
@@ -98,10 +99,10 @@ class StitchFile(Settings):
     Args:
         anchors: From cheap to costly: timm model names, or objects that say more.
         source: The paper or person that the configuration comes from.
-        model: A published key without a meaning here.
+        model: A published key that has no meaning here.
         stitch_kernel_size: How many neighbouring blocks a sliding window spans.
-        stitch_stride: How many blocks it moves on.
-        nearest_stitching: Stitch anchors that are neighbours in the list only.
+        stitch_stride: How many blocks it moves each time.
+        nearest_stitching: Stitch only anchors that are neighbours in the list.
         stages: Numbers of the stages to stitch; by default all.
         stitched_final_norm: Whether stitched routes apply the end anchor's final normalisation.
         recipe: Training settings by flag name; YAML files and flags override them.
@@ -109,13 +110,13 @@ class StitchFile(Settings):
 
     anchors: tuple[AnchorSpec | StrictStr, ...] = Field(min_length=2)
     source: StrictStr = ""
-    model: Any = None
+    model: object = None
     stitch_kernel_size: StrictInt = Field(default=2, ge=1)
     stitch_stride: StrictInt = Field(default=1, ge=1)
     nearest_stitching: StrictBool = True
     stages: tuple[StrictInt, ...] | None = None
     stitched_final_norm: StrictBool = True
-    recipe: dict[str, Any] = Field(default_factory=dict)
+    recipe: dict[str, object] = Field(default_factory=dict)
 
     further_keys: ClassVar[tuple[str, ...]] = tuple(_PUBLISHED_RECIPE_KEYS)
 
@@ -137,7 +138,7 @@ class StitchConfig:
     anchors: tuple[AnchorSpec, ...]
     rule: SlidingWindow = dataclasses.field(default_factory=SlidingWindow)
     stitched_final_norm: bool = True
-    recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    recipe: Mapping[str, object] = dataclasses.field(default_factory=dict)
     source: str = ""
     path: str = ""
 
@@ -178,7 +179,7 @@ class StitchConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """What defines the network, as plain data: `parse` makes the same network of it."""
+        """The part of the configuration that defines the network, as plain data that `parse` takes."""
         return {
             "source": self.source,
             "anchors": [
@@ -193,10 +194,10 @@ class StitchConfig:
         }
 
 
-def _published_recipe(published: Mapping[str, Any]) -> dict[str, Any]:
+def _published_recipe(published: Mapping[str, object]) -> dict[str, object]:
     """The settings that the flat keys of a published file mean."""
     names = {name: key for key, name in _PUBLISHED_RECIPE_KEYS.items()}
-    settings = {_PUBLISHED_RECIPE_KEYS[key]: value for key, value in published.items()}
+    settings: dict[str, object] = {_PUBLISHED_RECIPE_KEYS[key]: value for key, value in published.items()}
     if "lr" in published:
         settings |= {"lr_base_size": _PUBLISHED_LR_BATCH, "lr_base_scale": "linear"}
         names |= {"lr_base_size": "lr", "lr_base_scale": "lr"}
@@ -210,7 +211,7 @@ def _published_recipe(published: Mapping[str, Any]) -> dict[str, Any]:
     return checked_of_file(settings, names=names)
 
 
-def _own_recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _own_recipe(settings: Mapping[str, object]) -> dict[str, object]:
     for key in _NOT_ITS_AUTHORS:
         if key in settings:
             raise InputError(
@@ -220,7 +221,7 @@ def _own_recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
     return checked_of_file(settings, "recipe")
 
 
-def stitch_config_schema() -> dict[str, Any]:
+def stitch_config_schema() -> JsonSchemaValue:
     """The JSON Schema of a stitch configuration, with the settings of its recipe and the published keys."""
     schema, recipe = json_schema(StitchFile), recipe_schema()["properties"]
     own = {key: value for key, value in recipe.items() if key not in ("$schema", *_NOT_ITS_AUTHORS)}

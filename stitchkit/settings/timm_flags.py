@@ -7,7 +7,6 @@ of settings may hold them with timm's own defaults, as every `args.yaml` that ti
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from stitchkit.errors import InputError
 from stitchkit.settings.recipe import flag_of
@@ -24,7 +23,7 @@ class Refusal:
     """
 
     reason: str
-    default: Any = None
+    default: object = None
     aliases: tuple[str, ...] = ()
 
     def error(self, name: str) -> InputError:
@@ -90,4 +89,4 @@ REFUSED: dict[str, Refusal] = {
     "kd_teacher_feature_dim": Refusal(_FEATURES),
     "kd_token_distill_type": Refusal(_TOKENS, "soft"),
 }
-"""By the name that the setting has in a file."""
+"""Refusals by the name that the setting has in a file."""

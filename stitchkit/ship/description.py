@@ -1,14 +1,15 @@
-"""What an exported stitch is: enough to build its network again, and to prepare images for it."""
+"""The description of an exported stitch: enough to rebuild its network, and to prepare images for it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from timm.models import is_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from stitchkit.data.loaders import Preparation
 from stitchkit.errors import InputError, one_line
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.create import create_anchor
@@ -19,13 +20,27 @@ FORMAT = "stitchkit stitch 1"
 """Stands in every description."""
 
 
-def portable(spec: AnchorSpec, model: SNNet, *, global_pool: str | None = None) -> dict[str, Any]:
-    """An anchor's specification as it was built, which needs neither its weights' file nor the network.
+class Description(TypedDict):
+    """A stitch as plain data, without its weights."""
+
+    format: str
+    stitchkit: str
+    cfg_id: int
+    stitch: str
+    anchors: list[dict[str, object]]
+    stitched_final_norm: bool
+    bn_eps: float | None
+    input: Preparation
+    classes: list[str]
+
+
+def portable(spec: AnchorSpec, model: SNNet, *, global_pool: str | None = None) -> dict[str, object]:
+    """An anchor's specification as it was built; it needs neither a file of weights nor the internet.
 
     Args:
         spec: Of the configuration.
         model: The SN-Net that was made of it.
-        global_pool: The pooling that all anchors were given instead of their own.
+        global_pool: The pooling that replaced the anchors' own.
     """
     channels, height, width = model.input_size
     kwargs = {
@@ -42,13 +57,13 @@ def portable(spec: AnchorSpec, model: SNNet, *, global_pool: str | None = None) 
 
 
 def build(about: Mapping[str, Any]) -> nn.Sequential:
-    """The network that was described, with random weights; nothing is fetched, and no other anchor is built.
+    """The described network with random weights; nothing is downloaded, and no other anchor is built.
 
     Args:
-        about: What `stitchkit.ship.trained_snnet.describe` gave.
+        about: A `Description`, as a file has it: it may hold anything.
 
     Raises:
-        InputError: If it is not such a description.
+        InputError: If it is not a description.
     """
     if about.get("format") != FORMAT:
         raise InputError(f"it is of format {about.get('format')!r}, not '{FORMAT}'; export it again")
@@ -60,12 +75,15 @@ def build(about: Mapping[str, Any]) -> nn.Sequential:
         raise InputError(f"its description is damaged ({one_line(error)}); export it again") from error
     anchors = [create_anchor(spec, pretrained=False) for spec in specs]
     space = StitchSpace((stitch,), {joint: (number,) for number, joint in enumerate(stitch.joints)}, 0)
-    _check_blocks(stitch, {anchor.label: sum(anchor.depths) for anchor in anchors})
+    depths = {anchor.label: sum(anchor.depths) for anchor in anchors}
+    if any(segment.stop > depths.get(segment.anchor, 0) for segment in stitch.segments):
+        raise InputError(f"its route {stitch} does not fit its anchors of {depths} blocks; export it again")
+    # A space of this stitch alone: the network is extracted as any other, so its parameters have the same names.
     net = SNNet(anchors, space, stitched_final_norm=final_norm).extract(0)
     for norm in net.modules():
         if isinstance(norm, _BatchNorm) and eps is not None:
             norm.eps = eps
-    # Where timm looks for how images are prepared.
+    # timm's `resolve_model_data_config` looks here.
     net.pretrained_cfg = {  # type: ignore[assignment]
         key: tuple(value) if isinstance(value, list) else value for key, value in image.items()
     }
@@ -73,17 +91,12 @@ def build(about: Mapping[str, Any]) -> nn.Sequential:
 
 
 def local(spec: AnchorSpec) -> AnchorSpec:
-    """A specification from a file, if building it reads nothing else.
+    """A specification from a file, which may name only architectures: others would be fetched or read.
 
     Raises:
-        InputError: If its name is a place in the network or on a disk.
+        InputError: If its name is a place on the internet or on a disk.
     """
     if spec.checkpoint is not None or not is_model(spec.name):
-        raise InputError(f"anchor '{spec.label}' of the file is to come from '{spec.checkpoint or spec.name}'; refused")
+        place = spec.checkpoint or spec.name
+        raise InputError(f"anchor '{spec.label}' of the file would be read from '{place}'; refused")
     return spec
-
-
-def _check_blocks(stitch: Stitch, depths: Mapping[str, int]) -> None:
-    for segment in stitch.segments:
-        if segment.stop > depths.get(segment.anchor, 0):
-            raise InputError(f"its route {stitch} does not fit its anchors of {dict(depths)} blocks; export it again")

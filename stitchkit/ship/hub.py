@@ -36,7 +36,7 @@ _CARD = """---
 # {{ title }}
 
 A stitchable network: {{ anchors }} joined by small linear layers into {{ stitches }} networks that share their weights.
-Choose the one that fits your budget, also from call to call.
+Choose the one that fits your budget, even from call to call.
 
 ```python
 import stitchkit
@@ -69,9 +69,9 @@ class HubSNNet(
 ):
     """An SN-Net with `save_pretrained`, `from_pretrained` and `push_to_hub`.
 
-    It starts with random weights; `from_run` has those of a training run. A folder holds the configuration, how images
-    are prepared and class names as JSON, the weights as safetensors, the ledger where there is one, and a model card.
-    Nothing in it is executed, and nothing but the folder's own files is fetched.
+    It starts with random weights; `from_run` has those of a training run. A folder holds configuration, preparation of
+    images and class names as JSON, the weights as safetensors, the ledger where there is one, and a model card. Nothing
+    in it is executed, and nothing but the folder's own files is downloaded.
 
     Args:
         stitch_config: The content of a stitch configuration, or its path.
@@ -83,33 +83,35 @@ class HubSNNet(
             default as the configuration's recipe and the last anchor say.
 
     Raises:
-        InputError: If the configuration cannot be used, or names or settings of images are not of this network.
+        InputError: If the configuration cannot be used, or class names or settings of images do not fit this network.
     """
 
     classes: list[str]
     """Class names in the order of the logits; empty where they are not known."""
-    image: dict[str, Any]
+    image: dict[str, object]
     """How images are prepared, in timm's words."""
 
     ledger: list[Row]
-    """What was measured of the stitches, for the model card and for those who load the folder."""
+    """The figures of the stitches, for the model card and for those who load the folder."""
 
     def __init__(
         self,
-        stitch_config: Mapping[str, Any] | str | Path,
+        stitch_config: Mapping[str, object] | str | Path,
         *,
         num_classes: int | None = None,
         img_size: int | list[int] | None = None,
         in_chans: int | None = None,
         classes: Sequence[str] | None = None,
-        image: Mapping[str, Any] | None = None,
+        image: Mapping[str, object] | None = None,
     ):
         if isinstance(stitch_config, str | Path):
             self.config = StitchConfig.load(stitch_config)
         else:
             self.config = StitchConfig.parse(stitch_config)
-        options: dict[str, Any] = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans}
-        anchors = [create_anchor(spec, pretrained=False, **options) for spec in self.config.anchors]
+        anchors = [
+            create_anchor(spec, pretrained=False, num_classes=num_classes, img_size=img_size, in_chans=in_chans)
+            for spec in self.config.anchors
+        ]
         space = StitchSpace.build(anchors, self.config.rule)
         super().__init__(anchors, space, stitched_final_norm=self.config.stitched_final_norm)
         self.ledger = []
@@ -117,13 +119,14 @@ class HubSNNet(
         recipe = {key: self.config.recipe[key] for key in _IMAGE if self.config.recipe.get(key)}
         self.image = self._prepared(recipe | dict(image or {}))
 
-    def _prepared(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """How images are prepared; what is not given is the last anchor's."""
+    def _prepared(self, given: Mapping[str, object]) -> dict[str, object]:
+        """How images are prepared, by default as for the last anchor."""
         for key, value in given.items():
             if key not in _IMAGE:
                 raise unknown("setting of images", key, _IMAGE)
             if not _fits(key, value, self.in_chans):
-                raise InputError(f"'{key}' of images is {value!r}; it is not of images of {self.in_chans} channels")
+                fits = f"images of {self.in_chans} channels"
+                raise InputError(f"'{key}' of images is {value!r}, which cannot be used for {fits}")
         found = resolve_data_config(
             {**given, "input_size": self.input_size}, pretrained_cfg=dict(super().pretrained_cfg)
         )
@@ -131,28 +134,28 @@ class HubSNNet(
         return {key: found[key] for key in _IMAGE}
 
     @property
-    def pretrained_cfg(self) -> Mapping[str, Any]:
-        """How images are prepared, where `timm.data.resolve_model_data_config` looks."""
+    def pretrained_cfg(self) -> Mapping[str, object]:
+        """How images are prepared, for `timm.data.resolve_model_data_config`."""
         own = {key: tuple(value) if isinstance(value, list) else value for key, value in self.image.items()}
         return {**super().pretrained_cfg, **own, "input_size": self.input_size}
 
     @classmethod
-    def from_run(cls, **settings: Any) -> HubSNNet:
-        """The SN-Net of a training run, with its weights, its class names and the way its images are prepared.
+    def from_run(cls, **settings: object) -> HubSNNet:
+        """The SN-Net of a training run, with its weights, its class names and the preparation of its images.
 
         Args:
             settings: As the flags of `stitchkit export`: `stitch_config` and `resume`, or as `config` the run's
-                `eval_args.yaml`, which holds all; on request `model_ema`, `data_dir`, `num_classes`, `mean`, ...
+                `eval_args.yaml`, which holds all; where needed `model_ema`, `data_dir`, `num_classes`, `mean`, ...
 
         Raises:
             InputError: If a file is missing or unreadable, checkpoint and configuration do not belong together, or
-                batch norms have an epsilon of their own, which a folder does not hold.
+                batch norms have an epsilon of their own, which a folder cannot hold.
         """
-        from stitchkit.ship.trained_snnet import open_trained  # slow to import
+        from stitchkit.ship.trained_snnet import open_trained  # slow to import, and of no use to who loads a folder
 
         trained = open_trained(settings)
         if trained.recipe.model.bn_eps is not None:
-            raise InputError("--bn-eps is no part of a folder of the Hub; share the stitches by stitchkit export")
+            raise InputError("--bn-eps cannot be stored in a folder of the Hub; share the stitches by stitchkit export")
         pooling = trained.recipe.model.gp
         anchors = [portable(spec, trained.model, global_pool=pooling) for spec in trained.config.anchors]
         image = {key: value for key, value in trained.prepared.items() if key in _IMAGE}
@@ -161,7 +164,7 @@ class HubSNNet(
         return model.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        refuse_link(save_directory / _README)  # which the library writes by itself
+        refuse_link(save_directory / _README)  # which huggingface_hub writes, through a link if there is one
         config = self.config.to_dict() | {
             "anchors": [portable(spec, self) for spec in self.config.anchors],
             "recipe": {key: self.config.recipe[key] for key in _IMAGE if key in self.config.recipe},
@@ -191,22 +194,13 @@ class HubSNNet(
         return super().generate_model_card(*args, **(content | kwargs))
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload what `save_pretrained` writes; the card says where it is.
-
-        Args:
-            repo_id: The repository, `user/name`.
-            options: As huggingface_hub has them: `private`, `token`, `commit_message`, ...
-        """
+        """Upload what `save_pretrained` writes to `user/name`; the options are huggingface_hub's."""
         options["model_card_kwargs"] = {"repo_id": repo_id, **(options.get("model_card_kwargs") or {})}
         return super().push_to_hub(repo_id, **options)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> HubSNNet:
-        """The SN-Net of a local folder, or of a repository on the Hub, which is then fetched.
-
-        Args:
-            pretrained_model_name_or_path: The folder, or `user/name`.
-            options: As huggingface_hub has them: `revision`, `token`, `cache_dir`, `local_files_only`, ...
+        """The SN-Net of a local folder, or of a repository `user/name` on the Hub, which is then downloaded.
 
         Raises:
             InputError: If it is unavailable, or its files are damaged or not of an SN-Net.
@@ -236,10 +230,10 @@ class HubSNNet(
         if not isinstance(stitch_config, dict):
             raise InputError(f"its {_CONFIG} has no 'stitch_config'; save it with save_pretrained")
         for spec in StitchConfig.parse(stitch_config).anchors:
-            local(spec)
+            local(spec)  # a stranger's folder: its configuration may name files and repositories to build from
         weights = _file(model_id, _WEIGHTS, options)
         if weights is None:
-            raise InputError(f"it has no {_WEIGHTS}; no other kind of weights is read")
+            raise InputError(f"it has no {_WEIGHTS}; weights of another kind are not read")  # pickles run code
         model = cls(stitch_config, classes=classes, image=image)
         load_checkpoint(model, weights)
         ledger = _file(model_id, _LEDGER, options)
@@ -249,14 +243,14 @@ class HubSNNet(
 
 def _checked_classes(classes: Sequence[str], number: int) -> list[str]:
     if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
-        raise InputError(f"'classes' is {classes!r}; give the names of the classes, in the order of the logits")
+        raise InputError(f"'classes' is {classes!r}; give the names of the classes in the order of the logits")
     if classes and len(classes) != number:
-        raise InputError(f"there are {len(classes)} names of classes for {number} logits; give one for each")
+        raise InputError(f"there are {len(classes)} class names for {number} logits; give one for each")
     return list(classes)
 
 
 def _fits(key: str, value: object, channels: int) -> bool:
-    """Whether a setting of images can be one of images of so many channels."""
+    """Whether a setting can be one of images of so many channels."""
     if key in ("mean", "std"):
         return isinstance(value, list | tuple) and len(value) in (1, channels) and all(map(_is_number, value))
     return _is_number(value) if key == "crop_pct" else isinstance(value, str)
@@ -267,7 +261,7 @@ def _is_number(value: object) -> bool:
 
 
 def _file(model_id: str, name: str, options: Mapping[str, Any]) -> Path | None:
-    """A file of a folder or of a repository, which is then fetched; None if it has none of this name."""
+    """A file of a folder or of a repository, which is then downloaded; None if it has none of this name."""
     if Path(model_id).is_dir():
         path = Path(model_id) / name
         return path if path.is_file() else None

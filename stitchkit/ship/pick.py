@@ -1,4 +1,4 @@
-"""The stitch that fits a budget."""
+"""The best stitch of a ledger within a budget."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from stitchkit.display import quantity
 from stitchkit.errors import InputError
-from stitchkit.measure.ledger import Row, difference
+from stitchkit.measure.ledger import Row, check_figures, cost_row, difference
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.snnet import SNNet
 
@@ -19,14 +19,15 @@ _WORDS = {"flops": "FLOPs", "params": "parameters", "latency_ms": "ms", "acc1": 
 
 _FOLLOWS = "give --stitch_config, from which it follows"
 _ADVICE = {
-    "acc1": "use a ledger made by --eval",
+    "flops": _FOLLOWS,
+    "params": _FOLLOWS,
     "latency_ms": "give --stitch_config to measure it here, or a ledger that has latencies",
 }
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a network may cost and what it must reach; None is no limit.
+    """The most that a network may cost and the least that it must reach; None is no limit.
 
     Args:
         max_flops: Multiply-adds of one image.
@@ -55,7 +56,7 @@ class Budget:
         return {limit: value for limit, value in asdict(self).items() if value is not None}
 
     def misses(self, row: Row) -> dict[str, float]:
-        """By how much a row misses each limit that it does not keep, as a share of the limit."""
+        """By how much a row misses each limit that it does not meet, as a share of the limit."""
         found = {}
         for limit, value in self.limits.items():
             share = row[_FIGURES[limit]] / value - 1
@@ -71,13 +72,13 @@ class Budget:
 
 
 class Choice(NamedTuple):
-    """What fits a budget.
+    """The stitches that fit a budget.
 
     Args:
         best: The row of the best stitch that fits; None where none does.
         runners_up: Rows of the next best.
         fitting: How many fit.
-        nearest_miss: Where none fits, the row whose greatest miss is least.
+        nearest_miss: Where none fits, the row with the smallest greatest miss.
     """
 
     best: Row | None
@@ -87,18 +88,15 @@ class Choice(NamedTuple):
 
 
 def pick(rows: Sequence[Row], budget: Budget) -> Choice:
-    """The most accurate stitch within a budget; where only an accuracy is asked for, the cheapest one that has it.
-
-    Args:
-        rows: Rows of a ledger, with `flops`, `acc1` and the figures that the budget limits.
-        budget: The limits.
+    """The most accurate stitch within a budget; where only an accuracy is asked for, the cheapest that reaches it.
 
     Raises:
-        InputError: If there is no row, or one lacks such a figure.
+        InputError: If there is no row, or one lacks `flops`, `acc1` or a figure that the budget limits.
     """
-    _check(rows, budget)
+    check_figures(rows, dict.fromkeys(["flops", "acc1", *(_FIGURES[limit] for limit in budget.limits)]), _ADVICE)
     within = [row for row in rows if not budget.misses(row)]
     if not within:
+        # Misses are shares of their limits, so that FLOPs and percent compare; the worst counts, as all limits hold.
         return Choice(None, [], 0, min(rows, key=lambda row: max(budget.misses(row).values())))
     if budget.limits.keys() == {"min_acc1"}:
         within.sort(key=lambda row: (row["flops"], -row["acc1"]))
@@ -120,7 +118,7 @@ def pick_one(rows: Sequence[Row], budget: Budget) -> Row:
 
 
 def refusal(count: int, budget: Budget, choice: Choice) -> str:
-    """The sentence that says that nothing fits, and what comes nearest."""
+    """The message that nothing fits, with what comes nearest."""
     nearest = choice.nearest_miss
     assert nearest is not None, "nothing fits"
     figures = [_figure(_FIGURES[limit], nearest[_FIGURES[limit]]) for limit in budget.misses(nearest)]
@@ -131,25 +129,13 @@ def refusal(count: int, budget: Budget, choice: Choice) -> str:
     )
 
 
-def _check(rows: Sequence[Row], budget: Budget) -> None:
-    if not rows:
-        raise InputError("the ledger has no rows; run an evaluation with --eval first")
-    for key in dict.fromkeys(["flops", "acc1", *(_FIGURES[limit] for limit in budget.limits)]):
-        if lacking := next((row for row in rows if key not in row), None):
-            raise InputError(f"the row of cfg_id {lacking['cfg_id']} has no '{key}'; {_ADVICE.get(key, _FOLLOWS)}")
-        if odd := next((row for row in rows if not math.isfinite(row[key])), None):
-            raise InputError(
-                f"the row of cfg_id {odd['cfg_id']} has {key} {odd[key]}, which is not finite; leave it out"
-            )
-
-
 def _figure(key: str, value: float) -> str:
     text = quantity(value) if key in ("flops", "params") else f"{value:.4g}"
     return f"{text} {_WORDS[key]}"
 
 
 def complete(rows: Sequence[Row], model: SNNet, *, latency: bool) -> str:
-    """Add what follows from the network to rows that lack it: name, FLOPs, parameters and, on request, latency.
+    """Add to rows what they lack and the network tells: name, FLOPs, parameters and, on request, latency.
 
     Args:
         rows: Rows of a ledger, changed in place.
@@ -166,13 +152,13 @@ def complete(rows: Sequence[Row], model: SNNet, *, latency: bool) -> str:
     for row in rows:
         if found := difference(row, model.space, profiler.cost):
             raise InputError(
-                f"the ledger is of another SN-Net: {found}; check --stitch_config, --num-classes, --img-size"
+                f"the ledger is of another SN-Net: {found}; give the ledger of this one, or check --stitch_config, "
+                "--num-classes and --img-size"
             )
-        cost = profiler.cost(row["cfg_id"])
-        for key, value in {"stitch": model.space[row["cfg_id"]].name, **cost._asdict()}.items():
-            row.setdefault(key, value)
+        # The row wins: published parameters leave some out, and are compared with other published ones.
+        row.update(cost_row(model.space, row["cfg_id"], profiler.cost(row["cfg_id"])) | row)
     if latency and any("latency_ms" not in row for row in rows):
-        from stitchkit.measure.latency import add_latencies  # slow to import
+        from stitchkit.measure.latency import add_latencies  # torch's benchmarks are slow to import
 
         return add_latencies(rows, model, batch_size=1)
     return ""

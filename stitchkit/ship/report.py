@@ -12,13 +12,13 @@ from html import escape
 from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from stitchkit._version import __version__
 from stitchkit.errors import InputError
-from stitchkit.files import write_text
-from stitchkit.measure.ledger import Row, difference, read_rows, strict_json
-from stitchkit.measure.pareto import is_anchor, pareto_front
+from stitchkit.files import check_folder_of, write_text
+from stitchkit.measure.ledger import Row, check_figures, difference, read_rows, strict_json
+from stitchkit.measure.pareto import is_anchor
 from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.settings.by_name import read_settings
 from stitchkit.ship.route_drawing import colors_of, depths_of, draw_route
@@ -28,37 +28,46 @@ if TYPE_CHECKING:
 
     _Network = tuple[StitchSpace, Callable[[int], Cost]]
 
+
+class Training(TypedDict, total=False):
+    """The curves of the run that a ledger lies in."""
+
+    folder: str
+    curves: dict[str, list[float | None]]
+    losses: dict[str, list[object]]
+
+
+class Content(TypedDict):
+    """All that a report shows of a ledger."""
+
+    path: str
+    rows: list[Row]
+    colors: dict[str, str]
+    routes: dict[str, str]
+    training: Training | None
+
+
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 _RUN = "stitches_res"
 _MOST_BLOCKS = 1000
 
 
-def write_report(output: str | Path, contents: Mapping[str, Mapping[str, Any]], *, title: str = "") -> None:
-    """Write the page.
-
-    Args:
-        output: The `.html` file; what was there is replaced.
-        contents: What `read_ledgers` found.
-        title: Stands above the page; by default the names of the ledgers.
+def write_report(output: str | Path, contents: Mapping[str, Content], *, title: str = "") -> None:
+    """Write the page of what `read_ledgers` found, in the place of an existing file.
 
     Raises:
-        InputError: If it is no `.html` file, its folder is missing, or plotly is not installed.
+        InputError: If the file is not `.html`, its folder is missing, or plotly is not installed.
     """
     output = Path(output)
     if output.suffix not in (".html", ".htm"):
         raise InputError(f"'{output}' must be a page; give a name that ends with .html")
-    if not output.parent.is_dir():
-        raise InputError(f"folder '{output.parent}' does not exist; make it, or check the path")
+    check_folder_of(output)
     title = title or "Stitches of " + (" and ".join(contents) if len(contents) < 3 else f"{len(contents)} ledgers")
     write_text(output, page(contents, title=title))
 
 
-def read_ledgers(paths: Sequence[str | Path], stitch_config: str | None = None) -> dict[str, dict[str, Any]]:
-    """All that a report shows of some ledgers, by a short name for each.
-
-    Args:
-        paths: The ledgers.
-        stitch_config: Their stitch configuration.
+def read_ledgers(paths: Sequence[str | Path], stitch_config: str | None = None) -> dict[str, Content]:
+    """The content of a report on some ledgers of a stitch configuration, by a short name for each.
 
     Raises:
         InputError: If one cannot be read or drawn, is given twice, or does not belong to the configuration.
@@ -74,7 +83,7 @@ def read_ledgers(paths: Sequence[str | Path], stitch_config: str | None = None) 
 
 
 def _network(stitch_config: str) -> _Network:
-    """The stitches of a configuration and what they cost; weights are made only where a cost is asked for."""
+    """The stitches of a configuration and their costs; weights are made only where a cost is asked for."""
     import torch
 
     from stitchkit.measure.profile import Profiler  # slow to import
@@ -86,9 +95,9 @@ def _network(stitch_config: str) -> _Network:
     return space, lambda cfg_id: profiler().cost(cfg_id)
 
 
-def _read_ledger(path: Path, network: _Network | None, stitch_config: str | None) -> dict[str, Any]:
+def _read_ledger(path: Path, network: _Network | None, stitch_config: str | None) -> Content:
     rows = read_rows(path)
-    pareto_front(rows)  # refuses what cannot be drawn
+    check_figures(rows, ("flops", "acc1"))  # without which nothing is drawn
     if network is not None:
         rows = [_named(row, network, path) for row in rows]
     stitches = {row["stitch"]: Stitch.parse(row["stitch"]) for row in rows if "stitch" in row}
@@ -122,7 +131,7 @@ def _named(row: Row, network: _Network, path: Path) -> Row:
 
 
 def _other_name(row: Row, space: StitchSpace) -> str:
-    """Where a row has a name, it tells; its FLOPs may be those of other classes or another size."""
+    """How the name of a row contradicts the stitches; its FLOPs may, as they differ with classes and image size."""
     cfg_id, name = row["cfg_id"], row["stitch"]
     if 0 <= cfg_id < len(space) and space[cfg_id].name == name:
         return ""
@@ -130,15 +139,10 @@ def _other_name(row: Row, space: StitchSpace) -> str:
 
 
 def take_away(path: Path, cfg_ids: Iterable[int], stitch_config: str | None) -> list[str]:
-    """The commands that take networks of a ledger away as ONNX files.
-
-    Args:
-        path: The ledger.
-        cfg_ids: Which networks.
-        stitch_config: Its stitch configuration, where it is given.
+    """The commands that export networks of a ledger as ONNX files.
 
     Raises:
-        InputError: If the file of settings is damaged, or holds what no command would take.
+        InputError: If the file of settings is damaged, or holds what no command accepts.
     """
     export, commands = _export_command(path, stitch_config), []
     for number in cfg_ids:
@@ -152,13 +156,11 @@ def take_away(path: Path, cfg_ids: Iterable[int], stitch_config: str | None) -> 
 
 
 def _export_command(path: Path, stitch_config: str | None) -> str:
-    """What all exports of a ledger begin with, as far as the files beside it tell; the rest in capitals.
-
-    The settings of the evaluation are all that an export needs: weights, data to compare on, preparation of images.
-    """
-    settings: Mapping[str, Any] = {}
+    """The start of every export of a ledger, from the files beside it; what they do not tell is in capitals."""
+    # The settings of the evaluation hold all that an export needs: weights, images to compare on, their preparation.
+    settings: Mapping[str, object] = {}
     if (beside := path.with_name("eval_args.yaml")).is_file():
-        settings = read_settings(str(beside))  # the command will, so what it refuses is said now
+        settings = read_settings(str(beside))  # as the command will: it must not fail later
     words = ["stitchkit", "export", *(["-c", str(beside)] if settings else [])]
     if stitch_config or not settings.get("stitch_config"):
         words += ["--stitch_config", stitch_config or "CONFIG.json"]
@@ -168,15 +170,15 @@ def _export_command(path: Path, stitch_config: str | None) -> str:
     return shlex.join(words)
 
 
-def _training(folder: Path) -> dict[str, Any] | None:
-    """The curves of the run that a ledger lies in; None without any."""
-    found: dict[str, Any] = {}
+def _training(folder: Path) -> Training | None:
+    """The curves of the run in a folder; None without any."""
+    found = Training(folder=str(folder))
     if (summary := folder / "summary.csv").is_file():
         lines = _read_table(summary, ["epoch"])
         found["curves"] = {key: [_number(line[key]) for line in lines] for key in (lines[0] if lines else ())}
     if (losses := folder / "losses.csv").is_file():
         found["losses"] = _stitch_losses(_read_table(losses, ["epoch", "cfg_id", "stitch", "loss"]))
-    return {"folder": str(folder), **found} if found else None
+    return found if len(found) > 1 else None
 
 
 def _read_table(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
@@ -191,14 +193,14 @@ def _read_table(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
     return [dict(zip_longest(head, row[: len(head)], fillvalue="")) for row in rows]
 
 
-def _stitch_losses(lines: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+def _stitch_losses(lines: Sequence[Mapping[str, str]]) -> dict[str, list[object]]:
     """Mean loss by stitch (rows, in the order of `cfg_id`) and epoch (columns)."""
     means = {(line["stitch"], line["epoch"]): _number(line["loss"]) for line in lines}
     epochs = sorted({line["epoch"] for line in lines}, key=lambda text: _number(text) or 0)
     numbers = {line["stitch"]: _number(line["cfg_id"]) or 0 for line in lines}
     stitches = sorted(numbers, key=lambda stitch: numbers[stitch])
     grid = [[means.get((stitch, epoch)) for epoch in epochs] for stitch in stitches]
-    return {"epochs": [_number(epoch) for epoch in epochs], "stitches": stitches, "means": grid}
+    return {"epochs": [_number(epoch) for epoch in epochs], "stitches": [*stitches], "means": [*grid]}
 
 
 def _number(text: str) -> float | None:
@@ -210,12 +212,8 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def page(contents: Mapping[str, Mapping[str, Any]], *, title: str) -> str:
+def page(contents: Mapping[str, Content], *, title: str) -> str:
     """The page of what `read_ledgers` found.
-
-    Args:
-        contents: By name.
-        title: Stands above it.
 
     Raises:
         InputError: If plotly is not installed.
@@ -224,25 +222,23 @@ def page(contents: Mapping[str, Mapping[str, Any]], *, title: str) -> str:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
         raise InputError("a report needs plotly, which is not installed; pip install 'stitchkit[report]'") from error
-    training = {content["training"]["folder"]: name for name, content in contents.items() if content["training"]}
+    # By folder: the ledgers of one run share its curves, which are shown once.
+    found = {name: content["training"] for name, content in contents.items()}
+    curves = {training["folder"]: {"name": name, **training} for name, training in found.items() if training}
     shown = {
         "ledgers": [{"name": name, **content} for name, content in contents.items()],
-        "training": [{"name": name, **contents[name]["training"]} for name in training.values()],
+        "training": list(curves.values()),
     }
     files = resources.files("stitchkit.ship") / "page"
     parts = {
         "title": escape(title),
         "version": __version__,
-        "data": _embedded(shown),
+        # Nothing in the data may end the script; JSON's escapes are the same text to JavaScript.
+        "data": strict_json(shown).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"),
         "plotly": get_plotlyjs(),
         "style": (files / "report.css").read_text(encoding="utf-8"),
         "plot": (files / "plot.js").read_text(encoding="utf-8"),
         "script": (files / "report.js").read_text(encoding="utf-8"),
     }
-    # In one pass, so that nothing inside a part is taken for a place.
+    # In one pass, so that {{...}} within a part, such as a ledger's name, is left alone.
     return _PLACE.sub(lambda match: parts[match[1]], (files / "report.html").read_text(encoding="utf-8"))
-
-
-def _embedded(content: object) -> str:
-    """JSON that can stand inside a page: nothing in it ends the script, and JavaScript reads every number."""
-    return strict_json(content).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

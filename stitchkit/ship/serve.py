@@ -1,4 +1,4 @@
-"""A page on which a person tries an SN-Net: an image and a budget in, a prediction by the best stitch out."""
+"""A page to try an SN-Net in the browser: an image and a budget in, a prediction by the best stitch out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from contextlib import suppress
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from timm.data import ImageNetInfo, create_transform
@@ -19,9 +20,8 @@ from torch import nn
 from stitchkit.display import quantity, unit_of
 from stitchkit.errors import InputError
 from stitchkit.measure.latency import latency_ms
-from stitchkit.measure.ledger import Row, read_rows
-from stitchkit.measure.pareto import pareto_front
-from stitchkit.ship.budget import BudgetedModel
+from stitchkit.measure.ledger import Row
+from stitchkit.ship.budgeted_model import BudgetedModel
 from stitchkit.ship.route_drawing import depths_of, draw_route
 from stitchkit.ship.trained_snnet import Trained, calibrated
 
@@ -42,12 +42,20 @@ svg.route text { font: 600 11px system-ui, sans-serif; }
 """
 
 
-class Demonstration:
-    """What the page does, apart from how it looks.
+class Page(Protocol):
+    """The part of Gradio's blocks that is used here; `load` is the event that someone opened it."""
 
-    Args:
-        trained: The SN-Net, on the device to use.
-        ledger: Its ledger, or rows of it.
+    load: object
+
+    def launch(self, **options: object) -> tuple[object, str, object]:
+        """Start to serve; the second result is the address."""
+
+    def block_thread(self) -> None:
+        """Wait for Ctrl-C."""
+
+
+class Demonstration:
+    """The behaviour of the page, without its looks: an SN-Net on the device to use, and its ledger or rows of it.
 
     Raises:
         InputError: If the ledger cannot be used with it.
@@ -56,9 +64,7 @@ class Demonstration:
     def __init__(self, trained: Trained, ledger: str | Path | Sequence[Row]):
         self._trained = trained
         self._model = trained.model
-        rows = read_rows(ledger) if isinstance(ledger, str | Path) else ledger
-        pareto_front(rows)  # refuses what has no figures
-        self._budgeted = BudgetedModel(self._model, rows)
+        self._budgeted = BudgetedModel(self._model, ledger)
         self._rows = {row["cfg_id"]: row for row in self._budgeted.rows}
         self._transform = create_transform(**trained.prepared, is_training=False)
         self._names = _class_names(trained)
@@ -79,15 +85,11 @@ class Demonstration:
     def run(self, image: Image | None, flops: float) -> tuple[dict[str, float] | None, str]:
         """Predict with the best stitch within a budget.
 
-        Args:
-            image: Of any size; None where there is none yet.
-            flops: The budget.
-
         Returns:
-            Probabilities of the likeliest classes by name, and what the stitch is, as HTML.
+            Probabilities of the likeliest classes by name, None without an image, and the stitch as HTML.
 
         Raises:
-            InputError: If no stitch is within it.
+            InputError: If no stitch is within the budget.
         """
         cfg_id = self._budgeted.choose(flops)
         return None if image is None else self._predict(image, cfg_id), self._describe(cfg_id)
@@ -102,7 +104,7 @@ class Demonstration:
         return {self._names[number]: share for number, share in pairs}
 
     def _network(self, cfg_id: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        """What runs a stitch; with `--recalibrate-bn` its statistics are computed when it is first chosen."""
+        """The network of a stitch; with `--recalibrate-bn` its statistics are computed when it is first chosen."""
         if not self._trained.recipe.run.recalibrate_bn:
             return partial(self._model, stitch=cfg_id)
         if cfg_id not in self._recalibrated:
@@ -114,7 +116,7 @@ class Demonstration:
         figures = {
             "cfg_id": str(cfg_id),
             "FLOPs": quantity(row["flops"]),
-            "params": quantity(row["params"]) if "params" in row else None,
+            "params": quantity(row["params"]),
             "top-1 in the ledger": f"{row['acc1']:.2f} %",
             "latency in the ledger": f"{row['latency_ms']:.2f} ms" if "latency_ms" in row else None,
             "latency here": f"{self._latency(cfg_id):.2f} ms an image on {self._device}",
@@ -136,7 +138,7 @@ class Demonstration:
 
 
 def _class_names(trained: Trained) -> list[str]:
-    """What the classes are called; ImageNet's synsets are described, unknown classes have numbers."""
+    """Names of the classes; ImageNet's synsets are described, unknown classes have numbers."""
     names, count = list(trained.classes), trained.model.num_classes
     if len(names) != count:
         names = ImageNetInfo().label_names() if count == _IMAGENET else [f"class {number}" for number in range(count)]
@@ -148,24 +150,17 @@ def _class_names(trained: Trained) -> list[str]:
     return names
 
 
-def create_page(demonstration: Demonstration, *, title: str) -> Any:
-    """The page as Gradio's blocks.
-
-    Args:
-        demonstration: What it does.
-        title: Stands above it.
-
-    Raises:
-        InputError: If gradio is not installed.
-    """
+def create_page(demonstration: Demonstration, *, title: str) -> Page:
+    """The page of a demonstration as Gradio's blocks."""
     gradio = check_gradio()
     unit, size = unit_of(demonstration.costliest)
-    # Rounded up, so that the cheapest stitch is within the least budget.
+    # Rounded up: the slider's least value must still pay for the cheapest stitch.
     least, most = (math.ceil(1e3 * cost / size) / 1e3 for cost in (demonstration.cheapest, demonstration.costliest))
 
     def run(image: Image | None, budget: float) -> tuple[dict[str, float] | None, str]:
         return demonstration.run(image, budget * size)
 
+    page: Page
     with gradio.Blocks(title=title, analytics_enabled=False) as page:
         gradio.Markdown(f"# {title}\nThe best stitch within the budget predicts.")
         with gradio.Row():
@@ -180,8 +175,8 @@ def create_page(demonstration: Demonstration, *, title: str) -> Any:
     return page
 
 
-def check_gradio() -> Any:
-    """The package of the page, before anything is loaded for it.
+def check_gradio() -> ModuleType:
+    """The package of the page; asked for before anything is loaded.
 
     Raises:
         InputError: If it is not installed.
@@ -194,10 +189,10 @@ def check_gradio() -> Any:
 
 
 def check_port(port: int | None) -> None:
-    """See that a port can be had, before anything is loaded.
+    """See that a port is free, before anything is loaded.
 
     Raises:
-        InputError: If it does not exist, or something else is there.
+        InputError: If it does not exist, or something else uses it.
     """
     if port is None:
         return
@@ -211,15 +206,10 @@ def check_port(port: int | None) -> None:
             raise InputError(f"port {port} is unavailable: {error.strerror}; choose another --port") from error
 
 
-def serve(page: Any, *, port: int | None = None) -> None:
-    """Serve a page to this machine alone, until Ctrl-C.
-
-    Args:
-        page: What `create_page` gave.
-        port: Its port; by default the first free one from 7860.
-    """
+def serve(page: Page, *, port: int | None = None) -> None:
+    """Serve a page to this machine alone, until Ctrl-C; without a port at the first free one from 7860."""
     gradio = check_gradio()
-    fonts = ["system-ui", "sans-serif"]  # gradio's own would be fetched from elsewhere
+    fonts = ["system-ui", "sans-serif"]  # gradio's own are downloaded by the browser
     theme = gradio.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"])
     options = {"theme": theme, "css": _STYLE, "share": False, "quiet": True, "prevent_thread_lock": True}
     _, address, _ = page.launch(server_name=_HOST, server_port=port, footer_links=[], **options)

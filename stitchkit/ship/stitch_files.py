@@ -1,4 +1,4 @@
-"""The files that a stitch is exported to: safetensors, ONNX and torch.export's, each with what it is inside."""
+"""The files that a stitch is exported to: safetensors, ONNX and torch.export's, each with its description inside."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from stitchkit.networks.weights import load_content
 from stitchkit.ship.description import build
 
 About = Mapping[str, Any]
+"""A `Description`, or that of a network of StitchNet; `input` has the `input_size` of both."""
 _KEY = "stitchkit"
 
 
@@ -26,7 +27,7 @@ class Format(NamedTuple):
     """One kind of file.
 
     Args:
-        write: Writes a network and what it is.
+        write: Writes a network and its description.
         read: Reads a file that this process has written, for the check.
         packages: What it needs beyond the core.
     """
@@ -37,10 +38,10 @@ class Format(NamedTuple):
 
 
 def format_of(path: str | Path) -> Format:
-    """The kind of file that a suffix means.
+    """The kind of file of a suffix.
 
     Raises:
-        InputError: If there is none, or a package that it needs is missing.
+        InputError: If the suffix has none, or a package that it needs is missing.
     """
     suffix = Path(path).suffix
     if suffix not in FORMATS:
@@ -53,15 +54,12 @@ def format_of(path: str | Path) -> Format:
 def load_stitch(path: str | Path) -> nn.Module:
     """The network of an exported `.safetensors` file, in evaluation mode.
 
-    It is built from timm's classes alone; nothing is fetched, nothing in the file is executed, and of the SN-Net only
-    the anchors on the route are made. How images are prepared for it is in its `pretrained_cfg`, where
-    `timm.data.resolve_model_data_config` looks; what else is known of it in its `about`.
-
-    Args:
-        path: The file.
+    It is built from timm's classes; nothing is downloaded, nothing in the file is executed, and of the SN-Net only the
+    anchors on the route are made. Its `pretrained_cfg` says how images are prepared, for
+    `timm.data.resolve_model_data_config`; its `about` is the whole description.
 
     Raises:
-        InputError: If the file is missing, damaged, or no export of a stitch.
+        InputError: If the file is missing, damaged, or not an exported stitch.
     """
     path = Path(path)
     if not path.is_file():
@@ -77,7 +75,7 @@ def load_stitch(path: str | Path) -> nn.Module:
         ) from error
     if not isinstance(about, dict):
         raise InputError(
-            f"'{path}' is no exported stitch; make one by stitchkit export, or use stitchkit.load_checkpoint"
+            f"'{path}' is not an exported stitch; make one by stitchkit export, or use stitchkit.load_checkpoint"
         )
     try:
         net = build(about)
@@ -88,14 +86,15 @@ def load_stitch(path: str | Path) -> nn.Module:
     return net.eval()
 
 
-class _Runner(nn.Module):
-    """A function of images as a module, so that it is run and timed as others are."""
+class Runner(nn.Module):
+    """A function of images as a module, to be run and timed like others."""
 
     def __init__(self, run: Callable[[torch.Tensor], torch.Tensor]):
         super().__init__()
         self._run = run
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The function's result."""
         return self._run(x)
 
 
@@ -105,17 +104,17 @@ def _write_safetensors(net: nn.Module, about: About, draft: Path) -> None:
 
 
 _BATCH = ({0: torch.export.Dim("batch", min=1)},)
-"""The sizes of the input that may vary."""
+"""Batches of any size."""
 
 
 def _trace(net: nn.Module, about: About) -> torch.export.ExportedProgram:
-    """The network as a program over batches of any size, without a trace of this machine's files."""
+    """The network as a program over batches of any size, which names none of this machine's files."""
     net.requires_grad_(False)
-    example = torch.zeros(2, *about["input"]["input_size"])  # a batch of one would be taken for the only size
+    example = torch.zeros(2, *about["input"]["input_size"])  # torch.export takes a batch of one for a constant
     with torch.no_grad():
-        net(example)  # timm's LeViT keeps its attention biases from the first run on, which is not to be traced
+        net(example)  # timm's LeViT keeps its attention biases from its first run, and a trace must not store them
         program = torch.export.export(net, (example,), dynamic_shapes=_BATCH)
-    for node in program.graph.nodes:
+    for node in program.graph.nodes:  # stack traces hold paths of the person who exports
         node.meta.pop("stack_trace", None)
     return program
 
@@ -126,13 +125,13 @@ def _write_program(net: nn.Module, about: About, draft: Path) -> None:
 
 def _read_program(path: Path) -> nn.Module:
     network = torch.export.load(path).module()
-    return _Runner(lambda x: network(x))  # hidden in a function: such a network has no modes to be switched
+    return Runner(lambda x: network(x))  # in a function, as it raises where its mode is switched
 
 
 def _write_onnx(net: nn.Module, about: About, draft: Path) -> None:
     import onnx_ir
 
-    logging.getLogger("onnxscript").setLevel(logging.WARNING)  # it tells each node that it simplifies
+    logging.getLogger("onnxscript").setLevel(logging.WARNING)  # it logs every node that it simplifies
     logging.getLogger("onnx_ir").setLevel(logging.WARNING)
     program = torch.onnx.export(
         _trace(net, about),
@@ -142,7 +141,7 @@ def _write_onnx(net: nn.Module, about: About, draft: Path) -> None:
         dynamic_shapes=_BATCH,
         verbose=False,
     )
-    assert program is not None, "there is one where no file is named"
+    assert program is not None, "without a file's name there is one"
     onnx_ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
     program.model.metadata_props[_KEY] = json.dumps(about)
     program.save(draft, external_data=False)
@@ -152,9 +151,9 @@ def _read_onnx(path: Path) -> nn.Module:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()  # as many as the network that it is compared with
+    options.intra_op_num_threads = torch.get_num_threads()  # as the SN-Net, whose latency is printed beside its own
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return _Runner(lambda x: torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0]))
+    return Runner(lambda x: torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0]))
 
 
 FORMATS = {

@@ -1,4 +1,4 @@
-"""A trained SN-Net as its checkpoint, its configuration and its settings say."""
+"""A trained SN-Net from its checkpoint, its configuration and its settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,7 +26,7 @@ from stitchkit.routes import Stitch
 from stitchkit.settings.flags import gather
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.ship.description import FORMAT, portable
+from stitchkit.ship.description import FORMAT, Description, portable
 from stitchkit.train.checkpoint_header import check_configuration, check_header, trained_input_size
 from stitchkit.train.network import create_network
 
@@ -58,7 +57,7 @@ class Trained:
         return preparation(self.recipe, self.model.input_size, self.model.pretrained_cfg)
 
 
-def open_trained(settings: Mapping[str, Any]) -> Trained:
+def open_trained(settings: Mapping[str, object]) -> Trained:
     """The SN-Net of a checkpoint, with the number of classes and the image size that it was trained with.
 
     Args:
@@ -86,18 +85,18 @@ def open_trained(settings: Mapping[str, Any]) -> Trained:
     model = create_network(recipe, config, classes)
     assert isinstance(model, SNNet), "it was made of a stitch configuration"
     load_content(model, content, path, ema=recipe.optim.model_ema)
-    if len(classes) != model.num_classes:  # with fewer names than logits, some would have none
+    if len(classes) != model.num_classes:  # such as after --num-classes
         classes = _folder_classes(recipe, model.num_classes)
     return Trained(model.eval(), config, recipe, classes, digest)
 
 
 def _size_is_the_configurations(recipe: Recipe, config: StitchConfig) -> bool:
-    """Whether no flag and no file of settings chose another image size than the stitch configuration has."""
+    """Whether no file of settings chose another image size than the stitch configuration has."""
     return all(getattr(recipe.model, key) == config.recipe.get(key) for key in _SIZES)
 
 
 def _folder_classes(recipe: Recipe, number: int) -> tuple[str, ...]:
-    """Class names of an image folder, for a checkpoint that knows none; one of other classes only lends its images."""
+    """Class names of an image folder, if it has as many as there are logits; others only lend their images."""
     if recipe.data.dataset or not recipe.data.data_dir:
         return ()
     found = open_datasets(recipe).classes
@@ -105,11 +104,7 @@ def _folder_classes(recipe: Recipe, number: int) -> tuple[str, ...]:
 
 
 def check_origin(ledger: str | Path, trained: Trained) -> None:
-    """See that a ledger's figures are of these weights; those without a file beside them that says so pass.
-
-    Args:
-        ledger: The ledger.
-        trained: The SN-Net.
+    """See that a ledger's figures are of these weights, as far as a file beside it tells.
 
     Raises:
         InputError: If it was measured with other weights, another average of them, or other batch-norm statistics.
@@ -127,8 +122,8 @@ def check_origin(ledger: str | Path, trained: Trained) -> None:
     for key, value in ours.items():
         if (known.get(key) or 0) != value:
             raise InputError(
-                f"ledger '{ledger}' was measured with {key} {known.get(key)}, here it is {value}; give "
-                f"{flag_of(key)} as it was, or export a stitch by --cfg_id"
+                f"ledger '{ledger}' was measured with {key} {known.get(key)}, here it is {value}; give the same "
+                f"{flag_of(key)}, or export a stitch by --cfg_id"
             )
     if known.get("weights_sha256") not in (None, trained.weights_sha256):
         raise InputError(
@@ -138,11 +133,7 @@ def check_origin(ledger: str | Path, trained: Trained) -> None:
 
 
 def calibrated(trained: Trained, stitch: int) -> nn.Module:
-    """The network of a stitch with batch-norm statistics of its own, as `--eval --recalibrate-bn` computes them.
-
-    Args:
-        trained: The SN-Net; its settings say how many batches of which training images.
-        stitch: The `cfg_id`.
+    """The network of a stitch with its own batch-norm statistics, as `--eval --recalibrate-bn` computes them.
 
     Raises:
         InputError: If there are no data, or the stitch is not in the space.
@@ -154,13 +145,9 @@ def calibrated(trained: Trained, stitch: int) -> nn.Module:
     world = init_world("cpu")
     try:
         loaders = create_loaders(
-            open_datasets(recipe),
-            recipe,
-            world,
-            input_size=model.input_size,
-            model_config=model.pretrained_cfg,
-            num_classes=model.num_classes,
-        )
+            open_datasets(recipe), recipe, world,
+            input_size=model.input_size, model_config=model.pretrained_cfg, num_classes=model.num_classes,
+        )  # fmt: skip
         assert loaders.train is not None, "recalibration opens the training split"
         recalibrate(net, (images for images, _ in islice(loaders.train, recipe.run.recalibrate_bn)))
     finally:
@@ -168,12 +155,8 @@ def calibrated(trained: Trained, stitch: int) -> nn.Module:
     return net
 
 
-def describe(trained: Trained, stitch: Stitch | int) -> dict[str, Any]:
-    """A stitch as plain data, without its weights and without paths of this machine: what goes into its exports.
-
-    Args:
-        trained: The SN-Net.
-        stitch: The stitch or its `cfg_id`.
+def describe(trained: Trained, stitch: Stitch | int) -> Description:
+    """The description that goes into a stitch's exports; it holds no paths of this machine.
 
     Raises:
         InputError: If the stitch is not in the space.
@@ -182,27 +165,25 @@ def describe(trained: Trained, stitch: Stitch | int) -> dict[str, Any]:
     route = model.resolve(stitch)
     labels = {segment.anchor for segment in route.segments}
     specs = [spec for spec in trained.config.anchors if spec.label in labels]
-    return {
-        "format": FORMAT,
-        "stitchkit": __version__,
-        "cfg_id": model.space.stitches.index(route),
-        "stitch": route.name,
-        "anchors": [portable(spec, model, global_pool=settings.gp) for spec in specs],
-        "stitched_final_norm": model.stitched_final_norm,
-        "bn_eps": settings.bn_eps,
-        "input": trained.prepared,
-        "classes": list(trained.classes),
-    }
+    return Description(
+        format=FORMAT,
+        stitchkit=__version__,
+        cfg_id=model.space.stitches.index(route),
+        stitch=route.name,
+        anchors=[portable(spec, model, global_pool=settings.gp) for spec in specs],
+        stitched_final_norm=model.stitched_final_norm,
+        bn_eps=settings.bn_eps,
+        input=trained.prepared,
+        classes=list(trained.classes),
+    )
 
 
 def sample_images(trained: Trained, number: int) -> tuple[torch.Tensor, str]:
-    """Images to try a network on, prepared as for evaluation.
-
-    They are spread evenly over the validation split of the settings' data; without data they are seeded noise.
+    """Images to try a network on, prepared as for evaluation; without data they are seeded noise.
 
     Args:
         trained: The SN-Net.
-        number: How many, if there are so many.
+        number: How many, at most.
 
     Returns:
         Images `[number, C, H, W]` and where they are from, in words.
@@ -221,9 +202,10 @@ def sample_images(trained: Trained, number: int) -> tuple[torch.Tensor, str]:
     if isinstance(dataset, IterableDataset):
         samples = list(islice(dataset, number))
     else:
+        # Evenly over the split: its first images are all of the first class.
         places = range(min(number, len(dataset)))
         samples = [dataset[place * len(dataset) // len(places)] for place in places]
-    if not samples:
-        raise InputError(f"there is no image in the {data.val_split} split of '{data.data_dir or data.dataset}'")
     where = f"the {data.val_split} split of '{data.data_dir or data.dataset}'"
+    if not samples:
+        raise InputError(f"there is no image in {where}")
     return torch.stack([image for image, _ in samples]), f"images from {where}"

@@ -97,7 +97,7 @@ class Checkpoints(CheckpointFiles):
 
 
 def header(session: Session) -> dict[str, object]:
-    """What a checkpoint says of its run beside the state of the training."""
+    """The part of a checkpoint that describes its run."""
     return {
         "opt": session.recipe.optim.opt,
         "stitch_config": session.config.to_dict() if session.config else None,
@@ -131,12 +131,7 @@ def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any]
 
 
 def restore(content: Mapping[str, Any], recipe: Recipe, trainer: Trainer) -> int:
-    """Restore optimizer, scaler and moving average; the first epoch still to be trained.
-
-    Args:
-        content: From `load_weights`.
-        recipe: All settings.
-        trainer: Made with the same settings; its network has the weights already.
+    """Restore optimizer, scaler and moving average of a trainer; the first epoch still to be trained.
 
     Raises:
         InputError: If the file was not written by this trainer, or its optimizer or moving average does not fit.

@@ -75,10 +75,9 @@ def evaluate_stitches(session: Session) -> None:
         return [cfg_id for cfg_id in wanted if cfg_id in ledgers[0].missing]
 
     missing, last = from_primary(session.world, find_missing), len(model.space) - 1
-    if recipe.run.recalibrate_bn:
-        scores = _each_alone(session, last, missing)
-    else:
-        scores = _in_one_pass(session, model, missing, origin)
+    scores = _in_one_pass(session, model, missing, origin)
+    if recipe.run.recalibrate_bn:  # statistics of norms differ from route to route, so no work is common
+        scores = ((cfg_id, _score_alone(session, cfg_id, f"stitch {cfg_id}/{last}")) for cfg_id in missing)
     for cfg_id, found in scores:
         for ledger in ledgers:
             ledger.append(cfg_id, found._asdict())
@@ -120,12 +119,6 @@ def _in_one_pass(
     report(loader.dataset)
     yield from zip(cfg_ids, tally.scores(), strict=True)
     partial.remove()  # only now: the ledger has all rows
-
-
-def _each_alone(session: Session, last: int, cfg_ids: Sequence[int]) -> Iterator[tuple[int, Score]]:
-    """Score of each stitch, one after the other."""
-    for cfg_id in cfg_ids:
-        yield cfg_id, _score_alone(session, cfg_id, f"stitch {cfg_id}/{last}")
 
 
 def _score_alone(session: Session, cfg_id: int | None, what: str) -> Score:
@@ -203,7 +196,7 @@ def _check_origin(path: Path, origin: Mapping[str, object], origin_path: Path) -
         raise InputError(
             f"result file '{path}' has no '{origin_path.name}' beside it that says how it was made; {advice}"
         )
-    # Ledgers are older than some settings, which then had their defaults.
+    # A ledger may be older than some settings, which had their defaults then.
     try:
         before: dict[str, Any] = Recipe().flat() | yaml.safe_load(origin_path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:

@@ -3,48 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stitchkit.classes import check_classes, note_origin, origin_of
+from stitchkit.classes import check_classes, origin_of
 from stitchkit.data.loaders import weights_dtype
 from stitchkit.distributed import World
-from stitchkit.engine.checkpoint_files import read_alike
+from stitchkit.engine.checkpoint_files import start_from
 from stitchkit.errors import InputError, one_line
 from stitchkit.model.create import create_snnet
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.anchor import has_view, view
 from stitchkit.networks.create import create_model
-from stitchkit.networks.weights import load_content
+from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.recipe import ModelRecipe, Recipe
 from stitchkit.settings.stitch_config import StitchConfig, check_kwargs
 
 _logger = logging.getLogger(__name__)
-
-
-class TimmNetwork(Protocol):
-    """The part of timm's models that a run uses; an SN-Net has the same."""
-
-    num_classes: int
-    in_chans: int
-    pretrained_cfg: Mapping[str, Any]
-
-    def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]:
-        """The linear layers that give the logits; a distilled network has two."""
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass."""
-
-
-def as_timm(model: nn.Module) -> TimmNetwork:
-    """A network as what it is beside a module of torch."""
-    return model  # type: ignore[return-value] # timm's models share no class that says so
 
 
 def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequence[str] | None) -> nn.Module:
@@ -74,9 +55,7 @@ def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequenc
         checkpoint = settings.pretrained_path if options["pretrained"] else None
         model = create_model(settings.model, checkpoint=checkpoint, **(options | (settings.model_kwargs or {})))
     if settings.initial_checkpoint and not recipe.run.resume:
-        content, _ = read_alike(settings.initial_checkpoint)
-        load_content(model, content, settings.initial_checkpoint)
-        note_origin(model, content, settings.initial_checkpoint)
+        start_from(model, settings.initial_checkpoint)
     _check_origins(model, classes or (), strict=recipe.run.eval)
     _adjust(model, settings)
     if settings.grad_checkpointing:

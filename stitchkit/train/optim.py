@@ -7,7 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_class, param_groups_layer_decay, param_groups_weight_decay
+from timm.optim import (
+    create_optimizer_v2,
+    get_optimizer_class,
+    optimizer_kwargs,
+    param_groups_layer_decay,
+    param_groups_weight_decay,
+)
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.scheduler_factory import scheduler_kwargs
@@ -37,19 +43,11 @@ def create_optimizer(model: nn.Module, optim: OptimRecipe, *, lr: float) -> torc
     Raises:
         InputError: If timm does not know the optimizer or refuses its settings.
     """
-    options: dict[str, Any] = {
-        "opt": optim.opt, "lr": lr, "weight_decay": optim.weight_decay, "momentum": optim.momentum
-    }  # fmt: skip
-    if optim.opt_eps is not None:
-        options["eps"] = optim.opt_eps
+    options: dict[str, Any] = optimizer_kwargs(SimpleNamespace(**vars(optim) | {"lr": lr}))
     if optim.opt_betas is not None:
-        options["betas"] = tuple(optim.opt_betas)
+        options["betas"] = tuple(optim.opt_betas)  # as their defaults, which a checkpoint is compared with
     if isinstance(model, SNNet) and (optim.layer_decay, optim.base_lr_scale, optim.stitch_lr_scale) != (None, 1, 1):
         options["param_group_fn"] = partial(_scaled_groups, optim=optim)
-    elif optim.layer_decay is not None:
-        options["layer_decay"] = optim.layer_decay
-        options["layer_decay_min_scale"] = optim.layer_decay_min_scale
-        options["layer_decay_no_opt_scale"] = optim.layer_decay_no_opt_scale
     try:
         options |= _fused(optim) | (optim.opt_kwargs or {})
         optimizer: torch.optim.Optimizer = create_optimizer_v2(model, **options)

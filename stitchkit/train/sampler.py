@@ -10,12 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws stitches uniformly.
-
-    Args:
-        cfg_ids: The stitches to draw from.
-        seed: Seed of the run.
-        shared: Draw the same stitch on all ranks; the published training lets each rank draw its own.
+    """Draws stitches uniformly, on each rank its own, as the published training does, or `shared` by all ranks.
 
     Source: SN-Net, section 3.3 and algorithm 1.
     """

@@ -18,8 +18,8 @@ from stitchkit.engine.task import Task
 from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.create import create_model, published_config
+from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.settings.recipe import Recipe, StitchRecipe
-from stitchkit.train.network import TimmNetwork, as_timm
 from stitchkit.train.sampler import Sampler
 
 _logger = logging.getLogger(__name__)
@@ -112,20 +112,10 @@ def create_task(
     model: nn.Module, recipe: Recipe, device: torch.device, *, sides: Sequence[int], mean: Sequence[float],
     std: Sequence[float], classes: Sequence[str] = (), sampler: Sampler | None = None,
 ) -> StitchTask:  # fmt: skip
-    """The task of a recipe.
-
-    Args:
-        model: An SN-Net or plain model.
-        recipe: All settings.
-        device: Where it trains.
-        sides: Height and width of an image.
-        mean: Mean that images are normalised with.
-        std: Standard deviation that they are normalised with.
-        classes: Class names of the data, where they are known.
-        sampler: Draws the stitch of a step; None trains a plain model.
+    """The task of a recipe: `sides` are height and width of an image, the rest is as in `StitchTask`.
 
     Raises:
-        InputError: If the teacher cannot be loaded, or knows other classes.
+        InputError: If the teacher cannot be loaded, or knows other classes than the data's, where those are known.
     """
     stitch, dtype, teacher = recipe.stitch, weights_dtype(recipe), None
     if stitch.distillation_type != "none":
@@ -162,7 +152,7 @@ def _create_criterion(recipe: Recipe) -> nn.Module:
 
 
 def _create_teacher(
-    stitch: StitchRecipe, student: TimmNetwork, device: torch.device, dtype: torch.dtype, sides: Sequence[int],
+    stitch: StitchRecipe, student: TimmModel, device: torch.device, dtype: torch.dtype, sides: Sequence[int],
     names: Sequence[str],
 ) -> DistillationTeacher | None:  # fmt: skip
     """The teacher, or None where its published weights know other classes than the data have."""

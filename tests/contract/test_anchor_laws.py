@@ -56,8 +56,8 @@ def check_anchor(anchor):
     """Its steps are the model, and its stages are what they say."""
     x = torch.randn(1, *anchor.input_size)
     assert torch.equal(run_steps(anchor, x), anchor.model(x)), anchor.label
-    for feature, layout in zip(anchor.features(x), anchor.boundaries, strict=True):
-        assert layout.sized(feature) == layout, anchor.label
+    for feature, place in zip(anchor.features(x), anchor.boundaries, strict=True):
+        assert place.layout.sized(feature) == place.layout, anchor.label
 
 
 SMALL = {

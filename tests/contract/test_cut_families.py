@@ -9,7 +9,7 @@ import torch
 import torchvision
 
 from docs.cut_table import HEAD, NAMES, measure
-from stitchkit.networks.cut import cut
+from stitchkit.networks.anchor import steps_of
 from tests.support import ROOT, mostly_full, randomize
 
 VIT = {"img_size": 64, "embed_dim": 32, "depth": 4, "num_heads": 2}
@@ -54,7 +54,7 @@ TORCHVISION = {
 def check(model, first, second, third, fourth):
     randomize(model)
     places = [(None, first), (second, third), (fourth, None)]
-    pieces = [cut(model, block_input=begin, block_output=end) for begin, end in places]
+    pieces = [steps_of(model).between(begin, end) for begin, end in places]
     images = torch.randn(2, 3, 64, 64)
     for training in (False, True):
         whole = copy.deepcopy(model).train(training)

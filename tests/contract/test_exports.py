@@ -334,7 +334,7 @@ def test_a_recalibrated_stitch_is_exported_as_it_was_measured(tmp_path, images, 
     path, ledger = tmp_path / "net.safetensors", str(tmp_path / "resnet/stitches_res.txt")
     export_flags = ["-o", str(path), "--data", str(images), "--ledger", ledger]
     assert main(["export", *flags[:-2], *export_flags]) == 2
-    assert "measured with recalibrate_bn 3, here it is 0; give --recalibrate-bn" in capsys.readouterr().err
+    assert "measured with recalibrate_bn 3, here it is 0; give the same --recalibrate-bn" in capsys.readouterr().err
     assert main(["export", *flags, "-o", str(path), "--cfg_id", "4"]) == 2
     assert "needs training images; add --data DIR" in capsys.readouterr().err
     assert main(["export", *flags, *export_flags]) == 0
@@ -350,7 +350,7 @@ def test_a_recalibrated_stitch_is_exported_as_it_was_measured(tmp_path, images, 
     ("origin", "message"),
     [
         ("weights_sha256: '00'", "measured with other weights than"),
-        ("model_ema: true", "measured with model_ema True, here it is False; give --model-ema"),
+        ("model_ema: true", "measured with model_ema True, here it is False; give the same --model-ema"),
         ("- ]", "ledger.yaml', which says how the ledger came, is damaged"),
     ],
 )
@@ -434,7 +434,7 @@ def test_a_file_that_says_something_odd_is_refused(tmp_path, change, message, mo
 
 def test_what_is_not_an_export_is_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "plain.safetensors")
-    with pytest.raises(stitchkit.InputError, match="is no exported stitch"):
+    with pytest.raises(stitchkit.InputError, match="is not an exported stitch"):
         stitchkit.load_stitch(tmp_path / "plain.safetensors")
     with pytest.raises(stitchkit.InputError, match="does not exist"):
         stitchkit.load_stitch(tmp_path / "none.safetensors")

@@ -125,7 +125,7 @@ def test_some_stitches_and_then_the_others(trained):
     [
         ("1,x", "list their cfg_id"),
         ("3-", "list their cfg_id"),
-        ("5-3", "goes backwards"),
+        ("5-3", "runs backwards"),
         ("999", "does not exist"),
     ],
 )

@@ -157,7 +157,7 @@ def test_what_cannot_be_shown(tmp_path, capsys, monkeypatch):
     assert "its cfg_id 0 has flops 4000000000.0, here it is" in refused(
         capsys, unnamed, "-o", page, "--stitch_config", CONFIG
     )
-    assert "no format '.mp4'; take .png, .svg or .pdf" in refused(capsys, LEDGER, "-o", page, "--png", "a.mp4")
+    assert "no format '.mp4'; choose .png, .svg or .pdf" in refused(capsys, LEDGER, "-o", page, "--png", "a.mp4")
     assert "folder 'gone' does not exist" in refused(capsys, LEDGER, "-o", page, "--png", "gone/a.png")
     (tmp_path / "eval_args.yaml").write_text("- ]")
     good = write_ledger(tmp_path / "good.txt", {"flops": 1, "acc1": 2})

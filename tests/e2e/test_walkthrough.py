@@ -54,7 +54,7 @@ def test_the_digits_are_real_complete_and_disjoint(digits, capsys):
         assert share[1] == pytest.approx(sum(share) * 600 / 1797, abs=1)
     before = [path.stat().st_mtime_ns for path in paths]
     run("demo-data", digits)
-    assert "there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     assert [path.stat().st_mtime_ns for path in paths] == before
 
 

@@ -173,10 +173,7 @@ def test_classes_are_compared_task_by_task(caplog):
         assert not caplog.messages, "another number: the classifier is re-initialised, or refused by its shape"
         check_classes([one], [two], "f", strict=False)
     [line] = caplog.messages
-    assert (
-        "'f' was trained on the same number of classes, but different ones; the first that differs was 'a' and is 'c'"
-        in line
-    )
+    assert "'f' was trained on as many classes, but different ones; the first that differs was 'a' and is 'c'" in line
 
 
 VECTOR = Layout("vector")

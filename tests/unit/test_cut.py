@@ -9,10 +9,15 @@ import torchvision
 from torch import nn
 
 from stitchkit.errors import InputError
-from stitchkit.networks.cut import cut, steps
+from stitchkit.networks.anchor import steps_of
 from stitchkit.networks.cut.flow import Flow
 from stitchkit.networks.cut.trace import trace
+from stitchkit.networks.cut.traced import TracedSteps
 from tests.support import pico_images, randomize
+
+
+def cut(model, *, block_input=None, block_output=None):
+    return steps_of(model).between(block_input, block_output)
 
 
 def randomized(model):
@@ -398,7 +403,7 @@ def test_what_cannot_be_traced_is_said():
 
 
 def test_steps_run_one_after_the_other_are_the_model(resnet):
-    pieces = steps(resnet)
+    pieces = TracedSteps(resnet)
     x = values = pico_images(size=64)
     kept = [x]
     for piece in pieces:

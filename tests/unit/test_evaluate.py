@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from stitchkit.errors import InputError
-from stitchkit.measure.evaluate import evaluate, evaluate_stitch
+from stitchkit.measure.evaluate import evaluate_stitch
 from stitchkit.train.evaluation import _check_origin
 from tests.support import pico_images, pico_snnet
 
@@ -16,7 +16,9 @@ def test_scores_are_counts():
     random = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(23, 9, generator=random), torch.randint(9, (23,), generator=random)
     for size in (1, 7, 23):
-        score = evaluate(lambda x: x, zip(logits.split(size), labels.split(size), strict=True), device=CPU)
+        score = evaluate_stitch(
+            torch.nn.Identity(), None, zip(logits.split(size), labels.split(size), strict=True), device=CPU
+        )
         assert score.images == 23
         assert score.acc1 == pytest.approx(100 * (logits.argmax(1) == labels).sum().item() / 23)
         ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
@@ -43,7 +45,7 @@ def test_each_module_gets_its_own_mode_back():
 
 def test_nothing_to_judge_is_an_error():
     with pytest.raises(InputError, match="no image"):
-        evaluate(lambda x: x, [], device=CPU)
+        evaluate_stitch(torch.nn.Identity(), None, [], device=CPU)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "a", "- ]", "\x00"])

@@ -127,18 +127,18 @@ def test_a_run_becomes_a_folder(images, tmp_path):
     assert (found.image["mean"], found.image["crop_pct"]) == ([0.2, 0.3, 0.4], 0.9)
     for path in folder.iterdir():
         assert str(tmp_path).encode() not in path.read_bytes(), path
-    with pytest.raises(stitchkit.InputError, match="--bn-eps is no part of a folder"):
+    with pytest.raises(stitchkit.InputError, match="--bn-eps cannot be stored in a folder"):
         stitchkit.HubSNNet.from_run(**given, bn_eps=0.1)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"classes": ["ant"]}, "1 names of classes for 4 logits"),
+        ({"classes": ["ant"]}, "1 class names for 4 logits"),
         ({"classes": "abcd"}, "'classes' is 'abcd'"),
         ({"classes": [1, 2, 3, 4]}, "give the names of the classes"),
         ({"image": {"mean": "0.5"}}, "'mean' of images is '0.5'"),
-        ({"image": {"std": [1, 2]}}, "not of images of 3 channels"),
+        ({"image": {"std": [1, 2]}}, "cannot be used for images of 3 channels"),
         ({"image": {"crop_pct": math.nan}}, "'crop_pct' of images is nan"),
         ({"image": {"men": [0.5]}}, "did you mean 'mean'?"),
     ],
@@ -250,7 +250,7 @@ def test_a_pickle_in_a_folder_is_never_opened(model, folder):
     trap = folder.parent / "trap"
     (folder / "model.safetensors").unlink()
     torch.save({**model.state_dict(), "x": Hostile(trap)}, folder / "pytorch_model.bin")
-    with pytest.raises(stitchkit.InputError, match=r"has no model.safetensors; no other kind of weights is read"):
+    with pytest.raises(stitchkit.InputError, match=r"has no model.safetensors; weights of another kind are not read"):
         stitchkit.HubSNNet.from_pretrained(folder)
     os.rename(folder / "pytorch_model.bin", folder / "model.safetensors")
     with pytest.raises(stitchkit.InputError, match="not a checkpoint"):

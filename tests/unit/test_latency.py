@@ -8,7 +8,8 @@ from torch import nn
 
 from stitchkit.cli import main
 from stitchkit.measure import latency
-from stitchkit.measure.latency import LatencyMeter, add_latencies, latency_ms
+from stitchkit.measure.by_composition import RouteCosts
+from stitchkit.measure.latency import add_latencies, latency_ms
 from stitchkit.measure.ledger import read_rows
 from tests.support import pico_snnet, write_config
 
@@ -36,7 +37,7 @@ def test_a_latency_is_that_of_one_pass_after_a_warm_up():
 
 def test_a_stitch_takes_what_its_steps_take(monkeypatch):
     model = pico_snnet()
-    meter = LatencyMeter(model, batch_size=3)
+    meter = RouteCosts(model, latency_ms, batch_size=3)
     seen = []
     monkeypatch.setattr(meter, "_measure", lambda step, x: seen.append(len(x)) or float(len(seen)))
     stitch = model.space[5]

@@ -87,7 +87,7 @@ def test_what_is_not_a_ledger_is_named(text, tmp_path):
 def test_rows_that_would_win_unfairly_are_named(line, tmp_path):
     path = tmp_path / "r.txt"
     path.write_text(f'{{"cfg_id": 0, "loss": NaN}}\n{line}\n')
-    with pytest.raises(InputError, match=r"(line 2 has (acc1 nan|flops inf)|duplicate cfg_id 0 in lines 1 and 2)"):
+    with pytest.raises(InputError, match=r"(line 2 has (acc1 nan|flops inf)|line 2: duplicate cfg_id 0 .line 1.)"):
         read_rows(path)
 
 
@@ -147,7 +147,9 @@ def test_published_rows_without_names_can_be_drawn(tmp_path):
     assert "<svg" in (tmp_path / "p.svg").read_text()
 
 
-@pytest.mark.parametrize(("value", "text"), [(4608338304, "4.61G"), (5717416, "5.72M"), (1500, "1.5k"), (12, "12")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(2e12, "2T"), (4608338304, "4.61G"), (5717416, "5.72M"), (1500, "1.5k"), (12, "12")]
+)
 def test_quantities_have_units(value, text):
     assert quantity(value) == text
 

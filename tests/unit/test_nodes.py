@@ -5,8 +5,13 @@ import torch
 
 from stitchkit.cli import main
 from stitchkit.errors import InputError
-from stitchkit.networks.cut import cut
-from stitchkit.networks.cut.nodes import Node, library_model, nodes
+from stitchkit.networks.anchor import steps_of
+from stitchkit.networks.cut.nodes import library_model
+from stitchkit.networks.steps import Node
+
+
+def nodes(model, example=None, **options):
+    return steps_of(model).nodes(example, **options)
 
 
 def test_nodes_have_shapes_and_say_where_they_are_clean():
@@ -28,10 +33,10 @@ def test_clean_nodes_are_those_that_a_piece_may_end_with():
     for node in nodes(model, image)[1:25]:
         found[node.is_clean] += 1
         if node.is_clean:
-            cut(model, block_output=node.name)
+            steps_of(model).between(None, node.name)
         else:
             with pytest.raises(InputError, match="goes through a connection"):
-                cut(model, block_output=node.name)
+                steps_of(model).between(None, node.name)
     assert min(found.values()) > 5
 
 

@@ -146,7 +146,7 @@ def test_latency_is_measured_where_it_is_asked_for(short_timing):
 
 
 def test_figures_that_are_not_finite_win_nothing_and_leave_json_valid(capsys, tmp_path):
-    with pytest.raises(stitchkit.InputError, match="cfg_id 3 has acc1 nan, which is not finite"):
+    with pytest.raises(stitchkit.InputError, match="cfg_id 3 has acc1 nan, not a finite number"):
         pick([{"cfg_id": 3, "flops": 1, "acc1": float("nan")}], Budget())
     write_rows(tmp_path / "r.txt", [{"cfg_id": 0, "flops": 1, "acc1": 5.0, "loss": float("nan")}])
     assert main(["pick", str(tmp_path / "r.txt"), "--json"]) == 0

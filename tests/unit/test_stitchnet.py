@@ -593,7 +593,7 @@ def test_nothing_is_fetched_on_the_word_of_a_file(mixed, nets, tmp_path, name):
     about = json.loads((folder / "net.json").read_text())
     about["networks"] = {label: {"name": name, "label": label} for label in about["networks"]}
     (folder / "net.json").write_text(json.dumps(about))
-    with pytest.raises(InputError, match="nothing is fetched on a file's word"):
+    with pytest.raises(InputError, match="a file cannot make this program fetch anything"):
         stitchnet.load(folder)
     (folder / "net.json").write_text(json.dumps({**about, "networks": None}))
     with pytest.raises(InputError, match="holds no composed network that can be read"):

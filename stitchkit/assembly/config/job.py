@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
+from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.assembly.config.optim import check_training
 from stitchkit.assembly.config.settings import Metric, TrainConfig
@@ -46,11 +46,11 @@ class JobConfig(Settings):
         data_path: Folder of the data sets.
         print_freq: Steps between log lines.
         save_checkpoints: Save a checkpoint after each epoch.
-        checkpoint_interval: Steps between checkpoints within an epoch; 0 saves none there but for a signal.
+        checkpoint_interval: Steps between checkpoints within an epoch; 0 saves one there only for a signal.
         eval_checkpoints: Test after each epoch.
         checkpoint_initial_model: Test the network before the first epoch, and save it where checkpoints are saved.
         test_only: Test, train nothing.
-        deterministic: Use deterministic algorithms only.
+        deterministic: Use only deterministic algorithms.
         load_from: File of weights to start from.
         resume_from: Checkpoint to resume from; `auto` is the newest good one in the job's folder.
         strict_load: Weights must have all names and no others.
@@ -59,16 +59,16 @@ class JobConfig(Settings):
         metrics_output: File of the results; by default `result.pkl` in the job's folder.
         device: `cpu`, `cuda` or `cuda:N`.
         metrics: Figures of merit.
-        project: Project in Weights & Biases; none logs nothing there.
+        project: Project in Weights & Biases; without one, nothing is logged there.
         entity: Account or team there.
         group: Group of runs there.
         id: Run there to resume.
     """
 
     train_config: TrainConfig
-    model: dict[str, Any] | StrictStr | None = None
-    assembly: tuple[Any, ...] | None = None
-    head: dict[str, Any] | StrictStr | None = None
+    model: dict[str, object] | StrictStr | None = None
+    assembly: tuple[object, ...] | None = None
+    head: dict[str, object] | StrictStr | None = None
     reformat_options: dict[str, StrictStr] = Field(default_factory=dict)
     unfrozen: StrictBool = False
     pretrained: StrictBool = True
@@ -95,7 +95,7 @@ class JobConfig(Settings):
     id: StrictStr | None = None
 
     @classmethod
-    def load(cls, path: str | Path, **changes: Any) -> JobConfig:
+    def load(cls, path: str | Path, **changes: object) -> JobConfig:
         """The configuration in a file.
 
         Args:
@@ -111,10 +111,10 @@ class JobConfig(Settings):
             for key in WRITTEN:
                 if key not in changes and (value := getattr(config, key)) is not None:
                     _check_inside(value, key)
-        return config.override(**changes)
+        return config.override(**changes) if changes else config
 
     @classmethod
-    def parse(cls, content: Mapping[str, Any]) -> JobConfig:
+    def parse(cls, content: Mapping[str, object]) -> JobConfig:
         """The configuration in plain data.
 
         Raises:
@@ -126,15 +126,16 @@ class JobConfig(Settings):
         config.check()
         return config
 
-    def override(self, **changes: Any) -> JobConfig:
+    def override(self, **changes: object) -> JobConfig:
         """The configuration with other settings, by key; `lr` is the optimizer's, the rest may be `train_config`'s.
 
         Raises:
             InputError: If a value cannot be used.
         """
-        train = {key: changes.pop(key) for key in list(changes) if key in {item.name for item in fields(TrainConfig)}}
+        train, changes = of_training(changes)
         if "lr" in changes:
             train["optimizer_args"] = {**self.train_config.optimizer_args, "lr": changes.pop("lr")}
+        # A flag takes the place of what the file says of either: a job starts from one file.
         for one, other in (("load_from", "resume_from"), ("resume_from", "load_from")):
             if changes.get(one) and not changes.get(other):
                 changes[other] = None
@@ -195,13 +196,20 @@ class JobConfig(Settings):
             if place not in _MAY_DIFFER:
                 yield f"{place} {said(old)}, not {said(new)}"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The settings as plain data, all of them, as a file that `load` reads."""
-        settings = {key: value for key, value in _plain(asdict(self)).items() if value is not None}
+        settings = {key: _plain(value) for key, value in asdict(self).items() if value is not None}
         return settings | {"train_config": settings.pop("train_config")}
 
 
-def _fields(settings: Settings) -> dict[str, Any]:
+def of_training(changes: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
+    """Settings by key, in two: those of `train_config`, and the others."""
+    names = {item.name for item in fields(TrainConfig)}
+    train = {key: value for key, value in changes.items() if key in names}
+    return train, {key: value for key, value in changes.items() if key not in names}
+
+
+def _fields(settings: Settings) -> dict[str, object]:
     return {item.name: getattr(settings, item.name) for item in fields(settings)}
 
 
@@ -213,14 +221,12 @@ def _check_inside(value: str, key: str) -> None:
         raise InputError(f"{key} is {value!r}; a file can name a relative path without '..', for others give {flag}")
 
 
-def _checkpoints(parts: Any) -> Iterator[object]:
+def _checkpoints(parts: object) -> Iterator[object]:
     """Files of weights that parts name, however deep."""
     if isinstance(parts, Mapping):
         yield from (value for key, value in parts.items() if key == "ckp_path" and value)
-        parts = parts.values()
-    elif not isinstance(parts, list | tuple):
-        return
-    for part in parts:
+        parts = [*parts.values()]
+    for part in parts if isinstance(parts, list | tuple) else ():
         yield from _checkpoints(part)
 
 
@@ -247,13 +253,13 @@ def said(value: object) -> str:
     return "unset" if value is None else in_short(str(value))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Data that YAML has words for."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def job_schema() -> dict[str, Any]:
+def job_schema() -> JsonSchemaValue:
     """The JSON Schema of a job's file."""
     return json_schema(JobConfig)

@@ -6,7 +6,7 @@ import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Literal, TypeAlias, TypedDict
 
 import torch
 from torch import nn
@@ -17,12 +17,12 @@ from stitchkit.assembly.config.preprocessing import create_transform
 from stitchkit.assembly.config.settings import TrainConfig
 from stitchkit.errors import InputError, one_line, unknown
 
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Cadence = Literal["epochs", "steps"]
 
 _REFUSED = {
-    "LBFGS": "it computes the loss of a step several times over, and a job computes it once",
-    "SparseAdam": "it takes sparse gradients alone, and no part gives them",
+    "LBFGS": "it computes the loss of a step several times, and a job computes it once",
+    "SparseAdam": "it takes only sparse gradients, and no part gives them",
 }
 
 # How torch's names may begin in a file.
@@ -32,12 +32,13 @@ _PREFIXES = {
     "schedule": ("torch.optim.lr_scheduler.", "optim.lr_scheduler.", "lr_scheduler."),
 }
 
-OPTIMIZERS = {
+# What torch has under these names, not a list of ours: a job can use what a newer torch brings.
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     name: kind
     for name, kind in vars(torch.optim).items()
     if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and name not in ("Optimizer", *_REFUSED)
 }
-SCHEDULERS = {
+SCHEDULERS: dict[str, Callable[..., schedulers.LRScheduler]] = {
     name: kind
     for name, kind in vars(schedulers).items()
     if isinstance(kind, type) and issubclass(kind, schedulers.LRScheduler) and kind is not schedulers.LRScheduler
@@ -52,8 +53,8 @@ LOSSES = {
 }
 
 
-def _named(kind: str, name: str, known: Mapping[str, Any], place: str) -> str:
-    """The bare name of something of torch, which may be given with the module that it is in."""
+def _named(kind: str, name: str, known: Mapping[str, object], place: str) -> str:
+    """The bare name of something in torch, which a file may give with its module, as the published ones do."""
     prefix = next((prefix for prefix in _PREFIXES[kind] if name.startswith(prefix)), "")
     bare = name.removeprefix(prefix)
     if bare not in known:
@@ -61,7 +62,7 @@ def _named(kind: str, name: str, known: Mapping[str, Any], place: str) -> str:
     return bare
 
 
-def create_loss(name: str, arguments: Mapping[str, Any], place: str, device: torch.device | None = None) -> Loss:
+def create_loss(name: str, arguments: Mapping[str, object], place: str, device: torch.device | None = None) -> Loss:
     """A loss of outputs and labels.
 
     Args:
@@ -99,7 +100,7 @@ def create_optimizer(train: TrainConfig, parameters: Sequence[nn.Parameter]) -> 
         raise InputError(f"{place} is {train.optimizer}, which cannot train a job: {reason}; take AdamW or SGD")
     name = _named("optimizer", train.optimizer, OPTIMIZERS, place)
     odd = next((parameter for parameter in parameters if parameter.ndim != 2), None)
-    if name == "Muon" and odd is not None:
+    if name == "Muon" and odd is not None:  # torch's own error does not say what to do
         raise InputError(
             f"{place} is Muon, which trains matrices alone, and this network also trains weights of shape "
             f"{list(odd.shape)}; take AdamW or SGD"
@@ -110,19 +111,27 @@ def create_optimizer(train: TrainConfig, parameters: Sequence[nn.Parameter]) -> 
         raise InputError(f"{place}_args: {name} refuses them: {one_line(error)}") from error
 
 
+class ScheduleState(TypedDict):
+    """What a checkpoint has of a schedule."""
+
+    done: int
+    used: float
+    scheduler: dict[str, object]
+
+
 class JobSchedule:
-    """One of torch's learning-rate schedules, told where the training stands.
+    """One of torch's learning-rate schedules, advanced to where the training stands.
 
     Args:
         scheduler: torch's own.
-        cadence: Whether it goes on with every step or every epoch.
+        cadence: Whether it advances with every step or every epoch.
 
     Attributes:
         loss: Mean loss of the last epoch, which `ReduceLROnPlateau` looks at.
-        used: The learning rate, the highest, before it last went on.
+        used: The learning rate, the highest of all groups, before the last advance.
     """
 
-    def __init__(self, scheduler: Any, cadence: Cadence):
+    def __init__(self, scheduler: schedulers.LRScheduler, cadence: Cadence):
         self.scheduler = scheduler
         self.cadence = cadence
         self.loss = 0.0
@@ -130,7 +139,7 @@ class JobSchedule:
         self._done = 0
 
     def step_update(self, steps: int) -> None:
-        """Go on to where it stands after so many steps."""
+        """Advance to where it stands after so many steps."""
         if self.cadence == "steps":
             self._go_to(steps)
 
@@ -144,6 +153,7 @@ class JobSchedule:
         return max(float(group["lr"]) for group in self.scheduler.optimizer.param_groups)
 
     def _go_to(self, count: int) -> None:
+        # One by one: torch's schedules compute a rate from the one before, so they cannot jump.
         while self._done < count:
             self.used = self._rate()
             if isinstance(self.scheduler, schedulers.ReduceLROnPlateau):
@@ -152,12 +162,13 @@ class JobSchedule:
                 self.scheduler.step()
             self._done += 1
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> ScheduleState:
         """Its state: plain data."""
         return {"done": self._done, "used": self.used, "scheduler": self.scheduler.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: ScheduleState) -> None:
         """Put its state back."""
+        # Checkpoints of older versions have no `used`.
         self._done, self.used = state["done"], state.get("used", self.used)
         self.scheduler.load_state_dict(state["scheduler"])
 
@@ -176,7 +187,7 @@ def create_schedule(train: TrainConfig, optimizer: torch.optim.Optimizer) -> Job
     arguments = dict(train.lr_scheduler_args)
     cadence = arguments.pop("cadence", "epochs")
     place = "train_config.lr_scheduler_args"
-    if cadence not in ("epochs", "steps"):
+    if cadence != "epochs" and cadence != "steps":
         raise InputError(f"{place}.cadence: {unknown('cadence', str(cadence), ('epochs', 'steps'))}")
     schedule = JobSchedule(_create(train.lr_scheduler, arguments, optimizer, "train_config"), cadence)
     if cadence == "steps" and isinstance(schedule.scheduler, schedulers.ReduceLROnPlateau):
@@ -184,9 +195,11 @@ def create_schedule(train: TrainConfig, optimizer: torch.optim.Optimizer) -> Job
     return schedule
 
 
-def _create(name: str, arguments: Mapping[str, Any], optimizer: torch.optim.Optimizer, place: str) -> Any:
+def _create(
+    name: object, arguments: Mapping[str, object], optimizer: torch.optim.Optimizer, place: str
+) -> schedulers.LRScheduler:
     """One of torch's schedules, with those that it is made of."""
-    name = _named("schedule", name, SCHEDULERS, f"{place}.lr_scheduler")
+    name = _named("schedule", str(name), SCHEDULERS, f"{place}.lr_scheduler")
     arguments, place = dict(arguments), f"{place}.lr_scheduler_args"
     if "cadence" in arguments:
         raise InputError(f"{place}.cadence: all parts of a schedule have the same; give it to the outermost")
@@ -195,11 +208,11 @@ def _create(name: str, arguments: Mapping[str, Any], optimizer: torch.optim.Opti
         arguments["schedulers"] = _create_parts(parts, optimizer, f"{place}.schedulers")
     try:
         return SCHEDULERS[name](optimizer=optimizer, **arguments)
-    except Exception as error:  # likewise
+    except Exception as error:  # each takes its arguments apart in its own way
         raise InputError(f"{place}: {name} refuses them: {one_line(error)}") from error
 
 
-def _create_parts(parts: Any, optimizer: torch.optim.Optimizer, place: str) -> list[Any]:
+def _create_parts(parts: object, optimizer: torch.optim.Optimizer, place: str) -> list[schedulers.LRScheduler]:
     created = []
     if not isinstance(parts, list | tuple):
         raise InputError(f"{place} is {parts!r}; it must be a list of schedules")
@@ -207,9 +220,9 @@ def _create_parts(parts: Any, optimizer: torch.optim.Optimizer, place: str) -> l
         here = f"{place}[{number}]"
         if not isinstance(part, Mapping) or "lr_scheduler" not in part:
             raise InputError(f"{here} is {part!r}; give lr_scheduler and lr_scheduler_args")
-        for key in part:
-            if key not in ("lr_scheduler", "lr_scheduler_args"):
-                raise InputError(f"{here}.{key}: {unknown('key', key, ('lr_scheduler', 'lr_scheduler_args'))}")
+        known = ("lr_scheduler", "lr_scheduler_args")
+        if wrong := [key for key in part if key not in known]:
+            raise InputError(f"{here}.{wrong[0]}: {unknown('key', wrong[0], known)}")
         if part["lr_scheduler"] in _MADE_OF_OTHERS:
             raise InputError(
                 f"{here}.lr_scheduler is {part['lr_scheduler']}, which torch cannot begin inside another schedule; "

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from enum import Enum
+from typing import TypeAlias
 
 import torch
+from PIL import Image
 from torchvision.transforms import v2
 
-from stitchkit.assembly.config.settings import Preprocessing, TaskConfig
+from stitchkit.assembly.config.settings import Augmentation, Preprocessing, TaskConfig
 from stitchkit.errors import InputError, unknown
 
-TRANSFORMS = {
+Transform: TypeAlias = Callable[[Image.Image], torch.Tensor]
+TRANSFORMS: dict[str, Callable[..., torch.nn.Module]] = {
     name: kind for name, kind in vars(v2).items() if isinstance(kind, type) and issubclass(kind, torch.nn.Module)
 }
 # Arguments that torchvision has enumerations for.
-_ENUMS: dict[str, Any] = {"interpolation": v2.InterpolationMode, "policy": v2.AutoAugmentPolicy}
+_ENUMS: dict[str, type[Enum]] = {"interpolation": v2.InterpolationMode, "policy": v2.AutoAugmentPolicy}
 
 
-def create_transform(task: TaskConfig, place: str, *, training: bool) -> Callable[[Any], Any]:
-    """What an image of a task goes through.
+def create_transform(task: TaskConfig, place: str, *, training: bool) -> Transform:
+    """The transform that makes inputs of a task's images.
 
     Args:
         task: The settings.
@@ -27,7 +30,7 @@ def create_transform(task: TaskConfig, place: str, *, training: bool) -> Callabl
         training: Cut and augment at random.
 
     Returns:
-        A function of PIL images to tensors `[3, H, W]`, H and W the image size.
+        A function from PIL images to tensors `[3, H, W]`, H and W the image size.
 
     Raises:
         InputError: If torchvision does not know a transform or refuses its arguments.
@@ -35,12 +38,12 @@ def create_transform(task: TaskConfig, place: str, *, training: bool) -> Callabl
     how, place = task.data_preprocessing, f"{place}.data_preprocessing"
     _check(how, place)
     crop = training and how.random_resize_scale != (1.0, 1.0)
-    steps = _random_crop(how, place) if crop else _resize(how, place)
+    steps = _resize(how, place, crop=crop)
     if training:
         augmentation = task.data_augmentation if how.data_augmentation is None else how.data_augmentation
         steps += _augmentation(augmentation, task.name, f"{place}.data_augmentation")
     steps = [v2.RGB(), *steps, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-    transform: Callable[[Any], Any] = v2.Compose([*steps, v2.Normalize(list(how.mean), list(how.std))])
+    transform: Transform = v2.Compose([*steps, v2.Normalize(list(how.mean), list(how.std))])
     return transform
 
 
@@ -53,13 +56,10 @@ def _check(how: Preprocessing, place: str) -> None:
         raise InputError(f"{place}.random_resize_scale is {list(scale)}; give the least and the greatest share")
 
 
-def _random_crop(how: Preprocessing, place: str) -> list[Any]:
-    mode = _enum("interpolation", how.interpolation, place)
-    return [v2.RandomResizedCrop(how.image_size, scale=how.random_resize_scale, interpolation=mode)]
-
-
-def _resize(how: Preprocessing, place: str) -> list[Any]:
+def _resize(how: Preprocessing, place: str, *, crop: bool) -> list[torch.nn.Module]:
     mode, side = _enum("interpolation", how.interpolation, place), how.image_size
+    if crop:
+        return [v2.RandomResizedCrop(side, scale=how.random_resize_scale, interpolation=mode)]
     if how.resize_mode == "squash":
         return [v2.Resize((side, side), interpolation=mode)]
     if how.resize_mode == "shortest":
@@ -68,7 +68,7 @@ def _resize(how: Preprocessing, place: str) -> list[Any]:
     return [v2.Resize(None, max_size=side, interpolation=mode), v2.CenterCrop(side)]
 
 
-def _augmentation(setting: Any, dataset: str, place: str) -> list[Any]:
+def _augmentation(setting: Augmentation, dataset: str, place: str) -> list[torch.nn.Module]:
     if setting is True or setting == "default":
         is_cifar = dataset.lower().startswith("cifar")
         policy = v2.AutoAugmentPolicy.CIFAR10 if is_cifar else v2.AutoAugmentPolicy.IMAGENET
@@ -76,11 +76,11 @@ def _augmentation(setting: Any, dataset: str, place: str) -> list[Any]:
     return _transforms(setting, place) if isinstance(setting, Sequence) else []
 
 
-def _transforms(items: Sequence[Any], place: str) -> list[Any]:
+def _transforms(items: Sequence[object], place: str) -> list[torch.nn.Module]:
     return [_transform(item, f"{place}[{number}]") for number, item in enumerate(items)]
 
 
-def _transform(item: Any, place: str) -> Any:
+def _transform(item: object, place: str) -> torch.nn.Module:
     """One transform: its name, or a mapping of its name to its arguments."""
     item = {item: None} if isinstance(item, str) else item
     if not isinstance(item, Mapping) or len(item) != 1:
@@ -93,9 +93,9 @@ def _transform(item: Any, place: str) -> Any:
     given = dict(arguments or {})
     for key in given.keys() & _ENUMS.keys():
         given[key] = _enum(key, given[key], place)
-    if "transforms" in given and not isinstance(given["transforms"], list | tuple):
-        raise InputError(f"{place}: the transforms of {name} are {given['transforms']!r}; list them")
     if "transforms" in given:
+        if not isinstance(given["transforms"], list | tuple):
+            raise InputError(f"{place}: the transforms of {name} are {given['transforms']!r}; list them")
         given["transforms"] = _transforms(given["transforms"], f"{place}.{name}.transforms")
     try:
         return TRANSFORMS[name](**given)
@@ -103,7 +103,7 @@ def _transform(item: Any, place: str) -> Any:
         raise InputError(f"{place}: {name} refuses its arguments: {error}") from error
 
 
-def _enum(key: str, value: Any, place: str) -> Any:
+def _enum(key: str, value: object, place: str) -> Enum:
     try:
         return _ENUMS[key](value)
     except ValueError:

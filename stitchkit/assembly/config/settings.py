@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
@@ -11,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from stitchkit.settings.schema import DatasetName, LocalPath, Settings, parse
 
 Count = Annotated[int, Field(strict=True, ge=1)]
-Augmentation = Literal["default"] | StrictBool | tuple[Any, ...] | None
+Augmentation = Literal["default"] | StrictBool | tuple[object, ...] | None
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class AuxLoss(Settings):
 
     output: StrictStr
     loss_fn: StrictStr = "cross_entropy"
-    loss_fn_args: dict[str, Any] = Field(default_factory=dict)
+    loss_fn_args: dict[str, object] = Field(default_factory=dict)
     weight: StrictFloat = Field(default=1.0, ge=0)
 
 
@@ -66,22 +67,21 @@ class Metric(Settings):
     """
 
     metric_fn: Literal["accuracy", "topk_accuracy"] = "accuracy"
-    metric_fn_args: dict[str, Any] = Field(default_factory=dict)
+    metric_fn_args: dict[str, StrictInt | tuple[StrictInt, ...]] = Field(default_factory=dict)
     output: StrictStr | None = None
 
     @property
     def ranks(self) -> tuple[int, ...]:
         """How many of the highest classes count as right."""
         topk = self.metric_fn_args.get("topk", 1) if self.metric_fn == "topk_accuracy" else 1
-        return tuple(topk) if isinstance(topk, list | tuple) else (topk,)
+        return topk if isinstance(topk, tuple) else (topk,)
 
 
-@dataclass(frozen=True)
-class TaskConfig(Settings):
-    """What is learnt: a data set and its loss. What is not given is as in `train_config`.
+@dataclass(frozen=True, kw_only=True)
+class SharedByTasks(Settings):
+    """Settings that a task has of its own, or else from `train_config`.
 
     Args:
-        dataset: Name or folder of the data set.
         val_split: The split that is tested; by default `validation`, or what stands for it (docs/datasets.md).
         num_classes: Number of classes of a data set that does not name them, such as a streamed one.
         train_num_samples: Training images of a streamed data set that does not say how many it has.
@@ -93,15 +93,25 @@ class TaskConfig(Settings):
         data_preprocessing: How images become inputs.
     """
 
-    dataset: DatasetName
     val_split: LocalPath | None = None
     num_classes: Count | None = None
     train_num_samples: Count | None = None
     val_num_samples: Count | None = None
     batch_size: Count = 32
     loss_fn: StrictStr = "cross_entropy"
-    loss_fn_args: dict[str, Any] = Field(default_factory=dict)
+    loss_fn_args: dict[str, object] = Field(default_factory=dict)
     data_augmentation: Augmentation = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig(SharedByTasks):
+    """What is learnt: a data set and its loss. What is not given is as in `train_config`.
+
+    Args:
+        dataset: Name or folder of the data set.
+    """
+
+    dataset: DatasetName
     data_preprocessing: Preprocessing = Field(default_factory=Preprocessing)
 
     @property
@@ -110,24 +120,17 @@ class TaskConfig(Settings):
         return Path(self.dataset).name
 
 
-@dataclass(frozen=True)
-class TrainConfig(Settings):
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(SharedByTasks):
     """How the network is trained.
 
     Args:
         epochs: Number of epochs.
         dataset: Name or folder of the data set.
-        val_split: The split that is tested; by default `validation`, or what stands for it (docs/datasets.md).
-        num_classes: Number of classes of a data set that does not name them, such as a streamed one.
-        train_num_samples: Training images of a streamed data set that does not say how many it has.
-        val_num_samples: Likewise, images to test.
         tasks: Several data sets in its place; the network has an output for each, or one for all.
         seed: Of weights, order and augmentation.
-        batch_size: Images of a step on each rank.
         max_steps: Training ends after so many steps.
         max_batches: Use a random part of so many batches of the data to train and to test with.
-        loss_fn: Function of `torch.nn.functional`.
-        loss_fn_args: Its further arguments.
         aux_losses: Further losses; the total is the weighted mean.
         optimizer: Class of `torch.optim`.
         optimizer_args: Its arguments.
@@ -139,47 +142,33 @@ class TrainConfig(Settings):
         amp_dtype: Its low precision; CPUs always use bfloat16.
         model_ema: Keep a moving average of the weights, which is tested too.
         model_ema_decay: Its decay.
-        data_augmentation: As in `Preprocessing`, where that has none.
-        data_preprocessing: How images become inputs.
     """
 
     epochs: StrictInt = Field(ge=0)
     dataset: DatasetName | None = None
-    val_split: LocalPath | None = None
-    num_classes: Count | None = None
-    train_num_samples: Count | None = None
-    val_num_samples: Count | None = None
-    tasks: tuple[dict[str, Any], ...] = ()
+    tasks: tuple[dict[str, object], ...] = ()
     seed: StrictInt = Field(default=1, ge=0)
-    batch_size: Count = 32
     max_steps: Count | None = None
     max_batches: Count | None = None
-    loss_fn: StrictStr = "cross_entropy"
-    loss_fn_args: dict[str, Any] = Field(default_factory=dict)
     aux_losses: tuple[AuxLoss, ...] = ()
     optimizer: StrictStr = "Adam"
-    optimizer_args: dict[str, Any] = Field(default_factory=dict)
+    optimizer_args: dict[str, object] = Field(default_factory=dict)
     lr_scheduler: StrictStr | None = None
-    lr_scheduler_args: dict[str, Any] = Field(default_factory=dict)
+    lr_scheduler_args: dict[str, object] = Field(default_factory=dict)
     max_grad_norm: StrictFloat = Field(default=0.0, ge=0)
     grad_accum_steps: Count = 1
     amp: StrictBool = False
     amp_dtype: Literal["float16", "bfloat16"] = "float16"
     model_ema: StrictBool = False
     model_ema_decay: StrictFloat = Field(default=0.9998, ge=0, le=1)
-    data_augmentation: Augmentation = None
-    data_preprocessing: dict[str, Any] = Field(default_factory=dict)
+    # Plain data until a task takes it: a task's own keys replace all of it, and errors must name the place in the file.
+    data_preprocessing: dict[str, object] = Field(default_factory=dict)
 
     @property
     def resolved_tasks(self) -> tuple[TaskConfig, ...]:
         """The tasks with all their settings; one where the file gives a data set."""
-        shared = {
-            key: getattr(self, key)
-            for key in (
-                *("val_split", "num_classes", "train_num_samples", "val_num_samples"),
-                *("batch_size", "loss_fn", "loss_fn_args", "data_augmentation", "data_preprocessing"),
-            )
-        }
+        shared = {item.name: getattr(self, item.name) for item in fields(SharedByTasks)}
+        shared["data_preprocessing"] = self.data_preprocessing
         if self.dataset is not None:
             return (parse(TaskConfig, shared | {"dataset": self.dataset}, "train_config"),)
         places = (f"train_config.tasks[{number}]" for number in range(len(self.tasks)))

@@ -1,4 +1,4 @@
-"""What passes between parts, followed without computing it: tensors on the meta device and their formats."""
+"""The tensors between parts, followed on the meta device with their formats, without computing them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,7 @@ from stitchkit.networks.mode import evaluating
 
 @dataclass(frozen=True)
 class PassingTensor:
-    """What passes between two parts.
-
-    Args:
-        value: A tensor on the meta device, or a list of them.
-        format: Its format, without sizes; None where it is not known.
-    """
+    """A tensor on the meta device between two parts, or a list of them; its format, without sizes, if it is known."""
 
     value: Any
     format: Layout | None
@@ -51,15 +46,13 @@ class PassingTensor:
 def enter(
     flow: PassingTensor, target: Layout | None, takes: Sequence[str], class_token: str
 ) -> tuple[nn.Module, PassingTensor]:
-    """What brings a tensor into the format that a part takes, and the tensor after it.
+    """The change that brings a tensor into the format that a part takes, and the tensor after it.
 
-    A tensor whose format nothing says counts as one of the kind that is wanted, if it has as many axes.
+    A tensor of unknown format counts as one of the kind that is wanted, if it has as many axes.
 
     Args:
-        flow: What comes.
         target: The format that the part declares; None if it takes what comes.
         takes: Names of formats that it takes as they come; empty for any.
-        class_token: What a class token is where there is none.
 
     Raises:
         InputError: If it cannot be brought into that format.
@@ -67,9 +60,7 @@ def enter(
     x, source = flow.tensor, flow.format
     if target is None:
         if takes and source is not None and source.name not in takes:
-            raise InputError(
-                f"it gets {flow}, and takes {' or '.join(takes)}; declare the in_format that it is to be brought into"
-            )
+            raise InputError(f"it gets {flow}, and takes {' or '.join(takes)}; declare the in_format to convert it to")
         return nn.Identity(), flow
     if source is None:
         if x.ndim != target.rank:
@@ -83,30 +74,27 @@ def enter(
         x = entry(x)
     except InputError as error:
         raise InputError(f"it gets {flow}, and takes {target}: {error}") from error
+    # A declared size may still differ from the images of a later run, so its change of format stays.
     fits_always = source.bare == target.bare and target.positions is None
     return nn.Identity() if fits_always else entry, PassingTensor(x, target.bare)
 
 
 def run(part: Part, flow: PassingTensor) -> tuple[PassingTensor, bool]:
-    """What a part gives, and whether it changes its input in place.
+    """The output of a part, and whether the part changes its input in place.
 
     The part's weights are neither read nor changed, so they may be anywhere.
     """
     state = {name: value.to("meta") for name, value in (*part.named_parameters(), *part.named_buffers())}
-    before = flow.tensor._version
+    before = flow.tensor._version  # torch counts changes in place there, on the meta device too
     with evaluating(part), torch.no_grad():
         value = torch.func.functional_call(part, state, (flow.tensor,))
     return replace(flow, value=value), flow.tensor._version != before
 
 
 def leave(flow: PassingTensor, declared: Layout | None) -> PassingTensor:
-    """What a part gave, with its format: as declared, else as it came if it has as many axes.
+    """The output of a part with its format: as declared, else that of the input if it has as many axes.
 
-    A declared size is not held against the tensor: pieces run at other sizes than those they were made for.
-
-    Args:
-        flow: The part's output, still with the format of its input.
-        declared: The format that the part says it gives.
+    A declared size is not checked against the tensor: slices also run at other sizes than those of their network.
 
     Raises:
         InputError: If the tensor has other axes or channels than declared.
@@ -123,5 +111,6 @@ def leave(flow: PassingTensor, declared: Layout | None) -> PassingTensor:
         return PassingTensor(x, declared.bare)
     if x.ndim == 2:
         return PassingTensor(x, Layout("vector"))
+    # Parts without a format of their own, such as functions, mostly keep the meaning of the axes.
     known = flow.format if flow.format is not None and x.ndim == flow.format.rank else None
     return PassingTensor(x, known)

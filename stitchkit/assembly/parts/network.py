@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -49,19 +48,12 @@ def build_network(
 def check_network(
     spec: NetworkSpec, *, num_classes: int, input_size: tuple[int, int, int], pretrained: bool = True
 ) -> Assembly:
-    """See without memory that a network can be built and that its parts fit.
+    """Check without memory that a network can be built and that its parts fit.
 
-    Args:
-        spec: The parts.
-        num_classes: Number of classes of the data.
-        input_size: Size of an image, `(C, H, W)`.
-        pretrained: See that files of weights are there.
+    With `pretrained`, files of weights must exist. Arguments and errors as of `build_network`.
 
     Returns:
         The network on the meta device.
-
-    Raises:
-        InputError: As `build_network`.
     """
     with torch.device("meta"):
         return _Builder(spec, num_classes, input_size, pretrained=pretrained, checking=True).network()
@@ -84,11 +76,7 @@ class _Builder:
     """Builds parts and follows the shapes of what passes between them.
 
     Args:
-        spec: The network.
-        num_classes: Number of classes of the data.
-        input_size: Size of an image.
-        pretrained: Load the weights of pretrained parts.
-        checking: Only see that they could be loaded, as far as that can be seen here.
+        checking: Only check that weights could be loaded, as far as that can be seen here.
     """
 
     def __init__(
@@ -132,7 +120,7 @@ class _Builder:
         return Assembly(parts[: len(specs)], entries, None if head is None else parts[-1]), flow
 
     def _part(self, spec: PartSpec, flow: PassingTensor, class_token: str) -> tuple[nn.Module, Part, PassingTensor]:
-        """What brings the input of a part into its format, the part, and what it gives."""
+        """The change of format before a part, the part, and its output."""
         with _at(spec):
             kind = part_class(spec.name)
             check_arguments(kind, spec.arguments)
@@ -159,11 +147,11 @@ class _Builder:
 
     def _arguments(
         self, spec: PartSpec, kind: type[Part], wanted: Layout | None, flow: PassingTensor, class_token: str
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """A part's arguments: those of the file, and those that are known without it."""
         arguments = {name: value for name, value in spec.arguments.items() if name not in COMMON}
         parameters = inspect.signature(kind).parameters
-        for name in kind.inferred:
+        for name in kind.inferred:  # a file may leave out what the data and the part before it decide
             # A frozen model keeps the classifier that it was trained with.
             kept = spec.arguments.get("frozen") and parameters[name].default is None
             if name not in arguments and not kept:
@@ -260,7 +248,7 @@ def _channels(flow: PassingTensor, wanted: Layout | None, takes: Sequence[str], 
 
 
 def _both_channels(flow: PassingTensor, shape: Sequence[int]) -> tuple[int | None, int | None]:
-    """Channels of what comes, and of a shape that is wanted; None where they cannot be told."""
+    """Channels of what comes, and of a shape that is wanted; None where they are unknown."""
     if flow.format is None or flow.tensor.ndim != 1 + len(shape):
         return None, None
     wanted = torch.empty(1, *shape, device="meta")
@@ -268,7 +256,7 @@ def _both_channels(flow: PassingTensor, shape: Sequence[int]) -> tuple[int | Non
 
 
 def _class_token(options: object, otherwise: str) -> str:
-    """What `reformat_options` say of class tokens."""
+    """The value of class tokens by `reformat_options`."""
     if options is None:
         return otherwise
     if not isinstance(options, Mapping):
@@ -300,7 +288,7 @@ def _common_format(declared: Layout | None, given: Sequence[PassingTensor], agg:
 
 
 def _check_sum(value: object, declared: Layout | None, given: Sequence[PassingTensor]) -> None:
-    """See that what parallel parts give together has the channels and the size that are declared."""
+    """Check that the joint output of parallel parts has the channels and the size that are declared."""
     if declared is None or not isinstance(value, torch.Tensor):
         return
     found = declared.sized(value)

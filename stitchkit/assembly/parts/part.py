@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ AGGREGATIONS = ("none", "avg", "concat", "concat_channels", "concat_sequence")
 class Part(nn.Module):
     """A module that an assembly runs: it takes one tensor and gives one.
 
-    A frozen part stays in evaluation mode, whatever `train` is told, and none of its parameters is trained.
+    A frozen part stays in evaluation mode, whatever `train` asks for, and none of its parameters is trained.
     """
 
     in_format: Layout | None = None
@@ -108,7 +108,7 @@ class Function(Part):
         InputError: If there is no such function.
     """
 
-    def __init__(self, *, name: str, **arguments: Any):
+    def __init__(self, *, name: str, **arguments: object):
         super().__init__()
         known = _functions()
         bare = name.removeprefix("torch.").removeprefix("nn.functional.")
@@ -128,11 +128,15 @@ class Function(Part):
 @cache
 def _functions() -> dict[str, Callable[..., torch.Tensor]]:
     """The functions of `torch.nn.functional` itself, and the methods that give one tensor, by name."""
-    homes = (F.__name__, "torch", "torch._C._nn")  # it takes those in C from the last two
-    functions: dict[str, Any] = {
-        name: value for name, value in vars(F).items() if inspect.isroutine(value) and value.__module__ in homes
+    # Only these homes: what else the module's namespace holds, such as warnings.warn, is not a function of tensors.
+    homes = (F.__name__, "torch", "torch._C._nn")
+    functions = {
+        name: getattr(F, name)
+        for name, value in vars(F).items()
+        if inspect.isroutine(value) and value.__module__ in homes
     }
-    methods = {name: value for name, value in inspect.getmembers(torch.Tensor, callable) if _gives_a_tensor(name)}
+    members = (name for name, _ in inspect.getmembers(torch.Tensor, callable) if _gives_a_tensor(name))
+    methods = {name: getattr(torch.Tensor, name) for name in members}
     return {name: value for name, value in (methods | functions).items() if not name.startswith("_")}
 
 
@@ -240,7 +244,7 @@ def aggregate(outputs: list[torch.Tensor], agg: str, layout: Layout) -> torch.Te
     """
     if agg == "none":
         return outputs
-    # In a trace sizes are no numbers, and what is traced was checked before.
+    # In a trace sizes are not numbers, and what is traced was checked before.
     if not is_tracing():  # type: ignore[no-untyped-call]
         _check_together(outputs, agg, layout)
     if agg == "avg":
@@ -249,7 +253,7 @@ def aggregate(outputs: list[torch.Tensor], agg: str, layout: Layout) -> torch.Te
 
 
 def _check_together(outputs: Sequence[torch.Tensor], agg: str, layout: Layout) -> None:
-    """See that outputs have the sizes and channels that an aggregation needs."""
+    """Check that outputs have the sizes and channels that an aggregation needs."""
     formats = [layout.sized(output) for output in outputs]
     if len({form.positions for form in formats}) > 1 and agg != "concat_sequence":
         raise InputError(f"its parts give {_listed(formats)}, of different sizes; declare a size in out_format")

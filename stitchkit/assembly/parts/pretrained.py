@@ -1,4 +1,4 @@
-"""Parts that are pretrained models of timm or torchvision, or pieces of them."""
+"""Parts that are pretrained models of timm or torchvision, or slices of them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torchvision.models import get_model
 from stitchkit.assembly.parts.part import Part
 from stitchkit.classes import carry_origin, note_origin
 from stitchkit.errors import InputError, one_line
+from stitchkit.networks.anchor import steps_of
 from stitchkit.networks.create import create_model
-from stitchkit.networks.cut import cut
 from stitchkit.networks.cut.nodes import check_torchvision_name, library_of
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.weight_names import own_names
@@ -23,18 +23,11 @@ from stitchkit.networks.weights import load_content, read_checkpoint, weights_of
 
 
 class WholeNetwork(Part):
-    """A whole model.
+    """A whole model. Arguments and errors as of `load_model`.
 
     Args:
-        model_name: timm's or torchvision's name.
-        backend: `timm`, or `torchvision`, also called `pytorch`.
-        pretrained: Fetch its weights; a `ckp_path` excludes it.
-        ckp_path: A local file with the weights.
-        num_classes: Number of logits; a classifier of another number is made anew.
-        arguments: Further arguments of the model.
-
-    Raises:
-        InputError: If it cannot be built or loaded.
+        ckp_path: A local file with the weights; it excludes `pretrained`.
+        num_classes: Number of logits; a classifier of another number is re-initialised.
     """
 
     inferred = ("num_classes",)
@@ -68,16 +61,12 @@ class WholeNetwork(Part):
 
 
 class Subnet(Part):
-    """A piece of a model, from where one of its blocks begins to where one ends.
+    """A slice of a model, from where one of its blocks begins to where one ends.
 
     Args:
-        model_name: timm's or torchvision's name.
         block_input: Where it begins: a module's path, or `x` for the model's input, which is the default.
         block_output: Where it ends; by default at the model's output. A list gives several outputs.
-        backend: `timm`, or `torchvision`, also called `pytorch`.
-        pretrained: Fetch its weights; a `ckp_path` excludes it.
-        ckp_path: A local file with the weights of the whole model.
-        arguments: Further arguments of the model.
+        ckp_path: A local file with the weights of the whole model; it excludes `pretrained`.
 
     Raises:
         InputError: If the model cannot be built, loaded or cut there.
@@ -96,12 +85,12 @@ class Subnet(Part):
     ):
         super().__init__()
         model = load_model(model_name, backend=backend, pretrained=pretrained, checkpoint=ckp_path, **arguments)
-        self.net = cut(model, block_input=block_input, block_output=block_output)
+        self.net = steps_of(model).between(block_input, block_output)
         if block_output is None or block_output == _classifier(model):
             carry_origin(model, self.net)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """What passes at `block_input` to what passes at `block_output`."""
+        """The tensor at `block_input` to the one at `block_output`."""
         x = self.net(x)
         return x
 
@@ -130,12 +119,7 @@ def load_model(
 
 
 def expected_shape(arguments: Mapping[str, Any], input_size: Sequence[int]) -> list[int] | None:
-    """Shape, without the batch, of what a `Subnet` takes within its whole model; None where that cannot be found.
-
-    Args:
-        arguments: Of the `Subnet`, as a file has them.
-        input_size: Size of an image, `(C, H, W)`.
-    """
+    """Shape, without the batch, of a `Subnet`'s input within its whole model; None where that cannot be found."""
     own = ("block_input", "block_output", "ckp_path", "frozen", "in_format", "out_format", "pretrained", "model_name")
     rest = {name: value for name, value in arguments.items() if name not in own}
     shapes: list[list[int]] = []
@@ -159,6 +143,7 @@ def _torchvision_model(
     **arguments: Any,
 ) -> nn.Module:
     check_torchvision_name(name)
+    # Published weights fix the number of classes, so another number is set after they are loaded.
     weights = "DEFAULT" if pretrained and checkpoint is None else None
     if weights is None and checkpoint is None and num_classes is not None:
         arguments["num_classes"] = num_classes
@@ -172,7 +157,7 @@ def _torchvision_model(
     if checkpoint is not None:
         content = read_checkpoint(checkpoint)
         weight = own_names(model, weights_of(content)).get(f"{_classifier(model)}.weight")
-        if weight is not None and weight.ndim:
+        if weight is not None and weight.ndim:  # the file decides first, so that it loads completely
             _resize_classifier(model, len(weight))
         load_content(model, content, checkpoint)
         if weight is None or num_classes in (None, len(weight)):
@@ -189,7 +174,7 @@ def _classifier(model: nn.Module) -> str:
 
 
 def _resize_classifier(model: nn.Module, num_classes: int) -> None:
-    """Make the classifier of a torchvision model anew if it has another number of classes."""
+    """Re-initialise the classifier of a torchvision model if it has another number of classes."""
     layer = model.get_submodule(_classifier(model))
     if isinstance(layer, nn.Linear) and layer.out_features != num_classes:
         classifier = nn.Linear(layer.in_features, num_classes, bias=layer.bias is not None)

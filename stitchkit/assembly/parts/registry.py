@@ -1,11 +1,10 @@
-"""The parts by the names that configurations call them, and what each may be told."""
+"""The parts by their names in configurations, and the arguments of each."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 from collections.abc import Mapping
-from typing import Any
 
 from stitchkit.assembly.parts.adapters import SimpleAdapter
 from stitchkit.assembly.parts.blocks import (
@@ -39,7 +38,7 @@ _CONTAINERS: dict[type[Part], tuple[str, ...]] = {
     Assembly: ("parts", "head", "input_shape", "reformat_options"),
     ParallelPart: ("parts", "agg", "reformat_options"),
 }
-# A further argument of a model is a misspelt one of ours if it is as close as this.
+# Parts that pass further arguments on to a model take any name. One as close as this to a name of ours is a mistake.
 _CLOSE = 0.8
 
 
@@ -54,8 +53,8 @@ def part_class(name: str) -> type[Part]:
     return PARTS[name]
 
 
-def check_arguments(part: type[Part], arguments: Mapping[str, Any]) -> None:
-    """See that a part knows all arguments that a file gives it, and is given those that it needs.
+def check_arguments(part: type[Part], arguments: Mapping[str, object]) -> None:
+    """Check that a part knows all arguments that a file gives it, and gets those that it needs.
 
     Args:
         part: The class.

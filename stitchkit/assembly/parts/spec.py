@@ -21,7 +21,8 @@ class PartSpec:
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    place: str = "part"
+    # Two parts are the same wherever they stand: a sweep asks whether its networks are.
+    place: str = field(default="part", compare=False)
 
     @classmethod
     def parse(cls, value: object, place: str) -> PartSpec:

@@ -9,7 +9,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Protocol
 
 from stitchkit.assembly.sweep.worker import JobFolder, SweepJob
 from stitchkit.errors import InputError
@@ -18,7 +19,7 @@ from stitchkit.files import refuse_link, write_text
 _logger = logging.getLogger(__name__)
 
 _NO_LIMIT = 60 * 24 * 365
-"""More minutes, or ends of its time, than a job meets."""
+"""More minutes than a job takes, and more preemptions than it meets; submitit wants a number for both."""
 
 
 class Cluster(Protocol):
@@ -28,18 +29,26 @@ class Cluster(Protocol):
         """Take jobs; as many run at once as there is room for."""
 
     def poll(self) -> list[JobFolder]:
-        """Jobs that are over since the last call, with a result or without."""
+        """Jobs that have ended since the last call, with a result or without."""
 
     def stop(self) -> None:
-        """Leave: what only lives with this process ends, the rest goes on."""
+        """Stop watching. Jobs that only live with this process end; the others keep running."""
+
+
+class _Process(Protocol):
+    """What is used of submitit's jobs, which have no types."""
+
+    def done(self) -> bool: ...
+
+    def cancel(self) -> None: ...
 
 
 @dataclass
 class LocalPool:
-    """At most so many jobs at once, each a process of its own on this machine.
+    """Jobs on this machine, each a process of its own.
 
     Args:
-        limit: How many.
+        limit: How many run at once.
         gpus: Numbers of the GPUs of this machine; jobs share them where there are fewer than they want.
         num_gpus: GPUs of each job.
     """
@@ -48,7 +57,7 @@ class LocalPool:
     gpus: Sequence[int] = ()
     num_gpus: int = 0
     _waiting: list[JobFolder] = field(default_factory=list)
-    _running: dict[int, tuple[JobFolder, Any]] = field(default_factory=dict)
+    _running: dict[int, tuple[JobFolder, _Process | None]] = field(default_factory=dict)
 
     def start(self, folders: Sequence[JobFolder]) -> None:
         """Take jobs, and start the first of them."""
@@ -56,7 +65,7 @@ class LocalPool:
         self._fill()
 
     def poll(self) -> list[JobFolder]:
-        """Jobs whose process has ended; others start in their place."""
+        """Jobs that have ended; others start in their place."""
         over = []
         for slot, (folder, job) in list(self._running.items()):
             if folder.is_running or (job is not None and not job.done()):
@@ -81,7 +90,7 @@ class LocalPool:
                 # Jobs outlive a sweep that is killed. They keep their slot and its GPUs until they end.
                 self._running[slot] = folder, None if folder.is_running else self._submit(folder, slot)
 
-    def _submit(self, folder: JobFolder, slot: int) -> Any:
+    def _submit(self, folder: JobFolder, slot: int) -> _Process:
         submitit = import_submitit()
         from submitit.helpers import environment_variables
 
@@ -98,20 +107,21 @@ class LocalPool:
         # Torch would take all cores for each job, and the jobs would wait for each other.
         threads = str(max(1, (os.cpu_count() or 1) // self.limit))
         with environment_variables(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", threads)):
-            return executor.submit(SweepJob(folder))
+            process: _Process = executor.submit(SweepJob(folder))
+        return process
 
 
 @dataclass
 class Slurm:
-    """One job array on a Slurm cluster. Its jobs survive this process: the next one finds and watches them.
+    """One job array on a Slurm cluster. Its jobs survive this process; the next one finds them in the queue.
 
     Args:
         folder: Where submitit keeps its files; all nodes see it.
-        parameters: What submitit tells Slurm, e.g. `partition`.
+        parameters: Options that submitit passes to Slurm, e.g. `partition`.
     """
 
     folder: Path
-    parameters: Mapping[str, Any]
+    parameters: Mapping[str, object]
     _watched: dict[str, JobFolder] = field(default_factory=dict)
     _missed: set[str] = field(default_factory=set)
 
@@ -147,7 +157,7 @@ class Slurm:
     def _submit(self, folders: Sequence[JobFolder]) -> list[str]:
         submitit = import_submitit()
         try:
-            # A job whose time is over goes on from its last epoch.
+            # A job whose time is up is requeued and resumes.
             executor = submitit.SlurmExecutor(_new_folder(self.folder), max_num_timeout=_NO_LIMIT)
             executor.update_parameters(stderr_to_stdout=True, **self.parameters)
             with executor.batch():
@@ -169,21 +179,21 @@ def create_cluster(
     hours: float = 24,
     sbatch: Sequence[str] = (),
 ) -> Cluster:
-    """The place where jobs run.
+    """The place where the jobs of a sweep run.
 
     Args:
         name: `local` or `slurm`.
         folder: Of the sweep.
-        jobs: How many run at once; by default one, with Slurm as many as it has room for.
-        gpus: GPUs of each job, each with a rank; by default one, without GPUs none.
+        jobs: How many run at once; by default one, or on Slurm as many as it has room for.
+        gpus: GPUs of each job, one for each rank; by default one, or none on a machine without.
         partition: Slurm's partition.
         cpus: CPUs of each rank.
         mem_gb: Memory of a job.
-        hours: Time after which Slurm ends a job, which is then put back into the queue.
+        hours: Time after which Slurm ends a job and puts it back into the queue.
         sbatch: Further options, `key=value`.
 
     Raises:
-        InputError: If a value makes no sense there.
+        InputError: If a value has no meaning there.
     """
     if (jobs is not None and jobs < 1) or (gpus or 0) < 0:
         raise InputError(f"--jobs is {jobs} and --gpus {gpus}; at least one job runs at once, on no fewer than 0 GPUs")
@@ -205,7 +215,7 @@ def create_cluster(
         "ntasks_per_node": max(1, ranks),
         "gpus_per_node": ranks or None,
         "cpus_per_task": cpus,
-        "srun_args": None if cpus is None else [f"--cpus-per-task={cpus}"],  # srun does not take over sbatch's
+        "srun_args": None if cpus is None else [f"--cpus-per-task={cpus}"],  # srun ignores what sbatch was given
         "array_parallelism": jobs,
         "mem": None if mem_gb is None else f"{round(1024 * mem_gb)}MB",
         "additional_parameters": {"requeue": True, **further},
@@ -213,7 +223,7 @@ def create_cluster(
     return Slurm(folder / "submitit", {key: value for key, value in parameters.items() if value is not None})
 
 
-def import_submitit() -> Any:
+def import_submitit() -> ModuleType:
     """The library that runs jobs.
 
     Raises:
@@ -225,11 +235,14 @@ def import_submitit() -> Any:
         raise InputError(
             "sweeps run through submitit, which is not installed; pip install 'stitchkit[jobs]'"
         ) from error
-    return submitit
+    module: ModuleType = submitit
+    return module
 
 
 def _new_folder(place: Path) -> Path:
-    """A new folder in `place` for the files of submitit, which follows links: it names them by numbers of processes.
+    """A new folder in `place` for the files of submitit.
+
+    submitit follows links, and names its files by numbers that processes may get again.
 
     Raises:
         InputError: If `place` is a symbolic link.
@@ -240,12 +253,12 @@ def _new_folder(place: Path) -> Path:
 
 
 def _submission(folder: JobFolder) -> str | None:
-    """The number that Slurm gave a job; None where it was not sent there."""
+    """The number that Slurm gave a job; None where it was not submitted."""
     return folder.submission.read_text().strip() if folder.submission.exists() else None
 
 
 def _queue() -> set[str]:
-    """Numbers of a person's jobs in Slurm's queue, each of an array by itself.
+    """Numbers of this user's jobs in Slurm's queue, each element of an array by itself.
 
     Raises:
         InputError: If Slurm does not answer.
@@ -267,7 +280,7 @@ def _gpus() -> list[int]:
     """Numbers of the GPUs that this process may use.
 
     Raises:
-        InputError: If they are named by something else than numbers.
+        InputError: If they are not named by numbers.
     """
     import torch
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
+from pydantic.json_schema import JsonSchemaValue
 
-from stitchkit.assembly.config.job import SWEEP_KEYS, JobConfig
-from stitchkit.assembly.config.settings import TrainConfig
+from stitchkit.assembly.config.job import SWEEP_KEYS, JobConfig, of_training
 from stitchkit.assembly.parts.spec import PartSpec
 from stitchkit.assembly.sweep.shapes import PieceShapes, piece_shapes
-from stitchkit.assembly.sweep.stitchers import DEFAULT_STITCHERS, PartDict, check_stitcher
-from stitchkit.errors import InputError
+from stitchkit.assembly.sweep.stitchers import DEFAULT_STITCHERS, FINETUNE, STITCHERS
+from stitchkit.errors import InputError, unknown
 from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.schema import Settings, json_schema, parse
 
@@ -28,8 +27,8 @@ class Gap(Settings):
     """Pieces that are left out between two networks.
 
     Args:
-        blocks_to_drop: Numbers of the first and the last piece left out; the source's pieces before them and the
-            destination's after them stay.
+        blocks_to_drop: Numbers of the first and the last piece left out; the source's pieces before the first and the
+            destination's after the last stay.
         num_downsamples: How many times the pieces left out halve the map.
     """
 
@@ -66,17 +65,17 @@ class SweepFile(JobConfig):
         stitchers: The names of the stitchers to try; by default those of the published sweeps.
     """
 
-    stages: tuple[Any, ...] | None = Field(default=None, min_length=1)
-    src_stages: tuple[Any, ...] | None = Field(default=None, min_length=1)
-    dest_stages: tuple[Any, ...] | None = Field(default=None, min_length=1)
+    stages: tuple[object, ...] | None = Field(default=None, min_length=1)
+    src_stages: tuple[object, ...] | None = Field(default=None, min_length=1)
+    dest_stages: tuple[object, ...] | None = Field(default=None, min_length=1)
     gaps: tuple[Gap, ...] | None = Field(default=None, min_length=1)
     stitchers: tuple[StrictStr, ...] | None = Field(default=None, min_length=1)
 
 
-def sweep_schema() -> dict[str, Any]:
+def sweep_schema() -> JsonSchemaValue:
     """The JSON Schema of a sweep's file."""
     schema = json_schema(SweepFile)
-    for key in ("model", "assembly"):  # which the pieces are
+    for key in ("model", "assembly"):  # the pieces take their place
         del schema["properties"][key]
     return schema
 
@@ -99,7 +98,7 @@ class CutNetwork:
         shapes: What each takes and gives.
     """
 
-    pieces: tuple[PartDict, ...]
+    pieces: tuple[PartSpec, ...]
     shapes: tuple[PieceShapes, ...]
 
     @classmethod
@@ -109,7 +108,7 @@ class CutNetwork:
         Raises:
             InputError: If a piece cannot be built or run, or does not take and give what it declares.
         """
-        return cls(tuple({spec.name: dict(spec.arguments)} for spec in pieces), piece_shapes(pieces, image_size))
+        return cls(tuple(pieces), piece_shapes(pieces, image_size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,10 +130,10 @@ class SweepConfig:
     destination: CutNetwork
     gaps: tuple[Gap, ...] = DEFAULT_GAPS
     stitchers: tuple[str, ...] = DEFAULT_STITCHERS
-    job: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    job: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def load(cls, path: str | Path, **changes: Any) -> SweepConfig:
+    def load(cls, path: str | Path, **changes: object) -> SweepConfig:
         """The sweep in a file.
 
         Args:
@@ -145,21 +144,19 @@ class SweepConfig:
             InputError: If the file cannot be used; the message begins with the file, the line and the key.
         """
         content = read_settings_file(path)
-        of_training = {item.name for item in dataclasses.fields(TrainConfig)}
-        train = {key: changes.pop(key) for key in list(changes) if key in of_training}
+        train, changes = of_training(changes)
+        own = content.get("train_config") or {}
+        if train and isinstance(own, Mapping):  # anything else is an error, which parsing reports with its place
+            changes["train_config"] = {**own, **train}
         with naming(path):
-            if train:
-                own = content.get("train_config") or {}
-                # What holds no settings is left as it is, for the error that names its place.
-                changes["train_config"] = {**own, **train} if isinstance(own, Mapping) else own
             return cls.parse({**content, **changes}, Path(path).stem)
 
     @classmethod
-    def parse(cls, content: Mapping[str, Any], name: str) -> SweepConfig:
-        """The sweep that a file describes.
+    def parse(cls, content: Mapping[str, object], name: str) -> SweepConfig:
+        """The sweep that the content of a file describes.
 
         Raises:
-            InputError: If a key is missing or has a value that no sweep can have.
+            InputError: If a key is missing or its value is not valid.
         """
         if ("stages" in content) == ("src_stages" in content or "dest_stages" in content):
             raise InputError("a sweep has either stages, or src_stages and dest_stages; give one of the two")
@@ -172,7 +169,8 @@ class SweepConfig:
         networks = [CutNetwork.create(specs, image_size) for specs in pieces]
         stitchers = file.stitchers or DEFAULT_STITCHERS
         for number, stitcher in enumerate(stitchers):
-            check_stitcher(stitcher, f"stitchers[{number}]")
+            if stitcher not in (FINETUNE, *STITCHERS):
+                raise InputError(f"stitchers[{number}]: {unknown('stitcher', stitcher, (FINETUNE, *STITCHERS))}")
         config = cls(name, networks[0], networks[-1], file.gaps or DEFAULT_GAPS, stitchers, others)
         config._check_gaps()
         _check_twice("gaps", [f"[{gap}]" for gap in config.gaps])
@@ -189,20 +187,28 @@ class SweepConfig:
                 )
 
     @property
+    def train(self) -> Mapping[str, object]:
+        """The settings of training that the file has; the others keep their defaults."""
+        train = self.job["train_config"]
+        assert isinstance(train, Mapping), "the file was checked"
+        return train
+
+    @property
     def seed(self) -> int | None:
-        """The seed of its jobs, which the names of their results carry."""
-        seed = self.job.get("train_config", {}).get("seed")
-        return None if seed is None else int(seed)
+        """The seed of its jobs, which the names of their results carry; None where the file has none."""
+        seed = self.train.get("seed")
+        assert isinstance(seed, int | None), "the file was checked"
+        return seed
 
 
-def _pieces(parts: Sequence[Any] | None, key: str) -> list[PartSpec]:
+def _pieces(parts: Sequence[object] | None, key: str) -> list[PartSpec]:
     if parts is None:
         raise InputError(f"{key} is missing; a sweep has either stages, or src_stages and dest_stages")
     return [PartSpec.parse(part, f"{key}[{number}]") for number, part in enumerate(parts)]
 
 
 def _check_twice(key: str, names: Sequence[str]) -> None:
-    """Refuse what is there twice: its jobs would share a folder."""
+    """Refuse duplicates: their jobs would share a folder."""
     for number, name in enumerate(names):
         if name in names[:number]:
             raise InputError(

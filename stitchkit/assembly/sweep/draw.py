@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 _ORDER = (FINETUNE, *STITCHERS)
 _HUES = {"linear": "Blues", "linear_relu": "Greens", "conv3x3": "YlOrBr", "bottleneck": "Reds", "block": "Purples"}
@@ -109,15 +110,15 @@ def _gap_label(rows: pd.DataFrame, gap: str) -> str:
     return f"{first}–{last}\n↓{count}" if first != last else f"{first}\n↓{count}"
 
 
-def _write_values(axes: Axes, table: pd.DataFrame, image: object) -> None:
+def _write_values(axes: Axes, table: pd.DataFrame, image: AxesImage) -> None:
     """Write each cell's accuracy into it, light on dark; a cell without one is a dash."""
+    low, high = image.get_clim()
     for row, values in enumerate(table.to_numpy()):
         for column, value in enumerate(values):
             if value != value:  # NaN
                 axes.text(column, row, "–", ha="center", va="center", color="#999999")
                 continue
-            dark = image.norm(value) < 0.6  # type: ignore[attr-defined]
-            color = "white" if dark else "black"
+            color = "white" if value <= low + 0.6 * (high - low) else "black"  # the map is dark below
             axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=color, fontsize=8)
 
 

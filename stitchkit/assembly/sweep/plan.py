@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
 
 from stitchkit.assembly.parts.registry import COMMON, part_class
+from stitchkit.assembly.parts.spec import PartSpec
 from stitchkit.assembly.sweep.config import CutNetwork, Gap, SweepConfig
-from stitchkit.assembly.sweep.stitchers import FINETUNE, STITCHERS, DoesNotApply, PartDict
+from stitchkit.assembly.sweep.shapes import without_sizes
+from stitchkit.assembly.sweep.stitchers import FINETUNE, STITCHERS, DoesNotApply
 from stitchkit.assembly.train.result import update_metadata
 from stitchkit.display import aligned, quantity
 from stitchkit.files import own_folder, write_text
@@ -35,13 +36,13 @@ class PlannedJob:
     """
 
     name: str
-    metadata: dict[str, Any]
-    config: dict[str, Any] | None
-    adapter: tuple[PartDict, ...] = ()
+    metadata: dict[str, object]
+    config: dict[str, object] | None
+    adapter: tuple[PartSpec, ...] = ()
     reason: str = ""
 
     def write(self, folder: Path) -> Path:
-        """Make its folder in `folder`, with `config.yml` and `metadata.yml`; what a run added to the latter stays.
+        """Make its folder in `folder`, with `config.yml` and `metadata.yml`, which keeps what a run added to it.
 
         Raises:
             InputError: If the folder, or anything in it, is a symbolic link.
@@ -61,7 +62,7 @@ def plan(config: SweepConfig) -> list[PlannedJob]:
 
 def _planned(config: SweepConfig, gap: Gap, stitcher: str) -> PlannedJob:
     name = f"train-{config.name}-gap-{gap}-adapter-{stitcher}"
-    metadata = {
+    metadata: dict[str, object] = {
         "arch": config.name,
         "first_deleted_block": gap.first,
         "last_deleted_block": gap.last,
@@ -93,14 +94,15 @@ def _uncut(config: SweepConfig) -> list[PlannedJob]:
     ]
 
 
-def _own_preprocessing(config: SweepConfig, network: CutNetwork) -> dict[str, Any]:
-    """Settings that give a network images normalised as timm says of it, where the file does not say how.
+def _own_preprocessing(config: SweepConfig, network: CutNetwork) -> dict[str, object]:
+    """Settings that normalise a network's images as timm documents it, where the file does not say how.
 
-    In a stitched network the source alone sees images; the destination's own normalisation shows only here.
+    In a stitched network only the source sees images, so the destination's own normalisation shows only here.
     """
-    train = config.job.get("train_config") or {}
+    train = config.train
     images = train.get("data_preprocessing") or {}
-    [arguments] = network.pieces[0].values()
+    assert isinstance(images, Mapping), "the file was checked"
+    arguments = network.pieces[0].arguments
     known = timm.get_pretrained_cfg(str(arguments.get("model_name")), allow_unregistered=True)
     if arguments.get("backend", "timm") != "timm" or known is None or "mean" in images or "std" in images:
         return {}
@@ -108,11 +110,11 @@ def _own_preprocessing(config: SweepConfig, network: CutNetwork) -> dict[str, An
     return {"train_config": {**train, "data_preprocessing": {**images, **own}}}
 
 
-def _job(config: SweepConfig, parts: Sequence[PartDict]) -> dict[str, Any]:
-    return {"assembly": list(parts), **config.job}
+def _job(config: SweepConfig, parts: Sequence[PartSpec]) -> dict[str, object]:
+    return {"assembly": [{part.name: dict(part.arguments)} for part in parts], **config.job}
 
 
-def _stitched(config: SweepConfig, gap: Gap, name: str) -> tuple[list[PartDict], list[PartDict], list[PartDict]]:
+def _stitched(config: SweepConfig, gap: Gap, name: str) -> tuple[list[PartSpec], list[PartSpec], list[PartSpec]]:
     """The source's pieces, the adapter and the destination's pieces."""
     stitcher = STITCHERS[name]
     given = config.source.shapes[gap.first - 1].gives
@@ -122,23 +124,13 @@ def _stitched(config: SweepConfig, gap: Gap, name: str) -> tuple[list[PartDict],
     adapter = stitcher.parts(given, taken, gap.num_downsamples)
     after = list(config.destination.pieces[gap.last + 1 :])
     if stitcher.keeps_size:
-        # Where no size is declared, the assembly resizes nothing, and later pieces run at the source's size.
-        after = [_without_sizes(piece) for piece in after]
+        # An assembly resizes to the sizes that parts declare. Without them, later pieces run at the source's size.
+        after = [without_sizes(piece, "in_format", "out_format") for piece in after]
     return list(config.source.pieces[: gap.first]), adapter, after
 
 
-def _without_sizes(piece: PartDict) -> PartDict:
-    [(name, arguments)] = piece.items()
-    bare = {
-        key: value if isinstance(value, str) else value[0]
-        for key, value in arguments.items()
-        if key in ("in_format", "out_format")
-    }
-    return {name: {**arguments, **bare}}
-
-
-def _finetuned(config: SweepConfig, gap: Gap) -> list[PartDict]:
-    """What is left of the networks, with the down-sampling pieces inside the gap, all of it trained.
+def _finetuned(config: SweepConfig, gap: Gap) -> list[PartSpec]:
+    """The rest of the networks and the down-sampling pieces inside the gap, all of it trained.
 
     Raises:
         DoesNotApply: If a piece does not take what the one before it gives.
@@ -159,12 +151,12 @@ def _finetuned(config: SweepConfig, gap: Gap) -> list[PartDict]:
     )
 
 
-def _frozen(parts: Sequence[PartDict], frozen: bool) -> list[PartDict]:
-    return [{name: {**arguments, "frozen": frozen}} for part in parts for name, arguments in part.items()]
+def _frozen(parts: Sequence[PartSpec], frozen: bool) -> list[PartSpec]:
+    return [replace(part, arguments={**part.arguments, "frozen": frozen}) for part in parts]
 
 
 def table(jobs: Sequence[PlannedJob]) -> str:
-    """A plan as text in columns: gap, stitcher, and the parameters of the adapter or why there is none."""
+    """A plan as text in columns: gap, stitcher, and the adapter's parameters or why there is no adapter."""
     lines = [("gap", "down", "stitcher", "adapter params", "")]
     for job in jobs:
         about = job.metadata
@@ -174,16 +166,15 @@ def table(jobs: Sequence[PlannedJob]) -> str:
         gap = f"{about['first_deleted_block']},{about['last_deleted_block']}"
         params = quantity(num_params(job.adapter)) if job.adapter else "-"
         reason = f"does not apply: {job.reason}" if job.config is None else "" if job.adapter else "everything trains"
-        lines.append((gap, str(about["num_downsamples"]), about["adapter"], params, reason))
+        lines.append((gap, str(about["num_downsamples"]), str(about["adapter"]), params, reason))
     return aligned(lines, left={0, 2, 4})
 
 
-def num_params(adapter: Sequence[PartDict]) -> int:
+def num_params(adapter: Sequence[PartSpec]) -> int:
     """Parameters of the parts of an adapter."""
     count = 0
     with torch.device("meta"):
         for part in adapter:
-            for name, arguments in part.items():
-                own = {key: value for key, value in arguments.items() if key not in COMMON}
-                count += sum(parameter.numel() for parameter in part_class(name)(**own).parameters())
+            own = {key: value for key, value in part.arguments.items() if key not in COMMON}
+            count += sum(parameter.numel() for parameter in part_class(part.name)(**own).parameters())
     return count

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stitchkit.assembly.train.result import read_metadata
 from stitchkit.errors import InputError
@@ -76,8 +76,8 @@ def collect(folder: str | Path) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _about(file: Path) -> dict[str, Any]:
-    """What a job's folder says of it; its architecture begins the names of pictures, so it is no path."""
+def _about(file: Path) -> dict[str, object]:
+    """The metadata in a job's folder; the architecture begins the names of pictures, so it must not be a path."""
     about = read_metadata(file)
     arch = str(about.get("arch"))
     if "/" in arch or "\0" in arch:
@@ -85,20 +85,20 @@ def _about(file: Path) -> dict[str, Any]:
     return about
 
 
-def _rows(result: Path, about: dict[str, Any]) -> pd.DataFrame:
+def _rows(result: Path, about: dict[str, object]) -> pd.DataFrame:
     """The epochs of one job, in tidy columns."""
     import pandas as pd
 
     try:
         raw = pd.read_csv(result)
     except ValueError as error:
-        raise InputError(f"'{result}' is no table of results: {error}; move it away") from error
+        raise InputError(f"'{result}' is not a table of results: {error}; move it away") from error
     named = re.match(_SEED, result.name)
     gap = f"{about['first_deleted_block']},{about['last_deleted_block']}" if "adapter" in about else ""
     rows = raw.rename(columns=_COLUMNS)[[name for old, name in _COLUMNS.items() if old in raw]]
     tests = raw[[name for name in raw if _TEST_ACCURACY.fullmatch(name)]]
     plain = {key: value for key, value in about.items() if not isinstance(value, dict | list)}
-    # With several data sets the mean speaks for all of them.
+    # A picture has one value for each job, so that of several data sets is their mean.
     accuracy = 100 * tests.mean(axis=1)
     seed = int(named.group(1)) if named else pd.NA
     return rows.assign(job=result.parent.name, seed=seed, gap=gap, test_accuracy=accuracy, **plain)

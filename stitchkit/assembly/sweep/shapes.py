@@ -1,4 +1,4 @@
-"""What the pieces of a network take and give, as a dry run shows it; what they declare is held against it."""
+"""The shapes that pieces of a network take and give, found by a dry run and compared with what they declare."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class PieceShapes(NamedTuple):
 
 
 def piece_shapes(pieces: Sequence[PartSpec], image_size: int) -> tuple[PieceShapes, ...]:
-    """What each piece of a network takes and gives, found without weights and without memory.
+    """The shapes that each piece of a network takes and gives, found without weights and without memory.
 
     Args:
         pieces: The network, all of it.
         image_size: Side of an image.
 
     Raises:
-        InputError: If a piece declares no format or a false one, or cannot be built or run.
+        InputError: If a piece declares no format or a wrong one, or cannot be built or run.
     """
     for key, some in (("out_format", pieces[:-1]), ("in_format", pieces)):
         for piece in some:
-            _declared(piece, key)  # what is no format is named before anything is built
+            _declared(piece, key)  # an unknown format is reported before anything is built
     found = _run_dry(pieces, image_size)
     for piece, (takes, gives) in zip(pieces, found, strict=True):
         _compare(piece, "in_format", "takes", takes)
@@ -63,7 +63,7 @@ def _at(piece: PartSpec, key: str) -> Iterator[None]:
 
 
 def _compare(piece: PartSpec, key: str, does: str, shape: Layout | None) -> None:
-    """Hold what a piece declares against what it does."""
+    """Compare what a piece declares with what it does."""
     declared = _declared(piece, key)
     if declared is None or shape is None:
         return
@@ -76,9 +76,9 @@ def _compare(piece: PartSpec, key: str, does: str, shape: Layout | None) -> None
 def _run_dry(pieces: Sequence[PartSpec], image_size: int) -> tuple[PieceShapes, ...]:
     with torch.device("meta"):
         size = (3, image_size, image_size)
-        # Where no size is declared, nothing is resized, and each piece shows what it does by itself; images may be.
-        first = _without_sizes(pieces[0], "out_format")
-        bare = (first, *(_without_sizes(piece, "in_format", "out_format") for piece in pieces[1:]))
+        # Without declared sizes nothing is resized, and each piece shows what it does by itself. Images may be resized.
+        first = without_sizes(pieces[0], "out_format")
+        bare = (first, *(without_sizes(piece, "in_format", "out_format") for piece in pieces[1:]))
         network = check_network(NetworkSpec(bare), num_classes=1, input_size=size, pretrained=False).eval()
         x = torch.empty(2, *size)
     taken: list[Layout | None] = []
@@ -95,7 +95,8 @@ def _run_dry(pieces: Sequence[PartSpec], image_size: int) -> tuple[PieceShapes, 
     return tuple(map(PieceShapes, taken, given))
 
 
-def _without_sizes(piece: PartSpec, *keys: str) -> PartSpec:
+def without_sizes(piece: PartSpec, *keys: str) -> PartSpec:
+    """A piece that declares the names of its formats under some keys, but no sizes."""
     names = {key: found.name for key in keys if (found := _declared(piece, key))}
     return replace(piece, arguments={**piece.arguments, **names})
 

@@ -9,13 +9,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import TypeAlias
 
-from stitchkit.errors import InputError, unknown
+from stitchkit.assembly.parts.spec import PartSpec
 from stitchkit.networks.layout import NAMES, Layout
-
-PartDict = dict[str, dict[str, Any]]
-"""A part as a file has it: its class name and its arguments."""
 
 FINETUNE = "finetune"
 """The stitcher without an adapter: what is left of the networks is trained whole."""
@@ -27,7 +24,7 @@ class DoesNotApply(Exception):
 
 @dataclass(frozen=True)
 class _UnitSpec:
-    """What one unit of an adapter turns into what; sides are those of the map before and after its down-sampling."""
+    """The input and output of one unit of an adapter; sides are those of the map before and after it."""
 
     layout: Layout
     in_channels: int
@@ -36,7 +33,7 @@ class _UnitSpec:
     out_side: int
 
 
-_Build = Callable[[_UnitSpec], PartDict]
+_Build: TypeAlias = Callable[[_UnitSpec], PartSpec]
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Stitcher:
         """Whether the destination's pieces run at the source's size."""
         return self.resize == "never"
 
-    def parts(self, source: Layout, destination: Layout, num_downsamples: int) -> list[PartDict]:
+    def parts(self, source: Layout, destination: Layout, num_downsamples: int) -> list[PartSpec]:
         """The adapter between two pieces: a chain of trainable parts.
 
         Args:
@@ -72,6 +69,8 @@ class Stitcher:
         if self.resize == "stride" and not image_like:
             raise DoesNotApply("a stride needs an image-like side; both sides are sequences")
         both_bert = source.name == destination.name == "bert"
+        # A class token survives only between two networks that have one. Elsewhere the published sweeps let it become
+        # part of every position, which is what conversion to `token` does.
         start = source.converted_to(NAMES["img" if image_like else "bert" if both_bert else "token"])
         channels = _halvings(start.width, destination.width, num_downsamples)
         first, last = start.grid[0], (start if self.keeps_size else destination).grid[0]
@@ -79,16 +78,15 @@ class Stitcher:
         steps = zip(pairwise(channels), pairwise(sides), strict=True)
         return [self._part(build, _UnitSpec(start, *channel, *side)) for channel, side in steps]
 
-    def _part(self, build: _Build, step: _UnitSpec) -> PartDict:
-        """One unit, told which shape it takes: the assembly resizes what arrives in another one."""
-        [(name, arguments)] = build(step).items()
-        if self.resize == "stride":
-            # Rounded up: a strided unit of an odd side keeps the last row, as the networks' own do.
-            arguments["stride"] = math.ceil(step.in_side / step.out_side)
+    def _part(self, build: _Build, step: _UnitSpec) -> PartSpec:
+        """One unit with the shape that it takes, to which the assembly resizes what arrives in another one."""
+        unit = build(step)
+        # Rounded up: a strided unit of an odd side keeps the last row, as the networks' own do.
+        stride = {"stride": math.ceil(step.in_side / step.out_side)} if self.resize == "stride" else {}
         side = step.out_side if self.resize == "before" else step.in_side
         positions = (side, side) if step.layout.is_map else (side**2,)
         taken = replace(step.layout, channels=step.in_channels, positions=positions)
-        return {name: {**arguments, "in_format": taken.declare()}}
+        return replace(unit, arguments={**unit.arguments, **stride, "in_format": taken.declare()})
 
 
 def _halvings(start: int, end: int, count: int, *, grows: bool = True) -> list[int]:
@@ -117,22 +115,24 @@ def _unit(name: str, *, image_like: bool) -> _Build:
     return _simple({**layer, "nonlinearity": name != "linear"})
 
 
-def _simple(arguments: dict[str, Any]) -> _Build:
-    return lambda step: {
-        "SimpleAdapter": {"in_channels": step.in_channels, "out_channels": step.out_channels, **arguments}
-    }
+def _simple(arguments: dict[str, object]) -> _Build:
+    return lambda step: PartSpec("SimpleAdapter", {**_channels(step), **arguments})
 
 
 def _resnet(kind: str) -> _Build:
-    return lambda step: {kind: {"in_channels": step.in_channels, "out_channels": step.out_channels}}
+    return lambda step: PartSpec(kind, _channels(step))
 
 
-def _vision_transformer(step: _UnitSpec) -> PartDict:
+def _channels(step: _UnitSpec) -> dict[str, object]:
+    return {"in_channels": step.in_channels, "out_channels": step.out_channels}
+
+
+def _vision_transformer(step: _UnitSpec) -> PartSpec:
     if step.in_channels != step.out_channels:
-        raise DoesNotApply(f"a ViT block keeps its channels; {step.in_channels} are to become {step.out_channels}")
+        raise DoesNotApply(f"a ViT block keeps its channels; {step.in_channels} must become {step.out_channels}")
     # Heads of 64 channels, as ViTs have them, or the nearest number that divides the channels.
     heads = math.gcd(step.in_channels, max(1, step.in_channels // 64))
-    return {"VisionTransformerBlock": {"embed_dim": step.in_channels, "num_heads": heads}}
+    return PartSpec("VisionTransformerBlock", {"embed_dim": step.in_channels, "num_heads": heads})
 
 
 STITCHERS: dict[str, Stitcher] = {
@@ -165,18 +165,3 @@ DEFAULT_STITCHERS = (
     "bottleneck_with_downsample",
 )
 """The ten of the published sweeps."""
-
-
-def check_stitcher(name: object, place: str = "stitcher") -> str:
-    """The name, where a stitcher has it.
-
-    Args:
-        name: What a file says.
-        place: Where it stands there.
-
-    Raises:
-        InputError: If none does.
-    """
-    if name != FINETUNE and name not in STITCHERS:
-        raise InputError(f"{place}: {unknown('stitcher', str(name), (FINETUNE, *STITCHERS))}")
-    return str(name)

@@ -13,7 +13,7 @@ from stitchkit.assembly.config.job import JobConfig, differences, said
 from stitchkit.assembly.config.optim import JobSchedule
 from stitchkit.classes import note_origin
 from stitchkit.engine import checkpoint_schema as rules
-from stitchkit.engine.checkpoint_files import CheckpointFiles, read_alike
+from stitchkit.engine.checkpoint_files import CheckpointFiles, read_alike, start_from
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.training_state import restore_position, restore_training
@@ -66,11 +66,10 @@ def load_weights(network: nn.Module, path: str, *, strict: bool) -> None:
     Raises:
         InputError: If it cannot be read, or does not fit.
     """
-    content, _ = read_alike(path)
     if strict:
-        load_content(network, content, path)
-        note_origin(network, content, path)
+        start_from(network, path)
         return
+    content, _ = read_alike(path)
     weights, own = weights_of(content), network.state_dict()
     fitting = {name: value for name, value in weights.items() if name in own and not misfit(name, value, own[name])}
     if not fitting:
@@ -177,7 +176,7 @@ def _check_step(content: Mapping[str, Any], path: str, trainer: Trainer) -> None
     if done < whole_epochs and (most is None or most > done):
         raise InputError(
             f"checkpoint '{path}' was saved when max_steps ended it after {done} steps, within epoch "
-            f"{content['epoch']}, and only whole epochs can be resumed; train anew without max_steps, or {_START_ANEW}"
+            f"{content['epoch']}, and only whole epochs can be resumed; retrain without max_steps, or {_START_ANEW}"
         )
 
 

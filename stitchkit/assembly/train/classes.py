@@ -13,12 +13,8 @@ from stitchkit.classes import Origin, check_classes, origin_of
 def check_origins(network: nn.Module, classes: Sequence[Sequence[str]], *, strict: bool) -> None:
     """Check that a network's classifiers, where they are from files, number the classes as the data do.
 
-    A classifier within the network, whose output feeds other parts, may know any.
-
-    Args:
-        network: The network, with the weights that it starts from.
-        classes: Class names of each task.
-        strict: The network is tested as it is.
+    A classifier within the network, whose output feeds other parts, may know any. `classes` are those of each task;
+    `strict` is for a network that is tested as it is.
 
     Raises:
         InputError: If the classes are the same in another order, or others where nothing is trained.

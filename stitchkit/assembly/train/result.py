@@ -21,6 +21,9 @@ FIRST_COLUMNS = (
 )
 """Columns that do not depend on the data sets, in their order."""
 
+Row = dict[str, float]
+"""The figures of an epoch, by column."""
+
 
 def check_pandas() -> None:
     """Check that results can be written, before hours are spent on one.
@@ -44,7 +47,7 @@ class Trajectory:
         rows: Rows of epochs that were trained before.
     """
 
-    def __init__(self, path: Path, rows: list[dict[str, Any]]):
+    def __init__(self, path: Path, rows: list[Row]):
         self.path = path
         self.rows = rows
 
@@ -56,7 +59,7 @@ class Trajectory:
         first = [name for name in FIRST_COLUMNS if name in columns]
         return pd.DataFrame(self.rows, columns=[*first, *(name for name in columns if name not in first)])
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: Row) -> None:
         """Add an epoch; the CSV has it at once, so that a person can watch."""
         self.rows.append(row)
         with replacing(self.path.with_suffix(".csv")) as draft:

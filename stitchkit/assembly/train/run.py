@@ -9,7 +9,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,7 +17,7 @@ from stitchkit.assembly.config.optim import JobSchedule
 from stitchkit.assembly.train.checkpoint import JobCheckpoints, load_weights, resume
 from stitchkit.assembly.train.classes import check_origins
 from stitchkit.assembly.train.job import Job, Places, deterministic, open_job, places_of
-from stitchkit.assembly.train.result import Trajectory, check_pandas, update_metadata
+from stitchkit.assembly.train.result import Row, Trajectory, check_pandas, update_metadata
 from stitchkit.assembly.train.task import JobTask
 from stitchkit.assembly.train.testing import Exam
 from stitchkit.classes import check_classes, trained_classes
@@ -40,14 +39,7 @@ _MB = 1024**2
 
 
 def run_job(config: JobConfig, source: str | Path | None = None) -> Path:
-    """Run a job; every rank calls this.
-
-    Args:
-        config: Its settings.
-        source: The file they were read from; errors name it.
-
-    Returns:
-        The file of the result.
+    """Run a job; the file of its result. Every rank calls this, with the file of its settings, which errors name.
 
     Raises:
         InputError: If anything cannot be used as asked, or the training fails; the last checkpoint is kept.
@@ -99,17 +91,18 @@ def _run(job: Job, files: JobCheckpoints) -> None:
         options["resume"] = "allow" if config.id else None
     tracking = Tracking(job.places.folder, world, config.to_dict(), options=options)
 
-    def add(row: dict[str, Any]) -> None:
+    def add(row: Row) -> None:
         if not world.is_primary:
             return
         trajectory.add(row)
-        tracking.log(row, epoch=row["Epoch"], step=row["Step"])
+        epoch, step = int(row["Epoch"]), int(row["Step"])
+        tracking.log(row, epoch=epoch, step=step)
         if trainer is not None and _is_saved(config, row):
-            state = training_state(trainer) | _header(job, trainer, row["Epoch"], trajectory)
-            files.save(state, step=row["Step"], keep=config.save_checkpoints)
+            state = training_state(trainer) | _header(job, trainer, epoch, trajectory)
+            files.save(state, step=step, keep=config.save_checkpoints)
 
     if trainer is None or not trajectory.rows:
-        first: dict[str, Any] = {"Epoch": start, "Step": 0 if trainer is None else start * trainer.updates_per_epoch}
+        first: Row = {"Epoch": start, "Step": 0 if trainer is None else start * trainer.updates_per_epoch}
         if config.test_only or config.checkpoint_initial_model:
             first |= exam.sit("before training")
         add(first)
@@ -121,7 +114,7 @@ def _run(job: Job, files: JobCheckpoints) -> None:
     _logger.info("done; the result is %s", job.places.result)
 
 
-def _is_saved(config: JobConfig, row: Mapping[str, Any]) -> bool:
+def _is_saved(config: JobConfig, row: Row) -> bool:
     is_wanted = row["Epoch"] > config.start_epoch or config.checkpoint_initial_model
     return is_wanted and (config.save_checkpoints or config.checkpoint_interval > 0)
 
@@ -155,7 +148,7 @@ def _begin(job: Job, files: JobCheckpoints) -> tuple[int, Position | None, Traje
 
 def _train(
     job: Job, trainer: Trainer, files: JobCheckpoints, exam: Exam, trajectory: Trajectory, *,
-    add: Callable[[dict[str, Any]], None], start: int, position: Position | None,
+    add: Callable[[Row], None], start: int, position: Position | None,
 ) -> None:  # fmt: skip
     """Train to the last epoch, with a row of the result for each."""
     task, epochs = trainer.task, range(start, job.config.train_config.epochs)
@@ -179,10 +172,10 @@ def _train(
     train_epochs(trainer, epochs, position, save=save_within, finish=finish)
 
 
-def _row(job: Job, trainer: Trainer, task: JobTask, trained: TrainedEpoch) -> dict[str, Any]:
+def _row(job: Job, trainer: Trainer, task: JobTask, trained: TrainedEpoch) -> Row:
     """The figures of an epoch's training, by the names that the result has for them."""
     schedule, world, seconds = trainer.schedule, job.world, trained.seconds
-    row: dict[str, Any] = {
+    row: Row = {
         "Epoch": trained.number + 1,
         "Step": trainer.steps(trained.number).stop,
         "LR": schedule.used if isinstance(schedule, JobSchedule) else trainer.rate,
@@ -211,7 +204,7 @@ def _resident() -> float:
 
 
 def _header(job: Job, trainer: Trainer, epoch: int, trajectory: Trajectory) -> dict[str, object]:
-    """What a checkpoint says of its job beside the state of the training."""
+    """The part of a checkpoint that describes its job."""
     return {
         "opt": type(trainer.optimizer).__name__,
         "scheduler": trainer.schedule.state_dict() if isinstance(trainer.schedule, JobSchedule) else None,

@@ -12,7 +12,7 @@ from stitchkit.assembly.config.optim import Loss
 from stitchkit.distributed import sum_over_ranks
 from stitchkit.engine.task import Task
 from stitchkit.errors import InputError, unknown
-from stitchkit.networks.cut.piece import snapshot
+from stitchkit.networks.cut.traced import snapshot
 from stitchkit.networks.mode import evaluating
 
 Labels = tuple[torch.Tensor, ...]
@@ -97,10 +97,7 @@ class JobTask(Task):
         super().__init__(network, losses[0], device=device, verbose=False)
         self.losses = losses
         self.further = further
-        self.last = {
-            "loss": torch.zeros((), device=device),
-            "accuracy": torch.zeros(len(losses), device=device),
-        }
+        self.last = {"loss": torch.zeros((), device=device), "accuracy": torch.zeros(len(losses), device=device)}
         # for each task: hits and images since `forget`; in float64, which adds up counts beyond 2^24 exactly
         self._sums = torch.zeros(len(losses), 2, dtype=torch.float64, device=device)
 
@@ -152,13 +149,7 @@ class JobTask(Task):
 
 
 class Judged(nn.Module):
-    """A network as it is judged on one task: images to its logits, or to the output of a submodule.
-
-    Args:
-        network: The network.
-        number: Number of the task.
-        output: The submodule's output; None for the network's own.
-    """
+    """A network as it is judged on one task: images to its logits, or to a captured output."""
 
     def __init__(self, network: nn.Module, number: int, output: Captured | None):
         super().__init__()

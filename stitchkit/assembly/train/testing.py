@@ -41,9 +41,7 @@ class Exam:
     def sit(self, when: str, after_batch: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Figures of every metric on every data set, by the names that the result has for them.
 
-        Args:
-            when: The beginning of the log line.
-            after_batch: Called after each batch, equally often on all ranks.
+        `when` begins the log line; `after_batch` is called after each batch, equally often on all ranks.
         """
         figures: dict[str, float] = {}
         world, autocast = self._job.world, self._autocast

@@ -1,20 +1,22 @@
-"""What flows where in the graph of a model: the tensors that enter and leave a place, and those that pass by it."""
+"""The flow of tensors in the graph of a model: those that enter and leave a place, and those that pass by it."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from functools import cached_property
 
 from torch import fx
 
-from stitchkit.networks.cut.trace import INPUT, Trace
+from stitchkit.networks.cut.trace import Trace
+from stitchkit.networks.steps import INPUT
 
 
 class Flow:
     """The nodes between a model's input and its output.
 
-    Nodes that do not depend on the input, such as parameters, cross every cut freely: each piece has its own.
+    Nodes that do not depend on the input, such as parameters, cross every cut freely: each slice has its own.
 
     Args:
         trace: The graph of the model.
@@ -26,6 +28,7 @@ class Flow:
         every = list(trace.graph.nodes)
         self.source, self.sink = every[0], every[-1]
         self.result = self.sink.args[0]
+        # Dead ends are left out too: a tensor that the output does not need cannot stand in the way of a cut.
         needed = self.between({self.source}, [self.sink]) & {self.source, *self.later(self.source)}
         self.nodes = [node for node in every if node in needed]
         self.place = {node: place for place, node in enumerate(self.nodes)}
@@ -76,7 +79,7 @@ class Flow:
     def entering(self, name: str) -> list[fx.Node]:
         """The tensors that a module or function takes from what ran before it."""
         region = self.regions[name]
-        if region == [self.source]:
+        if region == [self.source]:  # the input itself: nothing runs before it
             return region
         inside = set(region)
         return _tensors(argument for node in region for argument in self.before(node) if argument not in inside)
@@ -89,8 +92,26 @@ class Flow:
         return _tensors(value for node in left for value in (self.after(node) if is_tuple(node) else [node]))
 
     @cached_property
+    def begins(self) -> dict[fx.Node, list[str]]:
+        """The modules and functions that take one tensor alone, by that tensor, the smallest first."""
+        return self._names_by(self.entering)
+
+    @cached_property
+    def ends(self) -> dict[fx.Node, list[str]]:
+        """The modules and functions that give one tensor alone, by that tensor, the smallest first."""
+        return self._names_by(self.leaving)
+
+    def _names_by(self, passing: Callable[[str], list[fx.Node]]) -> dict[fx.Node, list[str]]:
+        found = defaultdict[fx.Node, list[str]](list)
+        for name in sorted(self.regions, key=lambda name: -name.count(".")):
+            if len(tensors := passing(name)) == 1:
+                found[tensors[0]].append(name)
+        return found
+
+    @cached_property
     def clean(self) -> set[fx.Node]:
         """The tensors that all the rest of the model depends on alone."""
+        # In the order they run, a tensor is alone if nothing before it is used after it.
         found, reach = set(), 0
         for place, node in enumerate(self.nodes[:-1]):
             if reach <= place and not is_size(node) and not is_tuple(node):
@@ -104,7 +125,7 @@ class Flow:
         return len(leaving) == 1 and leaving[0] in self.clean
 
     def name(self, node: fx.Node) -> str:
-        """What a person may call the value of a node: the largest module that ends with it, or the node."""
+        """A name for the value of a node: the largest module that ends with it, or the node."""
         if node is self.source:
             return INPUT
         parts = self.labels[node].split(".")
@@ -113,7 +134,7 @@ class Flow:
 
 
 def _tensors(nodes: Iterable[fx.Node]) -> list[fx.Node]:
-    """The nodes without repetition and without sizes."""
+    """The nodes without repetition and without sizes, which are no data."""
     return [node for node in dict.fromkeys(nodes) if not is_size(node)]
 
 

@@ -15,9 +15,7 @@ from timm.models import get_notrace_functions, get_notrace_modules
 from torch import fx, nn
 
 from stitchkit.errors import InputError, one_line
-
-INPUT = "x"
-"""What a model's input is called here, whatever its `forward` calls it."""
+from stitchkit.networks.steps import INPUT
 
 
 @dataclass(frozen=True)
@@ -39,12 +37,8 @@ class Trace:
 
     @torch.no_grad()
     def shapes(self, example: torch.Tensor) -> dict[fx.Node, tuple[int, ...]]:
-        """The shape of each tensor, found by running the graph.
-
-        Args:
-            example: What the model takes; on the meta device nothing is computed.
-        """
-        shapes = _Shapes(self.root, graph=self.graph)
+        """The shape of each tensor, found by running the graph on an example, which may be on the meta device."""
+        shapes = _Shapes(self.root, self.graph)
         shapes.run(example)
         return shapes.found
 
@@ -52,13 +46,13 @@ class Trace:
 class _Shapes(fx.Interpreter):
     """Runs a graph and notes the shape of every tensor."""
 
-    def __init__(self, *arguments: Any, **named: Any):
-        super().__init__(*arguments, **named)
+    def __init__(self, root: nn.Module, graph: fx.Graph):
+        super().__init__(root, graph=graph)
         self.found: dict[fx.Node, tuple[int, ...]] = {}
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> object:
         """Run a node."""
-        value = super().run_node(n)
+        value: object = super().run_node(n)
         if isinstance(value, torch.Tensor):
             self.found[n] = tuple(value.shape)
         return value
@@ -72,7 +66,7 @@ def trace(model: nn.Module, names: Collection[str] = (), *, training: bool = Fal
 
     Args:
         model: Any module that takes one tensor.
-        names: Names of nodes that the graph is to show.
+        names: Names of nodes that the graph must show.
         training: Trace the model in training mode rather than in evaluation mode.
         deep: Trace into every module that can be traced.
 
@@ -130,7 +124,12 @@ class _Tracer(fx.Tracer):
         self._paths: set[str] = set()
         self._buffers: dict[int, str] = {}
 
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:  # noqa: ARG002
+    def create_args_for_root(
+        self,
+        root_fn: Callable[..., object],
+        is_module: bool,  # noqa: ARG002
+        concrete_args: object = None,  # noqa: ARG002
+    ) -> tuple[Callable[..., object], list[object]]:
         """One input; all further arguments have their defaults."""
         self._paths = {path for path, _ in self.root.named_modules()}
         self._buffers = {id(buffer): name for name, buffer in self.root.named_buffers()}
@@ -142,8 +141,8 @@ class _Tracer(fx.Tracer):
             return is_layer(m)
         return isinstance(m, self._whole) or not (self._deep or is_sequence_of_blocks(m))
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        """Let buffers, like parameters, be read when a piece runs, not when it is cut."""
+    def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict[str, fx.Proxy]) -> object:
+        """Let buffers, like parameters, be read when a slice runs, not when it is cut."""
         name = self._buffers.get(id(attr_val))
         if name is None:
             return super().getattr(attr, attr_val, parameter_proxy_cache)
@@ -151,7 +150,9 @@ class _Tracer(fx.Tracer):
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
         return parameter_proxy_cache[name]
 
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
         """Note where the nodes of a module arise."""
         path, before = self.path_of_module(m), (self._path, self._label)
         inside = path.startswith(f"{self._path}.") if self._path else True
@@ -172,13 +173,13 @@ class _Tracer(fx.Tracer):
         return _Untraceable(type(self.root.get_submodule(path)))
 
     def refuse_lost_changes(self) -> None:
-        """See that no tensor is changed in place by a call whose value nobody uses: a piece would leave it out."""
+        """Refuse a tensor changed in place by a call whose value nobody uses: a slice would leave it out."""
         for node, path in self._owners.items():
             if not node.users and str(node.target).endswith("_"):
                 error = ValueError(f"it changes a tensor in place by {node.target}")
                 raise self._failure(path, error) if path else error
 
-    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+    def create_node(self, kind: str, target: fx.node.Target, *args: Any, **kwargs: Any) -> fx.Node:
         """Name a node by its place in the model."""
         node = super().create_node(kind, target, *args, **kwargs)
         if kind == "call_module":
@@ -213,7 +214,7 @@ def is_layer(module: nn.Module) -> bool:
 def is_sequence_of_blocks(module: nn.Module) -> bool:
     """Whether a module is a plain sequence, or holds a list of two or more blocks of one class, as stages do.
 
-    What is itself a sequence, such as torchvision's convolution with norm and activation, is no block.
+    A child that is itself a sequence, such as torchvision's convolution with norm and activation, is not a block.
     """
     return type(module) is nn.Sequential or any(_is_list_of_blocks(child) for child in module.children())
 
@@ -242,7 +243,7 @@ def _twin(model: nn.Module) -> nn.Module:
     return twin.train()  # what timm's LeViT keeps from evaluation is forgotten
 
 
-def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+def _tensors_in(value: object) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, dict):

@@ -1,5 +1,5 @@
 "use strict";
-// The page's whole state is what its controls show; every change draws plot and table anew from it.
+// The controls hold the page's whole state; every change redraws plot and table from it.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const COLORS = ["#2f6bb0", "#d9822b", "#2e8b57", "#8e5ea2", "#c23b3b", "#4a9a9a", "#8a6d5a", "#b59a12"];
@@ -93,7 +93,7 @@ function selection() {
   return { cost, fronts, onFront, within, best };
 }
 
-/** Name, drawing and figures of a stitch, with what the other ledgers say of it. */
+/** Name, drawing and figures of a stitch, compared with the other ledgers. */
 function describe(row) {
   const ledger = data.ledgers[row.ledger];
   const list = element("dl", { className: "figures" });
@@ -195,7 +195,7 @@ function drawTable({ within, onFront }) {
   by("count").textContent = `${within.length} of ${rows.length} shown`;
 }
 
-/** Order of two rows in a column; rows without a value stand last either way. */
+/** Order of two rows in a column; rows without a value come last either way. */
 function compare(a, b, key) {
   const [x, y] = key === "stitch" ? [nameOf(a), nameOf(b)] : [a[key], b[key]];
   if (x == null || y == null) return (x == null) - (y == null);

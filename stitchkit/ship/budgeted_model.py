@@ -14,10 +14,10 @@ from torch import nn
 
 from stitchkit.display import count
 from stitchkit.errors import InputError
-from stitchkit.measure.ledger import Row, difference, read_rows
-from stitchkit.measure.profile import Profiler
+from stitchkit.measure.ledger import Row, read_rows
+from stitchkit.measure.pareto import pareto_front
 from stitchkit.model.snnet import SNNet
-from stitchkit.ship.pick import Budget, pick, pick_one
+from stitchkit.ship.pick import Budget, complete, pick, pick_one
 
 
 class BudgetedModel(nn.Module):
@@ -28,8 +28,8 @@ class BudgetedModel(nn.Module):
         ledger: A ledger of it, or its rows.
 
     Raises:
-        InputError: If the ledger cannot be read, lacks FLOPs or accuracies, or is of another SN-Net: other
-            stitches, or other FLOPs.
+        InputError: If the ledger cannot be read, lacks accuracies, or is of another SN-Net: other stitches, or other
+            FLOPs.
     """
 
     def __init__(self, model: SNNet, ledger: str | Path | Sequence[Row]):
@@ -37,22 +37,12 @@ class BudgetedModel(nn.Module):
         self.model = model
         rows = read_rows(ledger) if isinstance(ledger, str | Path) else ledger
         self.rows = [dict(row) for row in rows]
-        profiler = Profiler(model)
-        for row in self.rows:
-            if found := difference(row, model.space, profiler.cost):
-                raise InputError(f"the ledger is of another SN-Net: {found}; give the ledger of this one")
-        pick(self.rows, Budget())  # all that a choice needs is there
+        complete(self.rows, model, latency=False)
+        pick(self.rows, Budget())  # now, not in the first call: every row has what a choice needs
         self._fronts: dict[str, list[tuple[float, int]]] = {}
 
     def measure(self, batch_size: int = 1) -> str:
-        """Measure the latency of each stitch where the model is now, for budgets in milliseconds.
-
-        Args:
-            batch_size: Images that go through at once.
-
-        Returns:
-            How it was measured.
-        """
+        """Measure the latency of each stitch on the model's device, for budgets in milliseconds; returns how."""
         from stitchkit.measure.latency import add_latencies  # slow to import
 
         self._fronts.clear()
@@ -69,6 +59,7 @@ class BudgetedModel(nn.Module):
         """
         limits = self._limits(budget)
         ((limit, value),) = limits.limits.items()
+        # The most accurate stitch within a cost is the last one on the front that costs no more.
         front = self._front(limit.removeprefix("max_"))
         place = bisect_right(front, value, key=itemgetter(0))
         return front[place - 1][1] if place else int(pick_one(self.rows, limits)["cfg_id"])
@@ -85,26 +76,14 @@ class BudgetedModel(nn.Module):
         return Budget(max_latency_ms=value)
 
     def _front(self, figure: str) -> list[tuple[float, int]]:
-        """What each step of accuracy costs, with its `cfg_id`; a call has no time to look through the ledger."""
+        """The cost and `cfg_id` of each stitch on a front, from cheap to costly."""
+        # Kept, as a call has no time to sort the ledger: with it a choice is one bisection.
         if figure not in self._fronts:
-            front: list[tuple[float, int]] = []
-            best = -math.inf
-            for row in sorted(self.rows, key=lambda row: (row[figure], -row["acc1"])):
-                if row["acc1"] > best:
-                    front.append((row[figure], row["cfg_id"]))
-                    best = row["acc1"]
-            self._fronts[figure] = front
+            self._fronts[figure] = [(row[figure], row["cfg_id"]) for row in pareto_front(self.rows, figure)]
         return self._fronts[figure]
 
     def forward(self, x: torch.Tensor, *, budget: float | str | None = None) -> torch.Tensor:
-        """Run the best stitch within a budget.
-
-        Args:
-            x: Images `[B, C, H, W]`.
-            budget: As `choose` takes it; without one the stitch of `model.reset_stitch_id` runs.
-
-        Returns:
-            Logits `[B, num_classes]`.
+        """Logits `[B, num_classes]` of images `[B, C, H, W]` by the best stitch within a budget, as `choose` takes it.
 
         Raises:
             InputError: If no stitch meets the budget.

@@ -1,0 +1,185 @@
+"""A network as steps: the boundaries between them, and slices, which run some of them."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from stitchkit.errors import InputError
+from stitchkit.networks.layout import Layout
+from stitchkit.networks.mode import evaluating
+
+INPUT = "x"
+"""The name of a network's input, whatever its `forward` calls it."""
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Where one step of a network ends and the next begins.
+
+    Args:
+        before: Names of what begins there, the smallest first: a module's path, or the path of the module in which a
+            function runs and the function's name.
+        after: Names of what ends there, in the same way.
+        takers: Paths of the modules that take the tensor; empty where these are not all that takes it.
+        found: The full layout of the tensor; None where nobody gave an example, or its axes cannot be known.
+    """
+
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    takers: tuple[str, ...] = ()
+    found: Layout | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """The full layout of the tensor that passes.
+
+        Raises:
+            InputError: If it is unknown.
+        """
+        if self.found is None:
+            raise InputError(f"the layout of what '{self.after[0]}' gives '{self.before[0]}' is unknown")
+        return self.found
+
+
+@dataclass(frozen=True)
+class Node:
+    """A name that `Steps.between` takes, and the module or function behind it.
+
+    Args:
+        name: The name.
+        kind: The module's class, or `function`.
+        is_clean: Whether one tensor alone passes from it to the rest of the network: whether a slice may end with it
+            and the next begin there.
+        shape: Shape of the tensor that leaves it; None without an example, or where it is not one tensor.
+    """
+
+    name: str
+    kind: str
+    is_clean: bool
+    shape: tuple[int, ...] | None = None
+
+
+class Slice(nn.Module, ABC):
+    """Consecutive steps of a network as a module of their own.
+
+    Modules, parameters and buffers are the network's, under the network's names; what the steps do not need is left
+    out. Modes are shared too: `eval()` on a slice is `eval()` on the modules that it shares with the network. But code
+    that depends on the mode outside of modules follows the slice's own mode, so set it on the slice, not on the
+    network. Move the network to its device before slices are taken, or all slices afterwards.
+
+    Args:
+        model: The network.
+        start: Where it begins; None at the network's input.
+        stop: Where it ends; None at the network's output, and where several tensors leave.
+    """
+
+    def __init__(self, model: nn.Module, start: Boundary | None, stop: Boundary | None):
+        super().__init__()
+        self.start, self.stop = start, stop
+        self.training = model.training
+
+    def _take(self, model: nn.Module, path: str) -> None:
+        """Share a module or tensor of the model under its path; one that the model does not have is skipped."""
+        # Empty modules stand in for those around it: sharing these would bring all their other children along.
+        *parents, name = path.split(".")
+        source: nn.Module = model
+        target: nn.Module = self
+        for parent in parents:
+            source = source.get_submodule(parent)
+            if parent not in target._modules:
+                target.add_module(parent, nn.Module())
+            target = target.get_submodule(parent)
+        for table in ("_parameters", "_buffers", "_modules"):
+            if name in getattr(source, table):
+                getattr(target, table)[name] = getattr(source, table)[name]
+                target._non_persistent_buffers_set |= {name} & source._non_persistent_buffers_set
+                return
+        value = getattr(source, name, None)
+        if isinstance(value, torch.Tensor):  # a plain attribute must move with the slice, but is not in checkpoints
+            target.register_buffer(name, value, persistent=False)
+
+
+def extract(module: Module) -> Module:
+    """A copy of a module with weights of its own; every module in it keeps its mode."""
+    with evaluating(module):  # timm's LeViT keeps tensors that cannot be copied until its mode is set
+        twin = copy.deepcopy(module)
+    for copied, own in zip(twin.modules(), module.modules(), strict=True):
+        copied.training = own.training
+    return twin
+
+
+class Steps(ABC):
+    """A network as a sequence of steps with one tensor between neighbours.
+
+    Run one after the other, the steps are the network. `steps[2]` and `steps[2:5]` are slices, and so is what lies
+    between two names.
+
+    Args:
+        model: Any module that takes one tensor.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    @property
+    @abstractmethod
+    def boundaries(self) -> tuple[Boundary, ...]:
+        """The boundaries between the steps: entry `j` lies between steps `j` and `j + 1`."""
+
+    @abstractmethod
+    def between(self, block_input: str | None = None, block_output: str | Sequence[str] | None = None) -> Slice:
+        """The slice from where one node begins to where another ends.
+
+        A node is a module, by its path, all of it; or a function, by the path of the module in which it runs and its
+        own name: `layer3.0.add`. A second call of either has `_1` behind its name. `x` is the network's input.
+
+        Args:
+            block_input: Where the slice begins; the network's input by default.
+            block_output: Where it ends; the network's output by default. Given a list, the slice returns a tuple, and
+                what is in it may lie inside a skip connection.
+
+        Raises:
+            InputError: If a node does not exist, the output does not depend on the input, more than one tensor crosses
+                the cut, or the network cannot be traced.
+        """
+
+    @abstractmethod
+    def nodes(self, example: torch.Tensor | None = None, *, inside: Collection[str] = ()) -> list[Node]:
+        """The names that `between` takes, in the order they begin: the network's blocks, and what runs between them.
+
+        Args:
+            example: An input, to know the shapes; on the meta device if the network is there, so that nothing is
+                computed.
+            inside: Paths of modules whose inner nodes are listed too.
+
+        Raises:
+            InputError: If there is no such module, or it or the network cannot be traced.
+        """
+
+    @abstractmethod
+    def _slice(self, first: int, last: int, start: Boundary | None, stop: Boundary | None) -> Slice:
+        """The slice from one step up to, but not including, another."""
+
+    def __len__(self) -> int:
+        return len(self.boundaries) + 1
+
+    def __getitem__(self, index: int | slice) -> Slice:
+        numbers = range(len(self))[index]
+        if isinstance(numbers, int):
+            numbers = range(numbers, numbers + 1)
+        if not numbers or numbers.step != 1:
+            raise InputError(f"{index} does not give consecutive steps; there are {len(self)}")
+        ends = (None, *self.boundaries, None)
+        return self._slice(numbers.start, numbers.stop, ends[numbers.start], ends[numbers.stop])
+
+    def __iter__(self) -> Iterator[Slice]:
+        return (self[number] for number in range(len(self)))
