@@ -282,7 +282,7 @@ def test_an_impatient_person_ends_a_run_at_once(trained, monkeypatch):
 
 @pytest.fixture
 def spoilt(tmp_path):
-    """Images of which three of 64 to train and two of 20 to validate are no images any more."""
+    """64 images to train and 20 to validate, of which three and two cannot be read."""
     folder = write_images(tmp_path / "spoilt")
     (folder / "train/class0/3.png").write_bytes(b"")
     (folder / "train/class1/0.png").write_text("<html>404</html>")
@@ -349,7 +349,7 @@ def often(subject, steps):
 
 
 def test_an_infinite_loss_names_its_stitch(subject, trained, tmp_path, monkeypatch, capsys):
-    """In one route alone; the run stops before it saves, and what was saved before stays."""
+    """In one route only; the run stops before it saves, and what was saved before stays."""
     inner, seen = Trainer._step, []
 
     def step(trainer, batches, route):

@@ -63,7 +63,7 @@ def kill_myself(*_, **__):
 
 
 def save_half(state, file):
-    """A checkpoint of which half reaches the disk."""
+    """Half of a checkpoint reaches the disk."""
     torch.save(state, file)
     file.flush()
     os.truncate(file.fileno(), file.tell() // 2)

@@ -16,7 +16,7 @@ PAGE = ROOT / "docs/export.md"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder as `make demo` leaves it, but for the training."""
+    """A folder as `make demo` leaves it, without the training."""
     folder = demo_folder(tmp_path_factory.mktemp("demo"))
     shutil.copy(ROOT / "results/digits_vit/stitches_res.txt", folder / "outputs/digits_vit")
     before = os.getcwd()

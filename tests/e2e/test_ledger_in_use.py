@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("short_timing")
 
 @pytest.fixture(scope="module")
 def evaluate(images, tmp_path_factory):
-    """The command that evaluates an SN-Net, but for the name of its folder; and where that folder is."""
+    """The folder of all evaluations, and the command of one without its name."""
     folder = tmp_path_factory.mktemp("latency")
     config, weights = write_config(folder / "pico.json"), folder / "net.pth"
     torch.save({"state_dict": pico_snnet().state_dict()}, weights)

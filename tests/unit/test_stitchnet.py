@@ -221,7 +221,7 @@ def test_scores_are_computed_once_and_shared_by_content(monkeypatch):
     assert scores(Activation(y.tensor.clone(), layout), x) == first  # the other way round, by content
     assert len(calls) == 3
     scores(x, Activation(torch.randn(4, 2, 3, 3), layout))
-    assert len(calls) == 5  # what concerns x alone is known
+    assert len(calls) == 5  # what depends on x only is known
 
 
 @pytest.mark.parametrize("name", ["cka", "unbiased_cka", "r2", "fit"])
@@ -692,7 +692,7 @@ def test_networks_used_to_another_normalisation_take_imagenets(name, kwargs):
     )
     with torch.no_grad():
         torch.testing.assert_close(ours(for_ours), plain(for_plain), atol=1e-5, rtol=1e-4)
-    # What normalises is no fragment of its own.
+    # What normalises is not a fragment of its own.
     starts = [fragments("it", model, for_ours)[0] for model in (plain, ours)]
     assert [sum(weight.numel() for weight in start.module.parameters()) > 0 for start in starts] == [True, True]
     assert starts[0].stop == starts[1].stop
