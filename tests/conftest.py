@@ -36,7 +36,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Published figures and reference logits, which are no part of the project."""
+    """Published figures and reference logits, which are not part of the project."""
     if not SHARED.is_dir():
         pytest.skip("the published references are not beside this checkout")
     return SHARED

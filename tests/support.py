@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 
 
 def mostly_full(values: Iterable[_T], *, quick: Iterable[_T]) -> list[object]:
-    """Parameters of a test: `make test` takes the quick ones alone, `make test-all` every one.
+    """Parameters of a test: `make test` takes only the quick ones, `make test-all` every one.
 
     A tuple gives a value to each of several arguments.
     """
@@ -157,7 +157,7 @@ def write_config(path: Path, **changes: Any) -> Path:
 
 
 def demo_folder(folder: Path) -> Path:
-    """A folder as `make demo` leaves it, but for the training and the ledger: digits, configurations, weights."""
+    """A folder as `make demo` leaves it, without training and ledger: digits, configurations, weights."""
     (folder / "configs").symlink_to(ROOT / "configs")
     write_digits(folder / "data/digits")
     model = stitchkit.create_snnet(ROOT / "configs/digits_vit.json")

@@ -58,7 +58,7 @@ def refusal(use, file):
 
 
 def assert_refused(files, use):
-    """That each is refused in one line, but for those that do no harm; none ends in anything else."""
+    """Each file is refused in one line, except those that do no harm; none ends in anything else."""
     count, accepted = 0, []
     for what, file in files:
         count += 1

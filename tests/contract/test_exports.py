@@ -46,7 +46,7 @@ def exported(subject, cfg_id, path):
 
 
 def shortest(model):
-    """The stitch of the fewest blocks that is no anchor."""
+    """The stitch of the fewest blocks that is not an anchor."""
     routes = [(sum(part.stop - part.start for part in stitch.segments), i) for i, stitch in enumerate(model.space)]
     return min(routes[model.space.num_anchors :])[1]
 

@@ -79,7 +79,7 @@ def test_law_2_self_stitch_equals_the_anchor(name, final_norm):
 
 
 # One stitch in so many; the first is an anchor.
-@pytest.mark.parametrize("each", mostly_full([1, 7], quick=[7]))
+@pytest.mark.parametrize("each", mostly_full([1, 5], quick=[5]))
 def test_law_6_extract_equals_the_stitch(model, each):
     profiler = Profiler(model)
     x = images(model)
@@ -92,9 +92,10 @@ def test_law_6_extract_equals_the_stitch(model, each):
         assert cost == measure(net, x[:1])
         assert cost.params == sum(parameter.numel() for parameter in net.parameters())
     # The routes are really different ones.
-    assert len({tuple(output.flatten().tolist()) for output in outputs}) == len(outputs) > 1
+    assert len({tuple(output.flatten().tolist()) for output in outputs}) == len(outputs)
 
 
+@pytest.mark.parametrize("model", mostly_full(FAMILIES, quick=["resnet to swin", "levit"]), indirect=True)
 def test_law_6_flops_are_those_of_fvcore(model):
     net = model.extract(len(model.space) - 1)
     for module in net.modules():
@@ -153,6 +154,7 @@ def test_the_closed_form_fit_finds_an_exact_map(model):
     assert max(straight) < 1e-5
 
 
+@pytest.mark.parametrize("model", mostly_full(FAMILIES, quick=["levit"]), indirect=True)
 def test_weights_loaded_in_evaluation_mode_are_used_at_once(model, tmp_path):
     """timm's LeViT keeps what it computed from its weights in evaluation mode."""
     other = twin(model)

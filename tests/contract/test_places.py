@@ -33,7 +33,7 @@ PLACES = [setting.name for setting in SETTINGS.values() if setting.is_place]
 
 @pytest.fixture
 def shell(tmp_path, monkeypatch):
-    """A command that webdataset would run, in a folder that must stay as it is but for what tests put there."""
+    """A command that webdataset would run, in a folder where only the tests themselves may make files."""
     monkeypatch.chdir(tmp_path)
     yield "pipe:touch made; cat "
     assert not (tmp_path / "made").exists(), "a shell ran"

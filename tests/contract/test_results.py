@@ -12,7 +12,7 @@ from stitchkit.measure.pareto import is_anchor, pareto_front
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.create import create_snnet
 from stitchkit.settings.stitch_config import StitchConfig
-from tests.support import ROOT
+from tests.support import ROOT, mostly_full
 
 DIGITS = ROOT / "results/digits_vit"
 
@@ -60,7 +60,7 @@ LEDGERS = {
 }
 
 
-@pytest.mark.parametrize("name", LEDGERS)
+@pytest.mark.parametrize("name", mostly_full(LEDGERS, quick=["digits_resnet"]))
 def test_the_readme_of_a_family_shows_its_committed_ledger(name):
     model = create_snnet(StitchConfig.load(ROOT / f"configs/{name.removesuffix('_recalibrated')}.json"))
     ledger = Ledger(FAMILIES / f"{name}.txt", model.space, Profiler(model).cost)

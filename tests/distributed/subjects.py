@@ -45,7 +45,7 @@ class Subject:
         return found
 
     def assert_same_end(self, one: Path, other: Path) -> None:
-        """See that two runs ended alike, bit by bit, but for how long they took."""
+        """Check that two runs ended bitwise equal, except in the time they took."""
         first, second = self.content(one), self.content(other)
         for name in self.states:
             assert (name in first) == (name in second), name

@@ -13,7 +13,7 @@ from stitchkit.engine.epochs import distribute_batch_norms
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.train.task import StitchTask
 from tests.distributed.ranks import in_two_processes, run_on_two_ranks
-from tests.support import FLAGS, weights
+from tests.support import FLAGS, mostly_full, weights
 
 RESNET = ["--model", "resnet18", "--model-kwargs", "layers=(1,1,1,1)", "channels=(8,8,8,8)"]
 # The weights stay, so statistics of the first norm are sums over images.
@@ -60,8 +60,11 @@ def test_law_9_the_mean_of_two_ranks_is_that_of_twice_the_batch(images, tmp_path
         assert (found[name] - found["one"]).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("flags", [["--resplit"], ["--aug-splits", "3", "--jsd-loss"]], ids=["resplit", "splits"])
-def test_law_8_split_batch_norms_resume_and_are_evaluated_without_their_parts(flags, images, tmp_path, caplog):
+SPLITS = {"resplit": ["--resplit"], "splits": ["--aug-splits", "3", "--jsd-loss"]}
+
+
+@pytest.mark.parametrize("name", mostly_full(SPLITS, quick=["resplit"]))
+def test_law_8_split_batch_norms_resume_and_are_evaluated_without_their_parts(name, images, tmp_path, caplog):
     common = [
         images,
         *RESNET,
@@ -73,7 +76,7 @@ def test_law_8_split_batch_norms_resume_and_are_evaluated_without_their_parts(fl
         "rand-m5",
         "--img-size",
         "32",
-        *flags,
+        *SPLITS[name],
     ]
     common = [*map(str, [*common, "--output", tmp_path])]
     assert main(["train", *common, "--experiment", "whole"]) == 0

@@ -68,7 +68,7 @@ def test_a_family_is_measured(name, digits, trained):
 
 @pytest.mark.full
 def test_recalibrated_statistics_are_shared_among_ranks(digits, trained):
-    """Two ranks with their own training images measure what one with all of them does, but for unbiased variances."""
+    """Two ranks with their own training images measure what one with all of them does, except unbiased variances."""
     folder = trained("digits_resnet")
     common = [*training("digits_resnet", digits, folder), "--eval", "--resume", folder / "digits_resnet/last.pth.tar"]
     common += ["--recalibrate-bn", "1", "--eval-stitches", "0,3", "--experiment"]

@@ -59,6 +59,7 @@ class Full:
         return getattr(self._file, name)
 
 
+@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["SN-Net"]), indirect=True)
 def test_a_full_disk_ends_a_run_and_keeps_what_was_saved(subject, trained, unbroken, tmp_path, monkeypatch, capsys):
     inner, count = torch.save, [0]
 
@@ -205,6 +206,7 @@ def test_an_evaluation_takes_the_newest_good_one(run, tmp_path):
     assert {row["images"] for row in read_rows(tmp_path / "good/stitches_res.txt")} == {20}
 
 
+@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["job"]), indirect=True)
 def test_two_runs_do_not_write_to_one_folder(subject, trained, images, tmp_path, capsys):
     """The second is refused while the first lives; a killed one, whose loader processes live on, is in nobody's way."""
     folder = tmp_path / "shared"
@@ -248,7 +250,7 @@ def test_other_faults_are_not_changed():
         raise RuntimeError("something else")
 
 
-@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["SN-Net"]), indirect=True)
+@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["job"]), indirect=True)
 def test_a_signal_to_all_processes_leaves_the_loaders_to_their_run(subject, trained, unbroken, tmp_path, monkeypatch):
     """As clusters send it."""
     inner, count = Trainer._step, [0]
@@ -280,7 +282,7 @@ def test_an_impatient_person_ends_a_run_at_once(trained, monkeypatch):
 
 @pytest.fixture
 def spoilt(tmp_path):
-    """Images of which three of 64 to train and two of 20 to validate are no images any more."""
+    """64 images to train and 20 to validate, of which three and two cannot be read."""
     folder = write_images(tmp_path / "spoilt")
     (folder / "train/class0/3.png").write_bytes(b"")
     (folder / "train/class1/0.png").write_text("<html>404</html>")
@@ -347,7 +349,7 @@ def often(subject, steps):
 
 
 def test_an_infinite_loss_names_its_stitch(subject, trained, tmp_path, monkeypatch, capsys):
-    """In one route alone; the run stops before it saves, and what was saved before stays."""
+    """In one route only; the run stops before it saves, and what was saved before stays."""
     inner, seen = Trainer._step, []
 
     def step(trainer, batches, route):

@@ -5,7 +5,7 @@ import torch
 
 from stitchkit.cli import main
 from tests.distributed.ranks import run_on_two_ranks
-from tests.support import FLAGS, weights, write_config
+from tests.support import FLAGS, mostly_full, weights, write_config
 
 UNUSUAL = {
     "direct": ["--no-prefetcher", "--mixup", "0.8", "--cutmix", "1", "--reprob", "0.3", "--lr-noise", "0.1", "0.9"],
@@ -20,7 +20,7 @@ def config(tmp_path):
     return write_config(tmp_path / "pico.json")
 
 
-@pytest.mark.parametrize("name", UNUSUAL)
+@pytest.mark.parametrize("name", mostly_full(UNUSUAL, quick=["direct", "rates"]))
 def test_law_8_a_resumed_run_equals_an_unbroken_one(name, images, config, tmp_path):
     common = [images, "--stitch_config", config, *FLAGS, "--epochs", "3", *UNUSUAL[name], "--output", tmp_path]
     common = ["train", *map(str, common)]

@@ -68,7 +68,7 @@ def train_in_both_ways(rank, folder):
         for ours in (True, False):
             model = family_snnet("resnet").train()
             with torch.no_grad():
-                # The ranks differ until they agree on the first; torch leaves buffers alone that it never sends.
+                # The ranks differ until they agree on the first; torch does not change buffers that it never sends.
                 for tensor in [*model.parameters(), *([] if recipe.distributed.no_ddp_bb else model.buffers())]:
                     tensor += rank
             place(model, recipe, world)
@@ -117,7 +117,7 @@ def test_ranks_end_a_step_with_the_same_gradients(name, exchanged):
 
 
 def overflow_on_one_rank(rank, folder):
-    """A rank of two whose float16 gradients overflow in the second step, on one of them alone."""
+    """A rank of two whose float16 gradients overflow in the second step, on one rank only."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     model = family_snnet("vit").train()
     task = StitchTask(model, nn.CrossEntropyLoss())

@@ -15,7 +15,7 @@ def test_law_9_a_job_on_two_ranks_equals_one_with_twice_the_batch(tmp_path):
     (images / "validation/class0/extra.png").write_bytes((images / "validation/class1/0.png").read_bytes())
     piece = {"model_name": "resnet18", "layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "frozen": True}
     piece |= {"block_input": "x", "block_output": "layer2", "in_format": "img", "out_format": "img"}
-    # Batch norms that train see the images of their rank alone; this block has none.
+    # Batch norms that train see only the images of their rank; this block has none.
     block = {"ResNetBasicBlock": {"in_channels": 8, "out_channels": 32, "norm_type": "gn", "init_identity": False}}
     config = {
         "assembly": [{"Subnet": piece}, block],

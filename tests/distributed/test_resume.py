@@ -44,6 +44,7 @@ def test_law_8_a_resumed_run_equals_an_unbroken_one(images, config, tmp_path, wo
     assert not same(weights(second), weights(tmp_path / "unbroken/last.pth.tar"))
 
 
+@pytest.mark.full
 def test_law_8_on_two_ranks(images, config, tmp_path):
     common = [images, "--stitch_config", config, *FLAGS, *BUSY, "--epochs", "3", "--output", tmp_path]
     for extra in (["--experiment", "a"], ["--experiment", "b", "--resume", tmp_path / "a/checkpoint-0.pth.tar"]):

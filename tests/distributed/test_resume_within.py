@@ -14,7 +14,7 @@ from tests.support import mostly_full
 
 
 class SignalAt:
-    """Sends this process a signal in the midst of its n-th step."""
+    """Sends this process a signal in the middle of its n-th step."""
 
     def __init__(self, step, number=signal.SIGTERM):
         self.step, self.number, self.count = step, number, 0
@@ -43,7 +43,7 @@ SETTINGS = {
 
 
 def stop_and_resume(subject, trained, folder, flags, stop, whole, monkeypatch, capsys, caplog):
-    """Stop a run in the midst of a step, and see what it says, and that it resumes and ends like an unbroken one."""
+    """Stop a run in the middle of a step; check what it says, and that it resumes and ends like an unbroken one."""
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", SignalAt(stop))
         assert trained(f"at{stop}", *flags, "--resume", "auto") == 143
@@ -109,6 +109,7 @@ def test_checkpoints_within_an_epoch(subject, trained, unbroken, tmp_path, monke
     subject.assert_same_end(whole, tmp_path / "validation")
 
 
+@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["job"]), indirect=True)
 def test_steps_of_another_size_are_refused(trained, subject, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", SignalAt(3))

@@ -115,7 +115,7 @@ def test_the_effective_settings_are_saved_beside_the_results(images, config, fol
 
 
 ROUTES = (5, 12)
-"""The stitches that two ranks draw in one step; they share no anchor but the middle one."""
+"""The stitches that two ranks draw in one step; they share only the middle anchor."""
 
 
 def gradients(task, routes, reducer=None):

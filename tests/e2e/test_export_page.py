@@ -16,7 +16,7 @@ PAGE = ROOT / "docs/export.md"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder as `make demo` leaves it, but for the training."""
+    """A folder as `make demo` leaves it, without the training."""
     folder = demo_folder(tmp_path_factory.mktemp("demo"))
     shutil.copy(ROOT / "results/digits_vit/stitches_res.txt", folder / "outputs/digits_vit")
     before = os.getcwd()
@@ -25,10 +25,9 @@ def place(tmp_path_factory):
     os.chdir(before)
 
 
-pytestmark = pytest.mark.usefixtures("short_timing")
+pytestmark = [pytest.mark.full, pytest.mark.usefixtures("short_timing")]
 
 
-@pytest.mark.full
 def test_the_commands_run(place, capsys):
     for words in commands(PAGE.read_text()):
         assert words[0] == "stitchkit"

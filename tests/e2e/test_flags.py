@@ -86,6 +86,7 @@ def test_low_precision_weights_fit_train_and_are_evaluated(train):
     assert len(read_rows(folder / "stitches_res.txt")) == len(pico_snnet().space)
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_a_compiled_run_equals_one_that_is_not(train):
     """The blocks are traced and run as they are; weights, names and the ledger stay."""

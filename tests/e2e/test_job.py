@@ -337,6 +337,7 @@ def test_too_many_images_that_cannot_be_read_end_a_job(spoilt, tmp_path, capsys,
     assert line.endswith("more than 1 %. Repair or remove them")
 
 
+@pytest.mark.full
 def test_a_job_of_streamed_data(tmp_path):
     archives.write_shards(tmp_path)
     config = job_config("wds/images", num_classes=2, batch_size=2) | {"data_path": str(tmp_path), "workers": 1}
@@ -420,6 +421,7 @@ def test_what_is_not_finite_is_not_saved(images, tmp_path, capsys):
     assert not list((tmp_path / "out").glob("*.p*"))
 
 
+@pytest.mark.full
 def test_results_of_several_seeds_share_a_folder(trained, tmp_path):
     config = write_job(tmp_path, yaml.safe_load(trained[0].read_text()), "config.yml")
     before = config.read_bytes()

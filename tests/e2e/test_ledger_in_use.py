@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("short_timing")
 
 @pytest.fixture(scope="module")
 def evaluate(images, tmp_path_factory):
-    """The command that evaluates an SN-Net, but for the name of its folder; and where that folder is."""
+    """The folder of all evaluations, and the command of one without its name."""
     folder = tmp_path_factory.mktemp("latency")
     config, weights = write_config(folder / "pico.json"), folder / "net.pth"
     torch.save({"state_dict": pico_snnet().state_dict()}, weights)
@@ -38,6 +38,7 @@ def without_latency(rows):
     return [{key: value for key, value in row.items() if key not in ("latency_ms", "images_per_s")} for row in rows]
 
 
+@pytest.mark.full
 def test_an_evaluation_with_latencies_leads_to_a_stitch(evaluate, tmp_path, capsys):
     folder, command = evaluate
     assert main([*command, "one", "--latency"]) == 0

@@ -1,4 +1,4 @@
-"""The published commands, word for word but for the path, the epochs, the batch and the numbers of processes.
+"""The published commands, word for word except for the path, the epochs, the batch and the number of processes.
 
 timm fetches pretrained weights from the hub; here a cache of the hub with random weights stands in for its network.
 """
@@ -37,7 +37,7 @@ def hub(tmp_path_factory):
 
 
 def use(_, home):
-    """Let a process that has loaded the hub's client find this cache alone."""
+    """Let a process that has loaded the hub's client find only this cache."""
     constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = str(home / "hub"), True
 
 

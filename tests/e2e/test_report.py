@@ -90,6 +90,7 @@ def test_published_ledgers_get_their_stitches_from_the_configuration(family, sha
     assert (first["anchor"], first["acc1"]) == (True, read_rows(ledger)[0]["acc1"])
 
 
+@pytest.mark.full
 def test_losses_of_stitches_are_a_picture(tmp_path):
     ledger = shutil.copy(LEDGER, tmp_path)
     lines = [
@@ -269,6 +270,7 @@ def point(page, cfg_id):
     )
 
 
+@pytest.mark.full
 def test_a_point_shows_its_stitch_and_copies_its_command(page_file):
     with open_page(page_file.as_uri()) as (page, wrong):
         assert not page.locator("#tip").is_visible()
@@ -294,6 +296,7 @@ def test_a_point_shows_its_stitch_and_copies_its_command(page_file):
         assert wrong == []
 
 
+@pytest.mark.full
 def test_before_and_after(tmp_path):
     page_file = tmp_path / "page.html"
     assert report(*LEVIT, "-o", page_file) == 0

@@ -104,6 +104,7 @@ def test_released_names_and_shapes_become_ours(model, reference, released):
     }
 
 
+@pytest.mark.parametrize("reference", mostly_full(PUBLISHED, quick=["levit_192_256"]), indirect=True)
 def test_convert_rewrites_a_released_file(model, reference, released, tmp_path, capsys):
     out = tmp_path / "ours.safetensors"
     assert main(["convert", str(released), str(out), "--stitch_config", str(reference.config)]) == 0
@@ -129,6 +130,7 @@ def test_split_batch_norms_come_and_go(name, shared):
     assert all(torch.equal(value, weights[name]) for name, value in plain.state_dict().items())
 
 
+@pytest.mark.parametrize("reference", mostly_full(PUBLISHED, quick=["levit_192_256"]), indirect=True)
 def test_an_original_file_of_an_anchor_becomes_a_timm_model(reference, tmp_path):
     """What the authors of the anchors released, which SN-Net started from, is a checkpoint for an anchor."""
     name = StitchConfig.load(reference.config).anchors[-1].name

@@ -15,6 +15,7 @@ from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
 from stitchkit.errors import InputError
 from stitchkit.measure.profile import measure
 from tests.jobs import JOBS, RESNET, VIT, adapter, resnet, swin, vit
+from tests.support import mostly_full
 
 SIZE = (3, 32, 32)
 
@@ -42,7 +43,10 @@ def digest(module):
     return total.hexdigest()
 
 
-@pytest.mark.parametrize("job", JOBS)
+KINDS = ["CNN to ViT", "Swin to CNN, by a block", "network expanded", "own blocks"]
+
+
+@pytest.mark.parametrize("job", mostly_full(JOBS, quick=KINDS))
 def test_every_kind_of_job_builds_and_gives_logits_that_train_what_is_not_frozen(job):
     size = (3, 64, 64) if job == "network compressed" else SIZE
     network = build(JOBS[job], input_size=size)

@@ -420,7 +420,7 @@ def test_steps_run_one_after_the_other_are_the_model(resnet):
     [("alexnet", 8), ("densenet121", 5), ("mobilenet_v3_small", 13), ("resnet50", 6), ("vgg16", 16)],
 )
 def test_clean_places_are_the_published_fragments(name, fragments):
-    """StitchNet's: before ungrouped convolutions and linear layers alone, not before the first."""
+    """StitchNet's: only before ungrouped convolutions and linear layers, and not before the first."""
     with torch.device("meta"):
         model = torchvision.models.get_model(name, weights=None)
     flow = Flow(trace(model, deep=True))

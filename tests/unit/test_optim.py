@@ -292,7 +292,7 @@ def take_steps(model, optimizer, count):
         optimizer.zero_grad()
 
 
-# They run on GPUs alone, or need gradients of gradients.
+# They run on GPUs only, or need gradients of gradients.
 ELSEWHERE = ("bnb", "fused", "adahessian")
 
 

@@ -91,6 +91,7 @@ prepare_one("eurosat", task, Path(sys.argv[1]))
 """
 
 
+@pytest.mark.full
 def test_killed_half_way_it_begins_again_and_ends_equal(tmp_path):
     task = eurosat(tmp_path / "killed")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 import stitchkit
 import stitchnet
 from tests.support import ROOT
@@ -29,6 +31,7 @@ except SystemExit:
     assert python(code)[-1] == "False"
 
 
+@pytest.mark.full
 def test_a_command_that_shares_its_cores_does_not_spin():
     """As far as a person has not said otherwise, before torch is loaded."""
     code = (

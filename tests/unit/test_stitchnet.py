@@ -125,8 +125,11 @@ def test_a_network_without_a_place_to_cut_is_refused():
 # Layouts and joints
 
 
-@pytest.mark.parametrize("label", SPECS)
-@pytest.mark.parametrize("is_folded", [True, False])
+SPLIT = [(is_folded, label) for is_folded in (True, False) for label in SPECS]
+QUICK = [(True, "resnet"), (False, "vit"), (True, "swin")]
+
+
+@pytest.mark.parametrize(("is_folded", "label"), mostly_full(SPLIT, quick=QUICK))
 def test_a_network_split_and_joined_again_reproduces_itself(nets, label, is_folded):
     x = images(40)
     model = nets[label].eval()
@@ -218,7 +221,7 @@ def test_scores_are_computed_once_and_shared_by_content(monkeypatch):
     assert scores(Activation(y.tensor.clone(), layout), x) == first  # the other way round, by content
     assert len(calls) == 3
     scores(x, Activation(torch.randn(4, 2, 3, 3), layout))
-    assert len(calls) == 5  # what concerns x alone is known
+    assert len(calls) == 5  # what depends on x only is known
 
 
 @pytest.mark.parametrize("name", ["cka", "unbiased_cka", "r2", "fit"])
@@ -366,6 +369,7 @@ def test_costs_know_that_twins_need_no_joint(convnets, is_folded):
     assert any(one.fragments[1].network == "b" and one.fragments[0].network == "a" for one in found[::9])
 
 
+@pytest.mark.full
 def test_a_budget_leaves_out_what_costs_more(nets):
     every = search(nets, threshold=0.3)
     costs = sorted(every._costs.of(one) for one in every.compositions())
@@ -379,6 +383,7 @@ def test_a_budget_leaves_out_what_costs_more(nets):
     assert all(few._costs.of(one)[1] <= 30_000 for one in few.compositions())
 
 
+@pytest.mark.full
 def test_other_scores_find_other_compositions(nets):
     names = {
         name: [str(one.name) for one in search(nets, scores=stitchnet.Scores(name)).compositions()] for name in MEASURES
@@ -687,7 +692,7 @@ def test_networks_used_to_another_normalisation_take_imagenets(name, kwargs):
     )
     with torch.no_grad():
         torch.testing.assert_close(ours(for_ours), plain(for_plain), atol=1e-5, rtol=1e-4)
-    # What normalises is no fragment of its own.
+    # What normalises is not a fragment of its own.
     starts = [fragments("it", model, for_ours)[0] for model in (plain, ours)]
     assert [sum(weight.numel() for weight in start.module.parameters()) > 0 for start in starts] == [True, True]
     assert starts[0].stop == starts[1].stop
@@ -708,6 +713,7 @@ def test_a_network_that_cannot_be_given_its_normalisation_is_named(caplog, monke
     assert "vit_tiny_patch16_224 is used to images of mean (0.5, 0.5, 0.5)" in caplog.text
 
 
+@pytest.mark.full
 def test_transformers_are_made_for_the_size_of_the_images(tmp_path):
     specs = [{"name": SPECS[label]["name"], "kwargs": {**SPECS[label]["kwargs"]}} for label in ("vit", "swin")]
     for spec in specs:
@@ -728,6 +734,7 @@ def test_what_weights_decide_is_kept(monkeypatch, tmp_path):
     assert fragments("it", model, images(1))[0].stop.before != "conv1.conv"
 
 
+@pytest.mark.full
 def test_places_with_tokens_of_unknown_order_are_left_out():
     hiera = timm.create_model("hiera_tiny_224", img_size=64, num_classes=4).eval()
     parts = fragments("hiera", hiera, torch.randn(1, 3, 64, 64))
@@ -736,6 +743,7 @@ def test_places_with_tokens_of_unknown_order_are_left_out():
     assert {part.layout.kind for part in fragments("vit", vit, torch.randn(1, 3, 32, 64))} == {"vector"}
 
 
+@pytest.mark.full
 def test_channels_are_found_in_images_that_are_not_square():
     swin = torchvision.models.swin_t(num_classes=4).eval()
     x = torch.randn(1, 3, 64, 96)

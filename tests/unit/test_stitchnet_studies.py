@@ -129,6 +129,7 @@ def test_nothing_at_all_is_an_error_and_leaves_nothing(beans, config, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.full
 def test_what_was_measured_before_a_stop_is_kept(beans, config, tmp_path, small, monkeypatch):
     def stop(plan):
         if plan.num_images == 8:

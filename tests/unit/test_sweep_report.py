@@ -52,7 +52,7 @@ def test_the_files_of_a_report(swept):
     ]  # fmt: skip
     assert len(pd.read_csv(files[0])) == len(pd.read_parquet(files[1])) == 10
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files[2:])
-    assert sweep_report(swept) == files  # its own files are no results
+    assert sweep_report(swept) == files  # its own files are not results
 
 
 def texts(figure):
