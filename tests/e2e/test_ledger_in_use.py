@@ -157,7 +157,7 @@ def test_weights_of_low_precision_are_measured_as_they_are(evaluate):
 def test_latencies_need_an_evaluation_of_stitches(evaluate, images, capsys):
     _, command = evaluate
     assert main([*[word for word in command if word != "--eval"], "none", "--latency"]) == 2
-    assert "--latency has no meaning alone; add --eval" in capsys.readouterr().err
+    assert "--latency has no effect on its own; add --eval" in capsys.readouterr().err
     plain = ["train", str(images), "--model", "vit_tiny_patch16_224", "--pretrained", "--eval", "--latency"]
     assert main(plain) == 2
     assert "--latency is for the stitches of a --stitch_config" in capsys.readouterr().err
