@@ -48,12 +48,12 @@ class LevitAnchor(Anchor):
 
     @property
     def stage_paths(self) -> Sequence[str]:
-        """Where timm has the stages."""
+        """Paths of timm's stages."""
         return [f"stages.{number}" for number in range(len(self.model.stages))]
 
     @property
     def borders(self) -> tuple[str, str]:
-        """Names of the last thing that the stem runs and of the first that the head runs."""
+        """Names of the last node of the stem and the first node of the head."""
         return "stem" if self.model.use_conv else "transpose", "mean"
 
     @staticmethod

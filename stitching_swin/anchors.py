@@ -39,7 +39,7 @@ class SwinAnchor(Anchor):
 
     @property
     def stage_paths(self) -> Sequence[str]:
-        """Where timm has the stages."""
+        """Paths of timm's stages."""
         return [f"layers.{number}" for number in range(len(self.model.layers))]
 
     @staticmethod
