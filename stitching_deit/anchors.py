@@ -31,7 +31,7 @@ class VisionTransformerAnchor(Anchor):
         "norm_pre",
     )
     head_children = ("norm", "attn_pool", "fc_norm", "head_drop", "head", "head_dist")
-    final_norm_children = ("norm",)
+    final_norm_children = ("norm",)  # which the released code skips on stitched routes
     class_tokens = ("cls_token",)
     stitched_stages = (0,)
 

@@ -23,7 +23,7 @@ class LevitAnchor(Anchor):
     model: Levit
     stem_children = ("stem",)
     head_children = ("head", "head_dist")
-    stitched_stages = (0, 1)
+    stitched_stages = (0, 1)  # as published: the last stage is left out
     own_names = staticmethod(own_names)
 
     @property

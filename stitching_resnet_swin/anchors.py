@@ -19,7 +19,7 @@ class ResNetAnchor(Anchor):
     model: ResNet
     stem_children = ("conv1", "bn1", "act1", "maxpool")
     head_children = ("global_pool", "fc")
-    stitched_stages = (1, 2)
+    stitched_stages = (1, 2)  # as published: the first and the last stage are left out
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -85,6 +85,7 @@ def _describe_input(model: TimmModel, img_size: int | Sequence[int]) -> None:
 
 def _load(model: TimmModel, content: Mapping[str, object], path: str | Path, *, num_classes: int | None) -> None:
     """Load weights with any number of classes; the classifier is re-initialised if another number is requested."""
+    # The file's own classifier is loaded even if it is replaced below: loading checks every name and shape.
     found = _classes_in(own_names(model, weights_of(content)), model)
     if found is not None and found != model.num_classes:
         model.reset_classifier(found)

@@ -116,6 +116,7 @@ class CutPlaces:
         places: dict[int, str] = {}
         for other in flow.regions:
             tensors = self._passing(other, side)
+            # Outer modules come first in `regions`, so the first name of a place is its largest module.
             if other != INPUT and len(tensors) == 1 and tensors[0] in flow.clean:
                 places.setdefault(flow.place[tensors[0]], other)
         nearest = [*sorted(place for place in places if place < here)[-1:], *sorted(p for p in places if p > here)[:1]]

@@ -83,6 +83,7 @@ def trace(model: nn.Module, names: Collection[str] = (), *, training: bool = Fal
             tracer.refuse_lost_changes()
             return Trace(graph, tracer.labels, root, training)
         except _Untraceable as error:
+            # Trace again with this class whole: each failure adds a class, so the loop ends.
             whole.add(error.kind)
         except InputError:
             raise
