@@ -412,7 +412,7 @@ def damaged(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda about: about.update(format="stitchkit stitch 9"), "is of format 'stitchkit stitch 9'"),
+        (lambda about: about.update(format="stitchkit stitch 9"), "its format is 'stitchkit stitch 9'"),
         (lambda about: about.pop("anchors"), "description is damaged"),
         (lambda about: about.update(stitch="ti"), "description is damaged"),
         (lambda about: about.update(stitch="ti[0:9]"), "does not fit its anchors"),
