@@ -124,13 +124,13 @@ def test_wrong_settings(capsys, images, config, tmp_path):
     assert "cannot make optimizer 'adamv'" in train(capsys, images, config, tmp_path, "--opt", "adamv")
     assert "did you mean 'cosine'" in train(capsys, images, config, tmp_path, "--sched", "cosin")
     assert "cannot prepare images" in train(capsys, images, config, tmp_path, "--aa", "nonsense")
-    assert "no GPU number 99" in train(capsys, images, config, tmp_path, "--device", "cuda:99")
+    assert "GPU 99 does not exist" in train(capsys, images, config, tmp_path, "--device", "cuda:99")
     assert "device 'gpu' is not supported" in train(capsys, images, config, tmp_path, "--device", "gpu")
 
 
 def test_mistakes_on_the_command_line(capsys, images, config):
     assert "did you mean '--stitch_config'" in refused(capsys, "train", images, "--stich_config", "x.json")
-    assert "is an unexpected argument" in refused(capsys, "train", images, "more", "--model", "x")
+    assert "unexpected argument 'more'" in refused(capsys, "train", images, "more", "--model", "x")
     assert "--epochs" in refused(capsys, "train", images, "--epochs", "many")
     assert "invalid choice" in refused(capsys, "trane", images)
     assert "key=value" in refused(capsys, "train", images, "--model", "x", "--model-kwargs", "depth")

@@ -178,7 +178,7 @@ def test_an_include_of_a_list_and_one_anchor_in_each_file(tmp_path):
 def test_a_cycle_of_includes_is_refused(tmp_path):
     write(tmp_path, "a: !include job.yml\n", "other.yml")
     assert refusal(tmp_path, "a: !include other.yml\n").endswith(
-        "includes itself: job.yml -> other.yml -> job.yml; take one !include out"
+        "includes itself: job.yml -> other.yml -> job.yml; remove one !include"
     )
 
 

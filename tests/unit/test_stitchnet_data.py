@@ -196,7 +196,7 @@ def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_pa
         assert 100 * accuracy == pytest.approx(row["acc1"])
     assert main(["pareto", str(output / "stitches_res.txt")]) == 0
     assert main(["pick", str(output / "stitches_res.txt"), "--max-flops", "1G"]) == 0
-    found = capsys.readouterr().out.partition("next, take it away: ")[2]
+    found = capsys.readouterr().out.partition("next, export it: ")[2]
     monkeypatch.chdir(tmp_path)
     python, flag, code = shlex.split(found)
     assert (python, flag) == ("python", "-c")
