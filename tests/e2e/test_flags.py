@@ -171,7 +171,7 @@ def test_a_run_that_wandb_refuses(monkeypatch, tmp_path):
     def refused(**_):
         raise pytest.importorskip("wandb").Error("no such run")
 
-    with pytest.raises(InputError, match="wandb refuses the run: Error: no such run"):
+    with pytest.raises(InputError, match="wandb rejects the run: Error: no such run"):
         tracked(monkeypatch, tmp_path, refused)
 
 
