@@ -221,7 +221,7 @@ def test_two_runs_do_not_write_to_one_folder(subject, trained, images, tmp_path,
     first.kill()
     assert end([first]) == [-signal.SIGKILL]
     assert trained("shared") == 2, "what another run saved is not written over"
-    assert "already holds a " in capsys.readouterr().err
+    assert "already contains a " in capsys.readouterr().err
     assert trained("shared", "--resume", "auto", "--epochs", "1") == 0
     assert not list(folder.glob(".*lock"))
 
@@ -340,7 +340,7 @@ def test_labels_without_a_class_are_skipped(images, caplog):
         training[48]
     evaluation = CheckedImages(dataset, is_training=False, **options)
     assert [evaluation[number][1] for number in (47, 60)] == [2, NO_CLASS]
-    assert "label 9 is no class" in caplog.text
+    assert "label 9 is not a class" in caplog.text
 
 
 def often(subject, steps):
@@ -422,7 +422,7 @@ def test_ranks_that_read_different_files_say_so(run, images, tmp_path):
     command += ["--eval", "--resume", folder / "last.pth.tar"]
     first = partial(read_another, folder / "previous.pth.tar")
     assert end(start(command, ranks=2, said=tmp_path / "said", first=first)) == [2, 2]
-    assert (tmp_path / "said").read_text().count("was replaced while the ranks read it; give one that stays") == 2
+    assert (tmp_path / "said").read_text().count("was replaced while the ranks read it; give a file that stays") == 2
     assert not (tmp_path / "judged/stitches_res.txt").exists()
 
 

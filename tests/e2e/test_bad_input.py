@@ -121,7 +121,7 @@ def test_weights_that_cannot_be_fetched(capsys, images, tmp_path, monkeypatch):
 
 
 def test_wrong_settings(capsys, images, config, tmp_path):
-    assert "cannot make optimizer 'adamv'" in train(capsys, images, config, tmp_path, "--opt", "adamv")
+    assert "cannot create optimizer 'adamv'" in train(capsys, images, config, tmp_path, "--opt", "adamv")
     assert "did you mean 'cosine'" in train(capsys, images, config, tmp_path, "--sched", "cosin")
     assert "cannot prepare images" in train(capsys, images, config, tmp_path, "--aa", "nonsense")
     assert "no GPU number 99" in train(capsys, images, config, tmp_path, "--device", "cuda:99")
@@ -168,9 +168,8 @@ def test_resuming_another_run_into_this_folder(capsys, images, config, trained, 
     flags = [images, "--stitch_config", config, *FLAGS, "--output", tmp_path]
     assert main([str(flag) for flag in ("train", *flags, "--experiment", "other", "--epochs", "1")]) == 0
     before = content(trained)
-    assert "already contains a run" in train(
-        capsys, images, config, tmp_path, "--resume", tmp_path / "other/last.pth.tar"
-    )
+    line = train(capsys, images, config, tmp_path, "--resume", tmp_path / "other/last.pth.tar")
+    assert "already contains a run" in line
     assert content(trained) == before
 
 

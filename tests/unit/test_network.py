@@ -48,7 +48,7 @@ def test_channels_and_size_are_those_of_all_anchors():
     assert input_size(plain, recipe) == (2, 32, 48)
     assert plain.conv1.in_channels == 2
     assert input_size(*resnet(in_chans=1, img_size=32)) == (1, 32, 32)
-    with pytest.raises(InputError, match="takes images of 1 channels; give --in-chans 1"):
+    with pytest.raises(InputError, match="needs images with 1 channels; set --in-chans 1"):
         resnet(model_kwargs=RESNET | {"in_chans": 1})
 
 
@@ -168,7 +168,7 @@ def test_batch_norms_of_vectors_cannot_be_split():
 
 def test_synchronised_batch_norms_are_for_gpus():
     recipe = make_recipe({"sync_bn": True})
-    with pytest.raises(InputError, match="--sync-bn is for GPUs, this is cpu; use --dist-bn reduce"):
+    with pytest.raises(InputError, match="--sync-bn needs GPUs, but the device is cpu; use --dist-bn reduce"):
         check_device(recipe, ALONE)
     check_device(recipe, World(0, 1, torch.device("cuda")))
     for world, expected in ((ALONE, False), (World(0, 2, torch.device("cpu")), True)):

@@ -124,7 +124,7 @@ def test_what_is_complete_is_counted_and_left_alone(tmp_path, monkeypatch):
 
 
 def test_a_source_that_is_not_complete_is_refused(tmp_path):
-    with pytest.raises(InputError, match="has 60 images of 3 classes and complete it has 61 of 3"):
+    with pytest.raises(InputError, match="has 60 images of 3 classes instead of 61 of 3"):
         prepare_one("eurosat", replace(eurosat(tmp_path), images=61), tmp_path)
     assert [place.name for place in tmp_path.iterdir()] == ["sources"]
 
@@ -209,11 +209,11 @@ def test_the_command_prepares_the_other_sets_of_a_persons_own_collection(tmp_pat
     command = ["datasets", "prepare", str(own_collection(tmp_path)), "--root", str(tmp_path)]
     assert main(command) == 2
     printed = capsys.readouterr()
-    assert "aid: nothing downloads it: get AID.zip" in printed.out
+    assert "aid: it cannot be downloaded: get AID.zip" in printed.out
     assert "eurosat: 43 train" in printed.out
     assert printed.err.splitlines() == [
-        "stitchkit: error: not there yet: aid; do what is said of each above and run the command again, which resumes "
-        "with these"
+        "stitchkit: error: still missing: aid; follow the advice above for each and run the command again, which "
+        "resumes with these"
     ]
     assert main([*command, "--only", "eurosat"]) == 0
     assert main([*command, "--only", "eurosta"]) == 2
