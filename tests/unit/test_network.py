@@ -82,7 +82,7 @@ def test_files_of_anchors_are_loaded_without_pretrained_weights(tmp_path):
 
 def test_anchors_that_descend_are_reported(caplog):
     snnet([pico_anchor("b", 16), pico_anchor("a", 8)])
-    assert "their parameters do not ascend: b " in caplog.text
+    assert "their parameter counts do not ascend: b " in caplog.text
     caplog.clear()
     snnet()
     assert "cheap" not in caplog.text
@@ -162,7 +162,7 @@ def test_an_evaluation_has_no_further_batch_norms():
 
 def test_batch_norms_of_vectors_cannot_be_split():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    with pytest.raises(InputError, match="this network has BatchNorm1d; leave it out"):
+    with pytest.raises(InputError, match="this network has BatchNorm1d; omit it"):
         place_network(model, make_recipe({"split_bn": True, "resplit": True}), ALONE)
 
 

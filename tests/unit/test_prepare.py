@@ -182,7 +182,9 @@ def test_a_single_pool_of_hugging_face_is_divided_and_tiff_becomes_png(tmp_path)
 
 def test_a_set_that_a_person_fetches(tmp_path):
     task = replace(GEOSPATIAL["aid"], classes=2, images=40)
-    with pytest.raises(InputError, match=r"AID.zip from .*2 class folders, 40 images in all, are in '.*sources/AID'"):
+    with pytest.raises(
+        InputError, match=r"AID.zip from .*2 class folders, with 40 images in all, are in '.*sources/AID'"
+    ):
         prepare_one("aid", task, tmp_path)
     archives.write_folder(tmp_path / "sources/AID", "", count=20)
     assert prepare_one("aid", task, tmp_path) == "28 train, 4 val, 8 test images of 2 classes"
@@ -265,8 +267,11 @@ def test_a_wrong_collection(tmp_path):
         ({"x": {"source": "mnist", "clases": 1}}, "datasets.x.clases: unknown key 'clases'; did you mean 'classes'"),
         ({"x": {"source": "mnist", "classes": 0, "images": 1}}, "datasets.x.classes is 0; it must be at least 1"),
         ({"x": {"source": "pipe:rm", "classes": 1, "images": 1}}, "datasets.x.source is 'pipe:rm', which begins with"),
-        ({"../x": {"source": "mnist", "classes": 1, "images": 1}}, "datasets.../x: '../x' cannot be the name of a"),
-        ({"sources": {"source": "mnist", "classes": 1, "images": 1}}, "'sources' cannot be the name of a folder"),
+        (
+            {"../x": {"source": "mnist", "classes": 1, "images": 1}},
+            "datasets.../x: '../x' cannot be the name of its folder",
+        ),
+        ({"sources": {"source": "mnist", "classes": 1, "images": 1}}, "'sources' cannot be the name of its folder"),
         ({"x": {"source": "../y", "classes": 1, "images": 1, "by_hand": "take it"}}, "name a folder inside sources/"),
     ],
 )
