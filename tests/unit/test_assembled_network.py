@@ -299,7 +299,7 @@ ERRORS = {
     ),
     "concatenated channels": (
         [resnet("x", "layer1"), parallel(ONE, TWO, agg="concat", out_format=["img", [24, 8, 8]])],
-        r"^assembly\[1\] \(ParallelPart\): its parts return img \[4, 8, 8\], img \[16, 8, 8\], together img \[20, 8, 8\]",
+        r"^assembly\[1\] \(ParallelPart\): its parts return img \[4, 8, 8\], img \[16, 8, 8\], together img \[20, ",
     ),
     "concatenated sequences": (
         [
@@ -341,7 +341,7 @@ ERRORS = {
     "no logits": ([resnet("x", "layer1")], r"the last part returns \[8, 8, 8\], not a vector of logits; add `head"),
     "too few logits": (
         [resnet("x", "layer1"), {"ClassifierHead": {"num_classes": 4}}],
-        r"the network gives 4 logits, but the data have 5 classes",
+        r"the network has 4 logits, but the data have 5 classes",
     ),
 }
 
