@@ -108,7 +108,7 @@ def test_an_adapter_is_a_norm_then_layers_norms_and_leaky_relus():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "num_fc is 0 and num_conv 0; give one of them"),
+        ({}, "num_fc is 0 and num_conv 0; exactly one of them"),
         ({"num_fc": 1, "num_conv": 2}, "num_fc is 1 and num_conv 2"),
         ({"num_conv": -1}, "num_conv -1"),
         ({"num_fc": 1, "stride": 2}, "stride is 2, but linear layers have none"),

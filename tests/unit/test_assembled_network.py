@@ -255,7 +255,7 @@ ERRORS = {
     ),
     "channels of a piece of another image size": (
         [resnet("x", "layer2"), adapter(16, 32), swin("layers.2", "head", in_format=["bhwc", [4, 4]])],
-        r"^assembly\[2\] \(Subnet\): it gets bhwc \[32, 4, 4\], 32 channels, but 'layers.2' takes 16; put",
+        r"^assembly\[2\] \(Subnet\): it gets bhwc \[32, 4, 4\], with 32 channels, but 'layers.2' needs 16; insert",
     ),
     "axes of a piece": (
         [resnet("x", "layer2", out_format="img"), vit("blocks.1", "head")],
@@ -263,7 +263,7 @@ ERRORS = {
     ),
     "channels of a sequence": (
         [resnet("x", "layer2"), vit("blocks.1", "head", in_format="bert")],
-        r"^assembly\[1\] \(Subnet\): it gets bert \[16, 16\], 16 channels, but 'blocks.1' takes 8; put",
+        r"^assembly\[1\] \(Subnet\): it gets bert \[16, 16\], with 16 channels, but 'blocks.1' needs 8; insert",
     ),
     "class token": (
         [vit("x", "blocks.0", out_format="bert"), adapter(8, 16)],
@@ -317,7 +317,7 @@ ERRORS = {
         r"^assembly\[1\] \(ParallelPart\): .* of different sizes; declare a size in out_format",
     ),
     "aggregation": ([parallel("ClassifierHead", agg="mean")], r"^assembly\[0\] \(ParallelPart\): unknown agg 'mean'"),
-    "no parts": ([{"Assembly": {"parts": []}}], r"^assembly\[0\] \(Assembly\): parts is \[\]; give a list"),
+    "no parts": ([{"Assembly": {"parts": []}}], r"^assembly\[0\] \(Assembly\): parts is \[\]; it must be a list"),
     "nested": (
         [resnet("x", "layer1"), parallel(ONE, {"Assembly": {"parts": [adapter(8, 8), adapter(9, 8)]}}, agg="avg")],
         r"^assembly\[1\]\.parts\[1\]\.parts\[1\] \(SimpleAdapter\): it gets img \[8, 8, 8\], but accepts img \[9\]",
