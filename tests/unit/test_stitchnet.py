@@ -636,7 +636,7 @@ def test_classifiers_refuse_what_they_cannot_use(mixed):
         mixed.fit((images(4), [1] * 4), classifier="linear")
     with pytest.raises(InputError, match="label 'cat' is not a class number"):
         mixed.fit([(image, "cat") for image in images(4)])
-    with pytest.raises(InputError, match=r"images are \[3, 40, 40\], and the network was composed for \[3, 32, 32\]"):
+    with pytest.raises(InputError, match=r"images are \[3, 40, 40\], but the network was composed for \[3, 32, 32\]"):
         mixed.fit((images(4, 40), [0, 1, 0, 1]))
     with pytest.raises(InputError, match=r"of torch\.uint8; they must be prepared images"):
         mixed.fit(((images(4) * 50).byte(), [0, 1, 0, 1]))
