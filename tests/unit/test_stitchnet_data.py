@@ -119,7 +119,7 @@ def test_data_sets_that_cannot_be_used(beans, offline):
 
 
 def test_arrays_and_folders(beans):
-    with pytest.raises(InputError, match="do not belong together"):
+    with pytest.raises(InputError, match="the numbers must be equal"):
         next(batches((np.zeros((3, 3, 8, 8)), [1, 2])))
     with pytest.raises(InputError, match="no image"):
         next(batches([]))
