@@ -212,9 +212,7 @@ def _are_counts(numbers: object) -> bool:
     return all(isinstance(number, int) and not isinstance(number, bool) and number > 0 for number in numbers)
 
 
-def convert(
-    x: torch.Tensor, source: Layout, target: Layout, *, class_token: str = "zeros", align_corners: bool = False
-) -> torch.Tensor:
+def convert(x: torch.Tensor, source: Layout, target: Layout, *, class_token: str = "zeros") -> torch.Tensor:
     """A tensor in another layout, resized bilinearly where the target declares another size.
 
     Prefix tokens that the target has no place for are set beside every position, which multiplies the channels.
@@ -225,7 +223,6 @@ def convert(
         source: Its layout; sizes are those of the tensor, whatever is declared.
         target: The layout to bring it to.
         class_token: Value of prefix tokens where `x` has none: `zeros`, `ones`, or `avg`, the mean of all positions.
-        align_corners: Of the interpolation.
 
     Raises:
         InputError: If the channels differ from those declared, tokens have no grid where one is needed, or a map of
@@ -238,7 +235,7 @@ def convert(
         if prefix is not None and not target.num_prefix_tokens:
             features, prefix = _beside(features, prefix), None
         if resized:
-            features = resize(to_map(features), target.grid, align_corners=align_corners)
+            features = resize(to_map(features), target.grid, align_corners=False)
         elif found.kind != target.kind:
             features = to_map(features)
         if target.num_prefix_tokens:
