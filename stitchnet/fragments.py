@@ -61,7 +61,7 @@ class Fragment:
     def readers(self, module: nn.Module) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
         """The first layers in the module, or in a copy of it, with their paths, where maps can be folded in.
 
-        None where one of them does more with its weight than multiply by it, such as standardise it.
+        Empty where one of them does more with its weight than multiply by it, such as standardise it.
         """
         found: list[tuple[str, nn.Conv2d | nn.Linear]] = []
         for path in self.start.takers if self.start else ():
