@@ -18,7 +18,7 @@ from stitchkit.networks.weight_names import own_names
 from stitchkit.networks.weights import load_content, read_checkpoint, weights_of
 
 BACKENDS = {"timm": "timm", "torchvision": "torchvision", "pytorch": "torchvision"}
-"""The names of backends, and the library that each means."""
+"""The library of each backend name."""
 
 
 def load_model(
@@ -34,9 +34,9 @@ def load_model(
     Args:
         name: timm's or torchvision's name.
         backend: `timm`, or `torchvision`, also called `pytorch`.
-        pretrained: Fetch its weights.
+        pretrained: Download its weights.
         checkpoint: A local file with the weights; it excludes `pretrained`.
-        arguments: Further arguments of the model; those that are None are left out.
+        arguments: Further arguments of the model; None for the model's default.
 
     Raises:
         InputError: If there is no such backend or model, or it cannot be built or loaded.
@@ -75,7 +75,7 @@ def create_torchvision(name: str, arguments: Mapping[str, Any], *, weights: obje
     Args:
         name: Its name.
         arguments: Of its constructor.
-        weights: Those to fetch, as torchvision takes them; random ones by default.
+        weights: The weights to download, as torchvision takes them; by default they are random.
 
     Raises:
         InputError: If torchvision has none of the name, refuses an argument, or cannot fetch the weights.
@@ -84,7 +84,7 @@ def create_torchvision(name: str, arguments: Mapping[str, Any], *, weights: obje
         raise unknown("torchvision model", name, torchvision_names())
     try:
         model: nn.Module = torchvision.models.get_model(name, weights=weights, **arguments)
-    except Exception as error:  # torchvision, torch and the download raise many kinds
+    except Exception as error:  # torchvision, torch and the download raise many types
         raise InputError(
             f"torchvision's '{name}' cannot be loaded with {dict(arguments)}: {one_line(error)}; check the arguments "
             "and the network, give a local checkpoint, or start from random weights (--no-pretrained)"
@@ -108,7 +108,7 @@ def _load_torchvision(
     if checkpoint is not None:
         content = read_checkpoint(checkpoint)
         weight = own_names(model, weights_of(content)).get(f"{classifier_of(model)}.weight")
-        if weight is not None and weight.ndim:  # the file decides first, so that it loads completely
+        if weight is not None and weight.ndim:  # the file's number of classes first, to load it completely
             _resize_classifier(model, len(weight))
         load_content(model, content, checkpoint)
         if weight is None or num_classes in (None, len(weight)):
@@ -119,7 +119,7 @@ def _load_torchvision(
 
 
 def classifier_of(model: nn.Module) -> str:
-    """Name of the classifier, the last linear layer; empty where there is none."""
+    """Name of the classifier, the last linear layer; empty if there is none."""
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     return names[-1] if names else ""
 
@@ -133,4 +133,4 @@ def _resize_classifier(model: nn.Module, num_classes: int) -> None:
 
 
 LIBRARIES: dict[str, Callable[..., nn.Module]] = {"timm": create_model, "torchvision": _load_torchvision}
-"""Where models come from."""
+"""Functions that build models, by library."""

@@ -16,11 +16,11 @@ from stitchkit.networks.libraries import classifier_of, load_model
 
 
 class WholeNetwork(Part):
-    """A whole model. Arguments and errors as of `load_model`.
+    """A whole model. Arguments and errors as in `load_model`.
 
     Args:
         ckp_path: A local file with the weights; it excludes `pretrained`.
-        num_classes: Number of logits; a classifier of another number is re-initialised.
+        num_classes: Number of logits; a classifier with another number is re-initialised.
     """
 
     inferred = ("num_classes",)
@@ -54,11 +54,11 @@ class WholeNetwork(Part):
 
 
 class Subnet(Part):
-    """A slice of a model, from where one of its blocks begins to where one ends.
+    """A slice of a model, from the input of one block to the output of another.
 
     Args:
-        block_input: Where it begins: a module's path, or `x` for the model's input, which is the default.
-        block_output: Where it ends; by default at the model's output. A list gives several outputs.
+        block_input: Module where it begins, or `x`, the default, for the model's input.
+        block_output: Module where it ends; by default at the model's output. A list means several outputs.
         ckp_path: A local file with the weights of the whole model; it excludes `pretrained`.
 
     Raises:
@@ -89,7 +89,7 @@ class Subnet(Part):
 
 
 def expected_shape(arguments: Mapping[str, Any], input_size: Sequence[int]) -> list[int] | None:
-    """Shape, without the batch, of a `Subnet`'s input within its whole model; None where that cannot be found."""
+    """Shape, without the batch, of a `Subnet`'s input within its whole model; None if it cannot be found."""
     own = ("block_input", "block_output", "ckp_path", "frozen", "in_format", "out_format", "pretrained", "model_name")
     rest = {name: value for name, value in arguments.items() if name not in own}
     shapes: list[list[int]] = []
@@ -98,7 +98,7 @@ def expected_shape(arguments: Mapping[str, Any], input_size: Sequence[int]) -> l
         block = model.get_submodule(arguments["block_input"])
         block.register_forward_pre_hook(lambda _, inputs: shapes.append(list(inputs[0].shape[1:])))
         own_size: Sequence[int] = getattr(model, "pretrained_cfg", {}).get("input_size", input_size)
-        for size in (input_size, own_size):  # some models take images of their own size alone
+        for size in (input_size, own_size):  # some models only accept images of their own size
             with contextlib.suppress(Exception):
                 model(torch.empty(1, *size))
     return shapes[0] if shapes else None
