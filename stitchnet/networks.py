@@ -7,14 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-import torchvision
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.loader import adapt_to_chs
 from timm.models import is_model
 from torch import nn
+from torchvision.models import get_model_weights
 
-from stitchkit.errors import InputError, one_line, unknown
+from stitchkit.errors import InputError, unknown
 from stitchkit.networks.create import create_model, published_config
+from stitchkit.networks.libraries import create_torchvision, torchvision_names
 from stitchkit.networks.weights import load_checkpoint
 from stitchkit.settings.stitch_config import AnchorSpec
 
@@ -117,9 +118,15 @@ def create(spec: AnchorSpec, *, pretrained: bool = False) -> nn.Module:
     Raises:
         InputError: If there is no such network, or its weights are unavailable.
     """
-    names = torchvision.models.list_models(torchvision.models)
+    names = torchvision_names()
     if spec.name in PUBLISHED or (spec.name in names and not is_model(spec.name)):
-        return _from_torchvision(spec, pretrained)
+        is_fetched = pretrained and spec.checkpoint is None
+        # The paper used the first weights of a network; torchvision's default is the last.
+        weights = next(iter(get_model_weights(spec.name))) if is_fetched else None
+        made = create_torchvision(spec.name, spec.kwargs, weights=weights)
+        if spec.checkpoint is not None:
+            load_checkpoint(made, spec.checkpoint)
+        return made
     if "." not in spec.name and "/" not in spec.name and not is_model(spec.name):
         from timm.models import list_models
 
@@ -175,20 +182,3 @@ def _take_imagenet_normalisation(model: nn.Module, num_channels: int) -> None:
     for place, layer in zip(places, layers, strict=True):
         before = Renormalise(config["mean"], config["std"], num_channels)
         model.set_submodule(place, nn.Sequential(before, layer))
-
-
-def _from_torchvision(spec: AnchorSpec, pretrained: bool) -> nn.Module:
-    fetched = pretrained and spec.checkpoint is None
-    # The paper used the first weights of a network; torchvision's default is the last.
-    weights = list(torchvision.models.get_model_weights(spec.name))[0] if fetched else None  # noqa: RUF015
-    try:
-        model: nn.Module = torchvision.models.get_model(spec.name, weights=weights, **spec.kwargs)
-    except Exception as error:  # torchvision and the download raise many types
-        raise InputError(
-            f"torchvision cannot create '{spec.name}' with {dict(spec.kwargs)}: {one_line(error)}; check the "
-            "arguments and the connection, name a local checkpoint as NAME=FILE, or use random weights "
-            "(--no-pretrained)"
-        ) from error
-    if spec.checkpoint is not None:
-        load_checkpoint(model, spec.checkpoint)
-    return model

@@ -30,11 +30,6 @@ class Scores:
         self._known: dict[tuple[bytes, bytes], float] = {}
         self._own: dict[tuple[object, ...], float] = {}
 
-    @property
-    def num_computed(self) -> int:
-        """Number of known scores."""
-        return len(self._known)
-
     def __call__(self, x: Activation, y: Activation) -> float:
         """The score of joining an output `x` to an input `y`."""
         key = self._key(x.key, y.key)

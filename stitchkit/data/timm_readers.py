@@ -9,13 +9,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import metadata_load
 from timm.data import ImageDataset, create_dataset
 from timm.data.readers.reader import Reader
 
 from stitchkit.errors import InputError, one_line
 from stitchkit.paths import check_dataset, check_local
+from stitchkit.settings.files import read_settings_file
 
 _SHARDS = "wds"
 _HUB = ("hfds", "hfids")
@@ -59,7 +59,7 @@ def _check_card(folder: Path) -> None:
         if not path.is_file():
             continue
         try:
-            card = metadata_load(path) if path.suffix == ".md" else yaml.safe_load(path.read_text())
+            card = metadata_load(path) if path.suffix == ".md" else read_settings_file(path)
         except Exception as error:  # bad text, bad YAML, or an incomplete card
             raise InputError(f"'{path}', which describes the data set, cannot be read: {one_line(error)}") from error
         for value in _texts(card.get("configs") if isinstance(card, dict) else None):

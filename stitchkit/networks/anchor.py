@@ -163,7 +163,6 @@ class Anchor(ABC):
     Args:
         model: A model of the class that the view is registered for.
         label: Its name in stitches.
-        source: Where its weights come from, for reports.
     """
 
     stem_children: ClassVar[tuple[str, ...]]
@@ -177,10 +176,9 @@ class Anchor(ABC):
     stitched_stages: ClassVar[tuple[int, ...]]
     """The stages at which SN-Net was published for the family."""
 
-    def __init__(self, model: nn.Module, *, label: str, source: str = ""):
+    def __init__(self, model: nn.Module, *, label: str):
         self.model = model
         self.label = label
-        self.source = source
 
     @property
     @abstractmethod
@@ -304,14 +302,13 @@ def _class_path(model: nn.Module) -> str:
     return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
-def view(model: nn.Module, *, label: str, source: str = "") -> Anchor:
+def view(model: nn.Module, *, label: str) -> Anchor:
     """The anchor of a timm model, by the view registered for its class.
 
     The exact class decides: a subclass may run its blocks in another way.
 
     Args:
         label: Its name in stitches.
-        source: Where its weights come from.
 
     Raises:
         InputError: If no view is registered for the class.
@@ -320,13 +317,10 @@ def view(model: nn.Module, *, label: str, source: str = "") -> Anchor:
         known = ", ".join(sorted(name.rpartition(".")[2] for name in VIEWS))
         raise InputError(f"anchor '{label}' is a {type(model).__qualname__}; stitchkit can stitch: {known}")
     module, _, name = VIEWS[_class_path(model)].rpartition(".")
-    anchor: Anchor = getattr(importlib.import_module(module), name)(model, label=label, source=source)
+    anchor: Anchor = getattr(importlib.import_module(module), name)(model, label=label)
     return anchor
 
 
-def steps_of(model: nn.Module, example: torch.Tensor | None = None) -> Steps:
-    """A network as steps: by the view of its class, or traced by torch.fx if there is none.
-
-    An example of its input determines the layouts between traced steps.
-    """
-    return view(model, label="model").steps if has_view(model) else TracedSteps(model, example)
+def steps_of(model: nn.Module) -> Steps:
+    """A network as steps: by the view of its class, or traced by torch.fx if there is none."""
+    return view(model, label="model").steps if has_view(model) else TracedSteps(model)

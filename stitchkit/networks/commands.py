@@ -15,11 +15,16 @@ def _add_nodes_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _nodes(flags: argparse.Namespace) -> None:
+    from stitchkit.display import aligned
     from stitchkit.networks.anchor import steps_of
-    from stitchkit.networks.cut.nodes import library_model, table
+    from stitchkit.networks.libraries import bare_model
 
-    model, example = library_model(flags.model, flags.backend)
-    print(table(steps_of(model).nodes(example, inside=flags.inside)))
+    model, example = bare_model(flags.model, flags.backend)
+    cells = [
+        (f"{'*' if node.is_clean else ' '} {node.name}", node.kind, "x".join(map(str, node.shape or "-")))
+        for node in steps_of(model).nodes(example, inside=flags.inside)
+    ]
+    print(aligned(cells, left={0, 1, 2}))
     print("* marks clean places: only one tensor passes from there to the rest of the model")
 
 

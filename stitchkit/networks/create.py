@@ -125,7 +125,7 @@ def create_anchor(
         model = create_model(spec.name, checkpoint=checkpoint, pretrained=pretrained, **kwargs)
     except InputError as error:
         raise InputError(f"anchor '{spec.label}': {error}") from error
-    anchor = view(model, label=spec.label, source=checkpoint or (spec.name if pretrained else "random"))
+    anchor = view(model, label=spec.label)
     _check_input_size(anchor, kwargs.get("img_size"))
     return anchor
 

@@ -212,9 +212,7 @@ def _are_counts(numbers: object) -> bool:
     return all(isinstance(number, int) and not isinstance(number, bool) and number > 0 for number in numbers)
 
 
-def convert(
-    x: torch.Tensor, source: Layout, target: Layout, *, class_token: str = "zeros", align_corners: bool = False
-) -> torch.Tensor:
+def convert(x: torch.Tensor, source: Layout, target: Layout, *, class_token: str = "zeros") -> torch.Tensor:
     """A tensor in another layout, resized bilinearly if the target declares another size.
 
     Prefix tokens without a slot in the target are concatenated to every position, which multiplies the channels. If
@@ -225,7 +223,6 @@ def convert(
         source: Its layout; declared sizes are ignored in favour of the tensor's.
         target: The new layout.
         class_token: Value of new prefix tokens: `zeros`, `ones`, or `avg`, the mean of all positions.
-        align_corners: Of the interpolation.
 
     Raises:
         InputError: If the channels differ from those declared, tokens have no grid although one is needed, or a map
@@ -238,7 +235,7 @@ def convert(
         if prefix is not None and not target.num_prefix_tokens:
             features, prefix = _beside(features, prefix), None
         if resized:
-            features = resize(to_map(features), target.grid, align_corners=align_corners)
+            features = resize(to_map(features), target.grid, align_corners=False)
         elif found.kind != target.kind:
             features = to_map(features)
         if target.num_prefix_tokens:

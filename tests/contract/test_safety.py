@@ -245,6 +245,7 @@ def test_a_hostile_card_of_a_data_set(made, tmp_path):
 READING = {
     *("torch.load", "torch.export.load", "load_file", "safe_open", "hf_hub_download", "np.load", "np.memmap"),
     *("yaml.safe_load", "yaml.SafeLoader", "json.load", "json.loads", "csv.reader", "csv.DictReader", "pd.read_csv"),
+    "metadata_load",
 }
 
 # Every file of the house with such a call, and the test that gives it a hostile file.

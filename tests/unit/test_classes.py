@@ -12,7 +12,7 @@ from PIL import Image
 from timm.utils.misc import natural_key
 
 from stitchkit.assembly.parts.part import Assembly, ClassifierHead, ParallelPart
-from stitchkit.assembly.parts.pretrained import WholeNetwork, load_model
+from stitchkit.assembly.parts.pretrained import WholeNetwork
 from stitchkit.assembly.train.classes import check_origins
 from stitchkit.classes import check_classes, in_order, note_origin, origin_of, trained_classes
 from stitchkit.data.loaders import open_datasets
@@ -20,6 +20,7 @@ from stitchkit.data.prepare import CollectionTask as Collected, prepare_one
 from stitchkit.data.sources import Source, open_dataset
 from stitchkit.errors import InputError
 from stitchkit.networks.layout import Layout
+from stitchkit.networks.libraries import load_model
 from stitchkit.settings.by_name import make_recipe
 from stitchnet import image_folder, load_hf_dataset
 from stitchnet.task import CompositionTask

@@ -6,7 +6,7 @@ import torch
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.networks.anchor import steps_of
-from stitchkit.networks.cut.nodes import library_model
+from stitchkit.networks.libraries import bare_model
 from stitchkit.networks.steps import Node
 
 
@@ -15,7 +15,7 @@ def nodes(model, example=None, **options):
 
 
 def test_nodes_have_shapes_and_say_where_they_are_clean():
-    model, image = library_model("resnet18")
+    model, image = bare_model("resnet18")
     assert image.shape == (1, 3, 224, 224)
     listed = {node.name: node for node in nodes(model, image, inside=["layer3.0"])}
     assert listed["x"] == Node("x", "input", True, (1, 3, 224, 224))
@@ -28,7 +28,7 @@ def test_nodes_have_shapes_and_say_where_they_are_clean():
 
 
 def test_clean_nodes_are_those_that_a_piece_may_end_with():
-    model, image = library_model("pvt_v2_b0")
+    model, image = bare_model("pvt_v2_b0")
     found = {True: 0, False: 0}
     for node in nodes(model, image)[1:25]:
         found[node.is_clean] += 1

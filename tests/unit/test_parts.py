@@ -10,10 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from stitchkit.assembly.parts.part import Assembly, BaseBlock, ClassifierHead, Function, aggregate
-from stitchkit.assembly.parts.pretrained import Subnet, WholeNetwork, load_model
+from stitchkit.assembly.parts.pretrained import Subnet, WholeNetwork
 from stitchkit.assembly.parts.registry import PARTS, check_arguments, part_class
 from stitchkit.errors import InputError
 from stitchkit.networks.layout import NAMES
+from stitchkit.networks.libraries import load_model
 
 PICO = {"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 32]}
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -727,7 +727,7 @@ def test_what_weights_decide_is_kept(monkeypatch, tmp_path):
     """A network that was made with weights is made again without them."""
     arguments = {"num_classes": 4, "aux_logits": False, "transform_input": True, "init_weights": False}
     made = torchvision.models.googlenet(**arguments)
-    monkeypatch.setattr("stitchnet.networks._from_torchvision", lambda spec, pretrained: copy.deepcopy(made))
+    monkeypatch.setattr("stitchnet.networks.create_torchvision", lambda name, arguments, weights: copy.deepcopy(made))
     ((model, spec),) = load_networks(["googlenet"], pretrained=False).values()
     assert spec.kwargs["transform_input"] is True
     assert spec.kwargs["aux_logits"] is False

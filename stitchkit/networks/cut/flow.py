@@ -116,11 +116,6 @@ class Flow:
             reach = max([reach, *(self.place[user] for user in self.after(node))])
         return found
 
-    def ends_clean(self, name: str) -> bool:
-        """Whether only one tensor crosses the end of a module or function."""
-        leaving = self.leaving(name)
-        return len(leaving) == 1 and leaving[0] in self.clean
-
     def name(self, node: fx.Node) -> str:
         """The name for a node's value: the largest module that ends with it, or the node."""
         if node is self.source:
