@@ -13,7 +13,7 @@ from pydantic import Field, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
 
-from stitchkit.assembly.config.job import SWEEP_KEYS, JobConfig, of_training
+from stitchkit.assembly.config.job import SWEEP_KEYS, JobConfig, override
 from stitchkit.assembly.parts.spec import PartSpec
 from stitchkit.assembly.sweep.shapes import PieceShapes, piece_shapes
 from stitchkit.assembly.sweep.stitchers import DEFAULT_STITCHERS, FINETUNE, STITCHERS
@@ -143,13 +143,9 @@ class SweepConfig:
         Raises:
             InputError: If the file cannot be used; the message begins with the file, the line and the key.
         """
-        content = read_settings_file(path)
-        train, changes = of_training(changes)
-        own = content.get("train_config") or {}
-        if train and isinstance(own, Mapping):  # anything else is an error, which parsing reports with its place
-            changes["train_config"] = {**own, **train}
+        content = override(read_settings_file(path), changes)
         with naming(path):
-            return cls.parse({**content, **changes}, Path(path).stem)
+            return cls.parse(content, Path(path).stem)
 
     @classmethod
     def parse(cls, content: Mapping[str, object], name: str) -> SweepConfig:

@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -73,7 +74,7 @@ def _find_resume(config: JobConfig, files: JobCheckpoints, places: Places, world
         )
     if not config.test_only:
         check_unused(files, found, flag="-o")
-    return config if found == config.resume_from else config.override(resume_from=found)
+    return replace(config, resume_from=found)
 
 
 def _run(job: Job, files: JobCheckpoints) -> None:
