@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.train.checkpoint import resume
-from stitchkit.assembly.train.job import open_job, places_of
+from stitchkit.assembly.train.job import job_paths, open_job
 from stitchkit.cli import main
 from stitchkit.distributed import World, init_world
 from stitchkit.engine import checkpoint_files
@@ -114,7 +114,7 @@ def test_a_damaged_checkpoint_of_a_job_is_refused_at_every_place(images, tmp_pat
     content = torch.load(out / ("previous.pth" if within else "checkpoint.pth"), weights_only=True)
     assert ("within" in content) == ("state_dict_ema" in content) == bool(within)
     config = JobConfig.load(path, pretrained=False, save_dir=str(tmp_path / "again"), model_ema=bool(within))
-    job = open_job(config, World(0, 1, torch.device("cpu")), path, places_of(config, path))
+    job = open_job(config, World(0, 1, torch.device("cpu")), path, job_paths(config, path))
     current = content["config"] | {"train_config": content["config"]["train_config"]}
 
     def use(found):
