@@ -97,9 +97,6 @@ def _add_job_flags(job: argparse.ArgumentParser) -> None:
 
 
 def _job(flags: argparse.Namespace) -> None:
-    from stitchkit.assembly.train.result import check_pandas
-
-    check_pandas()
     from stitchkit.assembly.config.job import JobConfig
     from stitchkit.assembly.train.run import run_job
 

@@ -6,65 +6,52 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
-from pydantic import AfterValidator
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.settings.files import naming, read_settings_file
-from stitchkit.settings.flag_fields import Flag, flag_in
+from stitchkit.settings.flag_fields import flag_in
 from stitchkit.settings.recipe import GROUPS, Recipe, flag_of
 from stitchkit.settings.schema import join, json_schema, parse
 from stitchkit.settings.timm_flags import REFUSED
 
 
 class Setting(NamedTuple):
-    """One setting of a recipe, as its flag needs it.
+    """One setting of a recipe: its field, and what a flag and a file need of the field's type.
 
     Args:
         group: The group that it is in.
-        name: Its name.
+        field: The field of the group.
         kind: Type of its value, or of each value if there are several.
         many: Whether it has several values.
         choices: Its possible values, if they are few.
         optional: Whether it may be None.
-        is_place: Whether it names a place on this machine.
-        help: One line for `--help`.
-        flag: The part that only argparse needs.
     """
 
     group: str
-    name: str
+    field: FieldInfo
     kind: type
     many: bool
     choices: tuple[str, ...]
     optional: bool
-    is_place: bool
-    help: str
-    flag: Flag
 
 
-def _setting(group: str, name: str, field: FieldInfo) -> Setting:
+def _setting(group: str, field: FieldInfo) -> Setting:
     options = get_args(field.annotation)
     optional = type(None) in options
     kind: Any = options[0] if optional else field.annotation  # a type, or a form of typing
-    # pydantic moves the marks of `LocalPath` to the field, but leaves those inside `LocalPath | None` on the type.
-    marks = [*field.metadata, *getattr(kind, "__metadata__", ())]
-    kind = getattr(kind, "__origin__", kind) if get_origin(kind) is Annotated else kind
+    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     many = get_origin(kind) is list
     if many:
         [kind] = get_args(kind)
         kind = get_args(kind)[0]  # the type that is annotated with its limits
     choices = get_args(kind) if get_origin(kind) is Literal else ()
-    kind = str if choices else get_origin(kind) or kind
-    is_place = any(isinstance(mark, AfterValidator) for mark in marks)
-    return Setting(group, name, kind, many, choices, optional, is_place, field.description or "", flag_in(field))
+    return Setting(group, field, str if choices else get_origin(kind) or kind, many, choices, optional)
 
 
 SETTINGS = {
-    name: _setting(group, name, field)
-    for group, kind in GROUPS.items()
-    for name, field in kind.__pydantic_fields__.items()
+    name: _setting(group, field) for group, kind in GROUPS.items() for name, field in kind.__pydantic_fields__.items()
 }
 """Every setting by its name, in the order of groups and fields."""
 
@@ -116,7 +103,7 @@ def checked_of_file(
                 raise InputError(f"{name(key)}: {REFUSED[key].error(key)}")
             continue  # timm writes it into its own files
         setting = SETTINGS.get(key)
-        if setting is not None and setting.flag.command_only and value:
+        if setting is not None and flag_in(setting.field).command_only and value:
             raise InputError(f"{name(key)}: a file cannot set it; give {flag_of(key)} on the command line")
         # timm writes an empty text if nothing was given.
         given[key] = None if value == "" and setting is not None and setting.optional else value
@@ -148,7 +135,7 @@ def recipe_schema() -> JsonSchemaValue:
     properties = {
         name: schema["$defs"][GROUPS[setting.group].__name__]["properties"][name]
         for name, setting in SETTINGS.items()
-        if not setting.flag.command_only
+        if not flag_in(setting.field).command_only
     }
     return {
         "$schema": schema["$schema"],

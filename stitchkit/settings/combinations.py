@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 
 from stitchkit.errors import InputError
 from stitchkit.settings.recipe import Recipe, flag_of
@@ -43,25 +42,8 @@ def check(recipe: Recipe) -> Recipe:
     """
     for part in (_check_subject, _check_network, _check_loss, _check_batches, _check_pairs, _check_packages):
         part(recipe)
-    run_folder(recipe)
+    _ = recipe.folder  # refuses one outside --output
     return recipe
-
-
-def run_folder(recipe: Recipe) -> Path:
-    """The folder of a run: `--output/--experiment`, named after the configuration or model if none is given.
-
-    Raises:
-        InputError: If it is not inside `--output`: an experiment named by somebody else's configuration could lie
-            anywhere.
-    """
-    given = recipe.run.experiment
-    name = Path(given or Path(recipe.model.stitch_config or recipe.model.model or "").stem)
-    if name.is_absolute() or ".." in name.parts or not name.parts or "\0" in str(name):
-        raise InputError(
-            f"experiment {str(name)!r} is not a folder inside --output '{recipe.run.output}'; give --experiment a "
-            "relative path without '..', and choose the folder of all runs by --output"
-        )
-    return Path(recipe.run.output) / name
 
 
 def _check_subject(recipe: Recipe) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from stitchkit.settings.by_name import SETTINGS, Setting, checked, make_recipe, read_settings
 from stitchkit.settings.combinations import check
+from stitchkit.settings.flag_fields import flag_in
 from stitchkit.settings.recipe import GROUPS, Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.settings.timm_flags import REFUSED
@@ -29,19 +30,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "-c", "--config", metavar="YAML", default=argparse.SUPPRESS, help="file of settings by flag name"
     )
     sections = {group: parser.add_argument_group(group, kind.__doc__) for group, kind in GROUPS.items()}
-    for setting in SETTINGS.values():
-        _add_flag(sections[setting.group], setting)
+    for name, setting in SETTINGS.items():
+        _add_flag(sections[setting.group], name, setting)
     for name, refusal in REFUSED.items():
         spellings = dict.fromkeys([flag_of(name), "--" + name, *refusal.aliases])
         parser.add_argument(*spellings, nargs="*", action=_Refuse, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
-def _add_flag(section: argparse._ArgumentGroup, setting: Setting) -> None:
-    options = dict(setting.flag.options, default=argparse.SUPPRESS, dest=setting.name, help=setting.help)
-    kind = setting.kind
+def _add_flag(section: argparse._ArgumentGroup, name: str, setting: Setting) -> None:
+    flag, kind = flag_in(setting.field), setting.kind
+    options = dict(flag.options, default=argparse.SUPPRESS, dest=name, help=setting.field.description)
     # timm spells some flags with underscores only in files; flags of the published scripts may use either spelling.
-    names = dict.fromkeys([flag_of(setting.name), "--" + setting.name, *setting.flag.aliases])
-    if kind is bool and setting.name.startswith("no_"):
+    names = dict.fromkeys([flag_of(name), "--" + name, *flag.aliases])
+    if kind is bool and name.startswith("no_"):
         section.add_argument(*names, action="store_true", **options)
     elif kind is bool:  # a flag must be able to undo a switch that a file turned on
         section.add_argument(*names, action=argparse.BooleanOptionalAction, **options)

@@ -6,11 +6,14 @@ Names, meaning and defaults are those of timm's training script unless the help 
 from __future__ import annotations
 
 import dataclasses
+from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import Field, StrictFloat, StrictStr
 from pydantic.dataclasses import dataclass
 
+from stitchkit.errors import InputError
 from stitchkit.settings.flag_fields import flag, flag_in
 from stitchkit.settings.schema import DatasetName, LocalPath, Settings
 
@@ -331,6 +334,22 @@ class Recipe(Settings):
     schedule: ScheduleRecipe = Field(default_factory=ScheduleRecipe)
     distributed: DistributedRecipe = Field(default_factory=DistributedRecipe)
     run: RunRecipe = Field(default_factory=RunRecipe)
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder of a run: `--output/--experiment`, named after the configuration or model if none is given.
+
+        Raises:
+            InputError: If it is not inside `--output`: an experiment named by somebody else's configuration could lie
+                anywhere.
+        """
+        name = Path(self.run.experiment or Path(self.model.stitch_config or self.model.model or "").stem)
+        if name.is_absolute() or ".." in name.parts or not name.parts or "\0" in str(name):
+            raise InputError(
+                f"experiment {str(name)!r} is not a folder inside --output '{self.run.output}'; give --experiment a "
+                "relative path without '..', and choose the folder of all runs by --output"
+            )
+        return Path(self.run.output) / name
 
     def flat(self) -> dict[str, Any]:
         """All settings by flag name, without the groups."""

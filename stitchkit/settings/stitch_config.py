@@ -103,7 +103,7 @@ class StitchFile(Settings):
         stitch_kernel_size: How many neighbouring blocks a sliding window spans.
         stitch_stride: How many blocks the window advances.
         nearest_stitching: Stitch only anchors that are neighbours in the list.
-        stages: Numbers of the stages to stitch; by default all.
+        stages: Numbers of the stages to stitch; by default those that the anchors' families are stitched at.
         stitched_final_norm: Whether stitched routes apply the end anchor's final normalisation.
         recipe: Training settings by flag name; YAML files and flags override them.
     """

@@ -11,7 +11,6 @@ from stitchkit.data.loaders import create_loaders, open_datasets
 from stitchkit.distributed import World
 from stitchkit.engine.recovery import TRAIN_LOCK, check_unused, entered, find_resume, launched
 from stitchkit.networks.timm_model import as_timm
-from stitchkit.settings.combinations import run_folder
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.train.checkpoint import Checkpoints
@@ -31,7 +30,7 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
     Raises:
         InputError: If data, configuration, checkpoint or run folder cannot be used; nothing is overwritten then.
     """
-    folder = run_folder(recipe)
+    folder = recipe.folder
     # An evaluation and a training write different files, so they may run at the same time.
     lock = folder / (".eval.lock" if recipe.run.eval else TRAIN_LOCK)
     with entered(lock, recipe.run.device, flag="--output") as world:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.train.checkpoint import resume
-from stitchkit.assembly.train.job import open_job, places_of
+from stitchkit.assembly.train.job import job_paths, open_job
 from stitchkit.cli import main
 from stitchkit.distributed import World, init_world
 from stitchkit.engine import checkpoint_files
@@ -20,7 +20,7 @@ from stitchkit.errors import InputError
 from stitchkit.networks.weights import _content
 from stitchkit.settings.flags import resolve
 from stitchkit.train.checkpoint import Checkpoints, load_weights, restore
-from stitchkit.train.run import _open_session, run_folder
+from stitchkit.train.run import _open_session
 from stitchkit.train.training import _prepare
 from tests.damage import damages
 from tests.jobs import job_config, write_job
@@ -91,7 +91,7 @@ def test_a_damaged_checkpoint_of_a_run_is_refused_at_every_place(images, tmp_pat
     given = {"opt": "adamw", "lr": 1e-3, "batch_size": 8, "workers": 0, "epochs": 2, "device": "cpu", "hflip": 0.0}
     recipe, stitches = resolve({**flags, **given, "warmup_epochs": 0.0, "log_interval": 5, "pretrained": False})
     world = init_world("cpu")
-    session = _open_session(recipe, stitches, world, run_folder(recipe))
+    session = _open_session(recipe, stitches, world, recipe.folder)
     trainer, *_ = _prepare(session, Checkpoints(tmp_path, keep=1))
 
     def use(found):
@@ -114,7 +114,7 @@ def test_a_damaged_checkpoint_of_a_job_is_refused_at_every_place(images, tmp_pat
     content = torch.load(out / ("previous.pth" if within else "checkpoint.pth"), weights_only=True)
     assert ("within" in content) == ("state_dict_ema" in content) == bool(within)
     config = JobConfig.load(path, pretrained=False, save_dir=str(tmp_path / "again"), model_ema=bool(within))
-    job = open_job(config, World(0, 1, torch.device("cpu")), path, places_of(config, path))
+    job = open_job(config, World(0, 1, torch.device("cpu")), path, job_paths(config, path))
     current = content["config"] | {"train_config": content["config"]["train_config"]}
 
     def use(found):

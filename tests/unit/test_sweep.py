@@ -11,7 +11,7 @@ from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.spec import PartSpec
 from stitchkit.assembly.sweep.config import DEFAULT_GAPS, Gap, SweepConfig
 from stitchkit.assembly.sweep.plan import plan, table
-from stitchkit.assembly.sweep.shapes import piece_shapes
+from stitchkit.assembly.sweep.shapes import slice_shapes
 from stitchkit.assembly.sweep.stitchers import DEFAULT_STITCHERS
 from stitchkit.assembly.sweep.worker import JobFolder, SweepJob
 from stitchkit.cli import main
@@ -32,11 +32,11 @@ def networks_run_dry_once():
     def shapes(pieces, image_size):
         key = repr([(piece.name, piece.arguments) for piece in pieces]), image_size
         if key not in known:
-            known[key] = piece_shapes(pieces, image_size)
+            known[key] = slice_shapes(pieces, image_size)
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stitchkit.assembly.sweep.config.piece_shapes", shapes)
+        patch.setattr("stitchkit.assembly.sweep.config.slice_shapes", shapes)
         yield
 
 
@@ -68,7 +68,7 @@ def test_the_published_sweeps_and_what_does_not_apply():
     ]  # fmt: skip
     assert (
         beyond[1, 6, "finetune"].reason
-        == "piece 6 takes img [112, 14, 14], but the previous piece returns img [80, 14, 14]"
+        == "slice 6 takes img [112, 14, 14], but the previous slice returns img [80, 14, 14]"
     )
 
 
@@ -77,7 +77,7 @@ def test_published_pieces_give_the_shapes_that_they_declare(name):
     content = yaml.safe_load((ROOT / f"configs/across-scales/pieces/{name}.yml").read_text())
     specs = [PartSpec.parse(value, f"stages[{number}]") for number, value in enumerate(content)]
     assert len(specs) == 8
-    found = piece_shapes(specs, 224)
+    found = slice_shapes(specs, 224)
     gives = [Layout.parse(spec.arguments["out_format"]) for spec in specs[:-1]]
     assert None not in gives
     assert [shape.gives for shape in found] == [*gives, None]
@@ -196,7 +196,7 @@ def test_shapes_that_are_not_declared_are_found_by_a_dry_run(tmp_path):
             {"gaps": [{"blocks_to_drop": [2, 1], "num_downsamples": 0}]},
             "gaps[0]: blocks_to_drop is [2,1]; it must be [first, last] with 1 <= first <= last",
         ),
-        ({"gaps": [{"blocks_to_drop": [1, 3], "num_downsamples": 0}]}, "gaps[0]: [1,3] leaves no piece of a network"),
+        ({"gaps": [{"blocks_to_drop": [1, 3], "num_downsamples": 0}]}, "gaps[0]: [1,3] leaves no slice of a network"),
         ({"gaps": [{"blocks_to_drop": [1, 1]}]}, "gaps[0].num_downsamples is missing"),
         (
             {"gaps": [{"blocks_to_drop": [1, 1], "num_downsamples": count} for count in (0, 1)]},
@@ -235,9 +235,9 @@ def test_settings_that_are_none_are_an_error_with_flags_too(tmp_path):
         (0, {"model_name": "nope"}, "stages[0] (Subnet): "),
         (1, {"block_inptu": "blocks.1"}, "stages[1] (Subnet): "),
         (1, {"block_input": "layer9.0"}, "stages[1] (Subnet): "),
-        (1, {"out_format": ["bert", [64, 16]]}, "stages[1].Subnet.out_format: it is bert [64, 16], but the piece "),
-        (0, {"out_format": ["bert", [32, 4]]}, "stages[0].Subnet.out_format: it is bert [32, 4], but the piece "),
-        (2, {"in_format": ["bert", 16]}, "stages[2].Subnet.in_format: it is bert [16], but the piece takes bert "),
+        (1, {"out_format": ["bert", [64, 16]]}, "stages[1].Subnet.out_format: it is bert [64, 16], but the slice "),
+        (0, {"out_format": ["bert", [32, 4]]}, "stages[0].Subnet.out_format: it is bert [32, 4], but the slice "),
+        (2, {"in_format": ["bert", 16]}, "stages[2].Subnet.in_format: it is bert [16], but the slice takes bert "),
         (1, {"out_format": "brt"}, "stages[1].Subnet.out_format: unknown format 'brt'"),
         (1, {"out_format": None}, "stages[1] has no out_format, which a sweep needs"),
     ],

@@ -106,14 +106,14 @@ class JobConfig(Settings):
         Raises:
             InputError: If the file cannot be used; the message begins with the file, the line and the key.
         """
-        content = read_settings_file(path)
+        content = override(read_settings_file(path), changes)
         with naming(path):
             config = cls.parse(content)
             # The configuration may be a stranger's: only the user's own flags choose where files are written.
             for key in WRITTEN:
                 if key not in changes and (value := getattr(config, key)) is not None:
                     _check_inside(value, key)
-        return config.override(**changes) if changes else config
+        return config
 
     @classmethod
     def parse(cls, content: Mapping[str, object]) -> JobConfig:
@@ -125,24 +125,6 @@ class JobConfig(Settings):
         if sweep := next((key for key in SWEEP_KEYS if key in content), None):
             raise InputError(f"{sweep}: this file is a sweep, not a job; use stitchkit sweep -c FILE")
         config = parse(cls, content)
-        config.check()
-        return config
-
-    def override(self, **changes: object) -> JobConfig:
-        """The configuration with other settings, by key; `lr` is for the optimizer, keys of `train_config` are allowed.
-
-        Raises:
-            InputError: If a value cannot be used.
-        """
-        train, changes = of_training(changes)
-        if "lr" in changes:
-            train["optimizer_args"] = {**self.train_config.optimizer_args, "lr": changes.pop("lr")}
-        # A job starts from one file, so either flag replaces both keys of the file.
-        for one, other in (("load_from", "resume_from"), ("resume_from", "load_from")):
-            if changes.get(one) and not changes.get(other):
-                changes[other] = None
-        train_config = parse(TrainConfig, _fields(self.train_config) | train, "train_config")
-        config = parse(type(self), {**_fields(self), **changes, "train_config": train_config})
         config.check()
         return config
 
@@ -203,15 +185,24 @@ class JobConfig(Settings):
         return settings | {"train_config": settings.pop("train_config")}
 
 
-def of_training(changes: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
-    """Settings by key, divided into those of `train_config` and the others."""
+def override(content: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:
+    """The content of a file with other settings, by key: also `lr` of the optimizer, and keys of `train_config`."""
     names = {item.name for item in fields(TrainConfig)}
     train = {key: value for key, value in changes.items() if key in names}
-    return train, {key: value for key, value in changes.items() if key not in names}
-
-
-def _fields(settings: Settings) -> dict[str, object]:
-    return {item.name: getattr(settings, item.name) for item in fields(settings)}
+    others = {key: value for key, value in changes.items() if key not in names}
+    rate = others.pop("lr", None)
+    own = content.get("train_config", {})
+    if isinstance(own, Mapping):  # parsing refuses anything else, with its place
+        arguments = own.get("optimizer_args", {})
+        if rate is not None and isinstance(arguments, Mapping):
+            train["optimizer_args"] = {**arguments, "lr": rate}
+        if train:
+            others["train_config"] = {**own, **train}
+    # A job starts from one file, so either flag replaces both keys of the file.
+    for one, other in (("load_from", "resume_from"), ("resume_from", "load_from")):
+        if others.get(one) and not others.get(other):
+            others[other] = None
+    return {**content, **others}
 
 
 def _check_inside(value: str, key: str) -> None:

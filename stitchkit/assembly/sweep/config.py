@@ -13,9 +13,9 @@ from pydantic import Field, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
 
-from stitchkit.assembly.config.job import SWEEP_KEYS, JobConfig, of_training
+from stitchkit.assembly.config.job import SWEEP_KEYS, JobConfig, override
 from stitchkit.assembly.parts.spec import PartSpec
-from stitchkit.assembly.sweep.shapes import PieceShapes, piece_shapes
+from stitchkit.assembly.sweep.shapes import SliceShapes, slice_shapes
 from stitchkit.assembly.sweep.stitchers import DEFAULT_STITCHERS, FINETUNE, STITCHERS
 from stitchkit.errors import InputError, unknown
 from stitchkit.settings.files import naming, read_settings_file
@@ -24,12 +24,12 @@ from stitchkit.settings.schema import Settings, json_schema, parse
 
 @dataclass(frozen=True)
 class Gap(Settings):
-    """Pieces that are left out between two networks.
+    """Slices that are left out between two networks.
 
     Args:
-        blocks_to_drop: Numbers of the first and the last piece left out; the source's pieces before them and the
+        blocks_to_drop: Numbers of the first and the last slice left out; the source's slices before them and the
             destination's after them stay.
-        num_downsamples: Number of times that the pieces left out halve the map.
+        num_downsamples: Number of times that the slices left out halve the map.
     """
 
     blocks_to_drop: tuple[StrictInt, StrictInt]
@@ -41,12 +41,12 @@ class Gap(Settings):
 
     @property
     def first(self) -> int:
-        """Number of the first piece left out."""
+        """Number of the first slice left out."""
         return self.blocks_to_drop[0]
 
     @property
     def last(self) -> int:
-        """Number of the last piece left out."""
+        """Number of the last slice left out."""
         return self.blocks_to_drop[1]
 
     def __str__(self) -> str:
@@ -58,10 +58,10 @@ class SweepFile(JobConfig):
     """The file of a sweep: the settings of its jobs, and the variants to run.
 
     Args:
-        stages: Pieces of a network that is stitched to itself.
-        src_stages: Pieces of the network with the first blocks.
-        dest_stages: Pieces of the network with the last blocks.
-        gaps: The pieces to leave out; by default those of the published sweeps.
+        stages: Slices of a network that is stitched to itself.
+        src_stages: Slices of the network with the first blocks.
+        dest_stages: Slices of the network with the last blocks.
+        gaps: The slices to leave out; by default those of the published sweeps.
         stitchers: The names of the stitchers to try; by default those of the published sweeps.
     """
 
@@ -75,7 +75,7 @@ class SweepFile(JobConfig):
 def sweep_schema() -> JsonSchemaValue:
     """The JSON Schema of a sweep's file."""
     schema = json_schema(SweepFile)
-    for key in ("model", "assembly"):  # the pieces replace them
+    for key in ("model", "assembly"):  # the slices replace them
         del schema["properties"][key]
     return schema
 
@@ -86,41 +86,41 @@ DEFAULT_GAPS = tuple(
         (1, 1, 0), (1, 2, 1), (1, 4, 2), (1, 6, 3), (3, 3, 0), (3, 4, 1), (3, 6, 2), (5, 5, 0), (5, 6, 1)
     )
 )  # fmt: skip
-"""The nine of the published sweeps, for networks of eight pieces."""
+"""The nine of the published sweeps, for networks of eight slices."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CutNetwork:
-    """A network in pieces.
+    """A network in slices.
 
     Args:
-        pieces: Its parts.
+        slices: Its parts.
         shapes: Input and output shapes of each.
     """
 
-    pieces: tuple[PartSpec, ...]
-    shapes: tuple[PieceShapes, ...]
+    slices: tuple[PartSpec, ...]
+    shapes: tuple[SliceShapes, ...]
 
     @classmethod
-    def create(cls, pieces: Sequence[PartSpec], image_size: int) -> CutNetwork:
-        """The network of these pieces, which is built and run once, without weights and memory.
+    def create(cls, slices: Sequence[PartSpec], image_size: int) -> CutNetwork:
+        """The network of these slices, which is built and run once, without weights and memory.
 
         Raises:
-            InputError: If a piece cannot be built or run, or its shapes are not the declared ones.
+            InputError: If a slice cannot be built or run, or its shapes are not the declared ones.
         """
-        return cls(tuple(pieces), piece_shapes(pieces, image_size))
+        return cls(tuple(slices), slice_shapes(slices, image_size))
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
-    """A sweep: two networks in pieces, the gaps between them and the stitchers to try.
+    """A sweep: two networks in slices, the gaps between them and the stitchers to try.
 
     Args:
         name: The stem of its file, with which the names of its jobs' folders begin.
-        source: Pieces of the network with the first blocks: a stem, the rest of its stage, then alternately a
-            down-sampling piece and the rest of its stage.
-        destination: Pieces of the network with the last blocks, in the same order.
-        gaps: The pieces to leave out.
+        source: Slices of the network with the first blocks: a stem, the rest of its stage, then alternately a
+            down-sampling slice and the rest of its stage.
+        destination: Slices of the network with the last blocks, in the same order.
+        gaps: The slices to leave out.
         stitchers: The stitchers to try in each gap.
         job: All other keys of the file, for every job.
     """
@@ -143,13 +143,9 @@ class SweepConfig:
         Raises:
             InputError: If the file cannot be used; the message begins with the file, the line and the key.
         """
-        content = read_settings_file(path)
-        train, changes = of_training(changes)
-        own = content.get("train_config") or {}
-        if train and isinstance(own, Mapping):  # parsing reports anything else, with its place
-            changes["train_config"] = {**own, **train}
+        content = override(read_settings_file(path), changes)
         with naming(path):
-            return cls.parse({**content, **changes}, Path(path).stem)
+            return cls.parse(content, Path(path).stem)
 
     @classmethod
     def parse(cls, content: Mapping[str, object], name: str) -> SweepConfig:
@@ -162,11 +158,11 @@ class SweepConfig:
             raise InputError("a sweep has either stages, or src_stages and dest_stages; set one of the two")
         keys = ("stages",) if "stages" in content else ("src_stages", "dest_stages")
         file = parse(SweepFile, content)
-        pieces = [_pieces(getattr(file, key), key) for key in keys]
+        slices = [_slices(getattr(file, key), key) for key in keys]
         others = {key: value for key, value in content.items() if key not in SWEEP_KEYS}
-        job = JobConfig.parse({"assembly": [{spec.name: spec.arguments} for spec in pieces[0]], **others})
+        job = JobConfig.parse({"assembly": [{spec.name: spec.arguments} for spec in slices[0]], **others})
         image_size = job.train_config.resolved_tasks[0].data_preprocessing.image_size
-        networks = [CutNetwork.create(specs, image_size) for specs in pieces]
+        networks = [CutNetwork.create(specs, image_size) for specs in slices]
         stitchers = file.stitchers or DEFAULT_STITCHERS
         for number, stitcher in enumerate(stitchers):
             if stitcher not in (FINETUNE, *STITCHERS):
@@ -179,10 +175,10 @@ class SweepConfig:
 
     def _check_gaps(self) -> None:
         for number, gap in enumerate(self.gaps):
-            last = len(self.source.pieces) - 1, len(self.destination.pieces) - 1
+            last = len(self.source.slices) - 1, len(self.destination.slices) - 1
             if gap.first > last[0] or gap.last >= last[1]:
                 raise InputError(
-                    f"gaps[{number}]: [{gap}] leaves no piece of a network; the source has pieces 0 to {last[0]}, the "
+                    f"gaps[{number}]: [{gap}] leaves no slice of a network; the source has slices 0 to {last[0]}, the "
                     f"destination 0 to {last[1]}"
                 )
 
@@ -201,7 +197,7 @@ class SweepConfig:
         return seed
 
 
-def _pieces(parts: Sequence[object] | None, key: str) -> list[PartSpec]:
+def _slices(parts: Sequence[object] | None, key: str) -> list[PartSpec]:
     if parts is None:
         raise InputError(f"{key} is missing; a sweep has either stages, or src_stages and dest_stages")
     return [PartSpec.parse(part, f"{key}[{number}]") for number, part in enumerate(parts)]

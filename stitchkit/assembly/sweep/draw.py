@@ -93,7 +93,7 @@ def draw_heat_map(rows: pd.DataFrame, path: Path) -> None:
     _write_values(axes, table, image)
     axes.set_xticks(range(len(gaps)), [_gap_label(final, gap) for gap in gaps])
     axes.set_yticks(range(len(adapters)), [_readable(name) for name in adapters])
-    axes.set_xlabel("pieces left out, and ↓ the down-samplings\nthat the configuration counts among them")
+    axes.set_xlabel("slices left out, and ↓ the down-samplings\nthat the configuration counts among them")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes, label="test accuracy (%)", pad=0.02)

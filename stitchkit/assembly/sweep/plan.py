@@ -88,7 +88,7 @@ def _uncut(config: SweepConfig) -> list[PlannedJob]:
         PlannedJob(
             f"test-{config.name}-uncut-{name}",
             {"arch": config.name, "uncut": name},
-            {**_job(config, _frozen(network.pieces, True)), **_own_preprocessing(config, network), "test_only": True},
+            {**_job(config, _frozen(network.slices, True)), **_own_preprocessing(config, network), "test_only": True},
         )
         for name, network in zip(UNCUT, networks, strict=False)
     ]
@@ -102,7 +102,7 @@ def _own_preprocessing(config: SweepConfig, network: CutNetwork) -> dict[str, ob
     train = config.train
     images = train.get("data_preprocessing") or {}
     assert isinstance(images, Mapping), "the file was checked"
-    arguments = network.pieces[0].arguments
+    arguments = network.slices[0].arguments
     known = timm.get_pretrained_cfg(str(arguments.get("model_name")), allow_unregistered=True)
     if arguments.get("backend", "timm") != "timm" or known is None or "mean" in images or "std" in images:
         return {}
@@ -115,39 +115,39 @@ def _job(config: SweepConfig, parts: Sequence[PartSpec]) -> dict[str, object]:
 
 
 def _stitched(config: SweepConfig, gap: Gap, name: str) -> tuple[list[PartSpec], list[PartSpec], list[PartSpec]]:
-    """The source's pieces, the adapter and the destination's pieces."""
+    """The source's slices, the adapter and the destination's slices."""
     stitcher = STITCHERS[name]
     given = config.source.shapes[gap.first - 1].gives
     taken = config.destination.shapes[gap.last + 1].takes
-    assert given is not None, "a gap comes after a piece"
-    assert taken is not None, "a gap comes before a piece"
+    assert given is not None, "a gap comes after a slice"
+    assert taken is not None, "a gap comes before a slice"
     adapter = stitcher.parts(given, taken, gap.num_downsamples)
-    after = list(config.destination.pieces[gap.last + 1 :])
+    after = list(config.destination.slices[gap.last + 1 :])
     if stitcher.keeps_size:
-        # An assembly resizes to declared sizes; without them, later pieces run at the source's size.
-        after = [without_sizes(piece, "in_format", "out_format") for piece in after]
-    return list(config.source.pieces[: gap.first]), adapter, after
+        # An assembly resizes to declared sizes; without them, later slices run at the source's size.
+        after = [without_sizes(spec, "in_format", "out_format") for spec in after]
+    return list(config.source.slices[: gap.first]), adapter, after
 
 
 def _finetuned(config: SweepConfig, gap: Gap) -> list[PartSpec]:
-    """The rest of the networks and the down-sampling pieces inside the gap, all trained.
+    """The rest of the networks and the down-sampling slices inside the gap, all trained.
 
     Raises:
-        DoesNotApply: If a piece does not accept the output of the previous one.
+        DoesNotApply: If a slice does not accept the output of the previous one.
     """
-    # Pieces alternate between down-sampling and the rest of a stage, so those with even numbers down-sample.
+    # Slices alternate between down-sampling and the rest of a stage, so those with even numbers down-sample.
     kept = [number for number in range(gap.first, gap.last + 1) if number % 2 == 0]
-    numbers = [*kept, *range(gap.last + 1, len(config.destination.pieces))]
+    numbers = [*kept, *range(gap.last + 1, len(config.destination.slices))]
     given = config.source.shapes[gap.first - 1].gives
     for number in numbers:
         takes, gives = config.destination.shapes[number]
-        assert given is not None, "only the last piece gives no map"
-        assert takes is not None, "only the first piece takes an image"
+        assert given is not None, "only the last slice gives no map"
+        assert takes is not None, "only the first slice takes an image"
         if given.converted_to(takes) != takes:
-            raise DoesNotApply(f"piece {number} takes {takes}, but the previous piece returns {given}")
+            raise DoesNotApply(f"slice {number} takes {takes}, but the previous slice returns {given}")
         given = gives
     return _frozen(
-        [*config.source.pieces[: gap.first], *(config.destination.pieces[number] for number in numbers)], False
+        [*config.source.slices[: gap.first], *(config.destination.slices[number] for number in numbers)], False
     )
 
 

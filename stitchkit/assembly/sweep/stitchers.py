@@ -15,7 +15,7 @@ from stitchkit.assembly.parts.spec import PartSpec
 from stitchkit.networks.layout import NAMES, Layout
 
 FINETUNE = "finetune"
-"""The stitcher without an adapter, which trains all remaining pieces."""
+"""The stitcher without an adapter, which trains all remaining slices."""
 
 
 class DoesNotApply(Exception):
@@ -42,7 +42,7 @@ class Stitcher:
 
     Args:
         unit: The kind of the units of its adapter: `linear`, `linear_relu`, `conv3x3`, `bottleneck` or `block`.
-        resize: `never` (later pieces run at the source's size), `before` or `after` a unit, or by its `stride`.
+        resize: `never` (later slices run at the source's size), `before` or `after` a unit, or by its `stride`.
     """
 
     unit: str
@@ -50,15 +50,15 @@ class Stitcher:
 
     @property
     def keeps_size(self) -> bool:
-        """Whether the destination's pieces run at the source's size."""
+        """Whether the destination's slices run at the source's size."""
         return self.resize == "never"
 
     def parts(self, source: Layout, destination: Layout, num_downsamples: int) -> list[PartSpec]:
-        """The adapter between two pieces: a chain of trainable parts.
+        """The adapter between two slices: a chain of trainable parts.
 
         Args:
-            source: Full layout of the output of the last piece before the gap.
-            destination: Full layout of the input of the first piece after the gap.
+            source: Full layout of the output of the last slice before the gap.
+            destination: Full layout of the input of the first slice after the gap.
             num_downsamples: Number of times that the gap halves the map, and of units in the chain, at least one.
 
         Raises:

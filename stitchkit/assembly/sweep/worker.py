@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stitchkit.engine.lock import is_held
+from stitchkit.engine.recovery import AUTO, TRAIN_LOCK
 from stitchkit.errors import InputError, Stopped
 from stitchkit.files import opened
 
@@ -76,7 +77,7 @@ class JobFolder:
     @property
     def is_running(self) -> bool:
         """Whether a process runs it now, perhaps one that outlived a killed sweep."""
-        return is_held(self.checkpoints / ".train.lock")
+        return is_held(self.checkpoints / TRAIN_LOCK)
 
     def has_begun(self) -> bool:
         """Whether a run of any seed has left files that must not be mixed with those of other settings."""
@@ -136,10 +137,9 @@ class SweepJob:
         from stitchkit.assembly.config.job import JobConfig
         from stitchkit.assembly.train.checkpoint import JobCheckpoints
         from stitchkit.assembly.train.run import run_job
-        from stitchkit.engine.recovery import AUTO
 
         folder, settings = self.folder, self.folder.path / "config.yml"
-        wanted = JobConfig.load(settings)
+        keep = JobConfig.load(settings).save_checkpoints
         # An interrupted job resumes from checkpoints, even if the user does not want to keep them.
         changes: dict[str, object] = {
             "save_checkpoints": True, "save_dir": str(folder.checkpoints), "metrics_output": str(folder.result)
@@ -149,10 +149,10 @@ class SweepJob:
         # Only with a checkpoint, because resume_from would override the file's load_from.
         if JobCheckpoints(folder.checkpoints).candidates():
             changes["resume_from"] = AUTO
-        run_job(wanted.override(**changes), settings)
+        run_job(JobConfig.load(settings, **changes), settings)
         # Only the first rank saves, and others may finish earlier.
         if _is_primary():
-            remove_checkpoints(folder, wanted.save_checkpoints)
+            remove_checkpoints(folder, keep)
 
 
 def remove_checkpoints(folder: JobFolder, are_wanted: bool) -> None:

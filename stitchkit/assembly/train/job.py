@@ -35,7 +35,7 @@ _RESULT = "result.pkl"
 
 
 @dataclass(frozen=True)
-class Places:
+class JobPaths:
     """The places of a job's files: the folder of its checkpoints, its pickled result, its resolved settings."""
 
     folder: Path
@@ -48,7 +48,7 @@ class Places:
         return self.result.with_name("metadata.yml")
 
 
-def places_of(config: JobConfig, source: Path | None) -> Places:
+def job_paths(config: JobConfig, source: Path | None) -> JobPaths:
     """The places of a job's files; the file that it was read from is never overwritten.
 
     Raises:
@@ -64,7 +64,7 @@ def places_of(config: JobConfig, source: Path | None) -> Places:
         raise InputError(f"'{settings}' belongs to another result; choose another --metrics-output")
     if source is not None and source.resolve() == settings.resolve():
         settings = result.with_suffix(".yml")
-    return Places(folder, result, settings)
+    return JobPaths(folder, result, settings)
 
 
 @dataclass
@@ -77,10 +77,10 @@ class Job:
     trainer: Trainer | None
     metadata: dict[str, object]
     world: World
-    places: Places
+    paths: JobPaths
 
 
-def open_job(config: JobConfig, world: World, source: Path | None, places: Places) -> Job:
+def open_job(config: JobConfig, world: World, source: Path | None, paths: JobPaths) -> Job:
     """Open the data, build the network and its trainer; errors name the file that the job was read from.
 
     Raises:
@@ -97,8 +97,8 @@ def open_job(config: JobConfig, world: World, source: Path | None, places: Place
         cost = _cost(network, data)
         network.to(world.device)
         task = _task(config, network, data, world)
-        trainer = None if config.test_only else _trainer(config, task, data, world, places)
-    return Job(config, network, data, trainer, {**cost, **_about(data, world)}, world, places)
+        trainer = None if config.test_only else _trainer(config, task, data, world, paths)
+    return Job(config, network, data, trainer, {**cost, **_about(data, world)}, world, paths)
 
 
 def _building(config: JobConfig) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def _task(config: JobConfig, network: nn.Module, data: list[TaskData], world: Wo
     return JobTask(network, losses, further, device=world.device)
 
 
-def _trainer(config: JobConfig, task: JobTask, data: list[TaskData], world: World, places: Places) -> Trainer:
+def _trainer(config: JobConfig, task: JobTask, data: list[TaskData], world: World, paths: JobPaths) -> Trainer:
     train = config.train_config
     parameters = [parameter for parameter in task.network.parameters() if parameter.requires_grad]
     if not parameters:
@@ -165,7 +165,7 @@ def _trainer(config: JobConfig, task: JobTask, data: list[TaskData], world: Worl
         )
     trainer = Trainer(
         task=task, loader=loader, optimizer=optimizer, schedule=create_schedule(train, optimizer), settings=settings,
-        world=world, folder=places.folder,
+        world=world, folder=paths.folder,
     )  # fmt: skip
     trainer.setup_ema()
     trainer.prepare_distributed(find_unused=bool(unused))

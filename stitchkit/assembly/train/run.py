@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from stitchkit.assembly.config.job import WRITTEN, JobConfig
 from stitchkit.assembly.config.optim import JobSchedule
 from stitchkit.assembly.train.checkpoint import JobCheckpoints, load_weights, resume
 from stitchkit.assembly.train.classes import check_origins
-from stitchkit.assembly.train.job import Job, Places, deterministic, open_job, places_of
+from stitchkit.assembly.train.job import Job, JobPaths, deterministic, job_paths, open_job
 from stitchkit.assembly.train.result import Row, Trajectory, check_pandas, update_metadata
 from stitchkit.assembly.train.task import JobTask
 from stitchkit.assembly.train.testing import Exam
@@ -46,34 +47,34 @@ def run_job(config: JobConfig, source: str | Path | None = None) -> Path:
     """
     check_pandas()
     source = None if source is None else Path(source)
-    places = places_of(config, source)
-    files = JobCheckpoints(places.folder)
+    paths = job_paths(config, source)
+    files = JobCheckpoints(paths.folder)
     with (
-        entered(places.folder / TRAIN_LOCK, config.device, flag="-o") as world,
-        made(places.result.parent, "-o"),
+        entered(paths.folder / TRAIN_LOCK, config.device, flag="-o") as world,
+        made(paths.result.parent, "-o"),
         deterministic(config.deterministic),
     ):
-        config = _find_resume(config, files, places, world)
-        job = open_job(config, world, source, places)
-        with launched(places.folder, world):
+        config = _find_resume(config, files, paths, world)
+        job = open_job(config, world, source, paths)
+        with launched(paths.folder, world):
             _run(job, files)
-    return places.result
+    return paths.result
 
 
-def _find_resume(config: JobConfig, files: JobCheckpoints, places: Places, world: World) -> JobConfig:
+def _find_resume(config: JobConfig, files: JobCheckpoints, paths: JobPaths, world: World) -> JobConfig:
     """The job with a file, or None if there is none yet, in place of `resume_from: auto`.
 
     Raises:
         InputError: If it would overwrite another job's result or checkpoints.
     """
     found, _ = find_resume(config.resume_from, files, world, only="test" if config.test_only else "")
-    if places.result.exists() and (config.test_only or not found):
+    if paths.result.exists() and (config.test_only or not found):
         raise InputError(
-            f"'{places.result}' exists, so this job is done; choose another -o or --metrics-output, or remove it"
+            f"'{paths.result}' exists, so this job is done; choose another -o or --metrics-output, or remove it"
         )
     if not config.test_only:
         check_unused(files, found, flag="-o")
-    return config if found == config.resume_from else config.override(resume_from=found)
+    return replace(config, resume_from=found)
 
 
 def _run(job: Job, files: JobCheckpoints) -> None:
@@ -83,13 +84,13 @@ def _run(job: Job, files: JobCheckpoints) -> None:
     if world.is_primary:
         files.clear()
         settings = {key: value for key, value in config.to_dict().items() if key not in WRITTEN}
-        write_text(job.places.settings, settings_text(settings))
-        update_metadata(job.places.metadata, job.metadata)
+        write_text(job.paths.settings, settings_text(settings))
+        update_metadata(job.paths.metadata, job.metadata)
     options = None
     if config.project:
         options = {"project": config.project, "entity": config.entity, "group": config.group, "id": config.id}
         options["resume"] = "allow" if config.id else None
-    tracking = Tracking(job.places.folder, world, config.to_dict(), options=options)
+    tracking = Tracking(job.paths.folder, world, config.to_dict(), options=options)
 
     def add(row: Row) -> None:
         if not world.is_primary:
@@ -111,7 +112,7 @@ def _run(job: Job, files: JobCheckpoints) -> None:
     if world.is_primary:
         trajectory.close()
     tracking.finish()
-    _logger.info("done; the result is %s", job.places.result)
+    _logger.info("done; the result is %s", job.paths.result)
 
 
 def _is_saved(config: JobConfig, row: Row) -> bool:
@@ -141,9 +142,9 @@ def _begin(job: Job, files: JobCheckpoints) -> tuple[int, Position | None, Traje
         _logger.info(
             "%d epochs of %d steps, learning rate %.3g, %d of %d parameters train, into %s",
             config.train_config.epochs, job.trainer.updates_per_epoch, job.trainer.rate,
-            job.metadata["num_trainable_params"], job.metadata["num_params"], job.places.folder,
+            job.metadata["num_trainable_params"], job.metadata["num_params"], job.paths.folder,
         )  # fmt: skip
-    return start, position, Trajectory(job.places.result, [] if config.test_only else rows)
+    return start, position, Trajectory(job.paths.result, [] if config.test_only else rows)
 
 
 def _train(
