@@ -19,11 +19,11 @@ from stitchkit.distributed import World, gather_over_ranks
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.precision import Autocast
-from stitchkit.engine.progress import progress
 from stitchkit.engine.signals import StopSignals
 from stitchkit.engine.training_state import gather_within, training_state
 from stitchkit.errors import InputError, Stopped
 from stitchkit.measure.evaluate import Score, evaluate_stitch
+from stitchkit.progress import progress
 
 SaveWithin = Callable[[int, Position, Mapping[str, object]], Path]
 """Writes the state within an epoch, given with the epoch's number and the position; the file."""

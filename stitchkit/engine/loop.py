@@ -21,10 +21,10 @@ from stitchkit.distributed import World
 from stitchkit.engine.epoch_state import Batches, Position
 from stitchkit.engine.gradients import GradientReducer
 from stitchkit.engine.precision import Autocast, create_precision
-from stitchkit.engine.progress import progress
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.engine.task import Task
 from stitchkit.files import replacing
+from stitchkit.progress import progress
 
 _logger = logging.getLogger(__name__)
 

@@ -8,29 +8,26 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from timm.utils import distribute_bn
 from torch import nn
 
 from stitchkit.data.loaders import without_padding
 from stitchkit.data.unreadable import report
-from stitchkit.distributed import World, from_primary
+from stitchkit.distributed import from_primary
 from stitchkit.engine.epochs import score
-from stitchkit.engine.progress import progress
-from stitchkit.errors import InputError, one_line
-from stitchkit.files import write_text
+from stitchkit.errors import InputError
 from stitchkit.measure.evaluate import Score, Tally
 from stitchkit.measure.ledger import Ledger
+from stitchkit.measure.ledger_origin import LATENCIES, changed, origin_file, origin_of, read_origin, write_origin
 from stitchkit.measure.partial_sums import PartialSums
 from stitchkit.measure.profile import Profiler
 from stitchkit.measure.recalibrate import recalibrate
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
-from stitchkit.settings.recipe import Recipe
+from stitchkit.progress import progress
 from stitchkit.train.checkpoint import load_weights
 from stitchkit.train.network import uncompiled
 from stitchkit.train.session import Session
@@ -38,18 +35,7 @@ from stitchkit.train.session import Session
 _logger = logging.getLogger(__name__)
 
 LEDGER = "stitches_res.txt"
-_LATENCIES = "latencies"
 _MIB = 2**20
-
-# Settings that change the figures of a ledger, which then is not continued.
-_SETTINGS = (
-    *("dataset", "val_split", "class_map", "input_key", "target_key", "val_num_samples", "num_classes", "img_size"),
-    *("crop_pct", "interpolation", "mean", "std", "amp", "amp_dtype", "channels_last", "model_ema"),
-    *("recalibrate_bn", "in_chans", "input_size", "input_img_mode", "gp", "bn_eps", "fast_norm", "model_dtype"),
-)
-
-# Settings that change recomputed statistics of batch norms.
-_CALIBRATION = ("batch_size", "validation_batch_size", "train_split", "train_num_samples", "seed", "dist_bn")
 
 
 def evaluate_stitches(session: Session) -> None:
@@ -67,7 +53,7 @@ def evaluate_stitches(session: Session) -> None:
         _logger.info("%s", json.dumps(figures))
         return
     wanted = model.space.select(recipe.run.eval_stitches) if recipe.run.eval_stitches else range(len(model.space))
-    origin = _origin(recipe, session.world, digest)
+    origin = origin_of(recipe, digest, ranks=session.world.size)
     ledgers: list[Ledger] = []  # one, on the primary rank; other machines may not see the file
 
     def find_missing() -> list[int]:
@@ -141,32 +127,14 @@ def _recalibrated(session: Session, cfg_id: int | None) -> nn.Module:
     return net
 
 
-def _origin(recipe: Recipe, world: World, weights_sha256: str) -> dict[str, object]:
-    """All that the figures of an evaluation depend on."""
-    settings = recipe.flat()
-    data = Path(recipe.data.data_dir or "").resolve()
-    weights = {"weights_sha256": weights_sha256, "data_dir": str(data)}
-    origin: dict[str, object] = weights | {key: settings[key] for key in _SETTINGS}
-    if recipe.run.recalibrate_bn:
-        origin |= {key: settings[key] for key in _CALIBRATION} | {"ranks": world.size}
-    return origin
-
-
 def _open_ledger(session: Session, model: SNNet, origin: Mapping[str, object]) -> Ledger:
     """The ledger to continue, if it was made of the same weights on the same data."""
     path = session.folder / LEDGER
     ledger = Ledger(path, model.space, uncompiled(model)(Profiler(model).cost))
-    origin_path = path.with_suffix(".yaml")
-    before = _check_origin(path, origin, origin_path) if ledger.rows else {}
+    before = _check_origin(path, origin) if ledger.rows else {}
     session.save_settings("eval_args.yaml")
-    _write_origin(origin_path, origin, before.get(_LATENCIES))
+    write_origin(path, origin, before.get(LATENCIES))
     return ledger
-
-
-def _write_origin(path: Path, origin: Mapping[str, object], latencies: object) -> None:
-    """Write the settings that the figures depend on, and how latencies were measured where they were."""
-    measured = {} if latencies is None else {_LATENCIES: latencies}
-    write_text(path, yaml.safe_dump({**origin, **measured}, sort_keys=False))
 
 
 def _add_latencies(batch_size: int, model: SNNet, ledger: Ledger, origin: Mapping[str, object]) -> None:
@@ -181,29 +149,22 @@ def _add_latencies(batch_size: int, model: SNNet, ledger: Ledger, origin: Mappin
     with uncompiled(model):
         said = add_latencies(ledger.rows, model, batch_size=batch_size)
     ledger.rewrite()
-    _write_origin(ledger.path.with_suffix(".yaml"), origin, said)
+    write_origin(ledger.path, origin, said)
     _logger.info("%s", said)
 
 
-def _check_origin(path: Path, origin: Mapping[str, object], origin_path: Path) -> dict[str, Any]:
+def _check_origin(path: Path, origin: Mapping[str, object]) -> dict[str, object]:
     """The settings that a ledger was measured with.
 
     Raises:
         InputError: If they are not known, or figures were measured with other weights or settings than now.
     """
     advice = "choose another --experiment or move the file away"
-    if not origin_path.exists():
+    if not origin_file(path).exists():
         raise InputError(
-            f"result file '{path}' has no '{origin_path.name}' beside it that says how it was made; {advice}"
+            f"result file '{path}' has no '{origin_file(path).name}' beside it that says how it was made; {advice}"
         )
-    # A ledger may be older than some settings, which had their defaults then.
-    try:
-        before: dict[str, Any] = Recipe().flat() | yaml.safe_load(origin_path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
-        raise InputError(
-            f"'{origin_path}', which says how '{path}' was made, cannot be read: {one_line(error)}; {advice}"
-        ) from error
-    for key, value in origin.items():
-        if before.get(key) != value:
-            raise InputError(f"result file '{path}' was measured with {key} {before.get(key)}, now {value}; {advice}")
+    before = read_origin(path, advice=advice)
+    if key := changed(before, origin):
+        raise InputError(f"result file '{path}' was measured with {key} {before.get(key)}, now {origin[key]}; {advice}")
     return before

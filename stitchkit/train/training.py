@@ -15,13 +15,13 @@ from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.epochs import TrainedEpoch, check_finite, score, train_epochs
 from stitchkit.engine.gradients import GradientReducer
 from stitchkit.engine.loop import Trainer, count_updates, seed_epoch
-from stitchkit.engine.progress import progress
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.engine.tracking import Tracking
 from stitchkit.engine.training_state import restore_position, training_state
 from stitchkit.measure.evaluate import Score
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
+from stitchkit.progress import progress
 from stitchkit.settings.recipe import Recipe
 from stitchkit.train.checkpoint import Checkpoints, header, load_weights, restore
 from stitchkit.train.optim import create_optimizer, create_schedule, learning_rate

@@ -26,6 +26,7 @@ FLOORS = {
     "stitchkit/cli.py": 1,
     "stitchkit/__main__.py": 1,
     "stitchkit/distributed.py": 1,
+    "stitchkit/progress.py": 1,
     "stitchkit/routes": 1,
     "stitchkit/settings": 2,
     "stitchkit/networks": 3,

@@ -189,7 +189,7 @@ def test_hostile_files_of_a_sweep(images, made, tmp_path, capsys):
     for content in (pickle.dumps(Hostile(made)), b""):
         result.write_bytes(content)
         assert main(["sweep-report", str(tmp_path / "out")]) == 2
-        assert "is no table of results" in capsys.readouterr().err
+        assert "is not a table of results" in capsys.readouterr().err
     result.write_text("Epoch,Overall/digits/Test Accuracy\n0,0.5\n")
     result.with_suffix(".pkl").write_bytes(pickle.dumps(Hostile(made)))
     assert main(["sweep-report", str(tmp_path / "out")]) == 0
@@ -251,15 +251,12 @@ READING = {
 READERS = {
     "stitchkit/settings/files.py": test_hostile_files_of_other_commands,
     "stitchkit/assembly/sweep/report.py": test_hostile_files_of_a_sweep,
-    "stitchkit/assembly/train/result.py": test_hostile_files_of_a_sweep,
     "stitchkit/measure/ledger.py": test_hostile_files_of_other_commands,
     "stitchkit/measure/partial_sums.py": test_hostile_files_beside_a_ledger,
     "stitchkit/networks/weights.py": test_hostile_checkpoints,
     "stitchkit/ship/stitch_files.py": test_a_hostile_export,
     "stitchkit/ship/hub.py": test_hostile_files_of_a_hub_folder,
     "stitchkit/ship/report.py": test_hostile_files_that_pages_and_exports_read,
-    "stitchkit/ship/trained_snnet.py": test_hostile_files_that_pages_and_exports_read,
-    "stitchkit/train/evaluation.py": test_hostile_files_beside_a_ledger,
     "stitchkit/data/timm_readers.py": test_a_hostile_card_of_a_data_set,
     "stitchkit/train/summary.py": test_a_hostile_summary_does_not_stop_a_run_that_resumes,
     "stitchnet/journal.py": test_a_hostile_journal_of_a_composition,
