@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -13,12 +13,9 @@ import torch
 from timm.utils import distribute_bn
 from torch import nn
 
-from stitchkit.data.loaders import without_padding
-from stitchkit.data.unreadable import report
 from stitchkit.distributed import from_primary
-from stitchkit.engine.epochs import score
 from stitchkit.errors import InputError
-from stitchkit.measure.evaluate import Score, Tally
+from stitchkit.measure.evaluate import Score, batches_of, evaluate, evaluate_stitch
 from stitchkit.measure.ledger import Ledger
 from stitchkit.measure.ledger_origin import LATENCIES, changed, origin_file, origin_of, read_origin, write_origin
 from stitchkit.measure.partial_sums import PartialSums
@@ -26,8 +23,6 @@ from stitchkit.measure.profile import Profiler
 from stitchkit.measure.recalibrate import recalibrate
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
-from stitchkit.networks.mode import evaluating
-from stitchkit.progress import progress
 from stitchkit.train.checkpoint import load_weights
 from stitchkit.train.network import uncompiled
 from stitchkit.train.session import Session
@@ -61,9 +56,12 @@ def evaluate_stitches(session: Session) -> None:
         return [cfg_id for cfg_id in wanted if cfg_id in ledgers[0].missing]
 
     missing, last = from_primary(session.world, find_missing), len(model.space) - 1
-    scores = _in_one_pass(session, model, missing, origin)
     if recipe.run.recalibrate_bn:  # statistics of norms differ from route to route, so no work is common
-        scores = ((cfg_id, _score_alone(session, cfg_id, f"stitch {cfg_id}/{last}")) for cfg_id in missing)
+        scores: Iterable[tuple[int, Score]] = (
+            (cfg_id, _score_alone(session, cfg_id, f"stitch {cfg_id}/{last}")) for cfg_id in missing
+        )
+    else:
+        scores = _in_one_pass(session, model, missing, origin)
     for cfg_id, found in scores:
         for ledger in ledgers:
             ledger.append(cfg_id, found._asdict())
@@ -84,35 +82,30 @@ def _in_one_pass(
         return
     world, run, loader = session.world, session.recipe.run, session.loaders.validation
     one_pass = OnePass(model, cfg_ids, memory=run.eval_memory and run.eval_memory * _MIB)
-    tally = Tally(len(cfg_ids), world.device)
+
+    def logits(images: torch.Tensor) -> list[torch.Tensor]:
+        found = one_pass(images)
+        return [found[cfg_id] for cfg_id in cfg_ids]
+
     data = session.recipe.data
     batch_size = data.validation_batch_size or data.batch_size
     of = {**origin, "cfg_ids": list(cfg_ids), "world_size": world.size, "batch_size": batch_size}
     partial = PartialSums(session.folder / f"{LEDGER}.part{world.rank}", of)
-    done = partial.restore(tally.sums)
-    batches = progress(
-        without_padding(loader, world), world, f"{len(cfg_ids)} stitches", unit="batch", total=len(loader)
-    )
-    with evaluating(model), torch.no_grad():
-        for number, (images, labels) in enumerate(batches):
-            if number < done:  # read, not skipped: what a loader makes of an image may depend on those before
-                continue
-            with session.autocast():
-                logits = one_pass(images)
-            for row, cfg_id in enumerate(cfg_ids):
-                tally.add(row, logits[cfg_id], labels)
-            partial.save(tally.sums, number + 1)
-    report(loader.dataset)
-    yield from zip(cfg_ids, tally.scores(), strict=True)
+    scores = evaluate(
+        model, logits, batches_of(loader, world, f"{len(cfg_ids)} stitches"),
+        device=world.device, autocast=session.autocast, count=len(cfg_ids), partial=partial,
+    )  # fmt: skip
+    yield from zip(cfg_ids, scores, strict=True)
     partial.remove()  # only now: the ledger has all rows
 
 
 def _score_alone(session: Session, cfg_id: int | None, what: str) -> Score:
     """Score of one stitch, recalibrated where that is asked for, or of the plain model."""
-    autocast, net = session.autocast, session.model
+    world, net = session.world, session.model
     if session.recipe.run.recalibrate_bn:
         net, cfg_id = _recalibrated(session, cfg_id), None
-    return score(net, session.loaders.validation, session.world, what, autocast=autocast, cfg_id=cfg_id)
+    batches = batches_of(session.loaders.validation, world, what)
+    return evaluate_stitch(net, cfg_id, batches, device=world.device, autocast=session.autocast)
 
 
 def _recalibrated(session: Session, cfg_id: int | None) -> nn.Module:
