@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from typing import TextIO
 
 from stitchkit.errors import InputError, Stopped, unknown
-from stitchkit.parser import Parser, add_commands, flags_of
+from stitchkit.parser import Parser, add_commands, flags_of, usage_of
 
 # The errors of a write to a full disk, which name no file.
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -79,7 +79,7 @@ def _run(arguments: Sequence[str] | None) -> int:
                 unknown("flag", rest[0].split("=")[0], flags_of(parser))
                 if is_flag
                 else InputError(
-                    f"'{rest[0]}' is an unexpected argument; give one DATA folder, and a value after each flag"
+                    f"'{rest[0]}' is an unexpected argument; write {usage_of(parser)}, and a value after each flag"
                 )
             )
         command(flags)

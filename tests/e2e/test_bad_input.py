@@ -130,7 +130,8 @@ def test_wrong_settings(capsys, images, config, tmp_path):
 
 def test_mistakes_on_the_command_line(capsys, images, config):
     assert "did you mean '--stitch_config'" in refused(capsys, "train", images, "--stich_config", "x.json")
-    assert "is an unexpected argument" in refused(capsys, "train", images, "more", "--model", "x")
+    assert "argument; write stitchkit train DATA," in refused(capsys, "train", images, "more", "--model", "x")
+    assert "'b' is an unexpected argument; write stitchkit pick LEDGER," in refused(capsys, "pick", "a", "b")
     assert "--epochs" in refused(capsys, "train", images, "--epochs", "many")
     assert "invalid choice" in refused(capsys, "trane", images)
     assert "key=value" in refused(capsys, "train", images, "--model", "x", "--model-kwargs", "depth")
