@@ -375,7 +375,7 @@ def test_no_server_is_asked_unless_a_download_is(tmp_path):
 
 
 def test_a_missing_package_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr("stitchkit.data.sources.find_spec", lambda _: None)
+    monkeypatch.setattr("stitchkit.optional.find_spec", lambda _: None)
     with pytest.raises(InputError, match="pip install datasets"):
         open_dataset("hfds/nobody/nothing", root=tmp_path, split="train")
 
