@@ -1,4 +1,4 @@
-"""Gradients of an SN-Net on several ranks: only those that some rank has are exchanged."""
+"""Gradients of a network of routes on several ranks: only those that some rank has are exchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BUCKET_BYTES = 2**20  # what is larger is worth a message of its own, from wher
 class GradientReducer:
     """Keeps the ranks' copies of a network alike, as DistributedDataParallel does, with fewer bytes.
 
-    A step of an SN-Net touches one route on each rank. DistributedDataParallel sends zeros for all the rest; this
+    A step touches one route on each rank. DistributedDataParallel sends zeros for all the rest; this
     announces which gradients exist, one byte each, and sends those. One that a rank lacks counts as zero, one that all
     lack stays None. It sends them after the backward pass, not during it, so it pays where routes of ranks agree. From
     here on, parameters and buffers are those of the first rank; `buffers` sends its buffers before each step too.

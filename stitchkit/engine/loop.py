@@ -16,7 +16,7 @@ from timm.utils import dispatch_clip_grad, random_seed
 from torch.amp import GradScaler
 from torchvision.utils import save_image
 
-from stitchkit.data.loaders import Loader
+from stitchkit.data.batches import Loader
 from stitchkit.distributed import World
 from stitchkit.engine.epoch_state import Batches, Position
 from stitchkit.engine.gradients import GradientReducer

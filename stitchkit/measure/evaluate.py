@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stitchkit.data.loaders import Batch, Loader, without_padding
+from stitchkit.data.batches import Batch, Loader, without_padding
 from stitchkit.data.unreadable import report
 from stitchkit.distributed import World, sum_over_ranks
 from stitchkit.errors import InputError

@@ -15,7 +15,6 @@ from torch.utils.data import IterableDataset
 
 from stitchkit._version import __version__
 from stitchkit.classes import trained_classes
-from stitchkit.data.loaders import Preparation, create_loaders, open_datasets, preparation
 from stitchkit.distributed import init_world
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger_origin import changed, origin_file, read_origin
@@ -28,6 +27,7 @@ from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.description import FORMAT, Description, portable
 from stitchkit.train.checkpoint_header import check_configuration, check_header, trained_input_size
+from stitchkit.train.data import Preparation, create_loaders, open_datasets, preparation
 from stitchkit.train.network import create_network
 
 _SIZES = ("img_size", "input_size")

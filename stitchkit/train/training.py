@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from stitchkit.data.loaders import Loader, some_images
+from stitchkit.data.batches import Loader, some_images
 from stitchkit.distributed import from_primary
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.epochs import TrainedEpoch, check_finite, train_epochs
@@ -53,7 +53,7 @@ def train(session: Session) -> None:
         return checkpoints.last
 
     def finish(trained: TrainedEpoch) -> None:
-        epoch, loss, stitches = trained.number, trained.loss, trained.position.stitch_losses
+        epoch, loss, stitches = trained.number, trained.loss, trained.position.route_losses
         is_due = epoch + 1 == epochs.stop or (epoch + 1) % recipe.run.val_interval == 0
         scores = _validate(session, trainer, f"epoch {epoch + 1}/{epochs.stop}", trained.after_batch) if is_due else {}
         check_finite(trainer, epoch, [found.loss for found in scores.values()])

@@ -129,6 +129,12 @@ def test_law_11_the_library_imports_no_training():
             assert not any(module.startswith("stitchkit.train") for module in imports(path)), path
 
 
+def test_law_11_the_engine_knows_no_recipes_networks_of_stitches_or_jobs():
+    known = re.compile(r"stitch|cfg_id|SN-?Net|recipe", re.IGNORECASE)
+    for path in (ROOT / "stitchkit/engine").glob("*.py"):
+        assert not known.search(path.read_text().replace("stitchkit", "")), path
+
+
 def test_law_11_files_and_functions_stay_small():
     large = []
     for path in FILES:

@@ -228,7 +228,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(caps
     line = train(capsys, images, config, tmp_path, *flags)
     assert "the loss is" in line
     assert "at step" in line
-    assert "with stitch" in line
+    assert "with route" in line
 
 
 def test_a_diverged_epoch_is_never_saved(capsys, images, config, trained, tmp_path):

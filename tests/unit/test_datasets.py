@@ -15,13 +15,14 @@ from torchvision.transforms import v2
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.train.data import TrainingLoader, open_data
+from stitchkit.data.batches import without_padding
 from stitchkit.data.digits import write_digits
-from stitchkit.data.loaders import open_datasets, without_padding
 from stitchkit.data.sources import Source, open_dataset as open_source
 from stitchkit.data.torchvision_sets import SOURCES
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.settings.flags import make_recipe
+from stitchkit.train.data import open_datasets
 from stitchnet.task import CompositionTask
 from tests import archives
 from tests.support import ROOT
