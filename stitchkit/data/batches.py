@@ -18,14 +18,14 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class DirectLoader:
-    """A loader without timm's prefetcher: its batches come normalised; here they go to the device and are mixed.
+    """A loader without timm's prefetcher: moves normalised batches to the device and mixes them there.
 
     Args:
-        loader: Gives normalised images and labels.
-        device: Where they go.
+        loader: Yields normalised images and labels.
+        device: The device of the batches.
         dtype: Precision of the images.
-        mix: Mixes a batch.
-        max_batches: An epoch ends after so many.
+        mix: Mixes the images and labels of a batch.
+        max_batches: Largest number of batches per epoch.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class DirectLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         for images, labels in islice(self._loader, self._max_batches):
-            # Images in pinned memory go to a GPU while the host prepares the step.
+            # Images in pinned memory are copied to a GPU while the host prepares the step.
             batch = (
                 images.to(self._device, self._dtype, non_blocking=True),
                 labels.to(self._device, non_blocking=True),
@@ -65,24 +65,24 @@ class DirectLoader:
 
 
 Loader: TypeAlias = PrefetchLoader
-"""timm's loader, or what is used like it: a `DirectLoader`, a job's loader over its tasks."""
+"""timm's loader, or one with the same use: a `DirectLoader`, or a job's loader over its tasks."""
 
 
 def without_padding(loader: Loader, world: World, after_batch: Callable[[], None] = lambda: None) -> Iterator[Batch]:
-    """The batches of this rank without the images that timm's sampler adds to make ranks even.
+    """The batches of this rank without the images that timm's sampler adds to make the ranks even.
 
-    Over all ranks every image comes exactly once. Streamed datasets have no such padding: their readers share the
-    images out.
+    Over all ranks, every image comes exactly once. Streamed datasets have no such padding: their readers divide the
+    images among the ranks.
 
     Args:
-        loader: Over a validation split.
-        world: This process.
+        loader: Batches of a validation split.
+        world: This process among all.
         after_batch: Called after each batch, equally often on all ranks; not for streamed datasets.
     """
     if isinstance(loader.dataset, IterableDataset):
         yield from loader
         return
-    # The sampler gives rank r the images r, r + size, ... and begins again at image 0 where ranks would be uneven.
+    # The sampler gives rank r the images r, r + size, ... and starts over at image 0 if ranks would be uneven.
     left = len(range(world.rank, len(loader.dataset), world.size))
     for images, labels in loader:
         if left > 0:

@@ -24,7 +24,7 @@ class Score(NamedTuple):
 
     Args:
         acc1: Top-1 accuracy in percent.
-        acc5: Top-5 accuracy in percent; with fewer than five classes, among all of them.
+        acc5: Top-5 accuracy in percent; with fewer than five classes, all of them count.
         loss: Mean cross-entropy.
         images: Number of images counted.
     """
@@ -36,21 +36,21 @@ class Score(NamedTuple):
 
 
 class Tally:
-    """Sums over images, from which the scores of some networks follow.
+    """Sums over images, which give the scores of several networks.
 
     Args:
         count: Number of networks.
-        device: Where the sums are kept.
+        device: Device of the sums.
     """
 
     def __init__(self, count: int, device: torch.device):
-        # For each network: loss, top-1 hits, top-5 hits, images. They stay on the device: to read one would make the
-        # host wait for every batch. In float64 a sum of millions of losses keeps its digits, whatever the batch size.
+        # For each network: loss, top-1 hits, top-5 hits, images. They stay on the device: reading one would make the
+        # host wait for every batch. In float64, a sum of millions of losses keeps its digits, whatever the batch size.
         self.sums = torch.zeros(count, 4, dtype=torch.float64, device=device)
 
     def add(self, number: int, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """Add the logits `[B, num_classes]` of one network for a batch; images with label -1 are not counted."""
-        logits = logits.float()  # those of autocast have too few digits for a mean of losses
+        logits = logits.float()  # autocast's logits have too few digits for a mean of losses
         hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1)
         self.sums[number] += torch.stack([loss, hits[:, 0].sum(), hits.sum(), (labels >= 0).sum()])
@@ -101,11 +101,11 @@ def evaluate(
     """Accuracy and loss over the batches of all ranks, of one or more networks that judge the same images.
 
     Args:
-        model: What the networks are of; its mode is kept.
+        model: What the networks are of; its mode is restored.
         run: Images `[B, C, H, W]` to the logits `[B, num_classes]` of each network.
-        batches: Images and labels `[B]` of this rank, without padding: every image of the set is in one batch of
-            one rank.
-        device: Where the sums are kept.
+        batches: Images and labels `[B]` of this rank, without padding: every image of the set is in exactly one
+            batch of one rank.
+        device: Device of the sums.
         autocast: Makes the context in which the networks run.
         count: How many networks there are.
         partial: Keeps the sums after each batch, and has those of an evaluation that was killed.

@@ -13,7 +13,7 @@ from stitchkit.settings.recipe import Recipe
 LATENCIES = "latencies"
 """The key under which the file says how latencies were measured, where they were."""
 
-# Settings that change the figures of a ledger, which then is not continued.
+# Settings that change the figures of a ledger, so a ledger with other ones is not continued.
 _SETTINGS = (
     *("dataset", "val_split", "class_map", "input_key", "target_key", "val_num_samples", "num_classes", "img_size"),
     *("crop_pct", "interpolation", "mean", "std", "amp", "amp_dtype", "channels_last", "model_ema"),
@@ -56,7 +56,7 @@ def read_origin(ledger: str | Path, *, advice: str) -> dict[str, object]:
         return Recipe().flat() | read_settings_file(origin_file(ledger))
     except InputError as error:
         raise InputError(
-            f"'{origin_file(ledger)}', which says how '{ledger}' was made, cannot be read: {error}; {advice}"
+            f"'{origin_file(ledger)}', which says how '{ledger}' was measured, cannot be read: {error}; {advice}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""`--eval`: every stitch of trained weights into the ledger."""
+"""`--eval`: evaluate every stitch of trained weights into the ledger."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MIB = 2**20
 def evaluate_stitches(session: Session) -> None:
     """Evaluate every stitch that the ledger lacks, or the plain model.
 
-    All stitches are evaluated in one pass over the images; with `--recalibrate-bn` each has a pass of its own.
+    All stitches are evaluated in one pass over the images; with `--recalibrate-bn`, each has its own pass.
 
     Raises:
         InputError: If the checkpoint or the ledger belongs to something else; both are left as they are.
@@ -56,7 +56,7 @@ def evaluate_stitches(session: Session) -> None:
         return [cfg_id for cfg_id in wanted if cfg_id in ledgers[0].missing]
 
     missing, last = from_primary(session.world, find_missing), len(model.space) - 1
-    if recipe.run.recalibrate_bn:  # statistics of norms differ from route to route, so no work is common
+    if recipe.run.recalibrate_bn:  # norm statistics differ from route to route, so no work is shared
         scores: Iterable[tuple[int, Score]] = (
             (cfg_id, _score_alone(session, cfg_id, f"stitch {cfg_id}/{last}")) for cfg_id in missing
         )
@@ -74,9 +74,9 @@ def evaluate_stitches(session: Session) -> None:
 def _in_one_pass(
     session: Session, model: SNNet, cfg_ids: Sequence[int], origin: Mapping[str, object]
 ) -> Iterator[tuple[int, Score]]:
-    """Score of each stitch; the images are read and moved once for all of them.
+    """The score of each stitch, all from one pass over the images.
 
-    Every rank saves its sums after each batch, so that an evaluation that was killed resumes where it stood.
+    Every rank saves its sums after each batch, from which a killed evaluation resumes.
     """
     if not cfg_ids:
         return
@@ -100,7 +100,7 @@ def _in_one_pass(
 
 
 def _score_alone(session: Session, cfg_id: int | None, what: str) -> Score:
-    """Score of one stitch, recalibrated where that is asked for, or of the plain model."""
+    """The score of one stitch, recalibrated if requested, or of the plain model."""
     world, net = session.world, session.model
     if session.recipe.run.recalibrate_bn:
         net, cfg_id = _recalibrated(session, cfg_id), None
@@ -109,7 +109,7 @@ def _score_alone(session: Session, cfg_id: int | None, what: str) -> Score:
 
 
 def _recalibrated(session: Session, cfg_id: int | None) -> nn.Module:
-    """A copy of one stitch, or of the plain model, with batch-norm statistics of its own."""
+    """A copy of one stitch, or of the plain model, with its own batch-norm statistics."""
     run, loader = session.recipe.run, session.loaders.train
     assert loader is not None, "recalibration opens the training split"
     net = session.model.extract(cfg_id) if isinstance(session.model, SNNet) else copy.deepcopy(session.model)
@@ -121,7 +121,7 @@ def _recalibrated(session: Session, cfg_id: int | None) -> nn.Module:
 
 
 def _open_ledger(session: Session, model: SNNet, origin: Mapping[str, object]) -> Ledger:
-    """The ledger to continue, if it was made of the same weights on the same data."""
+    """The ledger to continue, if it was measured with the same weights on the same data."""
     path = session.folder / LEDGER
     ledger = Ledger(path, model.space, uncompiled(model)(Profiler(model).cost))
     before = _check_origin(path, origin) if ledger.rows else {}
@@ -131,9 +131,9 @@ def _open_ledger(session: Session, model: SNNet, origin: Mapping[str, object]) -
 
 
 def _add_latencies(batch_size: int, model: SNNet, ledger: Ledger, origin: Mapping[str, object]) -> None:
-    """Add the latency of each stitch to the ledger, all of them again: results of separate runs are not comparable.
+    """Measure the latency of every stitch in the ledger again: results of separate runs are not comparable.
 
-    The primary rank alone does this, when the others are done.
+    Only the primary rank does this, after the others have finished.
     """
     if not batch_size or not ledger.rows:
         return
@@ -150,12 +150,12 @@ def _check_origin(path: Path, origin: Mapping[str, object]) -> dict[str, object]
     """The settings that a ledger was measured with.
 
     Raises:
-        InputError: If they are not known, or figures were measured with other weights or settings than now.
+        InputError: If they are unknown, or differ from the present weights or settings.
     """
     advice = "choose another --experiment or move the file away"
     if not origin_file(path).exists():
         raise InputError(
-            f"result file '{path}' has no '{origin_file(path).name}' beside it that says how it was made; {advice}"
+            f"result file '{path}' has no '{origin_file(path).name}' beside it that says how it was measured; {advice}"
         )
     before = read_origin(path, advice=advice)
     if key := changed(before, origin):
