@@ -112,7 +112,7 @@ def test_losses_of_stitches_are_the_means_of_their_steps(monkeypatch):
     for cfg_id, (loss, steps) in position.route_losses.items():
         own = [loss for number, loss in found if number == cfg_id]
         assert (loss, steps) == (pytest.approx(sum(own) / len(own)), len(own))
-    again = Position.from_state(states[4], "position", torch.device("cpu"), steps=8, stitches=99)
+    again = Position.from_state(states[4], "position", torch.device("cpu"), steps=8, routes=99)
     for number, (cfg_id, loss) in enumerate(found[5:], start=5):
         again.window.add(number, cfg_id, torch.tensor(loss))
     again.done = 8
