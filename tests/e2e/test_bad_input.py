@@ -75,7 +75,7 @@ def test_less_than_a_batch(capsys, config, images, tmp_path):
 
 
 def test_more_classes_than_outputs(capsys, config, images, tmp_path):
-    assert "4 classes but the network 3 outputs" in train(capsys, images, config, tmp_path, "--num-classes", "3")
+    assert "4 classes, but the network has 3 outputs" in train(capsys, images, config, tmp_path, "--num-classes", "3")
 
 
 @pytest.mark.parametrize(
