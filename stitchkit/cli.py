@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from typing import TextIO
 
 from stitchkit.errors import InputError, Stopped, unknown
-from stitchkit.parser import Parser, add_commands, flags_of
+from stitchkit.parser import Parser, add_commands, flags_of, usage_of
 
 # Errors of a write to a full disk do not name the file.
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -78,7 +78,9 @@ def _run(arguments: Sequence[str] | None) -> int:
             raise (
                 unknown("flag", rest[0].split("=")[0], flags_of(parser))
                 if is_flag
-                else InputError(f"unexpected argument '{rest[0]}'; give one DATA folder, and a value after each flag")
+                else InputError(
+                    f"unexpected argument '{rest[0]}'; write {usage_of(parser)}, and a value after each flag"
+                )
             )
         command(flags)
     except InputError as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
 from stitchkit.errors import InputError
@@ -17,5 +19,19 @@ def optional(module: str, extra: str, use: str) -> ModuleType:
     try:
         return import_module(module)
     except ImportError as error:
-        name = module.partition(".")[0]
-        raise InputError(f"{use} needs {name}, which is not installed; pip install 'stitchkit[{extra}]'") from error
+        raise _missing([module.partition(".")[0]], extra, use) from error
+
+
+def check_installed(packages: Iterable[str], extra: str, use: str) -> None:
+    """See that packages are there, before time is spent; they are not imported. Those of no extra have `""`.
+
+    Raises:
+        InputError: If one is not installed; the message says what `use` needs it.
+    """
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise _missing(missing, extra, use)
+
+
+def _missing(packages: list[str], extra: str, use: str) -> InputError:
+    verb, what = "is" if len(packages) == 1 else "are", f"'stitchkit[{extra}]'" if extra else " ".join(packages)
+    return InputError(f"{use} needs {', '.join(packages)}, which {verb} not installed; pip install {what}")

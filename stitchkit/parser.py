@@ -71,6 +71,12 @@ def flags_of(parser: argparse.ArgumentParser) -> list[str]:
     return [name for action in parser._actions for name in action.option_strings]
 
 
+def usage_of(parser: argparse.ArgumentParser) -> str:
+    """A command with its arguments, without its flags."""
+    words = [str(action.metavar or action.dest) for action in parser._actions if not action.option_strings]
+    return " ".join([parser.prog, *words])
+
+
 def new_file(path: str) -> Path:
     """The place of a file that a command will write.
 

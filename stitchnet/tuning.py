@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 
-from stitchkit.data.loaders import Batch
+from stitchkit.data.batches import Batch
 from stitchkit.distributed import World
 from stitchkit.engine.checkpoint_files import save_state
 from stitchkit.engine.checkpoint_schema import anything, check, fields, table, text, whole

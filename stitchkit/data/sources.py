@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,6 +20,7 @@ from stitchkit.data.split_rule import names_of, published_part
 from stitchkit.data.timm_readers import open_timm
 from stitchkit.data.torchvision_sets import SHORT, SOURCES, Samples, class_names, read
 from stitchkit.errors import InputError, one_line, unknown
+from stitchkit.optional import check_installed
 from stitchkit.paths import check_dataset, check_local
 
 _logger = logging.getLogger(__name__)
@@ -186,9 +186,8 @@ def _open_folder(source: Source, folder: Path, split: str, options: dict[str, ob
 def _open_timm(source: Source, split: str, is_training: bool, options: dict[str, object]) -> tuple[Images, str]:
     """The first split of a data set under one of its usual names, by one of timm's readers."""
     library = source.name.partition("/")[0].lower()
-    if source.name and find_spec(_TIMM[library]) is None:
-        package = _TIMM[library]
-        raise InputError(f"data set '{source.name}' needs the package {package}; pip install {package}")
+    if source.name:
+        check_installed([_TIMM[library]], "", f"data set '{source.name}'")
     refused: InputError | None = None
     for name in names_of(split):
         try:

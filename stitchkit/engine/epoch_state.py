@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stitchkit.data.loaders import Batch, Loader
+from stitchkit.data.batches import Batch, Loader
 from stitchkit.distributed import gather_over_ranks
 from stitchkit.engine import checkpoint_schema as rules
 from stitchkit.engine.random_states import (
@@ -28,10 +28,10 @@ class LossWindow:
         self._losses: list[torch.Tensor] = []
         self._routes: list[tuple[int, int]] = []
 
-    def add(self, step: int, cfg_id: int | None, loss: torch.Tensor) -> None:
+    def add(self, step: int, route: int | None, loss: torch.Tensor) -> None:
         """Add the loss of a step."""
         self._losses.append(loss.detach())
-        self._routes.append((step, -1 if cfg_id is None else cfg_id))
+        self._routes.append((step, -1 if route is None else route))
 
     def flush(self) -> list[tuple[int, float]]:
         """`read`, then empty the window."""
@@ -41,10 +41,10 @@ class LossWindow:
             self._losses, self._routes = [], []
 
     def read(self) -> list[tuple[int, float]]:
-        """Stitch (-1 in a plain model) and loss of each step on each rank; every rank calls this.
+        """Route (-1 where there is no choice) and loss of each step on each rank; every rank calls this.
 
         Raises:
-            InputError: If a loss was not finite; the message names the first such step and its stitch.
+            InputError: If a loss was not finite; the message names the first such step and its route.
         """
         if not self._losses:
             return []
@@ -54,14 +54,14 @@ class LossWindow:
         ranks = gather_over_ranks(torch.cat([routes, losses[:, None]], dim=1)).tolist()
         found = []
         for steps in zip(*ranks, strict=True):
-            for rank, (step, cfg_id, loss) in enumerate(steps):
+            for rank, (step, number, loss) in enumerate(steps):
                 if not math.isfinite(loss):
-                    route = "" if cfg_id < 0 else f" with stitch {cfg_id:.0f}"
+                    route = "" if number < 0 else f" with route {number:.0f}"
                     raise InputError(
                         f"the loss is {loss} at step {step:.0f}{route} on rank {rank}; stopped. The last good "
                         "checkpoint is kept. Lower the learning rate, clip gradients, or train without --amp"
                     )
-                found.append((int(cfg_id), loss))
+                found.append((int(number), loss))
         return found
 
     def state(self) -> dict[str, object]:
@@ -74,12 +74,12 @@ class LossWindow:
         window = cls()
         if state["losses"] is not None:
             window._losses = list(state["losses"].to(device).unbind())
-        window._routes = [(step, cfg_id) for step, cfg_id in state["routes"]]
+        window._routes = [(step, route) for step, route in state["routes"]]
         return window
 
 
-class StitchLoss(NamedTuple):
-    """Mean training loss of one stitch, and the number of steps, over all ranks, in that mean."""
+class RouteLoss(NamedTuple):
+    """Mean training loss of one route, and the number of steps, over all ranks, in that mean."""
 
     loss: float
     steps: int
@@ -93,7 +93,7 @@ class Position:
         done: Steps done.
         logged: Steps up to the last log line.
         total: Sum of the losses of the logged steps.
-        sums: For each stitch, sum and number of its losses in the logged steps, over all ranks.
+        sums: For each route, sum and number of its losses in the logged steps, over all ranks.
         window: Losses of the steps since.
         fetching: States of the random generators before the last batch was requested.
         going_on: States of the random generators to resume with; None in an uninterrupted epoch.
@@ -114,19 +114,19 @@ class Position:
             InputError: If a loss was not finite.
         """
         losses = self.window.flush()
-        for cfg_id, loss in losses:
-            total, count = self.sums.get(cfg_id, (0.0, 0))
-            self.sums[cfg_id] = total + loss, count + 1
+        for route, loss in losses:
+            total, count = self.sums.get(route, (0.0, 0))
+            self.sums[route] = total + loss, count + 1
         # fsum rounds once, so the mean does not depend on the number of ranks.
         mean = math.fsum(loss for _, loss in losses) / len(losses) if losses else math.nan
         self.total, self.logged = self.total + mean * (self.done - self.logged), self.done
         return mean
 
     @property
-    def stitch_losses(self) -> dict[int, StitchLoss]:
-        """The mean loss of each stitch that was drawn, by `cfg_id`; empty in a plain model."""
+    def route_losses(self) -> dict[int, RouteLoss]:
+        """The mean loss of each route that was drawn, by its number; empty where there is no choice."""
         sums = sorted(self.sums.items())
-        return {cfg_id: StitchLoss(total / count, count) for cfg_id, (total, count) in sums if cfg_id >= 0}
+        return {route: RouteLoss(total / count, count) for route, (total, count) in sums if route >= 0}
 
     def state(self, device: torch.device) -> dict[str, object]:
         """Its content after a step, as plain data and tensors."""
@@ -142,7 +142,7 @@ class Position:
         }
 
     @classmethod
-    def from_state(cls, state: object, place: str, device: torch.device, *, steps: int, stitches: int) -> Position:
+    def from_state(cls, state: object, place: str, device: torch.device, *, steps: int, routes: int) -> Position:
         """The position from which `state` was taken.
 
         Args:
@@ -150,18 +150,18 @@ class Position:
             place: Its place in the checkpoint, for messages.
             device: The device of this process.
             steps: Number of steps per epoch.
-            stitches: Number of stitches; 0 in a plain model.
+            routes: Number of routes; 0 if there is no choice.
 
         Raises:
             InputError: If it cannot be the state of such an epoch; nothing has been changed then.
         """
-        cfg_id = rules.whole(-1, stitches - 1)
+        route = rules.whole(-1, routes - 1)
         schema = {
             "done": rules.whole(1, steps),
             "logged": rules.whole(0, steps),
             "total": rules.number(),
-            "sums": rules.table(cfg_id, [rules.number(), rules.whole(1)]),
-            "window": {"losses": rules.or_none(_losses), "routes": rules.each([rules.whole(0), cfg_id])},
+            "sums": rules.table(route, [rules.number(), rules.whole(1)]),
+            "window": {"losses": rules.or_none(_losses), "routes": rules.each([rules.whole(0), route])},
             "fetching": check_states,
             "going_on": check_states,
         }

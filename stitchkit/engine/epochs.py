@@ -1,4 +1,4 @@
-"""The epochs of every task: steps, agreement of the ranks, checkpoints within an epoch, and validation."""
+"""The epochs of every task: their steps, agreement of the ranks, and checkpoints within them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,13 @@ import torch
 from timm.utils import distribute_bn
 from torch import nn
 
-from stitchkit.data.loaders import Loader, without_padding
 from stitchkit.data.unreadable import report
-from stitchkit.distributed import World, gather_over_ranks
+from stitchkit.distributed import gather_over_ranks
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
-from stitchkit.engine.precision import Autocast
-from stitchkit.engine.progress import progress
 from stitchkit.engine.signals import StopSignals
 from stitchkit.engine.training_state import gather_within, training_state
 from stitchkit.errors import InputError, Stopped
-from stitchkit.measure.evaluate import Score, evaluate_stitch
 
 SaveWithin = Callable[[int, Position, Mapping[str, object]], Path]
 """Writes the state within an epoch, given the epoch's number, the position and the state, and returns the file."""
@@ -166,28 +162,3 @@ def _is_finite(network: nn.Module) -> bool:
         is_statistic = name.endswith(("running_mean", "running_var"))
         tensors.append((buffer.isfinite() if is_statistic else ~buffer.isnan()).all())
     return all(map(bool, tensors))
-
-
-def score(
-    network: nn.Module, loader: Loader, world: World, what: str, *, autocast: Autocast, cfg_id: int | None = None,
-    after_batch: Callable[[], None] = lambda: None,
-) -> Score:  # fmt: skip
-    """Evaluate a network on a split, counting each image once over all ranks; unreadable images are reported.
-
-    Args:
-        network: Images to logits; an SN-Net with the `cfg_id` of a stitch.
-        loader: Batches of the split.
-        world: This process among all.
-        what: Label of the progress bar.
-        autocast: Context of the forward pass.
-        cfg_id: The stitch; None for a plain network.
-        after_batch: Called after each batch, equally often on all ranks.
-
-    Raises:
-        InputError: If there is no image, or too many cannot be read.
-    """
-    images = without_padding(loader, world, after_batch)
-    batches = progress(images, world, what, unit="batch", total=len(loader))
-    found = evaluate_stitch(network, cfg_id, batches, device=world.device, autocast=autocast)
-    report(loader.dataset)
-    return found

@@ -1,4 +1,4 @@
-"""Gradients of an SN-Net on several ranks: only those that exist on some rank are exchanged."""
+"""Gradients of a network of routes on several ranks: only those that exist on some rank are exchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BUCKET_BYTES = 2**20  # larger tensors are sent by themselves, without a copy
 class GradientReducer:
     """Keeps the ranks' copies of a network equal, as DistributedDataParallel does, with fewer bytes.
 
-    A step of an SN-Net touches one route on each rank. DistributedDataParallel sends zeros for everything else; this
+    A step touches one route on each rank. DistributedDataParallel sends zeros for everything else; this
     class announces which gradients exist, one byte each, and sends only those. A gradient that one rank lacks counts
     as zero; one that all ranks lack stays None. Gradients are sent after the backward pass, not during it, so this
     pays off if the ranks' routes overlap. Creating it gives all ranks the parameters and buffers of the first; with

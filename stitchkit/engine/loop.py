@@ -16,15 +16,15 @@ from timm.utils import dispatch_clip_grad, random_seed
 from torch.amp import GradScaler
 from torchvision.utils import save_image
 
-from stitchkit.data.loaders import Loader
+from stitchkit.data.batches import Loader
 from stitchkit.distributed import World
 from stitchkit.engine.epoch_state import Batches, Position
 from stitchkit.engine.gradients import GradientReducer
 from stitchkit.engine.precision import Autocast, create_precision
-from stitchkit.engine.progress import progress
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.engine.task import Task
 from stitchkit.files import replacing
+from stitchkit.progress import progress
 
 _logger = logging.getLogger(__name__)
 

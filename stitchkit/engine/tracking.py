@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, one_line
 from stitchkit.files import refuse_link
+from stitchkit.optional import optional
 
 if TYPE_CHECKING:
     import wandb
@@ -64,10 +65,9 @@ def start_run(folder: Path, config: Mapping[str, object], **options: Any) -> wan
     Raises:
         InputError: If wandb rejects the run or is not installed, or its folder is a symbolic link.
     """
-    try:
-        import wandb
-    except ImportError as error:
-        raise InputError("the run should be logged, but wandb is not installed; pip install wandb") from error
+    optional("wandb", "log", "logging the run")
+    import wandb
+
     refuse_link(folder / "wandb")
     try:
         return wandb.init(name=folder.name, config=dict(config), dir=str(folder), **options)
@@ -81,12 +81,9 @@ def open_board(folder: Path, start: int) -> SummaryWriter:
     Raises:
         InputError: If tensorboard is not installed, or its folder is a symbolic link.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise InputError(
-            "the run should be logged, but tensorboard is not installed; pip install tensorboard"
-        ) from error
+    optional("tensorboard", "log", "logging the run")
+    from torch.utils.tensorboard import SummaryWriter
+
     place = folder / "tensorboard"
     refuse_link(place)
     return SummaryWriter(str(place), purge_step=start)

@@ -111,7 +111,7 @@ def _position(within: object, trainer: Trainer) -> Position:
     own = within["ranks"][rank]
     place = f"within.ranks[{rank}].position"
     steps, routes = trainer.updates_per_epoch, trainer.task.num_routes
-    position = Position.from_state(own["position"], place, trainer.world.device, steps=steps, stitches=routes)
+    position = Position.from_state(own["position"], place, trainer.world.device, steps=steps, routes=routes)
     with torch.no_grad():
         for name, buffer in buffers.items():
             buffer.copy_(own["buffers"][name])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -10,9 +10,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stitchkit.distributed import sum_over_ranks
+from stitchkit.data.batches import Batch, Loader, without_padding
+from stitchkit.data.unreadable import report
+from stitchkit.distributed import World, sum_over_ranks
 from stitchkit.errors import InputError
+from stitchkit.measure.partial_sums import PartialSums
 from stitchkit.networks.mode import evaluating
+from stitchkit.progress import progress
 
 
 class Score(NamedTuple):
@@ -65,32 +69,76 @@ class Tally:
         return found
 
 
+def batches_of(
+    loader: Loader, world: World, what: str, after_batch: Callable[[], None] = lambda: None
+) -> Iterator[Batch]:
+    """The batches of this rank, each image once over all ranks, under a progress bar; unreadable ones are reported.
+
+    Args:
+        loader: Over a validation split.
+        world: This process among all.
+        what: Name on the progress bar.
+        after_batch: Called after each batch, equally often on all ranks.
+
+    Raises:
+        InputError: If too many images cannot be read.
+    """
+    yield from progress(without_padding(loader, world, after_batch), world, what, unit="batch", total=len(loader))
+    report(loader.dataset)
+
+
 @torch.no_grad()
-def evaluate_stitch(
+def evaluate(
     model: nn.Module,
-    cfg_id: int | None,
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    run: Callable[[torch.Tensor], Iterable[torch.Tensor]],
+    batches: Iterable[Batch],
     *,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> Score:
-    """Accuracy and loss over the batches of all ranks, of one stitch of an SN-Net, or of a plain model with None.
+    count: int = 1,
+    partial: PartialSums | None = None,
+) -> list[Score]:
+    """Accuracy and loss over the batches of all ranks, of one or more networks that judge the same images.
 
     Args:
-        model: Images `[B, C, H, W]` to logits `[B, num_classes]`; its mode is restored.
-        cfg_id: The stitch.
+        model: What the networks are of; its mode is restored.
+        run: Images `[B, C, H, W]` to the logits `[B, num_classes]` of each network.
         batches: Images and labels `[B]` of this rank, without padding: every image of the set is in exactly one
             batch of one rank.
         device: Device of the sums.
-        autocast: Makes the context in which the network runs.
+        autocast: Makes the context in which the networks run.
+        count: How many networks there are.
+        partial: Keeps the sums after each batch, and has those of an evaluation that was killed.
 
     Raises:
         InputError: If there is no image on any rank.
     """
-    tally = Tally(1, device)
+    tally = Tally(count, device)
+    done = partial.restore(tally.sums) if partial else 0
     with evaluating(model):
-        for images, labels in batches:
+        for number, (images, labels) in enumerate(batches):
+            if number < done:  # read, not skipped: what a loader makes of an image may depend on those before
+                continue
             with autocast():
-                logits = model(images) if cfg_id is None else model(images, cfg_id)
-            tally.add(0, logits, labels)
-    return tally.scores()[0]
+                logits = run(images)
+            for row, found in enumerate(logits):
+                tally.add(row, found, labels)
+            if partial:
+                partial.save(tally.sums, number + 1)
+    return tally.scores()
+
+
+def evaluate_stitch(
+    model: nn.Module,
+    cfg_id: int | None,
+    batches: Iterable[Batch],
+    *,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Score:
+    """The score of one stitch of an SN-Net, or with None of a plain model; the rest is as in `evaluate`."""
+
+    def run(images: torch.Tensor) -> list[torch.Tensor]:
+        return [model(images) if cfg_id is None else model(images, cfg_id)]
+
+    return evaluate(model, run, batches, device=device, autocast=autocast)[0]

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils.benchmark import Timer
 
-from stitchkit.measure.by_composition import RouteCosts
 from stitchkit.measure.ledger import Row
+from stitchkit.measure.route_costs import RouteCosts
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 

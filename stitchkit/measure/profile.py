@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from stitchkit.measure.by_composition import RouteCosts
+from stitchkit.measure.route_costs import RouteCosts
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating, unfused_attention
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from stitchkit.errors import InputError
+from stitchkit.optional import check_installed
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.timm_flags import PLATEAU
 
@@ -106,10 +107,8 @@ def _check_packages(recipe: Recipe) -> None:
     """Refuse settings that need a package that is not installed."""
     # Otherwise the first log line would fail, after a whole epoch.
     for package in ("tensorboard", "wandb"):
-        if recipe.flat()[f"log_{package}"] and find_spec(package) is None:
-            raise InputError(
-                f"--log-{package} needs the package {package}; pip install {package}, or leave the flag out"
-            )
+        if recipe.flat()[f"log_{package}"]:
+            check_installed([package], "log", f"--log-{package}")
     opt = recipe.optim.opt
     if opt.lower().split("_")[-1].startswith("fused") and find_spec("apex") is None:
         raise InputError(f"--opt {opt} needs NVIDIA apex, which is not installed; install it, or leave 'fused' out")

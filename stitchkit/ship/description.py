@@ -9,12 +9,12 @@ from timm.models import is_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stitchkit.data.loaders import Preparation
 from stitchkit.errors import InputError, one_line
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.create import create_anchor
 from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.settings.stitch_config import AnchorSpec
+from stitchkit.train.data import Preparation
 
 FORMAT = "stitchkit stitch 1"
 """The format that every description names."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from torch import nn
 
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.weights import load_content
+from stitchkit.optional import check_installed
 from stitchkit.ship.description import build
 
 About = Mapping[str, Any]
@@ -46,8 +46,7 @@ def format_of(path: str | Path) -> Format:
     suffix = Path(path).suffix
     if suffix not in FORMATS:
         raise unknown("suffix of an export", suffix or str(path), FORMATS)
-    if missing := [name for name in FORMATS[suffix].packages if find_spec(name) is None]:
-        raise InputError(f"a {suffix} file needs {', '.join(missing)}; pip install 'stitchkit[ship]'")
+    check_installed(FORMATS[suffix].packages, "ship", f"a {suffix} file")
     return FORMATS[suffix]
 
 

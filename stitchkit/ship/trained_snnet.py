@@ -9,16 +9,15 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import yaml
 from timm.data import create_transform
 from torch import nn
 from torch.utils.data import IterableDataset
 
 from stitchkit._version import __version__
 from stitchkit.classes import trained_classes
-from stitchkit.data.loaders import Preparation, create_loaders, open_datasets, preparation
 from stitchkit.distributed import init_world
 from stitchkit.errors import InputError
+from stitchkit.measure.ledger_origin import changed, origin_file, read_origin
 from stitchkit.measure.recalibrate import recalibrate
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.weights import load_content, read_hashed
@@ -28,6 +27,7 @@ from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.description import FORMAT, Description, portable
 from stitchkit.train.checkpoint_header import check_configuration, check_header, trained_input_size
+from stitchkit.train.data import Preparation, create_loaders, open_datasets, preparation
 from stitchkit.train.network import create_network
 
 _SIZES = ("img_size", "input_size")
@@ -109,23 +109,17 @@ def check_origin(ledger: str | Path, trained: Trained) -> None:
     Raises:
         InputError: If it was measured with other weights, another average of them, or other batch-norm statistics.
     """
-    origin, recipe = Path(ledger).with_suffix(".yaml"), trained.recipe
-    try:
-        known = yaml.safe_load(origin.read_text()) if origin.is_file() else None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"'{origin}', which records the origin of the ledger, is damaged; export a stitch by --cfg_id"
-        ) from error
-    if not isinstance(known, dict):  # published ledgers have no such file
+    recipe = trained.recipe
+    if not origin_file(ledger).is_file():  # published ledgers have none
         return
-    ours = {"model_ema": recipe.optim.model_ema, "recalibrate_bn": recipe.run.recalibrate_bn}
-    for key, value in ours.items():
-        if (known.get(key) or 0) != value:
-            raise InputError(
-                f"ledger '{ledger}' was measured with {key} {known.get(key)}, not {value}; give the same "
-                f"{flag_of(key)}, or export a stitch by --cfg_id"
-            )
-    if known.get("weights_sha256") not in (None, trained.weights_sha256):
+    before = {"weights_sha256": trained.weights_sha256} | read_origin(ledger, advice="export a stitch by --cfg_id")
+    now = {"model_ema": recipe.optim.model_ema, "recalibrate_bn": recipe.run.recalibrate_bn}
+    if key := changed(before, now):
+        raise InputError(
+            f"ledger '{ledger}' was measured with {key} {before[key]}, not {now[key]}; give the same "
+            f"{flag_of(key)}, or export a stitch by --cfg_id"
+        )
+    if before["weights_sha256"] != trained.weights_sha256:
         raise InputError(
             f"ledger '{ledger}' was measured with other weights than '{recipe.run.resume}'; give the checkpoint it was "
             "measured with, or export a stitch by --cfg_id"

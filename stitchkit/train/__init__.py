@@ -1,1 +1,1 @@
-"""Joint training of all stitches: recipe, data, task, loop and checkpoints."""
+"""Joint training of all stitches: data, network, task, checkpoints, and their evaluation."""

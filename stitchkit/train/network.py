@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stitchkit.classes import check_classes, origin_of
-from stitchkit.data.loaders import weights_dtype
 from stitchkit.distributed import World
 from stitchkit.engine.checkpoint_files import start_from
 from stitchkit.errors import InputError, one_line
@@ -24,6 +23,7 @@ from stitchkit.networks.create import create_model
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.recipe import ModelRecipe, Recipe
 from stitchkit.settings.stitch_config import StitchConfig, check_kwargs
+from stitchkit.train.data import weights_dtype
 
 _logger = logging.getLogger(__name__)
 

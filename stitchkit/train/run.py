@@ -7,13 +7,13 @@ from pathlib import Path
 
 from timm.utils import random_seed
 
-from stitchkit.data.loaders import create_loaders, open_datasets
 from stitchkit.distributed import World
 from stitchkit.engine.recovery import TRAIN_LOCK, check_unused, entered, find_resume, launched
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.train.checkpoint import Checkpoints
+from stitchkit.train.data import create_loaders, open_datasets
 from stitchkit.train.evaluation import evaluate_stitches
 from stitchkit.train.network import check_device, create_network, input_size, place_network
 from stitchkit.train.session import Session

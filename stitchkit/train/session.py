@@ -8,13 +8,13 @@ from pathlib import Path
 
 from torch import nn
 
-from stitchkit.data.loaders import Loaders
 from stitchkit.distributed import World
 from stitchkit.engine.precision import Autocast, create_precision
 from stitchkit.files import write_text
 from stitchkit.settings.files import settings_text
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
+from stitchkit.train.data import Loaders
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from stitchkit.classes import check_classes, origin_of
-from stitchkit.data.loaders import weights_dtype
 from stitchkit.engine.task import Task
 from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.create import create_model, published_config
 from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.settings.recipe import Recipe, StitchRecipe
+from stitchkit.train.data import weights_dtype
 from stitchkit.train.sampler import Sampler
 
 _logger = logging.getLogger(__name__)

@@ -9,19 +9,19 @@ from pathlib import Path
 
 from torch import nn
 
-from stitchkit.data.loaders import Loader, some_images
+from stitchkit.data.batches import Loader, some_images
 from stitchkit.distributed import from_primary
 from stitchkit.engine.epoch_state import Position
-from stitchkit.engine.epochs import TrainedEpoch, check_finite, score, train_epochs
+from stitchkit.engine.epochs import TrainedEpoch, check_finite, train_epochs
 from stitchkit.engine.gradients import GradientReducer
 from stitchkit.engine.loop import Trainer, count_updates, seed_epoch
-from stitchkit.engine.progress import progress
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.engine.tracking import Tracking
 from stitchkit.engine.training_state import restore_position, training_state
-from stitchkit.measure.evaluate import Score
+from stitchkit.measure.evaluate import Score, batches_of, evaluate_stitch
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
+from stitchkit.progress import progress
 from stitchkit.settings.recipe import Recipe
 from stitchkit.train.checkpoint import Checkpoints, header, load_weights, restore
 from stitchkit.train.optim import create_optimizer, create_schedule, learning_rate
@@ -53,7 +53,7 @@ def train(session: Session) -> None:
         return checkpoints.last
 
     def finish(trained: TrainedEpoch) -> None:
-        epoch, loss, stitches = trained.number, trained.loss, trained.position.stitch_losses
+        epoch, loss, stitches = trained.number, trained.loss, trained.position.route_losses
         is_due = epoch + 1 == epochs.stop or (epoch + 1) % recipe.run.val_interval == 0
         scores = _validate(session, trainer, f"epoch {epoch + 1}/{epochs.stop}", trained.after_batch) if is_due else {}
         check_finite(trainer, epoch, [found.loss for found in scores.values()])
@@ -202,7 +202,9 @@ def _validate(session: Session, trainer: Trainer, when: str, after_batch: Callab
     """Scores of the networks to validate."""
     loader, world, autocast = session.loaders.validation, session.world, trainer.autocast
     scores = {
-        label: score(network, loader, world, label, autocast=autocast, cfg_id=cfg_id, after_batch=after_batch)
+        label: evaluate_stitch(
+            network, cfg_id, batches_of(loader, world, label, after_batch), device=world.device, autocast=autocast
+        )
         for label, (network, cfg_id) in _networks(session, trainer).items()
     }
     _logger.info("%s  acc1  %s", when, "  ".join(f"{label} {found.acc1:.2f}" for label, found in scores.items()))

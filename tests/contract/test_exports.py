@@ -351,7 +351,7 @@ def test_a_recalibrated_stitch_is_exported_as_it_was_measured(tmp_path, images, 
     [
         ("weights_sha256: '00'", "measured with other weights than"),
         ("model_ema: true", "measured with model_ema True, not False; give the same --model-ema"),
-        ("- ]", "ledger.yaml', which records the origin of the ledger, is damaged"),
+        ("- ]", "ledger.txt' was measured, cannot be read: "),
     ],
 )
 def test_a_ledger_of_other_weights_chooses_nothing(run, capsys, origin, message):
@@ -396,9 +396,9 @@ def test_settings_of_the_run_come_from_its_file(run):
 
 
 def test_a_missing_package_is_named_with_its_extra(run, monkeypatch, capsys):
-    monkeypatch.setattr("stitchkit.ship.stitch_files.find_spec", lambda name: None if name == "onnxscript" else True)
+    monkeypatch.setattr("stitchkit.optional.find_spec", lambda name: None if name == "onnxscript" else True)
     assert run.export("--cfg_id", 9, "-o", run.folder / "net.onnx") == 2
-    assert "needs onnxscript; pip install 'stitchkit[ship]'" in capsys.readouterr().err
+    assert "needs onnxscript, which is not installed; pip install 'stitchkit[ship]'" in capsys.readouterr().err
 
 
 def damaged(path, change):

@@ -26,6 +26,7 @@ FLOORS = {
     "stitchkit/cli.py": 1,
     "stitchkit/__main__.py": 1,
     "stitchkit/distributed.py": 1,
+    "stitchkit/progress.py": 1,
     "stitchkit/routes": 1,
     "stitchkit/settings": 2,
     "stitchkit/networks": 3,
@@ -126,6 +127,12 @@ def test_law_11_the_library_imports_no_training():
     for name in ("networks", "model", "data", "measure", "routes", "settings", "engine"):
         for path in (ROOT / "stitchkit" / name).rglob("*.py"):
             assert not any(module.startswith("stitchkit.train") for module in imports(path)), path
+
+
+def test_law_11_the_engine_knows_no_recipes_networks_of_stitches_or_jobs():
+    known = re.compile(r"stitch|cfg_id|SN-?Net|recipe", re.IGNORECASE)
+    for path in (ROOT / "stitchkit/engine").glob("*.py"):
+        assert not known.search(path.read_text().replace("stitchkit", "")), path
 
 
 def test_law_11_files_and_functions_stay_small():

@@ -359,7 +359,7 @@ def test_an_infinite_loss_names_its_stitch(subject, trained, tmp_path, monkeypat
 
     monkeypatch.setattr(Trainer, "_step", step)
     assert trained("infinite", *often(subject, 2)) == 2
-    stitch = "" if subject.name == "job" else f" with stitch {seen[9]}"
+    stitch = "" if subject.name == "job" else f" with route {seen[9]}"
     assert f"the loss is inf at step 9{stitch} on rank 0; stopped." in capsys.readouterr().err
     assert subject.content(tmp_path / "infinite")["epoch"] == (1 if subject.name == "job" else 0), "the first's end"
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-import stitchkit.engine.epochs as epochs
+import stitchkit.measure.evaluate as evaluate
 from stitchkit.cli import main
 from stitchkit.engine.loop import Trainer
 from tests.distributed.forks import end, start
@@ -95,14 +95,14 @@ def test_checkpoints_within_an_epoch(subject, trained, unbroken, tmp_path, monke
     assert trained("from", "--resume", previous) == 0
     assert equal(subject.content(whole)["state_dict"], subject.content(tmp_path / "from")["state_dict"])
 
-    inner = epochs.evaluate_stitch
+    inner = evaluate.evaluate
 
     def stopped(*arguments, **options):
         os.kill(os.getpid(), signal.SIGINT)
         return inner(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(epochs, "evaluate_stitch", stopped)
+        patch.setattr(evaluate, "evaluate", stopped)
         assert trained("validation") == 130
     assert subject.content(tmp_path / "validation")["within"]["ranks"][0]["position"]["done"] == 8
     assert trained("validation", "--resume", "auto") == 0

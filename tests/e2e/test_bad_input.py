@@ -75,7 +75,7 @@ def test_less_than_a_batch(capsys, config, images, tmp_path):
 
 
 def test_more_classes_than_outputs(capsys, config, images, tmp_path):
-    assert "4 classes but the network 3 outputs" in train(capsys, images, config, tmp_path, "--num-classes", "3")
+    assert "4 classes, but the network has 3 outputs" in train(capsys, images, config, tmp_path, "--num-classes", "3")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,8 @@ def test_wrong_settings(capsys, images, config, tmp_path):
 
 def test_mistakes_on_the_command_line(capsys, images, config):
     assert "did you mean '--stitch_config'" in refused(capsys, "train", images, "--stich_config", "x.json")
-    assert "unexpected argument 'more'" in refused(capsys, "train", images, "more", "--model", "x")
+    assert "argument 'more'; write stitchkit train DATA," in refused(capsys, "train", images, "more", "--model", "x")
+    assert "unexpected argument 'b'; write stitchkit pick LEDGER," in refused(capsys, "pick", "a", "b")
     assert "--epochs" in refused(capsys, "train", images, "--epochs", "many")
     assert "invalid choice" in refused(capsys, "trane", images)
     assert "key=value" in refused(capsys, "train", images, "--model", "x", "--model-kwargs", "depth")
@@ -228,7 +229,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(caps
     line = train(capsys, images, config, tmp_path, *flags)
     assert "the loss is" in line
     assert "at step" in line
-    assert "with stitch" in line
+    assert "with route" in line
 
 
 def test_a_diverged_epoch_is_never_saved(capsys, images, config, trained, tmp_path):

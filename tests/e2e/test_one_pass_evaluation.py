@@ -9,12 +9,13 @@ from timm.data import ImageDataset
 
 import stitchkit
 from stitchkit.cli import main
-from stitchkit.data.loaders import create_loaders, open_datasets, without_padding
+from stitchkit.data.batches import without_padding
 from stitchkit.distributed import init_world
 from stitchkit.measure.evaluate import evaluate_stitch
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.partial_sums import PartialSums
 from stitchkit.settings.by_name import make_recipe
+from stitchkit.train.data import create_loaders, open_datasets
 from tests.distributed.forks import end, kill_once_there
 from tests.distributed.ranks import run_on_two_ranks
 from tests.support import FLAGS, mostly_full, write_config

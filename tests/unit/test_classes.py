@@ -15,13 +15,13 @@ from stitchkit.assembly.parts.part import Assembly, ClassifierHead, ParallelPart
 from stitchkit.assembly.parts.pretrained import WholeNetwork
 from stitchkit.assembly.train.classes import check_origins
 from stitchkit.classes import check_classes, in_order, note_origin, origin_of, trained_classes
-from stitchkit.data.loaders import open_datasets
 from stitchkit.data.prepare import CollectionTask as Collected, prepare_one
 from stitchkit.data.sources import Source, open_dataset
 from stitchkit.errors import InputError
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.libraries import load_model
 from stitchkit.settings.by_name import make_recipe
+from stitchkit.train.data import open_datasets
 from stitchnet import image_folder, load_hf_dataset
 from stitchnet.task import CompositionTask
 from tests.support import ROOT
@@ -120,7 +120,7 @@ def test_a_prepared_collection_numbers_alike(tmp_path):
 OPENED = """
 import sys
 from stitchkit.data.sources import Source, open_dataset
-from stitchkit.data.loaders import open_datasets
+from stitchkit.train.data import open_datasets
 from stitchkit.settings.by_name import make_recipe
 from stitchnet import image_folder
 

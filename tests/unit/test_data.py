@@ -11,11 +11,12 @@ from PIL import Image
 from timm.data.mixup import FastCollateMixup
 from timm.data.random_erasing import RandomErasing
 
-from stitchkit.data.loaders import create_loaders, open_datasets, without_padding
+from stitchkit.data.batches import without_padding
 from stitchkit.distributed import init_world
 from stitchkit.engine.loop import seed_epoch
 from stitchkit.errors import InputError
 from stitchkit.settings.by_name import make_recipe
+from stitchkit.train.data import create_loaders, open_datasets
 
 MODEL = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 

@@ -15,13 +15,14 @@ from torchvision.transforms import v2
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.train.data import TrainingLoader, open_data
+from stitchkit.data.batches import without_padding
 from stitchkit.data.digits import write_digits
-from stitchkit.data.loaders import open_datasets, without_padding
 from stitchkit.data.sources import Source, open_dataset as open_source
 from stitchkit.data.torchvision_sets import SOURCES
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.settings.flags import make_recipe
+from stitchkit.train.data import open_datasets
 from stitchnet.task import CompositionTask
 from tests import archives
 from tests.support import ROOT
@@ -375,7 +376,7 @@ def test_no_server_is_asked_unless_a_download_is(tmp_path):
 
 
 def test_a_missing_package_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr("stitchkit.data.sources.find_spec", lambda _: None)
+    monkeypatch.setattr("stitchkit.optional.find_spec", lambda _: None)
     with pytest.raises(InputError, match="pip install datasets"):
         open_dataset("hfds/nobody/nothing", root=tmp_path, split="train")
 

@@ -107,23 +107,23 @@ def test_losses_of_stitches_are_the_means_of_their_steps(monkeypatch):
     assert len(found) == 8
     assert mean == pytest.approx(sum(loss for _, loss in found) / 8)
     drawn = {cfg_id for cfg_id, _ in found}
-    assert position.stitch_losses.keys() == drawn
+    assert position.route_losses.keys() == drawn
     assert len(drawn) > 1
-    for cfg_id, (loss, steps) in position.stitch_losses.items():
+    for cfg_id, (loss, steps) in position.route_losses.items():
         own = [loss for number, loss in found if number == cfg_id]
         assert (loss, steps) == (pytest.approx(sum(own) / len(own)), len(own))
-    again = Position.from_state(states[4], "position", torch.device("cpu"), steps=8, stitches=99)
+    again = Position.from_state(states[4], "position", torch.device("cpu"), steps=8, routes=99)
     for number, (cfg_id, loss) in enumerate(found[5:], start=5):
         again.window.add(number, cfg_id, torch.tensor(loss))
     again.done = 8
     again.log()
-    assert again.stitch_losses == position.stitch_losses
+    assert again.route_losses == position.route_losses
 
 
 def test_a_loss_that_is_not_finite_names_its_stitch():
     window = LossWindow()
     for step, loss in enumerate((1.0, float("nan"), float("inf"))):
         window.add(step, 10 + step, torch.tensor(loss))
-    with pytest.raises(InputError, match="the loss is nan at step 1 with stitch 11 on rank 0; stopped"):
+    with pytest.raises(InputError, match="the loss is nan at step 1 with route 11 on rank 0; stopped"):
         window.flush()
     assert window.flush() == []

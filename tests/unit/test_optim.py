@@ -6,12 +6,12 @@ import pytest
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
 
-from stitchkit.data.loaders import weights_dtype
 from stitchkit.engine.optimizers import load_optimizer
 from stitchkit.engine.precision import create_precision
 from stitchkit.errors import InputError
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.stitch_config import StitchConfig
+from stitchkit.train.data import weights_dtype
 from stitchkit.train.optim import create_optimizer, create_schedule, learning_rate
 from tests.support import ROOT, family_snnet, mostly_full, pico_images, pico_snnet
 

@@ -196,8 +196,8 @@ def test_pretrained_path_is_for_one_model(tmp_path):
 @pytest.mark.parametrize(
     ("package", "arguments", "message"),
     [
-        ("wandb", ["--log-wandb"], "needs the package wandb; pip install wandb"),
-        ("tensorboard", ["--log-tensorboard"], "needs the package tensorboard; pip install tensorboard"),
+        ("wandb", ["--log-wandb"], r"--log-wandb needs wandb, which is not installed; pip install 'stitchkit\[log\]'"),
+        ("tensorboard", ["--log-tensorboard"], r"--log-tensorboard needs tensorboard, which .* 'stitchkit\[log\]'"),
         ("apex", ["--opt", "fusedadam"], "needs NVIDIA apex, which is not installed"),
         ("apex", ["--opt", "lookahead_fusedsgd"], "needs NVIDIA apex"),
     ],

@@ -15,8 +15,8 @@ from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.preprocessing import create_transform
 from stitchkit.assembly.config.settings import TaskConfig
 from stitchkit.assembly.train.task import Labels
+from stitchkit.data.batches import Batch, DirectLoader
 from stitchkit.data.loader_processes import usable_cores
-from stitchkit.data.loaders import Batch, DirectLoader
 from stitchkit.data.sources import Source, agreed_classes, open_dataset
 from stitchkit.data.torchvision_sets import numbered
 from stitchkit.data.unreadable import CheckedImages

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from stitchkit.errors import InputError, one_line
+from stitchkit.errors import InputError
 from stitchkit.files import replacing, write_text
 from stitchkit.optional import optional
-from stitchkit.settings.files import settings_text
+from stitchkit.settings.files import read_settings_file, settings_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +73,6 @@ def read_metadata(path: Path) -> dict[str, Any]:
         InputError: If the file is damaged.
     """
     try:
-        content = yaml.safe_load(path.read_text()) if path.exists() else None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"'{path}', which describes a job, is damaged: {one_line(error)}; remove it") from error
-    return content if isinstance(content, dict) else {}
+        return read_settings_file(path) if path.exists() else {}
+    except InputError as error:
+        raise InputError(f"'{path}', which describes a job, is damaged: {error}; remove it") from error

@@ -10,9 +10,8 @@ from torch import nn
 from stitchkit.assembly.config.settings import Metric
 from stitchkit.assembly.train.job import Job, engine_settings
 from stitchkit.assembly.train.task import Captured, Judged
-from stitchkit.engine.epochs import score
 from stitchkit.engine.precision import create_precision
-from stitchkit.measure.evaluate import Score
+from stitchkit.measure.evaluate import Score, batches_of, evaluate_stitch
 
 _logger = logging.getLogger(__name__)
 
@@ -52,9 +51,8 @@ class Exam:
                 for metric, captured in metrics:
                     output, judged = metric.output, Judged(network, number, captured)
                     if output not in scores:
-                        scores[output] = score(
-                            judged, task.test, world, name, autocast=autocast, after_batch=after_batch
-                        )
+                        batches = batches_of(task.test, world, name, after_batch)
+                        scores[output] = evaluate_stitch(judged, None, batches, device=world.device, autocast=autocast)
                     prefix = f"{average}{output} " if output else average
                     for kind, figure in _figures(metric, scores[output]).items():
                         figures[f"Overall/{name}/Test {prefix}{kind}"] = figure

@@ -1,12 +1,11 @@
-"""The data sets of a run and their loaders, from its recipe; and iteration over the batches of any loader."""
+"""The data sets of a run and their loaders, from its recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader, resolve_data_config
@@ -15,6 +14,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from stitchkit.classes import in_order
+from stitchkit.data.batches import DirectLoader, Loader
 from stitchkit.data.folders import class_folders, find_split
 from stitchkit.data.loader_processes import outlive_signals
 from stitchkit.data.sources import Images, Source, agreed_classes, check_folders, open_dataset
@@ -22,8 +22,6 @@ from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, one_line
 from stitchkit.settings.recipe import Recipe, flag_of
-
-Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -271,89 +269,6 @@ def _create_train_loader(
         **_for_both_splits(recipe, world, prepared),
     )
     return _delivered(loader, recipe, world, mix=mix)
-
-
-class DirectLoader:
-    """A loader without timm's prefetcher: moves normalised batches to the device and mixes them there.
-
-    Args:
-        loader: Yields normalised images and labels.
-        device: The device of the batches.
-        dtype: Precision of the images.
-        mix: Mixes the images and labels of a batch.
-        max_batches: Largest number of batches per epoch.
-    """
-
-    def __init__(
-        self,
-        loader: DataLoader[Batch],
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        mix: Mixup | None = None,
-        max_batches: int | None = None,
-    ):
-        outlive_signals(loader)
-        self._loader = loader
-        self._max_batches = max_batches
-        self._device = device
-        self._dtype = dtype
-        self._mix = mix
-        self.mixup_enabled = mix is not None
-        self.dataset: Any = loader.dataset
-        self.sampler = loader.sampler
-
-    def __len__(self) -> int:
-        count = len(self._loader)
-        return count if self._max_batches is None else min(count, self._max_batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for images, labels in islice(self._loader, self._max_batches):
-            # Images in pinned memory are copied to a GPU while the host prepares the step.
-            batch = (
-                images.to(self._device, self._dtype, non_blocking=True),
-                labels.to(self._device, non_blocking=True),
-            )
-            if self._mix is not None:
-                self._mix.mixup_enabled = self.mixup_enabled
-                batch = self._mix(*batch)
-            yield batch
-
-
-Loader: TypeAlias = PrefetchLoader
-"""timm's loader, or one with the same use: a `DirectLoader`, or a job's loader over its tasks."""
-
-
-def without_padding(loader: Loader, world: World, after_batch: Callable[[], None] = lambda: None) -> Iterator[Batch]:
-    """The batches of this rank without the images that timm's sampler adds to make the ranks even.
-
-    Over all ranks, every image comes exactly once. Streamed datasets have no such padding: their readers divide the
-    images among the ranks.
-
-    Args:
-        loader: Batches of a validation split.
-        world: This process among all.
-        after_batch: Called after each batch, equally often on all ranks; not for streamed datasets.
-    """
-    if isinstance(loader.dataset, IterableDataset):
-        yield from loader
-        return
-    # The sampler gives rank r the images r, r + size, ... and starts over at image 0 if ranks would be uneven.
-    left = len(range(world.rank, len(loader.dataset), world.size))
-    for images, labels in loader:
-        if left > 0:
-            yield images[:left], labels[:left]
-        left -= len(images)
-        after_batch()
-
-
-def some_images(loader: Iterable[Batch], count: int) -> Iterator[torch.Tensor]:
-    """The first `count` images of a loader, in batches."""
-    for images, _ in loader:
-        yield images[:count]
-        count -= len(images)
-        if count <= 0:
-            return
 
 
 def weights_dtype(recipe: Recipe) -> torch.dtype:

@@ -1,0 +1,65 @@
+"""The file beside a ledger that says what its figures depend on: weights, data and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from stitchkit.errors import InputError
+from stitchkit.files import write_text
+from stitchkit.settings.files import read_settings_file, settings_text
+from stitchkit.settings.recipe import Recipe
+
+LATENCIES = "latencies"
+"""The key under which the file says how latencies were measured, where they were."""
+
+# Settings that change the figures of a ledger, so a ledger with other ones is not continued.
+_SETTINGS = (
+    *("dataset", "val_split", "class_map", "input_key", "target_key", "val_num_samples", "num_classes", "img_size"),
+    *("crop_pct", "interpolation", "mean", "std", "amp", "amp_dtype", "channels_last", "model_ema"),
+    *("recalibrate_bn", "in_chans", "input_size", "input_img_mode", "gp", "bn_eps", "fast_norm", "model_dtype"),
+)
+
+# Settings that change recomputed statistics of batch norms.
+_CALIBRATION = ("batch_size", "validation_batch_size", "train_split", "train_num_samples", "seed", "dist_bn")
+
+
+def origin_of(recipe: Recipe, weights_sha256: str, *, ranks: int) -> dict[str, object]:
+    """All that the figures of an evaluation depend on."""
+    settings = recipe.flat()
+    data = Path(recipe.data.data_dir or "").resolve()
+    origin = {"weights_sha256": weights_sha256, "data_dir": str(data)} | {key: settings[key] for key in _SETTINGS}
+    if recipe.run.recalibrate_bn:
+        origin |= {key: settings[key] for key in _CALIBRATION} | {"ranks": ranks}
+    return origin
+
+
+def origin_file(ledger: str | Path) -> Path:
+    """The file beside a ledger."""
+    return Path(ledger).with_suffix(".yaml")
+
+
+def write_origin(ledger: Path, origin: Mapping[str, object], latencies: object) -> None:
+    """Write what the figures of a ledger depend on, and how latencies were measured where they were."""
+    measured = {} if latencies is None else {LATENCIES: latencies}
+    write_text(origin_file(ledger), settings_text({**origin, **measured}))
+
+
+def read_origin(ledger: str | Path, *, advice: str) -> dict[str, object]:
+    """What the figures of a ledger depend on.
+
+    Raises:
+        InputError: If the file is missing or damaged; the message ends with the advice.
+    """
+    # A ledger may be older than some settings, which had their defaults then.
+    try:
+        return Recipe().flat() | read_settings_file(origin_file(ledger))
+    except InputError as error:
+        raise InputError(
+            f"'{origin_file(ledger)}', which says how '{ledger}' was measured, cannot be read: {error}; {advice}"
+        ) from error
+
+
+def changed(before: Mapping[str, object], now: Mapping[str, object]) -> str | None:
+    """The first thing of now on which figures depend that was not the same before."""
+    return next((key for key, value in now.items() if before.get(key) != value), None)
