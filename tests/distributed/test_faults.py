@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from functools import partial
 
@@ -17,7 +18,7 @@ from timm.data import create_dataset
 import stitchkit.engine.checkpoint_files as checkpoint
 from stitchkit.cli import main
 from stitchkit.data.unreadable import NO_CLASS, CheckedImages, explained
-from stitchkit.engine.lock import locked
+from stitchkit.engine.lock import is_held, locked
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.recovery import newest_checkpoint
 from stitchkit.errors import InputError
@@ -106,6 +107,25 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("stitchkit.engine.lock.fcntl.lockf", lockf)
     with locked(tmp_path / ".train.lock"):
         assert "has no locks" in caplog.text
+
+
+def test_a_lock_is_asked_about_without_being_taken(tmp_path, monkeypatch):
+    """A run that begins in that moment finds it free."""
+    path = tmp_path / ".train.lock"
+    assert not is_held(path)
+    hold = (
+        "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(); sys.stdin.read()"
+    )
+    command = [sys.executable, "-u", "-c", hold, str(path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    monkeypatch.setattr("stitchkit.engine.lock.fcntl.lockf", lambda *_: pytest.fail("it was taken"))
+    assert is_held(path)
+    process.kill()
+    process.communicate()
+    assert path.exists()
+    assert not is_held(path)
 
 
 def test_a_training_that_begins_leaves_the_files_of_an_evaluation_alone(tmp_path):
