@@ -124,6 +124,17 @@ def test_settings_of_a_sweep_that_has_begun(folders, tmp_path, changes, message)
     write_folders(plan(config), tmp_path / "out", config.seed)
 
 
+def test_results_of_unknown_settings_are_refused(folders, tmp_path):
+    """No other settings take the place of those that a job ran with."""
+    folders[1].result.touch()
+    settings = folders[1].path / "config.yml"
+    settings.unlink()
+    config = SweepConfig.load(write_sweep(tmp_path, tmp_path), epochs=5)
+    with pytest.raises(InputError, match=r"no config\.yml that says of what settings; put it"):
+        write_folders(plan(config), tmp_path / "out", config.seed)
+    assert not settings.exists()
+
+
 def test_another_seed_is_another_run_in_the_same_folder(folders, tmp_path):
     folders[1].result.touch()
     folders[2].fail("out of luck")
