@@ -18,6 +18,7 @@ from timm.data import create_dataset
 import stitchkit.engine.checkpoint_files as checkpoint
 from stitchkit.cli import main
 from stitchkit.data.unreadable import NO_CLASS, CheckedImages, explained
+from stitchkit.engine import epochs
 from stitchkit.engine.lock import is_held, locked
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.recovery import newest_checkpoint
@@ -415,6 +416,18 @@ def test_an_infinite_figure_is_not_saved_within_an_epoch(subject, trained, tmp_p
     assert expected[what] in capsys.readouterr().err
     assert subject.content(tmp_path / "poisoned")["within"]["ranks"][0]["position"]["done"] == 2
     assert trained("poisoned", *flags, "--resume", "auto") == 0
+
+
+@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["job"]), indirect=True)
+def test_an_epoch_of_an_infinite_validation_loss_is_not_saved(subject, trained, tmp_path, monkeypatch, capsys):
+    inner = epochs.evaluate_stitch
+    assert trained("infinite", "--epochs", "1") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(epochs, "evaluate_stitch", lambda *a, **k: inner(*a, **k)._replace(loss=torch.inf))
+        assert trained("infinite", "--resume", "auto", "--epochs", "2") == 2
+    assert "validation loss are not finite after epoch 2; stopped." in capsys.readouterr().err
+    assert subject.content(tmp_path / "infinite")["epoch"] == (1 if subject.name == "job" else 0), "the first's end"
+    assert trained("infinite", "--resume", "auto") == 0
 
 
 def test_a_fault_on_one_rank_ends_all(images, tmp_path):
