@@ -204,8 +204,11 @@ def test_scores_and_judgements_are_not_repeated(common, whole, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--threshold", 0.3], "was begun with --threshold 0.2, now 0.3; repeat the command as it was to resume it"),
-        case(False, ["-k", 2], "was begun with -k 3, now 2"),
+        (
+            ["--threshold", 0.3],
+            "was started with --threshold 0.2, but now it is 0.3; repeat the original command to resume it",
+        ),
+        case(False, ["-k", 2], "was started with -k 3, but now it is 2"),
     ],
 )
 def test_a_composition_of_other_settings_is_refused(flags, words, common, whole, tmp_path):
@@ -226,7 +229,7 @@ def test_a_composition_of_other_weights_is_refused(common, whole, tmp_path):
     folder = whole(COMPOSE)
     before = content(folder)
     assert end(start([*COMPOSE, *common, "-o", folder], first=other_weights, said=tmp_path / "said")) == [2]
-    assert "was begun with images and weights" in (tmp_path / "said").read_text()
+    assert "was started with images and weights" in (tmp_path / "said").read_text()
     assert content(folder) == before
 
 
