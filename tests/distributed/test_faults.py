@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from functools import partial
 
@@ -26,7 +25,7 @@ from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchkit.networks.weights import damage
 from stitchkit.train.checkpoint import Checkpoints
-from tests.distributed.forks import end, start
+from tests.distributed.forks import end, hold_lock, start
 from tests.distributed.subjects import SUBJECTS
 from tests.support import FLAGS, mostly_full, write_config, write_images
 
@@ -112,13 +111,7 @@ def test_a_lock_is_asked_about_without_being_taken(tmp_path, monkeypatch):
     """A run that begins in that moment finds it free."""
     path = tmp_path / ".train.lock"
     assert not is_held(path)
-    hold = (
-        "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(); sys.stdin.read()"
-    )
-    command = [sys.executable, "-u", "-c", hold, str(path)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.readline()
+    process = hold_lock(path)
     monkeypatch.setattr("stitchkit.engine.lock.fcntl.lockf", lambda *_: pytest.fail("it was taken"))
     assert is_held(path)
     process.kill()

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from stitchkit.assembly.sweep.launch import progress, run_sweep, write_folders
 from stitchkit.assembly.sweep.plan import plan
 from stitchkit.assembly.sweep.worker import JobFolder, SweepJob
 from stitchkit.errors import InputError
+from tests.distributed.forks import hold_lock
 from tests.support import write_sweep
 
 
@@ -155,6 +157,21 @@ def test_the_configuration_of_a_job_that_is_done_stays_as_it_ran(folders, tmp_pa
     write_folders(plan(config), tmp_path / "out", config.seed)
     assert (folders[0].path / "config.yml").read_text().endswith("# as it ran")
     assert not (folders[1].path / "config.yml").read_text().endswith("# as it ran")
+
+
+def test_a_job_that_outlived_its_sweep_is_waited_for_and_started_once_it_is_killed(folders, monkeypatch):
+    started, living = [], SimpleNamespace(done=lambda: False)
+    monkeypatch.setattr(LocalPool, "_submit", lambda _, folder, slot: started.append((folder, slot)) or living)
+    folders[0].checkpoints.mkdir()
+    process = hold_lock(folders[0].checkpoints / ".train.lock")
+    pool = LocalPool(limit=2)
+    pool.start(folders[:2])
+    assert pool.poll() == []
+    assert started == [(folders[1], 1)]
+    process.kill()
+    process.communicate()
+    assert pool.poll() == []
+    assert started == [(folders[1], 1), (folders[0], 0)]
 
 
 def test_a_preempted_job_is_started_again_as_it_was(tmp_path):
