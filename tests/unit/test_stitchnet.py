@@ -786,7 +786,7 @@ def test_networks_that_cannot_be_used(nets, words):
         (np.zeros((2, 3, 32, 32), np.float32), {"maxDepth": 1}, "at least 2"),
         (np.zeros((2, 3, 32, 32), np.float32), {"K": 0}, "at least 2 and 1"),
         (np.zeros((2, 3, 32, 32), np.float32), {"treshold": 0}, "did you mean 'threshold'"),
-        (np.zeros((2, 3, 32, 32), np.float32), {"width": 1}, "is 'K' of `generate`"),
+        (np.zeros((2, 3, 32, 32), np.float32), {"width": 1}, "is called 'K' in `generate`"),
         (np.zeros((2, 3, 32, 32), np.float32), {"scores": "r3"}, "did you mean 'r2'"),
         ([{"image": 1}], {}, "stitching images are list, not an array"),
     ],
