@@ -6,6 +6,8 @@ import errno
 import fcntl
 import logging
 import os
+import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +16,9 @@ from stitchkit.errors import InputError
 from stitchkit.files import descriptor
 
 _logger = logging.getLogger(__name__)
+
+# The fields of `struct flock`, in each system's order, and which of them is the lock's type; zeros mean the whole file.
+_FLOCK, _TYPE = ("qqihh", 3) if sys.platform == "darwin" else ("hhqqi", 0)
 
 
 @contextmanager
@@ -36,19 +41,24 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether another process holds the lock on this file."""
-    if not path.exists():
-        return False
-    file = descriptor(path, os.O_RDWR)
+    """Whether another process holds the lock on this file.
+
+    The lock is not taken to find out: a run that starts at that moment would be refused. The holder itself must not
+    ask, because POSIX drops its lock when it closes the file again.
+    """
+    lock = [0] * len(_FLOCK)
+    lock[_TYPE] = fcntl.F_WRLCK
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return True
+        file = descriptor(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        found = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(_FLOCK, *lock))
     except OSError:  # the file system has no locks, so nobody holds one
         return False
     finally:
         os.close(file)
-    return False
+    return bool(struct.unpack(_FLOCK, found)[_TYPE] != fcntl.F_UNLCK)
 
 
 @contextmanager

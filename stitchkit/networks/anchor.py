@@ -49,12 +49,14 @@ class ViewStep:
         paths: The modules that it needs, in the order they run, and tensors of the network.
         run: `(model, x) -> x`; without it, the modules run one after the other.
         begins: Name of the first module or function that `run` calls; `ends` is that of the last.
+        idle: A module that changes nothing, before the others; a slice runs it because a person may hook it by name.
     """
 
     paths: tuple[str, ...]
     run: Callable[[nn.Module, torch.Tensor], torch.Tensor] | None = None
     begins: str = ""
     ends: str = ""
+    idle: tuple[str, ...] = ()
 
 
 class ViewSlice(Slice):
@@ -65,7 +67,7 @@ class ViewSlice(Slice):
     def __init__(self, model: nn.Module, steps: Sequence[ViewStep], start: Boundary | None, stop: Boundary | None):
         super().__init__(model, start, stop)
         self._steps = tuple(steps)
-        for path in dict.fromkeys(path for step in steps for path in step.paths):
+        for path in dict.fromkeys(path for step in steps for path in (*step.idle, *step.paths)):
             self._take(model, path)
         # Stems and heads call methods of timm's classes on a copy of the model that shares the tables of this slice, so
         # that `to` and `load_state_dict` reach both. As a child module, it would put a prefix before all names.
@@ -82,7 +84,7 @@ class ViewSlice(Slice):
             if step.run is not None:
                 x = step.run(self._part, x)
             else:
-                for path in step.paths:
+                for path in (*step.idle, *step.paths):
                     x = self.get_submodule(path)(x)
         return x
 
@@ -281,9 +283,10 @@ def _stage_steps(model: nn.Module, path: str) -> list[ViewStep]:
     if not hasattr(stage, "downsample"):
         return [ViewStep((f"{path}.{name}",)) for name, _ in stage.named_children()]
     first, *rest = [f"{path}.blocks.{name}" for name, _ in stage.get_submodule("blocks").named_children()]
-    is_whole = isinstance(stage.downsample, nn.Identity)
+    before, is_whole = (f"{path}.downsample",), isinstance(stage.downsample, nn.Identity)
     # Down-sampling belongs to the first block: a route that enters at a later one must not run it.
-    return [ViewStep((first,) if is_whole else (f"{path}.downsample", first)), *(ViewStep((block,)) for block in rest)]
+    opening = ViewStep((first,), idle=before) if is_whole else ViewStep((*before, first))
+    return [opening, *(ViewStep((block,)) for block in rest)]
 
 
 def patched_input_size(in_chans: int, embedding: PatchEmbed) -> tuple[int, int, int]:

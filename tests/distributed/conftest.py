@@ -43,6 +43,9 @@ def subject(request: pytest.FixtureRequest) -> Subject:
 
 @pytest.fixture
 def trained(subject: Subject, images: Path, tmp_path: Path) -> Callable[..., int]:
-    """Train the subject under a name; gives the exit status."""
-    common = subject.start(images, tmp_path)
-    return lambda name, *flags: main([*map(str, [*common, *subject.place(tmp_path, name), *flags])])
+    """Train the subject under a name, on other images where they are given; gives the exit status."""
+
+    def run(name: str, *flags: object, data: Path = images) -> int:
+        return main([*map(str, [*subject.start(data, tmp_path), *subject.place(tmp_path, name), *flags])])
+
+    return run

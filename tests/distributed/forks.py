@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -97,3 +98,15 @@ def kill_once_there(command: Sequence[object], place: Path, *, limit: float = 60
         time.sleep(0.001)
     processes[0].kill()
     return processes
+
+
+def hold_lock(path: Path) -> subprocess.Popen[bytes]:
+    """A process that holds the lock on a file until it is killed."""
+    hold = (
+        "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(); sys.stdin.read()"
+    )
+    command = [sys.executable, "-u", "-c", hold, str(path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process

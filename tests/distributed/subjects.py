@@ -27,6 +27,7 @@ class Subject:
         name: Of the command.
         start: Gives the command from the images and the folder of all runs, without the run's name.
         place: Gives the flags that name the run, from the folder of all runs and the name.
+        judge: The flag of a run that judges and trains nothing.
         files: The checkpoints of a run's folder.
         states: What of a checkpoint must be the same where runs end the same.
         tables: Likewise, of the tables beside it.
@@ -35,6 +36,7 @@ class Subject:
     name: str
     start: Callable[[Path, Path], list[object]]
     place: Callable[[Path, str], list[object]]
+    judge: str
     files: Callable[[Path], CheckpointFiles]
     states: tuple[str, ...]
     tables: tuple[str, ...]
@@ -101,11 +103,11 @@ def _job_files(folder: Path) -> CheckpointFiles:
 
 SUBJECTS = {
     "SN-Net": Subject(
-        "train", _train, lambda folder, name: ["--experiment", name], _snnet_files,
+        "train", _train, lambda folder, name: ["--experiment", name], "--eval", _snnet_files,
         ("state_dict", "state_dict_ema", "optimizer", "history", "epoch"), ("summary.csv", "losses.csv"),
     ),
     "job": Subject(
-        "job", _job, lambda folder, name: ["-o", folder / name], _job_files,
+        "job", _job, lambda folder, name: ["-o", folder / name], "--test-only", _job_files,
         ("state_dict", "state_dict_ema", "optimizer", "scheduler", "epoch", "step"), ("result.csv",),
     ),
 }  # fmt: skip

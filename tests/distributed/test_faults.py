@@ -15,20 +15,21 @@ from PIL import Image
 from timm.data import create_dataset
 
 import stitchkit.engine.checkpoint_files as checkpoint
+from stitchkit.assembly.train import testing
 from stitchkit.cli import main
 from stitchkit.data.unreadable import NO_CLASS, CheckedImages, explained
-from stitchkit.engine.lock import locked
+from stitchkit.engine.lock import is_held, locked
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.recovery import newest_checkpoint
 from stitchkit.errors import InputError
+from stitchkit.measure.evaluate import evaluate_stitch
 from stitchkit.measure.ledger import read_rows
 from stitchkit.networks.weights import damage
+from stitchkit.train import training
 from stitchkit.train.checkpoint import Checkpoints
-from tests.distributed.forks import end, start
+from tests.distributed.forks import end, hold_lock, start
 from tests.distributed.subjects import SUBJECTS
 from tests.support import FLAGS, mostly_full, write_config, write_images
-
-SN_NET = SUBJECTS["SN-Net"]
 
 
 @pytest.fixture
@@ -108,6 +109,19 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
         assert "does not support locks" in caplog.text
 
 
+def test_a_lock_is_asked_about_without_being_taken(tmp_path, monkeypatch):
+    """A run that begins in that moment finds it free."""
+    path = tmp_path / ".train.lock"
+    assert not is_held(path)
+    process = hold_lock(path)
+    monkeypatch.setattr("stitchkit.engine.lock.fcntl.lockf", lambda *_: pytest.fail("it was taken"))
+    assert is_held(path)
+    process.kill()
+    process.communicate()
+    assert path.exists()
+    assert not is_held(path)
+
+
 def test_a_training_that_begins_leaves_the_files_of_an_evaluation_alone(tmp_path):
     for name in ("stitches_res.txt.part0.tmp", "eval_args.yaml.tmp", "last.pth.tar.tmp", "args.yaml.tmp"):
         (tmp_path / name).touch()
@@ -116,12 +130,15 @@ def test_a_training_that_begins_leaves_the_files_of_an_evaluation_alone(tmp_path
     assert left == {"stitches_res.txt.part0.tmp", "eval_args.yaml.tmp"}
 
 
-def test_other_writes_to_a_full_disk_end_in_one_line(run, monkeypatch, capsys):
+WRITERS = {"train": "stitchkit.train.training.write_summary", "job": "stitchkit.assembly.train.result.Trajectory.add"}
+
+
+def test_other_writes_to_a_full_disk_end_in_one_line(subject, trained, monkeypatch, capsys):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("stitchkit.train.training.write_summary", full)
-    assert run("full") == 2
+    monkeypatch.setattr(WRITERS[subject.name], full)
+    assert trained("full") == 2
     assert "stitchkit: error: No space left on device; check" in capsys.readouterr().err
 
 
@@ -161,43 +178,46 @@ def test_the_checkpoint_before_a_damaged_one_is_used(subject, trained, unbroken,
     subject.assert_same_end(unbroken(subject), folder)
 
 
-def test_the_good_one_stays_where_the_newest_was_damaged(run, tmp_path):
-    """A run that resumes from `previous` must not put the damaged file in its place."""
+@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["SN-Net"]), indirect=True)
+def test_the_good_one_stays_where_the_newest_was_damaged(subject, trained, tmp_path):
+    """A run that resumes from the one before must not put the damaged file in its place."""
     folder = tmp_path / "harmed"
-    assert run("harmed", "--checkpoint-interval", "3") == 0
-    cut(folder / "last.pth.tar")
-    good = (folder / "previous.pth.tar").read_bytes()
-    state = Checkpoints(folder, keep=1)
-    state.resumed(folder / "previous.pth.tar", {})
-    state.save_within({}, epoch=1)
-    assert (folder / "previous.pth.tar").read_bytes() == good
-    state.save_within({}, epoch=2)
-    assert (SN_NET.content(folder)["epoch"], SN_NET.content(folder, 1)["epoch"]) == (1, 0)
+    assert trained("harmed", "--checkpoint-interval", "3") == 0
+    newest, previous, *_ = subject.files(folder).candidates()
+    cut(newest)
+    good, state = previous.read_bytes(), subject.files(folder)
+    state.read(previous)
+    state.write_newest({"epoch": 7})
+    assert previous.read_bytes() == good
+    state.write_newest({"epoch": 8})
+    assert (subject.content(folder)["epoch"], subject.content(folder, 1)["epoch"]) == (8, 7)
 
 
-def test_a_damaged_checkpoint_that_was_named_ends_the_run(run, tmp_path, capsys):
-    assert run("harmed") == 0
-    last = tmp_path / "harmed/last.pth.tar"
+@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["SN-Net"]), indirect=True)
+def test_a_damaged_checkpoint_that_was_named_ends_the_run(subject, trained, tmp_path, capsys):
+    assert trained("harmed", "--epochs", "1") == 0
+    last = subject.files(tmp_path / "harmed").last
     flip(last)
-    for flags in (["--resume", last], ["--eval", "--resume", last]):
-        assert run("harmed", *flags) == 2
+    for place, flags in (("harmed", ["--resume", last]), ("judged", [subject.judge, "--resume", last])):
+        assert trained(place, *flags) == 2
         line = capsys.readouterr().err
         assert f"checkpoint '{last}' is damaged (" in line
         assert "; --resume auto takes the newest good checkpoint" in line
     cut(last)
-    assert run("harmed", "--resume", last) == 2
+    assert trained("harmed", "--resume", last) == 2
     assert "(File is not a zip file); --resume auto takes the newest good checkpoint" in capsys.readouterr().err
 
 
-def test_auto_without_a_good_checkpoint(run, tmp_path, capsys):
-    assert run("none", "--eval", "--resume", "auto") == 2
-    assert "contains no checkpoint to evaluate" in capsys.readouterr().err
+def test_auto_without_a_good_checkpoint(subject, trained, tmp_path, capsys):
+    assert trained("none", subject.judge, "--resume", "auto") == 2
+    assert "contains no checkpoint to " in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
-    assert run("fresh", "--resume", "auto", "--epochs", "1") == 0
-    for path in (tmp_path / "fresh").glob("*.pth.tar"):
+    assert trained("fresh", "--resume", "auto", "--epochs", "1") == 0
+    found = subject.files(tmp_path / "fresh").candidates()
+    for path in found:
         empty(path)
-    assert run("fresh", "--resume", "auto") == 2
-    assert "none of the 2 checkpoints in" in capsys.readouterr().err
+    assert trained("fresh", "--resume", "auto") == 2
+    assert f"none of the {len(found)} checkpoints in" in capsys.readouterr().err
 
 
 def test_an_evaluation_takes_the_newest_good_one(run, tmp_path):
@@ -312,19 +332,21 @@ def test_unreadable_images_are_skipped_and_counted(run, spoilt, tmp_path, caplog
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
-def test_too_many_unreadable_images_end_the_run(run, spoilt, capsys, workers):
-    assert run("spoilt", "-j", workers, data=spoilt) == 2
+@pytest.mark.parametrize("workers", mostly_full(["0", "1"], quick=["1"]))
+def test_too_many_unreadable_images_end_the_run(subject, trained, spoilt, capsys, workers):
+    assert trained("spoilt", "-j", workers, data=spoilt) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "of 64 images of the train split cannot be read or have no class, such as 'class" in line
-    assert "more than --max-unreadable 0.01" in line
+    assert ("; more than 1 %" if subject.name == "job" else "more than --max-unreadable 0.01") in line
 
 
-def test_a_disk_that_is_gone_ends_the_run(run, tmp_path, capsys):
+def test_a_disk_that_is_gone_ends_the_run(subject, trained, tmp_path, monkeypatch, capsys):
+    """Where the share of such images is not over its limit first."""
+    monkeypatch.setattr(CheckedImages, "_check", lambda *_: None)
     folder = write_images(tmp_path / "gone")
     for path in folder.glob("train/*/*.png"):
         path.write_bytes(b"")
-    assert run("gone", "--max-unreadable", "1", data=folder) == 2
+    assert trained("gone", "--epochs", "1", data=folder) == 2
     assert "10 images of the train split in a row cannot be read; check the disk" in capsys.readouterr().err
 
 
@@ -397,14 +419,27 @@ def test_an_infinite_figure_is_not_saved_within_an_epoch(subject, trained, tmp_p
     assert trained("poisoned", *flags, "--resume", "auto") == 0
 
 
-def test_a_fault_on_one_rank_ends_all(images, tmp_path):
+@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["job"]), indirect=True)
+def test_an_epoch_of_an_infinite_validation_loss_is_not_saved(subject, trained, tmp_path, monkeypatch, capsys):
+    inner = evaluate_stitch
+    assert trained("infinite", "--epochs", "1") == 0
+    with monkeypatch.context() as patch:
+        for judge in (training, testing):
+            patch.setattr(judge, "evaluate_stitch", lambda *a, **k: inner(*a, **k)._replace(loss=torch.inf))
+        assert trained("infinite", "--resume", "auto", "--epochs", "2") == 2
+    assert "validation loss are not finite after epoch 2; stopped." in capsys.readouterr().err
+    assert subject.content(tmp_path / "infinite")["epoch"] == (1 if subject.name == "job" else 0), "the first's end"
+    assert trained("infinite", "--resume", "auto") == 0
+
+
+@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["SN-Net"]), indirect=True)
+def test_a_fault_on_one_rank_ends_all(subject, images, tmp_path):
     """No rank waits for one that has ended."""
-    config = write_config(tmp_path / "pico.json")
-    command = ["train", images, "--stitch_config", config, *FLAGS, "--output", tmp_path, "--resume", "auto", "--eval"]
+    command = [*subject.start(images, tmp_path), *subject.place(tmp_path, "none"), subject.judge, "--resume", "auto"]
     began = time.monotonic()
     assert end(start(command, ranks=2, said=tmp_path / "said")) == [2, 2]
     assert time.monotonic() - began < 30
-    assert (tmp_path / "said").read_text().count("contains no checkpoint to evaluate") == 2
+    assert (tmp_path / "said").read_text().count("contains no checkpoint to ") == 2
 
 
 def read_another(path, rank):
@@ -414,16 +449,14 @@ def read_another(path, rank):
         checkpoint.read_hashed = lambda _: inner(path)
 
 
-def test_ranks_that_read_different_files_say_so(run, images, tmp_path):
-    assert run("live", "--checkpoint-interval", "3") == 0
-    folder = tmp_path / "live"
-    config = tmp_path / "pico.json"
-    command = ["train", images, "--stitch_config", config, *FLAGS, "--output", tmp_path, "--experiment", "judged"]
-    command += ["--eval", "--resume", folder / "last.pth.tar"]
-    first = partial(read_another, folder / "previous.pth.tar")
-    assert end(start(command, ranks=2, said=tmp_path / "said", first=first)) == [2, 2]
+@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["SN-Net"]), indirect=True)
+def test_ranks_that_read_different_files_say_so(subject, trained, images, tmp_path):
+    assert trained("live", "--checkpoint-interval", "3") == 0
+    newest, previous, *_ = subject.files(tmp_path / "live").candidates()
+    command = [*subject.start(images, tmp_path), *subject.place(tmp_path, "judged"), subject.judge, "--resume", newest]
+    assert end(start(command, ranks=2, said=tmp_path / "said", first=partial(read_another, previous))) == [2, 2]
     assert (tmp_path / "said").read_text().count("was replaced while the ranks read it; give a file that stays") == 2
-    assert not (tmp_path / "judged/stitches_res.txt").exists()
+    assert not list((tmp_path / "judged").glob("*res*"))
 
 
 def test_what_a_checkpoint_needs_reaches_the_disk_in_order(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from stitchkit.assembly.sweep.launch import progress, run_sweep, write_folders
 from stitchkit.assembly.sweep.plan import plan
 from stitchkit.assembly.sweep.worker import JobFolder, SweepJob
 from stitchkit.errors import InputError
+from tests.distributed.forks import hold_lock
 from tests.support import write_sweep
 
 
@@ -124,6 +126,17 @@ def test_settings_of_a_sweep_that_has_begun(folders, tmp_path, changes, message)
     write_folders(plan(config), tmp_path / "out", config.seed)
 
 
+def test_results_of_unknown_settings_are_refused(folders, tmp_path):
+    """No other settings take the place of those that a job ran with."""
+    folders[1].result.touch()
+    settings = folders[1].path / "config.yml"
+    settings.unlink()
+    config = SweepConfig.load(write_sweep(tmp_path, tmp_path), epochs=5)
+    with pytest.raises(InputError, match=r"no config\.yml that says of what settings; put it"):
+        write_folders(plan(config), tmp_path / "out", config.seed)
+    assert not settings.exists()
+
+
 def test_another_seed_is_another_run_in_the_same_folder(folders, tmp_path):
     folders[1].result.touch()
     folders[2].fail("out of luck")
@@ -144,6 +157,21 @@ def test_the_configuration_of_a_job_that_is_done_stays_as_it_ran(folders, tmp_pa
     write_folders(plan(config), tmp_path / "out", config.seed)
     assert (folders[0].path / "config.yml").read_text().endswith("# as it ran")
     assert not (folders[1].path / "config.yml").read_text().endswith("# as it ran")
+
+
+def test_a_job_that_outlived_its_sweep_is_waited_for_and_started_once_it_is_killed(folders, monkeypatch):
+    started, living = [], SimpleNamespace(done=lambda: False)
+    monkeypatch.setattr(LocalPool, "_submit", lambda _, folder, slot: started.append((folder, slot)) or living)
+    folders[0].checkpoints.mkdir()
+    process = hold_lock(folders[0].checkpoints / ".train.lock")
+    pool = LocalPool(limit=2)
+    pool.start(folders[:2])
+    assert pool.poll() == []
+    assert started == [(folders[1], 1)]
+    process.kill()
+    process.communicate()
+    assert pool.poll() == []
+    assert started == [(folders[1], 1), (folders[0], 0)]
 
 
 def test_a_preempted_job_is_started_again_as_it_was(tmp_path):

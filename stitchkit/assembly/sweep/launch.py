@@ -50,8 +50,13 @@ def write_folders(jobs: Sequence[PlannedJob], folder: Path, seed: int | None) ->
 def _check_settings(job: PlannedJob, place: JobFolder) -> None:
     """Refuse settings other than those that a job started with: one table must not mix them."""
     settings = place.path / "config.yml"
-    if not place.has_begun() or not settings.exists():
+    if not place.has_begun():
         return
+    if not settings.exists():
+        raise InputError(
+            f"'{place.path}' holds a result or checkpoints, but no config.yml that says of what settings; put it back, "
+            "choose another -o, or remove the folder"
+        )
     before, now = JobConfig.load(settings), JobConfig.parse(job.config or {})
     if difference := next(before.differences(now), None):
         raise InputError(

@@ -105,7 +105,7 @@ def _run(job: Job, files: JobCheckpoints) -> None:
     if trainer is None or not trajectory.rows:
         first: Row = {"Epoch": start, "Step": 0 if trainer is None else start * trainer.updates_per_epoch}
         if config.test_only or config.checkpoint_initial_model:
-            first |= exam.sit("before training")
+            first |= exam.sit("before training")[0]
         add(first)
     if trainer is not None:
         _train(job, trainer, files, exam, trajectory, add=add, start=start, position=position)
@@ -162,10 +162,11 @@ def _train(
         return files.save({**state, **_header(job, trainer, epoch, trajectory)}, step=step, keep=False)
 
     def finish(trained: TrainedEpoch) -> None:
-        row = _row(job, trainer, task, trained)
-        check_finite(trainer, trained.number)
+        row, losses = _row(job, trainer, task, trained), list[float]()
         if job.config.eval_checkpoints:
-            row |= exam.sit(f"epoch {trained.number + 1}/{epochs.stop}", trained.after_batch)
+            figures, losses = exam.sit(f"epoch {trained.number + 1}/{epochs.stop}", trained.after_batch)
+            row |= figures
+        check_finite(trainer, trained.number, losses)
         task.forget()  # only now: if a signal ends the validation, the saved state needs the counts of the epoch
         row["Time/Total"] = before + time.perf_counter() - began
         add(row)

@@ -37,12 +37,12 @@ class Exam:
             for prefix, network in networks.items()
         ]
 
-    def sit(self, when: str, after_batch: Callable[[], None] = lambda: None) -> dict[str, float]:
-        """Figures of every metric on every data set, by the columns of the result.
+    def sit(self, when: str, after_batch: Callable[[], None] = lambda: None) -> tuple[dict[str, float], list[float]]:
+        """Figures of every metric on every data set, by the columns of the result, and all losses.
 
         `when` begins the log line; `after_batch` is called after each batch, equally often on all ranks.
         """
-        figures: dict[str, float] = {}
+        figures, losses = dict[str, float](), list[float]()
         world, autocast = self._job.world, self._autocast
         for number, task in enumerate(self._job.data):
             name = task.config.name
@@ -53,11 +53,12 @@ class Exam:
                     if output not in scores:
                         batches = batches_of(task.test, world, name, after_batch)
                         scores[output] = evaluate_stitch(judged, None, batches, device=world.device, autocast=autocast)
+                        losses.append(scores[output].loss)
                     prefix = f"{average}{output} " if output else average
                     for kind, figure in _figures(metric, scores[output]).items():
                         figures[f"Overall/{name}/Test {prefix}{kind}"] = figure
         _logger.info("%s  %s", when, "  ".join(f"{name} {figure:.4f}" for name, figure in figures.items()))
-        return figures
+        return figures, losses
 
 
 def _captured(network: nn.Module, metric: Metric, number: int) -> Captured | None:
