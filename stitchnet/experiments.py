@@ -17,8 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from pydantic import FiniteFloat
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
+from typing_extensions import TypedDict
 
 from stitchkit.errors import InputError
 from stitchkit.files import opened
@@ -38,6 +40,17 @@ _DRAWS = 20
 
 _Member = tuple[Row, np.ndarray]
 """The row of a network, and its scores of all classes for the validation images `[N, classes]`."""
+
+
+class TunedNetwork(TypedDict):
+    """A row of the experiment `finetune`, as its journal keeps it."""
+
+    cfg_id: int
+    stitch: str
+    flops: int
+    params: int
+    epoch: int
+    acc1: FiniteFloat
 
 
 class Experiment(NamedTuple):
@@ -175,8 +188,8 @@ def finetune(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> 
     checkpoint = journal.path.with_suffix(".pth")
     for number, composition in enumerate([*uncut(search.pool.fragments), *plan.best(search)]):
         rows: list[Row] = []
-        while (row := journal.find(Row, "row", composition.name, len(rows))) is not None:
-            rows.append(row)
+        while (row := journal.find(TunedNetwork, "row", composition.name, len(rows))) is not None:
+            rows.append(Row(**row))
         if len(rows) <= tuning.EPOCHS:
             net = search.build(composition)
             record = partial(_record, rows, journal, net, number)

@@ -17,6 +17,9 @@ from stitchkit.errors import InputError
 from stitchkit.files import opened, refuse_link
 
 Entry = TypeVar("Entry")
+Key = tuple[str | int, ...]
+
+_LINE = TypeAdapter(tuple[Key, object])
 
 
 class Journal:
@@ -32,22 +35,22 @@ class Journal:
     def __init__(self, path: Path):
         refuse_link(path)
         self.path = path
-        self._scope: tuple[str | int, ...] = ()
+        self._scope: Key = ()
         self._entries = self._read()
 
-    def _read(self) -> dict[str, object]:
+    def _read(self) -> dict[Key, object]:
         content = self.path.read_bytes() if self.path.exists() else b""
         complete = content[: content.rfind(b"\n") + 1]
-        entries: dict[str, object] = {}
+        entries: dict[Key, object] = {}
         for number, line in enumerate(complete.splitlines(), start=1):
             try:
-                key, value = json.loads(line)
-            except (ValueError, TypeError, RecursionError) as error:
+                key, value = _LINE.validate_python(json.loads(line))
+            except (ValueError, RecursionError) as error:
                 raise InputError(
                     f"'{self.path}', line {number} is not an entry of a journal; choose another folder, or remove the "
                     "file to start again"
                 ) from error
-            entries[json.dumps(key)] = value
+            entries[key] = value
         if len(complete) < len(content):  # a killed command wrote part of its last line
             with opened(self.path, "r+b") as file:
                 file.truncate(len(complete))
@@ -65,13 +68,13 @@ class Journal:
         Raises:
             InputError: If somebody has changed the file, so that the entry is something else.
         """
-        text = json.dumps([*self._scope, *key])
-        if text not in self._entries:
+        place = (*self._scope, *key)
+        if place not in self._entries:
             return None
         try:
-            return TypeAdapter(kind).validate_python(self._entries[text])
+            return TypeAdapter(kind).validate_python(self._entries[place], strict=True)
         except ValidationError as error:
-            raise self.damaged(text) from error
+            raise self.damaged(json.dumps(place)) from error
 
     def damaged(self, name: str) -> InputError:
         """The error for an entry that cannot have come from here."""
@@ -83,8 +86,8 @@ class Journal:
         It is not synced: a SIGKILL leaves what the system has taken, and a power cut shortens the file at worst, which
         is work to do again and no damage. A sync for each of thousands of scores would cost more than the scores.
         """
-        place = [*self._scope, *key]
-        self._entries[json.dumps(place)] = value
+        place = (*self._scope, *key)
+        self._entries[place] = value
         with opened(self.path, "a") as file:
             file.write(json.dumps([place, value]) + "\n")
 
@@ -96,10 +99,12 @@ class Journal:
             values: By the name that a person knows.
 
         Raises:
-            InputError: If they differ; the message names the first that does.
+            InputError: If they differ; the message names the first that does. Or if there are results without them.
         """
         before = self.find(dict[str, object], name)
         if before is None:
+            if any(key[: len(self._scope)] == self._scope and key != ("settings",) for key in self._entries):
+                raise self.damaged(json.dumps((*self._scope, name)))
             self.add(dict(values), name)
             return
         for key, value in values.items():

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from pydantic import FiniteFloat
+from typing_extensions import TypedDict
+
 from stitchkit.data.sources import agreed_classes
 from stitchkit.display import aligned, quantity
 from stitchkit.errors import InputError
@@ -18,6 +21,16 @@ from stitchnet.data import Examples, in_memory, open_split
 from stitchnet.journal import Journal
 from stitchnet.net import Net
 from stitchnet.search import Search
+
+
+class JudgedNetwork(TypedDict):
+    """The figures of a network, as a journal keeps them."""
+
+    stitch: str
+    flops: int
+    params: int
+    score: FiniteFloat
+    acc1: FiniteFloat
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,7 @@ def judged(
     number = 0
     for composition in (*uncut(search.pool.fragments), *compositions):
         net = None
-        row = journal.find(Row, "row", composition.name) if journal else None
+        row = _recalled(composition, journal) if journal else None
         if row is None:
             net = search.build(composition)
             row = _judge(net, composition, task)
@@ -90,6 +103,15 @@ def judged(
             search.counts.skipped["its outputs are not finite"] += 1
         if journal is not None and net is not None:
             journal.add(row, "row", composition.name)
+
+
+def _recalled(composition: Composition, journal: Journal) -> Row | None:
+    """The figures that a journal has of a network; none where its outputs are not finite."""
+    place = ("row", composition.name)
+    if journal.find(dict[str, object], *place) == {} and not composition.is_uncut:
+        return {}
+    row = journal.find(JudgedNetwork, *place)
+    return None if row is None else Row(**row)
 
 
 def _judge(net: Net, composition: Composition, task: CompositionTask) -> Row:

@@ -262,10 +262,26 @@ def test_a_composition_is_not_resumed_through_a_link(link, common, whole, tmp_pa
     assert status == [0 if link == "stitches_res.txt" else 2]
 
 
-@pytest.mark.parametrize("line", ["{}", "[1]", '[["ranking", "x"], 3', "\x00"])
+@pytest.mark.parametrize(
+    "line", ["{}", "[1]", '[["ranking", "x"], 3', "\x00", '{"a": 1, "b": 2}', "[3, 1]", '[["x", [1]], 1]']
+)
 def test_a_file_that_is_not_a_journal_is_refused_and_left_alone(line, tmp_path):
     path = tmp_path / "compose.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(InputError, match="line 1 is not an entry of a journal"):
         Journal(path)
     assert path.read_text() == line + "\n"
+
+
+def test_a_journal_of_results_without_their_settings_is_refused(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    journal = Journal(path)
+    journal.agree("settings", {"--score": "cka"})
+    for count in (2, 8):
+        journal.scope(count, 0).agree("pool", {"images": count})
+        journal.scope(count, 0).add(True, "joint", "a > b")
+    lines = path.read_text().splitlines(keepends=True)
+    for missing, scope, name in ((0, (), "settings"), (3, (8, 0), "pool")):
+        path.write_text("".join(lines[:missing] + lines[missing + 1 :]))
+        with pytest.raises(InputError, match=f"is damaged: its entry .*{name}"):
+            Journal(path).scope(*scope).agree(name, {})
