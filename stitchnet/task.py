@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
@@ -17,7 +19,7 @@ from stitchkit.measure.ledger import Row
 from stitchkit.measure.pareto import is_anchor
 from stitchnet.classifier import NotFiniteError
 from stitchnet.composition import Composition, uncut
-from stitchnet.data import Examples, in_memory, open_split
+from stitchnet.data import Examples, batches, in_memory, open_split
 from stitchnet.journal import Journal
 from stitchnet.net import Net
 from stitchnet.search import Search
@@ -63,14 +65,25 @@ class CompositionTask:
         agreed_classes(train.dataset, validation.dataset)
         return cls(in_memory(train), in_memory(validation), classifier)
 
+    @cached_property
+    def digest(self) -> str:
+        """A hash of all images and labels: files of the same names may hold others."""
+        digest = hashlib.blake2b(digest_size=16)
+        for split in (self.train, self.validation):
+            for images, labels in batches(split):
+                digest.update(images.contiguous().numpy().data)
+                digest.update(labels.data)
+        return digest.hexdigest()
+
     def accuracy(self, net: Net) -> float:
         """Fit a network; the percentage of the validation images that it then classifies right."""
         return 100 * net.fit(self.train, classifier=self.classifier).evaluate_dataset(self.validation)["accuracy"]
 
 
 def judged(
-    search: Search, compositions: Iterable[Composition], task: CompositionTask, journal: Journal | None = None
-) -> Iterator[tuple[Row, Net | None]]:
+    search: Search, compositions: Iterable[Composition], task: CompositionTask, journal: Journal | None = None, *,
+    is_written: Callable[[int], bool] = lambda _: True,
+) -> Iterator[tuple[Row, Net | None]]:  # fmt: skip
     """The networks as they are, then the composed ones, all judged alike; each with its row of the ledger.
 
     The row of a composed network also has `parents_acc1`, the mean of the networks that gave its fragments. A
@@ -82,17 +95,18 @@ def judged(
         task: What they are judged on.
         journal: A row that it has comes without a network. A new row is kept there when the next one is asked for, so
             when the caller has written all that belongs to it.
+        is_written: Whether all that belongs to the row of a `cfg_id` is still there; where not, it is judged again.
     """
     alone: dict[str, float] = {}
     number = 0
     for composition in (*uncut(search.pool.fragments), *compositions):
         net = None
-        row = _recalled(composition, journal) if journal else None
-        if row is None:
+        figures = kept = _recalled(composition, journal) if journal else None
+        if figures is None or (figures and not is_written(number)):
             net = search.build(composition)
-            row = _judge(net, composition, task)
+            figures = _judge(net, composition, task)
+        row = {"cfg_id": number, **figures} if figures else {}
         if row:
-            row = {"cfg_id": number, **row}
             number += 1
             if composition.is_uncut:
                 alone[composition.fragment.network] = row["acc1"]
@@ -101,7 +115,7 @@ def judged(
             yield row, net
         else:
             search.counts.skipped["its outputs are not finite"] += 1
-        if journal is not None and net is not None:
+        if journal is not None and figures != kept:
             journal.add(row, "row", composition.name)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import stitchkit.files as files
 from stitchkit.engine.loop import Trainer
@@ -193,6 +195,17 @@ def test_a_composition_that_ended_is_left_as_it_is(common, whole):
     assert content(folder) == before
 
 
+def test_files_of_a_composition_that_are_gone_are_written_again(common, whole, tmp_path):
+    expected, out = whole(COMPOSE), tmp_path / "out"
+    shutil.copytree(expected, out)
+    for name in ("stitches_res.txt", "001/net.svg", "003/net.json"):
+        (out / name).unlink()
+    shutil.rmtree(out / "002")
+    resumed([*COMPOSE, *common, "-o", out], expected)
+    (out / "stitches_res.txt").write_text("")
+    resumed([*COMPOSE, *common, "-o", out], expected)
+
+
 def test_scores_and_judgements_are_not_repeated(common, whole, tmp_path):
     expected = whole(COMPOSE)
     command = [*COMPOSE, *common, "-o", tmp_path / "out"]
@@ -218,7 +231,7 @@ def test_a_composition_of_other_settings_is_refused(flags, words, common, whole,
 
 def other_weights(_rank: int) -> None:
     """Let the networks' weights be others than before."""
-    compose._digest = lambda _: "other"  # type: ignore[assignment]
+    compose._digest = lambda *_: "other"  # type: ignore[assignment]
 
 
 @pytest.mark.full
@@ -228,6 +241,20 @@ def test_a_composition_of_other_weights_is_refused(common, whole, tmp_path):
     assert end(start([*COMPOSE, *common, "-o", folder], first=other_weights, said=tmp_path / "said")) == [2]
     assert "was begun with images and weights" in (tmp_path / "said").read_text()
     assert content(folder) == before
+
+
+@pytest.mark.parametrize(("split", "label"), [case(False, "train", 0), ("validation", 1)])
+def test_a_composition_of_other_images_is_refused(split, label, common, whole, tmp_path):
+    data, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(common[1], data)
+    shutil.copytree(whole(COMPOSE), out)
+    journal = out / "compose.jsonl"
+    journal.write_text(journal.read_text().replace(str(common[1]), str(data)))
+    before = content(out)
+    Image.new("RGB", (20, 24)).save(data / split / f"class{label}/0.png")
+    assert end(start([*COMPOSE, "--data", data, *common[2:], "-o", out], said=tmp_path / "said")) == [2]
+    assert "was begun with images and weights" in (tmp_path / "said").read_text()
+    assert content(out) == before
 
 
 @pytest.mark.full
