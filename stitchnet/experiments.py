@@ -22,6 +22,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from typing_extensions import TypedDict
 
+from stitchkit.engine.checkpoint_files import CheckpointFiles
 from stitchkit.errors import InputError
 from stitchkit.files import opened
 from stitchkit.measure.ledger import Row
@@ -185,7 +186,9 @@ def finetune(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> 
         InputError: If a network has fewer outputs than there are classes.
     """
     search = plan.search(task, journal)
-    checkpoint = journal.path.with_suffix(".pth")
+    files = CheckpointFiles(
+        journal.path.parent, newest="finetune.pth", previous="finetune-previous.pth", kept="finetune-{}.pth"
+    )
     for number, composition in enumerate([*uncut(search.pool.fragments), *plan.best(search)]):
         rows: list[Row] = []
         while (row := journal.find(TunedNetwork, "row", composition.name, len(rows))) is not None:
@@ -193,9 +196,11 @@ def finetune(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> 
         if len(rows) <= tuning.EPOCHS:
             net = search.build(composition)
             record = partial(_record, rows, journal, net, number)
-            tuning.fine_tune(net, task, record, seed=plan.seed, checkpoint=checkpoint)
+            tuning.fine_tune(net, task, record, seed=plan.seed, files=files, num_recorded=len(rows))
         yield from rows
-    checkpoint.unlink(missing_ok=True)
+    files.clear()
+    for path in files.candidates():
+        path.unlink()
 
 
 def _record(rows: list[Row], journal: Journal, net: Net, number: int, epoch: int, accuracy: float) -> None:

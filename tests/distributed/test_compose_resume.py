@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import stitchkit.files as files
+from stitchkit.engine.checkpoint_files import CheckpointFiles
 from stitchkit.engine.loop import Trainer
 from stitchkit.errors import InputError
 from stitchnet import compose, experiments, outputs, task, tuning
@@ -92,7 +93,7 @@ PLACES: dict[str, tuple[Any, str, Callable[..., None], int]] = {
     "draft": (files.os, "fsync", kill_myself, 30),
     "rename": (files.os, "replace", kill_myself, 15),
     "step": (Trainer, "_step", kill_myself, 6),
-    "checkpoint": (tuning, "save_state", kill_myself, 6),
+    "checkpoint": (CheckpointFiles, "write_newest", kill_myself, 6),
 }
 
 
