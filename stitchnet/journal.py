@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -126,7 +127,8 @@ def resumable(folder: Path, name: str, settings: Mapping[str, object], results: 
         results: Files that are written.
 
     Raises:
-        InputError: If the folder cannot be written, is in use, or holds results of other settings or without a journal.
+        InputError: If the folder cannot be written, is in use, or holds results of other settings or without a journal; or
+            if the disk is full.
     """
     with made(folder, "-o"), locked(folder / f".{name}.lock"):
         path = folder / f"{name}.jsonl"
@@ -142,6 +144,14 @@ def resumable(folder: Path, name: str, settings: Mapping[str, object], results: 
             yield journal
         except InputError:
             # The advice is mostly to change a setting, which a journal that is left here would refuse.
-            if is_new and not any((folder / result).exists() for result in results):
+            is_judged = any("row" in key for key in journal._entries)
+            if is_new and not is_judged and not any((folder / result).exists() for result in results):
                 path.unlink()
             raise
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise InputError(
+                f"'{error.filename or folder}' cannot be written: {error.strerror}; make room, then repeat the command "
+                "to resume it"
+            ) from error

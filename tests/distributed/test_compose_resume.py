@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from stitchkit.engine.checkpoint_files import CheckpointFiles
 from stitchkit.engine.loop import Trainer
 from stitchkit.errors import InputError
 from stitchnet import compose, experiments, outputs, task, tuning
-from stitchnet.journal import Journal
+from stitchnet.journal import Journal, resumable
 from stitchnet.search import Search
 from tests.composing import FLAGS, write_colours, write_pico_nets
 from tests.distributed.forks import end, start
@@ -256,6 +258,41 @@ def test_a_composition_of_other_images_is_refused(split, label, common, whole, t
     assert end(start([*COMPOSE, "--data", data, *common[2:], "-o", out], said=tmp_path / "said")) == [2]
     assert "was begun with images and weights" in (tmp_path / "said").read_text()
     assert content(out) == before
+
+
+def full_disk(_rank: int) -> None:
+    """Let the weights of the second network not fit on the disk."""
+    inner, count = Path.write_bytes, [0]
+
+    def write(path: Path, data: bytes) -> int:
+        count[0] += 1
+        if count[0] == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return inner(path, data)
+
+    Path.write_bytes = write  # type: ignore[assignment, method-assign]
+
+
+def test_a_composition_on_a_full_disk_ends_in_one_line_and_resumes(common, whole, tmp_path):
+    command = [*COMPOSE, *common, "-o", tmp_path / "out"]
+    assert end(start(command, first=full_disk, said=tmp_path / "said")) == [2]
+    words = f"stitchkit: error: '{tmp_path}/out' cannot be written: No space left on device; make room, then repeat"
+    assert words in (tmp_path / "said").read_text()
+    resumed(command, whole(COMPOSE))
+
+
+@pytest.mark.parametrize("key", ["row", "ranking"])
+def test_a_refused_command_leaves_a_journal_where_something_was_judged(key, tmp_path):
+    with suppress(InputError), resumable(tmp_path, "finetune", {}, ["finetune.csv"]) as journal:
+        journal.add(1, key, "a")
+        raise InputError("a full disk")
+    assert (tmp_path / "finetune.jsonl").exists() == (key == "row")
+
+
+def test_a_configuration_of_networks_is_known_by_any_of_its_paths(common, whole, tmp_path):
+    folder, config = shutil.copytree(whole(COMPOSE), tmp_path / "out"), common[3]
+    command = [*COMPOSE, *common[:3], os.path.relpath(config), *common[4:], "-o", folder]
+    assert end(start(command)) == [0]
 
 
 @pytest.mark.full
