@@ -15,8 +15,8 @@ from stitchkit.networks.layout import Layout
 class VisionTransformerAnchor(Anchor):
     """A plain vision transformer: patches and prefix tokens, equal blocks, one stage of tokens `[B, N, C]`.
 
-    Every variant that timm builds with these two classes is one: with class, distillation and register tokens or
-    none, `norm_pre`, `fc_norm`, and any pooling.
+    All variants that timm builds with these two classes are supported: with or without class, distillation and
+    register tokens, `norm_pre` and `fc_norm`, and with any pooling.
     """
 
     model: VisionTransformer
@@ -31,7 +31,7 @@ class VisionTransformerAnchor(Anchor):
         "norm_pre",
     )
     head_children = ("norm", "attn_pool", "fc_norm", "head_drop", "head", "head_dist")
-    final_norm_children = ("norm",)
+    final_norm_children = ("norm",)  # which the released code skips on stitched routes
     class_tokens = ("cls_token",)
     stitched_stages = (0,)
 
@@ -49,13 +49,14 @@ class VisionTransformerAnchor(Anchor):
 
     @property
     def stage_paths(self) -> Sequence[str]:
-        """Where timm has the stages."""
+        """Paths of timm's stages."""
         return ("blocks",)
 
     @staticmethod
     def run_stem(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """Images `[B, C, H, W]` to tokens `[B, N, C]`, as timm's `forward_features` begins."""
+        """Images `[B, C, H, W]` to tokens `[B, N, C]`."""
         assert isinstance(model, VisionTransformer)
+        # timm has no method that ends before the blocks: this repeats the start of its `forward_features`.
         x = model.patch_drop(model._pos_embed(model.patch_embed(x)))
         x = model.norm_pre(x)
         return x

@@ -23,7 +23,7 @@ class LevitAnchor(Anchor):
     model: Levit
     stem_children = ("stem",)
     head_children = ("head", "head_dist")
-    stitched_stages = (0, 1)
+    stitched_stages = (0, 1)  # as published: the last stage is left out
     own_names = staticmethod(own_names)
 
     @property
@@ -48,12 +48,12 @@ class LevitAnchor(Anchor):
 
     @property
     def stage_paths(self) -> Sequence[str]:
-        """Where timm has the stages."""
+        """Paths of timm's stages."""
         return [f"stages.{number}" for number in range(len(self.model.stages))]
 
     @property
     def borders(self) -> tuple[str, str]:
-        """Names of the last thing that the stem runs and of the first that the head runs."""
+        """Names of the last node of the stem and the first node of the head."""
         return "stem" if self.model.use_conv else "transpose", "mean"
 
     @staticmethod

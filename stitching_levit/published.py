@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-# A constant of the architecture, which timm computes.
+# A constant of the architecture, which timm computes itself.
 _CONSTANT = "attention_bias_idxs"
 
 
 def own_names(weights: Mapping[str, torch.Tensor], depths: Sequence[int]) -> dict[str, torch.Tensor]:
     """Weights under timm's names.
 
-    The published models are one flat list of attentions and MLPs, timm's have stages.
+    The published models are a flat list of attentions and MLPs; timm's have stages.
 
     Args:
-        weights: Of one LeViT, under published or timm's names.
+        weights: The weights of one LeViT, under published or timm's names.
         depths: Blocks of each stage.
     """
     kept = {name: value for name, value in weights.items() if not name.endswith(_CONSTANT)}
@@ -28,7 +28,7 @@ def own_names(weights: Mapping[str, torch.Tensor], depths: Sequence[int]) -> dic
 
 
 def _places(depths: Sequence[int]) -> Iterator[str]:
-    """Where timm has each entry of the flat list."""
+    """timm's path of each entry of the flat list."""
     for stage, depth in enumerate(depths):
         if stage:
             yield f"stages.{stage}.downsample.attn_downsample"

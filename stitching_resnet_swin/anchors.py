@@ -19,7 +19,7 @@ class ResNetAnchor(Anchor):
     model: ResNet
     stem_children = ("conv1", "bn1", "act1", "maxpool")
     head_children = ("global_pool", "fc")
-    stitched_stages = (1, 2)
+    stitched_stages = (1, 2)  # as published: the first and the last stage are left out
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -33,18 +33,18 @@ class ResNetAnchor(Anchor):
 
     @property
     def stem_layout(self) -> Layout:
-        """The full layout of what leaves the stem: maps as large as those of the first stage."""
+        """The full layout of the stem's output: maps as large as those of the first stage."""
         return replace(self.stages[0].layout, channels=self.model.feature_info[0]["num_chs"])
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """Size of an input image, `(C, H, W)`; a ResNet takes any, so it is that of its pretrained configuration."""
+        """Size of an input image, `(C, H, W)`; that of its weights, since a ResNet takes any."""
         _, height, width = self.pretrained_cfg["input_size"]
         return (self.model.in_chans, height, width)
 
     @property
     def stage_paths(self) -> Sequence[str]:
-        """Where timm has the stages."""
+        """Paths of timm's stages."""
         return ("layer1", "layer2", "layer3", "layer4")
 
     @staticmethod

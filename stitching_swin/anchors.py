@@ -20,7 +20,7 @@ class SwinAnchor(Anchor):
     stem_children = ("patch_embed",)
     head_children = ("norm", "head")
     final_norm_children = ("norm",)
-    stitched_stages = (0, 1, 2)
+    stitched_stages = (0, 1, 2)  # as published: the last stage is left out
     own_names = staticmethod(own_names)
 
     @property
@@ -39,7 +39,7 @@ class SwinAnchor(Anchor):
 
     @property
     def stage_paths(self) -> Sequence[str]:
-        """Where timm has the stages."""
+        """Paths of timm's stages."""
         return [f"layers.{number}" for number in range(len(self.model.layers))]
 
     @staticmethod

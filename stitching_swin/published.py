@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-# Constants of the architecture, which timm computes.
+# Constants of the architecture, which timm computes itself.
 _CONSTANTS = ("attn_mask", "relative_position_index")
 
 
@@ -17,11 +17,11 @@ def own_names(weights: Mapping[str, torch.Tensor], depths: Sequence[int]) -> dic
     The published models down-sample at the end of a stage, timm's at the start of the next one.
 
     Args:
-        weights: Of one Swin transformer, under published or timm's names.
+        weights: The weights of one Swin transformer, under published or timm's names.
         depths: Blocks of each stage; the names do not depend on it.
     """
     kept = {name: value for name, value in weights.items() if name.rpartition(".")[2] not in _CONSTANTS}
-    # timm's first stage has no down-sampling, the published one has.
+    # Only in the published models does the first stage down-sample.
     if "layers.0.downsample.reduction.weight" not in kept:
         return kept
     return {_own_name(name): value for name, value in kept.items()}

@@ -1,6 +1,6 @@
 """stitchkit: from a few pretrained vision networks, every trade-off between cost and accuracy.
 
-`__init__.pyi` names what is here; it is imported when it is asked for. Torch takes seconds; `--help` needs none of it.
+`__init__.pyi` lists the names, which are imported on first use: torch takes seconds to import, and `--help` needs none.
 """
 
 import lazy_loader

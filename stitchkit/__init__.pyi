@@ -1,4 +1,4 @@
-"""What `import stitchkit` offers; each name is imported when it is asked for."""
+"""The names of `import stitchkit`; each is imported on first use."""
 
 from .errors import InputError as InputError
 from .model.create import create_snnet as create_snnet

@@ -1,4 +1,4 @@
-"""The command line: it finds the commands, runs one, and ends bad input with one line and status 2."""
+"""The command line: finds the commands, runs one, and answers bad input with one line and status 2."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from typing import TextIO
 from stitchkit.errors import InputError, Stopped, unknown
 from stitchkit.parser import Parser, add_commands, flags_of
 
-# The errors of a write to a full disk, which name no file.
+# Errors of a write to a full disk do not name the file.
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _LONGEST = 3000
-"""Most characters of a message; longer ones quote somebody's data."""
+"""Longest message in characters; a longer one quotes somebody's data."""
 
 _PIPE_CLOSED = 141
-"""The exit status, as in shells, of a command whose output nobody reads: 128 + SIGPIPE."""
+"""Exit status, as in shells, of a command whose output nobody reads: 128 + SIGPIPE."""
 
 
 def _shown(words: str) -> str:
-    """Words without line ends and escapes, by which the content of a file could forge a message of ours."""
+    """Words without line ends and escapes, with which the content of a file could forge a message of ours."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
 
 
 class _Lines(logging.StreamHandler[TextIO]):
-    """Log lines on the output; a closed pipe ends the command, where logging would print a traceback for each line."""
+    """Log lines on the output; a closed pipe ends the command instead of printing a traceback for each line."""
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(map(_shown, super().format(record).split("\n")))
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 2 for bad input; 130 after Ctrl-C; 130 or 143 after a signal on which a run was saved;
-        141 where nobody reads the output any more, as after `| head`.
+        141 if nobody reads the output any more, as after `| head`.
     """
     try:
         try:
@@ -56,15 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes once more when it exits; that must go somewhere.
+        # Python flushes once more at exit, which would fail on the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
 
 
 def _run(arguments: Sequence[str] | None) -> int:
     """Run a command, or report in one line why it cannot run."""
-    # Threads of a small network's step meet every few microseconds. torch's OpenMP lets them wait by spinning, unless
-    # told otherwise before it is loaded; one that shares its core then lets all others spin, minutes for seconds.
+    # Threads of a small network's step meet every few microseconds. Unless set before torch is loaded, OpenMP lets them
+    # spin while they wait, and one thread without a core of its own stalls all others: minutes instead of seconds.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     is_primary = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(
@@ -78,9 +78,7 @@ def _run(arguments: Sequence[str] | None) -> int:
             raise (
                 unknown("flag", rest[0].split("=")[0], flags_of(parser))
                 if is_flag
-                else InputError(
-                    f"'{rest[0]}' is an unexpected argument; give one DATA folder, and a value after each flag"
-                )
+                else InputError(f"unexpected argument '{rest[0]}'; give one DATA folder, and a value after each flag")
             )
         command(flags)
     except InputError as error:
@@ -96,14 +94,14 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 2
     except Stopped as stop:
         if is_primary:
-            advice = "run the command again to resume, a training or a job with --resume auto"
+            advice = "run the command again to resume; a training run or a job needs --resume auto"
             print(f"stitchkit: stopped by a signal; {stop}; {advice}", file=sys.stderr)
         return 128 + stop.number
     except KeyboardInterrupt:
         if is_primary:
             print(
-                "stitchkit: stopped; an evaluation, a sweep or a composition resumes when the command is run again, a "
-                "training run or a job from its newest checkpoint with --resume auto",
+                "stitchkit: stopped; run the command again to resume an evaluation, a sweep or a composition; a "
+                "training run or a job resumes from its newest checkpoint with --resume auto",
                 file=sys.stderr,
             )
         return 130
@@ -111,7 +109,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _report(error: InputError) -> None:
-    """Print what was wrong, once: a launcher's ranks hand their errors over, and the launcher prints the first."""
+    """Print the error once: the ranks of a launcher hand it theirs, and it prints the first."""
     words = str(error) if len(str(error)) <= _LONGEST else f"{str(error)[:_LONGEST]} ..."
     error = InputError(_shown(words))
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
@@ -123,11 +121,11 @@ def _report(error: InputError) -> None:
 
 
 def _parser() -> Parser:
-    """The parser of all commands that are registered, by name."""
+    """The parser of all registered commands."""
     about = "Stitch pretrained vision networks: every trade-off between cost and accuracy."
     parser = Parser(prog="stitchkit", description=about, allow_abbrev=False)
     commands = {entry.name: entry.load() for entry in sorted(entry_points(group="stitchkit.commands"))}
-    if not commands:  # a source tree that was never installed, or not since it registers them
+    if not commands:  # never installed, or installed before commands were registered
         raise InputError("no command is registered; install the project again: pip install -e .")
     add_commands(parser, commands)
     return parser

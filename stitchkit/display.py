@@ -1,4 +1,4 @@
-"""Figures as people write and read them: counts with a unit, and text in aligned columns."""
+"""Figures for people: counts with a unit, and text in aligned columns."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _UNITS = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
 
 
 def unit_of(value: float) -> tuple[str, float]:
-    """The largest unit that a count is written in, and its size."""
+    """The unit in which a count is written, and its size."""
     return next(((unit, size) for unit, size in _UNITS.items() if value >= size), ("", 1.0))
 
 
 def quantity(value: float) -> str:
-    """A count with three digits and its unit: `4.61G`."""
+    """A count with three digits and a unit: `4.61G`."""
     unit, size = unit_of(value)
     return f"{value / size:.3g}{unit}"
 
@@ -25,11 +25,11 @@ def count(text: str) -> float:
     """Read a number with a unit, such as `5G`, `1.3e9` or `30M`.
 
     Raises:
-        InputError: If it is not one.
+        InputError: If it is not such a number.
     """
     if re.fullmatch(r".*\d\s*ms\s*", text, re.IGNORECASE):
         raise InputError(
-            f"'{text}' is a latency, this is a count such as 5G; write milliseconds as 8ms, or use a latency limit"
+            f"'{text}' is a latency, not a count such as 5G; write milliseconds as 8ms, or use a latency limit"
         )
     found = re.fullmatch(r"\s*(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)\s*([kMGT]?)\s*", text)
     if not found:
@@ -38,7 +38,7 @@ def count(text: str) -> float:
 
 
 def aligned(lines: Sequence[Sequence[str]], *, left: Collection[int]) -> str:
-    """Text in columns; those numbered in `left` are flush left, the others flush right."""
+    """Text in columns, flush left for the indices in `left`, otherwise flush right."""
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     padded = (
         "  ".join(

@@ -1,4 +1,4 @@
-"""The process group: who this process is, and sums over all ranks.
+"""The process group: the place of this process in it, and sums over all ranks.
 
 A run always has a process group, even alone: one path through the code serves a laptop and many GPUs.
 """
@@ -35,11 +35,11 @@ class World:
 
 
 def choose_device(device: str | None = None) -> torch.device:
-    """Where this process computes.
+    """The device of this process.
 
     Args:
-        device: `cpu`, `cuda` or `cuda:N`; by default CUDA where there is one. Without a number, ranks on one machine
-            take the device of their local number.
+        device: `cpu`, `cuda` or `cuda:N`; by default CUDA if available. Without a number, each rank takes the GPU with
+            its local number.
 
     Raises:
         InputError: If the device is not available, or there are more local ranks than CUDA devices.
@@ -53,14 +53,14 @@ def choose_device(device: str | None = None) -> torch.device:
     index = int(os.environ.get("LOCAL_RANK", 0)) if place.index is None else place.index
     if index >= torch.cuda.device_count():
         raise InputError(
-            f"there is no GPU number {index}, this machine has {torch.cuda.device_count()}; "
+            f"GPU {index} does not exist, this machine has {torch.cuda.device_count()}; "
             "start fewer processes or use --device cpu"
         )
     return torch.device("cuda", index)
 
 
 def restarts() -> int:
-    """How often a launcher has restarted the ranks, as torchrun's `--max-restarts` lets it."""
+    """How often the launcher has restarted the ranks, as with torchrun's `--max-restarts`."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
@@ -77,10 +77,10 @@ def init_world(device: str | None = None) -> World:
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if not dist.is_initialized():
-        # Two backends: what the host knows is exchanged on the CPU, without waiting for a GPU.
+        # Two backends: plain data are exchanged on the CPU, without waiting for a GPU.
         backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
         if restarts():
-            # The launcher's store outlives its ranks, and those that died have left their addresses in it.
+            # The launcher's store outlives its ranks, and still holds the addresses of those that died.
             store, rank, size = next(rendezvous("env://"))
             store = PrefixStore(f"restart{restarts()}", store)
             dist.init_process_group(backend, store=store, rank=rank, world_size=size)
@@ -92,17 +92,17 @@ def init_world(device: str | None = None) -> World:
 
 
 def from_primary(world: World, make: Callable[[], Made]) -> Made:
-    """The plain data that the primary rank makes, on all ranks; other machines may not see the same files.
+    """Plain data made by the primary rank, on all ranks: other machines may not see the same files.
 
     Raises:
-        InputError: On all ranks, if the primary refuses.
+        InputError: On all ranks, if `make` raises one.
     """
     made: list[Made] = []
     refusal = ""
     if world.is_primary:
         try:
             made.append(make())
-        except InputError as error:  # the others wait for the answer, so they must have one
+        except InputError as error:  # the others wait for an answer, and would hang without one
             refusal = str(error)
     shared: list[Any] = [made, refusal]
     dist.broadcast_object_list(shared)
@@ -113,7 +113,7 @@ def from_primary(world: World, make: Callable[[], Made]) -> Made:
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """Add `tensor` up over all ranks, in place; without a process group it stays as it is."""
+    """Sum `tensor` over all ranks, in place; without a process group it does not change."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
@@ -129,7 +129,7 @@ def gather_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gather_objects(value: Made) -> list[Made]:
-    """Plain data of every rank, in the order of ranks; without a process group that of this process."""
+    """Plain data of every rank, in the order of ranks; without a process group, those of this process."""
     if not dist.is_initialized():
         return [value]
     parts: list[Any] = [None] * dist.get_world_size()

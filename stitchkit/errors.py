@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """A value that a person gave cannot be used.
+    """A value that a user gave is invalid.
 
     The message is one complete sentence. Commands print it without a traceback, and exit with status 2.
     """
@@ -17,8 +17,8 @@ class Stopped(Exception):
     """A run was stopped by a signal, and has saved its state.
 
     Args:
-        number: Of the signal; a command exits with 128 more, as shells do.
-        saved: What was saved, for a person.
+        number: The signal's number; the command exits with 128 more, as shells do.
+        saved: The saved state, in words.
     """
 
     def __init__(self, number: int, saved: str):
@@ -27,7 +27,7 @@ class Stopped(Exception):
 
 
 def unknown(kind: str, value: object, allowed: Iterable[str]) -> InputError:
-    """The error for a name that is not among `allowed`, with the nearest of these where one is close."""
+    """The error for a name that is not among `allowed`, with the nearest of these if one is close."""
     names = list(allowed)
     close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     if close:
@@ -40,5 +40,5 @@ def unknown(kind: str, value: object, allowed: Iterable[str]) -> InputError:
 
 
 def one_line(error: BaseException) -> str:
-    """The class and message of a library's exception on one line, cut short, as a part of our own message."""
+    """The class and message of a library's exception on one line, cut short, for our own message."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -1,8 +1,8 @@
-"""Files that are there whole or not at all, and that are never written through a symbolic link.
+"""Files that exist whole or not at all, and are never written through a symbolic link.
 
 A run's folder may come from somebody else, unpacked or on a shared disk, with links under the names that we write.
-All such names are written here: a link is replaced, or the command ends in one line. The folder itself may be a link,
-or lie under one: where things go is the person's choice.
+All such names are written here: a link is replaced, or the command ends with an error. The folder itself may be a link,
+or lie under one: that is the user's choice.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stitchkit.errors import InputError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block ends; what was there stays until then.
+    """A temporary file beside `path` that replaces it when the block ends.
 
     An error in the block leaves everything as it was. Links under both names are removed, not followed.
 
@@ -31,11 +31,11 @@ def replacing(path: Path) -> Iterator[Path]:
         raise InputError(f"'{path}' is not a regular file, so it is not replaced; choose another name")
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.unlink(missing_ok=True)
-    # Made here: who writes it by its name then opens this file, and not a link that was put there meanwhile.
+    # Created here, so that whoever writes to the name opens this file, not a link that was put there meanwhile.
     os.close(descriptor(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
     try:
         yield temporary
-        # The content before the name, the name before we go on: after a power cut there is the old file or the new one.
+        # First the content, then the name: a power cut leaves either the old file or the new one.
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
@@ -45,13 +45,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file: all of it, or the old one stays."""
+    """Write a small file completely, or keep the old one."""
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8")
 
 
 def opened(path: Path, mode: str, *, newline: str | None = None) -> IO[Any]:
-    """Open a file that grows in place, as the builtin `open` does.
+    """Open a file that grows in place, like the builtin `open`.
 
     Raises:
         InputError: If it is a symbolic link.
@@ -60,7 +60,7 @@ def opened(path: Path, mode: str, *, newline: str | None = None) -> IO[Any]:
 
 
 def descriptor(path: str | Path, flags: int) -> int:
-    """Open a file as `os.open` does.
+    """Open a file like `os.open`.
 
     Raises:
         InputError: If it is a symbolic link.
@@ -80,14 +80,14 @@ def check_folder_of(path: Path) -> None:
         InputError: If it does not.
     """
     if not path.parent.is_dir():
-        raise InputError(f"folder '{path.parent}' does not exist; make it, or check the path")
+        raise InputError(f"folder '{path.parent}' does not exist; create it, or check the path")
 
 
 def refuse_link(path: Path) -> None:
     """Refuse to write through a link.
 
     Raises:
-        InputError: If it is a symbolic link, to something or to nothing.
+        InputError: If it is a symbolic link, even a dangling one.
     """
     if path.is_symlink():
         raise InputError(
@@ -96,7 +96,7 @@ def refuse_link(path: Path) -> None:
 
 
 def own_folder(path: Path) -> Path:
-    """A folder inside one that a person chose, created if necessary.
+    """A folder inside one that the user chose, created if necessary.
 
     Raises:
         InputError: If it, or anything directly in it, is a symbolic link.
@@ -109,21 +109,21 @@ def own_folder(path: Path) -> Path:
 
 
 def fresh_folder(path: Path) -> Path:
-    """An empty folder in the place of what an interrupted command left there."""
+    """An empty folder, without the remains of an interrupted command."""
     if path.is_symlink():
         path.unlink()
     shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)  # refuses what could not be removed
+    path.mkdir(parents=True)  # fails if something could not be removed
     return path
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk, where the file system can."""
+    """Flush a file, or the names in a folder, to the disk, if the file system can."""
     place = os.open(path, os.O_RDONLY)
     try:
         os.fsync(place)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # these: it cannot. Others: data were lost
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # others: data were lost
             raise
     finally:
         os.close(place)

@@ -1,4 +1,4 @@
-"""Packages that only some commands need: imported when they do, and named where they are missing."""
+"""Packages that only some commands need: imported on use, and named if they are missing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def optional(module: str, extra: str, use: str) -> ModuleType:
     """A module of a package that one of our extras installs.
 
     Raises:
-        InputError: If it is not installed; the message says what `use` needs it.
+        InputError: If it is not installed; the message names the `use` that needs it.
     """
     try:
         return import_module(module)

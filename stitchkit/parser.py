@@ -1,7 +1,7 @@
-"""How a command is declared, and how it reads its flags: one parser, errors in one line.
+"""The declaration of commands, and the parser of their flags, whose errors are one line.
 
-A wing declares its commands in its own `commands.py`; `pyproject.toml` registers each as an entry point, by which
-`stitchkit.cli` finds it. What a command imports beyond its flags, it imports when it runs: torch takes seconds.
+A wing declares its commands in its own `commands.py`, and `pyproject.toml` registers each as an entry point for
+`stitchkit.cli`. Commands import only when they run, because torch takes seconds to import.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from stitchkit.files import check_folder_of
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises what argparse would print."""
+    """A parser that raises errors instead of printing them."""
 
     def error(self, message: str) -> NoReturn:
         """Raise `message` as bad input."""
@@ -25,16 +25,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def _no_flags(parser: argparse.ArgumentParser) -> None:
-    """A command may have none."""
+    """Add nothing, for a command without flags."""
 
 
 class Command(NamedTuple):
-    """A command of `stitchkit`, or of one of its commands.
+    """A command of `stitchkit`, or a subcommand.
 
     Args:
-        run: What it does, given the values of its flags.
+        run: The function of the command, called with the values of its flags.
         about: One line for `--help`.
-        add_flags: Gives its parser its flags.
+        add_flags: Adds the flags to its parser.
     """
 
     run: Callable[[argparse.Namespace], None]
@@ -43,7 +43,7 @@ class Command(NamedTuple):
 
 
 def add_commands(parser: argparse.ArgumentParser, commands: Mapping[str, Command]) -> None:
-    """Give a parser, the program's or a command's, its commands by name."""
+    """Add commands by name to the parser of the program, or of a command."""
     choices = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command in commands.items():
         own = choices.add_parser(name, help=command.about, description=command.about, allow_abbrev=False)
@@ -52,20 +52,22 @@ def add_commands(parser: argparse.ArgumentParser, commands: Mapping[str, Command
 
 
 def add_network_flags(parser: argparse.ArgumentParser, *, required: bool = False, config: str = "") -> None:
-    """Add the flags that say which SN-Net is built and for what images; `config` is the help of its configuration."""
+    """Add the flags that define the SN-Net and its images; `config` is the help of its configuration."""
     about = config or "stitch configuration"
     parser.add_argument("--stitch_config", "--stitch-config", required=required, metavar="JSON", help=about)
-    parser.add_argument("--num-classes", type=int, metavar="N", help="number of classes; by default the models'")
-    parser.add_argument("--img-size", type=int, metavar="N", help="side of the input image; by default the models'")
+    parser.add_argument("--num-classes", type=int, metavar="N", help="number of classes; by default as in the models")
+    parser.add_argument(
+        "--img-size", type=int, metavar="N", help="side of the input image; by default as in the models"
+    )
 
 
 def add_device_flag(parser: argparse.ArgumentParser) -> None:
     """Add `--device`, as `stitchkit.distributed.choose_device` takes it."""
-    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default cuda where there is one")
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default cuda if available")
 
 
 def flags_of(parser: argparse.ArgumentParser) -> list[str]:
-    """All flags of a command, aliases too."""
+    """All flags of a command, with their aliases."""
     return [name for action in parser._actions for name in action.option_strings]
 
 
@@ -73,9 +75,9 @@ def new_file(path: str) -> Path:
     """The place of a file that a command will write.
 
     Raises:
-        InputError: If something is there already, or there is no folder to put it in.
+        InputError: If something is there already, or the folder does not exist.
     """
-    if os.path.lexists(path):  # a dangling link too, through which we would write elsewhere
+    if os.path.lexists(path):  # also a dangling link, through which we would write elsewhere
         raise InputError(f"'{path}' exists; choose another file or remove it")
     check_folder_of(Path(path))
     return Path(path)

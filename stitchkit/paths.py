@@ -1,4 +1,4 @@
-"""Paths of this machine, as opposed to URLs and commands, which libraries that read data accept as paths too."""
+"""Paths of this machine, as opposed to the URLs and commands that libraries also accept as paths."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _SCHEME = re.compile(r"\s*[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 def local_fault(value: str) -> str | None:
     """The reason why a reader may take a value for a URL or a command; None for a path on this machine.
 
-    webdataset runs what follows `pipe:` in a shell; others download by schemes of their own.
+    webdataset runs the text after `pipe:` in a shell; other readers download by their own schemes.
     """
     if _SCHEME.match(value):
         return "begins with a scheme; give a path on this machine, with ./ before a name that has a colon in it"
-    if any(unicodedata.category(letter) == "Cc" for letter in value):  # parsers of URLs drop them
-        return "holds control characters; give a path on this machine"
+    if any(unicodedata.category(letter) == "Cc" for letter in value):  # hide a scheme: URL parsers drop them
+        return "contains control characters; give a path on this machine"
     return None
 
 
 def dataset_fault(value: str) -> str | None:
-    """`local_fault` of the name of a data set and of what follows its library, as in `wds/x`."""
+    """`local_fault` of a data set's name, and of the part after its library, as in `wds/x`."""
     # Names of tfds are not places, and may have a version after a colon.
     library, _, rest = value.partition("/")
     is_place = library.lower() != "tfds" or "://" in rest

@@ -1,6 +1,6 @@
 """StitchNet: networks composed of fragments of pretrained ones, guided by similarity, without training.
 
-`__init__.pyi` names what is here; it is imported when it is asked for.
+Names are imported on first use; `__init__.pyi` lists them.
 
 Source: StitchNet: Composing Neural Networks from Pre-Trained Fragments, arXiv 2301.01947.
 """

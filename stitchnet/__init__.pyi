@@ -1,4 +1,4 @@
-"""What `import stitchnet` offers; each name is imported when it is asked for."""
+"""The names of `import stitchnet`, each imported on first use."""
 
 from .data import image_folder as image_folder, load_hf_dataset as load_hf_dataset, stitching_images as stitching_images
 from .net import Net as Net

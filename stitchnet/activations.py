@@ -1,4 +1,4 @@
-"""Activations: what fragments give and take on the stitching images, known by its content."""
+"""Activations: inputs and outputs of fragments on the stitching images, identified by their content."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from stitchkit.networks.layout import Layout, resize
 
 _logger = logging.getLogger(__name__)
 _SHELVED_BYTES = 2**24
-_RESIZED_IMAGES = 8  # between two looks at the file of a shelved tensor
+_RESIZED_IMAGES = 8  # resized at a time, so that few pages of a shelved tensor are in memory
 
 
 class Activation:
     """A tensor between two fragments, on all stitching images.
 
     Args:
-        tensor: As the fragment before it gives it.
+        tensor: The output of the fragment before it.
         layout: Its layout.
     """
 
@@ -45,7 +45,7 @@ class Activation:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the tensor takes."""
+        """Size of the tensor in memory."""
         return self.tensor.nbytes
 
     @property
@@ -81,7 +81,7 @@ class Activation:
 
         Args:
             size: Height and width; None for the average.
-            keep: Have it ready for the next time.
+            keep: Keep the result for later calls.
         """
         if size in self._resized:
             return self._resized[size]
@@ -90,14 +90,14 @@ class Activation:
         parts = []
         for part in torch.split(self.value, _RESIZED_IMAGES):
             parts.append(pool(part) if size is None else resize(part, size, align_corners=True))
-            self._release()  # or the whole file would be in memory at the end of the loop
+            self._release()  # otherwise the whole file would end up in memory
         resized = torch.cat(parts)
         if keep:
             self._resized[size] = resized
         return resized
 
     def shelve(self) -> None:
-        """Move a large tensor to a temporary file, from which it is read when it is used."""
+        """Move a large tensor to a temporary file, from which it is read on use."""
         is_on_gpu, is_small = self.tensor.device.type != "cpu", self.tensor.nbytes < _SHELVED_BYTES
         if is_on_gpu or is_small or not hasattr(mmap, "MADV_DONTNEED"):
             return
@@ -106,7 +106,7 @@ class Activation:
             with tempfile.TemporaryFile() as file:
                 self.tensor.contiguous().numpy().tofile(file)
                 file.flush()
-                # torch wants a buffer that can be written; a private mapping is one, and keeps the file as it is.
+                # torch needs a writable buffer; a private mapping is writable and does not change the file.
                 self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except OSError as error:
             _logger.warning("activations stay in memory: '%s' has no room for them (%s)", tempfile.gettempdir(), error)
@@ -120,7 +120,7 @@ class Activation:
         self._release()
 
     def _release(self) -> None:
-        # Pages that are only read count as memory of the process until the system needs them, so peaks would add up.
+        # Pages once read count as memory of the process until the system needs them, so peaks would add up.
         if self._mapping is not None:
             self._mapping.madvise(mmap.MADV_DONTNEED)
 
@@ -132,7 +132,7 @@ def run(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     first = 0
     for portion in in_portions(x):
         part = module(portion)
-        if outputs is None:  # filled in place: parts that are joined at the end would take the memory twice
+        if outputs is None:  # filled in place: a concatenation at the end would need the memory twice
             outputs = part.new_empty(len(x), *part.shape[1:])
         outputs[first : first + len(part)] = part
         first += len(part)

@@ -13,7 +13,7 @@ _NEIGHBOURS = 5
 
 
 class NotFiniteError(InputError):
-    """A network gives values that are not finite."""
+    """A network has outputs that are not finite."""
 
 
 class _Model(Protocol):
@@ -27,7 +27,7 @@ class _Model(Protocol):
 
 
 class Classifier:
-    """A classifier that was fitted to outputs.
+    """A classifier fitted to outputs.
 
     Args:
         kind: `knn`: nearest neighbours, as published; `linear`: logistic regression on standardised outputs.
@@ -46,18 +46,18 @@ class Classifier:
             raise unknown("classifier", kind, KINDS)
         _check_finite(outputs)
         if kind == "linear" and len(np.unique(labels)) < 2:
-            raise InputError("a linear classifier needs images of at least two classes; give more, or use 'knn'")
+            raise InputError("a linear classifier needs images of at least two classes; add some, or use 'knn'")
         self.kind, self.outputs, self.labels = kind, outputs, labels
         self._model = _create(kind, len(outputs))
         self._model.fit(outputs, labels)
 
     @property
     def classes(self) -> np.ndarray:
-        """The labels that it knows, in the order of the scores."""
+        """The labels in the order of the scores."""
         return np.asarray(self._model.classes_)
 
     def scores(self, outputs: np.ndarray) -> np.ndarray:
-        """Scores of the classes `[N, classes]`, each row of sum 1.
+        """Scores of the classes `[N, classes]`, in which each row sums to 1.
 
         Args:
             outputs: `[N, D]`.
@@ -71,7 +71,7 @@ class Classifier:
 
 def _check_finite(outputs: np.ndarray) -> None:
     if not np.isfinite(outputs).all():
-        raise NotFiniteError("the network's outputs for these images are not finite; take another one")
+        raise NotFiniteError("the network's outputs for these images are not finite; use another network")
 
 
 def _create(kind: str, count: int) -> _Model:

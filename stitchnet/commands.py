@@ -30,7 +30,7 @@ def _add_compose_flags(command: argparse.ArgumentParser) -> None:
 
 
 def _add_study_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("experiment", choices=_EXPERIMENTS, help="which; it writes DIR/EXPERIMENT.csv and .png")
+    command.add_argument("experiment", choices=_EXPERIMENTS, help="the experiment; writes DIR/EXPERIMENT.csv and .png")
     _add_flags(command, top=10)
 
 
@@ -41,31 +41,45 @@ def _add_flags(command: argparse.ArgumentParser, *, top: int) -> None:
         "--nets",
         default="alexnet,densenet121,mobilenet_v3_small,resnet50,vgg16",
         metavar="NAMES",
-        help="networks of torchvision or timm, NAME or NAME=CHECKPOINT, with commas between; or a stitch configuration "
+        help="networks of torchvision or timm, NAME or NAME=CHECKPOINT, separated by commas; or a stitch configuration "
         "(%(default)s)",
     )
     pretrained = command.add_mutually_exclusive_group()
-    pretrained.add_argument("--pretrained", action="store_true", default=True, help="fetch their weights (the default)")
+    pretrained.add_argument(
+        "--pretrained", action="store_true", default=True, help="download their weights (the default)"
+    )
     pretrained.add_argument("--no-pretrained", dest="pretrained", action="store_false", help="random weights")
-    least = "join two fragments if their activations are more alike than this: 0 nothing in common, 1 the same"
+    least = "lowest score at which two fragments are joined: 0 for nothing in common, 1 for identical activations"
     add("--threshold", type=float, default=0.8, metavar="S", help=f"{least} (%(default)s)")
-    whole = "drop a network if its joints' scores, multiplied, are less than this"
+    whole = "lowest product of the scores of a network's joints"
     add("--total-threshold", type=float, default=0.8, metavar="S", help=f"{whole} (%(default)s)")
-    add("--max-depth", type=int, default=10, metavar="N", help="fragments in a network, at most (%(default)s)")
-    wide = "continue with the N fragments that fit best, at each step; a larger N finds more and takes longer"
+    add("--max-depth", type=int, default=10, metavar="N", help="largest number of fragments in a network (%(default)s)")
+    wide = "number of best-fitting fragments to try at each step; a larger number finds more and takes longer"
     add("-k", dest="width", type=int, default=2, metavar="N", help=f"{wide} (%(default)s)")
-    add("--top", type=int, default=top, metavar="N", help="networks to compose, the best by score (%(default)s)")
+    add(
+        "--top",
+        type=int,
+        default=top,
+        metavar="N",
+        help="number of networks to compose, the best by score (%(default)s)",
+    )
     order = "best: highest score first, and stop with --top; depth: search all, as published (%(default)s)"
     add("--order", choices=("depth", "best"), default="best", help=order)
     scores = ("cka", "unbiased_cka", "r2", "fit")
     add("--score", choices=scores, default="cka", help="how fragments are compared (%(default)s)")
-    add("--max-macs", metavar="N", help="leave out what needs more multiply-adds, such as 3G (no limit)")
-    add("--max-params", metavar="N", help="leave out what has more parameters, such as 30M (no limit)")
-    add("--num-images", type=int, default=32, metavar="N", help="images from train/ to compare on (%(default)s)")
+    add("--max-macs", metavar="N", help="leave out networks with more multiply-adds, such as 3G (no limit)")
+    add("--max-params", metavar="N", help="leave out networks with more parameters, such as 30M (no limit)")
+    add(
+        "--num-images",
+        type=int,
+        default=32,
+        metavar="N",
+        help="number of images from train/ for the comparison (%(default)s)",
+    )
     add("--img-size", type=int, default=224, metavar="N", help="side of the images (%(default)s)")
-    fitted = "what is fitted to the outputs: nearest neighbours or logistic regression (%(default)s)"
+    fitted = "classifier of the outputs: nearest neighbours or logistic regression (%(default)s)"
     add("--classifier", choices=("knn", "linear"), default="knn", help=fitted)
-    add("--seed", type=int, default=0, metavar="N", help="of the images drawn and of random weights (%(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the image draw and of random weights (%(default)s)")
     add_device_flag(command)
     add("-o", "--output", required=True, metavar="DIR", help="folder to write")
 
@@ -88,7 +102,7 @@ def _study(flags: argparse.Namespace) -> None:
 
 
 def _resumable(name: str, settings: dict[str, Any], *results: str) -> AbstractContextManager[Journal]:
-    """The journal of a command, once its settings are complete and can be used."""
+    """The journal of a command, after its settings are completed and checked."""
     from stitchkit.display import count
     from stitchkit.distributed import choose_device
     from stitchnet.journal import resumable
@@ -111,19 +125,19 @@ def _resumable(name: str, settings: dict[str, Any], *results: str) -> AbstractCo
 
 
 def _read(settings: dict[str, Any]) -> tuple[CompositionTask, ComposeSettings]:
-    """The task that networks are judged on, and the settings of the composition."""
+    """The task for the evaluation of networks, and the settings of the composition."""
     import torch
 
     from stitchnet.compose import ComposeSettings
     from stitchnet.task import CompositionTask
 
-    torch.manual_seed(settings["seed"])  # of weights that are random
+    torch.manual_seed(settings["seed"])  # for random weights
     task = CompositionTask.load(settings.pop("data"), settings.pop("img_size"), settings.pop("classifier"))
     named = ("nets", "pretrained", "top", "num_images", "score", "seed", "device")
     return task, ComposeSettings(**{name: settings.pop(name) for name in named}, options=settings)
 
 
-compose = Command(_compose, "compose networks from fragments of others, without training", _add_compose_flags)
+compose = Command(_compose, "compose networks from fragments of pretrained ones, without training", _add_compose_flags)
 compose_study = Command(
     _study,
     "experiments of the StitchNet paper: stitching images, accuracy over MACs, ensembles, fine-tuning",

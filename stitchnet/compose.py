@@ -1,4 +1,4 @@
-"""A whole composition: images from a folder, a search, the best networks judged and written."""
+"""A whole composition: images from a folder, a search, and the best networks evaluated and written."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ _DRAWING = "net.svg"
 
 @dataclass(frozen=True)
 class ComposeSettings:
-    """Networks to compose and how, by the flags of a command.
+    """Settings of a composition, from the flags of a command.
 
     Args:
-        nets: Names of networks with commas between, or the path of a stitch configuration.
-        pretrained: Fetch their weights.
-        top: How many networks are composed. With the order `best` the search ends with them; otherwise it goes through
-            all compositions.
+        nets: Names of networks separated by commas, or the path of a stitch configuration.
+        pretrained: Download their weights.
+        top: Number of networks to compose. With the order `best` the search ends with them; otherwise it visits all
+            compositions.
         num_images: Number of stitching images.
-        score: How fragments are compared.
-        seed: Of the images drawn.
-        device: Where networks run.
+        score: Name of the measure that compares fragments.
+        seed: Seed of the image draw.
+        device: The device of the networks.
         options: Further arguments of `Search`.
     """
 
@@ -57,10 +57,10 @@ class ComposeSettings:
     options: dict[str, Any]
 
     def search(self, task: CompositionTask, journal: Journal) -> Search:
-        """A search with images of a task, which resumes from a journal.
+        """A search with images of a task, resumed from a journal.
 
         Raises:
-            InputError: If the networks, images or options cannot be used, or are not the journal's.
+            InputError: If the networks, images or options cannot be used, or differ from the journal's.
         """
         images = stitching_images(task.train, self.num_images, seed=self.seed).to(self.device)
         scores = Scores(self.score, seed=self.seed)
@@ -70,7 +70,7 @@ class ComposeSettings:
         return search
 
     def best(self, search: Search) -> list[Composition]:
-        """The compositions of highest score that a search finds, best first, without the networks as they are.
+        """The compositions with the highest scores that a search finds, best first, without the uncut networks.
 
         Raises:
             InputError: If there is none.
@@ -84,7 +84,7 @@ class ComposeSettings:
         search.on_step = lambda _: None  # the closed bar must not be drawn again
         if not best:
             raise InputError(
-                f"no composition passes except the networks as they are ({search.counts}); lower --threshold or "
+                f"no composition passes except the uncut networks ({search.counts}); lower --threshold or "
                 "--total-threshold"
             )
         return best
@@ -94,7 +94,7 @@ def compose(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> N
     """Search, then write the ledger, the drawings and the networks beside the journal.
 
     Raises:
-        InputError: If anything that was given cannot be used, or nothing is found.
+        InputError: If a setting cannot be used, or nothing is found.
     """
     output = journal.path.parent
     search = plan.search(task, journal)
@@ -102,10 +102,10 @@ def compose(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> N
     best = plan.best(search)
     rows: list[Row] = []
     found = judged(search, best, task, journal, is_written=lambda number: _is_written(_folder(output, number)))
-    for row, net in tqdm(found, desc="judging", unit=" networks", leave=False, disable=None):
+    for row, net in tqdm(found, desc="evaluating", unit=" networks", leave=False, disable=None):
         rows.append(row)
         if net is not None:
-            # The row is written last, and only then kept in the journal: where there is a row, its network is complete.
+            # The row is written last, and only then added to the journal, so every row has a complete network.
             place = own_folder(_folder(output, row["cfg_id"]))
             net.save(place)
             net.draw_svg(place / _DRAWING)
@@ -113,7 +113,7 @@ def compose(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> N
     write_rows(output / LEDGER, rows)  # a journal may have all rows, and somebody may have removed the ledger
     print(f"compositions: {search.counts}")
     print(against_parents(rows))
-    print(f"all are judged by {_CLASSIFIERS[task.classifier]}; * marks the parents")
+    print(f"all are evaluated by {_CLASSIFIERS[task.classifier]}; * marks the parents")
     print(f"the ledger is {output / LEDGER}; beside it, for each cfg_id, a folder with the network and its drawing")
 
 
@@ -133,7 +133,7 @@ _CLASSIFIERS = {
 
 
 def _digest(pool: Pool, task: CompositionTask) -> str:
-    """A hash of the images, labels and weights: a file under the same name may hold others."""
+    """A hash of the images, labels and weights, which may change in files of the same name."""
     digest = hashlib.blake2b(task.digest.encode(), digest_size=16)
     weights = nn.ModuleList(fragment.module for fragment in pool.fragments).state_dict()
     for name, value in {"images": pool.images, **weights}.items():

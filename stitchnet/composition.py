@@ -1,4 +1,4 @@
-"""Compositions: fragments one after the other, on the way from a start to an end."""
+"""Compositions: sequences of fragments from a start towards an end."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from stitchnet.fragments import Fragment
 
 @dataclass(eq=False)
 class Composition:
-    """Fragments one after the other, from a start to an end or on the way there.
+    """A sequence of fragments, from a start to an end or on the way there.
 
     Args:
-        fragment: The last one.
+        fragment: The last fragment.
         score: Product of the scores of all joints.
-        own_score: Score of the joint before the last one; 1 for a start.
-        parent: What comes before; None for a start.
+        own_score: Score of the joint before the last fragment; 1 for a start.
+        parent: The composition without the last fragment; None for a start.
     """
 
     fragment: Fragment
@@ -33,7 +33,7 @@ class Composition:
 
     @property
     def fragments(self) -> tuple[Fragment, ...]:
-        """The fragments in the order they run."""
+        """The fragments in the order in which they run."""
         return tuple(step.fragment for step in self.path)
 
     @property
@@ -56,10 +56,10 @@ class Composition:
 
 
 def uncut(fragments: Sequence[Fragment]) -> list[Composition]:
-    """Networks as they are, as compositions.
+    """The uncut networks, as compositions.
 
     Args:
-        fragments: All fragments of each network, in the order they run.
+        fragments: All fragments of each network, in the order in which they run.
     """
     whole: list[Composition] = []
     last: Composition | None = None

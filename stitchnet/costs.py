@@ -25,7 +25,7 @@ class FragmentCost:
     Args:
         macs: Multiply-adds, as fvcore counts them.
         params: Number of parameters.
-        reader_macs: Multiply-adds of its first layers for each feature that they take; 0 if nothing can be folded.
+        reader_macs: Multiply-adds of its first layers per input feature; 0 if nothing can be folded.
         reader_params: Parameters likewise.
     """
 
@@ -38,16 +38,16 @@ class FragmentCost:
         """MACs and parameters of the fragment and of the joint before it.
 
         Args:
-            before: Of the shape of what comes in.
-            after: Of the shape of what the fragment takes.
+            before: An activation with the shape of the joint's input.
+            after: An activation with the shape of the fragment's input.
             folded: Whether the joint is folded into the first layers.
         """
         folded = folded and self.reader_params > 0
         areas = [math.prod(activation.size or (1, 1)) for activation in (before, after)]
-        enlarges = areas[0] < areas[1]  # a map of its own runs at the smaller size, before it is enlarged
+        enlarges = areas[0] < areas[1]  # an unfolded map runs at the smaller size, before the enlargement
         macs, params = self.macs, self.params
         if folded:
-            more = before.width - after.width  # the layers take these features instead of their own
+            more = before.width - after.width  # the layers read these features instead of their own
             macs, params = macs + more * self.reader_macs, params + more * self.reader_params
         else:
             own = sum(map(math.prod, map_shapes(before, after)))
@@ -62,7 +62,7 @@ class Costs:
 
     Args:
         pool: The fragments.
-        is_folded: Whether joints are folded into the first layers of what follows.
+        is_folded: Whether joints are folded into the first layers of the next fragment.
     """
 
     def __init__(self, pool: Pool, *, is_folded: bool):
@@ -86,7 +86,7 @@ class Costs:
         return here[0] + earlier[0], here[1] + earlier[1]
 
     def _is_unjoined(self, composition: Composition) -> bool:
-        """Whether each of its fragments gets just what it is used to, as in its own network or in a twin of that."""
+        """Whether each of its fragments gets its usual input, as in its own network or a twin of it."""
         parent = composition.parent
         if parent is None:
             return True

@@ -52,19 +52,19 @@ def as_images(images: object, *, what: str = "images") -> torch.Tensor:
         values = torch.as_tensor(images)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"{what} are {type(images).__name__}, not an array; `stitchnet.stitching_images` makes one of a dataset"
+            f"{what} are {type(images).__name__}, not an array; `stitchnet.stitching_images` draws one from a dataset"
         ) from error
     if values.ndim != 4 or not values.is_floating_point():
         raise InputError(
-            f"{what} are {list(values.shape)} of {values.dtype}; give prepared images [B, C, H, W] as floats"
+            f"{what} are {list(values.shape)} of {values.dtype}; they must be prepared images [B, C, H, W] as floats"
         )
     return values.float()
 
 
 def preparation(size: tuple[int, int]) -> Callable[[Image.Image], torch.Tensor]:
-    """How an image of any mode becomes a tensor `[3, H, W]`: resized, its middle cut out, normalised as for ImageNet.
+    """The transform of an image of any mode to a tensor `[3, H, W]`: resize, centre crop, ImageNet's normalisation.
 
-    From 128 pixels on seven eighths of each side are kept, as is usual; of smaller images everything.
+    From 128 pixels on, the crop keeps seven eighths of each side, as usual; smaller images are not cropped.
     """
     crop = 0.875 if min(size) >= 128 else 1.0
     normalised = create_transform((3, *size), is_training=False, interpolation="bicubic", crop_pct=crop)
@@ -88,7 +88,7 @@ def read_image(path: str | Path, size: tuple[int, int]) -> torch.Tensor:
         with Image.open(path) as image:
             return preparation(size)(image)
     except OSError as error:  # PIL's own errors are of this kind
-        raise InputError(f"image '{path}' cannot be read: {error}; give image files") from error
+        raise InputError(f"image '{path}' cannot be read: {error}; name image files") from error
 
 
 def load_hf_dataset(
@@ -105,10 +105,10 @@ def load_hf_dataset(
     Args:
         name: A dataset on the Hugging Face hub, or a local folder of images with a folder for each split and in it
             one for each class; these are numbered as in all commands, class2 before class10.
-        train_split: Name of the first.
-        val_split: Name of the second.
+        train_split: Name of the first split.
+        val_split: Name of the second split.
         label_column: Name of the labels; by default `label` in a local folder, `labels` on the hub.
-        seed: Of the order.
+        seed: Seed of the order.
         size: Side of the images.
 
     Raises:
@@ -121,7 +121,7 @@ def load_hf_dataset(
     column = label_column or ("label" if is_folder else "labels")
     try:
         both = datasets.load_dataset(**arguments, split=[train_split, val_split])
-    except Exception as error:  # the library and the hub raise many kinds
+    except Exception as error:  # the library and the hub raise many types
         raise InputError(
             f"dataset '{name}' with the splits '{train_split}' and '{val_split}' cannot be loaded: {one_line(error)}; "
             "check the name, the splits and the network"
@@ -135,8 +135,8 @@ def load_hf_dataset(
 def _in_our_order(dataset: Dataset, column: str) -> Dataset:
     """The labels of a folder numbered as in all commands.
 
-    The library sorts class names as plain text. Its own `align_labels_with_mapping` would lower the case of all names,
-    and so merge classes that differ in case alone.
+    The library sorts class names as plain text. Its own `align_labels_with_mapping` would change all names to lower
+    case, and so merge classes that differ only in case.
     """
     from datasets import ClassLabel
 
@@ -145,7 +145,7 @@ def _in_our_order(dataset: Dataset, column: str) -> Dataset:
         return dataset
     ours = ClassLabel(names=in_order(feature.names))
     moved = {number: ours.str2int(name) for number, name in enumerate(feature.names)}
-    labels = [moved.get(label, label) for label in dataset[column]]  # -1 and None are of no class
+    labels = [moved.get(label, label) for label in dataset[column]]  # -1 and None mean no class
     return dataset.remove_columns(column).add_column(column, labels, feature=ours)
 
 
@@ -168,7 +168,7 @@ def _with_pixels(dataset: Dataset, label_column: str, size: int) -> Dataset:
 def image_folder(folder: str | Path, size: int | tuple[int, int] = 224) -> CheckedImages:
     """Prepared images and labels of a folder with one folder for each class, numbered as in all commands.
 
-    Images that cannot be read have the label -1, which no figure counts; the log names them.
+    Unreadable images have the label -1, which no figure counts; the log names them.
 
     Args:
         folder: The folder.
@@ -189,8 +189,8 @@ def open_split(name: str | Path, split: str, size: int) -> CheckedImages:
     """Prepared images and labels of a split of a data set.
 
     Args:
-        name: A folder or the name of a data set, as `stitchkit.data.sources` takes it.
-        split: `train` or `validation`; `stitchkit.data.split_rule` says what else these mean.
+        name: A folder or the name of a data set, as for `stitchkit.data.sources`.
+        split: `train` or `validation`, or their other names in `stitchkit.data.split_rule`.
         size: Side of the images.
 
     Raises:
@@ -198,15 +198,15 @@ def open_split(name: str | Path, split: str, size: int) -> CheckedImages:
     """
     images = open_dataset(Source(str(name), mode=""), split, is_training=split == "train")
     if isinstance(images, IterableDataset):
-        raise InputError(f"'{name}' is streamed; give a data set whose images can be drawn by number, such as hfds/")
+        raise InputError(f"'{name}' is streamed; use a data set whose images have numbers, such as one of hfds/")
     if not images.classes:
-        raise InputError(f"the classes of '{name}' are not known; give an image folder with one folder a class")
+        raise InputError(f"the classes of '{name}' are not known; use an image folder with one folder per class")
     images.transform = preparation((size, size))
     return CheckedImages(images, num_classes=len(images.classes), is_training=False)
 
 
 def in_memory(dataset: CheckedImages) -> Examples:
-    """The pairs of a dataset of images of one size, read once if they do not take much memory."""
+    """The pairs of a dataset whose images have one size, kept in memory if they are small."""
     if len(dataset) * dataset[0][0].nbytes > _KEPT_BYTES:
         return dataset
     pairs = [dataset[index] for index in range(len(dataset))]
@@ -215,12 +215,12 @@ def in_memory(dataset: CheckedImages) -> Examples:
 
 
 def stitching_images(dataset: Examples, count: int = 32, *, seed: int = 0) -> torch.Tensor:
-    """Random images of a dataset `[count, 3, H, W]`, none of them twice.
+    """Random images of a dataset `[count, 3, H, W]`, without repetition.
 
     Args:
-        dataset: As `Net.fit` takes it.
-        count: How many; all if there are fewer.
-        seed: Of the draw.
+        dataset: A dataset as for `Net.fit`.
+        count: Number of images; all if there are fewer.
+        seed: Seed of the draw.
     """
     rows = _rows(dataset)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count]
@@ -228,10 +228,10 @@ def stitching_images(dataset: Examples, count: int = 32, *, seed: int = 0) -> to
 
 
 def batches(dataset: Examples, label_column: str | None = None) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
-    """Images `[B, 3, H, W]` and labels `[B]` of a dataset, without those of no class (-1).
+    """Images `[B, 3, H, W]` and labels `[B]` of a dataset, without those that have no class (-1).
 
     Args:
-        dataset: As `Net.fit` takes it.
+        dataset: A dataset as for `Net.fit`.
         label_column: Name of the labels, for datasets with named columns.
 
     Raises:
@@ -239,7 +239,7 @@ def batches(dataset: Examples, label_column: str | None = None) -> Iterator[tupl
     """
     rows = _rows(dataset)
     if not len(rows):
-        raise InputError("the dataset has no image; give at least one")
+        raise InputError("the dataset has no image; at least one is needed")
     is_empty = True
     for first in range(0, len(rows), _BATCH):
         some = [rows[index] for index in range(first, min(first + _BATCH, len(rows)))]
@@ -249,16 +249,16 @@ def batches(dataset: Examples, label_column: str | None = None) -> Iterator[tupl
             yield torch.stack([image for image, _ in pairs]), np.array([label for _, label in pairs])
     report(dataset)
     if is_empty:
-        raise InputError("no image of the dataset has a class; number the classes from 0")
+        raise InputError("no image of the dataset has a class; classes must be numbered from 0")
 
 
 def _rows(dataset: Examples) -> Examples:
-    """The pairs of two arrays; other datasets as they are."""
+    """The pairs of two arrays; other datasets are returned unchanged."""
     if not isinstance(dataset, tuple | list) or len(dataset) != 2 or not hasattr(dataset[0], "shape"):
         return dataset
     images, labels = as_images(dataset[0]), np.asarray(dataset[1])
     if len(images) != len(labels):
-        raise InputError(f"{len(images)} images and {len(labels)} labels do not belong together")
+        raise InputError(f"{len(images)} images and {len(labels)} labels; the numbers must be equal")
     return list(zip(images, labels, strict=True))
 
 
@@ -277,11 +277,11 @@ def _label_of(row: object, label_column: str | None) -> int:
     else:
         assert isinstance(row, Mapping), "a row of a library"
         if label_column is None:
-            raise InputError(f"a dataset with the columns {', '.join(row)} needs label_column; name the labels")
+            raise InputError(f"a dataset with the columns {', '.join(row)} needs label_column, the name of the labels")
         if label_column not in row:
             raise unknown("label column", label_column, row)
         label = row[label_column]
     try:
         return int(label)
     except (TypeError, ValueError) as error:
-        raise InputError(f"label {label!r} is not the number of a class; number the classes from 0") from error
+        raise InputError(f"label {label!r} is not a class number; classes must be numbered from 0") from error

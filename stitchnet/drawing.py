@@ -1,4 +1,4 @@
-"""Drawings of composed networks: fragments from top to bottom, one column a network."""
+"""Drawings of composed networks: fragments from top to bottom, with one column per network."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _NARROW, _WIDE = " !'(),-./:;I[]fijlrt|", "mwMW"
 
 @dataclass(frozen=True)
 class FragmentSummary:
-    """A fragment of a composed network, and how it is joined to the one before it.
+    """A fragment of a composed network, and its joint to the previous one.
 
     Args:
-        network: Label of the network that gave it.
+        network: Label of its network.
         index: Its number among the fragments of that network.
-        count: Number of these.
-        score: Of the joint before it; 1 for a start.
-        joint: What the joint does, in words; empty where there is none.
-        shape: Shape of what leaves it, for one image.
+        count: Number of these fragments.
+        score: Score of the joint before it; 1 for a start.
+        joint: Description of the joint; empty if there is none.
+        shape: Shape of its output for one image.
         macs: Multiply-adds for one image, with those of its joint.
         params: Parameters likewise.
     """
@@ -44,12 +44,12 @@ class Text(NamedTuple):
     """A line of text in a drawing.
 
     Args:
-        x: Where it begins.
-        y: Of its baseline.
-        words: What it says.
-        size: Of the font, in pixels.
-        weight: Of the font.
-        colour: Of the font.
+        x: Its left end.
+        y: Its baseline.
+        words: Its content.
+        size: Font size in pixels.
+        weight: Font weight.
+        colour: Font colour.
     """
 
     x: float
@@ -61,7 +61,7 @@ class Text(NamedTuple):
 
     @property
     def right(self) -> float:
-        """Where it ends at most: viewers differ in their sans-serif font, so this is of a wide one, DejaVu Sans."""
+        """Its largest right end: viewers use different sans-serif fonts, so this is for a wide one, DejaVu Sans."""
         return self.x + self.size * sum(map(_em, self.words)) * (1 if self.weight == "bold" else 0.9)
 
     def __str__(self) -> str:
@@ -75,7 +75,7 @@ def draw(steps: Sequence[FragmentSummary], input_size: tuple[int, int, int], sco
     """A composed network as SVG, as wide as its longest text needs.
 
     Args:
-        steps: What it consists of.
+        steps: Its fragments.
         input_size: `(C, H, W)` of its images.
         score: Product of the scores of its joints.
     """
@@ -116,7 +116,7 @@ def _heading(steps: Sequence[FragmentSummary], input_size: tuple[int, int, int],
 
 
 def _about(step: FragmentSummary, x: float, y: float) -> list[Text]:
-    """What stands in a box that begins at a place."""
+    """The lines of text in the box at a place."""
     name = f"{step.network}, fragment {step.index + 1} of {step.count}"
     cost = f"{quantity(step.macs)} MACs, {quantity(step.params)} parameters"
     return [

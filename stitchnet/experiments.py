@@ -1,4 +1,4 @@
-"""The experiments of the StitchNet paper (section 4), at any scale: each gives a table and a picture.
+"""The experiments of the StitchNet paper (section 4), at any scale: each writes a table and a picture.
 
 An experiment gets a task, the settings of a composition and a journal, and yields the rows of its table.
 """
@@ -55,7 +55,7 @@ class TunedNetwork(TypedDict):
 
 
 class Experiment(NamedTuple):
-    """An experiment: what yields its rows, what draws them, and the columns of its table."""
+    """An experiment: the functions that yield and draw its rows, and the columns of its table."""
 
     run: Callable[[CompositionTask, ComposeSettings, Journal], Iterator[Row]]
     draw: Callable[[Sequence[Row], Path], None]
@@ -63,10 +63,10 @@ class Experiment(NamedTuple):
 
 
 def study(name: str, task: CompositionTask, plan: ComposeSettings, journal: Journal) -> None:
-    """Do an experiment; write `NAME.csv`, each row as it comes, and `NAME.png` beside the journal.
+    """Run an experiment; write `NAME.csv` row by row, and finally `NAME.png`, beside the journal.
 
     Raises:
-        InputError: If anything that was given cannot be used, or nothing is found.
+        InputError: If a setting cannot be used, or nothing is found.
     """
     experiment, table, picture = _EXPERIMENTS[name], journal.path.with_suffix(".csv"), journal.path.with_suffix(".png")
     rows = tqdm(experiment.run(task, plan, journal), desc=name, unit=" rows", leave=False, disable=None)
@@ -77,7 +77,7 @@ def study(name: str, task: CompositionTask, plan: ComposeSettings, journal: Jour
 
 
 def _written(rows: Iterable[Row], path: Path, columns: Sequence[str]) -> list[Row]:
-    """Write each row to the table as soon as it is there; without any there is no table."""
+    """Write each row to the table at once; without rows there is no table."""
     written: list[Row] = []
     for row in rows:
         with opened(path, "a" if written else "w", newline="") as file:
@@ -92,7 +92,7 @@ def _written(rows: Iterable[Row], path: Path, columns: Sequence[str]) -> list[Ro
 def samples(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> Iterator[Row]:
     """Accuracy of networks composed with few or many stitching images, each number drawn several times.
 
-    Numbers above that of the training images are left out. A draw that finds nothing is reported and skipped.
+    Numbers above that of the training images are omitted. A draw that finds nothing is reported and skipped.
 
     Raises:
         InputError: If no draw finds anything, or there are too few images.
@@ -100,7 +100,7 @@ def samples(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> I
     counts = _counts(len(task.train))
     failed: list[InputError] = []
     for count, seed in product(counts, range(_SEEDS)):
-        torch.manual_seed(plan.seed)  # random weights, where they are asked for, are the same for all numbers
+        torch.manual_seed(plan.seed)  # random weights must be the same for all numbers
         here = replace(plan, num_images=count, seed=plan.seed + seed)
         search = here.search(task, journal.scope(count, here.seed))
         try:
@@ -119,26 +119,26 @@ def _counts(available: int) -> list[int]:
     """Numbers of stitching images that can be drawn."""
     counts = [count for count in _COUNTS if count <= available]
     if not counts:
-        raise InputError(f"stitching images are drawn from {available} for training; give at least {_COUNTS[0]}")
+        raise InputError(f"there are only {available} training images to draw from; at least {_COUNTS[0]} are needed")
     if left := _COUNTS[len(counts) :]:
         tqdm.write(f"left out: {', '.join(map(str, left))} stitching images; there are {available} for training")
     return counts
 
 
 def front(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> Iterator[Row]:
-    """Accuracy and cost of composed networks and of those that gave their fragments."""
+    """Accuracy and cost of composed networks and their parents."""
     search = plan.search(task, journal)
     for row, _ in judged(search, plan.best(search), task, journal):
         yield row
 
 
 def ensembles(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> Iterator[Row]:
-    """Accuracy of ensembles of composed networks, and of the networks that gave their fragments.
+    """Accuracy of ensembles of composed networks, and of ensembles of their parents.
 
-    An ensemble chooses the class of the highest mean score of its members.
+    An ensemble chooses the class with the highest mean score over its members.
     """
     search = plan.search(task, journal)
-    # Scores of all images are not worth keeping: without a journal each row comes with its network, which gives them.
+    # No journal here: the scores of all images are too large for it, and every row must come with its network.
     found = judged(search, plan.best(search), task)
     every = [(row, _scores(net, task)) for row, net in found if net is not None]
     labels = np.concatenate([labels for _, labels in batches(task.validation)])
@@ -159,7 +159,7 @@ def _drawn(members: list[_Member], size: int, draw: random.Random) -> Iterable[S
 
 
 def _scores(net: Net, task: CompositionTask) -> np.ndarray:
-    """Scores of all classes that a network was fitted to, for the validation images `[N, classes]`."""
+    """Scores of a fitted network for the validation images `[N, classes]`."""
     assert net.classifier is not None
     return net.classifier.scores(net.outputs(task.validation)[0])
 
@@ -178,9 +178,9 @@ def _together(members: Sequence[_Member], labels: np.ndarray) -> Row:
 
 
 def finetune(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> Iterator[Row]:
-    """Accuracy of composed networks, and of those that gave their fragments, while all are trained alike.
+    """Accuracy of composed networks and their parents while all are trained alike.
 
-    Networks are judged by their own classifiers.
+    Networks are evaluated with their own classifiers.
 
     Raises:
         InputError: If a network has fewer outputs than there are classes.
@@ -204,7 +204,7 @@ def finetune(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> 
 
 
 def _record(rows: list[Row], journal: Journal, net: Net, number: int, epoch: int, accuracy: float) -> None:
-    """Keep the row of an epoch, unless a run that was killed has kept it already."""
+    """Keep the row of an epoch, unless a killed run has already kept it."""
     if epoch == len(rows):
         cost = net.get_macs_params()
         about = {"cfg_id": number, "stitch": net.name, "flops": cost["macs"], "params": cost["params"]}

@@ -28,11 +28,11 @@ class Fragment:
     Args:
         network: Label of the network.
         index: Its number among the fragments of the network.
-        count: Number of these.
-        start: Where it begins; None at the network's input.
-        stop: Where it ends; None at the network's output.
+        count: Number of these fragments.
+        start: Its first boundary; None at the network's input.
+        stop: Its last boundary; None at the network's output.
         module: The layers; they share the network's weights.
-        layout: The layout of what leaves it.
+        layout: The layout of its output.
     """
 
     network: str
@@ -45,12 +45,12 @@ class Fragment:
 
     @property
     def is_start(self) -> bool:
-        """Whether it takes images."""
+        """Whether its input is images."""
         return self.start is None
 
     @property
     def is_end(self) -> bool:
-        """Whether it gives what the network gives."""
+        """Whether its output is the network's."""
         return self.stop is None
 
     @property
@@ -59,9 +59,9 @@ class Fragment:
         return f"{self.network}[{self.index}]"
 
     def readers(self, module: nn.Module) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
-        """The first layers in the module, or in a copy of it, with their paths, where maps can be folded in.
+        """The first layers in the module, or in a copy of it, with their paths, if maps can be folded into them.
 
-        None where one of them does more with its weight than multiply by it, such as standardise it.
+        Empty if one of them does more with its weight than multiply by it, such as standardise it.
         """
         found: list[tuple[str, nn.Conv2d | nn.Linear]] = []
         for path in self.start.takers if self.start else ():
@@ -72,15 +72,15 @@ class Fragment:
 
 
 def fragments(label: str, model: nn.Module, example: torch.Tensor) -> list[Fragment]:
-    """The fragments of a network in the order they run: a start, middles, an end.
+    """The fragments of a network in the order in which they run: a start, middles, an end.
 
     Args:
-        label: What they are called by.
+        label: Label of the network.
         model: Any module that torch.fx can trace between its blocks.
-        example: Images `[B, C, H, W]` that it takes.
+        example: Images `[B, C, H, W]` for it.
 
     Raises:
-        InputError: If the network cannot be traced, or has no place to be cut at.
+        InputError: If the network cannot be traced or cut.
 
     Source: StitchNet, section 3.1; released code.
     """
@@ -89,7 +89,7 @@ def fragments(label: str, model: nn.Module, example: torch.Tensor) -> list[Fragm
     except InputError as error:
         raise InputError(f"network '{label}': {error}") from error
     if not cuts:
-        raise InputError(f"network '{label}' has no place where one tensor alone crosses; take another network")
+        raise InputError(f"network '{label}' has no place where only one tensor crosses; use another network")
     ends = enumerate(pairwise([None, *cuts, None]))
     return [fragment_between(model, start, stop, label, index, len(cuts) + 1) for index, (start, stop) in ends]
 
@@ -97,35 +97,35 @@ def fragments(label: str, model: nn.Module, example: torch.Tensor) -> list[Fragm
 def fragment_between(
     model: nn.Module, start: Boundary | None, stop: Boundary | None, label: str, index: int, count: int
 ) -> Fragment:
-    """The fragment between two boundaries of a network, as `Fragment` describes it."""
-    # The tracer also for networks with a view: most places lie inside blocks.
+    """The fragment between two boundaries of a network; arguments as in `Fragment`."""
+    # The tracer even for networks with a view, because most places are inside blocks.
     steps = TracedSteps(model)
     module = steps.between(start.before[0] if start else None, stop.after[0] if stop else None).eval()
     return Fragment(label, index, count, start, stop, module, stop.layout.bare if stop else Layout("vector"))
 
 
 def places(model: nn.Module, example: torch.Tensor) -> list[Boundary]:
-    """Where a network can be cut, in order, found with an example `[1, C, H, W]` of its images.
+    """The places where a network can be cut, in order, found with an example image `[1, C, H, W]`.
 
-    At the input of ungrouped convolutions and linear layers, if they alone take it and the rest of the network depends
-    on nothing else. At the border of a block, if what passes are tokens or maps with their channels last. The takers
-    of a boundary are the layers that a joint can be folded into.
+    These are the inputs of ungrouped convolutions and linear layers that nothing else reads, if the rest of the network
+    depends on no other tensor; and the borders of blocks between which tokens, or maps with their channels last, pass.
+    The takers of a boundary are the layers into which a joint can be folded.
 
     Raises:
         InputError: If the network cannot be traced between its blocks.
     """
     found = list(_between_blocks(TracedSteps(model, example)))
-    with contextlib.suppress(InputError):  # some cannot be traced into all their blocks
+    with contextlib.suppress(InputError):  # some networks cannot be traced inside all blocks
         layers = TracedSteps(model, example, deep=True)
         every = [*found, *_before_layers(layers)]
-        # Both graphs may show one place; the layers win, as a joint can be folded into them.
+        # If both graphs have a place, that of the layers is used: a joint can be folded into them.
         by_position = {layers.position(place): place for place in every}
         found = [by_position[position] for position in sorted(by_position)]
     return found
 
 
 def _between_blocks(steps: TracedSteps) -> Iterator[Boundary]:
-    """The places at the border of a block; convolutional networks are cut at their layers alone, as published."""
+    """The places at the border of a block; convolutional networks are cut only at layers, as published."""
     first = _first_layer(steps)
     for place in steps.boundaries:
         takers = [steps.model.get_submodule(path) for path in place.takers]
@@ -136,7 +136,7 @@ def _between_blocks(steps: TracedSteps) -> Iterator[Boundary]:
 
 
 def _before_layers(steps: TracedSteps) -> Iterator[Boundary]:
-    """The places before layers that a joint can be folded into."""
+    """The places before layers into which a joint can be folded."""
     first = _first_layer(steps)
     for place in steps.boundaries:
         is_read = place.takers and all(_is_reader(steps.model.get_submodule(path)) for path in place.takers)
@@ -145,7 +145,7 @@ def _before_layers(steps: TracedSteps) -> Iterator[Boundary]:
 
 
 def _first_layer(steps: TracedSteps) -> str | None:
-    """The first layer. There is no cut before it, even where its input is not the image but a normalised one."""
+    """The first layer, before which there is no cut, even if its input is a normalised image."""
     return next((path for path in steps.module_paths if _is_reader(steps.model.get_submodule(path))), None)
 
 

@@ -1,4 +1,4 @@
-"""The joint between two fragments: the best linear map from what one gives to what the other takes, in closed form."""
+"""The joint between two fragments: the best linear map between output and input, in closed form."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stitchkit.networks.layout import Layout, as_rows, prefix_tokens, resize
 from stitchnet.activations import Activation
 
 _FOLDED_ROWS = 256
-"""Outputs of a layer that are folded at a time; the largest layers would take gigabytes in float64."""
+"""Number of a layer's outputs folded at a time; the largest layers would need gigabytes in float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,11 +23,10 @@ class JointMap:
     """A linear map of features, and a change of size and layout.
 
     Args:
-        source: Layout of what the front gives.
-        target: Layout of what the end takes.
-        size: Height and width of the maps that the end takes; None for vectors.
-        factors: The map, as matrices to be applied one after the other, `[in, rank]` and `[rank, out]`, or one
-            `[in, out]`.
+        source: Layout of the front's output.
+        target: Layout of the end's input.
+        size: Height and width of the end's maps; None for vectors.
+        factors: The map, as one matrix `[in, out]` or two to be applied in turn, `[in, rank]` and `[rank, out]`.
     """
 
     source: Layout
@@ -37,12 +36,12 @@ class JointMap:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the map takes."""
+        """Size of the map in memory."""
         return sum(factor.nbytes for factor in self.factors)
 
 
 def unjoinable(x: Layout, y: Layout) -> str | None:
-    """Why a tensor of one layout cannot be joined to a fragment that takes another; None if it can."""
+    """The reason why an output of one layout cannot be joined to an input of another; None if it can."""
     if x.is_vector and not y.is_vector:
         return "a vector cannot become a map"
     return None
@@ -52,12 +51,12 @@ def unjoinable(x: Layout, y: Layout) -> str | None:
 def fit_joint(x: Activation, y: Activation) -> JointMap:
     """The joint from `x` to `y`: least squares over all rows, without intercept, of minimum norm.
 
-    Prefix tokens are rows like all others. Where only the end has some, they are mapped from the mean of the front's
+    Prefix tokens are rows like all others. If only the end has some, they are mapped from the mean of the front's
     positions.
 
     Args:
-        x: What the front gives.
-        y: What the end is used to, on the same images.
+        x: The front's output.
+        y: The end's usual input, on the same images.
 
     Source: StitchNet, section 3.3.
     """
@@ -72,12 +71,12 @@ def fit_joint(x: Activation, y: Activation) -> JointMap:
 
 
 def _num_rows(x: Activation, y: Activation) -> int:
-    """Rows that the map is fitted to, at the smaller of both sizes."""
+    """Number of rows for the fit of the map, at the smaller of both sizes."""
     return len(x.tensor) * min(x.num_positions, y.num_positions)
 
 
 def _has_few_rows(x: Activation, y: Activation) -> bool:
-    """Whether the map follows from a kernel of the rows `[rows, rows]` rather than from sums `[in, in]`.
+    """Whether to compute the map from a kernel of the rows `[rows, rows]` instead of sums `[in, in]`.
 
     With fewer rows than features the sums are singular, and their inverse costs more than that of the kernel.
     """
@@ -89,9 +88,9 @@ def _enlarges(x: Activation, y: Activation) -> bool:
 
 
 def map_shapes(x: Activation, y: Activation) -> list[tuple[int, int]]:
-    """Shapes of the matrices of the joint from `x` to `y`: two if they are smaller than one."""
+    """Shapes of the matrices of the joint from `x` to `y`: two if these are smaller than one."""
     rows = _num_rows(x, y)
-    # A map from few rows has a rank of at most their number, so two thin factors hold all of it.
+    # The rank of a map is at most the number of rows, so with few rows two thin factors are exact.
     if _has_few_rows(x, y) and rows * (x.width + y.width) < x.width * y.width:
         return [(x.width, rows), (rows, y.width)]
     return [(x.width, y.width)]
@@ -128,7 +127,7 @@ def _solve_maps(x: Activation, y: Activation) -> torch.Tensor:
     if y.prefix is not None:
         prefixes = prefix_tokens(x.value, x.prefix, y.prefix.shape[-1], "avg"), y.prefix
     values = x.value if enlarged else x.at(y.size)
-    # An image at a time: in float64 all maps at once would take twice the memory of the activations themselves.
+    # One image at a time: in float64, all maps at once would need twice the memory of the activations.
     for number, (front, end) in enumerate(zip(values, y.value, strict=True)):
         a, b = front.double(), end.double()
         again = a
@@ -156,13 +155,13 @@ def _apply(sides: Sequence[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
 
 
 class JointLayer(nn.Module):
-    """A joint as a layer. Its map may be elsewhere, folded into the layers that follow.
+    """A joint as a layer. Its map may be folded into the layers that follow.
 
     Args:
-        source: Layout of what comes in.
-        target: Layout of what goes out.
-        size: Height and width of the maps that go out; None for vectors.
-        maps: The matrices `[out, in]` that are applied, none if they are folded.
+        source: Layout of the input.
+        target: Layout of the output.
+        size: Height and width of the output maps; None for vectors.
+        maps: The matrices `[out, in]` to apply; none if they are folded.
     """
 
     def __init__(self, source: Layout, target: Layout, size: tuple[int, int] | None, maps: Sequence[torch.Tensor] = ()):
@@ -174,13 +173,13 @@ class JointLayer(nn.Module):
         """The end's input."""
         prefix, x = self.source.split(x)[1], self.source.maps(x)
         if self.size is None:
-            x = pool(x)  # vectors meet maps by their mean, as they are scored
+            x = pool(x)  # the mean over positions, by which maps and vectors are also scored
             for weight in self.maps:
                 x = nn.functional.linear(x, weight)
             return x
         count = self.target.num_prefix_tokens
         prefix = prefix_tokens(x, prefix, count, "avg") if count else None
-        # The map commutes with resizing, and costs least at the smaller of both sizes, where it was fitted.
+        # The map commutes with resizing, so it is applied at the smaller size, where it is cheapest and was fitted.
         if x.shape[2] * x.shape[3] > math.prod(self.size):
             x = resize(x, self.size, align_corners=True)
         for weight in self.maps:
@@ -189,7 +188,7 @@ class JointLayer(nn.Module):
         return self.target.join(resize(x, self.size, align_corners=True), prefix)
 
     def describe(self, x: torch.Tensor) -> str:
-        """The changes that a tensor goes through, in words."""
+        """A description of the changes to a tensor."""
         values = self.source.maps(x)
         done = []
         if self.size is None:
@@ -212,13 +211,13 @@ def joint_of(layer: nn.Module) -> JointLayer | None:
 
 
 def kept(joint: JointMap) -> JointLayer:
-    """The joint as a layer of its own."""
+    """The joint as its own layer."""
     return JointLayer(joint.source, joint.target, joint.size, [factor.T for factor in joint.factors])
 
 
 @torch.no_grad()
 def fold(joint: JointMap, layer: nn.Conv2d | nn.Linear) -> None:
-    """Put a joint's map into a layer that reads the joint's result, which then takes the front's features.
+    """Fold a joint's map into a layer behind it, which then reads the front's features.
 
     Exact for padded convolutions too: without an intercept, zeros stay zeros under the map.
 
@@ -240,13 +239,13 @@ def fold(joint: JointMap, layer: nn.Conv2d | nn.Linear) -> None:
 
 
 def resize_input(layer: nn.Conv2d | nn.Linear, width: int) -> None:
-    """Set how many features a layer takes.
+    """Set the number of input features of a layer.
 
     Args:
         layer: A convolution or linear layer.
-        width: Features; a weight of another width is replaced by an empty one.
+        width: Number of features; a weight of another width is replaced by an empty one.
     """
-    # The attribute decides nothing in `forward`, but exporters and counters of costs read it.
+    # `forward` does not use the attribute, but exporters and cost counters do.
     setattr(layer, "in_channels" if isinstance(layer, nn.Conv2d) else "in_features", width)
     if layer.weight.shape[1] != width:
         shape = (layer.weight.shape[0], width, *layer.weight.shape[2:])

@@ -1,4 +1,4 @@
-"""The journal of a composition or a study: one JSON array a line for all that is done, so that it can be resumed."""
+"""The journal of a composition or a study, from which it resumes: one JSON array per line for each completed item."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LINE = TypeAdapter(tuple[Key, object])
 
 
 class Journal:
-    """What is done, by key; appended to a file entry by entry.
+    """Entries by key, each appended to a file.
 
     Args:
         path: The file; it need not exist yet.
@@ -49,7 +49,7 @@ class Journal:
             except (ValueError, RecursionError) as error:
                 raise InputError(
                     f"'{self.path}', line {number} is not an entry of a journal; choose another folder, or remove the "
-                    "file to start again"
+                    "file to start over"
                 ) from error
             entries[key] = value
         if len(complete) < len(content):  # a killed command wrote part of its last line
@@ -64,10 +64,10 @@ class Journal:
         return scoped
 
     def find(self, kind: type[Entry], *key: str | int) -> Entry | None:
-        """The entry of a key, checked to be of a kind; None where there is none.
+        """The entry of a key, checked to be of a type; None if there is none.
 
         Raises:
-            InputError: If somebody has changed the file, so that the entry is something else.
+            InputError: If the entry has another type, because the file was changed.
         """
         place = (*self._scope, *key)
         if place not in self._entries:
@@ -78,14 +78,14 @@ class Journal:
             raise self.damaged(json.dumps(place)) from error
 
     def damaged(self, name: str) -> InputError:
-        """The error for an entry that cannot have come from here."""
-        return InputError(f"'{self.path}' is damaged: its entry {name} is unusable; remove the file to start again")
+        """The error for an entry that this program cannot have written."""
+        return InputError(f"'{self.path}' is damaged: its entry {name} is unusable; remove the file to start over")
 
     def add(self, value: object, *key: str | int) -> None:
         """Append an entry.
 
-        It is not synced: a SIGKILL leaves what the system has taken, and a power cut shortens the file at worst, which
-        is work to do again and no damage. A sync for each of thousands of scores would cost more than the scores.
+        It is not synced: a SIGKILL does not lose data that the system has accepted, and a power cut at worst shortens
+        the file, so that some work is repeated. Syncing each of thousands of scores would cost more than the scores.
         """
         place = (*self._scope, *key)
         self._entries[place] = value
@@ -93,14 +93,14 @@ class Journal:
             file.write(json.dumps([place, value]) + "\n")
 
     def agree(self, name: str, values: Mapping[str, object]) -> None:
-        """See that the results to come depend on the same values as those in the folder.
+        """Check that new results depend on the same values as those in the folder.
 
         Args:
-            name: What the values are.
-            values: By the name that a person knows.
+            name: Key of the values.
+            values: The values, by the names for messages.
 
         Raises:
-            InputError: If they differ; the message names the first that does. Or if there are results without them.
+            InputError: If they differ, with the first difference, or if there are results without them.
         """
         before = self.find(dict[str, object], name)
         if before is None:
@@ -111,24 +111,24 @@ class Journal:
         for key, value in values.items():
             if before.get(key) != value:
                 raise InputError(
-                    f"'{self.path.parent}' was begun with {key} {before.get(key)}, now {value}; repeat the command as "
-                    "it was to resume it, or choose another folder"
+                    f"'{self.path.parent}' was started with {key} {before.get(key)}, but now it is {value}; repeat the "
+                    "original command to resume it, or choose another folder"
                 )
 
 
 @contextmanager
 def resumable(folder: Path, name: str, settings: Mapping[str, object], results: Sequence[str]) -> Iterator[Journal]:
-    """The journal of a command in the folder that it writes to, where no other command writes meanwhile.
+    """The journal of a command in its folder, which is locked against other commands.
 
     Args:
-        folder: It is made if need be; it stays as it was where nothing comes out.
-        name: Of the command; the journal is `NAME.jsonl`.
-        settings: What the results depend on, by flag.
-        results: Files that are written.
+        folder: The folder, created if necessary; it does not change if there are no results.
+        name: Name of the command; the journal is `NAME.jsonl`.
+        settings: The settings that results depend on, by flag.
+        results: Names of the files to write.
 
     Raises:
-        InputError: If the folder cannot be written, is in use, or holds results of other settings or without a journal; or
-            if the disk is full.
+        InputError: If the folder cannot be written, is in use, or has results of other settings or without a journal;
+            or if the disk is full.
     """
     with made(folder, "-o"), locked(folder / f".{name}.lock"):
         path = folder / f"{name}.jsonl"
@@ -143,7 +143,7 @@ def resumable(folder: Path, name: str, settings: Mapping[str, object], results: 
         try:
             yield journal
         except InputError:
-            # The advice is mostly to change a setting, which a journal that is left here would refuse.
+            # The advice is mostly to change a setting, which a remaining journal would refuse.
             is_judged = any("row" in key for key in journal._entries)
             if is_new and not is_judged and not any((folder / result).exists() for result in results):
                 path.unlink()
@@ -152,6 +152,6 @@ def resumable(folder: Path, name: str, settings: Mapping[str, object], results: 
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise InputError(
-                f"'{error.filename or folder}' cannot be written: {error.strerror}; make room, then repeat the command "
-                "to resume it"
+                f"'{error.filename or folder}' cannot be written: {error.strerror}; free some space, then repeat the "
+                "command to resume it"
             ) from error

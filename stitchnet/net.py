@@ -30,7 +30,7 @@ from stitchnet.pool import Pool
 from stitchnet.store import save
 
 _FILES = 128
-"""Images that are read at a time."""
+"""Number of images read at a time."""
 
 
 class Prediction(TypedDict):
@@ -47,10 +47,10 @@ class Net(nn.Module):
         name: Its fragments in order, such as `resnet50[0:2] > vgg16[9:16]`.
         score: Product of the scores of its joints.
         path: The fragments.
-        layers: For each fragment, a joint and the fragment's layers; no joint where none is needed.
+        layers: For each fragment, a joint and the fragment's layers; no joint if none is needed.
         scores: Score of each joint; 1 for the first.
-        input_size: `(C, H, W)` of the images that its joints were fitted for.
-        specs: How the networks that gave the fragments are made, by label.
+        input_size: `(C, H, W)` of the images for which its joints were fitted.
+        specs: Specifications of the fragments' networks, by label.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Net(nn.Module):
         return self.name
 
     def example(self, count: int = 1) -> torch.Tensor:
-        """Seeded noise of the size that the network takes `[count, C, H, W]`."""
+        """Seeded noise of the network's input size `[count, C, H, W]`."""
         parameter = next(self.parameters())
         noise = torch.randn(count, *self.input_size, generator=torch.Generator().manual_seed(0))
         return noise.to(parameter.device, parameter.dtype)
@@ -118,7 +118,7 @@ class Net(nn.Module):
         writer = format_of(target)
         about = {"network": self.name, "input": {"input_size": self.example(1).shape[1:]}}
         with evaluating(self), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter, about itself
+            warnings.simplefilter("ignore")  # the exporter warns about itself
             # A copy on the CPU: exporters keep the device of the weights in the file.
             with replacing(target) as draft:
                 writer.write(copy.deepcopy(self).cpu(), about, draft)
@@ -131,7 +131,7 @@ class Net(nn.Module):
         return target
 
     def outputs(self, dataset: Examples, label_column: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The network's outputs `[N, D]` for a dataset as `fit` takes it, and the labels `[N]`."""
+        """The network's outputs `[N, D]` for a dataset as for `fit`, and the labels `[N]`."""
         device = next(self.parameters()).device
         found, labels = [], []
         with evaluating(self):
@@ -142,19 +142,19 @@ class Net(nn.Module):
         return np.concatenate(found), np.concatenate(labels)
 
     def fit(self, dataset: Examples, label_column: str | None = None, *, classifier: str = "knn") -> Net:
-        """Fit a classifier to the network's outputs; the network itself is left as it is.
+        """Fit a classifier to the network's outputs; the network itself does not change.
 
         Args:
-            dataset: A dataset of `load_hf_dataset`, one of images and labels such as `image_folder` gives, or arrays
+            dataset: A dataset of `load_hf_dataset`, one of images and labels, as from `image_folder`, or arrays
                 `(images, labels)`.
-            label_column: Name of the labels in the first.
+            label_column: Name of the labels in a dataset of `load_hf_dataset`.
             classifier: `knn`: the five nearest neighbours, as published; `linear`: logistic regression.
 
         Returns:
             The network.
 
         Raises:
-            InputError: If the dataset has no such column, its images are of another size than the network was composed
+            InputError: If the dataset has no such column, its images are not of the size that the network was composed
                 for, or there is no such classifier.
         """
         self.classifier = Classifier(classifier, *self.outputs(dataset, label_column))
@@ -163,15 +163,15 @@ class Net(nn.Module):
     def _check(self, images: torch.Tensor) -> None:
         if tuple(images.shape[1:]) != tuple(self.input_size):
             raise InputError(
-                f"images are {list(images.shape[1:])}, and the network was composed for {list(self.input_size)}; "
-                "prepare them so"
+                f"images are {list(images.shape[1:])}, but the network was composed for {list(self.input_size)}; "
+                "prepare them in this size"
             )
 
     def predict(self, images: np.ndarray | torch.Tensor) -> list[Prediction]:
         """Labels of images `[B, C, H, W]`, with the scores of all classes.
 
         Raises:
-            InputError: If the network was not fitted, or the images are of another size than it was composed for.
+            InputError: If the network was not fitted, or the images are not of the size that it was composed for.
         """
         if not len(images):
             return []
@@ -198,7 +198,7 @@ class Net(nn.Module):
         return found
 
     def evaluate_dataset(self, dataset: Examples, label_column: str | None = None) -> dict[str, float]:
-        """The part of a dataset, as `fit` takes it, that is classified right: `{"accuracy": ...}`.
+        """The share of a dataset, as for `fit`, that is classified correctly: `{"accuracy": ...}`.
 
         Raises:
             InputError: If the network was not fitted.
@@ -226,11 +226,11 @@ def _with_suffix(path: str | Path, suffix: str) -> Path:
 
 
 def build(composition: Composition, joints: Sequence[JointMap | None], pool: Pool, *, is_folded: bool = True) -> Net:
-    """The network of a composition that has reached an end, with weights of its own.
+    """The network of a composition that has reached an end, with its own weights.
 
     Args:
-        joints: The joint before each of its fragments, where one is needed.
-        is_folded: Fold each joint into the layers behind it, where these are convolutions or linear layers.
+        joints: The joint before each of its fragments, or None.
+        is_folded: Fold each joint into the layers behind it if these are convolutions or linear layers.
     """
     path = composition.fragments
     layers = [layer(fragment, joint, is_folded=is_folded) for fragment, joint in zip(path, joints, strict=True)]
@@ -241,7 +241,7 @@ def build(composition: Composition, joints: Sequence[JointMap | None], pool: Poo
 
 
 def layer(fragment: Fragment, joint: JointMap | None, *, is_folded: bool) -> nn.Sequential:
-    """A copy of a fragment's layers behind a joint, whose map is folded into the first layers if that can be done."""
+    """A copy of a fragment's layers behind a joint, whose map is folded into the first layers if possible."""
     module = extract(fragment.module)  # folding changes weights that other compositions use
     if joint is None:
         return nn.Sequential(module)

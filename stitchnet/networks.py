@@ -1,4 +1,4 @@
-"""The networks that give fragments: by name from torchvision or timm, from a checkpoint, or as modules."""
+"""The networks to cut into fragments: by name from torchvision or timm, from a checkpoint, or as modules."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _logger = logging.getLogger(__name__)
 _IMAGENET = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 Nets = str | Sequence[str | AnchorSpec | Mapping[str, object]] | Mapping[str, nn.Module]
-"""Names or `NAME=CHECKPOINT`, also as one string with commas between; specifications as in a stitch configuration; or
+"""Names or `NAME=CHECKPOINT`, also as one string separated by commas; specifications as in a stitch configuration; or
 modules by label."""
 Loaded = dict[str, tuple[nn.Module, AnchorSpec | None]]
 """Networks by label, each with the specification it was created from."""
@@ -39,23 +39,23 @@ def load_networks(
     Args:
         nets: The networks; the five published ones by default. The published names are torchvision's, all other names
             timm's if timm has them, else torchvision's. A module has no specification.
-        pretrained: Fetch the weights of names; otherwise they are random.
-        img_size: Height and width of the images, for timm's networks that take images of one size alone.
+        pretrained: Download the weights of named networks; otherwise they are random.
+        img_size: Height and width of the images, for timm's networks with a fixed image size.
 
     Raises:
-        InputError: If there is no such network, its weights are unavailable, or two have one label.
+        InputError: If there is no such network, its weights are unavailable, or two share a label.
     """
     if isinstance(nets, str):
         nets = [name.strip() for name in nets.split(",") if name.strip()]
     if isinstance(nets, Mapping):
         for label, module in nets.items():
             if not isinstance(module, nn.Module):
-                raise InputError(f"network '{label}' is given as {module!r}, not a module; give names as a list")
+                raise InputError(f"network '{label}' is given as {module!r}, not a module; names must be in a list")
         found: Loaded = {label: (module.eval(), None) for label, module in nets.items()}
     else:
         found = _created(PUBLISHED if nets is None else nets, pretrained=pretrained, img_size=img_size)
     if not found:
-        raise InputError("there is no network to take fragments from; name at least one")
+        raise InputError("there is no network to cut into fragments; name at least one")
     return found
 
 
@@ -65,7 +65,7 @@ def _created(entries: Iterable[object], *, pretrained: bool, img_size: tuple[int
         spec = _sized(_spec(entry), img_size)
         if spec.label in found:
             raise InputError(
-                f"two networks are called '{spec.label}'; give one of them another label (in a stitch configuration)"
+                f"two networks are called '{spec.label}'; use another label for one (in a stitch configuration)"
             )
         try:
             model = create(spec, pretrained=pretrained).eval()
@@ -73,9 +73,11 @@ def _created(entries: Iterable[object], *, pretrained: bool, img_size: tuple[int
             if spec.checkpoint is None or "img_size" not in spec.kwargs:
                 raise
             size = spec.kwargs["img_size"]
-            raise InputError(f"{error}; the network was made for images of {size}, is the checkpoint too?") from error
-        # `stitchnet.load` creates the network again without its weights, so their decisions are kept: the number of
-        # classes, and how torchvision's Inception networks prepare images and whether they have auxiliary heads.
+            raise InputError(
+                f"{error}; the network was built for images of {size}; check that the checkpoint was too"
+            ) from error
+        # `stitchnet.load` rebuilds the network without its weights, so what they decided is kept: the number of
+        # classes, and whether torchvision's Inception networks transform their input and have auxiliary heads.
         decided = {"num_classes"} if spec.checkpoint is not None else set()
         decided |= {"transform_input", "aux_logits"} if hasattr(model, "transform_input") else set()
         kept = {name: getattr(model, name) for name in decided if hasattr(model, name)}
@@ -84,13 +86,13 @@ def _created(entries: Iterable[object], *, pretrained: bool, img_size: tuple[int
 
 
 def _sized(spec: AnchorSpec, img_size: tuple[int, int] | None) -> AnchorSpec:
-    """A specification for images of a size, where timm's network takes images of one size alone."""
+    """A specification for images of this size, if timm's network has a fixed image size."""
     config = published_config(spec.name) if is_model(spec.name) and spec.name not in PUBLISHED else None
     if config is None or img_size is None or not config.fixed_input_size or "img_size" in spec.kwargs:
         return spec
     if img_size == config.input_size[1:]:
         return spec
-    # Some of timm's networks take a single number only.
+    # Some of timm's networks accept only a single number.
     return replace(spec, kwargs={**spec.kwargs, "img_size": img_size[0] if img_size[0] == img_size[1] else img_size})
 
 
@@ -101,16 +103,16 @@ def _spec(entry: object) -> AnchorSpec:
         name, _, checkpoint = entry.partition("=")
         return AnchorSpec.parse({"name": name, "checkpoint": checkpoint or None})
     if isinstance(entry, nn.Module):
-        raise InputError("modules need labels; give nets={'label': module, ...}")
+        raise InputError("modules need labels; use nets={'label': module, ...}")
     return AnchorSpec.parse(dict(entry) if isinstance(entry, Mapping) else entry)
 
 
 def create(spec: AnchorSpec, *, pretrained: bool = False) -> nn.Module:
-    """A network from its specification; it takes images normalised as ImageNet's.
+    """A network from its specification, for images normalised as ImageNet's.
 
     Args:
         spec: Name, arguments and checkpoint.
-        pretrained: Fetch the library's weights unless there is a checkpoint.
+        pretrained: Download the library's weights unless there is a checkpoint.
 
     Raises:
         InputError: If there is no such network, or its weights are unavailable.
@@ -128,12 +130,12 @@ def create(spec: AnchorSpec, *, pretrained: bool = False) -> nn.Module:
 
 
 class Renormalise(nn.Module):
-    """Changes images normalised as ImageNet's to the mean and standard deviation that a network is used to.
+    """Changes images normalised as ImageNet's to the mean and standard deviation that a network expects.
 
     Args:
-        mean: The network's, by channel.
-        std: Likewise.
-        num_channels: Of the images.
+        mean: The network's mean of each channel.
+        std: The network's standard deviation of each channel.
+        num_channels: Channels of the images.
     """
 
     scale: torch.Tensor
@@ -154,7 +156,7 @@ class Renormalise(nn.Module):
 
 
 def _take_imagenet_normalisation(model: nn.Module, num_channels: int) -> None:
-    """Put the change of normalisation that a timm network needs before each convolution that reads the images."""
+    """Insert the renormalisation that a timm network needs before each convolution that reads the images."""
     config = model.pretrained_cfg
     assert isinstance(config, Mapping), "timm sets it"
     if (tuple(config["mean"]), tuple(config["std"])) == _IMAGENET:
@@ -164,12 +166,12 @@ def _take_imagenet_normalisation(model: nn.Module, num_channels: int) -> None:
     layers = [model.get_submodule(place) for place in places]
     if not layers or not all(isinstance(one, nn.Conv2d) and one.in_channels == num_channels for one in layers):
         _logger.warning(
-            "%s is used to images of mean %s and standard deviation %s, and does not read them by a convolution; "
-            "it gets them normalised as ImageNet's, which makes it less accurate",
+            "%s expects images of mean %s and standard deviation %s, but does not read them with a convolution; "
+            "it gets ImageNet's normalisation instead, which makes it less accurate",
             config.get("architecture"), config["mean"], config["std"],
         )  # fmt: skip
         return
-    # Around the convolution and not around the network, whose names would all get a prefix.
+    # Around the convolution, because around the network all names would get a prefix.
     for place, layer in zip(places, layers, strict=True):
         before = Renormalise(config["mean"], config["std"], num_channels)
         model.set_submodule(place, nn.Sequential(before, layer))
@@ -177,14 +179,14 @@ def _take_imagenet_normalisation(model: nn.Module, num_channels: int) -> None:
 
 def _from_torchvision(spec: AnchorSpec, pretrained: bool) -> nn.Module:
     fetched = pretrained and spec.checkpoint is None
-    # The paper's weights are the first ones of a network, torchvision's default the last.
+    # The paper used the first weights of a network; torchvision's default is the last.
     weights = list(torchvision.models.get_model_weights(spec.name))[0] if fetched else None  # noqa: RUF015
     try:
         model: nn.Module = torchvision.models.get_model(spec.name, weights=weights, **spec.kwargs)
-    except Exception as error:  # torchvision and the network raise many kinds
+    except Exception as error:  # torchvision and the download raise many types
         raise InputError(
             f"torchvision cannot create '{spec.name}' with {dict(spec.kwargs)}: {one_line(error)}; check the "
-            "arguments and the network, give a local checkpoint as NAME=FILE, or start from random weights "
+            "arguments and the connection, name a local checkpoint as NAME=FILE, or use random weights "
             "(--no-pretrained)"
         ) from error
     if spec.checkpoint is not None:

@@ -15,11 +15,11 @@ _BYTES = 2**28
 
 
 class Outputs:
-    """Outputs and joints of compositions: those used last are kept, others are computed again when they are needed.
+    """Outputs and joints of compositions: the most recently used are kept, others are recomputed on demand.
 
     Args:
         pool: The fragments.
-        budget: Bytes to keep.
+        budget: Limit of the kept bytes.
     """
 
     def __init__(self, pool: Pool, budget: int = _BYTES):
@@ -39,7 +39,7 @@ class Outputs:
             torch.linalg.LinAlgError: If a joint cannot be fitted.
         """
         if composition.is_uncut:
-            return self._pool.own_output(composition.fragment)  # the pool has run it already
+            return self._pool.own_output(composition.fragment)  # the pool has already run it
         if composition not in self._outputs:
             assert composition.parent is not None
             x = self.of(composition.parent)
@@ -53,10 +53,10 @@ class Outputs:
         return self._outputs[composition]
 
     def joint(self, composition: Composition) -> JointMap | None:
-        """The joint before the last fragment of a composition; None where the fragment gets just its usual input.
+        """The joint before the last fragment of a composition; None if the fragment gets its usual input.
 
         Raises:
-            torch.linalg.LinAlgError: If what comes before gives values that no map can be fitted to.
+            torch.linalg.LinAlgError: If no map can be fitted to the values of the previous output.
         """
         if composition.parent is None or composition.is_uncut:
             return None
@@ -67,7 +67,7 @@ class Outputs:
     def _joint(self, composition: Composition, x: Activation) -> JointMap | None:
         if composition not in self._joints:
             y = self._pool.input_of(composition.fragment)
-            # Equal content, as in a twin of the fragment's own network, needs no map, which would only add rounding.
+            # Equal content, as from a twin of the fragment's network, needs no map, which would only add rounding.
             self._joints[composition] = None if x.key == y.key else fit_joint(x, y)
             x.forget()
             y.forget()
@@ -77,11 +77,11 @@ class Outputs:
         return joint
 
     def _trim(self) -> None:
-        """Drop the least recently used, but not what was used last."""
+        """Drop the least recently used, but keep the last one."""
         total = sum(output.num_bytes for output in self._outputs.values())
         total += sum(joint.num_bytes for joint in self._joints.values() if joint is not None)
         while total > self._budget and len(self) > 2:
-            # Outputs first: a run brings one back, a lost joint takes a fit.
+            # Outputs first: recomputing one takes a run, but a joint takes a fit.
             if len(self._outputs) > 1:
                 total -= self._outputs.popitem(last=False)[1].num_bytes
             else:

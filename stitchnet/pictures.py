@@ -25,7 +25,7 @@ def draw_samples(rows: Sequence[Row], path: Path) -> None:
     counts = sorted({row["images"] for row in composed})
     seeds = sorted({row["seed"] for row in composed})
     each = {count: [row["acc1"] for row in composed if row["images"] == count] for count in counts}
-    # Dots of one number of images would hide one another; a factor moves them by the same width on the log axis.
+    # Dots with the same number of images would overlap; a factor shifts them by a fixed width on the log axis.
     beside = {seed: 1 + 0.03 * (place - (len(seeds) - 1) / 2) for place, seed in enumerate(seeds)}
     x = [row["images"] * beside[row["seed"]] for row in composed]
     axes.scatter(x, [row["acc1"] for row in composed], s=12, alpha=0.4, color=_COMPOSED, label="a composed network")
@@ -71,7 +71,7 @@ def draw_finetune(rows: Sequence[Row], path: Path) -> None:
 
 
 def _figure(x: str, title: str) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure  # slow to import, and only a drawing needs it
+    from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.add_subplot()

@@ -21,11 +21,11 @@ class Pool:
 
     Args:
         data: The stitching images `[B, C, H, W]`, normalised as ImageNet's.
-        nets: The networks; the five published ones by default. Modules are put into evaluation mode.
-        pretrained: Fetch the weights of networks given by name; else they are random.
+        nets: The networks; the five published ones by default. Modules are switched to evaluation mode.
+        pretrained: Download the weights of named networks; otherwise they are random.
 
     Raises:
-        InputError: If a network cannot be loaded or cut, or does not take the images.
+        InputError: If a network cannot be loaded or cut, or does not accept the images.
     """
 
     def __init__(self, data: np.ndarray | torch.Tensor, nets: Nets | None = None, *, pretrained: bool = True):
@@ -51,15 +51,15 @@ class Pool:
             x.forget()
         except InputError:
             raise
-        except (RuntimeError, ValueError, AssertionError) as error:  # networks raise all of them
+        except (RuntimeError, ValueError, AssertionError) as error:  # networks raise all of these
             raise InputError(
-                f"network '{label}' does not take images of {list(self.images.shape[1:])}: {one_line(error)}; "
-                "give images of another size, or another network"
+                f"network '{label}' does not accept images of {list(self.images.shape[1:])}: {one_line(error)}; "
+                "use images of another size, or another network"
             ) from error
 
     @property
     def starts(self) -> list[Fragment]:
-        """The fragments that take images."""
+        """The first fragment of each network."""
         return [fragment for fragment in self.fragments if fragment.is_start]
 
     @property
@@ -68,11 +68,11 @@ class Pool:
         return [fragment for fragment in self.fragments if not fragment.is_start]
 
     def input_of(self, fragment: Fragment) -> Activation:
-        """The input that a fragment that is not a start has in its own network."""
+        """The input of a fragment in its own network; not for starts."""
         return self._inputs[fragment]
 
     def own_output(self, fragment: Fragment) -> Activation:
-        """The output that a fragment that is not an end has in its own network."""
+        """The output of a fragment in its own network; not for ends."""
         return self._inputs[self.fragments[self.fragments.index(fragment) + 1]]
 
 
@@ -84,7 +84,7 @@ def images(data: np.ndarray | torch.Tensor) -> torch.Tensor:
     """
     values = as_images(data, what="stitching images")
     if not len(values):
-        raise InputError("there are no stitching images; give at least one")
+        raise InputError("there are no stitching images; at least one is needed")
     if not values.isfinite().all():
-        raise InputError("a stitching image holds values that are not finite; check how images are prepared")
+        raise InputError("a stitching image has values that are not finite; check the preparation of images")
     return values

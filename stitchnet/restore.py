@@ -1,4 +1,4 @@
-"""Composed networks read back from disk."""
+"""Reading composed networks from disk."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ from stitchnet.store import ABOUT, WEIGHTS
 
 
 def load(folder: str | Path, nets: Mapping[str, nn.Module] | None = None) -> Net:
-    """Read a network from the folder that `Net.save` wrote.
+    """Read a network from a folder of `Net.save`.
 
     Args:
-        nets: The modules by label, as the search got them, where networks were not given by name. Their weights do
-            not matter.
+        nets: The search's networks by label, if it got modules instead of names. Their weights do not matter.
 
     Raises:
         InputError: If the files cannot be read, or a module is missing.
@@ -39,17 +38,17 @@ def load(folder: str | Path, nets: Mapping[str, nn.Module] | None = None) -> Net
         about = json.loads((folder / ABOUT).read_text())
         tensors = load_file(folder / WEIGHTS)
         return _restore(about, tensors, nets or {})
-    except Exception as error:  # a garbled file can make the reader raise anything
+    except Exception as error:  # on a damaged file, the reader may raise anything
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"'{folder}' holds no composed network that can be read: {one_line(error)}; check the path"
+            f"'{folder}' contains no readable composed network: {one_line(error)}; check the path"
         ) from error
 
 
 def _restore(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], nets: Mapping[str, nn.Module]) -> Net:
     specs = {label: spec and AnchorSpec.parse(spec) for label, spec in about["networks"].items()}
-    # Weights are in the file: the networks are needed for their structure alone.
+    # The file has the weights, so only the structure of the networks is needed.
     models = {label: _model(label, spec, nets) for label, spec in specs.items()}
     path, layers = [], []
     for entry in about["path"]:
@@ -69,11 +68,11 @@ def _model(label: str, spec: AnchorSpec | None, nets: Mapping[str, nn.Module]) -
     if label in nets:
         return nets[label]
     if spec is None:
-        raise InputError(f"network '{label}' was given as a module; give it again, as nets={{'{label}': module}}")
+        raise InputError(f"network '{label}' was a module of the search; pass it as nets={{'{label}': module}}")
     if ":" in spec.name or "/" in spec.name:
         raise InputError(
-            f"the file takes network '{label}' from '{spec.name}', but a file cannot make this program fetch anything; "
-            f"create it yourself and give it as nets={{'{label}': module}}"
+            f"network '{label}' is from '{spec.name}', but files must not cause downloads; "
+            f"create it yourself and pass it as nets={{'{label}': module}}"
         )
     return create(AnchorSpec(spec.name, spec.label, spec.kwargs))
 
@@ -82,7 +81,7 @@ def _layer(entry: Mapping[str, Any], model: nn.Module) -> tuple[Fragment, nn.Seq
     """A fragment and its layers, of the right shapes."""
     start, stop = _boundary(entry["start"]), _boundary(entry["stop"])
     fragment = fragment_between(model, start, stop, entry["network"], entry["index"], entry["count"])
-    fragment = replace(fragment, module=extract(fragment.module))  # two may come from one network, with weights apart
+    fragment = replace(fragment, module=extract(fragment.module))  # two fragments of one network must not share weights
     joint = entry["joint"]
     if joint is None:
         return fragment, nn.Sequential(fragment.module)

@@ -1,4 +1,4 @@
-"""How well fragments fit: scores of what one gives against what another is used to, each computed once."""
+"""Scores of how well fragments fit: one's output compared with another's usual input, each computed once."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _SYMMETRIC = ("cka", "unbiased_cka")
 
 
 class Scores:
-    """Scores of pairs of activations, known by their content.
+    """Scores of pairs of activations, identified by their content.
 
     Args:
         measure: `cka`, `unbiased_cka`, `r2` or `fit`.
-        rows_per_channel: Compare a sample of the rows only, 10 as published; by default all.
-        seed: Of the sample.
+        rows_per_channel: Compare only a sample of the rows, 10 per channel as published; by default all.
+        seed: Seed of the sample.
 
     Raises:
         InputError: If there is no such measure.
@@ -25,14 +25,14 @@ class Scores:
         self._name = measure
         self._rows_per_channel = rows_per_channel
         self._seed = seed
-        # By content, not by object: networks share fragments (twins, one network's own beginnings), and a search
-        # computes dropped outputs again.
+        # By content, not by object: networks may share fragments (twins, or the beginnings of one network), and a
+        # search recomputes dropped outputs.
         self._known: dict[tuple[bytes, bytes], float] = {}
         self._own: dict[tuple[object, ...], float] = {}
 
     @property
     def num_computed(self) -> int:
-        """Number of scores that are known."""
+        """Number of known scores."""
         return len(self._known)
 
     def __call__(self, x: Activation, y: Activation) -> float:
@@ -43,7 +43,7 @@ class Scores:
         return self._known[key]
 
     def remember(self, x: bytes, y: bytes, score: float) -> None:
-        """Take a score that was computed before, unless there is one already.
+        """Add a score that was computed earlier, unless it is known.
 
         Args:
             x: Key of the output.
@@ -59,12 +59,12 @@ class Scores:
         return self._measure(x.value, y.value, rows_per_channel=self._rows_per_channel, seed=self._seed)
 
     def _cka(self, x: Activation, y: Activation) -> float:
-        """The same as `linear_cka`, but each side's own HSIC, two thirds of the work, is computed once a size."""
+        """`linear_cka`, but each side's own HSIC, two thirds of the work, is computed only once per size."""
         size = None if x.size is None or y.size is None else common_size(x.value, y.value)
         if size is not None and self._rows_per_channel is not None:
-            whole = x.value, y.value  # `sample` resizes the rows that it draws, and no others
+            whole = x.value, y.value  # `sample` resizes only the rows that it draws
         else:
-            whole = x.at(size, keep=True), y.at(size)  # x meets all fragments in turn, y goes with this one
+            whole = x.at(size, keep=True), y.at(size)  # x is compared with all fragments, y only now
         parts = sample(*whole, self._rows_per_channel, self._seed)
         own = []
         for activation, part in zip((x, y), parts, strict=True):

@@ -29,9 +29,9 @@ from stitchnet.scores import Scores
 
 ORDERS = ("depth", "best")
 _PUBLISHED = {"total_threshold": "totalThreshold", "max_depth": "maxDepth", "width": "K"}
-"""Names of the published call for options of ours."""
+"""Our options and their names in the published call."""
 _DRAWS = 100
-"""How often a drawn composition may end nowhere."""
+"""Number of draws, each of which may end nowhere."""
 
 
 class SearchOptions(TypedDict, total=False):
@@ -49,7 +49,7 @@ class SearchOptions(TypedDict, total=False):
 
 
 class Ranking(TypedDict):
-    """The scores of all fragments that may follow a composition, as a journal keeps them."""
+    """The scores of all fragments that may follow a composition, in a journal."""
 
     output: str
     scores: dict[str, float]
@@ -58,11 +58,11 @@ class Ranking(TypedDict):
 
 @dataclass
 class Counts:
-    """What a search has done so far.
+    """Counts of a search so far.
 
     Args:
         tried: Pairs of a composition and a next fragment that were scored.
-        pruned: Those among the best that a threshold or the budget left out.
+        pruned: Pairs among the best that a threshold or the budget removed.
         found: Compositions that reached an end.
         skipped: Pairs that cannot be joined, by reason.
     """
@@ -78,7 +78,7 @@ class Counts:
 
 
 class Search:
-    """All compositions of the fragments of some networks that pass the thresholds. Iterating gives `(score, net)`.
+    """All compositions of the fragments of some networks that pass the thresholds. Iteration yields `(score, net)`.
 
     Args:
         data: The stitching images `[B, C, H, W]`, normalised as ImageNet's; or the pool of another search,
@@ -86,21 +86,21 @@ class Search:
         threshold: A fragment is joined if its score is above this.
         total_threshold: A composition is pruned if the product of its scores is below this.
         max_depth: Maximum number of fragments in a composition.
-        width: How many of the best next fragments are tried at each step; all by default.
-        nets: The networks; the five published ones by default. Modules are put into evaluation mode.
-        pretrained: Fetch the weights of networks given by name; otherwise they are random.
-        order: `depth`: as published, each composition to its end before the next; `best`: the highest score first.
+        width: Number of best next fragments to try at each step; by default all.
+        nets: The networks; the five published ones by default. Modules are switched to evaluation mode.
+        pretrained: Download the weights of named networks; otherwise they are random.
+        order: `depth`: each composition to its end before the next, as published; `best`: the highest score first.
         seed: Seed of `draw`.
         max_macs: Leave out compositions with more MACs.
         max_params: Leave out compositions with more parameters.
-        drops_used_last: Drop fragments already used only after the best were kept, as published; fewer then remain.
-        is_folded: Fold joints into the layers behind them; otherwise they stay layers of their own.
-        scores: How fragments are scored, also by name.
+        drops_used_last: Drop used fragments only after choosing the best ones, as published, so that fewer remain.
+        is_folded: Fold joints into the layers behind them; otherwise they are separate layers.
+        scores: The scores of fragments, or the name of a measure.
 
     Attributes:
-        counts: What the search has done.
-        on_step: Called with the counts whenever the next fragments of a composition were scored.
-        journal: Keeps the scores, so that the same search, run again, does not compute them again.
+        counts: Counts so far.
+        on_step: Called with the counts after the next fragments of a composition are scored.
+        journal: Keeps the scores, so that repeating the search does not recompute them.
 
     Raises:
         InputError: If the networks, the images or the options cannot be used.
@@ -131,7 +131,7 @@ class Search:
         if max_depth < 2 or (width is not None and width < 1):
             raise InputError(f"max_depth is {max_depth} and K {width}; they must be at least 2 and 1")
         if isinstance(data, Pool) and nets is not None:
-            raise InputError("a pool has its own networks; leave nets out, or give images")
+            raise InputError("a pool has its own networks; omit nets, or pass images")
         self.threshold, self.total_threshold = threshold, total_threshold
         self.max_depth, self.width, self.order = max_depth, width, order
         self.max_macs = math.inf if max_macs is None else max_macs
@@ -152,7 +152,7 @@ class Search:
             yield composition.score, self.build(composition)
 
     def build(self, composition: Composition) -> Net:
-        """The network of a composition; it has weights of its own."""
+        """The network of a composition, with its own weights."""
         joints = [self._outputs.joint(step) for step in composition.path]
         return build(composition, joints, self.pool, is_folded=self.is_folded)
 
@@ -162,8 +162,8 @@ class Search:
         waiting = [Composition(start) for start in self.pool.starts]
         turns = itertools.count()
         while waiting or frontier:
-            # One heap serves both orders. By score, equal ones leave as they came; a stack is a heap by age, youngest
-            # first, so the best child must come last.
+            # One heap serves both orders. By score, ties leave in order of arrival. A stack is a heap by age, youngest
+            # first, so the best child must be pushed last.
             if self.order == "best":
                 entries = [(-one.score, next(turns), one) for one in waiting]
             else:
@@ -180,7 +180,7 @@ class Search:
                 waiting = self.following(composition)
 
     def draw(self) -> Composition:
-        """A random composition: a start, and at each step one of the fragments that could be tried.
+        """A random composition: a start, then at each step one of the fragments worth trying.
 
         Raises:
             InputError: If none reaches an end.
@@ -197,7 +197,7 @@ class Search:
                 return composition
         raise InputError(
             f"{_DRAWS} compositions were drawn and none reached an end ({self.counts}); lower the thresholds, "
-            "raise K, or give more networks"
+            "raise K, or add networks"
         )
 
     def following(self, composition: Composition, *, is_drawn: bool = False) -> list[Composition]:
@@ -211,7 +211,7 @@ class Search:
         kept = [(score, fragment) for score, fragment in ranked if score > self.threshold]
         self.counts.pruned += len(ranked) - len(kept)
         if is_drawn and kept:
-            # As published: drawn before the total threshold is applied, so a draw may end nowhere.
+            # As published, the draw comes before the total threshold, so it may end nowhere.
             kept = [self._random.choice(kept)]
         children = [Composition(fragment, composition.score * score, score, composition) for score, fragment in kept]
         passing = [child for child in children if child.score >= self.total_threshold and self._is_affordable(child)]
@@ -226,7 +226,7 @@ class Search:
         self.counts.skipped.update(ranking["skipped"])
         scored = [(score, self._followers[name]) for name, score in ranking["scores"].items()]
         scored.sort(key=lambda pair: -pair[0])
-        # With `drops_used_last` used fragments have taken part in the ranking and push others out of it, as published.
+        # With `drops_used_last`, used fragments are part of the ranking and displace others, as published.
         used = composition.fragments
         return [(score, fragment) for score, fragment in scored[: self.width] if fragment not in used]
 
@@ -238,7 +238,7 @@ class Search:
         skipped: Counter[str] = Counter()
         for name, fragment in self._followers.items():
             if len(used) >= self.max_depth - 1 and not fragment.is_end:
-                continue  # only an end still fits
+                continue  # only an end fits now
             if fragment in used and not self.drops_used_last:
                 continue
             y = self.pool.input_of(fragment)
@@ -247,7 +247,7 @@ class Search:
                 continue
             scores[name] = self.scores(x, y)
             if y is not x:
-                y.forget()  # of all inputs at once, the resized copies would not fit into memory
+                y.forget()  # the resized copies of all inputs would not fit into memory
         x.forget()
         if self.journal is None:
             return Ranking(output="", scores=scores, skipped=skipped)
@@ -256,21 +256,21 @@ class Search:
         return ranking
 
     def _recalled(self, composition: Composition) -> Ranking | None:
-        """The ranking that a journal has of a composition."""
+        """The ranking of a composition in the journal, if it has one."""
         ranking = self.journal.find(Ranking, "ranking", composition.name) if self.journal else None
         if self.journal is None or ranking is None:
             return None
         try:
             output = bytes.fromhex(ranking["output"])
             for name, score in ranking["scores"].items():
-                # CKA of (x, y) and of (y, x) may differ in the last digit, and an unbroken search keeps the first.
+                # CKA of (x, y) and (y, x) may differ in the last digit; like an unbroken search, keep the first.
                 self.scores.remember(output, self.pool.input_of(self._followers[name]).key, score)
         except (KeyError, ValueError) as error:
             raise self.journal.damaged(composition.name) from error
         return ranking
 
     def _join(self, composition: Composition) -> bool:
-        """Whether the last joint of a composition can be fitted; those that cannot are counted."""
+        """Whether the last joint of a composition can be fitted; failures are counted."""
         is_joined = self.journal.find(bool, "joint", composition.name) if self.journal else None
         if is_joined is None:
             try:
@@ -285,7 +285,7 @@ class Search:
         return is_joined
 
     def _is_affordable(self, composition: Composition) -> bool:
-        """Whether a composition is within the budget so far; costs, which take a run to measure, only where needed."""
+        """Whether a composition is within the budget so far; without a budget, no cost is measured."""
         if self.max_macs == self.max_params == math.inf:
             return True
         macs, params = self._costs.of(composition)
@@ -319,7 +319,7 @@ def generate(
 
     Args:
         data: The stitching images `[B, C, H, W]`, normalised as ImageNet's; 32 are enough. Or the pool of a
-            `Search`, to use its fragments again.
+            `Search`, to reuse its fragments.
         threshold: As for `Search`.
         totalThreshold: Its `total_threshold`.
         maxDepth: Its `max_depth`.
@@ -328,7 +328,7 @@ def generate(
         options: Its further arguments, such as `nets=["resnet50", "vgg16"]` or `scores=Scores("r2")`.
 
     Returns:
-        Scores and networks, as they are found; with `sample` one score and network.
+        Scores and networks, as they are found; with `sample`, one score and network.
 
     Raises:
         InputError: If the images or options cannot be used, or no draw reaches an end.
@@ -337,7 +337,7 @@ def generate(
     """
     for name in options:
         if name in _PUBLISHED:
-            raise InputError(f"option '{name}' of `Search` is '{_PUBLISHED[name]}' of `generate`; write it so")
+            raise InputError(f"option '{name}' of `Search` is called '{_PUBLISHED[name]}' in `generate`; use that name")
         if name not in SearchOptions.__annotations__:
             known = sorted({*SearchOptions.__annotations__, "threshold", *_PUBLISHED.values()})
             raise unknown("option of generate", name, known)

@@ -1,4 +1,4 @@
-"""Composed networks on disk: weights as safetensors, all else as JSON; nothing in the files is executed."""
+"""Composed networks on disk: weights as safetensors, everything else as JSON; nothing in the files is executed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WEIGHTS, ABOUT = "net.safetensors", "net.json"
 
 
 class _Composed(Protocol):
-    """The part of a composed network that is written."""
+    """The part of a composed network to write."""
 
     name: str
     score: float
@@ -38,10 +38,10 @@ class _Composed(Protocol):
 
 
 def save(net: _Composed, folder: Path, *, fitted: Classifier | None) -> Path:
-    """Write a network, and its classifier if it has one, into a folder, which is made if need be and returned."""
+    """Write a network, and its classifier if it has one, into a folder, which is created if necessary and returned."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"net.{name}": value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-    tensors = {name: value.clone() for name, value in tensors.items()}  # safetensors refuses shared ones
+    tensors = {name: value.clone() for name, value in tensors.items()}  # safetensors rejects shared tensors
     about = {
         "name": net.name,
         "score": net.score,
@@ -84,7 +84,7 @@ def _about_boundary(boundary: Boundary | None) -> dict[str, object] | None:
 
 
 def _about_layout(layout: Layout) -> dict[str, object]:
-    """A layout as a file has it; vectors have none there."""
+    """A layout in a file, in which vectors have none."""
     return {
         "layout": None if layout.is_vector else layout.kind, "num_prefix_tokens": layout.num_prefix_tokens
     }  # fmt: skip

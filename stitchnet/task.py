@@ -1,4 +1,4 @@
-"""How composed networks are judged, beside the networks that gave their fragments."""
+"""Evaluation of composed networks and their parents, the networks that their fragments come from."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class JudgedNetwork(TypedDict):
 
 @dataclass(frozen=True)
 class CompositionTask:
-    """Images with labels, and what is fitted to the outputs of networks for them.
+    """Labelled images, and the classifier to fit to the outputs of networks.
 
     Args:
-        train: Images that classifiers are fitted to.
-        validation: Images that networks are judged on.
+        train: Images to which classifiers are fitted.
+        validation: Images on which networks are evaluated.
         classifier: `knn` or `linear`.
     """
 
@@ -59,7 +59,7 @@ class CompositionTask:
             classifier: `knn` or `linear`.
 
         Raises:
-            InputError: If a split is missing or holds no images, or their classes differ.
+            InputError: If a split is missing or has no images, or their classes differ.
         """
         train, validation = (open_split(data, split, img_size) for split in ("train", "validation"))
         agreed_classes(train.dataset, validation.dataset)
@@ -76,7 +76,7 @@ class CompositionTask:
         return digest.hexdigest()
 
     def accuracy(self, net: Net) -> float:
-        """Fit a network; the percentage of the validation images that it then classifies right."""
+        """Fit a network, and return the percentage of the validation images that it classifies correctly."""
         return 100 * net.fit(self.train, classifier=self.classifier).evaluate_dataset(self.validation)["accuracy"]
 
 
@@ -84,18 +84,18 @@ def judged(
     search: Search, compositions: Iterable[Composition], task: CompositionTask, journal: Journal | None = None, *,
     is_written: Callable[[int], bool] = lambda _: True,
 ) -> Iterator[tuple[Row, Net | None]]:  # fmt: skip
-    """The networks as they are, then the composed ones, all judged alike; each with its row of the ledger.
+    """The uncut networks, then the composed ones, all evaluated alike; each with its row of the ledger.
 
-    The row of a composed network also has `parents_acc1`, the mean of the networks that gave its fragments. A
+    The row of a composed network also has `parents_acc1`, the mean of its parents. A
     composed network whose outputs are not finite is left out, and counted as skipped.
 
     Args:
-        search: Found the compositions.
-        compositions: In the order of the rows.
-        task: What they are judged on.
-        journal: A row that it has comes without a network. A new row is kept there when the next one is asked for, so
-            when the caller has written all that belongs to it.
-        is_written: Whether all that belongs to the row of a `cfg_id` is still there; where not, it is judged again.
+        search: The search that found the compositions.
+        compositions: The compositions in the order of the rows.
+        task: The task for the evaluation.
+        journal: Its rows are yielded without a network. A new row is added to it when the next one is requested, that
+            is, after the caller has written all files of the row.
+        is_written: Whether all files of the row of a `cfg_id` exist; if not, its network is evaluated again.
     """
     alone: dict[str, float] = {}
     number = 0
@@ -129,7 +129,7 @@ def _recalled(composition: Composition, journal: Journal) -> Row | None:
 
 
 def _judge(net: Net, composition: Composition, task: CompositionTask) -> Row:
-    """The figures of a network; none where its outputs are not finite."""
+    """The figures of a network; empty if its outputs are not finite."""
     try:
         accuracy = task.accuracy(net)
     except NotFiniteError as error:
@@ -146,7 +146,7 @@ def against_parents(rows: Iterable[Row]) -> str:
     """A table of networks, the parents marked with `*`, and one line on whether any composed one beats its parents.
 
     Args:
-        rows: As `judged` gives them.
+        rows: The rows from `judged`.
     """
     rows = list(rows)
     head = ["", "cfg_id", "network", "FLOPs", "params", "score", "acc1", "parents", "gain"]

@@ -45,17 +45,17 @@ class TuningTask(Task):
 
 
 class TuningLoader:
-    """Examples of images in memory, in an order of its own each epoch.
+    """Batches of images in memory, in a new order each epoch.
 
-    A last batch of one image is left out: batch norms of maps of one position need two.
+    A last batch of one image is dropped: batch norms of maps with one position need two.
 
     Args:
         dataset: Images and labels.
-        seed: Of the order.
-        device: Where the batches are wanted.
+        seed: Seed of the order.
+        device: The device of the batches.
 
     Attributes:
-        num_rates: Examples of an epoch, with the one that is left out.
+        num_rates: Number of batches per epoch, including a dropped one.
     """
 
     dataset = None
@@ -86,13 +86,13 @@ class TuningLoader:
 class TuningSchedule:
     """torch's cosine schedule by the number of the step.
 
-    torch computes each rate from the one before, which differs from the closed form in the last digit; the rates are
+    torch computes each rate from the previous one, which differs from the closed form in the last digit; the rates are
     taken from its own recursion, all at once, so that a resumed training has the same.
 
     Args:
-        optimizer: Its rate is set.
-        num_steps: Steps of an epoch.
-        num_rates: Rates of an epoch: a batch that is left out counts too.
+        optimizer: The optimizer whose rate is set.
+        num_steps: Steps per epoch.
+        num_rates: Rates per epoch, including one for a dropped batch.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, num_steps: int, num_rates: int):
@@ -106,34 +106,34 @@ class TuningSchedule:
             self._rates.append(stand_in.param_groups[0]["lr"])
 
     def step_update(self, num_updates: int) -> None:
-        """Set the rate of the step after so many."""
+        """Set the rate for the step that follows `num_updates` steps."""
         epochs, steps = divmod(num_updates, self._num_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = self._rates[epochs * self._num_rates + steps]
 
     def step(self, epoch: int, metric: float | None = None) -> None:
-        """Leave the rate as it is: it follows from the steps."""
+        """Do nothing: the rate depends only on steps."""
 
 
 def fine_tune(
     net: Net, task: CompositionTask, record: Callable[[int, float], None], *, seed: int, files: CheckpointFiles,
     num_recorded: int = 0,
 ) -> None:  # fmt: skip
-    """Train all weights by AdamW with a cosine schedule.
+    """Train all weights with AdamW and a cosine schedule.
 
     Args:
         net: Changed in place.
         task: The images to train on, which are not augmented, and those to measure the accuracy on.
-        record: Called with the number of epochs done and the accuracy in percent after them, from 0 epochs or from
-            where training resumes.
-        seed: Of the order of the images.
-        files: The checkpoints, saved after each epoch and where a signal stops the training; it resumes from there.
-        num_recorded: How many accuracies are recorded. A checkpoint from after the first that is not is no use.
+        record: Called with the number of completed epochs and the accuracy in percent after them, from 0 epochs or
+            the resumed position on.
+        seed: Seed of the order of the images.
+        files: The checkpoints, saved after each epoch and on a signal; training resumes from the newest good one.
+        num_recorded: Number of accuracies already recorded. A checkpoint from beyond them is not used.
 
     Raises:
         InputError: If the network has fewer outputs than there are classes, there are fewer than two images to train
             on, a loss is not finite, or the checkpoint cannot be used.
-        Stopped: If a signal came; all is saved.
+        Stopped: If a signal came; the position is saved.
     """
 
     def save(epoch: int, _: Position | None, state: Mapping[str, object]) -> Path:
@@ -142,7 +142,7 @@ def fine_tune(
 
     def finish(done: TrainedEpoch) -> None:
         check_finite(trainer, done.number)
-        # Before the accuracy, which a killed run measures again from here.
+        # Saved before the accuracy is measured, which a resumed run can do from this file.
         save(done.number + 1, None, training_state(trainer))
         record(done.number + 1, _accuracy(net, task.validation))
 
@@ -157,13 +157,13 @@ def _trainer(net: Net, train: Examples, seed: int, folder: Path) -> Trainer:
     device = next(net.parameters()).device
     loader = TuningLoader(train, seed, device)
     if not len(loader):
-        raise InputError("fine-tuning needs at least two images; give more")
+        raise InputError("fine-tuning needs at least two images; add some")
     optimizer = torch.optim.AdamW(net.parameters(), _LR, weight_decay=_WEIGHT_DECAY)
     return Trainer(
         task=TuningTask(net, cross_entropy, device=device, verbose=False),
         loader=loader,
         optimizer=optimizer,
-        settings=EngineSettings(seed=seed % 2**63, batch_size=_BATCH),  # numpy takes no negative seeds, torch does
+        settings=EngineSettings(seed=seed % 2**63, batch_size=_BATCH),  # numpy accepts no negative seeds, unlike torch
         world=World(0, 1, device),
         folder=folder,
         schedule=TuningSchedule(optimizer, len(loader), loader.num_rates),
@@ -171,16 +171,16 @@ def _trainer(net: Net, train: Examples, seed: int, folder: Path) -> Trainer:
 
 
 def _resume(trainer: Trainer, net: Net, files: CheckpointFiles, num_recorded: int) -> tuple[int, Position | None]:
-    """Epochs done, by the network's checkpoint if there is one, and the position within the next if that was begun."""
+    """Completed epochs by the network's checkpoint, if there is one, and the position within the next epoch, if any."""
     path = newest_checkpoint(files)
     if path is None:
         return 0, None
     content = read_checkpoint(path)
     check(content, _SCHEMA, str(path))
     if content["network"] != net.name:
-        return 0, None  # of the network before
+        return 0, None  # the checkpoint of the previous network
     if content["epoch"] + ("within" in content) > num_recorded:
-        return 0, None  # a power cut has taken the journal's last lines, which are not synced as checkpoints are
+        return 0, None  # a power cut took the journal's last lines, which are not synced as checkpoints are
     load_content(net, content, path)
     restore_training(content, trainer, str(path), otherwise="remove it to train from the start")
     position = restore_position(content, trainer, str(path))

@@ -1,1 +1,1 @@
-"""Stitching jobs: assemblies of pretrained parts and trainable adapters, and sweeps over them."""
+"""Stitching jobs: assemblies of pretrained parts and trainable adapters, and sweeps of them."""

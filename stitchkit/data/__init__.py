@@ -1,1 +1,1 @@
-"""Data sets: opened, split, read image by image, and loaded in batches."""
+"""Data sets: opening, splitting, reading images, and loading batches."""

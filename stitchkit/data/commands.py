@@ -22,7 +22,7 @@ def _list(_: argparse.Namespace) -> None:
 def _add_prepare_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("collection", help="merging (8 tasks), geospatial (6), or a YAML file of your own")
     parser.add_argument("--root", required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these of the collection")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these data sets of the collection")
 
 
 def _prepare(flags: argparse.Namespace) -> None:
@@ -32,7 +32,7 @@ def _prepare(flags: argparse.Namespace) -> None:
 
 
 def _add_datasets_commands(parser: argparse.ArgumentParser) -> None:
-    named = Command(_list, "print the data sets that have a name, and what their folders hold")
+    named = Command(_list, "print the data sets known by name and the contents of their folders")
     prepared = Command(_prepare, "download a collection and lay it out as image folders", _add_prepare_flags)
     add_commands(parser, {"list": named, "prepare": prepared})
 
@@ -47,7 +47,5 @@ def _demo_data(flags: argparse.Namespace) -> None:
     write_digits(Path(flags.folder))
 
 
-datasets = Command(
-    _list, "list the data sets that have a name, or prepare a collection of them", _add_datasets_commands
-)
+datasets = Command(_list, "list the data sets known by name, or prepare a collection", _add_datasets_commands)
 demo_data = Command(_demo_data, "write scikit-learn's handwritten digits as an image folder", _add_demo_data_flags)

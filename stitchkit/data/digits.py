@@ -33,10 +33,10 @@ def read_digits(split: str) -> Iterator[tuple[int, Image.Image, int]]:
 
 
 def write_digits(folder: Path) -> None:
-    """Write 1,797 real scans of digits as `train/` and `validation/`, one folder a class, if they are not there yet.
+    """Write 1,797 real scans of digits as `train/` and `validation/`, one folder per class, unless they exist.
 
     Raises:
-        InputError: If the folder holds anything else, or is a symbolic link to a folder without the digits.
+        InputError: If the folder contains anything else, or is a symbolic link to a folder without the digits.
     """
     if (folder / "validation").is_dir() and (folder / "train").is_dir():
         print(f"{folder} already exists")
@@ -44,7 +44,7 @@ def write_digits(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"'{folder}' is not empty; choose a new folder")
     refuse_link(folder)
-    # Written under another name first: an interrupted command leaves no half dataset behind.
+    # Written under another name first, so that an interrupted command leaves no incomplete data set.
     unfinished = fresh_folder(folder.with_name(folder.name + ".unfinished"))
     counts = dict.fromkeys(("train", "validation"), 0)
     for split in counts:

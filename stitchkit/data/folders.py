@@ -1,7 +1,7 @@
-"""Image folders: where their splits are, and what a class is.
+"""Image folders: their splits and classes.
 
-A class is a folder within a split that has images directly in it, however deep it lies, by its own name: folders of one
-name are one class. Hidden folders and files, folders without images, and images beside the class folders are ignored.
+A class is a folder, at any depth within a split, with images directly in it; folders with the same name are one class.
+Hidden folders and files, folders without images, and images beside the class folders are ignored.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from stitchkit.errors import InputError
 
 
 def find_split(root: Path, split: str) -> Path:
-    """The folder of a split in that of a data set, by `split_rule`; timm's `train[:10%]` is `train` here.
+    """The folder of a split, by `split_rule`; timm's `train[:10%]` is `train` here.
 
     Raises:
-        InputError: If there is none with a folder in it.
+        InputError: If no such folder has a folder in it.
     """
     name = split.split("[")[0]
     for one in names_of(name):
@@ -32,19 +32,19 @@ def find_split(root: Path, split: str) -> Path:
             return root / one
     raise InputError(
         f"data folder '{root}' has no {name}/ folder with class folders in it; it needs train/ and validation/ "
-        "(or val/, or test/), one folder a class in each"
+        "(or val/, or test/), with one folder per class in each"
     )
 
 
 def is_split(folder: Path) -> bool:
-    """Whether a folder holds a folder that is not hidden: ImageNet's `test/` has images without classes."""
+    """Whether a folder contains a folder that is not hidden; ImageNet's `test/` has only images, without classes."""
     return folder.is_dir() and any(not place.name.startswith(".") and place.is_dir() for place in folder.iterdir())
 
 
 def open_images(
     folder: Path, *, mode: str = "RGB", class_map: str = "", types: Sequence[str] = IMG_EXTENSIONS
 ) -> ImageDataset:
-    """Images of a split's folder in a PIL mode, or as they are, and labels as `open_folder` finds them.
+    """Images of a split's folder, converted to a PIL mode if `mode` is not empty, with the labels of `open_folder`.
 
     Raises:
         InputError: As `open_folder` does.
@@ -61,8 +61,8 @@ def open_folder(folder: str | Path, *, class_map: str = "", types: Sequence[str]
 
     Args:
         folder: The split.
-        class_map: File that maps names of classes to numbers; classes that it lacks are left out.
-        types: Suffixes of images.
+        class_map: File that maps class names to numbers; other classes are left out.
+        types: Suffixes of image files.
 
     Raises:
         InputError: If there are no images of any class, or the map cannot be read.
@@ -71,7 +71,7 @@ def open_folder(folder: str | Path, *, class_map: str = "", types: Sequence[str]
         reader = ReaderImageFolder(str(folder), class_map=class_map, input_key=";".join(types))
     except RuntimeError:
         raise _no_images(folder, types) from None
-    # timm sorts a set of names, so names that are equal to it, such as 1 and 01, are numbered by chance.
+    # timm sorts a set of names, so names that compare equal there, such as 1 and 01, are numbered by chance.
     classes = [_class_of(path, str(folder)) for path, _ in reader.samples]
     numbers = reader.class_to_idx
     if not class_map:
@@ -84,21 +84,21 @@ def open_folder(folder: str | Path, *, class_map: str = "", types: Sequence[str]
 
 
 def class_folders(folder: Path) -> set[str]:
-    """Names of the classes of a split, from the names of its files alone."""
+    """Class names of a split, without opening any file."""
     found = set()
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]  # os.walk then does not enter them
+        folders[:] = [name for name in folders if not name.startswith(".")]  # so that os.walk does not enter them
         if any(name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".") for name in files):
             found.add(place)
     return {os.path.basename(place) for place in found - {str(folder)}}
 
 
 def _class_of(path: str, folder: str) -> str:
-    """The class of an image; empty where it has none."""
-    # By strings: data sets have millions of images, and `Path` is slow.
+    """The class of an image; empty if it has none."""
+    # Strings instead of `Path`, which is slow for the millions of images of some data sets.
     parts = path[len(folder) :].strip(os.sep).split(os.sep)
     return "" if len(parts) < 2 or any(part.startswith(".") for part in parts) else parts[-2]
 
 
 def _no_images(folder: str | Path, types: Sequence[str]) -> InputError:
-    return InputError(f"'{folder}' has no images in class folders; give files that end with {', '.join(types)}")
+    return InputError(f"'{folder}' has no images in class folders; files must end with {', '.join(types)}")

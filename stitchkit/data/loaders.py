@@ -1,4 +1,4 @@
-"""The data sets of a run and their loaders, as its recipe says; and ways to go through the batches of any loader."""
+"""The data sets of a run and their loaders, from its recipe; and iteration over the batches of any loader."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Datasets:
     """The open splits of a data set.
 
     Args:
-        train: None when there is nothing to train or recalibrate.
-        validation: The judged split.
-        classes: Class names in the order of their numbers; empty where the reader does not know them.
+        train: The training split; None if there is nothing to train or recalibrate.
+        validation: The split for evaluation.
+        classes: Class names in the order of their numbers; empty if the reader does not know them.
     """
 
     train: Images | None
@@ -68,7 +68,7 @@ def open_datasets(recipe: Recipe) -> Datasets:
 def _check_train_folders(validation: Images, recipe: Recipe) -> None:
     """Compare the classes of an image folder with those of its training split, which an evaluation does not open.
 
-    A missing class would shift the numbers of all after it, and every label would be wrong without a word.
+    A missing class would silently shift the numbers of all later ones, so that their labels were wrong.
     """
     reader = getattr(validation, "reader", None)
     if not isinstance(reader, ReaderImageFolder) or recipe.data.class_map:
@@ -76,16 +76,16 @@ def _check_train_folders(validation: Images, recipe: Recipe) -> None:
     try:
         folder = find_split(Path(reader.root).parent, recipe.data.train_split)
     except InputError:
-        return  # there may be images to evaluate on and no others
+        return  # the data may have no training split
     children = {place.name for place in folder.iterdir() if place.is_dir() and not place.name.startswith(".")}
-    # ImageNet has 1.3 million training files: they are listed only if the names of the folders leave a doubt.
+    # ImageNet has 1.3 million training files, so they are listed only if the folders' names differ.
     if children != set(validation.classes):
         where = f"the {validation.split} split of '{folder.parent}'"
         check_folders(in_order(class_folders(folder)), validation.classes, where)
 
 
 class Preparation(TypedDict):
-    """How images become inputs, in timm's words."""
+    """The preparation of images for a network, under timm's names."""
 
     input_size: tuple[int, ...]
     mean: tuple[float, ...]
@@ -96,12 +96,12 @@ class Preparation(TypedDict):
 
 
 def preparation(recipe: Recipe, input_size: tuple[int, ...], model_config: Mapping[str, object]) -> Preparation:
-    """How images become inputs, with a mean and a deviation for each channel.
+    """The preparation of images, with a mean and a deviation for each channel.
 
     Args:
         recipe: The settings.
         input_size: `(C, H, W)` of an image.
-        model_config: timm's `pretrained_cfg`, for what the settings leave open.
+        model_config: timm's `pretrained_cfg`, for everything that the settings leave open.
 
     Raises:
         InputError: If there are means or deviations for another number of channels.
@@ -109,7 +109,7 @@ def preparation(recipe: Recipe, input_size: tuple[int, ...], model_config: Mappi
     data, channels = recipe.data, input_size[0]
     for name in ("mean", "std"):
         if (given := getattr(data, name)) and len(given) not in (1, channels):
-            raise InputError(f"{flag_of(name)} is {given}; give one value, or one for each of {channels} channels")
+            raise InputError(f"{flag_of(name)} is {given}; set one value, or one for each of {channels} channels")
     overrides = {key: getattr(data, key) for key in ("mean", "std", "interpolation", "crop_pct") if getattr(data, key)}
     found = resolve_data_config(overrides | {"input_size": input_size}, pretrained_cfg=model_config)
     return Preparation(
@@ -127,10 +127,10 @@ class Loaders:
     """The loaders of a run.
 
     Args:
-        train: Augmented training batches, or for `--recalibrate-bn` some that are prepared as for evaluation.
+        train: Augmented training batches; for `--recalibrate-bn`, some batches prepared as for evaluation.
         validation: Prepared validation batches; iterate through `without_padding`.
-        mean: Mean of the channels that images are normalised with.
-        std: Their standard deviation.
+        mean: Mean of each channel, with which images are normalised.
+        std: Standard deviation of each channel.
     """
 
     train: Loader | None
@@ -143,16 +143,16 @@ def create_loaders(
     datasets: Datasets, recipe: Recipe, world: World, *, input_size: tuple[int, ...],
     model_config: Mapping[str, object], num_classes: int,
 ) -> Loaders:  # fmt: skip
-    """Loaders over the splits, each rank with its own part; size and configuration are as for `preparation`.
+    """Loaders over this rank's part of the splits; `input_size` and `model_config` are as for `preparation`.
 
     Raises:
-        InputError: If timm refuses a setting, or the training split has less than one batch for each rank.
+        InputError: If timm rejects a setting, or the training split has less than one step.
     """
     data, train = recipe.data, None
 
     def checked(images: Images, *, is_training: bool) -> Images | CheckedImages:
         if isinstance(images, IterableDataset):
-            return images  # readers of streams skip what is bad by themselves
+            return images  # readers of streams skip bad images themselves
         return CheckedImages(
             images, num_classes=num_classes, is_training=is_training, limit=data.max_unreadable,
             flag=flag_of("max_unreadable"),
@@ -177,8 +177,8 @@ def create_loaders(
                 train = _create_train_loader(images, recipe, world, prepared, num_classes)
     except InputError:
         raise
-    except Exception as error:  # timm parses policies and names of interpolations as it goes
-        raise InputError(f"timm cannot prepare images as asked: {one_line(error)}") from error
+    except Exception as error:  # timm parses policies and interpolations late, and raises anything
+        raise InputError(f"timm cannot prepare images with these settings: {one_line(error)}") from error
     if train is not None and len(train) < (1 if recipe.run.eval else recipe.optim.grad_accum_steps):
         raise InputError(
             f"the training split has {len(train.dataset)} images, less than one step of {data.batch_size} x "
@@ -188,7 +188,7 @@ def create_loaders(
 
 
 def _delivered(loader: PrefetchLoader | DataLoader[Any], recipe: Recipe, world: World, mix: Mixup = None) -> Loader:
-    """The loader with its batches on the device, where timm's prefetcher puts them, or else `DirectLoader`."""
+    """The loader with its batches on the device: timm's prefetcher, or else a `DirectLoader`."""
     if recipe.data.no_prefetcher:
         return DirectLoader(loader, device=world.device, dtype=weights_dtype(recipe), mix=mix)
     outlive_signals(loader)
@@ -208,7 +208,7 @@ def _for_both_splits(recipe: Recipe, world: World, prepared: Preparation) -> dic
         "use_prefetcher": not data.no_prefetcher,
         "img_dtype": weights_dtype(recipe),
         "device": world.device,
-        # Fresh workers draw from the epoch's seed alone; living ones would remember the epochs before (law 8).
+        # Fresh workers draw only from the epoch's seed; persistent ones would remember earlier epochs (law 8).
         "persistent_workers": False,
     }
 
@@ -216,14 +216,14 @@ def _for_both_splits(recipe: Recipe, world: World, prepared: Preparation) -> dic
 def _create_calibration_loader(
     images: Images | CheckedImages, recipe: Recipe, world: World, for_evaluation: Mapping[str, Any]
 ) -> Loader:
-    """Some training images in random order, prepared as for evaluation; the same whenever the seed is the same."""
+    """Some training images in random order, prepared as for evaluation; the seed decides which."""
     if isinstance(images, IterableDataset):
         return _delivered(create_loader(images, **for_evaluation), recipe, world)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(recipe.run.seed))
     count = recipe.run.recalibrate_bn * for_evaluation["batch_size"] * world.size
     chosen = Subset(images, order[:count].tolist())
     loader = create_loader(chosen, **for_evaluation)
-    images.transform = chosen.transform  # type: ignore[attr-defined] # timm set it on the subset, images come from here
+    images.transform = chosen.transform  # type: ignore[attr-defined] # timm set it on the subset only
     return _delivered(loader, recipe, world)
 
 
@@ -233,8 +233,8 @@ def _create_train_loader(
     augment, prefetch = recipe.augment, not recipe.data.no_prefetcher
     mix = None
     if augment.mixes:
-        # The prefetcher normalises on the device, so its batches are mixed before, as bytes, when they are collated;
-        # without it they are mixed on the device, by `DirectLoader`.
+        # The prefetcher normalises on the device, so its batches are mixed earlier, as bytes, when they are collated;
+        # without it, `DirectLoader` mixes them on the device.
         mix = (FastCollateMixup if prefetch else Mixup)(
             mixup_alpha=augment.mixup,
             cutmix_alpha=augment.cutmix,
@@ -274,14 +274,14 @@ def _create_train_loader(
 
 
 class DirectLoader:
-    """A loader without timm's prefetcher: its batches come normalised; here they go to the device and are mixed.
+    """A loader without timm's prefetcher: moves normalised batches to the device and mixes them there.
 
     Args:
-        loader: Gives normalised images and labels.
-        device: Where they go.
+        loader: Yields normalised images and labels.
+        device: The device of the batches.
         dtype: Precision of the images.
-        mix: Mixes a batch.
-        max_batches: An epoch ends after so many.
+        mix: Mixes the images and labels of a batch.
+        max_batches: Largest number of batches per epoch.
     """
 
     def __init__(
@@ -309,7 +309,7 @@ class DirectLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         for images, labels in islice(self._loader, self._max_batches):
-            # Images in pinned memory go to a GPU while the host prepares the step.
+            # Images in pinned memory are copied to a GPU while the host prepares the step.
             batch = (
                 images.to(self._device, self._dtype, non_blocking=True),
                 labels.to(self._device, non_blocking=True),
@@ -321,24 +321,24 @@ class DirectLoader:
 
 
 Loader: TypeAlias = PrefetchLoader
-"""timm's loader, or what is used like it: a `DirectLoader`, a job's loader over its tasks."""
+"""timm's loader, or one with the same use: a `DirectLoader`, or a job's loader over its tasks."""
 
 
 def without_padding(loader: Loader, world: World, after_batch: Callable[[], None] = lambda: None) -> Iterator[Batch]:
-    """The batches of this rank without the images that timm's sampler adds to make ranks even.
+    """The batches of this rank without the images that timm's sampler adds to make the ranks even.
 
-    Over all ranks every image comes exactly once. Streamed datasets have no such padding: their readers share the
-    images out.
+    Over all ranks, every image comes exactly once. Streamed datasets have no such padding: their readers divide the
+    images among the ranks.
 
     Args:
-        loader: Over a validation split.
-        world: This process.
+        loader: Batches of a validation split.
+        world: This process among all.
         after_batch: Called after each batch, equally often on all ranks; not for streamed datasets.
     """
     if isinstance(loader.dataset, IterableDataset):
         yield from loader
         return
-    # The sampler gives rank r the images r, r + size, ... and begins again at image 0 where ranks would be uneven.
+    # The sampler gives rank r the images r, r + size, ... and starts over at image 0 if ranks would be uneven.
     left = len(range(world.rank, len(loader.dataset), world.size))
     for images, labels in loader:
         if left > 0:

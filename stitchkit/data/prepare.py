@@ -1,4 +1,4 @@
-"""Collections of data sets as image folders: `train/`, `val/` and `test/`, one folder a class in each."""
+"""Collections of data sets as image folders: `train/`, `val/` and `test/`, with one folder per class in each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.schema import DatasetName, Settings, json_schema, parse
 
 VALIDATION_SHARE = 0.1
-"""How much of what is not for testing is for validation."""
+"""Share of the images not for testing that is for validation."""
 
 SPLITS = ("train", "val", "test")
 _SOURCES = "sources"
@@ -36,11 +36,11 @@ class CollectionTask(Settings):
     """A data set of a collection.
 
     Args:
-        source: A torchvision data set, a timm string, or a folder in `sources/` that a person fills.
-        classes: How many classes it has.
-        images: How many images it has in all splits together.
+        source: A torchvision data set, a timm string, or a folder in `sources/` that the user fills.
+        classes: Number of classes.
+        images: Number of images in all splits together.
         splits: The splits of a timm string for training and for testing; a single one is divided.
-        by_hand: How a person gets the folder.
+        by_hand: Instructions to get the folder.
     """
 
     source: DatasetName
@@ -59,7 +59,7 @@ class Collection(Settings):
     """Data sets that are prepared together.
 
     Args:
-        datasets: The data sets, by the name of the folder that each gets.
+        datasets: The data sets, by the names of their folders.
     """
 
     datasets: dict[StrictStr, CollectionTask] = Field(min_length=1)
@@ -67,7 +67,7 @@ class Collection(Settings):
     def __post_init__(self) -> None:
         for name in self.datasets:
             if Path(name).name != name or name == _SOURCES:
-                raise InputError(f"datasets.{name}: {name!r} cannot be the name of a folder of its own; choose another")
+                raise InputError(f"datasets.{name}: {name!r} cannot be the name of its folder; choose another")
 
 
 def collection_schema() -> JsonSchemaValue:
@@ -76,43 +76,43 @@ def collection_schema() -> JsonSchemaValue:
 
 
 COLLECTIONS = {path.stem: path for path in sorted(Path(__file__).with_name("collections").glob("*.yml"))}
-"""The files of the collections that have a name."""
+"""The files of the collections known by name."""
 
 
 def read_collection(name: str) -> Mapping[str, CollectionTask]:
     """The data sets of a collection by name.
 
     Args:
-        name: A key of `COLLECTIONS`, or a person's own file.
+        name: A key of `COLLECTIONS`, or the user's own file.
 
     Raises:
         InputError: If there is no such collection, or its file cannot be used.
     """
     path = COLLECTIONS.get(name, Path(name))
     if name not in COLLECTIONS and not path.is_file():
-        raise InputError(f"{unknown('collection', name, COLLECTIONS)}; or give a file of your own")
+        raise InputError(f"{unknown('collection', name, COLLECTIONS)}; or name a file of your own")
     content = read_settings_file(path)
     with naming(path):
         return parse(Collection, content).datasets
 
 
 _Picture: TypeAlias = Path | bytes | Image.Image
-"""An image as its reader has it: the path or the content of a file, or decoded where there is no file."""
+"""An image from a reader: the path or the content of a file, or decoded if there is no file."""
 
 
 Part: TypeAlias = tuple[Samples, Sequence[int], Sequence[int]]
-"""Samples, the numbers of those that are meant, and the labels of all."""
+"""Samples, the numbers of those in the part, and the labels of all samples."""
 
 
 def prepare(collection: str, root: Path, only: Sequence[str] = ()) -> None:
-    """Write the data sets of a collection, each as `root/NAME/`; those that are there are checked and not touched.
+    """Write the data sets of a collection, each as `root/NAME/`; existing ones are only checked.
 
-    Downloads, and folders that a person fills, are in `root/sources/`.
+    Downloads, and folders that the user fills, are in `root/sources/`.
 
     Args:
-        collection: A name or file that `read_collection` takes.
-        root: Where they go.
-        only: Names of those that are wanted; by default all.
+        collection: A name or file for `read_collection`.
+        root: The folder to write to.
+        only: Names of the data sets to write; by default all.
 
     Raises:
         InputError: If there is no such data set, or some are unavailable; the others are written.
@@ -123,13 +123,13 @@ def prepare(collection: str, root: Path, only: Sequence[str] = ()) -> None:
     missing = [name for name in only or tasks if not _attempt(name, tasks[name], root)]
     if missing:
         raise InputError(
-            f"not there yet: {', '.join(missing)}; do what is said of each above and run the command again, which "
+            f"still missing: {', '.join(missing)}; follow the advice above for each and run the command again, which "
             "resumes with these"
         )
 
 
 def _attempt(name: str, task: CollectionTask, root: Path) -> bool:
-    """Write one data set and say what it has, or say why it is unavailable."""
+    """Write one data set and print its contents, or the reason why it is unavailable."""
     try:
         print(f"{name}: {prepare_one(name, task, root)}")
     except InputError as error:
@@ -139,27 +139,27 @@ def _attempt(name: str, task: CollectionTask, root: Path) -> bool:
 
 
 def prepare_one(name: str, task: CollectionTask, root: Path) -> str:
-    """Write one data set as `root/name/`, or check the one that is there.
+    """Write one data set as `root/name/`, or check it if it exists.
 
     Returns:
-        What it has.
+        Its contents, in words.
 
     Raises:
-        InputError: If its source is not there or not complete.
+        InputError: If its source is missing or incomplete.
     """
     folder, sources = root / name, root / _SOURCES
     if folder.exists():
         return _check(folder, task)
     sources.mkdir(parents=True, exist_ok=True)
     parts, classes = _open(task, sources)
-    # Counted before anything is written: mirrors lose files, and a set without some gives accuracies of its own.
+    # Counted before anything is written: mirrors lose files, and accuracies on an incomplete set are not comparable.
     images = sum(len(numbers) for _, numbers, _ in parts)
     if (len(classes), images) != (task.classes, task.images):
         raise InputError(
-            f"its source in '{sources}' has {images:,} images of {len(classes)} classes and complete it has "
-            f"{task.images:,} of {task.classes}; remove what is there of it and run the command again"
+            f"its source in '{sources}' has {images:,} images of {len(classes)} classes instead of "
+            f"{task.images:,} of {task.classes}; remove its files there and run the command again"
         )
-    # Written under another name first: an interrupted command leaves no half data set under this one.
+    # Written under another name first, so that an interrupted command leaves no incomplete data set.
     unfinished = fresh_folder(root / f"{name}.unfinished")
     for split, (samples, numbers, _) in zip(SPLITS, _divide(parts), strict=True):
         for label in classes:
@@ -185,7 +185,7 @@ def _open(task: CollectionTask, sources: Path) -> tuple[list[Part], list[str]]:
         splits = [read_timm(Source(task.source, sources, download=True), split) for split in task.splits]
         opened = [(samples, samples.classes) for samples in splits]
         for samples in splits:
-            samples.load_bytes = True  # a JPEG that is decoded and written again is another image
+            samples.load_bytes = True  # decoding and writing a JPEG again would change the image
     parts: list[Part] = []
     for samples, _ in opened:
         numbers = range(len(samples))
@@ -200,25 +200,25 @@ def _divide(parts: list[Part]) -> tuple[Part, Part, Part]:
 
 
 def _draw(part: Part, share: float) -> tuple[Part, Part]:
-    """The rest of a part and a share of it."""
+    """A part divided into the rest and a share."""
     samples, numbers, labels = part
     rest, drawn = divide(numbers, [labels[number] for number in numbers], share)
     return (samples, rest, labels), (samples, drawn, labels)
 
 
 def _read_folder(folder: Path, task: CollectionTask) -> tuple[Samples, tuple[str, ...]]:
-    """A folder of classes that a person has filled."""
+    """A folder of classes that the user has filled."""
     if not is_split(folder):
         raise InputError(
-            f"nothing downloads it: {task.by_hand}, so that its {task.classes} class folders, {task.images:,} images "
-            f"in all, are in '{folder}'"
+            f"it cannot be downloaded: {task.by_hand}, so that its {task.classes} class folders, with {task.images:,} "
+            f"images in all, are in '{folder}'"
         )
     reader = open_folder(folder)
     return [(Path(path), label) for path, label in reader.samples], tuple(reader.class_to_idx)
 
 
 def _write(image: _Picture, stem: Path) -> None:
-    """Write an image, as the file that it is in where all readers can read that."""
+    """Write an image, as the original file if all readers can read that."""
     if isinstance(image, Path) and image.suffix.lower() in _KEPT:
         shutil.copyfile(image, stem.with_suffix(image.suffix.lower()))
         return
@@ -234,10 +234,10 @@ def _write(image: _Picture, stem: Path) -> None:
 
 
 def _check(folder: Path, task: CollectionTask) -> str:
-    """Count the images and classes of a data set that is written.
+    """Count the images and classes of a written data set.
 
     Raises:
-        InputError: If some are missing.
+        InputError: If any are missing.
     """
     counts = {}
     for split in SPLITS:

@@ -1,4 +1,4 @@
-"""Data sets: image folders, timm's data set strings, torchvision's by name and scikit-learn's digits, opened alike."""
+"""Data sets: image folders, timm's strings, torchvision's by name and scikit-learn's digits, opened in one way."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _FOLDERS = ("torch/image_folder", "torch/folder")
 
 @dataclass
 class LabelledImages(Dataset[tuple[object, int]]):
-    """Images with their labels, for readers that are not timm's.
+    """Images with their labels, from readers other than timm's.
 
     Args:
         samples: Images and labels.
-        classes: Class names in the order of their numbers; empty where the reader does not know them.
-        mode: PIL mode that images are converted to; empty leaves them.
-        transform: What an image then goes through, e.g. of `torchvision.transforms.v2`.
+        classes: Class names in the order of their numbers; empty if the reader does not know them.
+        mode: PIL mode to which images are converted; empty for no conversion.
+        transform: Applied to the converted image, e.g. one of `torchvision.transforms.v2`.
         split: Name of the split.
     """
 
@@ -64,22 +64,22 @@ class LabelledImages(Dataset[tuple[object, int]]):
 
 
 Images: TypeAlias = ImageDataset | LabelledImages
-"""An open split: a dataset of images and labels with `.classes`, `.split` and a `.transform` that may be set."""
+"""An open split: a dataset of images and labels with `.classes`, `.split` and a settable `.transform`."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where images come from, and how they are read.
+    """The source of a data set, and options for reading it.
 
     Args:
         name: Empty for the image folder `root`; a folder, by itself or under `root`; a torchvision class such as
             `CIFAR10`, in any spelling of case and hyphens; a timm string such as `hfds/timm/resisc45`; or `digits`. For
             `imagenet` the `root` itself may have `train/` and `val/`.
-        root: The folder that its files are in.
-        download: Download what is missing, where the reader can.
-        mode: PIL mode of the images; empty leaves them as they are.
+        root: The folder of its files.
+        download: Download missing files if the reader can.
+        mode: PIL mode of the images; empty for no conversion.
         class_map: File that maps names of class folders to numbers.
-        options: Further arguments of timm's readers; for image folders `input_key`, suffixes with `;` between.
+        options: Further arguments of timm's readers; for image folders `input_key`, suffixes separated by `;`.
     """
 
     name: str
@@ -98,12 +98,12 @@ def open_dataset(source: Source, split: str, *, is_training: bool = False, **opt
 
     Args:
         source: The data set.
-        split: The name that was asked for, under the rule of `split_rule`.
-        is_training: Shuffle streamed data, and do not log that the split is judged.
+        split: The requested name, by the rule of `split_rule`.
+        is_training: Shuffle streamed data, and do not log the split as the one for evaluation.
         options: Further arguments of timm's readers for this split.
 
     Returns:
-        The split; its `.classes` are in the order of their numbers, and empty where the reader does not know them.
+        The split; its `.classes` are in the order of their numbers, or empty if the reader does not know them.
 
     Raises:
         InputError: If there is no such data set, or its files are missing.
@@ -114,7 +114,7 @@ def open_dataset(source: Source, split: str, *, is_training: bool = False, **opt
     dataset, found = _open(source, split, is_training, dict(source.options) | options)
     dataset.split = found
     if not is_training:
-        _logger.info("the %s images of '%s' are judged", dataset.split, source)
+        _logger.info("evaluating on the %s images of '%s'", dataset.split, source)
     return dataset
 
 
@@ -137,7 +137,7 @@ def _open(source: Source, split: str, is_training: bool, options: dict[str, obje
     place = Path(root or "", name)
     if place.is_dir():
         raise InputError(
-            f"data folder '{place}' has no train/ folder; it needs train/ and val/, one folder a class in each"
+            f"data folder '{place}' has no train/ folder; it needs train/ and val/, with one folder per class in each"
         )
     if "/" in name:
         raise InputError(f"data folder '{place}' does not exist; check the path")
@@ -150,24 +150,24 @@ def _key(name: str) -> str:
 
 
 def _folder_of(source: Source) -> Path | None:
-    """The image folder that a source means; None where it is something else."""
+    """The image folder of a source; None if the source is something else."""
     name, root, key = source.name, source.root, _key(source.name)
     if not name or name.lower() in _FOLDERS:
         if not Path(root or "").exists():
             raise InputError(
-                f"data folder '{root}' does not exist; give a folder with train/ and validation/, one folder a class "
-                "in each"
+                f"data folder '{root}' does not exist; it must have train/ and validation/, with one folder per "
+                "class in each"
             )
         return Path(root or "") if Path(root or "").is_dir() else None
     place = Path(root or "", name)
-    # torchvision's Country211 lies in class folders too, under names of splits that it reads in its own way.
+    # torchvision's Country211 has class folders too, but its own meaning of the splits' names.
     if key != "country211" and any((place / name).is_dir() for name in names_of("train")):
         return place
     return Path(root) if key == "imagenet" and root is not None and _is_laid_out(Path(root)) else None
 
 
 def _is_laid_out(root: Path) -> bool:
-    """Whether a folder is ImageNet as most have it: class folders without torchvision's own files beside them."""
+    """Whether a folder is ImageNet in its usual form: class folders without torchvision's own files beside them."""
     judged = any(is_split(root / name) for name in names_of("validation"))
     return judged and (root / "train").is_dir() and not (root / "meta.bin").exists()
 
@@ -179,7 +179,7 @@ def _open_folder(source: Source, folder: Path, split: str, options: dict[str, ob
         return open_images(place, mode=source.mode, class_map=source.class_map, types=types), place.name
     except InputError:
         raise
-    except Exception as error:  # of the class map
+    except Exception as error:  # the class map cannot be read
         raise _unopened(source, split, error) from error
 
 
@@ -188,24 +188,24 @@ def _open_timm(source: Source, split: str, is_training: bool, options: dict[str,
     library = source.name.partition("/")[0].lower()
     if source.name and find_spec(_TIMM[library]) is None:
         package = _TIMM[library]
-        raise InputError(f"data set '{source.name}' is read by the package {package}; pip install {package}")
+        raise InputError(f"data set '{source.name}' needs the package {package}; pip install {package}")
     refused: InputError | None = None
     for name in names_of(split):
         try:
             return read_timm(source, name, is_training=is_training, **options), name
         except InputError as error:  # noqa: PERF203
-            refused = refused or error  # the message names the split that was asked for
+            refused = refused or error  # the message names the requested split
             if "split" not in str(error.__cause__).lower():
-                break  # what fails for another reason fails under every name, perhaps after minutes of network
+                break  # any other fault would recur under every name, perhaps after minutes of network
     assert refused is not None, "a split has a name"
     raise refused
 
 
 def read_timm(source: Source, split: str, *, is_training: bool = False, **options: object) -> ImageDataset:
-    """A data set by timm's string for it, with `.classes`.
+    """A data set by timm's string, with `.classes`.
 
     Raises:
-        InputError: If it cannot be opened, or has no split of exactly this name.
+        InputError: If it cannot be opened, or has no split with exactly this name.
     """
     root = None if source.root is None else str(source.root)
     common = {"download": source.download, "class_map": source.class_map, "input_img_mode": source.mode}
@@ -213,7 +213,7 @@ def read_timm(source: Source, split: str, *, is_training: bool = False, **option
         dataset = open_timm(source.name, root=root, split=split, is_training=is_training, **common, **options)
     except InputError:
         raise
-    except Exception as error:  # the readers of many libraries raise many kinds
+    except Exception as error:  # readers from many libraries raise many types
         raise _unopened(source, split, error) from error
     if not isinstance(dataset, ImageDataset) and not hasattr(dataset, "reader"):  # one of torchvision's
         return LabelledImages(dataset, class_names(dataset), source.mode)
@@ -229,7 +229,7 @@ def _unopened(source: Source, split: str, error: Exception) -> InputError:
 
 
 def agreed_classes(train: Images | None, judged: Images) -> tuple[str, ...]:
-    """Class names of the two splits of a data set, in the order of their numbers; empty where no reader knows them.
+    """Class names of the two splits of a data set, in the order of their numbers; empty if no reader knows them.
 
     Raises:
         InputError: If they are image folders with different classes.
@@ -238,13 +238,15 @@ def agreed_classes(train: Images | None, judged: Images) -> tuple[str, ...]:
         return judged.classes
     ours, theirs = (getattr(split, "reader", None) for split in (train, judged))
     if not (isinstance(ours, ReaderImageFolder) and isinstance(theirs, ReaderImageFolder)):
-        return max((train.classes, judged.classes), key=len)  # numbers are counted; a split may lack the last
+        return max(
+            (train.classes, judged.classes), key=len
+        )  # names may be counted numbers, and a split may lack the last classes
     check_folders(train.classes, judged.classes, f"the {judged.split} split of '{Path(theirs.root).parent}'")
     return train.classes
 
 
 def check_folders(train: Sequence[str], judged: Sequence[str], where: str) -> None:
-    """Compare the class folders of the training split and of another one, which the message calls `where`.
+    """Compare the class folders of the training split and another one, which `where` describes in messages.
 
     Raises:
         InputError: If they differ.
@@ -255,4 +257,4 @@ def check_folders(train: Sequence[str], judged: Sequence[str], where: str) -> No
             shown = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
             parts.append(f"{verb} {len(names)} class folders: {shown}")
     if parts:
-        raise InputError(f"{where} {' and '.join(parts)}; labels would not agree, so give both the same folders")
+        raise InputError(f"{where} {' and '.join(parts)}; labels would not agree, so both must have the same folders")

@@ -1,12 +1,12 @@
-"""The one rule of which split of a data set is trained on and which is judged, for training, jobs and StitchNet.
+"""The one rule that chooses the splits for training and evaluation, for training, jobs and StitchNet.
 
-A split is looked for under the name that was asked for, by default `train` or `validation`, and then under other names
-for the same: `training` for `train`; `val`, `valid`, `eval`, `evaluation` and at last `test` for `validation`. So test
-images are judged only where there are no validation images, or when they are asked for by name (`--val-split test`, a
-job's `val_split: test`). A folder counts as a split if at least one folder is in it: ImageNet's `test/`, which has
-images and no classes, is never judged. The log says at the start which split is judged.
+A split is looked up under the requested name, by default `train` or `validation`, and then under its other names:
+`training` for `train`; `val`, `valid`, `eval`, `evaluation` and finally `test` for `validation`. So test images are
+used only if there are no validation images, or if they are requested by name (`--val-split test`, a job's
+`val_split: test`). A folder counts as a split if it contains a folder: ImageNet's `test/`, which has images without
+classes, is never used. The log names the split for evaluation at the start.
 
-torchvision's sets have a training and a judged part each, as published: `torchvision_sets` lists them.
+Each of torchvision's sets has a training and a test part, as published: `torchvision_sets` lists them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _VALIDATION = ("validation", "val", "valid", "eval", "evaluation")
 
 
 def names_of(split: str) -> tuple[str, ...]:
-    """Names under which a split is looked for, in their order; an unusual name stands for itself alone."""
+    """Names under which a split is looked up, in order; an unusual name has no others."""
     if split in _TRAINED:
         return tuple(dict.fromkeys((split, *_TRAINED)))
     if split in _VALIDATION:
@@ -27,10 +27,10 @@ def names_of(split: str) -> tuple[str, ...]:
 
 
 def published_part(split: str) -> str:
-    """`train` or `test`, for a split of a set that is published in two parts.
+    """`train` or `test`, for a split of a set published in two parts.
 
     Raises:
-        InputError: If the split has none of the usual names.
+        InputError: If the name of the split is not one of the usual ones.
     """
     if split in _TRAINED:
         return "train"

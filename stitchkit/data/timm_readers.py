@@ -1,4 +1,4 @@
-"""timm's data sets, opened so that nothing in a setting or in a folder reaches a shell or a server."""
+"""timm's data sets, opened so that nothing in a setting or a folder reaches a shell or a server."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _HUB = ("hfds", "hfids")
 
 
 def open_timm(name: str, *, root: str | None, split: str, **options: object) -> ImageDataset:
-    """A data set by timm's string for it; all of its folders and files are on this machine.
+    """A data set by timm's string, with all folders and files on this machine.
 
     Args:
         name: Such as `wds/x` or `hfds/timm/resisc45`; empty for an image folder.
         root: The folder of its files.
-        split: A split, or for `wds/` the names of its shards.
-        options: Of `timm.data.create_dataset`.
+        split: A split; for `wds/`, the names of its shards.
+        options: Further arguments of `timm.data.create_dataset`.
 
     Raises:
         InputError: If a part of it is a URL or a command, or a shard does not exist.
-        Exception: What timm's readers raise, which is of many kinds.
+        Exception: Anything that timm's readers raise.
     """
     check_dataset(name, "dataset")
     check_local(root or "", "data folder")
@@ -47,7 +47,7 @@ def open_timm(name: str, *, root: str | None, split: str, **options: object) -> 
     if not root or not Path(root).is_dir():
         raise InputError(f"data folder {root!r} does not exist; name the folder that holds the shards of '{name}'")
     _open_files_alone()
-    # timm puts the folder before the name of a shard: what begins with a slash has no scheme, whatever follows.
+    # timm prepends the folder to the name of a shard, and a path that begins with a slash has no scheme.
     dataset = create_dataset(name, root=os.path.abspath(root), split=split, **options)
     _check_shards(dataset.reader)
     return dataset
@@ -60,16 +60,16 @@ def _check_card(folder: Path) -> None:
             continue
         try:
             card = metadata_load(path) if path.suffix == ".md" else yaml.safe_load(path.read_text())
-        except Exception as error:  # bad text, bad YAML, or a card that lacks what cards must have
+        except Exception as error:  # bad text, bad YAML, or an incomplete card
             raise InputError(f"'{path}', which describes the data set, cannot be read: {one_line(error)}") from error
         for value in _texts(card.get("configs") if isinstance(card, dict) else None):
             if "::" in value:
-                raise InputError(f"'{path}' names {value!r}, which is not a file of the folder; copy it there")
+                raise InputError(f"'{path}' names {value!r}, which is not a file in the folder; copy it there")
             check_local(value, f"a file that '{path}' names")
 
 
 def _texts(value: object) -> Iterator[str]:
-    """All text within lists and mappings."""
+    """All text in nested lists and mappings."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -79,11 +79,11 @@ def _texts(value: object) -> Iterator[str]:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Let Hugging Face's packages read what is on the disk and ask no server."""
+    """Let Hugging Face's packages read only the disk, without asking a server."""
     import datasets
     import huggingface_hub.constants
 
-    # Both read the environment once, when they are imported; by now only their own copies count.
+    # Both read the environment only when imported; now only their own copies count.
     places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
     before = [place.HF_HUB_OFFLINE for place in places]
     try:
@@ -96,8 +96,8 @@ def _offline() -> Iterator[None]:
 
 
 def _open_files_alone() -> None:
-    """Take from webdataset, for the rest of this process, all that it opens URLs and commands with."""
-    # Its own switch, `enforce_security`, refuses files of this machine too. A process that began with it on keeps it.
+    """Remove from webdataset, for the rest of this process, everything that opens URLs or runs commands."""
+    # Its own switch, `enforce_security`, would refuse local files too. A process that started with it on keeps it.
     schemes = import_module("webdataset.gopen").gopen_schemes
     for scheme in schemes.keys() - {"__default__"}:
         del schemes[scheme]

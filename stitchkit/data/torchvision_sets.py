@@ -1,4 +1,4 @@
-"""torchvision's data sets: how each spells its splits, what its folder holds, and how it is read."""
+"""torchvision's data sets: the names of their splits, the contents of their folders, and their readers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torchvision.datasets import VisionDataset
 from stitchkit.errors import InputError, one_line
 
 TEST_SHARE = 0.2
-"""How much is for testing where no split is published."""
+"""Share of images for testing if no split is published."""
 
-_MOST_CLASSES = 100_000  # greater numbers are times, or names of things
+_MOST_CLASSES = 100_000  # larger numbers are times or identifiers, not classes
 
 
 class Samples(Protocol):
-    """Images and labels by number; other things than images where `read` was given a loader."""
+    """Images, or the results of `read`'s loader, with their labels, by number."""
 
     def __len__(self) -> int: ...
 
@@ -29,15 +29,15 @@ class Samples(Protocol):
 
 
 class VisionSet(NamedTuple):
-    """How torchvision spells one of its data sets.
+    """One of torchvision's data sets.
 
     Args:
         reader: Name of its class.
-        argument: The argument that chooses a split; None where there are no splits, and ours is made.
+        argument: The argument that chooses a split; None if no split is published, so that we make one.
         train: Its values for all images that are not for testing.
-        test: Its value for the images that are; of `val` where only that has labels.
-        needs: What its folder holds.
-        by_hand: torchvision cannot download it.
+        test: Its value for the images that are; `val` if only that has labels.
+        needs: The contents of its folder.
+        by_hand: Whether the user must download it.
     """
 
     reader: str
@@ -75,7 +75,7 @@ _ROWS = (
     ),
     VisionSet(
         "ImageNet", "split", ("train",), "val",
-        "train/ and val/ with one folder a class in each, or ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and "
+        "train/ and val/ with one folder per class in each, or ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and "
         "ILSVRC2012_devkit_t12.tar.gz", by_hand=True,
     ),
 )  # fmt: skip
@@ -83,9 +83,9 @@ SOURCES = {source.reader.lower(): source for source in _ROWS}
 """torchvision's data sets by name."""
 
 SHORT = {"aircraft": "fgvcaircraft", "cars": "stanfordcars", "flowers": "flowers102", "pets": "oxfordiiitpet"}
-"""Other names that they go by."""
+"""Their other names."""
 
-# Numbers of classes of readers that give them no names.
+# Numbers of classes of readers without class names.
 _UNNAMED = {"GTSRB": 43, "STL10": 10, "SVHN": 10, "USPS": 10}
 
 
@@ -96,18 +96,18 @@ def read(
 
     Args:
         key: Its key in `SOURCES`.
-        root: The folder that its files are in.
+        root: The folder of its files.
         split: The part.
-        download: Download what is missing.
-        loader: Makes something else than an image of its path, where the reader has files.
+        download: Download missing files.
+        loader: Replaces the decoder of paths if the reader has files.
 
     Raises:
-        InputError: If its files are not there.
+        InputError: If its files are missing.
     """
     source = SOURCES[key]
     if root is None:
         raise InputError(
-            f"data set '{key}' is read from files; name the folder that holds {source.needs} (--data-path DIR for a "
+            f"data set '{key}' is read from files; name the folder with {source.needs} (--data-path DIR for a "
             "job, DATA for a training run)"
         )
     values = (None,) if source.argument is None else source.train if split == "train" else (source.test,)
@@ -123,18 +123,18 @@ def read(
 
 
 def _create(key: str, root: str | Path, value: object, download: bool) -> VisionDataset:
-    """A reader of torchvision for one of its own splits."""
+    """torchvision's reader for one of its own splits."""
     source = SOURCES[key]
     options = {} if source.argument is None else {source.argument: value}
     if not source.by_hand:
         options["download"] = download
     try:
         return getattr(torchvision.datasets, source.reader)(str(root), **options)
-    except Exception as error:  # the readers and the network raise many kinds
+    except Exception as error:  # readers and network raise many types
         if source.by_hand:
-            advice = "it cannot be downloaded, so put that there by hand"
+            advice = "it cannot be downloaded, so put the files there by hand"
         else:
-            advice = "try the download again" if download else "put that there, or allow the download, which is off"
+            advice = "try the download again" if download else "put the files there, or allow the download"
         raise InputError(
             f"data set '{key}' cannot be read from '{root}' ({one_line(error)}), where it needs "
             f"{source.needs}; {advice}"
@@ -142,18 +142,18 @@ def _create(key: str, root: str | Path, value: object, download: bool) -> Vision
 
 
 def _own_split(reader: VisionDataset, split: str) -> Sequence[int]:
-    """Numbers of the images of a split where none is published: one in five of each class is for testing."""
-    decode, reader.loader = reader.loader, str  # paths alone: decoding every image would take minutes
+    """Image numbers of our own split, which tests on one in five images of each class."""
+    decode, reader.loader = reader.loader, str  # only paths: decoding every image would take minutes
     paths = [reader[index] for index in range(len(reader))]
     reader.loader = decode
-    # Readers list folders in the order of the disk; the split must be the same everywhere.
+    # Readers list folders in the order of the disk, but the split must be the same everywhere.
     numbers = sorted(range(len(paths)), key=paths.__getitem__)
     rest, test = divide(numbers, [paths[number][1] for number in numbers], TEST_SHARE)
     return rest if split == "train" else test
 
 
 def divide(numbers: Sequence[int], labels: Sequence[int], share: float) -> tuple[list[int], list[int]]:
-    """Draw a share of each class of some images with a fixed seed, and return the rest and what was drawn.
+    """Draw a share of each class with a fixed seed; return the rest and the drawn numbers.
 
     Raises:
         InputError: If there are too few images.
@@ -162,15 +162,15 @@ def divide(numbers: Sequence[int], labels: Sequence[int], share: float) -> tuple
         rest, drawn = train_test_split(numbers, test_size=share, stratify=labels, random_state=0)
     except ValueError as error:
         raise InputError(
-            f"{len(numbers)} images are too few to split by class: {error}; add the missing ones"
+            f"{len(numbers)} images are too few to split by class: {error}; add the missing images"
         ) from error
     return rest, drawn
 
 
 def class_names(reader: Reader | VisionDataset) -> tuple[str, ...]:
-    """Class names that a reader knows; numbers where it has none, and nothing where the classes are unknown."""
+    """A reader's class names; numbers if it has no names, and empty if the classes are unknown."""
     if names := getattr(reader, "classes", None):
-        # ImageNet has all synonyms of a class.
+        # ImageNet lists all synonyms of a class.
         return tuple(name if isinstance(name, str) else name[0] for name in names)
     if numbers := getattr(reader, "class_to_idx", None):
         return tuple(sorted(numbers, key=numbers.__getitem__))
@@ -178,12 +178,12 @@ def class_names(reader: Reader | VisionDataset) -> tuple[str, ...]:
 
 
 def numbered(count: int) -> tuple[str, ...]:
-    """Numbers as names of classes, as wide as the last one, so that they sort as text."""
+    """Numbers as class names, padded to the width of the last, so that they sort as text."""
     return tuple(f"{number:0{len(str(count - 1))}d}" for number in range(count))
 
 
 def _count_labels(reader: Reader | VisionDataset) -> int:
-    """How many classes a column of whole numbers in an Arrow table has; 0 where there is none, or it has no classes."""
+    """Number of classes in an Arrow table whose labels are whole numbers; 0 if it has none."""
     table = getattr(reader, "dataset", None)
     if table is None or not hasattr(table, "unique"):
         return 0
@@ -191,4 +191,4 @@ def _count_labels(reader: Reader | VisionDataset) -> int:
     labels = table.unique(reader.label_key) if kind.startswith(("int", "uint", "bool")) else []
     if not labels or None in labels or min(labels) < 0 or max(labels) >= _MOST_CLASSES:
         return 0
-    return 1 + int(max(labels))  # not len(): logits are found by number, and numbers may have gaps
+    return 1 + int(max(labels))  # not len(): logits are indexed by class number, and numbers may have gaps

@@ -1,4 +1,4 @@
-"""Unreadable images and labels that are no class: skipped, counted and reported; too many end the run."""
+"""Unreadable images and labels that are not a class: skipped, counted and reported; too many end the run."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ NO_CLASS = -1
 """The label of a stand-in for an unreadable image; an evaluation does not count it."""
 
 MAX_UNREADABLE = 0.01
-"""Share of the images of a split that may be bad, unless a person allows more."""
+"""Default share of a split's images that may be bad."""
 
-_IN_A_ROW = 10  # as timm; more than chance, such as a disk that is gone
+_IN_A_ROW = 10  # as in timm; this is not chance, but perhaps a lost disk
 _SHOWN = 5
 
 
 class CheckedImages(Dataset[tuple[Any, int]]):
     """A dataset whose unreadable and unlabelled images are skipped.
 
-    In training the next good image takes the place of a bad one, as in timm; in an evaluation it has no class, so that
-    no image counts twice.
+    In training, the next good image replaces a bad one, as in timm; in an evaluation it has no class, so that no image
+    counts twice.
 
     Args:
         dataset: Images and labels by number.
-        num_classes: Labels are below.
+        num_classes: Number of classes; labels must be smaller.
         is_training: Replace a bad image by the next good one.
-        limit: Share of bad images that ends the run.
-        flag: What raises the limit; empty where nothing does.
+        limit: Largest share of bad images.
+        flag: The flag that sets the limit; empty if there is none.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         self._limit = limit
         self._flag = flag
         self._is_training = is_training
-        # Loader processes write to it, each for the images that it reads; sums of bytes need no lock.
+        # Loader processes write to it, each its own bytes, so no lock is needed.
         self._bad = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
         self._reported = 0
         if hasattr(dataset, "_max_retries"):
-            dataset._max_retries = 1  # timm's own way counts nothing, and knows fewer errors
+            dataset._max_retries = 1  # timm's own retries count nothing, and catch fewer errors
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -88,15 +88,15 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         try:
             image, label = self.dataset[index]
             if not 0 <= operator.index(label) < self._num_classes:
-                raise InputError(f"label {label} is no class")
-        except Exception as error:  # decoders raise many kinds
+                raise InputError(f"label {label} is not a class")
+        except Exception as error:  # decoders raise many types
             self._note(index, error)
             return None
         return image, label
 
     def _note(self, index: int, error: Exception) -> None:
         if not self._bad[index]:
-            if not str(error).startswith("Failed to load"):  # which timm has logged
+            if not str(error).startswith("Failed to load"):  # those timm has already logged
                 _logger.warning("Skipped sample (index %d). %s", index, error)
             self._bad[index] = 1
             self._check(int(self._bad.sum()))
@@ -118,11 +118,11 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         reader = getattr(self.dataset, "reader", None)
         try:
             return f"'{reader.filename(index)}'" if reader is not None else f"number {index}"
-        except (AssertionError, NotImplementedError):  # readers of records know no files
+        except (AssertionError, NotImplementedError):  # readers of records have no file names
             return f"number {index}"
 
     def report(self) -> None:
-        """Log which images were skipped since the last report; every rank calls this.
+        """Log the skipped images if there are more than in the last report; every rank calls this.
 
         Raises:
             InputError: If they are too many, over all ranks.
@@ -138,14 +138,14 @@ class CheckedImages(Dataset[tuple[Any, int]]):
             _logger.warning(
                 "%d of %d images of the %s split cannot be read or have no class: %s; %s",
                 count, len(self), self.split, self._names(bad),
-                "others took their places" if self._is_training else "they are not counted",
+                "other images took their places" if self._is_training else "they are not counted",
             )  # fmt: skip
         self._bad |= bad
         self._check(count)
 
 
 def report(dataset: object) -> None:
-    """Report what was skipped in the dataset of a loader, where that is counted."""
+    """Report the skipped images of a loader's dataset, if they are counted."""
     while dataset is not None and not isinstance(dataset, CheckedImages):
         dataset = getattr(dataset, "dataset", None)
     if dataset is not None:
@@ -154,14 +154,14 @@ def report(dataset: object) -> None:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Report in one line that a loader process ended, and why: an `InputError` for all that torch raises."""
+    """Raise torch's errors about a dead loader process as an `InputError` of one line."""
     try:
         yield
     except InputError as error:
         if str(error).startswith("Caught InputError in DataLoader worker"):  # torch has added the traceback
             raise InputError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
         raise
-    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two where its last batch was on the way
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two if it died while sending a batch
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise InputError(

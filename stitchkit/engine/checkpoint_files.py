@@ -1,4 +1,4 @@
-"""Checkpoint files: how they are read, how they reach the disk, which of them a run resumes from."""
+"""Checkpoint files: reading them, writing them safely to disk, and choosing the one to resume from."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from stitchkit.networks.weights import load_content, read_hashed
 
 
 def read_alike(path: str) -> tuple[dict[str, Any], str]:
-    """The content of a checkpoint and its SHA-256; every rank reads the same, although a run may replace the file.
+    """The content of a checkpoint and its SHA-256; all ranks read the same one, even if a run replaces the file.
 
     Every rank calls this, or one process without a group.
 
     Raises:
-        InputError: On all ranks, if one cannot read it, or they have read different ones.
+        InputError: On all ranks, if one cannot read it or they read different files.
     """
     content: dict[str, Any] = {}
     digest = refusal = ""
@@ -34,20 +34,20 @@ def read_alike(path: str) -> tuple[dict[str, Any], str]:
     except (InputError, OSError) as error:
         refusal = str(error)
         if Path(path).is_file():
-            refusal += "; --resume auto takes the newest good one of the run's own folder"
+            refusal += "; --resume auto takes the newest good checkpoint in the run's own folder"
     found = gather_objects((digest, refusal))
     if refusals := [said for _, said in found if said]:
         raise InputError(refusal or refusals[0])
     if len(set(found)) > 1:
         raise InputError(
-            f"checkpoint '{path}' was replaced while the ranks read it; give one that stays, such as "
-            "one of an epoch's end or a copy"
+            f"checkpoint '{path}' was replaced while the ranks read it; give a file that stays, such as "
+            "a copy or the checkpoint of a completed epoch"
         )
     return content, digest
 
 
 def start_from(network: nn.Module, path: str) -> None:
-    """Load all weights of a network from a file, and note that its classifier is from there.
+    """Load all weights of a network from a file, and note the file as the origin of its classifier.
 
     Raises:
         InputError: If it cannot be read, or belongs to another network, which is then unchanged.
@@ -58,22 +58,22 @@ def start_from(network: nn.Module, path: str) -> None:
 
 
 def save_state(path: Path, state: Mapping[str, object]) -> None:
-    """Write a checkpoint; the file appears only when it is complete, and the one before stays until then.
+    """Write a checkpoint; the file appears only when complete; until then the previous one stays.
 
     Raises:
-        InputError: If the disk does not take it.
+        InputError: If it cannot be written.
     """
     try:
         with replacing(path) as draft, draft.open("wb") as file:
             torch.save(dict(state), file)
     except (OSError, RuntimeError) as error:
-        # torch's writer raises an error of its own over the one of the system.
+        # torch's writer replaces the system's error by its own, which does not say that the disk is full.
         fault = error if isinstance(error, OSError) else error.__context__
         if not isinstance(fault, OSError):
             raise
         raise InputError(
-            f"checkpoint '{path}' cannot be written: {fault.strerror}; stopped. The one before is kept: make room, "
-            "then resume from it"
+            f"checkpoint '{path}' cannot be written: {fault.strerror}; stopped. The previous one is kept: free some "
+            "space, then resume from it"
         ) from error
 
 
@@ -90,10 +90,10 @@ def link(path: Path, newest: Path) -> None:
 
 
 class CheckpointFiles:
-    """The checkpoints in a run's folder: the newest, the one before it, and those of epochs' ends.
+    """The checkpoints in a run's folder: the newest, the previous one, and those of completed epochs.
 
-    The newest and the one before may be from within an epoch. Names of the same state are hard links, not copies. The
-    name of an epoch's has `{}` for its number.
+    The newest and the previous one may be from within an epoch. Names of the same state are hard links, not copies.
+    `kept` is the name of an epoch's checkpoint, with `{}` for its number.
     """
 
     def __init__(self, folder: Path, *, newest: str, previous: str, kept: str):
@@ -117,17 +117,17 @@ class CheckpointFiles:
                 path.unlink()
 
     def read(self, path: str | Path) -> None:
-        """Note that a run resumes from this file, which therefore is good."""
+        """Note that a run resumes from this file, so it is known to be good."""
         self._last_is_good = self.last.exists() and self.last.samefile(path)
 
     def write_newest(self, state: Mapping[str, object]) -> None:
-        """Write a state that has no other name."""
+        """Write a state from within an epoch, under the newest name only."""
         self._keep_previous()
         save_state(self.last, state)
         self._last_is_good = True
 
     def write_epoch(self, number: int, state: Mapping[str, object], *, also: str | None = None) -> None:
-        """Write the state of an epoch's end; it becomes the newest when all its names are there, `also` among them."""
+        """Write the state at the end of an epoch; it becomes the newest once all its names exist, including `also`."""
         path = self._path(number)
         save_state(path, state)
         if also is not None:
@@ -138,7 +138,7 @@ class CheckpointFiles:
         sync(self.folder)
 
     def _keep_previous(self) -> None:
-        """Make the newest the one before; a damaged one does not take the place of a good one."""
+        """Turn the newest checkpoint into the previous one, unless it is damaged and would replace a good one."""
         if self._last_is_good:
             link(self._previous, self.last)
 

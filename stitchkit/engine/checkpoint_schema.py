@@ -1,8 +1,8 @@
-"""Schemas of checkpoints: the content must fit to the last key, before anything of it is used.
+"""Schemas of checkpoints: the content must fit, to the last key, before any of it is used.
 
-A schema is what a run would itself have there: a tensor stands for its shape and type, a number for its type, a mapping
-for its keys, a list for its length. Where more is allowed it has a rule, such as `whole(0)` or `each(number())`.
-torch checks little of this: a fused kernel given a state of another size writes past its end.
+A schema is the value that a run itself would write: a tensor stands for its shape and type, a number for its type, a
+mapping for its keys, a list for its length. If more is allowed, it contains a rule, such as `whole(0)` or
+`each(number())`. torch checks little of this: a fused kernel given a state of the wrong size writes past its end.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from stitchkit.engine.precision import SCALER
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import misfit
 
-# Beyond it neither torch nor NumPy takes a whole number.
+# Neither torch nor NumPy accepts larger whole numbers.
 _LARGE = 2**63 - 1
 
 Rule = Callable[[object, str], None]
-"""Raises for a value, named by its place, that cannot be used."""
+"""Raises if a value, named by its place, cannot be used."""
 Schema = object
 """A rule, or an example of the value."""
 
@@ -63,12 +63,12 @@ def check(found: object, expected: Schema, place: str) -> None:
 def check_saved(
     content: Mapping[str, object], path: object, needed: Mapping[str, Schema], optional: Mapping[str, Schema]
 ) -> None:
-    """Compare the plain part of a checkpoint of ours with its schema; weights and states are checked where used.
+    """Compare the plain part of our checkpoints with its schema; weights and states are checked where they are used.
 
-    The keys of `needed` and `optional` are those that its kind has, or may have, beside those of every checkpoint.
+    `needed` and `optional` are the keys that this kind of checkpoint has, or may have, in addition to the common ones.
 
     Raises:
-        InputError: If a key is missing, unknown, or has a value that no run writes.
+        InputError: If a key is missing, unknown, or has a value that no run could have written.
     """
     named = table(text, anything)
     always = {"format": text, "state_dict": named, "optimizer": named, "opt": text, "epoch": whole(-1, MOST_EPOCHS)}
@@ -82,7 +82,7 @@ MOST_EPOCHS = 10**6
 
 
 def fields(needed: Mapping[Any, Schema], optional: Mapping[Any, Schema] | None = None) -> Rule:
-    """A mapping with all of the first keys, some of the second and no others."""
+    """A rule: a mapping with all `needed` keys, any of the `optional` ones and no others."""
     known = {**(optional or {}), **needed}
 
     def rule(found: object, place: str) -> None:
@@ -90,7 +90,7 @@ def fields(needed: Mapping[Any, Schema], optional: Mapping[Any, Schema] | None =
         if missing := [key for key in needed if key not in values]:
             raise InputError(f"{_within(place, missing[0])} is missing")
         if strange := [key for key in values if key not in known]:
-            raise InputError(f"{_within(place, strange[0])} does not belong there")
+            raise InputError(f"{_within(place, strange[0])} is unexpected")
         for key, value in values.items():
             check(value, known[key], _within(place, key))
 
@@ -98,7 +98,7 @@ def fields(needed: Mapping[Any, Schema], optional: Mapping[Any, Schema] | None =
 
 
 def table(key: Rule, value: Schema) -> Rule:
-    """A mapping of any size."""
+    """A rule: a mapping of any size."""
 
     def rule(found: object, place: str) -> None:
         for name, item in _mapping(found, place).items():
@@ -109,7 +109,7 @@ def table(key: Rule, value: Schema) -> Rule:
 
 
 def each(value: Schema) -> Rule:
-    """A list of any length."""
+    """A rule: a list of any length."""
 
     def rule(found: object, place: str) -> None:
         for index, item in enumerate(_items(found, place)):
@@ -119,7 +119,7 @@ def each(value: Schema) -> Rule:
 
 
 def whole(low: int = -_LARGE, high: int = _LARGE) -> Rule:
-    """A whole number within limits."""
+    """A rule: a whole number within limits."""
 
     def rule(found: object, place: str) -> None:
         if not isinstance(found, int) or isinstance(found, bool) or not low <= found <= high:
@@ -129,12 +129,12 @@ def whole(low: int = -_LARGE, high: int = _LARGE) -> Rule:
 
 
 def number(low: float = -math.inf, high: float = math.inf, *, finite: bool = True) -> Rule:
-    """A number within limits."""
+    """A rule: a number within limits."""
 
     def rule(found: object, place: str) -> None:
         if not isinstance(found, int | float) or isinstance(found, bool):
             raise _misfit(place, found, "a number")
-        if isinstance(found, int) and abs(found) > _LARGE:  # Python cannot turn every one of them into a float
+        if isinstance(found, int) and abs(found) > _LARGE:  # the largest overflow when Python converts them
             raise _misfit(place, found, "a number")
         if finite and not (math.isfinite(found) and low <= found <= high):
             raise _misfit(place, found, f"a finite number from {low} to {high}")
@@ -143,7 +143,7 @@ def number(low: float = -math.inf, high: float = math.inf, *, finite: bool = Tru
 
 
 def text(found: object, place: str) -> None:
-    """A rule: text that can be written."""
+    """A rule: text that can be encoded."""
     if not isinstance(found, str):
         raise _misfit(place, found, "text")
     try:
@@ -157,7 +157,7 @@ def anything(_: object, __: str) -> None:
 
 
 def or_none(value: Schema) -> Rule:
-    """None, or what fits a schema."""
+    """A rule: None, or a value that fits the schema."""
 
     def rule(found: object, place: str) -> None:
         if found is not None:
@@ -191,7 +191,7 @@ def exactly(value: object) -> Rule:
 
 
 def like(own: object, moving: Mapping[str, Schema]) -> Schema:
-    """The schema of a state that equals a run's own, except for what changes while it trains: rules, by key."""
+    """The schema of a state that equals a run's own, except for the keys of `moving`, which has their rules."""
     if isinstance(own, Mapping):
         return {key: moving[key] if key in moving else like(value, moving) for key, value in own.items()}
     if isinstance(own, list | tuple):
@@ -212,7 +212,7 @@ def _items(found: object, place: str) -> Sequence[object]:
 
 
 def _within(place: str, key: object) -> str:
-    # A key of any other kind has no place in a message: its text may have many lines, or none.
+    # Other types of keys are not printed: their text may have many lines, or none.
     inner = f"[{key}]" if isinstance(key, int) else f".{key}" if isinstance(key, str) else f"[{type(key).__name__}]"
     return in_short(f"{place}{inner}".removeprefix("."), 120)
 
@@ -223,6 +223,6 @@ def _misfit(place: str, found: object, wanted: str) -> InputError:
 
 
 def in_short(words: str, most: int = 60) -> str:
-    """Words in one line, cut to at most so many characters."""
+    """The text on one line, cut to at most `most` characters."""
     line = " ".join(words.split())
     return line if len(line) <= most else f"{line[: most - 4]} ..."

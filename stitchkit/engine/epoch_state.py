@@ -1,4 +1,4 @@
-"""Where an epoch stands, so that a run resumes in the middle of it, bitwise as if it had not stopped (law 8)."""
+"""The state within an epoch, from which a run resumes bitwise as if it had not stopped (law 8)."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class LossWindow:
         """Stitch (-1 in a plain model) and loss of each step on each rank; every rank calls this.
 
         Raises:
-            InputError: If a loss was not finite; it names the first such step and its stitch.
+            InputError: If a loss was not finite; the message names the first such step and its stitch.
         """
         if not self._losses:
             return []
         losses = torch.stack(self._losses).double()
         routes = torch.tensor(self._routes, dtype=losses.dtype, device=losses.device)
-        # Read back at once: the host waits for the device a single time.
+        # One tensor for all of it, so that the host waits for the device only once.
         ranks = gather_over_ranks(torch.cat([routes, losses[:, None]], dim=1)).tolist()
         found = []
         for steps in zip(*ranks, strict=True):
@@ -70,7 +70,7 @@ class LossWindow:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], device: torch.device) -> LossWindow:
-        """The window that `state` was taken of."""
+        """The window from which `state` was taken."""
         window = cls()
         if state["losses"] is not None:
             window._losses = list(state["losses"].to(device).unbind())
@@ -79,7 +79,7 @@ class LossWindow:
 
 
 class StitchLoss(NamedTuple):
-    """Mean training loss of one stitch, and the steps of all ranks that it is over."""
+    """Mean training loss of one stitch, and the number of steps, over all ranks, in that mean."""
 
     loss: float
     steps: int
@@ -87,16 +87,16 @@ class StitchLoss(NamedTuple):
 
 @dataclass
 class Position:
-    """Where a rank stands in an epoch.
+    """The position of a rank in an epoch.
 
     Args:
         done: Steps done.
         logged: Steps up to the last log line.
-        total: Sum of the losses of those.
-        sums: Sum and number of the losses of each stitch, of those steps on all ranks.
-        window: Losses since then.
-        fetching: States of the random generators before the last batch was asked for.
-        going_on: States of the random generators to resume with; None in an epoch that did not stop.
+        total: Sum of the losses of the logged steps.
+        sums: For each stitch, sum and number of its losses in the logged steps, over all ranks.
+        window: Losses of the steps since.
+        fetching: States of the random generators before the last batch was requested.
+        going_on: States of the random generators to resume with; None in an uninterrupted epoch.
     """
 
     done: int = 0
@@ -108,7 +108,7 @@ class Position:
     going_on: RandomStates | None = None
 
     def log(self) -> float:
-        """Empty the window; the mean of its losses over steps and ranks.
+        """Empty the window and return the mean of its losses over steps and ranks.
 
         Raises:
             InputError: If a loss was not finite.
@@ -117,7 +117,7 @@ class Position:
         for cfg_id, loss in losses:
             total, count = self.sums.get(cfg_id, (0.0, 0))
             self.sums[cfg_id] = total + loss, count + 1
-        # fsum rounds once, so that the figure does not depend on how many ranks there are.
+        # fsum rounds once, so the mean does not depend on the number of ranks.
         mean = math.fsum(loss for _, loss in losses) / len(losses) if losses else math.nan
         self.total, self.logged = self.total + mean * (self.done - self.logged), self.done
         return mean
@@ -129,7 +129,7 @@ class Position:
         return {cfg_id: StitchLoss(total / count, count) for cfg_id, (total, count) in sums if cfg_id >= 0}
 
     def state(self, device: torch.device) -> dict[str, object]:
-        """All of it after a step, as plain data and tensors."""
+        """Its content after a step, as plain data and tensors."""
         assert self.fetching is not None, "a step was done"
         return {
             "done": self.done,
@@ -143,17 +143,17 @@ class Position:
 
     @classmethod
     def from_state(cls, state: object, place: str, device: torch.device, *, steps: int, stitches: int) -> Position:
-        """The position that `state` was taken of.
+        """The position from which `state` was taken.
 
         Args:
             state: The state in a checkpoint.
-            place: Where it stands in the checkpoint.
-            device: Where this process computes.
-            steps: Of an epoch.
-            stitches: How many there are; 0 in a plain model.
+            place: Its place in the checkpoint, for messages.
+            device: The device of this process.
+            steps: Number of steps per epoch.
+            stitches: Number of stitches; 0 in a plain model.
 
         Raises:
-            InputError: If it cannot be the state of such an epoch; nothing was changed.
+            InputError: If it cannot be the state of such an epoch; nothing has been changed then.
         """
         cfg_id = rules.whole(-1, stitches - 1)
         schema = {
@@ -170,7 +170,7 @@ class Position:
         done, logged, window = state["done"], state["logged"], state["window"]
         waiting = len(window["routes"])
         if waiting != (0 if window["losses"] is None else len(window["losses"])) or logged + waiting != done:
-            raise InputError(f"{place} counts {done} steps, but has logged {logged} and holds losses of {waiting} more")
+            raise InputError(f"{place} counts {done} steps, but has logged {logged} and has losses of {waiting} more")
         losses = LossWindow.from_state(window, device)
         return cls(done, logged, state["total"], dict(state["sums"]), losses, state["fetching"], state["going_on"])
 
@@ -187,7 +187,7 @@ class Batches:
     Args:
         loader: Training batches of this rank.
         position: Keeps the random states of each fetch.
-        device: Where the rank computes.
+        device: The device of the rank.
     """
 
     def __init__(self, loader: Loader, position: Position, device: torch.device):
@@ -200,11 +200,11 @@ class Batches:
         return next(self._batches)
 
     def skip(self, count: int) -> None:
-        """Advance past the batches that the steps before have used, at least one of them.
+        """Advance past the `count` batches, at least one, that earlier steps have used.
 
-        They are read once more: loader processes draw random numbers for each image, so what they make of the next one
-        depends on all before. timm's prefetcher reads one batch ahead, so the last of them is requested in the random
-        states in which it was requested the first time.
+        They are read again: loader processes draw random numbers for each image, so the next image depends on all
+        earlier ones. timm's prefetcher reads one batch ahead, so the last of them is requested in the random states in
+        which it was requested the first time.
         """
         assert self._position.fetching is not None, "read from a checkpoint"
         assert self._position.going_on is not None, "read from a checkpoint"

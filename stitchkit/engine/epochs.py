@@ -1,4 +1,4 @@
-"""The epochs of every task: their steps, agreement of the ranks, checkpoints within them, and scores."""
+"""The epochs of every task: steps, agreement of the ranks, checkpoints within an epoch, and validation."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from stitchkit.errors import InputError, Stopped
 from stitchkit.measure.evaluate import Score, evaluate_stitch
 
 SaveWithin = Callable[[int, Position, Mapping[str, object]], Path]
-"""Writes the state within an epoch, given with the epoch's number and the position; the file."""
+"""Writes the state within an epoch, given the epoch's number, the position and the state, and returns the file."""
 
 
 class TrainedEpoch(NamedTuple):
-    """An epoch whose steps are done.
+    """An epoch after its last step.
 
     Args:
-        number: Of the epoch.
-        position: Its end.
+        number: Its number.
+        position: The position at its end.
         loss: Mean over its steps and all ranks.
-        steps: How many were trained since the run was started.
-        seconds: How long those took.
-        after_batch: Called after each batch of its validation; a signal stops the run there.
+        steps: Steps of it that this process trained.
+        seconds: Time that they took.
+        after_batch: Call this after each batch of validation, so that a signal can stop the run there.
     """
 
     number: int
@@ -53,18 +53,18 @@ def train_epochs(
     trainer: Trainer, epochs: range, position: Position | None, *, save: SaveWithin,
     finish: Callable[[TrainedEpoch], None],
 ) -> None:  # fmt: skip
-    """Train epoch by epoch; a signal, or an interval of steps, saves where every rank stands.
+    """Train epoch by epoch; on a signal, or at an interval of steps, save the position of every rank.
 
     Args:
-        trainer: What is trained.
-        epochs: From the first to train to the last of all; it ends earlier with `max_steps`.
-        position: Where to resume within the first; None at its start.
-        save: Writes the state within an epoch; called on the primary rank.
-        finish: Validates an epoch and saves it; called on every rank.
+        trainer: Trains the task.
+        epochs: From the first epoch to train to the last; `max_steps` may end it earlier.
+        position: Where to resume within the first epoch; None for its start.
+        save: Function that writes the state within an epoch; called on the primary rank.
+        finish: Function that validates an epoch and saves it; called on every rank.
 
     Raises:
         InputError: If a loss or a weight is not finite, or too many images cannot be read.
-        Stopped: If a signal came; all is saved.
+        Stopped: If a signal came; the position is saved.
     """
     with StopSignals(trainer.world) as signals:
         saver = _Saver(trainer, signals, save)
@@ -76,11 +76,11 @@ def train_epochs(
 
 
 def _train_epoch(trainer: Trainer, saver: _Saver, epoch: int, num_epochs: int, here: Position) -> TrainedEpoch:
-    """Train an epoch, or the rest of it; the schedule then stands at the next one."""
+    """Train an epoch, or the rest of it, and advance the schedule to the next one."""
     began, done, last = time.perf_counter(), here.done, len(trainer.steps(epoch))
 
     def after_step(position: Position) -> None:
-        if position.done < last:  # the end of the last step is saved below, when norms and schedule have their state
+        if position.done < last:  # the last step is saved below, once norms and schedule are up to date
             saver.save_if_due(epoch, position)
 
     loss = trainer.train_epoch(epoch, num_epochs, position=here, after_step=after_step)
@@ -95,17 +95,17 @@ def _train_epoch(trainer: Trainer, saver: _Saver, epoch: int, num_epochs: int, h
 
 
 def distribute_batch_norms(trainer: Trainer) -> None:
-    """Give all ranks the same statistics of batch norms, as the settings say."""
+    """Give all ranks the same batch-norm statistics, as the settings require."""
     settings, task, size = trainer.settings, trainer.task, trainer.world.size
     if size == 1 or not settings.dist_bn:
         return
     distribute_bn(task.get_trainable_module(), size, settings.dist_bn == "reduce")
-    if task.has_ema() and not settings.model_ema_force_cpu:  # NCCL exchanges nothing that lies on a CPU
+    if task.has_ema() and not settings.model_ema_force_cpu:  # NCCL cannot exchange tensors on a CPU
         distribute_bn(task.get_trainable_module(ema=True), size, settings.dist_bn == "reduce")
 
 
 class _Saver:
-    """Saves a run within its epochs: every so many steps, and before it stops for a signal."""
+    """Saves a run within its epochs: at an interval of steps, and before it stops for a signal."""
 
     def __init__(self, trainer: Trainer, signals: StopSignals, write: SaveWithin):
         self._trainer = trainer
@@ -113,7 +113,7 @@ class _Saver:
         self._write = write
 
     def save_if_due(self, epoch: int, position: Position) -> None:
-        """Save after a step where that is due.
+        """Save after a step if a checkpoint is due.
 
         Raises:
             Stopped: If a signal came.
@@ -124,18 +124,18 @@ class _Saver:
             self._save(epoch, position)
 
     def stop_if_asked(self, epoch: int, position: Position) -> None:
-        """Save and stop where a signal came; of a validation nothing is saved, and a resumed run repeats it.
+        """Save and stop if a signal came. A validation is not saved, so a resumed run repeats it.
 
         Raises:
-            Stopped: If one came.
+            Stopped: If a signal came.
         """
         if number := self._signals.agreed():
             place = self._save(epoch, position)
             raise Stopped(number, f"step {position.done} of epoch {epoch + 1} is saved in {place}")
 
     def _save(self, epoch: int, position: Position) -> Path | None:
-        """Save where all ranks stand; every rank calls this. The file, on the primary rank."""
-        position.window.read()  # a checkpoint with a loss that is not finite would end each run that resumes from it
+        """Save the position of all ranks (every rank calls this); returns the file on the primary rank."""
+        position.window.read()  # every run that resumed from a checkpoint with a non-finite loss would stop
         check_finite(self._trainer, epoch)
         within = gather_within(self._trainer, position)
         if within is None:
@@ -144,7 +144,9 @@ class _Saver:
 
 
 def check_finite(trainer: Trainer, epoch: int, losses: Iterable[float] = ()) -> None:
-    """Refuse to save what an update broke; the loss of a step was computed before its update. Every rank calls this.
+    """Refuse to save a network that an update broke; every rank calls this.
+
+    The loss of a step cannot show it, because it is computed before the update.
 
     Raises:
         InputError: If a weight, a statistic of a norm or a validation loss is not finite, on any rank.
@@ -158,7 +160,7 @@ def check_finite(trainer: Trainer, epoch: int, losses: Iterable[float] = ()) -> 
 
 
 def _is_finite(network: nn.Module) -> bool:
-    """Whether all that is saved of a network is finite; buffers may be masks, which hold infinities by right."""
+    """Whether everything saved of a network is finite; buffers may be masks, in which infinities are allowed."""
     tensors = [value.isfinite().all() for value in network.parameters()]
     for name, buffer in network.named_buffers():
         is_statistic = name.endswith(("running_mean", "running_var"))
@@ -170,13 +172,13 @@ def score(
     network: nn.Module, loader: Loader, world: World, what: str, *, autocast: Autocast, cfg_id: int | None = None,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Score:  # fmt: skip
-    """How well a network does on a split, each image counted once over all ranks; unreadable ones are reported.
+    """Evaluate a network on a split, counting each image once over all ranks; unreadable images are reported.
 
     Args:
         network: Images to logits; an SN-Net with the `cfg_id` of a stitch.
-        loader: Of the split.
+        loader: Batches of the split.
         world: This process among all.
-        what: Name on the progress bar.
+        what: Label of the progress bar.
         autocast: Context of the forward pass.
         cfg_id: The stitch; None for a plain network.
         after_batch: Called after each batch, equally often on all ranks.

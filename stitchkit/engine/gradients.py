@@ -1,4 +1,4 @@
-"""Gradients of an SN-Net on several ranks: only those that some rank has are exchanged."""
+"""Gradients of an SN-Net on several ranks: only those that exist on some rank are exchanged."""
 
 from __future__ import annotations
 
@@ -9,38 +9,39 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-_BUCKET_BYTES = 2**20  # what is larger is worth a message of its own, from where it lies
+_BUCKET_BYTES = 2**20  # larger tensors are sent by themselves, without a copy
 
 
 class GradientReducer:
-    """Keeps the ranks' copies of a network alike, as DistributedDataParallel does, with fewer bytes.
+    """Keeps the ranks' copies of a network equal, as DistributedDataParallel does, with fewer bytes.
 
-    A step of an SN-Net touches one route on each rank. DistributedDataParallel sends zeros for all the rest; this
-    announces which gradients exist, one byte each, and sends those. One that a rank lacks counts as zero, one that all
-    lack stays None. It sends them after the backward pass, not during it, so it pays where routes of ranks agree. From
-    here on, parameters and buffers are those of the first rank; `buffers` sends its buffers before each step too.
+    A step of an SN-Net touches one route on each rank. DistributedDataParallel sends zeros for everything else; this
+    class announces which gradients exist, one byte each, and sends only those. A gradient that one rank lacks counts
+    as zero; one that all ranks lack stays None. Gradients are sent after the backward pass, not during it, so this
+    pays off if the ranks' routes overlap. Creating it gives all ranks the parameters and buffers of the first; with
+    `buffers`, its buffers are also sent before each step.
     """
 
     def __init__(self, network: nn.Module, *, buffers: bool = True):
         self._parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         saved = network.state_dict().keys()
-        # Those that checkpoints leave out, such as tables of positions, follow from the settings and never change.
+        # Buffers that checkpoints leave out, such as tables of positions, follow from the settings and never change.
         self._buffers = [buffer for name, buffer in network.named_buffers() if buffers and name in saved]
         _broadcast([*network.parameters(), *network.buffers()])
 
     def broadcast_buffers(self) -> None:
-        """Give all ranks the buffers of the first; before the first forward pass of a step."""
+        """Give all ranks the buffers of the first. Call it before the first forward pass of a step."""
         _broadcast(self._buffers)
 
     @torch.no_grad()
     def reduce(self) -> None:
-        """Average gradients over ranks; after the last backward pass of a step."""
+        """Average gradients over ranks. Call it after the last backward pass of a step."""
         gradients = []
         for parameter in self._used_somewhere():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
-        if gradients:  # before the sum: in float16 the sum of all ranks could overflow
+        if gradients:  # divide before the sum, which could overflow in float16
             torch._foreach_div_(gradients, dist.get_world_size())
         pending = []
         for bucket in _buckets(gradients):
@@ -52,7 +53,7 @@ class GradientReducer:
 
     def _used_somewhere(self) -> list[nn.Parameter]:
         """The parameters that have a gradient on some rank."""
-        # The host knows which; exchanged on the CPU, no rank waits for its device.
+        # The host knows which exist, so the exchange is on the CPU and no rank waits for its device.
         has_gradient = torch.tensor([parameter.grad is not None for parameter in self._parameters], dtype=torch.uint8)
         dist.all_reduce(has_gradient, op=dist.ReduceOp.MAX)
         return [parameter for parameter, used in zip(self._parameters, has_gradient.tolist(), strict=True) if used]
@@ -67,7 +68,7 @@ def _broadcast(tensors: Iterable[torch.Tensor]) -> None:
 
 
 def _buckets(tensors: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Tensors of one type that make up a message, in the same order on all ranks: each knows them by their places."""
+    """Tensors of one type for one message, in the same order on all ranks, which identify them by position."""
     kinds: dict[torch.dtype, list[torch.Tensor]] = defaultdict(list)
     for tensor in tensors:
         kinds[tensor.dtype].append(tensor)
@@ -84,7 +85,7 @@ def _buckets(tensors: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
 
 
 def _pack(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """The tensors as one vector; of a single one no copy, where its elements lie in order."""
+    """The tensors as one vector; a single contiguous tensor is not copied."""
     if len(tensors) == 1:
         return tensors[0].detach().reshape(-1)
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])

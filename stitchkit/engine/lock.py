@@ -1,4 +1,4 @@
-"""The folder of a run, to which one run at a time writes."""
+"""The lock on the folder of a run: only one run at a time writes to it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _logger = logging.getLogger(__name__)
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that no other process can have; it ends with the process, however that ends.
+    """Hold a lock that excludes all other processes until this one ends, however it ends.
 
-    The lock is the process's own, as POSIX has it: loader processes that outlive a killed run do not hold it.
+    As in POSIX, the lock belongs to the process: loader processes that outlive a killed run do not hold it.
 
     Raises:
         InputError: If another process holds it, or it is a symbolic link.
@@ -31,12 +31,12 @@ def locked(path: Path) -> Iterator[None]:
         os.write(file, f"{os.getpid()} on {os.uname().nodename}\n".encode())
         yield
     finally:
-        path.unlink(missing_ok=True)  # before it is released: a file unlinked later could be the next run's lock
+        path.unlink(missing_ok=True)  # before the release: later, the file could be the next run's lock
         os.close(file)
 
 
 def is_held(path: Path) -> bool:
-    """Whether another process holds the lock of this file; a process that was killed holds none."""
+    """Whether another process holds the lock on this file."""
     if not path.exists():
         return False
     file = descriptor(path, os.O_RDWR)
@@ -44,7 +44,7 @@ def is_held(path: Path) -> bool:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return True
-    except OSError:  # a file system without locks, where nobody can hold one
+    except OSError:  # the file system has no locks, so nobody holds one
         return False
     finally:
         os.close(file)
@@ -53,23 +53,23 @@ def is_held(path: Path) -> bool:
 
 @contextmanager
 def made(folder: Path, flag: str) -> Iterator[None]:
-    """Make the folder of a run where it is missing; a new one that got no files is removed.
+    """Create the folder of a run if it is missing, and remove a new one that stays empty.
 
     Raises:
-        InputError: If it cannot be made or written to, with the flag that chooses another one.
+        InputError: If it cannot be created or written to; the message names the flag that chooses another one.
     """
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"folder '{folder}' cannot be made: {error.strerror}; choose another {flag}") from error
+        raise InputError(f"folder '{folder}' cannot be created: {error.strerror}; choose another {flag}") from error
     if not os.access(folder, os.W_OK):
-        raise InputError(f"folder '{folder}' cannot be written; choose another {flag}")
+        raise InputError(f"folder '{folder}' is not writable; choose another {flag}")
     try:
         yield
     finally:
         if is_new:
-            with suppress(OSError):  # it has files
+            with suppress(OSError):  # it has files by now
                 folder.rmdir()
 
 
@@ -89,9 +89,11 @@ def _open(path: Path) -> int:
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
                 raise
-            _logger.warning("the file system of '%s' has no locks; see that no other run writes there", path.parent)
+            _logger.warning(
+                "the file system of '%s' does not support locks; make sure that no other run writes there", path.parent
+            )
             return file
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file), path.lstat()):
                 return file
-        os.close(file)  # the run before has just unlinked this file: its lock would keep nobody out
+        os.close(file)  # the previous run has just unlinked this file: a lock on it would exclude nobody

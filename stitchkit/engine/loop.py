@@ -30,24 +30,24 @@ _logger = logging.getLogger(__name__)
 
 
 def seed_epoch(seed: int, rank: int, epoch: int) -> None:
-    """Seed every random generator for an epoch: what happens in it depends on nothing before it (law 8)."""
+    """Seed every random generator for an epoch, so that the epoch depends on nothing before it (law 8)."""
     # SeedSequence mixes the three; their sum would give rank 1 in epoch 0 the numbers of rank 0 in epoch 1.
     random_seed(int(np.random.SeedSequence((seed, rank, epoch)).generate_state(1)[0]), 0)
 
 
 def count_updates(loader: Loader, grad_accum_steps: int) -> int:
-    """Steps of an epoch; batches that do not fill a step are left over, as timm leaves images over."""
+    """Steps of an epoch; batches that do not fill a step are dropped, as timm drops images that do not fill a batch."""
     return len(loader) // grad_accum_steps
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a GPU has done its work; a CPU is never behind."""
+    """Wait until a GPU has done its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def save_batch(images: torch.Tensor, path: Path) -> None:
-    """A batch `[B, C, H, W]` as one JPEG, as timm saves it; of channels that are not colours, the first is shown."""
+    """A batch `[B, C, H, W]` as one JPEG, as timm saves it; only the first channel if they are not colours."""
     shown = images[:, :3] if images.shape[1] >= 3 else images[:, :1]
     with replacing(path) as draft:
         save_image(shown, draft, format="jpeg", padding=0, normalize=True)
@@ -57,10 +57,10 @@ class Schedule(Protocol):
     """A learning-rate schedule, timm's or one like it."""
 
     def step_update(self, num_updates: int) -> object:
-        """Set the rate of the step after so many."""
+        """Set the rate for the step that follows `num_updates` steps."""
 
     def step(self, epoch: int, metric: float | None = None) -> object:
-        """Set the rate of the epoch after so many, of which the last had this mean loss."""
+        """Set the rate for the epoch that follows `epoch` epochs; `metric` is the mean loss of the last."""
 
 
 @dataclass(kw_only=True)
@@ -70,16 +70,16 @@ class Trainer:
     Args:
         task: Network and loss.
         loader: Training batches of this rank.
-        optimizer: Of the task's network.
-        settings: How steps are taken.
+        optimizer: Updates the task's network.
+        settings: Settings of the steps.
         world: This process among all.
-        folder: Where pictures of batches go.
+        folder: Folder for pictures of batches.
         schedule: Learning-rate schedule; None keeps the rate.
-        reducer: Keeps ranks alike; None where the task does, or there is one rank.
+        reducer: Keeps the ranks' networks equal; None if the task does so, or there is only one rank.
 
     Attributes:
         autocast: Context of the forward pass.
-        scaler: Loss scaler, with float16.
+        scaler: Loss scaler for float16; None without it.
     """
 
     task: Task
@@ -99,7 +99,7 @@ class Trainer:
 
     @property
     def loaders(self) -> list[Loader]:
-        """The loaders whose batches make a step: a job has one for each of its tasks."""
+        """The loaders whose batches make up a step: a job has one per task."""
         loaders: list[Loader] = getattr(self.loader, "loaders", [self.loader])
         return loaders
 
@@ -115,37 +115,37 @@ class Trainer:
 
     @property
     def rate(self) -> float:
-        """The learning rate: the highest, where parts of the network have their own."""
+        """The learning rate; the highest one if parts of the network have their own."""
         return float(max(group["lr"] for group in self.optimizer.param_groups))
 
     def setup_ema(self) -> None:
-        """Let the task keep a moving average of its weights, where the settings ask for it."""
+        """Let the task keep a moving average of its weights if the settings ask for it."""
         settings = self.settings
         if settings.model_ema:
             device = "cpu" if settings.model_ema_force_cpu else None
             self.task.setup_ema(decay=settings.model_ema_decay, use_warmup=settings.model_ema_warmup, device=device)
 
     def prepare_distributed(self, *, find_unused: bool, broadcast_buffers: bool = True) -> None:
-        """Let DistributedDataParallel keep the ranks' networks alike, where there are several.
+        """Let DistributedDataParallel keep the ranks' networks equal if there are several ranks.
 
         Args:
-            find_unused: Some trainable parameters may have no gradient in a step.
-            broadcast_buffers: Before each step, send the first rank's buffers to all.
+            find_unused: Whether trainable parameters may have no gradient in a step.
+            broadcast_buffers: Whether to send the first rank's buffers to all before each step.
         """
         if self.world.size == 1:
             return
         device, options = self.world.device, {"find_unused_parameters": find_unused}
-        if not broadcast_buffers:  # newer versions of torch warn about this argument, so it is left out where possible
+        if not broadcast_buffers:  # newer versions of torch warn about this argument, so pass it only if needed
             options["broadcast_buffers"] = False
         self.task.prepare_distributed(device_ids=[device.index] if device.type == "cuda" else None, **options)
 
     def start_at(self, epoch: int, done: int = 0, *, loss: float | None = None) -> None:
-        """Bring the schedule to where it stands before an epoch, or after some of its steps.
+        """Set the schedule to its state before an epoch, or after some of its steps.
 
         Args:
             epoch: Number of the epoch.
-            done: Steps of it that are done.
-            loss: Mean loss of the epoch before, where that was trained just now.
+            done: Completed steps of that epoch.
+            loss: Mean loss of the previous epoch, if it was trained in this process.
         """
         if self.schedule is not None:
             self.schedule.step_update(epoch * self.updates_per_epoch)
@@ -161,12 +161,12 @@ class Trainer:
         position: Position | None = None,
         after_step: Callable[[Position], None] = lambda _: None,
     ) -> float:
-        """Train one epoch; the mean loss over its steps and all ranks.
+        """Train one epoch and return the mean loss over its steps and all ranks.
 
         Args:
             epoch: Its number.
-            num_epochs: How many there are.
-            position: Where to resume within it; by default it begins. It is kept up to date.
+            num_epochs: Number of epochs in all, for log lines.
+            position: Where to resume within it, by default at its start; updated after each step.
             after_step: Called after each step with the position.
 
         Raises:
@@ -202,12 +202,12 @@ class Trainer:
         return position.total / len(steps)
 
     def _skip(self, batches: Batches, done: int) -> None:
-        """Read the images of the steps before once more; it may take minutes, so the log says how long it took."""
+        """Read the images of earlier steps again. This may take minutes, so the log says how long it took."""
         count, began = done * self.settings.grad_accum_steps, time.perf_counter()
         batches.skip(count)
         seconds, images = time.perf_counter() - began, count * self.settings.batch_size
         _logger.info(
-            "resuming after step %d: %d images read once more in %.1f s, %.0f images/s",
+            "resuming after step %d: %d images read again in %.1f s, %.0f images/s",
             done, images, seconds, images / seconds,
         )  # fmt: skip
 
@@ -223,7 +223,7 @@ class Trainer:
             self.loader.mixup_enabled = False
 
     def _step(self, batches: Batches, route: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """One update from as many batches as make a step, all with the same route; its mean loss, its last images."""
+        """Make one update from the batches of a step, all with the same route; return its mean loss and last images."""
         total = torch.zeros((), device=self.world.device)
         accumulate = self.settings.grad_accum_steps
         if self.reducer is not None:
@@ -232,7 +232,7 @@ class Trainer:
             images, labels = next(batches)
             if self.settings.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
-            # DistributedDataParallel would exchange the gradients of each batch; those of the last are the sum of all.
+            # Gradients add up over the batches, so DistributedDataParallel needs to exchange them only with the last.
             with nullcontext() if number == accumulate else self.task.no_sync():
                 with self.autocast():
                     loss = self.task(images, labels, route)["loss"] / accumulate
@@ -251,14 +251,14 @@ class Trainer:
             self.reducer.reduce()
         if self.settings.clip_grad is not None:
             if self.scaler is not None:
-                self.scaler.unscale_(self.optimizer)  # or the limit would be that of the scaled gradients
-            # timm's agc leaves out the last two parameters, the head of a plain model; a network of routes does not
-            # end with one.
+                self.scaler.unscale_(self.optimizer)  # or the limit would apply to the scaled gradients
+            # timm's agc leaves out the last two parameters, which are the head of a plain model, but not of a network
+            # with routes.
             exclude_head = self.settings.clip_mode == "agc" and not self.task.num_routes
             parameters = self.task.get_clip_parameters(exclude_head=exclude_head)
             dispatch_clip_grad(parameters, self.settings.clip_grad, mode=self.settings.clip_mode)
         if self.scaler is not None:
-            self.scaler.step(self.optimizer)  # skipped where a gradient is not finite, and the scale is lowered
+            self.scaler.step(self.optimizer)  # skips the step and lowers the scale if a gradient is not finite
             self.scaler.update()
         else:
             self.optimizer.step()

@@ -1,4 +1,4 @@
-"""States of optimizers: what fits an optimizer, and how it is restored."""
+"""States of optimizers: checking that one fits, and restoring it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _SLOW = "lookahead_slow_buff"
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: object, *, cycles: bool = False) -> None:
-    """Restore the state of an optimizer; how it computes its updates stays as it was made.
+    """Restore the state of an optimizer; the way it computes updates (`fused`, `foreach`) does not change.
 
     Args:
-        optimizer: Made with the same settings, except for `fused` and `foreach`.
-        state: Its `state_dict()`, as a file has it.
-        cycles: A schedule may have moved momentum and betas, as torch's OneCycleLR and CyclicLR do.
+        optimizer: Created with the same settings, except for `fused` and `foreach`.
+        state: Its `state_dict()`, read from a file.
+        cycles: Whether a schedule may have changed momentum and betas, as torch's OneCycleLR and CyclicLR do.
 
     Raises:
         InputError: If anything in the state does not fit; the optimizer is then unchanged.
@@ -37,19 +37,19 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: object, *, cycles: b
     kept = [dict(group) for group in state["param_groups"]]
     for group, own in zip(kept, optimizer.param_groups, strict=True):
         group.update((key, own[key]) for key in ("fused", "foreach") if key in own)
-    # Fused kernels assume that each state lies in memory as its parameter does, and that no two share memory.
+    # Fused kernels assume that each state has the strides of its parameter, and that no two states share memory.
     own_memory = {
         key: {name: _as(examples[key][0].get(name, examples[key][1]), value) for name, value in found.items()}
         for key, found in state["state"].items()
     }
     try:
         optimizer.load_state_dict({**state, "state": own_memory, "param_groups": kept})
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:  # states that only their optimizer understands
-        raise InputError(f"optimizer refuses its state: {error}") from error
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:  # states that only the optimizer itself can check
+        raise InputError(f"the optimizer rejects its state: {error}") from error
 
 
 def _count(found: object, place: str) -> None:
-    """A rule: a number of steps, as a number or as a tensor of one."""
+    """A rule: a number of steps, as a number or as a tensor without axes."""
     is_tensor = isinstance(found, torch.Tensor) and found.is_floating_point() and not found.ndim
     value = found.item() if is_tensor and isinstance(found, torch.Tensor) else found
     rules.number(0, 1e15)(value, place)
@@ -58,13 +58,13 @@ def _count(found: object, place: str) -> None:
 
 
 def _checked(state: Mapping[str, object]) -> dict[str, rules.Schema]:
-    """The schema of a parameter's state; a step counts up, as the same kind of number."""
+    """The schema of a parameter's state; the step count may grow, but stays the same type of number."""
 
     def count(found: object, place: str) -> None:
-        # Kernels read the step as it was made: a whole number where they expect a tensor is not converted.
+        # Kernels do not convert the step: a whole number does not work if they expect a tensor.
         kinds = [(type(value), getattr(value, "dtype", None)) for value in (found, state["step"])]
         if kinds[0] != kinds[1]:
-            raise InputError(f"{place} is of another kind than this run's")
+            raise InputError(f"{place} has another type than in this run")
         _count(found, place)
 
     return {key: count if key == "step" else value for key, value in state.items()}
@@ -75,15 +75,15 @@ _MOVING: dict[str, rules.Schema] = {
     "initial_lr": rules.number(0, 1e6),
     "step": _count,
     "lookahead_step": rules.whole(0),
-    "buffer": rules.each(rules.each(None)),  # a cache that RAdam of older versions of timm fills with numbers
+    "buffer": rules.each(rules.each(None)),  # a cache of numbers that RAdam keeps in older versions of timm
     "fused": rules.or_none(True),
     "foreach": rules.or_none(True),
 }
-"""Options of a group that a schedule or the optimizer itself changes, and those that stay as this run has them."""
+"""Options of a group that a schedule or the optimizer itself changes, or that keep this run's value."""
 
 
 def _as(example: object, found: object) -> object:
-    """A tensor with the strides of another one and memory of its own; anything else stays."""
+    """A copy of a tensor with the strides of another one; other values are returned as they are."""
     if not isinstance(found, torch.Tensor) or not isinstance(example, torch.Tensor):
         return found
     return torch.empty_like(example, dtype=found.dtype, device="cpu").copy_(found.detach())
@@ -92,12 +92,12 @@ def _as(example: object, found: object) -> object:
 def _after_steps(
     optimizer: torch.optim.Optimizer, *, cycles: bool
 ) -> tuple[list[rules.Schema], dict[int, tuple[dict[str, object], torch.Tensor]]]:
-    """The schemas of an optimizer's groups, and by number the state of each parameter after a step, and the parameter.
+    """The schemas of an optimizer's groups and, by number, each parameter with its state after a step.
 
-    An optimizer makes the state of a parameter in its first step with a gradient, so a step is taken; parameters that
-    had no gradient yet have no state in a file.
+    An optimizer creates the state of a parameter in its first step with a gradient, so a step is made here; a file has
+    no state for parameters that have had no gradient.
     """
-    base = getattr(optimizer, "_base_optimizer", optimizer)  # of timm's Lookahead
+    base = getattr(optimizer, "_base_optimizer", optimizer)  # timm's Lookahead wraps another optimizer
     own = base.state_dict()["param_groups"]
     groups: list[rules.Schema] = []
     states = {}
@@ -121,7 +121,7 @@ def _after_steps(
 def _after_a_step(
     optimizer: torch.optim.Optimizer, group: Mapping[str, Any], weight: torch.Tensor
 ) -> tuple[dict[str, object], dict[str, object]]:
-    """Options of a group and state of a parameter after a step of a twin, which moves a stand-in by no gradient."""
+    """Options of a group and state of a parameter after a step of a twin on a stand-in with zero gradients."""
     stand_in = torch.zeros_like(weight, requires_grad=True)
     stand_in.grad = torch.zeros_like(stand_in)
     options = copy.deepcopy({key: value for key, value in group.items() if key != "params"})

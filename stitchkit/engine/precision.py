@@ -16,11 +16,11 @@ SCALER = "amp_scaler"
 
 
 def create_precision(device: torch.device, *, amp: bool, amp_dtype: str) -> tuple[Autocast, GradScaler | None]:
-    """The context that forward passes run in, and the loss scaler where float16 needs one.
+    """The context that forward passes run in, and the loss scaler if float16 needs one.
 
     Args:
-        device: Where the passes run; a CPU uses bfloat16.
-        amp: Whether precision is mixed at all.
+        device: The device of the passes; a CPU uses bfloat16.
+        amp: Whether to mix precisions.
         amp_dtype: `float16` or `bfloat16`.
     """
     if not amp:

@@ -13,14 +13,14 @@ Item = TypeVar("Item")
 
 
 def progress(items: Iterable[Item], world: World, what: str, *, unit: str, total: int | None = None) -> tqdm[Item]:
-    """A labelled bar around `items`, for loops in which a person waits; on the primary rank alone.
+    """A progress bar around `items`, only on the primary rank.
 
     Args:
-        items: Iterated over.
+        items: The items to iterate over.
         world: This process among all.
-        what: Shown before the bar.
+        what: Label in front of the bar.
         unit: Name of one item.
-        total: Number of items, where `items` has no length.
+        total: Number of items, if `items` has no length.
     """
-    hidden = None if world.is_primary else True  # None leaves it to tqdm: hidden unless on a terminal
+    hidden = None if world.is_primary else True  # with None, tqdm shows the bar only on a terminal
     return tqdm(items, desc=what, unit=unit, total=total, leave=False, disable=hidden)

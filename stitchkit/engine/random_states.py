@@ -1,4 +1,4 @@
-"""States of the random generators, which a resumed run takes up where it stood."""
+"""States of the random generators, from which a resumed run continues."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stitchkit.engine import checkpoint_schema as rules
 from stitchkit.errors import InputError
 
 RandomStates = Mapping[str, Any]
-"""States of Python, NumPy, torch and the GPU, as plain data and tensors, which a checkpoint may hold."""
+"""States of Python, NumPy, torch and the GPU, as plain data and tensors for a checkpoint."""
 
 
 def random_states(device: torch.device) -> RandomStates:
@@ -40,7 +40,7 @@ def set_random_states(states: RandomStates, device: torch.device) -> None:
 
 
 def check_states(found: object, place: str) -> None:
-    """A rule: what `random_states` gives. NumPy takes any position in its words, and reads past their end."""
+    """A rule: the result of `random_states`. NumPy accepts any position in its words and would read past their end."""
     before = random_states(torch.device("cpu"))
     (version, words, _), (kind, keys, *_), cpu = before["python"], before["numpy"], before["torch"]
     word = rules.whole(0, 2**32 - 1)
@@ -49,14 +49,14 @@ def check_states(found: object, place: str) -> None:
         "python": [rules.exactly(version), [word] * (len(words) - 1) + [rules.whole(0, len(words) - 1)], None],
         "numpy": [rules.exactly(kind), _numbers(torch.int64, len(keys)), place_in_keys, rules.whole(0, 1), 0.0],
         "torch": _numbers(torch.uint8, len(cpu)),
-        "cuda": rules.or_none(_numbers(torch.uint8)),  # the GPU checks its length
+        "cuda": rules.or_none(_numbers(torch.uint8)),  # torch checks its length
     }
     rules.check(found, schema, place)
     assert isinstance(found, Mapping)
-    # Words of all zeros are a state that a Mersenne Twister never leaves.
+    # A Mersenne Twister whose words are all zeros yields zeros for ever.
     there = [torch.tensor(found["python"][1][:-1]), found["numpy"][1]]
     if any(not numbers.any() or numbers.min() < 0 or numbers.max() >= 2**32 for numbers in there):
-        raise InputError(f"{place} is not a state of random generators: words of all zeros, or out of range")
+        raise InputError(f"{place} is not a state of random generators: its words are all zeros or out of range")
     try:
         set_random_states(found, torch.device("cpu"))
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:

@@ -28,35 +28,35 @@ _LAUNCHER = ".launcher"
 
 @contextmanager
 def entered(lock: Path, device: str | None, *, flag: str) -> Iterator[World]:
-    """Join the process group and hold the lock and folder of a run; every rank enters this.
+    """Join the process group, then create and lock the folder of a run; every rank enters this.
 
     Raises:
-        InputError: If the device is unavailable, another run writes to the folder, or it cannot be made or written to,
-            with the flag that chooses another one.
+        InputError: If the device is unavailable, another run writes to the folder, or the folder cannot be created or
+            written to; the message names the flag that chooses another one.
     """
     world = init_world(device)
     try:
         with made(lock.parent, flag), explained(), logging_redirect_tqdm(), ExitStack() as held:
-            from_primary(world, lambda: held.enter_context(locked(lock)))  # and all ranks know who else has it
+            from_primary(world, lambda: held.enter_context(locked(lock)))  # a refusal is raised on all ranks
             yield world
     finally:
         dist.destroy_process_group()
 
 
 def find_resume(resume: str | None, files: CheckpointFiles, world: World, *, only: str = "") -> tuple[str | None, bool]:
-    """The file that a run resumes from, None where there is none yet, and whether a launcher has restarted its ranks.
+    """The file that a run resumes from, if any, and whether a launcher restarted its ranks.
 
-    A launcher that restarts failed ranks (torchrun's `--max-restarts`) gives them the same flags; the run's own files
-    take precedence over those.
+    A launcher that restarts failed ranks (torchrun's `--max-restarts`) gives them the same flags, so the run's
+    own files take precedence over the flags.
 
     Args:
-        resume: From the flags: a file, `auto` or None.
-        files: Of the run.
-        world: This process among all; the first looks, for all.
-        only: What a run does that does not train, such as `evaluate`.
+        resume: The flag: a file, `auto` or None.
+        files: The checkpoints of the run.
+        world: This process among all; the first rank decides for all.
+        only: The verb of a run that does not train, such as `evaluate`.
 
     Raises:
-        InputError: If there are checkpoints and none is good, or none where one is needed.
+        InputError: If no checkpoint is good, or one is needed and there is none.
     """
     restarted = not only and _is_restart(files, world)
     if resume != AUTO and not restarted:
@@ -65,38 +65,38 @@ def find_resume(resume: str | None, files: CheckpointFiles, world: World, *, onl
     if found is not None:
         _logger.info("resuming from %s", found)
     elif only:
-        raise InputError(f"'{files.folder}' holds no checkpoint to {only}; give one as --resume FILE")
+        raise InputError(f"'{files.folder}' contains no checkpoint to {only}; name one with --resume FILE")
     return (None if found is None else str(found)), restarted
 
 
 def check_unused(files: CheckpointFiles, resume: str | None, *, flag: str) -> None:
-    """Check that a training would not overwrite another run; the one whose checkpoint it resumes from is its own.
+    """Check that a training would not overwrite another run; it may continue the run that it resumes from.
 
     Raises:
-        InputError: If it would, with the flag that chooses another folder.
+        InputError: If it would; the message names the flag that chooses another folder.
     """
     continues = resume is not None and Path(resume).resolve().parent == files.folder.resolve()
     if (found := files.candidates()) and not continues:
         raise InputError(
-            f"'{files.folder}' already holds a run, whose checkpoint is '{found[0]}'; resume it with --resume auto, or "
-            f"choose another {flag}"
+            f"'{files.folder}' already contains a run, whose checkpoint is '{found[0]}'; resume it with --resume auto, "
+            f"or choose another {flag}"
         )
 
 
 @contextmanager
 def launched(folder: Path, world: World) -> Iterator[None]:
-    """Note in the folder which launcher began the run, until it is done; a restart resumes from its own files alone."""
+    """Note in the folder which launcher began the run, until the run ends, so that a restart finds its own files."""
     mark = folder / _LAUNCHER
     if "TORCHELASTIC_RUN_ID" in os.environ and world.rank == 0:
         write_text(mark, _launcher())
     yield
-    # Not in a `finally`: after a failure the launcher may start the ranks again, and they look for the mark.
+    # Not in a `finally`: after a failure the launcher may restart the ranks, and they look for the mark.
     if world.rank == 0:
         mark.unlink(missing_ok=True)
 
 
 def _is_restart(files: CheckpointFiles, world: World) -> bool:
-    """Whether a launcher has restarted the ranks of a run that it began itself and that has saved something."""
+    """Whether the launcher of this run restarted its ranks after the run had saved something."""
     mark = files.folder / _LAUNCHER
 
     def is_ours() -> bool:
@@ -106,12 +106,12 @@ def _is_restart(files: CheckpointFiles, world: World) -> bool:
 
 
 def _launcher() -> str:
-    """The process that starts the ranks, and restarts them."""
+    """The identity of the process that starts and restarts the ranks."""
     return f"{os.getppid()} on {os.uname().nodename}"
 
 
 def newest_checkpoint(files: CheckpointFiles) -> Path | None:
-    """The newest good checkpoint of a run; a warning names each that is not good.
+    """The newest good checkpoint of a run; a warning names each damaged one.
 
     Raises:
         InputError: If there are some and none is good.
@@ -120,17 +120,17 @@ def newest_checkpoint(files: CheckpointFiles) -> Path | None:
     for path in candidates:
         if not (fault := _fault(path)):
             return path
-        _logger.warning("%s; the one before is used", fault)
+        _logger.warning("%s; using the previous one", fault)
     if candidates:
         raise InputError(
             f"none of the {len(candidates)} checkpoints in '{files.folder}' can be read; move them away to start "
-            "again, or choose another folder"
+            "over, or choose another folder"
         )
     return None
 
 
 def _fault(path: Path) -> str:
-    """Why a file cannot be resumed from; empty where it can."""
+    """The reason why a run cannot resume from a file; empty if it can."""
     try:
         read_checkpoint(path)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Settings of the engine: how steps are taken and saved, whatever they compute."""
+"""Settings of the engine, whatever its steps compute."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """How a task is trained.
+    """Training settings of a task.
 
     Args:
-        seed: Of everything random; each rank and epoch has its own stream.
-        batch_size: Images of a batch on each rank.
+        seed: Seed of all random numbers; each rank and epoch has its own stream.
+        batch_size: Images per batch and rank.
         log_interval: Steps between log lines.
-        checkpoint_interval: Steps between checkpoints within an epoch; 0 saves none but for a signal.
-        grad_accum_steps: Batches whose gradients make one step.
-        clip_grad: Limit of gradients; None leaves them.
-        clip_mode: `norm`, `value` or `agc`, as timm has them.
-        amp: Mixed precision.
-        amp_dtype: Its low precision; CPUs always use bfloat16.
+        checkpoint_interval: Steps between checkpoints within an epoch; with 0, only on a signal.
+        grad_accum_steps: Batches per step, whose gradients add up.
+        clip_grad: Limit of the gradients; None for no limit.
+        clip_mode: `norm`, `value` or `agc`, as in timm.
+        amp: Mix precisions.
+        amp_dtype: The low precision; CPUs always use bfloat16.
         model_ema: Keep a moving average of the weights.
         model_ema_decay: Its decay.
         model_ema_warmup: Warm the decay up.
         model_ema_force_cpu: Keep it on the CPU.
-        dist_bn: Statistics of batch norms after an epoch: `reduce` (mean of all ranks), `broadcast` (those of the
-            first) or empty (each its own).
+        dist_bn: Batch-norm statistics after an epoch: `reduce` (mean over ranks), `broadcast` (those of the first
+            rank) or empty (each rank keeps its own).
         channels_last: Lay images out channels last.
         synchronize_step: Wait for the device after each step.
         save_images: Save a batch as a picture at each log line.
         mixup_off_epoch: Epoch from which batches are not mixed; 0 never.
-        max_steps: Training ends after so many steps, even within an epoch.
+        max_steps: Number of steps after which training ends, even within an epoch.
     """
 
     seed: int
@@ -56,6 +56,6 @@ class EngineSettings:
 
     @classmethod
     def pick(cls, settings: Mapping[str, Any], **own: Any) -> EngineSettings:
-        """Those of some settings that the engine knows by the same name, with some of its own in their place."""
+        """The `settings` whose names the engine shares, with `own` taking precedence."""
         names = {field.name for field in fields(cls)}
         return cls(**{key: value for key, value in settings.items() if key in names} | own)

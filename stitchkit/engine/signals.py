@@ -14,14 +14,14 @@ from stitchkit.distributed import World
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-# A launcher passes on what the cluster or the terminal has sent to all processes anyhow, so two count as one.
+# A launcher forwards a signal that the cluster or terminal already sent to all processes, so two count as one.
 _PATIENCE = 2
 
 
 class StopSignals:
-    """Notes the signals, while entered, instead of letting them end the process; the third acts as SIGINT always does.
+    """Records signals while entered, instead of letting them end the process; the third raises KeyboardInterrupt.
 
-    A signal that somebody else handles, such as submitit, which puts a job back into the queue, is left to them.
+    A signal that already has a handler keeps it; submitit, for instance, requeues a job on a signal.
     """
 
     def __init__(self, world: World):
@@ -32,7 +32,7 @@ class StopSignals:
         self._asked: tuple[torch.Tensor, dist.Work] | None = None
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():  # Python lets no other thread have handlers
+        if threading.current_thread() is threading.main_thread():  # Python allows no other thread to set handlers
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS if _is_unhandled(number)}
         return self
 
@@ -50,9 +50,9 @@ class StopSignals:
             raise KeyboardInterrupt
 
     def agreed(self) -> int:
-        """Number of the signal to stop for, the same on all ranks, or 0; every rank asks equally often.
+        """Number of the signal to stop for, the same on all ranks, or 0; every rank must ask equally often.
 
-        With several ranks this answers what was asked the time before, so that no step waits for other ranks.
+        With several ranks, the answer is that to the previous question, so that no step waits for other ranks.
         """
         if self._world.size == 1:
             return self._received
@@ -69,6 +69,6 @@ class StopSignals:
 
 
 def _is_unhandled(number: signal.Signals) -> bool:
-    """Whether a signal has no handler but those that a Python process begins with."""
+    """Whether a signal still has the handler with which Python starts."""
     handler = signal.getsignal(number)
     return not callable(handler) or handler is signal.default_int_handler

@@ -1,4 +1,4 @@
-"""The task: what a step computes, and what of it a checkpoint needs beside the network."""
+"""The task: the computation of a step, and the state that a checkpoint needs in addition to the network."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from torch import nn
 
 
 class Task(ClassificationTask):  # type: ignore[misc]
-    """A network with its loss, called as `task(images, labels, route)`, which gives `loss`, a scalar, and `output`.
+    """A network with its loss; `task(images, labels, route)` returns a scalar `loss` and `output`.
 
     Attributes:
-        num_routes: How many routes `draw` chooses among; 0 where a step has no choice.
+        num_routes: Number of routes that `draw` chooses from; 0 if a step has no choice.
     """
 
     num_routes: int = 0
 
     @property
     def network(self) -> nn.Module:
-        """The network, without the wrapper that DistributedDataParallel is."""
+        """The network without its DistributedDataParallel wrapper."""
         network: nn.Module = unwrap_model(self.trainable_module)
         return network
 
     @property
     def average(self) -> nn.Module | None:
-        """The network with the moving average of the weights; None where none is kept."""
+        """The network with the moving average of the weights; None if none is kept."""
         average: nn.Module | None = getattr(self.get_trainable_module(ema=True), "module", None)
         return average
 
     def draw(self, step: int, rank: int) -> int | None:  # noqa: ARG002
-        """The route that `rank` trains in `step`, a pure function of both; None where there is no choice."""
+        """The route that `rank` trains in `step`, a pure function of both; None if there is no choice."""
         return None
 
     def counters(self) -> Mapping[str, torch.Tensor]:
-        """Tensors that steps change in place beside the network and its moving average, by name."""
+        """Tensors, by name, that steps change in place in addition to the network and its moving average."""
         return {}

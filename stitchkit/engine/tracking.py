@@ -1,4 +1,4 @@
-"""Figures of a run to TensorBoard and Weights & Biases."""
+"""Logging of figures to TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 class Tracking:
-    """Figures to TensorBoard and Weights & Biases; on the primary rank, and where that is asked for.
+    """Logs figures to TensorBoard and Weights & Biases, on the primary rank, if requested.
 
     Args:
-        folder: Of the run.
+        folder: The folder of the run.
         world: This process among all.
         config: All settings.
-        options: Arguments of `wandb.init`; None logs nothing there.
-        board: First epoch that TensorBoard shows; None logs nothing there.
+        options: Arguments of `wandb.init`; None for no logging.
+        board: First epoch in TensorBoard; None for no logging.
 
     Raises:
-        InputError: If a package is missing, or refuses the run.
+        InputError: If a package is missing or rejects the run.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Tracking:
         self._board = None if board is None or not world.is_primary else open_board(folder, board)
 
     def log(self, figures: Mapping[str, float], *, epoch: int, step: int | None = None) -> None:
-        """Log the figures of an epoch; without a step, wandb counts the calls and the epoch is a figure of its own."""
+        """Log the figures of an epoch; without a step, wandb counts the calls and gets the epoch as a figure."""
         if self.run is not None:
             self.run.log({"epoch": epoch, **figures} if step is None else dict(figures), step=step)
         if self._board is not None:
@@ -51,7 +51,7 @@ class Tracking:
             self._board.flush()
 
     def finish(self) -> None:
-        """Close what is open."""
+        """Finish the wandb run and close the TensorBoard writer."""
         if self.run is not None:
             self.run.finish()
         if self._board is not None:
@@ -59,10 +59,10 @@ class Tracking:
 
 
 def start_run(folder: Path, config: Mapping[str, object], **options: Any) -> wandb.Run:
-    """A run of the `wandb` package, named as its folder.
+    """Start a run of the `wandb` package, named after its folder.
 
     Raises:
-        InputError: If it refuses the run, is not installed, or its folder is a symbolic link.
+        InputError: If wandb rejects the run or is not installed, or its folder is a symbolic link.
     """
     try:
         import wandb
@@ -72,11 +72,11 @@ def start_run(folder: Path, config: Mapping[str, object], **options: Any) -> wan
     try:
         return wandb.init(name=folder.name, config=dict(config), dir=str(folder), **options)
     except wandb.Error as error:
-        raise InputError(f"wandb refuses the run: {one_line(error)}; see WANDB_MODE=offline") from error
+        raise InputError(f"wandb rejects the run: {one_line(error)}; see WANDB_MODE=offline") from error
 
 
 def open_board(folder: Path, start: int) -> SummaryWriter:
-    """TensorBoard's writer of a run, which hides what a run that was stopped wrote of epochs from `start` on.
+    """TensorBoard's writer for epochs from `start` on; later ones in the folder are from a stopped run and are hidden.
 
     Raises:
         InputError: If tensorboard is not installed, or its folder is a symbolic link.

@@ -1,4 +1,4 @@
-"""The state of a training, as a checkpoint has it: what all ranks share, and what each has to itself."""
+"""The state of a training in a checkpoint: the part that all ranks share, and the part of each rank."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from stitchkit.errors import InputError
 from stitchkit.networks.weights import load_content
 
 _CYCLES = ("OneCycleLR", "CyclicLR")
-"""Schedules of torch that move momentum and betas too."""
+"""Schedules of torch that also change momentum and betas."""
 
 
 def training_state(trainer: Trainer) -> dict[str, object]:
-    """The part of a training that no rank has to itself, after a step: plain data and tensors only."""
+    """The part of the state that all ranks share, after a step, as plain data and tensors."""
     task, scaler = trainer.task, trainer.scaler
     state: dict[str, object] = {"state_dict": task.network.state_dict(), "optimizer": trainer.optimizer.state_dict()}
     if task.average is not None:
@@ -34,7 +34,7 @@ def training_state(trainer: Trainer) -> dict[str, object]:
 def gather_within(trainer: Trainer, position: Position) -> dict[str, object] | None:
     """The position of every rank within an epoch, on the primary rank; every rank calls this."""
     world = trainer.world
-    # Copies: buffers may lie on a GPU, and torch would save all of a storage that they share.
+    # Copies: buffers may be on a GPU, and torch would save the whole of a storage that they share.
     buffers = {name: buffer.cpu().clone() for name, buffer in _own_buffers(trainer).items()}
     own = {"position": position.state(world.device), "buffers": buffers}
     ranks: list[object] | None = [own] * world.size if world.is_primary else None
@@ -44,21 +44,23 @@ def gather_within(trainer: Trainer, position: Position) -> dict[str, object] | N
 
 
 def restore_training(content: Mapping[str, object], trainer: Trainer, path: str, *, otherwise: str) -> None:
-    """Restore optimizer, loss scaler and moving average; the weights are the caller's.
+    """Restore optimizer, loss scaler and moving average; the caller restores the weights.
 
     Args:
-        content: Of the checkpoint.
-        trainer: Made with the same settings.
+        content: The content of the checkpoint.
+        trainer: Created with the same settings.
         path: The file, for the message.
-        otherwise: What a person can do where the states do not fit.
+        otherwise: Advice if the states do not fit.
 
     Raises:
-        InputError: If anything in them does not fit this training.
+        InputError: If a state does not fit this training.
     """
     average, scaler = trainer.task.average, trainer.scaler
     if (average is not None) != ("state_dict_ema" in content):
         state = "has no" if average is not None else "has a"
-        raise InputError(f"checkpoint '{path}' {state} moving average of weights; use --model-ema as it was")
+        raise InputError(
+            f"checkpoint '{path}' {state} moving average of weights; use --model-ema as in the run that wrote it"
+        )
     try:
         cycles = type(getattr(trainer.schedule, "scheduler", None)).__name__ in _CYCLES
         load_optimizer(trainer.optimizer, content["optimizer"], cycles=cycles)
@@ -76,15 +78,15 @@ def restore_training(content: Mapping[str, object], trainer: Trainer, path: str,
 
 
 def restore_position(content: Mapping[str, object], trainer: Trainer, path: str) -> Position | None:
-    """Where this rank resumes within an epoch, None at the end of one; buffers that differ between ranks are restored.
+    """Restore the buffers of this rank and return its position within an epoch; None at the end of one.
 
     Args:
-        content: Of the checkpoint; optimizer and weights are restored.
-        trainer: Made with the same settings, its network on all ranks.
+        content: The content of the checkpoint, whose optimizer and weights are already restored.
+        trainer: Created with the same settings, its network on all ranks.
         path: The file, for the message.
 
     Raises:
-        InputError: If an epoch has other steps here, or the file holds no position in them.
+        InputError: If an epoch has other steps here, or the position in the file does not fit.
     """
     if "within" not in content:
         return None
@@ -102,7 +104,7 @@ def _position(within: object, trainer: Trainer) -> Position:
         listed = ", ".join(f"{key} was {within[key]} and is {grid[key]}" for key in wrong)
         raise InputError(
             f"the checkpoint is from within an epoch, and its steps differ here: {listed}; use the same settings, or "
-            "resume from the checkpoint of an epoch's end"
+            "resume from the checkpoint of a completed epoch"
         )
     buffers = _own_buffers(trainer)
     rules.check(within["ranks"], [{"position": rules.anything, "buffers": buffers}] * size, "within.ranks")
@@ -117,7 +119,7 @@ def _position(within: object, trainer: Trainer) -> Position:
 
 
 def _grid(trainer: Trainer) -> dict[str, int]:
-    """The settings that decide which images and which route a step of a rank has."""
+    """The settings that decide the images and the route of each step of a rank."""
     return {
         "num_ranks": trainer.world.size,
         "seed": trainer.settings.seed,
@@ -128,9 +130,9 @@ def _grid(trainer: Trainer) -> dict[str, int]:
 
 
 def _own_buffers(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Tensors that a step changes on each rank by itself: the task's counters and, of several ranks, norms' statistics.
+    """Buffers that a step changes on each rank separately: the task's counters and, of several ranks, norm statistics.
 
-    Those of a single rank are among the weights.
+    A single rank's norm statistics are among the weights.
     """
     task = trainer.task
     own = {f"task.{name}": counter for name, counter in task.counters().items()}

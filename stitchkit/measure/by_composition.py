@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 
 class RouteCosts(Generic[T]):
-    """Costs of the stitches of one SN-Net; a step is measured when the first stitch needs it.
+    """Costs of the stitches of one SN-Net; each step is measured on first use.
 
     Args:
         model: An SN-Net on any device; its weights do not matter.
         measure: Cost of a step, given the step and its input; costs can be added.
-        batch_size: Images that go through at once.
+        batch_size: Number of images in the input.
     """
 
     def __init__(self, model: SNNet, measure: Callable[[nn.Module, torch.Tensor], T], *, batch_size: int = 1):
@@ -39,7 +39,7 @@ class RouteCosts(Generic[T]):
         Raises:
             InputError: If the stitch is not in the space.
         """
-        # Exact for FLOPs and parameters; latencies add up but for what a GPU overlaps.
+        # Exact for FLOPs and parameters; latencies add up except for work that a GPU overlaps.
         return reduce(operator.add, map(self._cost_of, self._model.steps(stitch)))
 
     def _cost_of(self, step: Step) -> T:

@@ -1,4 +1,4 @@
-"""The commands that show costs and accuracies: profile, pareto."""
+"""The commands that show costs and accuracies: `profile`, `pareto`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from stitchkit.parser import Command, add_device_flag, add_network_flags, new_fi
 
 
 def _add_profile_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", metavar="FILE", help="also write it as a ledger")
-    parser.add_argument("--latency", action="store_true", help="also measure how long each takes on this device")
-    parser.add_argument("-b", "--batch-size", type=int, default=1, metavar="N", help="batch of --latency")
+    parser.add_argument("--output", metavar="FILE", help="also write the result as a ledger")
+    parser.add_argument("--latency", action="store_true", help="also measure the latency of each stitch on this device")
+    parser.add_argument("-b", "--batch-size", type=int, default=1, metavar="N", help="batch size for --latency")
     add_device_flag(parser)
     add_network_flags(parser, required=True)
 
@@ -60,4 +60,4 @@ def _pareto(flags: argparse.Namespace) -> None:
 
 
 profile = Command(_profile, "print FLOPs and parameters of every stitch, without data or weights", _add_profile_flags)
-pareto = Command(_pareto, "print the Pareto front of a ledger, and on request draw it", _add_pareto_flags)
+pareto = Command(_pareto, "print the Pareto front of a ledger, and optionally draw it", _add_pareto_flags)

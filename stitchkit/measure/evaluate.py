@@ -20,7 +20,7 @@ class Score(NamedTuple):
 
     Args:
         acc1: Top-1 accuracy in percent.
-        acc5: Top-5 accuracy in percent; with fewer than five classes, among all of them.
+        acc5: Top-5 accuracy in percent; with fewer than five classes, all of them count.
         loss: Mean cross-entropy.
         images: Number of images counted.
     """
@@ -32,21 +32,21 @@ class Score(NamedTuple):
 
 
 class Tally:
-    """Sums over images, from which the scores of some networks follow.
+    """Sums over images, which give the scores of several networks.
 
     Args:
         count: Number of networks.
-        device: Where the sums are kept.
+        device: Device of the sums.
     """
 
     def __init__(self, count: int, device: torch.device):
-        # For each network: loss, top-1 hits, top-5 hits, images. They stay on the device: to read one would make the
-        # host wait for every batch. In float64 a sum of millions of losses keeps its digits, whatever the batch size.
+        # For each network: loss, top-1 hits, top-5 hits, images. They stay on the device: reading one would make the
+        # host wait for every batch. In float64, a sum of millions of losses keeps its digits, whatever the batch size.
         self.sums = torch.zeros(count, 4, dtype=torch.float64, device=device)
 
     def add(self, number: int, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """Add the logits `[B, num_classes]` of one network for a batch; images with label -1 are not counted."""
-        logits = logits.float()  # those of autocast have too few digits for a mean of losses
+        logits = logits.float()  # autocast's logits have too few digits for a mean of losses
         hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1)
         self.sums[number] += torch.stack([loss, hits[:, 0].sum(), hits.sum(), (labels >= 0).sum()])
@@ -74,14 +74,14 @@ def evaluate_stitch(
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Score:
-    """Accuracy and loss over the batches of all ranks, of one stitch of an SN-Net, or with None of a plain model.
+    """Accuracy and loss over the batches of all ranks, of one stitch of an SN-Net, or of a plain model with None.
 
     Args:
-        model: Images `[B, C, H, W]` to logits `[B, num_classes]`; its mode is kept.
+        model: Images `[B, C, H, W]` to logits `[B, num_classes]`; its mode is restored.
         cfg_id: The stitch.
-        batches: Images and labels `[B]` of this rank, without padding: every image of the set is in one batch of
-            one rank.
-        device: Where the sums are kept.
+        batches: Images and labels `[B]` of this rank, without padding: every image of the set is in exactly one
+            batch of one rank.
+        device: Device of the sums.
         autocast: Makes the context in which the network runs.
 
     Raises:

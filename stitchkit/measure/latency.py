@@ -1,4 +1,4 @@
-"""How long a stitch takes on the present device: as the sum of its steps, or as a whole."""
+"""The latency of a stitch on the current device: as the sum of its steps, or as a whole."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 
 _SECONDS = 0.2
-"""Least time that each measurement takes."""
+"""Minimum duration of each measurement."""
 _WHOLE = 5
-"""About how many stitches are measured as a whole too."""
+"""Approximate number of stitches that are also measured as a whole."""
 
 
 def latency_ms(module: nn.Module, x: torch.Tensor) -> float:
-    """Milliseconds of one forward pass of a batch: the median of runs after a warm-up, waited for on a GPU."""
+    """Milliseconds of one forward pass of a batch: the median after a warm-up, synchronised on a GPU."""
     timer = Timer("module(x)", globals={"module": module, "x": x}, num_threads=torch.get_num_threads())
     with evaluating(module), torch.inference_mode():
         timer.timeit(2)  # the first runs allocate memory and choose kernels
@@ -29,7 +29,7 @@ def latency_ms(module: nn.Module, x: torch.Tensor) -> float:
 
 
 def _name(device: torch.device) -> str:
-    """The device, and its product name where torch knows it."""
+    """The device, with the product name of a GPU."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
@@ -37,7 +37,7 @@ def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
     """Add `latency_ms` of a batch and `images_per_s` to the rows of a ledger, as sums over the steps of each stitch.
 
     Returns:
-        How it was measured, and how far stitches that are measured as a whole are from the sums of their steps.
+        The method in words, and the deviation of stitches measured as a whole from the sums of their steps.
     """
     meter = RouteCosts(model, latency_ms, batch_size=batch_size)
     for row in rows:
@@ -45,7 +45,7 @@ def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
         row["images_per_s"] = 1e3 * batch_size / row["latency_ms"]
     weights = next(model.parameters())
     images = torch.zeros(batch_size, *model.input_size, device=weights.device, dtype=weights.dtype)
-    # A sum knows nothing of what steps cost together (launches that overlap, caches), so some are measured whole.
+    # A sum misses interactions between steps (overlapping launches, caches), so some stitches are measured whole.
     some = rows[:: max(1, len(rows) // _WHOLE)]
     differences = []
     for row in some:

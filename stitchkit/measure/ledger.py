@@ -1,4 +1,4 @@
-"""The ledger, `stitches_res.txt`: one JSON object a line, one line a stitch, append-only."""
+"""The ledger, `stitches_res.txt`: append-only, one JSON object per line and one line per stitch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_rows(path: str | Path) -> list[Row]:
     """The rows of a ledger, ours or a published one, in the order of its lines.
 
     Raises:
-        InputError: If the file is missing, or a line is not a row with a `cfg_id` of its own and finite figures.
+        InputError: If the file is missing, or a line is not a row with a unique `cfg_id` and finite figures.
     """
     path = Path(path)
     try:
@@ -38,10 +38,10 @@ def read_rows(path: str | Path) -> list[Row]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             if number == len(lines) and not line.endswith("\n"):
-                break  # a killed run left it unfinished; `Ledger` cuts it off before the next row
+                break  # left unfinished by a killed run; `Ledger` cuts it off before the next row
             raise InputError(f"ledger '{path}', line {number} is not JSON: {line.strip()[:80]!r}") from error
         if not isinstance(row, dict) or type(row.get("cfg_id")) is not int or row["cfg_id"] < 0:
-            raise InputError(f"ledger '{path}', line {number} has no stitch's number as 'cfg_id': {line[:80]!r}")
+            raise InputError(f"ledger '{path}', line {number} has no number of a stitch as 'cfg_id': {line[:80]!r}")
         if fault := _fault(row):
             raise InputError(f"ledger '{path}', line {number} has {fault}")
         if (first := places.setdefault(row["cfg_id"], number)) != number:
@@ -52,7 +52,7 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def _fault(row: Row) -> str:
-    """The first figure of a row that cannot be used; only a loss may be NaN, as nothing is chosen by it."""
+    """The first invalid figure of a row; only a loss may be NaN, because no choice depends on it."""
     for key, kind in _TYPES.items():
         if key in row and (not isinstance(row[key], kind) or isinstance(row[key], bool)):  # JSON's true is an int here
             return f"{key} {row[key]!r}, not of type {kind}"
@@ -62,7 +62,7 @@ def _fault(row: Row) -> str:
 
 
 def check_figures(rows: Sequence[Row], keys: Iterable[str], advice: Mapping[str, str] | None = None) -> None:
-    """Refuse rows without the figures by which stitches are compared; `advice` says what to do where one is missing.
+    """Refuse rows without the figures by which stitches are compared; `advice` says what to do if one is missing.
 
     Raises:
         InputError: If there is no row, or one lacks a figure or has one that is not finite.
@@ -82,24 +82,24 @@ def check_figures(rows: Sequence[Row], keys: Iterable[str], advice: Mapping[str,
 def _is_finite(value: float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number beyond all floats
+    except OverflowError:  # an integer beyond the range of floats
         return False
 
 
 def write_rows(path: str | Path, rows: list[Row]) -> None:
-    """Write a whole ledger, in the place of an existing one only when it is complete."""
+    """Write a whole ledger, which replaces an existing one only when it is complete."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def strict_json(content: object) -> str:
-    """JSON for other programs, which refuse NaN: a loss may be, and is null there."""
+    """JSON for other programs, which reject NaN: a loss that is NaN becomes null."""
     return json.dumps(json.loads(json.dumps(content), parse_constant=lambda _: None), allow_nan=False)
 
 
 def cost_row(space: StitchSpace, cfg_id: int, cost: Cost) -> Row:
-    """The first entries of a stitch's row: what it is and what it costs."""
+    """The first entries of a stitch's row: its name and costs."""
     return {"cfg_id": cfg_id, "stitch": space[cfg_id].name, **cost._asdict()}
 
 
@@ -108,16 +108,16 @@ class Ledger:
 
     Args:
         path: The file; it need not exist yet.
-        space: The stitches it is about.
+        space: The stitches of the ledger.
         cost: FLOPs and parameters of a `cfg_id`.
 
     Raises:
-        InputError: If the file holds rows of another configuration, or is a symbolic link; it is left as it is.
+        InputError: If the file has rows of another configuration, or is a symbolic link; it is not changed.
     """
 
     def __init__(self, path: str | Path, space: StitchSpace, cost: Callable[[int], Cost]):
         self.path = Path(path)
-        refuse_link(self.path)  # now, not after hours of evaluation whose rows could not be written
+        refuse_link(self.path)  # now, not after hours of evaluation that could not be recorded
         self._space = space
         self._cost = cost
         self.rows: list[Row] = read_rows(self.path) if self.path.exists() else []
@@ -131,7 +131,7 @@ class Ledger:
         return [cfg_id for cfg_id in range(len(self._space)) if cfg_id not in done]
 
     def append(self, cfg_id: int, figures: Mapping[str, object]) -> Row:
-        """Add the row of a stitch, its costs and these figures, and put it safely on the disk."""
+        """Append the row of a stitch, with its costs and these figures, and flush it to the disk."""
         row = cost_row(self._space, cfg_id, self._cost(cfg_id)) | dict(figures)
         self._finish_last_line()
         with opened(self.path, "a") as file:
@@ -146,7 +146,7 @@ class Ledger:
         write_rows(self.path, self.rows)
 
     def _finish_last_line(self) -> None:
-        """Cut off what a killed run left of a row, or add the newline that it did not write."""
+        """Cut off the incomplete row of a killed run, or add its missing newline."""
         content = self.path.read_bytes() if self.path.exists() else b""
         if not content or content.endswith(b"\n"):
             return
@@ -167,11 +167,11 @@ class Ledger:
 
 
 def difference(row: Row, space: StitchSpace, cost: Callable[[int], Cost]) -> str:
-    """How a row, ours or a published one, contradicts these stitches and their costs; empty where it does not."""
+    """The contradiction between a row, ours or published, and these stitches and costs; empty if there is none."""
     cfg_id = row["cfg_id"]
     if not 0 <= cfg_id < len(space):
         return f"it has cfg_id {cfg_id}, this space has 0 to {len(space) - 1}"
     expected = cost_row(space, cfg_id, cost(cfg_id))
     # Published rows have no 'stitch', and their 'params' leave some parameters out.
     wrong = [key for key in ("stitch", "flops") if key in row and row[key] != expected[key]]
-    return f"its cfg_id {cfg_id} has {wrong[0]} {row[wrong[0]]}, here it is {expected[wrong[0]]}" if wrong else ""
+    return f"its cfg_id {cfg_id} has {wrong[0]} {row[wrong[0]]}, but {expected[wrong[0]]} here" if wrong else ""

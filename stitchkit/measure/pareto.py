@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FIGURES = (("latency_ms", 2), ("images_per_s", 1), ("acc1", 2), ("acc5", 2), ("loss", 4))
-"""Measured figures in a table, and how many digits each is known to."""
+"""Measured figures in a table, and their number of digits."""
 
 
 def pareto_front(rows: Sequence[Row], cost: str = "flops") -> list[Row]:
@@ -28,9 +28,9 @@ def pareto_front(rows: Sequence[Row], cost: str = "flops") -> list[Row]:
     """
     check_figures(rows, (cost, "acc1"))
     front: list[Row] = []
-    # From cheap to costly, a row is on the front if it is more accurate than all before it. Of equal cost the most
-    # accurate comes first, so that it alone stays. Of rows that are equal in both, the sort, which is stable, keeps the
-    # ledger's first; small validation sets have such twins.
+    # From cheap to costly, a row is on the front if it is more accurate than all before it. At equal cost, the most
+    # accurate comes first, so only it stays. If both are equal, as happens with small validation sets, the stable sort
+    # keeps the ledger's first row.
     for row in sorted(rows, key=lambda row: (row[cost], -row["acc1"])):
         if not front or row["acc1"] > front[-1]["acc1"]:
             front.append(row)
@@ -43,7 +43,7 @@ def is_anchor(row: Row) -> bool:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows as text in columns, anchors marked with `*`; a figure that a row lacks is a dash."""
+    """Rows as text in columns, with `*` for anchors and `-` for missing figures."""
     figures = [(key, digits) for key, digits in _FIGURES if any(key in row for row in rows)]
     head = ["", "cfg_id", "stitch", "FLOPs", "params", *(key for key, _ in figures)]
     body = [
@@ -72,8 +72,8 @@ def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
     _scatter(axes, [row for row in rows if not is_anchor(row)], rows, color="#4c78a8", label="stitches")
     _scatter(axes, anchors, rows, color="#e45756", label="anchors")
     _line(axes, front, color="#333333", label="Pareto front")
-    # Anchors stand near the edges of the picture: their labels go inwards, where there is room. The middle of a
-    # logarithmic axis is the geometric mean.
+    # Anchors are near the edges of the plot, so their labels point inwards. The middle of a logarithmic axis is the
+    # geometric mean.
     middle = (min(row["flops"] for row in rows) * max(row["flops"] for row in rows)) ** 0.5
     for row in anchors:
         left = row["flops"] > middle
@@ -90,7 +90,7 @@ def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
 
 
 def plot_ledgers(ledgers: Mapping[str, Sequence[Row]], path: str | Path, *, title: str = "") -> None:
-    """Draw the stitches of several ledgers, by name, as `plot` does, each with its front in a color of its own."""
+    """Draw the stitches of several ledgers, by name, like `plot`, each ledger in its own color."""
     figure, axes = _figure(title)
     every = [row for rows in ledgers.values() for row in rows]
     for number, (name, rows) in enumerate(ledgers.items()):
@@ -103,8 +103,8 @@ def plot_ledgers(ledgers: Mapping[str, Sequence[Row]], path: str | Path, *, titl
 
 def _figure(title: str) -> tuple[Figure, Axes]:
     """An empty picture of accuracy over FLOPs."""
-    # Only a drawing needs matplotlib, which is slow to import. Its `Figure` alone, without pyplot, needs no display and
-    # keeps nothing between calls.
+    # Imported here, because matplotlib is slow to import. `Figure` without pyplot needs no display and has no global
+    # state.
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -122,7 +122,7 @@ def _figure(title: str) -> tuple[Figure, Axes]:
 
 
 def check_plot(path: str | Path) -> None:
-    """See that a picture can be written, before the work that it would show.
+    """Check that a plot can be written, before the work that it shows.
 
     Raises:
         InputError: If its folder is missing, or the format is unknown.
@@ -157,7 +157,7 @@ def _line(axes: Axes, front: Sequence[Row], *, color: str, label: str = "") -> N
 def _scatter(axes: Axes, rows: Sequence[Row], all_rows: Sequence[Row], *, color: str, label: str) -> None:
     if not rows:
         return
-    # Areas compare over all ledgers of a picture. Published rows may lack parameters, and are drawn small.
+    # Areas are comparable across all ledgers of a plot. Published rows without parameters are drawn small.
     most = max(1, *(row.get("params", 1) for row in all_rows))
     sizes = [20 + 100 * row.get("params", most / 4) / most for row in rows]
     x, y = [row["flops"] for row in rows], [row["acc1"] for row in rows]

@@ -16,7 +16,7 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating, unfused_attention
 
 with warnings.catch_warnings():
-    # fvcore compiles losses that nobody here uses when it is imported, in a way that torch gives up.
+    # On import, fvcore compiles losses that are not used here, in a way that torch has deprecated.
     warnings.simplefilter("ignore")
     from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 
@@ -42,7 +42,7 @@ class Cost(NamedTuple):
 class Profiler(RouteCosts[Cost]):
     """FLOPs, parameters and activations of the stitches of one SN-Net, for one image.
 
-    A stitch costs the sum of its steps, which is what tracing its extracted network gives.
+    The cost of a stitch is the sum over its steps, which equals that of its extracted network.
 
     Args:
         model: An SN-Net on any device; its weights do not matter.
@@ -55,7 +55,7 @@ class Profiler(RouteCosts[Cost]):
         self._known: dict[Hashable, Cost] = {}
 
     def _measure_once(self, step: nn.Module, x: torch.Tensor) -> Cost:
-        """The cost of a step; the blocks of a stage are alike, so that one of them is traced for all."""
+        """The cost of a step; equal blocks of a stage are traced only once."""
         key = (_structure(step), x.shape, x.dtype)
         if key not in self._known:
             self._known[key] = measure(step, x)
@@ -63,13 +63,13 @@ class Profiler(RouteCosts[Cost]):
 
 
 def _structure(module: nn.Module) -> Hashable:
-    """All that a module's cost can depend on: classes, plain settings and shapes of the weights, at every level."""
+    """Everything that a module's cost can depend on: classes, plain settings and shapes of weights, at every level."""
     plain = (bool, int, float, str, tuple, type, FunctionType, type(None))
     settings = {name: value for name, value in vars(module).items() if isinstance(value, plain) and name != "training"}
     weights = {name: tuple(value.shape) for name, value in module.named_parameters(recurse=False)}
     buffers = {name: tuple(value.shape) for name, value in module.named_buffers(recurse=False)}
     children = tuple((name, _structure(child)) for name, child in module.named_children())
-    # The mode is left out: costs are measured in evaluation mode whatever it is.
+    # The mode is left out: costs are always measured in evaluation mode.
     return type(module), repr(settings), repr(weights), repr(buffers), children
 
 
@@ -77,7 +77,7 @@ def measure(module: nn.Module, x: torch.Tensor) -> Cost:
     """FLOPs, parameters and activations of a module, by tracing it with fvcore.
 
     Args:
-        module: Any module of one input; its mode is kept.
+        module: Any module with one input; its mode is restored.
         x: Its input; the count is for the whole batch.
     """
     flops, activations = (sum(_count(analysis, module, x).values()) for analysis in _ANALYSES)
@@ -85,7 +85,7 @@ def measure(module: nn.Module, x: torch.Tensor) -> Cost:
 
 
 def flops_by_operator(module: nn.Module, x: torch.Tensor) -> dict[str, int]:
-    """Multiply-adds by operator, such as `conv` and `linear`; arguments as of `measure`."""
+    """Multiply-adds by operator, such as `conv` and `linear`; arguments as in `measure`."""
     return _count(FlopCountAnalysis, module, x)
 
 
@@ -95,7 +95,7 @@ _ANALYSES = (FlopCountAnalysis, ActivationCountAnalysis)
 def _count(
     analysis: type[FlopCountAnalysis | ActivationCountAnalysis], module: nn.Module, x: torch.Tensor
 ) -> dict[str, int]:
-    # fvcore counts nothing inside the fused operator of attention; the published figures are of single operators.
+    # fvcore counts nothing inside the fused attention operator; the published figures include its matrix products.
     with evaluating(module), unfused_attention(module), torch.no_grad():
         quiet = analysis(module, x).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         return {operator: int(count) for operator, count in quiet.by_operator().items()}

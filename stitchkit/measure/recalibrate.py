@@ -1,4 +1,4 @@
-"""Batch-norm statistics of one network alone, where the routes of an SN-Net share theirs."""
+"""Batch-norm statistics for one stitch, whose SN-Net shares them among all routes."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How a stitch runs: the stitching layers, the network that holds them and its anchors, and fits in closed form."""
+"""Running stitches: the stitching layers, the network of these and the anchors, and closed-form fits."""

@@ -1,4 +1,4 @@
-"""How much memory activations take."""
+"""The memory that activations take."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _CACHED_BYTES = 2 * 2**20
-"""Activations between the blocks of a ViT that, with all a block makes of them, stay in a CPU's caches."""
+"""Size of the activations between blocks of a ViT that, with all a block computes from them, fit a CPU's caches."""
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations inside it make, as long as they live.
+    """Counts the bytes of all live tensors that operations inside it create.
 
-    Works on every device; what kernels need inside themselves is not seen.
+    Works on every device; workspaces inside kernels are not counted.
     """
 
     def __init__(self) -> None:
@@ -41,15 +41,15 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def _watch(self, tensor: torch.Tensor, *, is_new: bool) -> None:
-        """Count a storage from its first tensor to the end of its last one; views keep it alive."""
+        """Count a storage from the first to the end of the last of its tensors; views keep it alive."""
         storage = _storage(tensor)
         if not is_new and not self._tensors[storage]:
-            return  # a view of something made outside
+            return  # a view of a tensor from outside
         if not self._tensors[storage]:
             self._now += tensor.untyped_storage().nbytes()
             self.peak = max(self.peak, self._now)
         self._tensors[storage] += 1
-        # Storages end with their last tensor, which Python's own life cycle tells on every device.
+        # A storage is freed with its last tensor, so Python's reference counts show its life on every device.
         weakref.finalize(tensor, self._forget, storage, tensor.untyped_storage().nbytes())
 
     def _forget(self, storage: int, size: int) -> None:
@@ -71,10 +71,10 @@ def default_budget(device: torch.device) -> int:
 
 
 def in_portions(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """A batch in the parts that run fastest: on a CPU as large as its caches hold, on a GPU all at once.
+    """A batch in the parts that run fastest: as large as the caches of a CPU, or all at once on a GPU.
 
     Args:
-        x: Images or activations `[B, ...]`; what follows must treat each alone, as evaluation mode does.
+        x: Images or activations `[B, ...]`; they must be independent of each other, as in evaluation mode.
     """
     if x.device.type != "cpu" or not len(x):
         return (x,)

@@ -1,4 +1,4 @@
-"""The command that rewrites released weights: convert."""
+"""The `convert` command, which rewrites released weights."""
 
 from __future__ import annotations
 

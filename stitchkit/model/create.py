@@ -23,23 +23,23 @@ def create_snnet(
 ) -> SNNet:
     """The SN-Net of a configuration.
 
-    Stitching layers start random; `fit_stitching_layers` or a checkpoint sets them.
+    Stitching layers are random; `fit_stitching_layers` or a checkpoint sets them.
 
     Args:
         config: A configuration, its content, or the path of its file.
-        pretrained: Load the anchors' weights, from the network unless the configuration names local files.
-        checkpoints: Load these local files; by default as `pretrained` says.
+        pretrained: Load the anchors' weights, downloaded unless the configuration names local files.
+        checkpoints: Load these local files; by default if `pretrained`.
         overrides: Arguments of `timm.create_model` for all anchors, such as `num_classes=10` or `img_size=384`.
 
     Raises:
-        InputError: If the configuration or an anchor cannot be used, or the anchors cannot be stitched.
+        InputError: If the configuration or an anchor is invalid, or the anchors cannot be stitched.
     """
     if isinstance(config, str | Path):
         config = StitchConfig.load(config)
     elif not isinstance(config, StitchConfig):
         config = StitchConfig.parse(config)
     if pretrained or checkpoints:
-        with torch.device("meta"):  # anchors that cannot be stitched are found before weights are fetched
+        with torch.device("meta"):  # find anchors that cannot be stitched before downloading weights
             _assemble(config, pretrained=False, **overrides)
     return _assemble(config, pretrained=pretrained, checkpoints=checkpoints, **overrides)
 

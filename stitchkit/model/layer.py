@@ -18,7 +18,7 @@ class StitchLayer(nn.Module):
 
     def __init__(self, source: Layout, target: Layout):
         super().__init__()
-        # Without sizes: an anchor may also run on larger images than those it was made for.
+        # Without sizes: an anchor may also run on larger images than those it was built for.
         self.source, self.target = source.bare, target.bare
         self.transform: nn.Conv2d | nn.Linear
         if source.kind == "NCHW":
@@ -32,7 +32,7 @@ class StitchLayer(nn.Module):
 
     @torch.no_grad()
     def set_map(self, matrix: torch.Tensor) -> None:
-        """Take over a linear map `[in_channels + 1, out_channels]`; its last row is the bias."""
+        """Set the linear map `[in_channels + 1, out_channels]`; its last row is the bias."""
         self.transform.weight.copy_(matrix[:-1].T.reshape(self.transform.weight.shape))
         assert self.transform.bias is not None
         self.transform.bias.copy_(matrix[-1])

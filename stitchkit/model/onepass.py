@@ -1,4 +1,4 @@
-"""All stitches in one pass: what routes have in common runs once, routes inside one block run as one batch."""
+"""All stitches in one pass: common parts of routes run once, and routes through the same block run as one batch."""
 
 from __future__ import annotations
 
@@ -59,16 +59,16 @@ class OnePass:
     """Runs many stitches of an SN-Net on the same images.
 
     Each anchor runs once, with a batch that grows as stitches enter it and shrinks as they leave for the next anchor.
-    Images go through in portions as large as the memory allows: the first image is measured.
+    Images are processed in portions as large as the memory allows, as measured with the first image.
 
     Args:
         model: An SN-Net in evaluation mode.
         cfg_ids: The stitches; by default all.
-        memory: Bytes that activations may take; by default half of a GPU's free memory, or 1 GiB on a CPU. The logits
-            that are handed out come on top.
+        memory: Bytes that activations may take; by default half of a GPU's free memory, or 1 GiB on a CPU. The returned
+            logits are not included.
 
     Raises:
-        InputError: If a stitch does not exist, or there is none.
+        InputError: If a stitch does not exist, or no stitch is given.
     """
 
     def __init__(self, model: _Stitchable, cfg_ids: Iterable[int] | None = None, *, memory: int | None = None):
@@ -89,7 +89,7 @@ class OnePass:
             InputError: If the model is in training mode, or the memory is not enough for one image.
         """
         if self._model.training:
-            raise InputError("all stitches run in one pass in evaluation mode only; call model.eval() before")
+            raise InputError("all stitches run in one pass only in evaluation mode; call model.eval() first")
         found: dict[int, torch.Tensor] = {}
         done = 0
         for part in self._portions(x):
@@ -98,10 +98,10 @@ class OnePass:
         return dict(sorted(found.items()))
 
     def _portions(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The images in parts that the memory is enough for."""
+        """The images in parts that fit the memory."""
         kind = (x.shape[1:], x.dtype, x.device, torch.is_autocast_enabled(x.device.type))
         if kind not in self._portion:
-            # One image is measured rather than estimated: what a block keeps alive depends on its kernels.
+            # Measured, not estimated: the tensors that a block keeps alive depend on its kernels.
             with LiveBytes() as live:
                 self._run(x[:1])
             budget = default_budget(x.device) if self._memory is None else self._memory
@@ -115,11 +115,11 @@ class OnePass:
 
     def _run(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
         left: dict[tuple[Visit, int], torch.Tensor] = {}
-        uses = self._uses.copy()  # counted down, so that activations are freed as soon as the last visit took them
+        uses = self._uses.copy()  # counted down, so that activations are freed after their last use
         logits: dict[int, torch.Tensor] = {}
 
         def enter(visit: Visit) -> torch.Tensor:
-            """The first activations of a visit; memory that no later visit needs is released."""
+            """The first activations of a visit; frees memory that no later visit needs."""
             (module,) = self._model.modules_of([visit.entry])
             given = x
             if visit.parent is not None:
@@ -165,7 +165,7 @@ def _join(batches: dict[torch.dtype, _Batch], visit: Visit, state: torch.Tensor)
 
 
 def _put(logits: dict[int, torch.Tensor], found: dict[int, torch.Tensor], place: slice, count: int) -> None:
-    """Put a portion into the logits of all images; joining portions at the end would hold everything twice."""
+    """Write a portion into the logits of all images; joining portions at the end would hold everything twice."""
     for cfg_id, part in logits.items():
         if cfg_id not in found:
             found[cfg_id] = part.new_empty(count, *part.shape[1:])
@@ -173,12 +173,12 @@ def _put(logits: dict[int, torch.Tensor], found: dict[int, torch.Tensor], place:
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Parts of a batch, one after the other; a single one is not copied."""
+    """Parts of a batch, concatenated; a single one is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _step(batch: _Batch, number: int, block: nn.Module, left: dict[tuple[Visit, int], torch.Tensor]) -> None:
-    """Run a block, keep what leaves after it, and drop the visits that have nothing more to do."""
+    """Run a block, keep the activations that leave after it, and drop finished visits."""
     batch.state = _joined([block(part) for part in in_portions(batch.state)])
     for visit, part in batch.parts():
         if number in visit.leaves:

@@ -1,8 +1,8 @@
-"""How alike two representations of the same images are: linear CKA and its kin.
+"""Similarity of two representations of the same images: linear CKA and its kin.
 
-Activations are feature maps `[B, C, H, W]` or vectors `[B, D]`. Rows are compared: the positions of maps, the images of
-vectors. Of two maps the larger is resized to the smaller; a map that meets a vector is averaged over its positions.
-Corners are aligned where maps are resized, as in StitchNet, section 3.2.
+Activations are feature maps `[B, C, H, W]` or vectors `[B, D]`. Rows are compared: positions of maps, or images of
+vectors. The larger of two maps is resized to the smaller; beside a vector, a map is averaged over its positions.
+Resizing aligns corners, as in StitchNet, section 3.2.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from stitchkit.errors import InputError, unknown
 from stitchkit.networks.layout import as_rows, resize
 
 _ROUNDING = 8
-"""Differences between features, in units of the last place, that mean nothing."""
+"""Differences between features, in units of the last place, that count as rounding."""
 
 
 def align(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Two activations of the same images with the same rows: maps of one size, or vectors.
 
     Raises:
-        InputError: If they are not of the same images, or of another form.
+        InputError: If they have another shape, or different numbers of images.
     """
     _check_comparable(x, y)
     if x.ndim == y.ndim == 4:
@@ -42,7 +42,7 @@ def _check_comparable(x: torch.Tensor, y: torch.Tensor) -> None:
 
 
 def common_size(x: torch.Tensor, y: torch.Tensor) -> tuple[int, int]:
-    """The size at which two maps are compared: that of the smaller, on each side."""
+    """The size at which two maps are compared: the smaller height and the smaller width."""
     return min(x.shape[2], y.shape[2]), min(x.shape[3], y.shape[3])
 
 
@@ -54,17 +54,17 @@ def pool(x: torch.Tensor) -> torch.Tensor:
 def sample(
     x: torch.Tensor, y: torch.Tensor, rows_per_channel: int | None, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two activations aligned, or part of them; of resized maps no more is computed than is asked for.
+    """Two aligned activations, or a sample of them; resized maps are computed only at the sampled rows.
 
     Args:
         x: Maps `[B, C, H, W]` or vectors `[B, D]`.
         y: Of the same images.
-        rows_per_channel: Of maps, how many rows are drawn for each channel of the narrower one, the same of both. Of
-            vectors, any number: as many columns of the wider as the narrower has. All are used if it is None.
-        seed: Of the draw, which depends on nothing else but the numbers of rows or columns.
+        rows_per_channel: Number of rows to draw from maps per channel of the narrower one, the same from both. With any
+            number, the wider of two vectors is cut to as many columns as the narrower has. By default, all are used.
+        seed: Seed of the draw, which depends otherwise only on the numbers of rows or columns.
 
     Returns:
-        Maps or vectors, or the rows that were drawn `[rows, C]`.
+        Maps or vectors, or the drawn rows `[rows, C]`.
 
     Raises:
         InputError: As `align` does.
@@ -85,7 +85,7 @@ def sample(
 
 
 def _rows_at(x: torch.Tensor, size: tuple[int, int], chosen: torch.Tensor) -> torch.Tensor:
-    """Some rows `[rows, C]` of maps resized: what `resize` gives, without the rows that nobody asked for."""
+    """Chosen rows `[rows, C]` of resized maps, equal to those of `resize` without computing the others."""
     image, position = chosen // (size[0] * size[1]), chosen % (size[0] * size[1])
     row, column = position // size[1], position % size[1]
     if x.shape[2:] == size:  # nothing to interpolate, to the last bit
@@ -99,8 +99,8 @@ def _rows_at(x: torch.Tensor, size: tuple[int, int], chosen: torch.Tensor) -> to
 
 
 def _neighbours(places: torch.Tensor, before: int, after: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Between which two places of the old side those of the new one lie, and how far on `[rows, 1]`."""
-    # Aligned corners: the first and last places of both sides coincide, hence one less than the sizes.
+    """The two old places between which each new place lies, and its relative distance `[rows, 1]`."""
+    # With aligned corners, the first and last places of both sides coincide: hence one less than the sizes.
     exact = places * ((before - 1) / max(after - 1, 1))
     low = exact.long().clamp_max(before - 1)
     return low, (low + 1).clamp_max(before - 1), (exact - low)[:, None]
@@ -116,13 +116,13 @@ def _draw(total: int, count: int, seed: int) -> torch.Tensor:
 
 
 def linear_cka(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None, seed: int = 0) -> float:
-    """Linear centred kernel alignment, in [0, 1]: 1 if rotation and scale alone turn one into the other.
+    """Linear centred kernel alignment, in [0, 1]: 1 if they differ only by rotation and scale.
 
     Args:
         x: Maps `[B, C, H, W]` or vectors `[B, D]`.
         y: Of the same images.
-        rows_per_channel: Draw rows, as `sample` says; by default all count.
-        seed: Of the draw.
+        rows_per_channel: Draw rows, as in `sample`; by default all count.
+        seed: Seed of the draw.
 
     Returns:
         The alignment; 0 with a warning if one of them is constant.
@@ -134,17 +134,17 @@ def linear_cka(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None
 
 
 def alignment(joint: float, own: float, other: float) -> float:
-    """CKA of three values of HSIC; 0 with a warning if it is not a number."""
+    """CKA from three values of HSIC; 0 with a warning if it is not a number."""
     product = own * other
     score = joint / math.sqrt(product) if product > 0 else math.nan
     return min(1.0, max(0.0, _number(score)))
 
 
 def _number(score: float) -> float:
-    """A score, or the lowest one with a warning."""
+    """A score; if it is not finite, 0 with a warning."""
     if math.isfinite(score):
         return score
-    warnings.warn("an activation is constant or no number; its score is the lowest, 0", RuntimeWarning, stacklevel=3)
+    warnings.warn("an activation is constant or not a number; its score is 0, the lowest", RuntimeWarning, stacklevel=3)
     return 0.0
 
 
@@ -152,28 +152,28 @@ def _number(score: float) -> float:
 def hsic(x: torch.Tensor, y: torch.Tensor) -> float:
     """Hilbert-Schmidt independence criterion of two aligned activations with linear kernels, without its factor.
 
-    It is the squared norm of the centred `X^T Y`. That is computed image by image; or by kernels `[rows, rows]`
-    where they are smaller. That of an activation with itself is 0 if it varies by no more than its rounding.
+    It is the squared norm of the centred `X^T Y`. It is computed image by image, or by kernels
+    `[rows, rows]` if these are smaller. For an activation with itself it is 0 if the values vary only by rounding.
     """
     num_rows = x.numel() // x.shape[1]
-    # Both ways give the same sum; the smaller matrix decides, as layers have up to 25,088 channels and few rows.
+    # Both ways give the same sum; the smaller matrix wins, because layers have up to 25,088 channels and few rows.
     if num_rows * (x.shape[1] + y.shape[1]) < x.shape[1] * y.shape[1]:
         kernel = centred_kernel(x)
         value = float((kernel * (kernel if y is x else centred_kernel(y))).sum())
     else:
         value = float(_cross(x, y, x.dtype, centred=True).square().sum())
-    # A constant activation varies by its rounding alone, and the score of that noise would mean nothing.
+    # A constant activation varies only by rounding, and a score of that noise would be meaningless.
     return 0.0 if y is x and math.sqrt(value) <= _noise(x) else value
 
 
 def _noise(x: torch.Tensor) -> float:
-    """The energy about the mean that rounding alone gives a constant activation, such as one that was resized."""
+    """The energy about the mean that rounding gives a constant activation, for example by resizing."""
     relative = _ROUNDING * torch.finfo(x.dtype).eps
     return float(relative**2 * _mean(x).double().square().sum() * (x.numel() // x.shape[1]))
 
 
 def _cross(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype, *, centred: bool) -> torch.Tensor:
-    """`X^T Y` `[C, C']`, an image at a time in the precision asked for, and their sum in float64."""
+    """`X^T Y` `[C, C']`, image by image in the requested precision, summed in float64."""
     # Products of one image are exact enough in float32; their sum over many images is not.
     total = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=x.device)
     fronts = _portions(x, dtype, centred=centred)
@@ -187,14 +187,14 @@ def _cross(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype, *, centred: boo
 
 
 def centred_kernel(x: torch.Tensor) -> torch.Tensor:
-    """The linear kernel of the rows about their mean `[rows, rows]`, in float64."""
+    """The linear kernel `[rows, rows]` of the rows about their mean, in float64."""
     rows = as_rows(x).double()
     rows = rows - rows.mean(0)
     return rows @ rows.T
 
 
 def _mean(x: torch.Tensor) -> torch.Tensor:
-    """The mean row `[C]`: a row, and the mean of the distances from it, which are exactly 0 if all rows are equal."""
+    """The mean row `[C]`, as the first row plus the mean distance from it, which is exactly 0 if all rows are equal."""
     first, count = (x[0] if x.ndim == 2 else x[0, :, 0, 0])[:, None], x.numel() // x.shape[1]
     images = [x.T] if x.ndim == 2 else x.flatten(2)
     distance = torch.stack([(image - first).sum(1).double() for image in images]).sum(0) / count
@@ -202,7 +202,7 @@ def _mean(x: torch.Tensor) -> torch.Tensor:
 
 
 def _portions(x: torch.Tensor, dtype: torch.dtype, *, centred: bool) -> Iterator[torch.Tensor]:
-    """The rows as columns `[C, rows]`, about their mean if asked for: an image's at a time, or all of a matrix."""
+    """The rows as columns `[C, rows]`, optionally about their mean: image by image, or all of a matrix."""
     mean = _mean(x)[:, None].to(dtype) if centred else None
     for part in [x.T] if x.ndim == 2 else x.flatten(2):
         yield part.to(dtype) if mean is None else part.to(dtype) - mean
@@ -210,7 +210,7 @@ def _portions(x: torch.Tensor, dtype: torch.dtype, *, centred: bool) -> Iterator
 
 @torch.no_grad()
 def unbiased_cka(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None, seed: int = 0) -> float:
-    """Linear CKA without the bias that few rows give: it is 0 on average for unrelated activations, and may fall below.
+    """Linear CKA without the bias of few rows: 0 on average for unrelated activations, and possibly negative.
 
     Arguments as in `linear_cka`; at least four rows.
 
@@ -224,12 +224,12 @@ def unbiased_cka(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | No
 
 
 def _unbiased_hsic(x: torch.Tensor, y: torch.Tensor) -> float:
-    """The estimator without the diagonals of the kernels, by sums over rows: no kernel is made."""
+    """The estimator without the diagonals of the kernels, by sums over rows instead of kernels."""
     a, b = as_rows(x).double(), as_rows(y).double()
     count = len(a)
     if count < 4:
         raise InputError(f"unbiased CKA needs at least 4 rows, there are {count}; give more images")
-    # Without its diagonal K = AA^T - diag(k): its sums follow from those of the rows.
+    # K = AA^T - diag(k) is the kernel without its diagonal; its sums follow from those of the rows.
     a, b = a - a.mean(0), b - b.mean(0)
     k, m = a.square().sum(1), b.square().sum(1)
     trace = (a.T @ b).square().sum() - (k * m).sum()
@@ -239,7 +239,7 @@ def _unbiased_hsic(x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def r2(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None, seed: int = 0) -> float:
-    """The part of the variance of `x` that linear regression on `y` explains, in [0, 1].
+    """The share of the variance of `x` that linear regression on `y` explains, in [0, 1].
 
     Arguments as in `linear_cka`.
 
@@ -250,7 +250,7 @@ def r2(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None,
 
 
 def residual(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None, seed: int = 0) -> float:
-    """The part of the energy of `y` that the best linear map from `x` leaves over, in [0, 1]; 0 is best.
+    """The share of the energy of `y` that the best linear map from `x` does not reproduce, in [0, 1]; 0 is best.
 
     Arguments as in `linear_cka`.
     """
@@ -260,7 +260,7 @@ def residual(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None =
 
 @torch.no_grad()
 def _explained(x: torch.Tensor, y: torch.Tensor, *, centred: bool) -> float:
-    """The part of the energy of `x` in the column space of `y`."""
+    """The share of the energy of `x` in the column space of `y`."""
     if centred and not all(_energy(value, centred=True) > _noise(value) for value in (x, y)):
         return _number(math.nan)
     num_rows = y.numel() // y.shape[1]
@@ -292,7 +292,7 @@ def _fit(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = Non
 
 
 MEASURES: dict[str, Measure] = {"cka": linear_cka, "unbiased_cka": unbiased_cka, "r2": r2, "fit": _fit}
-"""Scores by name; `fit` is what the least-squares residual leaves of 1."""
+"""Scores by name; `fit` is 1 minus the least-squares residual."""
 
 
 def measure_by_name(name: str) -> Measure:

@@ -29,11 +29,11 @@ class SNNet(nn.Module):
     """A stitchable network. It runs one stitch at a time and shares all weights among them.
 
     Parameters are named as in the released checkpoints: `anchors.<n>.<timm's name>` and
-    `stitch_layers.<pair>.<layer>.transform.<weight or bias>`, with the stage before the pair where there are several.
+    `stitch_layers.<pair>.<layer>.transform.<weight or bias>`, with the stage before the pair if there are several.
 
     Args:
         anchors: From cheap to costly.
-        space: The stitches, with the layer that serves each joint.
+        space: The stitches, with the layer of each joint.
         stitched_final_norm: Whether stitched routes apply the end anchor's final normalisation; uncut anchors
             always do. The released DeiT code does not.
 
@@ -45,7 +45,7 @@ class SNNet(nn.Module):
 
     def __init__(self, anchors: Sequence[Anchor], space: StitchSpace, *, stitched_final_norm: bool = True):
         super().__init__()
-        # A plain dictionary, so that the anchors' modules are registered once, under the published names.
+        # A plain dictionary, so that the anchors' modules are registered only once, under the published names.
         self.views = {anchor.label: anchor for anchor in anchors}
         self.space = space
         self.stitched_final_norm = stitched_final_norm
@@ -75,12 +75,12 @@ class SNNet(nn.Module):
             table[str(path[-1])] = StitchLayer(front, end)
 
     def layouts_at(self, joint: Joint) -> tuple[Layout, Layout]:
-        """The full layouts at a joint: where the front is left, and where the end is entered."""
+        """The full layouts of the front's output and the end's input at a joint."""
         front, end = self.views[joint.front], self.views[joint.end]
         return front.boundaries[joint.front_block + 1].layout, end.boundaries[joint.end_block].layout
 
     def layer(self, joint: Joint) -> StitchLayer:
-        """The stitching layer that serves a joint."""
+        """The stitching layer of a joint."""
         module = self.stitch_layers.get_submodule(".".join(map(str, self.space.layers[joint])))
         assert isinstance(module, StitchLayer)
         return module
@@ -102,7 +102,7 @@ class SNNet(nn.Module):
 
     @property
     def pretrained_cfg(self) -> Mapping[str, Any]:
-        """How images are prepared: timm's configuration of the last anchor."""
+        """The preparation of images: timm's configuration of the last anchor."""
         return list(self.views.values())[-1].pretrained_cfg
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -110,7 +110,7 @@ class SNNet(nn.Module):
         self.grad_checkpointing = enable
 
     def freeze_anchors(self) -> None:
-        """Leave the stitching layers and class tokens alone to be trained; batch norms of anchors stay as they are.
+        """Train only the stitching layers and class tokens; batch norms of anchors keep their statistics.
 
         Source: the released configuration `"fulltune": false`.
         """
@@ -125,7 +125,7 @@ class SNNet(nn.Module):
     def train(self, mode: bool = True) -> SNNet:
         """Set the mode of all but the batch norms of frozen anchors, which stay in evaluation mode."""
         super().train(mode)
-        # Statistics that drift would change the anchors although none of their parameters is trained.
+        # Drifting statistics would change the anchors, although none of their parameters is trained.
         if self._frozen:
             for part in self.anchors.modules():
                 if isinstance(part, _BatchNorm):
@@ -133,7 +133,7 @@ class SNNet(nn.Module):
         return self
 
     def trainable_stitches(self) -> list[int]:
-        """The `cfg_id`s of the routes on which there is something to train."""
+        """The `cfg_id`s of the routes with trainable parameters."""
         return [cfg_id for cfg_id in range(len(self.space)) if self._is_trainable(cfg_id)]
 
     def _is_trainable(self, cfg_id: int) -> bool:
@@ -141,7 +141,7 @@ class SNNet(nn.Module):
         return any(parameter.requires_grad for module in modules for parameter in module.parameters())
 
     def reset_stitch_id(self, cfg_id: int) -> None:
-        """Choose the stitch that `forward` runs when it is given none.
+        """Choose the stitch that `forward` runs by default.
 
         Raises:
             InputError: If there is no such `cfg_id`.
@@ -150,7 +150,7 @@ class SNNet(nn.Module):
         self._default_id = cfg_id
 
     def resolve(self, stitch: Stitch | int | None = None) -> Stitch:
-        """The stitch meant by a stitch, a `cfg_id`, or None for the default one.
+        """The stitch for a stitch, a `cfg_id`, or None for the default one.
 
         Raises:
             InputError: If it is not in the space.
@@ -164,7 +164,7 @@ class SNNet(nn.Module):
         return self.space[operator.index(stitch)]
 
     def steps(self, stitch: Stitch | int | None = None) -> list[Step]:
-        """The steps of a stitch, with the final normalisation where this model applies it."""
+        """The steps of a stitch, with the final normalisation if this model applies it."""
         return list(self.resolve(stitch).steps(stitched_final_norm=self.stitched_final_norm))
 
     def modules_of(self, steps: Iterable[Step]) -> Iterator[nn.Module]:
@@ -190,7 +190,7 @@ class SNNet(nn.Module):
         steps = self.steps(stitch)
         for step, module in zip(steps, self.modules_of(steps), strict=True):
             if self.grad_checkpointing and self.training and step.kind == "block":
-                # The second time a batch passes, in the backward pass, batch norms must not count it again.
+                # The backward pass runs the block again, and batch norms must not count the batch twice.
                 x = checkpoint(module, x, use_reentrant=False, context_fn=partial(_twice, module))
             else:
                 x = module(x)
@@ -199,25 +199,25 @@ class SNNet(nn.Module):
     def forward_all(
         self, x: torch.Tensor, cfg_ids: Iterable[int] | None = None, *, memory: int | None = None
     ) -> dict[int, torch.Tensor]:
-        """Logits by `cfg_id` of many stitches for the same images, with all that they have in common computed once.
+        """Logits by `cfg_id` of many stitches for the same images; common work is done once.
 
         Args:
             cfg_ids: The stitches; by default all.
-            memory: Bytes that activations may take, as of `OnePass`.
+            memory: Bytes that activations may take, as in `OnePass`.
 
         Raises:
             InputError: If a stitch does not exist, the model is in training mode, or the memory is not enough for
                 one image.
         """
         key = (None if cfg_ids is None else tuple(cfg_ids), memory)
-        if key not in self._passes:  # each measures once how much memory an image takes
+        if key not in self._passes:  # kept, because each measures once how much memory an image takes
             self._passes[key] = OnePass(self, key[0], memory=memory)
         return self._passes[key](x)
 
     def extract(self, stitch: Stitch | int | None = None) -> nn.Sequential:
-        """The network of one stitch alone, with weights of its own and nothing that the route does not need.
+        """The network of one stitch, with its own copy of only the weights that the route needs.
 
-        It gives what `forward(x, stitch)` gives; arguments and errors are those of `forward`.
+        Its output equals `forward(x, stitch)`; arguments and errors are those of `forward`.
         """
         steps = self.steps(stitch)
         named = zip(_names(steps), self.modules_of(steps), strict=True)
@@ -239,7 +239,7 @@ def _names(steps: Iterable[Step]) -> Iterator[str]:
 
 
 def _named(module: nn.Module) -> nn.Module:
-    """A module with the names that it has in extracted networks; people have files in which stems are `stem.part`."""
+    """A module with its names in extracted networks; in saved files, stems are `stem.part`."""
     return nn.Sequential(OrderedDict(part=module)) if isinstance(module, Slice) else module
 
 

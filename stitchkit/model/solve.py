@@ -22,11 +22,11 @@ METHODS = ("truncated", "damped", "exact")
 
 
 class Gram:
-    """Sums that least squares from `[x, 1]` to any target needs; their size does not depend on the rows seen.
+    """Sums for least squares from `[x, 1]` to any target; their size does not depend on the number of rows.
 
     Args:
         width: Columns of `x`.
-        device: Where the sums are kept, in float64.
+        device: Device of the sums, which are float64.
         intercept: Whether there is a column of ones; without it, `[x, 1]` below is `x`.
     """
 
@@ -38,11 +38,11 @@ class Gram:
 
     @property
     def num_rows(self) -> int:
-        """Rows seen so far: the product of the column of ones with itself; 0 where there is none."""
+        """Rows seen so far: the product of the column of ones with itself; 0 without an intercept."""
         return round(self.product[-1, -1].item()) if self._intercept else 0
 
     def add(self, x: torch.Tensor) -> None:
-        """Take in rows `[x, 1]` `[rows, width + 1]`."""
+        """Add rows `[x, 1]` `[rows, width + 1]`."""
         self.product += x.T @ x
         self._solver = None
 
@@ -52,16 +52,16 @@ class Gram:
         Args:
             cross: `[width + 1, out]`.
             method: `truncated`: minimum norm without the singular values under `max(rows, columns) x float32 eps` of
-                the largest, as PyTorch's pseudo-inverse of the rows themselves; `exact`: without those only that are
+                the largest, as PyTorch's pseudo-inverse of the rows themselves; `exact`: without only those that are
                 noise of float64; `rounded`: without those that are noise of features in float32, however many rows
                 there are; `damped`: ridge regression.
-            damping: Of `damped`: what is added to the squared singular values, as a part of their mean.
+            damping: For `damped`: the amount added to the squared singular values, as a share of their mean.
 
         Source: SN-Net, equation 4; the threshold of `truncated` is the released code's.
         """
-        if self._solver is None:  # many joints leave the same block and share its sums
+        if self._solver is None:  # kept, because many joints leave the same block and share its sums
             squares, vectors = torch.linalg.eigh(self.product)
-            # Rounding makes the smallest eigenvalues slightly negative, which no Gram matrix has.
+            # Rounding can make the smallest eigenvalues slightly negative; those of a Gram matrix are not.
             self._solver = vectors * self._inverse(squares.clamp_min(0), method, damping) @ vectors.T
         return self._solver @ cross
 
@@ -69,8 +69,8 @@ class Gram:
         """The inverse of each squared singular value, or what replaces it."""
         if method == "damped":
             return 1 / (squares + damping * squares.mean())
-        # Thresholds are those of singular values, hence squared; `rounded` does not grow with the number of rows,
-        # as the rounding of features in float32 does not either.
+        # These are eigenvalues, so thresholds of singular values are squared. `rounded` does not grow with the number
+        # of rows, because the rounding of features in float32 does not either.
         size = max(self.num_rows, len(squares))
         least = {"truncated": (size * _FLOAT32_EPS) ** 2, "rounded": (8 * _FLOAT32_EPS) ** 2}.get(
             method, size * _FLOAT64_EPS
@@ -92,17 +92,17 @@ def fit_stitching_layers(
 ) -> dict[Joint, float]:
     """Set every stitching layer to the best linear map between the features it joins.
 
-    The map goes from what leaves the front block to what enters the end block. A layer that serves several joints
-    takes the mean of their maps. Every rank may bring its own batches; the sums are added up.
+    The map goes from the output of the front block to the input of the end block. A layer of several joints takes the
+    mean of their maps. Every rank may bring its own batches; the sums are added up.
 
     Args:
-        model: An SN-Net; its mode is kept, features are taken in evaluation mode.
-        batches: Images `[B, C, H, W]`; each anchor runs once on each batch, and what is kept does not grow with them.
+        model: An SN-Net; features are taken in evaluation mode, then its mode is restored.
+        batches: Images `[B, C, H, W]`; each anchor runs once per batch, and memory does not grow with their number.
         method: `truncated`, the published one, `exact` or `damped`; see `Gram.solve`.
-        damping: Of `damped`.
+        damping: For `damped`.
 
     Returns:
-        For each joint, the part of the target's energy that its layer leaves over; 0 is best, 1 is as good as none.
+        For each joint, the share of the target's energy that its layer does not reproduce; 0 is best.
 
     Raises:
         InputError: If there is no image or no such method, or features are not finite.
@@ -125,16 +125,16 @@ def fit_stitching_layers(
                 _accumulate(model, portion, grams, targets)
     for (label, block), gram in grams.items():
         if not sum_over_ranks(gram.product).isfinite().all():
-            raise InputError(f"what block {block} of '{label}' gives is not finite; check its weights and the images")
+            raise InputError(f"the output of block {block} of '{label}' is not finite; check weights and images")
     if not next(iter(grams.values())).num_rows:
-        raise InputError("stitching layers cannot be fitted without an image; give at least one batch")
+        raise InputError("stitching layers cannot be fitted without images; give at least one batch")
     return _apply(model, grams, targets, method, damping)
 
 
 def _accumulate(
     model: SNNet, images: torch.Tensor, grams: dict[tuple[str, int], Gram], targets: dict[Joint, _Target]
 ) -> None:
-    # Entry j of the features is the input of block j, so a front block i gives entry i + 1.
+    # Entry j of the features is the input of block j, so the output of a front block i is entry i + 1.
     joints: dict[tuple[str, int], list[Joint]] = defaultdict(list)
     for joint in targets:
         joints[joint.front, joint.front_block].append(joint)
@@ -170,15 +170,15 @@ def _apply(
 
 
 def _left_over(matrix: torch.Tensor, gram: Gram, target: _Target) -> float:
-    """The part of a target's energy that a map does not reproduce."""
+    """The share of a target's energy that a map does not reproduce."""
     left = target.square - 2 * (matrix * target.cross).sum() + (matrix * (gram.product @ matrix)).sum()
-    return max(0.0, (left / target.square).item())  # the three terms cancel, and rounding may leave less than 0
+    return max(0.0, (left / target.square).item())  # the terms nearly cancel, and rounding may leave less than 0
 
 
 def _feature_rows(
     model: SNNet, images: torch.Tensor, entries: set[tuple[str, int]]
 ) -> dict[tuple[str, int], torch.Tensor]:
-    """Features of anchors as rows `[B x positions, C]`; entry `(label, j)` is what enters block `j`."""
+    """Features of anchors as rows `[B x positions, C]`; entry `(label, j)` is the input of block `j`."""
     found = {}
     for label, anchor in model.views.items():
         last = max((index for wanted, index in entries if wanted == label), default=0)

@@ -1,1 +1,1 @@
-"""Networks: built, loaded, cut, seen as steps, and the layouts of the tensors in them."""
+"""Networks: building, loading and cutting them, their steps, and the layouts of the tensors in them."""

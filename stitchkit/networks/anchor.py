@@ -35,7 +35,7 @@ VIEWS = {
 
 @dataclass(frozen=True)
 class Stage:
-    """A number of blocks, and the full layout of what leaves each of them."""
+    """A number of blocks, and the full layout of the output of each."""
 
     depth: int
     layout: Layout
@@ -46,7 +46,7 @@ class ViewStep:
     """One step of a network that has a view.
 
     Args:
-        paths: Modules, in the order they run, and tensors of the network that it needs.
+        paths: The modules that it needs, in the order they run, and tensors of the network.
         run: `(model, x) -> x`; without it, the modules run one after the other.
         begins: Name of the first module or function that `run` calls; `ends` is that of the last.
     """
@@ -67,8 +67,8 @@ class ViewSlice(Slice):
         self._steps = tuple(steps)
         for path in dict.fromkeys(path for step in steps for path in step.paths):
             self._take(model, path)
-        # Stems and heads call methods of timm's classes. They run on a copy of the model that shares the tables of this
-        # slice, so that `to` and `load_state_dict` reach both. As a child, it would put a prefix before all names.
+        # Stems and heads call methods of timm's classes on a copy of the model that shares the tables of this slice, so
+        # that `to` and `load_state_dict` reach both. As a child module, it would put a prefix before all names.
         part = copy.copy(model)
         for table in ("_parameters", "_buffers", "_modules"):
             part.__dict__[table] = self.__dict__[table]
@@ -76,7 +76,7 @@ class ViewSlice(Slice):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Run the steps."""
-        if self._part.training != self.training:  # compilers warn of whatever a forward pass sets
+        if self._part.training != self.training:  # compilers warn about attributes set in `forward`
             self._part.training = self.training
         for step in self._steps:
             if step.run is not None:
@@ -88,7 +88,7 @@ class ViewSlice(Slice):
 
 
 class ViewSteps(Steps):
-    """Steps as a view says them, and the full layouts between them; cuts inside them are left to the tracer."""
+    """The steps of a view, with the layouts between them; cuts inside a step are left to the tracer."""
 
     def __init__(self, model: nn.Module, steps: Sequence[ViewStep], layouts: Sequence[Layout]):
         super().__init__(model)
@@ -108,8 +108,8 @@ class ViewSteps(Steps):
     def module(self, number: int) -> nn.Module:
         """The module that runs one step.
 
-        A block is the model's own module: a slice around it would cost time in every pass, and hide from the compiler
-        and the profiler that blocks are alike.
+        A block is the model's own module: a slice around it would cost time in every pass, and the compiler and the
+        profiler would not see that blocks are alike.
         """
         step = self._steps[number]
         if step.run is not None:
@@ -117,7 +117,7 @@ class ViewSteps(Steps):
         modules = [self.model.get_submodule(path) for path in step.paths]
         if len(modules) == 1:
             return modules[0]
-        # These names are in extracted networks that people have saved.
+        # Files of extracted networks have these names.
         return nn.Sequential(OrderedDict(zip(("downsample", "block"), modules, strict=True)))
 
     def between(self, block_input: str | None = None, block_output: str | Sequence[str] | None = None) -> Slice:
@@ -125,7 +125,7 @@ class ViewSteps(Steps):
         befores, afters = ([getattr(place, side) for place in self.boundaries] for side in ("before", "after"))
         first = 0 if block_input in (None, INPUT) else _number(block_input, befores)
         last = len(self) if block_output is None else _number(block_output, afters)
-        if first is None or last is None or first >= last:  # inside a block, or wrong: the tracer says how
+        if first is None or last is None or first >= last:  # inside a block, or wrong: the tracer finds out
             return self._traced.between(block_input, block_output)
         return self[first:last]
 
@@ -135,12 +135,12 @@ class ViewSteps(Steps):
 
 
 def _number(name: str | Sequence[str], names: Sequence[tuple[str, ...]]) -> int | None:
-    """The step after the boundary that has a name; None where none has it."""
+    """The step after the boundary that has a name; None if no boundary has it."""
     return next((number for number, known in enumerate(names, start=1) if name in known), None)
 
 
 def _boundary_names(steps: Sequence[ViewStep]) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """For each boundary the names of what ends there and of what begins there, the smallest first."""
+    """The names of the nodes that end at each boundary, and of those that begin there, the smallest first."""
     paths = [(step.begins, step.ends) if step.run else step.paths for step in steps]
     for number in range(1, len(steps)):
         earlier, later = (list(chain.from_iterable(part)) for part in (paths[:number], paths[number:]))
@@ -148,7 +148,7 @@ def _boundary_names(steps: Sequence[ViewStep]) -> Iterator[tuple[tuple[str, ...]
 
 
 def _holders(path: str, others: Sequence[str]) -> Iterator[str]:
-    """A path and those of the modules around it that hold none of the others."""
+    """A path, and those of the modules around it that contain none of the others."""
     while path and not any(f"{other}.".startswith(f"{path}.") for other in others):
         yield path
         path = path.rpartition(".")[0]
@@ -157,12 +157,12 @@ def _holders(path: str, others: Sequence[str]) -> Iterator[str]:
 class Anchor(ABC):
     """A pretrained model as steps: the stem, the blocks of its stages, the head.
 
-    A route may leave or enter between any two of them. A family's view says what stem, blocks and head are; the model
-    itself is untouched and its parameters keep timm's names.
+    A route may leave or enter between any two of them. A family's view defines stem, blocks and head; the model
+    itself does not change, and its parameters keep timm's names.
 
     Args:
         model: A model of the class that the view is registered for.
-        label: What stitches call it.
+        label: Its name in stitches.
         source: Where its weights come from, for reports.
     """
 
@@ -195,16 +195,16 @@ class Anchor(ABC):
     @property
     @abstractmethod
     def stage_paths(self) -> Sequence[str]:
-        """Where timm has the stages: sequences of blocks, or modules with `downsample` and `blocks`."""
+        """Paths of timm's stages: sequences of blocks, or modules with `downsample` and `blocks`."""
 
     @property
     def borders(self) -> tuple[str, str]:
-        """Names of the last thing that the stem runs and of the first that the head runs."""
+        """Names of the last node of the stem and the first node of the head."""
         return self.stem_children[-1], self.head_children[0]
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        """All blocks of all stages; what down-samples into a stage runs with its first block."""
+        """All blocks of all stages; down-sampling into a stage runs with its first block."""
         return [self.steps.module(number) for number in range(1, len(self.steps) - 1)]
 
     @staticmethod
@@ -219,12 +219,12 @@ class Anchor(ABC):
 
     @property
     def stem_layout(self) -> Layout:
-        """The full layout of what leaves the stem; that of the first stage unless a view says otherwise."""
+        """The full layout of the stem's output; by default that of the first stage."""
         return self.stages[0].layout
 
     @cached_property
     def steps(self) -> ViewSteps:
-        """Stem, blocks and head: run one after the other they are the model."""
+        """Stem, blocks and head, which run in turn are the model."""
         blocks = [step for path in self.stage_paths for step in _stage_steps(self.model, path)]
         stem = ViewStep(self.stem_children, self.run_stem, INPUT, self.borders[0])
         head = ViewStep(
@@ -258,11 +258,11 @@ class Anchor(ABC):
 
     @property
     def pretrained_cfg(self) -> Mapping[str, Any]:
-        """timm's description of the weights: how images are prepared for them."""
+        """timm's description of the weights, with the preparation of images."""
         return as_timm(self.model).pretrained_cfg
 
     def features(self, x: torch.Tensor, *, until: int | None = None) -> list[torch.Tensor]:
-        """The tensors that pass the `boundaries` for images `[B, C, H, W]`, by default to that of the head."""
+        """The tensors at the `boundaries` for images `[B, C, H, W]`, by default up to the head."""
         outputs = [self.steps[0](x)]
         for block in self.blocks[:until]:
             outputs.append(block(outputs[-1]))
@@ -290,7 +290,7 @@ def _stage_steps(model: nn.Module, path: str) -> list[ViewStep]:
 
 def patched_input_size(in_chans: int, embedding: PatchEmbed) -> tuple[int, int, int]:
     """Size of an input image, `(C, H, W)`, of a model with timm's patch embedding."""
-    assert embedding.img_size is not None, "only models that take images of any size have none, and these have no view"
+    assert embedding.img_size is not None, "models that take images of any size have none, and no view"
     height, width = embedding.img_size
     return (in_chans, height, width)
 
@@ -305,12 +305,12 @@ def _class_path(model: nn.Module) -> str:
 
 
 def view(model: nn.Module, *, label: str, source: str = "") -> Anchor:
-    """The anchor that a timm model makes, by the view registered for its class.
+    """The anchor of a timm model, by the view registered for its class.
 
     The exact class decides: a subclass may run its blocks in another way.
 
     Args:
-        label: What stitches call it.
+        label: Its name in stitches.
         source: Where its weights come from.
 
     Raises:
@@ -325,8 +325,8 @@ def view(model: nn.Module, *, label: str, source: str = "") -> Anchor:
 
 
 def steps_of(model: nn.Module, example: torch.Tensor | None = None) -> Steps:
-    """A network as steps: by the view of its class where there is one, else as torch.fx traces it.
+    """A network as steps: by the view of its class, or traced by torch.fx if there is none.
 
-    With an example of its input, the layouts between traced steps are known.
+    An example of its input determines the layouts between traced steps.
     """
     return view(model, label="model").steps if has_view(model) else TracedSteps(model, example)

@@ -1,4 +1,4 @@
-"""The command that shows where a model can be cut: nodes."""
+"""The `nodes` command, which shows where a model can be cut."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from stitchkit.parser import Command
 
 def _add_nodes_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="name of the model")
-    parser.add_argument("--backend", default="timm", help="where it is from: timm, or torchvision, also called pytorch")
+    about = "library of the model: timm, or torchvision (also called pytorch)"
+    parser.add_argument("--backend", default="timm", help=about)
     parser.add_argument("--inside", action="append", default=[], metavar="PATH", help="list a block's inner nodes too")
 
 
@@ -19,7 +20,7 @@ def _nodes(flags: argparse.Namespace) -> None:
 
     model, example = library_model(flags.model, flags.backend)
     print(table(steps_of(model).nodes(example, inside=flags.inside)))
-    print("* marks clean places: one tensor alone passes from there to the rest of the model")
+    print("* marks clean places: only one tensor passes from there to the rest of the model")
 
 
 nodes = Command(_nodes, "list the nodes of a model, and where it can be cut, without data or weights", _add_nodes_flags)

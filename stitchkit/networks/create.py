@@ -26,20 +26,20 @@ def create_model(
 
     Args:
         name: timm's name, with or without a tag.
-        checkpoint: A local file with the weights; it excludes `pretrained`. If its classifier has another number of
-            classes than asked for, the classifier alone is re-initialised.
-        pretrained: Fetch timm's weights for the name.
+        checkpoint: A local file with the weights, which replaces `pretrained`. If its classifier has another number of
+            classes than requested, only the classifier is re-initialised.
+        pretrained: Download timm's weights for the name.
         kwargs: Arguments of `timm.create_model`; those that are None are left out.
 
     Raises:
-        InputError: If timm has no such model, refuses an argument, or cannot fetch the weights.
+        InputError: If timm has no such model, rejects an argument, or cannot download the weights.
     """
     known = published_config(name)
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
     check_kwargs(kwargs, f"'{name}'")
     img_size = kwargs.get("img_size")
     if known is not None and not known.fixed_input_size:
-        kwargs.pop("img_size", None)  # takes any size, and refuses the argument
+        kwargs.pop("img_size", None)  # the model takes any size, and rejects the argument
     content = None if checkpoint is None else read_checkpoint(checkpoint)
     try:
         model = as_timm(timm.create_model(name, pretrained=pretrained and content is None, **kwargs))
@@ -78,13 +78,14 @@ def published_config(name: str) -> PretrainedCfg | None:
 
 
 def _describe_input(model: TimmModel, img_size: int | Sequence[int]) -> None:
-    """Note the size of images in timm's description of the model, the one place where all models have it."""
+    """Record the size of images in timm's description, the only place where all models have it."""
     sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     model.pretrained_cfg = model.pretrained_cfg | {"input_size": (model.pretrained_cfg["input_size"][0], *sides)}
 
 
 def _load(model: TimmModel, content: Mapping[str, object], path: str | Path, *, num_classes: int | None) -> None:
-    """Load weights with any number of classes; the classifier is re-initialised if another number is asked for."""
+    """Load weights with any number of classes; the classifier is re-initialised if another number is requested."""
+    # The file's own classifier is loaded even if it is replaced below: loading checks every name and shape.
     found = _classes_in(own_names(model, weights_of(content)), model)
     if found is not None and found != model.num_classes:
         model.reset_classifier(found)
@@ -111,9 +112,8 @@ def create_anchor(
 
     Args:
         spec: Name, label, arguments and checkpoint.
-        pretrained: Load its weights: the checkpoint where the specification has one, else timm's. Without, the
-            weights are random.
-        checkpoints: Load the checkpoint of the specification, if it has one; by default as `pretrained` says.
+        pretrained: Load its weights: those of its checkpoint, or timm's if it has none. Otherwise they are random.
+        checkpoints: Load the checkpoint of the specification, if it has one; by default if `pretrained`.
         overrides: Further arguments of `timm.create_model`, stronger than those of the specification.
 
     Raises:
@@ -131,7 +131,7 @@ def create_anchor(
 
 
 def _check_input_size(anchor: Anchor, img_size: int | Sequence[int] | None) -> None:
-    """Check that an anchor takes images of the size asked for; some round it to their strides."""
+    """Check that an anchor takes images of the requested size; some round it to their strides."""
     if img_size is None:
         return
     asked = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)

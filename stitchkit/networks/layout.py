@@ -1,7 +1,7 @@
-"""Layouts: what the axes of a tensor between two layers mean, and the conversion of any one to any other.
+"""Layouts: the meaning of a tensor's axes, and the conversion of any layout to any other.
 
 The kinds are timm's `NCHW`, `NHWC` and `NLC`, and `vector` `[B, C]`, which counts as a map of one position. Tokens may
-begin with prefix tokens, such as a class token, which stand at no position of the image. Stitching jobs call the
+begin with prefix tokens, such as a class token, which have no position in the image. Stitching jobs call the
 layouts `img`, `bhwc`, `token`, `bert` (tokens after one prefix token) and `vector`.
 """
 
@@ -21,18 +21,18 @@ from stitchkit.errors import InputError, unknown
 Kind = Literal["NCHW", "NHWC", "NLC", "vector"]
 _NUM_POSITION_AXES = {"NCHW": 2, "NHWC": 2, "NLC": 1, "vector": 0}
 CLASS_TOKENS = ("zeros", "ones", "avg")
-"""Values of a prefix token where there was none."""
+"""Values for a new prefix token."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The axes of a tensor, with their lengths where these are known.
+    """The axes of a tensor, with their lengths if these are known.
 
     Args:
         kind: `NCHW`, `NHWC`, `NLC` or `vector`.
         channels: Number of channels; None for any.
         positions: `(H, W)` of maps, `(L,)` of tokens without the prefix, `()` of vectors; None for any.
-        num_prefix_tokens: Of `NLC`: how many tokens stand before those of the positions.
+        num_prefix_tokens: Number of tokens of `NLC` before those of the positions.
     """
 
     kind: Kind
@@ -72,7 +72,7 @@ class Layout:
 
     @property
     def name(self) -> str:
-        """The name that jobs give it; that of the kind where they have none."""
+        """The name that jobs use; that of the kind if they have none."""
         return next((name for name, layout in NAMES.items() if layout == self.bare), self.kind)
 
     @property
@@ -82,7 +82,7 @@ class Layout:
 
     @property
     def axes(self) -> str:
-        """The axes as docstrings write them, e.g. `[B, C, H, W]`."""
+        """The axes in the notation of docstrings, e.g. `[B, C, H, W]`."""
         prefix = f"{self.num_prefix_tokens} + " if self.num_prefix_tokens else ""
         middle = {"NCHW": "C, H, W", "NHWC": "H, W, C", "NLC": f"{prefix}L, C", "vector": "C"}[self.kind]
         return f"[B, {middle}]"
@@ -95,7 +95,7 @@ class Layout:
 
     @property
     def rank(self) -> int:
-        """Number of axes, that of the batch among them."""
+        """Number of axes, including that of the batch."""
         return _NUM_POSITION_AXES[self.kind] + 2
 
     @property
@@ -110,7 +110,7 @@ class Layout:
 
     @property
     def is_map(self) -> bool:
-        """Whether positions stand in rows and columns."""
+        """Whether positions are rows and columns."""
         return self.kind in ("NCHW", "NHWC")
 
     @property
@@ -132,7 +132,7 @@ class Layout:
         return (side, side)
 
     def sized(self, x: torch.Tensor) -> Layout:
-        """The layout with the lengths that the axes of a tensor have.
+        """The layout with the lengths of a tensor's axes.
 
         Raises:
             InputError: If the tensor has another number of axes.
@@ -146,7 +146,7 @@ class Layout:
         return Layout(self.kind, channels, tuple(sizes[1:]), self.num_prefix_tokens)
 
     def converted_to(self, target: Layout) -> Layout:
-        """The full layout that `convert` gives at the same size; prefix tokens without a place widen the channels."""
+        """The full layout of `convert` at the same size; prefix tokens without a slot multiply the channels."""
         beside = 0 if target.num_prefix_tokens else self.num_prefix_tokens
         positions = self.grid if target.is_map else (math.prod(self.positions or ()),)
         return replace(target.bare, channels=self.width * (1 + beside), positions=positions)
@@ -215,21 +215,21 @@ def _are_counts(numbers: object) -> bool:
 def convert(
     x: torch.Tensor, source: Layout, target: Layout, *, class_token: str = "zeros", align_corners: bool = False
 ) -> torch.Tensor:
-    """A tensor in another layout, resized bilinearly where the target declares another size.
+    """A tensor in another layout, resized bilinearly if the target declares another size.
 
-    Prefix tokens that the target has no place for are set beside every position, which multiplies the channels.
-    Where both have as many, they stay; the publication of stitching jobs loses them where the size changes.
+    Prefix tokens without a slot in the target are concatenated to every position, which multiplies the channels. If
+    both layouts have as many, they are kept; the published stitching jobs lose them if the size changes.
 
     Args:
         x: The tensor.
-        source: Its layout; sizes are those of the tensor, whatever is declared.
-        target: The layout to bring it to.
-        class_token: Value of prefix tokens where `x` has none: `zeros`, `ones`, or `avg`, the mean of all positions.
+        source: Its layout; declared sizes are ignored in favour of the tensor's.
+        target: The new layout.
+        class_token: Value of new prefix tokens: `zeros`, `ones`, or `avg`, the mean of all positions.
         align_corners: Of the interpolation.
 
     Raises:
-        InputError: If the channels differ from those declared, tokens have no grid where one is needed, or a map of
-            more than one position should become a vector.
+        InputError: If the channels differ from those declared, tokens have no grid although one is needed, or a map
+            of more than one position should become a vector.
     """
     found = source.sized(x)
     resized = bool(target.positions) and target.positions != found.positions and target.grid != found.grid
@@ -245,7 +245,7 @@ def convert(
             prefix = prefix_tokens(features, prefix, target.num_prefix_tokens, class_token)
         x = target.join(features, prefix)
     _check_channels(x, found, target)
-    # Prefix tokens are joined with the channels first, a memory order that would slow every block that follows.
+    # Prefix tokens are joined with the channels first, a memory order that would slow down all later blocks.
     return x.contiguous() if target.num_prefix_tokens else x
 
 
@@ -258,20 +258,20 @@ def _check_channels(x: torch.Tensor, found: Layout, target: Layout) -> None:
 
 def _beside(features: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
     """Tokens `[B, C, L]` with the prefix tokens `[B, C, P]` beside each: `[B, (1 + P) x C, L]`."""
-    tokens = features.mT  # put together with the channels last, as the tokens are stored
+    tokens = features.mT  # concatenated with the channels last, the memory order of tokens
     every = prefix.mT.flatten(1)[:, None].expand(-1, tokens.shape[1], -1)
     return torch.cat([tokens, every], dim=-1).mT
 
 
 def prefix_tokens(features: torch.Tensor, prefix: torch.Tensor | None, count: int, class_token: str) -> torch.Tensor:
-    """As many prefix tokens `[B, C, count]` as a layout has: those there are, else new ones of a `CLASS_TOKENS` value.
+    """Prefix tokens `[B, C, count]` of a layout: the existing ones, or new ones of a `CLASS_TOKENS` value.
 
     Args:
         features: Features `[B, C, *positions]`.
-        prefix: Prefix tokens `[B, C, P]`, if there are any.
+        prefix: Existing prefix tokens `[B, C, P]`.
 
     Raises:
-        InputError: If `class_token` is none of `CLASS_TOKENS`.
+        InputError: If `class_token` is not one of `CLASS_TOKENS`.
     """
     if prefix is not None and prefix.shape[-1] == count:
         return prefix
@@ -285,7 +285,7 @@ def prefix_tokens(features: torch.Tensor, prefix: torch.Tensor | None, count: in
 
 
 def to_map(features: torch.Tensor) -> torch.Tensor:
-    """Features `[B, C, *positions]` as maps `[B, C, H, W]`; tokens stand row by row on a square grid.
+    """Features `[B, C, *positions]` as maps `[B, C, H, W]`; tokens are ordered by row on a square grid.
 
     Raises:
         InputError: If the number of tokens is not a perfect square.
@@ -303,7 +303,7 @@ def resize(x: torch.Tensor, size: tuple[int, int], *, align_corners: bool) -> to
 
 
 def as_rows(x: torch.Tensor, channel_dim: int = 1) -> torch.Tensor:
-    """A tensor of any layout as a matrix `[B x positions, C]`, prefix tokens being positions like all others."""
+    """A tensor of any layout as a matrix `[B x positions, C]`; prefix tokens count as positions."""
     x = x.movedim(channel_dim, -1)
     return x.reshape(-1, x.shape[-1])
 
@@ -311,17 +311,17 @@ def as_rows(x: torch.Tensor, channel_dim: int = 1) -> torch.Tensor:
 def find_layout(shape: tuple[int, ...], model: nn.Module, size: tuple[int, int]) -> Layout | None:
     """The layout of a tensor inside a model, by its shape with the batch; None if it cannot be known.
 
-    `size` is the height and width of the images; if they are not square, it does not tell how tokens are arranged.
+    `size` is the height and width of the images; unless they are square, the grid of tokens is unknown.
     """
     if len(shape) == 2:
         return Layout("vector")
-    # timm's `unroll` puts tokens into another order than that of their positions.
+    # timm's `unroll` changes the order of tokens from that of their positions.
     if len(shape) == 3 and size[0] == size[1] and not hasattr(model, "unroll"):
         prefix = getattr(model, "num_prefix_tokens", shape[1] - math.isqrt(shape[1]) ** 2)
         if math.isqrt(shape[1] - prefix) ** 2 == shape[1] - prefix > 0:
             return Layout("NLC", num_prefix_tokens=prefix)
     if len(shape) == 4:
-        # Maps have the proportions of the images, wherever their channels stand.
+        # Maps have the proportions of the images, which shows where their channels are.
         leading, trailing = (_is_proportional(sides, size) for sides in (shape[1:3], shape[2:4]))
         last = (leading and not trailing) or getattr(model, "output_fmt", None) == "NHWC"
         return Layout("NHWC" if last and (leading or not trailing) else "NCHW")
@@ -329,5 +329,5 @@ def find_layout(shape: tuple[int, ...], model: nn.Module, size: tuple[int, int])
 
 
 def _is_proportional(sides: tuple[int, ...], size: tuple[int, int]) -> bool:
-    """Whether height and width are those of images made smaller, but for rounding."""
+    """Whether height and width have the proportions of the images, up to rounding."""
     return abs(sides[0] - sides[1] * size[0] / size[1]) < 1

@@ -1,4 +1,4 @@
-"""Modes of modules for a while: evaluation, batch norms with fixed statistics, unfused attention."""
+"""Temporary modes of modules: evaluation, batch norms with fixed statistics, unfused attention."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode for a while; every submodule gets its own mode back.
+    """Put a module into evaluation mode for a while, then restore the mode of every submodule.
 
-    Entering also makes timm's LeViT forget the attention biases that it keeps from earlier evaluation.
+    This also clears the attention biases that timm's LeViT caches during evaluation.
     """
     # Modes may differ within a module: frozen parts stay in evaluation mode while the rest trains.
     modes = {part: part.training for part in module.modules()}
@@ -27,7 +27,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_statistics(module: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of batch norms as they are for a while; they normalise as before."""
+    """Freeze the running statistics of batch norms for a while, without changing how they normalise."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
     before = [(norm.momentum, None if (n := norm.num_batches_tracked) is None else n.clone()) for norm in norms]
     for norm in norms:
@@ -43,7 +43,7 @@ def without_statistics(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unfused_attention(module: nn.Module) -> Iterator[None]:
-    """Compute timm's attention by single operators for a while, as before there was a fused one."""
+    """Compute timm's attention by single operators for a while, without the fused kernel."""
     fused = [vars(part) for part in module.modules() if getattr(part, "fused_attn", False)]
     for attributes in fused:
         attributes["fused_attn"] = False

@@ -1,4 +1,4 @@
-"""A network as steps: the boundaries between them, and slices, which run some of them."""
+"""A network as steps, the boundaries between them, and slices, which run some of them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Boundary:
-    """Where one step of a network ends and the next begins.
+    """The end of one step of a network and the beginning of the next.
 
     Args:
-        before: Names of what begins there, the smallest first: a module's path, or the path of the module in which a
-            function runs and the function's name.
-        after: Names of what ends there, in the same way.
-        takers: Paths of the modules that take the tensor; empty where these are not all that takes it.
-        found: The full layout of the tensor; None where nobody gave an example, or its axes cannot be known.
+        before: Names of the nodes that begin there, the smallest first: a module's path, or the path of the module in
+            which a function runs and the function's name.
+        after: Names of the nodes that end there, likewise.
+        takers: Paths of the modules that take the tensor; empty if functions take it too.
+        found: The full layout of the tensor; None without an example, or if its axes cannot be determined.
     """
 
     before: tuple[str, ...]
@@ -46,7 +46,7 @@ class Boundary:
             InputError: If it is unknown.
         """
         if self.found is None:
-            raise InputError(f"the layout of what '{self.after[0]}' gives '{self.before[0]}' is unknown")
+            raise InputError(f"the layout of the tensor from '{self.after[0]}' to '{self.before[0]}' is unknown")
         return self.found
 
 
@@ -57,9 +57,9 @@ class Node:
     Args:
         name: The name.
         kind: The module's class, or `function`.
-        is_clean: Whether one tensor alone passes from it to the rest of the network: whether a slice may end with it
-            and the next begin there.
-        shape: Shape of the tensor that leaves it; None without an example, or where it is not one tensor.
+        is_clean: Whether only one tensor passes from it to the rest of the network, so that one slice may end and the
+            next begin there.
+        shape: Shape of its output; None without an example, or if it is not one tensor.
     """
 
     name: str
@@ -71,15 +71,15 @@ class Node:
 class Slice(nn.Module, ABC):
     """Consecutive steps of a network as a module of their own.
 
-    Modules, parameters and buffers are the network's, under the network's names; what the steps do not need is left
-    out. Modes are shared too: `eval()` on a slice is `eval()` on the modules that it shares with the network. But code
-    that depends on the mode outside of modules follows the slice's own mode, so set it on the slice, not on the
+    Modules, parameters and buffers are the network's, under the network's names; those that the steps do not need are
+    left out. Modes are shared too: `eval()` on a slice is `eval()` on the modules that it shares with the network. But
+    code outside of modules that depends on the mode follows the slice's own mode, so set it on the slice, not on the
     network. Move the network to its device before slices are taken, or all slices afterwards.
 
     Args:
         model: The network.
-        start: Where it begins; None at the network's input.
-        stop: Where it ends; None at the network's output, and where several tensors leave.
+        start: Where it begins; None for the network's input.
+        stop: Where it ends; None for the network's output, or if several tensors leave.
     """
 
     def __init__(self, model: nn.Module, start: Boundary | None, stop: Boundary | None):
@@ -89,7 +89,7 @@ class Slice(nn.Module, ABC):
 
     def _take(self, model: nn.Module, path: str) -> None:
         """Share a module or tensor of the model under its path; one that the model does not have is skipped."""
-        # Empty modules stand in for those around it: sharing these would bring all their other children along.
+        # Empty modules stand in for its parents, which would bring all their other children along.
         *parents, name = path.split(".")
         source: nn.Module = model
         target: nn.Module = self
@@ -110,7 +110,7 @@ class Slice(nn.Module, ABC):
 
 def extract(module: Module) -> Module:
     """A copy of a module with weights of its own; every module in it keeps its mode."""
-    with evaluating(module):  # timm's LeViT keeps tensors that cannot be copied until its mode is set
+    with evaluating(module):  # timm's LeViT caches tensors that cannot be copied until its mode is set
         twin = copy.deepcopy(module)
     for copied, own in zip(twin.modules(), module.modules(), strict=True):
         copied.training = own.training
@@ -120,8 +120,8 @@ def extract(module: Module) -> Module:
 class Steps(ABC):
     """A network as a sequence of steps with one tensor between neighbours.
 
-    Run one after the other, the steps are the network. `steps[2]` and `steps[2:5]` are slices, and so is what lies
-    between two names.
+    Run one after the other, the steps are the network. `steps[2]`, `steps[2:5]` and the part between
+    two names are slices.
 
     Args:
         model: Any module that takes one tensor.
@@ -139,13 +139,13 @@ class Steps(ABC):
     def between(self, block_input: str | None = None, block_output: str | Sequence[str] | None = None) -> Slice:
         """The slice from where one node begins to where another ends.
 
-        A node is a module, by its path, all of it; or a function, by the path of the module in which it runs and its
-        own name: `layer3.0.add`. A second call of either has `_1` behind its name. `x` is the network's input.
+        A node is a whole module, by its path, or a function, by the path of the module in which it runs and its own
+        name: `layer3.0.add`. The name of a second call of either ends with `_1`. `x` is the network's input.
 
         Args:
             block_input: Where the slice begins; the network's input by default.
-            block_output: Where it ends; the network's output by default. Given a list, the slice returns a tuple, and
-                what is in it may lie inside a skip connection.
+            block_output: Where it ends; the network's output by default. Given a list, the slice returns a tuple of
+                tensors, which may lie inside a skip connection.
 
         Raises:
             InputError: If a node does not exist, the output does not depend on the input, more than one tensor crosses
@@ -154,10 +154,10 @@ class Steps(ABC):
 
     @abstractmethod
     def nodes(self, example: torch.Tensor | None = None, *, inside: Collection[str] = ()) -> list[Node]:
-        """The names that `between` takes, in the order they begin: the network's blocks, and what runs between them.
+        """The names that `between` takes, in the order they begin: the network's blocks, and the nodes between them.
 
         Args:
-            example: An input, to know the shapes; on the meta device if the network is there, so that nothing is
+            example: An input that determines the shapes; on the meta device if the network is, so that nothing is
                 computed.
             inside: Paths of modules whose inner nodes are listed too.
 
@@ -177,7 +177,7 @@ class Steps(ABC):
         if isinstance(numbers, int):
             numbers = range(numbers, numbers + 1)
         if not numbers or numbers.step != 1:
-            raise InputError(f"{index} does not give consecutive steps; there are {len(self)}")
+            raise InputError(f"{index} does not select consecutive steps; there are {len(self)}")
         ends = (None, *self.boundaries, None)
         return self._slice(numbers.start, numbers.stop, ends[numbers.start], ends[numbers.stop])
 

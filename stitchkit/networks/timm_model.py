@@ -1,4 +1,4 @@
-"""The part of timm's models that this project uses, with types: timm gives them no common base."""
+"""The interface of timm's models that this project uses, typed: timm gives them no common base."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 class TimmModel(nn.Module):
-    """The attributes of all of timm's classifiers, of which an SN-Net has most. It is a type only, never built."""
+    """The attributes of all of timm's classifiers, most of which an SN-Net shares; only a type, never instantiated."""
 
     num_classes: int
     in_chans: int
@@ -34,5 +34,5 @@ class TimmModel(nn.Module):
 
 
 def as_timm(model: nn.Module) -> TimmModel:
-    """A model that is known to have what timm's have."""
+    """A model typed as one of timm's, whose interface it must have."""
     return cast(TimmModel, model)

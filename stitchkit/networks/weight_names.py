@@ -10,7 +10,7 @@ from torch import nn
 
 from stitchkit.networks.anchor import Anchor, has_view, view
 
-# timm's split batch norm has further norms for training; evaluation uses the first one only.
+# timm's split batch norm has further norms for training; evaluation uses only the first one.
 _SPLIT_BN = re.compile(r"\.aux_bn\.\d+")
 
 
@@ -27,7 +27,7 @@ def own_names(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str
 
 
 def _unwrapped(weights: Mapping[str, torch.Tensor], wanted: Collection[str]) -> dict[str, torch.Tensor]:
-    """Weights without the prefix that all of them have where they are those of a network that holds the model alone."""
+    """Weights without their common prefix, if they are those of a network that wraps the model."""
     first = next(iter(weights), "")
     prefixes = ["", *(first[: end + 1] for end, letter in enumerate(first) if letter == ".")]
     shared = [prefix for prefix in prefixes if all(name.startswith(prefix) for name in weights)]
@@ -36,7 +36,7 @@ def _unwrapped(weights: Mapping[str, torch.Tensor], wanted: Collection[str]) -> 
 
 
 def _fit_split_norms(weights: dict[str, torch.Tensor], wanted: Collection[str]) -> dict[str, torch.Tensor]:
-    """Leave further norms out where the model has none, and start those that a file lacks as copies of the first."""
+    """Leave out further norms that the model lacks, and start those that the file lacks as copies of the first."""
     kept = {name: value for name, value in weights.items() if _SPLIT_BN.search(name) is None or name in wanted}
     for name in wanted:
         first = _SPLIT_BN.sub("", name)

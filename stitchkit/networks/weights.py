@@ -1,4 +1,4 @@
-"""Reading weights: released, timm's and our own checkpoints, without executing anything in them."""
+"""Weights from released, timm's and our own checkpoints, without executing anything in them."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ _EMA_KEYS = ("state_dict_ema", "model_ema")
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint file: plain data and tensors, on the CPU.
 
-    Nothing in the file is executed. Its checksums are verified, which torch does not do. Beyond plain data one class is
-    allowed, `argparse.Namespace`, as the released checkpoints hold it.
+    Nothing in the file is executed. Its checksums are verified, which torch does not do. Beyond plain data, only
+    `argparse.Namespace` is allowed, because the released checkpoints contain it.
 
     Args:
         path: A `.safetensors` file, or one written by `torch.save`.
 
     Raises:
-        InputError: If the file is missing, damaged, truncated, not a checkpoint, or holds objects beyond plain data.
+        InputError: If the file is missing, damaged, truncated, not a checkpoint, or contains other objects.
     """
     with _opened(path) as file:
         return _content(file, Path(path))
 
 
 def read_hashed(path: str | Path) -> tuple[dict[str, Any], str]:
-    """`read_checkpoint`, and the SHA-256 of what was read.
+    """`read_checkpoint`, and the SHA-256 of the file.
 
-    The file is opened once, so both are of one state of it, whoever gives its name to another file meanwhile.
+    The file is opened only once, so both are of the same file, even if another one takes its name meanwhile.
 
     Raises:
-        InputError: As `read_checkpoint`, and if the file was written to in the meantime.
+        InputError: As `read_checkpoint`, and if the file changed while it was read.
     """
     with _opened(path) as file:
         before = os.fstat(file.fileno())
@@ -95,7 +95,7 @@ def _content(file: BinaryIO, path: Path) -> dict[str, Any]:
 
 
 _DEEPEST = 50
-"""Levels of nesting; ours have a dozen."""
+"""Most levels of nesting; our checkpoints have a dozen."""
 _DTYPES = frozenset([
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128, torch.bool),
     *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8),
@@ -104,7 +104,7 @@ _DTYPES = frozenset([
 
 
 def _oddity(content: object) -> str:
-    """An object that no program saves of a network: a tensor that cannot be compared or copied, endless nesting."""
+    """An object that no program saves with a network, in words: an unusual tensor, or endless nesting."""
     left, seen = [(content, 0)], set()
     while left:
         value, depth = left.pop()
@@ -113,7 +113,7 @@ def _oddity(content: object) -> str:
                 return f"a tensor of an unusual kind ({value.dtype}, {value.device.type})"
             continue
         inner = _inner(value)
-        if inner is None or id(value) in seen:  # what stands in several places is looked at once
+        if inner is None or id(value) in seen:  # an object in several places is checked once
             continue
         seen.add(id(value))
         if depth > _DEEPEST:
@@ -134,7 +134,7 @@ def _inner(value: object) -> list[object] | None:
 
 
 def _is_ordinary(value: torch.Tensor) -> bool:
-    """Whether a tensor has values of its own at each place, in memory, of a type that arithmetic knows."""
+    """Whether a tensor is dense and in memory, and of a type that arithmetic supports."""
     if vars(value):  # an attribute could stand in for a method
         return False
     if value.is_nested or value.is_quantized or value.layout != torch.strided or value.device.type != "cpu":
@@ -147,13 +147,13 @@ def _is_ordinary(value: torch.Tensor) -> bool:
 _TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
 _MEMORY = ("MARK", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET", "DUP", "EMPTY_TUPLE")
 _NESTED = 20
-"""Tuples that may be made of tuples alone, one after the other."""
+"""Longest chain of tuples that contain nothing but tuples."""
 
 
 def _is_endless(file: BinaryIO) -> bool:
-    """Whether a pickle nests tuples without end; Python's own recursion fails where such a one is a key.
+    """Whether a pickle nests tuples without end; as a key, such a tuple would exceed Python's recursion limit.
 
-    Files of the format that torch wrote before version 1.6 begin with small pickles, of which the first is looked at.
+    Files written by torch before version 1.6 begin with small pickles, of which only the first is checked.
     """
     run = 0
     try:
@@ -164,7 +164,7 @@ def _is_endless(file: BinaryIO) -> bool:
                 run = 0
             if run > _NESTED:
                 return True
-    except ValueError:  # it is not a pickle, and the reader says so
+    except ValueError:  # not a pickle, which the reader will report
         return False
     return False
 
@@ -190,14 +190,14 @@ def _is_zip(file: BinaryIO) -> bool:
 
 
 def damage(file: BinaryIO | Path) -> str:
-    """The fault of a file that `torch.save` wrote, by the checksums in it; empty if it has none.
+    """The fault of a file that `torch.save` wrote, by its checksums; empty if there is none.
 
-    torch itself does not look at them when it reads.
+    torch does not verify them.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             if not any(member.CRC for member in archive.infolist()):
-                return ""  # torch can be set to write none
+                return ""  # torch can be configured to write none
             broken = archive.testzip()
     except Exception as error:  # a garbled directory can make zipfile raise anything
         return f"{error}" or type(error).__name__
@@ -218,7 +218,7 @@ def _refusal(path: Path, error: Exception) -> str:
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
-    # torch's message begins with the advice to switch the protection off; what it found stands after that.
+    # torch's message begins with the advice to switch the protection off; the reason follows.
     found = [line for line in lines if line.startswith(("WeightsUnpickler error", "Unsupported"))]
     sentence = re.split(r"(?<=[.!?])\s", (found or lines or [type(error).__name__])[0])[0]
     return textwrap.shorten(sentence, 300, placeholder=" ...")
@@ -228,7 +228,7 @@ def weights_of(content: Mapping[str, object], *, ema: bool = False) -> dict[str,
     """The named weights in a checkpoint's content, without wrappers and `module.` prefixes.
 
     Args:
-        content: What `read_checkpoint` gives.
+        content: As `read_checkpoint` returns it.
         ema: Take the moving average instead of the weights themselves.
 
     Raises:
@@ -270,7 +270,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, ema: bool = False) ->
 
 
 def load_content(model: nn.Module, content: Mapping[str, object], path: str | Path, *, ema: bool = False) -> None:
-    """`load_checkpoint` for a file that was read already.
+    """`load_checkpoint` for a file that has been read.
 
     Raises:
         InputError: If the weights belong to another model; the model is then unchanged.
@@ -290,17 +290,17 @@ def load_content(model: nn.Module, content: Mapping[str, object], path: str | Pa
             f"checkpoint '{path}' belongs to another configuration: {len(problems)} of {len(keys)} keys differ: "
             f"{shown}{more}"
         )
-    with evaluating(model):  # entering a mode makes timm's LeViT forget what it computed from the weights before
+    with evaluating(model):  # also clears what timm's LeViT has cached from its previous weights
         model.load_state_dict(weights)
 
 
 def misfit(key: str, found: object, own: torch.Tensor) -> str:
-    """Why a value of a file cannot take the place of a tensor of ours; empty where it can. Precision may differ.
+    """The reason why a value of a file cannot replace a tensor of ours; empty if it can. Precision may differ.
 
     Args:
         key: Its name.
-        found: The file's, as `read_checkpoint` gives it.
-        own: Ours; whole numbers that do not count are constants.
+        found: The value of the file, as `read_checkpoint` returns it.
+        own: Our tensor; integers other than counters are constants.
     """
     wanted = f"{_said(own)}"
     if not isinstance(found, torch.Tensor) or not _is_ordinary(found):
@@ -308,7 +308,7 @@ def misfit(key: str, found: object, own: torch.Tensor) -> str:
     if found.shape != own.shape or _kind(found) != _kind(own):
         return f"{key} is {_said(found)}, not {wanted}"
     if found.is_floating_point():
-        # What is finite may not be in our precision; a mask holds infinities by right.
+        # A finite value may overflow in our precision; a mask may contain infinities.
         is_worse = not found.to(own.dtype).isfinite().all() and bool(own.isfinite().all())
         return f"{key} is not finite" if is_worse else ""
     if key.endswith("num_batches_tracked"):

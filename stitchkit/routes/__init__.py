@@ -1,4 +1,4 @@
-"""Which stitches exist. Pure Python: no tensors, no weights."""
+"""The set of stitches that exist, in pure Python: no tensors, no weights."""
 
 from stitchkit.routes.rules import PairedWindow, Rule, SlidingWindow, StageWise
 from stitchkit.routes.space import StitchSpace

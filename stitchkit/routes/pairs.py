@@ -1,4 +1,4 @@
-"""Which blocks of two stacks are joined, and which of these pairs share a stitching layer."""
+"""Pairs of blocks that are joined between two stacks, and the stitching layers that they share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class BlockPair(NamedTuple):
-    """Two blocks that are joined: leave after `front`, enter before `end`, through layer `layer`."""
+    """Two joined blocks: the route leaves after `front` and enters before `end`, through layer `layer`."""
 
     front: int
     end: int
@@ -17,13 +17,13 @@ class BlockPair(NamedTuple):
 def paired(depth: int, *, kernel_size: int, stride: int, ahead: bool = False) -> Iterator[BlockPair]:
     """The block pairs of a window that slides over two stacks of `depth` blocks.
 
-    Every window yields all pairs of its blocks that no earlier window had; they share a new stitching layer.
+    Every window adds the pairs of its blocks that no earlier window had; these pairs share a new stitching layer.
 
     Args:
         depth: Blocks of each stack.
         kernel_size: Blocks in a window.
         stride: Blocks between the starts of neighbouring windows.
-        ahead: Only enter at a later block than the one that is left.
+        ahead: Enter only at a block after the one that the route leaves.
 
     Source: SN-Net, section 3.3 (sliding windows).
     """
@@ -39,17 +39,18 @@ def paired(depth: int, *, kernel_size: int, stride: int, ahead: bool = False) ->
 
 
 def unpaired(front_depth: int, end_depth: int) -> Iterator[BlockPair]:
-    """The block pairs of two stacks of different depth: every end block is entered from the front block at its height.
+    """The block pairs of two stacks of different depth: each block of the end is entered from the front
+    block at the same relative height.
 
-    Only later blocks than the one that is left are entered, so a front that is deeper than its end has none.
+    Routes enter only at a later block than the one they leave, so a front deeper than its end has no pairs.
 
     Source: SN-Net, section 3.3 (unpaired stitching).
     """
-    # Nearest-neighbour interpolation of the front's numbers to the end's length, as the released code has it: in whole
-    # numbers, since a quotient of floats may round to the neighbour.
+    # Nearest-neighbour interpolation of the front's numbers to the end's length, as in the released code, but in whole
+    # numbers: a quotient of floats may round to the neighbour.
     height = [j * front_depth // end_depth for j in range(end_depth)]
     pairs = [(i, j) for i in range(front_depth) for j in range(end_depth) if height[j] == i < j]
-    # A quirk of the released code: the k-th pair gets the layer of the k-th end block, not of its own. The released
-    # weights are laid out so.
+    # A quirk of the released code: the k-th pair gets the layer of the k-th end block instead of its own end block's.
+    # The released weights are laid out that way.
     for (i, j), layer in zip(pairs, height, strict=False):
         yield BlockPair(i, j, layer)

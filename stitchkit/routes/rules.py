@@ -14,12 +14,12 @@ from stitchkit.routes.stitch import Joint, Segment, Stitch
 LayerPath = tuple[int, ...]
 """The place of a stitching layer in the published key names.
 
-(pair of anchors, layer) for anchors of one stage, (stage among those that are stitched, pair, layer) for others.
+(pair of anchors, layer) for anchors of one stage, (index among the stitched stages, pair, layer) for others.
 """
 
 
 class Shape(Protocol):
-    """The part of an anchor that a rule sees: no weights, so that a space is known in milliseconds."""
+    """The part of an anchor that a rule sees: no weights, so that a space is built in milliseconds."""
 
     @property
     def label(self) -> str:
@@ -31,11 +31,11 @@ class Shape(Protocol):
 
     @property
     def stitched_stages(self) -> tuple[int, ...]:
-        """The stages at which its family is stitched unless a configuration says otherwise."""
+        """The stages at which its family is stitched by default."""
 
 
 class Plan(NamedTuple):
-    """The stitches after the anchors, in the published order, and the layer of every joint."""
+    """The stitches that follow the anchors, in the published order, and the layer of every joint."""
 
     stitches: tuple[Stitch, ...]
     layers: dict[Joint, LayerPath]
@@ -55,7 +55,7 @@ class PairedWindow:
     Args:
         kernel_size: Blocks in a window.
         stride: Blocks between the starts of neighbouring windows.
-        nearest: Join neighbouring anchors only; otherwise every pair of anchors, and routes through three or more.
+        nearest: Join only neighbouring anchors; otherwise every pair of anchors, with routes through three or more.
 
     Raises:
         InputError: If kernel size or stride is below 1.
@@ -78,15 +78,15 @@ class PairedWindow:
         """
         depth = self._common_depth(anchors)
         window = list(paired(depth, kernel_size=self.kernel_size, stride=self.stride))
-        # From a cheaper anchor into a costlier one only: the paper's fast-to-slow direction.
+        # Only from a cheaper anchor into a costlier one: the paper's fast-to-slow direction.
         couples = [c for c in combinations(range(len(anchors)), 2) if not self.nearest or c[1] - c[0] == 1]
         layers: dict[Joint, LayerPath] = {}
         for number, (front, end) in enumerate(couples):
             for pair in window:
                 joint = Joint(anchors[front].label, pair.front, anchors[end].label, pair.end)
                 layers[joint] = (number, pair.layer)
-        # Layers are numbered by pairs of anchors, and routes through three anchors use those of their pairs: a longer
-        # route costs no weights of its own.
+        # Layers are numbered by pairs of anchors, and routes through three anchors use those of their pairs, so a
+        # longer route needs no further weights.
         chains: Iterable[tuple[int, ...]] = couples
         if not self.nearest:
             chains = [c for size in range(2, len(anchors) + 1) for c in combinations(range(len(anchors)), size)]
@@ -115,9 +115,9 @@ class PairedWindow:
 
 @dataclass(frozen=True)
 class StageWise:
-    """Neighbouring anchors are joined inside their stages: by a window where depths are equal, else unpaired.
+    """Neighbouring anchors are joined inside their stages: by a window if depths are equal, else unpaired.
 
-    Stitches only skip ahead: they enter at a later block of the stage than the one that they leave.
+    Stitches only skip ahead: they enter the stage at a later block than the one they leave.
 
     Args:
         stages: The stages that take part, ascending.
@@ -140,7 +140,7 @@ class StageWise:
             raise InputError(f"stages is {list(self.stages)}; list the stages to stitch in order, such as [0, 1, 2]")
 
     def plan(self, anchors: Sequence[Shape]) -> Plan:
-        """Stitches and layers for `anchors`: stage by stage, and in each pair by pair.
+        """Stitches and layers for `anchors`: stage by stage, and pair by pair within each.
 
         Raises:
             InputError: If an anchor lacks one of the stages, or has nothing to join in one.
@@ -148,8 +148,8 @@ class StageWise:
         self._check_stages(anchors)
         layers: dict[Joint, LayerPath] = {}
         stitches = []
-        # Stage outside, pair inside: the published `cfg_id`. Released keys count the stages that are stitched, which
-        # `number` does, not the stages of the anchors.
+        # Stage outside, pair inside: the order of the published `cfg_id`. Released keys count only the stitched stages,
+        # as `number` does.
         for number, stage in enumerate(self.stages):
             for couple, (front, end) in enumerate(pairwise(anchors)):
                 leave, enter = (sum(anchor.depths[:stage]) for anchor in (front, end))
@@ -157,7 +157,7 @@ class StageWise:
                 if not pairs:
                     raise self._nothing_to_join(stage, front, end)
                 for i, j, layer in pairs:
-                    # Within a stage both have the same resolution, mostly; a route counts blocks over all stages.
+                    # A rule counts blocks within the stage, a route over all stages.
                     pair = BlockPair(leave + i, enter + j, layer)
                     layers[Joint(front.label, pair.front, end.label, pair.end)] = (number, couple, layer)
                     stitches.append(_stitch([front.label, end.label], [pair], sum(end.depths)))
@@ -167,13 +167,13 @@ class StageWise:
         return InputError(
             f"nothing can be joined in stage {stage} of {_blocks((front, end))} with stitch_kernel_size "
             f"{self.kernel_size}: a stitch enters at a later block than the one it leaves, so a stage and a window "
-            "need two blocks, and an end at least as many as its front; leave the stage out of 'stages', or choose "
-            "other anchors"
+            "need two blocks, and an end needs at least as many as its front; leave the stage out of 'stages', or "
+            "choose other anchors"
         )
 
     def _pairs(self, front_depth: int, end_depth: int) -> Iterator[BlockPair]:
-        # A route that entered at the same or an earlier block would repeat work of the front; within a stage the
-        # published spaces leave it out, unlike those of one stage.
+        # A route that entered at the same or an earlier block would repeat work of the front. The published spaces of
+        # several stages leave such routes out, unlike those of one stage.
         if front_depth == end_depth:
             return paired(front_depth, kernel_size=self.kernel_size, stride=self.stride, ahead=True)
         return unpaired(front_depth, end_depth)
@@ -194,11 +194,11 @@ class SlidingWindow:
     Args:
         kernel_size: Blocks in a window.
         stride: Blocks between the starts of neighbouring windows.
-        nearest: Join neighbouring anchors only.
-        stages: The stages to stitch; by default those that the anchors' families are stitched at.
+        nearest: Join only neighbouring anchors.
+        stages: The stages to stitch; by default those of the anchors' families.
 
     Raises:
-        InputError: If a value cannot be used.
+        InputError: If a value is invalid.
     """
 
     kernel_size: int = 2
@@ -207,7 +207,7 @@ class SlidingWindow:
     stages: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        # Which rule it is depends on the anchors; bad values are refused before these are built, or downloaded.
+        # The anchors decide which rule applies; bad values are refused before they are built or downloaded.
         _check_window(self.kernel_size, self.stride)
         if self.stages is not None:
             self._stage_wise(self.stages)
@@ -222,7 +222,7 @@ class SlidingWindow:
             return PairedWindow(self.kernel_size, self.stride, self.nearest).plan(anchors)
         if not self.nearest:
             raise InputError(
-                "nearest_stitching is false, which is defined for anchors of one stage only; leave it out for "
+                "nearest_stitching is false, which is defined only for anchors of one stage; leave it out for "
                 f"{_blocks(anchors)}"
             )
         stages = _usual_stages(anchors) if self.stages is None else self.stages
@@ -233,7 +233,7 @@ class SlidingWindow:
 
 
 def _usual_stages(anchors: Sequence[Shape]) -> tuple[int, ...]:
-    """The stages at which all of the anchors' families are stitched; Swin's last, for one, is left out."""
+    """The stages at which all of the anchors' families are stitched; Swin's last is left out, for example."""
     usual = set(anchors[0].stitched_stages).intersection(*(anchor.stitched_stages for anchor in anchors))
     if not usual:
         listed = ", ".join(f"{anchor.label} {list(anchor.stitched_stages)}" for anchor in anchors)
@@ -252,8 +252,8 @@ def _blocks(anchors: Sequence[Shape]) -> str:
 
 
 def _chained(window: Sequence[BlockPair], count: int, enter: int = 0) -> Iterator[tuple[BlockPair, ...]]:
-    """All ways to take `count` joints in a row, each leaving at or after the block where the route entered."""
-    # Otherwise the anchor in the middle would run no block: its segment would end before it begins.
+    """All chains of `count` joints, each of which leaves at or after the block where the route entered."""
+    # If it left earlier, the anchor in the middle would run no block: its segment would end before it begins.
     if count == 0:
         yield ()
         return

@@ -11,14 +11,14 @@ from stitchkit.routes.stitch import Step
 
 @dataclass(eq=False)
 class Visit:
-    """Consecutive blocks of one anchor, run once for all routes that came there in the same way.
+    """Consecutive blocks of one anchor, run once for all routes that reach them in the same way.
 
     Args:
         entry: The step through which routes enter: a stem, or the stitching layer after the parent's block.
-        parent: The visit before; None where images enter through the stem.
+        parent: The previous visit; None if images enter through the stem.
         leaves: Blocks after which routes leave for another anchor, ascending.
-        cfg_id: The stitch that ends here; None where all routes continue elsewhere.
-        head: The step through which it ends.
+        cfg_id: The stitch that ends here; None if all routes continue elsewhere.
+        head: The step that ends it.
     """
 
     entry: Step
@@ -45,10 +45,10 @@ def shared_visits(routes: Mapping[int, Iterable[Step]]) -> dict[str, list[Visit]
         routes: The steps of the stitches, by `cfg_id`.
 
     Returns:
-        For each anchor its visits, by the block at which they start. Anchors are in an order in which every visit
-        comes after its parent.
+        The visits of each anchor, by the block at which they start. Anchors are ordered so that every visit comes
+        after its parent.
     """
-    # A visit is known by how routes came there: the stem and the layers passed, from which the blocks follow.
+    # The stem and the layers that a route has passed identify a visit: the blocks between them follow from these.
     known: dict[tuple[Step, ...], Visit] = {}
     for cfg_id, steps in routes.items():
         past: tuple[Step, ...] = ()
@@ -67,7 +67,7 @@ def shared_visits(routes: Mapping[int, Iterable[Step]]) -> dict[str, list[Visit]
     by_anchor: dict[str, list[Visit]] = {}
     for visit in sorted(known.values(), key=lambda visit: visit.start):
         by_anchor.setdefault(visit.anchor, []).append(visit)
-    # Routes never return to an anchor, so the anchors have an order; it lets each run all of its visits in one go.
+    # Routes never return to an anchor, so the anchors have an order, in which each can run all of its visits in one go.
     order: TopologicalSorter[str] = TopologicalSorter()
     for visit in known.values():
         order.add(visit.anchor, *([] if visit.parent is None else [visit.parent.anchor]))

@@ -17,8 +17,8 @@ class StitchSpace:
 
     Args:
         stitches: The anchors first, then the stitches in the order of the rule.
-        layers: Which stitching layer serves each joint.
-        num_anchors: How many of the first stitches are uncut anchors.
+        layers: The stitching layer of each joint.
+        num_anchors: Number of uncut anchors, which come first.
     """
 
     stitches: tuple[Stitch, ...]
@@ -39,16 +39,16 @@ class StitchSpace:
             )
         if repeated := {label for label in labels if labels.count(label) > 1}:
             raise InputError(f"anchors share the label {sorted(repeated)}; give each its own 'label'")
-        # Anchors come first: ledgers, and the published tools that read them, count on it.
+        # Anchors come first: ledgers, and the published tools that read them, rely on it.
         uncut = tuple(Stitch((Segment(a.label, 0, sum(a.depths)),)) for a in anchors)
         plan = rule.plan(anchors)
         return cls(uncut + plan.stitches, plan.layers, len(uncut))
 
     def select(self, text: str) -> list[int]:
-        """The `cfg_id`s meant by a text such as `3,5,10-20`, ascending.
+        """The `cfg_id`s that a text such as `3,5,10-20` names, ascending.
 
         Raises:
-            InputError: If it is not numbers and ranges, or one of them does not exist.
+            InputError: If the text does not consist of numbers and ranges, or a stitch does not exist.
         """
         chosen: set[int] = set()
         for part in text.split(","):
@@ -56,7 +56,7 @@ class StitchSpace:
             if not found:
                 raise InputError(f"'{text}' does not choose stitches; list their cfg_id, such as 3,5,10-20")
             first, last = int(found[1]), int(found[2] or found[1])
-            _ = self[first], self[last]  # refuses what does not exist
+            _ = self[first], self[last]  # refuses ids that do not exist
             if last < first:
                 raise InputError(f"'{text}' holds the range {first}-{last}, which runs backwards; write {last}-{first}")
             chosen.update(range(first, last + 1))

@@ -10,7 +10,7 @@ from typing import Literal
 from stitchkit.errors import InputError
 
 ARROW = " > "
-LABEL = re.compile(r"[A-Za-z0-9_.#-]+")  # no space, bracket or arrow, so that names of routes can be read back
+LABEL = re.compile(r"[A-Za-z0-9_.#-]+")  # no space, bracket or arrow, so that route names can be parsed
 _SEGMENT = re.compile(rf"(?P<anchor>{LABEL.pattern})\[(?P<start>\d+):(?P<stop>\d+)\]")
 
 
@@ -24,7 +24,7 @@ class Segment:
         stop: Block before which the segment ends, as in a Python slice.
 
     Raises:
-        InputError: If the label has other characters than letters, digits and `_ . # -`, or the slice is empty.
+        InputError: If the label has characters other than letters, digits and `_ . # -`, or the slice is empty.
     """
 
     anchor: str
@@ -33,7 +33,7 @@ class Segment:
 
     def __post_init__(self) -> None:
         if not LABEL.fullmatch(self.anchor):
-            raise InputError(f"anchor label '{self.anchor}' may hold letters, digits and _ . # - only; choose another")
+            raise InputError(f"anchor label '{self.anchor}' may have only letters, digits and _ . # -; choose another")
         if not 0 <= self.start < self.stop:
             raise InputError(f"segment {self} runs no block; its start must be at least 0 and less than its stop")
 
@@ -47,9 +47,9 @@ class Joint:
 
     Args:
         front: Label of the anchor that is left.
-        front_block: Its last block that runs.
+        front_block: The last of its blocks to run.
         end: Label of the anchor that is entered.
-        end_block: Its first block that runs.
+        end_block: The first of its blocks to run.
     """
 
     front: str
@@ -69,8 +69,9 @@ class Step:
         kind: `stem`, `block`, `layer` (the stitching layer of a joint), `head`, or `bare head`, the head without the
             final normalisation.
         anchor: Label of the anchor whose features it takes.
-        index: Which of these: 0 enters the first block, `j` leaves block `j - 1`. A stem takes images.
-        joint: Of a layer: the joint that it serves.
+        index: The place of these features: 0 is the input of the first block, `j` the output of block `j - 1`. A stem
+            takes images.
+        joint: The joint of a layer.
     """
 
     kind: Literal["stem", "block", "layer", "head", "bare head"]
@@ -104,9 +105,9 @@ class Stitch:
         """The stitch with this name.
 
         Raises:
-            InputError: If `name` is not segments `anchor[start:stop]` joined by ` > `.
+            InputError: If `name` does not consist of segments `anchor[start:stop]` joined by ` > `.
         """
-        # A whole match of every part: a name that is nearly one of ours comes from a damaged or a foreign ledger.
+        # Every part must match as a whole: a name that is nearly one of ours comes from a damaged or a foreign ledger.
         matches = [_SEGMENT.fullmatch(part) for part in name.split(ARROW)]
         segments = tuple(Segment(m["anchor"], int(m["start"]), int(m["stop"])) for m in matches if m)
         if len(segments) != len(matches):
@@ -137,7 +138,7 @@ class Stitch:
             for block in range(segment.start, segment.stop):
                 yield Step("block", segment.anchor, block)
         last = self.segments[-1]
-        # The released DeiT code forgets the final normalisation on stitched routes, and its weights were trained so.
+        # The released DeiT code skips the final normalisation on stitched routes; its weights were trained that way.
         yield Step("head" if self.is_anchor or stitched_final_norm else "bare head", last.anchor, last.stop)
 
     @property

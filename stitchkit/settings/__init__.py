@@ -1,1 +1,1 @@
-"""Everything a person may set: recipes, stitch configurations, flags, and how they are read and checked."""
+"""Everything a user may set: recipes, stitch configurations and flags, and how they are read and checked."""

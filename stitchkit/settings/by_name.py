@@ -1,4 +1,4 @@
-"""Settings of a recipe by name, without the groups, as flags and files have them."""
+"""Settings of a recipe by name, without their groups, as in flags and files."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Setting(NamedTuple):
     Args:
         group: The group that it is in.
         name: Its name.
-        kind: Type of its value, or of each of several.
+        kind: Type of its value, or of each value if there are several.
         many: Whether it has several values.
-        choices: Its values, if they are few.
-        optional: Whether it may be nothing.
+        choices: Its possible values, if they are few.
+        optional: Whether it may be None.
         is_place: Whether it names a place on this machine.
         help: One line for `--help`.
         flag: The part that only argparse needs.
@@ -77,14 +77,14 @@ def _grouped(values: Mapping[str, object]) -> dict[str, dict[str, object]]:
 
 
 def checked(values: Mapping[str, object], name: Callable[[str], str] = str) -> dict[str, object]:
-    """Settings that are known and whose values are valid.
+    """The settings, all of them known and with valid values.
 
     Args:
         values: Settings by name.
-        name: How a person knows a setting, for messages.
+        name: The name of a setting in messages.
 
     Raises:
-        InputError: If one is unknown or its value is not valid.
+        InputError: If a setting is unknown or has an invalid value.
     """
     if wrong := [key for key in values if key not in SETTINGS]:
         raise InputError(f"{name(str(wrong[0]))}: {unknown('setting', str(wrong[0]), SETTINGS)}")
@@ -100,10 +100,10 @@ def checked_of_file(
     Args:
         values: Settings by name.
         place: Where they are in the file; errors begin with it.
-        names: Their names in the file, where it has other ones.
+        names: Their names in the file, if these differ.
 
     Raises:
-        InputError: Also if there is a setting of timm's that does not apply, or that a file cannot switch on.
+        InputError: Also if a setting of timm does not apply here, or cannot be switched on by a file.
     """
 
     def name(key: str) -> str:
@@ -114,11 +114,11 @@ def checked_of_file(
         if key in REFUSED:
             if value != REFUSED[key].default:
                 raise InputError(f"{name(key)}: {REFUSED[key].error(key)}")
-            continue  # as timm writes it into its own files
+            continue  # timm writes it into its own files
         setting = SETTINGS.get(key)
         if setting is not None and setting.flag.command_only and value:
             raise InputError(f"{name(key)}: a file cannot set it; give {flag_of(key)} on the command line")
-        # timm writes an empty text where nothing was given.
+        # timm writes an empty text if nothing was given.
         given[key] = None if value == "" and setting is not None and setting.optional else value
     return checked(given, name)
 
@@ -127,7 +127,7 @@ def read_settings(path: str) -> dict[str, object]:
     """Settings by name from a YAML or JSON file, timm's or ours.
 
     Raises:
-        InputError: If it cannot be read, has an unknown key, or a value that is not valid.
+        InputError: If it cannot be read, or has an unknown key or an invalid value.
     """
     content = read_settings_file(path)
     data = content.pop("data", None)
@@ -138,7 +138,7 @@ def read_settings(path: str) -> dict[str, object]:
 
 
 def make_recipe(values: Mapping[str, object]) -> Recipe:
-    """A recipe of settings by name; the others keep their defaults."""
+    """The recipe with these settings; all others keep their defaults."""
     return parse(Recipe, _grouped(values))
 
 
@@ -153,7 +153,7 @@ def recipe_schema() -> JsonSchemaValue:
     return {
         "$schema": schema["$schema"],
         "title": "Recipe",
-        "description": "Settings by flag name; docs/timm_flags.md has them all.",
+        "description": "Settings by flag name; docs/timm_flags.md lists them all.",
         "type": "object",
         "properties": {"$schema": schema["properties"]["$schema"], **properties},
         "additionalProperties": False,

@@ -9,8 +9,8 @@ from stitchkit.errors import InputError
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.timm_flags import PLATEAU
 
-# Settings that mean something only together with another one, and what to give. timm ignores most of these silently, so
-# that days later a run turns out not to be what its command says.
+# Settings that need another one: the setting, the other, and what to add. timm ignores most of these silently, so that
+# days later a run turns out not to be what its command says.
 _NEEDS = (
     ("bce_sum", "bce_loss", "--bce-loss"),
     ("bce_target_thresh", "bce_loss", "--bce-loss"),
@@ -48,17 +48,18 @@ def check(recipe: Recipe) -> Recipe:
 
 
 def run_folder(recipe: Recipe) -> Path:
-    """The folder of a run: `--output/--experiment`, named by the configuration or model where none is given.
+    """The folder of a run: `--output/--experiment`, named after the configuration or model if none is given.
 
     Raises:
-        InputError: If it is not inside `--output`: a configuration that somebody wrote may name the experiment.
+        InputError: If it is not inside `--output`: an experiment named by somebody else's configuration could lie
+            anywhere.
     """
     given = recipe.run.experiment
     name = Path(given or Path(recipe.model.stitch_config or recipe.model.model or "").stem)
     if name.is_absolute() or ".." in name.parts or not name.parts or "\0" in str(name):
         raise InputError(
             f"experiment {str(name)!r} is not a folder inside --output '{recipe.run.output}'; give --experiment a "
-            "relative path without '..', and choose where all runs are by --output"
+            "relative path without '..', and choose the folder of all runs by --output"
         )
     return Path(recipe.run.output) / name
 
@@ -87,11 +88,11 @@ def _check_network(recipe: Recipe) -> None:
     if model.model and (optim.base_lr_scale, optim.stitch_lr_scale) != (1, 1):
         raise InputError("--base-lr-scale and --stitch-lr-scale are for the parts of an SN-Net; use --lr for a --model")
     if model.split_bn and not (recipe.augment.resplit or recipe.augment.aug_splits):
-        raise InputError("--split-bn needs batches in parts; add --resplit or --aug-splits")
+        raise InputError("--split-bn needs batches in splits; add --resplit or --aug-splits")
     if model.stitch_config and recipe.distributed.sync_bn and recipe.stitch.sampling == "per_rank":
-        raise InputError("--sync-bn waits for the other ranks, which run other stitches; add --sampling shared")
+        raise InputError("--sync-bn waits for other ranks, which run different stitches; add --sampling shared")
     if recipe.optim.amp and model.model_dtype not in (None, "float32"):
-        raise InputError(f"--amp chooses precision itself; leave it out, or --model-dtype {model.model_dtype}")
+        raise InputError(f"--amp chooses precision itself; leave it or --model-dtype {model.model_dtype} out")
     if recipe.schedule.sched == "plateau":
         raise PLATEAU.error("sched plateau")
 
@@ -108,20 +109,20 @@ def _check_loss(recipe: Recipe) -> None:
 def _check_batches(recipe: Recipe) -> None:
     data, augment = recipe.data, recipe.augment
     if augment.mixes and data.batch_size % 2:
-        raise InputError(f"--batch-size is {data.batch_size}; mixup and cutmix need an even one")
+        raise InputError(f"--batch-size is {data.batch_size}; with mixup or cutmix it must be even")
     if data.epoch_repeats and not data.dataset.startswith(("tfds/", "hfids/")):
         raise InputError("--epoch-repeats is for --dataset tfds/... and hfids/..., as in timm; use more --epochs")
     if augment.aug_splits == 1:
-        raise InputError("--aug-splits is 1; give 0 for none, or at least 2")
+        raise InputError("--aug-splits is 1; it must be 0 (none) or at least 2")
     if recipe.model.split_bn and not augment.aug_splits and data.batch_size % 2:
-        raise InputError(f"--batch-size is {data.batch_size}; --split-bn halves it, so give an even one")
+        raise InputError(f"--batch-size is {data.batch_size}; with --split-bn it must be even")
     if recipe.schedule.lr_noise is not None and len(recipe.schedule.lr_noise) > 2:
-        raise InputError(f"--lr-noise is {recipe.schedule.lr_noise}; give its begin, or begin and end")
+        raise InputError(f"--lr-noise is {recipe.schedule.lr_noise}; give its start, or its start and end")
 
 
 def _check_packages(recipe: Recipe) -> None:
-    """Refuse what needs a package that is not installed."""
-    # Checked here and not at the first log line, when the first epoch has already run.
+    """Refuse settings that need a package that is not installed."""
+    # Otherwise the first log line would fail, after a whole epoch.
     for package in ("tensorboard", "wandb"):
         if recipe.flat()[f"log_{package}"] and find_spec(package) is None:
             raise InputError(
@@ -136,7 +137,7 @@ def _check_pairs(recipe: Recipe) -> None:
     settings = recipe.flat()
     for name, other, advice in _NEEDS:
         if settings[name] not in (None, False, 0) and not settings[other]:
-            raise InputError(f"{flag_of(name)} has no meaning alone; add {advice}")
+            raise InputError(f"{flag_of(name)} has no effect on its own; add {advice}")
     for name, other in _EXCLUDES:
         if settings[name] and settings[other]:
-            raise InputError(f"{flag_of(name)} and {flag_of(other)} exclude each other; leave one out")
+            raise InputError(f"{flag_of(name)} and {flag_of(other)} cannot be combined; leave one out")

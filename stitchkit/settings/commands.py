@@ -1,4 +1,4 @@
-"""The command that prints the JSON Schema of a kind of settings, by which editors complete and check a file: schema."""
+"""The `schema` command: prints the JSON Schema with which editors complete and check a file of settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from stitchkit.parser import Command
 
 _KINDS = "stitchkit.schemas"
-"""The entry points of what makes the schema of each kind; those of jobs are declared above this wing."""
+"""The entry points that make the schema of each kind; this wing cannot import those of jobs, which lie above it."""
 
 
 def kinds() -> list[str]:

@@ -1,4 +1,4 @@
-"""Files of settings: JSON, and YAML with `!include`; what they hold, and the line at which it is."""
+"""Settings files: JSON, and YAML with `!include`; their content, and the line of each value."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ import yaml
 from stitchkit.errors import InputError
 
 _INCLUDE = "!include"
-# How a message about a file begins: the place that it is about.
+# A message about a file begins with the place that it is about.
 _PLACE = re.compile(r"[A-Za-z_]\w*(?:\.\w+|\[\d+\])*")
-# A few lines of aliases of aliases are billions of values.
+# A few lines of aliases of aliases expand to billions of values.
 _MOST_VALUES = 100_000
 _MOST_FILES = 100
 
 
 class _Dialect:
-    """Floats as in YAML 1.2 and JSON: `1e-3` is a number, and text that looks like it is written in quotes."""
+    """Floats as in YAML 1.2 and JSON: `1e-3` is a number; the same characters as text need quotes."""
 
 
 class _Loader(_Dialect, yaml.SafeLoader):
     """Reads only plain data.
 
     Args:
-        path: The file; files that it includes are found beside it.
-        above: The files that led to it.
-        opened: All files that were opened so far.
+        path: The file; includes are relative to it.
+        above: The files that include it.
+        opened: All files opened so far.
     """
 
     def __init__(self, path: Path, above: Sequence[Path], opened: list[Path]):
         resolved = path.resolve()
         if resolved in above:
             chain = " -> ".join(file.name for file in [*above[above.index(resolved) :], resolved])
-            raise InputError(f"'{path}' includes itself: {chain}; take one !include out")
+            raise InputError(f"'{path}' includes itself: {chain}; remove one !include")
         opened.append(resolved)
         if len(opened) > _MOST_FILES:
             raise InputError(f"'{path}' is the {len(opened)}th !include; at most {_MOST_FILES} files are read")
@@ -46,13 +46,13 @@ class _Loader(_Dialect, yaml.SafeLoader):
         self.above = (*above, resolved)
         self.opened = opened
         text = _text(path)
-        if _is_json(path):  # JSON allows tabs between values and DEL in texts, which YAML forbids
+        if _is_json(path):  # JSON allows tabs between values and DEL in texts; YAML forbids both
             text = self.NON_PRINTABLE.sub(" ", text.replace("\t", " "))
         super().__init__(text)
-        self.name = str(path)  # marks of nodes know their file by it
+        self.name = str(path)  # nodes carry this name in their marks, and messages quote it
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """A node of the file, or in the place of an `!include` the other file's; anchors are a file's own."""
+        """A node of the file or, for an `!include`, of the other file; anchors do not cross files."""
         node = super().compose_node(parent, index)
         if node is None or node.tag != _INCLUDE:
             return node
@@ -61,7 +61,7 @@ class _Loader(_Dialect, yaml.SafeLoader):
         return _compose(self.path.parent / node.value, self.above, self.opened)
 
     def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
-        """A mapping, if no key is in it twice; YAML and JSON would silently take the last one."""
+        """A mapping without duplicate keys, of which YAML and JSON would silently take the last."""
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
@@ -74,10 +74,10 @@ class _Loader(_Dialect, yaml.SafeLoader):
 
 
 class _Dumper(_Dialect, yaml.SafeDumper):
-    """Writes what `_Loader` reads as the same, each value written out: the same list in two parts is not an alias."""
+    """Writes every value out, so that a list used in two parts is not an alias; `_Loader` reads the same back."""
 
     def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002
-        """No value is ever referred to."""
+        """Never write aliases."""
         return True
 
 
@@ -88,13 +88,13 @@ for _kind in (_Loader, _Dumper):
 
 
 def read_settings_file(path: str | Path) -> dict[str, object]:
-    """The content of a file of settings, JSON by its suffix or else YAML: plain data, with what it includes.
+    """The content of a settings file as plain data, with that of the files it includes; JSON by its suffix, or YAML.
 
-    `$schema`, by which editors know what the file may hold, is left out.
+    `$schema`, which is for editors, is left out.
 
     Raises:
-        InputError: If a file cannot be read, is not JSON or YAML, has a key twice, holds objects or numbers that cannot
-            be read, includes itself, or has no keys.
+        InputError: If a file cannot be read, is not JSON or YAML, has duplicate keys, holds objects or numbers that
+            cannot be read, includes itself, or has no keys.
     """
     path = Path(path)
     content = _parse_json(path) if _is_json(path) else _construct(path)
@@ -109,14 +109,14 @@ def read_settings_file(path: str | Path) -> dict[str, object]:
 
 
 def settings_text(content: object) -> str:
-    """Settings as the text of a YAML file that is read as the same."""
+    """The text of a YAML file that reads back as these settings."""
     text: str = yaml.dump(content, Dumper=_Dumper, sort_keys=False)
     return text
 
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Begin errors about a file of settings with its name, and with the line of the place that they name."""
+    """Prefix errors about a settings file with its name and the line of the place that they name."""
     try:
         yield
     except InputError as error:
@@ -130,14 +130,14 @@ def _is_json(path: Path) -> bool:
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # the latter of bytes and of names that no file has
-        reason = error.strerror if isinstance(error, OSError) else "it is not text, or no file has such a name"
+    except (OSError, ValueError) as error:  # ValueError: bytes that are not text, or a name that no file can have
+        reason = error.strerror if isinstance(error, OSError) else "it is not text, or not a valid file name"
         raise InputError(f"configuration '{path}' cannot be read: {reason}; check the path") from error
 
 
 def _parse_json(path: Path) -> object:
     def refuse(number: str) -> NoReturn:
-        raise InputError(f"'{path}' holds {number}; JSON has finite numbers only")
+        raise InputError(f"'{path}' contains {number}; JSON allows only finite numbers")
 
     def finite(number: str) -> float:
         return value if abs(value := float(number)) < float("inf") else refuse(number)
@@ -150,14 +150,14 @@ def _parse_json(path: Path) -> object:
     except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"'{path}' is not JSON that can be read: {error}; correct it") from error
+        raise InputError(f"'{path}' cannot be read as JSON: {error}; correct it") from error
 
 
 def _construct(path: Path) -> object:
     """The content of a YAML file."""
     node = _compose(path)
     try:
-        # A loader of no text: the nodes are of several files, and the loader of each is gone.
+        # A fresh loader: the nodes are from several files, whose own loaders are gone.
         content: object = None if node is None else yaml.SafeLoader("").construct_document(node)
         return content
     except yaml.MarkedYAMLError as error:
@@ -169,7 +169,7 @@ def _construct(path: Path) -> object:
 
 
 def _compose(path: Path, above: Sequence[Path] = (), opened: list[Path] | None = None) -> yaml.Node | None:
-    """The tree of nodes that a file and its includes make; each node knows its file."""
+    """The tree of nodes of a file and its includes; each node knows its file."""
     try:
         loader = _Loader(path, above, [] if opened is None else opened)
         node: yaml.Node | None = loader.get_single_node()
@@ -185,7 +185,7 @@ def _compose(path: Path, above: Sequence[Path] = (), opened: list[Path] | None =
 
 
 def _check_size(root: yaml.Node, path: Path) -> None:
-    """Refuse aliases that contain themselves, or that multiply a file's values beyond what settings can be."""
+    """Refuse aliases that contain themselves, or that multiply the values of a file beyond any size of settings."""
     sizes: dict[int, int | None] = {}
 
     def size(node: yaml.Node) -> int:
@@ -197,7 +197,7 @@ def _check_size(root: yaml.Node, path: Path) -> None:
             sizes[id(node)] = 1 + sum(size(item) for pair in pairs for item in pair)
         found = sizes[id(node)]
         if found is None:
-            raise InputError(f"'{path}', line {_line(node)}: an alias contains itself; write out what is meant")
+            raise InputError(f"'{path}', line {_line(node)}: an alias contains itself; write the value out")
         return found
 
     if size(root) > _MOST_VALUES:
@@ -205,7 +205,7 @@ def _check_size(root: yaml.Node, path: Path) -> None:
 
 
 def _locate(path: Path, message: str) -> str:
-    """The file and line that a message is about, as far down as the file has what it names."""
+    """The file and line that a message is about, as deep as the file contains the named keys."""
     # Errors carry the place as text, `train_config.tasks[0]`: most are raised where no file is known.
     found = _PLACE.match(message)
     node = _compose(path)
@@ -219,7 +219,7 @@ def _locate(path: Path, message: str) -> str:
 
 
 def _child(node: yaml.Node, key: str) -> tuple[yaml.Node, yaml.Node] | None:
-    """The value under a key or number, and the node at whose line it begins."""
+    """The value under a key or index, and the node where it begins."""
     if isinstance(node, yaml.MappingNode):
         return next(((value, name) for name, value in node.value if name.value == key), None)
     if isinstance(node, yaml.SequenceNode) and key.isdigit() and int(key) < len(node.value):

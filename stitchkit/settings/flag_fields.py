@@ -1,4 +1,4 @@
-"""Fields of a recipe that are flags of a command too."""
+"""Fields of a recipe that are also flags of a command."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def flag(
         aliases: Further spellings, such as `-b`.
         ge: Least value.
         le: Greatest value.
-        length: How many values a list has.
-        strict: Take no text for a number; None where there are but a few choices, which pydantic wants.
-        command_only: A file cannot switch it on, since it lets others decide what is fetched.
+        length: Number of values of a list.
+        strict: Do not accept text as a number; None for a choice of values, as pydantic requires.
+        command_only: Files cannot switch it on, because whoever wrote the file would decide what is downloaded.
         options: Further arguments of argparse, such as `metavar`.
     """
-    strict = None if isinstance(default, str) else strict  # text is never anything else
+    strict = None if isinstance(default, str) else strict  # text needs no strictness: nothing else converts to it
     return Field(
         default=default, description=help, ge=ge, le=le, min_length=length, max_length=length, strict=strict,
         json_schema_extra=Flag(aliases, command_only, options),

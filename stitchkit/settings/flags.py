@@ -1,4 +1,4 @@
-"""From flags, YAML and stitch configuration to a recipe. Precedence: flag > YAML > stitch configuration > default."""
+"""A recipe from flags, YAML and stitch configuration. Precedence: flag > YAML > stitch configuration > default."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stitchkit.settings.recipe import GROUPS, Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.settings.timm_flags import REFUSED
 
-# A setting of a stronger source takes the place of those that it excludes.
+# A setting from a stronger source replaces those that it excludes.
 _REPLACES = {
     "stitch_config": ("model",),
     "model": ("stitch_config",),
@@ -23,7 +23,7 @@ _REPLACES = {
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Give a parser every setting of the recipe as a flag; only flags that are given appear in its result."""
+    """Add a flag to the parser for every setting of the recipe; its result contains only flags that were given."""
     parser.add_argument("data", nargs="?", default=argparse.SUPPRESS, metavar="DATA", help="same as --data-dir")
     parser.add_argument(
         "-c", "--config", metavar="YAML", default=argparse.SUPPRESS, help="file of settings by flag name"
@@ -39,11 +39,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def _add_flag(section: argparse._ArgumentGroup, setting: Setting) -> None:
     options = dict(setting.flag.options, default=argparse.SUPPRESS, dest=setting.name, help=setting.help)
     kind = setting.kind
-    # timm spells some flags with underscores only in files; flags of the published scripts may have either.
+    # timm spells some flags with underscores only in files; flags of the published scripts may use either spelling.
     names = dict.fromkeys([flag_of(setting.name), "--" + setting.name, *setting.flag.aliases])
     if kind is bool and setting.name.startswith("no_"):
         section.add_argument(*names, action="store_true", **options)
-    elif kind is bool:  # a flag must be able to take back what a file switches on
+    elif kind is bool:  # a flag must be able to undo a switch that a file turned on
         section.add_argument(*names, action=argparse.BooleanOptionalAction, **options)
     elif kind is dict:
         section.add_argument(*names, action=_KeyValues, nargs="*", metavar="KEY=VALUE", **options)
@@ -57,7 +57,7 @@ def _add_flag(section: argparse._ArgumentGroup, setting: Setting) -> None:
 
 
 class _Refuse(argparse.Action):
-    """End with the reason why a flag of timm does not apply."""
+    """Stop with the reason why a flag of timm does not apply."""
 
     def __call__(self, *_: object) -> None:
         name = self.option_strings[0].removeprefix("--").replace("-", "_")
@@ -65,7 +65,7 @@ class _Refuse(argparse.Action):
 
 
 class _KeyValues(argparse.Action):
-    """`key=value ...` as a dictionary; values are Python literals where they can be read as such, else text."""
+    """`key=value ...` as a dictionary; values that are Python literals are read as such, all others as text."""
 
     def __call__(
         self,
@@ -87,13 +87,13 @@ class _KeyValues(argparse.Action):
 
 
 def resolve(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
-    """The recipe that given flags mean, and the stitch configuration they name.
+    """The recipe that the given flags describe, and the stitch configuration that they name.
 
     Args:
-        flags: The flags of a command line that were given, as `add_flags` names them.
+        flags: The result of a parser with `add_flags`: only flags that were given.
 
     Raises:
-        InputError: If a file cannot be read or has an unknown key, a value is unusable, or settings exclude each other.
+        InputError: If a file cannot be read or has an unknown key, a value is unusable, or settings are incompatible.
     """
     recipe, config = gather(flags)
     return check(recipe), config
@@ -103,7 +103,7 @@ def gather(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     """`resolve` for commands that start no run, without the check that the settings are compatible.
 
     Args:
-        flags: Settings by name: only what was given.
+        flags: As `resolve` takes them.
 
     Raises:
         InputError: If a file cannot be read or has an unknown key, or a value is unusable.
@@ -112,7 +112,7 @@ def gather(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     if "data" in flags:
         flags.setdefault("data_dir", flags.pop("data"))
     file = flags.pop("config", None)
-    # Each layer is checked by itself: only then does an error know whether to name a flag or a line of a file.
+    # Each layer is checked separately: only then can an error name the flag or the line of a file.
     layers = [checked(flags, flag_of)]
     if file is not None:
         layers.append(read_settings(str(file)))
@@ -131,7 +131,7 @@ def _merged(layers: Sequence[Mapping[str, object]]) -> dict[str, object]:
     given: dict[str, object] = {}
     for layer in reversed(layers):
         if "lr" not in layer and any(name.startswith("lr_base") for name in layer):
-            given.pop("lr", None)  # a base rate means that the rate follows from it
+            given.pop("lr", None)  # a base rate determines the rate
         for name, others in _REPLACES.items():
             if layer.get(name) is not None:
                 for other in others:

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from stitchkit.settings.flag_fields import flag, flag_in
 from stitchkit.settings.schema import DatasetName, LocalPath, Settings
 
-# Items of lists; the limits of other settings are in their fields.
+# Items of lists: only an annotated type can give each of them limits. Other settings have theirs in their fields.
 Side = Annotated[int, Field(strict=True, ge=1)]
 Epoch = Annotated[int, Field(strict=True, ge=0)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
@@ -36,7 +36,7 @@ class ModelRecipe(Settings):
     pretrained_path: LocalPath | None = flag(None, "file that replaces the pretrained weights of --model")
     initial_checkpoint: LocalPath | None = flag(None, "start from the weights in this file")
     num_classes: int | None = flag(
-        None, "number of classes; by default that of the image folder, else the model's", ge=1
+        None, "number of classes; by default that of the image folder, or else of the model", ge=1
     )
     img_size: int | None = flag(None, "side of the square input image; by default the model's", ge=1)
     in_chans: int | None = flag(None, "channels of an input image; by default 3", ge=1)
@@ -49,12 +49,12 @@ class ModelRecipe(Settings):
     drop_path: float | None = flag(None, "stochastic depth rate", ge=0, le=0.99)
     drop_connect: float | None = flag(None, "older name of --drop-path, which wins", ge=0, le=0.99)
     drop_block: float | None = flag(None, "DropBlock rate, for convolutional networks", ge=0, le=0.99)
-    head_init_scale: float | None = flag(None, "factor on the classifiers' first weights")
-    head_init_bias: float | None = flag(None, "first bias of the classifiers")
+    head_init_scale: float | None = flag(None, "factor on the classifiers' initial weights")
+    head_init_bias: float | None = flag(None, "initial bias of the classifiers")
     bn_momentum: float | None = flag(None, "momentum of every batch norm", ge=0, le=1)
     bn_eps: float | None = flag(None, "epsilon of every batch norm", ge=0)
-    split_bn: bool = flag(False, "a batch norm of its own for each split; with --resplit or --aug-splits")
-    fast_norm: bool = flag(False, "layer and group norms stay in low precision under --amp")
+    split_bn: bool = flag(False, "separate batch norms for each split; with --resplit or --aug-splits")
+    fast_norm: bool = flag(False, "keep layer and group norms in low precision under --amp")
     grad_checkpointing: bool = flag(False, "save memory: recompute activations in the backward pass")
     channels_last: bool = flag(False, "channels-last memory layout")
     model_dtype: Literal["float32", "float16", "bfloat16"] | None = flag(
@@ -73,7 +73,7 @@ class ModelRecipe(Settings):
 
     @property
     def sides(self) -> int | tuple[int, int] | None:
-        """Side of a square input image, or height and width; None is the model's."""
+        """Side of a square input image, or height and width; None for the model's own."""
         return (self.input_size[1], self.input_size[2]) if self.input_size else self.img_size
 
     @property
@@ -84,19 +84,21 @@ class ModelRecipe(Settings):
 
 @dataclass(frozen=True)
 class StitchRecipe(Settings):
-    """How an SN-Net learns; these settings matter with a stitch configuration only."""
+    """Training of an SN-Net; these settings apply only with a stitch configuration."""
 
     sampling: Literal["per_rank", "shared"] = flag(
-        "per_rank", "who draws the stitch of a step: each rank its own (published), or one for all",
+        "per_rank", "draw of each step's stitch: by each rank (published), or one for all",
     )  # fmt: skip
     ls_init: bool = flag(True, "fit the stitching layers by least squares before training")
     ls_method: Literal["truncated", "damped", "exact"] = flag(
         "truncated", "kind of least squares: as published, regularised, or without truncation",
     )  # fmt: skip
     ls_damping: float = flag(1e-4, "strength of damped least squares", ge=0)
-    stitch_init_bs: int = flag(100, "images that the fit uses, over all ranks", ge=1)
+    stitch_init_bs: int = flag(100, "number of images for the fit, over all ranks", ge=1)
     fulltune: bool = flag(True, "train the anchors too, not only the stitching layers")
-    distillation_type: Literal["none", "hard", "soft"] = flag("none", "what the teacher gives")
+    distillation_type: Literal["none", "hard", "soft"] = flag(
+        "none", "kind of teaching: hard labels or soft probabilities"
+    )
     distillation_alpha: float = flag(0.5, "share of the teacher's loss", ge=0, le=1)
     distillation_tau: float = flag(1.0, "temperature of soft distillation", ge=1e-3)
     teacher_model: str | None = flag(None, "timm name of the teacher")
@@ -105,7 +107,7 @@ class StitchRecipe(Settings):
 
 @dataclass(frozen=True)
 class DataRecipe(Settings):
-    """Where images come from."""
+    """The source of the images."""
 
     data_dir: LocalPath | None = flag(None, "root folder of the dataset")
     dataset: DatasetName = flag(
@@ -116,7 +118,7 @@ class DataRecipe(Settings):
     train_num_samples: int | None = flag(None, "images of a streamed training split", ge=1)
     val_num_samples: int | None = flag(None, "images of a streamed validation split", ge=1)
     dataset_download: bool = flag(False, "allow the dataset to be downloaded", command_only=True)
-    epoch_repeats: float = flag(0.0, "times an epoch goes through the training split, of tfds/ and hfids/", ge=0)
+    epoch_repeats: float = flag(0.0, "passes through the training split per epoch, for tfds/ and hfids/", ge=0)
     class_map: LocalPath = flag("", "file that maps class names to numbers")
     input_img_mode: str | None = flag(None, "PIL mode of the images; by default RGB for 3 channels, else L")
     input_key: str | None = flag(None, "key of the images in a record")
@@ -136,38 +138,40 @@ class DataRecipe(Settings):
     std: list[Deviation] | None = flag(None, "channel deviations, or one for all; by default the model's")
     interpolation: str = flag("", "resizing for evaluation; by default the model's")
     crop_pct: float | None = flag(
-        None, "part of the image kept by the centre crop; by default the model's", ge=0.01, le=1
+        None, "share of the image kept by the centre crop; by default the model's", ge=0.01, le=1
     )
 
 
 @dataclass(frozen=True)
 class AugmentRecipe(Settings):
-    """How training images are varied."""
+    """Augmentation of training images."""
 
     no_aug: bool = flag(False, "no augmentation at all")
-    train_crop_mode: str | None = flag(None, "how training images are cropped: rrc, rkrc, rkrr")
+    train_crop_mode: str | None = flag(None, "cropping of training images: rrc, rkrc, rkrr")
     scale: list[Area] = flag([0.08, 1.0], "area of the crop", length=2)
     ratio: list[Aspect] = flag([3 / 4, 4 / 3], "aspect of the crop", length=2)
     hflip: float = flag(0.5, "probability of a horizontal flip", ge=0, le=1)
     vflip: float = flag(0.0, "probability of a vertical flip", ge=0, le=1)
     color_jitter: float = flag(0.4, "strength of colour jitter", ge=0)
-    color_jitter_prob: float | None = flag(None, "its probability; by default always", ge=0, le=1)
+    color_jitter_prob: float | None = flag(None, "probability of colour jitter; by default always", ge=0, le=1)
     grayscale_prob: float | None = flag(None, "probability of a greyscale image", ge=0, le=1)
     gaussian_blur_prob: float | None = flag(None, "probability of a blurred image", ge=0, le=1)
     aa: str | None = flag(None, "AutoAugment policy, such as rand-m9-mstd0.5-inc1")
     aug_repeats: float = flag(0.0, "repetitions of each image in an epoch", ge=0)
     train_interpolation: str = flag("random", "resizing for training: random, bilinear or bicubic")
     reprob: float = flag(0.0, "probability of random erasing", ge=0, le=1)
-    remode: Literal["const", "rand", "pixel"] = flag("pixel", "what erased areas are filled with")
+    remode: Literal["const", "rand", "pixel"] = flag("pixel", "filling of erased areas")
     recount: int = flag(1, "areas to erase", ge=1)
     resplit: bool = flag(False, "erase nothing in the first split of a batch")
-    aug_splits: int = flag(0, "parts of a batch: the clean images and differently varied copies; 0 or at least 2", ge=0)
+    aug_splits: int = flag(
+        0, "parts of a batch: the clean images and differently augmented copies; 0 or at least 2", ge=0
+    )
     mixup: float = flag(0.0, "mixup alpha; 0 is off", ge=0)
     cutmix: float = flag(0.0, "cutmix alpha; 0 is off", ge=0)
     cutmix_minmax: list[Share] | None = flag(None, "area range of cutmix", length=2)
     mixup_prob: float = flag(1.0, "probability of mixup or cutmix", ge=0, le=1)
-    mixup_switch_prob: float = flag(0.5, "probability of cutmix where both are on", ge=0, le=1)
-    mixup_mode: Literal["batch", "pair", "elem"] = flag("batch", "what is mixed as one")
+    mixup_switch_prob: float = flag(0.5, "probability of cutmix if both are on", ge=0, le=1)
+    mixup_mode: Literal["batch", "pair", "elem"] = flag("batch", "unit of mixing")
     mixup_off_epoch: int = flag(0, "epoch after which mixing stops; 0 is never", ge=0)
     smoothing: float = flag(0.1, "label smoothing", ge=0, le=0.99)
 
@@ -179,18 +183,18 @@ class AugmentRecipe(Settings):
 
 @dataclass(frozen=True)
 class LossRecipe(Settings):
-    """The loss, apart from the teacher's part; by default cross-entropy."""
+    """The loss, apart from the teacher's; cross-entropy by default."""
 
     jsd_loss: bool = flag(False, "cross-entropy and Jensen-Shannon divergence between the --aug-splits")
     bce_loss: bool = flag(False, "binary cross-entropy of each class")
-    bce_sum: bool = flag(False, "sum it over classes")
-    bce_target_thresh: float | None = flag(None, "make its targets 0 or 1 by this threshold")
-    bce_pos_weight: float | None = flag(None, "weight of its positive targets", ge=0)
+    bce_sum: bool = flag(False, "sum binary cross-entropy over classes")
+    bce_target_thresh: float | None = flag(None, "round targets of --bce-loss to 0 or 1 at this threshold")
+    bce_pos_weight: float | None = flag(None, "weight of positive targets of --bce-loss", ge=0)
 
 
 @dataclass(frozen=True)
 class OptimRecipe(Settings):
-    """How weights are updated."""
+    """The optimizer: how weights are updated."""
 
     opt: str = flag("sgd", "timm optimizer")
     opt_kwargs: dict[str, Any] | None = flag(None, "further arguments of the optimizer, as key=value ...")
@@ -201,20 +205,20 @@ class OptimRecipe(Settings):
     layer_decay: float | None = flag(
         None, "factor on the learning rate for each block further from the classifier", ge=0, le=1
     )
-    layer_decay_min_scale: float = flag(0.0, "least factor of --layer-decay", ge=0, le=1)
+    layer_decay_min_scale: float = flag(0.0, "smallest factor of --layer-decay", ge=0, le=1)
     layer_decay_no_opt_scale: float | None = flag(
-        None, "freeze what --layer-decay gives a smaller factor than this", ge=0, le=1
+        None, "freeze parameters to which --layer-decay gives a smaller factor than this", ge=0, le=1
     )
     base_lr_scale: float = flag(1.0, "factor on the learning rate of the anchors of an SN-Net", ge=0)
-    stitch_lr_scale: float = flag(1.0, "factor on the learning rate of its stitching layers", ge=0)
+    stitch_lr_scale: float = flag(1.0, "factor on the learning rate of the stitching layers of an SN-Net", ge=0)
     clip_grad: float | None = flag(None, "gradient clipping value", ge=1e-12)
     clip_mode: Literal["norm", "value", "agc"] = flag("norm", "gradient clipping")
-    grad_accum_steps: int = flag(1, "batches whose gradients make one step", ge=1)
+    grad_accum_steps: int = flag(1, "number of batches whose gradients make one step", ge=1)
     amp: bool = flag(False, "mixed precision")
-    amp_dtype: Literal["float16", "bfloat16"] = flag("float16", "its low precision; CPUs always use bfloat16")
+    amp_dtype: Literal["float16", "bfloat16"] = flag("float16", "low precision of --amp; CPUs always use bfloat16")
     model_ema: bool = flag(False, "keep a moving average of the weights")
     model_ema_decay: float = flag(0.9998, "decay of the moving average", ge=0, le=1)
-    model_ema_warmup: bool = flag(False, "warm the decay up")
+    model_ema_warmup: bool = flag(False, "warm up the decay of the moving average")
     model_ema_force_cpu: bool = flag(False, "keep the moving average on the CPU")
     lr: float | None = flag(None, "learning rate; by default lr_base scaled by the total batch", ge=0)
     lr_base: float = flag(0.1, "learning rate for lr_base_size images", ge=0)
@@ -226,7 +230,7 @@ class OptimRecipe(Settings):
 
 @dataclass(frozen=True)
 class ScheduleRecipe(Settings):
-    """How long, and how the learning rate runs."""
+    """Length of the training and course of the learning rate."""
 
     epochs: int = flag(300, "number of epochs", ge=1)
     start_epoch: int | None = flag(None, "epoch to start at; by default 0, or that of --resume", ge=0)
@@ -235,18 +239,18 @@ class ScheduleRecipe(Settings):
     warmup_lr: float = flag(1e-5, "learning rate at the start of warm-up", ge=0)
     min_lr: float = flag(0.0, "lowest learning rate", ge=0)
     warmup_epochs: float = flag(5.0, "epochs of warm-up", ge=0)
-    warmup_prefix: bool = flag(False, "warm-up comes on top of the epochs")
+    warmup_prefix: bool = flag(False, "run the warm-up in addition to the epochs")
     cooldown_epochs: int = flag(0, "epochs at the lowest learning rate after the schedule", ge=0)
     decay_epochs: float = flag(90.0, "epochs between steps of the step schedule", ge=1e-3)
     decay_milestones: list[Epoch] = flag([90, 180, 270], "epochs of the multistep schedule")
-    decay_rate: float = flag(0.1, "factor of a step, and power of the poly schedule", "--dr", ge=0)
+    decay_rate: float = flag(0.1, "factor at each step of the schedule; power of the poly schedule", "--dr", ge=0)
     lr_noise: list[Position] | None = flag(
-        None, "parts of the schedule at which noise on the learning rate begins and ends"
+        None, "shares of the schedule at which noise on the learning rate begins and ends"
     )
-    lr_noise_pct: float = flag(0.67, "limit of the noise, as part of the learning rate", ge=1e-6)
+    lr_noise_pct: float = flag(0.67, "limit of the noise, as a share of the learning rate", ge=1e-6)
     lr_noise_std: float = flag(1.0, "standard deviation of the noise", ge=0)
-    lr_cycle_mul: float = flag(1.0, "length of a cycle by that of the one before", ge=1e-3)
-    lr_cycle_decay: float = flag(0.5, "learning rate of a cycle by that of the one before", ge=0)
+    lr_cycle_mul: float = flag(1.0, "length of a cycle relative to the previous one", ge=1e-3)
+    lr_cycle_decay: float = flag(0.5, "learning rate of a cycle relative to the previous one", ge=0)
     lr_cycle_limit: int = flag(1, "number of cycles", ge=1)
     lr_k_decay: float = flag(1.0, "k-decay of the cosine and poly schedules", ge=1e-3)
 
@@ -286,29 +290,31 @@ class RunRecipe(Settings):
     )
     no_resume_opt: bool = flag(False, "resume the weights only")
     output: LocalPath = flag("outputs", "folder of all runs")
-    experiment: str | None = flag(None, "folder of this run inside it; by default named by the configuration or model")
+    experiment: str | None = flag(
+        None, "folder of this run inside --output; by default named after the configuration or model"
+    )
     seed: int = flag(42, "random seed", ge=0)
-    device: str | None = flag(None, "cpu or cuda; by default cuda where there is one")
+    device: str | None = flag(None, "cpu or cuda; by default cuda if available")
     log_interval: int = flag(50, "steps between log lines", ge=1)
     val_interval: int = flag(1, "epochs between validations of the anchors", ge=1)
     recovery_interval: int = flag(
-        0, "steps between checkpoints within an epoch; 0 saves at its end, and when a signal stops the run",
+        0, "steps between checkpoints within an epoch; with 0, only at its end and when a signal stops the run",
         "--checkpoint-interval", "--checkpoint_interval", ge=0,
     )  # fmt: skip
     checkpoint_hist: int = flag(10, "number of epoch checkpoints to keep", ge=1)
     eval_metric: Literal["top1", "top5", "loss"] = flag(
-        "top1", "figure by which checkpoints are the best, the mean over anchors"
+        "top1", "figure that ranks checkpoints: its mean over the anchors"
     )
     save_images: bool = flag(False, "save a training batch as a picture at each log line")
     log_tensorboard: bool = flag(False, "write the figures of each epoch for TensorBoard, into the run's folder")
     log_wandb: bool = flag(False, "send the figures of each epoch to Weights & Biases")
-    wandb_project: str | None = flag(None, "its project")
-    wandb_tags: list[StrictStr] = flag([], "its tags")
-    wandb_resume_id: str | None = flag(None, "its run to resume; with --resume")
+    wandb_project: str | None = flag(None, "project in Weights & Biases")
+    wandb_tags: list[StrictStr] = flag([], "tags in Weights & Biases")
+    wandb_resume_id: str | None = flag(None, "run to resume in Weights & Biases; with --resume")
 
 
 def flag_of(name: str) -> str:
-    """The flag of a setting, as it is shown to people."""
+    """The flag of a setting, as messages show it."""
     return "--" + name.replace("_", "-")
 
 
@@ -331,7 +337,7 @@ class Recipe(Settings):
         return {name: value for group in dataclasses.asdict(self).values() for name, value in group.items()}
 
     def for_files(self) -> dict[str, object]:
-        """`flat` without what no file can set."""
+        """`flat` without the settings that no file can set."""
         fields = {name: field for kind in GROUPS.values() for name, field in kind.__pydantic_fields__.items()}
         return {name: value for name, value in self.flat().items() if not flag_in(fields[name]).command_only}
 

@@ -1,4 +1,4 @@
-"""Schemas of settings: dataclasses of pydantic, how data is checked against them, and their JSON Schema."""
+"""Schemas of settings: pydantic dataclasses, the check of data against them, and their JSON Schema."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ _EXPECTED = {
     "mapping_type": "settings by name",
     "dataclass_type": "settings by name",
 }
-"""The values that pydantic expects, by the type of its error."""
+"""The kind of value that pydantic expects, by the type of its error."""
 
 
-# Schemas are built when the first file is read: `stitchkit --help` imports them all and must not wait for it.
+# Schemas are built when first used: `stitchkit --help` imports them all and must not wait for that.
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True))
 class Settings:
     """Base of all schemas: an unknown key is an error that names the nearest known one.
 
     Attributes:
-        further_keys: Keys of files that are not fields.
+        further_keys: Keys that files may have although they are not fields.
     """
 
     further_keys: ClassVar[tuple[str, ...]] = ()
     if TYPE_CHECKING:
         __pydantic_fields__: ClassVar[dict[str, FieldInfo]]
 
-    # pydantic forbids unknown keys too, but its error does not say which keys there are.
+    # pydantic forbids unknown keys too, but its error does not list the known ones.
     @model_validator(mode="before")
     @classmethod
     def _check_keys(cls, content: object) -> object:
@@ -63,7 +63,7 @@ class Settings:
         schema = handler.resolve_ref_schema(made)
         schema["description"] = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
         lines: dict[str, str] = {}
-        for kind in reversed(cls.__mro__):  # a schema that extends another one describes its own fields only
+        for kind in reversed(cls.__mro__):  # a schema that extends another one describes only its own fields
             lines |= re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", cleandoc(kind.__doc__ or ""), flags=re.MULTILINE)
         for key, value in schema["properties"].items():
             value.pop("title", None)
@@ -91,7 +91,7 @@ DatasetName = Annotated[str, _checked(dataset_fault)]
 
 
 def join(place: str, key: object) -> str:
-    """The place of a key or number below another place: `train_config.tasks[0]`."""
+    """The place of a key or index below another place: `train_config.tasks[0]`."""
     if isinstance(key, int):
         return f"{place}[{key}]"
     return f"{place}.{key}" if place else str(key)
@@ -104,7 +104,7 @@ def parse(kind: type[Kind], content: object, place: str = "", *, name: Callable[
         kind: The schema.
         content: The data.
         place: Its place in the file; errors begin with it.
-        name: How a person knows the uppermost keys, where that is not by `place` and key: their flags, for instance.
+        name: Names of the top-level keys in messages, such as their flags; by default their place in the file.
 
     Raises:
         InputError: If a key is unknown or missing, or a value has the wrong type or is out of range.
@@ -117,7 +117,7 @@ def parse(kind: type[Kind], content: object, place: str = "", *, name: Callable[
 
 
 def _refusal(error: ValidationError, content: object, place: str, name: Callable[[str], str] | None) -> InputError:
-    """The first of pydantic's errors, in one line for a person."""
+    """The first of pydantic's errors, as one readable line."""
     errors = error.errors(include_url=False)
     paths = [_path(item, content) for item in errors]
     # pydantic reports one error for each type that a value may have. One about the value says more than one about its
@@ -155,7 +155,7 @@ def _length(details: Mapping[str, object]) -> str:
 
 
 def _path(error: ErrorDetails, content: object) -> Sequence[str | int]:
-    """Keys and numbers down to an error, without the names of types that pydantic puts among them."""
+    """Keys and indices that lead to an error, without the type names that pydantic adds."""
     path: list[str | int] = []
     for key in error["loc"]:
         items: Mapping[object, object] = dict(enumerate(content)) if isinstance(content, list | tuple) else {}
@@ -169,9 +169,9 @@ def _path(error: ErrorDetails, content: object) -> Sequence[str | int]:
 
 
 def json_schema(kind: type[Settings]) -> JsonSchemaValue:
-    """The JSON Schema of a kind of settings, with what its docstrings say of each.
+    """The JSON Schema of a kind of settings, with descriptions from its docstrings.
 
-    Keys that hold nothing unless they are given have no default in it.
+    Keys that default to None have no default in it.
     """
     schema = TypeAdapter(kind).json_schema()
     schema["properties"]["$schema"] = {"type": "string", "description": "This schema, for editors."}

@@ -18,7 +18,7 @@ from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.recipe import flag_of
 from stitchkit.settings.schema import LocalPath, Settings, json_schema, parse
 
-# The flat keys of the published files and the recipe fields they stand for. A published `lr` counts for 512 images.
+# The flat keys of the published files and the recipe fields they stand for. A published `lr` is for 512 images.
 _PUBLISHED_RECIPE_KEYS = {
     "batch_size": "batch_size",
     "data_path": "data_dir",
@@ -37,10 +37,10 @@ _PUBLISHED_RECIPE_KEYS = {
     "warmup_lr": "warmup_lr",
 }
 _PUBLISHED_LR_BATCH = 512
-# Where things are written and whom they are sent to is for the person who runs a configuration, not for its author.
+# Whoever runs a configuration decides where output is written and to whom it is sent, not its author.
 _NOT_ITS_AUTHORS = ("output", "log_wandb", "wandb_project", "wandb_tags", "wandb_resume_id")
 
-# Arguments of timm that choose a model or its weights, perhaps from a URL, past the keys that are checked.
+# These arguments of timm choose a model or its weights, perhaps by a URL, and so bypass the keys that are checked.
 _RESERVED = (
     *("name", "model_name", "pretrained", "checkpoint", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"),
     "cache_dir",
@@ -48,14 +48,14 @@ _RESERVED = (
 
 
 def check_kwargs(kwargs: Mapping[str, object], whose: str) -> None:
-    """Refuse arguments of a model that choose its weights, which has a setting of its own.
+    """Refuse model arguments that choose the weights, which have their own setting.
 
     Args:
         kwargs: Arguments of `timm.create_model`.
-        whose: The model, in a message.
+        whose: The name of the model in messages.
 
     Raises:
-        InputError: If there is one.
+        InputError: If there is such an argument.
     """
     if reserved := [key for key in _RESERVED if key in kwargs]:
         raise InputError(f"{whose} has {reserved[0]} among its arguments; local weights are given as its checkpoint")
@@ -66,7 +66,7 @@ class AnchorSpec(Settings):
     """One anchor of a configuration.
 
     Args:
-        name: A timm model name, best with its weights' tag, such as `deit_tiny_patch16_224.fb_in1k`.
+        name: A timm model name, preferably with the tag of its weights, such as `deit_tiny_patch16_224.fb_in1k`.
         label: The name of the anchor in stitches; without one, the model's name up to its tag.
         kwargs: Further arguments of `timm.create_model`.
         checkpoint: A local file with its weights; without one, timm's pretrained weights.
@@ -97,11 +97,11 @@ class StitchFile(Settings):
     """The file of a stitch configuration.
 
     Args:
-        anchors: From cheap to costly: timm model names, or objects that say more.
+        anchors: timm model names, or objects with more settings, from cheap to costly.
         source: The paper or person that the configuration comes from.
-        model: A published key that has no meaning here.
+        model: A key of published files; ignored.
         stitch_kernel_size: How many neighbouring blocks a sliding window spans.
-        stitch_stride: How many blocks it moves each time.
+        stitch_stride: How many blocks the window advances.
         nearest_stitching: Stitch only anchors that are neighbours in the list.
         stages: Numbers of the stages to stitch; by default all.
         stitched_final_norm: Whether stitched routes apply the end anchor's final normalisation.
@@ -123,13 +123,13 @@ class StitchFile(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class StitchConfig:
-    """Everything needed to build an SN-Net again.
+    """Everything needed to rebuild an SN-Net: its anchors and how they are stitched.
 
     Args:
         anchors: From cheap to costly.
         rule: Where they may be joined.
         stitched_final_norm: Whether stitched routes apply the end anchor's final normalisation. The published DeiT
-            code leaves it out (PUBLISHED quirk), so its configuration says false.
+            code leaves it out, so its configuration says false.
         recipe: Training settings by flag name (`batch_size`, `lr_base`, ...); YAML files and flags override them.
         source: Where the configuration comes from.
         path: The file it was read from.
@@ -179,7 +179,7 @@ class StitchConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The part of the configuration that defines the network, as plain data that `parse` takes."""
+        """The part that defines the network, as plain data from which `parse` makes the same network."""
         return {
             "source": self.source,
             "anchors": [
@@ -195,7 +195,7 @@ class StitchConfig:
 
 
 def _published_recipe(published: Mapping[str, object]) -> dict[str, object]:
-    """The settings that the flat keys of a published file mean."""
+    """The settings for the flat keys of a published file."""
     names = {name: key for key, name in _PUBLISHED_RECIPE_KEYS.items()}
     settings: dict[str, object] = {_PUBLISHED_RECIPE_KEYS[key]: value for key, value in published.items()}
     if "lr" in published:
@@ -204,8 +204,8 @@ def _published_recipe(published: Mapping[str, object]) -> dict[str, object]:
     if "data_set" in published:
         if published["data_set"] != "IMNET":
             raise InputError(
-                f"data_set is {published['data_set']!r}; of the published names only IMNET, an image folder, is known; "
-                "put a timm dataset as 'dataset' into 'recipe'"
+                f"data_set is {published['data_set']!r}; the only known published name is IMNET, an image folder; "
+                "put a timm dataset into 'recipe' as 'dataset'"
             )
         settings["dataset"] = ""
     return checked_of_file(settings, names=names)
@@ -215,7 +215,7 @@ def _own_recipe(settings: Mapping[str, object]) -> dict[str, object]:
     for key in _NOT_ITS_AUTHORS:
         if key in settings:
             raise InputError(
-                f"recipe.{key}: a stitch configuration cannot set '{key}'; take it out and give {flag_of(key)} on the "
+                f"recipe.{key}: a stitch configuration cannot set '{key}'; remove it and give {flag_of(key)} on the "
                 "command line"
             )
     return checked_of_file(settings, "recipe")

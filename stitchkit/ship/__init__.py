@@ -1,1 +1,1 @@
-"""From a ledger to a network in use."""
+"""Choosing, exporting and showing stitches: from a ledger to a network in use."""

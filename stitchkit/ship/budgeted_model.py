@@ -1,4 +1,4 @@
-"""An SN-Net that chooses its stitch for each call, by what the call may cost."""
+"""An SN-Net that chooses its stitch by the budget of each call."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ class BudgetedModel(nn.Module):
     """An SN-Net with its ledger: `forward` takes a budget and runs the most accurate stitch that meets it.
 
     Args:
-        model: The SN-Net; `model.reset_stitch_id` still chooses what runs without a budget.
-        ledger: A ledger of it, or its rows.
+        model: The SN-Net; `model.reset_stitch_id` still chooses the stitch without a budget.
+        ledger: Its ledger, or the rows.
 
     Raises:
-        InputError: If the ledger cannot be read, lacks accuracies, or is of another SN-Net: other stitches, or other
-            FLOPs.
+        InputError: If the ledger cannot be read, lacks accuracies, or has other stitches or FLOPs than the SN-Net.
     """
 
     def __init__(self, model: SNNet, ledger: str | Path | Sequence[Row]):
@@ -38,11 +37,11 @@ class BudgetedModel(nn.Module):
         rows = read_rows(ledger) if isinstance(ledger, str | Path) else ledger
         self.rows = [dict(row) for row in rows]
         complete(self.rows, model, latency=False)
-        pick(self.rows, Budget())  # now, not in the first call: every row has what a choice needs
+        pick(self.rows, Budget())  # checks that every row has the needed figures, now instead of in the first call
         self._fronts: dict[str, list[tuple[float, int]]] = {}
 
     def measure(self, batch_size: int = 1) -> str:
-        """Measure the latency of each stitch on the model's device, for budgets in milliseconds; returns how."""
+        """Measure the latency of each stitch on the model's device, for budgets in milliseconds; returns the method."""
         from stitchkit.measure.latency import add_latencies  # slow to import
 
         self._fronts.clear()
@@ -72,12 +71,12 @@ class BudgetedModel(nn.Module):
         if latency is None:
             return Budget(max_flops=value)
         if any("latency_ms" not in row for row in self.rows):
-            raise InputError(f"budget '{budget}' is a latency, and the ledger has none; call measure() once before")
+            raise InputError(f"budget '{budget}' is a latency, but the ledger has none; call measure() first")
         return Budget(max_latency_ms=value)
 
     def _front(self, figure: str) -> list[tuple[float, int]]:
         """The cost and `cfg_id` of each stitch on a front, from cheap to costly."""
-        # Kept, as a call has no time to sort the ledger: with it a choice is one bisection.
+        # Cached, so that the choice in each call is one bisection instead of a sort of the ledger.
         if figure not in self._fronts:
             self._fronts[figure] = [(row[figure], row["cfg_id"]) for row in pareto_front(self.rows, figure)]
         return self._fronts[figure]

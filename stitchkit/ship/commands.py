@@ -1,4 +1,4 @@
-"""The commands that take a ledger's stitches into use: pick, export, report, serve."""
+"""The commands that put stitches of a ledger to use: `pick`, `export`, `report`, `serve`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from stitchkit.ship.trained_snnet import Trained
 
 _IMAGES = 64
-"""Images that an export is checked on."""
+"""Number of images on which an export is checked."""
 
 
 def _add_trained(parser: argparse.ArgumentParser, *, data_for: str) -> None:
-    """Add the flags that `stitchkit.ship.trained_snnet.open_trained` takes; `data_for` says what images are for."""
+    """Add the flags of `stitchkit.ship.trained_snnet.open_trained`; `data_for` is the use of the images."""
     add_network_flags(parser)
     parser.add_argument("--resume", metavar="CHECKPOINT", help="trained weights, ours or released ones")
     parser.add_argument("--data", dest="data_dir", metavar="DIR", help=f"image folder; {data_for}")
@@ -30,14 +30,14 @@ def _add_trained(parser: argparse.ArgumentParser, *, data_for: str) -> None:
 
 
 def _add_budget(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-flops", metavar="N", help="most multiply-adds of an image, such as 5G")
-    parser.add_argument("--max-params", metavar="N", help="most parameters, such as 30M")
-    parser.add_argument("--max-latency-ms", type=float, metavar="MS", help="most milliseconds")
-    parser.add_argument("--min-acc1", type=float, metavar="PERCENT", help="least top-1 accuracy")
+    parser.add_argument("--max-flops", metavar="N", help="limit on multiply-adds per image, such as 5G")
+    parser.add_argument("--max-params", metavar="N", help="limit on parameters, such as 30M")
+    parser.add_argument("--max-latency-ms", type=float, metavar="MS", help="limit on latency in milliseconds")
+    parser.add_argument("--min-acc1", type=float, metavar="PERCENT", help="minimum top-1 accuracy")
 
 
 def _budget(flags: argparse.Namespace) -> Budget:
-    """The budget that was given; the flags no longer hold it."""
+    """The given budget, removed from the flags."""
     from stitchkit.display import count
     from stitchkit.ship.pick import Budget
 
@@ -51,7 +51,7 @@ def _add_pick_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ledger", metavar="LEDGER", help="a stitches_res.txt, ours or a published one")
     _add_budget(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
-    about = "stitch configuration of the ledger: adds names and parameters; with --max-latency-ms, latencies here"
+    about = "stitch configuration: adds names, parameters and, with --max-latency-ms, latencies measured here"
     add_network_flags(parser, config=about)
 
 
@@ -68,8 +68,9 @@ def _pick(flags: argparse.Namespace) -> None:
         model = create_snnet(flags.stitch_config, num_classes=flags.num_classes, img_size=flags.img_size)
         note = complete(rows, model.to(choose_device()), latency=budget.max_latency_ms is not None)
     elif flags.num_classes or flags.img_size:
-        raise InputError("--num-classes and --img-size are of a configuration; add --stitch_config, or leave them out")
+        raise InputError("--num-classes and --img-size need a configuration; add --stitch_config, or leave them out")
     choice = pick(rows, budget)
+    # Printed even if no stitch fits: scripts then find the nearest miss in it.
     if flags.json:
         print(strict_json({**choice._asdict(), "stitches": len(rows), "budget": budget.limits}))
     if choice.best is None:
@@ -83,14 +84,14 @@ def _pick(flags: argparse.Namespace) -> None:
     if note:
         print(note)
     (command,) = take_away(Path(flags.ledger), [number], flags.stitch_config)
-    print(f"next, take it away: {command}")
+    print(f"next, export it: {command}")
 
 
 def _add_export_flags(parser: argparse.ArgumentParser) -> None:
-    use = f"{_IMAGES} of its validation images are what file and SN-Net are compared on, else noise"
+    use = f"file and SN-Net are compared on {_IMAGES} of its validation images, otherwise on noise"
     _add_trained(parser, data_for=use)
-    parser.add_argument("--cfg_id", "--cfg-id", type=int, metavar="N", help="the stitch")
-    parser.add_argument("--ledger", metavar="FILE", help="or the best stitch of this ledger within the budget below")
+    parser.add_argument("--cfg_id", "--cfg-id", type=int, metavar="N", help="cfg_id of the stitch to export")
+    parser.add_argument("--ledger", metavar="FILE", help="instead of --cfg_id: take the best stitch of this ledger")
     _add_budget(parser)
     parser.add_argument(
         "-o", "--output", required=True, metavar="FILE", help="file to write: .safetensors, .onnx or .pt2"
@@ -104,11 +105,12 @@ def _export(flags: argparse.Namespace) -> None:
 
     output, cfg_id, ledger = (vars(flags).pop(name) for name in ("output", "cfg_id", "ledger"))
     budget = _budget(flags)
+    # Before anything is loaded: a wrong suffix must not cost the user a wait.
     format_of(output), new_file(output)
     if (cfg_id is None) == (ledger is None):
         raise InputError("give either --cfg_id N, or --ledger FILE with a budget such as --max-flops 5G")
     if cfg_id is not None and budget.limits:
-        raise InputError(f"--cfg_id {cfg_id} is a stitch already; leave the budget out, or give --ledger instead")
+        raise InputError(f"--cfg_id {cfg_id} already names a stitch; leave the budget out, or give --ledger instead")
     trained = open_trained({name: value for name, value in vars(flags).items() if value is not None})
     cfg_id = _best(ledger, budget, trained) if cfg_id is None else cfg_id
     stitch = trained.model.resolve(cfg_id)
@@ -126,7 +128,7 @@ def _export(flags: argparse.Namespace) -> None:
 
 
 def _best(ledger: str, budget: Budget, trained: Trained) -> int:
-    """The `cfg_id` of the best stitch of a ledger that was measured with these weights."""
+    """The `cfg_id` of the best stitch of a ledger, which must have been measured with these weights."""
     from stitchkit.measure.ledger import read_rows
     from stitchkit.ship.pick import complete, pick_one
     from stitchkit.ship.trained_snnet import check_origin
@@ -138,7 +140,7 @@ def _best(ledger: str, budget: Budget, trained: Trained) -> int:
     if note:
         print(note)
     if not budget.limits:
-        print(f"no budget was given; the most accurate of all {len(rows)} stitches is taken")
+        print(f"no budget was given; exporting the most accurate of all {len(rows)} stitches")
     return int(row["cfg_id"])
 
 
@@ -148,7 +150,7 @@ def _add_report_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--png", metavar="FILE", help="also draw the plot for a paper, as .png, .svg or .pdf")
     parser.add_argument(
         "--stitch_config", "--stitch-config", metavar="JSON",
-        help="their stitch configuration; it names the stitches of published ledgers",
+        help="stitch configuration of the ledgers; names the stitches of published ones",
     )  # fmt: skip
     parser.add_argument("--title", default="", metavar="TEXT", help="title of the page")
 
@@ -172,9 +174,9 @@ def _report(flags: argparse.Namespace) -> None:
 
 
 def _add_serve_flags(parser: argparse.ArgumentParser) -> None:
-    _add_trained(parser, data_for="its classes give their names where the checkpoint knows none")
-    parser.add_argument("--ledger", required=True, metavar="FILE", help="what --eval wrote of them")
-    parser.add_argument("--port", type=int, metavar="N", help="its port; by default the first free one from 7860")
+    _add_trained(parser, data_for="supplies class names if the checkpoint has none")
+    parser.add_argument("--ledger", required=True, metavar="FILE", help="ledger that --eval wrote for this SN-Net")
+    parser.add_argument("--port", type=int, metavar="N", help="port; by default the first free one from 7860")
     add_device_flag(parser)
 
 

@@ -17,7 +17,7 @@ from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.settings.stitch_config import AnchorSpec
 
 FORMAT = "stitchkit stitch 1"
-"""Stands in every description."""
+"""The format that every description names."""
 
 
 class Description(TypedDict):
@@ -35,7 +35,7 @@ class Description(TypedDict):
 
 
 def portable(spec: AnchorSpec, model: SNNet, *, global_pool: str | None = None) -> dict[str, object]:
-    """An anchor's specification as it was built into an SN-Net; it needs neither a file of weights nor the internet."""
+    """An anchor's specification as built into an SN-Net, independent of weight files and downloads."""
     channels, height, width = model.input_size
     kwargs = {
         **spec.kwargs,
@@ -54,10 +54,10 @@ def build(about: Mapping[str, Any]) -> nn.Sequential:
     """The described network with random weights; nothing is downloaded, and no other anchor is built.
 
     Raises:
-        InputError: If it is not a `Description`; from a file, it may be anything.
+        InputError: If it is not a `Description`; a file may contain anything.
     """
     if about.get("format") != FORMAT:
-        raise InputError(f"it is of format {about.get('format')!r}, not '{FORMAT}'; export it again")
+        raise InputError(f"its format is {about.get('format')!r}, not '{FORMAT}'; export it again")
     try:
         stitch = Stitch.parse(about["stitch"])
         specs = [local(AnchorSpec.parse(entry)) for entry in about["anchors"]]
@@ -69,7 +69,7 @@ def build(about: Mapping[str, Any]) -> nn.Sequential:
     depths = {anchor.label: sum(anchor.depths) for anchor in anchors}
     if any(segment.stop > depths.get(segment.anchor, 0) for segment in stitch.segments):
         raise InputError(f"its route {stitch} does not fit its anchors of {depths} blocks; export it again")
-    # A space of this stitch alone: the network is extracted as any other, so its parameters have the same names.
+    # A space of only this stitch, from which the network is extracted like any other, with the same parameter names.
     net = SNNet(anchors, space, stitched_final_norm=final_norm).extract(0)
     for norm in net.modules():
         if isinstance(norm, _BatchNorm) and eps is not None:
@@ -82,10 +82,10 @@ def build(about: Mapping[str, Any]) -> nn.Sequential:
 
 
 def local(spec: AnchorSpec) -> AnchorSpec:
-    """A specification from a file, which may name only architectures: others would be fetched or read.
+    """A specification from a file, if it names only an architecture.
 
     Raises:
-        InputError: If its name is a place on the internet or on a disk.
+        InputError: If it names a file or repository, which a stranger's file must not make us read or download.
     """
     if spec.checkpoint is not None or not is_model(spec.name):
         place = spec.checkpoint or spec.name

@@ -22,7 +22,7 @@ from stitchkit.ship.description import Description
 from stitchkit.ship.stitch_files import Runner, format_of
 
 TOLERANCE = 1e-4
-"""Largest difference of logits that passes, as a share of the largest logit where that is above 1."""
+"""Largest accepted difference of logits, as a share of the largest logit if that is above 1."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Report:
 
     @property
     def agrees(self) -> bool:
-        """Whether the file computes what the SN-Net does; never where a logit is not a number."""
+        """Whether the file agrees with the SN-Net; never if a logit is NaN."""
         return self.largest_difference <= TOLERANCE * max(1.0, self.largest_logit)
 
 
@@ -64,26 +64,26 @@ def export(
     *,
     net: nn.Module | None = None,
 ) -> Report:
-    """Write one stitch to a file, which appears only if it computes what the SN-Net does.
+    """Write one stitch to a file, which appears only if it agrees with the SN-Net.
 
     Args:
         model: The SN-Net, on the CPU.
         stitch: The `cfg_id`.
         path: The file; its suffix, `.safetensors`, `.onnx` or `.pt2`, selects the format.
         images: Prepared images `[B, C, H, W]` to compare on.
-        about: Its description, by `stitchkit.ship.trained_snnet.describe`.
-        net: The stitch's network where its statistics differ from the SN-Net's; it is then compared with instead.
+        about: Its description, from `stitchkit.ship.trained_snnet.describe`.
+        net: The stitch's network if its statistics differ from the SN-Net's; the file is then compared with it.
 
     Raises:
-        InputError: If something is at the path already, the suffix is unknown, a package is missing, the stitch cannot
+        InputError: If the path exists already, the suffix is unknown, a package is missing, the stitch cannot
             be written in this format, or file and SN-Net differ.
     """
     form, path = format_of(path), new_file(str(path))
     with evaluating(model), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        draft = Path(folder) / path.name  # beside the file, on the same disk, so that it can be renamed into place
+        draft = Path(folder) / path.name  # on the same disk, so that it can be renamed into place
         try:
             inside = Runner(partial(model, stitch=stitch)) if net is None else net.eval()
-            # A copy: exporters change what they trace.
+            # A copy, because exporters change the network that they trace.
             form.write(model.extract(stitch).eval() if net is None else copy.deepcopy(net), about, draft)
             size = sum(value.nbytes for value in model.state_dict().values())
             report = _compare(inside, form.read(draft), images, draft, size)
@@ -130,7 +130,7 @@ def _compare(inside: nn.Module, net: nn.Module, images: torch.Tensor, draft: Pat
 
 
 def _batches(images: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Batches of 1, 3 and then 16 images, as an export must take any number."""
+    """Batches of 1, 3 and then 16 images, because an export must accept any number."""
     sizes = [1, 3]
     while images.numel():
         size = sizes.pop(0) if sizes else 16

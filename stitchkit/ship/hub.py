@@ -69,30 +69,30 @@ class HubSNNet(
 ):
     """An SN-Net with `save_pretrained`, `from_pretrained` and `push_to_hub`.
 
-    It starts with random weights; `from_run` has those of a training run. A folder holds configuration, preparation of
-    images and class names as JSON, the weights as safetensors, the ledger where there is one, and a model card. Nothing
-    in it is executed, and nothing but the folder's own files is downloaded.
+    Its weights are random; `from_run` loads those of a training run. A folder holds configuration, preparation of
+    images and class names as JSON, the weights as safetensors, the ledger if there is one, and a model card. Nothing in
+    it is executed, and only the folder's own files are downloaded.
 
     Args:
         stitch_config: The content of a stitch configuration, or its path.
-        num_classes: Number of logits; by default the models'.
-        img_size: Side of an input image, or height and width; by default the models'.
+        num_classes: Number of logits; by default that of the models.
+        img_size: Side of an input image, or height and width; by default that of the models.
         in_chans: Channels of an input image; by default 3.
-        classes: Class names in the order of the logits, where they are known.
-        image: How images are prepared, in timm's words: `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`; by
-            default as the configuration's recipe and the last anchor say.
+        classes: Class names in the order of the logits, if known.
+        image: Preparation of images in timm's terms: `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`; by
+            default that of the configuration's recipe and the last anchor.
 
     Raises:
-        InputError: If the configuration cannot be used, or class names or settings of images do not fit this network.
+        InputError: If the configuration is invalid, or class names or settings of images do not fit this network.
     """
 
     classes: list[str]
-    """Class names in the order of the logits; empty where they are not known."""
+    """Class names in the order of the logits; empty if unknown."""
     image: dict[str, object]
-    """How images are prepared, in timm's words."""
+    """The preparation of images, in timm's terms."""
 
     ledger: list[Row]
-    """The figures of the stitches, for the model card and for those who load the folder."""
+    """The figures of the stitches, for the model card and for users of the folder."""
 
     def __init__(
         self,
@@ -120,13 +120,13 @@ class HubSNNet(
         self.image = self._prepared(recipe | dict(image or {}))
 
     def _prepared(self, given: Mapping[str, object]) -> dict[str, object]:
-        """How images are prepared, by default as for the last anchor."""
+        """The preparation of images, by default that of the last anchor."""
         for key, value in given.items():
             if key not in _IMAGE:
                 raise unknown("setting of images", key, _IMAGE)
             if not _fits(key, value, self.in_chans):
                 fits = f"images of {self.in_chans} channels"
-                raise InputError(f"'{key}' of images is {value!r}, which cannot be used for {fits}")
+                raise InputError(f"'{key}' of images is {value!r}, which is not valid for {fits}")
         found = resolve_data_config(
             {**given, "input_size": self.input_size}, pretrained_cfg=dict(super().pretrained_cfg)
         )
@@ -135,7 +135,7 @@ class HubSNNet(
 
     @property
     def pretrained_cfg(self) -> Mapping[str, object]:
-        """How images are prepared, for `timm.data.resolve_model_data_config`."""
+        """The preparation of images, for `timm.data.resolve_model_data_config`."""
         own = {key: tuple(value) if isinstance(value, list) else value for key, value in self.image.items()}
         return {**super().pretrained_cfg, **own, "input_size": self.input_size}
 
@@ -144,14 +144,14 @@ class HubSNNet(
         """The SN-Net of a training run, with its weights, its class names and the preparation of its images.
 
         Args:
-            settings: As the flags of `stitchkit export`: `stitch_config` and `resume`, or as `config` the run's
-                `eval_args.yaml`, which holds all; where needed `model_ema`, `data_dir`, `num_classes`, `mean`, ...
+            settings: Flags of `stitchkit export`: `stitch_config` and `resume`, or `config`, the run's
+                `eval_args.yaml`, which has all; if needed also `model_ema`, `data_dir`, `num_classes`, `mean`, ...
 
         Raises:
             InputError: If a file is missing or unreadable, checkpoint and configuration do not belong together, or
-                batch norms have an epsilon of their own, which a folder cannot hold.
+                the run set `--bn-eps`, which a folder cannot store.
         """
-        from stitchkit.ship.trained_snnet import open_trained  # slow to import, and of no use to who loads a folder
+        from stitchkit.ship.trained_snnet import open_trained  # slow to import, and not needed to load a folder
 
         trained = open_trained(settings)
         if trained.recipe.model.bn_eps is not None:
@@ -164,7 +164,7 @@ class HubSNNet(
         return model.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        refuse_link(save_directory / _README)  # which huggingface_hub writes, through a link if there is one
+        refuse_link(save_directory / _README)  # huggingface_hub writes this file, and would follow a link
         config = self.config.to_dict() | {
             "anchors": [portable(spec, self) for spec in self.config.anchors],
             "recipe": {key: self.config.recipe[key] for key in _IMAGE if key in self.config.recipe},
@@ -178,7 +178,7 @@ class HubSNNet(
         write_text(save_directory / _CONFIG, json.dumps(content, indent=2) + "\n")
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The model card, with the Pareto front where there is a ledger with accuracies."""
+        """The model card, with the Pareto front if there is a ledger with accuracies."""
         rows = [row for row in self.ledger if "acc1" in row and "flops" in row]
         front = pareto_front(rows) if rows else []
         labels = list(self.views)
@@ -194,7 +194,7 @@ class HubSNNet(
         return super().generate_model_card(*args, **(content | kwargs))
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload what `save_pretrained` writes to `user/name`; the options are huggingface_hub's."""
+        """Upload the files of `save_pretrained` to `user/name`; the options are huggingface_hub's."""
         options["model_card_kwargs"] = {"repo_id": repo_id, **(options.get("model_card_kwargs") or {})}
         return super().push_to_hub(repo_id, **options)
 
@@ -230,7 +230,7 @@ class HubSNNet(
         if not isinstance(stitch_config, dict):
             raise InputError(f"its {_CONFIG} has no 'stitch_config'; save it with save_pretrained")
         for spec in StitchConfig.parse(stitch_config).anchors:
-            local(spec)  # a stranger's folder: its configuration may name files and repositories to build from
+            local(spec)  # a stranger's configuration could name files and repositories to load
         weights = _file(model_id, _WEIGHTS, options)
         if weights is None:
             raise InputError(f"it has no {_WEIGHTS}; weights of another kind are not read")  # pickles run code
@@ -250,7 +250,7 @@ def _checked_classes(classes: Sequence[str], number: int) -> list[str]:
 
 
 def _fits(key: str, value: object, channels: int) -> bool:
-    """Whether a setting can be one of images of so many channels."""
+    """Whether a setting is valid for images with this number of channels."""
     if key in ("mean", "std"):
         return isinstance(value, list | tuple) and len(value) in (1, channels) and all(map(_is_number, value))
     return _is_number(value) if key == "crop_pct" else isinstance(value, str)

@@ -27,12 +27,12 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that a network may cost and the least that it must reach; None is no limit.
+    """Limits on the cost of a network, and the accuracy that it must reach; None for no limit.
 
     Args:
         max_flops: Multiply-adds of one image.
         max_params: Number of parameters.
-        max_latency_ms: Milliseconds, as the ledger has them.
+        max_latency_ms: Milliseconds, as in the ledger.
         min_acc1: Top-1 accuracy in percent.
 
     Raises:
@@ -56,7 +56,7 @@ class Budget:
         return {limit: value for limit, value in asdict(self).items() if value is not None}
 
     def misses(self, row: Row) -> dict[str, float]:
-        """By how much a row misses each limit that it does not meet, as a share of the limit."""
+        """The excess of a row over each limit that it misses, as a share of the limit."""
         found = {}
         for limit, value in self.limits.items():
             share = row[_FIGURES[limit]] / value - 1
@@ -75,10 +75,10 @@ class Choice(NamedTuple):
     """The stitches that fit a budget.
 
     Args:
-        best: The row of the best stitch that fits; None where none does.
+        best: The row of the best stitch that fits; None if none fits.
         runners_up: Rows of the next best.
-        fitting: How many fit.
-        nearest_miss: Where none fits, the row with the smallest greatest miss.
+        fitting: Number of stitches that fit.
+        nearest_miss: If none fits, the row whose worst miss is smallest.
     """
 
     best: Row | None
@@ -88,7 +88,7 @@ class Choice(NamedTuple):
 
 
 def pick(rows: Sequence[Row], budget: Budget) -> Choice:
-    """The most accurate stitch within a budget; where only an accuracy is asked for, the cheapest that reaches it.
+    """The most accurate stitch within a budget; if only an accuracy is required, the cheapest that reaches it.
 
     Raises:
         InputError: If there is no row, or one lacks `flops`, `acc1` or a figure that the budget limits.
@@ -96,7 +96,7 @@ def pick(rows: Sequence[Row], budget: Budget) -> Choice:
     check_figures(rows, dict.fromkeys(["flops", "acc1", *(_FIGURES[limit] for limit in budget.limits)]), _ADVICE)
     within = [row for row in rows if not budget.misses(row)]
     if not within:
-        # Misses are shares of their limits, so that FLOPs and percent compare; the worst counts, as all limits hold.
+        # Misses are shares of their limits, to make FLOPs and percent comparable. All limits hold, so the worst counts.
         return Choice(None, [], 0, min(rows, key=lambda row: max(budget.misses(row).values())))
     if budget.limits.keys() == {"min_acc1"}:
         within.sort(key=lambda row: (row["flops"], -row["acc1"]))
@@ -118,7 +118,7 @@ def pick_one(rows: Sequence[Row], budget: Budget) -> Row:
 
 
 def refusal(count: int, budget: Budget, choice: Choice) -> str:
-    """The message that nothing fits, with what comes nearest."""
+    """The message that no stitch fits, with the nearest miss."""
     nearest = choice.nearest_miss
     assert nearest is not None, "nothing fits"
     figures = [_figure(_FIGURES[limit], nearest[_FIGURES[limit]]) for limit in budget.misses(nearest)]
@@ -135,10 +135,10 @@ def _figure(key: str, value: float) -> str:
 
 
 def complete(rows: Sequence[Row], model: SNNet, *, latency: bool) -> str:
-    """Add to rows what they lack and the network tells: name, FLOPs, parameters and, on request, latency.
+    """Add missing figures of the network to rows: name, FLOPs, parameters and, on request, latency.
 
     Returns:
-        How latencies were measured on the model's device; empty where none was.
+        The method by which latencies were measured; empty if none was.
 
     Raises:
         InputError: If the rows are of another SN-Net.
@@ -150,7 +150,7 @@ def complete(rows: Sequence[Row], model: SNNet, *, latency: bool) -> str:
                 f"the ledger is of another SN-Net: {found}; give the ledger of this one, or check --stitch_config, "
                 "--num-classes and --img-size"
             )
-        # The row wins: published parameters leave some out, and are compared with other published ones.
+        # The row wins: published parameter counts leave some out, and are compared with each other.
         row.update(cost_row(model.space, row["cfg_id"], profiler.cost(row["cfg_id"])) | row)
     if latency and any("latency_ms" not in row for row in rows):
         from stitchkit.measure.latency import add_latencies  # torch's benchmarks are slow to import

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Training(TypedDict, total=False):
-    """The curves of the run that a ledger lies in."""
+    """The curves of the run that a ledger belongs to."""
 
     folder: str
     curves: dict[str, list[float | None]]
@@ -39,7 +39,7 @@ class Training(TypedDict, total=False):
 
 
 class Content(TypedDict):
-    """All that a report shows of a ledger."""
+    """Everything that a report shows of a ledger."""
 
     path: str
     rows: list[Row]
@@ -54,7 +54,7 @@ _MOST_BLOCKS = 1000
 
 
 def write_report(output: str | Path, contents: Mapping[str, Content], *, title: str = "") -> None:
-    """Write the page of what `read_ledgers` found, in the place of an existing file.
+    """Write the page of the result of `read_ledgers`, replacing an existing file.
 
     Raises:
         InputError: If the file is not `.html`, its folder is missing, or plotly is not installed.
@@ -68,7 +68,7 @@ def write_report(output: str | Path, contents: Mapping[str, Content], *, title: 
 
 
 def read_ledgers(paths: Sequence[str | Path], stitch_config: str | None = None) -> dict[str, Content]:
-    """The content of a report on some ledgers of a stitch configuration, by a short name for each.
+    """The content of a report on ledgers of a stitch configuration, by a short name for each.
 
     Raises:
         InputError: If one cannot be read or drawn, is given twice, or does not belong to the configuration.
@@ -84,7 +84,7 @@ def read_ledgers(paths: Sequence[str | Path], stitch_config: str | None = None) 
 
 
 def _network(stitch_config: str) -> _Network:
-    """The stitches of a configuration and their costs; weights are made only where a cost is asked for."""
+    """The stitches of a configuration and their costs; weights are built only when a cost is needed."""
     import torch
 
     from stitchkit.measure.profile import Profiler  # slow to import
@@ -98,7 +98,7 @@ def _network(stitch_config: str) -> _Network:
 
 def _read_ledger(path: Path, network: _Network | None, stitch_config: str | None) -> Content:
     rows = read_rows(path)
-    check_figures(rows, ("flops", "acc1"))  # without which nothing is drawn
+    check_figures(rows, ("flops", "acc1"))  # needed to draw anything
     if network is not None:
         rows = [_named(row, network, path) for row in rows]
     stitches = {row["stitch"]: Stitch.parse(row["stitch"]) for row in rows if "stitch" in row}
@@ -132,7 +132,7 @@ def _named(row: Row, network: _Network, path: Path) -> Row:
 
 
 def _other_name(row: Row, space: StitchSpace) -> str:
-    """How the name of a row contradicts the stitches; its FLOPs may, as they differ with classes and image size."""
+    """The contradiction between a row's name and the stitches; FLOPs may differ, by classes and image size."""
     cfg_id, name = row["cfg_id"], row["stitch"]
     if 0 <= cfg_id < len(space) and space[cfg_id].name == name:
         return ""
@@ -143,7 +143,7 @@ def take_away(path: Path, cfg_ids: Iterable[int], stitch_config: str | None) -> 
     """The commands that export networks of a ledger as ONNX files.
 
     Raises:
-        InputError: If the file of settings is damaged, or holds what no command accepts.
+        InputError: If the settings file is damaged or invalid.
     """
     export, commands = _export_command(path, stitch_config), []
     for number in cfg_ids:
@@ -157,11 +157,11 @@ def take_away(path: Path, cfg_ids: Iterable[int], stitch_config: str | None) -> 
 
 
 def _export_command(path: Path, stitch_config: str | None) -> str:
-    """The start of every export of a ledger, from the files beside it; what they do not tell is in capitals."""
-    # The settings of the evaluation hold all that an export needs: weights, images to compare on, their preparation.
+    """The start of the export command of a ledger, from the files beside it; unknown parts are in capitals."""
+    # The settings of the evaluation have everything an export needs: weights, images to compare on, their preparation.
     settings: Mapping[str, object] = {}
     if (beside := path.with_name("eval_args.yaml")).is_file():
-        settings = read_settings(str(beside))  # as the command will: it must not fail later
+        settings = read_settings(str(beside))  # as the command will, which must not fail later
     words = ["stitchkit", "export", *(["-c", str(beside)] if settings else [])]
     if stitch_config or not settings.get("stitch_config"):
         words += ["--stitch_config", stitch_config or "CONFIG.json"]
@@ -214,7 +214,7 @@ def _number(text: str) -> float | None:
 
 
 def page(contents: Mapping[str, Content], *, title: str) -> str:
-    """The page of what `read_ledgers` found."""
+    """The page of the result of `read_ledgers`."""
     plotly = optional("plotly.offline", "report", "a report")
     # By folder: the ledgers of one run share its curves, which are shown once.
     found = {name: content["training"] for name, content in contents.items()}
@@ -227,12 +227,12 @@ def page(contents: Mapping[str, Content], *, title: str) -> str:
     parts = {
         "title": escape(title),
         "version": __version__,
-        # Nothing in the data may end the script; JSON's escapes are the same text to JavaScript.
+        # Data must not end the script element; JavaScript reads these escapes as the same text.
         "data": strict_json(shown).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"),
         "plotly": plotly.get_plotlyjs(),
         "style": (files / "report.css").read_text(encoding="utf-8"),
         "plot": (files / "plot.js").read_text(encoding="utf-8"),
         "script": (files / "report.js").read_text(encoding="utf-8"),
     }
-    # In one pass, so that {{...}} within a part, such as a ledger's name, is left alone.
+    # In one pass, so that {{...}} inside a part, such as a ledger's name, is not replaced.
     return _PLACE.sub(lambda match: parts[match[1]], (files / "report.html").read_text(encoding="utf-8"))

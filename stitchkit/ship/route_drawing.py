@@ -1,4 +1,4 @@
-"""The drawing of a route: one lane an anchor, one box a block, those that run filled."""
+"""The drawing of a route: one lane per anchor and one box per block, filled if it runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from html import escape
 from stitchkit.routes import Segment, Stitch
 
 COLORS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#9d755d", "#eeca3b")
-"""A color for each anchor, in their order."""
+"""The color of each anchor, in order."""
 
 _LANE = 26
 _BOX = 14
@@ -18,7 +18,7 @@ _TOP = 16
 
 
 def depths_of(stitches: Iterable[Stitch]) -> dict[str, int]:
-    """Blocks of each anchor, as far as the stitches show them; the anchors in the order in which they appear."""
+    """Blocks of each anchor as far as the stitches show them, in the order in which the anchors appear."""
     depths: dict[str, int] = {}
     for stitch in stitches:
         for segment in stitch.segments:
@@ -27,7 +27,7 @@ def depths_of(stitches: Iterable[Stitch]) -> dict[str, int]:
 
 
 def draw_route(stitch: Stitch, depths: Mapping[str, int]) -> str:
-    """The route as an SVG picture that holds only shapes and escaped labels, given the blocks of each anchor."""
+    """The route as an SVG with only shapes and escaped labels, given the number of blocks of each anchor."""
     lanes = {anchor: number for number, anchor in enumerate(depths)}
     pitch = min(_BOX + 6, _WIDTH / max(depths.values()))
     width, height = _LEFT + pitch * max(depths.values()) + 4, (_LANE + _TOP) * len(lanes)
@@ -39,6 +39,7 @@ def draw_route(stitch: Stitch, depths: Mapping[str, int]) -> str:
     joints = [
         _joint(front, end, lanes, pitch) for front, end in zip(stitch.segments, stitch.segments[1:], strict=False)
     ]
+    # Pages embed the picture as HTML, and names come from ledgers that a stranger may have written.
     name = escape(stitch.name, quote=True)
     return (
         f'<svg class="route" viewBox="0 0 {width:.0f} {height}" width="{width:.0f}" height="{height}" role="img" '
@@ -47,7 +48,7 @@ def draw_route(stitch: Stitch, depths: Mapping[str, int]) -> str:
 
 
 def colors_of(anchors: Iterable[str]) -> dict[str, str]:
-    """The color of each anchor in a drawing, the anchors from cheap to costly."""
+    """The color of each anchor in a drawing, from cheap to costly."""
     return {anchor: _color(number) for number, anchor in enumerate(anchors)}
 
 

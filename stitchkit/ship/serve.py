@@ -1,4 +1,4 @@
-"""A page to try an SN-Net in the browser: an image and a budget in, a prediction by the best stitch out."""
+"""A page to try an SN-Net in the browser: the best stitch within a budget predicts an image."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _CLASSES = 5
-"""How many classes a prediction names."""
+"""Number of classes in a prediction."""
 _IMAGENET = 1000
 _HOST = "127.0.0.1"
 
@@ -44,22 +44,22 @@ svg.route text { font: 600 11px system-ui, sans-serif; }
 
 
 class Page(Protocol):
-    """The part of Gradio's blocks that is used here; `load` is the event that someone opened it."""
+    """The used part of Gradio's blocks; `load` is the event that someone opened the page."""
 
     load: object
 
     def launch(self, **options: object) -> tuple[object, str, object]:
-        """Start to serve; the second result is the address."""
+        """Start serving; the second result is the address."""
 
     def block_thread(self) -> None:
         """Wait for Ctrl-C."""
 
 
 class Demonstration:
-    """The behaviour of the page, without its looks: an SN-Net on the device to use, and its ledger or rows of it.
+    """The behaviour of the page, apart from its layout: an SN-Net on its device, and its ledger or rows.
 
     Raises:
-        InputError: If the ledger cannot be used with it.
+        InputError: If the ledger does not belong to the SN-Net.
     """
 
     def __init__(self, trained: Trained, ledger: str | Path | Sequence[Row]):
@@ -105,7 +105,7 @@ class Demonstration:
         return {self._names[number]: share for number, share in pairs}
 
     def _network(self, cfg_id: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The network of a stitch; with `--recalibrate-bn` its statistics are computed when it is first chosen."""
+        """The network of a stitch; with `--recalibrate-bn`, its statistics are computed on first use."""
         if not self._trained.recipe.run.recalibrate_bn:
             return partial(self._model, stitch=cfg_id)
         if cfg_id not in self._recalibrated:
@@ -127,7 +127,7 @@ class Demonstration:
         return f'<p class="stitch">{escape(stitch.name)}</p>{route}<dl class="stitch-figures">{listed}</dl>'
 
     def _latency(self, cfg_id: int) -> float:
-        """Milliseconds of an image through the stitch alone; measured when it is chosen for the first time."""
+        """Milliseconds of the stitch for one image, measured on first use."""
         if cfg_id not in self._latencies:
             image = torch.zeros(1, *self._model.input_size, device=self._device)
             self._latencies[cfg_id] = latency_ms(self._model.extract(cfg_id), image)
@@ -139,7 +139,7 @@ class Demonstration:
 
 
 def _class_names(trained: Trained) -> list[str]:
-    """Names of the classes; ImageNet's synsets are described, unknown classes have numbers."""
+    """Names of the classes, with descriptions of ImageNet's synsets and numbers for unknown classes."""
     names, count = list(trained.classes), trained.model.num_classes
     if len(names) != count:
         names = ImageNetInfo().label_names() if count == _IMAGENET else [f"class {number}" for number in range(count)]
@@ -155,7 +155,7 @@ def create_page(demonstration: Demonstration, *, title: str) -> Page:
     """The page of a demonstration as Gradio's blocks."""
     gradio = check_gradio()
     unit, size = unit_of(demonstration.costliest)
-    # Rounded up: the slider's least value must still pay for the cheapest stitch.
+    # Rounded up: the slider's minimum must still allow the cheapest stitch.
     least, most = (math.ceil(1e3 * cost / size) / 1e3 for cost in (demonstration.cheapest, demonstration.costliest))
 
     def run(image: Image | None, budget: float) -> tuple[dict[str, float] | None, str]:
@@ -177,12 +177,12 @@ def create_page(demonstration: Demonstration, *, title: str) -> Page:
 
 
 def check_gradio() -> ModuleType:
-    """The package of the page; asked for before anything is loaded."""
+    """Gradio, checked before anything is loaded."""
     return optional("gradio", "serve", "the page")
 
 
 def check_port(port: int | None) -> None:
-    """See that a port is free, before anything is loaded.
+    """Check that a port is free, before anything is loaded.
 
     Raises:
         InputError: If it does not exist, or something else uses it.
@@ -200,9 +200,9 @@ def check_port(port: int | None) -> None:
 
 
 def serve(page: Page, *, port: int | None = None) -> None:
-    """Serve a page to this machine alone, until Ctrl-C; without a port at the first free one from 7860."""
+    """Serve a page only to this machine, until Ctrl-C; by default at the first free port from 7860."""
     gradio = check_gradio()
-    fonts = ["system-ui", "sans-serif"]  # gradio's own are downloaded by the browser
+    fonts = ["system-ui", "sans-serif"]  # the browser would download gradio's own
     theme = gradio.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"])
     options = {"theme": theme, "css": _STYLE, "share": False, "quiet": True, "prevent_thread_lock": True}
     _, address, _ = page.launch(server_name=_HOST, server_port=port, footer_links=[], **options)

@@ -1,4 +1,4 @@
-"""The files that a stitch is exported to: safetensors, ONNX and torch.export's, each with its description inside."""
+"""Exported files of stitches: safetensors, ONNX and torch.export's, each with its description inside."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stitchkit.networks.weights import load_content
 from stitchkit.ship.description import build
 
 About = Mapping[str, Any]
-"""A `Description`, or that of a network of StitchNet; `input` has the `input_size` of both."""
+"""A `Description`, or that of a StitchNet network; both have `input` with `input_size`."""
 _KEY = "stitchkit"
 
 
@@ -29,7 +29,7 @@ class Format(NamedTuple):
     Args:
         write: Writes a network and its description.
         read: Reads a file that this process has written, for the check.
-        packages: What it needs beyond the core.
+        packages: Required packages beyond the core.
     """
 
     write: Callable[[nn.Module, About, Path], None]
@@ -38,10 +38,10 @@ class Format(NamedTuple):
 
 
 def format_of(path: str | Path) -> Format:
-    """The kind of file of a suffix.
+    """The kind of file for a suffix.
 
     Raises:
-        InputError: If the suffix has none, or a package that it needs is missing.
+        InputError: If the suffix is unknown, or a required package is missing.
     """
     suffix = Path(path).suffix
     if suffix not in FORMATS:
@@ -54,8 +54,8 @@ def format_of(path: str | Path) -> Format:
 def load_stitch(path: str | Path) -> nn.Module:
     """The network of an exported `.safetensors` file, in evaluation mode.
 
-    It is built from timm's classes; nothing is downloaded, nothing in the file is executed, and of the SN-Net only the
-    anchors on the route are made. Its `pretrained_cfg` says how images are prepared, for
+    It is built from timm's classes; nothing is downloaded, nothing in the file is executed, and only the anchors on
+    the route are built. Its `pretrained_cfg` describes the preparation of images, for
     `timm.data.resolve_model_data_config`; its `about` is the whole description.
 
     Raises:
@@ -87,7 +87,7 @@ def load_stitch(path: str | Path) -> nn.Module:
 
 
 class Runner(nn.Module):
-    """A function of images as a module, to be run and timed like others."""
+    """A function of images as a module, which can be run and timed like others."""
 
     def __init__(self, run: Callable[[torch.Tensor], torch.Tensor]):
         super().__init__()
@@ -108,13 +108,13 @@ _BATCH = ({0: torch.export.Dim("batch", min=1)},)
 
 
 def _trace(net: nn.Module, about: About) -> torch.export.ExportedProgram:
-    """The network as a program over batches of any size, which names none of this machine's files."""
+    """The network as a program for batches of any size, without paths of this machine."""
     net.requires_grad_(False)
-    example = torch.zeros(2, *about["input"]["input_size"])  # torch.export takes a batch of one for a constant
+    example = torch.zeros(2, *about["input"]["input_size"])  # torch.export would treat a batch of one as a constant
     with torch.no_grad():
-        net(example)  # timm's LeViT keeps its attention biases from its first run, and a trace must not store them
+        net(example)  # timm's LeViT caches its attention biases in the first run, which a trace must not store
         program = torch.export.export(net, (example,), dynamic_shapes=_BATCH)
-    for node in program.graph.nodes:  # stack traces hold paths of the person who exports
+    for node in program.graph.nodes:  # stack traces contain paths of this machine
         node.meta.pop("stack_trace", None)
     return program
 
@@ -125,7 +125,7 @@ def _write_program(net: nn.Module, about: About, draft: Path) -> None:
 
 def _read_program(path: Path) -> nn.Module:
     network = torch.export.load(path).module()
-    return Runner(lambda x: network(x))  # in a function, as it raises where its mode is switched
+    return Runner(lambda x: network(x))  # in a function, because exported programs raise if their mode is changed
 
 
 def _write_onnx(net: nn.Module, about: About, draft: Path) -> None:
@@ -141,7 +141,7 @@ def _write_onnx(net: nn.Module, about: About, draft: Path) -> None:
         dynamic_shapes=_BATCH,
         verbose=False,
     )
-    assert program is not None, "without a file's name there is one"
+    assert program is not None, "torch.onnx.export returns the program unless it writes a file"
     onnx_ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
     program.model.metadata_props[_KEY] = json.dumps(about)
     program.save(draft, external_data=False)
@@ -151,7 +151,7 @@ def _read_onnx(path: Path) -> nn.Module:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()  # as the SN-Net, whose latency is printed beside its own
+    options.intra_op_num_threads = torch.get_num_threads()  # as for the SN-Net, to which its latency is compared
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return Runner(lambda x: torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0]))
 

@@ -1,4 +1,4 @@
-"""A trained SN-Net from its checkpoint, its configuration and its settings."""
+"""Trained SN-Nets from checkpoint, configuration and settings."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Trained:
     Args:
         model: The SN-Net.
         config: Its configuration.
-        recipe: The settings that it is used with.
-        classes: Class names in the order of the logits; empty where neither checkpoint nor data know them.
-        weights_sha256: Of the file that the weights were read from; empty where there was none.
+        recipe: Its settings.
+        classes: Class names in the order of the logits; empty if neither checkpoint nor data know them.
+        weights_sha256: Hash of the file of the weights; empty if there was none.
     """
 
     model: SNNet
@@ -53,7 +53,7 @@ class Trained:
 
     @property
     def prepared(self) -> Preparation:
-        """How images are prepared for it, in timm's words."""
+        """The preparation of images, in timm's terms."""
         return preparation(self.recipe, self.model.input_size, self.model.pretrained_cfg)
 
 
@@ -61,9 +61,9 @@ def open_trained(settings: Mapping[str, object]) -> Trained:
     """The SN-Net of a checkpoint, with the number of classes and the image size that it was trained with.
 
     Args:
-        settings: By flag name, only what was given: `stitch_config` and `resume`, and on request `model_ema`,
-            `num_classes`, `img_size`, `data_dir`, a `config` of settings, and all else that shaped the network or its
-            images, as in training.
+        settings: The given settings by flag name: `stitch_config` and `resume`, optionally `model_ema`, `num_classes`,
+            `img_size`, `data_dir`, a `config` of settings, and all others that shaped the network or its images in
+            training.
 
     Raises:
         InputError: If a file is missing or unreadable, or checkpoint and configuration do not belong together.
@@ -91,12 +91,12 @@ def open_trained(settings: Mapping[str, object]) -> Trained:
 
 
 def _size_is_the_configurations(recipe: Recipe, config: StitchConfig) -> bool:
-    """Whether no file of settings chose another image size than the stitch configuration has."""
+    """Whether the image size is that of the stitch configuration, not of a settings file."""
     return all(getattr(recipe.model, key) == config.recipe.get(key) for key in _SIZES)
 
 
 def _folder_classes(recipe: Recipe, number: int) -> tuple[str, ...]:
-    """Class names of an image folder, if it has as many as there are logits; others only lend their images."""
+    """Class names of an image folder, if it has as many classes as there are logits."""
     if recipe.data.dataset or not recipe.data.data_dir:
         return ()
     found = open_datasets(recipe).classes
@@ -104,7 +104,7 @@ def _folder_classes(recipe: Recipe, number: int) -> tuple[str, ...]:
 
 
 def check_origin(ledger: str | Path, trained: Trained) -> None:
-    """See that a ledger's figures are of these weights, as far as a file beside it tells.
+    """Check that a ledger was measured with these weights, as far as the file beside it says.
 
     Raises:
         InputError: If it was measured with other weights, another average of them, or other batch-norm statistics.
@@ -114,15 +114,15 @@ def check_origin(ledger: str | Path, trained: Trained) -> None:
         known = yaml.safe_load(origin.read_text()) if origin.is_file() else None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(
-            f"'{origin}', which says how the ledger came, is damaged; export a stitch by --cfg_id"
+            f"'{origin}', which records the origin of the ledger, is damaged; export a stitch by --cfg_id"
         ) from error
-    if not isinstance(known, dict):
+    if not isinstance(known, dict):  # published ledgers have no such file
         return
     ours = {"model_ema": recipe.optim.model_ema, "recalibrate_bn": recipe.run.recalibrate_bn}
     for key, value in ours.items():
         if (known.get(key) or 0) != value:
             raise InputError(
-                f"ledger '{ledger}' was measured with {key} {known.get(key)}, here it is {value}; give the same "
+                f"ledger '{ledger}' was measured with {key} {known.get(key)}, not {value}; give the same "
                 f"{flag_of(key)}, or export a stitch by --cfg_id"
             )
     if known.get("weights_sha256") not in (None, trained.weights_sha256):
@@ -156,7 +156,7 @@ def calibrated(trained: Trained, stitch: int) -> nn.Module:
 
 
 def describe(trained: Trained, stitch: Stitch | int) -> Description:
-    """The description that goes into a stitch's exports; it holds no paths of this machine.
+    """The description for a stitch's exports, without paths of this machine.
 
     Raises:
         InputError: If the stitch is not in the space.
@@ -179,7 +179,7 @@ def describe(trained: Trained, stitch: Stitch | int) -> Description:
 
 
 def sample_images(trained: Trained, number: int) -> tuple[torch.Tensor, str]:
-    """Images to try a network on, prepared as for evaluation; without data they are seeded noise.
+    """Images to try a network on, prepared as for evaluation; seeded noise if there are no data.
 
     Returns:
         At most `number` images `[B, C, H, W]`, and their source in words.
@@ -198,7 +198,7 @@ def sample_images(trained: Trained, number: int) -> tuple[torch.Tensor, str]:
     if isinstance(dataset, IterableDataset):
         samples = list(islice(dataset, number))
     else:
-        # Evenly over the split: its first images are all of the first class.
+        # Spread evenly over the split, whose first images are all of the first class.
         places = range(min(number, len(dataset)))
         samples = [dataset[place * len(dataset) // len(places)] for place in places]
     where = f"the {data.val_split} split of '{data.data_dir or data.dataset}'"

@@ -17,13 +17,13 @@ from stitchkit.train.checkpoint_header import FORMAT, check_configuration, check
 from stitchkit.train.session import Session
 
 SUFFIX = ".pth.tar"
-"""How the names of a training run's checkpoints end."""
+"""Suffix of the checkpoints of a training run."""
 LAST = f"last{SUFFIX}"
 """The newest checkpoint of a run."""
 PREVIOUS = f"previous{SUFFIX}"
-"""The one before it."""
+"""The previous one."""
 BEST = f"model_best{SUFFIX}"
-"""That of the best epoch."""
+"""The checkpoint of the best epoch."""
 _OF_EVALUATIONS = ("stitches_res", "eval_args")
 _START_ANEW = "start from its weights with --initial-checkpoint"
 _WORST = float("-inf")
@@ -43,7 +43,7 @@ class Checkpoints(CheckpointFiles):
         self._whole: tuple[Path, int] | None = None
 
     def clear(self) -> None:
-        """Remove drafts that a killed run left, and finish giving names where it was killed in between."""
+        """Remove drafts of a killed run, and add the names that it had no time to give its last epoch."""
         for path in self.folder.glob("*.tmp"):
             if not path.name.startswith(_OF_EVALUATIONS):  # an evaluation may be running
                 path.unlink()
@@ -51,9 +51,9 @@ class Checkpoints(CheckpointFiles):
             self._link_epoch(*self._whole)
 
     def _link_epoch(self, path: Path, epoch: int) -> None:
-        """Give a whole epoch the names that it lacks where the run was killed before it had them all."""
+        """Give a completed epoch the names that it lacks because the run was killed before it had them all."""
         newest = max(other.stat().st_mtime_ns for other in self.folder.glob(f"*{SUFFIX}"))
-        if epoch not in self.history or path.stat().st_mtime_ns < newest:  # names of later ones are not taken
+        if epoch not in self.history or path.stat().st_mtime_ns < newest:  # the names belong to later checkpoints
             return
         names = [self.last] if not self.last.exists() else []
         if epoch in self._ranked()[-self.keep :]:
@@ -64,12 +64,12 @@ class Checkpoints(CheckpointFiles):
             link(name, path)
 
     def resumed(self, path: str | Path, history: Mapping[int, float], *, epoch: int | None = None) -> None:
-        """Note what a run resumes from.
+        """Note the checkpoint that a run resumes from.
 
         Args:
-            path: The checkpoint that was read, and so is good.
-            history: The figures of the epochs before.
-            epoch: The epoch whose end it is; None within one.
+            path: The checkpoint, which was read and is therefore good.
+            history: The metrics of all earlier epochs.
+            epoch: The completed epoch; None within one.
         """
         self.history = dict(history)
         if epoch is not None and Path(path).resolve().parent == self.folder.resolve():
@@ -77,7 +77,7 @@ class Checkpoints(CheckpointFiles):
         self.read(path)
 
     def save_within(self, state: Mapping[str, object], *, epoch: int) -> None:
-        """Write the state within an epoch, whose figure is not known yet: the file has that of the one before."""
+        """Write the state within an epoch, with the metric of the previous epoch, since its own is not known yet."""
         self.write_newest(self._content(state, epoch - 1, self.history.get(epoch - 1, _WORST)))
 
     def save(self, state: Mapping[str, object], *, epoch: int, metric: float) -> None:
@@ -107,7 +107,7 @@ def header(session: Session) -> dict[str, object]:
 
 
 def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any], str]:
-    """Load the weights of `--resume`, or their moving average; the content of the file, and its SHA-256.
+    """Load the weights of `--resume`, or their moving average; return the file's content and SHA-256.
 
     Raises:
         InputError: If it cannot be read, or belongs to another configuration or other classes; the model is then
@@ -122,8 +122,8 @@ def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any]
     trained_size, size, model = trained_input_size(content), list(session.input_size), session.recipe.model
     if trained_size and trained_size != size and not (model.img_size or model.input_size):
         raise InputError(
-            f"checkpoint '{path}' was trained on images of {trained_size}, here they are {size} (channels, height, "
-            f"width); give --input-size {' '.join(map(str, trained_size))}, or the size to use it with"
+            f"checkpoint '{path}' was trained on images of {trained_size}, but here they are {size} (channels, "
+            f"height, width); set --input-size {' '.join(map(str, trained_size))}, or the size to use it with"
         )
     check_classes(trained_classes(content), [session.classes], path, strict=True)
     load_content(session.model, content, path, ema=ema)
@@ -131,7 +131,7 @@ def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any]
 
 
 def restore(content: Mapping[str, Any], recipe: Recipe, trainer: Trainer) -> int:
-    """Restore optimizer, scaler and moving average of a trainer; the first epoch still to be trained.
+    """Restore optimizer, scaler and moving average of a trainer; return the first epoch still to be trained.
 
     Raises:
         InputError: If the file was not written by this trainer, or its optimizer or moving average does not fit.
@@ -139,7 +139,7 @@ def restore(content: Mapping[str, Any], recipe: Recipe, trainer: Trainer) -> int
     path = recipe.run.resume
     assert path is not None
     if content.get("format") != FORMAT:
-        raise InputError(f"checkpoint '{path}' holds weights but no state of a run of this trainer; {_START_ANEW}")
+        raise InputError(f"checkpoint '{path}' contains weights but no state of a run of this trainer; {_START_ANEW}")
     if content["opt"] != recipe.optim.opt:
         raise InputError(
             f"checkpoint '{path}' was trained with --opt {content['opt']}, not {recipe.optim.opt}; use the same, "

@@ -13,11 +13,11 @@ from stitchkit.errors import InputError
 from stitchkit.settings.stitch_config import StitchConfig
 
 FORMAT = "stitchkit 1"
-"""Stands in every checkpoint of ours."""
+"""Format in every checkpoint of ours."""
 
 
 def _ordered(found: object, place: str) -> None:
-    """A rule: a figure that epochs are ranked by, which may be infinite; with NaN no order is one."""
+    """A rule: a metric that ranks epochs; it may be infinite, but not NaN, which has no order."""
     rules.number(finite=False)(found, place)
     if found != found:
         raise InputError(f"{place} is not a number")
@@ -27,7 +27,7 @@ def check_header(content: Mapping[str, object], path: str | Path) -> None:
     """Compare the plain part of a checkpoint of ours with its schema; released checkpoints pass.
 
     Raises:
-        InputError: If a key is missing, unknown, or has a value that none of ours has.
+        InputError: If a key is missing, unknown, or has a value that no run could have written.
     """
     if content.get("format") != FORMAT:
         return
@@ -40,15 +40,15 @@ def check_header(content: Mapping[str, object], path: str | Path) -> None:
 
 
 def trained_input_size(content: Mapping[str, object]) -> list[int] | None:
-    """Size of an input image `[C, H, W]` that a checkpoint was trained on, where it is known."""
+    """Size of an input image `[C, H, W]` that a checkpoint was trained on, if known."""
     size = content.get("input_size")
-    # Files of others may have anything under this name.
+    # Other programs may store anything under this name.
     is_size = isinstance(size, list) and len(size) == 3 and all(type(length) is int for length in size)
     return size if is_size and isinstance(size, list) else None
 
 
 def check_configuration(content: Mapping[str, object], config: StitchConfig, path: str | Path) -> None:
-    """Check that a checkpoint of ours was trained with the rule and anchors of a configuration; shapes tell less.
+    """Check that our checkpoint was trained with the rule and anchors of a configuration, which shapes cannot show.
 
     Released checkpoints do not name their configuration and pass.
 
@@ -60,7 +60,7 @@ def check_configuration(content: Mapping[str, object], config: StitchConfig, pat
         return
     ours = config.to_dict()
     try:
-        rules.plain(found, "stitch_config")  # of a file that does not name its format, nothing was checked
+        rules.plain(found, "stitch_config")  # a file without our format has not been checked at all
         trained = StitchConfig.parse(found).to_dict()
     except InputError as error:
         raise InputError(f"checkpoint '{path}' belongs to another configuration: {error}") from error
@@ -77,11 +77,11 @@ def check_configuration(content: Mapping[str, object], config: StitchConfig, pat
 _SHOWN = 3
 """Differences of two configurations that a message names."""
 _FREE_KWARGS = ("img_size", "num_classes", "in_chans", "weight_init")
-"""Arguments of an anchor that flags and other data change, or trained weights replace; `drop*` besides."""
+"""Arguments of an anchor that flags or other data may change, or that trained weights replace; so is every `drop*`."""
 
 
 def _anchor_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Where an anchor's architecture changed, in words; label, weights' tag and checkpoint may."""
+    """Changes of an anchor's architecture, in words; its label, weights' tag and checkpoint are free."""
     names = [re.sub(r"_\d{3}$", "", anchor["name"].partition(".")[0]) for anchor in (before, now)]
     is_place = any(":" in name for name in names)  # a folder or repository may have moved
     wrong = [] if is_place or names[0] == names[1] else [f"name was {before['name']!r} and is {now['name']!r}"]

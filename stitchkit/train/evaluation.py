@@ -1,4 +1,4 @@
-"""`--eval`: every stitch of trained weights into the ledger."""
+"""`--eval`: evaluate every stitch of trained weights into the ledger."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ LEDGER = "stitches_res.txt"
 _LATENCIES = "latencies"
 _MIB = 2**20
 
-# Settings that change the figures of a ledger, which then is not continued.
+# Settings that change the figures of a ledger, so a ledger with other ones is not continued.
 _SETTINGS = (
     *("dataset", "val_split", "class_map", "input_key", "target_key", "val_num_samples", "num_classes", "img_size"),
     *("crop_pct", "interpolation", "mean", "std", "amp", "amp_dtype", "channels_last", "model_ema"),
     *("recalibrate_bn", "in_chans", "input_size", "input_img_mode", "gp", "bn_eps", "fast_norm", "model_dtype"),
 )
 
-# Settings that change recomputed statistics of batch norms.
+# Settings that change recomputed batch-norm statistics.
 _CALIBRATION = ("batch_size", "validation_batch_size", "train_split", "train_num_samples", "seed", "dist_bn")
 
 
 def evaluate_stitches(session: Session) -> None:
     """Evaluate every stitch that the ledger lacks, or the plain model.
 
-    All stitches are evaluated in one pass over the images; with `--recalibrate-bn` each has a pass of its own.
+    All stitches are evaluated in one pass over the images; with `--recalibrate-bn`, each has its own pass.
 
     Raises:
         InputError: If the checkpoint or the ledger belongs to something else; both are left as they are.
@@ -76,7 +76,7 @@ def evaluate_stitches(session: Session) -> None:
 
     missing, last = from_primary(session.world, find_missing), len(model.space) - 1
     scores = _in_one_pass(session, model, missing, origin)
-    if recipe.run.recalibrate_bn:  # statistics of norms differ from route to route, so no work is common
+    if recipe.run.recalibrate_bn:  # norm statistics differ from route to route, so no work is shared
         scores = ((cfg_id, _score_alone(session, cfg_id, f"stitch {cfg_id}/{last}")) for cfg_id in missing)
     for cfg_id, found in scores:
         for ledger in ledgers:
@@ -90,9 +90,9 @@ def evaluate_stitches(session: Session) -> None:
 def _in_one_pass(
     session: Session, model: SNNet, cfg_ids: Sequence[int], origin: Mapping[str, object]
 ) -> Iterator[tuple[int, Score]]:
-    """Score of each stitch; the images are read and moved once for all of them.
+    """The score of each stitch, all from one pass over the images.
 
-    Every rank saves its sums after each batch, so that an evaluation that was killed resumes where it stood.
+    Every rank saves its sums after each batch, from which a killed evaluation resumes.
     """
     if not cfg_ids:
         return
@@ -109,7 +109,7 @@ def _in_one_pass(
     )
     with evaluating(model), torch.no_grad():
         for number, (images, labels) in enumerate(batches):
-            if number < done:  # read, not skipped: what a loader makes of an image may depend on those before
+            if number < done:  # read, not skipped: random numbers of a loader may depend on earlier images
                 continue
             with session.autocast():
                 logits = one_pass(images)
@@ -118,11 +118,11 @@ def _in_one_pass(
             partial.save(tally.sums, number + 1)
     report(loader.dataset)
     yield from zip(cfg_ids, tally.scores(), strict=True)
-    partial.remove()  # only now: the ledger has all rows
+    partial.remove()  # only now, when the ledger has all rows
 
 
 def _score_alone(session: Session, cfg_id: int | None, what: str) -> Score:
-    """Score of one stitch, recalibrated where that is asked for, or of the plain model."""
+    """The score of one stitch, recalibrated if requested, or of the plain model."""
     autocast, net = session.autocast, session.model
     if session.recipe.run.recalibrate_bn:
         net, cfg_id = _recalibrated(session, cfg_id), None
@@ -130,7 +130,7 @@ def _score_alone(session: Session, cfg_id: int | None, what: str) -> Score:
 
 
 def _recalibrated(session: Session, cfg_id: int | None) -> nn.Module:
-    """A copy of one stitch, or of the plain model, with batch-norm statistics of its own."""
+    """A copy of one stitch, or of the plain model, with its own batch-norm statistics."""
     run, loader = session.recipe.run, session.loaders.train
     assert loader is not None, "recalibration opens the training split"
     net = session.model.extract(cfg_id) if isinstance(session.model, SNNet) else copy.deepcopy(session.model)
@@ -142,7 +142,7 @@ def _recalibrated(session: Session, cfg_id: int | None) -> nn.Module:
 
 
 def _origin(recipe: Recipe, world: World, weights_sha256: str) -> dict[str, object]:
-    """All that the figures of an evaluation depend on."""
+    """Everything that the figures of an evaluation depend on."""
     settings = recipe.flat()
     data = Path(recipe.data.data_dir or "").resolve()
     weights = {"weights_sha256": weights_sha256, "data_dir": str(data)}
@@ -153,7 +153,7 @@ def _origin(recipe: Recipe, world: World, weights_sha256: str) -> dict[str, obje
 
 
 def _open_ledger(session: Session, model: SNNet, origin: Mapping[str, object]) -> Ledger:
-    """The ledger to continue, if it was made of the same weights on the same data."""
+    """The ledger to continue, if it was measured with the same weights on the same data."""
     path = session.folder / LEDGER
     ledger = Ledger(path, model.space, uncompiled(model)(Profiler(model).cost))
     origin_path = path.with_suffix(".yaml")
@@ -164,15 +164,15 @@ def _open_ledger(session: Session, model: SNNet, origin: Mapping[str, object]) -
 
 
 def _write_origin(path: Path, origin: Mapping[str, object], latencies: object) -> None:
-    """Write the settings that the figures depend on, and how latencies were measured where they were."""
+    """Write the settings that the figures depend on and, if latencies were measured, how."""
     measured = {} if latencies is None else {_LATENCIES: latencies}
     write_text(path, yaml.safe_dump({**origin, **measured}, sort_keys=False))
 
 
 def _add_latencies(batch_size: int, model: SNNet, ledger: Ledger, origin: Mapping[str, object]) -> None:
-    """Add the latency of each stitch to the ledger, all of them again: results of separate runs are not comparable.
+    """Measure the latency of every stitch in the ledger again: results of separate runs are not comparable.
 
-    The primary rank alone does this, when the others are done.
+    Only the primary rank does this, after the others have finished.
     """
     if not batch_size or not ledger.rows:
         return
@@ -189,19 +189,19 @@ def _check_origin(path: Path, origin: Mapping[str, object], origin_path: Path) -
     """The settings that a ledger was measured with.
 
     Raises:
-        InputError: If they are not known, or figures were measured with other weights or settings than now.
+        InputError: If they are unknown, or differ from the present weights or settings.
     """
     advice = "choose another --experiment or move the file away"
     if not origin_path.exists():
         raise InputError(
-            f"result file '{path}' has no '{origin_path.name}' beside it that says how it was made; {advice}"
+            f"result file '{path}' has no '{origin_path.name}' beside it that says how it was measured; {advice}"
         )
-    # A ledger may be older than some settings, which had their defaults then.
+    # A ledger may be older than some settings, which then had their defaults.
     try:
         before: dict[str, Any] = Recipe().flat() | yaml.safe_load(origin_path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
         raise InputError(
-            f"'{origin_path}', which says how '{path}' was made, cannot be read: {one_line(error)}; {advice}"
+            f"'{origin_path}', which says how '{path}' was measured, cannot be read: {one_line(error)}; {advice}"
         ) from error
     for key, value in origin.items():
         if before.get(key) != value:

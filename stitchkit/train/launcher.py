@@ -1,4 +1,4 @@
-"""Start one process for each rank on this machine: torchrun, with a clear end when the input was bad.
+"""Start one process per rank on this machine: torchrun, but with a clear message if the input is bad.
 
 `distributed_train.sh` calls this. torchrun itself answers any failure of a rank with its own report and status 1; here
 the status is that of the rank, so bad input ends with one line that says what was wrong, and status 2.
@@ -22,8 +22,8 @@ def launch(arguments: Sequence[str]) -> int:
     """Run torchrun with these arguments.
 
     Returns:
-        The exit status of the rank that failed first; 130 or 143 after SIGINT or SIGTERM, which ranks are sent too; or
-        0.
+        0, the exit status of the rank that failed first, or 130 or 143 after SIGINT or SIGTERM, which the ranks get
+        too.
     """
     # torchrun logs each failure before it raises it; here it is reported once, below.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""The network of a run: built from its recipe, set up for training, and put where it computes."""
+"""The network of a run: built from its recipe, set up for training, and placed on its device."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ _logger = logging.getLogger(__name__)
 
 
 def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequence[str] | None) -> nn.Module:
-    """The SN-Net or the plain model, with the weights it starts from.
+    """The SN-Net or the plain model, with its initial weights.
 
     Args:
         recipe: All settings.
         config: The stitch configuration, if there is one.
-        classes: Class names of the data in the order of their numbers, where known.
+        classes: Class names of the data in the order of their numbers, if known.
 
     Raises:
-        InputError: If it cannot be built as asked, has fewer outputs than there are classes, or weights that number
-            the classes in another way.
+        InputError: If it cannot be built as requested, has fewer outputs than there are classes, or has weights that
+            number the classes differently.
     """
     settings, found_classes = recipe.model, len(classes) if classes else None
-    set_fast_norm(settings.fast_norm)  # norms read it when they are made
+    set_fast_norm(settings.fast_norm)  # norms read it when they are created
     options = _options(recipe, found_classes)
     model: nn.Module
     if config is not None:
-        # --no-pretrained fetches nothing; a file that the configuration names is loaded all the same.
+        # --no-pretrained prevents downloads; a file that the configuration names is still loaded.
         model = create_snnet(config, checkpoints=not _starts_elsewhere(recipe), **options)
         _warn_of_normalisation(model, recipe)
         _warn_of_order(model)
@@ -63,16 +63,16 @@ def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequenc
     outputs = as_timm(model).num_classes
     if found_classes is not None and found_classes > outputs:
         raise InputError(
-            f"the dataset has {found_classes} classes but the network {outputs} outputs; "
-            f"leave --num-classes out or give at least {found_classes}"
+            f"the dataset has {found_classes} classes, but the network has {outputs} outputs; "
+            f"omit --num-classes, or set it to at least {found_classes}"
         )
     if (channels := input_size(model, recipe)[0]) != settings.channels:
-        raise InputError(f"the network takes images of {channels} channels; give --in-chans {channels}")
+        raise InputError(f"the network needs images with {channels} channels; set --in-chans {channels}")
     return model
 
 
 def _options(recipe: Recipe, found_classes: int | None) -> dict[str, Any]:
-    """Arguments of `timm.create_model` for every network; those that are None are left to the model."""
+    """Arguments of `timm.create_model` for every network; the model decides those that are None."""
     settings = recipe.model
     return {
         "pretrained": settings.pretrained and not _starts_elsewhere(recipe),
@@ -92,14 +92,14 @@ def _starts_elsewhere(recipe: Recipe) -> bool:
 
 
 def _check_origins(model: nn.Module, classes: Sequence[str], *, strict: bool) -> None:
-    """Check that files which classifiers are from number the classes as the data do."""
+    """Check that the files from which classifiers were loaded number the classes as the data do."""
     for network in [model, *(model.anchors if isinstance(model, SNNet) else [])]:
         if (origin := origin_of(network)) is not None:
             check_classes(origin.classes, [classes], origin.path, strict=strict)
 
 
 def _adjust(model: nn.Module, settings: ModelRecipe) -> None:
-    """Set what timm's models take no argument for: classifiers at their start, and batch norms."""
+    """Set options that timm's models have no argument for: initial classifiers, and batch norms."""
     wanted = (settings.head_init_scale, settings.head_init_bias) != (None, None)
     for linear in _classifiers(model) if wanted else []:
         if settings.head_init_scale is not None:
@@ -127,7 +127,7 @@ def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
 
 
 def _warn_of_normalisation(model: SNNet, recipe: Recipe) -> None:
-    """Warn where anchors were trained on images normalised in different ways: a run prepares them in one."""
+    """Warn if anchors were trained on differently normalised images: a run normalises in one way."""
     if recipe.data.mean and recipe.data.std:
         return
     configs = {label: anchor.pretrained_cfg for label, anchor in model.views.items()}
@@ -135,18 +135,20 @@ def _warn_of_normalisation(model: SNNet, recipe: Recipe) -> None:
     if len(set(ways.values())) > 1:
         listed = "; ".join(f"{label} {mean} {std}" for label, (mean, std) in ways.items())
         _logger.warning(
-            "anchors expect images with different mean and std (%s); all get those of the last one, unless --mean and "
-            "--std say otherwise",
+            "anchors expect images with different mean and std (%s); those of the last one are used for all, unless "
+            "--mean and --std are set",
             listed,
         )
 
 
 def _warn_of_order(model: SNNet) -> None:
-    """Warn where the order of anchors looks mistaken: stitches lead from one to the next, so it decides which exist."""
+    """Warn if the order of anchors looks wrong: stitches lead from one to the next, so it decides which exist."""
     params = {label: sum(map(torch.numel, anchor.model.parameters())) for label, anchor in model.views.items()}
     if list(params.values()) != sorted(params.values()):
         listed = ", ".join(f"{label} {count:,}" for label, count in params.items())
-        _logger.warning("anchors are listed from cheap to costly, but their parameters do not ascend: %s", listed)
+        _logger.warning(
+            "anchors must be listed from cheap to costly, but their parameter counts do not ascend: %s", listed
+        )
 
 
 def input_size(model: nn.Module, recipe: Recipe) -> tuple[int, ...]:
@@ -155,28 +157,28 @@ def input_size(model: nn.Module, recipe: Recipe) -> tuple[int, ...]:
         return model.input_size
     if has_view(model):
         return view(model, label="model").input_size
-    channels = getattr(model, "in_chans", recipe.model.channels)  # not all of timm's models know theirs
+    channels = getattr(model, "in_chans", recipe.model.channels)  # not all of timm's models have the attribute
     return (channels, *as_timm(model).pretrained_cfg["input_size"][1:])
 
 
 def check_device(recipe: Recipe, world: World) -> None:
-    """Refuse settings that this device cannot carry out, before anything is built.
+    """Refuse settings that this device does not support, before anything is built.
 
     Raises:
-        InputError: If batch norms cannot be synchronised on it.
+        InputError: If it does not support synchronised batch norms.
     """
     if recipe.distributed.sync_bn and world.device.type != "cuda":
-        raise InputError(f"--sync-bn is for GPUs, this is {world.device.type}; use --dist-bn reduce")
+        raise InputError(f"--sync-bn needs GPUs, but the device is {world.device.type}; use --dist-bn reduce")
 
 
 def place_network(model: nn.Module, recipe: Recipe, world: World) -> None:
-    """Put the network where it computes, in the precision and layout asked for, split, synchronised and compiled.
+    """Move the network to its device, in the requested precision and layout; split, synchronise and compile it.
 
     Raises:
-        InputError: If its batch norms cannot be split, or torch refuses to compile it so.
+        InputError: If its batch norms cannot be split, or torch cannot compile it.
     """
     settings = recipe.model
-    if settings.split_bn and not recipe.run.eval:  # the further norms serve training alone
+    if settings.split_bn and not recipe.run.eval:  # only training uses the additional norms
         _split_batch_norms(model, max(recipe.augment.aug_splits, 2))
     model.to(world.device, weights_dtype(recipe))
     if settings.channels_last:
@@ -190,7 +192,7 @@ def place_network(model: nn.Module, recipe: Recipe, world: World) -> None:
 def _split_batch_norms(model: nn.Module, parts: int) -> None:
     flat = {type(norm).__name__ for norm in _batch_norms(model) if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm3d)}
     if flat:
-        raise InputError(f"--split-bn splits batch norms of images, this network has {', '.join(flat)}; leave it out")
+        raise InputError(f"--split-bn splits only 2-d batch norms, but this network has {', '.join(flat)}; omit it")
     convert_splitbn_model(model, parts)
 
 
@@ -208,24 +210,24 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
 
 
 def _compile(model: nn.Module, backend: str, mode: str | None) -> None:
-    """Compile in place, under the names that parameters had.
+    """Compile in place, without renaming parameters.
 
-    An SN-Net runs another route in each step, so its blocks are compiled one by one: no route compiles again what
-    another one has compiled.
+    An SN-Net runs another route in each step, so its blocks are compiled one by one: a block is compiled once for all
+    routes.
     """
     parts = [model]
     if isinstance(model, SNNet):
         blocks = [block for anchor in model.views.values() for block in anchor.blocks]
-        # A block that down-samples first is put together for each run; what it is made of stays.
+        # A block that down-samples first is assembled for each run; its parts persist.
         parts = [part for block in blocks for part in (block if isinstance(block, nn.Sequential) else [block])]
-    # Blocks of one class share one cache of compiled code, whose limit is meant for a single network.
+    # Blocks of one class share a cache of compiled code, whose default limit suits a single network.
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, 8 * len(parts))
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 8 * len(parts))
     try:
         for part in parts:
             part.compile(backend=backend, mode=mode)
-    except Exception as error:  # backends are plug-ins
+    except Exception as error:  # backends are plug-ins, which raise anything
         raise InputError(
             f"torch cannot compile with backend '{backend}', mode {mode}: {one_line(error)}; see "
             "torch.compiler.list_backends()"

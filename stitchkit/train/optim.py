@@ -25,7 +25,7 @@ from stitchkit.settings.recipe import OptimRecipe, Recipe
 
 
 def learning_rate(optim: OptimRecipe, total_batch: int) -> float:
-    """The learning rate: as given, or the base rate scaled by the images of a step over all ranks, as timm does."""
+    """The learning rate: as set, or the base rate scaled by the images per step over all ranks, as in timm."""
     if optim.lr is not None:
         return optim.lr
     ratio = total_batch / optim.lr_base_size
@@ -36,32 +36,32 @@ def learning_rate(optim: OptimRecipe, total_batch: int) -> float:
 
 
 def create_optimizer(model: nn.Module, optim: OptimRecipe, *, lr: float) -> torch.optim.Optimizer:
-    """timm's optimizer over the trainable parameters; biases, norms and 1-d parameters do not decay.
+    """timm's optimizer over the trainable parameters; biases, norms and other 1-d parameters do not decay.
 
     Parts of an SN-Net may scale the learning rate.
 
     Raises:
-        InputError: If timm does not know the optimizer or refuses its settings.
+        InputError: If timm does not know the optimizer or rejects its settings.
     """
     options: dict[str, Any] = optimizer_kwargs(SimpleNamespace(**vars(optim) | {"lr": lr}))
     if optim.opt_betas is not None:
-        options["betas"] = tuple(optim.opt_betas)  # as their defaults, which a checkpoint is compared with
+        options["betas"] = tuple(optim.opt_betas)  # a tuple, as the defaults are: checkpoints are compared with it
     if isinstance(model, SNNet) and (optim.layer_decay, optim.base_lr_scale, optim.stitch_lr_scale) != (None, 1, 1):
         options["param_group_fn"] = partial(_scaled_groups, optim=optim)
     try:
         options |= _fused(optim) | (optim.opt_kwargs or {})
         optimizer: torch.optim.Optimizer = create_optimizer_v2(model, **options)
-    except Exception as error:  # optimizers of many authors raise many kinds
+    except Exception as error:  # optimizers of many authors raise many types
         raise InputError(
-            f"timm cannot make optimizer '{optim.opt}': {error}; see timm.optim.list_optimizers()"
+            f"timm cannot create optimizer '{optim.opt}': {error}; see timm.optim.list_optimizers()"
         ) from error
     return optimizer
 
 
 def _fused(optim: OptimRecipe) -> dict[str, bool]:
-    """The argument that updates all parameters in one kernel, for Adam and AdamW; others are left to choose.
+    """The argument that updates all parameters in one kernel, for Adam and AdamW; other optimizers decide themselves.
 
-    torch's SGD has it too, but fails where a parameter has its first gradient later than others, as in an SN-Net.
+    torch's SGD has it too, but fails if a parameter gets its first gradient later than others, as in an SN-Net.
     """
     kind = get_optimizer_class(optim.opt.lower().split("_")[-1], bind_defaults=False)
     is_adam = isinstance(kind, type) and issubclass(kind, torch.optim.Adam)
@@ -70,10 +70,7 @@ def _fused(optim: OptimRecipe) -> dict[str, bool]:
 
 
 def _scaled_groups(model: SNNet, *, optim: OptimRecipe) -> list[dict[str, Any]]:
-    """Parameter groups of an SN-Net whose parts learn at their own rates, by timm's `lr_scale`.
-
-    What decays is the same as without scales.
-    """
+    """Parameter groups of an SN-Net whose parts have their own rates, by timm's `lr_scale`, with the usual decay."""
     groups = _times(param_groups_weight_decay(model.stitch_layers, optim.weight_decay), optim.stitch_lr_scale)
     for anchor in model.anchors:
         if optim.layer_decay is None:
@@ -105,7 +102,7 @@ def create_schedule(
     settings = scheduler_kwargs(SimpleNamespace(**recipe.flat()))
     schedules = ("cosine", "tanh", "step", "multistep", "poly")
     if settings["sched"] == "none":
-        for group in optimizer.param_groups:  # timm's schedules do this themselves
+        for group in optimizer.param_groups:  # timm applies `lr_scale` only in its schedules
             group["lr"] *= group.get("lr_scale", 1.0)
         return None, recipe.schedule.epochs
     if settings["sched"] not in schedules:

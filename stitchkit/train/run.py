@@ -22,17 +22,17 @@ from stitchkit.train.training import train
 
 
 def run(recipe: Recipe, config: StitchConfig | None) -> None:
-    """Train, or with `--eval` evaluate, as the recipe says; every rank calls this.
+    """Train, or evaluate with `--eval`; every rank calls this.
 
     Args:
         recipe: All settings.
         config: The stitch configuration; None trains or evaluates a plain model.
 
     Raises:
-        InputError: If data, configuration, checkpoint or run folder cannot be used as asked; nothing was overwritten.
+        InputError: If data, configuration, checkpoint or run folder cannot be used; nothing is overwritten then.
     """
     folder = run_folder(recipe)
-    # An evaluation and a training write different files.
+    # An evaluation and a training write different files, so they may run at the same time.
     lock = folder / (".eval.lock" if recipe.run.eval else TRAIN_LOCK)
     with entered(lock, recipe.run.device, flag="--output") as world:
         check_device(recipe, world)
@@ -48,10 +48,10 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
 
 
 def _find_resume(recipe: Recipe, files: Checkpoints, world: World) -> Recipe:
-    """The recipe with a file in place of `--resume auto`, or nothing where there is none yet."""
+    """The recipe with a file, or None if there is none yet, in place of `--resume auto`."""
     run = recipe.run
     found, restarted = find_resume(run.resume, files, world, only="evaluate" if run.eval else "")
-    if restarted:  # these flags were about the first start of the run
+    if restarted:  # these flags were meant for the first start of the run
         run = replace(run, no_resume_opt=False)
         recipe = replace(recipe, schedule=replace(recipe.schedule, start_epoch=None))
     return replace(recipe, run=replace(run, resume=found))

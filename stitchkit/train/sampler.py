@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws stitches uniformly, on each rank its own, as the published training does, or `shared` by all ranks.
+    """Draws stitches uniformly, one per rank, as in the published training, or one `shared` by all ranks.
 
     Source: SN-Net, section 3.3 and algorithm 1.
     """
@@ -21,5 +21,5 @@ class Sampler:
 
     def draw(self, step: int, rank: int) -> int:
         """The `cfg_id` that `rank` trains in `step`."""
-        stream = (self.seed, step, 0 if self.shared else rank)  # a generator with a state would have to be saved
+        stream = (self.seed, step, 0 if self.shared else rank)  # a generator with state would have to be in checkpoints
         return self.cfg_ids[int(np.random.default_rng(stream).integers(len(self.cfg_ids)))]

@@ -1,4 +1,4 @@
-"""The session, which training and evaluation share."""
+"""The session: the open data and the network that training and evaluation share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stitchkit.settings.stitch_config import StitchConfig
 
 @dataclass(frozen=True)
 class Session:
-    """A run whose data are open and whose network is built.
+    """A run with open data and a built network.
 
     Args:
         recipe: All settings.
@@ -29,7 +29,7 @@ class Session:
         input_size: Size of an input image, `(C, H, W)`.
         classes: Class names in the order of their numbers; empty where the dataset does not know them.
         world: This process among all.
-        folder: Where the run's files go.
+        folder: The folder of the run.
     """
 
     recipe: Recipe
@@ -43,9 +43,9 @@ class Session:
 
     @cached_property
     def autocast(self) -> Autocast:
-        """The context that forward passes of an evaluation run in."""
+        """The context of forward passes in an evaluation."""
         return create_precision(self.world.device, amp=self.recipe.optim.amp, amp_dtype=self.recipe.optim.amp_dtype)[0]
 
     def save_settings(self, name: str) -> None:
-        """Save the effective settings in the run's folder, as a file that `-c` reads."""
+        """Save the effective settings in the run's folder, as a file for `-c`."""
         write_text(self.folder / name, settings_text(self.recipe.for_files()))

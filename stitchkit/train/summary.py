@@ -1,5 +1,5 @@
-"""Tables that a run writes for people: `summary.csv`, one line an epoch as timm has it; `losses.csv`, one line for each
-stitch drawn in an epoch; `fit.csv`, one line a joint.
+"""Tables of a run for its user: `summary.csv`, one line per epoch, as in timm; `losses.csv`, one line for each stitch
+drawn in an epoch; `fit.csv`, one line per joint.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def write_summary(
 ) -> None:
     """Append an epoch: its mean training loss, the learning rate after it, and the scores of its validation.
 
-    Scores are by label; `labels` are all that validations of this run have, and those without a score stay empty.
+    Scores are by label; `labels` are all labels of this run, and those without a score stay empty.
     """
     figures = {f"eval_{label}_acc1": scores[label].acc1 if label in scores else "" for label in labels}
     row = {"epoch": epoch, "train_loss": loss, **figures, "lr": rate}
@@ -30,7 +30,7 @@ def write_summary(
 
 
 def write_losses(folder: Path, epoch: int, space: StitchSpace, losses: Mapping[int, StitchLoss]) -> None:
-    """Append the mean training losses of an epoch by `cfg_id`, so that a person sees which routes learn."""
+    """Append the mean training losses of an epoch by `cfg_id`, which show the routes that learn."""
     rows = ([epoch, cfg_id, space[cfg_id].name, *found] for cfg_id, found in losses.items())
     _append(folder / _LOSSES, ["epoch", "cfg_id", "stitch", "loss", "steps"], rows)
 
@@ -48,7 +48,7 @@ def cut_summaries(folder: Path, epoch: int) -> None:
     """Drop the lines of `epoch` and later, which a resumed run writes again.
 
     Raises:
-        InputError: If a table is a symbolic link; the end of an epoch would be too late to find out.
+        InputError: If a table is a symbolic link, which would otherwise be found only at the end of an epoch.
     """
     for name in (_NAME, _LOSSES):
         refuse_link(folder / name)
@@ -60,15 +60,15 @@ def _cut(path: Path, epoch: int) -> None:
         return
     with path.open(newline="", errors="replace") as file:
         head, *rows = list(csv.reader(file)) or [[]]
-    if not head:  # killed before the first line was written; without a file the next epoch writes the head
+    if not head:  # the run was killed before its first line; the next epoch writes the head into a new file
         path.unlink()
         return
-    kept = [row for row in rows if row and row[0].isdecimal() and int(row[0]) < epoch]  # others are not epochs
+    kept = [row for row in rows if row and row[0].isdecimal() and int(row[0]) < epoch]  # other rows are not epochs
     _write(path, [head, *kept])
 
 
 def write_fit(folder: Path, space: StitchSpace, residuals: Mapping[Joint, float]) -> None:
-    """Write the share of the target's energy that each stitching layer leaves over at each joint after the fit."""
+    """Write the share of the target's energy that remains at each joint after the fit of its stitching layer."""
     lines = ([".".join(map(str, space.layers[joint])), joint, f"{left:.6f}"] for joint, left in residuals.items())
     _write(folder / "fit.csv", [["layer", "joint", "residual"], *lines])
 

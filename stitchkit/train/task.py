@@ -26,17 +26,17 @@ _logger = logging.getLogger(__name__)
 
 
 class StitchTask(Task):
-    """Classification with one stitch of an SN-Net, or with a plain model, on request taught by a larger one.
+    """Classification with one stitch of an SN-Net, or with a plain model, optionally taught by a larger network.
 
     Args:
         model: An SN-Net, or any model of images to logits.
-        criterion: Loss of logits and labels.
+        criterion: Loss function of logits and labels.
         sampler: Draws the stitch of a step; None trains a plain model.
         teacher: Gives the second loss. It runs in evaluation mode without gradients and is not part of checkpoints.
         settings: Kind, share and temperature of the teacher's loss.
-        mean: Mean that images are normalised with; the teacher gets them in its own way.
-        std: Standard deviation that they are normalised with.
-        device: Where the loss and the teacher's normalisation live.
+        mean: Mean of the normalised images, which are normalised again for the teacher.
+        std: Their standard deviation.
+        device: The device of the loss and the teacher's normalisation.
         dtype: Precision of the images.
 
     Source: SN-Net, section 4.1 and the released recipes: half label loss, half hard distillation.
@@ -66,11 +66,11 @@ class StitchTask(Task):
                 self.register_buffer(f"student_{name}", buffer, persistent=False)
 
     def draw(self, step: int, rank: int) -> int | None:
-        """The `cfg_id` that `rank` trains in `step`; None of a plain model."""
+        """The `cfg_id` that `rank` trains in `step`; None for a plain model."""
         return self.sampler.draw(step, rank) if self.sampler else None
 
     def train(self, mode: bool = True) -> StitchTask:
-        """Set the mode of all but the teacher, which stays in evaluation mode."""
+        """Set the mode; the teacher stays in evaluation mode."""
         super().train(mode)
         if self.teacher is not None:
             self.teacher.eval()
@@ -88,7 +88,7 @@ class StitchTask(Task):
             `loss`, a scalar, and `output`, logits `[B, num_classes]`.
         """
         output = self.trainable_module(images) if cfg_id is None else self.trainable_module(images, cfg_id)
-        # Distilled networks give the logits for the labels and those for the teacher.
+        # Distilled networks return the logits for the labels and those for the teacher.
         logits, taught = output if isinstance(output, tuple) else (output, output)
         loss = self.criterion(logits, labels)
         if self.teacher is not None:
@@ -132,9 +132,9 @@ def create_task(
 
 
 def _create_criterion(recipe: Recipe) -> nn.Module:
-    """The loss of logits and labels."""
+    """The loss function of logits and labels."""
     augment, loss = recipe.augment, recipe.loss
-    smoothing = 0.0 if augment.mixes else augment.smoothing  # mixed labels are smooth already
+    smoothing = 0.0 if augment.mixes else augment.smoothing  # mixed labels are already smooth
     if loss.jsd_loss:
         criterion: nn.Module = JsdCrossEntropy(num_splits=augment.aug_splits, smoothing=smoothing)
     elif loss.bce_loss:
@@ -155,15 +155,15 @@ def _create_teacher(
     stitch: StitchRecipe, student: TimmModel, device: torch.device, dtype: torch.dtype, sides: Sequence[int],
     names: Sequence[str],
 ) -> DistillationTeacher | None:  # fmt: skip
-    """The teacher, or None where its published weights know other classes than the data have."""
+    """The teacher, or None if its published weights have other classes than the data."""
     assert stitch.teacher_model is not None
     name, path, classes, channels = stitch.teacher_model, stitch.teacher_path, student.num_classes, student.in_chans
     try:
         known = published_config(name)
         if path is None and known is not None and known.num_classes != classes:
             _logger.warning(
-                "teacher '%s' knows %d classes, the data have %d: training continues without it; weights that know "
-                "these classes can teach as --teacher-path",
+                "teacher '%s' knows %d classes, the data have %d: training continues without it; to use "
+                "a teacher, set --teacher-path to weights for these classes",
                 name, known.num_classes, classes,
             )  # fmt: skip
             return None
@@ -174,8 +174,8 @@ def _create_teacher(
         raise InputError(f"teacher: {error}; or train without one: --distillation-type none") from error
     if network.num_classes != classes:
         raise InputError(
-            f"teacher '{path or name}' knows {network.num_classes} classes, the data have {classes}; give one that "
-            "knows these, or --distillation-type none"
+            f"teacher '{path or name}' knows {network.num_classes} classes, the data have {classes}; choose a "
+            "teacher for these, or set --distillation-type none"
         )
     network.requires_grad_(False)
     teacher = as_timm(network)

@@ -58,7 +58,7 @@ def train(session: Session) -> None:
         scores = _validate(session, trainer, f"epoch {epoch + 1}/{epochs.stop}", trained.after_batch) if is_due else {}
         check_finite(trainer, epoch, [found.loss for found in scores.values()])
         if world.is_primary:
-            # A resumed run drops the lines of epochs that it has no checkpoint of, so the lines come first.
+            # Lines before the checkpoint: a resumed run drops the lines of epochs without a checkpoint.
             labels = list(_networks(session, trainer))
             write_summary(folder, epoch, loss=loss, rate=trainer.rate, scores=scores, labels=labels)
             if isinstance(session.model, SNNet):
@@ -77,17 +77,17 @@ def train(session: Session) -> None:
 
 
 def _tidy(session: Session, checkpoints: Checkpoints, start: int) -> None:
-    """Bring the files of the run's folder to where the run begins."""
+    """Bring the files in the run's folder to the state at which the run begins."""
     cut_summaries(session.folder, start)
     checkpoints.clear()
     session.save_settings(_SETTINGS)
 
 
 def open_tracking(session: Session, start: int) -> Tracking:
-    """The packages that figures of each epoch are logged to.
+    """Logging of each epoch's figures, as the flags request.
 
     Raises:
-        InputError: If one is missing, or refuses the run.
+        InputError: If a package is missing or rejects the run.
     """
     run, options = session.recipe.run, None
     if run.log_wandb:
@@ -98,7 +98,7 @@ def open_tracking(session: Session, start: int) -> Tracking:
 
 
 def _metric(scores: Mapping[str, Score], name: str) -> float:
-    """How good an epoch is, the higher the better: the mean over the networks themselves, not their averages."""
+    """The metric of an epoch, the higher the better: the mean over the networks, without their moving averages."""
     figures = {"top1": lambda found: found.acc1, "top5": lambda found: found.acc5, "loss": lambda found: -found.loss}
     own = [figures[name](found) for label, found in scores.items() if not label.endswith(_EMA)]
     return sum(own) / len(own) if own else float("-inf")
@@ -146,19 +146,19 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, range
 
 
 def _distribute(trainer: Trainer, session: Session) -> None:
-    """Keep the network alike on all ranks, by the way that benchmarks/gradients.py found to be faster."""
+    """Keep the network equal on all ranks, in the way that is faster according to benchmarks/gradients.py."""
     model, broadcast = session.model, not session.recipe.distributed.no_ddp_bb
     is_stitched = isinstance(model, SNNet)
-    if is_stitched and session.recipe.stitch.sampling == "shared":  # one route is a third of the bytes
+    if is_stitched and session.recipe.stitch.sampling == "shared":  # one route has a third of the bytes
         trainer.reducer = GradientReducer(model, buffers=broadcast) if trainer.world.size > 1 else None
     else:
-        # A step uses the parameters of its route only. Where ranks draw their own, most have a gradient on some rank,
-        # and torch's wrapper sends them during the backward pass.
+        # A step uses only the parameters of its route. If each rank draws its own, most parameters have a gradient on
+        # some rank, and torch's wrapper sends them during the backward pass.
         trainer.prepare_distributed(find_unused=is_stitched, broadcast_buffers=broadcast)
 
 
 def _prepare_stitching(session: Session, model: SNNet, loader: Loader, *, is_fresh: bool) -> None:
-    """Fit the stitching layers of a fresh SN-Net, and freeze the anchors where they are not trained."""
+    """Fit the stitching layers of a fresh SN-Net, and freeze the anchors unless they are trained."""
     settings, world = session.recipe.stitch, session.world
     if is_fresh and settings.ls_init:
         seed_epoch(session.recipe.run.seed, world.rank, 0)
@@ -169,7 +169,7 @@ def _prepare_stitching(session: Session, model: SNNet, loader: Loader, *, is_fre
             write_fit(session.folder, model.space, residuals)
         mean = 100 * sum(residuals.values()) / len(residuals)
         _logger.info(
-            "stitching layers fitted at %d joints; %.1f %% of what they should reproduce is left over (0 is best)",
+            "stitching layers fitted at %d joints; %.1f %% of the target is not reproduced (0 is best)",
             len(residuals), mean,
         )  # fmt: skip
     if not settings.fulltune:
@@ -179,15 +179,15 @@ def _prepare_stitching(session: Session, model: SNNet, loader: Loader, *, is_fre
 def engine_settings(recipe: Recipe) -> EngineSettings:
     """The settings of a recipe that the engine needs."""
     settings = EngineSettings.pick(recipe.flat(), checkpoint_interval=recipe.run.recovery_interval)
-    # Synchronised batch norms agree by themselves.
+    # Synchronised batch norms already agree.
     return replace(settings, dist_bn="") if recipe.distributed.sync_bn else settings
 
 
 def _networks(session: Session, trainer: Trainer) -> dict[str, tuple[nn.Module, int | None]]:
-    """The networks that a validation judges, by label: anchors or plain model, and their moving averages."""
+    """The networks to validate, by label: anchors or plain model, and their moving averages."""
     task = trainer.task
     networks = {"": task.network}
-    if task.average is not None and not trainer.settings.model_ema_force_cpu:  # a CPU would take hours
+    if task.average is not None and not trainer.settings.model_ema_force_cpu:  # validation on a CPU would take hours
         networks[_EMA] = task.average
     labels = list(session.model.views) if isinstance(session.model, SNNet) else ["model"]
     numbers = range(len(labels)) if isinstance(session.model, SNNet) else [None]
@@ -199,7 +199,7 @@ def _networks(session: Session, trainer: Trainer) -> dict[str, tuple[nn.Module, 
 
 
 def _validate(session: Session, trainer: Trainer, when: str, after_batch: Callable[[], None]) -> dict[str, Score]:
-    """Scores of the anchors inside the SN-Net, or of the plain model, and of their moving averages."""
+    """Scores of the networks to validate."""
     loader, world, autocast = session.loaders.validation, session.world, trainer.autocast
     scores = {
         label: score(network, loader, world, label, autocast=autocast, cfg_id=cfg_id, after_batch=after_batch)

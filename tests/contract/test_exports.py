@@ -267,7 +267,7 @@ def test_an_exporter_that_gives_up_leaves_nothing(run, monkeypatch, capsys, erro
         (["--cfg_id", "-1", "-o", "net.pt2"], "cfg_id -1 does not exist"),
         (["-o", "net.pt2"], "give either --cfg_id N, or --ledger FILE"),
         (["--cfg_id", "9", "--ledger", "ledger.txt", "-o", "net.pt2"], "give either --cfg_id N, or --ledger FILE"),
-        (["--cfg_id", "9", "--max-flops", "1G", "-o", "net.pt2"], "is a stitch already"),
+        (["--cfg_id", "9", "--max-flops", "1G", "-o", "net.pt2"], "already names a stitch"),
         (["--ledger", "ledger.txt", "--max-flops", "5", "-o", "net.pt2"], "the nearest miss is cfg_id 0"),
         (["--cfg_id", "9", "-o", "ledger.txt"], "suffix of an export"),
         (["--cfg_id", "9", "-o", "there.onnx"], "exists; choose another file"),
@@ -334,7 +334,7 @@ def test_a_recalibrated_stitch_is_exported_as_it_was_measured(tmp_path, images, 
     path, ledger = tmp_path / "net.safetensors", str(tmp_path / "resnet/stitches_res.txt")
     export_flags = ["-o", str(path), "--data", str(images), "--ledger", ledger]
     assert main(["export", *flags[:-2], *export_flags]) == 2
-    assert "measured with recalibrate_bn 3, here it is 0; give the same --recalibrate-bn" in capsys.readouterr().err
+    assert "measured with recalibrate_bn 3, not 0; give the same --recalibrate-bn" in capsys.readouterr().err
     assert main(["export", *flags, "-o", str(path), "--cfg_id", "4"]) == 2
     assert "needs training images; add --data DIR" in capsys.readouterr().err
     assert main(["export", *flags, *export_flags]) == 0
@@ -350,8 +350,8 @@ def test_a_recalibrated_stitch_is_exported_as_it_was_measured(tmp_path, images, 
     ("origin", "message"),
     [
         ("weights_sha256: '00'", "measured with other weights than"),
-        ("model_ema: true", "measured with model_ema True, here it is False; give the same --model-ema"),
-        ("- ]", "ledger.yaml', which says how the ledger came, is damaged"),
+        ("model_ema: true", "measured with model_ema True, not False; give the same --model-ema"),
+        ("- ]", "ledger.yaml', which records the origin of the ledger, is damaged"),
     ],
 )
 def test_a_ledger_of_other_weights_chooses_nothing(run, capsys, origin, message):
@@ -368,7 +368,7 @@ def test_a_ledger_of_another_network_chooses_nothing(run, capsys):
 
 def test_without_a_budget_the_most_accurate_is_taken_and_reported(run, capsys):
     assert run.export("--ledger", run.folder / "ledger.txt", "-o", run.folder / "net.safetensors") == 0
-    assert "no budget was given; the most accurate of all 17 stitches is taken" in capsys.readouterr().out
+    assert "no budget was given; exporting the most accurate of all 17 stitches" in capsys.readouterr().out
 
 
 def test_a_ledger_without_latencies_gets_them(run, capsys):
@@ -412,7 +412,7 @@ def damaged(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda about: about.update(format="stitchkit stitch 9"), "is of format 'stitchkit stitch 9'"),
+        (lambda about: about.update(format="stitchkit stitch 9"), "its format is 'stitchkit stitch 9'"),
         (lambda about: about.pop("anchors"), "description is damaged"),
         (lambda about: about.update(stitch="ti"), "description is damaged"),
         (lambda about: about.update(stitch="ti[0:9]"), "does not fit its anchors"),

@@ -109,7 +109,7 @@ class Planted:
 
 
 # What ends a run for a file that it names in another way.
-BLOCKED = {"already holds a run": "last.pth.tar"}
+BLOCKED = {"already contains a run": "last.pth.tar"}
 
 
 def survive(command, planted, capsys):

@@ -287,7 +287,7 @@ def test_a_configuration_does_not_say_where_results_go(key, tmp_path, images, ca
 def test_the_file_of_a_job_names_no_place_outside(key, place, tmp_path, images, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = write_job(tmp_path, job_config(images) | {key: place})
-    assert f"{key} is '{place}'; a file can name a relative path without '..'" in refused(capsys, "job", "-c", path)
+    assert f"{key} is '{place}'; files may only name relative paths without '..'" in refused(capsys, "job", "-c", path)
     assert [*tmp_path.iterdir()] == [path]
 
 

@@ -202,7 +202,7 @@ def test_hostile_files_of_a_composed_network(made, tmp_path):
     for name in ("net.json", "net.safetensors"):
         (tmp_path / "net.json").write_text("{}")
         (tmp_path / name).write_bytes(pickle.dumps(Hostile(made)))
-        with pytest.raises(InputError, match="holds no composed network"):
+        with pytest.raises(InputError, match="contains no readable composed network"):
             stitchnet.load(tmp_path)
 
 

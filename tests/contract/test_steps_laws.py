@@ -165,6 +165,6 @@ def test_what_is_no_run_of_steps_is_refused(network):
 def test_a_boundary_without_an_example_has_no_layout():
     steps = TracedSteps(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)))
     assert steps.boundaries == (Boundary(("1",), ("0",), ("1",)),)
-    with pytest.raises(InputError, match="the layout of what '0' gives '1' is unknown"):
+    with pytest.raises(InputError, match="the layout of the tensor from '0' to '1' is unknown"):
         _ = steps.boundaries[0].layout
     assert Boundary(("1",), ("0",), found=Layout("vector", 4)).layout.width == 4

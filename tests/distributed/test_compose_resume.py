@@ -220,8 +220,11 @@ def test_scores_and_judgements_are_not_repeated(common, whole, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--threshold", 0.3], "was begun with --threshold 0.2, now 0.3; repeat the command as it was to resume it"),
-        case(False, ["-k", 2], "was begun with -k 3, now 2"),
+        (
+            ["--threshold", 0.3],
+            "was started with --threshold 0.2, but now it is 0.3; repeat the original command to resume it",
+        ),
+        case(False, ["-k", 2], "was started with -k 3, but now it is 2"),
     ],
 )
 def test_a_composition_of_other_settings_is_refused(flags, words, common, whole, tmp_path):
@@ -242,7 +245,7 @@ def test_a_composition_of_other_weights_is_refused(common, whole, tmp_path):
     folder = whole(COMPOSE)
     before = content(folder)
     assert end(start([*COMPOSE, *common, "-o", folder], first=other_weights, said=tmp_path / "said")) == [2]
-    assert "was begun with images and weights" in (tmp_path / "said").read_text()
+    assert "was started with images and weights" in (tmp_path / "said").read_text()
     assert content(folder) == before
 
 
@@ -256,7 +259,7 @@ def test_a_composition_of_other_images_is_refused(split, label, common, whole, t
     before = content(out)
     Image.new("RGB", (20, 24)).save(data / split / f"class{label}/0.png")
     assert end(start([*COMPOSE, "--data", data, *common[2:], "-o", out], said=tmp_path / "said")) == [2]
-    assert "was begun with images and weights" in (tmp_path / "said").read_text()
+    assert "was started with images and weights" in (tmp_path / "said").read_text()
     assert content(out) == before
 
 
@@ -276,7 +279,9 @@ def full_disk(_rank: int) -> None:
 def test_a_composition_on_a_full_disk_ends_in_one_line_and_resumes(common, whole, tmp_path):
     command = [*COMPOSE, *common, "-o", tmp_path / "out"]
     assert end(start(command, first=full_disk, said=tmp_path / "said")) == [2]
-    words = f"stitchkit: error: '{tmp_path}/out' cannot be written: No space left on device; make room, then repeat"
+    words = (
+        f"stitchkit: error: '{tmp_path}/out' cannot be written: No space left on device; free some space, then repeat"
+    )
     assert words in (tmp_path / "said").read_text()
     resumed(command, whole(COMPOSE))
 

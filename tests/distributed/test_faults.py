@@ -72,7 +72,7 @@ def test_a_full_disk_ends_a_run_and_keeps_what_was_saved(subject, trained, unbro
         assert trained("full", "--checkpoint-interval", "3") == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
-    assert "' cannot be written: No space left on device; stopped. The one before is kept" in line
+    assert "' cannot be written: No space left on device; stopped. The previous one is kept" in line
     assert not list((tmp_path / "full").glob("*.tmp"))
     assert not damage(subject.files(tmp_path / "full").last)
     assert trained("full", "--resume", "auto") == 0
@@ -105,7 +105,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr("stitchkit.engine.lock.fcntl.lockf", lockf)
     with locked(tmp_path / ".train.lock"):
-        assert "has no locks" in caplog.text
+        assert "does not support locks" in caplog.text
 
 
 def test_a_training_that_begins_leaves_the_files_of_an_evaluation_alone(tmp_path):
@@ -156,7 +156,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(subject, trained, unbroken,
     with caplog.at_level("INFO"):
         assert trained("harmed", "--resume", "auto") == 0
     assert re.search(rf"{newest.name}' is (damaged|truncated or not a checkpoint) \(", caplog.text)
-    assert "; the one before is used" in caplog.text
+    assert "; using the previous one" in caplog.text
     assert previous.name in caplog.text
     subject.assert_same_end(unbroken(subject), folder)
 
@@ -183,15 +183,15 @@ def test_a_damaged_checkpoint_that_was_named_ends_the_run(run, tmp_path, capsys)
         assert run("harmed", *flags) == 2
         line = capsys.readouterr().err
         assert f"checkpoint '{last}' is damaged (" in line
-        assert "; --resume auto takes the newest good one" in line
+        assert "; --resume auto takes the newest good checkpoint" in line
     cut(last)
     assert run("harmed", "--resume", last) == 2
-    assert "(File is not a zip file); --resume auto takes the newest good one" in capsys.readouterr().err
+    assert "(File is not a zip file); --resume auto takes the newest good checkpoint" in capsys.readouterr().err
 
 
 def test_auto_without_a_good_checkpoint(run, tmp_path, capsys):
     assert run("none", "--eval", "--resume", "auto") == 2
-    assert "holds no checkpoint to evaluate" in capsys.readouterr().err
+    assert "contains no checkpoint to evaluate" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
     assert run("fresh", "--resume", "auto", "--epochs", "1") == 0
     for path in (tmp_path / "fresh").glob("*.pth.tar"):
@@ -221,7 +221,7 @@ def test_two_runs_do_not_write_to_one_folder(subject, trained, images, tmp_path,
     first.kill()
     assert end([first]) == [-signal.SIGKILL]
     assert trained("shared") == 2, "what another run saved is not written over"
-    assert "already holds a " in capsys.readouterr().err
+    assert "already contains a " in capsys.readouterr().err
     assert trained("shared", "--resume", "auto", "--epochs", "1") == 0
     assert not list(folder.glob(".*lock"))
 
@@ -340,7 +340,7 @@ def test_labels_without_a_class_are_skipped(images, caplog):
         training[48]
     evaluation = CheckedImages(dataset, is_training=False, **options)
     assert [evaluation[number][1] for number in (47, 60)] == [2, NO_CLASS]
-    assert "label 9 is no class" in caplog.text
+    assert "label 9 is not a class" in caplog.text
 
 
 def often(subject, steps):
@@ -404,7 +404,7 @@ def test_a_fault_on_one_rank_ends_all(images, tmp_path):
     began = time.monotonic()
     assert end(start(command, ranks=2, said=tmp_path / "said")) == [2, 2]
     assert time.monotonic() - began < 30
-    assert (tmp_path / "said").read_text().count("holds no checkpoint to evaluate") == 2
+    assert (tmp_path / "said").read_text().count("contains no checkpoint to evaluate") == 2
 
 
 def read_another(path, rank):
@@ -422,7 +422,7 @@ def test_ranks_that_read_different_files_say_so(run, images, tmp_path):
     command += ["--eval", "--resume", folder / "last.pth.tar"]
     first = partial(read_another, folder / "previous.pth.tar")
     assert end(start(command, ranks=2, said=tmp_path / "said", first=first)) == [2, 2]
-    assert (tmp_path / "said").read_text().count("was replaced while the ranks read it; give one that stays") == 2
+    assert (tmp_path / "said").read_text().count("was replaced while the ranks read it; give a file that stays") == 2
     assert not (tmp_path / "judged/stitches_res.txt").exists()
 
 

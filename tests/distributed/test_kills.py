@@ -186,5 +186,5 @@ def test_a_refused_run_is_not_resumed_although_torchrun_restarts_it(runs):
     call = [str(ROOT / "distributed_train.sh"), "1", *map(str, runs.command[1:]), "--experiment", folder.name]
     done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "already holds a run" in done.stderr
+    assert "already contains a run" in done.stderr
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -53,7 +53,7 @@ def stop_and_resume(subject, trained, folder, flags, stop, whole, monkeypatch, c
     assert f"step {done} of epoch {(stop - 1) // per_epoch + 1} is saved" in capsys.readouterr().err
     caplog.clear()
     assert trained(f"at{stop}", *flags, "--resume", "auto") == 0
-    said = f"resuming after step {done}: {64 // per_epoch * done} images read once more in"
+    said = f"resuming after step {done}: {64 // per_epoch * done} images read again in"
     assert (said in caplog.text) == (done < per_epoch), "the next epoch begins with nothing to skip"
     subject.assert_same_end(whole, folder / f"at{stop}")
 

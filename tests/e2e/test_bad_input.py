@@ -121,16 +121,16 @@ def test_weights_that_cannot_be_fetched(capsys, images, tmp_path, monkeypatch):
 
 
 def test_wrong_settings(capsys, images, config, tmp_path):
-    assert "cannot make optimizer 'adamv'" in train(capsys, images, config, tmp_path, "--opt", "adamv")
+    assert "cannot create optimizer 'adamv'" in train(capsys, images, config, tmp_path, "--opt", "adamv")
     assert "did you mean 'cosine'" in train(capsys, images, config, tmp_path, "--sched", "cosin")
     assert "cannot prepare images" in train(capsys, images, config, tmp_path, "--aa", "nonsense")
-    assert "no GPU number 99" in train(capsys, images, config, tmp_path, "--device", "cuda:99")
+    assert "GPU 99 does not exist" in train(capsys, images, config, tmp_path, "--device", "cuda:99")
     assert "device 'gpu' is not supported" in train(capsys, images, config, tmp_path, "--device", "gpu")
 
 
 def test_mistakes_on_the_command_line(capsys, images, config):
     assert "did you mean '--stitch_config'" in refused(capsys, "train", images, "--stich_config", "x.json")
-    assert "is an unexpected argument" in refused(capsys, "train", images, "more", "--model", "x")
+    assert "unexpected argument 'more'" in refused(capsys, "train", images, "more", "--model", "x")
     assert "--epochs" in refused(capsys, "train", images, "--epochs", "many")
     assert "invalid choice" in refused(capsys, "trane", images)
     assert "key=value" in refused(capsys, "train", images, "--model", "x", "--model-kwargs", "depth")
@@ -159,7 +159,7 @@ def content(folder):
 def test_a_second_run_does_not_overwrite_the_first(capsys, images, config, trained, tmp_path):
     before = content(trained)
     line = train(capsys, images, config, tmp_path)
-    assert "already holds a run" in line
+    assert "already contains a run" in line
     assert "--resume" in line
     assert content(trained) == before
 
@@ -168,7 +168,8 @@ def test_resuming_another_run_into_this_folder(capsys, images, config, trained, 
     flags = [images, "--stitch_config", config, *FLAGS, "--output", tmp_path]
     assert main([str(flag) for flag in ("train", *flags, "--experiment", "other", "--epochs", "1")]) == 0
     before = content(trained)
-    assert "already holds a run" in train(capsys, images, config, tmp_path, "--resume", tmp_path / "other/last.pth.tar")
+    line = train(capsys, images, config, tmp_path, "--resume", tmp_path / "other/last.pth.tar")
+    assert "already contains a run" in line
     assert content(trained) == before
 
 
@@ -241,7 +242,7 @@ def test_a_diverged_epoch_is_never_saved(capsys, images, config, trained, tmp_pa
 
 def test_folders_that_cannot_be_written(capsys, images, config, tmp_path):
     (tmp_path / "file").write_text("mine")
-    assert "cannot be made" in train(capsys, images, config, tmp_path / "file")
+    assert "cannot be created" in train(capsys, images, config, tmp_path / "file")
     assert "check the path" in refused(
         capsys, "profile", "--stitch_config", config, "--output", tmp_path / "file/x.txt"
     )

@@ -138,7 +138,7 @@ def test_batch_norms_are_not_synchronised_on_a_cpu(images, config, capsys):
     assert main(command) == 2
     assert "--sync-bn waits for the other ranks, which run other stitches" in capsys.readouterr().err
     assert main([*command, "--sampling", "shared"]) == 2
-    assert "--sync-bn is for GPUs, this is cpu; use --dist-bn reduce" in capsys.readouterr().err
+    assert "--sync-bn needs GPUs, but the device is cpu; use --dist-bn reduce" in capsys.readouterr().err
 
 
 def test_pretrained_path_names_a_missing_file(images, capsys, tmp_path):
@@ -171,7 +171,7 @@ def test_a_run_that_wandb_refuses(monkeypatch, tmp_path):
     def refused(**_):
         raise pytest.importorskip("wandb").Error("no such run")
 
-    with pytest.raises(InputError, match="wandb refuses the run: Error: no such run"):
+    with pytest.raises(InputError, match="wandb rejects the run: Error: no such run"):
         tracked(monkeypatch, tmp_path, refused)
 
 

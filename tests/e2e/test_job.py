@@ -285,7 +285,7 @@ def test_several_tasks_have_a_head_each(images, tmp_path, capsys):
     config["assembly"][-1]["ParallelPart"]["parts"] = heads[:1]
     assert "1 outputs for 2 data sets" in refusal(capsys, write_job(tmp_path, config), tmp_path / "one")
     config["assembly"][-1]["ParallelPart"]["parts"] = [heads[0], heads[0]]
-    assert "gives [4] for an image, data set 'digits' has 10 classes" in refusal(
+    assert "returns [4] per image, but data set 'digits' has 10 classes" in refusal(
         capsys, write_job(tmp_path, config), tmp_path / "few"
     )
 
@@ -351,12 +351,12 @@ def test_bad_jobs_end_in_one_line(trained, images, tmp_path, capsys):
     assert "exists, so this job is done; choose another -o" in refusal(capsys, path, out)
     assert "epochs is -1" in refusal(capsys, path, tmp_path, "--epochs", "-1")
     assert "Adam" in refusal(capsys, path, tmp_path, "--lr", "-1")
-    assert "its name must end with .pkl" in refusal(capsys, path, tmp_path, "--metrics-output", "x.csv")
+    assert "must end with .pkl" in refusal(capsys, path, tmp_path, "--metrics-output", "x.csv")
     assert "gone.pth' does not exist" in refusal(capsys, path, tmp_path, "--load-from", "gone.pth")
     torch.save({"model": weights(out / "checkpoint.pth")}, tmp_path / "published.pth")
     line = refusal(capsys, path, tmp_path, "--resume-from", tmp_path / "published.pth")
     assert "start from its weights with --load-from" in line
-    assert "--test-only of random weights" in refusal(capsys, path, tmp_path, "--test-only")
+    assert "--test-only needs trained weights" in refusal(capsys, path, tmp_path, "--test-only")
     config = yaml.safe_load(path.read_text())
     changes = {
         "unknown data set 'nowhere'": {"train_config": config["train_config"] | {"dataset": "nowhere"}},
@@ -409,7 +409,7 @@ def test_a_loss_that_does_not_fit_ends_in_one_line(images, tmp_path, capsys):
     line = refusal(
         capsys, write_job(tmp_path, job_config(images, loss_fn="binary_cross_entropy_with_logits")), tmp_path
     )
-    assert "train_config.loss_fn: a loss refuses outputs and labels" in line
+    assert "train_config.loss_fn: a loss rejects outputs and labels" in line
 
 
 def test_what_is_not_finite_is_not_saved(images, tmp_path, capsys):

@@ -78,7 +78,7 @@ def test_the_command_on_the_page_works_as_pasted(evaluate, tmp_path, capsys):
     words = shlex.split(content["ledgers"][0]["rows"][0]["command"])
     capsys.readouterr()
     assert main(["pick", str(folder / "pasted" / LEDGER)]) == 0
-    assert f"take it away: {shlex.join(words)}\n" in capsys.readouterr().out
+    assert f"export it: {shlex.join(words)}\n" in capsys.readouterr().out
     assert words[-4:] == ["--cfg_id", "5", "-o", "stitch5.onnx"]
     assert main([*words[1:-1], str(file)]) == 0
     assert "compared on 20 images from the validation split" in capsys.readouterr().out
@@ -157,7 +157,7 @@ def test_weights_of_low_precision_are_measured_as_they_are(evaluate):
 def test_latencies_need_an_evaluation_of_stitches(evaluate, images, capsys):
     _, command = evaluate
     assert main([*[word for word in command if word != "--eval"], "none", "--latency"]) == 2
-    assert "--latency has no meaning alone; add --eval" in capsys.readouterr().err
+    assert "--latency has no effect on its own; add --eval" in capsys.readouterr().err
     plain = ["train", str(images), "--model", "vit_tiny_patch16_224", "--pretrained", "--eval", "--latency"]
     assert main(plain) == 2
     assert "--latency is for the stitches of a --stitch_config" in capsys.readouterr().err

@@ -148,13 +148,13 @@ def test_pictures_for_papers(tmp_path):
 def test_what_cannot_be_shown(tmp_path, capsys, monkeypatch):
     page = tmp_path / "page.html"
     assert "give a name that ends with .html" in refused(capsys, LEDGER, "-o", tmp_path / "page.txt")
-    assert "does not exist; make it" in refused(capsys, LEDGER, "-o", tmp_path / "gone/page.html")
+    assert "does not exist; create it" in refused(capsys, LEDGER, "-o", tmp_path / "gone/page.html")
     assert "given twice; give each once" in refused(capsys, LEDGER, LEDGER, "-o", page)
     assert "is not of the 8 stitches of --stitch_config: it has cfg_id" in refused(
         capsys, LEDGER, "-o", page, "--stitch_config", ROOT / "configs/levit_192_256.json"
     )
     unnamed = write_ledger(tmp_path / "unnamed.txt", {"flops": 4e9, "acc1": 80.0})
-    assert "its cfg_id 0 has flops 4000000000.0, here it is" in refused(
+    assert "its cfg_id 0 has flops 4000000000.0, but " in refused(
         capsys, unnamed, "-o", page, "--stitch_config", CONFIG
     )
     assert "no format '.mp4'; choose .png, .svg or .pdf" in refused(capsys, LEDGER, "-o", page, "--png", "a.mp4")

@@ -108,7 +108,7 @@ def test_an_adapter_is_a_norm_then_layers_norms_and_leaky_relus():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "num_fc is 0 and num_conv 0; give one of them"),
+        ({}, "num_fc is 0 and num_conv 0; exactly one of them"),
         ({"num_fc": 1, "num_conv": 2}, "num_fc is 1 and num_conv 2"),
         ({"num_conv": -1}, "num_conv -1"),
         ({"num_fc": 1, "stride": 2}, "stride is 2, but linear layers have none"),
@@ -194,7 +194,7 @@ def test_a_bottleneck_takes_groups_widths_and_dilation():
     ("make", "message"),
     [
         (lambda: ResNetBasicBlock(in_channels=8, out_channels=8, norm_type="batch"), "unknown norm_type 'batch'"),
-        (lambda: ResNetBottleneck(in_channels=8, out_channels=10), "out_channels is 10; give a multiple of 4"),
+        (lambda: ResNetBottleneck(in_channels=8, out_channels=10), "out_channels is 10; it must be a multiple of 4"),
         (lambda: VisionTransformerBlock(embed_dim=100), "num_heads is 6; it must divide embed_dim, which is 100"),
         (lambda: SwinTransformerBlock(num_heads=3, embed_dim=8), "num_heads is 3; it must divide embed_dim"),
     ],

@@ -242,28 +242,28 @@ ERRORS = {
     ),
     "channels": (
         [resnet("x", "layer1"), adapter(40, 8)],
-        r"^assembly\[1\] \(SimpleAdapter\): it gets img \[8, 8, 8\], and takes img \[40\]: .* has 8 channels",
+        r"^assembly\[1\] \(SimpleAdapter\): it gets img \[8, 8, 8\], but accepts img \[40\]: .* has 8 channels",
     ),
     "declared channels": (
         [resnet("x", "layer1"), resnet("layer2", "fc", in_format=["img", [64, 8, 8]])],
-        r"^assembly\[1\] \(Subnet\): it gets img \[8, 8, 8\], and takes img \[64, 8, 8\]",
+        r"^assembly\[1\] \(Subnet\): it gets img \[8, 8, 8\], but accepts img \[64, 8, 8\]",
     ),
     "channels of a piece": (
         [resnet("x", "layer2"), resnet("layer2", "fc")],
-        r"^assembly\[1\] \(Subnet\): it gets img \[16, 4, 4\], 16 channels, but 'layer2' takes 8; put a part between "
-        r"that gives 8, such as a SimpleAdapter \(in the whole model 'layer2' takes \[8, 8, 8\]\)$",
+        r"^assembly\[1\] \(Subnet\): it gets img \[16, 4, 4\], with 16 channels, but 'layer2' needs 8; insert a part "
+        r"with 8 output channels, such as a SimpleAdapter \(in the whole model, 'layer2' gets \[8, 8, 8\]\)$",
     ),
     "channels of a piece of another image size": (
         [resnet("x", "layer2"), adapter(16, 32), swin("layers.2", "head", in_format=["bhwc", [4, 4]])],
-        r"^assembly\[2\] \(Subnet\): it gets bhwc \[32, 4, 4\], 32 channels, but 'layers.2' takes 16; put",
+        r"^assembly\[2\] \(Subnet\): it gets bhwc \[32, 4, 4\], with 32 channels, but 'layers.2' needs 16; insert",
     ),
     "axes of a piece": (
         [resnet("x", "layer2", out_format="img"), vit("blocks.1", "head")],
-        r"^assembly\[1\] \(Subnet\): it gets img \[16, 4, 4\] and .*; in the whole model 'blocks.1' takes \[17, 8\]",
+        r"^assembly\[1\] \(Subnet\): it gets img \[16, 4, 4\] and .*; in the whole model, 'blocks.1' gets \[17, 8\]",
     ),
     "channels of a sequence": (
         [resnet("x", "layer2"), vit("blocks.1", "head", in_format="bert")],
-        r"^assembly\[1\] \(Subnet\): it gets bert \[16, 16\], 16 channels, but 'blocks.1' takes 8; put",
+        r"^assembly\[1\] \(Subnet\): it gets bert \[16, 16\], with 16 channels, but 'blocks.1' needs 8; insert",
     ),
     "class token": (
         [vit("x", "blocks.0", out_format="bert"), adapter(8, 16)],
@@ -279,11 +279,11 @@ ERRORS = {
     ),
     "map for a ViT block": (
         [resnet("x", "layer1"), {"VisionTransformerBlock": {"num_heads": 2}}],
-        r"^assembly\[1\] \(VisionTransformerBlock\): it gets img \[8, 8, 8\], and takes bert or token; declare",
+        r"^assembly\[1\] \(VisionTransformerBlock\): it gets img \[8, 8, 8\], but accepts bert or token; declare",
     ),
     "map for linear layers": (
         [resnet("x", "layer1"), {"SimpleAdapter": {"num_fc": 1, "in_channels": 8, "out_channels": 8}}],
-        r"^assembly\[1\] \(SimpleAdapter\): it gets img \[8, 8, 8\], and takes bhwc or token",
+        r"^assembly\[1\] \(SimpleAdapter\): it gets img \[8, 8, 8\], but accepts bhwc or token",
     ),
     "unknown source": (
         [vit("x", "blocks.0"), adapter(16, 8)],
@@ -291,36 +291,36 @@ ERRORS = {
     ),
     "wrong out_format": (
         [vit("x", "blocks.0", out_format="img")],
-        r"^assembly\[0\] \(Subnet\): it gives \[17, 8\], and out_format says img \[B, C, H, W\]",
+        r"^assembly\[0\] \(Subnet\): it returns \[17, 8\], but out_format is img \[B, C, H, W\]",
     ),
     "wrong out channels": (
         [resnet("x", "layer1", out_format=["img", [16, 8, 8]])],
-        r"^assembly\[0\] \(Subnet\): it gives img \[8, 8, 8\], and out_format says img \[16, 8, 8\]",
+        r"^assembly\[0\] \(Subnet\): it returns img \[8, 8, 8\], but out_format is img \[16, 8, 8\]",
     ),
     "concatenated channels": (
         [resnet("x", "layer1"), parallel(ONE, TWO, agg="concat", out_format=["img", [24, 8, 8]])],
-        r"^assembly\[1\] \(ParallelPart\): its parts give img \[4, 8, 8\], img \[16, 8, 8\], together img \[20, 8, 8\]",
+        r"^assembly\[1\] \(ParallelPart\): its parts return img \[4, 8, 8\], img \[16, 8, 8\], together img \[20, ",
     ),
     "concatenated sequences": (
         [
             vit("x", "blocks.0", out_format="bert"),
             parallel({"Function": {"name": "relu"}}, agg="concat_sequence", out_format=["token", [16, 99]]),
         ],
-        r"together token \[16, 16\], and out_format says token \[16, 99\]",
+        r"together token \[16, 16\], but out_format is token \[16, 99\]",
     ),
     "averaged channels": (
         [resnet("x", "layer1"), parallel(ONE, TWO, agg="avg", out_format=["img", [4, 8, 8]])],
-        r"^assembly\[1\] \(ParallelPart\): .* avg needs the same number of channels of all",
+        r"^assembly\[1\] \(ParallelPart\): .* avg needs the same number of channels from all",
     ),
     "sizes": (
         [resnet("x", "layer1"), parallel(ONE, TWO, agg="concat")],
         r"^assembly\[1\] \(ParallelPart\): .* of different sizes; declare a size in out_format",
     ),
     "aggregation": ([parallel("ClassifierHead", agg="mean")], r"^assembly\[0\] \(ParallelPart\): unknown agg 'mean'"),
-    "no parts": ([{"Assembly": {"parts": []}}], r"^assembly\[0\] \(Assembly\): parts is \[\]; give a list"),
+    "no parts": ([{"Assembly": {"parts": []}}], r"^assembly\[0\] \(Assembly\): parts is \[\]; it must be a list"),
     "nested": (
         [resnet("x", "layer1"), parallel(ONE, {"Assembly": {"parts": [adapter(8, 8), adapter(9, 8)]}}, agg="avg")],
-        r"^assembly\[1\]\.parts\[1\]\.parts\[1\] \(SimpleAdapter\): it gets img \[8, 8, 8\], and takes img \[9\]",
+        r"^assembly\[1\]\.parts\[1\]\.parts\[1\] \(SimpleAdapter\): it gets img \[8, 8, 8\], but accepts img \[9\]",
     ),
     "nested head": (
         [{"Assembly": {"parts": [resnet("x", "layer1")], "head": {"ClassifierHed": {}}}}],
@@ -328,7 +328,7 @@ ERRORS = {
     ),
     "several outputs": (
         [resnet("x", ["layer1", "layer2"]), adapter(8, 8)],
-        r"^assembly\[1\] \(SimpleAdapter\): it gets 2 tensors, and takes one",
+        r"^assembly\[1\] \(SimpleAdapter\): it gets 2 tensors instead of one",
     ),
     "wrong type": ([adapter("three", 8)], r"^assembly\[0\] \(SimpleAdapter\): it cannot be built with its arguments: "),
     "wrong range": ([adapter(3, 8, num_fc=1)], r"^assembly\[0\] \(SimpleAdapter\): num_fc is 1 and num_conv 1"),
@@ -338,10 +338,10 @@ ERRORS = {
         [resnet("x", "layer1", ckp_path="nowhere.pth")],
         r"^assembly\[0\] \(Subnet\): ckp_path 'nowhere.pth' is not a file",
     ),
-    "no logits": ([resnet("x", "layer1")], r"the last part gives \[8, 8, 8\], not a vector of logits; add `head"),
+    "no logits": ([resnet("x", "layer1")], r"the last part returns \[8, 8, 8\], not a vector of logits; add `head"),
     "too few logits": (
         [resnet("x", "layer1"), {"ClassifierHead": {"num_classes": 4}}],
-        r"the network gives 4 logits, but the data have 5 classes",
+        r"the network has 4 logits, but the data have 5 classes",
     ),
 }
 
@@ -462,4 +462,4 @@ def test_parallel_parts_can_be_traced_so_that_a_job_can_count_their_flops(agg):
 
 def test_a_network_of_more_classes_than_the_data_is_reported(caplog):
     build([resnet("x", "fc", out_format="vector")])
-    assert "gives 1000 logits, the data have 5 classes" in caplog.text
+    assert "has 1000 logits, but the data have 5 classes" in caplog.text

@@ -162,7 +162,9 @@ def test_classes_are_compared_task_by_task(caplog):
             InputError, match=r"'f' was trained on the same 2 classes in another order; .*'b' and is 'a'"
         ):
             check_classes([["b", "a"]], [one], "f", strict=strict)
-    with pytest.raises(InputError, match="trained on 2 classes, here are 3; the first that differs was 'a' and is 'x'"):
+    with pytest.raises(
+        InputError, match="trained on 2 classes, the data have 3; the first that differs was 'a' and is 'x'"
+    ):
         check_classes([one], [three], "f", strict=True)
     with pytest.raises(InputError, match="was 'a' and is 'c'"):
         check_classes([one, two], [two, one], "f", strict=True)

@@ -97,10 +97,10 @@ def test_anchor_objects():
         ({"anchors": [*TWO, {"name": "x", "label": 3}]}, r"anchors\[2\].label is 3; it must be text"),
         ({"anchors": [*TWO, {"name": "x", "checkpoint": 3}]}, r"anchors\[2\].checkpoint is 3; it must be text"),
         ({"anchors": [*TWO, {"name": "x", "kwargs": {"pretrained": True}}]}, "given as its checkpoint"),
-        ({"anchors": TWO, "data_set": "CIFAR"}, "only IMNET"),
+        ({"anchors": TWO, "data_set": "CIFAR"}, "is IMNET"),
         ({"anchors": TWO, "recipe": {"epoch": 3}}, "recipe.epoch: .* did you mean 'epochs'"),
         ({"anchors": TWO, "num_workers": -1}, "num_workers is -1; it must be at least 0"),
-        ({"anchors": TWO, "lr": float("nan")}, "NaN; JSON has finite numbers only"),
+        ({"anchors": TWO, "lr": float("nan")}, "NaN; JSON allows only finite numbers"),
     ],
 )
 def test_mistakes_are_named(content, message, tmp_path):
@@ -123,9 +123,9 @@ def test_a_file_that_is_missing_or_not_json_is_named(tmp_path):
     ("text", "message"),
     [
         ('{"anchors": ["a", "b"],\n "recipe": {"epochs": 1,\n "epochs": 2}}', "line 3: duplicate key epochs"),
-        ('{"anchors": ["a", "b"],\n "stitch_stride": 1e999}', "1e999; JSON has finite numbers only"),
-        ("[" * 100_000, "not JSON"),
-        ('{"anchors": ["a", "b"], "stitch_stride": ' + 5000 * "9" + "}", "not JSON that can be read"),
+        ('{"anchors": ["a", "b"],\n "stitch_stride": 1e999}', "1e999; JSON allows only finite numbers"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ('{"anchors": ["a", "b"], "stitch_stride": ' + 5000 * "9" + "}", "cannot be read as JSON"),
     ],
 )
 def test_json_that_could_be_misread_is_refused(text, message, tmp_path):

@@ -186,7 +186,7 @@ def test_of_several_values_the_one_that_is_used_leaves():
     normed, attended = norm(pico_images(size=32))
     expected, _ = model.get_submodule(attention)(normed, normed, normed, need_weights=False)
     assert torch.equal(attended, expected)
-    with pytest.raises(InputError, match="takes several values at once from"):
+    with pytest.raises(InputError, match="takes several values from"):
         cut(model, block_input="encoder.layers.encoder_layer_1.getitem")
 
 

@@ -138,7 +138,7 @@ def test_a_download_happens_when_asked_for_alone(tmp_path, monkeypatch, served):
     monkeypatch.setattr(torchvision.datasets.DTD, "_URL", f"{served}/{archive.name}")
     monkeypatch.setattr(torchvision.datasets.DTD, "_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
     root = tmp_path / "root"
-    with pytest.raises(InputError, match="needs dtd/dtd/; put that there, or allow the download, which is off"):
+    with pytest.raises(InputError, match="needs dtd/dtd/; put the files there, or allow the download"):
         open_dataset("dtd", root=root, split="test")
     assert not root.exists()
     assert len(open_dataset("dtd", root=root, split="test", download=True)) == 6
@@ -166,7 +166,7 @@ def test_imagenet_in_the_folder_that_is_given_or_under_it(tmp_path, where, split
 
 def test_imagenet_that_is_not_there_says_both_ways(tmp_path):
     (tmp_path / "train").mkdir()
-    with pytest.raises(InputError, match="needs train/ and val/ with one folder a class in each, or ILSVRC2012_img"):
+    with pytest.raises(InputError, match="needs train/ and val/ with one folder per class in each, or ILSVRC2012_img"):
         open_dataset("imagenet", root=tmp_path, split="train")
 
 
@@ -184,7 +184,7 @@ def test_folders_that_cannot_be_used(tmp_path):
     with pytest.raises(InputError, match=r"has no validation/ folder with class folders in it; it needs train/ and"):
         open_dataset(str(tmp_path), root=None, split="validation")
     (tmp_path / "val/cat").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"val' has no images in class folders; give files that end with \.jpg"):
+    with pytest.raises(InputError, match=r"val' has no images in class folders; files must end with \.jpg"):
         open_dataset(str(tmp_path), root=None, split="validation")
 
 
@@ -303,12 +303,12 @@ def test_all_systems_judge_the_same_split(there, asked, judged, tmp_path, caplog
     caplog.set_level("INFO")
     of_train = {"data_dir": str(tmp_path / "pets"), "model": "resnet18", "val_split": asked}
     assert open_datasets(make_recipe(of_train)).validation.split == judged
-    assert f"the {judged} images of '{tmp_path / 'pets'}' are judged" in caplog.text
+    assert f"evaluating on the {judged} images of '{tmp_path / 'pets'}'" in caplog.text
     assert data_of_job("pets", tmp_path, val_split=asked)[0].test.dataset.split == judged
     if asked == "validation":
         caplog.clear()
         CompositionTask.load(tmp_path / "pets", 8)
-        assert f"the {judged} images of '{tmp_path / 'pets'}' are judged" in caplog.text
+        assert f"evaluating on the {judged} images of '{tmp_path / 'pets'}'" in caplog.text
 
 
 def test_no_split_is_a_command(tmp_path):
@@ -402,5 +402,5 @@ def test_every_row_of_the_table_is_one_that_torchvision_knows(tmp_path, key):
 def test_names_that_do_not_exist():
     with pytest.raises(InputError, match="did you mean 'cifar10'"):
         open_dataset("cifra10", root=None, split="train")
-    with pytest.raises(InputError, match="name the folder that holds eurosat/2750/"):
+    with pytest.raises(InputError, match="name the folder with eurosat/2750/"):
         open_dataset("EuroSAT", root=None, split="train")

@@ -138,7 +138,7 @@ def test_a_run_becomes_a_folder(images, tmp_path):
         ({"classes": "abcd"}, "'classes' is 'abcd'"),
         ({"classes": [1, 2, 3, 4]}, "give the names of the classes"),
         ({"image": {"mean": "0.5"}}, "'mean' of images is '0.5'"),
-        ({"image": {"std": [1, 2]}}, "cannot be used for images of 3 channels"),
+        ({"image": {"std": [1, 2]}}, "is not valid for images of 3 channels"),
         ({"image": {"crop_pct": math.nan}}, "'crop_pct' of images is nan"),
         ({"image": {"men": [0.5]}}, "did you mean 'mean'?"),
     ],

@@ -178,7 +178,7 @@ def test_an_include_of_a_list_and_one_anchor_in_each_file(tmp_path):
 def test_a_cycle_of_includes_is_refused(tmp_path):
     write(tmp_path, "a: !include job.yml\n", "other.yml")
     assert refusal(tmp_path, "a: !include other.yml\n").endswith(
-        "includes itself: job.yml -> other.yml -> job.yml; take one !include out"
+        "includes itself: job.yml -> other.yml -> job.yml; remove one !include"
     )
 
 
@@ -211,11 +211,11 @@ def test_files_that_are_not_configurations(tmp_path, text, words):
         ("  epochs: 3", "  epochs: 3\n  batch_size: 0", "line 6: train_config.batch_size is 0; it must be at least 1"),
         ("  epochs: 3", "  epochs: 3\n  optimizer: AdamWW", "unknown optimizer 'AdamWW'; did you mean 'AdamW'?"),
         ("  epochs: 3", "  epochs: 3\n  optimizer_args: {lrr: 1}",
-         "line 6: train_config.optimizer_args: Adam refuses them: TypeError"),
+         "line 6: train_config.optimizer_args: Adam rejects them: TypeError"),
         ("  epochs: 3", "  epochs: 3\n  optimizer_args: {lr: -1}", "Invalid learning rate: -1"),
         ("  epochs: 3", "  epochs: 3\n  lr_scheduler: CosineLR", "line 6: train_config.lr_scheduler: unknown schedule"),
         ("  epochs: 3", "  epochs: 3\n  lr_scheduler: StepLR\n  lr_scheduler_args: {step: 1}",
-         "line 7: train_config.lr_scheduler_args: StepLR refuses them"),
+         "line 7: train_config.lr_scheduler_args: StepLR rejects them"),
         ("  epochs: 3", "  epochs: 3\n  lr_scheduler: ConstantLR\n  lr_scheduler_args: {cadence: step}",
          "line 7: train_config.lr_scheduler_args.cadence: unknown cadence 'step'; did you mean 'steps'?"),
         ("  epochs: 3", "  epochs: 3\n  lr_scheduler: ChainedScheduler\n  lr_scheduler_args: {schedulers: [{lr: 1}]}",
@@ -231,11 +231,11 @@ def test_files_that_are_not_configurations(tmp_path, text, words):
         ("  dataset: cifar10", "  tasks: [{dataset: a/x}, {dataset: b/x}]",
          "line 4: train_config.tasks: two data sets have"),
         ("  dataset: cifar10", "  tasks: [{dataset: x}, {dataset: y, data_preprocessing: {image_size: 9}}]",
-         "several sizes"),
+         "different sizes"),
         ("  epochs: 3", "  epochs: 3\n  data_augmentation: defualt",
          "unknown value 'defualt'; did you mean 'default'?"),
         ("model:\n  Net: {model_name: resnet18}\n", "assembly: []\n", "line 1: assembly has no parts"),
-        ("  dataset: cifar10\n", "", "line 3: train_config: no data; give dataset, or tasks"),
+        ("  dataset: cifar10\n", "", "line 3: train_config: no data set is named; set dataset, or tasks"),
         ("train_config:", "assembly: [Net]\ntrain_config:", "model or assembly: both are there"),
         ("model:\n  Net: {model_name: resnet18}\n", "", "model or assembly: neither is there"),
         ("train_config:", "load_from: a\nresume_from: b\ntrain_config:",
@@ -305,7 +305,7 @@ def test_a_plateau_lowers_the_rate():
         lr_scheduler_args={"patience": 0, "factor": 0.1},
     )  # fmt: skip
     assert rates(train, 3, 1) == pytest.approx([1, 1, 0.1])  # its loss stays 0
-    with pytest.raises(InputError, match="looks at the loss of epochs"):
+    with pytest.raises(InputError, match="needs epochs, whose loss it uses"):
         rates(train_config(lr_scheduler="ReduceLROnPlateau", lr_scheduler_args={"cadence": "steps"}), 1, 1)
 
 
@@ -336,7 +336,7 @@ def test_every_name_of_torch_is_known():
 def test_optimizers_that_cannot_train_a_job_are_refused_with_the_reason(tmp_path, name):
     line = refusal(tmp_path, SMALL.replace("  epochs: 3", f"  epochs: 3\n  optimizer: {name}"))
     assert f"line 6: train_config.optimizer is {name}, which cannot train a job: it " in line
-    assert line.endswith("take AdamW or SGD")
+    assert line.endswith("use AdamW or SGD")
 
 
 @pytest.mark.parametrize("name", [*OPTIMIZERS])
@@ -351,7 +351,7 @@ def test_every_optimizer_that_is_listed_passes_the_check_and_steps(name):
 
 
 def test_muon_trains_matrices_alone():
-    with pytest.raises(InputError, match=r"Muon, which trains only matrices, .* of shape \[3\]; take AdamW or SGD"):
+    with pytest.raises(InputError, match=r"Muon, which trains only matrices, .* of shape \[3\]; use AdamW or SGD"):
         create_optimizer(train_config(optimizer="Muon"), [torch.nn.Parameter(torch.ones(3))])
 
 
@@ -425,7 +425,7 @@ def test_a_schedule_that_torch_cannot_begin_inside_another_is_refused():
     inner = {"lr_scheduler": "SequentialLR", "lr_scheduler_args": {"milestones": [1], "schedulers": []}}
     parts = [{"lr_scheduler": "ConstantLR"}, inner]
     train = train_config(lr_scheduler="SequentialLR", lr_scheduler_args={"milestones": [2], "schedulers": parts})
-    with pytest.raises(InputError, match=r"schedulers\[1\].lr_scheduler is SequentialLR, which torch cannot begin"):
+    with pytest.raises(InputError, match=r"schedulers\[1\].lr_scheduler is SequentialLR, which torch cannot start"):
         rates(train, 1, 1)
 
 

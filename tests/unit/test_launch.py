@@ -104,7 +104,7 @@ def test_checkpoints_that_a_killed_sweep_left_beside_a_result_are_removed(folder
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 5}, "train_config.epochs 2, not 5; a folder holds sweeps of the same settings"),
+        ({"epochs": 5}, "train_config.epochs 2, not 5; the sweeps in a folder share their settings"),
         ({"pretrained": False}, "pretrained True, not False"),
         ({"workers": 3, "data_path": "x", "seed": 4, "device": "cpu"}, None),
     ],
@@ -210,7 +210,7 @@ def test_where_there_is_no_slurm(monkeypatch, folders, tmp_path):
     [
         ({"jobs": 0}, "--jobs is 0"),
         ({"gpus": -1}, "--gpus -1"),
-        ({"gpus": 9}, "--gpus is 9, and this machine has 2"),
+        ({"gpus": 9}, "--gpus is 9, but this machine has 2"),
         ({"partition": "big"}, "--partition is for Slurm; add --cluster slurm"),
     ],
 )

@@ -48,7 +48,7 @@ def test_channels_and_size_are_those_of_all_anchors():
     assert input_size(plain, recipe) == (2, 32, 48)
     assert plain.conv1.in_channels == 2
     assert input_size(*resnet(in_chans=1, img_size=32)) == (1, 32, 32)
-    with pytest.raises(InputError, match="takes images of 1 channels; give --in-chans 1"):
+    with pytest.raises(InputError, match="needs images with 1 channels; set --in-chans 1"):
         resnet(model_kwargs=RESNET | {"in_chans": 1})
 
 
@@ -82,7 +82,7 @@ def test_files_of_anchors_are_loaded_without_pretrained_weights(tmp_path):
 
 def test_anchors_that_descend_are_reported(caplog):
     snnet([pico_anchor("b", 16), pico_anchor("a", 8)])
-    assert "their parameters do not ascend: b " in caplog.text
+    assert "their parameter counts do not ascend: b " in caplog.text
     caplog.clear()
     snnet()
     assert "cheap" not in caplog.text
@@ -162,13 +162,13 @@ def test_an_evaluation_has_no_further_batch_norms():
 
 def test_batch_norms_of_vectors_cannot_be_split():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    with pytest.raises(InputError, match="this network has BatchNorm1d; leave it out"):
+    with pytest.raises(InputError, match="this network has BatchNorm1d; omit it"):
         place_network(model, make_recipe({"split_bn": True, "resplit": True}), ALONE)
 
 
 def test_synchronised_batch_norms_are_for_gpus():
     recipe = make_recipe({"sync_bn": True})
-    with pytest.raises(InputError, match="--sync-bn is for GPUs, this is cpu; use --dist-bn reduce"):
+    with pytest.raises(InputError, match="--sync-bn needs GPUs, but the device is cpu; use --dist-bn reduce"):
         check_device(recipe, ALONE)
     check_device(recipe, World(0, 1, torch.device("cuda")))
     for world, expected in ((ALONE, False), (World(0, 2, torch.device("cpu")), True)):

@@ -45,7 +45,7 @@ def test_settings_reach_the_optimizer():
     optimizer = create_optimizer(pico_snnet(), optim(opt="adamw", opt_eps=1e-4, opt_betas=[0.8, 0.9]), lr=1e-3)
     assert optimizer.defaults["eps"] == 1e-4
     assert optimizer.defaults["betas"] == (0.8, 0.9)
-    with pytest.raises(InputError, match="cannot make optimizer 'nonsense'"):
+    with pytest.raises(InputError, match="cannot create optimizer 'nonsense'"):
         create_optimizer(pico_snnet(), optim(opt="nonsense"), lr=1e-3)
 
 
@@ -243,7 +243,7 @@ def test_scales_hold_in_every_epoch_and_after_resuming(sched):
 def test_further_arguments_of_the_optimizer():
     optimizer = create_optimizer(pico_snnet(), optim(opt_kwargs={"nesterov": False, "dampening": 0.25}), lr=1e-3)
     assert (optimizer.defaults["nesterov"], optimizer.defaults["dampening"]) == (False, 0.25)
-    with pytest.raises(InputError, match=r"cannot make optimizer 'sgd'.*nonsense"):
+    with pytest.raises(InputError, match=r"cannot create optimizer 'sgd'.*nonsense"):
         create_optimizer(pico_snnet(), optim(opt_kwargs={"nonsense": 1}), lr=1e-3)
 
 

@@ -97,7 +97,7 @@ def test_text_that_is_not_a_count_is_refused(text, capsys, tmp_path):
         (["--min-acc1", "nan"], "--min-acc1 is nan"),
         (["--max-latency-ms", "3"], "has no 'latency_ms'; give --stitch_config"),
         (["--max-params", "3M"], "has no 'params'; give --stitch_config"),
-        (["--num-classes", "3"], "are of a configuration; add --stitch_config"),
+        (["--num-classes", "3"], "need a configuration; add --stitch_config"),
         (["--max-flop", "3M"], "did you mean '--max-flops'?"),
     ],
 )
@@ -204,7 +204,7 @@ def test_without_a_budget_the_stitch_that_was_set_runs(model):
 
 def test_a_latency_is_a_budget_once_it_was_measured(model, short_timing):
     budgeted = stitchkit.BudgetedModel(model, pareto_like(model))
-    with pytest.raises(stitchkit.InputError, match=r"call measure\(\) once before"):
+    with pytest.raises(stitchkit.InputError, match=r"call measure\(\) first"):
         budgeted(pico_images(), budget="8ms")
     assert "batches of 2" in budgeted.measure(batch_size=2)
     limit = sorted(row["latency_ms"] for row in budgeted.rows)[3]
@@ -245,5 +245,5 @@ def test_the_ledger_must_be_of_the_model(model):
     with pytest.raises(stitchkit.InputError, match="has no rows"):
         stitchkit.BudgetedModel(model, [])
     unnamed = [{"cfg_id": 2, "flops": 304_000_000, "acc1": 78.0}]  # as published rows are
-    with pytest.raises(stitchkit.InputError, match="of another SN-Net: its cfg_id 2 has flops 304000000, here it is"):
+    with pytest.raises(stitchkit.InputError, match="of another SN-Net: its cfg_id 2 has flops 304000000, but "):
         stitchkit.BudgetedModel(model, unnamed)

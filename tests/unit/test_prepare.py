@@ -124,7 +124,7 @@ def test_what_is_complete_is_counted_and_left_alone(tmp_path, monkeypatch):
 
 
 def test_a_source_that_is_not_complete_is_refused(tmp_path):
-    with pytest.raises(InputError, match="has 60 images of 3 classes and complete it has 61 of 3"):
+    with pytest.raises(InputError, match="has 60 images of 3 classes instead of 61 of 3"):
         prepare_one("eurosat", replace(eurosat(tmp_path), images=61), tmp_path)
     assert [place.name for place in tmp_path.iterdir()] == ["sources"]
 
@@ -182,7 +182,9 @@ def test_a_single_pool_of_hugging_face_is_divided_and_tiff_becomes_png(tmp_path)
 
 def test_a_set_that_a_person_fetches(tmp_path):
     task = replace(GEOSPATIAL["aid"], classes=2, images=40)
-    with pytest.raises(InputError, match=r"AID.zip from .*2 class folders, 40 images in all, are in '.*sources/AID'"):
+    with pytest.raises(
+        InputError, match=r"AID.zip from .*2 class folders, with 40 images in all, are in '.*sources/AID'"
+    ):
         prepare_one("aid", task, tmp_path)
     archives.write_folder(tmp_path / "sources/AID", "", count=20)
     assert prepare_one("aid", task, tmp_path) == "28 train, 4 val, 8 test images of 2 classes"
@@ -209,11 +211,11 @@ def test_the_command_prepares_the_other_sets_of_a_persons_own_collection(tmp_pat
     command = ["datasets", "prepare", str(own_collection(tmp_path)), "--root", str(tmp_path)]
     assert main(command) == 2
     printed = capsys.readouterr()
-    assert "aid: nothing downloads it: get AID.zip" in printed.out
+    assert "aid: it cannot be downloaded: get AID.zip" in printed.out
     assert "eurosat: 43 train" in printed.out
     assert printed.err.splitlines() == [
-        "stitchkit: error: not there yet: aid; do what is said of each above and run the command again, which resumes "
-        "with these"
+        "stitchkit: error: still missing: aid; follow the advice above for each and run the command again, which "
+        "resumes with these"
     ]
     assert main([*command, "--only", "eurosat"]) == 0
     assert main([*command, "--only", "eurosta"]) == 2
@@ -265,8 +267,11 @@ def test_a_wrong_collection(tmp_path):
         ({"x": {"source": "mnist", "clases": 1}}, "datasets.x.clases: unknown key 'clases'; did you mean 'classes'"),
         ({"x": {"source": "mnist", "classes": 0, "images": 1}}, "datasets.x.classes is 0; it must be at least 1"),
         ({"x": {"source": "pipe:rm", "classes": 1, "images": 1}}, "datasets.x.source is 'pipe:rm', which begins with"),
-        ({"../x": {"source": "mnist", "classes": 1, "images": 1}}, "datasets.../x: '../x' cannot be the name of a"),
-        ({"sources": {"source": "mnist", "classes": 1, "images": 1}}, "'sources' cannot be the name of a folder"),
+        (
+            {"../x": {"source": "mnist", "classes": 1, "images": 1}},
+            "datasets.../x: '../x' cannot be the name of its folder",
+        ),
+        ({"sources": {"source": "mnist", "classes": 1, "images": 1}}, "'sources' cannot be the name of its folder"),
         ({"x": {"source": "../y", "classes": 1, "images": 1, "by_hand": "take it"}}, "name a folder inside sources/"),
     ],
 )

@@ -88,7 +88,7 @@ def test_recalibration_belongs_to_evaluation(images, trained, capsys):
     _, command = trained
     training = [flag for flag in command if flag != "--eval"]
     assert main([*training, "--recalibrate-bn", "2"]) == 2
-    assert "--recalibrate-bn has no meaning alone; add --eval" in capsys.readouterr().err
+    assert "--recalibrate-bn has no effect on its own; add --eval" in capsys.readouterr().err
 
 
 def test_a_ledger_keeps_to_one_calibration(trained, capsys):

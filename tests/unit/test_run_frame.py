@@ -26,7 +26,7 @@ def test_a_folder_is_entered_by_one_run_and_leaves_nothing_behind(tmp_path):
 def test_a_folder_that_cannot_be_made_is_named_with_its_flag(tmp_path):
     (tmp_path / "file").touch()
     with (
-        pytest.raises(InputError, match=r"cannot be made: .*; choose another -o"),
+        pytest.raises(InputError, match=r"cannot be created: .*; choose another -o"),
         entered(tmp_path / "file/run/.train.lock", "cpu", flag="-o"),
     ):
         pass
@@ -37,7 +37,7 @@ def test_any_checkpoint_protects_a_folder_from_another_run(files, tmp_path):
     check_unused(files, None, flag="-o")
     (tmp_path / "epoch-3.pth").touch()
     for resume in (None, "elsewhere/epoch-3.pth"):
-        with pytest.raises(InputError, match=r"already holds a run, whose checkpoint is '.*epoch-3.pth'; .* -o"):
+        with pytest.raises(InputError, match=r"already contains a run, whose checkpoint is '.*epoch-3.pth'; .* -o"):
             check_unused(files, resume, flag="-o")
     check_unused(files, str(tmp_path / "epoch-3.pth"), flag="-o")
 
@@ -46,7 +46,7 @@ def test_auto_needs_a_checkpoint_where_nothing_is_trained(files, tmp_path):
     with entered(tmp_path / ".lock", "cpu", flag="-o") as world:
         assert find_resume("auto", files, world) == (None, False)
         assert find_resume("given.pth", files, world, only="test") == ("given.pth", False)
-        with pytest.raises(InputError, match="holds no checkpoint to test; give one as --resume FILE"):
+        with pytest.raises(InputError, match="contains no checkpoint to test; name one with --resume FILE"):
             find_resume("auto", files, world, only="test")
 
 

@@ -153,7 +153,7 @@ def test_maps_of_any_shape_are_compared_alike_both_ways():
 def test_what_is_not_a_number_scores_lowest_with_a_warning(value):
     x = noise(8, 4, 2, 2)
     x[0, 0, 0, 0] = value
-    with pytest.warns(RuntimeWarning, match="no number"):
+    with pytest.warns(RuntimeWarning, match="not a number"):
         assert linear_cka(x, noise(8, 4, 2, 2, seed=1)) == 0
 
 

@@ -120,10 +120,10 @@ def test_the_fit_is_better_than_chance_and_keeps_mode_and_anchors():
 
 
 def test_no_image_is_an_error():
-    with pytest.raises(InputError, match="without an image"):
+    with pytest.raises(InputError, match="without images"):
         fit_stitching_layers(pico_snnet(), [])
 
 
 def test_features_that_are_not_finite_are_an_error():
-    with pytest.raises(InputError, match="what block 0 of 'ti' gives is not finite"):
+    with pytest.raises(InputError, match="the output of block 0 of 'ti' is not finite"):
         fit_stitching_layers(pico_snnet(), [torch.full((2, 3, 16, 16), torch.nan)])

@@ -80,7 +80,7 @@ def test_every_stitcher_applies_as_the_table_says(name):
             continue
         doubled = given.name == "bert" and taken.name != "bert"
         if not image_like and doubled and name in ("block_no_downsample", "downsample_then_block"):
-            with pytest.raises(DoesNotApply, match="keeps its channels; 64 must become 32"):
+            with pytest.raises(DoesNotApply, match="cannot change the number of channels, 64, to 32"):
                 STITCHERS[name].parts(given, taken, count)
             continue
         values = arguments(STITCHERS[name].parts(given, taken, count))
@@ -175,7 +175,7 @@ def test_what_a_unit_is_between_sequences():
     assert part.arguments | {"in_format": None} == {
         "embed_dim": 384, "num_heads": 6, "in_format": None
     }  # fmt: skip
-    with pytest.raises(DoesNotApply, match="keeps its channels; 32 must become 48"):
+    with pytest.raises(DoesNotApply, match="cannot change the number of channels, 32, to 48"):
         STITCHERS["block_no_downsample"].parts(SHAPES["bert"], shape("bert", 48, 4), 0)
 
 

@@ -119,7 +119,7 @@ def test_data_sets_that_cannot_be_used(beans, offline):
 
 
 def test_arrays_and_folders(beans):
-    with pytest.raises(InputError, match="do not belong together"):
+    with pytest.raises(InputError, match="the numbers must be equal"):
         next(batches((np.zeros((3, 3, 8, 8)), [1, 2])))
     with pytest.raises(InputError, match="no image"):
         next(batches([]))
@@ -196,7 +196,7 @@ def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_pa
         assert 100 * accuracy == pytest.approx(row["acc1"])
     assert main(["pareto", str(output / "stitches_res.txt")]) == 0
     assert main(["pick", str(output / "stitches_res.txt"), "--max-flops", "1G"]) == 0
-    found = capsys.readouterr().out.partition("next, take it away: ")[2]
+    found = capsys.readouterr().out.partition("next, export it: ")[2]
     monkeypatch.chdir(tmp_path)
     python, flag, code = shlex.split(found)
     assert (python, flag) == ("python", "-c")

@@ -80,7 +80,7 @@ def test_an_experiment_writes_its_table_and_picture(beans, config, tmp_path, sma
         before, after = ([float(row["acc1"]) for row in rows if row["epoch"] == epoch] for epoch in "02")
         assert sum(after) > sum(before)
     assert study(name, beans, config, tmp_path) == 2
-    assert "was begun with --top 3, now 10; repeat the command as it was" in capsys.readouterr().err
+    assert "was started with --top 3, but now it is 10; repeat the original command" in capsys.readouterr().err
     (tmp_path / f"{name}.jsonl").unlink()
     assert study(name, beans, config, tmp_path) == 2
     assert f"{name}.csv' exists" in capsys.readouterr().err
@@ -146,7 +146,7 @@ def test_what_was_measured_before_a_stop_is_kept(beans, config, tmp_path, small,
 
 
 def test_too_few_images_to_train_on(tmp_path):
-    with pytest.raises(InputError, match="drawn from 1 for training; give at least 2"):
+    with pytest.raises(InputError, match="only 1 training images to draw from; at least 2"):
         next(
             experiments.samples(
                 CompositionTask([0], [0]),
@@ -234,7 +234,7 @@ def test_a_full_disk_ends_fine_tuning_and_keeps_the_checkpoint_before(tuned, mon
         save(*arguments)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(InputError, match=r"finetune.pth' cannot be written: No space left.*The one before is kept"):
+    with pytest.raises(InputError, match=r"finetune.pth' cannot be written: No space left.*The previous one is kept"):
         tuned()
     assert tuned(num_recorded=2) == {epoch: expected[epoch] for epoch in (1, 2, 3)}
 

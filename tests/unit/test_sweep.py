@@ -67,7 +67,8 @@ def test_the_published_sweeps_and_what_does_not_apply():
         Gap((1, 6), 3), Gap((3, 6), 2), Gap((5, 5), 0), Gap((5, 6), 1)
     ]  # fmt: skip
     assert (
-        beyond[1, 6, "finetune"].reason == "piece 6 takes img [112, 14, 14], the piece before it gives img [80, 14, 14]"
+        beyond[1, 6, "finetune"].reason
+        == "piece 6 takes img [112, 14, 14], but the previous piece returns img [80, 14, 14]"
     )
 
 
@@ -193,9 +194,9 @@ def test_shapes_that_are_not_declared_are_found_by_a_dry_run(tmp_path):
         ({"stitchers": "finetune"}, "stitchers is 'finetune'; it must be a list"),
         (
             {"gaps": [{"blocks_to_drop": [2, 1], "num_downsamples": 0}]},
-            "gaps[0]: blocks_to_drop is [2,1]; give [first, last], with 1 <= first <= last",
+            "gaps[0]: blocks_to_drop is [2,1]; it must be [first, last] with 1 <= first <= last",
         ),
-        ({"gaps": [{"blocks_to_drop": [1, 3], "num_downsamples": 0}]}, "gaps[0]: [1,3] leaves nothing of a network"),
+        ({"gaps": [{"blocks_to_drop": [1, 3], "num_downsamples": 0}]}, "gaps[0]: [1,3] leaves no piece of a network"),
         ({"gaps": [{"blocks_to_drop": [1, 1]}]}, "gaps[0].num_downsamples is missing"),
         (
             {"gaps": [{"blocks_to_drop": [1, 1], "num_downsamples": count} for count in (0, 1)]},
@@ -234,11 +235,11 @@ def test_settings_that_are_none_are_an_error_with_flags_too(tmp_path):
         (0, {"model_name": "nope"}, "stages[0] (Subnet): "),
         (1, {"block_inptu": "blocks.1"}, "stages[1] (Subnet): "),
         (1, {"block_input": "layer9.0"}, "stages[1] (Subnet): "),
-        (1, {"out_format": ["bert", [64, 16]]}, "stages[1].Subnet.out_format: it says bert [64, 16], but the piece "),
-        (0, {"out_format": ["bert", [32, 4]]}, "stages[0].Subnet.out_format: it says bert [32, 4], but the piece "),
-        (2, {"in_format": ["bert", 16]}, "stages[2].Subnet.in_format: it says bert [16], but the piece takes bert "),
+        (1, {"out_format": ["bert", [64, 16]]}, "stages[1].Subnet.out_format: it is bert [64, 16], but the piece "),
+        (0, {"out_format": ["bert", [32, 4]]}, "stages[0].Subnet.out_format: it is bert [32, 4], but the piece "),
+        (2, {"in_format": ["bert", 16]}, "stages[2].Subnet.in_format: it is bert [16], but the piece takes bert "),
         (1, {"out_format": "brt"}, "stages[1].Subnet.out_format: unknown format 'brt'"),
-        (1, {"out_format": None}, "stages[1] has no out_format, which a sweep has to know"),
+        (1, {"out_format": None}, "stages[1] has no out_format, which a sweep needs"),
     ],
 )
 def test_what_pieces_declare_is_compared_with_what_they_do(tmp_path, capsys, piece, changes, message):

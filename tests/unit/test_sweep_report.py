@@ -123,12 +123,12 @@ def test_jobs_that_belong_to_no_sweep_are_skipped(swept):
     assert len(collect(swept)) == before
     plain = swept / "other"
     write_result(plain, "plain job", {"num_params": 5}, [0.9])
-    with pytest.raises(InputError, match="holds no results of a sweep"):
+    with pytest.raises(InputError, match="contains no results of a sweep"):
         sweep_report(plain)
 
 
 def test_nothing_to_report(tmp_path):
-    with pytest.raises(InputError, match="holds no results of a sweep"):
+    with pytest.raises(InputError, match="contains no results of a sweep"):
         collect(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         collect(tmp_path / "nowhere")

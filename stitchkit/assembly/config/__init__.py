@@ -1,1 +1,1 @@
-"""The file of a job, read and checked."""
+"""Configurations of jobs: reading and checking them."""

@@ -21,10 +21,10 @@ from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.schema import LocalPath, Settings, join, json_schema, parse
 
 SWEEP_KEYS = ("stages", "src_stages", "dest_stages", "gaps", "stitchers")
-"""The keys that only a sweep has."""
+"""Keys that only sweeps have."""
 WRITTEN = ("save_dir", "metrics_output")
-"""Where a job's files go, which the settings that it leaves do not say: they may be another job's."""
-# Settings in which two starts of one job may differ: where things are, how fast they go, what is printed and kept.
+"""Keys for the places of a job's files, which its saved settings leave out: another job may use those settings."""
+# Settings that two starts of one job may change, because results do not depend on them.
 _MAY_DIFFER = (
     *WRITTEN, "train_config.seed", "resume_from", "workers", "data_path", "device", "print_freq", "save_checkpoints",
     "checkpoint_interval", "project", "entity", "group", "id",
@@ -33,29 +33,29 @@ _MAY_DIFFER = (
 
 @dataclass(frozen=True)
 class JobConfig(Settings):
-    """A stitching job: a network and how it is trained.
+    """A stitching job: a network and its training.
 
     Args:
-        train_config: How the network is trained.
-        model: One part, the network.
-        assembly: A list of parts, the network.
+        train_config: Settings of the training.
+        model: The network, as one part.
+        assembly: The network, as a list of parts.
         head: The part that follows an assembly.
-        reformat_options: `class_token`: what replaces one that is missing, `zeros`, `ones` or `avg`.
+        reformat_options: `class_token`: the replacement for a missing one, `zeros`, `ones` or `avg`.
         unfrozen: Train all parts.
         pretrained: Load pretrained weights; false starts from random ones.
-        workers: Loader processes of each rank, at most one for each core.
+        workers: Loader processes of each rank, at most one per core.
         data_path: Folder of the data sets.
         print_freq: Steps between log lines.
         save_checkpoints: Save a checkpoint after each epoch.
-        checkpoint_interval: Steps between checkpoints within an epoch; 0 saves one there only for a signal.
+        checkpoint_interval: Steps between checkpoints within an epoch; with 0, only on a signal.
         eval_checkpoints: Test after each epoch.
-        checkpoint_initial_model: Test the network before the first epoch, and save it where checkpoints are saved.
-        test_only: Test, train nothing.
+        checkpoint_initial_model: Test the network before the first epoch, and save it if checkpoints are saved.
+        test_only: Test without training.
         deterministic: Use only deterministic algorithms.
         load_from: File of weights to start from.
         resume_from: Checkpoint to resume from; `auto` is the newest good one in the job's folder.
         strict_load: Weights must have all names and no others.
-        start_epoch: Epochs that count as done.
+        start_epoch: Number of epochs that count as done.
         save_dir: Folder of the job.
         metrics_output: File of the results; by default `result.pkl` in the job's folder.
         device: `cpu`, `cuda` or `cuda:N`.
@@ -101,7 +101,7 @@ class JobConfig(Settings):
 
         Args:
             path: The file.
-            changes: Settings that take the place of the file's, by key, those of `train_config` among them.
+            changes: Settings that replace the file's, by key, including those of `train_config`.
 
         Raises:
             InputError: If the file cannot be used; the message begins with the file, the line and the key.
@@ -109,7 +109,7 @@ class JobConfig(Settings):
         content = read_settings_file(path)
         with naming(path):
             config = cls.parse(content)
-            # A configuration may be a stranger's. Only a person's own flags choose where files are written.
+            # The configuration may be a stranger's: only the user's own flags choose where files are written.
             for key in WRITTEN:
                 if key not in changes and (value := getattr(config, key)) is not None:
                     _check_inside(value, key)
@@ -129,7 +129,7 @@ class JobConfig(Settings):
         return config
 
     def override(self, **changes: object) -> JobConfig:
-        """The configuration with other settings, by key; `lr` is the optimizer's, the rest may be `train_config`'s.
+        """The configuration with other settings, by key; `lr` is for the optimizer, keys of `train_config` are allowed.
 
         Raises:
             InputError: If a value cannot be used.
@@ -137,7 +137,7 @@ class JobConfig(Settings):
         train, changes = of_training(changes)
         if "lr" in changes:
             train["optimizer_args"] = {**self.train_config.optimizer_args, "lr": changes.pop("lr")}
-        # A flag takes the place of what the file says of either: a job starts from one file.
+        # A job starts from one file, so either flag replaces both keys of the file.
         for one, other in (("load_from", "resume_from"), ("resume_from", "load_from")):
             if changes.get(one) and not changes.get(other):
                 changes[other] = None
@@ -180,29 +180,31 @@ class JobConfig(Settings):
                 raise InputError(f"metrics[{number}].metric_fn_args.topk is {wrong[0]!r}; it must be 1, 5 or both")
         train = self.train_config
         if (train.dataset is None) == (not train.tasks):
-            found = "both are there" if train.tasks else "no data"
-            raise InputError(f"train_config: {found}; give dataset, or tasks with a dataset in each")
+            found = "both dataset and tasks are set" if train.tasks else "no data set is named"
+            raise InputError(f"train_config: {found}; set dataset, or tasks with a dataset in each")
         check_training(train)
         tasks = train.resolved_tasks
         if len({task.name for task in tasks}) < len(tasks):
-            raise InputError("train_config.tasks: two data sets have one name; results could not tell them apart")
+            raise InputError(
+                "train_config.tasks: two data sets have the same name, so results could not distinguish them"
+            )
         if len({task.data_preprocessing.image_size for task in tasks}) > 1:
-            raise InputError("train_config.tasks: images have several sizes; give all the same image_size")
+            raise InputError("train_config.tasks: images have different sizes; set the same image_size for all")
 
     def differences(self, other: JobConfig) -> Iterator[str]:
-        """Differences from another job in settings that results depend on, each as `KEY OURS, not THEIRS`."""
+        """Differences from another job in settings that affect results, each as `KEY OURS, not THEIRS`."""
         for place, old, new in differences(self.to_dict(), other.to_dict()):
             if place not in _MAY_DIFFER:
                 yield f"{place} {said(old)}, not {said(new)}"
 
     def to_dict(self) -> dict[str, object]:
-        """The settings as plain data, all of them, as a file that `load` reads."""
+        """All settings as plain data, as in a file for `load`."""
         settings = {key: _plain(value) for key, value in asdict(self).items() if value is not None}
         return settings | {"train_config": settings.pop("train_config")}
 
 
 def of_training(changes: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
-    """Settings by key, in two: those of `train_config`, and the others."""
+    """Settings by key, divided into those of `train_config` and the others."""
     names = {item.name for item in fields(TrainConfig)}
     train = {key: value for key, value in changes.items() if key in names}
     return train, {key: value for key, value in changes.items() if key not in names}
@@ -213,15 +215,17 @@ def _fields(settings: Settings) -> dict[str, object]:
 
 
 def _check_inside(value: str, key: str) -> None:
-    """Refuse a place to write to outside the folder that a job is started in; a person may choose any by a flag."""
+    """Refuse a path outside the working directory, which only a flag may choose."""
     path = Path(value)
     if path.is_absolute() or ".." in path.parts or value.startswith("~"):
         flag = {"save_dir": "-o", "metrics_output": "--metrics-output"}[key]
-        raise InputError(f"{key} is {value!r}; a file can name a relative path without '..', for others give {flag}")
+        raise InputError(
+            f"{key} is {value!r}; files may only name relative paths without '..'; for other places, set {flag}"
+        )
 
 
 def _checkpoints(parts: object) -> Iterator[object]:
-    """Files of weights that parts name, however deep."""
+    """Files of weights that parts name, at any depth."""
     if isinstance(parts, Mapping):
         yield from (value for key, value in parts.items() if key == "ckp_path" and value)
         parts = [*parts.values()]
@@ -230,7 +234,7 @@ def _checkpoints(parts: object) -> Iterator[object]:
 
 
 def differences(old: object, new: object, place: str = "") -> Iterator[tuple[str, object, object]]:
-    """Places where two settings differ, with the value of each, which is None where it has none."""
+    """Places where two settings differ, with both values; None for a missing one."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in dict.fromkeys([*old, *new]):
             yield from differences(old.get(key), new.get(key), join(place, key))
@@ -242,7 +246,7 @@ def differences(old: object, new: object, place: str = "") -> Iterator[tuple[str
 
 
 def _is_other(old: object, new: object) -> bool:
-    # A checkpoint is somebody's data: what no file of settings can hold, such as a tensor, is different by its type.
+    # A checkpoint may contain values that no settings file can, such as tensors; those differ by their types.
     are_numbers = all(isinstance(value, int | float) for value in (old, new))
     return (type(old) is not type(new) and not are_numbers) or bool(old != new)
 
@@ -253,7 +257,7 @@ def said(value: object) -> str:
 
 
 def _plain(value: object) -> object:
-    """Data that YAML has words for."""
+    """Data that YAML can represent."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -21,18 +21,18 @@ Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Cadence = Literal["epochs", "steps"]
 
 _REFUSED = {
-    "LBFGS": "it computes the loss of a step several times, and a job computes it once",
-    "SparseAdam": "it takes only sparse gradients, and no part gives them",
+    "LBFGS": "it computes the loss several times per step, which jobs do not support",
+    "SparseAdam": "it accepts only sparse gradients, which no part has",
 }
 
-# How torch's names may begin in a file.
+# Prefixes that torch's names may have in a file.
 _PREFIXES = {
     "loss": ("torch.nn.functional.", "nn.functional.", "F."),
     "optimizer": ("torch.optim.", "optim."),
     "schedule": ("torch.optim.lr_scheduler.", "optim.lr_scheduler.", "lr_scheduler."),
 }
 
-# What torch has under these names, not a list of ours: a job can use what a newer torch brings.
+# torch's own names, not a fixed list, so that a job can use those of a newer torch.
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     name: kind
     for name, kind in vars(torch.optim).items()
@@ -55,7 +55,7 @@ LOSSES = {
 
 
 def _named(kind: str, name: str, known: Mapping[str, object], place: str) -> str:
-    """The bare name of something in torch, which a file may give with its module, as the published ones do."""
+    """The bare name of an object in torch; a file may prefix its module, as the published ones do."""
     prefix = next((prefix for prefix in _PREFIXES[kind] if name.startswith(prefix)), "")
     bare = name.removeprefix(prefix)
     if bare not in known:
@@ -69,8 +69,8 @@ def create_loss(name: str, arguments: Mapping[str, object], place: str, device: 
     Args:
         name: A function of `torch.nn.functional`.
         arguments: Its further arguments.
-        place: Where the name stands; errors begin with it.
-        device: Where lists among the arguments, such as weights of classes, are put.
+        place: Place of the name in the file; errors begin with it.
+        device: Device of arguments that are lists, such as class weights.
 
     Raises:
         InputError: If there is no such function.
@@ -82,7 +82,7 @@ def create_loss(name: str, arguments: Mapping[str, object], place: str, device: 
             for key, value in arguments.items()
         }
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{place}.loss_fn_args: {one_line(error)}; lists must hold numbers") from error
+        raise InputError(f"{place}.loss_fn_args: {one_line(error)}; lists must contain numbers") from error
     return partial(loss, **tensors)
 
 
@@ -94,22 +94,22 @@ def create_optimizer(train: TrainConfig, parameters: Sequence[nn.Parameter]) -> 
         parameters: The parameters that train.
 
     Raises:
-        InputError: If torch has no such optimizer or refuses its arguments.
+        InputError: If torch has no such optimizer or rejects its arguments.
     """
     place = "train_config.optimizer"
     if reason := _REFUSED.get(train.optimizer.rpartition(".")[2]):
-        raise InputError(f"{place} is {train.optimizer}, which cannot train a job: {reason}; take AdamW or SGD")
+        raise InputError(f"{place} is {train.optimizer}, which cannot train a job: {reason}; use AdamW or SGD")
     name = _named("optimizer", train.optimizer, OPTIMIZERS, place)
     odd = next((parameter for parameter in parameters if parameter.ndim != 2), None)
     if name == "Muon" and odd is not None:  # torch's own error does not say what to do
         raise InputError(
             f"{place} is Muon, which trains only matrices, and this network also trains weights of shape "
-            f"{list(odd.shape)}; take AdamW or SGD"
+            f"{list(odd.shape)}; use AdamW or SGD"
         )
     try:
         return OPTIMIZERS[name](parameters, **train.optimizer_args)
-    except Exception as error:  # each takes its arguments apart in its own way
-        raise InputError(f"{place}_args: {name} refuses them: {one_line(error)}") from error
+    except Exception as error:  # optimizers raise many types
+        raise InputError(f"{place}_args: {name} rejects them: {one_line(error)}") from error
 
 
 class ScheduleState(TypedDict):
@@ -121,14 +121,14 @@ class ScheduleState(TypedDict):
 
 
 class JobSchedule:
-    """One of torch's learning-rate schedules, advanced to where the training stands.
+    """One of torch's learning-rate schedules, which advances with the training.
 
     Args:
-        scheduler: torch's own.
+        scheduler: torch's schedule.
         cadence: Whether it advances with every step or every epoch.
 
     Attributes:
-        loss: Mean loss of the last epoch, which `ReduceLROnPlateau` looks at.
+        loss: Mean loss of the last epoch, for `ReduceLROnPlateau`.
         used: The learning rate, the highest of all groups, before the last advance.
     """
 
@@ -140,12 +140,12 @@ class JobSchedule:
         self._done = 0
 
     def step_update(self, steps: int) -> None:
-        """Advance to where it stands after so many steps."""
+        """Advance to the state after this number of steps."""
         if self.cadence == "steps":
             self._go_to(steps)
 
     def step(self, epochs: int, loss: float | None = None) -> None:
-        """Advance to where it stands after so many epochs, of which the last had this mean loss."""
+        """Advance to the state after this number of epochs, of which the last had this mean loss."""
         self.loss = self.loss if loss is None else loss
         if self.cadence == "epochs":
             self._go_to(epochs)
@@ -154,7 +154,7 @@ class JobSchedule:
         return max(float(group["lr"]) for group in self.scheduler.optimizer.param_groups)
 
     def _go_to(self, count: int) -> None:
-        # One by one: torch's schedules compute a rate from the one before, so they cannot jump.
+        # One by one: torch's schedules compute each rate from the previous one, so they cannot jump.
         while self._done < count:
             self.used = self._rate()
             if isinstance(self.scheduler, schedulers.ReduceLROnPlateau):
@@ -164,11 +164,11 @@ class JobSchedule:
             self._done += 1
 
     def state_dict(self) -> ScheduleState:
-        """Its state: plain data."""
+        """Its state as plain data."""
         return {"done": self._done, "used": self.used, "scheduler": self.scheduler.state_dict()}
 
     def load_state_dict(self, state: ScheduleState) -> None:
-        """Put its state back."""
+        """Restore its state."""
         # Checkpoints of older versions have no `used`.
         self._done, self.used = state["done"], state.get("used", self.used)
         self.scheduler.load_state_dict(state["scheduler"])
@@ -181,7 +181,7 @@ def create_schedule(train: TrainConfig, optimizer: torch.optim.Optimizer) -> Job
     """The learning-rate schedule of a job; None keeps the rate.
 
     Raises:
-        InputError: If torch has no such schedule or refuses its arguments.
+        InputError: If torch has no such schedule or rejects its arguments.
     """
     if train.lr_scheduler is None:
         return None
@@ -192,26 +192,26 @@ def create_schedule(train: TrainConfig, optimizer: torch.optim.Optimizer) -> Job
         raise InputError(f"{place}.cadence: {unknown('cadence', str(cadence), ('epochs', 'steps'))}")
     schedule = JobSchedule(_create(train.lr_scheduler, arguments, optimizer, "train_config"), cadence)
     if cadence == "steps" and isinstance(schedule.scheduler, schedulers.ReduceLROnPlateau):
-        raise InputError(f"{place}.cadence is steps; ReduceLROnPlateau looks at the loss of epochs")
+        raise InputError(f"{place}.cadence is steps; ReduceLROnPlateau needs epochs, whose loss it uses")
     return schedule
 
 
 def _create(
     name: object, arguments: Mapping[str, object], optimizer: torch.optim.Optimizer, place: str
 ) -> schedulers.LRScheduler:
-    """One of torch's schedules, with those that it is made of."""
+    """One of torch's schedules, with its parts."""
     name = _named("schedule", str(name), SCHEDULERS, f"{place}.lr_scheduler")
     arguments, place = dict(arguments), f"{place}.lr_scheduler_args"
     # JobSchedule advances only the outermost schedule, which advances its parts.
     if "cadence" in arguments:
-        raise InputError(f"{place}.cadence: all parts of a schedule have the same; give it to the outermost")
+        raise InputError(f"{place}.cadence: all parts of a schedule share it; set it on the outermost")
     parts = arguments.get("schedulers")
     if parts is not None:
         arguments["schedulers"] = _create_parts(parts, optimizer, f"{place}.schedulers")
     try:
         return SCHEDULERS[name](optimizer=optimizer, **arguments)
-    except Exception as error:  # each takes its arguments apart in its own way
-        raise InputError(f"{place}: {name} refuses them: {one_line(error)}") from error
+    except Exception as error:  # schedules raise many types
+        raise InputError(f"{place}: {name} rejects them: {one_line(error)}") from error
 
 
 def _create_parts(parts: object, optimizer: torch.optim.Optimizer, place: str) -> list[schedulers.LRScheduler]:
@@ -221,13 +221,13 @@ def _create_parts(parts: object, optimizer: torch.optim.Optimizer, place: str) -
     for number, part in enumerate(parts):
         here = f"{place}[{number}]"
         if not isinstance(part, Mapping) or "lr_scheduler" not in part:
-            raise InputError(f"{here} is {part!r}; give lr_scheduler and lr_scheduler_args")
+            raise InputError(f"{here} is {part!r}; set lr_scheduler and lr_scheduler_args")
         known = ("lr_scheduler", "lr_scheduler_args")
         if wrong := [key for key in part if key not in known]:
             raise InputError(f"{here}.{wrong[0]}: {unknown('key', wrong[0], known)}")
         if part["lr_scheduler"] in _MADE_OF_OTHERS:
             raise InputError(
-                f"{here}.lr_scheduler is {part['lr_scheduler']}, which torch cannot begin inside another schedule; "
+                f"{here}.lr_scheduler is {part['lr_scheduler']}, which torch cannot start inside another schedule; "
                 "list its parts in the outer one, with more milestones"
             )
         created.append(_create(part["lr_scheduler"], part.get("lr_scheduler_args") or {}, optimizer, here))
@@ -235,7 +235,7 @@ def _create_parts(parts: object, optimizer: torch.optim.Optimizer, place: str) -
 
 
 def check_training(train: TrainConfig) -> None:
-    """Make losses, optimizer, schedule and transforms once, to see that torch knows and takes them.
+    """Create losses, optimizer, schedule and transforms once, to check that torch accepts them.
 
     Raises:
         InputError: With the key that is wrong.
@@ -246,5 +246,5 @@ def check_training(train: TrainConfig) -> None:
         create_transform(task, place, training=True)
     for number, loss in enumerate(train.aux_losses):
         create_loss(loss.loss_fn, loss.loss_fn_args, f"train_config.aux_losses[{number}]")
-    # A matrix, because Muon takes nothing else; whether the network has other weights is known later.
+    # A matrix, because Muon accepts nothing else; the network's own weights are checked later.
     create_schedule(train, create_optimizer(train, [nn.Parameter(torch.zeros(1, 1))]))

@@ -1,4 +1,4 @@
-"""How images become inputs: torchvision's v2 transforms from a configuration."""
+"""Preparation of images: torchvision's v2 transforms from a configuration."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ Transform: TypeAlias = Callable[[Image.Image], torch.Tensor]
 TRANSFORMS: dict[str, Callable[..., torch.nn.Module]] = {
     name: kind for name, kind in vars(v2).items() if isinstance(kind, type) and issubclass(kind, torch.nn.Module)
 }
-# Arguments that torchvision has enumerations for.
+# Arguments for which torchvision has enumerations.
 _ENUMS: dict[str, type[Enum]] = {"interpolation": v2.InterpolationMode, "policy": v2.AutoAugmentPolicy}
 
 
 def create_transform(task: TaskConfig, place: str, *, training: bool) -> Transform:
-    """The transform that makes inputs of a task's images.
+    """The transform that prepares a task's images.
 
     Args:
         task: The settings.
-        place: Where they stand in the file; errors begin with it.
-        training: Cut and augment at random.
+        place: Their place in the file; errors begin with it.
+        training: Crop and augment at random.
 
     Returns:
         A function from PIL images to tensors `[3, H, W]`, H and W the image size.
 
     Raises:
-        InputError: If torchvision does not know a transform or refuses its arguments.
+        InputError: If torchvision does not know a transform or rejects its arguments.
     """
     how, place = task.data_preprocessing, f"{place}.data_preprocessing"
     _check(how, place)
@@ -42,7 +42,7 @@ def create_transform(task: TaskConfig, place: str, *, training: bool) -> Transfo
     if training:
         augmentation = task.data_augmentation if how.data_augmentation is None else how.data_augmentation
         steps += _augmentation(augmentation, task.name, f"{place}.data_augmentation")
-    # RGB first: the operations of AutoAugment do not take palettes.
+    # RGB first, because AutoAugment does not work on palettes.
     steps = [v2.RGB(), *steps, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     transform: Transform = v2.Compose([*steps, v2.Normalize(list(how.mean), list(how.std))])
     return transform
@@ -51,10 +51,10 @@ def create_transform(task: TaskConfig, place: str, *, training: bool) -> Transfo
 def _check(how: Preprocessing, place: str) -> None:
     for key in ("mean", "std"):
         if len(getattr(how, key)) not in (1, 3):
-            raise InputError(f"{place}.{key} is {list(getattr(how, key))}; give one value, or one for each channel")
+            raise InputError(f"{place}.{key} is {list(getattr(how, key))}; set one value, or one for each channel")
     scale = how.random_resize_scale
     if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
-        raise InputError(f"{place}.random_resize_scale is {list(scale)}; give the least and the greatest share")
+        raise InputError(f"{place}.random_resize_scale is {list(scale)}; set the smallest and the largest share")
 
 
 def _resize(how: Preprocessing, place: str, *, crop: bool) -> list[torch.nn.Module]:
@@ -65,7 +65,7 @@ def _resize(how: Preprocessing, place: str, *, crop: bool) -> list[torch.nn.Modu
         return [v2.Resize((side, side), interpolation=mode)]
     if how.resize_mode == "shortest":
         return [v2.Resize(side, interpolation=mode), v2.CenterCrop(side)]
-    # CenterCrop pads what is smaller, so the longer side fits and the shorter one is filled up.
+    # CenterCrop pads smaller images: the longer side fits, and the shorter one is filled up.
     return [v2.Resize(None, max_size=side, interpolation=mode), v2.CenterCrop(side)]
 
 
@@ -90,18 +90,18 @@ def _transform(item: object, place: str) -> torch.nn.Module:
     if name not in TRANSFORMS:
         raise InputError(f"{place}: {unknown('transform', str(name), TRANSFORMS)}")
     if not isinstance(arguments, Mapping | None):
-        raise InputError(f"{place}: the arguments of {name} are {arguments!r}; give them by name")
+        raise InputError(f"{place}: the arguments of {name} are {arguments!r}; they must be given by name")
     given = dict(arguments or {})
     for key in given.keys() & _ENUMS.keys():
         given[key] = _enum(key, given[key], place)
     if "transforms" in given:
         if not isinstance(given["transforms"], list | tuple):
-            raise InputError(f"{place}: the transforms of {name} are {given['transforms']!r}; list them")
+            raise InputError(f"{place}: the transforms of {name} are {given['transforms']!r}; they must be a list")
         given["transforms"] = _transforms(given["transforms"], f"{place}.{name}.transforms")
     try:
         return TRANSFORMS[name](**given)
-    except Exception as error:  # transforms take their arguments apart in their own ways
-        raise InputError(f"{place}: {name} refuses its arguments: {error}") from error
+    except Exception as error:  # transforms raise many types
+        raise InputError(f"{place}: {name} rejects its arguments: {error}") from error
 
 
 def _enum(key: str, value: object, place: str) -> Enum:

@@ -17,16 +17,16 @@ Augmentation = Literal["default"] | StrictBool | tuple[object, ...] | None
 
 @dataclass(frozen=True)
 class Preprocessing(Settings):
-    """How images become inputs.
+    """Preparation of images for the network.
 
     Args:
         image_size: Side of an input image.
-        mean: Mean of the channels that images are normalised with; by default ImageNet's.
-        std: Their standard deviation.
-        resize_mode: The side that becomes `image_size` where images are not square: the shorter one, the rest cut off;
-            the longer one, the rest filled up; or both.
-        interpolation: As torchvision names it.
-        random_resize_scale: Least and greatest share of an image that training sees; `[1, 1]` sees what tests see.
+        mean: Mean of each channel, with which images are normalised; by default ImageNet's.
+        std: Standard deviation of each channel.
+        resize_mode: The side that becomes `image_size` if images are not square: `shortest`, with the rest cropped;
+            `longest`, with the rest padded; or both (`squash`).
+        interpolation: torchvision's name of the interpolation.
+        random_resize_scale: Smallest and largest share of an image in a training crop; `[1, 1]` crops as in tests.
         data_augmentation: `default` or true is a flip and AutoAugment; a list names torchvision v2 transforms.
     """
 
@@ -41,13 +41,13 @@ class Preprocessing(Settings):
 
 @dataclass(frozen=True)
 class AuxLoss(Settings):
-    """A second loss, of the output of a submodule.
+    """An auxiliary loss, of the output of a submodule.
 
     Args:
         output: Path of the submodule in the network.
         loss_fn: Function of `torch.nn.functional`.
         loss_fn_args: Its further arguments.
-        weight: Beside the main loss, which has 1.
+        weight: Its weight; the main loss has 1.
     """
 
     output: StrictStr
@@ -62,8 +62,8 @@ class Metric(Settings):
 
     Args:
         metric_fn: `accuracy` or `topk_accuracy`.
-        metric_fn_args: For the latter `topk`: 1, 5 or both.
-        output: Path of the submodule that is judged; by default the network.
+        metric_fn_args: For `topk_accuracy`, `topk`: 1, 5 or both.
+        output: Path of the submodule whose output is evaluated; by default the network.
     """
 
     metric_fn: Literal["accuracy", "topk_accuracy"] = "accuracy"
@@ -72,25 +72,25 @@ class Metric(Settings):
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """How many of the highest classes count as right."""
+        """The values of k: an image counts as correct if its class is among the k highest logits."""
         topk = self.metric_fn_args.get("topk", 1) if self.metric_fn == "topk_accuracy" else 1
         return topk if isinstance(topk, tuple) else (topk,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedByTasks(Settings):
-    """Settings that a task has of its own, or else from `train_config`.
+    """Settings of a task, by default those of `train_config`.
 
     Args:
-        val_split: The split that is tested; by default `validation`, or what stands for it (docs/datasets.md).
+        val_split: The split for tests; by default `validation` or its other names (docs/datasets.md).
         num_classes: Number of classes of a data set that does not name them, such as a streamed one.
-        train_num_samples: Training images of a streamed data set that does not say how many it has.
-        val_num_samples: Likewise, images to test.
-        batch_size: Images of a step on each rank.
+        train_num_samples: Number of training images of a streamed data set that does not state it.
+        val_num_samples: Likewise, number of test images.
+        batch_size: Images per step and rank.
         loss_fn: Function of `torch.nn.functional`.
         loss_fn_args: Its further arguments.
-        data_augmentation: As in `Preprocessing`, where that has none.
-        data_preprocessing: How images become inputs.
+        data_augmentation: As in `Preprocessing`, if that has none.
+        data_preprocessing: Preparation of images.
     """
 
     val_split: LocalPath | None = None
@@ -122,24 +122,24 @@ class TaskConfig(SharedByTasks):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(SharedByTasks):
-    """How the network is trained.
+    """Settings of the training.
 
     Args:
         epochs: Number of epochs.
         dataset: Name or folder of the data set.
-        tasks: Several data sets in its place; the network has an output for each, or one for all.
-        seed: Of weights, order and augmentation.
-        max_steps: Training ends after so many steps.
-        max_batches: Use a random part of so many batches of the data to train and to test with.
+        tasks: Several data sets instead; the network has an output for each, or one for all.
+        seed: Seed of weights, order and augmentation.
+        max_steps: Number of steps after which training ends.
+        max_batches: Number of random batches of the data used for training and for tests.
         aux_losses: Further losses; the total is the weighted mean.
         optimizer: Class of `torch.optim`.
         optimizer_args: Its arguments.
-        lr_scheduler: Class of `torch.optim.lr_scheduler`; none keeps the rate.
-        lr_scheduler_args: Its arguments; `cadence` epochs or steps, `schedulers` those that it is made of.
-        max_grad_norm: Gradients are cut to this norm; 0 leaves them.
-        grad_accum_steps: Batches whose gradients make one step.
-        amp: Mixed precision.
-        amp_dtype: Its low precision; CPUs always use bfloat16.
+        lr_scheduler: Class of `torch.optim.lr_scheduler`; by default the rate is constant.
+        lr_scheduler_args: Its arguments; `cadence` is epochs or steps, `schedulers` its parts.
+        max_grad_norm: Limit of the norm of gradients; 0 for no limit.
+        grad_accum_steps: Batches per step, whose gradients add up.
+        amp: Mix precisions.
+        amp_dtype: The low precision; CPUs always use bfloat16.
         model_ema: Keep a moving average of the weights, which is tested too.
         model_ema_decay: Its decay.
     """
@@ -161,12 +161,12 @@ class TrainConfig(SharedByTasks):
     amp_dtype: Literal["float16", "bfloat16"] = "float16"
     model_ema: StrictBool = False
     model_ema_decay: StrictFloat = Field(default=0.9998, ge=0, le=1)
-    # Plain data until a task takes it: a task's own keys replace all of it, and errors must name the place in the file.
+    # Plain data here: a task's own value replaces all of it, and errors must name the place in the file.
     data_preprocessing: dict[str, object] = Field(default_factory=dict)
 
     @property
     def resolved_tasks(self) -> tuple[TaskConfig, ...]:
-        """The tasks with all their settings; one where the file gives a data set."""
+        """The tasks with all their settings; a single one if the file has `dataset`."""
         shared = {item.name: getattr(self, item.name) for item in fields(SharedByTasks)}
         shared["data_preprocessing"] = self.data_preprocessing
         if self.dataset is not None:

@@ -1,1 +1,1 @@
-"""Parts: what networks of jobs are made of."""
+"""Parts: the modules of which a job's network consists."""

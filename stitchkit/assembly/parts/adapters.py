@@ -16,23 +16,23 @@ from stitchkit.networks.layout import Layout
 class SimpleAdapter(Part):
     """A norm, then `n` times a convolution or linear layer, a norm and LeakyReLU.
 
-    Where a linear adapter declares no `fc_format`, it takes what comes, with the channels last.
+    A linear adapter without `fc_format` takes any format with the channels last.
 
     Args:
-        in_channels: Channels that it takes.
-        out_channels: Channels that it gives.
+        in_channels: Input channels.
+        out_channels: Output channels.
         hid_channels: Channels between its layers; by default `out_channels`.
         num_fc: Number of linear layers.
-        num_conv: Number of convolutions; either it or `num_fc` is given.
-        kernel_size: Of the convolutions.
-        stride: Of the first convolution.
-        padding: Of the convolutions; by default half the kernel, so that the size stays at stride 1. The publication
-            pads 1x1 kernels too, and so grows the map.
+        num_conv: Number of convolutions; set either this or `num_fc`.
+        kernel_size: Kernel size of the convolutions.
+        stride: Stride of the first convolution.
+        padding: Padding of the convolutions; by default half the kernel, which keeps the size at stride 1. The
+            published code also pads 1x1 kernels, which grows the map.
         leading_norm: Begin with a norm.
         nonlinearity: LeakyReLU of slope 0.1 after each layer.
-        init_identity: Start as the identity on the channels that both sides have. In evaluation mode a convolutional
-            adapter is then exactly that for inputs that are nowhere negative; a linear one still normalises.
-        fc_format: Format that a linear adapter takes, e.g. `token`.
+        init_identity: Start as the identity on the channels that both sides have. In evaluation mode this is exact
+            for a convolutional adapter and non-negative inputs; a linear one still normalises.
+        fc_format: Input format of a linear adapter, e.g. `token`.
 
     Raises:
         InputError: If not exactly one of `num_fc` and `num_conv` is positive, or a linear adapter has a stride.
@@ -58,16 +58,16 @@ class SimpleAdapter(Part):
     ):
         super().__init__()
         if min(num_fc, num_conv) < 0 or (num_fc > 0) == (num_conv > 0):
-            raise InputError(f"num_fc is {num_fc} and num_conv {num_conv}; give one of them, at least 1")
+            raise InputError(f"num_fc is {num_fc} and num_conv {num_conv}; exactly one of them must be at least 1")
         if num_fc and stride != 1:
             raise InputError(f"stride is {stride}, but linear layers have none; use num_conv instead of num_fc")
         padding = kernel_size // 2 if padding is None else padding
-        # The published code stops at hid_channels, so an adapter that has them never reaches out_channels.
+        # The published code ends with hid_channels, so that such an adapter never reaches out_channels.
         widths = [in_channels, *[hid_channels or out_channels] * (num_fc + num_conv - 1), out_channels]
         layers: list[nn.Module] = [_norm(in_channels, num_conv)] if leading_norm else []
         for number, (before, after) in enumerate(pairwise(widths)):
             if num_conv:
-                step = stride if number == 0 else 1  # one stride for the whole adapter
+                step = stride if number == 0 else 1  # the stride applies once per adapter
                 layers.append(nn.Conv2d(before, after, kernel_size, stride=step, padding=padding))
             else:
                 layers.append(nn.Linear(before, after))
@@ -95,19 +95,19 @@ class SimpleAdapter(Part):
 
 
 def _norm(channels: int, num_conv: int) -> nn.Module:
-    # A layer norm sees the last axis, which is the channels wherever a linear layer fits.
+    # A layer norm acts on the last axis, which is the channels wherever a linear layer fits.
     return nn.BatchNorm2d(channels) if num_conv else nn.LayerNorm(channels)
 
 
 @torch.no_grad()
 def start_as_identity(module: nn.Module) -> None:
-    """Make convolutions and linear layers the identity on the channels that both sides have, and batch norms exactly 1.
+    """Make convolutions and linear layers the identity on the channels that both sides have; batch norms scale by 1.
 
     Args:
-        module: The module that holds them; its convolutions are ungrouped and their kernels odd.
+        module: The module that contains them; its convolutions are ungrouped and their kernels odd.
     """
     for layer in module.modules():
-        # Both fill a rectangle: channels that only one side has start at 0.
+        # Both initialisers also fill rectangles: channels that only one side has start at 0.
         if isinstance(layer, nn.Conv2d):
             nn.init.dirac_(layer.weight)
         elif isinstance(layer, nn.Linear):

@@ -44,10 +44,10 @@ class _ResNetBlock(Part):
         if norm_type not in NORMS:
             raise unknown("norm_type", norm_type, NORMS)
         if out_channels % self.expansion:
-            raise InputError(f"out_channels is {out_channels}; give a multiple of {self.expansion}")
+            raise InputError(f"out_channels is {out_channels}; it must be a multiple of {self.expansion}")
         norm = NORMS[norm_type]
         self.in_format = Layout("NCHW", in_channels)
-        # torchvision makes the shortcut in its ResNet, not in the block, so a single block has to bring its own.
+        # torchvision creates the shortcut in its ResNet, not in the block, so a single block needs its own.
         shortcut: nn.Module | None = None
         if stride != 1 or in_channels != out_channels:
             shortcut = nn.Sequential(resnet.conv1x1(in_channels, out_channels, stride), norm(out_channels))
@@ -55,7 +55,7 @@ class _ResNetBlock(Part):
         planes = out_channels // self.expansion
         self.block = block(in_channels, planes, stride, shortcut, groups, base_width, dilation, norm)
         if init_identity:
-            # The last norm at 0 leaves the shortcut alone, as in "Accurate, Large Minibatch SGD" (Goyal et al., 2017).
+            # With the last norm at 0, only the shortcut remains ("Accurate, Large Minibatch SGD", Goyal et al., 2017).
             last = self.block.bn2 if isinstance(self.block, resnet.BasicBlock) else self.block.bn3
             nn.init.zeros_(last.weight)
             if shortcut is not None:
@@ -71,15 +71,15 @@ class ResNetBasicBlock(_ResNetBlock):
     """Two 3x3 convolutions and a shortcut.
 
     Args:
-        in_channels: Channels that it takes.
-        out_channels: Channels that it gives.
-        stride: Of the first convolution and the shortcut.
-        groups: 1, as torchvision's block has it.
-        base_width: 64, as torchvision's block has it.
-        dilation: 1, as torchvision's block has it.
+        in_channels: Input channels.
+        out_channels: Output channels.
+        stride: Stride of the first convolution and the shortcut.
+        groups: Always 1: torchvision's block supports nothing else.
+        base_width: Always 64, likewise.
+        dilation: Always 1, likewise.
         norm_type: `bn`, `gn` (one group), `ln` (over the channels of each position) or `in`.
         init_identity: Start as the identity on the channels that both sides have: the last norm at 0, the shortcut
-            the identity. In evaluation mode that is exact for inputs that are nowhere negative.
+            the identity. In evaluation mode this is exact for non-negative inputs.
 
     Raises:
         InputError: If there is no such norm.
@@ -92,12 +92,12 @@ class ResNetBottleneck(_ResNetBlock):
     """A 1x1, a 3x3 and a 1x1 convolution and a shortcut; a quarter of the channels between.
 
     Args:
-        in_channels: Channels that it takes.
-        out_channels: Channels that it gives, a multiple of 4.
-        stride: Of the 3x3 convolution and the shortcut.
-        groups: Of the 3x3 convolution.
+        in_channels: Input channels.
+        out_channels: Output channels, a multiple of 4.
+        stride: Stride of the 3x3 convolution and the shortcut.
+        groups: Groups of the 3x3 convolution.
         base_width: Width of a group, in 64ths.
-        dilation: Of the 3x3 convolution.
+        dilation: Dilation of the 3x3 convolution.
         norm_type: As in `ResNetBasicBlock`.
         init_identity: As in `ResNetBasicBlock`.
 
@@ -135,12 +135,12 @@ class VisionTransformerBlock(Part):
 
 
 class SwinTransformerBlock(Part):
-    """A block of Swin; maps that are not multiples of the window are padded for the attention.
+    """A block of Swin; maps that are not multiples of the window are padded for attention.
 
     Args:
         num_heads: Number of attention heads.
         embed_dim: Channels.
-        do_shift: Shift the windows by half their size. (The publication has the meaning inverted.)
+        do_shift: Shift the windows by half their size. (The published code inverts the meaning.)
         window_size: Height and width of a window.
 
     Raises:

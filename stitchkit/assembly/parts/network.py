@@ -1,4 +1,4 @@
-"""The network of a job, from what its configuration says of its parts: first checked on the meta device, then built."""
+"""The network of a job, from its configuration: first checked on the meta device, then built."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def build_network(
 ) -> Assembly:
     """The network that a configuration describes: its `parts` one after the other, and its `head`.
 
-    It is built twice. The first time has no weights and no memory (the meta device); it finds what does not fit
-    before anything is fetched.
+    It is built twice: first without weights and memory (on the meta device), so that errors are found before anything
+    is downloaded.
 
     Args:
         num_classes: Number of classes of the data.
         input_size: Size of an image, `(C, H, W)`.
-        pretrained: Load the weights of pretrained parts; without, all weights are random.
+        pretrained: Load the weights of pretrained parts; otherwise all weights are random.
 
     Raises:
-        InputError: If a part is unknown, cannot be built, does not take what comes, or its weights cannot be loaded;
-            the message begins with the part's place in the file. If the network's output is not logits.
+        InputError: If a part is unknown, cannot be built, does not accept its input, or its weights cannot be loaded;
+            the message begins with the part's place in the file. Also if the network's output is not logits.
     """
     check_network(spec, num_classes=num_classes, input_size=input_size, pretrained=pretrained)
     return _Builder(spec, num_classes, input_size, pretrained=pretrained).network()
@@ -49,7 +49,7 @@ def check_network(
 ) -> Assembly:
     """Check without memory that a network can be built and that its parts fit.
 
-    With `pretrained`, files of weights must exist. Arguments and errors as of `build_network`.
+    With `pretrained`, files of weights must exist. Arguments and errors as in `build_network`.
 
     Returns:
         The network on the meta device.
@@ -66,16 +66,16 @@ def _at(spec: PartSpec, flow: PassingTensor | None = None) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{here}: {error}") from error
-    except Exception as error:  # torch and the models raise many kinds
-        doing = "cannot be built with its arguments" if flow is None else f"gets {flow} and cannot take it"
+    except Exception as error:  # torch and the models raise many types
+        doing = "cannot be built with its arguments" if flow is None else f"gets {flow} and fails on it"
         raise InputError(f"{here}: it {doing}: {one_line(error)}") from error
 
 
 class _Builder:
-    """Builds parts and follows the shapes of what passes between them.
+    """Builds parts and traces the tensors between them.
 
     Args:
-        checking: Only check that weights could be loaded, as far as that can be seen here.
+        checking: Only check that files of weights exist, without loading them.
     """
 
     def __init__(
@@ -102,8 +102,8 @@ class _Builder:
             _check_logits(value, self.num_classes)
             if not self.checking and value.shape[1] > self.num_classes:
                 _logger.warning(
-                    "the network gives %d logits, the data have %d classes: the others are never right. That is meant "
-                    "where a classifier knows these classes; else end with a ClassifierHead",
+                    "the network has %d logits, but the data have %d classes, so the other logits are always wrong. "
+                    "That suits a classifier that knows these classes; otherwise end with a ClassifierHead",
                     value.shape[1], self.num_classes,
                 )  # fmt: skip
         return network
@@ -119,7 +119,7 @@ class _Builder:
         return Assembly(parts[: len(specs)], entries, None if head is None else parts[-1]), flow
 
     def _part(self, spec: PartSpec, flow: PassingTensor, class_token: str) -> tuple[nn.Module, Part, PassingTensor]:
-        """The change of format before a part, the part, and its output."""
+        """The conversion before a part, the part, and its output."""
         with _at(spec):
             kind = part_class(spec.name)
             check_arguments(kind, spec.arguments)
@@ -136,7 +136,7 @@ class _Builder:
                 part = kind(**self._arguments(spec, kind, wanted, flow, class_token))
                 entry, flow = enter(flow, _narrowed(in_format, part), part.takes, class_token)
             flow, changes_input = self._run(spec, part, flow)
-            if changes_input:  # others may still read it: parallel parts, and losses on what submodules give
+            if changes_input:  # parallel parts and losses on inner outputs may still read the input
                 entry = nn.Sequential(entry, Function(name="clone"))
         with _at(spec):
             flow = leave(flow, out_format or part.out_format)
@@ -147,11 +147,11 @@ class _Builder:
     def _arguments(
         self, spec: PartSpec, kind: type[Part], wanted: Layout | None, flow: PassingTensor, class_token: str
     ) -> dict[str, object]:
-        """A part's arguments: those of the file, and those that are known without it."""
+        """A part's arguments: those of the file, and those inferred from data and input."""
         arguments = {name: value for name, value in spec.arguments.items() if name not in COMMON}
         parameters = inspect.signature(kind).parameters
-        for name in kind.inferred:  # a file may leave out what the data and the part before it decide
-            # A frozen model keeps the classifier that it was trained with.
+        for name in kind.inferred:  # the data and the previous part decide these if the file does not
+            # A frozen model keeps its trained classifier.
             kept = spec.arguments.get("frozen") and parameters[name].default is None
             if name not in arguments and not kept:
                 known = self.num_classes if name == "num_classes" else _channels(flow, wanted, kind.takes, class_token)
@@ -174,14 +174,14 @@ class _Builder:
             if shape is None:
                 raise
             name = spec.arguments["block_input"]
-            whole = f"in the whole model '{name}' takes {shape}"
+            whole = f"in the whole model, '{name}' gets {shape}"
             given, taken = _both_channels(flow, shape)
             if given == taken:
                 raise InputError(f"{error}; {whole}") from error
             with _at(spec):
                 raise InputError(
-                    f"it gets {flow}, {given} channels, but '{name}' takes {taken}; put a part between that gives "
-                    f"{taken}, such as a SimpleAdapter ({whole})"
+                    f"it gets {flow}, with {given} channels, but '{name}' needs {taken}; insert a part with {taken} "
+                    f"output channels, such as a SimpleAdapter ({whole})"
                 ) from error
 
     def _assembly(self, spec: PartSpec, flow: PassingTensor, class_token: str) -> tuple[Part, PassingTensor]:
@@ -216,11 +216,11 @@ class _Builder:
 def _check_logits(value: object, num_classes: int) -> None:
     if not isinstance(value, torch.Tensor) or value.ndim != 2:
         shape = list(value.shape[1:]) if isinstance(value, torch.Tensor) else type(value).__name__
-        raise InputError(f"the last part gives {shape}, not a vector of logits; add `head: {{ClassifierHead: {{}}}}`")
+        raise InputError(f"the last part returns {shape}, not a vector of logits; add `head: {{ClassifierHead: {{}}}}`")
     if value.shape[1] < num_classes:
         raise InputError(
-            f"the network gives {value.shape[1]} logits, but the data have {num_classes} classes; end it with a "
-            "ClassifierHead, or take the data that its last part was trained for"
+            f"the network has {value.shape[1]} logits, but the data have {num_classes} classes; end it with a "
+            "ClassifierHead, or use the data that its last part was trained for"
         )
 
 
@@ -230,24 +230,24 @@ def _declared(spec: PartSpec, name: str) -> Layout | None:
 
 
 def _narrowed(declared: Layout | None, part: Part) -> Layout | None:
-    """The format that a part takes: as the file declares, with the channels that the part knows of itself."""
+    """The input format of a part: as the file declares, with the part's own channels."""
     if declared is None or part.in_format is None or declared.channels is not None:
         return declared or part.in_format
     return replace(declared, channels=part.in_format.channels)
 
 
 def _channels(flow: PassingTensor, wanted: Layout | None, takes: Sequence[str], class_token: str) -> int:
-    """Channels of what comes once it is in the format that is wanted."""
+    """Channels of the input once it is in the wanted format."""
     _, arriving = enter(flow, wanted, takes, class_token)
     if arriving.format is None:
-        return int(arriving.tensor.shape[-1])  # a sequence, whichever of the two
+        return int(arriving.tensor.shape[-1])  # a sequence, with a class token or without
     channels = arriving.format.sized(arriving.tensor).channels
     assert channels is not None
     return channels
 
 
 def _both_channels(flow: PassingTensor, shape: Sequence[int]) -> tuple[int | None, int | None]:
-    """Channels of what comes, and of a shape that is wanted; None where they are unknown."""
+    """Channels of the input and of a wanted shape; None if unknown."""
     if flow.format is None or flow.tensor.ndim != 1 + len(shape):
         return None, None
     wanted = torch.empty(1, *shape, device="meta")
@@ -259,7 +259,7 @@ def _class_token(options: object, otherwise: str) -> str:
     if options is None:
         return otherwise
     if not isinstance(options, Mapping):
-        raise InputError(f"reformat_options are {options!r}; give them by name: {{class_token: zeros}}")
+        raise InputError(f"reformat_options are {options!r}; set them by name: {{class_token: zeros}}")
     for name in options:
         if name != "class_token":
             raise unknown("key of reformat_options", str(name), ["class_token"])
@@ -273,27 +273,25 @@ def _nested(spec: PartSpec) -> list[PartSpec]:
     """The parts inside a part."""
     parts = spec.arguments["parts"]
     if not isinstance(parts, list | tuple) or not parts:
-        raise InputError(f"parts is {parts!r}; give a list of at least one part")
+        raise InputError(f"parts is {parts!r}; it must be a list of at least one part")
     return [PartSpec.parse(value, f"{spec.place}.parts[{number}]") for number, value in enumerate(parts)]
 
 
 def _common_format(declared: Layout | None, given: Sequence[PassingTensor], agg: str) -> Layout:
-    """The format that the outputs of parallel parts are brought into before they are put together."""
+    """The format to which the outputs of parallel parts are converted before they are combined."""
     target = declared or given[0].full_format
     if target is None:
-        raise InputError(f"the format of what {given[0]} gives is not known; declare the out_format")
+        raise InputError(f"the format of its output {given[0]} is not known; declare the out_format")
     resized = declared is not None and agg != "concat_sequence"
     return replace(target, channels=None, positions=target.positions if resized else None)
 
 
 def _check_sum(value: object, declared: Layout | None, given: Sequence[PassingTensor]) -> None:
-    """Check that the joint output of parallel parts has the channels and the size that are declared."""
+    """Check that the combined output of parallel parts has the declared channels and size."""
     if declared is None or not isinstance(value, torch.Tensor):
         return
     found = declared.sized(value)
     if declared.channels in (None, found.channels) and declared.positions in (None, found.positions):
         return
     each = ", ".join(map(str, given))
-    raise InputError(
-        f"its parts give {each}, together {found}, and out_format says {declared}; correct the one or the other"
-    )
+    raise InputError(f"its parts return {each}, together {found}, but out_format is {declared}; correct one of them")

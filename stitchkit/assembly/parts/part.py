@@ -1,4 +1,4 @@
-"""Parts: what all have in common, the small ones, and those that are made of other parts."""
+"""Parts: their common base, the small ones, and those that consist of other parts."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from stitchkit.errors import InputError, unknown
 from stitchkit.networks.layout import Layout, convert
 
 AGGREGATIONS = ("none", "avg", "concat", "concat_channels", "concat_sequence")
-"""How a `ParallelPart` combines the outputs of its parts."""
+"""Ways in which a `ParallelPart` combines the outputs of its parts."""
 
 
 class Part(nn.Module):
-    """A module that an assembly runs: it takes one tensor and gives one.
+    """A module that an assembly runs: one tensor in, one tensor out.
 
-    A frozen part stays in evaluation mode, whatever `train` asks for, and none of its parameters is trained.
+    A frozen part stays in evaluation mode, whatever mode `train` sets, and its parameters are not trained.
     """
 
     in_format: Layout | None = None
-    """The format that it takes unless a file declares another one; None where it takes any."""
+    """The input format unless a file declares another one; None for any."""
     out_format: Layout | None = None
-    """The format that it gives unless a file declares another one; None where the format stays."""
+    """The output format unless a file declares another one; None if it does not change."""
     takes: tuple[str, ...] = ()
-    """Names of layouts that it takes as they come; empty for any."""
+    """Names of the formats that it accepts as they come; empty for any."""
     inferred: ClassVar[tuple[str, ...]] = ()
-    """Arguments that are known from the data and from what comes, where a file leaves them out."""
+    """Arguments that are inferred from the data and the input if a file omits them."""
     frozen = False
 
     def freeze(self) -> None:
-        """Exclude it from training, batch-norm statistics and all."""
+        """Exclude it from training, including its batch-norm statistics."""
         self.frozen = True
         self.requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> Part:
-        """Set the mode of all that is not frozen."""
+        """Set the mode, unless it is frozen."""
         return super().train(mode and not self.frozen)
 
 
@@ -51,8 +51,8 @@ class ClassifierHead(Part):
 
     Args:
         num_classes: Number of logits.
-        in_channels: Channels of the map that it takes.
-        pooled_size: Height and width after pooling, or both in one number.
+        in_channels: Channels of the input map.
+        pooled_size: Height and width after pooling, or one number for both.
     """
 
     inferred = ("num_classes", "in_channels")
@@ -76,7 +76,7 @@ class BaseBlock(Part):
     """The stem of a ResNet: a 7x7 convolution of stride 2, batch norm, ReLU and max-pooling.
 
     Args:
-        channels: Channels that it gives.
+        channels: Output channels.
         in_channels: Channels of the images.
     """
 
@@ -100,9 +100,9 @@ class Function(Part):
     """A function without weights.
 
     Args:
-        name: One of `torch.nn.functional` or a method of tensors, with or without `torch.` before it. No other
-            function is let in: a configuration is data and cannot run code.
-        arguments: The function's arguments besides the tensor.
+        name: A function of `torch.nn.functional` or a method of tensors, with or without the prefix `torch.`. No other
+            function is allowed: a configuration is data and cannot run code.
+        arguments: The function's further arguments.
 
     Raises:
         InputError: If there is no such function.
@@ -116,11 +116,11 @@ class Function(Part):
             raise unknown("function", name, known)
         self.function = known[bare]
         self.arguments = arguments
-        # torch.nn.functional.dropout drops by default, in evaluation too, unless it is passed the mode.
+        # torch.nn.functional.dropout drops in evaluation too unless it gets the mode.
         self.has_mode = inspect.isfunction(self.function) and "training" in inspect.signature(self.function).parameters
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply the function; dropout and its like follow the mode."""
+        """Apply the function; dropout and the like follow the mode."""
         mode = {"training": self.training} if self.has_mode else {}
         result: torch.Tensor = self.function(x, **(mode | self.arguments))
         return result
@@ -128,8 +128,8 @@ class Function(Part):
 
 @cache
 def _functions() -> dict[str, Callable[..., torch.Tensor]]:
-    """The functions of `torch.nn.functional` itself, and the methods that give one tensor, by name."""
-    # Only these homes: what else the module's namespace holds, such as warnings.warn, is not a function of tensors.
+    """The functions of `torch.nn.functional` itself, and the tensor methods that return one tensor, by name."""
+    # Only from these modules: the namespace also contains other functions, such as warnings.warn.
     homes = (F.__name__, "torch", "torch._C._nn")
     functions = {
         name: getattr(F, name)
@@ -142,8 +142,8 @@ def _functions() -> dict[str, Callable[..., torch.Tensor]]:
 
 
 def _gives_a_tensor(method: str) -> bool:
-    # The schemas of aten tell what the signatures of methods in C do not: how many tensors come back. A method that
-    # gives none or several, such as `max` over a dimension, cannot stand between two parts.
+    # Methods in C have no signatures, but the schemas of aten say how many tensors they return. A method that returns
+    # none or several, such as `max` over a dimension, cannot stand between two parts.
     operator = None if method.startswith("_") else getattr(torch.ops.aten, method, None)
     if operator is None:
         return method in ("float", "double", "half", "bfloat16")  # casts, which are not operators of aten
@@ -152,12 +152,12 @@ def _gives_a_tensor(method: str) -> bool:
 
 
 class Reformat(nn.Module):
-    """The change of format before or after a part.
+    """The conversion before or after a part.
 
     Args:
-        source: The format that comes.
-        target: The format that is wanted.
-        class_token: The class token where there is none.
+        source: The input format.
+        target: The output format.
+        class_token: The replacement for a missing class token.
     """
 
     def __init__(self, source: Layout, target: Layout, class_token: str):
@@ -167,7 +167,7 @@ class Reformat(nn.Module):
         self.class_token = class_token
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The tensor in the format that is wanted."""
+        """The tensor in the target format."""
         return convert(x, self.source, self.target, class_token=self.class_token)
 
     def extra_repr(self) -> str:
@@ -180,7 +180,7 @@ class Assembly(Part):
 
     Args:
         parts: The parts.
-        entries: For each part, and the head if there is one, what brings its input into its format.
+        entries: The conversion before each part, and before the head if there is one.
         head: A last part.
     """
 
@@ -203,8 +203,8 @@ class ParallelPart(Part):
 
     Args:
         parts: The parts.
-        entries: For each part, what brings its input into its format.
-        exits: For each part, what brings its output into the common format.
+        entries: The conversion before each part.
+        exits: The conversion of each part's output to the common format.
         agg: `none` for a list, `avg`, `concat` (which is `concat_channels`) or `concat_sequence`.
         layout: The common format.
 
@@ -229,13 +229,13 @@ class ParallelPart(Part):
         self.layout = layout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        """The outputs of all parts together."""
+        """The combined outputs of all parts."""
         steps = zip(self.entries, self.parts, self.exits, strict=True)
         return aggregate([leave(part(enter(x))) for enter, part, leave in steps], self.agg, self.layout)
 
 
 def aggregate(outputs: list[torch.Tensor], agg: str, layout: Layout) -> torch.Tensor | list[torch.Tensor]:
-    """Several tensors of one layout together.
+    """Combine several tensors of one layout.
 
     Args:
         outputs: The tensors.
@@ -247,7 +247,7 @@ def aggregate(outputs: list[torch.Tensor], agg: str, layout: Layout) -> torch.Te
     """
     if agg == "none":
         return outputs
-    # In a trace sizes are not numbers, and what is traced was checked before.
+    # In a trace, sizes are not numbers; the network was checked before it is traced.
     if not is_tracing():  # type: ignore[no-untyped-call]
         _check_together(outputs, agg, layout)
     if agg == "avg":
@@ -259,9 +259,9 @@ def _check_together(outputs: Sequence[torch.Tensor], agg: str, layout: Layout) -
     """Check that outputs have the sizes and channels that an aggregation needs."""
     formats = [layout.sized(output) for output in outputs]
     if len({form.positions for form in formats}) > 1 and agg != "concat_sequence":
-        raise InputError(f"its parts give {_listed(formats)}, of different sizes; declare a size in out_format")
+        raise InputError(f"its parts return {_listed(formats)}, of different sizes; declare a size in out_format")
     if len({form.channels for form in formats}) > 1 and agg in ("avg", "concat_sequence"):
-        raise InputError(f"its parts give {_listed(formats)}; {agg} needs the same number of channels of all")
+        raise InputError(f"its parts return {_listed(formats)}; {agg} needs the same number of channels from all")
     if agg == "concat_sequence" and layout.name != "token":
         raise InputError(f"concat_sequence joins sequences, not {layout.name}; declare out_format: [token, [C, L]]")
 

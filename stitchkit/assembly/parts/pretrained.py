@@ -23,11 +23,11 @@ from stitchkit.networks.weights import load_content, read_checkpoint, weights_of
 
 
 class WholeNetwork(Part):
-    """A whole model. Arguments and errors as of `load_model`.
+    """A whole model. Arguments and errors as in `load_model`.
 
     Args:
         ckp_path: A local file with the weights; it excludes `pretrained`.
-        num_classes: Number of logits; a classifier of another number is re-initialised.
+        num_classes: Number of logits; a classifier with another number is re-initialised.
     """
 
     inferred = ("num_classes",)
@@ -61,11 +61,11 @@ class WholeNetwork(Part):
 
 
 class Subnet(Part):
-    """A slice of a model, from where one of its blocks begins to where one ends.
+    """A slice of a model, from the input of one block to the output of another.
 
     Args:
-        block_input: Where it begins: a module's path, or `x` for the model's input, which is the default.
-        block_output: Where it ends; by default at the model's output. A list gives several outputs.
+        block_input: Module where it begins, or `x`, the default, for the model's input.
+        block_output: Module where it ends; by default at the model's output. A list means several outputs.
         ckp_path: A local file with the weights of the whole model; it excludes `pretrained`.
 
     Raises:
@@ -108,9 +108,9 @@ def load_model(
     Args:
         name: timm's or torchvision's name.
         backend: `timm`, or `torchvision`, also called `pytorch`.
-        pretrained: Fetch its weights.
+        pretrained: Download its weights.
         checkpoint: A local file with the weights; it excludes `pretrained`.
-        arguments: Further arguments of the model; those that are None are left out.
+        arguments: Further arguments of the model; None for the model's default.
 
     Raises:
         InputError: If there is no such backend or model, or it cannot be built or loaded.
@@ -119,7 +119,7 @@ def load_model(
 
 
 def expected_shape(arguments: Mapping[str, Any], input_size: Sequence[int]) -> list[int] | None:
-    """Shape, without the batch, of a `Subnet`'s input within its whole model; None where that cannot be found."""
+    """Shape, without the batch, of a `Subnet`'s input within its whole model; None if it cannot be found."""
     own = ("block_input", "block_output", "ckp_path", "frozen", "in_format", "out_format", "pretrained", "model_name")
     rest = {name: value for name, value in arguments.items() if name not in own}
     shapes: list[list[int]] = []
@@ -128,7 +128,7 @@ def expected_shape(arguments: Mapping[str, Any], input_size: Sequence[int]) -> l
         block = model.get_submodule(arguments["block_input"])
         block.register_forward_pre_hook(lambda _, inputs: shapes.append(list(inputs[0].shape[1:])))
         own_size: Sequence[int] = getattr(model, "pretrained_cfg", {}).get("input_size", input_size)
-        for size in (input_size, own_size):  # some models take images of their own size alone
+        for size in (input_size, own_size):  # some models only accept images of their own size
             with contextlib.suppress(Exception):
                 model(torch.empty(1, *size))
     return shapes[0] if shapes else None
@@ -149,7 +149,7 @@ def _torchvision_model(
         arguments["num_classes"] = num_classes
     try:
         model: nn.Module = get_model(name, weights=weights, **arguments)
-    except Exception as error:  # torchvision, torch and the download raise many kinds
+    except Exception as error:  # torchvision, torch and the download raise many types
         raise InputError(
             f"torchvision's '{name}' cannot be loaded with {arguments}: {one_line(error)}; check the arguments and "
             "the network"
@@ -157,7 +157,9 @@ def _torchvision_model(
     if checkpoint is not None:
         content = read_checkpoint(checkpoint)
         weight = own_names(model, weights_of(content)).get(f"{_classifier(model)}.weight")
-        if weight is not None and weight.ndim:  # the file decides first, so that it loads completely
+        if (
+            weight is not None and weight.ndim
+        ):  # at first with the file's number of classes, so that it loads completely
             _resize_classifier(model, len(weight))
         load_content(model, content, checkpoint)
         if weight is None or num_classes in (None, len(weight)):
@@ -168,7 +170,7 @@ def _torchvision_model(
 
 
 def _classifier(model: nn.Module) -> str:
-    """Name of the classifier, the last linear layer; empty where there is none."""
+    """Name of the classifier, the last linear layer; empty if there is none."""
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     return names[-1] if names else ""
 
@@ -182,4 +184,4 @@ def _resize_classifier(model: nn.Module, num_classes: int) -> None:
 
 
 LIBRARIES: dict[str, Callable[..., nn.Module]] = {"timm": create_model, "torchvision": _torchvision_model}
-"""Where models come from."""
+"""Functions that build models, by library."""

@@ -38,7 +38,7 @@ _CONTAINERS: dict[type[Part], tuple[str, ...]] = {
     Assembly: ("parts", "head", "input_shape", "reformat_options"),
     ParallelPart: ("parts", "agg", "reformat_options"),
 }
-# Parts that pass further arguments on to a model take any name. One as close as this to a name of ours is a mistake.
+# Parts that pass further arguments on to a model accept any name, but one this close to ours is a mistake.
 _CLOSE = 0.8
 
 
@@ -54,11 +54,11 @@ def part_class(name: str) -> type[Part]:
 
 
 def check_arguments(part: type[Part], arguments: Mapping[str, object]) -> None:
-    """Check that a part knows all arguments that a file gives it, and gets those that it needs.
+    """Check that a part knows all its arguments in a file, and gets those that it needs.
 
     Args:
         part: The class.
-        arguments: As the file has them.
+        arguments: The arguments in the file.
 
     Raises:
         InputError: If one is unknown or missing.
@@ -74,7 +74,7 @@ def check_arguments(part: type[Part], arguments: Mapping[str, object]) -> None:
         name for name, needed in parameters.items() if needed and name not in arguments and name not in part.inferred
     ]
     if missing:
-        raise InputError(f"{', '.join(missing)} is missing; it takes {', '.join(allowed)}")
+        raise InputError(f"{', '.join(missing)} is missing; the arguments are {', '.join(allowed)}")
 
 
 def _parameters(part: type[Part]) -> dict[str, bool]:

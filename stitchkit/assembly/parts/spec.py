@@ -1,4 +1,4 @@
-"""Parts as a configuration has them: their names, their arguments and their places in the file."""
+"""Parts in a configuration: their names, their arguments and their places in the file."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class PartSpec:
 
     Args:
         name: Name of the class, e.g. `SimpleAdapter`.
-        arguments: As the file has them.
-        place: Where it stands in the file, e.g. `assembly[2]`; errors begin with it.
+        arguments: The arguments in the file.
+        place: Its place in the file, e.g. `assembly[2]`; errors begin with it.
     """
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    # Two parts are the same wherever they stand: a sweep asks whether its networks are.
+    # Equality ignores the place: a sweep compares its two networks.
     place: str = field(default="part", compare=False)
 
     @classmethod
     def parse(cls, value: object, place: str) -> PartSpec:
-        """The part that a YAML value describes: a name, or a mapping of one name to its arguments.
+        """The part described by a YAML value: a name, or a mapping of one name to its arguments.
 
         Raises:
             InputError: If it is anything else.
@@ -37,7 +37,7 @@ class PartSpec:
             raise InputError(f"{place} is {value!r}; a part is one class name with its arguments, {{Subnet: {{...}}}}")
         [(name, arguments)] = value.items()
         if not isinstance(name, str) or not isinstance(arguments, Mapping | None):
-            raise InputError(f"{place}: the arguments of {name} are {arguments!r}; give them by name")
+            raise InputError(f"{place}: the arguments of {name} are {arguments!r}; they must be given by name")
         return cls(name, dict(arguments or {}), place)
 
 
@@ -46,10 +46,10 @@ class NetworkSpec:
     """The network of a job: a list of parts and the head that follows them, or one model.
 
     Args:
-        parts: The parts in the order they run; a single one where the file has `model`.
-        head: Built after the parts, to what they give; None where the last part gives logits.
-        reformat_options: `class_token`: the replacement for one that is missing, `zeros`, `ones` or `avg`.
-        unfrozen: Train all parts, whatever they say of themselves.
+        parts: The parts in the order in which they run; a single one if the file has `model`.
+        head: Built for the output of the parts; None if the last part returns logits.
+        reformat_options: `class_token`: the replacement for a missing one, `zeros`, `ones` or `avg`.
+        unfrozen: Train all parts, even those with `frozen: true`.
     """
 
     parts: tuple[PartSpec, ...]

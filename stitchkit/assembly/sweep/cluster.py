@@ -1,4 +1,4 @@
-"""Where the jobs of a sweep run: a pool of processes on this machine, or Slurm. Both through submitit."""
+"""The place where the jobs of a sweep run: a pool of processes on this machine, or Slurm, both through submitit."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from stitchkit.optional import optional
 _logger = logging.getLogger(__name__)
 
 _NO_LIMIT = 60 * 24 * 365
-"""More minutes than a job takes, and more preemptions than it meets; submitit wants a number for both."""
+"""More minutes and more preemptions than any job has; submitit needs a number for both."""
 
 
 class Cluster(Protocol):
     """The place where the jobs of a sweep run."""
 
     def start(self, folders: Sequence[JobFolder]) -> None:
-        """Take jobs; as many run at once as there is room for."""
+        """Accept jobs, and run as many at a time as there is room for."""
 
     def poll(self) -> list[JobFolder]:
-        """Jobs that have ended since the last call, with a result or without."""
+        """Jobs that ended since the last call, with or without a result."""
 
     def stop(self) -> None:
-        """Stop watching. Jobs that only live with this process end; the others keep running."""
+        """Stop watching. Jobs of this process end; those of a cluster keep running."""
 
 
 class _Process(Protocol):
-    """The part of submitit's jobs that is used; submitit has no types."""
+    """The part of submitit's jobs that we use; submitit has no types."""
 
     def done(self) -> bool: ...
 
@@ -46,12 +46,12 @@ class _Process(Protocol):
 
 @dataclass
 class LocalPool:
-    """Jobs on this machine, each a process of its own.
+    """Jobs on this machine, each in its own process.
 
     Args:
-        limit: How many run at once.
-        gpus: Numbers of the GPUs of this machine; jobs share them where there are fewer than they want.
-        num_gpus: GPUs of each job.
+        limit: Number of jobs at a time.
+        gpus: Numbers of the GPUs of this machine; jobs share them if there are too few.
+        num_gpus: GPUs per job.
     """
 
     limit: int
@@ -61,17 +61,17 @@ class LocalPool:
     _running: dict[int, tuple[JobFolder, _Process | None]] = field(default_factory=dict)
 
     def start(self, folders: Sequence[JobFolder]) -> None:
-        """Take jobs, and start the first of them."""
+        """Accept jobs, and start the first of them."""
         self._waiting += folders
         self._fill()
 
     def poll(self) -> list[JobFolder]:
-        """Jobs that have ended; others start in their place."""
+        """Jobs that have ended; waiting ones start in their place."""
         over = []
         for slot, (folder, job) in list(self._running.items()):
             if folder.is_running or (job is not None and not job.done()):
                 continue
-            if job is None and not folder.is_over:  # what we waited for was killed; now it is ours
+            if job is None and not folder.is_over:  # the process that we waited for was killed, so run the job here
                 self._running[slot] = folder, self._submit(folder, slot)
             else:
                 over.append(self._running.pop(slot)[0])
@@ -79,7 +79,7 @@ class LocalPool:
         return over
 
     def stop(self) -> None:
-        """End the jobs of this pool; each resumes from its newest checkpoint when it is started again."""
+        """End the jobs of this pool; when restarted, each resumes from its newest checkpoint."""
         for _, job in self._running.values():
             if job is not None:
                 job.cancel()
@@ -88,7 +88,7 @@ class LocalPool:
         for slot in range(self.limit):
             if self._waiting and slot not in self._running:
                 folder = self._waiting.pop(0)
-                # Jobs outlive a sweep that is killed. They keep their slot and its GPUs until they end.
+                # Jobs outlive a killed sweep, and keep their slots and GPUs until they end.
                 self._running[slot] = folder, None if folder.is_running else self._submit(folder, slot)
 
     def _submit(self, folder: JobFolder, slot: int) -> _Process:
@@ -105,7 +105,7 @@ class LocalPool:
             visible_gpus=chosen,
             stderr_to_stdout=True,
         )
-        # Torch would take all cores for each job, and the jobs would wait for each other.
+        # By default torch uses all cores in each job, so that the jobs would slow each other down.
         threads = str(max(1, (os.cpu_count() or 1) // self.limit))
         with environment_variables(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", threads)):
             process: _Process = executor.submit(SweepJob(folder))
@@ -117,7 +117,7 @@ class Slurm:
     """One job array on a Slurm cluster. Its jobs survive this process; the next one finds them in the queue.
 
     Args:
-        folder: Where submitit keeps its files; all nodes see it.
+        folder: Folder for submitit's files, visible to all nodes.
         parameters: Options that submitit passes to Slurm, e.g. `partition`.
     """
 
@@ -139,10 +139,10 @@ class Slurm:
         """Jobs with a result or a failure, and those that Slurm has dropped."""
         try:
             gone = set(self._watched) - _queue()
-        except InputError as error:  # its daemon may be restarting, and the jobs run meanwhile
+        except InputError as error:  # its daemon may be restarting while the jobs run
             _logger.warning("%s", error)
             return []
-        # On a shared file system a result can be seen later than the end of its job, so look twice.
+        # On a shared file system, a result may appear after the end of its job, so look twice.
         dropped, self._missed = gone & self._missed, gone
         over = [
             number
@@ -163,7 +163,7 @@ class Slurm:
             with executor.batch():
                 jobs = [executor.submit(SweepJob(folder)) for folder in folders]
         except (RuntimeError, submitit.core.utils.FailedJobError) as error:
-            raise InputError(f"Slurm does not take the jobs: {str(error).strip()}") from error
+            raise InputError(f"Slurm does not accept the jobs: {str(error).strip()}") from error
         return [job.job_id for job in jobs]
 
 
@@ -183,30 +183,30 @@ def create_cluster(
 
     Args:
         name: `local` or `slurm`.
-        folder: Of the sweep.
-        jobs: How many run at once; by default one, or on Slurm as many as it has room for.
-        gpus: GPUs of each job, one for each rank; by default one, or none on a machine without.
+        folder: Folder of the sweep.
+        jobs: Number of jobs at a time; by default one, or with Slurm as many as it has room for.
+        gpus: GPUs per job, one for each rank; by default one, or none on a machine without GPUs.
         partition: Slurm's partition.
-        cpus: CPUs of each rank.
-        mem_gb: Memory of a job.
-        hours: Time after which Slurm ends a job and puts it back into the queue.
+        cpus: CPUs per rank.
+        mem_gb: Memory per job.
+        hours: Time after which Slurm stops and requeues a job.
         sbatch: Further options, `key=value`.
 
     Raises:
         InputError: If a value has no meaning there.
     """
     if (jobs is not None and jobs < 1) or (gpus or 0) < 0:
-        raise InputError(f"--jobs is {jobs} and --gpus {gpus}; at least one job runs at once, on no fewer than 0 GPUs")
+        raise InputError(f"--jobs is {jobs} and --gpus {gpus}; they must be at least 1 and 0")
     if name == "local":
         for flag, value in (("--partition", partition), ("--cpus", cpus), ("--mem-gb", mem_gb), ("--sbatch", sbatch)):
             if value:
-                raise InputError(f"{flag} is for Slurm; add --cluster slurm, or leave it out")
+                raise InputError(f"{flag} is for Slurm; add --cluster slurm, or omit it")
         import_submitit()
         found = _gpus()
         if (gpus or 0) > len(found):
-            raise InputError(f"--gpus is {gpus}, and this machine has {len(found)}")
+            raise InputError(f"--gpus is {gpus}, but this machine has {len(found)}")
         return LocalPool(jobs or 1, found, min(1, len(found)) if gpus is None else gpus)
-    # Options without a value, such as `exclusive`, are true for submitit.
+    # submitit expects true for options without a value, such as `exclusive`.
     further = {key: value or True for key, _, value in (option.partition("=") for option in sbatch)}
     ranks = 1 if gpus is None else gpus
     parameters = {
@@ -216,10 +216,10 @@ def create_cluster(
         "ntasks_per_node": max(1, ranks),
         "gpus_per_node": ranks or None,
         "cpus_per_task": cpus,
-        "srun_args": None if cpus is None else [f"--cpus-per-task={cpus}"],  # srun ignores what sbatch was given
+        "srun_args": None if cpus is None else [f"--cpus-per-task={cpus}"],  # srun ignores the option of sbatch
         "array_parallelism": jobs,
         "mem": None if mem_gb is None else f"{round(1024 * mem_gb)}MB",
-        # Slurm requeues preempted jobs only where they allow it, which is not the default everywhere.
+        # Slurm requeues preempted jobs only if they allow it, which is not the default everywhere.
         "additional_parameters": {"requeue": True, **further},
     }
     return Slurm(folder / "submitit", {key: value for key, value in parameters.items() if value is not None})
@@ -233,7 +233,7 @@ def import_submitit() -> ModuleType:
 def _new_folder(place: Path) -> Path:
     """A new folder in `place` for the files of submitit.
 
-    submitit follows links, and names its files by numbers that processes may get again.
+    submitit follows links, and names its files after process numbers, which may recur.
 
     Raises:
         InputError: If `place` is a symbolic link.
@@ -244,12 +244,12 @@ def _new_folder(place: Path) -> Path:
 
 
 def _queue() -> set[str]:
-    """Numbers of this user's jobs in Slurm's queue, each element of an array by itself.
+    """Numbers of this user's jobs in Slurm's queue, with one for each element of an array.
 
     Raises:
         InputError: If Slurm does not answer.
     """
-    # Not sacct, which submitit asks: it needs an accounting database, which not every cluster has.
+    # Not sacct, which submitit uses: it needs an accounting database, which not every cluster has.
     command = ["squeue", "--noheader", "--array", "--me", "--format=%i"]
     try:
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -266,7 +266,7 @@ def _gpus() -> list[int]:
     """Numbers of the GPUs that this process may use.
 
     Raises:
-        InputError: If they are not named by numbers.
+        InputError: If the environment names them in another way than by numbers.
     """
     import torch
 

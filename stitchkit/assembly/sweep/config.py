@@ -27,9 +27,9 @@ class Gap(Settings):
     """Pieces that are left out between two networks.
 
     Args:
-        blocks_to_drop: Numbers of the first and the last piece left out; the source's pieces before the first and the
-            destination's after the last stay.
-        num_downsamples: How many times the pieces left out halve the map.
+        blocks_to_drop: Numbers of the first and the last piece left out; the source's pieces before them and the
+            destination's after them stay.
+        num_downsamples: Number of times that the pieces left out halve the map.
     """
 
     blocks_to_drop: tuple[StrictInt, StrictInt]
@@ -37,7 +37,7 @@ class Gap(Settings):
 
     def __post_init__(self) -> None:
         if not 1 <= self.first <= self.last:
-            raise InputError(f"blocks_to_drop is [{self}]; give [first, last], with 1 <= first <= last")
+            raise InputError(f"blocks_to_drop is [{self}]; it must be [first, last] with 1 <= first <= last")
 
     @property
     def first(self) -> int:
@@ -55,13 +55,13 @@ class Gap(Settings):
 
 @dataclass(frozen=True)
 class SweepFile(JobConfig):
-    """The file of a sweep: the settings of its jobs, and what they differ in.
+    """The file of a sweep: the settings of its jobs, and the variants to run.
 
     Args:
         stages: Pieces of a network that is stitched to itself.
-        src_stages: Pieces of the network that gives the first blocks.
-        dest_stages: Pieces of the network that gives the last blocks.
-        gaps: The pieces that are left out; by default those of the published sweeps.
+        src_stages: Pieces of the network with the first blocks.
+        dest_stages: Pieces of the network with the last blocks.
+        gaps: The pieces to leave out; by default those of the published sweeps.
         stitchers: The names of the stitchers to try; by default those of the published sweeps.
     """
 
@@ -75,7 +75,7 @@ class SweepFile(JobConfig):
 def sweep_schema() -> JsonSchemaValue:
     """The JSON Schema of a sweep's file."""
     schema = json_schema(SweepFile)
-    for key in ("model", "assembly"):  # the pieces take their place
+    for key in ("model", "assembly"):  # the pieces replace them
         del schema["properties"][key]
     return schema
 
@@ -94,8 +94,8 @@ class CutNetwork:
     """A network in pieces.
 
     Args:
-        pieces: The parts that it is made of.
-        shapes: The shapes that each takes and gives.
+        pieces: Its parts.
+        shapes: Input and output shapes of each.
     """
 
     pieces: tuple[PartSpec, ...]
@@ -103,10 +103,10 @@ class CutNetwork:
 
     @classmethod
     def create(cls, pieces: Sequence[PartSpec], image_size: int) -> CutNetwork:
-        """The network that these pieces are; it is built and run once, without weights and memory.
+        """The network of these pieces, which is built and run once, without weights and memory.
 
         Raises:
-            InputError: If a piece cannot be built or run, or does not take and give what it declares.
+            InputError: If a piece cannot be built or run, or its shapes are not the declared ones.
         """
         return cls(tuple(pieces), piece_shapes(pieces, image_size))
 
@@ -116,13 +116,13 @@ class SweepConfig:
     """A sweep: two networks in pieces, the gaps between them and the stitchers to try.
 
     Args:
-        name: The stem of its file; it begins the name of each job's folder.
-        source: Pieces of the network that gives the first blocks: a stem, the rest of its stage, then in turn a
+        name: The stem of its file, with which the names of its jobs' folders begin.
+        source: Pieces of the network with the first blocks: a stem, the rest of its stage, then alternately a
             down-sampling piece and the rest of its stage.
-        destination: Pieces of the network that gives the last blocks, in the same way.
-        gaps: The pieces that are left out.
+        destination: Pieces of the network with the last blocks, in the same order.
+        gaps: The pieces to leave out.
         stitchers: The stitchers to try in each gap.
-        job: All other keys, which every job gets.
+        job: All other keys of the file, for every job.
     """
 
     name: str
@@ -138,7 +138,7 @@ class SweepConfig:
 
         Args:
             path: The file.
-            changes: Settings of its jobs that take the place of the file's, by key, those of `train_config` among them.
+            changes: Settings of its jobs that replace the file's, by key, including those of `train_config`.
 
         Raises:
             InputError: If the file cannot be used; the message begins with the file, the line and the key.
@@ -146,20 +146,20 @@ class SweepConfig:
         content = read_settings_file(path)
         train, changes = of_training(changes)
         own = content.get("train_config") or {}
-        if train and isinstance(own, Mapping):  # anything else is an error, which parsing reports with its place
+        if train and isinstance(own, Mapping):  # parsing reports anything else, with its place
             changes["train_config"] = {**own, **train}
         with naming(path):
             return cls.parse({**content, **changes}, Path(path).stem)
 
     @classmethod
     def parse(cls, content: Mapping[str, object], name: str) -> SweepConfig:
-        """The sweep that the content of a file describes.
+        """The sweep described by the content of a file.
 
         Raises:
             InputError: If a key is missing or its value is not valid.
         """
         if ("stages" in content) == ("src_stages" in content or "dest_stages" in content):
-            raise InputError("a sweep has either stages, or src_stages and dest_stages; give one of the two")
+            raise InputError("a sweep has either stages, or src_stages and dest_stages; set one of the two")
         keys = ("stages",) if "stages" in content else ("src_stages", "dest_stages")
         file = parse(SweepFile, content)
         pieces = [_pieces(getattr(file, key), key) for key in keys]
@@ -182,20 +182,20 @@ class SweepConfig:
             last = len(self.source.pieces) - 1, len(self.destination.pieces) - 1
             if gap.first > last[0] or gap.last >= last[1]:
                 raise InputError(
-                    f"gaps[{number}]: [{gap}] leaves nothing of a network; the source has pieces 0 to {last[0]}, the "
+                    f"gaps[{number}]: [{gap}] leaves no piece of a network; the source has pieces 0 to {last[0]}, the "
                     f"destination 0 to {last[1]}"
                 )
 
     @property
     def train(self) -> Mapping[str, object]:
-        """The settings of training that the file has; the others keep their defaults."""
+        """The training settings in the file; all others keep their defaults."""
         train = self.job["train_config"]
         assert isinstance(train, Mapping), "the file was checked"
         return train
 
     @property
     def seed(self) -> int | None:
-        """The seed of its jobs, which the names of their results carry; None where the file has none."""
+        """The seed of its jobs, which is part of the names of their results; None if the file has none."""
         seed = self.train.get("seed")
         assert isinstance(seed, int | None), "the file was checked"
         return seed

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 _ORDER = (FINETUNE, *STITCHERS)
-# Hue tells what an adapter is made of and shade when it resizes, so that thirteen adapters stay apart in one picture.
+# The hue shows the units of an adapter and the shade when it resizes, so that thirteen adapters can be told apart.
 _HUES = {"linear": "Blues", "linear_relu": "Greens", "conv3x3": "YlOrBr", "bottleneck": "Reds", "block": "Purples"}
 _SHADES = {"never": 0.95, "before": 0.7, "after": 0.55, "stride": 0.45}
 _MARKERS = "osD^vP"
@@ -27,7 +27,7 @@ _LINES = ("--", ":")
 
 
 def _final(rows: pd.DataFrame) -> pd.DataFrame:
-    """The last epoch of each job, a mean over its seeds."""
+    """The last epoch of each job, averaged over its seeds."""
     last = rows.sort_values("epoch").groupby(["job", "seed"], dropna=False).tail(1)
     figures = last.groupby("job")[["test_accuracy"]].mean()
     return last.drop_duplicates("job").drop(columns="test_accuracy").merge(figures, on="job")
@@ -55,7 +55,7 @@ def _gaps(rows: pd.DataFrame) -> list[str]:
 
 
 def _colors(adapters: list[str]) -> dict[str, tuple[float, float, float, float]]:
-    """A hue for each kind of unit, its shade by when the map is resized."""
+    """A hue for each kind of unit, with a shade for when the map is resized."""
     from matplotlib import colormaps
 
     return {
@@ -119,7 +119,7 @@ def _write_values(axes: Axes, table: pd.DataFrame, image: AxesImage) -> None:
             if value != value:  # NaN
                 axes.text(column, row, "–", ha="center", va="center", color="#999999")
                 continue
-            color = "white" if value <= low + 0.6 * (high - low) else "black"  # the map is dark below
+            color = "white" if value <= low + 0.6 * (high - low) else "black"  # colours below this are dark
             axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=color, fontsize=8)
 
 
@@ -191,7 +191,7 @@ def draw_learning_curves(rows: pd.DataFrame, path: Path) -> None:
         here = stitched[stitched["gap"] == gap].groupby(["adapter", "epoch"])["test_accuracy"].mean().dropna()
         for number, adapter in enumerate(adapters):
             if adapter in here:
-                # Where adapters do the same, a thinner line lies on a thicker one, and both are seen.
+                # If the curves of adapters coincide, a thinner line on a thicker one keeps both visible.
                 width = max(1.2, 2.4 - 0.15 * number)
                 mean = here[adapter]
                 axes.plot(mean.index, mean, color=colors[adapter], linewidth=width, label=_readable(adapter))

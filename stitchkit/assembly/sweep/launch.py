@@ -1,4 +1,4 @@
-"""Running a sweep: jobs that are done are skipped, failed ones are listed, the rest are started and watched."""
+"""Running a sweep: finished jobs are skipped, failed ones are listed, and the rest are started and watched."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Progress:
-    """Which jobs of a sweep are done, have failed, and are still to run."""
+    """The jobs of a sweep that are done, have failed, or are waiting."""
 
     done: tuple[JobFolder, ...]
     failed: tuple[JobFolder, ...]
@@ -29,18 +29,18 @@ class Progress:
 
 
 def write_folders(jobs: Sequence[PlannedJob], folder: Path, seed: int | None) -> list[JobFolder]:
-    """A folder for every job that applies; the configuration of a job that is done stays as it ran.
+    """A folder for every job that applies; a finished job keeps its configuration.
 
     Raises:
-        InputError: If a job in the folder has begun with other settings; then nothing is written.
+        InputError: If a job in the folder has started with other settings; nothing is written then.
     """
     places = [(job, JobFolder(folder / job.name, seed)) for job in jobs if job.config is not None]
-    # All before the first is written: a refused sweep leaves the folder as it was.
+    # All are checked before the first is written, so that a refused sweep changes nothing.
     for job, place in places:
         _check_settings(job, place)
     for job, place in places:
         if place.result.exists():
-            # A sweep that was killed right after the result has not removed them.
+            # A sweep that was killed right after the result did not remove them.
             remove_checkpoints(place, JobConfig.parse(job.config or {}).save_checkpoints)
         else:
             job.write(folder)
@@ -48,20 +48,20 @@ def write_folders(jobs: Sequence[PlannedJob], folder: Path, seed: int | None) ->
 
 
 def _check_settings(job: PlannedJob, place: JobFolder) -> None:
-    """Refuse settings other than those that a job began with: their results do not belong in one table."""
+    """Refuse settings other than those that a job started with: one table must not mix them."""
     settings = place.path / "config.yml"
     if not place.has_begun() or not settings.exists():
         return
     before, now = JobConfig.load(settings), JobConfig.parse(job.config or {})
     if difference := next(before.differences(now), None):
         raise InputError(
-            f"'{place.path}' was trained with {difference}; a folder holds sweeps of the same settings, so give those, "
-            "choose another -o, or remove the folder"
+            f"'{place.path}' was trained with {difference}; the sweeps in a folder share their settings, so use the "
+            "same, choose another -o, or remove the folder"
         )
 
 
 def progress(folders: Sequence[JobFolder]) -> Progress:
-    """How far a sweep is, judged by the files in its folders."""
+    """The state of a sweep, from the files in its folders."""
     done = tuple(folder for folder in folders if folder.result.exists())
     failed = tuple(folder for folder in folders if folder not in done and folder.failure is not None)
     return Progress(done, failed, tuple(folder for folder in folders if folder not in (*done, *failed)))
@@ -73,11 +73,11 @@ def run_sweep(folders: Sequence[JobFolder], cluster: Cluster, *, retry_failed: b
     Args:
         folders: The jobs.
         cluster: Where they run.
-        retry_failed: Run failed jobs again; otherwise they are only listed.
-        poll_s: Seconds between looks at them.
+        retry_failed: Rerun failed jobs; otherwise they are only listed.
+        poll_s: Seconds between two polls.
 
     Raises:
-        InputError: If jobs failed, now or before, or were killed; each is listed with its reason and its log.
+        InputError: If jobs failed, now or earlier, or were killed; each is listed with its reason and its log.
     """
     if retry_failed:
         for folder in progress(folders).failed:
@@ -93,7 +93,7 @@ def run_sweep(folders: Sequence[JobFolder], cluster: Cluster, *, retry_failed: b
 
 
 def _watch(folders: Sequence[JobFolder], cluster: Cluster, poll_s: float) -> None:
-    """Start jobs and wait until all are over."""
+    """Start jobs and wait until all have ended."""
     finished = 0
     before = signal.signal(signal.SIGTERM, _leave)
     try:
@@ -117,16 +117,16 @@ def _leave(number: int, _frame: object) -> None:
 def _list_unfinished(after: Progress) -> None:
     for folder in after.failed:
         _log.info("failed: %s\n  %s\n  log: %s", folder.path.name, folder.failure, folder.log)
-    # A killed job wrote no reason. It may have been anything outside it, so it is not kept from running again.
+    # A killed job wrote no reason, and its own settings need not be the cause, so it may run again.
     for folder in after.waiting:
         _log.info("interrupted: %s\n  killed, cancelled or out of memory\n  log: %s", folder.path.name, folder.log)
     if after.failed:
         raise InputError(
-            f"{len(after.failed)} jobs failed and are listed above with their logs; mend the cause and run the command "
-            "again with --retry-failed"
+            f"{len(after.failed)} jobs failed and are listed above with their logs; fix the cause and repeat the "
+            "command with --retry-failed"
         )
     if after.waiting:
         raise InputError(
-            f"{len(after.waiting)} jobs were interrupted and are listed above with their logs; run the command again, "
-            "and they resume"
+            f"{len(after.waiting)} jobs were interrupted and are listed above with their logs; repeat the command "
+            "to resume them"
         )

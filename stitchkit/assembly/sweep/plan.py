@@ -1,4 +1,4 @@
-"""The plan of a sweep: which job stands for each gap and stitcher, or why none does."""
+"""The plan of a sweep: the job for each gap and stitcher, or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class PlannedJob:
     """One job of a sweep, or one that does not apply.
 
     Args:
-        name: Of its folder.
+        name: Name of its folder.
         metadata: The metadata in its folder: architecture, gap and adapter.
-        config: The configuration of the job; None where the stitcher does not apply.
-        adapter: The parts between the two networks; none where there is no adapter.
-        reason: Why the stitcher does not apply.
+        config: The configuration of the job; None if the stitcher does not apply.
+        adapter: The parts between the two networks; empty without an adapter.
+        reason: The reason why the stitcher does not apply.
     """
 
     name: str
@@ -42,7 +42,7 @@ class PlannedJob:
     reason: str = ""
 
     def write(self, folder: Path) -> Path:
-        """Make its folder in `folder`, with `config.yml` and `metadata.yml`, which keeps what a run added to it.
+        """Create its folder in `folder`, with `config.yml` and `metadata.yml`, which keeps facts that a run added.
 
         Raises:
             InputError: If the folder, or anything in it, is a symbolic link.
@@ -80,8 +80,8 @@ def _planned(config: SweepConfig, gap: Gap, stitcher: str) -> PlannedJob:
 
 
 def _uncut(config: SweepConfig) -> list[PlannedJob]:
-    """Jobs that test the two networks as they are: one where they are the same, none where their weights are random."""
-    if not config.job.get("pretrained", True):  # their accuracy would be that of guessing
+    """Jobs that test the two networks uncut: one if they are the same, none if their weights are random."""
+    if not config.job.get("pretrained", True):  # random networks only guess
         return []
     networks = [config.source] if config.source == config.destination else [config.source, config.destination]
     return [
@@ -95,7 +95,7 @@ def _uncut(config: SweepConfig) -> list[PlannedJob]:
 
 
 def _own_preprocessing(config: SweepConfig, network: CutNetwork) -> dict[str, object]:
-    """Settings that normalise a network's images as timm documents it, where the file does not say how.
+    """Settings that normalise a network's images as timm documents, unless the file says how.
 
     In a stitched network only the source sees images, so the destination's own normalisation shows only here.
     """
@@ -124,16 +124,16 @@ def _stitched(config: SweepConfig, gap: Gap, name: str) -> tuple[list[PartSpec],
     adapter = stitcher.parts(given, taken, gap.num_downsamples)
     after = list(config.destination.pieces[gap.last + 1 :])
     if stitcher.keeps_size:
-        # An assembly resizes to the sizes that parts declare. Without them, later pieces run at the source's size.
+        # An assembly resizes to declared sizes; without them, later pieces run at the source's size.
         after = [without_sizes(piece, "in_format", "out_format") for piece in after]
     return list(config.source.pieces[: gap.first]), adapter, after
 
 
 def _finetuned(config: SweepConfig, gap: Gap) -> list[PartSpec]:
-    """The rest of the networks and the down-sampling pieces inside the gap, all of it trained.
+    """The rest of the networks and the down-sampling pieces inside the gap, all trained.
 
     Raises:
-        DoesNotApply: If a piece does not take what the one before it gives.
+        DoesNotApply: If a piece does not accept the output of the previous one.
     """
     # Pieces alternate between down-sampling and the rest of a stage, so those with even numbers down-sample.
     kept = [number for number in range(gap.first, gap.last + 1) if number % 2 == 0]
@@ -144,7 +144,7 @@ def _finetuned(config: SweepConfig, gap: Gap) -> list[PartSpec]:
         assert given is not None, "only the last piece gives no map"
         assert takes is not None, "only the first piece takes an image"
         if given.converted_to(takes) != takes:
-            raise DoesNotApply(f"piece {number} takes {takes}, the piece before it gives {given}")
+            raise DoesNotApply(f"piece {number} takes {takes}, but the previous piece returns {given}")
         given = gives
     return _frozen(
         [*config.source.pieces[: gap.first], *(config.destination.pieces[number] for number in numbers)], False
@@ -156,7 +156,7 @@ def _frozen(parts: Sequence[PartSpec], frozen: bool) -> list[PartSpec]:
 
 
 def table(jobs: Sequence[PlannedJob]) -> str:
-    """A plan as text in columns: gap, stitcher, and the adapter's parameters or why there is no adapter."""
+    """A plan as text in columns: gap, stitcher, and the adapter's parameters or the reason why there is no adapter."""
     lines = [("gap", "down", "stitcher", "adapter params", "")]
     for job in jobs:
         about = job.metadata
@@ -173,7 +173,7 @@ def table(jobs: Sequence[PlannedJob]) -> str:
 def num_params(adapter: Sequence[PartSpec]) -> int:
     """Parameters of the parts of an adapter."""
     count = 0
-    # Built, not computed: blocks of torchvision and timm know best what they have.
+    # Built rather than computed, because the blocks are torchvision's and timm's.
     with torch.device("meta"):
         for part in adapter:
             own = {key: value for key, value in part.arguments.items() if key not in COMMON}

@@ -24,13 +24,13 @@ def sweep_report(folder: str | Path) -> list[Path]:
     A sweep has no pictures while only its uncut networks have results.
 
     Args:
-        folder: The folder that the sweep wrote its jobs into; one may hold several sweeps.
+        folder: The output folder of one or more sweeps.
 
     Returns:
         The files.
 
     Raises:
-        InputError: If there is no result in it.
+        InputError: If it contains no result.
     """
     from stitchkit.assembly.sweep.draw import draw_accuracy_over_parameters, draw_heat_map, draw_learning_curves
 
@@ -43,7 +43,7 @@ def sweep_report(folder: str | Path) -> list[Path]:
         table.to_parquet(draft, index=False)
     for arch, rows in table.groupby("arch"):
         if not (rows["gap"] != "").any():
-            continue  # so far only its uncut networks have results
+            continue  # only its uncut networks have results so far
         for kind, draw in (
             ("heatmap", draw_heat_map),
             ("parameters", draw_accuracy_over_parameters),
@@ -55,7 +55,7 @@ def sweep_report(folder: str | Path) -> list[Path]:
 
 
 def collect(folder: str | Path) -> pd.DataFrame:
-    """One row for each job, seed and epoch, with what its folder says of the job; accuracies are in percent.
+    """One row for each job, seed and epoch, with the metadata of the job; accuracies are in percent.
 
     Raises:
         InputError: If there is no result in the folder, or a file in it is damaged.
@@ -64,24 +64,26 @@ def collect(folder: str | Path) -> pd.DataFrame:
 
     place = Path(folder)
     if not place.is_dir():
-        raise InputError(f"folder '{folder}' does not exist; give the -o of a sweep")
+        raise InputError(f"folder '{folder}' does not exist; name the output folder (-o) of a sweep")
     tables = [
         _rows(result, about)
         for file in sorted(place.glob("*/metadata.yml"))
-        if "arch" in (about := _about(file))  # other jobs than a sweep's have none
+        if "arch" in (about := _about(file))  # jobs outside sweeps have none
         for result in sorted(file.parent.glob("result*.csv"))
     ]
     if not tables:
-        raise InputError(f"folder '{folder}' holds no results of a sweep; run one with stitchkit sweep -c FILE -o DIR")
+        raise InputError(
+            f"folder '{folder}' contains no results of a sweep; run one with stitchkit sweep -c FILE -o DIR"
+        )
     return pd.concat(tables, ignore_index=True)
 
 
 def _about(file: Path) -> dict[str, object]:
-    """The metadata in a job's folder; the architecture begins the names of pictures, so it must not be a path."""
+    """The metadata in a job's folder; names of pictures begin with the architecture, so it must not be a path."""
     about = read_metadata(file)
     arch = str(about.get("arch"))
     if "/" in arch or "\0" in arch:
-        raise InputError(f"'{file}' has arch {arch!r}; it must be a name without '/', as the sweep's file has")
+        raise InputError(f"'{file}' has arch {arch!r}; it must be a name without '/', like that of the sweep's file")
     return about
 
 
@@ -98,7 +100,7 @@ def _rows(result: Path, about: dict[str, object]) -> pd.DataFrame:
     rows = raw.rename(columns=_COLUMNS)[[name for old, name in _COLUMNS.items() if old in raw]]
     tests = raw[[name for name in raw if _TEST_ACCURACY.fullmatch(name)]]
     plain = {key: value for key, value in about.items() if not isinstance(value, dict | list)}
-    # A picture has one value for each job, so that of several data sets is their mean.
+    # A picture has one value per job, so several data sets are averaged.
     accuracy = 100 * tests.mean(axis=1)
     seed = int(named.group(1)) if named else pd.NA
     return rows.assign(job=result.parent.name, seed=seed, gap=gap, test_accuracy=accuracy, **plain)

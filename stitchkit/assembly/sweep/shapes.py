@@ -1,4 +1,4 @@
-"""The shapes that pieces of a network take and give, found by a dry run and compared with what they declare."""
+"""Input and output shapes of a network's pieces, from a dry run, compared with the declared ones."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from stitchkit.networks.layout import Layout
 
 
 class PieceShapes(NamedTuple):
-    """The full layouts of what a piece of a network takes and gives.
+    """The full layouts of a piece's input and output.
 
     Args:
         takes: None for the first piece, which takes an image.
-        gives: None for the last piece, which gives logits.
+        gives: None for the last piece, which returns logits.
     """
 
     takes: Layout | None
@@ -28,10 +28,10 @@ class PieceShapes(NamedTuple):
 
 
 def piece_shapes(pieces: Sequence[PartSpec], image_size: int) -> tuple[PieceShapes, ...]:
-    """The shapes that each piece of a network takes and gives, found without weights and without memory.
+    """Input and output shapes of each piece of a network, found without weights and memory.
 
     Args:
-        pieces: The network, all of it.
+        pieces: All pieces of the network.
         image_size: Side of an image.
 
     Raises:
@@ -43,7 +43,7 @@ def piece_shapes(pieces: Sequence[PartSpec], image_size: int) -> tuple[PieceShap
     found = _run_dry(pieces, image_size)
     for piece, (takes, gives) in zip(pieces, found, strict=True):
         _compare(piece, "in_format", "takes", takes)
-        _compare(piece, "out_format", "gives", gives)
+        _compare(piece, "out_format", "returns", gives)
     return found
 
 
@@ -63,21 +63,21 @@ def _at(piece: PartSpec, key: str) -> Iterator[None]:
 
 
 def _compare(piece: PartSpec, key: str, does: str, shape: Layout | None) -> None:
-    """Compare what a piece declares with what it does."""
+    """Compare a declared format with the actual shape."""
     declared = _declared(piece, key)
     if declared is None or shape is None:
         return
     if declared.channels in (None, shape.channels) and declared.positions in (None, shape.positions):
         return
     with _at(piece, key):
-        raise InputError(f"it says {declared}, but the piece {does} {shape}; correct the one or the other")
+        raise InputError(f"it is {declared}, but the piece {does} {shape}; correct one of them")
 
 
 def _run_dry(pieces: Sequence[PartSpec], image_size: int) -> tuple[PieceShapes, ...]:
     # On the meta device nothing is computed: twelve published sweeps are planned in seconds, without weights.
     with torch.device("meta"):
         size = (3, image_size, image_size)
-        # Without declared sizes nothing is resized, and each piece shows what it does by itself. Images may be resized.
+        # Without declared sizes nothing is resized, so each piece shows its own shapes; only images may be resized.
         first = without_sizes(pieces[0], "out_format")
         bare = (first, *(without_sizes(piece, "in_format", "out_format") for piece in pieces[1:]))
         network = check_network(NetworkSpec(bare), num_classes=1, input_size=size, pretrained=False).eval()
@@ -91,13 +91,13 @@ def _run_dry(pieces: Sequence[PartSpec], image_size: int) -> tuple[PieceShapes, 
             taken.append(None if before is None else _shape(x, piece, "in_format", before))
             x = part(x)
             if len(taken) < len(pieces) and _declared(piece, "out_format") is None:
-                raise InputError(f"{piece.place} has no out_format, which a sweep has to know; give img, token or bert")
+                raise InputError(f"{piece.place} has no out_format, which a sweep needs; declare img, token or bert")
             given.append(_shape(x, piece, "out_format") if len(taken) < len(pieces) else None)
     return tuple(map(PieceShapes, taken, given))
 
 
 def without_sizes(piece: PartSpec, *keys: str) -> PartSpec:
-    """A piece that declares the names of its formats under some keys, but no sizes."""
+    """A piece whose formats under these keys are declared by name only, without sizes."""
     names = {key: found.name for key in keys if (found := _declared(piece, key))}
     return replace(piece, arguments={**piece.arguments, **names})
 
@@ -109,8 +109,8 @@ def _shape(x: torch.Tensor, piece: PartSpec, key: str, otherwise: Layout | None 
     with _at(piece, key):
         shape = layout.sized(x)
         if not shape.positions:
-            raise InputError(f"it is {layout}, which has no positions; only the last piece may give that")
+            raise InputError(f"it is {layout}, which has no positions; only the last piece may return that")
         height, width = shape.grid
         if height != width:
-            raise InputError(f"{shape} is not square; sweeps halve one side, so use square images")
+            raise InputError(f"{shape} is not square; sweeps need square images")
     return shape

@@ -1,4 +1,4 @@
-"""Stitchers: how a sweep bridges a gap, from the shapes on its two sides to the parts that stand between them.
+"""Stitchers: the parts that bridge a gap in a sweep, from the shapes on its two sides.
 
 Source: the sweeps of "Bridging Large Gaps in Neural Network Representations with Model Stitching".
 """
@@ -15,11 +15,11 @@ from stitchkit.assembly.parts.spec import PartSpec
 from stitchkit.networks.layout import NAMES, Layout
 
 FINETUNE = "finetune"
-"""The stitcher without an adapter: what is left of the networks is trained whole."""
+"""The stitcher without an adapter, which trains all remaining pieces."""
 
 
 class DoesNotApply(Exception):
-    """A stitcher cannot bridge a gap; the message is the reason, to be shown in a plan."""
+    """A stitcher cannot bridge a gap; the message is the reason, for the plan."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Stitcher:
         """The adapter between two pieces: a chain of trainable parts.
 
         Args:
-            source: Full layout of what the last piece before the gap gives.
-            destination: Full layout of what the first piece after the gap takes.
-            num_downsamples: How many times the gap halves the map; the chain has as many units, at least one.
+            source: Full layout of the output of the last piece before the gap.
+            destination: Full layout of the input of the first piece after the gap.
+            num_downsamples: Number of times that the gap halves the map, and of units in the chain, at least one.
 
         Raises:
             DoesNotApply: If this stitcher has no unit for such shapes.
@@ -69,8 +69,8 @@ class Stitcher:
         if self.resize == "stride" and not image_like:
             raise DoesNotApply("a stride needs an image-like side; both sides are sequences")
         both_bert = source.name == destination.name == "bert"
-        # A class token survives only between two networks that have one. Elsewhere the published sweeps let it become
-        # part of every position, which is what conversion to `token` does.
+        # A class token survives only between two networks that have one. Otherwise the published sweeps make it part of
+        # every position, as the conversion to `token` does.
         start = source.converted_to(NAMES["img" if image_like else "bert" if both_bert else "token"])
         channels = _halvings(start.width, destination.width, num_downsamples)
         first, last = start.grid[0], (start if self.keeps_size else destination).grid[0]
@@ -79,19 +79,19 @@ class Stitcher:
         return [self._part(build, _UnitSpec(start, *channel, *side)) for channel, side in steps]
 
     def _part(self, build: _Build, step: _UnitSpec) -> PartSpec:
-        """One unit with the shape that it takes, to which the assembly resizes what arrives in another one."""
+        """One unit with its declared input shape, to which the assembly resizes its input."""
         unit = build(step)
-        # Rounded up: a strided unit of an odd side keeps the last row, as the networks' own do.
+        # Rounded up, because a strided unit keeps the last row of an odd side, as the networks' own blocks do.
         stride = {"stride": math.ceil(step.in_side / step.out_side)} if self.resize == "stride" else {}
         side = step.out_side if self.resize == "before" else step.in_side
-        # Declared, so that the assembly resizes to it: that is all that `before` and `after` mean.
+        # The assembly resizes to the declared shape: `before` and `after` mean nothing else.
         positions = (side, side) if step.layout.is_map else (side**2,)
         taken = replace(step.layout, channels=step.in_channels, positions=positions)
         return replace(unit, arguments={**unit.arguments, **stride, "in_format": taken.declare()})
 
 
 def _halvings(start: int, end: int, count: int, *, grows: bool = True) -> list[int]:
-    """From `start` to `end` in `max(count, 1)` steps of a factor of two, none past `end`; the last goes all the way."""
+    """From `start` to `end` in `max(count, 1)` steps of a factor of two, clamped at `end`; the last one reaches it."""
     if end >= start:
         values = [min(start * 2**step, end) if grows else end for step in range(max(count, 1))]
     else:
@@ -100,7 +100,7 @@ def _halvings(start: int, end: int, count: int, *, grows: bool = True) -> list[i
 
 
 def _unit(name: str, *, image_like: bool) -> _Build:
-    """How one unit of an adapter is built.
+    """The function that builds one unit of an adapter.
 
     Raises:
         DoesNotApply: If there is no such unit between sequences.
@@ -130,8 +130,10 @@ def _channels(step: _UnitSpec) -> dict[str, object]:
 
 def _vision_transformer(step: _UnitSpec) -> PartSpec:
     if step.in_channels != step.out_channels:
-        raise DoesNotApply(f"a ViT block keeps its channels; {step.in_channels} must become {step.out_channels}")
-    # Heads of 64 channels, as ViTs have them, or the nearest number that divides the channels.
+        raise DoesNotApply(
+            f"a ViT block cannot change the number of channels, {step.in_channels}, to {step.out_channels}"
+        )
+    # Heads of 64 channels, as in ViTs, or as near to that as the channels allow.
     heads = math.gcd(step.in_channels, max(1, step.in_channels // 64))
     return PartSpec("VisionTransformerBlock", {"embed_dim": step.in_channels, "num_heads": heads})
 

@@ -1,4 +1,4 @@
-"""One job of a sweep: its folder, the state it is in, and how it runs wherever submitit puts it."""
+"""One job of a sweep: its folder, its state, and its run in a process of submitit."""
 
 from __future__ import annotations
 
@@ -36,32 +36,32 @@ class JobFolder:
 
     @property
     def result(self) -> Path:
-        """The file that a run writes last; a run that has it is done."""
+        """The file that a run writes last, when it is done."""
         return self.path / ("result.pkl" if self.seed is None else f"result-{self.seed}.pkl")
 
     @property
     def log(self) -> Path:
-        """The output of the job, over all its starts."""
+        """The output of the job, over all its runs."""
         return self.path / "log.txt"
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of what an interrupted run resumes from."""
+        """The folder of checkpoints, from which an interrupted run resumes."""
         return self.result.with_suffix("")
 
     @property
     def submission(self) -> Path:
-        """The file with the number that Slurm gave the run."""
+        """The file with Slurm's number of the run."""
         return self.result.with_suffix(".slurm")
 
     @property
     def number(self) -> str:
-        """The number that Slurm gave the run; empty where it was not submitted."""
+        """Slurm's number of the run; empty if it was not submitted."""
         return self.submission.read_text().strip() if self.submission.exists() else ""
 
     @property
     def failure(self) -> str | None:
-        """Why the run failed; None where it did not."""
+        """The reason why the run failed; None if it did not."""
         return self._failed.read_text().strip() if self._failed.exists() else None
 
     @property
@@ -75,16 +75,16 @@ class JobFolder:
 
     @property
     def is_running(self) -> bool:
-        """Whether some process runs it now, perhaps one that outlived a killed sweep."""
+        """Whether a process runs it now, perhaps one that outlived a killed sweep."""
         return is_held(self.checkpoints / ".train.lock")
 
     def has_begun(self) -> bool:
-        """Whether a run of any seed has left something that a run of other settings must not be mixed with."""
+        """Whether a run of any seed has left files that must not be mixed with those of other settings."""
         return any(True for pattern in ("result*.pkl", "result*/*.pth") for _ in self.path.glob(pattern))
 
     def fail(self, reason: str) -> None:
-        """Record that the run failed; it is not started again until a person asks for it."""
-        # The first reason stays: the other ranks fail because one did, and know less.
+        """Record that the run failed; it is not restarted until the user asks for it."""
+        # The first reason is kept: the other ranks fail because of the first, and know less.
         with contextlib.suppress(FileExistsError), opened(self._failed, "x") as file:
             file.write(reason + "\n")
 
@@ -94,7 +94,7 @@ class JobFolder:
 
 
 class SweepJob:
-    """A job as submitit runs it; after a preemption it starts again and resumes from its newest checkpoint.
+    """A job for submitit; after a preemption it restarts and resumes from its newest checkpoint.
 
     Args:
         folder: The folder of the job.
@@ -107,7 +107,7 @@ class SweepJob:
         """Run the job to its end in this process, which is one rank of it.
 
         Raises:
-            InputError: If the job cannot run as its configuration asks; its log says why.
+            InputError: If the job cannot run as configured; its log says why.
         """
         if self.folder.result.exists():
             return
@@ -116,10 +116,10 @@ class SweepJob:
         _handle_preemption_here_alone()
         try:
             self._run()
-        except Stopped:  # by a person; the job resumes when the sweep is run again
+        except Stopped:  # by the user; the job resumes when the sweep is repeated
             raise
         except Exception as error:
-            # A job that outlived its sweep may hold the folder. That is not a failure: the sweep waits for it.
+            # A job that outlived its sweep may hold the folder; the sweep waits for it, so this is not a failure.
             if not self.folder.is_running:
                 self.folder.fail(str(error) or type(error).__name__)
             if isinstance(error, InputError):
@@ -127,7 +127,7 @@ class SweepJob:
             raise
 
     def checkpoint(self) -> DelayedSubmission:
-        """The job that submitit starts after a preemption: the same again."""
+        """The job that submitit starts after a preemption: this one."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(SweepJob(self.folder))
@@ -140,23 +140,23 @@ class SweepJob:
 
         folder, settings = self.folder, self.folder.path / "config.yml"
         wanted = JobConfig.load(settings)
-        # Checkpoints are what an interrupted job resumes from, whether or not a person wants to keep them.
+        # An interrupted job resumes from checkpoints, even if the user does not want to keep them.
         changes: dict[str, object] = {
             "save_checkpoints": True, "save_dir": str(folder.checkpoints), "metrics_output": str(folder.result)
         }  # fmt: skip
         if folder.seed is not None:
             changes["seed"] = folder.seed  # a sweep of another seed may have rewritten the file since
-        # Not without a checkpoint: to resume would take the place of the file's load_from.
+        # Only with a checkpoint, because resume_from would override the file's load_from.
         if JobCheckpoints(folder.checkpoints).candidates():
             changes["resume_from"] = AUTO
         run_job(wanted.override(**changes), settings)
-        # Only the first rank saves, and another may be done before it is.
+        # Only the first rank saves, and others may finish earlier.
         if _is_primary():
             remove_checkpoints(folder, wanted.save_checkpoints)
 
 
 def remove_checkpoints(folder: JobFolder, are_wanted: bool) -> None:
-    """Remove what a job that is done no longer needs, unless a person wants to keep it."""
+    """Remove the checkpoints of a finished job, unless the user wants to keep them."""
     if not are_wanted:
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
 
@@ -172,7 +172,7 @@ def _write_to(log: Path) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     with opened(log, "a") as file:
-        # The descriptors, not Python's streams: libraries in C print too.
+        # Redirect the descriptors, not Python's streams, because libraries in C print too.
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     level = logging.INFO if _is_primary() else logging.ERROR
@@ -185,12 +185,12 @@ def _join_ranks() -> None:
     from submitit.helpers import TorchDistributedEnvironment
 
     if JobEnvironment().num_tasks > 1:
-        # Each rank sees all GPUs of the job and takes the one of its number.
+        # Each rank sees all GPUs of the job and uses the one with its number.
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
 
 
 def _handle_preemption_here_alone() -> None:
-    """Keep loader processes, which inherit submitit's signal handler, from requeueing the job once more."""
+    """Keep loader processes, which inherit submitit's signal handler, from requeueing the job again."""
     here, answer = os.getpid(), signal.getsignal(signal.SIGUSR2)
     if callable(answer):
         signal.signal(signal.SIGUSR2, lambda number, frame: answer(number, frame) if os.getpid() == here else None)

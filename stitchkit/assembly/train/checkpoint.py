@@ -1,4 +1,4 @@
-"""Checkpoints of a job: all that it needs to resume, and weights to start from."""
+"""Checkpoints of a job: everything that it needs to resume, and weights to start from."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _logger = logging.getLogger(__name__)
 _FORMAT = "stitchkit job 1"
 _START_ANEW = "start from its weights with --load-from"
 
-# Settings that a resumed job must keep, beside its training, and those of the training that may grow.
+# Settings that a resumed job must keep in addition to those of its training, of which two may change.
 _NETWORK = ("model", "assembly", "head", "reformat_options", "unfrozen")
 _MAY_CHANGE = ("train_config.epochs", "train_config.max_steps")
 
@@ -40,13 +40,13 @@ _HEADER: Mapping[str, rules.Schema] = {
 
 
 class JobCheckpoints(CheckpointFiles):
-    """The checkpoints of a job: `checkpoint.pth` is the newest, `model-<step>.pth` are those of epochs' ends."""
+    """The checkpoints of a job: `checkpoint.pth` is the newest, `model-<step>.pth` are those of completed epochs."""
 
     def __init__(self, folder: Path):
         super().__init__(folder, newest="checkpoint.pth", previous="previous.pth", kept="model-{}.pth")
 
     def save(self, state: Mapping[str, object], *, step: int, keep: bool) -> Path:
-        """Write the state of a job after a step, under a name of its own where it is to be kept; the newest file."""
+        """Write the state of a job after a step, with `keep` also under its own name; returns the newest file."""
         content = {"format": _FORMAT, **state, "step": step}
         if keep:
             self.write_epoch(step, content)
@@ -56,12 +56,12 @@ class JobCheckpoints(CheckpointFiles):
 
 
 def load_weights(network: nn.Module, path: str, *, strict: bool) -> None:
-    """Start from the weights in a file, and note on the network that its classifier is from there, if it is.
+    """Start from the weights in a file, and note the file as the origin of the classifier if it has that.
 
     Args:
         network: The network.
-        path: The file, ours, a published one or any of named weights.
-        strict: It must have all names and no others; else what fits is loaded, and the log says how much that is.
+        path: A checkpoint of ours, a published one or any file of named weights.
+        strict: The file must have exactly the network's names; otherwise fitting weights are loaded and counted.
 
     Raises:
         InputError: If it cannot be read, or does not fit.
@@ -73,7 +73,7 @@ def load_weights(network: nn.Module, path: str, *, strict: bool) -> None:
     weights, own = weights_of(content), network.state_dict()
     fitting = {name: value for name, value in weights.items() if name in own and not misfit(name, value, own[name])}
     if not fitting:
-        raise InputError(f"checkpoint '{path}' has nothing that fits this network; check the path")
+        raise InputError(f"checkpoint '{path}' has no weights that fit this network; check the path")
     network.load_state_dict(fitting, strict=False)
     if next(reversed(own)) in fitting:  # the last weights are the classifier's
         note_origin(network, content, path)
@@ -83,23 +83,23 @@ def load_weights(network: nn.Module, path: str, *, strict: bool) -> None:
 def resume(
     network: nn.Module, trainer: Trainer | None, path: str, settings: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Position | None]:
-    """Put a job back to where it stood.
+    """Restore the state of a job.
 
     Args:
         network: The network.
-        trainer: Trains the network; None where nothing is trained.
+        trainer: Trains the network; None if nothing is trained.
         path: The checkpoint.
         settings: All settings of the job, as plain data.
 
     Returns:
-        The content of the file, and where this rank resumes within the next epoch; None at its start.
+        The content of the file, and the position of this rank within the next epoch; None at its start.
 
     Raises:
-        InputError: If it is not a checkpoint of a job, or is of a different one.
+        InputError: If it is not a checkpoint of a job, or is that of a different one.
     """
     content, _ = read_alike(path)
     if content.get("format") != _FORMAT:
-        raise InputError(f"checkpoint '{path}' holds no state of a job of stitchkit; {_START_ANEW}")
+        raise InputError(f"checkpoint '{path}' contains no state of a stitchkit job; {_START_ANEW}")
     rules.check_saved(content, path, _HEADER, {"steps_per_epoch": rules.whole(1)})
     _check_settings(content["config"], settings, path, trains=trainer is not None)
     load_content(network, content, path)
@@ -114,11 +114,11 @@ def resume(
 
 
 def _check_rows(content: Mapping[str, Any], path: str, position: Position | None, *, trains: bool) -> None:
-    """Check that the rows of the result lead up to where the job stands."""
+    """Check that the rows of the result lead up to the position of the job."""
     places = [(row.get("Epoch"), row.get("Step")) for row in content["rows"]]
     if any(None in place for place in places) or places != sorted(set(places)):
         raise InputError(f"checkpoint '{path}' is damaged: its rows are not in the order of their epochs")
-    if not trains and "within" in content:  # where in the epoch it stands was not read
+    if not trains and "within" in content:  # the position was not read
         return
     epoch, step = places[-1] if places else (None, None)
     done = 0 if position is None else position.done
@@ -127,14 +127,14 @@ def _check_rows(content: Mapping[str, Any], path: str, position: Position | None
 
 
 def _restore_schedule(content: Mapping[str, Any], trainer: Trainer, position: Position | None, path: str) -> None:
-    """Restore the schedule, once it is known to stand where the job does."""
+    """Restore the schedule, after checking that it is at the position of the job."""
     schedule = trainer.schedule
     if not isinstance(schedule, JobSchedule):
         return
     is_over = position is not None and position.done == len(trainer.steps(content["epoch"]))
     done = content["epoch"] + is_over if schedule.cadence == "epochs" else content["step"]
     schema = _schedule_schema(schedule, done)
-    used = {"used": schema.pop("used")}  # jobs before this version did not save it
+    used = {"used": schema.pop("used")}  # older versions did not save it
     try:
         rules.check(content["scheduler"], rules.fields(schema, used), "scheduler")
     except InputError as error:
@@ -143,7 +143,7 @@ def _restore_schedule(content: Mapping[str, Any], trainer: Trainer, position: Po
 
 
 def _schedule_schema(schedule: JobSchedule, done: int) -> dict[str, rules.Schema]:
-    """The state of a schedule after so many steps: as its settings made it, except for what changes with each."""
+    """The schema of a schedule's state after `done` steps: its own, except for values that change with each step."""
     moving: dict[str, rules.Schema] = {
         "last_epoch": rules.whole(-1, done),
         "_step_count": rules.whole(0, done + 2),
@@ -160,16 +160,16 @@ def _schedule_schema(schedule: JobSchedule, done: int) -> dict[str, rules.Schema
     state = schedule.state_dict()
     inner = rules.like(state["scheduler"], moving)
     assert isinstance(inner, dict)
-    if "last_epoch" in inner:  # of the outermost; the parts of a sequence begin one after the other
+    if "last_epoch" in inner:  # only of the outermost: the parts of a sequence start one after the other
         inner["last_epoch"] = rules.exactly(done)
     return {"done": rules.exactly(done), "used": moving["used"], "scheduler": inner}
 
 
 def _check_step(content: Mapping[str, Any], path: str, trainer: Trainer) -> None:
-    """Check that no step of an epoch is missing that max_steps cut short; such an epoch is over.
+    """Check that the job does not need the steps of an epoch that max_steps cut short.
 
     Raises:
-        InputError: If max_steps ended it within an epoch and the job asks for more steps.
+        InputError: If max_steps ended it within an epoch and the job has more steps.
     """
     most, done = trainer.settings.max_steps, content["step"]
     whole_epochs = content["epoch"] * content.get("steps_per_epoch", trainer.updates_per_epoch)
@@ -181,8 +181,8 @@ def _check_step(content: Mapping[str, Any], path: str, trainer: Trainer) -> None
 
 
 def _check_settings(before: Mapping[str, Any], now: Mapping[str, Any], path: str, *, trains: bool) -> None:
-    """Check that a job resumes with the network and, where it trains, the training that it began with."""
-    before = JobConfig.parse(before).to_dict()  # settings that are newer than the file have their defaults
+    """Check that a job resumes with its network and, if it trains, with its training settings."""
+    before = JobConfig.parse(before).to_dict()  # settings newer than the file have their defaults
     for key in (*_NETWORK, *(("train_config",) if trains else ())):
         for place, old, new in differences(before.get(key), now.get(key), key):
             if place not in _MAY_CHANGE:

@@ -1,4 +1,4 @@
-"""Classes of a job: the files that its logits are from must number them as its data do."""
+"""Classes of a job: the files of its classifiers must number them as its data do."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from stitchkit.classes import Origin, check_classes, origin_of
 
 
 def check_origins(network: nn.Module, classes: Sequence[Sequence[str]], *, strict: bool) -> None:
-    """Check that a network's classifiers, where they are from files, number the classes as the data do.
+    """Check that a network's classifiers, if loaded from files, number the classes as the data do.
 
-    A classifier within the network, whose output feeds other parts, may know any. `classes` are those of each task;
-    `strict` is for a network that is tested as it is.
+    A classifier within the network, whose output feeds other parts, may have any classes. `classes` are those of each
+    task; `strict` is for a network that is tested without training.
 
     Raises:
-        InputError: If the classes are the same in another order, or others where nothing is trained.
+        InputError: If the classes are in another order, or differ and nothing is trained.
     """
     for number, origin in _origins(network, None):
         tasks = classes if number is None else classes[number : number + 1]
@@ -25,7 +25,7 @@ def check_origins(network: nn.Module, classes: Sequence[Sequence[str]], *, stric
 
 
 def _origins(part: nn.Module, number: int | None) -> Iterator[tuple[int | None, Origin]]:
-    """Origins of the parts that give logits, each with the number of its task; None where all tasks share it."""
+    """Origins of the parts that return logits, each with the number of its task; None if all tasks share it."""
     origin = origin_of(part) or origin_of(getattr(part, "net", None))
     if origin is not None:
         yield number, origin

@@ -65,11 +65,11 @@ def _open(config: JobConfig, task: TaskConfig, place: str, world: World) -> Task
 
 
 def _classes(known: tuple[str, ...], task: TaskConfig, place: str) -> tuple[str, ...]:
-    """Names of the classes of a data set, or their numbers where a person says how many there are."""
+    """Class names of a data set, or numbers if `num_classes` is set."""
     if not known and task.num_classes is None:
         raise InputError(
-            f"{place}.dataset: the classes of '{task.dataset}' are not known; a job needs labels that are names of "
-            "classes or whole numbers from 0, or an image folder with one folder a class, or num_classes"
+            f"{place}.dataset: the classes of '{task.dataset}' are not known; a job needs labels that are class "
+            "names or whole numbers from 0, an image folder with one folder per class, or num_classes"
         )
     if known and task.num_classes not in (None, len(known)):
         raise InputError(
@@ -86,7 +86,7 @@ def _loader(
     options: dict[str, Any] = {"batch_size": task.batch_size, "pin_memory": world.device.type == "cuda"}
     options["num_workers"] = workers
     if isinstance(dataset, IterableDataset):
-        dataset.set_loader_cfg(num_workers=workers)  # type: ignore[attr-defined] # timm's: it counts by it
+        dataset.set_loader_cfg(num_workers=workers)  # type: ignore[attr-defined] # timm's method: its length depends on it
         loader: DataLoader[Any] = DataLoader(dataset, **options)
         most = settings.max_batches and -(-settings.max_batches // world.size)
         return DirectLoader(loader, device=world.device, dtype=torch.float32, max_batches=most)
@@ -94,14 +94,14 @@ def _loader(
     sampler: DistributedSampler[Any] = DistributedSampler(
         images, world.size, world.rank, shuffle=training, seed=settings.seed
     )
-    # A batch of one image has no batch statistics, and norms refuse it.
+    # Batch norms reject a batch of one image, which has no statistics.
     lone = len(sampler) > task.batch_size and len(sampler) % task.batch_size == 1
     loader = DataLoader(images, sampler=sampler, drop_last=training and lone, **options)
     return DirectLoader(loader, device=world.device, dtype=torch.float32)
 
 
 def _some(dataset: Dataset[Any], config: JobConfig, task: TaskConfig) -> Dataset[Any]:
-    """The data set, or the random part of it that `max_batches` asks for; the same on all ranks and when resumed."""
+    """The data set, or `max_batches` random batches of it, the same on all ranks and after a resume."""
     train, size = config.train_config, len(dataset)  # type: ignore[arg-type]
     if not size:
         raise InputError(f"data set '{task.dataset}' has no images; check its folder")
@@ -112,12 +112,9 @@ def _some(dataset: Dataset[Any], config: JobConfig, task: TaskConfig) -> Dataset
 
 
 class TrainingLoader:
-    """The batches of a training step: one of each task; it measures how long they are waited for.
+    """The batches of training steps, one from each task's loader; it also measures the time spent waiting for them.
 
-    An epoch ends with the longest of the data sets; the others begin again.
-
-    Args:
-        loaders: Of each task.
+    An epoch ends with the longest data set; the others start over.
     """
 
     def __init__(self, loaders: Sequence[DirectLoader]):

@@ -1,4 +1,4 @@
-"""A job: its files, its data, its network and the trainer of that."""
+"""A job: its files, data, network and trainer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _RESULT = "result.pkl"
 
 @dataclass(frozen=True)
 class Places:
-    """Where a job's files are: the folder of its checkpoints, its pickled result, its resolved settings."""
+    """The places of a job's files: the folder of its checkpoints, its pickled result, its resolved settings."""
 
     folder: Path
     result: Path
@@ -44,24 +44,24 @@ class Places:
 
     @property
     def metadata(self) -> Path:
-        """Facts about the job: its cost, its classes, the versions of what ran it."""
+        """Facts about the job: its cost, its classes, and the versions of the software."""
         return self.result.with_name("metadata.yml")
 
 
 def places_of(config: JobConfig, source: Path | None) -> Places:
-    """Where the files of a job go; the file that it was read from is never overwritten.
+    """The places of a job's files; the file that it was read from is never overwritten.
 
     Raises:
-        InputError: If the result has a name that it cannot have, or another file has that of the settings.
+        InputError: If the result cannot have its name, or the settings would overwrite another file.
     """
     stem = source.stem if source else ""
     folder = Path(config.save_dir or Path("outputs", "job" if stem in ("", ".", "..") else stem)).expanduser()
     result = Path(config.metrics_output).expanduser() if config.metrics_output else folder / _RESULT
     if result.suffix != ".pkl":
-        raise InputError(f"metrics_output '{result}' is a pickled table; its name must end with .pkl")
+        raise InputError(f"metrics_output '{result}' must end with .pkl: it is a pickled table")
     settings = result.with_name("config.yml")
     if result.parent != folder and not result.exists() and settings.exists() and settings != source:
-        raise InputError(f"'{settings}' belongs to something else; choose another --metrics-output")
+        raise InputError(f"'{settings}' belongs to another result; choose another --metrics-output")
     if source is not None and source.resolve() == settings.resolve():
         settings = result.with_suffix(".yml")
     return Places(folder, result, settings)
@@ -69,7 +69,7 @@ def places_of(config: JobConfig, source: Path | None) -> Places:
 
 @dataclass
 class Job:
-    """A job that is ready to run; its network is on the device of this rank, its trainer None where it only tests."""
+    """A job that is ready to run; its network is on the device of this rank, its trainer None if it only tests."""
 
     config: JobConfig
     network: nn.Module
@@ -84,11 +84,11 @@ def open_job(config: JobConfig, world: World, source: Path | None, places: Place
     """Open the data, build the network and its trainer; errors name the file that the job was read from.
 
     Raises:
-        InputError: If anything cannot be used as asked; nothing was trained.
+        InputError: If anything cannot be used; nothing has been trained then.
     """
     with naming(source) if source else nullcontext():
-        # First the parts: data may take long to get, and an error in a part should not wait for them. What fits any
-        # number of classes fits one.
+        # First the parts: an error in them should not wait for data that may take long to download. The number of
+        # classes is not known yet; a network that fits one class fits any.
         check_network(config.network, num_classes=1, **_building(config))
         data = open_data(config, world)
         random_seed(config.train_config.seed, 0)  # the same weights on all ranks
@@ -102,15 +102,15 @@ def open_job(config: JobConfig, world: World, source: Path | None, places: Place
 
 
 def _building(config: JobConfig) -> dict[str, Any]:
-    """Arguments of `build_network` beside parts and classes."""
+    """Arguments of `build_network` other than parts and classes."""
     side = config.train_config.resolved_tasks[0].data_preprocessing.image_size
-    # A checkpoint of the whole network replaces all pretrained weights, so none are fetched.
+    # A checkpoint of the whole network replaces all pretrained weights, so none are downloaded.
     replaced = bool(config.resume_from or (config.load_from and config.strict_load))
     return {"input_size": (3, side, side), "pretrained": config.pretrained and not replaced}
 
 
 def _cost(network: nn.Module, data: list[TaskData]) -> dict[str, object]:
-    """Parameters, those that train, and FLOPs for one image."""
+    """Numbers of parameters and of trainable ones, and FLOPs per image."""
     side = data[0].config.data_preprocessing.image_size
     parameters = list(network.parameters())
     try:
@@ -153,14 +153,14 @@ def _trainer(config: JobConfig, task: JobTask, data: list[TaskData], world: Worl
     train = config.train_config
     parameters = [parameter for parameter in task.network.parameters() if parameter.requires_grad]
     if not parameters:
-        raise InputError("every part is frozen, so nothing would be trained; leave one unfrozen, or give --test-only")
+        raise InputError("every part is frozen, so nothing would be trained; unfreeze one, or set --test-only")
     side = data[0].config.data_preprocessing.image_size
     unused = rehearse(task, side, [(each.config.name, len(each.classes)) for each in data])
     optimizer = create_optimizer(train, parameters)
     loader, settings = TrainingLoader([each.train for each in data]), engine_settings(config)
     if len(loader) < settings.grad_accum_steps:
         raise InputError(
-            f"train_config.grad_accum_steps is {settings.grad_accum_steps}, and an epoch has {len(loader)} batches on "
+            f"train_config.grad_accum_steps is {settings.grad_accum_steps}, but an epoch has {len(loader)} batches on "
             "each rank; lower it or batch_size"
         )
     trainer = Trainer(
@@ -181,16 +181,16 @@ def engine_settings(config: JobConfig) -> EngineSettings:
         log_interval=config.print_freq,
         checkpoint_interval=config.checkpoint_interval,
         clip_grad=train.max_grad_norm or None,
-        dist_bn="broadcast",  # a mean would change those of frozen parts in the last bit
+        dist_bn="broadcast",  # a mean would change the last bit of the statistics of frozen parts
     )
 
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Let torch use deterministic algorithms only, where that is wanted; the settings before come back."""
+    """Let torch use only deterministic algorithms if `wanted`, and restore the previous settings."""
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it CUDA's matrix products refuse
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by CUDA's matrix products
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     try:

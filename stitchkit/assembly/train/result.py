@@ -1,4 +1,4 @@
-"""Files that a job writes for people: its trajectory as a table, its settings, and facts about it."""
+"""Result files of a job: its trajectory as a table, its settings, and facts about it."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ Row = dict[str, float]
 
 
 def check_pandas() -> None:
-    """Check that results, which are pandas tables, can be written, before hours are spent on one."""
+    """Check early that results, which are pandas tables, can be written."""
     optional("pandas", "jobs", "a job's result")
 
 
 class Trajectory:
-    """The rows of a job's result: one an epoch, and one for epoch 0.
+    """The rows of a job's result: one per epoch, and one for epoch 0.
 
     Args:
-        path: The pickled frame; the same as CSV is beside it.
-        rows: Rows of epochs that were trained before.
+        path: The pickled frame, which also exists as CSV beside it.
+        rows: Rows of earlier epochs.
     """
 
     def __init__(self, path: Path, rows: list[Row]):
@@ -52,24 +52,24 @@ class Trajectory:
         return pd.DataFrame(self.rows, columns=[*first, *(name for name in columns if name not in first)])
 
     def add(self, row: Row) -> None:
-        """Add an epoch; the CSV has it at once, so that a person can watch."""
+        """Add an epoch and update the CSV, so that users can watch."""
         self.rows.append(row)
         with replacing(self.path.with_suffix(".csv")) as draft:
             self.frame().to_csv(draft, index=False)
 
     def close(self) -> None:
-        """Write the frame: a job whose frame is there is done."""
+        """Write the frame, which marks the job as done."""
         with replacing(self.path) as draft:
             self.frame().to_pickle(draft)
 
 
 def update_metadata(path: Path, content: Mapping[str, object]) -> None:
-    """Write facts about a job beside its result; those that others wrote there stay."""
+    """Add facts about a job to those in its metadata file."""
     write_text(path, settings_text({**read_metadata(path), **content}))
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The facts about a job; empty where there are none yet.
+    """The facts about a job; empty if there are none yet.
 
     Raises:
         InputError: If the file is damaged.

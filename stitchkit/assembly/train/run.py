@@ -39,10 +39,10 @@ _MB = 1024**2
 
 
 def run_job(config: JobConfig, source: str | Path | None = None) -> Path:
-    """Run a job; the file of its result. Every rank calls this, with the file of its settings, which errors name.
+    """Run a job and return the file of its result. Every rank calls this; errors name `source`, the file of the job.
 
     Raises:
-        InputError: If anything cannot be used as asked, or the training fails; the last checkpoint is kept.
+        InputError: If anything cannot be used, or the training fails; the last checkpoint is kept.
     """
     check_pandas()
     source = None if source is None else Path(source)
@@ -61,7 +61,7 @@ def run_job(config: JobConfig, source: str | Path | None = None) -> Path:
 
 
 def _find_resume(config: JobConfig, files: JobCheckpoints, places: Places, world: World) -> JobConfig:
-    """The job with a file in place of `resume_from: auto`, or nothing where there is none yet.
+    """The job with a file, or None if there is none yet, in place of `resume_from: auto`.
 
     Raises:
         InputError: If it would overwrite another job's result or checkpoints.
@@ -120,7 +120,7 @@ def _is_saved(config: JobConfig, row: Row) -> bool:
 
 
 def _begin(job: Job, files: JobCheckpoints) -> tuple[int, Position | None, Trajectory]:
-    """Load what the job starts from: the epochs that are done, where in the next one it resumes, and their rows."""
+    """Load the state that the job starts from: completed epochs, the position in the next one, and their rows."""
     config, rows, start, position = job.config, [], job.config.start_epoch, None
     classes = [list(task.classes) for task in job.data]
     if config.load_from:
@@ -136,7 +136,7 @@ def _begin(job: Job, files: JobCheckpoints) -> tuple[int, Position | None, Traje
         check_origins(job.network, classes, strict=config.test_only)
     if job.trainer is not None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch misses the steps of the epochs that --start-epoch counts as done
+            warnings.simplefilter("ignore")  # torch warns of the steps skipped by --start-epoch
             job.trainer.start_at(start, 0 if position is None else position.done)
         _logger.info(
             "%d epochs of %d steps, learning rate %.3g, %d of %d parameters train, into %s",
@@ -150,7 +150,7 @@ def _train(
     job: Job, trainer: Trainer, files: JobCheckpoints, exam: Exam, trajectory: Trajectory, *,
     add: Callable[[Row], None], start: int, position: Position | None,
 ) -> None:  # fmt: skip
-    """Train to the last epoch, with a row of the result for each."""
+    """Train to the last epoch, adding a row to the result for each."""
     task, epochs = trainer.task, range(start, job.config.train_config.epochs)
     assert isinstance(task, JobTask)
     before = trajectory.rows[-1].get("Time/Total", 0.0) if trajectory.rows else 0.0
@@ -165,7 +165,7 @@ def _train(
         check_finite(trainer, trained.number)
         if job.config.eval_checkpoints:
             row |= exam.sit(f"epoch {trained.number + 1}/{epochs.stop}", trained.after_batch)
-        task.forget()  # only now: a validation that a signal ended is saved with what the epoch has counted
+        task.forget()  # only now: if a signal ends the validation, the saved state needs the counts of the epoch
         row["Time/Total"] = before + time.perf_counter() - began
         add(row)
 
@@ -173,7 +173,7 @@ def _train(
 
 
 def _row(job: Job, trainer: Trainer, task: JobTask, trained: TrainedEpoch) -> Row:
-    """The figures of an epoch's training, by the names that the result has for them."""
+    """The figures of an epoch's training, by the columns of the result."""
     schedule, world, seconds = trainer.schedule, job.world, trained.seconds
     row: Row = {
         "Epoch": trained.number + 1,
@@ -196,7 +196,7 @@ def _row(job: Job, trainer: Trainer, task: JobTask, trained: TrainedEpoch) -> Ro
 
 
 def _resident() -> float:
-    """Bytes of memory that this process holds, where the system says so."""
+    """Resident memory of this process in bytes; NaN if the system does not tell."""
     place = Path("/proc/self/statm")
     if not place.exists():
         return math.nan

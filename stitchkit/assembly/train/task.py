@@ -1,4 +1,4 @@
-"""A step of a job: its losses, main and auxiliary, and how many images it gets right."""
+"""A step of a job: its losses, main and auxiliary, and its accuracy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stitchkit.networks.cut.traced import snapshot
 from stitchkit.networks.mode import evaluating
 
 Labels = tuple[torch.Tensor, ...]
-"""Labels of each task, whose images follow one another in the batch."""
+"""Labels of each task; the tasks' images follow one another in the batch."""
 
 
 class Captured:
@@ -25,8 +25,8 @@ class Captured:
     Args:
         network: The network.
         output: Path of the submodule in it.
-        place: The setting that asks for it; errors begin with it.
-        training: Keep outputs of training steps, or else those of tests.
+        place: The setting that names it; errors begin with it.
+        training: Keep outputs of training steps, otherwise those of tests.
 
     Raises:
         InputError: If there is no such submodule.
@@ -47,7 +47,7 @@ class Captured:
             self._value = snapshot(value)  # the next layer may work in place
 
     def take(self) -> object:
-        """Its value in the last forward pass; it is then forgotten, so that none outlives its step.
+        """Return its value in the last forward pass, and forget it, so that none outlives its step.
 
         Raises:
             InputError: If the submodule did not run.
@@ -59,7 +59,7 @@ class Captured:
 
 
 class WeightedLoss(NamedTuple):
-    """A loss beside the main one, of an inner output, with its weight."""
+    """An auxiliary loss of an inner output, with its weight."""
 
     of: Captured
     loss: Loss
@@ -82,13 +82,13 @@ def split(outputs: object, labels: Labels) -> list[torch.Tensor]:
 
 
 class JobTask(Task):
-    """Classification by an assembly, with one loss a task and further losses of its inner outputs.
+    """Classification by an assembly, with one loss per task and auxiliary losses of inner outputs.
 
     Args:
-        network: Images `[B, C, H, W]` to logits, or to a list of logits, one for each task.
+        network: Images `[B, C, H, W]` to logits, or to a list with the logits of each task.
         losses: Loss of each task; the main loss is their mean.
         further: Auxiliary losses; the total is the weighted mean, in which the main loss has weight 1.
-        device: Where the sums are kept.
+        device: The device of the sums.
     """
 
     def __init__(
@@ -98,14 +98,14 @@ class JobTask(Task):
         self.losses = losses
         self.further = further
         self.last = {"loss": torch.zeros((), device=device), "accuracy": torch.zeros(len(losses), device=device)}
-        # for each task: hits and images since `forget`; in float64, which adds up counts beyond 2^24 exactly
+        # Hits and images of each task since `forget`, in float64, because float32 cannot count beyond 2^24.
         self._sums = torch.zeros(len(losses), 2, dtype=torch.float64, device=device)
 
     def forward(self, images: torch.Tensor, labels: Labels, _route: int | None = None) -> dict[str, object]:
         """Loss and outputs of a batch.
 
         Args:
-            images: `[B, C, H, W]`, those of one task after those of another.
+            images: `[B, C, H, W]`, ordered by task.
             labels: Class numbers of each task.
 
         Returns:
@@ -122,14 +122,14 @@ class JobTask(Task):
 
     @staticmethod
     def _mean(outputs: Sequence[torch.Tensor], labels: Labels, losses: Sequence[Loss]) -> torch.Tensor:
-        # Half precision overflows in the exponentials of a loss.
+        # In half precision, the exponentials of a loss would overflow.
         found = [loss(output.float(), own) for loss, output, own in zip(losses, outputs, labels, strict=True)]
         return torch.stack(found).mean()
 
     @torch.no_grad()
     def _count(self, loss: torch.Tensor, outputs: Sequence[torch.Tensor], labels: Labels) -> None:
         hits = torch.stack([(output.argmax(1) == own).sum() for output, own in zip(outputs, labels, strict=True)])
-        # Filled on the device: a list would be copied there, and the host would wait for the GPU.
+        # Filled on the device: copying a list there would make the host wait for the GPU.
         counts = torch.stack([hits.new_full((), len(own)) for own in labels])
         self._sums += torch.stack([hits, counts], dim=1)
         self.last["loss"].copy_(loss.detach())
@@ -144,12 +144,12 @@ class JobTask(Task):
         return [hits / max(count, 1) for hits, count in sum_over_ranks(self._sums.clone()).tolist()]
 
     def forget(self) -> None:
-        """Start counting again."""
+        """Reset the counts."""
         self._sums.zero_()
 
 
 class Judged(nn.Module):
-    """A network as it is judged on one task: images to its logits, or to a captured output."""
+    """A network for the evaluation of one task: images to its logits, or to a captured output."""
 
     def __init__(self, network: nn.Module, number: int, output: Captured | None):
         super().__init__()
@@ -164,40 +164,42 @@ class Judged(nn.Module):
 
 
 def rehearse(task: JobTask, side: int, classes: Sequence[tuple[str, int]]) -> list[str]:
-    """Run a task once on blank images, before anything is trained, to check that outputs and losses fit the data.
+    """Run a task once on blank images before training, to check that outputs and losses fit the data.
 
     Args:
-        task: Not yet distributed.
-        side: Of an image.
-        classes: Name of each data set, and how many classes it has.
+        task: The task, not yet distributed.
+        side: Side of an image.
+        classes: Name and number of classes of each data set.
 
     Returns:
         Names of trainable parameters that the loss does not depend on.
 
     Raises:
-        InputError: If outputs do not fit the tasks, or a loss refuses them.
+        InputError: If outputs do not fit the tasks, or a loss rejects them.
     """
     network = task.network
     images = torch.zeros(2 * len(classes), 3, side, side, device=task.device)
     labels = tuple(torch.zeros(2, dtype=torch.long, device=task.device) for _ in classes)
     trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
-    with evaluating(network):  # a norm would count the blank images
+    with evaluating(network):  # in training mode, norms would count the blank images
         outputs = network(images)
         if isinstance(outputs, list | tuple) and len(outputs) != len(classes):
-            raise InputError(f"the network has {len(outputs)} outputs for {len(classes)} data sets; it needs one each")
+            raise InputError(
+                f"the network has {len(outputs)} outputs for {len(classes)} data sets; it needs one per data set"
+            )
         for number, (name, count) in enumerate(classes):
             shape = list(output_of(outputs, number).shape)
             if len(shape) != 2 or shape[1] < max(count, 1):
                 raise InputError(
-                    f"the network gives {shape[1:]} for an image, data set '{name}' has {count} classes; "
-                    "end it with a part that gives one value for each class, such as head: {ClassifierHead: {}}"
+                    f"the network returns {shape[1:]} per image, but data set '{name}' has {count} classes; "
+                    "end it with a part that returns one value per class, such as head: {ClassifierHead: {}}"
                 )
         try:
             loss = task(images, labels)["loss"]
             if trained:
                 loss.backward()
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise InputError(f"train_config.loss_fn: a loss refuses outputs and labels: {error}") from error
+            raise InputError(f"train_config.loss_fn: a loss rejects outputs and labels: {error}") from error
     unused = [name for name, parameter in trained.items() if parameter.grad is None]
     network.zero_grad(set_to_none=True)
     task.forget()

@@ -1,4 +1,4 @@
-"""Test the network of a job: its figures of merit on the test images of every data set."""
+"""Tests of a job's network: its figures of merit on the test images of every data set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Exam:
-    """Tests the network, and its moving average where it has one, on the test images of every task.
+    """Tests the network, and its moving average if it has one, on the test images of every task.
 
     Each image counts once over all ranks.
 
@@ -39,7 +39,7 @@ class Exam:
         ]
 
     def sit(self, when: str, after_batch: Callable[[], None] = lambda: None) -> dict[str, float]:
-        """Figures of every metric on every data set, by the names that the result has for them.
+        """Figures of every metric on every data set, by the columns of the result.
 
         `when` begins the log line; `after_batch` is called after each batch, equally often on all ranks.
         """
@@ -63,12 +63,12 @@ class Exam:
 
 
 def _captured(network: nn.Module, metric: Metric, number: int) -> Captured | None:
-    """The inner output that a metric judges; None for the network's own output."""
+    """The inner output for a metric; None for the network's own output."""
     return None if metric.output is None else Captured(network, metric.output, f"metrics[{number}]", training=False)
 
 
 def _figures(metric: Metric, found: Score) -> dict[str, float]:
-    """Shares of images, as published, not percent."""
+    """Figures as shares of the images, as in the publication, not in percent."""
     if metric.metric_fn == "accuracy":
         return {"Accuracy": found.acc1 / 100}
     return {f"Top-{k} Accuracy": {1: found.acc1, 5: found.acc5}[k] / 100 for k in metric.ranks}

@@ -1,1 +1,1 @@
-"""The tracer: networks as steps by way of torch.fx, where no view says what the steps are."""
+"""The tracer: finds the steps of networks without a view, by torch.fx."""

@@ -1,4 +1,4 @@
-"""The flow of tensors in the graph of a model: those that enter and leave a place, and those that pass by it."""
+"""The flow of tensors in a model's graph: those that enter, leave and bypass a place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stitchkit.networks.steps import INPUT
 class Flow:
     """The nodes of a trace between the model's input and its output.
 
-    Nodes that do not depend on the input, such as parameters, cross every cut freely: each slice has its own.
+    Nodes that do not depend on the input, such as parameters, may cross any cut: each slice has its own.
     """
 
     def __init__(self, trace: Trace):
@@ -25,7 +25,7 @@ class Flow:
         every = list(trace.graph.nodes)
         self.source, self.sink = every[0], every[-1]
         self.result = self.sink.args[0]
-        # Dead ends are left out too: a tensor that the output does not need cannot stand in the way of a cut.
+        # Dead ends are left out too: a tensor that the output does not need cannot prevent a cut.
         needed = self.between({self.source}, [self.sink]) & {self.source, *self.later(self.source)}
         self.nodes = [node for node in every if node in needed]
         self.place = {node: place for place, node in enumerate(self.nodes)}
@@ -43,7 +43,7 @@ class Flow:
 
     @staticmethod
     def between(starts: Iterable[fx.Node], ends: Iterable[fx.Node]) -> set[fx.Node]:
-        """All that the ends need, given the starts, both with them."""
+        """All nodes that the ends need, given the starts; includes both."""
         given, found, left = set(starts), set[fx.Node](), list(ends)
         while left:
             node = left.pop()
@@ -54,7 +54,7 @@ class Flow:
 
     @staticmethod
     def later(start: fx.Node) -> set[fx.Node]:
-        """All that depends on a node."""
+        """All nodes that depend on a node."""
         found, left = set[fx.Node](), [start]
         while left:
             for user in left.pop().users:
@@ -74,15 +74,15 @@ class Flow:
         return regions
 
     def entering(self, name: str) -> list[fx.Node]:
-        """The tensors that a module or function takes from what ran before it."""
+        """The tensors that a module or function takes from earlier nodes."""
         region = self.regions[name]
-        if region == [self.source]:  # the input itself: nothing runs before it
+        if region == [self.source]:  # the input itself, before which nothing runs
             return region
         inside = set(region)
         return _tensors(argument for node in region for argument in self.before(node) if argument not in inside)
 
     def leaving(self, name: str) -> list[fx.Node]:
-        """The tensors of a module or function that are used after it; of a tuple, those that are taken out of it."""
+        """The tensors of a module or function that later nodes use; of a tuple, the items that are used."""
         region = self.regions[name]
         inside = set(region)
         left = [node for node in region if any(user not in inside for user in self.after(node))]
@@ -90,12 +90,12 @@ class Flow:
 
     @cached_property
     def begins(self) -> dict[fx.Node, list[str]]:
-        """The modules and functions that take one tensor alone, by that tensor, the smallest first."""
+        """The modules and functions that take only one tensor, by that tensor, the smallest first."""
         return self._names_by(self.entering)
 
     @cached_property
     def ends(self) -> dict[fx.Node, list[str]]:
-        """The modules and functions that give one tensor alone, by that tensor, the smallest first."""
+        """The modules and functions that return only one tensor, by that tensor, the smallest first."""
         return self._names_by(self.leaving)
 
     def _names_by(self, passing: Callable[[str], list[fx.Node]]) -> dict[fx.Node, list[str]]:
@@ -107,8 +107,8 @@ class Flow:
 
     @cached_property
     def clean(self) -> set[fx.Node]:
-        """The tensors that all the rest of the model depends on alone."""
-        # In the order they run, a tensor is alone if nothing before it is used after it.
+        """The tensors on which alone the rest of the model depends."""
+        # A tensor is clean if nothing that runs before it is used after it: one scan with the farthest use is enough.
         found, reach = set(), 0
         for place, node in enumerate(self.nodes[:-1]):
             if reach <= place and not is_size(node) and not is_tuple(node):
@@ -117,12 +117,12 @@ class Flow:
         return found
 
     def ends_clean(self, name: str) -> bool:
-        """Whether one tensor alone crosses where a module or function ends."""
+        """Whether only one tensor crosses the end of a module or function."""
         leaving = self.leaving(name)
         return len(leaving) == 1 and leaving[0] in self.clean
 
     def name(self, node: fx.Node) -> str:
-        """A name for the value of a node: the largest module that ends with it, or the node."""
+        """The name for a node's value: the largest module that ends with it, or the node."""
         if node is self.source:
             return INPUT
         parts = self.labels[node].split(".")
@@ -131,12 +131,12 @@ class Flow:
 
 
 def _tensors(nodes: Iterable[fx.Node]) -> list[fx.Node]:
-    """The nodes without repetition and without sizes, which are no data."""
+    """The nodes without repetitions and sizes, which are not data."""
     return [node for node in dict.fromkeys(nodes) if not is_size(node)]
 
 
 def is_size(node: fx.Node) -> bool:
-    """Whether a node's value is a size, or made of sizes alone."""
+    """Whether a node's value is a size, or computed only from sizes."""
     if node.op == "call_method":
         return node.target in ("size", "dim", "numel")
     if node.op != "call_function":
@@ -149,5 +149,5 @@ def is_size(node: fx.Node) -> bool:
 
 
 def is_tuple(node: fx.Node) -> bool:
-    """Whether a node's value is seen to be several tensors, because one of them is taken out of it."""
+    """Whether a node's value is a tuple, as shown by an item that is taken out of it."""
     return any(user.target is operator.getitem and isinstance(user.args[1], int) for user in node.users)

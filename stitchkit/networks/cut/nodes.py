@@ -14,11 +14,11 @@ from stitchkit.networks.create import create_model
 from stitchkit.networks.steps import Node
 
 BACKENDS = {"timm": "timm", "torchvision": "torchvision", "pytorch": "torchvision"}
-"""The names of backends, and the library that each means."""
+"""The library of each backend name."""
 
 
 def library_of(backend: str) -> str:
-    """The library that a backend is.
+    """The library of a backend.
 
     Raises:
         InputError: If there is no such backend.

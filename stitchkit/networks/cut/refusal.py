@@ -1,4 +1,4 @@
-"""The tensors at named places of a network, or why it cannot be cut there and where it can be."""
+"""The tensors at named places of a network, or the reasons why it cannot be cut there and the places where it can."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class CutPlaces:
         tensor = self._tensor(name, "before", f"'{name}' takes no tensor that depends on the model's input; begin at")
         if is_tuple(tensor):
             giver = self._flow.name(tensor)
-            raise InputError(f"'{name}' takes several values at once from '{giver}'; begin at another node")
+            raise InputError(f"'{name}' takes several values from '{giver}'; begin at another node")
         return tensor
 
     def stop(self, name: str) -> fx.Node:
@@ -39,7 +39,7 @@ class CutPlaces:
         Raises:
             InputError: If there is no such node, or not exactly one tensor leaves it.
         """
-        return self._tensor(name, "after", f"'{name}' gives a size, not a tensor; end at")
+        return self._tensor(name, "after", f"'{name}' returns a size, not a tensor; end at")
 
     def check(self, name: str, start: fx.Node, stops: Mapping[str, fx.Node], *, alone: bool = False) -> None:
         """Check that a slice stands alone.
@@ -48,7 +48,7 @@ class CutPlaces:
             name: Name of the node where it begins.
             start: The tensor that enters it.
             stops: The tensors that leave it, by name; none for the network's output.
-            alone: Whether the rest of the network must depend on the tensor that leaves it, and on nothing else in it.
+            alone: Whether the rest of the network may depend only on the tensor that leaves it, and nothing else in it.
 
         Raises:
             InputError: If it does not.
@@ -65,7 +65,7 @@ class CutPlaces:
                     f"block_output '{output}' does not depend on block_input '{name}'; choose one that does"
                 )
         needed = flow.between({start}, stops.values() or [flow.sink])
-        # Parameters are needed too, but do not depend on the start: every slice has its own, so they cross freely.
+        # Parameters are needed too, but do not depend on the start: every slice has its own, so they may cross a cut.
         inside = needed & flow.later(start)
         crossing = [
             node for node in flow.nodes if node is not start and node not in inside and inside.intersection(node.users)
@@ -74,7 +74,7 @@ class CutPlaces:
             raise self._crossed(name, "before", [start, *crossing])
         if alone:
             [(output, stop)] = stops.items()
-            # One module stands alone whatever passes by it: who names it twice wants the module, not a cut.
+            # A single module may be taken whatever passes by it: naming it twice asks for the module, not for a cut.
             passed = {start, stop} if output == name else {stop}
             held = [node for node in flow.nodes if node in needed and node not in passed]
             crossing = [node for node in held if any(user not in needed for user in flow.after(node))]
@@ -104,7 +104,7 @@ class CutPlaces:
 
     def _crossed(self, name: str, side: _Side, tensors: Iterable[fx.Node]) -> InputError:
         names = " and ".join(f"'{self._flow.name(node)}'" for node in dict.fromkeys(tensors))
-        listed = "; or give a list, to have tensors from inside a skip connection" if side == "after" else ""
+        listed = "; or give a list, to get tensors from inside a skip connection" if side == "after" else ""
         return InputError(
             f"a cut {side} '{name}' goes through a connection: {names} cross it; {self._nearest(name, side)}{listed}"
         )
@@ -116,6 +116,7 @@ class CutPlaces:
         places: dict[int, str] = {}
         for other in flow.regions:
             tensors = self._passing(other, side)
+            # Outer modules come first in `regions`, so the first name of a place is its largest module.
             if other != INPUT and len(tensors) == 1 and tensors[0] in flow.clean:
                 places.setdefault(flow.place[tensors[0]], other)
         nearest = [*sorted(place for place in places if place < here)[-1:], *sorted(p for p in places if p > here)[:1]]

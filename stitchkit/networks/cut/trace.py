@@ -1,4 +1,4 @@
-"""The graph of a model as torch.fx sees it, with names that do not depend on how much of the model was traced."""
+"""The graph of a model by torch.fx, with names that do not depend on how much of the model was traced."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Trace:
 
     Args:
         labels: A name for every node but parameters and the output: the path of a module, or the path of the module
-            in which a function runs and the function's name. A second call of either has `_1` behind it, and so on.
-        root: The model that the nodes' targets are found in; it shares its tensors with the one that was traced.
+            in which a function runs and the function's name. A second call of either ends with `_1`, and so on.
+        root: The model with the nodes' targets; it shares its tensors with the one that was traced.
     """
 
     graph: fx.Graph
@@ -42,7 +42,7 @@ class Trace:
 
 
 class _Shapes(fx.Interpreter):
-    """Runs a graph and notes the shape of every tensor."""
+    """Runs a graph and records the shape of every tensor."""
 
     def __init__(self, root: nn.Module, graph: fx.Graph):
         super().__init__(root, graph=graph)
@@ -57,10 +57,10 @@ class _Shapes(fx.Interpreter):
 
 
 def trace(model: nn.Module, names: Collection[str] = (), *, training: bool = False, deep: bool = False) -> Trace:
-    """Trace a model into its blocks, and further only as far as names ask.
+    """Trace a model into its blocks, and further only for named nodes.
 
-    Sequences of blocks are traced into. All other modules are one node each, unless they hold a node that is named.
-    Layers of torch, and what is derived from one, are always one node.
+    Sequences of blocks are traced into. Every other module is one node, unless it contains a named node. Layers of
+    torch, and classes derived from them, are always one node.
 
     Args:
         model: Any module that takes one tensor.
@@ -69,7 +69,7 @@ def trace(model: nn.Module, names: Collection[str] = (), *, training: bool = Fal
         deep: Trace into every module that can be traced.
 
     Raises:
-        InputError: If the model, or a module that holds a named node, cannot be traced.
+        InputError: If the model, or a module that contains a named node, cannot be traced.
     """
     asked = {part for name in names for part in _ancestors(name)}
     whole: set[type[nn.Module]] = set()
@@ -83,6 +83,7 @@ def trace(model: nn.Module, names: Collection[str] = (), *, training: bool = Fal
             tracer.refuse_lost_changes()
             return Trace(graph, tracer.labels, root, training)
         except _Untraceable as error:
+            # Trace again with this class whole: each failure adds a class, so the loop ends.
             whole.add(error.kind)
         except InputError:
             raise
@@ -94,7 +95,7 @@ def trace(model: nn.Module, names: Collection[str] = (), *, training: bool = Fal
 
 
 class _Untraceable(Exception):
-    """Modules of a class have to stay whole."""
+    """Modules of this class must stay whole."""
 
     def __init__(self, kind: type[nn.Module]):
         super().__init__(kind)
@@ -102,7 +103,7 @@ class _Untraceable(Exception):
 
 
 class _Tracer(fx.Tracer):
-    """Traces into sequences of blocks and what is asked for, or with `deep` all modules, but not `whole` classes."""
+    """Traces into sequences of blocks and `asked` modules, or with `deep` all modules, but never `whole` classes."""
 
     def __init__(self, asked: Collection[str], whole: Collection[type[nn.Module]], *, deep: bool):
         super().__init__((math, torchvision.ops), tuple(get_notrace_functions()), param_shapes_constant=True)  # type: ignore[arg-type] # torch says one module
@@ -111,7 +112,7 @@ class _Tracer(fx.Tracer):
         self._asked = asked
         self._deep = deep
         self._whole = tuple(whole)
-        self._path, self._label = "", ""  # of the module that is running
+        self._path, self._label = "", ""  # those of the running module
         self._used: set[str] = set()
         self._paths: set[str] = set()
         self._buffers: dict[int, str] = {}
@@ -122,7 +123,7 @@ class _Tracer(fx.Tracer):
         is_module: bool,  # noqa: ARG002
         concrete_args: object = None,  # noqa: ARG002
     ) -> tuple[Callable[..., object], list[object]]:
-        """One input; all further arguments have their defaults."""
+        """The one input; further arguments keep their defaults."""
         self._paths = {path for path, _ in self.root.named_modules()}
         self._buffers = {id(buffer): name for name, buffer in self.root.named_buffers()}
         return root_fn, [self.root, self.create_proxy("placeholder", INPUT, (), {})]
@@ -134,7 +135,7 @@ class _Tracer(fx.Tracer):
         return isinstance(m, self._whole) or not (self._deep or is_sequence_of_blocks(m))
 
     def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict[str, fx.Proxy]) -> object:
-        """Let buffers, like parameters, be read when a slice runs, not when it is cut."""
+        """Read buffers, like parameters, when a slice runs, not when it is cut."""
         name = self._buffers.get(id(attr_val))
         if name is None:
             return super().getattr(attr, attr_val, parameter_proxy_cache)
@@ -145,7 +146,7 @@ class _Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
     ) -> object:
-        """Note where the nodes of a module arise."""
+        """Record the module to which new nodes belong."""
         path, before = self.path_of_module(m), (self._path, self._label)
         inside = path.startswith(f"{self._path}.") if self._path else True
         label = self._label + path[len(self._path) :] if inside else path
@@ -165,7 +166,7 @@ class _Tracer(fx.Tracer):
         return _Untraceable(type(self.root.get_submodule(path)))
 
     def refuse_lost_changes(self) -> None:
-        """Refuse a tensor changed in place by a call whose value nobody uses: a slice would leave it out."""
+        """Refuse a tensor that is changed in place by a call whose result is unused: a slice would leave it out."""
         for node, path in self._owners.items():
             if not node.users and str(node.target).endswith("_"):
                 error = ValueError(f"it changes a tensor in place by {node.target}")
@@ -220,19 +221,19 @@ def _is_list_of_blocks(module: nn.Module) -> bool:
 
 
 def _ancestors(name: str) -> list[str]:
-    """Paths of the modules that hold a node, outermost first."""
+    """Paths of the modules that contain a node, outermost first."""
     parts = name.split(".")
     return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """The same model with the same tensors, without hooks, and to be written to: some modules keep what they see."""
+    """A copy of the model with the same tensors, without hooks: tracing changes modules that cache what they see."""
     tensors = [tensor for module in model.modules() for tensor in _tensors_in(vars(module))]
     twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
     for module in twin.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
-    return twin.train()  # what timm's LeViT keeps from evaluation is forgotten
+    return twin.train()  # clears the cache that timm's LeViT fills in evaluation
 
 
 def _tensors_in(value: object) -> Iterator[torch.Tensor]:
@@ -246,4 +247,4 @@ def _tensors_in(value: object) -> Iterator[torch.Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    return one_line(error).partition(". ")[0]  # torch.fx's advice, which follows, is for who writes the model
+    return one_line(error).partition(". ")[0]  # torch.fx's advice, which follows, is for authors of the model

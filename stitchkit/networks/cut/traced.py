@@ -1,4 +1,4 @@
-"""Steps of any network that torch.fx can trace, and slices of it that run a part of its graph."""
+"""Steps of any network that torch.fx can trace, and slices that run a part of its graph."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from stitchkit.networks.steps import INPUT, Boundary, Node, Slice, Steps
 
 
 class TracedSteps(Steps):
-    """The steps between the clean places that a network has in both modes; none changes what the one before it gave.
+    """The steps between a network's clean places in both modes; none changes the output of the previous one in place.
 
     Args:
         model: Any module that takes one tensor and that torch.fx can trace between its blocks.
-        example: Its input, to know the layouts; on the meta device if the model is there, so that nothing is computed.
+        example: An input that determines the layouts; on the meta device if the model is, so that nothing is computed.
         deep: Trace into every module that can be traced, so that steps may begin and end inside blocks.
     """
 
@@ -49,7 +49,7 @@ class TracedSteps(Steps):
     @cached_property
     def _cuts(self) -> list[tuple[fx.Node, fx.Node]]:
         """The tensors between the steps, as nodes in evaluation mode and in training mode."""
-        # A network may take other ways in training, such as auxiliary heads; a cut must hold in both modes.
+        # In training, a network may take other paths, such as auxiliary heads; a cut must be clean in both modes.
         found, training = (_clean_places(flow, self.model) for flow in (self.flow, self._training_flow))
         pairs = [(found[label], training[label]) for label in found if label in training]
         return [(node, other) for node, other in pairs if self._example is None or node in self._shapes]
@@ -65,7 +65,7 @@ class TracedSteps(Steps):
         return [str(node.target) for node in self.flow.nodes if node.op == "call_module"]
 
     def position(self, boundary: Boundary) -> int:
-        """Where what gives a boundary's tensor ends in the order of the graph, also one found at another depth."""
+        """The place in the graph of a boundary, which may come from a trace at another depth."""
         return self.flow.place[self.flow.leaving(boundary.after[0])[0]]
 
     def _slice(self, first: int, last: int, start: Boundary | None, stop: Boundary | None) -> TracedSlice:
@@ -81,7 +81,7 @@ class TracedSteps(Steps):
         outputs = [block_output] if isinstance(block_output, str) else list(block_output or ())
         if block_output is not None and not outputs:
             raise InputError("block_output is an empty list; name at least one node, or leave it out")
-        # Only as deep as the names ask, as many blocks cannot be traced.
+        # Only as deep as the names require, because many blocks cannot be traced.
         flow, training_flow = (Flow(trace(self.model, [first, *outputs], training=mode)) for mode in (False, True))
         graph, *ends = _graph_named(flow, self.model, first, block_output)
         try:
@@ -130,7 +130,7 @@ class TracedSteps(Steps):
 
 
 def _clean_places(flow: Flow, model: nn.Module) -> dict[str, fx.Node]:
-    """The tensors between which steps lie, by name; none that a layer changes in place."""
+    """The tensors between steps, by name, without those that a layer changes in place."""
     inner = (node for node in flow.nodes[1:-1] if node is not flow.result)
     return {flow.labels[node]: node for node in inner if node in flow.clean and not _is_changed(node, model)}
 
@@ -144,7 +144,7 @@ def _kind(model: nn.Module, name: str, region: list[fx.Node]) -> str:
 
 
 def _is_changed(node: fx.Node, model: nn.Module) -> bool:
-    """Whether a layer that takes what a node gives works in place."""
+    """Whether a layer changes a node's value in place."""
 
     def changes(user: fx.Node) -> bool:
         if user.op == "call_module":
@@ -156,7 +156,7 @@ def _is_changed(node: fx.Node, model: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class SliceGraph:
-    """The graph of a slice in one mode, and the values in it, by name, that are not attributes of the model."""
+    """The graph of a slice in one mode, and by name the constants in it that are not attributes of the model."""
 
     graph: fx.Graph
     constants: Mapping[str, object]
@@ -165,7 +165,7 @@ class SliceGraph:
 def _graph_named(
     flow: Flow, model: nn.Module, first: str, last: str | Sequence[str] | None
 ) -> tuple[SliceGraph, fx.Node, fx.Node | None]:
-    """The graph between two named nodes, if there is one, and the tensors at both ends of it."""
+    """The graph between two named nodes, and the tensors at both ends."""
     places = CutPlaces(flow, model)
     start = places.start(first)
     if last is None:
@@ -184,20 +184,20 @@ def _graph_named(
 def _graph_between(
     flow: Flow, model: nn.Module, start: fx.Node, result: Argument, listed: Sequence[fx.Node] = ()
 ) -> SliceGraph:
-    """The graph that makes a result of nodes, given the first of them; listed ones, in order, as they are there."""
+    """The graph that computes a result from `start`; `listed` nodes, in order, keep the value that they have there."""
     ends: list[fx.Node] = []
     map_arg(result, ends.append)
     needed = flow.between({start}, ends)
     graph, constants = fx.Graph(), dict[str, object]()
     entered = graph.placeholder(INPUT)
-    # A slice does not change what it is given, as the whole network changes nothing of its images.
+    # A slice must not change its input, as the network does not change its images.
     copies = {start: graph.call_function(snapshot, (entered,)) if _is_changed(start, model) else entered}
     given: dict[fx.Node, fx.Node] = {}
     for node in flow.trace.graph.nodes:
         if node not in needed or node is start:
             continue
         copies[node] = copy = graph.node_copy(node, copies.__getitem__)
-        if node in listed[:-1]:  # what runs later may work in place
+        if node in listed[:-1]:  # later nodes may work in place
             given[node] = graph.call_function(snapshot, (copy,))
         if node.op == "get_attr" and not _has(model, str(node.target)):
             copy.target = f"{node.target}_{'training' if flow.trace.training else 'evaluation'}"
@@ -207,7 +207,7 @@ def _graph_between(
 
 
 def snapshot(value: object) -> object:
-    """A copy that no later layer changes in place, with its gradients, also of tensors in lists and tuples."""
+    """A differentiable copy that no later layer can change in place, also of tensors in lists and tuples."""
     if isinstance(value, list | tuple):
         return [snapshot(item) for item in value] if isinstance(value, list) else tuple(map(snapshot, value))
     return value.clone() if hasattr(value, "clone") else value
@@ -222,7 +222,7 @@ def _has(model: nn.Module, path: str) -> bool:
 
 
 class TracedSlice(Slice):
-    """A slice that runs a part of its network's graph. It holds generated code, so torch cannot save it whole."""
+    """A slice that runs a part of its network's graph. It contains generated code, so torch cannot pickle it."""
 
     def __init__(
         self,
@@ -245,7 +245,7 @@ class TracedSlice(Slice):
         self._run = [_compile(part.graph) for part in (evaluation, training)]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Run the graph of the present mode on the tensor that enters; the result may be a tuple."""
+        """Run the graph of the current mode; the result may be a tuple."""
         return self._run[self.training](self, x)
 
     def _keep(self, name: str, value: object) -> None:
@@ -256,9 +256,9 @@ class TracedSlice(Slice):
 
 
 def _compile(graph: fx.Graph) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
-    """A graph as a function of the module that holds what it calls, and of its input."""
+    """A graph as a function of its module and its input."""
     code = graph.python_code("self")
     names = dict(code.globals)
-    exec(code.src, names)  # how torch.fx runs its graphs too
+    exec(code.src, names)  # as torch.fx runs its graphs
     forward: Callable[[nn.Module, torch.Tensor], torch.Tensor] = names["forward"]
     return forward
