@@ -116,6 +116,8 @@ def _resumable(name: str, settings: dict[str, Any], *results: str) -> AbstractCo
     settings["device"] = choose_device(settings["device"])
     folder, data = Path(settings.pop("output")), Path(settings["data"])
     plain = {"device": str(settings["device"])} | ({"data": str(data.resolve())} if data.is_dir() else {})
+    if settings["nets"].endswith(".json"):
+        plain["nets"] = str(Path(settings["nets"]).resolve())
     named = {
         "-k" if key == "width" else f"--{key.replace('_', '-')}": value for key, value in (settings | plain).items()
     }

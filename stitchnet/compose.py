@@ -7,6 +7,7 @@ import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,9 +24,11 @@ from stitchnet.journal import Journal
 from stitchnet.pool import Pool
 from stitchnet.scores import Scores
 from stitchnet.search import Search
+from stitchnet.store import ABOUT, WEIGHTS
 from stitchnet.task import CompositionTask, against_parents, judged
 
 LEDGER = "stitches_res.txt"
+_DRAWING = "net.svg"
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class ComposeSettings:
         images = stitching_images(task.train, self.num_images, seed=self.seed).to(self.device)
         scores = Scores(self.score, seed=self.seed)
         search = Search(images, nets=_nets(self.nets), pretrained=self.pretrained, scores=scores, **self.options)
-        journal.agree("pool", {"images and weights": _digest(search.pool)})
+        journal.agree("pool", {"images and weights": _digest(search.pool, task)})
         search.journal = journal
         return search
 
@@ -98,19 +101,29 @@ def compose(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> N
     print(f"{len(search.pool.fragments)} fragments of {len(search.pool.specs)} networks")
     best = plan.best(search)
     rows: list[Row] = []
-    progress = tqdm(judged(search, best, task, journal), desc="evaluating", unit=" networks", leave=False, disable=None)
-    for row, net in progress:
+    found = judged(search, best, task, journal, is_written=lambda number: _is_written(_folder(output, number)))
+    for row, net in tqdm(found, desc="evaluating", unit=" networks", leave=False, disable=None):
         rows.append(row)
         if net is not None:
             # The row is written last, and only then added to the journal, so every row has a complete network.
-            place = own_folder(output / f"{row['cfg_id']:03d}")
+            place = own_folder(_folder(output, row["cfg_id"]))
             net.save(place)
-            net.draw_svg(place / "net.svg")
+            net.draw_svg(place / _DRAWING)
             write_rows(output / LEDGER, rows)
+    write_rows(output / LEDGER, rows)  # a journal may have all rows, and somebody may have removed the ledger
     print(f"compositions: {search.counts}")
     print(against_parents(rows))
     print(f"all are evaluated by {_CLASSIFIERS[task.classifier]}; * marks the parents")
     print(f"the ledger is {output / LEDGER}; beside it, for each cfg_id, a folder with the network and its drawing")
+
+
+def _folder(output: Path, number: int) -> Path:
+    return output / f"{number:03d}"
+
+
+def _is_written(folder: Path) -> bool:
+    """Whether a network and its drawing are there."""
+    return all((folder / name).is_file() for name in (WEIGHTS, ABOUT, _DRAWING))
 
 
 _CLASSIFIERS = {
@@ -119,9 +132,9 @@ _CLASSIFIERS = {
 }
 
 
-def _digest(pool: Pool) -> str:
-    """A hash of the images and the weights, which may change in files of the same name."""
-    digest = hashlib.blake2b(digest_size=16)
+def _digest(pool: Pool, task: CompositionTask) -> str:
+    """A hash of the images, labels and weights, which may change in files of the same name."""
+    digest = hashlib.blake2b(task.digest.encode(), digest_size=16)
     weights = nn.ModuleList(fragment.module for fragment in pool.fragments).state_dict()
     for name, value in {"images": pool.images, **weights}.items():
         digest.update(name.encode())

@@ -17,9 +17,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from pydantic import FiniteFloat
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
+from typing_extensions import TypedDict
 
+from stitchkit.engine.checkpoint_files import CheckpointFiles
 from stitchkit.errors import InputError
 from stitchkit.files import opened
 from stitchkit.measure.ledger import Row
@@ -38,6 +41,17 @@ _DRAWS = 20
 
 _Member = tuple[Row, np.ndarray]
 """The row of a network, and its scores of all classes for the validation images `[N, classes]`."""
+
+
+class TunedNetwork(TypedDict):
+    """A row of the experiment `finetune`, as its journal keeps it."""
+
+    cfg_id: int
+    stitch: str
+    flops: int
+    params: int
+    epoch: int
+    acc1: FiniteFloat
 
 
 class Experiment(NamedTuple):
@@ -172,17 +186,21 @@ def finetune(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> 
         InputError: If a network has fewer outputs than there are classes.
     """
     search = plan.search(task, journal)
-    checkpoint = journal.path.with_suffix(".pth")
+    files = CheckpointFiles(
+        journal.path.parent, newest="finetune.pth", previous="finetune-previous.pth", kept="finetune-{}.pth"
+    )
     for number, composition in enumerate([*uncut(search.pool.fragments), *plan.best(search)]):
         rows: list[Row] = []
-        while (row := journal.find(Row, "row", composition.name, len(rows))) is not None:
-            rows.append(row)
+        while (row := journal.find(TunedNetwork, "row", composition.name, len(rows))) is not None:
+            rows.append(Row(**row))
         if len(rows) <= tuning.EPOCHS:
             net = search.build(composition)
             record = partial(_record, rows, journal, net, number)
-            tuning.fine_tune(net, task, record, seed=plan.seed, checkpoint=checkpoint)
+            tuning.fine_tune(net, task, record, seed=plan.seed, files=files, num_recorded=len(rows))
         yield from rows
-    checkpoint.unlink(missing_ok=True)
+    files.clear()
+    for path in files.candidates():
+        path.unlink()
 
 
 def _record(rows: list[Row], journal: Journal, net: Net, number: int, epoch: int, accuracy: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,9 @@ from stitchkit.errors import InputError
 from stitchkit.files import opened, refuse_link
 
 Entry = TypeVar("Entry")
+Key = tuple[str | int, ...]
+
+_LINE = TypeAdapter(tuple[Key, object])
 
 
 class Journal:
@@ -32,22 +36,22 @@ class Journal:
     def __init__(self, path: Path):
         refuse_link(path)
         self.path = path
-        self._scope: tuple[str | int, ...] = ()
+        self._scope: Key = ()
         self._entries = self._read()
 
-    def _read(self) -> dict[str, object]:
+    def _read(self) -> dict[Key, object]:
         content = self.path.read_bytes() if self.path.exists() else b""
         complete = content[: content.rfind(b"\n") + 1]
-        entries: dict[str, object] = {}
+        entries: dict[Key, object] = {}
         for number, line in enumerate(complete.splitlines(), start=1):
             try:
-                key, value = json.loads(line)
-            except (ValueError, TypeError, RecursionError) as error:
+                key, value = _LINE.validate_python(json.loads(line))
+            except (ValueError, RecursionError) as error:
                 raise InputError(
                     f"'{self.path}', line {number} is not an entry of a journal; choose another folder, or remove the "
                     "file to start over"
                 ) from error
-            entries[json.dumps(key)] = value
+            entries[key] = value
         if len(complete) < len(content):  # a killed command wrote part of its last line
             with opened(self.path, "r+b") as file:
                 file.truncate(len(complete))
@@ -65,13 +69,13 @@ class Journal:
         Raises:
             InputError: If the entry has another type, because the file was changed.
         """
-        text = json.dumps([*self._scope, *key])
-        if text not in self._entries:
+        place = (*self._scope, *key)
+        if place not in self._entries:
             return None
         try:
-            return TypeAdapter(kind).validate_python(self._entries[text])
+            return TypeAdapter(kind).validate_python(self._entries[place], strict=True)
         except ValidationError as error:
-            raise self.damaged(text) from error
+            raise self.damaged(json.dumps(place)) from error
 
     def damaged(self, name: str) -> InputError:
         """The error for an entry that this program cannot have written."""
@@ -83,8 +87,8 @@ class Journal:
         It is not synced: a SIGKILL does not lose data that the system has accepted, and a power cut at worst shortens
         the file, so that some work is repeated. Syncing each of thousands of scores would cost more than the scores.
         """
-        place = [*self._scope, *key]
-        self._entries[json.dumps(place)] = value
+        place = (*self._scope, *key)
+        self._entries[place] = value
         with opened(self.path, "a") as file:
             file.write(json.dumps([place, value]) + "\n")
 
@@ -96,10 +100,12 @@ class Journal:
             values: The values, by the names for messages.
 
         Raises:
-            InputError: If they differ; the message names the first difference.
+            InputError: If they differ, with the first difference, or if there are results without them.
         """
         before = self.find(dict[str, object], name)
         if before is None:
+            if any(key[: len(self._scope)] == self._scope and key != ("settings",) for key in self._entries):
+                raise self.damaged(json.dumps((*self._scope, name)))
             self.add(dict(values), name)
             return
         for key, value in values.items():
@@ -121,7 +127,8 @@ def resumable(folder: Path, name: str, settings: Mapping[str, object], results: 
         results: Names of the files to write.
 
     Raises:
-        InputError: If the folder cannot be written, is in use, or has results of other settings or without a journal.
+        InputError: If the folder cannot be written, is in use, or has results of other settings or without a journal;
+            or if the disk is full.
     """
     with made(folder, "-o"), locked(folder / f".{name}.lock"):
         path = folder / f"{name}.jsonl"
@@ -137,6 +144,14 @@ def resumable(folder: Path, name: str, settings: Mapping[str, object], results: 
             yield journal
         except InputError:
             # The advice is mostly to change a setting, which a remaining journal would refuse.
-            if is_new and not any((folder / result).exists() for result in results):
+            is_judged = any("row" in key for key in journal._entries)
+            if is_new and not is_judged and not any((folder / result).exists() for result in results):
                 path.unlink()
             raise
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise InputError(
+                f"'{error.filename or folder}' cannot be written: {error.strerror}; free some space, then repeat the "
+                "command to resume it"
+            ) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as serialized
 from torch import nn
 
 from stitchkit.files import replacing, write_text
@@ -55,7 +55,7 @@ def save(net: _Composed, folder: Path, *, fitted: Classifier | None) -> Path:
         tensors["classifier.outputs"] = torch.as_tensor(fitted.outputs).contiguous()
         tensors["classifier.labels"] = torch.as_tensor(fitted.labels).contiguous()
     with replacing(folder / WEIGHTS) as draft:
-        save_file(tensors, draft)
+        draft.write_bytes(serialized(tensors))  # an error of the library's own writer hides that of the system
     write_text(folder / ABOUT, json.dumps(about, indent=1))
     return folder
 

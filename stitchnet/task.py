@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
+
+from pydantic import FiniteFloat
+from typing_extensions import TypedDict
 
 from stitchkit.data.sources import agreed_classes
 from stitchkit.display import aligned, quantity
@@ -14,10 +19,20 @@ from stitchkit.measure.ledger import Row
 from stitchkit.measure.pareto import is_anchor
 from stitchnet.classifier import NotFiniteError
 from stitchnet.composition import Composition, uncut
-from stitchnet.data import Examples, in_memory, open_split
+from stitchnet.data import Examples, batches, in_memory, open_split
 from stitchnet.journal import Journal
 from stitchnet.net import Net
 from stitchnet.search import Search
+
+
+class JudgedNetwork(TypedDict):
+    """The figures of a network, as a journal keeps them."""
+
+    stitch: str
+    flops: int
+    params: int
+    score: FiniteFloat
+    acc1: FiniteFloat
 
 
 @dataclass(frozen=True)
@@ -50,14 +65,25 @@ class CompositionTask:
         agreed_classes(train.dataset, validation.dataset)
         return cls(in_memory(train), in_memory(validation), classifier)
 
+    @cached_property
+    def digest(self) -> str:
+        """A hash of all images and labels: files of the same names may hold others."""
+        digest = hashlib.blake2b(digest_size=16)
+        for split in (self.train, self.validation):
+            for images, labels in batches(split):
+                digest.update(images.contiguous().numpy().data)
+                digest.update(labels.data)
+        return digest.hexdigest()
+
     def accuracy(self, net: Net) -> float:
         """Fit a network, and return the percentage of the validation images that it classifies correctly."""
         return 100 * net.fit(self.train, classifier=self.classifier).evaluate_dataset(self.validation)["accuracy"]
 
 
 def judged(
-    search: Search, compositions: Iterable[Composition], task: CompositionTask, journal: Journal | None = None
-) -> Iterator[tuple[Row, Net | None]]:
+    search: Search, compositions: Iterable[Composition], task: CompositionTask, journal: Journal | None = None, *,
+    is_written: Callable[[int], bool] = lambda _: True,
+) -> Iterator[tuple[Row, Net | None]]:  # fmt: skip
     """The uncut networks, then the composed ones, all evaluated alike; each with its row of the ledger.
 
     The row of a composed network also has `parents_acc1`, the mean of its parents. A
@@ -69,17 +95,18 @@ def judged(
         task: The task for the evaluation.
         journal: Its rows are yielded without a network. A new row is added to it when the next one is requested, that
             is, after the caller has written all files of the row.
+        is_written: Whether all files of the row of a `cfg_id` exist; if not, its network is evaluated again.
     """
     alone: dict[str, float] = {}
     number = 0
     for composition in (*uncut(search.pool.fragments), *compositions):
         net = None
-        row = journal.find(Row, "row", composition.name) if journal else None
-        if row is None:
+        figures = kept = _recalled(composition, journal) if journal else None
+        if figures is None or (figures and not is_written(number)):
             net = search.build(composition)
-            row = _judge(net, composition, task)
+            figures = _judge(net, composition, task)
+        row = {"cfg_id": number, **figures} if figures else {}
         if row:
-            row = {"cfg_id": number, **row}
             number += 1
             if composition.is_uncut:
                 alone[composition.fragment.network] = row["acc1"]
@@ -88,8 +115,17 @@ def judged(
             yield row, net
         else:
             search.counts.skipped["its outputs are not finite"] += 1
-        if journal is not None and net is not None:
+        if journal is not None and figures != kept:
             journal.add(row, "row", composition.name)
+
+
+def _recalled(composition: Composition, journal: Journal) -> Row | None:
+    """The figures that a journal has of a network; none where its outputs are not finite."""
+    place = ("row", composition.name)
+    if journal.find(dict[str, object], *place) == {} and not composition.is_uncut:
+        return {}
+    row = journal.find(JudgedNetwork, *place)
+    return None if row is None else Row(**row)
 
 
 def _judge(net: Net, composition: Composition, task: CompositionTask) -> Row:

@@ -10,11 +10,12 @@ from torch.nn.functional import cross_entropy
 
 from stitchkit.data.batches import Batch
 from stitchkit.distributed import World
-from stitchkit.engine.checkpoint_files import save_state
+from stitchkit.engine.checkpoint_files import CheckpointFiles
 from stitchkit.engine.checkpoint_schema import anything, check, fields, table, text, whole
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.epochs import TrainedEpoch, check_finite, train_epochs
 from stitchkit.engine.loop import Trainer
+from stitchkit.engine.recovery import newest_checkpoint
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.engine.task import Task
 from stitchkit.engine.training_state import restore_position, restore_training, training_state
@@ -115,8 +116,9 @@ class TuningSchedule:
 
 
 def fine_tune(
-    net: Net, task: CompositionTask, record: Callable[[int, float], None], *, seed: int, checkpoint: Path
-) -> None:
+    net: Net, task: CompositionTask, record: Callable[[int, float], None], *, seed: int, files: CheckpointFiles,
+    num_recorded: int = 0,
+) -> None:  # fmt: skip
     """Train all weights with AdamW and a cosine schedule.
 
     Args:
@@ -125,7 +127,8 @@ def fine_tune(
         record: Called with the number of completed epochs and the accuracy in percent after them, from 0 epochs or
             the resumed position on.
         seed: Seed of the order of the images.
-        checkpoint: Saved after each epoch and on a signal; training resumes from it.
+        files: The checkpoints, saved after each epoch and on a signal; training resumes from the newest good one.
+        num_recorded: Number of accuracies already recorded. A checkpoint from beyond them is not used.
 
     Raises:
         InputError: If the network has fewer outputs than there are classes, there are fewer than two images to train
@@ -134,8 +137,8 @@ def fine_tune(
     """
 
     def save(epoch: int, _: Position | None, state: Mapping[str, object]) -> Path:
-        save_state(checkpoint, {**state, "network": net.name, "epoch": epoch})
-        return checkpoint
+        files.write_newest({**state, "network": net.name, "epoch": epoch})
+        return files.last
 
     def finish(done: TrainedEpoch) -> None:
         check_finite(trainer, done.number)
@@ -143,8 +146,8 @@ def fine_tune(
         save(done.number + 1, None, training_state(trainer))
         record(done.number + 1, _accuracy(net, task.validation))
 
-    trainer = _trainer(net, task.train, seed, checkpoint.parent)
-    epoch, position = _resume(trainer, net, checkpoint)
+    trainer = _trainer(net, task.train, seed, files.folder)
+    epoch, position = _resume(trainer, net, files, num_recorded)
     if position is None:
         record(epoch, _accuracy(net, task.validation))
     train_epochs(trainer, range(epoch, EPOCHS), position, save=save, finish=finish)
@@ -167,17 +170,21 @@ def _trainer(net: Net, train: Examples, seed: int, folder: Path) -> Trainer:
     )
 
 
-def _resume(trainer: Trainer, net: Net, path: Path) -> tuple[int, Position | None]:
+def _resume(trainer: Trainer, net: Net, files: CheckpointFiles, num_recorded: int) -> tuple[int, Position | None]:
     """Completed epochs by the network's checkpoint, if there is one, and the position within the next epoch, if any."""
-    if not path.exists():
+    path = newest_checkpoint(files)
+    if path is None:
         return 0, None
     content = read_checkpoint(path)
     check(content, _SCHEMA, str(path))
     if content["network"] != net.name:
         return 0, None  # the checkpoint of the previous network
+    if content["epoch"] + ("within" in content) > num_recorded:
+        return 0, None  # a power cut took the journal's last lines, which are not synced as checkpoints are
     load_content(net, content, path)
     restore_training(content, trainer, str(path), otherwise="remove it to train from the start")
     position = restore_position(content, trainer, str(path))
+    files.read(path)
     trainer.start_at(content["epoch"], position.done if position else 0)
     return content["epoch"], position
 

@@ -1,6 +1,8 @@
 """Nothing in a file is executed: a hostile file against every reader; and no reader that could is in the code."""
 
 import ast
+import json
+import math
 import pickle
 
 import pytest
@@ -14,6 +16,7 @@ from stitchkit.errors import InputError
 from stitchkit.settings.recipe import Recipe
 from stitchnet.journal import Journal
 from stitchnet.search import Ranking
+from stitchnet.task import JudgedNetwork
 from tests.commands import refused
 from tests.hostile import Hostile, hostile_yaml
 from tests.jobs import job_config, write_job
@@ -211,6 +214,12 @@ def test_a_hostile_journal_of_a_composition(made, tmp_path):
         (tmp_path / "compose.jsonl").write_bytes(content)
         with pytest.raises(InputError, match=r"is not an entry of a journal|is damaged"):
             Journal(tmp_path / "compose.jsonl").find(Ranking, "ranking", "a[0:1]")
+    figures = {"stitch": "a", "flops": 1, "params": 1, "score": 1.0, "acc1": 50.0}
+    less = {name: value for name, value in figures.items() if name != "acc1"}
+    for row in ({**figures, "acc1": "high"}, {**figures, "acc1": math.inf}, {**figures, "flops": "1"}, less, 3):
+        (tmp_path / "compose.jsonl").write_text(json.dumps([["row", "a"], row]) + "\n")
+        with pytest.raises(InputError, match="is damaged: its entry"):
+            Journal(tmp_path / "compose.jsonl").find(JudgedNetwork, "row", "a")
 
 
 def test_hostile_files_of_a_hub_folder(made, tmp_path):

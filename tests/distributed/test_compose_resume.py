@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import stitchkit.files as files
+from stitchkit.engine.checkpoint_files import CheckpointFiles
 from stitchkit.engine.loop import Trainer
 from stitchkit.errors import InputError
 from stitchnet import compose, experiments, outputs, task, tuning
-from stitchnet.journal import Journal
+from stitchnet.journal import Journal, resumable
 from stitchnet.search import Search
 from tests.composing import FLAGS, write_colours, write_pico_nets
 from tests.distributed.forks import end, start
@@ -90,7 +95,7 @@ PLACES: dict[str, tuple[Any, str, Callable[..., None], int]] = {
     "draft": (files.os, "fsync", kill_myself, 30),
     "rename": (files.os, "replace", kill_myself, 15),
     "step": (Trainer, "_step", kill_myself, 6),
-    "checkpoint": (tuning, "save_state", kill_myself, 6),
+    "checkpoint": (CheckpointFiles, "write_newest", kill_myself, 6),
 }
 
 
@@ -193,6 +198,17 @@ def test_a_composition_that_ended_is_left_as_it_is(common, whole):
     assert content(folder) == before
 
 
+def test_files_of_a_composition_that_are_gone_are_written_again(common, whole, tmp_path):
+    expected, out = whole(COMPOSE), tmp_path / "out"
+    shutil.copytree(expected, out)
+    for name in ("stitches_res.txt", "001/net.svg", "003/net.json"):
+        (out / name).unlink()
+    shutil.rmtree(out / "002")
+    resumed([*COMPOSE, *common, "-o", out], expected)
+    (out / "stitches_res.txt").write_text("")
+    resumed([*COMPOSE, *common, "-o", out], expected)
+
+
 def test_scores_and_judgements_are_not_repeated(common, whole, tmp_path):
     expected = whole(COMPOSE)
     command = [*COMPOSE, *common, "-o", tmp_path / "out"]
@@ -221,7 +237,7 @@ def test_a_composition_of_other_settings_is_refused(flags, words, common, whole,
 
 def other_weights(_rank: int) -> None:
     """Let the networks' weights be others than before."""
-    compose._digest = lambda _: "other"  # type: ignore[assignment]
+    compose._digest = lambda *_: "other"  # type: ignore[assignment]
 
 
 @pytest.mark.full
@@ -231,6 +247,57 @@ def test_a_composition_of_other_weights_is_refused(common, whole, tmp_path):
     assert end(start([*COMPOSE, *common, "-o", folder], first=other_weights, said=tmp_path / "said")) == [2]
     assert "was started with images and weights" in (tmp_path / "said").read_text()
     assert content(folder) == before
+
+
+@pytest.mark.parametrize(("split", "label"), [case(False, "train", 0), ("validation", 1)])
+def test_a_composition_of_other_images_is_refused(split, label, common, whole, tmp_path):
+    data, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(common[1], data)
+    shutil.copytree(whole(COMPOSE), out)
+    journal = out / "compose.jsonl"
+    journal.write_text(journal.read_text().replace(str(common[1]), str(data)))
+    before = content(out)
+    Image.new("RGB", (20, 24)).save(data / split / f"class{label}/0.png")
+    assert end(start([*COMPOSE, "--data", data, *common[2:], "-o", out], said=tmp_path / "said")) == [2]
+    assert "was started with images and weights" in (tmp_path / "said").read_text()
+    assert content(out) == before
+
+
+def full_disk(_rank: int) -> None:
+    """Let the weights of the second network not fit on the disk."""
+    inner, count = Path.write_bytes, [0]
+
+    def write(path: Path, data: bytes) -> int:
+        count[0] += 1
+        if count[0] == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return inner(path, data)
+
+    Path.write_bytes = write  # type: ignore[assignment, method-assign]
+
+
+def test_a_composition_on_a_full_disk_ends_in_one_line_and_resumes(common, whole, tmp_path):
+    command = [*COMPOSE, *common, "-o", tmp_path / "out"]
+    assert end(start(command, first=full_disk, said=tmp_path / "said")) == [2]
+    words = (
+        f"stitchkit: error: '{tmp_path}/out' cannot be written: No space left on device; free some space, then repeat"
+    )
+    assert words in (tmp_path / "said").read_text()
+    resumed(command, whole(COMPOSE))
+
+
+@pytest.mark.parametrize("key", ["row", "ranking"])
+def test_a_refused_command_leaves_a_journal_where_something_was_judged(key, tmp_path):
+    with suppress(InputError), resumable(tmp_path, "finetune", {}, ["finetune.csv"]) as journal:
+        journal.add(1, key, "a")
+        raise InputError("a full disk")
+    assert (tmp_path / "finetune.jsonl").exists() == (key == "row")
+
+
+def test_a_configuration_of_networks_is_known_by_any_of_its_paths(common, whole, tmp_path):
+    folder, config = shutil.copytree(whole(COMPOSE), tmp_path / "out"), common[3]
+    command = [*COMPOSE, *common[:3], os.path.relpath(config), *common[4:], "-o", folder]
+    assert end(start(command)) == [0]
 
 
 @pytest.mark.full
@@ -265,10 +332,26 @@ def test_a_composition_is_not_resumed_through_a_link(link, common, whole, tmp_pa
     assert status == [0 if link == "stitches_res.txt" else 2]
 
 
-@pytest.mark.parametrize("line", ["{}", "[1]", '[["ranking", "x"], 3', "\x00"])
+@pytest.mark.parametrize(
+    "line", ["{}", "[1]", '[["ranking", "x"], 3', "\x00", '{"a": 1, "b": 2}', "[3, 1]", '[["x", [1]], 1]']
+)
 def test_a_file_that_is_not_a_journal_is_refused_and_left_alone(line, tmp_path):
     path = tmp_path / "compose.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(InputError, match="line 1 is not an entry of a journal"):
         Journal(path)
     assert path.read_text() == line + "\n"
+
+
+def test_a_journal_of_results_without_their_settings_is_refused(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    journal = Journal(path)
+    journal.agree("settings", {"--score": "cka"})
+    for count in (2, 8):
+        journal.scope(count, 0).agree("pool", {"images": count})
+        journal.scope(count, 0).add(True, "joint", "a > b")
+    lines = path.read_text().splitlines(keepends=True)
+    for missing, scope, name in ((0, (), "settings"), (3, (8, 0), "pool")):
+        path.write_text("".join(lines[:missing] + lines[missing + 1 :]))
+        with pytest.raises(InputError, match=f"is damaged: its entry .*{name}"):
+            Journal(path).scope(*scope).agree(name, {})

@@ -1,6 +1,9 @@
 """The experiments with composed networks, their pictures, and the flags of the commands, on pico networks."""
 
 import csv
+import errno
+import math
+import os
 import random
 import re
 
@@ -9,6 +12,7 @@ import torch
 from matplotlib.axes import Axes
 
 from stitchkit.cli import main
+from stitchkit.engine.checkpoint_files import CheckpointFiles
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchnet import experiments, generate, image_folder, pictures, stitching_images, tuning
@@ -174,11 +178,72 @@ def test_many_networks_give_some_of_their_ensembles(count, sizes):
         assert all(len(set(one)) == size for one in some)
 
 
+def checkpoints(folder):
+    return CheckpointFiles(folder, newest="finetune.pth", previous="finetune-previous.pth", kept="finetune-{}.pth")
+
+
+@pytest.fixture
+def tuned(beans, tmp_path, monkeypatch):
+    """Fine-tunes a network of random weights in a folder; the accuracies after each epoch."""
+    folder = image_folder(beans / "train", 32)
+    monkeypatch.setattr(tuning, "EPOCHS", 3)
+
+    def run(num_recorded=0):
+        torch.manual_seed(0)
+        _, net = generate(stitching_images(folder, 5), 0, 0, sample=True, nets={"a": convnet(6, 8, classes=3)})
+        found = {}
+        task, files = CompositionTask(folder, folder), checkpoints(tmp_path)
+        tuning.fine_tune(net, task, found.__setitem__, seed=0, files=files, num_recorded=num_recorded)
+        return found
+
+    return run
+
+
+def test_fine_tuning_of_a_damaged_checkpoint_resumes_from_the_one_before(tuned, tmp_path):
+    expected = tuned()
+    (tmp_path / "finetune.pth").write_bytes(b"damaged")
+    assert tuned(num_recorded=4) == {epoch: expected[epoch] for epoch in (2, 3)}
+    for path in checkpoints(tmp_path).candidates():
+        path.write_bytes(b"damaged")
+    with pytest.raises(InputError, match="none of the 2 checkpoints"):
+        tuned(num_recorded=4)
+
+
+@pytest.mark.parametrize(("num_recorded", "first"), [(4, 3), (3, 3), (2, 0)])
+def test_fine_tuning_records_what_a_power_cut_took_from_the_journal(tuned, num_recorded, first):
+    expected = tuned()
+    assert tuned(num_recorded) == {epoch: accuracy for epoch, accuracy in expected.items() if epoch >= first}
+
+
+def test_fine_tuning_ends_at_a_loss_that_is_not_finite(tuned, monkeypatch, tmp_path):
+    monkeypatch.setattr(tuning, "cross_entropy", lambda outputs, _: outputs.sum() * math.nan)
+    with pytest.raises(InputError, match="the loss is nan at step 0"):
+        tuned()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_ends_fine_tuning_and_keeps_the_checkpoint_before(tuned, monkeypatch, tmp_path):
+    expected, save, count = tuned(), torch.save, []
+    for path in tmp_path.iterdir():
+        path.unlink()
+
+    def full(*arguments):
+        count.append(1)
+        if len(count) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(*arguments)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InputError, match=r"finetune.pth' cannot be written: No space left.*The previous one is kept"):
+        tuned()
+    assert tuned(num_recorded=2) == {epoch: expected[epoch] for epoch in (1, 2, 3)}
+
+
 def test_fine_tuning_needs_an_output_for_each_class(beans, tmp_path):
     folder = image_folder(beans / "train", 32)
     _, net = generate(stitching_images(folder, 5), 0, 0, sample=True, nets={"a": convnet(6, 8, classes=2)})
     with pytest.raises(InputError, match="has 2 outputs and the images have more classes"):
-        tuning.fine_tune(net, CompositionTask(folder, folder), print, seed=0, checkpoint=tmp_path / "tuned.pth")
+        tuning.fine_tune(net, CompositionTask(folder, folder), print, seed=0, files=checkpoints(tmp_path))
 
 
 @pytest.mark.parametrize(
