@@ -462,7 +462,7 @@ def test_a_stitch_configuration_does_not_say_where_runs_are_written(images, tmp_
     assert main([*map(str, command)]) == 2
     line = capsys.readouterr().err
     assert "cannot set 'output'" in line
-    assert "take it out and give --output" in line
+    assert "remove it and give --output" in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pico.json"]
 
 
@@ -498,7 +498,7 @@ WRITES = {
     "stitchkit/ship/stitch_files.py torch.export.save": "callers give it a draft, and publish that",
     "stitchkit/ship/stitch_files.py program.save": "callers give it a draft, and publish that",
     "stitchkit/data/digits.py image.save": "into a fresh folder",
-    "stitchkit/train/evaluation.py partial.save": "our own",
+    "stitchkit/measure/evaluate.py partial.save": "our own",
     "stitchkit/train/training.py checkpoints.save": "our own",
     "stitchkit/engine/tracking.py SummaryWriter": "into a folder that is no link; names have the time in them",
     "stitchkit/engine/tracking.py wandb.init": "into a folder that is no link; names have the time in them",

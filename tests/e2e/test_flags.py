@@ -136,7 +136,7 @@ def test_a_gpu_is_waited_for_and_a_cpu_is_not(monkeypatch):
 def test_batch_norms_are_not_synchronised_on_a_cpu(images, config, capsys):
     command = ["train", str(images), "--stitch_config", str(config), *FLAGS, "--sync-bn"]
     assert main(command) == 2
-    assert "--sync-bn waits for the other ranks, which run other stitches" in capsys.readouterr().err
+    assert "--sync-bn waits for other ranks, which run different stitches" in capsys.readouterr().err
     assert main([*command, "--sampling", "shared"]) == 2
     assert "--sync-bn needs GPUs, but the device is cpu; use --dist-bn reduce" in capsys.readouterr().err
 

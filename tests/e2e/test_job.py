@@ -351,7 +351,7 @@ def test_bad_jobs_end_in_one_line(trained, images, tmp_path, capsys):
     changes = {
         "unknown data set 'nowhere'": {"train_config": config["train_config"] | {"dataset": "nowhere"}},
         "every part is frozen": {"assembly": config["assembly"][:1], "head": {"ClassifierHead": {"frozen": True}}},
-        "the network gives 3 logits": {"head": {"ClassifierHead": {"num_classes": 3}}},
+        "the network has 3 logits": {"head": {"ClassifierHead": {"num_classes": 3}}},
         "assembly[1]": {"assembly": [config["assembly"][0], {"SimpleAdapter": {"in_channels": 9, "out_channels": 9}}]},
     }
     for words, change in changes.items():
@@ -385,7 +385,7 @@ def test_an_interrupted_job_says_how_to_resume_it(images, tmp_path, capsys, monk
     monkeypatch.setattr("stitchkit.assembly.train.job.open_data", interrupt)
     path = write_job(tmp_path, job_config(images))
     assert main(["job", "-c", str(path), "-o", str(tmp_path / "out"), "--no-pretrained"]) == 130
-    assert "a job from its newest checkpoint with --resume auto" in capsys.readouterr().err
+    assert "a job resumes from its newest checkpoint with --resume auto" in capsys.readouterr().err
 
 
 def test_there_are_no_more_loader_processes_than_cores(images):
