@@ -19,6 +19,9 @@ import yaml
 from PIL import Image
 
 import stitchkit
+from stitchkit.assembly.sweep.config import SweepConfig
+from stitchkit.assembly.sweep.launch import write_folders
+from stitchkit.assembly.sweep.plan import plan
 from stitchkit.data.digits import write_digits
 
 ROOT = Path(__file__).parent.parent
@@ -229,3 +232,10 @@ def write_sweep(folder: Path, images: Path, **changes: Any) -> Path:
     path = folder / "pico.yml"
     path.write_text(yaml.safe_dump({**SWEEP, "stages": stages, "train_config": train, **changes}))
     return path
+
+
+def skip_uncut_job(sweep: Path, output: Path) -> None:
+    """Write the folders of a pico sweep with a result of its job for the uncut network, so that only the others run."""
+    config = SweepConfig.load(sweep)
+    folders = write_folders(plan(config), output, config.seed)
+    next(folder.result for folder in folders if "uncut" in folder.path.name).touch()

@@ -24,7 +24,7 @@ from tests.composing import FLAGS as COMPOSING, write_colours, write_pico_nets
 from tests.jobs import job_config, write_job
 from tests.results import about, write_result
 from tests.source_code import FILES, name_of
-from tests.support import FLAGS, ROOT, mostly_full, pico_config, pico_snnet, write_config, write_sweep
+from tests.support import FLAGS, ROOT, mostly_full, pico_config, pico_snnet, skip_uncut_job, write_config, write_sweep
 
 opening = []
 """Where the names of files go that are opened to be written, while a test looks."""
@@ -322,8 +322,7 @@ def swept(images, tmp_path_factory):
     """The folder of a sweep of one job, and the command that made it."""
     place = tmp_path_factory.mktemp("swept")
     path = write_sweep(place, images, stitchers=["linear_no_downsample"], save_checkpoints=True)
-    (place / "out/test-pico-uncut-source").mkdir(parents=True)
-    (place / "out/test-pico-uncut-source/result-3.pkl").touch()
+    skip_uncut_job(path, place / "out")
     command = ["sweep", "-c", str(path), "-o", str(place / "out"), "--device", "cpu"]
     assert main(command) == 0
     return place / "out/train-pico-gap-1,1-adapter-linear_no_downsample", command

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from stitchkit.cli import main
-from tests.support import write_sweep
+from tests.support import skip_uncut_job, write_sweep
 
 pytestmark = pytest.mark.full  # each job is a process that loads torch
 STITCHED = "train-pico-gap-1,1-adapter-linear_no_downsample"
@@ -63,8 +63,7 @@ def test_a_job_that_fails_is_listed_with_its_reason(images, tmp_path, caplog, ca
     content = yaml.safe_load(path.read_text())
     content["train_config"]["optimizer_args"] = {"lr": 1e30}
     path.write_text(yaml.safe_dump(content))
-    (tmp_path / "out/test-pico-uncut-source").mkdir(parents=True)
-    (tmp_path / "out/test-pico-uncut-source/result-3.pkl").touch()
+    skip_uncut_job(path, tmp_path / "out")
     assert main(["sweep", "-c", str(path), "-o", str(tmp_path / "out"), "--device", "cpu"]) == 2
     assert "1 jobs failed and are listed above" in capsys.readouterr().err
     assert f"log: {tmp_path / 'out' / STITCHED / 'log.txt'}" in caplog.text
