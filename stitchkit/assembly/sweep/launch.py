@@ -15,6 +15,7 @@ from stitchkit.assembly.sweep.cluster import Cluster
 from stitchkit.assembly.sweep.plan import PlannedJob
 from stitchkit.assembly.sweep.worker import JobFolder, remove_checkpoints
 from stitchkit.errors import InputError
+from stitchkit.files import own_folder
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def _check_settings(job: PlannedJob, place: JobFolder) -> None:
     settings = place.path / "config.yml"
     if not place.has_begun():
         return
+    own_folder(place.path)  # a link to nothing must be refused as a link, not taken for a missing file
     if not settings.exists():
         raise InputError(
             f"'{place.path}' holds a result or checkpoints, but no config.yml that says of what settings; put it back, "
