@@ -39,9 +39,6 @@ def pseudo_inverses(model: SNNet, batches: Iterable[torch.Tensor]) -> dict[tuple
 
     Pairs that share a layer are averaged.
 
-    Raises:
-        InputError: If an anchor is not a ViT with a class token.
-
     Source: SN-Net, equation 4.
     """
     _vits(model)
@@ -108,11 +105,7 @@ def train_steps(
 
 
 class PlainRoute(nn.Module):
-    """One route through ViTs with a class token, as written by hand, with copies of the SN-Net's weights.
-
-    Raises:
-        InputError: If an anchor is not a ViT with a class token.
-    """
+    """One route through ViTs with a class token, as written by hand, with copies of the SN-Net's weights."""
 
     def __init__(self, model: SNNet, stitch: Stitch):
         super().__init__()

@@ -51,9 +51,6 @@ def check_classes(
         path: The file of the weights, for the message.
         strict: The classes must be the same, as for evaluation or a resumed run. Otherwise, weights of as many other
             classes only cause a warning.
-
-    Raises:
-        InputError: If they are the same in another order, or differ although `strict`.
     """
     for number, names in enumerate(here if trained else ()):
         if len(trained) == len(here):

@@ -22,11 +22,7 @@ def quantity(value: float) -> str:
 
 
 def count(text: str) -> float:
-    """Read a number with a unit, such as `5G`, `1.3e9` or `30M`.
-
-    Raises:
-        InputError: If it is not such a number.
-    """
+    """Read a number with a unit, such as `5G`, `1.3e9` or `30M`."""
     if re.fullmatch(r".*\d\s*ms\s*", text, re.IGNORECASE):
         raise InputError(
             f"'{text}' is a latency, not a count such as 5G; write milliseconds as 8ms, or use a latency limit"

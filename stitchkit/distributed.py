@@ -40,9 +40,6 @@ def choose_device(device: str | None = None) -> torch.device:
     Args:
         device: `cpu`, `cuda` or `cuda:N`; by default CUDA if available. Without a number, each rank takes the GPU with
             its local number.
-
-    Raises:
-        InputError: If the device is not available, or there are more local ranks than CUDA devices.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", kind):
@@ -69,9 +66,6 @@ def init_world(device: str | None = None) -> World:
 
     Args:
         device: As `choose_device` takes it.
-
-    Raises:
-        InputError: As `choose_device` does.
     """
     place = choose_device(device)
     if place.type == "cuda":
@@ -92,11 +86,7 @@ def init_world(device: str | None = None) -> World:
 
 
 def from_primary(world: World, make: Callable[[], Made]) -> Made:
-    """Plain data made by the primary rank, on all ranks: other machines may not see the same files.
-
-    Raises:
-        InputError: On all ranks, if `make` raises one.
-    """
+    """Plain data made by the primary rank, on all ranks: other machines may not see the same files."""
     made: list[Made] = []
     refusal = ""
     if world.is_primary:

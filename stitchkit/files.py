@@ -23,9 +23,6 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that replaces it when the block ends.
 
     An error in the block leaves everything as it was. Links under both names are removed, not followed.
-
-    Raises:
-        InputError: If a folder, a device or a pipe has this name.
     """
     if path.exists() and not path.is_symlink() and not path.is_file():
         raise InputError(f"'{path}' is not a regular file, so it is not replaced; choose another name")
@@ -51,20 +48,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def opened(path: Path, mode: str, *, newline: str | None = None) -> IO[Any]:
-    """Open a file that grows in place, like the builtin `open`.
-
-    Raises:
-        InputError: If it is a symbolic link.
-    """
+    """Open a file that grows in place, like the builtin `open`."""
     return open(path, mode, newline=newline, opener=descriptor)
 
 
 def descriptor(path: str | Path, flags: int) -> int:
-    """Open a file like `os.open`.
-
-    Raises:
-        InputError: If it is a symbolic link.
-    """
+    """Open a file like `os.open`."""
     try:
         return os.open(path, flags | os.O_NOFOLLOW, 0o666)
     except OSError as error:
@@ -74,21 +63,13 @@ def descriptor(path: str | Path, flags: int) -> int:
 
 
 def check_folder_of(path: Path) -> None:
-    """Refuse a file whose folder does not exist.
-
-    Raises:
-        InputError: If it does not.
-    """
+    """Refuse a file whose folder does not exist."""
     if not path.parent.is_dir():
         raise InputError(f"folder '{path.parent}' does not exist; create it, or check the path")
 
 
 def refuse_link(path: Path) -> None:
-    """Refuse to write through a link.
-
-    Raises:
-        InputError: If it is a symbolic link, even a dangling one.
-    """
+    """Refuse to write through a link."""
     if path.is_symlink():
         raise InputError(
             f"'{path}' is a symbolic link, and nothing is written through one; remove it, or choose another folder"
@@ -96,11 +77,7 @@ def refuse_link(path: Path) -> None:
 
 
 def own_folder(path: Path) -> Path:
-    """A folder inside one that the user chose, created if necessary.
-
-    Raises:
-        InputError: If it, or anything directly in it, is a symbolic link.
-    """
+    """A folder inside one that the user chose, created if necessary."""
     refuse_link(path)
     path.mkdir(parents=True, exist_ok=True)
     for place in sorted(path.iterdir()):

@@ -78,11 +78,7 @@ def usage_of(parser: argparse.ArgumentParser) -> str:
 
 
 def new_file(path: str) -> Path:
-    """The place of a file that a command will write.
-
-    Raises:
-        InputError: If something is there already, or the folder does not exist.
-    """
+    """The place of a file that a command will write."""
     if os.path.lexists(path):  # also a dangling link, through which we would write elsewhere
         raise InputError(f"'{path}' exists; choose another file or remove it")
     check_folder_of(Path(path))

@@ -32,20 +32,12 @@ def dataset_fault(value: str) -> str | None:
 
 
 def check_local(value: str, name: str) -> None:
-    """Refuse a value, called `name` in the message, that is not a path on this machine.
-
-    Raises:
-        InputError: If `local_fault` finds a fault.
-    """
+    """Refuse a value, called `name` in the message, that is not a path on this machine."""
     _refuse(value, name, local_fault(value))
 
 
 def check_dataset(value: str, name: str) -> None:
-    """Refuse a data set, called `name` in the message, that is neither a plain name nor a path on this machine.
-
-    Raises:
-        InputError: If `dataset_fault` finds a fault.
-    """
+    """Refuse a data set, called `name` in the message, that is neither a plain name nor a path on this machine."""
     _refuse(value, name, dataset_fault(value))
 
 

@@ -57,11 +57,7 @@ class ComposeSettings:
     options: dict[str, Any]
 
     def search(self, task: CompositionTask, journal: Journal) -> Search:
-        """A search with images of a task, resumed from a journal.
-
-        Raises:
-            InputError: If the networks, images or options cannot be used, or differ from the journal's.
-        """
+        """A search with images of a task, resumed from a journal."""
         images = stitching_images(task.train, self.num_images, seed=self.seed).to(self.device)
         scores = Scores(self.score, seed=self.seed)
         search = Search(images, nets=_nets(self.nets), pretrained=self.pretrained, scores=scores, **self.options)
@@ -70,11 +66,7 @@ class ComposeSettings:
         return search
 
     def best(self, search: Search) -> list[Composition]:
-        """The compositions with the highest scores that a search finds, best first, without the uncut networks.
-
-        Raises:
-            InputError: If there is none.
-        """
+        """The compositions with the highest scores that a search finds, best first, without the uncut networks."""
         found: Iterable[Composition] = (one for one in search.compositions() if not one.is_uncut)
         if search.order == "best":
             found = islice(found, self.top)
@@ -91,11 +83,7 @@ class ComposeSettings:
 
 
 def compose(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> None:
-    """Search, then write the ledger, the drawings and the networks beside the journal.
-
-    Raises:
-        InputError: If a setting cannot be used, or nothing is found.
-    """
+    """Search, then write the ledger, the drawings and the networks beside the journal."""
     output = journal.path.parent
     search = plan.search(task, journal)
     print(f"{len(search.pool.fragments)} fragments of {len(search.pool.specs)} networks")

@@ -44,9 +44,6 @@ def as_images(images: object, *, what: str = "images") -> torch.Tensor:
     Args:
         images: A tensor or an array.
         what: Their name in a message.
-
-    Raises:
-        InputError: If they are not floats of that shape.
     """
     try:
         values = torch.as_tensor(images)
@@ -79,11 +76,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def read_image(path: str | Path, size: tuple[int, int]) -> torch.Tensor:
-    """A prepared image from a file `[3, H, W]`.
-
-    Raises:
-        InputError: If the file is not an image.
-    """
+    """A prepared image from a file `[3, H, W]`."""
     try:
         with Image.open(path) as image:
             return preparation(size)(image)
@@ -192,9 +185,6 @@ def open_split(name: str | Path, split: str, size: int) -> CheckedImages:
         name: A folder or the name of a data set, as for `stitchkit.data.sources`.
         split: `train` or `validation`, or their other names in `stitchkit.data.split_rule`.
         size: Side of the images.
-
-    Raises:
-        InputError: If it cannot be opened, or its images or classes cannot be counted.
     """
     images = open_dataset(Source(str(name), mode=""), split, is_training=split == "train")
     if isinstance(images, IterableDataset):
@@ -233,9 +223,6 @@ def batches(dataset: Examples, label_column: str | None = None) -> Iterator[tupl
     Args:
         dataset: A dataset as for `Net.fit`.
         label_column: Name of the labels, for datasets with named columns.
-
-    Raises:
-        InputError: If there is no such column, or no image.
     """
     rows = _rows(dataset)
     if not len(rows):

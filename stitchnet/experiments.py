@@ -63,11 +63,7 @@ class Experiment(NamedTuple):
 
 
 def study(name: str, task: CompositionTask, plan: ComposeSettings, journal: Journal) -> None:
-    """Run an experiment; write `NAME.csv` row by row, and finally `NAME.png`, beside the journal.
-
-    Raises:
-        InputError: If a setting cannot be used, or nothing is found.
-    """
+    """Run an experiment; write `NAME.csv` row by row, and finally `NAME.png`, beside the journal."""
     experiment, table, picture = _EXPERIMENTS[name], journal.path.with_suffix(".csv"), journal.path.with_suffix(".png")
     rows = tqdm(experiment.run(task, plan, journal), desc=name, unit=" rows", leave=False, disable=None)
     with logging_redirect_tqdm():
@@ -93,9 +89,6 @@ def samples(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> I
     """Accuracy of networks composed with few or many stitching images, each number drawn several times.
 
     Numbers above that of the training images are omitted. A draw that finds nothing is reported and skipped.
-
-    Raises:
-        InputError: If no draw finds anything, or there are too few images.
     """
     counts = _counts(len(task.train))
     failed: list[InputError] = []
@@ -181,9 +174,6 @@ def finetune(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> 
     """Accuracy of composed networks and their parents while all are trained alike.
 
     Networks are evaluated with their own classifiers.
-
-    Raises:
-        InputError: If a network has fewer outputs than there are classes.
     """
     search = plan.search(task, journal)
     files = CheckpointFiles(

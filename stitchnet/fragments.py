@@ -79,9 +79,6 @@ def fragments(label: str, model: nn.Module, example: torch.Tensor) -> list[Fragm
         model: Any module that torch.fx can trace between its blocks.
         example: Images `[B, C, H, W]` for it.
 
-    Raises:
-        InputError: If the network cannot be traced or cut.
-
     Source: StitchNet, section 3.1; released code.
     """
     try:
@@ -110,9 +107,6 @@ def places(model: nn.Module, example: torch.Tensor) -> list[Boundary]:
     These are the inputs of ungrouped convolutions and linear layers that nothing else reads, if the rest of the network
     depends on no other tensor; and the borders of blocks between which tokens, or maps with their channels last, pass.
     The takers of a boundary are the layers into which a joint can be folded.
-
-    Raises:
-        InputError: If the network cannot be traced between its blocks.
     """
     found = list(_between_blocks(TracedSteps(model, example)))
     with contextlib.suppress(InputError):  # some networks cannot be traced inside all blocks

@@ -64,11 +64,7 @@ class Journal:
         return scoped
 
     def find(self, kind: type[Entry], *key: str | int) -> Entry | None:
-        """The entry of a key, checked to be of a type; None if there is none.
-
-        Raises:
-            InputError: If the entry has another type, because the file was changed.
-        """
+        """The entry of a key, checked to be of a type; None if there is none."""
         place = (*self._scope, *key)
         if place not in self._entries:
             return None
@@ -98,9 +94,6 @@ class Journal:
         Args:
             name: Key of the values.
             values: The values, by the names for messages.
-
-        Raises:
-            InputError: If they differ, with the first difference, or if there are results without them.
         """
         before = self.find(dict[str, object], name)
         if before is None:

@@ -42,9 +42,6 @@ def load_networks(
             timm's if timm has them, else torchvision's. A module has no specification.
         pretrained: Download the weights of named networks; otherwise they are random.
         img_size: Height and width of the images, for timm's networks with a fixed image size.
-
-    Raises:
-        InputError: If there is no such network, its weights are unavailable, or two share a label.
     """
     if isinstance(nets, str):
         nets = [name.strip() for name in nets.split(",") if name.strip()]
@@ -114,9 +111,6 @@ def create(spec: AnchorSpec, *, pretrained: bool = False) -> nn.Module:
     Args:
         spec: Name, arguments and checkpoint.
         pretrained: Download the library's weights unless there is a checkpoint.
-
-    Raises:
-        InputError: If there is no such network, or its weights are unavailable.
     """
     names = torchvision_names()
     if spec.name in PUBLISHED or (spec.name in names and not is_model(spec.name)):

@@ -23,9 +23,6 @@ class Pool:
         data: The stitching images `[B, C, H, W]`, normalised as ImageNet's.
         nets: The networks; the five published ones by default. Modules are switched to evaluation mode.
         pretrained: Download the weights of named networks; otherwise they are random.
-
-    Raises:
-        InputError: If a network cannot be loaded or cut, or does not accept the images.
     """
 
     def __init__(self, data: np.ndarray | torch.Tensor, nets: Nets | None = None, *, pretrained: bool = True):
@@ -77,11 +74,7 @@ class Pool:
 
 
 def images(data: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """Stitching images as a tensor of float images `[B, C, H, W]`.
-
-    Raises:
-        InputError: If there are none, or a value is not finite.
-    """
+    """Stitching images as a tensor of float images `[B, C, H, W]`."""
     values = as_images(data, what="stitching images")
     if not len(values):
         raise InputError("there are no stitching images; at least one is needed")

@@ -33,11 +33,7 @@ def read_digits(split: str) -> Iterator[tuple[int, Image.Image, int]]:
 
 
 def write_digits(folder: Path) -> None:
-    """Write 1,797 real scans of digits as `train/` and `validation/`, one folder per class, unless they exist.
-
-    Raises:
-        InputError: If the folder contains anything else, or is a symbolic link to a folder without the digits.
-    """
+    """Write 1,797 real scans of digits as `train/` and `validation/`, one folder per class, unless they exist."""
     if (folder / "validation").is_dir() and (folder / "train").is_dir():
         print(f"{folder} already exists")
         return

@@ -21,11 +21,7 @@ from stitchkit.errors import InputError
 
 
 def find_split(root: Path, split: str) -> Path:
-    """The folder of a split, by `split_rule`; timm's `train[:10%]` is `train` here.
-
-    Raises:
-        InputError: If no such folder has a folder in it.
-    """
+    """The folder of a split, by `split_rule`; timm's `train[:10%]` is `train` here."""
     name = split.split("[")[0]
     for one in names_of(name):
         if is_split(root / one):
@@ -44,11 +40,7 @@ def is_split(folder: Path) -> bool:
 def open_images(
     folder: Path, *, mode: str = "RGB", class_map: str = "", types: Sequence[str] = IMG_EXTENSIONS
 ) -> ImageDataset:
-    """Images of a split's folder, converted to a PIL mode if `mode` is not empty, with the labels of `open_folder`.
-
-    Raises:
-        InputError: As `open_folder` does.
-    """
+    """Images of a split's folder, converted to a PIL mode if `mode` is not empty, with the labels of `open_folder`."""
     reader = open_folder(folder, class_map=class_map, types=types)
     images = ImageDataset(str(folder), reader=reader, input_img_mode=mode)
     images.classes = class_names(reader)
@@ -63,9 +55,6 @@ def open_folder(folder: str | Path, *, class_map: str = "", types: Sequence[str]
         folder: The split.
         class_map: File that maps class names to numbers; other classes are left out.
         types: Suffixes of image files.
-
-    Raises:
-        InputError: If there are no images of any class, or the map cannot be read.
     """
     try:
         reader = ReaderImageFolder(str(folder), class_map=class_map, input_key=";".join(types))

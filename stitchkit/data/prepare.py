@@ -84,9 +84,6 @@ def read_collection(name: str) -> Mapping[str, CollectionTask]:
 
     Args:
         name: A key of `COLLECTIONS`, or the user's own file.
-
-    Raises:
-        InputError: If there is no such collection, or its file cannot be used.
     """
     path = COLLECTIONS.get(name, Path(name))
     if name not in COLLECTIONS and not path.is_file():
@@ -143,9 +140,6 @@ def prepare_one(name: str, task: CollectionTask, root: Path) -> str:
 
     Returns:
         Its contents, in words.
-
-    Raises:
-        InputError: If its source is missing or incomplete.
     """
     folder, sources = root / name, root / _SOURCES
     if folder.exists():
@@ -234,11 +228,7 @@ def _write(image: _Picture, stem: Path) -> None:
 
 
 def _check(folder: Path, task: CollectionTask) -> str:
-    """Count the images and classes of a written data set.
-
-    Raises:
-        InputError: If any are missing.
-    """
+    """Count the images and classes of a written data set."""
     counts = {}
     for split in SPLITS:
         places = [place for place in (folder / split).glob("*") if place.is_dir()]

@@ -104,9 +104,6 @@ def open_dataset(source: Source, split: str, *, is_training: bool = False, **opt
 
     Returns:
         The split; its `.classes` are in the order of their numbers, or empty if the reader does not know them.
-
-    Raises:
-        InputError: If there is no such data set, or its files are missing.
     """
     check_dataset(source.name, "data set")
     check_local(str(source.root or ""), "folder of data sets")
@@ -201,11 +198,7 @@ def _open_timm(source: Source, split: str, is_training: bool, options: dict[str,
 
 
 def read_timm(source: Source, split: str, *, is_training: bool = False, **options: object) -> ImageDataset:
-    """A data set by timm's string, with `.classes`.
-
-    Raises:
-        InputError: If it cannot be opened, or has no split with exactly this name.
-    """
+    """A data set by timm's string, with `.classes`."""
     root = None if source.root is None else str(source.root)
     common = {"download": source.download, "class_map": source.class_map, "input_img_mode": source.mode}
     try:
@@ -228,11 +221,7 @@ def _unopened(source: Source, split: str, error: Exception) -> InputError:
 
 
 def agreed_classes(train: Images | None, judged: Images) -> tuple[str, ...]:
-    """Class names of the two splits of a data set, in the order of their numbers; empty if no reader knows them.
-
-    Raises:
-        InputError: If they are image folders with different classes.
-    """
+    """Class names of the two splits of a data set, in the order of their numbers; empty if no reader knows them."""
     if train is None:
         return judged.classes
     ours, theirs = (getattr(split, "reader", None) for split in (train, judged))
@@ -245,11 +234,7 @@ def agreed_classes(train: Images | None, judged: Images) -> tuple[str, ...]:
 
 
 def check_folders(train: Sequence[str], judged: Sequence[str], where: str) -> None:
-    """Compare the class folders of the training split and another one, which `where` describes in messages.
-
-    Raises:
-        InputError: If they differ.
-    """
+    """Compare the class folders of the training split and another one, which `where` describes in messages."""
     parts = []
     for verb, names in (("lacks", set(train) - set(judged)), ("also has", set(judged) - set(train))):
         if names:

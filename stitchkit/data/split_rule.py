@@ -27,11 +27,7 @@ def names_of(split: str) -> tuple[str, ...]:
 
 
 def published_part(split: str) -> str:
-    """`train` or `test`, for a split of a set published in two parts.
-
-    Raises:
-        InputError: If the name of the split is not one of the usual ones.
-    """
+    """`train` or `test`, for a split of a set published in two parts."""
     if split in _TRAINED:
         return "train"
     if split in (*_VALIDATION, "test"):

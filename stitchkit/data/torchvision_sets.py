@@ -100,9 +100,6 @@ def read(
         split: The part.
         download: Download missing files.
         loader: Replaces the decoder of paths if the reader has files.
-
-    Raises:
-        InputError: If its files are missing.
     """
     source = SOURCES[key]
     if root is None:
@@ -153,11 +150,7 @@ def _own_split(reader: VisionDataset, split: str) -> Sequence[int]:
 
 
 def divide(numbers: Sequence[int], labels: Sequence[int], share: float) -> tuple[list[int], list[int]]:
-    """Draw a share of each class with a fixed seed; return the rest and the drawn numbers.
-
-    Raises:
-        InputError: If there are too few images.
-    """
+    """Draw a share of each class with a fixed seed; return the rest and the drawn numbers."""
     try:
         rest, drawn = train_test_split(numbers, test_size=share, stratify=labels, random_state=0)
     except ValueError as error:

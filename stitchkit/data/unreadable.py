@@ -122,11 +122,7 @@ class CheckedImages(Dataset[tuple[Any, int]]):
             return f"number {index}"
 
     def report(self) -> None:
-        """Log the skipped images if there are more than in the last report; every rank calls this.
-
-        Raises:
-            InputError: If they are too many, over all ranks.
-        """
+        """Log the skipped images if there are more than in the last report; every rank calls this."""
         if not sum_over_ranks(self._bad.sum()[None]).item():
             return
         bad = self._bad.clone()  # loader processes may still write

@@ -23,9 +23,6 @@ def read_alike(path: str) -> tuple[dict[str, Any], str]:
     """The content of a checkpoint and its SHA-256; all ranks read the same one, even if a run replaces the file.
 
     Every rank calls this, or one process without a group.
-
-    Raises:
-        InputError: On all ranks, if one cannot read it or they read different files.
     """
     content: dict[str, Any] = {}
     digest = refusal = ""
@@ -47,22 +44,14 @@ def read_alike(path: str) -> tuple[dict[str, Any], str]:
 
 
 def start_from(network: nn.Module, path: str) -> None:
-    """Load all weights of a network from a file, and note the file as the origin of its classifier.
-
-    Raises:
-        InputError: If it cannot be read, or belongs to another network, which is then unchanged.
-    """
+    """Load all weights of a network from a file, and note the file as the origin of its classifier."""
     content, _ = read_alike(path)
     load_content(network, content, path)
     note_origin(network, content, path)
 
 
 def save_state(path: Path, state: Mapping[str, object]) -> None:
-    """Write a checkpoint; the file appears only when complete; until then the previous one stays.
-
-    Raises:
-        InputError: If it cannot be written.
-    """
+    """Write a checkpoint; the file appears only when complete; until then the previous one stays."""
     try:
         with replacing(path) as draft, draft.open("wb") as file:
             torch.save(dict(state), file)

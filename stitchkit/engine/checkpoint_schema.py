@@ -28,11 +28,7 @@ Schema = object
 
 
 def check(found: object, expected: Schema, place: str) -> None:
-    """Compare a value with a schema; errors begin with its place in the file.
-
-    Raises:
-        InputError: If it does not fit.
-    """
+    """Compare a value with a schema; errors begin with its place in the file."""
     if callable(expected):
         expected(found, place)
     elif isinstance(expected, torch.Tensor):
@@ -66,9 +62,6 @@ def check_saved(
     """Compare the plain part of our checkpoints with its schema; weights and states are checked where they are used.
 
     `needed` and `optional` are the keys that this kind of checkpoint has, or may have, in addition to the common ones.
-
-    Raises:
-        InputError: If a key is missing, unknown, or has a value that no run could have written.
     """
     named = table(text, anything)
     always = {"format": text, "state_dict": named, "optimizer": named, "opt": text, "epoch": whole(-1, MOST_EPOCHS)}

@@ -108,11 +108,7 @@ class Position:
     going_on: RandomStates | None = None
 
     def log(self) -> float:
-        """Empty the window and return the mean of its losses over steps and ranks.
-
-        Raises:
-            InputError: If a loss was not finite.
-        """
+        """Empty the window and return the mean of its losses over steps and ranks."""
         losses = self.window.flush()
         for route, loss in losses:
             total, count = self.sums.get(route, (0.0, 0))

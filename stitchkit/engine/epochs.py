@@ -143,9 +143,6 @@ def check_finite(trainer: Trainer, epoch: int, losses: Iterable[float] = ()) -> 
     """Refuse to save a network that an update broke; every rank calls this.
 
     The loss of a step cannot show it, because it is computed before the update.
-
-    Raises:
-        InputError: If a weight, a statistic of a norm or a validation loss is not finite, on any rank.
     """
     finite = torch.tensor(float(_is_finite(trainer.task.get_trainable_module())), device=trainer.world.device)
     if not gather_over_ranks(finite).all() or not all(map(math.isfinite, losses)):

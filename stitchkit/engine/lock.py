@@ -26,9 +26,6 @@ def locked(path: Path) -> Iterator[None]:
     """Hold a lock that excludes all other processes until this one ends, however it ends.
 
     As in POSIX, the lock belongs to the process: loader processes that outlive a killed run do not hold it.
-
-    Raises:
-        InputError: If another process holds it, or it is a symbolic link.
     """
     file = _open(path)
     try:

@@ -168,9 +168,6 @@ class Trainer:
             num_epochs: Number of epochs in all, for log lines.
             position: Where to resume within it, by default at its start; updated after each step.
             after_step: Called after each step with the position.
-
-        Raises:
-            InputError: If a loss is not finite.
         """
         self._prepare(epoch)
         position = position or Position()

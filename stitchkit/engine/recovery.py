@@ -54,9 +54,6 @@ def find_resume(resume: str | None, files: CheckpointFiles, world: World, *, onl
         files: The checkpoints of the run.
         world: This process among all; the first rank decides for all.
         only: The verb of a run that does not train, such as `evaluate`.
-
-    Raises:
-        InputError: If no checkpoint is good, or one is needed and there is none.
     """
     restarted = not only and _is_restart(files, world)
     if resume != AUTO and not restarted:
@@ -111,11 +108,7 @@ def _launcher() -> str:
 
 
 def newest_checkpoint(files: CheckpointFiles) -> Path | None:
-    """The newest good checkpoint of a run; a warning names each damaged one.
-
-    Raises:
-        InputError: If there are some and none is good.
-    """
+    """The newest good checkpoint of a run; a warning names each damaged one."""
     candidates = files.candidates()
     for path in candidates:
         if not (fault := _fault(path)):

@@ -25,9 +25,6 @@ class Tracking:
         config: All settings.
         options: Arguments of `wandb.init`; None for no logging.
         board: First epoch in TensorBoard; None for no logging.
-
-    Raises:
-        InputError: If a package is missing or rejects the run.
     """
 
     def __init__(
@@ -60,11 +57,7 @@ class Tracking:
 
 
 def start_run(folder: Path, config: Mapping[str, object], **options: Any) -> wandb.Run:
-    """Start a run of the `wandb` package, named after its folder.
-
-    Raises:
-        InputError: If wandb rejects the run or is not installed, or its folder is a symbolic link.
-    """
+    """Start a run of the `wandb` package, named after its folder."""
     optional("wandb", "log", "logging the run")
     import wandb
 
@@ -76,11 +69,7 @@ def start_run(folder: Path, config: Mapping[str, object], **options: Any) -> wan
 
 
 def open_board(folder: Path, start: int) -> SummaryWriter:
-    """TensorBoard's writer for epochs from `start` on; later ones in the folder are from a stopped run and are hidden.
-
-    Raises:
-        InputError: If tensorboard is not installed, or its folder is a symbolic link.
-    """
+    """TensorBoard's writer for epochs from `start` on; later ones in the folder, of a stopped run, are hidden."""
     optional("tensorboard", "log", "logging the run")
     from torch.utils.tensorboard import SummaryWriter
 

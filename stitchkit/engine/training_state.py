@@ -51,9 +51,6 @@ def restore_training(content: Mapping[str, object], trainer: Trainer, path: str,
         trainer: Created with the same settings.
         path: The file, for the message.
         otherwise: Advice if the states do not fit.
-
-    Raises:
-        InputError: If a state does not fit this training.
     """
     average, scaler = trainer.task.average, trainer.scaler
     if (average is not None) != ("state_dict_ema" in content):
@@ -84,9 +81,6 @@ def restore_position(content: Mapping[str, object], trainer: Trainer, path: str)
         content: The content of the checkpoint, whose optimizer and weights are already restored.
         trainer: Created with the same settings, its network on all ranks.
         path: The file, for the message.
-
-    Raises:
-        InputError: If an epoch has other steps here, or the position in the file does not fit.
     """
     if "within" not in content:
         return None

@@ -56,11 +56,7 @@ class Tally:
         self.sums[number] += torch.stack([loss, hits[:, 0].sum(), hits.sum(), (labels >= 0).sum()])
 
     def scores(self) -> list[Score]:
-        """The scores over the images of all ranks.
-
-        Raises:
-            InputError: If there is no image on any rank.
-        """
+        """The scores over the images of all ranks."""
         found = []
         for loss, top1, top5, count in sum_over_ranks(self.sums.clone()).tolist():
             if not count:
@@ -79,9 +75,6 @@ def batches_of(
         world: This process among all.
         what: Name on the progress bar.
         after_batch: Called after each batch, equally often on all ranks.
-
-    Raises:
-        InputError: If too many images cannot be read.
     """
     yield from progress(without_padding(loader, world, after_batch), world, what, unit="batch", total=len(loader))
     report(loader.dataset)
@@ -109,9 +102,6 @@ def evaluate(
         autocast: Makes the context in which the networks run.
         count: How many networks there are.
         partial: Keeps the sums after each batch, and has those of an evaluation that was killed.
-
-    Raises:
-        InputError: If there is no image on any rank.
     """
     tally = Tally(count, device)
     done = partial.restore(tally.sums) if partial else 0

@@ -62,11 +62,7 @@ def _fault(row: Row) -> str:
 
 
 def check_figures(rows: Sequence[Row], keys: Iterable[str], advice: Mapping[str, str] | None = None) -> None:
-    """Refuse rows without the figures by which stitches are compared; `advice` says what to do if one is missing.
-
-    Raises:
-        InputError: If there is no row, or one lacks a figure or has one that is not finite.
-    """
+    """Refuse rows without the figures by which stitches are compared; `advice` says what to do if one is missing."""
     if not rows:
         raise InputError("the ledger has no rows; run an evaluation with --eval first")
     for key in keys:

@@ -21,11 +21,7 @@ _FIGURES = (("latency_ms", 2), ("images_per_s", 1), ("acc1", 2), ("acc5", 2), ("
 
 
 def pareto_front(rows: Sequence[Row], cost: str = "flops") -> list[Row]:
-    """The rows that no other row beats in both cost and accuracy, from cheap to costly.
-
-    Raises:
-        InputError: If a row lacks the cost or `acc1`, or there is no row.
-    """
+    """The rows that no other row beats in both cost and accuracy, from cheap to costly."""
     check_figures(rows, (cost, "acc1"))
     front: list[Row] = []
     # From cheap to costly, a row is on the front if it is more accurate than all before it. At equal cost, the most
@@ -61,11 +57,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
-    """Draw accuracy over FLOPs: all stitches, the front through them, anchors marked, area by parameters.
-
-    Raises:
-        InputError: If a row cannot be drawn, or the file's suffix is not a format, or it cannot be written.
-    """
+    """Draw accuracy over FLOPs: all stitches, the front through them, anchors marked, area by parameters."""
     front = pareto_front(rows)
     figure, axes = _figure(title)
     anchors = [row for row in rows if is_anchor(row)]
@@ -122,11 +114,7 @@ def _figure(title: str) -> tuple[Figure, Axes]:
 
 
 def check_plot(path: str | Path) -> None:
-    """Check that a plot can be written, before the work that it shows.
-
-    Raises:
-        InputError: If its folder is missing, or the format is unknown.
-    """
+    """Check that a plot can be written, before the work that it shows."""
     from matplotlib.backend_bases import FigureCanvasBase  # slow to import
 
     path, known = Path(path), FigureCanvasBase.get_supported_filetypes()
@@ -136,11 +124,7 @@ def check_plot(path: str | Path) -> None:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a picture; its suffix selects the format.
-
-    Raises:
-        InputError: If the format is unknown or the file cannot be written.
-    """
+    """Write a picture; its suffix selects the format."""
     path = Path(path)
     try:
         with replacing(path) as draft:

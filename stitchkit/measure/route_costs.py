@@ -34,11 +34,7 @@ class RouteCosts(Generic[T]):
         self._inputs: dict[str, list[torch.Tensor]] = {}
 
     def cost(self, stitch: Stitch | int) -> T:
-        """Cost of a stitch at the anchors' input size.
-
-        Raises:
-            InputError: If the stitch is not in the space.
-        """
+        """Cost of a stitch at the anchors' input size."""
         # Exact for FLOPs and parameters; latencies add up except for work that a GPU overlaps.
         return reduce(operator.add, map(self._cost_of, self._model.steps(stitch)))
 

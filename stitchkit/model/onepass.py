@@ -66,9 +66,6 @@ class OnePass:
         cfg_ids: The stitches; by default all.
         memory: Bytes that activations may take; by default half of a GPU's free memory, or 1 GiB on a CPU. The returned
             logits are not included.
-
-    Raises:
-        InputError: If a stitch does not exist, or no stitch is given.
     """
 
     def __init__(self, model: _Stitchable, cfg_ids: Iterable[int] | None = None, *, memory: int | None = None):
@@ -83,11 +80,7 @@ class OnePass:
         self._uses = Counter((visit.parent, visit.entry.index) for visit in every if visit.parent is not None)
 
     def __call__(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
-        """Logits `[B, num_classes]` of every stitch by ascending `cfg_id`, for images `[B, C, H, W]`.
-
-        Raises:
-            InputError: If the model is in training mode, or the memory is not enough for one image.
-        """
+        """Logits `[B, num_classes]` of every stitch by ascending `cfg_id`, for images `[B, C, H, W]`."""
         if self._model.training:
             raise InputError("all stitches run in one pass only in evaluation mode; call model.eval() first")
         found: dict[int, torch.Tensor] = {}

@@ -21,11 +21,7 @@ _ROUNDING = 8
 
 
 def align(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two activations of the same images with the same rows: maps of one size, or vectors.
-
-    Raises:
-        InputError: If they have another shape, or different numbers of images.
-    """
+    """Two activations of the same images with the same rows: maps of one size, or vectors."""
     _check_comparable(x, y)
     if x.ndim == y.ndim == 4:
         size = common_size(x, y)
@@ -65,9 +61,6 @@ def sample(
 
     Returns:
         Maps or vectors, or the drawn rows `[rows, C]`.
-
-    Raises:
-        InputError: As `align` does.
 
     Source: StitchNet, released code: 10 rows for each channel.
     """
@@ -296,11 +289,7 @@ MEASURES: dict[str, Measure] = {"cka": linear_cka, "unbiased_cka": unbiased_cka,
 
 
 def measure_by_name(name: str) -> Measure:
-    """A score by its name.
-
-    Raises:
-        InputError: If there is no such score.
-    """
+    """A score by its name."""
     if name not in MEASURES:
         raise unknown("score", name, MEASURES)
     return MEASURES[name]

@@ -312,9 +312,6 @@ def view(model: nn.Module, *, label: str) -> Anchor:
 
     Args:
         label: Its name in stitches.
-
-    Raises:
-        InputError: If no view is registered for the class.
     """
     if not has_view(model):
         known = ", ".join(sorted(name.rpartition(".")[2] for name in VIEWS))

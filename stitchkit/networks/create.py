@@ -59,11 +59,7 @@ def create_model(
 
 
 def published_config(name: str) -> PretrainedCfg | None:
-    """timm's description of the published weights of a name; None for a name that is a place, such as `hf-hub:...`.
-
-    Raises:
-        InputError: If timm has no such model, or no such weights of it.
-    """
+    """timm's description of the published weights of a name; None for a name that is a place, such as `hf-hub:...`."""
     if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
         return None
     bare, _, tag = name.partition(".")

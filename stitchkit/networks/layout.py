@@ -47,9 +47,6 @@ class Layout:
         Args:
             value: A name; or a name with a size: `[img, [C, H, W]]`, `[img, [H, W]]`, `[bert, [C, L]]`, `[bert, L]`,
                 `[vector, N]`.
-
-        Raises:
-            InputError: If it is anything else.
         """
         name, size = value if isinstance(value, list | tuple) and len(value) == 2 else (value, None)
         if not isinstance(name, str):
@@ -115,11 +112,7 @@ class Layout:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Height and width; those of tokens are equal.
-
-        Raises:
-            InputError: If the number of tokens is not a perfect square.
-        """
+        """Height and width; those of tokens are equal."""
         positions = self.positions or ()
         if len(positions) == 2:
             return (positions[0], positions[1])
@@ -132,11 +125,7 @@ class Layout:
         return (side, side)
 
     def sized(self, x: torch.Tensor) -> Layout:
-        """The layout with the lengths of a tensor's axes.
-
-        Raises:
-            InputError: If the tensor has another number of axes.
-        """
+        """The layout with the lengths of a tensor's axes."""
         if x.ndim != self.rank:
             raise InputError(f"a tensor of shape {list(x.shape)} is not {self.name} {self.axes}")
         sizes = list(x.shape)
@@ -159,11 +148,7 @@ class Layout:
         return x[..., self.num_prefix_tokens :], x[..., : self.num_prefix_tokens]
 
     def join(self, x: torch.Tensor, prefix: torch.Tensor | None = None) -> torch.Tensor:
-        """The tensor of this layout with features `[B, C, *positions]`, on any grid, and prefix tokens `[B, C, P]`.
-
-        Raises:
-            InputError: If a map of more than one position should become a vector.
-        """
+        """The tensor of this layout with features `[B, C, *positions]`, on any grid, and prefix tokens `[B, C, P]`."""
         if self.kind == "NLC":
             x = x.flatten(2)
             x = x if prefix is None else torch.cat([prefix, x], -1)
@@ -223,10 +208,6 @@ def convert(x: torch.Tensor, source: Layout, target: Layout, *, class_token: str
         source: Its layout; declared sizes are ignored in favour of the tensor's.
         target: The new layout.
         class_token: Value of new prefix tokens: `zeros`, `ones`, or `avg`, the mean of all positions.
-
-    Raises:
-        InputError: If the channels differ from those declared, tokens have no grid although one is needed, or a map
-            of more than one position should become a vector.
     """
     found = source.sized(x)
     resized = bool(target.positions) and target.positions != found.positions and target.grid != found.grid
@@ -266,9 +247,6 @@ def prefix_tokens(features: torch.Tensor, prefix: torch.Tensor | None, count: in
     Args:
         features: Features `[B, C, *positions]`.
         prefix: Existing prefix tokens `[B, C, P]`.
-
-    Raises:
-        InputError: If `class_token` is not one of `CLASS_TOKENS`.
     """
     if prefix is not None and prefix.shape[-1] == count:
         return prefix
@@ -282,11 +260,7 @@ def prefix_tokens(features: torch.Tensor, prefix: torch.Tensor | None, count: in
 
 
 def to_map(features: torch.Tensor) -> torch.Tensor:
-    """Features `[B, C, *positions]` as maps `[B, C, H, W]`; tokens are ordered by row on a square grid.
-
-    Raises:
-        InputError: If the number of tokens is not a perfect square.
-    """
+    """Features `[B, C, *positions]` as maps `[B, C, H, W]`; tokens are ordered by row on a square grid."""
     if features.ndim == 2:
         return features[:, :, None, None]
     if features.ndim == 3:

@@ -37,19 +37,12 @@ def load_model(
         pretrained: Download its weights.
         checkpoint: A local file with the weights; it excludes `pretrained`.
         arguments: Further arguments of the model; None for the model's default.
-
-    Raises:
-        InputError: If there is no such backend or model, or it cannot be built or loaded.
     """
     return LIBRARIES[_library(backend)](name, pretrained=pretrained, checkpoint=checkpoint, **arguments)
 
 
 def bare_model(name: str, backend: str = "timm") -> tuple[nn.Module, torch.Tensor]:
-    """A model of a library without weights, on the meta device, and an image that it takes.
-
-    Raises:
-        InputError: If there is no such backend, or the library has no such model.
-    """
+    """A model of a library without weights, on the meta device, and an image that it takes."""
     # Some of torchvision's cannot be built on the meta device.
     with torch.device("meta") if _library(backend) == "timm" else nullcontext():
         model = load_model(name, backend=backend, pretrained=False).to("meta").eval()
@@ -76,9 +69,6 @@ def create_torchvision(name: str, arguments: Mapping[str, Any], *, weights: obje
         name: Its name.
         arguments: Of its constructor.
         weights: The weights to download, as torchvision takes them; by default they are random.
-
-    Raises:
-        InputError: If torchvision has none of the name, refuses an argument, or cannot fetch the weights.
     """
     if name not in torchvision_names():
         raise unknown("torchvision model", name, torchvision_names())

@@ -40,11 +40,7 @@ class Boundary:
 
     @property
     def layout(self) -> Layout:
-        """The full layout of the tensor that passes.
-
-        Raises:
-            InputError: If it is unknown.
-        """
+        """The full layout of the tensor that passes."""
         if self.found is None:
             raise InputError(f"the layout of the tensor from '{self.after[0]}' to '{self.before[0]}' is unknown")
         return self.found

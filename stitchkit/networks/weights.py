@@ -35,9 +35,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Args:
         path: A `.safetensors` file, or one written by `torch.save`.
-
-    Raises:
-        InputError: If the file is missing, damaged, truncated, not a checkpoint, or contains other objects.
     """
     with _opened(path) as file:
         return _content(file, Path(path))
@@ -47,9 +44,6 @@ def read_hashed(path: str | Path) -> tuple[dict[str, Any], str]:
     """`read_checkpoint`, and the SHA-256 of the file.
 
     The file is opened only once, so both are of the same file, even if another one takes its name meanwhile.
-
-    Raises:
-        InputError: As `read_checkpoint`, and if the file changed while it was read.
     """
     with _opened(path) as file:
         before = os.fstat(file.fileno())
@@ -230,9 +224,6 @@ def weights_of(content: Mapping[str, object], *, ema: bool = False) -> dict[str,
     Args:
         content: As `read_checkpoint` returns it.
         ema: Take the moving average instead of the weights themselves.
-
-    Raises:
-        InputError: If there is no moving average, or no tensor at all.
     """
     keys = _EMA_KEYS if ema else _MODEL_KEYS
     nested = [value for key in keys if isinstance(value := content.get(key), Mapping)]

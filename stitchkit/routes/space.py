@@ -69,11 +69,7 @@ class StitchSpace:
         return iter(self.stitches)
 
     def __getitem__(self, cfg_id: int) -> Stitch:
-        """The stitch with this `cfg_id`.
-
-        Raises:
-            InputError: If there is no such id.
-        """
+        """The stitch with this `cfg_id`."""
         if not 0 <= cfg_id < len(self.stitches):
             raise InputError(f"cfg_id {cfg_id} does not exist; this space has 0 to {len(self.stitches) - 1}")
         return self.stitches[cfg_id]

@@ -69,9 +69,6 @@ def checked(values: Mapping[str, object], name: Callable[[str], str] = str) -> d
     Args:
         values: Settings by name.
         name: The name of a setting in messages.
-
-    Raises:
-        InputError: If a setting is unknown or has an invalid value.
     """
     if wrong := [key for key in values if key not in SETTINGS]:
         raise InputError(f"{name(str(wrong[0]))}: {unknown('setting', str(wrong[0]), SETTINGS)}")
@@ -88,9 +85,6 @@ def checked_of_file(
         values: Settings by name.
         place: Where they are in the file; errors begin with it.
         names: Their names in the file, if these differ.
-
-    Raises:
-        InputError: Also if a setting of timm does not apply here, or cannot be switched on by a file.
     """
 
     def name(key: str) -> str:
@@ -111,11 +105,7 @@ def checked_of_file(
 
 
 def read_settings(path: str) -> dict[str, object]:
-    """Settings by name from a YAML or JSON file, timm's or ours.
-
-    Raises:
-        InputError: If it cannot be read, or has an unknown key or an invalid value.
-    """
+    """Settings by name from a YAML or JSON file, timm's or ours."""
     content = read_settings_file(path)
     data = content.pop("data", None)
     if data and not content.get("data_dir"):

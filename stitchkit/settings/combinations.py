@@ -36,11 +36,7 @@ _EXCLUDES = (
 
 
 def check(recipe: Recipe) -> Recipe:
-    """Check that the settings of a recipe are compatible.
-
-    Raises:
-        InputError: If they are not.
-    """
+    """Check that the settings of a recipe are compatible."""
     for part in (_check_subject, _check_network, _check_loss, _check_batches, _check_pairs, _check_packages):
         part(recipe)
     _ = recipe.folder  # refuses one outside --output

@@ -91,10 +91,6 @@ def read_settings_file(path: str | Path) -> dict[str, object]:
     """The content of a settings file as plain data, with that of the files it includes; JSON by its suffix, or YAML.
 
     `$schema`, which is for editors, is left out.
-
-    Raises:
-        InputError: If a file cannot be read, is not JSON or YAML, has duplicate keys, holds objects or numbers that
-            cannot be read, includes itself, or has no keys.
     """
     path = Path(path)
     content = _parse_json(path) if _is_json(path) else _construct(path)

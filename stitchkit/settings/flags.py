@@ -92,9 +92,6 @@ def resolve(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
 
     Args:
         flags: The result of a parser with `add_flags`: only flags that were given.
-
-    Raises:
-        InputError: If a file cannot be read or has an unknown key, a value is unusable, or settings are incompatible.
     """
     recipe, config = gather(flags)
     return check(recipe), config
@@ -105,9 +102,6 @@ def gather(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
 
     Args:
         flags: As `resolve` takes them.
-
-    Raises:
-        InputError: If a file cannot be read or has an unknown key, or a value is unusable.
     """
     flags = dict(flags)
     if "data" in flags:

@@ -337,12 +337,7 @@ class Recipe(Settings):
 
     @cached_property
     def folder(self) -> Path:
-        """The folder of a run: `--output/--experiment`, named after the configuration or model if none is given.
-
-        Raises:
-            InputError: If it is not inside `--output`: an experiment named by somebody else's configuration could lie
-                anywhere.
-        """
+        """The folder of a run: `--output/--experiment`, named after the configuration or model if none is given."""
         name = Path(self.run.experiment or Path(self.model.stitch_config or self.model.model or "").stem)
         if name.is_absolute() or ".." in name.parts or not name.parts or "\0" in str(name):
             raise InputError(

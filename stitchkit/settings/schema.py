@@ -105,9 +105,6 @@ def parse(kind: type[Kind], content: object, place: str = "", *, name: Callable[
         content: The data.
         place: Its place in the file; errors begin with it.
         name: Names of the top-level keys in messages, such as their flags; by default their place in the file.
-
-    Raises:
-        InputError: If a key is unknown or missing, or a value has the wrong type or is out of range.
     """
     try:
         made: Kind = TypeAdapter(kind).validate_python(content)

@@ -53,9 +53,6 @@ def check_kwargs(kwargs: Mapping[str, object], whose: str) -> None:
     Args:
         kwargs: Arguments of `timm.create_model`.
         whose: The name of the model in messages.
-
-    Raises:
-        InputError: If there is such an argument.
     """
     if reserved := [key for key in _RESERVED if key in kwargs]:
         raise InputError(f"{whose} has {reserved[0]} among its arguments; local weights are given as its checkpoint")

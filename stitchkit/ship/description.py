@@ -82,11 +82,7 @@ def build(about: Mapping[str, Any]) -> nn.Sequential:
 
 
 def local(spec: AnchorSpec) -> AnchorSpec:
-    """A specification from a file, if it names only an architecture.
-
-    Raises:
-        InputError: If it names a file or repository, which a stranger's file must not make us read or download.
-    """
+    """A specification from a file, if it names only an architecture."""
     if spec.checkpoint is not None or not is_model(spec.name):
         place = spec.checkpoint or spec.name
         raise InputError(f"anchor '{spec.label}' of the file would be read from '{place}'; refused")

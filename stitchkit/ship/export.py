@@ -73,10 +73,6 @@ def export(
         images: Prepared images `[B, C, H, W]` to compare on.
         about: Its description, from `stitchkit.ship.trained_snnet.describe`.
         net: The stitch's network if its statistics differ from the SN-Net's; the file is then compared with it.
-
-    Raises:
-        InputError: If the path exists already, the suffix is unknown, a package is missing, the stitch cannot
-            be written in this format, or file and SN-Net differ.
     """
     form, path = format_of(path), new_file(str(path))
     with evaluating(model), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:

@@ -34,9 +34,6 @@ class Budget:
         max_params: Number of parameters.
         max_latency_ms: Milliseconds, as in the ledger.
         min_acc1: Top-1 accuracy in percent.
-
-    Raises:
-        InputError: If a limit is not a positive number.
     """
 
     max_flops: float | None = None
@@ -88,11 +85,7 @@ class Choice(NamedTuple):
 
 
 def pick(rows: Sequence[Row], budget: Budget) -> Choice:
-    """The most accurate stitch within a budget; if only an accuracy is required, the cheapest that reaches it.
-
-    Raises:
-        InputError: If there is no row, or one lacks `flops`, `acc1` or a figure that the budget limits.
-    """
+    """The most accurate stitch within a budget; if only an accuracy is required, the cheapest that reaches it."""
     check_figures(rows, dict.fromkeys(["flops", "acc1", *(_FIGURES[limit] for limit in budget.limits)]), _ADVICE)
     within = [row for row in rows if not budget.misses(row)]
     if not within:
@@ -139,9 +132,6 @@ def complete(rows: Sequence[Row], model: SNNet, *, latency: bool) -> str:
 
     Returns:
         The method by which latencies were measured; empty if none was.
-
-    Raises:
-        InputError: If the rows are of another SN-Net.
     """
     profiler = Profiler(model)
     for row in rows:

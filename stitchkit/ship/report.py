@@ -54,11 +54,7 @@ _MOST_BLOCKS = 1000
 
 
 def write_report(output: str | Path, contents: Mapping[str, Content], *, title: str = "") -> None:
-    """Write the page of the result of `read_ledgers`, replacing an existing file.
-
-    Raises:
-        InputError: If the file is not `.html`, its folder is missing, or plotly is not installed.
-    """
+    """Write the page of the result of `read_ledgers`, replacing an existing file."""
     output = Path(output)
     if output.suffix not in (".html", ".htm"):
         raise InputError(f"'{output}' must be a page; give a name that ends with .html")
@@ -68,11 +64,7 @@ def write_report(output: str | Path, contents: Mapping[str, Content], *, title: 
 
 
 def read_ledgers(paths: Sequence[str | Path], stitch_config: str | None = None) -> dict[str, Content]:
-    """The content of a report on ledgers of a stitch configuration, by a short name for each.
-
-    Raises:
-        InputError: If one cannot be read or drawn, is given twice, or does not belong to the configuration.
-    """
+    """The content of a report on ledgers of a stitch configuration, by a short name for each."""
     places = [Path(path) for path in paths]
     if len({place.resolve() for place in places}) < len(places):
         raise InputError("a ledger is given twice; give each once")
@@ -140,11 +132,7 @@ def _other_name(row: Row, space: StitchSpace) -> str:
 
 
 def take_away(path: Path, cfg_ids: Iterable[int], stitch_config: str | None) -> list[str]:
-    """The commands that export networks of a ledger as ONNX files.
-
-    Raises:
-        InputError: If the settings file is damaged or invalid.
-    """
+    """The commands that export networks of a ledger as ONNX files."""
     export, commands = _export_command(path, stitch_config), []
     for number in cfg_ids:
         composed = path.with_name(f"{number:03d}")

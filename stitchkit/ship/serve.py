@@ -56,11 +56,7 @@ class Page(Protocol):
 
 
 class Demonstration:
-    """The behaviour of the page, apart from its layout: an SN-Net on its device, and its ledger or rows.
-
-    Raises:
-        InputError: If the ledger does not belong to the SN-Net.
-    """
+    """The behaviour of the page, apart from its layout: an SN-Net on its device, and its ledger or rows."""
 
     def __init__(self, trained: Trained, ledger: str | Path | Sequence[Row]):
         self._trained = trained
@@ -88,9 +84,6 @@ class Demonstration:
 
         Returns:
             Probabilities of the likeliest classes by name, None without an image, and the stitch as HTML.
-
-        Raises:
-            InputError: If no stitch is within the budget.
         """
         cfg_id = self._budgeted.choose(flops)
         return None if image is None else self._predict(image, cfg_id), self._describe(cfg_id)
@@ -182,11 +175,7 @@ def check_gradio() -> ModuleType:
 
 
 def check_port(port: int | None) -> None:
-    """Check that a port is free, before anything is loaded.
-
-    Raises:
-        InputError: If it does not exist, or something else uses it.
-    """
+    """Check that a port is free, before anything is loaded."""
     if port is None:
         return
     if not 0 < port < 2**16:

@@ -38,11 +38,7 @@ class Format(NamedTuple):
 
 
 def format_of(path: str | Path) -> Format:
-    """The kind of file for a suffix.
-
-    Raises:
-        InputError: If the suffix is unknown, or a required package is missing.
-    """
+    """The kind of file for a suffix."""
     suffix = Path(path).suffix
     if suffix not in FORMATS:
         raise unknown("suffix of an export", suffix or str(path), FORMATS)

@@ -64,9 +64,6 @@ def open_trained(settings: Mapping[str, object]) -> Trained:
         settings: The given settings by flag name: `stitch_config` and `resume`, optionally `model_ema`, `num_classes`,
             `img_size`, `data_dir`, a `config` of settings, and all others that shaped the network or its images in
             training.
-
-    Raises:
-        InputError: If a file is missing or unreadable, or checkpoint and configuration do not belong together.
     """
     recipe, config = gather({**settings, "eval": True})
     if config is None:
@@ -104,11 +101,7 @@ def _folder_classes(recipe: Recipe, number: int) -> tuple[str, ...]:
 
 
 def check_origin(ledger: str | Path, trained: Trained) -> None:
-    """Check that a ledger was measured with these weights, as far as the file beside it says.
-
-    Raises:
-        InputError: If it was measured with other weights, another average of them, or other batch-norm statistics.
-    """
+    """Check that a ledger was measured with these weights, as far as the file beside it says."""
     recipe = trained.recipe
     if not origin_file(ledger).is_file():  # published ledgers have none
         return
@@ -127,11 +120,7 @@ def check_origin(ledger: str | Path, trained: Trained) -> None:
 
 
 def calibrated(trained: Trained, stitch: int) -> nn.Module:
-    """The network of a stitch with its own batch-norm statistics, as `--eval --recalibrate-bn` computes them.
-
-    Raises:
-        InputError: If there are no data, or the stitch is not in the space.
-    """
+    """The network of a stitch with its own batch-norm statistics, as `--eval --recalibrate-bn` computes them."""
     recipe, model = trained.recipe, trained.model
     if not (recipe.data.data_dir or recipe.data.dataset):
         raise InputError("--recalibrate-bn needs training images; add --data DIR")
@@ -150,11 +139,7 @@ def calibrated(trained: Trained, stitch: int) -> nn.Module:
 
 
 def describe(trained: Trained, stitch: Stitch | int) -> Description:
-    """The description for a stitch's exports, without paths of this machine.
-
-    Raises:
-        InputError: If the stitch is not in the space.
-    """
+    """The description for a stitch's exports, without paths of this machine."""
     model, settings = trained.model, trained.recipe.model
     route = model.resolve(stitch)
     labels = {segment.anchor for segment in route.segments}
@@ -177,9 +162,6 @@ def sample_images(trained: Trained, number: int) -> tuple[torch.Tensor, str]:
 
     Returns:
         At most `number` images `[B, C, H, W]`, and their source in words.
-
-    Raises:
-        InputError: If the data cannot be opened.
     """
     data, model = trained.recipe.data, trained.model
     prepared = trained.prepared

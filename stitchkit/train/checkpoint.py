@@ -131,11 +131,7 @@ def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any]
 
 
 def restore(content: Mapping[str, Any], recipe: Recipe, trainer: Trainer) -> int:
-    """Restore optimizer, scaler and moving average of a trainer; return the first epoch still to be trained.
-
-    Raises:
-        InputError: If the file was not written by this trainer, or its optimizer or moving average does not fit.
-    """
+    """Restore optimizer, scaler and moving average of a trainer; return the first epoch still to be trained."""
     path = recipe.run.resume
     assert path is not None
     if content.get("format") != FORMAT:

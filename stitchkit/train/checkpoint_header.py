@@ -24,11 +24,7 @@ def _ordered(found: object, place: str) -> None:
 
 
 def check_header(content: Mapping[str, object], path: str | Path) -> None:
-    """Compare the plain part of a checkpoint of ours with its schema; released checkpoints pass.
-
-    Raises:
-        InputError: If a key is missing, unknown, or has a value that no run could have written.
-    """
+    """Compare the plain part of a checkpoint of ours with its schema; released checkpoints pass."""
     if content.get("format") != FORMAT:
         return
     needed = {
@@ -51,9 +47,6 @@ def check_configuration(content: Mapping[str, object], config: StitchConfig, pat
     """Check that our checkpoint was trained with the rule and anchors of a configuration, which shapes cannot show.
 
     Released checkpoints do not name their configuration and pass.
-
-    Raises:
-        InputError: If it was trained with another one.
     """
     found = content.get("stitch_config")
     if not isinstance(found, Mapping):

@@ -40,11 +40,7 @@ class Datasets:
 
 
 def open_datasets(recipe: Recipe) -> Datasets:
-    """Open the splits that a run needs, before anything is computed.
-
-    Raises:
-        InputError: If the folder or a split is missing or empty, or the splits have different classes.
-    """
+    """Open the splits that a run needs, before anything is computed."""
     data = recipe.data
     options: dict[str, object] = {"batch_size": data.batch_size, "seed": recipe.run.seed}
     options |= {key: value for key in ("input_key", "target_key") if (value := getattr(data, key)) is not None}
@@ -100,9 +96,6 @@ def preparation(recipe: Recipe, input_size: tuple[int, ...], model_config: Mappi
         recipe: The settings.
         input_size: `(C, H, W)` of an image.
         model_config: timm's `pretrained_cfg`, for everything that the settings leave open.
-
-    Raises:
-        InputError: If there are means or deviations for another number of channels.
     """
     data, channels = recipe.data, input_size[0]
     for name in ("mean", "std"):
@@ -141,11 +134,7 @@ def create_loaders(
     datasets: Datasets, recipe: Recipe, world: World, *, input_size: tuple[int, ...],
     model_config: Mapping[str, object], num_classes: int,
 ) -> Loaders:  # fmt: skip
-    """Loaders over this rank's part of the splits; `input_size` and `model_config` are as for `preparation`.
-
-    Raises:
-        InputError: If timm rejects a setting, or the training split has less than one step.
-    """
+    """Loaders over this rank's part of the splits; `input_size` and `model_config` are as for `preparation`."""
     data, train = recipe.data, None
 
     def checked(images: Images, *, is_training: bool) -> Images | CheckedImages:

@@ -147,11 +147,7 @@ def _add_latencies(batch_size: int, model: SNNet, ledger: Ledger, origin: Mappin
 
 
 def _check_origin(path: Path, origin: Mapping[str, object]) -> dict[str, object]:
-    """The settings that a ledger was measured with.
-
-    Raises:
-        InputError: If they are unknown, or differ from the present weights or settings.
-    """
+    """The settings that a ledger was measured with."""
     advice = "choose another --experiment or move the file away"
     if not origin_file(path).exists():
         raise InputError(

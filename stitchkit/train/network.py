@@ -35,10 +35,6 @@ def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequenc
         recipe: All settings.
         config: The stitch configuration, if there is one.
         classes: Class names of the data in the order of their numbers, if known.
-
-    Raises:
-        InputError: If it cannot be built as requested, has fewer outputs than there are classes, or has weights that
-            number the classes differently.
     """
     settings, found_classes = recipe.model, len(classes) if classes else None
     set_fast_norm(settings.fast_norm)  # norms read it when they are created
@@ -162,21 +158,13 @@ def input_size(model: nn.Module, recipe: Recipe) -> tuple[int, ...]:
 
 
 def check_device(recipe: Recipe, world: World) -> None:
-    """Refuse settings that this device does not support, before anything is built.
-
-    Raises:
-        InputError: If it does not support synchronised batch norms.
-    """
+    """Refuse settings that this device does not support, before anything is built."""
     if recipe.distributed.sync_bn and world.device.type != "cuda":
         raise InputError(f"--sync-bn needs GPUs, but the device is {world.device.type}; use --dist-bn reduce")
 
 
 def place_network(model: nn.Module, recipe: Recipe, world: World) -> None:
-    """Move the network to its device, in the requested precision and layout; split, synchronise and compile it.
-
-    Raises:
-        InputError: If its batch norms cannot be split, or torch cannot compile it.
-    """
+    """Move the network to its device, in the requested precision and layout; split, synchronise and compile it."""
     settings = recipe.model
     if settings.split_bn and not recipe.run.eval:  # only training uses the additional norms
         _split_batch_norms(model, max(recipe.augment.aug_splits, 2))

@@ -39,9 +39,6 @@ def create_optimizer(model: nn.Module, optim: OptimRecipe, *, lr: float) -> torc
     """timm's optimizer over the trainable parameters; biases, norms and other 1-d parameters do not decay.
 
     Parts of an SN-Net may scale the learning rate.
-
-    Raises:
-        InputError: If timm does not know the optimizer or rejects its settings.
     """
     options: dict[str, Any] = optimizer_kwargs(SimpleNamespace(**vars(optim) | {"lr": lr}))
     if optim.opt_betas is not None:
@@ -94,11 +91,7 @@ def _times(groups: list[dict[str, Any]], scale: float) -> list[dict[str, Any]]:
 def create_schedule(
     recipe: Recipe, optimizer: torch.optim.Optimizer, *, updates_per_epoch: int
 ) -> tuple[Scheduler | None, int]:
-    """timm's learning-rate schedule, and the number of epochs with cool-down.
-
-    Raises:
-        InputError: If there is no such schedule.
-    """
+    """timm's learning-rate schedule, and the number of epochs with cool-down."""
     settings = scheduler_kwargs(SimpleNamespace(**recipe.flat()))
     schedules = ("cosine", "tanh", "step", "multistep", "poly")
     if settings["sched"] == "none":

@@ -45,11 +45,7 @@ def _append(path: Path, head: Sequence[str], rows: Iterable[Iterable[object]]) -
 
 
 def cut_summaries(folder: Path, epoch: int) -> None:
-    """Drop the lines of `epoch` and later, which a resumed run writes again.
-
-    Raises:
-        InputError: If a table is a symbolic link, which would otherwise be found only at the end of an epoch.
-    """
+    """Drop the lines of `epoch` and later, which a resumed run writes again."""
     for name in (_NAME, _LOSSES):
         refuse_link(folder / name)
         _cut(folder / name, epoch)

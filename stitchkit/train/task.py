@@ -112,11 +112,7 @@ def create_task(
     model: nn.Module, recipe: Recipe, device: torch.device, *, sides: Sequence[int], mean: Sequence[float],
     std: Sequence[float], classes: Sequence[str] = (), sampler: Sampler | None = None,
 ) -> StitchTask:  # fmt: skip
-    """The task of a recipe: `sides` are height and width of an image, the rest is as in `StitchTask`.
-
-    Raises:
-        InputError: If the teacher cannot be loaded, or knows other classes than the data's, where those are known.
-    """
+    """The task of a recipe: `sides` are height and width of an image, the rest is as in `StitchTask`."""
     stitch, dtype, teacher = recipe.stitch, weights_dtype(recipe), None
     if stitch.distillation_type != "none":
         teacher = _create_teacher(stitch, as_timm(model), device, dtype, sides, classes)

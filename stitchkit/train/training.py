@@ -84,11 +84,7 @@ def _tidy(session: Session, checkpoints: Checkpoints, start: int) -> None:
 
 
 def open_tracking(session: Session, start: int) -> Tracking:
-    """Logging of each epoch's figures, as the flags request.
-
-    Raises:
-        InputError: If a package is missing or rejects the run.
-    """
+    """Logging of each epoch's figures, as the flags request."""
     run, options = session.recipe.run, None
     if run.log_wandb:
         options = {"project": run.wandb_project, "tags": run.wandb_tags, "id": run.wandb_resume_id}

@@ -139,11 +139,7 @@ class JobConfig(Settings):
         return NetworkSpec(parts, head, self.reformat_options, self.unfrozen)
 
     def check(self) -> None:
-        """Refuse settings that are incompatible, before anything is computed.
-
-        Raises:
-            InputError: With the key that is wrong.
-        """
+        """Refuse settings that are incompatible, before anything is computed."""
         if (self.model is None) == (self.assembly is None):
             found = "neither is there" if self.model is None else "both are there"
             raise InputError(f"model or assembly: {found}; give one part as model, or a list of parts as assembly")

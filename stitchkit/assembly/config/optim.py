@@ -71,9 +71,6 @@ def create_loss(name: str, arguments: Mapping[str, object], place: str, device: 
         arguments: Its further arguments.
         place: Place of the name in the file; errors begin with it.
         device: Device of arguments that are lists, such as class weights.
-
-    Raises:
-        InputError: If there is no such function.
     """
     loss = LOSSES[_named("loss", name, LOSSES, f"{place}.loss_fn")]
     try:
@@ -92,9 +89,6 @@ def create_optimizer(train: TrainConfig, parameters: Sequence[nn.Parameter]) -> 
     Args:
         train: The settings.
         parameters: The parameters that train.
-
-    Raises:
-        InputError: If torch has no such optimizer or rejects its arguments.
     """
     place = "train_config.optimizer"
     if reason := _REFUSED.get(train.optimizer.rpartition(".")[2]):
@@ -178,11 +172,7 @@ _MADE_OF_OTHERS = ("SequentialLR", "ChainedScheduler", "ReduceLROnPlateau")
 
 
 def create_schedule(train: TrainConfig, optimizer: torch.optim.Optimizer) -> JobSchedule | None:
-    """The learning-rate schedule of a job; None keeps the rate.
-
-    Raises:
-        InputError: If torch has no such schedule or rejects its arguments.
-    """
+    """The learning-rate schedule of a job; None keeps the rate."""
     if train.lr_scheduler is None:
         return None
     arguments = dict(train.lr_scheduler_args)
@@ -235,11 +225,7 @@ def _create_parts(parts: object, optimizer: torch.optim.Optimizer, place: str) -
 
 
 def check_training(train: TrainConfig) -> None:
-    """Create losses, optimizer, schedule and transforms once, to check that torch accepts them.
-
-    Raises:
-        InputError: With the key that is wrong.
-    """
+    """Create losses, optimizer, schedule and transforms once, to check that torch accepts them."""
     places = [f"train_config.tasks[{number}]" for number in range(len(train.tasks))] or ["train_config"]
     for task, place in zip(train.resolved_tasks, places, strict=True):
         create_loss(task.loss_fn, task.loss_fn_args, place)

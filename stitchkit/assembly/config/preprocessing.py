@@ -31,9 +31,6 @@ def create_transform(task: TaskConfig, place: str, *, training: bool) -> Transfo
 
     Returns:
         A function from PIL images to tensors `[3, H, W]`, H and W the image size.
-
-    Raises:
-        InputError: If torchvision does not know a transform or rejects its arguments.
     """
     how, place = task.data_preprocessing, f"{place}.data_preprocessing"
     _check(how, place)

@@ -33,9 +33,6 @@ class SimpleAdapter(Part):
         init_identity: Start as the identity on the channels that both sides have. In evaluation mode this is exact
             for a convolutional adapter and non-negative inputs; a linear one still normalises.
         fc_format: Input format of a linear adapter, e.g. `token`.
-
-    Raises:
-        InputError: If not exactly one of `num_fc` and `num_conv` is positive, or a linear adapter has a stride.
     """
 
     in_format: Layout | None = Layout("NCHW")

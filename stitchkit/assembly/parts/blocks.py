@@ -80,9 +80,6 @@ class ResNetBasicBlock(_ResNetBlock):
         norm_type: `bn`, `gn` (one group), `ln` (over the channels of each position) or `in`.
         init_identity: Start as the identity on the channels that both sides have: the last norm at 0, the shortcut
             the identity. In evaluation mode this is exact for non-negative inputs.
-
-    Raises:
-        InputError: If there is no such norm.
     """
 
     expansion = 1
@@ -100,9 +97,6 @@ class ResNetBottleneck(_ResNetBlock):
         dilation: Dilation of the 3x3 convolution.
         norm_type: As in `ResNetBasicBlock`.
         init_identity: As in `ResNetBasicBlock`.
-
-    Raises:
-        InputError: If there is no such norm, or `out_channels` is not a multiple of 4.
     """
 
     expansion = 4
@@ -115,9 +109,6 @@ class VisionTransformerBlock(Part):
         num_heads: Number of attention heads.
         embed_dim: Channels.
         mlp_ratio: Width of the MLP in units of `embed_dim`.
-
-    Raises:
-        InputError: If the heads do not divide the channels.
     """
 
     inferred = ("embed_dim",)
@@ -142,9 +133,6 @@ class SwinTransformerBlock(Part):
         embed_dim: Channels.
         do_shift: Shift the windows by half their size. (The published code inverts the meaning.)
         window_size: Height and width of a window.
-
-    Raises:
-        InputError: If the heads do not divide the channels.
     """
 
     inferred = ("embed_dim",)

@@ -24,11 +24,7 @@ class PassingTensor:
 
     @property
     def tensor(self) -> torch.Tensor:
-        """The one tensor.
-
-        Raises:
-            InputError: If there are several.
-        """
+        """The one tensor."""
         if isinstance(self.value, torch.Tensor):
             return self.value
         count = f"{len(self.value)} tensors" if isinstance(self.value, list | tuple) else type(self.value).__name__
@@ -53,9 +49,6 @@ def enter(
     Args:
         target: The declared input format; None if the part accepts formats as they come.
         takes: Names of the formats that it accepts as they come; empty for any.
-
-    Raises:
-        InputError: If it cannot be converted.
     """
     x, source = flow.tensor, flow.format
     if target is None:
@@ -94,9 +87,6 @@ def leave(flow: PassingTensor, declared: Layout | None) -> PassingTensor:
     """The output of a part with its format: the declared one, or that of the input if it has as many axes.
 
     A declared size is not compared with the tensor: slices may run at other sizes than their network.
-
-    Raises:
-        InputError: If the tensor has other axes or channels than declared.
     """
     if not isinstance(flow.value, torch.Tensor):
         return PassingTensor(flow.value, None)

@@ -103,9 +103,6 @@ class Function(Part):
         name: A function of `torch.nn.functional` or a method of tensors, with or without the prefix `torch.`. No other
             function is allowed: a configuration is data and cannot run code.
         arguments: The function's further arguments.
-
-    Raises:
-        InputError: If there is no such function.
     """
 
     def __init__(self, *, name: str, **arguments: object):
@@ -207,9 +204,6 @@ class ParallelPart(Part):
         exits: The conversion of each part's output to the common format.
         agg: `none` for a list, `avg`, `concat` (which is `concat_channels`) or `concat_sequence`.
         layout: The common format.
-
-    Raises:
-        InputError: If there is no such aggregation.
     """
 
     def __init__(
@@ -241,9 +235,6 @@ def aggregate(outputs: list[torch.Tensor], agg: str, layout: Layout) -> torch.Te
         outputs: The tensors.
         agg: One of `AGGREGATIONS`.
         layout: Their layout.
-
-    Raises:
-        InputError: If their channels or sizes do not fit together.
     """
     if agg == "none":
         return outputs

@@ -60,9 +60,6 @@ class Subnet(Part):
         block_input: Module where it begins, or `x`, the default, for the model's input.
         block_output: Module where it ends; by default at the model's output. A list means several outputs.
         ckp_path: A local file with the weights of the whole model; it excludes `pretrained`.
-
-    Raises:
-        InputError: If the model cannot be built, loaded or cut there.
     """
 
     def __init__(

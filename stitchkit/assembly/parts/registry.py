@@ -43,11 +43,7 @@ _CLOSE = 0.8
 
 
 def part_class(name: str) -> type[Part]:
-    """The class of a name.
-
-    Raises:
-        InputError: If there is none.
-    """
+    """The class of a name."""
     if name not in PARTS:
         raise unknown("part", name, PARTS)
     return PARTS[name]
@@ -59,9 +55,6 @@ def check_arguments(part: type[Part], arguments: Mapping[str, object]) -> None:
     Args:
         part: The class.
         arguments: The arguments in the file.
-
-    Raises:
-        InputError: If one is unknown or missing.
     """
     parameters = _parameters(part)
     allowed = [*parameters, *COMMON]

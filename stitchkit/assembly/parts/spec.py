@@ -26,11 +26,7 @@ class PartSpec:
 
     @classmethod
     def parse(cls, value: object, place: str) -> PartSpec:
-        """The part described by a YAML value: a name, or a mapping of one name to its arguments.
-
-        Raises:
-            InputError: If it is anything else.
-        """
+        """The part described by a YAML value: a name, or a mapping of one name to its arguments."""
         if isinstance(value, str):
             return cls(value, {}, place)
         if not isinstance(value, Mapping) or len(value) != 1:

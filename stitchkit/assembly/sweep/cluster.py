@@ -191,9 +191,6 @@ def create_cluster(
         mem_gb: Memory per job.
         hours: Time after which Slurm stops and requeues a job.
         sbatch: Further options, `key=value`.
-
-    Raises:
-        InputError: If a value has no meaning there.
     """
     if (jobs is not None and jobs < 1) or (gpus or 0) < 0:
         raise InputError(f"--jobs is {jobs} and --gpus {gpus}; they must be at least 1 and 0")
@@ -234,9 +231,6 @@ def _new_folder(place: Path) -> Path:
     """A new folder in `place` for the files of submitit.
 
     submitit follows links, and names its files after process numbers, which may recur.
-
-    Raises:
-        InputError: If `place` is a symbolic link.
     """
     refuse_link(place)
     place.mkdir(parents=True, exist_ok=True)
@@ -244,11 +238,7 @@ def _new_folder(place: Path) -> Path:
 
 
 def _queue() -> set[str]:
-    """Numbers of this user's jobs in Slurm's queue, with one for each element of an array.
-
-    Raises:
-        InputError: If Slurm does not answer.
-    """
+    """Numbers of this user's jobs in Slurm's queue, with one for each element of an array."""
     # Not sacct, which submitit uses: it needs an accounting database, which not every cluster has.
     command = ["squeue", "--noheader", "--array", "--me", "--format=%i"]
     try:
@@ -263,11 +253,7 @@ def _queue() -> set[str]:
 
 
 def _gpus() -> list[int]:
-    """Numbers of the GPUs that this process may use.
-
-    Raises:
-        InputError: If the environment names them in another way than by numbers.
-    """
+    """Numbers of the GPUs that this process may use."""
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -103,11 +103,7 @@ class CutNetwork:
 
     @classmethod
     def create(cls, slices: Sequence[PartSpec], image_size: int) -> CutNetwork:
-        """The network of these slices, which is built and run once, without weights and memory.
-
-        Raises:
-            InputError: If a slice cannot be built or run, or its shapes are not the declared ones.
-        """
+        """The network of these slices, which is built and run once, without weights and memory."""
         return cls(tuple(slices), slice_shapes(slices, image_size))
 
 
@@ -149,11 +145,7 @@ class SweepConfig:
 
     @classmethod
     def parse(cls, content: Mapping[str, object], name: str) -> SweepConfig:
-        """The sweep described by the content of a file.
-
-        Raises:
-            InputError: If a key is missing or its value is not valid.
-        """
+        """The sweep described by the content of a file."""
         if ("stages" in content) == ("src_stages" in content or "dest_stages" in content):
             raise InputError("a sweep has either stages, or src_stages and dest_stages; set one of the two")
         keys = ("stages",) if "stages" in content else ("src_stages", "dest_stages")

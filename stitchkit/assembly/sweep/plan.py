@@ -42,11 +42,7 @@ class PlannedJob:
     reason: str = ""
 
     def write(self, folder: Path) -> Path:
-        """Create its folder in `folder`, with `config.yml` and `metadata.yml`, which keeps facts that a run added.
-
-        Raises:
-            InputError: If the folder, or anything in it, is a symbolic link.
-        """
+        """Create its folder in `folder`, with `config.yml` and `metadata.yml`, which keeps facts that a run added."""
         place = own_folder(folder / self.name)
         about = place / "metadata.yml"
         update_metadata(about, self.metadata)

@@ -28,9 +28,6 @@ def sweep_report(folder: str | Path) -> list[Path]:
 
     Returns:
         The files.
-
-    Raises:
-        InputError: If it contains no result.
     """
     from stitchkit.assembly.sweep.draw import draw_accuracy_over_parameters, draw_heat_map, draw_learning_curves
 
@@ -55,11 +52,7 @@ def sweep_report(folder: str | Path) -> list[Path]:
 
 
 def collect(folder: str | Path) -> pd.DataFrame:
-    """One row for each job, seed and epoch, with the metadata of the job; accuracies are in percent.
-
-    Raises:
-        InputError: If there is no result in the folder, or a file in it is damaged.
-    """
+    """One row for each job, seed and epoch, with the metadata of the job; accuracies are in percent."""
     import pandas as pd
 
     place = Path(folder)

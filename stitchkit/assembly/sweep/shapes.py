@@ -33,9 +33,6 @@ def slice_shapes(slices: Sequence[PartSpec], image_size: int) -> tuple[SliceShap
     Args:
         slices: All slices of the network.
         image_size: Side of an image.
-
-    Raises:
-        InputError: If a slice declares no format or a wrong one, or cannot be built or run.
     """
     for key, some in (("out_format", slices[:-1]), ("in_format", slices)):
         for spec in some:

@@ -62,9 +62,6 @@ def load_weights(network: nn.Module, path: str, *, strict: bool) -> None:
         network: The network.
         path: A checkpoint of ours, a published one or any file of named weights.
         strict: The file must have exactly the network's names; otherwise fitting weights are loaded and counted.
-
-    Raises:
-        InputError: If it cannot be read, or does not fit.
     """
     if strict:
         start_from(network, path)
@@ -93,9 +90,6 @@ def resume(
 
     Returns:
         The content of the file, and the position of this rank within the next epoch; None at its start.
-
-    Raises:
-        InputError: If it is not a checkpoint of a job, or is that of a different one.
     """
     content, _ = read_alike(path)
     if content.get("format") != _FORMAT:
@@ -166,11 +160,7 @@ def _schedule_schema(schedule: JobSchedule, done: int) -> dict[str, rules.Schema
 
 
 def _check_step(content: Mapping[str, Any], path: str, trainer: Trainer) -> None:
-    """Check that the job does not need the steps of an epoch that max_steps cut short.
-
-    Raises:
-        InputError: If max_steps ended it within an epoch and the job has more steps.
-    """
+    """Check that the job does not need the steps of an epoch that max_steps cut short."""
     most, done = trainer.settings.max_steps, content["step"]
     whole_epochs = content["epoch"] * content.get("steps_per_epoch", trainer.updates_per_epoch)
     if done < whole_epochs and (most is None or most > done):

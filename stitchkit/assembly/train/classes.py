@@ -15,9 +15,6 @@ def check_origins(network: nn.Module, classes: Sequence[Sequence[str]], *, stric
 
     A classifier within the network, whose output feeds other parts, may have any classes. `classes` are those of each
     task; `strict` is for a network that is tested without training.
-
-    Raises:
-        InputError: If the classes are in another order, or differ and nothing is trained.
     """
     for number, origin in _origins(network, None):
         tasks = classes if number is None else classes[number : number + 1]

@@ -35,11 +35,7 @@ class TaskData:
 
 
 def open_data(config: JobConfig, world: World) -> list[TaskData]:
-    """Open the data sets of a job.
-
-    Raises:
-        InputError: If one cannot be opened, has no images, or does not know its classes.
-    """
+    """Open the data sets of a job."""
     train = config.train_config
     places = [f"train_config.tasks[{number}]" for number in range(len(train.tasks))] or ["train_config"]
     return [_open(config, task, place, world) for task, place in zip(train.resolved_tasks, places, strict=True)]

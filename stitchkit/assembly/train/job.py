@@ -49,11 +49,7 @@ class JobPaths:
 
 
 def job_paths(config: JobConfig, source: Path | None) -> JobPaths:
-    """The places of a job's files; the file that it was read from is never overwritten.
-
-    Raises:
-        InputError: If the result cannot have its name, or the settings would overwrite another file.
-    """
+    """The places of a job's files; the file that it was read from is never overwritten."""
     stem = source.stem if source else ""
     folder = Path(config.save_dir or Path("outputs", "job" if stem in ("", ".", "..") else stem)).expanduser()
     result = Path(config.metrics_output).expanduser() if config.metrics_output else folder / _RESULT

@@ -67,11 +67,7 @@ def update_metadata(path: Path, content: Mapping[str, object]) -> None:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The facts about a job; empty if there are none yet.
-
-    Raises:
-        InputError: If the file is damaged.
-    """
+    """The facts about a job; empty if there are none yet."""
     try:
         return read_settings_file(path) if path.exists() else {}
     except InputError as error:

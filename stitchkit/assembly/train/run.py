@@ -62,11 +62,7 @@ def run_job(config: JobConfig, source: str | Path | None = None) -> Path:
 
 
 def _find_resume(config: JobConfig, files: JobCheckpoints, paths: JobPaths, world: World) -> JobConfig:
-    """The job with a file, or None if there is none yet, in place of `resume_from: auto`.
-
-    Raises:
-        InputError: If it would overwrite another job's result or checkpoints.
-    """
+    """The job with a file, or None if there is none yet, in place of `resume_from: auto`."""
     found, _ = find_resume(config.resume_from, files, world, only="test" if config.test_only else "")
     if paths.result.exists() and (config.test_only or not found):
         raise InputError(

@@ -27,9 +27,6 @@ class Captured:
         output: Path of the submodule in it.
         place: The setting that names it; errors begin with it.
         training: Keep outputs of training steps, otherwise those of tests.
-
-    Raises:
-        InputError: If there is no such submodule.
     """
 
     def __init__(self, network: nn.Module, output: str, place: str, *, training: bool):
@@ -47,11 +44,7 @@ class Captured:
             self._value = snapshot(value)  # the next layer may work in place
 
     def take(self) -> object:
-        """Return its value in the last forward pass, and forget it, so that none outlives its step.
-
-        Raises:
-            InputError: If the submodule did not run.
-        """
+        """Return its value in the last forward pass, and forget it, so that none outlives its step."""
         value, self._value = self._value, None
         if value is None:
             raise InputError(f"{self._place}: '{self._output}' does not run in this network; name another submodule")
@@ -173,9 +166,6 @@ def rehearse(task: JobTask, side: int, classes: Sequence[tuple[str, int]]) -> li
 
     Returns:
         Names of trainable parameters that the loss does not depend on.
-
-    Raises:
-        InputError: If outputs do not fit the tasks, or a loss rejects them.
     """
     network = task.network
     images = torch.zeros(2 * len(classes), 3, side, side, device=task.device)

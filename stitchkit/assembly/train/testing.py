@@ -20,9 +20,6 @@ class Exam:
     """Tests the network, and its moving average if it has one, on the test images of every task.
 
     Each image counts once over all ranks.
-
-    Raises:
-        InputError: If a metric names a submodule that the network does not have.
     """
 
     def __init__(self, job: Job):

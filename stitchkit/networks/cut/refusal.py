@@ -22,11 +22,7 @@ class CutPlaces:
         self._model = model
 
     def start(self, name: str) -> fx.Node:
-        """The tensor that enters a module or function.
-
-        Raises:
-            InputError: If there is no such node, or not exactly one tensor enters it.
-        """
+        """The tensor that enters a module or function."""
         tensor = self._tensor(name, "before", f"'{name}' takes no tensor that depends on the model's input; begin at")
         if is_tuple(tensor):
             giver = self._flow.name(tensor)
@@ -34,11 +30,7 @@ class CutPlaces:
         return tensor
 
     def stop(self, name: str) -> fx.Node:
-        """The tensor that leaves a module or function.
-
-        Raises:
-            InputError: If there is no such node, or not exactly one tensor leaves it.
-        """
+        """The tensor that leaves a module or function."""
         return self._tensor(name, "after", f"'{name}' returns a size, not a tensor; end at")
 
     def check(self, name: str, start: fx.Node, stops: Mapping[str, fx.Node], *, alone: bool = False) -> None:
@@ -49,9 +41,6 @@ class CutPlaces:
             start: The tensor that enters it.
             stops: The tensors that leave it, by name; none for the network's output.
             alone: Whether the rest of the network may depend only on the tensor that leaves it, and nothing else in it.
-
-        Raises:
-            InputError: If it does not.
         """
         flow = self._flow
         earlier = flow.between((), [start])

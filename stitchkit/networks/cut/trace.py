@@ -67,9 +67,6 @@ def trace(model: nn.Module, names: Collection[str] = (), *, training: bool = Fal
         names: Names of nodes that the graph must show.
         training: Trace the model in training mode rather than in evaluation mode.
         deep: Trace into every module that can be traced.
-
-    Raises:
-        InputError: If the model, or a module that contains a named node, cannot be traced.
     """
     asked = {part for name in names for part in _ancestors(name)}
     whole: set[type[nn.Module]] = set()
