@@ -1,7 +1,10 @@
 """The set of stitches that exist, in pure Python: no tensors, no weights."""
 
-from stitchkit.routes.rules import PairedWindow, Rule, SlidingWindow, StageWise
+from stitchkit.routes.rules import SlidingWindow
 from stitchkit.routes.space import StitchSpace
 from stitchkit.routes.stitch import Joint, Segment, Step, Stitch
 
-__all__ = ["Joint", "PairedWindow", "Rule", "Segment", "SlidingWindow", "StageWise", "Step", "Stitch", "StitchSpace"]
+PairedWindow = SlidingWindow
+"""The name that `import stitchkit` gives the rule."""
+
+__all__ = ["Joint", "PairedWindow", "Segment", "SlidingWindow", "Step", "Stitch", "StitchSpace"]

@@ -1,14 +1,13 @@
-"""Rules: where anchors may be joined, and which joints share a stitching layer."""
+"""The rule: where anchors may be joined, and which joints share a stitching layer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import NamedTuple, Protocol
 
 from stitchkit.errors import InputError
-from stitchkit.routes.pairs import BlockPair, paired, unpaired
 from stitchkit.routes.stitch import Joint, Segment, Stitch
 
 LayerPath = tuple[int, ...]
@@ -34,171 +33,31 @@ class Shape(Protocol):
         """The stages at which its family is stitched by default."""
 
 
-class Plan(NamedTuple):
-    """The stitches that follow the anchors, in the published order, and the layer of every joint."""
+class BlockPair(NamedTuple):
+    """Two joined blocks: the route leaves after `front` and enters before `end`, through layer `layer`."""
 
-    stitches: tuple[Stitch, ...]
-    layers: dict[Joint, LayerPath]
-
-
-class Rule(Protocol):
-    """A rule turns the depths of the anchors into a plan; it is a pure function of them."""
-
-    def plan(self, anchors: Sequence[Shape]) -> Plan:
-        """Stitches and layers for `anchors`, from cheap to costly."""
-
-
-@dataclass(frozen=True)
-class PairedWindow:
-    """A window slides over anchors of equal depth and joins every pair of blocks inside it.
-
-    Args:
-        kernel_size: Blocks in a window.
-        stride: Blocks between the starts of neighbouring windows.
-        nearest: Join only neighbouring anchors; otherwise every pair of anchors, with routes through three or more.
-
-    Raises:
-        InputError: If kernel size or stride is below 1.
-
-    Source: SN-Net, sections 3.2 and 3.3.
-    """
-
-    kernel_size: int = 2
-    stride: int = 1
-    nearest: bool = True
-
-    def __post_init__(self) -> None:
-        _check_window(self.kernel_size, self.stride)
-
-    def plan(self, anchors: Sequence[Shape]) -> Plan:
-        """Stitches and layers for `anchors`, which must have one stage of the same depth each.
-
-        Raises:
-            InputError: If depths differ or the window is larger than the depth.
-        """
-        depth = self._common_depth(anchors)
-        window = list(paired(depth, kernel_size=self.kernel_size, stride=self.stride))
-        # Only from a cheaper anchor into a costlier one: the paper's fast-to-slow direction.
-        couples = [c for c in combinations(range(len(anchors)), 2) if not self.nearest or c[1] - c[0] == 1]
-        layers: dict[Joint, LayerPath] = {}
-        for number, (front, end) in enumerate(couples):
-            for pair in window:
-                joint = Joint(anchors[front].label, pair.front, anchors[end].label, pair.end)
-                layers[joint] = (number, pair.layer)
-        # Layers are numbered by pairs of anchors, and routes through three anchors use those of their pairs, so a
-        # longer route needs no further weights.
-        chains: Iterable[tuple[int, ...]] = couples
-        if not self.nearest:
-            chains = [c for size in range(2, len(anchors) + 1) for c in combinations(range(len(anchors)), size)]
-        stitches = [
-            _stitch([anchors[index].label for index in chain], pairs, depth)
-            for chain in chains
-            for pairs in _chained(window, len(chain) - 1)
-        ]
-        return Plan(tuple(stitches), layers)
-
-    def _common_depth(self, anchors: Sequence[Shape]) -> int:
-        depths = {anchor.depths for anchor in anchors}
-        if len(depths) > 1 or any(len(stages) > 1 for stages in depths):
-            raise InputError(
-                f"a paired window needs anchors of one stage and equal depth, but the blocks are: {_blocks(anchors)}; "
-                "choose anchors of the same depth"
-            )
-        (depth,) = anchors[0].depths
-        if self.kernel_size > depth:
-            raise InputError(
-                f"stitch_kernel_size is {self.kernel_size}, more than the {depth} blocks of an anchor; "
-                f"choose 1 to {depth}"
-            )
-        return depth
-
-
-@dataclass(frozen=True)
-class StageWise:
-    """Neighbouring anchors are joined inside their stages: by a window if depths are equal, else unpaired.
-
-    Stitches only skip ahead: they enter the stage at a later block than the one they leave.
-
-    Args:
-        stages: The stages that take part, ascending.
-        kernel_size: Blocks in a window; a larger window than a stage covers the stage.
-        stride: Blocks between the starts of neighbouring windows.
-
-    Raises:
-        InputError: If kernel size or stride is below 1, or the stages do not ascend from 0.
-
-    Source: SN-Net, section 3.3, and the released code for Swin, ResNet and LeViT.
-    """
-
-    stages: tuple[int, ...]
-    kernel_size: int = 2
-    stride: int = 1
-
-    def __post_init__(self) -> None:
-        _check_window(self.kernel_size, self.stride)
-        if not self.stages or list(self.stages) != sorted(set(self.stages)) or self.stages[0] < 0:
-            raise InputError(f"stages is {list(self.stages)}; list the stages to stitch in order, such as [0, 1, 2]")
-
-    def plan(self, anchors: Sequence[Shape]) -> Plan:
-        """Stitches and layers for `anchors`: stage by stage, and pair by pair within each.
-
-        Raises:
-            InputError: If an anchor lacks one of the stages, or has nothing to join in one.
-        """
-        self._check_stages(anchors)
-        layers: dict[Joint, LayerPath] = {}
-        stitches = []
-        # Stage outside, pair inside: the order of the published `cfg_id`. Released keys count only the stitched stages,
-        # as `number` does.
-        for number, stage in enumerate(self.stages):
-            for couple, (front, end) in enumerate(pairwise(anchors)):
-                leave, enter = (sum(anchor.depths[:stage]) for anchor in (front, end))
-                pairs = list(self._pairs(front.depths[stage], end.depths[stage]))
-                if not pairs:
-                    raise self._nothing_to_join(stage, front, end)
-                for i, j, layer in pairs:
-                    # A rule counts blocks within the stage, a route over all stages.
-                    pair = BlockPair(leave + i, enter + j, layer)
-                    layers[Joint(front.label, pair.front, end.label, pair.end)] = (number, couple, layer)
-                    stitches.append(_stitch([front.label, end.label], [pair], sum(end.depths)))
-        return Plan(tuple(stitches), layers)
-
-    def _nothing_to_join(self, stage: int, front: Shape, end: Shape) -> InputError:
-        return InputError(
-            f"nothing can be joined in stage {stage} of {_blocks((front, end))} with stitch_kernel_size "
-            f"{self.kernel_size}: a stitch enters at a later block than the one it leaves, so a stage and a window "
-            "need two blocks, and an end needs at least as many as its front; leave the stage out of 'stages', or "
-            "choose other anchors"
-        )
-
-    def _pairs(self, front_depth: int, end_depth: int) -> Iterator[BlockPair]:
-        # A route that entered at the same or an earlier block would repeat work of the front. The published spaces of
-        # several stages leave such routes out, unlike those of one stage.
-        if front_depth == end_depth:
-            return paired(front_depth, kernel_size=self.kernel_size, stride=self.stride, ahead=True)
-        return unpaired(front_depth, end_depth)
-
-    def _check_stages(self, anchors: Sequence[Shape]) -> None:
-        common = min(len(anchor.depths) for anchor in anchors)
-        if self.stages[-1] >= common:
-            raise InputError(
-                f"stages is {list(self.stages)}, but the anchors have the stages 0 to {common - 1} in common; "
-                f"the blocks are: {_blocks(anchors)}"
-            )
+    front: int
+    end: int
+    layer: int
 
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """The rule of a configuration: `PairedWindow` for anchors of one stage, `StageWise` for others.
+    """A window slides over the blocks of two anchors and joins the pairs of blocks inside it.
+
+    Anchors of one stage must have equal depth. Anchors of several stages are joined inside these; there, stitches only
+    skip ahead, and stages of different depth are joined by `unpaired`.
 
     Args:
-        kernel_size: Blocks in a window.
+        kernel_size: Blocks in a window; in anchors of several stages, a larger window than a stage covers the stage.
         stride: Blocks between the starts of neighbouring windows.
-        nearest: Join only neighbouring anchors.
-        stages: The stages to stitch; by default those of the anchors' families.
+        nearest: Join only neighbouring anchors; otherwise every pair of anchors, with routes through three or more.
+        stages: The stages to stitch, ascending; by default those of the anchors' families.
 
     Raises:
-        InputError: If a value is invalid.
+        InputError: If kernel size or stride is below 1, or the stages do not ascend from 0.
+
+    Source: SN-Net, sections 3.2 and 3.3, and the released code for Swin, ResNet and LeViT.
     """
 
     kernel_size: int = 2
@@ -207,48 +66,137 @@ class SlidingWindow:
     stages: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        # The anchors decide which rule applies; bad values are refused before they are built or downloaded.
-        _check_window(self.kernel_size, self.stride)
-        if self.stages is not None:
-            self._stage_wise(self.stages)
+        for key, value in (("stitch_kernel_size", self.kernel_size), ("stitch_stride", self.stride)):
+            if value < 1:
+                raise InputError(f"{key} is {value}; it must be at least 1 block")
+        stages = self.stages
+        if stages is not None and (not stages or list(stages) != sorted(set(stages)) or stages[0] < 0):
+            raise InputError(f"stages is {list(stages)}; list the stages to stitch in order, such as [0, 1, 2]")
 
-    def plan(self, anchors: Sequence[Shape]) -> Plan:
-        """Stitches and layers for `anchors`, from cheap to costly.
+    def plan(self, anchors: Sequence[Shape]) -> tuple[list[Stitch], dict[Joint, LayerPath]]:
+        """The stitches that follow `anchors`, in the published order, and the layer of each joint.
+
+        Args:
+            anchors: From cheap to costly.
 
         Raises:
             InputError: If the rule does not fit the anchors.
         """
-        if self.stages is None and all(len(anchor.depths) == 1 for anchor in anchors):
-            return PairedWindow(self.kernel_size, self.stride, self.nearest).plan(anchors)
+        staged = self.stages is not None or any(len(anchor.depths) > 1 for anchor in anchors)
+        stages = self._stages_of(anchors) if staged else self._whole(anchors)
+        # Only from a cheaper anchor into a costlier one: the paper's fast-to-slow direction.
+        couples = list(pairwise(anchors) if self.nearest else combinations(anchors, 2))
+        stitches: list[Stitch] = []
+        layers: dict[Joint, LayerPath] = {}
+        # Stage outside, couple inside: the order of the published `cfg_id`. Released keys count only the stitched
+        # stages, as `number` does.
+        for number, stage in enumerate(stages):
+            for couple, (front, end) in enumerate(couples):
+                leave, enter = (sum(anchor.depths[:stage]) for anchor in (front, end))
+                for i, j, layer in self._pairs(front, end, stage, ahead=staged):
+                    # A rule counts blocks within the stage, a route over all stages.
+                    stitch = _stitch((front, end), [BlockPair(leave + i, enter + j, layer)])
+                    layers[stitch.joints[0]] = (number, couple, layer) if staged else (couple, layer)
+                    stitches.append(stitch)
+        if not self.nearest:
+            # Longer routes need no further weights: they use the layers of their pairs of anchors.
+            window = self._pairs(anchors[0], anchors[1], 0, ahead=False)
+            for size in range(3, len(anchors) + 1):
+                for chain in combinations(anchors, size):
+                    stitches += [_stitch(chain, pairs) for pairs in _chained(window, size - 1)]
+        return stitches, layers
+
+    def _whole(self, anchors: Sequence[Shape]) -> tuple[int, ...]:
+        """The only stage of anchors that the window fits as a whole."""
+        depth = anchors[0].depths[0]
+        if any(anchor.depths != (depth,) for anchor in anchors):
+            raise InputError(
+                f"anchors of one stage are stitched only at equal depth, but the blocks are: {_blocks(anchors)}; "
+                "choose anchors of the same depth"
+            )
+        if self.kernel_size > depth:
+            raise InputError(
+                f"stitch_kernel_size is {self.kernel_size}, more than the {depth} blocks of an anchor; "
+                f"choose 1 to {depth}"
+            )
+        return (0,)
+
+    def _stages_of(self, anchors: Sequence[Shape]) -> tuple[int, ...]:
+        """The stages to stitch: the given ones, or those at which all of the anchors' families are stitched."""
         if not self.nearest:
             raise InputError(
                 "nearest_stitching is false, which is defined only for anchors of one stage; leave it out for "
                 f"{_blocks(anchors)}"
             )
-        stages = _usual_stages(anchors) if self.stages is None else self.stages
-        return self._stage_wise(stages).plan(anchors)
+        stages = self.stages or tuple(sorted(set.intersection(*(set(anchor.stitched_stages) for anchor in anchors))))
+        if not stages:
+            listed = ", ".join(f"{anchor.label} {list(anchor.stitched_stages)}" for anchor in anchors)
+            raise InputError(f"the anchors are usually stitched at different stages: {listed}; name some in 'stages'")
+        common = min(len(anchor.depths) for anchor in anchors)
+        if stages[-1] >= common:
+            raise InputError(
+                f"stages is {list(stages)}, but the anchors have the stages 0 to {common - 1} in common; "
+                f"the blocks are: {_blocks(anchors)}"
+            )
+        return stages
 
-    def _stage_wise(self, stages: tuple[int, ...]) -> StageWise:
-        return StageWise(stages, self.kernel_size, self.stride)
+    def _pairs(self, front: Shape, end: Shape, stage: int, *, ahead: bool) -> list[BlockPair]:
+        # A route that entered at the same or an earlier block would repeat work of the front. The published spaces of
+        # several stages leave such routes out, unlike those of one stage.
+        if front.depths[stage] == end.depths[stage]:
+            pairs = paired(end.depths[stage], kernel_size=self.kernel_size, stride=self.stride, ahead=ahead)
+        else:
+            pairs = unpaired(front.depths[stage], end.depths[stage])
+        if not (found := list(pairs)):
+            raise InputError(
+                f"nothing can be joined in stage {stage} of {_blocks((front, end))} with stitch_kernel_size "
+                f"{self.kernel_size}: a stitch enters at a later block than the one it leaves, so a stage and a "
+                "window need two blocks, and an end needs at least as many as its front; leave the stage out of "
+                "'stages', or choose other anchors"
+            )
+        return found
 
 
-def _usual_stages(anchors: Sequence[Shape]) -> tuple[int, ...]:
-    """The stages at which all of the anchors' families are stitched; Swin's last is left out, for example."""
-    usual = set(anchors[0].stitched_stages).intersection(*(anchor.stitched_stages for anchor in anchors))
-    if not usual:
-        listed = ", ".join(f"{anchor.label} {list(anchor.stitched_stages)}" for anchor in anchors)
-        raise InputError(f"the anchors are usually stitched at different stages: {listed}; name some in 'stages'")
-    return tuple(sorted(usual))
+def paired(depth: int, *, kernel_size: int, stride: int, ahead: bool = False) -> Iterator[BlockPair]:
+    """The block pairs of a window that slides over two stacks of `depth` blocks.
+
+    Every window adds the pairs of its blocks that no earlier window had; these pairs share a new stitching layer.
+
+    Args:
+        depth: Blocks of each stack.
+        kernel_size: Blocks in a window.
+        stride: Blocks between the starts of neighbouring windows.
+        ahead: Enter only at a block after the one that the route leaves.
+
+    Source: SN-Net, section 3.3 (sliding windows).
+    """
+    # Windows overlap. The order in which pairs appear, i outer and j inner, is the published `cfg_id`.
+    seen: set[tuple[int, int]] = set()
+    layer = 0
+    for start in range(0, depth, stride):
+        blocks = range(start, min(start + kernel_size, depth))  # cut short at the end: no block is left out
+        new = [(i, j) for i in blocks for j in blocks if (i, j) not in seen and (i < j or not ahead)]
+        yield from (BlockPair(i, j, layer) for i, j in new)
+        seen.update(new)
+        layer += bool(new)  # a window with nothing new has no layer: released weights number only those that exist
 
 
-def _check_window(kernel_size: int, stride: int) -> None:
-    for key, value in (("stitch_kernel_size", kernel_size), ("stitch_stride", stride)):
-        if value < 1:
-            raise InputError(f"{key} is {value}; it must be at least 1 block")
+def unpaired(front_depth: int, end_depth: int) -> Iterator[BlockPair]:
+    """The block pairs of two stacks of different depth: each block of the end is entered from the front
+    block at the same relative height.
 
+    Routes enter only at a later block than the one they leave, so a front deeper than its end has no pairs.
 
-def _blocks(anchors: Sequence[Shape]) -> str:
-    return ", ".join(f"{anchor.label} {'+'.join(map(str, anchor.depths))}" for anchor in anchors)
+    Source: SN-Net, section 3.3 (unpaired stitching).
+    """
+    # Nearest-neighbour interpolation of the front's numbers to the end's length, as in the released code, but in whole
+    # numbers: a quotient of floats may round to the neighbour.
+    height = [j * front_depth // end_depth for j in range(end_depth)]
+    pairs = [(i, j) for i in range(front_depth) for j in range(end_depth) if height[j] == i < j]
+    # A quirk of the released code: the k-th pair gets the layer of the k-th end block instead of its own end block's.
+    # The released weights are laid out that way.
+    for (i, j), layer in zip(pairs, height, strict=False):
+        yield BlockPair(i, j, layer)
 
 
 def _chained(window: Sequence[BlockPair], count: int, enter: int = 0) -> Iterator[tuple[BlockPair, ...]]:
@@ -263,7 +211,11 @@ def _chained(window: Sequence[BlockPair], count: int, enter: int = 0) -> Iterato
                 yield (pair, *rest)
 
 
-def _stitch(labels: Sequence[str], pairs: Sequence[BlockPair], depth: int) -> Stitch:
+def _stitch(chain: Sequence[Shape], pairs: Sequence[BlockPair]) -> Stitch:
     starts = [0, *(pair.end for pair in pairs)]
-    stops = [*(pair.front + 1 for pair in pairs), depth]
-    return Stitch(tuple(map(Segment, labels, starts, stops)))
+    stops = [*(pair.front + 1 for pair in pairs), sum(chain[-1].depths)]
+    return Stitch(tuple(Segment(a.label, start, stop) for a, start, stop in zip(chain, starts, stops, strict=True)))
+
+
+def _blocks(anchors: Sequence[Shape]) -> str:
+    return ", ".join(f"{anchor.label} {'+'.join(map(str, anchor.depths))}" for anchor in anchors)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from stitchkit.errors import InputError
-from stitchkit.routes.rules import LayerPath, Rule, Shape
+from stitchkit.routes.rules import LayerPath, Shape, SlidingWindow
 from stitchkit.routes.stitch import Joint, Segment, Stitch
 
 
@@ -26,7 +26,7 @@ class StitchSpace:
     num_anchors: int
 
     @classmethod
-    def build(cls, anchors: Sequence[Shape], rule: Rule) -> StitchSpace:
+    def build(cls, anchors: Sequence[Shape], rule: SlidingWindow) -> StitchSpace:
         """The space of `anchors`, from cheap to costly, under `rule`: a pure function of labels, depths and rule.
 
         Raises:
@@ -41,8 +41,8 @@ class StitchSpace:
             raise InputError(f"anchors share the label {sorted(repeated)}; give each its own 'label'")
         # Anchors come first: ledgers, and the published tools that read them, rely on it.
         uncut = tuple(Stitch((Segment(a.label, 0, sum(a.depths)),)) for a in anchors)
-        plan = rule.plan(anchors)
-        return cls(uncut + plan.stitches, plan.layers, len(uncut))
+        stitches, layers = rule.plan(anchors)
+        return cls((*uncut, *stitches), layers, len(uncut))
 
     def select(self, text: str) -> list[int]:
         """The `cfg_id`s that a text such as `3,5,10-20` names, ascending.

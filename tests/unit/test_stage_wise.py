@@ -1,4 +1,4 @@
-"""The stage-wise rule, and the spaces that it makes of hierarchical anchors."""
+"""The rule for anchors of several stages, and the spaces that it makes of them."""
 
 from typing import NamedTuple
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from stitchkit.errors import InputError
-from stitchkit.routes import SlidingWindow, StageWise, StitchSpace
-from stitchkit.routes.pairs import paired, unpaired
+from stitchkit.routes import SlidingWindow, StitchSpace
+from stitchkit.routes.rules import paired, unpaired
 
 
 class Anchor(NamedTuple):
@@ -66,8 +66,8 @@ def test_a_front_that_is_deeper_than_its_end_has_no_pair():
     assert list(unpaired(4, 2)) == []
     anchors = [Anchor("a", (2, 4, 2)), Anchor("b", (2, 2, 2))]
     with pytest.raises(InputError, match=r"stage 1 of a 2\+4\+2, b 2\+2\+2"):
-        StitchSpace.build(anchors, StageWise((0, 1)))
-    assert [stitch.name for stitch in StitchSpace.build(anchors, StageWise((0,)))][2:] == ["a[0:1] > b[1:6]"]
+        StitchSpace.build(anchors, SlidingWindow(stages=(0, 1)))
+    assert [stitch.name for stitch in StitchSpace.build(anchors, SlidingWindow(stages=(0,)))][2:] == ["a[0:1] > b[1:6]"]
 
 
 def test_a_window_that_only_goes_ahead_numbers_the_layers_it_uses():
