@@ -16,7 +16,7 @@ from stitchkit.networks.anchor import Anchor, view
 from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.networks.weight_names import own_names
 from stitchkit.networks.weights import load_content, read_checkpoint, weights_of
-from stitchkit.settings.stitch_config import AnchorSpec, check_kwargs
+from stitchkit.settings.stitch_config import AnchorSpec
 
 
 def create_model(
@@ -36,7 +36,6 @@ def create_model(
     """
     known = published_config(name)
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
-    check_kwargs(kwargs, f"'{name}'")
     img_size = kwargs.get("img_size")
     if known is not None and not known.fixed_input_size:
         kwargs.pop("img_size", None)  # the model takes any size, and rejects the argument

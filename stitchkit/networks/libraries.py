@@ -16,6 +16,7 @@ from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.create import create_model
 from stitchkit.networks.weight_names import own_names
 from stitchkit.networks.weights import load_content, read_checkpoint, weights_of
+from stitchkit.settings.schema import ModelArguments, parse
 
 BACKENDS = {"timm": "timm", "torchvision": "torchvision", "pytorch": "torchvision"}
 """The library of each backend name."""
@@ -38,6 +39,7 @@ def load_model(
         checkpoint: A local file with the weights; it excludes `pretrained`.
         arguments: Further arguments of the model; None for the model's default.
     """
+    parse(ModelArguments, arguments, "the arguments of the model")
     return LIBRARIES[_library(backend)](name, pretrained=pretrained, checkpoint=checkpoint, **arguments)
 
 

@@ -4,54 +4,27 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import NamedTuple
 
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.settings.files import naming, read_settings_file
-from stitchkit.settings.flag_fields import flag_in
-from stitchkit.settings.recipe import GROUPS, Recipe, flag_of
-from stitchkit.settings.schema import join, json_schema, parse
+from stitchkit.settings.recipe import COMMAND_ONLY, GROUPS, Recipe, flag_of
+from stitchkit.settings.schema import json_schema, parse
 from stitchkit.settings.timm_flags import REFUSED
 
 
 class Setting(NamedTuple):
-    """One setting of a recipe: its field, and what a flag and a file need of the field's type.
-
-    Args:
-        group: The group that it is in.
-        field: The field of the group.
-        kind: Type of its value, or of each value if there are several.
-        many: Whether it has several values.
-        choices: Its possible values, if they are few.
-        optional: Whether it may be None.
-    """
+    """One setting: the group of the recipe that it is in, and the field there."""
 
     group: str
     field: FieldInfo
-    kind: type
-    many: bool
-    choices: tuple[str, ...]
-    optional: bool
-
-
-def _setting(group: str, field: FieldInfo) -> Setting:
-    options = get_args(field.annotation)
-    optional = type(None) in options
-    kind: Any = options[0] if optional else field.annotation  # a type, or a form of typing
-    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
-    many = get_origin(kind) is list
-    if many:
-        [kind] = get_args(kind)
-        kind = get_args(kind)[0]  # the type that is annotated with its limits
-    choices = get_args(kind) if get_origin(kind) is Literal else ()
-    return Setting(group, field, str if choices else get_origin(kind) or kind, many, choices, optional)
 
 
 SETTINGS = {
-    name: _setting(group, field) for group, kind in GROUPS.items() for name, field in kind.__pydantic_fields__.items()
+    name: Setting(group, field) for group, kind in GROUPS.items() for name, field in kind.__pydantic_fields__.items()
 }
 """Every setting by its name, in the order of groups and fields."""
 
@@ -70,37 +43,26 @@ def checked(values: Mapping[str, object], name: Callable[[str], str] = str) -> d
         values: Settings by name.
         name: The name of a setting in messages.
     """
-    if wrong := [key for key in values if key not in SETTINGS]:
-        raise InputError(f"{name(str(wrong[0]))}: {unknown('setting', str(wrong[0]), SETTINGS)}")
+    for key in values:
+        if key not in SETTINGS:
+            raise InputError(f"{name(key)}: {unknown('setting', key, SETTINGS)}")
     made = {group: parse(GROUPS[group], own, name=name) for group, own in _grouped(values).items()}
     return {key: getattr(made[SETTINGS[key].group], key) for key in values}
 
 
-def checked_of_file(
-    values: Mapping[str, object], place: str = "", names: Mapping[str, str] | None = None
-) -> dict[str, object]:
-    """`checked` for settings of a file, timm's or ours.
-
-    Args:
-        values: Settings by name.
-        place: Where they are in the file; errors begin with it.
-        names: Their names in the file, if these differ.
-    """
-
-    def name(key: str) -> str:
-        return join(place, key if names is None else names[key])
-
+def checked_of_file(values: Mapping[str, object], name: Callable[[str], str] = str) -> dict[str, object]:
+    """`checked` for settings of a file, timm's or ours."""
     given = {}
     for key, value in values.items():
         if key in REFUSED:
             if value != REFUSED[key].default:
                 raise InputError(f"{name(key)}: {REFUSED[key].error(key)}")
             continue  # timm writes it into its own files
-        setting = SETTINGS.get(key)
-        if setting is not None and flag_in(setting.field).command_only and value:
+        if key in COMMAND_ONLY and value:
             raise InputError(f"{name(key)}: a file cannot set it; give {flag_of(key)} on the command line")
         # timm writes an empty text if nothing was given.
-        given[key] = None if value == "" and setting is not None and setting.optional else value
+        absent = value == "" and key in SETTINGS and SETTINGS[key].field.default is None
+        given[key] = None if absent else value
     return checked(given, name)
 
 
@@ -125,7 +87,7 @@ def recipe_schema() -> JsonSchemaValue:
     properties = {
         name: schema["$defs"][GROUPS[setting.group].__name__]["properties"][name]
         for name, setting in SETTINGS.items()
-        if not flag_in(setting.field).command_only
+        if name not in COMMAND_ONLY
     }
     return {
         "$schema": schema["$schema"],

@@ -5,22 +5,34 @@ from __future__ import annotations
 import argparse
 import ast
 from collections.abc import Mapping, Sequence
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from stitchkit.settings.by_name import SETTINGS, Setting, checked, make_recipe, read_settings
+from pydantic.fields import FieldInfo
+
+from stitchkit.settings.by_name import SETTINGS, checked, make_recipe, read_settings
 from stitchkit.settings.combinations import check
-from stitchkit.settings.flag_fields import flag_in
 from stitchkit.settings.recipe import GROUPS, Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.settings.timm_flags import REFUSED
 
-# A setting from a stronger source replaces those that it excludes.
-_REPLACES = {
-    "stitch_config": ("model",),
-    "model": ("stitch_config",),
-    "input_size": ("img_size", "in_chans"),
-    "img_size": ("input_size",),
-    "in_chans": ("input_size",),
+# What argparse cannot learn from the fields of the recipe: further spellings of flags, and how many values they take.
+_SPELLINGS = {
+    "batch_size": ["-b"],
+    "validation_batch_size": ["-vb"],
+    "workers": ["-j"],
+    "decay_rate": ["--dr"],
+    "eval": ["--evaluate"],
+    "recovery_interval": ["--checkpoint-interval", "--checkpoint_interval"],
 }
+_VALUES: dict[str, dict[str, Any]] = {
+    "input_size": {"nargs": 3, "metavar": ("C", "H", "W")},
+    "torchcompile": {"nargs": "?", "const": "inductor", "metavar": "BACKEND"},
+    "latency": {"nargs": "?", "const": 1, "metavar": "N"},
+}
+
+# Of two settings that exclude each other, the one from the stronger source replaces the other.
+_REPLACES = (("stitch_config", "model"), ("input_size", "img_size"), ("input_size", "in_chans"))
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -30,31 +42,36 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "-c", "--config", metavar="YAML", default=argparse.SUPPRESS, help="file of settings by flag name"
     )
     sections = {group: parser.add_argument_group(group, kind.__doc__) for group, kind in GROUPS.items()}
-    for name, setting in SETTINGS.items():
-        _add_flag(sections[setting.group], name, setting)
+    for name, (group, field) in SETTINGS.items():
+        _add_flag(sections[group], name, field)
     for name, refusal in REFUSED.items():
         spellings = dict.fromkeys([flag_of(name), "--" + name, *refusal.aliases])
         parser.add_argument(*spellings, nargs="*", action=_Refuse, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
-def _add_flag(section: argparse._ArgumentGroup, name: str, setting: Setting) -> None:
-    flag, kind = flag_in(setting.field), setting.kind
-    options = dict(flag.options, default=argparse.SUPPRESS, dest=name, help=setting.field.description)
+def _add_flag(section: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
+    kind = _plain(field.annotation)
+    options: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": name, "help": field.description}
     # timm spells some flags with underscores only in files; flags of the published scripts may use either spelling.
-    names = dict.fromkeys([flag_of(name), "--" + name, *flag.aliases])
-    if kind is bool and name.startswith("no_"):
-        section.add_argument(*names, action="store_true", **options)
-    elif kind is bool:  # a flag must be able to undo a switch that a file turned on
-        section.add_argument(*names, action=argparse.BooleanOptionalAction, **options)
-    elif kind is dict:
-        section.add_argument(*names, action=_KeyValues, nargs="*", metavar="KEY=VALUE", **options)
+    names = dict.fromkeys([flag_of(name), "--" + name, *_SPELLINGS.get(name, ())])
+    if kind is bool:  # a flag must be able to undo a switch that a file turned on
+        options["action"] = "store_true" if name.startswith("no_") else argparse.BooleanOptionalAction
+    elif get_origin(kind) is dict:
+        options |= {"action": _KeyValues, "nargs": "*", "metavar": "KEY=VALUE"}
+    elif get_origin(kind) is Literal:
+        options["choices"] = get_args(kind)
     else:
-        if setting.choices:
-            options["choices"] = setting.choices
-        elif setting.many:
-            options.setdefault("nargs", "+")
-        options.setdefault("metavar", None if setting.choices else kind.__name__.upper())
-        section.add_argument(*names, type=kind, **options)
+        if get_origin(kind) is list:
+            kind, options["nargs"] = _plain(get_args(kind)[0]), "+"
+        options |= {"type": kind, "metavar": kind.__name__.upper()}
+    section.add_argument(*names, **options | _VALUES.get(name, {}))
+
+
+def _plain(kind: Any) -> Any:
+    """A type without `| None` and without the limits of its values."""
+    while get_origin(kind) in (Annotated, Union, UnionType):
+        kind = get_args(kind)[0]
+    return kind
 
 
 class _Refuse(argparse.Action):
@@ -98,11 +115,7 @@ def resolve(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
 
 
 def gather(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
-    """`resolve` for commands that start no run, without the check that the settings are compatible.
-
-    Args:
-        flags: As `resolve` takes them.
-    """
+    """`resolve` for commands that start no run, without the check that the settings are compatible."""
     flags = dict(flags)
     if "data" in flags:
         flags.setdefault("data_dir", flags.pop("data"))
@@ -127,9 +140,9 @@ def _merged(layers: Sequence[Mapping[str, object]]) -> dict[str, object]:
     for layer in reversed(layers):
         if "lr" not in layer and any(name.startswith("lr_base") for name in layer):
             given.pop("lr", None)  # a base rate determines the rate
-        for name, others in _REPLACES.items():
-            if layer.get(name) is not None:
-                for other in others:
+        for pair in _REPLACES:
+            for name, other in (pair, pair[::-1]):
+                if layer.get(name) is not None:
                     given.pop(other, None)
         given |= layer
     return given

@@ -14,8 +14,10 @@ from pydantic import Field, StrictFloat, StrictStr
 from pydantic.dataclasses import dataclass
 
 from stitchkit.errors import InputError
-from stitchkit.settings.flag_fields import flag, flag_in
-from stitchkit.settings.schema import DatasetName, LocalPath, Settings
+from stitchkit.settings.schema import DatasetName, LocalPath, ModelArguments, Settings
+
+COMMAND_ONLY = ("dataset_download",)
+"""Settings that no file can switch on: whoever wrote it would decide what is downloaded."""
 
 # Items of lists: only an annotated type can give each of them limits. Other settings have theirs in their fields.
 Side = Annotated[int, Field(strict=True, ge=1)]
@@ -27,14 +29,27 @@ Deviation = Annotated[float, Field(strict=True, ge=1e-6)]
 Position = Annotated[float, Field(strict=True, ge=0)]
 
 
+def flag(
+    default: Any,
+    help: str,
+    *,
+    ge: float | None = None,
+    le: float | None = None,
+    length: int | None = None,
+    strict: bool | None = True,
+) -> Any:  # as pydantic's own Field: it stands where a value of the field's type is expected
+    """A setting with its one line for `--help`, limits of its value, and number of values if it is a list."""
+    strict = None if isinstance(default, str) else strict  # text needs no strictness: nothing else converts to it
+    return Field(default=default, description=help, ge=ge, le=le, min_length=length, max_length=length, strict=strict)
+
+
 @dataclass(frozen=True)
 class ModelRecipe(Settings):
     """The network."""
 
     stitch_config: LocalPath | None = flag(None, "stitch configuration (JSON): train or evaluate its SN-Net")
     model: str | None = flag(None, "timm model name: train or evaluate this model alone")
-    # Any, not object: pydantic 2.14 fails to build the schema of a strict, optional mapping of objects within a group.
-    model_kwargs: dict[str, Any] | None = flag(None, "arguments of the timm model, as key=value ...")
+    model_kwargs: ModelArguments | None = flag(None, "arguments of the timm model, as key=value ...")
     pretrained: bool = flag(True, "start from pretrained weights (timm's --model: off unless given)")
     pretrained_path: LocalPath | None = flag(None, "file that replaces the pretrained weights of --model")
     initial_checkpoint: LocalPath | None = flag(None, "start from the weights in this file")
@@ -44,9 +59,8 @@ class ModelRecipe(Settings):
     img_size: int | None = flag(None, "side of the square input image; by default the model's", ge=1)
     in_chans: int | None = flag(None, "channels of an input image; by default 3", ge=1)
     input_size: list[Side] | None = flag(
-        None, "channels, height and width of an input image, in place of --in-chans and --img-size", 
-        nargs=3, length=3, metavar=("C", "H", "W"),
-    )  # fmt: skip
+        None, "channels, height and width of an input image, in place of --in-chans and --img-size", length=3
+    )
     gp: str | None = flag(None, "global pooling of every network, such as avg; by default the model's")
     drop: float | None = flag(None, "dropout rate of the classifier", ge=0, le=1)
     drop_path: float | None = flag(None, "stochastic depth rate", ge=0, le=0.99)
@@ -61,12 +75,9 @@ class ModelRecipe(Settings):
     grad_checkpointing: bool = flag(False, "save memory: recompute activations in the backward pass")
     channels_last: bool = flag(False, "channels-last memory layout")
     model_dtype: Literal["float32", "float16", "bfloat16"] | None = flag(
-        None, "precision of weights and images without --amp; by default float32", strict=None,
-    )  # fmt: skip
-    torchcompile: str | None = flag(
-        None, "compile the blocks of the anchors, or the whole --model, with this backend",
-        nargs="?", const="inductor", metavar="BACKEND",
-    )  # fmt: skip
+        None, "precision of weights and images without --amp; by default float32", strict=None
+    )
+    torchcompile: str | None = flag(None, "compile the blocks of the anchors, or the whole --model, with this backend")
     torchcompile_mode: str | None = flag(None, "mode of the compiler, such as max-autotune")
 
     @property
@@ -90,12 +101,12 @@ class StitchRecipe(Settings):
     """Training of an SN-Net; these settings apply only with a stitch configuration."""
 
     sampling: Literal["per_rank", "shared"] = flag(
-        "per_rank", "draw of each step's stitch: by each rank (published), or one for all",
-    )  # fmt: skip
+        "per_rank", "draw of each step's stitch: by each rank (published), or one for all"
+    )
     ls_init: bool = flag(True, "fit the stitching layers by least squares before training")
     ls_method: Literal["truncated", "damped", "exact"] = flag(
-        "truncated", "kind of least squares: as published, regularised, or without truncation",
-    )  # fmt: skip
+        "truncated", "kind of least squares: as published, regularised, or without truncation"
+    )
     ls_damping: float = flag(1e-4, "strength of damped least squares", ge=0)
     stitch_init_bs: int = flag(100, "number of images for the fit, over all ranks", ge=1)
     fulltune: bool = flag(True, "train the anchors too, not only the stitching layers")
@@ -120,20 +131,18 @@ class DataRecipe(Settings):
     val_split: LocalPath = flag("validation", "name of the validation split")
     train_num_samples: int | None = flag(None, "images of a streamed training split", ge=1)
     val_num_samples: int | None = flag(None, "images of a streamed validation split", ge=1)
-    dataset_download: bool = flag(False, "allow the dataset to be downloaded", command_only=True)
+    dataset_download: bool = flag(False, "allow the dataset to be downloaded")
     epoch_repeats: float = flag(0.0, "passes through the training split per epoch, for tfds/ and hfids/", ge=0)
     class_map: LocalPath = flag("", "file that maps class names to numbers")
     input_img_mode: str | None = flag(None, "PIL mode of the images; by default RGB for 3 channels, else L")
     input_key: str | None = flag(None, "key of the images in a record")
     target_key: str | None = flag(None, "key of the labels in a record")
-    batch_size: int = flag(128, "training batch of each rank", "-b", ge=1)
-    validation_batch_size: int | None = flag(
-        None, "validation batch of each rank; by default the training one", "-vb", ge=1
-    )
+    batch_size: int = flag(128, "training batch of each rank", ge=1)
+    validation_batch_size: int | None = flag(None, "validation batch of each rank; by default the training one", ge=1)
     max_unreadable: float = flag(
         0.01, "share of a split's images that may be unreadable or without a class before the run stops", ge=0, le=1
     )
-    workers: int = flag(4, "loader processes of each rank", "-j", ge=0)
+    workers: int = flag(4, "loader processes of each rank", ge=0)
     worker_seeding: Literal["all", "part"] = flag("all", "which random generators loader processes seed")
     pin_mem: bool = flag(False, "pin memory for the transfer to the GPU")
     no_prefetcher: bool = flag(False, "normalise images in the loader processes and mix them on the device")
@@ -246,7 +255,7 @@ class ScheduleRecipe(Settings):
     cooldown_epochs: int = flag(0, "epochs at the lowest learning rate after the schedule", ge=0)
     decay_epochs: float = flag(90.0, "epochs between steps of the step schedule", ge=1e-3)
     decay_milestones: list[Epoch] = flag([90, 180, 270], "epochs of the multistep schedule")
-    decay_rate: float = flag(0.1, "factor at each step of the schedule; power of the poly schedule", "--dr", ge=0)
+    decay_rate: float = flag(0.1, "factor at each step of the schedule; power of the poly schedule", ge=0)
     lr_noise: list[Position] | None = flag(
         None, "shares of the schedule at which noise on the learning rate begins and ends"
     )
@@ -263,8 +272,8 @@ class DistributedRecipe(Settings):
     """How ranks agree."""
 
     dist_bn: Literal["reduce", "broadcast", ""] = flag(
-        "reduce", "statistics of batch norms after an epoch: mean of all ranks, those of the first, or each its own",
-    )  # fmt: skip
+        "reduce", "statistics of batch norms after an epoch: mean of all ranks, those of the first, or each its own"
+    )
     sync_bn: bool = flag(False, "batch norms see the batches of all ranks; on GPUs")
     no_ddp_bb: bool = flag(False, "do not broadcast buffers such as batch-norm statistics at each step")
     synchronize_step: bool = flag(False, "wait for the GPU at the end of each step")
@@ -274,7 +283,7 @@ class DistributedRecipe(Settings):
 class RunRecipe(Settings):
     """The run itself."""
 
-    eval: bool = flag(False, "evaluate every stitch of --resume instead of training", "--evaluate")
+    eval: bool = flag(False, "evaluate every stitch of --resume instead of training")
     resume: LocalPath | None = flag(
         None, "checkpoint to resume from or to evaluate; auto is the newest good one of the run"
     )
@@ -286,7 +295,7 @@ class RunRecipe(Settings):
     )
     latency: int = flag(
         0, "with --eval: add to the ledger how long each stitch takes here, in batches of N images; 1 without a number",
-        ge=0, nargs="?", const=1, metavar="N",
+        ge=0,
     )  # fmt: skip
     recalibrate_bn: int = flag(
         0, "with --eval: training batches from which each stitch gets batch-norm statistics of its own", ge=0
@@ -302,7 +311,7 @@ class RunRecipe(Settings):
     val_interval: int = flag(1, "epochs between validations of the anchors", ge=1)
     recovery_interval: int = flag(
         0, "steps between checkpoints within an epoch; with 0, only at its end and when a signal stops the run",
-        "--checkpoint-interval", "--checkpoint_interval", ge=0,
+        ge=0,
     )  # fmt: skip
     checkpoint_hist: int = flag(10, "number of epoch checkpoints to keep", ge=1)
     eval_metric: Literal["top1", "top5", "loss"] = flag(
@@ -352,8 +361,7 @@ class Recipe(Settings):
 
     def for_files(self) -> dict[str, object]:
         """`flat` without the settings that no file can set."""
-        fields = {name: field for kind in GROUPS.values() for name, field in kind.__pydantic_fields__.items()}
-        return {name: value for name, value in self.flat().items() if not flag_in(fields[name]).command_only}
+        return {name: value for name, value in self.flat().items() if name not in COMMAND_ONLY}
 
 
 _HINTS = get_type_hints(Recipe)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from inspect import cleandoc
-from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, GetJsonSchemaHandler, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
@@ -74,8 +74,8 @@ class Settings:
         return made
 
 
-def _checked(fault: Callable[[str], str | None]) -> AfterValidator:
-    def check(value: str) -> str:
+def _checked(fault: Callable[[Kind], str | None]) -> AfterValidator:
+    def check(value: Kind) -> Kind:
         if found := fault(value):
             raise PydanticCustomError("place", "{fault}", {"fault": found})
         return value
@@ -88,6 +88,23 @@ LocalPath = Annotated[str, _checked(local_fault)]
 
 DatasetName = Annotated[str, _checked(dataset_fault)]
 """A data set's name or folder, as timm has them; likewise."""
+
+
+# These arguments of timm choose a model or its weights, perhaps by a URL, and so bypass the settings that are checked.
+_RESERVED = (
+    *("name", "model_name", "pretrained", "checkpoint", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"),
+    "cache_dir",
+)
+
+
+def _reserved_fault(arguments: dict[str, Any]) -> str | None:
+    found = next((key for key in arguments if key in _RESERVED), None)
+    return found and f"sets {found}; local weights are given as its checkpoint, those of a --model by --pretrained-path"
+
+
+# Any, not object: pydantic 2.14 fails to build the schema of a strict, optional mapping of objects within a group.
+ModelArguments = Annotated[dict[str, Any], _checked(_reserved_fault)]
+"""Arguments of `timm.create_model` that do not choose the weights."""
 
 
 def join(place: str, key: object) -> str:

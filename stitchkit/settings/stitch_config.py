@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field, StrictBool, StrictInt, StrictStr
+from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
 
@@ -16,7 +16,7 @@ from stitchkit.routes import SlidingWindow
 from stitchkit.settings.by_name import checked_of_file, recipe_schema
 from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.recipe import flag_of
-from stitchkit.settings.schema import LocalPath, Settings, json_schema, parse
+from stitchkit.settings.schema import LocalPath, ModelArguments, Settings, json_schema, parse
 
 # The flat keys of the published files and the recipe fields they stand for. A published `lr` is for 512 images.
 _PUBLISHED_RECIPE_KEYS = {
@@ -40,23 +40,6 @@ _PUBLISHED_LR_BATCH = 512
 # Whoever runs a configuration decides where output is written and to whom it is sent, not its author.
 _NOT_ITS_AUTHORS = ("output", "log_wandb", "wandb_project", "wandb_tags", "wandb_resume_id")
 
-# These arguments of timm choose a model or its weights, perhaps by a URL, and so bypass the keys that are checked.
-_RESERVED = (
-    *("name", "model_name", "pretrained", "checkpoint", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"),
-    "cache_dir",
-)
-
-
-def check_kwargs(kwargs: Mapping[str, object], whose: str) -> None:
-    """Refuse model arguments that choose the weights, which have their own setting.
-
-    Args:
-        kwargs: Arguments of `timm.create_model`.
-        whose: The name of the model in messages.
-    """
-    if reserved := [key for key in _RESERVED if key in kwargs]:
-        raise InputError(f"{whose} has {reserved[0]} among its arguments; local weights are given as its checkpoint")
-
 
 @dataclass(frozen=True)
 class AnchorSpec(Settings):
@@ -71,13 +54,17 @@ class AnchorSpec(Settings):
 
     name: StrictStr
     label: StrictStr = ""
-    kwargs: dict[str, Any] = Field(default_factory=dict)
+    kwargs: ModelArguments = Field(default_factory=dict)
     checkpoint: LocalPath | None = None
 
     def __post_init__(self) -> None:
         if not self.label:
             object.__setattr__(self, "label", self.name.removeprefix("hf-hub:").replace("/", "_").split(".")[0])
-        check_kwargs(self.kwargs, f"anchor '{self.name}'")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, content: object) -> object:
+        return {"name": content} if isinstance(content, str) else content
 
     @classmethod
     def parse(cls, value: object, place: str = "anchor") -> AnchorSpec:
@@ -86,12 +73,14 @@ class AnchorSpec(Settings):
         Raises:
             InputError: If it is neither, or has an unknown key or no name.
         """
-        return cls(value) if isinstance(value, str) else parse(cls, value, place)
+        return parse(cls, value, place)
 
 
 @dataclass(frozen=True)
-class StitchFile(Settings):
+class StitchConfig(Settings):
     """The file of a stitch configuration.
+
+    It holds everything needed to rebuild an SN-Net: its anchors and how they are stitched.
 
     Args:
         anchors: timm model names, or objects with more settings, from cheap to costly.
@@ -105,39 +94,18 @@ class StitchFile(Settings):
         recipe: Training settings by flag name; YAML files and flags override them.
     """
 
-    anchors: tuple[AnchorSpec | StrictStr, ...] = Field(min_length=2)
+    anchors: tuple[AnchorSpec, ...] = Field(min_length=2)
     source: StrictStr = ""
     model: object = None
     stitch_kernel_size: StrictInt = Field(default=2, ge=1)
     stitch_stride: StrictInt = Field(default=1, ge=1)
     nearest_stitching: StrictBool = True
     stages: tuple[StrictInt, ...] | None = None
+    # The published DeiT code leaves the final normalisation out, so its configuration says false.
     stitched_final_norm: StrictBool = True
     recipe: dict[str, object] = Field(default_factory=dict)
 
     further_keys: ClassVar[tuple[str, ...]] = tuple(_PUBLISHED_RECIPE_KEYS)
-
-
-@dataclasses.dataclass(frozen=True)
-class StitchConfig:
-    """Everything needed to rebuild an SN-Net: its anchors and how they are stitched.
-
-    Args:
-        anchors: From cheap to costly.
-        rule: Where they may be joined.
-        stitched_final_norm: Whether stitched routes apply the end anchor's final normalisation. The published DeiT
-            code leaves it out, so its configuration says false.
-        recipe: Training settings by flag name (`batch_size`, `lr_base`, ...); YAML files and flags override them.
-        source: Where the configuration comes from.
-        path: The file it was read from.
-    """
-
-    anchors: tuple[AnchorSpec, ...]
-    rule: SlidingWindow = dataclasses.field(default_factory=SlidingWindow)
-    stitched_final_norm: bool = True
-    recipe: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    source: str = ""
-    path: str = ""
 
     @classmethod
     def load(cls, path: str | Path) -> StitchConfig:
@@ -148,10 +116,10 @@ class StitchConfig:
         """
         content = read_settings_file(path)
         with naming(path):
-            return cls.parse(content, path=str(path))
+            return cls.parse(content)
 
     @classmethod
-    def parse(cls, content: object, *, path: str = "") -> StitchConfig:
+    def parse(cls, content: object) -> StitchConfig:
         """A configuration from the content of its file.
 
         Raises:
@@ -160,33 +128,23 @@ class StitchConfig:
         if not isinstance(content, Mapping):
             raise InputError(f"a stitch configuration is a JSON object with 'anchors', not {type(content).__name__}")
         published = {key: content[key] for key in _PUBLISHED_RECIPE_KEYS if key in content}
-        file = parse(StitchFile, {key: value for key, value in content.items() if key not in published})
-        return cls(
-            anchors=tuple(AnchorSpec(anchor) if isinstance(anchor, str) else anchor for anchor in file.anchors),
-            rule=SlidingWindow(
-                kernel_size=file.stitch_kernel_size,
-                stride=file.stitch_stride,
-                nearest=file.nearest_stitching,
-                stages=file.stages,
-            ),
-            stitched_final_norm=file.stitched_final_norm,
-            recipe=_published_recipe(published) | _own_recipe(file.recipe),
-            source=file.source,
-            path=path,
-        )
+        config = parse(cls, {key: value for key, value in content.items() if key not in published})
+        return replace(config, recipe=_published_recipe(published) | _own_recipe(config.recipe))
+
+    @property
+    def rule(self) -> SlidingWindow:
+        """Where the anchors may be joined."""
+        return SlidingWindow(self.stitch_kernel_size, self.stitch_stride, self.nearest_stitching, self.stages)
 
     def to_dict(self) -> dict[str, Any]:
         """The part that defines the network, as plain data from which `parse` makes the same network."""
         return {
             "source": self.source,
-            "anchors": [
-                {"name": a.name, "label": a.label, "kwargs": dict(a.kwargs), "checkpoint": a.checkpoint}
-                for a in self.anchors
-            ],
-            "stitch_kernel_size": self.rule.kernel_size,
-            "stitch_stride": self.rule.stride,
-            "nearest_stitching": self.rule.nearest,
-            **({} if self.rule.stages is None else {"stages": list(self.rule.stages)}),
+            "anchors": [asdict(anchor) for anchor in self.anchors],
+            "stitch_kernel_size": self.stitch_kernel_size,
+            "stitch_stride": self.stitch_stride,
+            "nearest_stitching": self.nearest_stitching,
+            **({} if self.stages is None else {"stages": list(self.stages)}),
             "stitched_final_norm": self.stitched_final_norm,
         }
 
@@ -205,7 +163,7 @@ def _published_recipe(published: Mapping[str, object]) -> dict[str, object]:
                 "put a timm dataset into 'recipe' as 'dataset'"
             )
         settings["dataset"] = ""
-    return checked_of_file(settings, names=names)
+    return checked_of_file(settings, names.__getitem__)
 
 
 def _own_recipe(settings: Mapping[str, object]) -> dict[str, object]:
@@ -215,12 +173,14 @@ def _own_recipe(settings: Mapping[str, object]) -> dict[str, object]:
                 f"recipe.{key}: a stitch configuration cannot set '{key}'; remove it and give {flag_of(key)} on the "
                 "command line"
             )
-    return checked_of_file(settings, "recipe")
+    return checked_of_file(settings, "recipe.{}".format)
 
 
 def stitch_config_schema() -> JsonSchemaValue:
     """The JSON Schema of a stitch configuration, with the settings of its recipe and the published keys."""
-    schema, recipe = json_schema(StitchFile), recipe_schema()["properties"]
+    schema, recipe = json_schema(StitchConfig), recipe_schema()["properties"]
+    anchors = schema["properties"]["anchors"]
+    anchors["items"] = {"anyOf": [anchors["items"], {"type": "string"}]}
     own = {key: value for key, value in recipe.items() if key not in ("$schema", *_NOT_ITS_AUTHORS)}
     schema["properties"]["recipe"] |= {"properties": own, "additionalProperties": False}
     for key, name in _PUBLISHED_RECIPE_KEYS.items():

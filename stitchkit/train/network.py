@@ -22,7 +22,7 @@ from stitchkit.networks.anchor import has_view, view
 from stitchkit.networks.create import create_model
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.recipe import ModelRecipe, Recipe
-from stitchkit.settings.stitch_config import StitchConfig, check_kwargs
+from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.train.data import weights_dtype
 
 _logger = logging.getLogger(__name__)
@@ -47,7 +47,6 @@ def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequenc
         _warn_of_order(model)
     else:
         assert settings.model is not None
-        check_kwargs(settings.model_kwargs or {}, "--model-kwargs")
         checkpoint = settings.pretrained_path if options["pretrained"] else None
         model = create_model(settings.model, checkpoint=checkpoint, **(options | (settings.model_kwargs or {})))
     if settings.initial_checkpoint and not recipe.run.resume:

@@ -90,7 +90,7 @@ def test_anchor_objects():
         ({"anchors": TWO, "stitch_stride": "1"}, "line 6: stitch_stride is '1'; it must be a whole number"),
         ({"anchors": TWO, "stitch_kernel_size": True}, "a whole number"),
         ({"anchors": TWO, "nearest_stitching": 1}, "true or false"),
-        ({"anchors": [*TWO, 3]}, r"anchors\[2\] is 3; it must be settings by name or text"),
+        ({"anchors": [*TWO, 3]}, r"anchors\[2\] is 3; it must be settings by name"),
         ({"anchors": [*TWO, {"label": "x"}]}, r"anchors\[2\].name is missing"),
         ({"anchors": [*TWO, {"name": "x", "kwarg": {}}]}, "did you mean 'kwargs'"),
         ({"anchors": [*TWO, {"name": "x", "kwargs": 3}]}, r"anchors\[2\].kwargs is 3"),
