@@ -43,14 +43,10 @@ def _are_names(value: object) -> bool:
 def check_classes(
     trained: Sequence[Sequence[str]], here: Sequence[Sequence[str]], path: str | Path, *, strict: bool
 ) -> None:
-    """Compare the classes that weights were trained for with those of the data, task by task; unknown ones pass.
+    """Compare the classes that the weights in a file were trained for with those of the data, task by task.
 
-    Args:
-        trained: Names by task, as `trained_classes` gives them.
-        here: Names of the data by task.
-        path: The file of the weights, for the message.
-        strict: The classes must be the same, as for evaluation or a resumed run. Otherwise, weights of as many other
-            classes only cause a warning.
+    Unknown ones pass. If `strict`, as for evaluation or a resumed run, others are refused; otherwise, weights of as
+    many other classes only cause a warning.
     """
     for number, names in enumerate(here if trained else ()):
         if len(trained) == len(here):

@@ -62,11 +62,7 @@ def restarts() -> int:
 
 
 def init_world(device: str | None = None) -> World:
-    """Join the group that the launcher describes in the environment, or start a group of one.
-
-    Args:
-        device: As `choose_device` takes it.
-    """
+    """Join the group that the launcher describes in the environment, or start a group of one."""
     place = choose_device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
@@ -87,19 +83,17 @@ def init_world(device: str | None = None) -> World:
 
 def from_primary(world: World, make: Callable[[], Made]) -> Made:
     """Plain data made by the primary rank, on all ranks: other machines may not see the same files."""
-    made: list[Made] = []
-    refusal = ""
+    shared: list[Any] = [None, ""]
     if world.is_primary:
         try:
-            made.append(make())
+            shared[0] = make()
         except InputError as error:  # the others wait for an answer, and would hang without one
-            refusal = str(error)
-    shared: list[Any] = [made, refusal]
+            shared[1] = str(error)
     dist.broadcast_object_list(shared)
-    made, refusal = shared
-    if refusal:
-        raise InputError(refusal)
-    return made[0]
+    if shared[1]:
+        raise InputError(shared[1])
+    made: Made = shared[0]
+    return made
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:

@@ -11,11 +11,7 @@ from stitchkit.errors import InputError
 
 
 def optional(module: str, extra: str, use: str) -> ModuleType:
-    """A module of a package that one of our extras installs.
-
-    Raises:
-        InputError: If it is not installed; the message names the `use` that needs it.
-    """
+    """A module of a package that one of our extras installs; a message names the `use` that needs it."""
     try:
         return import_module(module)
     except ImportError as error:
@@ -23,11 +19,7 @@ def optional(module: str, extra: str, use: str) -> ModuleType:
 
 
 def check_installed(packages: Iterable[str], extra: str, use: str) -> None:
-    """See that packages are there, before time is spent; they are not imported. Those of no extra have `""`.
-
-    Raises:
-        InputError: If one is not installed; the message says what `use` needs it.
-    """
+    """See that packages are there, before time is spent; they are not imported. Those of no extra have `""`."""
     if missing := [name for name in packages if find_spec(name) is None]:
         raise _missing(missing, extra, use)
 

@@ -29,13 +29,7 @@ def _no_flags(parser: argparse.ArgumentParser) -> None:
 
 
 class Command(NamedTuple):
-    """A command of `stitchkit`, or a subcommand.
-
-    Args:
-        run: The function of the command, called with the values of its flags.
-        about: One line for `--help`.
-        add_flags: Adds the flags to its parser.
-    """
+    """A command of `stitchkit`, or a subcommand: what runs with the values of its flags, and its line in `--help`."""
 
     run: Callable[[argparse.Namespace], None]
     about: str

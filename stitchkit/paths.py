@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 
 from stitchkit.errors import InputError
 
@@ -31,16 +32,12 @@ def dataset_fault(value: str) -> str | None:
     return local_fault(value) or (local_fault(rest) if is_place else None)
 
 
-def check_local(value: str, name: str) -> None:
+def check_local(value: str, name: str, fault: Callable[[str], str | None] = local_fault) -> None:
     """Refuse a value, called `name` in the message, that is not a path on this machine."""
-    _refuse(value, name, local_fault(value))
+    if found := fault(value):
+        raise InputError(f"{name} is {value!r}, which {found}")
 
 
 def check_dataset(value: str, name: str) -> None:
     """Refuse a data set, called `name` in the message, that is neither a plain name nor a path on this machine."""
-    _refuse(value, name, dataset_fault(value))
-
-
-def _refuse(value: str, name: str, fault: str | None) -> None:
-    if fault:
-        raise InputError(f"{name} is {value!r}, which {fault}")
+    check_local(value, name, dataset_fault)

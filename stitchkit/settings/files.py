@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
@@ -21,18 +22,8 @@ _MOST_VALUES = 100_000
 _MOST_FILES = 100
 
 
-class _Dialect:
-    """Floats as in YAML 1.2 and JSON: `1e-3` is a number; the same characters as text need quotes."""
-
-
-class _Loader(_Dialect, yaml.SafeLoader):
-    """Reads only plain data.
-
-    Args:
-        path: The file; includes are relative to it.
-        above: The files that include it.
-        opened: All files opened so far.
-    """
+class _Loader(yaml.SafeLoader):
+    """Reads only plain data; knows the files `above`, which include this one, and all those `opened` so far."""
 
     def __init__(self, path: Path, above: Sequence[Path], opened: list[Path]):
         resolved = path.resolve()
@@ -45,7 +36,7 @@ class _Loader(_Dialect, yaml.SafeLoader):
         self.path = path
         self.above = (*above, resolved)
         self.opened = opened
-        text = _text(path)
+        text = path.read_text(encoding="utf-8-sig")
         if _is_json(path):  # JSON allows tabs between values and DEL in texts; YAML forbids both
             text = self.NON_PRINTABLE.sub(" ", text.replace("\t", " "))
         super().__init__(text)
@@ -73,7 +64,7 @@ class _Loader(_Dialect, yaml.SafeLoader):
         return node
 
 
-class _Dumper(_Dialect, yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):
     """Writes every value out, so that a list used in two parts is not an alias; `_Loader` reads the same back."""
 
     def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002
@@ -81,6 +72,7 @@ class _Dumper(_Dialect, yaml.SafeDumper):
         return True
 
 
+# Floats as in YAML 1.2 and JSON: `1e-3` is a number; the same characters as text need quotes.
 for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
@@ -93,9 +85,14 @@ def read_settings_file(path: str | Path) -> dict[str, object]:
     `$schema`, which is for editors, is left out.
     """
     path = Path(path)
-    content = _parse_json(path) if _is_json(path) else _construct(path)
-    if _is_json(path):
-        _compose(path)  # refuses duplicate keys and names their lines, which Python's JSON parser does not
+    with _refusing(path):
+        content: object = None
+        if _is_json(path):
+            content = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_finite, parse_float=_finite)
+        node = _compose(path)  # refuses duplicate keys and names their lines, which Python's JSON parser does not
+        if not _is_json(path) and node is not None:
+            # A fresh loader: the nodes are from several files, whose own loaders are gone.
+            content = yaml.SafeLoader("").construct_document(node)
     if not isinstance(content, dict):
         what = "a JSON object" if _is_json(path) else "'name: value' lines"
         found = "no settings" if content is None else type(content).__name__
@@ -106,8 +103,7 @@ def read_settings_file(path: str | Path) -> dict[str, object]:
 
 def settings_text(content: object) -> str:
     """The text of a YAML file that reads back as these settings."""
-    text: str = yaml.dump(content, Dumper=_Dumper, sort_keys=False)
-    return text
+    return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False))
 
 
 @contextmanager
@@ -123,61 +119,41 @@ def _is_json(path: Path) -> bool:
     return path.suffix.lower() == ".json"
 
 
-def _text(path: Path) -> str:
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"it contains {number}; JSON allows only finite numbers")
+    return value
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Make one line, with the place in the file, of whatever the parsers raise."""
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # ValueError: bytes that are not text, or a name that no file can have
-        reason = error.strerror if isinstance(error, OSError) else "it is not text, or not a valid file name"
-        raise InputError(f"configuration '{path}' cannot be read: {reason}; check the path") from error
-
-
-def _parse_json(path: Path) -> object:
-    def refuse(number: str) -> NoReturn:
-        raise InputError(f"'{path}' contains {number}; JSON allows only finite numbers")
-
-    def finite(number: str) -> float:
-        return value if abs(value := float(number)) < float("inf") else refuse(number)
-
-    try:
-        content: object = json.loads(_text(path), parse_constant=refuse, parse_float=finite)
-        return content
+        yield
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read: {error.strerror}; check the path") from error
     except json.JSONDecodeError as error:
         raise InputError(f"'{path}', line {error.lineno} is not JSON: {error.msg}; correct it there") from error
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"'{path}' cannot be read as JSON: {error}; correct it") from error
-
-
-def _construct(path: Path) -> object:
-    """The content of a YAML file."""
-    node = _compose(path)
-    try:
-        # A fresh loader: the nodes are from several files, whose own loaders are gone.
-        content: object = None if node is None else yaml.SafeLoader("").construct_document(node)
-        return content
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"'{mark.name}', line {mark.line + 1}" if mark else f"'{path}'"
-        raise InputError(f"configuration {place}: {error.problem}; only plain data is read") from error
-    except (ValueError, OverflowError, RecursionError) as error:  # dates, numbers and depths that Python cannot hold
-        raise InputError(f"configuration '{path}' holds a value that cannot be read: {error}; correct it") from error
+        place = f"'{mark.name}', line {mark.line + 1}" if (mark := error.problem_mark) else f"'{path}'"
+        raise InputError(f"{place} is not YAML of plain data: {error.problem or error}; correct it there") from error
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        # Bytes that are not text, characters that YAML forbids; dates, numbers and depths that Python cannot hold.
+        kind, reason = "JSON" if _is_json(path) else "YAML", " ".join(str(error).split())
+        raise InputError(f"'{path}' cannot be read as {kind}: {reason}; correct it") from error
 
 
 def _compose(path: Path, above: Sequence[Path] = (), opened: list[Path] | None = None) -> yaml.Node | None:
     """The tree of nodes of a file and its includes; each node knows its file."""
-    try:
+    with _refusing(path):
         loader = _Loader(path, above, [] if opened is None else opened)
         node: yaml.Node | None = loader.get_single_node()
         loader.dispose()
         if node is not None and not above:
             _check_size(node, path)
         return node
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise InputError(f"'{path}'{line} is not YAML: {error.problem or error}; correct it there") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"'{path}' is not YAML: {' '.join(str(error).split())}; correct it") from error
 
 
 def _check_size(root: yaml.Node, path: Path) -> None:

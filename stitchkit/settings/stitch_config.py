@@ -67,13 +67,13 @@ class AnchorSpec(Settings):
         return {"name": content} if isinstance(content, str) else content
 
     @classmethod
-    def parse(cls, value: object, place: str = "anchor") -> AnchorSpec:
+    def parse(cls, value: object) -> AnchorSpec:
         """A spec from JSON: a timm name, or an object with `name`, `label`, `kwargs` and `checkpoint`.
 
         Raises:
             InputError: If it is neither, or has an unknown key or no name.
         """
-        return parse(cls, value, place)
+        return parse(cls, value, "anchor")
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,7 @@ from stitchkit.settings.recipe import flag_of
 
 @dataclass(frozen=True)
 class Refusal:
-    """The reason why a flag does not apply.
-
-    Args:
-        reason: Why it has no meaning here, and what to use instead.
-        default: timm's default, which a file may state.
-        aliases: Further spellings of the flag.
-    """
+    """Why a flag has no meaning here, and what to use instead; timm's default, which a file may state; aliases."""
 
     reason: str
     default: object = None

@@ -185,7 +185,7 @@ def test_a_cycle_of_includes_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("model: !!python/object/apply:os.system [ls]\n", "'job.yml', line 1: could not determine a constructor"),
+        ("model: !!python/object/apply:os.system [ls]\n", "'job.yml', line 1 is not YAML of plain data: could not"),
         ("model: [1\n", "'job.yml', line 2 is not YAML"),
         ("- 1\n", "holds list; settings are 'name: value' lines"),
         ("", "'job.yml' holds no settings"),
