@@ -73,15 +73,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         flags, rest = _parser().parse_known_args(arguments)
         command, parser = (vars(flags).pop(name) for name in ("command", "parser"))
+        if rest and rest[0].startswith("-"):
+            raise unknown("flag", rest[0].split("=")[0], flags_of(parser))
         if rest:
-            is_flag = rest[0].startswith("-")
-            raise (
-                unknown("flag", rest[0].split("=")[0], flags_of(parser))
-                if is_flag
-                else InputError(
-                    f"unexpected argument '{rest[0]}'; write {usage_of(parser)}, and a value after each flag"
-                )
-            )
+            raise InputError(f"unexpected argument '{rest[0]}'; write {usage_of(parser)}, and a value after each flag")
         command(flags)
     except InputError as error:
         _report(error)

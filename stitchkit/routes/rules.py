@@ -74,14 +74,7 @@ class SlidingWindow:
             raise InputError(f"stages is {list(stages)}; list the stages to stitch in order, such as [0, 1, 2]")
 
     def plan(self, anchors: Sequence[Shape]) -> tuple[list[Stitch], dict[Joint, LayerPath]]:
-        """The stitches that follow `anchors`, in the published order, and the layer of each joint.
-
-        Args:
-            anchors: From cheap to costly.
-
-        Raises:
-            InputError: If the rule does not fit the anchors.
-        """
+        """The stitches that follow the anchors, in the published order, and the layer of each joint."""
         staged = self.stages is not None or any(len(anchor.depths) > 1 for anchor in anchors)
         stages = self._stages_of(anchors) if staged else self._whole(anchors)
         # Only from a cheaper anchor into a costlier one: the paper's fast-to-slow direction.

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
-from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.errors import InputError, unknown
@@ -15,24 +13,17 @@ from stitchkit.settings.recipe import COMMAND_ONLY, GROUPS, Recipe, flag_of
 from stitchkit.settings.schema import json_schema, parse
 from stitchkit.settings.timm_flags import REFUSED
 
-
-class Setting(NamedTuple):
-    """One setting: the group of the recipe that it is in, and the field there."""
-
-    group: str
-    field: FieldInfo
-
-
-SETTINGS = {
-    name: Setting(group, field) for group, kind in GROUPS.items() for name, field in kind.__pydantic_fields__.items()
+SETTINGS = {name: group for group, kind in GROUPS.items() for name in kind.__pydantic_fields__}
+"""The group of every setting, in the order of groups and fields."""
+_OPTIONAL = {
+    name for kind in GROUPS.values() for name, field in kind.__pydantic_fields__.items() if field.default is None
 }
-"""Every setting by its name, in the order of groups and fields."""
 
 
 def _grouped(values: Mapping[str, object]) -> dict[str, dict[str, object]]:
     groups: dict[str, dict[str, object]] = defaultdict(dict)
     for name, value in values.items():
-        groups[SETTINGS[name].group][name] = value
+        groups[SETTINGS[name]][name] = value
     return groups
 
 
@@ -47,7 +38,7 @@ def checked(values: Mapping[str, object], name: Callable[[str], str] = str) -> d
         if key not in SETTINGS:
             raise InputError(f"{name(key)}: {unknown('setting', key, SETTINGS)}")
     made = {group: parse(GROUPS[group], own, name=name) for group, own in _grouped(values).items()}
-    return {key: getattr(made[SETTINGS[key].group], key) for key in values}
+    return {key: getattr(made[SETTINGS[key]], key) for key in values}
 
 
 def checked_of_file(values: Mapping[str, object], name: Callable[[str], str] = str) -> dict[str, object]:
@@ -61,8 +52,7 @@ def checked_of_file(values: Mapping[str, object], name: Callable[[str], str] = s
         if key in COMMAND_ONLY and value:
             raise InputError(f"{name(key)}: a file cannot set it; give {flag_of(key)} on the command line")
         # timm writes an empty text if nothing was given.
-        absent = value == "" and key in SETTINGS and SETTINGS[key].field.default is None
-        given[key] = None if absent else value
+        given[key] = None if value == "" and key in _OPTIONAL else value
     return checked(given, name)
 
 
@@ -85,8 +75,8 @@ def recipe_schema() -> JsonSchemaValue:
     """The JSON Schema of a file of settings by name."""
     schema = json_schema(Recipe)
     properties = {
-        name: schema["$defs"][GROUPS[setting.group].__name__]["properties"][name]
-        for name, setting in SETTINGS.items()
+        name: schema["$defs"][GROUPS[group].__name__]["properties"][name]
+        for name, group in SETTINGS.items()
         if name not in COMMAND_ONLY
     }
     return {

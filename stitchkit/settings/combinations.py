@@ -9,21 +9,16 @@ from stitchkit.optional import check_installed
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.timm_flags import PLATEAU
 
-# Settings that need another one: the setting, the other, and what to add. timm ignores most of these silently, so that
-# days later a run turns out not to be what its command says.
-_NEEDS = (
-    ("bce_sum", "bce_loss", "--bce-loss"),
-    ("bce_target_thresh", "bce_loss", "--bce-loss"),
-    ("bce_pos_weight", "bce_loss", "--bce-loss"),
-    ("jsd_loss", "aug_splits", "--aug-splits 2 or more"),
-    ("layer_decay_no_opt_scale", "layer_decay", "--layer-decay"),
-    ("torchcompile_mode", "torchcompile", "--torchcompile"),
-    ("wandb_resume_id", "resume", "--resume"),
-    ("eval_stitches", "eval", "--eval"),
-    ("eval_memory", "eval", "--eval"),
-    ("latency", "eval", "--eval"),
-    ("recalibrate_bn", "eval", "--eval"),
-)
+# Settings, by the one without which they have no effect. timm ignores most of these silently, so that days later a run
+# turns out not to be what its command says.
+_NEEDED = {
+    "bce_loss": ("bce_sum", "bce_target_thresh", "bce_pos_weight"),
+    "aug_splits": ("jsd_loss",),
+    "layer_decay": ("layer_decay_no_opt_scale",),
+    "torchcompile": ("torchcompile_mode",),
+    "resume": ("wandb_resume_id",),
+    "eval": ("eval_stitches", "eval_memory", "latency", "recalibrate_bn"),
+}
 
 # Settings that exclude each other.
 _EXCLUDES = (
@@ -37,7 +32,7 @@ _EXCLUDES = (
 
 def check(recipe: Recipe) -> Recipe:
     """Check that the settings of a recipe are compatible."""
-    for part in (_check_subject, _check_network, _check_loss, _check_batches, _check_pairs, _check_packages):
+    for part in (_check_subject, _check_network, _check_batches, _check_pairs, _check_packages):
         part(recipe)
     _ = recipe.folder  # refuses one outside --output
     return recipe
@@ -74,19 +69,16 @@ def _check_network(recipe: Recipe) -> None:
         raise InputError(f"--amp chooses precision itself; leave it or --model-dtype {model.model_dtype} out")
     if recipe.schedule.sched == "plateau":
         raise PLATEAU.error("sched plateau")
-
-
-def _check_loss(recipe: Recipe) -> None:
     if recipe.stitch.distillation_type != "none" and not recipe.stitch.teacher_model:
         raise InputError("distillation needs a teacher; give --teacher-model or --distillation-type none")
-    if recipe.augment.mixes and recipe.augment.aug_splits:
-        raise InputError(
-            "--aug-splits keeps one part of a batch clean; leave --mixup and --cutmix out, or --aug-splits"
-        )
 
 
 def _check_batches(recipe: Recipe) -> None:
     data, augment = recipe.data, recipe.augment
+    if augment.mixes and augment.aug_splits:
+        raise InputError(
+            "--aug-splits keeps one part of a batch clean; leave --mixup and --cutmix out, or --aug-splits"
+        )
     if augment.mixes and data.batch_size % 2:
         raise InputError(f"--batch-size is {data.batch_size}; with mixup or cutmix it must be even")
     if data.epoch_repeats and not data.dataset.startswith(("tfds/", "hfids/")):
@@ -112,9 +104,10 @@ def _check_packages(recipe: Recipe) -> None:
 
 def _check_pairs(recipe: Recipe) -> None:
     settings = recipe.flat()
-    for name, other, advice in _NEEDS:
-        if settings[name] not in (None, False, 0) and not settings[other]:
-            raise InputError(f"{flag_of(name)} has no effect on its own; add {advice}")
+    for other, names in _NEEDED.items():
+        for name in names:
+            if settings[name] not in (None, False, 0) and not settings[other]:
+                raise InputError(f"{flag_of(name)} has no effect on its own; add {flag_of(other)}")
     for name, other in _EXCLUDES:
         if settings[name] and settings[other]:
             raise InputError(f"{flag_of(name)} and {flag_of(other)} cannot be combined; leave one out")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from stitchkit.settings.by_name import SETTINGS, checked, make_recipe, read_settings
+from stitchkit.settings.by_name import checked, make_recipe, read_settings
 from stitchkit.settings.combinations import check
 from stitchkit.settings.recipe import GROUPS, Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
@@ -41,9 +41,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-c", "--config", metavar="YAML", default=argparse.SUPPRESS, help="file of settings by flag name"
     )
-    sections = {group: parser.add_argument_group(group, kind.__doc__) for group, kind in GROUPS.items()}
-    for name, (group, field) in SETTINGS.items():
-        _add_flag(sections[group], name, field)
+    for group, kind in GROUPS.items():
+        section = parser.add_argument_group(group, kind.__doc__)
+        for name, field in kind.__pydantic_fields__.items():
+            _add_flag(section, name, field)
     for name, refusal in REFUSED.items():
         spellings = dict.fromkeys([flag_of(name), "--" + name, *refusal.aliases])
         parser.add_argument(*spellings, nargs="*", action=_Refuse, default=argparse.SUPPRESS, help=argparse.SUPPRESS)

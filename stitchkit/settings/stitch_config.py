@@ -36,7 +36,6 @@ _PUBLISHED_RECIPE_KEYS = {
     "teacher_model": "teacher_model",
     "warmup_lr": "warmup_lr",
 }
-_PUBLISHED_LR_BATCH = 512
 # Whoever runs a configuration decides where output is written and to whom it is sent, not its author.
 _NOT_ITS_AUTHORS = ("output", "log_wandb", "wandb_project", "wandb_tags", "wandb_resume_id")
 
@@ -151,11 +150,7 @@ class StitchConfig(Settings):
 
 def _published_recipe(published: Mapping[str, object]) -> dict[str, object]:
     """The settings for the flat keys of a published file."""
-    names = {name: key for key, name in _PUBLISHED_RECIPE_KEYS.items()}
-    settings: dict[str, object] = {_PUBLISHED_RECIPE_KEYS[key]: value for key, value in published.items()}
-    if "lr" in published:
-        settings |= {"lr_base_size": _PUBLISHED_LR_BATCH, "lr_base_scale": "linear"}
-        names |= {"lr_base_size": "lr", "lr_base_scale": "lr"}
+    settings = {_PUBLISHED_RECIPE_KEYS[key]: value for key, value in published.items()}
     if "data_set" in published:
         if published["data_set"] != "IMNET":
             raise InputError(
@@ -163,7 +158,9 @@ def _published_recipe(published: Mapping[str, object]) -> dict[str, object]:
                 "put a timm dataset into 'recipe' as 'dataset'"
             )
         settings["dataset"] = ""
-    return checked_of_file(settings, names.__getitem__)
+    names = {name: key for key, name in _PUBLISHED_RECIPE_KEYS.items()}
+    made = checked_of_file(settings, names.__getitem__)
+    return made | ({"lr_base_size": 512, "lr_base_scale": "linear"} if "lr" in published else {})
 
 
 def _own_recipe(settings: Mapping[str, object]) -> dict[str, object]:
