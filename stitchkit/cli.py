@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -16,11 +17,8 @@ from stitchkit.parser import Parser, add_commands, flags_of, usage_of
 # Errors of a write to a full disk do not name the file.
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
+# Longest message in characters; a longer one quotes somebody's data.
 _LONGEST = 3000
-"""Longest message in characters; a longer one quotes somebody's data."""
-
-_PIPE_CLOSED = 141
-"""Exit status, as in shells, of a command whose output nobody reads: 128 + SIGPIPE."""
 
 
 def _shown(words: str) -> str:
@@ -58,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Python flushes once more at exit, which would fail on the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _PIPE_CLOSED
+        return 128 + signal.SIGPIPE  # as in shells
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -89,19 +87,12 @@ def _run(arguments: Sequence[str] | None) -> int:
         where = f"'{error.filename}': " if error.filename else ""
         _report(InputError(f"{where}{error.strerror}; check the path, its permissions and the disk"))
         return 2
-    except Stopped as stop:
+    except (Stopped, KeyboardInterrupt) as stop:
+        number, how = (stop.number, f" by a signal; {stop}") if isinstance(stop, Stopped) else (signal.SIGINT, "")
         if is_primary:
-            advice = "run the command again to resume; a training run or a job needs --resume auto"
-            print(f"stitchkit: stopped by a signal; {stop}; {advice}", file=sys.stderr)
-        return 128 + stop.number
-    except KeyboardInterrupt:
-        if is_primary:
-            print(
-                "stitchkit: stopped; run the command again to resume an evaluation, a sweep or a composition; a "
-                "training run or a job resumes from its newest checkpoint with --resume auto",
-                file=sys.stderr,
-            )
-        return 130
+            advice = "a training run or a job resumes from its newest checkpoint with --resume auto"
+            print(f"stitchkit: stopped{how}; run the command again to resume; {advice}", file=sys.stderr)
+        return 128 + number
     return 0
 
 

@@ -58,7 +58,7 @@ def _add_flag(section: argparse._ArgumentGroup, name: str, field: FieldInfo) -> 
     if kind is bool:  # a flag must be able to undo a switch that a file turned on
         options["action"] = "store_true" if name.startswith("no_") else argparse.BooleanOptionalAction
     elif get_origin(kind) is dict:
-        options |= {"action": _KeyValues, "nargs": "*", "metavar": "KEY=VALUE"}
+        options |= {"action": _Pairs, "type": _key_value, "nargs": "*", "metavar": "KEY=VALUE"}
     elif get_origin(kind) is Literal:
         options["choices"] = get_args(kind)
     else:
@@ -83,34 +83,26 @@ class _Refuse(argparse.Action):
         raise REFUSED[name].error(name)
 
 
-class _KeyValues(argparse.Action):
-    """`key=value ...` as a dictionary; values that are Python literals are read as such, all others as text."""
+class _Pairs(argparse.Action):
+    """Several values of `_key_value` as a dictionary."""
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[object] | None,
-        _: str | None = None,
-    ) -> None:
-        pairs: dict[str, object] = {}
-        for text in map(str, values or ()):
-            key, equals, value = text.partition("=")
-            if not equals or not key:
-                parser.error(f"{self.option_strings[0]}: '{text}' is not of the form key=value")
-            try:
-                pairs[key] = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
-                pairs[key] = value
-        setattr(namespace, self.dest, pairs)
+    def __call__(self, _: object, namespace: argparse.Namespace, pairs: Any, __: object = None) -> None:
+        setattr(namespace, self.dest, dict(pairs))
+
+
+def _key_value(text: str) -> tuple[str, object]:
+    """`key=value`; a value that is a Python literal is read as such, any other as text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise argparse.ArgumentTypeError(f"'{text}' is not of the form key=value")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
 
 
 def resolve(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
-    """The recipe that the given flags describe, and the stitch configuration that they name.
-
-    Args:
-        flags: The result of a parser with `add_flags`: only flags that were given.
-    """
+    """The recipe and the stitch configuration of a command: only flags that were given, as `add_flags` leaves them."""
     recipe, config = gather(flags)
     return check(recipe), config
 
