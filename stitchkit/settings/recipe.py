@@ -19,28 +19,24 @@ from stitchkit.settings.schema import DatasetName, LocalPath, ModelArguments, Se
 COMMAND_ONLY = ("dataset_download",)
 """Settings that no file can switch on: whoever wrote it would decide what is downloaded."""
 
-# Items of lists: only an annotated type can give each of them limits. Other settings have theirs in their fields.
-Side = Annotated[int, Field(strict=True, ge=1)]
-Epoch = Annotated[int, Field(strict=True, ge=0)]
+# Numbers with limits. They are strict: text is no number, nor is true.
+Natural = Annotated[int, Field(strict=True, ge=0)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+NonNegative = Annotated[float, Field(strict=True, ge=0)]
+Positive = Annotated[float, Field(strict=True, ge=1e-3)]
+SmallPositive = Annotated[float, Field(strict=True, ge=1e-6)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Area = Annotated[float, Field(strict=True, ge=1e-3, le=1)]
-Aspect = Annotated[float, Field(strict=True, ge=1e-3)]
-Deviation = Annotated[float, Field(strict=True, ge=1e-6)]
-Position = Annotated[float, Field(strict=True, ge=0)]
+BelowOne = Annotated[float, Field(strict=True, ge=0, le=0.99)]
 
 
-def flag(
-    default: Any,
-    help: str,
-    *,
-    ge: float | None = None,
-    le: float | None = None,
-    length: int | None = None,
-    strict: bool | None = True,
-) -> Any:  # as pydantic's own Field: it stands where a value of the field's type is expected
-    """A setting with its one line for `--help`, limits of its value, and number of values if it is a list."""
+def flag(default: Any, help: str, *, length: int | None = None, strict: bool | None = True) -> Any:
+    """A setting with its line for `--help`, and the number of its values if it is a list.
+
+    It is typed as pydantic's own `Field`, because it stands where a value of the field's type is expected.
+    """
     strict = None if isinstance(default, str) else strict  # text needs no strictness: nothing else converts to it
-    return Field(default=default, description=help, ge=ge, le=le, min_length=length, max_length=length, strict=strict)
+    return Field(default=default, description=help, min_length=length, max_length=length, strict=strict)
 
 
 @dataclass(frozen=True)
@@ -53,23 +49,23 @@ class ModelRecipe(Settings):
     pretrained: bool = flag(True, "start from pretrained weights (timm's --model: off unless given)")
     pretrained_path: LocalPath | None = flag(None, "file that replaces the pretrained weights of --model")
     initial_checkpoint: LocalPath | None = flag(None, "start from the weights in this file")
-    num_classes: int | None = flag(
-        None, "number of classes; by default that of the image folder, or else of the model", ge=1
+    num_classes: Count | None = flag(
+        None, "number of classes; by default that of the image folder, or else of the model"
     )
-    img_size: int | None = flag(None, "side of the square input image; by default the model's", ge=1)
-    in_chans: int | None = flag(None, "channels of an input image; by default 3", ge=1)
-    input_size: list[Side] | None = flag(
+    img_size: Count | None = flag(None, "side of the square input image; by default the model's")
+    in_chans: Count | None = flag(None, "channels of an input image; by default 3")
+    input_size: list[Count] | None = flag(
         None, "channels, height and width of an input image, in place of --in-chans and --img-size", length=3
     )
     gp: str | None = flag(None, "global pooling of every network, such as avg; by default the model's")
-    drop: float | None = flag(None, "dropout rate of the classifier", ge=0, le=1)
-    drop_path: float | None = flag(None, "stochastic depth rate", ge=0, le=0.99)
-    drop_connect: float | None = flag(None, "older name of --drop-path, which wins", ge=0, le=0.99)
-    drop_block: float | None = flag(None, "DropBlock rate, for convolutional networks", ge=0, le=0.99)
+    drop: Share | None = flag(None, "dropout rate of the classifier")
+    drop_path: BelowOne | None = flag(None, "stochastic depth rate")
+    drop_connect: BelowOne | None = flag(None, "older name of --drop-path, which wins")
+    drop_block: BelowOne | None = flag(None, "DropBlock rate, for convolutional networks")
     head_init_scale: float | None = flag(None, "factor on the classifiers' initial weights")
     head_init_bias: float | None = flag(None, "initial bias of the classifiers")
-    bn_momentum: float | None = flag(None, "momentum of every batch norm", ge=0, le=1)
-    bn_eps: float | None = flag(None, "epsilon of every batch norm", ge=0)
+    bn_momentum: Share | None = flag(None, "momentum of every batch norm")
+    bn_eps: NonNegative | None = flag(None, "epsilon of every batch norm")
     split_bn: bool = flag(False, "separate batch norms for each split; with --resplit or --aug-splits")
     fast_norm: bool = flag(False, "keep layer and group norms in low precision under --amp")
     grad_checkpointing: bool = flag(False, "save memory: recompute activations in the backward pass")
@@ -107,14 +103,14 @@ class StitchRecipe(Settings):
     ls_method: Literal["truncated", "damped", "exact"] = flag(
         "truncated", "kind of least squares: as published, regularised, or without truncation"
     )
-    ls_damping: float = flag(1e-4, "strength of damped least squares", ge=0)
-    stitch_init_bs: int = flag(100, "number of images for the fit, over all ranks", ge=1)
+    ls_damping: NonNegative = flag(1e-4, "strength of damped least squares")
+    stitch_init_bs: Count = flag(100, "number of images for the fit, over all ranks")
     fulltune: bool = flag(True, "train the anchors too, not only the stitching layers")
     distillation_type: Literal["none", "hard", "soft"] = flag(
         "none", "kind of teaching: hard labels or soft probabilities"
     )
-    distillation_alpha: float = flag(0.5, "share of the teacher's loss", ge=0, le=1)
-    distillation_tau: float = flag(1.0, "temperature of soft distillation", ge=1e-3)
+    distillation_alpha: Share = flag(0.5, "share of the teacher's loss")
+    distillation_tau: Positive = flag(1.0, "temperature of soft distillation")
     teacher_model: str | None = flag(None, "timm name of the teacher")
     teacher_path: LocalPath | None = flag(None, "local weights of the teacher; by default timm's")
 
@@ -129,28 +125,28 @@ class DataRecipe(Settings):
     )
     train_split: LocalPath = flag("train", "name of the training split")
     val_split: LocalPath = flag("validation", "name of the validation split")
-    train_num_samples: int | None = flag(None, "images of a streamed training split", ge=1)
-    val_num_samples: int | None = flag(None, "images of a streamed validation split", ge=1)
+    train_num_samples: Count | None = flag(None, "images of a streamed training split")
+    val_num_samples: Count | None = flag(None, "images of a streamed validation split")
     dataset_download: bool = flag(False, "allow the dataset to be downloaded")
-    epoch_repeats: float = flag(0.0, "passes through the training split per epoch, for tfds/ and hfids/", ge=0)
+    epoch_repeats: NonNegative = flag(0.0, "passes through the training split per epoch, for tfds/ and hfids/")
     class_map: LocalPath = flag("", "file that maps class names to numbers")
     input_img_mode: str | None = flag(None, "PIL mode of the images; by default RGB for 3 channels, else L")
     input_key: str | None = flag(None, "key of the images in a record")
     target_key: str | None = flag(None, "key of the labels in a record")
-    batch_size: int = flag(128, "training batch of each rank", ge=1)
-    validation_batch_size: int | None = flag(None, "validation batch of each rank; by default the training one", ge=1)
-    max_unreadable: float = flag(
-        0.01, "share of a split's images that may be unreadable or without a class before the run stops", ge=0, le=1
+    batch_size: Count = flag(128, "training batch of each rank")
+    validation_batch_size: Count | None = flag(None, "validation batch of each rank; by default the training one")
+    max_unreadable: Share = flag(
+        0.01, "share of a split's images that may be unreadable or without a class before the run stops"
     )
-    workers: int = flag(4, "loader processes of each rank", ge=0)
+    workers: Natural = flag(4, "loader processes of each rank")
     worker_seeding: Literal["all", "part"] = flag("all", "which random generators loader processes seed")
     pin_mem: bool = flag(False, "pin memory for the transfer to the GPU")
     no_prefetcher: bool = flag(False, "normalise images in the loader processes and mix them on the device")
     mean: list[StrictFloat] | None = flag(None, "channel means, or one for all; by default the model's")
-    std: list[Deviation] | None = flag(None, "channel deviations, or one for all; by default the model's")
+    std: list[SmallPositive] | None = flag(None, "channel deviations, or one for all; by default the model's")
     interpolation: str = flag("", "resizing for evaluation; by default the model's")
-    crop_pct: float | None = flag(
-        None, "share of the image kept by the centre crop; by default the model's", ge=0.01, le=1
+    crop_pct: Annotated[float, Field(ge=0.01, le=1)] | None = flag(
+        None, "share of the image kept by the centre crop; by default the model's"
     )
 
 
@@ -161,31 +157,31 @@ class AugmentRecipe(Settings):
     no_aug: bool = flag(False, "no augmentation at all")
     train_crop_mode: str | None = flag(None, "cropping of training images: rrc, rkrc, rkrr")
     scale: list[Area] = flag([0.08, 1.0], "area of the crop", length=2)
-    ratio: list[Aspect] = flag([3 / 4, 4 / 3], "aspect of the crop", length=2)
-    hflip: float = flag(0.5, "probability of a horizontal flip", ge=0, le=1)
-    vflip: float = flag(0.0, "probability of a vertical flip", ge=0, le=1)
-    color_jitter: float = flag(0.4, "strength of colour jitter", ge=0)
-    color_jitter_prob: float | None = flag(None, "probability of colour jitter; by default always", ge=0, le=1)
-    grayscale_prob: float | None = flag(None, "probability of a greyscale image", ge=0, le=1)
-    gaussian_blur_prob: float | None = flag(None, "probability of a blurred image", ge=0, le=1)
+    ratio: list[Positive] = flag([3 / 4, 4 / 3], "aspect of the crop", length=2)
+    hflip: Share = flag(0.5, "probability of a horizontal flip")
+    vflip: Share = flag(0.0, "probability of a vertical flip")
+    color_jitter: NonNegative = flag(0.4, "strength of colour jitter")
+    color_jitter_prob: Share | None = flag(None, "probability of colour jitter; by default always")
+    grayscale_prob: Share | None = flag(None, "probability of a greyscale image")
+    gaussian_blur_prob: Share | None = flag(None, "probability of a blurred image")
     aa: str | None = flag(None, "AutoAugment policy, such as rand-m9-mstd0.5-inc1")
-    aug_repeats: float = flag(0.0, "repetitions of each image in an epoch", ge=0)
+    aug_repeats: NonNegative = flag(0.0, "repetitions of each image in an epoch")
     train_interpolation: str = flag("random", "resizing for training: random, bilinear or bicubic")
-    reprob: float = flag(0.0, "probability of random erasing", ge=0, le=1)
+    reprob: Share = flag(0.0, "probability of random erasing")
     remode: Literal["const", "rand", "pixel"] = flag("pixel", "filling of erased areas")
-    recount: int = flag(1, "areas to erase", ge=1)
+    recount: Count = flag(1, "areas to erase")
     resplit: bool = flag(False, "erase nothing in the first split of a batch")
-    aug_splits: int = flag(
-        0, "parts of a batch: the clean images and differently augmented copies; 0 or at least 2", ge=0
+    aug_splits: Natural = flag(
+        0, "parts of a batch: the clean images and differently augmented copies; 0 or at least 2"
     )
-    mixup: float = flag(0.0, "mixup alpha; 0 is off", ge=0)
-    cutmix: float = flag(0.0, "cutmix alpha; 0 is off", ge=0)
+    mixup: NonNegative = flag(0.0, "mixup alpha; 0 is off")
+    cutmix: NonNegative = flag(0.0, "cutmix alpha; 0 is off")
     cutmix_minmax: list[Share] | None = flag(None, "area range of cutmix", length=2)
-    mixup_prob: float = flag(1.0, "probability of mixup or cutmix", ge=0, le=1)
-    mixup_switch_prob: float = flag(0.5, "probability of cutmix if both are on", ge=0, le=1)
+    mixup_prob: Share = flag(1.0, "probability of mixup or cutmix")
+    mixup_switch_prob: Share = flag(0.5, "probability of cutmix if both are on")
     mixup_mode: Literal["batch", "pair", "elem"] = flag("batch", "unit of mixing")
-    mixup_off_epoch: int = flag(0, "epoch after which mixing stops; 0 is never", ge=0)
-    smoothing: float = flag(0.1, "label smoothing", ge=0, le=0.99)
+    mixup_off_epoch: Natural = flag(0, "epoch after which mixing stops; 0 is never")
+    smoothing: BelowOne = flag(0.1, "label smoothing")
 
     @property
     def mixes(self) -> bool:
@@ -201,7 +197,7 @@ class LossRecipe(Settings):
     bce_loss: bool = flag(False, "binary cross-entropy of each class")
     bce_sum: bool = flag(False, "sum binary cross-entropy over classes")
     bce_target_thresh: float | None = flag(None, "round targets of --bce-loss to 0 or 1 at this threshold")
-    bce_pos_weight: float | None = flag(None, "weight of positive targets of --bce-loss", ge=0)
+    bce_pos_weight: NonNegative | None = flag(None, "weight of positive targets of --bce-loss")
 
 
 @dataclass(frozen=True)
@@ -210,31 +206,29 @@ class OptimRecipe(Settings):
 
     opt: str = flag("sgd", "timm optimizer")
     opt_kwargs: dict[str, Any] | None = flag(None, "further arguments of the optimizer, as key=value ...")
-    opt_eps: float | None = flag(None, "optimizer epsilon", ge=0)
+    opt_eps: NonNegative | None = flag(None, "optimizer epsilon")
     opt_betas: list[Share] | None = flag(None, "optimizer betas", length=2)
-    momentum: float = flag(0.9, "momentum of SGD", ge=0, le=1)
-    weight_decay: float = flag(2e-5, "weight decay; biases, norms and 1-d parameters have none", ge=0)
-    layer_decay: float | None = flag(
-        None, "factor on the learning rate for each block further from the classifier", ge=0, le=1
+    momentum: Share = flag(0.9, "momentum of SGD")
+    weight_decay: NonNegative = flag(2e-5, "weight decay; biases, norms and 1-d parameters have none")
+    layer_decay: Share | None = flag(None, "factor on the learning rate for each block further from the classifier")
+    layer_decay_min_scale: Share = flag(0.0, "smallest factor of --layer-decay")
+    layer_decay_no_opt_scale: Share | None = flag(
+        None, "freeze parameters to which --layer-decay gives a smaller factor than this"
     )
-    layer_decay_min_scale: float = flag(0.0, "smallest factor of --layer-decay", ge=0, le=1)
-    layer_decay_no_opt_scale: float | None = flag(
-        None, "freeze parameters to which --layer-decay gives a smaller factor than this", ge=0, le=1
-    )
-    base_lr_scale: float = flag(1.0, "factor on the learning rate of the anchors of an SN-Net", ge=0)
-    stitch_lr_scale: float = flag(1.0, "factor on the learning rate of the stitching layers of an SN-Net", ge=0)
-    clip_grad: float | None = flag(None, "gradient clipping value", ge=1e-12)
+    base_lr_scale: NonNegative = flag(1.0, "factor on the learning rate of the anchors of an SN-Net")
+    stitch_lr_scale: NonNegative = flag(1.0, "factor on the learning rate of the stitching layers of an SN-Net")
+    clip_grad: Annotated[float, Field(ge=1e-12)] | None = flag(None, "gradient clipping value")
     clip_mode: Literal["norm", "value", "agc"] = flag("norm", "gradient clipping")
-    grad_accum_steps: int = flag(1, "number of batches whose gradients make one step", ge=1)
+    grad_accum_steps: Count = flag(1, "number of batches whose gradients make one step")
     amp: bool = flag(False, "mixed precision")
     amp_dtype: Literal["float16", "bfloat16"] = flag("float16", "low precision of --amp; CPUs always use bfloat16")
     model_ema: bool = flag(False, "keep a moving average of the weights")
-    model_ema_decay: float = flag(0.9998, "decay of the moving average", ge=0, le=1)
+    model_ema_decay: Share = flag(0.9998, "decay of the moving average")
     model_ema_warmup: bool = flag(False, "warm up the decay of the moving average")
     model_ema_force_cpu: bool = flag(False, "keep the moving average on the CPU")
-    lr: float | None = flag(None, "learning rate; by default lr_base scaled by the total batch", ge=0)
-    lr_base: float = flag(0.1, "learning rate for lr_base_size images", ge=0)
-    lr_base_size: int = flag(256, "total batch that lr_base is for", ge=1)
+    lr: NonNegative | None = flag(None, "learning rate; by default lr_base scaled by the total batch")
+    lr_base: NonNegative = flag(0.1, "learning rate for lr_base_size images")
+    lr_base_size: Count = flag(256, "total batch that lr_base is for")
     lr_base_scale: Literal["", "linear", "sqrt"] = flag(
         "", "how lr_base scales; by default sqrt for ada* and lamb, else linear"
     )
@@ -244,27 +238,27 @@ class OptimRecipe(Settings):
 class ScheduleRecipe(Settings):
     """Length of the training and course of the learning rate."""
 
-    epochs: int = flag(300, "number of epochs", ge=1)
-    start_epoch: int | None = flag(None, "epoch to start at; by default 0, or that of --resume", ge=0)
+    epochs: Count = flag(300, "number of epochs")
+    start_epoch: Natural | None = flag(None, "epoch to start at; by default 0, or that of --resume")
     sched: str = flag("cosine", "timm learning-rate schedule")
     sched_on_updates: bool = flag(False, "advance the schedule at each step, not each epoch")
-    warmup_lr: float = flag(1e-5, "learning rate at the start of warm-up", ge=0)
-    min_lr: float = flag(0.0, "lowest learning rate", ge=0)
-    warmup_epochs: float = flag(5.0, "epochs of warm-up", ge=0)
+    warmup_lr: NonNegative = flag(1e-5, "learning rate at the start of warm-up")
+    min_lr: NonNegative = flag(0.0, "lowest learning rate")
+    warmup_epochs: NonNegative = flag(5.0, "epochs of warm-up")
     warmup_prefix: bool = flag(False, "run the warm-up in addition to the epochs")
-    cooldown_epochs: int = flag(0, "epochs at the lowest learning rate after the schedule", ge=0)
-    decay_epochs: float = flag(90.0, "epochs between steps of the step schedule", ge=1e-3)
-    decay_milestones: list[Epoch] = flag([90, 180, 270], "epochs of the multistep schedule")
-    decay_rate: float = flag(0.1, "factor at each step of the schedule; power of the poly schedule", ge=0)
-    lr_noise: list[Position] | None = flag(
+    cooldown_epochs: Natural = flag(0, "epochs at the lowest learning rate after the schedule")
+    decay_epochs: Positive = flag(90.0, "epochs between steps of the step schedule")
+    decay_milestones: list[Natural] = flag([90, 180, 270], "epochs of the multistep schedule")
+    decay_rate: NonNegative = flag(0.1, "factor at each step of the schedule; power of the poly schedule")
+    lr_noise: list[NonNegative] | None = flag(
         None, "shares of the schedule at which noise on the learning rate begins and ends"
     )
-    lr_noise_pct: float = flag(0.67, "limit of the noise, as a share of the learning rate", ge=1e-6)
-    lr_noise_std: float = flag(1.0, "standard deviation of the noise", ge=0)
-    lr_cycle_mul: float = flag(1.0, "length of a cycle relative to the previous one", ge=1e-3)
-    lr_cycle_decay: float = flag(0.5, "learning rate of a cycle relative to the previous one", ge=0)
-    lr_cycle_limit: int = flag(1, "number of cycles", ge=1)
-    lr_k_decay: float = flag(1.0, "k-decay of the cosine and poly schedules", ge=1e-3)
+    lr_noise_pct: SmallPositive = flag(0.67, "limit of the noise, as a share of the learning rate")
+    lr_noise_std: NonNegative = flag(1.0, "standard deviation of the noise")
+    lr_cycle_mul: Positive = flag(1.0, "length of a cycle relative to the previous one")
+    lr_cycle_decay: NonNegative = flag(0.5, "learning rate of a cycle relative to the previous one")
+    lr_cycle_limit: Count = flag(1, "number of cycles")
+    lr_k_decay: Positive = flag(1.0, "k-decay of the cosine and poly schedules")
 
 
 @dataclass(frozen=True)
@@ -290,30 +284,28 @@ class RunRecipe(Settings):
     eval_stitches: str | None = flag(
         None, "with --eval: the stitches to evaluate by cfg_id, such as 3,5,10-20; by default all"
     )
-    eval_memory: int | None = flag(
-        None, "with --eval: MiB for activations; by default half of a GPU's free memory, 1024 on a CPU", ge=1
+    eval_memory: Count | None = flag(
+        None, "with --eval: MiB for activations; by default half of a GPU's free memory, 1024 on a CPU"
     )
-    latency: int = flag(
-        0, "with --eval: add to the ledger how long each stitch takes here, in batches of N images; 1 without a number",
-        ge=0,
-    )  # fmt: skip
-    recalibrate_bn: int = flag(
-        0, "with --eval: training batches from which each stitch gets batch-norm statistics of its own", ge=0
+    latency: Natural = flag(
+        0, "with --eval: add to the ledger how long each stitch takes here, in batches of N images; 1 without a number"
+    )
+    recalibrate_bn: Natural = flag(
+        0, "with --eval: training batches from which each stitch gets batch-norm statistics of its own"
     )
     no_resume_opt: bool = flag(False, "resume the weights only")
     output: LocalPath = flag("outputs", "folder of all runs")
     experiment: str | None = flag(
         None, "folder of this run inside --output; by default named after the configuration or model"
     )
-    seed: int = flag(42, "random seed", ge=0)
+    seed: Natural = flag(42, "random seed")
     device: str | None = flag(None, "cpu or cuda; by default cuda if available")
-    log_interval: int = flag(50, "steps between log lines", ge=1)
-    val_interval: int = flag(1, "epochs between validations of the anchors", ge=1)
-    recovery_interval: int = flag(
-        0, "steps between checkpoints within an epoch; with 0, only at its end and when a signal stops the run",
-        ge=0,
-    )  # fmt: skip
-    checkpoint_hist: int = flag(10, "number of epoch checkpoints to keep", ge=1)
+    log_interval: Count = flag(50, "steps between log lines")
+    val_interval: Count = flag(1, "epochs between validations of the anchors")
+    recovery_interval: Natural = flag(
+        0, "steps between checkpoints within an epoch; with 0, only at its end and when a signal stops the run"
+    )
+    checkpoint_hist: Count = flag(10, "number of epoch checkpoints to keep")
     eval_metric: Literal["top1", "top5", "loss"] = flag(
         "top1", "figure that ranks checkpoints: its mean over the anchors"
     )
