@@ -52,18 +52,16 @@ def shared_visits(routes: Mapping[int, Iterable[Step]]) -> dict[str, list[Visit]
     known: dict[tuple[Step, ...], Visit] = {}
     for cfg_id, steps in routes.items():
         past: tuple[Step, ...] = ()
+        visit: Visit | None = None
         for step in steps:
-            if step.kind == "block":
-                continue
-            before = known.get(past)
             if step.kind in ("stem", "layer"):
                 past = (*past, step)
-                known.setdefault(past, Visit(step, before))
+                before, visit = visit, known.setdefault(past, Visit(step, visit))
                 if before is not None and step.index - 1 not in before.leaves:
                     before.leaves = sorted([*before.leaves, step.index - 1])
-            else:
-                assert before is not None, "a head follows blocks"
-                before.cfg_id, before.head = cfg_id, step
+            elif step.kind != "block":
+                assert visit is not None, "a head follows blocks"
+                visit.cfg_id, visit.head = cfg_id, step
     by_anchor: dict[str, list[Visit]] = {}
     for visit in sorted(known.values(), key=lambda visit: visit.start):
         by_anchor.setdefault(visit.anchor, []).append(visit)
