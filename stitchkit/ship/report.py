@@ -18,7 +18,7 @@ from stitchkit._version import __version__
 from stitchkit.errors import InputError
 from stitchkit.files import check_folder_of, write_text
 from stitchkit.measure.ledger import Row, check_figures, difference, read_rows, strict_json
-from stitchkit.measure.pareto import is_anchor
+from stitchkit.measure.pareto import is_anchor, pareto_front
 from stitchkit.optional import optional
 from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.settings.by_name import read_settings
@@ -51,6 +51,8 @@ class Content(TypedDict):
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 _RUN = "stitches_res"
 _MOST_BLOCKS = 1000
+_COSTS = ("flops", "params", "latency_ms")
+"""The figures over which the page draws accuracy, each with its own front."""
 
 
 def write_report(output: str | Path, contents: Mapping[str, Content], *, title: str = "") -> None:
@@ -99,11 +101,19 @@ def _read_ledger(path: Path, network: _Network | None, stitch_config: str | None
         raise InputError(
             f"ledger '{path}' has a stitch of an anchor of {most} blocks; at most {_MOST_BLOCKS} are drawn"
         )
+    commands = take_away(path, [row["cfg_id"] for row in rows], stitch_config)
+    costed = {cost: [row for row in rows if cost in row] for cost in _COSTS}
+    fronts = {cost: pareto_front(some, cost) for cost, some in costed.items() if some}
     return {
         "path": str(path),
         "rows": [
-            {**row, "anchor": is_anchor(row), "command": command}
-            for row, command in zip(rows, take_away(path, [row["cfg_id"] for row in rows], stitch_config), strict=True)
+            {
+                **row,
+                "anchor": is_anchor(row),
+                "front": [cost for cost, front in fronts.items() if row in front],
+                "command": command,
+            }
+            for row, command in zip(rows, commands, strict=True)
         ],
         "colors": colors_of(depths),
         "routes": {name: draw_route(stitch, depths) for name, stitch in stitches.items()},
