@@ -163,7 +163,7 @@ def _report(flags: argparse.Namespace) -> None:
         check_plot(flags.png)
     contents = read_ledgers(flags.ledgers, flags.stitch_config)
     write_report(flags.output, contents, title=flags.title)
-    rows = {name: content["rows"] for name, content in contents.items()}
+    rows = {content["name"]: content["rows"] for content in contents}
     print(f"{sum(map(len, rows.values()))} stitches are in {flags.output}; open it in a browser")
     if flags.png:
         if len(rows) == 1:

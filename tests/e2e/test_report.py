@@ -150,7 +150,7 @@ def test_what_cannot_be_shown(tmp_path, capsys, monkeypatch):
     assert "give a name that ends with .html" in refused(capsys, LEDGER, "-o", tmp_path / "page.txt")
     assert "does not exist; create it" in refused(capsys, LEDGER, "-o", tmp_path / "gone/page.html")
     assert "given twice; give each once" in refused(capsys, LEDGER, LEDGER, "-o", page)
-    assert "is not of the 8 stitches of --stitch_config: it has cfg_id" in refused(
+    assert "is not of the 8 stitches of --stitch_config: its cfg_id 0 has stitch ti[0:6], but" in refused(
         capsys, LEDGER, "-o", page, "--stitch_config", ROOT / "configs/levit_192_256.json"
     )
     unnamed = write_ledger(tmp_path / "unnamed.txt", {"flops": 4e9, "acc1": 80.0})
