@@ -50,7 +50,10 @@ def page_file(tmp_path_factory):
 def test_the_page_holds_every_row_and_the_curves(page_file):
     content = data_of(page_file)
     (ledger,) = content["ledgers"]
-    found = [{key: value for key, value in row.items() if key not in ("anchor", "front", "command")} for row in ledger["rows"]]
+    found = [
+        {key: value for key, value in row.items() if key not in ("anchor", "front", "command")}
+        for row in ledger["rows"]
+    ]
     assert found == read_rows(LEDGER)
     assert [row["stitch"] for row in ledger["rows"] if row["anchor"]] == ["ti[0:6]", "s[0:6]", "b[0:6]"]
     assert ledger["routes"].keys() == {row["stitch"] for row in found}
