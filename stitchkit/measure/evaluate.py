@@ -35,36 +35,6 @@ class Score(NamedTuple):
     images: int
 
 
-class Tally:
-    """Sums over images, which give the scores of several networks.
-
-    Args:
-        count: Number of networks.
-        device: Device of the sums.
-    """
-
-    def __init__(self, count: int, device: torch.device):
-        # For each network: loss, top-1 hits, top-5 hits, images. They stay on the device: reading one would make the
-        # host wait for every batch. In float64, a sum of millions of losses keeps its digits, whatever the batch size.
-        self.sums = torch.zeros(count, 4, dtype=torch.float64, device=device)
-
-    def add(self, number: int, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add the logits `[B, num_classes]` of one network for a batch; images with label -1 are not counted."""
-        logits = logits.float()  # autocast's logits have too few digits for a mean of losses
-        hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1)
-        self.sums[number] += torch.stack([loss, hits[:, 0].sum(), hits.sum(), (labels >= 0).sum()])
-
-    def scores(self) -> list[Score]:
-        """The scores over the images of all ranks."""
-        found = []
-        for loss, top1, top5, count in sum_over_ranks(self.sums.clone()).tolist():
-            if not count:
-                raise InputError("there is no image to evaluate on; check the validation set")
-            found.append(Score(100 * top1 / count, 100 * top5 / count, loss / count, int(count)))
-        return found
-
-
 def batches_of(
     loader: Loader, world: World, what: str, after_batch: Callable[[], None] = lambda: None
 ) -> Iterator[Batch]:
@@ -103,19 +73,35 @@ def evaluate(
         count: How many networks there are.
         partial: Keeps the sums after each batch, and has those of an evaluation that was killed.
     """
-    tally = Tally(count, device)
-    done = partial.restore(tally.sums) if partial else 0
+    # For each network: loss, top-1 hits, top-5 hits, images. They stay on the device: reading one would make the host
+    # wait for every batch. In float64, a sum of millions of losses keeps its digits, whatever the batch size.
+    sums = torch.zeros(count, 4, dtype=torch.float64, device=device)
+    done = partial.restore(sums) if partial else 0
     with evaluating(model):
         for number, (images, labels) in enumerate(batches):
             if number < done:  # read, not skipped: what a loader makes of an image may depend on those before
                 continue
             with autocast():
                 logits = run(images)
-            for row, found in enumerate(logits):
-                tally.add(row, found, labels)
+            for network, found in enumerate(logits):
+                sums[network] += _sums(found, labels)
             if partial:
-                partial.save(tally.sums, number + 1)
-    return tally.scores()
+                partial.save(sums, number + 1)
+    return [_score(*each) for each in sum_over_ranks(sums).tolist()]
+
+
+def _sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Loss, top-1 hits, top-5 hits and images of a batch; images with label -1 are not counted."""
+    logits = logits.float()  # autocast's logits have too few digits for a mean of losses
+    hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1)
+    return torch.stack([loss, hits[:, 0].sum(), hits.sum(), (labels >= 0).sum()])
+
+
+def _score(loss: float, top1: float, top5: float, images: float) -> Score:
+    if not images:
+        raise InputError("there is no image to evaluate on; check the validation set")
+    return Score(100 * top1 / images, 100 * top5 / images, loss / images, int(images))
 
 
 def evaluate_stitch(

@@ -1,16 +1,15 @@
-"""The ledger, `stitches_res.txt`: append-only, one JSON object per line and one line per stitch."""
+"""The ledger, `stitches_res.txt`: one JSON object per line and one line per stitch."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stitchkit.errors import InputError
-from stitchkit.files import opened, refuse_link, write_text
+from stitchkit.files import refuse_link, write_text
 from stitchkit.measure.profile import Cost
 from stitchkit.routes import StitchSpace
 
@@ -38,7 +37,7 @@ def read_rows(path: str | Path) -> list[Row]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             if number == len(lines) and not line.endswith("\n"):
-                break  # left unfinished by a killed run; `Ledger` cuts it off before the next row
+                break  # left unfinished by a killed program that appends, such as the published one
             raise InputError(f"ledger '{path}', line {number} is not JSON: {line.strip()[:80]!r}") from error
         if not isinstance(row, dict) or type(row.get("cfg_id")) is not int or row["cfg_id"] < 0:
             raise InputError(f"ledger '{path}', line {number} has no number of a stitch as 'cfg_id': {line[:80]!r}")
@@ -100,7 +99,7 @@ def cost_row(space: StitchSpace, cfg_id: int, cost: Cost) -> Row:
 
 
 class Ledger:
-    """A ledger that a run appends to and that a rerun resumes.
+    """A ledger that a run adds rows to and that a rerun resumes.
 
     Args:
         path: The file; it need not exist yet.
@@ -118,7 +117,11 @@ class Ledger:
         self._cost = cost
         self.rows: list[Row] = read_rows(self.path) if self.path.exists() else []
         for row in self.rows:
-            self._check(row)
+            if found := difference(row, space, cost):
+                raise InputError(
+                    f"result file '{self.path}' is from another configuration: {found}; "
+                    "choose another --experiment or move the file away"
+                )
 
     @property
     def missing(self) -> list[int]:
@@ -126,48 +129,22 @@ class Ledger:
         done = {row["cfg_id"] for row in self.rows}
         return [cfg_id for cfg_id in range(len(self._space)) if cfg_id not in done]
 
-    def append(self, cfg_id: int, figures: Mapping[str, object]) -> Row:
-        """Append the row of a stitch, with its costs and these figures, and flush it to the disk."""
-        row = cost_row(self._space, cfg_id, self._cost(cfg_id)) | dict(figures)
-        self._finish_last_line()
-        with opened(self.path, "a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self.rows.append(row)
-        return row
+    def append(self, cfg_id: int, figures: Mapping[str, object]) -> None:
+        """Add the row of a stitch, with its costs and these figures, and flush it to the disk."""
+        self.rows.append(cost_row(self._space, cfg_id, self._cost(cfg_id)) | dict(figures))
+        self.rewrite()
 
     def rewrite(self) -> None:
-        """Write all rows again, with figures that were changed in memory."""
+        """Write all rows again: a small file is replaced as a whole, so that a killed run leaves no part of a row."""
         write_rows(self.path, self.rows)
 
-    def _finish_last_line(self) -> None:
-        """Cut off the incomplete row of a killed run, or add its missing newline."""
-        content = self.path.read_bytes() if self.path.exists() else b""
-        if not content or content.endswith(b"\n"):
-            return
-        good = len(read_rows(self.path)) == len(content.splitlines())
-        with opened(self.path, "r+b") as file:
-            if good:
-                file.seek(0, os.SEEK_END)
-                file.write(b"\n")
-            else:
-                file.truncate(content.rfind(b"\n") + 1)
 
-    def _check(self, row: Row) -> None:
-        if found := difference(row, self._space, self._cost):
-            raise InputError(
-                f"result file '{self.path}' is from another configuration: {found}; "
-                "choose another --experiment or move the file away"
-            )
-
-
-def difference(row: Row, space: StitchSpace, cost: Callable[[int], Cost]) -> str:
+def difference(row: Row, space: StitchSpace, cost: Callable[[int], Cost] | None) -> str:
     """The contradiction between a row, ours or published, and these stitches and costs; empty if there is none."""
     cfg_id = row["cfg_id"]
     if not 0 <= cfg_id < len(space):
         return f"it has cfg_id {cfg_id}, this space has 0 to {len(space) - 1}"
-    expected = cost_row(space, cfg_id, cost(cfg_id))
     # Published rows have no 'stitch', and their 'params' leave some parameters out.
-    wrong = [key for key in ("stitch", "flops") if key in row and row[key] != expected[key]]
+    expected: Row = {"stitch": space[cfg_id].name} | ({"flops": cost(cfg_id).flops} if cost else {})
+    wrong = [key for key in expected if key in row and row[key] != expected[key]]
     return f"its cfg_id {cfg_id} has {wrong[0]} {row[wrong[0]]}, but {expected[wrong[0]]} here" if wrong else ""

@@ -31,7 +31,7 @@ class RouteCosts(Generic[T]):
         self._measure = measure
         self._batch_size = batch_size
         self._costs: dict[Hashable, T] = {}
-        self._inputs: dict[str, list[torch.Tensor]] = {}
+        self._entering: dict[str, list[torch.Tensor]] = {}
 
     def cost(self, stitch: Stitch | int) -> T:
         """Cost of a stitch at the anchors' input size."""
@@ -43,20 +43,17 @@ class RouteCosts(Generic[T]):
         key = step if step.joint is None else self._model.space.layers[step.joint]
         if key not in self._costs:
             (module,) = self._model.modules_of([step])
-            images = step.kind == "stem"
-            x = self._images(step.anchor) if images else self._entering(step.anchor)[step.index]
-            self._costs[key] = self._measure(module, x)
+            self._costs[key] = self._measure(module, self._input_of(step))
         return self._costs[key]
 
-    def _images(self, label: str) -> torch.Tensor:
-        anchor = self._model.views[label]
+    def _input_of(self, step: Step) -> torch.Tensor:
+        """What enters a step, for blank images."""
+        anchor = self._model.views[step.anchor]
         weights = next(anchor.model.parameters())
-        return torch.zeros(self._batch_size, *anchor.input_size, device=weights.device, dtype=weights.dtype)
-
-    def _entering(self, label: str) -> list[torch.Tensor]:
-        """The inputs of the blocks of an anchor, for blank images."""
-        if label not in self._inputs:
-            anchor = self._model.views[label]
+        images = torch.zeros(self._batch_size, *anchor.input_size, device=weights.device, dtype=weights.dtype)
+        if step.kind == "stem":
+            return images
+        if step.anchor not in self._entering:
             with evaluating(anchor.model), torch.no_grad():
-                self._inputs[label] = anchor.features(self._images(label))
-        return self._inputs[label]
+                self._entering[step.anchor] = anchor.features(images)
+        return self._entering[step.anchor][step.index]

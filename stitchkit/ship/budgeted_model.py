@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from bisect import bisect_right
 from collections.abc import Sequence
-from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -15,7 +13,6 @@ from torch import nn
 from stitchkit.display import count
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import Row, read_rows
-from stitchkit.measure.pareto import pareto_front
 from stitchkit.model.snnet import SNNet
 from stitchkit.ship.pick import Budget, complete, pick, pick_one
 
@@ -38,13 +35,11 @@ class BudgetedModel(nn.Module):
         self.rows = [dict(row) for row in rows]
         complete(self.rows, model, latency=False)
         pick(self.rows, Budget())  # checks that every row has the needed figures, now instead of in the first call
-        self._fronts: dict[str, list[tuple[float, int]]] = {}
 
     def measure(self, batch_size: int = 1) -> str:
         """Measure the latency of each stitch on the model's device, for budgets in milliseconds; returns the method."""
         from stitchkit.measure.latency import add_latencies  # slow to import
 
-        self._fronts.clear()
         return add_latencies(self.rows, self.model, batch_size=batch_size)
 
     def choose(self, budget: float | str) -> int:
@@ -56,12 +51,7 @@ class BudgetedModel(nn.Module):
         Raises:
             InputError: If no stitch meets it, or the ledger has no latencies; see `measure`.
         """
-        limits = self._limits(budget)
-        ((limit, value),) = limits.limits.items()
-        # The most accurate stitch within a cost is the last one on the front that costs no more.
-        front = self._front(limit.removeprefix("max_"))
-        place = bisect_right(front, value, key=itemgetter(0))
-        return front[place - 1][1] if place else int(pick_one(self.rows, limits)["cfg_id"])
+        return int(pick_one(self.rows, self._limits(budget))["cfg_id"])
 
     def _limits(self, budget: float | str) -> Budget:
         latency = re.fullmatch(r"\s*(.*\d\.?)\s*ms\s*", budget) if isinstance(budget, str) else None
@@ -73,13 +63,6 @@ class BudgetedModel(nn.Module):
         if any("latency_ms" not in row for row in self.rows):
             raise InputError(f"budget '{budget}' is a latency, but the ledger has none; call measure() first")
         return Budget(max_latency_ms=value)
-
-    def _front(self, figure: str) -> list[tuple[float, int]]:
-        """The cost and `cfg_id` of each stitch on a front, from cheap to costly."""
-        # Cached, so that the choice in each call is one bisection instead of a sort of the ledger.
-        if figure not in self._fronts:
-            self._fronts[figure] = [(row[figure], row["cfg_id"]) for row in pareto_front(self.rows, figure)]
-        return self._fronts[figure]
 
     def forward(self, x: torch.Tensor, *, budget: float | str | None = None) -> torch.Tensor:
         """Logits `[B, num_classes]` of images `[B, C, H, W]` by the best stitch within a budget, as `choose` takes it.

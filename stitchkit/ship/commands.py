@@ -18,7 +18,7 @@ _IMAGES = 64
 
 
 def _add_trained(parser: argparse.ArgumentParser, *, data_for: str) -> None:
-    """Add the flags of `stitchkit.ship.trained_snnet.open_trained`; `data_for` is the use of the images."""
+    """Add the flags of a trained SN-Net; `data_for` is the use of the images."""
     add_network_flags(parser)
     parser.add_argument("--resume", metavar="CHECKPOINT", help="trained weights, ours or released ones")
     parser.add_argument("--data", dest="data_dir", metavar="DIR", help=f"image folder; {data_for}")
@@ -29,6 +29,14 @@ def _add_trained(parser: argparse.ArgumentParser, *, data_for: str) -> None:
     parser.add_argument("--model-ema", action="store_true", default=None, help="use the moving average of weights")
 
 
+def _trained(flags: argparse.Namespace) -> Trained:
+    """The SN-Net of the flags that `_add_trained` adds."""
+    from stitchkit.ship.trained_snnet import open_trained
+
+    names = ("stitch_config", "num_classes", "img_size", "resume", "data_dir", "config", "recalibrate_bn", "model_ema")
+    return open_trained({name: value for name in names if (value := getattr(flags, name)) is not None})
+
+
 def _add_budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-flops", metavar="N", help="limit on multiply-adds per image, such as 5G")
     parser.add_argument("--max-params", metavar="N", help="limit on parameters, such as 30M")
@@ -37,14 +45,11 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
 
 
 def _budget(flags: argparse.Namespace) -> Budget:
-    """The given budget, removed from the flags."""
     from stitchkit.display import count
     from stitchkit.ship.pick import Budget
 
-    for name in ("max_flops", "max_params"):
-        if (text := getattr(flags, name)) is not None:
-            setattr(flags, name, count(text))
-    return Budget(**{name: vars(flags).pop(name) for name in ("max_flops", "max_params", "max_latency_ms", "min_acc1")})
+    limits = {name: getattr(flags, name) for name in ("max_flops", "max_params", "max_latency_ms", "min_acc1")}
+    return Budget(**{name: count(value) if isinstance(value, str) else value for name, value in limits.items()})
 
 
 def _add_pick_flags(parser: argparse.ArgumentParser) -> None:
@@ -101,18 +106,17 @@ def _add_export_flags(parser: argparse.ArgumentParser) -> None:
 def _export(flags: argparse.Namespace) -> None:
     from stitchkit.ship.export import export
     from stitchkit.ship.stitch_files import format_of
-    from stitchkit.ship.trained_snnet import calibrated, describe, open_trained, sample_images
+    from stitchkit.ship.trained_snnet import calibrated, describe, sample_images
 
-    output, cfg_id, ledger = (vars(flags).pop(name) for name in ("output", "cfg_id", "ledger"))
-    budget = _budget(flags)
+    output, cfg_id, budget = flags.output, flags.cfg_id, _budget(flags)
     # Before anything is loaded: a wrong suffix must not cost the user a wait.
     format_of(output), new_file(output)
-    if (cfg_id is None) == (ledger is None):
+    if (cfg_id is None) == (flags.ledger is None):
         raise InputError("give either --cfg_id N, or --ledger FILE with a budget such as --max-flops 5G")
     if cfg_id is not None and budget.limits:
         raise InputError(f"--cfg_id {cfg_id} already names a stitch; leave the budget out, or give --ledger instead")
-    trained = open_trained({name: value for name, value in vars(flags).items() if value is not None})
-    cfg_id = _best(ledger, budget, trained) if cfg_id is None else cfg_id
+    trained = _trained(flags)
+    cfg_id = _best(flags.ledger, budget, trained) if cfg_id is None else cfg_id
     stitch = trained.model.resolve(cfg_id)
     images, source = sample_images(trained, _IMAGES)
     net = calibrated(trained, cfg_id) if trained.recipe.run.recalibrate_bn else None
@@ -163,7 +167,7 @@ def _report(flags: argparse.Namespace) -> None:
         check_plot(flags.png)
     contents = read_ledgers(flags.ledgers, flags.stitch_config)
     write_report(flags.output, contents, title=flags.title)
-    rows = {name: content["rows"] for name, content in contents.items()}
+    rows = {content["name"]: content["rows"] for content in contents}
     print(f"{sum(map(len, rows.values()))} stitches are in {flags.output}; open it in a browser")
     if flags.png:
         if len(rows) == 1:
@@ -182,18 +186,16 @@ def _add_serve_flags(parser: argparse.ArgumentParser) -> None:
 
 def _serve(flags: argparse.Namespace) -> None:
     from stitchkit.distributed import choose_device
-    from stitchkit.ship.serve import Demonstration, check_gradio, check_port, create_page, serve
-    from stitchkit.ship.trained_snnet import check_origin, open_trained
+    from stitchkit.ship.serve import Demonstration, check_page, serve
+    from stitchkit.ship.trained_snnet import check_origin
 
-    port, ledger, place = (vars(flags).pop(name) for name in ("port", "ledger", "device"))
-    check_port(port)
-    check_gradio()
-    device = choose_device(place)
-    trained = open_trained({name: value for name, value in vars(flags).items() if value is not None})
-    check_origin(ledger, trained)
+    check_page(flags.port)
+    device = choose_device(flags.device)
+    trained = _trained(flags)
+    check_origin(flags.ledger, trained)
     trained.model.to(device)
-    page = create_page(Demonstration(trained, ledger), title=Path(trained.recipe.model.stitch_config or "").stem)
-    serve(page, port=port)
+    title = Path(trained.recipe.model.stitch_config or "").stem
+    serve(Demonstration(trained, flags.ledger), title=title, port=flags.port)
 
 
 pick = Command(_pick, "name the best stitch of a ledger within a budget", _add_pick_flags)

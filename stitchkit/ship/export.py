@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,17 +26,14 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Report:
-    """The comparison of an export with its SN-Net; sizes in bytes, latencies of one image.
+    """The comparison of a file with its SN-Net on some images; sizes in bytes, latencies of one image.
 
     Args:
-        largest_difference: Between the logits of file and SN-Net.
+        largest_difference: Between the logits of both.
         largest_logit: Of the SN-Net, in absolute value.
         same_top1: Images on which both predict the same class.
-        images: Images compared.
         snnet_bytes: All weights of the SN-Net.
-        file_bytes: The file.
         snnet_ms: The stitch inside the SN-Net.
-        file_ms: The file.
     """
 
     largest_difference: float
@@ -105,7 +101,9 @@ def export(
 def _compare(inside: nn.Module, net: nn.Module, images: torch.Tensor, draft: Path, snnet_bytes: int) -> Report:
     largest, logit, same = 0.0, 0.0, 0
     with torch.inference_mode():
-        for batch in _batches(images):
+        for batch in (images[:1], images[1:4], *images[4:].split(16)):  # a file must accept batches of any size
+            if not len(batch):
+                continue
             expected, found = inside(batch), net(batch)
             if found.shape != expected.shape:
                 raise InputError(f"the file gives logits of shape {list(found.shape)}, not {list(expected.shape)}")
@@ -123,12 +121,3 @@ def _compare(inside: nn.Module, net: nn.Module, images: torch.Tensor, draft: Pat
         snnet_ms=latency_ms(inside, images[:1]),
         file_ms=latency_ms(net, images[:1]),
     )
-
-
-def _batches(images: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Batches of 1, 3 and then 16 images, because an export must accept any number."""
-    sizes = [1, 3]
-    while images.numel():
-        size = sizes.pop(0) if sizes else 16
-        yield images[:size]
-        images = images[size:]

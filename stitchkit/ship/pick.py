@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from stitchkit.display import quantity
@@ -47,7 +48,7 @@ class Budget:
                 flag = "--" + limit.replace("_", "-")
                 raise InputError(f"{flag} is {value:g}; give a number above 0, or leave it out")
 
-    @property
+    @cached_property
     def limits(self) -> dict[str, float]:
         """The limits that are set."""
         return {limit: value for limit, value in asdict(self).items() if value is not None}
@@ -62,10 +63,10 @@ class Budget:
         return found
 
     def __str__(self) -> str:
-        parts = []
-        for limit, value in self.limits.items():
-            parts.append(f"at {'least' if limit == 'min_acc1' else 'most'} {_figure(_FIGURES[limit], value)}")
-        return " and ".join(parts)
+        return " and ".join(
+            f"at {'least' if limit == 'min_acc1' else 'most'} {_figure(_FIGURES[limit], value)}"
+            for limit, value in self.limits.items()
+        )
 
 
 class Choice(NamedTuple):

@@ -7,15 +7,13 @@ import re
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from html import escape
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from timm.data import ImageNetInfo, create_transform
-from torch import nn
 
 from stitchkit.display import quantity, unit_of
 from stitchkit.errors import InputError
@@ -33,6 +31,7 @@ _CLASSES = 5
 """Number of classes in a prediction."""
 _IMAGENET = 1000
 _HOST = "127.0.0.1"
+_GRADIO = ("gradio", "serve", "the page")
 
 _STYLE = """
 .stitch { font-size: 18px; font-weight: 600; margin: 0 0 4px; overflow-wrap: anywhere; }
@@ -43,41 +42,22 @@ svg.route text { font: 600 11px system-ui, sans-serif; }
 """
 
 
-class Page(Protocol):
-    """The used part of Gradio's blocks; `load` is the event that someone opened the page."""
-
-    load: object
-
-    def launch(self, **options: object) -> tuple[object, str, object]:
-        """Start serving; the second result is the address."""
-
-    def block_thread(self) -> None:
-        """Wait for Ctrl-C."""
-
-
 class Demonstration:
     """The behaviour of the page, apart from its layout: an SN-Net on its device, and its ledger or rows."""
 
     def __init__(self, trained: Trained, ledger: str | Path | Sequence[Row]):
         self._trained = trained
         self._model = trained.model
+        self._device = next(trained.model.parameters()).device
         self._budgeted = BudgetedModel(self._model, ledger)
         self._rows = {row["cfg_id"]: row for row in self._budgeted.rows}
+        costs = [float(row["flops"]) for row in self._rows.values()]
+        self.cheapest, self.costliest = min(costs), max(costs)
         self._transform = create_transform(**trained.prepared, is_training=False)
         self._names = _class_names(trained)
         self._depths = depths_of(self._model.space)
-        self._latencies: dict[int, float] = {}
-        self._recalibrated: dict[int, nn.Module] = {}
-
-    @property
-    def cheapest(self) -> float:
-        """Least FLOPs in the ledger."""
-        return float(min(row["flops"] for row in self._rows.values()))
-
-    @property
-    def costliest(self) -> float:
-        """Most FLOPs in the ledger."""
-        return float(max(row["flops"] for row in self._rows.values()))
+        self._network = cache(self._open_network)
+        self._latency = cache(self._measure_latency)
 
     def run(self, image: Image | None, flops: float) -> tuple[dict[str, float] | None, str]:
         """Predict with the best stitch within a budget.
@@ -97,13 +77,11 @@ class Demonstration:
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return {self._names[number]: share for number, share in pairs}
 
-    def _network(self, cfg_id: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The network of a stitch; with `--recalibrate-bn`, its statistics are computed on first use."""
-        if not self._trained.recipe.run.recalibrate_bn:
-            return partial(self._model, stitch=cfg_id)
-        if cfg_id not in self._recalibrated:
-            self._recalibrated[cfg_id] = calibrated(self._trained, cfg_id).to(self._device)
-        return self._recalibrated[cfg_id]
+    def _open_network(self, cfg_id: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The network of a stitch; with `--recalibrate-bn`, its statistics are computed here."""
+        if self._trained.recipe.run.recalibrate_bn:
+            return calibrated(self._trained, cfg_id).to(self._device)
+        return partial(self._model, stitch=cfg_id)
 
     def _describe(self, cfg_id: int) -> str:
         stitch, row = self._model.space[cfg_id], self._rows[cfg_id]
@@ -119,16 +97,10 @@ class Demonstration:
         route = draw_route(stitch, self._depths)
         return f'<p class="stitch">{escape(stitch.name)}</p>{route}<dl class="stitch-figures">{listed}</dl>'
 
-    def _latency(self, cfg_id: int) -> float:
-        """Milliseconds of the stitch for one image, measured on first use."""
-        if cfg_id not in self._latencies:
-            image = torch.zeros(1, *self._model.input_size, device=self._device)
-            self._latencies[cfg_id] = latency_ms(self._model.extract(cfg_id), image)
-        return self._latencies[cfg_id]
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self._model.parameters()).device
+    def _measure_latency(self, cfg_id: int) -> float:
+        """Milliseconds of a stitch for one image."""
+        image = torch.zeros(1, *self._model.input_size, device=self._device)
+        return latency_ms(self._model.extract(cfg_id), image)
 
 
 def _class_names(trained: Trained) -> list[str]:
@@ -144,38 +116,9 @@ def _class_names(trained: Trained) -> list[str]:
     return names
 
 
-def create_page(demonstration: Demonstration, *, title: str) -> Page:
-    """The page of a demonstration as Gradio's blocks."""
-    gradio = check_gradio()
-    unit, size = unit_of(demonstration.costliest)
-    # Rounded up: the slider's minimum must still allow the cheapest stitch.
-    least, most = (math.ceil(1e3 * cost / size) / 1e3 for cost in (demonstration.cheapest, demonstration.costliest))
-
-    def run(image: Image | None, budget: float) -> tuple[dict[str, float] | None, str]:
-        return demonstration.run(image, budget * size)
-
-    page: Page
-    with gradio.Blocks(title=title, analytics_enabled=False) as page:
-        gradio.Markdown(f"# {title}\nThe best stitch within the budget predicts.")
-        with gradio.Row():
-            with gradio.Column():
-                image = gradio.Image(type="pil", label="image", height=320)
-                budget = gradio.Slider(least, most, value=most, step=0.001, label=f"budget in {unit}FLOPs")
-            with gradio.Column():
-                prediction = gradio.Label(label="prediction", num_top_classes=_CLASSES)
-                stitch = gradio.HTML(label="stitch")
-        shared = {"fn": run, "inputs": [image, budget], "outputs": [prediction, stitch], "show_progress": "hidden"}
-        gradio.on([page.load, image.change, budget.change], **shared, trigger_mode="always_last", api_name="run")
-    return page
-
-
-def check_gradio() -> ModuleType:
-    """Gradio, checked before anything is loaded."""
-    return optional("gradio", "serve", "the page")
-
-
-def check_port(port: int | None) -> None:
-    """Check that a port is free, before anything is loaded."""
+def check_page(port: int | None) -> None:
+    """Check that Gradio is installed and a port is free, before anything is loaded."""
+    optional(*_GRADIO)
     if port is None:
         return
     if not 0 < port < 2**16:
@@ -188,9 +131,27 @@ def check_port(port: int | None) -> None:
             raise InputError(f"port {port} is unavailable: {error.strerror}; choose another --port") from error
 
 
-def serve(page: Page, *, port: int | None = None) -> None:
-    """Serve a page only to this machine, until Ctrl-C; by default at the first free port from 7860."""
-    gradio = check_gradio()
+def serve(demonstration: Demonstration, *, title: str, port: int | None = None) -> None:
+    """Serve the page only to this machine, until Ctrl-C; by default at the first free port from 7860."""
+    gradio = optional(*_GRADIO)
+    unit, size = unit_of(demonstration.costliest)
+    # Rounded up: the slider's minimum must still allow the cheapest stitch.
+    least, most = (math.ceil(1e3 * cost / size) / 1e3 for cost in (demonstration.cheapest, demonstration.costliest))
+
+    def run(image: Image | None, budget: float) -> tuple[dict[str, float] | None, str]:
+        return demonstration.run(image, budget * size)
+
+    with gradio.Blocks(title=title, analytics_enabled=False) as page:
+        gradio.Markdown(f"# {title}\nThe best stitch within the budget predicts.")
+        with gradio.Row():
+            with gradio.Column():
+                image = gradio.Image(type="pil", label="image", height=320)
+                budget = gradio.Slider(least, most, value=most, step=0.001, label=f"budget in {unit}FLOPs")
+            with gradio.Column():
+                prediction = gradio.Label(label="prediction", num_top_classes=_CLASSES)
+                stitch = gradio.HTML(label="stitch")
+        shared = {"fn": run, "inputs": [image, budget], "outputs": [prediction, stitch], "show_progress": "hidden"}
+        gradio.on([page.load, image.change, budget.change], **shared, trigger_mode="always_last", api_name="run")
     fonts = ["system-ui", "sans-serif"]  # the browser would download gradio's own
     theme = gradio.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"])
     options = {"theme": theme, "css": _STYLE, "share": False, "quiet": True, "prevent_thread_lock": True}

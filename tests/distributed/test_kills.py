@@ -73,7 +73,7 @@ def save_half(state, file):
 PLACES = {
     # where, its name, what happens there at last, how often it is passed in the run
     "step": (Trainer, "_step", kill_myself, 24),
-    "validation": (evaluate.Tally, "add", kill_myself, 54),
+    "validation": (evaluate, "_sums", kill_myself, 54),
     "save": (checkpoint.torch, "save", save_half, 9),
     "sync": (checkpoint.os, "fsync", kill_myself, 18),
     "rename": (checkpoint.os, "replace", kill_myself, 9),

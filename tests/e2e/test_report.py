@@ -50,7 +50,10 @@ def page_file(tmp_path_factory):
 def test_the_page_holds_every_row_and_the_curves(page_file):
     content = data_of(page_file)
     (ledger,) = content["ledgers"]
-    found = [{key: value for key, value in row.items() if key not in ("anchor", "command")} for row in ledger["rows"]]
+    found = [
+        {key: value for key, value in row.items() if key not in ("anchor", "front", "command")}
+        for row in ledger["rows"]
+    ]
     assert found == read_rows(LEDGER)
     assert [row["stitch"] for row in ledger["rows"] if row["anchor"]] == ["ti[0:6]", "s[0:6]", "b[0:6]"]
     assert ledger["routes"].keys() == {row["stitch"] for row in found}
@@ -150,7 +153,7 @@ def test_what_cannot_be_shown(tmp_path, capsys, monkeypatch):
     assert "give a name that ends with .html" in refused(capsys, LEDGER, "-o", tmp_path / "page.txt")
     assert "does not exist; create it" in refused(capsys, LEDGER, "-o", tmp_path / "gone/page.html")
     assert "given twice; give each once" in refused(capsys, LEDGER, LEDGER, "-o", page)
-    assert "is not of the 8 stitches of --stitch_config: it has cfg_id" in refused(
+    assert "is not of the 8 stitches of --stitch_config: its cfg_id 0 has stitch ti[0:6], but" in refused(
         capsys, LEDGER, "-o", page, "--stitch_config", ROOT / "configs/levit_192_256.json"
     )
     unnamed = write_ledger(tmp_path / "unnamed.txt", {"flops": 4e9, "acc1": 80.0})
@@ -234,7 +237,7 @@ def test_a_person_sorts_filters_and_chooses(page_file):
         assert "--cfg_id 12 -o stitch12.onnx" in page.locator("#command").inner_text()
         page.locator("#max-flops").fill("many")
         assert "bad" in page.locator("#max-flops").get_attribute("class")
-        page.locator("#reset").click()
+        page.locator("#clear").click()
         page.locator("#search").fill("> b[")
         page.locator("#front-only").check()
         assert all("b[" in text and "front" in text for text in column(page, 2))
@@ -242,7 +245,7 @@ def test_a_person_sorts_filters_and_chooses(page_file):
         page.locator("#min-acc1").fill("99")
         assert "No stitch is within the budget" in page.locator("#details").inner_text()
         assert not page.locator("#command").is_visible()
-        page.locator("#reset").click()
+        page.locator("#clear").click()
         assert len(column(page, 1)) == 35
         assert page.evaluate("document.getElementById('pareto').layout.xaxis.title.text").startswith("FLOPs")
         page.locator("#axis").select_option("params")

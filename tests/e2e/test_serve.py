@@ -137,8 +137,7 @@ def test_a_checkpoint_that_knows_no_classes_takes_their_names_from_the_data(file
     torch.save({"state_dict": model.state_dict()}, files["--resume"])
     files["--ledger"].write_text("".join(json.dumps(row) + "\n" for row in pareto_like(model)))
     shown = []
-    monkeypatch.setattr("stitchkit.ship.serve.create_page", lambda demonstration, *, title: shown.append(demonstration))
-    monkeypatch.setattr("stitchkit.ship.serve.serve", lambda page, *, port: None)
+    monkeypatch.setattr("stitchkit.ship.serve.serve", lambda demonstration, **_: shown.append(demonstration))
     flags = files | {"--num-classes": 4, "--data": images}
     assert main(["serve", *(str(part) for pair in flags.items() for part in pair)]) == 0
     assert shown[0].run(picture(), 1e9)[0].keys() == {f"class{number}" for number in range(4)}

@@ -1,4 +1,4 @@
-"""The ledger: append-only, resumable, checked; and the Pareto front."""
+"""The ledger: resumable, checked; and the Pareto front."""
 
 import json
 
@@ -65,8 +65,9 @@ def test_an_unfinished_last_line_is_dropped(tmp_path, model):
 )
 def test_a_file_from_another_configuration_is_refused_and_kept(change, message, tmp_path, model):
     path = tmp_path / "r.txt"
-    row = open_ledger(path, model).append(0, FIGURES) | change
-    path.write_text(json.dumps(row) + "\n")
+    ledger = open_ledger(path, model)
+    ledger.append(0, FIGURES)
+    path.write_text(json.dumps(ledger.rows[0] | change) + "\n")
     before = path.read_bytes()
     with pytest.raises(InputError, match=message):
         open_ledger(path, model)

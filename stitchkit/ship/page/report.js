@@ -1,133 +1,100 @@
 "use strict";
-// The controls hold the page's whole state; every change redraws plot and table from it.
+// The controls hold the page's state, but for the sorting and the chosen row; every change redraws plot and table.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const COLORS = ["#2f6bb0", "#d9822b", "#2e8b57", "#8e5ea2", "#c23b3b", "#4a9a9a", "#8a6d5a", "#b59a12"];
 const UNITS = { T: 1e12, G: 1e9, M: 1e6, k: 1e3 }; // as stitchkit/display.py has them
+const percent = (value) => value.toFixed(2) + " %";
 const FIGURES = {
-  flops: { label: "FLOPs", axis: "FLOPs of one image (multiply-adds)", show: quantity },
-  params: { label: "params", axis: "parameters", show: quantity },
+  flops: { label: "FLOPs", axis: "FLOPs of one image (multiply-adds)", ticks: "~s", show: quantity },
+  params: { label: "params", axis: "parameters", ticks: "~s", show: quantity },
   activations: { label: "activations", show: quantity },
   latency_ms: { label: "latency", axis: "latency of a batch (ms)", show: (value) => value.toFixed(2) + " ms" },
-  images_per_s: { label: "images/s", show: (value) => value.toFixed(0) },
-  acc1: { label: "top-1", show: (value) => value.toFixed(2) + " %", better: 1 },
-  acc5: { label: "top-5", show: (value) => value.toFixed(2) + " %", better: 1 },
+  images_per_s: { label: "images/s", show: (value) => value.toFixed(0), descending: true },
+  acc1: { label: "top-1", show: percent, better: 1, descending: true },
+  acc5: { label: "top-5", show: percent, better: 1, descending: true },
   loss: { label: "loss", show: (value) => value.toFixed(4), better: -1 },
 };
 const COSTS = ["flops", "params", "latency_ms"];
 const by = (id) => document.getElementById(id);
-
-const rows = data.ledgers.flatMap((ledger, number) => ledger.rows.map((row) => ({ ...row, ledger: number })));
 const has = (row, key) => typeof row[key] === "number";
+const nameOf = (row) => row.stitch ?? `cfg_id ${row.cfg_id}`;
+const colorOf = (ledger) => COLORS[ledger % COLORS.length];
+const isShown = (row) => !several || by(`ledger-${row.ledger}`).checked;
+
+const several = data.ledgers.length > 1;
+const rows = data.ledgers.flatMap((ledger, number) => ledger.rows.map((row) => ({ ...row, ledger: number })));
 const figures = Object.keys(FIGURES).filter((key) => rows.some((row) => has(row, key)));
-const state = { shown: data.ledgers.map(() => true), sort: "flops", up: true, chosen: null };
+const columns = [
+  ...(several ? [{ key: "ledger", label: "ledger", text: true }] : []),
+  { key: "cfg_id", label: "cfg_id" },
+  { key: "stitch", label: "stitch", text: true },
+  ...figures.map((key) => ({ key, ...FIGURES[key] })),
+];
+const state = { sort: "flops", up: true, chosen: null };
 
 function quantity(value) {
-  for (const [unit, size] of Object.entries(UNITS)) {
-    if (value >= size) return Number((value / size).toPrecision(3)) + unit;
-  }
-  return String(Number(value.toPrecision(3)));
+  const [unit, size] = Object.entries(UNITS).find(([, size]) => value >= size) ?? ["", 1];
+  return Number((value / size).toPrecision(3)) + unit;
 }
 
 function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) made[name] = value;
+  const made = Object.assign(document.createElement(tag), attributes);
   made.append(...children);
   return made;
 }
 
-/** A number with or without a unit, such as 5G; null for an empty field, NaN for anything else. */
-function amount(text) {
-  if (!text.trim()) return null;
-  const found = /^\s*(\d*\.?\d+(?:e\d+)?)\s*([kmgt]?)\s*$/i.exec(text);
-  if (!found) return NaN;
-  const unit = Object.keys(UNITS).find((name) => name.toLowerCase() === found[2].toLowerCase());
-  return Number(found[1]) * (UNITS[unit] ?? 1);
-}
-
+/** The number in a field, with or without a unit, such as 5G; null if it is empty, or is marked as bad. */
 function limit(id) {
   const field = by(id);
-  const value = amount(field.value);
-  field.classList.toggle("bad", Number.isNaN(value));
-  return Number.isNaN(value) ? null : value;
+  const [found, number, unit] = /^(\d*\.?\d+(?:e\d+)?)\s*([kmgt]?)$/i.exec(field.value.trim()) ?? [];
+  field.classList.toggle("bad", !found && field.value.trim() !== "");
+  const [, size] = Object.entries(UNITS).find(([name]) => name.toLowerCase() === unit?.toLowerCase()) ?? ["", 1];
+  return found ? number * size : null;
 }
 
-/** The rows that no other row of the same ledger beats in both cost and accuracy. */
-function frontOf(some, cost) {
-  const front = [];
-  const ordered = some.filter((row) => has(row, cost)).sort((a, b) => a[cost] - b[cost] || b.acc1 - a.acc1);
-  for (const row of ordered) if (!front.length || row.acc1 > front.at(-1).acc1) front.push(row);
-  return front;
-}
-
-function nameOf(row) {
-  return row.stitch ?? `cfg_id ${row.cfg_id}`;
-}
-
-/** What the controls ask for: the rows within them, the front of each ledger, the best row within. */
+/** What the controls ask for: the axis of costs, the rows within the limits, the best of these. */
 function selection() {
   const cost = by("axis").value;
   const most = COSTS.map((key) => [key, limit("max-" + key)]).filter(([, value]) => value !== null);
   const least = limit("min-acc1");
   const search = by("search").value.trim().toLowerCase();
-  const fronts = data.ledgers.map((_, number) =>
-    frontOf(
-      rows.filter((row) => row.ledger === number),
-      cost,
-    ),
-  );
-  const onFront = new Set(fronts.flat());
   const within = rows.filter(
     (row) =>
-      state.shown[row.ledger] &&
+      isShown(row) &&
       most.every(([key, value]) => has(row, key) && row[key] <= value) &&
       (least === null || row.acc1 >= least) &&
       nameOf(row).toLowerCase().includes(search) &&
-      (!by("front-only").checked || onFront.has(row)),
+      (!by("front-only").checked || row.front.includes(cost)),
   );
-  let best = null;
-  for (const row of within) {
-    const gain = best === null ? 1 : row.acc1 - best.acc1;
-    if (gain > 0 || (gain === 0 && row[cost] < best[cost])) best = row;
-  }
-  return { cost, fronts, onFront, within, best };
+  const [best] = [...within].sort((a, b) => b.acc1 - a.acc1 || a[cost] - b[cost]);
+  return { cost, within, best };
 }
 
 /** Name, drawing and figures of a stitch, compared with the other ledgers. */
 function describe(row) {
   const ledger = data.ledgers[row.ledger];
-  const list = element("dl", { className: "figures" });
   const same = ["cfg_id", "stitch", "flops"]; // published rows have no names, so their cost tells them apart
   const twins = rows.filter(
-    (other) => other !== row && state.shown[other.ledger] && same.every((key) => other[key] === row[key]),
+    (other) => other !== row && isShown(other) && same.every((key) => other[key] === row[key]),
   );
+  const list = element("dl", { className: "figures" });
   for (const key of figures.filter((key) => has(row, key))) {
-    const value = element("dd", {}, FIGURES[key].show(row[key]));
-    for (const twin of twins.filter((other) => has(other, key) && other[key] !== row[key] && FIGURES[key].better)) {
-      const change = row[key] - twin[key];
-      const className = change * FIGURES[key].better > 0 ? "up" : "down";
-      const sign = change > 0 ? "+" : "−";
-      const digits = key === "loss" ? 4 : 2;
-      value.append(
-        " ",
-        element(
-          "span",
-          { className },
-          `${sign}${Math.abs(change).toFixed(digits)} vs ${data.ledgers[twin.ledger].name}`,
-        ),
-      );
-    }
-    list.append(element("dt", {}, FIGURES[key].label), value);
+    const changes = twins.filter((twin) => has(twin, key) && FIGURES[key].better).map((twin) => change(row, twin, key));
+    list.append(element("dt", {}, FIGURES[key].label), element("dd", {}, FIGURES[key].show(row[key]), ...changes));
   }
-  const from = (row.stitch ? `cfg_id ${row.cfg_id} ` : "") + (data.ledgers.length > 1 ? `of ${ledger.name}` : "");
-  const parts = [element("p", { className: "stitch" }, nameOf(row)), element("p", { className: "from" }, from)];
-  if (ledger.routes[row.stitch]) parts.push(drawing(ledger, row));
-  return [...parts, list];
+  const from = (row.stitch ? `cfg_id ${row.cfg_id} ` : "") + (several ? `of ${ledger.name}` : "");
+  const drawing = element("template", { innerHTML: ledger.routes[row.stitch] ?? "" }); // made by us, labels escaped
+  const head = [element("p", { className: "stitch" }, nameOf(row)), element("p", { className: "from" }, from)];
+  return [...head, drawing.content, list];
 }
 
-function drawing(ledger, row) {
-  const holder = element("template", { innerHTML: ledger.routes[row.stitch] }); // made by us, labels escaped
-  return holder.content.firstChild;
+/** The gain or loss in a figure over the same stitch of another ledger. */
+function change(row, twin, key) {
+  const gain = row[key] - twin[key];
+  if (!gain) return "";
+  const className = gain * FIGURES[key].better > 0 ? "up" : "down";
+  const size = Math.abs(gain).toFixed(key === "loss" ? 4 : 2);
+  return element("span", { className }, ` ${gain > 0 ? "+" : "−"}${size} vs ${data.ledgers[twin.ledger].name}`);
 }
 
 /** A stitch as one line: each segment in the color of its anchor, as long as it has blocks. */
@@ -142,56 +109,37 @@ function strip(ledger, stitch) {
   return made;
 }
 
-async function copy(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-  } catch {
-    // Pages opened as a file may not use the clipboard; the selection may.
-    getSelection().selectAllChildren(by("command"));
-    if (!document.execCommand("copy")) return "press Ctrl+C";
-  }
-  return "copied";
+async function copy() {
+  const command = by("command");
+  getSelection().selectAllChildren(command); // for Ctrl+C, where a page opened as a file may not use the clipboard
+  const written = navigator.clipboard?.writeText(command.textContent) ?? Promise.reject();
+  by("copied").textContent = await written.then(() => "copied", () => "press Ctrl+C");
 }
 
-async function choose(row) {
+function choose(row) {
   state.chosen = row;
   draw();
-  by("copied").textContent = "";
-  by("copied").textContent = await copy(row.command);
-}
-
-function columns() {
-  const own = [
-    { key: "cfg_id", label: "cfg_id" },
-    { key: "stitch", label: "stitch", text: true },
-  ];
-  if (data.ledgers.length > 1) own.unshift({ key: "ledger", label: "ledger", text: true });
-  return [...own, ...figures.map((key) => ({ key, label: FIGURES[key].label }))];
+  if (row) copy();
 }
 
 function drawHead() {
-  const line = element("tr");
-  for (const { key, label, text } of columns()) {
+  for (const { key, label, text, descending } of columns) {
     const button = element("button", { type: "button" }, label);
     button.addEventListener("click", () => {
-      state.up = state.sort === key ? !state.up : !["acc1", "acc5", "images_per_s"].includes(key);
+      state.up = state.sort === key ? !state.up : !descending;
       state.sort = key;
       draw();
     });
-    const cell = element("th", { scope: "col", className: text ? "text" : "" }, button);
-    cell.dataset.key = key;
-    line.append(cell);
+    by("head").append(element("th", { scope: "col", className: text ? "text" : "" }, button));
   }
-  by("table").tHead.replaceChildren(line);
 }
 
-function drawTable({ within, onFront }) {
-  for (const cell of by("table").tHead.rows[0].cells) {
-    const sorted = cell.dataset.key === state.sort;
-    cell.setAttribute("aria-sort", sorted ? (state.up ? "ascending" : "descending") : "none");
-  }
+function drawTable({ cost, within }) {
+  columns.forEach(({ key }, number) => {
+    by("head").cells[number].ariaSort = key !== state.sort ? "none" : state.up ? "ascending" : "descending";
+  });
   const ordered = [...within].sort((a, b) => compare(a, b, state.sort));
-  by("table").tBodies[0].replaceChildren(...ordered.map((row) => tableRow(row, onFront.has(row))));
+  by("body").replaceChildren(...ordered.map((row) => tableRow(row, row.front.includes(cost))));
   by("count").textContent = `${within.length} of ${rows.length} shown`;
 }
 
@@ -205,83 +153,67 @@ function compare(a, b, key) {
 
 function tableRow(row, isFront) {
   const ledger = data.ledgers[row.ledger];
-  const line = element("tr", {
-    className: (row.anchor ? "anchor" : "") + (row === state.chosen ? " chosen" : ""),
-    tabIndex: 0,
-  });
-  for (const { key, text } of columns()) {
-    const cell = element("td", { className: text ? "text" : "" });
-    if (key === "ledger") cell.append(dot(row.ledger), ledger.name);
-    else if (key === "stitch") {
-      if (row.stitch) cell.append(strip(ledger, row.stitch));
-      cell.append(element("span", { className: "name" }, row.stitch ?? "–"));
-      if (row.anchor) cell.append(element("span", { className: "badge" }, "anchor"));
-      if (isFront) cell.append(element("span", { className: "badge front" }, "front"));
-    } else if (key === "cfg_id") cell.append(String(row.cfg_id));
-    else cell.append(has(row, key) ? FIGURES[key].show(row[key]) : "–");
-    line.append(cell);
+  const badges = [row.anchor && "anchor", isFront && "front"].filter(Boolean);
+  const content = {
+    ledger: () => [dot(row.ledger), ledger.name],
+    cfg_id: () => [row.cfg_id],
+    stitch: () => [
+      ...(row.stitch ? [strip(ledger, row.stitch)] : []),
+      element("span", { className: "name" }, row.stitch ?? "–"),
+      ...badges.map((name) => element("span", { className: `badge ${name}` }, name)),
+    ],
+  };
+  const line = element("tr", { className: row.anchor ? "anchor" : "", tabIndex: 0 });
+  line.classList.toggle("chosen", row === state.chosen);
+  for (const { key, text, show } of columns) {
+    const shown = content[key]?.() ?? [has(row, key) ? show(row[key]) : "–"];
+    line.append(element("td", { className: text ? "text" : "" }, ...shown));
   }
   line.addEventListener("click", () => choose(row));
   line.addEventListener("keydown", (event) => event.key === "Enter" && choose(row));
   return line;
 }
 
-function dot(number) {
+function dot(ledger) {
   const made = element("span", { className: "dot" });
-  made.style.background = COLORS[number % COLORS.length];
+  made.style.background = colorOf(ledger);
   return made;
 }
 
-function drawDetails({ best }) {
-  const row = state.chosen ?? best;
+function drawDetails(row) {
   by("details-head").textContent = state.chosen ? "Chosen stitch" : "Best within the budget";
   by("details").replaceChildren(...(row ? describe(row) : ["No stitch is within the budget."]));
   by("export").hidden = !row;
-  by("command").textContent = row ? row.command : "";
+  by("command").textContent = row?.command ?? "";
+  by("copied").textContent = "";
 }
 
 function draw() {
   const found = selection();
   drawPlot(found);
   drawTable(found);
-  drawDetails(found);
+  drawDetails(state.chosen ?? found.best);
 }
 
 function drawControls() {
-  for (const key of COSTS.filter((key) => figures.includes(key)))
-    by("axis").append(element("option", { value: key }, FIGURES[key].label));
+  const costs = COSTS.filter((key) => figures.includes(key));
+  by("axis").append(...costs.map((key) => new Option(FIGURES[key].label, key)));
   for (const label of document.querySelectorAll("[data-needs]")) label.hidden = !figures.includes(label.dataset.needs);
-  if (data.ledgers.length > 1) {
-    data.ledgers.forEach((ledger, number) => {
-      const box = element("input", { type: "checkbox", checked: true });
-      box.addEventListener("change", () => {
-        state.shown[number] = box.checked;
-        draw();
-      });
-      by("ledgers").append(element("label", { title: ledger.path }, box, dot(number), ledger.name));
-    });
+  for (const [number, { name, path }] of several ? data.ledgers.entries() : []) {
+    const box = element("input", { type: "checkbox", id: `ledger-${number}`, defaultChecked: true });
+    by("ledgers").append(element("label", { title: path }, box, dot(number), name));
   }
-  for (const field of document.querySelectorAll(".controls > label input, .controls > label select")) {
-    field.addEventListener("input", () => {
-      state.chosen = null;
-      draw();
-    });
-  }
-  by("reset").addEventListener("click", () => {
-    for (const field of document.querySelectorAll(".controls > label input")) {
-      if (field.type === "checkbox") field.checked = false;
-      else field.value = "";
-    }
-    state.chosen = null;
-    draw();
+  by("controls").addEventListener("input", () => choose(null));
+  by("clear").addEventListener("click", () => {
+    by("controls").reset();
+    choose(null);
   });
-  by("copy").addEventListener("click", async () => {
-    by("copied").textContent = await copy(by("command").textContent);
-  });
+  by("copy").addEventListener("click", copy);
 }
 
-function placeTip(event) {
+function showTip({ points, event }) {
   const tip = by("tip");
+  tip.replaceChildren(...describe(points[0].customdata));
   tip.hidden = false;
   const { width, height } = tip.getBoundingClientRect();
   const x = event.clientX + 18 + width > innerWidth ? event.clientX - width - 18 : event.clientX + 18;
@@ -289,22 +221,14 @@ function placeTip(event) {
   tip.style.top = Math.max(8, Math.min(event.clientY - height / 2, innerHeight - height - 8)) + "px";
 }
 
-function start() {
-  const count = data.ledgers.length;
-  by("summary").textContent = `${rows.length} stitches of ${count > 1 ? `${count} ledgers` : data.ledgers[0].path}`;
-  drawControls();
-  drawHead();
-  draw();
-  by("pareto").on("plotly_hover", ({ points, event }) => {
-    by("tip").replaceChildren(...describe(points[0].customdata));
-    placeTip(event);
-  });
-  by("pareto").on("plotly_unhover", () => {
-    by("tip").hidden = true;
-  });
-  by("pareto").on("plotly_click", ({ points }) => choose(points[0].customdata));
-  follow(by("pareto"));
-  drawCurves();
-}
-
-start();
+const source = several ? `${data.ledgers.length} ledgers` : data.ledgers[0].path;
+by("summary").textContent = `${rows.length} stitches of ${source}`;
+drawControls();
+drawHead();
+draw();
+drawCurves();
+by("pareto").on("plotly_hover", showTip);
+by("pareto").on("plotly_unhover", () => (by("tip").hidden = true));
+by("pareto").on("plotly_click", ({ points }) => choose(points[0].customdata));
+// The plot is as large as its card, which grows with the details beside it.
+new ResizeObserver(() => Plotly.Plots.resize("pareto")).observe(by("pareto"));
