@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from stitchkit.classes import check_classes, trained_classes
+from stitchkit.engine import training_state
 from stitchkit.engine.checkpoint_files import CheckpointFiles, link, read_alike
+from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
-from stitchkit.engine.training_state import restore_training
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import load_content
 from stitchkit.settings.recipe import Recipe
@@ -130,8 +131,8 @@ def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any]
     return content, digest
 
 
-def restore(content: Mapping[str, Any], recipe: Recipe, trainer: Trainer) -> int:
-    """Restore optimizer, scaler and moving average of a trainer; return the first epoch still to be trained."""
+def restore(content: Mapping[str, Any], recipe: Recipe, trainer: Trainer) -> tuple[int, Position | None]:
+    """Restore a trainer whose weights are loaded; return the first epoch to be trained, and the position within it."""
     path = recipe.run.resume
     assert path is not None
     if content.get("format") != FORMAT:
@@ -141,5 +142,7 @@ def restore(content: Mapping[str, Any], recipe: Recipe, trainer: Trainer) -> int
             f"checkpoint '{path}' was trained with --opt {content['opt']}, not {recipe.optim.opt}; use the same, "
             f"or {_START_ANEW}"
         )
-    restore_training(content, trainer, path, otherwise=_START_ANEW)
-    return int(content["epoch"]) + 1
+    start = int(content["epoch"]) + 1
+    if recipe.schedule.start_epoch not in (None, start):  # another epoch begins at its start
+        content = {key: value for key, value in content.items() if key != "within"}
+    return start, training_state.restore(content, trainer, path, otherwise=_START_ANEW)

@@ -14,10 +14,10 @@ from stitchkit.distributed import from_primary
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.epochs import TrainedEpoch, check_finite, train_epochs
 from stitchkit.engine.gradients import GradientReducer
-from stitchkit.engine.loop import Trainer, count_updates, seed_epoch
+from stitchkit.engine.loop import Trainer, seed_epoch
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.engine.tracking import Tracking
-from stitchkit.engine.training_state import restore_position, training_state
+from stitchkit.engine.training_state import training_state
 from stitchkit.measure.evaluate import Score, batches_of, evaluate_stitch
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
@@ -68,7 +68,7 @@ def train(session: Session) -> None:
         figures: dict[str, float] = {"train_loss": loss, "lr": trainer.rate}
         for label, found in scores.items():
             figures |= {f"eval_{label}_{key}": value for key, value in found._asdict().items()}
-        figures |= {f"stitch_loss/{cfg_id}": found.loss for cfg_id, found in stitches.items()}
+        figures |= {f"stitch_loss/{cfg_id}": mean for cfg_id, (mean, _) in stitches.items()}
         tracking.log(figures, epoch=epoch)
 
     train_epochs(trainer, epochs, position, save=save_within, finish=finish)
@@ -117,24 +117,21 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, range
         model, recipe, world.device, sides=session.input_size[1:], mean=loaders.mean, std=loaders.std,
         classes=session.classes, sampler=sampler,
     )  # fmt: skip
-    updates = count_updates(loader, recipe.optim.grad_accum_steps)
+    updates = len(loader) // recipe.optim.grad_accum_steps
     schedule, num_epochs = create_schedule(recipe, optimizer, updates_per_epoch=updates)
     trainer = Trainer(
         task=task, loader=loader, optimizer=optimizer, schedule=schedule, settings=engine_settings(recipe),
         world=world, folder=session.folder,
     )  # fmt: skip
-    trainer.setup_ema()
+    _distribute(trainer, session)
     start, position = 0, None
     if content is not None and not recipe.run.no_resume_opt:
-        start = restore(content, recipe, trainer)
+        start, position = restore(content, recipe, trainer)
         whole = None if content.get("within") else content["epoch"]
         checkpoints.resumed(resume, content["history"], epoch=whole)
     if recipe.schedule.start_epoch is not None:
         start = recipe.schedule.start_epoch
         checkpoints.history = {epoch: metric for epoch, metric in checkpoints.history.items() if epoch < start}
-    _distribute(trainer, session)
-    if content is not None and start == content.get("epoch", -1) + 1 and not recipe.run.no_resume_opt:
-        position = restore_position(content, trainer, resume)
     trainer.start_at(start, 0 if position is None else position.done)
     how = recipe.optim.opt, rate
     _logger.info("%d epochs of %d steps, %s, learning rate %.3g, into %s", num_epochs, updates, *how, session.folder)

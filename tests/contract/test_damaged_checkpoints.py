@@ -15,7 +15,6 @@ from stitchkit.assembly.train.job import job_paths, open_job
 from stitchkit.cli import main
 from stitchkit.distributed import World, init_world
 from stitchkit.engine import checkpoint_files
-from stitchkit.engine.training_state import restore_position
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import _content
 from stitchkit.settings.flags import resolve
@@ -98,7 +97,6 @@ def test_a_damaged_checkpoint_of_a_run_is_refused_at_every_place(images, tmp_pat
         monkeypatch.setattr(checkpoint_files, "read_hashed", lambda _: (found, "digest"))
         load_weights(session)
         restore(found, recipe, trainer)
-        restore_position(found, trainer, "previous.pth.tar")
 
     use(content)
     assert assert_refused(damaged(content, each), use) * each > 6000

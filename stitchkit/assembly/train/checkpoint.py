@@ -12,11 +12,10 @@ from torch import nn
 from stitchkit.assembly.config.job import JobConfig, differences, said
 from stitchkit.assembly.config.optim import JobSchedule
 from stitchkit.classes import note_origin
-from stitchkit.engine import checkpoint_schema as rules
+from stitchkit.engine import checkpoint_schema as rules, training_state
 from stitchkit.engine.checkpoint_files import CheckpointFiles, read_alike, start_from
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
-from stitchkit.engine.training_state import restore_position, restore_training
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import load_content, misfit, weights_of
 
@@ -99,8 +98,7 @@ def resume(
     load_content(network, content, path)
     position = None
     if trainer is not None:
-        restore_training(content, trainer, path, otherwise=_START_ANEW)
-        position = restore_position(content, trainer, path)
+        position = training_state.restore(content, trainer, path, otherwise=_START_ANEW)
         _restore_schedule(content, trainer, position, path)
         _check_step(content, path, trainer)
     _check_rows(content, path, position, trains=trainer is not None)

@@ -163,7 +163,6 @@ def _trainer(config: JobConfig, task: JobTask, data: list[TaskData], world: Worl
         task=task, loader=loader, optimizer=optimizer, schedule=create_schedule(train, optimizer), settings=settings,
         world=world, folder=paths.folder,
     )  # fmt: skip
-    trainer.setup_ema()
     trainer.prepare_distributed(find_unused=bool(unused))
     return trainer
 
