@@ -11,8 +11,7 @@ from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.train.optim import create_optimizer, create_schedule
-from stitchkit.train.sampler import Sampler
-from stitchkit.train.task import StitchTask
+from stitchkit.train.task import Sampler, StitchTask
 from stitchkit.train.training import engine_settings
 from tests.support import family_snnet
 
