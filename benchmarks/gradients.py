@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.command import DEIT
 from stitchkit import create_snnet
 from stitchkit.engine.gradients import GradientReducer
-from stitchkit.train.sampler import Sampler
+from stitchkit.train.task import Sampler
 
 _SIZES = {"img_size": 16, "patch_size": 8, "depth": 12, "num_heads": 2, "num_classes": 4}
 _PICO = {

@@ -18,7 +18,7 @@ from stitchkit.engine.loop import Trainer
 from stitchkit.engine.recovery import newest_checkpoint
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.engine.task import Task
-from stitchkit.engine.training_state import restore_position, restore_training, training_state
+from stitchkit.engine.training_state import restore, training_state
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import load_content, read_checkpoint
 from stitchnet.data import Examples, batches
@@ -182,8 +182,7 @@ def _resume(trainer: Trainer, net: Net, files: CheckpointFiles, num_recorded: in
     if content["epoch"] + ("within" in content) > num_recorded:
         return 0, None  # a power cut took the journal's last lines, which are not synced as checkpoints are
     load_content(net, content, path)
-    restore_training(content, trainer, str(path), otherwise="remove it to train from the start")
-    position = restore_position(content, trainer, str(path))
+    position = restore(content, trainer, path, otherwise="remove it to train from the start")
     files.read(path)
     trainer.start_at(content["epoch"], position.done if position else 0)
     return content["epoch"], position

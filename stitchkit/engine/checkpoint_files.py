@@ -109,11 +109,12 @@ class CheckpointFiles:
         """Note that a run resumes from this file, so it is known to be good."""
         self._last_is_good = self.last.exists() and self.last.samefile(path)
 
-    def write_newest(self, state: Mapping[str, object]) -> None:
-        """Write a state from within an epoch, under the newest name only."""
+    def write_newest(self, state: Mapping[str, object]) -> Path:
+        """Write a state from within an epoch, under the newest name only, and return the file."""
         self._keep_previous()
         save_state(self.last, state)
         self._last_is_good = True
+        return self.last
 
     def write_epoch(self, number: int, state: Mapping[str, object], *, also: str | None = None) -> None:
         """Write the state at the end of an epoch; it becomes the newest once all its names exist, including `also`."""

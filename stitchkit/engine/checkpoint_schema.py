@@ -8,8 +8,9 @@ mapping for its keys, a list for its length. If more is allowed, it contains a r
 from __future__ import annotations
 
 import math
+import re
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from stitchkit.engine.precision import SCALER
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import misfit
 
+MOST_EPOCHS = 10**6
 # Neither torch nor NumPy accepts larger whole numbers.
 _LARGE = 2**63 - 1
 
@@ -37,17 +39,14 @@ def check(found: object, expected: Schema, place: str) -> None:
     elif isinstance(expected, Mapping):
         fields(expected)(found, place)
     elif isinstance(expected, list | tuple):
-        items = _items(found, place)
-        if len(items) != len(expected):
+        if not isinstance(found, list | tuple) or len(found) != len(expected):
             raise _misfit(place, found, f"a list of {len(expected)}")
-        for index, (one, other) in enumerate(zip(items, expected, strict=True)):
+        for index, (one, other) in enumerate(zip(found, expected, strict=True)):
             check(one, other, f"{place}[{index}]")
     elif expected is None:  # an option that is unset here may hold a number there
-        if found is not None:
-            number()(found, place)
+        or_none(number())(found, place)
     elif isinstance(expected, bool | str):
-        if type(found) is not type(expected):
-            raise _misfit(place, found, type(expected).__name__)
+        rule(type(expected).__name__, lambda value: type(value) is type(expected))(found, place)
     elif isinstance(expected, int):
         whole()(found, place)
     elif isinstance(expected, float):
@@ -71,14 +70,68 @@ def check_saved(
         raise InputError(f"checkpoint '{path}' is damaged: {error}") from error
 
 
-MOST_EPOCHS = 10**6
+def rule(wanted: str, fits: Callable[[Any], bool]) -> Rule:
+    """A rule: what `wanted` says in words and `fits` tests."""
+
+    def compare(found: object, place: str) -> None:
+        if not fits(found):
+            raise _misfit(place, found, wanted)
+
+    return compare
+
+
+def whole(low: int = -_LARGE, high: int = _LARGE) -> Rule:
+    """A rule: a whole number within limits."""
+    return rule(f"a whole number from {low} to {high}", lambda found: type(found) is int and low <= found <= high)
+
+
+def number(low: float = -math.inf, high: float = math.inf, *, finite: bool = True) -> Rule:
+    """A rule: a number within limits."""
+
+    def fits(found: object) -> bool:
+        if isinstance(found, bool) or not isinstance(found, int | float):
+            return False
+        if isinstance(found, int) and abs(found) > _LARGE:  # the largest overflow when Python converts them
+            return False
+        return not finite or (math.isfinite(found) and low <= found <= high)
+
+    return rule(f"a finite number from {low} to {high}" if finite else "a number", fits)
+
+
+# Lone surrogates cannot be encoded, so a message could not print them either.
+text = rule("text", lambda found: isinstance(found, str) and not re.search("[\ud800-\udfff]", found))
+"""A rule: text that can be encoded."""
+anything = rule("anything", lambda _: True)
+"""A rule: any value, which is checked elsewhere."""
+
+
+def exactly(value: object) -> Rule:
+    """A rule: this value and no other."""
+
+    def is_same(found: object) -> bool:
+        try:
+            return type(found) is type(value) and bool(found == value)
+        except RuntimeError:  # lists with tensors in them do not compare
+            return False
+
+    return rule(in_short(repr(value)), is_same)
+
+
+def or_none(value: Schema) -> Rule:
+    """A rule: None, or a value that fits the schema."""
+
+    def compare(found: object, place: str) -> None:
+        if found is not None:
+            check(found, value, place)
+
+    return compare
 
 
 def fields(needed: Mapping[Any, Schema], optional: Mapping[Any, Schema] | None = None) -> Rule:
     """A rule: a mapping with all `needed` keys, any of the `optional` ones and no others."""
     known = {**(optional or {}), **needed}
 
-    def rule(found: object, place: str) -> None:
+    def compare(found: object, place: str) -> None:
         values = _mapping(found, place)
         if missing := [key for key in needed if key not in values]:
             raise InputError(f"{_within(place, missing[0])} is missing")
@@ -87,76 +140,29 @@ def fields(needed: Mapping[Any, Schema], optional: Mapping[Any, Schema] | None =
         for key, value in values.items():
             check(value, known[key], _within(place, key))
 
-    return rule
+    return compare
 
 
 def table(key: Rule, value: Schema) -> Rule:
     """A rule: a mapping of any size."""
 
-    def rule(found: object, place: str) -> None:
+    def compare(found: object, place: str) -> None:
         for name, item in _mapping(found, place).items():
             key(name, f"a key of {place}")
             check(item, value, _within(place, name))
 
-    return rule
+    return compare
 
 
 def each(value: Schema) -> Rule:
     """A rule: a list of any length."""
 
-    def rule(found: object, place: str) -> None:
-        for index, item in enumerate(_items(found, place)):
-            check(item, value, f"{place}[{index}]")
+    def compare(found: object, place: str) -> None:
+        if not isinstance(found, list | tuple):
+            raise _misfit(place, found, "a list")
+        check(found, [value] * len(found), place)
 
-    return rule
-
-
-def whole(low: int = -_LARGE, high: int = _LARGE) -> Rule:
-    """A rule: a whole number within limits."""
-
-    def rule(found: object, place: str) -> None:
-        if not isinstance(found, int) or isinstance(found, bool) or not low <= found <= high:
-            raise _misfit(place, found, f"a whole number from {low} to {high}")
-
-    return rule
-
-
-def number(low: float = -math.inf, high: float = math.inf, *, finite: bool = True) -> Rule:
-    """A rule: a number within limits."""
-
-    def rule(found: object, place: str) -> None:
-        if not isinstance(found, int | float) or isinstance(found, bool):
-            raise _misfit(place, found, "a number")
-        if isinstance(found, int) and abs(found) > _LARGE:  # the largest overflow when Python converts them
-            raise _misfit(place, found, "a number")
-        if finite and not (math.isfinite(found) and low <= found <= high):
-            raise _misfit(place, found, f"a finite number from {low} to {high}")
-
-    return rule
-
-
-def text(found: object, place: str) -> None:
-    """A rule: text that can be encoded."""
-    if not isinstance(found, str):
-        raise _misfit(place, found, "text")
-    try:
-        found.encode()
-    except UnicodeEncodeError as error:  # lone surrogates, which a message could not print either
-        raise _misfit(place, found, "text") from error
-
-
-def anything(_: object, __: str) -> None:
-    """A rule: any value, which is checked elsewhere."""
-
-
-def or_none(value: Schema) -> Rule:
-    """A rule: None, or a value that fits the schema."""
-
-    def rule(found: object, place: str) -> None:
-        if found is not None:
-            check(found, value, place)
-
-    return rule
+    return compare
 
 
 def plain(found: object, place: str) -> None:
@@ -167,20 +173,6 @@ def plain(found: object, place: str) -> None:
         each(plain)(found, place)
     elif found is not None and not isinstance(found, str | bool | float):
         whole()(found, place)
-
-
-def exactly(value: object) -> Rule:
-    """A rule: this value and no other."""
-
-    def rule(found: object, place: str) -> None:
-        try:
-            is_same = type(found) is type(value) and bool(found == value)
-        except RuntimeError:  # lists with tensors in them do not compare
-            is_same = False
-        if not is_same:
-            raise _misfit(place, found, in_short(repr(value)))
-
-    return rule
 
 
 def like(own: object, moving: Mapping[str, Schema]) -> Schema:
@@ -195,12 +187,6 @@ def like(own: object, moving: Mapping[str, Schema]) -> Schema:
 def _mapping(found: object, place: str) -> Mapping[object, object]:
     if not isinstance(found, Mapping):
         raise _misfit(place, found, "a mapping")
-    return found
-
-
-def _items(found: object, place: str) -> Sequence[object]:
-    if not isinstance(found, list | tuple):
-        raise _misfit(place, found, "a list")
     return found
 
 

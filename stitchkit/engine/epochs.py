@@ -55,11 +55,10 @@ def train_epochs(
         trainer: Trains the task.
         epochs: From the first epoch to train to the last; `max_steps` may end it earlier.
         position: Where to resume within the first epoch; None for its start.
-        save: Function that writes the state within an epoch; called on the primary rank.
-        finish: Function that validates an epoch and saves it; called on every rank.
+        save: Called on the primary rank.
+        finish: Validates an epoch and saves it; called on every rank.
 
     Raises:
-        InputError: If a loss or a weight is not finite, or too many images cannot be read.
         Stopped: If a signal came; the position is saved.
     """
     with StopSignals(trainer.world) as signals:
@@ -90,16 +89,6 @@ def _train_epoch(trainer: Trainer, saver: _Saver, epoch: int, num_epochs: int, h
     return TrainedEpoch(epoch, here, loss, steps, seconds, partial(saver.stop_if_asked, epoch, here))
 
 
-def distribute_batch_norms(trainer: Trainer) -> None:
-    """Give all ranks the same batch-norm statistics, as the settings require."""
-    settings, task, size = trainer.settings, trainer.task, trainer.world.size
-    if size == 1 or not settings.dist_bn:
-        return
-    distribute_bn(task.get_trainable_module(), size, settings.dist_bn == "reduce")
-    if task.has_ema() and not settings.model_ema_force_cpu:  # NCCL cannot exchange tensors on a CPU
-        distribute_bn(task.get_trainable_module(ema=True), size, settings.dist_bn == "reduce")
-
-
 class _Saver:
     """Saves a run within its epochs: at an interval of steps, and before it stops for a signal."""
 
@@ -109,34 +98,35 @@ class _Saver:
         self._write = write
 
     def save_if_due(self, epoch: int, position: Position) -> None:
-        """Save after a step if a checkpoint is due.
-
-        Raises:
-            Stopped: If a signal came.
-        """
-        interval = self._trainer.settings.checkpoint_interval
         self.stop_if_asked(epoch, position)
+        interval = self._trainer.settings.checkpoint_interval
         if interval and position.done % interval == 0:
             self._save(epoch, position)
 
     def stop_if_asked(self, epoch: int, position: Position) -> None:
-        """Save and stop if a signal came. A validation is not saved, so a resumed run repeats it.
-
-        Raises:
-            Stopped: If a signal came.
-        """
+        """Save and stop if a signal came. A validation is not saved, so a resumed run repeats it."""
         if number := self._signals.agreed():
             place = self._save(epoch, position)
             raise Stopped(number, f"step {position.done} of epoch {epoch + 1} is saved in {place}")
 
     def _save(self, epoch: int, position: Position) -> Path | None:
         """Save the position of all ranks (every rank calls this); returns the file on the primary rank."""
-        position.window.read()  # every run that resumed from a checkpoint with a non-finite loss would stop
+        position.read()  # every run that resumed from a checkpoint with a non-finite loss would stop
         check_finite(self._trainer, epoch)
         within = gather_within(self._trainer, position)
         if within is None:
             return None
         return self._write(epoch, position, training_state(self._trainer) | {"within": within})
+
+
+def distribute_batch_norms(trainer: Trainer) -> None:
+    """Give all ranks the same batch-norm statistics, as the settings require."""
+    settings, task, size = trainer.settings, trainer.task, trainer.world.size
+    if size == 1 or not settings.dist_bn:
+        return
+    distribute_bn(task.get_trainable_module(), size, settings.dist_bn == "reduce")
+    if task.has_ema() and not settings.model_ema_force_cpu:  # NCCL cannot exchange tensors on a CPU
+        distribute_bn(task.get_trainable_module(ema=True), size, settings.dist_bn == "reduce")
 
 
 def check_finite(trainer: Trainer, epoch: int, losses: Iterable[float] = ()) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +16,12 @@ from timm.utils import dispatch_clip_grad, random_seed
 from torch.amp import GradScaler
 from torchvision.utils import save_image
 
-from stitchkit.data.batches import Loader
+from stitchkit.data.batches import Batch, Loader
 from stitchkit.distributed import World
-from stitchkit.engine.epoch_state import Batches, Position
+from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.gradients import GradientReducer
 from stitchkit.engine.precision import Autocast, create_precision
+from stitchkit.engine.random_states import random_states, set_random_states
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.engine.task import Task
 from stitchkit.files import replacing
@@ -33,11 +34,6 @@ def seed_epoch(seed: int, rank: int, epoch: int) -> None:
     """Seed every random generator for an epoch, so that the epoch depends on nothing before it (law 8)."""
     # SeedSequence mixes the three; their sum would give rank 1 in epoch 0 the numbers of rank 0 in epoch 1.
     random_seed(int(np.random.SeedSequence((seed, rank, epoch)).generate_state(1)[0]), 0)
-
-
-def count_updates(loader: Loader, grad_accum_steps: int) -> int:
-    """Steps of an epoch; batches that do not fill a step are dropped, as timm drops images that do not fill a batch."""
-    return len(loader) // grad_accum_steps
 
 
 def wait_for(device: torch.device) -> None:
@@ -65,7 +61,7 @@ class Schedule(Protocol):
 
 @dataclass(kw_only=True)
 class Trainer:
-    """Trains a task epoch by epoch.
+    """Trains a task epoch by epoch; lets it keep a moving average of its weights if the settings ask for it.
 
     Args:
         task: Network and loss.
@@ -76,10 +72,6 @@ class Trainer:
         folder: Folder for pictures of batches.
         schedule: Learning-rate schedule; None keeps the rate.
         reducer: Keeps the ranks' networks equal; None if the task does so, or there is only one rank.
-
-    Attributes:
-        autocast: Context of the forward pass.
-        scaler: Loss scaler for float16; None without it.
     """
 
     task: Task
@@ -94,8 +86,11 @@ class Trainer:
     scaler: GradScaler | None = field(init=False)
 
     def __post_init__(self) -> None:
-        amp, dtype = self.settings.amp, self.settings.amp_dtype
-        self.autocast, self.scaler = create_precision(self.world.device, amp=amp, amp_dtype=dtype)
+        settings, device = self.settings, self.world.device
+        self.autocast, self.scaler = create_precision(device, amp=settings.amp, amp_dtype=settings.amp_dtype)
+        if settings.model_ema:
+            place = "cpu" if settings.model_ema_force_cpu else None
+            self.task.setup_ema(decay=settings.model_ema_decay, use_warmup=settings.model_ema_warmup, device=place)
 
     @property
     def loaders(self) -> list[Loader]:
@@ -105,8 +100,8 @@ class Trainer:
 
     @property
     def updates_per_epoch(self) -> int:
-        """Steps of an epoch."""
-        return count_updates(self.loader, self.settings.grad_accum_steps)
+        """Steps of an epoch; batches that do not fill one are dropped, as timm drops images that fill no batch."""
+        return len(self.loader) // self.settings.grad_accum_steps
 
     def steps(self, epoch: int) -> range:
         """Numbers of the steps of an epoch, counted from the start of the training."""
@@ -117,13 +112,6 @@ class Trainer:
     def rate(self) -> float:
         """The learning rate; the highest one if parts of the network have their own."""
         return float(max(group["lr"] for group in self.optimizer.param_groups))
-
-    def setup_ema(self) -> None:
-        """Let the task keep a moving average of its weights if the settings ask for it."""
-        settings = self.settings
-        if settings.model_ema:
-            device = "cpu" if settings.model_ema_force_cpu else None
-            self.task.setup_ema(decay=settings.model_ema_decay, use_warmup=settings.model_ema_warmup, device=device)
 
     def prepare_distributed(self, *, find_unused: bool, broadcast_buffers: bool = True) -> None:
         """Let DistributedDataParallel keep the ranks' networks equal if there are several ranks.
@@ -140,12 +128,9 @@ class Trainer:
         self.task.prepare_distributed(device_ids=[device.index] if device.type == "cuda" else None, **options)
 
     def start_at(self, epoch: int, done: int = 0, *, loss: float | None = None) -> None:
-        """Set the schedule to its state before an epoch, or after some of its steps.
+        """Set the schedule to its state before an epoch, or after `done` steps of it.
 
-        Args:
-            epoch: Number of the epoch.
-            done: Completed steps of that epoch.
-            loss: Mean loss of the previous epoch, if it was trained in this process.
+        `loss` is the mean of the previous epoch, if that was trained in this process.
         """
         if self.schedule is not None:
             self.schedule.step_update(epoch * self.updates_per_epoch)
@@ -161,27 +146,20 @@ class Trainer:
         position: Position | None = None,
         after_step: Callable[[Position], None] = lambda _: None,
     ) -> float:
-        """Train one epoch and return the mean loss over its steps and all ranks.
+        """Train an epoch, or the rest of it, and return the mean loss over its steps and all ranks.
 
-        Args:
-            epoch: Its number.
-            num_epochs: Number of epochs in all, for log lines.
-            position: Where to resume within it, by default at its start; updated after each step.
-            after_step: Called after each step with the position.
+        `num_epochs` is for log lines; the position is updated before each call of `after_step`.
         """
         self._prepare(epoch)
         position = position or Position()
         steps = self.steps(epoch)
+        batches = self._batches(position)
         rest = steps[position.done :]
-        batches = Batches(self.loader, position, self.world.device)
-        if rest and position.done:
-            self._skip(batches, position.done)
         with progress(rest, self.world, f"epoch {epoch + 1}/{num_epochs}", unit="step") as bar:
             for step in bar:
                 route = self.task.draw(step, self.world.rank)
                 loss, images = self._step(batches, route)
-                position.done += 1
-                position.window.add(step, route, loss)
+                position.add(step, route, loss)
                 if self.task.has_ema():
                     self.task.update_ema(step=step + 1)
                 if self.schedule is not None:
@@ -198,15 +176,31 @@ class Trainer:
                 after_step(position)
         return position.total / len(steps)
 
-    def _skip(self, batches: Batches, done: int) -> None:
-        """Read the images of earlier steps again. This may take minutes, so the log says how long it took."""
-        count, began = done * self.settings.grad_accum_steps, time.perf_counter()
-        batches.skip(count)
-        seconds, images = time.perf_counter() - began, count * self.settings.batch_size
-        _logger.info(
-            "resuming after step %d: %d images read again in %.1f s, %.0f images/s",
-            done, images, seconds, images / seconds,
-        )  # fmt: skip
+    def _batches(self, position: Position) -> Iterator[Batch]:
+        """The batches that follow a position, which keeps the random states before each is requested.
+
+        Those of earlier steps are read again: loader processes draw random numbers for each image, so the next image
+        depends on all earlier ones. timm's prefetcher reads one batch ahead, so the last of them is requested in the
+        random states in which it was requested the first time.
+        """
+        device, batches, began = self.world.device, iter(self.loader), time.perf_counter()
+        if count := position.done * self.settings.grad_accum_steps:
+            assert position.fetching is not None, "read from a checkpoint"
+            assert position.going_on is not None, "read from a checkpoint"
+            for _ in range(count - 1):
+                next(batches)
+            set_random_states(position.fetching, device)
+            next(batches)
+            set_random_states(position.going_on, device)
+            # This may take minutes, so the log says how long it took.
+            seconds, images = time.perf_counter() - began, count * self.settings.batch_size
+            _logger.info(
+                "resuming after step %d: %d images read again in %.1f s, %.0f images/s",
+                position.done, images, seconds, images / seconds,
+            )  # fmt: skip
+        while True:
+            position.fetching = random_states(device)
+            yield next(batches)
 
     def _prepare(self, epoch: int) -> None:
         self.task.train()
@@ -219,7 +213,7 @@ class Trainer:
         if off and epoch >= off and getattr(self.loader, "mixup_enabled", False):
             self.loader.mixup_enabled = False
 
-    def _step(self, batches: Batches, route: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _step(self, batches: Iterator[Batch], route: int | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Make one update from the batches of a step, all with the same route; return its mean loss and last images."""
         total = torch.zeros((), device=self.world.device)
         accumulate = self.settings.grad_accum_steps

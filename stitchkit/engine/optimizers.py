@@ -21,16 +21,20 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: object, *, cycles: b
     """Restore the state of an optimizer; the way it computes updates (`fused`, `foreach`) does not change.
 
     Args:
-        optimizer: Created with the same settings, except for `fused` and `foreach`.
+        optimizer: Created with the same settings, except for `fused` and `foreach`. It does not change if the state
+            does not fit.
         state: Its `state_dict()`, read from a file.
         cycles: Whether a schedule may have changed momentum and betas, as torch's OneCycleLR and CyclicLR do.
-
-    Raises:
-        InputError: If anything in the state does not fit; the optimizer is then unchanged.
     """
-    groups, examples = _after_steps(optimizer, cycles=cycles)
-    slow = [_SLOW] if hasattr(optimizer, "_base_optimizer") else []
-    states = {key: rules.fields(_checked(own), dict.fromkeys(slow, weight)) for key, (own, weight) in examples.items()}
+    base = getattr(optimizer, "_base_optimizer", optimizer)  # timm's Lookahead wraps another optimizer
+    after, weights = _after_a_step(base), [weight.detach() for group in base.param_groups for weight in group["params"]]
+    examples: list[dict[str, Any]] = [after["state"].get(number, {}) for number in range(len(weights))]
+    states = {
+        number: rules.fields(_checked(own), {} if base is optimizer else {_SLOW: weights[number]})
+        for number, own in enumerate(examples)
+    }
+    groups = [_group_schema(group, cycles=cycles) for group in after["param_groups"]]
+    # A file has no state for parameters that have had no gradient.
     schema = {**optimizer.state_dict(), "state": rules.fields({}, states), "param_groups": groups}
     rules.check(state, schema, "optimizer")
     assert isinstance(state, Mapping), "it was checked"
@@ -39,8 +43,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: object, *, cycles: b
         group.update((key, own[key]) for key in ("fused", "foreach") if key in own)
     # Fused kernels assume that each state has the strides of its parameter, and that no two states share memory.
     own_memory = {
-        key: {name: _as(examples[key][0].get(name, examples[key][1]), value) for name, value in found.items()}
-        for key, found in state["state"].items()
+        number: {name: _as(examples[number].get(name, weights[number]), value) for name, value in found.items()}
+        for number, found in state["state"].items()
     }
     try:
         optimizer.load_state_dict({**state, "state": own_memory, "param_groups": kept})
@@ -82,6 +86,12 @@ _MOVING: dict[str, rules.Schema] = {
 """Options of a group that a schedule or the optimizer itself changes, or that keep this run's value."""
 
 
+def _group_schema(group: Mapping[str, Any], *, cycles: bool) -> rules.Schema:
+    share = rules.number(0, 1 - 1e-12)
+    cycled = {"momentum": share, "betas": [share] * len(group.get("betas") or ())} if cycles else {}
+    return rules.like(group, {**_MOVING, **cycled, "params": rules.exactly(group["params"])})
+
+
 def _as(example: object, found: object) -> object:
     """A copy of a tensor with the strides of another one; other values are returned as they are."""
     if not isinstance(found, torch.Tensor) or not isinstance(example, torch.Tensor):
@@ -89,48 +99,24 @@ def _as(example: object, found: object) -> object:
     return torch.empty_like(example, dtype=found.dtype, device="cpu").copy_(found.detach())
 
 
-def _after_steps(
-    optimizer: torch.optim.Optimizer, *, cycles: bool
-) -> tuple[list[rules.Schema], dict[int, tuple[dict[str, object], torch.Tensor]]]:
-    """The schemas of an optimizer's groups and, by number, each parameter with its state after a step.
+def _after_a_step(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The state of an optimizer after a step in which all parameters have gradients, which creates their states.
 
-    An optimizer creates the state of a parameter in its first step with a gradient, so a step is made here; a file has
-    no state for parameters that have had no gradient.
+    The step is made by a twin, on stand-ins with gradients of zero.
     """
-    base = getattr(optimizer, "_base_optimizer", optimizer)  # timm's Lookahead wraps another optimizer
-    own = base.state_dict()["param_groups"]
-    groups: list[rules.Schema] = []
-    states = {}
+    twin = copy.copy(optimizer)
+    twin.state, twin.param_groups = defaultdict(dict), []
+    for group in optimizer.param_groups:
+        stand_ins = [torch.zeros_like(weight, requires_grad=True) for weight in group["params"]]
+        for weight, stand_in in zip(group["params"], stand_ins, strict=True):
+            stand_in.grad = torch.zeros_like(stand_in)
+            if weight in optimizer.state:
+                twin.state[stand_in] = copy.deepcopy(optimizer.state[weight])
+        options = {key: value for key, value in group.items() if key != "params"}
+        twin.param_groups.append({**copy.deepcopy(options), "params": stand_ins})
     before = random_states(torch.device("cpu"))  # some optimizers draw random numbers
-    share = rules.number(0, 1 - 1e-12)
     try:
-        for group, numbered in zip(base.param_groups, own, strict=True):
-            options: Mapping[str, object] = {}
-            for weight, key in zip(group["params"], numbered["params"], strict=True):
-                options, state = _after_a_step(base, group, weight)
-                states[key] = state, weight.detach()
-            moved = {"momentum": share, "betas": [share] * len(numbered.get("betas") or ())} if cycles else {}
-            schema = rules.like({**numbered, **options}, {**_MOVING, **moved})
-            assert isinstance(schema, dict)
-            groups.append({**schema, "params": rules.exactly(numbered["params"])})
+        twin.step()
     finally:
         set_random_states(before, torch.device("cpu"))
-    return groups, states
-
-
-def _after_a_step(
-    optimizer: torch.optim.Optimizer, group: Mapping[str, Any], weight: torch.Tensor
-) -> tuple[dict[str, object], dict[str, object]]:
-    """Options of a group and state of a parameter after a step of a twin on a stand-in with zero gradients."""
-    stand_in = torch.zeros_like(weight, requires_grad=True)
-    stand_in.grad = torch.zeros_like(stand_in)
-    options = copy.deepcopy({key: value for key, value in group.items() if key != "params"})
-    twin = copy.copy(optimizer)
-    twin.state = defaultdict(dict)
-    if weight in optimizer.state:
-        twin.state[stand_in] = copy.deepcopy(optimizer.state[weight])
-    twin.param_groups = [{**options, "params": [stand_in]}]
-    twin.step()
-    state = twin.state_dict()
-    del state["param_groups"][0]["params"]
-    return state["param_groups"][0], state["state"].get(0, {})
+    return twin.state_dict()

@@ -43,13 +43,12 @@ def check_states(found: object, place: str) -> None:
     """A rule: the result of `random_states`. NumPy accepts any position in its words and would read past their end."""
     before = random_states(torch.device("cpu"))
     (version, words, _), (kind, keys, *_), cpu = before["python"], before["numpy"], before["torch"]
-    word = rules.whole(0, 2**32 - 1)
-    place_in_keys = rules.whole(0, len(keys))
+    word, at = rules.whole(0, 2**32 - 1), rules.whole(0, len(keys))
     schema = {
         "python": [rules.exactly(version), [word] * (len(words) - 1) + [rules.whole(0, len(words) - 1)], None],
-        "numpy": [rules.exactly(kind), _numbers(torch.int64, len(keys)), place_in_keys, rules.whole(0, 1), 0.0],
-        "torch": _numbers(torch.uint8, len(cpu)),
-        "cuda": rules.or_none(_numbers(torch.uint8)),  # torch checks its length
+        "numpy": [rules.exactly(kind), _vector(torch.int64, len(keys)), at, rules.whole(0, 1), 0.0],
+        "torch": _vector(torch.uint8, len(cpu)),
+        "cuda": rules.or_none(_vector(torch.uint8)),  # torch checks its length
     }
     rules.check(found, schema, place)
     assert isinstance(found, Mapping)
@@ -65,13 +64,9 @@ def check_states(found: object, place: str) -> None:
         set_random_states(before, torch.device("cpu"))
 
 
-def _numbers(dtype: torch.dtype, length: int | None = None) -> rules.Rule:
-    """A rule: a vector of whole numbers, whatever they are."""
+def _vector(dtype: torch.dtype, length: int | None = None) -> rules.Rule:
+    def fits(found: object) -> bool:
+        is_vector = isinstance(found, torch.Tensor) and found.dtype == dtype and found.ndim == 1
+        return is_vector and length in (None, len(found))
 
-    def rule(found: object, place: str) -> None:
-        if not isinstance(found, torch.Tensor) or found.dtype != dtype or found.ndim != 1:
-            raise InputError(f"{place} is not a vector of {dtype}")
-        if length not in (None, len(found)):
-            raise InputError(f"{place} has {len(found)} numbers, not {length}")
-
-    return rule
+    return rules.rule(f"a vector of {length or ''} {dtype}", fits)

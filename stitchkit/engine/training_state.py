@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -43,12 +44,12 @@ def gather_within(trainer: Trainer, position: Position) -> dict[str, object] | N
     return {"ranks": ranks, **_grid(trainer)} if world.is_primary else None
 
 
-def restore_training(content: Mapping[str, object], trainer: Trainer, path: str, *, otherwise: str) -> None:
-    """Restore optimizer, loss scaler and moving average; the caller restores the weights.
+def restore(content: Mapping[str, object], trainer: Trainer, path: str | Path, *, otherwise: str) -> Position | None:
+    """Restore everything but the weights, and return this rank's position within an epoch; None at the end of one.
 
     Args:
-        content: The content of the checkpoint.
-        trainer: Created with the same settings.
+        content: The content of the checkpoint, whose weights are already loaded.
+        trainer: Created with the same settings, its network on all ranks.
         path: The file, for the message.
         otherwise: Advice if the states do not fit.
     """
@@ -72,20 +73,8 @@ def restore_training(content: Mapping[str, object], trainer: Trainer, path: str,
         ) from error
     if average is not None:
         load_content(average, content, path, ema=True)
-
-
-def restore_position(content: Mapping[str, object], trainer: Trainer, path: str) -> Position | None:
-    """Restore the buffers of this rank and return its position within an epoch; None at the end of one.
-
-    Args:
-        content: The content of the checkpoint, whose optimizer and weights are already restored.
-        trainer: Created with the same settings, its network on all ranks.
-        path: The file, for the message.
-    """
-    if "within" not in content:
-        return None
     try:
-        return _position(content["within"], trainer)
+        return _position(content["within"], trainer) if "within" in content else None
     except InputError as error:
         raise InputError(f"checkpoint '{path}': {error}") from error
 

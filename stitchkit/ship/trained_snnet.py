@@ -26,7 +26,7 @@ from stitchkit.settings.flags import gather
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.description import FORMAT, Description, portable
-from stitchkit.train.checkpoint_header import check_configuration, check_header, trained_input_size
+from stitchkit.train.checkpoint import check_header
 from stitchkit.train.data import Preparation, create_loaders, open_datasets, preparation
 from stitchkit.train.network import create_network
 
@@ -72,9 +72,7 @@ def open_trained(settings: Mapping[str, object]) -> Trained:
     if path is None:
         raise InputError("there are no trained weights; give --resume CHECKPOINT")
     content, digest = read_hashed(path)
-    check_header(content, path)
-    check_configuration(content, config, path)
-    size = trained_input_size(content)
+    size = check_header(content, config, path)
     if size and not settings.keys() & set(_SIZES) and _size_is_the_configurations(recipe, config):
         recipe = replace(recipe, model=replace(recipe.model, input_size=size, img_size=None, in_chans=None))
     tasks = trained_classes(content)

@@ -1,19 +1,22 @@
-"""Checkpoints of a training run: their files, their content, and how a run resumes from one."""
+"""Checkpoints of a training run: their files, their header, and how a run resumes from one."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stitchkit.classes import check_classes, trained_classes
+from stitchkit.engine import checkpoint_schema as rules, training_state
 from stitchkit.engine.checkpoint_files import CheckpointFiles, link, read_alike
+from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
-from stitchkit.engine.training_state import restore_training
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import load_content
 from stitchkit.settings.recipe import Recipe
-from stitchkit.train.checkpoint_header import FORMAT, check_configuration, check_header, trained_input_size
+from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.train.session import Session
 
 SUFFIX = ".pth.tar"
@@ -24,9 +27,15 @@ PREVIOUS = f"previous{SUFFIX}"
 """The previous one."""
 BEST = f"model_best{SUFFIX}"
 """The checkpoint of the best epoch."""
+FORMAT = "stitchkit 1"
+"""Format in every checkpoint of ours."""
 _OF_EVALUATIONS = ("stitches_res", "eval_args")
 _START_ANEW = "start from its weights with --initial-checkpoint"
 _WORST = float("-inf")
+_SHOWN = 3
+"""Differences of two configurations that a message names."""
+_FREE_KWARGS = ("img_size", "num_classes", "in_chans", "weight_init")
+"""Arguments of an anchor that flags or other data may change, or that trained weights replace; so is every `drop*`."""
 
 
 class Checkpoints(CheckpointFiles):
@@ -63,22 +72,16 @@ class Checkpoints(CheckpointFiles):
         for name in names:
             link(name, path)
 
-    def resumed(self, path: str | Path, history: Mapping[int, float], *, epoch: int | None = None) -> None:
-        """Note the checkpoint that a run resumes from.
-
-        Args:
-            path: The checkpoint, which was read and is therefore good.
-            history: The metrics of all earlier epochs.
-            epoch: The completed epoch; None within one.
-        """
-        self.history = dict(history)
-        if epoch is not None and Path(path).resolve().parent == self.folder.resolve():
-            self._whole = Path(path), epoch
+    def resumed(self, path: str | Path, content: Mapping[str, Any]) -> None:
+        """Note the checkpoint that a run resumes from, and the metrics of all its earlier epochs."""
+        self.history = dict(content["history"])
+        if not content.get("within") and Path(path).resolve().parent == self.folder.resolve():
+            self._whole = Path(path), content["epoch"]
         self.read(path)
 
-    def save_within(self, state: Mapping[str, object], *, epoch: int) -> None:
+    def save_within(self, state: Mapping[str, object], *, epoch: int) -> Path:
         """Write the state within an epoch, with the metric of the previous epoch, since its own is not known yet."""
-        self.write_newest(self._content(state, epoch - 1, self.history.get(epoch - 1, _WORST)))
+        return self.write_newest(self._content(state, epoch - 1, self.history.get(epoch - 1, _WORST)))
 
     def save(self, state: Mapping[str, object], *, epoch: int, metric: float) -> None:
         """Write the state of a finished epoch; the higher the metric, the better it is."""
@@ -106,20 +109,77 @@ def header(session: Session) -> dict[str, object]:
     }
 
 
-def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any], str]:
-    """Load the weights of `--resume`, or their moving average; return the file's content and SHA-256.
+def check_header(content: Mapping[str, object], config: StitchConfig | None, path: str | Path) -> list[int] | None:
+    """Compare the plain part of a checkpoint with its schema, and its configuration with that of this run.
 
-    Raises:
-        InputError: If it cannot be read, or belongs to another configuration or other classes; the model is then
-            unchanged.
+    Released checkpoints, which have no header, pass.
+
+    Returns:
+        Size of an input image `[C, H, W]` that the checkpoint was trained on, if known.
     """
+    if content.get("format") == FORMAT:
+        needed = {
+            "stitch_config": rules.or_none(rules.table(rules.text, rules.plain)),
+            "metric": _ordered,
+            "history": rules.table(rules.whole(0, rules.MOST_EPOCHS), _ordered),
+        }
+        optional = {"classes": rules.each(rules.text), "input_size": [rules.whole(1)] * 3}
+        rules.check_saved(content, path, needed, optional)
+    if config is not None and isinstance(found := content.get("stitch_config"), Mapping):
+        _check_configuration(found, config, path)
+    size = content.get("input_size")
+    # Other programs may store anything under this name.
+    is_size = isinstance(size, list) and len(size) == 3 and all(type(length) is int for length in size)
+    return size if is_size and isinstance(size, list) else None
+
+
+def _ordered(found: object, place: str) -> None:
+    """A rule: a metric that ranks epochs; it may be infinite, but not NaN, which has no order."""
+    rules.number(finite=False)(found, place)
+    if found != found:
+        raise InputError(f"{place} is not a number")
+
+
+def _check_configuration(found: Mapping[str, object], config: StitchConfig, path: str | Path) -> None:
+    """Check that a checkpoint was trained with the rule and anchors of a configuration, which shapes cannot show."""
+    ours = config.to_dict()
+    try:
+        rules.plain(found, "stitch_config")  # a file without our format has not been checked at all
+        trained = StitchConfig.parse(found).to_dict()
+    except InputError as error:
+        raise InputError(f"checkpoint '{path}' belongs to another configuration: {error}") from error
+    keys = ["stitch_kernel_size", "stitch_stride", "nearest_stitching", "stitched_final_norm"]
+    keys += ["stages"] if "stages" in trained and "stages" in ours else []
+    wrong = _changes(trained, ours, keys)
+    for before, now in zip(trained["anchors"], ours["anchors"], strict=False):
+        wrong += _anchor_changes(before, now)
+    if wrong:
+        more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise InputError(f"checkpoint '{path}' belongs to another configuration: {', '.join(wrong[:_SHOWN])}{more}")
+
+
+def _anchor_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Changes of an anchor's architecture, in words; its label, weights' tag and checkpoint are free."""
+    names = [re.sub(r"_\d{3}$", "", anchor["name"].partition(".")[0]) for anchor in (before, now)]
+    is_place = any(":" in name for name in names)  # a folder or repository may have moved
+    wrong = [] if is_place or names[0] == names[1] else _changes(before, now, ["name"])
+    was, is_ = (json.loads(json.dumps(anchor["kwargs"])) for anchor in (before, now))  # tuples as lists
+    keys = [key for key in sorted(was.keys() | is_.keys()) if key not in _FREE_KWARGS and not key.startswith("drop")]
+    return [f"{part} in anchor '{now['label']}'" for part in wrong + _changes(was, is_, keys)]
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], keys: list[str]) -> list[str]:
+    pairs = [(key, before.get(key), now.get(key)) for key in keys]
+    return [f"{key} was {was!r} and is {is_!r}" for key, was, is_ in pairs if was != is_]
+
+
+def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any], str]:
+    """Load the weights of `--resume`, or their moving average; return the file's content and SHA-256."""
     path = session.recipe.run.resume
     assert path is not None
     content, digest = read_alike(path)
-    check_header(content, path)
-    if session.config is not None:
-        check_configuration(content, session.config, path)
-    trained_size, size, model = trained_input_size(content), list(session.input_size), session.recipe.model
+    trained_size, size = check_header(content, session.config, path), list(session.input_size)
+    model = session.recipe.model
     if trained_size and trained_size != size and not (model.img_size or model.input_size):
         raise InputError(
             f"checkpoint '{path}' was trained on images of {trained_size}, but here they are {size} (channels, "
@@ -130,8 +190,8 @@ def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any]
     return content, digest
 
 
-def restore(content: Mapping[str, Any], recipe: Recipe, trainer: Trainer) -> int:
-    """Restore optimizer, scaler and moving average of a trainer; return the first epoch still to be trained."""
+def restore(content: Mapping[str, Any], recipe: Recipe, trainer: Trainer) -> tuple[int, Position | None]:
+    """Restore a trainer whose weights are loaded; return the first epoch to be trained, and the position within it."""
     path = recipe.run.resume
     assert path is not None
     if content.get("format") != FORMAT:
@@ -141,5 +201,7 @@ def restore(content: Mapping[str, Any], recipe: Recipe, trainer: Trainer) -> int
             f"checkpoint '{path}' was trained with --opt {content['opt']}, not {recipe.optim.opt}; use the same, "
             f"or {_START_ANEW}"
         )
-    restore_training(content, trainer, path, otherwise=_START_ANEW)
-    return int(content["epoch"]) + 1
+    start = int(content["epoch"]) + 1
+    if recipe.schedule.start_epoch not in (None, start):  # another epoch begins at its start
+        content = {key: value for key, value in content.items() if key != "within"}
+    return start, training_state.restore(content, trainer, path, otherwise=_START_ANEW)

@@ -9,9 +9,9 @@ from typing import Any, TypedDict
 
 import torch
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader, resolve_data_config
-from timm.data.loader import PrefetchLoader, adapt_to_chs
+from timm.data.loader import adapt_to_chs
 from timm.data.readers.reader_image_folder import ReaderImageFolder
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import IterableDataset, Subset
 
 from stitchkit.classes import in_order
 from stitchkit.data.batches import DirectLoader, Loader
@@ -26,12 +26,9 @@ from stitchkit.settings.recipe import Recipe, flag_of
 
 @dataclass(frozen=True)
 class Datasets:
-    """The open splits of a data set.
+    """The open splits of a data set; `train` is None if there is nothing to train or recalibrate.
 
-    Args:
-        train: The training split; None if there is nothing to train or recalibrate.
-        validation: The split for evaluation.
-        classes: Class names in the order of their numbers; empty if the reader does not know them.
+    `classes` are in the order of their numbers; empty if the reader does not know them.
     """
 
     train: Images | None
@@ -120,8 +117,7 @@ class Loaders:
     Args:
         train: Augmented training batches; for `--recalibrate-bn`, some batches prepared as for evaluation.
         validation: Prepared validation batches; iterate through `without_padding`.
-        mean: Mean of each channel, with which images are normalised.
-        std: Standard deviation of each channel.
+        mean: Mean of each channel, with which images are normalised; likewise `std`.
     """
 
     train: Loader | None
@@ -140,22 +136,15 @@ def create_loaders(
     def checked(images: Images, *, is_training: bool) -> Images | CheckedImages:
         if isinstance(images, IterableDataset):
             return images  # readers of streams skip bad images themselves
+        flag = flag_of("max_unreadable")
         return CheckedImages(
-            images, num_classes=num_classes, is_training=is_training, limit=data.max_unreadable,
-            flag=flag_of("max_unreadable"),
-        )  # fmt: skip
+            images, num_classes=num_classes, is_training=is_training, limit=data.max_unreadable, flag=flag
+        )
 
     try:
         prepared = preparation(recipe, input_size, model_config)
-        for_evaluation = _for_both_splits(recipe, world, prepared) | {
-            "interpolation": prepared["interpolation"],
-            "crop_pct": prepared["crop_pct"],
-            "crop_mode": prepared["crop_mode"],
-            "batch_size": data.validation_batch_size or data.batch_size,
-        }
-        validation = _delivered(
-            create_loader(checked(datasets.validation, is_training=False), **for_evaluation), recipe, world
-        )
+        for_evaluation = {**prepared, "batch_size": data.validation_batch_size or data.batch_size}
+        validation = _create_loader(checked(datasets.validation, is_training=False), recipe, world, **for_evaluation)
         if datasets.train is not None:
             images = checked(datasets.train, is_training=True)
             if recipe.run.eval:
@@ -174,30 +163,26 @@ def create_loaders(
     return Loaders(train, validation, tuple(prepared["mean"]), tuple(prepared["std"]))
 
 
-def _delivered(loader: PrefetchLoader | DataLoader[Any], recipe: Recipe, world: World, mix: Mixup = None) -> Loader:
-    """The loader with its batches on the device: timm's prefetcher, or else a `DirectLoader`."""
-    if recipe.data.no_prefetcher:
-        return DirectLoader(loader, device=world.device, dtype=weights_dtype(recipe), mix=mix)
+def _create_loader(images: Any, recipe: Recipe, world: World, mix: Mixup = None, **options: Any) -> Loader:
+    """timm's loader with its batches on the device: by its prefetcher, or else by a `DirectLoader`."""
+    data, dtype = recipe.data, weights_dtype(recipe)
+    loader = create_loader(
+        images,
+        num_workers=data.workers,
+        worker_seeding=data.worker_seeding,
+        distributed=True,
+        pin_memory=data.pin_mem,
+        use_prefetcher=not data.no_prefetcher,
+        img_dtype=dtype,
+        device=world.device,
+        # Fresh workers draw only from the epoch's seed; persistent ones would remember earlier epochs (law 8).
+        persistent_workers=False,
+        **options,
+    )
+    if data.no_prefetcher:
+        return DirectLoader(loader, device=world.device, dtype=dtype, mix=mix)
     outlive_signals(loader)
     return loader
-
-
-def _for_both_splits(recipe: Recipe, world: World, prepared: Preparation) -> dict[str, object]:
-    data = recipe.data
-    return {
-        "input_size": prepared["input_size"],
-        "mean": prepared["mean"],
-        "std": prepared["std"],
-        "num_workers": data.workers,
-        "worker_seeding": data.worker_seeding,
-        "distributed": True,
-        "pin_memory": data.pin_mem,
-        "use_prefetcher": not data.no_prefetcher,
-        "img_dtype": weights_dtype(recipe),
-        "device": world.device,
-        # Fresh workers draw only from the epoch's seed; persistent ones would remember earlier epochs (law 8).
-        "persistent_workers": False,
-    }
 
 
 def _create_calibration_loader(
@@ -205,13 +190,27 @@ def _create_calibration_loader(
 ) -> Loader:
     """Some training images in random order, prepared as for evaluation; the seed decides which."""
     if isinstance(images, IterableDataset):
-        return _delivered(create_loader(images, **for_evaluation), recipe, world)
+        return _create_loader(images, recipe, world, **for_evaluation)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(recipe.run.seed))
     count = recipe.run.recalibrate_bn * for_evaluation["batch_size"] * world.size
     chosen = Subset(images, order[:count].tolist())
-    loader = create_loader(chosen, **for_evaluation)
+    loader = _create_loader(chosen, recipe, world, **for_evaluation)
     images.transform = chosen.transform  # type: ignore[attr-defined] # timm set it on the subset only
-    return _delivered(loader, recipe, world)
+    return loader
+
+
+# Arguments of timm's functions by our settings, where the names differ.
+_MIXING = {
+    "mixup_alpha": "mixup", "cutmix_alpha": "cutmix", "cutmix_minmax": "cutmix_minmax", "prob": "mixup_prob",
+    "switch_prob": "mixup_switch_prob", "mode": "mixup_mode", "label_smoothing": "smoothing",
+}  # fmt: skip
+_AUGMENTATION = {
+    "auto_augment": "aa", "num_aug_repeats": "aug_repeats", "num_aug_splits": "aug_splits", "re_prob": "reprob",
+    "re_mode": "remode", "re_count": "recount", "re_split": "resplit",
+} | {
+    name: name
+    for name in ("no_aug", "train_crop_mode", "scale", "ratio", "hflip", "vflip", "color_jitter", "color_jitter_prob")
+}  # fmt: skip
 
 
 def _create_train_loader(
@@ -222,42 +221,22 @@ def _create_train_loader(
     if augment.mixes:
         # The prefetcher normalises on the device, so its batches are mixed earlier, as bytes, when they are collated;
         # without it, `DirectLoader` mixes them on the device.
-        mix = (FastCollateMixup if prefetch else Mixup)(
-            mixup_alpha=augment.mixup,
-            cutmix_alpha=augment.cutmix,
-            cutmix_minmax=augment.cutmix_minmax,
-            prob=augment.mixup_prob,
-            switch_prob=augment.mixup_switch_prob,
-            mode=augment.mixup_mode,
-            label_smoothing=augment.smoothing,
-            num_classes=num_classes,
-        )
-    loader = create_loader(
+        options = {name: getattr(augment, own) for name, own in _MIXING.items()}
+        mix = (FastCollateMixup if prefetch else Mixup)(**options, num_classes=num_classes)
+    options = {name: getattr(augment, own) for name, own in _AUGMENTATION.items()}
+    return _create_loader(
         AugMixDataset(images, num_splits=augment.aug_splits) if augment.aug_splits else images,
-        batch_size=recipe.data.batch_size,
+        recipe,
+        world,
+        mix,
         is_training=True,
-        no_aug=augment.no_aug,
-        train_crop_mode=augment.train_crop_mode,
-        scale=tuple(augment.scale),
-        ratio=tuple(augment.ratio),
-        hflip=augment.hflip,
-        vflip=augment.vflip,
-        color_jitter=augment.color_jitter,
-        color_jitter_prob=augment.color_jitter_prob,
+        batch_size=recipe.data.batch_size,
+        collate_fn=mix if prefetch else None,
         grayscale_prob=augment.grayscale_prob or 0.0,
         gaussian_blur_prob=augment.gaussian_blur_prob or 0.0,
-        auto_augment=augment.aa,
-        num_aug_repeats=augment.aug_repeats,
-        num_aug_splits=augment.aug_splits,
-        re_prob=augment.reprob,
-        re_mode=augment.remode,
-        re_count=augment.recount,
-        re_split=augment.resplit,
-        interpolation=prepared["interpolation"] if augment.no_aug else augment.train_interpolation,
-        collate_fn=mix if prefetch else None,
-        **_for_both_splits(recipe, world, prepared),
+        **prepared | {"interpolation": prepared["interpolation"] if augment.no_aug else augment.train_interpolation},
+        **options,
     )
-    return _delivered(loader, recipe, world, mix=mix)
 
 
 def weights_dtype(recipe: Recipe) -> torch.dtype:

@@ -3,47 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-
-from timm.utils import random_seed
 
 from stitchkit.distributed import World
 from stitchkit.engine.recovery import TRAIN_LOCK, check_unused, entered, find_resume, launched
-from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.train.checkpoint import Checkpoints
-from stitchkit.train.data import create_loaders, open_datasets
 from stitchkit.train.evaluation import evaluate_stitches
-from stitchkit.train.network import check_device, create_network, input_size, place_network
+from stitchkit.train.network import check_device
 from stitchkit.train.session import Session
 from stitchkit.train.training import train
 
 
 def run(recipe: Recipe, config: StitchConfig | None) -> None:
-    """Train, or evaluate with `--eval`; every rank calls this.
+    """Train, or evaluate with `--eval`; every rank calls this. Nothing is overwritten if anything cannot be used.
 
     Args:
         recipe: All settings.
         config: The stitch configuration; None trains or evaluates a plain model.
-
-    Raises:
-        InputError: If data, configuration, checkpoint or run folder cannot be used; nothing is overwritten then.
     """
-    folder = recipe.folder
     # An evaluation and a training write different files, so they may run at the same time.
-    lock = folder / (".eval.lock" if recipe.run.eval else TRAIN_LOCK)
+    lock = recipe.folder / (".eval.lock" if recipe.run.eval else TRAIN_LOCK)
     with entered(lock, recipe.run.device, flag="--output") as world:
         check_device(recipe, world)
-        files = Checkpoints(folder, keep=1)
+        files = Checkpoints(recipe.folder, keep=recipe.run.checkpoint_hist)
         recipe = _find_resume(recipe, files, world)
         if recipe.run.eval:
-            evaluate_stitches(_open_session(recipe, config, world, folder))
+            evaluate_stitches(Session.open(recipe, config, world))
             return
         check_unused(files, None if recipe.run.no_resume_opt else recipe.run.resume, flag="--experiment")
-        session = _open_session(recipe, config, world, folder)
-        with launched(folder, world):
-            train(session)
+        session = Session.open(recipe, config, world)
+        with launched(recipe.folder, world):
+            train(session, files)
 
 
 def _find_resume(recipe: Recipe, files: Checkpoints, world: World) -> Recipe:
@@ -54,21 +45,3 @@ def _find_resume(recipe: Recipe, files: Checkpoints, world: World) -> Recipe:
         run = replace(run, no_resume_opt=False)
         recipe = replace(recipe, schedule=replace(recipe.schedule, start_epoch=None))
     return replace(recipe, run=replace(run, resume=found))
-
-
-def _open_session(recipe: Recipe, config: StitchConfig | None, world: World, folder: Path) -> Session:
-    """Open the data and build the network."""
-    datasets = open_datasets(recipe)
-    random_seed(recipe.run.seed, 0)  # the same weights on all ranks
-    model = create_network(recipe, config, datasets.classes)
-    size = input_size(model, recipe)
-    loaders = create_loaders(
-        datasets,
-        recipe,
-        world,
-        input_size=size,
-        model_config=as_timm(model).pretrained_cfg,
-        num_classes=as_timm(model).num_classes,
-    )
-    place_network(model, recipe, world)
-    return Session(recipe, config, model, loaders, size, datasets.classes, world, folder)

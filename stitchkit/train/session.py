@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from timm.utils import random_seed
 from torch import nn
 
 from stitchkit.distributed import World
 from stitchkit.engine.precision import Autocast, create_precision
 from stitchkit.files import write_text
+from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.files import settings_text
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.train.data import Loaders
+from stitchkit.train.data import Loaders, create_loaders, open_datasets
+from stitchkit.train.network import create_network, input_size, place_network
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,6 @@ class Session:
         input_size: Size of an input image, `(C, H, W)`.
         classes: Class names in the order of their numbers; empty where the dataset does not know them.
         world: This process among all.
-        folder: The folder of the run.
     """
 
     recipe: Recipe
@@ -39,7 +41,25 @@ class Session:
     input_size: tuple[int, ...]
     classes: tuple[str, ...]
     world: World
-    folder: Path
+
+    @classmethod
+    def open(cls, recipe: Recipe, config: StitchConfig | None, world: World) -> Session:
+        """Open the data and build the network."""
+        datasets = open_datasets(recipe)
+        random_seed(recipe.run.seed, 0)  # the same weights on all ranks
+        model = create_network(recipe, config, datasets.classes)
+        size, timm_model = input_size(model, recipe), as_timm(model)
+        loaders = create_loaders(
+            datasets, recipe, world, input_size=size, model_config=timm_model.pretrained_cfg,
+            num_classes=timm_model.num_classes,
+        )  # fmt: skip
+        place_network(model, recipe, world)
+        return cls(recipe, config, model, loaders, size, datasets.classes, world)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        return self.recipe.folder
 
     @cached_property
     def autocast(self) -> Autocast:

@@ -8,7 +8,6 @@ import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from stitchkit.engine.epoch_state import RouteLoss
 from stitchkit.files import opened, refuse_link, replacing
 from stitchkit.measure.evaluate import Score
 from stitchkit.routes import Joint, StitchSpace
@@ -29,8 +28,8 @@ def write_summary(
     _append(folder / _NAME, list(row), [row.values()])
 
 
-def write_losses(folder: Path, epoch: int, space: StitchSpace, losses: Mapping[int, RouteLoss]) -> None:
-    """Append the mean training losses of an epoch by `cfg_id`, which show the routes that learn."""
+def write_losses(folder: Path, epoch: int, space: StitchSpace, losses: Mapping[int, tuple[float, int]]) -> None:
+    """Append the mean training loss of each `cfg_id` in an epoch and its steps, which show the routes that learn."""
     rows = ([epoch, cfg_id, space[cfg_id].name, *found] for cfg_id, found in losses.items())
     _append(folder / _LOSSES, ["epoch", "cfg_id", "stitch", "loss", "steps"], rows)
 

@@ -1,10 +1,12 @@
-"""The task: a network, its loss and its teacher, as one module that the loop runs."""
+"""The task: a network, its loss, its teacher and the stitch of each step, as one module that the loop runs."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from timm.data.loader import adapt_to_chs
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -20,9 +22,25 @@ from stitchkit.networks.create import create_model, published_config
 from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.settings.recipe import Recipe, StitchRecipe
 from stitchkit.train.data import weights_dtype
-from stitchkit.train.sampler import Sampler
 
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws stitches uniformly, one per rank, as in the published training, or one `shared` by all ranks.
+
+    Source: SN-Net, section 3.3 and algorithm 1.
+    """
+
+    cfg_ids: Sequence[int]
+    seed: int
+    shared: bool = False
+
+    def draw(self, step: int, rank: int) -> int:
+        """The `cfg_id` that `rank` trains in `step`: a pure function of both, so that a resumed run repeats itself."""
+        stream = (self.seed, step, 0 if self.shared else rank)  # a generator with state would have to be in checkpoints
+        return self.cfg_ids[int(np.random.default_rng(stream).integers(len(self.cfg_ids)))]
 
 
 class StitchTask(Task):
@@ -34,10 +52,7 @@ class StitchTask(Task):
         sampler: Draws the stitch of a step; None trains a plain model.
         teacher: Gives the second loss. It runs in evaluation mode without gradients and is not part of checkpoints.
         settings: Kind, share and temperature of the teacher's loss.
-        mean: Mean of the normalised images, which are normalised again for the teacher.
-        std: Their standard deviation.
-        device: The device of the loss and the teacher's normalisation.
-        dtype: Precision of the images.
+        mean: Mean of the images as they are normalised for the student; likewise `std`. The teacher has its own.
 
     Source: SN-Net, section 4.1 and the released recipes: half label loss, half hard distillation.
     """
@@ -66,7 +81,7 @@ class StitchTask(Task):
                 self.register_buffer(f"student_{name}", buffer, persistent=False)
 
     def draw(self, step: int, rank: int) -> int | None:
-        """The `cfg_id` that `rank` trains in `step`; None for a plain model."""
+        """The `cfg_id` by the sampler; None for a plain model."""
         return self.sampler.draw(step, rank) if self.sampler else None
 
     def train(self, mode: bool = True) -> StitchTask:
@@ -135,10 +150,7 @@ def _create_criterion(recipe: Recipe) -> nn.Module:
         criterion: nn.Module = JsdCrossEntropy(num_splits=augment.aug_splits, smoothing=smoothing)
     elif loss.bce_loss:
         criterion = BinaryCrossEntropy(
-            smoothing=smoothing,
-            target_threshold=loss.bce_target_thresh,
-            sum_classes=loss.bce_sum,
-            pos_weight=loss.bce_pos_weight,
+            smoothing, loss.bce_target_thresh, sum_classes=loss.bce_sum, pos_weight=loss.bce_pos_weight
         )
     elif augment.mixes:
         criterion = SoftTargetCrossEntropy()

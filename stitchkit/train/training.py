@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
@@ -14,10 +13,10 @@ from stitchkit.distributed import from_primary
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.epochs import TrainedEpoch, check_finite, train_epochs
 from stitchkit.engine.gradients import GradientReducer
-from stitchkit.engine.loop import Trainer, count_updates, seed_epoch
+from stitchkit.engine.loop import Trainer, seed_epoch
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.engine.tracking import Tracking
-from stitchkit.engine.training_state import restore_position, training_state
+from stitchkit.engine.training_state import training_state
 from stitchkit.measure.evaluate import Score, batches_of, evaluate_stitch
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
@@ -25,10 +24,9 @@ from stitchkit.progress import progress
 from stitchkit.settings.recipe import Recipe
 from stitchkit.train.checkpoint import Checkpoints, header, load_weights, restore
 from stitchkit.train.optim import create_optimizer, create_schedule, learning_rate
-from stitchkit.train.sampler import Sampler
 from stitchkit.train.session import Session
 from stitchkit.train.summary import cut_summaries, write_fit, write_losses, write_summary
-from stitchkit.train.task import create_task
+from stitchkit.train.task import Sampler, create_task
 
 _logger = logging.getLogger(__name__)
 
@@ -36,31 +34,25 @@ _SETTINGS = "args.yaml"
 _EMA = "_ema"
 
 
-def train(session: Session) -> None:
-    """Train from the start, or from `--resume`, to the last epoch.
-
-    Raises:
-        InputError: If the checkpoint does not fit, or a loss is not finite; the last good checkpoint is kept.
-    """
+def train(session: Session, checkpoints: Checkpoints) -> None:
+    """Train from the start, or from `--resume`, to the last epoch."""
     recipe, world, folder = session.recipe, session.world, session.folder
-    checkpoints = Checkpoints(folder, keep=recipe.run.checkpoint_hist)
     trainer, epochs, position = _prepare(session, checkpoints)
     from_primary(world, lambda: _tidy(session, checkpoints, epochs.start))
     tracking = open_tracking(session, epochs.start)
 
     def save_within(epoch: int, _: Position, state: Mapping[str, object]) -> Path:
-        checkpoints.save_within({**state, **header(session)}, epoch=epoch)
-        return checkpoints.last
+        return checkpoints.save_within({**state, **header(session)}, epoch=epoch)
 
     def finish(trained: TrainedEpoch) -> None:
         epoch, loss, stitches = trained.number, trained.loss, trained.position.route_losses
         is_due = epoch + 1 == epochs.stop or (epoch + 1) % recipe.run.val_interval == 0
-        scores = _validate(session, trainer, f"epoch {epoch + 1}/{epochs.stop}", trained.after_batch) if is_due else {}
+        networks = _networks(session, trainer)
+        scores = _validate(session, trainer, networks, epochs, trained) if is_due else {}
         check_finite(trainer, epoch, [found.loss for found in scores.values()])
         if world.is_primary:
             # Lines before the checkpoint: a resumed run drops the lines of epochs without a checkpoint.
-            labels = list(_networks(session, trainer))
-            write_summary(folder, epoch, loss=loss, rate=trainer.rate, scores=scores, labels=labels)
+            write_summary(folder, epoch, loss=loss, rate=trainer.rate, scores=scores, labels=list(networks))
             if isinstance(session.model, SNNet):
                 write_losses(folder, epoch, session.model.space, stitches)
             state = training_state(trainer) | header(session)
@@ -68,7 +60,7 @@ def train(session: Session) -> None:
         figures: dict[str, float] = {"train_loss": loss, "lr": trainer.rate}
         for label, found in scores.items():
             figures |= {f"eval_{label}_{key}": value for key, value in found._asdict().items()}
-        figures |= {f"stitch_loss/{cfg_id}": found.loss for cfg_id, found in stitches.items()}
+        figures |= {f"stitch_loss/{cfg_id}": mean for cfg_id, (mean, _) in stitches.items()}
         tracking.log(figures, epoch=epoch)
 
     train_epochs(trainer, epochs, position, save=save_within, finish=finish)
@@ -117,27 +109,25 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, range
         model, recipe, world.device, sides=session.input_size[1:], mean=loaders.mean, std=loaders.std,
         classes=session.classes, sampler=sampler,
     )  # fmt: skip
-    updates = count_updates(loader, recipe.optim.grad_accum_steps)
+    updates = len(loader) // recipe.optim.grad_accum_steps
     schedule, num_epochs = create_schedule(recipe, optimizer, updates_per_epoch=updates)
     trainer = Trainer(
         task=task, loader=loader, optimizer=optimizer, schedule=schedule, settings=engine_settings(recipe),
         world=world, folder=session.folder,
     )  # fmt: skip
-    trainer.setup_ema()
+    _distribute(trainer, session)
     start, position = 0, None
     if content is not None and not recipe.run.no_resume_opt:
-        start = restore(content, recipe, trainer)
-        whole = None if content.get("within") else content["epoch"]
-        checkpoints.resumed(resume, content["history"], epoch=whole)
+        start, position = restore(content, recipe, trainer)
+        checkpoints.resumed(resume, content)
     if recipe.schedule.start_epoch is not None:
         start = recipe.schedule.start_epoch
         checkpoints.history = {epoch: metric for epoch, metric in checkpoints.history.items() if epoch < start}
-    _distribute(trainer, session)
-    if content is not None and start == content.get("epoch", -1) + 1 and not recipe.run.no_resume_opt:
-        position = restore_position(content, trainer, resume)
     trainer.start_at(start, 0 if position is None else position.done)
-    how = recipe.optim.opt, rate
-    _logger.info("%d epochs of %d steps, %s, learning rate %.3g, into %s", num_epochs, updates, *how, session.folder)
+    _logger.info(
+        "%d epochs of %d steps, %s, learning rate %.3g, into %s",
+        num_epochs, updates, recipe.optim.opt, rate, session.folder,
+    )  # fmt: skip
     return trainer, range(start, num_epochs), position
 
 
@@ -174,9 +164,8 @@ def _prepare_stitching(session: Session, model: SNNet, loader: Loader, *, is_fre
 
 def engine_settings(recipe: Recipe) -> EngineSettings:
     """The settings of a recipe that the engine needs."""
-    settings = EngineSettings.pick(recipe.flat(), checkpoint_interval=recipe.run.recovery_interval)
-    # Synchronised batch norms already agree.
-    return replace(settings, dist_bn="") if recipe.distributed.sync_bn else settings
+    dist_bn = "" if recipe.distributed.sync_bn else recipe.distributed.dist_bn  # synchronised batch norms agree
+    return EngineSettings.pick(recipe.flat(), checkpoint_interval=recipe.run.recovery_interval, dist_bn=dist_bn)
 
 
 def _networks(session: Session, trainer: Trainer) -> dict[str, tuple[nn.Module, int | None]]:
@@ -185,25 +174,24 @@ def _networks(session: Session, trainer: Trainer) -> dict[str, tuple[nn.Module, 
     networks = {"": task.network}
     if task.average is not None and not trainer.settings.model_ema_force_cpu:  # validation on a CPU would take hours
         networks[_EMA] = task.average
-    labels = list(session.model.views) if isinstance(session.model, SNNet) else ["model"]
-    numbers = range(len(labels)) if isinstance(session.model, SNNet) else [None]
+    stitches: dict[str, int | None] = {"model": None}
+    if isinstance(session.model, SNNet):
+        stitches = {label: cfg_id for cfg_id, label in enumerate(session.model.views)}
     return {
-        label + suffix: (network, cfg_id)
-        for suffix, network in networks.items()
-        for cfg_id, label in zip(numbers, labels, strict=True)
+        label + suffix: (network, cfg_id) for suffix, network in networks.items() for label, cfg_id in stitches.items()
     }
 
 
-def _validate(session: Session, trainer: Trainer, when: str, after_batch: Callable[[], None]) -> dict[str, Score]:
-    """Scores of the networks to validate."""
-    loader, world, autocast = session.loaders.validation, session.world, trainer.autocast
-    scores = {
-        label: evaluate_stitch(
-            network, cfg_id, batches_of(loader, world, label, after_batch), device=world.device, autocast=autocast
-        )
-        for label, (network, cfg_id) in _networks(session, trainer).items()
-    }
-    _logger.info("%s  acc1  %s", when, "  ".join(f"{label} {found.acc1:.2f}" for label, found in scores.items()))
+def _validate(
+    session: Session, trainer: Trainer, networks: Mapping[str, tuple[nn.Module, int | None]], epochs: range,
+    trained: TrainedEpoch,
+) -> dict[str, Score]:  # fmt: skip
+    world, scores = session.world, {}
+    for label, (network, cfg_id) in networks.items():
+        batches = batches_of(session.loaders.validation, world, label, trained.after_batch)
+        scores[label] = evaluate_stitch(network, cfg_id, batches, device=world.device, autocast=trainer.autocast)
+    said = "  ".join(f"{label} {found.acc1:.2f}" for label, found in scores.items())
+    _logger.info("epoch %d/%d  acc1  %s", trained.number + 1, epochs.stop, said)
     return scores
 
 

@@ -15,12 +15,11 @@ from stitchkit.assembly.train.job import job_paths, open_job
 from stitchkit.cli import main
 from stitchkit.distributed import World, init_world
 from stitchkit.engine import checkpoint_files
-from stitchkit.engine.training_state import restore_position
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import _content
 from stitchkit.settings.flags import resolve
 from stitchkit.train.checkpoint import Checkpoints, load_weights, restore
-from stitchkit.train.run import _open_session
+from stitchkit.train.session import Session
 from stitchkit.train.training import _prepare
 from tests.damage import damages
 from tests.jobs import job_config, write_job
@@ -91,14 +90,13 @@ def test_a_damaged_checkpoint_of_a_run_is_refused_at_every_place(images, tmp_pat
     given = {"opt": "adamw", "lr": 1e-3, "batch_size": 8, "workers": 0, "epochs": 2, "device": "cpu", "hflip": 0.0}
     recipe, stitches = resolve({**flags, **given, "warmup_epochs": 0.0, "log_interval": 5, "pretrained": False})
     world = init_world("cpu")
-    session = _open_session(recipe, stitches, world, recipe.folder)
+    session = Session.open(recipe, stitches, world)
     trainer, *_ = _prepare(session, Checkpoints(tmp_path, keep=1))
 
     def use(found):
         monkeypatch.setattr(checkpoint_files, "read_hashed", lambda _: (found, "digest"))
         load_weights(session)
         restore(found, recipe, trainer)
-        restore_position(found, trainer, "previous.pth.tar")
 
     use(content)
     assert assert_refused(damaged(content, each), use) * each > 6000

@@ -130,7 +130,7 @@ def test_a_training_that_begins_leaves_the_files_of_an_evaluation_alone(tmp_path
     assert left == {"stitches_res.txt.part0.tmp", "eval_args.yaml.tmp"}
 
 
-WRITERS = {"train": "stitchkit.train.training.write_summary", "job": "stitchkit.assembly.train.result.Trajectory.add"}
+WRITERS = {"train": "stitchkit.train.training.write_summary", "job": "stitchkit.assembly.train.run.write_rows"}
 
 
 def test_other_writes_to_a_full_disk_end_in_one_line(subject, trained, monkeypatch, capsys):

@@ -13,7 +13,7 @@ from timm.utils.misc import natural_key
 
 from stitchkit.assembly.parts.part import Assembly, ClassifierHead, ParallelPart
 from stitchkit.assembly.parts.pretrained import WholeNetwork
-from stitchkit.assembly.train.classes import check_origins
+from stitchkit.assembly.train.checkpoint import check_origins
 from stitchkit.classes import check_classes, in_order, note_origin, origin_of, trained_classes
 from stitchkit.data.prepare import CollectionTask as Collected, prepare_one
 from stitchkit.data.sources import Source, open_dataset

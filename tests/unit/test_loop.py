@@ -5,14 +5,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stitchkit.distributed import World
-from stitchkit.engine.epoch_state import LossWindow, Position
+from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
 from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.train.optim import create_optimizer, create_schedule
-from stitchkit.train.sampler import Sampler
-from stitchkit.train.task import StitchTask
+from stitchkit.train.task import Sampler, StitchTask
 from stitchkit.train.training import engine_settings
 from tests.support import family_snnet
 
@@ -45,8 +44,6 @@ def trainer(family, settings, *, scaled):
     assert isinstance(model, SNNet)
     model.set_grad_checkpointing(recipe.model.grad_checkpointing)
     task = StitchTask(model, torch.nn.CrossEntropyLoss(), sampler=Sampler(range(len(model.space)), seed=0))
-    if recipe.optim.model_ema:
-        task.setup_ema(decay=0.9, use_warmup=recipe.optim.model_ema_warmup)
     size = model.input_size[1]
     loader = [(torch.randn(4, 3, size, size), torch.tensor([0, 3, 1, 2])) for _ in range(8)]
     loader = type("Batches", (list,), {"dataset": None, "sampler": None})(loader)
@@ -69,11 +66,11 @@ def read_back(*_):
 def test_steps_read_nothing_back(name, family, monkeypatch):
     subject, reads, found = trainer(family, CASES[name], scaled=name == "scaled"), Reads(), []
 
-    def flush(window):
-        found.append((len(window._losses), reads.count))
+    def read(position):
+        found.append((len(position.losses), reads.count))
         return []
 
-    monkeypatch.setattr(LossWindow, "flush", flush)
+    monkeypatch.setattr(Position, "read", read)
     for copy in ("cpu", "tolist", "numpy"):  # on a CPU they are no operations
         monkeypatch.setattr(torch.Tensor, copy, read_back)
     with reads:
@@ -114,16 +111,15 @@ def test_losses_of_stitches_are_the_means_of_their_steps(monkeypatch):
         assert (loss, steps) == (pytest.approx(sum(own) / len(own)), len(own))
     again = Position.from_state(states[4], "position", torch.device("cpu"), steps=8, routes=99)
     for number, (cfg_id, loss) in enumerate(found[5:], start=5):
-        again.window.add(number, cfg_id, torch.tensor(loss))
-    again.done = 8
+        again.add(number, cfg_id, torch.tensor(loss))
+    assert again.done == 8
     again.log()
     assert again.route_losses == position.route_losses
 
 
 def test_a_loss_that_is_not_finite_names_its_stitch():
-    window = LossWindow()
+    position = Position()
     for step, loss in enumerate((1.0, float("nan"), float("inf"))):
-        window.add(step, 10 + step, torch.tensor(loss))
+        position.add(step, 10 + step, torch.tensor(loss))
     with pytest.raises(InputError, match="the loss is nan at step 1 with route 11 on rank 0; stopped"):
-        window.flush()
-    assert window.flush() == []
+        position.log()

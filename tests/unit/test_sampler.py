@@ -1,6 +1,6 @@
 """The sampler is a pure function of step, rank and seed."""
 
-from stitchkit.train.sampler import Sampler
+from stitchkit.train.task import Sampler
 
 
 def test_the_same_step_draws_the_same_stitch():

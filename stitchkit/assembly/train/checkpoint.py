@@ -1,9 +1,9 @@
-"""Checkpoints of a job: everything that it needs to resume, and weights to start from."""
+"""Checkpoints of a job: all that it needs to resume, and weights to start from, whose classes must be its own."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ from torch import nn
 
 from stitchkit.assembly.config.job import JobConfig, differences, said
 from stitchkit.assembly.config.optim import JobSchedule
-from stitchkit.classes import note_origin
-from stitchkit.engine import checkpoint_schema as rules
+from stitchkit.assembly.parts.part import Assembly, Function, ParallelPart
+from stitchkit.assembly.train.job import Job
+from stitchkit.classes import Origin, check_classes, note_origin, origin_of
+from stitchkit.engine import checkpoint_schema as rules, training_state
 from stitchkit.engine.checkpoint_files import CheckpointFiles, read_alike, start_from
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
-from stitchkit.engine.training_state import restore_position, restore_training
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import load_content, misfit, weights_of
 
@@ -45,23 +46,26 @@ class JobCheckpoints(CheckpointFiles):
     def __init__(self, folder: Path):
         super().__init__(folder, newest="checkpoint.pth", previous="previous.pth", kept="model-{}.pth")
 
-    def save(self, state: Mapping[str, object], *, step: int, keep: bool) -> Path:
-        """Write the state of a job after a step, with `keep` also under its own name; returns the newest file."""
-        content = {"format": _FORMAT, **state, "step": step}
-        if keep:
-            self.write_epoch(step, content)
-        else:
-            self.write_newest(content)
-        return self.last
+
+def header(job: Job, trainer: Trainer, epoch: int, step: int) -> dict[str, object]:
+    """The part of a checkpoint that describes its job, after so many epochs and steps."""
+    return {
+        "format": _FORMAT,
+        "opt": type(trainer.optimizer).__name__,
+        "scheduler": trainer.schedule.state_dict() if isinstance(trainer.schedule, JobSchedule) else None,
+        "epoch": epoch,
+        "step": step,
+        "steps_per_epoch": trainer.updates_per_epoch,
+        "rows": job.rows,
+        "classes": [list(task.classes) for task in job.data],
+        "config": job.config.to_dict(),
+    }
 
 
 def load_weights(network: nn.Module, path: str, *, strict: bool) -> None:
     """Start from the weights in a file, and note the file as the origin of the classifier if it has that.
 
-    Args:
-        network: The network.
-        path: A checkpoint of ours, a published one or any file of named weights.
-        strict: The file must have exactly the network's names; otherwise fitting weights are loaded and counted.
+    If `strict`, the file must have exactly the network's names; otherwise fitting weights are loaded and counted.
     """
     if strict:
         start_from(network, path)
@@ -77,16 +81,36 @@ def load_weights(network: nn.Module, path: str, *, strict: bool) -> None:
     _logger.info("%d of %d weights are from %s", len(fitting), len(own), path)
 
 
+def check_origins(network: nn.Module, classes: Sequence[Sequence[str]], *, strict: bool) -> None:
+    """Check that a network's classifiers, if loaded from files, number the classes as the data do.
+
+    A classifier within the network, whose output feeds other parts, may have any classes. `classes` are those of each
+    task; `strict` is for a network that is tested without training.
+    """
+    for number, origin in _origins(network, None):
+        tasks = classes if number is None else classes[number : number + 1]
+        check_classes(origin.classes, tasks, origin.path, strict=strict)
+
+
+def _origins(part: nn.Module, number: int | None) -> Iterator[tuple[int | None, Origin]]:
+    """Origins of the parts that return logits, each with the number of its task; None if all tasks share it."""
+    origin = origin_of(part) or origin_of(getattr(part, "net", None))
+    if origin is not None:
+        yield number, origin
+    elif isinstance(part, Assembly):
+        # Functions such as softmax keep the order of classes.
+        lasts = [part.head] if part.head is not None else [one for one in part.parts if not isinstance(one, Function)]
+        for last in lasts[-1:]:
+            yield from _origins(last, number)
+    elif isinstance(part, ParallelPart) and part.agg in ("none", "avg"):
+        for place, inner in enumerate(part.parts):
+            yield from _origins(inner, place if part.agg == "none" else number)
+
+
 def resume(
     network: nn.Module, trainer: Trainer | None, path: str, settings: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Position | None]:
-    """Restore the state of a job.
-
-    Args:
-        network: The network.
-        trainer: Trains the network; None if nothing is trained.
-        path: The checkpoint.
-        settings: All settings of the job, as plain data.
+    """Restore the state of a job whose settings, as plain data, are given; without a trainer, only the weights.
 
     Returns:
         The content of the file, and the position of this rank within the next epoch; None at its start.
@@ -99,8 +123,7 @@ def resume(
     load_content(network, content, path)
     position = None
     if trainer is not None:
-        restore_training(content, trainer, path, otherwise=_START_ANEW)
-        position = restore_position(content, trainer, path)
+        position = training_state.restore(content, trainer, path, otherwise=_START_ANEW)
         _restore_schedule(content, trainer, position, path)
         _check_step(content, path, trainer)
     _check_rows(content, path, position, trains=trainer is not None)

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.optim import create_loss, create_optimizer, create_schedule
 from stitchkit.assembly.parts.network import build_network, check_network
 from stitchkit.assembly.train.data import TaskData, TrainingLoader, open_data
+from stitchkit.assembly.train.result import Row
 from stitchkit.assembly.train.task import Captured, JobTask, WeightedLoss, rehearse
 from stitchkit.distributed import World
 from stitchkit.engine.loop import Trainer
@@ -65,7 +66,10 @@ def job_paths(config: JobConfig, source: Path | None) -> JobPaths:
 
 @dataclass
 class Job:
-    """A job that is ready to run; its network is on the device of this rank, its trainer None if it only tests."""
+    """A job that is ready to run; its network is on the device of this rank, its trainer None if it only tests.
+
+    `rows` are the figures of all epochs so far, of which a resumed job has some.
+    """
 
     config: JobConfig
     network: nn.Module
@@ -74,14 +78,11 @@ class Job:
     metadata: dict[str, object]
     world: World
     paths: JobPaths
+    rows: list[Row] = field(default_factory=list)
 
 
 def open_job(config: JobConfig, world: World, source: Path | None, paths: JobPaths) -> Job:
-    """Open the data, build the network and its trainer; errors name the file that the job was read from.
-
-    Raises:
-        InputError: If anything cannot be used; nothing has been trained then.
-    """
+    """Open the data, build the network and its trainer; errors name the file that the job was read from."""
     with naming(source) if source else nullcontext():
         # First the parts: an error in them should not wait for data that may take long to download. The number of
         # classes is not known yet; a network that fits one class fits any.
@@ -163,7 +164,6 @@ def _trainer(config: JobConfig, task: JobTask, data: list[TaskData], world: Worl
         task=task, loader=loader, optimizer=optimizer, schedule=create_schedule(train, optimizer), settings=settings,
         world=world, folder=paths.folder,
     )  # fmt: skip
-    trainer.setup_ema()
     trainer.prepare_distributed(find_unused=bool(unused))
     return trainer
 

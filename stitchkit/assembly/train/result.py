@@ -14,14 +14,14 @@ from stitchkit.settings.files import read_settings_file, settings_text
 if TYPE_CHECKING:
     import pandas as pd
 
-FIRST_COLUMNS = (
+# Columns that do not depend on the data sets, in their order.
+_FIRST_COLUMNS = (
     *("Epoch", "Step", "LR", "Loss", "Time/Data", "Time/Step", "Time/Img Per Sec", "Time/Total", "Time/Per Epoch"),
     *("Proc Mem", "GPU Mem"),
 )
-"""Columns that do not depend on the data sets, in their order."""
 
 Row = dict[str, float]
-"""The figures of an epoch, by column."""
+"""The figures of an epoch, by column; a job has one row per epoch, and one for epoch 0."""
 
 
 def check_pandas() -> None:
@@ -29,36 +29,23 @@ def check_pandas() -> None:
     optional("pandas", "jobs", "a job's result")
 
 
-class Trajectory:
-    """The rows of a job's result: one per epoch, and one for epoch 0.
+def _frame(rows: list[Row]) -> pd.DataFrame:
+    import pandas as pd
 
-    Args:
-        path: The pickled frame, which also exists as CSV beside it.
-        rows: Rows of earlier epochs.
-    """
+    found = dict.fromkeys(key for row in rows for key in row)
+    return pd.DataFrame(rows, columns=[key for key in dict.fromkeys([*_FIRST_COLUMNS, *found]) if key in found])
 
-    def __init__(self, path: Path, rows: list[Row]):
-        self.path = path
-        self.rows = rows
 
-    def frame(self) -> pd.DataFrame:
-        """The table."""
-        import pandas as pd
+def write_rows(result: Path, rows: list[Row]) -> None:
+    """Write the rows so far as CSV beside the result to be, so that users can watch."""
+    with replacing(result.with_suffix(".csv")) as draft:
+        _frame(rows).to_csv(draft, index=False)
 
-        columns = dict.fromkeys(key for row in self.rows for key in row)
-        first = [name for name in FIRST_COLUMNS if name in columns]
-        return pd.DataFrame(self.rows, columns=[*first, *(name for name in columns if name not in first)])
 
-    def add(self, row: Row) -> None:
-        """Add an epoch and update the CSV, so that users can watch."""
-        self.rows.append(row)
-        with replacing(self.path.with_suffix(".csv")) as draft:
-            self.frame().to_csv(draft, index=False)
-
-    def close(self) -> None:
-        """Write the frame, which marks the job as done."""
-        with replacing(self.path) as draft:
-            self.frame().to_pickle(draft)
+def write_frame(result: Path, rows: list[Row]) -> None:
+    """Write the result, a pickled table, which marks the job as done."""
+    with replacing(result) as draft:
+        _frame(rows).to_pickle(draft)
 
 
 def update_metadata(path: Path, content: Mapping[str, object]) -> None:

@@ -15,10 +15,9 @@ import torch
 
 from stitchkit.assembly.config.job import WRITTEN, JobConfig
 from stitchkit.assembly.config.optim import JobSchedule
-from stitchkit.assembly.train.checkpoint import JobCheckpoints, load_weights, resume
-from stitchkit.assembly.train.classes import check_origins
-from stitchkit.assembly.train.job import Job, JobPaths, deterministic, job_paths, open_job
-from stitchkit.assembly.train.result import Row, Trajectory, check_pandas, update_metadata
+from stitchkit.assembly.train.checkpoint import JobCheckpoints, check_origins, header, load_weights, resume
+from stitchkit.assembly.train.job import Job, deterministic, job_paths, open_job
+from stitchkit.assembly.train.result import Row, check_pandas, update_metadata, write_frame, write_rows
 from stitchkit.assembly.train.task import JobTask
 from stitchkit.assembly.train.testing import Exam
 from stitchkit.classes import check_classes, trained_classes
@@ -40,11 +39,7 @@ _MB = 1024**2
 
 
 def run_job(config: JobConfig, source: str | Path | None = None) -> Path:
-    """Run a job and return the file of its result. Every rank calls this; errors name `source`, the file of the job.
-
-    Raises:
-        InputError: If anything cannot be used, or the training fails; the last checkpoint is kept.
-    """
+    """Run a job and return the file of its result. Every rank calls this; errors name `source`, the file of the job."""
     check_pandas()
     source = None if source is None else Path(source)
     paths = job_paths(config, source)
@@ -54,20 +49,18 @@ def run_job(config: JobConfig, source: str | Path | None = None) -> Path:
         made(paths.result.parent, "-o"),
         deterministic(config.deterministic),
     ):
-        config = _find_resume(config, files, paths, world)
+        config = _find_resume(config, files, paths.result, world)
         job = open_job(config, world, source, paths)
         with launched(paths.folder, world):
             _run(job, files)
     return paths.result
 
 
-def _find_resume(config: JobConfig, files: JobCheckpoints, paths: JobPaths, world: World) -> JobConfig:
+def _find_resume(config: JobConfig, files: JobCheckpoints, result: Path, world: World) -> JobConfig:
     """The job with a file, or None if there is none yet, in place of `resume_from: auto`."""
     found, _ = find_resume(config.resume_from, files, world, only="test" if config.test_only else "")
-    if paths.result.exists() and (config.test_only or not found):
-        raise InputError(
-            f"'{paths.result}' exists, so this job is done; choose another -o or --metrics-output, or remove it"
-        )
+    if result.exists() and (config.test_only or not found):
+        raise InputError(f"'{result}' exists, so this job is done; choose another -o or --metrics-output, or remove it")
     if not config.test_only:
         check_unused(files, found, flag="-o")
     return replace(config, resume_from=found)
@@ -75,7 +68,7 @@ def _find_resume(config: JobConfig, files: JobCheckpoints, paths: JobPaths, worl
 
 def _run(job: Job, files: JobCheckpoints) -> None:
     config, world, trainer = job.config, job.world, job.trainer
-    start, position, trajectory = _begin(job, files)
+    start, position = _begin(job, files)
     exam = Exam(job)
     if world.is_primary:
         files.clear()
@@ -91,41 +84,41 @@ def _run(job: Job, files: JobCheckpoints) -> None:
     def add(row: Row) -> None:
         if not world.is_primary:
             return
-        trajectory.add(row)
+        job.rows.append(row)
+        write_rows(job.paths.result, job.rows)
         epoch, step = int(row["Epoch"]), int(row["Step"])
         tracking.log(row, epoch=epoch, step=step)
-        if trainer is not None and _is_saved(config, row):
-            state = training_state(trainer) | _header(job, trainer, epoch, trajectory)
-            files.save(state, step=step, keep=config.save_checkpoints)
+        is_wanted = epoch > config.start_epoch or config.checkpoint_initial_model
+        if trainer is not None and is_wanted and (config.save_checkpoints or config.checkpoint_interval):
+            state = training_state(trainer) | header(job, trainer, epoch, step)
+            if config.save_checkpoints:
+                files.write_epoch(step, state)
+            else:
+                files.write_newest(state)
 
-    if trainer is None or not trajectory.rows:
+    if trainer is None or not job.rows:
         first: Row = {"Epoch": start, "Step": 0 if trainer is None else start * trainer.updates_per_epoch}
         if config.test_only or config.checkpoint_initial_model:
             first |= exam.sit("before training")[0]
         add(first)
     if trainer is not None:
-        _train(job, trainer, files, exam, trajectory, add=add, start=start, position=position)
+        _train(job, trainer, files, exam, add, range(start, config.train_config.epochs), position)
     if world.is_primary:
-        trajectory.close()
+        write_frame(job.paths.result, job.rows)
     tracking.finish()
     _logger.info("done; the result is %s", job.paths.result)
 
 
-def _is_saved(config: JobConfig, row: Row) -> bool:
-    is_wanted = row["Epoch"] > config.start_epoch or config.checkpoint_initial_model
-    return is_wanted and (config.save_checkpoints or config.checkpoint_interval > 0)
-
-
-def _begin(job: Job, files: JobCheckpoints) -> tuple[int, Position | None, Trajectory]:
+def _begin(job: Job, files: JobCheckpoints) -> tuple[int, Position | None]:
     """Load the state that the job starts from: completed epochs, the position in the next one, and their rows."""
-    config, rows, start, position = job.config, [], job.config.start_epoch, None
+    config, start, position = job.config, job.config.start_epoch, None
     classes = [list(task.classes) for task in job.data]
     if config.load_from:
         load_weights(job.network, config.load_from, strict=config.strict_load)
     if config.resume_from:
         content, position = resume(job.network, job.trainer, config.resume_from, config.to_dict())
         files.read(config.resume_from)
-        start, rows = content["epoch"], content["rows"]
+        start, job.rows = content["epoch"], [] if config.test_only else content["rows"]
         check_classes(trained_classes(content), classes, config.resume_from, strict=True)
         if content["classes"] != classes:
             raise InputError(f"checkpoint '{config.resume_from}' was trained on other tasks; labels would not agree")
@@ -140,22 +133,22 @@ def _begin(job: Job, files: JobCheckpoints) -> tuple[int, Position | None, Traje
             config.train_config.epochs, job.trainer.updates_per_epoch, job.trainer.rate,
             job.metadata["num_trainable_params"], job.metadata["num_params"], job.paths.folder,
         )  # fmt: skip
-    return start, position, Trajectory(job.paths.result, [] if config.test_only else rows)
+    return start, position
 
 
 def _train(
-    job: Job, trainer: Trainer, files: JobCheckpoints, exam: Exam, trajectory: Trajectory, *,
-    add: Callable[[Row], None], start: int, position: Position | None,
+    job: Job, trainer: Trainer, files: JobCheckpoints, exam: Exam, add: Callable[[Row], None], epochs: range,
+    position: Position | None,
 ) -> None:  # fmt: skip
     """Train to the last epoch, adding a row to the result for each."""
-    task, epochs = trainer.task, range(start, job.config.train_config.epochs)
+    task = trainer.task
     assert isinstance(task, JobTask)
-    before = trajectory.rows[-1].get("Time/Total", 0.0) if trajectory.rows else 0.0
+    before = job.rows[-1].get("Time/Total", 0.0) if job.rows else 0.0
     began = time.perf_counter()
 
     def save_within(epoch: int, here: Position, state: Mapping[str, object]) -> Path:
         step = epoch * trainer.updates_per_epoch + here.done
-        return files.save({**state, **_header(job, trainer, epoch, trajectory)}, step=step, keep=False)
+        return files.write_newest({**state, **header(job, trainer, epoch, step)})
 
     def finish(trained: TrainedEpoch) -> None:
         row, losses = _row(job, trainer, task, trained), list[float]()
@@ -196,19 +189,4 @@ def _row(job: Job, trainer: Trainer, task: JobTask, trained: TrainedEpoch) -> Ro
 def _resident() -> float:
     """Resident memory of this process in bytes; NaN if the system does not tell."""
     place = Path("/proc/self/statm")
-    if not place.exists():
-        return math.nan
-    return float(int(place.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
-
-
-def _header(job: Job, trainer: Trainer, epoch: int, trajectory: Trajectory) -> dict[str, object]:
-    """The part of a checkpoint that describes its job."""
-    return {
-        "opt": type(trainer.optimizer).__name__,
-        "scheduler": trainer.schedule.state_dict() if isinstance(trainer.schedule, JobSchedule) else None,
-        "epoch": epoch,
-        "steps_per_epoch": trainer.updates_per_epoch,
-        "rows": trajectory.rows,
-        "classes": [list(task.classes) for task in job.data],
-        "config": job.config.to_dict(),
-    }
+    return float(int(place.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")) if place.exists() else math.nan

@@ -141,21 +141,6 @@ class JobTask(Task):
         self._sums.zero_()
 
 
-class Judged(nn.Module):
-    """A network for the evaluation of one task: images to its logits, or to a captured output."""
-
-    def __init__(self, network: nn.Module, number: int, output: Captured | None):
-        super().__init__()
-        self.network = network
-        self.number = number
-        self.output = output
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits `[B, num_classes]` of images `[B, C, H, W]`."""
-        outputs = self.network(images)
-        return output_of(outputs if self.output is None else self.output.take(), self.number)
-
-
 def rehearse(task: JobTask, side: int, classes: Sequence[tuple[str, int]]) -> list[str]:
     """Run a task once on blank images before training, to check that outputs and losses fit the data.
 

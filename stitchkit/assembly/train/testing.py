@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
+import torch
 from torch import nn
 
 from stitchkit.assembly.config.settings import Metric
 from stitchkit.assembly.train.job import Job, engine_settings
-from stitchkit.assembly.train.task import Captured, Judged
+from stitchkit.assembly.train.task import Captured, output_of
+from stitchkit.data.batches import Batch
 from stitchkit.engine.precision import create_precision
-from stitchkit.measure.evaluate import Score, batches_of, evaluate_stitch
+from stitchkit.measure.evaluate import Score, batches_of, evaluate
 
 _logger = logging.getLogger(__name__)
+
+_Outputs = Mapping[str | None, Captured | None]
+"""The outputs of a network that metrics are of, by name; None is its own."""
 
 
 class Exam:
@@ -29,9 +34,8 @@ class Exam:
         networks = {"": job.network}
         if job.trainer is not None and job.trainer.task.average is not None:
             networks["EMA "] = job.trainer.task.average
-        self._metrics = [
-            (prefix, network, [(metric, _captured(network, metric, n)) for n, metric in enumerate(job.config.metrics)])
-            for prefix, network in networks.items()
+        self._networks = [
+            (prefix, network, _outputs(network, job.config.metrics)) for prefix, network in networks.items()
         ]
 
     def sit(self, when: str, after_batch: Callable[[], None] = lambda: None) -> tuple[dict[str, float], list[float]]:
@@ -40,27 +44,40 @@ class Exam:
         `when` begins the log line; `after_batch` is called after each batch, equally often on all ranks.
         """
         figures, losses = dict[str, float](), list[float]()
-        world, autocast = self._job.world, self._autocast
         for number, task in enumerate(self._job.data):
             name = task.config.name
-            for average, network, metrics in self._metrics:
-                scores: dict[str | None, Score] = {}  # metrics of the same output share a pass over the images
-                for metric, captured in metrics:
-                    output, judged = metric.output, Judged(network, number, captured)
-                    if output not in scores:
-                        batches = batches_of(task.test, world, name, after_batch)
-                        scores[output] = evaluate_stitch(judged, None, batches, device=world.device, autocast=autocast)
-                        losses.append(scores[output].loss)
-                    prefix = f"{average}{output} " if output else average
-                    for kind, figure in _figures(metric, scores[output]).items():
+            for average, network, outputs in self._networks:
+                batches = batches_of(task.test, self._job.world, name, after_batch)
+                scores = self._scores(network, outputs, number, batches)
+                losses += [score.loss for score in scores.values()]
+                for metric in self._job.config.metrics:
+                    prefix = f"{average}{metric.output} " if metric.output else average
+                    for kind, figure in _figures(metric, scores[metric.output]).items():
                         figures[f"Overall/{name}/Test {prefix}{kind}"] = figure
         _logger.info("%s  %s", when, "  ".join(f"{name} {figure:.4f}" for name, figure in figures.items()))
         return figures, losses
 
+    def _scores(
+        self, network: nn.Module, outputs: _Outputs, number: int, batches: Iterator[Batch]
+    ) -> dict[str | None, Score]:
+        """The score of each output for a task, all from one pass over its images."""
 
-def _captured(network: nn.Module, metric: Metric, number: int) -> Captured | None:
-    """The inner output for a metric; None for the network's own output."""
-    return None if metric.output is None else Captured(network, metric.output, f"metrics[{number}]", training=False)
+        def logits(images: torch.Tensor) -> list[torch.Tensor]:
+            own = network(images)
+            return [output_of(own if inner is None else inner.take(), number) for inner in outputs.values()]
+
+        device, count = self._job.world.device, len(outputs)
+        scores = evaluate(network, logits, batches, device=device, autocast=self._autocast, count=count)
+        return dict(zip(outputs, scores, strict=True))
+
+
+def _outputs(network: nn.Module, metrics: tuple[Metric, ...]) -> _Outputs:
+    captured: dict[str | None, Captured | None] = {}
+    for number, name in enumerate(metric.output for metric in metrics):
+        if name not in captured:
+            own = None if name is None else Captured(network, name, f"metrics[{number}]", training=False)
+            captured[name] = own
+    return captured
 
 
 def _figures(metric: Metric, found: Score) -> dict[str, float]:
