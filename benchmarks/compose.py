@@ -21,7 +21,7 @@ from stitchkit.settings.stitch_config import AnchorSpec
 from stitchnet.activations import Activation, run
 from stitchnet.composition import Composition
 from stitchnet.fragments import Fragment
-from stitchnet.joint import JointMap, fit_joint, kept
+from stitchnet.joint import JointLayer, fit_joint
 from stitchnet.pool import Pool
 from stitchnet.scores import Scores
 from stitchnet.search import Search
@@ -122,7 +122,7 @@ def _peak_gb(options: Options) -> float | None:
         return process.submit(_compose, options).result()
 
 
-Steps = Sequence[tuple[Fragment, JointMap | None]]
+Steps = Sequence[tuple[Fragment, JointLayer | None]]
 """Fragments in the order they run, each with the joint before it."""
 
 
@@ -143,7 +143,7 @@ class PlainSearch:
         x = self.pool.images
         for fragment, joint in path:
             if joint is not None:
-                x = run(kept(joint), x)
+                x = run(joint, x)
             x = run(fragment.module, x)
         return Activation(x, path[-1][0].layout)
 
@@ -179,7 +179,7 @@ class PlainSearch:
         """The name of a random composition."""
         for _ in range(100):  # a path ends early where no fragment has a positive score
             composition = Composition(chance.choice(self.pool.starts))
-            path: list[tuple[Fragment, JointMap | None]] = [(composition.fragment, None)]
+            path: list[tuple[Fragment, JointLayer | None]] = [(composition.fragment, None)]
             while not composition.fragment.is_end:
                 followers = [fragment for score, fragment in self.ranked(path)[:_WIDTH] if score > 0]
                 if not followers:

@@ -44,11 +44,6 @@ class Activation:
         return digest.digest()
 
     @property
-    def num_bytes(self) -> int:
-        """Size of the tensor in memory."""
-        return self.tensor.nbytes
-
-    @property
     def value(self) -> torch.Tensor:
         """Maps `[B, C, H, W]` or vectors `[B, D]`."""
         return self.layout.maps(self.tensor)
@@ -77,12 +72,7 @@ class Activation:
         return math.prod(self.size or ())
 
     def at(self, size: tuple[int, int] | None, *, keep: bool = False) -> torch.Tensor:
-        """The maps at a size, or averaged over their positions.
-
-        Args:
-            size: Height and width; None for the average.
-            keep: Keep the result for later calls.
-        """
+        """The maps at a size, or averaged over their positions if it is None; kept for later calls on request."""
         if size in self._resized:
             return self._resized[size]
         if size == self.size:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,77 +15,64 @@ from tqdm import tqdm
 from stitchkit.errors import InputError
 from stitchkit.files import own_folder
 from stitchkit.measure.ledger import Row, write_rows
-from stitchkit.settings.stitch_config import AnchorSpec, StitchConfig
+from stitchkit.settings.stitch_config import StitchConfig
 from stitchnet.composition import Composition
 from stitchnet.data import stitching_images
 from stitchnet.journal import Journal
+from stitchnet.net import ABOUT, WEIGHTS
 from stitchnet.pool import Pool
 from stitchnet.scores import Scores
 from stitchnet.search import Search
-from stitchnet.store import ABOUT, WEIGHTS
+from stitchnet.settings import ComposeSettings
 from stitchnet.task import CompositionTask, against_parents, judged
 
 LEDGER = "stitches_res.txt"
 _DRAWING = "net.svg"
+_CLASSIFIERS = {
+    "knn": "the five nearest neighbours of their outputs among the training images",
+    "linear": "logistic regression on their outputs for the training images",
+}
+_SEARCH = ("threshold", "total_threshold", "max_depth", "width", "order", "max_macs", "max_params", "pretrained")
+"""Settings that are arguments of `Search`."""
 
 
-@dataclass(frozen=True)
-class ComposeSettings:
-    """Settings of a composition, from the flags of a command.
+def begin_search(task: CompositionTask, settings: ComposeSettings, journal: Journal) -> Search:
+    """A search with images of a task, resumed from a journal."""
+    images = stitching_images(task.train, settings.num_images, seed=settings.seed).to(settings.device or "cpu")
+    is_config = settings.nets.endswith(".json")
+    nets = list(StitchConfig.load(settings.nets).anchors) if is_config else settings.nets
+    scores = Scores(settings.score, seed=settings.seed)
+    search = Search(images, nets=nets, scores=scores, **{name: getattr(settings, name) for name in _SEARCH})
+    journal.agree("pool", {"images and weights": _digest(search.pool, task)})
+    search.journal = journal
+    return search
 
-    Args:
-        nets: Names of networks separated by commas, or the path of a stitch configuration.
-        pretrained: Download their weights.
-        top: Number of networks to compose. With the order `best` the search ends with them; otherwise it visits all
-            compositions.
-        num_images: Number of stitching images.
-        score: Name of the measure that compares fragments.
-        seed: Seed of the image draw.
-        device: The device of the networks.
-        options: Further arguments of `Search`.
+
+def find_best(search: Search, top: int) -> list[Composition]:
+    """The `top` compositions with the highest scores, best first, without the uncut networks.
+
+    With the order `best` the search ends with them; otherwise it visits all compositions.
     """
-
-    nets: str
-    pretrained: bool
-    top: int
-    num_images: int
-    score: str
-    seed: int
-    device: torch.device
-    options: dict[str, Any]
-
-    def search(self, task: CompositionTask, journal: Journal) -> Search:
-        """A search with images of a task, resumed from a journal."""
-        images = stitching_images(task.train, self.num_images, seed=self.seed).to(self.device)
-        scores = Scores(self.score, seed=self.seed)
-        search = Search(images, nets=_nets(self.nets), pretrained=self.pretrained, scores=scores, **self.options)
-        journal.agree("pool", {"images and weights": _digest(search.pool, task)})
-        search.journal = journal
-        return search
-
-    def best(self, search: Search) -> list[Composition]:
-        """The compositions with the highest scores that a search finds, best first, without the uncut networks."""
-        found: Iterable[Composition] = (one for one in search.compositions() if not one.is_uncut)
-        if search.order == "best":
-            found = islice(found, self.top)
-        with tqdm(found, desc="composing", unit=" found", leave=False, disable=None) as progress:
-            search.on_step = lambda counts: progress.set_postfix_str(str(counts))
-            best = heapq.nlargest(self.top, progress, key=lambda one: one.score)
-        search.on_step = lambda _: None  # the closed bar must not be drawn again
-        if not best:
-            raise InputError(
-                f"no composition passes except the uncut networks ({search.counts}); lower --threshold or "
-                "--total-threshold"
-            )
-        return best
+    found: Iterable[Composition] = (one for one in search.compositions() if not one.is_uncut)
+    if search.order == "best":
+        found = islice(found, top)
+    with tqdm(found, desc="composing", unit=" found", leave=False, disable=None) as progress:
+        search.on_step = lambda counts: progress.set_postfix_str(str(counts))
+        best = heapq.nlargest(top, progress, key=lambda one: one.score)
+    search.on_step = lambda _: None  # the closed bar must not be drawn again
+    if not best:
+        raise InputError(
+            f"no composition passes except the uncut networks ({search.counts}); lower --threshold or --total-threshold"
+        )
+    return best
 
 
-def compose(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> None:
+def compose(task: CompositionTask, settings: ComposeSettings, journal: Journal) -> None:
     """Search, then write the ledger, the drawings and the networks beside the journal."""
     output = journal.path.parent
-    search = plan.search(task, journal)
+    search = begin_search(task, settings, journal)
     print(f"{len(search.pool.fragments)} fragments of {len(search.pool.specs)} networks")
-    best = plan.best(search)
+    best = find_best(search, settings.top)
     rows: list[Row] = []
     found = judged(search, best, task, journal, is_written=lambda number: _is_written(_folder(output, number)))
     for row, net in tqdm(found, desc="evaluating", unit=" networks", leave=False, disable=None):
@@ -114,12 +99,6 @@ def _is_written(folder: Path) -> bool:
     return all((folder / name).is_file() for name in (WEIGHTS, ABOUT, _DRAWING))
 
 
-_CLASSIFIERS = {
-    "knn": "the five nearest neighbours of their outputs among the training images",
-    "linear": "logistic regression on their outputs for the training images",
-}
-
-
 def _digest(pool: Pool, task: CompositionTask) -> str:
     """A hash of the images, labels and weights, which may change in files of the same name."""
     digest = hashlib.blake2b(task.digest.encode(), digest_size=16)
@@ -128,7 +107,3 @@ def _digest(pool: Pool, task: CompositionTask) -> str:
         digest.update(name.encode())
         digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _nets(nets: str) -> str | list[AnchorSpec]:
-    return list(StitchConfig.load(nets).anchors) if nets.endswith(".json") else nets

@@ -56,11 +56,7 @@ class Composition:
 
 
 def uncut(fragments: Sequence[Fragment]) -> list[Composition]:
-    """The uncut networks, as compositions.
-
-    Args:
-        fragments: All fragments of each network, in the order in which they run.
-    """
+    """The uncut networks, as compositions, given all fragments of each in the order in which they run."""
     whole: list[Composition] = []
     last: Composition | None = None
     for fragment in fragments:

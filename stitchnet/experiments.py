@@ -13,7 +13,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import combinations, product
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,11 +26,12 @@ from stitchkit.errors import InputError
 from stitchkit.files import opened
 from stitchkit.measure.ledger import Row
 from stitchnet import pictures, tuning
-from stitchnet.compose import ComposeSettings
+from stitchnet.compose import begin_search, find_best
 from stitchnet.composition import uncut
 from stitchnet.data import batches
 from stitchnet.journal import Journal
 from stitchnet.net import Net
+from stitchnet.settings import ComposeSettings
 from stitchnet.task import CompositionTask, judged
 
 _COUNTS = (2, 4, 8, 16, 32, 64, 128, 256)
@@ -54,21 +54,14 @@ class TunedNetwork(TypedDict):
     acc1: FiniteFloat
 
 
-class Experiment(NamedTuple):
-    """An experiment: the functions that yield and draw its rows, and the columns of its table."""
-
-    run: Callable[[CompositionTask, ComposeSettings, Journal], Iterator[Row]]
-    draw: Callable[[Sequence[Row], Path], None]
-    columns: tuple[str, ...]
-
-
-def study(name: str, task: CompositionTask, plan: ComposeSettings, journal: Journal) -> None:
+def study(name: str, task: CompositionTask, settings: ComposeSettings, journal: Journal) -> None:
     """Run an experiment; write `NAME.csv` row by row, and finally `NAME.png`, beside the journal."""
-    experiment, table, picture = _EXPERIMENTS[name], journal.path.with_suffix(".csv"), journal.path.with_suffix(".png")
-    rows = tqdm(experiment.run(task, plan, journal), desc=name, unit=" rows", leave=False, disable=None)
+    run, draw, columns = _EXPERIMENTS[name]
+    table, picture = journal.path.with_suffix(".csv"), journal.path.with_suffix(".png")
+    rows = tqdm(run(task, settings, journal), desc=name, unit=" rows", leave=False, disable=None)
     with logging_redirect_tqdm():
-        written = _written(rows, table, experiment.columns)
-    experiment.draw(written, picture)
+        written = _written(rows, table, columns)
+    draw(written, picture)
     print(f"{len(written)} rows are in {table}, the picture is {picture}")
 
 
@@ -85,7 +78,7 @@ def _written(rows: Iterable[Row], path: Path, columns: Sequence[str]) -> list[Ro
     return written
 
 
-def samples(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> Iterator[Row]:
+def samples(task: CompositionTask, settings: ComposeSettings, journal: Journal) -> Iterator[Row]:
     """Accuracy of networks composed with few or many stitching images, each number drawn several times.
 
     Numbers above that of the training images are omitted. A draw that finds nothing is reported and skipped.
@@ -93,11 +86,11 @@ def samples(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> I
     counts = _counts(len(task.train))
     failed: list[InputError] = []
     for count, seed in product(counts, range(_SEEDS)):
-        torch.manual_seed(plan.seed)  # random weights must be the same for all numbers
-        here = replace(plan, num_images=count, seed=plan.seed + seed)
-        search = here.search(task, journal.scope(count, here.seed))
+        torch.manual_seed(settings.seed)  # random weights must be the same for all numbers
+        here = replace(settings, num_images=count, seed=settings.seed + seed)
+        search = begin_search(task, here, journal.scope(count, here.seed))
         try:
-            best = here.best(search)
+            best = find_best(search, here.top)
         except InputError as error:
             failed.append(error)
             tqdm.write(f"{count} images, seed {here.seed}: {error}")
@@ -118,26 +111,26 @@ def _counts(available: int) -> list[int]:
     return counts
 
 
-def front(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> Iterator[Row]:
+def front(task: CompositionTask, settings: ComposeSettings, journal: Journal) -> Iterator[Row]:
     """Accuracy and cost of composed networks and their parents."""
-    search = plan.search(task, journal)
-    for row, _ in judged(search, plan.best(search), task, journal):
+    search = begin_search(task, settings, journal)
+    for row, _ in judged(search, find_best(search, settings.top), task, journal):
         yield row
 
 
-def ensembles(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> Iterator[Row]:
+def ensembles(task: CompositionTask, settings: ComposeSettings, journal: Journal) -> Iterator[Row]:
     """Accuracy of ensembles of composed networks, and of ensembles of their parents.
 
     An ensemble chooses the class with the highest mean score over its members.
     """
-    search = plan.search(task, journal)
+    search = begin_search(task, settings, journal)
     # No journal here: the scores of all images are too large for it, and every row must come with its network.
-    found = judged(search, plan.best(search), task)
+    found = judged(search, find_best(search, settings.top), task)
     every = [(row, _scores(net, task)) for row, net in found if net is not None]
     labels = np.concatenate([labels for _, labels in batches(task.validation)])
     parents = [member for member in every if "parents_acc1" not in member[0]]
     composed = every[len(parents) :]
-    draw = random.Random(plan.seed)
+    draw = random.Random(settings.seed)
     for kind, members, sizes in (("parents", parents, range(1, len(parents) + 1)), ("composed", composed, _SIZES)):
         for size in sizes:
             for some in _drawn(members, size, draw):
@@ -170,23 +163,23 @@ def _together(members: Sequence[_Member], labels: np.ndarray) -> Row:
     }
 
 
-def finetune(task: CompositionTask, plan: ComposeSettings, journal: Journal) -> Iterator[Row]:
+def finetune(task: CompositionTask, settings: ComposeSettings, journal: Journal) -> Iterator[Row]:
     """Accuracy of composed networks and their parents while all are trained alike.
 
     Networks are evaluated with their own classifiers.
     """
-    search = plan.search(task, journal)
+    search = begin_search(task, settings, journal)
     files = CheckpointFiles(
         journal.path.parent, newest="finetune.pth", previous="finetune-previous.pth", kept="finetune-{}.pth"
     )
-    for number, composition in enumerate([*uncut(search.pool.fragments), *plan.best(search)]):
+    for number, composition in enumerate([*uncut(search.pool.fragments), *find_best(search, settings.top)]):
         rows: list[Row] = []
         while (row := journal.find(TunedNetwork, "row", composition.name, len(rows))) is not None:
             rows.append(Row(**row))
         if len(rows) <= tuning.EPOCHS:
             net = search.build(composition)
             record = partial(_record, rows, journal, net, number)
-            tuning.fine_tune(net, task, record, seed=plan.seed, files=files, num_recorded=len(rows))
+            tuning.fine_tune(net, task, record, seed=settings.seed, files=files, num_recorded=len(rows))
         yield from rows
     files.clear()
     for path in files.candidates():
@@ -202,14 +195,16 @@ def _record(rows: list[Row], journal: Journal, net: Net, number: int, epoch: int
         journal.add(rows[-1], "row", net.name, epoch)
 
 
+_Run = Callable[[CompositionTask, ComposeSettings, Journal], Iterator[Row]]
 _JUDGED = ("cfg_id", "stitch", "flops", "params", "score", "acc1", "parents_acc1")
-_EXPERIMENTS = {
-    "samples": Experiment(samples, pictures.draw_samples, ("images", "seed", *_JUDGED)),
-    "front": Experiment(front, pictures.draw_front, _JUDGED),
-    "ensembles": Experiment(
+_EXPERIMENTS: dict[str, tuple[_Run, Callable[[Sequence[Row], Path], None], tuple[str, ...]]] = {
+    "samples": (samples, pictures.draw_samples, ("images", "seed", *_JUDGED)),
+    "front": (front, pictures.draw_front, _JUDGED),
+    "ensembles": (
         ensembles,
         pictures.draw_ensembles,
         ("kind", "size", "members", "flops", "acc1", "mean_acc1", "best_acc1"),
     ),
-    "finetune": Experiment(finetune, pictures.draw_finetune, ("cfg_id", "stitch", "flops", "params", "epoch", "acc1")),
+    "finetune": (finetune, pictures.draw_finetune, tuple(TunedNetwork.__annotations__)),
 }
+"""Of each experiment, the function that yields its rows, the one that draws them, and the columns of its table."""

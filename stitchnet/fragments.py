@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -17,6 +17,9 @@ from stitchkit.networks.cut.traced import TracedSteps
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.steps import Boundary, Slice
 
+Reader = nn.Conv2d | nn.Linear
+"""A layer into which a joint before it can be folded."""
+
 _PLAIN = (nn.Conv2d.forward, Conv2dSame.forward, nn.Linear.forward, Linear.forward)
 """The `forward` of layers that only multiply by their weight."""
 
@@ -27,12 +30,10 @@ class Fragment:
 
     Args:
         network: Label of the network.
-        index: Its number among the fragments of the network.
-        count: Number of these fragments.
+        index: Its number among the `count` fragments of the network.
         start: Its first boundary; None at the network's input.
         stop: Its last boundary; None at the network's output.
         module: The layers; they share the network's weights.
-        layout: The layout of its output.
     """
 
     network: str
@@ -40,8 +41,12 @@ class Fragment:
     count: int
     start: Boundary | None
     stop: Boundary | None
-    module: Slice = field(repr=False)
-    layout: Layout
+    module: Slice
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of its output."""
+        return self.stop.layout.bare if self.stop else Layout("vector")
 
     @property
     def is_start(self) -> bool:
@@ -58,17 +63,14 @@ class Fragment:
         """`network[index]`."""
         return f"{self.network}[{self.index}]"
 
-    def readers(self, module: nn.Module) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
-        """The first layers in the module, or in a copy of it, with their paths, if maps can be folded into them.
+    def readers(self, module: nn.Module) -> list[Reader]:
+        """The first layers in the module, or in a copy of it, if maps can be folded into them.
 
         Empty if one of them does more with its weight than multiply by it, such as standardise it.
         """
-        found: list[tuple[str, nn.Conv2d | nn.Linear]] = []
-        for path in self.start.takers if self.start else ():
-            layer = module.get_submodule(path)
-            assert isinstance(layer, nn.Conv2d | nn.Linear)
-            found.append((path, layer))
-        return found if all(_is_plain(layer) for _, layer in found) else []
+        layers = [module.get_submodule(path) for path in (self.start.takers if self.start else ())]
+        found = [layer for layer in layers if isinstance(layer, Reader)]
+        return found if all(map(_is_plain, found)) else []
 
 
 def fragments(label: str, model: nn.Module, example: torch.Tensor) -> list[Fragment]:
@@ -77,7 +79,7 @@ def fragments(label: str, model: nn.Module, example: torch.Tensor) -> list[Fragm
     Args:
         label: Label of the network.
         model: Any module that torch.fx can trace between its blocks.
-        example: Images `[B, C, H, W]` for it.
+        example: Images `[B, C, H, W]`.
 
     Source: StitchNet, section 3.1; released code.
     """
@@ -94,11 +96,10 @@ def fragments(label: str, model: nn.Module, example: torch.Tensor) -> list[Fragm
 def fragment_between(
     model: nn.Module, start: Boundary | None, stop: Boundary | None, label: str, index: int, count: int
 ) -> Fragment:
-    """The fragment between two boundaries of a network; arguments as in `Fragment`."""
+    """The fragment between two boundaries of a network."""
     # The tracer even for networks with a view, because most places are inside blocks.
-    steps = TracedSteps(model)
-    module = steps.between(start.before[0] if start else None, stop.after[0] if stop else None).eval()
-    return Fragment(label, index, count, start, stop, module, stop.layout.bare if stop else Layout("vector"))
+    module = TracedSteps(model).between(start.before[0] if start else None, stop.after[0] if stop else None)
+    return Fragment(label, index, count, start, stop, module.eval())
 
 
 def places(model: nn.Module, example: torch.Tensor) -> list[Boundary]:
@@ -120,27 +121,24 @@ def places(model: nn.Module, example: torch.Tensor) -> list[Boundary]:
 
 def _between_blocks(steps: TracedSteps) -> Iterator[Boundary]:
     """The places at the border of a block; convolutional networks are cut only at layers, as published."""
-    first = _first_layer(steps)
-    for place in steps.boundaries:
-        takers = [steps.model.get_submodule(path) for path in place.takers]
-        if place.found is None or first in place.takers or len(takers) != 1 or place.layout.channel_dim != -1:
-            continue
-        if any(True for _ in takers[0].children()):  # a block, not a layer
+    for place, takers in _known_places(steps):
+        is_block = len(takers) == 1 and list(takers[0].children())
+        if is_block and place.layout.channel_dim == -1:
             yield replace(place, takers=())
 
 
 def _before_layers(steps: TracedSteps) -> Iterator[Boundary]:
     """The places before layers into which a joint can be folded."""
-    first = _first_layer(steps)
+    return (place for place, takers in _known_places(steps) if takers and all(map(_is_reader, takers)))
+
+
+def _known_places(steps: TracedSteps) -> Iterator[tuple[Boundary, list[nn.Module]]]:
+    """The places of known layout, with the modules that take the tensor there."""
+    readers = (path for path in steps.module_paths if _is_reader(steps.model.get_submodule(path)))
+    first = next(readers, None)  # there is no cut before it, even if its input is a normalised image
     for place in steps.boundaries:
-        is_read = place.takers and all(_is_reader(steps.model.get_submodule(path)) for path in place.takers)
-        if is_read and place.found is not None and first not in place.takers:
-            yield place
-
-
-def _first_layer(steps: TracedSteps) -> str | None:
-    """The first layer, before which there is no cut, even if its input is a normalised image."""
-    return next((path for path in steps.module_paths if _is_reader(steps.model.get_submodule(path))), None)
+        if place.found is not None and first not in place.takers:
+            yield place, [steps.model.get_submodule(path) for path in place.takers]
 
 
 def _is_plain(layer: nn.Module) -> bool:
@@ -149,4 +147,4 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def _is_reader(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+    return isinstance(layer, Reader) and getattr(layer, "groups", 1) == 1

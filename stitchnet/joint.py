@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -13,50 +12,18 @@ from stitchkit.model.similarity import pool
 from stitchkit.model.solve import Gram
 from stitchkit.networks.layout import Layout, as_rows, prefix_tokens, resize
 from stitchnet.activations import Activation
+from stitchnet.fragments import Reader
 
 _FOLDED_ROWS = 256
 """Number of a layer's outputs folded at a time; the largest layers would need gigabytes in float64."""
 
 
-@dataclass(frozen=True, eq=False)
-class JointMap:
-    """A linear map of features, and a change of size and layout.
-
-    Args:
-        source: Layout of the front's output.
-        target: Layout of the end's input.
-        size: Height and width of the end's maps; None for vectors.
-        factors: The map, as one matrix `[in, out]` or two to be applied in turn, `[in, rank]` and `[rank, out]`.
-    """
-
-    source: Layout
-    target: Layout
-    size: tuple[int, int] | None
-    factors: tuple[torch.Tensor, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the map in memory."""
-        return sum(factor.nbytes for factor in self.factors)
-
-
-def unjoinable(x: Layout, y: Layout) -> str | None:
-    """The reason why an output of one layout cannot be joined to an input of another; None if it can."""
-    if x.is_vector and not y.is_vector:
-        return "a vector cannot become a map"
-    return None
-
-
 @torch.no_grad()
-def fit_joint(x: Activation, y: Activation) -> JointMap:
-    """The joint from `x` to `y`: least squares over all rows, without intercept, of minimum norm.
+def fit_joint(x: Activation, y: Activation) -> JointLayer:
+    """The joint from a front's output to an end's usual input: least squares over all rows, of minimum norm.
 
-    Prefix tokens are rows like all others. If only the end has some, they are mapped from the mean of the front's
-    positions.
-
-    Args:
-        x: The front's output.
-        y: The end's usual input, on the same images.
+    It has no intercept. Prefix tokens are rows like all others. If only the end has some, they are mapped from the mean
+    of the front's positions.
 
     Source: StitchNet, section 3.3.
     """
@@ -64,14 +31,16 @@ def fit_joint(x: Activation, y: Activation) -> JointMap:
     if _has_few_rows(x, y):
         factors = _solve_rows(x, y)
     elif y.size is None:
-        factors = (_least_squares(x.at(None).double(), y.value.double()),)
+        gram, rows = Gram(x.width, x.tensor.device, intercept=False), x.at(None).double()
+        gram.add(rows)
+        factors = [gram.solve(rows.T @ y.value.double(), "rounded")]
     else:
-        factors = (_solve_maps(x, y),)
-    return JointMap(x.layout, y.layout, y.size, tuple(factor.to(y.tensor.dtype) for factor in factors))
+        factors = [_solve_maps(x, y)]
+    return JointLayer(x.layout, y.layout, y.size, [factor.to(y.tensor.dtype).T for factor in factors])
 
 
 def _num_rows(x: Activation, y: Activation) -> int:
-    """Number of rows for the fit of the map, at the smaller of both sizes."""
+    """At the smaller of both sizes."""
     return len(x.tensor) * min(x.num_positions, y.num_positions)
 
 
@@ -96,19 +65,13 @@ def map_shapes(x: Activation, y: Activation) -> list[tuple[int, int]]:
     return [(x.width, y.width)]
 
 
-def _solve_rows(x: Activation, y: Activation) -> tuple[torch.Tensor, ...]:
-    """The map by a kernel of the rows."""
+def _solve_rows(x: Activation, y: Activation) -> list[torch.Tensor]:
+    """The map by a kernel of the rows, as one matrix `[in, out]` or two, `[in, rank]` and `[rank, out]`."""
     a, b = (as_rows(activation.at(y.size)).double() for activation in (x, y))
     kernel = Gram(len(a), a.device, intercept=False)
     kernel.add(a.T)
     weights = kernel.solve(b, "rounded")
-    return (a.T, weights) if len(map_shapes(x, y)) > 1 else (a.T @ weights,)
-
-
-def _least_squares(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    gram = Gram(x.shape[1], x.device, intercept=False)
-    gram.add(x)
-    return gram.solve(x.T @ y, "rounded")
+    return [a.T, weights] if len(map_shapes(x, y)) > 1 else [a.T @ weights]
 
 
 def _solve_maps(x: Activation, y: Activation) -> torch.Tensor:
@@ -155,13 +118,13 @@ def _apply(sides: Sequence[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
 
 
 class JointLayer(nn.Module):
-    """A joint as a layer. Its map may be folded into the layers that follow.
+    """A linear map of features, and a change of size and layout.
 
     Args:
-        source: Layout of the input.
-        target: Layout of the output.
-        size: Height and width of the output maps; None for vectors.
-        maps: The matrices `[out, in]` to apply; none if they are folded.
+        source: Layout of the front's output.
+        target: Layout of the end's input.
+        size: Height and width of the end's maps; None for vectors.
+        maps: The matrices `[out, in]` of the map, applied in turn; none if they are folded into the layers behind.
     """
 
     def __init__(self, source: Layout, target: Layout, size: tuple[int, int] | None, maps: Sequence[torch.Tensor] = ()):
@@ -188,7 +151,7 @@ class JointLayer(nn.Module):
         return self.target.join(resize(x, self.size, align_corners=True), prefix)
 
     def describe(self, x: torch.Tensor) -> str:
-        """A description of the changes to a tensor."""
+        """The changes to a tensor, in words."""
         values = self.source.maps(x)
         done = []
         if self.size is None:
@@ -207,44 +170,30 @@ class JointLayer(nn.Module):
 
 def joint_of(layer: nn.Module) -> JointLayer | None:
     """The joint before a fragment's layers, if there is one."""
-    return next((child for child in layer.children() if isinstance(child, JointLayer)), None)
-
-
-def kept(joint: JointMap) -> JointLayer:
-    """The joint as its own layer."""
-    return JointLayer(joint.source, joint.target, joint.size, [factor.T for factor in joint.factors])
+    first = next(layer.children())
+    return first if isinstance(first, JointLayer) else None
 
 
 @torch.no_grad()
-def fold(joint: JointMap, layer: nn.Conv2d | nn.Linear) -> None:
+def fold(joint: JointLayer, layer: Reader) -> None:
     """Fold a joint's map into a layer behind it, which then reads the front's features.
 
     Exact for padded convolutions too: without an intercept, zeros stay zeros under the map.
 
-    Args:
-        joint: The joint.
-        layer: Changed in place.
-
     Source: StitchNet, section 3.3.
     """
-    factors = [factor.double().T for factor in reversed(joint.factors)]
-    folded = []
+    matrices, folded = [matrix.double() for matrix in reversed(joint.maps)], []
     for part in torch.split(layer.weight, _FOLDED_ROWS):
         weight = part.double().movedim(1, -1)
-        for factor in factors:
-            weight = weight @ factor
+        for matrix in matrices:
+            weight = weight @ matrix
         folded.append(weight.movedim(-1, 1).to(part.dtype))
     layer.weight = nn.Parameter(torch.cat(folded).contiguous())
-    resize_input(layer, joint.factors[0].shape[0])
+    resize_input(layer, joint.maps[0].shape[1])
 
 
-def resize_input(layer: nn.Conv2d | nn.Linear, width: int) -> None:
-    """Set the number of input features of a layer.
-
-    Args:
-        layer: A convolution or linear layer.
-        width: Number of features; a weight of another width is replaced by an empty one.
-    """
+def resize_input(layer: Reader, width: int) -> None:
+    """Set the number of input features of a layer; a weight of another width is replaced by an empty one."""
     # `forward` does not use the attribute, but exporters and cost counters do.
     setattr(layer, "in_channels" if isinstance(layer, nn.Conv2d) else "in_features", width)
     if layer.weight.shape[1] != width:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save
 from torch import nn
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 from stitchkit.files import replacing, write_text
 from stitchkit.measure.profile import flops_by_operator, measure
 from stitchkit.networks.mode import evaluating
@@ -25,10 +28,12 @@ from stitchnet.composition import Composition
 from stitchnet.data import Examples, as_images, batches, read_image
 from stitchnet.drawing import FragmentSummary, draw
 from stitchnet.fragments import Fragment
-from stitchnet.joint import JointLayer, JointMap, fold, joint_of, kept
+from stitchnet.joint import JointLayer, fold, joint_of
+from stitchnet.networks import create
 from stitchnet.pool import Pool
-from stitchnet.store import save
+from stitchnet.store import describe, rebuild
 
+WEIGHTS, ABOUT = "net.safetensors", "net.json"
 _FILES = 128
 """Number of images read at a time."""
 
@@ -47,7 +52,7 @@ class Net(nn.Module):
         name: Its fragments in order, such as `resnet50[0:2] > vgg16[9:16]`.
         score: Product of the scores of its joints.
         path: The fragments.
-        layers: For each fragment, a joint and the fragment's layers; no joint if none is needed.
+        layers: For each fragment, a joint if one is needed, and the fragment's layers.
         scores: Score of each joint; 1 for the first.
         input_size: `(C, H, W)` of the images for which its joints were fitted.
         specs: Specifications of the fragments' networks, by label.
@@ -93,19 +98,14 @@ class Net(nn.Module):
     @torch.no_grad()
     def steps(self) -> list[FragmentSummary]:
         """The fragments with their joints and costs."""
-        found = []
-        x = self.example()
+        found, x = [], self.example()
         with evaluating(self):
             for fragment, layer, score in zip(self.path, self.layers, self.scores, strict=True):
-                cost = measure(layer, x)
-                joint = joint_of(layer)
+                cost, joint = measure(layer, x), joint_of(layer)
                 words = joint.describe(x) if joint else ""
                 x = layer(x)
-                shape = tuple(x.shape[1:])
-                macs_params = (cost.flops, cost.params)
-                found.append(
-                    FragmentSummary(fragment.network, fragment.index, fragment.count, score, words, shape, *macs_params)
-                )
+                place = (fragment.network, fragment.index, fragment.count)
+                found.append(FragmentSummary(*place, score, words, tuple(x.shape[1:]), cost.flops, cost.params))
         return found
 
     def save_onnx(self, path: str | Path) -> Path:
@@ -132,14 +132,18 @@ class Net(nn.Module):
 
     def outputs(self, dataset: Examples, label_column: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The network's outputs `[N, D]` for a dataset as for `fit`, and the labels `[N]`."""
-        device = next(self.parameters()).device
-        found, labels = [], []
+        found = [(self._outputs(images), labels) for images, labels in batches(dataset, label_column)]
+        outputs, labels = zip(*found, strict=True)
+        return np.concatenate(outputs), np.concatenate(labels)
+
+    def _outputs(self, images: torch.Tensor) -> np.ndarray:
+        if tuple(images.shape[1:]) != tuple(self.input_size):
+            raise InputError(
+                f"images are {list(images.shape[1:])}, but the network was composed for {list(self.input_size)}; "
+                "prepare them in this size"
+            )
         with evaluating(self):
-            for images, given in batches(dataset, label_column):
-                self._check(images)
-                found.append(run(self, images.to(device)).flatten(1).cpu().numpy())
-                labels.append(given)
-        return np.concatenate(found), np.concatenate(labels)
+            return run(self, images.to(next(self.parameters()).device)).flatten(1).cpu().numpy()
 
     def fit(self, dataset: Examples, label_column: str | None = None, *, classifier: str = "knn") -> Net:
         """Fit a classifier to the network's outputs; the network itself does not change.
@@ -160,13 +164,6 @@ class Net(nn.Module):
         self.classifier = Classifier(classifier, *self.outputs(dataset, label_column))
         return self
 
-    def _check(self, images: torch.Tensor) -> None:
-        if tuple(images.shape[1:]) != tuple(self.input_size):
-            raise InputError(
-                f"images are {list(images.shape[1:])}, but the network was composed for {list(self.input_size)}; "
-                "prepare them in this size"
-            )
-
     def predict(self, images: np.ndarray | torch.Tensor) -> list[Prediction]:
         """Labels of images `[B, C, H, W]`, with the scores of all classes.
 
@@ -175,10 +172,7 @@ class Net(nn.Module):
         """
         if not len(images):
             return []
-        images = as_images(images)
-        self._check(images)
-        with evaluating(self):
-            outputs = run(self, images.to(next(self.parameters()).device)).flatten(1).cpu().numpy()
+        outputs = self._outputs(as_images(images))
         scores = self._fitted().scores(outputs)
         labels = self._fitted().classes[scores.argmax(1)]
         return [{"score": row.tolist(), "label": int(label)} for row, label in zip(scores, labels, strict=True)]
@@ -214,8 +208,77 @@ class Net(nn.Module):
         return self.classifier
 
     def save(self, folder: str | Path) -> Path:
-        """Write the network as safetensors and JSON into a folder; `stitchnet.load` reads it."""
-        return save(self, Path(folder), fitted=self.classifier)
+        """Write the network and its classifier into a folder, as safetensors and JSON; `stitchnet.load` reads them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        # Copies, because safetensors rejects tensors that share memory.
+        tensors = {
+            f"net.{name}": value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in self.state_dict().items()
+        }
+        about = {
+            "name": self.name,
+            "score": self.score,
+            "scores": self.scores,
+            "input_size": self.input_size,
+            "networks": {label: spec and asdict(spec) for label, spec in self.specs.items()},
+            "path": [describe(fragment, layer) for fragment, layer in zip(self.path, self.layers, strict=True)],
+        }
+        if self.classifier:
+            about["classifier"] = self.classifier.kind
+            tensors["classifier.outputs"] = torch.as_tensor(self.classifier.outputs).contiguous()
+            tensors["classifier.labels"] = torch.as_tensor(self.classifier.labels).contiguous()
+        with replacing(folder / WEIGHTS) as draft:
+            draft.write_bytes(save(tensors))  # an error of the library's own writer hides that of the system
+        write_text(folder / ABOUT, json.dumps(about, indent=1))
+        return folder
+
+
+def load(folder: str | Path, nets: Mapping[str, nn.Module] | None = None) -> Net:
+    """Read a network from a folder of `Net.save`; nothing in the files is executed.
+
+    Args:
+        nets: The search's networks by label, if it got modules instead of names. Their weights do not matter.
+
+    Raises:
+        InputError: If the files cannot be read, or a module is missing.
+    """
+    folder = Path(folder)
+    try:
+        return _restore(json.loads((folder / ABOUT).read_text()), load_file(folder / WEIGHTS), nets or {})
+    except InputError:
+        raise
+    except Exception as error:  # on a damaged file, the reader may raise anything
+        raise InputError(
+            f"'{folder}' contains no readable composed network: {one_line(error)}; check the path"
+        ) from error
+
+
+def _restore(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], nets: Mapping[str, nn.Module]) -> Net:
+    specs = {label: spec and AnchorSpec.parse(spec) for label, spec in about["networks"].items()}
+    # The file has the weights, so only the structure of the networks is needed.
+    models = {label: _model(label, spec, nets) for label, spec in specs.items()}
+    path, layers = zip(*(rebuild(entry, models[entry["network"]]) for entry in about["path"]), strict=True)
+    channels, height, width = about["input_size"]
+    net = Net(about["name"], about["score"], path, layers, about["scores"], (channels, height, width), specs)
+    net.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("net.")})
+    if "classifier" in about:
+        outputs, labels = (tensors[f"classifier.{name}"].numpy() for name in ("outputs", "labels"))
+        net.classifier = Classifier(about["classifier"], outputs, labels)
+    return net.eval()
+
+
+def _model(label: str, spec: AnchorSpec | None, nets: Mapping[str, nn.Module]) -> nn.Module:
+    if label in nets:
+        return nets[label]
+    if spec is None:
+        raise InputError(f"network '{label}' was a module of the search; pass it as nets={{'{label}': module}}")
+    if ":" in spec.name or "/" in spec.name:
+        raise InputError(
+            f"network '{label}' is from '{spec.name}', but files must not cause downloads; "
+            f"create it yourself and pass it as nets={{'{label}': module}}"
+        )
+    return create(AnchorSpec(spec.name, spec.label, spec.kwargs))
 
 
 def _with_suffix(path: str | Path, suffix: str) -> Path:
@@ -225,7 +288,7 @@ def _with_suffix(path: str | Path, suffix: str) -> Path:
     return target
 
 
-def build(composition: Composition, joints: Sequence[JointMap | None], pool: Pool, *, is_folded: bool = True) -> Net:
+def build(composition: Composition, joints: Sequence[JointLayer | None], pool: Pool, *, is_folded: bool = True) -> Net:
     """The network of a composition that has reached an end, with its own weights.
 
     Args:
@@ -240,14 +303,13 @@ def build(composition: Composition, joints: Sequence[JointMap | None], pool: Poo
     return Net(composition.name, composition.score, path, layers, scores, (channels, height, width), specs).eval()
 
 
-def layer(fragment: Fragment, joint: JointMap | None, *, is_folded: bool) -> nn.Sequential:
+def layer(fragment: Fragment, joint: JointLayer | None, *, is_folded: bool) -> nn.Sequential:
     """A copy of a fragment's layers behind a joint, whose map is folded into the first layers if possible."""
     module = extract(fragment.module)  # folding changes weights that other compositions use
     if joint is None:
         return nn.Sequential(module)
-    readers = fragment.readers(module)
-    if not is_folded or not readers:
-        return nn.Sequential(kept(joint), module)
-    for _, reader in readers:
+    readers = fragment.readers(module) if is_folded else []
+    for reader in readers:
         fold(joint, reader)
-    return nn.Sequential(JointLayer(joint.source, joint.target, joint.size), module)
+    maps = [] if readers else [weight.detach().clone() for weight in joint.maps]
+    return nn.Sequential(JointLayer(joint.source, joint.target, joint.size, maps), module)

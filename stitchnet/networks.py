@@ -76,8 +76,8 @@ def _created(entries: Iterable[object], *, pretrained: bool, img_size: tuple[int
             ) from error
         # `stitchnet.load` rebuilds the network without its weights, so what they decided is kept: the number of
         # classes, and whether torchvision's Inception networks transform their input and have auxiliary heads.
-        decided = {"num_classes"} if spec.checkpoint is not None else set()
-        decided |= {"transform_input", "aux_logits"} if hasattr(model, "transform_input") else set()
+        decided = ["num_classes"] if spec.checkpoint is not None else []
+        decided += ["transform_input", "aux_logits"] if hasattr(model, "transform_input") else []
         kept = {name: getattr(model, name) for name in decided if hasattr(model, name)}
         found[spec.label] = model, replace(spec, kwargs={**spec.kwargs, **kept})
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from stitchkit.model.similarity import alignment, common_size, hsic, measure_by_name, sample
 from stitchnet.activations import Activation
 
@@ -21,10 +23,8 @@ class Scores:
     """
 
     def __init__(self, measure: str = "cka", *, rows_per_channel: int | None = None, seed: int = 0):
-        self._measure = measure_by_name(measure)
-        self._name = measure
-        self._rows_per_channel = rows_per_channel
-        self._seed = seed
+        self._name, self._rows_per_channel, self._seed = measure, rows_per_channel, seed
+        self._measure = partial(measure_by_name(measure), rows_per_channel=rows_per_channel, seed=seed)
         # By content, not by object: networks may share fragments (twins, or the beginnings of one network), and a
         # search recomputes dropped outputs.
         self._known: dict[tuple[bytes, bytes], float] = {}
@@ -34,24 +34,15 @@ class Scores:
         """The score of joining an output `x` to an input `y`."""
         key = self._key(x.key, y.key)
         if key not in self._known:
-            self._known[key] = self._cka(x, y) if self._name == "cka" else self._compute(x, y)
+            self._known[key] = self._cka(x, y) if self._name == "cka" else self._measure(x.value, y.value)
         return self._known[key]
 
     def remember(self, x: bytes, y: bytes, score: float) -> None:
-        """Add a score that was computed earlier, unless it is known.
-
-        Args:
-            x: Key of the output.
-            y: Key of the input.
-            score: Their score.
-        """
+        """Add a score that was computed earlier, of an output and an input by their keys, unless it is known."""
         self._known.setdefault(self._key(x, y), score)
 
     def _key(self, x: bytes, y: bytes) -> tuple[bytes, bytes]:
         return (y, x) if self._name in _SYMMETRIC and y < x else (x, y)
-
-    def _compute(self, x: Activation, y: Activation) -> float:
-        return self._measure(x.value, y.value, rows_per_channel=self._rows_per_channel, seed=self._seed)
 
     def _cka(self, x: Activation, y: Activation) -> float:
         """`linear_cka`, but each side's own HSIC, two thirds of the work, is computed only once per size."""

@@ -9,17 +9,17 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, overload
+from inspect import signature
+from typing import Any
 
 import numpy as np
 import torch
-from typing_extensions import TypedDict, Unpack
+from typing_extensions import TypedDict
 
 from stitchkit.errors import InputError, unknown
 from stitchnet.composition import Composition
 from stitchnet.costs import Costs
 from stitchnet.fragments import Fragment
-from stitchnet.joint import unjoinable
 from stitchnet.journal import Journal
 from stitchnet.net import Net, build
 from stitchnet.networks import Nets
@@ -32,20 +32,6 @@ _PUBLISHED = {"total_threshold": "totalThreshold", "max_depth": "maxDepth", "wid
 """Our options and their names in the published call."""
 _DRAWS = 100
 """Number of draws, each of which may end nowhere."""
-
-
-class SearchOptions(TypedDict, total=False):
-    """Further arguments of `Search` that the published call takes."""
-
-    nets: Nets | None
-    pretrained: bool
-    order: str
-    seed: int
-    max_macs: float | None
-    max_params: float | None
-    drops_used_last: bool
-    is_folded: bool
-    scores: Scores | str | None
 
 
 class Ranking(TypedDict):
@@ -164,12 +150,9 @@ class Search:
         while waiting or frontier:
             # One heap serves both orders. By score, ties leave in order of arrival. A stack is a heap by age, youngest
             # first, so the best child must be pushed last.
-            if self.order == "best":
-                entries = [(-one.score, next(turns), one) for one in waiting]
-            else:
-                entries = [(0.0, -next(turns), one) for one in reversed(waiting)]
-            for entry in entries:
-                heapq.heappush(frontier, entry)
+            for one in waiting if self.order == "best" else reversed(waiting):
+                turn = next(turns)
+                heapq.heappush(frontier, (-one.score, turn, one) if self.order == "best" else (0.0, -turn, one))
             composition, waiting = heapq.heappop(frontier)[-1], []
             if not self._join(composition):
                 continue
@@ -201,12 +184,7 @@ class Search:
         )
 
     def following(self, composition: Composition, *, is_drawn: bool = False) -> list[Composition]:
-        """The compositions with one more fragment that are worth trying, best first.
-
-        Args:
-            composition: One that has not reached an end.
-            is_drawn: Draw one of them.
-        """
+        """The compositions with one more fragment that are worth trying, best first; or one of them, if it is drawn."""
         ranked = self.ranked(composition)
         kept = [(score, fragment) for score, fragment in ranked if score > self.threshold]
         self.counts.pruned += len(ranked) - len(kept)
@@ -242,23 +220,21 @@ class Search:
             if fragment in used and not self.drops_used_last:
                 continue
             y = self.pool.input_of(fragment)
-            if reason := unjoinable(x.layout, y.layout):
-                skipped[reason] += 1
+            if x.layout.is_vector and not y.layout.is_vector:
+                skipped["a vector cannot become a map"] += 1
                 continue
             scores[name] = self.scores(x, y)
             if y is not x:
                 y.forget()  # the resized copies of all inputs would not fit into memory
         x.forget()
-        if self.journal is None:
-            return Ranking(output="", scores=scores, skipped=skipped)
         ranking = Ranking(output=x.key.hex(), scores=scores, skipped=dict(skipped))
-        self.journal.add(ranking, "ranking", composition.name)
+        if self.journal is not None:
+            self.journal.add(ranking, "ranking", composition.name)
         return ranking
 
     def _recalled(self, composition: Composition) -> Ranking | None:
         """The ranking of a composition in the journal, if it has one."""
-        ranking = self.journal.find(Ranking, "ranking", composition.name) if self.journal else None
-        if self.journal is None or ranking is None:
+        if self.journal is None or (ranking := self.journal.find(Ranking, "ranking", composition.name)) is None:
             return None
         try:
             output = bytes.fromhex(ranking["output"])
@@ -292,20 +268,6 @@ class Search:
         return macs <= self.max_macs and params <= self.max_params
 
 
-@overload
-def generate(
-    data: np.ndarray | torch.Tensor | Pool, threshold: float = ..., totalThreshold: float = ..., maxDepth: int = ...,
-    sample: Literal[False] = ..., K: int | None = ..., **options: Unpack[SearchOptions],
-) -> Iterator[tuple[float, Net]]: ...  # fmt: skip
-
-
-@overload
-def generate(
-    data: np.ndarray | torch.Tensor | Pool, threshold: float = ..., totalThreshold: float = ..., maxDepth: int = ..., *,
-    sample: Literal[True], K: int | None = ..., **options: Unpack[SearchOptions],
-) -> tuple[float, Net]: ...  # fmt: skip
-
-
 def generate(
     data: np.ndarray | torch.Tensor | Pool,
     threshold: float = 0.9,
@@ -313,7 +275,7 @@ def generate(
     maxDepth: int = 10,
     sample: bool = False,
     K: int | None = None,
-    **options: Unpack[SearchOptions],
+    **options: Any,
 ) -> Iterator[tuple[float, Net]] | tuple[float, Net]:
     """Compose networks for some images: the published call.
 
@@ -335,11 +297,11 @@ def generate(
 
     Source: StitchNet, algorithm 1.
     """
+    known = [_PUBLISHED.get(name, name) for name in signature(Search).parameters]
     for name in options:
         if name in _PUBLISHED:
             raise InputError(f"option '{name}' of `Search` is called '{_PUBLISHED[name]}' in `generate`; use that name")
-        if name not in SearchOptions.__annotations__:
-            known = sorted({*SearchOptions.__annotations__, "threshold", *_PUBLISHED.values()})
+        if name not in known:
             raise unknown("option of generate", name, known)
     search = Search(data, threshold=threshold, total_threshold=totalThreshold, max_depth=maxDepth, width=K, **options)
     if not sample:

@@ -37,13 +37,7 @@ class JudgedNetwork(TypedDict):
 
 @dataclass(frozen=True)
 class CompositionTask:
-    """Labelled images, and the classifier to fit to the outputs of networks.
-
-    Args:
-        train: Images to which classifiers are fitted.
-        validation: Images on which networks are evaluated.
-        classifier: `knn` or `linear`.
-    """
+    """Images to fit classifiers of a kind to the outputs of networks, and others to evaluate them."""
 
     train: Examples
     validation: Examples
@@ -51,16 +45,7 @@ class CompositionTask:
 
     @classmethod
     def load(cls, data: str | Path, img_size: int, classifier: str = "knn") -> CompositionTask:
-        """A task from a data set.
-
-        Args:
-            data: Image folder with `train/` and `validation/`, or the name of a data set.
-            img_size: Side of the images.
-            classifier: `knn` or `linear`.
-
-        Raises:
-            InputError: If a split is missing or has no images, or their classes differ.
-        """
+        """A task from an image folder with `train/` and `validation/`, or from a data set by name."""
         train, validation = (open_split(data, split, img_size) for split in ("train", "validation"))
         agreed_classes(train.dataset, validation.dataset)
         return cls(in_memory(train), in_memory(validation), classifier)
@@ -86,13 +71,13 @@ def judged(
 ) -> Iterator[tuple[Row, Net | None]]:  # fmt: skip
     """The uncut networks, then the composed ones, all evaluated alike; each with its row of the ledger.
 
-    The row of a composed network also has `parents_acc1`, the mean of its parents. A
-    composed network whose outputs are not finite is left out, and counted as skipped.
+    The row of a composed network also has `parents_acc1`, the mean of its parents. A composed network whose outputs are
+    not finite is left out, and counted as skipped.
 
     Args:
         search: The search that found the compositions.
         compositions: The compositions in the order of the rows.
-        task: The task for the evaluation.
+        task: The images and the kind of classifier.
         journal: Its rows are yielded without a network. A new row is added to it when the next one is requested, that
             is, after the caller has written all files of the row.
         is_written: Whether all files of the row of a `cfg_id` exist; if not, its network is evaluated again.
@@ -143,21 +128,18 @@ def _judge(net: Net, composition: Composition, task: CompositionTask) -> Row:
 
 
 def against_parents(rows: Iterable[Row]) -> str:
-    """A table of networks, the parents marked with `*`, and one line on whether any composed one beats its parents.
-
-    Args:
-        rows: The rows from `judged`.
-    """
-    rows = list(rows)
+    """A table of the rows from `judged`, the parents marked with `*`, and a line on how many beat their parents."""
     head = ["", "cfg_id", "network", "FLOPs", "params", "score", "acc1", "parents", "gain"]
-    body = []
+    body, composed = [], []
     for row in rows:
-        parents = [f"{row['parents_acc1']:.2f}", f"{_gain(row):+.2f}"] if "parents_acc1" in row else ["-", "-"]
-        cost = [quantity(row["flops"]), quantity(row["params"])]
+        parents = ["-", "-"]
+        if "parents_acc1" in row:
+            composed.append(row)
+            parents = [f"{row['parents_acc1']:.2f}", f"{_gain(row):+.2f}"]
         mark = "*" if is_anchor(row) else ""
-        figures = [f"{row['score']:.3f}", f"{row['acc1']:.2f}"]
-        body.append([mark, str(row["cfg_id"]), row["stitch"], *cost, *figures, *parents])
-    return f"{aligned([head, *body], left={0, 2})}\n{_verdict([row for row in rows if 'parents_acc1' in row])}"
+        figures = [quantity(row["flops"]), quantity(row["params"]), f"{row['score']:.3f}", f"{row['acc1']:.2f}"]
+        body.append([mark, str(row["cfg_id"]), row["stitch"], *figures, *parents])
+    return f"{aligned([head, *body], left={0, 2})}\n{_verdict(composed)}"
 
 
 def _verdict(composed: list[Row]) -> str:

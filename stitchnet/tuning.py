@@ -48,24 +48,15 @@ class TuningLoader:
     """Batches of images in memory, in a new order each epoch.
 
     A last batch of one image is dropped: batch norms of maps with one position need two.
-
-    Args:
-        dataset: Images and labels.
-        seed: Seed of the order.
-        device: The device of the batches.
-
-    Attributes:
-        num_rates: Number of batches per epoch, including a dropped one.
     """
 
     dataset = None
 
     def __init__(self, dataset: Examples, seed: int, device: torch.device):
-        parts = list(batches(dataset))
-        self._images = torch.cat([images for images, _ in parts]).to(device)
-        self._labels = torch.cat([torch.as_tensor(labels) for _, labels in parts]).to(device)
+        images, labels = zip(*batches(dataset), strict=True)
+        self._images = torch.cat(images).to(device)
+        self._labels = torch.cat([torch.as_tensor(some) for some in labels]).to(device)
         self._seed, self._epoch = seed, 0
-        self.num_rates = -(-len(self._images) // _BATCH)
         self.sampler = self  # the trainer sets its epoch
 
     def __len__(self) -> int:
@@ -81,6 +72,11 @@ class TuningLoader:
             order = torch.randperm(len(self._images), generator=random)
         for chosen in torch.split(order, _BATCH)[: len(self)]:
             yield self._images[chosen], self._labels[chosen]
+
+    @property
+    def num_images(self) -> int:
+        """Number of images, including a dropped one."""
+        return len(self._images)
 
 
 class TuningSchedule:

@@ -270,7 +270,7 @@ READERS = {
     "stitchkit/data/timm_readers.py": test_a_hostile_card_of_a_data_set,
     "stitchkit/train/summary.py": test_a_hostile_summary_does_not_stop_a_run_that_resumes,
     "stitchnet/journal.py": test_a_hostile_journal_of_a_composition,
-    "stitchnet/restore.py": test_hostile_files_of_a_composed_network,
+    "stitchnet/net.py": test_hostile_files_of_a_composed_network,
 }
 
 

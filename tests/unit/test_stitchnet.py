@@ -25,7 +25,7 @@ from stitchkit.networks.layout import Layout
 from stitchnet.activations import Activation, run
 from stitchnet.composition import Composition
 from stitchnet.fragments import _is_plain, fragments
-from stitchnet.joint import JointLayer, fit_joint, kept
+from stitchnet.joint import JointLayer, fit_joint
 from stitchnet.net import layer
 from stitchnet.networks import PUBLISHED, load_networks
 from stitchnet.outputs import Outputs
@@ -172,16 +172,16 @@ def test_a_joint_is_the_least_squares_map_of_minimum_norm(first, second):
     else:
         a, b = (x.mean((2, 3)) if x.ndim == 4 else x).double(), y.double()
     expected = torch.linalg.pinv(a, rtol=1e-6) @ b
-    found = torch.linalg.multi_dot([torch.eye(first[1]), *joint.factors]).double()
+    found = torch.linalg.multi_dot([torch.eye(first[1]), *(weight.T for weight in joint.maps)]).double()
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    assert kept(joint)(x).shape == y.shape
+    assert joint(x).shape == y.shape
 
 
 def test_a_wide_map_is_kept_in_two_factors():
     x, y = (Activation(torch.randn(4, width), Layout("vector")) for width in (400, 500))
     joint = fit_joint(x, y)
-    assert [tuple(factor.shape) for factor in joint.factors] == [(400, 4), (4, 500)]
-    torch.testing.assert_close(kept(joint)(x.tensor), y.tensor, atol=1e-3, rtol=1e-3)
+    assert [tuple(weight.shape) for weight in joint.maps] == [(4, 400), (500, 4)]
+    torch.testing.assert_close(joint(x.tensor), y.tensor, atol=1e-3, rtol=1e-3)
 
 
 def test_large_activations_wait_in_a_file(monkeypatch):
@@ -269,7 +269,7 @@ def plain_search(search, *, drops_used_last=False):
             own = pool.input_of(fragment)
             joint = fit_joint(Activation(output, layout), own)
             same = output.shape == own.tensor.shape and torch.equal(output, own.tensor)
-            module = fragment.module if same else nn.Sequential(kept(joint), fragment.module)
+            module = fragment.module if same else nn.Sequential(joint, fragment.module)
             yield from extend(name, run(module, output), fragment.layout, total * score)
 
     for start in pool.starts:
@@ -506,7 +506,7 @@ def test_layers_of_timm_that_only_multiply_take_the_joint_before_them():
     assert _is_plain(Conv2dSame(3, 4, 3, stride=2))
     model = timm.create_model("tf_mobilenetv3_small_minimal_100", num_classes=4).eval()
     followers = fragments("tf", model, images(1))[1:]
-    kinds = [{type(reader) for _, reader in fragment.readers(fragment.module)} for fragment in followers]
+    kinds = [{type(reader) for reader in fragment.readers(fragment.module)} for fragment in followers]
     assert all(kinds)
     assert {Linear, nn.Conv2d} <= set.union(*kinds)
 

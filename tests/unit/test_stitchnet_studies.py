@@ -16,8 +16,8 @@ from stitchkit.engine.checkpoint_files import CheckpointFiles
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchnet import experiments, generate, image_folder, pictures, stitching_images, tuning
-from stitchnet.compose import ComposeSettings
 from stitchnet.journal import Journal
+from stitchnet.settings import ComposeSettings
 from stitchnet.task import CompositionTask
 from tests.composing import FLAGS, convnet, write_colours, write_pico_nets
 from tests.support import ROOT, mostly_full
@@ -102,21 +102,27 @@ def test_random_parents_follow_the_seed_and_are_the_same_for_all_numbers_of_imag
 
 def broken(monkeypatch, is_broken):
     """Let some searches find nothing."""
-    best = ComposeSettings.best
+    begin_search, find_best, begun = experiments.begin_search, experiments.find_best, {}
 
-    def found(plan, search):
-        if is_broken(plan):
+    def begin(task, settings, journal):
+        search = begin_search(task, settings, journal)
+        begun[search] = settings
+        return search
+
+    def find(search, top):
+        if is_broken(begun[search]):
             raise InputError(NOTHING)
-        return best(plan, search)
+        return find_best(search, top)
 
-    monkeypatch.setattr(ComposeSettings, "best", found)
+    monkeypatch.setattr(experiments, "begin_search", begin)
+    monkeypatch.setattr(experiments, "find_best", find)
 
 
 @pytest.mark.full
 def test_a_number_of_images_with_which_nothing_is_found_is_reported_and_skipped(
     beans, config, tmp_path, small, monkeypatch, capsys
 ):
-    broken(monkeypatch, lambda plan: plan.num_images == 2 or plan.seed == 1)
+    broken(monkeypatch, lambda settings: settings.num_images == 2 or settings.seed == 1)
     assert study("samples", beans, config, tmp_path, "--top", 2) == 0
     rows = table(tmp_path / "samples.csv")
     assert {(row["images"], row["seed"]) for row in rows} == {("8", "0")}
@@ -135,8 +141,8 @@ def test_nothing_at_all_is_an_error_and_leaves_nothing(beans, config, tmp_path, 
 
 @pytest.mark.full
 def test_what_was_measured_before_a_stop_is_kept(beans, config, tmp_path, small, monkeypatch):
-    def stop(plan):
-        if plan.num_images == 8:
+    def stop(settings):
+        if settings.num_images == 8:
             raise KeyboardInterrupt
         return False
 
@@ -150,7 +156,7 @@ def test_too_few_images_to_train_on(tmp_path):
         next(
             experiments.samples(
                 CompositionTask([0], [0]),
-                ComposeSettings("a", False, 1, 1, "cka", 0, torch.device("cpu"), {}),
+                ComposeSettings("a"),
                 Journal(tmp_path / "samples.jsonl"),
             )
         )
