@@ -6,9 +6,10 @@ from dataclasses import replace
 from itertools import pairwise
 
 import torch
+from pydantic import StrictBool, StrictInt
 from torch import nn
 
-from stitchkit.assembly.parts.part import Part
+from stitchkit.assembly.parts.part import Format, Part
 from stitchkit.errors import InputError
 from stitchkit.networks.layout import Layout
 
@@ -40,18 +41,18 @@ class SimpleAdapter(Part):
     def __init__(
         self,
         *,
-        in_channels: int,
-        out_channels: int,
-        hid_channels: int | None = None,
-        num_fc: int = 0,
-        num_conv: int = 0,
-        kernel_size: int = 3,
-        stride: int = 1,
-        padding: int | None = None,
-        leading_norm: bool = True,
-        nonlinearity: bool = True,
-        init_identity: bool = False,
-        fc_format: str | list[object] | None = None,
+        in_channels: StrictInt,
+        out_channels: StrictInt,
+        hid_channels: StrictInt | None = None,
+        num_fc: StrictInt = 0,
+        num_conv: StrictInt = 0,
+        kernel_size: StrictInt = 3,
+        stride: StrictInt = 1,
+        padding: StrictInt | None = None,
+        leading_norm: StrictBool = True,
+        nonlinearity: StrictBool = True,
+        init_identity: StrictBool = False,
+        fc_format: Format | None = None,
     ):
         super().__init__()
         if min(num_fc, num_conv) < 0 or (num_fc > 0) == (num_conv > 0):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
+from pydantic import StrictBool, StrictFloat, StrictInt
 from timm.layers import LayerNorm2d
 from timm.models.vision_transformer import Block
 from torch import nn
@@ -12,7 +14,7 @@ from torchvision.models import resnet, swin_transformer
 
 from stitchkit.assembly.parts.adapters import start_as_identity
 from stitchkit.assembly.parts.part import Part
-from stitchkit.errors import InputError, unknown
+from stitchkit.errors import InputError
 from stitchkit.networks.layout import Layout
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -31,18 +33,16 @@ class _ResNetBlock(Part):
     def __init__(
         self,
         *,
-        in_channels: int,
-        out_channels: int,
-        stride: int = 1,
-        groups: int = 1,
-        base_width: int = 64,
-        dilation: int = 1,
-        norm_type: str = "bn",
-        init_identity: bool = True,
+        in_channels: StrictInt,
+        out_channels: StrictInt,
+        stride: StrictInt = 1,
+        groups: StrictInt = 1,
+        base_width: StrictInt = 64,
+        dilation: StrictInt = 1,
+        norm_type: Literal["bn", "gn", "ln", "in"] = "bn",
+        init_identity: StrictBool = True,
     ):
         super().__init__()
-        if norm_type not in NORMS:
-            raise unknown("norm_type", norm_type, NORMS)
         if out_channels % self.expansion:
             raise InputError(f"out_channels is {out_channels}; it must be a multiple of {self.expansion}")
         norm = NORMS[norm_type]
@@ -114,7 +114,7 @@ class VisionTransformerBlock(Part):
     inferred = ("embed_dim",)
     takes = ("bert", "token")
 
-    def __init__(self, *, num_heads: int = 6, embed_dim: int = 384, mlp_ratio: float = 4):
+    def __init__(self, *, num_heads: StrictInt = 6, embed_dim: StrictInt = 384, mlp_ratio: StrictFloat = 4):
         super().__init__()
         _check_heads(num_heads, embed_dim)
         self.block = Block(embed_dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=True)
@@ -138,7 +138,9 @@ class SwinTransformerBlock(Part):
     inferred = ("embed_dim",)
     in_format = Layout("NHWC")
 
-    def __init__(self, *, num_heads: int, embed_dim: int, do_shift: bool = False, window_size: int = 7):
+    def __init__(
+        self, *, num_heads: StrictInt, embed_dim: StrictInt, do_shift: StrictBool = False, window_size: StrictInt = 7
+    ):
         super().__init__()
         _check_heads(num_heads, embed_dim)
         self.in_format = Layout("NHWC", embed_dim)

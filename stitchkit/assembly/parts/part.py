@@ -5,18 +5,29 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import AfterValidator, StrictInt, StrictStr, WithJsonSchema
 from torch import nn
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.nn import functional as F
 
 from stitchkit.errors import InputError, unknown
-from stitchkit.networks.layout import Layout, convert
+from stitchkit.networks.layout import NAMES, Layout, convert
 
-AGGREGATIONS = ("none", "avg", "concat", "concat_channels", "concat_sequence")
-"""Ways in which a `ParallelPart` combines the outputs of its parts."""
+
+def _declared(value: str | list[object]) -> str | list[object]:
+    Layout.parse(value)
+    return value
+
+
+Format = Annotated[
+    StrictStr | list[object],
+    AfterValidator(_declared),
+    WithJsonSchema({"anyOf": [{"enum": [*NAMES]}, {"type": "array", "prefixItems": [{"enum": [*NAMES]}, {}]}]}),
+]
+"""A layout as a file declares it: a name, or a list of a name and a size, `[img, [C, H, W]]`."""
 
 
 class Part(nn.Module):
@@ -59,7 +70,13 @@ class ClassifierHead(Part):
     in_format = Layout("NCHW")
     out_format = Layout("vector")
 
-    def __init__(self, *, num_classes: int, in_channels: int, pooled_size: int | Sequence[int] = (1, 1)):
+    def __init__(
+        self,
+        *,
+        num_classes: StrictInt,
+        in_channels: StrictInt,
+        pooled_size: StrictInt | tuple[StrictInt, StrictInt] = (1, 1),
+    ):
         super().__init__()
         height, width = (pooled_size, pooled_size) if isinstance(pooled_size, int) else pooled_size
         self.in_format = Layout("NCHW", in_channels)
@@ -83,7 +100,7 @@ class BaseBlock(Part):
     inferred = ("in_channels",)
     in_format = Layout("NCHW")
 
-    def __init__(self, *, channels: int, in_channels: int):
+    def __init__(self, *, channels: StrictInt, in_channels: StrictInt):
         super().__init__()
         self.in_format = Layout("NCHW", in_channels)
         self.conv = nn.Conv2d(in_channels, channels, kernel_size=7, stride=2, padding=3, bias=False)
@@ -105,7 +122,7 @@ class Function(Part):
         arguments: The function's further arguments.
     """
 
-    def __init__(self, *, name: str, **arguments: object):
+    def __init__(self, *, name: StrictStr, **arguments: object):
         super().__init__()
         known = _functions()
         bare = name.removeprefix("torch.").removeprefix("nn.functional.")
@@ -233,7 +250,7 @@ def aggregate(outputs: list[torch.Tensor], agg: str, layout: Layout) -> torch.Te
 
     Args:
         outputs: The tensors.
-        agg: One of `AGGREGATIONS`.
+        agg: How, as in `ParallelPart`.
         layout: Their layout.
     """
     if agg == "none":

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stitchkit.errors import InputError
-
 
 @dataclass(frozen=True)
 class PartSpec:
@@ -26,14 +24,8 @@ class PartSpec:
 
     @classmethod
     def parse(cls, value: object, place: str) -> PartSpec:
-        """The part described by a YAML value: a name, or a mapping of one name to its arguments."""
-        if isinstance(value, str):
-            return cls(value, {}, place)
-        if not isinstance(value, Mapping) or len(value) != 1:
-            raise InputError(f"{place} is {value!r}; a part is one class name with its arguments, {{Subnet: {{...}}}}")
-        [(name, arguments)] = value.items()
-        if not isinstance(name, str) or not isinstance(arguments, Mapping | None):
-            raise InputError(f"{place}: the arguments of {name} are {arguments!r}; they must be given by name")
+        """The part described by a `WrittenPart`: a name, or a mapping of one name to its arguments."""
+        [(name, arguments)] = value.items() if isinstance(value, Mapping) else [(str(value), None)]
         return cls(name, dict(arguments or {}), place)
 
 
