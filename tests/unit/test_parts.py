@@ -10,7 +10,9 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from stitchkit.assembly.parts.part import BaseBlock, ClassifierHead, Function, aggregate
+from stitchkit.assembly.parts.flow import PassingTensor
+from stitchkit.assembly.parts.network import combined
+from stitchkit.assembly.parts.part import BaseBlock, ClassifierHead, Function, combine
 from stitchkit.assembly.parts.pretrained import Subnet, WholeNetwork
 from stitchkit.assembly.parts.registry import PARTS, PartFile
 from stitchkit.errors import InputError
@@ -160,16 +162,15 @@ def test_a_function_that_gives_no_tensor_is_refused_and_not_proposed(name):
     assert f"did you mean '{name}'" not in str(error.value)
 
 
-def test_several_outputs_are_averaged_concatenated_or_listed():
+def test_several_outputs_are_averaged_or_concatenated():
     a, b = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
-    assert aggregate([a, b], "none", NAMES["img"]) == [a, b]
-    torch.testing.assert_close(aggregate([a, b], "avg", NAMES["img"]), (a + b) / 2)
+    torch.testing.assert_close(combine([a, b], "avg", NAMES["img"]), (a + b) / 2)
     for name in ("concat", "concat_channels"):
-        assert torch.equal(aggregate([a, b], name, NAMES["img"]), torch.cat([a, b], dim=1))
-        assert torch.equal(aggregate([a, b], name, NAMES["bhwc"]), torch.cat([a, b], dim=3))
+        assert torch.equal(combine([a, b], name, NAMES["img"]), torch.cat([a, b], dim=1))
+        assert torch.equal(combine([a, b], name, NAMES["bhwc"]), torch.cat([a, b], dim=3))
     x, y = torch.rand(2, 5, 3), torch.rand(2, 7, 3)
-    assert torch.equal(aggregate([x, y], "concat_sequence", NAMES["token"]), torch.cat([x, y], dim=1))
-    assert aggregate([x, x], "concat", NAMES["token"]).shape == (2, 5, 6)
+    assert torch.equal(combine([x, y], "concat_sequence", NAMES["token"]), torch.cat([x, y], dim=1))
+    assert combine([x, x], "concat", NAMES["token"]).shape == (2, 5, 6)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def test_several_outputs_are_averaged_concatenated_or_listed():
 )
 def test_outputs_that_do_not_fit_together_are_an_error(agg, kind, shapes, message):
     with pytest.raises(InputError, match=message):
-        aggregate([torch.rand(shape) for shape in shapes], agg, NAMES[kind])
+        combined([PassingTensor(torch.rand(shape), NAMES[kind]) for shape in shapes], agg, NAMES[kind])
 
 
 def test_a_piece_has_the_weights_of_its_checkpoint(tmp_path):

@@ -13,8 +13,8 @@ from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.assembly.config.optim import check_training
 from stitchkit.assembly.config.settings import Metric, TrainConfig
-from stitchkit.assembly.parts.registry import ReformatOptions, WrittenPart
-from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
+from stitchkit.assembly.parts.registry import WrittenPart
+from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec, ReformatOptions
 from stitchkit.engine.checkpoint_schema import in_short
 from stitchkit.errors import InputError
 from stitchkit.settings.files import naming, read_settings_file

@@ -26,7 +26,16 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 """Norms of ResNet blocks by `norm_type`."""
 
 
-class _ResNetBlock(Part):
+class _Block(Part):
+    block: nn.Module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps `[B, C, H, W]` of a ResNet, `[B, H, W, C]` of Swin, or sequences `[B, L, C]` of ViT, to the same."""
+        x = self.block(x)
+        return x
+
+
+class _ResNetBlock(_Block):
     in_format = Layout("NCHW")
     expansion: int
 
@@ -51,20 +60,15 @@ class _ResNetBlock(Part):
         shortcut: nn.Module | None = None
         if stride != 1 or in_channels != out_channels:
             shortcut = nn.Sequential(resnet.conv1x1(in_channels, out_channels, stride), norm(out_channels))
-        block = resnet.BasicBlock if self.expansion == 1 else resnet.Bottleneck
+        kind = resnet.BasicBlock if self.expansion == 1 else resnet.Bottleneck
         planes = out_channels // self.expansion
-        self.block = block(in_channels, planes, stride, shortcut, groups, base_width, dilation, norm)
+        self.block = block = kind(in_channels, planes, stride, shortcut, groups, base_width, dilation, norm)
         if init_identity:
             # With the last norm at 0, only the shortcut remains ("Accurate, Large Minibatch SGD", Goyal et al., 2017).
-            last = self.block.bn2 if isinstance(self.block, resnet.BasicBlock) else self.block.bn3
+            last = block.bn2 if isinstance(block, resnet.BasicBlock) else block.bn3
             nn.init.zeros_(last.weight)
             if shortcut is not None:
                 start_as_identity(shortcut)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, in_channels, H, W]` to `[B, out_channels, H / stride, W / stride]`."""
-        x = self.block(x)
-        return x
 
 
 class ResNetBasicBlock(_ResNetBlock):
@@ -102,7 +106,7 @@ class ResNetBottleneck(_ResNetBlock):
     expansion = 4
 
 
-class VisionTransformerBlock(Part):
+class VisionTransformerBlock(_Block):
     """An encoder block of ViT, by default of ViT-S.
 
     Args:
@@ -119,13 +123,8 @@ class VisionTransformerBlock(Part):
         _check_heads(num_heads, embed_dim)
         self.block = Block(embed_dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=True)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, L, C]` to the same."""
-        x = self.block(x)
-        return x
 
-
-class SwinTransformerBlock(Part):
+class SwinTransformerBlock(_Block):
     """A block of Swin; maps that are not multiples of the window are padded for attention.
 
     Args:
@@ -148,11 +147,6 @@ class SwinTransformerBlock(Part):
         self.block = swin_transformer.SwinTransformerBlock(
             embed_dim, num_heads, window_size=[window_size] * 2, shift_size=[shift] * 2
         )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, H, W, C]` to the same."""
-        x = self.block(x)
-        return x
 
 
 def _check_heads(num_heads: int, embed_dim: int) -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from stitchkit.assembly.parts.flow import PassingTensor, enter, leave, run
-from stitchkit.assembly.parts.part import Assembly, Function, ParallelPart, Part, aggregate
-from stitchkit.assembly.parts.pretrained import Subnet, WholeNetwork, expected_input
+from stitchkit.assembly.parts.part import Assembly, Function, ParallelPart, Part, combine
+from stitchkit.assembly.parts.pretrained import Pretrained, Subnet, WholeNetwork, expected_input
 from stitchkit.assembly.parts.registry import COMMON, PARTS
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
 from stitchkit.errors import InputError, one_line
@@ -142,7 +142,7 @@ class _Builder:
             if name not in arguments and not (kind is WholeNetwork and spec.arguments.get("frozen")):
                 known = self.num_classes if name == "num_classes" else _channels(flow, wanted, kind.takes, class_token)
                 arguments[name] = known
-        if kind in (Subnet, WholeNetwork) and (self.checking or not self.pretrained):
+        if issubclass(kind, Pretrained) and (self.checking or not self.pretrained):
             path = arguments.pop("ckp_path", None)
             if self.pretrained and path is not None and not Path(path).is_file():
                 raise InputError(f"ckp_path '{path}' is not a file; check the path")
@@ -182,9 +182,8 @@ class _Builder:
         common = None if agg == "none" else _common_format(declared, given, agg)
         exits, left = zip(*(enter(gives, common, (), class_token) for gives in given), strict=True)
         layout = Layout("vector") if common is None else common.bare
-        value = aggregate([gives.value for gives in left], agg, layout)
-        _check_sum(value, declared, left)
-        return ParallelPart(parts, entries, exits, agg=agg, layout=layout), PassingTensor(value, layout)
+        value = [gives.value for gives in left] if common is None else combined(left, agg, layout, declared)
+        return ParallelPart(parts, entries, exits, agg, layout), PassingTensor(value, layout)
 
 
 def _check_logits(value: object, num_classes: int) -> None:
@@ -232,12 +231,18 @@ def _common_format(declared: Layout | None, given: Sequence[PassingTensor], agg:
     return replace(target, channels=None, positions=target.positions if resized else None)
 
 
-def _check_sum(value: object, declared: Layout | None, given: Sequence[PassingTensor]) -> None:
-    """Check that the combined output of parallel parts has the declared channels and size."""
-    if declared is None or not isinstance(value, torch.Tensor):
-        return
-    found = declared.sized(value)
-    if declared.channels in (None, found.channels) and declared.positions in (None, found.positions):
-        return
-    each = ", ".join(map(str, given))
-    raise InputError(f"its parts return {each}, together {found}, but out_format is {declared}; correct one of them")
+def combined(given: Sequence[PassingTensor], agg: str, layout: Layout, declared: Layout | None = None) -> torch.Tensor:
+    """The output of parallel parts, once their outputs fit together and have the declared channels and size."""
+    formats = [layout.sized(gives.tensor) for gives in given]
+    each = f"its parts return {', '.join(map(str, formats))}"
+    if len({form.positions for form in formats}) > 1 and agg != "concat_sequence":
+        raise InputError(f"{each}, of different sizes; declare a size in out_format")
+    if len({form.channels for form in formats}) > 1 and agg in ("avg", "concat_sequence"):
+        raise InputError(f"{each}; {agg} needs the same number of channels from all")
+    if agg == "concat_sequence" and layout.name != "token":
+        raise InputError(f"concat_sequence joins sequences, not {layout.name}; declare out_format: [token, [C, L]]")
+    value = combine([gives.tensor for gives in given], agg, layout)
+    found, wanted = layout.sized(value), declared or layout
+    if wanted.channels not in (None, found.channels) or wanted.positions not in (None, found.positions):
+        raise InputError(f"{each}, together {found}, but out_format is {declared}; correct one of them")
+    return value

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pydantic import StrictBool, StrictInt, StrictStr
+from torch import nn
 
 from stitchkit.assembly.parts.part import Part
 from stitchkit.classes import carry_origin
@@ -17,7 +18,18 @@ from stitchkit.networks.libraries import classifier_of, load_model
 from stitchkit.settings.schema import LocalPath
 
 
-class WholeNetwork(Part):
+class Pretrained(Part):
+    """A model of a library, or a slice of one."""
+
+    net: nn.Module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images `[B, C, H, W]` to logits `[B, num_classes]`; of a slice, the tensors at its two ends."""
+        x = self.net(x)
+        return x
+
+
+class WholeNetwork(Pretrained):
     """A whole model. Arguments and errors as in `load_model`.
 
     Args:
@@ -49,13 +61,8 @@ class WholeNetwork(Part):
             **arguments,
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images `[B, C, H, W]` to logits `[B, num_classes]`."""
-        x = self.net(x)
-        return x
 
-
-class Subnet(Part):
+class Subnet(Pretrained):
     """A slice of a model, from the input of one block to the output of another.
 
     Args:
@@ -80,11 +87,6 @@ class Subnet(Part):
         self.net = steps_of(model).between(block_input, block_output)
         if block_output is None or block_output == classifier_of(model):
             carry_origin(model, self.net)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The tensor at `block_input` to the one at `block_output`."""
-        x = self.net(x)
-        return x
 
 
 def expected_input(arguments: Mapping[str, Any], input_size: Sequence[int]) -> torch.Tensor | None:

@@ -16,6 +16,7 @@ from stitchkit.assembly.parts import blocks
 from stitchkit.assembly.parts.adapters import SimpleAdapter
 from stitchkit.assembly.parts.part import Assembly, BaseBlock, ClassifierHead, Format, Function, ParallelPart, Part
 from stitchkit.assembly.parts.pretrained import Subnet, WholeNetwork
+from stitchkit.assembly.parts.spec import ReformatOptions
 from stitchkit.errors import InputError
 from stitchkit.settings.schema import Settings, as_written
 
@@ -36,8 +37,6 @@ PARTS: dict[str, type[Part]] = {
 """The published name of each part -> its class."""
 COMMON = ("frozen", "in_format", "out_format")
 """Arguments of every part."""
-ReformatOptions = dict[Literal["class_token"], Literal["zeros", "ones", "avg"]]
-"""`class_token`: the replacement for a missing one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +60,11 @@ class _OpenSettings(PartSettings):
     # Further arguments have any name, as those of a timm model; but one this close to a known one is a mistake.
     @model_validator(mode="before")
     @classmethod
-    def _check_keys(cls, content: object) -> object:
-        if isinstance(content, Mapping):
-            known = cls.__dataclass_fields__
-            names = {key for key in content if difflib.get_close_matches(str(key), known, cutoff=0.8)}
-            content = {key: content[key] for key in content if key in names}
-        return super()._check_keys(content)
+    def _leave_out_further(cls, content: object) -> object:
+        if not isinstance(content, Mapping):
+            return content
+        names = {key for key in content if difflib.get_close_matches(str(key), cls.__dataclass_fields__, cutoff=0.8)}
+        return {key: value for key, value in content.items() if key in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +104,7 @@ class ParallelSettings(_ContainerSettings):
     agg: Literal["none", "avg", "concat", "concat_channels", "concat_sequence"] | None = None
 
 
-def _settings(part: type[Part]) -> type[Settings]:
+def _settings(part: type[Part]) -> type:
     """The schema of a part's arguments: those of its constructor, of which some are inferred if a file omits them."""
     if part in (Assembly, ParallelPart):  # constructors that take parts which are built already
         return AssemblySettings if part is Assembly else ParallelSettings
@@ -123,11 +121,11 @@ class _OnePart(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _check_keys(cls, content: object) -> object:
+    def _check_one(cls, content: object) -> object:
         content = {content: None} if isinstance(content, str) else content
         if not isinstance(content, Mapping) or len(content) != 1:
             raise InputError(f"{content!r} is not a part; write one class name with its arguments, {{Subnet: {{...}}}}")
-        return super()._check_keys({name: {} if given is None else given for name, given in content.items()})
+        return {name: {} if given is None else given for name, given in content.items()}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+ReformatOptions = dict[Literal["class_token"], Literal["zeros", "ones", "avg"]]
+"""`class_token`: the replacement for a missing one."""
 
 
 @dataclass(frozen=True)
@@ -42,5 +45,5 @@ class NetworkSpec:
 
     parts: tuple[PartSpec, ...]
     head: PartSpec | None = None
-    reformat_options: Mapping[str, str] = field(default_factory=dict)
+    reformat_options: ReformatOptions = field(default_factory=dict)
     unfrozen: bool = False
