@@ -17,46 +17,33 @@ def _add_report_flags(report: argparse.ArgumentParser) -> None:
 
 
 def _add_training_flags(parser: argparse.ArgumentParser) -> Callable[..., object]:
-    """Add the flags that jobs and sweeps share.
-
-    Returns:
-        A function that adds further flags for keys of the file; flags that are not given do not override the file.
-    """
-    add = partial(parser.add_argument, default=argparse.SUPPRESS)
+    """Add the flags that jobs and sweeps share; return what adds a further flag for a key of the file."""
+    add = partial(parser.add_argument, default=argparse.SUPPRESS)  # a flag that is not given leaves the file's value
+    number = partial(add, type=int, metavar="N")
     add("--data-path", metavar="DIR", help="folder of the data sets")
-    add("--epochs", type=int, metavar="N", help="number of epochs")
-    add("-m", "--max-batches", type=int, metavar="N", help="use only N random batches of the data")
-    add(
-        "--seed",
-        type=int,
-        metavar="N",
-        help="seed of weights, order and augmentation; names the results of a sweep",
-    )
+    number("--epochs", help="number of epochs")
+    number("-m", "--max-batches", help="use only N random batches of the data")
+    number("--seed", help="seed of weights, order and augmentation; names the results of a sweep")
     add("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default cuda if available")
-    add("-j", "--workers", type=int, metavar="N", help="loader processes of each rank")
+    number("-j", "--workers", help="loader processes of each rank")
     add("--no-pretrained", action="store_false", dest="pretrained", help="start from random weights")
     return add
 
 
 def _add_sweep_flags(sweep: argparse.ArgumentParser) -> None:
-    add = sweep.add_argument
+    add, number = sweep.add_argument, partial(sweep.add_argument, type=int, metavar="N")
     add("-c", "--config", required=True, metavar="YAML", help="configuration of the sweep")
     add("-o", "--output", default="outputs/sweeps", metavar="DIR", help="folder for the folders of all jobs")
     add("-n", "--dry-run", action="store_true", help="print the plan without running it")
     add("--retry-failed", action="store_true", help="rerun the jobs that failed before")
-    add("--jobs", type=int, metavar="N", help="number of jobs at a time; by default 1, or all with Slurm")
+    number("--jobs", help="number of jobs at a time; by default 1, or all with Slurm")
     add("--cluster", choices=("local", "slurm"), default="local", help="where the jobs run")
-    add("--gpus", type=int, metavar="N", help="GPUs per job; by default 1, or 0 on a machine without GPUs")
+    number("--gpus", help="GPUs per job; by default 1, or 0 on a machine without GPUs")
     add("--partition", metavar="NAME", help="Slurm's partition")
-    add("--cpus", type=int, metavar="N", help="with Slurm, CPUs per GPU of a job")
+    number("--cpus", help="with Slurm, CPUs per GPU of a job")
     add("--mem-gb", type=float, metavar="N", help="with Slurm, memory per job")
-    add(
-        "--hours",
-        type=float,
-        default=24,
-        metavar="N",
-        help="with Slurm, time limit of a job, after which it is requeued and resumes",
-    )
+    about = "with Slurm, time limit of a job, after which it is requeued and resumes"
+    add("--hours", type=float, default=24, metavar="N", help=about)
     add("--sbatch", nargs="+", default=[], metavar="KEY=VALUE", help="further options for sbatch")
     _add_training_flags(sweep)
 
@@ -64,36 +51,31 @@ def _add_sweep_flags(sweep: argparse.ArgumentParser) -> None:
 def _add_job_flags(job: argparse.ArgumentParser) -> None:
     job.add_argument("-c", "--config", required=True, metavar="YAML", help="configuration of the job")
     add = _add_training_flags(job)
+    number, switch = partial(add, type=int, metavar="N"), partial(add, action="store_true")
     add("-o", "--output", dest="save_dir", metavar="DIR", help="folder of the job; by default outputs/<configuration>")
     add("--metrics-output", metavar="FILE", help="file of the result; by default result.pkl in the job's folder")
     add("--lr", type=float, metavar="RATE", help="learning rate of the optimizer")
-    add("-b", "--batch-size", type=int, metavar="N", help="images per step and rank")
-    add("--max-steps", type=int, metavar="N", help="stop after N steps")
-    add("--print-freq", type=int, metavar="N", help="steps between log lines")
+    number("-b", "--batch-size", help="images per step and rank")
+    number("--max-steps", help="stop after N steps")
+    number("--print-freq", help="steps between log lines")
     add("--load-from", "--weights", metavar="FILE", help="start from the weights in this file")
-    add(
-        "--resume-from", "--resume", metavar="FILE",
-        help="checkpoint of a job to resume from; auto is the newest good one in the job's folder",
-    )  # fmt: skip
-    add("--start-epoch", type=int, metavar="N", help="number of epochs that count as done")
-    add("--test-only", action="store_true", help="test without training")
-    add("--save-checkpoints", action="store_true", help="save a checkpoint after each epoch")
-    add(
-        "--checkpoint-interval", type=int, metavar="N",
-        help="steps between checkpoints within an epoch; with 0, only when a signal stops the job",
-    )  # fmt: skip
-    add("--grad-accum-steps", type=int, metavar="N", help="batches per step, whose gradients add up")
-    add("--amp", action="store_true", help="mixed precision")
+    about = "checkpoint of a job to resume from; auto is the newest good one in the job's folder"
+    add("--resume-from", "--resume", metavar="FILE", help=about)
+    number("--start-epoch", help="number of epochs that count as done")
+    switch("--test-only", help="test without training")
+    switch("--save-checkpoints", help="save a checkpoint after each epoch")
+    about = "steps between checkpoints within an epoch; with 0, only when a signal stops the job"
+    number("--checkpoint-interval", help=about)
+    number("--grad-accum-steps", help="batches per step, whose gradients add up")
+    switch("--amp", help="mixed precision")
     add("--amp-dtype", choices=("float16", "bfloat16"), help="low precision of --amp; CPUs always use bfloat16")
-    add("--model-ema", action="store_true", help="keep a moving average of the weights, and test it too")
+    switch("--model-ema", help="keep a moving average of the weights, and test it too")
     add("--model-ema-decay", type=float, metavar="RATE", help="decay of --model-ema")
     add("--no-eval-checkpoints", action="store_false", dest="eval_checkpoints", help="do not test after each epoch")
-    add("--unfrozen", action="store_true", help="train all parts")
-    add("--deterministic", action="store_true", help="use only deterministic algorithms")
-    job.add_argument(
-        "--st", "--smoke-test", action="store_true", dest="smoke_test",
-        help="a very short run: one epoch of three batches per rank (torchrun accepts only the longer name)",
-    )  # fmt: skip
+    switch("--unfrozen", help="train all parts")
+    switch("--deterministic", help="use only deterministic algorithms")
+    about = "a very short run: one epoch of three batches per rank (torchrun accepts only the longer name)"
+    switch("--st", "--smoke-test", dest="smoke_test", default=False, help=about)
 
 
 def _job(flags: argparse.Namespace) -> None:

@@ -7,11 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, GetJsonSchemaHandler, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    GetPydanticSchema,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.paths import dataset_fault, local_fault
@@ -180,6 +189,18 @@ def _path(error: ErrorDetails, content: object) -> Sequence[str | int]:
             continue
         path.append(key)
     return path
+
+
+def as_written(kind: type[Settings]) -> GetPydanticSchema:
+    """The annotation of data that must suit a schema but stay as the file has them, without its defaults."""
+
+    def check(content: object, schema: ValidatorFunctionWrapHandler) -> object:
+        schema(content)
+        return content
+
+    return GetPydanticSchema(
+        lambda _, handler: core_schema.no_info_wrap_validator_function(check, handler.generate_schema(kind))
+    )
 
 
 def json_schema(kind: type[Settings]) -> JsonSchemaValue:

@@ -366,7 +366,7 @@ def test_a_wrong_part_is_reported_before_missing_data(images, tmp_path, capsys):
     assert "data set 'cifar10' cannot be read" in refusal(capsys, write_job(tmp_path, config), tmp_path / "out")
     config["assembly"][1]["SimpleAdapter"]["in_channels"] = 9
     line = refusal(capsys, write_job(tmp_path, config), tmp_path / "out")
-    assert "assembly[1] (SimpleAdapter)" in line
+    assert "assembly[1].SimpleAdapter" in line
     assert "cifar10" not in line
 
 

@@ -193,7 +193,6 @@ def test_a_bottleneck_takes_groups_widths_and_dilation():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ResNetBasicBlock(in_channels=8, out_channels=8, norm_type="batch"), "unknown norm_type 'batch'"),
         (lambda: ResNetBottleneck(in_channels=8, out_channels=10), "out_channels is 10; it must be a multiple of 4"),
         (lambda: VisionTransformerBlock(embed_dim=100), "num_heads is 6; it must divide embed_dim, which is 100"),
         (lambda: SwinTransformerBlock(num_heads=3, embed_dim=8), "num_heads is 3; it must divide embed_dim"),

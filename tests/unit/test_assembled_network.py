@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import stitchkit.networks.libraries
+from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.network import build_network
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
 from stitchkit.errors import InputError
@@ -21,8 +22,9 @@ SIZE = (3, 32, 32)
 
 
 def spec(parts, head=None, **options):
-    parts = [PartSpec.parse(part, f"assembly[{number}]") for number, part in enumerate(parts)]
-    return NetworkSpec(tuple(parts), None if head is None else PartSpec.parse(head, "head"), **options)
+    """The network of a job of these parts, checked as its file is."""
+    train = {"dataset": "digits", "epochs": 1}
+    return JobConfig.parse({"assembly": parts, "head": head, **options, "train_config": train}).network
 
 
 def build(parts, head=None, *, num_classes=5, input_size=SIZE, pretrained=False, **options):
@@ -134,13 +136,13 @@ def test_the_head_is_built_to_what_the_trunk_gives():
 
 def test_one_model_may_be_an_assembly_with_its_own_head():
     arguments = {"input_shape": list(SIZE), "parts": [resnet("x", "layer4")], "head": {"ClassifierHead": {}}}
-    parts = (PartSpec.parse({"Assembly": arguments}, "model"),)
-    network = build_network(NetworkSpec(parts), num_classes=5, input_size=SIZE, pretrained=False)
+    model = NetworkSpec((PartSpec.parse({"Assembly": arguments}, "model"),))
+    network = build_network(model, num_classes=5, input_size=SIZE, pretrained=False)
     assert network(images()).shape == (2, 5)
     with pytest.raises(
-        InputError, match=r"^model \(Assembly\): input_shape is \[3, 32, 32\], but it gets img \[3, 64, 64\]"
+        InputError, match=r"^model\.Assembly: input_shape is \[3, 32, 32\], but it gets img \[3, 64, 64\]"
     ):
-        build_network(NetworkSpec(parts), num_classes=5, input_size=(3, 64, 64), pretrained=False)
+        build_network(model, num_classes=5, input_size=(3, 64, 64), pretrained=False)
 
 
 def test_submodules_have_names_and_can_be_listened_to():
@@ -228,78 +230,78 @@ def test_a_part_that_works_in_place_leaves_what_others_read():
 ERRORS = {
     "unknown part": (
         [resnet("x", "layer1"), {"SimpleAdaptor": {}}],
-        r"\[1\] \(SimpleAdaptor\): unknown part .* 'SimpleAdapter'",
+        r"^assembly\[1\]\.SimpleAdaptor: unknown key .* 'SimpleAdapter'",
     ),
     "unknown argument": (
         [adapter(3, 8, kernel=3)],
-        r"^assembly\[0\] \(SimpleAdapter\): unknown argument 'kernel'; did you",
+        r"^assembly\[0\]\.SimpleAdapter\.kernel: unknown key 'kernel'; did you mean 'kernel_size'",
     ),
-    "unknown model": ([{"Net": {"model_name": "resnet19"}}], r"^assembly\[0\] \(Net\): unknown timm model 'resnet19'"),
-    "unknown block": ([resnet("x", "layer7")], r"^assembly\[0\] \(Subnet\): .*'layer7'; did you mean"),
+    "unknown model": ([{"Net": {"model_name": "resnet19"}}], r"^assembly\[0\]\.Net: unknown timm model 'resnet19'"),
+    "unknown block": ([resnet("x", "layer7")], r"^assembly\[0\]\.Subnet: .*'layer7'; did you mean"),
     "unknown format": (
         [resnet("x", "fc", in_format="image")],
-        r"^assembly\[0\] \(Subnet\): unknown format 'image'; did",
+        r"^assembly\[0\]\.Subnet\.in_format: unknown format 'image'; did",
     ),
     "channels": (
         [resnet("x", "layer1"), adapter(40, 8)],
-        r"^assembly\[1\] \(SimpleAdapter\): it gets img \[8, 8, 8\], but accepts img \[40\]: .* has 8 channels",
+        r"^assembly\[1\]\.SimpleAdapter: it gets img \[8, 8, 8\], but accepts img \[40\]: .* has 8 channels",
     ),
     "declared channels": (
         [resnet("x", "layer1"), resnet("layer2", "fc", in_format=["img", [64, 8, 8]])],
-        r"^assembly\[1\] \(Subnet\): it gets img \[8, 8, 8\], but accepts img \[64, 8, 8\]",
+        r"^assembly\[1\]\.Subnet: it gets img \[8, 8, 8\], but accepts img \[64, 8, 8\]",
     ),
     "channels of a piece": (
         [resnet("x", "layer2"), resnet("layer2", "fc")],
-        r"^assembly\[1\] \(Subnet\): it gets img \[16, 4, 4\], with 16 channels, but 'layer2' needs 8; insert a part "
+        r"^assembly\[1\]\.Subnet: it gets img \[16, 4, 4\], with 16 channels, but 'layer2' needs 8; insert a part "
         r"with 8 output channels, such as a SimpleAdapter \(in the whole model, 'layer2' gets \[8, 8, 8\]\)$",
     ),
     "channels of a piece of another image size": (
         [resnet("x", "layer2"), adapter(16, 32), swin("layers.2", "head", in_format=["bhwc", [4, 4]])],
-        r"^assembly\[2\] \(Subnet\): it gets bhwc \[32, 4, 4\], with 32 channels, but 'layers.2' needs 16; insert",
+        r"^assembly\[2\]\.Subnet: it gets bhwc \[32, 4, 4\], with 32 channels, but 'layers.2' needs 16; insert",
     ),
     "axes of a piece": (
         [resnet("x", "layer2", out_format="img"), vit("blocks.1", "head")],
-        r"^assembly\[1\] \(Subnet\): it gets img \[16, 4, 4\] and .*; in the whole model, 'blocks.1' gets \[17, 8\]",
+        r"^assembly\[1\]\.Subnet: it gets img \[16, 4, 4\] and .*; in the whole model, 'blocks.1' gets \[17, 8\]",
     ),
     "channels of a sequence": (
         [resnet("x", "layer2"), vit("blocks.1", "head", in_format="bert")],
-        r"^assembly\[1\] \(Subnet\): it gets bert \[16, 16\], with 16 channels, but 'blocks.1' needs 8; insert",
+        r"^assembly\[1\]\.Subnet: it gets bert \[16, 16\], with 16 channels, but 'blocks.1' needs 8; insert",
     ),
     "class token": (
         [vit("x", "blocks.0", out_format="bert"), adapter(8, 16)],
-        r"^assembly\[1\] .*its class token beside every position; img \[8\] takes 8",
+        r"^assembly\[1\]\.SimpleAdapter: .*its class token beside every position; img \[8\] takes 8",
     ),
     "no square": (
         [vit("x", "blocks.0", out_format="token"), adapter(8, 16)],
-        r"^assembly\[1\] .*token \[8, 17\] has 17 tokens, which is not a perfect square",
+        r"^assembly\[1\]\.SimpleAdapter: .*token \[8, 17\] has 17 tokens, which is not a perfect square",
     ),
     "image size": (
         [{"Net": {"model_name": "vit_tiny_patch16_224"}}],
-        r"^assembly\[0\] \(Net\): it gets img \[3, 32, 32\] and",
+        r"^assembly\[0\]\.Net: it gets img \[3, 32, 32\] and",
     ),
     "map for a ViT block": (
         [resnet("x", "layer1"), {"VisionTransformerBlock": {"num_heads": 2}}],
-        r"^assembly\[1\] \(VisionTransformerBlock\): it gets img \[8, 8, 8\], but accepts bert or token; declare",
+        r"^assembly\[1\]\.VisionTransformerBlock: it gets img \[8, 8, 8\], but accepts bert or token; declare",
     ),
     "map for linear layers": (
         [resnet("x", "layer1"), {"SimpleAdapter": {"num_fc": 1, "in_channels": 8, "out_channels": 8}}],
-        r"^assembly\[1\] \(SimpleAdapter\): it gets img \[8, 8, 8\], but accepts bhwc or token",
+        r"^assembly\[1\]\.SimpleAdapter: it gets img \[8, 8, 8\], but accepts bhwc or token",
     ),
     "unknown source": (
         [vit("x", "blocks.0"), adapter(16, 8)],
-        r"^assembly\[1\] \(SimpleAdapter\): it gets a tensor \[17, 8\] of unknown format, .* of the part before",
+        r"^assembly\[1\]\.SimpleAdapter: it gets a tensor \[17, 8\] of unknown format, .* of the part before",
     ),
     "wrong out_format": (
         [vit("x", "blocks.0", out_format="img")],
-        r"^assembly\[0\] \(Subnet\): it returns \[17, 8\], but out_format is img \[B, C, H, W\]",
+        r"^assembly\[0\]\.Subnet: it returns \[17, 8\], but out_format is img \[B, C, H, W\]",
     ),
     "wrong out channels": (
         [resnet("x", "layer1", out_format=["img", [16, 8, 8]])],
-        r"^assembly\[0\] \(Subnet\): it returns img \[8, 8, 8\], but out_format is img \[16, 8, 8\]",
+        r"^assembly\[0\]\.Subnet: it returns img \[8, 8, 8\], but out_format is img \[16, 8, 8\]",
     ),
     "concatenated channels": (
         [resnet("x", "layer1"), parallel(ONE, TWO, agg="concat", out_format=["img", [24, 8, 8]])],
-        r"^assembly\[1\] \(ParallelPart\): its parts return img \[4, 8, 8\], img \[16, 8, 8\], together img \[20, ",
+        r"^assembly\[1\]\.ParallelPart: its parts return img \[4, 8, 8\], img \[16, 8, 8\], together img \[20, ",
     ),
     "concatenated sequences": (
         [
@@ -310,33 +312,40 @@ ERRORS = {
     ),
     "averaged channels": (
         [resnet("x", "layer1"), parallel(ONE, TWO, agg="avg", out_format=["img", [4, 8, 8]])],
-        r"^assembly\[1\] \(ParallelPart\): .* avg needs the same number of channels from all",
+        r"^assembly\[1\]\.ParallelPart: .* avg needs the same number of channels from all",
     ),
     "sizes": (
         [resnet("x", "layer1"), parallel(ONE, TWO, agg="concat")],
-        r"^assembly\[1\] \(ParallelPart\): .* of different sizes; declare a size in out_format",
+        r"^assembly\[1\]\.ParallelPart: .* of different sizes; declare a size in out_format",
     ),
-    "aggregation": ([parallel("ClassifierHead", agg="mean")], r"^assembly\[0\] \(ParallelPart\): unknown agg 'mean'"),
-    "no parts": ([{"Assembly": {"parts": []}}], r"^assembly\[0\] \(Assembly\): parts is \[\]; it must be a list"),
+    "aggregation": (
+        [parallel("ClassifierHead", agg="mean")],
+        r"^assembly\[0\]\.ParallelPart\.agg: unknown value 'mean'",
+    ),
+    "no parts": ([{"Assembly": {"parts": []}}], r"^assembly\[0\]\.Assembly\.parts is \[\]; it must have at least 1"),
     "nested": (
         [resnet("x", "layer1"), parallel(ONE, {"Assembly": {"parts": [adapter(8, 8), adapter(9, 8)]}}, agg="avg")],
-        r"^assembly\[1\]\.parts\[1\]\.parts\[1\] \(SimpleAdapter\): it gets img \[8, 8, 8\], but accepts img \[9\]",
+        r"^assembly\[1\]\.ParallelPart\.parts\[1\]\.Assembly\.parts\[1\]\.SimpleAdapter: it gets img \[8, 8, 8\], but",
     ),
     "nested head": (
         [{"Assembly": {"parts": [resnet("x", "layer1")], "head": {"ClassifierHed": {}}}}],
-        r"^assembly\[0\]\.head \(ClassifierHed\): unknown part 'ClassifierHed'; did you mean 'ClassifierHead'",
+        r"^assembly\[0\]\.Assembly\.head\.ClassifierHed: unknown key 'ClassifierHed'; did you mean 'ClassifierHead'",
     ),
     "several outputs": (
         [resnet("x", ["layer1", "layer2"]), adapter(8, 8)],
-        r"^assembly\[1\] \(SimpleAdapter\): it gets 2 tensors instead of one",
+        r"^assembly\[1\]\.SimpleAdapter: it gets 2 tensors instead of one",
     ),
-    "wrong type": ([adapter("three", 8)], r"^assembly\[0\] \(SimpleAdapter\): it cannot be built with its arguments: "),
-    "wrong range": ([adapter(3, 8, num_fc=1)], r"^assembly\[0\] \(SimpleAdapter\): num_fc is 1 and num_conv 1"),
-    "options": ([adapter(3, 8)], r"unknown class_token 'mean'", {"reformat_options": {"class_token": "mean"}}),
+    "wrong type": ([adapter("three", 8)], r"^assembly\[0\]\.SimpleAdapter\.in_channels is 'three'; it must be a whole"),
+    "wrong range": ([adapter(3, 8, num_fc=1)], r"^assembly\[0\]\.SimpleAdapter: num_fc is 1 and num_conv 1"),
+    "options": (
+        [adapter(3, 8)],
+        r"^reformat_options.class_token: unknown value 'mean'",
+        {"reformat_options": {"class_token": "mean"}},
+    ),
     "key of options": ([adapter(3, 8)], r"did you mean 'class_token'", {"reformat_options": {"classtoken": "avg"}}),
     "missing file": (
         [resnet("x", "layer1", ckp_path="nowhere.pth")],
-        r"^assembly\[0\] \(Subnet\): ckp_path 'nowhere.pth' is not a file",
+        r"^assembly\[0\]\.Subnet: ckp_path 'nowhere.pth' is not a file",
     ),
     "no logits": ([resnet("x", "layer1")], r"the last part returns \[8, 8, 8\], not a vector of logits; add `head"),
     "too few logits": (

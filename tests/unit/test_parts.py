@@ -1,6 +1,7 @@
 """Parts alone: what each gives, where its weights come from, and what frozen means."""
 
 import inspect
+import re
 
 import pytest
 import timm
@@ -9,12 +10,15 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from stitchkit.assembly.parts.part import Assembly, BaseBlock, ClassifierHead, Function, aggregate
+from stitchkit.assembly.parts.flow import PassingTensor
+from stitchkit.assembly.parts.network import combined
+from stitchkit.assembly.parts.part import BaseBlock, ClassifierHead, Function, combine
 from stitchkit.assembly.parts.pretrained import Subnet, WholeNetwork
-from stitchkit.assembly.parts.registry import PARTS, check_arguments, part_class
+from stitchkit.assembly.parts.registry import PARTS, PartFile
 from stitchkit.errors import InputError
 from stitchkit.networks.layout import NAMES
 from stitchkit.networks.libraries import load_model
+from stitchkit.settings.schema import parse
 
 PICO = {"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 32]}
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -31,15 +35,17 @@ def saved(model, path, prefix=""):
     return str(path)
 
 
+def check(value):
+    """Check a part as the reader of files does."""
+    parse(PartFile, value, "head")
+
+
 def test_all_published_parts_are_found_by_name():
     published = (
         "Subnet Net ClassifierHead BaseBlock Function Assembly ParallelPart SimpleAdapter ResNetBasicBlock "
         "ResNetBottleneck VisionTransformerBlock SwinTransformerBlock"
     )
     assert sorted(PARTS) == sorted(published.split())
-    assert all(part_class(name) is part for name, part in PARTS.items())
-    with pytest.raises(InputError, match="unknown part 'ResnetBottleneck'; did you mean 'ResNetBottleneck'"):
-        part_class("ResnetBottleneck")
 
 
 def test_models_are_pretrained_and_from_timm_by_default():
@@ -54,33 +60,47 @@ def test_models_are_pretrained_and_from_timm_by_default():
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
+        ("SimpleAdapter", {"in_channels": 4, "out_chanels": 4}, "out_chanels'; did you mean 'out_channels'"),
+        ("SimpleAdapter", {"in_channels": 4}, "out_channels is missing"),
+        ("SimpleAdapter", {"in_channels": "4", "out_channels": 4}, "in_channels is '4'; it must be a whole number"),
+        ("SimpleAdapter", {"in_channels": 4, "out_channels": True}, "out_channels is True; it must be a whole number"),
         (
-            "SimpleAdapter",
-            {"in_channels": 4, "out_chanels": 4},
-            "unknown argument 'out_chanels'; did you mean 'out_cha",
-        ),
-        (
-            "SimpleAdapter",
-            {"in_channels": 4},
-            "out_channels is missing; the arguments are in_channels, out_channels, hid_",
+            "ResNetBasicBlock",
+            {"in_channels": 4, "out_channels": 4, "norm_type": "batch"},
+            "unknown value 'batch'; allowed: bn, gn",
         ),
         ("BaseBlock", {}, "channels is missing"),
-        ("Assembly", {"part": []}, "unknown argument 'part'; did you mean 'parts'"),
-        ("ParallelPart", {"agg": "avg"}, "parts is missing; the arguments are parts, agg"),
+        ("ClassifierHead", {"in_channels": None}, "in_channels is None; it must be a whole number"),
+        ("Assembly", {"part": []}, "unknown key 'part'; did you mean 'parts'"),
+        ("Assembly", {"parts": []}, "parts is []; it must have at least 1"),
+        ("Assembly", {"parts": [{"Subnet": {"model_name": 18}}]}, "parts[0].Subnet.model_name is 18"),
+        ("ParallelPart", {"agg": "avg"}, "parts is missing"),
         ("Subnet", {"model_name": "resnet18", "block_ouput": "fc"}, "did you mean 'block_output'"),
         ("Subnet", {"block_output": "fc"}, "model_name is missing"),
+        ("Subnet", {"model_name": "resnet18", "ckp_path": "pipe:ls"}, "ckp_path is 'pipe:ls', which begins with"),
+        ("Net", {"model_name": "resnet18", "frozen": "yes"}, "frozen is 'yes'; it must be true or false"),
+        ("Net", {"model_name": "resnet18", "in_format": ["img", 3]}, "in_format: size 3 does not suit img"),
+        ("Function", "relu", "is 'relu'; it must be settings by name"),
     ],
 )
-def test_arguments_are_checked_against_what_a_part_takes(name, arguments, message):
-    with pytest.raises(InputError, match=message):
-        check_arguments(part_class(name), arguments)
+def test_arguments_are_checked_by_the_schema_of_a_part(name, arguments, message):
+    with pytest.raises(InputError, match=rf"^head\.{name}\b.*{re.escape(message)}"):
+        check({name: arguments})
+
+
+@pytest.mark.parametrize("value", [{}, 3, None, [], {"Net": {}, "Subnet": {}}])
+def test_what_is_no_part_is_refused(value):
+    with pytest.raises(InputError, match="is not a part; write one class name with its arguments"):
+        check(value)
 
 
 def test_models_take_further_arguments_and_every_part_the_common_ones():
-    common = {"frozen": True, "in_format": "img", "out_format": "img"}
-    check_arguments(Subnet, {"model_name": "resnet18", "drop_path_rate": 0.1, "img_size": 64, **common})
-    check_arguments(ClassifierHead, common)
-    check_arguments(Assembly, {"parts": [], "head": None, "input_shape": [3, 224, 224], **common})
+    common = {"frozen": True, "in_format": "img", "out_format": ["img", [3, 8, 8]]}
+    check({"Subnet": {"model_name": "resnet18", "drop_path_rate": 0.1, "img_size": 64, **common}})
+    check({"ClassifierHead": common})
+    check({"ClassifierHead": None})
+    check("ClassifierHead")
+    check({"Assembly": {"parts": ["ClassifierHead"], "head": None, "input_shape": [3, 224, 224], **common}})
 
 
 @pytest.mark.parametrize("size", [1, (1, 1), 2, [2, 3]])
@@ -142,16 +162,15 @@ def test_a_function_that_gives_no_tensor_is_refused_and_not_proposed(name):
     assert f"did you mean '{name}'" not in str(error.value)
 
 
-def test_several_outputs_are_averaged_concatenated_or_listed():
+def test_several_outputs_are_averaged_or_concatenated():
     a, b = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
-    assert aggregate([a, b], "none", NAMES["img"]) == [a, b]
-    torch.testing.assert_close(aggregate([a, b], "avg", NAMES["img"]), (a + b) / 2)
+    torch.testing.assert_close(combine([a, b], "avg", NAMES["img"]), (a + b) / 2)
     for name in ("concat", "concat_channels"):
-        assert torch.equal(aggregate([a, b], name, NAMES["img"]), torch.cat([a, b], dim=1))
-        assert torch.equal(aggregate([a, b], name, NAMES["bhwc"]), torch.cat([a, b], dim=3))
+        assert torch.equal(combine([a, b], name, NAMES["img"]), torch.cat([a, b], dim=1))
+        assert torch.equal(combine([a, b], name, NAMES["bhwc"]), torch.cat([a, b], dim=3))
     x, y = torch.rand(2, 5, 3), torch.rand(2, 7, 3)
-    assert torch.equal(aggregate([x, y], "concat_sequence", NAMES["token"]), torch.cat([x, y], dim=1))
-    assert aggregate([x, x], "concat", NAMES["token"]).shape == (2, 5, 6)
+    assert torch.equal(combine([x, y], "concat_sequence", NAMES["token"]), torch.cat([x, y], dim=1))
+    assert combine([x, x], "concat", NAMES["token"]).shape == (2, 5, 6)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +185,7 @@ def test_several_outputs_are_averaged_concatenated_or_listed():
 )
 def test_outputs_that_do_not_fit_together_are_an_error(agg, kind, shapes, message):
     with pytest.raises(InputError, match=message):
-        aggregate([torch.rand(shape) for shape in shapes], agg, NAMES[kind])
+        combined([PassingTensor(torch.rand(shape), NAMES[kind]) for shape in shapes], agg, NAMES[kind])
 
 
 def test_a_piece_has_the_weights_of_its_checkpoint(tmp_path):

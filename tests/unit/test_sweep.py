@@ -204,7 +204,10 @@ def test_shapes_that_are_not_declared_are_found_by_a_dry_run(tmp_path):
         ),
         ({"stitchers": ["finetune", "finetune"]}, "stitchers[1]: finetune is the same as stitchers[0]"),
         ({"dest_stages": []}, "either stages, or src_stages and dest_stages"),
-        ({"stages": [{"Subnet": {}, "Net": {}}]}, "stages[0] is {'Net': {}, 'Subnet': {}}; a part is one class name"),
+        (
+            {"stages": [{"Subnet": {}, "Net": {}}]},
+            "stages[0]: {'Net': {}, 'Subnet': {}} is not a part; write one class name",
+        ),
         ({"epochs": 3}, "unknown key 'epochs'"),
         ({"train_config": {"epochs": -1, "dataset": "digits"}}, "train_config.epochs is -1"),
         ({"train_config": [1]}, "train_config is [1]; it must be settings by name"),
@@ -232,9 +235,9 @@ def test_settings_that_are_none_are_an_error_with_flags_too(tmp_path):
 @pytest.mark.parametrize(
     ("piece", "changes", "message"),
     [
-        (0, {"model_name": "nope"}, "stages[0] (Subnet): "),
-        (1, {"block_inptu": "blocks.1"}, "stages[1] (Subnet): "),
-        (1, {"block_input": "layer9.0"}, "stages[1] (Subnet): "),
+        (0, {"model_name": "nope"}, "stages[0].Subnet: "),
+        (1, {"block_inptu": "blocks.1"}, "stages[1].Subnet.block_inptu: "),
+        (1, {"block_input": "layer9.0"}, "stages[1].Subnet: "),
         (1, {"out_format": ["bert", [64, 16]]}, "stages[1].Subnet.out_format: it is bert [64, 16], but the slice "),
         (0, {"out_format": ["bert", [32, 4]]}, "stages[0].Subnet.out_format: it is bert [32, 4], but the slice "),
         (2, {"in_format": ["bert", 16]}, "stages[2].Subnet.in_format: it is bert [16], but the slice takes bert "),
@@ -260,7 +263,7 @@ def test_what_both_networks_declare_is_compared_with_what_they_do(tmp_path):
     content = yaml.safe_load(path.read_text())
     del content["stages"]
     path.write_text(yaml.safe_dump(content))
-    with pytest.raises(InputError, match=r"line \d+: dest_stages\[2\] \(Sbnet\): unknown part 'Sbnet'"):
+    with pytest.raises(InputError, match=r"line \d+: dest_stages\[2\]\.Sbnet: unknown key 'Sbnet'"):
         SweepConfig.load(path)
 
 

@@ -13,10 +13,10 @@ from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.assembly.config.optim import check_training
 from stitchkit.assembly.config.settings import Metric, TrainConfig
-from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
+from stitchkit.assembly.parts.registry import WrittenPart
+from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec, ReformatOptions
 from stitchkit.engine.checkpoint_schema import in_short
 from stitchkit.errors import InputError
-from stitchkit.paths import check_local
 from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.schema import LocalPath, Settings, join, json_schema, parse
 
@@ -67,10 +67,10 @@ class JobConfig(Settings):
     """
 
     train_config: TrainConfig
-    model: dict[str, object] | StrictStr | None = None
-    assembly: tuple[object, ...] | None = None
-    head: dict[str, object] | StrictStr | None = None
-    reformat_options: dict[str, StrictStr] = Field(default_factory=dict)
+    model: WrittenPart | None = None
+    assembly: tuple[WrittenPart, ...] | None = Field(default=None, min_length=1)
+    head: WrittenPart | None = None
+    reformat_options: ReformatOptions = Field(default_factory=dict)
     unfrozen: StrictBool = False
     pretrained: StrictBool = True
     workers: StrictInt = Field(default=4, ge=0)
@@ -143,16 +143,10 @@ class JobConfig(Settings):
         if (self.model is None) == (self.assembly is None):
             found = "neither is there" if self.model is None else "both are there"
             raise InputError(f"model or assembly: {found}; give one part as model, or a list of parts as assembly")
-        if self.assembly == ():
-            raise InputError("assembly has no parts; list at least one")
         if self.model is not None and self.head is not None:
             raise InputError("head goes with assembly; put it into the part that is the model, or use assembly")
         if self.load_from and self.resume_from:
             raise InputError("load_from and resume_from are both there; the first takes only weights, so give one")
-        _ = self.network  # parses the parts; errors name their places
-        for key in ("model", "assembly", "head"):
-            for path in _checkpoints(getattr(self, key)):
-                check_local(str(path), f"{key}: ckp_path")
         for number, metric in enumerate(self.metrics):
             if wrong := [rank for rank in metric.ranks if rank not in (1, 5)]:
                 raise InputError(f"metrics[{number}].metric_fn_args.topk is {wrong[0]!r}; it must be 1, 5 or both")
@@ -209,15 +203,6 @@ def _check_inside(value: str, key: str) -> None:
         raise InputError(
             f"{key} is {value!r}; files may only name relative paths without '..'; for other places, set {flag}"
         )
-
-
-def _checkpoints(parts: object) -> Iterator[object]:
-    """Files of weights that parts name, at any depth."""
-    if isinstance(parts, Mapping):
-        yield from (value for key, value in parts.items() if key == "ckp_path" and value)
-        parts = [*parts.values()]
-    for part in parts if isinstance(parts, list | tuple) else ():
-        yield from _checkpoints(part)
 
 
 def differences(old: object, new: object, place: str = "") -> Iterator[tuple[str, object, object]]:

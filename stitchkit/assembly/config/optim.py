@@ -6,7 +6,7 @@ import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -106,14 +106,6 @@ def create_optimizer(train: TrainConfig, parameters: Sequence[nn.Parameter]) -> 
         raise InputError(f"{place}_args: {name} rejects them: {one_line(error)}") from error
 
 
-class ScheduleState(TypedDict):
-    """The state of a schedule in a checkpoint."""
-
-    done: int
-    used: float
-    scheduler: dict[str, object]
-
-
 class JobSchedule:
     """One of torch's learning-rate schedules, which advances with the training.
 
@@ -122,46 +114,43 @@ class JobSchedule:
         cadence: Whether it advances with every step or every epoch.
 
     Attributes:
-        loss: Mean loss of the last epoch, for `ReduceLROnPlateau`.
         used: The learning rate, the highest of all groups, before the last advance.
     """
 
     def __init__(self, scheduler: schedulers.LRScheduler, cadence: Cadence):
         self.scheduler = scheduler
         self.cadence = cadence
-        self.loss = 0.0
         self.used = self._rate()
         self._done = 0
 
     def step_update(self, steps: int) -> None:
         """Advance to the state after this number of steps."""
         if self.cadence == "steps":
-            self._go_to(steps)
+            self._advance_to(steps, 0.0)
 
     def step(self, epochs: int, loss: float | None = None) -> None:
         """Advance to the state after this number of epochs, of which the last had this mean loss."""
-        self.loss = self.loss if loss is None else loss
         if self.cadence == "epochs":
-            self._go_to(epochs)
+            self._advance_to(epochs, loss or 0.0)
 
     def _rate(self) -> float:
         return max(float(group["lr"]) for group in self.scheduler.optimizer.param_groups)
 
-    def _go_to(self, count: int) -> None:
+    def _advance_to(self, count: int, loss: float) -> None:
         # One by one: torch's schedules compute each rate from the previous one, so they cannot jump.
         while self._done < count:
             self.used = self._rate()
             if isinstance(self.scheduler, schedulers.ReduceLROnPlateau):
-                self.scheduler.step(self.loss)
+                self.scheduler.step(loss)
             else:
                 self.scheduler.step()
             self._done += 1
 
-    def state_dict(self) -> ScheduleState:
+    def state_dict(self) -> dict[str, Any]:
         """Its state as plain data."""
         return {"done": self._done, "used": self.used, "scheduler": self.scheduler.state_dict()}
 
-    def load_state_dict(self, state: ScheduleState) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore its state."""
         # Checkpoints of older versions have no `used`.
         self._done, self.used = state["done"], state.get("used", self.used)
@@ -210,11 +199,9 @@ def _create_parts(parts: object, optimizer: torch.optim.Optimizer, place: str) -
         raise InputError(f"{place} is {parts!r}; it must be a list of schedules")
     for number, part in enumerate(parts):
         here = f"{place}[{number}]"
-        if not isinstance(part, Mapping) or "lr_scheduler" not in part:
-            raise InputError(f"{here} is {part!r}; set lr_scheduler and lr_scheduler_args")
-        known = ("lr_scheduler", "lr_scheduler_args")
-        if wrong := [key for key in part if key not in known]:
-            raise InputError(f"{here}.{wrong[0]}: {unknown('key', wrong[0], known)}")
+        known = {"lr_scheduler", "lr_scheduler_args"}
+        if not isinstance(part, Mapping) or not {"lr_scheduler"} <= part.keys() <= known:
+            raise InputError(f"{here} is {part!r}; set lr_scheduler and lr_scheduler_args, and nothing else")
         if part["lr_scheduler"] in _MADE_OF_OTHERS:
             raise InputError(
                 f"{here}.lr_scheduler is {part['lr_scheduler']}, which torch cannot start inside another schedule; "

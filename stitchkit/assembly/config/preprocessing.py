@@ -33,9 +33,7 @@ def create_transform(task: TaskConfig, place: str, *, training: bool) -> Transfo
         A function from PIL images to tensors `[3, H, W]`, H and W the image size.
     """
     how, place = task.data_preprocessing, f"{place}.data_preprocessing"
-    _check(how, place)
-    crop = training and how.random_resize_scale != (1.0, 1.0)
-    steps = _resize(how, place, crop=crop)
+    steps = _resize(how, crop=training and how.random_resize_scale != (1.0, 1.0))
     if training:
         augmentation = task.data_augmentation if how.data_augmentation is None else how.data_augmentation
         steps += _augmentation(augmentation, task.name, f"{place}.data_augmentation")
@@ -45,17 +43,8 @@ def create_transform(task: TaskConfig, place: str, *, training: bool) -> Transfo
     return transform
 
 
-def _check(how: Preprocessing, place: str) -> None:
-    for key in ("mean", "std"):
-        if len(getattr(how, key)) not in (1, 3):
-            raise InputError(f"{place}.{key} is {list(getattr(how, key))}; set one value, or one for each channel")
-    scale = how.random_resize_scale
-    if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
-        raise InputError(f"{place}.random_resize_scale is {list(scale)}; set the smallest and the largest share")
-
-
-def _resize(how: Preprocessing, place: str, *, crop: bool) -> list[torch.nn.Module]:
-    mode, side = _enum("interpolation", how.interpolation, place), how.image_size
+def _resize(how: Preprocessing, *, crop: bool) -> list[torch.nn.Module]:
+    mode, side = v2.InterpolationMode(how.interpolation), how.image_size
     if crop:
         return [v2.RandomResizedCrop(side, scale=how.random_resize_scale, interpolation=mode)]
     if how.resize_mode == "squash":
@@ -86,17 +75,15 @@ def _transform(item: object, place: str) -> torch.nn.Module:
     [(name, arguments)] = item.items()
     if name not in TRANSFORMS:
         raise InputError(f"{place}: {unknown('transform', str(name), TRANSFORMS)}")
-    if not isinstance(arguments, Mapping | None):
-        raise InputError(f"{place}: the arguments of {name} are {arguments!r}; they must be given by name")
-    given = dict(arguments or {})
-    for key in given.keys() & _ENUMS.keys():
-        given[key] = _enum(key, given[key], place)
-    if "transforms" in given:
-        if not isinstance(given["transforms"], list | tuple):
-            raise InputError(f"{place}: the transforms of {name} are {given['transforms']!r}; they must be a list")
-        given["transforms"] = _transforms(given["transforms"], f"{place}.{name}.transforms")
     try:
+        given = dict(arguments or {})
+        for key in given.keys() & _ENUMS.keys():
+            given[key] = _enum(key, given[key], f"{place}.{name}")
+        if "transforms" in given:
+            given["transforms"] = _transforms(given["transforms"], f"{place}.{name}.transforms")
         return TRANSFORMS[name](**given)
+    except InputError:
+        raise
     except Exception as error:  # transforms raise many types
         raise InputError(f"{place}: {name} rejects its arguments: {error}") from error
 

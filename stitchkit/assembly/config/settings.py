@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
 
-from stitchkit.settings.schema import DatasetName, LocalPath, Settings, parse
+from stitchkit.errors import InputError
+from stitchkit.settings.schema import DatasetName, LocalPath, Settings, as_written, parse
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 Augmentation = Literal["default"] | StrictBool | tuple[object, ...] | None
@@ -34,9 +35,17 @@ class Preprocessing(Settings):
     mean: tuple[StrictFloat, ...] = (0.485, 0.456, 0.406)
     std: tuple[StrictFloat, ...] = (0.229, 0.224, 0.225)
     resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
-    interpolation: StrictStr = "bicubic"
-    random_resize_scale: tuple[StrictFloat, ...] = (0.9, 1.0)
+    interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"] = "bicubic"
+    random_resize_scale: tuple[StrictFloat, StrictFloat] = (0.9, 1.0)
     data_augmentation: Augmentation = None
+
+    def __post_init__(self) -> None:
+        for key in ("mean", "std"):
+            if len(getattr(self, key)) not in (1, 3):
+                raise InputError(f"{key} is {list(getattr(self, key))}; set one value, or one for each channel")
+        smallest, largest = self.random_resize_scale
+        if not 0 < smallest <= largest:
+            raise InputError(f"random_resize_scale is {[smallest, largest]}; set the smallest and the largest share")
 
 
 @dataclass(frozen=True)
@@ -146,7 +155,8 @@ class TrainConfig(SharedByTasks):
 
     epochs: StrictInt = Field(ge=0)
     dataset: DatasetName | None = None
-    tasks: tuple[dict[str, object], ...] = ()
+    # Plain data, checked: what a task does not set is that of the training, not the default.
+    tasks: tuple[Annotated[dict[str, object], as_written(TaskConfig)], ...] = ()
     seed: StrictInt = Field(default=1, ge=0)
     max_steps: Count | None = None
     max_batches: Count | None = None
@@ -161,15 +171,13 @@ class TrainConfig(SharedByTasks):
     amp_dtype: Literal["float16", "bfloat16"] = "float16"
     model_ema: StrictBool = False
     model_ema_decay: StrictFloat = Field(default=0.9998, ge=0, le=1)
-    # Plain data here: a task's own value replaces all of it, and errors must name the place in the file.
-    data_preprocessing: dict[str, object] = Field(default_factory=dict)
+    # Likewise: a task's own value replaces all of it.
+    data_preprocessing: Annotated[dict[str, object], as_written(Preprocessing)] = Field(default_factory=dict)
 
     @property
     def resolved_tasks(self) -> tuple[TaskConfig, ...]:
         """The tasks with all their settings; a single one if the file has `dataset`."""
         shared = {item.name: getattr(self, item.name) for item in fields(SharedByTasks)}
         shared["data_preprocessing"] = self.data_preprocessing
-        if self.dataset is not None:
-            return (parse(TaskConfig, shared | {"dataset": self.dataset}, "train_config"),)
-        places = (f"train_config.tasks[{number}]" for number in range(len(self.tasks)))
-        return tuple(parse(TaskConfig, shared | task, place) for task, place in zip(self.tasks, places, strict=True))
+        tasks = self.tasks if self.dataset is None else ({"dataset": self.dataset},)
+        return tuple(parse(TaskConfig, shared | task) for task in tasks)

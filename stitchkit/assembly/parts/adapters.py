@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
 import torch
+from pydantic import StrictBool, StrictInt
 from torch import nn
 
-from stitchkit.assembly.parts.part import Part
+from stitchkit.assembly.parts.part import Format, Part
 from stitchkit.errors import InputError
 from stitchkit.networks.layout import Layout
 
@@ -40,18 +42,18 @@ class SimpleAdapter(Part):
     def __init__(
         self,
         *,
-        in_channels: int,
-        out_channels: int,
-        hid_channels: int | None = None,
-        num_fc: int = 0,
-        num_conv: int = 0,
-        kernel_size: int = 3,
-        stride: int = 1,
-        padding: int | None = None,
-        leading_norm: bool = True,
-        nonlinearity: bool = True,
-        init_identity: bool = False,
-        fc_format: str | list[object] | None = None,
+        in_channels: StrictInt,
+        out_channels: StrictInt,
+        hid_channels: StrictInt | None = None,
+        num_fc: StrictInt = 0,
+        num_conv: StrictInt = 0,
+        kernel_size: StrictInt = 3,
+        stride: StrictInt = 1,
+        padding: StrictInt | None = None,
+        leading_norm: StrictBool = True,
+        nonlinearity: StrictBool = True,
+        init_identity: StrictBool = False,
+        fc_format: Format | None = None,
     ):
         super().__init__()
         if min(num_fc, num_conv) < 0 or (num_fc > 0) == (num_conv > 0):
@@ -61,39 +63,31 @@ class SimpleAdapter(Part):
         padding = kernel_size // 2 if padding is None else padding
         # The published code ends with hid_channels, so that such an adapter never reaches out_channels.
         widths = [in_channels, *[hid_channels or out_channels] * (num_fc + num_conv - 1), out_channels]
-        layers: list[nn.Module] = [_norm(in_channels, num_conv)] if leading_norm else []
+        # A layer norm acts on the last axis, which is the channels wherever a linear layer fits.
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d if num_conv else nn.LayerNorm
+        layers = [norm(in_channels)] if leading_norm else []
         for number, (before, after) in enumerate(pairwise(widths)):
             if num_conv:
                 step = stride if number == 0 else 1  # the stride applies once per adapter
                 layers.append(nn.Conv2d(before, after, kernel_size, stride=step, padding=padding))
             else:
                 layers.append(nn.Linear(before, after))
-            layers.append(_norm(after, num_conv))
+            layers.append(norm(after))
             if nonlinearity:
                 layers.append(nn.LeakyReLU(0.1, inplace=True))
         self.layers = nn.Sequential(*layers)
-        self._declare(in_channels, num_conv, fc_format)
+        if num_fc and fc_format is None:
+            self.in_format, self.takes = None, ("bhwc", "token", "bert", "vector")
+        else:
+            layout = Layout("NCHW") if num_conv else Layout.parse(fc_format)
+            self.in_format = replace(layout, channels=in_channels)
         if init_identity:
             start_as_identity(self.layers)
-
-    def _declare(self, in_channels: int, num_conv: int, fc_format: object) -> None:
-        if num_conv:
-            self.in_format = Layout("NCHW", in_channels)
-        elif fc_format is not None:
-            self.in_format = replace(Layout.parse(fc_format), channels=in_channels)
-        else:
-            self.in_format = None
-            self.takes = ("bhwc", "token", "bert", "vector")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[B, in_channels, H, W]`, or channels last, to the same with `out_channels`."""
         x = self.layers(x)
         return x
-
-
-def _norm(channels: int, num_conv: int) -> nn.Module:
-    # A layer norm acts on the last axis, which is the channels wherever a linear layer fits.
-    return nn.BatchNorm2d(channels) if num_conv else nn.LayerNorm(channels)
 
 
 @torch.no_grad()

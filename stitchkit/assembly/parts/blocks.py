@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
+from pydantic import StrictBool, StrictFloat, StrictInt
 from timm.layers import LayerNorm2d
 from timm.models.vision_transformer import Block
 from torch import nn
@@ -12,7 +14,7 @@ from torchvision.models import resnet, swin_transformer
 
 from stitchkit.assembly.parts.adapters import start_as_identity
 from stitchkit.assembly.parts.part import Part
-from stitchkit.errors import InputError, unknown
+from stitchkit.errors import InputError
 from stitchkit.networks.layout import Layout
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -24,25 +26,32 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 """Norms of ResNet blocks by `norm_type`."""
 
 
-class _ResNetBlock(Part):
+class _Block(Part):
+    block: nn.Module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps `[B, C, H, W]` of a ResNet, `[B, H, W, C]` of Swin, or sequences `[B, L, C]` of ViT, to the same."""
+        x = self.block(x)
+        return x
+
+
+class _ResNetBlock(_Block):
     in_format = Layout("NCHW")
     expansion: int
 
     def __init__(
         self,
         *,
-        in_channels: int,
-        out_channels: int,
-        stride: int = 1,
-        groups: int = 1,
-        base_width: int = 64,
-        dilation: int = 1,
-        norm_type: str = "bn",
-        init_identity: bool = True,
+        in_channels: StrictInt,
+        out_channels: StrictInt,
+        stride: StrictInt = 1,
+        groups: StrictInt = 1,
+        base_width: StrictInt = 64,
+        dilation: StrictInt = 1,
+        norm_type: Literal["bn", "gn", "ln", "in"] = "bn",
+        init_identity: StrictBool = True,
     ):
         super().__init__()
-        if norm_type not in NORMS:
-            raise unknown("norm_type", norm_type, NORMS)
         if out_channels % self.expansion:
             raise InputError(f"out_channels is {out_channels}; it must be a multiple of {self.expansion}")
         norm = NORMS[norm_type]
@@ -51,20 +60,15 @@ class _ResNetBlock(Part):
         shortcut: nn.Module | None = None
         if stride != 1 or in_channels != out_channels:
             shortcut = nn.Sequential(resnet.conv1x1(in_channels, out_channels, stride), norm(out_channels))
-        block = resnet.BasicBlock if self.expansion == 1 else resnet.Bottleneck
+        kind = resnet.BasicBlock if self.expansion == 1 else resnet.Bottleneck
         planes = out_channels // self.expansion
-        self.block = block(in_channels, planes, stride, shortcut, groups, base_width, dilation, norm)
+        self.block = block = kind(in_channels, planes, stride, shortcut, groups, base_width, dilation, norm)
         if init_identity:
             # With the last norm at 0, only the shortcut remains ("Accurate, Large Minibatch SGD", Goyal et al., 2017).
-            last = self.block.bn2 if isinstance(self.block, resnet.BasicBlock) else self.block.bn3
+            last = block.bn2 if isinstance(block, resnet.BasicBlock) else block.bn3
             nn.init.zeros_(last.weight)
             if shortcut is not None:
                 start_as_identity(shortcut)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, in_channels, H, W]` to `[B, out_channels, H / stride, W / stride]`."""
-        x = self.block(x)
-        return x
 
 
 class ResNetBasicBlock(_ResNetBlock):
@@ -102,7 +106,7 @@ class ResNetBottleneck(_ResNetBlock):
     expansion = 4
 
 
-class VisionTransformerBlock(Part):
+class VisionTransformerBlock(_Block):
     """An encoder block of ViT, by default of ViT-S.
 
     Args:
@@ -114,18 +118,13 @@ class VisionTransformerBlock(Part):
     inferred = ("embed_dim",)
     takes = ("bert", "token")
 
-    def __init__(self, *, num_heads: int = 6, embed_dim: int = 384, mlp_ratio: float = 4):
+    def __init__(self, *, num_heads: StrictInt = 6, embed_dim: StrictInt = 384, mlp_ratio: StrictFloat = 4):
         super().__init__()
         _check_heads(num_heads, embed_dim)
         self.block = Block(embed_dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=True)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, L, C]` to the same."""
-        x = self.block(x)
-        return x
 
-
-class SwinTransformerBlock(Part):
+class SwinTransformerBlock(_Block):
     """A block of Swin; maps that are not multiples of the window are padded for attention.
 
     Args:
@@ -138,7 +137,9 @@ class SwinTransformerBlock(Part):
     inferred = ("embed_dim",)
     in_format = Layout("NHWC")
 
-    def __init__(self, *, num_heads: int, embed_dim: int, do_shift: bool = False, window_size: int = 7):
+    def __init__(
+        self, *, num_heads: StrictInt, embed_dim: StrictInt, do_shift: StrictBool = False, window_size: StrictInt = 7
+    ):
         super().__init__()
         _check_heads(num_heads, embed_dim)
         self.in_format = Layout("NHWC", embed_dim)
@@ -146,11 +147,6 @@ class SwinTransformerBlock(Part):
         self.block = swin_transformer.SwinTransformerBlock(
             embed_dim, num_heads, window_size=[window_size] * 2, shift_size=[shift] * 2
         )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, H, W, C]` to the same."""
-        x = self.block(x)
-        return x
 
 
 def _check_heads(num_heads: int, embed_dim: int) -> None:

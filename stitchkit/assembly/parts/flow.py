@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from stitchkit.assembly.parts.part import Part, Reformat
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.mode import evaluating
 
@@ -50,13 +50,14 @@ def enter(
         target: The declared input format; None if the part accepts formats as they come.
         takes: Names of the formats that it accepts as they come; empty for any.
     """
-    x, source = flow.tensor, flow.format
+    source = flow.format
     if target is None:
         if takes and source is not None and source.name not in takes:
             raise InputError(
                 f"it gets {flow}, but accepts {' or '.join(takes)}; declare the in_format to convert it to"
             )
         return nn.Identity(), flow
+    x = flow.tensor
     if source is None:
         if x.ndim != target.rank:
             raise InputError(
@@ -78,8 +79,11 @@ def run(part: Part, flow: PassingTensor) -> tuple[PassingTensor, bool]:
     """The output of a part, and whether the part changes its input in place; its weights are not read."""
     state = {name: value.to("meta") for name, value in (*part.named_parameters(), *part.named_buffers())}
     before = flow.tensor._version  # torch counts changes in place here, on the meta device too
-    with evaluating(part), torch.no_grad():
-        value = torch.func.functional_call(part, state, (flow.tensor,))
+    try:
+        with evaluating(part), torch.no_grad():
+            value = torch.func.functional_call(part, state, (flow.tensor,))
+    except Exception as error:  # torch and the models raise many types
+        raise InputError(f"it gets {flow} and fails on it: {one_line(error)}") from error
     return replace(flow, value=value), flow.tensor._version != before
 
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from stitchkit.assembly.parts.flow import PassingTensor, enter, leave, run
-from stitchkit.assembly.parts.part import AGGREGATIONS, Assembly, Function, ParallelPart, Part, aggregate
-from stitchkit.assembly.parts.pretrained import Subnet, expected_shape
-from stitchkit.assembly.parts.registry import COMMON, check_arguments, part_class
+from stitchkit.assembly.parts.part import Assembly, Function, ParallelPart, Part, combine
+from stitchkit.assembly.parts.pretrained import Pretrained, Subnet, WholeNetwork, expected_input
+from stitchkit.assembly.parts.registry import COMMON, PARTS
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
-from stitchkit.errors import InputError, one_line, unknown
-from stitchkit.networks.layout import CLASS_TOKENS, Layout
+from stitchkit.errors import InputError, one_line
+from stitchkit.networks.layout import Layout
 
 _logger = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ def build_network(
             the message begins with the part's place in the file. Also if the network's output is not logits.
     """
     check_network(spec, num_classes=num_classes, input_size=input_size, pretrained=pretrained)
-    return _Builder(spec, num_classes, input_size, pretrained=pretrained).network()
+    return _Builder(spec, num_classes, input_size, pretrained).network()
 
 
 def check_network(
@@ -55,47 +54,40 @@ def check_network(
         The network on the meta device.
     """
     with torch.device("meta"):
-        return _Builder(spec, num_classes, input_size, pretrained=pretrained, checking=True).network()
+        return _Builder(spec, num_classes, input_size, pretrained, checking=True).network()
+
+
+class _Placed(InputError):
+    """An error that begins with the place of its part."""
 
 
 @contextmanager
-def _at(spec: PartSpec, flow: PassingTensor | None = None) -> Iterator[None]:
-    """Begin errors with the place of a part."""
-    here = f"{spec.place} ({spec.name})"
+def _at(spec: PartSpec) -> Iterator[None]:
+    """Begin errors with the place of a part, unless they have that of a part inside it."""
+    here = f"{spec.place}.{spec.name}"
     try:
         yield
+    except _Placed:
+        raise
     except InputError as error:
-        raise InputError(f"{here}: {error}") from error
+        raise _Placed(f"{here}: {error}") from error
     except Exception as error:  # torch and the models raise many types
-        doing = "cannot be built with its arguments" if flow is None else f"gets {flow} and fails on it"
-        raise InputError(f"{here}: it {doing}: {one_line(error)}") from error
+        raise _Placed(f"{here}: it cannot be built with its arguments: {one_line(error)}") from error
 
 
+@dataclass(frozen=True)
 class _Builder:
-    """Builds parts and traces the tensors between them.
+    """Builds parts and traces the tensors between them; if `checking`, files of weights must exist but are not read."""
 
-    Args:
-        checking: Only check that files of weights exist, without loading them.
-    """
-
-    def __init__(
-        self,
-        spec: NetworkSpec,
-        num_classes: int,
-        input_size: tuple[int, int, int],
-        *,
-        pretrained: bool,
-        checking: bool = False,
-    ):
-        self.spec = spec
-        self.num_classes = num_classes
-        self.input_size = input_size
-        self.pretrained = pretrained
-        self.checking = checking
+    spec: NetworkSpec
+    num_classes: int
+    input_size: tuple[int, int, int]
+    pretrained: bool
+    checking: bool = False
 
     def network(self) -> Assembly:
         """The whole network."""
-        class_token = _class_token(self.spec.reformat_options, "zeros")
+        class_token = self.spec.reformat_options.get("class_token", "zeros")
         images = PassingTensor(torch.empty(2, *self.input_size, device="meta"), Layout("NCHW"))
         network, logits = self._chain(self.spec.parts, self.spec.head, images, class_token)
         for value in logits.value if isinstance(logits.value, list) else [logits.value]:
@@ -120,43 +112,37 @@ class _Builder:
 
     def _part(self, spec: PartSpec, flow: PassingTensor, class_token: str) -> tuple[nn.Module, Part, PassingTensor]:
         """The conversion before a part, the part, and its output."""
+        kind, given = PARTS[spec.name], spec.arguments
         with _at(spec):
-            kind = part_class(spec.name)
-            check_arguments(kind, spec.arguments)
             in_format, out_format = _declared(spec, "in_format"), _declared(spec, "out_format")
-            class_token = _class_token(spec.arguments.get("reformat_options"), class_token)
-        if kind in (Assembly, ParallelPart):
-            with _at(spec):
+            class_token = (given.get("reformat_options") or {}).get("class_token", class_token)
+            if kind in (Assembly, ParallelPart):
                 entry, flow = enter(flow, in_format, (), class_token)
-            make = self._assembly if kind is Assembly else self._parallel
-            part, flow = make(spec, flow, class_token)
-        else:
-            with _at(spec):
-                wanted = in_format or kind.in_format
-                part = kind(**self._arguments(spec, kind, wanted, flow, class_token))
+                make = self._assembly if kind is Assembly else self._parallel
+                part, flow = make(spec, flow, class_token)
+            else:
+                part = kind(**self._arguments(spec, in_format or kind.in_format, flow, class_token))
                 entry, flow = enter(flow, _narrowed(in_format, part), part.takes, class_token)
-            flow, changes_input = self._run(spec, part, flow)
-            if changes_input:  # parallel parts and losses on inner outputs may still read the input
-                entry = nn.Sequential(entry, Function(name="clone"))
-        with _at(spec):
+                flow, changes_input = self._run(spec, part, flow)
+                if changes_input:  # parallel parts and losses on inner outputs may still read the input
+                    entry = nn.Sequential(entry, Function(name="clone"))
             flow = leave(flow, out_format or part.out_format)
-        if spec.arguments.get("frozen") and not self.spec.unfrozen:
+        if given.get("frozen") and not self.spec.unfrozen:
             part.freeze()
         return entry, part, flow
 
     def _arguments(
-        self, spec: PartSpec, kind: type[Part], wanted: Layout | None, flow: PassingTensor, class_token: str
+        self, spec: PartSpec, wanted: Layout | None, flow: PassingTensor, class_token: str
     ) -> dict[str, object]:
         """A part's arguments: those of the file, and those inferred from data and input."""
+        kind = PARTS[spec.name]
         arguments = {name: value for name, value in spec.arguments.items() if name not in COMMON}
-        parameters = inspect.signature(kind).parameters
         for name in kind.inferred:  # the data and the previous part decide these if the file does not
             # A frozen model keeps its trained classifier.
-            kept = spec.arguments.get("frozen") and parameters[name].default is None
-            if name not in arguments and not kept:
+            if name not in arguments and not (kind is WholeNetwork and spec.arguments.get("frozen")):
                 known = self.num_classes if name == "num_classes" else _channels(flow, wanted, kind.takes, class_token)
                 arguments[name] = known
-        if "ckp_path" in parameters and (self.checking or not self.pretrained):
+        if issubclass(kind, Pretrained) and (self.checking or not self.pretrained):
             path = arguments.pop("ckp_path", None)
             if self.pretrained and path is not None and not Path(path).is_file():
                 raise InputError(f"ckp_path '{path}' is not a file; check the path")
@@ -165,52 +151,39 @@ class _Builder:
 
     def _run(self, spec: PartSpec, part: Part, flow: PassingTensor) -> tuple[PassingTensor, bool]:
         try:
-            with _at(spec, flow):
-                return run(part, flow)
+            return run(part, flow)
         except InputError as error:
-            if not isinstance(part, Subnet):
-                raise
-            shape = expected_shape(spec.arguments, self.input_size)
-            if shape is None:
+            wanted = expected_input(spec.arguments, self.input_size) if isinstance(part, Subnet) else None
+            if wanted is None:
                 raise
             name = spec.arguments["block_input"]
-            whole = f"in the whole model, '{name}' gets {shape}"
-            given, taken = _both_channels(flow, shape)
+            whole = f"in the whole model, '{name}' gets {list(wanted.shape[1:])}"
+            if flow.format is None or flow.format.rank != wanted.ndim:
+                raise InputError(f"{error}; {whole}") from error
+            given, taken = (flow.format.sized(x).channels for x in (flow.tensor, wanted))
             if given == taken:
                 raise InputError(f"{error}; {whole}") from error
-            with _at(spec):
-                raise InputError(
-                    f"it gets {flow}, with {given} channels, but '{name}' needs {taken}; insert a part with {taken} "
-                    f"output channels, such as a SimpleAdapter ({whole})"
-                ) from error
+            raise InputError(
+                f"it gets {flow}, with {given} channels, but '{name}' needs {taken}; insert a part with {taken} output "
+                f"channels, such as a SimpleAdapter ({whole})"
+            ) from error
 
     def _assembly(self, spec: PartSpec, flow: PassingTensor, class_token: str) -> tuple[Part, PassingTensor]:
-        with _at(spec):
-            specs, head = _nested(spec), spec.arguments.get("head")
-            last = None if head is None else PartSpec.parse(head, f"{spec.place}.head")
-            shape = spec.arguments.get("input_shape")
-            if shape is not None and list(shape) != list(flow.tensor.shape[1:]):
-                raise InputError(f"input_shape is {shape}, but it gets {flow}; change it, or the size of the images")
-        return self._chain(specs, last, flow, class_token)
+        shape = spec.arguments.get("input_shape")
+        if shape is not None and list(shape) != list(flow.tensor.shape[1:]):
+            raise InputError(f"input_shape is {shape}, but it gets {flow}; change it, or the size of the images")
+        head = spec.arguments.get("head")
+        last = None if head is None else PartSpec.parse(head, f"{spec.place}.{spec.name}.head")
+        return self._chain(_inside(spec), last, flow, class_token)
 
     def _parallel(self, spec: PartSpec, flow: PassingTensor, class_token: str) -> tuple[Part, PassingTensor]:
-        with _at(spec):
-            specs, agg = _nested(spec), spec.arguments.get("agg") or "none"
-            if agg not in AGGREGATIONS:
-                raise unknown("agg", agg, AGGREGATIONS)
-        built = [self._part(inner, flow, class_token) for inner in specs]
-        given = [gives for _, _, gives in built]
-        with _at(spec):
-            common = None if agg == "none" else _common_format(_declared(spec, "out_format"), given, agg)
-            left = [
-                (nn.Identity(), gives) if common is None else enter(gives, common, (), class_token) for gives in given
-            ]
-            layout = Layout("vector") if common is None else common.bare
-            entries, parts = [entry for entry, _, _ in built], [part for _, part, _ in built]
-            part = ParallelPart(parts, entries, [exit_ for exit_, _ in left], agg=agg, layout=layout)
-            value = aggregate([gives.value for _, gives in left], agg, layout)
-            _check_sum(value, _declared(spec, "out_format"), [gives for _, gives in left])
-        return part, PassingTensor(value, layout)
+        agg, declared = spec.arguments.get("agg") or "none", _declared(spec, "out_format")
+        entries, parts, given = zip(*(self._part(part, flow, class_token) for part in _inside(spec)), strict=True)
+        common = None if agg == "none" else _common_format(declared, given, agg)
+        exits, left = zip(*(enter(gives, common, (), class_token) for gives in given), strict=True)
+        layout = Layout("vector") if common is None else common.bare
+        value = [gives.value for gives in left] if common is None else combined(left, agg, layout, declared)
+        return ParallelPart(parts, entries, exits, agg, layout), PassingTensor(value, layout)
 
 
 def _check_logits(value: object, num_classes: int) -> None:
@@ -239,42 +212,14 @@ def _narrowed(declared: Layout | None, part: Part) -> Layout | None:
 def _channels(flow: PassingTensor, wanted: Layout | None, takes: Sequence[str], class_token: str) -> int:
     """Channels of the input once it is in the wanted format."""
     _, arriving = enter(flow, wanted, takes, class_token)
-    if arriving.format is None:
-        return int(arriving.tensor.shape[-1])  # a sequence, with a class token or without
-    channels = arriving.format.sized(arriving.tensor).channels
-    assert channels is not None
-    return channels
+    layout = arriving.full_format
+    return arriving.tensor.shape[-1] if layout is None else layout.width  # a sequence, with a class token or without
 
 
-def _both_channels(flow: PassingTensor, shape: Sequence[int]) -> tuple[int | None, int | None]:
-    """Channels of the input and of a wanted shape; None if unknown."""
-    if flow.format is None or flow.tensor.ndim != 1 + len(shape):
-        return None, None
-    wanted = torch.empty(1, *shape, device="meta")
-    return flow.format.sized(flow.tensor).channels, flow.format.sized(wanted).channels
-
-
-def _class_token(options: object, otherwise: str) -> str:
-    """The value of class tokens by `reformat_options`."""
-    if options is None:
-        return otherwise
-    if not isinstance(options, Mapping):
-        raise InputError(f"reformat_options are {options!r}; set them by name: {{class_token: zeros}}")
-    for name in options:
-        if name != "class_token":
-            raise unknown("key of reformat_options", str(name), ["class_token"])
-    value = str(options.get("class_token", otherwise))
-    if value not in CLASS_TOKENS:
-        raise unknown("class_token", value, CLASS_TOKENS)
-    return value
-
-
-def _nested(spec: PartSpec) -> list[PartSpec]:
+def _inside(spec: PartSpec) -> list[PartSpec]:
     """The parts inside a part."""
-    parts = spec.arguments["parts"]
-    if not isinstance(parts, list | tuple) or not parts:
-        raise InputError(f"parts is {parts!r}; it must be a list of at least one part")
-    return [PartSpec.parse(value, f"{spec.place}.parts[{number}]") for number, value in enumerate(parts)]
+    place = f"{spec.place}.{spec.name}.parts"
+    return [PartSpec.parse(value, f"{place}[{number}]") for number, value in enumerate(spec.arguments["parts"])]
 
 
 def _common_format(declared: Layout | None, given: Sequence[PassingTensor], agg: str) -> Layout:
@@ -286,12 +231,18 @@ def _common_format(declared: Layout | None, given: Sequence[PassingTensor], agg:
     return replace(target, channels=None, positions=target.positions if resized else None)
 
 
-def _check_sum(value: object, declared: Layout | None, given: Sequence[PassingTensor]) -> None:
-    """Check that the combined output of parallel parts has the declared channels and size."""
-    if declared is None or not isinstance(value, torch.Tensor):
-        return
-    found = declared.sized(value)
-    if declared.channels in (None, found.channels) and declared.positions in (None, found.positions):
-        return
-    each = ", ".join(map(str, given))
-    raise InputError(f"its parts return {each}, together {found}, but out_format is {declared}; correct one of them")
+def combined(given: Sequence[PassingTensor], agg: str, layout: Layout, declared: Layout | None = None) -> torch.Tensor:
+    """The output of parallel parts, once their outputs fit together and have the declared channels and size."""
+    formats = [layout.sized(gives.tensor) for gives in given]
+    each = f"its parts return {', '.join(map(str, formats))}"
+    if len({form.positions for form in formats}) > 1 and agg != "concat_sequence":
+        raise InputError(f"{each}, of different sizes; declare a size in out_format")
+    if len({form.channels for form in formats}) > 1 and agg in ("avg", "concat_sequence"):
+        raise InputError(f"{each}; {agg} needs the same number of channels from all")
+    if agg == "concat_sequence" and layout.name != "token":
+        raise InputError(f"concat_sequence joins sequences, not {layout.name}; declare out_format: [token, [C, L]]")
+    value = combine([gives.tensor for gives in given], agg, layout)
+    found, wanted = layout.sized(value), declared or layout
+    if wanted.channels not in (None, found.channels) or wanted.positions not in (None, found.positions):
+        raise InputError(f"{each}, together {found}, but out_format is {declared}; correct one of them")
+    return value

@@ -5,18 +5,28 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import AfterValidator, StrictInt, StrictStr, WithJsonSchema
 from torch import nn
-from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.nn import functional as F
 
-from stitchkit.errors import InputError, unknown
-from stitchkit.networks.layout import Layout, convert
+from stitchkit.errors import unknown
+from stitchkit.networks.layout import NAMES, Layout, convert
 
-AGGREGATIONS = ("none", "avg", "concat", "concat_channels", "concat_sequence")
-"""Ways in which a `ParallelPart` combines the outputs of its parts."""
+
+def _declared(value: str | list[object]) -> str | list[object]:
+    Layout.parse(value)
+    return value
+
+
+Format = Annotated[
+    StrictStr | list[object],
+    AfterValidator(_declared),
+    WithJsonSchema({"anyOf": [{"enum": [*NAMES]}, {"type": "array", "prefixItems": [{"enum": [*NAMES]}, {}]}]}),
+]
+"""A layout as a file declares it: a name, or a list of a name and a size, `[img, [C, H, W]]`."""
 
 
 class Part(nn.Module):
@@ -59,7 +69,13 @@ class ClassifierHead(Part):
     in_format = Layout("NCHW")
     out_format = Layout("vector")
 
-    def __init__(self, *, num_classes: int, in_channels: int, pooled_size: int | Sequence[int] = (1, 1)):
+    def __init__(
+        self,
+        *,
+        num_classes: StrictInt,
+        in_channels: StrictInt,
+        pooled_size: StrictInt | tuple[StrictInt, StrictInt] = (1, 1),
+    ):
         super().__init__()
         height, width = (pooled_size, pooled_size) if isinstance(pooled_size, int) else pooled_size
         self.in_format = Layout("NCHW", in_channels)
@@ -83,7 +99,7 @@ class BaseBlock(Part):
     inferred = ("in_channels",)
     in_format = Layout("NCHW")
 
-    def __init__(self, *, channels: int, in_channels: int):
+    def __init__(self, *, channels: StrictInt, in_channels: StrictInt):
         super().__init__()
         self.in_format = Layout("NCHW", in_channels)
         self.conv = nn.Conv2d(in_channels, channels, kernel_size=7, stride=2, padding=3, bias=False)
@@ -105,7 +121,7 @@ class Function(Part):
         arguments: The function's further arguments.
     """
 
-    def __init__(self, *, name: str, **arguments: object):
+    def __init__(self, *, name: StrictStr, **arguments: object):
         super().__init__()
         known = _functions()
         bare = name.removeprefix("torch.").removeprefix("nn.functional.")
@@ -202,18 +218,12 @@ class ParallelPart(Part):
         parts: The parts.
         entries: The conversion before each part.
         exits: The conversion of each part's output to the common format.
-        agg: `none` for a list, `avg`, `concat` (which is `concat_channels`) or `concat_sequence`.
+        agg: `none` for a list, or as in `combine`.
         layout: The common format.
     """
 
     def __init__(
-        self,
-        parts: Sequence[Part],
-        entries: Sequence[nn.Module],
-        exits: Sequence[nn.Module],
-        *,
-        agg: str,
-        layout: Layout,
+        self, parts: Sequence[Part], entries: Sequence[nn.Module], exits: Sequence[nn.Module], agg: str, layout: Layout
     ):
         super().__init__()
         self.parts = nn.ModuleList(parts)
@@ -225,37 +235,12 @@ class ParallelPart(Part):
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """The combined outputs of all parts."""
         steps = zip(self.entries, self.parts, self.exits, strict=True)
-        return aggregate([leave(part(enter(x))) for enter, part, leave in steps], self.agg, self.layout)
+        outputs = [leave(part(enter(x))) for enter, part, leave in steps]
+        return outputs if self.agg == "none" else combine(outputs, self.agg, self.layout)
 
 
-def aggregate(outputs: list[torch.Tensor], agg: str, layout: Layout) -> torch.Tensor | list[torch.Tensor]:
-    """Combine several tensors of one layout.
-
-    Args:
-        outputs: The tensors.
-        agg: One of `AGGREGATIONS`.
-        layout: Their layout.
-    """
-    if agg == "none":
-        return outputs
-    # In a trace, sizes are not numbers; the network was checked before it is traced.
-    if not is_tracing():  # type: ignore[no-untyped-call]
-        _check_together(outputs, agg, layout)
+def combine(outputs: list[torch.Tensor], agg: str, layout: Layout) -> torch.Tensor:
+    """The mean (`avg`) of tensors of one layout, or all along the sequence (`concat_sequence`) or the channels."""
     if agg == "avg":
         return torch.stack(outputs).mean(dim=0)
     return torch.cat(outputs, dim=1 if agg == "concat_sequence" else layout.channel_dim)
-
-
-def _check_together(outputs: Sequence[torch.Tensor], agg: str, layout: Layout) -> None:
-    """Check that outputs have the sizes and channels that an aggregation needs."""
-    formats = [layout.sized(output) for output in outputs]
-    if len({form.positions for form in formats}) > 1 and agg != "concat_sequence":
-        raise InputError(f"its parts return {_listed(formats)}, of different sizes; declare a size in out_format")
-    if len({form.channels for form in formats}) > 1 and agg in ("avg", "concat_sequence"):
-        raise InputError(f"its parts return {_listed(formats)}; {agg} needs the same number of channels from all")
-    if agg == "concat_sequence" and layout.name != "token":
-        raise InputError(f"concat_sequence joins sequences, not {layout.name}; declare out_format: [token, [C, L]]")
-
-
-def _listed(formats: Sequence[Layout]) -> str:
-    return ", ".join(map(str, formats))

@@ -7,15 +7,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from pydantic import StrictBool, StrictInt, StrictStr
+from torch import nn
 
 from stitchkit.assembly.parts.part import Part
 from stitchkit.classes import carry_origin
 from stitchkit.networks.anchor import steps_of
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.libraries import classifier_of, load_model
+from stitchkit.settings.schema import LocalPath
 
 
-class WholeNetwork(Part):
+class Pretrained(Part):
+    """A model of a library, or a slice of one."""
+
+    net: nn.Module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images `[B, C, H, W]` to logits `[B, num_classes]`; of a slice, the tensors at its two ends."""
+        x = self.net(x)
+        return x
+
+
+class WholeNetwork(Pretrained):
     """A whole model. Arguments and errors as in `load_model`.
 
     Args:
@@ -30,11 +44,11 @@ class WholeNetwork(Part):
     def __init__(
         self,
         *,
-        model_name: str,
-        backend: str = "timm",
-        pretrained: bool = True,
-        ckp_path: str | None = None,
-        num_classes: int | None = None,
+        model_name: StrictStr,
+        backend: StrictStr = "timm",
+        pretrained: StrictBool = True,
+        ckp_path: LocalPath | None = None,
+        num_classes: StrictInt | None = None,
         **arguments: object,
     ):
         super().__init__()
@@ -47,13 +61,8 @@ class WholeNetwork(Part):
             **arguments,
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images `[B, C, H, W]` to logits `[B, num_classes]`."""
-        x = self.net(x)
-        return x
 
-
-class Subnet(Part):
+class Subnet(Pretrained):
     """A slice of a model, from the input of one block to the output of another.
 
     Args:
@@ -65,12 +74,12 @@ class Subnet(Part):
     def __init__(
         self,
         *,
-        model_name: str,
-        block_input: str | None = None,
-        block_output: str | Sequence[str] | None = None,
-        backend: str = "timm",
-        pretrained: bool = True,
-        ckp_path: str | None = None,
+        model_name: StrictStr,
+        block_input: StrictStr | None = None,
+        block_output: StrictStr | list[StrictStr] | None = None,
+        backend: StrictStr = "timm",
+        pretrained: StrictBool = True,
+        ckp_path: LocalPath | None = None,
         **arguments: object,
     ):
         super().__init__()
@@ -79,23 +88,18 @@ class Subnet(Part):
         if block_output is None or block_output == classifier_of(model):
             carry_origin(model, self.net)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The tensor at `block_input` to the one at `block_output`."""
-        x = self.net(x)
-        return x
 
-
-def expected_shape(arguments: Mapping[str, Any], input_size: Sequence[int]) -> list[int] | None:
-    """Shape, without the batch, of a `Subnet`'s input within its whole model; None if it cannot be found."""
+def expected_input(arguments: Mapping[str, Any], input_size: Sequence[int]) -> torch.Tensor | None:
+    """The input of a `Subnet` within its whole model, on the meta device; None if it cannot be found."""
     own = ("block_input", "block_output", "ckp_path", "frozen", "in_format", "out_format", "pretrained", "model_name")
     rest = {name: value for name, value in arguments.items() if name not in own}
-    shapes: list[list[int]] = []
+    seen: list[torch.Tensor] = []
     with torch.device("meta"), torch.no_grad(), contextlib.suppress(Exception):  # a hint is not worth an error
         model = load_model(arguments["model_name"], pretrained=False, **rest).eval()
         block = model.get_submodule(arguments["block_input"])
-        block.register_forward_pre_hook(lambda _, inputs: shapes.append(list(inputs[0].shape[1:])))
+        block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         own_size: Sequence[int] = getattr(model, "pretrained_cfg", {}).get("input_size", input_size)
         for size in (input_size, own_size):  # some models only accept images of their own size
             with contextlib.suppress(Exception):
                 model(torch.empty(1, *size))
-    return shapes[0] if shapes else None
+    return seen[0] if seen else None

@@ -1,21 +1,24 @@
-"""The parts by their names in configurations, and the arguments of each."""
+"""The parts by their names in configurations, and the schema of each, which is made from its constructor."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 from collections.abc import Mapping
+from typing import Annotated, Literal, get_type_hints
 
+from pydantic import ConfigDict, Field, GetJsonSchemaHandler, StrictBool, StrictInt, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from stitchkit.assembly.parts import blocks
 from stitchkit.assembly.parts.adapters import SimpleAdapter
-from stitchkit.assembly.parts.blocks import (
-    ResNetBasicBlock,
-    ResNetBottleneck,
-    SwinTransformerBlock,
-    VisionTransformerBlock,
-)
-from stitchkit.assembly.parts.part import Assembly, BaseBlock, ClassifierHead, Function, ParallelPart, Part
+from stitchkit.assembly.parts.part import Assembly, BaseBlock, ClassifierHead, Format, Function, ParallelPart, Part
 from stitchkit.assembly.parts.pretrained import Subnet, WholeNetwork
-from stitchkit.errors import InputError, unknown
+from stitchkit.assembly.parts.spec import ReformatOptions
+from stitchkit.errors import InputError
+from stitchkit.settings.schema import Settings, as_written
 
 PARTS: dict[str, type[Part]] = {
     "Subnet": Subnet,
@@ -26,60 +29,112 @@ PARTS: dict[str, type[Part]] = {
     "Assembly": Assembly,
     "ParallelPart": ParallelPart,
     "SimpleAdapter": SimpleAdapter,
-    "ResNetBasicBlock": ResNetBasicBlock,
-    "ResNetBottleneck": ResNetBottleneck,
-    "VisionTransformerBlock": VisionTransformerBlock,
-    "SwinTransformerBlock": SwinTransformerBlock,
+    "ResNetBasicBlock": blocks.ResNetBasicBlock,
+    "ResNetBottleneck": blocks.ResNetBottleneck,
+    "VisionTransformerBlock": blocks.VisionTransformerBlock,
+    "SwinTransformerBlock": blocks.SwinTransformerBlock,
 }
 """The published name of each part -> its class."""
 COMMON = ("frozen", "in_format", "out_format")
 """Arguments of every part."""
-_CONTAINERS: dict[type[Part], tuple[str, ...]] = {
-    Assembly: ("parts", "head", "input_shape", "reformat_options"),
-    ParallelPart: ("parts", "agg", "reformat_options"),
-}
-# Parts that pass further arguments on to a model accept any name, but one this close to ours is a mistake.
-_CLOSE = 0.8
 
 
-def part_class(name: str) -> type[Part]:
-    """The class of a name."""
-    if name not in PARTS:
-        raise unknown("part", name, PARTS)
-    return PARTS[name]
-
-
-def check_arguments(part: type[Part], arguments: Mapping[str, object]) -> None:
-    """Check that a part knows all its arguments in a file, and gets those that it needs.
+@dataclass(frozen=True, kw_only=True)
+class PartSettings(Settings):
+    """The arguments of every part.
 
     Args:
-        part: The class.
-        arguments: The arguments in the file.
+        frozen: Keep its weights and batch-norm statistics as they are.
+        in_format: Layout to which its input is converted: `img`, `bhwc`, `token`, `bert` or `vector`, or a list of one
+            of them and a size, such as `[img, [C, H, W]]`.
+        out_format: Layout of its output, likewise.
     """
-    parameters = _parameters(part)
-    allowed = [*parameters, *COMMON]
-    for name in arguments:
-        if name in allowed:
-            continue
-        if not _takes_any(part) or difflib.get_close_matches(name, allowed, cutoff=_CLOSE):
-            raise unknown("argument", name, allowed)
-    missing = [
-        name for name, needed in parameters.items() if needed and name not in arguments and name not in part.inferred
-    ]
-    if missing:
-        raise InputError(f"{', '.join(missing)} is missing; the arguments are {', '.join(allowed)}")
+
+    frozen: StrictBool | None = None
+    in_format: Format | None = None
+    out_format: Format | None = None
 
 
-def _parameters(part: type[Part]) -> dict[str, bool]:
-    """Names of a part's own arguments, and whether they must be given."""
-    if part in _CONTAINERS:
-        return {name: name == "parts" for name in _CONTAINERS[part]}
-    signature = inspect.signature(part).parameters.values()
-    named = [parameter for parameter in signature if parameter.kind is not parameter.VAR_KEYWORD]
-    return {parameter.name: parameter.default is parameter.empty for parameter in named}
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="ignore", allow_inf_nan=False, defer_build=True))
+class _OpenSettings(PartSettings):
+    # Further arguments have any name, as those of a timm model; but one this close to a known one is a mistake.
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_further(cls, content: object) -> object:
+        if not isinstance(content, Mapping):
+            return content
+        names = {key for key in content if difflib.get_close_matches(str(key), cls.__dataclass_fields__, cutoff=0.8)}
+        return {key: value for key, value in content.items() if key in names}
 
 
-def _takes_any(part: type[Part]) -> bool:
-    if part in _CONTAINERS:
-        return False
-    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(part).parameters.values())
+@dataclass(frozen=True, kw_only=True)
+class _ContainerSettings(PartSettings):
+    """Parts inside a part.
+
+    Args:
+        parts: The parts.
+        reformat_options: `class_token`: the replacement for a missing one, `zeros`, `ones` or `avg`.
+    """
+
+    parts: tuple[WrittenPart, ...] = Field(min_length=1)
+    reformat_options: ReformatOptions | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssemblySettings(_ContainerSettings):
+    """Parts that run one after the other.
+
+    Args:
+        head: A last part.
+        input_shape: Shape of the input, `[C, H, W]`.
+    """
+
+    head: WrittenPart | None = None
+    input_shape: tuple[StrictInt, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelSettings(_ContainerSettings):
+    """Parts that take the same input.
+
+    Args:
+        agg: What becomes of their outputs: `none` lists, `avg` averages, the others concatenate them.
+    """
+
+    agg: Literal["none", "avg", "concat", "concat_channels", "concat_sequence"] | None = None
+
+
+def _settings(part: type[Part]) -> type:
+    """The schema of a part's arguments: those of its constructor, of which some are inferred if a file omits them."""
+    if part in (Assembly, ParallelPart):  # constructors that take parts which are built already
+        return AssemblySettings if part is Assembly else ParallelSettings
+    hints, parameters = get_type_hints(part.__init__, include_extras=True), inspect.signature(part).parameters
+    own = {name: given.default for name, given in parameters.items() if given.kind is given.KEYWORD_ONLY}
+    given = {name: default for name, default in own.items() if default is not inspect.Parameter.empty}
+    content = {**given, **dict.fromkeys(part.inferred), "__annotations__": {name: hints[name] for name in own}}
+    base = PartSettings if own.keys() == parameters.keys() else _OpenSettings
+    return dataclass(frozen=True, kw_only=True)(type(part.__name__, (base,), {**content, "__doc__": part.__doc__}))
+
+
+class _OnePart(Settings):
+    """A part: the name of its class and its arguments, or only the name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_one(cls, content: object) -> object:
+        content = {content: None} if isinstance(content, str) else content
+        if not isinstance(content, Mapping) or len(content) != 1:
+            raise InputError(f"{content!r} is not a part; write one class name with its arguments, {{Subnet: {{...}}}}")
+        return {name: {} if given is None else given for name, given in content.items()}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [{"enum": [*PARTS]}, super().__get_pydantic_json_schema__(core, handler)]}
+
+
+_kinds = {name: _settings(part) for name, part in PARTS.items()}
+PartFile = dataclass(frozen=True)(
+    type("PartFile", (_OnePart,), {"__annotations__": _kinds, "__doc__": _OnePart.__doc__, **dict.fromkeys(_kinds)})
+)
+WrittenPart = Annotated[object, as_written(PartFile)]
+"""A part as a file describes it, checked."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from stitchkit.errors import InputError
+ReformatOptions = dict[Literal["class_token"], Literal["zeros", "ones", "avg"]]
+"""`class_token`: the replacement for a missing one."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,8 @@ class PartSpec:
 
     @classmethod
     def parse(cls, value: object, place: str) -> PartSpec:
-        """The part described by a YAML value: a name, or a mapping of one name to its arguments."""
-        if isinstance(value, str):
-            return cls(value, {}, place)
-        if not isinstance(value, Mapping) or len(value) != 1:
-            raise InputError(f"{place} is {value!r}; a part is one class name with its arguments, {{Subnet: {{...}}}}")
-        [(name, arguments)] = value.items()
-        if not isinstance(name, str) or not isinstance(arguments, Mapping | None):
-            raise InputError(f"{place}: the arguments of {name} are {arguments!r}; they must be given by name")
+        """The part described by a `WrittenPart`: a name, or a mapping of one name to its arguments."""
+        [(name, arguments)] = value.items() if isinstance(value, Mapping) else [(str(value), None)]
         return cls(name, dict(arguments or {}), place)
 
 
@@ -50,5 +45,5 @@ class NetworkSpec:
 
     parts: tuple[PartSpec, ...]
     head: PartSpec | None = None
-    reformat_options: Mapping[str, str] = field(default_factory=dict)
+    reformat_options: ReformatOptions = field(default_factory=dict)
     unfrozen: bool = False

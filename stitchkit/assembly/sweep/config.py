@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.assembly.config.job import SWEEP_KEYS, JobConfig, override
+from stitchkit.assembly.parts.registry import WrittenPart
 from stitchkit.assembly.parts.spec import PartSpec
 from stitchkit.assembly.sweep.shapes import SliceShapes, slice_shapes
 from stitchkit.assembly.sweep.stitchers import DEFAULT_STITCHERS, FINETUNE, STITCHERS
@@ -65,9 +66,9 @@ class SweepFile(JobConfig):
         stitchers: The names of the stitchers to try; by default those of the published sweeps.
     """
 
-    stages: tuple[object, ...] | None = Field(default=None, min_length=1)
-    src_stages: tuple[object, ...] | None = Field(default=None, min_length=1)
-    dest_stages: tuple[object, ...] | None = Field(default=None, min_length=1)
+    stages: tuple[WrittenPart, ...] | None = Field(default=None, min_length=1)
+    src_stages: tuple[WrittenPart, ...] | None = Field(default=None, min_length=1)
+    dest_stages: tuple[WrittenPart, ...] | None = Field(default=None, min_length=1)
     gaps: tuple[Gap, ...] | None = Field(default=None, min_length=1)
     stitchers: tuple[StrictStr, ...] | None = Field(default=None, min_length=1)
 

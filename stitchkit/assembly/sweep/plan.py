@@ -9,7 +9,7 @@ from pathlib import Path
 import timm
 import torch
 
-from stitchkit.assembly.parts.registry import COMMON, part_class
+from stitchkit.assembly.parts.registry import COMMON, PARTS
 from stitchkit.assembly.parts.spec import PartSpec
 from stitchkit.assembly.sweep.config import CutNetwork, Gap, SweepConfig
 from stitchkit.assembly.sweep.shapes import without_sizes
@@ -173,5 +173,5 @@ def num_params(adapter: Sequence[PartSpec]) -> int:
     with torch.device("meta"):
         for part in adapter:
             own = {key: value for key, value in part.arguments.items() if key not in COMMON}
-            count += sum(parameter.numel() for parameter in part_class(part.name)(**own).parameters())
+            count += sum(parameter.numel() for parameter in PARTS[part.name](**own).parameters())
     return count
