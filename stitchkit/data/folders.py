@@ -40,19 +40,11 @@ def is_split(folder: Path) -> bool:
 
 
 def open_images(folder: Path, *, mode: str = "RGB", class_map: str = "", suffixes: str = SUFFIXES) -> ImageDataset:
-    """Images of a split's folder, converted to a PIL mode if `mode` is not empty, with the labels of `open_folder`."""
-    reader = open_folder(folder, class_map=class_map, suffixes=suffixes)
-    images = ImageDataset(str(folder), reader=reader, input_img_mode=mode)
-    images.classes = class_names(reader)
-    images.split = folder.name
-    return images
-
-
-def open_folder(folder: Path, *, class_map: str = "", suffixes: str = SUFFIXES) -> ReaderImageFolder:
-    """Files and labels of a split, the classes numbered in the order of `stitchkit.classes`.
+    """Images of a split's folder, with their classes numbered in the order of `stitchkit.classes`.
 
     Args:
         folder: The split.
+        mode: PIL mode to which images are converted; empty for no conversion.
         class_map: File that maps class names to numbers; other classes are left out.
         suffixes: Like `SUFFIXES`.
     """
@@ -63,14 +55,15 @@ def open_folder(folder: Path, *, class_map: str = "", suffixes: str = SUFFIXES) 
         raise empty from None
     # timm sorts a set of names, so names that compare equal there, such as 1 and 01, are numbered by chance.
     classes = [_class_of(path, str(folder)) for path, _ in reader.samples]
-    numbers = reader.class_to_idx
     if not class_map:
-        numbers = {name: number for number, name in enumerate(in_order({name for name in classes if name}))}
+        reader.class_to_idx = {name: number for number, name in enumerate(in_order(set(classes) - {""}))}
+    numbers = reader.class_to_idx
     reader.samples = [(path, numbers[name]) for (path, _), name in zip(reader.samples, classes, strict=True) if name]
-    reader.class_to_idx = numbers
     if not reader.samples:
         raise empty
-    return reader
+    images = ImageDataset(str(folder), reader=reader, input_img_mode=mode)
+    images.classes, images.split = class_names(reader), folder.name
+    return images
 
 
 def class_folders(folder: Path) -> set[str]:

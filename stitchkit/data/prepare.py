@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
 from timm.data import ImageDataset
 
-from stitchkit.data.folders import is_split, open_folder
+from stitchkit.data.folders import is_split, open_images
 from stitchkit.data.sources import Images, Source, read_timm
 from stitchkit.data.torchvision_sets import SOURCES, TEST_SHARE, LabelledImages, divide, read
 from stitchkit.errors import InputError, unknown
@@ -185,8 +185,8 @@ def _open_folder(folder: Path, task: CollectionTask) -> LabelledImages:
             f"it cannot be downloaded: {task.by_hand}, so that its {task.classes} class folders, with {task.images:,} "
             f"images in all, are in '{folder}'"
         )
-    reader = open_folder(folder)
-    return LabelledImages([(Path(path), label) for path, label in reader.samples], tuple(reader.class_to_idx), mode="")
+    images = open_images(folder)
+    return LabelledImages([(Path(path), label) for path, label in images.reader.samples], images.classes, mode="")
 
 
 def _draw(part: Part, share: float) -> tuple[Part, Part]:

@@ -75,28 +75,34 @@ def open_dataset(source: Source, split: str, *, is_training: bool = False, **opt
     check_dataset(source.name, "data set")
     check_local(str(source.root or ""), "folder of data sets")
     check_local(split, "split")
-    dataset = _open(source, split, is_training, dict(source.options) | options)
+    dataset = _open(source, split, {"is_training": is_training, **dict(source.options), **options})
     if not is_training:
         _logger.info("evaluating on the %s images of '%s'", dataset.split, source)
     return dataset
 
 
-def _open(source: Source, split: str, is_training: bool, options: dict[str, object]) -> Images:
-    name, root = source.name, source.root
-    if (folder := _folder_of(source)) is not None:
-        return _open_folder(source, folder, split, options)
+def _open(source: Source, split: str, options: dict[str, object]) -> Images:
+    name, root, key = source.name, Path(source.root or ""), _key(source.name)
+    is_root = not name or name.lower() in _FOLDERS
+    place = root if is_root else root / name
+    if is_root and not place.exists():
+        raise _no_folder(place)
+    # torchvision's Country211 has class folders too, but its own meaning of the splits' names.
+    has_train = key != "country211" and any((place / one).is_dir() for one in names_of("train"))
+    if has_train or (is_root and place.is_dir()):
+        return _open_folder(source, place, split, options)
+    if key == "imagenet" and source.root is not None and _is_laid_out(root):
+        return _open_folder(source, root, split, options)
     if not name or (name.partition("/")[0].lower() in _TIMM and "/" in name):
-        return _open_timm(source, split, is_training, options)
-    key = _key(name)
+        return _open_timm(source, split, options)
     if key == "digits":
         found = "train" if published_part(split) == "train" else "validation"
         digits = [(image, label) for _, image, label in read_digits(found)]
         return LabelledImages(digits, tuple(map(str, range(10))), source.mode, found)
     if key in SOURCES:
-        return read(key, root, published_part(split), download=source.download, mode=source.mode)
-    place = Path(root or "", name)
+        return read(key, source.root, published_part(split), download=source.download, mode=source.mode)
     if place.is_dir():
-        return _open_folder(source, place, split, options)
+        return _open_folder(source, place, split, options)  # which has only splits for evaluation
     if "/" in name:
         raise _no_folder(place)
     raise unknown("data set", name, sorted([*SOURCES, *SHORT, "digits"]))
@@ -105,21 +111,6 @@ def _open(source: Source, split: str, is_training: bool, options: dict[str, obje
 def _key(name: str) -> str:
     key = "".join(letter for letter in name.lower() if letter not in "-_ ")
     return SHORT.get(key, key)
-
-
-def _folder_of(source: Source) -> Path | None:
-    """The image folder of a source; None if the source is something else."""
-    name, root, key = source.name, source.root, _key(source.name)
-    place = Path(root or "")
-    if not name or name.lower() in _FOLDERS:
-        if not place.exists():
-            raise _no_folder(place)
-        return place if place.is_dir() else None
-    place /= name
-    # torchvision's Country211 has class folders too, but its own meaning of the splits' names.
-    if key != "country211" and any((place / name).is_dir() for name in names_of("train")):
-        return place
-    return Path(root) if key == "imagenet" and root is not None and _is_laid_out(Path(root)) else None
 
 
 def _is_laid_out(root: Path) -> bool:
@@ -140,14 +131,14 @@ def _open_folder(source: Source, folder: Path, split: str, options: dict[str, ob
         return open_images(find_split(folder, split), mode=source.mode, class_map=source.class_map, suffixes=suffixes)
 
 
-def _open_timm(source: Source, split: str, is_training: bool, options: dict[str, object]) -> Images:
+def _open_timm(source: Source, split: str, options: dict[str, object]) -> Images:
     """The first split of a data set under one of its usual names, by one of timm's readers."""
     if source.name:
         check_installed([_TIMM[source.name.partition("/")[0].lower()]], "", f"data set '{source.name}'")
     refused: InputError | None = None
     for name in names_of(split):
         try:
-            return read_timm(source, name, is_training=is_training, **options)
+            return read_timm(source, name, **options)
         except InputError as error:  # noqa: PERF203
             refused = refused or error  # the message names the requested split
             if "split" not in str(error.__cause__).lower():
@@ -156,12 +147,12 @@ def _open_timm(source: Source, split: str, is_training: bool, options: dict[str,
     raise refused
 
 
-def read_timm(source: Source, split: str, *, is_training: bool = False, **options: object) -> Images:
+def read_timm(source: Source, split: str, **options: object) -> Images:
     """The split of exactly this name of a data set by timm's string."""
     root = None if source.root is None else str(source.root)
-    common = {"download": source.download, "class_map": source.class_map, "input_img_mode": source.mode}
+    options |= {"download": source.download, "class_map": source.class_map, "input_img_mode": source.mode}
     with _explained(source, split):
-        dataset = open_timm(source.name, root=root, split=split, is_training=is_training, **common, **options)
+        dataset = open_timm(source.name, root=root, split=split, **options)
     if not isinstance(dataset, ImageDataset) and not hasattr(dataset, "reader"):  # one of torchvision's
         return LabelledImages(dataset, class_names(dataset), source.mode, split)
     dataset.classes, dataset.split = class_names(dataset.reader), split

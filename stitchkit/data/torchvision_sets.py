@@ -124,15 +124,9 @@ def read(
     key: str, root: str | Path | None, split: str, *, download: bool, mode: str = "",
     loader: Callable[[str], object] | None = None,
 ) -> LabelledImages:  # fmt: skip
-    """The `train` or `test` part of a torchvision data set.
+    """The `train` or `test` part of a torchvision data set, by its key in `SOURCES` and the folder of its files.
 
-    Args:
-        key: Its key in `SOURCES`.
-        root: The folder of its files.
-        split: The part.
-        download: Download missing files.
-        mode: As for `LabelledImages`.
-        loader: Replaces the decoder of paths if the reader has files.
+    If the reader has files, `loader` replaces its decoder of paths.
     """
     source = SOURCES[key]
     if root is None:
