@@ -6,25 +6,25 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import timm
 import torch
 
-from benchmarks.command import ROOT
+from benchmarks.frame import ROOT
 
 Found = Mapping[str, str | float | bool | None]
 """The JSON of a benchmark."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One line of the table; its `figure` must be at least the `target` if it is a ratio, otherwise at most."""
 
     what: str
@@ -36,16 +36,6 @@ class Row:
     def name(self) -> str:
         """Name of the benchmark."""
         return self.command.split()[0].removeprefix("benchmarks.")
-
-    @property
-    def sign(self) -> str:
-        """The relation of a figure that reaches its target."""
-        return ">=" if self.figure.endswith("ratio") else "<="
-
-    @property
-    def needs_gpu(self) -> bool:
-        """Whether it can be measured only on a machine with a GPU."""
-        return "cuda" in self.command
 
 
 ROWS = (
@@ -73,23 +63,14 @@ def line(row: Row, found: Found | None) -> str:
         is_main = row.figure in ("ratio", "slowdown")
         seconds = [f"{found[way]:.4g} s" if is_main else "" for way in ("ours_s", "reference_s")]
         measured = [f"{row.figure} {found[row.figure]:.3f}", *seconds, _AGREEMENT[found["agree"]]]
-    cells = [row.what, f"{row.figure} {row.sign} {row.target:g}", *measured, f"`python -m {row.command}`"]
+    sign = ">=" if row.figure.endswith("ratio") else "<="
+    cells = [row.what, f"{row.figure} {sign} {row.target:g}", *measured, f"`python -m {row.command}`"]
     return "| " + " | ".join(cells) + " |"
-
-
-def machine() -> str:
-    """The machine, the versions and the day that the figures depend on."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    device = f"{_cpu()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {gpu}"
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}"
-    return f"Machine: {device}. {versions}. {date.today().isoformat()}."
 
 
 def kept(row: Row, before: str) -> str | None:
     """The line of a benchmark in an earlier table, if that was made on this machine on this day."""
-    lines = before.splitlines()
-    if machine() not in lines:
-        return None
+    lines = before.splitlines() if _machine() in before else []
     ends = f"| {row.what} |", f"`python -m {row.command}` |"
     return next((one for one in lines if one.startswith(ends[0]) and one.endswith(ends[1])), None)
 
@@ -100,7 +81,7 @@ def document(lines: Sequence[str]) -> str:
         "# Ours against a plain reference",
         "",
         "Made by `make bench`; `benchmarks/README.md` says what each line means and what the reference is.",
-        machine(),
+        _machine(),
         "",
         "| what | target | measured | ours | reference | answers | command |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -108,13 +89,14 @@ def document(lines: Sequence[str]) -> str:
     return "\n".join([*head, *lines, ""])
 
 
-def _cpu() -> str:
-    """Model of the CPU, if Linux says so."""
-    try:
-        rows = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        rows = []
-    return next((row.partition(":")[2].strip() for row in rows if row.startswith("model name")), platform.machine())
+def _machine() -> str:
+    """The machine, the versions and the day that the figures depend on."""
+    info = Path("/proc/cpuinfo")  # Linux; elsewhere only the architecture is known
+    models = re.findall(r"model name\s*: (.+)", info.read_text()) if info.exists() else []
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    device = f"{[*models, platform.machine()][0]}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {gpu}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}"
+    return f"Machine: {device}. {versions}. {date.today().isoformat()}."
 
 
 def _run(command: str, flags: Sequence[str]) -> Found:
@@ -129,6 +111,7 @@ def _run(command: str, flags: Sequence[str]) -> Found:
 
 def main() -> None:
     """Run all of them and write the table."""
+    known = sorted({row.name for row in ROWS})
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="which, such as evaluate; others keep their figures of today"
@@ -136,17 +119,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="little work: meaningless figures, within minutes")
     parser.add_argument("--output", metavar="FILE", type=Path, default=ROOT / "results/benchmarks.md")
     options = parser.parse_args()
-    flags = ["--quick"] if options.quick else []
-    known = {row.name for row in ROWS}
     if wrong := [name for name in options.names if name not in known]:
-        parser.error(f"unknown benchmark '{wrong[0]}'; choose from {', '.join(sorted(known))}")
-    chosen = set(options.names) or known
+        parser.error(f"unknown benchmark '{wrong[0]}'; choose from {', '.join(known)}")
+    flags = ["--quick"] if options.quick else []
     before = options.output.read_text() if options.output.is_file() and not options.quick else ""
     run = cache(lambda command: _run(command, flags))  # several lines may show figures of one run
     lines = []
     for row in ROWS:
-        old = None if row.name in chosen else kept(row, before)
-        is_possible = row.name in chosen and (torch.cuda.is_available() or not row.needs_gpu)
+        is_chosen = row.name in (options.names or known)
+        old = None if is_chosen else kept(row, before)
+        is_possible = is_chosen and (torch.cuda.is_available() or "cuda" not in row.command)
         lines.append(old or line(row, run(row.command) if is_possible else None))
     if options.quick:
         lines.append("\nQuick runs: little work, one round, meaningless figures.")

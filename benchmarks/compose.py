@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import multiprocessing
 import random
-import sys
+import re
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
 
-from benchmarks.command import Options, command
-from benchmarks.timing import Check, Result, alternate, ratio
+from benchmarks.frame import Check, Options, Result, command, ratio
 from stitchkit import InputError, StitchConfig
 from stitchkit.model.similarity import align, sample
 from stitchkit.networks.layout import as_rows
@@ -44,21 +44,20 @@ def measure(options: Options) -> Result:
         return PlainSearch(pool).draw(random.Random(_SEED))
 
     # The reference takes minutes at full size, so each way is timed once.
-    seconds, drawn = alternate({"ours": ours, "reference": reference}, rounds=1, quick=True)
+    seconds, drawn = options.alternate({"ours": ours, "reference": reference}, rounds=0)
     paths = [name.split(" > ") for name in (drawn["ours"], drawn["reference"])]
     start = pool.starts[-1]
-    steps, ranked = alternate(
-        {
-            "ours": lambda: _search(pool, width=None).ranked(Composition(start)),
-            "exact": lambda: _search(pool, exact=True, width=None).ranked(Composition(start)),
-            "reference": lambda: PlainSearch(pool).ranked([(start, None)]),
-        },
-        rounds=1,
-        quick=True,
-    )
+    ways = {
+        "ours": lambda: _search(pool, width=None).ranked(Composition(start)),
+        "exact": lambda: _search(pool, exact=True, width=None).ranked(Composition(start)),
+        "reference": lambda: PlainSearch(pool).ranked([(start, None)]),
+    }
+    steps, ranked = options.alternate(ways, rounds=0)
     exact = PlainSearch(pool, exact=True).ranked([(start, None)])
     scores = [{fragment: score for score, fragment in ranked[way]} for way in ("ours", "reference")]
     order = [[fragment.name for _, fragment in one] for one in (ranked["exact"], exact)]
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        peak_gb = process.submit(_peak_gb, options).result()
     shape = "x".join(map(str, pool.images.shape[1:]))
     return Result(
         "compose",
@@ -75,7 +74,7 @@ def measure(options: Options) -> Result:
             "step_ratio": ratio(steps, "reference", "ours"),
             "step_ratio_all_rows": ratio(steps, "reference", "exact"),
             "step_s": steps["ours"][0],
-            "peak_gb": _peak_gb(options),
+            "peak_gb": peak_gb,
         },
     )
 
@@ -88,7 +87,7 @@ def _difference(ours: dict[Fragment, float], reference: dict[Fragment, float]) -
 
 
 def _misplaced(ours: list[str], reference: list[str]) -> int:
-    return sum(a != b for a, b in zip(ours, reference, strict=False)) + abs(len(ours) - len(reference))
+    return sum(a != b for a, b in zip_longest(ours, reference))
 
 
 def _pool(options: Options) -> Pool:
@@ -107,19 +106,14 @@ def _search(pool: Pool, *, exact: bool = False, width: int | None = _WIDTH) -> S
     return Search(pool, threshold=0, total_threshold=0, max_depth=_DEPTH, width=width, seed=_SEED, scores=scores)
 
 
-def _compose(options: Options) -> float | None:
+def _peak_gb(options: Options) -> float | None:
+    """Peak memory of this process in 10^9 bytes after ours composes one network; None if the system does not tell."""
     search = _search(_pool(options), exact=True)
     search.build(search.draw())
     # Not the peak of `getrusage`: a process starts with that of the one that started it.
     status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("VmHWM:")), None)
-
-
-def _peak_gb(options: Options) -> float | None:
-    """Peak memory in 10^9 bytes of a process in which ours composes one network; None if the system does not tell."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(_compose, options).result()
+    found = re.search(r"VmHWM:\s+(\d+)", status.read_text()) if status.exists() else None
+    return int(found[1]) * 1024 / 1e9 if found else None
 
 
 Steps = Sequence[tuple[Fragment, JointLayer | None]]
@@ -200,4 +194,4 @@ def _centred(kernel: torch.Tensor) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    sys.exit(command(measure, __doc__, config=FIVE))
+    raise SystemExit(command(measure, __doc__, config=FIVE))

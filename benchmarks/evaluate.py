@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
 
-from benchmarks.command import Options, command, random_images, random_snnet
-from benchmarks.reference import one_by_one
-from benchmarks.timing import Check, Result, alternate, ratio
+from benchmarks.frame import Check, Options, Result, command, random_images, random_snnet, ratio
 from stitchkit.networks.mode import unfused_attention
 
 
@@ -22,13 +18,16 @@ def measure(options: Options) -> Result:
     def ours() -> torch.Tensor:
         return torch.stack(list(model.forward_all(images).values()))
 
+    def one_by_one() -> torch.Tensor:
+        return torch.stack([model(images, cfg_id) for cfg_id in range(len(model.space))])
+
     def reference() -> torch.Tensor:
         with unfused_attention(model):
-            return one_by_one(model, images)
+            return one_by_one()
 
     # Ours gains by sharing work and by fused attention; the third way separates the two.
-    ways = {"ours": ours, "reference": reference, "one by one, fused": lambda: one_by_one(model, images)}
-    seconds, logits = alternate(ways, rounds=3, quick=options.quick, device=options.device)
+    ways = {"ours": ours, "reference": reference, "one by one, fused": one_by_one}
+    seconds, logits = options.alternate(ways, rounds=3)
     difference = (logits["ours"] - logits["reference"]).abs().max() / logits["reference"].abs().max()
     return Result(
         "evaluate",
@@ -40,4 +39,4 @@ def measure(options: Options) -> Result:
 
 
 if __name__ == "__main__":
-    sys.exit(command(measure, __doc__, devices=("cpu", "cuda")))
+    raise SystemExit(command(measure, __doc__, devices=("cpu", "cuda")))

@@ -12,7 +12,7 @@ import copy
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from statistics import median
 
 import torch
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.command import DEIT
+from benchmarks.frame import DEIT
 from stitchkit import create_snnet
 from stitchkit.engine.gradients import GradientReducer
 from stitchkit.train.task import Sampler
@@ -34,23 +34,21 @@ _PICO = {
 }
 
 
-def measure(
-    rank: int, ranks: int, config: Mapping[str, object] | str, steps: int, batch: int, shared: bool, folder: str
-) -> None:
+def measure(rank: int, options: argparse.Namespace, folder: str) -> None:
     """Train both copies in turn on one of the ranks, which meet in `folder`; the first rank prints the result."""
     torch.set_num_threads(1)  # the ranks share the cores of one machine
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=ranks)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=options.ranks)
     torch.manual_seed(0)
-    ours = create_snnet(config, pretrained=False).train()
+    ours = create_snnet(_PICO if options.quick else DEIT, pretrained=False).train()
     reference = DistributedDataParallel(copy.deepcopy(ours), find_unused_parameters=True)
-    reducer, sampler = GradientReducer(ours), Sampler(range(len(ours.space)), seed=0, shared=shared)
+    reducer, sampler = GradientReducer(ours), Sampler(range(len(ours.space)), seed=0, shared=options.shared)
     ways: dict[str, tuple[nn.Module, Callable[[], None]]] = {
         "ours": (ours, reducer.reduce), "reference": (reference, lambda: None)
     }  # fmt: skip
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     sent, agree = [], True
-    for step in range(steps + 1):
-        x = torch.randn(batch, *ours.input_size)
+    for step in range(options.steps + 1):
+        x = torch.randn(options.batch, *ours.input_size)
         cfg_id = sampler.draw(step, rank)
         for way in sorted(ways, reverse=bool(step % 2)):  # take turns: the second finds warm caches
             network, reduce = ways[way]
@@ -65,15 +63,18 @@ def measure(
         agree = agree and all(_same(one.grad, other.grad) for one, other in pairs)
         sent.append(sum(one.grad.nbytes for one, _ in pairs if one.grad is not None) + len(pairs))
     if rank == 0:
-        # Other jobs disturb single steps, so each step is compared with the one beside it.
-        pairs_s = list(zip(seconds["ours"], seconds["reference"], strict=True))[1:]
-        ours_s, reference_s = (median(values) for values in zip(*pairs_s, strict=True))
+        own, others = seconds["ours"][1:], seconds["reference"][1:]
         result = {
-            "name": "gradients", "ratio": median(other / own for own, other in pairs_s), "ours_s": ours_s,
-            "reference_s": reference_s, "agree": agree, "bytes_ours": sum(sent[1:]) / steps,
+            "name": "gradients",
+            # Other jobs disturb single steps, so each step is compared with the one beside it.
+            "ratio": median(other / one for one, other in zip(own, others, strict=True)),
+            "ours_s": median(own),
+            "reference_s": median(others),
+            "agree": agree,
+            "bytes_ours": sum(sent[1:]) / options.steps,
             # DDP sends all gradients, and four bytes for each parameter to say whether it was used.
             "bytes_reference": sum(one.nbytes + 4 for one in ours.parameters()),
-        }  # fmt: skip
+        }
         print(json.dumps(result))
     dist.destroy_process_group()
 
@@ -93,10 +94,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="images per rank and step")
     parser.add_argument("--shared", action="store_true", help="one stitch for all ranks, as --sampling shared")
     options = parser.parse_args()
-    config = _PICO if options.quick else DEIT
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (options.ranks, config, options.steps, options.batch, options.shared, folder)
-        torch.multiprocessing.spawn(measure, arguments, nprocs=options.ranks)  # type: ignore[attr-defined,no-untyped-call]
+        torch.multiprocessing.spawn(measure, (options, folder), nprocs=options.ranks)  # type: ignore[attr-defined,no-untyped-call]
 
 
 if __name__ == "__main__":

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import sys
+import warnings
 
 import torch
+from torch import nn
 
-from benchmarks.command import Options, command, random_snnet
-from benchmarks.reference import trace
-from benchmarks.timing import Check, Result, alternate
+from benchmarks.frame import Check, Options, Result, command, random_snnet
 from stitchkit.measure.profile import Profiler
+from stitchkit.networks.mode import unfused_attention
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # on import, fvcore compiles losses in a way that torch has deprecated
+    from fvcore.nn import FlopCountAnalysis
 
 
 @torch.no_grad()
@@ -26,16 +30,18 @@ def measure(options: Options) -> Result:
     def reference() -> torch.Tensor:
         return torch.tensor([trace(model.extract(cfg_id), image) for cfg_id in cfg_ids])
 
-    ways = {"ours": ours, "reference": reference}
-    seconds, costs = alternate(ways, rounds=3, quick=options.quick)
+    seconds, costs = options.alternate({"ours": ours, "reference": reference}, rounds=3)
     difference = (costs["ours"] - costs["reference"]).abs().max().item()
-    return Result(
-        "profile",
-        f"{len(cfg_ids)} of {len(model.space)} stitches, {options.label}",
-        seconds,
-        (Check("FLOPs and params, absolute", difference, 0),),
-    )
+    work = f"{len(cfg_ids)} of {len(model.space)} stitches, {options.label}"
+    return Result("profile", work, seconds, (Check("FLOPs and params, absolute", difference, 0),))
+
+
+def trace(net: nn.Module, image: torch.Tensor) -> tuple[int, int]:
+    """FLOPs and parameters of a network, traced by fvcore."""
+    with unfused_attention(net):  # fvcore does not count inside fused attention
+        analysis = FlopCountAnalysis(net, image).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        return int(analysis.total()), sum(parameter.numel() for parameter in net.parameters())
 
 
 if __name__ == "__main__":
-    sys.exit(command(measure, __doc__))
+    raise SystemExit(command(measure, __doc__))

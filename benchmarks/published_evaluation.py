@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 
 import torch
 from timm.data import create_dataset, create_loader, resolve_data_config
 from timm.utils import AverageMeter, accuracy
 from torch.nn import functional as F
 
-from benchmarks.reference import trace
+from benchmarks.profile import trace
 from stitchkit import SNNet, StitchConfig, create_snnet, load_checkpoint
 from stitchkit.networks.mode import unfused_attention
 
-Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
-
-def main(arguments: Sequence[str]) -> None:
-    """Append a row for each stitch to a ledger.
-
-    Args:
-        arguments: Image folder, stitch configuration, checkpoint, number of stitches, ledger.
-    """
-    data, config_path, checkpoint, num_stitches, ledger = arguments
+def main(data: str, config_path: str, checkpoint: str, num_stitches: str, ledger: str) -> None:
+    """Append a row for each stitch to a ledger."""
     config = StitchConfig.load(config_path)
     model = create_snnet(config)
     load_checkpoint(model, checkpoint)
     model.eval()
-    loader = _create_loader(data, model, config.recipe)
+    wanted = {"input_size": model.input_size, "crop_pct": config.recipe.get("crop_pct")}
+    loader = create_loader(
+        create_dataset("", root=data, split="validation"),
+        batch_size=config.recipe.get("batch_size", 128),
+        num_workers=config.recipe.get("workers", 4),
+        device=torch.device("cpu"),
+        persistent_workers=False,
+        **resolve_data_config(wanted, pretrained_cfg=model.pretrained_cfg),
+    )
     image = torch.zeros(1, *model.input_size)
     with torch.no_grad(), unfused_attention(model):  # the released code spells attention out
         for cfg_id in range(int(num_stitches)):
@@ -40,23 +41,7 @@ def main(arguments: Sequence[str]) -> None:
                 file.write(json.dumps(row) + "\n")
 
 
-def _create_loader(data: str, model: SNNet, recipe: Mapping[str, object]) -> Batches:
-    """timm's loader of the validation split, with the settings of the configuration."""
-    overrides = {"input_size": model.input_size, "crop_pct": recipe.get("crop_pct")}
-    prepared = resolve_data_config(overrides, pretrained_cfg=model.pretrained_cfg)
-    names = ("input_size", "interpolation", "mean", "std", "crop_pct")
-    loader: Batches = create_loader(
-        create_dataset("", root=data, split="validation"),
-        batch_size=recipe.get("batch_size", 128),
-        num_workers=recipe.get("workers", 4),
-        device=torch.device("cpu"),
-        persistent_workers=False,
-        **{name: prepared[name] for name in names},
-    )
-    return loader
-
-
-def _validate(model: SNNet, loader: Batches) -> dict[str, float]:
+def _validate(model: SNNet, loader: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
     meters = {name: AverageMeter() for name in ("acc1", "acc5", "loss")}
     for images, labels in loader:
         logits = model(images)
@@ -68,4 +53,4 @@ def _validate(model: SNNet, loader: Batches) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 
 import torch
+from timm.optim import param_groups_weight_decay
 from torch import nn
+from torch.nn import functional as F
 
-from benchmarks import reference
-from benchmarks.command import Options, command, random_images, random_snnet
-from benchmarks.timing import Check, Result, alternate, ratio
+from benchmarks.frame import Check, Options, Result, command, random_images, random_snnet, ratio
 from stitchkit import SNNet
 from stitchkit.distributed import World
 from stitchkit.engine.precision import create_precision
+from stitchkit.networks.mode import unfused_attention
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.train.network import place_network
 from stitchkit.train.optim import create_optimizer
@@ -34,19 +34,25 @@ def measure(options: Options) -> Result:
     their losses are not comparable.
     """
     on_gpu = options.device == "cuda"
-    anchors = slice(-2, None) if on_gpu else slice(2)
     batch = (8 if options.quick else 128) if on_gpu else (2 if options.quick else 8)
+
+    def create() -> SNNet:
+        return random_snnet(options, slice(-2, None) if on_gpu else slice(2))
+
+    model = create()
+    count = 2 if options.quick else 9
+    # One stitch for the compared steps, then some spread over the space.
+    cfg_ids = [len(model.space) // 2] * _COMPARED + [number * len(model.space) // count for number in range(count)]
+    images = random_images(model, batch)
+    labels = torch.arange(batch, device=images.device) % model.num_classes
+    ways = {
+        "ours": _ours(model, cfg_ids, images, labels, compiled=on_gpu),
+        "reference": _reference(create(), cfg_ids, images, labels),
+    }
     # On a CPU ours stays uncompiled, as compiling needs g++; what it brings is a figure of its own.
-    compiles = not on_gpu and not options.quick and shutil.which("g++") is not None
-    models = [random_snnet(options, anchors) for _ in range(3 if compiles else 2)]
-    cfg_ids = _sequence(len(models[0].space), 2 if options.quick else 9)
-    images = random_images(models[0], batch)
-    labels = torch.arange(batch, device=images.device) % models[0].num_classes
-    plain = reference.train_steps(models[1], cfg_ids, images, labels, lr=_LR, weight_decay=_WEIGHT_DECAY)
-    ways = {"ours": _steps(models[0], cfg_ids, images, labels, compiled=on_gpu), "reference": plain}
-    if compiles:
-        ways["compiled"] = _steps(models[2], cfg_ids, images, labels, compiled=True)
-    seconds, losses = alternate(ways, rounds=5, quick=options.quick, device=options.device)
+    if compiles := not on_gpu and not options.quick and shutil.which("g++") is not None:
+        ways["compiled"] = _ours(create(), cfg_ids, images, labels, compiled=True)
+    seconds, losses = options.alternate(ways, rounds=5)
     pairs = zip(losses["ours"][:_COMPARED], losses["reference"][:_COMPARED], strict=True)
     check = Check(f"losses of {_COMPARED} steps, absolute", max(abs(a - b) for a, b in pairs), 1e-4)
     return Result(
@@ -58,12 +64,7 @@ def measure(options: Options) -> Result:
     )
 
 
-def _sequence(num_stitches: int, count: int) -> list[int]:
-    """The stitch of each step: one for the compared steps, then `count` spread over the space."""
-    return [num_stitches // 2] * _COMPARED + [number * num_stitches // count for number in range(count)]
-
-
-def _steps(
+def _ours(
     model: SNNet, cfg_ids: Sequence[int], images: torch.Tensor, labels: torch.Tensor, *, compiled: bool
 ) -> Callable[[], list[float]]:
     """Steps like those of `stitchkit.engine.loop`; losses are fetched once, after the last one."""
@@ -93,5 +94,32 @@ def _steps(
     return run
 
 
+def _reference(
+    model: SNNet, cfg_ids: Sequence[int], images: torch.Tensor, labels: torch.Tensor
+) -> Callable[[], list[float]]:
+    """Plain steps: on a GPU in float16 with a loss scaler, on a CPU in float32."""
+    groups = param_groups_weight_decay(model, _WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(groups, lr=_LR, foreach=False, fused=False)
+    on_gpu = images.device.type == "cuda"
+    scaler = torch.amp.GradScaler(images.device.type, enabled=on_gpu)
+
+    def run() -> list[float]:
+        model.train()
+        losses = []
+        with unfused_attention(model):
+            for cfg_id in cfg_ids:
+                with torch.autocast(images.device.type, torch.float16, enabled=on_gpu):
+                    loss = F.cross_entropy(model(images, cfg_id), labels)
+                # Both are as published: `item` waits for the device at every step, and the zeros cost a pass.
+                losses.append(loss.item())
+                optimizer.zero_grad(set_to_none=False)
+                torch.autograd.backward(scaler.scale(loss))
+                scaler.step(optimizer)
+                scaler.update()
+        return losses
+
+    return run
+
+
 if __name__ == "__main__":
-    sys.exit(command(measure, __doc__, devices=("cpu", "cuda")))
+    raise SystemExit(command(measure, __doc__, devices=("cpu", "cuda")))

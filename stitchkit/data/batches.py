@@ -18,14 +18,9 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class DirectLoader:
-    """A loader without timm's prefetcher: moves normalised batches to the device and mixes them there.
+    """A loader without timm's prefetcher: moves normalised images and labels to a device, and mixes them there.
 
-    Args:
-        loader: Yields normalised images and labels.
-        device: The device of the batches.
-        dtype: Precision of the images.
-        mix: Mixes the images and labels of a batch.
-        max_batches: Largest number of batches per epoch.
+    It ends an epoch after `max_batches`.
     """
 
     def __init__(
@@ -54,14 +49,12 @@ class DirectLoader:
     def __iter__(self) -> Iterator[Batch]:
         for images, labels in islice(self._loader, self._max_batches):
             # Images in pinned memory are copied to a GPU while the host prepares the step.
-            batch = (
-                images.to(self._device, self._dtype, non_blocking=True),
-                labels.to(self._device, non_blocking=True),
-            )
+            images = images.to(self._device, self._dtype, non_blocking=True)
+            labels = labels.to(self._device, non_blocking=True)
             if self._mix is not None:
                 self._mix.mixup_enabled = self.mixup_enabled
-                batch = self._mix(*batch)
-            yield batch
+                images, labels = self._mix(images, labels)
+            yield images, labels
 
 
 Loader: TypeAlias = PrefetchLoader
@@ -71,13 +64,8 @@ Loader: TypeAlias = PrefetchLoader
 def without_padding(loader: Loader, world: World, after_batch: Callable[[], None] = lambda: None) -> Iterator[Batch]:
     """The batches of this rank without the images that timm's sampler adds to make the ranks even.
 
-    Over all ranks, every image comes exactly once. Streamed datasets have no such padding: their readers divide the
-    images among the ranks.
-
-    Args:
-        loader: Batches of a validation split.
-        world: This process among all.
-        after_batch: Called after each batch, equally often on all ranks; not for streamed datasets.
+    Over all ranks, every image of a validation split comes exactly once. `after_batch` is called equally often on all
+    ranks. Streamed datasets have neither: their readers divide the images among the ranks.
     """
     if isinstance(loader.dataset, IterableDataset):
         yield from loader

@@ -42,14 +42,10 @@ def write_digits(folder: Path) -> None:
     refuse_link(folder)
     # Written under another name first, so that an interrupted command leaves no incomplete data set.
     unfinished = fresh_folder(folder.with_name(folder.name + ".unfinished"))
-    counts = dict.fromkeys(("train", "validation"), 0)
-    for split in counts:
+    for split in ("train", "validation"):
         for number, image, label in read_digits(split):
             place = unfinished / split / str(label)
             place.mkdir(parents=True, exist_ok=True)
             image.save(place / f"{number:04d}.png")
-            counts[split] += 1
-    if folder.exists():
-        folder.rmdir()
-    unfinished.rename(folder)
-    print(f"{counts['train']} training and {counts['validation']} validation images of 10 digits are in {folder}")
+    unfinished.rename(folder)  # also replaces an empty folder
+    print(f"1197 training and {_VALIDATION} validation images of 10 digits are in {folder}")

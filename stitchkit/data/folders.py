@@ -7,7 +7,6 @@ Hidden folders and files, folders without images, and images beside the class fo
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from timm.data import ImageDataset
@@ -18,6 +17,9 @@ from stitchkit.classes import in_order
 from stitchkit.data.split_rule import names_of
 from stitchkit.data.torchvision_sets import class_names
 from stitchkit.errors import InputError
+
+SUFFIXES = ";".join(IMG_EXTENSIONS)
+"""Suffixes of image files, as timm takes them."""
 
 
 def find_split(root: Path, split: str) -> Path:
@@ -37,39 +39,31 @@ def is_split(folder: Path) -> bool:
     return folder.is_dir() and any(not place.name.startswith(".") and place.is_dir() for place in folder.iterdir())
 
 
-def open_images(
-    folder: Path, *, mode: str = "RGB", class_map: str = "", types: Sequence[str] = IMG_EXTENSIONS
-) -> ImageDataset:
-    """Images of a split's folder, converted to a PIL mode if `mode` is not empty, with the labels of `open_folder`."""
-    reader = open_folder(folder, class_map=class_map, types=types)
-    images = ImageDataset(str(folder), reader=reader, input_img_mode=mode)
-    images.classes = class_names(reader)
-    images.split = folder.name
-    return images
-
-
-def open_folder(folder: str | Path, *, class_map: str = "", types: Sequence[str] = IMG_EXTENSIONS) -> ReaderImageFolder:
-    """Files and labels of a split, the classes numbered in the order of `stitchkit.classes`.
+def open_images(folder: Path, *, mode: str = "RGB", class_map: str = "", suffixes: str = SUFFIXES) -> ImageDataset:
+    """Images of a split's folder, with their classes numbered in the order of `stitchkit.classes`.
 
     Args:
         folder: The split.
+        mode: PIL mode to which images are converted; empty for no conversion.
         class_map: File that maps class names to numbers; other classes are left out.
-        types: Suffixes of image files.
+        suffixes: Like `SUFFIXES`.
     """
+    empty = InputError(f"'{folder}' has no images in class folders; files must end with {suffixes.replace(';', ', ')}")
     try:
-        reader = ReaderImageFolder(str(folder), class_map=class_map, input_key=";".join(types))
+        reader = ReaderImageFolder(str(folder), class_map=class_map, input_key=suffixes)
     except RuntimeError:
-        raise _no_images(folder, types) from None
+        raise empty from None
     # timm sorts a set of names, so names that compare equal there, such as 1 and 01, are numbered by chance.
     classes = [_class_of(path, str(folder)) for path, _ in reader.samples]
-    numbers = reader.class_to_idx
     if not class_map:
-        numbers = {name: number for number, name in enumerate(in_order({name for name in classes if name}))}
+        reader.class_to_idx = {name: number for number, name in enumerate(in_order(set(classes) - {""}))}
+    numbers = reader.class_to_idx
     reader.samples = [(path, numbers[name]) for (path, _), name in zip(reader.samples, classes, strict=True) if name]
-    reader.class_to_idx = numbers
     if not reader.samples:
-        raise _no_images(folder, types)
-    return reader
+        raise empty
+    images = ImageDataset(str(folder), reader=reader, input_img_mode=mode)
+    images.classes, images.split = class_names(reader), folder.name
+    return images
 
 
 def class_folders(folder: Path) -> set[str]:
@@ -87,7 +81,3 @@ def _class_of(path: str, folder: str) -> str:
     # Strings instead of `Path`, which is slow for the millions of images of some data sets.
     parts = path[len(folder) :].strip(os.sep).split(os.sep)
     return "" if len(parts) < 2 or any(part.startswith(".") for part in parts) else parts[-2]
-
-
-def _no_images(folder: str | Path, types: Sequence[str]) -> InputError:
-    return InputError(f"'{folder}' has no images in class folders; files must end with {', '.join(types)}")

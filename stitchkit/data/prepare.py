@@ -12,10 +12,11 @@ from PIL import Image
 from pydantic import Field, StrictStr
 from pydantic.dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
+from timm.data import ImageDataset
 
-from stitchkit.data.folders import is_split, open_folder
-from stitchkit.data.sources import Source, read_timm
-from stitchkit.data.torchvision_sets import SOURCES, TEST_SHARE, Samples, divide, read
+from stitchkit.data.folders import is_split, open_images
+from stitchkit.data.sources import Images, Source, read_timm
+from stitchkit.data.torchvision_sets import SOURCES, TEST_SHARE, LabelledImages, divide, read
 from stitchkit.errors import InputError, unknown
 from stitchkit.files import fresh_folder
 from stitchkit.settings.files import naming, read_settings_file
@@ -93,12 +94,8 @@ def read_collection(name: str) -> Mapping[str, CollectionTask]:
         return parse(Collection, content).datasets
 
 
-_Picture: TypeAlias = Path | bytes | Image.Image
-"""An image from a reader: the path or the content of a file, or decoded if there is no file."""
-
-
-Part: TypeAlias = tuple[Samples, Sequence[int], Sequence[int]]
-"""Samples, the numbers of those in the part, and the labels of all samples."""
+Part: TypeAlias = list[tuple[Images, int, int]]
+"""Samples of a part, each as its data set, its number there and its label."""
 
 
 def prepare(collection: str, root: Path, only: Sequence[str] = ()) -> None:
@@ -117,22 +114,18 @@ def prepare(collection: str, root: Path, only: Sequence[str] = ()) -> None:
     tasks = read_collection(collection)
     if wrong := [name for name in only if name not in tasks]:
         raise unknown(f"data set of {collection}", wrong[0], tasks)
-    missing = [name for name in only or tasks if not _attempt(name, tasks[name], root)]
+    missing = []
+    for name in only or tasks:
+        try:
+            print(f"{name}: {prepare_one(name, tasks[name], root)}")
+        except InputError as error:  # noqa: PERF203
+            print(f"{name}: {error}")
+            missing.append(name)
     if missing:
         raise InputError(
             f"still missing: {', '.join(missing)}; follow the advice above for each and run the command again, which "
             "resumes with these"
         )
-
-
-def _attempt(name: str, task: CollectionTask, root: Path) -> bool:
-    """Write one data set and print its contents, or the reason why it is unavailable."""
-    try:
-        print(f"{name}: {prepare_one(name, task, root)}")
-    except InputError as error:
-        print(f"{name}: {error}")
-        return False
-    return True
 
 
 def prepare_one(name: str, task: CollectionTask, root: Path) -> str:
@@ -147,20 +140,20 @@ def prepare_one(name: str, task: CollectionTask, root: Path) -> str:
     sources.mkdir(parents=True, exist_ok=True)
     parts, classes = _open(task, sources)
     # Counted before anything is written: mirrors lose files, and accuracies on an incomplete set are not comparable.
-    images = sum(len(numbers) for _, numbers, _ in parts)
-    if (len(classes), images) != (task.classes, task.images):
+    count = sum(map(len, parts))
+    if (len(classes), count) != (task.classes, task.images):
         raise InputError(
-            f"its source in '{sources}' has {images:,} images of {len(classes)} classes instead of "
+            f"its source in '{sources}' has {count:,} images of {len(classes)} classes instead of "
             f"{task.images:,} of {task.classes}; remove its files there and run the command again"
         )
     # Written under another name first, so that an interrupted command leaves no incomplete data set.
     unfinished = fresh_folder(root / f"{name}.unfinished")
-    for split, (samples, numbers, _) in zip(SPLITS, _divide(parts), strict=True):
-        for label in classes:
-            (unfinished / split / label).mkdir(parents=True)
-        for number in numbers:
-            image, index = samples[number]
-            _write(image, unfinished / split / classes[index] / f"{number:06d}")
+    rest, test = parts if len(parts) == 2 else _draw(parts[0], TEST_SHARE)
+    for split, part in zip(SPLITS, (*_draw(rest, VALIDATION_SHARE), test), strict=True):
+        for class_name in classes:
+            (unfinished / split / class_name).mkdir(parents=True)
+        for images, number, label in part:
+            _write(images[number][0], unfinished / split / classes[label] / f"{number:06d}")
     found = _check(unfinished, task)
     unfinished.rename(folder)
     return found
@@ -171,55 +164,43 @@ def _open(task: CollectionTask, sources: Path) -> tuple[list[Part], list[str]]:
 
     Images are undecoded where the reader has files.
     """
+    opened: list[Images]
     if task.source in SOURCES:
         opened = [read(task.source, sources, split, download=True, loader=Path) for split in ("train", "test")]
     elif task.by_hand:
-        opened = [_read_folder(sources / task.source, task)]
+        opened = [_open_folder(sources / task.source, task)]
     else:
-        splits = [read_timm(Source(task.source, sources, download=True), split) for split in task.splits]
-        opened = [(samples, samples.classes) for samples in splits]
-        for samples in splits:
-            samples.load_bytes = True  # decoding and writing a JPEG again would change the image
-    parts: list[Part] = []
-    for samples, _ in opened:
-        numbers = range(len(samples))
-        parts.append((samples, numbers, [int(samples[number][1]) for number in numbers]))
-    return parts, [name.replace("/", "_") for name in opened[0][1]]
+        opened = [read_timm(Source(task.source, sources, download=True), split) for split in task.splits]
+        for images in opened:
+            if isinstance(images, ImageDataset):
+                images.load_bytes = True  # decoding and writing a JPEG again would change the image
+    parts = [[(images, number, int(images[number][1])) for number in range(len(images))] for images in opened]
+    return parts, [name.replace("/", "_") for name in opened[0].classes]
 
 
-def _divide(parts: list[Part]) -> tuple[Part, Part, Part]:
-    """The three splits."""
-    rest, test = parts if len(parts) == 2 else _draw(parts[0], TEST_SHARE)
-    return (*_draw(rest, VALIDATION_SHARE), test)
-
-
-def _draw(part: Part, share: float) -> tuple[Part, Part]:
-    """A part divided into the rest and a share."""
-    samples, numbers, labels = part
-    rest, drawn = divide(numbers, [labels[number] for number in numbers], share)
-    return (samples, rest, labels), (samples, drawn, labels)
-
-
-def _read_folder(folder: Path, task: CollectionTask) -> tuple[Samples, tuple[str, ...]]:
+def _open_folder(folder: Path, task: CollectionTask) -> LabelledImages:
     """A folder of classes that the user has filled."""
     if not is_split(folder):
         raise InputError(
             f"it cannot be downloaded: {task.by_hand}, so that its {task.classes} class folders, with {task.images:,} "
             f"images in all, are in '{folder}'"
         )
-    reader = open_folder(folder)
-    return [(Path(path), label) for path, label in reader.samples], tuple(reader.class_to_idx)
+    images = open_images(folder)
+    return LabelledImages([(Path(path), label) for path, label in images.reader.samples], images.classes, mode="")
 
 
-def _write(image: _Picture, stem: Path) -> None:
-    """Write an image, as the original file if all readers can read that."""
+def _draw(part: Part, share: float) -> tuple[Part, Part]:
+    """The rest of a part, and a share of each class."""
+    return divide(part, [label for _, _, label in part], share)
+
+
+def _write(image: Path | bytes | Image.Image, stem: Path) -> None:
+    """Write an image, given by its file, that file's content, or decoded; a file stays as it is if all can read it."""
     if isinstance(image, Path) and image.suffix.lower() in _KEPT:
         shutil.copyfile(image, stem.with_suffix(image.suffix.lower()))
         return
-    if isinstance(image, Image.Image):
-        picture = image
-    else:
-        picture = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+    file = io.BytesIO(image) if isinstance(image, bytes) else image
+    picture = file if isinstance(file, Image.Image) else Image.open(file)
     suffix = f".{(picture.format or '').lower()}"
     if isinstance(image, bytes) and suffix in _KEPT:
         stem.with_suffix(suffix).write_bytes(image)
@@ -231,15 +212,14 @@ def _check(folder: Path, task: CollectionTask) -> str:
     """Count the images and classes of a written data set."""
     counts = {}
     for split in SPLITS:
-        places = [place for place in (folder / split).glob("*") if place.is_dir()]
-        sizes = [sum(1 for _ in place.iterdir()) for place in places]
-        counts[split] = sum(sizes)
-        if len(places) != task.classes or 0 in sizes:
-            full = len(sizes) - sizes.count(0)
+        sizes = [len(list(place.iterdir())) for place in (folder / split).glob("*") if place.is_dir()]
+        full = len(sizes) - sizes.count(0)
+        if not full == len(sizes) == task.classes:
             raise InputError(
                 f"'{folder / split}' has images of {full} classes and must have {task.classes}; remove '{folder}' "
                 "and run the command again"
             )
+        counts[split] = sum(sizes)
     if sum(counts.values()) != task.images:
         raise InputError(
             f"'{folder}' has {sum(counts.values()):,} images and must have {task.images:,}; remove it and run the "

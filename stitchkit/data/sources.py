@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from PIL.Image import Image
 from timm.data import ImageDataset
 from timm.data.readers.reader_image_folder import ReaderImageFolder
-from torch.utils.data import Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from stitchkit.data.digits import read_digits
-from stitchkit.data.folders import find_split, is_split, open_images
+from stitchkit.data.folders import SUFFIXES, find_split, is_split, open_images
 from stitchkit.data.split_rule import names_of, published_part
 from stitchkit.data.timm_readers import open_timm
-from stitchkit.data.torchvision_sets import SHORT, SOURCES, Samples, class_names, read
+from stitchkit.data.torchvision_sets import SHORT, SOURCES, LabelledImages, class_names, read
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.optional import check_installed
 from stitchkit.paths import check_dataset, check_local
@@ -27,40 +25,9 @@ _logger = logging.getLogger(__name__)
 
 # Prefixes of timm's data set strings, and the packages that read them.
 _TIMM = {
-    "torch": "torchvision",
-    "hfds": "datasets",
-    "hfids": "datasets",
-    "tfds": "tensorflow_datasets",
-    "wds": "webdataset",
-}
+    "torch": "torchvision", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "wds": "webdataset"
+}  # fmt: skip
 _FOLDERS = ("torch/image_folder", "torch/folder")
-
-
-@dataclass
-class LabelledImages(Dataset[tuple[object, int]]):
-    """Images with their labels, from readers other than timm's.
-
-    Args:
-        samples: Images and labels.
-        classes: Class names in the order of their numbers; empty if the reader does not know them.
-        mode: PIL mode to which images are converted; empty for no conversion.
-        transform: Applied to the converted image, e.g. one of `torchvision.transforms.v2`.
-        split: Name of the split.
-    """
-
-    samples: Samples
-    classes: tuple[str, ...]
-    mode: str = "RGB"
-    transform: Callable[[Image], object] | None = None
-    split: str = ""
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[object, int]:
-        image, label = self.samples[index]
-        image = image.convert(self.mode) if self.mode else image
-        return image if self.transform is None else self.transform(image), int(label)
 
 
 Images: TypeAlias = ImageDataset | LabelledImages
@@ -79,7 +46,7 @@ class Source:
         download: Download missing files if the reader can.
         mode: PIL mode of the images; empty for no conversion.
         class_map: File that maps names of class folders to numbers.
-        options: Further arguments of timm's readers; for image folders `input_key`, suffixes separated by `;`.
+        options: Further arguments of timm's readers; for image folders only `input_key`, suffixes separated by `;`.
     """
 
     name: str
@@ -108,36 +75,36 @@ def open_dataset(source: Source, split: str, *, is_training: bool = False, **opt
     check_dataset(source.name, "data set")
     check_local(str(source.root or ""), "folder of data sets")
     check_local(split, "split")
-    dataset, found = _open(source, split, is_training, dict(source.options) | options)
-    dataset.split = found
+    dataset = _open(source, split, {"is_training": is_training, **dict(source.options), **options})
     if not is_training:
         _logger.info("evaluating on the %s images of '%s'", dataset.split, source)
     return dataset
 
 
-def _open(source: Source, split: str, is_training: bool, options: dict[str, object]) -> tuple[Images, str]:
-    """A split, and its name."""
-    name, root = source.name, source.root
-    if (folder := _folder_of(source)) is not None:
-        return _open_folder(source, folder, split, options)
+def _open(source: Source, split: str, options: dict[str, object]) -> Images:
+    name, root, key = source.name, Path(source.root or ""), _key(source.name)
+    is_root = not name or name.lower() in _FOLDERS
+    place = root if is_root else root / name
+    if is_root and not place.exists():
+        raise _no_folder(place)
+    # torchvision's Country211 has class folders too, but its own meaning of the splits' names.
+    has_train = key != "country211" and any((place / one).is_dir() for one in names_of("train"))
+    if has_train or (is_root and place.is_dir()):
+        return _open_folder(source, place, split, options)
+    if key == "imagenet" and source.root is not None and _is_laid_out(root):
+        return _open_folder(source, root, split, options)
     if not name or (name.partition("/")[0].lower() in _TIMM and "/" in name):
-        return _open_timm(source, split, is_training, options)
-    key = _key(name)
+        return _open_timm(source, split, options)
     if key == "digits":
         found = "train" if published_part(split) == "train" else "validation"
         digits = [(image, label) for _, image, label in read_digits(found)]
-        return LabelledImages(digits, tuple(map(str, range(10))), source.mode), found
+        return LabelledImages(digits, tuple(map(str, range(10))), source.mode, found)
     if key in SOURCES:
-        found = published_part(split)
-        samples, classes = read(key, root, found, download=source.download)
-        return LabelledImages(samples, classes, source.mode), found
-    place = Path(root or "", name)
+        return read(key, source.root, published_part(split), download=source.download, mode=source.mode)
     if place.is_dir():
-        raise InputError(
-            f"data folder '{place}' has no train/ folder; it needs train/ and val/, with one folder per class in each"
-        )
+        return _open_folder(source, place, split, options)  # which has only splits for evaluation
     if "/" in name:
-        raise InputError(f"data folder '{place}' does not exist; check the path")
+        raise _no_folder(place)
     raise unknown("data set", name, sorted([*SOURCES, *SHORT, "digits"]))
 
 
@@ -146,49 +113,32 @@ def _key(name: str) -> str:
     return SHORT.get(key, key)
 
 
-def _folder_of(source: Source) -> Path | None:
-    """The image folder of a source; None if the source is something else."""
-    name, root, key = source.name, source.root, _key(source.name)
-    if not name or name.lower() in _FOLDERS:
-        if not Path(root or "").exists():
-            raise InputError(
-                f"data folder '{root}' does not exist; it must have train/ and validation/, with one folder per "
-                "class in each"
-            )
-        return Path(root or "") if Path(root or "").is_dir() else None
-    place = Path(root or "", name)
-    # torchvision's Country211 has class folders too, but its own meaning of the splits' names.
-    if key != "country211" and any((place / name).is_dir() for name in names_of("train")):
-        return place
-    return Path(root) if key == "imagenet" and root is not None and _is_laid_out(Path(root)) else None
-
-
 def _is_laid_out(root: Path) -> bool:
     """Whether a folder is ImageNet in its usual form: class folders without torchvision's own files beside them."""
     judged = any(is_split(root / name) for name in names_of("validation"))
     return judged and (root / "train").is_dir() and not (root / "meta.bin").exists()
 
 
-def _open_folder(source: Source, folder: Path, split: str, options: dict[str, object]) -> tuple[Images, str]:
-    place = find_split(folder, split)
-    types = str(options["input_key"]).split(";") if options.get("input_key") else IMG_EXTENSIONS
-    try:
-        return open_images(place, mode=source.mode, class_map=source.class_map, types=types), place.name
-    except InputError:
-        raise
-    except Exception as error:  # the class map cannot be read
-        raise _unopened(source, split, error) from error
+def _no_folder(place: Path) -> InputError:
+    return InputError(
+        f"data folder '{place}' does not exist; it must have train/ and validation/, with one folder per class in each"
+    )
 
 
-def _open_timm(source: Source, split: str, is_training: bool, options: dict[str, object]) -> tuple[Images, str]:
+def _open_folder(source: Source, folder: Path, split: str, options: dict[str, object]) -> Images:
+    suffixes = str(options.get("input_key") or SUFFIXES)
+    with _explained(source, split):  # the class map may be unreadable
+        return open_images(find_split(folder, split), mode=source.mode, class_map=source.class_map, suffixes=suffixes)
+
+
+def _open_timm(source: Source, split: str, options: dict[str, object]) -> Images:
     """The first split of a data set under one of its usual names, by one of timm's readers."""
-    library = source.name.partition("/")[0].lower()
     if source.name:
-        check_installed([_TIMM[library]], "", f"data set '{source.name}'")
+        check_installed([_TIMM[source.name.partition("/")[0].lower()]], "", f"data set '{source.name}'")
     refused: InputError | None = None
     for name in names_of(split):
         try:
-            return read_timm(source, name, is_training=is_training, **options), name
+            return read_timm(source, name, **options)
         except InputError as error:  # noqa: PERF203
             refused = refused or error  # the message names the requested split
             if "split" not in str(error.__cause__).lower():
@@ -197,27 +147,30 @@ def _open_timm(source: Source, split: str, is_training: bool, options: dict[str,
     raise refused
 
 
-def read_timm(source: Source, split: str, *, is_training: bool = False, **options: object) -> ImageDataset:
-    """A data set by timm's string, with `.classes`."""
+def read_timm(source: Source, split: str, **options: object) -> Images:
+    """The split of exactly this name of a data set by timm's string."""
     root = None if source.root is None else str(source.root)
-    common = {"download": source.download, "class_map": source.class_map, "input_img_mode": source.mode}
-    try:
-        dataset = open_timm(source.name, root=root, split=split, is_training=is_training, **common, **options)
-    except InputError:
-        raise
-    except Exception as error:  # readers from many libraries raise many types
-        raise _unopened(source, split, error) from error
+    options |= {"download": source.download, "class_map": source.class_map, "input_img_mode": source.mode}
+    with _explained(source, split):
+        dataset = open_timm(source.name, root=root, split=split, **options)
     if not isinstance(dataset, ImageDataset) and not hasattr(dataset, "reader"):  # one of torchvision's
-        return LabelledImages(dataset, class_names(dataset), source.mode)
-    dataset.classes = class_names(dataset.reader)
+        return LabelledImages(dataset, class_names(dataset), source.mode, split)
+    dataset.classes, dataset.split = class_names(dataset.reader), split
     return dataset
 
 
-def _unopened(source: Source, split: str, error: Exception) -> InputError:
-    return InputError(
-        f"data set '{source}', split '{split}', cannot be opened in '{source.root}' ({one_line(error)}); "
-        "check its name and folder" + ("" if source.download else ", or allow the download, which is off")
-    )
+@contextmanager
+def _explained(source: Source, split: str) -> Iterator[None]:
+    """Raise the errors of a reader as an `InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # readers from many libraries raise many types
+        raise InputError(
+            f"data set '{source}', split '{split}', cannot be opened in '{source.root}' ({one_line(error)}); "
+            "check its name and folder" + ("" if source.download else ", or allow the download, which is off")
+        ) from error
 
 
 def agreed_classes(train: Images | None, judged: Images) -> tuple[str, ...]:
@@ -226,19 +179,19 @@ def agreed_classes(train: Images | None, judged: Images) -> tuple[str, ...]:
         return judged.classes
     ours, theirs = (getattr(split, "reader", None) for split in (train, judged))
     if not (isinstance(ours, ReaderImageFolder) and isinstance(theirs, ReaderImageFolder)):
-        return max(
-            (train.classes, judged.classes), key=len
-        )  # names may be counted numbers, and a split may lack the last classes
+        # Names may be counted numbers, and a split may lack the last classes.
+        return max(train.classes, judged.classes, key=len)
     check_folders(train.classes, judged.classes, f"the {judged.split} split of '{Path(theirs.root).parent}'")
     return train.classes
 
 
 def check_folders(train: Sequence[str], judged: Sequence[str], where: str) -> None:
     """Compare the class folders of the training split and another one, which `where` describes in messages."""
-    parts = []
-    for verb, names in (("lacks", set(train) - set(judged)), ("also has", set(judged) - set(train))):
-        if names:
-            shown = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
-            parts.append(f"{verb} {len(names)} class folders: {shown}")
+    differences = {"lacks": set(train) - set(judged), "also has": set(judged) - set(train)}
+    parts = [
+        f"{verb} {len(names)} class folders: {', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''}"
+        for verb, names in differences.items()
+        if names
+    ]
     if parts:
         raise InputError(f"{where} {' and '.join(parts)}; labels would not agree, so both must have the same folders")

@@ -31,7 +31,6 @@ def open_timm(name: str, *, root: str | None, split: str, **options: object) -> 
         options: Further arguments of `timm.data.create_dataset`.
 
     Raises:
-        InputError: If a part of it is a URL or a command, or a shard does not exist.
         Exception: Anything that timm's readers raise.
     """
     check_dataset(name, "dataset")

@@ -1,18 +1,22 @@
-"""torchvision's data sets: the names of their splits, the contents of their folders, and their readers."""
+"""torchvision's data sets: the names of their splits, the contents of their folders, and their images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torchvision.datasets
+from PIL.Image import Image
 from sklearn.model_selection import train_test_split
 from timm.data.readers.reader import Reader
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 from torchvision.datasets import VisionDataset
 
 from stitchkit.errors import InputError, one_line
+
+Item = TypeVar("Item")
 
 TEST_SHARE = 0.2
 """Share of images for testing if no split is published."""
@@ -26,6 +30,33 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> tuple[Any, int]: ...
+
+
+@dataclass
+class LabelledImages(Dataset[tuple[Any, int]]):
+    """Images with their labels, from readers other than timm's.
+
+    Args:
+        samples: Images and labels.
+        classes: Class names in the order of their numbers; empty if the reader does not know them.
+        mode: PIL mode to which images are converted; empty for no conversion.
+        split: Name of the split.
+        transform: Applied to the converted image, e.g. one of `torchvision.transforms.v2`.
+    """
+
+    samples: Samples
+    classes: tuple[str, ...]
+    mode: str = "RGB"
+    split: str = ""
+    transform: Callable[[Image], object] | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image, label = self.samples[index]
+        image = image.convert(self.mode) if self.mode else image
+        return image if self.transform is None else self.transform(image), int(label)
 
 
 class VisionSet(NamedTuple):
@@ -90,16 +121,12 @@ _UNNAMED = {"GTSRB": 43, "STL10": 10, "SVHN": 10, "USPS": 10}
 
 
 def read(
-    key: str, root: str | Path | None, split: str, *, download: bool, loader: Callable[[str], object] | None = None
-) -> tuple[Samples, tuple[str, ...]]:
-    """Samples and class names of the `train` or `test` part of a torchvision data set.
+    key: str, root: str | Path | None, split: str, *, download: bool, mode: str = "",
+    loader: Callable[[str], object] | None = None,
+) -> LabelledImages:  # fmt: skip
+    """The `train` or `test` part of a torchvision data set, by its key in `SOURCES` and the folder of its files.
 
-    Args:
-        key: Its key in `SOURCES`.
-        root: The folder of its files.
-        split: The part.
-        download: Download missing files.
-        loader: Replaces the decoder of paths if the reader has files.
+    If the reader has files, `loader` replaces its decoder of paths.
     """
     source = SOURCES[key]
     if root is None:
@@ -107,22 +134,22 @@ def read(
             f"data set '{key}' is read from files; name the folder with {source.needs} (--data-path DIR for a "
             "job, DATA for a training run)"
         )
-    values = (None,) if source.argument is None else source.train if split == "train" else (source.test,)
-    readers = [_create(key, root, value, download) for value in values]
-    chosen = _own_split(readers[0], split) if source.argument is None else range(len(readers[0]))
+    parts: list[Dataset[Any]]
+    if source.argument is None:
+        readers = [_create(key, root, {}, download)]
+        parts = [Subset(readers[0], _own_split(readers[0], split))]
+    else:
+        values = source.train if split == "train" else (source.test,)
+        readers = [_create(key, root, {source.argument: value}, download) for value in values]
+        parts = [*readers]
     for reader in readers:
         if loader is not None and hasattr(reader, "loader"):
             reader.loader = loader
-    names = class_names(readers[0])
-    if len(readers) > 1:
-        return ConcatDataset(readers), names
-    return Subset(readers[0], chosen), names
+    return LabelledImages(ConcatDataset(parts), class_names(readers[0]), mode, split)
 
 
-def _create(key: str, root: str | Path, value: object, download: bool) -> VisionDataset:
-    """torchvision's reader for one of its own splits."""
+def _create(key: str, root: str | Path, options: dict[str, object], download: bool) -> VisionDataset:
     source = SOURCES[key]
-    options = {} if source.argument is None else {source.argument: value}
     if not source.by_hand:
         options["download"] = download
     try:
@@ -149,13 +176,13 @@ def _own_split(reader: VisionDataset, split: str) -> Sequence[int]:
     return rest if split == "train" else test
 
 
-def divide(numbers: Sequence[int], labels: Sequence[int], share: float) -> tuple[list[int], list[int]]:
-    """Draw a share of each class with a fixed seed; return the rest and the drawn numbers."""
+def divide(items: Sequence[Item], labels: Sequence[int], share: float) -> tuple[list[Item], list[Item]]:
+    """Draw a share of each class with a fixed seed; return the rest and the drawn items."""
     try:
-        rest, drawn = train_test_split(numbers, test_size=share, stratify=labels, random_state=0)
+        rest, drawn = train_test_split(items, test_size=share, stratify=labels, random_state=0)
     except ValueError as error:
         raise InputError(
-            f"{len(numbers)} images are too few to split by class: {error}; add the missing images"
+            f"{len(items)} images are too few to split by class: {error}; add the missing images"
         ) from error
     return rest, drawn
 

@@ -14,16 +14,12 @@ from PIL.Image import Image
 from torch.utils.data import Dataset
 
 from stitchkit.data.sources import Images
-from stitchkit.distributed import sum_over_ranks
 from stitchkit.errors import InputError, one_line
 
 _logger = logging.getLogger(__name__)
 
 NO_CLASS = -1
 """The label of a stand-in for an unreadable image; an evaluation does not count it."""
-
-MAX_UNREADABLE = 0.01
-"""Default share of a split's images that may be bad."""
 
 _IN_A_ROW = 10  # as in timm; this is not chance, but perhaps a lost disk
 _SHOWN = 5
@@ -37,17 +33,17 @@ class CheckedImages(Dataset[tuple[Any, int]]):
 
     Args:
         dataset: Images and labels by number.
-        num_classes: Number of classes; labels must be smaller.
-        is_training: Replace a bad image by the next good one.
+        num_classes: Labels must be smaller.
+        is_training: Replace bad images.
         limit: Largest share of bad images.
         flag: The flag that sets the limit; empty if there is none.
     """
 
-    def __init__(
-        self, dataset: Images, *, num_classes: int, is_training: bool, limit: float = MAX_UNREADABLE, flag: str = ""
-    ):
+    def __init__(self, dataset: Images, *, num_classes: int, is_training: bool, limit: float = 0.01, flag: str = ""):
         self.dataset = dataset
+        self.classes = tuple(dataset.classes)
         self.split: str = dataset.split
+        self.transform: Callable[[Image], object] | None = None  # a loader sets it; the dataset may have its own
         self._num_classes = num_classes
         self._limit = limit
         self._flag = flag
@@ -57,20 +53,6 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         self._reported = 0
         if hasattr(dataset, "_max_retries"):
             dataset._max_retries = 1  # timm's own retries count nothing, and catch fewer errors
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in the order of their numbers."""
-        return tuple(self.dataset.classes)
-
-    @property
-    def transform(self) -> Callable[[Image], object] | None:
-        """The transform of the images; a loader sets it."""
-        return self.dataset.transform
-
-    @transform.setter
-    def transform(self, transform: Callable[[Image], object] | None) -> None:
-        self.dataset.transform = transform
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -87,19 +69,17 @@ class CheckedImages(Dataset[tuple[Any, int]]):
     def _read(self, index: int) -> tuple[Any, int] | None:
         try:
             image, label = self.dataset[index]
+            image = image if self.transform is None else self.transform(image)
             if not 0 <= operator.index(label) < self._num_classes:
                 raise InputError(f"label {label} is not a class")
         except Exception as error:  # decoders raise many types
-            self._note(index, error)
+            if not self._bad[index]:
+                if not str(error).startswith("Failed to load"):  # those timm has already logged
+                    _logger.warning("Skipped sample (index %d). %s", index, error)
+                self._bad[index] = 1
+                self._check(int(self._bad.sum()))
             return None
         return image, label
-
-    def _note(self, index: int, error: Exception) -> None:
-        if not self._bad[index]:
-            if not str(error).startswith("Failed to load"):  # those timm has already logged
-                _logger.warning("Skipped sample (index %d). %s", index, error)
-            self._bad[index] = 1
-            self._check(int(self._bad.sum()))
 
     def _check(self, count: int) -> None:
         if count > self._limit * len(self):
@@ -123,8 +103,6 @@ class CheckedImages(Dataset[tuple[Any, int]]):
 
     def report(self) -> None:
         """Log the skipped images if there are more than in the last report; every rank calls this."""
-        if not sum_over_ranks(self._bad.sum()[None]).item():
-            return
         bad = self._bad.clone()  # loader processes may still write
         if dist.is_initialized():
             dist.all_reduce(bad, op=dist.ReduceOp.MAX)

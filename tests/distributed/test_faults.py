@@ -354,7 +354,7 @@ def test_labels_without_a_class_are_skipped(images, caplog):
     """Of a file of labels that counts further than the network."""
     dataset = create_dataset("", root=images, split="train", transform=None)
     dataset.reader.samples = [(path, 9 if label == 3 else label) for path, label in dataset.reader.samples]
-    dataset.split = "train"
+    dataset.split, dataset.classes = "train", ()
     options = {"num_classes": 4, "limit": 0.5}
     training = CheckedImages(dataset, is_training=True, **options)
     assert training[47][1] == 2, "the last one with a class"

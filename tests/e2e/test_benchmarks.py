@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from benchmarks.__main__ import ROWS, Row, document, kept, line
-from benchmarks.command import DIGITS, Options, command
 from benchmarks.compose import FIVE
-from benchmarks.timing import Check, Result, alternate
+from benchmarks.frame import DIGITS, Check, Options, Result, command
 from tests.support import write_config
 
 KEYS = {"name", "ratio", "ours_s", "reference_s", "agree", "difference", "tolerance"}
@@ -69,7 +68,7 @@ def test_answers_that_differ_are_reported(capsys):
 def test_ways_run_in_turn_and_the_first_round_does_not_count():
     order = []
     ways = {name: lambda name=name: order.append(name) or len(order) for name in ("ours", "reference")}
-    seconds, answers = alternate(ways, rounds=3)
+    seconds, answers = Options().alternate(ways, rounds=3)
     assert order == ["ours", "reference"] * 4
     assert [len(runs) for runs in seconds.values()] == [3, 3]
     assert answers == {"ours": 1, "reference": 2}

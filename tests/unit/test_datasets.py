@@ -109,11 +109,12 @@ def test_dtd_trains_on_all_that_is_not_for_testing(tmp_path):
 def test_eurosat_has_a_split_of_its_own_that_is_always_the_same(tmp_path):
     archives.write_eurosat(tmp_path)
     train, test = both("eurosat", tmp_path)
-    paths = [[part.samples.dataset.samples[number][0] for number in part.samples.indices] for part in (train, test)]
+    parts = [split.samples.datasets[0] for split in (train, test)]
+    paths = [[part.dataset.samples[number][0] for number in part.indices] for part in parts]
     assert (len(paths[0]), len(paths[1])) == (24, 6)
     assert not set(paths[0]) & set(paths[1])
     assert sorted(labels_of(test)) == [0, 0, 1, 1, 2, 2]
-    assert open_dataset("eurosat", root=tmp_path, split="test").samples.indices == test.samples.indices
+    assert open_dataset("eurosat", root=tmp_path, split="test").samples.datasets[0].indices == parts[1].indices
 
 
 def test_too_few_images_to_divide(tmp_path):
