@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from stitchkit.settings.by_name import checked, make_recipe, read_settings
-from stitchkit.settings.combinations import check
+from stitchkit.settings.combinations import ALTERNATIVES, check
 from stitchkit.settings.recipe import GROUPS, Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.settings.timm_flags import REFUSED
@@ -30,9 +30,6 @@ _VALUES: dict[str, dict[str, Any]] = {
     "torchcompile": {"nargs": "?", "const": "inductor", "metavar": "BACKEND"},
     "latency": {"nargs": "?", "const": 1, "metavar": "N"},
 }
-
-# Of two settings that exclude each other, the one from the stronger source replaces the other.
-_REPLACES = (("stitch_config", "model"), ("input_size", "img_size"), ("input_size", "in_chans"))
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -133,7 +130,7 @@ def _merged(layers: Sequence[Mapping[str, object]]) -> dict[str, object]:
     for layer in reversed(layers):
         if "lr" not in layer and any(name.startswith("lr_base") for name in layer):
             given.pop("lr", None)  # a base rate determines the rate
-        for pair in _REPLACES:
+        for pair in ALTERNATIVES:
             for name, other in (pair, pair[::-1]):
                 if layer.get(name) is not None:
                     given.pop(other, None)
