@@ -34,22 +34,21 @@ _VALUES: dict[str, dict[str, Any]] = {
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag to the parser for every setting of the recipe; its result contains only flags that were given."""
-    parser.add_argument("data", nargs="?", default=argparse.SUPPRESS, metavar="DATA", help="same as --data-dir")
-    parser.add_argument(
-        "-c", "--config", metavar="YAML", default=argparse.SUPPRESS, help="file of settings by flag name"
-    )
+    parser.argument_default = argparse.SUPPRESS
+    parser.add_argument("data", nargs="?", metavar="DATA", help="same as --data-dir")
+    parser.add_argument("-c", "--config", metavar="YAML", help="file of settings by flag name")
     for group, kind in GROUPS.items():
         section = parser.add_argument_group(group, kind.__doc__)
         for name, field in kind.__pydantic_fields__.items():
             _add_flag(section, name, field)
     for name, refusal in REFUSED.items():
         spellings = dict.fromkeys([flag_of(name), "--" + name, *refusal.aliases])
-        parser.add_argument(*spellings, nargs="*", action=_Refuse, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        parser.add_argument(*spellings, nargs="*", action=_Refuse, help=argparse.SUPPRESS)
 
 
 def _add_flag(section: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
     kind = _plain(field.annotation)
-    options: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": name, "help": field.description}
+    options: dict[str, Any] = {"dest": name, "help": field.description}
     # timm spells some flags with underscores only in files; flags of the published scripts may use either spelling.
     names = dict.fromkeys([flag_of(name), "--" + name, *_SPELLINGS.get(name, ())])
     if kind is bool:  # a flag must be able to undo a switch that a file turned on
