@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from stitchkit.errors import InputError
@@ -122,8 +123,7 @@ class Stitch:
     @property
     def joints(self) -> tuple[Joint, ...]:
         """The joints on the way; none for an uncut anchor."""
-        pairs = zip(self.segments, self.segments[1:], strict=False)
-        return tuple(Joint(a.anchor, a.stop - 1, b.anchor, b.start) for a, b in pairs)
+        return tuple(Joint(a.anchor, a.stop - 1, b.anchor, b.start) for a, b in pairwise(self.segments))
 
     def steps(self, *, stitched_final_norm: bool = True) -> Iterator[Step]:
         """The steps in the order they run: a stem, blocks with a layer at each joint, a head.

@@ -20,10 +20,12 @@ _NEEDED = {
     "eval": ("eval_stitches", "eval_memory", "latency", "recalibrate_bn"),
 }
 
+ALTERNATIVES = (("stitch_config", "model"), ("img_size", "input_size"), ("in_chans", "input_size"))
+"""Settings that say one thing in two ways; the one from the stronger source replaces the other."""
+
 # Settings that exclude each other.
 _EXCLUDES = (
-    ("img_size", "input_size"),
-    ("in_chans", "input_size"),
+    *ALTERNATIVES,
     ("split_bn", "sync_bn"),
     ("jsd_loss", "bce_loss"),
     ("aug_splits", "no_prefetcher"),

@@ -180,23 +180,21 @@ def _locate(path: Path, message: str) -> str:
     """The file and line that a message is about, as deep as the file contains the named keys."""
     # Errors carry the place as text, `train_config.tasks[0]`: most are raised where no file is known.
     found = _PLACE.match(message)
-    node = _compose(path)
-    line = None
+    node, begin = _compose(path), None
     for key in re.findall(r"\w+", found.group()) if found else ():
-        child = None if node is None else _child(node, key)
-        if child is None:
+        entries = _entries(node)
+        if key not in entries:
             break
-        node, line = child
-    return f"'{path}'" if line is None else f"'{line.start_mark.name}', line {_line(line)}"
+        begin, node = entries[key]
+    return f"'{path}'" if begin is None else f"'{begin.start_mark.name}', line {_line(begin)}"
 
 
-def _child(node: yaml.Node, key: str) -> tuple[yaml.Node, yaml.Node] | None:
-    """The value under a key or index, and the node where it begins."""
+def _entries(node: yaml.Node | None) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+    """The nodes where the values in a node begin, and those of the values themselves, by key or index."""
     if isinstance(node, yaml.MappingNode):
-        return next(((value, name) for name, value in node.value if name.value == key), None)
-    if isinstance(node, yaml.SequenceNode) and key.isdigit() and int(key) < len(node.value):
-        return node.value[int(key)], node.value[int(key)]
-    return None
+        return {key.value: (key, value) for key, value in node.value}
+    items = node.value if isinstance(node, yaml.SequenceNode) else ()
+    return {str(number): (item, item) for number, item in enumerate(items)}
 
 
 def _line(node: yaml.Node) -> int:

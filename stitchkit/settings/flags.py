@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from stitchkit.settings.by_name import checked, make_recipe, read_settings
-from stitchkit.settings.combinations import check
+from stitchkit.settings.combinations import ALTERNATIVES, check
 from stitchkit.settings.recipe import GROUPS, Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.settings.timm_flags import REFUSED
@@ -31,28 +31,24 @@ _VALUES: dict[str, dict[str, Any]] = {
     "latency": {"nargs": "?", "const": 1, "metavar": "N"},
 }
 
-# Of two settings that exclude each other, the one from the stronger source replaces the other.
-_REPLACES = (("stitch_config", "model"), ("input_size", "img_size"), ("input_size", "in_chans"))
-
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag to the parser for every setting of the recipe; its result contains only flags that were given."""
-    parser.add_argument("data", nargs="?", default=argparse.SUPPRESS, metavar="DATA", help="same as --data-dir")
-    parser.add_argument(
-        "-c", "--config", metavar="YAML", default=argparse.SUPPRESS, help="file of settings by flag name"
-    )
+    parser.argument_default = argparse.SUPPRESS
+    parser.add_argument("data", nargs="?", metavar="DATA", help="same as --data-dir")
+    parser.add_argument("-c", "--config", metavar="YAML", help="file of settings by flag name")
     for group, kind in GROUPS.items():
         section = parser.add_argument_group(group, kind.__doc__)
         for name, field in kind.__pydantic_fields__.items():
             _add_flag(section, name, field)
     for name, refusal in REFUSED.items():
         spellings = dict.fromkeys([flag_of(name), "--" + name, *refusal.aliases])
-        parser.add_argument(*spellings, nargs="*", action=_Refuse, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        parser.add_argument(*spellings, nargs="*", action=_Refuse, help=argparse.SUPPRESS)
 
 
 def _add_flag(section: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
     kind = _plain(field.annotation)
-    options: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": name, "help": field.description}
+    options: dict[str, Any] = {"dest": name, "help": field.description}
     # timm spells some flags with underscores only in files; flags of the published scripts may use either spelling.
     names = dict.fromkeys([flag_of(name), "--" + name, *_SPELLINGS.get(name, ())])
     if kind is bool:  # a flag must be able to undo a switch that a file turned on
@@ -133,7 +129,7 @@ def _merged(layers: Sequence[Mapping[str, object]]) -> dict[str, object]:
     for layer in reversed(layers):
         if "lr" not in layer and any(name.startswith("lr_base") for name in layer):
             given.pop("lr", None)  # a base rate determines the rate
-        for pair in _REPLACES:
+        for pair in ALTERNATIVES:
             for name, other in (pair, pair[::-1]):
                 if layer.get(name) is not None:
                     given.pop(other, None)

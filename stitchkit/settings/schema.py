@@ -41,6 +41,16 @@ _EXPECTED = {
 }
 """The kind of value that pydantic expects, by the type of its error."""
 
+_MESSAGES = {
+    "missing": "{place} is missing; add it",
+    "place": "{shown}, which {fault}",
+    "too_short": "{shown}; it must have at least {min_length} values",
+    "too_long": "{shown}; it must have at most {max_length} values",
+    "greater_than_equal": "{shown}; it must be at least {ge:g}",
+    "less_than_equal": "{shown}; it must be at most {le:g}",
+}
+"""Messages for pydantic's other errors, by their types."""
+
 
 # Schemas are built when first used: `stitchkit --help` imports them all and must not wait for that.
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True))
@@ -155,26 +165,15 @@ def _refusal(error: ValidationError, content: object, place: str, name: Callable
         case "unknown_key":
             place = name(details["key"]) if name and not place else join(place, details["key"])
             return InputError(f"{place}: {unknown('key', details['key'], details['known'])}")
-        case "missing":
-            return InputError(f"{place} is missing; add it")
-        case "place":
-            return InputError(f"{shown}, which {details['fault']}")
         case "literal_error":
             allowed = re.findall(r"'([^']*)'", details["expected"])
             return InputError(f"{place}: {unknown('value', first['input'], allowed)}")
         case "value_error":
             return InputError(f"{place}: {details['error']}" if place else str(details["error"]))
-        case "too_short" | "too_long":
-            return InputError(f"{shown}; it must have {_length(details)} values")
-        case "greater_than_equal" | "less_than_equal":
-            bound = f"at least {details['ge']:g}" if "ge" in details else f"at most {details['le']:g}"
-            return InputError(f"{shown}; it must be {bound}")
+        case other if other in _MESSAGES:
+            return InputError(_MESSAGES[other].format(place=place, shown=shown, **details))
     expected = dict.fromkeys(_EXPECTED.get(item["type"], item["msg"]) for item in alike)
     return InputError(f"{shown}; it must be {' or '.join(expected)}")
-
-
-def _length(details: Mapping[str, object]) -> str:
-    return f"at least {details['min_length']}" if "min_length" in details else f"at most {details['max_length']}"
 
 
 def _path(error: ErrorDetails, content: object) -> Sequence[str | int]:
