@@ -153,8 +153,9 @@ class PlainSearch:
         a, b = a - a.mean(0), b - b.mean(0)
         if self.rows_per_channel is None:  # kernels of all rows would take terabytes; this form is equal and small
             return float((a.T @ b).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()))
-        kernels = [_centred(rows @ rows.T) for rows in (a, b)]
-        return float((kernels[0] * kernels[1]).sum() / (kernels[0].norm() * kernels[1].norm()))
+        centre = torch.eye(len(a), dtype=a.dtype) - 1 / len(a)
+        k, m = (centre @ (rows @ rows.T) @ centre for rows in (a, b))
+        return float((k * m).sum() / (k.norm() * m.norm()))
 
     def ranked(self, path: Steps) -> list[tuple[float, Fragment]]:
         """All fragments that could follow, best first."""
@@ -186,11 +187,6 @@ class PlainSearch:
             if composition.fragment.is_end:
                 return composition.name
         raise InputError("no drawn path reaches an end; change the seed")
-
-
-def _centred(kernel: torch.Tensor) -> torch.Tensor:
-    centre = torch.eye(len(kernel), dtype=kernel.dtype) - 1 / len(kernel)
-    return centre @ kernel @ centre
 
 
 if __name__ == "__main__":

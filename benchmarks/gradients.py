@@ -20,18 +20,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.frame import DEIT
+from benchmarks.frame import DEIT, DIGITS
 from stitchkit import create_snnet
 from stitchkit.engine.gradients import GradientReducer
 from stitchkit.train.task import Sampler
-
-_SIZES = {"img_size": 16, "patch_size": 8, "depth": 12, "num_heads": 2, "num_classes": 4}
-_PICO = {
-    "anchors": [
-        {"label": label, "name": "vit_tiny_patch16_224", "kwargs": _SIZES | {"embed_dim": width}}
-        for label, width in (("ti", 32), ("s", 64), ("b", 128))
-    ]
-}
 
 
 def measure(rank: int, options: argparse.Namespace, folder: str) -> None:
@@ -39,7 +31,7 @@ def measure(rank: int, options: argparse.Namespace, folder: str) -> None:
     torch.set_num_threads(1)  # the ranks share the cores of one machine
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=options.ranks)
     torch.manual_seed(0)
-    ours = create_snnet(_PICO if options.quick else DEIT, pretrained=False).train()
+    ours = create_snnet(DIGITS if options.quick else DEIT, pretrained=False).train()
     reference = DistributedDataParallel(copy.deepcopy(ours), find_unused_parameters=True)
     reducer, sampler = GradientReducer(ours), Sampler(range(len(ours.space)), seed=0, shared=options.shared)
     ways: dict[str, tuple[nn.Module, Callable[[], None]]] = {
@@ -88,7 +80,7 @@ def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
 def main() -> None:
     """Read the flags and start the ranks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="pico anchors instead of DeiT-Ti/S/B")
+    parser.add_argument("--quick", action="store_true", help="the small anchors of the digits instead of DeiT-Ti/S/B")
     parser.add_argument("--ranks", type=int, default=2, help="processes")
     parser.add_argument("--steps", type=int, default=30, help="steps of each way")
     parser.add_argument("--batch", type=int, default=1, help="images per rank and step")

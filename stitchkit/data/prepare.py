@@ -81,11 +81,7 @@ COLLECTIONS = {path.stem: path for path in sorted(Path(__file__).with_name("coll
 
 
 def read_collection(name: str) -> Mapping[str, CollectionTask]:
-    """The data sets of a collection by name.
-
-    Args:
-        name: A key of `COLLECTIONS`, or the user's own file.
-    """
+    """The data sets by name of a collection, which is a key of `COLLECTIONS` or the user's own file."""
     path = COLLECTIONS.get(name, Path(name))
     if name not in COLLECTIONS and not path.is_file():
         raise InputError(f"{unknown('collection', name, COLLECTIONS)}; or name a file of your own")
@@ -129,11 +125,7 @@ def prepare(collection: str, root: Path, only: Sequence[str] = ()) -> None:
 
 
 def prepare_one(name: str, task: CollectionTask, root: Path) -> str:
-    """Write one data set as `root/name/`, or check it if it exists.
-
-    Returns:
-        Its contents, in words.
-    """
+    """Write one data set as `root/name/`, or check it if it exists; returns its contents, in words."""
     folder, sources = root / name, root / _SOURCES
     if folder.exists():
         return _check(folder, task)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -28,7 +28,6 @@ _TIMM = {
     "torch": "torchvision", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "wds": "webdataset"
 }  # fmt: skip
 _FOLDERS = ("torch/image_folder", "torch/folder")
-
 
 Images: TypeAlias = ImageDataset | LabelledImages
 """An open split: a dataset of images and labels with `.classes`, `.split` and a settable `.transform`."""
@@ -61,11 +60,11 @@ class Source:
 
 
 def open_dataset(source: Source, split: str, *, is_training: bool = False, **options: object) -> Images:
-    """Open one split of a data set.
+    """Open one split of a data set, by the rule of `split_rule`.
 
     Args:
         source: The data set.
-        split: The requested name, by the rule of `split_rule`.
+        split: The requested name.
         is_training: Shuffle streamed data, and do not log the split as the one for evaluation.
         options: Further arguments of timm's readers for this split.
 
@@ -135,16 +134,15 @@ def _open_timm(source: Source, split: str, options: dict[str, object]) -> Images
     """The first split of a data set under one of its usual names, by one of timm's readers."""
     if source.name:
         check_installed([_TIMM[source.name.partition("/")[0].lower()]], "", f"data set '{source.name}'")
-    refused: InputError | None = None
-    for name in names_of(split):
-        try:
-            return read_timm(source, name, **options)
-        except InputError as error:  # noqa: PERF203
-            refused = refused or error  # the message names the requested split
-            if "split" not in str(error.__cause__).lower():
-                break  # any other fault would recur under every name, perhaps after minutes of network
-    assert refused is not None, "a split has a name"
-    raise refused
+    first, *others = names_of(split)
+    try:
+        return read_timm(source, first, **options)
+    except InputError as error:
+        # Any other fault would recur under every name, perhaps after minutes of network.
+        for name in others if "split" in str(error.__cause__).lower() else ():
+            with suppress(InputError):
+                return read_timm(source, name, **options)
+        raise  # the message names the requested split
 
 
 def read_timm(source: Source, split: str, **options: object) -> Images:

@@ -17,9 +17,6 @@ from stitchkit.errors import InputError, one_line
 from stitchkit.paths import check_dataset, check_local
 from stitchkit.settings.files import read_settings_file
 
-_SHARDS = "wds"
-_HUB = ("hfds", "hfids")
-
 
 def open_timm(name: str, *, root: str | None, split: str, **options: object) -> ImageDataset:
     """A data set by timm's string, with all folders and files on this machine.
@@ -37,18 +34,18 @@ def open_timm(name: str, *, root: str | None, split: str, **options: object) -> 
     check_local(root or "", "data folder")
     check_local(split, "split")
     library, _, rest = name.partition("/")
-    if library.lower() in _HUB:
+    is_hub, is_shards = library.lower() in ("hfds", "hfids"), library.lower() == "wds"
+    if is_hub:
         _check_card(Path(rest))
-        with nullcontext() if options.get("download") else _offline():
-            return create_dataset(name, root=root, split=split, **options)
-    if library.lower() != _SHARDS:
-        return create_dataset(name, root=root, split=split, **options)
-    if not root or not Path(root).is_dir():
-        raise InputError(f"data folder {root!r} does not exist; name the folder that holds the shards of '{name}'")
-    _open_files_alone()
-    # timm prepends the folder to the name of a shard, and a path that begins with a slash has no scheme.
-    dataset = create_dataset(name, root=os.path.abspath(root), split=split, **options)
-    _check_shards(dataset.reader)
+    if is_shards:
+        if not root or not Path(root).is_dir():
+            raise InputError(f"data folder {root!r} does not exist; name the folder that holds the shards of '{name}'")
+        _open_files_alone()
+        root = os.path.abspath(root)  # timm prepends it to the name of a shard; after a slash there is no scheme
+    with _offline() if is_hub and not options.get("download") else nullcontext():
+        dataset = create_dataset(name, root=root, split=split, **options)
+    if is_shards:
+        _check_shards(dataset.reader)
     return dataset
 
 

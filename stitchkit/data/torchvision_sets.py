@@ -41,7 +41,7 @@ class LabelledImages(Dataset[tuple[Any, int]]):
         classes: Class names in the order of their numbers; empty if the reader does not know them.
         mode: PIL mode to which images are converted; empty for no conversion.
         split: Name of the split.
-        transform: Applied to the converted image, e.g. one of `torchvision.transforms.v2`.
+        transform: Applied to the converted image.
     """
 
     samples: Samples
