@@ -9,11 +9,12 @@ from pathlib import Path
 import timm
 import torch
 
+from stitchkit.assembly.config.job import override
 from stitchkit.assembly.parts.registry import COMMON, part_class
 from stitchkit.assembly.parts.spec import PartSpec
-from stitchkit.assembly.sweep.config import CutNetwork, Gap, SweepConfig
+from stitchkit.assembly.sweep.config import Gap, SweepConfig
 from stitchkit.assembly.sweep.shapes import without_sizes
-from stitchkit.assembly.sweep.stitchers import FINETUNE, STITCHERS, DoesNotApply
+from stitchkit.assembly.sweep.stitchers import FINETUNE, STITCHERS, DoesNotApply, Stitcher
 from stitchkit.assembly.train.result import update_metadata
 from stitchkit.display import aligned, quantity
 from stitchkit.files import own_folder, write_text
@@ -38,7 +39,7 @@ class PlannedJob:
     name: str
     metadata: dict[str, object]
     config: dict[str, object] | None
-    adapter: tuple[PartSpec, ...] = ()
+    adapter: Sequence[PartSpec] = ()
     reason: str = ""
 
     def write(self, folder: Path) -> Path:
@@ -65,14 +66,16 @@ def _planned(config: SweepConfig, gap: Gap, stitcher: str) -> PlannedJob:
         "num_downsamples": gap.num_downsamples,
         "adapter": stitcher,
     }
+    adapter: list[PartSpec] = []
     try:
         if stitcher == FINETUNE:
-            return PlannedJob(name, metadata, _job(config, _finetuned(config, gap)))
-        before, adapter, after = _stitched(config, gap, stitcher)
+            parts = _finetuned(config, gap)
+        else:
+            before, adapter, after = _stitched(config, gap, STITCHERS[stitcher])
+            parts = [*_frozen(before, True), *_frozen(adapter, False), *_frozen(after, True)]
     except DoesNotApply as reason:
         return PlannedJob(name, metadata, None, reason=str(reason))
-    parts = [*_frozen(before, True), *_frozen(adapter, False), *_frozen(after, True)]
-    return PlannedJob(name, metadata, _job(config, parts), tuple(adapter))
+    return PlannedJob(name, metadata, _job(parts, config.job), adapter)
 
 
 def _uncut(config: SweepConfig) -> list[PlannedJob]:
@@ -80,49 +83,40 @@ def _uncut(config: SweepConfig) -> list[PlannedJob]:
     if not config.job.get("pretrained", True):  # random networks only guess
         return []
     networks = [config.source] if config.source == config.destination else [config.source, config.destination]
-    return [
-        PlannedJob(
-            f"test-{config.name}-uncut-{name}",
-            {"arch": config.name, "uncut": name},
-            {**_job(config, _frozen(network.slices, True)), **_own_preprocessing(config, network), "test_only": True},
-        )
-        for name, network in zip(UNCUT, networks, strict=False)
-    ]
+    jobs = []
+    for name, network in zip(UNCUT, networks, strict=False):
+        parts = [each.part for each in network]
+        # In a stitched network only the source sees images, so the destination's own normalisation shows only here.
+        settings = override(config.job, {"test_only": True, **_own_normalisation(config, parts[0])})
+        metadata: dict[str, object] = {"arch": config.name, "uncut": name}
+        jobs.append(PlannedJob(f"test-{config.name}-uncut-{name}", metadata, _job(_frozen(parts, True), settings)))
+    return jobs
 
 
-def _own_preprocessing(config: SweepConfig, network: CutNetwork) -> dict[str, object]:
-    """Settings that normalise a network's images as timm documents, unless the file says how.
-
-    In a stitched network only the source sees images, so the destination's own normalisation shows only here.
-    """
-    train = config.train
-    images = train.get("data_preprocessing") or {}
-    assert isinstance(images, Mapping), "the file was checked"
-    arguments = network.slices[0].arguments
-    known = timm.get_pretrained_cfg(str(arguments.get("model_name")), allow_unregistered=True)
-    if arguments.get("backend", "timm") != "timm" or known is None or "mean" in images or "std" in images:
+def _own_normalisation(config: SweepConfig, stem: PartSpec) -> dict[str, object]:
+    """Settings that normalise a network's images as timm documents, unless the file says how."""
+    images = config.job["train_config"].get("data_preprocessing") or {}
+    known = timm.get_pretrained_cfg(str(stem.arguments.get("model_name")), allow_unregistered=True)
+    if stem.arguments.get("backend", "timm") != "timm" or known is None or "mean" in images or "std" in images:
         return {}
-    own = {"mean": list(known.mean), "std": list(known.std)}
-    return {"train_config": {**train, "data_preprocessing": {**images, **own}}}
+    return {"data_preprocessing": {**images, "mean": list(known.mean), "std": list(known.std)}}
 
 
-def _job(config: SweepConfig, parts: Sequence[PartSpec]) -> dict[str, object]:
-    return {"assembly": [{part.name: dict(part.arguments)} for part in parts], **config.job}
+def _job(parts: Sequence[PartSpec], settings: Mapping[str, object]) -> dict[str, object]:
+    return {"assembly": [{part.name: dict(part.arguments)} for part in parts], **settings}
 
 
-def _stitched(config: SweepConfig, gap: Gap, name: str) -> tuple[list[PartSpec], list[PartSpec], list[PartSpec]]:
+def _stitched(
+    config: SweepConfig, gap: Gap, stitcher: Stitcher
+) -> tuple[list[PartSpec], list[PartSpec], list[PartSpec]]:
     """The source's slices, the adapter and the destination's slices."""
-    stitcher = STITCHERS[name]
-    given = config.source.shapes[gap.first - 1].gives
-    taken = config.destination.shapes[gap.last + 1].takes
-    assert given is not None, "a gap comes after a slice"
-    assert taken is not None, "a gap comes before a slice"
-    adapter = stitcher.parts(given, taken, gap.num_downsamples)
-    after = list(config.destination.slices[gap.last + 1 :])
+    before, after = config.source[: gap.first], config.destination[gap.last + 1 :]
+    adapter = stitcher.parts(before[-1].gives, after[0].takes, gap.num_downsamples)
+    rest = [each.part for each in after]
     if stitcher.keeps_size:
         # An assembly resizes to declared sizes; without them, later slices run at the source's size.
-        after = [without_sizes(spec, "in_format", "out_format") for spec in after]
-    return list(config.source.slices[: gap.first]), adapter, after
+        rest = [without_sizes(part, "in_format", "out_format") for part in rest]
+    return [each.part for each in before], adapter, rest
 
 
 def _finetuned(config: SweepConfig, gap: Gap) -> list[PartSpec]:
@@ -131,20 +125,15 @@ def _finetuned(config: SweepConfig, gap: Gap) -> list[PartSpec]:
     Raises:
         DoesNotApply: If a slice does not accept the output of the previous one.
     """
-    # Slices alternate between down-sampling and the rest of a stage, so those with even numbers down-sample.
-    kept = [number for number in range(gap.first, gap.last + 1) if number % 2 == 0]
-    numbers = [*kept, *range(gap.last + 1, len(config.destination.slices))]
-    given = config.source.shapes[gap.first - 1].gives
-    for number in numbers:
-        takes, gives = config.destination.shapes[number]
-        assert given is not None, "only the last slice gives no map"
-        assert takes is not None, "only the first slice takes an image"
-        if given.converted_to(takes) != takes:
-            raise DoesNotApply(f"slice {number} takes {takes}, but the previous slice returns {given}")
-        given = gives
-    return _frozen(
-        [*config.source.slices[: gap.first], *(config.destination.slices[number] for number in numbers)], False
-    )
+    kept = list(config.source[: gap.first])
+    for number, each in enumerate(config.destination):
+        # Slices alternate between down-sampling and the rest of a stage, so those with even numbers down-sample.
+        if number > gap.last or (number >= gap.first and number % 2 == 0):
+            given = kept[-1].gives
+            if given.converted_to(each.takes) != each.takes:
+                raise DoesNotApply(f"slice {number} takes {each.takes}, but the previous slice returns {given}")
+            kept.append(each)
+    return _frozen([each.part for each in kept], False)
 
 
 def _frozen(parts: Sequence[PartSpec], frozen: bool) -> list[PartSpec]:
