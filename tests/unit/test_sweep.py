@@ -204,6 +204,7 @@ def test_shapes_that_are_not_declared_are_found_by_a_dry_run(tmp_path):
         ({"stitchers": ["finetune", "finetune"]}, "stitchers[1]: finetune is the same as stitchers[0]"),
         ({"dest_stages": []}, "either stages, or src_stages and dest_stages"),
         ({"stages": [{"Subnet": {}, "Net": {}}]}, "stages[0] is {'Net': {}, 'Subnet': {}}; a part is one class name"),
+        ({"assembly": SWEEP["stages"]}, "assembly: a sweep has slices in place of a network; remove it"),
         ({"epochs": 3}, "unknown key 'epochs'"),
         ({"train_config": {"epochs": -1, "dataset": "digits"}}, "train_config.epochs is -1"),
         ({"train_config": [1]}, "train_config is [1]; it must be settings by name"),

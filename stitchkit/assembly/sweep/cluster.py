@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.errors import InputError
@@ -26,9 +26,6 @@ _logger = logging.getLogger(__name__)
 _POLL_S = 2
 _NO_LIMIT = 60 * 24 * 365
 """More minutes and more preemptions than any job has; submitit needs a number for both."""
-
-Ended: TypeAlias = Generator[SweepJob, None, None]
-"""Jobs in the order in which they end, with or without a result."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +42,11 @@ class LocalPool:
     gpus: Sequence[int] = ()
     num_gpus: int = 0
 
-    def run(self, jobs: Sequence[SweepJob]) -> Ended:
-        """Run jobs; if the generator is closed early, those that are running save their state and end."""
+    def run(self, jobs: Sequence[SweepJob]) -> Generator[SweepJob, None, None]:
+        """Run jobs, and yield each when it has ended, with or without a result.
+
+        If the generator is closed before, the jobs that are running save their state and end.
+        """
         waiting = list(jobs)
         slots: list[tuple[SweepJob | None, LocalJob | None]] = [(None, None)] * self.limit
         try:
@@ -108,8 +108,8 @@ class Slurm:
     folder: Path
     parameters: Mapping[str, object]
 
-    def run(self, jobs: Sequence[SweepJob]) -> Ended:
-        """Submit the jobs that are not in the queue already, and watch all."""
+    def run(self, jobs: Sequence[SweepJob]) -> Generator[SweepJob, None, None]:
+        """Submit the jobs that are not in the queue already, and yield each when it has ended."""
         queue = _queue()
         watched = {number: job for job in jobs if (number := job.number) in queue}
         fresh = [job for job in jobs if job not in watched.values()]
@@ -156,13 +156,7 @@ def create_cluster(
     hours: float = 24,
     sbatch: Sequence[str] = (),
 ) -> LocalPool | Slurm:
-    """The place where the jobs of a sweep run: the flags of `stitchkit sweep` say what each argument means.
-
-    Args:
-        name: `local` or `slurm`.
-        folder: Folder of the sweep.
-        sbatch: Further options, `key=value`.
-    """
+    """The place, `local` or `slurm`, where the jobs of the sweep in a folder run, by the flags of `stitchkit sweep`."""
     if (jobs is not None and jobs < 1) or (gpus or 0) < 0:
         raise InputError(f"--jobs is {jobs} and --gpus {gpus}; they must be at least 1 and 0")
     check_installed(["submitit"], "jobs", "a sweep")

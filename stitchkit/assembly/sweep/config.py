@@ -6,7 +6,7 @@ Source: the "across scales" sweeps of "Bridging Large Gaps in Neural Network Rep
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +73,14 @@ class SweepFile(JobConfig):
     stitchers: tuple[StrictStr, ...] | None = Field(default=None, min_length=1)
 
 
+_REPLACED = ("model", "assembly")
+"""Keys of a job in whose place a sweep has slices."""
+
+
 def sweep_schema() -> JsonSchemaValue:
     """The JSON Schema of a sweep's file."""
     schema = json_schema(SweepFile)
-    for key in ("model", "assembly"):  # the slices replace them
+    for key in _REPLACED:
         del schema["properties"][key]
     return schema
 
@@ -113,11 +117,7 @@ class SweepConfig:
 
     @classmethod
     def load(cls, path: str | Path, **changes: object) -> SweepConfig:
-        """The sweep in a file.
-
-        Args:
-            path: The file.
-            changes: Settings of its jobs that replace the file's, by key, including those of `train_config`.
+        """The sweep in a file, with `changes` to the settings of its jobs, as in `JobConfig.load`.
 
         Raises:
             InputError: If the file cannot be used; the message begins with the file, the line and the key.
@@ -128,15 +128,15 @@ class SweepConfig:
             if keys not in (["stages"], ["src_stages", "dest_stages"]):
                 raise InputError("a sweep has either stages, or src_stages and dest_stages; set one of the two")
             file = parse(SweepFile, content)
+            if wrong := next((key for key in _REPLACED if key in content), None):
+                raise InputError(f"{wrong}: a sweep has slices in place of a network; remove it")
             networks = [
                 [PartSpec.parse(part, f"{key}[{number}]") for number, part in enumerate(getattr(file, key))]
                 for key in keys
             ]
             job = {key: value for key, value in content.items() if key not in SWEEP_KEYS}
-            train = JobConfig.parse(
-                {"assembly": [{part.name: part.arguments} for part in networks[0]], **job}
-            ).train_config
-            image_size = train.resolved_tasks[0].data_preprocessing.image_size
+            whole = JobConfig.parse({"assembly": [{part.name: part.arguments} for part in networks[0]], **job})
+            image_size = whole.train_config.resolved_tasks[0].data_preprocessing.image_size
             cut = [find_shapes(parts, image_size) for parts in networks]
             gaps, stitchers = file.gaps or DEFAULT_GAPS, file.stitchers or DEFAULT_STITCHERS
             return cls(Path(path).stem, cut[0], cut[-1], gaps, stitchers, job)
@@ -152,20 +152,16 @@ class SweepConfig:
                     f"gaps[{number}]: [{gap}] leaves no slice of a network; the source has slices 0 to {last[0]}, the "
                     f"destination 0 to {last[1]}"
                 )
-        _check_twice("gaps", [f"[{gap}]" for gap in self.gaps])
-        _check_twice("stitchers", self.stitchers)
+        # Jobs of duplicates would share a folder.
+        for key, names in (("gaps", [f"[{gap}]" for gap in self.gaps]), ("stitchers", [*self.stitchers])):
+            for number, name in enumerate(names):
+                if name in names[:number]:
+                    raise InputError(
+                        f"{key}[{number}]: {name} is the same as {key}[{names.index(name)}]; remove one of the two"
+                    )
 
     @property
     def seed(self) -> int | None:
         """The seed of its jobs, which is part of the names of their results; None if the file has none."""
         seed: int | None = self.job["train_config"].get("seed")
         return seed
-
-
-def _check_twice(key: str, names: Sequence[str]) -> None:
-    """Refuse duplicates: their jobs would share a folder."""
-    for number, name in enumerate(names):
-        if name in names[:number]:
-            raise InputError(
-                f"{key}[{number}]: {name} is the same as {key}[{names.index(name)}]; remove one of the two"
-            )

@@ -26,12 +26,9 @@ _LINES = ("--", ":")
 
 
 def draw(rows: pd.DataFrame) -> dict[str, Figure]:
-    """The pictures of a sweep, by the ends of their names.
-
-    Args:
-        rows: Rows of one sweep, some of them of stitched networks.
-    """
-    title, uncut, final = str(rows["arch"].iloc[0]), _uncut(rows), _final(rows)
+    """The pictures of one sweep with results of stitched networks, by the ends of their names."""
+    title, final = str(rows["arch"].iloc[0]), _final(rows)
+    uncut = _uncut(final)
     stitched, final = rows[rows["gap"] != ""], final[final["gap"] != ""]
     # Adapters in the order of the published table.
     adapters = sorted(final["adapter"].unique(), key=lambda name: _ORDER.index(name) if name in _ORDER else 99)
@@ -50,12 +47,12 @@ def _final(rows: pd.DataFrame) -> pd.DataFrame:
     return last.drop_duplicates("job").drop(columns="test_accuracy").merge(figures, on="job")
 
 
-def _uncut(rows: pd.DataFrame) -> dict[str, float]:
+def _uncut(final: pd.DataFrame) -> dict[str, float]:
     """Accuracy of each uncut network that was measured."""
-    if "uncut" not in rows:
+    if "uncut" not in final:
         return {}  # a sweep of random weights has no uncut networks
-    final = _final(rows[rows["uncut"].notna()]).set_index("uncut")["test_accuracy"]
-    return {f"uncut {name}": float(final[name]) for name in UNCUT if name in final}
+    accuracy = final.set_index("uncut")["test_accuracy"]
+    return {f"uncut {name}": float(accuracy[name]) for name in UNCUT if name in accuracy}
 
 
 def _heat_map(

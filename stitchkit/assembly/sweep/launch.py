@@ -26,19 +26,23 @@ def write_folders(plan: Sequence[PlannedJob], folder: Path, seed: int | None) ->
     Raises:
         InputError: If a job in the folder has started with other settings; nothing is written then.
     """
-    jobs = [(planned, SweepJob(folder / planned.name, seed)) for planned in plan if planned.config is not None]
+    jobs = [
+        (planned, SweepJob(folder / planned.name, seed), JobConfig.parse(planned.config))
+        for planned in plan
+        if planned.config is not None
+    ]
     # All are checked before the first is written, so that a refused sweep changes nothing.
-    for planned, job in jobs:
-        _check_settings(planned, job)
-    for planned, job in jobs:
+    for _, job, config in jobs:
+        _check_settings(job, config)
+    for planned, job, config in jobs:
         if job.state != "done":
             planned.write(folder)
-        elif not JobConfig.parse(planned.config or {}).save_checkpoints:
+        elif not config.save_checkpoints:
             job.remove_checkpoints()  # a sweep that was killed right after the result did not
-    return [job for _, job in jobs]
+    return [job for _, job, _ in jobs]
 
 
-def _check_settings(planned: PlannedJob, job: SweepJob) -> None:
+def _check_settings(job: SweepJob, config: JobConfig) -> None:
     """Refuse settings other than those that a job started with: one table must not mix them, whatever the seed."""
     settings = job.path / "config.yml"
     if not [*job.path.glob("result*.pkl"), *job.path.glob("result*/*.pth")]:
@@ -49,8 +53,7 @@ def _check_settings(planned: PlannedJob, job: SweepJob) -> None:
             f"'{job.path}' holds a result or checkpoints, but no config.yml that says of what settings; put it back, "
             "choose another -o, or remove the folder"
         )
-    before, now = JobConfig.load(settings), JobConfig.parse(planned.config or {})
-    if difference := next(before.differences(now), None):
+    if difference := next(JobConfig.load(settings).differences(config), None):
         raise InputError(
             f"'{job.path}' was trained with {difference}; the sweeps in a folder share their settings, so use the "
             "same, choose another -o, or remove the folder"
@@ -58,12 +61,7 @@ def _check_settings(planned: PlannedJob, job: SweepJob) -> None:
 
 
 def run_sweep(jobs: Sequence[SweepJob], cluster: LocalPool | Slurm, *, retry_failed: bool = False) -> None:
-    """Run all jobs that have no result.
-
-    Args:
-        jobs: The jobs.
-        cluster: Where they run.
-        retry_failed: Rerun failed jobs; otherwise they are only listed.
+    """Run all jobs that have no result; those that failed before are only listed, unless `retry_failed`.
 
     Raises:
         InputError: If jobs failed, now or earlier, or were killed; each is listed with its reason and its log.

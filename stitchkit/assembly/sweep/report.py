@@ -18,15 +18,9 @@ _COLUMNS = {"Epoch": "epoch", "Step": "step", "LR": "lr", "Loss": "loss", "Overa
 
 
 def sweep_report(folder: str | Path) -> list[Path]:
-    """Write `results.csv`, `results.parquet` and the pictures of every sweep into the folder of its jobs.
+    """Write `results.csv`, `results.parquet` and the pictures of every sweep into the folder of its jobs; these files.
 
     A sweep has no pictures while only its uncut networks have results.
-
-    Args:
-        folder: The output folder of one or more sweeps.
-
-    Returns:
-        The files.
     """
     from stitchkit.assembly.sweep.draw import draw
 

@@ -14,28 +14,21 @@ from stitchkit.errors import InputError
 from stitchkit.networks.layout import Layout
 
 
-@dataclass(frozen=True)
-class SweepSlice:
-    """A slice of a network of a sweep.
+@dataclass(frozen=True, kw_only=True)
+class SweepSlice(PartSpec):
+    """A slice of a network of a sweep, which is a part of a job, with its shapes.
 
     Args:
-        part: The slice as a part of a job.
         takes: The full layout of its input.
         gives: The full layout of its output; without sizes for the last slice, which returns logits.
     """
 
-    part: PartSpec
     takes: Layout
     gives: Layout
 
 
 def find_shapes(parts: Sequence[PartSpec], image_size: int) -> tuple[SweepSlice, ...]:
-    """All slices of a network with their shapes, found without weights and memory.
-
-    Args:
-        parts: The slices.
-        image_size: Side of an image.
-    """
+    """The slices of a network with their shapes for images of this side, found without weights and memory."""
     # Without declared sizes nothing is resized, so each slice shows its own shapes; only images may be resized.
     first = without_sizes(parts[0], "out_format")
     bare = (first, *(without_sizes(part, "in_format", "out_format") for part in parts[1:]))
@@ -55,7 +48,7 @@ def find_shapes(parts: Sequence[PartSpec], image_size: int) -> tuple[SweepSlice,
                 if declared is None:
                     raise InputError(f"{part.place} has no out_format, which a sweep needs; declare img, token or bert")
                 layout = _shape(x, part, "out_format", declared)
-            slices.append(SweepSlice(part, takes, layout))
+            slices.append(SweepSlice(part.name, part.arguments, part.place, takes=takes, gives=layout))
     return tuple(slices)
 
 

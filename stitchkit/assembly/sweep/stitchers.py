@@ -32,11 +32,6 @@ class Stitcher:
     unit: str
     resize: str
 
-    @property
-    def keeps_size(self) -> bool:
-        """Whether the destination's slices run at the source's size."""
-        return self.resize == "never"
-
     def parts(self, source: Layout, destination: Layout, num_downsamples: int) -> list[PartSpec]:
         """The adapter between two slices: a chain of trainable parts.
 
@@ -57,7 +52,7 @@ class Stitcher:
         # every position, as the conversion to `token` does.
         start = source.converted_to(NAMES["img" if image_like else "bert" if both_bert else "token"])
         channels = _halvings(start.width, destination.width, num_downsamples)
-        first, last = start.grid[0], (start if self.keeps_size else destination).grid[0]
+        first, last = start.grid[0], (start if self.resize == "never" else destination).grid[0]
         sides = _halvings(max(first, last), last, num_downsamples)
         steps = zip(pairwise(channels), pairwise(sides), strict=True)
         return [self._part(start, *channel, *side) for channel, side in steps]
