@@ -132,6 +132,7 @@ def test_a_sweep_killed_at_every_place_ends_like_an_unbroken_one(sweep, tmp_path
     status, printed = launched.end()
     assert status == 130
     assert "Traceback" not in printed
+    wait_for(lambda: "stopped by a signal; step " in second.log.read_text(), "its last checkpoint")
     assert "2 jobs: 1 done, 1 to run, 0 failed before" in printed
 
     launched = Launched(sweep, out)  # submitit's process is killed; the job lives on, and is waited for

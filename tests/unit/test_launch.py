@@ -1,5 +1,6 @@
 """Running a sweep: what is skipped, listed, retried; where jobs are sent. No job trains here."""
 
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,13 +11,11 @@ from submitit.core.utils import DelayedSubmission
 
 from stitchkit.assembly.sweep import cluster
 from stitchkit.assembly.sweep.cluster import LocalPool, create_cluster
-from stitchkit.assembly.sweep.config import SweepConfig
-from stitchkit.assembly.sweep.launch import run_sweep, write_folders
-from stitchkit.assembly.sweep.plan import plan
+from stitchkit.assembly.sweep.launch import run_sweep
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.errors import InputError
 from tests.distributed.forks import hold_lock
-from tests.support import write_sweep
+from tests.support import sweep_jobs, write_sweep
 
 
 class FakeCluster:
@@ -38,13 +37,17 @@ class FakeCluster:
 def between_polls(monkeypatch, *steps):
     """Do something at each poll of a cluster, instead of waiting."""
     rest = iter(steps)
-    monkeypatch.setattr(cluster.time, "sleep", lambda _: next(rest)())
+    monkeypatch.setattr(cluster, "time", SimpleNamespace(sleep=lambda _: next(rest)()))
 
 
 @pytest.fixture
-def folders(tmp_path):
-    config = SweepConfig.load(write_sweep(tmp_path, tmp_path))
-    return write_folders(plan(config), tmp_path / "out", config.seed)
+def sweep(tmp_path):
+    return write_sweep(tmp_path, tmp_path)
+
+
+@pytest.fixture
+def folders(sweep, tmp_path):
+    return sweep_jobs(sweep, tmp_path / "out")
 
 
 def run(folders, ends=None, **options):
@@ -101,12 +104,11 @@ def test_a_job_that_was_killed_runs_again_unasked(folders, caplog):
     assert run(folders) == [NAMES[2]]
 
 
-def test_checkpoints_that_a_killed_sweep_left_beside_a_result_are_removed(folders, tmp_path):
+def test_checkpoints_that_a_killed_sweep_left_beside_a_result_are_removed(folders, sweep, tmp_path):
     for folder in folders[:2]:
         folder.checkpoints.mkdir()
     folders[0].result.touch()
-    config = SweepConfig.load(write_sweep(tmp_path, tmp_path))
-    write_folders(plan(config), tmp_path / "out", config.seed)
+    sweep_jobs(sweep, tmp_path / "out")
     assert [folder.checkpoints.exists() for folder in folders[:2]] == [False, True]
 
 
@@ -118,50 +120,46 @@ def test_checkpoints_that_a_killed_sweep_left_beside_a_result_are_removed(folder
         ({"workers": 3, "data_path": "x", "seed": 4, "device": "cpu"}, None),
     ],
 )
-def test_settings_of_a_sweep_that_has_begun(folders, tmp_path, changes, message):
+def test_settings_of_a_sweep_that_has_begun(folders, sweep, tmp_path, changes, message):
     """Those that results depend on are refused before anything is written."""
-    config = SweepConfig.load(write_sweep(tmp_path, tmp_path), **changes)
     folders[1].result.touch()
     if message is None:
-        write_folders(plan(config), tmp_path / "out", config.seed)
+        sweep_jobs(sweep, tmp_path / "out", **changes)
         return
     with pytest.raises(InputError) as error:
-        write_folders(plan(config), tmp_path / "out", config.seed)
+        sweep_jobs(sweep, tmp_path / "out", **changes)
     assert f"'{folders[1].path}' was trained with {message}" in str(error.value)
     assert yaml.safe_load((folders[0].path / "config.yml").read_text())["train_config"]["epochs"] == 2
     folders[1].result.unlink()  # nothing has begun, so the settings may be others
-    write_folders(plan(config), tmp_path / "out", config.seed)
+    sweep_jobs(sweep, tmp_path / "out", **changes)
 
 
-def test_results_of_unknown_settings_are_refused(folders, tmp_path):
+def test_results_of_unknown_settings_are_refused(folders, sweep, tmp_path):
     """No other settings take the place of those that a job ran with."""
     folders[1].result.touch()
     settings = folders[1].path / "config.yml"
     settings.unlink()
-    config = SweepConfig.load(write_sweep(tmp_path, tmp_path), epochs=5)
     with pytest.raises(InputError, match=r"no config\.yml that says of what settings; put it"):
-        write_folders(plan(config), tmp_path / "out", config.seed)
+        sweep_jobs(sweep, tmp_path / "out", epochs=5)
     assert not settings.exists()
 
 
-def test_another_seed_is_another_run_in_the_same_folder(folders, tmp_path):
+def test_another_seed_is_another_run_in_the_same_folder(folders, sweep, tmp_path):
     folders[1].result.touch()
     folders[2].fail("out of luck")
-    config = SweepConfig.load(write_sweep(tmp_path, tmp_path), seed=4)
-    others = write_folders(plan(config), tmp_path / "out", config.seed)
+    others = sweep_jobs(sweep, tmp_path / "out", seed=4)
     assert [other.path for other in others] == [folder.path for folder in folders]
     assert states(others) == ["waiting"] * 3
     places = [(run.result, run.checkpoints, run.submission) for run in (folders[1], others[1])]
     assert not {*places[0]} & {*places[1]}
 
 
-def test_the_configuration_of_a_job_that_is_done_stays_as_it_ran(folders, tmp_path):
+def test_the_configuration_of_a_job_that_is_done_stays_as_it_ran(folders, sweep, tmp_path):
     for folder in folders[:2]:
         ran = (folder.path / "config.yml").read_text() + "# as it ran"
         (folder.path / "config.yml").write_text(ran)
     folders[0].result.touch()
-    config = SweepConfig.load(write_sweep(tmp_path, tmp_path))
-    write_folders(plan(config), tmp_path / "out", config.seed)
+    sweep_jobs(sweep, tmp_path / "out")
     assert (folders[0].path / "config.yml").read_text().endswith("# as it ran")
     assert not (folders[1].path / "config.yml").read_text().endswith("# as it ran")
 
@@ -180,6 +178,19 @@ def test_a_job_that_outlived_its_sweep_is_waited_for_and_started_once_it_is_kill
     between_polls(monkeypatch, kill, lambda: None)
     assert [*LocalPool(limit=2).run(folders[:2])] == [folders[1], folders[0]]
     assert started == [(folders[1], 1), (folders[0], 0)]
+
+
+def test_a_pool_that_is_left_stops_its_jobs(monkeypatch, tmp_path):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with subprocess.Popen(["sleep", "60"]) as process:
+        job = SimpleNamespace(done=lambda: process.poll() is not None, job_id=str(process.pid))
+        monkeypatch.setattr(LocalPool, "_submit", lambda *_: job)
+        between_polls(monkeypatch, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            next(LocalPool(limit=1).run([SweepJob(tmp_path)]))
+        assert process.wait(10) == -signal.SIGTERM
 
 
 def test_a_preempted_job_is_started_again_as_it_was(tmp_path):
