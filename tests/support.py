@@ -22,6 +22,7 @@ import stitchkit
 from stitchkit.assembly.sweep.config import SweepConfig
 from stitchkit.assembly.sweep.launch import write_folders
 from stitchkit.assembly.sweep.plan import plan
+from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.data.digits import write_digits
 
 ROOT = Path(__file__).parent.parent
@@ -234,8 +235,12 @@ def write_sweep(folder: Path, images: Path, **changes: Any) -> Path:
     return path
 
 
+def sweep_jobs(sweep: Path, output: Path, **changes: object) -> list[SweepJob]:
+    """The jobs of a sweep, whose folders are written as the command writes them."""
+    config = SweepConfig.load(sweep, **changes)
+    return write_folders(plan(config), output, config.seed)
+
+
 def skip_uncut_job(sweep: Path, output: Path) -> None:
     """Write the folders of a pico sweep with a result of its job for the uncut network, so that only the others run."""
-    config = SweepConfig.load(sweep)
-    folders = write_folders(plan(config), output, config.seed)
-    next(folder.result for folder in folders if "uncut" in folder.path.name).touch()
+    next(job.result for job in sweep_jobs(sweep, output) if "uncut" in job.path.name).touch()

@@ -14,7 +14,7 @@ import yaml
 
 import stitchkit
 from stitchkit.assembly.sweep.cluster import create_cluster
-from stitchkit.assembly.sweep.worker import JobFolder
+from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.cli import main
 from stitchkit.engine.tracking import open_board, start_run
 from stitchkit.errors import InputError
@@ -360,7 +360,7 @@ def test_the_folders_of_submitit_and_of_figures_are_their_own(tmp_path):
         (tmp_path / name).symlink_to(tmp_path / "elsewhere")
     pool = create_cluster("local", folder=tmp_path, jobs=1, gpus=0)
     for made in (
-        lambda: pool.start([JobFolder(tmp_path)]),
+        lambda: next(pool.run([SweepJob(tmp_path)])),
         lambda: open_board(tmp_path, 0),
         lambda: start_run(tmp_path, {}),
     ):

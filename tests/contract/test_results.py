@@ -99,7 +99,7 @@ def test_adapters_of_the_digits_sweep_differ_in_how_they_down_sample_only_where_
     config = SweepConfig.load(ROOT / "configs/across-scales/digits.yml")
     pairs = [("linear_no_downsample", "downsample_then_linear"), ("downsample_then_3x3conv", "conv3x3_with_downsample")]
     for gap, (one, other) in product(config.gaps, pairs):
-        given, taken = config.source.shapes[gap.first - 1].gives, config.destination.shapes[gap.last + 1].takes
+        given, taken = config.source[gap.first - 1].gives, config.destination[gap.last + 1].takes
         assert (curve(str(gap), one) == curve(str(gap), other)) == (given.grid == taken.grid)
     resized, strided = (curve("1,1", adapter)[-1] for adapter in pairs[1])
     assert (

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from stitchkit.assembly.sweep.report import sweep_report
-from stitchkit.assembly.sweep.worker import JobFolder
+from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.cli import main
 from tests.distributed.subjects import equal
 from tests.support import ROOT, write_sweep
@@ -70,7 +70,7 @@ def wait_for(condition, what: str):
         time.sleep(0.01)
 
 
-def trained_more(folder: JobFolder):
+def trained_more(folder: SweepJob):
     """Whether a job has saved another checkpoint since now."""
     file = folder.checkpoints / "checkpoint.pth"
     before = file.stat().st_mtime_ns if file.exists() else 0
@@ -108,7 +108,7 @@ def assert_same_end(one: Path, other: Path) -> None:
 def test_a_sweep_killed_at_every_place_ends_like_an_unbroken_one(sweep, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert main(command(sweep, whole)) == 0
-    first, second = JobFolder(out / FIRST, 3), JobFolder(out / SECOND, 3)
+    first, second = SweepJob(out / FIRST, 3), SweepJob(out / SECOND, 3)
 
     launched = Launched(sweep, out)  # the command is killed; its job lives on
     wait_for(trained_more(first), "the first job")
@@ -131,6 +131,8 @@ def test_a_sweep_killed_at_every_place_ends_like_an_unbroken_one(sweep, tmp_path
     os.killpg(launched.process.pid, signal.SIGINT)
     status, printed = launched.end()
     assert status == 130
+    assert "Traceback" not in printed
+    wait_for(lambda: "stopped by a signal; step " in second.log.read_text(), "its last checkpoint")
     assert "2 jobs: 1 done, 1 to run, 0 failed before" in printed
 
     launched = Launched(sweep, out)  # submitit's process is killed; the job lives on, and is waited for

@@ -1,5 +1,6 @@
 """Running a sweep: what is skipped, listed, retried; where jobs are sent. No job trains here."""
 
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -9,49 +10,57 @@ import yaml
 from submitit.core.utils import DelayedSubmission
 
 from stitchkit.assembly.sweep import cluster
-from stitchkit.assembly.sweep.cluster import LocalPool, Slurm, create_cluster
-from stitchkit.assembly.sweep.config import SweepConfig
-from stitchkit.assembly.sweep.launch import progress, run_sweep, write_folders
-from stitchkit.assembly.sweep.plan import plan
-from stitchkit.assembly.sweep.worker import JobFolder, SweepJob
+from stitchkit.assembly.sweep.cluster import LocalPool, create_cluster
+from stitchkit.assembly.sweep.launch import run_sweep
+from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.errors import InputError
 from tests.distributed.forks import hold_lock
-from tests.support import write_sweep
+from tests.support import sweep_jobs, write_sweep
 
 
 class FakeCluster:
     """Jobs that end as a test says."""
 
     def __init__(self, ends):
-        self.ends, self.started, self.running, self.stopped = ends, [], [], False
+        self.ends, self.started, self.is_closed = ends, [], False
 
-    def start(self, folders):
-        self.started += [folder.path.name for folder in folders]
-        self.running = list(folders)
+    def run(self, jobs):
+        self.started = [job.path.name for job in jobs]
+        try:
+            for job in jobs:
+                self.ends.get(job.path.name, lambda job: job.result.touch())(job)
+                yield job
+        finally:
+            self.is_closed = True
 
-    def poll(self):
-        over, self.running = self.running[:1], self.running[1:]
-        for folder in over:
-            self.ends.get(folder.path.name, lambda folder: folder.result.touch())(folder)
-        return over
 
-    def stop(self):
-        self.stopped = True
+def between_polls(monkeypatch, *steps):
+    """Do something at each poll of a cluster, instead of waiting."""
+    rest = iter(steps)
+    monkeypatch.setattr(cluster, "time", SimpleNamespace(sleep=lambda _: next(rest)()))
 
 
 @pytest.fixture
-def folders(tmp_path):
-    config = SweepConfig.load(write_sweep(tmp_path, tmp_path))
-    return write_folders(plan(config), tmp_path / "out", config.seed)
+def sweep(tmp_path):
+    return write_sweep(tmp_path, tmp_path)
+
+
+@pytest.fixture
+def folders(sweep, tmp_path):
+    return sweep_jobs(sweep, tmp_path / "out")
 
 
 def run(folders, ends=None, **options):
     fake = FakeCluster(ends or {})
     try:
-        run_sweep(folders, fake, poll_s=0, **options)
+        run_sweep(folders, fake, **options)
     finally:
-        assert fake.stopped or not fake.started
+        assert fake.is_closed or not fake.started
     return fake.started
+
+
+def states(folders):
+    return [folder.state for folder in folders]
 
 
 NAMES = [
@@ -78,12 +87,13 @@ def test_failed_jobs_are_listed_with_their_logs_and_retried_on_request(folders, 
     ends = {NAMES[1]: lambda folder: folder.fail("out of luck"), NAMES[2]: lambda folder: folder.fail("out of luck")}
     with pytest.raises(InputError, match="2 jobs failed and are listed above"):
         run(folders, ends)
-    assert [folder.failure for folder in folders] == [None, "out of luck", "out of luck"]
+    assert states(folders) == ["done", "failed", "failed"]
+    assert caplog.text.count("\n  out of luck\n") == 2
     assert f"log: {folders[1].log}" in caplog.text
     with pytest.raises(InputError, match="--retry-failed"):
         assert run(folders) == []
     assert run(folders, retry_failed=True) == NAMES[1:]
-    assert len(progress(folders).done) == 3
+    assert states(folders) == ["done"] * 3
 
 
 def test_a_job_that_was_killed_runs_again_unasked(folders, caplog):
@@ -94,12 +104,11 @@ def test_a_job_that_was_killed_runs_again_unasked(folders, caplog):
     assert run(folders) == [NAMES[2]]
 
 
-def test_checkpoints_that_a_killed_sweep_left_beside_a_result_are_removed(folders, tmp_path):
+def test_checkpoints_that_a_killed_sweep_left_beside_a_result_are_removed(folders, sweep, tmp_path):
     for folder in folders[:2]:
         folder.checkpoints.mkdir()
     folders[0].result.touch()
-    config = SweepConfig.load(write_sweep(tmp_path, tmp_path))
-    write_folders(plan(config), tmp_path / "out", config.seed)
+    sweep_jobs(sweep, tmp_path / "out")
     assert [folder.checkpoints.exists() for folder in folders[:2]] == [False, True]
 
 
@@ -111,73 +120,82 @@ def test_checkpoints_that_a_killed_sweep_left_beside_a_result_are_removed(folder
         ({"workers": 3, "data_path": "x", "seed": 4, "device": "cpu"}, None),
     ],
 )
-def test_settings_of_a_sweep_that_has_begun(folders, tmp_path, changes, message):
+def test_settings_of_a_sweep_that_has_begun(folders, sweep, tmp_path, changes, message):
     """Those that results depend on are refused before anything is written."""
-    config = SweepConfig.load(write_sweep(tmp_path, tmp_path), **changes)
     folders[1].result.touch()
     if message is None:
-        write_folders(plan(config), tmp_path / "out", config.seed)
+        sweep_jobs(sweep, tmp_path / "out", **changes)
         return
     with pytest.raises(InputError) as error:
-        write_folders(plan(config), tmp_path / "out", config.seed)
+        sweep_jobs(sweep, tmp_path / "out", **changes)
     assert f"'{folders[1].path}' was trained with {message}" in str(error.value)
     assert yaml.safe_load((folders[0].path / "config.yml").read_text())["train_config"]["epochs"] == 2
     folders[1].result.unlink()  # nothing has begun, so the settings may be others
-    write_folders(plan(config), tmp_path / "out", config.seed)
+    sweep_jobs(sweep, tmp_path / "out", **changes)
 
 
-def test_results_of_unknown_settings_are_refused(folders, tmp_path):
+def test_results_of_unknown_settings_are_refused(folders, sweep, tmp_path):
     """No other settings take the place of those that a job ran with."""
     folders[1].result.touch()
     settings = folders[1].path / "config.yml"
     settings.unlink()
-    config = SweepConfig.load(write_sweep(tmp_path, tmp_path), epochs=5)
     with pytest.raises(InputError, match=r"no config\.yml that says of what settings; put it"):
-        write_folders(plan(config), tmp_path / "out", config.seed)
+        sweep_jobs(sweep, tmp_path / "out", epochs=5)
     assert not settings.exists()
 
 
-def test_another_seed_is_another_run_in_the_same_folder(folders, tmp_path):
+def test_another_seed_is_another_run_in_the_same_folder(folders, sweep, tmp_path):
     folders[1].result.touch()
     folders[2].fail("out of luck")
-    config = SweepConfig.load(write_sweep(tmp_path, tmp_path), seed=4)
-    others = write_folders(plan(config), tmp_path / "out", config.seed)
+    others = sweep_jobs(sweep, tmp_path / "out", seed=4)
     assert [other.path for other in others] == [folder.path for folder in folders]
-    assert len(progress(others).waiting) == 3
+    assert states(others) == ["waiting"] * 3
     places = [(run.result, run.checkpoints, run.submission) for run in (folders[1], others[1])]
     assert not {*places[0]} & {*places[1]}
 
 
-def test_the_configuration_of_a_job_that_is_done_stays_as_it_ran(folders, tmp_path):
+def test_the_configuration_of_a_job_that_is_done_stays_as_it_ran(folders, sweep, tmp_path):
     for folder in folders[:2]:
         ran = (folder.path / "config.yml").read_text() + "# as it ran"
         (folder.path / "config.yml").write_text(ran)
     folders[0].result.touch()
-    config = SweepConfig.load(write_sweep(tmp_path, tmp_path))
-    write_folders(plan(config), tmp_path / "out", config.seed)
+    sweep_jobs(sweep, tmp_path / "out")
     assert (folders[0].path / "config.yml").read_text().endswith("# as it ran")
     assert not (folders[1].path / "config.yml").read_text().endswith("# as it ran")
 
 
 def test_a_job_that_outlived_its_sweep_is_waited_for_and_started_once_it_is_killed(folders, monkeypatch):
-    started, living = [], SimpleNamespace(done=lambda: False)
-    monkeypatch.setattr(LocalPool, "_submit", lambda _, folder, slot: started.append((folder, slot)) or living)
+    started, process = [], SimpleNamespace(done=lambda: len(started) == 2)
+    monkeypatch.setattr(LocalPool, "_submit", lambda _, folder, slot: started.append((folder, slot)) or process)
     folders[0].checkpoints.mkdir()
-    process = hold_lock(folders[0].checkpoints / ".train.lock")
-    pool = LocalPool(limit=2)
-    pool.start(folders[:2])
-    assert pool.poll() == []
-    assert started == [(folders[1], 1)]
-    process.kill()
-    process.communicate()
-    assert pool.poll() == []
+    outlived = hold_lock(folders[0].checkpoints / ".train.lock")
+
+    def kill():
+        assert started == [(folders[1], 1)]
+        outlived.kill()
+        outlived.communicate()
+
+    between_polls(monkeypatch, kill, lambda: None)
+    assert [*LocalPool(limit=2).run(folders[:2])] == [folders[1], folders[0]]
     assert started == [(folders[1], 1), (folders[0], 0)]
 
 
+def test_a_pool_that_is_left_stops_its_jobs(monkeypatch, tmp_path):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with subprocess.Popen(["sleep", "60"]) as process:
+        job = SimpleNamespace(done=lambda: process.poll() is not None, job_id=str(process.pid))
+        monkeypatch.setattr(LocalPool, "_submit", lambda *_: job)
+        between_polls(monkeypatch, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            next(LocalPool(limit=1).run([SweepJob(tmp_path)]))
+        assert process.wait(10) == -signal.SIGTERM
+
+
 def test_a_preempted_job_is_started_again_as_it_was(tmp_path):
-    job = SweepJob(JobFolder(tmp_path))
-    again = job.checkpoint()
-    assert again.function.folder == job.folder
+    job = SweepJob(tmp_path)
+    assert job.checkpoint().function == job
 
 
 def test_slurm_gets_an_array_and_the_parameters(monkeypatch, folders, tmp_path):
@@ -204,9 +222,9 @@ def test_slurm_gets_an_array_and_the_parameters(monkeypatch, folders, tmp_path):
         "hours": 1.5,
         "sbatch": ["qos=low", "exclusive"],
     }
-    place = create_cluster("slurm", folder=tmp_path / "out", **options)
     queue.write_text("12_0\n12_1\n12_2\n99\n")
-    place.start(folders)
+    between_polls(monkeypatch, lambda: queue.write_text(""), lambda: None)
+    assert [*create_cluster("slurm", folder=tmp_path / "out", **options).run(folders)] == folders  # gone twice
     sent = (tmp_path / "sent").read_text()
     asked = "array=0-2%2 partition=big gpus-per-node=2 ntasks-per-node=2 cpus-per-task=4 mem=8192MB time=90 requeue"
     for line in (*asked.split(), "qos=low", "exclusive", "signal=USR2@90"):
@@ -214,23 +232,24 @@ def test_slurm_gets_an_array_and_the_parameters(monkeypatch, folders, tmp_path):
     submitted = sorted((tmp_path / "out/submitit").glob("*/*_submitted.pkl"))
     assert len(submitted) == 3
     assert all(DelayedSubmission.load(file)._timeout_countdown > 10_000 for file in submitted)  # times it may resume
-    assert place.poll() == []
+
     # A second launcher finds the jobs in the queue and sends nothing.
+    def end_two():
+        folders[0].result.touch()
+        queue.write_text("12_2\n")
+
+    queue.write_text("12_0\n12_1\n12_2\n99\n")
     (tmp_path / "sent").unlink()
-    other = create_cluster("slurm", folder=tmp_path / "out", **options)
-    other.start(folders)
+    between_polls(monkeypatch, end_two, lambda: None)
+    ended = create_cluster("slurm", folder=tmp_path / "out", **options).run(folders)
+    assert [next(ended), next(ended)] == folders[:2]  # the second is gone twice, and without a result
     assert not (tmp_path / "sent").exists()
-    queue.write_text("12_2\n")
-    folders[0].result.touch()
-    assert other.poll() == [folders[0]]
-    assert other.poll() == [folders[1]]  # gone twice, and without a result
-    assert isinstance(place, Slurm)
 
 
 def test_where_there_is_no_slurm(monkeypatch, folders, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="there is no Slurm on this machine"):
-        create_cluster("slurm", folder=tmp_path, jobs=1, gpus=0).start(folders)
+        next(create_cluster("slurm", folder=tmp_path, jobs=1, gpus=0).run(folders))
 
 
 @pytest.mark.parametrize(
@@ -270,12 +289,10 @@ def test_jobs_of_a_pool_take_turns_on_the_gpus(monkeypatch, tmp_path):
 
     monkeypatch.setattr(submitit, "LocalExecutor", Executor)
     pool = create_cluster("local", folder=tmp_path, jobs=3, gpus=None)
-    assert isinstance(pool, LocalPool)
-    jobs = [JobFolder(tmp_path / str(number)) for number in range(4)]
-    pool.start(jobs)
-    assert chosen == [[3], [5], [3]]
-    assert pool.poll() == jobs[:3]
-    assert len(chosen) == 4
+    jobs = [SweepJob(tmp_path / str(number)) for number in range(4)]
+    between_polls(monkeypatch, lambda: chosen.append("polled"), lambda: None)
+    assert [*pool.run(jobs)] == jobs
+    assert chosen == [[3], [5], [3], "polled", [3]]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-9a")
     with pytest.raises(InputError, match="name GPUs by their numbers"):
         create_cluster("local", folder=tmp_path, jobs=1, gpus=None)

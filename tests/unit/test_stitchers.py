@@ -105,7 +105,7 @@ def test_what_a_stitcher_builds_runs_and_gives_the_destinations_shape(name, sour
         built = STITCHERS[name].parts(given, taken, 2)
     except DoesNotApply:
         return
-    if STITCHERS[name].keeps_size:
+    if STITCHERS[name].resize == "never":
         expected = shape(taken.name, taken.channels, given.grid[0])
         assert run(built, given, taken.name) == axes(expected)
     else:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from functools import cache
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -11,9 +10,9 @@ from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.spec import PartSpec
 from stitchkit.assembly.sweep.config import DEFAULT_GAPS, Gap, SweepConfig
 from stitchkit.assembly.sweep.plan import plan, table
-from stitchkit.assembly.sweep.shapes import slice_shapes
+from stitchkit.assembly.sweep.shapes import find_shapes
 from stitchkit.assembly.sweep.stitchers import DEFAULT_STITCHERS
-from stitchkit.assembly.sweep.worker import JobFolder, SweepJob
+from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.networks.layout import Layout
@@ -32,11 +31,11 @@ def networks_run_dry_once():
     def shapes(pieces, image_size):
         key = repr([(piece.name, piece.arguments) for piece in pieces]), image_size
         if key not in known:
-            known[key] = slice_shapes(pieces, image_size)
+            known[key] = find_shapes(pieces, image_size)
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stitchkit.assembly.sweep.config.slice_shapes", shapes)
+        patch.setattr("stitchkit.assembly.sweep.config.find_shapes", shapes)
         yield
 
 
@@ -77,10 +76,10 @@ def test_published_pieces_give_the_shapes_that_they_declare(name):
     content = yaml.safe_load((ROOT / f"configs/across-scales/pieces/{name}.yml").read_text())
     specs = [PartSpec.parse(value, f"stages[{number}]") for number, value in enumerate(content)]
     assert len(specs) == 8
-    found = slice_shapes(specs, 224)
+    found = find_shapes(specs, 224)
     gives = [Layout.parse(spec.arguments["out_format"]) for spec in specs[:-1]]
     assert None not in gives
-    assert [shape.gives for shape in found] == [*gives, None]
+    assert [shape.gives for shape in found] == [*gives, Layout("vector")]
     taken = [spec.arguments.get("in_format") for spec in specs[1:]]
     assert [shape.takes for shape in found[1:]] == [
         Layout.parse(own) if own else before for own, before in zip(taken, gives, strict=True)
@@ -184,7 +183,7 @@ def test_shapes_that_are_not_declared_are_found_by_a_dry_run(tmp_path):
         for values, kind in zip(pieces, ["img", "bert", "bert", "bert"], strict=True)
     ]
     found = SweepConfig.load(write_sweep(tmp_path, tmp_path, stages=bare))
-    assert found.source.shapes == declared.source.shapes
+    assert [(each.takes, each.gives) for each in found.source] == [(each.takes, each.gives) for each in declared.source]
 
 
 @pytest.mark.parametrize(
@@ -208,6 +207,7 @@ def test_shapes_that_are_not_declared_are_found_by_a_dry_run(tmp_path):
             {"stages": [{"Subnet": {}, "Net": {}}]},
             "stages[0]: {'Net': {}, 'Subnet': {}} is not a part; write one class name",
         ),
+        ({"assembly": SWEEP["stages"]}, "assembly: a sweep has slices in place of a network; remove it"),
         ({"epochs": 3}, "unknown key 'epochs'"),
         ({"train_config": {"epochs": -1, "dataset": "digits"}}, "train_config.epochs is -1"),
         ({"train_config": [1]}, "train_config is [1]; it must be settings by name"),
@@ -281,22 +281,19 @@ def test_the_digits_sweep_can_be_planned():
     assert DEFAULT_STITCHERS
 
 
-@pytest.mark.parametrize(("rank", "is_kept"), [(0, False), (1, True)])
-def test_the_first_rank_alone_removes_checkpoints(tmp_path, monkeypatch, rank, is_kept):
+@pytest.mark.parametrize("is_primary", [True, False])
+def test_the_first_rank_alone_removes_checkpoints(tmp_path, monkeypatch, is_primary):
     """Another rank is done while the first may still save."""
-    folder = JobFolder(planned("swin-t")[5, 6, "conv3x3_with_downsample"].write(tmp_path))
-    folder.checkpoints.mkdir()
+    job = SweepJob(planned("swin-t")[5, 6, "conv3x3_with_downsample"].write(tmp_path))
+    job.checkpoints.mkdir()
     monkeypatch.setattr("stitchkit.assembly.train.run.run_job", lambda config, source: None)
-    monkeypatch.setattr("submitit.JobEnvironment", lambda: SimpleNamespace(global_rank=rank))
-    SweepJob(folder)._run()
-    assert folder.checkpoints.exists() == is_kept
+    job._run(is_primary)
+    assert job.checkpoints.exists() != is_primary
 
 
 def test_the_first_reason_of_a_failure_stays(tmp_path):
-    folder = JobFolder(tmp_path)
-    folder.fail("the loss is nan")
-    folder.fail("connection closed by peer")
-    assert folder.failure == "the loss is nan"
-    folder.forget_failure()
-    folder.fail("it ended without a result")
-    assert folder.failure == "it ended without a result"
+    job = SweepJob(tmp_path)
+    job.fail("the loss is nan")
+    job.fail("connection closed by peer")
+    assert job.state == "failed"
+    assert job.failure.read_text() == "the loss is nan\n"

@@ -4,47 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from stitchkit.assembly.sweep.worker import JobFolder, SweepJob
+from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.errors import InputError
 from stitchkit.files import refuse_link, write_text
-from stitchkit.optional import optional
+from stitchkit.optional import check_installed
+
+if TYPE_CHECKING:
+    from submitit import LocalJob
 
 _logger = logging.getLogger(__name__)
 
+_POLL_S = 2
 _NO_LIMIT = 60 * 24 * 365
 """More minutes and more preemptions than any job has; submitit needs a number for both."""
 
 
-class Cluster(Protocol):
-    """The place where the jobs of a sweep run."""
-
-    def start(self, folders: Sequence[JobFolder]) -> None:
-        """Accept jobs, and run as many at a time as there is room for."""
-
-    def poll(self) -> list[JobFolder]:
-        """Jobs that ended since the last call, with or without a result."""
-
-    def stop(self) -> None:
-        """Stop watching. Jobs of this process end; those of a cluster keep running."""
-
-
-class _Process(Protocol):
-    """The part of submitit's jobs that we use; submitit has no types."""
-
-    def done(self) -> bool: ...
-
-    def cancel(self) -> None: ...
-
-
-@dataclass
+@dataclass(frozen=True)
 class LocalPool:
     """Jobs on this machine, each in its own process.
 
@@ -57,45 +41,40 @@ class LocalPool:
     limit: int
     gpus: Sequence[int] = ()
     num_gpus: int = 0
-    _waiting: list[JobFolder] = field(default_factory=list)
-    _running: dict[int, tuple[JobFolder, _Process | None]] = field(default_factory=dict)
 
-    def start(self, folders: Sequence[JobFolder]) -> None:
-        """Accept jobs, and start the first of them."""
-        self._waiting += folders
-        self._fill()
+    def run(self, jobs: Sequence[SweepJob]) -> Generator[SweepJob, None, None]:
+        """Run jobs, and yield each when it has ended, with or without a result.
 
-    def poll(self) -> list[JobFolder]:
-        """Jobs that have ended; waiting ones start in their place."""
-        over = []
-        for slot, (folder, job) in list(self._running.items()):
-            if folder.is_running or (job is not None and not job.done()):
-                continue
-            if job is None and not folder.is_over:  # the process that we waited for was killed, so run the job here
-                self._running[slot] = folder, self._submit(folder, slot)
-            else:
-                over.append(self._running.pop(slot)[0])
-        self._fill()
-        return over
+        If the generator is closed before, the jobs that are running save their state and end.
+        """
+        waiting = list(jobs)
+        slots: list[tuple[SweepJob | None, LocalJob | None]] = [(None, None)] * self.limit
+        try:
+            while True:
+                for slot, (job, process) in enumerate(slots):
+                    if job and not job.is_running and (process.done() if process else job.state != "waiting"):
+                        yield job
+                        job, process = None, None
+                    if waiting and job is None:
+                        job = waiting.pop(0)
+                    # Jobs outlive a killed sweep, and keep their slots and GPUs until they end; one that is killed too
+                    # starts again here.
+                    if job and process is None and not job.is_running and job.state == "waiting":
+                        process = self._submit(job, slot)
+                    slots[slot] = job, process
+                if not any(job for job, _ in slots):
+                    return
+                time.sleep(_POLL_S)
+        finally:
+            for _, process in slots:
+                if process and not process.done():
+                    os.kill(int(process.job_id), signal.SIGTERM)  # submitit passes it on to the ranks
 
-    def stop(self) -> None:
-        """End the jobs of this pool; when restarted, each resumes from its newest checkpoint."""
-        for _, job in self._running.values():
-            if job is not None:
-                job.cancel()
-
-    def _fill(self) -> None:
-        for slot in range(self.limit):
-            if self._waiting and slot not in self._running:
-                folder = self._waiting.pop(0)
-                # Jobs outlive a killed sweep, and keep their slots and GPUs until they end.
-                self._running[slot] = folder, None if folder.is_running else self._submit(folder, slot)
-
-    def _submit(self, folder: JobFolder, slot: int) -> _Process:
-        submitit = import_submitit()
+    def _submit(self, job: SweepJob, slot: int) -> LocalJob:
+        import submitit
         from submitit.helpers import environment_variables
 
-        executor = submitit.LocalExecutor(_new_folder(folder.path / "submitit"))
+        executor = submitit.LocalExecutor(_new_folder(job.path / "submitit"))
         first = slot * self.num_gpus
         chosen = [self.gpus[number % len(self.gpus)] for number in range(first, first + self.num_gpus)]
         executor.update_parameters(
@@ -107,12 +86,17 @@ class LocalPool:
         )
         # By default torch uses all cores in each job, so that the jobs would slow each other down.
         threads = str(max(1, (os.cpu_count() or 1) // self.limit))
-        with environment_variables(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", threads)):
-            process: _Process = executor.submit(SweepJob(folder))
-        return process
+        # Ctrl-C reaches all processes of a terminal. submitit's would print tracebacks, and kill the job before it has
+        # saved its state; started like this, they ignore it.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            with environment_variables(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", threads)):
+                return executor.submit(job)
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Slurm:
     """One job array on a Slurm cluster. Its jobs survive this process; the next one finds them in the queue.
 
@@ -123,48 +107,41 @@ class Slurm:
 
     folder: Path
     parameters: Mapping[str, object]
-    _watched: dict[str, JobFolder] = field(default_factory=dict)
-    _missed: set[str] = field(default_factory=set)
 
-    def start(self, folders: Sequence[JobFolder]) -> None:
-        """Submit the jobs that are not in the queue already, and watch all."""
+    def run(self, jobs: Sequence[SweepJob]) -> Generator[SweepJob, None, None]:
+        """Submit the jobs that are not in the queue already, and yield each when it has ended."""
         queue = _queue()
-        self._watched |= {number: folder for folder in folders if (number := folder.number) in queue}
-        fresh = [folder for folder in folders if folder.number not in queue]
-        for folder, number in zip(fresh, self._submit(fresh) if fresh else (), strict=True):
-            write_text(folder.submission, number)
-            self._watched[number] = folder
+        watched = {number: job for job in jobs if (number := job.number) in queue}
+        fresh = [job for job in jobs if job not in watched.values()]
+        for job, number in zip(fresh, self._submit(fresh) if fresh else (), strict=True):
+            write_text(job.submission, number)
+            watched[number] = job
+        missed: set[str] = set()
+        while watched:
+            time.sleep(_POLL_S)
+            try:
+                gone = set(watched) - _queue()
+            except InputError as error:  # its daemon may be restarting while the jobs run
+                _logger.warning("%s", error)
+                continue
+            for number, job in list(watched.items()):
+                # On a shared file system, a result may appear after the end of its job, so look twice.
+                if number in gone and (job.state != "waiting" or number in missed):
+                    yield watched.pop(number)
+            missed = gone
 
-    def poll(self) -> list[JobFolder]:
-        """Jobs with a result or a failure, and those that Slurm has dropped."""
-        try:
-            gone = set(self._watched) - _queue()
-        except InputError as error:  # its daemon may be restarting while the jobs run
-            _logger.warning("%s", error)
-            return []
-        # On a shared file system, a result may appear after the end of its job, so look twice.
-        dropped, self._missed = gone & self._missed, gone
-        over = [
-            number
-            for number, folder in self._watched.items()
-            if number in dropped or (number in gone and (folder.result.exists() or folder.failure))
-        ]
-        return [self._watched.pop(number) for number in over]
+    def _submit(self, jobs: Sequence[SweepJob]) -> list[str]:
+        import submitit
 
-    def stop(self) -> None:
-        """Leave the jobs in the queue."""
-
-    def _submit(self, folders: Sequence[JobFolder]) -> list[str]:
-        submitit = import_submitit()
         try:
             # A job whose time is up is requeued and resumes.
             executor = submitit.SlurmExecutor(_new_folder(self.folder), max_num_timeout=_NO_LIMIT)
             executor.update_parameters(stderr_to_stdout=True, **self.parameters)
             with executor.batch():
-                jobs = [executor.submit(SweepJob(folder)) for folder in folders]
+                submitted = [executor.submit(job) for job in jobs]
         except (RuntimeError, submitit.core.utils.FailedJobError) as error:
             raise InputError(f"Slurm does not accept the jobs: {str(error).strip()}") from error
-        return [job.job_id for job in jobs]
+        return [job.job_id for job in submitted]
 
 
 def create_cluster(
@@ -178,27 +155,15 @@ def create_cluster(
     mem_gb: float | None = None,
     hours: float = 24,
     sbatch: Sequence[str] = (),
-) -> Cluster:
-    """The place where the jobs of a sweep run.
-
-    Args:
-        name: `local` or `slurm`.
-        folder: Folder of the sweep.
-        jobs: Number of jobs at a time; by default one, or with Slurm as many as it has room for.
-        gpus: GPUs per job, one for each rank; by default one, or none on a machine without GPUs.
-        partition: Slurm's partition.
-        cpus: CPUs per rank.
-        mem_gb: Memory per job.
-        hours: Time after which Slurm stops and requeues a job.
-        sbatch: Further options, `key=value`.
-    """
+) -> LocalPool | Slurm:
+    """The place, `local` or `slurm`, where the jobs of the sweep in a folder run, by the flags of `stitchkit sweep`."""
     if (jobs is not None and jobs < 1) or (gpus or 0) < 0:
         raise InputError(f"--jobs is {jobs} and --gpus {gpus}; they must be at least 1 and 0")
+    check_installed(["submitit"], "jobs", "a sweep")
     if name == "local":
         for flag, value in (("--partition", partition), ("--cpus", cpus), ("--mem-gb", mem_gb), ("--sbatch", sbatch)):
             if value:
                 raise InputError(f"{flag} is for Slurm; add --cluster slurm, or omit it")
-        import_submitit()
         found = _gpus()
         if (gpus or 0) > len(found):
             raise InputError(f"--gpus is {gpus}, but this machine has {len(found)}")
@@ -222,16 +187,8 @@ def create_cluster(
     return Slurm(folder / "submitit", {key: value for key, value in parameters.items() if value is not None})
 
 
-def import_submitit() -> ModuleType:
-    """The library that runs jobs."""
-    return optional("submitit", "jobs", "a sweep")
-
-
 def _new_folder(place: Path) -> Path:
-    """A new folder in `place` for the files of submitit.
-
-    submitit follows links, and names its files after process numbers, which may recur.
-    """
+    """A new folder for the files of submitit, which follows links and names files by process numbers, which recur."""
     refuse_link(place)
     place.mkdir(parents=True, exist_ok=True)
     return Path(tempfile.mkdtemp(dir=place))

@@ -6,8 +6,9 @@ Source: the "across scales" sweeps of "Bridging Large Gaps in Neural Network Rep
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
@@ -16,7 +17,7 @@ from pydantic.json_schema import JsonSchemaValue
 from stitchkit.assembly.config.job import SWEEP_KEYS, JobConfig, override
 from stitchkit.assembly.parts.registry import WrittenPart
 from stitchkit.assembly.parts.spec import PartSpec
-from stitchkit.assembly.sweep.shapes import SliceShapes, slice_shapes
+from stitchkit.assembly.sweep.shapes import SweepSlice, find_shapes
 from stitchkit.assembly.sweep.stitchers import DEFAULT_STITCHERS, FINETUNE, STITCHERS
 from stitchkit.errors import InputError, unknown
 from stitchkit.settings.files import naming, read_settings_file
@@ -73,10 +74,14 @@ class SweepFile(JobConfig):
     stitchers: tuple[StrictStr, ...] | None = Field(default=None, min_length=1)
 
 
+_REPLACED = ("model", "assembly")
+"""Keys of a job in whose place a sweep has slices."""
+
+
 def sweep_schema() -> JsonSchemaValue:
     """The JSON Schema of a sweep's file."""
     schema = json_schema(SweepFile)
-    for key in ("model", "assembly"):  # the slices replace them
+    for key in _REPLACED:
         del schema["properties"][key]
     return schema
 
@@ -88,24 +93,6 @@ DEFAULT_GAPS = tuple(
     )
 )  # fmt: skip
 """The nine of the published sweeps, for networks of eight slices."""
-
-
-@dataclasses.dataclass(frozen=True)
-class CutNetwork:
-    """A network in slices.
-
-    Args:
-        slices: Its parts.
-        shapes: Input and output shapes of each.
-    """
-
-    slices: tuple[PartSpec, ...]
-    shapes: tuple[SliceShapes, ...]
-
-    @classmethod
-    def create(cls, slices: Sequence[PartSpec], image_size: int) -> CutNetwork:
-        """The network of these slices, which is built and run once, without weights and memory."""
-        return cls(tuple(slices), slice_shapes(slices, image_size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,83 +110,59 @@ class SweepConfig:
     """
 
     name: str
-    source: CutNetwork
-    destination: CutNetwork
-    gaps: tuple[Gap, ...] = DEFAULT_GAPS
-    stitchers: tuple[str, ...] = DEFAULT_STITCHERS
-    job: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    source: tuple[SweepSlice, ...]
+    destination: tuple[SweepSlice, ...]
+    gaps: tuple[Gap, ...]
+    stitchers: tuple[str, ...]
+    job: Mapping[str, Any]
 
     @classmethod
     def load(cls, path: str | Path, **changes: object) -> SweepConfig:
-        """The sweep in a file.
-
-        Args:
-            path: The file.
-            changes: Settings of its jobs that replace the file's, by key, including those of `train_config`.
+        """The sweep in a file, with `changes` to the settings of its jobs, as in `JobConfig.load`.
 
         Raises:
             InputError: If the file cannot be used; the message begins with the file, the line and the key.
         """
         content = override(read_settings_file(path), changes)
         with naming(path):
-            return cls.parse(content, Path(path).stem)
+            keys = [key for key in ("stages", "src_stages", "dest_stages") if content.get(key) is not None]
+            if keys not in (["stages"], ["src_stages", "dest_stages"]):
+                raise InputError("a sweep has either stages, or src_stages and dest_stages; set one of the two")
+            file = parse(SweepFile, content)
+            if wrong := next((key for key in _REPLACED if key in content), None):
+                raise InputError(f"{wrong}: a sweep has slices in place of a network; remove it")
+            networks = [
+                [PartSpec.parse(part, f"{key}[{number}]") for number, part in enumerate(getattr(file, key))]
+                for key in keys
+            ]
+            job = {key: value for key, value in content.items() if key not in SWEEP_KEYS}
+            whole = JobConfig.parse({"assembly": [{part.name: part.arguments} for part in networks[0]], **job})
+            image_size = whole.train_config.resolved_tasks[0].data_preprocessing.image_size
+            cut = [find_shapes(parts, image_size) for parts in networks]
+            gaps, stitchers = file.gaps or DEFAULT_GAPS, file.stitchers or DEFAULT_STITCHERS
+            return cls(Path(path).stem, cut[0], cut[-1], gaps, stitchers, job)
 
-    @classmethod
-    def parse(cls, content: Mapping[str, object], name: str) -> SweepConfig:
-        """The sweep described by the content of a file."""
-        if ("stages" in content) == ("src_stages" in content or "dest_stages" in content):
-            raise InputError("a sweep has either stages, or src_stages and dest_stages; set one of the two")
-        keys = ("stages",) if "stages" in content else ("src_stages", "dest_stages")
-        file = parse(SweepFile, content)
-        slices = [_slices(getattr(file, key), key) for key in keys]
-        others = {key: value for key, value in content.items() if key not in SWEEP_KEYS}
-        job = JobConfig.parse({"assembly": [{spec.name: spec.arguments} for spec in slices[0]], **others})
-        image_size = job.train_config.resolved_tasks[0].data_preprocessing.image_size
-        networks = [CutNetwork.create(specs, image_size) for specs in slices]
-        stitchers = file.stitchers or DEFAULT_STITCHERS
-        for number, stitcher in enumerate(stitchers):
+    def __post_init__(self) -> None:
+        for number, stitcher in enumerate(self.stitchers):
             if stitcher not in (FINETUNE, *STITCHERS):
                 raise InputError(f"stitchers[{number}]: {unknown('stitcher', stitcher, (FINETUNE, *STITCHERS))}")
-        config = cls(name, networks[0], networks[-1], file.gaps or DEFAULT_GAPS, stitchers, others)
-        config._check_gaps()
-        _check_twice("gaps", [f"[{gap}]" for gap in config.gaps])
-        _check_twice("stitchers", config.stitchers)
-        return config
-
-    def _check_gaps(self) -> None:
+        last = len(self.source) - 1, len(self.destination) - 1
         for number, gap in enumerate(self.gaps):
-            last = len(self.source.slices) - 1, len(self.destination.slices) - 1
             if gap.first > last[0] or gap.last >= last[1]:
                 raise InputError(
                     f"gaps[{number}]: [{gap}] leaves no slice of a network; the source has slices 0 to {last[0]}, the "
                     f"destination 0 to {last[1]}"
                 )
-
-    @property
-    def train(self) -> Mapping[str, object]:
-        """The training settings in the file; all others keep their defaults."""
-        train = self.job["train_config"]
-        assert isinstance(train, Mapping), "the file was checked"
-        return train
+        # Jobs of duplicates would share a folder.
+        for key, names in (("gaps", [f"[{gap}]" for gap in self.gaps]), ("stitchers", [*self.stitchers])):
+            for number, name in enumerate(names):
+                if name in names[:number]:
+                    raise InputError(
+                        f"{key}[{number}]: {name} is the same as {key}[{names.index(name)}]; remove one of the two"
+                    )
 
     @property
     def seed(self) -> int | None:
         """The seed of its jobs, which is part of the names of their results; None if the file has none."""
-        seed = self.train.get("seed")
-        assert isinstance(seed, int | None), "the file was checked"
+        seed: int | None = self.job["train_config"].get("seed")
         return seed
-
-
-def _slices(parts: Sequence[object] | None, key: str) -> list[PartSpec]:
-    if parts is None:
-        raise InputError(f"{key} is missing; a sweep has either stages, or src_stages and dest_stages")
-    return [PartSpec.parse(part, f"{key}[{number}]") for number, part in enumerate(parts)]
-
-
-def _check_twice(key: str, names: Sequence[str]) -> None:
-    """Refuse duplicates: their jobs would share a folder."""
-    for number, name in enumerate(names):
-        if name in names[:number]:
-            raise InputError(
-                f"{key}[{number}]: {name} is the same as {key}[{names.index(name)}]; remove one of the two"
-            )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from itertools import cycle
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stitchkit.assembly.sweep.plan import UNCUT
 from stitchkit.assembly.sweep.stitchers import FINETUNE, STITCHERS
 from stitchkit.display import quantity
-from stitchkit.measure.pareto import save_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +25,21 @@ _MARKERS = "osD^vP"
 _LINES = ("--", ":")
 
 
+def draw(rows: pd.DataFrame) -> dict[str, Figure]:
+    """The pictures of one sweep with results of stitched networks, by the ends of their names."""
+    title, final = str(rows["arch"].iloc[0]), _final(rows)
+    uncut = _uncut(final)
+    stitched, final = rows[rows["gap"] != ""], final[final["gap"] != ""]
+    # Adapters in the order of the published table.
+    adapters = sorted(final["adapter"].unique(), key=lambda name: _ORDER.index(name) if name in _ORDER else 99)
+    gaps = sorted(final["gap"].unique(), key=lambda gap: [int(number) for number in gap.split(",")])
+    return {
+        "heatmap": _heat_map(final, adapters, gaps, uncut, title),
+        "parameters": _accuracy_over_parameters(final, adapters, uncut, title),
+        "curves": _learning_curves(stitched, adapters, gaps, uncut),
+    }
+
+
 def _final(rows: pd.DataFrame) -> pd.DataFrame:
     """The last epoch of each job, averaged over its seeds."""
     last = rows.sort_values("epoch").groupby(["job", "seed"], dropna=False).tail(1)
@@ -33,58 +47,19 @@ def _final(rows: pd.DataFrame) -> pd.DataFrame:
     return last.drop_duplicates("job").drop(columns="test_accuracy").merge(figures, on="job")
 
 
-def _stitched(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[rows["gap"] != ""]
-
-
-def _uncut(rows: pd.DataFrame) -> dict[str, float]:
+def _uncut(final: pd.DataFrame) -> dict[str, float]:
     """Accuracy of each uncut network that was measured."""
-    if "uncut" not in rows:
+    if "uncut" not in final:
         return {}  # a sweep of random weights has no uncut networks
-    final = _final(rows[rows["uncut"].notna()]).set_index("uncut")["test_accuracy"]
-    return {f"uncut {name}": float(final[name]) for name in UNCUT if name in final}
+    accuracy = final.set_index("uncut")["test_accuracy"]
+    return {f"uncut {name}": float(accuracy[name]) for name in UNCUT if name in accuracy}
 
 
-def _adapters(rows: pd.DataFrame) -> list[str]:
-    """Adapters in the order of the published table."""
-    return sorted(rows["adapter"].dropna().unique(), key=lambda name: _ORDER.index(name) if name in _ORDER else 99)
-
-
-def _gaps(rows: pd.DataFrame) -> list[str]:
-    return sorted(rows["gap"].unique(), key=lambda gap: [int(number) for number in gap.split(",")])
-
-
-def _colors(adapters: list[str]) -> dict[str, tuple[float, float, float, float]]:
-    """A hue for each kind of unit, with a shade for when the map is resized."""
-    from matplotlib import colormaps
-
-    return {
-        name: colormaps[_HUES[stitcher.unit]](_SHADES[stitcher.resize]) if stitcher else (0.0, 0.0, 0.0, 1.0)
-        for name, stitcher in ((name, STITCHERS.get(name)) for name in adapters)
-    }
-
-
-def _readable(adapter: str) -> str:
-    return adapter.replace("_", " ")
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=150, layout="constrained")
-
-
-def draw_heat_map(rows: pd.DataFrame, path: Path) -> None:
-    """Draw the final accuracy of each adapter in each gap; the uncut networks are lines on the colour bar.
-
-    Args:
-        rows: Rows of one sweep.
-        path: The picture.
-    """
-    final = _stitched(_final(rows))
-    adapters, gaps = _adapters(final), _gaps(final)
+def _heat_map(
+    final: pd.DataFrame, adapters: Sequence[str], gaps: Sequence[str], uncut: Mapping[str, float], title: str
+) -> Figure:
+    """The final accuracy of each adapter in each gap; the uncut networks are lines on the colour bar."""
     table = final.pivot_table(index="adapter", columns="gap", values="test_accuracy").reindex(adapters, columns=gaps)
-    uncut = _uncut(rows)
     figure = _figure(3.6 + 0.75 * len(gaps), 1.9 + 0.42 * len(adapters))
     axes = figure.add_subplot()
     axes.set_facecolor("#eeeeee")
@@ -100,9 +75,8 @@ def draw_heat_map(rows: pd.DataFrame, path: Path) -> None:
     for value in uncut.values():
         bar.ax.axhline(value, color="#e45756", linewidth=2)
     reference = ", ".join(f"{name} {value:.1f} %" for name, value in uncut.items())
-    title = str(rows["arch"].iloc[0]) + (f"\nred lines: {reference}" if reference else "")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    save_figure(figure, path)
+    figure.suptitle(title + (f"\nred lines: {reference}" if reference else ""), x=0.01, ha="left", fontsize=10)
+    return figure
 
 
 def _gap_label(rows: pd.DataFrame, gap: str) -> str:
@@ -123,24 +97,18 @@ def _write_values(axes: Axes, table: pd.DataFrame, image: AxesImage) -> None:
             axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=color, fontsize=8)
 
 
-def draw_accuracy_over_parameters(rows: pd.DataFrame, path: Path) -> None:
-    """Draw the final accuracy over the parameters that were trained; colours are adapters, markers the down-samplings.
-
-    Args:
-        rows: Rows of one sweep.
-        path: The picture.
-    """
+def _accuracy_over_parameters(
+    final: pd.DataFrame, adapters: Sequence[str], uncut: Mapping[str, float], title: str
+) -> Figure:
+    """The final accuracy over the parameters that were trained; colours are adapters, markers the down-samplings."""
     from matplotlib.lines import Line2D
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    final = _stitched(_final(rows))
-    adapters = _adapters(final)
     colors = _colors(adapters)
     figure = _figure(9, 5)
     axes = figure.add_subplot()
-    counts = sorted(int(count) for count in final["num_downsamples"].unique())
-    for count, marker in zip(counts, cycle(_MARKERS), strict=False):
-        chosen = final[final["num_downsamples"] == count]
+    handles = [Line2D([], [], marker="o", linestyle="", color=colors[name], label=_readable(name)) for name in adapters]
+    for (count, chosen), marker in zip(final.groupby("num_downsamples"), cycle(_MARKERS), strict=False):
         axes.scatter(
             chosen["num_trainable_params"],
             chosen["test_accuracy"],
@@ -151,51 +119,38 @@ def draw_accuracy_over_parameters(rows: pd.DataFrame, path: Path) -> None:
             edgecolors="white",
             linewidths=0.5,
         )
-    _draw_uncut(axes, rows)
+        label = f"{count:.0f} down-sampling{'s' * (count != 1)}"
+        handles.append(Line2D([], [], marker=marker, linestyle="", color="#555555", label=label))
+    _draw_uncut(axes, uncut)
     axes.set(xscale="log", xlabel="trained parameters", ylabel="test accuracy (%)")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda value, _: quantity(value))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_title(str(rows["arch"].iloc[0]), loc="left")
+    axes.set_title(title, loc="left")
     axes.grid(alpha=0.3)
-    handles = [Line2D([], [], marker="o", linestyle="", color=colors[name], label=_readable(name)) for name in adapters]
-    handles += [
-        Line2D([], [], marker=marker, linestyle="", color="#555555", label=f"{count} down-sampling{'s' * (count != 1)}")
-        for count, marker in zip(counts, cycle(_MARKERS), strict=False)
-    ]
     lines = axes.get_legend_handles_labels()[0]
     figure.legend(handles=[*handles, *lines], loc="outside right upper", fontsize=8, frameon=False)
-    save_figure(figure, path)
+    return figure
 
 
-def _draw_uncut(axes: Axes, rows: pd.DataFrame) -> None:
-    for (name, value), line in zip(_uncut(rows).items(), _LINES, strict=False):
-        axes.axhline(value, color="#333333", linestyle=line, linewidth=1.2, label=f"{name} {value:.1f} %")
-
-
-def draw_learning_curves(rows: pd.DataFrame, path: Path) -> None:
-    """Draw test accuracy over epochs: a panel for each gap, a line for each adapter.
-
-    Args:
-        rows: Rows of one sweep.
-        path: The picture.
-    """
-    stitched = _stitched(rows)
-    adapters, gaps = _adapters(stitched), _gaps(stitched)
+def _learning_curves(
+    rows: pd.DataFrame, adapters: Sequence[str], gaps: Sequence[str], uncut: Mapping[str, float]
+) -> Figure:
+    """Test accuracy over epochs: a panel for each gap, a line for each adapter."""
     colors = _colors(adapters)
     columns = math.ceil(len(gaps) ** 0.5)
     lines = -(-len(gaps) // columns)
     figure = _figure(3.0 * columns + 2.6, 2.4 * lines + 0.6)
     panels = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
     for axes, gap in zip(panels, gaps, strict=False):
-        here = stitched[stitched["gap"] == gap].groupby(["adapter", "epoch"])["test_accuracy"].mean().dropna()
+        here = rows[rows["gap"] == gap].groupby(["adapter", "epoch"])["test_accuracy"].mean().dropna()
         for number, adapter in enumerate(adapters):
             if adapter in here:
                 # If the curves of adapters coincide, a thinner line on a thicker one keeps both visible.
                 width = max(1.2, 2.4 - 0.15 * number)
                 mean = here[adapter]
                 axes.plot(mean.index, mean, color=colors[adapter], linewidth=width, label=_readable(adapter))
-        _draw_uncut(axes, rows)
+        _draw_uncut(axes, uncut)
         axes.set_title(f"gap {gap.replace(',', '–')}", fontsize=9)
         axes.grid(alpha=0.3)
     # Panels share their axes, so those above an empty panel would lose their labels.
@@ -209,4 +164,30 @@ def draw_learning_curves(rows: pd.DataFrame, path: Path) -> None:
     figure.legend([found[label] for label in labels], labels, loc="outside right upper", fontsize=8, frameon=False)
     figure.supxlabel("epoch", fontsize=10)
     figure.supylabel("test accuracy (%)", fontsize=10)
-    save_figure(figure, path)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def _colors(adapters: Sequence[str]) -> dict[str, tuple[float, float, float, float]]:
+    """A hue for each kind of unit, with a shade for when the map is resized; black without an adapter."""
+    from matplotlib import colormaps
+
+    black = (0.0, 0.0, 0.0, 1.0)
+    return {
+        name: colormaps[_HUES[known.unit]](_SHADES[known.resize]) if (known := STITCHERS.get(name)) else black
+        for name in adapters
+    }
+
+
+def _readable(adapter: str) -> str:
+    return adapter.replace("_", " ")
+
+
+def _draw_uncut(axes: Axes, uncut: Mapping[str, float]) -> None:
+    for (name, value), line in zip(uncut.items(), _LINES, strict=False):
+        axes.axhline(value, color="#333333", linestyle=line, linewidth=1.2, label=f"{name} {value:.1f} %")

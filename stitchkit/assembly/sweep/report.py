@@ -9,27 +9,20 @@ from typing import TYPE_CHECKING
 from stitchkit.assembly.train.result import read_metadata
 from stitchkit.errors import InputError
 from stitchkit.files import replacing
+from stitchkit.measure.pareto import save_figure
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _COLUMNS = {"Epoch": "epoch", "Step": "step", "LR": "lr", "Loss": "loss", "Overall/Train Loss": "train_loss"}
-_TEST_ACCURACY = re.compile(r"Overall/(.+)/Test Accuracy")
-_SEED = re.compile(r"result-(\d+)")
 
 
 def sweep_report(folder: str | Path) -> list[Path]:
-    """Write `results.csv`, `results.parquet` and the pictures of every sweep into the folder of its jobs.
+    """Write `results.csv`, `results.parquet` and the pictures of every sweep into the folder of its jobs; these files.
 
     A sweep has no pictures while only its uncut networks have results.
-
-    Args:
-        folder: The output folder of one or more sweeps.
-
-    Returns:
-        The files.
     """
-    from stitchkit.assembly.sweep.draw import draw_accuracy_over_parameters, draw_heat_map, draw_learning_curves
+    from stitchkit.assembly.sweep.draw import draw
 
     place = Path(folder)
     table = collect(place)
@@ -39,15 +32,10 @@ def sweep_report(folder: str | Path) -> list[Path]:
     with replacing(files[1]) as draft:
         table.to_parquet(draft, index=False)
     for arch, rows in table.groupby("arch"):
-        if not (rows["gap"] != "").any():
-            continue  # only its uncut networks have results so far
-        for kind, draw in (
-            ("heatmap", draw_heat_map),
-            ("parameters", draw_accuracy_over_parameters),
-            ("curves", draw_learning_curves),
-        ):
-            files.append(place / f"{arch}-{kind}.png")
-            draw(rows, files[-1])
+        if (rows["gap"] != "").any():
+            for kind, figure in draw(rows).items():
+                files.append(place / f"{arch}-{kind}.png")
+                save_figure(figure, files[-1])
     return files
 
 
@@ -88,12 +76,17 @@ def _rows(result: Path, about: dict[str, object]) -> pd.DataFrame:
         raw = pd.read_csv(result)
     except ValueError as error:
         raise InputError(f"'{result}' is not a table of results: {error}; move it away") from error
-    named = re.match(_SEED, result.name)
-    gap = f"{about['first_deleted_block']},{about['last_deleted_block']}" if "adapter" in about else ""
-    rows = raw.rename(columns=_COLUMNS)[[name for old, name in _COLUMNS.items() if old in raw]]
-    tests = raw[[name for name in raw if _TEST_ACCURACY.fullmatch(name)]]
+    seed = re.fullmatch(r"result-(\d+)", result.stem)
     plain = {key: value for key, value in about.items() if not isinstance(value, dict | list)}
-    # A picture has one value per job, so several data sets are averaged.
-    accuracy = 100 * tests.mean(axis=1)
-    seed = int(named.group(1)) if named else pd.NA
-    return rows.assign(job=result.parent.name, seed=seed, gap=gap, test_accuracy=accuracy, **plain)
+    return (
+        raw.rename(columns=_COLUMNS)
+        .filter(_COLUMNS.values())
+        .assign(
+            job=result.parent.name,
+            seed=int(seed[1]) if seed else pd.NA,
+            gap=f"{about['first_deleted_block']},{about['last_deleted_block']}" if "adapter" in about else "",
+            # A picture has one value per job, so several data sets are averaged.
+            test_accuracy=100 * raw.filter(regex=r"^Overall/.+/Test Accuracy$").mean(axis=1),
+            **plain,
+        )
+    )
