@@ -176,7 +176,7 @@ class SNNet(nn.Module):
             elif step.kind == "bare head":
                 yield anchor.bare_head
             else:
-                yield anchor.steps.module(0 if step.kind == "stem" else step.index + 1)
+                yield anchor.module(0 if step.kind == "stem" else step.index + 1)
 
     def forward(self, x: torch.Tensor, stitch: Stitch | int | None = None) -> torch.Tensor:
         """Logits `[B, num_classes]` of one stitch for images `[B, C, H, W]`.

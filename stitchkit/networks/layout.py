@@ -280,23 +280,24 @@ def as_rows(x: torch.Tensor, channel_dim: int = 1) -> torch.Tensor:
 
 
 def find_layout(shape: tuple[int, ...], model: nn.Module, size: tuple[int, int]) -> Layout | None:
-    """The layout of a tensor inside a model, by its shape with the batch; None if it cannot be known.
+    """The full layout of a tensor inside a model, by its shape with the batch; None if it cannot be known.
 
     `size` is the height and width of the images; unless they are square, the grid of tokens is unknown.
     """
+    found = None
     if len(shape) == 2:
-        return Layout("vector")
+        found = Layout("vector")
     # timm's `unroll` changes the order of tokens from that of their positions.
     if len(shape) == 3 and size[0] == size[1] and not hasattr(model, "unroll"):
         prefix = getattr(model, "num_prefix_tokens", shape[1] - math.isqrt(shape[1]) ** 2)
         if math.isqrt(shape[1] - prefix) ** 2 == shape[1] - prefix > 0:
-            return Layout("NLC", num_prefix_tokens=prefix)
+            found = Layout("NLC", num_prefix_tokens=prefix)
     if len(shape) == 4:
         # Maps have the proportions of the images, which shows where their channels are.
         leading, trailing = (_is_proportional(sides, size) for sides in (shape[1:3], shape[2:4]))
         last = (leading and not trailing) or getattr(model, "output_fmt", None) == "NHWC"
-        return Layout("NHWC" if last and (leading or not trailing) else "NCHW")
-    return None
+        found = Layout("NHWC" if last and (leading or not trailing) else "NCHW")
+    return found and found.sized(torch.empty(shape, device="meta"))
 
 
 def _is_proportional(sides: tuple[int, ...], size: tuple[int, int]) -> bool:

@@ -51,7 +51,7 @@ def test_law_1_anchor_equals_the_timm_model(name):
     anchor = create(name)
     x = pico_images(size=anchor.input_size[-1])
     y = x
-    for step in anchor.steps:
+    for step in anchor:
         y = step(y)
     assert torch.equal(y, anchor.model(x))
     features = anchor.features(x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from torch import fx, nn
+from torch import fx
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.cut.flow import Flow, is_tuple
@@ -17,9 +17,8 @@ _Side = Literal["before", "after"]
 class CutPlaces:
     """Looks up the places of a network by name, in one mode."""
 
-    def __init__(self, flow: Flow, model: nn.Module):
+    def __init__(self, flow: Flow):
         self._flow = flow
-        self._model = model
 
     def start(self, name: str) -> fx.Node:
         """The tensor that enters a module or function."""
@@ -86,7 +85,7 @@ class CutPlaces:
     def _check_name(self, name: str) -> None:
         if name in self._flow.regions:
             return
-        modules = {path: type(module).__name__ for path, module in self._model.named_modules() if path}
+        modules = {path: type(module).__name__ for path, module in self._flow.trace.root.named_modules() if path}
         if name in modules:
             raise InputError(f"the model's output does not depend on '{name}', a {modules[name]}; name another node")
         raise unknown("node", name, [INPUT, *self._flow.regions, *modules])
