@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
+from timm.layers import to_2tuple
 from timm.models import PretrainedCfg, is_model, list_models, list_pretrained
+from torch import nn
 
 from stitchkit.classes import note_origin
 from stitchkit.errors import InputError, one_line, unknown
@@ -51,10 +52,11 @@ def create_model(
                 "give a local checkpoint, or start from random weights (--no-pretrained)"
             ) from error
         raise InputError(f"timm cannot build '{name}' with {kwargs}: {reason}") from error
-    if img_size is not None:
-        _describe_input(model, img_size)
+    if img_size is not None:  # timm's description is the only place where all models have it
+        sides = (model.pretrained_cfg["input_size"][0], *to_2tuple(img_size))
+        model.pretrained_cfg = model.pretrained_cfg | {"input_size": sides}
     if content is not None and checkpoint is not None:
-        _load(model, content, checkpoint, num_classes=kwargs.get("num_classes"))
+        load_any_classes(model, content, checkpoint, kwargs.get("num_classes"))
     return model
 
 
@@ -73,32 +75,37 @@ def published_config(name: str) -> PretrainedCfg | None:
     return config
 
 
-def _describe_input(model: TimmModel, img_size: int | Sequence[int]) -> None:
-    """Record the size of images in timm's description, the only place where all models have it."""
-    sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    model.pretrained_cfg = model.pretrained_cfg | {"input_size": (model.pretrained_cfg["input_size"][0], *sides)}
-
-
-def _load(model: TimmModel, content: Mapping[str, object], path: str | Path, *, num_classes: int | None) -> None:
+def load_any_classes(
+    model: nn.Module, content: Mapping[str, object], path: str | Path, num_classes: int | None
+) -> None:
     """Load weights with any number of classes; the classifier is re-initialised if another number is requested."""
-    # The file's own classifier is loaded even if it is replaced below: loading checks every name and shape.
-    found = _classes_in(own_names(model, weights_of(content)), model)
-    if found is not None and found != model.num_classes:
-        model.reset_classifier(found)
+    weight = own_names(model, weights_of(content)).get(f"{classifier_of(model)}.weight")
+    found = len(weight) if weight is not None and weight.ndim else None
+    if found is not None:  # the classifier is loaded even if it is replaced: loading checks every name and shape
+        resize_classifier(model, found)
     load_content(model, content, path)
-    if num_classes is not None and num_classes != model.num_classes:
-        model.reset_classifier(num_classes)
-    else:
+    if found is None or num_classes in (None, found):
         note_origin(model, content, path)
+    if num_classes is not None:
+        resize_classifier(model, num_classes)
 
 
-def _classes_in(weights: Mapping[str, torch.Tensor], model: TimmModel) -> int | None:
-    """Number of classes of some weights, by timm's name of the classifier."""
-    classifier = model.pretrained_cfg["classifier"]
-    if isinstance(classifier, tuple | list):
-        classifier = classifier[0]
-    weight = weights.get(f"{classifier}.weight")
-    return None if weight is None or not weight.ndim else len(weight)
+def classifier_of(model: nn.Module) -> str:
+    """Name of the classifier: timm's, of a distilled network the first; or the last linear layer; empty if none."""
+    if hasattr(model, "pretrained_cfg"):
+        return to_2tuple(as_timm(model).pretrained_cfg["classifier"])[0] or ""
+    return next((name for name, part in reversed([*model.named_modules()]) if isinstance(part, nn.Linear)), "")
+
+
+def resize_classifier(model: nn.Module, num_classes: int) -> None:
+    """Re-initialise the classifier if it has another number of classes."""
+    if hasattr(model, "reset_classifier"):
+        if num_classes != as_timm(model).num_classes:
+            as_timm(model).reset_classifier(num_classes)
+        return
+    layer = model.get_submodule(classifier_of(model))
+    if isinstance(layer, nn.Linear) and layer.out_features != num_classes:
+        model.set_submodule(classifier_of(model), nn.Linear(layer.in_features, num_classes, layer.bias is not None))
 
 
 def create_anchor(
@@ -122,17 +129,10 @@ def create_anchor(
     except InputError as error:
         raise InputError(f"anchor '{spec.label}': {error}") from error
     anchor = view(model, label=spec.label)
-    _check_input_size(anchor, kwargs.get("img_size"))
-    return anchor
-
-
-def _check_input_size(anchor: Anchor, img_size: int | Sequence[int] | None) -> None:
-    """Check that an anchor takes images of the requested size; some round it to their strides."""
-    if img_size is None:
-        return
-    asked = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    if anchor.input_size[1:] != asked:
+    asked = to_2tuple(kwargs.get("img_size"))
+    if asked[0] is not None and anchor.input_size[1:] != asked:  # some round it to their strides
         raise InputError(
             f"anchor '{anchor.label}' takes images of {anchor.input_size[1:]}, not {asked}; choose a multiple of its "
             "strides as img_size"
         )
+    return anchor

@@ -11,14 +11,9 @@ import torch
 import torchvision
 from torch import nn
 
-from stitchkit.classes import note_origin
 from stitchkit.errors import InputError, one_line, unknown
-from stitchkit.networks.create import create_model
-from stitchkit.networks.weight_names import own_names
-from stitchkit.networks.weights import load_content, read_checkpoint, weights_of
-
-BACKENDS = {"timm": "timm", "torchvision": "torchvision", "pytorch": "torchvision"}
-"""The library of each backend name."""
+from stitchkit.networks.create import create_model, load_any_classes, resize_classifier
+from stitchkit.networks.weights import read_checkpoint
 
 
 def load_model(
@@ -38,22 +33,18 @@ def load_model(
         checkpoint: A local file with the weights; it excludes `pretrained`.
         arguments: Further arguments of the model; None for the model's default.
     """
-    return LIBRARIES[_library(backend)](name, pretrained=pretrained, checkpoint=checkpoint, **arguments)
+    if backend not in LIBRARIES:
+        raise unknown("backend", backend, LIBRARIES)
+    return LIBRARIES[backend](name, pretrained=pretrained, checkpoint=checkpoint, **arguments)
 
 
 def bare_model(name: str, backend: str = "timm") -> tuple[nn.Module, torch.Tensor]:
     """A model of a library without weights, on the meta device, and an image that it takes."""
     # Some of torchvision's cannot be built on the meta device.
-    with torch.device("meta") if _library(backend) == "timm" else nullcontext():
+    with torch.device("meta") if backend == "timm" else nullcontext():
         model = load_model(name, backend=backend, pretrained=False).to("meta").eval()
     size = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
     return model, torch.empty(1, *size, device="meta")
-
-
-def _library(backend: str) -> str:
-    if backend not in BACKENDS:
-        raise unknown("backend", backend, BACKENDS)
-    return BACKENDS[backend]
 
 
 def torchvision_names() -> list[str]:
@@ -96,31 +87,15 @@ def _load_torchvision(
         arguments["num_classes"] = num_classes
     model = create_torchvision(name, arguments, weights=weights)
     if checkpoint is not None:
-        content = read_checkpoint(checkpoint)
-        weight = own_names(model, weights_of(content)).get(f"{classifier_of(model)}.weight")
-        if weight is not None and weight.ndim:  # the file's number of classes first, to load it completely
-            _resize_classifier(model, len(weight))
-        load_content(model, content, checkpoint)
-        if weight is None or num_classes in (None, len(weight)):
-            note_origin(model, content, checkpoint)
-    if num_classes is not None:
-        _resize_classifier(model, num_classes)
+        load_any_classes(model, read_checkpoint(checkpoint), checkpoint, num_classes)
+    elif num_classes is not None:
+        resize_classifier(model, num_classes)
     return model
 
 
-def classifier_of(model: nn.Module) -> str:
-    """Name of the classifier, the last linear layer; empty if there is none."""
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return names[-1] if names else ""
-
-
-def _resize_classifier(model: nn.Module, num_classes: int) -> None:
-    """Re-initialise the classifier of a torchvision model if it has another number of classes."""
-    layer = model.get_submodule(classifier_of(model))
-    if isinstance(layer, nn.Linear) and layer.out_features != num_classes:
-        classifier = nn.Linear(layer.in_features, num_classes, bias=layer.bias is not None)
-        model.set_submodule(classifier_of(model), classifier)
-
-
-LIBRARIES: dict[str, Callable[..., nn.Module]] = {"timm": create_model, "torchvision": _load_torchvision}
-"""Functions that build models, by library."""
+LIBRARIES: dict[str, Callable[..., nn.Module]] = {
+    "timm": create_model,
+    "torchvision": _load_torchvision,
+    "pytorch": _load_torchvision,
+}
+"""Functions that build models, by the library's names."""
