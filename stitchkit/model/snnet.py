@@ -134,11 +134,12 @@ class SNNet(nn.Module):
 
     def trainable_stitches(self) -> list[int]:
         """The `cfg_id`s of the routes with trainable parameters."""
-        return [cfg_id for cfg_id in range(len(self.space)) if self._is_trainable(cfg_id)]
 
-    def _is_trainable(self, cfg_id: int) -> bool:
-        modules = self.modules_of(self.steps(cfg_id))
-        return any(parameter.requires_grad for module in modules for parameter in module.parameters())
+        def is_trainable(cfg_id: int) -> bool:
+            modules = self.modules_of(self.steps(cfg_id))
+            return any(parameter.requires_grad for module in modules for parameter in module.parameters())
+
+        return list(filter(is_trainable, range(len(self.space))))
 
     def reset_stitch_id(self, cfg_id: int) -> None:
         """Choose the stitch that `forward` runs by default.
@@ -220,22 +221,15 @@ class SNNet(nn.Module):
         Its output equals `forward(x, stitch)`; arguments and errors are those of `forward`.
         """
         steps = self.steps(stitch)
-        named = zip(_names(steps), self.modules_of(steps), strict=True)
-        return extract(nn.Sequential(OrderedDict((name, _named(module)) for name, module in named))).train(
-            self.training
-        )
+        net = nn.Sequential(OrderedDict(zip(_names(steps), map(_named, self.modules_of(steps)), strict=True)))
+        return extract(net).train(self.training)
 
 
 def _names(steps: Iterable[Step]) -> Iterator[str]:
     """Names of the steps in an extracted network: `stem`, `block0`, ..., `stitch0`, ..., `head`."""
-    blocks, layers = count(), count()
+    numbered = {"block": map("block{}".format, count()), "layer": map("stitch{}".format, count())}
     for step in steps:
-        if step.kind == "block":
-            yield f"block{next(blocks)}"
-        elif step.kind == "layer":
-            yield f"stitch{next(layers)}"
-        else:
-            yield "stem" if step.kind == "stem" else "head"
+        yield next(numbered[step.kind]) if step.kind in numbered else step.kind.removeprefix("bare ")
 
 
 def _named(module: nn.Module) -> nn.Module:
@@ -254,10 +248,9 @@ def _places(layout: Layout) -> str:
 
 
 def _check_inputs(anchors: Sequence[Anchor]) -> None:
-    for kind in ("input_size", "num_classes"):
+    for kind, flag in {"input_size": "--img-size (img_size)", "num_classes": "--num-classes (num_classes)"}.items():
         values = {anchor.label: getattr(anchor, kind) for anchor in anchors}
         if len(set(values.values())) > 1:
             listed = ", ".join(f"{label} {value}" for label, value in values.items())
-            advice = "choose anchors that agree, or give all one by "
-            flag = {"input_size": "--img-size (img_size)", "num_classes": "--num-classes (num_classes)"}[kind]
-            raise InputError(f"anchors differ in {kind}: {listed}; {advice}{flag}")
+            advice = f"choose anchors that agree, or give all one by {flag}"
+            raise InputError(f"anchors differ in {kind}: {listed}; {advice}")
