@@ -135,11 +135,10 @@ class SNNet(nn.Module):
     def trainable_stitches(self) -> list[int]:
         """The `cfg_id`s of the routes with trainable parameters."""
 
-        def is_trainable(cfg_id: int) -> bool:
-            modules = self.modules_of(self.steps(cfg_id))
-            return any(parameter.requires_grad for module in modules for parameter in module.parameters())
+        def is_trainable(step: Step) -> bool:
+            return any(parameter.requires_grad for parameter in self.module_of(step).parameters())
 
-        return list(filter(is_trainable, range(len(self.space))))
+        return [cfg_id for cfg_id in range(len(self.space)) if any(map(is_trainable, self.steps(cfg_id)))]
 
     def reset_stitch_id(self, cfg_id: int) -> None:
         """Choose the stitch that `forward` runs by default.
@@ -168,16 +167,14 @@ class SNNet(nn.Module):
         """The steps of a stitch, with the final normalisation if this model applies it."""
         return list(self.resolve(stitch).steps(stitched_final_norm=self.stitched_final_norm))
 
-    def modules_of(self, steps: Iterable[Step]) -> Iterator[nn.Module]:
-        """The modules that run some steps; they share the model's weights."""
-        for step in steps:
-            anchor = self.views[step.anchor]
-            if step.joint is not None:
-                yield self.layer(step.joint)
-            elif step.kind == "bare head":
-                yield anchor.bare_head
-            else:
-                yield anchor.module(0 if step.kind == "stem" else step.index + 1)
+    def module_of(self, step: Step) -> nn.Module:
+        """The module that runs a step; it shares the model's weights."""
+        if step.joint is not None:
+            return self.layer(step.joint)
+        anchor = self.views[step.anchor]
+        if step.kind == "bare head":
+            return anchor.bare_head
+        return anchor.module(0 if step.kind == "stem" else step.index + 1)
 
     def forward(self, x: torch.Tensor, stitch: Stitch | int | None = None) -> torch.Tensor:
         """Logits `[B, num_classes]` of one stitch for images `[B, C, H, W]`.
@@ -188,8 +185,8 @@ class SNNet(nn.Module):
         Raises:
             InputError: If the stitch is not in the space.
         """
-        steps = self.steps(stitch)
-        for step, module in zip(steps, self.modules_of(steps), strict=True):
+        for step in self.steps(stitch):
+            module = self.module_of(step)
             if self.grad_checkpointing and self.training and step.kind == "block":
                 # The backward pass runs the block again, and batch norms must not count the batch twice.
                 x = checkpoint(module, x, use_reentrant=False, context_fn=partial(_twice, module))
@@ -221,7 +218,7 @@ class SNNet(nn.Module):
         Its output equals `forward(x, stitch)`; arguments and errors are those of `forward`.
         """
         steps = self.steps(stitch)
-        net = nn.Sequential(OrderedDict(zip(_names(steps), map(_named, self.modules_of(steps)), strict=True)))
+        net = nn.Sequential(OrderedDict(zip(_names(steps), map(_named, map(self.module_of, steps)), strict=True)))
         return extract(net).train(self.training)
 
 

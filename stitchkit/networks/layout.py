@@ -221,16 +221,12 @@ def convert(x: torch.Tensor, source: Layout, target: Layout, *, class_token: str
         if target.num_prefix_tokens:
             prefix = prefix_tokens(features, prefix, target.num_prefix_tokens, class_token)
         x = target.join(features, prefix)
-    _check_channels(x, found, target)
-    # Prefix tokens are joined with the channels first, a memory order that would slow down all later blocks.
-    return x.contiguous() if target.num_prefix_tokens else x
-
-
-def _check_channels(x: torch.Tensor, found: Layout, target: Layout) -> None:
     channels = x.shape[target.channel_dim]
     if target.channels not in (None, channels):
         doubled = f" and makes {channels}, its class token beside every position" if channels != found.channels else ""
         raise InputError(f"{found} has {found.channels} channels{doubled}; {target} takes {target.channels}")
+    # Prefix tokens are joined with the channels first, a memory order that would slow down all later blocks.
+    return x.contiguous() if target.num_prefix_tokens else x
 
 
 def _beside(features: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:

@@ -119,7 +119,7 @@ def test_traced_steps_one_after_the_other_are_the_network(name):
 def test_the_slices_of_all_systems_are_of_one_class():
     arguments, size = MODELS["vit_tiny_patch16_224"]
     model = pico_snnet()
-    stem, *_, head = model.modules_of(model.steps(0))
+    stem, *_, head = map(model.module_of, model.steps(0))
     part = Subnet(model_name="vit_tiny_patch16_224", block_input="blocks.1", pretrained=False, **arguments)
     inner = Subnet(model_name="vit_tiny_patch16_224", block_output="blocks.1.add", pretrained=False, **arguments)
     net = timm.create_model("vit_tiny_patch16_224", **arguments).eval()

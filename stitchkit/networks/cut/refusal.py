@@ -71,7 +71,13 @@ class CutPlaces:
 
     def _tensor(self, name: str, side: _Side, nothing: str) -> fx.Node:
         """The one tensor that enters or leaves a node."""
-        self._check_name(name)
+        if name not in self._flow.regions:
+            modules = {path: type(module).__name__ for path, module in self._flow.trace.root.named_modules() if path}
+            if name in modules:
+                raise InputError(
+                    f"the model's output does not depend on '{name}', a {modules[name]}; name another node"
+                )
+            raise unknown("node", name, [INPUT, *self._flow.regions, *modules])
         tensors = self._passing(name, side)
         if not tensors:
             raise InputError(f"{nothing} another node")
@@ -81,14 +87,6 @@ class CutPlaces:
 
     def _passing(self, name: str, side: _Side) -> list[fx.Node]:
         return self._flow.entering(name) if side == "before" else self._flow.leaving(name)
-
-    def _check_name(self, name: str) -> None:
-        if name in self._flow.regions:
-            return
-        modules = {path: type(module).__name__ for path, module in self._flow.trace.root.named_modules() if path}
-        if name in modules:
-            raise InputError(f"the model's output does not depend on '{name}', a {modules[name]}; name another node")
-        raise unknown("node", name, [INPUT, *self._flow.regions, *modules])
 
     def _crossed(self, name: str, side: _Side, tensors: Iterable[fx.Node]) -> InputError:
         names = " and ".join(f"'{self._flow.name(node)}'" for node in dict.fromkeys(tensors))

@@ -83,7 +83,7 @@ def trace(model: nn.Module, names: Collection[str] = (), *, training: bool = Fal
             return Trace(graph, tracer.labels, root, training)
         except _Untraceable as error:
             # Trace again with this class whole: each failure adds a class, so the loop ends.
-            whole.add(error.kind)
+            whole.add(error.args[0])
         except InputError:
             raise
         except Exception as error:
@@ -94,11 +94,7 @@ def trace(model: nn.Module, names: Collection[str] = (), *, training: bool = Fal
 
 
 class _Untraceable(Exception):
-    """Modules of this class must stay whole."""
-
-    def __init__(self, kind: type[nn.Module]):
-        super().__init__(kind)
-        self.kind = kind
+    """Modules of this class, the argument, must stay whole."""
 
 
 class _Tracer(fx.Tracer):
