@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from stitchkit.errors import InputError
-from stitchkit.model.activation_memory import LiveBytes, default_budget, in_portions
+from stitchkit.model.activation_memory import LiveBytes, in_portions
 from stitchkit.networks.anchor import Anchor
 from stitchkit.routes import Step, StitchSpace
 from stitchkit.routes.shared_work import Visit, shared_visits
@@ -97,7 +97,9 @@ class OnePass:
             # Measured, not estimated: the tensors that a block keeps alive depend on its kernels.
             with LiveBytes() as live:
                 self._run(x[:1])
-            budget = default_budget(x.device) if self._memory is None else self._memory
+            budget = self._memory
+            if budget is None:
+                budget = torch.cuda.mem_get_info(x.device)[0] // 2 if x.device.type == "cuda" else 2**30
             if live.peak > budget:
                 raise InputError(
                     f"a memory of {budget / _MIB:.3g} MiB is not enough for one image through "

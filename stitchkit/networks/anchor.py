@@ -48,14 +48,12 @@ class ViewStep:
     Args:
         paths: The modules that it needs, in the order they run, and tensors of the network.
         run: `(model, x) -> x`; without it, the modules run one after the other.
-        borders: Names of the first and the last module or function that `run` calls, as far as there is a boundary.
-        idle: A module that changes nothing, before the others; a slice runs it because a person may hook it by name.
+        borders: Names of the first and the last node at which a cut may lie; by default those of `paths`.
     """
 
     paths: tuple[str, ...]
     run: Callable[[nn.Module, torch.Tensor], torch.Tensor] | None = None
     borders: tuple[str, ...] = ()
-    idle: tuple[str, ...] = ()
 
 
 class ViewSlice(Slice):
@@ -66,7 +64,7 @@ class ViewSlice(Slice):
     def __init__(self, model: nn.Module, steps: Sequence[ViewStep], start: Boundary | None, stop: Boundary | None):
         super().__init__(model, start, stop)
         self._steps = tuple(steps)
-        for path in dict.fromkeys(path for step in steps for path in (*step.idle, *step.paths)):
+        for path in dict.fromkeys(path for step in steps for path in step.paths):
             self._take(model, path)
         # Stems and heads call methods of timm's classes on a copy of the model that shares the tables of this slice, so
         # that `to` and `load_state_dict` reach both. As a child module, it would put a prefix before all names.
@@ -83,7 +81,7 @@ class ViewSlice(Slice):
             if step.run is not None:
                 x = step.run(self._part, x)
             else:
-                for path in (*step.idle, *step.paths):
+                for path in step.paths:
                     x = self.get_submodule(path)(x)
         return x
 
@@ -207,8 +205,8 @@ class Anchor(TracedSteps, ABC):
         if number in (0, len(self) - 1):
             return self[number]
         modules = [self.model.get_submodule(path) for path in self._steps[number].paths]
-        if len(modules) == 1:
-            return modules[0]
+        if len(modules) == 1 or isinstance(modules[0], nn.Identity):
+            return modules[-1]
         # Files of extracted networks have these names.
         return nn.Sequential(OrderedDict(zip(("downsample", "block"), modules, strict=True)))
 
@@ -260,10 +258,11 @@ def _stage_steps(model: nn.Module, path: str) -> list[ViewStep]:
     if not hasattr(stage, "downsample"):
         return [ViewStep((f"{path}.{name}",)) for name, _ in stage.named_children()]
     first, *rest = [f"{path}.blocks.{name}" for name, _ in stage.get_submodule("blocks").named_children()]
-    before, is_whole = (f"{path}.downsample",), isinstance(stage.downsample, nn.Identity)
-    # Down-sampling belongs to the first block: a route that enters at a later one must not run it.
-    opening = ViewStep((first,), idle=before) if is_whole else ViewStep((*before, first))
-    return [opening, *(ViewStep((block,)) for block in rest)]
+    before = f"{path}.downsample"
+    # Down-sampling belongs to the first block: a route that enters at a later one must not run it. Where it changes
+    # nothing, it is no place to cut, and runs in slices because a person may hook it by name.
+    borders = (first,) if isinstance(stage.downsample, nn.Identity) else ()
+    return [ViewStep((before, first), borders=borders), *(ViewStep((block,)) for block in rest)]
 
 
 def _boundary_names(steps: Sequence[ViewStep]) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:

@@ -1,12 +1,15 @@
-"""Models and anchors by name: from timm's registry, with timm's or local weights."""
+"""Models of timm and torchvision by name, with published or local weights, and anchors, which are timm's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
+import torchvision
 from timm.layers import to_2tuple
 from timm.models import PretrainedCfg, is_model, list_models, list_pretrained
 from torch import nn
@@ -56,7 +59,7 @@ def create_model(
         sides = (model.pretrained_cfg["input_size"][0], *to_2tuple(img_size))
         model.pretrained_cfg = model.pretrained_cfg | {"input_size": sides}
     if content is not None and checkpoint is not None:
-        load_any_classes(model, content, checkpoint, kwargs.get("num_classes"))
+        _load_any_classes(model, content, checkpoint, kwargs.get("num_classes"))
     return model
 
 
@@ -75,19 +78,19 @@ def published_config(name: str) -> PretrainedCfg | None:
     return config
 
 
-def load_any_classes(
+def _load_any_classes(
     model: nn.Module, content: Mapping[str, object], path: str | Path, num_classes: int | None
 ) -> None:
     """Load weights with any number of classes; the classifier is re-initialised if another number is requested."""
     weight = own_names(model, weights_of(content)).get(f"{classifier_of(model)}.weight")
     found = len(weight) if weight is not None and weight.ndim else None
     if found is not None:  # the classifier is loaded even if it is replaced: loading checks every name and shape
-        resize_classifier(model, found)
+        _resize_classifier(model, found)
     load_content(model, content, path)
     if found is None or num_classes in (None, found):
         note_origin(model, content, path)
     if num_classes is not None:
-        resize_classifier(model, num_classes)
+        _resize_classifier(model, num_classes)
 
 
 def classifier_of(model: nn.Module) -> str:
@@ -97,7 +100,7 @@ def classifier_of(model: nn.Module) -> str:
     return next((name for name, part in reversed([*model.named_modules()]) if isinstance(part, nn.Linear)), "")
 
 
-def resize_classifier(model: nn.Module, num_classes: int) -> None:
+def _resize_classifier(model: nn.Module, num_classes: int) -> None:
     """Re-initialise the classifier if it has another number of classes."""
     if hasattr(model, "reset_classifier"):
         if num_classes != as_timm(model).num_classes:
@@ -136,3 +139,88 @@ def create_anchor(
             "strides as img_size"
         )
     return anchor
+
+
+def torchvision_names() -> list[str]:
+    """Names of torchvision's classifiers; its models for other tasks are left out."""
+    names: list[str] = torchvision.models.list_models(torchvision.models)
+    return names
+
+
+def create_torchvision(name: str, arguments: Mapping[str, Any], *, weights: object = None) -> nn.Module:
+    """A classifier of torchvision.
+
+    Args:
+        name: Its name.
+        arguments: Of its constructor.
+        weights: The weights to download, as torchvision takes them; by default they are random.
+    """
+    if name not in torchvision_names():
+        raise unknown("torchvision model", name, torchvision_names())
+    try:
+        model: nn.Module = torchvision.models.get_model(name, weights=weights, **arguments)
+    except Exception as error:  # torchvision, torch and the download raise many types
+        raise InputError(
+            f"torchvision's '{name}' cannot be loaded with {dict(arguments)}: {one_line(error)}; check the arguments "
+            "and the network, give a local checkpoint, or start from random weights (--no-pretrained)"
+        ) from error
+    return model
+
+
+def _load_torchvision(
+    name: str,
+    *,
+    pretrained: bool = False,
+    checkpoint: str | Path | None = None,
+    num_classes: int | None = None,
+    **arguments: object,
+) -> nn.Module:
+    # Published weights fix the number of classes, so another number is set after they are loaded.
+    weights = "DEFAULT" if pretrained and checkpoint is None else None
+    if weights is None and checkpoint is None and num_classes is not None:
+        arguments["num_classes"] = num_classes
+    model = create_torchvision(name, arguments, weights=weights)
+    if checkpoint is not None:
+        _load_any_classes(model, read_checkpoint(checkpoint), checkpoint, num_classes)
+    elif num_classes is not None:
+        _resize_classifier(model, num_classes)
+    return model
+
+
+LIBRARIES: dict[str, Callable[..., nn.Module]] = {
+    "timm": create_model,
+    "torchvision": _load_torchvision,
+    "pytorch": _load_torchvision,
+}
+"""Functions that build models, by the library's names."""
+
+
+def load_model(
+    name: str,
+    *,
+    backend: str = "timm",
+    pretrained: bool = True,
+    checkpoint: str | Path | None = None,
+    **arguments: object,
+) -> nn.Module:
+    """A model with its weights.
+
+    Args:
+        name: timm's or torchvision's name.
+        backend: `timm`, or `torchvision`, also called `pytorch`.
+        pretrained: Download its weights.
+        checkpoint: A local file with the weights; it excludes `pretrained`.
+        arguments: Further arguments of the model; None for the model's default.
+    """
+    if backend not in LIBRARIES:
+        raise unknown("backend", backend, LIBRARIES)
+    return LIBRARIES[backend](name, pretrained=pretrained, checkpoint=checkpoint, **arguments)
+
+
+def bare_model(name: str, backend: str = "timm") -> tuple[nn.Module, torch.Tensor]:
+    """A model of a library without weights, on the meta device, and an image that it takes."""
+    # Some of torchvision's cannot be built on the meta device.
+    with torch.device("meta") if backend == "timm" else nullcontext():
+        model = load_model(name, backend=backend, pretrained=False).to("meta").eval()
+    size = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
+    return model, torch.empty(1, *size, device="meta")

@@ -13,8 +13,8 @@ from stitchkit.assembly.parts.part import Assembly, BaseBlock, ClassifierHead, F
 from stitchkit.assembly.parts.pretrained import Subnet, WholeNetwork
 from stitchkit.assembly.parts.registry import PARTS, check_arguments, part_class
 from stitchkit.errors import InputError
+from stitchkit.networks.create import load_model
 from stitchkit.networks.layout import NAMES
-from stitchkit.networks.libraries import load_model
 
 PICO = {"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 32]}
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

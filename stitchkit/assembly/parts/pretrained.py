@@ -11,9 +11,8 @@ import torch
 from stitchkit.assembly.parts.part import Part
 from stitchkit.classes import carry_origin
 from stitchkit.networks.anchor import steps_of
-from stitchkit.networks.create import classifier_of
+from stitchkit.networks.create import classifier_of, load_model
 from stitchkit.networks.layout import Layout
-from stitchkit.networks.libraries import load_model
 
 
 class WholeNetwork(Part):
