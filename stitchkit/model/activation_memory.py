@@ -64,10 +64,9 @@ def _storage(tensor: torch.Tensor) -> int:
 
 
 def in_portions(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """A batch in the parts that run fastest: as large as the caches of a CPU, or all at once on a GPU.
+    """A batch `[B, ...]` in the parts that run fastest: as large as the caches of a CPU, or all at once on a GPU.
 
-    Args:
-        x: Images or activations `[B, ...]`; they must be independent of each other, as in evaluation mode.
+    Its images or activations must be independent of each other, as in evaluation mode.
     """
     if x.device.type != "cpu" or not len(x):
         return (x,)

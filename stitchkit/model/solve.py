@@ -73,9 +73,11 @@ class Gram:
         # These are eigenvalues, so thresholds of singular values are squared. `rounded` does not grow with the number
         # of rows, because the rounding of features in float32 does not either.
         size = max(self.num_rows, len(squares))
-        least = {"truncated": (size * _FLOAT32_EPS) ** 2, "rounded": (8 * _FLOAT32_EPS) ** 2}.get(
-            method, size * _FLOAT64_EPS
-        )
+        least = {
+            "truncated": (size * _FLOAT32_EPS) ** 2,
+            "rounded": (8 * _FLOAT32_EPS) ** 2,
+            "exact": size * _FLOAT64_EPS,
+        }[method]
         return torch.where(squares > least * squares[-1], 1 / squares.clamp_min(1e-300), 0.0)
 
 

@@ -292,11 +292,7 @@ def has_view(model: nn.Module) -> bool:
 
 
 def view(model: nn.Module, *, label: str) -> Anchor:
-    """The anchor of a timm model, by the view registered for its class.
-
-    Args:
-        label: Its name in stitches.
-    """
+    """The anchor of a timm model, by the view registered for its class; `label` is its name in stitches."""
     if not has_view(model):
         known = ", ".join(sorted(name.rpartition(".")[2] for name in VIEWS))
         raise InputError(f"anchor '{label}' is a {type(model).__qualname__}; stitchkit can stitch: {known}")

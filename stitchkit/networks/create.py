@@ -148,13 +148,7 @@ def torchvision_names() -> list[str]:
 
 
 def create_torchvision(name: str, arguments: Mapping[str, Any], *, weights: object = None) -> nn.Module:
-    """A classifier of torchvision.
-
-    Args:
-        name: Its name.
-        arguments: Of its constructor.
-        weights: The weights to download, as torchvision takes them; by default they are random.
-    """
+    """A classifier of torchvision; `weights` are those to download, as torchvision takes them."""
     if name not in torchvision_names():
         raise unknown("torchvision model", name, torchvision_names())
     try:
@@ -206,10 +200,8 @@ def load_model(
     """A model with its weights.
 
     Args:
-        name: timm's or torchvision's name.
         backend: `timm`, or `torchvision`, also called `pytorch`.
-        pretrained: Download its weights.
-        checkpoint: A local file with the weights; it excludes `pretrained`.
+        pretrained: Download its weights, unless a `checkpoint` is given.
         arguments: Further arguments of the model; None for the model's default.
     """
     if backend not in LIBRARIES:

@@ -42,12 +42,7 @@ class Layout:
 
     @classmethod
     def parse(cls, value: object) -> Layout:
-        """Read the layout that a job's configuration declares.
-
-        Args:
-            value: A name; or a name with a size: `[img, [C, H, W]]`, `[img, [H, W]]`, `[bert, [C, L]]`, `[bert, L]`,
-                `[vector, N]`.
-        """
+        """The layout that a job's configuration declares: a name, or a name with a size such as `[img, [C, H, W]]`."""
         name, size = value if isinstance(value, list | tuple) and len(value) == 2 else (value, None)
         if not isinstance(name, str):
             raise InputError(f"{value!r} is not a format; give a name, or a name and a size: [img, [C, H, W]]")
@@ -203,9 +198,7 @@ def convert(x: torch.Tensor, source: Layout, target: Layout, *, class_token: str
     both layouts have as many, they are kept; the published stitching jobs lose them if the size changes.
 
     Args:
-        x: The tensor.
-        source: Its layout; declared sizes are ignored in favour of the tensor's.
-        target: The new layout.
+        source: The tensor's layout; declared sizes are ignored in favour of the tensor's.
         class_token: Value of new prefix tokens: `zeros`, `ones`, or `avg`, the mean of all positions.
     """
     found = source.sized(x)
@@ -237,11 +230,9 @@ def _beside(features: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
 
 
 def prefix_tokens(features: torch.Tensor, prefix: torch.Tensor | None, count: int, class_token: str) -> torch.Tensor:
-    """Prefix tokens `[B, C, count]` of a layout: the existing ones, or new ones of a `CLASS_TOKENS` value.
+    """Prefix tokens `[B, C, count]` for features `[B, C, *positions]`.
 
-    Args:
-        features: Features `[B, C, *positions]`.
-        prefix: Existing prefix tokens `[B, C, P]`.
+    They are the existing ones `[B, C, P]`, or new ones of a `CLASS_TOKENS` value.
     """
     if prefix is not None and prefix.shape[-1] == count:
         return prefix

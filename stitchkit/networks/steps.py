@@ -49,7 +49,6 @@ class Node:
     """A name that `TracedSteps.between` takes, and the module or function behind it.
 
     Args:
-        name: The name.
         kind: The module's class, or `function`.
         is_clean: Whether only one tensor passes from it to the rest of the network, so that one slice may end and the
             next begin there.
@@ -71,7 +70,6 @@ class Slice(nn.Module):
     network. Move the network to its device before slices are taken, or all slices afterwards.
 
     Args:
-        model: The network.
         start: Where it begins; None for the network's input.
         stop: Where it ends; None for the network's output, or if several tensors leave.
     """

@@ -32,10 +32,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint file: plain data and tensors, on the CPU.
 
     Nothing in the file is executed. Its checksums are verified, which torch does not do. Beyond plain data, only
-    `argparse.Namespace` is allowed, because the released checkpoints contain it.
-
-    Args:
-        path: A `.safetensors` file, or one written by `torch.save`.
+    `argparse.Namespace` is allowed, because the released checkpoints contain it. Files are those of `torch.save`, and
+    `.safetensors`.
     """
     with _opened(path) as file:
         return _content(file, Path(path))
@@ -213,12 +211,7 @@ def _first_line(error: Exception) -> str:
 
 
 def weights_of(content: Mapping[str, object], *, ema: bool = False) -> dict[str, torch.Tensor]:
-    """The named weights in a checkpoint's content, without wrappers and `module.` prefixes.
-
-    Args:
-        content: As `read_checkpoint` returns it.
-        ema: Take the moving average instead of the weights themselves.
-    """
+    """The named weights in a checkpoint's content, or their moving average, without wrappers and `module.` prefixes."""
     keys = _EMA_KEYS if ema else _MODEL_KEYS
     nested = [value for key in keys if isinstance(value := content.get(key), Mapping)]
     if not nested and ema:
@@ -255,11 +248,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, ema: bool = False) ->
 
 
 def load_content(model: nn.Module, content: Mapping[str, object], path: str | Path, *, ema: bool = False) -> None:
-    """`load_checkpoint` for a file that has been read.
-
-    Raises:
-        InputError: If the weights belong to another model; the model is then unchanged.
-    """
+    """`load_checkpoint` for a file that has been read; a model to which the weights do not belong is unchanged."""
     weights = own_names(model, weights_of(content, ema=ema))
     own = model.state_dict()
     problems = [
@@ -280,18 +269,14 @@ def load_content(model: nn.Module, content: Mapping[str, object], path: str | Pa
 
 
 def misfit(key: str, found: object, own: torch.Tensor) -> str:
-    """The reason why a value of a file cannot replace a tensor of ours; empty if it can. Precision may differ.
+    """The reason why a value of a file cannot replace a tensor of ours; empty if it can.
 
-    Args:
-        key: Its name.
-        found: The value of the file, as `read_checkpoint` returns it.
-        own: Our tensor; integers other than counters are constants.
+    Precision may differ. Integers of ours other than counters are constants.
     """
-    wanted = f"{_said(own)}"
     if not isinstance(found, torch.Tensor) or not _is_ordinary(found):
-        return f"{key} is {type(found).__name__}, not {wanted}"
+        return f"{key} is {type(found).__name__}, not {_said(own)}"
     if found.shape != own.shape or _kind(found) != _kind(own):
-        return f"{key} is {_said(found)}, not {wanted}"
+        return f"{key} is {_said(found)}, not {_said(own)}"
     if found.is_floating_point():
         # A finite value may overflow in our precision; a mask may contain infinities.
         is_worse = not found.to(own.dtype).isfinite().all() and bool(own.isfinite().all())

@@ -33,13 +33,9 @@ class CutPlaces:
         return self._tensor(name, "after", f"'{name}' returns a size, not a tensor; end at")
 
     def check(self, name: str, start: fx.Node, stops: Mapping[str, fx.Node], *, alone: bool = False) -> None:
-        """Check that a slice stands alone.
+        """Check that the slice from the named node to the tensors that leave it needs nothing but `start`.
 
-        Args:
-            name: Name of the node where it begins.
-            start: The tensor that enters it.
-            stops: The tensors that leave it, by name; none for the network's output.
-            alone: Whether the rest of the network may depend only on the tensor that leaves it, and nothing else in it.
+        If it must stand `alone`, the rest of the network may depend on nothing in it but the one tensor that leaves.
         """
         flow = self._flow
         earlier = flow.between((), [start])

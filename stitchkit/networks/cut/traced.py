@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from operator import attrgetter
 
@@ -47,9 +47,6 @@ class TracedSteps:
             raise InputError(f"{index} does not select consecutive steps; there are {len(self)}")
         ends = (None, *self.boundaries, None)
         return self._slice(numbers.start, numbers.stop, ends[numbers.start], ends[numbers.stop])
-
-    def __iter__(self) -> Iterator[Slice]:
-        return (self[number] for number in range(len(self)))
 
     @cached_property
     def flow(self) -> Flow:
