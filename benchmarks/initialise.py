@@ -77,7 +77,7 @@ def pseudo_inverses(model: SNNet, batches: Iterable[torch.Tensor]) -> Maps:
     stored: dict[tuple[str, int], list[torch.Tensor]] = defaultdict(list)
     for images in batches:
         for label, anchor in model.views.items():
-            x = anchor.steps[0](images)
+            x = anchor[0](images)
             stored[label, 0].append(x)
             for number, block in enumerate(anchor.blocks, start=1):
                 x = block(x)

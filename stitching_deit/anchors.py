@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from stitchkit.networks.anchor import Anchor, Stage, patched_input_size
-from stitchkit.networks.layout import Layout
+from stitchkit.networks.anchor import Anchor, Stage
+from stitchkit.networks.layout import Kind, Layout
 
 
 class VisionTransformerAnchor(Anchor):
@@ -20,6 +18,7 @@ class VisionTransformerAnchor(Anchor):
     """
 
     model: VisionTransformer
+    kind: Kind = "NLC"
     stem_children = (
         "patch_embed",
         "cls_token",
@@ -39,21 +38,11 @@ class VisionTransformerAnchor(Anchor):
     def stages(self) -> tuple[Stage, ...]:
         """One stage; its positions are patches."""
         model = self.model
-        layout = Layout("NLC", model.embed_dim, (model.patch_embed.num_patches,), model.num_prefix_tokens)
-        return (Stage(len(model.blocks), layout),)
+        layout = Layout(self.kind, model.embed_dim, (model.patch_embed.num_patches,), model.num_prefix_tokens)
+        return (Stage("blocks", len(model.blocks), layout),)
 
-    @property
-    def input_size(self) -> tuple[int, int, int]:
-        """Size of an input image, `(C, H, W)`."""
-        return patched_input_size(self.model.in_chans, self.model.patch_embed)
-
-    @property
-    def stage_paths(self) -> Sequence[str]:
-        """Paths of timm's stages."""
-        return ("blocks",)
-
-    @staticmethod
-    def run_stem(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    @classmethod
+    def run_stem(cls, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """Images `[B, C, H, W]` to tokens `[B, N, C]`."""
         assert isinstance(model, VisionTransformer)
         # timm has no method that ends before the blocks: this repeats the start of its `forward_features`.

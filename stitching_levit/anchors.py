@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import torch
 from timm.models.levit import Levit
 from torch import nn
 
 from stitching_levit.published import own_names
-from stitchkit.networks.anchor import Anchor, Stage
-from stitchkit.networks.layout import Layout
+from stitchkit.networks.anchor import Anchor
+from stitchkit.networks.layout import Kind
 
 
 class LevitAnchor(Anchor):
@@ -27,17 +24,9 @@ class LevitAnchor(Anchor):
     own_names = staticmethod(own_names)
 
     @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The stages; positions are tokens, or rows and columns of a map."""
-        return tuple(
-            self._stage(len(stage.blocks), width, stage.blocks[0].attn.resolution)
-            for stage, width in zip(self.model.stages, self.model.embed_dim, strict=True)
-        )
-
-    def _stage(self, depth: int, width: int, grid: tuple[int, int]) -> Stage:
-        if self.model.use_conv:
-            return Stage(depth, Layout("NCHW", width, tuple(grid)))
-        return Stage(depth, Layout("NLC", width, (math.prod(grid),)))
+    def kind(self) -> Kind:
+        """Tokens, or maps in the convolutional form."""
+        return "NCHW" if self.model.use_conv else "NLC"
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -47,17 +36,12 @@ class LevitAnchor(Anchor):
         return (self.model.in_chans, height * stride, width * stride)
 
     @property
-    def stage_paths(self) -> Sequence[str]:
-        """Paths of timm's stages."""
-        return [f"stages.{number}" for number in range(len(self.model.stages))]
-
-    @property
     def borders(self) -> tuple[str, str]:
         """Names of the last node of the stem and the first node of the head."""
         return "stem" if self.model.use_conv else "transpose", "mean"
 
-    @staticmethod
-    def run_stem(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    @classmethod
+    def run_stem(cls, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """Images `[B, C, H, W]` to tokens `[B, N, C]`, or to maps `[B, C, H, W]`."""
         assert isinstance(model, Levit)
         x = model.stem(x)

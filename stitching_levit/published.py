@@ -12,13 +12,9 @@ _CONSTANT = "attention_bias_idxs"
 
 
 def own_names(weights: Mapping[str, torch.Tensor], depths: Sequence[int]) -> dict[str, torch.Tensor]:
-    """Weights under timm's names.
+    """Weights of one LeViT under timm's names, given published ones or timm's.
 
     The published models are a flat list of attentions and MLPs; timm's have stages.
-
-    Args:
-        weights: The weights of one LeViT, under published or timm's names.
-        depths: Blocks of each stage.
     """
     kept = {name: value for name, value in weights.items() if not name.endswith(_CONSTANT)}
     if not any(name.startswith("patch_embed.") for name in kept):

@@ -12,13 +12,9 @@ _CONSTANTS = ("attn_mask", "relative_position_index")
 
 
 def own_names(weights: Mapping[str, torch.Tensor], depths: Sequence[int]) -> dict[str, torch.Tensor]:  # noqa: ARG001
-    """Weights under timm's names.
+    """Weights of one Swin transformer under timm's names, given published ones or timm's.
 
     The published models down-sample at the end of a stage, timm's at the start of the next one.
-
-    Args:
-        weights: The weights of one Swin transformer, under published or timm's names.
-        depths: Blocks of each stage; the names do not depend on it.
     """
     kept = {name: value for name, value in weights.items() if name.rpartition(".")[2] not in _CONSTANTS}
     # Only in the published models does the first stage down-sample.

@@ -14,8 +14,7 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from stitchkit.errors import InputError, unknown
-from stitchkit.networks.create import create_model, published_config
-from stitchkit.networks.libraries import create_torchvision, torchvision_names
+from stitchkit.networks.create import create_model, create_torchvision, published_config, torchvision_names
 from stitchkit.networks.weights import load_checkpoint
 from stitchkit.settings.stitch_config import AnchorSpec
 

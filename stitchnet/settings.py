@@ -8,9 +8,9 @@ from typing import Annotated, Literal, get_args, get_origin
 
 from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
+from stitchkit.settings.flag_fields import flag, flag_in
 
 from stitchkit.display import count
-from stitchkit.settings.flag_fields import flag, flag_in
 from stitchkit.settings.schema import Settings
 
 Limit = Annotated[float, BeforeValidator(count)]

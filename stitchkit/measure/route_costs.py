@@ -42,7 +42,7 @@ class RouteCosts(Generic[T]):
         # Joints that share a stitching layer pay the same for it.
         key = step if step.joint is None else self._model.space.layers[step.joint]
         if key not in self._costs:
-            (module,) = self._model.modules_of([step])
+            module = self._model.module_of(step)
             self._costs[key] = self._measure(module, self._input_of(step))
         return self._costs[key]
 

@@ -63,18 +63,10 @@ def _storage(tensor: torch.Tensor) -> int:
     return key
 
 
-def default_budget(device: torch.device) -> int:
-    """Bytes that activations may take by default: half of a GPU's free memory, 1 GiB on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
-    return 2**30
-
-
 def in_portions(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """A batch in the parts that run fastest: as large as the caches of a CPU, or all at once on a GPU.
+    """A batch `[B, ...]` in the parts that run fastest: as large as the caches of a CPU, or all at once on a GPU.
 
-    Args:
-        x: Images or activations `[B, ...]`; they must be independent of each other, as in evaluation mode.
+    Its images or activations must be independent of each other, as in evaluation mode.
     """
     if x.device.type != "cpu" or not len(x):
         return (x,)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from stitchkit.model.snnet import SNNet
+from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.create import create_anchor
 from stitchkit.routes import StitchSpace
 from stitchkit.settings.stitch_config import StitchConfig
@@ -34,17 +35,25 @@ def create_snnet(
     Raises:
         InputError: If the configuration or an anchor is invalid, or the anchors cannot be stitched.
     """
-    if isinstance(config, str | Path):
-        config = StitchConfig.load(config)
-    elif not isinstance(config, StitchConfig):
-        config = StitchConfig.parse(config)
+    config = read_config(config)
     if pretrained or checkpoints:
         with torch.device("meta"):  # find anchors that cannot be stitched before downloading weights
             _assemble(config, pretrained=False, **overrides)
     return _assemble(config, pretrained=pretrained, checkpoints=checkpoints, **overrides)
 
 
-def _assemble(config: StitchConfig, **options: Any) -> SNNet:
+def read_config(config: StitchConfig | Mapping[str, object] | str | Path) -> StitchConfig:
+    """A configuration from itself, its content, or the path of its file."""
+    if isinstance(config, StitchConfig):
+        return config
+    return StitchConfig.load(config) if isinstance(config, str | Path) else StitchConfig.parse(config)
+
+
+def anchors_and_space(config: StitchConfig, **options: Any) -> tuple[list[Anchor], StitchSpace]:
+    """What an SN-Net is made of; options as in `create_anchor`."""
     anchors = [create_anchor(spec, **options) for spec in config.anchors]
-    space = StitchSpace.build(anchors, config.rule)
-    return SNNet(anchors, space, stitched_final_norm=config.stitched_final_norm)
+    return anchors, StitchSpace.build(anchors, config.rule)
+
+
+def _assemble(config: StitchConfig, **options: Any) -> SNNet:
+    return SNNet(*anchors_and_space(config, **options), stitched_final_norm=config.stitched_final_norm)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from stitchkit.errors import InputError
-from stitchkit.model.activation_memory import LiveBytes, default_budget, in_portions
+from stitchkit.model.activation_memory import LiveBytes, in_portions
 from stitchkit.networks.anchor import Anchor
 from stitchkit.routes import Step, StitchSpace
 from stitchkit.routes.shared_work import Visit, shared_visits
@@ -30,8 +30,8 @@ class _Stitchable(Protocol):
     def steps(self, stitch: int) -> list[Step]:
         """The steps of a stitch."""
 
-    def modules_of(self, steps: Iterable[Step]) -> Iterator[nn.Module]:
-        """The modules that run some steps."""
+    def module_of(self, step: Step) -> nn.Module:
+        """The module that runs a step."""
 
 
 @dataclass
@@ -97,7 +97,9 @@ class OnePass:
             # Measured, not estimated: the tensors that a block keeps alive depend on its kernels.
             with LiveBytes() as live:
                 self._run(x[:1])
-            budget = default_budget(x.device) if self._memory is None else self._memory
+            budget = self._memory
+            if budget is None:
+                budget = torch.cuda.mem_get_info(x.device)[0] // 2 if x.device.type == "cuda" else 2**30
             if live.peak > budget:
                 raise InputError(
                     f"a memory of {budget / _MIB:.3g} MiB is not enough for one image through "
@@ -113,13 +115,12 @@ class OnePass:
 
         def enter(visit: Visit) -> torch.Tensor:
             """The first activations of a visit; frees memory that no later visit needs."""
-            (module,) = self._model.modules_of([visit.entry])
             given = x
             if visit.parent is not None:
                 place = (visit.parent, visit.entry.index)
                 uses[place] -= 1
                 given = left[place] if uses[place] else left.pop(place)
-            entered: torch.Tensor = module(given)
+            entered: torch.Tensor = self._model.module_of(visit.entry)(given)
             return entered
 
         for label, visits in self._visits.items():
@@ -137,16 +138,15 @@ class OnePass:
 
     def _finish(self, batch: _Batch) -> dict[int, torch.Tensor]:
         """The heads of the routes that end in an anchor; uncut ones may have another than stitched ones."""
-        logits = {}
-        heads: dict[Step, list[tuple[int, torch.Tensor]]] = {}
+        heads: dict[Step, dict[int, torch.Tensor]] = {}
         for visit, part in batch.parts():
             assert visit.head is not None
             assert visit.cfg_id is not None
-            heads.setdefault(visit.head, []).append((visit.cfg_id, part))
-        for members, module in zip(heads.values(), self._model.modules_of(heads), strict=True):
-            output = module(_joined([part for _, part in members]))
-            for (cfg_id, _), part in zip(members, output.chunk(len(members)), strict=True):
-                logits[cfg_id] = part
+            heads.setdefault(visit.head, {})[visit.cfg_id] = part
+        logits: dict[int, torch.Tensor] = {}
+        for head, parts in heads.items():
+            output = self._model.module_of(head)(_joined([*parts.values()]))
+            logits |= zip(parts, output.chunk(len(parts)), strict=True)
         return logits
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from functools import wraps
 
 import torch
 
@@ -108,21 +109,29 @@ def _draw(total: int, count: int, seed: int) -> torch.Tensor:
     return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
 
 
-def linear_cka(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None, seed: int = 0) -> float:
+Measure = Callable[..., float]
+"""A function of two activations as in `sample`, `rows_per_channel` and `seed`; more is better, but for `residual`."""
+
+
+def _of_samples(measure: Callable[[torch.Tensor, torch.Tensor], float]) -> Measure:
+    """A measure of any two activations, or of a sample of them, by one of aligned activations."""
+
+    @wraps(measure)
+    @torch.no_grad()
+    def score(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None, seed: int = 0) -> float:
+        return measure(*sample(x, y, rows_per_channel, seed))
+
+    return score
+
+
+@_of_samples
+def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
     """Linear centred kernel alignment, in [0, 1]: 1 if they differ only by rotation and scale.
 
-    Args:
-        x: Maps `[B, C, H, W]` or vectors `[B, D]`.
-        y: Of the same images.
-        rows_per_channel: Draw rows, as in `sample`; by default all count.
-        seed: Seed of the draw.
-
-    Returns:
-        The alignment; 0 with a warning if one of them is constant.
+    It is 0 with a warning if one of them is constant.
 
     Source: StitchNet, section 3.1; Kornblith et al. 2019, equation 3.
     """
-    x, y = sample(x, y, rows_per_channel, seed)
     return alignment(hsic(x, y), hsic(x, x), hsic(y, y))
 
 
@@ -201,19 +210,17 @@ def _portions(x: torch.Tensor, dtype: torch.dtype, *, centred: bool) -> Iterator
         yield part.to(dtype) if mean is None else part.to(dtype) - mean
 
 
-@torch.no_grad()
-def unbiased_cka(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None, seed: int = 0) -> float:
+@_of_samples
+def unbiased_cka(x: torch.Tensor, y: torch.Tensor) -> float:
     """Linear CKA without the bias of few rows: 0 on average for unrelated activations, and possibly negative.
 
-    Arguments as in `linear_cka`; at least four rows.
+    It needs at least four rows.
 
     Source: Nguyen et al. 2021, equation 3, over all rows at once.
     """
-    x, y = sample(x, y, rows_per_channel, seed)
     own, other = _unbiased_hsic(x, x), _unbiased_hsic(y, y)
-    varies = all(_energy(value, centred=True) > _noise(value) for value in (x, y))
-    score = _unbiased_hsic(x, y) / math.sqrt(own * other) if varies and own > 0 and other > 0 else math.nan
-    return min(1.0, _number(score))
+    is_defined = _vary(x, y) and own > 0 and other > 0
+    return min(1.0, _number(_unbiased_hsic(x, y) / math.sqrt(own * other) if is_defined else math.nan))
 
 
 def _unbiased_hsic(x: torch.Tensor, y: torch.Tensor) -> float:
@@ -231,31 +238,23 @@ def _unbiased_hsic(x: torch.Tensor, y: torch.Tensor) -> float:
     return float(value / (count * (count - 3)))
 
 
-def r2(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None, seed: int = 0) -> float:
+@_of_samples
+def r2(x: torch.Tensor, y: torch.Tensor) -> float:
     """The share of the variance of `x` that linear regression on `y` explains, in [0, 1].
-
-    Arguments as in `linear_cka`.
 
     Source: StitchNet, the published alternative; Kornblith et al. 2019, table 1.
     """
-    x, y = sample(x, y, rows_per_channel, seed)
-    return _explained(x, y, centred=True)
+    return _explained(x, y, centred=True) if _vary(x, y) else _number(math.nan)
 
 
-def residual(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None, seed: int = 0) -> float:
-    """The share of the energy of `y` that the best linear map from `x` does not reproduce, in [0, 1]; 0 is best.
-
-    Arguments as in `linear_cka`.
-    """
-    x, y = sample(x, y, rows_per_channel, seed)
+@_of_samples
+def residual(x: torch.Tensor, y: torch.Tensor) -> float:
+    """The share of the energy of `y` that the best linear map from `x` does not reproduce, in [0, 1]; 0 is best."""
     return 1 - _explained(y, x, centred=False)
 
 
-@torch.no_grad()
 def _explained(x: torch.Tensor, y: torch.Tensor, *, centred: bool) -> float:
     """The share of the energy of `x` in the column space of `y`."""
-    if centred and not all(_energy(value, centred=True) > _noise(value) for value in (x, y)):
-        return _number(math.nan)
     num_rows = y.numel() // y.shape[1]
     if num_rows < y.shape[1]:
         a, b = as_rows(x).double(), as_rows(y).double()
@@ -272,19 +271,21 @@ def _explained(x: torch.Tensor, y: torch.Tensor, *, centred: bool) -> float:
     return min(1.0, max(0.0, _number(float(parts[squares > noise].sum() / energy))))
 
 
+def _vary(*activations: torch.Tensor) -> bool:
+    """Whether none of some activations is constant but for rounding."""
+    return all(_energy(value, centred=True) > _noise(value) for value in activations)
+
+
 def _energy(x: torch.Tensor, *, centred: bool) -> torch.Tensor:
     return torch.stack([part.square().sum() for part in _portions(x, torch.float64, centred=centred)]).sum()
 
 
-Measure = Callable[..., float]
-"""A function of two activations, `rows_per_channel` and `seed`; more is better."""
-
-
-def _fit(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None, seed: int = 0) -> float:
-    return 1 - residual(x, y, rows_per_channel=rows_per_channel, seed=seed)
-
-
-MEASURES: dict[str, Measure] = {"cka": linear_cka, "unbiased_cka": unbiased_cka, "r2": r2, "fit": _fit}
+MEASURES: dict[str, Measure] = {
+    "cka": linear_cka,
+    "unbiased_cka": unbiased_cka,
+    "r2": r2,
+    "fit": lambda x, y, **drawn: 1 - residual(x, y, **drawn),
+}
 """Scores by name; `fit` is 1 minus the least-squares residual."""
 
 

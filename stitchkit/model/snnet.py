@@ -134,11 +134,11 @@ class SNNet(nn.Module):
 
     def trainable_stitches(self) -> list[int]:
         """The `cfg_id`s of the routes with trainable parameters."""
-        return [cfg_id for cfg_id in range(len(self.space)) if self._is_trainable(cfg_id)]
 
-    def _is_trainable(self, cfg_id: int) -> bool:
-        modules = self.modules_of(self.steps(cfg_id))
-        return any(parameter.requires_grad for module in modules for parameter in module.parameters())
+        def is_trainable(step: Step) -> bool:
+            return any(parameter.requires_grad for parameter in self.module_of(step).parameters())
+
+        return [cfg_id for cfg_id in range(len(self.space)) if any(map(is_trainable, self.steps(cfg_id)))]
 
     def reset_stitch_id(self, cfg_id: int) -> None:
         """Choose the stitch that `forward` runs by default.
@@ -167,16 +167,14 @@ class SNNet(nn.Module):
         """The steps of a stitch, with the final normalisation if this model applies it."""
         return list(self.resolve(stitch).steps(stitched_final_norm=self.stitched_final_norm))
 
-    def modules_of(self, steps: Iterable[Step]) -> Iterator[nn.Module]:
-        """The modules that run some steps; they share the model's weights."""
-        for step in steps:
-            anchor = self.views[step.anchor]
-            if step.joint is not None:
-                yield self.layer(step.joint)
-            elif step.kind == "bare head":
-                yield anchor.bare_head
-            else:
-                yield anchor.steps.module(0 if step.kind == "stem" else step.index + 1)
+    def module_of(self, step: Step) -> nn.Module:
+        """The module that runs a step; it shares the model's weights."""
+        if step.joint is not None:
+            return self.layer(step.joint)
+        anchor = self.views[step.anchor]
+        if step.kind == "bare head":
+            return anchor.bare_head
+        return anchor.module(0 if step.kind == "stem" else step.index + 1)
 
     def forward(self, x: torch.Tensor, stitch: Stitch | int | None = None) -> torch.Tensor:
         """Logits `[B, num_classes]` of one stitch for images `[B, C, H, W]`.
@@ -187,8 +185,8 @@ class SNNet(nn.Module):
         Raises:
             InputError: If the stitch is not in the space.
         """
-        steps = self.steps(stitch)
-        for step, module in zip(steps, self.modules_of(steps), strict=True):
+        for step in self.steps(stitch):
+            module = self.module_of(step)
             if self.grad_checkpointing and self.training and step.kind == "block":
                 # The backward pass runs the block again, and batch norms must not count the batch twice.
                 x = checkpoint(module, x, use_reentrant=False, context_fn=partial(_twice, module))
@@ -220,22 +218,15 @@ class SNNet(nn.Module):
         Its output equals `forward(x, stitch)`; arguments and errors are those of `forward`.
         """
         steps = self.steps(stitch)
-        named = zip(_names(steps), self.modules_of(steps), strict=True)
-        return extract(nn.Sequential(OrderedDict((name, _named(module)) for name, module in named))).train(
-            self.training
-        )
+        net = nn.Sequential(OrderedDict(zip(_names(steps), map(_named, map(self.module_of, steps)), strict=True)))
+        return extract(net).train(self.training)
 
 
 def _names(steps: Iterable[Step]) -> Iterator[str]:
     """Names of the steps in an extracted network: `stem`, `block0`, ..., `stitch0`, ..., `head`."""
-    blocks, layers = count(), count()
+    numbered = {"block": map("block{}".format, count()), "layer": map("stitch{}".format, count())}
     for step in steps:
-        if step.kind == "block":
-            yield f"block{next(blocks)}"
-        elif step.kind == "layer":
-            yield f"stitch{next(layers)}"
-        else:
-            yield "stem" if step.kind == "stem" else "head"
+        yield next(numbered[step.kind]) if step.kind in numbered else step.kind.removeprefix("bare ")
 
 
 def _named(module: nn.Module) -> nn.Module:
@@ -254,10 +245,9 @@ def _places(layout: Layout) -> str:
 
 
 def _check_inputs(anchors: Sequence[Anchor]) -> None:
-    for kind in ("input_size", "num_classes"):
+    for kind, flag in {"input_size": "--img-size (img_size)", "num_classes": "--num-classes (num_classes)"}.items():
         values = {anchor.label: getattr(anchor, kind) for anchor in anchors}
         if len(set(values.values())) > 1:
             listed = ", ".join(f"{label} {value}" for label, value in values.items())
-            advice = "choose anchors that agree, or give all one by "
-            flag = {"input_size": "--img-size (img_size)", "num_classes": "--num-classes (num_classes)"}[kind]
-            raise InputError(f"anchors differ in {kind}: {listed}; {advice}{flag}")
+            advice = f"choose anchors that agree, or give all one by {flag}"
+            raise InputError(f"anchors differ in {kind}: {listed}; {advice}")

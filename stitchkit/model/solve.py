@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
 
 from stitchkit.distributed import sum_over_ranks
 from stitchkit.errors import InputError, unknown
@@ -72,9 +73,11 @@ class Gram:
         # These are eigenvalues, so thresholds of singular values are squared. `rounded` does not grow with the number
         # of rows, because the rounding of features in float32 does not either.
         size = max(self.num_rows, len(squares))
-        least = {"truncated": (size * _FLOAT32_EPS) ** 2, "rounded": (8 * _FLOAT32_EPS) ** 2}.get(
-            method, size * _FLOAT64_EPS
-        )
+        least = {
+            "truncated": (size * _FLOAT32_EPS) ** 2,
+            "rounded": (8 * _FLOAT32_EPS) ** 2,
+            "exact": size * _FLOAT64_EPS,
+        }[method]
         return torch.where(squares > least * squares[-1], 1 / squares.clamp_min(1e-300), 0.0)
 
 
@@ -84,6 +87,11 @@ class _Target:
 
     cross: torch.Tensor
     square: torch.Tensor
+
+    def left_over(self, matrix: torch.Tensor, gram: Gram) -> float:
+        """The share of the target's energy that a map does not reproduce."""
+        left = self.square - 2 * (matrix * self.cross).sum() + (matrix * (gram.product @ matrix)).sum()
+        return max(0.0, (left / self.square).item())  # the terms nearly cancel, and rounding may leave less than 0
 
 
 @torch.no_grad()
@@ -135,18 +143,21 @@ def _accumulate(
     model: SNNet, images: torch.Tensor, grams: dict[tuple[str, int], Gram], targets: dict[Joint, _Target]
 ) -> None:
     # Entry j of the features is the input of block j, so the output of a front block i is entry i + 1.
-    joints: dict[tuple[str, int], list[Joint]] = defaultdict(list)
-    for joint in targets:
-        joints[joint.front, joint.front_block].append(joint)
-    ends = {(joint.end, joint.end_block) for joint in targets}
-    features = _feature_rows(model, images, {*((label, block + 1) for label, block in joints), *ends})
-    for (label, block), leaving in joints.items():
-        x = _with_ones(features[label, block + 1])
-        grams[label, block].add(x)
-        for joint in leaving:
-            y = features[joint.end, joint.end_block]
-            targets[joint].cross += x.T @ y
-            targets[joint].square += y.square().sum()
+    wanted = {(label, block + 1) for label, block in grams} | {(joint.end, joint.end_block) for joint in targets}
+    rows = {}
+    for label, anchor in model.views.items():
+        last = max((entry for wanting, entry in wanted if wanting == label), default=0)
+        for entry, x in enumerate(anchor.features(images, until=last)):
+            if (label, entry) in wanted:
+                rows[label, entry] = as_rows(x, anchor.boundaries[entry].layout.channel_dim).double()
+    for front, gram in grams.items():
+        x = pad(rows[front[0], front[1] + 1], (0, 1), value=1.0)
+        gram.add(x)
+        for joint, target in targets.items():
+            if (joint.front, joint.front_block) == front:
+                y = rows[joint.end, joint.end_block]
+                target.cross += x.T @ y
+                target.square += y.square().sum()
 
 
 def _apply(
@@ -165,28 +176,5 @@ def _apply(
         mean = torch.stack(maps).mean(0)  # as published: the mean of the maps, not the map of all rows together
         model.layer(joints[0]).set_map(mean)
         for joint in joints:
-            residuals[joint] = _left_over(mean, grams[joint.front, joint.front_block], targets[joint])
+            residuals[joint] = targets[joint].left_over(mean, grams[joint.front, joint.front_block])
     return residuals
-
-
-def _left_over(matrix: torch.Tensor, gram: Gram, target: _Target) -> float:
-    """The share of a target's energy that a map does not reproduce."""
-    left = target.square - 2 * (matrix * target.cross).sum() + (matrix * (gram.product @ matrix)).sum()
-    return max(0.0, (left / target.square).item())  # the terms nearly cancel, and rounding may leave less than 0
-
-
-def _feature_rows(
-    model: SNNet, images: torch.Tensor, entries: set[tuple[str, int]]
-) -> dict[tuple[str, int], torch.Tensor]:
-    """Features of anchors as rows `[B x positions, C]`; entry `(label, j)` is the input of block `j`."""
-    found = {}
-    for label, anchor in model.views.items():
-        last = max((index for wanted, index in entries if wanted == label), default=0)
-        for index, x in enumerate(anchor.features(images, until=last)):
-            if (label, index) in entries:
-                found[label, index] = as_rows(x, anchor.boundaries[index].layout.channel_dim).double()
-    return found
-
-
-def _with_ones(rows: torch.Tensor) -> torch.Tensor:
-    return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)

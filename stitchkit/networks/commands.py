@@ -17,7 +17,7 @@ def _add_nodes_flags(parser: argparse.ArgumentParser) -> None:
 def _nodes(flags: argparse.Namespace) -> None:
     from stitchkit.display import aligned
     from stitchkit.networks.anchor import steps_of
-    from stitchkit.networks.libraries import bare_model
+    from stitchkit.networks.create import bare_model
 
     model, example = bare_model(flags.model, flags.backend)
     cells = [

@@ -1,14 +1,18 @@
-"""Models and anchors by name: from timm's registry, with timm's or local weights."""
+"""Models of timm and torchvision by name, with published or local weights, and anchors, which are timm's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+import torchvision
+from timm.layers import to_2tuple
 from timm.models import PretrainedCfg, is_model, list_models, list_pretrained
+from torch import nn
 
 from stitchkit.classes import note_origin
 from stitchkit.errors import InputError, one_line, unknown
@@ -16,6 +20,7 @@ from stitchkit.networks.anchor import Anchor, view
 from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.networks.weight_names import own_names
 from stitchkit.networks.weights import load_content, read_checkpoint, weights_of
+from stitchkit.settings.schema import ModelArguments, parse
 from stitchkit.settings.stitch_config import AnchorSpec
 
 
@@ -50,10 +55,11 @@ def create_model(
                 "give a local checkpoint, or start from random weights (--no-pretrained)"
             ) from error
         raise InputError(f"timm cannot build '{name}' with {kwargs}: {reason}") from error
-    if img_size is not None:
-        _describe_input(model, img_size)
+    if img_size is not None:  # timm's description is the only place where all models have it
+        sides = (model.pretrained_cfg["input_size"][0], *to_2tuple(img_size))
+        model.pretrained_cfg = model.pretrained_cfg | {"input_size": sides}
     if content is not None and checkpoint is not None:
-        _load(model, content, checkpoint, num_classes=kwargs.get("num_classes"))
+        _load_any_classes(model, content, checkpoint, kwargs.get("num_classes"))
     return model
 
 
@@ -72,32 +78,37 @@ def published_config(name: str) -> PretrainedCfg | None:
     return config
 
 
-def _describe_input(model: TimmModel, img_size: int | Sequence[int]) -> None:
-    """Record the size of images in timm's description, the only place where all models have it."""
-    sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    model.pretrained_cfg = model.pretrained_cfg | {"input_size": (model.pretrained_cfg["input_size"][0], *sides)}
-
-
-def _load(model: TimmModel, content: Mapping[str, object], path: str | Path, *, num_classes: int | None) -> None:
+def _load_any_classes(
+    model: nn.Module, content: Mapping[str, object], path: str | Path, num_classes: int | None
+) -> None:
     """Load weights with any number of classes; the classifier is re-initialised if another number is requested."""
-    # The file's own classifier is loaded even if it is replaced below: loading checks every name and shape.
-    found = _classes_in(own_names(model, weights_of(content)), model)
-    if found is not None and found != model.num_classes:
-        model.reset_classifier(found)
+    weight = own_names(model, weights_of(content)).get(f"{classifier_of(model)}.weight")
+    found = len(weight) if weight is not None and weight.ndim else None
+    if found is not None:  # the classifier is loaded even if it is replaced: loading checks every name and shape
+        _resize_classifier(model, found)
     load_content(model, content, path)
-    if num_classes is not None and num_classes != model.num_classes:
-        model.reset_classifier(num_classes)
-    else:
+    if found is None or num_classes in (None, found):
         note_origin(model, content, path)
+    if num_classes is not None:
+        _resize_classifier(model, num_classes)
 
 
-def _classes_in(weights: Mapping[str, torch.Tensor], model: TimmModel) -> int | None:
-    """Number of classes of some weights, by timm's name of the classifier."""
-    classifier = model.pretrained_cfg["classifier"]
-    if isinstance(classifier, tuple | list):
-        classifier = classifier[0]
-    weight = weights.get(f"{classifier}.weight")
-    return None if weight is None or not weight.ndim else len(weight)
+def classifier_of(model: nn.Module) -> str:
+    """Name of the classifier: timm's, of a distilled network the first; or the last linear layer; empty if none."""
+    if hasattr(model, "pretrained_cfg"):
+        return to_2tuple(as_timm(model).pretrained_cfg["classifier"])[0] or ""
+    return next((name for name, part in reversed([*model.named_modules()]) if isinstance(part, nn.Linear)), "")
+
+
+def _resize_classifier(model: nn.Module, num_classes: int) -> None:
+    """Re-initialise the classifier if it has another number of classes."""
+    if hasattr(model, "reset_classifier"):
+        if num_classes != as_timm(model).num_classes:
+            as_timm(model).reset_classifier(num_classes)
+        return
+    layer = model.get_submodule(classifier_of(model))
+    if isinstance(layer, nn.Linear) and layer.out_features != num_classes:
+        model.set_submodule(classifier_of(model), nn.Linear(layer.in_features, num_classes, layer.bias is not None))
 
 
 def create_anchor(
@@ -121,17 +132,88 @@ def create_anchor(
     except InputError as error:
         raise InputError(f"anchor '{spec.label}': {error}") from error
     anchor = view(model, label=spec.label)
-    _check_input_size(anchor, kwargs.get("img_size"))
-    return anchor
-
-
-def _check_input_size(anchor: Anchor, img_size: int | Sequence[int] | None) -> None:
-    """Check that an anchor takes images of the requested size; some round it to their strides."""
-    if img_size is None:
-        return
-    asked = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    if anchor.input_size[1:] != asked:
+    asked = to_2tuple(kwargs.get("img_size"))
+    if asked[0] is not None and anchor.input_size[1:] != asked:  # some round it to their strides
         raise InputError(
             f"anchor '{anchor.label}' takes images of {anchor.input_size[1:]}, not {asked}; choose a multiple of its "
             "strides as img_size"
         )
+    return anchor
+
+
+def torchvision_names() -> list[str]:
+    """Names of torchvision's classifiers; its models for other tasks are left out."""
+    names: list[str] = torchvision.models.list_models(torchvision.models)
+    return names
+
+
+def create_torchvision(name: str, arguments: Mapping[str, Any], *, weights: object = None) -> nn.Module:
+    """A classifier of torchvision; `weights` are those to download, as torchvision takes them."""
+    if name not in torchvision_names():
+        raise unknown("torchvision model", name, torchvision_names())
+    try:
+        model: nn.Module = torchvision.models.get_model(name, weights=weights, **arguments)
+    except Exception as error:  # torchvision, torch and the download raise many types
+        raise InputError(
+            f"torchvision's '{name}' cannot be loaded with {dict(arguments)}: {one_line(error)}; check the arguments "
+            "and the network, give a local checkpoint, or start from random weights (--no-pretrained)"
+        ) from error
+    return model
+
+
+def _load_torchvision(
+    name: str,
+    *,
+    pretrained: bool = False,
+    checkpoint: str | Path | None = None,
+    num_classes: int | None = None,
+    **arguments: object,
+) -> nn.Module:
+    # Published weights fix the number of classes, so another number is set after they are loaded.
+    weights = "DEFAULT" if pretrained and checkpoint is None else None
+    if weights is None and checkpoint is None and num_classes is not None:
+        arguments["num_classes"] = num_classes
+    model = create_torchvision(name, arguments, weights=weights)
+    if checkpoint is not None:
+        _load_any_classes(model, read_checkpoint(checkpoint), checkpoint, num_classes)
+    elif num_classes is not None:
+        _resize_classifier(model, num_classes)
+    return model
+
+
+LIBRARIES: dict[str, Callable[..., nn.Module]] = {
+    "timm": create_model,
+    "torchvision": _load_torchvision,
+    "pytorch": _load_torchvision,
+}
+"""Functions that build models, by the library's names."""
+
+
+def load_model(
+    name: str,
+    *,
+    backend: str = "timm",
+    pretrained: bool = True,
+    checkpoint: str | Path | None = None,
+    **arguments: object,
+) -> nn.Module:
+    """A model with its weights.
+
+    Args:
+        backend: `timm`, or `torchvision`, also called `pytorch`.
+        pretrained: Download its weights, unless a `checkpoint` is given.
+        arguments: Further arguments of the model; None for the model's default.
+    """
+    if backend not in LIBRARIES:
+        raise unknown("backend", backend, LIBRARIES)
+    parse(ModelArguments, arguments, "the arguments of the model")
+    return LIBRARIES[backend](name, pretrained=pretrained, checkpoint=checkpoint, **arguments)
+
+
+def bare_model(name: str, backend: str = "timm") -> tuple[nn.Module, torch.Tensor]:
+    """A model of a library without weights, on the meta device, and an image that it takes."""
+    # Some of torchvision's cannot be built on the meta device.
+    with torch.device("meta") if backend == "timm" else nullcontext():
+        model = load_model(name, backend=backend, pretrained=False).to("meta").eval()
+    size = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
+    return model, torch.empty(1, *size, device="meta")

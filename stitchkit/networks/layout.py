@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from stitchkit.errors import InputError, unknown
 
 Kind = Literal["NCHW", "NHWC", "NLC", "vector"]
-_NUM_POSITION_AXES = {"NCHW": 2, "NHWC": 2, "NLC": 1, "vector": 0}
+_AXES = {"NCHW": "C, H, W", "NHWC": "H, W, C", "NLC": "L, C", "vector": "C"}
 CLASS_TOKENS = ("zeros", "ones", "avg")
 """Values for a new prefix token."""
 
@@ -42,12 +42,7 @@ class Layout:
 
     @classmethod
     def parse(cls, value: object) -> Layout:
-        """Read the layout that a job's configuration declares.
-
-        Args:
-            value: A name; or a name with a size: `[img, [C, H, W]]`, `[img, [H, W]]`, `[bert, [C, L]]`, `[bert, L]`,
-                `[vector, N]`.
-        """
+        """The layout that a job's configuration declares: a name, or a name with a size such as `[img, [C, H, W]]`."""
         name, size = value if isinstance(value, list | tuple) and len(value) == 2 else (value, None)
         if not isinstance(name, str):
             raise InputError(f"{value!r} is not a format; give a name, or a name and a size: [img, [C, H, W]]")
@@ -80,9 +75,8 @@ class Layout:
     @property
     def axes(self) -> str:
         """The axes in the notation of docstrings, e.g. `[B, C, H, W]`."""
-        prefix = f"{self.num_prefix_tokens} + " if self.num_prefix_tokens else ""
-        middle = {"NCHW": "C, H, W", "NHWC": "H, W, C", "NLC": f"{prefix}L, C", "vector": "C"}[self.kind]
-        return f"[B, {middle}]"
+        positions = f"{self.num_prefix_tokens} + L" if self.num_prefix_tokens else "L"
+        return f"[B, {_AXES[self.kind].replace('L', positions)}]"
 
     @property
     def width(self) -> int:
@@ -93,7 +87,7 @@ class Layout:
     @property
     def rank(self) -> int:
         """Number of axes, including that of the batch."""
-        return _NUM_POSITION_AXES[self.kind] + 2
+        return 2 + _AXES[self.kind].count(",")
 
     @property
     def channel_dim(self) -> int:
@@ -204,9 +198,7 @@ def convert(x: torch.Tensor, source: Layout, target: Layout, *, class_token: str
     both layouts have as many, they are kept; the published stitching jobs lose them if the size changes.
 
     Args:
-        x: The tensor.
-        source: Its layout; declared sizes are ignored in favour of the tensor's.
-        target: The new layout.
+        source: The tensor's layout; declared sizes are ignored in favour of the tensor's.
         class_token: Value of new prefix tokens: `zeros`, `ones`, or `avg`, the mean of all positions.
     """
     found = source.sized(x)
@@ -222,16 +214,12 @@ def convert(x: torch.Tensor, source: Layout, target: Layout, *, class_token: str
         if target.num_prefix_tokens:
             prefix = prefix_tokens(features, prefix, target.num_prefix_tokens, class_token)
         x = target.join(features, prefix)
-    _check_channels(x, found, target)
-    # Prefix tokens are joined with the channels first, a memory order that would slow down all later blocks.
-    return x.contiguous() if target.num_prefix_tokens else x
-
-
-def _check_channels(x: torch.Tensor, found: Layout, target: Layout) -> None:
     channels = x.shape[target.channel_dim]
     if target.channels not in (None, channels):
         doubled = f" and makes {channels}, its class token beside every position" if channels != found.channels else ""
         raise InputError(f"{found} has {found.channels} channels{doubled}; {target} takes {target.channels}")
+    # Prefix tokens are joined with the channels first, a memory order that would slow down all later blocks.
+    return x.contiguous() if target.num_prefix_tokens else x
 
 
 def _beside(features: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
@@ -242,11 +230,9 @@ def _beside(features: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
 
 
 def prefix_tokens(features: torch.Tensor, prefix: torch.Tensor | None, count: int, class_token: str) -> torch.Tensor:
-    """Prefix tokens `[B, C, count]` of a layout: the existing ones, or new ones of a `CLASS_TOKENS` value.
+    """Prefix tokens `[B, C, count]` for features `[B, C, *positions]`.
 
-    Args:
-        features: Features `[B, C, *positions]`.
-        prefix: Existing prefix tokens `[B, C, P]`.
+    They are the existing ones `[B, C, P]`, or new ones of a `CLASS_TOKENS` value.
     """
     if prefix is not None and prefix.shape[-1] == count:
         return prefix
@@ -280,23 +266,24 @@ def as_rows(x: torch.Tensor, channel_dim: int = 1) -> torch.Tensor:
 
 
 def find_layout(shape: tuple[int, ...], model: nn.Module, size: tuple[int, int]) -> Layout | None:
-    """The layout of a tensor inside a model, by its shape with the batch; None if it cannot be known.
+    """The full layout of a tensor inside a model, by its shape with the batch; None if it cannot be known.
 
     `size` is the height and width of the images; unless they are square, the grid of tokens is unknown.
     """
+    found = None
     if len(shape) == 2:
-        return Layout("vector")
+        found = Layout("vector")
     # timm's `unroll` changes the order of tokens from that of their positions.
     if len(shape) == 3 and size[0] == size[1] and not hasattr(model, "unroll"):
         prefix = getattr(model, "num_prefix_tokens", shape[1] - math.isqrt(shape[1]) ** 2)
         if math.isqrt(shape[1] - prefix) ** 2 == shape[1] - prefix > 0:
-            return Layout("NLC", num_prefix_tokens=prefix)
+            found = Layout("NLC", num_prefix_tokens=prefix)
     if len(shape) == 4:
         # Maps have the proportions of the images, which shows where their channels are.
         leading, trailing = (_is_proportional(sides, size) for sides in (shape[1:3], shape[2:4]))
         last = (leading and not trailing) or getattr(model, "output_fmt", None) == "NHWC"
-        return Layout("NHWC" if last and (leading or not trailing) else "NCHW")
-    return None
+        found = Layout("NHWC" if last and (leading or not trailing) else "NCHW")
+    return found and found.sized(torch.empty(shape, device="meta"))
 
 
 def _is_proportional(sides: tuple[int, ...], size: tuple[int, int]) -> bool:

@@ -1,10 +1,8 @@
-"""A network as steps, the boundaries between them, and slices, which run some of them."""
+"""What a network falls into: the boundaries between its steps, and slices, which run some of the steps."""
 
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -48,10 +46,9 @@ class Boundary:
 
 @dataclass(frozen=True)
 class Node:
-    """A name that `Steps.between` takes, and the module or function behind it.
+    """A name that `TracedSteps.between` takes, and the module or function behind it.
 
     Args:
-        name: The name.
         kind: The module's class, or `function`.
         is_clean: Whether only one tensor passes from it to the rest of the network, so that one slice may end and the
             next begin there.
@@ -64,7 +61,7 @@ class Node:
     shape: tuple[int, ...] | None = None
 
 
-class Slice(nn.Module, ABC):
+class Slice(nn.Module):
     """Consecutive steps of a network as a module of their own.
 
     Modules, parameters and buffers are the network's, under the network's names; those that the steps do not need are
@@ -73,7 +70,6 @@ class Slice(nn.Module, ABC):
     network. Move the network to its device before slices are taken, or all slices afterwards.
 
     Args:
-        model: The network.
         start: Where it begins; None for the network's input.
         stop: Where it ends; None for the network's output, or if several tensors leave.
     """
@@ -111,71 +107,3 @@ def extract(module: Module) -> Module:
     for copied, own in zip(twin.modules(), module.modules(), strict=True):
         copied.training = own.training
     return twin
-
-
-class Steps(ABC):
-    """A network as a sequence of steps with one tensor between neighbours.
-
-    Run one after the other, the steps are the network. `steps[2]`, `steps[2:5]` and the part between
-    two names are slices.
-
-    Args:
-        model: Any module that takes one tensor.
-    """
-
-    def __init__(self, model: nn.Module):
-        self.model = model
-
-    @property
-    @abstractmethod
-    def boundaries(self) -> tuple[Boundary, ...]:
-        """The boundaries between the steps: entry `j` lies between steps `j` and `j + 1`."""
-
-    @abstractmethod
-    def between(self, block_input: str | None = None, block_output: str | Sequence[str] | None = None) -> Slice:
-        """The slice from where one node begins to where another ends.
-
-        A node is a whole module, by its path, or a function, by the path of the module in which it runs and its own
-        name: `layer3.0.add`. The name of a second call of either ends with `_1`. `x` is the network's input.
-
-        Args:
-            block_input: Where the slice begins; the network's input by default.
-            block_output: Where it ends; the network's output by default. Given a list, the slice returns a tuple of
-                tensors, which may lie inside a skip connection.
-
-        Raises:
-            InputError: If a node does not exist, the output does not depend on the input, more than one tensor crosses
-                the cut, or the network cannot be traced.
-        """
-
-    @abstractmethod
-    def nodes(self, example: torch.Tensor | None = None, *, inside: Collection[str] = ()) -> list[Node]:
-        """The names that `between` takes, in the order they begin: the network's blocks, and the nodes between them.
-
-        Args:
-            example: An input that determines the shapes; on the meta device if the network is, so that nothing is
-                computed.
-            inside: Paths of modules whose inner nodes are listed too.
-
-        Raises:
-            InputError: If there is no such module, or it or the network cannot be traced.
-        """
-
-    @abstractmethod
-    def _slice(self, first: int, last: int, start: Boundary | None, stop: Boundary | None) -> Slice:
-        """The slice from one step up to, but not including, another."""
-
-    def __len__(self) -> int:
-        return len(self.boundaries) + 1
-
-    def __getitem__(self, index: int | slice) -> Slice:
-        numbers = range(len(self))[index]
-        if isinstance(numbers, int):
-            numbers = range(numbers, numbers + 1)
-        if not numbers or numbers.step != 1:
-            raise InputError(f"{index} does not select consecutive steps; there are {len(self)}")
-        ends = (None, *self.boundaries, None)
-        return self._slice(numbers.start, numbers.stop, ends[numbers.start], ends[numbers.stop])
-
-    def __iter__(self) -> Iterator[Slice]:
-        return (self[number] for number in range(len(self)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,23 +15,12 @@ class TimmModel(nn.Module):
     num_classes: int
     in_chans: int
     pretrained_cfg: dict[str, Any]
+    feature_info: Sequence[dict[str, Any]]
     norm: nn.Module
-
-    def forward_head(self, x: torch.Tensor) -> torch.Tensor:
-        """Features to logits."""
-        raise NotImplementedError
-
-    def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]:
-        """The linear layers that give the logits; a distilled network has two."""
-        raise NotImplementedError
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a new one."""
-        raise NotImplementedError
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass."""
-        raise NotImplementedError
+    forward_head: Callable[[torch.Tensor], torch.Tensor]
+    get_classifier: Callable[[], nn.Module | tuple[nn.Module, ...]]  # a distilled network has two
+    reset_classifier: Callable[[int], None]
+    set_grad_checkpointing: Callable[[], None]
 
 
 def as_timm(model: nn.Module) -> TimmModel:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import torch
 from safetensors.torch import load
 from torch import nn
+from torch.serialization import _is_zipfile
 
 from stitchkit.errors import InputError
 from stitchkit.networks.mode import evaluating
@@ -31,10 +32,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint file: plain data and tensors, on the CPU.
 
     Nothing in the file is executed. Its checksums are verified, which torch does not do. Beyond plain data, only
-    `argparse.Namespace` is allowed, because the released checkpoints contain it.
-
-    Args:
-        path: A `.safetensors` file, or one written by `torch.save`.
+    `argparse.Namespace` is allowed, because the released checkpoints contain it. Files are those of `torch.save`, and
+    `.safetensors`.
     """
     with _opened(path) as file:
         return _content(file, Path(path))
@@ -71,7 +70,7 @@ def _content(file: BinaryIO, path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(load(file.read()))
-        fault = damage(file) if _is_zip(file) else ""  # before version 1.6, torch wrote files without checksums
+        fault = damage(file) if _is_zipfile(file) else ""  # before version 1.6, torch wrote files without checksums
         if not fault and any(map(_is_endless, _pickled(file))):
             fault = "it nests tuples without end"
         file.seek(0)
@@ -165,7 +164,7 @@ def _is_endless(file: BinaryIO) -> bool:
 
 def _pickled(file: BinaryIO) -> Iterator[BinaryIO]:
     """The pickles of a file that `torch.save` wrote."""
-    if not _is_zip(file):
+    if not _is_zipfile(file):
         yield file
         return
     with zipfile.ZipFile(file) as archive:
@@ -174,13 +173,6 @@ def _pickled(file: BinaryIO) -> Iterator[BinaryIO]:
                 with archive.open(name) as inner:
                     inner._expected_crc = None  # type: ignore[attr-defined] # checked before, and some have none
                     yield inner  # type: ignore[misc]
-
-
-def _is_zip(file: BinaryIO) -> bool:
-    try:
-        return file.read(4) == b"PK\x03\x04"
-    finally:
-        file.seek(0)
 
 
 def damage(file: BinaryIO | Path) -> str:
@@ -219,12 +211,7 @@ def _first_line(error: Exception) -> str:
 
 
 def weights_of(content: Mapping[str, object], *, ema: bool = False) -> dict[str, torch.Tensor]:
-    """The named weights in a checkpoint's content, without wrappers and `module.` prefixes.
-
-    Args:
-        content: As `read_checkpoint` returns it.
-        ema: Take the moving average instead of the weights themselves.
-    """
+    """The named weights in a checkpoint's content, or their moving average, without wrappers and `module.` prefixes."""
     keys = _EMA_KEYS if ema else _MODEL_KEYS
     nested = [value for key in keys if isinstance(value := content.get(key), Mapping)]
     if not nested and ema:
@@ -261,11 +248,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, ema: bool = False) ->
 
 
 def load_content(model: nn.Module, content: Mapping[str, object], path: str | Path, *, ema: bool = False) -> None:
-    """`load_checkpoint` for a file that has been read.
-
-    Raises:
-        InputError: If the weights belong to another model; the model is then unchanged.
-    """
+    """`load_checkpoint` for a file that has been read; a model to which the weights do not belong is unchanged."""
     weights = own_names(model, weights_of(content, ema=ema))
     own = model.state_dict()
     problems = [
@@ -286,18 +269,14 @@ def load_content(model: nn.Module, content: Mapping[str, object], path: str | Pa
 
 
 def misfit(key: str, found: object, own: torch.Tensor) -> str:
-    """The reason why a value of a file cannot replace a tensor of ours; empty if it can. Precision may differ.
+    """The reason why a value of a file cannot replace a tensor of ours; empty if it can.
 
-    Args:
-        key: Its name.
-        found: The value of the file, as `read_checkpoint` returns it.
-        own: Our tensor; integers other than counters are constants.
+    Precision may differ. Integers of ours other than counters are constants.
     """
-    wanted = f"{_said(own)}"
     if not isinstance(found, torch.Tensor) or not _is_ordinary(found):
-        return f"{key} is {type(found).__name__}, not {wanted}"
+        return f"{key} is {type(found).__name__}, not {_said(own)}"
     if found.shape != own.shape or _kind(found) != _kind(own):
-        return f"{key} is {_said(found)}, not {wanted}"
+        return f"{key} is {_said(found)}, not {_said(own)}"
     if found.is_floating_point():
         # A finite value may overflow in our precision; a mask may contain infinities.
         is_worse = not found.to(own.dtype).isfinite().all() and bool(own.isfinite().all())

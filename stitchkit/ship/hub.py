@@ -18,10 +18,9 @@ from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.files import refuse_link, replacing, write_text
 from stitchkit.measure.ledger import Row, read_rows, write_rows
 from stitchkit.measure.pareto import pareto_front, table
+from stitchkit.model.create import anchors_and_space, read_config
 from stitchkit.model.snnet import SNNet
-from stitchkit.networks.create import create_anchor
 from stitchkit.networks.weights import load_checkpoint, load_content
-from stitchkit.routes import StitchSpace
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.description import local, portable
 
@@ -104,16 +103,11 @@ class HubSNNet(
         classes: Sequence[str] | None = None,
         image: Mapping[str, object] | None = None,
     ):
-        if isinstance(stitch_config, str | Path):
-            self.config = StitchConfig.load(stitch_config)
-        else:
-            self.config = StitchConfig.parse(stitch_config)
-        anchors = [
-            create_anchor(spec, pretrained=False, num_classes=num_classes, img_size=img_size, in_chans=in_chans)
-            for spec in self.config.anchors
-        ]
-        space = StitchSpace.build(anchors, self.config.rule)
-        super().__init__(anchors, space, stitched_final_norm=self.config.stitched_final_norm)
+        self.config = read_config(stitch_config)
+        parts = anchors_and_space(
+            self.config, pretrained=False, num_classes=num_classes, img_size=img_size, in_chans=in_chans
+        )
+        super().__init__(*parts, stitched_final_norm=self.config.stitched_final_norm)
         self.ledger = []
         self.classes = _checked_classes(classes or [], self.num_classes)
         recipe = {key: self.config.recipe[key] for key in _IMAGE if self.config.recipe.get(key)}

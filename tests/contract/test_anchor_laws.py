@@ -31,7 +31,7 @@ VARIANTS = {
 
 
 def run_steps(anchor, x):
-    for step in anchor.steps:
+    for step in anchor:
         x = step(x)
     return x
 

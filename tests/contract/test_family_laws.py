@@ -51,7 +51,7 @@ def test_law_1_anchor_equals_the_timm_model(name):
     anchor = create(name)
     x = pico_images(size=anchor.input_size[-1])
     y = x
-    for step in anchor.steps:
+    for step in anchor:
         y = step(y)
     assert torch.equal(y, anchor.model(x))
     features = anchor.features(x)
@@ -123,7 +123,7 @@ def test_gradients_reach_the_route_and_nothing_else(model):
     stitch = model.space[len(model.anchors)]
     model(images(model), stitch).sum().backward()
     used = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    wanted = {id(parameter) for module in model.modules_of(model.steps(stitch)) for parameter in module.parameters()}
+    wanted = {id(parameter) for step in model.steps(stitch) for parameter in model.module_of(step).parameters()}
     assert used == {name for name, parameter in model.named_parameters() if id(parameter) in wanted}
     assert len(used) < len(list(model.parameters()))
 

@@ -10,7 +10,7 @@ import stitchkit
 from stitchkit.assembly.parts.pretrained import Subnet
 from stitchkit.errors import InputError
 from stitchkit.measure.profile import Cost, Profiler, measure
-from stitchkit.networks.anchor import ViewSteps, steps_of
+from stitchkit.networks.anchor import Anchor, steps_of
 from stitchkit.networks.cut.traced import TracedSteps
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.steps import Boundary, Slice, extract
@@ -59,7 +59,7 @@ def called(piece, x):
 def test_a_view_and_the_tracer_give_equal_slices_under_the_same_names(network):
     model, x = network
     view, traced = steps_of(model), TracedSteps(model, x)
-    assert isinstance(view, ViewSteps)
+    assert isinstance(view, Anchor)
     known = {name: boundary for boundary in traced.boundaries for name in boundary.after}
     values = [view[0](x)]
     for number, boundary in enumerate(view.boundaries, start=1):
@@ -106,7 +106,7 @@ def test_traced_steps_one_after_the_other_are_the_network(name):
     randomize(model)
     x = y = pico_images(size=size)
     steps = TracedSteps(model, x)
-    assert isinstance(steps_of(model), TracedSteps if name == "convnext_atto" else ViewSteps)
+    assert isinstance(steps_of(model), TracedSteps if name == "convnext_atto" else Anchor)
     for step, boundary in zip(steps, (*steps.boundaries, None), strict=True):
         assert step.stop is boundary
         y = step(y)
@@ -119,7 +119,7 @@ def test_traced_steps_one_after_the_other_are_the_network(name):
 def test_the_slices_of_all_systems_are_of_one_class():
     arguments, size = MODELS["vit_tiny_patch16_224"]
     model = pico_snnet()
-    stem, *_, head = model.modules_of(model.steps(0))
+    stem, *_, head = map(model.module_of, model.steps(0))
     part = Subnet(model_name="vit_tiny_patch16_224", block_input="blocks.1", pretrained=False, **arguments)
     inner = Subnet(model_name="vit_tiny_patch16_224", block_output="blocks.1.add", pretrained=False, **arguments)
     net = timm.create_model("vit_tiny_patch16_224", **arguments).eval()
@@ -150,7 +150,7 @@ def test_a_route_is_slices_of_its_anchors_and_layers(family):
     x = pico_images(1, size=model.input_size[-1])
     stitch = next(stitch for stitch in model.space if stitch.joints)
     (joint,) = stitch.joints
-    front, end = model.views[joint.front].steps, model.views[joint.end].steps
+    front, end = model.views[joint.front], model.views[joint.end]
     pieces = [front[: joint.front_block + 2], model.layer(joint), end[joint.end_block + 1 :]]
     y, cost = x, Cost(0, 0, 0)
     for piece in pieces:

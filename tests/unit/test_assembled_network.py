@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import stitchkit.networks.libraries
+import stitchkit.networks.create
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.network import build_network
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
@@ -361,9 +361,9 @@ def test_mistakes_are_found_before_anything_is_fetched_and_named_by_their_place(
     fetched = []
     backends = {
         name: lambda *args, make=make, **kwargs: fetched.append(kwargs["pretrained"]) or make(*args, **kwargs)
-        for name, make in stitchkit.networks.libraries.LIBRARIES.items()
+        for name, make in stitchkit.networks.create.LIBRARIES.items()
     }
-    monkeypatch.setattr(stitchkit.networks.libraries, "LIBRARIES", backends)
+    monkeypatch.setattr(stitchkit.networks.create, "LIBRARIES", backends)
     with pytest.raises(InputError, match=message) as error:
         build(parts, pretrained=True, **(options[0] if options else {}))
     assert not any(fetched)
@@ -377,7 +377,7 @@ def test_weights_are_fetched_only_where_a_part_is_pretrained_and_all_fits(monkey
         calls.append((name, pretrained, torch.get_default_device().type))
         return timm.create_model(name, **{key: value for key, value in arguments.items() if value is not None})
 
-    monkeypatch.setitem(stitchkit.networks.libraries.LIBRARIES, "timm", make)
+    monkeypatch.setitem(stitchkit.networks.create.LIBRARIES, "timm", make)
     parts = [resnet("x", "layer2"), adapter(16, 8), vit("blocks.1", "head", in_format="bert", pretrained=False)]
     build(parts, pretrained=True)
     names = ("resnet18", "vit_tiny_patch16_224")

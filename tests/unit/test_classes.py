@@ -18,8 +18,8 @@ from stitchkit.classes import check_classes, in_order, note_origin, origin_of, t
 from stitchkit.data.prepare import CollectionTask as Collected, prepare_one
 from stitchkit.data.sources import Source, open_dataset
 from stitchkit.errors import InputError
+from stitchkit.networks.create import load_model
 from stitchkit.networks.layout import Layout
-from stitchkit.networks.libraries import load_model
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.train.data import open_datasets
 from stitchnet import image_folder, load_hf_dataset

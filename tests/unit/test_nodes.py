@@ -6,7 +6,7 @@ import torch
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.networks.anchor import steps_of
-from stitchkit.networks.libraries import bare_model
+from stitchkit.networks.create import bare_model
 from stitchkit.networks.steps import Node
 
 

@@ -16,8 +16,8 @@ from stitchkit.assembly.parts.part import BaseBlock, ClassifierHead, Function, c
 from stitchkit.assembly.parts.pretrained import Subnet, WholeNetwork
 from stitchkit.assembly.parts.registry import PARTS, PartFile
 from stitchkit.errors import InputError
+from stitchkit.networks.create import load_model
 from stitchkit.networks.layout import NAMES
-from stitchkit.networks.libraries import load_model
 from stitchkit.settings.schema import parse
 
 PICO = {"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 32]}

@@ -13,8 +13,8 @@ from torch import nn
 from stitchkit.assembly.parts.part import Part
 from stitchkit.classes import carry_origin
 from stitchkit.networks.anchor import steps_of
+from stitchkit.networks.create import classifier_of, load_model
 from stitchkit.networks.layout import Layout
-from stitchkit.networks.libraries import classifier_of, load_model
 from stitchkit.settings.schema import LocalPath
 
 

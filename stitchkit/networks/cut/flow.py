@@ -9,7 +9,7 @@ from functools import cached_property
 
 from torch import fx
 
-from stitchkit.networks.cut.trace import Trace
+from stitchkit.networks.cut.trace import Trace, paths_to
 from stitchkit.networks.steps import INPUT
 
 
@@ -68,9 +68,8 @@ class Flow:
         """The nodes of every function and module, by name, in the order they run."""
         regions: dict[str, list[fx.Node]] = {}
         for node in self.nodes[:-1]:
-            parts = self.labels[node].split(".")
-            for end in range(1, len(parts) + 1):
-                regions.setdefault(".".join(parts[:end]), []).append(node)
+            for path in paths_to(self.labels[node]):
+                regions.setdefault(path, []).append(node)
         return regions
 
     def entering(self, name: str) -> list[fx.Node]:
@@ -120,9 +119,17 @@ class Flow:
         """The name for a node's value: the largest module that ends with it, or the node."""
         if node is self.source:
             return INPUT
-        parts = self.labels[node].split(".")
-        larger = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
-        return next(name for name in larger if self.leaving(name)[-1:] == [node] or name == self.labels[node])
+        label = self.labels[node]
+        return next(name for name in paths_to(label) if self.leaving(name)[-1:] == [node] or name == label)
+
+    def is_changed(self, node: fx.Node) -> bool:
+        """Whether a layer changes a node's value in place."""
+        return any(map(self._changes_input, node.users))
+
+    def _changes_input(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return getattr(self.trace.root.get_submodule(str(node.target)), "inplace", False)
+        return bool(node.kwargs.get("inplace")) or (node.op == "call_method" and str(node.target).endswith("_"))
 
 
 def _tensors(nodes: Iterable[fx.Node]) -> list[fx.Node]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from torch import fx, nn
+from torch import fx
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.cut.flow import Flow, is_tuple
@@ -17,9 +17,8 @@ _Side = Literal["before", "after"]
 class CutPlaces:
     """Looks up the places of a network by name, in one mode."""
 
-    def __init__(self, flow: Flow, model: nn.Module):
+    def __init__(self, flow: Flow):
         self._flow = flow
-        self._model = model
 
     def start(self, name: str) -> fx.Node:
         """The tensor that enters a module or function."""
@@ -34,13 +33,9 @@ class CutPlaces:
         return self._tensor(name, "after", f"'{name}' returns a size, not a tensor; end at")
 
     def check(self, name: str, start: fx.Node, stops: Mapping[str, fx.Node], *, alone: bool = False) -> None:
-        """Check that a slice stands alone.
+        """Check that the slice from the named node to the tensors that leave it needs nothing but `start`.
 
-        Args:
-            name: Name of the node where it begins.
-            start: The tensor that enters it.
-            stops: The tensors that leave it, by name; none for the network's output.
-            alone: Whether the rest of the network may depend only on the tensor that leaves it, and nothing else in it.
+        If it must stand `alone`, the rest of the network may depend on nothing in it but the one tensor that leaves.
         """
         flow = self._flow
         earlier = flow.between((), [start])
@@ -72,7 +67,13 @@ class CutPlaces:
 
     def _tensor(self, name: str, side: _Side, nothing: str) -> fx.Node:
         """The one tensor that enters or leaves a node."""
-        self._check_name(name)
+        if name not in self._flow.regions:
+            modules = {path: type(module).__name__ for path, module in self._flow.trace.root.named_modules() if path}
+            if name in modules:
+                raise InputError(
+                    f"the model's output does not depend on '{name}', a {modules[name]}; name another node"
+                )
+            raise unknown("node", name, [INPUT, *self._flow.regions, *modules])
         tensors = self._passing(name, side)
         if not tensors:
             raise InputError(f"{nothing} another node")
@@ -82,14 +83,6 @@ class CutPlaces:
 
     def _passing(self, name: str, side: _Side) -> list[fx.Node]:
         return self._flow.entering(name) if side == "before" else self._flow.leaving(name)
-
-    def _check_name(self, name: str) -> None:
-        if name in self._flow.regions:
-            return
-        modules = {path: type(module).__name__ for path, module in self._model.named_modules() if path}
-        if name in modules:
-            raise InputError(f"the model's output does not depend on '{name}', a {modules[name]}; name another node")
-        raise unknown("node", name, [INPUT, *self._flow.regions, *modules])
 
     def _crossed(self, name: str, side: _Side, tensors: Iterable[fx.Node]) -> InputError:
         names = " and ".join(f"'{self._flow.name(node)}'" for node in dict.fromkeys(tensors))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 import torchvision
 from timm.models import get_notrace_functions, get_notrace_modules
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
 from stitchkit.errors import InputError, one_line
 from stitchkit.networks.steps import INPUT
@@ -68,7 +70,7 @@ def trace(model: nn.Module, names: Collection[str] = (), *, training: bool = Fal
         training: Trace the model in training mode rather than in evaluation mode.
         deep: Trace into every module that can be traced.
     """
-    asked = {part for name in names for part in _ancestors(name)}
+    asked = {path for name in names for path in paths_to(name)[:-1]}
     whole: set[type[nn.Module]] = set()
     while True:
         root = _twin(model).train(training)
@@ -81,7 +83,7 @@ def trace(model: nn.Module, names: Collection[str] = (), *, training: bool = Fal
             return Trace(graph, tracer.labels, root, training)
         except _Untraceable as error:
             # Trace again with this class whole: each failure adds a class, so the loop ends.
-            whole.add(error.kind)
+            whole.add(error.args[0])
         except InputError:
             raise
         except Exception as error:
@@ -92,11 +94,7 @@ def trace(model: nn.Module, names: Collection[str] = (), *, training: bool = Fal
 
 
 class _Untraceable(Exception):
-    """Modules of this class must stay whole."""
-
-    def __init__(self, kind: type[nn.Module]):
-        super().__init__(kind)
-        self.kind = kind
+    """Modules of this class, the argument, must stay whole."""
 
 
 class _Tracer(fx.Tracer):
@@ -217,30 +215,19 @@ def _is_list_of_blocks(module: nn.Module) -> bool:
     return len(blocks) > len(set(blocks))
 
 
-def _ancestors(name: str) -> list[str]:
-    """Paths of the modules that contain a node, outermost first."""
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts))]
+def paths_to(name: str) -> list[str]:
+    """Paths of the modules around a node, outermost first, and its own name."""
+    return list(accumulate(name.split("."), "{}.{}".format))
 
 
 def _twin(model: nn.Module) -> nn.Module:
     """A copy of the model with the same tensors, without hooks: tracing changes modules that cache what they see."""
-    tensors = [tensor for module in model.modules() for tensor in _tensors_in(vars(module))]
-    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    held = (value for module in model.modules() for value in tree_leaves(vars(module)))
+    twin = copy.deepcopy(model, {id(value): value for value in held if isinstance(value, torch.Tensor)})
     for module in twin.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
     return twin.train()  # clears the cache that timm's LeViT fills in evaluation
-
-
-def _tensors_in(value: object) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from _tensors_in(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors_in(item)
 
 
 def _reason(error: Exception) -> str:

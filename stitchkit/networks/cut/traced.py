@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 
 import torch
 from torch import fx, nn
 from torch.fx.node import Argument, map_arg
+from torch.utils._pytree import tree_map
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.cut.flow import Flow
 from stitchkit.networks.cut.refusal import CutPlaces
-from stitchkit.networks.cut.trace import is_layer, trace
+from stitchkit.networks.cut.trace import is_layer, paths_to, trace
 from stitchkit.networks.layout import Layout, find_layout
-from stitchkit.networks.steps import INPUT, Boundary, Node, Slice, Steps
+from stitchkit.networks.steps import INPUT, Boundary, Node, Slice
 
 
-class TracedSteps(Steps):
-    """The steps between a network's clean places in both modes; none changes the output of the previous one in place.
+class TracedSteps:
+    """A network as a sequence of steps with one tensor between neighbours, found by torch.fx.
+
+    Run one after the other, the steps are the network. `steps[2]`, `steps[2:5]` and the part between two names are
+    slices. Boundaries are the network's clean places in both modes, at tensors that no later layer changes in place.
 
     Args:
         model: Any module that takes one tensor and that torch.fx can trace between its blocks.
@@ -29,9 +32,21 @@ class TracedSteps(Steps):
     """
 
     def __init__(self, model: nn.Module, example: torch.Tensor | None = None, *, deep: bool = False):
-        super().__init__(model)
+        self.model = model
         self._example = example
         self._deep = deep
+
+    def __len__(self) -> int:
+        return len(self.boundaries) + 1
+
+    def __getitem__(self, index: int | slice) -> Slice:
+        numbers = range(len(self))[index]
+        if isinstance(numbers, int):
+            numbers = range(numbers, numbers + 1)
+        if not numbers or numbers.step != 1:
+            raise InputError(f"{index} does not select consecutive steps; there are {len(self)}")
+        ends = (None, *self.boundaries, None)
+        return self._slice(numbers.start, numbers.stop, ends[numbers.start], ends[numbers.stop])
 
     @cached_property
     def flow(self) -> Flow:
@@ -50,14 +65,14 @@ class TracedSteps(Steps):
     def _cuts(self) -> list[tuple[fx.Node, fx.Node]]:
         """The tensors between the steps, as nodes in evaluation mode and in training mode."""
         # In training, a network may take other paths, such as auxiliary heads; a cut must be clean in both modes.
-        found, training = (_clean_places(flow, self.model) for flow in (self.flow, self._training_flow))
+        found, training = map(_clean_places, (self.flow, self._training_flow))
         pairs = [(found[label], training[label]) for label in found if label in training]
         return [(node, other) for node, other in pairs if self._example is None or node in self._shapes]
 
     @cached_property
     def boundaries(self) -> tuple[Boundary, ...]:
-        """The boundaries between the steps."""
-        return tuple(self._boundary(self.flow, node, self._layout(node)) for node, _ in self._cuts)
+        """The boundaries between the steps: entry `j` lies between steps `j` and `j + 1`."""
+        return tuple(_boundary(self.flow, node, self._layout(node)) for node, _ in self._cuts)
 
     @property
     def module_paths(self) -> list[str]:
@@ -68,15 +83,28 @@ class TracedSteps(Steps):
         """The place in the graph of a boundary, which may come from a trace at another depth."""
         return self.flow.place[self.flow.leaving(boundary.after[0])[0]]
 
-    def _slice(self, first: int, last: int, start: Boundary | None, stop: Boundary | None) -> TracedSlice:
-        def graph(mode: int, flow: Flow) -> SliceGraph:
+    def _slice(self, first: int, last: int, start: Boundary | None, stop: Boundary | None) -> Slice:
+        graphs = []
+        for mode, flow in enumerate((self.flow, self._training_flow)):
             ends = [flow.source, *(nodes[mode] for nodes in self._cuts), flow.result]
-            return _graph_between(flow, self.model, ends[first], ends[last])
+            graphs.append(_graph_between(flow, self.model, ends[first], ends[last]))
+        return TracedSlice(self.model, graphs, start, stop)
 
-        return TracedSlice(self.model, graph(0, self.flow), graph(1, self._training_flow), start, stop)
+    def between(self, block_input: str | None = None, block_output: str | Sequence[str] | None = None) -> Slice:
+        """The slice from where one node begins to where another ends.
 
-    def between(self, block_input: str | None = None, block_output: str | Sequence[str] | None = None) -> TracedSlice:
-        """The slice from where one node begins to where another ends."""
+        A node is a whole module, by its path, or a function, by the path of the module in which it runs and its own
+        name: `layer3.0.add`. The name of a second call of either ends with `_1`. `x` is the network's input.
+
+        Args:
+            block_input: Where the slice begins; the network's input by default.
+            block_output: Where it ends; the network's output by default. Given a list, the slice returns a tuple of
+                tensors, which may lie inside a skip connection.
+
+        Raises:
+            InputError: If a node does not exist, the output does not depend on the input, more than one tensor crosses
+                the cut, or the network cannot be traced.
+        """
         first = INPUT if block_input is None else block_input
         outputs = [block_output] if isinstance(block_output, str) else list(block_output or ())
         if block_output is not None and not outputs:
@@ -88,12 +116,23 @@ class TracedSteps(Steps):
             training, *_ = _graph_named(training_flow, self.model, first, block_output)
         except InputError as error:
             raise InputError(f"in training mode, {error}") from error
-        borders = (None, flow.source, flow.result)
-        start, stop = (None if end in borders else self._boundary(flow, end) for end in ends)
-        return TracedSlice(self.model, graph, training, start, stop)
+        borders = (flow.source, flow.result)
+        start, stop = (
+            _boundary(flow, end) if isinstance(end, fx.Node) and end not in borders else None for end in ends
+        )
+        return TracedSlice(self.model, [graph, training], start, stop)
 
     def nodes(self, example: torch.Tensor | None = None, *, inside: Collection[str] = ()) -> list[Node]:
-        """The names that `between` takes."""
+        """The names that `between` takes, in the order they begin: the network's blocks, and the nodes between them.
+
+        Args:
+            example: An input that determines the shapes; on the meta device if the network is, so that nothing is
+                computed.
+            inside: Paths of modules whose inner nodes are listed too.
+
+        Raises:
+            InputError: If there is no such module, or it or the network cannot be traced.
+        """
         modules = {path: module for path, module in self.model.named_modules() if path}
         for path in inside:
             if path not in modules:
@@ -101,116 +140,87 @@ class TracedSteps(Steps):
             if is_layer(modules[path]):
                 kind = type(modules[path]).__name__
                 raise InputError(f"'{path}' is one layer, a {kind}, with no nodes inside; name a block")
-        traced = trace(self.model, [f"{path}.{INPUT}" for path in inside])
-        flow = Flow(traced)
-        shapes = {} if example is None else traced.shapes(example)
+        flow = Flow(trace(self.model, [f"{path}.{INPUT}" for path in inside]))
+        shapes = {} if example is None else flow.trace.shapes(example)
         found = []
         for name, region in flow.regions.items():
             leaving = flow.leaving(name)
             shape = shapes.get(leaving[0]) if len(leaving) == 1 else None
             is_clean = len(leaving) == 1 and leaving[0] in flow.clean and (example is None or shape is not None)
             if leaving:
-                found.append(Node(name, _kind(self.model, name, region), is_clean, shape))
+                # A module that was not traced into is one node, whose name may be numbered.
+                path = str(region[0].target) if len(region) == 1 and region[0].op == "call_module" else name
+                kind = type(modules[path]).__name__ if path in modules else "function" if name != INPUT else "input"
+                found.append(Node(name, kind, is_clean, shape))
         return found
-
-    @staticmethod
-    def _boundary(flow: Flow, node: fx.Node, layout: Layout | None = None) -> Boundary:
-        users = flow.after(node)
-        before = dict.fromkeys([flow.labels[user] for user in users[:1] if user is not flow.sink] + flow.begins[node])
-        takers = [str(user.target) for user in users if user.op == "call_module"]
-        after = dict.fromkeys([flow.labels[node], *flow.ends[node]])
-        return Boundary(tuple(before), tuple(after), tuple(takers) if len(takers) == len(users) else (), layout)
 
     def _layout(self, node: fx.Node) -> Layout | None:
         if self._example is None or self._example.ndim != 4:
             return None
         height, width = self._example.shape[2:]
-        layout = find_layout(self._shapes[node], self.model, (height, width))
-        return layout and layout.sized(torch.empty(self._shapes[node], device="meta"))
+        return find_layout(self._shapes[node], self.model, (height, width))
 
 
-def _clean_places(flow: Flow, model: nn.Module) -> dict[str, fx.Node]:
+def _boundary(flow: Flow, node: fx.Node, layout: Layout | None = None) -> Boundary:
+    users = flow.after(node)
+    before = dict.fromkeys([flow.labels[user] for user in users[:1] if user is not flow.sink] + flow.begins[node])
+    takers = [str(user.target) for user in users if user.op == "call_module"]
+    after = dict.fromkeys([flow.labels[node], *flow.ends[node]])
+    return Boundary(tuple(before), tuple(after), tuple(takers) if len(takers) == len(users) else (), layout)
+
+
+def _clean_places(flow: Flow) -> dict[str, fx.Node]:
     """The tensors between steps, by name, without those that a layer changes in place."""
     inner = (node for node in flow.nodes[1:-1] if node is not flow.result)
-    return {flow.labels[node]: node for node in inner if node in flow.clean and not _is_changed(node, model)}
-
-
-def _kind(model: nn.Module, name: str, region: list[fx.Node]) -> str:
-    path = str(region[0].target) if len(region) == 1 and region[0].op == "call_module" else name
-    try:
-        return type(model.get_submodule(path)).__name__
-    except AttributeError:
-        return "function" if name != INPUT else "input"
-
-
-def _is_changed(node: fx.Node, model: nn.Module) -> bool:
-    """Whether a layer changes a node's value in place."""
-
-    def changes(user: fx.Node) -> bool:
-        if user.op == "call_module":
-            return getattr(model.get_submodule(str(user.target)), "inplace", False)
-        return bool(user.kwargs.get("inplace")) or (user.op == "call_method" and str(user.target).endswith("_"))
-
-    return any(map(changes, node.users))
-
-
-@dataclass(frozen=True)
-class SliceGraph:
-    """The graph of a slice in one mode, and by name the constants in it that are not attributes of the model."""
-
-    graph: fx.Graph
-    constants: Mapping[str, object]
+    return {flow.labels[node]: node for node in inner if node in flow.clean and not flow.is_changed(node)}
 
 
 def _graph_named(
     flow: Flow, model: nn.Module, first: str, last: str | Sequence[str] | None
-) -> tuple[SliceGraph, fx.Node, fx.Node | None]:
-    """The graph between two named nodes, and the tensors at both ends."""
-    places = CutPlaces(flow, model)
-    start = places.start(first)
-    if last is None:
-        places.check(first, start, {})
-        return _graph_between(flow, model, start, flow.result), start, None
+) -> tuple[fx.Graph, fx.Node, Argument]:
+    """The graph between named nodes, the tensor that enters it, and its result."""
+    places = CutPlaces(flow)
+    names = [last] if isinstance(last, str) else list(last or ())
+    start, stops = places.start(first), {name: places.stop(name) for name in names}
+    places.check(first, start, stops, alone=isinstance(last, str))
+    result: Argument = flow.result if last is None else tuple(stops[name] for name in names)
     if isinstance(last, str):
-        stop = places.stop(last)
-        places.check(first, start, {last: stop}, alone=True)
-        return _graph_between(flow, model, start, stop), start, stop
-    stops = {name: places.stop(name) for name in last}
-    places.check(first, start, stops)
-    listed = sorted(set(stops.values()), key=flow.place.__getitem__)
-    return _graph_between(flow, model, start, tuple(stops[name] for name in last), listed), start, None
+        result = stops[last]
+    kept = sorted(set(stops.values()), key=flow.place.__getitem__)[:-1]
+    return _graph_between(flow, model, start, result, kept), start, result
 
 
 def _graph_between(
-    flow: Flow, model: nn.Module, start: fx.Node, result: Argument, listed: Sequence[fx.Node] = ()
-) -> SliceGraph:
-    """The graph that computes a result from `start`; `listed` nodes, in order, keep the value that they have there."""
+    flow: Flow, model: nn.Module, start: fx.Node, result: Argument, kept: Sequence[fx.Node] = ()
+) -> fx.Graph:
+    """The graph that computes a result from `start`; `kept` nodes have the value that they had before later ones ran.
+
+    A constant that only the trace has, not the model, is in the `meta` of its node.
+    """
     ends: list[fx.Node] = []
     map_arg(result, ends.append)
     needed = flow.between({start}, ends)
-    graph, constants = fx.Graph(), dict[str, object]()
+    graph = fx.Graph()
     entered = graph.placeholder(INPUT)
     # A slice must not change its input, as the network does not change its images.
-    copies = {start: graph.call_function(snapshot, (entered,)) if _is_changed(start, model) else entered}
+    copies = {start: graph.call_function(snapshot, (entered,)) if flow.is_changed(start) else entered}
     given: dict[fx.Node, fx.Node] = {}
     for node in flow.trace.graph.nodes:
         if node not in needed or node is start:
             continue
         copies[node] = copy = graph.node_copy(node, copies.__getitem__)
-        if node in listed[:-1]:  # later nodes may work in place
+        if node in kept:  # later nodes may work in place
             given[node] = graph.call_function(snapshot, (copy,))
         if node.op == "get_attr" and not _has(model, str(node.target)):
             copy.target = f"{node.target}_{'training' if flow.trace.training else 'evaluation'}"
-            constants[copy.target] = attrgetter(str(node.target))(flow.trace.root)
+            copy.meta["constant"] = attrgetter(str(node.target))(flow.trace.root)
     graph.output(map_arg(result, (copies | given).__getitem__))
-    return SliceGraph(graph, constants)
+    return graph
 
 
 def snapshot(value: object) -> object:
     """A differentiable copy that no later layer can change in place, also of tensors in lists and tuples."""
-    if isinstance(value, list | tuple):
-        return [snapshot(item) for item in value] if isinstance(value, list) else tuple(map(snapshot, value))
-    return value.clone() if hasattr(value, "clone") else value
+    return tree_map(lambda part: part.clone() if hasattr(part, "clone") else part, value)
 
 
 def _has(model: nn.Module, path: str) -> bool:
@@ -222,37 +232,30 @@ def _has(model: nn.Module, path: str) -> bool:
 
 
 class TracedSlice(Slice):
-    """A slice that runs a part of its network's graph. It contains generated code, so torch cannot pickle it."""
+    """A slice that runs a part of its network's graph, which has one graph for evaluation and one for training.
 
-    def __init__(
-        self,
-        model: nn.Module,
-        evaluation: SliceGraph,
-        training: SliceGraph,
-        start: Boundary | None,
-        stop: Boundary | None,
-    ):
+    It contains generated code, so torch cannot pickle it.
+    """
+
+    def __init__(self, model: nn.Module, graphs: Sequence[fx.Graph], start: Boundary | None, stop: Boundary | None):
         super().__init__(model, start, stop)
-        nodes = [node for part in (evaluation, training) for node in part.graph.nodes]
-        whole = {str(node.target) for node in nodes if node.op == "call_module"}
-        constants = {**evaluation.constants, **training.constants}
-        for target in dict.fromkeys(str(node.target) for node in nodes if node.op in ("call_module", "get_attr")):
-            parts = target.split(".")
-            if target in constants:
-                self._keep(target, constants[target])
-            elif not any(".".join(parts[:end]) in whole for end in range(1, len(parts))):
-                self._take(model, target)
-        self._run = [_compile(part.graph) for part in (evaluation, training)]
+        nodes = {
+            str(node.target): node for graph in graphs for node in graph.nodes if node.op in ("call_module", "get_attr")
+        }
+        whole = {target for target, node in nodes.items() if node.op == "call_module"}
+        for target, node in nodes.items():
+            if "constant" not in node.meta:
+                if whole.isdisjoint(paths_to(target)[:-1]):
+                    self._take(model, target)
+            elif isinstance(constant := node.meta["constant"], torch.Tensor):
+                self.register_buffer(target, constant, persistent=False)
+            else:
+                setattr(self, target, constant)
+        self._run = list(map(_compile, graphs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Run the graph of the current mode; the result may be a tuple."""
         return self._run[self.training](self, x)
-
-    def _keep(self, name: str, value: object) -> None:
-        if isinstance(value, torch.Tensor):
-            self.register_buffer(name, value, persistent=False)
-        else:
-            setattr(self, name, value)
 
 
 def _compile(graph: fx.Graph) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
