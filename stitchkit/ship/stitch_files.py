@@ -24,13 +24,7 @@ _KEY = "stitchkit"
 
 
 class Format(NamedTuple):
-    """One kind of file.
-
-    Args:
-        write: Writes a network and its description.
-        read: Reads a file that this process has written, for the check.
-        packages: Required packages beyond the core.
-    """
+    """One kind of file: how it is written, read again for the check, and what packages beyond the core it needs."""
 
     write: Callable[[nn.Module, About, Path], None]
     read: Callable[[Path], nn.Module]

@@ -38,9 +38,6 @@ class Trained:
     """An SN-Net with its weights, in evaluation mode on the CPU.
 
     Args:
-        model: The SN-Net.
-        config: Its configuration.
-        recipe: Its settings.
         classes: Class names in the order of the logits; empty if neither checkpoint nor data know them.
         weights_sha256: Hash of the file of the weights; empty if there was none.
     """
