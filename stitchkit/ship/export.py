@@ -17,8 +17,7 @@ from stitchkit.measure.latency import latency_ms
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.parser import new_file
-from stitchkit.ship.description import Description
-from stitchkit.ship.stitch_files import Runner, format_of
+from stitchkit.ship.stitch_files import About, Runner, format_of
 
 TOLERANCE = 1e-4
 """Largest accepted difference of logits, as a share of the largest logit if that is above 1."""
@@ -56,7 +55,7 @@ def export(
     stitch: int,
     path: str | Path,
     images: torch.Tensor,
-    about: Description,
+    about: About,
     *,
     net: nn.Module | None = None,
 ) -> Report:

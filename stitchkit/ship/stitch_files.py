@@ -19,7 +19,7 @@ from stitchkit.optional import check_installed
 from stitchkit.ship.description import build
 
 About = Mapping[str, Any]
-"""A `Description`, or that of a StitchNet network; both have `input` with `input_size`."""
+"""The description of a stitch, or that of a StitchNet network; both have `input` with `input_size`."""
 _KEY = "stitchkit"
 
 
