@@ -100,7 +100,7 @@ def export(
 def _compare(inside: nn.Module, net: nn.Module, images: torch.Tensor, draft: Path, snnet_bytes: int) -> Report:
     largest, logit, same = 0.0, 0.0, 0
     with torch.inference_mode():
-        for batch in (images[:1], images[1:4], *images[4:].split(16)):  # a file must accept batches of any size
+        for batch in (images[:1], images[1:4], *torch.split(images[4:], 16)):  # a file must accept batches of any size
             if not len(batch):
                 continue
             expected, found = inside(batch), net(batch)
