@@ -44,11 +44,6 @@ class Report:
     snnet_ms: float
     file_ms: float
 
-    @property
-    def agrees(self) -> bool:
-        """Whether the file agrees with the SN-Net; never if a logit is NaN."""
-        return self.largest_difference <= TOLERANCE * max(1.0, self.largest_logit)
-
 
 def export(
     model: SNNet,
@@ -87,7 +82,7 @@ def export(
             raise InputError(
                 f"stitch {stitch} cannot be exported as {path.suffix}: {one_line(error)}; try another suffix"
             ) from error
-        if not report.agrees:
+        if not report.largest_difference <= TOLERANCE * max(1.0, report.largest_logit):  # nor if a logit is NaN
             raise InputError(
                 f"'{path}' was not written: its logits differ from the SN-Net's by {report.largest_difference:.3g}, "
                 f"more than {TOLERANCE:g} of logits up to {report.largest_logit:.3g}; try another suffix"
