@@ -20,13 +20,9 @@ from stitchkit.progress import progress
 
 
 class Score(NamedTuple):
-    """The result of an evaluation.
+    """Accuracies in percent, mean cross-entropy, and the number of images that count in them.
 
-    Args:
-        acc1: Top-1 accuracy in percent.
-        acc5: Top-5 accuracy in percent; with fewer than five classes, all of them count.
-        loss: Mean cross-entropy.
-        images: Number of images counted.
+    With fewer than five classes, all of them count as the top five.
     """
 
     acc1: float
@@ -40,11 +36,7 @@ def batches_of(
 ) -> Iterator[Batch]:
     """The batches of this rank, each image once over all ranks, under a progress bar; unreadable ones are reported.
 
-    Args:
-        loader: Over a validation split.
-        world: This process among all.
-        what: Name on the progress bar.
-        after_batch: Called after each batch, equally often on all ranks.
+    `after_batch` is called equally often on all ranks.
     """
     yield from progress(without_padding(loader, world, after_batch), world, what, unit="batch", total=len(loader))
     report(loader.dataset)
@@ -70,7 +62,7 @@ def evaluate(
             batch of one rank.
         device: Device of the sums.
         autocast: Makes the context in which the networks run.
-        count: How many networks there are.
+        count: Number of networks.
         partial: Keeps the sums after each batch, and has those of an evaluation that was killed.
     """
     # For each network: loss, top-1 hits, top-5 hits, images. They stay on the device: reading one would make the host

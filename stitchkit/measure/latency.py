@@ -28,11 +28,6 @@ def latency_ms(module: nn.Module, x: torch.Tensor) -> float:
         return 1e3 * timer.blocked_autorange(min_run_time=_SECONDS).median
 
 
-def _name(device: torch.device) -> str:
-    """The device, with the product name of a GPU."""
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
-
-
 def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
     """Add `latency_ms` of a batch and `images_per_s` to the rows of a ledger, as sums over the steps of each stitch.
 
@@ -45,6 +40,7 @@ def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
         row["images_per_s"] = 1e3 * batch_size / row["latency_ms"]
     weights = next(model.parameters())
     images = torch.zeros(batch_size, *model.input_size, device=weights.device, dtype=weights.dtype)
+    gpu = f" ({torch.cuda.get_device_name(weights.device)})" if weights.is_cuda else ""
     # A sum misses interactions between steps (overlapping launches, caches), so some stitches are measured whole.
     some = rows[:: max(1, len(rows) // _WHOLE)]
     differences = []
@@ -52,7 +48,7 @@ def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
         whole = latency_ms(model.extract(row["cfg_id"]), images)
         differences.append(100 * abs(row["latency_ms"] - whole) / whole)
     return (
-        f"latency of batches of {batch_size} on {_name(weights.device)}, {torch.get_num_threads()} CPU threads: "
+        f"latency of batches of {batch_size} on {weights.device}{gpu}, {torch.get_num_threads()} CPU threads: "
         f"medians, summed over steps; {len(some)} stitches measured as a whole differ by {median(differences):.1f} % "
         f"(median), at most {max(differences):.1f} %"
     )

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _FIGURES = (("latency_ms", 2), ("images_per_s", 1), ("acc1", 2), ("acc5", 2), ("loss", 4))
 """Measured figures in a table, and their number of digits."""
+_Series = tuple[str, str, Sequence[Row]]
+"""The label, the color and the rows of a part of a picture."""
 
 
 def pareto_front(rows: Sequence[Row], cost: str = "flops") -> list[Row]:
@@ -58,12 +60,10 @@ def table(rows: Sequence[Row]) -> str:
 
 def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
     """Draw accuracy over FLOPs: all stitches, the front through them, anchors marked, area by parameters."""
-    front = pareto_front(rows)
-    figure, axes = _figure(title)
     anchors = [row for row in rows if is_anchor(row)]
-    _scatter(axes, [row for row in rows if not is_anchor(row)], rows, color="#4c78a8", label="stitches")
-    _scatter(axes, anchors, rows, color="#e45756", label="anchors")
-    _line(axes, front, color="#333333", label="Pareto front")
+    others = [row for row in rows if not is_anchor(row)]
+    clouds: list[_Series] = [("stitches", "#4c78a8", others), ("anchors", "#e45756", anchors)]
+    figure, axes = _draw(title, clouds, [("Pareto front", "#333333", rows)])
     # Anchors are near the edges of the plot, so their labels point inwards. The middle of a logarithmic axis is the
     # geometric mean.
     middle = (min(row["flops"] for row in rows) * max(row["flops"] for row in rows)) ** 0.5
@@ -83,18 +83,15 @@ def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
 
 def plot_ledgers(ledgers: Mapping[str, Sequence[Row]], path: str | Path, *, title: str = "") -> None:
     """Draw the stitches of several ledgers, by name, like `plot`, each ledger in its own color."""
-    figure, axes = _figure(title)
-    every = [row for rows in ledgers.values() for row in rows]
-    for number, (name, rows) in enumerate(ledgers.items()):
-        color = f"C{number}"  # matplotlib's own cycle
-        _line(axes, pareto_front(rows), color=color)
-        _scatter(axes, rows, every, color=color, label=name)
+    # C0, C1, ... is matplotlib's own cycle of colors.
+    clouds = [(name, f"C{number}", rows) for number, (name, rows) in enumerate(ledgers.items())]
+    figure, axes = _draw(title, clouds, [("", color, rows) for _, color, rows in clouds])
     axes.legend(loc="best", title="lines: Pareto fronts")
     save_figure(figure, path)
 
 
-def _figure(title: str) -> tuple[Figure, Axes]:
-    """An empty picture of accuracy over FLOPs."""
+def _draw(title: str, clouds: Sequence[_Series], fronts: Sequence[_Series]) -> tuple[Figure, Axes]:
+    """A picture of accuracy over FLOPs: clouds of stitches, and the fronts of rows as lines."""
     # Imported here, because matplotlib is slow to import. `Figure` without pyplot needs no display and has no global
     # state.
     from matplotlib.figure import Figure
@@ -102,6 +99,17 @@ def _figure(title: str) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
+    # Areas are comparable across all clouds. Published rows without parameters are drawn small.
+    most = max(1, *(row.get("params", 1) for _, _, rows in clouds for row in rows))
+    for label, color, rows in clouds:
+        sizes = [20 + 100 * row.get("params", most / 4) / most for row in rows]
+        if rows:  # an empty cloud would still be in the legend
+            x, y = _places(rows)
+            axes.scatter(
+                x, y, s=sizes, color=color, alpha=0.75, edgecolors="white", linewidths=0.5, label=label, zorder=3
+            )
+    for label, color, rows in fronts:
+        axes.plot(*_places(pareto_front(rows)), color=color, linewidth=1, label=label or None)
     # Anchors differ by factors in cost; on a linear axis the cheap stitches would hide each other.
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -111,6 +119,10 @@ def _figure(title: str) -> tuple[Figure, Axes]:
     axes.margins(0.07, 0.1)
     axes.grid(alpha=0.3)
     return figure, axes
+
+
+def _places(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+    return [row["flops"] for row in rows], [row["acc1"] for row in rows]
 
 
 def check_plot(path: str | Path) -> None:
@@ -131,18 +143,3 @@ def save_figure(figure: Figure, path: str | Path) -> None:
             figure.savefig(draft, format=path.suffix[1:])
     except (ValueError, OSError) as error:
         raise InputError(f"plot '{path}' cannot be written: {error}") from error
-
-
-def _line(axes: Axes, front: Sequence[Row], *, color: str, label: str = "") -> None:
-    x, y = [row["flops"] for row in front], [row["acc1"] for row in front]
-    axes.plot(x, y, color=color, linewidth=1, label=label or None)
-
-
-def _scatter(axes: Axes, rows: Sequence[Row], all_rows: Sequence[Row], *, color: str, label: str) -> None:
-    if not rows:
-        return
-    # Areas are comparable across all ledgers of a plot. Published rows without parameters are drawn small.
-    most = max(1, *(row.get("params", 1) for row in all_rows))
-    sizes = [20 + 100 * row.get("params", most / 4) / most for row in rows]
-    x, y = [row["flops"] for row in rows], [row["acc1"] for row in rows]
-    axes.scatter(x, y, s=sizes, color=color, alpha=0.75, edgecolors="white", linewidths=0.5, label=label, zorder=3)

@@ -74,12 +74,7 @@ def _structure(module: nn.Module) -> Hashable:
 
 
 def measure(module: nn.Module, x: torch.Tensor) -> Cost:
-    """FLOPs, parameters and activations of a module, by tracing it with fvcore.
-
-    Args:
-        module: Any module with one input; its mode is restored.
-        x: Its input; the count is for the whole batch.
-    """
+    """The cost of a module with one input, for the whole batch `x`, by tracing it with fvcore; its mode is restored."""
     flops = sum(flops_by_operator(module, x).values())
     activations = sum(_count(ActivationCountAnalysis, module, x).values())
     return Cost(flops, sum(parameter.numel() for parameter in module.parameters()), activations)

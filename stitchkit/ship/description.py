@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any
 
 from timm.models import is_model
 from torch import nn
@@ -14,24 +14,9 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.networks.create import create_anchor
 from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.settings.stitch_config import AnchorSpec
-from stitchkit.train.data import Preparation
 
 FORMAT = "stitchkit stitch 1"
 """The format that every description names."""
-
-
-class Description(TypedDict):
-    """A stitch as plain data, without its weights."""
-
-    format: str
-    stitchkit: str
-    cfg_id: int
-    stitch: str
-    anchors: list[dict[str, object]]
-    stitched_final_norm: bool
-    bn_eps: float | None
-    input: Preparation
-    classes: list[str]
 
 
 def portable(spec: AnchorSpec, model: SNNet, *, global_pool: str | None = None) -> dict[str, object]:
@@ -54,7 +39,7 @@ def build(about: Mapping[str, Any]) -> nn.Sequential:
     """The described network with random weights; nothing is downloaded, and no other anchor is built.
 
     Raises:
-        InputError: If it is not a `Description`; a file may contain anything.
+        InputError: If it is not such a description; a file may contain anything.
     """
     if about.get("format") != FORMAT:
         raise InputError(f"its format is {about.get('format')!r}, not '{FORMAT}'; export it again")

@@ -17,8 +17,7 @@ from stitchkit.measure.latency import latency_ms
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.parser import new_file
-from stitchkit.ship.description import Description
-from stitchkit.ship.stitch_files import Runner, format_of
+from stitchkit.ship.stitch_files import About, Runner, format_of
 
 TOLERANCE = 1e-4
 """Largest accepted difference of logits, as a share of the largest logit if that is above 1."""
@@ -45,18 +44,13 @@ class Report:
     snnet_ms: float
     file_ms: float
 
-    @property
-    def agrees(self) -> bool:
-        """Whether the file agrees with the SN-Net; never if a logit is NaN."""
-        return self.largest_difference <= TOLERANCE * max(1.0, self.largest_logit)
-
 
 def export(
     model: SNNet,
     stitch: int,
     path: str | Path,
     images: torch.Tensor,
-    about: Description,
+    about: About,
     *,
     net: nn.Module | None = None,
 ) -> Report:
@@ -88,7 +82,7 @@ def export(
             raise InputError(
                 f"stitch {stitch} cannot be exported as {path.suffix}: {one_line(error)}; try another suffix"
             ) from error
-        if not report.agrees:
+        if not report.largest_difference <= TOLERANCE * max(1.0, report.largest_logit):  # nor if a logit is NaN
             raise InputError(
                 f"'{path}' was not written: its logits differ from the SN-Net's by {report.largest_difference:.3g}, "
                 f"more than {TOLERANCE:g} of logits up to {report.largest_logit:.3g}; try another suffix"
@@ -101,7 +95,7 @@ def export(
 def _compare(inside: nn.Module, net: nn.Module, images: torch.Tensor, draft: Path, snnet_bytes: int) -> Report:
     largest, logit, same = 0.0, 0.0, 0
     with torch.inference_mode():
-        for batch in (images[:1], images[1:4], *images[4:].split(16)):  # a file must accept batches of any size
+        for batch in (images[:1], images[1:4], *torch.split(images[4:], 16)):  # a file must accept batches of any size
             if not len(batch):
                 continue
             expected, found = inside(batch), net(batch)

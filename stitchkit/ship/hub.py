@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HFValidationError
 from safetensors.torch import save
 from timm.data import resolve_data_config
 from timm.data.loader import adapt_to_chs
@@ -225,13 +225,14 @@ class HubSNNet(
             raise InputError(f"its {_CONFIG} has no 'stitch_config'; save it with save_pretrained")
         for spec in StitchConfig.parse(stitch_config).anchors:
             local(spec)  # a stranger's configuration could name files and repositories to load
-        weights = _file(model_id, _WEIGHTS, options)
-        if weights is None:
+        folder = Path(model_id)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(model_id, allow_patterns=[_WEIGHTS, _LEDGER], **options))
+        if not (folder / _WEIGHTS).is_file():
             raise InputError(f"it has no {_WEIGHTS}; weights of another kind are not read")  # pickles run code
         model = cls(stitch_config, classes=classes, image=image)
-        load_checkpoint(model, weights)
-        ledger = _file(model_id, _LEDGER, options)
-        model.ledger = read_rows(ledger) if ledger is not None else []
+        load_checkpoint(model, folder / _WEIGHTS)
+        model.ledger = read_rows(folder / _LEDGER) if (folder / _LEDGER).is_file() else []
         return model
 
 
@@ -252,14 +253,3 @@ def _fits(key: str, value: object, channels: int) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _file(model_id: str, name: str, options: Mapping[str, Any]) -> Path | None:
-    """A file of a folder or of a repository, which is then downloaded; None if it has none of this name."""
-    if Path(model_id).is_dir():
-        path = Path(model_id) / name
-        return path if path.is_file() else None
-    try:
-        return Path(hf_hub_download(model_id, name, **options))
-    except EntryNotFoundError:
-        return None

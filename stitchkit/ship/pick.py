@@ -28,14 +28,7 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits on the cost of a network, and the accuracy that it must reach; None for no limit.
-
-    Args:
-        max_flops: Multiply-adds of one image.
-        max_params: Number of parameters.
-        max_latency_ms: Milliseconds, as in the ledger.
-        min_acc1: Top-1 accuracy in percent.
-    """
+    """Limits on the figures of a network in a ledger, the accuracy in percent; None for no limit."""
 
     max_flops: float | None = None
     max_params: float | None = None
@@ -73,8 +66,7 @@ class Choice(NamedTuple):
     """The stitches that fit a budget.
 
     Args:
-        best: The row of the best stitch that fits; None if none fits.
-        runners_up: Rows of the next best.
+        runners_up: The next best rows.
         fitting: Number of stitches that fit.
         nearest_miss: If none fits, the row whose worst miss is smallest.
     """

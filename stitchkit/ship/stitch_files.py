@@ -19,18 +19,12 @@ from stitchkit.optional import check_installed
 from stitchkit.ship.description import build
 
 About = Mapping[str, Any]
-"""A `Description`, or that of a StitchNet network; both have `input` with `input_size`."""
+"""The description of a stitch, or that of a StitchNet network; both have `input` with `input_size`."""
 _KEY = "stitchkit"
 
 
 class Format(NamedTuple):
-    """One kind of file.
-
-    Args:
-        write: Writes a network and its description.
-        read: Reads a file that this process has written, for the check.
-        packages: Required packages beyond the core.
-    """
+    """One kind of file: how it is written, read again for the check, and what packages beyond the core it needs."""
 
     write: Callable[[nn.Module, About, Path], None]
     read: Callable[[Path], nn.Module]

@@ -25,7 +25,7 @@ from stitchkit.routes import Stitch
 from stitchkit.settings.flags import gather
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.ship.description import FORMAT, Description, portable
+from stitchkit.ship.description import FORMAT, portable
 from stitchkit.train.checkpoint import check_header
 from stitchkit.train.data import Preparation, create_loaders, open_datasets, preparation
 from stitchkit.train.network import create_network
@@ -38,9 +38,6 @@ class Trained:
     """An SN-Net with its weights, in evaluation mode on the CPU.
 
     Args:
-        model: The SN-Net.
-        config: Its configuration.
-        recipe: Its settings.
         classes: Class names in the order of the logits; empty if neither checkpoint nor data know them.
         weights_sha256: Hash of the file of the weights; empty if there was none.
     """
@@ -136,23 +133,23 @@ def calibrated(trained: Trained, stitch: int) -> nn.Module:
     return net
 
 
-def describe(trained: Trained, stitch: Stitch | int) -> Description:
+def describe(trained: Trained, stitch: Stitch | int) -> dict[str, object]:
     """The description for a stitch's exports, without paths of this machine."""
     model, settings = trained.model, trained.recipe.model
     route = model.resolve(stitch)
     labels = {segment.anchor for segment in route.segments}
     specs = [spec for spec in trained.config.anchors if spec.label in labels]
-    return Description(
-        format=FORMAT,
-        stitchkit=__version__,
-        cfg_id=model.space.stitches.index(route),
-        stitch=route.name,
-        anchors=[portable(spec, model, global_pool=settings.gp) for spec in specs],
-        stitched_final_norm=model.stitched_final_norm,
-        bn_eps=settings.bn_eps,
-        input=trained.prepared,
-        classes=list(trained.classes),
-    )
+    return {
+        "format": FORMAT,
+        "stitchkit": __version__,
+        "cfg_id": model.space.stitches.index(route),
+        "stitch": route.name,
+        "anchors": [portable(spec, model, global_pool=settings.gp) for spec in specs],
+        "stitched_final_norm": model.stitched_final_norm,
+        "bn_eps": settings.bn_eps,
+        "input": trained.prepared,
+        "classes": list(trained.classes),
+    }
 
 
 def sample_images(trained: Trained, number: int) -> tuple[torch.Tensor, str]:

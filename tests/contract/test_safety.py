@@ -252,7 +252,7 @@ def test_a_hostile_card_of_a_data_set(made, tmp_path):
 
 # Calls that read data which somebody else may have written.
 READING = {
-    *("torch.load", "torch.export.load", "load_file", "safe_open", "hf_hub_download", "np.load", "np.memmap"),
+    *("torch.load", "torch.export.load", "load_file", "safe_open", "snapshot_download", "np.load", "np.memmap"),
     *("yaml.safe_load", "yaml.SafeLoader", "json.load", "json.loads", "csv.reader", "csv.DictReader", "pd.read_csv"),
     "metadata_load",
 }

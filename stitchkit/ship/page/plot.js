@@ -43,12 +43,10 @@ function drawPlot({ cost, within, best }) {
     const line = { mode: "lines", opacity: 0.6, line: { color, width: 1.6 } };
     return [trace(front, cost, line), trace(some, cost, points)];
   });
-  const ring = (row, color) => {
+  for (const [row, color] of [[best, "#1f8a4c"], [state.chosen, "#1f2733"]]) {
     const marker = { size: 20, symbol: "circle-open", color, line: { width: 2.5 } };
     if (row && has(row, cost) && isShown(row)) traces.push(trace([row], cost, { mode: "markers", marker }));
-  };
-  ring(best, "#1f8a4c");
-  ring(state.chosen, "#1f2733");
+  }
   const costs = rows.map((row) => row[cost]).filter((value) => value > 0);
   const isWide = Math.max(...costs) / Math.min(...costs) > 5; // plotly would write so many ticks that they overlap
   const ticks = { tickformat: FIGURES[cost].ticks, nticks: 8, dtick: isWide ? "D2" : undefined }; // D2: 1, 2 and 5

@@ -17,6 +17,7 @@ const FIGURES = {
 const COSTS = ["flops", "params", "latency_ms"];
 const by = (id) => document.getElementById(id);
 const has = (row, key) => typeof row[key] === "number";
+const textOf = (row, key) => (has(row, key) ? FIGURES[key].show(row[key]) : "–");
 const nameOf = (row) => row.stitch ?? `cfg_id ${row.cfg_id}`;
 const colorOf = (ledger) => COLORS[ledger % COLORS.length];
 const isShown = (row) => !several || by(`ledger-${row.ledger}`).checked;
@@ -25,11 +26,11 @@ const several = data.ledgers.length > 1;
 const rows = data.ledgers.flatMap((ledger, number) => ledger.rows.map((row) => ({ ...row, ledger: number })));
 const figures = Object.keys(FIGURES).filter((key) => rows.some((row) => has(row, key)));
 const columns = [
-  ...(several ? [{ key: "ledger", label: "ledger", text: true }] : []),
-  { key: "cfg_id", label: "cfg_id" },
-  { key: "stitch", label: "stitch", text: true },
-  ...figures.map((key) => ({ key, ...FIGURES[key] })),
-];
+  { key: "ledger", text: true, cell: (row) => [dot(row.ledger), data.ledgers[row.ledger].name] },
+  { key: "cfg_id", cell: (row) => [row.cfg_id] },
+  { key: "stitch", text: true, cell: stitchCell },
+  ...figures.map((key) => ({ key, ...FIGURES[key], cell: (row) => [textOf(row, key)] })),
+].slice(several ? 0 : 1);
 const state = { sort: "flops", up: true, chosen: null };
 
 function quantity(value) {
@@ -80,7 +81,7 @@ function describe(row) {
   const list = element("dl", { className: "figures" });
   for (const key of figures.filter((key) => has(row, key))) {
     const changes = twins.filter((twin) => has(twin, key) && FIGURES[key].better).map((twin) => change(row, twin, key));
-    list.append(element("dt", {}, FIGURES[key].label), element("dd", {}, FIGURES[key].show(row[key]), ...changes));
+    list.append(element("dt", {}, FIGURES[key].label), element("dd", {}, textOf(row, key), ...changes));
   }
   const from = (row.stitch ? `cfg_id ${row.cfg_id} ` : "") + (several ? `of ${ledger.name}` : "");
   const drawing = element("template", { innerHTML: ledger.routes[row.stitch] ?? "" }); // made by us, labels escaped
@@ -124,7 +125,7 @@ function choose(row) {
 
 function drawHead() {
   for (const { key, label, text, descending } of columns) {
-    const button = element("button", { type: "button" }, label);
+    const button = element("button", { type: "button" }, label ?? key);
     button.addEventListener("click", () => {
       state.up = state.sort === key ? !state.up : !descending;
       state.sort = key;
@@ -134,12 +135,12 @@ function drawHead() {
   }
 }
 
-function drawTable({ cost, within }) {
+function drawTable({ within }) {
   columns.forEach(({ key }, number) => {
     by("head").cells[number].ariaSort = key !== state.sort ? "none" : state.up ? "ascending" : "descending";
   });
   const ordered = [...within].sort((a, b) => compare(a, b, state.sort));
-  by("body").replaceChildren(...ordered.map((row) => tableRow(row, row.front.includes(cost))));
+  by("body").replaceChildren(...ordered.map(tableRow));
   by("count").textContent = `${within.length} of ${rows.length} shown`;
 }
 
@@ -151,27 +152,22 @@ function compare(a, b, key) {
   return (state.up ? order : -order) || a.cfg_id - b.cfg_id;
 }
 
-function tableRow(row, isFront) {
-  const ledger = data.ledgers[row.ledger];
-  const badges = [row.anchor && "anchor", isFront && "front"].filter(Boolean);
-  const content = {
-    ledger: () => [dot(row.ledger), ledger.name],
-    cfg_id: () => [row.cfg_id],
-    stitch: () => [
-      ...(row.stitch ? [strip(ledger, row.stitch)] : []),
-      element("span", { className: "name" }, row.stitch ?? "–"),
-      ...badges.map((name) => element("span", { className: `badge ${name}` }, name)),
-    ],
-  };
+function tableRow(row) {
   const line = element("tr", { className: row.anchor ? "anchor" : "", tabIndex: 0 });
   line.classList.toggle("chosen", row === state.chosen);
-  for (const { key, text, show } of columns) {
-    const shown = content[key]?.() ?? [has(row, key) ? show(row[key]) : "–"];
-    line.append(element("td", { className: text ? "text" : "" }, ...shown));
-  }
+  line.append(...columns.map(({ text, cell }) => element("td", { className: text ? "text" : "" }, ...cell(row))));
   line.addEventListener("click", () => choose(row));
   line.addEventListener("keydown", (event) => event.key === "Enter" && choose(row));
   return line;
+}
+
+function stitchCell(row) {
+  const badges = [row.anchor && "anchor", row.front.includes(by("axis").value) && "front"].filter(Boolean);
+  return [
+    ...(row.stitch ? [strip(data.ledgers[row.ledger], row.stitch)] : []),
+    element("span", { className: "name" }, row.stitch ?? "–"),
+    ...badges.map((name) => element("span", { className: `badge ${name}` }, name)),
+  ];
 }
 
 function dot(ledger) {
