@@ -121,12 +121,12 @@ class _Saver:
 
 def distribute_batch_norms(trainer: Trainer) -> None:
     """Give all ranks the same batch-norm statistics, as the settings require."""
-    settings, task, size = trainer.settings, trainer.task, trainer.world.size
-    if size == 1 or not settings.dist_bn:
-        return
-    distribute_bn(task.get_trainable_module(), size, settings.dist_bn == "reduce")
-    if task.has_ema() and not settings.model_ema_force_cpu:  # NCCL cannot exchange tensors on a CPU
-        distribute_bn(task.get_trainable_module(ema=True), size, settings.dist_bn == "reduce")
+    settings, size = trainer.settings, trainer.world.size
+    for ema in (False, True):
+        network = trainer.task.get_trainable_module(ema=ema)
+        is_elsewhere = ema and settings.model_ema_force_cpu  # NCCL cannot exchange tensors on a CPU
+        if size > 1 and settings.dist_bn and network is not None and not is_elsewhere:
+            distribute_bn(network, size, settings.dist_bn == "reduce")
 
 
 def check_finite(trainer: Trainer, epoch: int, losses: Iterable[float] = ()) -> None:

@@ -16,13 +16,7 @@ SCALER = "amp_scaler"
 
 
 def create_precision(device: torch.device, *, amp: bool, amp_dtype: str) -> tuple[Autocast, GradScaler | None]:
-    """The context that forward passes run in, and the loss scaler if float16 needs one.
-
-    Args:
-        device: The device of the passes; a CPU uses bfloat16.
-        amp: Whether to mix precisions.
-        amp_dtype: `float16` or `bfloat16`.
-    """
+    """The context that forward passes run in, and the loss scaler if float16 needs one."""
     if not amp:
         return nullcontext, None
     # Many CPU kernels lack float16; bfloat16 has the range of float32, so it needs no scaler.

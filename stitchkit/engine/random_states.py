@@ -65,7 +65,7 @@ def check_states(found: object, place: str) -> None:
 
 
 def _vector(dtype: torch.dtype, length: int | None = None) -> rules.Rule:
-    def fits(found: object) -> bool:
+    def fits(found: Any) -> bool:
         is_vector = isinstance(found, torch.Tensor) and found.dtype == dtype and found.ndim == 1
         return is_vector and length in (None, len(found))
 

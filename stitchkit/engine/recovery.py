@@ -30,9 +30,7 @@ _LAUNCHER = ".launcher"
 def entered(lock: Path, device: str | None, *, flag: str) -> Iterator[World]:
     """Join the process group, then create and lock the folder of a run; every rank enters this.
 
-    Raises:
-        InputError: If the device is unavailable, another run writes to the folder, or the folder cannot be created or
-            written to; the message names the flag that chooses another one.
+    Messages about the folder name the `flag` that chooses another one.
     """
     world = init_world(device)
     try:
@@ -46,13 +44,13 @@ def entered(lock: Path, device: str | None, *, flag: str) -> Iterator[World]:
 def find_resume(resume: str | None, files: CheckpointFiles, world: World, *, only: str = "") -> tuple[str | None, bool]:
     """The file that a run resumes from, if any, and whether a launcher restarted its ranks.
 
-    A launcher that restarts failed ranks (torchrun's `--max-restarts`) gives them the same flags, so the run's
-    own files take precedence over the flags.
+    A launcher that restarts failed ranks (torchrun's `--max-restarts`) gives them the same flags, so the run's own
+    files take precedence over the flags. The first rank decides for all.
 
     Args:
         resume: The flag: a file, `auto` or None.
         files: The checkpoints of the run.
-        world: This process among all; the first rank decides for all.
+        world: This process among all.
         only: The verb of a run that does not train, such as `evaluate`.
     """
     restarted = not only and _is_restart(files, world)
@@ -67,11 +65,7 @@ def find_resume(resume: str | None, files: CheckpointFiles, world: World, *, onl
 
 
 def check_unused(files: CheckpointFiles, resume: str | None, *, flag: str) -> None:
-    """Check that a training would not overwrite another run; it may continue the run that it resumes from.
-
-    Raises:
-        InputError: If it would; the message names the flag that chooses another folder.
-    """
+    """Check that a training would not overwrite another run; it may continue the run that it resumes from."""
     continues = resume is not None and Path(resume).resolve().parent == files.folder.resolve()
     if (found := files.candidates()) and not continues:
         raise InputError(

@@ -19,23 +19,13 @@ if TYPE_CHECKING:
 class Tracking:
     """Logs figures to TensorBoard and Weights & Biases, on the primary rank, if requested.
 
-    Args:
-        folder: The folder of the run.
-        world: This process among all.
-        config: All settings.
-        options: Arguments of `wandb.init`; None for no logging.
-        board: First epoch in TensorBoard; None for no logging.
+    `config` are all settings, `options` the arguments of `wandb.init`, `board` the first epoch in TensorBoard.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        world: World,
-        config: Mapping[str, object],
-        *,
-        options: Mapping[str, object] | None = None,
-        board: int | None = None,
-    ):
+        self, folder: Path, world: World, config: Mapping[str, object], *,
+        options: Mapping[str, object] | None = None, board: int | None = None,
+    ):  # fmt: skip
         self.run = None if options is None or not world.is_primary else start_run(folder, config, **options)
         self._board = None if board is None or not world.is_primary else open_board(folder, board)
 
