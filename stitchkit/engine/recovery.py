@@ -42,7 +42,7 @@ def entered(lock: Path, device: str | None, *, flag: str) -> Iterator[World]:
 
 
 def find_resume(resume: str | None, files: CheckpointFiles, world: World, *, only: str = "") -> tuple[str | None, bool]:
-    """The file that a run resumes from, if any, and whether a launcher restarted its ranks.
+    """The file that a run resumes from, if any, and whether a launcher restarted its ranks after it had saved one.
 
     A launcher that restarts failed ranks (torchrun's `--max-restarts`) gives them the same flags, so the run's own
     files take precedence over the flags. The first rank decides for all.
@@ -53,7 +53,12 @@ def find_resume(resume: str | None, files: CheckpointFiles, world: World, *, onl
         world: This process among all.
         only: The verb of a run that does not train, such as `evaluate`.
     """
-    restarted = not only and _is_restart(files, world)
+    mark = files.folder / _LAUNCHER
+
+    def is_ours() -> bool:
+        return mark.is_file() and mark.read_text() == _launcher() and bool(files.candidates())
+
+    restarted = not only and restarts() > 0 and from_primary(world, is_ours)
     if resume != AUTO and not restarted:
         return resume, False
     found = from_primary(world, lambda: newest_checkpoint(files))
@@ -84,16 +89,6 @@ def launched(folder: Path, world: World) -> Iterator[None]:
     # Not in a `finally`: after a failure the launcher may restart the ranks, and they look for the mark.
     if world.rank == 0:
         mark.unlink(missing_ok=True)
-
-
-def _is_restart(files: CheckpointFiles, world: World) -> bool:
-    """Whether the launcher of this run restarted its ranks after the run had saved something."""
-    mark = files.folder / _LAUNCHER
-
-    def is_ours() -> bool:
-        return mark.is_file() and mark.read_text() == _launcher() and bool(files.candidates())
-
-    return restarts() > 0 and from_primary(world, is_ours)
 
 
 def _launcher() -> str:
