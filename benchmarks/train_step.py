@@ -14,10 +14,10 @@ from benchmarks.command import Options, command, random_images, random_snnet
 from benchmarks.timing import Check, Result, alternate, ratio
 from stitchkit import SNNet
 from stitchkit.distributed import World
-from stitchkit.engine.precision import create_precision
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.train.network import place_network
 from stitchkit.train.optim import create_optimizer
+from stitchkit.train.session import engine_settings
 from stitchkit.train.task import StitchTask
 
 _LR, _WEIGHT_DECAY = 1e-4, 0.05
@@ -75,7 +75,7 @@ def _steps(
     place_network(model, recipe, World(0, 1, device))
     task = StitchTask(model, nn.CrossEntropyLoss(), device=device)
     optimizer = create_optimizer(model, recipe.optim, lr=_LR)
-    autocast, _ = create_precision(device, amp=recipe.optim.amp, amp_dtype=recipe.optim.amp_dtype)
+    autocast, _ = engine_settings(recipe).precision(device)
 
     def run() -> list[float]:
         task.train()

@@ -101,14 +101,9 @@ class Position:
 
     @classmethod
     def from_state(cls, state: object, place: str, device: torch.device, *, steps: int, routes: int) -> Position:
-        """The position from which `state` was taken.
+        """The position from which a `state` at a `place` of a checkpoint was taken.
 
-        Args:
-            state: The state in a checkpoint.
-            place: Its place in the checkpoint, for messages.
-            device: The device of this process.
-            steps: Number of steps per epoch.
-            routes: Number of routes; 0 if there is no choice.
+        An epoch has so many `steps`, each with one of so many `routes`; 0 if there is no choice.
         """
         route = rules.whole(-1, routes - 1)
         schema = {

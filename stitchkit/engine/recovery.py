@@ -49,8 +49,6 @@ def find_resume(resume: str | None, files: CheckpointFiles, world: World, *, onl
 
     Args:
         resume: The flag: a file, `auto` or None.
-        files: The checkpoints of the run.
-        world: This process among all.
         only: The verb of a run that does not train, such as `evaluate`.
     """
     mark = files.folder / _LAUNCHER

@@ -1,10 +1,17 @@
-"""Settings of the engine, whatever its steps compute."""
+"""Settings of the engine, whatever its steps compute, and the precision that follows from them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
+
+import torch
+from torch.amp import GradScaler
+
+Autocast = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,3 +57,12 @@ class EngineSettings:
         """The `settings` whose names the engine shares, with `own` taking precedence."""
         names = {field.name for field in fields(cls)}
         return cls(**{key: value for key, value in settings.items() if key in names} | own)
+
+    def precision(self, device: torch.device) -> tuple[Autocast, GradScaler | None]:
+        """The context that forward passes run in, and the loss scaler if float16 needs one."""
+        if not self.amp:
+            return nullcontext, None
+        # Many CPU kernels lack float16; bfloat16 has the range of float32, so it needs no scaler.
+        dtype = torch.bfloat16 if device.type == "cpu" else getattr(torch, self.amp_dtype)
+        scaler = GradScaler(device.type) if dtype == torch.float16 else None
+        return partial(torch.autocast, device_type=device.type, dtype=dtype), scaler

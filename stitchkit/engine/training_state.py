@@ -13,7 +13,6 @@ from stitchkit.engine import checkpoint_schema as rules
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.optimizers import load_optimizer
-from stitchkit.engine.precision import SCALER
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import load_content
 
@@ -28,7 +27,7 @@ def training_state(trainer: Trainer) -> dict[str, object]:
     if task.average is not None:
         state["state_dict_ema"] = task.average.state_dict()
     if scaler is not None:
-        state[SCALER] = scaler.state_dict()
+        state[rules.SCALER] = scaler.state_dict()
     return state
 
 
@@ -50,7 +49,7 @@ def restore(content: Mapping[str, object], trainer: Trainer, path: str | Path, *
     Args:
         content: The content of the checkpoint, whose weights are already loaded.
         trainer: Created with the same settings, its network on all ranks.
-        path: The file, for the message.
+        path: The file, for messages.
         otherwise: Advice if the states do not fit.
     """
     average, scaler = trainer.task.average, trainer.scaler
@@ -62,9 +61,9 @@ def restore(content: Mapping[str, object], trainer: Trainer, path: str | Path, *
     try:
         cycles = type(getattr(trainer.schedule, "scheduler", None)).__name__ in _CYCLES
         load_optimizer(trainer.optimizer, content["optimizer"], cycles=cycles)
-        if scaler is not None and SCALER in content:
-            saved = content[SCALER]
-            rules.check(saved, scaler.state_dict(), SCALER)
+        if scaler is not None and rules.SCALER in content:
+            saved = content[rules.SCALER]
+            rules.check(saved, scaler.state_dict(), rules.SCALER)
             assert isinstance(saved, dict), "it was checked"
             scaler.load_state_dict(saved)
     except InputError as error:
