@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
+from stitchkit.distributed import gather_objects
 from stitchkit.engine import checkpoint_schema as rules
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
@@ -31,16 +31,12 @@ def training_state(trainer: Trainer) -> dict[str, object]:
     return state
 
 
-def gather_within(trainer: Trainer, position: Position) -> dict[str, object] | None:
-    """The position of every rank within an epoch, on the primary rank; every rank calls this."""
-    world = trainer.world
+def gather_within(trainer: Trainer, position: Position) -> dict[str, object]:
+    """The position of every rank within an epoch; every rank calls this."""
     # Copies: buffers may be on a GPU, and torch would save the whole of a storage that they share.
     buffers = {name: buffer.cpu().clone() for name, buffer in _own_buffers(trainer).items()}
-    own = {"position": position.state(world.device), "buffers": buffers}
-    ranks: list[object] | None = [own] * world.size if world.is_primary else None
-    if world.size > 1:
-        dist.gather_object(own, ranks)
-    return {"ranks": ranks, **_grid(trainer)} if world.is_primary else None
+    own = {"position": position.state(trainer.world.device), "buffers": buffers}
+    return {"ranks": gather_objects(own) if trainer.world.size > 1 else [own], **_grid(trainer)}
 
 
 def restore(content: Mapping[str, object], trainer: Trainer, path: str | Path, *, otherwise: str) -> Position | None:
