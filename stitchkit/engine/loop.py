@@ -18,9 +18,8 @@ from torchvision.utils import save_image
 
 from stitchkit.data.batches import Batch, Loader
 from stitchkit.distributed import World
-from stitchkit.engine.epoch_state import Position
+from stitchkit.engine.epoch_state import Position, random_states, set_random_states
 from stitchkit.engine.gradients import GradientReducer
-from stitchkit.engine.random_states import random_states, set_random_states
 from stitchkit.engine.settings import Autocast, EngineSettings
 from stitchkit.engine.task import Task
 from stitchkit.files import replacing
