@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from benchmarks.frame import Check, Options, Result, command, random_images, random_snnet, ratio
 from stitchkit import SNNet
 from stitchkit.distributed import World
-from stitchkit.engine.precision import create_precision
 from stitchkit.networks.mode import unfused_attention
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.train.network import place_network
 from stitchkit.train.optim import create_optimizer
+from stitchkit.train.session import engine_settings
 from stitchkit.train.task import StitchTask
 
 _LR, _WEIGHT_DECAY = 1e-4, 0.05
@@ -76,7 +76,7 @@ def _ours(
     place_network(model, recipe, World(0, 1, device))
     task = StitchTask(model, nn.CrossEntropyLoss(), device=device)
     optimizer = create_optimizer(model, recipe.optim, lr=_LR)
-    autocast, _ = create_precision(device, amp=recipe.optim.amp, amp_dtype=recipe.optim.amp_dtype)
+    autocast, _ = engine_settings(recipe).precision(device)
 
     def run() -> list[float]:
         task.train()

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from stitchkit.engine.precision import SCALER
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import misfit
 
+SCALER = "amp_scaler"
+"""Key of the loss scaler in checkpoints, as timm has it."""
 MOST_EPOCHS = 10**6
 # Neither torch nor NumPy accepts larger whole numbers.
 _LARGE = 2**63 - 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,21 +62,21 @@ def train_epochs(
         Stopped: If a signal came; the position is saved.
     """
     with StopSignals(trainer.world) as signals:
-        saver = _Saver(trainer, signals, save)
         for epoch in epochs:
             if not trainer.steps(epoch):
                 break
-            here, position = position or Position(), None
-            finish(_train_epoch(trainer, saver, epoch, epochs.stop, here))
+            saver, position = _Saver(trainer, signals, save, epoch, position or Position()), None
+            finish(_train_epoch(trainer, saver, epoch, epochs.stop))
 
 
-def _train_epoch(trainer: Trainer, saver: _Saver, epoch: int, num_epochs: int, here: Position) -> TrainedEpoch:
+def _train_epoch(trainer: Trainer, saver: _Saver, epoch: int, num_epochs: int) -> TrainedEpoch:
     """Train an epoch, or the rest of it, and advance the schedule to the next one."""
-    began, done, last = time.perf_counter(), here.done, len(trainer.steps(epoch))
+    here, last, began = saver.position, len(trainer.steps(epoch)), time.perf_counter()
+    done = here.done
 
-    def after_step(position: Position) -> None:
-        if position.done < last:  # the last step is saved below, once norms and schedule are up to date
-            saver.save_if_due(epoch, position)
+    def after_step(_: Position) -> None:
+        if here.done < last:  # the last step is saved below, once norms and schedule are up to date
+            saver.save_if_due()
 
     loss = trainer.train_epoch(epoch, num_epochs, position=here, after_step=after_step)
     trainer.start_at(epoch + 1, loss=loss)
@@ -84,49 +84,51 @@ def _train_epoch(trainer: Trainer, saver: _Saver, epoch: int, num_epochs: int, h
         report(loader.dataset)
     if done < last:
         distribute_batch_norms(trainer)
-        saver.save_if_due(epoch, here)
+        saver.save_if_due()
     seconds, steps = time.perf_counter() - began, max(here.done - done, 1)
-    return TrainedEpoch(epoch, here, loss, steps, seconds, partial(saver.stop_if_asked, epoch, here))
+    return TrainedEpoch(epoch, here, loss, steps, seconds, saver.stop_if_asked)
 
 
+@dataclass(frozen=True)
 class _Saver:
-    """Saves a run within its epochs: at an interval of steps, and before it stops for a signal."""
+    """Saves a run within an epoch: at an interval of steps, and before it stops for a signal."""
 
-    def __init__(self, trainer: Trainer, signals: StopSignals, write: SaveWithin):
-        self._trainer = trainer
-        self._signals = signals
-        self._write = write
+    trainer: Trainer
+    signals: StopSignals
+    write: SaveWithin
+    epoch: int
+    position: Position
 
-    def save_if_due(self, epoch: int, position: Position) -> None:
-        self.stop_if_asked(epoch, position)
-        interval = self._trainer.settings.checkpoint_interval
-        if interval and position.done % interval == 0:
-            self._save(epoch, position)
+    def save_if_due(self) -> None:
+        self.stop_if_asked()
+        interval = self.trainer.settings.checkpoint_interval
+        if interval and self.position.done % interval == 0:
+            self._save()
 
-    def stop_if_asked(self, epoch: int, position: Position) -> None:
+    def stop_if_asked(self) -> None:
         """Save and stop if a signal came. A validation is not saved, so a resumed run repeats it."""
-        if number := self._signals.agreed():
-            place = self._save(epoch, position)
-            raise Stopped(number, f"step {position.done} of epoch {epoch + 1} is saved in {place}")
+        if number := self.signals.agreed():
+            place = self._save()
+            raise Stopped(number, f"step {self.position.done} of epoch {self.epoch + 1} is saved in {place}")
 
-    def _save(self, epoch: int, position: Position) -> Path | None:
+    def _save(self) -> Path | None:
         """Save the position of all ranks (every rank calls this); returns the file on the primary rank."""
-        position.read()  # every run that resumed from a checkpoint with a non-finite loss would stop
-        check_finite(self._trainer, epoch)
-        within = gather_within(self._trainer, position)
-        if within is None:
+        self.position.read()  # every run that resumed from a checkpoint with a non-finite loss would stop
+        check_finite(self.trainer, self.epoch)
+        within = gather_within(self.trainer, self.position)
+        if not self.trainer.world.is_primary:
             return None
-        return self._write(epoch, position, training_state(self._trainer) | {"within": within})
+        return self.write(self.epoch, self.position, training_state(self.trainer) | {"within": within})
 
 
 def distribute_batch_norms(trainer: Trainer) -> None:
     """Give all ranks the same batch-norm statistics, as the settings require."""
-    settings, task, size = trainer.settings, trainer.task, trainer.world.size
-    if size == 1 or not settings.dist_bn:
-        return
-    distribute_bn(task.get_trainable_module(), size, settings.dist_bn == "reduce")
-    if task.has_ema() and not settings.model_ema_force_cpu:  # NCCL cannot exchange tensors on a CPU
-        distribute_bn(task.get_trainable_module(ema=True), size, settings.dist_bn == "reduce")
+    settings, size = trainer.settings, trainer.world.size
+    for ema in (False, True):
+        network = trainer.task.get_trainable_module(ema=ema)
+        is_elsewhere = ema and settings.model_ema_force_cpu  # NCCL cannot exchange tensors on a CPU
+        if size > 1 and settings.dist_bn and network is not None and not is_elsewhere:
+            distribute_bn(network, size, settings.dist_bn == "reduce")
 
 
 def check_finite(trainer: Trainer, epoch: int, losses: Iterable[float] = ()) -> None:

@@ -60,11 +60,7 @@ def is_held(path: Path) -> bool:
 
 @contextmanager
 def made(folder: Path, flag: str) -> Iterator[None]:
-    """Create the folder of a run if it is missing, and remove a new one that stays empty.
-
-    Raises:
-        InputError: If it cannot be created or written to; the message names the flag that chooses another one.
-    """
+    """Create the folder of a run, which a `flag` chooses, if it is missing, and remove a new one that stays empty."""
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -18,11 +18,9 @@ from torchvision.utils import save_image
 
 from stitchkit.data.batches import Batch, Loader
 from stitchkit.distributed import World
-from stitchkit.engine.epoch_state import Position
+from stitchkit.engine.epoch_state import Position, random_states, set_random_states
 from stitchkit.engine.gradients import GradientReducer
-from stitchkit.engine.precision import Autocast, create_precision
-from stitchkit.engine.random_states import random_states, set_random_states
-from stitchkit.engine.settings import EngineSettings
+from stitchkit.engine.settings import Autocast, EngineSettings
 from stitchkit.engine.task import Task
 from stitchkit.files import replacing
 from stitchkit.progress import progress
@@ -64,11 +62,7 @@ class Trainer:
     """Trains a task epoch by epoch; lets it keep a moving average of its weights if the settings ask for it.
 
     Args:
-        task: Network and loss.
         loader: Training batches of this rank.
-        optimizer: Updates the task's network.
-        settings: Settings of the steps.
-        world: This process among all.
         folder: Folder for pictures of batches.
         schedule: Learning-rate schedule; None keeps the rate.
         reducer: Keeps the ranks' networks equal; None if the task does so, or there is only one rank.
@@ -86,8 +80,8 @@ class Trainer:
     scaler: GradScaler | None = field(init=False)
 
     def __post_init__(self) -> None:
-        settings, device = self.settings, self.world.device
-        self.autocast, self.scaler = create_precision(device, amp=settings.amp, amp_dtype=settings.amp_dtype)
+        settings = self.settings
+        self.autocast, self.scaler = settings.precision(self.world.device)
         if settings.model_ema:
             place = "cpu" if settings.model_ema_force_cpu else None
             self.task.setup_ema(decay=settings.model_ema_decay, use_warmup=settings.model_ema_warmup, device=place)
@@ -116,9 +110,7 @@ class Trainer:
     def prepare_distributed(self, *, find_unused: bool, broadcast_buffers: bool = True) -> None:
         """Let DistributedDataParallel keep the ranks' networks equal if there are several ranks.
 
-        Args:
-            find_unused: Whether trainable parameters may have no gradient in a step.
-            broadcast_buffers: Whether to send the first rank's buffers to all before each step.
+        With `find_unused`, trainable parameters may have no gradient in a step.
         """
         if self.world.size == 1:
             return

@@ -30,9 +30,7 @@ _LAUNCHER = ".launcher"
 def entered(lock: Path, device: str | None, *, flag: str) -> Iterator[World]:
     """Join the process group, then create and lock the folder of a run; every rank enters this.
 
-    Raises:
-        InputError: If the device is unavailable, another run writes to the folder, or the folder cannot be created or
-            written to; the message names the flag that chooses another one.
+    Messages about the folder name the `flag` that chooses another one.
     """
     world = init_world(device)
     try:
@@ -44,18 +42,21 @@ def entered(lock: Path, device: str | None, *, flag: str) -> Iterator[World]:
 
 
 def find_resume(resume: str | None, files: CheckpointFiles, world: World, *, only: str = "") -> tuple[str | None, bool]:
-    """The file that a run resumes from, if any, and whether a launcher restarted its ranks.
+    """The file that a run resumes from, if any, and whether a launcher restarted its ranks after it had saved one.
 
-    A launcher that restarts failed ranks (torchrun's `--max-restarts`) gives them the same flags, so the run's
-    own files take precedence over the flags.
+    A launcher that restarts failed ranks (torchrun's `--max-restarts`) gives them the same flags, so the run's own
+    files take precedence over the flags. The first rank decides for all.
 
     Args:
         resume: The flag: a file, `auto` or None.
-        files: The checkpoints of the run.
-        world: This process among all; the first rank decides for all.
         only: The verb of a run that does not train, such as `evaluate`.
     """
-    restarted = not only and _is_restart(files, world)
+    mark = files.folder / _LAUNCHER
+
+    def is_ours() -> bool:
+        return mark.is_file() and mark.read_text() == _launcher() and bool(files.candidates())
+
+    restarted = not only and restarts() > 0 and from_primary(world, is_ours)
     if resume != AUTO and not restarted:
         return resume, False
     found = from_primary(world, lambda: newest_checkpoint(files))
@@ -67,11 +68,7 @@ def find_resume(resume: str | None, files: CheckpointFiles, world: World, *, onl
 
 
 def check_unused(files: CheckpointFiles, resume: str | None, *, flag: str) -> None:
-    """Check that a training would not overwrite another run; it may continue the run that it resumes from.
-
-    Raises:
-        InputError: If it would; the message names the flag that chooses another folder.
-    """
+    """Check that a training would not overwrite another run; it may continue the run that it resumes from."""
     continues = resume is not None and Path(resume).resolve().parent == files.folder.resolve()
     if (found := files.candidates()) and not continues:
         raise InputError(
@@ -90,16 +87,6 @@ def launched(folder: Path, world: World) -> Iterator[None]:
     # Not in a `finally`: after a failure the launcher may restart the ranks, and they look for the mark.
     if world.rank == 0:
         mark.unlink(missing_ok=True)
-
-
-def _is_restart(files: CheckpointFiles, world: World) -> bool:
-    """Whether the launcher of this run restarted its ranks after the run had saved something."""
-    mark = files.folder / _LAUNCHER
-
-    def is_ours() -> bool:
-        return mark.is_file() and mark.read_text() == _launcher() and bool(files.candidates())
-
-    return restarts() > 0 and from_primary(world, is_ours)
 
 
 def _launcher() -> str:

@@ -1,34 +1,32 @@
-"""Settings of the engine, whatever its steps compute."""
+"""Settings of the engine, whatever its steps compute, and the precision that follows from them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
+
+import torch
+from torch.amp import GradScaler
+
+Autocast = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """Training settings of a task.
+    """Training settings of a task, under timm's names.
 
     Args:
-        seed: Seed of all random numbers; each rank and epoch has its own stream.
+        seed: Each rank and epoch has its own stream of numbers from it.
         batch_size: Images per batch and rank.
-        log_interval: Steps between log lines.
         checkpoint_interval: Steps between checkpoints within an epoch; with 0, only on a signal.
         grad_accum_steps: Batches per step, whose gradients add up.
-        clip_grad: Limit of the gradients; None for no limit.
-        clip_mode: `norm`, `value` or `agc`, as in timm.
-        amp: Mix precisions.
-        amp_dtype: The low precision; CPUs always use bfloat16.
-        model_ema: Keep a moving average of the weights.
-        model_ema_decay: Its decay.
-        model_ema_warmup: Warm the decay up.
-        model_ema_force_cpu: Keep it on the CPU.
+        clip_mode: `norm`, `value` or `agc`.
+        amp_dtype: `float16` or `bfloat16`; CPUs always use bfloat16.
         dist_bn: Batch-norm statistics after an epoch: `reduce` (mean over ranks), `broadcast` (those of the first
             rank) or empty (each rank keeps its own).
-        channels_last: Lay images out channels last.
-        synchronize_step: Wait for the device after each step.
         save_images: Save a batch as a picture at each log line.
         mixup_off_epoch: Epoch from which batches are not mixed; 0 never.
         max_steps: Number of steps after which training ends, even within an epoch.
@@ -59,3 +57,12 @@ class EngineSettings:
         """The `settings` whose names the engine shares, with `own` taking precedence."""
         names = {field.name for field in fields(cls)}
         return cls(**{key: value for key, value in settings.items() if key in names} | own)
+
+    def precision(self, device: torch.device) -> tuple[Autocast, GradScaler | None]:
+        """The context that forward passes run in, and the loss scaler if float16 needs one."""
+        if not self.amp:
+            return nullcontext, None
+        # Many CPU kernels lack float16; bfloat16 has the range of float32, so it needs no scaler.
+        dtype = torch.bfloat16 if device.type == "cpu" else getattr(torch, self.amp_dtype)
+        scaler = GradScaler(device.type) if dtype == torch.float16 else None
+        return partial(torch.autocast, device_type=device.type, dtype=dtype), scaler

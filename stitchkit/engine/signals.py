@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -36,11 +36,11 @@ class StopSignals:
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS if _is_unhandled(number)}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         # The group is torn down next. After an error the other ranks may never answer.
-        if self._asked is not None and error is None:
+        if self._asked is not None and kind is None:
             self._asked[1].wait()
 
     def _note(self, number: int, _: FrameType | None) -> None:

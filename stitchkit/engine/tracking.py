@@ -19,25 +19,31 @@ if TYPE_CHECKING:
 class Tracking:
     """Logs figures to TensorBoard and Weights & Biases, on the primary rank, if requested.
 
-    Args:
-        folder: The folder of the run.
-        world: This process among all.
-        config: All settings.
-        options: Arguments of `wandb.init`; None for no logging.
-        board: First epoch in TensorBoard; None for no logging.
+    `config` are all settings, `options` the arguments of `wandb.init`, `board` the first epoch in TensorBoard.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        world: World,
-        config: Mapping[str, object],
-        *,
-        options: Mapping[str, object] | None = None,
-        board: int | None = None,
-    ):
-        self.run = None if options is None or not world.is_primary else start_run(folder, config, **options)
-        self._board = None if board is None or not world.is_primary else open_board(folder, board)
+        self, folder: Path, world: World, config: Mapping[str, object], *,
+        options: Mapping[str, Any] | None = None, board: int | None = None,
+    ):  # fmt: skip
+        self.run: wandb.Run | None = None
+        self._board: SummaryWriter | None = None
+        if options is not None and world.is_primary:
+            optional("wandb", "log", "logging the run")
+            import wandb
+
+            refuse_link(folder / "wandb")
+            try:
+                self.run = wandb.init(name=folder.name, config=dict(config), dir=str(folder), **options)
+            except wandb.Error as error:
+                raise InputError(f"wandb rejects the run: {one_line(error)}; see WANDB_MODE=offline") from error
+        if board is not None and world.is_primary:
+            optional("tensorboard", "log", "logging the run")
+            from torch.utils.tensorboard import SummaryWriter
+
+            refuse_link(folder / "tensorboard")
+            # Epochs of a stopped run that are in the folder and later than the first are hidden.
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=board)
 
     def log(self, figures: Mapping[str, float], *, epoch: int, step: int | None = None) -> None:
         """Log the figures of an epoch; without a step, wandb counts the calls and gets the epoch as a figure."""
@@ -54,25 +60,3 @@ class Tracking:
             self.run.finish()
         if self._board is not None:
             self._board.close()
-
-
-def start_run(folder: Path, config: Mapping[str, object], **options: Any) -> wandb.Run:
-    """Start a run of the `wandb` package, named after its folder."""
-    optional("wandb", "log", "logging the run")
-    import wandb
-
-    refuse_link(folder / "wandb")
-    try:
-        return wandb.init(name=folder.name, config=dict(config), dir=str(folder), **options)
-    except wandb.Error as error:
-        raise InputError(f"wandb rejects the run: {one_line(error)}; see WANDB_MODE=offline") from error
-
-
-def open_board(folder: Path, start: int) -> SummaryWriter:
-    """TensorBoard's writer for epochs from `start` on; later ones in the folder, of a stopped run, are hidden."""
-    optional("tensorboard", "log", "logging the run")
-    from torch.utils.tensorboard import SummaryWriter
-
-    place = folder / "tensorboard"
-    refuse_link(place)
-    return SummaryWriter(str(place), purge_step=start)

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
+from stitchkit.distributed import gather_objects
 from stitchkit.engine import checkpoint_schema as rules
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.optimizers import load_optimizer
-from stitchkit.engine.precision import SCALER
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import load_content
 
@@ -28,20 +27,16 @@ def training_state(trainer: Trainer) -> dict[str, object]:
     if task.average is not None:
         state["state_dict_ema"] = task.average.state_dict()
     if scaler is not None:
-        state[SCALER] = scaler.state_dict()
+        state[rules.SCALER] = scaler.state_dict()
     return state
 
 
-def gather_within(trainer: Trainer, position: Position) -> dict[str, object] | None:
-    """The position of every rank within an epoch, on the primary rank; every rank calls this."""
-    world = trainer.world
+def gather_within(trainer: Trainer, position: Position) -> dict[str, object]:
+    """The position of every rank within an epoch; every rank calls this."""
     # Copies: buffers may be on a GPU, and torch would save the whole of a storage that they share.
     buffers = {name: buffer.cpu().clone() for name, buffer in _own_buffers(trainer).items()}
-    own = {"position": position.state(world.device), "buffers": buffers}
-    ranks: list[object] | None = [own] * world.size if world.is_primary else None
-    if world.size > 1:
-        dist.gather_object(own, ranks)
-    return {"ranks": ranks, **_grid(trainer)} if world.is_primary else None
+    own = {"position": position.state(trainer.world.device), "buffers": buffers}
+    return {"ranks": gather_objects(own) if trainer.world.size > 1 else [own], **_grid(trainer)}
 
 
 def restore(content: Mapping[str, object], trainer: Trainer, path: str | Path, *, otherwise: str) -> Position | None:
@@ -50,7 +45,7 @@ def restore(content: Mapping[str, object], trainer: Trainer, path: str | Path, *
     Args:
         content: The content of the checkpoint, whose weights are already loaded.
         trainer: Created with the same settings, its network on all ranks.
-        path: The file, for the message.
+        path: The file, for messages.
         otherwise: Advice if the states do not fit.
     """
     average, scaler = trainer.task.average, trainer.scaler
@@ -62,9 +57,9 @@ def restore(content: Mapping[str, object], trainer: Trainer, path: str | Path, *
     try:
         cycles = type(getattr(trainer.schedule, "scheduler", None)).__name__ in _CYCLES
         load_optimizer(trainer.optimizer, content["optimizer"], cycles=cycles)
-        if scaler is not None and SCALER in content:
-            saved = content[SCALER]
-            rules.check(saved, scaler.state_dict(), SCALER)
+        if scaler is not None and rules.SCALER in content:
+            saved = content[rules.SCALER]
+            rules.check(saved, scaler.state_dict(), rules.SCALER)
             assert isinstance(saved, dict), "it was checked"
             scaler.load_state_dict(saved)
     except InputError as error:

@@ -87,12 +87,9 @@ class Preparation(TypedDict):
 
 
 def preparation(recipe: Recipe, input_size: tuple[int, ...], model_config: Mapping[str, object]) -> Preparation:
-    """The preparation of images, with a mean and a deviation for each channel.
+    """The preparation of images of size `(C, H, W)`, with a mean and a deviation for each channel.
 
-    Args:
-        recipe: The settings.
-        input_size: `(C, H, W)` of an image.
-        model_config: timm's `pretrained_cfg`, for everything that the settings leave open.
+    What the settings leave open is as in `model_config`, timm's `pretrained_cfg`.
     """
     data, channels = recipe.data, input_size[0]
     for name in ("mean", "std"):

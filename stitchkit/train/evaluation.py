@@ -36,16 +36,14 @@ _MIB = 2**20
 def evaluate_stitches(session: Session) -> None:
     """Evaluate every stitch that the ledger lacks, or the plain model.
 
-    All stitches are evaluated in one pass over the images; with `--recalibrate-bn`, each has its own pass.
-
-    Raises:
-        InputError: If the checkpoint or the ledger belongs to something else; both are left as they are.
+    All stitches are evaluated in one pass over the images; with `--recalibrate-bn`, each has its own pass. A ledger of
+    other weights or data is left as it is.
     """
     recipe, model = session.recipe, session.model
     digest = load_weights(session, ema=recipe.optim.model_ema)[1] if recipe.run.resume else ""
     if not isinstance(model, SNNet):
-        figures = {"model": recipe.model.model, **_score_alone(session, None, "evaluation")._asdict()}
-        _logger.info("%s", json.dumps(figures))
+        score = _score_alone(session, None, "evaluation")
+        _logger.info("%s", json.dumps({"model": recipe.model.model, **score._asdict()}))
         return
     wanted = model.space.select(recipe.run.eval_stitches) if recipe.run.eval_stitches else range(len(model.space))
     origin = origin_of(recipe, digest, ranks=session.world.size)

@@ -68,19 +68,15 @@ def _fused(optim: OptimRecipe) -> dict[str, bool]:
 
 def _scaled_groups(model: SNNet, *, optim: OptimRecipe) -> list[dict[str, Any]]:
     """Parameter groups of an SN-Net whose parts have their own rates, by timm's `lr_scale`, with the usual decay."""
+    of_anchor = param_groups_weight_decay
+    if optim.layer_decay is not None:
+        of_anchor = partial(
+            param_groups_layer_decay, layer_decay=optim.layer_decay, min_scale=optim.layer_decay_min_scale,
+            no_opt_scale=optim.layer_decay_no_opt_scale,
+        )  # fmt: skip
     groups = _times(param_groups_weight_decay(model.stitch_layers, optim.weight_decay), optim.stitch_lr_scale)
     for anchor in model.anchors:
-        if optim.layer_decay is None:
-            own = param_groups_weight_decay(anchor, optim.weight_decay)
-        else:
-            own = param_groups_layer_decay(
-                anchor,
-                optim.weight_decay,
-                layer_decay=optim.layer_decay,
-                min_scale=optim.layer_decay_min_scale,
-                no_opt_scale=optim.layer_decay_no_opt_scale,
-            )
-        groups += _times(own, optim.base_lr_scale)
+        groups += _times(of_anchor(anchor, optim.weight_decay), optim.base_lr_scale)
     return groups
 
 

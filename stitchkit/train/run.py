@@ -16,11 +16,9 @@ from stitchkit.train.training import train
 
 
 def run(recipe: Recipe, config: StitchConfig | None) -> None:
-    """Train, or evaluate with `--eval`; every rank calls this. Nothing is overwritten if anything cannot be used.
+    """Train, or evaluate with `--eval`, an SN-Net, or without a configuration a plain model; every rank calls this.
 
-    Args:
-        recipe: All settings.
-        config: The stitch configuration; None trains or evaluates a plain model.
+    Nothing is overwritten if anything cannot be used.
     """
     # An evaluation and a training write different files, so they may run at the same time.
     lock = recipe.folder / (".eval.lock" if recipe.run.eval else TRAIN_LOCK)

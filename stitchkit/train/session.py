@@ -10,7 +10,7 @@ from timm.utils import random_seed
 from torch import nn
 
 from stitchkit.distributed import World
-from stitchkit.engine.precision import Autocast, create_precision
+from stitchkit.engine.settings import Autocast, EngineSettings
 from stitchkit.files import write_text
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.files import settings_text
@@ -25,13 +25,10 @@ class Session:
     """A run with open data and a built network.
 
     Args:
-        recipe: All settings.
         config: The stitch configuration; None for a plain model.
         model: The SN-Net or plain model, on the device of this rank.
-        loaders: The data.
         input_size: Size of an input image, `(C, H, W)`.
         classes: Class names in the order of their numbers; empty where the dataset does not know them.
-        world: This process among all.
     """
 
     recipe: Recipe
@@ -64,8 +61,14 @@ class Session:
     @cached_property
     def autocast(self) -> Autocast:
         """The context of forward passes in an evaluation."""
-        return create_precision(self.world.device, amp=self.recipe.optim.amp, amp_dtype=self.recipe.optim.amp_dtype)[0]
+        return engine_settings(self.recipe).precision(self.world.device)[0]
 
     def save_settings(self, name: str) -> None:
         """Save the effective settings in the run's folder, as a file for `-c`."""
         write_text(self.folder / name, settings_text(self.recipe.for_files()))
+
+
+def engine_settings(recipe: Recipe) -> EngineSettings:
+    """The settings of a recipe that the engine needs."""
+    dist_bn = "" if recipe.distributed.sync_bn else recipe.distributed.dist_bn  # synchronised batch norms agree
+    return EngineSettings.pick(recipe.flat(), checkpoint_interval=recipe.run.recovery_interval, dist_bn=dist_bn)

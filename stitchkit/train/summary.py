@@ -45,21 +45,16 @@ def _append(path: Path, head: Sequence[str], rows: Iterable[Iterable[object]]) -
 
 def cut_summaries(folder: Path, epoch: int) -> None:
     """Drop the lines of `epoch` and later, which a resumed run writes again."""
-    for name in (_NAME, _LOSSES):
-        refuse_link(folder / name)
-        _cut(folder / name, epoch)
-
-
-def _cut(path: Path, epoch: int) -> None:
-    if not path.exists():
-        return
-    with path.open(newline="", errors="replace") as file:
-        head, *rows = list(csv.reader(file)) or [[]]
-    if not head:  # the run was killed before its first line; the next epoch writes the head into a new file
-        path.unlink()
-        return
-    kept = [row for row in rows if row and row[0].isdecimal() and int(row[0]) < epoch]  # other rows are not epochs
-    _write(path, [head, *kept])
+    for path in (folder / _NAME, folder / _LOSSES):
+        refuse_link(path)
+        if not path.exists():
+            continue
+        with path.open(newline="", errors="replace") as file:
+            head, *rows = list(csv.reader(file)) or [[]]
+        if head:  # rows that do not begin with a number are not epochs
+            _write(path, [head, *(row for row in rows if row and row[0].isdecimal() and int(row[0]) < epoch)])
+        else:  # the run was killed before its first line; the next epoch writes the head into a new file
+            path.unlink()
 
 
 def write_fit(folder: Path, space: StitchSpace, residuals: Mapping[Joint, float]) -> None:

@@ -92,15 +92,9 @@ class StitchTask(Task):
         return self
 
     def forward(self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None = None) -> dict[str, torch.Tensor]:
-        """Loss and logits of one stitch.
+        """`loss` and `output`, logits `[B, num_classes]`, of one stitch, or with None of a plain model.
 
-        Args:
-            images: `[B, C, H, W]`.
-            labels: Class numbers `[B]`, or class probabilities `[B, num_classes]` from mixup.
-            cfg_id: The stitch; None for a plain model.
-
-        Returns:
-            `loss`, a scalar, and `output`, logits `[B, num_classes]`.
+        Labels of images `[B, C, H, W]` are class numbers `[B]`, or from mixup class probabilities `[B, num_classes]`.
         """
         output = self.trainable_module(images) if cfg_id is None else self.trainable_module(images, cfg_id)
         # Distilled networks return the logits for the labels and those for the teacher.

@@ -14,17 +14,15 @@ from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.epochs import TrainedEpoch, check_finite, train_epochs
 from stitchkit.engine.gradients import GradientReducer
 from stitchkit.engine.loop import Trainer, seed_epoch
-from stitchkit.engine.settings import EngineSettings
 from stitchkit.engine.tracking import Tracking
 from stitchkit.engine.training_state import training_state
 from stitchkit.measure.evaluate import Score, batches_of, evaluate_stitch
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
 from stitchkit.progress import progress
-from stitchkit.settings.recipe import Recipe
 from stitchkit.train.checkpoint import Checkpoints, header, load_weights, restore
 from stitchkit.train.optim import create_optimizer, create_schedule, learning_rate
-from stitchkit.train.session import Session
+from stitchkit.train.session import Session, engine_settings
 from stitchkit.train.summary import cut_summaries, write_fit, write_losses, write_summary
 from stitchkit.train.task import Sampler, create_task
 
@@ -160,12 +158,6 @@ def _prepare_stitching(session: Session, model: SNNet, loader: Loader, *, is_fre
         )  # fmt: skip
     if not settings.fulltune:
         model.freeze_anchors()
-
-
-def engine_settings(recipe: Recipe) -> EngineSettings:
-    """The settings of a recipe that the engine needs."""
-    dist_bn = "" if recipe.distributed.sync_bn else recipe.distributed.dist_bn  # synchronised batch norms agree
-    return EngineSettings.pick(recipe.flat(), checkpoint_interval=recipe.run.recovery_interval, dist_bn=dist_bn)
 
 
 def _networks(session: Session, trainer: Trainer) -> dict[str, tuple[nn.Module, int | None]]:

@@ -113,11 +113,10 @@ def test_a_damaged_checkpoint_of_a_job_is_refused_at_every_place(images, tmp_pat
     assert ("within" in content) == ("state_dict_ema" in content) == bool(within)
     config = JobConfig.load(path, pretrained=False, save_dir=str(tmp_path / "again"), model_ema=bool(within))
     job = open_job(config, World(0, 1, torch.device("cpu")), path, job_paths(config, path))
-    current = content["config"] | {"train_config": content["config"]["train_config"]}
 
     def use(found):
         monkeypatch.setattr("stitchkit.assembly.train.checkpoint.read_alike", lambda _: (found, "digest"))
-        resume(job.network, job.trainer, "last.pth", current)
+        resume(job, "last.pth")
 
     use(content)
     assert assert_refused(damaged(content, each), use) * each > 800

@@ -16,7 +16,8 @@ import stitchkit
 from stitchkit.assembly.sweep.cluster import create_cluster
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.cli import main
-from stitchkit.engine.tracking import open_board, start_run
+from stitchkit.distributed import World
+from stitchkit.engine.tracking import Tracking
 from stitchkit.errors import InputError
 from stitchkit.files import fresh_folder, opened, own_folder, replacing, write_text
 from stitchkit.settings.recipe import Recipe
@@ -361,8 +362,8 @@ def test_the_folders_of_submitit_and_of_figures_are_their_own(tmp_path):
     pool = create_cluster("local", folder=tmp_path, jobs=1, gpus=0)
     for made in (
         lambda: next(pool.run([SweepJob(tmp_path)])),
-        lambda: open_board(tmp_path, 0),
-        lambda: start_run(tmp_path, {}),
+        lambda: Tracking(tmp_path, World(0, 1, torch.device("cpu")), {}, board=0),
+        lambda: Tracking(tmp_path, World(0, 1, torch.device("cpu")), {}, options={}),
     ):
         with pytest.raises(InputError, match="is a symbolic link"):
             made()

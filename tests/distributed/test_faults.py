@@ -15,17 +15,15 @@ from PIL import Image
 from timm.data import create_dataset
 
 import stitchkit.engine.checkpoint_files as checkpoint
-from stitchkit.assembly.train import testing
 from stitchkit.cli import main
 from stitchkit.data.unreadable import NO_CLASS, CheckedImages, explained
 from stitchkit.engine.lock import is_held, locked
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.recovery import newest_checkpoint
 from stitchkit.errors import InputError
-from stitchkit.measure.evaluate import evaluate_stitch
+from stitchkit.measure.evaluate import Tally
 from stitchkit.measure.ledger import read_rows
 from stitchkit.networks.weights import damage
-from stitchkit.train import training
 from stitchkit.train.checkpoint import Checkpoints
 from tests.distributed.forks import end, hold_lock, start
 from tests.distributed.subjects import SUBJECTS
@@ -421,11 +419,10 @@ def test_an_infinite_figure_is_not_saved_within_an_epoch(subject, trained, tmp_p
 
 @pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["job"]), indirect=True)
 def test_an_epoch_of_an_infinite_validation_loss_is_not_saved(subject, trained, tmp_path, monkeypatch, capsys):
-    inner = evaluate_stitch
+    inner = Tally.scores
     assert trained("infinite", "--epochs", "1") == 0
     with monkeypatch.context() as patch:
-        for judge in (training, testing):
-            patch.setattr(judge, "evaluate_stitch", lambda *a, **k: inner(*a, **k)._replace(loss=torch.inf))
+        patch.setattr(Tally, "scores", lambda tally: [found._replace(loss=torch.inf) for found in inner(tally)])
         assert trained("infinite", "--resume", "auto", "--epochs", "2") == 2
     assert "validation loss are not finite after epoch 2; stopped." in capsys.readouterr().err
     assert subject.content(tmp_path / "infinite")["epoch"] == (1 if subject.name == "job" else 0), "the first's end"

@@ -119,7 +119,7 @@ def test_names_that_a_killed_run_did_not_give_are_given(tmp_path, missing):
     saved_last = Checkpoints(tmp_path, keep=1)
     path = newest_checkpoint(saved_last) if "last" not in missing else tmp_path / "checkpoint-1.pth.tar"
     again = Checkpoints(tmp_path, keep=2)
-    again.resumed(path, saved.history, epoch=1)
+    again.resumed(path, {"history": saved.history, "epoch": 1})
     again.clear()
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pth.tar")} == names
 

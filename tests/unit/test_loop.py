@@ -11,8 +11,8 @@ from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.train.optim import create_optimizer, create_schedule
+from stitchkit.train.session import engine_settings
 from stitchkit.train.task import Sampler, StitchTask
-from stitchkit.train.training import engine_settings
 from tests.support import family_snnet
 
 CASES = {

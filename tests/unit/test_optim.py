@@ -7,7 +7,7 @@ import torch
 from timm.optim import create_optimizer_v2, list_optimizers
 
 from stitchkit.engine.optimizers import load_optimizer
-from stitchkit.engine.precision import create_precision
+from stitchkit.engine.settings import EngineSettings
 from stitchkit.errors import InputError
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.stitch_config import StitchConfig
@@ -75,11 +75,11 @@ def test_schedules():
 
 
 def test_precision():
-    autocast, scaler = create_precision(torch.device("cpu"), amp=True, amp_dtype="float16")
+    autocast, scaler = EngineSettings(seed=0, batch_size=1, amp=True).precision(torch.device("cpu"))
     assert scaler is None
     with autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
-    autocast, scaler = create_precision(torch.device("cpu"), amp=False, amp_dtype="float16")
+    autocast, scaler = EngineSettings(seed=0, batch_size=1).precision(torch.device("cpu"))
     with autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 

@@ -13,7 +13,7 @@ from stitchkit.assembly.config.job import JobConfig, differences, said
 from stitchkit.assembly.config.optim import JobSchedule
 from stitchkit.assembly.parts.part import Assembly, Function, ParallelPart
 from stitchkit.assembly.train.job import Job
-from stitchkit.classes import Origin, check_classes, note_origin, origin_of
+from stitchkit.classes import Origin, check_classes, note_origin, origin_of, trained_classes
 from stitchkit.engine import checkpoint_schema as rules, training_state
 from stitchkit.engine.checkpoint_files import CheckpointFiles, read_alike, start_from
 from stitchkit.engine.epoch_state import Position
@@ -107,38 +107,39 @@ def _origins(part: nn.Module, number: int | None) -> Iterator[tuple[int | None, 
             yield from _origins(inner, place if part.agg == "none" else number)
 
 
-def resume(
-    network: nn.Module, trainer: Trainer | None, path: str, settings: Mapping[str, Any]
-) -> tuple[dict[str, Any], Position | None]:
-    """Restore the state of a job whose settings, as plain data, are given; without a trainer, only the weights.
+def resume(job: Job, path: str) -> tuple[int, Position | None]:
+    """Restore the state of a job; one that only tests takes the weights.
 
     Returns:
-        The content of the file, and the position of this rank within the next epoch; None at its start.
+        The number of completed epochs, and the position of this rank within the next one; None at its start.
     """
     content, _ = read_alike(path)
     if content.get("format") != _FORMAT:
         raise InputError(f"checkpoint '{path}' contains no state of a stitchkit job; {_START_ANEW}")
     rules.check_saved(content, path, _HEADER, {"steps_per_epoch": rules.whole(1)})
-    _check_settings(content["config"], settings, path, trains=trainer is not None)
-    load_content(network, content, path)
+    _check_settings(content["config"], job, path)
+    classes = [list(task.classes) for task in job.data]
+    check_classes(trained_classes(content), classes, path, strict=True)
+    if content["classes"] != classes:
+        raise InputError(f"checkpoint '{path}' was trained on other tasks; labels would not agree")
+    load_content(job.network, content, path)
     position = None
-    if trainer is not None:
-        position = training_state.restore(content, trainer, path, otherwise=_START_ANEW)
-        _restore_schedule(content, trainer, position, path)
-        _check_step(content, path, trainer)
-    _check_rows(content, path, position, trains=trainer is not None)
-    return content, position
+    if job.trainer is not None:
+        position = training_state.restore(content, job.trainer, path, otherwise=_START_ANEW)
+        _restore_schedule(content, job.trainer, position, path)
+        _check_step(content, path, job.trainer)
+        job.rows = content["rows"]
+    if job.trainer is not None or "within" not in content:  # or else the position was not read
+        _check_rows(content, path, 0 if position is None else position.done)
+    return content["epoch"], position
 
 
-def _check_rows(content: Mapping[str, Any], path: str, position: Position | None, *, trains: bool) -> None:
-    """Check that the rows of the result lead up to the position of the job."""
+def _check_rows(content: Mapping[str, Any], path: str, done: int) -> None:
+    """Check that the rows of the result lead up to the position of the job, after `done` steps of an epoch."""
     places = [(row.get("Epoch"), row.get("Step")) for row in content["rows"]]
     if any(None in place for place in places) or places != sorted(set(places)):
         raise InputError(f"checkpoint '{path}' is damaged: its rows are not in the order of their epochs")
-    if not trains and "within" in content:  # the position was not read
-        return
     epoch, step = places[-1] if places else (None, None)
-    done = 0 if position is None else position.done
     if epoch != content["epoch"] or not isinstance(step, int) or step + done != content["step"]:
         raise InputError(f"checkpoint '{path}' is damaged: its epoch and step are not those of its last row")
 
@@ -193,10 +194,13 @@ def _check_step(content: Mapping[str, Any], path: str, trainer: Trainer) -> None
         )
 
 
-def _check_settings(before: Mapping[str, Any], now: Mapping[str, Any], path: str, *, trains: bool) -> None:
+def _check_settings(before: Mapping[str, Any], job: Job, path: str) -> None:
     """Check that a job resumes with its network and, if it trains, with its training settings."""
-    before = JobConfig.parse(before).to_dict()  # settings newer than the file have their defaults
-    for key in (*_NETWORK, *(("train_config",) if trains else ())):
+    before, now = (
+        JobConfig.parse(before).to_dict(),
+        job.config.to_dict(),
+    )  # new settings have their defaults in old files
+    for key in (*_NETWORK, *(("train_config",) if job.trainer is not None else ())):
         for place, old, new in differences(before.get(key), now.get(key), key):
             if place not in _MAY_CHANGE:
                 raise InputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.preprocessing import create_transform
 from stitchkit.assembly.config.settings import TaskConfig
 from stitchkit.assembly.train.task import Labels
-from stitchkit.data.batches import Batch, DirectLoader
+from stitchkit.data.batches import DirectLoader
 from stitchkit.data.loader_processes import usable_cores
 from stitchkit.data.sources import Source, agreed_classes, open_dataset
 from stitchkit.data.torchvision_sets import numbered
@@ -42,22 +43,17 @@ def open_data(config: JobConfig, world: World) -> list[TaskData]:
 
 
 def _open(config: JobConfig, task: TaskConfig, place: str, world: World) -> TaskData:
-    transforms = [create_transform(task, place, training=training) for training in (True, False)]
     root = None if config.data_path is None else Path(config.data_path).expanduser()
-    options = {"batch_size": task.batch_size, "seed": config.train_config.seed}
-    source = Source(task.dataset, root, options=tuple(options.items()))
-    splits = [
-        open_dataset(source, "train", is_training=True, num_samples=task.train_num_samples),
-        open_dataset(source, task.val_split or "validation", num_samples=task.val_num_samples),
-    ]
-    classes = _classes(agreed_classes(*splits), task, place)
-    for dataset, transform in zip(splits, transforms, strict=True):
-        dataset.transform = transform
-    train, test = (
-        _loader(dataset, config, task, world, num_classes=len(classes), training=training)
-        for dataset, training in zip(splits, (True, False), strict=True)
-    )
-    return TaskData(task, classes, train, test)
+    options = (("batch_size", task.batch_size), ("seed", config.train_config.seed))
+    source = Source(task.dataset, root, options=options)
+    train = open_dataset(source, "train", is_training=True, num_samples=task.train_num_samples)
+    test = open_dataset(source, task.val_split or "validation", num_samples=task.val_num_samples)
+    classes = _classes(agreed_classes(train, test), task, place)
+    loaders = []
+    for images, training in ((train, True), (test, False)):
+        images.transform = create_transform(task, place, training=training)
+        loaders.append(_loader(images, config, task, world, num_classes=len(classes), training=training))
+    return TaskData(task, classes, *loaders)
 
 
 def _classes(known: tuple[str, ...], task: TaskConfig, place: str) -> tuple[str, ...]:
@@ -77,28 +73,26 @@ def _classes(known: tuple[str, ...], task: TaskConfig, place: str) -> tuple[str,
 def _loader(
     dataset: Any, config: JobConfig, task: TaskConfig, world: World, *, num_classes: int, training: bool
 ) -> DirectLoader:
-    settings = config.train_config
-    workers = min(config.workers, usable_cores())
-    options: dict[str, Any] = {"batch_size": task.batch_size, "pin_memory": world.device.type == "cuda"}
-    options["num_workers"] = workers
+    settings, workers, most = config.train_config, min(config.workers, usable_cores()), None
+    options: dict[str, Any] = {"num_workers": workers, "pin_memory": world.device.type == "cuda"}
     if isinstance(dataset, IterableDataset):
         dataset.set_loader_cfg(num_workers=workers)  # type: ignore[attr-defined] # timm's method: its length depends on it
-        loader: DataLoader[Any] = DataLoader(dataset, **options)
         most = settings.max_batches and -(-settings.max_batches // world.size)
-        return DirectLoader(loader, device=world.device, dtype=torch.float32, max_batches=most)
-    images = _some(CheckedImages(dataset, num_classes=num_classes, is_training=training), config, task)
-    sampler: DistributedSampler[Any] = DistributedSampler(
-        images, world.size, world.rank, shuffle=training, seed=settings.seed
-    )
-    # Batch norms reject a batch of one image, which has no statistics.
-    lone = len(sampler) > task.batch_size and len(sampler) % task.batch_size == 1
-    loader = DataLoader(images, sampler=sampler, drop_last=training and lone, **options)
-    return DirectLoader(loader, device=world.device, dtype=torch.float32)
+    else:
+        images = _some(CheckedImages(dataset, num_classes=num_classes, is_training=training), config, task)
+        sampler: DistributedSampler[Any] = DistributedSampler(
+            images, world.size, world.rank, shuffle=training, seed=settings.seed
+        )
+        # Batch norms reject a batch of one image, which has no statistics.
+        lone = len(sampler) > task.batch_size and len(sampler) % task.batch_size == 1
+        dataset, options = images, {**options, "sampler": sampler, "drop_last": training and lone}
+    loader: DataLoader[Any] = DataLoader(dataset, batch_size=task.batch_size, **options)
+    return DirectLoader(loader, device=world.device, dtype=torch.float32, max_batches=most)
 
 
-def _some(dataset: Dataset[Any], config: JobConfig, task: TaskConfig) -> Dataset[Any]:
+def _some(dataset: CheckedImages, config: JobConfig, task: TaskConfig) -> Dataset[Any]:
     """The data set, or `max_batches` random batches of it, the same on all ranks and after a resume."""
-    train, size = config.train_config, len(dataset)  # type: ignore[arg-type]
+    train, size = config.train_config, len(dataset)
     if not size:
         raise InputError(f"data set '{task.dataset}' has no images; check its folder")
     if train.max_batches is None or train.max_batches * task.batch_size >= size:
@@ -123,7 +117,7 @@ class TrainingLoader:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, Labels]]:
         self.waited, self.images = 0.0, 0
-        ways = [_again(loader) for loader in self.loaders]
+        ways = [chain.from_iterable(repeat(loader)) for loader in self.loaders]
         for _ in range(len(self)):
             start = time.perf_counter()
             batches = [next(way) for way in ways]
@@ -131,8 +125,3 @@ class TrainingLoader:
             images = torch.cat([images for images, _ in batches]) if len(batches) > 1 else batches[0][0]
             self.images += len(images)
             yield images, tuple(labels for _, labels in batches)
-
-
-def _again(loader: DirectLoader) -> Iterator[Batch]:
-    while True:
-        yield from loader

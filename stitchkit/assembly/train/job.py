@@ -83,37 +83,32 @@ class Job:
 
 def open_job(config: JobConfig, world: World, source: Path | None, paths: JobPaths) -> Job:
     """Open the data, build the network and its trainer; errors name the file that the job was read from."""
+    side = config.train_config.resolved_tasks[0].data_preprocessing.image_size
+    # A checkpoint of the whole network replaces all pretrained weights, so none are downloaded.
+    is_replaced = bool(config.resume_from or (config.load_from and config.strict_load))
+    build: dict[str, Any] = {"input_size": (3, side, side), "pretrained": config.pretrained and not is_replaced}
     with naming(source) if source else nullcontext():
         # First the parts: an error in them should not wait for data that may take long to download. The number of
         # classes is not known yet; a network that fits one class fits any.
-        check_network(config.network, num_classes=1, **_building(config))
+        check_network(config.network, num_classes=1, **build)
         data = open_data(config, world)
         random_seed(config.train_config.seed, 0)  # the same weights on all ranks
         classes = min(len(task.classes) for task in data)  # each task's own head is checked later
-        network = build_network(config.network, num_classes=classes, **_building(config))
-        cost = _cost(network, data)
+        network = build_network(config.network, num_classes=classes, **build)
+        metadata = _metadata(network, torch.zeros(1, 3, side, side), data, world)
         network.to(world.device)
         task = _task(config, network, data, world)
-        trainer = None if config.test_only else _trainer(config, task, data, world, paths)
-    return Job(config, network, data, trainer, {**cost, **_about(data, world)}, world, paths)
+        trainer = None if config.test_only else _trainer(config, task, side, data, world, paths)
+    return Job(config, network, data, trainer, metadata, world, paths)
 
 
-def _building(config: JobConfig) -> dict[str, Any]:
-    """Arguments of `build_network` other than parts and classes."""
-    side = config.train_config.resolved_tasks[0].data_preprocessing.image_size
-    # A checkpoint of the whole network replaces all pretrained weights, so none are downloaded.
-    replaced = bool(config.resume_from or (config.load_from and config.strict_load))
-    return {"input_size": (3, side, side), "pretrained": config.pretrained and not replaced}
-
-
-def _cost(network: nn.Module, data: list[TaskData]) -> dict[str, object]:
-    """Numbers of parameters and of trainable ones, and FLOPs per image."""
-    side = data[0].config.data_preprocessing.image_size
+def _metadata(network: nn.Module, image: torch.Tensor, data: list[TaskData], world: World) -> dict[str, object]:
+    """Facts about a job: the cost of its network for an image, its classes, and the versions of the software."""
     parameters = list(network.parameters())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns of each branch
-            flops: int | None = measure(network, torch.zeros(1, 3, side, side)).flops
+            flops: int | None = measure(network, image).flops
     except RuntimeError as error:  # fvcore cannot trace every network
         _logger.info("FLOPs cannot be counted: %s", one_line(error))
         flops = None
@@ -121,11 +116,6 @@ def _cost(network: nn.Module, data: list[TaskData]) -> dict[str, object]:
         "num_params": sum(parameter.numel() for parameter in parameters),
         "num_trainable_params": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         "num_flops": flops,
-    }
-
-
-def _about(data: list[TaskData], world: World) -> dict[str, object]:
-    return {
         "num_classes": {task.config.name: len(task.classes) for task in data},
         "num_ranks": world.size,
         "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
@@ -146,12 +136,13 @@ def _task(config: JobConfig, network: nn.Module, data: list[TaskData], world: Wo
     return JobTask(network, losses, further, device=world.device)
 
 
-def _trainer(config: JobConfig, task: JobTask, data: list[TaskData], world: World, paths: JobPaths) -> Trainer:
+def _trainer(
+    config: JobConfig, task: JobTask, side: int, data: list[TaskData], world: World, paths: JobPaths
+) -> Trainer:
     train = config.train_config
     parameters = [parameter for parameter in task.network.parameters() if parameter.requires_grad]
     if not parameters:
         raise InputError("every part is frozen, so nothing would be trained; unfreeze one, or set --test-only")
-    side = data[0].config.data_preprocessing.image_size
     unused = rehearse(task, side, [(each.config.name, len(each.classes)) for each in data])
     optimizer = create_optimizer(train, parameters)
     loader, settings = TrainingLoader([each.train for each in data]), engine_settings(config)

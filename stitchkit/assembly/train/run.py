@@ -20,7 +20,6 @@ from stitchkit.assembly.train.job import Job, deterministic, job_paths, open_job
 from stitchkit.assembly.train.result import Row, check_pandas, update_metadata, write_frame, write_rows
 from stitchkit.assembly.train.task import JobTask
 from stitchkit.assembly.train.testing import Exam
-from stitchkit.classes import check_classes, trained_classes
 from stitchkit.distributed import World
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.epochs import TrainedEpoch, check_finite, train_epochs
@@ -112,18 +111,13 @@ def _run(job: Job, files: JobCheckpoints) -> None:
 def _begin(job: Job, files: JobCheckpoints) -> tuple[int, Position | None]:
     """Load the state that the job starts from: completed epochs, the position in the next one, and their rows."""
     config, start, position = job.config, job.config.start_epoch, None
-    classes = [list(task.classes) for task in job.data]
     if config.load_from:
         load_weights(job.network, config.load_from, strict=config.strict_load)
     if config.resume_from:
-        content, position = resume(job.network, job.trainer, config.resume_from, config.to_dict())
+        start, position = resume(job, config.resume_from)
         files.read(config.resume_from)
-        start, job.rows = content["epoch"], [] if config.test_only else content["rows"]
-        check_classes(trained_classes(content), classes, config.resume_from, strict=True)
-        if content["classes"] != classes:
-            raise InputError(f"checkpoint '{config.resume_from}' was trained on other tasks; labels would not agree")
     else:
-        check_origins(job.network, classes, strict=config.test_only)
+        check_origins(job.network, [task.classes for task in job.data], strict=config.test_only)
     if job.trainer is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of the steps skipped by --start-epoch

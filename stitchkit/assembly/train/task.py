@@ -20,13 +20,9 @@ Labels = tuple[torch.Tensor, ...]
 
 
 class Captured:
-    """The last output of a submodule.
+    """The last output of a submodule of a network, in training steps or else in tests.
 
-    Args:
-        network: The network.
-        output: Path of the submodule in it.
-        place: The setting that names it; errors begin with it.
-        training: Keep outputs of training steps, otherwise those of tests.
+    Errors begin with the `place` of the setting that names it.
     """
 
     def __init__(self, network: nn.Module, output: str, place: str, *, training: bool):
@@ -95,15 +91,7 @@ class JobTask(Task):
         self._sums = torch.zeros(len(losses), 2, dtype=torch.float64, device=device)
 
     def forward(self, images: torch.Tensor, labels: Labels, _route: int | None = None) -> dict[str, object]:
-        """Loss and outputs of a batch.
-
-        Args:
-            images: `[B, C, H, W]`, ordered by task.
-            labels: Class numbers of each task.
-
-        Returns:
-            `loss`, a scalar, and `output`, the logits of each task.
-        """
+        """`loss` and `output`, the logits of each task, of images `[B, C, H, W]` ordered by task."""
         outputs = split(self.trainable_module(images), labels)
         total = self._mean(outputs, labels, self.losses)
         weight = 1.0
@@ -144,10 +132,7 @@ class JobTask(Task):
 def rehearse(task: JobTask, side: int, classes: Sequence[tuple[str, int]]) -> list[str]:
     """Run a task once on blank images before training, to check that outputs and losses fit the data.
 
-    Args:
-        task: The task, not yet distributed.
-        side: Side of an image.
-        classes: Name and number of classes of each data set.
+    `classes` are the name and number of classes of each data set. The task is not yet distributed.
 
     Returns:
         Names of trainable parameters that the loss does not depend on.

@@ -12,7 +12,6 @@ from stitchkit.assembly.config.settings import Metric
 from stitchkit.assembly.train.job import Job, engine_settings
 from stitchkit.assembly.train.task import Captured, output_of
 from stitchkit.data.batches import Batch
-from stitchkit.engine.precision import create_precision
 from stitchkit.measure.evaluate import Score, batches_of, evaluate
 
 _logger = logging.getLogger(__name__)
@@ -29,8 +28,7 @@ class Exam:
 
     def __init__(self, job: Job):
         self._job = job
-        settings = engine_settings(job.config)
-        self._autocast, _ = create_precision(job.world.device, amp=settings.amp, amp_dtype=settings.amp_dtype)
+        self._autocast, _ = engine_settings(job.config).precision(job.world.device)
         networks = {"": job.network}
         if job.trainer is not None and job.trainer.task.average is not None:
             networks["EMA "] = job.trainer.task.average
