@@ -95,8 +95,6 @@ def _sized(spec: AnchorSpec, img_size: tuple[int, int] | None) -> AnchorSpec:
 
 
 def _spec(entry: object) -> AnchorSpec:
-    if isinstance(entry, AnchorSpec):
-        return entry
     if isinstance(entry, str):
         name, _, checkpoint = entry.partition("=")
         return AnchorSpec.parse({"name": name, "checkpoint": checkpoint or None})
@@ -106,12 +104,7 @@ def _spec(entry: object) -> AnchorSpec:
 
 
 def create(spec: AnchorSpec, *, pretrained: bool = False) -> nn.Module:
-    """A network from its specification, for images normalised as ImageNet's.
-
-    Args:
-        spec: Name, arguments and checkpoint.
-        pretrained: Download the library's weights unless there is a checkpoint.
-    """
+    """A network for images normalised as ImageNet's; `pretrained` downloads its weights unless it has a checkpoint."""
     names = torchvision_names()
     if spec.name in PUBLISHED or (spec.name in names and not is_model(spec.name)):
         is_fetched = pretrained and spec.checkpoint is None
@@ -131,13 +124,7 @@ def create(spec: AnchorSpec, *, pretrained: bool = False) -> nn.Module:
 
 
 class Renormalise(nn.Module):
-    """Changes images normalised as ImageNet's to the mean and standard deviation that a network expects.
-
-    Args:
-        mean: The network's mean of each channel.
-        std: The network's standard deviation of each channel.
-        num_channels: Channels of the images.
-    """
+    """Changes images normalised as ImageNet's to the mean and standard deviation that a network expects."""
 
     scale: torch.Tensor
     shift: torch.Tensor
@@ -152,7 +139,7 @@ class Renormalise(nn.Module):
         self.register_buffer("shift", (given[0] - wanted[0]) / wanted[1])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images `[B, C, H, W]`."""
+        """The images `[B, C, H, W]` for the network."""
         return x * self.scale + self.shift
 
 

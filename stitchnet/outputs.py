@@ -17,11 +17,8 @@ _BYTES = 2**28
 class Outputs:
     """Outputs and joints of compositions: the most recently used are kept, others are recomputed on demand.
 
-    Both methods raise `torch.linalg.LinAlgError` if no map can be fitted to the values before a joint.
-
-    Args:
-        pool: The fragments.
-        budget: Limit of the kept bytes.
+    Both methods raise `torch.linalg.LinAlgError` if no map can be fitted to the values before a joint. `budget` limits
+    the bytes that are kept.
     """
 
     def __init__(self, pool: Pool, budget: int = _BYTES):

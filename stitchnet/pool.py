@@ -17,16 +17,14 @@ from stitchnet.networks import Nets, load_networks
 
 
 class Pool:
-    """The fragments, with their inputs on the stitching images, each computed once.
-
-    Args:
-        data: The stitching images `[B, C, H, W]`, normalised as ImageNet's.
-        nets: The networks; the five published ones by default. Modules are switched to evaluation mode.
-        pretrained: Download the weights of named networks; otherwise they are random.
-    """
+    """The fragments, with their inputs on the stitching images, each computed once; arguments as in `Search`."""
 
     def __init__(self, data: np.ndarray | torch.Tensor, nets: Nets | None = None, *, pretrained: bool = True):
-        self.images = images(data)
+        self.images = as_images(data, what="stitching images")
+        if not len(self.images):
+            raise InputError("there are no stitching images; at least one is needed")
+        if not self.images.isfinite().all():
+            raise InputError("a stitching image has values that are not finite; check the preparation of images")
         self.specs: dict[str, AnchorSpec | None] = {}
         self.fragments: list[Fragment] = []
         self._inputs: dict[Fragment, Activation] = {}
@@ -71,13 +69,3 @@ class Pool:
     def own_output(self, fragment: Fragment) -> Activation:
         """The output of a fragment in its own network; not for ends."""
         return self._inputs[self.fragments[self.fragments.index(fragment) + 1]]
-
-
-def images(data: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """Stitching images as a tensor of float images `[B, C, H, W]`."""
-    values = as_images(data, what="stitching images")
-    if not len(values):
-        raise InputError("there are no stitching images; at least one is needed")
-    if not values.isfinite().all():
-        raise InputError("a stitching image has values that are not finite; check the preparation of images")
-    return values

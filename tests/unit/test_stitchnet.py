@@ -25,8 +25,7 @@ from stitchkit.networks.layout import Layout
 from stitchnet.activations import Activation, run
 from stitchnet.composition import Composition
 from stitchnet.fragments import _is_plain, fragments
-from stitchnet.joint import JointLayer, fit_joint
-from stitchnet.net import layer
+from stitchnet.joint import JointLayer, fit_joint, layer
 from stitchnet.networks import PUBLISHED, load_networks
 from stitchnet.outputs import Outputs
 from stitchnet.pool import Pool
