@@ -16,11 +16,10 @@ from torchvision.models import get_model_weights
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.create import create_model, published_config
 from stitchkit.networks.libraries import create_torchvision, torchvision_names
+from stitchkit.networks.timm_model import TimmModel
 from stitchkit.networks.weights import load_checkpoint
 from stitchkit.settings.stitch_config import AnchorSpec
-
-PUBLISHED = ("alexnet", "densenet121", "mobilenet_v3_small", "resnet50", "vgg16")
-"""The networks of the paper, torchvision's."""
+from stitchnet.settings import PUBLISHED
 
 _logger = logging.getLogger(__name__)
 _IMAGENET = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
@@ -143,10 +142,9 @@ class Renormalise(nn.Module):
         return x * self.scale + self.shift
 
 
-def _take_imagenet_normalisation(model: nn.Module, num_channels: int) -> None:
+def _take_imagenet_normalisation(model: TimmModel, num_channels: int) -> None:
     """Insert the renormalisation that a timm network needs before each convolution that reads the images."""
     config = model.pretrained_cfg
-    assert isinstance(config, Mapping), "timm sets it"
     if (tuple(config["mean"]), tuple(config["std"])) == _IMAGENET:
         return
     found = config.get("first_conv") or ()

@@ -17,7 +17,12 @@ from stitchnet.networks import Nets, load_networks
 
 
 class Pool:
-    """The fragments, with their inputs on the stitching images, each computed once; arguments as in `Search`."""
+    """The fragments, with their inputs on the stitching images, each computed once; arguments as in `Search`.
+
+    Attributes:
+        starts: The first fragment of each network.
+        followers: All other fragments, in the order of the networks.
+    """
 
     def __init__(self, data: np.ndarray | torch.Tensor, nets: Nets | None = None, *, pretrained: bool = True):
         self.images = as_images(data, what="stitching images")
@@ -32,6 +37,8 @@ class Pool:
         for label, (model, spec) in load_networks(nets, pretrained=pretrained, img_size=(height, width)).items():
             self.specs[label] = spec
             self._add(label, model.to(self.images.device))
+        self.starts = [fragment for fragment in self.fragments if fragment.is_start]
+        self.followers = [fragment for fragment in self.fragments if not fragment.is_start]
 
     def _add(self, label: str, model: torch.nn.Module) -> None:
         try:
@@ -51,16 +58,6 @@ class Pool:
                 f"network '{label}' does not accept images of {list(self.images.shape[1:])}: {one_line(error)}; "
                 "use images of another size, or another network"
             ) from error
-
-    @property
-    def starts(self) -> list[Fragment]:
-        """The first fragment of each network."""
-        return [fragment for fragment in self.fragments if fragment.is_start]
-
-    @property
-    def followers(self) -> list[Fragment]:
-        """All other fragments, in the order of the networks."""
-        return [fragment for fragment in self.fragments if not fragment.is_start]
 
     def input_of(self, fragment: Fragment) -> Activation:
         """The input of a fragment in its own network; not for starts."""

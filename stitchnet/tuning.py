@@ -71,9 +71,7 @@ class TuningSchedule:
     """torch's cosine schedule by the number of the step.
 
     torch computes each rate from the previous one, which differs from the closed form in the last digit; the rates are
-    taken from its own recursion, all at once, so that a resumed training has the same.
-
-    A dropped batch has a rate, too.
+    taken from its own recursion, all at once, so that a resumed training has the same. A dropped batch has one, too.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, loader: TuningLoader):
