@@ -22,12 +22,7 @@ _RESIZED_IMAGES = 8  # resized at a time, so that few pages of a shelved tensor 
 
 
 class Activation:
-    """A tensor between two fragments, on all stitching images.
-
-    Args:
-        tensor: The output of the fragment before it.
-        layout: Its layout.
-    """
+    """The tensor between two fragments, on all stitching images."""
 
     def __init__(self, tensor: torch.Tensor, layout: Layout):
         self.tensor = tensor

@@ -15,12 +15,7 @@ class NotFiniteError(InputError):
 
 
 class Classifier:
-    """A classifier fitted to outputs.
-
-    Args:
-        kind: `knn`: nearest neighbours, as published; `linear`: logistic regression on standardised outputs.
-        outputs: `[N, D]`.
-        labels: Whole numbers `[N]`.
+    """A classifier of a kind as in `Net.fit`, fitted to outputs `[N, D]` and labels `[N]`.
 
     Attributes:
         classes: The labels in the order of the scores.

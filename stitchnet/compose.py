@@ -70,16 +70,23 @@ def find_best(search: Search, top: int) -> list[Composition]:
 def compose(task: CompositionTask, settings: ComposeSettings, journal: Journal) -> None:
     """Search, then write the ledger, the drawings and the networks beside the journal."""
     output = journal.path.parent
+
+    def folder(number: int) -> Path:
+        return output / f"{number:03d}"
+
+    def is_written(number: int) -> bool:
+        return all((folder(number) / name).is_file() for name in (WEIGHTS, ABOUT, _DRAWING))
+
     search = begin_search(task, settings, journal)
     print(f"{len(search.pool.fragments)} fragments of {len(search.pool.specs)} networks")
     best = find_best(search, settings.top)
     rows: list[Row] = []
-    found = judged(search, best, task, journal, is_written=lambda number: _is_written(_folder(output, number)))
+    found = judged(search, best, task, journal, is_written=is_written)
     for row, net in tqdm(found, desc="evaluating", unit=" networks", leave=False, disable=None):
         rows.append(row)
         if net is not None:
             # The row is written last, and only then added to the journal, so every row has a complete network.
-            place = own_folder(_folder(output, row["cfg_id"]))
+            place = own_folder(folder(row["cfg_id"]))
             net.save(place)
             net.draw_svg(place / _DRAWING)
             write_rows(output / LEDGER, rows)
@@ -88,15 +95,6 @@ def compose(task: CompositionTask, settings: ComposeSettings, journal: Journal) 
     print(against_parents(rows))
     print(f"all are evaluated by {_CLASSIFIERS[task.classifier]}; * marks the parents")
     print(f"the ledger is {output / LEDGER}; beside it, for each cfg_id, a folder with the network and its drawing")
-
-
-def _folder(output: Path, number: int) -> Path:
-    return output / f"{number:03d}"
-
-
-def _is_written(folder: Path) -> bool:
-    """Whether a network and its drawing are there."""
-    return all((folder / name).is_file() for name in (WEIGHTS, ABOUT, _DRAWING))
 
 
 def _digest(pool: Pool, task: CompositionTask) -> str:

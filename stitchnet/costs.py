@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import torch
 
 from stitchkit.measure.profile import measure
-from stitchkit.networks.mode import evaluating
 from stitchnet.activations import Activation
 from stitchnet.composition import Composition
-from stitchnet.fragments import Fragment, Reader
+from stitchnet.fragments import Fragment
 from stitchnet.joint import map_shapes
 from stitchnet.pool import Pool
 
 
 class FragmentCost(NamedTuple):
-    """The cost of a fragment for one image.
-
-    Args:
-        macs: Multiply-adds, as fvcore counts them.
-        params: Number of parameters.
-        reader_macs: Multiply-adds of its first layers per input feature; 0 if nothing can be folded.
-        reader_params: Parameters likewise.
-    """
+    """The cost of a fragment for one image, and that of its first layers per input feature; 0 if none can be folded."""
 
     macs: int
     params: int
@@ -34,12 +25,7 @@ class FragmentCost(NamedTuple):
 
 
 class Costs:
-    """MACs and parameters of compositions, as sums over their fragments.
-
-    Args:
-        pool: The fragments.
-        is_folded: Whether joints are folded into the first layers of the next fragment.
-    """
+    """MACs and parameters of compositions, as sums over their fragments, with joints folded as in their networks."""
 
     def __init__(self, pool: Pool, *, is_folded: bool):
         self._pool = pool
@@ -86,22 +72,10 @@ class Costs:
         return macs, params
 
 
-@torch.no_grad()
 def _measure(fragment: Fragment, x: torch.Tensor) -> FragmentCost:
-    """The cost of a fragment for its input of one image."""
-    readers = fragment.readers(fragment.module)
-    per_feature = [layer.weight.numel() // layer.weight.shape[1] for layer in readers]
-    macs: list[int] = []
-
-    def count(size: int, layer: Reader, _: object, output: torch.Tensor) -> None:
-        macs.append(size * (output.numel() // layer.weight.shape[0]))
-
-    hooks = [
-        layer.register_forward_hook(partial(count, size)) for layer, size in zip(readers, per_feature, strict=True)
-    ]
-    with evaluating(fragment.module):
-        fragment.module(x)
-    for hook in hooks:
-        hook.remove()
-    cost = measure(fragment.module, x)
-    return FragmentCost(cost.flops, cost.params, sum(macs), sum(per_feature))
+    """The cost of a fragment for its input of one image, which its first layers read as it is."""
+    cost, reader_macs, reader_params = measure(fragment.module, x), 0, 0
+    for reader in fragment.readers(fragment.module):
+        reader_macs += measure(reader, x).flops // reader.weight.shape[1]
+        reader_params += reader.weight.numel() // reader.weight.shape[1]
+    return FragmentCost(cost.flops, cost.params, reader_macs, reader_params)

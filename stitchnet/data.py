@@ -39,12 +39,7 @@ class Examples(Protocol):
 
 
 def as_images(images: object, *, what: str = "images") -> torch.Tensor:
-    """Prepared images as a tensor `[B, C, H, W]` in float32.
-
-    Args:
-        images: A tensor or an array.
-        what: Their name in a message.
-    """
+    """Prepared images, a tensor or an array, as a tensor `[B, C, H, W]` in float32; a message calls them `what`."""
     try:
         values = torch.as_tensor(images)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -179,13 +174,7 @@ def image_folder(folder: str | Path, size: int | tuple[int, int] = 224) -> Check
 
 
 def open_split(name: str | Path, split: str, size: int) -> CheckedImages:
-    """Prepared images and labels of a split of a data set.
-
-    Args:
-        name: A folder or the name of a data set, as for `stitchkit.data.sources`.
-        split: `train` or `validation`, or their other names in `stitchkit.data.split_rule`.
-        size: Side of the images.
-    """
+    """Prepared images and labels of a split, `train` or `validation`, of a data set as for `stitchkit.data.sources`."""
     images = open_dataset(Source(str(name), mode=""), split, is_training=split == "train")
     if isinstance(images, IterableDataset):
         raise InputError(f"'{name}' is streamed; use a data set whose images have numbers, such as one of hfds/")
@@ -218,12 +207,7 @@ def stitching_images(dataset: Examples, count: int = 32, *, seed: int = 0) -> to
 
 
 def batches(dataset: Examples, label_column: str | None = None) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
-    """Images `[B, 3, H, W]` and labels `[B]` of a dataset, without those that have no class (-1).
-
-    Args:
-        dataset: A dataset as for `Net.fit`.
-        label_column: Name of the labels, for datasets with named columns.
-    """
+    """Images `[B, 3, H, W]` and labels `[B]` of a dataset as for `Net.fit`, without those that have no class (-1)."""
     rows = _rows(dataset)
     if not len(rows):
         raise InputError("the dataset has no image; at least one is needed")

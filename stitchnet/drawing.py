@@ -12,22 +12,23 @@ from stitchkit.display import quantity
 
 _COLOURS = ("#4c78a8", "#e45756", "#54a24b", "#b279a2", "#f58518", "#72b7b2", "#9d755d", "#eeca3b")
 _BOX, _HEIGHT, _GAP, _EDGE, _INSET, _TOP = 250, 62, 56, 24, 12, 96
+_CANVAS = """\
+<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" \
+viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="13">
+<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" orient="auto">\
+<path d="M0 0 8 4 0 8z" fill="#333"/></marker></defs>
+<rect width="{width}" height="{height}" fill="white"/>
+{parts}
+</svg>
+"""
 _NARROW, _WIDE = " !'(),-./:;I[]fijlrt|", "mwMW"
 
 
 @dataclass(frozen=True)
 class FragmentSummary:
-    """A fragment of a composed network, and its joint to the previous one.
+    """A fragment of a composed network, with the joint before it in words.
 
-    Args:
-        network: Label of its network.
-        index: Its number among the fragments of that network.
-        count: Number of these fragments.
-        score: Score of the joint before it; 1 for a start.
-        joint: Description of the joint; empty if there is none.
-        shape: Shape of its output for one image.
-        macs: Multiply-adds for one image, with those of its joint.
-        params: Parameters likewise.
+    The shape of its output and its cost are for one image; the cost includes that of the joint.
     """
 
     network: str
@@ -41,16 +42,7 @@ class FragmentSummary:
 
 
 class Text(NamedTuple):
-    """A line of text in a drawing.
-
-    Args:
-        x: Its left end.
-        y: Its baseline.
-        words: Its content.
-        size: Font size in pixels.
-        weight: Font weight.
-        colour: Font colour.
-    """
+    """A line of text in a drawing; `x` is its left end and `y` its baseline."""
 
     x: float
     y: float
@@ -72,13 +64,7 @@ class Text(NamedTuple):
 
 
 def draw(steps: Sequence[FragmentSummary], input_size: tuple[int, int, int], score: float) -> str:
-    """A composed network as SVG, as wide as its longest text needs.
-
-    Args:
-        steps: Its fragments.
-        input_size: `(C, H, W)` of its images.
-        score: Product of the scores of its joints.
-    """
+    """A composed network with this score, for images `(C, H, W)`, as SVG as wide as its longest text needs."""
     networks = list(dict.fromkeys(step.network for step in steps))
     box = max([_BOX, *(ceil(text.right + _INSET) for step in steps for text in _about(step, 0, 0))])
     columns = {network: _EDGE + number * (box + _EDGE) for number, network in enumerate(networks)}
@@ -91,19 +77,15 @@ def draw(steps: Sequence[FragmentSummary], input_size: tuple[int, int, int], sco
             label = _label(before + box / 2, x + box / 2, y, step)
             right = max(right, label.right)
             parts += _arrow(before + box / 2, y - _GAP, x + box / 2, y, label)
-        parts += _box(x, y, box, step, _COLOURS[networks.index(step.network) % len(_COLOURS)])
+        colour = _COLOURS[networks.index(step.network) % len(_COLOURS)]
+        parts.append(
+            f'<rect x="{x:g}" y="{y:g}" width="{box:g}" height="{_HEIGHT}" rx="6" fill="{colour}" fill-opacity="0.16" '
+            f'stroke="{colour}" stroke-width="1.5"/>'
+        )
+        parts += map(str, _about(step, x, y))
     height = _TOP + len(steps) * (_HEIGHT + _GAP) + 20
-    return "\n".join([*_canvas(max(ceil(right) + _EDGE, 2 * (_EDGE + _BOX)), height), *parts, "</svg>\n"])
-
-
-def _canvas(width: int, height: int) -> list[str]:
-    return [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="13">',
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
-        '<path d="M0 0 8 4 0 8z" fill="#333"/></marker></defs>',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-    ]
+    width = max(ceil(right) + _EDGE, 2 * (_EDGE + _BOX))
+    return _CANVAS.format(width=width, height=height, parts="\n".join(parts))
 
 
 def _heading(steps: Sequence[FragmentSummary], input_size: tuple[int, int, int], score: float) -> list[Text]:
@@ -123,14 +105,6 @@ def _about(step: FragmentSummary, x: float, y: float) -> list[Text]:
         Text(x + _INSET, y + 21, name, weight="bold"),
         Text(x + _INSET, y + 38, cost, colour="#444", size=12),
         Text(x + _INSET, y + 54, f"gives {_shape(step.shape)}", colour="#444", size=12),
-    ]
-
-
-def _box(x: float, y: float, width: float, step: FragmentSummary, colour: str) -> list[str]:
-    return [
-        f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{_HEIGHT}" rx="6" fill="{colour}" fill-opacity="0.16" '
-        f'stroke="{colour}" stroke-width="1.5"/>',
-        *map(str, _about(step, x, y)),
     ]
 
 

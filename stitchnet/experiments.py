@@ -9,10 +9,12 @@ import csv
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import combinations, product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,7 +27,8 @@ from stitchkit.engine.checkpoint_files import CheckpointFiles
 from stitchkit.errors import InputError
 from stitchkit.files import opened
 from stitchkit.measure.ledger import Row
-from stitchnet import pictures, tuning
+from stitchkit.measure.pareto import plot, save_figure
+from stitchnet import tuning
 from stitchnet.compose import begin_search, find_best
 from stitchnet.composition import uncut
 from stitchnet.data import batches
@@ -34,10 +37,15 @@ from stitchnet.net import Net
 from stitchnet.settings import ComposeSettings
 from stitchnet.task import CompositionTask, judged
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _COUNTS = (2, 4, 8, 16, 32, 64, 128, 256)
 _SEEDS = 3
 _SIZES = range(1, 9)
 _DRAWS = 20
+_COMPOSED, _PARENTS = "#4c78a8", "#e45756"
+"""Colours of composed networks and of their parents."""
 
 _Member = tuple[Row, np.ndarray]
 """The row of a network, and its scores of all classes for the validation images `[N, classes]`."""
@@ -102,13 +110,34 @@ def samples(task: CompositionTask, settings: ComposeSettings, journal: Journal) 
 
 
 def _counts(available: int) -> list[int]:
-    """Numbers of stitching images that can be drawn."""
     counts = [count for count in _COUNTS if count <= available]
     if not counts:
         raise InputError(f"there are only {available} training images to draw from; at least {_COUNTS[0]} are needed")
     if left := _COUNTS[len(counts) :]:
         tqdm.write(f"left out: {', '.join(map(str, left))} stitching images; there are {available} for training")
     return counts
+
+
+def draw_samples(rows: Sequence[Row], path: Path) -> None:
+    """Accuracy over the number of stitching images."""
+    with _drawing(path, "stitching images", "Networks composed with few or many images") as axes:
+        composed = [row for row in rows if "parents_acc1" in row]
+        counts = sorted({row["images"] for row in composed})
+        seeds = sorted({row["seed"] for row in composed})
+        each, parents = (
+            [[row[key] for row in composed if row["images"] == count] for count in counts]
+            for key in ("acc1", "parents_acc1")
+        )
+        # Dots with the same number of images would overlap; a factor shifts them by a fixed width on the log axis.
+        beside = {seed: 1 + 0.03 * (place - (len(seeds) - 1) / 2) for place, seed in enumerate(seeds)}
+        x = [row["images"] * beside[row["seed"]] for row in composed]
+        axes.scatter(x, [row["acc1"] for row in composed], s=12, alpha=0.4, color=_COMPOSED, label="a composed network")
+        axes.plot(counts, [np.mean(one) for one in each], "o-", color=_COMPOSED, label="mean of the composed")
+        axes.plot(counts, [max(one) for one in each], "s--", color="#333333", label="best of the composed")
+        axes.plot(counts, [np.mean(one) for one in parents], ":", color=_PARENTS, label="mean of their parents")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.legend(loc="best")
 
 
 def front(task: CompositionTask, settings: ComposeSettings, journal: Journal) -> Iterator[Row]:
@@ -163,6 +192,19 @@ def _together(members: Sequence[_Member], labels: np.ndarray) -> Row:
     }
 
 
+def draw_ensembles(rows: Sequence[Row], path: Path) -> None:
+    """Accuracy over the size of ensembles."""
+    with _drawing(path, "networks in the ensemble", "Ensembles of composed networks and of their parents") as axes:
+        for kind, color, shift in (("composed", _COMPOSED, -0.05), ("parents", _PARENTS, 0.05)):
+            these = [row for row in rows if row["kind"] == kind]
+            sizes = sorted({row["size"] for row in these})
+            means = [np.mean([row["acc1"] for row in these if row["size"] == size]) for size in sizes]
+            x = [row["size"] + shift for row in these]
+            axes.scatter(x, [row["acc1"] for row in these], s=14, alpha=0.5, color=color)
+            axes.plot([size + shift for size in sizes], means, "o-", color=color, label=f"mean of {kind}")
+        axes.legend(loc="best")
+
+
 def finetune(task: CompositionTask, settings: ComposeSettings, journal: Journal) -> Iterator[Row]:
     """Accuracy of composed networks and their parents while all are trained alike.
 
@@ -195,16 +237,40 @@ def _record(rows: list[Row], journal: Journal, net: Net, number: int, epoch: int
         journal.add(rows[-1], "row", net.name, epoch)
 
 
+def draw_finetune(rows: Sequence[Row], path: Path) -> None:
+    """Accuracy over epochs of fine-tuning."""
+    with _drawing(path, "epochs of fine-tuning", "Composed networks and their parents, trained alike") as axes:
+        for name in dict.fromkeys(row["stitch"] for row in rows):  # in the order of the table
+            these = [row for row in rows if row["stitch"] == name]
+            epochs = [row["epoch"] for row in these]
+            style = "-" if ">" in name else "--"
+            axes.plot(epochs, [row["acc1"] for row in these], style, marker="o", markersize=4, label=name)
+        axes.legend(loc="best", title="dashed: parents")
+
+
+@contextmanager
+def _drawing(path: Path, x: str, title: str) -> Iterator[Axes]:
+    """A picture of accuracy over `x`, written when the block ends."""
+    from matplotlib.figure import Figure  # slow to import
+
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(xlabel=x, ylabel="top-1 accuracy (%)", title=title)
+    axes.grid(alpha=0.3)
+    yield axes
+    save_figure(figure, path)
+
+
 _Run = Callable[[CompositionTask, ComposeSettings, Journal], Iterator[Row]]
 _JUDGED = ("cfg_id", "stitch", "flops", "params", "score", "acc1", "parents_acc1")
 _EXPERIMENTS: dict[str, tuple[_Run, Callable[[Sequence[Row], Path], None], tuple[str, ...]]] = {
-    "samples": (samples, pictures.draw_samples, ("images", "seed", *_JUDGED)),
-    "front": (front, pictures.draw_front, _JUDGED),
+    "samples": (samples, draw_samples, ("images", "seed", *_JUDGED)),
+    "front": (front, partial(plot, title="Composed networks (stitches) and their parents (anchors)"), _JUDGED),
     "ensembles": (
         ensembles,
-        pictures.draw_ensembles,
+        draw_ensembles,
         ("kind", "size", "members", "flops", "acc1", "mean_acc1", "best_acc1"),
     ),
-    "finetune": (finetune, pictures.draw_finetune, tuple(TunedNetwork.__annotations__)),
+    "finetune": (finetune, draw_finetune, tuple(TunedNetwork.__annotations__)),
 }
 """Of each experiment, the function that yields its rows, the one that draws them, and the columns of its table."""

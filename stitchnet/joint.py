@@ -11,8 +11,9 @@ from torch import nn
 from stitchkit.model.similarity import pool
 from stitchkit.model.solve import Gram
 from stitchkit.networks.layout import Layout, as_rows, prefix_tokens, resize
+from stitchkit.networks.steps import extract
 from stitchnet.activations import Activation
-from stitchnet.fragments import Reader
+from stitchnet.fragments import Fragment, Reader
 
 _FOLDED_ROWS = 256
 """Number of a layer's outputs folded at a time; the largest layers would need gigabytes in float64."""
@@ -166,6 +167,18 @@ class JointLayer(nn.Module):
         else:
             done.append("map folded")
         return ", ".join(done)
+
+
+def layer(fragment: Fragment, joint: JointLayer | None, *, is_folded: bool) -> nn.Sequential:
+    """A copy of a fragment's layers behind a joint, whose map is folded into the first layers if possible."""
+    module = extract(fragment.module)  # folding changes weights that other compositions use
+    if joint is None:
+        return nn.Sequential(module)
+    readers = fragment.readers(module) if is_folded else []
+    for reader in readers:
+        fold(joint, reader)
+    maps = [] if readers else [weight.detach().clone() for weight in joint.maps]
+    return nn.Sequential(JointLayer(joint.source, joint.target, joint.size, maps), module)
 
 
 def joint_of(layer: nn.Module) -> JointLayer | None:

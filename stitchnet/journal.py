@@ -24,38 +24,27 @@ _LINE = TypeAdapter(tuple[Key, object])
 
 
 class Journal:
-    """Entries by key, each appended to a file.
-
-    Args:
-        path: The file; it need not exist yet.
-
-    Raises:
-        InputError: If the file is not a journal, or is a symbolic link; it is left as it is.
-    """
+    """Entries by key, each appended to a file, which need not exist yet. A file of another kind is left as it is."""
 
     def __init__(self, path: Path):
         refuse_link(path)
         self.path = path
         self._scope: Key = ()
-        self._entries = self._read()
-
-    def _read(self) -> dict[Key, object]:
-        content = self.path.read_bytes() if self.path.exists() else b""
+        self._entries: dict[Key, object] = {}
+        content = path.read_bytes() if path.exists() else b""
         complete = content[: content.rfind(b"\n") + 1]
-        entries: dict[Key, object] = {}
         for number, line in enumerate(complete.splitlines(), start=1):
             try:
                 key, value = _LINE.validate_python(json.loads(line))
             except (ValueError, RecursionError) as error:
                 raise InputError(
-                    f"'{self.path}', line {number} is not an entry of a journal; choose another folder, or remove the "
+                    f"'{path}', line {number} is not an entry of a journal; choose another folder, or remove the "
                     "file to start over"
                 ) from error
-            entries[key] = value
+            self._entries[key] = value
         if len(complete) < len(content):  # a killed command wrote part of its last line
-            with opened(self.path, "r+b") as file:
+            with opened(path, "r+b") as file:
                 file.truncate(len(complete))
-        return entries
 
     def scope(self, *key: str | int) -> Journal:
         """The same journal with `key` before every key, for one of several searches."""
@@ -89,12 +78,7 @@ class Journal:
             file.write(json.dumps([place, value]) + "\n")
 
     def agree(self, name: str, values: Mapping[str, object]) -> None:
-        """Check that new results depend on the same values as those in the folder.
-
-        Args:
-            name: Key of the values.
-            values: The values, by the names for messages.
-        """
+        """Check that new results depend on the same values, by their names for messages, as those in the folder."""
         before = self.find(dict[str, object], name)
         if before is None:
             if any(key[: len(self._scope)] == self._scope and key != ("settings",) for key in self._entries):
@@ -111,17 +95,10 @@ class Journal:
 
 @contextmanager
 def resumable(folder: Path, name: str, settings: Mapping[str, object], results: Sequence[str]) -> Iterator[Journal]:
-    """The journal of a command in its folder, which is locked against other commands.
+    """The journal `NAME.jsonl` of a command in its folder, which is created if necessary and locked against others.
 
-    Args:
-        folder: The folder, created if necessary; it does not change if there are no results.
-        name: Name of the command; the journal is `NAME.jsonl`.
-        settings: The settings that results depend on, by flag.
-        results: Names of the files to write.
-
-    Raises:
-        InputError: If the folder cannot be written, is in use, or has results of other settings or without a journal;
-            or if the disk is full.
+    The settings, by flag, are those that the results depend on; `results` names the files that the command will write.
+    A command without results leaves the folder as it was.
     """
     with made(folder, "-o"), locked(folder / f".{name}.lock"):
         path = folder / f"{name}.jsonl"

@@ -19,18 +19,15 @@ from stitchkit.errors import InputError, one_line
 from stitchkit.files import replacing, write_text
 from stitchkit.measure.profile import flops_by_operator, measure
 from stitchkit.networks.mode import evaluating
-from stitchkit.networks.steps import extract
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchkit.ship.stitch_files import format_of
 from stitchnet.activations import run
 from stitchnet.classifier import Classifier
-from stitchnet.composition import Composition
 from stitchnet.data import Examples, as_images, batches, read_image
 from stitchnet.drawing import FragmentSummary, draw
 from stitchnet.fragments import Fragment
-from stitchnet.joint import JointLayer, fold, joint_of
+from stitchnet.joint import joint_of
 from stitchnet.networks import create
-from stitchnet.pool import Pool
 from stitchnet.store import describe, rebuild
 
 WEIGHTS, ABOUT = "net.safetensors", "net.json"
@@ -83,10 +80,10 @@ class Net(nn.Module):
     def __str__(self) -> str:
         return self.name
 
-    def example(self, count: int = 1) -> torch.Tensor:
-        """Seeded noise of the network's input size `[count, C, H, W]`."""
+    def example(self) -> torch.Tensor:
+        """Seeded noise of the network's input size `[1, C, H, W]`."""
         parameter = next(self.parameters())
-        noise = torch.randn(count, *self.input_size, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(1, *self.input_size, generator=torch.Generator().manual_seed(0))
         return noise.to(parameter.device, parameter.dtype)
 
     def get_macs_params(self) -> dict[str, int | dict[str, int]]:
@@ -116,12 +113,11 @@ class Net(nn.Module):
         """
         target = _with_suffix(path, ".onnx")
         writer = format_of(target)
-        about = {"network": self.name, "input": {"input_size": self.example(1).shape[1:]}}
-        with evaluating(self), warnings.catch_warnings():
+        about = {"network": self.name, "input": {"input_size": self.input_size}}
+        with evaluating(self), warnings.catch_warnings(), replacing(target) as draft:
             warnings.simplefilter("ignore")  # the exporter warns about itself
             # A copy on the CPU: exporters keep the device of the weights in the file.
-            with replacing(target) as draft:
-                writer.write(copy.deepcopy(self).cpu(), about, draft)
+            writer.write(copy.deepcopy(self).cpu(), about, draft)
         return target
 
     def draw_svg(self, path: str | Path) -> Path:
@@ -158,8 +154,8 @@ class Net(nn.Module):
             The network.
 
         Raises:
-            InputError: If the dataset has no such column, its images are not of the size that the network was composed
-                for, or there is no such classifier.
+            InputError: If there is no such column or classifier, or the images are of another size than the network was
+                composed for.
         """
         self.classifier = Classifier(classifier, *self.outputs(dataset, label_column))
         return self
@@ -286,30 +282,3 @@ def _with_suffix(path: str | Path, suffix: str) -> Path:
     target = target if target.suffix == suffix else target.with_name(target.name + suffix)
     target.parent.mkdir(parents=True, exist_ok=True)
     return target
-
-
-def build(composition: Composition, joints: Sequence[JointLayer | None], pool: Pool, *, is_folded: bool = True) -> Net:
-    """The network of a composition that has reached an end, with its own weights.
-
-    Args:
-        joints: The joint before each of its fragments, or None.
-        is_folded: Fold each joint into the layers behind it if these are convolutions or linear layers.
-    """
-    path = composition.fragments
-    layers = [layer(fragment, joint, is_folded=is_folded) for fragment, joint in zip(path, joints, strict=True)]
-    channels, height, width = pool.images.shape[1:]
-    specs = {fragment.network: pool.specs[fragment.network] for fragment in path}
-    scores = [step.own_score for step in composition.path]
-    return Net(composition.name, composition.score, path, layers, scores, (channels, height, width), specs).eval()
-
-
-def layer(fragment: Fragment, joint: JointLayer | None, *, is_folded: bool) -> nn.Sequential:
-    """A copy of a fragment's layers behind a joint, whose map is folded into the first layers if possible."""
-    module = extract(fragment.module)  # folding changes weights that other compositions use
-    if joint is None:
-        return nn.Sequential(module)
-    readers = fragment.readers(module) if is_folded else []
-    for reader in readers:
-        fold(joint, reader)
-    maps = [] if readers else [weight.detach().clone() for weight in joint.maps]
-    return nn.Sequential(JointLayer(joint.source, joint.target, joint.size, maps), module)

@@ -15,11 +15,10 @@ from torchvision.models import get_model_weights
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.create import create_model, create_torchvision, published_config, torchvision_names
+from stitchkit.networks.timm_model import TimmModel
 from stitchkit.networks.weights import load_checkpoint
 from stitchkit.settings.stitch_config import AnchorSpec
-
-PUBLISHED = ("alexnet", "densenet121", "mobilenet_v3_small", "resnet50", "vgg16")
-"""The networks of the paper, torchvision's."""
+from stitchnet.settings import PUBLISHED
 
 _logger = logging.getLogger(__name__)
 _IMAGENET = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
@@ -94,8 +93,6 @@ def _sized(spec: AnchorSpec, img_size: tuple[int, int] | None) -> AnchorSpec:
 
 
 def _spec(entry: object) -> AnchorSpec:
-    if isinstance(entry, AnchorSpec):
-        return entry
     if isinstance(entry, str):
         name, _, checkpoint = entry.partition("=")
         return AnchorSpec.parse({"name": name, "checkpoint": checkpoint or None})
@@ -105,12 +102,7 @@ def _spec(entry: object) -> AnchorSpec:
 
 
 def create(spec: AnchorSpec, *, pretrained: bool = False) -> nn.Module:
-    """A network from its specification, for images normalised as ImageNet's.
-
-    Args:
-        spec: Name, arguments and checkpoint.
-        pretrained: Download the library's weights unless there is a checkpoint.
-    """
+    """A network for images normalised as ImageNet's; `pretrained` downloads its weights unless it has a checkpoint."""
     names = torchvision_names()
     if spec.name in PUBLISHED or (spec.name in names and not is_model(spec.name)):
         is_fetched = pretrained and spec.checkpoint is None
@@ -130,13 +122,7 @@ def create(spec: AnchorSpec, *, pretrained: bool = False) -> nn.Module:
 
 
 class Renormalise(nn.Module):
-    """Changes images normalised as ImageNet's to the mean and standard deviation that a network expects.
-
-    Args:
-        mean: The network's mean of each channel.
-        std: The network's standard deviation of each channel.
-        num_channels: Channels of the images.
-    """
+    """Changes images normalised as ImageNet's to the mean and standard deviation that a network expects."""
 
     scale: torch.Tensor
     shift: torch.Tensor
@@ -151,14 +137,13 @@ class Renormalise(nn.Module):
         self.register_buffer("shift", (given[0] - wanted[0]) / wanted[1])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images `[B, C, H, W]`."""
+        """The images `[B, C, H, W]` for the network."""
         return x * self.scale + self.shift
 
 
-def _take_imagenet_normalisation(model: nn.Module, num_channels: int) -> None:
+def _take_imagenet_normalisation(model: TimmModel, num_channels: int) -> None:
     """Insert the renormalisation that a timm network needs before each convolution that reads the images."""
     config = model.pretrained_cfg
-    assert isinstance(config, Mapping), "timm sets it"
     if (tuple(config["mean"]), tuple(config["std"])) == _IMAGENET:
         return
     found = config.get("first_conv") or ()

@@ -17,11 +17,8 @@ _BYTES = 2**28
 class Outputs:
     """Outputs and joints of compositions: the most recently used are kept, others are recomputed on demand.
 
-    Both methods raise `torch.linalg.LinAlgError` if no map can be fitted to the values before a joint.
-
-    Args:
-        pool: The fragments.
-        budget: Limit of the kept bytes.
+    Both methods raise `torch.linalg.LinAlgError` if no map can be fitted to the values before a joint. `budget` limits
+    the bytes that are kept.
     """
 
     def __init__(self, pool: Pool, budget: int = _BYTES):
@@ -65,12 +62,12 @@ class Outputs:
 
     def _trim(self) -> None:
         """Drop the least recently used, but keep the last one."""
-        sizes = {one: output.tensor.nbytes for one, output in self._outputs.items()}
-        maps = {one: sum(part.nbytes for part in joint.maps) if joint else 0 for one, joint in self._joints.items()}
-        total = sum(sizes.values()) + sum(maps.values())
-        while total > self._budget and len(self) > 2:
+        while len(self) > 2 and self._num_bytes() > self._budget:
             # Outputs first: recomputing one takes a run, but a joint takes a fit.
-            if len(self._outputs) > 1:
-                total -= sizes[self._outputs.popitem(last=False)[0]]
-            else:
-                total -= maps[self._joints.popitem(last=False)[0]]
+            (self._outputs if len(self._outputs) > 1 else self._joints).popitem(last=False)
+
+    def _num_bytes(self) -> int:
+        tensors = [output.tensor for output in self._outputs.values()]
+        for joint in self._joints.values():
+            tensors += joint.maps if joint else []
+        return sum(tensor.nbytes for tensor in tensors)

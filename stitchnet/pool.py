@@ -17,16 +17,19 @@ from stitchnet.networks import Nets, load_networks
 
 
 class Pool:
-    """The fragments, with their inputs on the stitching images, each computed once.
+    """The fragments, with their inputs on the stitching images, each computed once; arguments as in `Search`.
 
-    Args:
-        data: The stitching images `[B, C, H, W]`, normalised as ImageNet's.
-        nets: The networks; the five published ones by default. Modules are switched to evaluation mode.
-        pretrained: Download the weights of named networks; otherwise they are random.
+    Attributes:
+        starts: The first fragment of each network.
+        followers: All other fragments, in the order of the networks.
     """
 
     def __init__(self, data: np.ndarray | torch.Tensor, nets: Nets | None = None, *, pretrained: bool = True):
-        self.images = images(data)
+        self.images = as_images(data, what="stitching images")
+        if not len(self.images):
+            raise InputError("there are no stitching images; at least one is needed")
+        if not self.images.isfinite().all():
+            raise InputError("a stitching image has values that are not finite; check the preparation of images")
         self.specs: dict[str, AnchorSpec | None] = {}
         self.fragments: list[Fragment] = []
         self._inputs: dict[Fragment, Activation] = {}
@@ -34,6 +37,8 @@ class Pool:
         for label, (model, spec) in load_networks(nets, pretrained=pretrained, img_size=(height, width)).items():
             self.specs[label] = spec
             self._add(label, model.to(self.images.device))
+        self.starts = [fragment for fragment in self.fragments if fragment.is_start]
+        self.followers = [fragment for fragment in self.fragments if not fragment.is_start]
 
     def _add(self, label: str, model: torch.nn.Module) -> None:
         try:
@@ -54,16 +59,6 @@ class Pool:
                 "use images of another size, or another network"
             ) from error
 
-    @property
-    def starts(self) -> list[Fragment]:
-        """The first fragment of each network."""
-        return [fragment for fragment in self.fragments if fragment.is_start]
-
-    @property
-    def followers(self) -> list[Fragment]:
-        """All other fragments, in the order of the networks."""
-        return [fragment for fragment in self.fragments if not fragment.is_start]
-
     def input_of(self, fragment: Fragment) -> Activation:
         """The input of a fragment in its own network; not for starts."""
         return self._inputs[fragment]
@@ -71,13 +66,3 @@ class Pool:
     def own_output(self, fragment: Fragment) -> Activation:
         """The output of a fragment in its own network; not for ends."""
         return self._inputs[self.fragments[self.fragments.index(fragment) + 1]]
-
-
-def images(data: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """Stitching images as a tensor of float images `[B, C, H, W]`."""
-    values = as_images(data, what="stitching images")
-    if not len(values):
-        raise InputError("there are no stitching images; at least one is needed")
-    if not values.isfinite().all():
-        raise InputError("a stitching image has values that are not finite; check the preparation of images")
-    return values

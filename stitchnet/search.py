@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
 import random
 from collections import Counter
@@ -20,8 +18,9 @@ from stitchkit.errors import InputError, unknown
 from stitchnet.composition import Composition
 from stitchnet.costs import Costs
 from stitchnet.fragments import Fragment
+from stitchnet.joint import layer
 from stitchnet.journal import Journal
-from stitchnet.net import Net, build
+from stitchnet.net import Net
 from stitchnet.networks import Nets
 from stitchnet.outputs import Outputs
 from stitchnet.pool import Pool
@@ -46,11 +45,8 @@ class Ranking(TypedDict):
 class Counts:
     """Counts of a search so far.
 
-    Args:
-        tried: Pairs of a composition and a next fragment that were scored.
-        pruned: Pairs among the best that a threshold or the budget removed.
-        found: Compositions that reached an end.
-        skipped: Pairs that cannot be joined, by reason.
+    Pairs of a composition and a next fragment are tried if they are scored, pruned if a threshold or the budget removes
+    them from the best, and skipped, by reason, if they cannot be joined. Found are compositions that reached an end.
     """
 
     tried: int = 0
@@ -139,28 +135,30 @@ class Search:
 
     def build(self, composition: Composition) -> Net:
         """The network of a composition, with its own weights."""
-        joints = [self._outputs.joint(step) for step in composition.path]
-        return build(composition, joints, self.pool, is_folded=self.is_folded)
+        path = composition.path
+        layers = [layer(step.fragment, self._outputs.joint(step), is_folded=self.is_folded) for step in path]
+        specs = {step.fragment.network: self.pool.specs[step.fragment.network] for step in path}
+        scores = [step.own_score for step in path]
+        channels, height, width = self.pool.images.shape[1:]
+        size = (channels, height, width)
+        return Net(composition.name, composition.score, composition.fragments, layers, scores, size, specs).eval()
 
     def compositions(self) -> Iterator[Composition]:
         """The compositions that reach an end, without their networks."""
-        frontier: list[tuple[float, int, Composition]] = []
-        waiting = [Composition(start) for start in self.pool.starts]
-        turns = itertools.count()
-        while waiting or frontier:
-            # One heap serves both orders. By score, ties leave in order of arrival. A stack is a heap by age, youngest
-            # first, so the best child must be pushed last.
-            for one in waiting if self.order == "best" else reversed(waiting):
-                turn = next(turns)
-                heapq.heappush(frontier, (-one.score, turn, one) if self.order == "best" else (0.0, -turn, one))
-            composition, waiting = heapq.heappop(frontier)[-1], []
+        frontier = [Composition(start) for start in reversed(self.pool.starts)]  # the last one is next
+        while frontier:
+            composition = frontier.pop()
             if not self._join(composition):
                 continue
             if composition.fragment.is_end:
                 self.counts.found += 1
                 yield composition
+                continue
+            children = self.following(composition)[::-1]
+            if self.order == "best":  # the sort is stable, so of equal scores the oldest is next
+                frontier = sorted([*children, *frontier], key=lambda one: one.score)
             else:
-                waiting = self.following(composition)
+                frontier += children
 
     def draw(self) -> Composition:
         """A random composition: a start, then at each step one of the fragments worth trying.
@@ -282,12 +280,10 @@ def generate(
     Args:
         data: The stitching images `[B, C, H, W]`, normalised as ImageNet's; 32 are enough. Or the pool of a
             `Search`, to reuse its fragments.
-        threshold: As for `Search`.
-        totalThreshold: Its `total_threshold`.
-        maxDepth: Its `max_depth`.
+        threshold, totalThreshold, maxDepth, K: The arguments `threshold`, `total_threshold`, `max_depth` and `width` of
+            `Search`.
         sample: Draw one composition.
-        K: Its `width`.
-        options: Its further arguments, such as `nets=["resnet50", "vgg16"]` or `scores=Scores("r2")`.
+        options: Further arguments of `Search`, such as `nets=["resnet50", "vgg16"]` or `scores=Scores("r2")`.
 
     Returns:
         Scores and networks, as they are found; with `sample`, one score and network.

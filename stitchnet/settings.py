@@ -13,6 +13,9 @@ from stitchkit.settings.flag_fields import flag, flag_in
 from stitchkit.display import count
 from stitchkit.settings.schema import Settings
 
+PUBLISHED = ("alexnet", "densenet121", "mobilenet_v3_small", "resnet50", "vgg16")
+"""The networks of the paper, torchvision's."""
+
 Limit = Annotated[float, BeforeValidator(count)]
 """A number with a unit, such as `3G`."""
 
@@ -23,7 +26,7 @@ class ComposeSettings(Settings):
 
     data: str = flag(..., "image folder with train/ and validation/, or a data set's name", metavar="DIR")
     nets: str = flag(
-        "alexnet,densenet121,mobilenet_v3_small,resnet50,vgg16",
+        ",".join(PUBLISHED),
         "networks of torchvision or timm, NAME or NAME=CHECKPOINT, separated by commas; or a stitch configuration",
         metavar="NAMES",
     )

@@ -34,12 +34,7 @@ def describe(fragment: Fragment, layer: nn.Module) -> dict[str, object]:
 
 
 def rebuild(about: Mapping[str, Any], model: nn.Module) -> tuple[Fragment, nn.Sequential]:
-    """The fragment of some data and its layers, of the right shapes, with any weights.
-
-    Args:
-        about: The data.
-        model: The fragment's network.
-    """
+    """The fragment of some data, from its network, and its layers, of the right shapes but with any weights."""
     ends = _boundary(about["start"]), _boundary(about["stop"])
     fragment = fragment_between(model, *ends, about["network"], about["index"], about["count"])
     fragment = replace(fragment, module=extract(fragment.module))  # two fragments of one network must not share weights

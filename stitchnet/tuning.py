@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 from stitchkit.data.batches import Batch
 from stitchkit.distributed import World
@@ -17,10 +17,10 @@ from stitchkit.engine.epochs import TrainedEpoch, check_finite, train_epochs
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.recovery import newest_checkpoint
 from stitchkit.engine.settings import EngineSettings
-from stitchkit.engine.task import Task
 from stitchkit.engine.training_state import restore, training_state
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import load_content, read_checkpoint
+from stitchkit.train.task import StitchTask
 from stitchnet.data import Examples, batches
 from stitchnet.net import Net
 from stitchnet.task import CompositionTask
@@ -33,21 +33,13 @@ _SCHEMA = fields(
 )
 
 
-class TuningTask(Task):
-    """Cross-entropy of all images."""
-
-    def forward(  # type: ignore[override]
-        self, images: torch.Tensor, labels: torch.Tensor, _route: int | None = None
-    ) -> dict[str, torch.Tensor]:
-        """`loss` and `output`, logits `[B, num_classes]`, of images `[B, C, H, W]` with labels `[B]`."""
-        result: dict[str, torch.Tensor] = super().forward(images, labels)
-        return result
-
-
 class TuningLoader:
     """Batches of images in memory, in a new order each epoch.
 
     A last batch of one image is dropped: batch norms of maps with one position need two.
+
+    Attributes:
+        num_rates: Number of batches per epoch, including a dropped one.
     """
 
     dataset = None
@@ -57,6 +49,7 @@ class TuningLoader:
         self._images = torch.cat(images).to(device)
         self._labels = torch.cat([torch.as_tensor(some) for some in labels]).to(device)
         self._seed, self._epoch = seed, 0
+        self.num_rates = -(-len(self._images) // _BATCH)
         self.sampler = self  # the trainer sets its epoch
 
     def __len__(self) -> int:
@@ -73,39 +66,30 @@ class TuningLoader:
         for chosen in torch.split(order, _BATCH)[: len(self)]:
             yield self._images[chosen], self._labels[chosen]
 
-    @property
-    def num_images(self) -> int:
-        """Number of images, including a dropped one."""
-        return len(self._images)
-
 
 class TuningSchedule:
     """torch's cosine schedule by the number of the step.
 
     torch computes each rate from the previous one, which differs from the closed form in the last digit; the rates are
-    taken from its own recursion, all at once, so that a resumed training has the same.
-
-    Args:
-        optimizer: The optimizer whose rate is set.
-        num_steps: Steps per epoch.
-        num_rates: Rates per epoch, including one for a dropped batch.
+    taken from its own recursion, all at once, so that a resumed training has the same. A dropped batch has one, too.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, num_steps: int, num_rates: int):
-        self._optimizer, self._num_steps, self._num_rates = optimizer, num_steps, num_rates
+    def __init__(self, optimizer: torch.optim.Optimizer, loader: TuningLoader):
+        self._optimizer, self._loader = optimizer, loader
         stand_in = torch.optim.SGD([torch.zeros(1)], _LR)
-        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(stand_in, EPOCHS * num_rates)
+        num_rates = EPOCHS * loader.num_rates
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(stand_in, num_rates)
         self._rates = [_LR]
-        for _ in range(EPOCHS * num_rates):
+        for _ in range(num_rates):
             stand_in.step()
             cosine.step()
             self._rates.append(stand_in.param_groups[0]["lr"])
 
     def step_update(self, num_updates: int) -> None:
         """Set the rate for the step that follows `num_updates` steps."""
-        epochs, steps = divmod(num_updates, self._num_steps)
+        epochs, steps = divmod(num_updates, len(self._loader))
         for group in self._optimizer.param_groups:
-            group["lr"] = self._rates[epochs * self._num_rates + steps]
+            group["lr"] = self._rates[epochs * self._loader.num_rates + steps]
 
     def step(self, epoch: int, metric: float | None = None) -> None:
         """Do nothing: the rate depends only on steps."""
@@ -125,11 +109,6 @@ def fine_tune(
         seed: Seed of the order of the images.
         files: The checkpoints, saved after each epoch and on a signal; training resumes from the newest good one.
         num_recorded: Number of accuracies already recorded. A checkpoint from beyond them is not used.
-
-    Raises:
-        InputError: If the network has fewer outputs than there are classes, there are fewer than two images to train
-            on, a loss is not finite, or the checkpoint cannot be used.
-        Stopped: If a signal came; the position is saved.
     """
 
     def save(epoch: int, _: Position | None, state: Mapping[str, object]) -> Path:
@@ -156,13 +135,13 @@ def _trainer(net: Net, train: Examples, seed: int, folder: Path) -> Trainer:
         raise InputError("fine-tuning needs at least two images; add some")
     optimizer = torch.optim.AdamW(net.parameters(), _LR, weight_decay=_WEIGHT_DECAY)
     return Trainer(
-        task=TuningTask(net, cross_entropy, device=device, verbose=False),
+        task=StitchTask(net, nn.CrossEntropyLoss(), device=device),
         loader=loader,
         optimizer=optimizer,
         settings=EngineSettings(seed=seed % 2**63, batch_size=_BATCH),  # numpy accepts no negative seeds, unlike torch
         world=World(0, 1, device),
         folder=folder,
-        schedule=TuningSchedule(optimizer, len(loader), loader.num_rates),
+        schedule=TuningSchedule(optimizer, loader),
     )
 
 

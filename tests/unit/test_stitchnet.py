@@ -25,13 +25,13 @@ from stitchkit.networks.layout import Layout
 from stitchnet.activations import Activation, run
 from stitchnet.composition import Composition
 from stitchnet.fragments import _is_plain, fragments
-from stitchnet.joint import JointLayer, fit_joint
-from stitchnet.net import layer
-from stitchnet.networks import PUBLISHED, load_networks
+from stitchnet.joint import JointLayer, fit_joint, layer
+from stitchnet.networks import load_networks
 from stitchnet.outputs import Outputs
 from stitchnet.pool import Pool
 from stitchnet.scores import Scores
 from stitchnet.search import Search
+from stitchnet.settings import PUBLISHED
 from tests.composing import RESNET, VIT, convnet
 from tests.support import mostly_full
 

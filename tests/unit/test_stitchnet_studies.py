@@ -15,7 +15,7 @@ from stitchkit.cli import main
 from stitchkit.engine.checkpoint_files import CheckpointFiles
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
-from stitchnet import experiments, generate, image_folder, pictures, stitching_images, tuning
+from stitchnet import experiments, generate, image_folder, stitching_images, tuning
 from stitchnet.journal import Journal
 from stitchnet.settings import ComposeSettings
 from stitchnet.task import CompositionTask
@@ -171,7 +171,7 @@ def test_dots_stand_beside_their_number_of_images_whatever_the_seed(tmp_path, mo
         for count in (2, 32)
         for seed in range(3)
     ]
-    pictures.draw_samples(rows, tmp_path / "samples.png")
+    experiments.draw_samples(rows, tmp_path / "samples.png")
     assert drawn == pytest.approx([2 * 0.97, 2, 2 * 1.03, 32 * 0.97, 32, 32 * 1.03])
 
 
@@ -222,7 +222,7 @@ def test_fine_tuning_records_what_a_power_cut_took_from_the_journal(tuned, num_r
 
 
 def test_fine_tuning_ends_at_a_loss_that_is_not_finite(tuned, monkeypatch, tmp_path):
-    monkeypatch.setattr(tuning, "cross_entropy", lambda outputs, _: outputs.sum() * math.nan)
+    monkeypatch.setattr(torch.nn.CrossEntropyLoss, "forward", lambda _, outputs, __: outputs.sum() * math.nan)
     with pytest.raises(InputError, match="the loss is nan at step 0"):
         tuned()
     assert list(tmp_path.iterdir()) == []
