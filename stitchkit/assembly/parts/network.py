@@ -6,13 +6,13 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from stitchkit.assembly.parts.flow import PassingTensor, enter, leave, run
-from stitchkit.assembly.parts.part import Assembly, Function, ParallelPart, Part, combine
+from stitchkit.assembly.parts.part import Assembly, Conversion, ParallelPart, Part, combine
 from stitchkit.assembly.parts.pretrained import Pretrained, Subnet, WholeNetwork, expected_input
 from stitchkit.assembly.parts.registry import COMMON, PARTS
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
@@ -110,7 +110,7 @@ class _Builder:
             parts.append(part)
         return Assembly(parts[: len(specs)], entries, None if head is None else parts[-1]), flow
 
-    def _part(self, spec: PartSpec, flow: PassingTensor, class_token: str) -> tuple[nn.Module, Part, PassingTensor]:
+    def _part(self, spec: PartSpec, flow: PassingTensor, class_token: str) -> tuple[Conversion, Part, PassingTensor]:
         """The conversion before a part, the part, and its output."""
         kind, given = PARTS[spec.name], spec.arguments
         with _at(spec):
@@ -125,7 +125,7 @@ class _Builder:
                 entry, flow = enter(flow, _narrowed(in_format, part), part.takes, class_token)
                 flow, changes_input = self._run(spec, part, flow)
                 if changes_input:  # parallel parts and losses on inner outputs may still read the input
-                    entry = nn.Sequential(entry, Function(name="clone"))
+                    entry = partial(_copied, entry)
             flow = leave(flow, out_format or part.out_format)
         if given.get("frozen") and not self.spec.unfrozen:
             part.freeze()
@@ -184,6 +184,10 @@ class _Builder:
         layout = Layout("vector") if common is None else common.bare
         value = [gives.value for gives in left] if common is None else combined(left, agg, layout, declared)
         return ParallelPart(parts, entries, exits, agg, layout), PassingTensor(value, layout)
+
+
+def _copied(entry: Conversion, x: torch.Tensor) -> torch.Tensor:
+    return entry(x).clone()
 
 
 def _check_logits(value: object, num_classes: int) -> None:
