@@ -11,7 +11,6 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
 
-from stitchkit.assembly.config.optim import check_training
 from stitchkit.assembly.config.settings import Metric, TrainConfig
 from stitchkit.assembly.parts.registry import WrittenPart
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec, ReformatOptions
@@ -154,7 +153,6 @@ class JobConfig(Settings):
         if (train.dataset is None) == (not train.tasks):
             found = "both dataset and tasks are set" if train.tasks else "no data set is named"
             raise InputError(f"train_config: {found}; set dataset, or tasks with a dataset in each")
-        check_training(train)
         tasks = train.resolved_tasks
         if len({task.name for task in tasks}) < len(tasks):
             raise InputError(

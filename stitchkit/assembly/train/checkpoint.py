@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from stitchkit.assembly.config.job import JobConfig, differences, said
-from stitchkit.assembly.config.optim import JobSchedule
+from stitchkit.assembly.train.optim import JobSchedule
 from stitchkit.classes import note_origin
 from stitchkit.engine import checkpoint_schema as rules
 from stitchkit.engine.checkpoint_files import CheckpointFiles, read_alike, start_from

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from stitchkit.assembly.config.job import WRITTEN, JobConfig
-from stitchkit.assembly.config.optim import JobSchedule
 from stitchkit.assembly.train.checkpoint import JobCheckpoints, load_weights, resume
 from stitchkit.assembly.train.classes import check_origins
 from stitchkit.assembly.train.job import Job, JobPaths, deterministic, job_paths, open_job
+from stitchkit.assembly.train.optim import JobSchedule
 from stitchkit.assembly.train.result import Row, Trajectory, check_pandas, update_metadata
 from stitchkit.assembly.train.task import JobTask
 from stitchkit.assembly.train.testing import Exam

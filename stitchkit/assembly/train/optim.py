@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler as schedulers
 
-from stitchkit.assembly.config.preprocessing import create_transform
 from stitchkit.assembly.config.settings import TrainConfig
+from stitchkit.assembly.train.preprocessing import create_transform
 from stitchkit.errors import InputError, one_line, unknown
 
 Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
