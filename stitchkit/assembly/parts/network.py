@@ -31,7 +31,6 @@ def build_network(
     is downloaded.
 
     Args:
-        num_classes: Number of classes of the data.
         input_size: Size of an image, `(C, H, W)`.
         pretrained: Load the weights of pretrained parts; otherwise all weights are random.
 
@@ -46,12 +45,9 @@ def build_network(
 def check_network(
     spec: NetworkSpec, *, num_classes: int, input_size: tuple[int, int, int], pretrained: bool = True
 ) -> Assembly:
-    """Check without memory that a network can be built and that its parts fit.
+    """The network on the meta device: it can be built, its parts fit, and with `pretrained` its files of weights exist.
 
-    With `pretrained`, files of weights must exist. Arguments and errors as in `build_network`.
-
-    Returns:
-        The network on the meta device.
+    Arguments and errors as in `build_network`.
     """
     with torch.device("meta"):
         return _Builder(spec, num_classes, input_size, pretrained, checking=True).network()
