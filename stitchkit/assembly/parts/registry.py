@@ -12,8 +12,7 @@ from pydantic.dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from stitchkit.assembly.parts import blocks
-from stitchkit.assembly.parts.adapters import SimpleAdapter
+from stitchkit.assembly.parts import adapters
 from stitchkit.assembly.parts.part import Assembly, BaseBlock, ClassifierHead, Format, Function, ParallelPart, Part
 from stitchkit.assembly.parts.pretrained import Subnet, WholeNetwork
 from stitchkit.assembly.parts.spec import ReformatOptions
@@ -28,11 +27,11 @@ PARTS: dict[str, type[Part]] = {
     "Function": Function,
     "Assembly": Assembly,
     "ParallelPart": ParallelPart,
-    "SimpleAdapter": SimpleAdapter,
-    "ResNetBasicBlock": blocks.ResNetBasicBlock,
-    "ResNetBottleneck": blocks.ResNetBottleneck,
-    "VisionTransformerBlock": blocks.VisionTransformerBlock,
-    "SwinTransformerBlock": blocks.SwinTransformerBlock,
+    "SimpleAdapter": adapters.SimpleAdapter,
+    "ResNetBasicBlock": adapters.ResNetBasicBlock,
+    "ResNetBottleneck": adapters.ResNetBottleneck,
+    "VisionTransformerBlock": adapters.VisionTransformerBlock,
+    "SwinTransformerBlock": adapters.SwinTransformerBlock,
 }
 """The published name of each part -> its class."""
 COMMON = ("frozen", "in_format", "out_format")
