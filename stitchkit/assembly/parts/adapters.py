@@ -135,6 +135,20 @@ class _Block(Part):
 
 
 class _ResNetBlock(_Block):
+    """A block of a ResNet.
+
+    Args:
+        in_channels: Input channels.
+        out_channels: Output channels; of a bottleneck, a multiple of 4.
+        stride: Stride of the shortcut and of one 3x3 convolution.
+        groups: Groups of the 3x3 convolution of a bottleneck; torchvision's basic block supports only 1.
+        base_width: Width of a group of a bottleneck, in 64ths; a basic block supports only 64.
+        dilation: Dilation of the 3x3 convolution of a bottleneck; a basic block supports only 1.
+        norm_type: `bn`, `gn` (one group), `ln` (over the channels of each position) or `in`.
+        init_identity: Start as the identity on the channels that both sides have: the last norm at 0, the shortcut
+            the identity. In evaluation mode this is exact for non-negative inputs.
+    """
+
     in_format = Layout("NCHW")
     expansion: int
 
@@ -171,36 +185,13 @@ class _ResNetBlock(_Block):
 
 
 class ResNetBasicBlock(_ResNetBlock):
-    """Two 3x3 convolutions and a shortcut.
-
-    Args:
-        in_channels: Input channels.
-        out_channels: Output channels.
-        stride: Stride of the first convolution and the shortcut.
-        groups: Always 1: torchvision's block supports nothing else.
-        base_width: Always 64, likewise.
-        dilation: Always 1, likewise.
-        norm_type: `bn`, `gn` (one group), `ln` (over the channels of each position) or `in`.
-        init_identity: Start as the identity on the channels that both sides have: the last norm at 0, the shortcut
-            the identity. In evaluation mode this is exact for non-negative inputs.
-    """
+    """Two 3x3 convolutions and a shortcut."""
 
     expansion = 1
 
 
 class ResNetBottleneck(_ResNetBlock):
-    """A 1x1, a 3x3 and a 1x1 convolution and a shortcut; a quarter of the channels between.
-
-    Args:
-        in_channels: Input channels.
-        out_channels: Output channels, a multiple of 4.
-        stride: Stride of the 3x3 convolution and the shortcut.
-        groups: Groups of the 3x3 convolution.
-        base_width: Width of a group, in 64ths.
-        dilation: Dilation of the 3x3 convolution.
-        norm_type: As in `ResNetBasicBlock`.
-        init_identity: As in `ResNetBasicBlock`.
-    """
+    """A 1x1, a 3x3 and a 1x1 convolution and a shortcut; a quarter of the channels between."""
 
     expansion = 4
 

@@ -110,9 +110,10 @@ def _settings(part: type[Part]) -> type:
     hints, parameters = get_type_hints(part.__init__, include_extras=True), inspect.signature(part).parameters
     own = {name: given.default for name, given in parameters.items() if given.kind is given.KEYWORD_ONLY}
     given = {name: default for name, default in own.items() if default is not inspect.Parameter.empty}
+    doc = "\n\n".join(inspect.cleandoc(kind.__doc__ or "") for kind in part.__mro__ if issubclass(kind, Part))
     content = {**given, **dict.fromkeys(part.inferred), "__annotations__": {name: hints[name] for name in own}}
     base = PartSettings if own.keys() == parameters.keys() else _OpenSettings
-    return dataclass(frozen=True, kw_only=True)(type(part.__name__, (base,), {**content, "__doc__": part.__doc__}))
+    return dataclass(frozen=True, kw_only=True)(type(part.__name__, (base,), {**content, "__doc__": doc}))
 
 
 class _OnePart(Settings):
