@@ -113,3 +113,7 @@ def test_the_schemas_know_every_key_of_the_configurations():
             assert content.get("recipe", {}).keys() <= recipe.keys(), path
     job = json.loads(schema_text("job"))
     assert all(value["description"] for value in job["properties"].values()), "docstrings say what each is"
+    for name, kind in job["$defs"]["PartFile"]["anyOf"][1]["properties"].items():
+        arguments = job["$defs"][kind["$ref"].rpartition("/")[2]]["properties"]
+        assert all(value["description"] for value in arguments.values()), name
+    assert "kernel_size" in job["$defs"]["SimpleAdapter"]["properties"]

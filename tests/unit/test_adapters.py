@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from stitchkit.assembly.parts.adapters import SimpleAdapter
-from stitchkit.assembly.parts.blocks import (
+from stitchkit.assembly.parts.adapters import (
     NORMS,
     ResNetBasicBlock,
     ResNetBottleneck,
+    SimpleAdapter,
     SwinTransformerBlock,
     VisionTransformerBlock,
 )

@@ -7,7 +7,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.config.optim import (
+from stitchkit.assembly.config.settings import TrainConfig
+from stitchkit.assembly.train.optim import (
     OPTIMIZERS,
     SCHEDULERS,
     check_training,
@@ -15,9 +16,11 @@ from stitchkit.assembly.config.optim import (
     create_optimizer,
     create_schedule,
 )
-from stitchkit.assembly.config.preprocessing import create_transform
-from stitchkit.assembly.config.settings import TrainConfig
+from stitchkit.assembly.train.preprocessing import create_transform
+from stitchkit.cli import main
 from stitchkit.errors import InputError
+from stitchkit.settings.files import naming
+from tests.support import write_sweep
 
 PUBLISHED = """\
 # All keys that a published file may have.
@@ -104,10 +107,19 @@ def write(folder, text, name="job.yml"):
     return path
 
 
+def load(path, **changes):
+    """A file as the command reads it."""
+    config = JobConfig.load(path, **changes)
+    with naming(path):
+        check_training(config.train_config)
+    return config
+
+
 def refusal(folder, text, **changes):
     """What a file is refused with."""
+    path = write(folder, text)
     with pytest.raises(InputError) as found:
-        JobConfig.load(write(folder, text), **changes)
+        load(path, **changes)
     return str(found.value).replace(f"{folder}/", "")
 
 
@@ -435,3 +447,10 @@ def test_a_key_that_is_there_twice_is_refused(tmp_path):
     path.write_text("workers: 1\ntrain_config:\n  epochs: 1\n  dataset: digits\n  epochs: 2\n")
     with pytest.raises(InputError, match="line 5: duplicate key epochs"):
         JobConfig.load(path)
+
+
+def test_a_sweep_is_refused_for_its_training_before_it_is_planned(tmp_path, capsys):
+    path = write_sweep(tmp_path, tmp_path)
+    path.write_text(path.read_text().replace("train_config:\n", "train_config:\n  optimizer: AdamWW\n"))
+    assert main(["sweep", "-c", str(path), "-o", str(tmp_path / "out"), "--dry-run"]) == 2
+    assert "train_config.optimizer: unknown optimizer 'AdamWW'; did you mean 'AdamW'?" in capsys.readouterr().err

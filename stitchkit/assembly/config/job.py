@@ -11,7 +11,6 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
 
-from stitchkit.assembly.config.optim import check_training
 from stitchkit.assembly.config.settings import Metric, TrainConfig
 from stitchkit.assembly.parts.registry import WrittenPart
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec, ReformatOptions
@@ -97,11 +96,7 @@ class JobConfig(Settings):
 
     @classmethod
     def load(cls, path: str | Path, **changes: object) -> JobConfig:
-        """The configuration in a file.
-
-        Args:
-            path: The file.
-            changes: Settings that replace the file's, by key, including those of `train_config`.
+        """The configuration in a file, with `changes` by key, also to those of `train_config`.
 
         Raises:
             InputError: If the file cannot be used; the message begins with the file, the line and the key.
@@ -117,11 +112,7 @@ class JobConfig(Settings):
 
     @classmethod
     def parse(cls, content: Mapping[str, object]) -> JobConfig:
-        """The configuration in plain data.
-
-        Raises:
-            InputError: If it cannot be used; the message begins with the key.
-        """
+        """The configuration in plain data; errors begin with the key."""
         if sweep := next((key for key in SWEEP_KEYS if key in content), None):
             raise InputError(f"{sweep}: this file is a sweep, not a job; use stitchkit sweep -c FILE")
         config = parse(cls, content)
@@ -147,15 +138,7 @@ class JobConfig(Settings):
             raise InputError("head goes with assembly; put it into the part that is the model, or use assembly")
         if self.load_from and self.resume_from:
             raise InputError("load_from and resume_from are both there; the first takes only weights, so give one")
-        for number, metric in enumerate(self.metrics):
-            if wrong := [rank for rank in metric.ranks if rank not in (1, 5)]:
-                raise InputError(f"metrics[{number}].metric_fn_args.topk is {wrong[0]!r}; it must be 1, 5 or both")
-        train = self.train_config
-        if (train.dataset is None) == (not train.tasks):
-            found = "both dataset and tasks are set" if train.tasks else "no data set is named"
-            raise InputError(f"train_config: {found}; set dataset, or tasks with a dataset in each")
-        check_training(train)
-        tasks = train.resolved_tasks
+        tasks = self.train_config.resolved_tasks
         if len({task.name for task in tasks}) < len(tasks):
             raise InputError(
                 "train_config.tasks: two data sets have the same name, so results could not distinguish them"

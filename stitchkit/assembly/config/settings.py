@@ -79,6 +79,10 @@ class Metric(Settings):
     metric_fn_args: dict[str, StrictInt | tuple[StrictInt, ...]] = Field(default_factory=dict)
     output: StrictStr | None = None
 
+    def __post_init__(self) -> None:
+        if wrong := [rank for rank in self.ranks if rank not in (1, 5)]:
+            raise InputError(f"metric_fn_args.topk is {wrong[0]!r}; it must be 1, 5 or both")
+
     @property
     def ranks(self) -> tuple[int, ...]:
         """The values of k: an image counts as correct if its class is among the k highest logits."""
@@ -173,6 +177,11 @@ class TrainConfig(SharedByTasks):
     model_ema_decay: StrictFloat = Field(default=0.9998, ge=0, le=1)
     # Likewise: a task's own value replaces all of it.
     data_preprocessing: Annotated[dict[str, object], as_written(Preprocessing)] = Field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.dataset is None) == (not self.tasks):
+            found = "both dataset and tasks are set" if self.tasks else "no data set is named"
+            raise InputError(f"{found}; set dataset, or tasks with a dataset in each")
 
     @property
     def resolved_tasks(self) -> tuple[TaskConfig, ...]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from stitchkit.assembly.parts.part import Part, Reformat
+from stitchkit.assembly.parts.part import Conversion, Part
 from stitchkit.errors import InputError, one_line
-from stitchkit.networks.layout import Layout
+from stitchkit.networks.layout import Layout, convert
 from stitchkit.networks.mode import evaluating
 
 
@@ -41,7 +42,7 @@ class PassingTensor:
 
 def enter(
     flow: PassingTensor, target: Layout | None, takes: Sequence[str], class_token: str
-) -> tuple[nn.Module, PassingTensor]:
+) -> tuple[Conversion, PassingTensor]:
     """The conversion of a tensor to the input format of a part, and the converted tensor.
 
     A tensor of unknown format counts as one of the target format if it has as many axes.
@@ -65,7 +66,7 @@ def enter(
                 "before"
             )
         source = target.bare
-    entry = Reformat(source, target, class_token)
+    entry = partial(convert, source=source, target=target, class_token=class_token)
     try:
         x = entry(x)
     except InputError as error:

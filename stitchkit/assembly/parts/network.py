@@ -6,13 +6,13 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from stitchkit.assembly.parts.flow import PassingTensor, enter, leave, run
-from stitchkit.assembly.parts.part import Assembly, Function, ParallelPart, Part, combine
+from stitchkit.assembly.parts.part import Assembly, Conversion, ParallelPart, Part, combine
 from stitchkit.assembly.parts.pretrained import Pretrained, Subnet, WholeNetwork, expected_input
 from stitchkit.assembly.parts.registry import COMMON, PARTS
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
@@ -31,7 +31,6 @@ def build_network(
     is downloaded.
 
     Args:
-        num_classes: Number of classes of the data.
         input_size: Size of an image, `(C, H, W)`.
         pretrained: Load the weights of pretrained parts; otherwise all weights are random.
 
@@ -46,12 +45,9 @@ def build_network(
 def check_network(
     spec: NetworkSpec, *, num_classes: int, input_size: tuple[int, int, int], pretrained: bool = True
 ) -> Assembly:
-    """Check without memory that a network can be built and that its parts fit.
+    """The network on the meta device: it can be built, its parts fit, and with `pretrained` its files of weights exist.
 
-    With `pretrained`, files of weights must exist. Arguments and errors as in `build_network`.
-
-    Returns:
-        The network on the meta device.
+    Arguments and errors as in `build_network`.
     """
     with torch.device("meta"):
         return _Builder(spec, num_classes, input_size, pretrained, checking=True).network()
@@ -110,7 +106,7 @@ class _Builder:
             parts.append(part)
         return Assembly(parts[: len(specs)], entries, None if head is None else parts[-1]), flow
 
-    def _part(self, spec: PartSpec, flow: PassingTensor, class_token: str) -> tuple[nn.Module, Part, PassingTensor]:
+    def _part(self, spec: PartSpec, flow: PassingTensor, class_token: str) -> tuple[Conversion, Part, PassingTensor]:
         """The conversion before a part, the part, and its output."""
         kind, given = PARTS[spec.name], spec.arguments
         with _at(spec):
@@ -125,7 +121,7 @@ class _Builder:
                 entry, flow = enter(flow, _narrowed(in_format, part), part.takes, class_token)
                 flow, changes_input = self._run(spec, part, flow)
                 if changes_input:  # parallel parts and losses on inner outputs may still read the input
-                    entry = nn.Sequential(entry, Function(name="clone"))
+                    entry = partial(_copied, entry)
             flow = leave(flow, out_format or part.out_format)
         if given.get("frozen") and not self.spec.unfrozen:
             part.freeze()
@@ -184,6 +180,10 @@ class _Builder:
         layout = Layout("vector") if common is None else common.bare
         value = [gives.value for gives in left] if common is None else combined(left, agg, layout, declared)
         return ParallelPart(parts, entries, exits, agg, layout), PassingTensor(value, layout)
+
+
+def _copied(entry: Conversion, x: torch.Tensor) -> torch.Tensor:
+    return entry(x).clone()
 
 
 def _check_logits(value: object, num_classes: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, TypeAlias
 
 import torch
 from pydantic import AfterValidator, StrictInt, StrictStr, WithJsonSchema
@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from stitchkit.errors import unknown
-from stitchkit.networks.layout import NAMES, Layout, convert
+from stitchkit.networks.layout import NAMES, Layout
 
 
 def _declared(value: str | list[object]) -> str | list[object]:
@@ -27,6 +27,10 @@ Format = Annotated[
     WithJsonSchema({"anyOf": [{"enum": [*NAMES]}, {"type": "array", "prefixItems": [{"enum": [*NAMES]}, {}]}]}),
 ]
 """A layout as a file declares it: a name, or a list of a name and a size, `[img, [C, H, W]]`."""
+
+
+Conversion: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+"""From one layout to another, without weights."""
 
 
 class Part(nn.Module):
@@ -164,30 +168,6 @@ def _gives_a_tensor(method: str) -> bool:
     return any([str(given.type) for given in schema.returns] == ["Tensor"] for schema in schemas)
 
 
-class Reformat(nn.Module):
-    """The conversion before or after a part.
-
-    Args:
-        source: The input format.
-        target: The output format.
-        class_token: The replacement for a missing class token.
-    """
-
-    def __init__(self, source: Layout, target: Layout, class_token: str):
-        super().__init__()
-        self.source = source
-        self.target = target
-        self.class_token = class_token
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The tensor in the target format."""
-        return convert(x, self.source, self.target, class_token=self.class_token)
-
-    def extra_repr(self) -> str:
-        """Both formats, for printing."""
-        return f"{self.source} -> {self.target}"
-
-
 class Assembly(Part):
     """Parts that run one after the other.
 
@@ -197,11 +177,11 @@ class Assembly(Part):
         head: A last part.
     """
 
-    def __init__(self, parts: Sequence[Part], entries: Sequence[nn.Module], head: Part | None = None):
+    def __init__(self, parts: Sequence[Part], entries: Sequence[Conversion], head: Part | None = None):
         super().__init__()
         self.parts = nn.ModuleList(parts)
         self.head = head
-        self.entries = nn.ModuleList(entries)
+        self.entries = entries
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Run all parts: at the top of a job to logits `[B, num_classes]`, or a list of them."""
@@ -223,12 +203,16 @@ class ParallelPart(Part):
     """
 
     def __init__(
-        self, parts: Sequence[Part], entries: Sequence[nn.Module], exits: Sequence[nn.Module], agg: str, layout: Layout
+        self,
+        parts: Sequence[Part],
+        entries: Sequence[Conversion],
+        exits: Sequence[Conversion],
+        agg: str,
+        layout: Layout,
     ):
         super().__init__()
         self.parts = nn.ModuleList(parts)
-        self.entries = nn.ModuleList(entries)
-        self.exits = nn.ModuleList(exits)
+        self.entries, self.exits = entries, exits
         self.agg = agg
         self.layout = layout
 

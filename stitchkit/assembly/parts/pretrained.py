@@ -19,7 +19,14 @@ from stitchkit.settings.schema import LocalPath
 
 
 class Pretrained(Part):
-    """A model of a library, or a slice of one."""
+    """A model of a library, or a slice of one.
+
+    Args:
+        model_name: timm's or torchvision's name.
+        backend: The library: `timm`, or `torchvision`, also called `pytorch`.
+        pretrained: Download the weights of the whole model.
+        ckp_path: A local file with these weights; it excludes `pretrained`.
+    """
 
     net: nn.Module
 
@@ -30,10 +37,9 @@ class Pretrained(Part):
 
 
 class WholeNetwork(Pretrained):
-    """A whole model. Arguments and errors as in `load_model`.
+    """A whole model. Further arguments and errors are those of `load_model`.
 
     Args:
-        ckp_path: A local file with the weights; it excludes `pretrained`.
         num_classes: Number of logits; a classifier with another number is re-initialised.
     """
 
@@ -68,7 +74,6 @@ class Subnet(Pretrained):
     Args:
         block_input: Module where it begins, or `x`, the default, for the model's input.
         block_output: Module where it ends; by default at the model's output. A list means several outputs.
-        ckp_path: A local file with the weights of the whole model; it excludes `pretrained`.
     """
 
     def __init__(

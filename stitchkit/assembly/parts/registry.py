@@ -12,8 +12,7 @@ from pydantic.dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from stitchkit.assembly.parts import blocks
-from stitchkit.assembly.parts.adapters import SimpleAdapter
+from stitchkit.assembly.parts import adapters
 from stitchkit.assembly.parts.part import Assembly, BaseBlock, ClassifierHead, Format, Function, ParallelPart, Part
 from stitchkit.assembly.parts.pretrained import Subnet, WholeNetwork
 from stitchkit.assembly.parts.spec import ReformatOptions
@@ -28,11 +27,11 @@ PARTS: dict[str, type[Part]] = {
     "Function": Function,
     "Assembly": Assembly,
     "ParallelPart": ParallelPart,
-    "SimpleAdapter": SimpleAdapter,
-    "ResNetBasicBlock": blocks.ResNetBasicBlock,
-    "ResNetBottleneck": blocks.ResNetBottleneck,
-    "VisionTransformerBlock": blocks.VisionTransformerBlock,
-    "SwinTransformerBlock": blocks.SwinTransformerBlock,
+    "SimpleAdapter": adapters.SimpleAdapter,
+    "ResNetBasicBlock": adapters.ResNetBasicBlock,
+    "ResNetBottleneck": adapters.ResNetBottleneck,
+    "VisionTransformerBlock": adapters.VisionTransformerBlock,
+    "SwinTransformerBlock": adapters.SwinTransformerBlock,
 }
 """The published name of each part -> its class."""
 COMMON = ("frozen", "in_format", "out_format")
@@ -111,9 +110,10 @@ def _settings(part: type[Part]) -> type:
     hints, parameters = get_type_hints(part.__init__, include_extras=True), inspect.signature(part).parameters
     own = {name: given.default for name, given in parameters.items() if given.kind is given.KEYWORD_ONLY}
     given = {name: default for name, default in own.items() if default is not inspect.Parameter.empty}
+    doc = "\n\n".join(inspect.cleandoc(kind.__doc__ or "") for kind in part.__mro__ if issubclass(kind, Part))
     content = {**given, **dict.fromkeys(part.inferred), "__annotations__": {name: hints[name] for name in own}}
     base = PartSettings if own.keys() == parameters.keys() else _OpenSettings
-    return dataclass(frozen=True, kw_only=True)(type(part.__name__, (base,), {**content, "__doc__": part.__doc__}))
+    return dataclass(frozen=True, kw_only=True)(type(part.__name__, (base,), {**content, "__doc__": doc}))
 
 
 class _OnePart(Settings):

@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from stitchkit.assembly.config.job import JobConfig, differences, said
-from stitchkit.assembly.config.optim import JobSchedule
 from stitchkit.assembly.parts.part import Assembly, Function, ParallelPart
 from stitchkit.assembly.train.job import Job
+from stitchkit.assembly.train.optim import JobSchedule
 from stitchkit.classes import Origin, check_classes, note_origin, origin_of, trained_classes
 from stitchkit.engine import checkpoint_schema as rules, training_state
 from stitchkit.engine.checkpoint_files import CheckpointFiles, read_alike, start_from

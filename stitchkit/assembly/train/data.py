@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.config.preprocessing import create_transform
 from stitchkit.assembly.config.settings import TaskConfig
+from stitchkit.assembly.train.preprocessing import create_transform
 from stitchkit.assembly.train.task import Labels
 from stitchkit.data.batches import DirectLoader
 from stitchkit.data.loader_processes import usable_cores

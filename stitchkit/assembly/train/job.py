@@ -18,9 +18,9 @@ from torch import nn
 
 from stitchkit._version import __version__
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.config.optim import create_loss, create_optimizer, create_schedule
 from stitchkit.assembly.parts.network import build_network, check_network
 from stitchkit.assembly.train.data import TaskData, TrainingLoader, open_data
+from stitchkit.assembly.train.optim import create_loss, create_optimizer, create_schedule
 from stitchkit.assembly.train.result import Row
 from stitchkit.assembly.train.task import Captured, JobTask, WeightedLoss, rehearse
 from stitchkit.distributed import World

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from stitchkit.assembly.config.job import WRITTEN, JobConfig
-from stitchkit.assembly.config.optim import JobSchedule
 from stitchkit.assembly.train.checkpoint import JobCheckpoints, check_origins, header, load_weights, resume
 from stitchkit.assembly.train.job import Job, deterministic, job_paths, open_job
+from stitchkit.assembly.train.optim import JobSchedule
 from stitchkit.assembly.train.result import Row, check_pandas, update_metadata, write_frame, write_rows
 from stitchkit.assembly.train.task import JobTask
 from stitchkit.assembly.train.testing import Exam

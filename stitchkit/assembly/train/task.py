@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from stitchkit.assembly.config.optim import Loss
+from stitchkit.assembly.train.optim import Loss
 from stitchkit.distributed import sum_over_ranks
 from stitchkit.engine.task import Task
 from stitchkit.errors import InputError, unknown

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler as schedulers
 
-from stitchkit.assembly.config.preprocessing import create_transform
 from stitchkit.assembly.config.settings import TrainConfig
+from stitchkit.assembly.train.preprocessing import create_transform
 from stitchkit.errors import InputError, one_line, unknown
 
 Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -64,32 +64,23 @@ def _named(kind: str, name: str, known: Mapping[str, object], place: str) -> str
 
 
 def create_loss(name: str, arguments: Mapping[str, object], place: str, device: torch.device | None = None) -> Loss:
-    """A loss of outputs and labels.
+    """A loss of outputs and labels: a function of `torch.nn.functional` with its further arguments.
 
     Args:
-        name: A function of `torch.nn.functional`.
-        arguments: Its further arguments.
-        place: Place of the name in the file; errors begin with it.
+        place: Place of the task in the file; errors begin with it.
         device: Device of arguments that are lists, such as class weights.
     """
     loss = LOSSES[_named("loss", name, LOSSES, f"{place}.loss_fn")]
     try:
-        tensors = {
-            key: torch.tensor(value, device=device) if isinstance(value, list) else value
-            for key, value in arguments.items()
-        }
+        lists = {key: value for key, value in arguments.items() if isinstance(value, list)}
+        tensors = {key: torch.tensor(value, device=device) for key, value in lists.items()}
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{place}.loss_fn_args: {one_line(error)}; lists must contain numbers") from error
-    return partial(loss, **tensors)
+    return partial(loss, **{**arguments, **tensors})
 
 
 def create_optimizer(train: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of a job.
-
-    Args:
-        train: The settings.
-        parameters: The parameters that train.
-    """
+    """The optimizer of a job, for the parameters that train."""
     place = "train_config.optimizer"
     if reason := _REFUSED.get(train.optimizer.rpartition(".")[2]):
         raise InputError(f"{place} is {train.optimizer}, which cannot train a job: {reason}; use AdamW or SGD")
@@ -107,11 +98,7 @@ def create_optimizer(train: TrainConfig, parameters: Sequence[nn.Parameter]) -> 
 
 
 class JobSchedule:
-    """One of torch's learning-rate schedules, which advances with the training.
-
-    Args:
-        scheduler: torch's schedule.
-        cadence: Whether it advances with every step or every epoch.
+    """One of torch's learning-rate schedules, which advances with every step or every epoch.
 
     Attributes:
         used: The learning rate, the highest of all groups, before the last advance.

@@ -22,15 +22,9 @@ _ENUMS: dict[str, type[Enum]] = {"interpolation": v2.InterpolationMode, "policy"
 
 
 def create_transform(task: TaskConfig, place: str, *, training: bool) -> Transform:
-    """The transform that prepares a task's images.
+    """The transform of a task's images to tensors `[3, H, W]`, H and W the image size; in `training`, at random.
 
-    Args:
-        task: The settings.
-        place: Their place in the file; errors begin with it.
-        training: Crop and augment at random.
-
-    Returns:
-        A function from PIL images to tensors `[3, H, W]`, H and W the image size.
+    Errors begin with the `place` of the task in the file.
     """
     how, place = task.data_preprocessing, f"{place}.data_preprocessing"
     steps = _resize(how, crop=training and how.random_resize_scale != (1.0, 1.0))
