@@ -66,16 +66,6 @@ def open_images(folder: Path, *, mode: str = "RGB", class_map: str = "", suffixe
     return images
 
 
-def class_folders(folder: Path) -> set[str]:
-    """Class names of a split, without opening any file."""
-    found = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]  # so that os.walk does not enter them
-        if any(name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".") for name in files):
-            found.add(place)
-    return {os.path.basename(place) for place in found - {str(folder)}}
-
-
 def _class_of(path: str, folder: str) -> str:
     """The class of an image; empty if it has none."""
     # Strings instead of `Path`, which is slow for the millions of images of some data sets.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any
 
 from huggingface_hub import metadata_load
 from timm.data import ImageDataset, create_dataset
-from timm.data.readers.reader import Reader
 
 from stitchkit.errors import InputError, one_line
 from stitchkit.paths import check_dataset, check_local
@@ -34,18 +33,28 @@ def open_timm(name: str, *, root: str | None, split: str, **options: object) -> 
     check_local(root or "", "data folder")
     check_local(split, "split")
     library, _, rest = name.partition("/")
-    is_hub, is_shards = library.lower() in ("hfds", "hfids"), library.lower() == "wds"
+    if library.lower() == "wds":
+        return _open_shards(name, root, split, options)
+    is_hub = library.lower() in ("hfds", "hfids")
     if is_hub:
         _check_card(Path(rest))
-    if is_shards:
-        if not root or not Path(root).is_dir():
-            raise InputError(f"data folder {root!r} does not exist; name the folder that holds the shards of '{name}'")
-        _open_files_alone()
-        root = os.path.abspath(root)  # timm prepends it to the name of a shard; after a slash there is no scheme
     with _offline() if is_hub and not options.get("download") else nullcontext():
-        dataset = create_dataset(name, root=root, split=split, **options)
-    if is_shards:
-        _check_shards(dataset.reader)
+        return create_dataset(name, root=root, split=split, **options)
+
+
+def _open_shards(name: str, root: str | None, split: str, options: Mapping[str, object]) -> ImageDataset:
+    """A stream of webdataset, which opens only files for the rest of this process."""
+    if not root or not Path(root).is_dir():
+        raise InputError(f"data folder {root!r} does not exist; name the folder that holds the shards of '{name}'")
+    # Its own switch, `enforce_security`, would refuse local files too. A process that started with it on keeps it.
+    schemes = import_module("webdataset.gopen").gopen_schemes
+    for scheme in schemes.keys() - {"__default__"}:
+        del schemes[scheme]
+    # timm prepends the folder to the name of a shard, and a path that begins with a slash has no scheme.
+    dataset = create_dataset(name, root=os.path.abspath(root), split=split, **options)
+    shards = [Path(dataset.reader.root, shard) for shard in dataset.reader.split_info.filenames]
+    if missing := [shard for shard in shards if not shard.is_file()]:  # timm would skip them with a warning
+        raise InputError(f"{len(missing)} of {len(shards)} shards do not exist, such as {str(missing[0])!r}")
     return dataset
 
 
@@ -89,18 +98,3 @@ def _offline() -> Iterator[None]:
     finally:
         for place, value in zip(places, before, strict=True):
             place.HF_HUB_OFFLINE = value
-
-
-def _open_files_alone() -> None:
-    """Remove from webdataset, for the rest of this process, everything that opens URLs or runs commands."""
-    # Its own switch, `enforce_security`, would refuse local files too. A process that started with it on keeps it.
-    schemes = import_module("webdataset.gopen").gopen_schemes
-    for scheme in schemes.keys() - {"__default__"}:
-        del schemes[scheme]
-
-
-def _check_shards(reader: Reader) -> None:
-    """Refuse missing shards, which timm would skip with a warning while it trains."""
-    shards = [Path(reader.root, name) for name in reader.split_info.filenames]
-    if missing := [shard for shard in shards if not shard.is_file()]:
-        raise InputError(f"{len(missing)} of {len(shards)} shards do not exist, such as {str(missing[0])!r}")

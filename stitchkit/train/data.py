@@ -13,9 +13,8 @@ from timm.data.loader import adapt_to_chs
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import IterableDataset, Subset
 
-from stitchkit.classes import in_order
 from stitchkit.data.batches import DirectLoader, Loader
-from stitchkit.data.folders import class_folders, find_split
+from stitchkit.data.folders import find_split, open_images
 from stitchkit.data.loader_processes import outlive_signals
 from stitchkit.data.sources import Images, Source, agreed_classes, check_folders, open_dataset
 from stitchkit.data.unreadable import CheckedImages
@@ -72,7 +71,7 @@ def _check_train_folders(validation: Images, recipe: Recipe) -> None:
     # ImageNet has 1.3 million training files, so they are listed only if the folders' names differ.
     if children != set(validation.classes):
         where = f"the {validation.split} split of '{folder.parent}'"
-        check_folders(in_order(class_folders(folder)), validation.classes, where)
+        check_folders(open_images(folder).classes, validation.classes, where)
 
 
 class Preparation(TypedDict):
