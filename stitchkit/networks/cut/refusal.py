@@ -14,93 +14,87 @@ from stitchkit.networks.steps import INPUT
 _Side = Literal["before", "after"]
 
 
-class CutPlaces:
-    """Looks up the places of a network by name, in one mode."""
+def place_before(flow: Flow, name: str) -> fx.Node:
+    """The tensor that enters a module or function."""
+    tensor = _tensor(flow, name, "before", f"'{name}' takes no tensor that depends on the model's input; begin at")
+    if is_tuple(tensor):
+        giver = flow.name(tensor)
+        raise InputError(f"'{name}' takes several values from '{giver}'; begin at another node")
+    return tensor
 
-    def __init__(self, flow: Flow):
-        self._flow = flow
 
-    def start(self, name: str) -> fx.Node:
-        """The tensor that enters a module or function."""
-        tensor = self._tensor(name, "before", f"'{name}' takes no tensor that depends on the model's input; begin at")
-        if is_tuple(tensor):
-            giver = self._flow.name(tensor)
-            raise InputError(f"'{name}' takes several values from '{giver}'; begin at another node")
-        return tensor
+def place_after(flow: Flow, name: str) -> fx.Node:
+    """The tensor that leaves a module or function."""
+    return _tensor(flow, name, "after", f"'{name}' returns a size, not a tensor; end at")
 
-    def stop(self, name: str) -> fx.Node:
-        """The tensor that leaves a module or function."""
-        return self._tensor(name, "after", f"'{name}' returns a size, not a tensor; end at")
 
-    def check(self, name: str, start: fx.Node, stops: Mapping[str, fx.Node], *, alone: bool = False) -> None:
-        """Check that the slice from the named node to the tensors that leave it needs nothing but `start`.
+def check_slice(flow: Flow, name: str, start: fx.Node, stops: Mapping[str, fx.Node], *, alone: bool = False) -> None:
+    """Check that the slice from the named node to the tensors that leave it needs nothing but `start`.
 
-        If it must stand `alone`, the rest of the network may depend on nothing in it but the one tensor that leaves.
-        """
-        flow = self._flow
-        earlier = flow.between((), [start])
-        for output, stop in stops.items():
-            if stop in earlier:
-                raise InputError(
-                    f"block_output '{output}' ends before block_input '{name}' begins; name them in the order they run"
-                )
-            if start not in flow.between({start}, [stop]):
-                raise InputError(
-                    f"block_output '{output}' does not depend on block_input '{name}'; choose one that does"
-                )
-        needed = flow.between({start}, stops.values() or [flow.sink])
-        # Parameters are needed too, but do not depend on the start: every slice has its own, so they may cross a cut.
-        inside = needed & flow.later(start)
-        crossing = [
-            node for node in flow.nodes if node is not start and node not in inside and inside.intersection(node.users)
-        ]
+    If it must stand `alone`, the rest of the network may depend on nothing in it but the one tensor that leaves.
+    """
+    earlier = flow.between((), [start])
+    for output, stop in stops.items():
+        if stop in earlier:
+            raise InputError(
+                f"block_output '{output}' ends before block_input '{name}' begins; name them in the order they run"
+            )
+        if start not in flow.between({start}, [stop]):
+            raise InputError(f"block_output '{output}' does not depend on block_input '{name}'; choose one that does")
+    needed = flow.between({start}, stops.values() or [flow.sink])
+    # Parameters are needed too, but do not depend on the start: every slice has its own, so they may cross a cut.
+    inside = needed & flow.later(start)
+    crossing = [
+        node for node in flow.nodes if node is not start and node not in inside and inside.intersection(node.users)
+    ]
+    if crossing:
+        raise _crossed(flow, name, "before", [start, *crossing])
+    if alone:
+        [(output, stop)] = stops.items()
+        # A single module may be taken whatever passes by it: naming it twice asks for the module, not for a cut.
+        passed = {start, stop} if output == name else {stop}
+        held = [node for node in flow.nodes if node in needed and node not in passed]
+        crossing = [node for node in held if any(user not in needed for user in flow.after(node))]
         if crossing:
-            raise self._crossed(name, "before", [start, *crossing])
-        if alone:
-            [(output, stop)] = stops.items()
-            # A single module may be taken whatever passes by it: naming it twice asks for the module, not for a cut.
-            passed = {start, stop} if output == name else {stop}
-            held = [node for node in flow.nodes if node in needed and node not in passed]
-            crossing = [node for node in held if any(user not in needed for user in flow.after(node))]
-            if crossing:
-                raise self._crossed(output, "after", [*crossing, stop])
+            raise _crossed(flow, output, "after", [*crossing, stop])
 
-    def _tensor(self, name: str, side: _Side, nothing: str) -> fx.Node:
-        """The one tensor that enters or leaves a node."""
-        if name not in self._flow.regions:
-            modules = {path: type(module).__name__ for path, module in self._flow.trace.root.named_modules() if path}
-            if name in modules:
-                raise InputError(
-                    f"the model's output does not depend on '{name}', a {modules[name]}; name another node"
-                )
-            raise unknown("node", name, [INPUT, *self._flow.regions, *modules])
-        tensors = self._passing(name, side)
-        if not tensors:
-            raise InputError(f"{nothing} another node")
-        if len(tensors) > 1:
-            raise self._crossed(name, side, tensors)
-        return tensors[0]
 
-    def _passing(self, name: str, side: _Side) -> list[fx.Node]:
-        return self._flow.entering(name) if side == "before" else self._flow.leaving(name)
+def _tensor(flow: Flow, name: str, side: _Side, nothing: str) -> fx.Node:
+    """The one tensor that enters or leaves a node."""
+    if name not in flow.regions:
+        modules = {path: type(module).__name__ for path, module in flow.trace.root.named_modules() if path}
+        if name in modules:
+            raise InputError(f"the model's output does not depend on '{name}', a {modules[name]}; name another node")
+        raise unknown("node", name, [INPUT, *flow.regions, *modules])
+    tensors = _passing(flow, name, side)
+    if not tensors:
+        raise InputError(f"{nothing} another node")
+    if len(tensors) > 1:
+        raise _crossed(flow, name, side, tensors)
+    return tensors[0]
 
-    def _crossed(self, name: str, side: _Side, tensors: Iterable[fx.Node]) -> InputError:
-        names = " and ".join(f"'{self._flow.name(node)}'" for node in dict.fromkeys(tensors))
-        listed = "; or give a list, to get tensors from inside a skip connection" if side == "after" else ""
-        return InputError(
-            f"a cut {side} '{name}' goes through a connection: {names} cross it; {self._nearest(name, side)}{listed}"
-        )
 
-    def _nearest(self, name: str, side: _Side) -> str:
-        """The clean places around a node."""
-        flow = self._flow
-        here = flow.place[flow.regions[name][0 if side == "before" else -1]]
-        places: dict[int, str] = {}
-        for other in flow.regions:
-            tensors = self._passing(other, side)
-            # Outer modules come first in `regions`, so the first name of a place is its largest module.
-            if other != INPUT and len(tensors) == 1 and tensors[0] in flow.clean:
-                places.setdefault(flow.place[tensors[0]], other)
-        nearest = [*sorted(place for place in places if place < here)[-1:], *sorted(p for p in places if p > here)[:1]]
-        quoted = " and ".join(f"'{places[place]}'" for place in nearest)
-        return f"clean places are {side} {quoted}" if nearest else "the model has no clean place"
+def _passing(flow: Flow, name: str, side: _Side) -> list[fx.Node]:
+    return flow.entering(name) if side == "before" else flow.leaving(name)
+
+
+def _crossed(flow: Flow, name: str, side: _Side, tensors: Iterable[fx.Node]) -> InputError:
+    names = " and ".join(f"'{flow.name(node)}'" for node in dict.fromkeys(tensors))
+    listed = "; or give a list, to get tensors from inside a skip connection" if side == "after" else ""
+    return InputError(
+        f"a cut {side} '{name}' goes through a connection: {names} cross it; {_nearest(flow, name, side)}{listed}"
+    )
+
+
+def _nearest(flow: Flow, name: str, side: _Side) -> str:
+    """The clean places around a node."""
+    here = flow.place[flow.regions[name][0 if side == "before" else -1]]
+    places: dict[int, str] = {}
+    for other in flow.regions:
+        tensors = _passing(flow, other, side)
+        # Outer modules come first in `regions`, so the first name of a place is its largest module.
+        if other != INPUT and len(tensors) == 1 and tensors[0] in flow.clean:
+            places.setdefault(flow.place[tensors[0]], other)
+    nearest = [*sorted(place for place in places if place < here)[-1:], *sorted(p for p in places if p > here)[:1]]
+    quoted = " and ".join(f"'{places[place]}'" for place in nearest)
+    return f"clean places are {side} {quoted}" if nearest else "the model has no clean place"

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.cut.flow import Flow
-from stitchkit.networks.cut.refusal import CutPlaces
+from stitchkit.networks.cut.refusal import check_slice, place_after, place_before
 from stitchkit.networks.cut.trace import is_layer, paths_to, trace
 from stitchkit.networks.layout import Layout, find_layout
 from stitchkit.networks.steps import INPUT, Boundary, Node, Slice
@@ -179,10 +179,9 @@ def _graph_named(
     flow: Flow, model: nn.Module, first: str, last: str | Sequence[str] | None
 ) -> tuple[fx.Graph, fx.Node, Argument]:
     """The graph between named nodes, the tensor that enters it, and its result."""
-    places = CutPlaces(flow)
     names = [last] if isinstance(last, str) else list(last or ())
-    start, stops = places.start(first), {name: places.stop(name) for name in names}
-    places.check(first, start, stops, alone=isinstance(last, str))
+    start, stops = place_before(flow, first), {name: place_after(flow, name) for name in names}
+    check_slice(flow, first, start, stops, alone=isinstance(last, str))
     result: Argument = flow.result if last is None else tuple(stops[name] for name in names)
     if isinstance(last, str):
         result = stops[last]
