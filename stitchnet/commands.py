@@ -56,14 +56,15 @@ def _begun(
     from stitchnet.journal import resumable
     from stitchnet.task import CompositionTask
 
-    given = vars(flags) | {"device": str(choose_device(flags.device))}
+    given = vars(flags)
+    folder = Path(given.pop("output"))
+    given["device"] = str(choose_device(given.get("device")))
     # A resumed command may name the same place by another path.
     if Path(flags.data).is_dir():
         given["data"] = str(Path(flags.data).resolve())
-    if flags.nets.endswith(".json"):
+    if given.get("nets", "").endswith(".json"):
         given["nets"] = str(Path(flags.nets).resolve())
-    folder = Path(given.pop("output"))
-    settings = parse(ComposeSettings, {key: value for key, value in given.items() if value is not None}, name=flag_of)
+    settings = parse(ComposeSettings, given, name=flag_of)
     with resumable(folder, name, settings.by_flag(), results) as journal:
         torch.manual_seed(settings.seed)  # for random weights
         yield CompositionTask.load(settings.data, settings.img_size, settings.classifier), settings, journal

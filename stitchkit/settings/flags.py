@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -40,28 +40,34 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     for group, kind in GROUPS.items():
         section = parser.add_argument_group(group, kind.__doc__)
         for name, field in kind.__pydantic_fields__.items():
-            _add_flag(section, name, field)
+            # timm spells some flags with underscores only in files; flags of the published scripts may use either.
+            names = dict.fromkeys([flag_of(name), "--" + name, *_SPELLINGS.get(name, ())])
+            add_flag(section, names, name, field, **_VALUES.get(name, {}))
     for name, refusal in REFUSED.items():
         spellings = dict.fromkeys([flag_of(name), "--" + name, *refusal.aliases])
         parser.add_argument(*spellings, nargs="*", action=_Refuse, help=argparse.SUPPRESS)
 
 
-def _add_flag(section: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
+def add_flag(
+    section: argparse._ActionsContainer, spellings: Iterable[str], name: str, field: FieldInfo, **options: Any
+) -> None:
+    """Add the flag of a setting; `options` are further arguments of argparse."""
     kind = _plain(field.annotation)
-    options: dict[str, Any] = {"dest": name, "help": field.description}
-    # timm spells some flags with underscores only in files; flags of the published scripts may use either spelling.
-    names = dict.fromkeys([flag_of(name), "--" + name, *_SPELLINGS.get(name, ())])
+    default = " ".join(map(str, field.default)) if isinstance(field.default, list) else field.default
+    is_said = not (field.is_required() or isinstance(default, bool) or default in (None, ""))
+    about = f"{field.description} ({default})" if is_said else field.description
+    found: dict[str, Any] = {"dest": name, "help": about}
     if kind is bool:  # a flag must be able to undo a switch that a file turned on
-        options["action"] = "store_true" if name.startswith("no_") else argparse.BooleanOptionalAction
+        found["action"] = "store_true" if name.startswith("no_") else argparse.BooleanOptionalAction
     elif get_origin(kind) is dict:
-        options |= {"action": _Pairs, "type": _key_value, "nargs": "*", "metavar": "KEY=VALUE"}
+        found |= {"action": _Pairs, "type": _key_value, "nargs": "*", "metavar": "KEY=VALUE"}
     elif get_origin(kind) is Literal:
-        options["choices"] = get_args(kind)
+        found["choices"] = get_args(kind)
     else:
         if get_origin(kind) is list:
-            kind, options["nargs"] = _plain(get_args(kind)[0]), "+"
-        options |= {"type": kind, "metavar": kind.__name__.upper()}
-    section.add_argument(*names, **options | _VALUES.get(name, {}))
+            kind, found["nargs"] = _plain(get_args(kind)[0]), "+"
+        found |= {"type": kind, "metavar": kind.__name__.upper()}
+    section.add_argument(*spellings, **found | options)
 
 
 def _plain(kind: Any) -> Any:
