@@ -15,8 +15,8 @@ from .routes import (
     StitchSpace as StitchSpace,
 )
 from .settings.stitch_config import AnchorSpec as AnchorSpec, StitchConfig as StitchConfig
-from .ship.budgeted_model import BudgetedModel as BudgetedModel
 from .ship.hub import HubSNNet as HubSNNet
+from .ship.pick import BudgetedModel as BudgetedModel
 from .ship.stitch_files import load_stitch as load_stitch
 
 __version__: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
@@ -22,7 +22,7 @@ Limit = Annotated[float, BeforeValidator(count)]
 
 # What argparse cannot learn from the fields.
 _SPELLINGS = {"width": "-k"}
-_VALUES = {
+_VALUES: dict[str, dict[str, Any]] = {
     "data": {"metavar": "DIR", "required": True},
     "nets": {"metavar": "NAMES"},
     "max_macs": {"type": str},

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -14,7 +16,7 @@ from stitchkit.data.batches import Batch, Loader, without_padding
 from stitchkit.data.unreadable import report
 from stitchkit.distributed import World, sum_over_ranks
 from stitchkit.errors import InputError
-from stitchkit.measure.partial_sums import PartialSums
+from stitchkit.files import write_text
 from stitchkit.networks.mode import evaluating
 from stitchkit.progress import progress
 
@@ -29,6 +31,41 @@ class Score(NamedTuple):
     acc5: float
     loss: float
     images: int
+
+
+class PartialSums:
+    """A small file with the sums over finished batches; it is always complete or absent.
+
+    Args:
+        path: The file of this rank.
+        of: Everything that the sums depend on, as plain data; saved sums of anything else are ignored.
+    """
+
+    def __init__(self, path: Path, of: Mapping[str, object]):
+        self.path = path
+        self._of = json.loads(json.dumps(of))  # as it is read back, with lists for tuples
+
+    def restore(self, sums: torch.Tensor) -> int:
+        """Copy the saved sums into `sums`, and return the number of batches that they cover; 0 if there are none."""
+        try:
+            content = json.loads(self.path.read_text())
+            of, batches = content["of"], int(content["batches"])
+            saved = torch.tensor(content["sums"], dtype=sums.dtype)
+        except Exception:  # a damaged file can hold anything; the evaluation then starts over
+            return 0
+        if of != self._of or saved.shape != sums.shape:
+            return 0
+        sums.copy_(saved)
+        return batches
+
+    def save(self, sums: torch.Tensor, batches: int) -> None:
+        """Save the sums over the first `batches` batches, replacing earlier ones."""
+        # JSON writes a float64 by its repr, which is exact: a resumed evaluation ends with the same last digit.
+        write_text(self.path, json.dumps({"of": self._of, "batches": batches, "sums": sums.tolist()}))
+
+    def remove(self) -> None:
+        """Remove the file of a finished evaluation."""
+        self.path.unlink(missing_ok=True)
 
 
 def batches_of(

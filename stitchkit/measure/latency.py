@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.benchmark import Timer
 
 from stitchkit.measure.ledger import Row
-from stitchkit.measure.route_costs import RouteCosts
+from stitchkit.measure.profile import RouteCosts
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 

@@ -1,16 +1,21 @@
-"""The best stitch of a ledger within a budget."""
+"""The best stitch of a ledger within a budget, once or in each call of an SN-Net."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
-from stitchkit.display import quantity
+import torch
+from torch import nn
+
+from stitchkit.display import count, quantity
 from stitchkit.errors import InputError
-from stitchkit.measure.ledger import Row, check_figures, cost_row, difference
+from stitchkit.measure.ledger import Row, check_figures, cost_row, difference, read_rows
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.snnet import SNNet
 
@@ -103,14 +108,14 @@ def pick_one(rows: Sequence[Row], budget: Budget) -> Row:
     raise InputError(refusal(len(rows), budget, choice))
 
 
-def refusal(count: int, budget: Budget, choice: Choice) -> str:
+def refusal(number: int, budget: Budget, choice: Choice) -> str:
     """The message that no stitch fits, with the nearest miss."""
     nearest = choice.nearest_miss
     assert nearest is not None, "nothing fits"
     figures = [_figure(_FIGURES[limit], nearest[_FIGURES[limit]]) for limit in budget.misses(nearest)]
     name = f" ({nearest['stitch']})" if "stitch" in nearest else ""
     return (
-        f"none of the {count} stitches has {budget}; the nearest miss is cfg_id {nearest['cfg_id']}{name} with "
+        f"none of the {number} stitches has {budget}; the nearest miss is cfg_id {nearest['cfg_id']}{name} with "
         f"{' and '.join(figures)}; widen the budget to take it"
     )
 
@@ -140,3 +145,60 @@ def complete(rows: Sequence[Row], model: SNNet, *, latency: bool) -> str:
 
         return add_latencies(rows, model, batch_size=1)
     return ""
+
+
+class BudgetedModel(nn.Module):
+    """An SN-Net with its ledger: `forward` takes a budget and runs the most accurate stitch that meets it.
+
+    Args:
+        model: The SN-Net; `model.reset_stitch_id` still chooses the stitch without a budget.
+        ledger: Its ledger, or the rows.
+
+    Raises:
+        InputError: If the ledger cannot be read, lacks accuracies, or has other stitches or FLOPs than the SN-Net.
+    """
+
+    def __init__(self, model: SNNet, ledger: str | Path | Sequence[Row]):
+        super().__init__()
+        self.model = model
+        rows = read_rows(ledger) if isinstance(ledger, str | Path) else ledger
+        self.rows = [dict(row) for row in rows]
+        complete(self.rows, model, latency=False)
+        pick(self.rows, Budget())  # checks that every row has the needed figures, now instead of in the first call
+
+    def measure(self, batch_size: int = 1) -> str:
+        """Measure the latency of each stitch on the model's device, for budgets in milliseconds; returns the method."""
+        from stitchkit.measure.latency import add_latencies  # slow to import
+
+        return add_latencies(self.rows, self.model, batch_size=batch_size)
+
+    def choose(self, budget: float | str) -> int:
+        """The `cfg_id` of the most accurate stitch within a budget.
+
+        Args:
+            budget: FLOPs of an image as a number or a text such as `5G`, or a measured latency such as `8ms`.
+
+        Raises:
+            InputError: If no stitch meets it, or the ledger has no latencies; see `measure`.
+        """
+        return int(pick_one(self.rows, self._limits(budget))["cfg_id"])
+
+    def _limits(self, budget: float | str) -> Budget:
+        latency = re.fullmatch(r"\s*(.*\d\.?)\s*ms\s*", budget) if isinstance(budget, str) else None
+        value = count(latency[1] if latency else budget) if isinstance(budget, str) else budget
+        if not 0 < value < math.inf:
+            raise InputError(f"budget is {budget}; give FLOPs above 0 such as 5e9 or '5G', or a latency such as '8ms'")
+        if latency is None:
+            return Budget(max_flops=value)
+        if any("latency_ms" not in row for row in self.rows):
+            raise InputError(f"budget '{budget}' is a latency, but the ledger has none; call measure() first")
+        return Budget(max_latency_ms=value)
+
+    def forward(self, x: torch.Tensor, *, budget: float | str | None = None) -> torch.Tensor:
+        """Logits `[B, num_classes]` of images `[B, C, H, W]` by the best stitch within a budget, as `choose` takes it.
+
+        Raises:
+            InputError: If no stitch meets the budget.
+        """
+        logits: torch.Tensor = self.model(x, None if budget is None else self.choose(budget))
+        return logits

@@ -20,7 +20,7 @@ from stitchkit.errors import InputError
 from stitchkit.measure.latency import latency_ms
 from stitchkit.measure.ledger import Row
 from stitchkit.optional import optional
-from stitchkit.ship.budgeted_model import BudgetedModel
+from stitchkit.ship.pick import BudgetedModel
 from stitchkit.ship.route_drawing import depths_of, draw_route
 from stitchkit.ship.trained_snnet import Trained, calibrated
 

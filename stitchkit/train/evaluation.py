@@ -15,10 +15,9 @@ from torch import nn
 
 from stitchkit.distributed import from_primary
 from stitchkit.errors import InputError
-from stitchkit.measure.evaluate import Score, batches_of, evaluate, evaluate_stitch
+from stitchkit.measure.evaluate import PartialSums, Score, batches_of, evaluate, evaluate_stitch
 from stitchkit.measure.ledger import Ledger
 from stitchkit.measure.ledger_origin import LATENCIES, changed, origin_file, origin_of, read_origin, write_origin
-from stitchkit.measure.partial_sums import PartialSums
 from stitchkit.measure.profile import Profiler
 from stitchkit.measure.recalibrate import recalibrate
 from stitchkit.model.onepass import OnePass

@@ -262,7 +262,7 @@ READERS = {
     "stitchkit/settings/files.py": test_hostile_files_of_other_commands,
     "stitchkit/assembly/sweep/report.py": test_hostile_files_of_a_sweep,
     "stitchkit/measure/ledger.py": test_hostile_files_of_other_commands,
-    "stitchkit/measure/partial_sums.py": test_hostile_files_beside_a_ledger,
+    "stitchkit/measure/evaluate.py": test_hostile_files_beside_a_ledger,
     "stitchkit/networks/weights.py": test_hostile_checkpoints,
     "stitchkit/ship/stitch_files.py": test_a_hostile_export,
     "stitchkit/ship/hub.py": test_hostile_files_of_a_hub_folder,

@@ -11,9 +11,8 @@ import stitchkit
 from stitchkit.cli import main
 from stitchkit.data.batches import without_padding
 from stitchkit.distributed import init_world
-from stitchkit.measure.evaluate import evaluate_stitch
+from stitchkit.measure.evaluate import PartialSums, evaluate_stitch
 from stitchkit.measure.ledger import read_rows
-from stitchkit.measure.partial_sums import PartialSums
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.train.data import create_loaders, open_datasets
 from tests.distributed.forks import end, kill_once_there

@@ -10,7 +10,7 @@ from stitchkit.cli import main
 from stitchkit.measure import latency
 from stitchkit.measure.latency import add_latencies, latency_ms
 from stitchkit.measure.ledger import read_rows
-from stitchkit.measure.route_costs import RouteCosts
+from stitchkit.measure.profile import RouteCosts
 from tests.support import pico_snnet, write_config
 
 

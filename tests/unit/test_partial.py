@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stitchkit.measure.partial_sums import PartialSums
+from stitchkit.measure.evaluate import PartialSums
 
 
 def test_sums_are_taken_up(tmp_path):
