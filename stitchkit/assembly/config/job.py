@@ -21,8 +21,8 @@ from stitchkit.settings.schema import LocalPath, Settings, join, json_schema, pa
 
 SWEEP_KEYS = ("stages", "src_stages", "dest_stages", "gaps", "stitchers")
 """Keys that only sweeps have."""
-WRITTEN = ("save_dir", "metrics_output")
-"""Keys for the places of a job's files, which its saved settings leave out: another job may use those settings."""
+WRITTEN = {"save_dir": "-o", "metrics_output": "--metrics-output"}
+"""Keys for the places of a job's files, with their flags. Saved settings leave them out: another job may use those."""
 # Settings that two starts of one job may change, because results do not depend on them.
 _MAY_DIFFER = (
     *WRITTEN, "train_config.seed", "resume_from", "workers", "data_path", "device", "print_freq", "save_checkpoints",
@@ -105,9 +105,13 @@ class JobConfig(Settings):
         with naming(path):
             config = cls.parse(content)
             # The configuration may be a stranger's: only the user's own flags choose where files are written.
-            for key in WRITTEN:
-                if key not in changes and (value := getattr(config, key)) is not None:
-                    _check_inside(value, key)
+            for key, flag in WRITTEN.items():
+                place = Path("" if key in changes else getattr(config, key) or "")
+                if place.is_absolute() or ".." in place.parts or str(place).startswith("~"):
+                    raise InputError(
+                        f"{key} is '{place}'; files may only name relative paths without '..'; for other places, set "
+                        f"{flag}"
+                    )
         return config
 
     @classmethod
@@ -176,16 +180,6 @@ def override(content: Mapping[str, object], changes: Mapping[str, object]) -> di
         if others.get(one) and not others.get(other):
             others[other] = None
     return {**content, **others}
-
-
-def _check_inside(value: str, key: str) -> None:
-    """Refuse a path outside the working directory, which only a flag may choose."""
-    path = Path(value)
-    if path.is_absolute() or ".." in path.parts or value.startswith("~"):
-        flag = {"save_dir": "-o", "metrics_output": "--metrics-output"}[key]
-        raise InputError(
-            f"{key} is {value!r}; files may only name relative paths without '..'; for other places, set {flag}"
-        )
 
 
 def differences(old: object, new: object, place: str = "") -> Iterator[tuple[str, object, object]]:
