@@ -38,23 +38,18 @@ class Trace:
     @torch.no_grad()
     def shapes(self, example: torch.Tensor) -> dict[fx.Node, tuple[int, ...]]:
         """The shape of each tensor, found by running the graph on an example, which may be on the meta device."""
-        shapes = _Shapes(self.root, self.graph)
-        shapes.run(example)
-        return shapes.found
+        _Shapes(self.root, graph=self.graph).run(example)
+        return {node: node.meta["shape"] for node in self.graph.nodes if "shape" in node.meta}
 
 
 class _Shapes(fx.Interpreter):
-    """Runs a graph and records the shape of every tensor."""
-
-    def __init__(self, root: nn.Module, graph: fx.Graph):
-        super().__init__(root, graph=graph)
-        self.found: dict[fx.Node, tuple[int, ...]] = {}
+    """Runs a graph and records the shape of every tensor in the `meta` of its node."""
 
     def run_node(self, n: fx.Node) -> object:
         """Run a node."""
         value: object = super().run_node(n)
         if isinstance(value, torch.Tensor):
-            self.found[n] = tuple(value.shape)
+            n.meta["shape"] = tuple(value.shape)
         return value
 
 
@@ -74,7 +69,7 @@ def trace(model: nn.Module, names: Collection[str] = (), *, training: bool = Fal
     whole: set[type[nn.Module]] = set()
     while True:
         root = _twin(model).train(training)
-        tracer = _Tracer(asked, whole, deep=deep)
+        tracer = _Tracer(root, asked, whole, deep=deep)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -100,7 +95,7 @@ class _Untraceable(Exception):
 class _Tracer(fx.Tracer):
     """Traces into sequences of blocks and `asked` modules, or with `deep` all modules, but never `whole` classes."""
 
-    def __init__(self, asked: Collection[str], whole: Collection[type[nn.Module]], *, deep: bool):
+    def __init__(self, root: nn.Module, asked: Collection[str], whole: Collection[type[nn.Module]], *, deep: bool):
         super().__init__((math, torchvision.ops), tuple(get_notrace_functions()), param_shapes_constant=True)  # type: ignore[arg-type] # torch says one module
         self.labels: dict[fx.Node, str] = {}
         self._owners: dict[fx.Node, str] = {}
@@ -109,8 +104,8 @@ class _Tracer(fx.Tracer):
         self._whole = tuple(whole)
         self._path, self._label = "", ""  # those of the running module
         self._used: set[str] = set()
-        self._paths: set[str] = set()
-        self._buffers: dict[int, str] = {}
+        self._paths = {path for path, _ in root.named_modules()}
+        self._buffers = {id(buffer): name for name, buffer in root.named_buffers()}
 
     def create_args_for_root(
         self,
@@ -119,8 +114,6 @@ class _Tracer(fx.Tracer):
         concrete_args: object = None,  # noqa: ARG002
     ) -> tuple[Callable[..., object], list[object]]:
         """The one input; further arguments keep their defaults."""
-        self._paths = {path for path, _ in self.root.named_modules()}
-        self._buffers = {id(buffer): name for name, buffer in self.root.named_buffers()}
         return root_fn, [self.root, self.create_proxy("placeholder", INPUT, (), {})]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
