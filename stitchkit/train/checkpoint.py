@@ -19,14 +19,10 @@ from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.train.session import Session
 
-SUFFIX = ".pth.tar"
-"""Suffix of the checkpoints of a training run."""
-LAST = f"last{SUFFIX}"
-"""The newest checkpoint of a run."""
-PREVIOUS = f"previous{SUFFIX}"
-"""The previous one."""
-BEST = f"model_best{SUFFIX}"
-"""The checkpoint of the best epoch."""
+_SUFFIX = ".pth.tar"
+LAST = f"last{_SUFFIX}"
+PREVIOUS = f"previous{_SUFFIX}"
+BEST = f"model_best{_SUFFIX}"
 FORMAT = "stitchkit 1"
 """Format in every checkpoint of ours."""
 _OF_EVALUATIONS = ("stitches_res", "eval_args")
@@ -46,7 +42,7 @@ class Checkpoints(CheckpointFiles):
     """
 
     def __init__(self, folder: Path, *, keep: int):
-        super().__init__(folder, newest=LAST, previous=PREVIOUS, kept="checkpoint-{}" + SUFFIX)
+        super().__init__(folder, newest=LAST, previous=PREVIOUS, kept="checkpoint-{}" + _SUFFIX)
         self.keep = keep
         self.history: dict[int, float] = {}
         self._whole: tuple[Path, int] | None = None
@@ -61,7 +57,7 @@ class Checkpoints(CheckpointFiles):
 
     def _link_epoch(self, path: Path, epoch: int) -> None:
         """Give a completed epoch the names that it lacks because the run was killed before it had them all."""
-        newest = max(other.stat().st_mtime_ns for other in self.folder.glob(f"*{SUFFIX}"))
+        newest = max(other.stat().st_mtime_ns for other in self.folder.glob(f"*{_SUFFIX}"))
         if epoch not in self.history or path.stat().st_mtime_ns < newest:  # the names belong to later checkpoints
             return
         names = [self.last] if not self.last.exists() else []

@@ -11,7 +11,7 @@ from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.train.checkpoint import Checkpoints
 from stitchkit.train.evaluation import evaluate_stitches
 from stitchkit.train.network import check_device
-from stitchkit.train.session import Session
+from stitchkit.train.session import open_session
 from stitchkit.train.training import train
 
 
@@ -27,10 +27,10 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
         files = Checkpoints(recipe.folder, keep=recipe.run.checkpoint_hist)
         recipe = _find_resume(recipe, files, world)
         if recipe.run.eval:
-            evaluate_stitches(Session.open(recipe, config, world))
+            evaluate_stitches(open_session(recipe, config, world))
             return
         check_unused(files, None if recipe.run.no_resume_opt else recipe.run.resume, flag="--experiment")
-        session = Session.open(recipe, config, world)
+        session = open_session(recipe, config, world)
         with launched(recipe.folder, world):
             train(session, files)
 

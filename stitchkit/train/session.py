@@ -39,20 +39,6 @@ class Session:
     classes: tuple[str, ...]
     world: World
 
-    @classmethod
-    def open(cls, recipe: Recipe, config: StitchConfig | None, world: World) -> Session:
-        """Open the data and build the network."""
-        datasets = open_datasets(recipe)
-        random_seed(recipe.run.seed, 0)  # the same weights on all ranks
-        model = create_network(recipe, config, datasets.classes)
-        size, timm_model = input_size(model, recipe), as_timm(model)
-        loaders = create_loaders(
-            datasets, recipe, world, input_size=size, model_config=timm_model.pretrained_cfg,
-            num_classes=timm_model.num_classes,
-        )  # fmt: skip
-        place_network(model, recipe, world)
-        return cls(recipe, config, model, loaders, size, datasets.classes, world)
-
     @property
     def folder(self) -> Path:
         """The folder of the run."""
@@ -66,6 +52,20 @@ class Session:
     def save_settings(self, name: str) -> None:
         """Save the effective settings in the run's folder, as a file for `-c`."""
         write_text(self.folder / name, settings_text(self.recipe.for_files()))
+
+
+def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> Session:
+    """Open the data and build the network."""
+    datasets = open_datasets(recipe)
+    random_seed(recipe.run.seed, 0)  # the same weights on all ranks
+    model = create_network(recipe, config, datasets.classes)
+    size, timm_model = input_size(model, recipe), as_timm(model)
+    loaders = create_loaders(
+        datasets, recipe, world, input_size=size, model_config=timm_model.pretrained_cfg,
+        num_classes=timm_model.num_classes,
+    )  # fmt: skip
+    place_network(model, recipe, world)
+    return Session(recipe, config, model, loaders, size, datasets.classes, world)
 
 
 def engine_settings(recipe: Recipe) -> EngineSettings:

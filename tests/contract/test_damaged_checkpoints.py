@@ -19,7 +19,7 @@ from stitchkit.errors import InputError
 from stitchkit.networks.weights import _content
 from stitchkit.settings.flags import resolve
 from stitchkit.train.checkpoint import Checkpoints, load_weights, restore
-from stitchkit.train.session import Session
+from stitchkit.train.session import open_session
 from stitchkit.train.training import _prepare
 from tests.damage import damages
 from tests.jobs import job_config, write_job
@@ -90,7 +90,7 @@ def test_a_damaged_checkpoint_of_a_run_is_refused_at_every_place(images, tmp_pat
     given = {"opt": "adamw", "lr": 1e-3, "batch_size": 8, "workers": 0, "epochs": 2, "device": "cpu", "hflip": 0.0}
     recipe, stitches = resolve({**flags, **given, "warmup_epochs": 0.0, "log_interval": 5, "pretrained": False})
     world = init_world("cpu")
-    session = Session.open(recipe, stitches, world)
+    session = open_session(recipe, stitches, world)
     trainer, *_ = _prepare(session, Checkpoints(tmp_path, keep=1))
 
     def use(found):

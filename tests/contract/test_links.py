@@ -491,7 +491,6 @@ WRITES = {
     "stitchkit/data/prepare.py ?.save": "into a fresh folder",
     "stitchkit/assembly/sweep/cluster.py submitit.LocalExecutor": "into a new folder",
     "stitchkit/assembly/sweep/cluster.py submitit.SlurmExecutor": "into a new folder",
-    "stitchkit/assembly/train/run.py files.save": "our own",
     "stitchkit/cli.py os.open": "the null device",
     "stitchkit/networks/weights.py archive.open": "to read",
     "stitchkit/ship/stitch_files.py draft.write_bytes": "callers give it a draft, and publish that",

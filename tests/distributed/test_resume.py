@@ -130,7 +130,7 @@ def test_going_back_takes_no_name_of_a_later_epoch(tmp_path):
     saved.save({}, epoch=1, metric=2.0)
     os.utime(tmp_path / "checkpoint-0.pth.tar", (1, 1))
     again = Checkpoints(tmp_path, keep=2)
-    again.resumed(tmp_path / "checkpoint-0.pth.tar", {0: 1.0}, epoch=0)
+    again.resumed(tmp_path / "checkpoint-0.pth.tar", {"history": {0: 1.0}, "epoch": 0})
     again.clear()
     assert (tmp_path / "model_best.pth.tar").samefile(tmp_path / "checkpoint-1.pth.tar")
 
