@@ -21,7 +21,7 @@ from stitchkit.engine.lock import is_held, locked
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.recovery import newest_checkpoint
 from stitchkit.errors import InputError
-from stitchkit.measure.evaluate import Tally
+from stitchkit.measure import evaluate
 from stitchkit.measure.ledger import read_rows
 from stitchkit.networks.weights import damage
 from stitchkit.train.checkpoint import Checkpoints
@@ -419,10 +419,10 @@ def test_an_infinite_figure_is_not_saved_within_an_epoch(subject, trained, tmp_p
 
 @pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["job"]), indirect=True)
 def test_an_epoch_of_an_infinite_validation_loss_is_not_saved(subject, trained, tmp_path, monkeypatch, capsys):
-    inner = Tally.scores
+    inner = evaluate._score
     assert trained("infinite", "--epochs", "1") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(Tally, "scores", lambda tally: [found._replace(loss=torch.inf) for found in inner(tally)])
+        patch.setattr(evaluate, "_score", lambda *sums: inner(*sums)._replace(loss=torch.inf))
         assert trained("infinite", "--resume", "auto", "--epochs", "2") == 2
     assert "validation loss are not finite after epoch 2; stopped." in capsys.readouterr().err
     assert subject.content(tmp_path / "infinite")["epoch"] == (1 if subject.name == "job" else 0), "the first's end"

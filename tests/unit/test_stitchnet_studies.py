@@ -272,9 +272,9 @@ def test_help_names_each_default(command, top, capsys, monkeypatch):
         main([command, "--help"])
     lines = re.sub(r"\n {10,}", " ", capsys.readouterr().out)
     for flag, default in {
-        "--threshold S": 0.8, "--total-threshold S": 0.8, "--max-depth N": 10, "-k N": 2, "--top N": top,
-        "--order {depth,best}": "best", "--score {cka,unbiased_cka,r2,fit}": "cka", "--num-images N": 32,
-        "--img-size N": 224, "--classifier {knn,linear}": "knn", "--seed N": 0,
+        "--threshold FLOAT": 0.8, "--total-threshold FLOAT": 0.8, "--max-depth INT": 10, "-k INT": 2, "--top INT": top,
+        "--order {depth,best}": "best", "--score {cka,unbiased_cka,r2,fit}": "cka", "--num-images INT": 32,
+        "--img-size INT": 224, "--classifier {knn,linear}": "knn", "--seed INT": 0,
     }.items():  # fmt: skip
         assert re.search(rf"^  {re.escape(flag)} .*\({default}\)$", lines, re.MULTILINE), flag
 
