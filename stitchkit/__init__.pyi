@@ -9,7 +9,6 @@ from .networks.create import create_anchor as create_anchor, create_model as cre
 from .networks.weights import load_checkpoint as load_checkpoint
 from .routes import (
     Joint as Joint,
-    PairedWindow as PairedWindow,
     Segment as Segment,
     Stitch as Stitch,
     StitchSpace as StitchSpace,

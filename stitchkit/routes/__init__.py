@@ -4,7 +4,4 @@ from stitchkit.routes.rules import SlidingWindow
 from stitchkit.routes.space import StitchSpace
 from stitchkit.routes.stitch import Joint, Segment, Step, Stitch
 
-PairedWindow = SlidingWindow
-"""The name that `import stitchkit` gives the rule."""
-
-__all__ = ["Joint", "PairedWindow", "Segment", "SlidingWindow", "Step", "Stitch", "StitchSpace"]
+__all__ = ["Joint", "Segment", "SlidingWindow", "Step", "Stitch", "StitchSpace"]

@@ -41,6 +41,13 @@ class BlockPair(NamedTuple):
     layer: int
 
 
+def check_stages(stages: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Return the stages to stitch if they ascend from 0 or later."""
+    if stages is not None and (not stages or list(stages) != sorted(set(stages)) or stages[0] < 0):
+        raise InputError(f"{list(stages)} are not stages in ascending order; write, for example, [0, 1, 2]")
+    return stages
+
+
 @dataclass(frozen=True)
 class SlidingWindow:
     """A window slides over the blocks of two anchors and joins the pairs of blocks inside it.
@@ -69,9 +76,7 @@ class SlidingWindow:
         for key, value in (("stitch_kernel_size", self.kernel_size), ("stitch_stride", self.stride)):
             if value < 1:
                 raise InputError(f"{key} is {value}; it must be at least 1 block")
-        stages = self.stages
-        if stages is not None and (not stages or list(stages) != sorted(set(stages)) or stages[0] < 0):
-            raise InputError(f"stages is {list(stages)}; list the stages to stitch in order, such as [0, 1, 2]")
+        check_stages(self.stages)
 
     def plan(self, anchors: Sequence[Shape]) -> tuple[list[Stitch], dict[Joint, LayerPath]]:
         """The stitches that follow the anchors, in the published order, and the layer of each joint."""

@@ -44,8 +44,8 @@ _EXPECTED = {
 _MESSAGES = {
     "missing": "{place} is missing; add it",
     "place": "{shown}, which {fault}",
-    "too_short": "{shown}; it must have at least {min_length} values",
-    "too_long": "{shown}; it must have at most {max_length} values",
+    "too_short": "{shown}; its length must be at least {min_length}",
+    "too_long": "{shown}; its length must be at most {max_length}",
     "greater_than_equal": "{shown}; it must be at least {ge:g}",
     "less_than_equal": "{shown}; it must be at most {le:g}",
 }

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import AfterValidator, Field, StrictBool, StrictInt, StrictStr, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.errors import InputError
-from stitchkit.routes import SlidingWindow
+from stitchkit.routes.rules import SlidingWindow, check_stages
 from stitchkit.settings.by_name import checked_of_file, recipe_schema
 from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.recipe import flag_of
@@ -99,7 +99,7 @@ class StitchConfig(Settings):
     stitch_kernel_size: StrictInt = Field(default=2, ge=1)
     stitch_stride: StrictInt = Field(default=1, ge=1)
     nearest_stitching: StrictBool = True
-    stages: tuple[StrictInt, ...] | None = None
+    stages: Annotated[tuple[StrictInt, ...] | None, AfterValidator(check_stages)] = None
     # The published DeiT code leaves the final normalisation out, so its configuration says false.
     stitched_final_norm: StrictBool = True
     recipe: dict[str, object] = Field(default_factory=dict)

@@ -322,7 +322,10 @@ ERRORS = {
         [parallel("ClassifierHead", agg="mean")],
         r"^assembly\[0\]\.ParallelPart\.agg: unknown value 'mean'",
     ),
-    "no parts": ([{"Assembly": {"parts": []}}], r"^assembly\[0\]\.Assembly\.parts is \[\]; it must have at least 1"),
+    "no parts": (
+        [{"Assembly": {"parts": []}}],
+        r"^assembly\[0\]\.Assembly\.parts is \[\]; its length must be at least 1",
+    ),
     "nested": (
         [resnet("x", "layer1"), parallel(ONE, {"Assembly": {"parts": [adapter(8, 8), adapter(9, 8)]}}, agg="avg")],
         r"^assembly\[1\]\.ParallelPart\.parts\[1\]\.Assembly\.parts\[1\]\.SimpleAdapter: it gets img \[8, 8, 8\], but",

@@ -82,7 +82,8 @@ def test_anchor_objects():
     ("content", "message"),
     [
         ({"anchors": TWO, "stitch_strid": 1}, "did you mean 'stitch_stride'"),
-        ({"anchors": TWO[:1]}, "at least 2 values"),
+        ({"anchors": TWO[:1]}, "its length must be at least 2"),
+        ({"anchors": TWO, "stages": [2, 1]}, r"stages: \[2, 1\] are not stages in ascending order"),
         ({}, "anchors is missing"),
         ({"anchors": "deit"}, "list"),
         ([], "JSON object"),

@@ -132,7 +132,7 @@ def test_mistakes_in_yaml_are_named(line, message, config, tmp_path):
         (["--model", "vit"], "no data"),
         (["data", "--model", "vit", "--epochs", "0"], "at least 1"),
         (["data", "--model", "vit", "--cooldown-epochs", "-3"], "at least 0"),
-        (["data", "--model", "vit", "--scale", "0.5"], "--scale is .*; it must have at least 2 values"),
+        (["data", "--model", "vit", "--scale", "0.5"], "--scale is .*; its length must be at least 2"),
         (["data", "--model", "vit", "--reprob", "2"], "--reprob is 2.0; it must be at most 1"),
         (["data", "--model", "vit", "--eval"], "--eval needs weights"),
         (["data", "--model", "vit", "--mixup", "0.8", "-b", "3"], "even"),

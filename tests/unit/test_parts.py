@@ -72,7 +72,7 @@ def test_models_are_pretrained_and_from_timm_by_default():
         ("BaseBlock", {}, "channels is missing"),
         ("ClassifierHead", {"in_channels": None}, "in_channels is None; it must be a whole number"),
         ("Assembly", {"part": []}, "unknown key 'part'; did you mean 'parts'"),
-        ("Assembly", {"parts": []}, "parts is []; it must have at least 1"),
+        ("Assembly", {"parts": []}, "parts is []; its length must be at least 1"),
         ("Assembly", {"parts": [{"Subnet": {"model_name": 18}}]}, "parts[0].Subnet.model_name is 18"),
         ("ParallelPart", {"agg": "avg"}, "parts is missing"),
         ("Subnet", {"model_name": "resnet18", "block_ouput": "fc"}, "did you mean 'block_output'"),

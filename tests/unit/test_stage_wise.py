@@ -108,5 +108,5 @@ def test_rules_that_do_not_fit_the_anchors_are_refused(anchors, rule, message):
 
 @pytest.mark.parametrize("stages", [(), (1, 0), (0, 0), (-1, 0)])
 def test_stages_ascend(stages):
-    with pytest.raises(InputError, match="list the stages to stitch in order"):
+    with pytest.raises(InputError, match="not stages in ascending order"):
         SlidingWindow(stages=stages)
