@@ -19,15 +19,14 @@ if TYPE_CHECKING:
 _EXPERIMENTS = ("samples", "front", "ensembles", "finetune")
 
 
-def _add_compose_flags(command: argparse.ArgumentParser) -> None:
-    add_flags(command)
+def _add_compose_flags(command: argparse.ArgumentParser, **defaults: object) -> None:
+    add_flags(command, **defaults)
     command.add_argument("-o", "--output", required=True, metavar="DIR", help="folder to write")
 
 
 def _add_study_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("experiment", choices=_EXPERIMENTS, help="the experiment; writes DIR/EXPERIMENT.csv and .png")
-    _add_compose_flags(command)
-    command.set_defaults(top=10)
+    _add_compose_flags(command, top=10)
 
 
 def _compose(flags: argparse.Namespace) -> None:

@@ -73,8 +73,9 @@ def flag_of(name: str) -> str:
     return _SPELLINGS.get(name, f"--{name.replace('_', '-')}")
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flag of each setting to a parser; its result contains only flags that were given."""
+def add_flags(parser: argparse.ArgumentParser, **defaults: object) -> None:
+    """Add the flag of each setting to a parser, whose result has only those that were given, and other defaults."""
     parser.argument_default = argparse.SUPPRESS
     for name, field in ComposeSettings.__pydantic_fields__.items():
-        flags.add_flag(parser, [flag_of(name)], name, field, **_VALUES.get(name, {}))
+        other = {"default": defaults[name]} if name in defaults else {}
+        flags.add_flag(parser, [flag_of(name)], name, field, **_VALUES.get(name, {}), **other)

@@ -53,7 +53,8 @@ def add_flag(
 ) -> None:
     """Add the flag of a setting; `options` are further arguments of argparse."""
     kind = _plain(field.annotation)
-    default = " ".join(map(str, field.default)) if isinstance(field.default, list) else field.default
+    default = options.get("default", field.default)
+    default = " ".join(map(str, default)) if isinstance(default, list) else default
     is_said = not (field.is_required() or isinstance(default, bool) or default in (None, ""))
     about = f"{field.description} ({default})" if is_said else field.description
     found: dict[str, Any] = {"dest": name, "help": about}

@@ -6,6 +6,7 @@ import signal
 import pytest
 
 import stitchkit.measure.evaluate as evaluate
+from stitchkit.assembly.train import testing
 from stitchkit.cli import main
 from stitchkit.engine.loop import Trainer
 from tests.distributed.forks import end, start
@@ -102,7 +103,8 @@ def test_checkpoints_within_an_epoch(subject, trained, unbroken, tmp_path, monke
         return inner(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "evaluate", stopped)
+        for module in (evaluate, testing):
+            patch.setattr(module, "evaluate", stopped)
         assert trained("validation") == 130
     assert subject.content(tmp_path / "validation")["within"]["ranks"][0]["position"]["done"] == 8
     assert trained("validation", "--resume", "auto") == 0
