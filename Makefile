@@ -22,7 +22,8 @@ $(INSTALLED): pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "installing; torch alone is several GB, so the first time takes minutes"
-	$(BIN)/python -m pip install -e '.[dev]'
+	@# compat: otherwise `import stitchkit` beside the clone finds the clone's folder and takes it for a package
+	$(BIN)/python -m pip install -e '.[dev]' --config-settings editable_mode=compat
 	@touch $@
 
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
