@@ -32,7 +32,7 @@ _MAY_CHANGE = ("train_config.epochs", "train_config.max_steps")
 
 _HEADER: Mapping[str, rules.Schema] = {
     "scheduler": rules.or_none(rules.table(rules.text, rules.anything)),
-    "epoch": rules.whole(0, rules.MOST_EPOCHS),
+    "epoch": rules.whole(0, training_state.MOST_EPOCHS),
     "step": rules.whole(0),
     "rows": rules.each(rules.table(rules.text, rules.or_none(rules.number(finite=False)))),
     "classes": rules.each(rules.each(rules.text)),
@@ -116,7 +116,7 @@ def resume(job: Job, path: str) -> tuple[int, Position | None]:
     content, _ = read_alike(path)
     if content.get("format") != _FORMAT:
         raise InputError(f"checkpoint '{path}' contains no state of a stitchkit job; {_START_ANEW}")
-    rules.check_saved(content, path, _HEADER, {"steps_per_epoch": rules.whole(1)})
+    training_state.check_saved(content, path, _HEADER, {"steps_per_epoch": rules.whole(1)})
     _check_settings(content["config"], job, path)
     classes = [list(task.classes) for task in job.data]
     check_classes(trained_classes(content), classes, path, strict=True)
