@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 from stitchkit.assembly.config.job import WRITTEN, JobConfig
 from stitchkit.assembly.train.checkpoint import JobCheckpoints, check_origins, header, load_weights, resume
 from stitchkit.assembly.train.job import Job, deterministic, job_paths, open_job
-from stitchkit.assembly.train.optim import JobSchedule
+from stitchkit.assembly.train.optim import JobSchedule, check_training
 from stitchkit.assembly.train.result import Row, check_pandas, update_metadata, write_frame, write_rows
 from stitchkit.assembly.train.task import JobTask
 from stitchkit.assembly.train.testing import Exam
@@ -30,7 +31,7 @@ from stitchkit.engine.tracking import Tracking
 from stitchkit.engine.training_state import training_state
 from stitchkit.errors import InputError
 from stitchkit.files import write_text
-from stitchkit.settings.files import settings_text
+from stitchkit.settings.files import naming, settings_text
 
 _logger = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ def run_job(config: JobConfig, source: str | Path | None = None) -> Path:
     """Run a job and return the file of its result. Every rank calls this; errors name `source`, the file of the job."""
     check_pandas()
     source = None if source is None else Path(source)
+    with naming(source) if source else nullcontext():
+        check_training(config.train_config)  # opening the data may take long
     paths = job_paths(config, source)
     files = JobCheckpoints(paths.folder)
     with (
@@ -113,6 +116,8 @@ def _begin(job: Job, files: JobCheckpoints) -> tuple[int, Position | None]:
     config, start, position = job.config, job.config.start_epoch, None
     if config.load_from:
         load_weights(job.network, config.load_from, strict=config.strict_load)
+        if job.trainer is not None and (average := job.trainer.task.average) is not None:
+            average.load_state_dict(job.network.state_dict())  # it was made of the random weights
     if config.resume_from:
         start, position = resume(job, config.resume_from)
         files.read(config.resume_from)
