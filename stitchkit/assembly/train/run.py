@@ -8,7 +8,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch
 from stitchkit.assembly.config.job import WRITTEN, JobConfig
 from stitchkit.assembly.train.checkpoint import JobCheckpoints, check_origins, header, load_weights, resume
 from stitchkit.assembly.train.job import Job, deterministic, job_paths, open_job
-from stitchkit.assembly.train.optim import JobSchedule, check_training
+from stitchkit.assembly.train.optim import JobSchedule
 from stitchkit.assembly.train.result import Row, check_pandas, update_metadata, write_frame, write_rows
 from stitchkit.assembly.train.task import JobTask
 from stitchkit.assembly.train.testing import Exam
@@ -31,7 +30,7 @@ from stitchkit.engine.tracking import Tracking
 from stitchkit.engine.training_state import training_state
 from stitchkit.errors import InputError
 from stitchkit.files import write_text
-from stitchkit.settings.files import naming, settings_text
+from stitchkit.settings.files import settings_text
 
 _logger = logging.getLogger(__name__)
 
@@ -42,8 +41,6 @@ def run_job(config: JobConfig, source: str | Path | None = None) -> Path:
     """Run a job and return the file of its result. Every rank calls this; errors name `source`, the file of the job."""
     check_pandas()
     source = None if source is None else Path(source)
-    with naming(source) if source else nullcontext():
-        check_training(config.train_config)  # opening the data may take long
     paths = job_paths(config, source)
     files = JobCheckpoints(paths.folder)
     with (
