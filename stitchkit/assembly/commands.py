@@ -80,9 +80,7 @@ def _add_job_flags(job: argparse.ArgumentParser) -> None:
 
 def _job(flags: argparse.Namespace) -> None:
     from stitchkit.assembly.config.job import JobConfig
-    from stitchkit.assembly.train.optim import check_training
     from stitchkit.assembly.train.run import run_job
-    from stitchkit.settings.files import naming
 
     settings = vars(flags)
     source = settings.pop("config")
@@ -90,32 +88,23 @@ def _job(flags: argparse.Namespace) -> None:
         ranks = int(os.environ.get("WORLD_SIZE", 1))
         settings = {"epochs": 1, "max_batches": 3 * ranks, "save_checkpoints": True, "print_freq": 1, **settings}
     config = JobConfig.load(source, **settings)
-    with naming(source):
-        check_training(config.train_config)
     if config.test_only and not config.pretrained and not (config.load_from or config.resume_from):
         raise InputError("--test-only needs trained weights; set --load-from FILE, or omit --no-pretrained")
     run_job(config, Path(source))
 
 
 def _sweep(flags: argparse.Namespace) -> None:
-    from stitchkit.assembly.config.settings import TrainConfig
     from stitchkit.assembly.sweep.cluster import create_cluster
     from stitchkit.assembly.sweep.config import SweepConfig
     from stitchkit.assembly.sweep.launch import run_sweep, write_folders
     from stitchkit.assembly.sweep.plan import plan, table
-    from stitchkit.assembly.train.optim import check_training
-    from stitchkit.settings.files import naming
-    from stitchkit.settings.schema import parse
 
     settings = vars(flags)
     own = ("config", "output", "dry_run", "retry_failed")
     path, output, is_dry, retry = (settings.pop(key) for key in own)
     places = ("jobs", "cluster", "gpus", "partition", "cpus", "mem_gb", "hours", "sbatch")
     place = {key: settings.pop(key) for key in places}
-    config = SweepConfig.load(path, **settings)
-    with naming(path):
-        check_training(parse(TrainConfig, config.job["train_config"]))
-    jobs = plan(config)
+    jobs = plan(config := SweepConfig.load(path, **settings))
     if is_dry:
         print(table(jobs))
         applicable = sum(job.config is not None for job in jobs)

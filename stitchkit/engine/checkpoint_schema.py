@@ -18,9 +18,6 @@ import torch
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import misfit
 
-SCALER = "amp_scaler"
-"""Key of the loss scaler in checkpoints, as timm has it."""
-MOST_EPOCHS = 10**6
 # Neither torch nor NumPy accepts larger whole numbers.
 _LARGE = 2**63 - 1
 
@@ -54,21 +51,6 @@ def check(found: object, expected: Schema, place: str) -> None:
         number(finite=math.isfinite(expected))(found, place)
     else:
         exactly(expected)(found, place)
-
-
-def check_saved(
-    content: Mapping[str, object], path: object, needed: Mapping[str, Schema], optional: Mapping[str, Schema]
-) -> None:
-    """Compare the plain part of our checkpoints with its schema; weights and states are checked where they are used.
-
-    `needed` and `optional` are the keys that this kind of checkpoint has, or may have, in addition to the common ones.
-    """
-    named = table(text, anything)
-    always = {"format": text, "state_dict": named, "optimizer": named, "opt": text, "epoch": whole(-1, MOST_EPOCHS)}
-    try:
-        fields({**always, **needed}, {"state_dict_ema": named, "within": named, SCALER: named, **optional})(content, "")
-    except InputError as error:
-        raise InputError(f"checkpoint '{path}' is damaged: {error}") from error
 
 
 def rule(wanted: str, fits: Callable[[Any], bool]) -> Rule:

@@ -18,8 +18,9 @@ from torchvision.utils import save_image
 
 from stitchkit.data.batches import Batch, Loader
 from stitchkit.distributed import World
-from stitchkit.engine.epoch_state import Position, random_states, set_random_states
+from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.gradients import GradientReducer
+from stitchkit.engine.random_states import random_states, set_random_states
 from stitchkit.engine.settings import Autocast, EngineSettings
 from stitchkit.engine.task import Task
 from stitchkit.files import replacing
@@ -169,7 +170,7 @@ class Trainer:
         return position.total / len(steps)
 
     def _batches(self, position: Position) -> Iterator[Batch]:
-        """The batches that follow a position, which keeps the random states before each is requested.
+        """Yield the batches after a position; before each request, store the random states in it.
 
         Those of earlier steps are read again: loader processes draw random numbers for each image, so the next image
         depends on all earlier ones. timm's prefetcher reads one batch ahead, so the last of them is requested in the

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from stitchkit.engine import checkpoint_schema as rules
-from stitchkit.engine.epoch_state import random_states, set_random_states
+from stitchkit.engine.random_states import random_states, set_random_states
 from stitchkit.errors import InputError
 
 _SLOW = "lookahead_slow_buff"
@@ -102,21 +102,28 @@ def _as(example: object, found: object) -> object:
 def _after_a_step(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The state of an optimizer after a step in which all parameters have gradients, which creates their states.
 
-    The step is made by a twin, on stand-ins with gradients of zero.
+    The step is made by a twin, on stand-ins with gradients of zero: one at a time, with the states then on the CPU,
+    since a GPU may have no memory for all of them beside the model.
     """
-    twin = copy.copy(optimizer)
-    twin.state, twin.param_groups = defaultdict(dict), []
-    for group in optimizer.param_groups:
-        stand_ins = [torch.zeros_like(weight, requires_grad=True) for weight in group["params"]]
-        for weight, stand_in in zip(group["params"], stand_ins, strict=True):
-            stand_in.grad = torch.zeros_like(stand_in)
-            if weight in optimizer.state:
-                twin.state[stand_in] = copy.deepcopy(optimizer.state[weight])
-        options = {key: value for key, value in group.items() if key != "params"}
-        twin.param_groups.append({**copy.deepcopy(options), "params": stand_ins})
+    twin, after = copy.copy(optimizer), optimizer.state_dict()
     before = random_states(torch.device("cpu"))  # some optimizers draw random numbers
     try:
-        twin.step()
+        for group, packed in zip(optimizer.param_groups, after["param_groups"], strict=True):
+            options = {key: value for key, value in group.items() if key != "params"}
+            for weight, number in zip(group["params"], packed["params"], strict=True):
+                stand_in = torch.zeros_like(weight, requires_grad=True)
+                stand_in.grad = torch.zeros_like(stand_in)
+                twin.param_groups = [{**copy.deepcopy(options), "params": [stand_in]}]
+                twin.state = defaultdict(dict)
+                if weight in optimizer.state:
+                    twin.state[stand_in] = copy.deepcopy(optimizer.state[weight])
+                twin.step()
+                found = twin.state_dict()
+                packed.update({**found["param_groups"][0], "params": packed["params"]})
+                state = found["state"].get(0, {})
+                after["state"][number] = {
+                    key: value.cpu() if isinstance(value, torch.Tensor) else value for key, value in state.items()
+                }
     finally:
         set_random_states(before, torch.device("cpu"))
-    return twin.state_dict()
+    return after

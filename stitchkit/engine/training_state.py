@@ -10,12 +10,16 @@ from torch import nn
 
 from stitchkit.distributed import gather_objects
 from stitchkit.engine import checkpoint_schema as rules
+from stitchkit.engine.checkpoint_schema import Schema
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.optimizers import load_optimizer
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import load_content
 
+_SCALER = "amp_scaler"
+"""Key of the loss scaler in checkpoints, as timm has it."""
+MOST_EPOCHS = 10**6
 _CYCLES = ("OneCycleLR", "CyclicLR")
 """Schedules of torch that also change momentum and betas."""
 
@@ -27,8 +31,25 @@ def training_state(trainer: Trainer) -> dict[str, object]:
     if task.average is not None:
         state["state_dict_ema"] = task.average.state_dict()
     if scaler is not None:
-        state[rules.SCALER] = scaler.state_dict()
+        state[_SCALER] = scaler.state_dict()
     return state
+
+
+def check_saved(
+    content: Mapping[str, object], path: object, needed: Mapping[str, Schema], optional: Mapping[str, Schema]
+) -> None:
+    """Compare the plain part of our checkpoints with its schema; weights and states are checked where they are used.
+
+    `needed` and `optional` are the keys that this kind of checkpoint has, or may have, in addition to the common ones.
+    """
+    text, states = rules.text, rules.table(rules.text, rules.anything)
+    epoch = rules.whole(-1, MOST_EPOCHS)
+    always = {"format": text, "state_dict": states, "optimizer": states, "opt": text, "epoch": epoch}
+    common = {"state_dict_ema": states, "within": states, _SCALER: states}
+    try:
+        rules.fields({**always, **needed}, {**common, **optional})(content, "")
+    except InputError as error:
+        raise InputError(f"checkpoint '{path}' is damaged: {error}") from error
 
 
 def gather_within(trainer: Trainer, position: Position) -> dict[str, object]:
@@ -48,6 +69,7 @@ def restore(content: Mapping[str, object], trainer: Trainer, path: str | Path, *
         path: The file, for messages.
         otherwise: Advice if the states do not fit.
     """
+    # The network's weights are loaded before: a run that only tests needs them without any of this.
     average, scaler = trainer.task.average, trainer.scaler
     if (average is not None) != ("state_dict_ema" in content):
         state = "has no" if average is not None else "has a"
@@ -57,9 +79,9 @@ def restore(content: Mapping[str, object], trainer: Trainer, path: str | Path, *
     try:
         cycles = type(getattr(trainer.schedule, "scheduler", None)).__name__ in _CYCLES
         load_optimizer(trainer.optimizer, content["optimizer"], cycles=cycles)
-        if scaler is not None and rules.SCALER in content:
-            saved = content[rules.SCALER]
-            rules.check(saved, scaler.state_dict(), rules.SCALER)
+        if scaler is not None and _SCALER in content:
+            saved = content[_SCALER]
+            rules.check(saved, scaler.state_dict(), _SCALER)
             assert isinstance(saved, dict), "it was checked"
             scaler.load_state_dict(saved)
     except InputError as error:
@@ -112,6 +134,7 @@ def _own_buffers(trainer: Trainer) -> dict[str, torch.Tensor]:
 
     A single rank's norm statistics are among the weights.
     """
+    # Each rank computes them from its own images, so the weights in a checkpoint, those of one rank, have only its own.
     task = trainer.task
     own = {f"task.{name}": counter for name, counter in task.counters().items()}
     if trainer.world.size == 1:

@@ -117,10 +117,10 @@ def check_header(content: Mapping[str, object], config: StitchConfig | None, pat
         needed = {
             "stitch_config": rules.or_none(rules.table(rules.text, rules.plain)),
             "metric": _ordered,
-            "history": rules.table(rules.whole(0, rules.MOST_EPOCHS), _ordered),
+            "history": rules.table(rules.whole(0, training_state.MOST_EPOCHS), _ordered),
         }
         optional = {"classes": rules.each(rules.text), "input_size": [rules.whole(1)] * 3}
-        rules.check_saved(content, path, needed, optional)
+        training_state.check_saved(content, path, needed, optional)
     if config is not None and isinstance(found := content.get("stitch_config"), Mapping):
         _check_configuration(found, config, path)
     size = content.get("input_size")

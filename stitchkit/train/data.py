@@ -113,7 +113,7 @@ class Loaders:
     Args:
         train: Augmented training batches; for `--recalibrate-bn`, some batches prepared as for evaluation.
         validation: Prepared validation batches; iterate through `without_padding`.
-        mean: Mean of each channel, with which images are normalised; likewise `std`.
+        mean: Mean of each channel, with which images are normalised, and in the same way `std`.
     """
 
     train: Loader | None

@@ -52,7 +52,7 @@ class StitchTask(Task):
         sampler: Draws the stitch of a step; None trains a plain model.
         teacher: Gives the second loss. It runs in evaluation mode without gradients and is not part of checkpoints.
         settings: Kind, share and temperature of the teacher's loss.
-        mean: Mean of the images as they are normalised for the student; likewise `std`. The teacher has its own.
+        mean: Mean with which images are normalised for the student, and in the same way `std`; the teacher has its own.
 
     Source: SN-Net, section 4.1 and the released recipes: half label loss, half hard distillation.
     """
@@ -81,7 +81,7 @@ class StitchTask(Task):
                 self.register_buffer(f"student_{name}", buffer, persistent=False)
 
     def draw(self, step: int, rank: int) -> int | None:
-        """The `cfg_id` by the sampler; None for a plain model."""
+        """The `cfg_id` that the sampler draws; None for a plain model."""
         return self.sampler.draw(step, rank) if self.sampler else None
 
     def train(self, mode: bool = True) -> StitchTask:

@@ -13,10 +13,12 @@ import yaml
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.network import build_network
 from stitchkit.assembly.train.data import TrainingLoader, open_data
+from stitchkit.assembly.train.run import run_job
 from stitchkit.assembly.train.task import Captured, JobTask, WeightedLoss
 from stitchkit.cli import main
 from stitchkit.data.loader_processes import usable_cores
 from stitchkit.distributed import World
+from stitchkit.errors import InputError
 from tests import archives
 from tests.commands import refused
 from tests.jobs import JOBS, job_config, write_job
@@ -158,6 +160,18 @@ def test_weights_alone_and_test_only(trained, tmp_path, images):
     assert fresh[column].iloc[0] == result[column].iloc[-1]
 
 
+def test_an_average_starts_from_the_weights_of_the_file(trained, tmp_path, images):
+    path, out, _ = trained
+    result = run(
+        path, tmp_path, "--load-from", out / "checkpoint.pth", "--model-ema", "--epochs", "0", "--save-checkpoints"
+    )
+    begun = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
+    assert begun["state_dict_ema"].keys() == begun["state_dict"].keys()
+    assert all(torch.equal(begun["state_dict_ema"][name], value) for name, value in begun["state_dict"].items())
+    column = f"Overall/{images.name}/Test {{}}Accuracy"
+    assert result[column.format("EMA ")].iloc[0] == result[column.format("")].iloc[0]
+
+
 def test_weights_that_fit_in_part(trained, tmp_path, capsys):
     path, out, _ = trained
     partial = {name: value for name, value in weights(out / "checkpoint.pth").items() if not name.startswith("head")}
@@ -272,6 +286,12 @@ def test_metrics_of_the_network_and_of_a_submodule(images, tmp_path):
     assert row[f"{prefix} Top-1 Accuracy"] == row[f"{prefix} head Accuracy"]
 
 
+def test_without_metrics_no_test_image_is_read(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("stitchkit.assembly.train.testing.evaluate", lambda *_, **__: pytest.fail("a test runs"))
+    result = run(write_job(tmp_path, job_config(images) | {"metrics": []}), tmp_path / "out", "--epochs", "1")
+    assert not [name for name in result.columns if "Test" in name]
+
+
 def test_several_tasks_have_a_head_each(images, tmp_path, capsys):
     config = job_config(images, epochs=2, tasks=[{"dataset": str(images)}, {"dataset": "digits", "batch_size": 8}])
     del config["train_config"]["dataset"], config["head"]
@@ -376,6 +396,17 @@ def test_no_data_are_opened_for_a_misspelt_part(images, tmp_path, capsys, monkey
     config["assembly"][1] = {"SimpelAdapter": {}}
     line = refusal(capsys, write_job(tmp_path, config), tmp_path / "out")
     assert "did you mean 'SimpleAdapter'" in line
+
+
+@pytest.mark.parametrize(
+    ("key", "name"), [("optimizer", "AdamX"), ("loss_fn", "crossentropy"), ("lr_scheduler", "Cosin")]
+)
+def test_a_job_run_from_python_refuses_unknown_names_before_data_are_opened(key, name, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("stitchkit.assembly.train.job.open_data", lambda *_: pytest.fail("the data are opened"))
+    path = write_job(tmp_path, job_config(images, **{key: name}))
+    with pytest.raises(InputError, match=rf"train_config\.{key}: unknown .* '{name}'"):
+        run_job(JobConfig.load(path, save_dir=str(tmp_path / "out")), path)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_interrupted_job_says_how_to_resume_it(images, tmp_path, capsys, monkeypatch):

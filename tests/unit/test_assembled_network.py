@@ -252,20 +252,20 @@ ERRORS = {
     ),
     "channels of a piece": (
         [resnet("x", "layer2"), resnet("layer2", "fc")],
-        r"^assembly\[1\]\.Subnet: it gets img \[16, 4, 4\], with 16 channels, but 'layer2' needs 8; insert a part "
-        r"with 8 output channels, such as a SimpleAdapter \(in the whole model, 'layer2' gets \[8, 8, 8\]\)$",
+        r"^assembly\[1\]\.Subnet: it gets img \[16, 4, 4\] and fails on it in Conv2d\(8, 16, .*: .*; declare its "
+        r"in_format, or insert a part before it, such as a SimpleAdapter$",
     ),
     "channels of a piece of another image size": (
         [resnet("x", "layer2"), adapter(16, 32), swin("layers.2", "head", in_format=["bhwc", [4, 4]])],
-        r"^assembly\[2\]\.Subnet: it gets bhwc \[32, 4, 4\], with 32 channels, but 'layers.2' needs 16; insert",
+        r"^assembly\[2\]\.Subnet: it gets bhwc \[32, 4, 4\] and fails on it in LayerNorm\(\(64,\).*; declare",
     ),
     "axes of a piece": (
         [resnet("x", "layer2", out_format="img"), vit("blocks.1", "head")],
-        r"^assembly\[1\]\.Subnet: it gets img \[16, 4, 4\] and .*; in the whole model, 'blocks.1' gets \[17, 8\]",
+        r"^assembly\[1\]\.Subnet: it gets img \[16, 4, 4\] and .*; declare its in_format",
     ),
     "channels of a sequence": (
         [resnet("x", "layer2"), vit("blocks.1", "head", in_format="bert")],
-        r"^assembly\[1\]\.Subnet: it gets bert \[16, 16\], with 16 channels, but 'blocks.1' needs 8; insert",
+        r"^assembly\[1\]\.Subnet: it gets bert \[16, 16\] and fails on it in LayerNorm\(\(8,\), .*; declare",
     ),
     "class token": (
         [vit("x", "blocks.0", out_format="bert"), adapter(8, 16)],
@@ -356,6 +356,11 @@ ERRORS = {
         r"the network has 4 logits, but the data have 5 classes",
     ),
 }
+
+
+def test_an_unknown_part_of_a_network_built_in_python():
+    with pytest.raises(InputError, match=r"^part: unknown part 'ClassifierHed'; did you mean 'ClassifierHead'"):
+        build_network(NetworkSpec((PartSpec("ClassifierHed"),)), num_classes=2)
 
 
 @pytest.mark.parametrize("case", ERRORS)

@@ -323,6 +323,23 @@ def test_every_optimizer_resumes_and_refuses_states_of_other_shapes(name):
                     load_optimizer(fresh, worse)
 
 
+def test_resuming_needs_no_memory_for_a_second_network():
+    """What the states must be is found one parameter at a time."""
+    together = []
+
+    class Noting(torch.optim.AdamW):
+        def step(self, closure=None):
+            together.append(sum(len(group["params"]) for group in self.param_groups))
+            return super().step(closure)
+
+    model = few_weights()
+    optimizer = Noting([{"params": layer.parameters()} for layer in model], lr=1e-3)
+    take_steps(model, optimizer, 1)
+    state, together[:] = copy.deepcopy(optimizer.state_dict()), []
+    load_optimizer(optimizer, state)
+    assert together == [1] * 6
+
+
 @pytest.mark.parametrize("name", ["adamw", "lamb"])
 def test_states_that_lie_in_memory_in_other_ways_are_put_right(name):
     """Kernels that take all at once take it that each state lies as its parameter does, and has its own memory."""

@@ -6,13 +6,28 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import AfterValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
 
 from stitchkit.errors import InputError
 from stitchkit.settings.schema import DatasetName, LocalPath, Settings, as_written, parse
 
 Count = Annotated[int, Field(strict=True, ge=1)]
+
+
+def _check_channels(values: tuple[float, ...]) -> tuple[float, ...]:
+    if len(values) not in (1, 3):
+        raise InputError(f"it is {list(values)}; set one value, or one for each channel")
+    return values
+
+
+def _check_shares(shares: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < shares[0] <= shares[1]:
+        raise InputError(f"it is {list(shares)}; set the smallest and the largest share")
+    return shares
+
+
+PerChannel = Annotated[tuple[StrictFloat, ...], AfterValidator(_check_channels)]
 Augmentation = Literal["default"] | StrictBool | tuple[object, ...] | None
 
 
@@ -32,20 +47,12 @@ class Preprocessing(Settings):
     """
 
     image_size: Count = 224
-    mean: tuple[StrictFloat, ...] = (0.485, 0.456, 0.406)
-    std: tuple[StrictFloat, ...] = (0.229, 0.224, 0.225)
+    mean: PerChannel = (0.485, 0.456, 0.406)
+    std: PerChannel = (0.229, 0.224, 0.225)
     resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
     interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"] = "bicubic"
-    random_resize_scale: tuple[StrictFloat, StrictFloat] = (0.9, 1.0)
+    random_resize_scale: Annotated[tuple[StrictFloat, StrictFloat], AfterValidator(_check_shares)] = (0.9, 1.0)
     data_augmentation: Augmentation = None
-
-    def __post_init__(self) -> None:
-        for key in ("mean", "std"):
-            if len(getattr(self, key)) not in (1, 3):
-                raise InputError(f"{key} is {list(getattr(self, key))}; set one value, or one for each channel")
-        smallest, largest = self.random_resize_scale
-        if not 0 < smallest <= largest:
-            raise InputError(f"random_resize_scale is {[smallest, largest]}; set the smallest and the largest share")
 
 
 @dataclass(frozen=True)

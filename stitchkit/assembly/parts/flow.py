@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from stitchkit.assembly.parts.part import Conversion, Part
+from stitchkit.engine.checkpoint_schema import in_short
 from stitchkit.errors import InputError, one_line
 from stitchkit.networks.layout import Layout, convert
 from stitchkit.networks.mode import evaluating
@@ -79,12 +81,19 @@ def enter(
 def run(part: Part, flow: PassingTensor) -> tuple[PassingTensor, bool]:
     """The output of a part, and whether the part changes its input in place; its weights are not read."""
     state = {name: value.to("meta") for name, value in (*part.named_parameters(), *part.named_buffers())}
+    layers: list[nn.Module] = []  # where one fails, it shows what it expects: Conv2d(8, 16, ...)
+    hook = register_module_forward_pre_hook(lambda module, _: layers.append(module))
     before = flow.tensor._version  # torch counts changes in place here, on the meta device too
     try:
         with evaluating(part), torch.no_grad():
             value = torch.func.functional_call(part, state, (flow.tensor,))
     except Exception as error:  # torch and the models raise many types
-        raise InputError(f"it gets {flow} and fails on it: {one_line(error)}") from error
+        raise InputError(
+            f"it gets {flow} and fails on it in {in_short(repr(layers[-1]))}: {one_line(error)}; declare its "
+            "in_format, or insert a part before it, such as a SimpleAdapter"
+        ) from error
+    finally:
+        hook.remove()
     return replace(flow, value=value), flow.tensor._version != before
 
 

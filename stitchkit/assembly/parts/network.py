@@ -13,10 +13,10 @@ import torch
 
 from stitchkit.assembly.parts.flow import PassingTensor, enter, leave, run
 from stitchkit.assembly.parts.part import Assembly, Conversion, ParallelPart, Part, combine
-from stitchkit.assembly.parts.pretrained import Pretrained, Subnet, WholeNetwork, expected_input
+from stitchkit.assembly.parts.pretrained import Pretrained, WholeNetwork
 from stitchkit.assembly.parts.registry import COMMON, PARTS
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
-from stitchkit.errors import InputError, one_line
+from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.layout import Layout
 
 _logger = logging.getLogger(__name__)
@@ -108,6 +108,8 @@ class _Builder:
 
     def _part(self, spec: PartSpec, flow: PassingTensor, class_token: str) -> tuple[Conversion, Part, PassingTensor]:
         """The conversion before a part, the part, and its output."""
+        if spec.name not in PARTS:
+            raise _Placed(f"{spec.place}: {unknown('part', spec.name, PARTS)}")
         kind, given = PARTS[spec.name], spec.arguments
         with _at(spec):
             in_format, out_format = _declared(spec, "in_format"), _declared(spec, "out_format")
@@ -119,7 +121,7 @@ class _Builder:
             else:
                 part = kind(**self._arguments(spec, in_format or kind.in_format, flow, class_token))
                 entry, flow = enter(flow, _narrowed(in_format, part), part.takes, class_token)
-                flow, changes_input = self._run(spec, part, flow)
+                flow, changes_input = run(part, flow)
                 if changes_input:  # parallel parts and losses on inner outputs may still read the input
                     entry = partial(_copied, entry)
             flow = leave(flow, out_format or part.out_format)
@@ -144,25 +146,6 @@ class _Builder:
                 raise InputError(f"ckp_path '{path}' is not a file; check the path")
             arguments["pretrained"] = False
         return arguments
-
-    def _run(self, spec: PartSpec, part: Part, flow: PassingTensor) -> tuple[PassingTensor, bool]:
-        try:
-            return run(part, flow)
-        except InputError as error:
-            wanted = expected_input(spec.arguments, self.input_size) if isinstance(part, Subnet) else None
-            if wanted is None:
-                raise
-            name = spec.arguments["block_input"]
-            whole = f"in the whole model, '{name}' gets {list(wanted.shape[1:])}"
-            if flow.format is None or flow.format.rank != wanted.ndim:
-                raise InputError(f"{error}; {whole}") from error
-            given, taken = (flow.format.sized(x).channels for x in (flow.tensor, wanted))
-            if given == taken:
-                raise InputError(f"{error}; {whole}") from error
-            raise InputError(
-                f"it gets {flow}, with {given} channels, but '{name}' needs {taken}; insert a part with {taken} output "
-                f"channels, such as a SimpleAdapter ({whole})"
-            ) from error
 
     def _assembly(self, spec: PartSpec, flow: PassingTensor, class_token: str) -> tuple[Part, PassingTensor]:
         shape = spec.arguments.get("input_shape")

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
 from pydantic import StrictBool, StrictInt, StrictStr
 from torch import nn
@@ -92,19 +88,3 @@ class Subnet(Pretrained):
         self.net = steps_of(model).between(block_input, block_output)
         if block_output is None or block_output == classifier_of(model):
             carry_origin(model, self.net)
-
-
-def expected_input(arguments: Mapping[str, Any], input_size: Sequence[int]) -> torch.Tensor | None:
-    """The input of a `Subnet` within its whole model, on the meta device; None if it cannot be found."""
-    own = ("block_input", "block_output", "ckp_path", "frozen", "in_format", "out_format", "pretrained", "model_name")
-    rest = {name: value for name, value in arguments.items() if name not in own}
-    seen: list[torch.Tensor] = []
-    with torch.device("meta"), torch.no_grad(), contextlib.suppress(Exception):  # a hint is not worth an error
-        model = load_model(arguments["model_name"], pretrained=False, **rest).eval()
-        block = model.get_submodule(arguments["block_input"])
-        block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        own_size: Sequence[int] = getattr(model, "pretrained_cfg", {}).get("input_size", input_size)
-        for size in (input_size, own_size):  # some models only accept images of their own size
-            with contextlib.suppress(Exception):
-                model(torch.empty(1, *size))
-    return seen[0] if seen else None

@@ -107,9 +107,12 @@ def _settings(part: type[Part]) -> type:
     """The schema of a part's arguments: those of its constructor, of which some are inferred if a file omits them."""
     if part in (Assembly, ParallelPart):  # constructors that take parts which are built already
         return AssemblySettings if part is Assembly else ParallelSettings
+    # pydantic makes a dataclass of a class with annotations and defaults, so one is made here. Its annotations must be
+    # objects: pydantic looks names up in this module, not in the part's. `include_extras` keeps Annotated's rules.
     hints, parameters = get_type_hints(part.__init__, include_extras=True), inspect.signature(part).parameters
     own = {name: given.default for name, given in parameters.items() if given.kind is given.KEYWORD_ONLY}
     given = {name: default for name, default in own.items() if default is not inspect.Parameter.empty}
+    # The JSON Schema takes its descriptions from docstrings; arguments may be described in a base class.
     doc = "\n\n".join(inspect.cleandoc(kind.__doc__ or "") for kind in part.__mro__ if issubclass(kind, Part))
     content = {**given, **dict.fromkeys(part.inferred), "__annotations__": {name: hints[name] for name in own}}
     base = PartSettings if own.keys() == parameters.keys() else _OpenSettings
@@ -132,6 +135,7 @@ class _OnePart(Settings):
         return {"anyOf": [{"enum": [*PARTS]}, super().__get_pydantic_json_schema__(core, handler)]}
 
 
+# A part as a file has it, with a key for each kind; `_OnePart` requires exactly one of them.
 _kinds = {name: _settings(part) for name, part in PARTS.items()}
 PartFile = dataclass(frozen=True)(
     type("PartFile", (_OnePart,), {"__annotations__": _kinds, "__doc__": _OnePart.__doc__, **dict.fromkeys(_kinds)})

@@ -28,6 +28,24 @@ _NO_LIMIT = 60 * 24 * 365
 """More minutes and more preemptions than any job has; submitit needs a number for both."""
 
 
+@dataclass
+class _Slot:
+    """The place of one job at a time; without a process, it may be running in one that an earlier sweep started."""
+
+    job: SweepJob | None = None
+    process: LocalJob | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        if self.job is None or self.job.is_running:
+            return False
+        return self.process.done() if self.process else self.job.state != "waiting"
+
+    @property
+    def needs_start(self) -> bool:
+        return not (self.job is None or self.process or self.job.is_running) and self.job.state == "waiting"
+
+
 @dataclass(frozen=True)
 class LocalPool:
     """Jobs on this machine, each in its own process.
@@ -48,25 +66,24 @@ class LocalPool:
         If the generator is closed before, the jobs that are running save their state and end.
         """
         waiting = list(jobs)
-        slots: list[tuple[SweepJob | None, LocalJob | None]] = [(None, None)] * self.limit
+        slots = [_Slot() for _ in range(self.limit)]
         try:
             while True:
-                for slot, (job, process) in enumerate(slots):
-                    if job and not job.is_running and (process.done() if process else job.state != "waiting"):
-                        yield job
-                        job, process = None, None
-                    if waiting and job is None:
-                        job = waiting.pop(0)
+                for number, slot in enumerate(slots):
+                    if slot.job and slot.has_ended:
+                        yield slot.job
+                        slot.job = slot.process = None
+                    if waiting and slot.job is None:
+                        slot.job = waiting.pop(0)
                     # Jobs outlive a killed sweep, and keep their slots and GPUs until they end; one that is killed too
                     # starts again here.
-                    if job and process is None and not job.is_running and job.state == "waiting":
-                        process = self._submit(job, slot)
-                    slots[slot] = job, process
-                if not any(job for job, _ in slots):
+                    if slot.job and slot.needs_start:
+                        slot.process = self._submit(slot.job, number)
+                if not any(slot.job for slot in slots):
                     return
                 time.sleep(_POLL_S)
         finally:
-            for _, process in slots:
+            for process in [slot.process for slot in slots]:
                 if process and not process.done():
                     os.kill(int(process.job_id), signal.SIGTERM)  # submitit passes it on to the ranks
 

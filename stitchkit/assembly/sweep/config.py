@@ -19,6 +19,7 @@ from stitchkit.assembly.parts.registry import WrittenPart
 from stitchkit.assembly.parts.spec import PartSpec
 from stitchkit.assembly.sweep.shapes import SweepSlice, find_shapes
 from stitchkit.assembly.sweep.stitchers import DEFAULT_STITCHERS, FINETUNE, STITCHERS
+from stitchkit.assembly.train.optim import check_training
 from stitchkit.errors import InputError, unknown
 from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.schema import Settings, json_schema, parse
@@ -125,6 +126,7 @@ class SweepConfig:
         """
         content = override(read_settings_file(path), changes)
         with naming(path):
+            # Left out and null mean the same, as for all keys whose default is None.
             keys = [key for key in ("stages", "src_stages", "dest_stages") if content.get(key) is not None]
             if keys not in (["stages"], ["src_stages", "dest_stages"]):
                 raise InputError("a sweep has either stages, or src_stages and dest_stages; set one of the two")
@@ -136,7 +138,9 @@ class SweepConfig:
                 for key in keys
             ]
             job = {key: value for key, value in content.items() if key not in SWEEP_KEYS}
+            # The settings of all jobs are checked now, with a network in place of theirs, which are not known yet.
             whole = JobConfig.parse({"assembly": [{part.name: part.arguments} for part in networks[0]], **job})
+            check_training(whole.train_config)
             image_size = whole.train_config.resolved_tasks[0].data_preprocessing.image_size
             cut = [find_shapes(parts, image_size) for parts in networks]
             gaps, stitchers = file.gaps or DEFAULT_GAPS, file.stitchers or DEFAULT_STITCHERS
@@ -146,6 +150,7 @@ class SweepConfig:
         for number, stitcher in enumerate(self.stitchers):
             if stitcher not in (FINETUNE, *STITCHERS):
                 raise InputError(f"stitchers[{number}]: {unknown('stitcher', stitcher, (FINETUNE, *STITCHERS))}")
+        # After the source's slices up to `first` come the destination's behind `last`; neither side may be empty.
         last = len(self.source) - 1, len(self.destination) - 1
         for number, gap in enumerate(self.gaps):
             if gap.first > last[0] or gap.last >= last[1]:

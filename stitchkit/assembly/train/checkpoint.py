@@ -32,7 +32,7 @@ _MAY_CHANGE = ("train_config.epochs", "train_config.max_steps")
 
 _HEADER: Mapping[str, rules.Schema] = {
     "scheduler": rules.or_none(rules.table(rules.text, rules.anything)),
-    "epoch": rules.whole(0, rules.MOST_EPOCHS),
+    "epoch": rules.whole(0, training_state.MOST_EPOCHS),
     "step": rules.whole(0),
     "rows": rules.each(rules.table(rules.text, rules.or_none(rules.number(finite=False)))),
     "classes": rules.each(rules.each(rules.text)),
@@ -48,7 +48,7 @@ class JobCheckpoints(CheckpointFiles):
 
 
 def header(job: Job, trainer: Trainer, epoch: int, step: int) -> dict[str, object]:
-    """The part of a checkpoint that describes its job, after so many epochs and steps."""
+    """The part of a checkpoint that describes its job, when `epoch` epochs and `step` steps are done."""
     return {
         "format": _FORMAT,
         "opt": type(trainer.optimizer).__name__,
@@ -116,7 +116,7 @@ def resume(job: Job, path: str) -> tuple[int, Position | None]:
     content, _ = read_alike(path)
     if content.get("format") != _FORMAT:
         raise InputError(f"checkpoint '{path}' contains no state of a stitchkit job; {_START_ANEW}")
-    rules.check_saved(content, path, _HEADER, {"steps_per_epoch": rules.whole(1)})
+    training_state.check_saved(content, path, _HEADER, {"steps_per_epoch": rules.whole(1)})
     _check_settings(content["config"], job, path)
     classes = [list(task.classes) for task in job.data]
     check_classes(trained_classes(content), classes, path, strict=True)
@@ -196,12 +196,10 @@ def _check_step(content: Mapping[str, Any], path: str, trainer: Trainer) -> None
 
 def _check_settings(before: Mapping[str, Any], job: Job, path: str) -> None:
     """Check that a job resumes with its network and, if it trains, with its training settings."""
-    before, now = (
-        JobConfig.parse(before).to_dict(),
-        job.config.to_dict(),
-    )  # new settings have their defaults in old files
+    # Parsed again, because files of older versions lack newer settings, whose defaults are meant.
+    old_job, new_job = JobConfig.parse(before).to_dict(), job.config.to_dict()
     for key in (*_NETWORK, *(("train_config",) if job.trainer is not None else ())):
-        for place, old, new in differences(before.get(key), now.get(key), key):
+        for place, old, new in differences(old_job.get(key), new_job.get(key), key):
             if place not in _MAY_CHANGE:
                 raise InputError(
                     f"checkpoint '{path}' was trained with {place} {said(old)}, not {said(new)}; use the same, or "

@@ -20,7 +20,7 @@ from stitchkit._version import __version__
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.network import build_network, check_network
 from stitchkit.assembly.train.data import TaskData, TrainingLoader, open_data
-from stitchkit.assembly.train.optim import create_loss, create_optimizer, create_schedule
+from stitchkit.assembly.train.optim import check_training, create_loss, create_optimizer, create_schedule
 from stitchkit.assembly.train.result import Row
 from stitchkit.assembly.train.task import Captured, JobTask, WeightedLoss, rehearse
 from stitchkit.distributed import World
@@ -88,8 +88,9 @@ def open_job(config: JobConfig, world: World, source: Path | None, paths: JobPat
     is_replaced = bool(config.resume_from or (config.load_from and config.strict_load))
     build: dict[str, Any] = {"input_size": (3, side, side), "pretrained": config.pretrained and not is_replaced}
     with naming(source) if source else nullcontext():
-        # First the parts: an error in them should not wait for data that may take long to download. The number of
-        # classes is not known yet; a network that fits one class fits any.
+        # First the settings and the parts: an error in them should not wait for data that may take long to download.
+        # The number of classes is not known yet; a network that fits one class fits any.
+        check_training(config.train_config)
         check_network(config.network, num_classes=1, **build)
         data = open_data(config, world)
         random_seed(config.train_config.seed, 0)  # the same weights on all ranks

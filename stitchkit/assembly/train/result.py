@@ -37,7 +37,7 @@ def _frame(rows: list[Row]) -> pd.DataFrame:
 
 
 def write_rows(result: Path, rows: list[Row]) -> None:
-    """Write the rows so far as CSV beside the result to be, so that users can watch."""
+    """Write the rows so far as CSV, beside the future result, so that users can watch."""
     with replacing(result.with_suffix(".csv")) as draft:
         _frame(rows).to_csv(draft, index=False)
 

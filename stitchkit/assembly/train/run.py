@@ -113,6 +113,8 @@ def _begin(job: Job, files: JobCheckpoints) -> tuple[int, Position | None]:
     config, start, position = job.config, job.config.start_epoch, None
     if config.load_from:
         load_weights(job.network, config.load_from, strict=config.strict_load)
+        if job.trainer is not None and (average := job.trainer.task.average) is not None:
+            average.load_state_dict(job.network.state_dict())  # it was copied before these were loaded
     if config.resume_from:
         start, position = resume(job, config.resume_from)
         files.read(config.resume_from)

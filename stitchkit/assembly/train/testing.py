@@ -29,6 +29,7 @@ class Exam:
     def __init__(self, job: Job):
         self._job = job
         self._autocast, _ = engine_settings(job.config).precision(job.world.device)
+        # Each has its own hooks: the average is a copy, whose submodules those of the network do not hear.
         networks = {"": job.network}
         if job.trainer is not None and job.trainer.task.average is not None:
             networks["EMA "] = job.trainer.task.average
@@ -42,6 +43,8 @@ class Exam:
         `when` begins the log line; `after_batch` is called after each batch, equally often on all ranks.
         """
         figures, losses = dict[str, float](), list[float]()
+        if not self._job.config.metrics:
+            return figures, losses  # a pass over the images would keep nothing
         for number, task in enumerate(self._job.data):
             name = task.config.name
             for average, network, outputs in self._networks:
@@ -58,7 +61,7 @@ class Exam:
     def _scores(
         self, network: nn.Module, outputs: _Outputs, number: int, batches: Iterator[Batch]
     ) -> dict[str | None, Score]:
-        """The score of each output for a task, all from one pass over its images."""
+        """The score of each output for a task, all from one pass over its images, since the pass is what takes time."""
 
         def logits(images: torch.Tensor) -> list[torch.Tensor]:
             own = network(images)
