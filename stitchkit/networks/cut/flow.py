@@ -10,7 +10,7 @@ from functools import cached_property
 from torch import fx
 
 from stitchkit.networks.cut.trace import Trace, paths_to
-from stitchkit.networks.steps import INPUT
+from stitchkit.networks.slices import INPUT
 
 
 class Flow:

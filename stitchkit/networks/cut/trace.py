@@ -17,7 +17,7 @@ from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
 from stitchkit.errors import InputError, one_line
-from stitchkit.networks.steps import INPUT
+from stitchkit.networks.slices import INPUT
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
-"""Steps of any network that torch.fx can trace, and slices that run a part of its graph."""
+"""Slices that run a part of a network's graph, as torch.fx traced it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 
 import torch
@@ -11,171 +10,13 @@ from torch import fx, nn
 from torch.fx.node import Argument, map_arg
 from torch.utils._pytree import tree_map
 
-from stitchkit.errors import InputError, unknown
 from stitchkit.networks.cut.flow import Flow
 from stitchkit.networks.cut.refusal import check_slice, place_after, place_before
-from stitchkit.networks.cut.trace import is_layer, paths_to, trace
-from stitchkit.networks.layout import Layout, find_layout
-from stitchkit.networks.steps import INPUT, Boundary, Node, Slice
+from stitchkit.networks.cut.trace import paths_to
+from stitchkit.networks.slices import INPUT, Boundary, Slice
 
 
-class TracedSteps:
-    """A network as a sequence of steps with one tensor between neighbours, found by torch.fx.
-
-    Run one after the other, the steps are the network. `steps[2]`, `steps[2:5]` and the part between two names are
-    slices. Boundaries are the network's clean places in both modes, at tensors that no later layer changes in place.
-
-    Args:
-        model: Any module that takes one tensor and that torch.fx can trace between its blocks.
-        example: An input that determines the layouts; on the meta device if the model is, so that nothing is computed.
-        deep: Trace into every module that can be traced, so that steps may begin and end inside blocks.
-    """
-
-    def __init__(self, model: nn.Module, example: torch.Tensor | None = None, *, deep: bool = False):
-        self.model = model
-        self._example = example
-        self._deep = deep
-
-    def __len__(self) -> int:
-        return len(self.boundaries) + 1
-
-    def __getitem__(self, index: int | slice) -> Slice:
-        numbers = range(len(self))[index]
-        if isinstance(numbers, int):
-            numbers = range(numbers, numbers + 1)
-        if not numbers or numbers.step != 1:
-            raise InputError(f"{index} does not select consecutive steps; there are {len(self)}")
-        ends = (None, *self.boundaries, None)
-        return self._slice(numbers.start, numbers.stop, ends[numbers.start], ends[numbers.stop])
-
-    @cached_property
-    def flow(self) -> Flow:
-        """The flow of tensors in evaluation mode."""
-        return Flow(trace(self.model, deep=self._deep))
-
-    @cached_property
-    def _training_flow(self) -> Flow:
-        return Flow(trace(self.model, training=True, deep=self._deep))
-
-    @cached_property
-    def _shapes(self) -> Mapping[fx.Node, tuple[int, ...]]:
-        return {} if self._example is None else self.flow.trace.shapes(self._example)
-
-    @cached_property
-    def _cuts(self) -> list[tuple[fx.Node, fx.Node]]:
-        """The tensors between the steps, as nodes in evaluation mode and in training mode."""
-        # In training, a network may take other paths, such as auxiliary heads; a cut must be clean in both modes.
-        found, training = map(_clean_places, (self.flow, self._training_flow))
-        pairs = [(found[label], training[label]) for label in found if label in training]
-        return [(node, other) for node, other in pairs if self._example is None or node in self._shapes]
-
-    @cached_property
-    def boundaries(self) -> tuple[Boundary, ...]:
-        """The boundaries between the steps: entry `j` lies between steps `j` and `j + 1`."""
-        return tuple(_boundary(self.flow, node, self._layout(node)) for node, _ in self._cuts)
-
-    @property
-    def module_paths(self) -> list[str]:
-        """Paths of the modules that are not traced into, in the order they run."""
-        return [str(node.target) for node in self.flow.nodes if node.op == "call_module"]
-
-    def position(self, boundary: Boundary) -> int:
-        """The place in the graph of a boundary, which may come from a trace at another depth."""
-        return self.flow.place[self.flow.leaving(boundary.after[0])[0]]
-
-    def _slice(self, first: int, last: int, start: Boundary | None, stop: Boundary | None) -> Slice:
-        graphs = []
-        for mode, flow in enumerate((self.flow, self._training_flow)):
-            ends = [flow.source, *(nodes[mode] for nodes in self._cuts), flow.result]
-            graphs.append(_graph_between(flow, self.model, ends[first], ends[last]))
-        return TracedSlice(self.model, graphs, start, stop)
-
-    def between(self, block_input: str | None = None, block_output: str | Sequence[str] | None = None) -> Slice:
-        """The slice from where one node begins to where another ends.
-
-        A node is a whole module, by its path, or a function, by the path of the module in which it runs and its own
-        name: `layer3.0.add`. The name of a second call of either ends with `_1`. `x` is the network's input.
-
-        Args:
-            block_input: Where the slice begins; the network's input by default.
-            block_output: Where it ends; the network's output by default. Given a list, the slice returns a tuple of
-                tensors, which may lie inside a skip connection.
-
-        Raises:
-            InputError: If a node does not exist, the output does not depend on the input, more than one tensor crosses
-                the cut, or the network cannot be traced.
-        """
-        first = INPUT if block_input is None else block_input
-        outputs = [block_output] if isinstance(block_output, str) else list(block_output or ())
-        if block_output is not None and not outputs:
-            raise InputError("block_output is an empty list; name at least one node, or leave it out")
-        # Only as deep as the names require, because many blocks cannot be traced.
-        flow, training_flow = (Flow(trace(self.model, [first, *outputs], training=mode)) for mode in (False, True))
-        graph, *ends = _graph_named(flow, self.model, first, block_output)
-        try:
-            training, *_ = _graph_named(training_flow, self.model, first, block_output)
-        except InputError as error:
-            raise InputError(f"in training mode, {error}") from error
-        borders = (flow.source, flow.result)
-        start, stop = (
-            _boundary(flow, end) if isinstance(end, fx.Node) and end not in borders else None for end in ends
-        )
-        return TracedSlice(self.model, [graph, training], start, stop)
-
-    def nodes(self, example: torch.Tensor | None = None, *, inside: Collection[str] = ()) -> list[Node]:
-        """The names that `between` takes, in the order they begin: the network's blocks, and the nodes between them.
-
-        Args:
-            example: An input that determines the shapes; on the meta device if the network is, so that nothing is
-                computed.
-            inside: Paths of modules whose inner nodes are listed too.
-
-        Raises:
-            InputError: If there is no such module, or it or the network cannot be traced.
-        """
-        modules = {path: module for path, module in self.model.named_modules() if path}
-        for path in inside:
-            if path not in modules:
-                raise unknown("module", path, modules)
-            if is_layer(modules[path]):
-                kind = type(modules[path]).__name__
-                raise InputError(f"'{path}' is one layer, a {kind}, with no nodes inside; name a block")
-        flow = Flow(trace(self.model, [f"{path}.{INPUT}" for path in inside]))
-        shapes = {} if example is None else flow.trace.shapes(example)
-        found = []
-        for name, region in flow.regions.items():
-            leaving = flow.leaving(name)
-            shape = shapes.get(leaving[0]) if len(leaving) == 1 else None
-            is_clean = len(leaving) == 1 and leaving[0] in flow.clean and (example is None or shape is not None)
-            if leaving:
-                # A module that was not traced into is one node, whose name may be numbered.
-                path = str(region[0].target) if len(region) == 1 and region[0].op == "call_module" else name
-                kind = type(modules[path]).__name__ if path in modules else "function" if name != INPUT else "input"
-                found.append(Node(name, kind, is_clean, shape))
-        return found
-
-    def _layout(self, node: fx.Node) -> Layout | None:
-        if self._example is None or self._example.ndim != 4:
-            return None
-        height, width = self._example.shape[2:]
-        return find_layout(self._shapes[node], self.model, (height, width))
-
-
-def _boundary(flow: Flow, node: fx.Node, layout: Layout | None = None) -> Boundary:
-    users = flow.after(node)
-    before = dict.fromkeys([flow.labels[user] for user in users[:1] if user is not flow.sink] + flow.begins[node])
-    takers = [str(user.target) for user in users if user.op == "call_module"]
-    after = dict.fromkeys([flow.labels[node], *flow.ends[node]])
-    return Boundary(tuple(before), tuple(after), tuple(takers) if len(takers) == len(users) else (), layout)
-
-
-def _clean_places(flow: Flow) -> dict[str, fx.Node]:
-    """The tensors between steps, by name, without those that a layer changes in place."""
-    inner = (node for node in flow.nodes[1:-1] if node is not flow.result)
-    return {flow.labels[node]: node for node in inner if node in flow.clean and not flow.is_changed(node)}
-
-
-def _graph_named(
+def graph_named(
     flow: Flow, model: nn.Module, first: str, last: str | Sequence[str] | None
 ) -> tuple[fx.Graph, fx.Node, Argument]:
     """The graph between named nodes, the tensor that enters it, and its result."""
@@ -186,10 +27,10 @@ def _graph_named(
     if isinstance(last, str):
         result = stops[last]
     kept = sorted(set(stops.values()), key=flow.place.__getitem__)[:-1]
-    return _graph_between(flow, model, start, result, kept), start, result
+    return graph_between(flow, model, start, result, kept), start, result
 
 
-def _graph_between(
+def graph_between(
     flow: Flow, model: nn.Module, start: fx.Node, result: Argument, kept: Sequence[fx.Node] = ()
 ) -> fx.Graph:
     """The graph that computes a result from `start`; `kept` nodes have the value that they had before later ones ran.
