@@ -175,11 +175,7 @@ def _pickled(file: BinaryIO) -> Iterator[BinaryIO]:
 
 
 def _is_zip(file: BinaryIO) -> bool:
-    """Whether a file begins as an archive does; `zipfile.is_zipfile` looks at the end."""
-    file.seek(0)
-    begins_so = file.read(4) == b"PK\x03\x04"
-    file.seek(0)
-    return begins_so
+    return os.pread(file.fileno(), 4, 0) == b"PK\x03\x04"  # as torch decides; `zipfile.is_zipfile` looks at the end
 
 
 def damage(file: BinaryIO | Path) -> str:

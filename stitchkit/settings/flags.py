@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic.fields import FieldInfo
-
 from stitchkit.settings.by_name import checked, make_recipe, read_settings
 from stitchkit.settings.combinations import ALTERNATIVES, check
 from stitchkit.settings.recipe import GROUPS, Recipe, flag_of
@@ -52,34 +50,29 @@ def _spellings(name: str) -> list[str]:
 
 def add_settings(
     section: argparse._ActionsContainer,
-    kind: type[Settings],
+    settings: type[Settings],
     spellings: Callable[[str], Iterable[str]],
     options: Mapping[str, dict[str, Any]],
 ) -> None:
-    """Add the flag of each setting of a kind; `options` are further arguments of argparse by setting."""
-    for name, field in kind.__pydantic_fields__.items():
+    """Add the flag of each setting; `options` are further arguments of argparse by setting."""
+    for name, field in settings.__pydantic_fields__.items():
         given = options.get(name, {})
-        section.add_argument(*spellings(name), **_arguments(name, field, given.get("default", field.default)) | given)
-
-
-def _arguments(name: str, field: FieldInfo, default: Any) -> dict[str, Any]:
-    """The arguments of argparse that follow from a field and the default to show."""
-    kind = _plain(field.annotation)
-    default = " ".join(f"{number:.4g}" for number in default) if isinstance(default, list) else default
-    is_said = not (field.is_required() or isinstance(default, bool) or default in (None, ""))
-    about = f"{field.description} ({default})" if is_said else field.description
-    found: dict[str, Any] = {"dest": name, "help": about}
-    if kind is bool:  # a flag must be able to undo a switch that a file turned on
-        found["action"] = "store_true" if name.startswith("no_") else argparse.BooleanOptionalAction
-    elif get_origin(kind) is dict:
-        found |= {"action": _Pairs, "type": _key_value, "nargs": "*", "metavar": "KEY=VALUE"}
-    elif get_origin(kind) is Literal:
-        found["choices"] = get_args(kind)
-    else:
-        if get_origin(kind) is list:
-            kind, found["nargs"] = _plain(get_args(kind)[0]), "+"
-        found |= {"type": kind, "metavar": kind.__name__.upper()}
-    return found
+        kind, default = _plain(field.annotation), given.get("default", field.default)
+        default = " ".join(f"{number:.4g}" for number in default) if isinstance(default, list) else default
+        is_said = not (field.is_required() or isinstance(default, bool) or default in (None, ""))
+        about = f"{field.description} ({default})" if is_said else field.description
+        found: dict[str, Any] = {"dest": name, "help": about}
+        if kind is bool:  # a flag must be able to undo a switch that a file turned on
+            found["action"] = "store_true" if name.startswith("no_") else argparse.BooleanOptionalAction
+        elif get_origin(kind) is dict:
+            found |= {"action": _Pairs, "type": _key_value, "nargs": "*", "metavar": "KEY=VALUE"}
+        elif get_origin(kind) is Literal:
+            found["choices"] = get_args(kind)
+        else:
+            if get_origin(kind) is list:
+                kind, found["nargs"] = _plain(get_args(kind)[0]), "+"
+            found |= {"type": kind, "metavar": kind.__name__.upper()}
+        section.add_argument(*spellings(name), **found | given)
 
 
 def _plain(kind: Any) -> Any:
