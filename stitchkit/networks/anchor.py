@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from stitchkit.errors import InputError
+from stitchkit.networks.cut.trace import INPUT
 from stitchkit.networks.layout import Kind, Layout
-from stitchkit.networks.slices import INPUT, Boundary, Slice
+from stitchkit.networks.slices import Boundary, Slice
 from stitchkit.networks.steps import Steps
 from stitchkit.networks.timm_model import TimmModel, as_timm
 

@@ -10,10 +10,9 @@ from torch import fx, nn
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.cut.flow import Flow
-from stitchkit.networks.cut.trace import is_layer, trace
-from stitchkit.networks.cut.traced import TracedSlice, graph_between, graph_named
+from stitchkit.networks.cut.trace import INPUT, is_layer, trace
 from stitchkit.networks.layout import Layout, find_layout
-from stitchkit.networks.slices import INPUT, Boundary, Node, Slice
+from stitchkit.networks.slices import Boundary, Node, Slice, TracedSlice, graph_between, graph_named
 
 
 class Steps:
@@ -98,10 +97,6 @@ class Steps:
             block_input: Where the slice begins; the network's input by default.
             block_output: Where it ends; the network's output by default. Given a list, the slice returns a tuple of
                 tensors, which may lie inside a skip connection.
-
-        Raises:
-            InputError: If a node does not exist, the output does not depend on the input, more than one tensor crosses
-                the cut, or the network cannot be traced.
         """
         first = INPUT if block_input is None else block_input
         outputs = [block_output] if isinstance(block_output, str) else list(block_output or ())
@@ -127,9 +122,6 @@ class Steps:
             example: An input that determines the shapes; on the meta device if the network is, so that nothing is
                 computed.
             inside: Paths of modules whose inner nodes are listed too.
-
-        Raises:
-            InputError: If there is no such module, or it or the network cannot be traced.
         """
         modules = {path: module for path, module in self.model.named_modules() if path}
         for path in inside:
