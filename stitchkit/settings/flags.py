@@ -39,8 +39,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     for group, kind in GROUPS.items():
         add_settings(parser.add_argument_group(group, kind.__doc__), kind, _spellings, _VALUES)
     for name, refusal in REFUSED.items():
-        names = [*_spellings(name), *refusal.aliases]
-        parser.add_argument(*names, nargs="*", action=_Refuse, help=argparse.SUPPRESS)
+        parser.add_argument(*_spellings(name), *refusal.aliases, nargs="*", action=_Refuse, help=argparse.SUPPRESS)
 
 
 def _spellings(name: str) -> list[str]:
