@@ -22,7 +22,7 @@ from torchvision.models import get_model, get_model_builder
 
 from stitchkit.errors import InputError
 from stitchkit.networks.create import create_model
-from stitchkit.networks.cut.traced import TracedSteps
+from stitchkit.networks.steps import Steps
 
 PAGE = Path(__file__).parent / "cut.md"
 HEAD = "| module | model | clean cuts | exact | why not |\n| --- | --- | --- | --- | --- |\n"
@@ -84,7 +84,7 @@ def measure(name: str) -> Row:
     """Cut a model at every clean place and rejoin it."""
     model, images = small_model(name)
     try:
-        steps = list(TracedSteps(model))
+        steps = list(Steps(model))
     except InputError as error:
         return Row(name, 0, None, str(error))
     found = {mode: _run(steps, images, training=mode) for mode in (False, True)}

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from stitchkit.errors import InputError
-from stitchkit.networks.cut.traced import TracedSteps
 from stitchkit.networks.layout import Layout
-from stitchkit.networks.steps import Boundary, Slice
+from stitchkit.networks.slices import Boundary, Slice
+from stitchkit.networks.steps import Steps
 
 Reader = nn.Conv2d | nn.Linear
 """A layer into which a joint before it can be folded."""
@@ -98,7 +98,7 @@ def fragment_between(
 ) -> Fragment:
     """The fragment between two boundaries of a network."""
     # The tracer even for networks with a view, because most places are inside blocks.
-    module = TracedSteps(model).between(start.before[0] if start else None, stop.after[0] if stop else None)
+    module = Steps(model).between(start.before[0] if start else None, stop.after[0] if stop else None)
     return Fragment(label, index, count, start, stop, module.eval())
 
 
@@ -109,9 +109,9 @@ def places(model: nn.Module, example: torch.Tensor) -> list[Boundary]:
     depends on no other tensor; and the borders of blocks between which tokens, or maps with their channels last, pass.
     The takers of a boundary are the layers into which a joint can be folded.
     """
-    found = list(_between_blocks(TracedSteps(model, example)))
+    found = list(_between_blocks(Steps(model, example)))
     with contextlib.suppress(InputError):  # some networks cannot be traced inside all blocks
-        layers = TracedSteps(model, example, deep=True)
+        layers = Steps(model, example, deep=True)
         every = [*found, *_before_layers(layers)]
         # If both graphs have a place, that of the layers is used: a joint can be folded into them.
         by_position = {layers.position(place): place for place in every}
@@ -119,7 +119,7 @@ def places(model: nn.Module, example: torch.Tensor) -> list[Boundary]:
     return found
 
 
-def _between_blocks(steps: TracedSteps) -> Iterator[Boundary]:
+def _between_blocks(steps: Steps) -> Iterator[Boundary]:
     """The places at the border of a block; convolutional networks are cut only at layers, as published."""
     for place, takers in _known_places(steps):
         is_block = len(takers) == 1 and list(takers[0].children())
@@ -127,12 +127,12 @@ def _between_blocks(steps: TracedSteps) -> Iterator[Boundary]:
             yield replace(place, takers=())
 
 
-def _before_layers(steps: TracedSteps) -> Iterator[Boundary]:
+def _before_layers(steps: Steps) -> Iterator[Boundary]:
     """The places before layers into which a joint can be folded."""
     return (place for place, takers in _known_places(steps) if takers and all(map(_is_reader, takers)))
 
 
-def _known_places(steps: TracedSteps) -> Iterator[tuple[Boundary, list[nn.Module]]]:
+def _known_places(steps: Steps) -> Iterator[tuple[Boundary, list[nn.Module]]]:
     """The places of known layout, with the modules that take the tensor there."""
     readers = (path for path in steps.module_paths if _is_reader(steps.model.get_submodule(path)))
     first = next(readers, None)  # there is no cut before it, even if its input is a normalised image

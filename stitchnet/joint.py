@@ -11,7 +11,7 @@ from torch import nn
 from stitchkit.model.similarity import pool
 from stitchkit.model.solve import Gram
 from stitchkit.networks.layout import Layout, as_rows, prefix_tokens, resize
-from stitchkit.networks.steps import extract
+from stitchkit.networks.slices import extract
 from stitchnet.activations import Activation
 from stitchnet.fragments import Fragment, Reader
 

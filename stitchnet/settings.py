@@ -10,7 +10,8 @@ from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from stitchkit.display import count
-from stitchkit.settings import flags
+from stitchkit.settings import recipe
+from stitchkit.settings.flags import add_settings
 from stitchkit.settings.recipe import Count, flag
 from stitchkit.settings.schema import Settings
 
@@ -21,12 +22,11 @@ Limit = Annotated[float, BeforeValidator(count)]
 """A number with a unit, such as `3G`."""
 
 # What argparse cannot learn from the fields.
-_SPELLINGS = {"width": "-k"}
 _VALUES: dict[str, dict[str, Any]] = {
     "data": {"metavar": "DIR", "required": True},
     "nets": {"metavar": "NAMES"},
-    "max_macs": {"type": str},
-    "max_params": {"type": str},
+    "max_macs": {"type": str, "metavar": "N"},
+    "max_params": {"type": str, "metavar": "N"},
 }
 
 
@@ -70,12 +70,11 @@ class ComposeSettings(Settings):
 
 def flag_of(name: str) -> str:
     """The flag of a setting."""
-    return _SPELLINGS.get(name, f"--{name.replace('_', '-')}")
+    return "-k" if name == "width" else recipe.flag_of(name)
 
 
 def add_flags(parser: argparse.ArgumentParser, **defaults: object) -> None:
     """Add the flag of each setting to a parser, whose result has only those that were given, and other defaults."""
     parser.argument_default = argparse.SUPPRESS
-    for name, field in ComposeSettings.__pydantic_fields__.items():
-        other = {"default": defaults[name]} if name in defaults else {}
-        flags.add_flag(parser, [flag_of(name)], name, field, **_VALUES.get(name, {}), **other)
+    options = _VALUES | {name: {"default": default} for name, default in defaults.items()}
+    add_settings(parser, ComposeSettings, lambda name: [flag_of(name)], options)

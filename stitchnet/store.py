@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from stitchkit.networks.layout import Layout
-from stitchkit.networks.steps import Boundary, extract
+from stitchkit.networks.slices import Boundary, extract
 from stitchkit.settings.schema import parse
 from stitchnet.fragments import Fragment, fragment_between
 from stitchnet.joint import JointLayer, joint_of, resize_input

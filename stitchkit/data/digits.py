@@ -14,7 +14,7 @@ from stitchkit.errors import InputError
 from stitchkit.files import fresh_folder, refuse_link
 
 _SIDE = 32
-_VALIDATION = 600
+_TRAINING, _VALIDATION = 1197, 600
 
 
 def read_digits(split: str) -> Iterator[tuple[int, Image.Image, int]]:
@@ -48,4 +48,4 @@ def write_digits(folder: Path) -> None:
             place.mkdir(parents=True, exist_ok=True)
             image.save(place / f"{number:04d}.png")
     unfinished.rename(folder)  # also replaces an empty folder
-    print(f"1197 training and {_VALIDATION} validation images of 10 digits are in {folder}")
+    print(f"{_TRAINING} training and {_VALIDATION} validation images of 10 digits are in {folder}")

@@ -14,8 +14,8 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from stitchkit.classes import in_order
+from stitchkit.data.labelled_images import class_names
 from stitchkit.data.split_rule import names_of
-from stitchkit.data.torchvision_sets import class_names
 from stitchkit.errors import InputError
 
 SUFFIXES = ";".join(IMG_EXTENSIONS)

@@ -15,8 +15,9 @@ from pydantic.json_schema import JsonSchemaValue
 from timm.data import ImageDataset
 
 from stitchkit.data.folders import is_split, open_images
+from stitchkit.data.labelled_images import LabelledImages
 from stitchkit.data.sources import Images, Source, read_timm
-from stitchkit.data.torchvision_sets import SOURCES, TEST_SHARE, LabelledImages, divide, read
+from stitchkit.data.torchvision_sets import SOURCES, TEST_SHARE, divide, read
 from stitchkit.errors import InputError, unknown
 from stitchkit.files import fresh_folder
 from stitchkit.settings.files import naming, read_settings_file

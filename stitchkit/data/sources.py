@@ -14,9 +14,10 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from stitchkit.data.digits import read_digits
 from stitchkit.data.folders import SUFFIXES, find_split, is_split, open_images
+from stitchkit.data.labelled_images import LabelledImages, class_names
 from stitchkit.data.split_rule import names_of, published_part
 from stitchkit.data.timm_readers import open_timm
-from stitchkit.data.torchvision_sets import SHORT, SOURCES, LabelledImages, class_names, read
+from stitchkit.data.torchvision_sets import SHORT, SOURCES, read
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.optional import check_installed
 from stitchkit.paths import check_dataset, check_local

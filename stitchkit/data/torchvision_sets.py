@@ -3,60 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torchvision.datasets
-from PIL.Image import Image
 from sklearn.model_selection import train_test_split
-from timm.data.readers.reader import Reader
 from torch.utils.data import ConcatDataset, Dataset, Subset
 from torchvision.datasets import VisionDataset
 
+from stitchkit.data.labelled_images import LabelledImages, class_names
 from stitchkit.errors import InputError, one_line
 
 Item = TypeVar("Item")
 
 TEST_SHARE = 0.2
 """Share of images for testing if no split is published."""
-
-_MOST_CLASSES = 100_000  # larger numbers are times or identifiers, not classes
-
-
-class Samples(Protocol):
-    """Images, or the results of `read`'s loader, with their labels, by number."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> tuple[Any, int]: ...
-
-
-@dataclass
-class LabelledImages(Dataset[tuple[Any, int]]):
-    """Images with their labels, from readers other than timm's.
-
-    Args:
-        samples: Images and labels.
-        classes: Class names in the order of their numbers; empty if the reader does not know them.
-        mode: PIL mode to which images are converted; empty for no conversion.
-        split: Name of the split.
-        transform: Applied to the converted image.
-    """
-
-    samples: Samples
-    classes: tuple[str, ...]
-    mode: str = "RGB"
-    split: str = ""
-    transform: Callable[[Image], object] | None = None
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        image, label = self.samples[index]
-        image = image.convert(self.mode) if self.mode else image
-        return image if self.transform is None else self.transform(image), int(label)
 
 
 class VisionSet(NamedTuple):
@@ -115,9 +76,6 @@ SOURCES = {source.reader.lower(): source for source in _ROWS}
 
 SHORT = {"aircraft": "fgvcaircraft", "cars": "stanfordcars", "flowers": "flowers102", "pets": "oxfordiiitpet"}
 """Their other names."""
-
-# Numbers of classes of readers without class names.
-_UNNAMED = {"GTSRB": 43, "STL10": 10, "SVHN": 10, "USPS": 10}
 
 
 def read(
@@ -185,30 +143,3 @@ def divide(items: Sequence[Item], labels: Sequence[int], share: float) -> tuple[
             f"{len(items)} images are too few to split by class: {error}; add the missing images"
         ) from error
     return rest, drawn
-
-
-def class_names(reader: Reader | VisionDataset) -> tuple[str, ...]:
-    """A reader's class names; numbers if it has no names, and empty if the classes are unknown."""
-    if names := getattr(reader, "classes", None):
-        # ImageNet lists all synonyms of a class.
-        return tuple(name if isinstance(name, str) else name[0] for name in names)
-    if numbers := getattr(reader, "class_to_idx", None):
-        return tuple(sorted(numbers, key=numbers.__getitem__))
-    return numbered(_UNNAMED.get(type(reader).__name__) or _count_labels(reader))
-
-
-def numbered(count: int) -> tuple[str, ...]:
-    """Numbers as class names, padded to the width of the last, so that they sort as text."""
-    return tuple(f"{number:0{len(str(count - 1))}d}" for number in range(count))
-
-
-def _count_labels(reader: Reader | VisionDataset) -> int:
-    """Number of classes in an Arrow table whose labels are whole numbers; 0 if it has none."""
-    table = getattr(reader, "dataset", None)
-    if table is None or not hasattr(table, "unique"):
-        return 0
-    kind = str(getattr(table.features.get(reader.label_key), "dtype", ""))
-    labels = table.unique(reader.label_key) if kind.startswith(("int", "uint", "bool")) else []
-    if not labels or None in labels or min(labels) < 0 or max(labels) >= _MOST_CLASSES:
-        return 0
-    return 1 + int(max(labels))  # not len(): logits are indexed by class number, and numbers may have gaps

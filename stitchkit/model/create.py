@@ -50,7 +50,7 @@ def read_config(config: StitchConfig | Mapping[str, object] | str | Path) -> Sti
 
 
 def anchors_and_space(config: StitchConfig, **options: Any) -> tuple[list[Anchor], StitchSpace]:
-    """What an SN-Net is made of; options as in `create_anchor`."""
+    """The anchors and the stitch space of an SN-Net; options as in `create_anchor`."""
     anchors = [create_anchor(spec, **options) for spec in config.anchors]
     return anchors, StitchSpace.build(anchors, config.rule)
 

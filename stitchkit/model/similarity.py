@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from functools import wraps
+from typing import Protocol
 
 import torch
 
@@ -109,18 +110,24 @@ def _draw(total: int, count: int, seed: int) -> torch.Tensor:
     return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
 
 
-Measure = Callable[..., float]
-"""A function of two activations as in `sample`, `rows_per_channel` and `seed`; more is better, but for `residual`."""
+class Measure(Protocol):
+    """A score of two activations; higher is better, except for `residual`."""
+
+    def __call__(
+        self, x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = ..., seed: int = ...
+    ) -> float:
+        """Score them; arguments as in `sample`."""
 
 
 def _of_samples(measure: Callable[[torch.Tensor, torch.Tensor], float]) -> Measure:
     """A measure of any two activations, or of a sample of them, by one of aligned activations."""
 
-    @wraps(measure)
-    @torch.no_grad()
+    @wraps(measure, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
     def score(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None, seed: int = 0) -> float:
-        return measure(*sample(x, y, rows_per_channel, seed))
+        with torch.no_grad():
+            return measure(*sample(x, y, rows_per_channel, seed))
 
+    del score.__wrapped__  # help would show its arguments, which lack the sample's
     return score
 
 

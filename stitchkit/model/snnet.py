@@ -21,7 +21,7 @@ from stitchkit.model.onepass import OnePass
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.mode import without_statistics
-from stitchkit.networks.steps import Slice, extract
+from stitchkit.networks.slices import Slice, extract
 from stitchkit.routes import Joint, Step, Stitch, StitchSpace
 
 

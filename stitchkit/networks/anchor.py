@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from stitchkit.errors import InputError
-from stitchkit.networks.cut.traced import TracedSteps
+from stitchkit.networks.cut.trace import INPUT
 from stitchkit.networks.layout import Kind, Layout
-from stitchkit.networks.steps import INPUT, Boundary, Slice
+from stitchkit.networks.slices import Boundary, Slice
+from stitchkit.networks.steps import Steps
 from stitchkit.networks.timm_model import TimmModel, as_timm
 
 # The one place where the core names families: model class -> the view of it.
@@ -86,7 +87,7 @@ class ViewSlice(Slice):
         return x
 
 
-class Anchor(TracedSteps, ABC):
+class Anchor(Steps, ABC):
     """A pretrained model as steps: the stem, the blocks of its stages, the head.
 
     A route may leave or enter between any two of them. A family's view defines stem, blocks and head; the model
@@ -301,6 +302,6 @@ def view(model: nn.Module, *, label: str) -> Anchor:
     return anchor
 
 
-def steps_of(model: nn.Module) -> TracedSteps:
+def steps_of(model: nn.Module) -> Steps:
     """A network as steps: by the view of its class, or traced by torch.fx if there is none."""
-    return view(model, label="model") if has_view(model) else TracedSteps(model)
+    return view(model, label="model") if has_view(model) else Steps(model)

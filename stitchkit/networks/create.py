@@ -40,7 +40,7 @@ def create_model(
         InputError: If timm has no such model, rejects an argument, or cannot download the weights.
     """
     known = published_config(name)
-    kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    kwargs = parse(ModelArguments, {key: value for key, value in kwargs.items() if value is not None}, "kwargs")
     img_size = kwargs.get("img_size")
     if known is not None and not known.fixed_input_size:
         kwargs.pop("img_size", None)  # the model takes any size, and rejects the argument
@@ -206,7 +206,6 @@ def load_model(
     """
     if backend not in LIBRARIES:
         raise unknown("backend", backend, LIBRARIES)
-    parse(ModelArguments, arguments, "the arguments of the model")
     return LIBRARIES[backend](name, pretrained=pretrained, checkpoint=checkpoint, **arguments)
 
 

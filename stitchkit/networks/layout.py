@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from stitchkit.errors import InputError, unknown
 
 Kind = Literal["NCHW", "NHWC", "NLC", "vector"]
-_AXES = {"NCHW": "C, H, W", "NHWC": "H, W, C", "NLC": "L, C", "vector": "C"}
+_NUM_POSITION_AXES = {"NCHW": 2, "NHWC": 2, "NLC": 1, "vector": 0}
 CLASS_TOKENS = ("zeros", "ones", "avg")
 """Values for a new prefix token."""
 
@@ -75,8 +75,9 @@ class Layout:
     @property
     def axes(self) -> str:
         """The axes in the notation of docstrings, e.g. `[B, C, H, W]`."""
-        positions = f"{self.num_prefix_tokens} + L" if self.num_prefix_tokens else "L"
-        return f"[B, {_AXES[self.kind].replace('L', positions)}]"
+        prefix = f"{self.num_prefix_tokens} + " if self.num_prefix_tokens else ""
+        middle = {"NCHW": "C, H, W", "NHWC": "H, W, C", "NLC": f"{prefix}L, C", "vector": "C"}[self.kind]
+        return f"[B, {middle}]"
 
     @property
     def width(self) -> int:
@@ -87,7 +88,7 @@ class Layout:
     @property
     def rank(self) -> int:
         """Number of axes, including that of the batch."""
-        return 2 + _AXES[self.kind].count(",")
+        return 2 + _NUM_POSITION_AXES[self.kind]
 
     @property
     def channel_dim(self) -> int:

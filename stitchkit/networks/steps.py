@@ -1,109 +1,165 @@
-"""What a network falls into: the boundaries between its steps, and slices, which run some of the steps."""
+"""Any network as steps: the boundaries between them, and its slices."""
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from stitchkit.errors import InputError
-from stitchkit.networks.layout import Layout
-from stitchkit.networks.mode import evaluating
-
-INPUT = "x"
-"""The name of a network's input, whatever its `forward` calls it."""
-
-Module = TypeVar("Module", bound=nn.Module)
+from stitchkit.errors import InputError, unknown
+from stitchkit.networks.cut.flow import Flow
+from stitchkit.networks.cut.trace import INPUT, is_layer, trace
+from stitchkit.networks.layout import Layout, find_layout
+from stitchkit.networks.slices import Boundary, Node, Slice, TracedSlice, graph_between, graph_named
 
 
-@dataclass(frozen=True)
-class Boundary:
-    """The end of one step of a network and the beginning of the next.
+class Steps:
+    """A network as a sequence of steps with one tensor between neighbours.
+
+    Run one after the other, the steps are the network. `steps[2]`, `steps[2:5]` and the part between two names are
+    slices. A view, if there is one, says where the boundaries are. Otherwise the tracer finds them: the network's clean
+    places in both modes, at tensors that no later layer changes in place.
 
     Args:
-        before: Names of the nodes that begin there, the smallest first: a module's path, or the path of the module in
-            which a function runs and the function's name.
-        after: Names of the nodes that end there, likewise.
-        takers: Paths of the modules that take the tensor; empty if functions take it too.
-        found: The full layout of the tensor; None without an example, or if its axes cannot be determined.
+        model: Any module that takes one tensor and that torch.fx can trace between its blocks.
+        example: An input that determines the layouts; on the meta device if the model is, so that nothing is computed.
+        deep: Trace into every module that can be traced, so that steps may begin and end inside blocks.
     """
 
-    before: tuple[str, ...]
-    after: tuple[str, ...]
-    takers: tuple[str, ...] = ()
-    found: Layout | None = None
+    def __init__(self, model: nn.Module, example: torch.Tensor | None = None, *, deep: bool = False):
+        self.model = model
+        self._example = example
+        self._deep = deep
+
+    def __len__(self) -> int:
+        return len(self.boundaries) + 1
+
+    def __getitem__(self, index: int | slice) -> Slice:
+        numbers = range(len(self))[index]
+        if isinstance(numbers, int):
+            numbers = range(numbers, numbers + 1)
+        if not numbers or numbers.step != 1:
+            raise InputError(f"{index} does not select consecutive steps; there are {len(self)}")
+        ends = (None, *self.boundaries, None)
+        return self._slice(numbers.start, numbers.stop, ends[numbers.start], ends[numbers.stop])
+
+    @cached_property
+    def flow(self) -> Flow:
+        """The flow of tensors in evaluation mode."""
+        return Flow(trace(self.model, deep=self._deep))
+
+    @cached_property
+    def _training_flow(self) -> Flow:
+        return Flow(trace(self.model, training=True, deep=self._deep))
+
+    @cached_property
+    def _shapes(self) -> Mapping[fx.Node, tuple[int, ...]]:
+        return {} if self._example is None else self.flow.trace.shapes(self._example)
+
+    @cached_property
+    def _cuts(self) -> list[tuple[fx.Node, fx.Node]]:
+        """The tensors between the steps, as nodes in evaluation mode and in training mode."""
+        # In training, a network may take other paths, such as auxiliary heads; a cut must be clean in both modes.
+        found, training = map(_clean_places, (self.flow, self._training_flow))
+        pairs = [(found[label], training[label]) for label in found if label in training]
+        return [(node, other) for node, other in pairs if self._example is None or node in self._shapes]
+
+    @cached_property
+    def boundaries(self) -> tuple[Boundary, ...]:
+        """The boundaries between the steps: entry `j` lies between steps `j` and `j + 1`."""
+        return tuple(_boundary(self.flow, node, self._layout(node)) for node, _ in self._cuts)
 
     @property
-    def layout(self) -> Layout:
-        """The full layout of the tensor that passes."""
-        if self.found is None:
-            raise InputError(f"the layout of the tensor from '{self.after[0]}' to '{self.before[0]}' is unknown")
-        return self.found
+    def module_paths(self) -> list[str]:
+        """Paths of the modules that are not traced into, in the order they run."""
+        return [str(node.target) for node in self.flow.nodes if node.op == "call_module"]
+
+    def position(self, boundary: Boundary) -> int:
+        """The place in the graph of a boundary, which may come from a trace at another depth."""
+        return self.flow.place[self.flow.leaving(boundary.after[0])[0]]
+
+    def _slice(self, first: int, last: int, start: Boundary | None, stop: Boundary | None) -> Slice:
+        graphs = []
+        for mode, flow in enumerate((self.flow, self._training_flow)):
+            ends = [flow.source, *(nodes[mode] for nodes in self._cuts), flow.result]
+            graphs.append(graph_between(flow, self.model, ends[first], ends[last]))
+        return TracedSlice(self.model, graphs, start, stop)
+
+    def between(self, block_input: str | None = None, block_output: str | Sequence[str] | None = None) -> Slice:
+        """The slice from where one node begins to where another ends.
+
+        A node is a whole module, by its path, or a function, by the path of the module in which it runs and its own
+        name: `layer3.0.add`. The name of a second call of either ends with `_1`. `x` is the network's input.
+
+        Args:
+            block_input: Where the slice begins; the network's input by default.
+            block_output: Where it ends; the network's output by default. Given a list, the slice returns a tuple of
+                tensors, which may lie inside a skip connection.
+        """
+        first = INPUT if block_input is None else block_input
+        outputs = [block_output] if isinstance(block_output, str) else list(block_output or ())
+        if block_output is not None and not outputs:
+            raise InputError("block_output is an empty list; name at least one node, or leave it out")
+        # Only as deep as the names require, because many blocks cannot be traced.
+        flow, training_flow = (Flow(trace(self.model, [first, *outputs], training=mode)) for mode in (False, True))
+        graph, *ends = graph_named(flow, self.model, first, block_output)
+        try:
+            training, *_ = graph_named(training_flow, self.model, first, block_output)
+        except InputError as error:
+            raise InputError(f"in training mode, {error}") from error
+        borders = (flow.source, flow.result)
+        start, stop = (
+            _boundary(flow, end) if isinstance(end, fx.Node) and end not in borders else None for end in ends
+        )
+        return TracedSlice(self.model, [graph, training], start, stop)
+
+    def nodes(self, example: torch.Tensor | None = None, *, inside: Collection[str] = ()) -> list[Node]:
+        """The names that `between` takes, in the order they begin: the network's blocks, and the nodes between them.
+
+        Args:
+            example: An input that determines the shapes; on the meta device if the network is, so that nothing is
+                computed.
+            inside: Paths of modules whose inner nodes are listed too.
+        """
+        modules = {path: module for path, module in self.model.named_modules() if path}
+        for path in inside:
+            if path not in modules:
+                raise unknown("module", path, modules)
+            if is_layer(modules[path]):
+                kind = type(modules[path]).__name__
+                raise InputError(f"'{path}' is one layer, a {kind}, with no nodes inside; name a block")
+        flow = Flow(trace(self.model, [f"{path}.{INPUT}" for path in inside]))
+        shapes = {} if example is None else flow.trace.shapes(example)
+        found = []
+        for name, region in flow.regions.items():
+            leaving = flow.leaving(name)
+            shape = shapes.get(leaving[0]) if len(leaving) == 1 else None
+            is_clean = len(leaving) == 1 and leaving[0] in flow.clean and (example is None or shape is not None)
+            if leaving:
+                # A module that was not traced into is one node, whose name may be numbered.
+                path = str(region[0].target) if len(region) == 1 and region[0].op == "call_module" else name
+                kind = type(modules[path]).__name__ if path in modules else "function" if name != INPUT else "input"
+                found.append(Node(name, kind, is_clean, shape))
+        return found
+
+    def _layout(self, node: fx.Node) -> Layout | None:
+        if self._example is None or self._example.ndim != 4:
+            return None
+        height, width = self._example.shape[2:]
+        return find_layout(self._shapes[node], self.model, (height, width))
 
 
-@dataclass(frozen=True)
-class Node:
-    """A name that `TracedSteps.between` takes, and the module or function behind it.
-
-    Args:
-        kind: The module's class, or `function`.
-        is_clean: Whether only one tensor passes from it to the rest of the network, so that one slice may end and the
-            next begin there.
-        shape: Shape of its output; None without an example, or if it is not one tensor.
-    """
-
-    name: str
-    kind: str
-    is_clean: bool
-    shape: tuple[int, ...] | None = None
+def _boundary(flow: Flow, node: fx.Node, layout: Layout | None = None) -> Boundary:
+    users = flow.after(node)
+    before = dict.fromkeys([flow.labels[user] for user in users[:1] if user is not flow.sink] + flow.begins[node])
+    takers = [str(user.target) for user in users if user.op == "call_module"]
+    after = dict.fromkeys([flow.labels[node], *flow.ends[node]])
+    return Boundary(tuple(before), tuple(after), tuple(takers) if len(takers) == len(users) else (), layout)
 
 
-class Slice(nn.Module):
-    """Consecutive steps of a network as a module of their own.
-
-    Modules, parameters and buffers are the network's, under the network's names; those that the steps do not need are
-    left out. Modes are shared too: `eval()` on a slice is `eval()` on the modules that it shares with the network. But
-    code outside of modules that depends on the mode follows the slice's own mode, so set it on the slice, not on the
-    network. Move the network to its device before slices are taken, or all slices afterwards.
-
-    Args:
-        start: Where it begins; None for the network's input.
-        stop: Where it ends; None for the network's output, or if several tensors leave.
-    """
-
-    def __init__(self, model: nn.Module, start: Boundary | None, stop: Boundary | None):
-        super().__init__()
-        self.start, self.stop = start, stop
-        self.training = model.training
-
-    def _take(self, model: nn.Module, path: str) -> None:
-        """Share a module or tensor of the model under its path; one that the model does not have is skipped."""
-        # Empty modules stand in for its parents, which would bring all their other children along.
-        *parents, name = path.split(".")
-        source: nn.Module = model
-        target: nn.Module = self
-        for parent in parents:
-            source = source.get_submodule(parent)
-            if parent not in target._modules:
-                target.add_module(parent, nn.Module())
-            target = target.get_submodule(parent)
-        for table in ("_parameters", "_buffers", "_modules"):
-            if name in getattr(source, table):
-                getattr(target, table)[name] = getattr(source, table)[name]
-                target._non_persistent_buffers_set |= {name} & source._non_persistent_buffers_set
-                return
-        value = getattr(source, name, None)
-        if isinstance(value, torch.Tensor):  # a plain attribute must move with the slice, but is not in checkpoints
-            target.register_buffer(name, value, persistent=False)
-
-
-def extract(module: Module) -> Module:
-    """A copy of a module with weights of its own; every module in it keeps its mode."""
-    with evaluating(module):  # timm's LeViT caches tensors that cannot be copied until its mode is set
-        twin = copy.deepcopy(module)
-    for copied, own in zip(twin.modules(), module.modules(), strict=True):
-        copied.training = own.training
-    return twin
+def _clean_places(flow: Flow) -> dict[str, fx.Node]:
+    """The tensors between steps, by name, without those that a layer changes in place."""
+    inner = (node for node in flow.nodes[1:-1] if node is not flow.result)
+    return {flow.labels[node]: node for node in inner if node in flow.clean and not flow.is_changed(node)}

@@ -17,7 +17,6 @@ from typing import Any, BinaryIO
 import torch
 from safetensors.torch import load
 from torch import nn
-from torch.serialization import _is_zipfile
 
 from stitchkit.errors import InputError
 from stitchkit.networks.mode import evaluating
@@ -70,7 +69,7 @@ def _content(file: BinaryIO, path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(load(file.read()))
-        fault = damage(file) if _is_zipfile(file) else ""  # before version 1.6, torch wrote files without checksums
+        fault = damage(file) if _is_zip(file) else ""  # before version 1.6, torch wrote files without checksums
         if not fault and any(map(_is_endless, _pickled(file))):
             fault = "it nests tuples without end"
         file.seek(0)
@@ -164,7 +163,7 @@ def _is_endless(file: BinaryIO) -> bool:
 
 def _pickled(file: BinaryIO) -> Iterator[BinaryIO]:
     """The pickles of a file that `torch.save` wrote."""
-    if not _is_zipfile(file):
+    if not _is_zip(file):
         yield file
         return
     with zipfile.ZipFile(file) as archive:
@@ -173,6 +172,10 @@ def _pickled(file: BinaryIO) -> Iterator[BinaryIO]:
                 with archive.open(name) as inner:
                     inner._expected_crc = None  # type: ignore[attr-defined] # checked before, and some have none
                     yield inner  # type: ignore[misc]
+
+
+def _is_zip(file: BinaryIO) -> bool:
+    return os.pread(file.fileno(), 4, 0) == b"PK\x03\x04"  # as torch decides; `zipfile.is_zipfile` looks at the end
 
 
 def damage(file: BinaryIO | Path) -> str:

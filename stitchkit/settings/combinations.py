@@ -13,7 +13,6 @@ from stitchkit.settings.timm_flags import PLATEAU
 # turns out not to be what its command says.
 _NEEDED = {
     "bce_loss": ("bce_sum", "bce_target_thresh", "bce_pos_weight"),
-    "aug_splits": ("jsd_loss",),
     "layer_decay": ("layer_decay_no_opt_scale",),
     "torchcompile": ("torchcompile_mode",),
     "resume": ("wandb_resume_id",),
@@ -87,6 +86,8 @@ def _check_batches(recipe: Recipe) -> None:
         raise InputError("--epoch-repeats is for --dataset tfds/... and hfids/..., as in timm; use more --epochs")
     if augment.aug_splits == 1:
         raise InputError("--aug-splits is 1; it must be 0 (none) or at least 2")
+    if recipe.loss.jsd_loss and not augment.aug_splits:
+        raise InputError("--jsd-loss has no effect on its own; add --aug-splits with 2 or more")
     if recipe.model.split_bn and not augment.aug_splits and data.batch_size % 2:
         raise InputError(f"--batch-size is {data.batch_size}; with --split-bn it must be even")
     if recipe.schedule.lr_noise is not None and len(recipe.schedule.lr_noise) > 2:

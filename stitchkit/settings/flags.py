@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import ast
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
-
-from pydantic.fields import FieldInfo
 
 from stitchkit.settings.by_name import checked, make_recipe, read_settings
 from stitchkit.settings.combinations import ALTERNATIVES, check
 from stitchkit.settings.recipe import GROUPS, Recipe, flag_of
+from stitchkit.settings.schema import Settings
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.settings.timm_flags import REFUSED
 
@@ -38,37 +37,41 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="?", metavar="DATA", help="same as --data-dir")
     parser.add_argument("-c", "--config", metavar="YAML", help="file of settings by flag name")
     for group, kind in GROUPS.items():
-        section = parser.add_argument_group(group, kind.__doc__)
-        for name, field in kind.__pydantic_fields__.items():
-            # timm spells some flags with underscores only in files; flags of the published scripts may use either.
-            names = dict.fromkeys([flag_of(name), "--" + name, *_SPELLINGS.get(name, ())])
-            add_flag(section, names, name, field, **_VALUES.get(name, {}))
+        add_settings(parser.add_argument_group(group, kind.__doc__), kind, _spellings, _VALUES)
     for name, refusal in REFUSED.items():
-        spellings = dict.fromkeys([flag_of(name), "--" + name, *refusal.aliases])
-        parser.add_argument(*spellings, nargs="*", action=_Refuse, help=argparse.SUPPRESS)
+        parser.add_argument(*_spellings(name), *refusal.aliases, nargs="*", action=_Refuse, help=argparse.SUPPRESS)
 
 
-def add_flag(
-    section: argparse._ActionsContainer, spellings: Iterable[str], name: str, field: FieldInfo, **options: Any
+def _spellings(name: str) -> list[str]:
+    # timm spells some flags with underscores only in files; flags of the published scripts may use either.
+    return [*dict.fromkeys([flag_of(name), "--" + name, *_SPELLINGS.get(name, ())])]
+
+
+def add_settings(
+    section: argparse._ActionsContainer,
+    settings: type[Settings],
+    spellings: Callable[[str], Iterable[str]],
+    options: Mapping[str, dict[str, Any]],
 ) -> None:
-    """Add the flag of a setting; `options` are further arguments of argparse."""
-    kind = _plain(field.annotation)
-    default = options.get("default", field.default)
-    default = " ".join(map(str, default)) if isinstance(default, list) else default
-    is_said = not (field.is_required() or isinstance(default, bool) or default in (None, ""))
-    about = f"{field.description} ({default})" if is_said else field.description
-    found: dict[str, Any] = {"dest": name, "help": about}
-    if kind is bool:  # a flag must be able to undo a switch that a file turned on
-        found["action"] = "store_true" if name.startswith("no_") else argparse.BooleanOptionalAction
-    elif get_origin(kind) is dict:
-        found |= {"action": _Pairs, "type": _key_value, "nargs": "*", "metavar": "KEY=VALUE"}
-    elif get_origin(kind) is Literal:
-        found["choices"] = get_args(kind)
-    else:
-        if get_origin(kind) is list:
-            kind, found["nargs"] = _plain(get_args(kind)[0]), "+"
-        found |= {"type": kind, "metavar": kind.__name__.upper()}
-    section.add_argument(*spellings, **found | options)
+    """Add the flag of each setting; `options` are further arguments of argparse by setting."""
+    for name, field in settings.__pydantic_fields__.items():
+        given = options.get(name, {})
+        kind, default = _plain(field.annotation), given.get("default", field.default)
+        default = " ".join(f"{number:.4g}" for number in default) if isinstance(default, list) else default
+        is_said = not (field.is_required() or isinstance(default, bool) or default in (None, ""))
+        about = f"{field.description} ({default})" if is_said else field.description
+        found: dict[str, Any] = {"dest": name, "help": about}
+        if kind is bool:  # a flag must be able to undo a switch that a file turned on
+            found["action"] = "store_true" if name.startswith("no_") else argparse.BooleanOptionalAction
+        elif get_origin(kind) is dict:
+            found |= {"action": _Pairs, "type": _key_value, "nargs": "*", "metavar": "KEY=VALUE"}
+        elif get_origin(kind) is Literal:
+            found["choices"] = get_args(kind)
+        else:
+            if get_origin(kind) is list:
+                kind, found["nargs"] = _plain(get_args(kind)[0]), "+"
+            found |= {"type": kind, "metavar": kind.__name__.upper()}
+        section.add_argument(*spellings(name), **found | given)
 
 
 def _plain(kind: Any) -> Any:

@@ -19,15 +19,15 @@ from stitchkit.settings.schema import DatasetName, LocalPath, ModelArguments, Se
 COMMAND_ONLY = ("dataset_download",)
 """Settings that no file can switch on: whoever wrote it would decide what is downloaded."""
 
-# Numbers with limits. They are strict: text is no number, nor is true.
+# Numbers with limits. They are strict: neither text nor true counts as a number.
 Natural = Annotated[int, Field(strict=True, ge=0)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 NonNegative = Annotated[float, Field(strict=True, ge=0)]
-Positive = Annotated[float, Field(strict=True, ge=1e-3)]
-SmallPositive = Annotated[float, Field(strict=True, ge=1e-6)]
+AtLeastThousandth = Annotated[float, Field(strict=True, ge=1e-3)]
+AtLeastMillionth = Annotated[float, Field(strict=True, ge=1e-6)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Area = Annotated[float, Field(strict=True, ge=1e-3, le=1)]
-BelowOne = Annotated[float, Field(strict=True, ge=0, le=0.99)]
+AtMost99Percent = Annotated[float, Field(strict=True, ge=0, le=0.99)]
 
 
 def flag(default: Any, help: str, *, length: int | None = None, strict: bool | None = True) -> Any:
@@ -59,9 +59,9 @@ class ModelRecipe(Settings):
     )
     gp: str | None = flag(None, "global pooling of every network, such as avg; by default the model's")
     drop: Share | None = flag(None, "dropout rate of the classifier")
-    drop_path: BelowOne | None = flag(None, "stochastic depth rate")
-    drop_connect: BelowOne | None = flag(None, "older name of --drop-path, which wins")
-    drop_block: BelowOne | None = flag(None, "DropBlock rate, for convolutional networks")
+    drop_path: AtMost99Percent | None = flag(None, "stochastic depth rate")
+    drop_connect: AtMost99Percent | None = flag(None, "older name of --drop-path, which wins")
+    drop_block: AtMost99Percent | None = flag(None, "DropBlock rate, for convolutional networks")
     head_init_scale: float | None = flag(None, "factor on the classifiers' initial weights")
     head_init_bias: float | None = flag(None, "initial bias of the classifiers")
     bn_momentum: Share | None = flag(None, "momentum of every batch norm")
@@ -110,7 +110,7 @@ class StitchRecipe(Settings):
         "none", "kind of teaching: hard labels or soft probabilities"
     )
     distillation_alpha: Share = flag(0.5, "share of the teacher's loss")
-    distillation_tau: Positive = flag(1.0, "temperature of soft distillation")
+    distillation_tau: AtLeastThousandth = flag(1.0, "temperature of soft distillation")
     teacher_model: str | None = flag(None, "timm name of the teacher")
     teacher_path: LocalPath | None = flag(None, "local weights of the teacher; by default timm's")
 
@@ -143,7 +143,7 @@ class DataRecipe(Settings):
     pin_mem: bool = flag(False, "pin memory for the transfer to the GPU")
     no_prefetcher: bool = flag(False, "normalise images in the loader processes and mix them on the device")
     mean: list[StrictFloat] | None = flag(None, "channel means, or one for all; by default the model's")
-    std: list[SmallPositive] | None = flag(None, "channel deviations, or one for all; by default the model's")
+    std: list[AtLeastMillionth] | None = flag(None, "channel deviations, or one for all; by default the model's")
     interpolation: str = flag("", "resizing for evaluation; by default the model's")
     crop_pct: Annotated[float, Field(ge=0.01, le=1)] | None = flag(
         None, "share of the image kept by the centre crop; by default the model's"
@@ -157,7 +157,7 @@ class AugmentRecipe(Settings):
     no_aug: bool = flag(False, "no augmentation at all")
     train_crop_mode: str | None = flag(None, "cropping of training images: rrc, rkrc, rkrr")
     scale: list[Area] = flag([0.08, 1.0], "area of the crop", length=2)
-    ratio: list[Positive] = flag([3 / 4, 4 / 3], "aspect of the crop", length=2)
+    ratio: list[AtLeastThousandth] = flag([3 / 4, 4 / 3], "aspect of the crop", length=2)
     hflip: Share = flag(0.5, "probability of a horizontal flip")
     vflip: Share = flag(0.0, "probability of a vertical flip")
     color_jitter: NonNegative = flag(0.4, "strength of colour jitter")
@@ -181,7 +181,7 @@ class AugmentRecipe(Settings):
     mixup_switch_prob: Share = flag(0.5, "probability of cutmix if both are on")
     mixup_mode: Literal["batch", "pair", "elem"] = flag("batch", "unit of mixing")
     mixup_off_epoch: Natural = flag(0, "epoch after which mixing stops; 0 is never")
-    smoothing: BelowOne = flag(0.1, "label smoothing")
+    smoothing: AtMost99Percent = flag(0.1, "label smoothing")
 
     @property
     def mixes(self) -> bool:
@@ -247,18 +247,18 @@ class ScheduleRecipe(Settings):
     warmup_epochs: NonNegative = flag(5.0, "epochs of warm-up")
     warmup_prefix: bool = flag(False, "run the warm-up in addition to the epochs")
     cooldown_epochs: Natural = flag(0, "epochs at the lowest learning rate after the schedule")
-    decay_epochs: Positive = flag(90.0, "epochs between steps of the step schedule")
+    decay_epochs: AtLeastThousandth = flag(90.0, "epochs between steps of the step schedule")
     decay_milestones: list[Natural] = flag([90, 180, 270], "epochs of the multistep schedule")
     decay_rate: NonNegative = flag(0.1, "factor at each step of the schedule; power of the poly schedule")
     lr_noise: list[NonNegative] | None = flag(
         None, "shares of the schedule at which noise on the learning rate begins and ends"
     )
-    lr_noise_pct: SmallPositive = flag(0.67, "limit of the noise, as a share of the learning rate")
+    lr_noise_pct: AtLeastMillionth = flag(0.67, "limit of the noise, as a share of the learning rate")
     lr_noise_std: NonNegative = flag(1.0, "standard deviation of the noise")
-    lr_cycle_mul: Positive = flag(1.0, "length of a cycle relative to the previous one")
+    lr_cycle_mul: AtLeastThousandth = flag(1.0, "length of a cycle relative to the previous one")
     lr_cycle_decay: NonNegative = flag(0.5, "learning rate of a cycle relative to the previous one")
     lr_cycle_limit: Count = flag(1, "number of cycles")
-    lr_k_decay: Positive = flag(1.0, "k-decay of the cosine and poly schedules")
+    lr_k_decay: AtLeastThousandth = flag(1.0, "k-decay of the cosine and poly schedules")
 
 
 @dataclass(frozen=True)

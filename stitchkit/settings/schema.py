@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
@@ -20,7 +21,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
+from pydantic_core import ArgsKwargs, CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.paths import dataset_fault, local_fault
@@ -52,9 +53,19 @@ _MESSAGES = {
 """Messages for pydantic's other errors, by their types."""
 
 
+class _Reported(type):
+    """Raises what pydantic finds wrong with arguments in Python as an `InputError`, as `parse` does for files."""
+
+    def __call__(cls: type[Kind], *values: Any, **named: Any) -> Kind:
+        try:
+            return type.__call__(cls, *values, **named)  # type: ignore[no-any-return]
+        except ValidationError as error:
+            raise _refusal(error, named, cls.__name__, None) from None
+
+
 # Schemas are built when first used: `stitchkit --help` imports them all and must not wait for that.
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True))
-class Settings:
+class Settings(metaclass=_Reported):
     """Base of all schemas: an unknown key is an error that names the nearest known one.
 
     Attributes:
@@ -69,9 +80,10 @@ class Settings:
     @model_validator(mode="before")
     @classmethod
     def _check_keys(cls, content: object) -> object:
-        if isinstance(content, Mapping):
-            known = [*cls.__dataclass_fields__, *cls.further_keys]
-            for key in content:
+        given = content.kwargs if isinstance(content, ArgsKwargs) else content
+        if isinstance(given, Mapping):
+            known = [*(field.name for field in fields(cls)), *cls.further_keys]
+            for key in given:
                 if key not in known:
                     raise PydanticCustomError("unknown_key", "unknown key", {"key": str(key), "known": known})
         return content
@@ -118,7 +130,9 @@ _RESERVED = (
 
 def _reserved_fault(arguments: dict[str, Any]) -> str | None:
     found = next((key for key in arguments if key in _RESERVED), None)
-    return found and f"sets {found}; local weights are given as its checkpoint, those of a --model by --pretrained-path"
+    return (
+        found and f"sets {found}; name the model and its weights by settings: checkpoint, ckp_path, --pretrained-path"
+    )
 
 
 # Any, not object: pydantic 2.14 fails to build the schema of a strict, optional mapping of objects within a group.

@@ -14,7 +14,13 @@ from stitchkit.settings.recipe import flag_of
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a flag has no meaning here, and what to use instead; timm's default, which a file may state; aliases."""
+    """The refusal of one of timm's flags.
+
+    Args:
+        reason: Why it has no meaning here, and what to use instead.
+        default: timm's default, which a settings file may state.
+        aliases: Other spellings of the flag.
+    """
 
     reason: str
     default: object = None

@@ -11,9 +11,9 @@ from stitchkit.assembly.parts.pretrained import Subnet
 from stitchkit.errors import InputError
 from stitchkit.measure.profile import Cost, Profiler, measure
 from stitchkit.networks.anchor import Anchor, steps_of
-from stitchkit.networks.cut.traced import TracedSteps
 from stitchkit.networks.layout import Layout
-from stitchkit.networks.steps import Boundary, Slice, extract
+from stitchkit.networks.slices import Boundary, Slice, extract
+from stitchkit.networks.steps import Steps
 from stitchnet.fragments import fragments
 from tests.support import FAMILIES, pico_images, pico_snnet, randomize
 
@@ -58,7 +58,7 @@ def called(piece, x):
 @torch.no_grad()
 def test_a_view_and_the_tracer_give_equal_slices_under_the_same_names(network):
     model, x = network
-    view, traced = steps_of(model), TracedSteps(model, x)
+    view, traced = steps_of(model), Steps(model, x)
     assert isinstance(view, Anchor)
     known = {name: boundary for boundary in traced.boundaries for name in boundary.after}
     values = [view[0](x)]
@@ -84,7 +84,7 @@ def test_a_view_and_the_tracer_give_equal_slices_under_the_same_names(network):
 def test_every_slice_between_two_boundaries_is_the_same_of_view_and_tracer(network, training):
     model, x = network
     model.train(training)
-    view, traced = steps_of(model), TracedSteps(model)
+    view, traced = steps_of(model), Steps(model)
     for first in range(0, len(view), 3):
         start = view.boundaries[first - 1].before[-1] if first else None
         for last in {first + 1, len(view)}:
@@ -105,8 +105,8 @@ def test_traced_steps_one_after_the_other_are_the_network(name):
     model = timm.create_model(name, num_classes=4, **arguments).eval()
     randomize(model)
     x = y = pico_images(size=size)
-    steps = TracedSteps(model, x)
-    assert isinstance(steps_of(model), TracedSteps if name == "convnext_atto" else Anchor)
+    steps = Steps(model, x)
+    assert isinstance(steps_of(model), Steps if name == "convnext_atto" else Anchor)
     for step, boundary in zip(steps, (*steps.boundaries, None), strict=True):
         assert step.stop is boundary
         y = step(y)
@@ -178,7 +178,7 @@ def test_what_is_no_run_of_steps_is_refused(network):
 
 
 def test_a_boundary_without_an_example_has_no_layout():
-    steps = TracedSteps(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)))
+    steps = Steps(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)))
     assert steps.boundaries == (Boundary(("1",), ("0",), ("1",)),)
     with pytest.raises(InputError, match="the layout of the tensor from '0' to '1' is unknown"):
         _ = steps.boundaries[0].layout

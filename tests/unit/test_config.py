@@ -97,7 +97,7 @@ def test_anchor_objects():
         ({"anchors": [*TWO, {"name": "x", "kwargs": 3}]}, r"anchors\[2\].kwargs is 3"),
         ({"anchors": [*TWO, {"name": "x", "label": 3}]}, r"anchors\[2\].label is 3; it must be text"),
         ({"anchors": [*TWO, {"name": "x", "checkpoint": 3}]}, r"anchors\[2\].checkpoint is 3; it must be text"),
-        ({"anchors": [*TWO, {"name": "x", "kwargs": {"pretrained": True}}]}, "given as its checkpoint"),
+        ({"anchors": [*TWO, {"name": "x", "kwargs": {"pretrained": True}}]}, "weights by settings: checkpoint"),
         ({"anchors": TWO, "data_set": "CIFAR"}, "is IMNET"),
         ({"anchors": TWO, "recipe": {"epoch": 3}}, "recipe.epoch: .* did you mean 'epochs'"),
         ({"anchors": TWO, "num_workers": -1}, "num_workers is -1; it must be at least 0"),
@@ -143,3 +143,30 @@ def test_a_configuration_may_be_yaml_and_name_its_schema(tmp_path):
     assert StitchConfig.load(path).recipe == {"lr": 1e-3}
     path.with_suffix(".json").write_text(json.dumps({"$schema": "x", "anchors": TWO}))
     assert [anchor.name for anchor in StitchConfig.load(path.with_suffix(".json")).anchors] == TWO
+
+
+@pytest.mark.parametrize(
+    ("create", "message"),
+    [
+        (lambda: StitchConfig(anchors=("a",)), "StitchConfig.anchors is .*; its length must be at least 2"),
+        (
+            lambda: StitchConfig(("a", "b"), ancors=()),
+            "StitchConfig.ancors: unknown key 'ancors'; did you mean 'anchors'",
+        ),
+        (lambda: StitchConfig(("a", "b"), stitch_stride=0), "StitchConfig.stitch_stride is 0; it must be at least 1"),
+        (lambda: AnchorSpec(name="a", kwargs={"cache_dir": "/x"}), "AnchorSpec.kwargs is .* sets cache_dir"),
+        (AnchorSpec, "AnchorSpec.name is missing; add it"),
+    ],
+)
+def test_mistakes_in_python_are_named_in_one_line(create, message):
+    with pytest.raises(InputError, match=message) as caught:
+        create()
+    assert "\n" not in str(caught.value)
+
+
+def test_allowed_keys_are_those_that_a_file_may_have():
+    with pytest.raises(InputError, match="unknown key 'further_keys'; ") as caught:
+        AnchorSpec.parse({"name": "a", "further_keys": ()})
+    assert "must be" not in str(caught.value)
+    with pytest.raises(InputError, match=r"allowed: name, label, kwargs, checkpoint$"):
+        AnchorSpec.parse({"name": "a", "zzzz": 1})

@@ -12,7 +12,7 @@ from stitchkit.errors import InputError
 from stitchkit.networks.anchor import steps_of
 from stitchkit.networks.cut.flow import Flow
 from stitchkit.networks.cut.trace import trace
-from stitchkit.networks.cut.traced import TracedSteps
+from stitchkit.networks.steps import Steps
 from tests.support import pico_images, randomize
 
 
@@ -403,7 +403,7 @@ def test_what_cannot_be_traced_is_said():
 
 
 def test_steps_run_one_after_the_other_are_the_model(resnet):
-    pieces = TracedSteps(resnet)
+    pieces = Steps(resnet)
     x = values = pico_images(size=64)
     kept = [x]
     for piece in pieces:

@@ -7,7 +7,7 @@ from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.networks.anchor import steps_of
 from stitchkit.networks.create import bare_model
-from stitchkit.networks.steps import Node
+from stitchkit.networks.slices import Node
 
 
 def nodes(model, example=None, **options):

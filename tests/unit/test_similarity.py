@@ -1,5 +1,7 @@
 """Scores of similarity: equal to their plain definitions, bounded, sampled by a seed, safe with constants."""
 
+import inspect
+
 import pytest
 import torch
 
@@ -193,3 +195,9 @@ def test_bad_input():
         linear_cka(noise(4, 3), noise(5, 3))
     with pytest.raises(InputError, match="did you mean 'cka'"):
         measure_by_name("ckaa")
+
+
+def test_help_shows_all_arguments_of_a_measure():
+    assert list(inspect.signature(linear_cka).parameters) == ["x", "y", "rows_per_channel", "seed"]
+    assert linear_cka.__name__ == "linear_cka"
+    assert linear_cka.__doc__.startswith("Linear centred kernel alignment")

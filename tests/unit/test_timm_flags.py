@@ -164,7 +164,7 @@ def test_spellings_and_values_that_are_left_out():
         ("--img-size 8 --input-size 3 8 8", "cannot be combined"),
         ("--in-chans 3 --input-size 3 8 8", "cannot be combined"),
         ("--bce-sum", "add --bce-loss"),
-        ("--jsd-loss", "add --aug-splits"),
+        ("--jsd-loss", "add --aug-splits with 2 or more"),
         ("--jsd-loss --bce-loss --aug-splits 2", "cannot be combined"),
         ("--torchcompile-mode max-autotune", "add --torchcompile"),
         ("--layer-decay-no-opt-scale 0.1", "add --layer-decay"),

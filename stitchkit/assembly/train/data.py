@@ -17,9 +17,9 @@ from stitchkit.assembly.config.settings import TaskConfig
 from stitchkit.assembly.train.preprocessing import create_transform
 from stitchkit.assembly.train.task import Labels
 from stitchkit.data.batches import DirectLoader
+from stitchkit.data.labelled_images import numbered
 from stitchkit.data.loader_processes import usable_cores
 from stitchkit.data.sources import Source, agreed_classes, open_dataset
-from stitchkit.data.torchvision_sets import numbered
 from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import World
 from stitchkit.errors import InputError

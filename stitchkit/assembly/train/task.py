@@ -12,8 +12,8 @@ from stitchkit.assembly.train.optim import Loss
 from stitchkit.distributed import sum_over_ranks
 from stitchkit.engine.task import Task
 from stitchkit.errors import InputError, unknown
-from stitchkit.networks.cut.traced import snapshot
 from stitchkit.networks.mode import evaluating
+from stitchkit.networks.slices import snapshot
 
 Labels = tuple[torch.Tensor, ...]
 """Labels of each task; the tasks' images follow one another in the batch."""

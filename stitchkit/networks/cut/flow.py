@@ -9,8 +9,7 @@ from functools import cached_property
 
 from torch import fx
 
-from stitchkit.networks.cut.trace import Trace, paths_to
-from stitchkit.networks.steps import INPUT
+from stitchkit.networks.cut.trace import INPUT, Trace, paths_to
 
 
 class Flow:

@@ -17,7 +17,9 @@ from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
 from stitchkit.errors import InputError, one_line
-from stitchkit.networks.steps import INPUT
+
+INPUT = "x"
+"""The name of a network's input, whatever its `forward` calls it."""
 
 
 @dataclass(frozen=True)
