@@ -102,21 +102,26 @@ def _as(example: object, found: object) -> object:
 def _after_a_step(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The state of an optimizer after a step in which all parameters have gradients, which creates their states.
 
-    The step is made by a twin, on stand-ins with gradients of zero.
+    The step is made by twins, on stand-ins with gradients of zero, for one parameter at a time to save memory.
     """
-    twin = copy.copy(optimizer)
-    twin.state, twin.param_groups = defaultdict(dict), []
-    for group in optimizer.param_groups:
-        stand_ins = [torch.zeros_like(weight, requires_grad=True) for weight in group["params"]]
-        for weight, stand_in in zip(group["params"], stand_ins, strict=True):
-            stand_in.grad = torch.zeros_like(stand_in)
-            if weight in optimizer.state:
-                twin.state[stand_in] = copy.deepcopy(optimizer.state[weight])
-        options = {key: value for key, value in group.items() if key != "params"}
-        twin.param_groups.append({**copy.deepcopy(options), "params": stand_ins})
+    after = optimizer.state_dict()
+    after["state"] = {}
     before = random_states(torch.device("cpu"))  # some optimizers draw random numbers
     try:
-        twin.step()
+        for group, numbered in zip(optimizer.param_groups, after["param_groups"], strict=True):
+            numbers, options = numbered["params"], {key: value for key, value in group.items() if key != "params"}
+            for number, weight in zip(numbers, group["params"], strict=True):
+                stand_in = torch.zeros_like(weight, requires_grad=True)
+                stand_in.grad = torch.zeros_like(stand_in)
+                twin = copy.copy(optimizer)
+                twin.state = defaultdict(dict)
+                if weight in optimizer.state:
+                    twin.state[stand_in] = copy.deepcopy(optimizer.state[weight])
+                twin.param_groups = [{**copy.deepcopy(options), "params": [stand_in]}]
+                twin.step()
+                found = twin.state_dict()
+                after["state"][number] = found["state"].get(0, {})
+                numbered.update(found["param_groups"][0], params=numbers)
     finally:
         set_random_states(before, torch.device("cpu"))
-    return twin.state_dict()
+    return after

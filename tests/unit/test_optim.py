@@ -323,6 +323,15 @@ def test_every_optimizer_resumes_and_refuses_states_of_other_shapes(name):
                     load_optimizer(fresh, worse)
 
 
+def test_states_are_found_for_one_parameter_at_a_time(monkeypatch):
+    """Stand-ins and gradients of all at once would need twice the memory of the parameters."""
+    optimizer = create_optimizer(few_weights(), optim(opt="adamw"), lr=1e-3)
+    stepped = []
+    monkeypatch.setattr(type(optimizer), "step", lambda self: stepped.extend(self.param_groups))
+    load_optimizer(optimizer, optimizer.state_dict())
+    assert [len(group["params"]) for group in stepped] == [1] * 6
+
+
 @pytest.mark.parametrize("name", ["adamw", "lamb"])
 def test_states_that_lie_in_memory_in_other_ways_are_put_right(name):
     """Kernels that take all at once take it that each state lies as its parameter does, and has its own memory."""
