@@ -155,6 +155,9 @@ def front(task: CompositionTask, settings: ComposeSettings, journal: Journal) ->
         yield row
 
 
+draw_front = partial(plot, title="Composed networks (stitches) and their parents (anchors)")
+
+
 def ensembles(task: CompositionTask, settings: ComposeSettings, journal: Journal) -> Iterator[Row]:
     """Accuracy of ensembles of composed networks, and of ensembles of their parents.
 
@@ -270,15 +273,10 @@ def _drawing(path: Path, x: str, title: str) -> Iterator[Axes]:
 
 
 _JUDGED = ("cfg_id", "stitch", "flops", "params", "score", "acc1", "parents_acc1")
+_TOGETHER = ("kind", "size", "members", "flops", "acc1", "mean_acc1", "best_acc1")
 _EXPERIMENTS = {
     "samples": Experiment(samples, draw_samples, ("images", "seed", *_JUDGED)),
-    "front": Experiment(
-        front, partial(plot, title="Composed networks (stitches) and their parents (anchors)"), _JUDGED
-    ),
-    "ensembles": Experiment(
-        ensembles,
-        draw_ensembles,
-        ("kind", "size", "members", "flops", "acc1", "mean_acc1", "best_acc1"),
-    ),
+    "front": Experiment(front, draw_front, _JUDGED),
+    "ensembles": Experiment(ensembles, draw_ensembles, _TOGETHER),
     "finetune": Experiment(finetune, draw_finetune, tuple(TunedNetwork.__annotations__)),
 }

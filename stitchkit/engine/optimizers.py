@@ -54,8 +54,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: object, *, cycles: b
 
 def _count(found: object, place: str) -> None:
     """A rule: a number of steps, as a number or as a tensor without axes."""
-    is_tensor = isinstance(found, torch.Tensor) and found.is_floating_point() and not found.ndim
-    value = found.item() if is_tensor and isinstance(found, torch.Tensor) else found
+    value = found.item() if isinstance(found, torch.Tensor) and found.is_floating_point() and not found.ndim else found
     rules.number(0, 1e15)(value, place)
     if isinstance(value, float) and not value.is_integer():
         raise InputError(f"{place} is {value}, not a number of steps")
