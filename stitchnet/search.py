@@ -182,7 +182,7 @@ class Search:
         )
 
     def following(self, composition: Composition, *, is_drawn: bool = False) -> list[Composition]:
-        """The compositions with one more fragment that are worth trying, best first; with `is_drawn`, only one."""
+        """The compositions with one more fragment that are worth trying, best first; with `is_drawn`, a random one."""
         ranked = self.ranked(composition)
         kept = [(score, fragment) for score, fragment in ranked if score > self.threshold]
         self.counts.pruned += len(ranked) - len(kept)
