@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import combinations, product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -62,14 +62,22 @@ class TunedNetwork(TypedDict):
     acc1: FiniteFloat
 
 
+class Experiment(NamedTuple):
+    """An experiment: the functions that yield and draw its rows, and the columns of its table."""
+
+    run: Callable[[CompositionTask, ComposeSettings, Journal], Iterator[Row]]
+    draw: Callable[[Sequence[Row], Path], None]
+    columns: tuple[str, ...]
+
+
 def study(name: str, task: CompositionTask, settings: ComposeSettings, journal: Journal) -> None:
     """Run an experiment; write `NAME.csv` row by row, and finally `NAME.png`, beside the journal."""
-    run, draw, columns = _EXPERIMENTS[name]
+    experiment = _EXPERIMENTS[name]
     table, picture = journal.path.with_suffix(".csv"), journal.path.with_suffix(".png")
-    rows = tqdm(run(task, settings, journal), desc=name, unit=" rows", leave=False, disable=None)
+    rows = tqdm(experiment.run(task, settings, journal), desc=name, unit=" rows", leave=False, disable=None)
     with logging_redirect_tqdm():
-        written = _written(rows, table, columns)
-    draw(written, picture)
+        written = _written(rows, table, experiment.columns)
+    experiment.draw(written, picture)
     print(f"{len(written)} rows are in {table}, the picture is {picture}")
 
 
@@ -145,6 +153,9 @@ def front(task: CompositionTask, settings: ComposeSettings, journal: Journal) ->
     search = begin_search(task, settings, journal)
     for row, _ in judged(search, find_best(search, settings.top), task, journal):
         yield row
+
+
+draw_front = partial(plot, title="Composed networks (stitches) and their parents (anchors)")
 
 
 def ensembles(task: CompositionTask, settings: ComposeSettings, journal: Journal) -> Iterator[Row]:
@@ -261,16 +272,11 @@ def _drawing(path: Path, x: str, title: str) -> Iterator[Axes]:
     save_figure(figure, path)
 
 
-_Run = Callable[[CompositionTask, ComposeSettings, Journal], Iterator[Row]]
 _JUDGED = ("cfg_id", "stitch", "flops", "params", "score", "acc1", "parents_acc1")
-_EXPERIMENTS: dict[str, tuple[_Run, Callable[[Sequence[Row], Path], None], tuple[str, ...]]] = {
-    "samples": (samples, draw_samples, ("images", "seed", *_JUDGED)),
-    "front": (front, partial(plot, title="Composed networks (stitches) and their parents (anchors)"), _JUDGED),
-    "ensembles": (
-        ensembles,
-        draw_ensembles,
-        ("kind", "size", "members", "flops", "acc1", "mean_acc1", "best_acc1"),
-    ),
-    "finetune": (finetune, draw_finetune, tuple(TunedNetwork.__annotations__)),
+_TOGETHER = ("kind", "size", "members", "flops", "acc1", "mean_acc1", "best_acc1")
+_EXPERIMENTS = {
+    "samples": Experiment(samples, draw_samples, ("images", "seed", *_JUDGED)),
+    "front": Experiment(front, draw_front, _JUDGED),
+    "ensembles": Experiment(ensembles, draw_ensembles, _TOGETHER),
+    "finetune": Experiment(finetune, draw_finetune, tuple(TunedNetwork.__annotations__)),
 }
-"""Of each experiment, the function that yields its rows, the one that draws them, and the columns of its table."""

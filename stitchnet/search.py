@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -182,7 +182,7 @@ class Search:
         )
 
     def following(self, composition: Composition, *, is_drawn: bool = False) -> list[Composition]:
-        """The compositions with one more fragment that are worth trying, best first; or one of them, if it is drawn."""
+        """The compositions with one more fragment that are worth trying, best first; with `is_drawn`, a random one."""
         ranked = self.ranked(composition)
         kept = [(score, fragment) for score, fragment in ranked if score > self.threshold]
         self.counts.pruned += len(ranked) - len(kept)
@@ -264,6 +264,20 @@ class Search:
             return True
         macs, params = self._costs.of(composition)
         return macs <= self.max_macs and params <= self.max_params
+
+
+@overload
+def generate(
+    data: np.ndarray | torch.Tensor | Pool, threshold: float = ..., totalThreshold: float = ..., maxDepth: int = ...,
+    sample: Literal[False] = ..., K: int | None = ..., **options: Any,
+) -> Iterator[tuple[float, Net]]: ...  # fmt: skip
+
+
+@overload
+def generate(
+    data: np.ndarray | torch.Tensor | Pool, threshold: float = ..., totalThreshold: float = ..., maxDepth: int = ...,
+    *, sample: Literal[True], K: int | None = ..., **options: Any,
+) -> tuple[float, Net]: ...  # fmt: skip
 
 
 def generate(

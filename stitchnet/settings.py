@@ -18,8 +18,8 @@ from stitchkit.settings.schema import Settings
 PUBLISHED = ("alexnet", "densenet121", "mobilenet_v3_small", "resnet50", "vgg16")
 """The networks of the paper, torchvision's."""
 
-Limit = Annotated[float, BeforeValidator(count)]
-"""A number with a unit, such as `3G`."""
+Limit = Annotated[float, BeforeValidator(lambda value: count(value) if isinstance(value, str) else value)]
+"""A number, or a text with a unit such as `3G`."""
 
 # What argparse cannot learn from the fields.
 _VALUES: dict[str, dict[str, Any]] = {

@@ -1,15 +1,15 @@
-"""The ledger, `stitches_res.txt`: one JSON object per line and one line per stitch."""
+"""The ledger, `stitches_res.txt`: append-only, one JSON object per line and one line per stitch."""
 
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stitchkit.errors import InputError
-from stitchkit.files import refuse_link, write_text
+from stitchkit.files import opened, refuse_link, sync, write_text
 from stitchkit.measure.profile import Cost
 from stitchkit.routes import StitchSpace
 
@@ -37,7 +37,7 @@ def read_rows(path: str | Path) -> list[Row]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             if number == len(lines) and not line.endswith("\n"):
-                break  # left unfinished by a killed program that appends, such as the published one
+                break  # left unfinished by a killed program; `Ledger` removes it before the next row
             raise InputError(f"ledger '{path}', line {number} is not JSON: {line.strip()[:80]!r}") from error
         if not isinstance(row, dict) or type(row.get("cfg_id")) is not int or row["cfg_id"] < 0:
             raise InputError(f"ledger '{path}', line {number} has no number of a stitch as 'cfg_id': {line[:80]!r}")
@@ -75,10 +75,7 @@ def check_figures(rows: Sequence[Row], keys: Iterable[str], advice: Mapping[str,
 
 
 def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond the range of floats
-        return False
+    return abs(value) <= sys.float_info.max  # unlike math.isfinite, this takes integers beyond the range of floats
 
 
 def write_rows(path: str | Path, rows: list[Row]) -> None:
@@ -99,7 +96,7 @@ def cost_row(space: StitchSpace, cfg_id: int, cost: Cost) -> Row:
 
 
 class Ledger:
-    """A ledger that a run adds rows to and that a rerun resumes.
+    """A ledger that a run appends to and that a rerun resumes.
 
     Args:
         path: The file; it need not exist yet.
@@ -130,12 +127,19 @@ class Ledger:
         return [cfg_id for cfg_id in range(len(self._space)) if cfg_id not in done]
 
     def append(self, cfg_id: int, figures: Mapping[str, object]) -> None:
-        """Add the row of a stitch, with its costs and these figures, and flush it to the disk."""
-        self.rows.append(cost_row(self._space, cfg_id, self._cost(cfg_id)) | dict(figures))
-        self.rewrite()
+        """Append the row of a stitch, with its costs and these figures, and flush it to the disk."""
+        row = cost_row(self._space, cfg_id, self._cost(cfg_id)) | dict(figures)
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        if lines and not lines[-1].endswith("\n"):  # a whole row, or the part of one that a killed run left
+            complete = lines[: len(read_rows(self.path))]
+            write_text(self.path, "".join(line.rstrip("\n") + "\n" for line in complete))
+        with opened(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        sync(self.path)
+        self.rows.append(row)
 
     def rewrite(self) -> None:
-        """Write all rows again: a small file is replaced as a whole, so that a killed run leaves no part of a row."""
+        """Write all rows again, with figures that were changed in memory."""
         write_rows(self.path, self.rows)
 
 

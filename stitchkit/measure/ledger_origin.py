@@ -46,7 +46,7 @@ def write_origin(ledger: Path, origin: Mapping[str, object], latencies: object) 
 
 
 def read_origin(ledger: str | Path, *, advice: str) -> dict[str, object]:
-    """What the figures of a ledger depend on.
+    """Weights, data and settings that the figures of a ledger depend on.
 
     Raises:
         InputError: If the file is missing or damaged; the message ends with the advice.

@@ -72,7 +72,7 @@ class RouteCosts(Generic[T]):
         return self._costs[key]
 
     def _input_of(self, step: Step) -> torch.Tensor:
-        """What enters a step, for blank images."""
+        """The input of a step, for blank images."""
         anchor = self._model.views[step.anchor]
         weights = next(anchor.model.parameters())
         images = torch.zeros(self._batch_size, *anchor.input_size, device=weights.device, dtype=weights.dtype)

@@ -163,6 +163,7 @@ class BudgetedModel(nn.Module):
         self.model = model
         rows = read_rows(ledger) if isinstance(ledger, str | Path) else ledger
         self.rows = [dict(row) for row in rows]
+        self._chosen: dict[float | str, int] = {}
         complete(self.rows, model, latency=False)
         pick(self.rows, Budget())  # checks that every row has the needed figures, now instead of in the first call
 
@@ -170,6 +171,7 @@ class BudgetedModel(nn.Module):
         """Measure the latency of each stitch on the model's device, for budgets in milliseconds; returns the method."""
         from stitchkit.measure.latency import add_latencies  # slow to import
 
+        self._chosen.clear()
         return add_latencies(self.rows, self.model, batch_size=batch_size)
 
     def choose(self, budget: float | str) -> int:
@@ -181,7 +183,9 @@ class BudgetedModel(nn.Module):
         Raises:
             InputError: If no stitch meets it, or the ledger has no latencies; see `measure`.
         """
-        return int(pick_one(self.rows, self._limits(budget))["cfg_id"])
+        if budget not in self._chosen:  # every call of the model chooses, mostly within the same few budgets
+            self._chosen[budget] = int(pick_one(self.rows, self._limits(budget))["cfg_id"])
+        return self._chosen[budget]
 
     def _limits(self, budget: float | str) -> Budget:
         latency = re.fullmatch(r"\s*(.*\d\.?)\s*ms\s*", budget) if isinstance(budget, str) else None

@@ -6,11 +6,14 @@ import csv
 import math
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import TypedDict
+
+import torch
 
 from stitchkit._version import __version__
 from stitchkit.errors import InputError
@@ -19,9 +22,8 @@ from stitchkit.measure.ledger import Row, check_figures, difference, read_rows, 
 from stitchkit.measure.pareto import is_anchor, pareto_front
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.create import create_snnet
-from stitchkit.model.snnet import SNNet
 from stitchkit.optional import optional
-from stitchkit.routes import Stitch
+from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.settings.by_name import read_settings
 from stitchkit.ship.route_drawing import colors_of, depths_of, draw_route
 
@@ -36,6 +38,7 @@ class Content(TypedDict):
     routes: dict[str, str]
 
 
+_Network = tuple[StitchSpace, Callable[[], Profiler]]
 _PLACE = re.compile(r"\{\{([\w.]+)\}\}")
 _RUN = "stitches_res"
 _MOST_BLOCKS = 1000
@@ -48,20 +51,27 @@ def read_ledgers(paths: Sequence[str | Path], stitch_config: str | None = None) 
     places = [Path(path) for path in paths]
     if len({place.resolve() for place in places}) < len(places):
         raise InputError("a ledger is given twice; give each once")
-    model = create_snnet(stitch_config) if stitch_config else None
+    network = _network(stitch_config) if stitch_config else None
     names = [place.resolve().parent.name if place.stem == _RUN else place.stem for place in places]
     if len(set(names)) < len(names):
         names = [str(place) for place in places]
-    return [_read_ledger(name, place, model, stitch_config) for name, place in zip(names, places, strict=True)]
+    return [_read_ledger(name, place, network, stitch_config) for name, place in zip(names, places, strict=True)]
 
 
-def _read_ledger(name: str, path: Path, model: SNNet | None, stitch_config: str | None) -> Content:
+def _network(stitch_config: str) -> _Network:
+    """The stitches of a configuration and their costs; weights are created only when a cost is needed."""
+    with torch.device("meta"):
+        space = create_snnet(stitch_config).space
+    return space, cache(lambda: Profiler(create_snnet(stitch_config)))
+
+
+def _read_ledger(name: str, path: Path, network: _Network | None, stitch_config: str | None) -> Content:
     rows = read_rows(path)
     check_figures(rows, ("flops", "acc1"))  # needed to draw anything
-    if model is not None:
-        _add_names(rows, model, path)
+    if network is not None:
+        _add_names(rows, network, path)
     stitches = {row["stitch"]: Stitch.parse(row["stitch"]) for row in rows if "stitch" in row}
-    depths = depths_of(model.space if model is not None else stitches.values())
+    depths = depths_of(network[0] if network is not None else stitches.values())
     if (most := max(depths.values(), default=0)) > _MOST_BLOCKS:
         raise InputError(
             f"ledger '{path}' has a stitch of an anchor of {most} blocks; at most {_MOST_BLOCKS} are drawn"
@@ -86,16 +96,16 @@ def _read_ledger(name: str, path: Path, model: SNNet | None, stitch_config: str 
     }
 
 
-def _add_names(rows: Sequence[Row], model: SNNet, path: Path) -> None:
-    cost = Profiler(model).cost
+def _add_names(rows: Sequence[Row], network: _Network, path: Path) -> None:
+    space, profiler = network
     for row in rows:
         # A row with a name may be of other classes or another image size, on which its FLOPs depend.
-        if found := difference(row, model.space, None if "stitch" in row else cost):
+        if found := difference(row, space, None if "stitch" in row else profiler().cost):
             raise InputError(
-                f"ledger '{path}' is not of the {len(model.space)} stitches of --stitch_config: {found}; give the "
+                f"ledger '{path}' is not of the {len(space)} stitches of --stitch_config: {found}; give the "
                 "configuration that it was measured with, or none"
             )
-        row["stitch"] = model.space[row["cfg_id"]].name
+        row["stitch"] = space[row["cfg_id"]].name
 
 
 def take_away(path: Path, cfg_ids: Iterable[int], stitch_config: str | None) -> list[str]:

@@ -7,9 +7,11 @@ import shutil
 import sys
 
 import pytest
+import torch
 
 from stitchkit.cli import main
 from stitchkit.measure.ledger import read_rows
+from stitchkit.model.create import create_snnet
 from stitchkit.routes import Stitch
 from stitchkit.ship.route_drawing import depths_of, draw_route
 from tests.browser import open_page
@@ -94,6 +96,18 @@ def test_published_ledgers_get_their_stitches_from_the_configuration(family, sha
 
 
 @pytest.mark.full
+def test_names_need_no_weights(tmp_path, monkeypatch):
+    devices = []
+
+    def create(config):
+        devices.append(torch.get_default_device().type)
+        return create_snnet(config)
+
+    monkeypatch.setattr("stitchkit.ship.report.create_snnet", create)
+    assert report(LEDGER, "--stitch_config", CONFIG, "-o", tmp_path / "page.html") == 0
+    assert devices == ["meta"]
+
+
 def test_losses_of_stitches_are_a_picture(tmp_path):
     ledger = shutil.copy(LEDGER, tmp_path)
     lines = [
@@ -290,6 +304,10 @@ def test_a_point_shows_its_stitch_and_copies_its_command(page_file):
         assert copied == f"stitchkit export --stitch_config {CONFIG} --resume CHECKPOINT --cfg_id 28 -o stitch28.onnx"
         assert page.locator("#command").inner_text() == copied
         assert page.locator("tr.chosen .name").inner_text() == "s[0:4] > b[3:6]"
+        page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")  # as by plain http
+        page.evaluate("by('copied').textContent = ''")
+        page.locator("#copy").click()
+        page.get_by_text("copied", exact=True).wait_for()
         page.mouse.move(5, 5)
         tip.wait_for(state="hidden")
         assert page.locator("#curves .main-svg").count() > 1
@@ -310,6 +328,13 @@ def test_before_and_after(tmp_path):
         assert page.evaluate("document.getElementById('pareto').data.length") == 5, "two fronts, two clouds, the best"
         page.get_by_label("digits_levit_recalibrated").uncheck()
         assert set(column(page, 1)) == {"digits_levit"}
+        page.locator("#body tr").first.click()
+        page.get_by_label("digits_levit_recalibrated").check()
+        assert page.locator("tr.chosen").count() == 1, "ledgers are compared for a chosen stitch"
+        page.locator("#search").fill("s")
+        assert page.locator("tr.chosen").count() == 0
+        page.locator("#clear").click()
+        page.get_by_label("digits_levit_recalibrated").uncheck()
         assert "vs" not in page.locator("#details .figures").inner_text()
         assert wrong == []
 

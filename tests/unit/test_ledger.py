@@ -48,6 +48,17 @@ def test_a_last_line_without_its_end_is_kept(tmp_path, model):
     assert [row["cfg_id"] for row in read_rows(path)] == [0, 1]
 
 
+def test_a_row_is_appended_to_what_others_wrote(tmp_path, model):
+    path = tmp_path / "r.txt"
+    ledger = open_ledger(path, model)
+    ledger.append(0, FIGURES)
+    theirs = path.read_text().replace(", ", ",") + json.dumps({"cfg_id": 5}) + "\n"
+    path.write_text(theirs)
+    ledger.append(1, FIGURES)
+    assert path.read_text().startswith(theirs)
+    assert [row["cfg_id"] for row in read_rows(path)] == [0, 5, 1]
+
+
 def test_an_unfinished_last_line_is_dropped(tmp_path, model):
     path = tmp_path / "r.txt"
     open_ledger(path, model).append(0, FIGURES)

@@ -213,6 +213,17 @@ def test_a_latency_is_a_budget_once_it_was_measured(model, short_timing):
     assert budgeted.choose(" 1e9 ms ") == max(budgeted.rows, key=lambda row: row["acc1"])["cfg_id"]
 
 
+def test_a_choice_is_kept_until_latencies_are_measured_again(model, monkeypatch):
+    budgeted = stitchkit.BudgetedModel(model, pareto_like(model, latency_ms=1.0))
+    monkeypatch.setattr("stitchkit.measure.latency.add_latencies", lambda *_, **__: "measured")
+    for found in (3, 7):
+        with monkeypatch.context() as patched:
+            patched.setattr("stitchkit.ship.pick.pick_one", lambda *_, found=found: {"cfg_id": found})
+            assert budgeted.choose("2ms") == found
+        assert budgeted.choose("2ms") == found
+        assert budgeted.measure() == "measured"
+
+
 def test_a_budget_below_all_names_the_cheapest(model):
     with pytest.raises(stitchkit.InputError, match="the nearest miss is cfg_id 0"):
         stitchkit.BudgetedModel(model, pareto_like(model))(pico_images(), budget=1)

@@ -6,6 +6,7 @@ import math
 import os
 import random
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,6 +85,11 @@ def test_an_experiment_writes_its_table_and_picture(beans, config, tmp_path, sma
     (tmp_path / f"{name}.jsonl").unlink()
     assert study(name, beans, config, tmp_path) == 2
     assert f"{name}.csv' exists" in capsys.readouterr().err
+
+
+def test_limits_are_kept_when_an_experiment_changes_other_settings():
+    settings = ComposeSettings(data="beans", max_macs="3G", max_params="30M")
+    assert replace(settings, seed=1) == ComposeSettings(data="beans", max_macs=3e9, max_params=3e7, seed=1)
 
 
 @pytest.mark.full

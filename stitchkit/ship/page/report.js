@@ -112,9 +112,9 @@ function strip(ledger, stitch) {
 
 async function copy() {
   const command = by("command");
-  getSelection().selectAllChildren(command); // for Ctrl+C, where a page opened as a file may not use the clipboard
-  const written = navigator.clipboard?.writeText(command.textContent) ?? Promise.reject();
-  by("copied").textContent = await written.then(() => "copied", () => "press Ctrl+C");
+  getSelection().selectAllChildren(command); // for pages opened as a file or by plain http, without a clipboard
+  const written = await navigator.clipboard?.writeText(command.textContent).then(() => true, () => false);
+  by("copied").textContent = written || document.execCommand("copy") ? "copied" : "press Ctrl+C";
 }
 
 function choose(row) {
@@ -199,7 +199,7 @@ function drawControls() {
     const box = element("input", { type: "checkbox", id: `ledger-${number}`, defaultChecked: true });
     by("ledgers").append(element("label", { title: path }, box, dot(number), name));
   }
-  by("controls").addEventListener("input", () => choose(null));
+  by("controls").addEventListener("input", ({ target }) => (by("ledgers").contains(target) ? draw() : choose(null)));
   by("clear").addEventListener("click", () => {
     by("controls").reset();
     choose(null);
