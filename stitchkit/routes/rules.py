@@ -61,9 +61,6 @@ class SlidingWindow:
         nearest: Join only neighbouring anchors; otherwise every pair of anchors, with routes through three or more.
         stages: The stages to stitch, ascending; by default those of the anchors' families.
 
-    Raises:
-        InputError: If kernel size or stride is below 1, or the stages do not ascend from 0.
-
     Source: SN-Net, sections 3.2 and 3.3, and the released code for Swin, ResNet and LeViT.
     """
 
