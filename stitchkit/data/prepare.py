@@ -104,9 +104,6 @@ def prepare(collection: str, root: Path, only: Sequence[str] = ()) -> None:
         collection: A name or file for `read_collection`.
         root: The folder to write to.
         only: Names of the data sets to write; by default all.
-
-    Raises:
-        InputError: If there is no such data set, or some are unavailable; the others are written.
     """
     tasks = read_collection(collection)
     if wrong := [name for name in only if name not in tasks]:

@@ -45,11 +45,7 @@ class Position:
         self.routes.append((step, -1 if route is None else route))
 
     def read(self) -> list[tuple[int, float]]:
-        """Route and loss of each step since the last log line, on each rank; every rank calls this.
-
-        Raises:
-            InputError: If a loss was not finite; the message names the first such step and its route.
-        """
+        """Route and loss of each step since the last log line, on each rank; every rank calls this."""
         if not self.losses:
             return []
         losses = torch.stack(self.losses).double()

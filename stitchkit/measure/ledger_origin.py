@@ -46,11 +46,7 @@ def write_origin(ledger: Path, origin: Mapping[str, object], latencies: object) 
 
 
 def read_origin(ledger: str | Path, *, advice: str) -> dict[str, object]:
-    """Weights, data and settings that the figures of a ledger depend on.
-
-    Raises:
-        InputError: If the file is missing or damaged; the message ends with the advice.
-    """
+    """Weights, data and settings that the figures of a ledger depend on."""
     # A ledger may be older than some settings, which had their defaults then.
     try:
         return Recipe().flat() | read_settings_file(origin_file(ledger))

@@ -36,11 +36,7 @@ def portable(spec: AnchorSpec, model: SNNet, *, global_pool: str | None = None) 
 
 
 def build(about: Mapping[str, Any]) -> nn.Sequential:
-    """The described network with random weights; nothing is downloaded, and no other anchor is built.
-
-    Raises:
-        InputError: If it is not such a description; a file may contain anything.
-    """
+    """The described network with random weights; nothing is downloaded, and no other anchor is built."""
     if about.get("format") != FORMAT:
         raise InputError(f"its format is {about.get('format')!r}, not '{FORMAT}'; export it again")
     try:

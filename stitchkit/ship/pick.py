@@ -97,11 +97,7 @@ def pick(rows: Sequence[Row], budget: Budget) -> Choice:
 
 
 def pick_one(rows: Sequence[Row], budget: Budget) -> Row:
-    """The row of the best stitch within a budget.
-
-    Raises:
-        InputError: If none fits; the message names the nearest miss.
-    """
+    """The row of the best stitch within a budget."""
     choice = pick(rows, budget)
     if choice.best is not None:
         return choice.best

@@ -96,11 +96,7 @@ class JobConfig(Settings):
 
     @classmethod
     def load(cls, path: str | Path, **changes: object) -> JobConfig:
-        """The configuration in a file, with `changes` by key, also to those of `train_config`.
-
-        Raises:
-            InputError: If the file cannot be used; the message begins with the file, the line and the key.
-        """
+        """The configuration in a file, with `changes` by key, also to those of `train_config`."""
         content = override(read_settings_file(path), changes)
         with naming(path):
             config = cls.parse(content)

@@ -33,10 +33,6 @@ def build_network(
     Args:
         input_size: Size of an image, `(C, H, W)`.
         pretrained: Load the weights of pretrained parts; otherwise all weights are random.
-
-    Raises:
-        InputError: If a part is unknown, cannot be built, does not accept its input, or its weights cannot be loaded;
-            the message begins with the part's place in the file. Also if the network's output is not logits.
     """
     check_network(spec, num_classes=num_classes, input_size=input_size, pretrained=pretrained)
     return _Builder(spec, num_classes, input_size, pretrained).network()

@@ -119,11 +119,7 @@ class SweepConfig:
 
     @classmethod
     def load(cls, path: str | Path, **changes: object) -> SweepConfig:
-        """The sweep in a file, with `changes` to the settings of its jobs, as in `JobConfig.load`.
-
-        Raises:
-            InputError: If the file cannot be used; the message begins with the file, the line and the key.
-        """
+        """The sweep in a file, with `changes` to the settings of its jobs, as in `JobConfig.load`."""
         content = override(read_settings_file(path), changes)
         with naming(path):
             # Left out and null mean the same, as for all keys whose default is None.

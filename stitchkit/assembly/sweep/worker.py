@@ -86,11 +86,7 @@ class SweepJob:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def __call__(self) -> None:
-        """Run the job to its end in this process of submitit, which is one rank of it.
-
-        Raises:
-            InputError: If the job cannot run as configured; its log says why.
-        """
+        """Run the job to its end in this process of submitit, which is one rank of it."""
         from submitit import JobEnvironment
         from submitit.helpers import TorchDistributedEnvironment
 
