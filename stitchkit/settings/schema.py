@@ -130,9 +130,7 @@ _RESERVED = (
 
 def _reserved_fault(arguments: dict[str, Any]) -> str | None:
     found = next((key for key in arguments if key in _RESERVED), None)
-    return (
-        found and f"sets {found}; name the model and its weights by settings: checkpoint, ckp_path, --pretrained-path"
-    )
+    return found and f"sets {found}; choose weights by checkpoint, in a job by ckp_path, or by --pretrained-path"
 
 
 # Any, not object: pydantic 2.14 fails to build the schema of a strict, optional mapping of objects within a group.

@@ -140,7 +140,7 @@ def _check_configuration(found: Mapping[str, object], config: StitchConfig, path
     """Check that a checkpoint was trained with the rule and anchors of a configuration, which shapes cannot show."""
     ours = config.to_dict()
     try:
-        rules.plain(found, "stitch_config")  # a file without our format has not been checked at all
+        rules.plain(found, "stitch_config")  # files that are not ours have had no check so far
         trained = StitchConfig.parse(found).to_dict()
     except InputError as error:
         raise InputError(f"checkpoint '{path}' belongs to another configuration: {error}") from error

@@ -285,5 +285,5 @@ def test_a_compiler_that_is_not_there_is_named(backend, mode):
 
 @pytest.mark.parametrize("key", ["pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "checkpoint_path"])
 def test_no_argument_of_a_created_model_names_its_weights(key):
-    with pytest.raises(InputError, match=f"sets {key}; name the model and its weights by settings"):
+    with pytest.raises(InputError, match=f"sets {key}; choose weights by checkpoint"):
         stitchkit.create_model("resnet10t", **{key: {"url": "https://host/x.pth"}})

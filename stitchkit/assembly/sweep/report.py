@@ -18,9 +18,9 @@ _COLUMNS = {"Epoch": "epoch", "Step": "step", "LR": "lr", "Loss": "loss", "Overa
 
 
 def sweep_report(folder: str | Path) -> list[Path]:
-    """Write `results.csv`, `results.parquet` and the pictures of every sweep into the folder of its jobs; these files.
+    """Write `results.csv`, `results.parquet` and the pictures of every sweep into the folder of its jobs.
 
-    A sweep has no pictures while only its uncut networks have results.
+    Returns the files. A sweep has no pictures while only its uncut networks have results.
     """
     from stitchkit.assembly.sweep.draw import draw
 
