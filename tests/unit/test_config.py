@@ -97,7 +97,7 @@ def test_anchor_objects():
         ({"anchors": [*TWO, {"name": "x", "kwargs": 3}]}, r"anchors\[2\].kwargs is 3"),
         ({"anchors": [*TWO, {"name": "x", "label": 3}]}, r"anchors\[2\].label is 3; it must be text"),
         ({"anchors": [*TWO, {"name": "x", "checkpoint": 3}]}, r"anchors\[2\].checkpoint is 3; it must be text"),
-        ({"anchors": [*TWO, {"name": "x", "kwargs": {"pretrained": True}}]}, "weights by settings: checkpoint"),
+        ({"anchors": [*TWO, {"name": "x", "kwargs": {"pretrained": True}}]}, "choose weights by checkpoint"),
         ({"anchors": TWO, "data_set": "CIFAR"}, "is IMNET"),
         ({"anchors": TWO, "recipe": {"epoch": 3}}, "recipe.epoch: .* did you mean 'epochs'"),
         ({"anchors": TWO, "num_workers": -1}, "num_workers is -1; it must be at least 0"),
