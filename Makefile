@@ -1,11 +1,13 @@
 # make demo, make demo-sweep, make demo-compose: everything on real data, in a few minutes.
 # make test: a case of every kind, in minutes.   make test-all: every case.   make lint: style and types.   CI runs all three.
 # make bench: our code against a plain reference; it takes long, and needs an idle machine.
-# Each creates the virtual environment .venv if it is missing; PYTHON names the interpreter.
+# Each creates the virtual environment .venv if it is missing; PYTHON names the interpreter. The demos install only what they
+# need; all others, and `make install`, the development tools too.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEMO := $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(VENV)/.demo-installed)
 DATA := data/digits
 TRAIN = PYTHON=$(BIN)/python ./distributed_train.sh 2 $(DATA)
 RUN := outputs/digits_vit
@@ -18,12 +20,14 @@ COMPOSED := outputs/compose_digits
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml requirements.txt
+$(INSTALLED): EXTRA := dev
+$(VENV)/.demo-installed: EXTRA := demo
+$(INSTALLED) $(VENV)/.demo-installed: pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "installing; torch alone is several GB, so the first time takes minutes"
 	@# compat: otherwise `import stitchkit` beside the clone finds the clone's folder and takes it for a package
-	$(BIN)/python -m pip install -e '.[dev]' --config-settings editable_mode=compat
+	$(BIN)/python -m pip install -e '.[$(EXTRA)]' --config-settings editable_mode=compat
 	@touch $@
 
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
@@ -44,7 +48,7 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 
-demo: $(INSTALLED) $(RUN)/trained
+demo: $(DEMO) $(RUN)/trained
 	@echo "== every stitch of the SN-Net"
 	$(TRAIN) --stitch_config configs/digits_vit.json --eval --resume $(RUN)/last.pth.tar
 	$(BIN)/stitchkit pareto $(RUN)/stitches_res.txt --plot $(RUN)/pareto.png
@@ -57,7 +61,7 @@ demo: $(INSTALLED) $(RUN)/trained
 	  '  ./distributed_train.sh 2 $(DATA) --stitch_config YOUR.json' \
 	  'or your own images: ./distributed_train.sh 2 YOUR_FOLDER --stitch_config configs/deit_ti_s_b.json --distillation-type none'
 
-demo-sweep: $(INSTALLED) outputs/digits_r18/trained outputs/digits_s/trained
+demo-sweep: $(DEMO) outputs/digits_r18/trained outputs/digits_s/trained
 	@echo "== from the ResNet into the ViT: every gap, every adapter"
 	$(BIN)/stitchkit sweep -c configs/across-scales/digits.yml -o $(SWEEP) --jobs 2 --device cpu
 	$(BIN)/stitchkit sweep-report $(SWEEP)
@@ -68,7 +72,7 @@ demo-sweep: $(INSTALLED) outputs/digits_r18/trained outputs/digits_s/trained
 	  'Next, the plan of a published sweep, without data or weights:' \
 	  '  $(BIN)/stitchkit sweep -c configs/across-scales/resnet-50-swin-t.yml --dry-run'
 
-demo-compose: $(INSTALLED) outputs/digits_r18/trained outputs/digits_r26/trained outputs/digits_dense/trained
+demo-compose: $(DEMO) outputs/digits_r18/trained outputs/digits_r26/trained outputs/digits_dense/trained
 	@echo "== fragments of three networks, put together without training"
 	@rm -rf $(COMPOSED)
 	$(BIN)/stitchkit compose --data $(DATA) --nets configs/compose/digits.json --img-size 32 \
@@ -76,7 +80,7 @@ demo-compose: $(INSTALLED) outputs/digits_r18/trained outputs/digits_r26/trained
 	$(BIN)/stitchkit pareto $(COMPOSED)/stitches_res.txt --plot $(COMPOSED)/pareto.png > $(COMPOSED)/pareto.txt
 	@printf '%s\n' '' 'Nothing was trained after the three networks: joints are solved in closed form on 256 images.' \
 	  '  $(COMPOSED)/stitches_res.txt   accuracy and cost of each; parents_acc1 is the average of its parents' \
-	  '  $(COMPOSED)/003/net.svg        the drawing of one; open it' \
+	  '  $(COMPOSED)/networks.html      the drawings of all of them; open it' \
 	  '  $(COMPOSED)/pareto.png         all of them over their cost' \
 	  'Next, your own: $(BIN)/stitchkit compose --data YOUR_FOLDER --nets resnet50,vgg16 -o outputs/composed'
 
@@ -115,7 +119,7 @@ $(RUN)/trained: outputs/digits_ti/trained outputs/digits_s/trained outputs/digit
 	$(TRAIN) --stitch_config configs/digits_vit.json --resume auto
 	@touch $@
 
-$(DATA)/validation: | $(INSTALLED)
+$(DATA)/validation: | $(DEMO)
 	$(BIN)/stitchkit demo-data $(DATA)
 
 .PRECIOUS: outputs/digits_%/trained $(DATA)/validation

@@ -174,7 +174,7 @@ def random_snnet(options: Options, anchors: slice | None = None) -> SNNet:
         anchors = slice(2) if options.quick else slice(None)
     torch.manual_seed(0)
     config = StitchConfig.load(options.stitch_config)
-    model = create_snnet(replace(config, anchors=config.anchors[anchors]))
+    model = create_snnet(replace(config, anchors=config.anchors[anchors]), checkpoints=False)
     with torch.no_grad():
         for parameter in model.parameters():
             if not parameter.any():  # a zero classifier makes all logits equal, and no comparison could fail

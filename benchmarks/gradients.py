@@ -31,7 +31,7 @@ def measure(rank: int, options: argparse.Namespace, folder: str) -> None:
     torch.set_num_threads(1)  # the ranks share the cores of one machine
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=options.ranks)
     torch.manual_seed(0)
-    ours = create_snnet(DIGITS if options.quick else DEIT, pretrained=False).train()
+    ours = create_snnet(DIGITS if options.quick else DEIT, checkpoints=False).train()
     reference = DistributedDataParallel(copy.deepcopy(ours), find_unused_parameters=True)
     reducer, sampler = GradientReducer(ours), Sampler(range(len(ours.space)), seed=0, shared=options.shared)
     ways: dict[str, tuple[nn.Module, Callable[[], None]]] = {

@@ -19,7 +19,7 @@ from stitchkit.networks.mode import unfused_attention
 def main(data: str, config_path: str, checkpoint: str, num_stitches: str, ledger: str) -> None:
     """Append a row for each stitch to a ledger."""
     config = StitchConfig.load(config_path)
-    model = create_snnet(config)
+    model = create_snnet(config, checkpoints=False)
     load_checkpoint(model, checkpoint)
     model.eval()
     wanted = {"input_size": model.input_size, "crop_pct": config.recipe.get("crop_pct")}

@@ -1,5 +1,6 @@
 """The names of `import stitchkit`; each is imported on first use."""
 
+from . import train as train
 from .errors import InputError as InputError
 from .model.create import create_snnet as create_snnet
 from .model.snnet import SNNet as SNNet
@@ -14,8 +15,9 @@ from .routes import (
     StitchSpace as StitchSpace,
 )
 from .settings.stitch_config import AnchorSpec as AnchorSpec, StitchConfig as StitchConfig
+from .ship.budgeted import BudgetedModel as BudgetedModel
 from .ship.hub import HubSNNet as HubSNNet
-from .ship.pick import BudgetedModel as BudgetedModel
 from .ship.stitch_files import load_stitch as load_stitch
+from .train.api import TrainedRun as TrainedRun, evaluate as evaluate
 
 __version__: str

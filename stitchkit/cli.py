@@ -11,26 +11,19 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import TextIO
 
+from stitchkit._version import __version__
+from stitchkit.display import PrintableFormatter
 from stitchkit.errors import InputError, Stopped, unknown
-from stitchkit.parser import Parser, add_commands, flags_of, usage_of
+from stitchkit.parser import Command, Parser, add_commands, flags_of, usage_of
 
-# Errors of a write to a full disk do not name the file.
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
-# Longest message in characters; a longer one quotes somebody's data.
-_LONGEST = 3000
-
-
-def _shown(words: str) -> str:
-    """Words without line ends and escapes, with which the content of a file could forge a message of ours."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
+# Libraries whose own lines tell a user nothing: each request, and the absence of a compiler that nobody asked for.
+_QUIET = ("httpx", "httpx2", "torch.utils.cpp_extension")
 
 
 class _Lines(logging.StreamHandler[TextIO]):
     """Log lines on the output; a closed pipe ends the command instead of printing a traceback for each line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(map(_shown, super().format(record).split("\n")))
 
     def handleError(self, record: logging.LogRecord) -> None:
         if isinstance(sys.exc_info()[1], BrokenPipeError):
@@ -65,9 +58,13 @@ def _run(arguments: Sequence[str] | None) -> int:
     # spin while they wait, and one thread without a core of its own stalls all others: minutes instead of seconds.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     is_primary = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(
-        level=logging.INFO if is_primary else logging.ERROR, format="%(message)s", handlers=[_Lines(sys.stdout)]
-    )
+    lines = _Lines(sys.stdout)
+    lines.setFormatter(PrintableFormatter())
+    logging.basicConfig(level=logging.INFO if is_primary else logging.ERROR, handlers=[lines])
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its lines itself
+    command: Command | None = None
     try:
         flags, rest = _parser().parse_known_args(arguments)
         command, parser = (vars(flags).pop(name) for name in ("command", "parser"))
@@ -75,31 +72,40 @@ def _run(arguments: Sequence[str] | None) -> int:
             raise unknown("flag", rest[0].split("=")[0], flags_of(parser))
         if rest:
             raise InputError(f"unexpected argument '{rest[0]}'; write {usage_of(parser)}, and a value after each flag")
-        command(flags)
+        command.run(flags)
     except InputError as error:
         _report(error)
         return 2
     except BrokenPipeError:
         raise
     except OSError as error:
-        if error.filename is None and error.errno not in _DISK_FULL:
+        if error.errno is None:  # not from the system: some library's, and perhaps our own mistake
             raise
-        where = f"'{error.filename}': " if error.filename else ""
-        _report(InputError(f"{where}{error.strerror}; check the path, its permissions and the disk"))
+        _report(_refusal(error))
         return 2
     except (Stopped, KeyboardInterrupt) as stop:
         number, how = (stop.number, f" by a signal; {stop}") if isinstance(stop, Stopped) else (signal.SIGINT, "")
         if is_primary:
-            advice = "a training run or a job resumes from its newest checkpoint with --resume auto"
-            print(f"stitchkit: stopped{how}; run the command again to resume; {advice}", file=sys.stderr)
+            advice = f"; {command.resumes}" if command is not None and command.resumes else ""
+            print(f"stitchkit: stopped{how}{advice}", file=sys.stderr)
         return 128 + number
     return 0
 
 
+def _refusal(error: OSError) -> InputError:
+    """What the system refused, of which file if it says so, and what to do."""
+    where = f"'{error.filename}': " if error.filename else ""
+    if error.errno in _DISK_FULL:  # an error of a write does not name the file
+        advice = "make room, or write to another disk"
+    elif where:
+        advice = "check the path, its permissions and the disk"
+    else:
+        advice = "check the disk, the network and the file systems that the command reads and writes"
+    return InputError(f"{where}{error.strerror}; {advice}")
+
+
 def _report(error: InputError) -> None:
     """Print the error once: the ranks of a launcher hand it theirs, and it prints the first."""
-    words = str(error) if len(str(error)) <= _LONGEST else f"{str(error)[:_LONGEST]} ..."
-    error = InputError(_shown(words))
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
@@ -112,6 +118,7 @@ def _parser() -> Parser:
     """The parser of all registered commands."""
     about = "Stitch pretrained vision networks: every trade-off between cost and accuracy."
     parser = Parser(prog="stitchkit", description=about, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"stitchkit {__version__}")
     commands = {entry.name: entry.load() for entry in sorted(entry_points(group="stitchkit.commands"))}
     if not commands:  # never installed, or installed before commands were registered
         raise InputError("no command is registered; install the project again: pip install -e .")

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Sequence
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, printable
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats log lines so that what they quote can neither hide nor forge anything."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as text."""
+        return "\n".join(map(printable, super().format(record).split("\n")))
+
 
 _UNITS = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
 
@@ -21,16 +31,28 @@ def quantity(value: float) -> str:
     return f"{value / size:.3g}{unit}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: `1 epoch`, `2 classes`, `1,281 images`."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{ending}"
+
+
 def count(text: str) -> float:
     """Read a number with a unit, such as `5G`, `1.3e9` or `30M`."""
     if re.fullmatch(r".*\d\s*ms\s*", text, re.IGNORECASE):
         raise InputError(
             f"'{text}' is a latency, not a count such as 5G; write milliseconds as 8ms, or use a latency limit"
         )
-    found = re.fullmatch(r"\s*(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)\s*([kMGT]?)\s*", text)
+    found = re.fullmatch(r"\s*(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)\s*([kKMGT]?)\s*", text)
     if not found:
-        raise InputError(f"'{text}' is not a number such as 5G, 300M, 12k or 1.3e9")
-    return float(found[1]) * _UNITS[found[2]]
+        raise InputError(f"'{text}' is not a positive number such as 5G, 300M, 12k or 1.3e9")
+    return float(found[1]) * _UNITS[found[2].replace("K", "k")]
+
+
+def listed(names: Sequence[str], *, most: int = 5) -> str:
+    """The first few names of many, quoted if they contain line ends or escapes, with which they could forge a line."""
+    shown = [name if name.isprintable() else repr(name) for name in names[:most]]
+    return ", ".join([*shown, "..."] if len(names) > most else shown)
 
 
 def aligned(lines: Sequence[Sequence[str]], *, left: Collection[int]) -> str:

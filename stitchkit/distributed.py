@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, rendezvous  # type: ignore[attr-defined]
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 
 Made = TypeVar("Made")
 
@@ -79,6 +80,20 @@ def init_world(device: str | None = None) -> World:
         else:
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     return World(dist.get_rank(), dist.get_world_size(), place)
+
+
+@contextmanager
+def ranks_together() -> Iterator[None]:
+    """Raise the error of a rank whose connection to another is lost as an `InputError`: the other says why it ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo has no class of errors of its own, only its own files in their messages.
+        if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
+            raise
+        raise InputError(
+            f"another rank has ended; its own message says why ({one_line(error)}); resume with --resume auto"
+        ) from error
 
 
 def from_primary(world: World, make: Callable[[], Made]) -> Made:

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+# Longest message in characters; a longer one quotes somebody's data.
+_LONGEST = 3000
+
+
+def printable(words: str) -> str:
+    """Words without line ends and escapes, with which the content of a file could forge a message of ours."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
 
 
 class InputError(ValueError):
     """A value that a user gave is invalid.
 
-    The message is one complete sentence. Commands print it without a traceback, and exit with status 2.
+    The message is one complete sentence, whose text is one printable line, whatever it quotes. Commands print it
+    without a traceback, and exit with status 2.
     """
+
+    def __str__(self) -> str:
+        words = printable(super().__str__())
+        return words if len(words) <= _LONGEST else f"{words[: _LONGEST - 4]} ..."
 
 
 class Stopped(Exception):
@@ -39,6 +53,15 @@ def unknown(kind: str, value: object, allowed: Iterable[str]) -> InputError:
     return InputError(f"unknown {kind} '{value}'; {hint}")
 
 
+@contextmanager
+def prefixed(place: str) -> Iterator[None]:
+    """Begin the messages of errors with a place, such as `teacher: `."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{place}{error}") from error
+
+
 def one_line(error: BaseException) -> str:
     """The class and message of a library's exception on one line, cut short, for our own message."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300].removesuffix(".")

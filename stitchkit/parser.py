@@ -12,8 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, unknown
 from stitchkit.files import check_folder_of
+
+DATA_FLAGS = ("--data", "--data-dir", "--data_dir", "--data-path", "--data_path")
+"""The flag of the folder of the data sets in every command: timm's and the published tools' names are aliases."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,17 +26,37 @@ class Parser(argparse.ArgumentParser):
         """Raise `message` as bad input."""
         raise InputError(f"{message}; see {self.prog} --help")
 
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        """Refuse a value that is not among the choices of an argument; argparse itself names no nearest one."""
+        if action.choices is None or value in action.choices:
+            return
+        flags = "/".join(action.option_strings)
+        kind = f"value of {flags}" if flags else str(action.metavar or action.dest).lower()
+        raise unknown(kind, value, map(str, action.choices))
+
 
 def _no_flags(parser: argparse.ArgumentParser) -> None:
     """Add nothing, for a command without flags."""
 
 
 class Command(NamedTuple):
-    """A command of `stitchkit`, or a subcommand: what runs with the values of its flags, and its line in `--help`."""
+    """A command of `stitchkit`, or a subcommand.
+
+    Args:
+        run: Runs it with the values of its flags.
+        about: Its line in `--help`.
+        add_flags: Adds its flags.
+        resumes: How to go on after Ctrl-C; empty if it starts over.
+    """
 
     run: Callable[[argparse.Namespace], None]
     about: str
     add_flags: Callable[[argparse.ArgumentParser], None] = _no_flags
+    resumes: str = ""
+
+
+REPEAT = "run the same command again to resume"
+"""`Command.resumes` of a command that continues what it finds."""
 
 
 def add_commands(parser: argparse.ArgumentParser, commands: Mapping[str, Command]) -> None:
@@ -41,7 +64,7 @@ def add_commands(parser: argparse.ArgumentParser, commands: Mapping[str, Command
     choices = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command in commands.items():
         own = choices.add_parser(name, help=command.about, description=command.about, allow_abbrev=False)
-        own.set_defaults(command=command.run, parser=own)
+        own.set_defaults(command=command, parser=own)
         command.add_flags(own)
 
 
@@ -58,6 +81,16 @@ def add_network_flags(parser: argparse.ArgumentParser, *, required: bool = False
 def add_device_flag(parser: argparse.ArgumentParser) -> None:
     """Add `--device`, as `stitchkit.distributed.choose_device` takes it."""
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default cuda if available")
+
+
+def add_picture_format(parser: argparse.ArgumentParser) -> None:
+    """Add `--format`, for a command that names its pictures itself."""
+    parser.add_argument("--format", choices=("png", "pdf", "svg"), default="png", help="format of pictures (png)")
+
+
+def add_allow_unreliable_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--allow-unreliable`, without which unreliable latencies decide nothing."""
+    parser.add_argument("--allow-unreliable", action="store_true", help="use latencies even if they are unreliable")
 
 
 def flags_of(parser: argparse.ArgumentParser) -> list[str]:

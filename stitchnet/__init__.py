@@ -7,4 +7,6 @@ Source: StitchNet: Composing Neural Networks from Pre-Trained Fragments, arXiv 2
 
 import lazy_loader
 
+from stitchkit._version import __version__ as __version__
+
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

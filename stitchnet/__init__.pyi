@@ -2,5 +2,10 @@
 
 from .data import image_folder as image_folder, load_hf_dataset as load_hf_dataset, stitching_images as stitching_images
 from .net import Net as Net, load as load
+from .networks import get_cache_folder as get_cache_folder
+from .pool import set_device as set_device
 from .scores import Scores as Scores
 from .search import Search as Search, generate as generate
+from .tuning import finetune as finetune
+
+__version__: str

@@ -26,7 +26,7 @@ class Classifier:
     def __init__(self, kind: str, outputs: np.ndarray, labels: np.ndarray):
         if kind not in KINDS:
             raise unknown("classifier", kind, KINDS)
-        _check_finite(outputs)
+        check_finite(outputs)
         if kind == "linear" and len(np.unique(labels)) < 2:
             raise InputError("a linear classifier needs images of at least two classes; add some, or use 'knn'")
         # scikit-learn takes over a second to import, and every command imports this package.
@@ -45,10 +45,11 @@ class Classifier:
 
     def scores(self, outputs: np.ndarray) -> np.ndarray:
         """Scores of the classes `[N, classes]` for outputs `[N, D]`; each row sums to 1."""
-        _check_finite(outputs)
+        check_finite(outputs)
         return np.asarray(self._model.predict_proba(outputs))
 
 
-def _check_finite(outputs: np.ndarray) -> None:
+def check_finite(outputs: np.ndarray) -> None:
+    """Refuse outputs that are not finite."""
     if not np.isfinite(outputs).all():
         raise NotFiniteError("the network's outputs for these images are not finite; use another network")

@@ -15,32 +15,42 @@ from tqdm import tqdm
 from stitchkit.errors import InputError
 from stitchkit.files import own_folder
 from stitchkit.measure.ledger import Row, write_rows
-from stitchkit.settings.stitch_config import StitchConfig
+from stitchkit.settings.stitch_config import AnchorSpec, StitchConfig
 from stitchnet.composition import Composition
+from stitchnet.contact_sheet import write_contact_sheet
 from stitchnet.data import stitching_images
 from stitchnet.journal import Journal
 from stitchnet.net import ABOUT, WEIGHTS
+from stitchnet.networks import specified
 from stitchnet.pool import Pool
 from stitchnet.scores import Scores
 from stitchnet.search import Search
 from stitchnet.settings import ComposeSettings
 from stitchnet.task import CompositionTask, against_parents, judged
 
-LEDGER = "stitches_res.txt"
+LEDGER, SHEET = "stitches_res.txt", "networks.html"
 _DRAWING = "net.svg"
 _CLASSIFIERS = {
     "knn": "the five nearest neighbours of their outputs among the training images",
     "linear": "logistic regression on their outputs for the training images",
+    "max": "the highest of the outputs in the map",
+    "sum": "the summed probabilities of the outputs in the map",
+    "argmax": "the highest of all outputs, by the map",
 }
 _SEARCH = ("threshold", "total_threshold", "max_depth", "width", "order", "max_macs", "max_params", "pretrained")
 """Settings that are arguments of `Search`."""
 
 
+def networks_of(settings: ComposeSettings) -> list[AnchorSpec]:
+    """The specifications of the networks, whose names exist."""
+    is_config = settings.nets.endswith(".json")
+    return specified(list(StitchConfig.load(settings.nets).anchors) if is_config else settings.nets)
+
+
 def begin_search(task: CompositionTask, settings: ComposeSettings, journal: Journal) -> Search:
     """A search with images of a task, resumed from a journal."""
     images = stitching_images(task.train, settings.num_images, seed=settings.seed).to(settings.device or "cpu")
-    is_config = settings.nets.endswith(".json")
-    nets = list(StitchConfig.load(settings.nets).anchors) if is_config else settings.nets
+    nets = networks_of(settings)
     scores = Scores(settings.score, seed=settings.seed)
     search = Search(images, nets=nets, scores=scores, **{name: getattr(settings, name) for name in _SEARCH})
     journal.agree("pool", {"images and weights": _digest(search.pool, task)})
@@ -91,10 +101,12 @@ def compose(task: CompositionTask, settings: ComposeSettings, journal: Journal) 
             net.draw_svg(place / _DRAWING)
             write_rows(output / LEDGER, rows)
     write_rows(output / LEDGER, rows)  # a journal may have all rows, and somebody may have removed the ledger
+    write_contact_sheet(rows, [folder(row["cfg_id"]) / _DRAWING for row in rows], output / SHEET)
     print(f"compositions: {search.counts}")
     print(against_parents(rows))
-    print(f"all are evaluated by {_CLASSIFIERS[task.classifier]}; * marks the parents")
+    print(f"all are evaluated by {_CLASSIFIERS[settings.classifier]}; * marks the parents")
     print(f"the ledger is {output / LEDGER}; beside it, for each cfg_id, a folder with the network and its drawing")
+    print(f"{output / SHEET} shows all of them; open it in a browser")
 
 
 def _digest(pool: Pool, task: CompositionTask) -> str:

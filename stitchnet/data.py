@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, overload
 
 import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
-from torch.utils.data import IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import Compose
+from typing_extensions import TypeIs
 
-from stitchkit.classes import in_order
-from stitchkit.data.folders import is_split, open_images
+from stitchkit.data.folders import find_split, is_split, open_images
 from stitchkit.data.sources import Source, open_dataset
-from stitchkit.data.unreadable import NO_CLASS, CheckedImages, report
+from stitchkit.data.unreadable import NO_CLASS, CheckedImages, check_shape, open_image, report
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.optional import optional
 from stitchkit.paths import check_local
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset as HubDataset, Features, IterableDataset as StreamedDataset
 
 PIXELS = "pixel_values"
 """Column of the prepared images `[1, 3, H, W]`."""
@@ -36,6 +37,10 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> object: ...
+
+
+Stream: TypeAlias = Iterable[object]
+"""A streamed dataset of `load_hf_dataset`, or pairs as of `Examples` that come one after the other."""
 
 
 def as_images(images: object, *, what: str = "images") -> torch.Tensor:
@@ -65,6 +70,7 @@ def preparation(size: tuple[int, int]) -> Callable[[Image.Image], torch.Tensor]:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    check_shape(image)
     if image.mode.startswith("I;16"):  # PIL would clip 16 bits at 255 instead of scaling them
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     return image.convert("RGB")
@@ -72,11 +78,21 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def read_image(path: str | Path, size: tuple[int, int]) -> torch.Tensor:
     """A prepared image from a file `[3, H, W]`."""
-    try:
-        with Image.open(path) as image:
-            return preparation(size)(image)
-    except OSError as error:  # PIL's own errors are of this kind
-        raise InputError(f"image '{path}' cannot be read: {error}; name image files") from error
+    return preparation(size)(open_image(path))
+
+
+@overload
+def load_hf_dataset(
+    name: str, train_split: str = ..., val_split: str = ..., label_column: str | None = ..., seed: int = ...,
+    streaming: Literal[False] = ..., *, size: int = ...,
+) -> tuple[HubDataset, HubDataset]: ...  # fmt: skip
+
+
+@overload
+def load_hf_dataset(
+    name: str, train_split: str = ..., val_split: str = ..., label_column: str | None = ..., seed: int = ...,
+    *, streaming: Literal[True], size: int = ...,
+) -> tuple[StreamedDataset, StreamedDataset]: ...  # fmt: skip
 
 
 def load_hf_dataset(
@@ -85,18 +101,21 @@ def load_hf_dataset(
     val_split: str = "test",
     label_column: str | None = None,
     seed: int = 47,
+    streaming: bool = False,
     *,
     size: int = 224,
-) -> tuple[Dataset, Dataset]:
+) -> tuple[HubDataset | StreamedDataset, HubDataset | StreamedDataset]:
     """Two shuffled splits of an image dataset, with prepared images `[1, 3, H, W]` in the column `pixel_values`.
 
     Args:
         name: A dataset on the Hugging Face hub, or a local folder of images with a folder for each split and in it
-            one for each class; these are numbered as in all commands, class2 before class10.
+            one for each class, by the rules of all commands.
         train_split: Name of the first split.
         val_split: Name of the second split.
         label_column: Name of the labels; by default `label` in a local folder, `labels` on the hub.
         seed: Seed of the order.
+        streaming: Read the images while they are used, without downloading all of them first; `take(32)` then draws
+            some, and the order is random only within a buffer of 1000.
         size: Side of the images.
 
     Raises:
@@ -105,52 +124,66 @@ def load_hf_dataset(
     datasets = optional("datasets", "data", "a data set of Hugging Face")
     check_local(name, "dataset")
     is_folder = Path(name).is_dir()
-    arguments = {"path": "imagefolder", "data_dir": name} if is_folder else {"path": name}
     column = label_column or ("label" if is_folder else "labels")
+    splits = (train_split, val_split)
     try:
-        both = datasets.load_dataset(**arguments, split=[train_split, val_split])
+        if is_folder:
+            local = [_local(Path(name), split) for split in splits]
+            both = [one.to_iterable_dataset() if streaming else one for one in local]
+        else:
+            both = [datasets.load_dataset(name, split=split, streaming=streaming) for split in splits]
     except Exception as error:  # the library and the hub raise many types
         raise InputError(
             f"dataset '{name}' with the splits '{train_split}' and '{val_split}' cannot be loaded: {one_line(error)}; "
             "check the name, the splits and the network"
         ) from error
-    if is_folder:
-        both = [_in_our_order(one, column) for one in both]
-    first, second = (_with_pixels(one.shuffle(seed=seed), column, size) for one in both)
+    prepare = _streamed if streaming else _with_pixels
+    first, second = (prepare(one.shuffle(seed=seed), column, size) for one in both)
     return first, second
 
 
-def _in_our_order(dataset: Dataset, column: str) -> Dataset:
-    """The labels of a folder numbered as in all commands.
+def _local(folder: Path, split: str) -> HubDataset:
+    """A split of a local folder, by the rules of all commands, as a dataset of the library."""
+    from datasets import ClassLabel, Dataset, Features, Image as ImageColumn
 
-    The library sorts class names as plain text. Its own `align_labels_with_mapping` would change all names to lower
-    case, and so merge classes that differ only in case.
-    """
-    from datasets import ClassLabel
-
-    feature = dataset.features.get(column)
-    if not isinstance(feature, ClassLabel) or in_order(feature.names) == feature.names:
-        return dataset
-    ours = ClassLabel(names=in_order(feature.names))
-    moved = {number: ours.str2int(name) for number, name in enumerate(feature.names)}
-    labels = [moved.get(label, label) for label in dataset[column]]  # -1 and None mean no class
-    return dataset.remove_columns(column).add_column(column, labels, feature=ours)
+    images = open_images(find_split(folder, split))
+    paths, labels = zip(*images.reader.samples, strict=True)
+    features = Features({"image": ImageColumn(), "label": ClassLabel(names=list(images.classes))})
+    return Dataset.from_dict({"image": list(paths), "label": list(labels)}, features=features)
 
 
-def _with_pixels(dataset: Dataset, label_column: str, size: int) -> Dataset:
-    from datasets import Image as ImageColumn
-
-    if label_column not in dataset.column_names:
-        raise unknown("label column", label_column, dataset.column_names)
-    column = next((name for name, feature in dataset.features.items() if isinstance(feature, ImageColumn)), None)
-    if column is None:
-        raise InputError(f"the dataset has no column of images, only {', '.join(dataset.column_names)}; choose another")
+def _with_pixels(dataset: HubDataset, label_column: str, size: int) -> HubDataset:
+    image_column = _image_column(dataset.features, label_column)
     prepare = preparation((size, size))
 
     def transform(rows: dict[str, list[Image.Image]]) -> dict[str, object]:
-        return {**rows, PIXELS: [prepare(image)[None].numpy() for image in rows.pop(column)]}
+        return {**rows, PIXELS: [prepare(image)[None].numpy() for image in rows[image_column]]}
 
     return dataset.with_transform(transform)
+
+
+def _streamed(dataset: StreamedDataset, label_column: str, size: int) -> StreamedDataset:
+    image_column = _image_column(dataset.features or {}, label_column)
+    prepare = preparation((size, size))
+
+    def transform(row: dict[str, object]) -> dict[str, object]:
+        image, label = row[image_column], row[label_column]
+        assert isinstance(image, Image.Image), "its column holds images"
+        return {PIXELS: prepare(image)[None].numpy(), label_column: label}
+
+    return dataset.map(transform, remove_columns=[image_column])
+
+
+def _image_column(features: Features, label_column: str) -> str:
+    """The first column of images; the labels must have one, too."""
+    from datasets import Image as ImageColumn
+
+    if label_column not in features:
+        raise unknown("label column", label_column, features)
+    column = next((name for name, feature in features.items() if isinstance(feature, ImageColumn)), None)
+    if column is None:
+        raise InputError(f"the dataset has no column of images, only {', '.join(features)}; choose another")
+    return str(column)
 
 
 def image_folder(folder: str | Path, size: int | tuple[int, int] = 224) -> CheckedImages:
@@ -169,19 +202,21 @@ def image_folder(folder: str | Path, size: int | tuple[int, int] = 224) -> Check
     if not is_split(Path(folder)):
         raise InputError(f"'{folder}' is not a folder with one folder of images for each class; check the path")
     images = open_images(Path(folder), mode="")
-    images.transform = preparation((size, size) if isinstance(size, int) else size)
-    return CheckedImages(images, num_classes=len(images.classes), is_training=False)
+    checked = CheckedImages(images, num_classes=len(images.classes), is_training=False)
+    checked.transform = preparation((size, size) if isinstance(size, int) else size)
+    return checked
 
 
-def open_split(name: str | Path, split: str, size: int) -> CheckedImages:
+def open_split(name: str | Path, split: str, size: int, *, download: bool = False) -> CheckedImages:
     """Prepared images and labels of a split, `train` or `validation`, of a data set as for `stitchkit.data.sources`."""
-    images = open_dataset(Source(str(name), mode=""), split, is_training=split == "train")
+    images = open_dataset(Source(str(name), download=download, mode=""), split, is_training=split == "train")
     if isinstance(images, IterableDataset):
         raise InputError(f"'{name}' is streamed; use a data set whose images have numbers, such as one of hfds/")
     if not images.classes:
         raise InputError(f"the classes of '{name}' are not known; use an image folder with one folder per class")
-    images.transform = preparation((size, size))
-    return CheckedImages(images, num_classes=len(images.classes), is_training=False)
+    checked = CheckedImages(images, num_classes=len(images.classes), is_training=False)
+    checked.transform = preparation((size, size))
+    return checked
 
 
 def in_memory(dataset: CheckedImages) -> Examples:
@@ -193,8 +228,8 @@ def in_memory(dataset: CheckedImages) -> Examples:
     return [pair for pair in pairs if pair[1] != NO_CLASS]
 
 
-def stitching_images(dataset: Examples, count: int = 32, *, seed: int = 0) -> torch.Tensor:
-    """Random images of a dataset `[count, 3, H, W]`, without repetition.
+def stitching_images(dataset: Examples | Stream, count: int = 32, *, seed: int = 0) -> torch.Tensor:
+    """Random images of a dataset `[count, 3, H, W]`, without repetition; of a streamed one, the first.
 
     Args:
         dataset: A dataset as for `Net.fit`.
@@ -202,28 +237,59 @@ def stitching_images(dataset: Examples, count: int = 32, *, seed: int = 0) -> to
         seed: Seed of the draw.
     """
     rows = _rows(dataset)
+    if not is_sized(rows):
+        return torch.stack([_image_of(row) for row in islice(rows, count)])
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count]
     return torch.stack([_image_of(rows[int(index)]) for index in order])
 
 
-def batches(dataset: Examples, label_column: str | None = None) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+def batches(dataset: Examples | Stream, label_column: str | None = None) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
     """Images `[B, 3, H, W]` and labels `[B]` of a dataset as for `Net.fit`, without those that have no class (-1)."""
-    rows = _rows(dataset)
-    if not len(rows):
-        raise InputError("the dataset has no image; at least one is needed")
-    is_empty = True
-    for first in range(0, len(rows), _BATCH):
-        some = [rows[index] for index in range(first, min(first + _BATCH, len(rows)))]
+    rows, is_empty = _rows(dataset), True
+    each = iter(map(rows.__getitem__, range(len(rows))) if is_sized(rows) else rows)
+    while some := list(islice(each, _BATCH)):
         pairs = [(_image_of(row), label) for row in some if (label := _label_of(row, label_column)) != NO_CLASS]
         if pairs:
             is_empty = False
             yield torch.stack([image for image, _ in pairs]), np.array([label for _, label in pairs])
     report(dataset)
     if is_empty:
-        raise InputError("no image of the dataset has a class; classes must be numbered from 0")
+        raise InputError("no image of the dataset has a class; at least one is needed, and classes are numbered from 0")
 
 
-def _rows(dataset: Examples) -> Examples:
+class LabelledPairs(Dataset[tuple[torch.Tensor, int]]):
+    """The images `[3, H, W]` and labels of a dataset as for `Net.fit`, read one at a time, for torch's loaders.
+
+    Attributes:
+        dataset: The dataset, or the pairs of two arrays.
+    """
+
+    def __init__(self, dataset: Examples | Stream, label_column: str | None = None):
+        rows = _rows(dataset)
+        if not is_sized(rows):
+            raise InputError("a streamed dataset cannot be shuffled for training; load it without streaming")
+        self.dataset, self._label_column = rows, label_column
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether reading a pair takes no time."""
+        inner = self.dataset
+        return inner.is_in_memory if isinstance(inner, LabelledPairs) else isinstance(inner, list)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        row = self.dataset[index]
+        return _image_of(row), _label_of(row, self._label_column)
+
+
+def is_sized(dataset: Examples | Stream) -> TypeIs[Examples]:
+    """Whether the images of a dataset have numbers; those of a streamed one have none."""
+    return isinstance(dataset, Sized)
+
+
+def _rows(dataset: Examples | Stream) -> Examples | Stream:
     """The pairs of two arrays; other datasets are returned unchanged."""
     if not isinstance(dataset, tuple | list) or len(dataset) != 2 or not hasattr(dataset[0], "shape"):
         return dataset

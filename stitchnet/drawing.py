@@ -99,7 +99,7 @@ def _heading(steps: Sequence[FragmentSummary], input_size: tuple[int, int, int],
 
 def _about(step: FragmentSummary, x: float, y: float) -> list[Text]:
     """The lines of text in the box at a place."""
-    name = f"{step.network}, fragment {step.index + 1} of {step.count}"
+    name = f"{step.network}[{step.index}] of {step.count} fragments"
     cost = f"{quantity(step.macs)} MACs, {quantity(step.params)} parameters"
     return [
         Text(x + _INSET, y + 21, name, weight="bold"),

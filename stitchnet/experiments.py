@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import combinations, product
+from itertools import combinations, islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,18 +23,18 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from typing_extensions import TypedDict
 
-from stitchkit.engine.checkpoint_files import CheckpointFiles
 from stitchkit.errors import InputError
 from stitchkit.files import opened
+from stitchkit.measure.figure import new_figure, save_figure, side_by_side
 from stitchkit.measure.ledger import Row
-from stitchkit.measure.pareto import plot, save_figure
+from stitchkit.measure.pareto import plot
 from stitchnet import tuning
 from stitchnet.compose import begin_search, find_best
 from stitchnet.composition import uncut
 from stitchnet.data import batches
 from stitchnet.journal import Journal
 from stitchnet.net import Net
-from stitchnet.settings import ComposeSettings
+from stitchnet.settings import StudySettings
 from stitchnet.task import CompositionTask, judged
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ _SIZES = range(1, 9)
 _DRAWS = 20
 _COMPOSED, _PARENTS = "#4c78a8", "#e45756"
 """Colours of composed networks and of their parents."""
+_DOT = 3
+"""Diameter of a network or ensemble in a picture, in typographic points."""
 
 _Member = tuple[Row, np.ndarray]
 """The row of a network, and its scores of all classes for the validation images `[N, classes]`."""
@@ -59,26 +61,29 @@ class TunedNetwork(TypedDict):
     flops: int
     params: int
     epoch: int
+    samples: int
     acc1: FiniteFloat
 
 
 class Experiment(NamedTuple):
     """An experiment: the functions that yield and draw its rows, and the columns of its table."""
 
-    run: Callable[[CompositionTask, ComposeSettings, Journal], Iterator[Row]]
+    run: Callable[[CompositionTask, StudySettings, Journal], Iterator[Row]]
     draw: Callable[[Sequence[Row], Path], None]
     columns: tuple[str, ...]
 
 
-def study(name: str, task: CompositionTask, settings: ComposeSettings, journal: Journal) -> None:
-    """Run an experiment; write `NAME.csv` row by row, and finally `NAME.png`, beside the journal."""
+def study(
+    name: str, task: CompositionTask, settings: StudySettings, journal: Journal, *, picture: str = ".png"
+) -> None:
+    """Run an experiment; write `NAME.csv` row by row, and finally its picture with this suffix, beside the journal."""
     experiment = _EXPERIMENTS[name]
-    table, picture = journal.path.with_suffix(".csv"), journal.path.with_suffix(".png")
+    table, drawing = journal.path.with_suffix(".csv"), journal.path.with_suffix(picture)
     rows = tqdm(experiment.run(task, settings, journal), desc=name, unit=" rows", leave=False, disable=None)
     with logging_redirect_tqdm():
         written = _written(rows, table, experiment.columns)
-    experiment.draw(written, picture)
-    print(f"{len(written)} rows are in {table}, the picture is {picture}")
+    experiment.draw(written, drawing)
+    print(f"{len(written)} rows are in {table}, the picture is {drawing}")
 
 
 def _written(rows: Iterable[Row], path: Path, columns: Sequence[str]) -> list[Row]:
@@ -94,7 +99,7 @@ def _written(rows: Iterable[Row], path: Path, columns: Sequence[str]) -> list[Ro
     return written
 
 
-def samples(task: CompositionTask, settings: ComposeSettings, journal: Journal) -> Iterator[Row]:
+def samples(task: CompositionTask, settings: StudySettings, journal: Journal) -> Iterator[Row]:
     """Accuracy of networks composed with few or many stitching images, each number drawn several times.
 
     Numbers above that of the training images are omitted. A draw that finds nothing is reported and skipped.
@@ -131,24 +136,20 @@ def draw_samples(rows: Sequence[Row], path: Path) -> None:
     with _drawing(path, "stitching images", "Networks composed with few or many images") as axes:
         composed = [row for row in rows if "parents_acc1" in row]
         counts = sorted({row["images"] for row in composed})
-        seeds = sorted({row["seed"] for row in composed})
         each, parents = (
             [[row[key] for row in composed if row["images"] == count] for count in counts]
             for key in ("acc1", "parents_acc1")
         )
-        # Dots with the same number of images would overlap; a factor shifts them by a fixed width on the log axis.
-        beside = {seed: 1 + 0.03 * (place - (len(seeds) - 1) / 2) for place, seed in enumerate(seeds)}
-        x = [row["images"] * beside[row["seed"]] for row in composed]
-        axes.scatter(x, [row["acc1"] for row in composed], s=12, alpha=0.4, color=_COMPOSED, label="a composed network")
+        x, y = ([row[key] for row in composed] for key in ("images", "acc1"))
+        axes.scatter(x, y, s=_DOT**2, alpha=0.7, linewidths=0, color=_COMPOSED, label="a composed network")
         axes.plot(counts, [np.mean(one) for one in each], "o-", color=_COMPOSED, label="mean of the composed")
         axes.plot(counts, [max(one) for one in each], "s--", color="#333333", label="best of the composed")
         axes.plot(counts, [np.mean(one) for one in parents], ":", color=_PARENTS, label="mean of their parents")
         axes.set_xscale("log", base=2)
         axes.set_xticks(counts, [str(count) for count in counts])
-        axes.legend(loc="best")
 
 
-def front(task: CompositionTask, settings: ComposeSettings, journal: Journal) -> Iterator[Row]:
+def front(task: CompositionTask, settings: StudySettings, journal: Journal) -> Iterator[Row]:
     """Accuracy and cost of composed networks and their parents."""
     search = begin_search(task, settings, journal)
     for row, _ in judged(search, find_best(search, settings.top), task, journal):
@@ -158,7 +159,7 @@ def front(task: CompositionTask, settings: ComposeSettings, journal: Journal) ->
 draw_front = partial(plot, title="Composed networks (stitches) and their parents (anchors)")
 
 
-def ensembles(task: CompositionTask, settings: ComposeSettings, journal: Journal) -> Iterator[Row]:
+def ensembles(task: CompositionTask, settings: StudySettings, journal: Journal) -> Iterator[Row]:
     """Accuracy of ensembles of composed networks, and of ensembles of their parents.
 
     An ensemble chooses the class with the highest mean score over its members.
@@ -206,69 +207,72 @@ def _together(members: Sequence[_Member], labels: np.ndarray) -> Row:
 def draw_ensembles(rows: Sequence[Row], path: Path) -> None:
     """Accuracy over the size of ensembles."""
     with _drawing(path, "networks in the ensemble", "Ensembles of composed networks and of their parents") as axes:
-        for kind, color, shift in (("composed", _COMPOSED, -0.05), ("parents", _PARENTS, 0.05)):
+        for kind, color in (("composed", _COMPOSED), ("parents", _PARENTS)):
             these = [row for row in rows if row["kind"] == kind]
             sizes = sorted({row["size"] for row in these})
             means = [np.mean([row["acc1"] for row in these if row["size"] == size]) for size in sizes]
-            x = [row["size"] + shift for row in these]
-            axes.scatter(x, [row["acc1"] for row in these], s=14, alpha=0.5, color=color)
-            axes.plot([size + shift for size in sizes], means, "o-", color=color, label=f"mean of {kind}")
-        axes.legend(loc="best")
+            x, y = ([row[key] for row in these] for key in ("size", "acc1"))
+            axes.scatter(x, y, s=_DOT**2, alpha=0.7, linewidths=0, color=color, label=f"an ensemble of {kind}")
+            axes.plot(sizes, means, "o-", color=color, label=f"mean of {kind}")
 
 
-def finetune(task: CompositionTask, settings: ComposeSettings, journal: Journal) -> Iterator[Row]:
-    """Accuracy of composed networks and their parents while all are trained alike.
+def finetune(task: CompositionTask, settings: StudySettings, journal: Journal) -> Iterator[Row]:
+    """Accuracy of composed networks and their parents over the images seen while all are trained alike.
 
-    Networks are evaluated with their own classifiers.
+    Networks are evaluated with their own classifiers, or with a new one that is trained.
     """
     search = begin_search(task, settings, journal)
-    files = CheckpointFiles(
-        journal.path.parent, newest="finetune.pth", previous="finetune-previous.pth", kept="finetune-{}.pth"
-    )
+    files = tuning.checkpoints(journal.path.parent)
     for number, composition in enumerate([*uncut(search.pool.fragments), *find_best(search, settings.top)]):
         rows: list[Row] = []
         while (row := journal.find(TunedNetwork, "row", composition.name, len(rows))) is not None:
             rows.append(Row(**row))
-        if len(rows) <= tuning.EPOCHS:
+        if not rows or rows[-1]["epoch"] < tuning.EPOCHS:
             net = search.build(composition)
-            record = partial(_record, rows, journal, net, number)
-            tuning.fine_tune(net, task, record, seed=settings.seed, files=files, num_recorded=len(rows))
+            tuning.fine_tune(
+                net, task, partial(_record, rows, journal, net, number), seed=settings.seed, files=files,
+                num_recorded=len(rows), head=settings.head, trains=settings.trains, every=settings.eval_every,
+            )  # fmt: skip
         yield from rows
     files.clear()
     for path in files.candidates():
         path.unlink()
 
 
-def _record(rows: list[Row], journal: Journal, net: Net, number: int, epoch: int, accuracy: float) -> None:
-    """Keep the row of an epoch, unless a killed run has already kept it."""
-    if epoch == len(rows):
+def _record(rows: list[Row], journal: Journal, net: Net, number: int, measured: tuning.Measured) -> None:
+    """Keep the row of an accuracy, unless a killed run has already kept it."""
+    if measured.number == len(rows):
         cost = net.get_macs_params()
         about = {"cfg_id": number, "stitch": net.name, "flops": cost["macs"], "params": cost["params"]}
-        rows.append({**about, "epoch": epoch, "acc1": accuracy})
-        journal.add(rows[-1], "row", net.name, epoch)
+        rows.append({**about, "epoch": measured.epoch, "samples": measured.samples, "acc1": measured.acc1})
+        journal.add(rows[-1], "row", net.name, measured.number)
 
 
 def draw_finetune(rows: Sequence[Row], path: Path) -> None:
-    """Accuracy over epochs of fine-tuning."""
-    with _drawing(path, "epochs of fine-tuning", "Composed networks and their parents, trained alike") as axes:
+    """Accuracy over the images seen in fine-tuning."""
+    title = "Composed networks and their parents (dashed), trained alike"
+    with _drawing(path, "images seen in fine-tuning", title) as axes:
         for name in dict.fromkeys(row["stitch"] for row in rows):  # in the order of the table
             these = [row for row in rows if row["stitch"] == name]
-            epochs = [row["epoch"] for row in these]
+            samples = [row["samples"] for row in these]
             style = "-" if ">" in name else "--"
-            axes.plot(epochs, [row["acc1"] for row in these], style, marker="o", markersize=4, label=name)
-        axes.legend(loc="best", title="dashed: parents")
+            axes.plot(samples, [row["acc1"] for row in these], style, marker="o", markersize=4, label=name)
 
 
 @contextmanager
 def _drawing(path: Path, x: str, title: str) -> Iterator[Axes]:
-    """A picture of accuracy over `x`, written when the block ends."""
-    from matplotlib.figure import Figure  # slow to import
-
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    """A picture of accuracy over `x`, written when the block ends, with a legend below and all its dots seen."""
+    figure = new_figure(8, 5)
     axes = figure.add_subplot()
     axes.set(xlabel=x, ylabel="top-1 accuracy (%)", title=title)
+    axes.margins(x=0.07)
     axes.grid(alpha=0.3)
     yield axes
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    dots = np.concatenate([np.empty((0, 2)), *(cloud.get_offsets() for cloud in axes.collections)])
+    places = iter(zip(side_by_side(axes, *dots.T, size=_DOT), dots[:, 1], strict=True))
+    for cloud in axes.collections:
+        cloud.set_offsets(list(islice(places, len(np.asarray(cloud.get_offsets())))))
     save_figure(figure, path)
 
 

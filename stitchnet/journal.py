@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from stitchkit.engine.lock import locked, made
 from stitchkit.errors import InputError
 from stitchkit.files import opened, refuse_link
+from stitchkit.settings.files import unique_keys
 
 Entry = TypeVar("Entry")
 Key = tuple[str | int, ...]
@@ -35,7 +36,7 @@ class Journal:
         complete = content[: content.rfind(b"\n") + 1]
         for number, line in enumerate(complete.splitlines(), start=1):
             try:
-                key, value = _LINE.validate_python(json.loads(line))
+                key, value = _LINE.validate_python(json.loads(line, object_pairs_hook=unique_keys))
             except (ValueError, RecursionError) as error:
                 raise InputError(
                     f"'{path}', line {number} is not an entry of a journal; choose another folder, or remove the "
@@ -77,8 +78,11 @@ class Journal:
         with opened(self.path, "a") as file:
             file.write(json.dumps([place, value]) + "\n")
 
-    def agree(self, name: str, values: Mapping[str, object]) -> None:
-        """Check that new results depend on the same values, by their names for messages, as those in the folder."""
+    def agree(self, name: str, values: Mapping[str, object], *, growing: str = "") -> None:
+        """Check that new results depend on the same values, by their names for messages, as those in the folder.
+
+        The whole number called `growing` may be larger than before: it only adds results.
+        """
         before = self.find(dict[str, object], name)
         if before is None:
             if any(key[: len(self._scope)] == self._scope and key != ("settings",) for key in self._entries):
@@ -86,19 +90,25 @@ class Journal:
             self.add(dict(values), name)
             return
         for key, value in values.items():
-            if before.get(key) != value:
+            old = before.get(key)
+            has_grown = key == growing and isinstance(old, int) and isinstance(value, int) and old < value
+            if old != value and not has_grown:
                 raise InputError(
-                    f"'{self.path.parent}' was started with {key} {before.get(key)}, but now it is {value}; repeat the "
-                    "original command to resume it, or choose another folder"
+                    f"'{self.path.parent}' was started with {key} {old}, but now it is {value}; repeat the original "
+                    "command to resume it, or choose another folder"
                 )
+        if growing and before[growing] != values[growing]:
+            self.add(dict(values), name)
 
 
 @contextmanager
-def resumable(folder: Path, name: str, settings: Mapping[str, object], results: Sequence[str]) -> Iterator[Journal]:
+def resumable(
+    folder: Path, name: str, settings: Mapping[str, object], results: Sequence[str], *, growing: str = ""
+) -> Iterator[Journal]:
     """The journal `NAME.jsonl` of a command in its folder, which is created if necessary and locked against others.
 
-    The settings, by flag, are those that the results depend on; `results` names the files that the command will write.
-    A command without results leaves the folder as it was.
+    The settings, by flag, are those that the results depend on, and `growing` is as in `Journal.agree`; `results` names
+    the files that the command will write. A command without results leaves the folder as it was.
     """
     with made(folder, "-o"), locked(folder / f".{name}.lock"):
         path = folder / f"{name}.jsonl"
@@ -109,7 +119,7 @@ def resumable(folder: Path, name: str, settings: Mapping[str, object], results: 
                     f"'{place}' exists, without a journal to resume it; choose another folder or remove it"
                 )
         journal = Journal(path)
-        journal.agree("settings", settings)
+        journal.agree("settings", settings, growing=growing)
         try:
             yield journal
         except InputError:

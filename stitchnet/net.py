@@ -18,16 +18,20 @@ from torch import nn
 from stitchkit.errors import InputError, one_line
 from stitchkit.files import replacing, write_text
 from stitchkit.measure.profile import flops_by_operator, measure
+from stitchkit.networks.create import classifier_of
 from stitchkit.networks.mode import evaluating
+from stitchkit.settings.files import unique_keys
+from stitchkit.settings.schema import parse
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchkit.ship.stitch_files import format_of
 from stitchnet.activations import run
 from stitchnet.classifier import Classifier
-from stitchnet.data import Examples, as_images, batches, read_image
+from stitchnet.data import Examples, Stream, as_images, batches, read_image
 from stitchnet.drawing import FragmentSummary, draw
 from stitchnet.fragments import Fragment
 from stitchnet.joint import joint_of
 from stitchnet.networks import create
+from stitchnet.output_map import OutputMap, Outputs
 from stitchnet.store import describe, rebuild
 
 WEIGHTS, ABOUT = "net.safetensors", "net.json"
@@ -53,6 +57,10 @@ class Net(nn.Module):
         scores: Score of each joint; 1 for the first.
         input_size: `(C, H, W)` of the images for which its joints were fitted.
         specs: Specifications of the fragments' networks, by label.
+
+    Attributes:
+        num_classes: Number of classes of a new head; None for the head of the last fragment's network.
+        is_frozen: Whether all but the head stays as it is in training.
     """
 
     def __init__(
@@ -69,7 +77,9 @@ class Net(nn.Module):
         self.name, self.score, self.scores = name, score, tuple(scores)
         self.path, self.specs, self.input_size = tuple(path), specs, input_size
         self.layers = nn.ModuleList(layers)
-        self.classifier: Classifier | None = None
+        self.classifier: Classifier | OutputMap | None = None
+        self.num_classes: int | None = None
+        self.is_frozen = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images `[B, C, H, W]` to the logits of the last fragment's network."""
@@ -79,6 +89,51 @@ class Net(nn.Module):
 
     def __str__(self) -> str:
         return self.name
+
+    def train(self, mode: bool = True) -> Net:
+        """Set the mode; a frozen network stays in evaluation mode, in which its norms keep their statistics."""
+        return super().train(mode and not self.is_frozen)
+
+    @property
+    def num_outputs(self) -> int:
+        """The number of outputs for an image."""
+        with evaluating(self):
+            return run(self, self.example()).flatten(1).shape[1]
+
+    def head(self) -> tuple[str, nn.Linear]:
+        """The last linear layer, and its name."""
+        name = classifier_of(self)
+        layer = self.get_submodule(name)
+        if not isinstance(layer, nn.Linear):
+            raise InputError(f"'{self}' has no linear layer, so it has no head to train; use other networks")
+        return name, layer
+
+    def replace_head(self, num_classes: int, *, seed: int = 0) -> Net:
+        """Replace the head by a random one for a number of classes, to be trained.
+
+        Raises:
+            InputError: If the outputs are not those of one linear layer.
+        """
+        name, old = self.head()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            new = nn.Linear(old.in_features, num_classes, old.bias is not None)
+        self.set_submodule(name, new.to(old.weight.device, old.weight.dtype))
+        self.classifier, self.num_classes = None, num_classes
+        try:
+            if self.num_outputs == num_classes:
+                return self
+        except RuntimeError:  # two heads of different sizes
+            pass
+        raise InputError(f"'{self}' does not end in one linear layer, so it gets no new head; use other networks")
+
+    def choose_trained(self, part: str) -> Net:
+        """Let training change `all` of the network, or only its `head`."""
+        self.is_frozen = part == "head"
+        self.requires_grad_(not self.is_frozen)
+        if self.is_frozen:
+            self.head()[1].requires_grad_()
+        return self
 
     def example(self) -> torch.Tensor:
         """Seeded noise of the network's input size `[1, C, H, W]`."""
@@ -126,7 +181,7 @@ class Net(nn.Module):
         write_text(target, draw(self.steps(), self.input_size, self.score))
         return target
 
-    def outputs(self, dataset: Examples, label_column: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def outputs(self, dataset: Examples | Stream, label_column: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The network's outputs `[N, D]` for a dataset as for `fit`, and the labels `[N]`."""
         found = [(self._outputs(images), labels) for images, labels in batches(dataset, label_column)]
         outputs, labels = zip(*found, strict=True)
@@ -141,7 +196,7 @@ class Net(nn.Module):
         with evaluating(self):
             return run(self, images.to(next(self.parameters()).device)).flatten(1).cpu().numpy()
 
-    def fit(self, dataset: Examples, label_column: str | None = None, *, classifier: str = "knn") -> Net:
+    def fit(self, dataset: Examples | Stream, label_column: str | None = None, *, classifier: str = "knn") -> Net:
         """Fit a classifier to the network's outputs; the network itself does not change.
 
         Args:
@@ -158,6 +213,26 @@ class Net(nn.Module):
                 composed for.
         """
         self.classifier = Classifier(classifier, *self.outputs(dataset, label_column))
+        return self
+
+    def map_outputs(self, outputs: Outputs, *, kind: str = "max", classes: Sequence[str] = ()) -> Net:
+        """Classify by the network's own outputs, which mean other classes, such as ImageNet's; nothing is fitted.
+
+        Args:
+            outputs: For each class the numbers of its outputs, ranges such as `"151-268"`, ImageNet's names or synsets:
+                `{"cat": [281, "Persian cat"], ...}`, or a JSON or YAML file of this form, or a CSV file with a row for
+                each output and the columns `class` and `output`.
+            kind: `max`: the class of the highest of these outputs; `sum`: that with the highest sum of probabilities;
+                `argmax`: the class of the highest of all outputs, -1 if that is of no class, as published.
+            classes: The classes in the order of their numbers; by default the given ones, class2 before class10.
+
+        Returns:
+            The network.
+
+        Raises:
+            InputError: If the outputs are unknown, ambiguous or of two classes, or a class has none.
+        """
+        self.classifier = OutputMap.read(outputs, kind, classes)
         return self
 
     def predict(self, images: np.ndarray | torch.Tensor) -> list[Prediction]:
@@ -187,7 +262,7 @@ class Net(nn.Module):
             found += self.predict(torch.stack(images))
         return found
 
-    def evaluate_dataset(self, dataset: Examples, label_column: str | None = None) -> dict[str, float]:
+    def evaluate_dataset(self, dataset: Examples | Stream, label_column: str | None = None) -> dict[str, float]:
         """The share of a dataset, as for `fit`, that is classified correctly: `{"accuracy": ...}`.
 
         Raises:
@@ -198,9 +273,9 @@ class Net(nn.Module):
         predicted = fitted.classes[fitted.scores(outputs).argmax(1)]
         return {"accuracy": float((predicted == labels).mean())}
 
-    def _fitted(self) -> Classifier:
+    def _fitted(self) -> Classifier | OutputMap:
         if self.classifier is None:
-            raise InputError("the network has no classifier yet; call fit with a labelled dataset first")
+            raise InputError("the network has no classifier yet; call fit or map_outputs first")
         return self.classifier
 
     def save(self, folder: str | Path) -> Path:
@@ -218,9 +293,12 @@ class Net(nn.Module):
             "scores": self.scores,
             "input_size": self.input_size,
             "networks": {label: spec and asdict(spec) for label, spec in self.specs.items()},
+            "num_classes": self.num_classes,
             "path": [describe(fragment, layer) for fragment, layer in zip(self.path, self.layers, strict=True)],
         }
-        if self.classifier:
+        if isinstance(self.classifier, OutputMap):
+            about["output_map"] = asdict(self.classifier)
+        elif self.classifier:
             about["classifier"] = self.classifier.kind
             tensors["classifier.outputs"] = torch.as_tensor(self.classifier.outputs).contiguous()
             tensors["classifier.labels"] = torch.as_tensor(self.classifier.labels).contiguous()
@@ -241,7 +319,8 @@ def load(folder: str | Path, nets: Mapping[str, nn.Module] | None = None) -> Net
     """
     folder = Path(folder)
     try:
-        return _restore(json.loads((folder / ABOUT).read_text()), load_file(folder / WEIGHTS), nets or {})
+        about = json.loads((folder / ABOUT).read_text(), object_pairs_hook=unique_keys)
+        return _restore(about, load_file(folder / WEIGHTS), nets or {})
     except InputError:
         raise
     except Exception as error:  # on a damaged file, the reader may raise anything
@@ -257,10 +336,15 @@ def _restore(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], nets
     path, layers = zip(*(rebuild(entry, models[entry["network"]]) for entry in about["path"]), strict=True)
     channels, height, width = about["input_size"]
     net = Net(about["name"], about["score"], path, layers, about["scores"], (channels, height, width), specs)
+    num_classes = about.get("num_classes")  # believed only if the weights have it: the number may be any
+    if num_classes is not None and num_classes == len(tensors[f"net.{net.head()[0]}.weight"]):
+        net.replace_head(num_classes)
     net.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("net.")})
     if "classifier" in about:
         outputs, labels = (tensors[f"classifier.{name}"].numpy() for name in ("outputs", "labels"))
         net.classifier = Classifier(about["classifier"], outputs, labels)
+    if "output_map" in about:
+        net.classifier = parse(OutputMap, about["output_map"], "output_map")
     return net.eval()
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.loader import adapt_to_chs
-from timm.models import is_model
-from torch import nn
+from timm.models import is_model, list_models
+from torch import hub, nn
 from torchvision.models import get_model_weights
 
 from stitchkit.errors import InputError, unknown
-from stitchkit.networks.create import create_model, create_torchvision, published_config, torchvision_names
+from stitchkit.networks.create import create_model, create_torchvision, torchvision_names
+from stitchkit.networks.published import published_config
 from stitchkit.networks.timm_model import TimmModel
 from stitchkit.networks.weights import load_checkpoint
 from stitchkit.settings.stitch_config import AnchorSpec
@@ -41,28 +44,43 @@ def load_networks(
         pretrained: Download the weights of named networks; otherwise they are random.
         img_size: Height and width of the images, for timm's networks with a fixed image size.
     """
-    if isinstance(nets, str):
-        nets = [name.strip() for name in nets.split(",") if name.strip()]
     if isinstance(nets, Mapping):
         for label, module in nets.items():
             if not isinstance(module, nn.Module):
                 raise InputError(f"network '{label}' is given as {module!r}, not a module; names must be in a list")
         found: Loaded = {label: (module.eval(), None) for label, module in nets.items()}
-    else:
-        found = _created(PUBLISHED if nets is None else nets, pretrained=pretrained, img_size=img_size)
-    if not found:
-        raise InputError("there is no network to cut into fragments; name at least one")
-    return found
+        if not found:
+            raise _nothing()
+        return found
+    return _created(specified(nets), pretrained=pretrained, img_size=img_size)
 
 
-def _created(entries: Iterable[object], *, pretrained: bool, img_size: tuple[int, int] | None) -> Loaded:
-    found: Loaded = {}
-    for entry in entries:
-        spec = _sized(_spec(entry), img_size)
-        if spec.label in found:
+def specified(nets: str | Sequence[object] | None = None) -> list[AnchorSpec]:
+    """The specifications of networks as in `load_networks`, whose names exist: before any is built or downloaded."""
+    if isinstance(nets, str):
+        nets = [name.strip() for name in nets.split(",") if name.strip()]
+    specs = [_spec(entry) for entry in (PUBLISHED if nets is None else nets)]
+    if not specs:
+        raise _nothing()
+    for label in (labels := [spec.label for spec in specs]):
+        if labels.count(label) > 1:
             raise InputError(
-                f"two networks are called '{spec.label}'; use another label for one (in a stitch configuration)"
+                f"two networks are called '{label}'; use another label for one (in a stitch configuration)"
             )
+    for spec in specs:
+        if not _is_torchvision(spec.name):
+            published_config(spec.name)  # refuses a tag that timm does not have
+    return specs
+
+
+def _nothing() -> InputError:
+    return InputError("there is no network to cut into fragments; name at least one")
+
+
+def _created(specs: Iterable[AnchorSpec], *, pretrained: bool, img_size: tuple[int, int] | None) -> Loaded:
+    found: Loaded = {}
+    for given in specs:
+        spec = _sized(given, img_size)
         try:
             model = create(spec, pretrained=pretrained).eval()
         except InputError as error:
@@ -82,8 +100,8 @@ def _created(entries: Iterable[object], *, pretrained: bool, img_size: tuple[int
 
 
 def _sized(spec: AnchorSpec, img_size: tuple[int, int] | None) -> AnchorSpec:
-    """A specification for images of this size, if timm's network has a fixed image size."""
-    config = published_config(spec.name) if is_model(spec.name) and spec.name not in PUBLISHED else None
+    """A specification of a known name for images of this size, if timm's network has a fixed image size."""
+    config = None if _is_torchvision(spec.name) else published_config(spec.name)
     if config is None or img_size is None or not config.fixed_input_size or "img_size" in spec.kwargs:
         return spec
     if img_size == config.input_size[1:]:
@@ -101,24 +119,48 @@ def _spec(entry: object) -> AnchorSpec:
     return AnchorSpec.parse(dict(entry) if isinstance(entry, Mapping) else entry)
 
 
+def _is_torchvision(name: str) -> bool:
+    """Whether a network is torchvision's; an unknown name is refused."""
+    if is_model(name):
+        return name in PUBLISHED
+    if name not in torchvision_names() and "." not in name and "/" not in name:
+        raise unknown("network", name, [*torchvision_names(), *list_models()])
+    return name in torchvision_names()
+
+
 def create(spec: AnchorSpec, *, pretrained: bool = False) -> nn.Module:
     """A network for images normalised as ImageNet's; `pretrained` downloads its weights unless it has a checkpoint."""
-    names = torchvision_names()
-    if spec.name in PUBLISHED or (spec.name in names and not is_model(spec.name)):
+    if _is_torchvision(spec.name):
         is_fetched = pretrained and spec.checkpoint is None
         # The paper used the first weights of a network; torchvision's default is the last.
         weights = next(iter(get_model_weights(spec.name))) if is_fetched else None
-        made = create_torchvision(spec.name, spec.kwargs, weights=weights)
+        with _cached():
+            made = create_torchvision(spec.name, spec.kwargs, weights=weights)
         if spec.checkpoint is not None:
             load_checkpoint(made, spec.checkpoint)
         return made
-    if "." not in spec.name and "/" not in spec.name and not is_model(spec.name):
-        from timm.models import list_models
-
-        raise unknown("network", spec.name, [*names, *list_models()])
     model = create_model(spec.name, checkpoint=spec.checkpoint, pretrained=pretrained, **spec.kwargs)
     _take_imagenet_normalisation(model, spec.kwargs.get("in_chans", 3))
     return model
+
+
+def get_cache_folder() -> str:
+    """The folder of torchvision's downloaded weights: `SN_HOME` of the environment, or torch's own cache.
+
+    timm's are in the cache of the Hugging Face hub.
+    """
+    return os.environ.get("SN_HOME") or hub.get_dir()
+
+
+@contextmanager
+def _cached() -> Iterator[None]:
+    """Let torchvision keep its weights in the cache folder."""
+    before = hub.get_dir()
+    hub.set_dir(get_cache_folder())
+    try:
+        yield
+    finally:
+        hub.set_dir(before)
 
 
 class Renormalise(nn.Module):

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from stitchkit.distributed import choose_device
 from stitchkit.errors import InputError, one_line
 from stitchkit.networks.layout import Layout
 from stitchkit.settings.stitch_config import AnchorSpec
@@ -14,6 +15,18 @@ from stitchnet.activations import Activation, run
 from stitchnet.data import as_images
 from stitchnet.fragments import Fragment, fragments
 from stitchnet.networks import Nets, load_networks
+
+_device: torch.device | None = None
+
+
+def set_device(device: str | torch.device | None) -> None:
+    """Choose where later compositions run: `cpu`, `cuda` or `cuda:N`; with None, where the stitching images are.
+
+    Raises:
+        InputError: If there is no such device.
+    """
+    global _device  # as in the published package
+    _device = None if device is None else choose_device(str(device))
 
 
 class Pool:
@@ -26,6 +39,8 @@ class Pool:
 
     def __init__(self, data: np.ndarray | torch.Tensor, nets: Nets | None = None, *, pretrained: bool = True):
         self.images = as_images(data, what="stitching images")
+        if _device is not None:
+            self.images = self.images.to(_device)
         if not len(self.images):
             raise InputError("there are no stitching images; at least one is needed")
         if not self.images.isfinite().all():

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from stitchkit.display import count
+from stitchkit.parser import DATA_FLAGS
 from stitchkit.settings import recipe
 from stitchkit.settings.flags import add_settings
 from stitchkit.settings.recipe import Count, flag
@@ -25,6 +26,7 @@ Limit = Annotated[float, BeforeValidator(lambda value: count(value) if isinstanc
 _VALUES: dict[str, dict[str, Any]] = {
     "data": {"metavar": "DIR", "required": True},
     "nets": {"metavar": "NAMES"},
+    "output_map": {"metavar": "FILE"},
     "max_macs": {"type": str, "metavar": "N"},
     "max_params": {"type": str, "metavar": "N"},
 }
@@ -57,8 +59,13 @@ class ComposeSettings(Settings):
     max_params: Limit | None = flag(None, "leave out networks with more parameters, such as 30M", strict=None)
     num_images: Count = flag(32, "number of images from train/ for the comparison")
     img_size: Count = flag(224, "side of the images")
-    classifier: Literal["knn", "linear"] = flag(
-        "knn", "classifier of the outputs: nearest neighbours or logistic regression"
+    classifier: Literal["knn", "linear", "max", "sum", "argmax"] = flag(
+        "knn",
+        "classifier of the outputs: nearest neighbours or logistic regression; or, with --output-map, the class of the "
+        "highest output, the highest summed probability, or the highest of all outputs, which may be of no class",
+    )
+    output_map: str | None = flag(
+        None, "JSON, YAML or CSV file with the outputs that mean each class: numbers, ImageNet's names or synsets"
     )
     seed: int = flag(0, "seed of the image draw and of random weights")
     device: str | None = flag(None, "cpu, cuda or cuda:N; by default cuda if available")
@@ -68,13 +75,26 @@ class ComposeSettings(Settings):
         return {flag_of(name): value for name, value in asdict(self).items()}
 
 
+@dataclass(frozen=True)
+class StudySettings(ComposeSettings):
+    """Settings of an experiment; the last ones are those of `finetune`."""
+
+    head: Literal["own", "new"] | None = flag(
+        None,
+        "finetune: train the network's own head or a new one; by default own if it has one output for each class",
+        strict=None,
+    )
+    trains: Literal["all", "head"] = flag("all", "finetune: what is trained")
+    eval_every: Count | None = flag(None, "finetune: steps between two accuracies; by default those of an epoch")
+
+
 def flag_of(name: str) -> str:
     """The flag of a setting."""
     return "-k" if name == "width" else recipe.flag_of(name)
 
 
-def add_flags(parser: argparse.ArgumentParser, **defaults: object) -> None:
+def add_flags(parser: argparse.ArgumentParser, kind: type[ComposeSettings], **defaults: object) -> None:
     """Add the flag of each setting to a parser, whose result has only those that were given, and other defaults."""
     parser.argument_default = argparse.SUPPRESS
     options = _VALUES | {name: {"default": default} for name, default in defaults.items()}
-    add_settings(parser, ComposeSettings, lambda name: [flag_of(name)], options)
+    add_settings(parser, kind, lambda name: DATA_FLAGS if name == "data" else [flag_of(name)], options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +17,12 @@ from stitchkit.display import aligned, quantity
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import Row
 from stitchkit.measure.pareto import is_anchor
-from stitchnet.classifier import NotFiniteError
+from stitchnet.classifier import KINDS as FITTED, NotFiniteError
 from stitchnet.composition import Composition, uncut
 from stitchnet.data import Examples, batches, in_memory, open_split
 from stitchnet.journal import Journal
 from stitchnet.net import Net
+from stitchnet.output_map import OutputMap
 from stitchnet.search import Search
 
 
@@ -37,32 +38,59 @@ class JudgedNetwork(TypedDict):
 
 @dataclass(frozen=True)
 class CompositionTask:
-    """Images to fit classifiers of a kind to the outputs of networks, and others to evaluate them."""
+    """Images to fit classifiers of a kind to the outputs of networks, or a map of outputs; and others to evaluate."""
 
     train: Examples
     validation: Examples
-    classifier: str = "knn"
+    classifier: str | OutputMap = "knn"
+    classes: Sequence[str] = ()
 
     @classmethod
-    def load(cls, data: str | Path, img_size: int, classifier: str = "knn") -> CompositionTask:
+    def load(
+        cls,
+        data: str | Path,
+        img_size: int,
+        classifier: str = "knn",
+        output_map: str | None = None,
+        *,
+        download: bool = False,
+    ) -> CompositionTask:
         """A task from an image folder with `train/` and `validation/`, or from a data set by name."""
-        train, validation = (open_split(data, split, img_size) for split in ("train", "validation"))
-        agreed_classes(train.dataset, validation.dataset)
-        return cls(in_memory(train), in_memory(validation), classifier)
+        if (output_map is None) != (classifier in FITTED):
+            raise InputError(
+                f"--classifier is {classifier} and --output-map is {output_map}; max, sum and argmax need a map, and a "
+                "map needs one of them"
+            )
+        train, validation = (open_split(data, split, img_size, download=download) for split in ("train", "validation"))
+        classes = agreed_classes(train.dataset, validation.dataset)
+        mapped = None if output_map is None else OutputMap.read(output_map, classifier, classes)
+        return cls(in_memory(train), in_memory(validation), mapped or classifier, classes)
+
+    @cached_property
+    def num_classes(self) -> int:
+        """The number of classes, by the highest label if they have no names."""
+        splits = (self.train, self.validation)
+        return len(self.classes) or 1 + max(int(labels.max()) for split in splits for _, labels in batches(split))
 
     @cached_property
     def digest(self) -> str:
-        """A hash of all images and labels: files of the same names may hold others."""
+        """A hash of all images and labels, and of an output map: files of the same names may hold others."""
         digest = hashlib.blake2b(digest_size=16)
         for split in (self.train, self.validation):
             for images, labels in batches(split):
                 digest.update(images.contiguous().numpy().data)
                 digest.update(labels.data)
+        if isinstance(self.classifier, OutputMap):
+            digest.update(repr(self.classifier).encode())
         return digest.hexdigest()
 
     def accuracy(self, net: Net) -> float:
-        """Fit a network, and return the percentage of the validation images that it classifies correctly."""
-        return 100 * net.fit(self.train, classifier=self.classifier).evaluate_dataset(self.validation)["accuracy"]
+        """Give a network its classifier; the percentage of the validation images that it then classifies correctly."""
+        if isinstance(self.classifier, OutputMap):
+            net.classifier = self.classifier
+        else:
+            net.fit(self.train, classifier=self.classifier)
+        return 100 * net.evaluate_dataset(self.validation)["accuracy"]
 
 
 def judged(

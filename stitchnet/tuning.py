@@ -1,14 +1,19 @@
-"""Fine-tuning of a composed network, with its own classifier: a task of the engine."""
+"""Fine-tuning of a composed network, or of its head alone, its own or a new one: a task of the engine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Sampler
 
-from stitchkit.data.batches import Batch
+from stitchkit.data.batches import DirectLoader
+from stitchkit.data.loader_processes import usable_cores
+from stitchkit.data.unreadable import NO_CLASS, explained
 from stitchkit.distributed import World
 from stitchkit.engine.checkpoint_files import CheckpointFiles
 from stitchkit.engine.checkpoint_schema import anything, check, fields, table, text, whole
@@ -18,23 +23,34 @@ from stitchkit.engine.loop import Trainer
 from stitchkit.engine.recovery import newest_checkpoint
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.engine.training_state import restore, training_state
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, unknown
 from stitchkit.networks.weights import load_content, read_checkpoint
 from stitchkit.train.task import StitchTask
-from stitchnet.data import Examples, batches
+from stitchnet.data import Examples, LabelledPairs
 from stitchnet.net import Net
+from stitchnet.output_map import OutputMap
 from stitchnet.task import CompositionTask
 
 EPOCHS = 8
-_BATCH, _LR, _WEIGHT_DECAY = 64, 1e-3, 0.05
+_BATCH, _LR, _WEIGHT_DECAY, _WORKERS = 64, 1e-3, 0.05, 4
 _ANYTHING = table(text, anything)
 _SCHEMA = fields(
-    {"state_dict": _ANYTHING, "optimizer": _ANYTHING, "network": text, "epoch": whole(0)}, {"within": _ANYTHING}
+    {"state_dict": _ANYTHING, "optimizer": _ANYTHING, "network": text, "epoch": whole(0), "recorded": whole(0)},
+    {"within": _ANYTHING},
 )
 
 
-class TuningLoader:
-    """Batches of images in memory, in a new order each epoch.
+class Measured(NamedTuple):
+    """An accuracy in percent during fine-tuning: its number, and the epochs and images trained before it."""
+
+    number: int
+    epoch: int
+    samples: int
+    acc1: float
+
+
+class TuningOrder(Sampler[int]):
+    """The images in a new order each epoch.
 
     A last batch of one image is dropped: batch norms of maps with one position need two.
 
@@ -42,29 +58,22 @@ class TuningLoader:
         num_rates: Number of batches per epoch, including a dropped one.
     """
 
-    dataset = None
-
-    def __init__(self, dataset: Examples, seed: int, device: torch.device):
-        images, labels = zip(*batches(dataset), strict=True)
-        self._images = torch.cat(images).to(device)
-        self._labels = torch.cat([torch.as_tensor(some) for some in labels]).to(device)
-        self._seed, self._epoch = seed, 0
-        self.num_rates = -(-len(self._images) // _BATCH)
-        self.sampler = self  # the trainer sets its epoch
+    def __init__(self, num_images: int, seed: int):
+        self._num_images, self._seed, self._epoch = num_images, seed, 0
+        self.num_rates = -(-num_images // _BATCH)
 
     def __len__(self) -> int:
-        return (len(self._images) + _BATCH - 2) // _BATCH
+        return self._num_images - (self._num_images % _BATCH == 1)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of an epoch."""
         self._epoch = epoch
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[int]:
         random = torch.Generator().manual_seed(self._seed)
         for _ in range(self._epoch + 1):  # one stream for all epochs, wherever training resumes
-            order = torch.randperm(len(self._images), generator=random)
-        for chosen in torch.split(order, _BATCH)[: len(self)]:
-            yield self._images[chosen], self._labels[chosen]
+            order = torch.randperm(self._num_images, generator=random)
+        return iter(order[: len(self)].tolist())
 
 
 class TuningSchedule:
@@ -74,10 +83,10 @@ class TuningSchedule:
     taken from its own recursion, all at once, so that a resumed training has the same. A dropped batch has one, too.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, loader: TuningLoader):
-        self._optimizer, self._loader = optimizer, loader
+    def __init__(self, optimizer: torch.optim.Optimizer, order: TuningOrder):
+        self._optimizer, self._order = optimizer, order
         stand_in = torch.optim.SGD([torch.zeros(1)], _LR)
-        num_rates = EPOCHS * loader.num_rates
+        num_rates = EPOCHS * order.num_rates
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(stand_in, num_rates)
         self._rates = [_LR]
         for _ in range(num_rates):
@@ -87,61 +96,121 @@ class TuningSchedule:
 
     def step_update(self, num_updates: int) -> None:
         """Set the rate for the step that follows `num_updates` steps."""
-        epochs, steps = divmod(num_updates, len(self._loader))
+        epochs, steps = divmod(num_updates, -(-len(self._order) // _BATCH))
         for group in self._optimizer.param_groups:
-            group["lr"] = self._rates[epochs * self._loader.num_rates + steps]
+            group["lr"] = self._rates[epochs * self._order.num_rates + steps]
 
     def step(self, epoch: int, metric: float | None = None) -> None:
         """Do nothing: the rate depends only on steps."""
 
 
+def checkpoints(folder: Path) -> CheckpointFiles:
+    """The checkpoints of fine-tuning in a folder."""
+    return CheckpointFiles(folder, newest="finetune.pth", previous="finetune-previous.pth", kept="finetune-{}.pth")
+
+
+def finetune(
+    net: Net, train: Examples, validation: Examples, label_column: str | None = None, *,
+    head: str | None = None, trains: str = "all", every: int | None = None, seed: int = 0,
+) -> list[Measured]:  # fmt: skip
+    """Train a network for 8 epochs; it then classifies by its own outputs.
+
+    Args:
+        net: Changed in place.
+        train: A dataset as for `Net.fit`, but not a streamed one; its images are read while they are used.
+        validation: The images to measure the accuracy on.
+        label_column: Name of the labels in a dataset of `load_hf_dataset`.
+        head: `own` or `new`; by default the network's own if it has one output for each class.
+        trains: `all`, or only the `head`.
+        every: Number of steps between two accuracies; by default those of an epoch.
+        seed: Seed of the order of the images and of a new head.
+
+    Returns:
+        The accuracies, each with the number of images seen before it.
+
+    Raises:
+        InputError: If the images cannot be used, or the network has no head for their classes and can get none.
+    """
+    for name, value, allowed in (("head", head, (None, "own", "new")), ("trained part", trains, ("all", "head"))):
+        if value not in allowed:
+            raise unknown(name, value, [one for one in allowed if one])
+    task = CompositionTask(LabelledPairs(train, label_column), LabelledPairs(validation, label_column))
+    found: list[Measured] = []
+    with TemporaryDirectory() as folder:
+        files = checkpoints(Path(folder))
+        fine_tune(net, task, found.append, seed=seed, files=files, head=head, trains=trains, every=every)
+    net.classifier = OutputMap("max", tuple((number,) for number in range(task.num_classes)))
+    return found
+
+
 def fine_tune(
-    net: Net, task: CompositionTask, record: Callable[[int, float], None], *, seed: int, files: CheckpointFiles,
-    num_recorded: int = 0,
+    net: Net, task: CompositionTask, record: Callable[[Measured], None], *, seed: int, files: CheckpointFiles,
+    num_recorded: int = 0, head: str | None = None, trains: str = "all", every: int | None = None,
 ) -> None:  # fmt: skip
-    """Train all weights with AdamW and a cosine schedule.
+    """Train weights with AdamW and a cosine schedule.
 
     Args:
         net: Changed in place.
         task: The images to train on, which are not augmented, and those to measure the accuracy on.
-        record: Called with the number of completed epochs and the accuracy in percent after them, from 0 epochs or
-            the resumed position on.
-        seed: Seed of the order of the images.
+        record: Called with each accuracy from the start or the resumed position on; the last may come twice.
+        seed: Seed of the order of the images and of a new head.
         files: The checkpoints, saved after each epoch and on a signal; training resumes from the newest good one.
         num_recorded: Number of accuracies already recorded. A checkpoint from beyond them is not used.
+        head: `own` or `new`; by default the network's own if it has one output for each class.
+        trains: `all` or `head`.
+        every: Number of steps between accuracies, of which there is also one at the end; by default those of an epoch.
     """
+    if head == "new" or (head is None and net.num_outputs != task.num_classes):
+        net.replace_head(task.num_classes, seed=seed % 2**63)
+    net.choose_trained(trains)
+    trainer = _trainer(net, task.train, seed, files.folder)
+    steps = len(trainer.loader)
+    every, num_images = every or steps, len(trainer.loader.sampler)
 
-    def save(epoch: int, _: Position | None, state: Mapping[str, object]) -> Path:
-        files.write_newest({**state, "network": net.name, "epoch": epoch})
+    def measure(step: int) -> None:
+        if step % every == 0 or step == EPOCHS * steps:
+            epoch, done = divmod(step, steps)
+            samples = epoch * num_images + done * _BATCH
+            record(Measured(-(-step // every), epoch, samples, _accuracy(net, task.validation)))
+
+    def save(epoch: int, position: Position | None, state: Mapping[str, object]) -> Path:
+        step = epoch * steps + (position.done if position else 0)
+        files.write_newest({**state, "network": net.name, "epoch": epoch, "recorded": -(-step // every)})
         return files.last
 
     def finish(done: TrainedEpoch) -> None:
         check_finite(trainer, done.number)
         # Saved before the accuracy is measured, which a resumed run can do from this file.
         save(done.number + 1, None, training_state(trainer))
-        record(done.number + 1, _accuracy(net, task.validation))
+        measure((done.number + 1) * steps)
 
-    trainer = _trainer(net, task.train, seed, files.folder)
-    epoch, position = _resume(trainer, net, files, num_recorded)
-    if position is None:
-        record(epoch, _accuracy(net, task.validation))
-    train_epochs(trainer, range(epoch, EPOCHS), position, save=save, finish=finish)
+    with explained():
+        epoch, position = _resume(trainer, net, files, num_recorded)
+        measure(epoch * steps + (position.done if position else 0))
+        train_epochs(trainer, range(epoch, EPOCHS), position, save=save, finish=finish, after_step=measure)
+    net.choose_trained("all")
 
 
 def _trainer(net: Net, train: Examples, seed: int, folder: Path) -> Trainer:
-    device = next(net.parameters()).device
-    loader = TuningLoader(train, seed, device)
-    if not len(loader):
+    device, pairs = next(net.parameters()).device, LabelledPairs(train)
+    order = TuningOrder(len(pairs), seed)
+    if not len(order):
         raise InputError("fine-tuning needs at least two images; add some")
-    optimizer = torch.optim.AdamW(net.parameters(), _LR, weight_decay=_WEIGHT_DECAY)
+    loader: DataLoader[Any] = DataLoader(
+        pairs, _BATCH, sampler=order, pin_memory=device.type == "cuda", generator=torch.Generator(),
+        num_workers=0 if pairs.is_in_memory else min(_WORKERS, usable_cores()),
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(
+        [one for one in net.parameters() if one.requires_grad], _LR, weight_decay=_WEIGHT_DECAY
+    )
     return Trainer(
-        task=StitchTask(net, nn.CrossEntropyLoss(), device=device),
-        loader=loader,
+        task=StitchTask(net, nn.CrossEntropyLoss(ignore_index=NO_CLASS), device=device),
+        loader=DirectLoader(loader, device=device, dtype=torch.float32),
         optimizer=optimizer,
         settings=EngineSettings(seed=seed % 2**63, batch_size=_BATCH),  # numpy accepts no negative seeds, unlike torch
         world=World(0, 1, device),
         folder=folder,
-        schedule=TuningSchedule(optimizer, loader),
+        schedule=TuningSchedule(optimizer, order),
     )
 
 
@@ -154,7 +223,7 @@ def _resume(trainer: Trainer, net: Net, files: CheckpointFiles, num_recorded: in
     check(content, _SCHEMA, str(path))
     if content["network"] != net.name:
         return 0, None  # the checkpoint of the previous network
-    if content["epoch"] + ("within" in content) > num_recorded:
+    if content["recorded"] > num_recorded:
         return 0, None  # a power cut took the journal's last lines, which are not synced as checkpoints are
     load_content(net, content, path)
     position = restore(content, trainer, path, otherwise="remove it to train from the start")
@@ -167,6 +236,6 @@ def _accuracy(net: Net, validation: Examples) -> float:
     outputs, labels = net.outputs(validation)
     if outputs.shape[1] <= labels.max():
         raise InputError(
-            f"'{net}' has {outputs.shape[1]} outputs and the images have more classes; compose networks for all classes"
+            f"'{net}' has {outputs.shape[1]} outputs and the images have more classes; train a new head (--head new)"
         )
     return 100 * float((outputs.argmax(1) == labels).mean())

@@ -42,13 +42,17 @@ def write_cifar10(root: Path) -> None:
 
 def write_mnist(root: Path) -> None:
     """Twenty grey images to train, ten to test."""
-    folder = root / "MNIST/raw"
-    folder.mkdir(parents=True)
     for name, count in (("train", 20), ("t10k", 10)):
-        labels = (np.arange(count) % 10).astype(np.uint8)
-        images = struct.pack(">IIII", 0x803, count, 28, 28) + pixels(count, 28, 28).tobytes()
-        (folder / f"{name}-images-idx3-ubyte").write_bytes(images)
-        (folder / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, count) + labels.tobytes())
+        write_idx(root / "MNIST/raw", name, count)
+
+
+def write_idx(folder: Path, name: str, count: int) -> None:
+    """Grey images and their labels in the format of MNIST."""
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = (np.arange(count) % 10).astype(np.uint8)
+    images = struct.pack(">IIII", 0x803, count, 28, 28) + pixels(count, 28, 28).tobytes()
+    (folder / f"{name}-images-idx3-ubyte").write_bytes(images)
+    (folder / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, count) + labels.tobytes())
 
 
 def write_svhn(root: Path, *, train: int = 30, test: int = 10) -> None:

@@ -24,8 +24,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latencies that nobody reads, measured at once."""
-    monkeypatch.setattr("stitchkit.measure.latency._SECONDS", 0.001)
+    """Latencies that nobody reads, measured at once and taken for reliable."""
+    for name, value in {"ROUNDS": 2, "SECONDS": 0.0, "LIMIT_SECONDS": 0.0, "SPREAD_PERCENT": float("inf")}.items():
+        monkeypatch.setattr(f"stitchkit.measure.latency._{name}", value)
 
 
 @pytest.fixture(scope="session")

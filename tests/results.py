@@ -49,3 +49,4 @@ def write_result(
     epochs = range(1, len(accuracies) + 1) if epochs is None else epochs
     rows = {"Epoch": epochs, "Step": 5, "LR": 0.1, "Loss": 1.0, "Overall/digits/Test Accuracy": accuracies}
     pd.DataFrame(rows).to_csv(place / f"result-{seed}.csv", index=False)
+    (place / f"result-{seed}.pkl").touch()

@@ -19,9 +19,9 @@ import yaml
 from PIL import Image
 
 import stitchkit
-from stitchkit.assembly.sweep.config import SweepConfig
+from stitchkit.assembly.sweep.gap_jobs import plan_gaps
+from stitchkit.assembly.sweep.gaps import GapSweep
 from stitchkit.assembly.sweep.launch import write_folders
-from stitchkit.assembly.sweep.plan import plan
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.data.digits import write_digits
 
@@ -164,7 +164,7 @@ def demo_folder(folder: Path) -> Path:
     """A folder as `make demo` leaves it, without training and ledger: digits, configurations, weights."""
     (folder / "configs").symlink_to(ROOT / "configs")
     write_digits(folder / "data/digits")
-    model = stitchkit.create_snnet(ROOT / "configs/digits_vit.json")
+    model = stitchkit.create_snnet(ROOT / "configs/digits_vit.json", checkpoints=False)
     randomize(model)
     state = {"state_dict": model.state_dict(), "classes": [*map(str, range(10))], "input_size": [3, 32, 32]}
     (folder / "outputs/digits_vit").mkdir(parents=True)
@@ -237,8 +237,8 @@ def write_sweep(folder: Path, images: Path, **changes: Any) -> Path:
 
 def sweep_jobs(sweep: Path, output: Path, **changes: object) -> list[SweepJob]:
     """The jobs of a sweep, whose folders are written as the command writes them."""
-    config = SweepConfig.load(sweep, **changes)
-    return write_folders(plan(config), output, config.seed)
+    config = GapSweep.load(sweep, **changes)
+    return write_folders(plan_gaps(config).jobs, output, config.seeds)
 
 
 def skip_uncut_job(sweep: Path, output: Path) -> None:

@@ -9,42 +9,60 @@ from functools import partial
 from pathlib import Path
 
 from stitchkit.errors import InputError
-from stitchkit.parser import Command
+from stitchkit.parser import DATA_FLAGS, REPEAT, Command, add_picture_format
 
 
 def _add_report_flags(report: argparse.ArgumentParser) -> None:
     report.add_argument("folder", metavar="DIR", help="output folder of a sweep")
+    add_picture_format(report)
 
 
 def _add_training_flags(parser: argparse.ArgumentParser) -> Callable[..., object]:
     """Add the flags that jobs and sweeps share; return what adds a further flag for a key of the file."""
     add = partial(parser.add_argument, default=argparse.SUPPRESS)  # a flag that is not given leaves the file's value
     number = partial(add, type=int, metavar="N")
-    add("--data-path", metavar="DIR", help="folder of the data sets")
-    number("--epochs", help="number of epochs")
+    add(*DATA_FLAGS, dest="data_path", metavar="DIR", help="folder of the data sets")
+    add("--download", action="store_true", help="download missing data sets")
+    number("-e", "--epochs", help="number of epochs")
     number("-m", "--max-batches", help="use only N random batches of the data")
     number("--seed", help="seed of weights, order and augmentation; names the results of a sweep")
-    add("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default cuda if available")
+    add("-d", "--device", metavar="DEVICE", help="cpu, cuda, cuda:N or N; by default cuda if available")
     number("-j", "--workers", help="loader processes of each rank")
-    add("--no-pretrained", action="store_false", dest="pretrained", help="start from random weights")
+    add(
+        "--no-pretrained",
+        action="store_false",
+        dest="pretrained",
+        help="download no weights; without a file, start from random ones",
+    )
     return add
 
 
 def _add_sweep_flags(sweep: argparse.ArgumentParser) -> None:
     add, number = sweep.add_argument, partial(sweep.add_argument, type=int, metavar="N")
     add("-c", "--config", required=True, metavar="YAML", help="configuration of the sweep")
+    add("--seeds", nargs="+", type=int, metavar="N", default=argparse.SUPPRESS, help="run every job with each of these")
+    number("--trials", dest="run_cap", default=argparse.SUPPRESS, help="number of trials of a search; 10")
     add("-o", "--output", default="outputs/sweeps", metavar="DIR", help="folder for the folders of all jobs")
-    add("-n", "--dry-run", action="store_true", help="print the plan without running it")
+    about = "only these jobs: numbers in the plan (3, 5-7), names, or patterns of names ('*finetune')"
+    add("--only", nargs="+", default=[], metavar="JOB", help=about)
+    switch = partial(sweep.add_mutually_exclusive_group().add_argument, action="store_true")
+    switch("-n", "--dry-run", help="print the plan without running it, and with Slurm the script of its jobs")
+    switch("--smoke", "--st", "--smoke-test", help="run one step of every job here and now, and keep nothing of it")
+    switch("--detach", help="with Slurm, submit the jobs and return; repeated, it says how far they are")
     add("--retry-failed", action="store_true", help="rerun the jobs that failed before")
     number("--jobs", help="number of jobs at a time; by default 1, or all with Slurm")
     add("--cluster", choices=("local", "slurm"), default="local", help="where the jobs run")
     number("--gpus", help="GPUs per job; by default 1, or 0 on a machine without GPUs")
-    add("--partition", metavar="NAME", help="Slurm's partition")
-    number("--cpus", help="with Slurm, CPUs per GPU of a job")
-    add("--mem-gb", type=float, metavar="N", help="with Slurm, memory per job")
-    about = "with Slurm, time limit of a job, after which it is requeued and resumes"
-    add("--hours", type=float, default=24, metavar="N", help=about)
+    slurm = sweep.add_argument_group("Slurm", "for all jobs; those before --setup may also be in the file, under slurm")
+    add = slurm.add_argument
+    add("--partition", metavar="NAME", help="partition")
+    add("--cpus", type=int, metavar="N", help="CPUs per process of a job, of which it has one per GPU")
+    add("--mem-gb", type=float, metavar="N", help="memory per job")
+    add("--hours", type=float, metavar="N", help="time limit of a job, after which it is requeued and resumes; 24")
+    add("--modules", nargs="+", metavar="NAME", help="environment modules to load (module load NAME)")
+    add("--setup", nargs="+", default=[], metavar="LINE", help="further lines of the shell before a job starts")
     add("--sbatch", nargs="+", default=[], metavar="KEY=VALUE", help="further options for sbatch")
+    add("--poll", type=float, metavar="SECONDS", help="time between two looks at the queue; 30 or more")
     _add_training_flags(sweep)
 
 
@@ -52,9 +70,18 @@ def _add_job_flags(job: argparse.ArgumentParser) -> None:
     job.add_argument("-c", "--config", required=True, metavar="YAML", help="configuration of the job")
     add = _add_training_flags(job)
     number, switch = partial(add, type=int, metavar="N"), partial(add, action="store_true")
-    add("-o", "--output", dest="save_dir", metavar="DIR", help="folder of the job; by default outputs/<configuration>")
-    add("--metrics-output", metavar="FILE", help="file of the result; by default result.pkl in the job's folder")
-    add("--lr", type=float, metavar="RATE", help="learning rate of the optimizer")
+    about = "folder of the job; by default outputs/<configuration>"
+    add("-o", "--output", "--dest", dest="save_dir", metavar="DIR", help=about)
+    about = "file of the result; by default result.pkl in the job's folder"
+    add("--metrics-output", "--metrics-dest", metavar="FILE", help=about)
+    add("--dataset", metavar="NAME", help="name or folder of the data set")
+    about = "side of an input image, or its height and width: 224,256"
+    add("--image-size", "--resize", type=_sides, metavar="N", help=about)
+    switch("--data-augmentation", help="the default augmentation: a flip and AutoAugment")
+    rate = partial(add, type=float, metavar="RATE")
+    rate("--lr", "--learning-rate", help="learning rate of the optimizer")
+    rate("--wd", "--weight-decay", dest="weight_decay", help="weight decay of the optimizer")
+    rate("--momentum", help="momentum of the optimizer")
     number("-b", "--batch-size", help="images per step and rank")
     number("--max-steps", help="stop after N steps")
     number("--print-freq", help="steps between log lines")
@@ -62,67 +89,132 @@ def _add_job_flags(job: argparse.ArgumentParser) -> None:
     about = "checkpoint of a job to resume from; auto is the newest good one in the job's folder"
     add("--resume-from", "--resume", metavar="FILE", help=about)
     number("--start-epoch", help="number of epochs that count as done")
+    add("--non-strict", action="store_false", dest="strict_load", help="of --load-from, take only weights that fit")
     switch("--test-only", help="test without training")
     switch("--save-checkpoints", help="save a checkpoint after each epoch")
+    switch("--checkpoint-initial-model", help="test the network before the first epoch, too")
     about = "steps between checkpoints within an epoch; with 0, only when a signal stops the job"
     number("--checkpoint-interval", help=about)
     number("--grad-accum-steps", help="batches per step, whose gradients add up")
     switch("--amp", help="mixed precision")
     add("--amp-dtype", choices=("float16", "bfloat16"), help="low precision of --amp; CPUs always use bfloat16")
     switch("--model-ema", help="keep a moving average of the weights, and test it too")
-    add("--model-ema-decay", type=float, metavar="RATE", help="decay of --model-ema")
+    rate("--model-ema-decay", help="decay of --model-ema")
     add("--no-eval-checkpoints", action="store_false", dest="eval_checkpoints", help="do not test after each epoch")
     switch("--unfrozen", help="train all parts")
     switch("--deterministic", help="use only deterministic algorithms")
-    about = "a very short run: one epoch of three batches per rank (torchrun accepts only the longer name)"
+    tracking = partial(add, metavar="NAME")
+    tracking("--project", help="project in Weights & Biases; without one, nothing is logged there")
+    tracking("--entity", help="account or team there")
+    tracking("--group", help="group of runs there")
+    tracking("--id", help="run there to resume")
+    add("-v", "--verbose", action="count", help="twice, a line for every step")
+    about = "check everything, print the network, its cost and its data, and write and train nothing"
+    switch("-n", "--dry-run", default=False, help=about)
+    about = "a very short run, three batches per rank, into the folder smoke in that of the job; torchrun accepts only "
+    about += "the longer name"
     switch("--st", "--smoke-test", dest="smoke_test", default=False, help=about)
 
 
+def _sides(text: str) -> int | list[int]:
+    """A side, or a height and a width: `224`, `224,256` or `(224, 256)`."""
+    sides = [int(side) for side in text.strip("()[]").split(",")]
+    return sides[0] if len(sides) == 1 else sides
+
+
 def _job(flags: argparse.Namespace) -> None:
-    from stitchkit.assembly.config.job import JobConfig
-    from stitchkit.assembly.train.run import run_job
+    from stitchkit.assembly.config.job_settings import check_job
 
     settings = vars(flags)
-    source = settings.pop("config")
-    if settings.pop("smoke_test"):
+    source, download = Path(settings.pop("config")), settings.pop("download", False)
+    is_quick, is_dry = settings.pop("smoke_test"), settings.pop("dry_run")
+    if is_quick:
         ranks = int(os.environ.get("WORLD_SIZE", 1))
         settings = {"epochs": 1, "max_batches": 3 * ranks, "save_checkpoints": True, "print_freq": 1, **settings}
+    check_job(source, **settings)  # before torch is loaded
+
+    from stitchkit.assembly.config.job import JobConfig
+    from stitchkit.assembly.train.plan import job_plan
+    from stitchkit.assembly.train.run import run_job
+
     config = JobConfig.load(source, **settings)
-    if config.test_only and not config.pretrained and not (config.load_from or config.resume_from):
+    if config.test_only and not config.has_weights:
         raise InputError("--test-only needs trained weights; set --load-from FILE, or omit --no-pretrained")
-    run_job(config, Path(source))
+    if is_dry:
+        print(job_plan(config, source))
+    else:
+        run_job(config, source, is_quick=is_quick, download=download)
 
 
 def _sweep(flags: argparse.Namespace) -> None:
-    from stitchkit.assembly.sweep.cluster import create_cluster
-    from stitchkit.assembly.sweep.config import SweepConfig
-    from stitchkit.assembly.sweep.launch import run_sweep, write_folders
-    from stitchkit.assembly.sweep.plan import plan, table
+    from stitchkit.assembly.config.job import JobConfig
+    from stitchkit.assembly.sweep.cluster import Slurm, create_cluster
+    from stitchkit.assembly.sweep.config import load_sweep
+    from stitchkit.assembly.sweep.inputs import check_inputs
+    from stitchkit.assembly.sweep.launch import logged, run_sweep, smoke, submit_sweep, write_folders
+    from stitchkit.assembly.sweep.plan import choose, table
+    from stitchkit.assembly.train.data import download_data
+    from stitchkit.engine.run_log import begin_log
 
     settings = vars(flags)
-    own = ("config", "output", "dry_run", "retry_failed")
-    path, output, is_dry, retry = (settings.pop(key) for key in own)
-    places = ("jobs", "cluster", "gpus", "partition", "cpus", "mem_gb", "hours", "sbatch")
+    path, output, only, is_dry, is_smoke, retry, is_detached = (
+        settings.pop(key) for key in ("config", "output", "only", "dry_run", "smoke", "retry_failed", "detach")
+    )
+    places = ("cluster", "jobs", "gpus", "partition", "cpus", "mem_gb", "hours", "modules", "setup", "sbatch", "poll")
     place = {key: settings.pop(key) for key in places}
-    jobs = plan(config := SweepConfig.load(path, **settings))
+    is_slurm, download = place["cluster"] == "slurm", settings.pop("download", False)
+    if is_detached and not is_slurm:
+        raise InputError("--detach is for Slurm; add --cluster slurm, or omit it")
+    kind = load_sweep(path, **settings)
+    jobs = choose(kind.jobs, only)
+    planned = [job for job in jobs.values() if job.config is not None]
     if is_dry:
         print(table(jobs))
-        applicable = sum(job.config is not None for job in jobs)
-        print(f"{applicable} jobs; {len(jobs) - applicable} combinations do not apply")
+        num_jobs = len(planned) * len(kind.seeds)
+        print(f"{num_jobs} jobs; {len(jobs) - len(planned)} combinations do not apply")
+        if not is_slurm:  # which may be another machine's, with other GPUs
+            return
+    elif download:  # once, before jobs that start together would all do it
+        download_data(JobConfig.parse(job.config) for job in planned if job.config is not None)
+    if is_smoke and not is_dry:
+        smoke(planned)
         return
-    cluster = create_cluster(place.pop("cluster"), folder=Path(output), **place)
-    run_sweep(write_folders(jobs, Path(output), config.seed), cluster, retry_failed=retry)
+    cluster = create_cluster(place.pop("cluster"), folder=Path(output), resources=kind.resources, **place)
+    if is_dry and isinstance(cluster, Slurm):
+        print(f"\n{cluster.script(num_jobs)}")
+        return
+    failures = []
+    with logged():
+        for round_ in kind.rounds(Path(output), place["jobs"]):
+            chosen = [job for job in choose(round_, only).values() if job.config is not None]
+            runs = write_folders(chosen, Path(output), kind.seeds)
+            begin_log(Path(output))
+            if any(run.state == "waiting" for run in runs):
+                check_inputs(chosen, on_nodes=is_slurm)
+            try:
+                if is_detached and isinstance(cluster, Slurm):
+                    submit_sweep(runs, cluster, retry_failed=retry)
+                else:
+                    run_sweep(runs, cluster, retry_failed=retry)
+            except InputError as error:  # a search goes on without trials that failed
+                failures.append(error)
+        if failures:
+            raise failures[-1]
 
 
 def _sweep_report(flags: argparse.Namespace) -> None:
     from stitchkit.assembly.sweep.report import sweep_report
 
-    for file in sweep_report(flags.folder):
+    for file in sweep_report(flags.folder, picture_format=flags.format):
         print(file)
 
 
-job = Command(_job, "train an assembly of pretrained parts and adapters", _add_job_flags)
+job = Command(
+    _job, "train an assembly of pretrained parts and adapters", _add_job_flags,
+    resumes="continue from the newest checkpoint with --resume auto",
+)  # fmt: skip
 sweep = Command(
-    _sweep, "bridge every gap between two networks with every stitcher, one job for each pair", _add_sweep_flags
-)
+    _sweep, "run the jobs of one file: every stitcher in every gap, every data set, every seed", _add_sweep_flags,
+    resumes=REPEAT,
+)  # fmt: skip
 sweep_report = Command(_sweep_report, "collect the results of sweeps into one table and draw them", _add_report_flags)

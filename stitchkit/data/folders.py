@@ -1,25 +1,44 @@
-"""Image folders: their splits and classes.
+"""Image folders: their splits, classes and files.
 
-A class is a folder, at any depth within a split, with images directly in it; folders with the same name are one class.
-Hidden folders and files, folders without images, and images beside the class folders are ignored.
+A class is a folder directly within a split that has an image in it, at any depth; whatever lies deeper belongs to it.
+Hidden files and folders, other files, images beside the class folders, and folders without images are ignored.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
+from PIL import EpsImagePlugin, Image, ImageFile
 from timm.data import ImageDataset
+from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader_image_folder import ReaderImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
+from timm.utils.misc import natural_key
 
 from stitchkit.classes import in_order
 from stitchkit.data.labelled_images import class_names
 from stitchkit.data.split_rule import names_of
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 
-SUFFIXES = ";".join(IMG_EXTENSIONS)
-"""Suffixes of image files, as timm takes them."""
+# Pillow only recognises the first, and hands the others to a program that interprets them.
+_NOT_DECODED = ("MPEG", "EPS")
+# Pillow goes by the content of a file: it would start Ghostscript for a program that is called `image.png`.
+EpsImagePlugin.gs_binary = False
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """The suffixes of the files that Pillow decodes, in lower case."""
+    suffixes = Image.registered_extensions()  # this also loads the formats
+    kinds = {name: kind for name, (kind, _) in Image.OPEN.items() if name not in _NOT_DECODED}
+    stubs = {
+        name for name, kind in kinds.items() if inspect.isclass(kind) and issubclass(kind, ImageFile.StubImageFile)
+    }
+    return frozenset(suffix for suffix, name in suffixes.items() if name in kinds.keys() - stubs or name == "MPO")
 
 
 def find_split(root: Path, split: str) -> Path:
@@ -39,35 +58,99 @@ def is_split(folder: Path) -> bool:
     return folder.is_dir() and any(not place.name.startswith(".") and place.is_dir() for place in folder.iterdir())
 
 
-def open_images(folder: Path, *, mode: str = "RGB", class_map: str = "", suffixes: str = SUFFIXES) -> ImageDataset:
-    """Images of a split's folder, with their classes numbered in the order of `stitchkit.classes`.
+class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
+    """The images of a split's folder, with their classes numbered in the order of `stitchkit.classes`.
 
     Args:
         folder: The split.
-        mode: PIL mode to which images are converted; empty for no conversion.
         class_map: File that maps class names to numbers; other classes are left out.
-        suffixes: Like `SUFFIXES`.
+        suffixes: Suffixes of the images; by default those of all formats that Pillow decodes.
     """
-    empty = InputError(f"'{folder}' has no images in class folders; files must end with {suffixes.replace(';', ', ')}")
+
+    def __init__(self, folder: Path, class_map: str = "", suffixes: frozenset[str] = frozenset()):
+        self.root = str(folder)
+        self.ignored: Counter[str] = Counter()
+        self.nested: dict[str, None] = {}
+        found: list[tuple[str, str]] = []
+        for path, place in visible_files(self.root):
+            suffix = os.path.splitext(path)[1].lower()
+            # Strings instead of `Path`, which is slow for the millions of images of some data sets.
+            name, _, deeper = place[len(self.root) + 1 :].partition(os.sep)
+            if suffix not in (suffixes or image_suffixes()):
+                self.ignored[suffix or "without suffix"] += 1
+            elif not name:
+                self.ignored[f"{suffix} beside the class folders"] += 1
+            else:
+                found.append((path, name))
+                if deeper:
+                    self.nested[os.path.join(name, deeper)] = None
+        # The path decides between names that are equal in natural order, whatever the order on the disk.
+        found.sort(key=lambda pair: (natural_key(pair[0]), pair[0]))
+        names = in_order({name for _, name in found})
+        self.class_to_idx: dict[str, int] = (
+            _read_class_map(class_map, self.root) if class_map else {name: number for number, name in enumerate(names)}
+        )
+        self.samples = [(path, self.class_to_idx[name]) for path, name in found if name in self.class_to_idx]
+        if not self.samples:
+            ends = ", ".join(sorted(suffixes)) or ".jpg, .png, .webp or another suffix of Pillow's"
+            raise InputError(f"'{folder}' has no images in class folders; files must end with {ends}")
+
+    @property
+    def notes(self) -> str:
+        """What of the folder is ignored, and which folders are no classes, in words; empty if there is neither."""
+        said = ""
+        if self.ignored:
+            said += f"; {self.ignored.total():,} files ignored ({', '.join(sorted(self.ignored))})"
+        if self.nested:
+            said += f"; images in folders within a class, such as {next(iter(self.nested))!r}, belong to that class"
+        return said
+
+
+def _read_class_map(path: str, folder: str) -> dict[str, int]:
+    """The numbers of classes in timm's file of class names, one in each line, or its pickled dictionary of numbers."""
     try:
-        reader = ReaderImageFolder(str(folder), class_map=class_map, input_key=suffixes)
-    except RuntimeError:
-        raise empty from None
-    # timm sorts a set of names, so names that compare equal there, such as 1 and 01, are numbered by chance.
-    classes = [_class_of(path, str(folder)) for path, _ in reader.samples]
-    if not class_map:
-        reader.class_to_idx = {name: number for number, name in enumerate(in_order(set(classes) - {""}))}
-    numbers = reader.class_to_idx
-    reader.samples = [(path, numbers[name]) for (path, _), name in zip(reader.samples, classes, strict=True) if name]
-    if not reader.samples:
-        raise empty
+        found: dict[str, int] = load_class_map(path, folder)
+    except Exception as error:  # assertions of timm, text that is none, and anything that a damaged pickle raises
+        raise InputError(
+            f"class map '{path}' cannot be read ({one_line(error)}); give a .txt file with a class name in each line"
+        ) from error
+    if wrong := [name for name, number in found.items() if not isinstance(name, str) or type(number) is not int]:
+        raise InputError(f"class map '{path}' gives {wrong[0]!r} no number; give one for each name")
+    if path.lower().endswith(".txt") and len(found) <= max(found.values(), default=-1):
+        raise InputError(f"class map '{path}' has a line twice; remove one of the two")
+    if min(found.values(), default=0) < 0:
+        raise InputError(f"class map '{path}' has a negative number; classes are numbered from 0")
+    return found
+
+
+def visible_files(folder: str) -> Iterator[tuple[str, str]]:
+    """Files that are not hidden, with their folders; links are followed, except to a folder that contains them."""
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
+    while waiting:
+        place, above = waiting.pop()
+        status = os.stat(place)
+        own = (status.st_dev, status.st_ino)
+        if own in above:
+            continue
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    waiting.append((entry.path, above | {own}))
+                else:
+                    yield entry.path, place
+
+
+def open_images(
+    folder: Path, *, mode: str = "RGB", class_map: str = "", suffixes: frozenset[str] = frozenset()
+) -> ImageDataset:
+    """The images of a split's folder; `class_map` and `suffixes` are those of `FolderReader`.
+
+    Args:
+        mode: PIL mode to which images are converted; empty for no conversion.
+    """
+    reader = FolderReader(folder, class_map, suffixes)
     images = ImageDataset(str(folder), reader=reader, input_img_mode=mode)
     images.classes, images.split = class_names(reader), folder.name
     return images
-
-
-def _class_of(path: str, folder: str) -> str:
-    """The class of an image; empty if it has none."""
-    # Strings instead of `Path`, which is slow for the millions of images of some data sets.
-    parts = path[len(folder) :].strip(os.sep).split(os.sep)
-    return "" if len(parts) < 2 or any(part.startswith(".") for part in parts) else parts[-2]

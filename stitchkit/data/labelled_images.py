@@ -14,7 +14,7 @@ from torchvision.datasets import VisionDataset
 _MOST_CLASSES = 100_000  # larger numbers are times or identifiers, not classes
 
 # Numbers of classes of readers without class names.
-_UNNAMED = {"GTSRB": 43, "STL10": 10, "SVHN": 10, "USPS": 10}
+_UNNAMED = {"FER2013": 7, "GTSRB": 43, "PCAM": 2, "STL10": 10, "SVHN": 10, "USPS": 10}
 
 
 @dataclass

@@ -1,7 +1,8 @@
-"""Loader processes: they end only with their run, whatever signals a cluster sends to all processes."""
+"""Loader processes: their number, and their end with their run, whatever signals a cluster sends to all processes."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -9,12 +10,39 @@ from collections.abc import Callable
 from functools import partial
 
 from timm.data.loader import PrefetchLoader
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
+
+from stitchkit.data.timm_readers import num_shards
+from stitchkit.display import counted
+from stitchkit.distributed import World
+from stitchkit.errors import InputError
+
+_logger = logging.getLogger(__name__)
 
 
 def usable_cores() -> int:
     """Cores that this process may use; any further loader processes would only wait for each other."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def workers_for(images: object, wanted: int, world: World) -> int:
+    """The loader processes of each rank: as many as wanted, but for a stream only as many as have a shard to read.
+
+    A process without a shard has no batch, so an epoch would end too soon, or an evaluation would leave out images.
+    """
+    reader = getattr(images, "reader", None)
+    shards = num_shards(reader, world.size) if isinstance(images, IterableDataset) else None
+    if shards is None or max(wanted, 1) <= shards:
+        return wanted
+    name = f"the {images.split} split"  # type: ignore[attr-defined] # `open_dataset` sets it
+    if not shards:
+        raise InputError(
+            f"{name} has fewer shards than the {world.size} ranks; write more shards, or start fewer ranks"
+        )
+    _logger.info(
+        "%s has %s for each rank; --workers is %d instead of %d", name, counted(shards, "shard"), shards, wanted
+    )
+    return shards
 
 
 def _end_with_parent(worker_id: int, start: Callable[[int], None] | None) -> None:

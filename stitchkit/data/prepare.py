@@ -202,14 +202,13 @@ def _check(folder: Path, task: CollectionTask) -> str:
     """Count the images and classes of a written data set."""
     counts = {}
     for split in SPLITS:
-        sizes = [len(list(place.iterdir())) for place in (folder / split).glob("*") if place.is_dir()]
-        full = len(sizes) - sizes.count(0)
-        if not full == len(sizes) == task.classes:
+        written = open_images(folder / split)
+        if len(written.classes) != task.classes:
             raise InputError(
-                f"'{folder / split}' has images of {full} classes and must have {task.classes}; remove '{folder}' "
-                "and run the command again"
+                f"'{folder / split}' has images of {len(written.classes)} classes and must have {task.classes}; remove "
+                f"'{folder}' and run the command again"
             )
-        counts[split] = sum(sizes)
+        counts[split] = len(written)
     if sum(counts.values()) != task.images:
         raise InputError(
             f"'{folder}' has {sum(counts.values()):,} images and must have {task.images:,}; remove it and run the "

@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
 from timm.data import ImageDataset
-from timm.data.readers.reader_image_folder import ReaderImageFolder
+from torch.utils.data import IterableDataset
 
 from stitchkit.data.digits import read_digits
-from stitchkit.data.folders import SUFFIXES, find_split, is_split, open_images
+from stitchkit.data.folders import FolderReader, find_split, is_split, open_images
 from stitchkit.data.labelled_images import LabelledImages, class_names
 from stitchkit.data.split_rule import names_of, published_part
 from stitchkit.data.timm_readers import open_timm
 from stitchkit.data.torchvision_sets import SHORT, SOURCES, read
+from stitchkit.display import counted, listed
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.optional import check_installed
 from stitchkit.paths import check_dataset, check_local
@@ -27,6 +28,11 @@ _logger = logging.getLogger(__name__)
 # Prefixes of timm's data set strings, and the packages that read them.
 _TIMM = {
     "torch": "torchvision", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "wds": "webdataset"
+}  # fmt: skip
+# Folders of image folders by a data set's name, where the published jobs keep them.
+_PLACES = {
+    "aid": ("AID",), "ucm": ("UCMerced_LandUse", "uc_merced"), "resisc45": ("resisc45",),
+    "eurosat": ("eurosat/splits",), "imagenet": ("imagenet",),
 }  # fmt: skip
 _FOLDERS = ("torch/image_folder", "torch/folder")
 
@@ -76,19 +82,52 @@ def open_dataset(source: Source, split: str, *, is_training: bool = False, **opt
     check_local(str(source.root or ""), "folder of data sets")
     check_local(split, "split")
     dataset = _open(source, split, {"is_training": is_training, **dict(source.options), **options})
+    if not isinstance(dataset, IterableDataset):
+        _logger.info("%s", contents(dataset))
     if not is_training:
         _logger.info("evaluating on the %s images of '%s'", dataset.split, source)
     return dataset
 
 
+def download(source: Source) -> None:
+    """Download what is missing of a data set, if its reader can; only one process calls this."""
+    for split in ("train", "validation"):
+        open_dataset(replace(source, download=True), split, is_training=True)
+
+
+def check_folder(source: Source) -> None:
+    """Refuse a folder that does not exist, before its lack shows up in a library's message."""
+    root, key, library = Path(source.root or ""), _key(source.name), source.name.partition("/")[0].lower()
+    is_made = (source.download and source.name) or (library in _TIMM and source.name.lower() not in _FOLDERS)
+    if root.exists() or is_made or key == "digits":
+        return
+    if key in SOURCES:
+        raise InputError(
+            f"data folder '{root}' does not exist; it must contain {SOURCES[key].needs}; check the path"
+            + ("" if SOURCES[key].by_hand else ", or add --download")
+        )
+    raise _no_folder(root)
+
+
+def contents(images: Images) -> str:
+    """The number of images and classes of a split, and what of its folder is not used, in words."""
+    classes = (
+        f"{counted(len(images.classes), 'class')} ({listed(images.classes)})" if images.classes else "unknown classes"
+    )
+    reader = getattr(images, "reader", None)
+    notes = reader.notes if isinstance(reader, FolderReader) else ""
+    return f"{images.split}: {counted(len(images), 'image')}, {classes}{notes}"
+
+
 def _open(source: Source, split: str, options: dict[str, object]) -> Images:
+    check_folder(source)
     name, root, key = source.name, Path(source.root or ""), _key(source.name)
     is_root = not name or name.lower() in _FOLDERS
-    place = root if is_root else root / name
-    if is_root and not place.exists():
-        raise _no_folder(place)
+    places = [root] if is_root else [root / name, *(root / place for place in _PLACES.get(key, ()))]
     # torchvision's Country211 has class folders too, but its own meaning of the splits' names.
-    has_train = key != "country211" and any((place / one).is_dir() for one in names_of("train"))
+    trained = [place for place in places if any((place / one).is_dir() for one in names_of("train"))]
+    has_train = bool(trained) and key != "country211"
+    place = trained[0] if has_train else places[0]
     if has_train or (is_root and place.is_dir()):
         return _open_folder(source, place, split, options)
     if key == "imagenet" and source.root is not None and _is_laid_out(root):
@@ -100,11 +139,24 @@ def _open(source: Source, split: str, options: dict[str, object]) -> Images:
         digits = [(image, label) for _, image, label in read_digits(found)]
         return LabelledImages(digits, tuple(map(str, range(10))), source.mode, found)
     if key in SOURCES:
-        return read(key, source.root, published_part(split), download=source.download, mode=source.mode)
-    if place.is_dir():
+        # The published jobs keep this set alone in a folder of its own.
+        files = place if key == "svhn" and place.is_dir() else source.root
+        return read(key, files, published_part(split), download=source.download, mode=source.mode)
+    if any(is_split(place / one) for one in names_of(split)):
         return _open_folder(source, place, split, options)  # which has only splits for evaluation
+    if "/" in name and place.name.lower() in SOURCES:  # DIR/cifar10
+        return _open(replace(source, name=place.name, root=place.parent), split, options)
+    if place.is_dir():
+        return _open_folder(source, place, split, options)  # for its message
     if "/" in name:
         raise _no_folder(place)
+    if key in _PLACES:
+        raise InputError(
+            f"data set '{name}' is an image folder, and '{places[-1]}' has no train/; put it there, or write it with "
+            "stitchkit datasets prepare geospatial"
+        )
+    if key == "fmow":
+        raise InputError("data set 'fmow' is one of WILDS, which is not read here; write it as an image folder")
     raise unknown("data set", name, sorted([*SOURCES, *SHORT, "digits"]))
 
 
@@ -126,7 +178,7 @@ def _no_folder(place: Path) -> InputError:
 
 
 def _open_folder(source: Source, folder: Path, split: str, options: dict[str, object]) -> Images:
-    suffixes = str(options.get("input_key") or SUFFIXES)
+    suffixes = frozenset(str(options.get("input_key") or "").lower().split(";")) - {""}
     with _explained(source, split):  # the class map may be unreadable
         return open_images(find_split(folder, split), mode=source.mode, class_map=source.class_map, suffixes=suffixes)
 
@@ -134,7 +186,8 @@ def _open_folder(source: Source, folder: Path, split: str, options: dict[str, ob
 def _open_timm(source: Source, split: str, options: dict[str, object]) -> Images:
     """The first split of a data set under one of its usual names, by one of timm's readers."""
     if source.name:
-        check_installed([_TIMM[source.name.partition("/")[0].lower()]], "", f"data set '{source.name}'")
+        library = source.name.partition("/")[0].lower()
+        check_installed([_TIMM[library]], "" if library == "tfds" else "data", f"data set '{source.name}'")
     first, *others = names_of(split)
     try:
         return read_timm(source, first, **options)
@@ -168,7 +221,7 @@ def _explained(source: Source, split: str) -> Iterator[None]:
     except Exception as error:  # readers from many libraries raise many types
         raise InputError(
             f"data set '{source}', split '{split}', cannot be opened in '{source.root}' ({one_line(error)}); "
-            "check its name and folder" + ("" if source.download else ", or allow the download, which is off")
+            "check its name and folder" + ("" if source.download else ", or add --download")
         ) from error
 
 
@@ -177,7 +230,7 @@ def agreed_classes(train: Images | None, judged: Images) -> tuple[str, ...]:
     if train is None:
         return judged.classes
     ours, theirs = (getattr(split, "reader", None) for split in (train, judged))
-    if not (isinstance(ours, ReaderImageFolder) and isinstance(theirs, ReaderImageFolder)):
+    if not (isinstance(ours, FolderReader) and isinstance(theirs, FolderReader)):
         # Names may be counted numbers, and a split may lack the last classes.
         return max(train.classes, judged.classes, key=len)
     check_folders(train.classes, judged.classes, f"the {judged.split} split of '{Path(theirs.root).parent}'")
@@ -188,9 +241,7 @@ def check_folders(train: Sequence[str], judged: Sequence[str], where: str) -> No
     """Compare the class folders of the training split and another one, which `where` describes in messages."""
     differences = {"lacks": set(train) - set(judged), "also has": set(judged) - set(train)}
     parts = [
-        f"{verb} {len(names)} class folders: {', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''}"
-        for verb, names in differences.items()
-        if names
+        f"{verb} {len(names)} class folders: {listed(sorted(names))}" for verb, names in differences.items() if names
     ]
     if parts:
         raise InputError(f"{where} {' and '.join(parts)}; labels would not agree, so both must have the same folders")

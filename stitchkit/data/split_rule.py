@@ -1,8 +1,8 @@
 """The one rule that chooses the splits for training and evaluation, for training, jobs and StitchNet.
 
 A split is looked up under the requested name, by default `train` or `validation`, and then under its other names:
-`training` for `train`; `val`, `valid`, `eval`, `evaluation` and finally `test` for `validation`. So test images are
-used only if there are no validation images, or if they are requested by name (`--val-split test`, a job's
+`training` for `train`; `val`, `valid`, `dev`, `eval`, `evaluation` and finally `test` for `validation`. So test images
+are used only if there are no validation images, or if they are requested by name (`--val-split test`, a job's
 `val_split: test`). A folder counts as a split if it contains a folder: ImageNet's `test/`, which has images without
 classes, is never used. The log names the split for evaluation at the start.
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 from stitchkit.errors import unknown
 
 _TRAINED = ("train", "training")
-_VALIDATION = ("validation", "val", "valid", "eval", "evaluation")
+_VALIDATION = ("validation", "val", "valid", "dev", "eval", "evaluation")
 
 
 def names_of(split: str) -> tuple[str, ...]:

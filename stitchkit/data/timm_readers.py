@@ -58,6 +58,18 @@ def _open_shards(name: str, root: str | None, split: str, options: Mapping[str, 
     return dataset
 
 
+def num_shards(reader: Any, ranks: int) -> int | None:
+    """The shards of a stream that each rank can read; None if its reader divides images, not shards."""
+    kind = type(reader).__name__  # the classes can be imported only with their packages
+    if kind == "ReaderWds":
+        return len(reader.split_info.filenames) // ranks
+    if kind == "ReaderHfids" and not reader.download:
+        shards: int = reader.builder.as_streaming_dataset(split=reader.split).num_shards
+        # Every rank reads all shards, and skips the images of the others, if they cannot be divided evenly.
+        return shards if shards % ranks else shards // ranks
+    return None
+
+
 def _check_card(folder: Path) -> None:
     """Refuse a local folder whose card names files elsewhere, which Hugging Face's readers would download."""
     for path in (folder / "README.md", folder / ".huggingface.yaml"):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import torchvision.datasets
@@ -30,6 +31,7 @@ class VisionSet(NamedTuple):
         test: Its value for the images that are; `val` if only that has labels.
         needs: The contents of its folder.
         by_hand: Whether the user must download it.
+        options: Further arguments of its class.
     """
 
     reader: str
@@ -38,6 +40,7 @@ class VisionSet(NamedTuple):
     test: object
     needs: str
     by_hand: bool = False
+    options: Mapping[str, str] = MappingProxyType({})
 
 
 _ROWS = (
@@ -46,6 +49,7 @@ _ROWS = (
     VisionSet("MNIST", "train", (True,), False, "MNIST/raw/"),
     VisionSet("FashionMNIST", "train", (True,), False, "FashionMNIST/raw/"),
     VisionSet("KMNIST", "train", (True,), False, "KMNIST/raw/"),
+    VisionSet("EMNIST", "train", (True,), False, "EMNIST/raw/", options={"split": "digits"}),
     VisionSet("USPS", "train", (True,), False, "usps.bz2 and usps.t.bz2"),
     VisionSet("SVHN", "split", ("train",), "test", "train_32x32.mat and test_32x32.mat"),
     VisionSet("GTSRB", "split", ("train",), "test", "gtsrb/GTSRB/ and gtsrb/GT-final_test.csv"),
@@ -54,6 +58,7 @@ _ROWS = (
     VisionSet("DTD", "split", ("train", "val"), "test", "dtd/dtd/"),
     VisionSet("Flowers102", "split", ("train", "val"), "test", "flowers-102/"),
     VisionSet("RenderedSST2", "split", ("train", "val"), "test", "rendered-sst2/"),
+    VisionSet("PCAM", "split", ("train", "val"), "test", "pcam/"),
     VisionSet("Country211", "split", ("train", "valid"), "test", "country211/"),
     VisionSet("FGVCAircraft", "split", ("trainval",), "test", "fgvc-aircraft-2013b/"),
     VisionSet("OxfordIIITPet", "split", ("trainval",), "test", "oxford-iiit-pet/"),
@@ -61,6 +66,7 @@ _ROWS = (
     VisionSet("Places365", "split", ("train-standard",), "val", "data_large_standard/, val_large/ and the file lists"),
     VisionSet("EuroSAT", None, (), None, "eurosat/2750/"),
     VisionSet("SUN397", None, (), None, "SUN397/"),
+    VisionSet("FER2013", "split", ("train",), "test", "fer2013/ with fer2013.csv or icml_face_data.csv", by_hand=True),
     VisionSet(
         "StanfordCars", "split", ("train",), "test",
         "stanford_cars/ with cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat", by_hand=True,
@@ -71,10 +77,16 @@ _ROWS = (
         "ILSVRC2012_devkit_t12.tar.gz", by_hand=True,
     ),
 )  # fmt: skip
-SOURCES = {source.reader.lower(): source for source in _ROWS}
+SOURCES = {source.reader.lower(): source for source in _ROWS} | {
+    f"emnist{split}": VisionSet("EMNIST", "train", (True,), False, "EMNIST/raw/", options={"split": split})
+    for split in torchvision.datasets.EMNIST.splits
+}
 """torchvision's data sets by name."""
 
-SHORT = {"aircraft": "fgvcaircraft", "cars": "stanfordcars", "flowers": "flowers102", "pets": "oxfordiiitpet"}
+SHORT = {
+    "aircraft": "fgvcaircraft", "cars": "stanfordcars", "flowers": "flowers102", "imagenet1k": "imagenet",
+    "oxfordpets": "oxfordiiitpet", "pets": "oxfordiiitpet",
+}  # fmt: skip
 """Their other names."""
 
 
@@ -88,10 +100,7 @@ def read(
     """
     source = SOURCES[key]
     if root is None:
-        raise InputError(
-            f"data set '{key}' is read from files; name the folder with {source.needs} (--data-path DIR for a "
-            "job, DATA for a training run)"
-        )
+        raise InputError(f"data set '{key}' is read from files; name the folder with {source.needs} (--data DIR)")
     parts: list[Dataset[Any]]
     if source.argument is None:
         readers = [_create(key, root, {}, download)]
@@ -108,19 +117,23 @@ def read(
 
 def _create(key: str, root: str | Path, options: dict[str, object], download: bool) -> VisionDataset:
     source = SOURCES[key]
-    if not source.by_hand:
-        options["download"] = download
+    kind, arguments = getattr(torchvision.datasets, source.reader), {**source.options, **options}
     try:
-        return getattr(torchvision.datasets, source.reader)(str(root), **options)
-    except Exception as error:  # readers and network raise many types
-        if source.by_hand:
-            advice = "it cannot be downloaded, so put the files there by hand"
-        else:
-            advice = "try the download again" if download else "put the files there, or allow the download"
-        raise InputError(
-            f"data set '{key}' cannot be read from '{root}' ({one_line(error)}), where it needs "
-            f"{source.needs}; {advice}"
-        ) from error
+        return kind(str(root), **arguments)
+    except Exception as error:  # readers raise many types
+        fault = error
+    if download and not source.by_hand:
+        try:
+            return kind(str(root), **arguments, download=True)
+        except Exception as error:  # the network too
+            fault = error
+    if source.by_hand:
+        advice = "it cannot be downloaded, so put the files there by hand"
+    else:
+        advice = "try the download again" if download else "put the files there, or add --download"
+    raise InputError(
+        f"data set '{key}' cannot be read from '{root}' ({one_line(fault)}), where it needs {source.needs}; {advice}"
+    ) from fault
 
 
 def _own_split(reader: VisionDataset, split: str) -> Sequence[int]:

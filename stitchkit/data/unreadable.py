@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import logging
 import operator
+import signal
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from PIL.Image import Image
+from PIL import Image
 from torch.utils.data import Dataset
+from torch.utils.data._utils import signal_handling
 
 from stitchkit.data.sources import Images
+from stitchkit.display import listed
 from stitchkit.errors import InputError, one_line
 
 _logger = logging.getLogger(__name__)
@@ -21,8 +27,39 @@ _logger = logging.getLogger(__name__)
 NO_CLASS = -1
 """The label of a stand-in for an unreadable image; an evaluation does not count it."""
 
+_FEW = 5  # bad images that even a small split may have, unless the limit is 0
+_LONGEST_SIDE = 100
 _IN_A_ROW = 10  # as in timm; this is not chance, but perhaps a lost disk
 _SHOWN = 5
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """The image in a file, decoded only if its header does not promise more than a network can use."""
+    try:
+        with _limited():
+            image = Image.open(path)
+        with image:
+            check_shape(image)
+            image.load()
+    except Exception as error:  # decoders raise many types
+        raise InputError(f"image '{path}' cannot be read: {error}; name image files") from error
+    return image
+
+
+def check_shape(image: Image.Image) -> None:
+    """Refuse an image so narrow that, resized by its shorter side, it would fill the memory."""
+    if max(image.size) > _LONGEST_SIDE * min(image.size):
+        raise InputError(
+            f"it is {image.width:,} x {image.height:,} pixels; one side may be {_LONGEST_SIDE} times the other"
+        )
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """Let Pillow refuse to open images of more pixels than `Image.MAX_IMAGE_PIXELS`, instead of warning of them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 class CheckedImages(Dataset[tuple[Any, int]]):
@@ -35,7 +72,7 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         dataset: Images and labels by number.
         num_classes: Labels must be smaller.
         is_training: Replace bad images.
-        limit: Largest share of bad images.
+        limit: Largest share of bad images; a few are always allowed, unless it is 0.
         flag: The flag that sets the limit; empty if there is none.
     """
 
@@ -43,7 +80,7 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         self.dataset = dataset
         self.classes = tuple(dataset.classes)
         self.split: str = dataset.split
-        self.transform: Callable[[Image], object] | None = None  # a loader sets it; the dataset may have its own
+        self.transform: Callable[[Image.Image], object] | None = None  # a loader sets it; the dataset may have its own
         self._num_classes = num_classes
         self._limit = limit
         self._flag = flag
@@ -51,6 +88,7 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         # Loader processes write to it, each its own bytes, so no lock is needed.
         self._bad = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
         self._reported = 0
+        self._cause = ""
         if hasattr(dataset, "_max_retries"):
             dataset._max_retries = 1  # timm's own retries count nothing, and catch fewer errors
 
@@ -64,40 +102,57 @@ class CheckedImages(Dataset[tuple[Any, int]]):
             found = self._read(number % len(self))
             if found is not None:
                 return found if number == index or self._is_training else (found[0], NO_CLASS)
-        raise InputError(f"{_IN_A_ROW} images of the {self.split} split in a row cannot be read; check the disk")
+        raise InputError(
+            f"{_IN_A_ROW} images of the {self.split} split in a row cannot be read{self._cause}; check the disk"
+        )
 
     def _read(self, index: int) -> tuple[Any, int] | None:
         try:
-            image, label = self.dataset[index]
+            with _limited():
+                image, label = self.dataset[index]
+            if isinstance(image, Image.Image):
+                check_shape(image)
             image = image if self.transform is None else self.transform(image)
             if not 0 <= operator.index(label) < self._num_classes:
                 raise InputError(f"label {label} is not a class")
         except Exception as error:  # decoders raise many types
+            is_logged = str(error).startswith("Failed to load")  # by timm, which then raises without the cause
+            self._cause = f" ({one_line(self._fault(index) or error if is_logged else error)})"
             if not self._bad[index]:
-                if not str(error).startswith("Failed to load"):  # those timm has already logged
-                    _logger.warning("Skipped sample (index %d). %s", index, error)
+                if not is_logged:
+                    _logger.warning("Skipped sample (index %d). %s", index, one_line(error))
                 self._bad[index] = 1
                 self._check(int(self._bad.sum()))
             return None
         return image, label
 
+    def _fault(self, index: int) -> Exception | None:
+        """What is wrong with an image that timm did not load."""
+        reader: Any = getattr(self.dataset, "reader", None)
+        try:
+            Image.open(reader[index][0]).load()
+        except Exception as error:
+            return error
+        return None
+
     def _check(self, count: int) -> None:
-        if count > self._limit * len(self):
-            allowed = f"{self._flag} {self._limit:g}" if self._flag else f"{100 * self._limit:g} %"
+        if count > (max(self._limit * len(self), _FEW) if self._limit else 0):
+            share = f"{self._flag} {self._limit:g}" if self._flag else f"{100 * self._limit:g} %"
+            allowed = f"{share}, and more than {_FEW}" if self._limit else share
             raise InputError(
                 f"{count} of {len(self)} images of the {self.split} split cannot be read or have no class, such as "
-                f"{self._names(self._bad)}; more than {allowed}. Repair or remove them"
+                f"{self._names(self._bad)}{self._cause}; more than {allowed}. Repair or remove them"
                 + (f", or raise {self._flag}" if self._flag else "")
             )
 
     def _names(self, bad: torch.Tensor) -> str:
         found = bad.nonzero().flatten().tolist()
-        return ", ".join(map(self._name, found[:_SHOWN])) + (", ..." if len(found) > _SHOWN else "")
+        return listed([self._name(index) for index in found[: _SHOWN + 1]], most=_SHOWN)
 
     def _name(self, index: int) -> str:
         reader = getattr(self.dataset, "reader", None)
         try:
-            return f"'{reader.filename(index)}'" if reader is not None else f"number {index}"
+            return repr(reader.filename(index)) if reader is not None else f"number {index}"
         except (AssertionError, NotImplementedError):  # readers of records have no file names
             return f"number {index}"
 
@@ -128,17 +183,29 @@ def report(dataset: object) -> None:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Raise torch's errors about a dead loader process as an `InputError` of one line."""
+    """Raise torch's errors about loader processes that died or could not read as an `InputError` of one line."""
     try:
         yield
     except InputError as error:
-        if str(error).startswith("Caught InputError in DataLoader worker"):  # torch has added the traceback
-            raise InputError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
+        words = str(error.args[0])
+        if words.startswith("Caught InputError in DataLoader worker"):  # torch has added the traceback
+            raise InputError(words.strip().splitlines()[-1].partition(": ")[2]) from error
         raise
-    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two if it died while sending a batch
+    except (RuntimeError, OSError, EOFError) as error:  # the last two, as `ConnectionError`, if it died while sending
+        if isinstance(error, OSError) and "in DataLoader worker" in str(error):  # torch has added the traceback
+            cause = str(error).strip().splitlines()[-1]
+            raise InputError(f"the data cannot be read ({cause}); check the disk or the network") from error
+        if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+            raise
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
+        if threading.current_thread() is threading.main_thread():  # Python allows no other thread to set handlers
+            # torch would say it once more, with a traceback, wherever the signal of the death arrives; the next loader
+            # installs torch's handler again.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal_handling._SIGCHLD_handler_set = False
+        cause = one_line(error) if isinstance(error, RuntimeError) else "its connection is lost"
         raise InputError(
-            f"a loader process died ({one_line(error)}), perhaps for lack of memory; "
+            f"a loader process died ({cause}), perhaps for lack of memory; "
             "lower --workers and resume with --resume auto"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from stitchkit.classes import note_origin
 from stitchkit.distributed import gather_objects
 from stitchkit.errors import InputError
 from stitchkit.files import replacing, sync
+from stitchkit.networks.preparation import take_image, trained_image
 from stitchkit.networks.weights import load_content, read_hashed
 
 
@@ -47,6 +49,7 @@ def start_from(network: nn.Module, path: str) -> None:
     """Load all weights of a network from a file, and note the file as the origin of its classifier."""
     content, _ = read_alike(path)
     load_content(network, content, path)
+    take_image(network, trained_image(content))
     note_origin(network, content, path)
 
 
@@ -60,9 +63,10 @@ def save_state(path: Path, state: Mapping[str, object]) -> None:
         fault = error if isinstance(error, OSError) else error.__context__
         if not isinstance(fault, OSError):
             raise
+        advice = "free some space" if fault.errno in (errno.ENOSPC, errno.EDQUOT) else "check the disk"
         raise InputError(
-            f"checkpoint '{path}' cannot be written: {fault.strerror}; stopped. The previous one is kept: free some "
-            "space, then resume from it"
+            f"checkpoint '{path}' cannot be written: {fault.strerror}; stopped. The previous one is kept: {advice}, "
+            "then resume from it"
         ) from error
 
 

@@ -14,6 +14,10 @@ from stitchkit.engine.random_states import RandomStates, check_states, random_st
 from stitchkit.errors import InputError
 
 
+class NotFinite(InputError):
+    """A loss or a network of a training that is not finite."""
+
+
 @dataclass
 class Position:
     """The position of a rank in an epoch.
@@ -57,10 +61,7 @@ class Position:
             for rank, (step, number, loss) in enumerate(steps):
                 if not math.isfinite(loss):
                     route = "" if number < 0 else f" with route {number:.0f}"
-                    raise InputError(
-                        f"the loss is {loss} at step {step:.0f}{route} on rank {rank}; stopped. The last good "
-                        "checkpoint is kept. Lower the learning rate, clip gradients, or train without --amp"
-                    )
+                    raise NotFinite(f"the loss is {loss} at step {step:.0f}{route} on rank {rank}")
                 found.append((int(number), loss))
         return found
 

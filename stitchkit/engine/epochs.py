@@ -15,11 +15,11 @@ from torch import nn
 
 from stitchkit.data.unreadable import report
 from stitchkit.distributed import gather_over_ranks
-from stitchkit.engine.epoch_state import Position
+from stitchkit.engine.epoch_state import NotFinite, Position
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.signals import StopSignals
 from stitchkit.engine.training_state import gather_within, training_state
-from stitchkit.errors import InputError, Stopped
+from stitchkit.errors import Stopped
 
 SaveWithin = Callable[[int, Position, Mapping[str, object]], Path]
 """Writes the state within an epoch, given the epoch's number, the position and the state, and returns the file."""
@@ -47,7 +47,7 @@ class TrainedEpoch(NamedTuple):
 
 def train_epochs(
     trainer: Trainer, epochs: range, position: Position | None, *, save: SaveWithin,
-    finish: Callable[[TrainedEpoch], None],
+    finish: Callable[[TrainedEpoch], None], after_step: Callable[[int], None] = lambda _: None,
 ) -> None:  # fmt: skip
     """Train epoch by epoch; on a signal, or at an interval of steps, save the position of every rank.
 
@@ -57,6 +57,7 @@ def train_epochs(
         position: Where to resume within the first epoch; None for its start.
         save: Called on the primary rank.
         finish: Validates an epoch and saves it; called on every rank.
+        after_step: Called with the number of steps so far after each step but the last of an epoch, before it is saved.
 
     Raises:
         Stopped: If a signal came; the position is saved.
@@ -66,16 +67,19 @@ def train_epochs(
             if not trainer.steps(epoch):
                 break
             saver, position = _Saver(trainer, signals, save, epoch, position or Position()), None
-            finish(_train_epoch(trainer, saver, epoch, epochs.stop))
+            finish(_train_epoch(trainer, saver, epoch, epochs.stop, after_step))
 
 
-def _train_epoch(trainer: Trainer, saver: _Saver, epoch: int, num_epochs: int) -> TrainedEpoch:
+def _train_epoch(
+    trainer: Trainer, saver: _Saver, epoch: int, num_epochs: int, then: Callable[[int], None]
+) -> TrainedEpoch:
     """Train an epoch, or the rest of it, and advance the schedule to the next one."""
     here, last, began = saver.position, len(trainer.steps(epoch)), time.perf_counter()
     done = here.done
 
     def after_step(_: Position) -> None:
         if here.done < last:  # the last step is saved below, once norms and schedule are up to date
+            then(trainer.steps(epoch).start + here.done)
             saver.save_if_due()
 
     loss = trainer.train_epoch(epoch, num_epochs, position=here, after_step=after_step)
@@ -138,10 +142,7 @@ def check_finite(trainer: Trainer, epoch: int, losses: Iterable[float] = ()) -> 
     """
     finite = torch.tensor(float(_is_finite(trainer.task.get_trainable_module())), device=trainer.world.device)
     if not gather_over_ranks(finite).all() or not all(map(math.isfinite, losses)):
-        raise InputError(
-            f"weights, statistics of norms or validation loss are not finite after epoch {epoch + 1}; stopped. The "
-            "last good checkpoint is kept. Lower the learning rate, clip gradients, or train without --amp"
-        )
+        raise NotFinite(f"weights, statistics of norms or validation loss are not finite after epoch {epoch + 1}")
 
 
 def _is_finite(network: nn.Module) -> bool:

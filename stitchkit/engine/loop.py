@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from stitchkit.engine.gradients import GradientReducer
 from stitchkit.engine.random_states import random_states, set_random_states
 from stitchkit.engine.settings import Autocast, EngineSettings
 from stitchkit.engine.task import Task
+from stitchkit.errors import InputError
 from stitchkit.files import replacing
 from stitchkit.progress import progress
 
@@ -56,6 +58,26 @@ class Schedule(Protocol):
 
     def step(self, epoch: int, metric: float | None = None) -> object:
         """Set the rate for the epoch that follows `epoch` epochs; `metric` is the mean loss of the last."""
+
+
+@dataclass
+class _Pace:
+    """Steps since the first one of an epoch, which also starts the loader and, in a resumed run, reads images again."""
+
+    steps: int = -1
+    began: float = 0.0
+
+    def add(self) -> None:
+        """Add a step that is done."""
+        self.steps += 1
+        self.began = self.began if self.steps else time.perf_counter()
+
+    def said(self, images: int, left: int) -> str:
+        """The speed, and the time for the steps that are left, as the end of a log line."""
+        if self.steps < 1:
+            return ""
+        seconds = max(time.perf_counter() - self.began, 1e-6) / self.steps
+        return f"  {images / seconds:.0f} images/s  {timedelta(seconds=round(left * seconds))} left"
 
 
 @dataclass(kw_only=True)
@@ -148,22 +170,24 @@ class Trainer:
         steps = self.steps(epoch)
         batches = self._batches(position)
         rest = steps[position.done :]
-        with progress(rest, self.world, f"epoch {epoch + 1}/{num_epochs}", unit="step") as bar:
+        pace, end = _Pace(), self.steps(num_epochs - 1).stop
+        per_step = self.settings.batch_size * self.settings.grad_accum_steps * self.world.size
+        what = f"epoch {epoch + 1}/{num_epochs}"
+        with progress(rest, self.world, what, unit="steps", images=per_step) as bar:
             for step in bar:
                 route = self.task.draw(step, self.world.rank)
                 loss, images = self._step(batches, route)
                 position.add(step, route, loss)
+                pace.add()
                 if self.task.has_ema():
                     self.task.update_ema(step=step + 1)
                 if self.schedule is not None:
                     self.schedule.step_update(step + 1)
                 if position.done % self.settings.log_interval == 0 or position.done == len(steps):
                     mean = position.log()
-                    bar.set_postfix(loss=f"{mean:.3f}")
-                    _logger.info(
-                        "epoch %d/%d  step %d/%d  loss %.4f  lr %.2e",
-                        epoch + 1, num_epochs, position.done, self.updates_per_epoch, mean, self.rate,
-                    )  # fmt: skip
+                    bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
+                    said = f"{what}  step {position.done}/{self.updates_per_epoch}  loss {mean:.4f}  lr {self.rate:.2e}"
+                    _logger.info("%s%s", said, pace.said(per_step, end - step - 1))
                     if self.settings.save_images and self.world.is_primary:
                         save_batch(images, self.folder / f"train-batch-{position.done - 1}.jpg")
                 after_step(position)
@@ -181,9 +205,9 @@ class Trainer:
             assert position.fetching is not None, "read from a checkpoint"
             assert position.going_on is not None, "read from a checkpoint"
             for _ in range(count - 1):
-                next(batches)
+                self._next(batches)
             set_random_states(position.fetching, device)
-            next(batches)
+            self._next(batches)
             set_random_states(position.going_on, device)
             # This may take minutes, so the log says how long it took.
             seconds, images = time.perf_counter() - began, count * self.settings.batch_size
@@ -193,7 +217,16 @@ class Trainer:
             )  # fmt: skip
         while True:
             position.fetching = random_states(device)
-            yield next(batches)
+            yield self._next(batches)
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        # Within a generator, the end of another would be an error of Python's.
+        if (found := next(batches, None)) is None:
+            raise InputError(
+                f"the training data end before the {len(self.loader)} batches of an epoch; they have fewer images than "
+                "they say, so correct their number of samples"
+            )
+        return found
 
     def _prepare(self, epoch: int) -> None:
         self.task.train()

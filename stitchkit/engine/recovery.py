@@ -12,9 +12,11 @@ import torch.distributed as dist
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from stitchkit.data.unreadable import explained
-from stitchkit.distributed import World, from_primary, init_world, restarts
+from stitchkit.distributed import World, from_primary, init_world, ranks_together, restarts
 from stitchkit.engine.checkpoint_files import CheckpointFiles
+from stitchkit.engine.epoch_state import NotFinite
 from stitchkit.engine.lock import locked, made
+from stitchkit.engine.run_log import collected
 from stitchkit.errors import InputError
 from stitchkit.files import write_text
 from stitchkit.networks.weights import read_checkpoint
@@ -27,18 +29,25 @@ _LAUNCHER = ".launcher"
 
 
 @contextmanager
+def joined(device: str | None) -> Iterator[World]:
+    """Join the process group; every rank enters this."""
+    world = init_world(device)
+    try:
+        with collected(world), explained(), logging_redirect_tqdm():
+            yield world
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
 def entered(lock: Path, device: str | None, *, flag: str) -> Iterator[World]:
     """Join the process group, then create and lock the folder of a run; every rank enters this.
 
     Messages about the folder name the `flag` that chooses another one.
     """
-    world = init_world(device)
-    try:
-        with made(lock.parent, flag), explained(), logging_redirect_tqdm(), ExitStack() as held:
-            from_primary(world, lambda: held.enter_context(locked(lock)))  # a refusal is raised on all ranks
-            yield world
-    finally:
-        dist.destroy_process_group()
+    with joined(device) as world, made(lock.parent, flag), ranks_together(), ExitStack() as held:
+        from_primary(world, lambda: held.enter_context(locked(lock)))  # a refusal is raised on all ranks
+        yield world
 
 
 def find_resume(resume: str | None, files: CheckpointFiles, world: World, *, only: str = "") -> tuple[str | None, bool]:
@@ -75,6 +84,20 @@ def check_unused(files: CheckpointFiles, resume: str | None, *, flag: str) -> No
             f"'{files.folder}' already contains a run, whose checkpoint is '{found[0]}'; resume it with --resume auto, "
             f"or choose another {flag}"
         )
+
+
+@contextmanager
+def advising(files: CheckpointFiles, *, clip: str, amp: bool) -> Iterator[None]:
+    """Complete the error of a training that is not finite: what is kept, and what to change.
+
+    `clip` is the setting that limits gradients; `amp` says whether the run mixes precisions.
+    """
+    try:
+        yield
+    except NotFinite as error:
+        kept = "The last good checkpoint is kept. " if files.candidates() else ""
+        amp_too = ", or train without --amp" if amp else ""
+        raise InputError(f"{error}; stopped. {kept}Lower --lr, set or lower {clip}{amp_too}") from error
 
 
 @contextmanager

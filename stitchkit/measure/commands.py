@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from stitchkit.errors import InputError
-from stitchkit.parser import Command, add_device_flag, add_network_flags, new_file
+from stitchkit.parser import Command, add_allow_unreliable_flag, add_device_flag, add_network_flags, new_file
 
 
 def _add_profile_flags(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def _profile(flags: argparse.Namespace) -> None:
     if flags.batch_size < 1:
         raise InputError(f"--batch-size is {flags.batch_size}; it must be at least 1")
     output = new_file(flags.output) if flags.output else None
-    model = create_snnet(flags.stitch_config, num_classes=flags.num_classes, img_size=flags.img_size)
+    model = create_snnet(flags.stitch_config, checkpoints=False, num_classes=flags.num_classes, img_size=flags.img_size)
     profiler = Profiler(model)
     rows = [cost_row(model.space, cfg_id, profiler.cost(cfg_id)) for cfg_id in range(len(model.space))]
     if flags.latency:
@@ -43,19 +43,29 @@ def _profile(flags: argparse.Namespace) -> None:
 
 def _add_pareto_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ledger", metavar="FILE", help="a stitches_res.txt, ours or a published one")
+    parser.add_argument(
+        "--cost", choices=("flops", "params", "latency"), default="flops",
+        help="what accuracy is weighed against; by default flops",
+    )  # fmt: skip
+    add_allow_unreliable_flag(parser)
     parser.add_argument("--plot", metavar="FILE", help="also draw it, as .png, .svg or .pdf")
 
 
 def _pareto(flags: argparse.Namespace) -> None:
+    from stitchkit.measure.latency_verdict import check_latencies, latency_note
     from stitchkit.measure.ledger import read_rows
-    from stitchkit.measure.pareto import pareto_front, plot, table
+    from stitchkit.measure.pareto import COSTS, pareto_front, plot, table
 
-    rows = read_rows(flags.ledger)
-    front = pareto_front(rows)
+    rows, cost = read_rows(flags.ledger), COSTS[flags.cost]
+    front = pareto_front(rows, cost)
+    if flags.cost == "latency":
+        check_latencies(rows, allowed=flags.allow_unreliable)
     print(table(front))
+    if note := latency_note(rows):
+        print(note)
     print(f"{len(front)} of {len(rows)} stitches are on the Pareto front; * marks anchors")
     if flags.plot:
-        plot(rows, flags.plot, title=f"{len(rows)} stitches")
+        plot(rows, flags.plot, title=f"{len(rows)} stitches", cost=cost)
         print(f"the plot is {flags.plot}")
 
 

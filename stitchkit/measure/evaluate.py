@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,7 +18,7 @@ from stitchkit.data.batches import Batch, Loader, without_padding
 from stitchkit.data.unreadable import report
 from stitchkit.distributed import World, sum_over_ranks
 from stitchkit.errors import InputError
-from stitchkit.files import write_text
+from stitchkit.files import replacing
 from stitchkit.networks.mode import evaluating
 from stitchkit.progress import progress
 
@@ -25,12 +27,31 @@ class Score(NamedTuple):
     """Accuracies in percent, mean cross-entropy, and the number of images that count in them.
 
     With fewer than five classes, all of them count as the top five.
+
+    Args:
+        class_hits: Images of each class that were predicted right; empty if classes were not counted.
+        class_images: Images of each class.
     """
 
     acc1: float
     acc5: float
     loss: float
     images: int
+    class_hits: tuple[int, ...] = ()
+    class_images: tuple[int, ...] = ()
+
+    @property
+    def class_acc1(self) -> list[float | None]:
+        """Accuracy of each class; None for a class without images."""
+        pairs = zip(self.class_hits, self.class_images, strict=True)
+        return [100 * hits / images if images else None for hits, images in pairs]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The figures of a row in a ledger; balanced accuracy is the mean over the classes that have images."""
+        found = [share for share in self.class_acc1 if share is not None]
+        balanced = {"balanced_acc1": sum(found) / len(found)} if found else {}
+        return {"acc1": self.acc1, **balanced, "acc5": self.acc5, "loss": self.loss, "images": self.images}
 
 
 class PartialSums:
@@ -48,20 +69,21 @@ class PartialSums:
     def restore(self, sums: torch.Tensor) -> int:
         """Copy the saved sums into `sums`, and return the number of batches that they cover; 0 if there are none."""
         try:
-            content = json.loads(self.path.read_text())
-            of, batches = content["of"], int(content["batches"])
-            saved = torch.tensor(content["sums"], dtype=sums.dtype)
+            with safe_open(self.path, framework="pt") as file:
+                about, saved = json.loads(file.metadata()["about"]), file.get_tensor("sums")
+            of, batches = about["of"], int(about["batches"])
         except Exception:  # a damaged file can hold anything; the evaluation then starts over
             return 0
-        if of != self._of or saved.shape != sums.shape:
+        if of != self._of or saved.shape != sums.shape or saved.dtype != sums.dtype:
             return 0
         sums.copy_(saved)
         return batches
 
     def save(self, sums: torch.Tensor, batches: int) -> None:
         """Save the sums over the first `batches` batches, replacing earlier ones."""
-        # JSON writes a float64 by its repr, which is exact: a resumed evaluation ends with the same last digit.
-        write_text(self.path, json.dumps({"of": self._of, "batches": batches, "sums": sums.tolist()}))
+        about = json.dumps({"of": self._of, "batches": batches})
+        with replacing(self.path) as draft:
+            draft.write_bytes(save({"sums": sums}, metadata={"about": about}))
 
     def remove(self) -> None:
         """Remove the file of a finished evaluation."""
@@ -75,7 +97,9 @@ def batches_of(
 
     `after_batch` is called equally often on all ranks.
     """
-    yield from progress(without_padding(loader, world, after_batch), world, what, unit="batch", total=len(loader))
+    images = len(loader.dataset) / max(len(loader), 1)
+    batches = without_padding(loader, world, after_batch)
+    yield from progress(batches, world, what, unit="batches", total=len(loader), images=images)
     report(loader.dataset)
 
 
@@ -88,6 +112,7 @@ def evaluate(
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     count: int = 1,
+    num_classes: int = 0,
     partial: PartialSums | None = None,
 ) -> list[Score]:
     """Accuracy and loss over the batches of all ranks, of one or more networks that judge the same images.
@@ -100,11 +125,13 @@ def evaluate(
         device: Device of the sums.
         autocast: Makes the context in which the networks run.
         count: Number of networks.
+        num_classes: Number of classes to be counted each; 0 for none.
         partial: Keeps the sums after each batch, and has those of an evaluation that was killed.
     """
-    # For each network: loss, top-1 hits, top-5 hits, images. They stay on the device: reading one would make the host
-    # wait for every batch. In float64, a sum of millions of losses keeps its digits, whatever the batch size.
-    sums = torch.zeros(count, 4, dtype=torch.float64, device=device)
+    # For each network: loss, top-1 hits, top-5 hits, images; then hits and images of each class. They stay on the
+    # device: reading one would make the host wait for every batch. In float64, a sum of millions of losses keeps its
+    # digits, whatever the batch size.
+    sums = torch.zeros(count, 4 + 2 * num_classes, dtype=torch.float64, device=device)
     done = partial.restore(sums) if partial else 0
     with evaluating(model):
         for number, (images, labels) in enumerate(batches):
@@ -113,24 +140,33 @@ def evaluate(
             with autocast():
                 logits = run(images)
             for network, found in enumerate(logits):
-                sums[network] += _sums(found, labels)
+                sums[network] += _sums(found, labels, num_classes)
             if partial:
                 partial.save(sums, number + 1)
     return [_score(*each) for each in sum_over_ranks(sums).tolist()]
 
 
-def _sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Loss, top-1 hits, top-5 hits and images of a batch; images with label -1 are not counted."""
+def _sums(logits: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Loss, top-1 hits, top-5 hits and images of a batch, then hits and images of each class.
+
+    Images with label -1 are not counted.
+    """
     logits = logits.float()  # autocast's logits have too few digits for a mean of losses
     hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1)
-    return torch.stack([loss, hits[:, 0].sum(), hits.sum(), (labels >= 0).sum()])
+    right, known = hits[:, 0], labels >= 0
+    whole = torch.stack([loss, right.sum(), hits.sum(), known.sum()]).double()
+    if not num_classes:
+        return whole
+    each = torch.stack([right, known]).double()  # both are 0 for label -1, which is counted as class 0
+    return torch.cat([whole, whole.new_zeros(2, num_classes).index_add_(1, labels.clamp(min=0), each).flatten()])
 
 
-def _score(loss: float, top1: float, top5: float, images: float) -> Score:
+def _score(loss: float, top1: float, top5: float, images: float, *each: float) -> Score:
     if not images:
         raise InputError("there is no image to evaluate on; check the validation set")
-    return Score(100 * top1 / images, 100 * top5 / images, loss / images, int(images))
+    hits, counts = (tuple(map(int, part)) for part in (each[: len(each) // 2], each[len(each) // 2 :]))
+    return Score(100 * top1 / images, 100 * top5 / images, loss / images, int(images), hits, counts)
 
 
 def evaluate_stitch(
@@ -140,10 +176,11 @@ def evaluate_stitch(
     *,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    num_classes: int = 0,
 ) -> Score:
     """The score of one stitch of an SN-Net, or with None of a plain model; the rest is as in `evaluate`."""
 
     def run(images: torch.Tensor) -> list[torch.Tensor]:
         return [model(images) if cfg_id is None else model(images, cfg_id)]
 
-    return evaluate(model, run, batches, device=device, autocast=autocast)[0]
+    return evaluate(model, run, batches, device=device, autocast=autocast, num_classes=num_classes)[0]

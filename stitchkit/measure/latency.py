@@ -1,54 +1,136 @@
-"""The latency of a stitch on the current device: as the sum of its steps, or as a whole."""
+"""The latency of networks on one device, measured in turns until the medians are stable."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
-from statistics import median
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median, quantiles
+from time import perf_counter
+from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.utils.benchmark import Timer
 
+from stitchkit.measure.latency_verdict import latency_note
 from stitchkit.measure.ledger import Row
-from stitchkit.measure.profile import RouteCosts
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 
-_SECONDS = 0.2
-"""Minimum duration of each measurement."""
-_WHOLE = 5
-"""Approximate number of stitches that are also measured as a whole."""
+_SPREAD_PERCENT = 5.0
+"""Largest spread of a reliable latency."""
+_ROUNDS = 7
+"""Smallest number of rounds, for quartiles that mean something."""
+_SECONDS = 1.0
+"""Minimum duration: bursts of other programs are shorter."""
+_LIMIT_SECONDS = 60.0
+"""Duration after which no further round begins, if all had their smallest number."""
 
 
-def latency_ms(module: nn.Module, x: torch.Tensor) -> float:
-    """Milliseconds of one forward pass of a batch: the median after a warm-up, synchronised on a GPU."""
-    timer = Timer("module(x)", globals={"module": module, "x": x}, num_threads=torch.get_num_threads())
-    with evaluating(module), torch.inference_mode():
-        timer.timeit(2)  # the first runs allocate memory and choose kernels
-        return 1e3 * timer.blocked_autorange(min_run_time=_SECONDS).median
+class Latency(NamedTuple):
+    """The latency of a network.
+
+    Args:
+        ms: Median milliseconds of a forward pass.
+        spread_percent: Half of the median's 95 % interval, in percent of the median.
+    """
+
+    ms: float
+    spread_percent: float
+
+    @property
+    def reliable(self) -> bool:
+        """Whether another measurement under the same conditions would give about the same."""
+        return self.spread_percent <= _SPREAD_PERCENT
+
+    @property
+    def doubt(self) -> str:
+        """What a person must know of an unreliable latency, in brackets."""
+        return "" if self.reliable else f" (unreliable: ± {self.spread_percent:.0f} %)"
+
+
+def latencies(networks: Sequence[nn.Module], x: torch.Tensor, *, limit_s: float | None = None) -> list[Latency]:
+    """Latencies of a forward pass of `x`, synchronised on a GPU.
+
+    In each round every network runs once, so that a machine that is slow for a while is slow for all of them. Rounds
+    are repeated until all are reliable, or for `limit_s` seconds, by default a minute.
+
+    Source: McGill, Tukey, Larsen, "Variations of box plots" (1978) for the interval, 1.57 quartile ranges / sqrt(n).
+    """
+    times: list[list[float]] = [[] for _ in networks]
+    limit, begin = _LIMIT_SECONDS if limit_s is None else limit_s, perf_counter()
+    with ExitStack() as modes, torch.inference_mode():
+        for network in networks:
+            modes.enter_context(evaluating(network))
+        while True:
+            for network, own in zip(networks, times, strict=True):
+                network(x)  # caches still hold the previous network; the first runs also choose kernels
+                own.append(_milliseconds(network, x))
+            took = perf_counter() - begin
+            if len(times[0]) < _ROUNDS or took < min(_SECONDS, limit):
+                continue
+            found = [_summary(own) for own in times]
+            if took >= limit or all(each.reliable for each in found):
+                return found
+
+
+def _milliseconds(network: nn.Module, x: torch.Tensor) -> float:
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    begin = perf_counter()
+    network(x)
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return 1e3 * (perf_counter() - begin)
+
+
+def _summary(times: Sequence[float]) -> Latency:
+    middle, (low, _, high) = median(times), quantiles(times, n=4)
+    return Latency(middle, 100 * 1.57 * (high - low) / len(times) ** 0.5 / middle)
 
 
 def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
-    """Add `latency_ms` of a batch and `images_per_s` to the rows of a ledger, as sums over the steps of each stitch.
+    """Add the latency of a batch to the rows of a ledger, with the conditions under which it was measured.
+
+    Stitches are measured as a whole: on a CPU, the sums of the steps of configs/digits_vit.json were 12 to 18 % lower,
+    perhaps because a step that is repeated alone finds its weights in the cache.
 
     Returns:
-        The method in words, and the deviation of stitches measured as a whole from the sums of their steps.
+        The conditions and the verdict in words.
     """
-    meter = RouteCosts(model, latency_ms, batch_size=batch_size)
-    for row in rows:
-        row["latency_ms"] = meter.cost(row["cfg_id"])
-        row["images_per_s"] = 1e3 * batch_size / row["latency_ms"]
     weights = next(model.parameters())
     images = torch.zeros(batch_size, *model.input_size, device=weights.device, dtype=weights.dtype)
-    gpu = f" ({torch.cuda.get_device_name(weights.device)})" if weights.is_cuda else ""
-    # A sum misses interactions between steps (overlapping launches, caches), so some stitches are measured whole.
-    some = rows[:: max(1, len(rows) // _WHOLE)]
-    differences = []
-    for row in some:
-        whole = latency_ms(model.extract(row["cfg_id"]), images)
-        differences.append(100 * abs(row["latency_ms"] - whole) / whole)
-    return (
-        f"latency of batches of {batch_size} on {weights.device}{gpu}, {torch.get_num_threads()} CPU threads: "
-        f"medians, summed over steps; {len(some)} stitches measured as a whole differ by {median(differences):.1f} % "
-        f"(median), at most {max(differences):.1f} %"
-    )
+    # The modules of an extracted network, without its copies of the weights.
+    networks = [nn.Sequential(*map(model.module_of, model.steps(row["cfg_id"]))) for row in rows]
+    found = latencies(networks, images)
+    sitting = {
+        "latency_batch_size": batch_size,
+        "latency_device": _device_name(weights.device),
+        "latency_threads": torch.get_num_threads(),
+        "latency_precision": str(weights.dtype).removeprefix("torch."),
+        # One verdict for all: what disturbed one stitch has disturbed the others.
+        "latency_reliable": all(each.reliable for each in found),
+    }
+    for row, each in zip(rows, found, strict=True):
+        row["latency_ms"] = each.ms
+        row["images_per_s"] = 1e3 * batch_size / each.ms
+        row["latency_spread_percent"] = each.spread_percent
+        row.update(sitting)
+    return latency_note(rows)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({_processor()})"
+
+
+def _processor() -> str:
+    """The name of the processor; Linux has it only in a file."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -6,17 +6,24 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stitchkit.errors import InputError
 from stitchkit.files import opened, refuse_link, sync, write_text
-from stitchkit.measure.profile import Cost
 from stitchkit.routes import StitchSpace
+from stitchkit.settings.files import unique_keys
+
+if TYPE_CHECKING:
+    from stitchkit.measure.profile import Cost  # slow to import, and a ledger is read without it
 
 Row = dict[str, Any]
 
-_NUMBERS = ("flops", "params", "activations", "latency_ms", "images_per_s", "acc1", "acc5", "loss")
-_TYPES = {"stitch": str, **dict.fromkeys(_NUMBERS, int | float)}
+_NUMBERS = (
+    *("flops", "params", "activations", "acc1", "acc5", "balanced_acc1", "loss", "latency_ms", "images_per_s"),
+    *("latency_spread_percent", "latency_batch_size", "latency_threads"),
+)
+_TEXTS = ("stitch", "latency_device", "latency_precision")
+_TYPES = {**dict.fromkeys(_TEXTS, str), "latency_reliable": bool, **dict.fromkeys(_NUMBERS, int | float)}
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -26,19 +33,25 @@ def read_rows(path: str | Path) -> list[Row]:
         InputError: If the file is missing, or a line is not a row with a unique `cfg_id` and finite figures.
     """
     path = Path(path)
+    if path.is_dir() or not path.exists():
+        found = "is a folder; give the stitches_res.txt in it" if path.is_dir() else "does not exist; check the path"
+        raise InputError(f"ledger '{path}' {found}")
     try:
         lines = path.read_text().splitlines(keepends=True)
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"ledger '{path}' cannot be read: {error}") from error
+        reason = "it is not text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise InputError(f"ledger '{path}' cannot be read: {reason}; give a stitches_res.txt") from error
     rows: list[Row] = []
     places: dict[int, int] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = json.loads(line, object_pairs_hook=unique_keys)
+        except (json.JSONDecodeError, RecursionError) as error:
             if number == len(lines) and not line.endswith("\n"):
                 break  # left unfinished by a killed program; `Ledger` removes it before the next row
             raise InputError(f"ledger '{path}', line {number} is not JSON: {line.strip()[:80]!r}") from error
+        except ValueError as error:  # a key twice, or a number of too many digits
+            raise InputError(f"ledger '{path}', line {number}: {error}") from error
         if not isinstance(row, dict) or type(row.get("cfg_id")) is not int or row["cfg_id"] < 0:
             raise InputError(f"ledger '{path}', line {number} has no number of a stitch as 'cfg_id': {line[:80]!r}")
         if fault := _fault(row):
@@ -53,9 +66,10 @@ def read_rows(path: str | Path) -> list[Row]:
 def _fault(row: Row) -> str:
     """The first invalid figure of a row; only a loss may be NaN, because no choice depends on it."""
     for key, kind in _TYPES.items():
-        if key in row and (not isinstance(row[key], kind) or isinstance(row[key], bool)):  # JSON's true is an int here
+        # JSON's true is an int here.
+        if key in row and (not isinstance(row[key], kind) or (isinstance(row[key], bool) and kind is not bool)):
             return f"{key} {row[key]!r}, not of type {kind}"
-        if key in row and key not in ("stitch", "loss") and not _is_finite(row[key]):
+        if key in row and kind not in (str, bool) and key != "loss" and not _is_finite(row[key]):
             return f"{key} {row[key]}, which is not finite; remove the line and evaluate the stitch again"
     return ""
 

@@ -10,9 +10,6 @@ from stitchkit.files import write_text
 from stitchkit.settings.files import read_settings_file, settings_text
 from stitchkit.settings.recipe import Recipe
 
-LATENCIES = "latencies"
-"""The key under which the file says how latencies were measured, where they were."""
-
 # Settings that change the figures of a ledger, so a ledger with other ones is not continued.
 _SETTINGS = (
     *("dataset", "val_split", "class_map", "input_key", "target_key", "val_num_samples", "num_classes", "img_size"),
@@ -39,10 +36,9 @@ def origin_file(ledger: str | Path) -> Path:
     return Path(ledger).with_suffix(".yaml")
 
 
-def write_origin(ledger: Path, origin: Mapping[str, object], latencies: object) -> None:
-    """Write what the figures of a ledger depend on, and how latencies were measured where they were."""
-    measured = {} if latencies is None else {LATENCIES: latencies}
-    write_text(origin_file(ledger), settings_text({**origin, **measured}))
+def write_origin(ledger: Path, origin: Mapping[str, object]) -> None:
+    """Write what the figures of a ledger depend on."""
+    write_text(origin_file(ledger), settings_text(dict(origin)))
 
 
 def read_origin(ledger: str | Path, *, advice: str) -> dict[str, object]:

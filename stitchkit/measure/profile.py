@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from functools import reduce
 from types import FunctionType
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -20,8 +20,6 @@ with warnings.catch_warnings():
     # On import, fvcore compiles losses that are not used here, in a way that torch has deprecated.
     warnings.simplefilter("ignore")
     from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
-
-T = TypeVar("T")
 
 
 class Cost(NamedTuple):
@@ -42,49 +40,7 @@ class Cost(NamedTuple):
         return Cost(*map(operator.add, self, other))
 
 
-class RouteCosts(Generic[T]):
-    """Costs of the stitches of one SN-Net; each step is measured on first use.
-
-    Args:
-        model: An SN-Net on any device; its weights do not matter.
-        measure: Cost of a step, given the step and its input; costs can be added.
-        batch_size: Number of images in the input.
-    """
-
-    def __init__(self, model: SNNet, measure: Callable[[nn.Module, torch.Tensor], T], *, batch_size: int = 1):
-        self._model = model
-        self._measure = measure
-        self._batch_size = batch_size
-        self._costs: dict[Hashable, T] = {}
-        self._entering: dict[str, list[torch.Tensor]] = {}
-
-    def cost(self, stitch: Stitch | int) -> T:
-        """Cost of a stitch at the anchors' input size."""
-        # Exact for FLOPs and parameters; latencies add up except for work that a GPU overlaps.
-        return reduce(operator.add, map(self._cost_of, self._model.steps(stitch)))
-
-    def _cost_of(self, step: Step) -> T:
-        # Joints that share a stitching layer pay the same for it.
-        key = step if step.joint is None else self._model.space.layers[step.joint]
-        if key not in self._costs:
-            module = self._model.module_of(step)
-            self._costs[key] = self._measure(module, self._input_of(step))
-        return self._costs[key]
-
-    def _input_of(self, step: Step) -> torch.Tensor:
-        """The input of a step, for blank images."""
-        anchor = self._model.views[step.anchor]
-        weights = next(anchor.model.parameters())
-        images = torch.zeros(self._batch_size, *anchor.input_size, device=weights.device, dtype=weights.dtype)
-        if step.kind == "stem":
-            return images
-        if step.anchor not in self._entering:
-            with evaluating(anchor.model), torch.no_grad():
-                self._entering[step.anchor] = anchor.features(images)
-        return self._entering[step.anchor][step.index]
-
-
-class Profiler(RouteCosts[Cost]):
+class Profiler:
     """FLOPs, parameters and activations of the stitches of one SN-Net, for one image.
 
     The cost of a stitch is the sum over its steps, which equals that of its extracted network.
@@ -96,15 +52,40 @@ class Profiler(RouteCosts[Cost]):
     """
 
     def __init__(self, model: SNNet):
-        super().__init__(model, self._measure_once)
+        self._model = model
+        self._costs: dict[Hashable, Cost] = {}
         self._known: dict[Hashable, Cost] = {}
+        self._entering: dict[str, list[torch.Tensor]] = {}
 
-    def _measure_once(self, step: nn.Module, x: torch.Tensor) -> Cost:
+    def cost(self, stitch: Stitch | int) -> Cost:
+        """Cost of a stitch at the anchors' input size."""
+        return reduce(operator.add, map(self._cost_of, self._model.steps(stitch)))
+
+    def _cost_of(self, step: Step) -> Cost:
+        # Joints that share a stitching layer pay the same for it.
+        key = step if step.joint is None else self._model.space.layers[step.joint]
+        if key not in self._costs:
+            self._costs[key] = self._measure(self._model.module_of(step), self._input_of(step))
+        return self._costs[key]
+
+    def _measure(self, step: nn.Module, x: torch.Tensor) -> Cost:
         """The cost of a step; equal blocks of a stage are traced only once."""
         key = (_structure(step), x.shape, x.dtype)
         if key not in self._known:
             self._known[key] = measure(step, x)
         return self._known[key]
+
+    def _input_of(self, step: Step) -> torch.Tensor:
+        """The input of a step, for a blank image."""
+        anchor = self._model.views[step.anchor]
+        weights = next(anchor.model.parameters())
+        images = torch.zeros(1, *anchor.input_size, device=weights.device, dtype=weights.dtype)
+        if step.kind == "stem":
+            return images
+        if step.anchor not in self._entering:
+            with evaluating(anchor.model), torch.no_grad():
+                self._entering[step.anchor] = anchor.features(images)
+        return self._entering[step.anchor][step.index]
 
 
 def _structure(module: nn.Module) -> Hashable:

@@ -27,7 +27,7 @@ def _convert(flags: argparse.Namespace) -> None:
     if output.suffix != ".safetensors":
         raise InputError(f"'{output}' must be a safetensors file; give a name that ends with .safetensors")
     config = StitchConfig.load(flags.stitch_config)
-    model = create_snnet(config, num_classes=flags.num_classes, img_size=flags.img_size)
+    model = create_snnet(config, checkpoints=False, num_classes=flags.num_classes, img_size=flags.img_size)
     load_checkpoint(model, flags.checkpoint)
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     about = {"format": "pt", "stitch_config": json.dumps(config.to_dict()), "source": flags.checkpoint}

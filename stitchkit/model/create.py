@@ -11,6 +11,7 @@ import torch
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.create import create_anchor
+from stitchkit.networks.preparation import image_of
 from stitchkit.routes import StitchSpace
 from stitchkit.settings.stitch_config import StitchConfig
 
@@ -19,7 +20,7 @@ def create_snnet(
     config: StitchConfig | Mapping[str, object] | str | Path,
     *,
     pretrained: bool = False,
-    checkpoints: bool | None = None,
+    checkpoints: bool = True,
     **overrides: Any,
 ) -> SNNet:
     """The SN-Net of a configuration.
@@ -28,17 +29,18 @@ def create_snnet(
 
     Args:
         config: A configuration, its content, or the path of its file.
-        pretrained: Load the anchors' weights, downloaded unless the configuration names local files.
-        checkpoints: Load these local files; by default if `pretrained`.
+        pretrained: Download timm's weights of the anchors for which the configuration names no local `checkpoint`.
+        checkpoints: Load these local files. False is for a network whose weights do not matter, or all come from
+            another file.
         overrides: Arguments of `timm.create_model` for all anchors, such as `num_classes=10` or `img_size=384`.
 
     Raises:
         InputError: If the configuration or an anchor is invalid, or the anchors cannot be stitched.
     """
     config = read_config(config)
-    if pretrained or checkpoints:
+    if pretrained or (checkpoints and any(spec.checkpoint for spec in config.anchors)):
         with torch.device("meta"):  # find anchors that cannot be stitched before downloading weights
-            _assemble(config, pretrained=False, **overrides)
+            _assemble(config, pretrained=False, checkpoints=False, **overrides)
     return _assemble(config, pretrained=pretrained, checkpoints=checkpoints, **overrides)
 
 
@@ -56,4 +58,5 @@ def anchors_and_space(config: StitchConfig, **options: Any) -> tuple[list[Anchor
 
 
 def _assemble(config: StitchConfig, **options: Any) -> SNNet:
-    return SNNet(*anchors_and_space(config, **options), stitched_final_norm=config.stitched_final_norm)
+    parts = anchors_and_space(config, **options)
+    return SNNet(*parts, stitched_final_norm=config.stitched_final_norm, image=image_of(config.recipe))

@@ -21,7 +21,9 @@ from stitchkit.model.onepass import OnePass
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.mode import without_statistics
+from stitchkit.networks.preparation import preparation_of
 from stitchkit.networks.slices import Slice, extract
+from stitchkit.networks.timm_model import as_timm
 from stitchkit.routes import Joint, Step, Stitch, StitchSpace
 
 
@@ -36,6 +38,7 @@ class SNNet(nn.Module):
         space: The stitches, with the layer of each joint.
         stitched_final_norm: Whether stitched routes apply the end anchor's final normalisation; uncut anchors
             always do. The released DeiT code does not.
+        image: Preparation of images in timm's terms, where it is not that of the last anchor.
 
     Raises:
         InputError: If the anchors cannot be stitched: input sizes, token counts or classes differ.
@@ -43,7 +46,17 @@ class SNNet(nn.Module):
     Source: SN-Net, section 3.
     """
 
-    def __init__(self, anchors: Sequence[Anchor], space: StitchSpace, *, stitched_final_norm: bool = True):
+    pretrained_cfg: dict[str, Any]
+    """The preparation of images and the number of classes, for `timm.data.resolve_model_data_config`."""
+
+    def __init__(
+        self,
+        anchors: Sequence[Anchor],
+        space: StitchSpace,
+        *,
+        stitched_final_norm: bool = True,
+        image: Mapping[str, Any] | None = None,
+    ):
         super().__init__()
         # A plain dictionary, so that the anchors' modules are registered only once, under the published names.
         self.views = {anchor.label: anchor for anchor in anchors}
@@ -54,6 +67,8 @@ class SNNet(nn.Module):
         self._frozen = False
         self._passes: dict[tuple[tuple[int, ...] | None, int | None], OnePass] = {}
         _check_inputs(anchors)
+        prepared = preparation_of(image or {}, self.input_size, anchors[-1].pretrained_cfg)
+        self.pretrained_cfg = {**prepared, "num_classes": self.num_classes}
         self.anchors = nn.ModuleList(anchor.model for anchor in anchors)
         self.stitch_layers = nn.ModuleDict()
         for joint, path in space.layers.items():
@@ -99,11 +114,6 @@ class SNNet(nn.Module):
     def input_size(self) -> tuple[int, int, int]:
         """Size of an input image, `(C, H, W)`."""
         return next(iter(self.views.values())).input_size
-
-    @property
-    def pretrained_cfg(self) -> Mapping[str, Any]:
-        """The preparation of images: timm's configuration of the last anchor."""
-        return list(self.views.values())[-1].pretrained_cfg
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations of blocks in the backward pass instead of keeping them."""
@@ -215,11 +225,14 @@ class SNNet(nn.Module):
     def extract(self, stitch: Stitch | int | None = None) -> nn.Sequential:
         """The network of one stitch, with its own copy of only the weights that the route needs.
 
-        Its output equals `forward(x, stitch)`; arguments and errors are those of `forward`.
+        Its output equals `forward(x, stitch)`, and its `pretrained_cfg` says how images are prepared; arguments and
+        errors are those of `forward`.
         """
         steps = self.steps(stitch)
         net = nn.Sequential(OrderedDict(zip(_names(steps), map(_named, map(self.module_of, steps)), strict=True)))
-        return extract(net).train(self.training)
+        net = extract(net).train(self.training)
+        as_timm(net).pretrained_cfg = dict(self.pretrained_cfg)
+        return net
 
 
 def _names(steps: Iterable[Step]) -> Iterator[str]:

@@ -295,11 +295,21 @@ def has_view(model: nn.Module) -> bool:
 def view(model: nn.Module, *, label: str) -> Anchor:
     """The anchor of a timm model, by the view registered for its class; `label` is its name in stitches."""
     if not has_view(model):
+        kind = type(model).__qualname__
         known = ", ".join(sorted(name.rpartition(".")[2] for name in VIEWS))
-        raise InputError(f"anchor '{label}' is a {type(model).__qualname__}; stitchkit can stitch: {known}")
+        takers = f"; stitchkit job and stitchkit compose take a {kind}" if _can_be_cut(model) else ""
+        raise InputError(f"anchor '{label}' is a {kind}; stitchkit can stitch: {known}{takers}")
     module, _, name = _view_path(model).rpartition(".")
     anchor: Anchor = getattr(importlib.import_module(module), name)(model, label=label)
     return anchor
+
+
+def _can_be_cut(model: nn.Module) -> bool:
+    """Whether the tracer finds places at which slices of a network may begin and end."""
+    try:
+        return bool(Steps(model).boundaries)
+    except InputError:
+        return False
 
 
 def steps_of(model: nn.Module) -> Steps:

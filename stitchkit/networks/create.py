@@ -11,12 +11,14 @@ import timm
 import torch
 import torchvision
 from timm.layers import to_2tuple
-from timm.models import PretrainedCfg, is_model, list_models, list_pretrained
 from torch import nn
 
 from stitchkit.classes import note_origin
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.anchor import Anchor, view
+from stitchkit.networks.convnet import ConvNet
+from stitchkit.networks.preparation import take_image, trained_image
+from stitchkit.networks.published import check_fit, check_reachable, published_config, unknown_argument
 from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.networks.weight_names import own_names
 from stitchkit.networks.weights import load_content, read_checkpoint, weights_of
@@ -45,40 +47,38 @@ def create_model(
     if known is not None and not known.fixed_input_size:
         kwargs.pop("img_size", None)  # the model takes any size, and rejects the argument
     content = None if checkpoint is None else read_checkpoint(checkpoint)
+    is_download = pretrained and content is None
     try:
-        model = as_timm(timm.create_model(name, pretrained=pretrained and content is None, **kwargs))
+        if is_download and known is not None:
+            check_fit(name, kwargs)
+        if is_download or known is None:
+            check_reachable(name)
+        model = as_timm(timm.create_model(name, pretrained=is_download, **kwargs))
+    except InputError:
+        raise
     except Exception as error:  # timm, torch and the hub's client raise many kinds
+        if (refusal := unknown_argument(name, kwargs, error)) is not None:
+            raise refusal from error
         reason = one_line(error)
-        if pretrained and content is None:
+        if is_download:
             raise InputError(
                 f"pretrained '{name}' cannot be loaded: {reason}; check the tag, the arguments and the network, "
                 "give a local checkpoint, or start from random weights (--no-pretrained)"
             ) from error
-        raise InputError(f"timm cannot build '{name}' with {kwargs}: {reason}") from error
+        raise InputError(f"timm cannot build '{name}'{_given(kwargs)}: {reason}") from error
     if img_size is not None:  # timm's description is the only place where all models have it
         sides = (model.pretrained_cfg["input_size"][0], *to_2tuple(img_size))
         model.pretrained_cfg = model.pretrained_cfg | {"input_size": sides}
     if content is not None and checkpoint is not None:
-        _load_any_classes(model, content, checkpoint, kwargs.get("num_classes"))
+        load_any_classes(model, content, checkpoint, kwargs.get("num_classes"))
     return model
 
 
-def published_config(name: str) -> PretrainedCfg | None:
-    """timm's description of the published weights of a name; None for a name that is a place, such as `hf-hub:...`."""
-    if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
-        return None
-    bare, _, tag = name.partition(".")
-    if not is_model(name):
-        raise unknown("timm model", bare, list_models())
-    try:
-        config: PretrainedCfg = timm.get_pretrained_cfg(name)
-    except RuntimeError as error:
-        tags = [full.partition(".")[2] for full in list_pretrained(f"{bare}.*")]
-        raise unknown(f"tag of {bare}", tag, tags) from error
-    return config
+def _given(arguments: Mapping[str, object]) -> str:
+    return f" with {dict(arguments)}" if arguments else ""
 
 
-def _load_any_classes(
+def load_any_classes(
     model: nn.Module, content: Mapping[str, object], path: str | Path, num_classes: int | None
 ) -> None:
     """Load weights with any number of classes; the classifier is re-initialised if another number is requested."""
@@ -87,6 +87,7 @@ def _load_any_classes(
     if found is not None:  # the classifier is loaded even if it is replaced: loading checks every name and shape
         _resize_classifier(model, found)
     load_content(model, content, path)
+    take_image(model, trained_image(content))
     if found is None or num_classes in (None, found):
         note_origin(model, content, path)
     if num_classes is not None:
@@ -111,21 +112,20 @@ def _resize_classifier(model: nn.Module, num_classes: int) -> None:
         model.set_submodule(classifier_of(model), nn.Linear(layer.in_features, num_classes, layer.bias is not None))
 
 
-def create_anchor(
-    spec: AnchorSpec, *, pretrained: bool = True, checkpoints: bool | None = None, **overrides: Any
-) -> Anchor:
+def create_anchor(spec: AnchorSpec, *, pretrained: bool = True, checkpoints: bool = True, **overrides: Any) -> Anchor:
     """The anchor of a specification.
 
     Args:
         spec: Name, label, arguments and checkpoint.
-        pretrained: Load its weights: those of its checkpoint, or timm's if it has none. Otherwise they are random.
-        checkpoints: Load the checkpoint of the specification, if it has one; by default if `pretrained`.
+        pretrained: Download timm's weights if it has no checkpoint; otherwise they are random.
+        checkpoints: Load its checkpoint, if it has one. False is for a network whose weights do not matter, or all come
+            from another file.
         overrides: Further arguments of `timm.create_model`, stronger than those of the specification.
 
     Raises:
         InputError: If the model cannot be built, loaded or viewed as steps.
     """
-    checkpoint = spec.checkpoint if (pretrained if checkpoints is None else checkpoints) else None
+    checkpoint = spec.checkpoint if checkpoints else None
     kwargs = {**spec.kwargs, **{key: value for key, value in overrides.items() if value is not None}}
     try:
         model = create_model(spec.name, checkpoint=checkpoint, pretrained=pretrained, **kwargs)
@@ -155,7 +155,7 @@ def create_torchvision(name: str, arguments: Mapping[str, Any], *, weights: obje
         model: nn.Module = torchvision.models.get_model(name, weights=weights, **arguments)
     except Exception as error:  # torchvision, torch and the download raise many types
         raise InputError(
-            f"torchvision's '{name}' cannot be loaded with {dict(arguments)}: {one_line(error)}; check the arguments "
+            f"torchvision's '{name}' cannot be loaded{_given(arguments)}: {one_line(error)}; check the arguments "
             "and the network, give a local checkpoint, or start from random weights (--no-pretrained)"
         ) from error
     return model
@@ -175,12 +175,28 @@ def _load_torchvision(
         arguments["num_classes"] = num_classes
     model = create_torchvision(name, arguments, weights=weights)
     if checkpoint is not None:
-        _load_any_classes(model, read_checkpoint(checkpoint), checkpoint, num_classes)
+        load_any_classes(model, read_checkpoint(checkpoint), checkpoint, num_classes)
     elif num_classes is not None:
         _resize_classifier(model, num_classes)
     return model
 
 
+def _load_convnet(name: str, *, checkpoint: str | Path | None = None, **arguments: Any) -> nn.Module:
+    for key in ("pretrained", "num_classes"):  # it has neither published weights nor a classifier
+        arguments.pop(key, None)
+    try:
+        model = ConvNet(**arguments)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    except Exception as error:  # torch raises many types
+        raise InputError(f"'{name}' cannot be built{_given(arguments)}: {one_line(error)}") from error
+    if checkpoint is not None:
+        load_any_classes(model, read_checkpoint(checkpoint), checkpoint, None)
+    return model
+
+
+OWN: dict[str, Callable[..., nn.Module]] = {"convnet": _load_convnet}
+"""Functions that build models of no library, by the models' names."""
 LIBRARIES: dict[str, Callable[..., nn.Module]] = {
     "timm": create_model,
     "torchvision": _load_torchvision,
@@ -197,16 +213,23 @@ def load_model(
     checkpoint: str | Path | None = None,
     **arguments: object,
 ) -> nn.Module:
-    """A model with its weights.
+    """A model with its weights: one of a library, or `convnet`, which is ours.
 
     Args:
         backend: `timm`, or `torchvision`, also called `pytorch`.
         pretrained: Download its weights, unless a `checkpoint` is given.
         arguments: Further arguments of the model; None for the model's default.
     """
+    if backend == "satlas":  # a backend of the published jobs
+        raise InputError(
+            "backend 'satlas' is not available here; from the model's file in huggingface.co/allenai/satlas-pretrain, "
+            "save the weights whose names begin with 'backbone.', and set backend: torchvision, the model_name there "
+            "(resnet50, resnet152, swin_v2_t or swin_v2_b), and ckp_path: FILE"
+        )
     if backend not in LIBRARIES:
         raise unknown("backend", backend, LIBRARIES)
-    return LIBRARIES[backend](name, pretrained=pretrained, checkpoint=checkpoint, **arguments)
+    load = OWN.get(name, LIBRARIES[backend])
+    return load(name, pretrained=pretrained, checkpoint=checkpoint, **arguments)
 
 
 def bare_model(name: str, backend: str = "timm") -> tuple[nn.Module, torch.Tensor]:

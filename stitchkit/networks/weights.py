@@ -20,6 +20,7 @@ from torch import nn
 
 from stitchkit.errors import InputError
 from stitchkit.networks.mode import evaluating
+from stitchkit.networks.preparation import take_image, trained_image
 from stitchkit.networks.weight_names import own_names
 from stitchkit.paths import check_local
 
@@ -178,13 +179,23 @@ def _is_zip(file: BinaryIO) -> bool:
     return os.pread(file.fileno(), 4, 0) == b"PK\x03\x04"  # as torch decides; `zipfile.is_zipfile` looks at the end
 
 
-def damage(file: BinaryIO | Path) -> str:
-    """The fault of a file that `torch.save` wrote, by its checksums; empty if there is none.
+_EXPANSION = 10
+"""Largest allowed ratio of unpacked to stored size; `torch.save` does not compress, and weights hardly can be."""
+_ALWAYS_READ = 2**28
+"""Bytes that any file may unpack to."""
 
-    torch does not verify them.
+
+def damage(file: BinaryIO | Path) -> str:
+    """The fault of a file that `torch.save` wrote, by its directory and its checksums; empty if there is none.
+
+    torch verifies neither.
     """
     try:
         with zipfile.ZipFile(file) as archive:
+            assert archive.fp is not None, "it is open"
+            size, unpacked = archive.fp.seek(0, os.SEEK_END), sum(member.file_size for member in archive.infolist())
+            if unpacked > max(_ALWAYS_READ, _EXPANSION * size):
+                return f"it would unpack to {unpacked:,} bytes, more than {_EXPANSION} times its {size:,}"
             if not any(member.CRC for member in archive.infolist()):
                 return ""  # torch can be configured to write none
             broken = archive.testzip()
@@ -235,6 +246,8 @@ def weights_of(content: Mapping[str, object], *, ema: bool = False) -> dict[str,
 def load_checkpoint(model: nn.Module, path: str | Path, *, ema: bool = False) -> dict[str, Any]:
     """Load weights into a model from a released, timm or own checkpoint, safely and completely.
 
+    A checkpoint of ours also says how images were prepared in training, which becomes the model's `pretrained_cfg`.
+
     Args:
         model: Its names and shapes must be those of the file.
         ema: Load the moving average.
@@ -247,6 +260,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, ema: bool = False) ->
     """
     content = read_checkpoint(path)
     load_content(model, content, path, ema=ema)
+    take_image(model, trained_image(content))
     return content
 
 

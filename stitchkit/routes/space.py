@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from html import escape
 
-from stitchkit.errors import InputError
+from stitchkit.display import aligned
+from stitchkit.errors import InputError, unknown
 from stitchkit.routes.rules import LayerPath, Shape, SlidingWindow
 from stitchkit.routes.stitch import Joint, Segment, Stitch
 
+_SHOWN = 100
+"""Stitches in a notebook's table."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class StitchSpace:
     """The ordered stitches of some anchors under a rule; a position in it is the published `cfg_id`.
 
@@ -19,11 +24,13 @@ class StitchSpace:
         stitches: The anchors first, then the stitches in the order of the rule.
         layers: The stitching layer of each joint.
         num_anchors: Number of uncut anchors, which come first.
+        rule: The rule, if the space was built by one.
     """
 
     stitches: tuple[Stitch, ...]
     layers: Mapping[Joint, LayerPath]
     num_anchors: int
+    rule: SlidingWindow | None = field(default=None, compare=False)
 
     @classmethod
     def build(cls, anchors: Sequence[Shape], rule: SlidingWindow) -> StitchSpace:
@@ -42,7 +49,7 @@ class StitchSpace:
         # Anchors come first: ledgers, and the published tools that read them, rely on it.
         uncut = tuple(Stitch((Segment(a.label, 0, sum(a.depths)),)) for a in anchors)
         stitches, layers = rule.plan(anchors)
-        return cls((*uncut, *stitches), layers, len(uncut))
+        return cls((*uncut, *stitches), layers, len(uncut), rule)
 
     def select(self, text: str) -> list[int]:
         """The `cfg_id`s that a text such as `3,5,10-20` names, ascending.
@@ -52,7 +59,7 @@ class StitchSpace:
         """
         chosen: set[int] = set()
         for part in text.split(","):
-            found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+            found = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
             if not found:
                 raise InputError(f"'{text}' does not choose stitches; list their cfg_id, such as 3,5,10-20")
             first, last = int(found[1]), int(found[2] or found[1])
@@ -61,6 +68,36 @@ class StitchSpace:
                 raise InputError(f"'{text}' holds the range {first}-{last}, which runs backwards; write {last}-{first}")
             chosen.update(range(first, last + 1))
         return sorted(chosen)
+
+    def find(self, name: str | Stitch) -> int:
+        """The `cfg_id` of a stitch or its name, such as `ti[0:6] > s[6:12]`.
+
+        Raises:
+            InputError: If no stitch of this space has the name.
+        """
+        names = {stitch.name: cfg_id for cfg_id, stitch in enumerate(self)}
+        if str(name) not in names:
+            raise unknown("stitch", name, names)
+        return names[str(name)]
+
+    def __repr__(self) -> str:
+        """A line: how many stitches, of which anchors, by which rule, and the first and last that is not an anchor."""
+        anchors = ", ".join(map(str, self.stitches[: self.num_anchors]))
+        joined = self.stitches[self.num_anchors :]
+        ends = f"; {joined[0]} to {joined[-1]}" if joined else ""
+        rule = f" by {self.rule}" if self.rule else ""
+        return f"<StitchSpace: {len(self)} stitches of {anchors}{rule}{ends}>"
+
+    def __str__(self) -> str:
+        """A line for each stitch."""
+        return aligned([(str(cfg_id), stitch.name) for cfg_id, stitch in enumerate(self)], left=[1])
+
+    def _repr_html_(self) -> str:
+        """The table that a notebook shows; of a large space its first stitches."""
+        rows = [f"<tr><td>{i}</td><td>{escape(s.name)}</td></tr>" for i, s in enumerate(self.stitches[:_SHOWN])]
+        more = f"<p>and {len(self) - _SHOWN} more</p>" if len(self) > _SHOWN else ""
+        head = "<tr><th>cfg_id</th><th>stitch</th></tr>"
+        return f"<p>{escape(repr(self))}</p><table>{head}{''.join(rows)}</table>{more}"
 
     def __len__(self) -> int:
         return len(self.stitches)

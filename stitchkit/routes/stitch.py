@@ -12,7 +12,7 @@ from stitchkit.errors import InputError
 
 ARROW = " > "
 LABEL = re.compile(r"[A-Za-z0-9_.#-]+")  # no space, bracket or arrow, so that route names can be parsed
-_SEGMENT = re.compile(rf"(?P<anchor>{LABEL.pattern})\[(?P<start>\d+):(?P<stop>\d+)\]")
+_SEGMENT = re.compile(rf"(?P<anchor>{LABEL.pattern})\[(?P<start>\d{{1,9}}):(?P<stop>\d{{1,9}})\]")
 
 
 @dataclass(frozen=True)

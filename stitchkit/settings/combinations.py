@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, unknown
 from stitchkit.optional import check_installed
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.timm_flags import PLATEAU
+
+_logger = logging.getLogger(__name__)
+
+SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "none")
+"""timm's schedules whose learning rates follow from the epoch; with `none` the rate is constant."""
 
 # Settings, by the one without which they have no effect. timm ignores most of these silently, so that days later a run
 # turns out not to be what its command says.
@@ -27,13 +33,15 @@ _EXCLUDES = (
     *ALTERNATIVES,
     ("split_bn", "sync_bn"),
     ("jsd_loss", "bce_loss"),
+    ("class_weights", "jsd_loss"),
+    ("class_weights", "bce_loss"),
     ("aug_splits", "no_prefetcher"),
 )
 
 
 def check(recipe: Recipe) -> Recipe:
     """Check that the settings of a recipe are compatible."""
-    for part in (_check_subject, _check_network, _check_batches, _check_pairs, _check_packages):
+    for part in (_check_subject, _check_network, _check_schedule, _check_batches, _check_pairs, _check_packages):
         part(recipe)
     _ = recipe.folder  # refuses one outside --output
     return recipe
@@ -68,10 +76,24 @@ def _check_network(recipe: Recipe) -> None:
         raise InputError("--sync-bn waits for other ranks, which run different stitches; add --sampling shared")
     if recipe.optim.amp and model.model_dtype not in (None, "float32"):
         raise InputError(f"--amp chooses precision itself; leave it or --model-dtype {model.model_dtype} out")
-    if recipe.schedule.sched == "plateau":
-        raise PLATEAU.error("sched plateau")
     if recipe.stitch.distillation_type != "none" and not recipe.stitch.teacher_model:
         raise InputError("distillation needs a teacher; give --teacher-model or --distillation-type none")
+
+
+def _check_schedule(recipe: Recipe) -> None:
+    """Refuse unknown schedules, and report a training that ends before the learning rate reaches its value."""
+    schedule = recipe.schedule
+    if schedule.sched == "plateau":
+        raise PLATEAU.error("sched plateau")
+    if schedule.sched not in SCHEDULES:
+        raise unknown("value of --sched", schedule.sched, SCHEDULES)
+    never_warm = schedule.epochs <= schedule.warmup_epochs and not schedule.warmup_prefix
+    if never_warm and schedule.sched != "none" and not recipe.run.eval:
+        _logger.warning(
+            "--epochs %d ends within the warm-up of %g epochs, before the learning rate reaches its value; set fewer "
+            "--warmup-epochs",
+            schedule.epochs, schedule.warmup_epochs,
+        )  # fmt: skip
 
 
 def _check_batches(recipe: Recipe) -> None:

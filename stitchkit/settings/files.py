@@ -7,19 +7,23 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
+from stitchkit.settings.schema import join
 
 _INCLUDE = "!include"
+_NOT_QUOTED = "it is included from outside the folder of the settings, so its content is not shown"
 # A message about a file begins with the place that it is about.
 _PLACE = re.compile(r"[A-Za-z_]\w*(?:\.\w+|\[\d+\])*")
 # A few lines of aliases of aliases expand to billions of values.
 _MOST_VALUES = 100_000
 _MOST_FILES = 100
+_MOST_BYTES = 1 << 20
 
 
 class _Loader(yaml.SafeLoader):
@@ -35,8 +39,10 @@ class _Loader(yaml.SafeLoader):
             raise InputError(f"'{path}' is the {len(opened)}th !include; at most {_MOST_FILES} files are read")
         self.path = path
         self.above = (*above, resolved)
+        self.is_quoted = _is_quoted(path, above)
         self.opened = opened
-        text = path.read_text(encoding="utf-8-sig")
+        self.place: list[object] = []  # keys and indices that lead to the node being read
+        text = _text(path)
         if _is_json(path):  # JSON allows tabs between values and DEL in texts; YAML forbids both
             text = self.NON_PRINTABLE.sub(" ", text.replace("\t", " "))
         super().__init__(text)
@@ -44,23 +50,32 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """A node of the file or, for an `!include`, of the other file; anchors do not cross files."""
+        self.place.append(getattr(index, "value", index))  # in a mapping, the index is the node of the key
         node = super().compose_node(parent, index)
+        self.place.pop()
         if node is None or node.tag != _INCLUDE:
             return node
         if not isinstance(node, yaml.ScalarNode) or not node.value:
             raise InputError(f"'{self.path}', line {_line(node)}: write !include and the name of a file")
-        return _compose(self.path.parent / node.value, self.above, self.opened)
+        included = _compose(self.path.parent / node.value, self.above, self.opened)
+        if isinstance(included, yaml.ScalarNode):  # somebody's secret is a single value too
+            raise InputError(
+                f"'{self.path}', line {_line(node)}: '{node.value}' holds a single value, not settings; write it here"
+            )
+        return included
 
     def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
         """A mapping without duplicate keys, of which YAML and JSON would silently take the last."""
         node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
+        seen: dict[str, int] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise InputError(f"'{self.path}', line {_line(key)}: a key must be text, not a list or a mapping")
-            if key.value != "<<" and key.value in seen:
-                raise InputError(f"'{self.path}', line {_line(key)}: duplicate key {key.value}; remove one of the two")
-            seen.add(key.value)
+            if key.value in seen:
+                place = reduce(join, [*filter(lambda part: part is not None, self.place), key.value], "")
+                name = f" {place}, which is also in line {seen[key.value]}" if self.is_quoted else ""
+                raise InputError(f"'{self.path}', line {_line(key)}: duplicate key{name}; remove one of the two")
+            seen[key.value] = _line(key)
         return node
 
 
@@ -88,17 +103,28 @@ def read_settings_file(path: str | Path) -> dict[str, object]:
     with _refusing(path):
         content: object = None
         if _is_json(path):
-            content = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_finite, parse_float=_finite)
+            content = json.loads(_text(path), parse_constant=_finite, parse_float=_finite)
         node = _compose(path)  # refuses duplicate keys and names their lines, which Python's JSON parser does not
         if not _is_json(path) and node is not None:
             # A fresh loader: the nodes are from several files, whose own loaders are gone.
             content = yaml.SafeLoader("").construct_document(node)
+        # Lone surrogates, which can be neither stored nor printed, are errors here.
+        json.dumps(content, ensure_ascii=False, default=str, skipkeys=True).encode()
     if not isinstance(content, dict):
         what = "a JSON object" if _is_json(path) else "'name: value' lines"
         found = "no settings" if content is None else type(content).__name__
         raise InputError(f"'{path}' holds {found}; settings are {what}")
     content.pop("$schema", None)
     return content
+
+
+def unique_keys(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+    """The `object_pairs_hook` of `json.loads` without duplicate keys, of which it would silently take the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}; remove one of the two")
+    return found
 
 
 def settings_text(content: object) -> str:
@@ -108,11 +134,26 @@ def settings_text(content: object) -> str:
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Prefix errors about a settings file with its name and the line of the place that they name."""
+    """Prefix errors about a settings file with its name and the line of the place that they name.
+
+    They quote values. What a file includes from outside its folder is its author's choice, and is not shown to whoever
+    reads the error.
+    """
     try:
         yield
     except InputError as error:
-        raise InputError(f"{_locate(Path(path), str(error))}: {error}") from error
+        place, key, is_quoted = _locate(Path(path), str(error))
+        said = str(error) if is_quoted else f"{key or 'its content'} is not valid; {_NOT_QUOTED}"
+        raise InputError(f"{place}: {said}") from error
+
+
+def _text(path: Path) -> str:
+    """The text of a file; a device such as `/dev/zero`, or something else of endless size, is not read."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"'{path}' is not a file; check the path")
+    if path.stat().st_size > _MOST_BYTES:
+        raise InputError(f"'{path}' has {path.stat().st_size:,} bytes; settings have at most {_MOST_BYTES:,}")
+    return path.read_text(encoding="utf-8-sig")
 
 
 def _is_json(path: Path) -> bool:
@@ -125,9 +166,14 @@ def _finite(number: str) -> float:
     return value
 
 
+def _is_quoted(path: str | Path, above: Sequence[Path]) -> bool:
+    """Whether messages may show the content of a file: that of the user, or one in its folder."""
+    return not above or Path(path).resolve().is_relative_to(above[0].resolve().parent)
+
+
 @contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    """Make one line, with the place in the file, of whatever the parsers raise."""
+def _refusing(path: Path, *, is_quoted: bool = True) -> Iterator[None]:
+    """Make one line, with the place in the file, of whatever the parsers raise; their reasons quote the file."""
     try:
         yield
     except InputError:
@@ -138,16 +184,19 @@ def _refusing(path: Path) -> Iterator[None]:
         raise InputError(f"'{path}', line {error.lineno} is not JSON: {error.msg}; correct it there") from error
     except yaml.MarkedYAMLError as error:
         place = f"'{mark.name}', line {mark.line + 1}" if (mark := error.problem_mark) else f"'{path}'"
-        raise InputError(f"{place} is not YAML of plain data: {error.problem or error}; correct it there") from error
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        # Bytes that are not text, characters that YAML forbids; dates, numbers and depths that Python cannot hold.
-        kind, reason = "JSON" if _is_json(path) else "YAML", " ".join(str(error).split())
-        raise InputError(f"'{path}' cannot be read as {kind}: {reason}; correct it") from error
+        reason = f": {error.problem or error}; correct it there" if is_quoted else f"; {_NOT_QUOTED}"
+        raise InputError(f"{place} is not YAML of plain data{reason}") from error
+    except Exception as error:
+        # Bytes that are not text, characters that YAML forbids; dates, numbers and depths that Python cannot hold; and
+        # PyYAML raises even an IndexError, for `!!int ''`.
+        kind = "JSON" if _is_json(path) else "YAML"
+        reason = f": {one_line(error)}; correct it" if is_quoted else f"; {_NOT_QUOTED}"
+        raise InputError(f"'{path}' cannot be read as {kind}{reason}") from error
 
 
 def _compose(path: Path, above: Sequence[Path] = (), opened: list[Path] | None = None) -> yaml.Node | None:
     """The tree of nodes of a file and its includes; each node knows its file."""
-    with _refusing(path):
+    with _refusing(path, is_quoted=_is_quoted(path, above)):
         loader = _Loader(path, above, [] if opened is None else opened)
         node: yaml.Node | None = loader.get_single_node()
         loader.dispose()
@@ -176,17 +225,27 @@ def _check_size(root: yaml.Node, path: Path) -> None:
         raise InputError(f"'{path}' has more than {_MOST_VALUES} values with its aliases written out; use fewer")
 
 
-def _locate(path: Path, message: str) -> str:
-    """The file and line that a message is about, as deep as the file contains the named keys."""
+def _locate(path: Path, message: str) -> tuple[str, str, bool]:
+    """The file and line that a message is about, as deep as the file contains the named keys; these; is it quoted."""
     # Errors carry the place as text, `train_config.tasks[0]`: most are raised where no file is known.
     found = _PLACE.match(message)
-    node, begin = _compose(path), None
+    node, begin, keys = _compose(path), None, list[str]()
     for key in re.findall(r"\w+", found.group()) if found else ():
         entries = _entries(node)
         if key not in entries:
             break
         begin, node = entries[key]
-    return f"'{path}'" if begin is None else f"'{begin.start_mark.name}', line {_line(begin)}"
+        keys.append(key)
+    place = f"'{path}'" if begin is None else f"'{begin.start_mark.name}', line {_line(begin)}"
+    return place, ".".join(keys), all(_is_quoted(name, [path]) for name in _files(node, deep=bool(keys)))
+
+
+def _files(node: yaml.Node | None, *, deep: bool) -> set[str]:
+    """The files that a node is from, and with `deep` those of the nodes in it."""
+    if node is None:
+        return set()
+    below = (_files(item, deep=True) for _, item in _entries(node).values()) if deep else ()
+    return {str(node.start_mark.name)}.union(*below)
 
 
 def _entries(node: yaml.Node | None) -> dict[str, tuple[yaml.Node, yaml.Node]]:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from stitchkit.errors import InputError
+from stitchkit.parser import DATA_FLAGS
 from stitchkit.settings.by_name import checked, make_recipe, read_settings
 from stitchkit.settings.combinations import ALTERNATIVES, check
 from stitchkit.settings.recipe import GROUPS, Recipe, flag_of
@@ -17,11 +19,16 @@ from stitchkit.settings.timm_flags import REFUSED
 
 # What argparse cannot learn from the fields of the recipe: further spellings of flags, and how many values they take.
 _SPELLINGS = {
+    "dataset_download": ["--download"],
     "batch_size": ["-b"],
     "validation_batch_size": ["-vb"],
     "workers": ["-j"],
     "decay_rate": ["--dr"],
     "eval": ["--evaluate"],
+    "lr": ["--learning-rate"],
+    "opt": ["--optimizer"],
+    "sched": ["--scheduler"],
+    "weight_decay": ["--wd"],
     "recovery_interval": ["--checkpoint-interval", "--checkpoint_interval"],
 }
 _VALUES: dict[str, dict[str, Any]] = {
@@ -34,7 +41,7 @@ _VALUES: dict[str, dict[str, Any]] = {
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag to the parser for every setting of the recipe; its result contains only flags that were given."""
     parser.argument_default = argparse.SUPPRESS
-    parser.add_argument("data", nargs="?", metavar="DATA", help="same as --data-dir")
+    parser.add_argument("data", nargs="?", metavar="DATA", help="same as --data")
     parser.add_argument("-c", "--config", metavar="YAML", help="file of settings by flag name")
     for group, kind in GROUPS.items():
         add_settings(parser.add_argument_group(group, kind.__doc__), kind, _spellings, _VALUES)
@@ -43,6 +50,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _spellings(name: str) -> list[str]:
+    if name == "data_dir":
+        return [*DATA_FLAGS]
     # timm spells some flags with underscores only in files; flags of the published scripts may use either.
     return [*dict.fromkeys([flag_of(name), "--" + name, *_SPELLINGS.get(name, ())])]
 
@@ -93,7 +102,12 @@ class _Pairs(argparse.Action):
     """Several values of `_key_value` as a dictionary."""
 
     def __call__(self, _: object, namespace: argparse.Namespace, pairs: Any, __: object = None) -> None:
-        setattr(namespace, self.dest, dict(pairs))
+        found: dict[str, object] = {}
+        for key, value in pairs:
+            if key in found:
+                raise InputError(f"{self.option_strings[0]} has {key} twice; remove one of the two")
+            found[key] = value
+        setattr(namespace, self.dest, found)
 
 
 def _key_value(text: str) -> tuple[str, object]:

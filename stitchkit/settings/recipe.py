@@ -16,8 +16,8 @@ from pydantic.dataclasses import dataclass
 from stitchkit.errors import InputError
 from stitchkit.settings.schema import DatasetName, LocalPath, ModelArguments, Settings
 
-COMMAND_ONLY = ("dataset_download",)
-"""Settings that no file can switch on: whoever wrote it would decide what is downloaded."""
+COMMAND_ONLY = ("dataset_download", "dry_run")
+"""Settings that no file can switch on: its author would decide what is downloaded, or that nothing is trained."""
 
 # Numbers with limits. They are strict: neither text nor true counts as a number.
 Natural = Annotated[int, Field(strict=True, ge=0)]
@@ -198,6 +198,9 @@ class LossRecipe(Settings):
     bce_sum: bool = flag(False, "sum binary cross-entropy over classes")
     bce_target_thresh: float | None = flag(None, "round targets of --bce-loss to 0 or 1 at this threshold")
     bce_pos_weight: NonNegative | None = flag(None, "weight of positive targets of --bce-loss")
+    class_weights: str | None = flag(
+        None, "weights of classes in the loss: balanced, or a number for each, such as 1,2.5,1"
+    )
 
 
 @dataclass(frozen=True)
@@ -278,6 +281,7 @@ class RunRecipe(Settings):
     """The run itself."""
 
     eval: bool = flag(False, "evaluate every stitch of --resume instead of training")
+    dry_run: bool = flag(False, "open the data and build the network, print what would be done, and write nothing")
     resume: LocalPath | None = flag(
         None, "checkpoint to resume from or to evaluate; auto is the newest good one of the run"
     )

@@ -128,13 +128,26 @@ _RESERVED = (
 )
 
 
-def _reserved_fault(arguments: dict[str, Any]) -> str | None:
-    found = next((key for key in arguments if key in _RESERVED), None)
-    return found and f"sets {found}; choose weights by checkpoint, in a job by ckp_path, or by --pretrained-path"
+# timm's arguments that count blocks, as a number or a list of numbers; it would build a million of them.
+_BLOCKS = ("depth", "depths", "layers", "num_layers", "block_config", "num_blocks", "num_stages")
+_MOST_BLOCKS = 1000
+
+
+def _argument_fault(arguments: dict[str, Any]) -> str | None:
+    if found := next((key for key in arguments if key in _RESERVED), None):
+        return f"sets {found}; choose weights by checkpoint, in a job by ckp_path, or by --pretrained-path"
+    found = next((key for key in _BLOCKS if _total(arguments.get(key)) > _MOST_BLOCKS), None)
+    return found and f"sets {found} to more than {_MOST_BLOCKS} blocks; lower it"
+
+
+def _total(value: object) -> int:
+    if isinstance(value, list | tuple):
+        return sum(map(_total, value))
+    return value if isinstance(value, int) else 0
 
 
 # Any, not object: pydantic 2.14 fails to build the schema of a strict, optional mapping of objects within a group.
-ModelArguments = Annotated[dict[str, Any], _checked(_reserved_fault)]
+ModelArguments = Annotated[dict[str, Any], _checked(_argument_fault)]
 """Arguments of `timm.create_model` that do not choose the weights."""
 
 
@@ -179,7 +192,8 @@ def _refusal(error: ValidationError, content: object, place: str, name: Callable
             return InputError(f"{place}: {unknown('key', details['key'], details['known'])}")
         case "literal_error":
             allowed = re.findall(r"'([^']*)'", details["expected"])
-            return InputError(f"{place}: {unknown('value', first['input'], allowed)}")
+            kinds = [_EXPECTED[item["type"]] for item in alike if item["type"] in _EXPECTED]
+            return InputError(f"{place}: {unknown('value', first['input'], [*allowed, *kinds])}")
         case "value_error":
             return InputError(f"{place}: {details['error']}" if place else str(details["error"]))
         case other if other in _MESSAGES:

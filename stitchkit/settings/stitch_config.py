@@ -13,10 +13,11 @@ from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.errors import InputError
 from stitchkit.routes.rules import SlidingWindow, check_stages
-from stitchkit.settings.by_name import checked_of_file, recipe_schema
+from stitchkit.settings.by_name import SETTINGS, checked_of_file, recipe_schema
 from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.recipe import flag_of
 from stitchkit.settings.schema import LocalPath, ModelArguments, Settings, json_schema, parse
+from stitchkit.settings.timm_flags import REFUSED
 
 # The flat keys of the published files and the recipe fields they stand for. A published `lr` is for 512 images.
 _PUBLISHED_RECIPE_KEYS = {
@@ -114,6 +115,12 @@ class StitchConfig(Settings):
             InputError: If the file cannot be read, or holds an unknown key or an unusable value.
         """
         content = read_settings_file(path)
+        if content and "anchors" not in content and content.keys() <= {*SETTINGS, *REFUSED, "data"}:
+            named = content.get("stitch_config")
+            raise InputError(
+                f"'{path}' holds settings of a run, for -c; give --stitch_config the file with the anchors"
+                + (f", '{named}'" if named else "")
+            )
         with naming(path):
             return cls.parse(content)
 

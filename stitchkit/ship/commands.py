@@ -1,4 +1,4 @@
-"""The commands that put stitches of a ledger to use: `pick`, `export`, `report`, `serve`."""
+"""The commands that put stitches of a ledger to use: `pick`, `export`, `predict`, `report`, `serve`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stitchkit.errors import InputError
-from stitchkit.parser import Command, add_device_flag, add_network_flags, new_file
+from stitchkit.parser import (
+    DATA_FLAGS,
+    Command,
+    add_allow_unreliable_flag,
+    add_device_flag,
+    add_network_flags,
+    new_file,
+)
 
 if TYPE_CHECKING:
     from stitchkit.ship.pick import Budget
@@ -15,13 +22,15 @@ if TYPE_CHECKING:
 
 _IMAGES = 64
 """Number of images on which an export is checked."""
+_CALIBRATION = 128
+"""Number of training images that set the ranges of an export in int8."""
 
 
 def _add_trained(parser: argparse.ArgumentParser, *, data_for: str) -> None:
     """Add the flags of a trained SN-Net; `data_for` is the use of the images."""
     add_network_flags(parser)
     parser.add_argument("--resume", metavar="CHECKPOINT", help="trained weights, ours or released ones")
-    parser.add_argument("--data", dest="data_dir", metavar="DIR", help=f"image folder; {data_for}")
+    parser.add_argument(*DATA_FLAGS, dest="data_dir", metavar="DIR", help=f"image folder; {data_for}")
     parser.add_argument("-c", "--config", metavar="YAML", help="settings of the run, such as its args.yaml")
     parser.add_argument(
         "--recalibrate-bn", type=int, metavar="N", help="batch-norm statistics from N training batches, as in --eval"
@@ -29,12 +38,13 @@ def _add_trained(parser: argparse.ArgumentParser, *, data_for: str) -> None:
     parser.add_argument("--model-ema", action="store_true", default=None, help="use the moving average of weights")
 
 
-def _trained(flags: argparse.Namespace) -> Trained:
-    """The SN-Net of the flags that `_add_trained` adds."""
+def _trained(flags: argparse.Namespace, *, cfg_id: int | None = None) -> Trained:
+    """The SN-Net of the flags that `_add_trained` adds, with a stitch of this number if one is given."""
     from stitchkit.ship.trained_snnet import open_trained
 
     names = ("stitch_config", "num_classes", "img_size", "resume", "data_dir", "config", "recalibrate_bn", "model_ema")
-    return open_trained({name: value for name in names if (value := getattr(flags, name)) is not None})
+    given = {name: value for name in names if (value := getattr(flags, name)) is not None}
+    return open_trained(given, cfg_id=cfg_id)
 
 
 def _add_budget(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +52,7 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-params", metavar="N", help="limit on parameters, such as 30M")
     parser.add_argument("--max-latency-ms", type=float, metavar="MS", help="limit on latency in milliseconds")
     parser.add_argument("--min-acc1", type=float, metavar="PERCENT", help="minimum top-1 accuracy")
+    add_allow_unreliable_flag(parser)
 
 
 def _budget(flags: argparse.Namespace) -> Budget:
@@ -49,7 +60,8 @@ def _budget(flags: argparse.Namespace) -> Budget:
     from stitchkit.ship.pick import Budget
 
     limits = {name: getattr(flags, name) for name in ("max_flops", "max_params", "max_latency_ms", "min_acc1")}
-    return Budget(**{name: count(value) if isinstance(value, str) else value for name, value in limits.items()})
+    figures = {name: count(value) if isinstance(value, str) else value for name, value in limits.items()}
+    return Budget(**figures, allow_unreliable=flags.allow_unreliable)
 
 
 def _add_pick_flags(parser: argparse.ArgumentParser) -> None:
@@ -61,17 +73,22 @@ def _add_pick_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _pick(flags: argparse.Namespace) -> None:
-    from stitchkit.distributed import choose_device
+    from stitchkit.measure.latency_verdict import latency_note
     from stitchkit.measure.ledger import read_rows, strict_json
     from stitchkit.measure.pareto import table
-    from stitchkit.model.create import create_snnet
-    from stitchkit.ship.pick import complete, pick, refusal
-    from stitchkit.ship.report import take_away
+    from stitchkit.ship.export_command import take_away
+    from stitchkit.ship.pick import pick, refusal, verdict
 
-    budget, rows, note = _budget(flags), read_rows(flags.ledger), ""
+    budget, rows = _budget(flags), read_rows(flags.ledger)
     if flags.stitch_config:
-        model = create_snnet(flags.stitch_config, num_classes=flags.num_classes, img_size=flags.img_size)
-        note = complete(rows, model.to(choose_device()), latency=budget.max_latency_ms is not None)
+        from stitchkit.distributed import choose_device  # torch, which a ledger alone does not need
+        from stitchkit.model.create import create_snnet
+        from stitchkit.ship.budgeted import complete
+
+        model = create_snnet(
+            flags.stitch_config, checkpoints=False, num_classes=flags.num_classes, img_size=flags.img_size
+        )
+        complete(rows, model.to(choose_device()), latency=budget.max_latency_ms is not None)
     elif flags.num_classes or flags.img_size:
         raise InputError("--num-classes and --img-size need a configuration; add --stitch_config, or leave them out")
     choice = pick(rows, budget)
@@ -82,13 +99,12 @@ def _pick(flags: argparse.Namespace) -> None:
         raise InputError(refusal(len(rows), budget, choice))
     if flags.json:
         return
-    fit = f"{choice.fitting} of {len(rows)} stitches have {budget}" if budget.limits else f"of {len(rows)} stitches"
-    number = choice.best["cfg_id"]
-    print(f"cfg_id {number} is the best: {fit}")
-    print(table([choice.best, *choice.runners_up]))
-    if note:
+    print(verdict(len(rows), budget, choice))
+    shown = [choice.best, *choice.runners_up]
+    print(table(shown))
+    if note := latency_note(shown):
         print(note)
-    (command,) = take_away(Path(flags.ledger), [number], flags.stitch_config)
+    (command,) = take_away(Path(flags.ledger), [choice.best["cfg_id"]], flags.stitch_config)
     print(f"next, export it: {command}")
 
 
@@ -101,40 +117,49 @@ def _add_export_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", required=True, metavar="FILE", help="file to write: .safetensors, .onnx or .pt2"
     )
+    about = f"of an .onnx file: quantise it to 8-bit integers, calibrated on {_CALIBRATION} training images of --data"
+    parser.add_argument("--int8", action="store_true", help=about)
 
 
 def _export(flags: argparse.Namespace) -> None:
+    from stitchkit.ship.suffixes import check_suffix
+
+    # Before anything is loaded, even torch: a wrong suffix must not cost the user a wait.
+    check_suffix(flags.output, int8=flags.int8), new_file(flags.output)
     from stitchkit.ship.export import export
-    from stitchkit.ship.stitch_files import format_of
     from stitchkit.ship.trained_snnet import calibrated, describe, sample_images
 
     output, cfg_id, budget = flags.output, flags.cfg_id, _budget(flags)
-    # Before anything is loaded: a wrong suffix must not cost the user a wait.
-    format_of(output), new_file(output)
     if (cfg_id is None) == (flags.ledger is None):
         raise InputError("give either --cfg_id N, or --ledger FILE with a budget such as --max-flops 5G")
     if cfg_id is not None and budget.limits:
         raise InputError(f"--cfg_id {cfg_id} already names a stitch; leave the budget out, or give --ledger instead")
-    trained = _trained(flags)
+    trained = _trained(flags, cfg_id=cfg_id)
+    data = trained.recipe.data
+    if flags.int8 and not (data.data_dir or data.dataset):
+        raise InputError("--int8 needs training images, whose activations set its ranges; add --data DIR")
     cfg_id = _best(flags.ledger, budget, trained) if cfg_id is None else cfg_id
     stitch = trained.model.resolve(cfg_id)
     images, source = sample_images(trained, _IMAGES)
     net = calibrated(trained, cfg_id) if trained.recipe.run.recalibrate_bn else None
-    report = export(trained.model, cfg_id, output, images, describe(trained, cfg_id), net=net)
+    calibration = sample_images(trained, _CALIBRATION, train=True)[0] if flags.int8 else None
+    about = describe(trained, cfg_id)
+    report = export(trained.model, cfg_id, output, images, about, net=net, calibration=calibration)
     print(f"stitch {cfg_id}, {stitch}, is in {output}; compared on {report.images} {source}:")
     print(f"  largest difference {report.largest_difference:.2g} of logits up to {report.largest_logit:.3g}")
     print(f"  same top-1 class on {report.same_top1} of {report.images}")
     for name, size, latency in (
-        ("SN-Net (all weights)", report.snnet_bytes, report.snnet_ms),
-        (Path(output).name, report.file_bytes, report.file_ms),
+        ("SN-Net (all weights)", report.snnet_bytes, report.snnet_latency),
+        (Path(output).name, report.file_bytes, report.file_latency),
     ):
-        print(f"  {name:20}  {size / 2**20:8.2f} MiB  {latency:8.2f} ms an image on this CPU")
+        print(f"  {name:20}  {size / 2**20:8.2f} MiB  {latency.ms:8.2f} ms an image on this CPU{latency.doubt}")
 
 
 def _best(ledger: str, budget: Budget, trained: Trained) -> int:
     """The `cfg_id` of the best stitch of a ledger, which must have been measured with these weights."""
     from stitchkit.measure.ledger import read_rows
-    from stitchkit.ship.pick import complete, pick_one
+    from stitchkit.ship.budgeted import complete
+    from stitchkit.ship.pick import pick_one
     from stitchkit.ship.trained_snnet import check_origin
 
     check_origin(ledger, trained)
@@ -148,33 +173,77 @@ def _best(ledger: str, budget: Budget, trained: Trained) -> int:
     return int(row["cfg_id"])
 
 
+def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="folder of images, with or without class folders")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="table to write, e.g. predictions.csv")
+    _add_trained(parser, data_for="supplies class names if the checkpoint has none")
+    parser.add_argument("--cfg_id", "--cfg-id", type=int, metavar="N", help="cfg_id of the stitch that predicts")
+    about = "instead of an SN-Net and --cfg_id: a .safetensors or .onnx file of stitchkit export"
+    parser.add_argument("--exported", metavar="FILE", help=about)
+    parser.add_argument(
+        "--top", type=int, default=5, metavar="K", help="number of classes for each image; by default 5"
+    )
+    parser.add_argument("-b", "--batch-size", type=int, default=32, metavar="N", help="images at a time; by default 32")
+    parser.add_argument(
+        "-j", "--workers", type=int, default=4, metavar="N", help="loader processes; by default up to 4"
+    )
+    add_device_flag(parser)
+
+
+def _predict(flags: argparse.Namespace) -> None:
+    from stitchkit.distributed import choose_device
+    from stitchkit.ship.predict import Predictor, image_files, predict
+    from stitchkit.ship.trained_snnet import calibrated
+
+    least_of = {"--top": (flags.top, 1), "--batch-size": (flags.batch_size, 1), "--workers": (flags.workers, 0)}
+    for flag, (value, least) in least_of.items():
+        if value < least:
+            raise InputError(f"{flag} is {value}; it must be at least {least}")
+    if (flags.exported is None) == (flags.cfg_id is None):
+        raise InputError("give either --cfg_id N with an SN-Net (--stitch_config and --resume), or --exported FILE")
+    # Before anything is loaded: a wrong path must not cost the user a wait.
+    output, paths, device = new_file(flags.output), image_files(flags.folder), choose_device(flags.device)
+    if flags.exported is not None:
+        predictor = Predictor.open(flags.exported)
+    else:
+        trained = _trained(flags)
+        trained.model.resolve(flags.cfg_id)
+        own = calibrated(trained, flags.cfg_id) if trained.recipe.run.recalibrate_bn else None
+        predictor = Predictor(own or trained.model.extract(flags.cfg_id), trained.prepared, trained.classes)
+    options = {"top": flags.top, "batch_size": flags.batch_size, "workers": flags.workers}
+    unreadable = predict(predictor, flags.folder, paths, output, device=device, **options)
+    print(f"predictions for {len(paths) - unreadable} of {len(paths)} images are in {output}")
+
+
 def _add_report_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ledgers", nargs="+", metavar="LEDGER", help="a stitches_res.txt, ours or a published one")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="page to write, e.g. report.html")
-    parser.add_argument("--png", metavar="FILE", help="also draw the plot for a paper, as .png, .svg or .pdf")
+    parser.add_argument("--plot", "--png", metavar="FILE", help="also draw it for a paper, as .png, .svg or .pdf")
     parser.add_argument(
         "--stitch_config", "--stitch-config", metavar="JSON",
         help="stitch configuration of the ledgers; names the stitches of published ones",
     )  # fmt: skip
     parser.add_argument("--title", default="", metavar="TEXT", help="title of the page")
+    add_allow_unreliable_flag(parser)
 
 
 def _report(flags: argparse.Namespace) -> None:
-    from stitchkit.measure.pareto import check_plot, plot, plot_ledgers
+    from stitchkit.measure.figure import check_plot
+    from stitchkit.measure.pareto import plot, plot_ledgers
     from stitchkit.ship.report import read_ledgers, write_report
 
-    if flags.png:
-        check_plot(flags.png)
-    contents = read_ledgers(flags.ledgers, flags.stitch_config)
+    if flags.plot:
+        check_plot(flags.plot)
+    contents = read_ledgers(flags.ledgers, flags.stitch_config, allow_unreliable=flags.allow_unreliable)
     write_report(flags.output, contents, title=flags.title)
     rows = {content["name"]: content["rows"] for content in contents}
     print(f"{sum(map(len, rows.values()))} stitches are in {flags.output}; open it in a browser")
-    if flags.png:
+    if flags.plot:
         if len(rows) == 1:
-            plot(next(iter(rows.values())), flags.png, title=flags.title)
+            plot(next(iter(rows.values())), flags.plot, title=flags.title)
         else:
-            plot_ledgers(rows, flags.png, title=flags.title)
-        print(f"the plot is {flags.png}")
+            plot_ledgers(rows, flags.plot, title=flags.title)
+        print(f"the plot is {flags.plot}")
 
 
 def _add_serve_flags(parser: argparse.ArgumentParser) -> None:
@@ -200,5 +269,6 @@ def _serve(flags: argparse.Namespace) -> None:
 
 pick = Command(_pick, "name the best stitch of a ledger within a budget", _add_pick_flags)
 export = Command(_export, "write one stitch to a file, checked against its SN-Net", _add_export_flags)
+predict = Command(_predict, "predict the classes of the images in a folder, as a table", _add_predict_flags)
 report = Command(_report, "write ledgers as one page: plot, table, curves of training", _add_report_flags)
 serve = Command(_serve, "try an SN-Net in the browser: an image, a budget, a prediction", _add_serve_flags)

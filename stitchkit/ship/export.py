@@ -13,14 +13,19 @@ from torch import nn
 
 from stitchkit.errors import InputError, one_line
 from stitchkit.files import sync
-from stitchkit.measure.latency import latency_ms
+from stitchkit.measure.latency import Latency, latencies
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.parser import new_file
 from stitchkit.ship.stitch_files import About, Runner, format_of
 
-TOLERANCE = 1e-4
+TOLERANCE, INT8_TOLERANCE = 1e-4, 0.25
 """Largest accepted difference of logits, as a share of the largest logit if that is above 1."""
+INT8_AGREEMENT = 0.9
+"""Smallest accepted share of images on which a file in int8 predicts the same class."""
+
+_SECONDS = 1.0
+"""Longest time to measure latencies, which are only printed."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Report:
         largest_logit: Of the SN-Net, in absolute value.
         same_top1: Images on which both predict the same class.
         snnet_bytes: All weights of the SN-Net.
-        snnet_ms: The stitch inside the SN-Net.
+        snnet_latency: Of the stitch inside the SN-Net.
     """
 
     largest_difference: float
@@ -41,8 +46,8 @@ class Report:
     images: int
     snnet_bytes: int
     file_bytes: int
-    snnet_ms: float
-    file_ms: float
+    snnet_latency: Latency
+    file_latency: Latency
 
 
 def export(
@@ -53,6 +58,7 @@ def export(
     about: About,
     *,
     net: nn.Module | None = None,
+    calibration: torch.Tensor | None = None,
 ) -> Report:
     """Write one stitch to a file, which appears only if it agrees with the SN-Net.
 
@@ -63,14 +69,21 @@ def export(
         images: Prepared images `[B, C, H, W]` to compare on.
         about: Its description, from `stitchkit.ship.trained_snnet.describe`.
         net: The stitch's network if its statistics differ from the SN-Net's; the file is then compared with it.
+        calibration: Other prepared images, with whose activations an `.onnx` file is quantised to int8.
     """
-    form, path = format_of(path), new_file(str(path))
+    if calibration is not None:
+        about = {**about, "precision": "int8"}
+    form, path = format_of(path, int8=calibration is not None), new_file(str(path))
     with evaluating(model), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder) / path.name  # on the same disk, so that it can be renamed into place
         try:
             inside = Runner(partial(model, stitch=stitch)) if net is None else net.eval()
             # A copy, because exporters change the network that they trace.
             form.write(model.extract(stitch).eval() if net is None else copy.deepcopy(net), about, draft)
+            if calibration is not None:
+                from stitchkit.ship.int8 import quantise  # needs onnxruntime
+
+                quantise(draft, calibration)
             size = sum(value.nbytes for value in model.state_dict().values())
             report = _compare(inside, form.read(draft), images, draft, size)
         except InputError:
@@ -82,14 +95,27 @@ def export(
             raise InputError(
                 f"stitch {stitch} cannot be exported as {path.suffix}: {one_line(error)}; try another suffix"
             ) from error
-        if not report.largest_difference <= TOLERANCE * max(1.0, report.largest_logit):  # nor if a logit is NaN
-            raise InputError(
-                f"'{path}' was not written: its logits differ from the SN-Net's by {report.largest_difference:.3g}, "
-                f"more than {TOLERANCE:g} of logits up to {report.largest_logit:.3g}; try another suffix"
-            )
+        if fault := _fault(report, is_int8=calibration is not None):
+            raise InputError(f"'{path}' was not written: {fault}")
         sync(draft)
         draft.replace(path)
     return report
+
+
+def _fault(report: Report, *, is_int8: bool) -> str:
+    """Why a file must not be kept; empty if it may."""
+    tolerance, advice = (INT8_TOLERANCE, "omit --int8") if is_int8 else (TOLERANCE, "try another suffix")
+    if not report.largest_difference <= tolerance * max(1.0, report.largest_logit):  # nor if a logit is NaN
+        return (
+            f"its logits differ from the SN-Net's by {report.largest_difference:.3g}, more than {tolerance:g} of "
+            f"logits up to {report.largest_logit:.3g}; {advice}"
+        )
+    if is_int8 and report.same_top1 < INT8_AGREEMENT * report.images:
+        return (
+            f"in int8 it predicts the same class as the SN-Net on only {report.same_top1} of {report.images} images, "
+            f"less than {INT8_AGREEMENT:.0%}; {advice}"
+        )
+    return ""
 
 
 def _compare(inside: nn.Module, net: nn.Module, images: torch.Tensor, draft: Path, snnet_bytes: int) -> Report:
@@ -105,6 +131,7 @@ def _compare(inside: nn.Module, net: nn.Module, images: torch.Tensor, draft: Pat
             largest = float(torch.tensor([largest, (found - expected).abs().max()]).max())
             logit = max(logit, float(expected.abs().max()))
             same += int((found.argmax(1) == expected.argmax(1)).sum())
+    times = latencies([inside, net], images[:1], limit_s=_SECONDS)
     return Report(
         largest_difference=largest,
         largest_logit=logit,
@@ -112,6 +139,6 @@ def _compare(inside: nn.Module, net: nn.Module, images: torch.Tensor, draft: Pat
         images=len(images),
         snnet_bytes=snnet_bytes,
         file_bytes=draft.stat().st_size,
-        snnet_ms=latency_ms(inside, images[:1]),
-        file_ms=latency_ms(net, images[:1]),
+        snnet_latency=times[0],
+        file_latency=times[1],
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,21 +10,21 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors.torch import save
-from timm.data import resolve_data_config
-from timm.data.loader import adapt_to_chs
 
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.files import refuse_link, replacing, write_text
+from stitchkit.measure.latency_verdict import latency_note, without_unreliable
 from stitchkit.measure.ledger import Row, read_rows, write_rows
 from stitchkit.measure.pareto import pareto_front, table
 from stitchkit.model.create import anchors_and_space, read_config
 from stitchkit.model.snnet import SNNet
+from stitchkit.networks.preparation import check_image, image_of, saved_image
+from stitchkit.networks.published import silence_of_hub
 from stitchkit.networks.weights import load_checkpoint, load_content
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.description import local, portable
 
 _CONFIG, _WEIGHTS, _LEDGER, _README = "config.json", "model.safetensors", "stitches_res.txt", "README.md"
-_IMAGE = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 _OPTIONS = ("revision", "cache_dir", "force_download", "token", "local_files_only")
 
 _CARD = """---
@@ -53,7 +52,9 @@ No other stitch of this network beats these in both FLOPs and accuracy; `stitche
 ```
 {{ front }}
 ```
-{% endif %}
+{% if latencies %}
+How latencies were measured: {{ latencies }}.
+{% endif %}{% endif %}
 Method: Pan, Cai, Zhuang, *Stitchable Neural Networks*, CVPR 2023.
 """
 
@@ -68,9 +69,9 @@ class HubSNNet(
 ):
     """An SN-Net with `save_pretrained`, `from_pretrained` and `push_to_hub`.
 
-    Its weights are random; `from_run` loads those of a training run. A folder holds configuration, preparation of
-    images and class names as JSON, the weights as safetensors, the ledger if there is one, and a model card. Nothing in
-    it is executed, and only the folder's own files are downloaded.
+    Its weights are random unless the anchors have local checkpoints; `from_run` loads those of a training run. A folder
+    holds configuration, preparation of images and class names as JSON, the weights as safetensors, the ledger if there
+    is one, and a model card. Nothing in it is executed, and only the folder's own files are downloaded.
 
     Args:
         stitch_config: The content of a stitch configuration, or its path.
@@ -87,9 +88,6 @@ class HubSNNet(
 
     classes: list[str]
     """Class names in the order of the logits; empty if unknown."""
-    image: dict[str, object]
-    """The preparation of images, in timm's terms."""
-
     ledger: list[Row]
     """The figures of the stitches, for the model card and for users of the folder."""
 
@@ -107,31 +105,16 @@ class HubSNNet(
         parts = anchors_and_space(
             self.config, pretrained=False, num_classes=num_classes, img_size=img_size, in_chans=in_chans
         )
-        super().__init__(*parts, stitched_final_norm=self.config.stitched_final_norm)
+        given = image_of(self.config.recipe) | dict(image or {})
+        check_image(given, parts[0][-1].input_size[0])
+        super().__init__(*parts, stitched_final_norm=self.config.stitched_final_norm, image=given)
         self.ledger = []
         self.classes = _checked_classes(classes or [], self.num_classes)
-        recipe = {key: self.config.recipe[key] for key in _IMAGE if self.config.recipe.get(key)}
-        self.image = self._prepared(recipe | dict(image or {}))
-
-    def _prepared(self, given: Mapping[str, object]) -> dict[str, object]:
-        """The preparation of images, by default that of the last anchor."""
-        for key, value in given.items():
-            if key not in _IMAGE:
-                raise unknown("setting of images", key, _IMAGE)
-            if not _fits(key, value, self.in_chans):
-                fits = f"images of {self.in_chans} channels"
-                raise InputError(f"'{key}' of images is {value!r}, which is not valid for {fits}")
-        found = resolve_data_config(
-            {**given, "input_size": self.input_size}, pretrained_cfg=dict(super().pretrained_cfg)
-        )
-        found |= {key: list(adapt_to_chs(found[key], self.in_chans)) for key in ("mean", "std")}
-        return {key: found[key] for key in _IMAGE}
 
     @property
-    def pretrained_cfg(self) -> Mapping[str, object]:
-        """The preparation of images, for `timm.data.resolve_model_data_config`."""
-        own = {key: tuple(value) if isinstance(value, list) else value for key, value in self.image.items()}
-        return {**super().pretrained_cfg, **own, "input_size": self.input_size}
+    def image(self) -> dict[str, object]:
+        """The preparation of images, in timm's terms."""
+        return saved_image(self)
 
     @classmethod
     def from_run(cls, **settings: object) -> HubSNNet:
@@ -152,8 +135,8 @@ class HubSNNet(
             raise InputError("--bn-eps cannot be stored in a folder of the Hub; share the stitches by stitchkit export")
         pooling = trained.recipe.model.gp
         anchors = [portable(spec, trained.model, global_pool=pooling) for spec in trained.config.anchors]
-        image = {key: value for key, value in trained.prepared.items() if key in _IMAGE}
-        model = cls(trained.config.to_dict() | {"anchors": anchors}, classes=trained.classes, image=image)
+        config = trained.config.to_dict() | {"anchors": anchors}
+        model = cls(config, classes=trained.classes, image=saved_image(trained.model))
         load_content(model, trained.model.state_dict(), str(trained.recipe.run.resume))
         return model.eval()
 
@@ -161,7 +144,7 @@ class HubSNNet(
         refuse_link(save_directory / _README)  # huggingface_hub writes this file, and would follow a link
         config = self.config.to_dict() | {
             "anchors": [portable(spec, self) for spec in self.config.anchors],
-            "recipe": {key: self.config.recipe[key] for key in _IMAGE if key in self.config.recipe},
+            "recipe": image_of(self.config.recipe),
         }
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
         with replacing(save_directory / _WEIGHTS) as draft:
@@ -173,7 +156,7 @@ class HubSNNet(
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The model card, with the Pareto front if there is a ledger with accuracies."""
-        rows = [row for row in self.ledger if "acc1" in row and "flops" in row]
+        rows = without_unreliable([row for row in self.ledger if "acc1" in row and "flops" in row])
         front = pareto_front(rows) if rows else []
         labels = list(self.views)
         content = {
@@ -184,6 +167,7 @@ class HubSNNet(
             "example": front[-1]["cfg_id"] if front else 0,
             "size": ", ".join(map(str, self.input_size)),
             "front": table(front) if front else "",
+            "latencies": latency_note(front),
         }
         return super().generate_model_card(*args, **(content | kwargs))
 
@@ -201,6 +185,10 @@ class HubSNNet(
         """
         place = str(pretrained_model_name_or_path)
         try:
+            is_local = Path(place).is_dir() or options.get("local_files_only")
+            where = {key: options.get(key) for key in ("revision", "cache_dir")}
+            if not is_local and (fault := silence_of_hub(place, **where)):
+                raise InputError(f"it cannot be downloaded: {fault}; check the folder, or name and network")
             model: HubSNNet = super().from_pretrained(place, **options)
         except InputError as error:
             raise InputError(f"'{place}': {error}") from error
@@ -242,14 +230,3 @@ def _checked_classes(classes: Sequence[str], number: int) -> list[str]:
     if classes and len(classes) != number:
         raise InputError(f"there are {len(classes)} class names for {number} logits; give one for each")
     return list(classes)
-
-
-def _fits(key: str, value: object, channels: int) -> bool:
-    """Whether a setting is valid for images with this number of channels."""
-    if key in ("mean", "std"):
-        return isinstance(value, list | tuple) and len(value) in (1, channels) and all(map(_is_number, value))
-    return _is_number(value) if key == "crop_pct" else isinstance(value, str)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

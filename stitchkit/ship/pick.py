@@ -1,23 +1,17 @@
-"""The best stitch of a ledger within a budget, once or in each call of an SN-Net."""
+"""The best stitch of a ledger within a budget."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch import nn
-
-from stitchkit.display import count, quantity
+from stitchkit.display import quantity
 from stitchkit.errors import InputError
-from stitchkit.measure.ledger import Row, check_figures, cost_row, difference, read_rows
-from stitchkit.measure.profile import Profiler
-from stitchkit.model.snnet import SNNet
+from stitchkit.measure.latency_verdict import check_latencies
+from stitchkit.measure.ledger import Row, check_figures
 
 _RUNNERS_UP = 4
 _FIGURES = {"max_flops": "flops", "max_params": "params", "max_latency_ms": "latency_ms", "min_acc1": "acc1"}
@@ -33,12 +27,17 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits on the figures of a network in a ledger, the accuracy in percent; None for no limit."""
+    """Limits on the figures of a network in a ledger, the accuracy in percent; None for no limit.
+
+    Args:
+        allow_unreliable: Compare latencies even if their measurement called them unreliable.
+    """
 
     max_flops: float | None = None
     max_params: float | None = None
     max_latency_ms: float | None = None
     min_acc1: float | None = None
+    allow_unreliable: bool = False
 
     def __post_init__(self) -> None:
         for limit, value in self.limits.items():
@@ -49,7 +48,12 @@ class Budget:
     @cached_property
     def limits(self) -> dict[str, float]:
         """The limits that are set."""
-        return {limit: value for limit, value in asdict(self).items() if value is not None}
+        return {limit: value for limit in _FIGURES if (value := getattr(self, limit)) is not None}
+
+    @property
+    def wants_cheapest(self) -> bool:
+        """Whether only an accuracy is required, so that the cheapest stitch is the best."""
+        return self.limits.keys() == {"min_acc1"}
 
     def misses(self, row: Row) -> dict[str, float]:
         """The excess of a row over each limit that it misses, as a share of the limit."""
@@ -85,11 +89,13 @@ class Choice(NamedTuple):
 def pick(rows: Sequence[Row], budget: Budget) -> Choice:
     """The most accurate stitch within a budget; if only an accuracy is required, the cheapest that reaches it."""
     check_figures(rows, dict.fromkeys(["flops", "acc1", *(_FIGURES[limit] for limit in budget.limits)]), _ADVICE)
+    if budget.max_latency_ms is not None:
+        check_latencies(rows, allowed=budget.allow_unreliable)
     within = [row for row in rows if not budget.misses(row)]
     if not within:
         # Misses are shares of their limits, to make FLOPs and percent comparable. All limits hold, so the worst counts.
         return Choice(None, [], 0, min(rows, key=lambda row: max(budget.misses(row).values())))
-    if budget.limits.keys() == {"min_acc1"}:
+    if budget.wants_cheapest:
         within.sort(key=lambda row: (row["flops"], -row["acc1"]))
     else:
         within.sort(key=lambda row: (-row["acc1"], row["flops"]))
@@ -102,6 +108,17 @@ def pick_one(rows: Sequence[Row], budget: Budget) -> Row:
     if choice.best is not None:
         return choice.best
     raise InputError(refusal(len(rows), budget, choice))
+
+
+def verdict(number: int, budget: Budget, choice: Choice) -> str:
+    """The sentence that names the best of a ledger's stitches."""
+    assert choice.best is not None, "something fits"
+    best = f"cfg_id {choice.best['cfg_id']} is the {'cheapest' if budget.wants_cheapest else 'most accurate'} of"
+    if not budget.limits:
+        return f"{best} {number} stitches"
+    if choice.fitting == number:
+        return f"{best} all {number} stitches; the budget excludes none: each has {budget}"
+    return f"{best} the {choice.fitting} stitches, out of {number}, with {budget}"
 
 
 def refusal(number: int, budget: Budget, choice: Choice) -> str:
@@ -119,86 +136,3 @@ def refusal(number: int, budget: Budget, choice: Choice) -> str:
 def _figure(key: str, value: float) -> str:
     text = quantity(value) if key in ("flops", "params") else f"{value:.4g}"
     return f"{text} {_WORDS[key]}"
-
-
-def complete(rows: Sequence[Row], model: SNNet, *, latency: bool) -> str:
-    """Add missing figures of the network to rows: name, FLOPs, parameters and, on request, latency.
-
-    Returns:
-        The method by which latencies were measured; empty if none was.
-    """
-    profiler = Profiler(model)
-    for row in rows:
-        if found := difference(row, model.space, profiler.cost):
-            raise InputError(
-                f"the ledger is of another SN-Net: {found}; give the ledger of this one, or check --stitch_config, "
-                "--num-classes and --img-size"
-            )
-        # The row wins: published parameter counts leave some out, and are compared with each other.
-        row.update(cost_row(model.space, row["cfg_id"], profiler.cost(row["cfg_id"])) | row)
-    if latency and any("latency_ms" not in row for row in rows):
-        from stitchkit.measure.latency import add_latencies  # torch's benchmarks are slow to import
-
-        return add_latencies(rows, model, batch_size=1)
-    return ""
-
-
-class BudgetedModel(nn.Module):
-    """An SN-Net with its ledger: `forward` takes a budget and runs the most accurate stitch that meets it.
-
-    Args:
-        model: The SN-Net; `model.reset_stitch_id` still chooses the stitch without a budget.
-        ledger: Its ledger, or the rows.
-
-    Raises:
-        InputError: If the ledger cannot be read, lacks accuracies, or has other stitches or FLOPs than the SN-Net.
-    """
-
-    def __init__(self, model: SNNet, ledger: str | Path | Sequence[Row]):
-        super().__init__()
-        self.model = model
-        rows = read_rows(ledger) if isinstance(ledger, str | Path) else ledger
-        self.rows = [dict(row) for row in rows]
-        self._chosen: dict[float | str, int] = {}
-        complete(self.rows, model, latency=False)
-        pick(self.rows, Budget())  # checks that every row has the needed figures, now instead of in the first call
-
-    def measure(self, batch_size: int = 1) -> str:
-        """Measure the latency of each stitch on the model's device, for budgets in milliseconds; returns the method."""
-        from stitchkit.measure.latency import add_latencies  # slow to import
-
-        self._chosen.clear()
-        return add_latencies(self.rows, self.model, batch_size=batch_size)
-
-    def choose(self, budget: float | str) -> int:
-        """The `cfg_id` of the most accurate stitch within a budget.
-
-        Args:
-            budget: FLOPs of an image as a number or a text such as `5G`, or a measured latency such as `8ms`.
-
-        Raises:
-            InputError: If no stitch meets it, or the ledger has no latencies; see `measure`.
-        """
-        if budget not in self._chosen:  # every call of the model chooses, mostly within the same few budgets
-            self._chosen[budget] = int(pick_one(self.rows, self._limits(budget))["cfg_id"])
-        return self._chosen[budget]
-
-    def _limits(self, budget: float | str) -> Budget:
-        latency = re.fullmatch(r"\s*(.*\d\.?)\s*ms\s*", budget) if isinstance(budget, str) else None
-        value = count(latency[1] if latency else budget) if isinstance(budget, str) else budget
-        if not 0 < value < math.inf:
-            raise InputError(f"budget is {budget}; give FLOPs above 0 such as 5e9 or '5G', or a latency such as '8ms'")
-        if latency is None:
-            return Budget(max_flops=value)
-        if any("latency_ms" not in row for row in self.rows):
-            raise InputError(f"budget '{budget}' is a latency, but the ledger has none; call measure() first")
-        return Budget(max_latency_ms=value)
-
-    def forward(self, x: torch.Tensor, *, budget: float | str | None = None) -> torch.Tensor:
-        """Logits `[B, num_classes]` of images `[B, C, H, W]` by the best stitch within a budget, as `choose` takes it.
-
-        Raises:
-            InputError: If no stitch meets the budget.
-        """
-        logits: torch.Tensor = self.model(x, None if budget is None else self.choose(budget))
-        return logits

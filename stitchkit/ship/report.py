@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
+import logging
 import math
 import re
-import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from html import escape
 from importlib import resources
@@ -18,14 +19,20 @@ import torch
 from stitchkit._version import __version__
 from stitchkit.errors import InputError
 from stitchkit.files import check_folder_of, write_text
+from stitchkit.measure.latency_verdict import ALLOW, latency_note, unreliable, without_unreliable
 from stitchkit.measure.ledger import Row, check_figures, difference, read_rows, strict_json
+from stitchkit.measure.ledger_origin import origin_file
 from stitchkit.measure.pareto import is_anchor, pareto_front
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.create import create_snnet
 from stitchkit.optional import optional
 from stitchkit.routes import Stitch, StitchSpace
-from stitchkit.settings.by_name import read_settings
+from stitchkit.settings.files import read_settings_file
+from stitchkit.settings.recipe import Recipe
+from stitchkit.ship.export_command import take_away
 from stitchkit.ship.route_drawing import colors_of, depths_of, draw_route
+
+_logger = logging.getLogger(__name__)
 
 
 class Content(TypedDict):
@@ -36,6 +43,8 @@ class Content(TypedDict):
     rows: list[Row]
     colors: dict[str, str]
     routes: dict[str, str]
+    latency: str
+    settings: dict[str, dict[str, str]]
 
 
 _Network = tuple[StitchSpace, Callable[[], Profiler]]
@@ -46,8 +55,13 @@ _COSTS = ("flops", "params", "latency_ms")
 """The figures over which the page draws accuracy, each with its own front."""
 
 
-def read_ledgers(paths: Sequence[str | Path], stitch_config: str | None = None) -> list[Content]:
-    """The content of a report on ledgers of a stitch configuration, with a short name for each."""
+def read_ledgers(
+    paths: Sequence[str | Path], stitch_config: str | None = None, *, allow_unreliable: bool = False
+) -> list[Content]:
+    """The content of a report on ledgers of a stitch configuration, with a short name for each.
+
+    Unreliable latencies are left out unless they are allowed.
+    """
     places = [Path(path) for path in paths]
     if len({place.resolve() for place in places}) < len(places):
         raise InputError("a ledger is given twice; give each once")
@@ -55,18 +69,29 @@ def read_ledgers(paths: Sequence[str | Path], stitch_config: str | None = None) 
     names = [place.resolve().parent.name if place.stem == _RUN else place.stem for place in places]
     if len(set(names)) < len(names):
         names = [str(place) for place in places]
-    return [_read_ledger(name, place, network, stitch_config) for name, place in zip(names, places, strict=True)]
+    ledgers = [read_rows(place) for place in places]
+    if not allow_unreliable:
+        ledgers = [_reliable(rows, place) for rows, place in zip(ledgers, places, strict=True)]
+    found = zip(names, places, ledgers, strict=True)
+    return [_read_ledger(name, place, rows, network, stitch_config) for name, place, rows in found]
+
+
+def _reliable(rows: list[Row], path: Path) -> list[Row]:
+    if unreliable(rows):
+        _logger.warning("the latencies of '%s' are unreliable and left out; %s shows them", path, ALLOW)
+    return without_unreliable(rows)
 
 
 def _network(stitch_config: str) -> _Network:
     """The stitches of a configuration and their costs; weights are created only when a cost is needed."""
     with torch.device("meta"):
-        space = create_snnet(stitch_config).space
-    return space, cache(lambda: Profiler(create_snnet(stitch_config)))
+        space = create_snnet(stitch_config, checkpoints=False).space
+    return space, cache(lambda: Profiler(create_snnet(stitch_config, checkpoints=False)))
 
 
-def _read_ledger(name: str, path: Path, network: _Network | None, stitch_config: str | None) -> Content:
-    rows = read_rows(path)
+def _read_ledger(
+    name: str, path: Path, rows: list[Row], network: _Network | None, stitch_config: str | None
+) -> Content:
     check_figures(rows, ("flops", "acc1"))  # needed to draw anything
     if network is not None:
         _add_names(rows, network, path)
@@ -93,6 +118,8 @@ def _read_ledger(name: str, path: Path, network: _Network | None, stitch_config:
         ],
         "colors": colors_of(depths),
         "routes": {name: draw_route(stitch, depths) for name, stitch in stitches.items()},
+        "latency": latency_note(rows),
+        "settings": _settings(path),
     }
 
 
@@ -108,32 +135,21 @@ def _add_names(rows: Sequence[Row], network: _Network, path: Path) -> None:
         row["stitch"] = space[row["cfg_id"]].name
 
 
-def take_away(path: Path, cfg_ids: Iterable[int], stitch_config: str | None) -> list[str]:
-    """The commands that export networks of a ledger as ONNX files."""
-    export, commands = _export_command(path, stitch_config), []
-    for number in cfg_ids:
-        composed = path.with_name(f"{number:03d}")
-        if (composed / "net.json").is_file():  # `stitchkit compose` leaves its networks beside the ledger
-            code = f'import stitchnet; stitchnet.load({str(composed)!r}).save_onnx("net{number}.onnx")'
-            commands.append(shlex.join(["python", "-c", code]))
-        else:
-            commands.append(f"{export} --cfg_id {number} -o stitch{number}.onnx")
-    return commands
+def _settings(ledger: Path) -> dict[str, dict[str, str]]:
+    """The settings that differ from the defaults, by the file beside a ledger that they are in."""
+    evaluation = ledger.with_name("eval_args.yaml")
+    # A ledger that was moved may have only the file that belongs to it.
+    evaluation = evaluation if evaluation.is_file() else origin_file(ledger)
+    defaults = Recipe().flat()
+    return {
+        f"{use}, {file.name}": {str(key): _text(value) for key, value in content.items() if value != defaults.get(key)}
+        for use, file in (("training", ledger.with_name("args.yaml")), ("evaluation", evaluation))
+        if file.is_file() and (content := read_settings_file(file))
+    }
 
 
-def _export_command(path: Path, stitch_config: str | None) -> str:
-    """The start of the export command of a ledger, from the files beside it; unknown parts are in capitals."""
-    # The settings of the evaluation have everything an export needs: weights, images to compare on, their preparation.
-    settings: Mapping[str, object] = {}
-    if (beside := path.with_name("eval_args.yaml")).is_file():
-        settings = read_settings(str(beside))  # as the command will, which must not fail later
-    words = ["stitchkit", "export", *(["-c", str(beside)] if settings else [])]
-    if stitch_config or not settings.get("stitch_config"):
-        words += ["--stitch_config", stitch_config or "CONFIG.json"]
-    if not settings.get("resume"):
-        last = path.with_name("last.pth.tar")
-        words += ["--resume", str(last) if last.exists() else "CHECKPOINT"]
-    return shlex.join(words)
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _training(folder: Path) -> dict[str, object]:
@@ -153,9 +169,11 @@ def _read_table(path: Path, needed: Sequence[str]) -> dict[str, list[str]]:
     try:
         with path.open(newline="") as file:
             table = csv.DictReader(file, restval="")
-            rows, head = list(table), table.fieldnames or ()
+            rows, head = list(table), [*(table.fieldnames or ())]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"'{path}' cannot be read: {error}; move it away to leave training out") from error
+    if twice := next((key for key in head if head.count(key) > 1), None):
+        raise InputError(f"'{path}' has the column {twice!r} twice; remove one, or move the file away")
     for key in needed if head else ():
         if key not in head:
             raise InputError(f"'{path}' has no column '{key}'; move it away to leave training out of the report")

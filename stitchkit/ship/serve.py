@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
-import re
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import cache, partial
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.data import ImageNetInfo, create_transform
+from PIL import ImageOps
 
+from stitchkit.data.unreadable import open_image
 from stitchkit.display import quantity, unit_of
 from stitchkit.errors import InputError
-from stitchkit.measure.latency import latency_ms
+from stitchkit.measure.latency import Latency, latencies
+from stitchkit.measure.latency_verdict import unreliable
 from stitchkit.measure.ledger import Row
 from stitchkit.optional import optional
-from stitchkit.ship.pick import BudgetedModel
+from stitchkit.ship.budgeted import BudgetedModel
+from stitchkit.ship.predict import Transform, described_classes, likeliest
 from stitchkit.ship.route_drawing import depths_of, draw_route
 from stitchkit.ship.trained_snnet import Trained, calibrated
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 _CLASSES = 5
 """Number of classes in a prediction."""
-_IMAGENET = 1000
+_SECONDS = 0.5
+"""Longest time to measure a latency while somebody waits for the page."""
 _HOST = "127.0.0.1"
 _GRADIO = ("gradio", "serve", "the page")
 
@@ -53,8 +55,8 @@ class Demonstration:
         self._rows = {row["cfg_id"]: row for row in self._budgeted.rows}
         costs = [float(row["flops"]) for row in self._rows.values()]
         self.cheapest, self.costliest = min(costs), max(costs)
-        self._transform = create_transform(**trained.prepared, is_training=False)
-        self._names = _class_names(trained)
+        self._transform = Transform(trained.prepared)
+        self._names = described_classes(trained.classes, trained.model.num_classes)
         self._depths = depths_of(self._model.space)
         self._network = cache(self._open_network)
         self._latency = cache(self._measure_latency)
@@ -69,13 +71,9 @@ class Demonstration:
         return None if image is None else self._predict(image, cfg_id), self._describe(cfg_id)
 
     def _predict(self, image: Image, cfg_id: int) -> dict[str, float]:
-        mode = "L" if self._model.input_size[0] == 1 else "RGB"
-        x = self._transform(image.convert(mode))[None].to(self._device)
+        x = self._transform(image)[None].to(self._device)
         with torch.inference_mode():
-            shares = self._network(cfg_id)(x)[0].float().softmax(0)
-        best = shares.topk(min(_CLASSES, len(shares)))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return {self._names[number]: share for number, share in pairs}
+            return dict(likeliest(self._network(cfg_id)(x)[0], self._names, _CLASSES))
 
     def _open_network(self, cfg_id: int) -> Callable[[torch.Tensor], torch.Tensor]:
         """The network of a stitch; with `--recalibrate-bn`, its statistics are computed here."""
@@ -84,36 +82,29 @@ class Demonstration:
         return partial(self._model, stitch=cfg_id)
 
     def _describe(self, cfg_id: int) -> str:
-        stitch, row = self._model.space[cfg_id], self._rows[cfg_id]
+        stitch, row, latency = self._model.space[cfg_id], self._rows[cfg_id], self._latency(cfg_id)
         figures = {
             "cfg_id": str(cfg_id),
             "FLOPs": quantity(row["flops"]),
             "params": quantity(row["params"]),
             "top-1 in the ledger": f"{row['acc1']:.2f} %",
-            "latency in the ledger": f"{row['latency_ms']:.2f} ms" if "latency_ms" in row else None,
-            "latency here": f"{self._latency(cfg_id):.2f} ms an image on {self._device}",
+            "latency in the ledger": _ledger_latency(row),
+            "latency here": f"{latency.ms:.2f} ms an image on {self._device}{latency.doubt}",
         }
         listed = "".join(f"<dt>{key}</dt><dd>{escape(text)}</dd>" for key, text in figures.items() if text)
         route = draw_route(stitch, self._depths)
         return f'<p class="stitch">{escape(stitch.name)}</p>{route}<dl class="stitch-figures">{listed}</dl>'
 
-    def _measure_latency(self, cfg_id: int) -> float:
-        """Milliseconds of a stitch for one image."""
+    def _measure_latency(self, cfg_id: int) -> Latency:
+        """The latency of a stitch for one image."""
         image = torch.zeros(1, *self._model.input_size, device=self._device)
-        return latency_ms(self._model.extract(cfg_id), image)
+        return latencies([self._model.extract(cfg_id)], image, limit_s=_SECONDS)[0]
 
 
-def _class_names(trained: Trained) -> list[str]:
-    """Names of the classes, with descriptions of ImageNet's synsets and numbers for unknown classes."""
-    names, count = list(trained.classes), trained.model.num_classes
-    if len(names) != count:
-        names = ImageNetInfo().label_names() if count == _IMAGENET else [f"class {number}" for number in range(count)]
-    if not all(re.fullmatch(r"n\d{8}", name) for name in names):
-        return names
-    info = ImageNetInfo()
-    with suppress(KeyError):  # a name that only looks like a synset
-        return [f"{info.label_name_to_description(name)} ({number})" for number, name in enumerate(names)]
-    return names
+def _ledger_latency(row: Row) -> str | None:
+    if "latency_ms" not in row:
+        return None
+    return f"{row['latency_ms']:.2f} ms" + (" (unreliable)" if unreliable([row]) else "")
 
 
 def check_page(port: int | None) -> None:
@@ -131,6 +122,16 @@ def check_page(port: int | None) -> None:
             raise InputError(f"port {port} is unavailable: {error.strerror}; choose another --port") from error
 
 
+def _uploaded(gradio: Any, upload: Any) -> Image | None:
+    """The image of an upload; the page shows why one cannot be used."""
+    if upload is None:
+        return None
+    try:
+        return ImageOps.exif_transpose(open_image(upload.path))
+    except InputError as error:
+        raise gradio.Error(escape(str(error)), print_exception=False) from error
+
+
 def serve(demonstration: Demonstration, *, title: str, port: int | None = None) -> None:
     """Serve the page only to this machine, until Ctrl-C; by default at the first free port from 7860."""
     gradio = optional(*_GRADIO)
@@ -146,6 +147,7 @@ def serve(demonstration: Demonstration, *, title: str, port: int | None = None) 
         with gradio.Row():
             with gradio.Column():
                 image = gradio.Image(type="pil", label="image", height=320)
+                image.preprocess = partial(_uploaded, gradio)
                 budget = gradio.Slider(least, most, value=most, step=0.001, label=f"budget in {unit}FLOPs")
             with gradio.Column():
                 prediction = gradio.Label(label="prediction", num_top_classes=_CLASSES)

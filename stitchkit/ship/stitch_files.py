@@ -13,10 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
-from stitchkit.errors import InputError, one_line, unknown
+from stitchkit.errors import InputError, one_line
 from stitchkit.networks.weights import load_content
-from stitchkit.optional import check_installed
+from stitchkit.settings.files import unique_keys
 from stitchkit.ship.description import build
+from stitchkit.ship.suffixes import check_suffix
 
 About = Mapping[str, Any]
 """The description of a stitch, or that of a StitchNet network; both have `input` with `input_size`."""
@@ -24,20 +25,15 @@ _KEY = "stitchkit"
 
 
 class Format(NamedTuple):
-    """One kind of file: how it is written, read again for the check, and what packages beyond the core it needs."""
+    """One kind of file: how it is written, and read again for the check."""
 
     write: Callable[[nn.Module, About, Path], None]
     read: Callable[[Path], nn.Module]
-    packages: tuple[str, ...] = ()
 
 
-def format_of(path: str | Path) -> Format:
+def format_of(path: str | Path, *, int8: bool = False) -> Format:
     """The kind of file for a suffix."""
-    suffix = Path(path).suffix
-    if suffix not in FORMATS:
-        raise unknown("suffix of an export", suffix or str(path), FORMATS)
-    check_installed(FORMATS[suffix].packages, "ship", f"a {suffix} file")
-    return FORMATS[suffix]
+    return FORMATS[check_suffix(path, int8=int8)]
 
 
 def load_stitch(path: str | Path) -> nn.Module:
@@ -50,13 +46,10 @@ def load_stitch(path: str | Path) -> nn.Module:
     Raises:
         InputError: If the file is missing, damaged, or not an exported stitch.
     """
-    path = Path(path)
-    if not path.is_file():
-        found = "is not a file" if path.exists() else "does not exist"
-        raise InputError(f"export '{path}' {found}; check the path")
+    path = _existing(path)
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get(_KEY, "null"))
+            about = json.loads((file.metadata() or {}).get(_KEY, "null"), object_pairs_hook=unique_keys)
         weights = load_file(path)
     except Exception as error:  # a garbled file can make the reader raise anything
         raise InputError(
@@ -75,12 +68,38 @@ def load_stitch(path: str | Path) -> nn.Module:
     return net.eval()
 
 
-class Runner(nn.Module):
-    """A function of images as a module, which can be run and timed like others."""
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        found = "is not a file" if path.exists() else "does not exist"
+        raise InputError(f"export '{path}' {found}; check the path")
+    return path
 
-    def __init__(self, run: Callable[[torch.Tensor], torch.Tensor]):
+
+def open_exported(path: str | Path) -> tuple[nn.Module, About]:
+    """The network of an exported `.safetensors` or `.onnx` file on the CPU, and its description."""
+    form, path = format_of(path), _existing(path)
+    if path.suffix == ".pt2":
+        raise InputError(f"'{path}' could run code when it is read; export the stitch as .safetensors or .onnx")
+    try:
+        network = form.read(path)
+    except InputError:
+        raise
+    except Exception as error:  # runtimes raise many kinds
+        raise InputError(f"'{path}' cannot be read ({one_line(error)}); export it again") from error
+    about = getattr(network, "about", None)
+    if not isinstance(about, dict) or not isinstance(about.get("input"), dict):
+        raise InputError(f"'{path}' does not say how to prepare images; give a file of stitchkit export")
+    return network, about
+
+
+class Runner(nn.Module):
+    """A function of images as a module, which can be run and timed like others, with its description if known."""
+
+    def __init__(self, run: Callable[[torch.Tensor], torch.Tensor], about: object = None):
         super().__init__()
         self._run = run
+        self.about = about
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The function's result."""
@@ -142,11 +161,13 @@ def _read_onnx(path: Path) -> nn.Module:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()  # as for the SN-Net, to which its latency is compared
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return Runner(lambda x: torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0]))
+    text = session.get_modelmeta().custom_metadata_map.get(_KEY, "null")
+    about = json.loads(text, object_pairs_hook=unique_keys)
+    return Runner(lambda x: torch.from_numpy(session.run(["logits"], {"images": x.cpu().numpy()})[0]), about)
 
 
 FORMATS = {
     ".safetensors": Format(_write_safetensors, load_stitch),
-    ".onnx": Format(_write_onnx, _read_onnx, ("onnx", "onnxruntime", "onnxscript")),
+    ".onnx": Format(_write_onnx, _read_onnx),
     ".pt2": Format(_write_program, _read_program),
 }

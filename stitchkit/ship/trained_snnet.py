@@ -19,7 +19,9 @@ from stitchkit.distributed import init_world
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger_origin import changed, origin_file, read_origin
 from stitchkit.measure.recalibrate import recalibrate
+from stitchkit.model.create import anchors_and_space
 from stitchkit.model.snnet import SNNet
+from stitchkit.networks.preparation import Preparation, image_of, preparation_of, take_image, trained_image
 from stitchkit.networks.weights import load_content, read_hashed
 from stitchkit.routes import Stitch
 from stitchkit.settings.flags import gather
@@ -27,7 +29,7 @@ from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.description import FORMAT, portable
 from stitchkit.train.checkpoint import check_header
-from stitchkit.train.data import Preparation, create_loaders, open_datasets, preparation
+from stitchkit.train.data import create_loaders, open_datasets, preparation
 from stitchkit.train.network import create_network
 
 _SIZES = ("img_size", "input_size")
@@ -51,16 +53,17 @@ class Trained:
     @property
     def prepared(self) -> Preparation:
         """The preparation of images, in timm's terms."""
-        return preparation(self.recipe, self.model.input_size, self.model.pretrained_cfg)
+        return preparation_of({}, self.model.input_size, self.model.pretrained_cfg)
 
 
-def open_trained(settings: Mapping[str, object]) -> Trained:
+def open_trained(settings: Mapping[str, object], *, cfg_id: int | None = None) -> Trained:
     """The SN-Net of a checkpoint, with the number of classes and the image size that it was trained with.
 
     Args:
         settings: The given settings by flag name: `stitch_config` and `resume`, optionally `model_ema`, `num_classes`,
             `img_size`, `data_dir`, a `config` of settings, and all others that shaped the network or its images in
             training.
+        cfg_id: The stitch that will be needed; if there is no such one, this is said before anything is loaded.
     """
     recipe, config = gather({**settings, "eval": True})
     if config is None:
@@ -68,15 +71,22 @@ def open_trained(settings: Mapping[str, object]) -> Trained:
     path = recipe.run.resume
     if path is None:
         raise InputError("there are no trained weights; give --resume CHECKPOINT")
+    if cfg_id is not None:
+        with torch.device("meta"):
+            _ = anchors_and_space(config, pretrained=False, checkpoints=False)[1][cfg_id]
     content, digest = read_hashed(path)
     size = check_header(content, config, path)
     if size and not settings.keys() & set(_SIZES) and _size_is_the_configurations(recipe, config):
         recipe = replace(recipe, model=replace(recipe.model, input_size=size, img_size=None, in_chans=None))
+    for key in image_of(recipe.flat()):  # the checkpoint knows better than its configuration, but not than a person
+        if key not in settings and getattr(recipe.data, key) == config.recipe.get(key):
+            recipe = replace(recipe, data=replace(recipe.data, **{key: getattr(Recipe().data, key)}))
     tasks = trained_classes(content)
     classes = tuple(tasks[0]) if len(tasks) == 1 else ()
     model = create_network(recipe, config, classes)
     assert isinstance(model, SNNet), "it was made of a stitch configuration"
     load_content(model, content, path, ema=recipe.optim.model_ema)
+    take_image(model, preparation(recipe, model.input_size, {**model.pretrained_cfg, **trained_image(content)}))
     if len(classes) != model.num_classes:  # such as after --num-classes
         classes = _folder_classes(recipe, model.num_classes)
     return Trained(model.eval(), config, recipe, classes, digest)
@@ -152,8 +162,11 @@ def describe(trained: Trained, stitch: Stitch | int) -> dict[str, object]:
     }
 
 
-def sample_images(trained: Trained, number: int) -> tuple[torch.Tensor, str]:
+def sample_images(trained: Trained, number: int, *, train: bool = False) -> tuple[torch.Tensor, str]:
     """Images to try a network on, prepared as for evaluation; seeded noise if there are no data.
+
+    Args:
+        train: Take them from the training split.
 
     Returns:
         At most `number` images `[B, C, H, W]`, and their source in words.
@@ -164,7 +177,10 @@ def sample_images(trained: Trained, number: int) -> tuple[torch.Tensor, str]:
         noise = torch.rand(number, *model.input_size, generator=torch.Generator().manual_seed(0))
         mean, std = (torch.tensor(values)[:, None, None] for values in (prepared["mean"], prepared["std"]))
         return (noise - mean) / std, "images of seeded noise, since there is no --data"
-    dataset = open_datasets(trained.recipe).validation
+    run = replace(trained.recipe.run, recalibrate_bn=int(train))  # which opens the training split
+    opened = open_datasets(replace(trained.recipe, run=run))
+    split, dataset = (data.train_split, opened.train) if train else (data.val_split, opened.validation)
+    assert dataset is not None, "it was opened"
     dataset.transform = create_transform(**prepared, is_training=False)
     if isinstance(dataset, IterableDataset):
         samples = list(islice(dataset, number))
@@ -172,7 +188,7 @@ def sample_images(trained: Trained, number: int) -> tuple[torch.Tensor, str]:
         # Spread evenly over the split, whose first images are all of the first class.
         places = range(min(number, len(dataset)))
         samples = [dataset[place * len(dataset) // len(places)] for place in places]
-    where = f"the {data.val_split} split of '{data.data_dir or data.dataset}'"
+    where = f"the {split} split of '{data.data_dir or data.dataset}'"
     if not samples:
         raise InputError(f"there is no image in {where}")
     return torch.stack([image for image, _ in samples]), f"images from {where}"

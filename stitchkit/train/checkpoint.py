@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +15,14 @@ from stitchkit.engine.checkpoint_files import CheckpointFiles, link, read_alike
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
 from stitchkit.errors import InputError
+from stitchkit.networks.preparation import image_of, saved_image, trained_image
+from stitchkit.networks.timm_model import as_timm
 from stitchkit.networks.weights import load_content
-from stitchkit.settings.recipe import Recipe
+from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.train.session import Session
+
+_logger = logging.getLogger(__name__)
 
 _SUFFIX = ".pth.tar"
 LAST = f"last{_SUFFIX}"
@@ -32,6 +37,12 @@ _SHOWN = 3
 """Differences of two configurations that a message names."""
 _FREE_KWARGS = ("img_size", "num_classes", "in_chans", "weight_init")
 """Arguments of an anchor that flags or other data may change, or that trained weights replace; so is every `drop*`."""
+
+
+_IMAGE_RULES = {
+    "mean": rules.each(rules.number()), "std": rules.each(rules.number()), "interpolation": rules.text,
+    "crop_pct": rules.number(0), "crop_mode": rules.text,
+}  # fmt: skip
 
 
 class Checkpoints(CheckpointFiles):
@@ -102,6 +113,7 @@ def header(session: Session) -> dict[str, object]:
         "stitch_config": session.config.to_dict() if session.config else None,
         "classes": list(session.classes),
         "input_size": list(session.input_size),
+        "image": saved_image(session.model),
     }
 
 
@@ -119,7 +131,7 @@ def check_header(content: Mapping[str, object], config: StitchConfig | None, pat
             "metric": _ordered,
             "history": rules.table(rules.whole(0, training_state.MOST_EPOCHS), _ordered),
         }
-        optional = {"classes": rules.each(rules.text), "input_size": [rules.whole(1)] * 3}
+        optional = {"classes": rules.each(rules.text), "input_size": [rules.whole(1)] * 3, "image": _IMAGE_RULES}
         training_state.check_saved(content, path, needed, optional)
     if config is not None and isinstance(found := content.get("stitch_config"), Mapping):
         _check_configuration(found, config, path)
@@ -181,9 +193,26 @@ def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any]
             f"checkpoint '{path}' was trained on images of {trained_size}, but here they are {size} (channels, "
             f"height, width); set --input-size {' '.join(map(str, trained_size))}, or the size to use it with"
         )
+    _check_image(trained_image(content), session, path)
     check_classes(trained_classes(content), [session.classes], path, strict=True)
     load_content(session.model, content, path, ema=ema)
     return content, digest
+
+
+def _check_image(trained: Mapping[str, Any], session: Session, path: str | Path) -> None:
+    """Compare the preparation of images in training with that of this run, which must be given if it is another one."""
+    here, given = as_timm(session.model).pretrained_cfg, image_of(session.recipe.flat())
+    changes = {key: value for key, value in trained.items() if value != here[key]}
+    said = "; ".join(f"{key} {value}, here {here[key]}" for key, value in changes.items())
+    if changes.keys() - given.keys():
+        flags = " ".join(f"{flag_of(key)} {_words(value)}" for key, value in changes.items())
+        raise InputError(f"checkpoint '{path}' was trained on images prepared with {said}; set {flags}, or others")
+    if changes:
+        _logger.warning("checkpoint '%s' was trained on images prepared with %s", path, said)
+
+
+def _words(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def restore(content: Mapping[str, Any], recipe: Recipe, trainer: Trainer) -> tuple[int, Position | None]:

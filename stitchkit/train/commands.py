@@ -10,10 +10,14 @@ from stitchkit.settings.flags import add_flags
 
 def _train(flags: argparse.Namespace) -> None:
     from stitchkit.settings.flags import resolve
-    from stitchkit.train.run import run
 
     recipe, config = resolve(vars(flags))
+    from stitchkit.train.run import run  # only now: wrong settings need not wait for torch
+
     run(recipe, config)
 
 
-train = Command(_train, "train an SN-Net or a model, or evaluate it with --eval", add_flags)
+train = Command(
+    _train, "train an SN-Net or a model, or evaluate it with --eval", add_flags,
+    resumes="continue a training from its newest checkpoint with --resume auto, an evaluation by the same command",
+)  # fmt: skip

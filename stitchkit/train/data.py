@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
-from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader, resolve_data_config
-from timm.data.loader import adapt_to_chs
-from timm.data.readers.reader_image_folder import ReaderImageFolder
+from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
 from torch.utils.data import IterableDataset, Subset
 
 from stitchkit.data.batches import DirectLoader, Loader
-from stitchkit.data.folders import find_split, open_images
-from stitchkit.data.loader_processes import outlive_signals
+from stitchkit.data.folders import FolderReader, find_split
+from stitchkit.data.loader_processes import outlive_signals, workers_for
 from stitchkit.data.sources import Images, Source, agreed_classes, check_folders, open_dataset
 from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, one_line
+from stitchkit.networks.preparation import Preparation, image_of, preparation_of
 from stitchkit.settings.recipe import Recipe, flag_of
 
 
@@ -35,14 +34,18 @@ class Datasets:
     classes: tuple[str, ...]
 
 
-def open_datasets(recipe: Recipe) -> Datasets:
-    """Open the splits that a run needs, before anything is computed."""
+def source_of(recipe: Recipe) -> Source:
+    """The data set of a recipe."""
     data = recipe.data
     options: dict[str, object] = {"batch_size": data.batch_size, "seed": recipe.run.seed}
     options |= {key: value for key in ("input_key", "target_key") if (value := getattr(data, key)) is not None}
     mode = data.input_img_mode or ("RGB" if recipe.model.channels == 3 else "L")
-    source = Source(data.dataset, data.data_dir, data.dataset_download, mode, data.class_map, tuple(options.items()))
-    train = None
+    return Source(data.dataset, data.data_dir, data.dataset_download, mode, data.class_map, tuple(options.items()))
+
+
+def open_datasets(recipe: Recipe) -> Datasets:
+    """Open the splits that a run needs, before anything is computed."""
+    data, source, train = recipe.data, source_of(recipe), None
     if not recipe.run.eval or recipe.run.recalibrate_bn:
         options = {"num_samples": data.train_num_samples, "repeats": data.epoch_repeats}
         train = open_dataset(source, data.train_split, is_training=True, **options)
@@ -61,7 +64,7 @@ def _check_train_folders(validation: Images, recipe: Recipe) -> None:
     A missing class would silently shift the numbers of all later ones, so that their labels were wrong.
     """
     reader = getattr(validation, "reader", None)
-    if not isinstance(reader, ReaderImageFolder) or recipe.data.class_map:
+    if not isinstance(reader, FolderReader) or recipe.data.class_map:
         return
     try:
         folder = find_split(Path(reader.root).parent, recipe.data.train_split)
@@ -71,39 +74,16 @@ def _check_train_folders(validation: Images, recipe: Recipe) -> None:
     # ImageNet has 1.3 million training files, so they are listed only if the folders' names differ.
     if children != set(validation.classes):
         where = f"the {validation.split} split of '{folder.parent}'"
-        check_folders(open_images(folder).classes, validation.classes, where)
-
-
-class Preparation(TypedDict):
-    """The preparation of images for a network, under timm's names."""
-
-    input_size: tuple[int, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str
-    crop_pct: float
-    crop_mode: str
+        check_folders(tuple(FolderReader(folder).class_to_idx), validation.classes, where)
 
 
 def preparation(recipe: Recipe, input_size: tuple[int, ...], model_config: Mapping[str, object]) -> Preparation:
-    """The preparation of images of size `(C, H, W)`, with a mean and a deviation for each channel.
-
-    What the settings leave open is as in `model_config`, timm's `pretrained_cfg`.
-    """
+    """The preparation of images of size `(C, H, W)`; what the settings leave open is as in timm's `pretrained_cfg`."""
     data, channels = recipe.data, input_size[0]
     for name in ("mean", "std"):
         if (given := getattr(data, name)) and len(given) not in (1, channels):
             raise InputError(f"{flag_of(name)} is {given}; set one value, or one for each of {channels} channels")
-    overrides = {key: getattr(data, key) for key in ("mean", "std", "interpolation", "crop_pct") if getattr(data, key)}
-    found = resolve_data_config(overrides | {"input_size": input_size}, pretrained_cfg=model_config)
-    return Preparation(
-        input_size=found["input_size"],
-        mean=adapt_to_chs(found["mean"], channels),
-        std=adapt_to_chs(found["std"], channels),
-        interpolation=found["interpolation"],
-        crop_pct=found["crop_pct"],
-        crop_mode=found["crop_mode"],
-    )
+    return preparation_of(image_of(recipe.flat()), input_size, model_config)
 
 
 @dataclass(frozen=True)
@@ -164,7 +144,7 @@ def _create_loader(images: Any, recipe: Recipe, world: World, mix: Mixup = None,
     data, dtype = recipe.data, weights_dtype(recipe)
     loader = create_loader(
         images,
-        num_workers=data.workers,
+        num_workers=workers_for(images, data.workers, world),
         worker_seeding=data.worker_seeding,
         distributed=True,
         pin_memory=data.pin_mem,

@@ -6,22 +6,26 @@ import copy
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import torch
 from timm.utils import distribute_bn
 from torch import nn
 
+from stitchkit.data.labelled_images import numbered
 from stitchkit.distributed import from_primary
 from stitchkit.errors import InputError
 from stitchkit.measure.evaluate import PartialSums, Score, batches_of, evaluate, evaluate_stitch
+from stitchkit.measure.latency import add_latencies
 from stitchkit.measure.ledger import Ledger
-from stitchkit.measure.ledger_origin import LATENCIES, changed, origin_file, origin_of, read_origin, write_origin
+from stitchkit.measure.ledger_origin import changed, origin_file, origin_of, read_origin, write_origin
+from stitchkit.measure.per_class import write_per_class
 from stitchkit.measure.profile import Profiler
 from stitchkit.measure.recalibrate import recalibrate
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
+from stitchkit.networks.timm_model import as_timm
 from stitchkit.train.checkpoint import load_weights
 from stitchkit.train.network import uncompiled
 from stitchkit.train.session import Session
@@ -42,7 +46,10 @@ def evaluate_stitches(session: Session) -> None:
     digest = load_weights(session, ema=recipe.optim.model_ema)[1] if recipe.run.resume else ""
     if not isinstance(model, SNNet):
         score = _score_alone(session, None, "evaluation")
-        _logger.info("%s", json.dumps({"model": recipe.model.model, **score._asdict()}))
+        _logger.info("%s", json.dumps({"model": recipe.model.model, **score.figures}))
+        if session.world.is_primary:
+            session.folder.mkdir(parents=True, exist_ok=True)
+            write_per_class(session.folder, _classes(session), {"acc1": score})
         return
     wanted = model.space.select(recipe.run.eval_stitches) if recipe.run.eval_stitches else range(len(model.space))
     origin = origin_of(recipe, digest, ranks=session.world.size)
@@ -52,26 +59,45 @@ def evaluate_stitches(session: Session) -> None:
         ledgers.append(_open_ledger(session, model, origin))
         return [cfg_id for cfg_id in wanted if cfg_id in ledgers[0].missing]
 
-    missing, last = from_primary(session.world, find_missing), len(model.space) - 1
+    missing = from_primary(session.world, find_missing)
     if recipe.run.recalibrate_bn:  # norm statistics differ from route to route, so no work is shared
-        scores: Iterable[tuple[int, Score]] = (
-            (cfg_id, _score_alone(session, cfg_id, f"stitch {cfg_id}/{last}")) for cfg_id in missing
+        scores: Iterable[Mapping[int, Score]] = (
+            {cfg_id: _score_alone(session, cfg_id, f"stitch {number}/{len(missing)}")}
+            for number, cfg_id in enumerate(missing, start=1)
         )
     else:
         scores = _in_one_pass(session, model, missing, origin)
-    for cfg_id, found in scores:
+    numbers = count(1)
+    for found in scores:
         for ledger in ledgers:
-            ledger.append(cfg_id, found._asdict())
-        _logger.info("stitch %d/%d  %s  acc1 %.2f", cfg_id, last, model.space[cfg_id], found.acc1)
+            _record(session, ledger, found)
+        for cfg_id, score in found.items():
+            _logger.info(
+                "stitch %d/%d  cfg_id %d  %s  acc1 %.2f",
+                next(numbers), len(missing), cfg_id, model.space[cfg_id], score.acc1,
+            )  # fmt: skip
     for ledger in ledgers:
-        _add_latencies(recipe.run.latency, model, ledger, origin)
+        _add_latencies(recipe.run.latency, model, ledger)
         _logger.info("%d stitches are in %s; their front: stitchkit pareto %s", len(ledger.rows), *2 * [ledger.path])
+
+
+def _record(session: Session, ledger: Ledger, scores: Mapping[int, Score]) -> None:
+    """Write the scores of stitches: first the accuracies of classes, since stitches in the ledger are complete."""
+    columns = {str(cfg_id): score for cfg_id, score in scores.items()}
+    write_per_class(session.folder, _classes(session), columns, keep=[str(row["cfg_id"]) for row in ledger.rows])
+    for cfg_id, score in scores.items():
+        ledger.append(cfg_id, score.figures)
+
+
+def _classes(session: Session) -> Sequence[str]:
+    """Names of the classes, which are numbers if the data have no names."""
+    return session.classes or numbered(as_timm(session.model).num_classes)
 
 
 def _in_one_pass(
     session: Session, model: SNNet, cfg_ids: Sequence[int], origin: Mapping[str, object]
-) -> Iterator[tuple[int, Score]]:
-    """The score of each stitch, all from one pass over the images.
+) -> Iterator[dict[int, Score]]:
+    """The scores of the stitches, all from one pass over the images.
 
     Every rank saves its sums after each batch, from which a killed evaluation resumes.
     """
@@ -90,19 +116,22 @@ def _in_one_pass(
     partial = PartialSums(session.folder / f"{LEDGER}.part{world.rank}", of)
     scores = evaluate(
         model, logits, batches_of(loader, world, f"{len(cfg_ids)} stitches"),
-        device=world.device, autocast=session.autocast, count=len(cfg_ids), partial=partial,
+        device=world.device, autocast=session.autocast, count=len(cfg_ids),
+        num_classes=model.num_classes, partial=partial,
     )  # fmt: skip
-    yield from zip(cfg_ids, scores, strict=True)
+    yield dict(zip(cfg_ids, scores, strict=True))
     partial.remove()  # only now: the ledger has all rows
 
 
 def _score_alone(session: Session, cfg_id: int | None, what: str) -> Score:
     """The score of one stitch, recalibrated if requested, or of the plain model."""
-    world, net = session.world, session.model
+    world, net, num_classes = session.world, session.model, as_timm(session.model).num_classes
     if session.recipe.run.recalibrate_bn:
         net, cfg_id = _recalibrated(session, cfg_id), None
     batches = batches_of(session.loaders.validation, world, what)
-    return evaluate_stitch(net, cfg_id, batches, device=world.device, autocast=session.autocast)
+    return evaluate_stitch(
+        net, cfg_id, batches, device=world.device, autocast=session.autocast, num_classes=num_classes
+    )
 
 
 def _recalibrated(session: Session, cfg_id: int | None) -> nn.Module:
@@ -121,30 +150,29 @@ def _open_ledger(session: Session, model: SNNet, origin: Mapping[str, object]) -
     """The ledger to continue, if it was measured with the same weights on the same data."""
     path = session.folder / LEDGER
     ledger = Ledger(path, model.space, uncompiled(model)(Profiler(model).cost))
-    before = _check_origin(path, origin) if ledger.rows else {}
+    if ledger.rows:
+        _check_origin(path, origin)
     session.save_settings("eval_args.yaml")
-    write_origin(path, origin, before.get(LATENCIES))
+    write_origin(path, origin)
     return ledger
 
 
-def _add_latencies(batch_size: int, model: SNNet, ledger: Ledger, origin: Mapping[str, object]) -> None:
+def _add_latencies(batch_size: int, model: SNNet, ledger: Ledger) -> None:
     """Measure the latency of every stitch in the ledger again: results of separate runs are not comparable.
 
     Only the primary rank does this, after the others have finished.
     """
     if not batch_size or not ledger.rows:
         return
-    from stitchkit.measure.latency import add_latencies  # slow to import
-
+    _logger.info("measuring the latency of each stitch, for about a minute at most")
     with uncompiled(model):
         said = add_latencies(ledger.rows, model, batch_size=batch_size)
     ledger.rewrite()
-    write_origin(ledger.path, origin, said)
     _logger.info("%s", said)
 
 
-def _check_origin(path: Path, origin: Mapping[str, object]) -> dict[str, object]:
-    """The settings that a ledger was measured with."""
+def _check_origin(path: Path, origin: Mapping[str, object]) -> None:
+    """Refuse a ledger that was measured with other weights, data or settings."""
     advice = "choose another --experiment or move the file away"
     if not origin_file(path).exists():
         raise InputError(
@@ -153,4 +181,3 @@ def _check_origin(path: Path, origin: Mapping[str, object]) -> dict[str, object]
     before = read_origin(path, advice=advice)
     if key := changed(before, origin):
         raise InputError(f"result file '{path}' was measured with {key} {before.get(key)}, now {origin[key]}; {advice}")
-    return before

@@ -15,15 +15,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stitchkit.classes import check_classes, origin_of
 from stitchkit.distributed import World
 from stitchkit.engine.checkpoint_files import start_from
-from stitchkit.errors import InputError, one_line
+from stitchkit.errors import InputError, one_line, prefixed
 from stitchkit.model.create import create_snnet
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.anchor import has_view, view
 from stitchkit.networks.create import create_model
+from stitchkit.networks.preparation import take_image
+from stitchkit.networks.published import published_config
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.recipe import ModelRecipe, Recipe
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.train.data import weights_dtype
+from stitchkit.train.data import preparation, weights_dtype
+from stitchkit.train.optim import check_optimizer
 
 _logger = logging.getLogger(__name__)
 
@@ -61,8 +64,10 @@ def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequenc
             f"the dataset has {found_classes} classes, but the network has {outputs} outputs; "
             f"omit --num-classes, or set it to at least {found_classes}"
         )
-    if (channels := input_size(model, recipe)[0]) != settings.channels:
-        raise InputError(f"the network needs images with {channels} channels; set --in-chans {channels}")
+    size = input_size(model, recipe)
+    if size[0] != settings.channels:
+        raise InputError(f"the network needs images with {size[0]} channels; set --in-chans {size[0]}")
+    take_image(model, preparation(recipe, size, as_timm(model).pretrained_cfg))
     return model
 
 
@@ -154,6 +159,18 @@ def input_size(model: nn.Module, recipe: Recipe) -> tuple[int, ...]:
         return view(model, label="model").input_size
     channels = getattr(model, "in_chans", recipe.model.channels)  # not all of timm's models have the attribute
     return (channels, *as_timm(model).pretrained_cfg["input_size"][1:])
+
+
+def check_names(recipe: Recipe, config: StitchConfig | None) -> None:
+    """Refuse models, teachers and optimizers that timm does not have, before the data are opened."""
+    teacher = None if recipe.stitch.distillation_type == "none" else recipe.stitch.teacher_model
+    named = {f"anchor '{anchor.label}': ": anchor.name for anchor in config.anchors} if config is not None else {}
+    for place, name in {**named, "": recipe.model.model, "teacher: ": teacher}.items():
+        if name:
+            with prefixed(place):
+                published_config(name)
+    if not recipe.run.eval:
+        check_optimizer(recipe.optim)
 
 
 def check_device(recipe: Recipe, world: World) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.optim import (
     create_optimizer_v2,
     get_optimizer_class,
+    list_optimizers,
     optimizer_kwargs,
     param_groups_layer_decay,
     param_groups_weight_decay,
@@ -55,6 +57,13 @@ def create_optimizer(model: nn.Module, optim: OptimRecipe, *, lr: float) -> torc
     return optimizer
 
 
+def check_optimizer(optim: OptimRecipe) -> None:
+    """Refuse an optimizer or arguments that timm does not take, before there is a network."""
+    if optim.opt.lower().split("_")[-1] not in (names := list_optimizers()):  # as `lookahead_adam` is one of Adam
+        raise unknown("value of --opt", optim.opt, names)
+    create_optimizer(nn.Linear(1, 1), replace(optim, layer_decay=None), lr=learning_rate(optim, 1))
+
+
 def _fused(optim: OptimRecipe) -> dict[str, bool]:
     """The argument that updates all parameters in one kernel, for Adam and AdamW; other optimizers decide themselves.
 
@@ -84,17 +93,33 @@ def _times(groups: list[dict[str, Any]], scale: float) -> list[dict[str, Any]]:
     return [group | {"lr_scale": scale * group.get("lr_scale", 1.0)} for group in groups]
 
 
+class Optimisation(NamedTuple):
+    """How the weights of a run are updated: `rate` is the learning rate after warm-up, `epochs` include cool-down."""
+
+    rate: float
+    optimizer: torch.optim.Optimizer
+    schedule: Scheduler | None
+    updates_per_epoch: int
+    epochs: int
+
+
+def create_optimisation(model: nn.Module, recipe: Recipe, *, batches: int, ranks: int) -> Optimisation:
+    """Learning rate, optimizer and schedule of a run with `batches` in an epoch of each rank."""
+    updates = batches // recipe.optim.grad_accum_steps
+    rate = learning_rate(recipe.optim, recipe.data.batch_size * ranks * recipe.optim.grad_accum_steps)
+    optimizer = create_optimizer(model, recipe.optim, lr=rate)
+    schedule, epochs = create_schedule(recipe, optimizer, updates_per_epoch=updates)
+    return Optimisation(rate, optimizer, schedule, updates, epochs)
+
+
 def create_schedule(
     recipe: Recipe, optimizer: torch.optim.Optimizer, *, updates_per_epoch: int
 ) -> tuple[Scheduler | None, int]:
     """timm's learning-rate schedule, and the number of epochs with cool-down."""
     settings = scheduler_kwargs(SimpleNamespace(**recipe.flat()))
-    schedules = ("cosine", "tanh", "step", "multistep", "poly")
     if settings["sched"] == "none":
         for group in optimizer.param_groups:  # timm applies `lr_scale` only in its schedules
             group["lr"] *= group.get("lr_scale", 1.0)
         return None, recipe.schedule.epochs
-    if settings["sched"] not in schedules:
-        raise unknown("schedule", settings["sched"], [*schedules, "none"])
     schedule, epochs = create_scheduler_v2(optimizer, **settings, updates_per_epoch=updates_per_epoch)
     return schedule, int(epochs)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from stitchkit.data.sources import check_folder
 from stitchkit.distributed import World
-from stitchkit.engine.recovery import TRAIN_LOCK, check_unused, entered, find_resume, launched
+from stitchkit.engine.recovery import TRAIN_LOCK, check_unused, entered, find_resume, joined, launched
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.train.checkpoint import Checkpoints
+from stitchkit.train.data import source_of
 from stitchkit.train.evaluation import evaluate_stitches
-from stitchkit.train.network import check_device
+from stitchkit.train.network import check_device, check_names
+from stitchkit.train.plan import show_plan
 from stitchkit.train.session import open_session
 from stitchkit.train.training import train
 
@@ -20,6 +23,11 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
 
     Nothing is overwritten if anything cannot be used.
     """
+    check_names(recipe, config)
+    check_folder(source_of(recipe))  # a mistake in its name is reported before a busy folder
+    if recipe.run.dry_run:
+        _plan(recipe, config)
+        return
     # An evaluation and a training write different files, so they may run at the same time.
     lock = recipe.folder / (".eval.lock" if recipe.run.eval else TRAIN_LOCK)
     with entered(lock, recipe.run.device, flag="--output") as world:
@@ -33,6 +41,20 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
         session = open_session(recipe, config, world)
         with launched(recipe.folder, world):
             train(session, files)
+
+
+def _plan(recipe: Recipe, config: StitchConfig | None) -> None:
+    """Say what a run would do; neither data nor published weights are downloaded for it."""
+    offline = replace(
+        recipe,
+        model=replace(recipe.model, pretrained=False),
+        data=replace(recipe.data, dataset_download=False),
+    )
+    with joined(recipe.run.device) as world:
+        check_device(recipe, world)
+        if not recipe.run.eval and recipe.run.resume is None:
+            check_unused(Checkpoints(recipe.folder, keep=recipe.run.checkpoint_hist), None, flag="--experiment")
+        show_plan(open_session(offline, config, world))
 
 
 def _find_resume(recipe: Recipe, files: Checkpoints, world: World) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,14 +10,16 @@ from pathlib import Path
 from timm.utils import random_seed
 from torch import nn
 
-from stitchkit.distributed import World
+from stitchkit.data.sources import download
+from stitchkit.distributed import World, from_primary
+from stitchkit.engine.run_log import begin_log
 from stitchkit.engine.settings import Autocast, EngineSettings
 from stitchkit.files import write_text
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.files import settings_text
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.train.data import Loaders, create_loaders, open_datasets
+from stitchkit.train.data import Loaders, create_loaders, open_datasets, source_of
 from stitchkit.train.network import create_network, input_size, place_network
 
 
@@ -49,13 +52,17 @@ class Session:
         """The context of forward passes in an evaluation."""
         return engine_settings(self.recipe).precision(self.world.device)[0]
 
-    def save_settings(self, name: str) -> None:
-        """Save the effective settings in the run's folder, as a file for `-c`."""
-        write_text(self.folder / name, settings_text(self.recipe.for_files()))
+    def save_settings(self, name: str, *, without: Collection[str] = ()) -> None:
+        """Save the effective settings in the run's folder, as a file for `-c`, `without` some of them, and its log."""
+        settings = self.recipe.for_files()
+        write_text(self.folder / name, settings_text({key: settings[key] for key in settings if key not in without}))
+        begin_log(self.folder)
 
 
 def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> Session:
     """Open the data and build the network."""
+    if recipe.data.dataset_download:
+        from_primary(world, lambda: download(source_of(recipe)))
     datasets = open_datasets(recipe)
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
     model = create_network(recipe, config, datasets.classes)

@@ -28,6 +28,19 @@ def write_summary(
     _append(folder / _NAME, list(row), [row.values()])
 
 
+def read_summary(folder: Path) -> list[dict[str, float | None]]:
+    """The rows of `summary.csv` by column; None where there is no number."""
+    with (folder / _NAME).open(newline="", errors="replace") as file:
+        return [{key: _number(value) for key, value in row.items() if key} for row in csv.DictReader(file)]
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
+
+
 def write_losses(folder: Path, epoch: int, space: StitchSpace, losses: Mapping[int, tuple[float, int]]) -> None:
     """Append the mean training loss of each `cfg_id` in an epoch and its steps, which show the routes that learn."""
     rows = ([epoch, cfg_id, space[cfg_id].name, *found] for cfg_id, found in losses.items())

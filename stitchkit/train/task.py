@@ -18,7 +18,8 @@ from stitchkit.classes import check_classes, origin_of
 from stitchkit.engine.task import Task
 from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
-from stitchkit.networks.create import create_model, published_config
+from stitchkit.networks.create import create_model
+from stitchkit.networks.published import published_config
 from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.settings.recipe import Recipe, StitchRecipe
 from stitchkit.train.data import weights_dtype
@@ -120,6 +121,7 @@ class StitchTask(Task):
 def create_task(
     model: nn.Module, recipe: Recipe, device: torch.device, *, sides: Sequence[int], mean: Sequence[float],
     std: Sequence[float], classes: Sequence[str] = (), sampler: Sampler | None = None,
+    class_weights: torch.Tensor | None = None,
 ) -> StitchTask:  # fmt: skip
     """The task of a recipe: `sides` are height and width of an image, the rest is as in `StitchTask`."""
     stitch, dtype, teacher = recipe.stitch, weights_dtype(recipe), None
@@ -130,13 +132,15 @@ def create_task(
         set_distilled = getattr(anchor, "set_distilled_training", None)
         if teacher is not None and set_distilled is not None:
             set_distilled(True)
+    if class_weights is not None:
+        class_weights = class_weights.to(device, dtype)
     return StitchTask(
-        model, _create_criterion(recipe), sampler=sampler, teacher=teacher, settings=stitch, mean=mean, std=std,
-        device=device, dtype=dtype,
+        model, _create_criterion(recipe, class_weights), sampler=sampler, teacher=teacher, settings=stitch, mean=mean,
+        std=std, device=device, dtype=dtype,
     )  # fmt: skip
 
 
-def _create_criterion(recipe: Recipe) -> nn.Module:
+def _create_criterion(recipe: Recipe, class_weights: torch.Tensor | None) -> nn.Module:
     """The loss function of logits and labels."""
     augment, loss = recipe.augment, recipe.loss
     smoothing = 0.0 if augment.mixes else augment.smoothing  # mixed labels are already smooth
@@ -146,6 +150,8 @@ def _create_criterion(recipe: Recipe) -> nn.Module:
         criterion = BinaryCrossEntropy(
             smoothing, loss.bce_target_thresh, sum_classes=loss.bce_sum, pos_weight=loss.bce_pos_weight
         )
+    elif class_weights is not None:
+        criterion = nn.CrossEntropyLoss(class_weights, label_smoothing=smoothing)  # of mixed labels too
     elif augment.mixes:
         criterion = SoftTargetCrossEntropy()
     else:

@@ -9,19 +9,23 @@ from pathlib import Path
 from torch import nn
 
 from stitchkit.data.batches import Loader, some_images
+from stitchkit.display import counted
 from stitchkit.distributed import from_primary
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.epochs import TrainedEpoch, check_finite, train_epochs
 from stitchkit.engine.gradients import GradientReducer
 from stitchkit.engine.loop import Trainer, seed_epoch
+from stitchkit.engine.recovery import advising
 from stitchkit.engine.tracking import Tracking
 from stitchkit.engine.training_state import training_state
 from stitchkit.measure.evaluate import Score, batches_of, evaluate_stitch
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
+from stitchkit.networks.timm_model import as_timm
 from stitchkit.progress import progress
 from stitchkit.train.checkpoint import Checkpoints, header, load_weights, restore
-from stitchkit.train.optim import create_optimizer, create_schedule, learning_rate
+from stitchkit.train.class_weights import class_weights
+from stitchkit.train.optim import create_optimisation
 from stitchkit.train.session import Session, engine_settings
 from stitchkit.train.summary import cut_summaries, write_fit, write_losses, write_summary
 from stitchkit.train.task import Sampler, create_task
@@ -29,6 +33,8 @@ from stitchkit.train.task import Sampler, create_task
 _logger = logging.getLogger(__name__)
 
 _SETTINGS = "args.yaml"
+# They say how one start of the run began. Another run takes the file for its settings, and must not begin there.
+_OF_ONE_START = ("resume", "no_resume_opt", "start_epoch", "wandb_resume_id")
 _EMA = "_ema"
 
 
@@ -57,11 +63,12 @@ def train(session: Session, checkpoints: Checkpoints) -> None:
             checkpoints.save(state, epoch=epoch, metric=_metric(scores, recipe.run.eval_metric))
         figures: dict[str, float] = {"train_loss": loss, "lr": trainer.rate}
         for label, found in scores.items():
-            figures |= {f"eval_{label}_{key}": value for key, value in found._asdict().items()}
+            figures |= {f"eval_{label}_{key}": value for key, value in found.figures.items()}
         figures |= {f"stitch_loss/{cfg_id}": mean for cfg_id, (mean, _) in stitches.items()}
         tracking.log(figures, epoch=epoch)
 
-    train_epochs(trainer, epochs, position, save=save_within, finish=finish)
+    with advising(checkpoints, clip="--clip-grad", amp=trainer.settings.amp):
+        train_epochs(trainer, epochs, position, save=save_within, finish=finish)
     tracking.finish()
     _say_next(session, checkpoints, nothing_left=not epochs)
 
@@ -70,7 +77,7 @@ def _tidy(session: Session, checkpoints: Checkpoints, start: int) -> None:
     """Bring the files in the run's folder to the state at which the run begins."""
     cut_summaries(session.folder, start)
     checkpoints.clear()
-    session.save_settings(_SETTINGS)
+    session.save_settings(_SETTINGS, without=_OF_ONE_START)
 
 
 def open_tracking(session: Session, start: int) -> Tracking:
@@ -95,22 +102,21 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, range
     recipe, model, world, loaders = session.recipe, session.model, session.world, session.loaders
     loader, resume, content = loaders.train, recipe.run.resume or "", None
     assert loader is not None, "training opens the training split"
+    wanted = recipe.loss.class_weights
+    weights = class_weights(wanted, loader.dataset, as_timm(model).num_classes) if wanted else None
     if resume:
         content, _ = load_weights(session)
     sampler = None
     if isinstance(model, SNNet):
         _prepare_stitching(session, model, loader, is_fresh=content is None and not recipe.model.initial_checkpoint)
         sampler = Sampler(model.trainable_stitches(), recipe.run.seed, shared=recipe.stitch.sampling == "shared")
-    rate = learning_rate(recipe.optim, recipe.data.batch_size * world.size * recipe.optim.grad_accum_steps)
-    optimizer = create_optimizer(model, recipe.optim, lr=rate)
+    how = create_optimisation(model, recipe, batches=len(loader), ranks=world.size)
     task = create_task(
         model, recipe, world.device, sides=session.input_size[1:], mean=loaders.mean, std=loaders.std,
-        classes=session.classes, sampler=sampler,
+        classes=session.classes, sampler=sampler, class_weights=weights,
     )  # fmt: skip
-    updates = len(loader) // recipe.optim.grad_accum_steps
-    schedule, num_epochs = create_schedule(recipe, optimizer, updates_per_epoch=updates)
     trainer = Trainer(
-        task=task, loader=loader, optimizer=optimizer, schedule=schedule, settings=engine_settings(recipe),
+        task=task, loader=loader, optimizer=how.optimizer, schedule=how.schedule, settings=engine_settings(recipe),
         world=world, folder=session.folder,
     )  # fmt: skip
     _distribute(trainer, session)
@@ -123,10 +129,10 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, range
         checkpoints.history = {epoch: metric for epoch, metric in checkpoints.history.items() if epoch < start}
     trainer.start_at(start, 0 if position is None else position.done)
     _logger.info(
-        "%d epochs of %d steps, %s, learning rate %.3g, into %s",
-        num_epochs, updates, recipe.optim.opt, rate, session.folder,
+        "%s of %s, %s, learning rate %.3g, into %s", counted(how.epochs, "epoch"),
+        counted(how.updates_per_epoch, "step"), recipe.optim.opt, how.rate, session.folder,
     )  # fmt: skip
-    return trainer, range(start, num_epochs), position
+    return trainer, range(start, how.epochs), position
 
 
 def _distribute(trainer: Trainer, session: Session) -> None:
@@ -147,13 +153,13 @@ def _prepare_stitching(session: Session, model: SNNet, loader: Loader, *, is_fre
     if is_fresh and settings.ls_init:
         seed_epoch(session.recipe.run.seed, world.rank, 0)
         share = -(-settings.stitch_init_bs // world.size)
-        batches = progress(some_images(loader, share), world, "fit of the stitching layers", unit="batch")
+        batches = progress(some_images(loader, share), world, "fit of the stitching layers", unit="batches")
         residuals = fit_stitching_layers(model, batches, method=settings.ls_method, damping=settings.ls_damping)
         if world.is_primary:
             write_fit(session.folder, model.space, residuals)
         mean = 100 * sum(residuals.values()) / len(residuals)
         _logger.info(
-            "stitching layers fitted at %d joints; %.1f %% of the target is not reproduced (0 is best)",
+            "stitching layers fitted at %d joints; on average they miss %.1f %% of their target (0 is best)",
             len(residuals), mean,
         )  # fmt: skip
     if not settings.fulltune:

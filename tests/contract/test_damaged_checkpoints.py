@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Validating sparse tensor invaria
 
 # What does no harm: what a run may have or not, where things lay, and what a job only reports.
 FREE = re.compile(
-    r"classes: (missing|empty)|input_size: missing|within: (missing|nothing)|history(\.\d+: missing|: empty)"
+    r"classes: (missing|empty)|(input_size|image): missing|within: (missing|nothing)|history(\.\d+: missing|: empty)"
     r"|optimizer\.state(\.\d+: missing|: empty)|stitch_config\.(source|anchors\.\d+\.(label|checkpoint)).*"
     r"|stitch_config\.(anchors\.\d+\.kwargs\.(img_size|num_classes).*|(stitch|nearest).*: missing)"
     r"|within.*\.(sums(\.\d+: missing|: empty)|buffers: empty|window\.losses: a tensor of three)"

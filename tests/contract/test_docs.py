@@ -31,7 +31,7 @@ def test_pages_name_files_that_are_there():
         text = page.read_text()
         prose = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
         named += [page.parent / link for link in re.findall(r"\]\(([^)#]+)", prose) if "://" not in link]
-        named += [ROOT / path for path in re.findall(r"\b(?:configs|results)/[\w/.-]+\.\w+", text)]
+        named += [ROOT / path for path in re.findall(r"(?<!\w/)\b(?:configs|results)/[\w/.-]+\.\w+", text)]
     assert not [path for path in named if not path.exists()]
 
 

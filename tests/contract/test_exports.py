@@ -289,6 +289,12 @@ def test_bad_input_ends_with_one_line_and_no_file(run, flags, message, monkeypat
     assert run.files() == before
 
 
+def test_a_stitch_that_does_not_exist_is_refused_before_weights_are_read(run, capsys):
+    run.flags[3].write_text("damaged")
+    assert run.export("--cfg_id", 99, "-o", run.folder / "net.onnx") == 2
+    assert "cfg_id 99 does not exist; this space has 0 to 16" in capsys.readouterr().err
+
+
 def test_a_checkpoint_of_another_rule_is_refused(run, capsys):
     state = torch.load(run.flags[3], weights_only=True)
     state["stitch_config"]["stitched_final_norm"] = False

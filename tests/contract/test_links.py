@@ -213,7 +213,7 @@ def pareto(folder, request):
 
 
 def report(folder, request):
-    return ["report", request.getfixturevalue("ledger"), "-o", folder / "page.html", "--png", folder / "front.png"]
+    return ["report", request.getfixturevalue("ledger"), "-o", folder / "page.html", "--plot", folder / "front.png"]
 
 
 def exporting(suffix):
@@ -269,16 +269,25 @@ COMMANDS = {
 # What must be among the names that a command is seen to write; were it not, the test would look at too little.
 LEAST = {
     "train": {
-        *("args.yaml", "summary.csv", "losses.csv", "fit.csv", "last.pth.tar", "previous.pth.tar", ".train.lock"),
+        *(
+            "args.yaml",
+            "summary.csv",
+            "losses.csv",
+            "fit.csv",
+            "last.pth.tar",
+            "previous.pth.tar",
+            ".train.lock",
+            "log.txt",
+        ),
         *(".launcher", "last.pth.tar.tmp", "args.yaml.tmp", "train-batch-1.jpg", "tensorboard", "model_best.pth.tar"),
     },
     "train --resume auto": {"summary.csv", "summary.csv.tmp", "last.pth.tar", "checkpoint-1.pth.tar", ".train.lock"},
     "train --eval": {
         *("eval_args.yaml", "stitches_res.txt", "stitches_res.yaml", "stitches_res.txt.part0", ".eval.lock"),
-        *("stitches_res.txt.tmp", "stitches_res.txt.part0.tmp"),
+        *("stitches_res.txt.tmp", "stitches_res.txt.part0.tmp", "per_class.csv"),
     },
     "job": {"config.yml", "metadata.yml", "result.pkl", "result.csv", "checkpoint.pth", "result.pkl.tmp"},
-    "sweep-report": {"results.csv", "results.parquet"},
+    "sweep-report": {"results.csv", "results.parquet", "summary.csv"},
     "demo-data": {"digits", "digits.unfinished"},
 }
 
@@ -510,7 +519,9 @@ PRODUCT = [path for path in FILES if path.relative_to(ROOT).parts[0] != "benchma
 def mode_of(call, place):
     """The mode that a file is opened with; one that is not written out may be any."""
     given = [word.value for word in call.keywords if word.arg == "mode"] or call.args[place : place + 1]
-    return getattr(given[0], "value", "w") if given else "r"
+    if not given:
+        return "r"
+    return given[0].value if isinstance(given[0], ast.Constant) else "w"
 
 
 def is_writing(call):
@@ -521,7 +532,7 @@ def is_writing(call):
     if name == "os.open":
         return ast.unparse(call.args[1]) != "os.O_RDONLY"
     last = name.rpartition(".")[2]
-    if last == "open" and name != "Image.open":  # of a path
+    if last == "open" and not name[0].isupper():  # of a path, not of a class such as Image
         return not {*"wax+"}.isdisjoint(mode_of(call, 0))
     return name in FUNCTIONS or (isinstance(call.func, ast.Attribute) and last in METHODS)
 
@@ -530,7 +541,7 @@ def drafts(tree):
     """Names that a function gives to drafts, and to files that are opened in a safe way."""
     found = set()
     for node in ast.walk(tree):
-        for item in getattr(node, "items", ()) if isinstance(node, ast.With) else ():
+        for item in node.items if isinstance(node, ast.With) else ():
             source = item.context_expr
             if not isinstance(source, ast.Call) or not isinstance(item.optional_vars, ast.Name):
                 continue

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from stitchkit.assembly.sweep.config import SweepConfig
+from stitchkit.assembly.sweep.gaps import GapSweep
 from stitchkit.cli import main
 from stitchkit.measure.ledger import Ledger, read_rows
 from stitchkit.measure.pareto import is_anchor, pareto_front
@@ -23,7 +23,7 @@ def alone(label):
 
 
 def test_the_digits_ledger_is_of_the_shipped_configuration():
-    model = create_snnet(StitchConfig.load(ROOT / "configs/digits_vit.json"))
+    model = create_snnet(StitchConfig.load(ROOT / "configs/digits_vit.json"), checkpoints=False)
     ledger = Ledger(DIGITS / "stitches_res.txt", model.space, Profiler(model).cost)
     assert not ledger.missing
     assert all(row["images"] == 600 for row in ledger.rows)
@@ -62,7 +62,9 @@ LEDGERS = {
 
 @pytest.mark.parametrize("name", mostly_full(LEDGERS, quick=["digits_resnet"]))
 def test_the_readme_of_a_family_shows_its_committed_ledger(name):
-    model = create_snnet(StitchConfig.load(ROOT / f"configs/{name.removesuffix('_recalibrated')}.json"))
+    model = create_snnet(
+        StitchConfig.load(ROOT / f"configs/{name.removesuffix('_recalibrated')}.json"), checkpoints=False
+    )
     ledger = Ledger(FAMILIES / f"{name}.txt", model.space, Profiler(model).cost)
     assert not ledger.missing
     assert all(row["images"] == 600 for row in ledger.rows)
@@ -82,7 +84,7 @@ def test_the_digits_sweep_is_of_the_shipped_configuration_and_holds_what_its_pag
     assert f"({uncut['source']:.1f} % alone)" in page
     assert f"({uncut['destination']:.1f} % alone)" in page
     assert f"recover up to {max(bridged):.1f} %" in page
-    config = SweepConfig.load(ROOT / "configs/across-scales/digits.yml")
+    config = GapSweep.load(ROOT / "configs/across-scales/digits.yml")
     assert len(bridged) == len(config.gaps) * len(config.stitchers) == 20
     assert {row["epoch"] for row in last.values() if not row["uncut"]} == {str(config.job["train_config"]["epochs"])}
 
@@ -96,7 +98,7 @@ def test_adapters_of_the_digits_sweep_differ_in_how_they_down_sample_only_where_
     def curve(gap, adapter):
         return [found[gap, adapter, epoch] for epoch in epochs[1:]]
 
-    config = SweepConfig.load(ROOT / "configs/across-scales/digits.yml")
+    config = GapSweep.load(ROOT / "configs/across-scales/digits.yml")
     pairs = [("linear_no_downsample", "downsample_then_linear"), ("downsample_then_3x3conv", "conv3x3_with_downsample")]
     for gap, (one, other) in product(config.gaps, pairs):
         given, taken = config.source[gap.first - 1].gives, config.destination[gap.last + 1].takes

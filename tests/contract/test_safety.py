@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+import os
 import pickle
 
 import pytest
@@ -10,11 +11,15 @@ import torch
 
 import stitchkit
 import stitchnet
+from stitchkit.assembly.sweep.config import load_sweep
 from stitchkit.cli import main
+from stitchkit.data.folders import open_images
 from stitchkit.data.timm_readers import open_timm
+from stitchkit.data.unreadable import open_image
 from stitchkit.errors import InputError
 from stitchkit.settings.recipe import Recipe
 from stitchnet.journal import Journal
+from stitchnet.output_map import OutputMap
 from stitchnet.search import Ranking
 from stitchnet.task import JudgedNetwork
 from tests.commands import refused
@@ -134,7 +139,8 @@ def test_hostile_files_beside_a_ledger(images, made, tmp_path, capsys):
     assert main([*map(str, command)]) == 0
     folder = tmp_path / "pico"
     evaluate = [*map(str, [*command, "--eval", "--resume", folder / "last.pth.tar", "--eval-stitches", "0"])]
-    (folder / "stitches_res.txt.part0").write_bytes(pickle.dumps(Hostile(made)))
+    for name in ("stitches_res.txt.part0", "per_class.csv"):
+        (folder / name).write_bytes(pickle.dumps(Hostile(made)))
     assert main(evaluate) == 0, "sums that cannot be read are computed again"
     for content in (hostile_yaml(made).encode(), pickle.dumps(Hostile(made)), b"3"):
         (folder / "stitches_res.yaml").write_bytes(content)
@@ -154,6 +160,8 @@ def test_hostile_files_that_pages_and_exports_read(images, made, tmp_path, capsy
     report = ["report", ledger, "-o", tmp_path / "page.html"]
     for name, command in (
         ("ledger.yaml", [*export, "--ledger", ledger]),
+        ("ledger.yaml", report),
+        ("args.yaml", report),
         ("eval_args.yaml", report),
         ("eval_args.yaml", [*export, "--cfg_id", "0", "-c", tmp_path / "eval_args.yaml"]),
         ("summary.csv", report),
@@ -236,6 +244,19 @@ def test_hostile_files_of_a_hub_folder(made, tmp_path):
     assert stitchkit.HubSNNet.from_pretrained(bad).num_classes == 4, "what is no file of ours is not opened"
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_hostile_weights_in_the_cache_of_the_hub(made, tmp_path, monkeypatch, name):
+    folder = tmp_path / "models--timm--resnet10t.c3_in1k"
+    for place in ("refs", f"snapshots/{'0' * 40}"):
+        (folder / place).mkdir(parents=True)
+    (folder / "refs/main").write_text("0" * 40)
+    torch.save({"weights": Hostile(made)}, folder / "snapshots" / ("0" * 40) / name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"pretrained 'resnet10t[.]c3_in1k' cannot be loaded"):
+        stitchkit.create_model("resnet10t.c3_in1k", pretrained=True)
+
+
 def test_a_hostile_export(made, tmp_path):
     for save in (torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))):
         save({"weights": Hostile(made)}, tmp_path / "net.safetensors")
@@ -250,6 +271,41 @@ def test_a_hostile_card_of_a_data_set(made, tmp_path):
             open_timm(f"hfds/{tmp_path}", root=None, split="train")
 
 
+def test_a_hostile_output_map(made, tmp_path):
+    (tmp_path / "map.yaml").write_text(hostile_yaml(made))
+    (tmp_path / "map.csv").write_bytes(pickle.dumps(Hostile(made)))
+    (tmp_path / "null.csv").write_bytes(b"class,output\n\0,\0\n")
+    for path in tmp_path.iterdir():
+        with pytest.raises(InputError):
+            OutputMap.read(path, "max")
+
+
+def test_a_hostile_journal_of_a_search(made, tmp_path):
+    write_job(tmp_path, job_config("unused"), "base.yml")
+    parameters = {"lr": {"values": [0.1, 0.2]}}
+    content = {"method": "random", "metric": {"name": "loss"}, "parameters": parameters, "job": "base.yml"}
+    sweep = load_sweep(write_job(tmp_path, content, "search.yml"))
+    for damage in (hostile_yaml(made).encode(), pickle.dumps(Hostile(made)), b"[[[[\n{}\n", b'{"op_code": 99}\n{}\n'):
+        (tmp_path / "search.journal").write_bytes(damage)
+        with pytest.raises(InputError, match="the journal of the search, is damaged"):
+            next(sweep.rounds(tmp_path, None))
+
+
+def test_postscript_under_another_name(made, tmp_path, monkeypatch):
+    """Pillow goes by the content of a file, and would start Ghostscript."""
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\nmkdir {made}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    page = tmp_path / "train/a/page.png"
+    page.parent.mkdir(parents=True)
+    page.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(InputError, match="cannot be read"):
+        open_image(page)
+    with pytest.raises(RuntimeError, match="Failed to load"):  # by timm, which tries others first
+        open_images(tmp_path / "train")[0]
+
+
 # Calls that read data which somebody else may have written.
 READING = {
     *("torch.load", "torch.export.load", "load_file", "safe_open", "snapshot_download", "np.load", "np.memmap"),
@@ -261,15 +317,19 @@ READING = {
 READERS = {
     "stitchkit/settings/files.py": test_hostile_files_of_other_commands,
     "stitchkit/assembly/sweep/report.py": test_hostile_files_of_a_sweep,
+    "stitchkit/assembly/sweep/search.py": test_a_hostile_journal_of_a_search,
     "stitchkit/measure/ledger.py": test_hostile_files_of_other_commands,
     "stitchkit/measure/evaluate.py": test_hostile_files_beside_a_ledger,
+    "stitchkit/measure/per_class.py": test_hostile_files_beside_a_ledger,
     "stitchkit/networks/weights.py": test_hostile_checkpoints,
+    "stitchkit/networks/published.py": test_hostile_weights_in_the_cache_of_the_hub,
     "stitchkit/ship/stitch_files.py": test_a_hostile_export,
     "stitchkit/ship/hub.py": test_hostile_files_of_a_hub_folder,
     "stitchkit/ship/report.py": test_hostile_files_that_pages_and_exports_read,
     "stitchkit/data/timm_readers.py": test_a_hostile_card_of_a_data_set,
     "stitchkit/train/summary.py": test_a_hostile_summary_does_not_stop_a_run_that_resumes,
     "stitchnet/journal.py": test_a_hostile_journal_of_a_composition,
+    "stitchnet/output_map.py": test_a_hostile_output_map,
     "stitchnet/net.py": test_hostile_files_of_a_composed_network,
 }
 

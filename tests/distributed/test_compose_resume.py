@@ -32,7 +32,7 @@ STUDIES = {
     "samples": ["compose-study", "samples", "--top", 1],
     "front": ["compose-study", "front", "--top", 2],
     "ensembles": ["compose-study", "ensembles", "--top", 2],
-    "finetune": ["compose-study", "finetune", "--top", 1],
+    "finetune": ["compose-study", "finetune", "--top", 1, "--eval-every", 2],
 }
 
 
@@ -65,8 +65,8 @@ def whole(common, tmp_path_factory) -> Callable[[list[object]], Path]:
 
 
 def small(_rank: int) -> None:
-    """Make the studies short."""
-    experiments._COUNTS, experiments._SEEDS, tuning.EPOCHS = (2, 8), 1, 2
+    """Make the studies short, with three steps in each of two epochs."""
+    experiments._COUNTS, experiments._SEEDS, tuning.EPOCHS, tuning._BATCH = (2, 8), 1, 2, 8
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -284,6 +284,27 @@ def test_a_composition_on_a_full_disk_ends_in_one_line_and_resumes(common, whole
     )
     assert words in (tmp_path / "said").read_text()
     resumed(command, whole(COMPOSE))
+
+
+@pytest.mark.parametrize(
+    ("command", "is_killed"),
+    [
+        case(False, COMPOSE, False),
+        case(True, COMPOSE, True),
+        case(False, STUDIES["front"], False),
+        case(False, STUDIES["ensembles"], True),
+    ],
+)
+def test_a_larger_top_continues_a_folder(command, is_killed, common, whole, tmp_path):
+    expected = content(whole(command))
+    place = [*common, "-o", tmp_path / "out"]
+    end(start([*command[:-1], 1, *place], first=partial(kill_at, place="judge", number=2) if is_killed else small))
+    assert end(start([*command, *place], first=small)) == [0]
+    found = content(tmp_path / "out")
+    [journal] = [name for name in expected if name.endswith(".jsonl")]
+    lines = [set(files.pop(journal).splitlines()) for files in (found, expected)]
+    assert lines[0] - lines[1] == {next(line for line in lines[0] if b'"--top": 1' in line)}
+    assert found == expected
 
 
 @pytest.mark.parametrize("key", ["row", "ranking"])

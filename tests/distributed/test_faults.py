@@ -8,15 +8,19 @@ import signal
 import subprocess
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from timm.data import create_dataset
+from torch.utils.data import DataLoader
 
 import stitchkit.engine.checkpoint_files as checkpoint
+from stitchkit.assembly.train.testing import Exam
 from stitchkit.cli import main
-from stitchkit.data.unreadable import NO_CLASS, CheckedImages, explained
+from stitchkit.data.folders import open_images
+from stitchkit.data.unreadable import NO_CLASS, CheckedImages, explained, open_image
 from stitchkit.engine.lock import is_held, locked
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.recovery import newest_checkpoint
@@ -71,7 +75,7 @@ def test_a_full_disk_ends_a_run_and_keeps_what_was_saved(subject, trained, unbro
         assert trained("full", "--checkpoint-interval", "3") == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
-    assert "' cannot be written: No space left on device; stopped. The previous one is kept" in line
+    assert "' cannot be written: No space left on device; stopped. The previous one is kept: free some space" in line
     assert not list((tmp_path / "full").glob("*.tmp"))
     assert not damage(subject.files(tmp_path / "full").last)
     assert trained("full", "--resume", "auto") == 0
@@ -90,7 +94,9 @@ def test_a_disk_that_does_not_take_a_checkpoint_keeps_the_one_before(tmp_path, m
         return sync
 
     monkeypatch.setattr(os, "fsync", failing(errno.EIO))
-    with pytest.raises(InputError, match="Input/output error"):
+    with pytest.raises(
+        InputError, match=r"Input/output error; stopped\. The previous one is kept: check the disk, then"
+    ):
         checkpoint.save_state(path, {"x": 2})
     assert torch.load(path, weights_only=True) == {"x": 1}
     monkeypatch.setattr(os, "fsync", failing(errno.EINVAL))
@@ -137,7 +143,7 @@ def test_other_writes_to_a_full_disk_end_in_one_line(subject, trained, monkeypat
 
     monkeypatch.setattr(WRITERS[subject.name], full)
     assert trained("full") == 2
-    assert "stitchkit: error: No space left on device; check" in capsys.readouterr().err
+    assert "stitchkit: error: No space left on device; make room" in capsys.readouterr().err
 
 
 def cut(path):
@@ -263,6 +269,145 @@ def test_a_loader_process_that_dies_ends_the_run_in_one_line(subject, trained, u
     subject.assert_same_end(unbroken(subject, "-j", "1"), tmp_path / "died")
 
 
+class Deadly:
+    """A file during whose first write a loader process is killed, as by a system short of memory."""
+
+    def __init__(self, file):
+        self._file, self._has_killed = file, False
+
+    def write(self, data):
+        if not self._has_killed:
+            self._has_killed = True
+            for process in multiprocessing.active_children():
+                os.kill(process.pid, signal.SIGKILL)
+            time.sleep(0.2)
+        return self._file.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("subject", SUBJECTS, indirect=True)
+def test_a_loader_process_that_dies_while_a_checkpoint_is_written(
+    subject, trained, unbroken, tmp_path, monkeypatch, capsys
+):
+    """The checkpoint before it stays the newest."""
+    inner, count = torch.save, [0]
+
+    def save(state, file):
+        count[0] += 1
+        inner(state, Deadly(file) if count[0] == 2 else file)
+
+    flags = ("-j", "1", "--checkpoint-interval", "3")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.torch, "save", save)
+        assert trained("died", *flags) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "a loader process died (" in line
+    assert "lower --workers and resume with --resume auto" in line
+    assert not list((tmp_path / "died").glob("*.tmp"))
+    assert trained("died", *flags, "--resume", "auto") == 0
+    subject.assert_same_end(unbroken(subject, "-j", "1"), tmp_path / "died")
+
+
+def kill_loaders(rank):
+    """Kill the loader processes of one rank in its fourth step."""
+    inner, count = Trainer._step, [0]
+
+    def step(trainer, *arguments):
+        count[0] += 1
+        for process in multiprocessing.active_children() if (rank, count[0]) == (1, 4) else ():
+            os.kill(process.pid, signal.SIGKILL)
+        return inner(trainer, *arguments)
+
+    Trainer._step = step
+
+
+@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["job"]), indirect=True)
+def test_a_loader_process_that_dies_ends_all_ranks_without_a_traceback(subject, images, tmp_path):
+    command = [*subject.start(images, tmp_path), *subject.place(tmp_path, "died"), "-j", "1", "-b", "2"]
+    assert end(start(command, ranks=2, said=tmp_path / "said", first=kill_loaders)) == [2, 2]
+    said = (tmp_path / "said").read_text()
+    assert said.count("a loader process died (") == 1
+    assert said.count("another rank has ended; ") == 1
+    assert "Traceback" not in said
+
+
+class GoneReader:
+    """A reader of timm on such a disk."""
+
+    def __getitem__(self, index):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_the_cause_is_named_that_timm_only_logs(images):
+    found = open_images(images / "train")
+    found.reader.__class__ = type("Gone", (GoneReader, type(found.reader)), {})
+    with pytest.raises(
+        InputError, match=r"6 of 64 images .* \(OSError: \[Errno 5\] Input/output error\); more than 1 %"
+    ):
+        CheckedImages(found, num_classes=4, is_training=True)[0]
+
+
+class GoneImages:
+    """Images on a disk that is gone, as a dead server of NFS or FUSE leaves it."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def lose_disk(rank):
+    """From its fourth step on, one rank can read no image; the error names no file."""
+    inner, count = CheckedImages._read, [0]
+
+    def read(images, index):
+        count[0] += 1
+        if rank == 1 and count[0] > 6:
+            images.dataset = GoneImages()
+        return inner(images, index)
+
+    CheckedImages._read = read
+
+
+@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["SN-Net"]), indirect=True)
+def test_a_disk_that_fails_ends_all_ranks_without_a_traceback(subject, images, tmp_path):
+    command = [*subject.start(images, tmp_path), *subject.place(tmp_path, "gone"), "-j", "1", "-b", "2"]
+    assert end(start(command, ranks=2, said=tmp_path / "said", first=lose_disk)) == [2, 2]
+    said = (tmp_path / "said").read_text()
+    errors = [line for line in said.splitlines() if line.startswith("stitchkit: error: ")]
+    assert len(errors) == 2
+    assert sum("(OSError: [Errno 5] Input/output error)" in line for line in errors) == 1
+    assert sum("another rank has ended; " in line for line in errors) == 1
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("code", mostly_full([errno.EIO, errno.ESTALE, errno.ECONNRESET], quick=[errno.EIO]))
+def test_a_read_that_fails_in_a_loader_process_names_its_cause(code, monkeypatch):
+    """A stream, whose samples nobody counts; torch loses the number of the error."""
+
+    def fail(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(GoneImages, "__getitem__", fail)
+    words = rf"cannot be read \(.*{os.strerror(code)}\); check the disk"
+    with pytest.raises(InputError, match=words) as caught, explained():
+        next(iter(DataLoader(GoneImages(), num_workers=1)))
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.full
+def test_missing_data_are_reported_before_a_busy_folder(run, tmp_path, capsys):
+    process = hold_lock(tmp_path / "shared/.train.lock")
+    assert run("shared", data=tmp_path / "typo") == 2
+    assert "typo' does not exist; it must have train/" in capsys.readouterr().err
+    process.kill()
+    process.communicate()
+
+
 def test_other_faults_are_not_changed():
     with pytest.raises(RuntimeError, match="something else"), explained():
         raise RuntimeError("something else")
@@ -332,10 +477,35 @@ def test_unreadable_images_are_skipped_and_counted(run, spoilt, tmp_path, caplog
 
 @pytest.mark.parametrize("workers", mostly_full(["0", "1"], quick=["1"]))
 def test_too_many_unreadable_images_end_the_run(subject, trained, spoilt, capsys, workers):
+    for number in (3, 5, 8):
+        (spoilt / f"train/class2/{number}.png").write_bytes(b"")
     assert trained("spoilt", "-j", workers, data=spoilt) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "of 64 images of the train split cannot be read or have no class, such as 'class" in line
     assert ("; more than 1 %" if subject.name == "job" else "more than --max-unreadable 0.01") in line
+
+
+@pytest.mark.parametrize(("limit", "allowed"), [(0.01, 5), (0.1, 6), (0, 0)])
+def test_a_few_unreadable_images_do_not_end_a_run(limit, allowed, tmp_path):
+    """One per cent of a small split is less than one; a limit of 0 allows none."""
+    images = open_images(write_images(tmp_path / "few") / "train")
+    for path, _ in images.reader.samples[::10]:
+        Path(path).write_bytes(b"")
+    checked = CheckedImages(images, num_classes=4, is_training=True, limit=limit)
+    for number in range(allowed):
+        assert checked[10 * number]
+    with pytest.raises(InputError, match=f"{allowed + 1} of 64 images of the train split cannot be read or have no c"):
+        checked[10 * allowed]
+
+
+def test_images_of_too_many_pixels_are_not_decoded(tmp_path, monkeypatch):
+    """Pillow itself only warns, up to twice its limit."""
+    images = open_images(write_images(tmp_path / "huge") / "train")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    with pytest.raises(InputError, match="6 of 64 images of the train split cannot be read"):
+        CheckedImages(images, num_classes=4, is_training=True)[0]
+    with pytest.raises(InputError, match=r"0\.png' cannot be read: Image size \(256 pixels\) exceeds limit of 200"):
+        open_image(images.reader.samples[0][0])
 
 
 def test_a_disk_that_is_gone_ends_the_run(subject, trained, tmp_path, monkeypatch, capsys):
@@ -345,7 +515,7 @@ def test_a_disk_that_is_gone_ends_the_run(subject, trained, tmp_path, monkeypatc
     for path in folder.glob("train/*/*.png"):
         path.write_bytes(b"")
     assert trained("gone", "--epochs", "1", data=folder) == 2
-    assert "10 images of the train split in a row cannot be read; check the disk" in capsys.readouterr().err
+    assert "10 images of the train split in a row cannot be read (UnidentifiedImageError: " in capsys.readouterr().err
 
 
 def test_labels_without_a_class_are_skipped(images, caplog):
@@ -423,6 +593,7 @@ def test_an_epoch_of_an_infinite_validation_loss_is_not_saved(subject, trained, 
     assert trained("infinite", "--epochs", "1") == 0
     with monkeypatch.context() as patch:
         patch.setattr(evaluate, "_score", lambda *sums: inner(*sums)._replace(loss=torch.inf))
+        patch.setattr(Exam, "_means", lambda exam, *_: [torch.inf] * len(exam._measures))
         assert trained("infinite", "--resume", "auto", "--epochs", "2") == 2
     assert "validation loss are not finite after epoch 2; stopped." in capsys.readouterr().err
     assert subject.content(tmp_path / "infinite")["epoch"] == (1 if subject.name == "job" else 0), "the first's end"

@@ -13,7 +13,7 @@ from tests.support import weights, write_images
 def test_law_9_a_job_on_two_ranks_equals_one_with_twice_the_batch(tmp_path):
     images = write_images(tmp_path / "odd", train=16, validation=4, classes=4)
     (images / "validation/class0/extra.png").write_bytes((images / "validation/class1/0.png").read_bytes())
-    piece = {"model_name": "resnet18", "layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "frozen": True}
+    piece = {"model_name": "resnet18", "layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "frozen": "statistics"}
     piece |= {"block_input": "x", "block_output": "layer2", "in_format": "img", "out_format": "img"}
     # Batch norms that train see only the images of their rank; this block has none.
     block = {"ResNetBasicBlock": {"in_channels": 8, "out_channels": 32, "norm_type": "gn", "init_identity": False}}

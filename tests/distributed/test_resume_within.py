@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import partial
 
 import pytest
 
@@ -96,15 +97,14 @@ def test_checkpoints_within_an_epoch(subject, trained, unbroken, tmp_path, monke
     assert trained("from", "--resume", previous) == 0
     assert equal(subject.content(whole)["state_dict"], subject.content(tmp_path / "from")["state_dict"])
 
-    inner = evaluate.evaluate
-
-    def stopped(*arguments, **options):
+    def stopped(inner, *arguments, **options):
         os.kill(os.getpid(), signal.SIGINT)
         return inner(*arguments, **options)
 
+    means = testing.Exam._means
     with monkeypatch.context() as patch:
-        for module in (evaluate, testing):
-            patch.setattr(module, "evaluate", stopped)
+        patch.setattr(evaluate, "evaluate", partial(stopped, evaluate.evaluate))
+        patch.setattr(testing.Exam, "_means", lambda *arguments: stopped(means, *arguments))
         assert trained("validation") == 130
     assert subject.content(tmp_path / "validation")["within"]["ranks"][0]["position"]["done"] == 8
     assert trained("validation", "--resume", "auto") == 0

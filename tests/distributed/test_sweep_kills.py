@@ -110,7 +110,14 @@ def test_a_sweep_killed_at_every_place_ends_like_an_unbroken_one(sweep, tmp_path
     assert main(command(sweep, whole)) == 0
     first, second = SweepJob(out / FIRST, 3), SweepJob(out / SECOND, 3)
 
-    launched = Launched(sweep, out)  # the command is killed; its job lives on
+    launched = Launched(sweep, out)  # the command is killed; its job, which still loads torch, lives on
+    wait_for(lambda: list(first.path.glob("submitit/*/*_submitted.pkl")), "the first job")
+    launched.process.kill()
+    launched.end()
+    assert first.state == "running"
+    assert not first.checkpoints.exists()
+
+    launched = Launched(sweep, out)  # killed while it waits for that job
     wait_for(trained_more(first), "the first job")
     launched.process.kill()
     launched.end()
@@ -119,12 +126,13 @@ def test_a_sweep_killed_at_every_place_ends_like_an_unbroken_one(sweep, tmp_path
     launched = Launched(sweep, out)  # waits for that job, and loses the next one
     wait_for(trained_more(second), "the second job")
     assert first.result.exists()
+    assert len(list((first.path / "submitit").iterdir())) == 1  # it was never started a second time
     assert first.log.read_text().count(f"{EPOCHS} epochs of 8 steps") == 1
     os.kill(child_of(launched.worker()), signal.SIGKILL)
     status, printed = launched.end()
     assert status == 2
     assert f"interrupted: {SECOND}" in printed
-    assert "1 jobs were interrupted" in printed
+    assert "1 job interrupted" in printed
 
     launched = Launched(sweep, out)  # Ctrl-C reaches all of its processes
     wait_for(trained_more(second), "the second job again")
@@ -133,7 +141,9 @@ def test_a_sweep_killed_at_every_place_ends_like_an_unbroken_one(sweep, tmp_path
     assert status == 130
     assert "Traceback" not in printed
     wait_for(lambda: "stopped by a signal; step " in second.log.read_text(), "its last checkpoint")
-    assert "2 jobs: 1 done, 1 to run, 0 failed before" in printed
+    assert "2 jobs: 1 done, 0 running, 0 failed, 1 waiting" in printed
+    assert f"1/1 {SECOND}" not in printed
+    assert "stopped by a signal; jobs that were running save their state and end;" in printed
 
     launched = Launched(sweep, out)  # submitit's process is killed; the job lives on, and is waited for
     wait_for(trained_more(second), "the second job once more")

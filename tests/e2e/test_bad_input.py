@@ -113,16 +113,15 @@ def test_weights_that_cannot_be_fetched(capsys, images, tmp_path, monkeypatch):
     def unreachable(*_, **__):
         raise OSError("no route to the hub")
 
-    monkeypatch.setattr("timm.models._builder.load_pretrained", unreachable)
-    path = write_config(tmp_path / "config.json")
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    path = write_config(tmp_path / "config.json", anchors=["deit_tiny_patch16_224", "deit_small_patch16_224"])
     line = train(capsys, images, path, tmp_path, "--pretrained")
     assert "no route to the hub" in line
     assert "local checkpoint" in line
 
 
 def test_wrong_settings(capsys, images, config, tmp_path):
-    assert "cannot create optimizer 'adamv'" in train(capsys, images, config, tmp_path, "--opt", "adamv")
-    assert "did you mean 'cosine'" in train(capsys, images, config, tmp_path, "--sched", "cosin")
     assert "cannot prepare images" in train(capsys, images, config, tmp_path, "--aa", "nonsense")
     assert "GPU 99 does not exist" in train(capsys, images, config, tmp_path, "--device", "cuda:99")
     assert "device 'gpu' is not supported" in train(capsys, images, config, tmp_path, "--device", "gpu")
@@ -133,8 +132,44 @@ def test_mistakes_on_the_command_line(capsys, images, config):
     assert "argument 'more'; write stitchkit train DATA," in refused(capsys, "train", images, "more", "--model", "x")
     assert "unexpected argument 'b'; write stitchkit pick LEDGER," in refused(capsys, "pick", "a", "b")
     assert "--epochs" in refused(capsys, "train", images, "--epochs", "many")
-    assert "invalid choice" in refused(capsys, "trane", images)
+    assert "unknown command 'trian'; did you mean 'train'?" in refused(capsys, "trian", images)
+    assert "unknown kind 'recipes'; did you mean 'recipe'?" in refused(capsys, "schema", "recipes")
+    assert "did you mean '--learning-rate'?" in refused(capsys, "train", images, "--leraning-rate", "1")
     assert "key=value" in refused(capsys, "train", images, "--model", "x", "--model-kwargs", "depth")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--opt", "adamv"], "unknown value of --opt 'adamv'; did you mean 'adam'?"),
+        (["--opt", "adamw", "--opt-kwargs", "caution=1"], "timm cannot create optimizer 'adamw'"),
+        (["--sched", "cosin"], "unknown value of --sched 'cosin'; did you mean 'cosine'?"),
+        (["--distillation-type", "hard", "--teacher-model", "regnety_16"], "teacher: unknown timm model 'regnety_16'"),
+        (["--model", "resnet81"], "unknown timm model 'resnet81'; did you mean 'resnet18'?"),
+    ],
+)
+def test_names_are_checked_before_data_are_opened(flags, says, capsys, config, tmp_path):
+    subject = [] if "--model" in flags else ["--stitch_config", config]
+    line = refused(capsys, "train", tmp_path / "nowhere", *subject, "--output", tmp_path / "outputs", *flags)
+    assert says in line
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_an_anchor_is_checked_before_data_are_opened(capsys, tmp_path):
+    path = write_config(tmp_path / "wrong.json", anchors=["vit_tiny_patch16_224", "vit_smal_patch16_224"])
+    line = refused(capsys, "train", tmp_path / "nowhere", "--stitch_config", path)
+    assert "anchor 'vit_smal_patch16_224': unknown timm model" in line
+
+
+def test_the_settings_of_a_resumed_run_begin_another_one(images, config, tmp_path):
+    flags = ["--stitch_config", config, *FLAGS, "--output", tmp_path]
+    run = ["train", images, *flags, "--experiment", "one"]
+    assert main([*map(str, run), "--epochs", "1"]) == 0
+    assert main([*map(str, run), "--resume", "auto"]) == 0
+    (tmp_path / "one/last.pth.tar").unlink()
+    again = ["train", "-c", tmp_path / "one/args.yaml", "--experiment", "two", "--epochs", "1"]
+    assert main([*map(str, again)]) == 0
+    assert (tmp_path / "two/summary.csv").read_text().splitlines()[1].startswith("0,")
 
 
 @pytest.fixture(scope="module")

@@ -33,9 +33,10 @@ def test_the_commands_run(place, capsys):
         assert words[0] == "stitchkit"
         assert main(words[1:]) == 0, words
     output = capsys.readouterr().out
-    assert output.count("compared on 64 images from the validation split of 'data/digits'") == 3
+    assert output.count("compared on 64 images from the validation split of 'data/digits'") == 4
     assert "latency of batches of 1" in output
-    assert {path.name for path in place.glob("*.*")} == {"stitch12.safetensors", "budget.onnx", "stitch12.pt2"}
+    exports = {"stitch12.safetensors", "budget.onnx", "stitch12.pt2", "small34.onnx"}
+    assert {path.name for path in place.glob("*.*")} == exports | {"predictions.csv", "budget.csv"}
 
 
 def test_the_python_runs(place, capsys):

@@ -1,10 +1,13 @@
 """`--eval` in one pass: images are read once, a killed pass resumes, some stitches can be chosen."""
 
+import csv
 import json
 import signal
+from shutil import copyfile
 
 import pytest
 import torch.distributed as dist
+from safetensors import safe_open
 from timm.data import ImageDataset
 
 import stitchkit
@@ -36,6 +39,16 @@ def rows(folder, name):
     return read_rows(folder / name / "stitches_res.txt")
 
 
+def batches_in(part):
+    with safe_open(part, framework="pt") as file:
+        return json.loads(file.metadata()["about"])["batches"]
+
+
+def class_accuracies(folder, name):
+    with (folder / name / "per_class.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def test_law_7_the_ledger_is_that_of_one_pass_a_stitch(trained, images):
     folder, _ = trained
     model = stitchkit.create_snnet(folder / "pico.json")
@@ -50,6 +63,19 @@ def test_law_7_the_ledger_is_that_of_one_pass_a_stitch(trained, images):
         score = evaluate_stitch(model, row["cfg_id"], batches, device=world.device)
         assert (row["acc1"], row["acc5"], row["images"]) == (score.acc1, score.acc5, 20)
         assert row["loss"] == pytest.approx(score.loss, rel=1e-6)
+        labels, predicted = [], []
+        for batch, numbers in without_padding(loaders.validation, world):
+            labels += numbers.tolist()
+            predicted += model(batch, row["cfg_id"]).argmax(1).tolist()
+        shares = [
+            100 * sum(p == label == one for p, label in zip(predicted, labels, strict=True)) / labels.count(one)
+            for one in range(4)
+        ]
+        assert row["balanced_acc1"] == pytest.approx(sum(shares) / 4)
+        lines = class_accuracies(folder, "whole")
+        assert [line["class"] for line in lines] == [f"class{number}" for number in range(4)]
+        assert [int(line["images"]) for line in lines] == [5] * 4
+        assert [float(line[str(row["cfg_id"])]) for line in lines] == pytest.approx(shares)
     dist.destroy_process_group()
 
 
@@ -68,11 +94,12 @@ def test_a_killed_pass_resumes_and_ends_with_the_same_numbers(trained):
     assert main(["train", *evaluate, "single", "-b", "1"]) == 0
     part = folder / "killed/stitches_res.txt.part0"
     assert end(kill_once_there(["train", *evaluate, "killed", "-b", "1"], part)) == [-signal.SIGKILL]
-    stopped_at = json.loads(part.read_text())["batches"]
+    stopped_at = batches_in(part)
     assert 0 < stopped_at < 20
     assert not (folder / "killed/stitches_res.txt").exists()
     assert main(["train", *evaluate, "killed", "-b", "1"]) == 0
     assert rows(folder, "killed") == rows(folder, "single")
+    assert class_accuracies(folder, "killed") == class_accuracies(folder, "single")
     assert not part.exists()
 
 
@@ -85,9 +112,9 @@ def test_a_resumed_pass_computes_only_what_is_missing(trained, monkeypatch):
     monkeypatch.setattr(PartialSums, "remove", lambda self: None)
     assert main(["train", *evaluate, "first"]) == 0
     assert saved == list(range(1, 8))
-    content = json.loads((folder / "first/stitches_res.txt.part0").read_text())
+    assert batches_in(folder / "first/stitches_res.txt.part0") == 7
     (folder / "second").mkdir()
-    (folder / "second/stitches_res.txt.part0").write_text(json.dumps({**content, "batches": 7}))
+    copyfile(folder / "first/stitches_res.txt.part0", folder / "second/stitches_res.txt.part0")
     saved.clear()
     assert main(["train", *evaluate, "second"]) == 0
     assert saved == []
@@ -115,6 +142,8 @@ def test_some_stitches_and_then_the_others(trained):
     whole = {row["cfg_id"]: row for row in rows(folder, "whole")}
     later = {row["cfg_id"]: row for row in rows(folder, "some")}
     assert later.keys() == whole.keys()
+    assert class_accuracies(folder, "some")[2]["7"] == class_accuracies(folder, "whole")[2]["7"]
+    assert len(class_accuracies(folder, "some")[0]) == 2 + len(whole)
     for cfg_id, row in later.items():
         assert row["acc1"] == whole[cfg_id]["acc1"]
         assert row["loss"] == pytest.approx(whole[cfg_id]["loss"], rel=1e-6)
@@ -147,6 +176,7 @@ def test_two_ranks_resume_each_where_it_stood(trained):
     folder, evaluate = trained
     run_on_two_ranks([["train", *evaluate, name] for name in ("two", "again")])
     assert [row["images"] for row in rows(folder, "two")] == [20] * len(rows(folder, "whole"))
+    assert class_accuracies(folder, "two") == class_accuracies(folder, "whole")
     for two, whole in zip(rows(folder, "two"), rows(folder, "whole"), strict=True):
         assert two["acc1"] == whole["acc1"]
         assert two["loss"] == pytest.approx(whole["loss"], rel=1e-6)

@@ -1,5 +1,6 @@
 """`stitchkit report`: what is on the page, and what a person does with it in a real browser."""
 
+import csv
 import json
 import re
 import shlex
@@ -99,15 +100,16 @@ def test_published_ledgers_get_their_stitches_from_the_configuration(family, sha
 def test_names_need_no_weights(tmp_path, monkeypatch):
     devices = []
 
-    def create(config):
+    def create(config, **options):
         devices.append(torch.get_default_device().type)
-        return create_snnet(config)
+        return create_snnet(config, **options)
 
     monkeypatch.setattr("stitchkit.ship.report.create_snnet", create)
     assert report(LEDGER, "--stitch_config", CONFIG, "-o", tmp_path / "page.html") == 0
     assert devices == ["meta"]
 
 
+@pytest.mark.full
 def test_losses_of_stitches_are_a_picture(tmp_path):
     ledger = shutil.copy(LEDGER, tmp_path)
     lines = [
@@ -153,7 +155,7 @@ def test_pictures_for_papers(tmp_path):
     from PIL import Image
 
     for name, ledgers in (("one.png", LEVIT[:1]), ("two.png", LEVIT)):
-        assert report(*ledgers, "-o", tmp_path / "page.html", "--png", tmp_path / name, "--title", "LeViT") == 0
+        assert report(*ledgers, "-o", tmp_path / "page.html", "--plot", tmp_path / name, "--title", "LeViT") == 0
     pictures = []
     for name in ("one.png", "two.png"):
         with Image.open(tmp_path / name) as picture:
@@ -174,8 +176,8 @@ def test_what_cannot_be_shown(tmp_path, capsys, monkeypatch):
     assert "its cfg_id 0 has flops 4000000000.0, but " in refused(
         capsys, unnamed, "-o", page, "--stitch_config", CONFIG
     )
-    assert "no format '.mp4'; choose .png, .svg or .pdf" in refused(capsys, LEDGER, "-o", page, "--png", "a.mp4")
-    assert "folder 'gone' does not exist" in refused(capsys, LEDGER, "-o", page, "--png", "gone/a.png")
+    assert "no format '.mp4'; choose .png, .svg or .pdf" in refused(capsys, LEDGER, "-o", page, "--plot", "a.mp4")
+    assert "folder 'gone' does not exist" in refused(capsys, LEDGER, "-o", page, "--plot", "gone/a.png")
     (tmp_path / "eval_args.yaml").write_text("- ]")
     good = write_ledger(tmp_path / "good.txt", {"flops": 1, "acc1": 2})
     assert "eval_args.yaml', line 1 is not YAML" in refused(capsys, good, "-o", page)
@@ -266,6 +268,73 @@ def test_a_person_sorts_filters_and_chooses(page_file):
         assert page.evaluate("document.getElementById('pareto').layout.xaxis.title.text") == "parameters"
         assert "latency_ms" not in page.locator("#axis").inner_html()
         assert not page.locator("#max-latency_ms").is_visible()
+        assert wrong == []
+
+
+def test_the_table_is_saved_as_shown_and_examples_are_of_these_stitches(page_file):
+    with open_page(page_file.as_uri()) as (page, wrong):
+        page.get_by_role("button", name="top-1").click()
+        page.locator("#max-flops").fill("300k")
+        with page.expect_download() as saved:
+            page.locator("#csv").click()
+        with open(saved.value.path(), newline="") as file:
+            table = list(csv.DictReader(file))
+        assert saved.value.suggested_filename == "stitches.csv"
+        assert [row["cfg_id"] for row in table] == column(page, 1)
+        by_id = {row["cfg_id"]: row for row in read_rows(LEDGER)}
+        assert table[0].keys() == {"cfg_id", "stitch", "flops", "params", "activations", "acc1", "acc5", "loss"}
+        assert all(float(row["acc1"]) == by_id[int(row["cfg_id"])]["acc1"] for row in table), "with all digits"
+        page.locator("#clear").click()
+        example = {name: page.locator(f"#{name}").get_attribute("placeholder") for name in ("max-flops", "max-params")}
+        assert example == {"max-flops": "700k", "max-params": "40k"}
+        for name in ("max-flops", "min-acc1", "search"):
+            page.locator(f"#{name}").fill(page.locator(f"#{name}").get_attribute("placeholder"))
+            shown = int(page.locator("#count").inner_text().split()[0])
+            assert 0 < shown < 35, name
+            page.locator("#clear").click()
+        assert wrong == []
+
+
+def test_a_dark_page_has_dark_plots_and_no_legend_lies_under_their_icons(page_file):
+    grounds = """[document.querySelector(".card"), ...document.querySelectorAll(".main-svg[style*=background]")].map(
+      (one) => getComputedStyle(one).backgroundColor)"""
+    boxes = (
+        """[".legend", ".modebar"].map((name) => by("curves").lastChild.querySelector(name).getBoundingClientRect())"""
+    )
+    with open_page(page_file.as_uri()) as (page, wrong):
+        page.locator("#curves .legend").wait_for()
+        assert page.evaluate(grounds) == ["rgb(255, 255, 255)"] * 4
+        page.emulate_media(color_scheme="dark")
+        page.wait_for_timeout(500)
+        assert page.evaluate(grounds) == ["rgb(27, 33, 42)"] * 4
+        legend, icons = page.evaluate(boxes)
+        assert legend["top"] > icons["bottom"]
+        assert wrong == []
+
+
+def test_settings_and_the_batch_of_a_latency(tmp_path):
+    measured = {"latency_batch_size": 8, "latency_device": "cpu", "latency_threads": 2, "latency_precision": "float32"}
+    rows = [{"flops": 1e6 * n, "acc1": 50.0 + n, "latency_ms": 2.0 * n, **measured} for n in (1, 2)]
+    ledger = write_ledger(tmp_path / "stitches_res.txt", *rows)
+    (tmp_path / "args.yaml").write_text(f"lr: 0.25\nopt: adamw\nepochs: 300\ndata_dir: '{EVIL}'\nday: 2001\n")
+    (tmp_path / "stitches_res.yaml").write_text("crop_pct: 0.75\n")
+    page_file = tmp_path / "page.html"
+    assert report(ledger, "-o", page_file) == 0
+    with open_page(page_file.as_uri()) as (page, wrong):
+        for summary in page.locator("#settings summary").all():
+            summary.click()
+        training, evaluation = page.locator("#settings details").all_inner_texts()
+        assert training.split() == [
+            "training,",
+            "args.yaml",
+            *f"lr 0.25 opt adamw data_dir {EVIL} day 2001".split(),
+        ]
+        assert evaluation.split() == ["evaluation,", "stitches_res.yaml", "crop_pct", "0.75"]
+        page.locator("#axis").select_option("latency_ms")
+        title = page.evaluate("document.getElementById('pareto').layout.xaxis.title.text")
+        assert title == "latency of a batch of 8 (ms)"
+        assert "latency of batches of 8 on cpu, 2 CPU threads" in page.locator("#summary").inner_text()
+        assert "latency (batch of 8)" in page.locator("#details").inner_text()
         assert wrong == []
 
 

@@ -5,7 +5,6 @@ import json
 import re
 import socket
 import sys
-from dataclasses import replace
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -19,7 +18,8 @@ from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.ship.serve import Demonstration, _class_names
+from stitchkit.ship.predict import described_classes
+from stitchkit.ship.serve import Demonstration
 from stitchkit.ship.trained_snnet import Trained, calibrated, open_trained
 from tests.browser import open_page, serving
 from tests.results import pareto_like
@@ -70,13 +70,12 @@ def test_classes_have_names_where_they_are_known():
 
 
 def test_synsets_are_described():
-    trained = Trained(pico_snnet(), StitchConfig.parse(pico_config()), Recipe(), ())
     names = ("n01440764", "n01443537", "n01484850", "n01491361")
-    assert _class_names(replace(trained, classes=names))[:2] == [
+    assert described_classes(names, 4)[:2] == [
         "tench, Tinca tinca (0)",
         "goldfish, Carassius auratus (1)",
     ]
-    assert _class_names(replace(trained, classes=(*names[:3], "n00000000"))) == [*names[:3], "n00000000"]
+    assert described_classes((*names[:3], "n00000000"), 4) == [*names[:3], "n00000000"]
 
 
 def test_a_ledger_of_recalibrated_stitches_is_shown_with_their_statistics(images, tmp_path):
@@ -144,6 +143,35 @@ def test_a_checkpoint_that_knows_no_classes_takes_their_names_from_the_data(file
 
 
 @pytest.mark.full
+def test_a_program_uploads_what_is_no_image(files, tmp_path):
+    client = pytest.importorskip("gradio_client", reason="gradio is not installed")
+    content = {
+        "narrow.png": b"",
+        "many.png": b"",
+        "empty.png": b"",
+        "text.png": b"text",
+        "page.png": b"%!PS-Adobe-3.0 EPSF",
+    }
+    for name, size in {"narrow.png": (1, 20_000), "many.png": (12_000, 12_000)}.items():
+        Image.new("1", size).save(tmp_path / name)
+        content[name] = (tmp_path / name).read_bytes()
+    picture(200).save(tmp_path / "good.png")
+    content["cut.png"] = (tmp_path / "good.png").read_bytes()[:200]
+    most = max(row["flops"] for row in read_rows(files["--ledger"])) / 1e3
+    with serving(itertools.chain(*files.items())) as address:
+        page = client.Client(address, verbose=False)
+        for name, text in content.items():
+            (tmp_path / name).write_bytes(text)
+            with pytest.raises(client.exceptions.AppError, match="cannot be read"):
+                page.predict(client.handle_file(tmp_path / name), most, api_name="/run")
+        for outside in ("/etc/hostname", str(files["--resume"])):
+            with pytest.raises(client.exceptions.AppError):
+                page.predict({"path": outside, "meta": {"_type": "gradio.FileData"}}, most, api_name="/run")
+        found, _ = page.predict(client.handle_file(tmp_path / "good.png"), most, api_name="/run")
+        assert found["label"]
+
+
+@pytest.mark.full
 def test_a_person_uploads_an_image_and_moves_the_budget(files, tmp_path):
     if find_spec("gradio") is None:
         pytest.skip("gradio is not installed")
@@ -158,4 +186,8 @@ def test_a_person_uploads_an_image_and_moves_the_budget(files, tmp_path):
         page.locator(".stitch", has_text=rows[0]["stitch"]).wait_for()
         assert f"{rows[0]['acc1']:.2f} %" in page.locator(".stitch-figures").inner_text()
         assert page.locator("svg.route").get_attribute("aria-label") == rows[0]["stitch"]
+        Image.new("1", (1, 20_000)).save(tmp_path / "narrow.png")  # resized by its shorter side, it would fill 5 GB
+        page.get_by_label("Remove Image").click()
+        page.locator("input[type=file]").set_input_files(tmp_path / "narrow.png")
+        page.get_by_text("it is 1 x 20,000 pixels; one side may be 100 times the other").wait_for()
         assert wrong == []

@@ -39,7 +39,7 @@ def test_a_second_start_runs_nothing(swept, caplog):
     _, command = swept
     caplog.set_level("INFO")
     assert main(command) == 0
-    assert "2 jobs: 2 done, 0 to run, 0 failed before" in caplog.text
+    assert "2 jobs: 2 done, 0 running, 0 failed, 0 waiting" in caplog.text
 
 
 def test_an_interrupted_job_resumes_from_its_last_epoch(swept):
@@ -65,7 +65,7 @@ def test_a_job_that_fails_is_listed_with_its_reason(images, tmp_path, caplog, ca
     path.write_text(yaml.safe_dump(content))
     skip_uncut_job(path, tmp_path / "out")
     assert main(["sweep", "-c", str(path), "-o", str(tmp_path / "out"), "--device", "cpu"]) == 2
-    assert "1 jobs failed and are listed above" in capsys.readouterr().err
+    assert "1 job failed, listed above" in capsys.readouterr().err
     assert f"log: {tmp_path / 'out' / STITCHED / 'log.txt'}" in caplog.text
     assert "\n  the loss is nan at step 1" in caplog.text
 

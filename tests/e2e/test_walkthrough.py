@@ -16,7 +16,7 @@ from stitchkit.measure.ledger import read_rows
 from stitchkit.settings.flags import add_flags, resolve
 from tests.distributed.forks import end, start
 from tests.pages import commands
-from tests.support import FLAGS, ROOT, pico_config, pico_images, weights
+from tests.support import FLAGS, ROOT, demo_folder, pico_config, pico_images, weights
 
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("stitching_*/README.md")), *sorted(ROOT.glob("results/*/README.md"))]
 
@@ -133,22 +133,24 @@ def test_every_command_in_the_documents_is_one():
             add_flags(parser)
             resolve(vars(parser.parse_args(words[2:])))
         else:
-            assert words[0] in ("source", "stitchkit", "cp", "cd", "git"), words
+            assert words[0] in ("source", "stitchkit", "cp", "cd", "git", "python3"), words
             assert words[0] != "stitchkit" or not _parser().parse_known_args(words[1:])[1], words
 
 
 @pytest.mark.full
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    monkeypatch.chdir(tmp_path)
+    code, training = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    monkeypatch.chdir(demo_folder(tmp_path))
     released = stitchkit.create_snnet("configs/deit_ti_s_b.json").state_dict()
     torch.save({"model": released}, "snnet_deit.pth")
     names = {"images": torch.zeros(1, 3, 224, 224)}
     with torch.no_grad():
         exec(code, names)
-    assert capsys.readouterr().out == "71 deit_tiny_patch16_224[0:8] > deit_small_patch16_224[7:12]\n"
+    assert capsys.readouterr().out.endswith("71 deit_tiny_patch16_224[0:8] > deit_small_patch16_224[7:12]\n")
     assert torch.equal(names["logits"], names["net"](names["images"]))
+    exec(training, names)
+    assert len(names["rows"]) == 35
+    assert names["run"].checkpoint == tmp_path.joinpath("outputs/longer/last.pth.tar").relative_to(tmp_path)
 
 
 def test_the_configuration_of_the_readme_is_one(tmp_path):

@@ -50,8 +50,17 @@ def positive_map(channels, side=6):
             )
             for block in RESNET_BLOCKS
         ),
-        (VisionTransformerBlock, {"num_heads": 6, "embed_dim": 384, "mlp_ratio": 4}),
-        (SwinTransformerBlock, {"do_shift": False, "window_size": 7}),
+        (
+            VisionTransformerBlock,
+            {"num_heads": 6, "embed_dim": 384, "mlp_ratio": 4, "dropout": 0.0, "attention_dropout": 0.0},
+        ),
+        (
+            SwinTransformerBlock,
+            {
+                **{"do_shift": False, "window_size": 7, "mlp_ratio": 4},
+                **{"dropout": 0.0, "attention_dropout": 0.0, "drop_path_rate": 0.0},
+            },
+        ),
     ],
 )
 def test_arguments_have_the_published_names_and_defaults(part, defaults):

@@ -106,7 +106,7 @@ def test_a_declared_size_holds_for_images_of_any_size():
     assert sizes == [(8, 8), (8, 8)]
 
 
-@pytest.mark.parametrize(("name", "value"), [("zeros", 0.0), ("ones", 1.0), ("avg", None), (None, 0.0)])
+@pytest.mark.parametrize(("name", "value"), [("zeros", 0.0), ("ones", 1.0), ("avg", None), ("mean", None), (None, 0.0)])
 def test_the_class_token_is_what_reformat_options_say(name, value):
     parts = [resnet("x", "layer2"), adapter(16, 8), vit("blocks.1", "head", in_format="bert", out_format="vector")]
     network = build(parts, reformat_options={} if name is None else {"class_token": name})
@@ -342,8 +342,8 @@ ERRORS = {
     "wrong range": ([adapter(3, 8, num_fc=1)], r"^assembly\[0\]\.SimpleAdapter: num_fc is 1 and num_conv 1"),
     "options": (
         [adapter(3, 8)],
-        r"^reformat_options.class_token: unknown value 'mean'",
-        {"reformat_options": {"class_token": "mean"}},
+        r"^reformat_options.class_token: unknown value 'median'",
+        {"reformat_options": {"class_token": "median"}},
     ),
     "key of options": ([adapter(3, 8)], r"did you mean 'class_token'", {"reformat_options": {"classtoken": "avg"}}),
     "missing file": (
@@ -394,8 +394,10 @@ def test_weights_are_fetched_only_where_a_part_is_pretrained_and_all_fits(monkey
 
 def test_files_of_weights_are_not_asked_for_where_none_are_loaded():
     """A job that is resumed has its weights from its own checkpoint."""
-    parts = [resnet("x", "layer4", ckp_path="nowhere.pth")]
-    assert build(parts, "ClassifierHead", pretrained=False)(images()).shape == (2, 5)
+    parts = spec([resnet("x", "layer4", ckp_path="nowhere.pth")], "ClassifierHead")
+    assert build_network(parts, num_classes=5, input_size=SIZE, replaced=True)(images()).shape == (2, 5)
+    with pytest.raises(InputError, match=r"ckp_path 'nowhere\.pth' is not a file"):
+        build_network(parts, num_classes=5, input_size=SIZE, pretrained=False)
 
 
 def train(network, steps=3):
@@ -411,14 +413,14 @@ def train(network, steps=3):
 
 
 FROZEN = [
-    resnet("x", "layer2", frozen=True),
+    resnet("x", "layer2", frozen="statistics"),
     adapter(16, 8, frozen=False),
-    vit("blocks.1", "blocks.1", in_format="bert", out_format="bert", frozen=True, drop_path_rate=0.9),
-    {"Assembly": {"parts": [adapter(16, 8)], "frozen": True}},
+    vit("blocks.1", "blocks.1", in_format="bert", out_format="bert", frozen="statistics", drop_path_rate=0.9),
+    {"Assembly": {"parts": [adapter(16, 8)], "frozen": "statistics"}},
 ]
 
 
-def test_frozen_parts_keep_every_byte_and_the_others_do_not():
+def test_parts_with_frozen_statistics_keep_every_byte_and_the_others_do_not():
     network = build(FROZEN, "ClassifierHead")
     before = [digest(part) for part in (*network.parts, network.head)]
     assert any(isinstance(module, nn.BatchNorm2d) for module in network.parts[0].modules())
@@ -426,6 +428,20 @@ def test_frozen_parts_keep_every_byte_and_the_others_do_not():
     after = [digest(part) for part in (*network.parts, network.head)]
     assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True, True, False]
     assert [part.training for part in network.parts] == [False, True, False, False]
+
+
+def test_batch_norms_of_frozen_parts_learn_statistics_as_published():
+    inner = {"Assembly": {"parts": [adapter(16, 16, frozen="statistics")], "frozen": True}}
+    network = build([resnet("x", "layer2", frozen=True), inner], "ClassifierHead")
+    before = copy.deepcopy(network.state_dict())
+    train(network)
+    same = {name: torch.equal(value, before[name]) for name, value in network.state_dict().items()}
+    statistics = {name for name, _ in network.named_buffers()}
+    assert {name for name in same if not same[name]} == {
+        *(name for name in statistics if name.startswith("parts.0.")),
+        *(name for name in same if name.startswith("head.")),
+    }
+    assert len(statistics) > 12
 
 
 def test_unfrozen_trains_all_parts_and_starts_from_the_weights_of_a_frozen_job():
@@ -455,6 +471,10 @@ def test_building_runs_no_part_on_its_weights():
     assert {int(norm.num_batches_tracked) for norm in network.modules() if isinstance(norm, nn.BatchNorm2d)} == {0}
     assert network.training
     assert network.parts[1].training
+
+
+def test_a_published_part_may_be_verbose():
+    assert build([{"Net": {"model_name": "resnet18", "verbose": True, **RESNET}}])
 
 
 def test_a_frozen_model_keeps_its_classifier_and_another_gets_one_for_the_data():

@@ -123,7 +123,10 @@ def test_a_file_that_is_missing_or_not_json_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"anchors": ["a", "b"],\n "recipe": {"epochs": 1,\n "epochs": 2}}', "line 3: duplicate key epochs"),
+        (
+            '{"anchors": ["a", "b"],\n "recipe": {"epochs": 1,\n "epochs": 2}}',
+            "line 3: duplicate key recipe.epochs, which is also in line 2",
+        ),
         ('{"anchors": ["a", "b"],\n "stitch_stride": 1e999}', "1e999; JSON allows only finite numbers"),
         ("[" * 100_000, "cannot be read as JSON"),
         ('{"anchors": ["a", "b"], "stitch_stride": ' + 5000 * "9" + "}", "cannot be read as JSON"),

@@ -12,7 +12,8 @@ from timm.data.mixup import FastCollateMixup
 from timm.data.random_erasing import RandomErasing
 
 from stitchkit.data.batches import without_padding
-from stitchkit.distributed import init_world
+from stitchkit.data.loader_processes import workers_for
+from stitchkit.distributed import World, init_world
 from stitchkit.engine.loop import seed_epoch
 from stitchkit.errors import InputError
 from stitchkit.settings.by_name import make_recipe
@@ -200,3 +201,17 @@ def test_readers_of_many_libraries_are_given_their_options(monkeypatch):
         open_datasets(recipe)
     assert (seen["repeats"], seen["is_training"]) == (3.0, True)
     assert "trust_remote_code" not in seen
+
+
+def test_a_stream_is_read_by_as_many_processes_as_have_a_shard(loaders, tmp_path, caplog):
+    """The others would give nothing, and an epoch would end too soon."""
+    caplog.set_level("INFO")
+    write_shards(tmp_path)
+    stream = {"data_dir": str(tmp_path), "dataset": "wds/", "train_num_samples": 16, "val_num_samples": 4}
+    stream |= {"train_split": "train-0.tar", "val_split": "validation-0.tar", "batch_size": 4, "workers": 4}
+    found = loaders(**stream)
+    assert len(list(found.train)) == len(found.train) == 4
+    assert "the train-0.tar split has 1 shard for each rank; --workers is 1 instead of 4" in caplog.text
+    for split in (found.train, found.validation):
+        with pytest.raises(InputError, match="split has fewer shards than the 2 ranks; write more shards, or start fe"):
+            workers_for(split.dataset, 0, World(0, 2, torch.device("cpu")))

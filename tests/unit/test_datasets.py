@@ -10,13 +10,17 @@ from threading import Thread
 import pytest
 import torch
 import torchvision.datasets
+from timm.data.readers.reader_image_folder import find_images_and_targets
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.train.data import TrainingLoader, open_data
+from stitchkit.assembly.train.data import TrainingLoader, download_data, open_data
+from stitchkit.cli import main
 from stitchkit.data.batches import without_padding
 from stitchkit.data.digits import write_digits
+from stitchkit.data.folders import FolderReader
+from stitchkit.data.loader_processes import workers_for
 from stitchkit.data.sources import Source, open_dataset as open_source
 from stitchkit.data.torchvision_sets import SOURCES
 from stitchkit.distributed import World
@@ -25,7 +29,8 @@ from stitchkit.settings.flags import make_recipe
 from stitchkit.train.data import open_datasets
 from stitchnet.task import CompositionTask
 from tests import archives
-from tests.support import ROOT
+from tests.jobs import job_config, write_job
+from tests.support import FLAGS, ROOT, write_config
 
 CPU = World(0, 1, torch.device("cpu"))
 TO_TENSOR = v2.Compose([v2.Resize((8, 8)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
@@ -132,19 +137,87 @@ def served(tmp_path):
         server.shutdown()
 
 
-def test_a_download_happens_when_asked_for_alone(tmp_path, monkeypatch, served):
+@pytest.fixture
+def published(tmp_path, monkeypatch, served):
+    """A miniature of DTD where torchvision looks for the set."""
     archives.write_dtd(tmp_path / "made/dtd")
     archive = tmp_path / "dtd-r1.0.1.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(tmp_path / "made/dtd", "dtd")
     monkeypatch.setattr(torchvision.datasets.DTD, "_URL", f"{served}/{archive.name}")
     monkeypatch.setattr(torchvision.datasets.DTD, "_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+
+
+def test_a_download_happens_when_asked_for_alone(tmp_path, published):
     root = tmp_path / "root"
-    with pytest.raises(InputError, match="needs dtd/dtd/; put the files there, or allow the download"):
+    with pytest.raises(InputError, match="does not exist; it must contain dtd/dtd/; check the path, or add --download"):
         open_dataset("dtd", root=root, split="test")
     assert not root.exists()
+    root.mkdir()
+    with pytest.raises(InputError, match="needs dtd/dtd/; put the files there, or add --download"):
+        open_dataset("dtd", root=root, split="test")
+    assert not list(root.iterdir())
     assert len(open_dataset("dtd", root=root, split="test", download=True)) == 6
     assert len(open_dataset("dtd", root=root, split="test")) == 6
+
+
+def _train(root, folder):
+    config = write_config(folder / "pico.json")
+    data = ("--data", root, "--dataset", "dtd", "--download", "--epochs", 1)
+    return main(["train", *map(str, ("--stitch_config", config, *FLAGS, *data, "--output", folder / "out"))])
+
+
+def _job(root, folder):
+    path = write_job(folder, job_config(root, dataset="dtd", epochs=1))
+    return main(["job", *map(str, ("-c", path, "--data", root, "--download", "--no-pretrained", "-o", folder / "out"))])
+
+
+def _sweep(root, folder):
+    """What it does before its jobs start."""
+    path = write_job(folder, job_config(root, dataset="dtd", epochs=1))
+    return download_data([JobConfig.load(path, data_path=str(root))])
+
+
+def _compose(root, _):
+    return CompositionTask.load(root / "dtd", 8, download=True)
+
+
+@pytest.mark.parametrize("command", [_train, _job, _sweep, _compose])
+def test_every_command_downloads_when_asked(command, tmp_path, published):
+    assert command(tmp_path / "root", tmp_path) != 2
+    for split, count in (("train", 12), ("test", 6)):
+        assert len(open_dataset("dtd", root=tmp_path / "root", split=split)) == count
+
+
+NAMES = {
+    "emnist": ("emnist-digits-train", 10),
+    "EMNIST-balanced": ("emnist-balanced-train", 47),
+    "emnist-letters": ("emnist-letters-train", 27),
+}
+
+
+@pytest.mark.parametrize(("name", "there"), NAMES.items())
+def test_the_parts_of_emnist_have_names(tmp_path, name, there):
+    """The published jobs mean its digits."""
+    files, classes = there
+    archives.write_idx(tmp_path / "EMNIST/raw", files, 5)
+    images = open_dataset(name, root=tmp_path, split="train")
+    assert (len(images), len(images.classes)) == (5, classes)
+
+
+PLACES = {"imagenet-1k": "imagenet", "aid": "AID", "UCM": "UCMerced_LandUse", "eurosat": "eurosat/splits"}
+
+
+@pytest.mark.parametrize(("name", "place"), PLACES.items())
+def test_the_folders_of_the_published_jobs(tmp_path, name, place):
+    archives.write_folder(tmp_path / place, "train", "test")
+    assert both(name, tmp_path)[0].classes == ("cat", "dog")
+
+
+def test_the_folder_of_svhn_in_the_published_jobs(tmp_path, no_checksums):
+    archives.write_svhn(tmp_path / "svhn")
+    assert [len(split) for split in both("svhn", tmp_path)] == [30, 10]
+    assert len(open_dataset(str(tmp_path / "svhn"), root=None, split="test")) == 10
 
 
 @pytest.mark.parametrize("split", ["val", "validation", "test"])
@@ -244,7 +317,8 @@ def test_a_job_knows_how_many_classes_its_data_have(tmp_path):
 def test_a_job_opens_what_the_page_names(tmp_path, no_checksums):
     """Of `hfds/` a local set, so that no server is asked."""
     page = (ROOT / "docs/datasets.md").read_text()
-    rows = [row.split("|")[1] for row in page.split("\n\n")[2].splitlines()[2:]]
+    table = next(part for part in page.split("\n\n") if part.startswith("| name |"))
+    rows = [row.split("|")[1] for row in table.splitlines()[2:]]
     named = [name for row in rows for name in re.findall(r"`([^`]+)`", row) if not name.endswith("/")]  # no streams
     assert {"data/pets", "digits", "cifar10", "torch/cifar10", "hfds/timm/resisc45"} <= set(named)
     archives.write_folder(tmp_path / "data/pets", "train", "val")
@@ -270,6 +344,28 @@ def test_a_job_takes_streamed_data(tmp_path):
     assert (len(data.train), len(list(data.train)), len(list(data.test))) == (1, 1, 1)
 
 
+def test_the_shards_of_the_page_are_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    archives.write_folder(tmp_path / "data/digits", "train", "validation", count=8)
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/datasets.md").read_text(), re.DOTALL)
+    exec(compile(code, "datasets.md", "exec"), {})
+    for name, flags in {"_info.json": {}, "braces": {"split": "train-{0..7}.tar", "num_samples": 16}}.items():
+        stream = open_source(Source("wds/", "shards"), flags.pop("split", "train"), **flags)
+        labels = [label for _, label in DataLoader(stream, batch_size=None)]
+        assert sorted(labels) == [0] * 8 + [1] * 8, name
+        (tmp_path / "shards/_info.json").unlink(missing_ok=True)
+
+
+def test_a_stream_without_images_ends_a_job(tmp_path):
+    """Its loader, which starts over at its end, would do so for ever."""
+    archives.write_shards(tmp_path)
+    with tarfile.open(tmp_path / "train-0.tar", "w"):
+        pass
+    [data] = data_of_job("wds/images", tmp_path, num_classes=2)
+    with pytest.raises(InputError, match="no image that can be read"):
+        next(iter(TrainingLoader([data.train])))
+
+
 def test_a_job_takes_streams_of_hugging_face(tmp_path):
     """Of a local folder, whose images nobody has counted."""
     pytest.importorskip("datasets")
@@ -278,6 +374,7 @@ def test_a_job_takes_streams_of_hugging_face(tmp_path):
         data_of_job(name, tmp_path / "cache")
     [data] = data_of_job(name, tmp_path / "cache", num_classes=2, train_num_samples=6, val_num_samples=6)
     assert [len(labels) for _, labels in data.train] == [2, 2, 2]
+    assert workers_for(data.train.dataset, 4, CPU) == 1, "its files are one shard"
     assert torch.cat([labels for _, labels in data.test]).tolist() == [0, 0, 0, 1, 1, 1]
 
 
@@ -291,6 +388,7 @@ SPLITS = [
     (("validation", "val", "test"), "validation", "validation"),
     (("val", "test"), "validation", "val"),
     (("val", "valid"), "validation", "val"),
+    (("dev", "test"), "validation", "dev"),
     (("test",), "validation", "test"),
     (("validation", "val", "test"), "test", "test"),
     (("validation", "val"), "val", "val"),
@@ -324,31 +422,61 @@ def test_no_split_is_a_command(tmp_path):
 LACKS = r"the val split of '.*pets' lacks 1 class folders: bird; labels would not"
 
 
-def test_all_systems_have_the_same_classes(tmp_path):
-    """Nested folders are classes, empty and hidden ones and images beside them are not; upper-case suffixes count."""
+def test_all_systems_have_the_same_classes(tmp_path, caplog):
+    """A class is a direct child with an image at any depth; what is hidden, empty or beside the classes is none."""
+    caplog.set_level("INFO")
     folder = archives.write_folder(tmp_path / "pets", "train", "val", count=2, suffix="PNG")
-    archives.write_folder(folder / "train/animals", "", count=2)
-    for place in ("train/bird", "train/.cache/x", "val/.cache", "val/fish/.cache"):
+    archives.write_folder(folder / "train/cat", "", count=2)
+    for place in ("train/bird", "train/.ipynb_checkpoints/x", "val/.cache", "val/fish/.cache"):
         (folder / place).mkdir(parents=True)
-    ignored = ("train/.cache/x/1", "val/.cache/1", "val/fish/.cache/1", "train/1", "val/cat/._1")
-    for place in ignored:
+    hidden = ("train/.ipynb_checkpoints/x/1", "val/.cache/1", "val/fish/.cache/1", "val/cat/._1")
+    for place in (*hidden, "train/1"):
         archives.save(folder / f"{place}.png")
+    for name in ("webp", "gif", "bmp"):
+        archives.save(folder / f"train/dog/of_another_kind.{name}")
+    for name in ("notes.txt", "dog/README", "dog/a.pdf", "dog/film.mpg", ".DS_Store"):
+        (folder / "train" / name).touch()
+    for link in ("cat/all", "dog/again"):
+        (folder / "train" / link).symlink_to(folder / "train", target_is_directory=True)
     for is_evaluation in (True, False):
         settings = {"data_dir": str(folder), "model": "resnet18", "eval": is_evaluation}
         found = open_datasets(make_recipe(settings))
         assert (found.classes, len(found.validation)) == (("cat", "dog"), 4)
-    assert len(found.train) == 8
+    assert len(found.train) == 11
+    assert "val: 4 images, 2 classes (cat, dog)" in caplog.messages
+    assert (
+        "train: 11 images, 2 classes (cat, dog); 5 files ignored (.mpg, .pdf, .png beside the class folders, .txt, "
+        "without suffix); images in folders within a class, such as 'cat/" in caplog.text
+    )
     [data] = data_of_job("pets", tmp_path)
-    assert (data.classes, len(data.train.dataset), len(data.test.dataset)) == (("cat", "dog"), 8, 4)
+    assert (data.classes, len(data.train.dataset), len(data.test.dataset)) == (("cat", "dog"), 11, 4)
     task = CompositionTask.load(folder, 8)
-    assert (len(task.train), len(task.validation)) == (8, 4)
-    archives.save(folder / "train/deep/down/bird/1.png")
+    assert (len(task.train), len(task.validation)) == (11, 4)
+    archives.save(folder / "train/bird/deep/down/1.png")
     for is_evaluation in (True, False):
         with pytest.raises(InputError, match=LACKS):
             open_datasets(make_recipe({**settings, "eval": is_evaluation}))
     for opened in (lambda: data_of_job("pets", tmp_path), lambda: CompositionTask.load(folder, 8)):
         with pytest.raises(InputError, match=LACKS):
             opened()
+
+
+def test_the_order_of_usual_folders_is_timms(tmp_path):
+    """Runs that began with timm's order resume bit for bit."""
+    for number in (1, 2, 10, 11):
+        for name in (f"n{number:08d}_{number}.JPEG", f"n{number:08d}_1{number}.JPEG", f"b{number}.jpg"):
+            archives.save(tmp_path / f"n{number:08d}" / name)
+    samples, numbers = find_images_and_targets(str(tmp_path))
+    reader = FolderReader(tmp_path)
+    assert (reader.samples, reader.class_to_idx) == (samples, numbers)
+
+
+def test_names_in_the_log_cannot_forge_a_line(tmp_path, caplog):
+    caplog.set_level("INFO")
+    archives.save(tmp_path / "pets/train/a\nepoch 9/1.png")
+    archives.write_folder(tmp_path / "pets", "val")
+    open_dataset("pets", root=tmp_path, split="train")
+    assert r"train: 1 image, 1 class ('a\nepoch 9')" in caplog.text
 
 
 def test_training_takes_the_names_that_jobs_take(tmp_path, no_checksums):
@@ -371,15 +499,16 @@ def test_images_without_labels_are_skipped(tmp_path):
 
 def test_no_server_is_asked_unless_a_download_is(tmp_path):
     datasets = pytest.importorskip("datasets")
-    with pytest.raises(InputError, match="allow the download, which is off"):
+    with pytest.raises(InputError, match="check its name and folder, or add --download"):
         open_dataset("hfds/nobody/nothing", root=tmp_path, split="train")
     assert not datasets.config.HF_HUB_OFFLINE
 
 
 def test_a_missing_package_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr("stitchkit.optional.find_spec", lambda _: None)
-    with pytest.raises(InputError, match="pip install datasets"):
-        open_dataset("hfds/nobody/nothing", root=tmp_path, split="train")
+    for name in ("hfds/nobody/nothing", "wds/images"):
+        with pytest.raises(InputError, match=r"pip install 'stitchkit\[data\]'"):
+            open_dataset(name, root=tmp_path, split="train")
 
 
 def test_streams_through_timm(tmp_path):
@@ -404,5 +533,11 @@ def test_every_row_of_the_table_is_one_that_torchvision_knows(tmp_path, key):
 def test_names_that_do_not_exist():
     with pytest.raises(InputError, match="did you mean 'cifar10'"):
         open_dataset("cifra10", root=None, split="train")
+    with pytest.raises(InputError, match="'fmow' is one of WILDS, which is not read here; write it as an image folder"):
+        open_dataset("fmow", root=None, split="train")
+    with pytest.raises(
+        InputError, match="'RESISC45' is an image folder, and 'resisc45' has no train/; put it there, or w"
+    ):
+        open_dataset("RESISC45", root=None, split="train")
     with pytest.raises(InputError, match="name the folder with eurosat/2750/"):
         open_dataset("EuroSAT", root=None, split="train")

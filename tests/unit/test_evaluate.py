@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from stitchkit.errors import InputError
-from stitchkit.measure.evaluate import evaluate_stitch
+from stitchkit.measure.evaluate import Score, evaluate_stitch
+from stitchkit.measure.per_class import PER_CLASS, write_per_class
 from stitchkit.train.evaluation import _check_origin
 from tests.support import pico_images, pico_snnet
 
@@ -24,6 +25,32 @@ def test_scores_are_counts():
         ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
         assert score.acc5 == pytest.approx(100 * (ranks < 5).sum().item() / 23)
         assert score.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
+
+
+def test_classes_are_counted_each_and_balanced_accuracy_is_their_mean():
+    logits = torch.eye(3)[[0, 0, 1, 1, 2, 0]]
+    labels = torch.tensor([0, 0, 0, 1, -1, 1])
+    batches = [(logits[:2], labels[:2]), (logits[2:], labels[2:])]
+    score = evaluate_stitch(torch.nn.Identity(), None, batches, device=CPU, num_classes=3)
+    assert (score.class_hits, score.class_images) == ((2, 1, 0), (3, 2, 0))
+    assert score.class_acc1 == pytest.approx([200 / 3, 50, None])
+    assert score.figures["balanced_acc1"] == pytest.approx((200 / 3 + 50) / 2)
+    assert "balanced_acc1" not in score._replace(class_hits=(), class_images=()).figures
+
+
+def test_accuracies_of_classes_are_kept_only_beside_the_same_images(tmp_path):
+    score = Score(50.0, 100.0, 1.0, 4, (1, 0), (2, 2))
+    write_per_class(tmp_path, ["a", "b,c"], {"3": score, "4": score})
+    write_per_class(tmp_path, ["a", "b,c"], {"5": score}, keep=["3"])
+    assert (tmp_path / PER_CLASS).read_text().split() == [
+        "class,images,3,5",
+        "a,2,50.0000,50.0000",
+        '"b,c",2,0.0000,0.0000',
+    ]
+    write_per_class(tmp_path, ["a", "b,c"], {"5": score._replace(class_images=(2, 0))}, keep=["3"])
+    assert (tmp_path / PER_CLASS).read_text().split() == ["class,images,5", "a,2,50.0000", '"b,c",0,']
+    (tmp_path / PER_CLASS).write_bytes(b"\xff\0,")
+    write_per_class(tmp_path, ["a", "b,c"], {"5": score}, keep=["3"])
 
 
 def test_a_stitch_is_judged_in_evaluation_mode_and_the_mode_comes_back():

@@ -112,7 +112,7 @@ def test_pretrained_is_on_for_anchors_and_off_for_a_single_model(config):
         ("scale: null", "scale is None; it must be a list"),
         ("scale: [a, b]", r"scale\[0\] is 'a'; it must be a number"),
         ("lr: .nan", "lr is nan; it must be finite"),
-        ("epochs: 2\nlr: 1\nepochs: 3", "line 3: duplicate key epochs"),
+        ("epochs: 2\nlr: 1\nepochs: 3", "line 3: duplicate key epochs, which is also in line 1"),
         ("seed: 2026-13-45", "cannot be read"),
         ("seed: " + 5000 * "9", "cannot be read"),
         ("scale: &a [*a, 1]", "line 1: an alias contains itself"),
@@ -154,3 +154,57 @@ def test_a_mistake_in_the_recipe_of_a_configuration_is_named(tmp_path):
     path.write_text(json.dumps(pico_config(recipe={"bath_size": 4})))
     with pytest.raises(InputError, match="did you mean 'batch_size'"):
         parse("data", "--stitch_config", str(path))
+
+
+def test_a_key_given_twice_is_an_error_in_every_format(config, tmp_path):
+    (tmp_path / "twice.json").write_text('{"epochs": 1, "\\u0065pochs": 2}')
+    (tmp_path / "merged.yaml").write_text("scale: &a {x: 1}\nratio: {<<: *a, <<: *a}\n")
+    for name in ("twice.json", "merged.yaml"):
+        with pytest.raises(InputError, match=r"duplicate key (epochs|ratio\.<<)"):
+            parse("data", "--stitch_config", config, "-c", str(tmp_path / name))
+    with pytest.raises(InputError, match="--model-kwargs has depth twice"):
+        parse("data", "--model", "vit", "--model-kwargs", "depth=3", "depth=4")
+
+
+@pytest.mark.parametrize(
+    "content", ["key: [hunter2", "hunter2: 1\nhunter2: 2", "token: hunter2", "hunter2", "- hunter2", "!hunter2 1"]
+)
+def test_a_file_included_from_elsewhere_is_not_quoted(content, tmp_path):
+    (tmp_path / "secret.yml").write_text(content)
+    (tmp_path / "mine").mkdir()
+    path = tmp_path / "mine/args.yaml"
+    for lines in ("epochs: !include ../secret.yml", "!include ../secret.yml", f"lr: !include {tmp_path}/secret.yml"):
+        path.write_text(lines)
+        with pytest.raises(InputError) as refused:
+            parse("data", "--model", "vit", "-c", str(path))
+        assert "hunter2" not in str(refused.value)
+        assert "secret.yml" in str(refused.value) or "args.yaml" in str(refused.value)
+
+
+def test_a_file_included_from_beside_is_quoted(tmp_path):
+    (tmp_path / "more.yml").write_text("[1, two]")
+    (tmp_path / "args.yaml").write_text("scale: !include more.yml")
+    with pytest.raises(InputError, match=r"scale\[1\] is 'two'; it must be a number"):
+        parse("data", "--model", "vit", "-c", str(tmp_path / "args.yaml"))
+
+
+def test_settings_given_as_a_stitch_configuration_are_recognised(tmp_path):
+    (tmp_path / "args.yaml").write_text("epochs: 3\nlr: 0.1\nstitch_config: mine.json\n")
+    with pytest.raises(InputError, match=r"args.yaml' holds settings of a run, for -c; .* the anchors, 'mine.json'"):
+        parse("data", "--stitch_config", str(tmp_path / "args.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--epochs", "3"], "--epochs 3 ends within the warm-up of 5 epochs"),
+        (["--epochs", "5", "--warmup-epochs", "5"], "--epochs 5 ends within"),
+        (["--epochs", "3", "--warmup-epochs", "2"], ""),
+        (["--epochs", "3", "--warmup-prefix"], ""),
+        (["--epochs", "3", "--sched", "none"], ""),
+    ],
+)
+def test_a_training_that_ends_within_its_warm_up_is_reported(flags, said, caplog):
+    parse("data", "--model", "vit", *flags)
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.text)

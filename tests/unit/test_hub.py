@@ -159,7 +159,9 @@ def test_a_folder_from_before_names_and_settings_were_kept(model, folder):
 
 def test_no_path_of_the_machine_is_in_a_folder(tmp_path):
     config = pico_config()
-    config["anchors"][0]["checkpoint"] = str(tmp_path / "secret.pth")
+    anchor = config["anchors"][0]
+    torch.save(stitchkit.create_model(anchor["name"], **anchor["kwargs"]).state_dict(), tmp_path / "secret.pth")
+    anchor["checkpoint"] = str(tmp_path / "secret.pth")
     stitchkit.HubSNNet(write_config(tmp_path / "pico.json", anchors=config["anchors"])).save_pretrained(
         tmp_path / "hub"
     )

@@ -1,13 +1,20 @@
 """The configuration of a job: published keys load, mistakes name their file, line and nearest valid choice."""
 
+import argparse
+
 import pytest
 import torch
 import yaml
 from PIL import Image
 from torchvision.transforms import v2
 
+from stitchkit.assembly.commands import job
 from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.config.job_settings import check_job
 from stitchkit.assembly.config.settings import TrainConfig
+from stitchkit.assembly.parts.spec import class_token_of
+from stitchkit.assembly.train.job import engine_settings
+from stitchkit.assembly.train.metrics import check_metrics
 from stitchkit.assembly.train.optim import (
     OPTIMIZERS,
     SCHEDULERS,
@@ -112,6 +119,7 @@ def load(path, **changes):
     config = JobConfig.load(path, **changes)
     with naming(path):
         check_training(config.train_config)
+        check_metrics(config.metrics)
     return config
 
 
@@ -258,7 +266,17 @@ def test_files_that_are_not_configurations(tmp_path, text, words):
         ("  epochs: 3", "  epochs: 3\n  data_preprocessing:\n    image_size: 32\n    random_resize_scale: [1.0, 0.5]",
          "line 8: train_config.data_preprocessing.random_resize_scale: it is [1.0, 0.5]; set the smallest"),
         ("train_config:", "metrics: [{metric_fn: f1}]\ntrain_config:",
-         "line 3: metrics[0].metric_fn: unknown value 'f1'"),
+         "line 3: metrics[0].metric_fn: unknown metric 'f1'"),
+        ("train_config:", "metrics: [{metric_fn: cross_entropi}]\ntrain_config:",
+         "metrics[0].metric_fn: unknown metric 'cross_entropi'; did you mean 'cross_entropy'?"),
+        ("train_config:", "metrics: [{metric_fn: topk_accuracy, metric_fn_args: {topk: [1, 0]}}]\ntrain_config:",
+         "metrics[0]: metric_fn_args.topk is 0; it must be a number from 1 on"),
+        ("train_config:", "metrics: [{metric_fn: mse_loss, metric_fn_args: {reduction: sum}}]\ntrain_config:",
+         "metrics[0].metric_fn_args.reduction: a figure is a mean over images"),
+        ("train_config:", "metrics: [{metric_fn: nll_loss, metric_fn_args: {k: 1}}]\ntrain_config:",
+         "metrics[0]: nll_loss rejects outputs, labels and metric_fn_args"),
+        ("train_config:", "metrics: [{metric_fn: accuracy, metric_fn_args: {topk: 5}}]\ntrain_config:",
+         "metrics[0]: metric_fn_args.topk: accuracy does not take it"),
         ("  Net: {model_name: resnet18}", "  Net: {}\n  Subnet: {}",
          "line 1: model: {'Net': {}, 'Subnet': {}} is not a part; write one class name"),
         ("model:", "gaps: []\nmodel:", "line 1: gaps: this file is a sweep, not a job; use stitchkit sweep"),
@@ -420,6 +438,73 @@ def test_normalisation_and_augmentation():
     assert torch.equal(prepared(data_augmentation=flip), plain), "tests see no augmentation"
 
 
+def test_images_of_a_height_and_a_width_keep_their_proportions():
+    for mode in ("shortest", "longest", "squash"):
+        assert prepared(resize_mode=mode, image_size=[20, 10]).shape == (3, 20, 10)
+        assert prepared(training=True, image_size=[20, 10]).shape == (3, 20, 10)
+    filled = prepared(resize_mode="longest", image_size=[20, 10])  # the picture is twice as wide as high
+    assert filled[:, :7].max() == filled[:, 13:].max() == 0
+    assert filled[:, 8:12, -1].min() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("dataset", "mean", "policy"),
+    [
+        ("cifar10", [125.3 / 255, 123 / 255, 113.9 / 255], "cifar10"),
+        ("CIFAR100", [129.3 / 255, 124.1 / 255, 112.4 / 255], "cifar10"),
+        ("svhn", [0.485, 0.456, 0.406], "svhn"),
+        ("dtd", [0.485, 0.456, 0.406], "imagenet"),
+    ],
+)
+def test_data_sets_have_the_published_normalisation_and_augmentation(dataset, mean, policy):
+    def steps(**how):
+        [task] = train_config(dataset=dataset, data_preprocessing=how, data_augmentation=True).resolved_tasks
+        return create_transform(task, "train_config", training=True).transforms
+
+    assert steps()[-1].mean == mean
+    assert steps(mean=0, std=1)[-1].mean == [0.0]
+    assert [step.policy.value for step in steps() if isinstance(step, v2.AutoAugment)] == [policy]
+
+
+def test_published_spellings_of_settings(tmp_path):
+    text = (
+        SMALL
+        + "  lr_scheduler: DummyScheduler\n  data_preprocessing: {to_rgb: true, mean: 0.5, image_size: [64, 32]}\n"
+    )
+    config = load(write(tmp_path, text + "device: 0\nverbose: 2\nreformat_options: {class_token: mean}\n"))
+    assert config.device == "cuda:0"
+    assert engine_settings(config).log_interval == 1
+    assert config.train_config.resolved_tasks[0].data_preprocessing.size == (64, 32)
+    assert create_schedule(config.train_config, None) is None
+    assert class_token_of(config.reformat_options, "zeros") == "avg"
+    assert "to_rgb: it is false, but networks take" in refusal(
+        tmp_path, SMALL + "  data_preprocessing: {to_rgb: false}\n"
+    )
+    parts = "model: {Assembly: {parts: [{SwinTransformerBlock: {num_heads: 1, drop_path_rate: %s, dropout: 0.1}}]}}"
+    whole = SMALL.replace("model:\n  Net: {model_name: resnet18}", parts % 0.1)
+    assert load(write(tmp_path, whole)).model
+    assert "drop_path_rate is 2" in refusal(tmp_path, whole.replace("drop_path_rate: 0.1", "drop_path_rate: 2"))
+
+
+def test_published_flags_set_their_keys(tmp_path):
+    flags = (
+        "--wd 0.1 --momentum 0.9 --learning-rate 0.2 --non-strict --checkpoint-initial-model --dataset digits -vv -e 7 "
+    )
+    flags += "--image-size 64,32 --data-augmentation -d 0 --project p --entity e --group g --id i --dest out "
+    flags += "--metrics-dest out/r.pkl"
+    parser = argparse.ArgumentParser()
+    job.add_flags(parser)
+    given = vars(parser.parse_args(["-c", str(write(tmp_path, SMALL)), *flags.split()]))
+    path, *_ = (given.pop(key) for key in ("config", "smoke_test", "dry_run"))
+    config = JobConfig.load(path, **given)
+    train = config.train_config
+    assert (train.optimizer_args, train.epochs) == ({"weight_decay": 0.1, "momentum": 0.9, "lr": 0.2}, 7)
+    assert (train.dataset, train.data_preprocessing) == ("digits", {"image_size": [64, 32], "data_augmentation": True})
+    assert (config.strict_load, config.checkpoint_initial_model, config.verbose) == (False, True, 2)
+    assert (config.device, config.save_dir, config.metrics_output) == ("cuda:0", "out", "out/r.pkl")
+    assert (config.project, config.entity, config.group, config.id) == tuple("pegi")
+
+
 def test_named_policies_and_nested_transforms():
     listed = [
         {"AutoAugment": {"policy": "cifar10"}},
@@ -449,7 +534,7 @@ def test_a_schedule_that_torch_cannot_begin_inside_another_is_refused():
 def test_a_key_that_is_there_twice_is_refused(tmp_path):
     path = tmp_path / "job.yml"
     path.write_text("workers: 1\ntrain_config:\n  epochs: 1\n  dataset: digits\n  epochs: 2\n")
-    with pytest.raises(InputError, match="line 5: duplicate key epochs"):
+    with pytest.raises(InputError, match=r"line 5: duplicate key train_config\.epochs, which is also in line 3"):
         JobConfig.load(path)
 
 
@@ -458,3 +543,14 @@ def test_a_sweep_is_refused_for_its_training_before_it_is_planned(tmp_path, caps
     path.write_text(path.read_text().replace("train_config:\n", "train_config:\n  optimizer: AdamWW\n"))
     assert main(["sweep", "-c", str(path), "-o", str(tmp_path / "out"), "--dry-run"]) == 2
     assert "train_config.optimizer: unknown optimizer 'AdamWW'; did you mean 'AdamW'?" in capsys.readouterr().err
+
+
+def test_a_rate_where_the_published_system_ignores_it_is_reported_and_typos_are_errors(tmp_path, caplog):
+    path = write(tmp_path, SMALL + "  lr: 1.0e-3\n")
+    check_job(path)  # which the command calls too
+    config = load(path)
+    assert [record.message for record in caplog.records] == [
+        f"'{path}': train_config.lr is ignored, as in the published system; move it to train_config.optimizer_args"
+    ]
+    assert config == load(write(tmp_path, SMALL))
+    assert "train_config.lrs: unknown key 'lrs'" in refusal(tmp_path, SMALL + "  lrs: 1.0e-3\n")

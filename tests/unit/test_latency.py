@@ -1,64 +1,120 @@
-"""Latency, composed of steps and measured as a whole."""
+"""Latency: of networks in turns, with a verdict on whether it can be trusted."""
 
+import itertools
 import time
 
 import pytest
 import torch
 from torch import nn
 
+import stitchkit
 from stitchkit.cli import main
 from stitchkit.measure import latency
-from stitchkit.measure.latency import add_latencies, latency_ms
-from stitchkit.measure.ledger import read_rows
-from stitchkit.measure.profile import RouteCosts
-from tests.support import pico_snnet, write_config
+from stitchkit.measure.latency import add_latencies, latencies
+from stitchkit.measure.latency_verdict import latency_note, without_unreliable
+from stitchkit.measure.ledger import read_rows, write_rows
+from stitchkit.ship.report import read_ledgers
+from tests.support import pico_config, pico_snnet, write_config
 
 
 class Sleep(nn.Module):
-    """Takes as long as a test says."""
+    """Takes as long as a test says: a time in seconds, or one for each call."""
 
     def __init__(self, seconds):
         super().__init__()
-        self.seconds = seconds
+        self.seconds = itertools.repeat(seconds) if isinstance(seconds, float) else itertools.chain(seconds)
         self.calls = 0
 
     def forward(self, x):
         self.calls += 1
-        time.sleep(self.seconds)
+        time.sleep(next(self.seconds))
         return x
 
 
-def test_a_latency_is_that_of_one_pass_after_a_warm_up():
+def test_a_latency_is_that_of_one_pass_after_a_warm_up(monkeypatch):
+    monkeypatch.setattr(latency, "_SECONDS", 0.1)
     module = Sleep(0.01)
-    assert latency_ms(module, torch.zeros(1)) == pytest.approx(10, rel=0.3)
-    assert module.calls >= 2 + 10
+    (found,) = latencies([module], torch.zeros(1), limit_s=1)
+    assert found.ms == pytest.approx(10, rel=0.3)
+    assert module.calls >= 2 * 7
     assert module.training, "the mode is kept"
 
 
-def test_a_stitch_takes_what_its_steps_take(monkeypatch):
-    model = pico_snnet()
-    meter = RouteCosts(model, latency_ms, batch_size=3)
-    seen = []
-    monkeypatch.setattr(meter, "_measure", lambda step, x: seen.append(len(x)) or float(len(seen)))
-    stitch = model.space[5]
-    steps = model.steps(stitch)
-    assert meter.cost(stitch) == sum(range(1, len(steps) + 1))
-    assert set(seen) == {3}
-    assert meter.cost(stitch) == sum(range(1, len(steps) + 1)), "a step is measured once"
-    assert len(seen) == len(steps)
+def test_networks_take_turns_so_that_a_slow_while_is_slow_for_all(monkeypatch):
+    monkeypatch.setattr(latency, "_SECONDS", 0.0)
+    order = []
+    modules = [Sleep(0.001), Sleep(0.001)]
+    for number, module in enumerate(modules):
+        module.register_forward_hook(lambda *_, number=number: order.append(number))
+    latencies(modules, torch.zeros(1), limit_s=0.0)
+    assert order == 7 * [0, 0, 1, 1]
 
 
-def test_rows_get_latency_and_throughput(monkeypatch):
-    monkeypatch.setattr(latency, "_SECONDS", 0.01)
+@pytest.mark.parametrize(
+    "seconds",
+    [itertools.cycle([0.001, 0.001, 0.02, 0.02]), itertools.chain([0.001] * 20, itertools.repeat(0.01))],
+    ids=["two speeds", "slower after a while"],
+)
+def test_what_does_not_settle_is_unreliable(seconds):
+    found = latencies([Sleep(seconds), Sleep(0.001)], torch.zeros(1), limit_s=0.4)
+    assert not found[0].reliable
+    assert f"± {found[0].spread_percent:.0f} %" in found[0].doubt
+
+
+def test_rounds_are_repeated_until_the_medians_are_stable(monkeypatch):
+    monkeypatch.setattr(latency, "_SECONDS", 0.0)
+    monkeypatch.setattr(latency, "_SPREAD_PERCENT", 20.0)
+    module = Sleep(itertools.chain(8 * [0.05], itertools.repeat(0.001)))
+    (found,) = latencies([module], torch.zeros(1), limit_s=30)
+    assert found.reliable
+    assert module.calls > 2 * 7
+
+
+def test_rows_get_latencies_and_how_they_were_measured(short_timing):
     rows = [{"cfg_id": 2}, {"cfg_id": 5}]
     said = add_latencies(rows, pico_snnet(), batch_size=4)
     assert all(row["images_per_s"] == pytest.approx(4000 / row["latency_ms"]) for row in rows)
-    assert "batches of 4 on cpu" in said
-    assert "2 stitches measured as a whole differ by" in said
+    for row in rows:
+        assert row["latency_device"].startswith("cpu (")
+        assert (row["latency_threads"], row["latency_batch_size"], row["latency_precision"]) == (1, 4, "float32")
+        assert row["latency_spread_percent"] >= 0
+        assert row["latency_reliable"] is True
+    assert said == latency_note(rows)
+    assert "batches of 4 on cpu (" in said
+    assert "1 CPU thread, float32: medians, at most ±" in said
 
 
-def test_the_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(latency, "_SECONDS", 0.001)
+def test_one_disturbed_stitch_makes_all_latencies_unreliable(monkeypatch):
+    monkeypatch.setattr(latency, "_LIMIT_SECONDS", 0.3)
+    model, rows = pico_snnet(), [{"cfg_id": 0}, {"cfg_id": 2}]
+    pause = itertools.cycle([0.0, 0.0, 0.02, 0.02])
+    model.views["b"].model.blocks[2].register_forward_hook(lambda *_: time.sleep(next(pause)))
+    assert add_latencies(rows, model, batch_size=1).endswith("; unreliable")
+    assert [row["latency_reliable"] for row in rows] == [False, False]
+    assert rows[1]["latency_spread_percent"] > 5
+    assert not any("latency_ms" in row for row in without_unreliable(rows))
+    assert "latency_ms" in rows[0]
+
+
+def test_a_report_leaves_unreliable_latencies_out_unless_allowed(tmp_path):
+    row = {"cfg_id": 0, "flops": 1, "acc1": 5.0, "latency_ms": 2.0, "latency_reliable": False}
+    write_rows(tmp_path / "r.txt", [row])
+    for allowed in (False, True):
+        (content,) = read_ledgers([tmp_path / "r.txt"], allow_unreliable=allowed)
+        assert ("latency_ms" in content["rows"][0]) is allowed
+
+
+def test_a_model_card_says_how_latencies_were_measured(short_timing):
+    model = stitchkit.HubSNNet(pico_config())
+    model.ledger = [{"cfg_id": 0, "flops": 1, "acc1": 5.0}]
+    said = add_latencies(model.ledger, model, batch_size=2)
+    assert f"How latencies were measured: {said}.\n" in str(model.generate_model_card())
+    model.ledger[0]["latency_reliable"] = False
+    card = str(model.generate_model_card())
+    assert "latenc" not in card.split("## Pareto front")[1]
+
+
+def test_the_command(tmp_path, short_timing, capsys):
     config, out = write_config(tmp_path / "pico.json"), tmp_path / "costs.txt"
     command = ["profile", "--stitch_config", str(config), "--latency", "--device", "cpu"]
     assert main([*command, "-b", "2", "--output", str(out)]) == 0

@@ -1,5 +1,7 @@
 """Running a sweep: what is skipped, listed, retried; where jobs are sent. No job trains here."""
 
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -7,13 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from submitit.core.utils import DelayedSubmission
 
-from stitchkit.assembly.sweep import cluster
 from stitchkit.assembly.sweep.cluster import LocalPool, create_cluster
-from stitchkit.assembly.sweep.launch import run_sweep
+from stitchkit.assembly.sweep.launch import logged, run_sweep
 from stitchkit.assembly.sweep.worker import SweepJob
+from stitchkit.engine.run_log import begin_log
 from stitchkit.errors import InputError
+from tests.clusters import between_polls
 from tests.distributed.forks import hold_lock
 from tests.support import sweep_jobs, write_sweep
 
@@ -32,12 +34,6 @@ class FakeCluster:
                 yield job
         finally:
             self.is_closed = True
-
-
-def between_polls(monkeypatch, *steps):
-    """Do something at each poll of a cluster, instead of waiting."""
-    rest = iter(steps)
-    monkeypatch.setattr(cluster, "time", SimpleNamespace(sleep=lambda _: next(rest)()))
 
 
 @pytest.fixture
@@ -85,7 +81,7 @@ def test_jobs_that_have_their_result_are_skipped(folders):
 def test_failed_jobs_are_listed_with_their_logs_and_retried_on_request(folders, caplog):
     caplog.set_level("INFO")
     ends = {NAMES[1]: lambda folder: folder.fail("out of luck"), NAMES[2]: lambda folder: folder.fail("out of luck")}
-    with pytest.raises(InputError, match="2 jobs failed and are listed above"):
+    with pytest.raises(InputError, match="2 jobs failed, listed above with the logs"):
         run(folders, ends)
     assert states(folders) == ["done", "failed", "failed"]
     assert caplog.text.count("\n  out of luck\n") == 2
@@ -96,9 +92,27 @@ def test_failed_jobs_are_listed_with_their_logs_and_retried_on_request(folders, 
     assert states(folders) == ["done"] * 3
 
 
+def test_a_sweep_says_when_each_job_ended_and_how_long_the_rest_takes(folders, tmp_path, caplog):
+    caplog.set_level("INFO")
+    folders[1].result.touch()
+    with logged():
+        begin_log(tmp_path / "out")
+        run(folders)
+    rest = "done; 0:00:00 so far, about 0:00:00 left"
+    lines = ["3 jobs: 1 done, 0 running, 0 failed, 2 waiting", f"1/2 {NAMES[0]}: {rest}", f"2/2 {NAMES[2]}: {rest}"]
+    assert [record.message for record in caplog.records] == lines
+    clock = r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d  "
+    log = (tmp_path / "out/log.txt").read_text()
+    assert re.fullmatch("".join(f"{clock}{re.escape(line)}\n" for line in lines), log)
+    with logged():
+        begin_log(tmp_path / "out")
+        run(folders)
+    assert (tmp_path / "out/log.txt").read_text().endswith("  3 jobs: 3 done, 0 running, 0 failed, 0 waiting\n")
+
+
 def test_a_job_that_was_killed_runs_again_unasked(folders, caplog):
     caplog.set_level("INFO")
-    with pytest.raises(InputError, match="1 jobs were interrupted and are listed above"):
+    with pytest.raises(InputError, match="1 job interrupted, listed above with the logs"):
         run(folders, {NAMES[2]: lambda folder: None})
     assert f"interrupted: {NAMES[2]}\n  killed, cancelled or out of memory\n  log: {folders[2].log}" in caplog.text
     assert run(folders) == [NAMES[2]]
@@ -180,6 +194,24 @@ def test_a_job_that_outlived_its_sweep_is_waited_for_and_started_once_it_is_kill
     assert started == [(folders[1], 1), (folders[0], 0)]
 
 
+def test_a_job_that_is_starting_is_waited_for(folders, sweep, tmp_path):
+    """It loads torch for seconds before it takes its lock; a sweep that is killed meanwhile must not start it again."""
+    here = folders[0].path / "submitit/result-3.x1y2"
+    here.mkdir(parents=True)
+    command = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()", str(here)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        (here / f"{process.pid}_submitted.pkl").touch()
+        assert states(folders) == ["running", "waiting", "waiting"]
+        assert SweepJob(folders[0].path, 4).state == "waiting"  # a run with another seed
+        with pytest.raises(InputError, match=r"train_config\.epochs 2, not 5"):
+            sweep_jobs(sweep, tmp_path / "out", epochs=5)
+        process.kill()
+    assert states(folders) == ["waiting"] * 3
+    (here / f"{os.getpid()}_submitted.pkl").touch()  # a number that belongs to another process by now
+    assert states(folders) == ["waiting"] * 3
+
+
 def test_a_pool_that_is_left_stops_its_jobs(monkeypatch, tmp_path):
     def interrupt():
         raise KeyboardInterrupt
@@ -196,60 +228,6 @@ def test_a_pool_that_is_left_stops_its_jobs(monkeypatch, tmp_path):
 def test_a_preempted_job_is_started_again_as_it_was(tmp_path):
     job = SweepJob(tmp_path)
     assert job.checkpoint().function == job
-
-
-def test_slurm_gets_an_array_and_the_parameters(monkeypatch, folders, tmp_path):
-    """Slurm's commands are played by scripts; tests/slurm runs the real ones."""
-    bin = tmp_path / "bin"
-    bin.mkdir()
-    queue = tmp_path / "queue"
-    queue.write_text("")
-    scripts = {
-        "sbatch": f"cp $1 {tmp_path}/sent; echo Submitted batch job 12",
-        "squeue": f"cat {queue}",
-        "srun": "true",
-    }
-    for name, script in scripts.items():
-        (bin / name).write_text(f"#!/bin/sh\n{script}\n")
-        (bin / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{bin}:/usr/bin:/bin")
-    options = {
-        "jobs": 2,
-        "gpus": 2,
-        "partition": "big",
-        "cpus": 4,
-        "mem_gb": 8,
-        "hours": 1.5,
-        "sbatch": ["qos=low", "exclusive"],
-    }
-    queue.write_text("12_0\n12_1\n12_2\n99\n")
-    between_polls(monkeypatch, lambda: queue.write_text(""), lambda: None)
-    assert [*create_cluster("slurm", folder=tmp_path / "out", **options).run(folders)] == folders  # gone twice
-    sent = (tmp_path / "sent").read_text()
-    asked = "array=0-2%2 partition=big gpus-per-node=2 ntasks-per-node=2 cpus-per-task=4 mem=8192MB time=90 requeue"
-    for line in (*asked.split(), "qos=low", "exclusive", "signal=USR2@90"):
-        assert f"#SBATCH --{line}\n" in sent
-    submitted = sorted((tmp_path / "out/submitit").glob("*/*_submitted.pkl"))
-    assert len(submitted) == 3
-    assert all(DelayedSubmission.load(file)._timeout_countdown > 10_000 for file in submitted)  # times it may resume
-
-    # A second launcher finds the jobs in the queue and sends nothing.
-    def end_two():
-        folders[0].result.touch()
-        queue.write_text("12_2\n")
-
-    queue.write_text("12_0\n12_1\n12_2\n99\n")
-    (tmp_path / "sent").unlink()
-    between_polls(monkeypatch, end_two, lambda: None)
-    ended = create_cluster("slurm", folder=tmp_path / "out", **options).run(folders)
-    assert [next(ended), next(ended)] == folders[:2]  # the second is gone twice, and without a result
-    assert not (tmp_path / "sent").exists()
-
-
-def test_where_there_is_no_slurm(monkeypatch, folders, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(InputError, match="there is no Slurm on this machine"):
-        next(create_cluster("slurm", folder=tmp_path, jobs=1, gpus=0).run(folders))
 
 
 @pytest.mark.parametrize(
@@ -302,12 +280,3 @@ def test_without_submitit(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(InputError, match=r"pip install 'stitchkit\[jobs\]'"):
         create_cluster("local", folder=tmp_path, jobs=1, gpus=0)
-
-
-def test_slurm_that_does_not_answer(monkeypatch):
-    def fail(command, **_):
-        raise subprocess.CalledProcessError(1, command, stderr="slurm_load_jobs error\n")
-
-    monkeypatch.setattr(cluster.subprocess, "run", fail)
-    with pytest.raises(InputError, match="Slurm does not answer: slurm_load_jobs error"):
-        cluster._queue()

@@ -4,11 +4,13 @@ import json
 
 import pytest
 
+from stitchkit.cli import main
 from stitchkit.display import quantity
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import Ledger, read_rows, write_rows
 from stitchkit.measure.pareto import pareto_front, plot, table
 from stitchkit.measure.profile import Cost, Profiler
+from tests.commands import refused
 from tests.support import pico_snnet
 
 FIGURES = {"acc1": 50.0, "acc5": 100.0, "loss": 1.0, "images": 20}
@@ -86,7 +88,11 @@ def test_a_file_from_another_configuration_is_refused_and_kept(change, message, 
 
 
 @pytest.mark.parametrize(
-    "text", ["nonsense\n", "[]\n", '{"flops": 1}\n', '{"cfg_id": "1"}\n', '{"cfg_id": 1, "acc1": null}\n']
+    "text",
+    [
+        *("nonsense\n", "[]\n", '{"flops": 1}\n', '{"cfg_id": "1"}\n', '{"cfg_id": true}\n'),
+        *('{"cfg_id": 1, "acc1": null}\n', '{"cfg_id": 1, "flops": true}\n', '{"cfg_id": 1, "latency_reliable": 1}\n'),
+    ],
 )
 def test_what_is_not_a_ledger_is_named(text, tmp_path):
     path = tmp_path / "r.txt"
@@ -104,8 +110,13 @@ def test_rows_that_would_win_unfairly_are_named(line, tmp_path):
 
 
 def test_a_missing_ledger_is_named(tmp_path):
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"missing.txt' does not exist; check the path$"):
         read_rows(tmp_path / "missing.txt")
+    with pytest.raises(InputError, match=r"is a folder; give the stitches_res\.txt in it"):
+        read_rows(tmp_path)
+    (tmp_path / "picture.txt").write_bytes(b"\x89PNG\xff")
+    with pytest.raises(InputError, match="it is not text"):
+        read_rows(tmp_path / "picture.txt")
 
 
 def test_writing_replaces_at_once(tmp_path):
@@ -127,6 +138,21 @@ ROWS = [
 
 def test_the_front_is_what_no_row_beats():
     assert [row["cfg_id"] for row in pareto_front(ROWS)] == [0, 2, 1]
+
+
+def test_a_front_over_another_cost(tmp_path, capsys):
+    rows = [row | {"latency_ms": ms} for row, ms in zip(ROWS, (3.0, 2.0, 4.0, 1.0, 5.0), strict=True)]
+    write_rows(tmp_path / "r.txt", rows)
+    for cost, front in {"flops": [0, 2, 1], "params": [0, 2, 1], "latency": [3, 1]}.items():
+        assert main(["pareto", str(tmp_path / "r.txt"), "--cost", cost, "--plot", str(tmp_path / "p.svg")]) == 0
+        lines = capsys.readouterr().out.splitlines()[1 : 1 + len(front)]
+        assert [int(line.removeprefix("*").split()[0]) for line in lines] == front
+    write_rows(tmp_path / "r.txt", [row | {"latency_reliable": False} for row in rows])
+    assert "are unreliable" in refused(capsys, "pareto", tmp_path / "r.txt", "--cost", "latency")
+    assert main(["pareto", str(tmp_path / "r.txt"), "--cost", "latency", "--allow-unreliable"]) == 0
+    write_rows(tmp_path / "r.txt", [{"cfg_id": 0, "flops": 1, "acc1": 5.0}])
+    line = refused(capsys, "pareto", tmp_path / "r.txt", "--cost", "latency")
+    assert "has no 'latency_ms'; repeat the evaluation with --latency" in line
 
 
 def test_the_front_of_equal_rows_is_the_first():

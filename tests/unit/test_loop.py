@@ -121,5 +121,16 @@ def test_a_loss_that_is_not_finite_names_its_stitch():
     position = Position()
     for step, loss in enumerate((1.0, float("nan"), float("inf"))):
         position.add(step, 10 + step, torch.tensor(loss))
-    with pytest.raises(InputError, match="the loss is nan at step 1 with route 11 on rank 0; stopped"):
+    with pytest.raises(InputError, match="the loss is nan at step 1 with route 11 on rank 0"):
         position.log()
+
+
+def test_data_that_end_too_soon_are_named():
+    """As those of a stream with fewer images than it says."""
+    subject = trainer("vit", {}, scaled=False)
+    subject.loader = type("Short", (type(subject.loader),), {"__iter__": lambda loader: iter(loader[:3])})(
+        subject.loader
+    )
+    subject.loader.dataset = subject.loader.sampler = None
+    with pytest.raises(InputError, match="the training data end before the 8 batches of an epoch"):
+        subject.train_epoch(0, 1)

@@ -77,7 +77,23 @@ def test_files_of_anchors_are_loaded_without_pretrained_weights(tmp_path):
     with pytest.raises(InputError, match=r"anchor 'b': checkpoint '.*b\.pth' does not exist"):
         snnet(anchors)
     snnet(anchors, resume="last.pth.tar")  # which holds all weights
-    stitchkit.create_snnet(pico_config() | {"anchors": anchors})
+
+
+@pytest.mark.parametrize("create", [stitchkit.create_snnet, stitchkit.HubSNNet])
+def test_files_of_anchors_are_loaded_in_python_too(create, tmp_path):
+    """Downloads are off by default; what the configuration names is no download."""
+    anchors = [pico_anchor("a", 8), pico_anchor("b", 16)]
+    model = stitchkit.create_model(anchors[1]["name"], **anchors[1]["kwargs"])
+    randomize(model)
+    torch.save(model.state_dict(), tmp_path / "b.pth")
+    anchors[1]["checkpoint"] = str(tmp_path / "b.pth")
+    config = pico_config() | {"anchors": anchors}
+    made = create(config).anchors[1].state_dict()
+    assert all(torch.equal(made[key], value) for key, value in model.state_dict().items())
+    (tmp_path / "b.pth").unlink()
+    with pytest.raises(InputError, match=r"anchor 'b': checkpoint '.*b\.pth' does not exist"):
+        create(config)
+    stitchkit.create_snnet(config, checkpoints=False)
 
 
 def test_anchors_that_descend_are_reported(caplog):

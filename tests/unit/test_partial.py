@@ -21,6 +21,7 @@ def test_sums_are_taken_up(tmp_path):
         '{"of": {"x": 1}, "batches": Infinity, "sums": [[1, 2]]}',
         '{"of": {"x": 1}, "batches": 1, "sums": [[1], [2, 3]]}',
         "[" * 100_000,
+        "\x08\0\0\0\0\0\0\0{}      ",
     ],
 )
 def test_odd_files_are_ignored(text, tmp_path):

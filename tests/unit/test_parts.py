@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
+from stitchkit.assembly.parts.adapters import SwinTransformerBlock
 from stitchkit.assembly.parts.flow import PassingTensor
 from stitchkit.assembly.parts.network import combined
 from stitchkit.assembly.parts.part import BaseBlock, ClassifierHead, Function, combine
@@ -32,6 +33,12 @@ def resnet(**arguments):
 def saved(model, path, prefix=""):
     """A checkpoint of a model, with all names behind a prefix."""
     torch.save({"state_dict": {prefix + name: value for name, value in model.state_dict().items()}}, path)
+    return str(path)
+
+
+def saved_weights(content, path):
+    """A file with a content."""
+    torch.save(content, path)
     return str(path)
 
 
@@ -77,8 +84,10 @@ def test_models_are_pretrained_and_from_timm_by_default():
         ("ParallelPart", {"agg": "avg"}, "parts is missing"),
         ("Subnet", {"model_name": "resnet18", "block_ouput": "fc"}, "did you mean 'block_output'"),
         ("Subnet", {"block_output": "fc"}, "model_name is missing"),
+        ("Subnet", {"model_name": "resnet18", "block_input": ["x", "fc"]}, "its length must be at most 1"),
+        ("SwinTransformerBlock", {"num_heads": 2, "window_size": [7, 0]}, "window_size[1] is 0; it must be at least 1"),
         ("Subnet", {"model_name": "resnet18", "ckp_path": "pipe:ls"}, "ckp_path is 'pipe:ls', which begins with"),
-        ("Net", {"model_name": "resnet18", "frozen": "yes"}, "frozen is 'yes'; it must be true or false"),
+        ("Net", {"model_name": "resnet18", "frozen": "yes"}, "unknown value 'yes'; allowed: statistics, true or false"),
         ("Net", {"model_name": "resnet18", "in_format": ["img", 3]}, "in_format: size 3 does not suit img"),
         ("Function", "relu", "is 'relu'; it must be settings by name"),
     ],
@@ -188,6 +197,18 @@ def test_outputs_that_do_not_fit_together_are_an_error(agg, kind, shapes, messag
         combined([PassingTensor(torch.rand(shape), NAMES[kind]) for shape in shapes], agg, NAMES[kind])
 
 
+def test_published_spellings_of_a_block_and_of_a_window():
+    written = {"Subnet": {"model_name": "resnet18", "block_input": ["layer3"], "block_output": "layer3", **PICO}}
+    check(written)
+    check({"SwinTransformerBlock": {"num_heads": 2, "window_size": [7, 7]}})
+    assert Subnet(**written["Subnet"], pretrained=False)(torch.rand(2, 16, 4, 4)).shape == (2, 16, 2, 2)
+    arguments = {"num_heads": 2, "embed_dim": 8, "do_shift": True}
+    one, two = (SwinTransformerBlock(**arguments, window_size=size).eval() for size in (4, [4, 4]))
+    two.load_state_dict(one.state_dict())
+    x = torch.rand(1, 8, 8, 8)
+    assert torch.equal(one(x), two(x))
+
+
 def test_a_piece_has_the_weights_of_its_checkpoint(tmp_path):
     model = resnet()
     path = saved(model, tmp_path / "resnet.pth")
@@ -208,6 +229,14 @@ def test_several_outputs_of_a_piece_can_be_asked_for(tmp_path):
     first, second = piece(IMAGES)
     assert first.shape == (2, 8, 8, 8)
     assert torch.equal(model.layer2(first), second)
+
+
+def test_a_linear_layer_goes_by_the_published_name_of_its_function():
+    arguments = {"model_name": "mobilenetv3_small_050", "block_input": "conv_head", "pretrained": False}
+    ours, theirs = (Subnet(**arguments, block_output=name) for name in ("classifier", "classifier.linear"))
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.rand(2, ours.net.state_dict()["conv_head.weight"].shape[1], 1, 1)
+    assert torch.equal(theirs.eval()(x), ours.eval()(x))
 
 
 def test_the_checkpoint_of_a_job_that_trained_a_whole_model_gives_pieces(tmp_path):
@@ -253,7 +282,7 @@ def test_pieces_of_torchvision_models_are_the_models(backend, tmp_path):
         ({"model_name": "fcn_resnet50", "backend": "pytorch"}, "unknown torchvision model 'fcn_resnet50'"),
         ({"model_name": "retinanet_resnet50_fpn", "backend": "torchvision"}, "unknown torchvision model 'retinanet"),
         ({"model_name": "resnet18", "backend": "torch"}, "unknown backend 'torch'; did you mean 'pytorch'"),
-        ({"model_name": "resnet18", "size": 3}, "timm cannot build 'resnet18'"),
+        ({"model_name": "resnet18", "size": 3}, "unknown resnet18 argument 'size'"),
         ({"model_name": "resnet18", "backend": "pytorch", "size": 3}, "torchvision's 'resnet18' cannot be loaded with"),
         ({"model_name": "resnet18", "ckp_path": "nowhere.pth"}, "checkpoint 'nowhere.pth' does not exist"),
     ],
@@ -272,9 +301,9 @@ def test_a_checkpoint_of_another_model_or_with_code_in_it_is_refused(tmp_path):
         Subnet(model_name="resnet18", block_output="layer2", ckp_path=str(tmp_path / "pickled.pth"), **PICO)
 
 
-def test_a_frozen_part_stays_in_evaluation_mode_and_others_do_not():
+def test_a_part_with_frozen_statistics_stays_in_evaluation_mode_and_others_do_not():
     frozen, free = BaseBlock(channels=8, in_channels=3), BaseBlock(channels=8, in_channels=3)
-    frozen.freeze()
+    frozen.freeze(statistics=True)
     both = nn.Sequential(frozen, free)
     for module in (both, frozen):
         module.train()
@@ -284,3 +313,55 @@ def test_a_frozen_part_stays_in_evaluation_mode_and_others_do_not():
     before = frozen.norm.running_mean.clone()
     frozen(IMAGES)
     assert torch.equal(frozen.norm.running_mean, before)
+
+
+# Names of weights of the published ConvNet(num_blocks=2, num_filters=[4, 6], num_conv_per_block=[1, 2]).
+CONVNET = {
+    "encoder.block1.conv0.weight": (4, 3, 3, 3), "encoder.block1.conv0.bias": (4,),
+    "encoder.block1.norm0.weight": (4,), "encoder.block1.norm0.bias": (4,),
+    "encoder.block2.conv0.weight": (6, 4, 3, 3), "encoder.block2.conv0.bias": (6,),
+    "encoder.block2.norm0.weight": (6,), "encoder.block2.norm0.bias": (6,),
+    "encoder.block2.conv1.weight": (6, 6, 3, 3), "encoder.block2.conv1.bias": (6,),
+    "encoder.block2.norm1.weight": (6,), "encoder.block2.norm1.bias": (6,),
+}  # fmt: skip
+SMALL = {"model_name": "convnet", "num_blocks": 2, "num_filters": [4, 6], "num_conv_per_block": [1, 2]}
+
+
+def test_a_convnet_has_the_published_weights_and_can_be_cut(tmp_path):
+    torch.manual_seed(0)
+    weights = {name: torch.rand(shape) for name, shape in CONVNET.items()}
+    path = saved_weights({"model": weights}, tmp_path / "plain.pth")
+    job = {"model": {f"parts.0.net.{name}": value for name, value in weights.items()}}
+    job["model"]["head.linear.weight"] = torch.rand(5, 6)
+    whole = WholeNetwork(**SMALL, ckp_path=path).eval()
+    assert dict(whole.net.state_dict()).keys() == CONVNET.keys()
+    features = whole(IMAGES)
+    assert features.shape == (len(IMAGES), 6, IMAGES.shape[2] // 4, IMAGES.shape[3] // 4)
+    for file in (path, saved_weights(job, tmp_path / "job.pth")):
+        first = Subnet(**SMALL, block_input="x", block_output="encoder.block1.pool", ckp_path=file).eval()
+        last = Subnet(**SMALL, block_input="encoder.block2", block_output="encoder.block2", ckp_path=file).eval()
+        assert torch.equal(last(first(IMAGES)), features)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_blocks": 0}, "convnet: num_blocks is 0; it must be at least 1"),
+        ({"kernel_size": [3, 3, 3]}, "convnet: kernel_size has 3 values for 2 blocks"),
+        ({"norm_type": "bm"}, "convnet: unknown norm_type 'bm'; did you mean 'bn'"),
+        ({"num_bloks": 2}, "'convnet' cannot be built with .*num_bloks"),
+        ({"backend": "satlas"}, "backend 'satlas' is not available here; .* set backend: torchvision"),
+    ],
+)
+def test_a_convnet_that_cannot_be_built_says_why(arguments, message):
+    with pytest.raises(InputError, match=message):
+        WholeNetwork(**{"model_name": "convnet", "num_blocks": 2, **arguments})
+
+
+def test_a_convnet_of_one_block_pairs_and_no_pooling():
+    (encoder,) = WholeNetwork(model_name="convnet", num_blocks=1, norm_type="gn", pool_size=0).net.children()
+    assert [name for name, _ in encoder.named_children()] == ["conv0", "norm0", "relu0"]
+    wide = WholeNetwork(
+        model_name="convnet", num_blocks=2, kernel_size=[1, 3], padding=[[0, 1], [0, 1]], norm_type=None
+    )
+    assert wide(torch.rand(1, 3, 32, 32)).shape == (1, 64, 8, 8)

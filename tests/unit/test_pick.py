@@ -8,7 +8,8 @@ import stitchkit
 from stitchkit.cli import main
 from stitchkit.display import count
 from stitchkit.measure.ledger import read_rows, write_rows
-from stitchkit.ship.pick import Budget, complete, pick, pick_one
+from stitchkit.ship.budgeted import complete
+from stitchkit.ship.pick import Budget, pick, pick_one
 from tests.results import pareto_like
 from tests.support import ROOT, pico_images, pico_snnet, write_config
 
@@ -86,7 +87,7 @@ def test_counts_are_read_with_their_units(text, value):
 
 @pytest.mark.parametrize("text", ["", "5 apples", "-5G", "G", "nan", "inf", "5g", "1e", "0x10"])
 def test_text_that_is_not_a_count_is_refused(text, capsys, tmp_path):
-    with pytest.raises(stitchkit.InputError, match="is not a number such as 5G"):
+    with pytest.raises(stitchkit.InputError, match="is not a positive number such as 5G"):
         count(text)
 
 
@@ -94,6 +95,7 @@ def test_text_that_is_not_a_count_is_refused(text, capsys, tmp_path):
     ("flags", "message"),
     [
         (["--max-flops", "0"], "--max-flops is 0; give a number above 0"),
+        (["--max-flops", "-3"], "'-3' is not a positive number such as 5G"),
         (["--min-acc1", "nan"], "--min-acc1 is nan"),
         (["--max-latency-ms", "3"], "has no 'latency_ms'; give --stitch_config"),
         (["--max-params", "3M"], "has no 'params'; give --stitch_config"),
@@ -152,6 +154,42 @@ def test_figures_that_are_not_finite_win_nothing_and_leave_json_valid(capsys, tm
     assert main(["pick", str(tmp_path / "r.txt"), "--json"]) == 0
     text = capsys.readouterr().out
     assert json.loads(text, parse_constant=pytest.fail)["best"] == {"cfg_id": 0, "flops": 1, "acc1": 5.0, "loss": None}
+
+
+UNRELIABLE = {"latency_ms": 2.0, "latency_spread_percent": 31.4, "latency_reliable": False}
+
+
+def test_unreliable_latencies_decide_nothing_unless_allowed(model, capsys, tmp_path):
+    ledger = tmp_path / "r.txt"
+    write_rows(ledger, [{"cfg_id": 0, "flops": 1, "acc1": 5.0, **UNRELIABLE}])
+    assert main(["pick", str(ledger), "--max-latency-ms", "5"]) == 2
+    line = capsys.readouterr().err
+    assert "the latencies are unreliable: at most ± 31.4 %" in line
+    assert "or give --allow-unreliable" in line
+    assert main(["pick", str(ledger), "--max-latency-ms", "5", "--allow-unreliable"]) == 0
+    assert main(["pick", str(ledger), "--max-flops", "5"]) == 0, "they matter only to those who ask for a latency"
+    rows = [row | UNRELIABLE for row in pareto_like(model)]
+    with pytest.raises(stitchkit.InputError, match=r"unreliable.*or set allow_unreliable=True"):
+        stitchkit.BudgetedModel(model, rows).choose("5ms")
+    assert stitchkit.BudgetedModel(model, rows, allow_unreliable=True).choose("5ms") >= 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ([], "cfg_id 2 is the most accurate of 3 stitches"),
+        (["--max-flops", "8"], "cfg_id 1 is the most accurate of the 2 stitches, out of 3, with at most 8 FLOPs"),
+        (["--min-acc1", "60"], "cfg_id 1 is the cheapest of the 2 stitches, out of 3, with at least 60 % top-1"),
+        (
+            ["--max-flops", "9"],
+            "cfg_id 2 is the most accurate of all 3 stitches; the budget excludes none: each has at most 9 FLOPs",
+        ),
+    ],
+)
+def test_the_best_is_named_in_a_sentence(flags, sentence, capsys, tmp_path):
+    write_rows(tmp_path / "r.txt", [{"cfg_id": n, "flops": 5 + 2 * n, "acc1": 50.0 + 20 * n} for n in range(3)])
+    assert main(["pick", str(tmp_path / "r.txt"), *flags]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == sentence
 
 
 def test_a_missing_latency_says_how_to_measure_it(capsys, tmp_path):
@@ -215,10 +253,10 @@ def test_a_latency_is_a_budget_once_it_was_measured(model, short_timing):
 
 def test_a_choice_is_kept_until_latencies_are_measured_again(model, monkeypatch):
     budgeted = stitchkit.BudgetedModel(model, pareto_like(model, latency_ms=1.0))
-    monkeypatch.setattr("stitchkit.measure.latency.add_latencies", lambda *_, **__: "measured")
+    monkeypatch.setattr("stitchkit.ship.budgeted.add_latencies", lambda *_, **__: "measured")
     for found in (3, 7):
         with monkeypatch.context() as patched:
-            patched.setattr("stitchkit.ship.pick.pick_one", lambda *_, found=found: {"cfg_id": found})
+            patched.setattr("stitchkit.ship.budgeted.pick_one", lambda *_, found=found: {"cfg_id": found})
             assert budgeted.choose("2ms") == found
         assert budgeted.choose("2ms") == found
         assert budgeted.measure() == "measured"

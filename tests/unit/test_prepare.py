@@ -225,8 +225,8 @@ def test_the_command_prepares_the_other_sets_of_a_persons_own_collection(tmp_pat
 def test_the_list_names_everything(capsys):
     assert main(["datasets", "list"]) == 0
     printed = capsys.readouterr().out
-    assert "cifar10        download  cifar-10-batches-py/" in printed
-    assert "imagenet       by hand " in printed
+    assert "cifar10         download  cifar-10-batches-py/" in printed
+    assert "imagenet        by hand " in printed
     for collection in COLLECTIONS:
         assert f"collection {collection}: {', '.join(read_collection(collection))}" in printed
 

@@ -95,3 +95,21 @@ def test_anchors_that_do_not_fit_the_rule_are_refused(given, rule, message):
 def test_a_window_must_move_and_hold_a_block(rule):
     with pytest.raises(InputError, match="at least 1"):
         SlidingWindow(**rule)
+
+
+def test_a_space_shows_and_finds_its_stitches():
+    space = StitchSpace.build(anchors(3, count=2), SlidingWindow())
+    assert repr(space) == (
+        "<StitchSpace: 9 stitches of ti[0:3], s[0:3] by SlidingWindow(kernel_size=2, stride=1, nearest=True, "
+        "stages=None); ti[0:1] > s[0:3] to ti[0:3] > s[2:3]>"
+    )
+    assert str(space).splitlines()[8] == "8  ti[0:3] > s[2:3]"
+    assert [space.find(stitch) for stitch in space] == [*range(9)]
+    assert space[space.find("ti[0:2] > s[1:3]")].name == "ti[0:2] > s[1:3]"
+    with pytest.raises(InputError, match=r"unknown stitch 'ti\[0:2\] > s\[2:2\]'; did you mean"):
+        space.find("ti[0:2] > s[2:2]")
+    table = space._repr_html_()
+    assert table.count("<tr>") == 10
+    assert "ti[0:1] &gt; s[0:3]" in table
+    assert "more" not in table
+    assert "and 632 more" in StitchSpace.build(anchors(), SlidingWindow(nearest=False))._repr_html_()

@@ -31,6 +31,52 @@ except SystemExit:
     assert python(code)[-1] == "False"
 
 
+def test_a_ledger_is_read_without_torch(tmp_path):
+    ledger = tmp_path / "r.txt"
+    ledger.write_text('{"cfg_id": 0, "flops": 1, "acc1": 5.0}\n')
+    code = """
+import sys
+from stitchkit.cli import main
+for command in ("pick", "pareto"):
+    assert main([command, %r]) == 0
+    print("torch" in sys.modules)
+"""
+    assert "True" not in python(code % str(ledger))
+
+
+def test_a_mistake_in_the_file_of_a_job_is_found_without_torch(tmp_path):
+    parts, train = "model: {Net: {model_name: resnet18}}\n", "train_config: {dataset: digits, epochs: 1}\n"
+    mistakes = {
+        "epoch": (parts + train.replace("epochs", "epoch"), "line 2: train_config.epoch: unknown key"),
+        "worker": (parts + train + "worker: 3\n", "line 3: worker: unknown key 'worker'; did you mean 'workers'"),
+        "both": (parts + train + "assembly: []\n", "model or assembly: both are there"),
+        "yaml": (parts + "train_config: {", "is not YAML of plain data"),
+    }
+    for name, (text, _) in mistakes.items():
+        (tmp_path / name).write_text(text)
+    code = f"""
+import sys
+from stitchkit.cli import main
+for name in {[*mistakes]}:
+    main(["job", "-c", "{tmp_path}/" + name])
+print("torch" in sys.modules, file=sys.stderr)
+"""
+    *lines, loaded = python(code.replace("import sys", "import sys; sys.stderr = sys.stdout", 1))
+    assert loaded == "False"
+    for line, (_, words) in zip(lines, mistakes.values(), strict=True):
+        assert words in line
+
+
+def test_wrong_settings_need_no_torch():
+    code = """
+import sys
+from stitchkit.cli import main
+assert main(["train", "nowhere", "--model", "x", "--sched", "cosin"]) == 2
+print("torch" in sys.modules)
+"""
+    assert python(code)[-1] == "False"
+
+
 @pytest.mark.full
 def test_a_command_that_shares_its_cores_does_not_spin():
     """As far as a person has not said otherwise, before torch is loaded."""
@@ -45,3 +91,21 @@ def test_everything_public_is_there():
     for package in (stitchkit, stitchnet):
         assert all(hasattr(package, name) for name in package.__all__)
         assert len(package.__all__) > 5
+
+
+@pytest.mark.parametrize("flags", [["-o", "net.onx"], ["-o", "net.pt2", "--int8"], ["-o", "nowhere/net.onnx"]])
+def test_an_export_that_cannot_be_written_is_refused_without_torch(flags):
+    code = f"import sys\nfrom stitchkit.cli import main\nprint(main(['export', *{flags}]), 'torch' in sys.modules)"
+    assert python(code)[-1] == "2 False"
+
+
+@pytest.mark.full
+def test_commands_do_not_report_a_compiler_that_nobody_asked_for():
+    code = """
+import sys
+from stitchkit.cli import main
+main(["pareto", "none"])
+sys.stderr = sys.stdout
+import torch.utils.cpp_extension
+"""
+    assert python(code, CUDA_HOME="/usr/local") == []

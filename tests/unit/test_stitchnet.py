@@ -550,7 +550,7 @@ def test_a_drawing_shows_fragments_scores_and_costs(mixed, tmp_path):
     assert path.name == "net.svg"
     words = " ".join(ET.parse(path).getroot().itertext())
     for step in mixed.steps():
-        assert f"{step.network}, fragment {step.index + 1} of {step.count}" in words
+        assert f"{step.network}[{step.index}] of {step.count} fragments" in words
     for score in mixed.scores[1:]:
         assert f"score {score:.3f}" in words
     assert "MACs" in words

@@ -1,10 +1,13 @@
 """The published example line by line, data from folders and arrays, and the command; all offline."""
 
+import base64
+import html
 import json
 import math
 import re
 import shlex
 import shutil
+import warnings
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,18 +16,29 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from PIL import Image
 
 import stitchnet
-from stitchkit import StitchConfig
+from stitchkit import AnchorSpec, StitchConfig
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.pareto import is_anchor, pareto_front
-from stitchnet import Search, generate, image_folder, load_hf_dataset, stitching_images
+from stitchnet import (
+    Search,
+    generate,
+    get_cache_folder,
+    image_folder,
+    load_hf_dataset,
+    set_device,
+    stitching_images,
+)
 from stitchnet.data import batches, in_memory, read_image
+from stitchnet.networks import create
+from stitchnet.pool import Pool
 from stitchnet.task import CompositionTask, against_parents, judged
-from tests.composing import FLAGS, VIT, convnet, write_colours, write_pico_nets
+from tests.composing import FLAGS, RESNET, VIT, convnet, write_colours, write_pico_nets
 from tests.support import ROOT, mostly_full
 
 
@@ -77,6 +91,54 @@ def test_the_published_example_runs_line_by_line(beans, offline, tmp_path):
     assert result["accuracy"] > 0.5
     folder = image_folder(beans / "test", 32)
     assert net.evaluate_dataset(folder) == result  # the same images, without the library
+
+
+def test_a_streamed_data_set_serves_as_a_downloaded_one(beans, offline, tmp_path):
+    shutil.copytree(beans / "test", tmp_path / "beans/test")
+    for one, name in ((1, "class10"), (0, "class9")):  # which sort as text in another order than ours
+        (tmp_path / f"beans/test/class{one}").rename(tmp_path / f"beans/test/{name}")
+    load = partial(load_hf_dataset, str(tmp_path / "beans"), "test", "test", "label", 47, size=32)
+    (stream, again), (dataset, _) = load(True), load()
+    stitching_dataset = np.vstack([x["pixel_values"] for x in stream.take(5)])
+    assert torch.equal(stitching_images(stream, 5), torch.from_numpy(stitching_dataset))
+    score, net = generate(stitching_dataset, 0, 0, 10, True, 2, nets=pico_nets())
+    assert 0 < score <= 1
+    net.fit(stream, label_column="label")
+    result = net.evaluate_dataset(again, label_column="label")
+    assert result == net.evaluate_dataset(dataset, label_column="label")
+    assert sorted(row["label"] for row in stream) == sorted(dataset["label"])
+    assert {tuple(row["pixel_values"].ravel()[:9]): row["label"] for row in stream} == {
+        tuple(row["pixel_values"].ravel()[:9]): row["label"] for row in dataset
+    }
+    with pytest.raises(InputError, match="did you mean 'label'"):
+        load_hf_dataset(str(beans), label_column="labels", streaming=True)
+
+
+def test_a_device_is_set_for_later_compositions():
+    elsewhere = torch.zeros(2, 3, 32, 32, device="meta")  # a device that every machine has
+    with pytest.raises(InputError, match="device 'tpu' is not supported"):
+        set_device("tpu")
+    try:
+        set_device("cpu")
+        with pytest.raises(NotImplementedError, match="copy out of meta"):
+            Pool(elsewhere, pico_nets())
+    finally:
+        set_device(None)
+    assert Pool(elsewhere.new_zeros(elsewhere.shape, device="cpu"), pico_nets()).images.device.type == "cpu"
+
+
+def test_weights_of_the_published_networks_are_kept_in_the_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("SN_HOME", raising=False)
+    before = torch.hub.get_dir()
+    assert get_cache_folder() == before
+    monkeypatch.setenv("SN_HOME", str(tmp_path))
+    assert get_cache_folder() == str(tmp_path)
+    net = torchvision.models.mobilenet_v3_small()
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(net.state_dict(), tmp_path / "checkpoints/mobilenet_v3_small-047dcff4.pth")
+    made = create(AnchorSpec("mobilenet_v3_small"), pretrained=True)
+    assert torch.equal(made.classifier[-1].weight, net.classifier[-1].weight)
+    assert torch.hub.get_dir() == before
 
 
 @pytest.mark.full
@@ -194,6 +256,12 @@ def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_pa
         assert (cost["macs"], cost["params"]) == (row["flops"], row["params"])
         accuracy = net.evaluate_dataset(image_folder(beans / "validation", 32))["accuracy"]
         assert 100 * accuracy == pytest.approx(row["acc1"])
+    page = (output / "networks.html").read_text()
+    shown = [html.unescape(one) for one in re.findall(r"<b>(.*?)</b>", page)]
+    assert shown == [f"{row['cfg_id']}: {row['stitch']}" for row in rows]
+    assert [f"{row['acc1']:.2f} %" for row in rows] == re.findall(r"<br>(\S+ %)", page)
+    drawings = [base64.b64decode(one).decode() for one in re.findall(r"base64,([^\"]+)", page)]
+    assert drawings == [(output / f"{number:03d}/net.svg").read_text() for number in range(6)]
     assert main(["pareto", str(output / "stitches_res.txt")]) == 0
     assert main(["pick", str(output / "stitches_res.txt"), "--max-flops", "1G"]) == 0
     found = capsys.readouterr().out.partition("next, export it: ")[2]
@@ -213,7 +281,7 @@ def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_pa
         (("--top", 0), "--top is 0"),
         (("--device", "tpu"), "device 'tpu' is not supported"),
         (("--max-macs", "1k"), "no composition passes"),
-        (("--max-params", "few"), "'few' is not a number such as 5G"),
+        (("--max-params", "few"), "'few' is not a positive number such as 5G"),
         (("--nets", "resnet500"), "unknown network 'resnet500'"),
         (("--data", "nowhere"), "unknown data set 'nowhere'"),
         (("--max-depht", 3), "did you mean '--max-depth'"),
@@ -225,6 +293,30 @@ def test_bad_input_is_reported_in_one_line(beans, config, tmp_path, capsys, flag
     assert words in error
     assert error.startswith("stitchkit: error: ")
     assert error.strip().count("\n") == 0
+
+
+def test_a_wrong_name_of_a_network_is_refused_before_any_is_made_or_image_read(beans, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("stitchnet.networks.create", lambda *_, **__: pytest.fail("a network is made"))
+    monkeypatch.setattr("stitchnet.task.open_split", lambda *_: pytest.fail("images are read"))
+    assert run("--data", beans, "--nets", "resnet50,vg16", "-o", tmp_path / "out") == 2
+    assert capsys.readouterr().err == "stitchkit: error: unknown network 'vg16'; did you mean 'vgg16'?\n"
+
+
+def test_a_warning_is_a_line_without_our_source_code(beans, tmp_path, caplog):
+    net = timm.create_model("resnet18", **RESNET)
+    for value in net.parameters():
+        value.data.fill_(0)
+    torch.save(net.state_dict(), tmp_path / "zero.pth")
+    spec = {
+        "name": "resnet18",
+        "kwargs": {**RESNET, "layers": list(RESNET["layers"])},
+        "checkpoint": str(tmp_path / "zero.pth"),
+    }
+    (tmp_path / "nets.json").write_text(json.dumps({"anchors": [spec, {**spec, "label": "twin"}]}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        run("--data", beans, "--nets", tmp_path / "nets.json", *FLAGS, "--top", 1, "-o", tmp_path / "out")
+    assert "an activation is constant or not a number; its score is 0, the lowest" in caplog.messages
 
 
 def test_a_ledger_without_a_journal_is_left_alone(beans, config, tmp_path, capsys):
@@ -296,11 +388,12 @@ def test_classes_that_differ_between_the_splits_are_refused(beans, config, tmp_p
 def test_too_many_images_that_cannot_be_read_end_a_composition(beans, config, tmp_path, capsys):
     folder = tmp_path / "beans"
     shutil.copytree(beans, folder)
-    (folder / "validation/class1/0.png").write_bytes(b"no image")
+    for path in sorted((folder / "validation/class1").iterdir())[:6]:
+        path.write_bytes(b"no image")
     assert run("--data", folder, "--nets", config, *FLAGS, "-o", tmp_path / "out") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "1 of 36 images of the validation split cannot be read or have no class, such as 'class1/0.png'" in error
-    assert error.endswith("more than 1 %. Repair or remove them")
+    assert "6 of 36 images of the validation split cannot be read or have no class, such as 'class1/0.png'" in error
+    assert error.endswith("more than 1 %, and more than 5. Repair or remove them")
 
 
 def test_some_images_that_cannot_be_read_are_skipped_and_counted(tmp_path, caplog):

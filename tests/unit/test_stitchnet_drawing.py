@@ -87,3 +87,10 @@ def test_no_label_lies_on_its_arrow():
 def test_no_character_is_wider_than_it_is_taken_for(weight):
     for char in string.printable.strip() + " ×äßя":
         assert font(weight, 1000).getlength(char) <= Text(0, 0, char, size=1000, weight=weight).right, char
+
+
+def test_fragments_are_counted_as_in_names():
+    texts = [
+        text.text for text in ET.fromstring(draw([step("a"), step("b", 13)], (3, 224, 224), 0.5)).iter(f"{SVG}text")
+    ]
+    assert [text for text in texts if "of 14" in text] == ["a[0] of 14 fragments", "b[13] of 14 fragments"]

@@ -7,19 +7,21 @@ import os
 import random
 import re
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
-from matplotlib.axes import Axes
 
+import stitchnet
 from stitchkit.cli import main
-from stitchkit.engine.checkpoint_files import CheckpointFiles
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchnet import experiments, generate, image_folder, stitching_images, tuning
+from stitchnet.data import in_memory
 from stitchnet.journal import Journal
-from stitchnet.settings import ComposeSettings
+from stitchnet.settings import ComposeSettings, StudySettings
 from stitchnet.task import CompositionTask
+from stitchnet.tuning import checkpoints
 from tests.composing import FLAGS, convnet, write_colours, write_pico_nets
 from tests.support import ROOT, mostly_full
 
@@ -62,8 +64,8 @@ def small(monkeypatch):
     "name", mostly_full(["samples", "front", "ensembles", "finetune"], quick=["ensembles", "finetune"])
 )
 def test_an_experiment_writes_its_table_and_picture(beans, config, tmp_path, small, name, capsys):
-    assert study(name, beans, config, tmp_path, "--top", 3) == 0
-    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert study(name, beans, config, tmp_path, "--top", 3, "--format", "pdf") == 0
+    assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     rows = table(tmp_path / f"{name}.csv")
     committed = (ROOT / f"results/stitchnet/{name}.csv").read_text().partition("\n")[0]
     assert ",".join(rows[0]) == committed
@@ -80,8 +82,8 @@ def test_an_experiment_writes_its_table_and_picture(beans, config, tmp_path, sma
     if name == "finetune":
         before, after = ([float(row["acc1"]) for row in rows if row["epoch"] == epoch] for epoch in "02")
         assert sum(after) > sum(before)
-    assert study(name, beans, config, tmp_path) == 2
-    assert "was started with --top 3, but now it is 10; repeat the original command" in capsys.readouterr().err
+    assert study(name, beans, config, tmp_path, "--top", 2) == 2
+    assert "was started with --top 3, but now it is 2; repeat the original command" in capsys.readouterr().err
     (tmp_path / f"{name}.jsonl").unlink()
     assert study(name, beans, config, tmp_path) == 2
     assert f"{name}.csv' exists" in capsys.readouterr().err
@@ -138,6 +140,12 @@ def test_a_number_of_images_with_which_nothing_is_found_is_reported_and_skipped(
     assert (tmp_path / "samples.png").exists()
 
 
+def test_flags_of_fine_tuning_are_for_that_alone(beans, config, tmp_path, capsys):
+    assert study("front", beans, config, tmp_path / "out", "--head", "new") == 2
+    assert "--head is for the experiment finetune, not front; leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_at_all_is_an_error_and_leaves_nothing(beans, config, tmp_path, small, monkeypatch, capsys):
     broken(monkeypatch, lambda _: True)
     assert study("samples", beans, config, tmp_path / "out") == 2
@@ -162,23 +170,28 @@ def test_too_few_images_to_train_on(tmp_path):
         next(
             experiments.samples(
                 CompositionTask([0], [0]),
-                ComposeSettings("a"),
+                StudySettings("a"),
                 Journal(tmp_path / "samples.jsonl"),
             )
         )
 
 
-@pytest.mark.parametrize("first", [0, 47, -33])
-def test_dots_stand_beside_their_number_of_images_whatever_the_seed(tmp_path, monkeypatch, first):
+def test_every_dot_of_a_picture_is_seen(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(Axes, "scatter", lambda axes, x, y, **_: drawn.extend(x))
+    monkeypatch.setattr(experiments, "save_figure", lambda figure, path: drawn.append(figure))
     rows = [
-        {"images": count, "seed": first + seed, "acc1": 90.0, "parents_acc1": 95.0}
-        for count in (2, 32)
-        for seed in range(3)
+        {"images": count, "seed": seed, "acc1": 90.0, "parents_acc1": 95.0} for count in (2, 32) for seed in range(3)
     ]
     experiments.draw_samples(rows, tmp_path / "samples.png")
-    assert drawn == pytest.approx([2 * 0.97, 2, 2 * 1.03, 32 * 0.97, 32, 32 * 1.03])
+    (figure,) = drawn
+    (axes,) = figure.axes
+    (cloud,) = axes.collections
+    figure.draw_without_rendering()
+    places = axes.transData.transform(cloud.get_offsets())
+    gaps = [abs(one[0] - other[0]) for one, other in combinations(places, 2)]
+    assert min(gaps) > 0.98 * experiments._DOT * figure.dpi / 72, "dots of one number of images lie side by side"
+    assert [round(float(x)) for x, _ in cloud.get_offsets()] == [2, 2, 2, 32, 33, 31]
+    assert not figure.legends[0].get_window_extent().overlaps(axes.bbox)
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(3, [3, 3, 1]), (6, [6, 15, 20, 15, 6, 1]), (25, [25, *[20] * 23, 1])])
@@ -190,23 +203,27 @@ def test_many_networks_give_some_of_their_ensembles(count, sizes):
         assert all(len(set(one)) == size for one in some)
 
 
-def checkpoints(folder):
-    return CheckpointFiles(folder, newest="finetune.pth", previous="finetune-previous.pth", kept="finetune-{}.pth")
+def fine_tuned(net, images, folder, **options):
+    """Accuracies in fine-tuning by their number, which for each is also that of the epochs before it."""
+    found = {}
+
+    def record(measured):
+        found[measured.number] = measured.acc1
+
+    tuning.fine_tune(net, CompositionTask(images, images), record, seed=0, files=checkpoints(folder), **options)
+    return found
 
 
 @pytest.fixture
 def tuned(beans, tmp_path, monkeypatch):
     """Fine-tunes a network of random weights in a folder; the accuracies after each epoch."""
-    folder = image_folder(beans / "train", 32)
+    folder = in_memory(image_folder(beans / "train", 32))
     monkeypatch.setattr(tuning, "EPOCHS", 3)
 
     def run(num_recorded=0):
         torch.manual_seed(0)
         _, net = generate(stitching_images(folder, 5), 0, 0, sample=True, nets={"a": convnet(6, 8, classes=3)})
-        found = {}
-        task, files = CompositionTask(folder, folder), checkpoints(tmp_path)
-        tuning.fine_tune(net, task, found.__setitem__, seed=0, files=files, num_recorded=num_recorded)
-        return found
+        return fine_tuned(net, folder, tmp_path, num_recorded=num_recorded)
 
     return run
 
@@ -251,11 +268,61 @@ def test_a_full_disk_ends_fine_tuning_and_keeps_the_checkpoint_before(tuned, mon
     assert tuned(num_recorded=2) == {epoch: expected[epoch] for epoch in (1, 2, 3)}
 
 
-def test_fine_tuning_needs_an_output_for_each_class(beans, tmp_path):
+def drawn_net(folder, classes):
+    """A network of random weights."""
+    torch.manual_seed(0)
+    nets = {"a": convnet(6, 8, classes=classes)}
+    return generate(stitching_images(folder, 5), 0, 0, sample=True, nets=nets)[1], nets
+
+
+def test_fine_tuning_of_its_own_head_needs_an_output_for_each_class(beans, tmp_path):
     folder = image_folder(beans / "train", 32)
-    _, net = generate(stitching_images(folder, 5), 0, 0, sample=True, nets={"a": convnet(6, 8, classes=2)})
-    with pytest.raises(InputError, match="has 2 outputs and the images have more classes"):
-        tuning.fine_tune(net, CompositionTask(folder, folder), print, seed=0, files=checkpoints(tmp_path))
+    with pytest.raises(InputError, match="has 2 outputs and the images have more classes; train a new head"):
+        fine_tuned(drawn_net(folder, 2)[0], folder, tmp_path, head="own")
+
+
+@pytest.mark.parametrize("trains", ["head", "all"])
+def test_a_new_head_learns_the_classes_of_the_images(beans, tmp_path, monkeypatch, trains):
+    monkeypatch.setattr(tuning, "_BATCH", 7)
+    folder = in_memory(image_folder(beans / "train", 32))
+    net, nets = drawn_net(folder, 1000)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    found = stitchnet.finetune(net, folder, folder, trains=trains)
+    assert [one.samples for one in found] == [21 * epoch for epoch in range(tuning.EPOCHS + 1)]
+    assert found[-1].acc1 > found[0].acc1
+    assert net.num_outputs == net.num_classes == 3
+    assert found[-1].acc1 == 100 * net.evaluate_dataset(folder)["accuracy"]
+    after, head = net.state_dict(), {f"{net.head()[0]}.{name}" for name in ("weight", "bias")}
+    changed = {name for name in after if name not in head and not torch.equal(after[name], before[name])}
+    assert bool(changed) == (trains == "all")  # statistics of norms are also kept
+    assert all(one.requires_grad for one in net.parameters())
+    assert stitchnet.load(net.save(tmp_path / "net"), nets).evaluate_dataset(folder) == net.evaluate_dataset(folder)
+    with pytest.raises(InputError, match="unknown head 'old'"):
+        stitchnet.finetune(net, folder, folder, head="old")
+
+
+def test_accuracies_are_measured_every_few_steps_of_any_number_of_loader_processes(beans, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "_BATCH", 8)
+    monkeypatch.setattr(tuning, "EPOCHS", 2)
+    folder = image_folder(beans / "train", 32)  # 21 images, so 3 steps an epoch
+    found = []
+    for images in (folder, in_memory(folder)):
+        measured = []
+        task, files = CompositionTask(images, images), checkpoints(tmp_path)
+        tuning.fine_tune(drawn_net(folder, 3)[0], task, measured.append, seed=0, files=files, every=2)
+        files.clear()
+        for path in files.candidates():
+            path.unlink()
+        found.append(measured)
+    assert found[0] == found[1]
+    assert [(one.number, one.epoch, one.samples) for one in found[0]] == [(0, 0, 0), (1, 0, 16), (2, 1, 29), (3, 2, 42)]
+
+
+def test_a_network_without_one_linear_layer_at_its_end_gets_no_new_head():
+    layers = torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 5, 3)
+    net = generate(torch.rand(3, 3, 16, 16), 0, 0, sample=True, nets={"a": torch.nn.Sequential(*layers)})[1]
+    with pytest.raises(InputError, match="has no linear layer, so it has no head to train"):
+        net.replace_head(3)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +347,7 @@ def test_help_names_each_default(command, top, capsys, monkeypatch):
     for flag, default in {
         "--threshold FLOAT": 0.8, "--total-threshold FLOAT": 0.8, "--max-depth INT": 10, "-k INT": 2, "--top INT": top,
         "--order {depth,best}": "best", "--score {cka,unbiased_cka,r2,fit}": "cka", "--num-images INT": 32,
-        "--img-size INT": 224, "--classifier {knn,linear}": "knn", "--seed INT": 0,
+        "--img-size INT": 224, "--classifier {knn,linear,max,sum,argmax}": "knn", "--seed INT": 0,
     }.items():  # fmt: skip
         assert re.search(rf"^  {re.escape(flag)} .*\({default}\)$", lines, re.MULTILINE), flag
 

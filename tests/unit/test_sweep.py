@@ -8,14 +8,16 @@ import yaml
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.spec import PartSpec
-from stitchkit.assembly.sweep.config import DEFAULT_GAPS, Gap, SweepConfig
-from stitchkit.assembly.sweep.plan import plan, table
+from stitchkit.assembly.sweep.gap_jobs import plan_gaps
+from stitchkit.assembly.sweep.gaps import DEFAULT_GAPS, Gap, GapSweep
+from stitchkit.assembly.sweep.plan import choose, table
 from stitchkit.assembly.sweep.shapes import find_shapes
 from stitchkit.assembly.sweep.stitchers import DEFAULT_STITCHERS
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.networks.layout import Layout
+from tests.commands import refused
 from tests.support import ROOT, SWEEP, mostly_full, write_sweep
 
 PUBLISHED = sorted(
@@ -35,15 +37,15 @@ def networks_run_dry_once():
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stitchkit.assembly.sweep.config.find_shapes", shapes)
+        patch.setattr("stitchkit.assembly.sweep.gaps.find_shapes", shapes)
         yield
 
 
 @cache
 def planned(stem):
-    jobs = plan(SweepConfig.load(ROOT / f"configs/across-scales/{stem}.yml"))
+    jobs = plan_gaps(GapSweep.load(ROOT / f"configs/across-scales/{stem}.yml")).jobs
     return {(job.metadata["first_deleted_block"], job.metadata["last_deleted_block"], job.metadata["adapter"]): job
-            for job in jobs if "adapter" in job.metadata}  # fmt: skip
+            for job in jobs if job.metadata["adapter"]}  # fmt: skip
 
 
 def part(job, number):
@@ -66,7 +68,7 @@ def test_the_published_sweeps_and_what_does_not_apply():
         Gap((1, 6), 3), Gap((3, 6), 2), Gap((5, 5), 0), Gap((5, 6), 1)
     ]  # fmt: skip
     assert (
-        beyond[1, 6, "finetune"].reason
+        beyond[1, 6, "finetune"].note
         == "slice 6 takes img [112, 14, 14], but the previous slice returns img [80, 14, 14]"
     )
 
@@ -76,7 +78,7 @@ def test_published_pieces_give_the_shapes_that_they_declare(name):
     content = yaml.safe_load((ROOT / f"configs/across-scales/pieces/{name}.yml").read_text())
     specs = [PartSpec.parse(value, f"stages[{number}]") for number, value in enumerate(content)]
     assert len(specs) == 8
-    found = find_shapes(specs, 224)
+    found = find_shapes(specs, (224, 224))
     gives = [Layout.parse(spec.arguments["out_format"]) for spec in specs[:-1]]
     assert None not in gives
     assert [shape.gives for shape in found] == [*gives, Layout("vector")]
@@ -102,7 +104,7 @@ def test_a_job_is_frozen_pieces_around_a_trainable_adapter():
     }  # fmt: skip
     assert job.metadata == {
         "arch": "resnet-50-swin-t", "first_deleted_block": 1, "last_deleted_block": 4, "num_downsamples": 2,
-        "adapter": "downsample_then_linear",
+        "adapter": "downsample_then_linear", "uncut": "",
     }  # fmt: skip
     assert JobConfig.parse(job.config).train_config.seed == 12345
 
@@ -119,20 +121,20 @@ def test_finetune_keeps_the_pieces_that_down_sample_and_trains_all():
         "x", "layer2.0", "layer3.0", "layer4.0", "layer4.1"
     ]  # fmt: skip
     assert not any(part(job, number)[1]["frozen"] for number in range(5))
-    assert not job.adapter
+    assert "adapter params" not in job.columns
 
 
 def test_the_uncut_networks_are_tested_too():
     jobs = [
         job
-        for job in plan(SweepConfig.load(ROOT / "configs/across-scales/resnet-50-swin-t.yml"))
-        if "uncut" in job.metadata
+        for job in plan_gaps(GapSweep.load(ROOT / "configs/across-scales/resnet-50-swin-t.yml")).jobs
+        if job.metadata["uncut"]
     ]
     assert [job.name for job in jobs] == [f"test-resnet-50-swin-t-uncut-{name}" for name in ("source", "destination")]
     assert all(len(job.config["assembly"]) == 8 for job in jobs)
     assert all(JobConfig.parse(job.config).test_only for job in jobs)
     [alone] = [
-        job for job in plan(SweepConfig.load(ROOT / "configs/across-scales/swin-t.yml")) if "uncut" in job.metadata
+        job for job in plan_gaps(GapSweep.load(ROOT / "configs/across-scales/swin-t.yml")).jobs if job.metadata["uncut"]
     ]
     assert alone.name == "test-swin-t-uncut-source"
 
@@ -140,12 +142,14 @@ def test_the_uncut_networks_are_tested_too():
 def test_an_uncut_network_gets_images_as_its_weights_were_trained_with():
     """The publication normalises all images as ImageNet's; ViTs of timm's augreg weights were trained otherwise."""
     path = ROOT / "configs/across-scales/resnet-50-vit-s.yml"
-    source, destination = (JobConfig.parse(job.config) for job in plan(SweepConfig.load(path))[:2])
+    source, destination = (JobConfig.parse(job.config) for job in plan_gaps(GapSweep.load(path)).jobs[:2])
     assert source.train_config.data_preprocessing["mean"] == [0.485, 0.456, 0.406]
     assert destination.train_config.data_preprocessing["mean"] == [0.5, 0.5, 0.5]
-    given = SweepConfig.load(path, data_preprocessing={"mean": [0, 0, 0], "std": [1, 1, 1]})
+    given = GapSweep.load(path, data_preprocessing={"mean": [0, 0, 0], "std": [1, 1, 1]})
     assert all(
-        job.config["train_config"]["data_preprocessing"]["mean"] == [0, 0, 0] for job in plan(given) if job.config
+        job.config["train_config"]["data_preprocessing"]["mean"] == [0, 0, 0]
+        for job in plan_gaps(given).jobs
+        if job.config
     )
 
 
@@ -164,10 +168,10 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
     assert main(["sweep", "-c", config, "-o", str(tmp_path / "out"), "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + 1 + 90 + 1
-    assert lines[0].split() == ["gap", "down", "stitcher", "adapter", "params"]
-    assert lines[2].split() == ["1,1", "0", "finetune", "-", "everything", "trains"]
-    assert lines[3].split() == ["1,1", "0", "linear_no_downsample", "149k"]  # 384 x 385, and two norms
-    assert lines[5].split(maxsplit=4)[2:] == [
+    assert lines[0].split() == ["job", "gap", "down", "stitcher", "adapter", "params"]
+    assert lines[2].split() == ["2", "1,1", "0", "finetune", "-", "everything", "trains"]
+    assert lines[3].split() == ["3", "1,1", "0", "linear_no_downsample", "149k"]  # 384 x 385, and two norms
+    assert lines[5].split(maxsplit=5)[3:] == [
         "bottleneck_no_downsample", "-",
         "does not apply: a ResNet bottleneck needs an image-like side; both sides are sequences",
     ]  # fmt: skip
@@ -176,13 +180,13 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
 
 
 def test_shapes_that_are_not_declared_are_found_by_a_dry_run(tmp_path):
-    declared = SweepConfig.load(write_sweep(tmp_path, tmp_path))
+    declared = GapSweep.load(write_sweep(tmp_path, tmp_path))
     pieces = [next(iter(piece.values())) for piece in SWEEP["stages"]]
     bare = [
         {"Subnet": {**values, "out_format": "vector" if values is pieces[-1] else "bert", "in_format": kind}}
         for values, kind in zip(pieces, ["img", "bert", "bert", "bert"], strict=True)
     ]
-    found = SweepConfig.load(write_sweep(tmp_path, tmp_path, stages=bare))
+    found = GapSweep.load(write_sweep(tmp_path, tmp_path, stages=bare))
     assert [(each.takes, each.gives) for each in found.source] == [(each.takes, each.gives) for each in declared.source]
 
 
@@ -220,7 +224,7 @@ def test_shapes_that_are_not_declared_are_found_by_a_dry_run(tmp_path):
 def test_a_wrong_configuration_ends_with_its_file_and_place(tmp_path, changes, message):
     path = write_sweep(tmp_path, tmp_path, **changes)
     with pytest.raises(InputError) as error:
-        SweepConfig.load(path)
+        GapSweep.load(path)
     assert message in str(error.value)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
@@ -229,7 +233,7 @@ def test_a_wrong_configuration_ends_with_its_file_and_place(tmp_path, changes, m
 def test_settings_that_are_none_are_an_error_with_flags_too(tmp_path):
     path = write_sweep(tmp_path, tmp_path, train_config=[1])
     with pytest.raises(InputError, match=r"line \d+: train_config is \[1\]; it must be settings by name"):
-        SweepConfig.load(path, epochs=1)
+        GapSweep.load(path, epochs=1)
 
 
 @pytest.mark.parametrize(
@@ -264,21 +268,30 @@ def test_what_both_networks_declare_is_compared_with_what_they_do(tmp_path):
     del content["stages"]
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(InputError, match=r"line \d+: dest_stages\[2\]\.Sbnet: unknown key 'Sbnet'"):
-        SweepConfig.load(path)
+        GapSweep.load(path)
 
 
 def test_flags_take_the_place_of_the_files_settings(tmp_path):
-    config = SweepConfig.load(write_sweep(tmp_path, tmp_path), seed=7, epochs=1, data_path="data")
-    assert config.seed == 7
+    config = GapSweep.load(write_sweep(tmp_path, tmp_path), seed=7, epochs=1, data_path="data")
+    assert config.seeds == (7,)
     assert config.job["train_config"]["epochs"] == 1
     assert config.job["data_path"] == "data"
 
 
 def test_the_digits_sweep_can_be_planned():
-    jobs = plan(SweepConfig.load(ROOT / "configs/across-scales/digits.yml"))
+    jobs = plan_gaps(GapSweep.load(ROOT / "configs/across-scales/digits.yml")).jobs
     assert all(job.config is not None for job in jobs)
-    assert "does not apply" not in table(jobs)
+    assert "does not apply" not in table(choose(jobs, []))
     assert DEFAULT_STITCHERS
+    assert [part(jobs[-1], number)[1]["frozen"] for number in (0, 3, 4)] == ["statistics", False, True], "as measured"
+
+
+def test_the_published_scripts_can_read_the_metadata_of_a_sweep():
+    """They make an index of all values, which needs the same keys in every job, and no value that is none."""
+    first, *others = [job.metadata for job in plan_gaps(GapSweep.load(ROOT / "configs/across-scales/digits.yml")).jobs]
+    assert {"arch", "first_deleted_block", "last_deleted_block", "num_downsamples", "adapter"} < first.keys()
+    for about in others:
+        assert {key: type(value) for key, value in about.items()} == {key: type(value) for key, value in first.items()}
 
 
 @pytest.mark.parametrize("is_primary", [True, False])
@@ -297,3 +310,24 @@ def test_the_first_reason_of_a_failure_stays(tmp_path):
     job.fail("connection closed by peer")
     assert job.state == "failed"
     assert job.failure.read_text() == "the loss is nan\n"
+
+
+def test_only_some_jobs_of_a_plan(tmp_path):
+    jobs = plan_gaps(GapSweep.load(write_sweep(tmp_path, tmp_path))).jobs
+    assert [*choose(jobs, [])] == [1, 2, 3]
+    assert [*choose(jobs, ["3", "1"])] == [1, 3]
+    assert [*choose(jobs, ["2-9"])] == [2, 3]
+    assert [*choose(jobs, ["*finetune", "test-*"])] == [1, 2]
+    assert choose(jobs, [jobs[2].name]) == {3: jobs[2]}
+    for wanted in ("4", "0", "finetune", "3-2"):
+        with pytest.raises(InputError, match=rf"--only {wanted} chooses no job; the plan has the numbers 1 to 3"):
+            choose(jobs, ["1", wanted])
+
+
+def test_only_jobs_that_do_not_apply(tmp_path, capsys):
+    config = ROOT / "configs/across-scales/vit-s.yml"
+    assert main(["sweep", "-c", str(config), "--dry-run", "--only", "5", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == ["2", "5"]  # as in the whole plan
+    assert lines[-1] == "1 jobs; 1 combinations do not apply"
+    assert "no job that --only chooses applies: a ResNet" in refused(capsys, "sweep", "-c", config, "--only", "5")

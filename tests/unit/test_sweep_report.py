@@ -3,11 +3,15 @@
 from itertools import pairwise
 
 import matplotlib.figure
+import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from stitchkit.assembly.sweep.report import collect, sweep_report
+from stitchkit.cli import main
 from stitchkit.errors import InputError
+from tests.distributed.forks import hold_lock
 from tests.results import about, write_result
 
 
@@ -48,10 +52,10 @@ def test_all_results_become_one_tidy_table(swept):
 def test_the_files_of_a_report(swept):
     files = sweep_report(swept)
     assert [file.name for file in files] == [
-        "results.csv", "results.parquet", "a-b-heatmap.png", "a-b-parameters.png", "a-b-curves.png"
+        "results.csv", "results.parquet", "summary.csv", "a-b-heatmap.png", "a-b-parameters.png", "a-b-curves.png"
     ]  # fmt: skip
     assert len(pd.read_csv(files[0])) == len(pd.read_parquet(files[1])) == 10
-    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files[2:])
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files[3:])
     assert sweep_report(swept) == files  # its own files are not results
 
 
@@ -62,19 +66,34 @@ def texts(figure):
 def test_the_heat_map_shows_last_epochs_and_the_uncut_networks(swept, figures):
     sweep_report(swept)
     heat_map = figures[0]
-    assert texts(heat_map) == ["80.0", "–", "60.0", "40.0"]  # of two seeds the mean
+    assert texts(heat_map) == ["80.0", "–", "60.0\n± 14.1", "40.0"]  # of two seeds mean and spread
     axes, bar = heat_map.axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["finetune", "linear no downsample"]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["1\n↓0", "1–2\n↓1"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "no adapter, all slices trained",
+        "linear, no down-sampling",
+    ]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "1–2"]
+    [above] = axes.child_axes
+    assert [label.get_text() for label in above.get_xticklabels()] == ["0", "1"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("gap (slices left out)", "adapter")
+    assert above.get_xlabel() == "down-samplings in the gap,\nas configured"
     assert [line.get_ydata()[0] for line in bar.lines] == [90, 95]
     assert "uncut source 90.0 %, uncut destination 95.0 %" in heat_map.get_suptitle()
+
+
+def ends(bars):
+    """Where the bar of a point's spread ends; nothing without a spread."""
+    return [float(end) for line in bars[2] for part in line.get_segments() if len(part) for end in part[:, 1]]
 
 
 def test_accuracy_over_trained_parameters(swept, figures):
     sweep_report(swept)
     [axes] = figures[1].axes
-    points = sorted(tuple(point) for group in axes.collections for point in group.get_offsets().tolist())
-    assert points == [(100, 40), (100, 60), (10_000, 80)]
+    points = {bars[0].get_xydata().tolist()[0][1]: bars for bars in axes.containers}
+    assert points.keys() == {40, 60, 80}
+    assert points[80][0].get_xdata() == pytest.approx([10_000])
+    assert ends(points[60]) == pytest.approx([60 - 14.142, 60 + 14.142], abs=1e-3)
+    assert ends(points[40]) == []
     assert axes.get_xscale() == "log"
 
 
@@ -82,16 +101,61 @@ def test_every_count_of_down_samplings_has_a_marker(tmp_path, figures):
     for count in range(8):
         write_result(tmp_path, str(count), about(1, 1 + count, "finetune"), [0.5])
     sweep_report(tmp_path)
-    assert sum(len(group.get_offsets()) for group in figures[1].axes[0].collections) == 8
+    assert len(figures[1].axes[0].containers) == 8
 
 
 def test_learning_curves_have_a_panel_for_each_gap(swept, figures):
     sweep_report(swept)
     panels = [axes for axes in figures[2].axes if axes.get_visible()]
-    assert [axes.get_title() for axes in panels] == ["gap 1–1", "gap 1–2"]
+    assert [axes.get_title() for axes in panels] == ["gap 1", "gap 1–2"]
     curves = {line.get_label(): list(line.get_ydata()) for line in panels[0].lines if "uncut" not in line.get_label()}
-    assert curves["linear no downsample"] == [25, 60]
-    assert curves["finetune"] == [60, 80]
+    assert curves["linear, no down-sampling"] == [25, 60]
+    assert curves["no adapter, all slices trained"] == [60, 80]
+
+
+def test_a_band_shows_the_spread_of_the_seeds(swept, figures):
+    sweep_report(swept)
+    [band] = [band for band in figures[2].axes[0].collections if np.isfinite(band.get_datalim(band.axes.transData).y0)]
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == pytest.approx((25 - 7.071, 60 + 14.142), abs=1e-3)
+
+
+def test_the_summary_has_mean_and_spread_of_the_seeds(swept):
+    summary = pd.read_csv(sweep_report(swept)[2], index_col="job")
+    assert summary.loc["one", ["num_seeds", "test_accuracy", "test_accuracy_std"]].tolist() == pytest.approx(
+        [2, 60, 14.142], abs=1e-3
+    )
+    assert np.isnan(summary.loc["two", "test_accuracy_std"])
+    assert summary.index.tolist() == ["one", "three", "two", "uncut", "uncut too"]
+
+
+def middles(axes):
+    """The place of each point in pixels."""
+    points = [bars[0].get_xydata()[0] for bars in axes.containers]
+    return axes.transData.transform(points)
+
+
+@pytest.mark.parametrize("num_epochs", [1, 2])
+def test_equal_jobs_are_both_seen(tmp_path, figures, num_epochs):
+    for name in ("downsample_then_3x3conv", "conv3x3_with_downsample"):
+        write_result(tmp_path, name, about(1, 1, name), [0.4, 0.5][:num_epochs])
+    sweep_report(tmp_path)
+    _, parameters, curves = figures
+    one, other = middles(parameters.axes[0])
+    assert 10 < abs(one - other).max() < 20
+    if num_epochs == 1:
+        one, other = middles(curves.axes[0])
+        assert 10 < abs(one - other).max() < 20
+    else:
+        dashes = [line._dash_pattern for line in curves.axes[0].lines]
+        assert dashes[0] != dashes[1]
+        assert all(lengths[0] == lengths[1] for _, lengths in dashes), "each leaves room for the other"
+
+
+def test_pictures_in_a_vector_format(swept):
+    assert main(["sweep-report", str(swept), "--format", "svg"]) == 0
+    assert ">gap (slices left out)</text>" in (swept / "a-b-heatmap.svg").read_text()
+    assert not list(swept.glob("*.png"))
 
 
 def test_labels_do_not_overlap(swept, figures):
@@ -104,17 +168,55 @@ def test_labels_do_not_overlap(swept, figures):
                 assert not any(one.overlaps(other) for one, other in pairwise(boxes))
 
 
+def test_jobs_that_are_not_done_are_counted_and_not_drawn(tmp_path, figures, caplog):
+    """Their last epoch is not that of the others."""
+    caplog.set_level("INFO")
+    write_result(tmp_path, "done", about(1, 1, "finetune"), [0.2, 0.5])
+    write_result(tmp_path, "both", about(1, 1, "linear_no_downsample"), [0.6, 0.8], seed=1)
+    for name, job in (("both", about(1, 1, "linear_no_downsample")), ("half", about(1, 2, "finetune"))):
+        write_result(tmp_path, name, job, [0.1], seed=2)
+        (tmp_path / name / "result-2.pkl").unlink()
+    (tmp_path / "half/result-2.failed").write_text("out of luck\n")
+    (tmp_path / "both/result-2").mkdir()
+    (tmp_path / "idle").mkdir()
+    (tmp_path / "idle/metadata.yml").write_text(yaml.safe_dump(about(1, 2, "linear_no_downsample")))
+    (tmp_path / "idle/config.yml").write_text("train_config: {seed: 2}\n")
+    with hold_lock(tmp_path / "both/result-2/.train.lock") as running:
+        table = pd.read_csv(sweep_report(tmp_path)[0])
+        running.kill()
+    assert "a-b: 5 jobs: 2 done, 1 running, 1 failed, 1 waiting" in caplog.text
+    states = table.groupby(["job", "seed"])["state"].first().to_dict()
+    assert states == {
+        ("done", 1): "done", ("both", 1): "done", ("both", 2): "running", ("half", 2): "failed", ("idle", 2): "waiting"
+    }  # fmt: skip
+    [idle] = table[table["job"] == "idle"].to_dict("records")
+    assert (idle["gap"], pd.isna(idle["epoch"]), pd.isna(idle["test_accuracy"])) == ("1,2", True, True)
+    assert texts(figures[0]) == ["50.0", "80.0"]
+    summary = pd.read_csv(tmp_path / "summary.csv", index_col="job")
+    assert summary["num_seeds"].to_dict() == {"both": 1, "done": 1}
+    title = "a-b\n5 jobs: 2 done, 1 running, 1 failed, 1 waiting"
+    assert [figures[0].get_suptitle(), figures[1].axes[0].get_title("left"), figures[2].get_suptitle()] == [title] * 3
+
+
 def test_a_sweep_without_its_uncut_networks(tmp_path, figures):
     write_result(tmp_path, "one", about(1, 1, "linear_no_downsample"), [0.2, 0.5])
     sweep_report(tmp_path)
     assert figures[0].get_suptitle() == "a-b"
 
 
+def test_a_single_gap_and_adapter_have_a_cell_with_a_size(tmp_path, figures):
+    write_result(tmp_path, "one", about(1, 1, "linear_no_downsample"), [0.2, 0.5])
+    sweep_report(tmp_path)
+    [mesh] = figures[0].axes[0].collections
+    assert mesh.get_coordinates()[0, 0].tolist() == [-0.5, -0.5]
+    assert mesh.get_coordinates()[-1, -1].tolist() == [0.5, 0.5]
+
+
 def test_a_sweep_is_drawn_once_a_stitched_job_has_a_result(tmp_path):
     write_result(tmp_path, "uncut", {"arch": "a-b", "uncut": "source"}, [0.9], epochs=[0])
-    assert [file.name for file in sweep_report(tmp_path)] == ["results.csv", "results.parquet"]
+    assert [file.name for file in sweep_report(tmp_path)] == ["results.csv", "results.parquet", "summary.csv"]
     write_result(tmp_path, "other", about(1, 1, "finetune") | {"arch": "c-d"}, [0.5])
-    assert {file.name[:3] for file in sweep_report(tmp_path)[2:]} == {"c-d"}
+    assert {file.name[:3] for file in sweep_report(tmp_path)[3:]} == {"c-d"}
 
 
 def test_jobs_that_belong_to_no_sweep_are_skipped(swept):

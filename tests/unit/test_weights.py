@@ -55,6 +55,22 @@ def test_the_moving_average_is_loaded_on_request(source, tmp_path):
         stitchkit.load_checkpoint(model, tmp_path / "w.pth", ema=True)
 
 
+def test_a_small_file_that_unpacks_to_much_is_not_unpacked(tmp_path, monkeypatch):
+    plain, packed = tmp_path / "plain.pth", tmp_path / "packed.pth"
+    torch.save({"weight": torch.zeros(2**20)}, plain)
+    with zipfile.ZipFile(plain) as archive, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as other:
+        for member in archive.infolist():
+            other.writestr(member.filename, archive.read(member))
+    assert packed.stat().st_size * 100 < plain.stat().st_size
+    assert read_checkpoint(packed)["weight"].shape == (2**20,), "a few megabytes are always read"
+    monkeypatch.setattr("stitchkit.networks.weights._ALWAYS_READ", 2**20)
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("it was unpacked"))
+    with pytest.raises(
+        InputError, match=r"packed.pth' is damaged \(it would unpack to 4,\d+,\d+ bytes, more than 10 times"
+    ):
+        read_checkpoint(packed)
+
+
 @pytest.mark.parametrize("size", [0, 10, 2000])
 def test_a_truncated_file_is_named(size, source, tmp_path):
     torch.save({"model": source.state_dict()}, tmp_path / "w.pth")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
 
 from stitchkit.errors import InputError
@@ -27,7 +27,21 @@ def _check_shares(shares: tuple[float, float]) -> tuple[float, float]:
     return shares
 
 
-PerChannel = Annotated[tuple[StrictFloat, ...], AfterValidator(_check_channels)]
+def _in_list(value: object) -> object:
+    return (value,) if isinstance(value, int | float) else value
+
+
+def _check_rgb(value: bool) -> bool:
+    if not value:
+        raise InputError("it is false, but networks take images of three channels; remove it")
+    return value
+
+
+PerChannel = Annotated[
+    tuple[StrictFloat, ...],
+    BeforeValidator(_in_list, json_schema_input_type=StrictFloat | tuple[StrictFloat, ...]),
+    AfterValidator(_check_channels),
+]
 Augmentation = Literal["default"] | StrictBool | tuple[object, ...] | None
 
 
@@ -36,23 +50,32 @@ class Preprocessing(Settings):
     """Preparation of images for the network.
 
     Args:
-        image_size: Side of an input image.
-        mean: Mean of each channel, with which images are normalised; by default ImageNet's.
-        std: Standard deviation of each channel.
+        image_size: Side of an input image, or its height and width.
+        to_rgb: Convert images to three channels, which is the only way.
+        mean: Mean of each channel, or of all, with which images are normalised; by default that of `cifar10` or
+            `cifar100` for these, otherwise ImageNet's.
+        std: Standard deviation of each channel, or of all, likewise.
         resize_mode: The side that becomes `image_size` if images are not square: `shortest`, with the rest cropped;
             `longest`, with the rest padded; or both (`squash`).
         interpolation: torchvision's name of the interpolation.
         random_resize_scale: Smallest and largest share of an image in a training crop; `[1, 1]` crops as in tests.
-        data_augmentation: `default` or true is a flip and AutoAugment; a list names torchvision v2 transforms.
+        data_augmentation: `default` or true is a flip and AutoAugment, by the policies of CIFAR and SVHN for these; a
+            list names torchvision v2 transforms.
     """
 
-    image_size: Count = 224
-    mean: PerChannel = (0.485, 0.456, 0.406)
-    std: PerChannel = (0.229, 0.224, 0.225)
+    image_size: Count | tuple[Count, Count] = 224
+    to_rgb: Annotated[StrictBool, AfterValidator(_check_rgb)] = True
+    mean: PerChannel | None = None
+    std: PerChannel | None = None
     resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
     interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"] = "bicubic"
     random_resize_scale: Annotated[tuple[StrictFloat, StrictFloat], AfterValidator(_check_shares)] = (0.9, 1.0)
     data_augmentation: Augmentation = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of an input image."""
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
 
 
 @dataclass(frozen=True)
@@ -77,24 +100,27 @@ class Metric(Settings):
     """A figure of merit.
 
     Args:
-        metric_fn: `accuracy` or `topk_accuracy`.
-        metric_fn_args: For `topk_accuracy`, `topk`: 1, 5 or both.
+        metric_fn: `accuracy`, `topk_accuracy`, or a function of `torch.nn.functional` such as `cross_entropy`.
+        metric_fn_args: Arguments of the function; for `topk_accuracy`, `topk` is a number or a list of them.
         output: Path of the submodule whose output is evaluated; by default the network.
     """
 
-    metric_fn: Literal["accuracy", "topk_accuracy"] = "accuracy"
-    metric_fn_args: dict[str, StrictInt | tuple[StrictInt, ...]] = Field(default_factory=dict)
+    metric_fn: StrictStr = "accuracy"
+    metric_fn_args: dict[str, object] = Field(default_factory=dict)
     output: StrictStr | None = None
 
     def __post_init__(self) -> None:
-        if wrong := [rank for rank in self.ranks if rank not in (1, 5)]:
-            raise InputError(f"metric_fn_args.topk is {wrong[0]!r}; it must be 1, 5 or both")
+        known = {"accuracy": set[str](), "topk_accuracy": {"topk"}}.get(self.metric_fn)
+        if known is not None and (wrong := self.metric_fn_args.keys() - known):
+            raise InputError(f"metric_fn_args.{min(wrong)}: {self.metric_fn} does not take it; remove it")
+        if bad := [k for k in self.ranks if isinstance(k, bool) or not isinstance(k, int) or k < 1]:
+            raise InputError(f"metric_fn_args.topk is {bad[0]!r}; it must be a number from 1 on, or a list of them")
 
     @property
     def ranks(self) -> tuple[int, ...]:
         """The values of k: an image counts as correct if its class is among the k highest logits."""
-        topk = self.metric_fn_args.get("topk", 1) if self.metric_fn == "topk_accuracy" else 1
-        return topk if isinstance(topk, tuple) else (topk,)
+        topk: Any = self.metric_fn_args.get("topk", 1) if self.metric_fn == "topk_accuracy" else 1
+        return tuple(topk) if isinstance(topk, list | tuple) else (topk,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +135,8 @@ class SharedByTasks(Settings):
         batch_size: Images per step and rank.
         loss_fn: Function of `torch.nn.functional`.
         loss_fn_args: Its further arguments.
+        aux_losses: Further losses; the loss of the task is the weighted mean.
+        max_batches: Number of random batches of the data used for training and for tests.
         data_augmentation: As in `Preprocessing`, if that has none.
         data_preprocessing: Preparation of images.
     """
@@ -120,6 +148,8 @@ class SharedByTasks(Settings):
     batch_size: Count = 32
     loss_fn: StrictStr = "cross_entropy"
     loss_fn_args: dict[str, object] = Field(default_factory=dict)
+    aux_losses: tuple[AuxLoss, ...] = ()
+    max_batches: Count | None = None
     data_augmentation: Augmentation = None
 
 
@@ -150,8 +180,6 @@ class TrainConfig(SharedByTasks):
         tasks: Several data sets instead; the network has an output for each, or one for all.
         seed: Seed of weights, order and augmentation.
         max_steps: Number of steps after which training ends.
-        max_batches: Number of random batches of the data used for training and for tests.
-        aux_losses: Further losses; the total is the weighted mean.
         optimizer: Class of `torch.optim`.
         optimizer_args: Its arguments.
         lr_scheduler: Class of `torch.optim.lr_scheduler`; by default the rate is constant.
@@ -170,8 +198,6 @@ class TrainConfig(SharedByTasks):
     tasks: tuple[Annotated[dict[str, object], as_written(TaskConfig)], ...] = ()
     seed: StrictInt = Field(default=1, ge=0)
     max_steps: Count | None = None
-    max_batches: Count | None = None
-    aux_losses: tuple[AuxLoss, ...] = ()
     optimizer: StrictStr = "Adam"
     optimizer_args: dict[str, object] = Field(default_factory=dict)
     lr_scheduler: StrictStr | None = None
@@ -189,6 +215,11 @@ class TrainConfig(SharedByTasks):
         if (self.dataset is None) == (not self.tasks):
             found = "both dataset and tasks are set" if self.tasks else "no data set is named"
             raise InputError(f"{found}; set dataset, or tasks with a dataset in each")
+
+    @property
+    def places(self) -> list[str]:
+        """The place of each task in the file."""
+        return [f"train_config.tasks[{number}]" for number in range(len(self.tasks))] or ["train_config"]
 
     @property
     def resolved_tasks(self) -> tuple[TaskConfig, ...]:

@@ -5,13 +5,13 @@ Names and defaults of arguments are the published ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import StrictBool, StrictFloat, StrictInt
+from pydantic import Field, StrictBool, StrictFloat, StrictInt
 from timm.layers import LayerNorm2d
 from timm.models.vision_transformer import Block
 from torch import nn
@@ -20,6 +20,8 @@ from torchvision.models import resnet, swin_transformer
 from stitchkit.assembly.parts.part import Format, Part
 from stitchkit.errors import InputError
 from stitchkit.networks.layout import Layout
+
+_MOST_LAYERS = 1000
 
 
 class SimpleAdapter(Part):
@@ -45,6 +47,7 @@ class SimpleAdapter(Part):
     """
 
     in_format: Layout | None = Layout("NCHW")
+    published: ClassVar[Mapping[str, str]] = {"adapter.": "layers."}
 
     def __init__(
         self,
@@ -65,6 +68,8 @@ class SimpleAdapter(Part):
         super().__init__()
         if min(num_fc, num_conv) < 0 or (num_fc > 0) == (num_conv > 0):
             raise InputError(f"num_fc is {num_fc} and num_conv {num_conv}; exactly one of them must be at least 1")
+        if max(num_fc, num_conv) > _MOST_LAYERS:
+            raise InputError(f"num_fc is {num_fc} and num_conv {num_conv}; at most {_MOST_LAYERS} layers are built")
         if num_fc and stride != 1:
             raise InputError(f"stride is {stride}, but linear layers have none; use num_conv instead of num_fc")
         padding = kernel_size // 2 if padding is None else padding
@@ -126,6 +131,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class _Block(Part):
+    published: ClassVar[Mapping[str, str]] = {"": "block."}
     block: nn.Module
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -196,6 +202,9 @@ class ResNetBottleneck(_ResNetBlock):
     expansion = 4
 
 
+_Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+
+
 class VisionTransformerBlock(_Block):
     """An encoder block of ViT, by default of ViT-S.
 
@@ -203,15 +212,37 @@ class VisionTransformerBlock(_Block):
         num_heads: Number of attention heads.
         embed_dim: Channels.
         mlp_ratio: Width of the MLP in units of `embed_dim`.
+        dropout: Share of values that are dropped after attention and in the MLP.
+        attention_dropout: Share of attention weights that are dropped.
     """
 
     inferred = ("embed_dim",)
     takes = ("bert", "token")
+    published: ClassVar[Mapping[str, str]] = {  # torchvision's names
+        "ln_": "block.norm",
+        "self_attention.in_proj_": "block.attn.qkv.",
+        "self_attention.out_proj.": "block.attn.proj.",
+        "mlp.0.": "block.mlp.fc1.",
+        "mlp.3.": "block.mlp.fc2.",
+    }
 
-    def __init__(self, *, num_heads: StrictInt = 6, embed_dim: StrictInt = 384, mlp_ratio: StrictFloat = 4):
+    def __init__(
+        self,
+        *,
+        num_heads: StrictInt = 6,
+        embed_dim: StrictInt = 384,
+        mlp_ratio: StrictFloat = 4,
+        dropout: _Share = 0.0,
+        attention_dropout: _Share = 0.0,
+    ):
         super().__init__()
         _check_heads(num_heads, embed_dim)
-        self.block = Block(embed_dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=True)
+        self.block = Block(
+            embed_dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=True, proj_drop=dropout, attn_drop=attention_dropout
+        )
+
+
+_Side = Annotated[int, Field(strict=True, ge=1)]
 
 
 class SwinTransformerBlock(_Block):
@@ -221,22 +252,37 @@ class SwinTransformerBlock(_Block):
         num_heads: Number of attention heads.
         embed_dim: Channels.
         do_shift: Shift the windows by half their size. (The published code inverts the meaning.)
-        window_size: Height and width of a window.
+        window_size: Height and width of a window, or one number for both.
+        mlp_ratio: Width of the MLP in units of `embed_dim`.
+        dropout: Share of values that are dropped after attention and in the MLP.
+        attention_dropout: Share of attention weights that are dropped.
+        drop_path_rate: Share of images for which attention or the MLP is left out.
     """
 
     inferred = ("embed_dim",)
     in_format = Layout("NHWC")
 
     def __init__(
-        self, *, num_heads: StrictInt, embed_dim: StrictInt, do_shift: StrictBool = False, window_size: StrictInt = 7
+        self,
+        *,
+        num_heads: StrictInt,
+        embed_dim: StrictInt,
+        do_shift: StrictBool = False,
+        window_size: _Side | tuple[_Side, _Side] = 7,
+        mlp_ratio: StrictFloat = 4,
+        dropout: _Share = 0.0,
+        attention_dropout: _Share = 0.0,
+        drop_path_rate: _Share = 0.0,
     ):
         super().__init__()
         _check_heads(num_heads, embed_dim)
         self.in_format = Layout("NHWC", embed_dim)
-        shift = window_size // 2 if do_shift else 0  # half a window, as Swin alternates
+        sides = [window_size] * 2 if isinstance(window_size, int) else [*window_size]
+        shifts = [side // 2 if do_shift else 0 for side in sides]  # half a window, as Swin alternates
         self.block = swin_transformer.SwinTransformerBlock(
-            embed_dim, num_heads, window_size=[window_size] * 2, shift_size=[shift] * 2
-        )
+            embed_dim, num_heads, window_size=sides, shift_size=shifts, mlp_ratio=mlp_ratio, dropout=dropout,
+            attention_dropout=attention_dropout, stochastic_depth_prob=drop_path_rate,
+        )  # fmt: skip
 
 
 def _check_heads(num_heads: int, embed_dim: int) -> None:

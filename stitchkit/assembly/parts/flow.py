@@ -30,8 +30,7 @@ class PassingTensor:
         """The one tensor."""
         if isinstance(self.value, torch.Tensor):
             return self.value
-        count = f"{len(self.value)} tensors" if isinstance(self.value, list | tuple) else type(self.value).__name__
-        raise InputError(f"it gets {count} instead of one tensor")
+        raise InputError(f"it gets {self} instead of one tensor")
 
     @property
     def full_format(self) -> Layout | None:
@@ -39,7 +38,9 @@ class PassingTensor:
         return None if self.format is None else self.format.sized(self.tensor)
 
     def __str__(self) -> str:
-        return str(self.full_format or list(self.tensor.shape[1:]))
+        if isinstance(self.value, torch.Tensor):
+            return str(self.full_format or list(self.value.shape[1:]))
+        return f"{len(self.value)} tensors" if isinstance(self.value, list | tuple) else type(self.value).__name__
 
 
 def enter(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -15,7 +16,7 @@ from stitchkit.assembly.parts.flow import PassingTensor, enter, leave, run
 from stitchkit.assembly.parts.part import Assembly, Conversion, ParallelPart, Part, combine
 from stitchkit.assembly.parts.pretrained import Pretrained, WholeNetwork
 from stitchkit.assembly.parts.registry import COMMON, PARTS
-from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
+from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec, class_token_of
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.layout import Layout
 
@@ -23,7 +24,12 @@ _logger = logging.getLogger(__name__)
 
 
 def build_network(
-    spec: NetworkSpec, *, num_classes: int, input_size: tuple[int, int, int] = (3, 224, 224), pretrained: bool = True
+    spec: NetworkSpec,
+    *,
+    num_classes: int,
+    input_size: tuple[int, int, int] = (3, 224, 224),
+    pretrained: bool = True,
+    replaced: bool = False,
 ) -> Assembly:
     """The network that a configuration describes: its `parts` one after the other, and its `head`.
 
@@ -32,21 +38,38 @@ def build_network(
 
     Args:
         input_size: Size of an image, `(C, H, W)`.
-        pretrained: Load the weights of pretrained parts; otherwise all weights are random.
+        pretrained: Download the weights of pretrained parts; files of weights that parts name are always read.
+        replaced: The caller replaces all weights, so none are downloaded or read.
     """
-    check_network(spec, num_classes=num_classes, input_size=input_size, pretrained=pretrained)
-    return _Builder(spec, num_classes, input_size, pretrained).network()
+    check_network(spec, num_classes=num_classes, input_size=input_size, replaced=replaced)
+    return _Builder(spec, num_classes, input_size, pretrained, replaced).network()
 
 
 def check_network(
-    spec: NetworkSpec, *, num_classes: int, input_size: tuple[int, int, int], pretrained: bool = True
+    spec: NetworkSpec, *, num_classes: int, input_size: tuple[int, int, int], replaced: bool = False
 ) -> Assembly:
-    """The network on the meta device: it can be built, its parts fit, and with `pretrained` its files of weights exist.
+    """The network on the meta device: it can be built, its parts fit, and unless `replaced` its files of weights exist.
 
     Arguments and errors as in `build_network`.
     """
+    return trace_network(spec, num_classes=num_classes, input_size=input_size, replaced=replaced)[0]
+
+
+def trace_network(
+    spec: NetworkSpec, *, num_classes: int, input_size: tuple[int, int, int], replaced: bool = False
+) -> tuple[Assembly, list[TracedPart]]:
+    """The network of `check_network`, and all its parts, inner ones before those that consist of them."""
+    builder = _Builder(spec, num_classes, input_size, False, replaced, checking=True)
     with torch.device("meta"):
-        return _Builder(spec, num_classes, input_size, pretrained, checking=True).network()
+        return builder.network(), builder.traced
+
+
+class TracedPart(NamedTuple):
+    """A part, its description in the file, and its output in words."""
+
+    part: Part
+    spec: PartSpec
+    output: str
 
 
 class _Placed(InputError):
@@ -75,11 +98,13 @@ class _Builder:
     num_classes: int
     input_size: tuple[int, int, int]
     pretrained: bool
+    replaced: bool
     checking: bool = False
+    traced: list[TracedPart] = field(default_factory=list)
 
     def network(self) -> Assembly:
         """The whole network."""
-        class_token = self.spec.reformat_options.get("class_token", "zeros")
+        class_token = class_token_of(self.spec.reformat_options, "zeros")
         images = PassingTensor(torch.empty(2, *self.input_size, device="meta"), Layout("NCHW"))
         network, logits = self._chain(self.spec.parts, self.spec.head, images, class_token)
         for value in logits.value if isinstance(logits.value, list) else [logits.value]:
@@ -109,7 +134,7 @@ class _Builder:
         kind, given = PARTS[spec.name], spec.arguments
         with _at(spec):
             in_format, out_format = _declared(spec, "in_format"), _declared(spec, "out_format")
-            class_token = (given.get("reformat_options") or {}).get("class_token", class_token)
+            class_token = class_token_of(given.get("reformat_options"), class_token)
             if kind in (Assembly, ParallelPart):
                 entry, flow = enter(flow, in_format, (), class_token)
                 make = self._assembly if kind is Assembly else self._parallel
@@ -121,8 +146,9 @@ class _Builder:
                 if changes_input:  # parallel parts and losses on inner outputs may still read the input
                     entry = partial(_copied, entry)
             flow = leave(flow, out_format or part.out_format)
-        if given.get("frozen") and not self.spec.unfrozen:
-            part.freeze()
+        if (frozen := given.get("frozen")) and not self.spec.unfrozen:
+            part.freeze(statistics=frozen == "statistics")
+        self.traced.append(TracedPart(part, spec, str(flow)))
         return entry, part, flow
 
     def _arguments(
@@ -136,11 +162,17 @@ class _Builder:
             if name not in arguments and not (kind is WholeNetwork and spec.arguments.get("frozen")):
                 known = self.num_classes if name == "num_classes" else _channels(flow, wanted, kind.takes, class_token)
                 arguments[name] = known
-        if issubclass(kind, Pretrained) and (self.checking or not self.pretrained):
-            path = arguments.pop("ckp_path", None)
-            if self.pretrained and path is not None and not Path(path).is_file():
+        if issubclass(kind, Pretrained):
+            arguments.pop(
+                "verbose", None
+            )  # in published files, whether loading reports names that differ; it always does
+            if self.replaced or not self.pretrained:
+                arguments["pretrained"] = False
+            path = arguments.get("ckp_path")
+            if path is not None and not self.replaced and not Path(path).is_file():
                 raise InputError(f"ckp_path '{path}' is not a file; check the path")
-            arguments["pretrained"] = False
+            if self.checking or self.replaced:
+                arguments.pop("ckp_path", None)
         return arguments
 
     def _assembly(self, spec: PartSpec, flow: PassingTensor, class_token: str) -> tuple[Part, PassingTensor]:

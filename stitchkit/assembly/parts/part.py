@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Annotated, ClassVar, TypeAlias
 
@@ -34,10 +34,7 @@ Conversion: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Part(nn.Module):
-    """A module that an assembly runs: one tensor in, one tensor out.
-
-    A frozen part stays in evaluation mode, whatever mode `train` sets, and its parameters are not trained.
-    """
+    """A module that an assembly runs: one tensor in, one tensor out."""
 
     in_format: Layout | None = None
     """The input format unless a file declares another one; None for any."""
@@ -47,17 +44,20 @@ class Part(nn.Module):
     """Names of the formats that it accepts as they come; empty for any."""
     inferred: ClassVar[tuple[str, ...]] = ()
     """Arguments that are inferred from the data and the input if a file omits them."""
-    frozen = False
+    published: ClassVar[Mapping[str, str]] = {}
+    """How names of its weights begin in published checkpoints, and how they begin here."""
+    always_evaluates = False
+    """Whether it stays in evaluation mode, whatever mode `train` sets."""
 
-    def freeze(self) -> None:
-        """Exclude it from training, including its batch-norm statistics."""
-        self.frozen = True
+    def freeze(self, *, statistics: bool) -> None:
+        """Exclude its weights from training; with `statistics`, nothing in it changes, batch norms included."""
         self.requires_grad_(False)
-        self.eval()
+        self.always_evaluates = statistics
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> Part:
-        """Set the mode, unless it is frozen."""
-        return super().train(mode and not self.frozen)
+        """Set the mode, unless its statistics are frozen."""
+        return super().train(mode and not self.always_evaluates)
 
 
 class ClassifierHead(Part):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Annotated
+
 import torch
-from pydantic import StrictBool, StrictInt, StrictStr
+from pydantic import Field, StrictBool, StrictInt, StrictStr
 from torch import nn
 
 from stitchkit.assembly.parts.part import Part
+from stitchkit.assembly.parts.weight_names import is_of_job, model_names
 from stitchkit.classes import carry_origin
 from stitchkit.networks.anchor import steps_of
-from stitchkit.networks.create import classifier_of, load_model
+from stitchkit.networks.create import classifier_of, load_any_classes, load_model
 from stitchkit.networks.layout import Layout
+from stitchkit.networks.weights import read_checkpoint, weights_of
 from stitchkit.settings.schema import LocalPath
 
 
@@ -18,10 +24,11 @@ class Pretrained(Part):
     """A model of a library, or a slice of one.
 
     Args:
-        model_name: timm's or torchvision's name.
+        model_name: timm's or torchvision's name, or `convnet`, which starts from random weights.
         backend: The library: `timm`, or `torchvision`, also called `pytorch`.
         pretrained: Download the weights of the whole model.
-        ckp_path: A local file with these weights; it excludes `pretrained`.
+        ckp_path: A local file with these weights, or a checkpoint of a job with a part that has them; it excludes
+            `pretrained`.
     """
 
     net: nn.Module
@@ -54,37 +61,77 @@ class WholeNetwork(Pretrained):
         **arguments: object,
     ):
         super().__init__()
-        self.net = load_model(
-            model_name,
-            backend=backend,
-            pretrained=pretrained,
-            checkpoint=ckp_path,
-            num_classes=num_classes,
-            **arguments,
-        )
+        self.net = _model(
+            model_name, ckp_path, lambda model: model, backend=backend, pretrained=pretrained, num_classes=num_classes,
+            arguments=arguments,
+        )  # fmt: skip
 
 
 class Subnet(Pretrained):
     """A slice of a model, from the input of one block to the output of another.
 
     Args:
-        block_input: Module where it begins, or `x`, the default, for the model's input.
+        block_input: Module where it begins, or `x`, the default, for the model's input; published files may list it.
         block_output: Module where it ends; by default at the model's output. A list means several outputs.
+        num_classes: Number of logits of the model; a classifier with another number is re-initialised.
     """
 
     def __init__(
         self,
         *,
         model_name: StrictStr,
-        block_input: StrictStr | None = None,
+        block_input: StrictStr | Annotated[list[StrictStr], Field(min_length=1, max_length=1)] | None = None,
         block_output: StrictStr | list[StrictStr] | None = None,
         backend: StrictStr = "timm",
         pretrained: StrictBool = True,
         ckp_path: LocalPath | None = None,
+        num_classes: StrictInt | None = None,
         **arguments: object,
     ):
         super().__init__()
-        model = load_model(model_name, backend=backend, pretrained=pretrained, checkpoint=ckp_path, **arguments)
-        self.net = steps_of(model).between(block_input, block_output)
-        if block_output is None or block_output == classifier_of(model):
+        first = block_input[0] if isinstance(block_input, list) else block_input
+
+        def ends(model: nn.Module) -> tuple[str | None, str | list[str] | None]:
+            named = partial(_layer, model)
+            last = (
+                [*map(named, block_output)] if isinstance(block_output, list) else block_output and named(block_output)
+            )
+            return first and named(first), last
+
+        def piece(model: nn.Module) -> nn.Module:
+            return steps_of(model).between(*ends(model))
+
+        model = _model(
+            model_name, ckp_path, piece, backend=backend, pretrained=pretrained, num_classes=num_classes,
+            arguments=arguments,
+        )  # fmt: skip
+        self.net = piece(model)
+        if block_output is None or ends(model)[1] == classifier_of(model):
             carry_origin(model, self.net)
+
+
+def _layer(model: nn.Module, name: str) -> str:
+    """The name of a linear layer for that of the function in it, such as `classifier.linear`.
+
+    The published tool traces into linear layers of timm.
+    """
+    path, _, function = name.rpartition(".")
+    is_linear = function == "linear" and isinstance(dict(model.named_modules()).get(path), nn.Linear)
+    return path if is_linear else name
+
+
+def _model(
+    name: str, path: str | None, piece: Callable[[nn.Module], nn.Module], *, backend: str, pretrained: bool,
+    num_classes: int | None, arguments: Mapping[str, object],
+) -> nn.Module:  # fmt: skip
+    """A model, of which a `piece` is used, with weights: those of a file of the model, or of a checkpoint of a job."""
+    pretrained = pretrained and path is None
+    model = load_model(
+        name, backend=backend, pretrained=pretrained, checkpoint=None, num_classes=num_classes, **arguments
+    )
+    if path is not None:
+        content = read_checkpoint(path)
+        if is_of_job(weights := weights_of(content)):
+            content = {**content, "state_dict": model_names(model, piece(model).state_dict().keys(), weights)}
+        load_any_classes(model, content, path, num_classes)
+    return model

@@ -43,13 +43,13 @@ class PartSettings(Settings):
     """The arguments of every part.
 
     Args:
-        frozen: Keep its weights and batch-norm statistics as they are.
+        frozen: Do not train its weights; its batch norms still learn statistics, unless it is `statistics`.
         in_format: Layout to which its input is converted: `img`, `bhwc`, `token`, `bert` or `vector`, or a list of one
             of them and a size, such as `[img, [C, H, W]]`.
         out_format: Layout of its output, likewise.
     """
 
-    frozen: StrictBool | None = None
+    frozen: StrictBool | Literal["statistics"] | None = None
     in_format: Format | None = None
     out_format: Format | None = None
 

@@ -6,8 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-ReformatOptions = dict[Literal["class_token"], Literal["zeros", "ones", "avg"]]
-"""`class_token`: the replacement for a missing one."""
+ReformatOptions = dict[Literal["class_token"], Literal["zeros", "ones", "avg", "zeroes", "mean"]]
+"""`class_token`: the replacement for a missing one; `zeroes` is `zeros`, and `mean` is `avg`."""
+
+
+def class_token_of(options: ReformatOptions | None, otherwise: str) -> str:
+    """The replacement for a missing class token, in our spelling."""
+    given: str = (options or {}).get("class_token", otherwise)
+    return {"zeroes": "zeros", "mean": "avg"}.get(given, given)
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class NetworkSpec:
         parts: The parts in the order in which they run; a single one if the file has `model`.
         head: Built for the output of the parts; None if the last part returns logits.
         reformat_options: `class_token`: the replacement for a missing one, `zeros`, `ones` or `avg`.
-        unfrozen: Train all parts, even those with `frozen: true`.
+        unfrozen: Train all parts, even frozen ones.
     """
 
     parts: tuple[PartSpec, ...]

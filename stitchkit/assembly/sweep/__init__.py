@@ -1,1 +1,1 @@
-"""Sweeps: every gap bridged by every stitcher."""
+"""Sweeps: jobs that one file describes together, planned, run and reported."""

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from stitchkit.assembly.sweep.worker import SweepJob
+from stitchkit.assembly.sweep.plan import Resources
+from stitchkit.assembly.sweep.worker import State, SweepJob
+from stitchkit.display import counted
 from stitchkit.errors import InputError
 from stitchkit.files import refuse_link, write_text
 from stitchkit.optional import check_installed
+from stitchkit.settings.schema import parse
 
 if TYPE_CHECKING:
     from submitit import LocalJob
 
 _logger = logging.getLogger(__name__)
 
-_POLL_S = 2
+_LOCAL_POLL_S = 2
+_SLURM_POLL_S = 30.0
+"""The shortest time between two questions to Slurm's controller, which answers all users of a cluster."""
 _NO_LIMIT = 60 * 24 * 365
 """More minutes and more preemptions than any job has; submitit needs a number for both."""
 
@@ -81,7 +89,7 @@ class LocalPool:
                         slot.process = self._submit(slot.job, number)
                 if not any(slot.job for slot in slots):
                     return
-                time.sleep(_POLL_S)
+                time.sleep(_LOCAL_POLL_S)
         finally:
             for process in [slot.process for slot in slots]:
                 if process and not process.done():
@@ -91,7 +99,7 @@ class LocalPool:
         import submitit
         from submitit.helpers import environment_variables
 
-        executor = submitit.LocalExecutor(_new_folder(job.path / "submitit"))
+        executor = submitit.LocalExecutor(_new_folder(job.path / "submitit", job.submits))
         first = slot * self.num_gpus
         chosen = [self.gpus[number % len(self.gpus)] for number in range(first, first + self.num_gpus)]
         executor.update_parameters(
@@ -108,9 +116,11 @@ class LocalPool:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             with environment_variables(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", threads)):
-                return executor.submit(job)
+                process = executor.submit(job)
         finally:
             signal.signal(signal.SIGINT, before)
+        _logger.info("started %s; log: %s", job.path.name, job.log)
+        return process
 
 
 @dataclass(frozen=True)
@@ -120,32 +130,57 @@ class Slurm:
     Args:
         folder: Folder for submitit's files, visible to all nodes.
         parameters: Options that submitit passes to Slurm, e.g. `partition`.
+        poll_s: Seconds between two looks at the queue.
     """
 
     folder: Path
     parameters: Mapping[str, object]
+    poll_s: float = _SLURM_POLL_S
 
     def run(self, jobs: Sequence[SweepJob]) -> Generator[SweepJob, None, None]:
         """Submit the jobs that are not in the queue already, and yield each when it has ended."""
-        queue = _queue()
-        watched = {number: job for job in jobs if (number := job.number) in queue}
-        fresh = [job for job in jobs if job not in watched.values()]
-        for job, number in zip(fresh, self._submit(fresh) if fresh else (), strict=True):
-            write_text(job.submission, number)
-            watched[number] = job
+        watched = self.submit(jobs)
         missed: set[str] = set()
         while watched:
-            time.sleep(_POLL_S)
+            time.sleep(self.poll_s)
             try:
-                gone = set(watched) - _queue()
+                gone = set(watched) - set(_queue())
             except InputError as error:  # its daemon may be restarting while the jobs run
                 _logger.warning("%s", error)
                 continue
             for number, job in list(watched.items()):
                 # On a shared file system, a result may appear after the end of its job, so look twice.
-                if number in gone and (job.state != "waiting" or number in missed):
+                if number in gone and (job.state in ("done", "failed") or number in missed):
                     yield watched.pop(number)
             missed = gone
+
+    def submit(self, jobs: Sequence[SweepJob]) -> dict[str, SweepJob]:
+        """Submit the jobs that are not in the queue already, and return all of them by their numbers there."""
+        queue = _queue()
+        submitted = {number: job for job in jobs if (number := job.number) in queue}
+        fresh = [job for job in jobs if job not in submitted.values()]
+        for job, number in zip(fresh, self._submit(fresh) if fresh else (), strict=True):
+            write_text(job.submission, number)
+            submitted[number] = job
+        if fresh:
+            array = arrays(fresh)
+            _logger.info("submitted %s as %s; to cancel: scancel %s", counted(len(fresh), "job"), array, array)
+        return submitted
+
+    def script(self, num_jobs: int) -> str:
+        """The script for sbatch that submits a number of jobs."""
+        from submitit.slurm.slurm import _make_sbatch_string
+
+        folder = self.folder / "NEW"
+        command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder.absolute()))}"
+        count = num_jobs if num_jobs > 1 else None  # a single job is not an array
+        script: str = _make_sbatch_string(command, folder.absolute(), map_count=count, **self._options)
+        return script
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        # submitit's own workload key is refused where keys are checked. The output of a failed start is in one file.
+        return {"wckey": None, "stderr_to_stdout": True, **self.parameters}
 
     def _submit(self, jobs: Sequence[SweepJob]) -> list[str]:
         import submitit
@@ -153,7 +188,7 @@ class Slurm:
         try:
             # A job whose time is up is requeued and resumes.
             executor = submitit.SlurmExecutor(_new_folder(self.folder), max_num_timeout=_NO_LIMIT)
-            executor.update_parameters(stderr_to_stdout=True, **self.parameters)
+            executor.update_parameters(**self._options)
             with executor.batch():
                 submitted = [executor.submit(job) for job in jobs]
         except (RuntimeError, submitit.core.utils.FailedJobError) as error:
@@ -161,60 +196,93 @@ class Slurm:
         return [job.job_id for job in submitted]
 
 
+def standing(jobs: Sequence[SweepJob]) -> dict[SweepJob, State]:
+    """The state of each job, also if it runs on a node of Slurm whose locks are not seen here."""
+    states = {job: job.state for job in jobs}
+    if submitted := {number: job for job, state in states.items() if state == "waiting" and (number := job.number)}:
+        with suppress(InputError):  # this machine may not belong to the cluster
+            queue = _queue()
+            states |= {job: "running" for number, job in submitted.items() if queue.get(number, "PD") != "PD"}
+    return states
+
+
 def create_cluster(
     name: str,
     *,
     folder: Path,
+    resources: Resources | None = None,
     jobs: int | None = None,
     gpus: int | None = None,
-    partition: str | None = None,
-    cpus: int | None = None,
-    mem_gb: float | None = None,
-    hours: float = 24,
+    poll: float | None = None,
+    setup: Sequence[str] = (),
     sbatch: Sequence[str] = (),
+    **others: object,
 ) -> LocalPool | Slurm:
-    """The place, `local` or `slurm`, where the jobs of the sweep in a folder run, by the flags of `stitchkit sweep`."""
+    """The place, `local` or `slurm`, where the jobs of the sweep in a folder run, by the flags of `stitchkit sweep`.
+
+    Args:
+        resources: The resources in the file of the sweep; flags, among them all `others`, take precedence.
+    """
     if (jobs is not None and jobs < 1) or (gpus or 0) < 0:
         raise InputError(f"--jobs is {jobs} and --gpus {gpus}; they must be at least 1 and 0")
     check_installed(["submitit"], "jobs", "a sweep")
+    given = {key: value for key, value in others.items() if value is not None}
     if name == "local":
-        for flag, value in (("--partition", partition), ("--cpus", cpus), ("--mem-gb", mem_gb), ("--sbatch", sbatch)):
+        for flag, value in {**given, "poll": poll, "setup": setup, "sbatch": sbatch}.items():
             if value:
-                raise InputError(f"{flag} is for Slurm; add --cluster slurm, or omit it")
+                raise InputError(f"--{flag.replace('_', '-')} is for Slurm; add --cluster slurm, or omit it")
         found = _gpus()
         if (gpus or 0) > len(found):
             raise InputError(f"--gpus is {gpus}, but this machine has {len(found)}")
         return LocalPool(jobs or 1, found, min(1, len(found)) if gpus is None else gpus)
+    if poll is not None and poll < _SLURM_POLL_S:
+        raise InputError(
+            f"--poll is {poll:g}; it must be at least {_SLURM_POLL_S:g} seconds, to spare Slurm's controller"
+        )
+    if gpus is not None:
+        given["gpus"] = gpus
+    chosen = parse(Resources, {**vars(resources or Resources()), **given})
+    return Slurm(folder / "submitit", _parameters(chosen, jobs, setup, sbatch), poll or _SLURM_POLL_S)
+
+
+def _parameters(each: Resources, jobs: int | None, setup: Sequence[str], sbatch: Sequence[str]) -> dict[str, object]:
+    """What submitit passes to Slurm."""
     # submitit expects true for options without a value, such as `exclusive`.
     further = {key: value or True for key, _, value in (option.partition("=") for option in sbatch)}
-    ranks = 1 if gpus is None else gpus
+    lines = [*(f"module load {name}" for name in each.modules), *setup]
     parameters = {
         "job_name": "stitchkit",
-        "partition": partition,
-        "time": max(1, round(hours * 60)),
-        "ntasks_per_node": max(1, ranks),
-        "gpus_per_node": ranks or None,
-        "cpus_per_task": cpus,
-        "srun_args": None if cpus is None else [f"--cpus-per-task={cpus}"],  # srun ignores the option of sbatch
+        "partition": each.partition,
+        "time": max(1, round(each.hours * 60)),
+        "ntasks_per_node": max(1, each.gpus),
+        "gpus_per_node": each.gpus or None,
+        "cpus_per_task": each.cpus,
+        "srun_args": None if each.cpus is None else [f"--cpus-per-task={each.cpus}"],  # srun ignores sbatch's option
         "array_parallelism": jobs,
-        "mem": None if mem_gb is None else f"{round(1024 * mem_gb)}MB",
+        "mem": None if each.mem_gb is None else f"{round(1024 * each.mem_gb)}MB",
+        "setup": lines or None,
         # Slurm requeues preempted jobs only if they allow it, which is not the default everywhere.
         "additional_parameters": {"requeue": True, **further},
     }
-    return Slurm(folder / "submitit", {key: value for key, value in parameters.items() if value is not None})
+    return {key: value for key, value in parameters.items() if value is not None}
 
 
-def _new_folder(place: Path) -> Path:
+def _new_folder(place: Path, begin: str | None = None) -> Path:
     """A new folder for the files of submitit, which follows links and names files by process numbers, which recur."""
     refuse_link(place)
     place.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(dir=place))
+    return Path(tempfile.mkdtemp(dir=place, prefix=begin))
 
 
-def _queue() -> set[str]:
-    """Numbers of this user's jobs in Slurm's queue, with one for each element of an array."""
+def arrays(jobs: Iterable[SweepJob]) -> str:
+    """The numbers of the arrays, or single jobs, in which Slurm has jobs."""
+    return " ".join(dict.fromkeys(job.number.partition("_")[0] for job in jobs if job.number))
+
+
+def _queue() -> dict[str, str]:
+    """The codes of the states of this user's jobs in Slurm's queue by number, one for each element of an array."""
     # Not sacct, which submitit uses: it needs an accounting database, which not every cluster has.
-    command = ["squeue", "--noheader", "--array", "--me", "--format=%i"]
+    command = ["squeue", "--noheader", "--array", "--me", "--format=%i %t"]
     try:
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except FileNotFoundError as error:
@@ -223,7 +291,7 @@ def _queue() -> set[str]:
         ) from error
     except subprocess.CalledProcessError as error:
         raise InputError(f"Slurm does not answer: {error.stderr.strip()}") from error
-    return set(output.split())
+    return dict(line.split(maxsplit=1) for line in output.splitlines())
 
 
 def _gpus() -> list[int]:

@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from stitchkit.assembly.sweep.plan import UNCUT
+from stitchkit.assembly.sweep.gap_jobs import UNCUT
+from stitchkit.assembly.sweep.heat_map import Side, draw_heat_map, shown
 from stitchkit.assembly.sweep.stitchers import FINETUNE, STITCHERS
-from stitchkit.display import quantity
+from stitchkit.assembly.sweep.summary import summarise
+from stitchkit.measure.figure import draw_costs, new_figure, side_by_side
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.image import AxesImage
 
 _ORDER = (FINETUNE, *STITCHERS)
 # The hue shows the units of an adapter and the shade when it resizes, so that thirteen adapters can be told apart.
 _HUES = {"linear": "Blues", "linear_relu": "Greens", "conv3x3": "YlOrBr", "bottleneck": "Reds", "block": "Purples"}
 _SHADES = {"never": 0.95, "before": 0.7, "after": 0.55, "stride": 0.45}
+_UNITS = {"linear_relu": "linear + ReLU", "conv3x3": "3×3 convolution"}
+_RESIZES = {
+    "never": "{}, no down-sampling",
+    "before": "down-sampling, then {}",
+    "after": "{}, then down-sampling",
+    "stride": "{} with a stride",
+}
 _MARKERS = "osD^vP"
-_LINES = ("--", ":")
+_LINES: Sequence[Literal["--", ":"]] = ("--", ":")
+_UNCUT = "#333333"
+_Color = tuple[float, float, float, float]
+_POINT = 7
+"""Diameter of a point, in typographic points."""
+_DASH = 4
+"""Length of a dash, in widths of its line."""
+_WIDTH = 1
+"""Accuracies (%) that a line in a panel covers."""
 
 
-def draw(rows: pd.DataFrame) -> dict[str, Figure]:
+def draw(rows: pd.DataFrame, title: str) -> dict[str, Figure]:
     """The pictures of one sweep with results of stitched networks, by the ends of their names."""
-    title, final = str(rows["arch"].iloc[0]), _final(rows)
+    final = summarise(rows)
     uncut = _uncut(final)
     stitched, final = rows[rows["gap"] != ""], final[final["gap"] != ""]
     # Adapters in the order of the published table.
@@ -36,144 +52,169 @@ def draw(rows: pd.DataFrame) -> dict[str, Figure]:
     return {
         "heatmap": _heat_map(final, adapters, gaps, uncut, title),
         "parameters": _accuracy_over_parameters(final, adapters, uncut, title),
-        "curves": _learning_curves(stitched, adapters, gaps, uncut),
+        "curves": _learning_curves(stitched, adapters, gaps, uncut, title),
     }
 
 
-def _final(rows: pd.DataFrame) -> pd.DataFrame:
-    """The last epoch of each job, averaged over its seeds."""
-    last = rows.sort_values("epoch").groupby(["job", "seed"], dropna=False).tail(1)
-    figures = last.groupby("job")[["test_accuracy"]].mean()
-    return last.drop_duplicates("job").drop(columns="test_accuracy").merge(figures, on="job")
-
-
 def _uncut(final: pd.DataFrame) -> dict[str, float]:
-    """Accuracy of each uncut network that was measured."""
+    """Accuracy of each uncut network that was measured, by its name with that accuracy."""
     if "uncut" not in final:
         return {}  # a sweep of random weights has no uncut networks
-    accuracy = final.set_index("uncut")["test_accuracy"]
-    return {f"uncut {name}": float(accuracy[name]) for name in UNCUT if name in accuracy}
+    found = final.set_index("uncut")
+    return {
+        f"uncut {name} {shown(found.loc[name], ' ')} %": float(found.loc[name, "test_accuracy"])
+        for name in UNCUT
+        if name in found.index
+    }
 
 
 def _heat_map(
     final: pd.DataFrame, adapters: Sequence[str], gaps: Sequence[str], uncut: Mapping[str, float], title: str
 ) -> Figure:
     """The final accuracy of each adapter in each gap; the uncut networks are lines on the colour bar."""
-    table = final.pivot_table(index="adapter", columns="gap", values="test_accuracy").reindex(adapters, columns=gaps)
-    figure = _figure(3.6 + 0.75 * len(gaps), 1.9 + 0.42 * len(adapters))
+    figure = new_figure(4.8 + 0.75 * len(gaps), 2.3 + 0.42 * len(adapters))
     axes = figure.add_subplot()
-    axes.set_facecolor("#eeeeee")
-    values = [*final["test_accuracy"], *uncut.values()]
-    image = axes.imshow(table, cmap="viridis", aspect="auto", vmin=min(values), vmax=max(values))
-    _write_values(axes, table, image)
-    axes.set_xticks(range(len(gaps)), [_gap_label(final, gap) for gap in gaps])
+    limits = [*final["test_accuracy"], *uncut.values()]
+    mesh = draw_heat_map(axes, final, Side("adapter", adapters), Side("gap", gaps), limits=limits)
+    axes.set_xticks(range(len(gaps)), [_gap(gap) for gap in gaps])
     axes.set_yticks(range(len(adapters)), [_readable(name) for name in adapters])
-    axes.set_xlabel("slices left out, and ↓ the down-samplings\nthat the configuration counts among them")
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    bar = figure.colorbar(image, ax=axes, label="test accuracy (%)", pad=0.02)
+    axes.set(xlabel="gap (slices left out)", ylabel="adapter")
+    counts = final.drop_duplicates("gap").set_index("gap")["num_downsamples"]
+    above = axes.secondary_xaxis("top")
+    above.set_xticks(range(len(gaps)), [f"{counts[gap]:.0f}" for gap in gaps])
+    above.set_xlabel("down-samplings in the gap,\nas configured")
+    above.tick_params(length=0)
+    above.spines[:].set_visible(False)
+    bar = figure.colorbar(mesh, ax=axes, label="test accuracy (%)", pad=0.02)
     for value in uncut.values():
         bar.ax.axhline(value, color="#e45756", linewidth=2)
-    reference = ", ".join(f"{name} {value:.1f} %" for name, value in uncut.items())
+    reference = ", ".join(uncut)
     figure.suptitle(title + (f"\nred lines: {reference}" if reference else ""), x=0.01, ha="left", fontsize=10)
     return figure
 
 
-def _gap_label(rows: pd.DataFrame, gap: str) -> str:
-    count = int(rows.loc[rows["gap"] == gap, "num_downsamples"].iloc[0])
+def _gap(gap: str) -> str:
     first, last = gap.split(",")
-    return f"{first}–{last}\n↓{count}" if first != last else f"{first}\n↓{count}"
-
-
-def _write_values(axes: Axes, table: pd.DataFrame, image: AxesImage) -> None:
-    """Write each cell's accuracy into it, light on dark; a cell without one is a dash."""
-    low, high = image.get_clim()
-    for row, values in enumerate(table.to_numpy()):
-        for column, value in enumerate(values):
-            if value != value:  # NaN
-                axes.text(column, row, "–", ha="center", va="center", color="#999999")
-                continue
-            color = "white" if value <= low + 0.6 * (high - low) else "black"  # colours below this are dark
-            axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=color, fontsize=8)
+    return f"{first}–{last}" if first != last else first
 
 
 def _accuracy_over_parameters(
     final: pd.DataFrame, adapters: Sequence[str], uncut: Mapping[str, float], title: str
 ) -> Figure:
     """The final accuracy over the parameters that were trained; colours are adapters, markers the down-samplings."""
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    colors = _colors(adapters)
-    figure = _figure(9, 5)
+    colors, figure = _colors(adapters), new_figure(9, 5)
     axes = figure.add_subplot()
-    handles = [Line2D([], [], marker="o", linestyle="", color=colors[name], label=_readable(name)) for name in adapters]
-    for (count, chosen), marker in zip(final.groupby("num_downsamples"), cycle(_MARKERS), strict=False):
-        axes.scatter(
-            chosen["num_trainable_params"],
-            chosen["test_accuracy"],
-            c=[colors[name] for name in chosen["adapter"]],
-            marker=marker,
-            s=42,
-            alpha=0.85,
-            edgecolors="white",
-            linewidths=0.5,
-        )
-        label = f"{count:.0f} down-sampling{'s' * (count != 1)}"
-        handles.append(Line2D([], [], marker=marker, linestyle="", color="#555555", label=label))
+    final = final.sort_values(["num_trainable_params", "test_accuracy", "job"])
+    x, y, spread = (final[key] for key in ("num_trainable_params", "test_accuracy", "test_accuracy_std"))
+    markers = dict(zip(sorted(final["num_downsamples"].unique()), cycle(_MARKERS), strict=False))
     _draw_uncut(axes, uncut)
-    axes.set(xscale="log", xlabel="trained parameters", ylabel="test accuracy (%)")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(lambda value, _: quantity(value))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    draw_costs(axes, cost="trained parameters (coinciding points lie side by side)", accuracy="test accuracy (%)")
     axes.set_title(title, loc="left")
-    axes.grid(alpha=0.3)
-    lines = axes.get_legend_handles_labels()[0]
-    figure.legend(handles=[*handles, *lines], loc="outside right upper", fontsize=8, frameon=False)
+    _add_legend(figure, uncut, colors, markers)
+    axes.update_datalim([*zip(x, y - spread.fillna(0), strict=True), *zip(x, y + spread.fillna(0), strict=True)])
+    axes.autoscale_view()
+    for place, (_, job) in zip(side_by_side(axes, x, y, size=_POINT), final.iterrows(), strict=True):
+        _draw_point(axes, place, job, colors[job["adapter"]], markers[job["num_downsamples"]])
     return figure
 
 
+def _draw_point(axes: Axes, x: float, job: pd.Series, color: _Color, marker: str) -> None:
+    """A job's accuracy as a point, with a bar for the spread over its seeds."""
+    axes.errorbar(
+        x, job["test_accuracy"], yerr=job["test_accuracy_std"], color=color, marker=marker, markersize=_POINT,
+        markeredgecolor="white", markeredgewidth=0.5, capsize=2, elinewidth=1,
+    )  # fmt: skip
+
+
+def _add_legend(figure: Figure, uncut: Iterable[str], colors: Mapping[str, _Color], markers: Mapping[int, str]) -> None:
+    """A legend beside the panels, where it hides nothing: adapters, down-samplings, the lines of uncut networks."""
+    from matplotlib.lines import Line2D
+
+    kind = {"marker": "o", "linestyle": ""} if markers else {"linewidth": 2}
+    handles = [Line2D([], [], color=color, label=_readable(name), **kind) for name, color in colors.items()]
+    for count, marker in markers.items():
+        label = f"{count:.0f} down-sampling{'' if count == 1 else 's'}"
+        handles.append(Line2D([], [], marker=marker, linestyle="", color="#555555", label=label))
+    for name, line in zip(uncut, _LINES, strict=False):
+        handles.append(Line2D([], [], linestyle=line, color=_UNCUT, label=name))
+    figure.legend(handles=handles, loc="outside right center", fontsize=8, frameon=False)
+
+
 def _learning_curves(
-    rows: pd.DataFrame, adapters: Sequence[str], gaps: Sequence[str], uncut: Mapping[str, float]
+    rows: pd.DataFrame, adapters: Sequence[str], gaps: Sequence[str], uncut: Mapping[str, float], title: str
 ) -> Figure:
-    """Test accuracy over epochs: a panel for each gap, a line for each adapter."""
+    """Test accuracy over epochs: a panel for each gap, a line for each adapter, a band for its seeds."""
+    from matplotlib.ticker import MaxNLocator
+
     colors = _colors(adapters)
     columns = math.ceil(len(gaps) ** 0.5)
     lines = -(-len(gaps) // columns)
-    figure = _figure(3.0 * columns + 2.6, 2.4 * lines + 0.6)
+    figure = new_figure(3.0 * columns + 2.6, 2.4 * lines + 0.8)
     panels = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
-    for axes, gap in zip(panels, gaps, strict=False):
-        here = rows[rows["gap"] == gap].groupby(["adapter", "epoch"])["test_accuracy"].mean().dropna()
-        for number, adapter in enumerate(adapters):
-            if adapter in here:
-                # If the curves of adapters coincide, a thinner line on a thicker one keeps both visible.
-                width = max(1.2, 2.4 - 0.15 * number)
-                mean = here[adapter]
-                axes.plot(mean.index, mean, color=colors[adapter], linewidth=width, label=_readable(adapter))
+    curves = [_curves(rows[rows["gap"] == gap], adapters) for gap in gaps]
+    for axes, gap, some in zip(panels, gaps, curves, strict=False):
         _draw_uncut(axes, uncut)
-        axes.set_title(f"gap {gap.replace(',', '–')}", fontsize=9)
+        _draw_curves(axes, some, colors)
+        axes.set_title(f"gap {_gap(gap)}", fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
     # Panels share their axes, so those above an empty panel would lose their labels.
     for axes in panels[len(gaps) - columns :]:
         axes.tick_params(labelbottom=True)
+        axes.set_xlabel("epoch")
     for axes in panels[len(gaps) :]:
         axes.set_visible(False)
-    found = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    order = {_readable(name): number for number, name in enumerate(adapters)}
-    labels = sorted(found, key=lambda label: order.get(label, len(order)))
-    figure.legend([found[label] for label in labels], labels, loc="outside right upper", fontsize=8, frameon=False)
-    figure.supxlabel("epoch", fontsize=10)
+    epochs = [epoch for some in curves for curve in some.values() for epoch in curve.index] or [0]
+    panels[0].set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+    _add_legend(figure, uncut, colors, {})
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     figure.supylabel("test accuracy (%)", fontsize=10)
+    for axes, some in zip(panels, curves, strict=False):
+        _draw_single_epochs(axes, some, colors)
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
+def _curves(rows: pd.DataFrame, adapters: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Mean and spread of the test accuracy over the seeds of each adapter, by epoch."""
+    every = rows.groupby(["adapter", "epoch"])["test_accuracy"].agg(test_accuracy="mean", test_accuracy_std="std")
+    every = every.dropna(subset=["test_accuracy"])
+    return {name: every.loc[name] for name in adapters if name in every.index}
 
-    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+def _draw_curves(axes: Axes, curves: Mapping[str, pd.DataFrame], colors: Mapping[str, _Color]) -> None:
+    """Draw the curves of one gap; those that coincide become one line, of dashes in the colours of all."""
+    groups: list[list[str]] = []
+    for name in curves:
+        twins = (group for group in groups if _coincide(curves[group[0]], curves[name]))
+        if group := next(twins, None):
+            group.append(name)
+        else:
+            groups.append([name])
+    for group in groups:
+        period = _DASH * len(group)
+        for number, name in enumerate(group):
+            mean, spread = curves[name]["test_accuracy"], curves[name]["test_accuracy_std"]
+            dashes = (period - _DASH * number, (_DASH, period - _DASH)) if len(group) > 1 else "-"
+            axes.fill_between(mean.index, mean - spread, mean + spread, color=colors[name], alpha=0.2, linewidth=0)
+            axes.plot(mean.index, mean, color=colors[name], linewidth=1.8, linestyle=dashes, label=_readable(name))
 
 
-def _colors(adapters: Sequence[str]) -> dict[str, tuple[float, float, float, float]]:
+def _coincide(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    """Whether two curves lie within the width of a line from each other."""
+    if not one.index.equals(other.index):
+        return False
+    return bool((one["test_accuracy"] - other["test_accuracy"]).abs().max() < _WIDTH)
+
+
+def _draw_single_epochs(axes: Axes, curves: Mapping[str, pd.DataFrame], colors: Mapping[str, _Color]) -> None:
+    """Draw jobs of one epoch, which have no line, as points side by side."""
+    single = {name: curve.reset_index().iloc[0] for name, curve in curves.items() if len(curve) == 1}
+    x, y = ([job[key] for job in single.values()] for key in ("epoch", "test_accuracy"))
+    for place, (name, job) in zip(side_by_side(axes, x, y, size=_POINT), single.items(), strict=True):
+        _draw_point(axes, place, job, colors[name], "o")
+
+
+def _colors(adapters: Sequence[str]) -> dict[str, _Color]:
     """A hue for each kind of unit, with a shade for when the map is resized; black without an adapter."""
     from matplotlib import colormaps
 
@@ -185,9 +226,14 @@ def _colors(adapters: Sequence[str]) -> dict[str, tuple[float, float, float, flo
 
 
 def _readable(adapter: str) -> str:
-    return adapter.replace("_", " ")
+    """The name of an adapter in words."""
+    if adapter == FINETUNE:
+        return "no adapter, all slices trained"
+    if (known := STITCHERS.get(adapter)) is None:
+        return adapter.replace("_", " ")
+    return _RESIZES[known.resize].format(_UNITS.get(known.unit, known.unit))
 
 
 def _draw_uncut(axes: Axes, uncut: Mapping[str, float]) -> None:
     for (name, value), line in zip(uncut.items(), _LINES, strict=False):
-        axes.axhline(value, color="#333333", linestyle=line, linewidth=1.2, label=f"{name} {value:.1f} %")
+        axes.axhline(value, color=_UNCUT, linestyle=line, linewidth=1.2, label=name)

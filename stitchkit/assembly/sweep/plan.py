@@ -1,27 +1,86 @@
-"""The plan of a sweep: the job for each gap and stitcher, or the reason why there is none."""
+"""The plan of a sweep: its jobs, of which some do not apply, and what all kinds of sweeps have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Annotated, Any
 
-import timm
-import torch
+from pydantic import AfterValidator, Field, StrictFloat, StrictInt, StrictStr
+from pydantic.dataclasses import dataclass as schema
 
-from stitchkit.assembly.config.job import override
-from stitchkit.assembly.parts.registry import COMMON, PARTS
-from stitchkit.assembly.parts.spec import PartSpec
-from stitchkit.assembly.sweep.config import Gap, SweepConfig
-from stitchkit.assembly.sweep.shapes import SweepSlice, without_sizes
-from stitchkit.assembly.sweep.stitchers import FINETUNE, STITCHERS, DoesNotApply
+from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.config.settings import Count
 from stitchkit.assembly.train.result import update_metadata
-from stitchkit.display import aligned, quantity
+from stitchkit.display import aligned
+from stitchkit.errors import InputError
 from stitchkit.files import own_folder, write_text
 from stitchkit.settings.files import settings_text
+from stitchkit.settings.schema import Settings
 
-UNCUT = ("source", "destination")
-"""The two networks of a sweep, which it also evaluates uncut, as a reference."""
+
+def _check_name(value: str) -> str:
+    # A file may come from a stranger, and these go into a script for a shell.
+    if not re.fullmatch(r"\w[\w.+,-]*(/\w[\w.+-]*)*", value):
+        raise InputError(f"it is {value!r}; only letters, digits and . + , - / may be in it")
+    return value
+
+
+_Name = Annotated[StrictStr, AfterValidator(_check_name)]
+
+
+@schema(frozen=True)
+class Resources(Settings):
+    """Resources that Slurm gives to each job of a sweep.
+
+    Args:
+        partition: Slurm's partition.
+        gpus: GPUs of a job, each with its own process.
+        cpus: CPUs of each process.
+        mem_gb: Memory in gigabytes.
+        hours: Time limit, after which a job is requeued and resumes.
+        modules: Environment modules, which `module load` loads before the job starts.
+    """
+
+    partition: _Name | None = None
+    gpus: StrictInt = Field(default=1, ge=0)
+    cpus: Count | None = None
+    mem_gb: StrictFloat | None = Field(default=None, ge=0.1)
+    hours: StrictFloat = Field(default=24.0, ge=0.1)
+    modules: tuple[_Name, ...] = ()
+
+
+def _check_different(values: tuple[object, ...]) -> tuple[object, ...]:
+    for number, value in enumerate(values):
+        if value in values[:number]:
+            raise InputError(f"it has {value} twice; remove one of the two")
+    return values
+
+
+Seeds = Annotated[
+    tuple[Annotated[int, Field(strict=True, ge=0)], ...], Field(min_length=1), AfterValidator(_check_different)
+]
+
+
+@schema(frozen=True)
+class JobSweepFile(JobConfig):
+    """The file of a sweep whose jobs have settings in common.
+
+    Args:
+        seeds: Seeds of replicates; every job runs once with each.
+        slurm: The resources of each job with `--cluster slurm`, unless flags say otherwise.
+    """
+
+    seeds: Seeds | None = None
+    slurm: Resources = Field(default_factory=Resources)
+
+
+def all_seeds(file: JobSweepFile, job: Mapping[str, Any]) -> tuple[int | None, ...]:
+    """The seeds with which each job of a sweep runs; None if its file names none."""
+    return file.seeds or (job["train_config"].get("seed"),)
 
 
 @dataclass(frozen=True)
@@ -30,17 +89,17 @@ class PlannedJob:
 
     Args:
         name: Name of its folder.
-        metadata: The metadata in its folder: architecture, gap and adapter.
-        config: The configuration of the job; None if the stitcher does not apply.
-        adapter: The parts between the two networks; empty without an adapter.
-        reason: The reason why the stitcher does not apply.
+        metadata: The metadata in its folder, with the sweep's name as `arch`.
+        config: The configuration of the job; None if it does not apply.
+        columns: What the plan says of it, by the heads of its columns.
+        note: What is special about it; the reason if it does not apply.
     """
 
     name: str
     metadata: dict[str, object]
     config: dict[str, object] | None
-    adapter: Sequence[PartSpec] = ()
-    reason: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
 
     def write(self, folder: Path) -> Path:
         """Create its folder in `folder`, with `config.yml` and `metadata.yml`, which keeps facts that a run added."""
@@ -50,97 +109,55 @@ class PlannedJob:
         return place
 
 
-def plan(config: SweepConfig) -> list[PlannedJob]:
-    """The uncut networks, and every gap with every stitcher, in the order of the file."""
-    stitched = [_planned(config, gap, stitcher) for gap in config.gaps for stitcher in config.stitchers]
-    return [*_uncut(config), *stitched]
+@dataclass(frozen=True)
+class Sweep:
+    """The jobs that one file describes.
 
-
-def _planned(config: SweepConfig, gap: Gap, stitcher: str) -> PlannedJob:
-    name = f"train-{config.name}-gap-{gap}-adapter-{stitcher}"
-    metadata: dict[str, object] = {
-        "arch": config.name,
-        "first_deleted_block": gap.first,
-        "last_deleted_block": gap.last,
-        "num_downsamples": gap.num_downsamples,
-        "adapter": stitcher,
-    }
-    before, after = config.source[: gap.first], config.destination[gap.last + 1 :]
-    try:
-        if stitcher == FINETUNE:
-            kept = _assembly(_finetuned(config, gap), frozen=False)
-            return PlannedJob(name, metadata, {"assembly": kept, **config.job})
-        adapter = STITCHERS[stitcher].parts(before[-1].gives, after[0].takes, gap.num_downsamples)
-    except DoesNotApply as reason:
-        return PlannedJob(name, metadata, None, reason=str(reason))
-    # An assembly resizes to declared sizes; without them, later slices run at the source's size.
-    loosened = ("in_format", "out_format") if STITCHERS[stitcher].resize == "never" else ()
-    rest = [without_sizes(part, *loosened) for part in after]
-    assembly = _assembly(before, frozen=True) + _assembly(adapter, frozen=False) + _assembly(rest, frozen=True)
-    return PlannedJob(name, metadata, {"assembly": assembly, **config.job}, adapter)
-
-
-def _finetuned(config: SweepConfig, gap: Gap) -> list[SweepSlice]:
-    """The rest of the networks and the down-sampling slices inside the gap.
-
-    Raises:
-        DoesNotApply: If a slice does not accept the output of the previous one.
+    Args:
+        jobs: The jobs.
+        seeds: The seeds that each job runs with, which are part of the names of its results; None is a job's own.
+        resources: The resources of each job with `--cluster slurm`.
     """
-    kept = list(config.source[: gap.first])
-    for number, part in enumerate(config.destination):
-        # Slices alternate between down-sampling and the rest of a stage, so those with even numbers down-sample.
-        if number > gap.last or (number >= gap.first and number % 2 == 0):
-            given = kept[-1].gives
-            if given.converted_to(part.takes) != part.takes:
-                raise DoesNotApply(f"slice {number} takes {part.takes}, but the previous slice returns {given}")
-            kept.append(part)
-    return kept
+
+    jobs: Sequence[PlannedJob]
+    seeds: tuple[int | None, ...] = (None,)
+    resources: Resources = field(default_factory=Resources)
+
+    def rounds(self, folder: Path, at_once: int | None) -> Iterator[Sequence[PlannedJob]]:  # noqa: ARG002
+        """The jobs in rounds; those of a round do not depend on each other's results.
+
+        Args:
+            folder: The folder of the sweep, where later rounds find the results of earlier ones.
+            at_once: Number of jobs at a time; None for as many as there is room for.
+        """
+        yield self.jobs
 
 
-def _uncut(config: SweepConfig) -> list[PlannedJob]:
-    """Jobs that test the two networks uncut: one if they are the same, none if their weights are random."""
-    if not config.job.get("pretrained", True):  # random networks only guess
-        return []
-    jobs = []
-    for name in UNCUT[:1] if config.source == config.destination else UNCUT:
-        network = config.source if name == "source" else config.destination
-        # In a stitched network only the source sees images, so the destination's own normalisation shows only here.
-        settings = override(config.job, {"test_only": True, **_own_normalisation(config, network[0])})
-        content = {"assembly": _assembly(network, frozen=True), **settings}
-        jobs.append(PlannedJob(f"test-{config.name}-uncut-{name}", {"arch": config.name, "uncut": name}, content))
-    return jobs
+def choose(jobs: Sequence[PlannedJob], only: Sequence[str]) -> dict[int, PlannedJob]:
+    """Jobs of a plan by their numbers, which begin at 1: all, or those that numbers or patterns of names choose."""
+    numbered = dict(enumerate(jobs, 1))
+    if not only:
+        return numbered
+    chosen: dict[int, PlannedJob] = {}
+    for wanted in only:
+        span = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", wanted)
+        numbers = range(int(span[1]), int(span[2] or span[1]) + 1) if span else ()
+        if not (found := {n: job for n, job in numbered.items() if n in numbers or fnmatchcase(job.name, wanted)}):
+            raise InputError(
+                f"--only {wanted} chooses no job; the plan has the numbers 1 to {len(jobs)}, and names such as "
+                f"'{jobs[-1].name}', in which * stands for anything"
+            )
+        chosen |= found
+    if all(job.config is None for job in chosen.values()):
+        raise InputError(f"no job that --only chooses applies: {next(iter(chosen.values())).note}")
+    return dict(sorted(chosen.items()))
 
 
-def _own_normalisation(config: SweepConfig, stem: PartSpec) -> dict[str, object]:
-    """Settings that normalise a network's images as timm documents, unless the file says how."""
-    images = config.job["train_config"].get("data_preprocessing") or {}
-    known = timm.get_pretrained_cfg(str(stem.arguments.get("model_name")), allow_unregistered=True)
-    if stem.arguments.get("backend", "timm") != "timm" or known is None or "mean" in images or "std" in images:
-        return {}
-    return {"data_preprocessing": {**images, "mean": list(known.mean), "std": list(known.std)}}
-
-
-def _assembly(parts: Sequence[PartSpec], *, frozen: bool) -> list[dict[str, object]]:
-    return [{part.name: {**part.arguments, "frozen": frozen}} for part in parts]
-
-
-def table(jobs: Sequence[PlannedJob]) -> str:
-    """A plan as text in columns: gap, stitcher, and the adapter's parameters or the reason why there is no adapter."""
-    lines = [("gap", "down", "stitcher", "adapter params", "")]
-    for job in jobs:
-        about = job.metadata
-        if "uncut" in about:
-            lines.append(("-", "-", f"uncut {about['uncut']}", "-", ""))
-            continue
-        gap = f"{about['first_deleted_block']},{about['last_deleted_block']}"
-        params = quantity(sum(map(_num_params, job.adapter))) if job.adapter else "-"
-        reason = f"does not apply: {job.reason}" if job.config is None else "" if job.adapter else "everything trains"
-        lines.append((gap, str(about["num_downsamples"]), str(about["adapter"]), params, reason))
-    return aligned(lines, left={0, 2, 4})
-
-
-def _num_params(part: PartSpec) -> int:
-    own = {key: value for key, value in part.arguments.items() if key not in COMMON}
-    # Built rather than computed, because the blocks are torchvision's and timm's.
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in PARTS[part.name](**own).parameters())
+def table(jobs: Mapping[int, PlannedJob]) -> str:
+    """A plan as text: the number of each job, what its kind of sweep says of it, or why it does not apply."""
+    heads = list(dict.fromkeys(head for job in jobs.values() for head in job.columns))
+    lines = [("job", *heads, "")]
+    for number, job in jobs.items():
+        note = f"does not apply: {job.note}" if job.config is None else job.note
+        lines.append((str(number), *(job.columns.get(head, "-") for head in heads), note))
+    return aligned(lines, left=range(1, len(heads) + 2))

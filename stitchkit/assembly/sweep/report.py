@@ -2,61 +2,124 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from stitchkit.assembly.sweep.cluster import standing
+from stitchkit.assembly.sweep.launch import census
+from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.assembly.train.result import read_metadata
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 from stitchkit.files import replacing
-from stitchkit.measure.pareto import save_figure
+from stitchkit.measure.figure import save_figure
+from stitchkit.settings.files import naming, read_settings_file
+from stitchkit.settings.schema import parse
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_logger = logging.getLogger(__name__)
+
+_ACCURACY = re.compile(r"^Overall/.+/Test Accuracy$")
+_Number = Annotated[int, Field(strict=True, ge=-1, lt=2**63)]
+_Value = (
+    str | Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)] | float | bool | date | list[Any] | dict[Any, Any]
+)
+_Facts = dict[str, _Value | None]
+"""Facts about a job that a table can hold; lists and mappings are left out."""
+
+
+class _Stitched(TypedDict):
+    """The facts about a stitched network that pictures need."""
+
+    first_deleted_block: _Number
+    last_deleted_block: _Number
+    num_downsamples: _Number
+
+
 _COLUMNS = {"Epoch": "epoch", "Step": "step", "LR": "lr", "Loss": "loss", "Overall/Train Loss": "train_loss"}
 
 
-def sweep_report(folder: str | Path) -> list[Path]:
-    """Write `results.csv`, `results.parquet` and the pictures of every sweep into the folder of its jobs.
+def sweep_report(folder: str | Path, *, picture_format: str = "png") -> list[Path]:
+    """Write the results of sweeps and the pictures of each into the folder of their jobs.
 
-    Returns the files. A sweep has no pictures while only its uncut networks have results.
+    `results.csv` and `results.parquet` have a row for each epoch of each seed, `summary.csv` one for each job. This and
+    the pictures show only jobs that are done; titles say if there are others. A sweep has no pictures until a stitched
+    network has a result. Returns the files.
     """
     from stitchkit.assembly.sweep.draw import draw
+    from stitchkit.assembly.sweep.heat_map import draw_cross
+    from stitchkit.assembly.sweep.summary import summarise
 
     place = Path(folder)
     table = collect(place)
-    files = [place / "results.csv", place / "results.parquet"]
+    files = [place / "results.csv", place / "results.parquet", place / "summary.csv"]
     with replacing(files[0]) as draft:
         table.to_csv(draft, index=False)
     with replacing(files[1]) as draft:
         table.to_parquet(draft, index=False)
+    with replacing(files[2]) as draft:
+        summarise(table[table["state"] == "done"]).to_csv(draft, index=False)
     for arch, rows in table.groupby("arch"):
-        if (rows["gap"] != "").any():
-            for kind, figure in draw(rows).items():
-                files.append(place / f"{arch}-{kind}.png")
-                save_figure(figure, files[-1])
+        states = rows.drop_duplicates(["job", "seed"])["state"]
+        _logger.info("%s: %s", arch, census(states))
+        done = rows[rows["state"] == "done"].astype({"epoch": int})
+        title = f"{arch}" if (states == "done").all() else f"{arch}\n{census(states)}"
+        pictures = draw(done, title) if (done["gap"] != "").any() else {}
+        if "encoder_dataset" in done and done["encoder_dataset"].notna().any():
+            pictures["heatmap"] = draw_cross(summarise(done), title)
+        for kind, figure in pictures.items():
+            files.append(place / f"{arch}-{kind}.{picture_format}")
+            save_figure(figure, files[-1])
     return files
 
 
 def collect(folder: str | Path) -> pd.DataFrame:
-    """One row for each job, seed and epoch, with the metadata of the job; accuracies are in percent."""
+    """One row for each job, seed and epoch, with the job's state and metadata; accuracies are in percent.
+
+    A job without figures has one row without an epoch.
+    """
     import pandas as pd
 
     place = Path(folder)
     if not place.is_dir():
         raise InputError(f"folder '{folder}' does not exist; name the output folder (-o) of a sweep")
-    tables = [
-        _rows(result, about)
+    jobs = {
+        job: about
         for file in sorted(place.glob("*/metadata.yml"))
         if "arch" in (about := _about(file))  # jobs outside sweeps have none
-        for result in sorted(file.parent.glob("result*.csv"))
-    ]
-    if not tables:
+        for job in _runs(file.parent)
+    }
+    if not any(_figures(job).exists() for job in jobs):
         raise InputError(
             f"folder '{folder}' contains no results of a sweep; run one with stitchkit sweep -c FILE -o DIR"
         )
+    states = standing([*jobs])
+    tables = [_rows(job, about).assign(state=states[job]) for job, about in jobs.items()]
     return pd.concat(tables, ignore_index=True)
+
+
+def _runs(place: Path) -> list[SweepJob]:
+    """The runs of a job: those that have begun, and the one that its settings describe."""
+    names = (re.fullmatch(r"result(?:-(\d{1,19}))?", path.stem) for path in place.iterdir())
+    seeds = {int(name[1]) if name[1] else None for name in names if name}
+    settings = place / "config.yml"
+    if settings.exists():
+        train = read_settings_file(settings).get("train_config")
+        seed = train.get("seed") if isinstance(train, Mapping) else None
+        seeds.add(seed if isinstance(seed, int) else None)
+    return [SweepJob(place, seed) for seed in sorted(seeds, key=lambda seed: -1 if seed is None else seed)]
+
+
+def _figures(job: SweepJob) -> Path:
+    return job.result.with_suffix(".csv")
 
 
 def _about(file: Path) -> dict[str, object]:
@@ -65,28 +128,30 @@ def _about(file: Path) -> dict[str, object]:
     arch = str(about.get("arch"))
     if "/" in arch or "\0" in arch:
         raise InputError(f"'{file}' has arch {arch!r}; it must be a name without '/', like that of the sweep's file")
+    if "arch" in about:
+        with naming(file):
+            parse(_Stitched if about.get("adapter") else _Facts, about)
     return about
 
 
-def _rows(result: Path, about: dict[str, object]) -> pd.DataFrame:
-    """The epochs of one job, in tidy columns."""
+def _rows(job: SweepJob, about: dict[str, object]) -> pd.DataFrame:
+    """The epochs of one run, in tidy columns."""
     import pandas as pd
 
+    file = _figures(job)
     try:
-        raw = pd.read_csv(result)
-    except ValueError as error:
-        raise InputError(f"'{result}' is not a table of results: {error}; move it away") from error
-    seed = re.fullmatch(r"result-(\d+)", result.stem)
-    plain = {key: value for key, value in about.items() if not isinstance(value, dict | list)}
-    return (
-        raw.rename(columns=_COLUMNS)
-        .filter(_COLUMNS.values())
-        .assign(
-            job=result.parent.name,
-            seed=int(seed[1]) if seed else pd.NA,
-            gap=f"{about['first_deleted_block']},{about['last_deleted_block']}" if "adapter" in about else "",
-            # A picture has one value per job, so several data sets are averaged.
-            test_accuracy=100 * raw.filter(regex=r"^Overall/.+/Test Accuracy$").mean(axis=1),
-            **plain,
-        )
-    )
+        raw = pd.read_csv(file) if file.exists() else pd.DataFrame({"Epoch": [pd.NA]})
+        raw = raw[[name for name in raw if name in _COLUMNS or _ACCURACY.match(name)]].apply(pd.to_numeric)
+        figures = raw.rename(columns=_COLUMNS).reindex(columns=[*_COLUMNS.values()])
+        figures = figures.astype({"epoch": "Int64", "step": "Int64"})
+    except (ValueError, TypeError) as error:
+        raise InputError(f"'{file}' is not a table of results: {one_line(error)}; move it away") from error
+    own = {
+        "job": job.path.name,
+        "seed": pd.NA if job.seed is None else job.seed,
+        "gap": f"{about['first_deleted_block']},{about['last_deleted_block']}" if about.get("adapter") else "",
+        # A picture has one value per job, so several data sets are averaged.
+        "test_accuracy": 100 * raw.filter(regex=_ACCURACY).mean(axis=1),
+    }
+    plain = {key: value for key, value in about.items() if not isinstance(value, dict | list) and key not in figures}
+    return figures.assign(**{**plain, **own})

@@ -27,14 +27,14 @@ class SweepSlice(PartSpec):
     gives: Layout
 
 
-def find_shapes(parts: Sequence[PartSpec], image_size: int) -> tuple[SweepSlice, ...]:
+def find_shapes(parts: Sequence[PartSpec], image_size: tuple[int, int]) -> tuple[SweepSlice, ...]:
     """The slices of a network with their shapes for images of this side, found without weights and memory."""
     # Without declared sizes nothing is resized, so each slice shows its own shapes; only images may be resized.
     first = without_sizes(parts[0], "out_format")
     bare = (first, *(without_sizes(part, "in_format", "out_format") for part in parts[1:]))
-    size = (3, image_size, image_size)
+    size = (3, *image_size)
     # On the meta device nothing is computed: twelve published sweeps are planned in seconds, without weights.
-    network = check_network(NetworkSpec(bare), num_classes=1, input_size=size, pretrained=False).eval()
+    network = check_network(NetworkSpec(bare), num_classes=1, input_size=size, replaced=True).eval()
     x, layout = torch.empty(2, *size, device="meta"), Layout("NCHW")
     slices = []
     with torch.no_grad():

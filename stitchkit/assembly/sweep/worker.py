@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+State = Literal["done", "running", "failed", "waiting"]
+"""The state of a job: jobs that were interrupted wait too."""
+
 
 @dataclass(frozen=True)
 class SweepJob:
@@ -66,13 +69,24 @@ class SweepJob:
         return self.result.with_suffix(".failed")
 
     @property
-    def state(self) -> Literal["done", "failed", "waiting"]:
-        """Whether the run has a result or has failed; all others wait, also if they are running or were interrupted."""
-        return "done" if self.result.exists() else "failed" if self.failure.exists() else "waiting"
+    def state(self) -> State:
+        """The state of the run, as far as its folder and this machine tell."""
+        if self.result.exists():
+            return "done"
+        return "failed" if self.failure.exists() else "running" if self.is_running else "waiting"
 
     @property
     def is_running(self) -> bool:
-        """Whether a process runs it now, perhaps one that outlived a killed sweep."""
+        """Whether a process runs it now, or is about to, perhaps one that outlived a killed sweep."""
+        return self._is_locked or any(map(_is_alive, self.path.glob(f"submitit/{self.submits}*/*_submitted.pkl")))
+
+    @property
+    def submits(self) -> str:
+        """The beginning of the names of its folders for submitit, which runs with other seeds do not share."""
+        return f"{self.result.stem}."
+
+    @property
+    def _is_locked(self) -> bool:
         return is_held(self.checkpoints / TRAIN_LOCK)
 
     def fail(self, reason: str) -> None:
@@ -106,7 +120,7 @@ class SweepJob:
             sys.exit(128 + stop.number)
         except Exception as error:
             # A job that outlived its sweep may hold the folder; the sweep waits for it, so this is not a failure.
-            if not self.is_running:
+            if not self._is_locked:
                 self.fail(str(error) or type(error).__name__)
             if isinstance(error, InputError):
                 _logger.error("stitchkit: error: %s", error)
@@ -138,6 +152,19 @@ class SweepJob:
         # Only the first rank saves, and others may finish earlier.
         if is_primary and not keep:
             self.remove_checkpoints()
+
+
+def _is_alive(submitted: Path) -> bool:
+    """Whether the process for which submitit wrote this file lives on this machine.
+
+    It takes the job's lock only once torch is loaded, which takes seconds.
+    """
+    number = submitted.name.partition("_")[0]
+    try:
+        command = Path(f"/proc/{number}/cmdline").read_bytes()
+    except OSError:  # it ended, or the system has no such files, and only the lock tells
+        return False
+    return os.fsencode(submitted.parent.name) in command  # the number may be another process's by now
 
 
 def _write_to(log: Path, level: int) -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from stitchkit.assembly.config.job import JobConfig, differences, said
 from stitchkit.assembly.parts.part import Assembly, Function, ParallelPart
+from stitchkit.assembly.parts.weight_names import head_of, network_names
 from stitchkit.assembly.train.job import Job
 from stitchkit.assembly.train.optim import JobSchedule
+from stitchkit.assembly.train.task import JobTask
 from stitchkit.classes import Origin, check_classes, note_origin, origin_of, trained_classes
 from stitchkit.engine import checkpoint_schema as rules, training_state
-from stitchkit.engine.checkpoint_files import CheckpointFiles, read_alike, start_from
+from stitchkit.engine.checkpoint_files import CheckpointFiles, read_alike
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
 from stitchkit.errors import InputError
@@ -40,6 +43,12 @@ _HEADER: Mapping[str, rules.Schema] = {
 }
 
 
+_OPTIONAL: Mapping[str, rules.Schema] = {
+    "steps_per_epoch": rules.whole(1),
+    "loss_scales": rules.each(rules.number(0)),
+}
+
+
 class JobCheckpoints(CheckpointFiles):
     """The checkpoints of a job: `checkpoint.pth` is the newest, `model-<step>.pth` are those of completed epochs."""
 
@@ -58,20 +67,32 @@ def header(job: Job, trainer: Trainer, epoch: int, step: int) -> dict[str, objec
         "steps_per_epoch": trainer.updates_per_epoch,
         "rows": job.rows,
         "classes": [list(task.classes) for task in job.data],
+        **_scales(trainer),
         "config": job.config.to_dict(),
     }
 
 
-def load_weights(network: nn.Module, path: str, *, strict: bool) -> None:
+def _scales(trainer: Trainer) -> dict[str, list[float]]:
+    """The scales of the losses of several tasks, which are those of the start."""
+    assert isinstance(trainer.task, JobTask)
+    return {"loss_scales": trainer.task.scales.tolist()} if len(trainer.task.losses) > 1 else {}
+
+
+def load_weights(network: Assembly, path: str, *, strict: bool) -> None:
     """Start from the weights in a file, and note the file as the origin of the classifier if it has that.
 
-    If `strict`, the file must have exactly the network's names; otherwise fitting weights are loaded and counted.
+    The file is a checkpoint of a job, ours or a published one. If `strict`, it must have exactly the network's weights;
+    otherwise fitting weights are loaded and counted.
     """
-    if strict:
-        start_from(network, path)
-        return
     content, _ = read_alike(path)
-    weights, own = weights_of(content), network.state_dict()
+    weights, own = network_names(network, weights_of(content)), network.state_dict()
+    if strict:
+        try:
+            load_content(network, {"state_dict": weights}, path)
+        except InputError as error:
+            raise InputError(f"{error}; set strict_load: false in the job to load only the weights that fit") from error
+        note_origin(network, content, path)
+        return
     fitting = {name: value for name, value in weights.items() if name in own and not misfit(name, value, own[name])}
     if not fitting:
         raise InputError(f"checkpoint '{path}' has no weights that fit this network; check the path")
@@ -79,6 +100,23 @@ def load_weights(network: nn.Module, path: str, *, strict: bool) -> None:
     if next(reversed(own)) in fitting:  # the last weights are the classifier's
         note_origin(network, content, path)
     _logger.info("%d of %d weights are from %s", len(fitting), len(own), path)
+
+
+def load_pieces(network: Assembly, files: Mapping[Literal["encoder", "head"], str]) -> None:
+    """Start from the weights of a network's head, or of the encoder before it, in checkpoints of jobs alike."""
+    own, last = network.state_dict(), head_of(network)
+    for piece, path in files.items():
+        content, _ = read_alike(path)
+        weights = network_names(network, weights_of(content))
+        wanted = [name for name in own if name.startswith(last) == (piece == "head")]
+        if missing := next((name for name in wanted if name not in weights), None):
+            raise InputError(
+                f"checkpoint '{path}' has no {missing}, which the {piece} needs; name a job of this network"
+            )
+        load_content(network, {"state_dict": own | {name: weights[name] for name in wanted}}, path)
+        own = network.state_dict()
+        if piece == "head":
+            note_origin(network, content, path)
 
 
 def check_origins(network: nn.Module, classes: Sequence[Sequence[str]], *, strict: bool) -> None:
@@ -116,7 +154,7 @@ def resume(job: Job, path: str) -> tuple[int, Position | None]:
     content, _ = read_alike(path)
     if content.get("format") != _FORMAT:
         raise InputError(f"checkpoint '{path}' contains no state of a stitchkit job; {_START_ANEW}")
-    training_state.check_saved(content, path, _HEADER, {"steps_per_epoch": rules.whole(1)})
+    training_state.check_saved(content, path, _HEADER, _OPTIONAL)
     _check_settings(content["config"], job, path)
     classes = [list(task.classes) for task in job.data]
     check_classes(trained_classes(content), classes, path, strict=True)
@@ -127,6 +165,7 @@ def resume(job: Job, path: str) -> tuple[int, Position | None]:
     if job.trainer is not None:
         position = training_state.restore(content, job.trainer, path, otherwise=_START_ANEW)
         _restore_schedule(content, job.trainer, position, path)
+        _restore_scales(content, job.trainer, path)
         _check_step(content, path, job.trainer)
         job.rows = content["rows"]
     if job.trainer is not None or "within" not in content:  # or else the position was not read
@@ -142,6 +181,15 @@ def _check_rows(content: Mapping[str, Any], path: str, done: int) -> None:
     epoch, step = places[-1] if places else (None, None)
     if epoch != content["epoch"] or not isinstance(step, int) or step + done != content["step"]:
         raise InputError(f"checkpoint '{path}' is damaged: its epoch and step are not those of its last row")
+
+
+def _restore_scales(content: Mapping[str, Any], trainer: Trainer, path: str) -> None:
+    assert isinstance(trainer.task, JobTask)
+    known = _scales(trainer)
+    if known and len(content.get("loss_scales", ())) != len(known["loss_scales"]):
+        raise InputError(f"checkpoint '{path}' has no loss_scales, one for each of the tasks; {_START_ANEW}")
+    if known:
+        trainer.task.scales.copy_(torch.tensor(content["loss_scales"]))
 
 
 def _restore_schedule(content: Mapping[str, Any], trainer: Trainer, position: Position | None, path: str) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.settings import TaskConfig
 from stitchkit.assembly.train.preprocessing import create_transform
 from stitchkit.assembly.train.task import Labels
-from stitchkit.data.batches import DirectLoader
+from stitchkit.data.batches import Batch, DirectLoader
 from stitchkit.data.labelled_images import numbered
-from stitchkit.data.loader_processes import usable_cores
-from stitchkit.data.sources import Source, agreed_classes, open_dataset
+from stitchkit.data.loader_processes import usable_cores, workers_for
+from stitchkit.data.sources import Source, agreed_classes, download, open_dataset
 from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
@@ -35,25 +35,55 @@ class TaskData:
     test: DirectLoader
 
 
+def download_data(configs: Iterable[JobConfig]) -> None:
+    """Download the data sets of jobs that are missing; only one process calls this."""
+    tasks = {(_root(config), task.dataset) for config in configs for task in config.train_config.resolved_tasks}
+    for root, name in sorted(tasks, key=str):
+        download(Source(name, root))
+
+
 def open_data(config: JobConfig, world: World) -> list[TaskData]:
     """Open the data sets of a job."""
+    return [open_task(config, number, world) for number in range(len(config.train_config.resolved_tasks))]
+
+
+def open_task(config: JobConfig, number: int, world: World) -> TaskData:
+    """Open the data set of one task of a job."""
     train = config.train_config
-    places = [f"train_config.tasks[{number}]" for number in range(len(train.tasks))] or ["train_config"]
-    return [_open(config, task, place, world) for task, place in zip(train.resolved_tasks, places, strict=True)]
+    place = train.places[number]
+    with _at(place):
+        return _open(config, train.resolved_tasks[number], place, world)
+
+
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Begin the errors of readers, which do not know the file of the job, with the place of a data set."""
+    try:
+        yield
+    except InputError as error:
+        if str(error).startswith(place):
+            raise
+        raise InputError(f"{place}.dataset: {error}") from error
 
 
 def _open(config: JobConfig, task: TaskConfig, place: str, world: World) -> TaskData:
-    root = None if config.data_path is None else Path(config.data_path).expanduser()
     options = (("batch_size", task.batch_size), ("seed", config.train_config.seed))
-    source = Source(task.dataset, root, options=options)
+    source = Source(task.dataset, _root(config), options=options)
     train = open_dataset(source, "train", is_training=True, num_samples=task.train_num_samples)
     test = open_dataset(source, task.val_split or "validation", num_samples=task.val_num_samples)
     classes = _classes(agreed_classes(train, test), task, place)
     loaders = []
-    for images, training in ((train, True), (test, False)):
+    for opened, training in ((train, True), (test, False)):
+        images: Any = opened
+        if not isinstance(opened, IterableDataset):
+            images = CheckedImages(opened, num_classes=len(classes), is_training=training)
         images.transform = create_transform(task, place, training=training)
-        loaders.append(_loader(images, config, task, world, num_classes=len(classes), training=training))
+        loaders.append(_loader(images, config, task, world, training=training))
     return TaskData(task, classes, *loaders)
+
+
+def _root(config: JobConfig) -> Path | None:
+    return None if config.data_path is None else Path(config.data_path).expanduser()
 
 
 def _classes(known: tuple[str, ...], task: TaskConfig, place: str) -> tuple[str, ...]:
@@ -70,16 +100,18 @@ def _classes(known: tuple[str, ...], task: TaskConfig, place: str) -> tuple[str,
     return known or numbered(task.num_classes or 0)
 
 
-def _loader(
-    dataset: Any, config: JobConfig, task: TaskConfig, world: World, *, num_classes: int, training: bool
-) -> DirectLoader:
-    settings, workers, most = config.train_config, min(config.workers, usable_cores()), None
+def _loader(dataset: Any, config: JobConfig, task: TaskConfig, world: World, *, training: bool) -> DirectLoader:
+    settings, workers, most = (
+        config.train_config,
+        workers_for(dataset, min(config.workers, usable_cores()), world),
+        None,
+    )
     options: dict[str, Any] = {"num_workers": workers, "pin_memory": world.device.type == "cuda"}
     if isinstance(dataset, IterableDataset):
         dataset.set_loader_cfg(num_workers=workers)  # type: ignore[attr-defined] # timm's method: its length depends on it
-        most = settings.max_batches and -(-settings.max_batches // world.size)
+        most = task.max_batches and -(-task.max_batches // world.size)
     else:
-        images = _some(CheckedImages(dataset, num_classes=num_classes, is_training=training), config, task)
+        images = _some(dataset, settings.seed, task)
         sampler: DistributedSampler[Any] = DistributedSampler(
             images, world.size, world.rank, shuffle=training, seed=settings.seed
         )
@@ -90,15 +122,15 @@ def _loader(
     return DirectLoader(loader, device=world.device, dtype=torch.float32, max_batches=most)
 
 
-def _some(dataset: CheckedImages, config: JobConfig, task: TaskConfig) -> Dataset[Any]:
+def _some(dataset: CheckedImages, seed: int, task: TaskConfig) -> Dataset[Any]:
     """The data set, or `max_batches` random batches of it, the same on all ranks and after a resume."""
-    train, size = config.train_config, len(dataset)
+    size = len(dataset)
     if not size:
         raise InputError(f"data set '{task.dataset}' has no images; check its folder")
-    if train.max_batches is None or train.max_batches * task.batch_size >= size:
+    if task.max_batches is None or task.max_batches * task.batch_size >= size:
         return dataset
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(train.seed))
-    return Subset(dataset, order[: train.max_batches * task.batch_size].tolist())
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    return Subset(dataset, order[: task.max_batches * task.batch_size].tolist())
 
 
 class TrainingLoader:
@@ -117,7 +149,7 @@ class TrainingLoader:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, Labels]]:
         self.waited, self.images = 0.0, 0
-        ways = [chain.from_iterable(repeat(loader)) for loader in self.loaders]
+        ways = [_again_and_again(loader) for loader in self.loaders]
         for _ in range(len(self)):
             start = time.perf_counter()
             batches = [next(way) for way in ways]
@@ -125,3 +157,13 @@ class TrainingLoader:
             images = torch.cat([images for images, _ in batches]) if len(batches) > 1 else batches[0][0]
             self.images += len(images)
             yield images, tuple(labels for _, labels in batches)
+
+
+def _again_and_again(loader: DirectLoader) -> Iterator[Batch]:
+    is_empty = False
+    while not is_empty:
+        is_empty = True
+        for batch in loader:
+            is_empty = False
+            yield batch
+    raise InputError("a data set for training has no image that can be read; check its files")

@@ -19,11 +19,13 @@ from torch import nn
 from stitchkit._version import __version__
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.network import build_network, check_network
-from stitchkit.assembly.train.data import TaskData, TrainingLoader, open_data
+from stitchkit.assembly.parts.part import Assembly
+from stitchkit.assembly.train.data import TaskData, TrainingLoader, download_data, open_data
+from stitchkit.assembly.train.metrics import check_metrics
 from stitchkit.assembly.train.optim import check_training, create_loss, create_optimizer, create_schedule
 from stitchkit.assembly.train.result import Row
-from stitchkit.assembly.train.task import Captured, JobTask, WeightedLoss, rehearse
-from stitchkit.distributed import World
+from stitchkit.assembly.train.task import Captured, JobTask, TaskLoss, WeightedLoss, rehearse
+from stitchkit.distributed import World, from_primary
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.errors import InputError, one_line
@@ -32,7 +34,7 @@ from stitchkit.settings.files import naming
 
 _logger = logging.getLogger(__name__)
 
-_RESULT = "result.pkl"
+_RESULT, _SETTINGS, _QUICK = "result.pkl", "config.yml", "smoke"
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,19 @@ class JobPaths:
         return self.result.with_name("metadata.yml")
 
 
-def job_paths(config: JobConfig, source: Path | None) -> JobPaths:
-    """The places of a job's files; the file that it was read from is never overwritten."""
+def job_paths(config: JobConfig, source: Path | None, *, is_quick: bool = False) -> JobPaths:
+    """The places of a job's files; the file that it was read from is never overwritten.
+
+    A quick run has a folder of its own in that of the job, so none of its files is taken for one of the job.
+    """
     stem = source.stem if source else ""
     folder = Path(config.save_dir or Path("outputs", "job" if stem in ("", ".", "..") else stem)).expanduser()
+    if is_quick:
+        return JobPaths(folder / _QUICK, folder / _QUICK / _RESULT, folder / _QUICK / _SETTINGS)
     result = Path(config.metrics_output).expanduser() if config.metrics_output else folder / _RESULT
     if result.suffix != ".pkl":
         raise InputError(f"metrics_output '{result}' must end with .pkl: it is a pickled table")
-    settings = result.with_name("config.yml")
+    settings = result.with_name(_SETTINGS)
     if result.parent != folder and not result.exists() and settings.exists() and settings != source:
         raise InputError(f"'{settings}' belongs to another result; choose another --metrics-output")
     if source is not None and source.resolve() == settings.resolve():
@@ -72,7 +79,7 @@ class Job:
     """
 
     config: JobConfig
-    network: nn.Module
+    network: Assembly
     data: list[TaskData]
     trainer: Trainer | None
     metadata: dict[str, object]
@@ -81,25 +88,30 @@ class Job:
     rows: list[Row] = field(default_factory=list)
 
 
-def open_job(config: JobConfig, world: World, source: Path | None, paths: JobPaths) -> Job:
+def open_job(
+    config: JobConfig, world: World, source: Path | None, paths: JobPaths, *, download: bool = False
+) -> Job:  # fmt: skip
     """Open the data, build the network and its trainer; errors name the file that the job was read from."""
-    side = config.train_config.resolved_tasks[0].data_preprocessing.image_size
-    # A checkpoint of the whole network replaces all pretrained weights, so none are downloaded.
-    is_replaced = bool(config.resume_from or (config.load_from and config.strict_load))
-    build: dict[str, Any] = {"input_size": (3, side, side), "pretrained": config.pretrained and not is_replaced}
+    size = (3, *config.train_config.resolved_tasks[0].data_preprocessing.size)
+    # A checkpoint of the whole network replaces all pretrained weights, so none are downloaded or read.
+    is_replaced = bool(config.resume_from or (isinstance(config.load_from, str) and config.strict_load))
+    build: dict[str, Any] = {"input_size": size, "replaced": is_replaced}
     with naming(source) if source else nullcontext():
         # First the settings and the parts: an error in them should not wait for data that may take long to download.
         # The number of classes is not known yet; a network that fits one class fits any.
         check_training(config.train_config)
+        check_metrics(config.metrics)
         check_network(config.network, num_classes=1, **build)
+        if download:
+            from_primary(world, lambda: download_data([config]))
         data = open_data(config, world)
         random_seed(config.train_config.seed, 0)  # the same weights on all ranks
         classes = min(len(task.classes) for task in data)  # each task's own head is checked later
-        network = build_network(config.network, num_classes=classes, **build)
-        metadata = _metadata(network, torch.zeros(1, 3, side, side), data, world)
+        network = build_network(config.network, num_classes=classes, pretrained=config.pretrained, **build)
+        metadata = _metadata(network, torch.zeros(1, *size), data, world)
         network.to(world.device)
         task = _task(config, network, data, world)
-        trainer = None if config.test_only else _trainer(config, task, side, data, world, paths)
+        trainer = None if config.test_only else _trainer(config, task, size, data, world, paths)
     return Job(config, network, data, trainer, metadata, world, paths)
 
 
@@ -109,15 +121,16 @@ def _metadata(network: nn.Module, image: torch.Tensor, data: list[TaskData], wor
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns of each branch
-            flops: int | None = measure(network, image).flops
+            flops = {"num_flops": measure(network, image).flops}
     except RuntimeError as error:  # fvcore cannot trace every network
         _logger.info("FLOPs cannot be counted: %s", one_line(error))
-        flops = None
+        flops = {}
     return {
         "num_params": sum(parameter.numel() for parameter in parameters),
         "num_trainable_params": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        "num_flops": flops,
-        "num_classes": {task.config.name: len(task.classes) for task in data},
+        **flops,
+        # Plain values, because the published scripts use them as the keys of a table.
+        "num_classes": len(data[0].classes) if len(data) == 1 else ", ".join(str(len(task.classes)) for task in data),
         "num_ranks": world.size,
         "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
         "stitchkit": __version__,
@@ -127,24 +140,24 @@ def _metadata(network: nn.Module, image: torch.Tensor, data: list[TaskData], wor
 
 
 def _task(config: JobConfig, network: nn.Module, data: list[TaskData], world: World) -> JobTask:
-    train = config.train_config
-    losses = [create_loss(task.config.loss_fn, task.config.loss_fn_args, "train_config", world.device) for task in data]
-    further = []
-    for number, aux in enumerate(train.aux_losses):
-        place = f"train_config.aux_losses[{number}]"
-        loss = create_loss(aux.loss_fn, aux.loss_fn_args, place, world.device)
-        further.append(WeightedLoss(Captured(network, aux.output, place, training=True), loss, aux.weight))
-    return JobTask(network, losses, further, device=world.device)
+    train, losses = config.train_config, []
+    for task, place in zip(data, train.places, strict=True):
+        main = create_loss(task.config.loss_fn, task.config.loss_fn_args, place, world.device)
+        further = []
+        for number, aux in enumerate(task.config.aux_losses):
+            here = f"{place}.aux_losses[{number}]"
+            loss = create_loss(aux.loss_fn, aux.loss_fn_args, here, world.device)
+            further.append(WeightedLoss(Captured(network, aux.output, here, training=True), loss, aux.weight))
+        losses.append(TaskLoss(main, tuple(further)))
+    return JobTask(network, losses, device=world.device)
 
 
 def _trainer(
-    config: JobConfig, task: JobTask, side: int, data: list[TaskData], world: World, paths: JobPaths
+    config: JobConfig, task: JobTask, size: tuple[int, int, int], data: list[TaskData], world: World, paths: JobPaths
 ) -> Trainer:
     train = config.train_config
-    parameters = [parameter for parameter in task.network.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise InputError("every part is frozen, so nothing would be trained; unfreeze one, or set --test-only")
-    unused = rehearse(task, side, [(each.config.name, len(each.classes)) for each in data])
+    parameters = trained_parameters(task.network)
+    unused = rehearse(task, size, [(each.config.name, len(each.classes)) for each in data])
     optimizer = create_optimizer(train, parameters)
     loader, settings = TrainingLoader([each.train for each in data]), engine_settings(config)
     if len(loader) < settings.grad_accum_steps:
@@ -160,13 +173,21 @@ def _trainer(
     return trainer
 
 
+def trained_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a network that train, of which it must have some."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise InputError("every part is frozen, so nothing would be trained; unfreeze one, or set --test-only")
+    return parameters
+
+
 def engine_settings(config: JobConfig) -> EngineSettings:
     """The settings of a job that the engine needs."""
     train = config.train_config
     return EngineSettings.pick(
         vars(train),
         batch_size=sum(task.batch_size for task in train.resolved_tasks),
-        log_interval=config.print_freq,
+        log_interval=1 if config.verbose > 1 else config.print_freq,
         checkpoint_interval=config.checkpoint_interval,
         clip_grad=train.max_grad_norm or None,
         dist_bn="broadcast",  # a mean would change the last bit of the statistics of frozen parts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -28,6 +28,7 @@ _REFUSED = {
 # Prefixes that torch's names may have in a file.
 _PREFIXES = {
     "loss": ("torch.nn.functional.", "nn.functional.", "F."),
+    "metric": ("torch.nn.functional.", "nn.functional.", "F."),
     "optimizer": ("torch.optim.", "optim."),
     "schedule": ("torch.optim.lr_scheduler.", "optim.lr_scheduler.", "lr_scheduler."),
 }
@@ -54,7 +55,7 @@ LOSSES = {
 }
 
 
-def _named(kind: str, name: str, known: Mapping[str, object], place: str) -> str:
+def named(kind: str, name: str, known: Collection[str], place: str) -> str:
     """The bare name of an object in torch; a file may prefix its module, as the published ones do."""
     prefix = next((prefix for prefix in _PREFIXES[kind] if name.startswith(prefix)), "")
     bare = name.removeprefix(prefix)
@@ -70,7 +71,7 @@ def create_loss(name: str, arguments: Mapping[str, object], place: str, device: 
         place: Place of the task in the file; errors begin with it.
         device: Device of arguments that are lists, such as class weights.
     """
-    loss = LOSSES[_named("loss", name, LOSSES, f"{place}.loss_fn")]
+    loss = LOSSES[named("loss", name, LOSSES, f"{place}.loss_fn")]
     try:
         lists = {key: value for key, value in arguments.items() if isinstance(value, list)}
         tensors = {key: torch.tensor(value, device=device) for key, value in lists.items()}
@@ -84,7 +85,7 @@ def create_optimizer(train: TrainConfig, parameters: Sequence[nn.Parameter]) -> 
     place = "train_config.optimizer"
     if reason := _REFUSED.get(train.optimizer.rpartition(".")[2]):
         raise InputError(f"{place} is {train.optimizer}, which cannot train a job: {reason}; use AdamW or SGD")
-    name = _named("optimizer", train.optimizer, OPTIMIZERS, place)
+    name = named("optimizer", train.optimizer, OPTIMIZERS, place)
     odd = next((parameter for parameter in parameters if parameter.ndim != 2), None)
     if name == "Muon" and odd is not None:  # torch's own error does not say what to do
         raise InputError(
@@ -148,8 +149,8 @@ _MADE_OF_OTHERS = ("SequentialLR", "ChainedScheduler", "ReduceLROnPlateau")
 
 
 def create_schedule(train: TrainConfig, optimizer: torch.optim.Optimizer) -> JobSchedule | None:
-    """The learning-rate schedule of a job; None keeps the rate."""
-    if train.lr_scheduler is None:
+    """The learning-rate schedule of a job; None keeps the rate, as does the published `DummyScheduler`."""
+    if train.lr_scheduler in (None, "DummyScheduler"):
         return None
     arguments = dict(train.lr_scheduler_args)
     cadence = arguments.pop("cadence", "epochs")
@@ -166,7 +167,7 @@ def _create(
     name: object, arguments: Mapping[str, object], optimizer: torch.optim.Optimizer, place: str
 ) -> schedulers.LRScheduler:
     """One of torch's schedules, with its parts."""
-    name = _named("schedule", str(name), SCHEDULERS, f"{place}.lr_scheduler")
+    name = named("schedule", str(name), SCHEDULERS, f"{place}.lr_scheduler")
     arguments, place = dict(arguments), f"{place}.lr_scheduler_args"
     # JobSchedule advances only the outermost schedule, which advances its parts.
     if "cadence" in arguments:
@@ -200,11 +201,10 @@ def _create_parts(parts: object, optimizer: torch.optim.Optimizer, place: str) -
 
 def check_training(train: TrainConfig) -> None:
     """Create losses, optimizer, schedule and transforms once, to check that torch accepts them."""
-    places = [f"train_config.tasks[{number}]" for number in range(len(train.tasks))] or ["train_config"]
-    for task, place in zip(train.resolved_tasks, places, strict=True):
+    for task, place in zip(train.resolved_tasks, train.places, strict=True):
         create_loss(task.loss_fn, task.loss_fn_args, place)
+        for number, aux in enumerate(task.aux_losses):
+            create_loss(aux.loss_fn, aux.loss_fn_args, f"{place}.aux_losses[{number}]")
         create_transform(task, place, training=True)
-    for number, loss in enumerate(train.aux_losses):
-        create_loss(loss.loss_fn, loss.loss_fn_args, f"train_config.aux_losses[{number}]")
     # A matrix, because Muon accepts nothing else; the network's own weights are checked later.
     create_schedule(train, create_optimizer(train, [nn.Parameter(torch.zeros(1, 1))]))

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import torch
 from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ResizeKeepRatio
 from torchvision.transforms import v2
 
 from stitchkit.assembly.config.settings import Augmentation, Preprocessing, TaskConfig
@@ -16,6 +17,14 @@ from stitchkit.errors import InputError, unknown
 Transform: TypeAlias = Callable[[Image.Image], torch.Tensor]
 TRANSFORMS: dict[str, Callable[..., torch.nn.Module]] = {
     name: kind for name, kind in vars(v2).items() if isinstance(kind, type) and issubclass(kind, torch.nn.Module)
+}
+# The means and standard deviations of the published jobs, in 255ths.
+_NORMALISATIONS = {
+    name: ([part / 255 for part in mean], [part / 255 for part in std])
+    for name, mean, std in (
+        ("cifar10", (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)),
+        ("cifar100", (129.3, 124.1, 112.4), (68.2, 65.4, 70.4)),
+    )
 }
 # Arguments for which torchvision has enumerations.
 _ENUMS: dict[str, type[Enum]] = {"interpolation": v2.InterpolationMode, "policy": v2.AutoAugmentPolicy}
@@ -27,34 +36,40 @@ def create_transform(task: TaskConfig, place: str, *, training: bool) -> Transfo
     Errors begin with the `place` of the task in the file.
     """
     how, place = task.data_preprocessing, f"{place}.data_preprocessing"
+    dataset = task.name.lower().replace("-", "")
     steps = _resize(how, crop=training and how.random_resize_scale != (1.0, 1.0))
     if training:
         augmentation = task.data_augmentation if how.data_augmentation is None else how.data_augmentation
-        steps += _augmentation(augmentation, task.name, f"{place}.data_augmentation")
+        steps += _augmentation(augmentation, dataset, f"{place}.data_augmentation")
+    mean, std = _NORMALISATIONS.get(dataset, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     # RGB first, because AutoAugment does not work on palettes.
     steps = [v2.RGB(), *steps, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-    transform: Transform = v2.Compose([*steps, v2.Normalize(list(how.mean), list(how.std))])
+    transform: Transform = v2.Compose([*steps, v2.Normalize(list(how.mean or mean), list(how.std or std))])
     return transform
 
 
-def _resize(how: Preprocessing, *, crop: bool) -> list[torch.nn.Module]:
-    mode, side = v2.InterpolationMode(how.interpolation), how.image_size
+def _resize(how: Preprocessing, *, crop: bool) -> list[Callable[..., object]]:
+    mode, size = v2.InterpolationMode(how.interpolation), how.size
+    side = size[0] if size[0] == size[1] else None
     if crop:
-        return [v2.RandomResizedCrop(side, scale=how.random_resize_scale, interpolation=mode)]
+        return [v2.RandomResizedCrop(size, scale=how.random_resize_scale, interpolation=mode)]
     if how.resize_mode == "squash":
-        return [v2.Resize((side, side), interpolation=mode)]
+        return [v2.Resize(size, interpolation=mode)]
+    if side is None:  # torchvision scales only to a side
+        longest = float(how.resize_mode == "longest")
+        return [ResizeKeepRatio(size, longest, how.interpolation), v2.CenterCrop(size)]
     if how.resize_mode == "shortest":
         return [v2.Resize(side, interpolation=mode), v2.CenterCrop(side)]
     # CenterCrop pads smaller images: the longer side fits, and the shorter one is filled up.
     return [v2.Resize(None, max_size=side, interpolation=mode), v2.CenterCrop(side)]
 
 
-def _augmentation(setting: Augmentation, dataset: str, place: str) -> list[torch.nn.Module]:
+def _augmentation(setting: Augmentation, dataset: str, place: str) -> list[Callable[..., object]]:
     if setting is True or setting == "default":
-        is_cifar = dataset.lower().startswith("cifar")
-        policy = v2.AutoAugmentPolicy.CIFAR10 if is_cifar else v2.AutoAugmentPolicy.IMAGENET
-        return [v2.RandomHorizontalFlip(), v2.AutoAugment(policy)]
-    return _transforms(setting, place) if isinstance(setting, Sequence) else []
+        policies = {"cifar": v2.AutoAugmentPolicy.CIFAR10, "svhn": v2.AutoAugmentPolicy.SVHN}
+        own = next((policy for name, policy in policies.items() if dataset.startswith(name)), None)
+        return [v2.RandomHorizontalFlip(), v2.AutoAugment(own or v2.AutoAugmentPolicy.IMAGENET)]
+    return [*_transforms(setting, place)] if isinstance(setting, Sequence) else []
 
 
 def _transforms(items: Sequence[object], place: str) -> list[torch.nn.Module]:

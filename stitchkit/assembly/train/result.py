@@ -43,9 +43,10 @@ def write_rows(result: Path, rows: list[Row]) -> None:
 
 
 def write_frame(result: Path, rows: list[Row]) -> None:
-    """Write the result, a pickled table, which marks the job as done."""
+    """Write the result, a pickled table by steps as in the publication, which marks the job as done."""
+    frame = _frame(rows)
     with replacing(result) as draft:
-        _frame(rows).to_pickle(draft)
+        frame.set_axis(frame["Step"].tolist()).to_pickle(draft)
 
 
 def update_metadata(path: Path, content: Mapping[str, object]) -> None:

@@ -12,20 +12,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from stitchkit.assembly.config.job import WRITTEN, JobConfig
-from stitchkit.assembly.train.checkpoint import JobCheckpoints, check_origins, header, load_weights, resume
-from stitchkit.assembly.train.job import Job, deterministic, job_paths, open_job
+from stitchkit.assembly.train.checkpoint import JobCheckpoints, check_origins, header, load_pieces, load_weights, resume
+from stitchkit.assembly.train.job import Job, JobPaths, deterministic, job_paths, open_job
 from stitchkit.assembly.train.optim import JobSchedule
 from stitchkit.assembly.train.result import Row, check_pandas, update_metadata, write_frame, write_rows
-from stitchkit.assembly.train.task import JobTask
+from stitchkit.assembly.train.task import JobTask, scale_losses
 from stitchkit.assembly.train.testing import Exam
-from stitchkit.distributed import World
+from stitchkit.display import counted
+from stitchkit.distributed import World, from_primary
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.epochs import TrainedEpoch, check_finite, train_epochs
 from stitchkit.engine.lock import made
 from stitchkit.engine.loop import Trainer
-from stitchkit.engine.recovery import TRAIN_LOCK, check_unused, entered, find_resume, launched
+from stitchkit.engine.recovery import AUTO, TRAIN_LOCK, advising, check_unused, entered, find_resume, launched
+from stitchkit.engine.run_log import begin_log
 from stitchkit.engine.tracking import Tracking
 from stitchkit.engine.training_state import training_state
 from stitchkit.errors import InputError
@@ -37,22 +41,50 @@ _logger = logging.getLogger(__name__)
 _MB = 1024**2
 
 
-def run_job(config: JobConfig, source: str | Path | None = None) -> Path:
-    """Run a job and return the file of its result. Every rank calls this; errors name `source`, the file of the job."""
+def run_job(
+    config: JobConfig, source: str | Path | None = None, *, is_quick: bool = False, download: bool = False
+) -> Path:
+    """Run a job and return the file of its result; every rank calls this.
+
+    Args:
+        source: The file of the job, which errors name.
+        is_quick: Use a folder of its own, whose files are replaced.
+        download: Download missing data sets.
+    """
     check_pandas()
     source = None if source is None else Path(source)
-    paths = job_paths(config, source)
+    paths = job_paths(config, source, is_quick=is_quick)
     files = JobCheckpoints(paths.folder)
     with (
         entered(paths.folder / TRAIN_LOCK, config.device, flag="-o") as world,
         made(paths.result.parent, "-o"),
         deterministic(config.deterministic),
     ):
+        if is_quick:
+            from_primary(world, lambda: _remove(*files.candidates(), paths.result))
+        if from_primary(world, lambda: _is_done(config, paths, files)):
+            _logger.info("nothing is left to train; the result is %s", paths.result)
+            return paths.result
         config = _find_resume(config, files, paths.result, world)
-        job = open_job(config, world, source, paths)
+        job = open_job(config, world, source, paths, download=download)
         with launched(paths.folder, world):
             _run(job, files)
     return paths.result
+
+
+def _remove(*files: Path) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
+
+
+def _is_done(config: JobConfig, paths: JobPaths, files: JobCheckpoints) -> bool:
+    """Whether `--resume auto` finds no checkpoint, but the result of a training with the same settings."""
+    if config.resume_from != AUTO or config.test_only or files.candidates():
+        return False
+    if not (paths.result.exists() and paths.settings.exists()):
+        return False
+    before = replace(JobConfig.load(paths.settings), load_from=None)  # `resume_from` takes its place
+    return next(before.differences(config), None) is None
 
 
 def _find_resume(config: JobConfig, files: JobCheckpoints, result: Path, world: World) -> JobConfig:
@@ -74,6 +106,7 @@ def _run(job: Job, files: JobCheckpoints) -> None:
         settings = {key: value for key, value in config.to_dict().items() if key not in WRITTEN}
         write_text(job.paths.settings, settings_text(settings))
         update_metadata(job.paths.metadata, job.metadata)
+        begin_log(job.paths.folder)
     options = None
     if config.project:
         options = {"project": config.project, "entity": config.entity, "group": config.group, "id": config.id}
@@ -112,24 +145,46 @@ def _begin(job: Job, files: JobCheckpoints) -> tuple[int, Position | None]:
     """Load the state that the job starts from: completed epochs, the position in the next one, and their rows."""
     config, start, position = job.config, job.config.start_epoch, None
     if config.load_from:
-        load_weights(job.network, config.load_from, strict=config.strict_load)
+        if isinstance(config.load_from, str):
+            load_weights(job.network, config.load_from, strict=config.strict_load)
+        else:
+            load_pieces(job.network, config.load_from)
         if job.trainer is not None and (average := job.trainer.task.average) is not None:
             average.load_state_dict(job.network.state_dict())  # it was copied before these were loaded
     if config.resume_from:
         start, position = resume(job, config.resume_from)
         files.read(config.resume_from)
     else:
+        if job.trainer is not None:
+            _scale_losses(job, job.trainer)
         check_origins(job.network, [task.classes for task in job.data], strict=config.test_only)
     if job.trainer is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of the steps skipped by --start-epoch
             job.trainer.start_at(start, 0 if position is None else position.done)
         _logger.info(
-            "%d epochs of %d steps, learning rate %.3g, %d of %d parameters train, into %s",
-            config.train_config.epochs, job.trainer.updates_per_epoch, job.trainer.rate,
-            job.metadata["num_trainable_params"], job.metadata["num_params"], job.paths.folder,
+            "%s of %s, learning rate %.3g, %d of %d parameters train%s, into %s",
+            counted(config.train_config.epochs, "epoch"), counted(job.trainer.updates_per_epoch, "step"),
+            job.trainer.rate, job.metadata["num_trainable_params"], job.metadata["num_params"],
+            _moving_norms(job.network), job.paths.folder,
         )  # fmt: skip
     return start, position
+
+
+def _scale_losses(job: Job, trainer: Trainer) -> None:
+    """Scale the losses of several tasks by their start, and say by how much."""
+    assert isinstance(trainer.task, JobTask)
+    scale_losses(trainer.task, trainer.loader)
+    if len(job.data) > 1:
+        pairs = zip(job.data, trainer.task.scales.tolist(), strict=True)
+        scales = ", ".join(f"{task.config.name} {scale:.3g}" for task, scale in pairs)
+        _logger.info("losses are divided by their start: %s", scales)
+
+
+def _moving_norms(network: nn.Module) -> str:
+    """How many batch norms of a network learn statistics, for the log; nothing if it has none."""
+    norms = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    return f", {sum(norm.training for norm in norms)} of {len(norms)} batch norms learn statistics" if norms else ""
 
 
 def _train(
@@ -156,7 +211,8 @@ def _train(
         row["Time/Total"] = before + time.perf_counter() - began
         add(row)
 
-    train_epochs(trainer, epochs, position, save=save_within, finish=finish)
+    with advising(files, clip="train_config.max_grad_norm", amp=trainer.settings.amp):
+        train_epochs(trainer, epochs, position, save=save_within, finish=finish)
 
 
 def _row(job: Job, trainer: Trainer, task: JobTask, trained: TrainedEpoch) -> Row:
@@ -179,7 +235,12 @@ def _row(job: Job, trainer: Trainer, task: JobTask, trained: TrainedEpoch) -> Ro
     last = zip(names, task.last["accuracy"].tolist(), strict=True)
     mean = zip(names, task.accuracies(), strict=True)
     row |= {f"{name}/Accuracy": figure for name, figure in last} | {"Overall/Train Loss": trained.loss}
-    return row | {f"Overall/Train {name}/Accuracy": figure for name, figure in mean}
+    row |= {f"Overall/Train {name}/Accuracy": figure for name, figure in mean}
+    columns = [f"{name}/{loss}" for name, of in zip(names, task.losses, strict=True) for loss in of.names]
+    if len(columns) > 1:  # the only loss is `Loss`
+        row |= dict(zip(columns, task.last["losses"].tolist(), strict=True))
+        row |= dict(zip((f"Overall/Train {column}" for column in columns), task.mean_losses(), strict=True))
+    return row
 
 
 def _resident() -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -55,90 +56,148 @@ class WeightedLoss(NamedTuple):
     weight: float
 
 
+class TaskLoss(NamedTuple):
+    """The loss of a task: the mean of its main loss, whose weight is 1, and its auxiliary losses."""
+
+    main: Loss
+    further: tuple[WeightedLoss, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The published names of its losses."""
+        return ["Main Loss", *(f"Aux Loss {number}" for number in range(1, len(self.further) + 1))]
+
+    @property
+    def weight(self) -> float:
+        """The sum of all weights."""
+        return 1.0 + sum(aux.weight for aux in self.further)
+
+
 def output_of(outputs: Any, number: int) -> torch.Tensor:
     """The output of a network for one task: its own, or the one that all tasks share."""
     chosen: torch.Tensor = outputs[number] if isinstance(outputs, list | tuple) else outputs
     return chosen
 
 
-def split(outputs: object, labels: Labels) -> list[torch.Tensor]:
-    """The rows of each task from its output `[B, num_classes]`, or from the one that all tasks share."""
-    parts, start = [], 0
-    for number, own in enumerate(labels):
-        parts.append(output_of(outputs, number)[start : start + len(own)])
-        start += len(own)
-    return parts
+def rows_of(outputs: object, labels: Labels, number: int) -> torch.Tensor:
+    """The rows of one task from its output `[B, num_classes]`, or from the one that all tasks share."""
+    start = sum(map(len, labels[:number]))
+    return output_of(outputs, number)[start : start + len(labels[number])]
 
 
 class JobTask(Task):
-    """Classification by an assembly, with one loss per task and auxiliary losses of inner outputs.
+    """Classification by an assembly, with one loss per task.
+
+    With several tasks, the loss is the sum of theirs, each divided by its scale, which is its value before training.
 
     Args:
         network: Images `[B, C, H, W]` to logits, or to a list with the logits of each task.
-        losses: Loss of each task; the main loss is their mean.
-        further: Auxiliary losses; the total is the weighted mean, in which the main loss has weight 1.
+        losses: Loss of each task.
         device: The device of the sums.
     """
 
-    def __init__(
-        self, network: nn.Module, losses: Sequence[Loss], further: Sequence[WeightedLoss] = (), *, device: torch.device
-    ):
-        super().__init__(network, losses[0], device=device, verbose=False)
+    def __init__(self, network: nn.Module, losses: Sequence[TaskLoss], *, device: torch.device):
+        super().__init__(network, losses[0].main, device=device, verbose=False)
         self.losses = losses
-        self.further = further
-        self.last = {"loss": torch.zeros((), device=device), "accuracy": torch.zeros(len(losses), device=device)}
-        # Hits and images of each task since `forget`, in float64, because float32 cannot count beyond 2^24.
+        self.scales = torch.ones(len(losses), device=device)
+        count = sum(len(loss.names) for loss in losses)
+        self.last = {
+            "loss": torch.zeros((), device=device),
+            "accuracy": torch.zeros(len(losses), device=device),
+            # A single loss is that of the job.
+            "losses": torch.zeros(count if count > 1 else 0, device=device),
+        }
+        # Hits and images of each task since `forget`, in float64, because float32 cannot count beyond 2^24; then the
+        # sum over images of each loss.
         self._sums = torch.zeros(len(losses), 2, dtype=torch.float64, device=device)
+        self._loss_sums = torch.zeros_like(self.last["losses"], dtype=torch.float64)
 
     def forward(self, images: torch.Tensor, labels: Labels, _route: int | None = None) -> dict[str, object]:
         """`loss` and `output`, the logits of each task, of images `[B, C, H, W]` ordered by task."""
-        outputs = split(self.trainable_module(images), labels)
-        total = self._mean(outputs, labels, self.losses)
-        weight = 1.0
-        for aux in self.further:
-            total = total + aux.weight * self._mean(split(aux.of.take(), labels), labels, [aux.loss] * len(labels))
-            weight += aux.weight
-        self._count(total / weight, outputs, labels)
-        return {"loss": total / weight, "output": outputs}
+        outputs = self.trainable_module(images)
+        logits = [rows_of(outputs, labels, number) for number in range(len(labels))]
+        found = [self.losses_of(number, logits[number], labels) for number in range(len(labels))]
+        means = [losses.sum() / of.weight for losses, of in zip(found, self.losses, strict=True)]
+        loss = (torch.stack(means) / self.scales).sum()
+        self._count(loss, found, logits, labels)
+        return {"loss": loss, "output": logits}
 
-    @staticmethod
-    def _mean(outputs: Sequence[torch.Tensor], labels: Labels, losses: Sequence[Loss]) -> torch.Tensor:
+    def losses_of(self, number: int, logits: torch.Tensor, labels: Labels) -> torch.Tensor:
+        """The losses of a task, times their weights."""
+        main, further = self.losses[number]
+        own = labels[number]
         # In half precision, the exponentials of a loss would overflow.
-        found = [loss(output.float(), own) for loss, output, own in zip(losses, outputs, labels, strict=True)]
-        return torch.stack(found).mean()
+        inner = [aux.weight * aux.loss(rows_of(aux.of.take(), labels, number).float(), own) for aux in further]
+        return torch.stack([main(logits.float(), own), *inner])
 
     @torch.no_grad()
-    def _count(self, loss: torch.Tensor, outputs: Sequence[torch.Tensor], labels: Labels) -> None:
-        hits = torch.stack([(output.argmax(1) == own).sum() for output, own in zip(outputs, labels, strict=True)])
+    def _count(
+        self, loss: torch.Tensor, found: Sequence[torch.Tensor], logits: Sequence[torch.Tensor], labels: Labels
+    ) -> None:
+        hits = torch.stack([(output.argmax(1) == own).sum() for output, own in zip(logits, labels, strict=True)])
         # Filled on the device: copying a list there would make the host wait for the GPU.
         counts = torch.stack([hits.new_full((), len(own)) for own in labels])
         self._sums += torch.stack([hits, counts], dim=1)
         self.last["loss"].copy_(loss.detach())
         self.last["accuracy"].copy_(hits / counts)
+        if len(self._loss_sums):
+            self.last["losses"].copy_(torch.cat(list(found)))
+            self._loss_sums += torch.cat([losses * len(own) for losses, own in zip(found, labels, strict=True)])
 
     def counters(self) -> dict[str, torch.Tensor]:
-        """Hits and images of the epoch, and the figures of its last batch."""
-        return {"sums": self._sums, **self.last}
+        """Hits and images of the epoch, the sums of its losses, and the figures of its last batch."""
+        own = {"sums": self._sums, "loss_sums": self._loss_sums, **self.last}
+        return {name: counter for name, counter in own.items() if counter.numel()}
 
     def accuracies(self) -> list[float]:
         """Accuracy of each task over the training images of all ranks since `forget` was called."""
         return [hits / max(count, 1) for hits, count in sum_over_ranks(self._sums.clone()).tolist()]
 
+    def mean_losses(self) -> list[float]:
+        """Each loss of each task, times its weight, likewise; empty for a single loss."""
+        counts = [max(count, 1) for _, count in sum_over_ranks(self._sums.clone()).tolist()]
+        each = [count for count, of in zip(counts, self.losses, strict=True) for _ in of.names]
+        sums = sum_over_ranks(self._loss_sums.clone()).tolist()
+        return [total / count for total, count in zip(sums, each, strict=False)]
+
     def forget(self) -> None:
         """Reset the counts."""
         self._sums.zero_()
+        self._loss_sums.zero_()
 
 
-def rehearse(task: JobTask, side: int, classes: Sequence[tuple[str, int]]) -> list[str]:
+_FIRST_BATCHES = 3
+"""Batches by which the published system scales the losses of tasks."""
+
+
+def scale_losses(task: JobTask, batches: Iterable[tuple[torch.Tensor, Labels]]) -> None:
+    """Set the scale of each of several tasks to the mean of its loss over the first batches of all ranks."""
+    if len(task.losses) < 2:
+        return
+    sums = torch.zeros(len(task.losses) + 1, dtype=torch.float64, device=task.device)
+    with evaluating(task.network):  # with gradients, because auxiliary losses listen to nothing else
+        for images, labels in islice(batches, _FIRST_BATCHES):
+            outputs = task.network(images)
+            for number, of in enumerate(task.losses):
+                losses = task.losses_of(number, rows_of(outputs, labels, number), labels)
+                sums[number] += losses.detach().sum() / of.weight
+            sums[-1] += 1
+    *totals, count = sum_over_ranks(sums)
+    scales = torch.stack(totals) / count
+    task.scales.copy_(torch.where(scales > 0, scales, 1))
+
+
+def rehearse(task: JobTask, size: tuple[int, int, int], classes: Sequence[tuple[str, int]]) -> list[str]:
     """Run a task once on blank images before training, to check that outputs and losses fit the data.
 
-    `classes` are the name and number of classes of each data set. The task is not yet distributed.
+    `size` is that of an image; `classes` are the name and number of classes of each data set. The task is not yet
+    distributed.
 
     Returns:
         Names of trainable parameters that the loss does not depend on.
     """
     network = task.network
-    images = torch.zeros(2 * len(classes), 3, side, side, device=task.device)
+    images = torch.zeros(2 * len(classes), *size, device=task.device)
     labels = tuple(torch.zeros(2, dtype=torch.long, device=task.device) for _ in classes)
     trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     with evaluating(network):  # in training mode, norms would count the blank images

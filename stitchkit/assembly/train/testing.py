@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from stitchkit.assembly.config.settings import Metric
 from stitchkit.assembly.train.job import Job, engine_settings
+from stitchkit.assembly.train.metrics import Measure, create_measures
 from stitchkit.assembly.train.task import Captured, output_of
 from stitchkit.data.batches import Batch
-from stitchkit.measure.evaluate import Score, batches_of, evaluate
+from stitchkit.distributed import sum_over_ranks
+from stitchkit.errors import InputError
+from stitchkit.measure.evaluate import batches_of
+from stitchkit.networks.mode import evaluating
 
 _logger = logging.getLogger(__name__)
 
@@ -30,12 +36,19 @@ class Exam:
         self._job = job
         self._autocast, _ = engine_settings(job.config).precision(job.world.device)
         # Each has its own hooks: the average is a copy, whose submodules those of the network do not hear.
-        networks = {"": job.network}
+        networks: dict[str, nn.Module] = {"": job.network}
         if job.trainer is not None and job.trainer.task.average is not None:
             networks["EMA "] = job.trainer.task.average
         self._networks = [
             (prefix, network, _outputs(network, job.config.metrics)) for prefix, network in networks.items()
         ]
+        # The loss of each output, by which a network that is not finite is found; then the figures.
+        self._measures: list[tuple[str | None, str, Measure]] = [
+            (output, "", partial(F.cross_entropy, reduction="sum")) for output in self._networks[0][2]
+        ]
+        for number, metric in enumerate(job.config.metrics):
+            measures = create_measures(metric, f"metrics[{number}]")
+            self._measures += [(metric.output, name, measure) for name, measure in measures.items()]
 
     def sit(self, when: str, after_batch: Callable[[], None] = lambda: None) -> tuple[dict[str, float], list[float]]:
         """Figures of every metric on every data set, by the columns of the result, and all losses.
@@ -49,27 +62,38 @@ class Exam:
             name = task.config.name
             for average, network, outputs in self._networks:
                 batches = batches_of(task.test, self._job.world, name, after_batch)
-                scores = self._scores(network, outputs, number, batches)
-                losses += [score.loss for score in scores.values()]
-                for metric in self._job.config.metrics:
-                    prefix = f"{average}{metric.output} " if metric.output else average
-                    for kind, figure in _figures(metric, scores[metric.output]).items():
+                for (output, kind, _), figure in zip(
+                    self._measures, self._means(network, outputs, number, batches), strict=True
+                ):
+                    if kind:
+                        prefix = f"{average}{output} " if output else average
                         figures[f"Overall/{name}/Test {prefix}{kind}"] = figure
-        _logger.info("%s  %s", when, "  ".join(f"{name} {figure:.4f}" for name, figure in figures.items()))
+                    else:
+                        losses.append(figure)
+        said = (f"{name.removeprefix('Overall/')} {_said(name, figure)}" for name, figure in figures.items())
+        _logger.info("%s  %s", when, "  ".join(said))
         return figures, losses
 
-    def _scores(
-        self, network: nn.Module, outputs: _Outputs, number: int, batches: Iterator[Batch]
-    ) -> dict[str | None, Score]:
-        """The score of each output for a task, all from one pass over its images, since the pass is what takes time."""
-
-        def logits(images: torch.Tensor) -> list[torch.Tensor]:
-            own = network(images)
-            return [output_of(own if inner is None else inner.take(), number) for inner in outputs.values()]
-
-        device, count = self._job.world.device, len(outputs)
-        scores = evaluate(network, logits, batches, device=device, autocast=self._autocast, count=count)
-        return dict(zip(outputs, scores, strict=True))
+    @torch.no_grad()
+    def _means(self, network: nn.Module, outputs: _Outputs, number: int, batches: Iterator[Batch]) -> list[float]:
+        """Every measure of a task, all from one pass over its images, since the pass is what takes time."""
+        sums = torch.zeros(len(self._measures) + 1, dtype=torch.float64, device=self._job.world.device)
+        with evaluating(network):
+            for images, labels in batches:
+                with self._autocast():
+                    own = network(images)
+                known = labels >= 0  # others are of images that cannot be read
+                logits = {  # autocast's have too few digits for a mean of losses
+                    name: output_of(own if inner is None else inner.take(), number)[known].float()
+                    for name, inner in outputs.items()
+                }
+                if len(labels[known]):
+                    found = [measure(logits[output], labels[known]) for output, _, measure in self._measures]
+                    sums += torch.stack([*(one.double() for one in found), known.sum().double()])
+        *totals, count = sum_over_ranks(sums).tolist()
+        if not count:
+            raise InputError("there is no image to evaluate on; check the validation set")
+        return [total / count for total in totals]
 
 
 def _outputs(network: nn.Module, metrics: tuple[Metric, ...]) -> _Outputs:
@@ -81,8 +105,6 @@ def _outputs(network: nn.Module, metrics: tuple[Metric, ...]) -> _Outputs:
     return captured
 
 
-def _figures(metric: Metric, found: Score) -> dict[str, float]:
-    """Figures as shares of the images, as in the publication, not in percent."""
-    if metric.metric_fn == "accuracy":
-        return {"Accuracy": found.acc1 / 100}
-    return {f"Top-{k} Accuracy": {1: found.acc1, 5: found.acc5}[k] / 100 for k in metric.ranks}
+def _said(name: str, figure: float) -> str:
+    """A figure for the log; accuracies are shares of the images in the result, as in the publication."""
+    return f"{100 * figure:.2f} %" if name.endswith("Accuracy") else f"{figure:.4g}"

@@ -1,22 +1,31 @@
 "use strict";
 // What plotly draws: the stitches with their fronts, and the curves of training.
 
-const COLORS = ["#2f6bb0", "#d9822b", "#2e8b57", "#8e5ea2", "#c23b3b", "#4a9a9a", "#8a6d5a", "#b59a12"];
+const COLORS = ["#3d7fc8", "#d9822b", "#2e8b57", "#8e5ea2", "#c23b3b", "#4a9a9a", "#8a6d5a", "#b59a12"];
 // Only these: plotly's own bar has a button that sends the chart to its makers.
 const BAR = {
   responsive: true,
   displaylogo: false,
   modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
 };
-const TEMPLATE = {
-  layout: {
+const colorNamed = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+
+/** The look of all plots, in the colors of the page, which may be light or dark. */
+function template() {
+  const [ink, soft, card, gridcolor] = ["ink", "soft", "card", "grid"].map(colorNamed);
+  const layout = {
     colorway: COLORS,
-    font: { family: "system-ui, sans-serif", size: 12, color: "#1f2733" },
+    font: { family: "system-ui, sans-serif", size: 12, color: ink },
     hovermode: "closest",
-    xaxis: { gridcolor: "#eaedf2", zeroline: false },
-    yaxis: { gridcolor: "#eaedf2", zeroline: false },
-  },
-};
+    hoverlabel: { bgcolor: card, font: { color: ink } },
+    paper_bgcolor: card,
+    plot_bgcolor: card,
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: ink },
+    xaxis: { gridcolor, zeroline: false },
+    yaxis: { gridcolor, zeroline: false },
+  };
+  return { layout };
+}
 
 function drawPlot({ cost, within, best }) {
   const inside = new Set(within);
@@ -37,13 +46,13 @@ function drawPlot({ cost, within, best }) {
         symbol: some.map((row) => (row.anchor ? "diamond" : "circle")),
         color: some.map((row) => (row.anchor && !several ? "#e4572e" : color)),
         opacity: 0.85,
-        line: { color: "#fff", width: 1 },
+        line: { color: colorNamed("card"), width: 1 },
       },
     };
     const line = { mode: "lines", opacity: 0.6, line: { color, width: 1.6 } };
     return [trace(front, cost, line), trace(some, cost, points)];
   });
-  for (const [row, color] of [[best, "#1f8a4c"], [state.chosen, "#1f2733"]]) {
+  for (const [row, color] of [[best, colorNamed("good")], [state.chosen, colorNamed("ink")]]) {
     const marker = { size: 20, symbol: "circle-open", color, line: { width: 2.5 } };
     if (row && has(row, cost) && isShown(row)) traces.push(trace([row], cost, { mode: "markers", marker }));
   }
@@ -51,7 +60,7 @@ function drawPlot({ cost, within, best }) {
   const isWide = Math.max(...costs) / Math.min(...costs) > 5; // plotly would write so many ticks that they overlap
   const ticks = { tickformat: FIGURES[cost].ticks, nticks: 8, dtick: isWide ? "D2" : undefined }; // D2: 1, 2 and 5
   const layout = {
-    template: TEMPLATE,
+    template: template(),
     margin: { l: 60, r: 20, t: 16, b: 56 },
     showlegend: false,
     uirevision: cost,
@@ -93,18 +102,18 @@ function drawCurves() {
   });
   const shown = drawings.filter(({ traces }) => traces.length);
   by("training").hidden = !shown.length;
-  by("curves").append(...shown.map(({ holder }) => holder));
+  by("curves").replaceChildren(...shown.map(({ holder }) => holder));
   for (const { holder, traces, layout } of shown) Plotly.newPlot(holder, traces, layout, BAR); // all in place: measured
 }
 
 function curve(title, traces) {
   const layout = {
-    template: TEMPLATE,
+    template: template(),
     title: { text: title, font: { size: 14 }, x: 0.02 },
-    margin: { l: 56, r: 16, t: 62, b: 44 },
+    margin: { l: 56, r: 16, t: 48, b: 72 },
     hovermode: "x unified",
     showlegend: traces.length > 1,
-    legend: { orientation: "h", x: 1, xanchor: "right", y: 1.12, yanchor: "bottom" },
+    legend: { orientation: "h", x: 0, y: -0.24, yanchor: "top" }, // below, because icons are above
     xaxis: { title: { text: "epoch" } },
   };
   return { holder: element("div"), traces, layout };

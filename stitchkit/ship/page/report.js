@@ -11,6 +11,7 @@ const FIGURES = {
   latency_ms: { label: "latency", axis: "latency of a batch (ms)", show: (value) => value.toFixed(2) + " ms" },
   images_per_s: { label: "images/s", show: (value) => value.toFixed(0), descending: true },
   acc1: { label: "top-1", show: percent, better: 1, descending: true },
+  balanced_acc1: { label: "balanced", show: percent, better: 1, descending: true },
   acc5: { label: "top-5", show: percent, better: 1, descending: true },
   loss: { label: "loss", show: (value) => value.toFixed(4), better: -1 },
 };
@@ -25,6 +26,11 @@ const isShown = (row) => !several || by(`ledger-${row.ledger}`).checked;
 const several = data.ledgers.length > 1;
 const rows = data.ledgers.flatMap((ledger, number) => ledger.rows.map((row) => ({ ...row, ledger: number })));
 const figures = Object.keys(FIGURES).filter((key) => rows.some((row) => has(row, key)));
+const [batch, ...others] = new Set(rows.filter((row) => has(row, "latency_ms")).map((row) => row.latency_batch_size));
+if (batch && !others.length) {
+  FIGURES.latency_ms.label = `latency (batch of ${batch})`;
+  FIGURES.latency_ms.axis = `latency of a batch of ${batch} (ms)`;
+}
 const columns = [
   { key: "ledger", text: true, cell: (row) => [dot(row.ledger), data.ledgers[row.ledger].name] },
   { key: "cfg_id", cell: (row) => [row.cfg_id] },
@@ -139,9 +145,24 @@ function drawTable({ within }) {
   columns.forEach(({ key }, number) => {
     by("head").cells[number].ariaSort = key !== state.sort ? "none" : state.up ? "ascending" : "descending";
   });
-  const ordered = [...within].sort((a, b) => compare(a, b, state.sort));
-  by("body").replaceChildren(...ordered.map(tableRow));
+  by("body").replaceChildren(...ordered(within).map(tableRow));
   by("count").textContent = `${within.length} of ${rows.length} shown`;
+}
+
+function ordered(within) {
+  return [...within].sort((a, b) => compare(a, b, state.sort));
+}
+
+/** Save the rows of the table as it is, with all digits. */
+function saveTable() {
+  const lines = ordered(selection().within).map((row) =>
+    columns.map(({ key }) => (key === "ledger" ? data.ledgers[row.ledger].name : row[key])),
+  );
+  const quoted = (value) => (/[",\n\r]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : (value ?? ""));
+  const text = [columns.map(({ key }) => key), ...lines].map((line) => line.map(quoted).join(",") + "\n").join("");
+  const link = element("a", { href: URL.createObjectURL(new Blob([text], { type: "text/csv" })), download: "stitches.csv" });
+  link.click();
+  URL.revokeObjectURL(link.href);
 }
 
 /** Order of two rows in a column; rows without a value come last either way. */
@@ -205,6 +226,33 @@ function drawControls() {
     choose(null);
   });
   by("copy").addEventListener("click", copy);
+  by("csv").addEventListener("click", saveTable);
+  drawPlaceholders();
+}
+
+/** Example inputs from the figures of these stitches. */
+function drawPlaceholders() {
+  for (const key of COSTS.filter((key) => figures.includes(key))) {
+    const values = rows.filter((row) => row[key] > 0).map((row) => row[key]);
+    const middle = Math.sqrt(Math.min(...values) * Math.max(...values)) || 0;
+    by("max-" + key).placeholder = quantity(Number(middle.toPrecision(1)));
+  }
+  const accuracies = rows.map((row) => row.acc1).sort((a, b) => a - b);
+  by("min-acc1").placeholder = Math.floor(accuracies[accuracies.length >> 1]);
+  const joined = rows.find((row) => row.stitch && !row.anchor);
+  by("search").placeholder = joined?.stitch.split(" > ").at(-1) ?? "";
+}
+
+function drawSettings() {
+  for (const { name, settings } of data.ledgers) {
+    for (const [source, values] of Object.entries(settings)) {
+      const list = element("dl", { className: "figures" });
+      for (const [key, value] of Object.entries(values)) list.append(element("dt", {}, key), element("dd", {}, value));
+      const head = element("summary", {}, source + (several ? ` · ${name}` : ""));
+      by("settings").append(element("details", {}, head, list));
+      by("settings").hidden = false;
+    }
+  }
 }
 
 function showTip({ points, event }) {
@@ -218,11 +266,18 @@ function showTip({ points, event }) {
 }
 
 const source = several ? `${data.ledgers.length} ledgers` : data.ledgers[0].path;
-by("summary").textContent = `${rows.length} stitches of ${source}`;
+const measured = data.ledgers.filter(({ latency }) => latency);
+const notes = measured.map(({ name, latency }) => (several ? `${name}: ` : "") + latency);
+by("summary").textContent = [`${rows.length} stitches of ${source}`, ...notes].join(" · ");
 drawControls();
 drawHead();
 draw();
 drawCurves();
+drawSettings();
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  draw();
+  drawCurves();
+});
 by("pareto").on("plotly_hover", showTip);
 by("pareto").on("plotly_unhover", () => (by("tip").hidden = true));
 by("pareto").on("plotly_click", ({ points }) => choose(points[0].customdata));

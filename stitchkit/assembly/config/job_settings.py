@@ -1,0 +1,183 @@
+"""The settings of a job without its parts: checking them needs no torch, which takes seconds to import."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StrictStr
+from pydantic.dataclasses import dataclass
+
+from stitchkit.assembly.config.settings import Metric, TrainConfig
+from stitchkit.assembly.parts.spec import ReformatOptions
+from stitchkit.errors import InputError
+from stitchkit.settings.files import naming, read_settings_file
+from stitchkit.settings.schema import LocalPath, Settings, parse
+
+_logger = logging.getLogger(__name__)
+
+SWEEP_KEYS = (
+    "stages",
+    "src_stages",
+    "dest_stages",
+    "gaps",
+    "stitchers",
+    "datasets",
+    "seeds",
+    "ft_configs",
+    "parameters",
+    "slurm",
+)
+"""Keys that only sweeps have."""
+PARTS = ("model", "assembly", "head")
+"""Keys of a job's parts."""
+IGNORED = {"lr"}
+"""Keys of `train_config` in published files, which the published system does not use."""
+
+
+def _gpu(value: object) -> object:
+    """`cuda:N` for the number of a GPU, as the published system has it."""
+    is_number = (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, str) and value.isdigit())
+    return f"cuda:{value}" if is_number else value
+
+
+Device = Annotated[StrictStr, BeforeValidator(_gpu, json_schema_input_type=StrictStr | StrictInt)]
+
+_INNER = {
+    "optimizer_args": ("lr", "weight_decay", "momentum"),
+    "data_preprocessing": ("image_size", "data_augmentation"),
+}
+"""Keys of `train_config`, with those of their own keys that are flags too."""
+
+
+@dataclass(frozen=True)
+class JobSettings(Settings):
+    """A stitching job without its parts.
+
+    Args:
+        train_config: Settings of the training.
+        reformat_options: `class_token`: the replacement for a missing one, `zeros`, `ones` or `avg`.
+        unfrozen: Train all parts.
+        pretrained: Download pretrained weights; false starts from random ones where no file is named.
+        workers: Loader processes of each rank, at most one per core.
+        data_path: Folder of the data sets.
+        print_freq: Steps between log lines.
+        save_checkpoints: Save a checkpoint after each epoch.
+        checkpoint_interval: Steps between checkpoints within an epoch; with 0, only on a signal.
+        eval_checkpoints: Test after each epoch.
+        checkpoint_initial_model: Test the network before the first epoch, and save it if checkpoints are saved.
+        test_only: Test without training.
+        deterministic: Use only deterministic algorithms.
+        load_from: File of weights to start from; or one for the `head`, and one for the `encoder` before it.
+        resume_from: Checkpoint to resume from; `auto` is the newest good one in the job's folder.
+        strict_load: Weights must have all names and no others.
+        start_epoch: Number of epochs that count as done.
+        save_dir: Folder of the job.
+        metrics_output: File of the results; by default `result.pkl` in the job's folder.
+        device: `cpu`, `cuda` or `cuda:N`; N alone is `cuda:N`.
+        verbose: Detail of the log; from 2 on, every step has a line, whatever `print_freq` says.
+        metrics: Figures of merit.
+        project: Project in Weights & Biases; without one, nothing is logged there.
+        entity: Account or team there.
+        group: Group of runs there.
+        id: Run there to resume.
+    """
+
+    further_keys: ClassVar[tuple[str, ...]] = PARTS
+
+    train_config: TrainConfig
+    reformat_options: ReformatOptions = Field(default_factory=dict)
+    unfrozen: StrictBool = False
+    pretrained: StrictBool = True
+    workers: StrictInt = Field(default=4, ge=0)
+    data_path: LocalPath | None = None
+    print_freq: StrictInt = Field(default=10, ge=1)
+    save_checkpoints: StrictBool = False
+    checkpoint_interval: StrictInt = Field(default=0, ge=0)
+    eval_checkpoints: StrictBool = True
+    checkpoint_initial_model: StrictBool = False
+    test_only: StrictBool = False
+    deterministic: StrictBool = False
+    load_from: LocalPath | dict[Literal["encoder", "head"], LocalPath] | None = None
+    resume_from: LocalPath | None = None
+    strict_load: StrictBool = True
+    start_epoch: StrictInt = Field(default=0, ge=0)
+    save_dir: LocalPath | None = None
+    metrics_output: LocalPath | None = None
+    device: Device | None = None
+    verbose: StrictInt = Field(default=0, ge=0)
+    metrics: tuple[Metric, ...] = (Metric(),)
+    project: StrictStr | None = None
+    entity: StrictStr | None = None
+    group: StrictStr | None = None
+    id: StrictStr | None = None
+
+    def check(self, parts: Mapping[str, object]) -> None:
+        """Refuse settings that are incompatible, also with the `parts` that the file has; nothing is computed."""
+        if (parts.get("model") is None) == (parts.get("assembly") is None):
+            found = "neither is there" if parts.get("model") is None else "both are there"
+            raise InputError(f"model or assembly: {found}; give one part as model, or a list of parts as assembly")
+        if parts.get("model") is not None and parts.get("head") is not None:
+            raise InputError("head goes with assembly; put it into the part that is the model, or use assembly")
+        if self.load_from and self.resume_from:
+            raise InputError("load_from and resume_from are both there; the first takes only weights, so give one")
+        tasks = self.train_config.resolved_tasks
+        if len({task.name for task in tasks}) < len(tasks):
+            raise InputError(
+                "train_config.tasks: two data sets have the same name, so results could not distinguish them"
+            )
+        if len({task.data_preprocessing.size for task in tasks}) > 1:
+            raise InputError("train_config.tasks: images have different sizes; set the same image_size for all")
+
+
+def check_job(path: str | Path, **changes: object) -> None:
+    """Check everything in the file of a job, with `changes` by key, that can be checked without torch."""
+    content = override(read_settings_file(path), changes)
+    with naming(path):
+        refuse_sweep(content)
+        settings = parse(JobSettings, {key: value for key, value in content.items() if key not in PARTS})
+        settings.check(content)
+
+
+def refuse_sweep(content: Mapping[str, object]) -> None:
+    """Refuse the content of a file that describes a sweep, not a job."""
+    if sweep := next((key for key in SWEEP_KEYS if key in content), None):
+        raise InputError(f"{sweep}: this file is a sweep, not a job; use stitchkit sweep -c FILE")
+
+
+def read_job(path: str | Path, changes: Mapping[str, object]) -> dict[str, object]:
+    """The content of a file with other settings, by key; what published files have to no effect is reported."""
+    content = read_settings_file(path)
+    train = content.get("train_config")
+    for key in IGNORED & train.keys() if isinstance(train, Mapping) else ():
+        _logger.warning(
+            "'%s': train_config.%s is ignored, as in the published system; move it to train_config.optimizer_args",
+            path,
+            key,
+        )
+    return override(content, changes)
+
+
+def override(content: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:
+    """The content of a file with other settings, by key: also keys of `train_config`, and those of `_INNER` in it."""
+    inner = {name for names in _INNER.values() for name in names}
+    names = {item.name for item in fields(TrainConfig)} - inner
+    train = {key: value for key, value in changes.items() if key in names}
+    others = {key: value for key, value in changes.items() if key not in names | inner}
+    own = content.get("train_config", {})
+    if isinstance(own, Mapping):  # parsing refuses anything else, with its place
+        own = {key: value for key, value in own.items() if key not in IGNORED}
+        for key, members in _INNER.items():
+            new, before = {name: changes[name] for name in members if name in changes}, own.get(key, {})
+            if new and isinstance(before, Mapping):
+                train[key] = {**before, **new}
+        if own or train:
+            others["train_config"] = {**own, **train}
+    # A job starts from one file, so either flag replaces both keys of the file.
+    for one, other in (("load_from", "resume_from"), ("resume_from", "load_from")):
+        if others.get(one) and not others.get(other):
+            others[other] = None
+    return {**content, **others}

@@ -1,0 +1,222 @@
+"""Searches: trials of a job with other hyper-parameters, chosen by optuna."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stitchkit.assembly.config.job_settings import JobSettings
+from stitchkit.assembly.config.settings import TrainConfig
+from stitchkit.assembly.sweep.by_dataset import plan_datasets
+from stitchkit.assembly.sweep.plan import PlannedJob, Sweep
+from stitchkit.assembly.sweep.search_file import SearchFile, Value
+from stitchkit.assembly.sweep.worker import SweepJob
+from stitchkit.errors import InputError
+from stitchkit.files import refuse_link, replacing
+from stitchkit.optional import check_installed
+from stitchkit.settings.files import naming, read_settings_file
+from stitchkit.settings.schema import parse
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+_logger = logging.getLogger(__name__)
+
+_TRIALS = 10
+"""Trials of a search whose file does not say how many, as long as it is no grid."""
+
+
+def plan_search(path: str | Path, **changes: object) -> HyperSearch:
+    """The search in a file, with `changes` to the settings of its jobs."""
+    path = Path(path)
+    own = {key: changes.pop(key) for key in ("run_cap", "seeds") if key in changes}
+    with naming(path):
+        file = parse(SearchFile, read_settings_file(path) | own)
+        check_installed(["optuna"], "jobs", "a search")
+        ranges = file.parameters.items()
+        if file.method == "grid" and (wide := next((key for key, each in ranges if each.choices is None), None)):
+            raise InputError(f"parameters.{wide}: a grid needs values, not min and max; list them, or choose random")
+        job = path.parent / file.job if file.job else _job_of(file.command)
+    base = plan_datasets(job, **changes)  # errors name the job's file
+    search = HyperSearch(
+        jobs=(), seeds=file.seeds or base.seeds, resources=file.slurm, name=path.stem, file=file, job=job,
+        changes=changes,
+    )  # fmt: skip
+    return replace(search, jobs=search.preview())
+
+
+def _job_of(command: Sequence[str]) -> Path:
+    """The job that a command of Weights & Biases names: `--config=${envvar:CONFIG}`, from the environment."""
+    for word in command:
+        if word.startswith("--config="):
+            value = word.removeprefix("--config=")
+            if (variable := re.fullmatch(r"\$\{envvar:(\w+)\}", value)) is None:
+                return Path(value)
+            if not os.environ.get(variable[1]):
+                raise InputError(f"command: the variable {variable[1]} names no job; set it, or job: FILE")
+            return Path(os.environ[variable[1]])
+    raise InputError("job is missing; name the file of the job")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HyperSearch(Sweep):
+    """Trials of the jobs of a file, of which later ones may depend on the results of earlier ones.
+
+    Args:
+        name: The stem of its file.
+        file: The file.
+        job: The file of its jobs.
+        changes: Settings in place of those of that file.
+    """
+
+    name: str
+    file: SearchFile
+    job: Path
+    changes: Mapping[str, object]
+
+    def preview(self) -> list[PlannedJob]:
+        """The jobs of the first trials: of all, unless they depend on results."""
+        study = self._study(None)
+        self._ask(study, 1 if self.file.method == "bayes" else None)
+        return [job for trial in study.get_trials() for job in self._jobs(trial)]
+
+    def rounds(self, folder: Path, at_once: int | None) -> Iterator[Sequence[PlannedJob]]:
+        """The jobs of the trials that have no result, and when these have ended, those of the next trials."""
+        study = self._study(folder)
+        while True:
+            self._tell(study, folder)
+            self._ask(study, (at_once or 1) if self.file.method == "bayes" else None)
+            if not (waiting := self._unfinished(study)):
+                break
+            yield [job for trial in waiting for job in self._jobs(trial)]
+            self._tell(study, folder)
+            if self._unfinished(study):  # submitted, or interrupted: the command goes on when it is repeated
+                break
+        self._report(study, folder)
+
+    @property
+    def _num_trials(self) -> int:
+        most = len(self._grid()) or self.file.run_cap or _TRIALS
+        return min(self.file.run_cap or most, most)
+
+    def _grid(self) -> list[dict[str, Value]]:
+        """All trials of a grid, in the order of the file; none otherwise."""
+        if self.file.method != "grid":
+            return []
+        choices = [each.choices or () for each in self.file.parameters.values()]
+        return [dict(zip(self.file.parameters, values, strict=True)) for values in product(*choices)]
+
+    def _study(self, folder: Path | None) -> Study:
+        """The trials so far, from the journal in the folder of the search."""
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        goal, journal = self.file.metric.goal, folder and folder / f"{self.name}.journal"
+        if journal is not None:
+            refuse_link(journal)
+        try:
+            storage = JournalStorage(JournalFileBackend(str(journal))) if journal else None
+            study = optuna.create_study(storage=storage, study_name=self.name, direction=goal, load_if_exists=True)
+        except Exception as error:  # optuna raises many types, AssertionError too
+            raise InputError(f"'{journal}', the journal of the search, is damaged: {error}; move it away") from error
+        if study.direction.name.lower() != goal:
+            raise InputError(
+                f"metric.goal is {goal}, but the search in '{folder}' has the other one; choose another -o"
+            )
+        for params in self._grid():
+            study.enqueue_trial(dict(params), skip_if_exists=True)
+        return study
+
+    @staticmethod
+    def _unfinished(study: Study) -> list[FrozenTrial]:
+        from optuna.trial import TrialState
+
+        return study.get_trials(states=[TrialState.RUNNING])
+
+    def _ask(self, study: Study, at_once: int | None) -> None:
+        """Begin trials until `at_once` have no result, or all have begun."""
+        from optuna.samplers import RandomSampler, TPESampler
+        from optuna.trial import TrialState
+
+        ranges = {key: each.distributed() for key, each in self.file.parameters.items()}
+        kind = TPESampler if self.file.method == "bayes" else RandomSampler
+        while at_once is None or len(self._unfinished(study)) < at_once:
+            begun = len(study.get_trials()) - len(study.get_trials(states=[TrialState.WAITING]))
+            if begun >= self._num_trials:
+                return
+            study.sampler = kind(seed=begun)  # so that a search that was interrupted tries the same
+            try:
+                study.ask(ranges)
+            except ValueError as error:
+                raise InputError(f"parameters: the search began with others ({error}); choose another -o") from error
+
+    def _jobs(self, trial: FrozenTrial) -> list[PlannedJob]:
+        """The jobs of a trial."""
+        known = {item.name for kind in (TrainConfig, JobSettings) for item in fields(kind)}
+        ours = {key: value for key, value in trial.params.items() if key in known}
+        others = {key: value for key, value in trial.params.items() if key not in known}
+        train = read_settings_file(self.job).get("train_config")
+        given: Any = train.get("optimizer_args") if isinstance(train, Mapping) else None
+        arguments = {"optimizer_args": {**(given or {}), **others}} if others else {}
+        place, said = f"trial-{trial.number}", {key: str(value) for key, value in trial.params.items()}
+        return [
+            replace(
+                job,
+                name=f"{place}-{job.name.removeprefix('train-')}",
+                metadata={**job.metadata, "arch": self.name, "trial": trial.number, **trial.params},
+                columns={"trial": str(trial.number), **said, **job.columns},
+            )
+            for job in plan_datasets(self.job, **{**self.changes, **ours, **arguments}).jobs
+        ]
+
+    def _tell(self, study: Study, folder: Path) -> None:
+        """Note the results of trials whose jobs have all ended; a trial fails with one of its jobs."""
+        from optuna.trial import TrialState
+
+        for trial in self._unfinished(study):
+            runs = [SweepJob(folder / job.name, seed) for job in self._jobs(trial) for seed in self.seeds]
+            if any(run.state == "failed" for run in runs):
+                study.tell(trial.number, state=TrialState.FAIL)
+            elif all(run.state == "done" for run in runs):
+                study.tell(trial.number, self._figure(runs))
+
+    def _figure(self, runs: Sequence[SweepJob]) -> float:
+        """The mean of the metric over runs, each in its last epoch."""
+        import pandas as pd
+
+        end, found = self.file.metric.name.removeprefix("Avg "), []
+        for run in runs:
+            last = pd.read_csv(run.result.with_suffix(".csv")).iloc[-1]
+            columns = [name for name in last.index if name == end or name.endswith(f"/{end}")]
+            if not columns:
+                raise InputError(
+                    f"metric.name: no column of the results ends with '{end}'; they are {', '.join(last.index)}"
+                )
+            found.append(float(last[columns].mean()))
+        return sum(found) / len(found)
+
+    def _report(self, study: Study, folder: Path) -> None:
+        """Write the table of all trials, and say which is the best."""
+        import pandas as pd
+        from optuna.trial import TrialState
+
+        rows = [
+            {"trial": trial.number, "state": trial.state.name.lower(), **trial.params,
+             self.file.metric.name: trial.value}
+            for trial in study.get_trials() if trial.state is not TrialState.WAITING
+        ]  # fmt: skip
+        with replacing(folder / f"{self.name}-trials.csv") as draft:
+            pd.DataFrame(rows).to_csv(draft, index=False)
+        if study.get_trials(states=[TrialState.COMPLETE]):
+            best = study.best_trial
+            params = ", ".join(f"{key} {value}" for key, value in best.params.items())
+            _logger.info("best is trial %d, %s %.4g: %s", best.number, self.file.metric.name, best.value, params)

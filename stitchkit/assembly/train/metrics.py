@@ -1,0 +1,56 @@
+"""Figures of merit by name: accuracies, and functions of `torch.nn.functional` that compare outputs with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from torch.nn import functional as F
+
+from stitchkit.assembly.config.settings import Metric
+from stitchkit.assembly.train.optim import LOSSES, named
+from stitchkit.errors import InputError, one_line
+
+Measure: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Outputs `[B, num_classes]` and labels `[B]` to the sum of a figure over the images."""
+
+_FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {**LOSSES, "cosine_similarity": F.cosine_similarity}
+_OF_NUMBERS = ("cross_entropy", "nll_loss", "multi_margin_loss")
+"""Functions that take the numbers of classes; for the others, a label is a vector with a 1 at its class."""
+
+
+def create_measures(metric: Metric, place: str) -> dict[str, Measure]:
+    """What a metric measures, by the names in results; errors begin with its `place` in the file."""
+    if metric.metric_fn == "accuracy":
+        return {"Accuracy": partial(_hits, k=1)}
+    if metric.metric_fn == "topk_accuracy":
+        return {f"Top-{k} Accuracy": partial(_hits, k=k) for k in metric.ranks}
+    name = named("metric", metric.metric_fn, ["accuracy", "topk_accuracy", *_FUNCTIONS], f"{place}.metric_fn")
+    if "reduction" in metric.metric_fn_args:
+        raise InputError(f"{place}.metric_fn_args.reduction: a figure is a mean over images; remove it")
+    measure = partial(_total, partial(_FUNCTIONS[name], **metric.metric_fn_args), is_of_numbers=name in _OF_NUMBERS)
+    try:
+        measure(torch.zeros(2, 3), torch.tensor([0, 1]))
+    except Exception as error:  # torch raises many types
+        raise InputError(f"{place}: {name} rejects outputs, labels and metric_fn_args: {one_line(error)}") from error
+    return {name: measure}
+
+
+def check_metrics(metrics: Iterable[Metric]) -> None:
+    """Create the measures of all metrics of a file once, to check them."""
+    for number, metric in enumerate(metrics):
+        create_measures(metric, f"metrics[{number}]")
+
+
+def _hits(outputs: torch.Tensor, labels: torch.Tensor, *, k: int) -> torch.Tensor:
+    best = outputs.topk(min(k, outputs.shape[1]), dim=1).indices
+    return (best == labels[:, None]).sum()
+
+
+def _total(
+    function: Callable[..., torch.Tensor], outputs: torch.Tensor, labels: torch.Tensor, *, is_of_numbers: bool
+) -> torch.Tensor:
+    target = labels if is_of_numbers else F.one_hot(labels, outputs.shape[1]).to(outputs.dtype)
+    return function(outputs, target).mean() * len(labels)

@@ -1,0 +1,52 @@
+"""What a ledger says about its latencies: under which conditions they were measured, and whether they are reliable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stitchkit.display import counted
+from stitchkit.errors import InputError
+from stitchkit.measure.ledger import Row
+
+ALLOW = "--allow-unreliable"
+"""The flag that uses unreliable latencies all the same."""
+
+_FIGURES = ("latency_ms", "images_per_s")
+_CONDITIONS = {"latency_ms", "latency_device", "latency_threads", "latency_precision", "latency_batch_size"}
+
+
+def unreliable(rows: Sequence[Row]) -> bool:
+    """Whether a measurement called its own latencies unreliable; rows that others measured do not say."""
+    return any(not row.get("latency_reliable", True) for row in rows)
+
+
+def check_latencies(rows: Sequence[Row], *, allowed: bool, way: str = f"give {ALLOW}") -> None:
+    """Refuse unreliable latencies unless they are allowed; `way` says how a user allows them."""
+    if unreliable(rows) and not allowed:
+        raise InputError(
+            f"the latencies are unreliable: {_spread(rows)}; measure them again while the machine is idle, or {way}"
+        )
+
+
+def without_unreliable(rows: Sequence[Row]) -> list[Row]:
+    """The rows, without their latencies if these are unreliable."""
+    left_out = _FIGURES if unreliable(rows) else ()
+    return [{key: value for key, value in row.items() if key not in left_out} for row in rows]
+
+
+def latency_note(rows: Sequence[Row]) -> str:
+    """The conditions of the latencies in words, with the verdict; empty if rows have none or do not say."""
+    measured = [row for row in rows if row.keys() >= _CONDITIONS]
+    if not measured:
+        return ""
+    row = measured[0]
+    number = row["latency_threads"]
+    threads = "" if row["latency_device"].startswith("cuda") else f", {counted(number, 'CPU thread')}"
+    where = f"{row['latency_device']}{threads}, {row['latency_precision']}"
+    note = f"latency of batches of {row['latency_batch_size']} on {where}: medians, {_spread(measured)}"
+    return f"{note}; unreliable" if unreliable(measured) else note
+
+
+def _spread(rows: Sequence[Row]) -> str:
+    largest = max((row.get("latency_spread_percent", 0.0) for row in rows), default=0.0)
+    return f"at most ± {largest:.1f} %"

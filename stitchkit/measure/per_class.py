@@ -1,0 +1,42 @@
+"""`per_class.csv`: the top-1 accuracy of every class, a line for each class and a column for each network."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from stitchkit.files import replacing
+from stitchkit.measure.evaluate import Score
+
+PER_CLASS = "per_class.csv"
+
+
+def write_per_class(
+    folder: Path, classes: Sequence[str], scores: Mapping[str, Score], *, keep: Collection[str] = ()
+) -> None:
+    """Write the accuracies in percent of the networks, by column, and keep these columns of an earlier evaluation.
+
+    A class without images has no accuracy.
+    """
+    path, some = folder / PER_CLASS, next(iter(scores.values()))
+    columns: dict[str, Sequence[object]] = {"class": classes, "images": some.class_images}
+    before = _read(path)
+    if all(before.get(name) == [str(value) for value in column] for name, column in columns.items()):
+        columns |= {name: before[name] for name in keep if name in before}
+    for name, score in scores.items():
+        columns[name] = ["" if share is None else f"{share:.4f}" for share in score.class_acc1]
+    with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=False))  # a network may have more logits than the data classes
+
+
+def _read(path: Path) -> dict[str, list[str]]:
+    """The columns of an earlier file; none of one that cannot be read."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            head, *rows = list(csv.reader(file))
+        return dict(zip(head, map(list, zip(*rows, strict=True)), strict=True))
+    except (OSError, ValueError, csv.Error):
+        return {}

@@ -1,0 +1,94 @@
+"""The published weights of timm's models: what timm knows of them, and why they cannot be had or used, said at once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+
+import timm
+import torch
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from timm.models import PretrainedCfg, is_model, list_models, list_pretrained
+
+from stitchkit.errors import InputError, one_line, unknown
+
+_ADAPTED = ("num_classes", "img_size", "in_chans", "global_pool", "patch_size", "window_size")
+"""Arguments to which timm adapts published weights where it can; `drop*` need none."""
+_WEIGHTS = (".safetensors", ".bin", ".pth", ".npz")
+_ADVICE = "give a local checkpoint, or start from random weights (--no-pretrained)"
+
+
+def published_config(name: str) -> PretrainedCfg | None:
+    """timm's description of the published weights of a name; None for a name that is a place, such as `hf-hub:...`."""
+    if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+        return None
+    bare, _, tag = name.partition(".")
+    if not is_model(name):
+        raise unknown("timm model", bare, list_models())
+    try:
+        config: PretrainedCfg = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = [full.partition(".")[2] for full in list_pretrained(f"{bare}.*")]
+        raise unknown(f"tag of {bare}", tag, tags) from error
+    return config
+
+
+def silence_of_hub(repository: str, *, revision: str | None = None, cache_dir: str | Path | None = None) -> str:
+    """Why a repository of the Hub cannot be had: it was never downloaded, and nothing answers there; empty if it can.
+
+    The Hub's client would try for a minute.
+    """
+    try:
+        folder = snapshot_download(repository, revision=revision, cache_dir=cache_dir, local_files_only=True)
+        # An interrupted download leaves a folder without them.
+        if any(file.suffix in _WEIGHTS and file.is_file() for file in Path(folder).iterdir()):
+            return ""
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        HfApi().model_info(repository, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except HfHubHTTPError:
+        pass  # an answer; the download says more
+    except Exception as error:  # the client's library of connections has changed more than once
+        return f"{constants.ENDPOINT} does not answer ({one_line(error)})"
+    return ""
+
+
+def check_reachable(name: str) -> None:
+    """Refuse published weights that must be downloaded from the Hub if nothing answers there."""
+    config = published_config(name)
+    place = config.hf_hub_id if config is not None else name.partition(":")[2]
+    if not place or name.startswith("local-dir:"):
+        return
+    repository, _, revision = place.partition("@")
+    if fault := silence_of_hub(repository, revision=revision or None):
+        raise InputError(f"pretrained '{name}' cannot be downloaded: {fault}; check the network, {_ADVICE}")
+
+
+def check_fit(name: str, kwargs: Mapping[str, object]) -> None:
+    """Refuse arguments that change the architecture so much that the published weights of a name cannot fit."""
+    adapted = {key: value for key, value in kwargs.items() if key in _ADAPTED or key.startswith("drop")}
+    if adapted.keys() == kwargs.keys():
+        return
+    with torch.device("meta"):
+        ours, theirs = (timm.create_model(name, **options).state_dict() for options in (kwargs, adapted))
+    wrong = next((key for key in ours if key in theirs and ours[key].shape != theirs[key].shape), None)
+    if wrong is not None:
+        changed = ", ".join(key for key in kwargs if key not in adapted)
+        shapes = f"{wrong} is {list(ours[wrong].shape)}, in timm's weights {list(theirs[wrong].shape)}"
+        raise InputError(f"pretrained '{name}' does not fit the kwargs {changed}: {shapes}; {_ADVICE}")
+
+
+def unknown_argument(name: str, kwargs: Mapping[str, object], error: Exception) -> InputError | None:
+    """The error for an argument that the class of a model does not take, if that is why timm could not build it."""
+    if not isinstance(error, TypeError) or published_config(name) is None:
+        return None
+    with torch.device("meta"):
+        kinds = type(timm.create_model(name)).__mro__
+    constructors = [vars(kind)["__init__"] for kind in kinds if "__init__" in vars(kind)]
+    known = {argument: None for constructor in constructors for argument in inspect.signature(constructor).parameters}
+    strange = next((key for key in kwargs if key not in known and f"'{key}'" in str(error)), None)
+    taken = [argument for argument in known if argument not in ("self", "args", "kwargs")]
+    return None if strange is None else unknown(f"{name} argument", strange, taken)

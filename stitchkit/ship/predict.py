@@ -1,0 +1,157 @@
+"""Predictions of one stitch for the images of a folder."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from timm.data import ImageNetInfo, create_transform
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from stitchkit.data.folders import image_suffixes, visible_files
+from stitchkit.data.loader_processes import usable_cores
+from stitchkit.data.unreadable import open_image
+from stitchkit.display import listed
+from stitchkit.distributed import World
+from stitchkit.errors import InputError, one_line
+from stitchkit.files import replacing
+from stitchkit.progress import progress
+from stitchkit.ship.stitch_files import open_exported
+
+_logger = logging.getLogger(__name__)
+
+_IMAGENET = 1000
+_NEEDED = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+
+
+class Transform:
+    """The preparation of images as for evaluation, from timm's terms; a class, because loader processes pickle it."""
+
+    def __init__(self, prepared: Mapping[str, Any]):
+        self._mode = "L" if prepared["input_size"][0] == 1 else "RGB"
+        self._transform = create_transform(**prepared, is_training=False)
+
+    def __call__(self, image: Image) -> torch.Tensor:
+        """The input `[C, H, W]` of a network for an image."""
+        found: torch.Tensor = self._transform(image.convert(self._mode))
+        return found
+
+
+def described_classes(names: Sequence[str], count: int) -> list[str]:
+    """Names of the classes, with descriptions of ImageNet's synsets and numbers for unknown classes."""
+    if len(names) != count:
+        names = ImageNetInfo().label_names() if count == _IMAGENET else [f"class {number}" for number in range(count)]
+    if not all(re.fullmatch(r"n\d{8}", name) for name in names):
+        return list(names)
+    info = ImageNetInfo()
+    with suppress(KeyError):  # a name that only looks like a synset
+        return [f"{info.label_name_to_description(name)} ({number})" for number, name in enumerate(names)]
+    return list(names)
+
+
+def likeliest(logits: torch.Tensor, names: Sequence[str], number: int) -> list[tuple[str, float]]:
+    """The classes with the highest probabilities, at most `number`, for the logits `[num_classes]` of an image."""
+    best = logits.float().softmax(0).topk(min(number, len(logits)))
+    return [(names[place], share) for place, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network with the preparation of its images, in timm's terms, and its class names, empty if unknown."""
+
+    network: nn.Module
+    prepared: Mapping[str, Any]
+    classes: Sequence[str]
+
+    @classmethod
+    def open(cls, path: str) -> Predictor:
+        """The predictor of an exported `.safetensors` or `.onnx` file."""
+        network, about = open_exported(path)
+        prepared = about["input"]
+        if not all(key in prepared for key in _NEEDED):
+            raise InputError(f"'{path}' does not say how to prepare images; give a file of stitchkit export")
+        return cls(network, {key: prepared[key] for key in _NEEDED}, about.get("classes", ()))
+
+
+class _Files(Dataset[tuple[int, torch.Tensor, str]]):
+    """Image files as their number, input and fault; an unreadable one has a blank input."""
+
+    def __init__(self, paths: Sequence[str], prepared: Mapping[str, Any]):
+        self._paths = paths
+        self._transform = Transform(prepared)
+        self._blank = torch.zeros(*prepared["input_size"])
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> tuple[int, torch.Tensor, str]:
+        try:
+            return index, self._transform(open_image(self._paths[index])), ""
+        except Exception as error:  # decoders raise many types
+            return index, self._blank, str(error) if isinstance(error, InputError) else one_line(error)
+
+
+def image_files(folder: str | Path) -> list[str]:
+    """The image files in a folder, at any depth; hidden ones and other files are left out."""
+    if not os.path.isdir(folder):
+        found = "is not a folder" if os.path.exists(folder) else "does not exist"
+        raise InputError(f"'{folder}' {found}; give a folder of images")
+    paths = (path for path, _ in visible_files(str(folder)))
+    images = sorted(path for path in paths if os.path.splitext(path)[1].lower() in image_suffixes())
+    if not images:
+        raise InputError(f"folder '{folder}' has no images; files must end with .jpg, .png or another image suffix")
+    return images
+
+
+def predict(
+    predictor: Predictor, folder: str | Path, paths: Sequence[str], output: Path, *, device: torch.device,
+    top: int = 5, batch_size: int = 32, workers: int = 0,
+) -> int:  # fmt: skip
+    """Write the likeliest classes of images in a folder as CSV, one line for each; unreadable ones have no class.
+
+    Returns:
+        The number of images that cannot be read, which are logged.
+    """
+    network = predictor.network.to(device).eval()
+    with torch.inference_mode():
+        count = network(torch.zeros(1, *predictor.prepared["input_size"], device=device)).shape[1]
+    names, places = described_classes(predictor.classes, count), range(2, min(top, count) + 1)
+    head = ["path", "class", "probability", *(f"{key}_{place}" for place in places for key in ("class", "probability"))]
+    workers = min(workers, usable_cores())  # torch warns of more
+    loader = DataLoader(_Files(paths, predictor.prepared), batch_size, num_workers=workers)
+    unreadable: dict[str, str] = {}
+    batches = progress(loader, World(0, 1, device), "predict", unit="batches")
+    with replacing(output) as draft, draft.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(head)
+        for numbers, images, faults in batches:
+            found = _predict(network, images.to(device), names, top, faults)
+            for number, cells, fault in zip(numbers.tolist(), found, faults, strict=True):
+                path = os.path.relpath(paths[number], folder)
+                writer.writerow([path, *(cells or [""] * (len(head) - 1))])
+                if fault:
+                    unreadable[path] = fault
+    if unreadable:
+        shown, first = listed([*unreadable]), next(iter(unreadable.values()))
+        _logger.warning("%d of %d images cannot be read: %s; the first: %s", len(unreadable), len(paths), shown, first)
+    return len(unreadable)
+
+
+@torch.inference_mode()
+def _predict(
+    network: nn.Module, images: torch.Tensor, names: Sequence[str], top: int, faults: Sequence[str]
+) -> Iterator[list[str]]:
+    """The cells of each image of a batch: classes with their probabilities, nothing for one with a fault."""
+    for logits, fault in zip(network(images), faults, strict=True):
+        pairs = [] if fault else likeliest(logits, names, top)
+        yield [cell for name, share in pairs for cell in (name, f"{share:.6f}")]

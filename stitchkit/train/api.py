@@ -1,0 +1,77 @@
+"""Training and evaluation from Python, by the settings of the command line."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from stitchkit.errors import InputError
+from stitchkit.measure.ledger import Row, read_rows
+from stitchkit.settings.flags import resolve
+from stitchkit.settings.recipe import Recipe
+from stitchkit.train.checkpoint import LAST
+from stitchkit.train.evaluation import LEDGER
+from stitchkit.train.run import run
+from stitchkit.train.summary import read_summary
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished training.
+
+    Args:
+        folder: Its folder.
+        summary: The rows of its `summary.csv`: for each epoch, loss, accuracies and learning rate by their names.
+    """
+
+    folder: Path
+    summary: list[dict[str, float | None]]
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file of its weights, for `evaluate(resume=...)`, `load_checkpoint` and the commands."""
+        return self.folder / LAST
+
+
+def train(data: str | os.PathLike[str] | None = None, /, **settings: object) -> TrainedRun:
+    """Train an SN-Net or a model, as `stitchkit train DATA` does, in this process.
+
+    Args:
+        data: The folder of the images.
+        settings: The command's flags by name, such as `stitch_config="mine.json", epochs=50, resume="auto"`.
+
+    Raises:
+        InputError: Where the command ends with an error.
+    """
+    recipe = _run(data, settings | {"eval": False})
+    return TrainedRun(recipe.folder, read_summary(recipe.folder))
+
+
+def evaluate(data: str | os.PathLike[str] | None = None, /, **settings: object) -> list[Row]:
+    """Evaluate stitches of an SN-Net, as `stitchkit train DATA --eval` does, in this process.
+
+    Args:
+        data: The folder of the images.
+        settings: The command's flags by name, such as `stitch_config="mine.json", resume="last.pth.tar"`.
+
+    Returns:
+        The rows of the ledger in the run's folder, one for each stitch that was measured there.
+
+    Raises:
+        InputError: Where the command ends with an error.
+    """
+    if settings.get("model") is not None:
+        raise InputError("a single model has no ledger; give stitch_config, or use stitchkit train --model --eval")
+    recipe = _run(data, settings | {"eval": True})
+    return read_rows(recipe.folder / LEDGER)
+
+
+def _run(data: str | os.PathLike[str] | None, settings: dict[str, object]) -> Recipe:
+    """Run the command with these flags, and return its recipe."""
+    given = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in settings.items()}
+    recipe, config = resolve(given if data is None else {"data_dir": os.fspath(data), **given})
+    if recipe.run.dry_run:
+        raise InputError("dry_run has no result to return; use stitchkit train --dry-run")
+    run(recipe, config)
+    return recipe

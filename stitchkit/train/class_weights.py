@@ -1,0 +1,52 @@
+"""Weights of classes in the loss, for data in which some classes are rare."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import torch
+
+from stitchkit.data.folders import FolderReader
+from stitchkit.errors import InputError
+
+_BALANCED = "balanced"
+
+
+def class_weights(text: str, dataset: Any, num_classes: int) -> torch.Tensor:
+    """The weights `[num_classes]` that `--class-weights` asks for.
+
+    Args:
+        text: `balanced`, for weights inverse to the number of training images and 1 on average over these, or numbers
+            separated by commas in the order of the classes.
+        dataset: The data set of the training loader.
+        num_classes: Number of logits.
+    """
+    if text == _BALANCED:
+        counts = _count(dataset)
+        mean = counts.total() / len(counts)
+        return torch.tensor([mean / counts[label] if label in counts else 0.0 for label in range(num_classes)])
+    try:
+        weights = [float(word) for word in text.split(",")]
+    except ValueError:
+        raise InputError(f"--class-weights is '{text}'; give {_BALANCED}, or numbers such as 1,2.5,1") from None
+    if len(weights) != num_classes or not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise InputError(
+            f"--class-weights is '{text}'; give {num_classes} numbers, one for each class in their order, from 0 and "
+            "not all 0"
+        )
+    return torch.tensor(weights)
+
+
+def _count(dataset: Any) -> Counter[int]:
+    """The number of training images of each class of an image folder."""
+    while dataset is not None and not hasattr(dataset, "reader"):
+        dataset = getattr(dataset, "dataset", None)  # a loader wraps the data set
+    reader = getattr(dataset, "reader", None)
+    if not isinstance(reader, FolderReader):
+        raise InputError(
+            f"--class-weights {_BALANCED} counts the images of an image folder, which this data set is not; "
+            "give a number for each class"
+        )
+    return Counter(label for _, label in reader.samples)

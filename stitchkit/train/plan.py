@@ -1,0 +1,66 @@
+"""The plan of a run, for `--dry-run`: what its data, network and settings come to, before anything is computed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import torch
+
+from stitchkit.display import counted, quantity
+from stitchkit.measure.profile import Profiler, measure
+from stitchkit.model.snnet import SNNet
+from stitchkit.train.network import uncompiled
+from stitchkit.train.optim import create_optimisation
+from stitchkit.train.session import Session
+
+_logger = logging.getLogger(__name__)
+
+
+def show_plan(session: Session) -> None:
+    """Log the plan of a run."""
+    with uncompiled(session.model):
+        lines = [*_of_network(session), *_of_data(session), *_of_training(session)]
+    for line in lines:
+        _logger.info("%s", line)
+    _logger.info(
+        "this was a dry run: nothing was computed, written or downloaded; the folder would be %s", session.folder
+    )
+
+
+def _of_network(session: Session) -> Iterator[str]:
+    model = session.model
+    sizes = "x".join(map(str, session.input_size))
+    params = quantity(sum(weight.numel() for weight in model.parameters()))
+    if isinstance(model, SNNet):
+        costs = Profiler(model)
+        flops = [costs.cost(cfg_id).flops for cfg_id in range(len(model.space))]
+        for cfg_id, label in enumerate(model.views):
+            yield f"anchor {label}: {quantity(flops[cfg_id])} FLOPs, {quantity(costs.cost(cfg_id).params)} parameters"
+        what = f"{len(flops)} stitches, {quantity(min(flops))} to {quantity(max(flops))} FLOPs"
+    else:
+        weight = next(model.parameters())
+        image = torch.zeros(1, *session.input_size, device=weight.device, dtype=weight.dtype)
+        what = f"{session.recipe.model.model}: {quantity(measure(model, image).flops)} FLOPs"
+    yield f"network: {what}, {params} parameters in all, images of {sizes}"
+
+
+def _of_data(session: Session) -> Iterator[str]:
+    loaders, classes = session.loaders, session.classes
+    splits = {"training": loaders.train, "validation": loaders.validation}
+    counts = ", ".join(f"{len(loader.dataset)} {name} images" for name, loader in splits.items() if loader is not None)
+    yield f"data: {counts}" + (f", {len(classes)} classes" if classes else "")
+
+
+def _of_training(session: Session) -> Iterator[str]:
+    recipe, ranks = session.recipe, session.world.size
+    if recipe.run.eval:
+        return
+    assert session.loaders.train is not None, "training opens the training split"
+    how = create_optimisation(session.model, recipe, batches=len(session.loaders.train), ranks=ranks)
+    images = recipe.data.batch_size * ranks * recipe.optim.grad_accum_steps
+    steps = how.epochs * how.updates_per_epoch
+    count = f"{counted(how.epochs, 'epoch')} of {counted(how.updates_per_epoch, 'step')}"
+    yield f"training: {count}, {steps} steps in all, {images} images in a step"
+    warm_up = "" if recipe.schedule.sched == "none" else f", {recipe.schedule.warmup_epochs:g} epochs of warm-up"
+    yield f"learning rate: {how.rate:.3g} by {recipe.optim.opt}, schedule {recipe.schedule.sched}{warm_up}"

@@ -1,0 +1,110 @@
+"""The preparation of images in training goes with a network through every exit, to the same accuracy."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from timm.data import create_dataset, create_transform, resolve_model_data_config
+
+import stitchkit
+from stitchkit.cli import main
+from stitchkit.data.digits import write_digits
+from stitchkit.measure.ledger import read_rows
+from tests.support import FLAGS, pico_anchor, pico_config, weights, write_config
+
+STITCH = 12
+SETTINGS = ["--mean", "0.1", "0.2", "0.3", "--std", "0.2", "--crop-pct", "0.6"]
+PREPARED = {
+    "input_size": (3, 16, 16),
+    "mean": (0.1, 0.2, 0.3),
+    "std": (0.2, 0.2, 0.2),
+    "interpolation": "bicubic",
+    "crop_pct": 0.6,
+    "crop_mode": "center",
+}
+
+pytestmark = pytest.mark.usefixtures("short_timing")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a short training on digits whose flags say other things than its configuration."""
+    folder = tmp_path_factory.mktemp("prepared")
+    write_digits(folder / "digits")
+    anchors = [pico_anchor(label, width, num_classes=10) for label, width in {"ti": 8, "s": 16, "b": 32}.items()]
+    write_config(folder / "pico.json", anchors=anchors, recipe={"mean": [0.5], "crop_pct": 0.9})
+    flags = ["--stitch_config", folder / "pico.json", *FLAGS, "-b", "64", "--lr", "1e-2", "--output", folder]
+    assert main([*map(str, ["train", folder / "digits", *flags, "--epochs", "1", *SETTINGS])]) == 0
+    return folder
+
+
+def evaluation(folder: Path, *flags: str) -> int:
+    last = str(folder / "pico/last.pth.tar")
+    given = ["--stitch_config", str(folder / "pico.json"), "--resume", last, "--output", str(folder), "--device", "cpu"]
+    return main(["train", str(folder / "digits"), *given, "--eval", "--eval-stitches", str(STITCH), "-j", "0", *flags])
+
+
+def test_every_exit_prepares_images_as_the_training(run, tmp_path):
+    given = {"stitch_config": str(run / "pico.json"), "resume": str(run / "pico/last.pth.tar")}
+    model = stitchkit.create_snnet(given["stitch_config"])
+    stitchkit.load_checkpoint(model, given["resume"])
+    hub = stitchkit.HubSNNet.from_run(**given)
+    hub.save_pretrained(tmp_path / "hub")
+    found = stitchkit.HubSNNet.from_pretrained(tmp_path / "hub")
+    flags = ["--stitch_config", given["stitch_config"], "--resume", given["resume"], "--cfg_id", str(STITCH)]
+    assert main(["export", *flags, "-o", str(tmp_path / "net.safetensors")]) == 0
+    leaves = [model, hub, found, *(one.extract(STITCH) for one in (model, hub, found))]
+    leaves.append(stitchkit.load_stitch(tmp_path / "net.safetensors"))
+    for net in leaves:
+        assert net.pretrained_cfg == PREPARED | {"num_classes": 10}
+        assert resolve_model_data_config(net) == PREPARED
+    assert leaves[-1].about["input"] == json.loads(json.dumps(PREPARED)), "as in files of all kinds"
+
+
+def test_an_extracted_network_is_as_accurate_as_the_ledger_says(run):
+    assert evaluation(run, "--experiment", "judged", *SETTINGS) == 0
+    model = stitchkit.create_snnet(run / "pico.json")
+    stitchkit.load_checkpoint(model, run / "pico/last.pth.tar")
+    net = model.eval().extract(STITCH)
+    images = create_dataset("", run / "digits", split="validation")
+    images.transform = create_transform(**resolve_model_data_config(net))
+    batch, labels = next(iter(torch.utils.data.DataLoader(images, batch_size=len(images))))
+    with torch.no_grad():
+        logits = net(batch)
+    (row,) = read_rows(run / "judged/stitches_res.txt")
+    assert row["acc1"] == pytest.approx(100 * float((logits.argmax(1) == labels).float().mean()), abs=1e-3)
+    # A short training leaves few images right, but no two preparations with the same loss.
+    assert row["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), abs=1e-4)
+
+
+def test_an_evaluation_with_another_preparation_is_reported_or_refused(run, capsys, caplog):
+    assert evaluation(run, "--experiment", "configuration") == 2
+    line = capsys.readouterr().err
+    assert "was trained on images prepared with mean (0.1, 0.2, 0.3), here (0.5, 0.5, 0.5)" in line
+    assert "set --mean 0.1 0.2 0.3 --std 0.2 0.2 0.2 --crop-pct 0.6, or others" in line
+    assert evaluation(run, "--experiment", "own", "--mean", "0.5", "--std", "0.5", "--crop-pct", "0.5") == 0
+    assert "was trained on images prepared with mean (0.1, 0.2, 0.3), here (0.5" in caplog.text
+
+
+def test_flags_and_files_decide_where_the_checkpoint_says_nothing(run, tmp_path):
+    torch.save({"state_dict": weights(run / "pico/last.pth.tar")}, tmp_path / "bare.pth")
+    model = stitchkit.create_snnet(run / "pico.json")
+    assert (model.pretrained_cfg["mean"], model.pretrained_cfg["crop_pct"]) == ((0.5, 0.5, 0.5), 0.9)
+    stitchkit.load_checkpoint(model, tmp_path / "bare.pth")
+    assert model.extract(STITCH).pretrained_cfg == model.pretrained_cfg
+    assert model.pretrained_cfg["crop_pct"] == 0.9
+    given = {"stitch_config": str(run / "pico.json"), "resume": str(run / "pico/last.pth.tar"), "crop_pct": 0.7}
+    assert stitchkit.HubSNNet.from_run(**given).image == {
+        "mean": [0.1, 0.2, 0.3], "std": [0.2] * 3, "interpolation": "bicubic", "crop_pct": 0.7, "crop_mode": "center",
+    }  # fmt: skip
+
+
+def test_an_anchor_brings_the_preparation_of_its_checkpoint(tmp_path):
+    config = pico_config()
+    last = config["anchors"][-1]
+    state = stitchkit.create_model(last["name"], **last["kwargs"]).state_dict()
+    torch.save({"state_dict": state, "image": {"mean": [0.1, 0.2, 0.3], "crop_pct": 0.7}}, tmp_path / "b.pth")
+    last["checkpoint"] = str(tmp_path / "b.pth")
+    model = stitchkit.create_snnet(config)
+    assert (model.pretrained_cfg["mean"], model.pretrained_cfg["crop_pct"]) == ((0.1, 0.2, 0.3), 0.7)

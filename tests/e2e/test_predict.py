@@ -1,0 +1,108 @@
+"""`stitchkit predict`: a table of classes for a folder of images, from an SN-Net or an exported file."""
+
+import csv
+import logging
+
+import pytest
+import torch
+from PIL import Image
+
+import stitchkit
+from stitchkit.errors import InputError
+from stitchkit.parser import Parser
+from stitchkit.ship.commands import export, predict
+from tests.support import pico_snnet, write_config
+
+CLASSES = ["ant", "bee", "cat, dog", "=1"]
+
+
+def run(command, *words):
+    parser = Parser(prog="stitchkit")
+    command.add_flags(parser)
+    command.run(parser.parse_args([*map(str, words)]))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The flags of an SN-Net, and a folder of images of several sizes and modes, two of which cannot be read."""
+    folder = tmp_path_factory.mktemp("predict")
+    config, weights, images = write_config(folder / "pico.json"), folder / "net.pth", folder / "images"
+    state = {"state_dict": pico_snnet().state_dict(), "classes": CLASSES, "input_size": [3, 16, 16]}
+    torch.save(state, weights)
+    (images / "deeper").mkdir(parents=True)
+    for number in range(7):
+        pixels = Image.linear_gradient("L").resize((20 + number, 30)).rotate(50 * number)
+        pixels.convert("RGB" if number % 2 else "L").save(images / f"{number}.png")
+    Image.radial_gradient("L").convert("RGB").save(images / "deeper/round.webp")
+    for name in ("broken.png", "deeper/bröken.jpg", "notes.txt", ".hidden.png"):
+        (images / name).write_bytes(b"no image")
+    return ["--stitch_config", config, "--resume", weights, "--cfg_id", 5], images
+
+
+def table(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_each_image_has_its_likeliest_classes_and_an_unreadable_one_none(trained, tmp_path, capsys, caplog):
+    flags, images = trained
+    caplog.set_level(logging.WARNING)
+    run(predict, images, *flags, "-o", tmp_path / "p.csv", "--top", 2, "-b", 3, "-j", 0, "--device", "cpu")
+    assert "predictions for 8 of 10 images are in" in capsys.readouterr().out
+    assert "2 of 10 images cannot be read: broken.png, deeper/bröken.jpg; the first: image '" in caplog.text
+    assert "cannot identify image file" in caplog.text
+    rows = table(tmp_path / "p.csv")
+    assert [row["path"] for row in rows] == [
+        *(f"{number}.png" for number in range(7)), "broken.png", "deeper/bröken.jpg", "deeper/round.webp"
+    ]  # fmt: skip
+    assert list(rows[0]) == ["path", "class", "probability", "class_2", "probability_2"]
+    model, names = pico_snnet(), []
+    transform = stitchkit.ship.predict.Transform(
+        {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop_pct": 0.9,
+         "crop_mode": "center"}
+    )  # fmt: skip
+    for row in rows:
+        if "br" in row["path"]:
+            assert set(row.values()) == {row["path"], ""}
+            continue
+        with torch.inference_mode():
+            shares = model(transform(Image.open(images / row["path"]))[None], 5)[0].softmax(0)
+        best = shares.argsort(descending=True).tolist()
+        names.append(row["class"])
+        assert [row["class"], row["class_2"]] == [CLASSES[number] for number in best[:2]]
+        assert float(row["probability"]) == pytest.approx(shares.max().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".onnx"])
+def test_an_exported_file_predicts_like_its_snnet(suffix, trained, tmp_path, short_timing):
+    flags, images = trained
+    run(export, *flags, "-o", tmp_path / f"net{suffix}")
+    common = ["-j", 2, "--device", "cpu", "-o"]
+    run(predict, images, *flags, *common, tmp_path / "a.csv")
+    run(predict, images, "--exported", tmp_path / f"net{suffix}", *common, tmp_path / "b.csv")
+    for ours, theirs in zip(table(tmp_path / "a.csv"), table(tmp_path / "b.csv"), strict=True):
+        assert ours["class"] == theirs["class"]
+        assert ours["probability"] == theirs["probability"] or float(ours["probability"]) == pytest.approx(
+            float(theirs["probability"]), abs=1e-4
+        )
+
+
+def test_what_cannot_predict_is_refused_before_anything_is_loaded(trained, tmp_path):
+    flags, images = trained
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "net.pt2").touch()
+    (tmp_path / "net.onnx").write_bytes(b"no network")
+    for words, message in [
+        ([tmp_path / "none", *flags], "none' does not exist; give a folder"),
+        ([tmp_path / "empty", *flags], "has no images"),
+        ([images], "give either --cfg_id N"),
+        ([images, *flags, "--exported", "net.onnx"], "give either --cfg_id N"),
+        ([images, *flags, "--top", "0"], "--top is 0; it must be at least 1"),
+        ([images, *flags[:-1], "99"], "99"),
+        ([images, "--exported", tmp_path / "net.pt2"], "could run code when it is read"),
+        ([images, "--exported", tmp_path / "net.onnx"], "cannot be read .*; export it again"),
+        ([images, "--exported", tmp_path / "none.onnx"], "none.onnx' does not exist"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            run(predict, *words, "-o", tmp_path / "p.csv")
+        assert not (tmp_path / "p.csv").exists()

@@ -1,0 +1,119 @@
+"""Whatever a file holds, its reader accepts it or refuses it in one line, soon and in little memory."""
+
+import copy
+import json
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from stitchkit.errors import InputError
+from tests.fuzz.inputs import files
+from tests.fuzz.limits import limited
+from tests.fuzz.readers import READERS
+
+EXAMPLES = os.environ.get("FUZZ_EXAMPLES")
+_QUICK = 8  # of each reader
+
+
+FOUND = {
+    "stitch configuration": [
+        *(b"!!int ''", b"!!float ''", b"!!timestamp ''", b"a: !include fuzzed.yml\n", b"[" * 10_000, b"a: &a [*a]\n"),
+        *(
+            b"a: !include /dev/zero\n",
+            b"a: 1\na: 2\n",
+            b"a: 2026-13-45\n",
+            b"a: .inf\n",
+            b"\xef\xbb\xbf\0",
+            b"a: !include\n",
+        ),
+    ],
+    "recipe": [b"!!bool x", b"epochs: " + b"9" * 400, b"lr: .nan\n", b"epochs: 2026-01-01\n"],
+    "collection": [b'{"datasets": {"\\ud986": 1}}'],
+    "network of a stitch configuration": [
+        b"anchors: [{name: vit_tiny_patch16_224, kwargs: {depth: 1000000}}, resnet18]\n",
+        b"anchors: [{name: resnet18, kwargs: {layers: [1, 1000000, 1, 1]}}, resnet50]\n",
+    ],
+    "network of a job": [
+        b"assembly: [{SimpleAdapter: {num_conv: 1000000, in_channels: 3, out_channels: 3}}]\n"
+        b"train_config: {dataset: x}\n"
+    ],
+    "ledger": [b'{"cfg_id": true}\n', b'{"cfg_id": 0, "acc1": 1, "acc1": 2}\n', b'{"cfg_id": ' + b"9" * 5000 + b"}\n"],
+    "losses.csv": [b"epoch,cfg_id,stitch,loss,loss\n0,0,a,1,2\n"],
+    "output map": [b"cat: !include /dev/zero\n"],
+    "output map, CSV": [b"class,output,output\ncat,1,2\n"],
+    "journal": [b'[["settings"], {"--top": 1, "--top": 2}]\n'],
+    "class map": [b"\x80a\nb\n", b"a\nb\na\n"],
+    "metadata of a job": [
+        b"{arch: a, adapter: linear, last_deleted_block: 1, num_downsamples: 0}",
+        b"{arch: a, x: " + b"9" * 400 + b"}",
+    ],
+    "results of a job": [b"Epoch\nx0\n", b"Epoch\n0.5\n", b"Epoch,Overall/digits/Test Accuracy\n0,x\n"],
+    "choice of stitches": [b"9" * 5000, b"a[0:" + b"9" * 5000 + b"]"],
+}
+"""Files that ended a reader in a traceback, a hang or silence once, or that look as if they could."""
+
+
+def _try(reader, content):
+    reader.file.write_bytes(reader.wrap(content))
+    try:
+        with limited():
+            reader.read(reader.file)
+    except InputError as error:
+        words = str(error)
+        assert words.isprintable(), words
+        assert 0 < len(words) <= 3000
+        return words
+    return ""
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_is_refused(name, tmp_path):
+    reader = READERS[name](tmp_path)
+    for content in FOUND[name]:
+        assert _try(reader, content), content
+
+
+def test_half_a_measurement_of_latency_is_no_fault(tmp_path):
+    row = b'{"cfg_id": 0, "flops": 1, "acc1": 1, "latency_ms": 1, "latency_device": "cpu"}\n'
+    assert _try(READERS["report"](tmp_path), row) == ""
+
+
+def test_a_gap_of_endless_halvings(tmp_path):
+    reader = READERS["sweep"](tmp_path)
+    content = copy.deepcopy(reader.seeds[0].content) | {"gaps": [{"blocks_to_drop": [1, 1], "num_downsamples": 10**30}]}
+    assert "num_downsamples is 1000000000000000000000000000000; it must be at most 32" in _try(
+        reader, json.dumps(content).encode()
+    )
+
+
+def _fuzz(name, folder, examples):
+    reader = READERS[name](folder)
+    for seed in reader.seeds:
+        content = seed.dumps[0](seed.content).encode() if seed.dumps else seed.content
+        reader.file.write_bytes(reader.wrap(content))
+        reader.read(reader.file)
+
+    @settings(
+        max_examples=examples,
+        derandomize=EXAMPLES is None,
+        deadline=None,
+        database=None,
+        suppress_health_check=[*HealthCheck],
+    )
+    @given(content=files(reader.seeds))
+    def check(content):
+        _try(reader, content)
+
+    check()
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_few_odd_files(name, tmp_path):
+    _fuzz(name, tmp_path, _QUICK)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", READERS)
+def test_thousands_of_odd_files(name, tmp_path):
+    _fuzz(name, tmp_path, int(EXAMPLES or 300))

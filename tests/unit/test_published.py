@@ -1,0 +1,146 @@
+"""Weights that cannot be had or cannot fit are refused at once, in one line that says what to do."""
+
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler
+from socketserver import TCPServer
+
+import pytest
+from huggingface_hub import constants
+
+import stitchkit
+from stitchkit.networks.published import check_fit, check_reachable
+from stitchnet.networks import load_networks
+from tests.support import pico_anchor, pico_config
+
+NAME = "resnet10t.c3_in1k"
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    """No host has an address, and nothing was ever downloaded."""
+
+    def unknown_host(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", unknown_host)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+
+def test_without_a_connection_downloads_are_refused_at_once(caplog):
+    start = time.monotonic()
+    with pytest.raises(stitchkit.InputError) as refused:
+        stitchkit.create_model(NAME, pretrained=True)
+    assert time.monotonic() - start < 5
+    message = str(refused.value)
+    assert message.startswith(f"pretrained '{NAME}' cannot be downloaded: https://huggingface.co does not answer")
+    assert message.endswith("give a local checkpoint, or start from random weights (--no-pretrained)")
+    assert "\n" not in message
+    assert not caplog.records
+    with pytest.raises(stitchkit.InputError, match="'hf-hub:timm/none' cannot be downloaded"):
+        stitchkit.create_model("hf-hub:timm/none")
+
+
+def test_a_folder_of_the_hub_is_refused_at_once_too():
+    start = time.monotonic()
+    with pytest.raises(stitchkit.InputError, match="'user/net': it cannot be downloaded: https"):
+        stitchkit.HubSNNet.from_pretrained("user/net")
+    assert time.monotonic() - start < 5
+
+
+def test_offline_mode_is_named(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(stitchkit.InputError, match=r"does not answer .*offline mode is enabled"):
+        check_reachable(NAME)
+
+
+def test_only_weights_in_the_cache_need_no_connection(tmp_path):
+    folder = tmp_path / "cache/models--timm--resnet10t.c3_in1k"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs/main").write_text("0" * 40)
+    snapshot = folder / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    with pytest.raises(stitchkit.InputError, match="does not answer"):  # as after an interrupted download
+        check_reachable(NAME)
+    (snapshot / "model.safetensors").write_text("")
+    check_reachable(NAME)
+
+
+def test_a_hub_that_answers_is_asked_by_timm(monkeypatch):
+    """Whatever it answers."""
+
+    class NotFound(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(404)
+
+        def log_message(self, *_):
+            pass
+
+    server = TCPServer(("127.0.0.1", 0), NotFound)
+    threading.Thread(target=server.handle_request, daemon=True).start()
+    address = server.server_address
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address)]
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{address[1]}")
+    check_reachable(NAME)
+    server.server_close()
+
+
+@pytest.mark.parametrize("create", [lambda: load_networks("resnet50,vgg166"), lambda: load_networks("resnet18,vgg166")])
+def test_a_wrong_second_network_is_refused_before_the_first_is_fetched(create):
+    with pytest.raises(stitchkit.InputError, match="unknown network 'vgg166'; did you mean 'vgg16'"):
+        create()
+
+
+def test_a_wrong_second_anchor_is_refused_before_the_first_is_fetched():
+    config = {"anchors": ["deit_tiny_patch16_224", "deit_smal_patch16_224"]}
+    with pytest.raises(stitchkit.InputError, match="did you mean 'deit_small_patch16_224'"):
+        stitchkit.create_snnet(config, pretrained=True)
+
+
+def test_nothing_is_said_of_arguments_that_were_not_given():
+    with pytest.raises(stitchkit.InputError, match=r"torchvision's 'resnet50' cannot be loaded: URLError") as refused:
+        load_networks("resnet50")
+    assert "{}" not in str(refused.value)
+
+
+def test_anchors_of_another_architecture_than_the_published_are_refused_before_a_download():
+    message = (
+        r"anchor 'ti': pretrained 'vit_tiny_patch16_224' does not fit the kwargs embed_dim, depth, num_heads: "
+        r".* is \[.*\], in timm's weights \[.*\]; give a local checkpoint, or start from random weights"
+    )
+    with pytest.raises(stitchkit.InputError, match=message):
+        stitchkit.create_snnet(pico_config(), pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("vit_tiny_patch16_224", {"num_classes": 7, "img_size": 96, "patch_size": 8, "in_chans": 1, "drop_rate": 0.1}),
+        ("vit_tiny_patch16_224", {"depth": 6}),
+        ("swin_tiny_patch4_window7_224", {"window_size": 4, "img_size": 128}),
+    ],
+)
+def test_arguments_that_timm_adapts_weights_to_are_not_refused(name, kwargs):
+    check_fit(name, kwargs)
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_misspelt_argument_is_named_with_the_nearest_one(pretrained):
+    anchors = [pico_anchor("a", 8), pico_anchor("b", 16, embed_dm=3)]
+    with pytest.raises(
+        stitchkit.InputError,
+        match="anchor 'b': unknown vit_tiny_patch16_224 argument 'embed_dm'; did you mean 'embed_dim'",
+    ):
+        stitchkit.create_snnet({"anchors": anchors}, pretrained=False)
+    with pytest.raises(stitchkit.InputError, match="unknown levit_128s argument 'num_head'; did you mean 'num_heads'"):
+        stitchkit.create_model("levit_128s", pretrained=pretrained, num_head=4)
+
+
+def test_a_class_that_is_no_anchor_is_sent_to_what_takes_it():
+    with pytest.raises(
+        stitchkit.InputError, match=r"can stitch: .*; stitchkit job and stitchkit compose take a ConvNeXt"
+    ):
+        stitchkit.create_anchor(stitchkit.AnchorSpec("convnext_atto"), pretrained=False)

@@ -1,0 +1,50 @@
+"""The script that reads the published settings files, on files of our own with the same keys."""
+
+from importlib import import_module
+
+import pytest
+import yaml
+
+from tests.jobs import job_config, write_job
+from tests.support import ROOT
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    return import_module("published_files")
+
+
+def test_every_file_has_its_row(script, tmp_path, monkeypatch):
+    place = tmp_path / "pub"
+    (place / "moe-stitch").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CONFIG", "")
+    job = job_config("cifar100")
+    many = {**job, "train_config": {key: value for key, value in job["train_config"].items() if key != "dataset"}}
+    path = write_job(place / "moe-stitch", many, "baseline-resnet-cifar-resisc.yml")
+    path.write_text(f"{path.read_text()}datasets: !include sets.yml\n")
+    (place / "moe-stitch/sets.yml").write_text("- cifar100\n- dtd\n")
+    write_job(place / "moe-stitch", {**job, "epoch": 3}, "wrong.yml")
+    write_job(place, job, "ft-100.yml")
+    write_job(place, {"ft_configs": ["a/b/config.yml"]}, "ft-cross.yml")
+    write_job(place / "moe-stitch", {"name": "env"}, "environment.yml")
+    search = {"method": "random", "metric": {"name": "Test Accuracy"}, "parameters": {"lr": {"values": [0.1]}}}
+    write_job(place / "moe-stitch", {**search, "command": ["--config=${envvar:CONFIG}"]}, "search.yml")
+    (place / "space.json").write_text('{"anchors": ["resnet18", "resnet50"]}')
+    (place / "one.yaml").write_text(yaml.safe_dump({"MODEL": 1}))
+    rows = [script.read(path, place) for path in script.settings_files(place)]
+    assert [(row.file.rpartition("/")[2], row.verdict) for row in rows] == [
+        ("ft-100.yml", "unchanged"),
+        ("ft-cross.yml", "unchanged"),
+        ("baseline-resnet-cifar-resisc.yml", "unchanged"),
+        ("search.yml", "unchanged"),
+        ("sets.yml", "unchanged"),
+        ("wrong.yml", "refused"),
+        ("one.yaml", "refused"),
+        ("space.json", "unchanged"),
+    ]
+    said = {row.file: row.said for row in rows}
+    assert said["moe-stitch/sets.yml"] == "a list that 1 others include"
+    assert said["moe-stitch/wrong.yml"].startswith("'moe-stitch/wrong.yml', line ")
+    assert script.table(rows).startswith("8 files: 6 unchanged, 0 warning, 2 refused.\n\n| repository |")

@@ -1,0 +1,64 @@
+"""Training and evaluation from Python, and the plan of a run."""
+
+import logging
+
+import pytest
+
+import stitchkit
+from stitchkit.cli import main
+from stitchkit.errors import InputError
+from tests.support import FLAGS, write_config
+
+SETTINGS = {
+    **{"pretrained": False, "batch_size": 8, "workers": 0, "epochs": 1, "opt": "adamw", "lr": 1e-3},
+    **{"warmup_epochs": 0, "stitch_init_bs": 16, "device": "cpu"},
+}
+
+
+def test_training_and_evaluation_from_python(images, tmp_path):
+    config = write_config(tmp_path / "pico.json")
+    run = stitchkit.train(images, stitch_config=config, output=tmp_path, **SETTINGS)
+    assert stitchkit.train.run.run, "the folder of this name is not hidden"
+    assert run.folder == tmp_path / "pico"
+    assert run.checkpoint.is_file()
+    assert [row["epoch"] for row in run.summary] == [0]
+    assert run.summary[0]["lr"] == 0
+    rows = stitchkit.evaluate(
+        images,
+        stitch_config=config,
+        resume=run.checkpoint,
+        output=tmp_path,
+        device="cpu",
+        workers=0,
+        eval_stitches="2,5",
+    )
+    assert [row["cfg_id"] for row in rows] == [2, 5]
+    assert all(row["images"] == 20 for row in rows)
+    with pytest.raises(InputError, match="already contains a run"):
+        stitchkit.train(images, stitch_config=config, output=tmp_path, **SETTINGS)
+    with pytest.raises(InputError, match="did you mean 'epochs'"):
+        stitchkit.train(images, stitch_config=config, epoch=3)
+    with pytest.raises(InputError, match="give stitch_config"):
+        stitchkit.evaluate(images, model="resnet18", pretrained=True)
+
+
+def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(images, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    config = write_config(tmp_path / "pico.json")
+    flags = ["train", images, *FLAGS[1:], "--output", tmp_path / "outputs", "--dry-run"]
+    before = sorted(tmp_path.rglob("*"))
+    assert main([*map(str, flags), "--stitch_config", str(config), "--grad-accum-steps", "2"]) == 0
+    for said in (
+        "anchor ti: ", "network: 17 stitches, ", "data: 64 training images, 20 validation images, 4 classes",
+        "training: 2 epochs of 4 steps, 8 steps in all, 16 images in a step", "learning rate: 0.001 by adamw",
+    ):  # fmt: skip
+        assert said in caplog.text
+    assert main([*map(str, flags), "--model", "test_resnet"]) == 0
+    assert "network: test_resnet: " in caplog.text
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_file_cannot_make_a_run_dry(images, tmp_path):
+    (tmp_path / "args.yaml").write_text("dry_run: true\n")
+    with pytest.raises(InputError, match="a file cannot set it; give --dry-run"):
+        stitchkit.train(images, model="vit", config=tmp_path / "args.yaml")

@@ -1,0 +1,110 @@
+"""What a sweep finds out before it starts jobs: their data, their weights, and whether they run at all."""
+
+from unittest.mock import Mock
+
+import pytest
+import yaml
+
+from stitchkit.assembly.sweep import inputs
+from stitchkit.assembly.sweep.gap_jobs import plan_gaps
+from stitchkit.assembly.sweep.gaps import GapSweep
+from stitchkit.assembly.sweep.inputs import check_inputs
+from stitchkit.cli import main
+from tests.clusters import ScriptedSlurm
+from tests.commands import refused
+from tests.support import write_sweep
+
+
+@pytest.fixture
+def sweep(images, tmp_path):
+    return write_sweep(tmp_path, images)
+
+
+def command(sweep, tmp_path, *flags):
+    return ["sweep", "-c", str(sweep), "-o", str(tmp_path / "out"), "--device", "cpu", *flags]
+
+
+def jobs_of(sweep, **changes):
+    return plan_gaps(GapSweep.load(sweep, **changes)).jobs
+
+
+def change(sweep, **train):
+    content = yaml.safe_load(sweep.read_text())
+    content["train_config"] |= train
+    sweep.write_text(yaml.safe_dump(content))
+
+
+def test_missing_data_are_found_before_any_job_starts(sweep, tmp_path, capsys, monkeypatch, caplog):
+    change(sweep, dataset="./nowhere")
+    assert "data folder 'nowhere' does not exist" in refused(capsys, *command(sweep, tmp_path))
+    assert not [*(tmp_path / "out").glob("*/log.txt"), *(tmp_path / "out").rglob("submitit")]
+    # The nodes of a cluster may have disks of their own.
+    ScriptedSlurm(tmp_path / "slurm", monkeypatch)
+    assert main(command(sweep, tmp_path, "--cluster", "slurm", "--detach")) == 0
+    assert "the jobs fail unless the nodes have it" in caplog.text
+
+
+def test_missing_weights_are_found_before_any_job_starts(sweep, tmp_path, capsys):
+    (tmp_path / "vit.pth").unlink()
+    assert "vit.pth' " in refused(capsys, *command(sweep, tmp_path))
+    assert not [*(tmp_path / "out").glob("*/log.txt"), *(tmp_path / "out").rglob("submitit")]
+
+
+def test_each_model_and_data_set_is_read_once(sweep, monkeypatch):
+    calls = {}
+    for name in ("load_model", "open_data"):
+        calls[name] = Mock(side_effect=getattr(inputs, name))
+        monkeypatch.setattr(inputs, name, calls[name])
+    check_inputs(jobs_of(sweep), on_nodes=False)
+    assert calls["open_data"].call_count == 1  # the uncut network gets its own normalisation
+    [call] = calls["load_model"].call_args_list  # of twelve slices
+    model = call.kwargs
+    assert model["checkpoint"].endswith("vit.pth")
+    assert {key: model[key] for key in ("name", "depth", "pretrained")} == {
+        "name": "vit_tiny_patch16_224", "depth": 4, "pretrained": True
+    }  # fmt: skip
+
+
+@pytest.fixture
+def smoke(sweep, tmp_path, caplog, monkeypatch):
+    """What a smoke run says of each job; it must leave no file."""
+    caplog.set_level("INFO")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*flags):
+        before = {*tmp_path.rglob("*")}
+        status = main(command(sweep, tmp_path, *flags))
+        assert {*tmp_path.rglob("*")} == before
+        assert not [record for record in caplog.records if "epoch" in record.message]  # not the lines of each job
+        lines = [record.message for record in caplog.records if record.name.endswith("launch")]
+        return status, lines
+
+    return run
+
+
+def test_one_step_leaves_nothing_that_counts_as_a_result(smoke, sweep):
+    assert smoke("--st", "--only", "2", "--seed", "5") == (0, [f"1/1 {jobs_of(sweep)[1].name}: runs"])
+
+
+@pytest.mark.full
+def test_one_step_of_every_job_shows_which_fail(smoke, sweep, capsys):
+    change(sweep, optimizer_args={"lr": 1e38})
+    status, lines = smoke("--smoke")
+    names = [job.name for job in jobs_of(sweep)]
+    assert (status, lines[0]) == (2, f"1/3 {names[0]}: runs")  # it only tests
+    for number in (2, 3):
+        assert lines[number - 1].startswith(f"{number}/3 {names[number - 1]}: FAILED, RuntimeError: value cannot be")
+    assert "2 of 3 jobs failed for the reasons above" in capsys.readouterr().err
+
+
+def test_nested_parts_have_weights_too(sweep):
+    content = yaml.safe_load(sweep.read_text())
+    first = content["stages"][0]
+    network = {"Assembly": {"parts": [first, {"ParallelPart": {"parts": [*content["stages"][1:2]], "agg": "avg"}}]}}
+    job = inputs.JobConfig.parse({"assembly": [network], "train_config": content["train_config"]})
+    assert len({repr(model) for model in inputs._models(job)}) == 1
+    assert len([*inputs._models(job)]) == 2
+    random = inputs.JobConfig.parse(
+        {"model": {"Net": {"model_name": "resnet18"}}, "pretrained": False, "train_config": content["train_config"]}
+    )
+    assert not [*inputs._models(random)]

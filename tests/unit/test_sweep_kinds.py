@@ -1,0 +1,268 @@
+"""The kinds of sweeps: which jobs are made from a file."""
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.sweep.config import load_sweep
+from stitchkit.assembly.sweep.report import sweep_report
+from stitchkit.assembly.sweep.worker import SweepJob
+from stitchkit.assembly.train.checkpoint import JobCheckpoints
+from stitchkit.assembly.train.job import job_paths, open_job
+from stitchkit.assembly.train.run import _begin, run_job
+from stitchkit.cli import main
+from stitchkit.distributed import World
+from stitchkit.errors import InputError
+from tests.jobs import job_config, write_job
+from tests.results import write_result
+
+
+def data_sets(folder, *names, **changes):
+    """The file of a pico sweep over data sets, which are in a file of their own, as in the published files."""
+    content = {**job_config("unused"), **changes}
+    del content["train_config"]["dataset"]
+    (folder / "sets.yml").write_text(yaml.safe_dump([*names]))
+    path = write_job(folder, content, "many.yml")
+    path.write_text(f"{path.read_text()}datasets: !include sets.yml\n")
+    return path
+
+
+def test_a_job_for_each_data_set(tmp_path):
+    sweep = load_sweep(data_sets(tmp_path, "cifar100", "./fish"), epochs=1)
+    assert [job.name for job in sweep.jobs] == ["train-many-cifar100", "train-many-fish"]
+    assert [job.metadata for job in sweep.jobs] == [
+        {"arch": "many", "dataset": "cifar100"},
+        {"arch": "many", "dataset": "fish"},
+    ]
+    configs = [JobConfig.parse(job.config) for job in sweep.jobs]
+    assert [config.train_config.dataset for config in configs] == ["cifar100", "./fish"]
+    assert {config.train_config.epochs for config in configs} == {1}
+    assert sweep.seeds == (None,)
+
+
+def test_weights_of_a_sweep_over_data_sets_are_relative_to_its_file(tmp_path):
+    part = {"Net": {"model_name": "resnet18", "ckp_path": "../w.pth"}}
+    content = {"model": part, "train_config": {"epochs": 1}, "datasets": ["a"]}
+    [job] = load_sweep(write_job(tmp_path, content)).jobs
+    assert job.config["model"]["Net"]["ckp_path"] == str(tmp_path / "../w.pth")
+    alone = {"model": part, "train_config": {"epochs": 1, "dataset": "a"}}
+    [job] = load_sweep(write_job(tmp_path, alone)).jobs
+    assert job.config["model"]["Net"]["ckp_path"] == "../w.pth"
+
+
+@pytest.mark.parametrize(
+    ("names", "changes", "message"),
+    [
+        (["a", "./a"], {}, "datasets: two would have the folder 'train-many-a'"),
+        ([], {}, "datasets is []; its length must be at least 1"),
+        ([1], {}, "datasets[0] is 1; it must be text"),
+        (["a"], {"train_config": {"epochs": 1, "dataset": "b"}}, "datasets: train_config names data too"),
+        (["a"], {"seeds": [1, 2, 1]}, "seeds: it has 1 twice"),
+        (["a"], {"sedes": [1]}, "sedes: unknown key 'sedes'; did you mean 'seeds'?"),
+    ],
+)
+def test_mistakes_in_a_sweep_over_data_sets(tmp_path, names, changes, message):
+    path = data_sets(tmp_path, *names)
+    content = yaml.safe_load(path.read_text().replace("!include sets.yml", str(names))) | changes
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError) as error:
+        load_sweep(path)
+    assert message in str(error.value)
+    assert f"'{path}'" in str(error.value)
+
+
+def test_replicates_of_one_job(tmp_path, images, capsys):
+    path = write_job(tmp_path, job_config(str(images)), "one.yml")
+    assert load_sweep(path, seed=7).seeds == (7,)
+    assert load_sweep(path, seeds=[1, 2]).seeds == (1, 2)
+    assert load_sweep(write_job(tmp_path, {**job_config("d"), "seeds": [3, 4]})).seeds == (3, 4)
+    flags = ["sweep", "-c", str(path), "-o", str(tmp_path / "out"), "--seeds", "1", "2", "--dry-run"]
+    assert main(flags) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "2 jobs; 0 combinations do not apply"
+
+
+@pytest.mark.full
+def test_replicates_run_and_are_reported_together(tmp_path, images):
+    path, out = write_job(tmp_path, job_config(str(images), epochs=1), "one.yml"), tmp_path / "out"
+    command = ["sweep", "-c", str(path), "-o", str(out), "--no-pretrained", "--jobs", "2"]
+    assert main([*command, "--seeds", "1", "2"]) == 0
+    assert {file.name for file in (out / "train-one").glob("*.pkl")} == {"result-1.pkl", "result-2.pkl"}
+    assert main([*command, "--seed", "3"]) == 0
+    assert main(["sweep-report", str(out)]) == 0
+    header, row = (out / "summary.csv").read_text().splitlines()
+    assert dict(zip(header.split(","), row.split(","), strict=True))["num_seeds"] == "3"
+
+
+@pytest.fixture
+def tuned(tmp_path, images):
+    """Two jobs with checkpoints, and the file that crosses them."""
+    files = []
+    for name, rate in (("one", 0.01), ("two", 0.5)):
+        folder = tmp_path / name
+        config = job_config(str(images), epochs=1, optimizer_args={"lr": rate}) | {"save_checkpoints": True}
+        config["assembly"][0]["Subnet"]["frozen"] = False
+        run_job(JobConfig.parse({**config, "pretrained": False, "save_dir": str(folder)}))
+        files.append(str(folder / "config.yml"))
+    return write_job(tmp_path, {"ft_configs": files, "seed": 5}, "cross.yml")
+
+
+def test_every_head_on_every_encoder(tuned, tmp_path):
+    sweep = load_sweep(tuned, workers=0)
+    assert sweep.seeds == (5,)
+    pairs = [(job.metadata["head_dataset"][-1], job.metadata["encoder_dataset"][-1]) for job in sweep.jobs]
+    assert pairs == [(head, encoder) for head in "12" for encoder in "e12"]  # `base` is before fine-tuning
+    mixed = JobConfig.parse(sweep.jobs[2].config)
+    assert mixed.test_only
+    assert mixed.load_from == {
+        name: str(tmp_path / job / "checkpoint.pth") for name, job in (("encoder", "two"), ("head", "one"))
+    }
+    job = open_job(mixed, World(0, 1, torch.device("cpu")), None, job_paths(mixed, None))
+    _begin(job, JobCheckpoints(tmp_path))
+    one, two = (torch.load(tmp_path / name / "checkpoint.pth")["state_dict"] for name in ("one", "two"))
+    for name, value in job.network.state_dict().items():
+        assert torch.equal(value, (one if name.startswith("head.") else two)[name]), name
+
+
+def test_the_report_of_heads_by_encoders(tmp_path):
+    for head in "ab":
+        for encoder in ("base", "a", "b"):
+            metadata = {"arch": "cross", "head_dataset": head, "encoder_dataset": encoder}
+            write_result(tmp_path, f"{head}-{encoder}", metadata, [0.5 if head == encoder else 0.1], epochs=[0])
+    files = sweep_report(tmp_path)
+    assert files[-1].name == "cross-heatmap.png"
+    assert len(files[2].read_text().splitlines()) == 1 + 6
+
+
+def test_mistakes_in_heads_by_encoders(tmp_path):
+    path = write_job(tmp_path, {"ft_configs": [str(tmp_path / "none.yml")]})
+    with pytest.raises(InputError, match=r"line 2: ft_configs\[0\]: '.*' is not a file; name the config.yml"):
+        load_sweep(path)
+    write_job(tmp_path, job_config("d"), "none.yml")
+    with pytest.raises(InputError, match=r"there is no checkpoint.pth beside '.*'; set save_check"):
+        load_sweep(path)
+
+
+def search(folder, images, **changes):
+    """The file of a pico search, whose job is in a file of its own."""
+    write_job(folder, job_config(str(images), epochs=1), "base.yml")
+    content = {
+        "program": "src/hypertrain.py",
+        "method": "bayes",
+        "metric": {"name": "Avg Test Accuracy", "goal": "maximize"},
+        "parameters": {
+            "lr": {"values": [0.1, 0.01]},
+            "weight_decay": {"min": 0.01, "max": 0.1},
+            "epochs": {"value": 1},
+        },
+        "job": "base.yml",
+    }
+    return write_job(folder, content | changes, "search.yml")
+
+
+class Measured:
+    """Runs trials without training: the accuracy is the learning rate."""
+
+    def __init__(self, folder):
+        self.folder, self.rounds = folder, []
+
+    def all(self, sweep, at_once=None):
+        for jobs in sweep.rounds(self.folder, at_once):
+            self.rounds.append([job.name for job in jobs])
+            for job in jobs:
+                rate = job.config["train_config"]["optimizer_args"]["lr"]
+                write_result(self.folder, job.name, job.metadata, [rate])
+        return self.rounds
+
+
+def test_a_search_learns_from_its_results(tmp_path, caplog):
+    caplog.set_level("INFO")
+    sweep = load_sweep(search(tmp_path, "d"), run_cap=3, seeds=[1])
+    [first] = sweep.jobs
+    assert first.name == "trial-0-base"
+    train = first.config["train_config"]
+    assert train["epochs"] == 1
+    assert train["optimizer_args"].keys() == {"lr", "weight_decay"}
+    assert Measured(tmp_path).all(sweep) == [["trial-0-base"], ["trial-1-base"], ["trial-2-base"]]
+    table = pd.read_csv(tmp_path / "search-trials.csv")
+    assert table["Avg Test Accuracy"].tolist() == table["lr"].tolist()
+    assert f"Avg Test Accuracy {table['lr'].max():g}: lr {table['lr'].max()}" in caplog.text
+    assert Measured(tmp_path).all(sweep) == []  # it is done
+    other = load_sweep(search(tmp_path, "d", parameters={"lr": {"values": [0.5, 0.6]}}), run_cap=4, seeds=[1])
+    with pytest.raises(InputError, match="parameters: the search began with others"):
+        next(other.rounds(tmp_path, None))
+    (tmp_path / "search.journal").write_text("[1]\n{")
+    with pytest.raises(InputError, match="the journal of the search, is damaged"):
+        next(sweep.rounds(tmp_path, None))
+
+
+@pytest.mark.full
+def test_an_interrupted_search_tries_the_same_as_an_unbroken_one(tmp_path):
+    sweep = load_sweep(search(tmp_path, "d"), run_cap=4, seeds=[1])
+    tables = []
+    for name in ("whole", "broken"):
+        (folder := tmp_path / name).mkdir()
+        if name == "broken":
+            next(rounds := sweep.rounds(folder, 2))
+            rounds.close()
+        Measured(folder).all(sweep, at_once=2)
+        tables.append(pd.read_csv(folder / "search-trials.csv"))
+    assert tables[0].equals(tables[1])
+    assert len(tables[0]) == 4
+
+
+def test_a_grid_in_one_round_and_a_trial_that_fails(tmp_path):
+    path = search(
+        tmp_path, "d", method="grid", parameters={"lr": {"values": [0.1, 0.2]}, "batch_size": {"values": [4, 8]}}
+    )
+    sweep = load_sweep(path, seeds=[1])
+    assert [tuple(job.columns.values())[1:3] for job in sweep.jobs] == [
+        ("0.1", "4"), ("0.1", "8"), ("0.2", "4"), ("0.2", "8")
+    ]  # fmt: skip
+    rounds = sweep.rounds(tmp_path, None)
+    for job in next(rounds)[1:]:
+        write_result(tmp_path, job.name, job.metadata, [0.5])
+    (tmp_path / "trial-0-base").mkdir()
+    SweepJob(tmp_path / "trial-0-base", 1).failure.touch()
+    assert [*rounds] == []
+    assert pd.read_csv(tmp_path / "search-trials.csv")["state"].tolist() == ["fail", *["complete"] * 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"job": None}, "job is missing; name the file of the job"),
+        (
+            {"job": None, "command": ["--config=${envvar:NO_SUCH}"]},
+            "command: the variable NO_SUCH names no job; set it",
+        ),
+        ({"method": "magic"}, "method: unknown value 'magic'"),
+        ({"method": "grid"}, "parameters.weight_decay: a grid needs values"),
+        ({"parameters": {"lr": {"min": 1}}}, "parameters.lr: it has min; set value, values, or min and max"),
+        ({"parameters": {"lr": {"min": 1, "max": 0}}}, "parameters.lr: min is 1 and max 0; min must be lower"),
+        ({"metrics": 1}, "metrics: unknown key 'metrics'; did you mean 'metric'?"),
+    ],
+)
+def test_mistakes_in_a_search(tmp_path, changes, message):
+    with pytest.raises(InputError) as error:
+        load_sweep(search(tmp_path, "d", **changes))
+    assert message in str(error.value)
+
+
+def test_flags_of_another_kind(tmp_path):
+    path = write_job(tmp_path, job_config("d"), "one.yml")
+    with pytest.raises(InputError, match="--trials is for a search, whose file has parameters; omit it"):
+        load_sweep(path, run_cap=3)
+    with pytest.raises(InputError, match="--seeds has no effect on heads by encoders"):
+        load_sweep(write_job(tmp_path, {"ft_configs": [str(path)]}), seeds=[1])
+
+
+@pytest.mark.full
+def test_a_search_runs_and_is_resumed(tmp_path, images, caplog):
+    caplog.set_level("INFO")
+    command = ["sweep", "-c", str(search(tmp_path, images)), "-o", str(tmp_path / "out"), "--no-pretrained"]
+    assert main([*command, "--trials", "1"]) == 0
+    assert main([*command, "--trials", "2"]) == 0
+    assert "best is trial" in caplog.text
+    assert {job.name for job in (tmp_path / "out").glob("trial-*")} == {"trial-0-base", "trial-1-base"}
