@@ -16,7 +16,6 @@ import pytest
 import torch
 
 import stitchkit.engine.checkpoint_files as checkpoint
-import stitchkit.measure.evaluate as evaluate
 from stitchkit.engine.loop import Trainer
 from stitchkit.networks.weights import damage
 from tests.distributed.forks import end, start
@@ -73,7 +72,7 @@ def save_half(state, file):
 PLACES = {
     # where, its name, what happens there at last, how often it is passed in the run
     "step": (Trainer, "_step", kill_myself, 24),
-    "validation": (evaluate, "_sums", kill_myself, 54),
+    "validation": (torch.Tensor, "topk", kill_myself, 54),  # by which both count hits
     "save": (checkpoint.torch, "save", save_half, 9),
     "sync": (checkpoint.os, "fsync", kill_myself, 18),
     "rename": (checkpoint.os, "replace", kill_myself, 9),

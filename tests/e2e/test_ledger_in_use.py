@@ -178,8 +178,11 @@ def test_the_section_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, caps
     for program, *words in commands(section):
         assert program == "stitchkit"
         done.append(words[0])
-        if "--max-latency-ms" in words:  # which a slower machine does not reach
-            assert main(words) == 0 or "the nearest miss is" in capsys.readouterr().err
+        if "--max-latency-ms" in words:
+            rows = [row for row in read_rows(f"outputs/digits_vit/{LEDGER}") if row["latency_reliable"]]
+            is_reached = min(row["latency_ms"] for row in rows) <= float(words[words.index("--max-latency-ms") + 1])
+            assert main(words) == (0 if is_reached else 2)
+            assert is_reached or "the nearest miss is" in capsys.readouterr().err
         elif words[0] != "serve":
             assert main(words) == 0, words
         elif find_spec("gradio") is None:
@@ -188,6 +191,7 @@ def test_the_section_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, caps
         else:
             with serving(words[1:], tmp_path) as address:
                 assert address.startswith("http://127.0.0.1:")
-    assert done == ["train", "pick", "pick", "report", "export", "serve"]
-    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"report.html", "stitch12.onnx"}
+    assert done == ["train", "pick", "pick", "report", "export", "predict", "serve"]
+    made = {path.name for path in (tmp_path / "outputs").iterdir() if path.is_file()}
+    assert made == {"report.html", "stitch12.onnx", "predictions.csv"}
     assert len(read_rows(f"outputs/digits_vit/{LEDGER}")) == 35

@@ -18,7 +18,7 @@ from stitchkit.assembly.sweep.plan import PlannedJob, Sweep
 from stitchkit.assembly.sweep.search_file import SearchFile, Value
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.errors import InputError
-from stitchkit.files import refuse_link, replacing
+from stitchkit.files import own_folder, refuse_link, replacing
 from stitchkit.optional import check_installed
 from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.schema import parse
@@ -89,7 +89,7 @@ class HyperSearch(Sweep):
 
     def rounds(self, folder: Path, at_once: int | None) -> Iterator[Sequence[PlannedJob]]:
         """The jobs of the trials that have no result, and when these have ended, those of the next trials."""
-        study = self._study(folder)
+        study = self._study(own_folder(folder))
         while True:
             self._tell(study, folder)
             self._ask(study, (at_once or 1) if self.file.method == "bayes" else None)
@@ -97,7 +97,7 @@ class HyperSearch(Sweep):
                 break
             yield [job for trial in waiting for job in self._jobs(trial)]
             self._tell(study, folder)
-            if self._unfinished(study):  # submitted, or interrupted: the command goes on when it is repeated
+            if self._unfinished(study):  # submitted, or interrupted: the command continues when it is repeated
                 break
         self._report(study, folder)
 
