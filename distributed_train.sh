@@ -21,4 +21,4 @@ else
   where=(--standalone)
 fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "$python" -m stitchkit.train.launcher "${where[@]}" --nproc-per-node "$nproc" -m stitchkit train "$@"
+exec "$python" -m stitchkit.training.launcher "${where[@]}" --nproc-per-node "$nproc" -m stitchkit train "$@"

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.frame import DEIT, DIGITS
 from stitchkit import create_snnet
 from stitchkit.engine.gradients import GradientReducer
-from stitchkit.train.task import Sampler
+from stitchkit.training.task import Sampler
 
 
 def measure(rank: int, options: argparse.Namespace, folder: str) -> None:

@@ -15,10 +15,10 @@ from stitchkit import SNNet
 from stitchkit.distributed import World
 from stitchkit.networks.mode import unfused_attention
 from stitchkit.settings.by_name import make_recipe
-from stitchkit.train.network import place_network
-from stitchkit.train.optim import create_optimizer
-from stitchkit.train.session import engine_settings
-from stitchkit.train.task import StitchTask
+from stitchkit.training.network import place_network
+from stitchkit.training.optim import create_optimizer
+from stitchkit.training.session import engine_settings
+from stitchkit.training.task import StitchTask
 
 _LR, _WEIGHT_DECAY = 1e-4, 0.05
 

@@ -1,6 +1,5 @@
 """The names of `import stitchkit`; each is imported on first use."""
 
-from . import train as train
 from .errors import InputError as InputError
 from .model.create import create_snnet as create_snnet
 from .model.snnet import SNNet as SNNet
@@ -18,6 +17,6 @@ from .settings.stitch_config import AnchorSpec as AnchorSpec, StitchConfig as St
 from .ship.budgeted import BudgetedModel as BudgetedModel
 from .ship.hub import HubSNNet as HubSNNet
 from .ship.stitch_files import load_stitch as load_stitch
-from .train.api import TrainedRun as TrainedRun, evaluate as evaluate
+from .training.api import TrainedRun as TrainedRun, evaluate as evaluate, train as train
 
 __version__: str

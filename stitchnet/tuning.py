@@ -25,7 +25,7 @@ from stitchkit.engine.settings import EngineSettings
 from stitchkit.engine.training_state import restore, training_state
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.weights import load_content, read_checkpoint
-from stitchkit.train.task import StitchTask
+from stitchkit.training.task import StitchTask
 from stitchnet.data import Examples, LabelledPairs
 from stitchnet.net import Net
 from stitchnet.output_map import OutputMap

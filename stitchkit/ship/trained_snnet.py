@@ -28,9 +28,9 @@ from stitchkit.settings.flags import gather
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.description import FORMAT, portable
-from stitchkit.train.checkpoint import check_header
-from stitchkit.train.data import create_loaders, open_datasets, preparation
-from stitchkit.train.network import create_network
+from stitchkit.training.checkpoint import check_header
+from stitchkit.training.data import create_loaders, open_datasets, preparation
+from stitchkit.training.network import create_network
 
 _SIZES = ("img_size", "input_size")
 

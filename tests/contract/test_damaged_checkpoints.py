@@ -18,9 +18,9 @@ from stitchkit.engine import checkpoint_files
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import _content
 from stitchkit.settings.flags import resolve
-from stitchkit.train.checkpoint import Checkpoints, load_weights, restore
-from stitchkit.train.session import open_session
-from stitchkit.train.training import _prepare
+from stitchkit.training.checkpoint import Checkpoints, load_weights, restore
+from stitchkit.training.session import open_session
+from stitchkit.training.train import _prepare
 from tests.damage import damages
 from tests.jobs import job_config, write_job
 from tests.support import FLAGS, write_config

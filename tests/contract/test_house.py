@@ -34,7 +34,7 @@ FLOORS = {
     "stitchkit/data": 4,
     "stitchkit/measure": 5,
     "stitchkit/engine": 6,
-    "stitchkit/train": 7,
+    "stitchkit/training": 7,
     "stitchkit/ship": 8,
     "stitchkit/assembly/__init__.py": 9,
     "stitchkit/assembly/parts": 9,
@@ -126,7 +126,7 @@ def test_law_11_routes_know_no_torch():
 def test_law_11_the_library_imports_no_training():
     for name in ("networks", "model", "data", "measure", "routes", "settings", "engine"):
         for path in (ROOT / "stitchkit" / name).rglob("*.py"):
-            assert not any(module.startswith("stitchkit.train") for module in imports(path)), path
+            assert not any(module.startswith("stitchkit.training") for module in imports(path)), path
 
 
 def test_law_11_the_engine_knows_no_recipes_networks_of_stitches_or_jobs():

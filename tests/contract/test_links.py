@@ -507,7 +507,7 @@ WRITES = {
     "stitchkit/ship/stitch_files.py program.save": "callers give it a draft, and publish that",
     "stitchkit/data/digits.py image.save": "into a fresh folder",
     "stitchkit/measure/evaluate.py partial.save": "our own",
-    "stitchkit/train/training.py checkpoints.save": "our own",
+    "stitchkit/training/train.py checkpoints.save": "our own",
     "stitchkit/engine/tracking.py SummaryWriter": "into a folder that is no link; names have the time in them",
     "stitchkit/engine/tracking.py wandb.init": "into a folder that is no link; names have the time in them",
     "stitchnet/compose.py net.save": "our own",

@@ -327,7 +327,7 @@ READERS = {
     "stitchkit/ship/hub.py": test_hostile_files_of_a_hub_folder,
     "stitchkit/ship/report.py": test_hostile_files_that_pages_and_exports_read,
     "stitchkit/data/timm_readers.py": test_a_hostile_card_of_a_data_set,
-    "stitchkit/train/summary.py": test_a_hostile_summary_does_not_stop_a_run_that_resumes,
+    "stitchkit/training/summary.py": test_a_hostile_summary_does_not_stop_a_run_that_resumes,
     "stitchnet/journal.py": test_a_hostile_journal_of_a_composition,
     "stitchnet/output_map.py": test_a_hostile_output_map,
     "stitchnet/net.py": test_hostile_files_of_a_composed_network,

@@ -22,7 +22,7 @@ from stitchkit.cli import main
 
 _SERVER = multiprocessing.get_context("forkserver")
 _COMMANDS = {entry.module for entry in entry_points(group="stitchkit.commands")}
-_SERVER.set_forkserver_preload([__name__, *_COMMANDS, "stitchkit.train.run", "stitchkit.assembly.train.run"])
+_SERVER.set_forkserver_preload([__name__, *_COMMANDS, "stitchkit.training.run", "stitchkit.assembly.train.run"])
 
 
 def start(

@@ -90,7 +90,7 @@ def _job(images: Path, folder: Path) -> list[object]:
 
 
 def _snnet_files(folder: Path) -> CheckpointFiles:
-    from stitchkit.train.checkpoint import Checkpoints
+    from stitchkit.training.checkpoint import Checkpoints
 
     return Checkpoints(folder, keep=1)
 

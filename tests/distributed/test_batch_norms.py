@@ -11,7 +11,7 @@ from stitchkit.cli import main
 from stitchkit.distributed import World
 from stitchkit.engine.epochs import distribute_batch_norms
 from stitchkit.engine.settings import EngineSettings
-from stitchkit.train.task import StitchTask
+from stitchkit.training.task import StitchTask
 from tests.distributed.ranks import in_two_processes, run_on_two_ranks
 from tests.support import FLAGS, mostly_full, weights
 

@@ -28,7 +28,7 @@ from stitchkit.errors import InputError
 from stitchkit.measure import evaluate
 from stitchkit.measure.ledger import read_rows
 from stitchkit.networks.weights import damage
-from stitchkit.train.checkpoint import Checkpoints
+from stitchkit.training.checkpoint import Checkpoints
 from tests.distributed.forks import end, hold_lock, start
 from tests.distributed.subjects import SUBJECTS
 from tests.support import FLAGS, mostly_full, write_config, write_images
@@ -134,7 +134,7 @@ def test_a_training_that_begins_leaves_the_files_of_an_evaluation_alone(tmp_path
     assert left == {"stitches_res.txt.part0.tmp", "eval_args.yaml.tmp"}
 
 
-WRITERS = {"train": "stitchkit.train.training.write_summary", "job": "stitchkit.assembly.train.run.write_rows"}
+WRITERS = {"train": "stitchkit.training.train.write_summary", "job": "stitchkit.assembly.train.run.write_rows"}
 
 
 def test_other_writes_to_a_full_disk_end_in_one_line(subject, trained, monkeypatch, capsys):

@@ -8,14 +8,14 @@ import torch.distributed as dist
 from torch import nn
 
 from stitchkit.distributed import World, gather_over_ranks
+from stitchkit.engine.epochs import check_finite
 from stitchkit.engine.gradients import GradientReducer
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.model.snnet import SNNet
 from stitchkit.settings.by_name import make_recipe
-from stitchkit.train import training
-from stitchkit.train.network import place_network
-from stitchkit.train.task import StitchTask
+from stitchkit.training.network import place_network
+from stitchkit.training.task import StitchTask
 from tests.distributed.ranks import in_two_processes, run_on_two_ranks
 from tests.support import FLAGS, family_snnet, mostly_full, pico_images, write_config
 
@@ -149,7 +149,7 @@ def test_an_overflow_on_one_rank_is_one_on_all(tmp_path):
     assert one[1][1] == one[0][1] / 2
 
 
-def _check_equal(trainer, epoch, losses=(), original=training.check_finite):
+def _check_equal(trainer, epoch, losses=(), original=check_finite):
     original(trainer, epoch, losses)
     network = trainer.task.get_trainable_module()
     assert isinstance(network, SNNet) == (trainer.reducer is not None) == trainer.task.sampler.shared
@@ -175,4 +175,4 @@ def test_ranks_stay_equal_through_a_training(name, images, tmp_path):
     config = write_config(tmp_path / "pico.json")
     common = ["train", images, "--stitch_config", config, *FLAGS, *BETWEEN[name], "--output", tmp_path]
     commands = [[*common, "--sampling", way, "--experiment", way] for way in ("shared", "per_rank")]
-    run_on_two_ranks(commands, replace={"stitchkit.train.training.check_finite": _check_equal})
+    run_on_two_ranks(commands, replace={"stitchkit.training.train.check_finite": _check_equal})

@@ -8,8 +8,8 @@ import torch
 
 from stitchkit.cli import main
 from stitchkit.engine.recovery import newest_checkpoint
-from stitchkit.train.checkpoint import Checkpoints
-from stitchkit.train.summary import cut_summaries
+from stitchkit.training.checkpoint import Checkpoints
+from stitchkit.training.summary import cut_summaries
 from tests.distributed.forks import end, kill_once_there
 from tests.distributed.ranks import run_on_two_ranks
 from tests.distributed.subjects import BUSY
@@ -160,7 +160,7 @@ def test_odd_lines_of_a_summary_are_dropped(tmp_path, line):
 def test_a_full_disk_keeps_the_summary(tmp_path, monkeypatch):
     path = tmp_path / "summary.csv"
     path.write_text("epoch,train_loss\n0,1.0\n")
-    monkeypatch.setattr("stitchkit.train.summary.csv.writer", lambda _: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr("stitchkit.training.summary.csv.writer", lambda _: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
         cut_summaries(tmp_path, 1)
     assert path.read_text() == "epoch,train_loss\n0,1.0\n"

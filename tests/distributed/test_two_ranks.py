@@ -13,7 +13,7 @@ import yaml
 from stitchkit.cli import main
 from stitchkit.engine.gradients import GradientReducer
 from stitchkit.measure.ledger import read_rows
-from stitchkit.train.task import StitchTask
+from stitchkit.training.task import StitchTask
 from tests.distributed.ranks import in_two_processes, run_on_two_ranks
 from tests.support import FLAGS, launch, pico_snnet, weights, write_config, write_images
 

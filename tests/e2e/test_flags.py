@@ -15,7 +15,7 @@ from stitchkit.engine.loop import save_batch, wait_for
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchkit.settings.by_name import make_recipe
-from stitchkit.train.training import open_tracking
+from stitchkit.training.train import open_tracking
 from tests.support import FLAGS, ROOT, pico_anchor, pico_snnet, write_config
 
 

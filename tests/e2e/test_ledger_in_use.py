@@ -130,7 +130,7 @@ def test_a_run_killed_while_it_measures_resumes(evaluate, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("stitchkit.train.evaluation.add_latencies", add_some)
+        patch.setattr("stitchkit.training.evaluation.add_latencies", add_some)
         assert main([*command, "killed", "--latency"]) == 130
     before = read_rows(ledger)
     assert len(before) == 17

@@ -17,7 +17,7 @@ from stitchkit.distributed import init_world
 from stitchkit.measure.evaluate import PartialSums, evaluate_stitch
 from stitchkit.measure.ledger import read_rows
 from stitchkit.settings.by_name import make_recipe
-from stitchkit.train.data import create_loaders, open_datasets
+from stitchkit.training.data import create_loaders, open_datasets
 from tests.distributed.forks import end, kill_once_there
 from tests.distributed.ranks import run_on_two_ranks
 from tests.support import FLAGS, mostly_full, write_config
@@ -166,7 +166,7 @@ def test_stitches_that_do_not_exist_are_named(choice, message, trained, capsys):
 
 def test_a_budget_that_is_too_small_says_what_is_needed(trained, monkeypatch, capsys):
     _, evaluate = trained
-    monkeypatch.setattr("stitchkit.train.evaluation._MIB", 1)
+    monkeypatch.setattr("stitchkit.training.evaluation._MIB", 1)
     assert main(["train", *evaluate, "tight", "--eval-memory", "1000"]) == 2
     assert "is not enough for one image" in capsys.readouterr().err
 

@@ -38,7 +38,7 @@ from stitchkit.ship.pick import Budget, pick
 from stitchkit.ship.report import _training, read_ledgers
 from stitchkit.ship.stitch_files import open_exported
 from stitchkit.ship.trained_snnet import Trained, describe
-from stitchkit.train.summary import cut_summaries, read_summary
+from stitchkit.training.summary import cut_summaries, read_summary
 from stitchnet import settings as composing
 from stitchnet.compose import networks_of
 from stitchnet.journal import Journal

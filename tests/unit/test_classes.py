@@ -21,7 +21,7 @@ from stitchkit.errors import InputError
 from stitchkit.networks.create import load_model
 from stitchkit.networks.layout import Layout
 from stitchkit.settings.by_name import make_recipe
-from stitchkit.train.data import open_datasets
+from stitchkit.training.data import open_datasets
 from stitchnet import image_folder, load_hf_dataset
 from stitchnet.task import CompositionTask
 from tests.support import ROOT
@@ -120,7 +120,7 @@ def test_a_prepared_collection_numbers_alike(tmp_path):
 OPENED = """
 import sys
 from stitchkit.data.sources import Source, open_dataset
-from stitchkit.train.data import open_datasets
+from stitchkit.training.data import open_datasets
 from stitchkit.settings.by_name import make_recipe
 from stitchnet import image_folder
 

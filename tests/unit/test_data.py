@@ -17,7 +17,7 @@ from stitchkit.distributed import World, init_world
 from stitchkit.engine.loop import seed_epoch
 from stitchkit.errors import InputError
 from stitchkit.settings.by_name import make_recipe
-from stitchkit.train.data import create_loaders, open_datasets
+from stitchkit.training.data import create_loaders, open_datasets
 
 MODEL = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 

@@ -26,7 +26,7 @@ from stitchkit.data.torchvision_sets import SOURCES
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.settings.flags import make_recipe
-from stitchkit.train.data import open_datasets
+from stitchkit.training.data import open_datasets
 from stitchnet.task import CompositionTask
 from tests import archives
 from tests.jobs import job_config, write_job

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from stitchkit.errors import InputError
 from stitchkit.measure.evaluate import Score, evaluate_stitch
 from stitchkit.measure.per_class import PER_CLASS, write_per_class
-from stitchkit.train.evaluation import _check_origin
+from stitchkit.training.evaluation import _check_origin
 from tests.support import pico_images, pico_snnet
 
 CPU = torch.device("cpu")

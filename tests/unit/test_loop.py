@@ -10,9 +10,9 @@ from stitchkit.engine.loop import Trainer
 from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
 from stitchkit.settings.by_name import make_recipe
-from stitchkit.train.optim import create_optimizer, create_schedule
-from stitchkit.train.session import engine_settings
-from stitchkit.train.task import Sampler, StitchTask
+from stitchkit.training.optim import create_optimizer, create_schedule
+from stitchkit.training.session import engine_settings
+from stitchkit.training.task import Sampler, StitchTask
 from tests.support import family_snnet
 
 CASES = {

@@ -13,7 +13,7 @@ from stitchkit.errors import InputError
 from stitchkit.measure.profile import Profiler
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.train.network import check_device, create_network, input_size, place_network, uncompiled
+from stitchkit.training.network import check_device, create_network, input_size, place_network, uncompiled
 from tests.support import family_snnet, pico_anchor, pico_config, pico_images, pico_snnet, randomize
 
 # torch looks at gradients where there are none while it compiles.

@@ -11,8 +11,8 @@ from stitchkit.engine.settings import EngineSettings
 from stitchkit.errors import InputError
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.train.data import weights_dtype
-from stitchkit.train.optim import create_optimizer, create_schedule, learning_rate
+from stitchkit.training.data import weights_dtype
+from stitchkit.training.optim import create_optimizer, create_schedule, learning_rate
 from tests.support import ROOT, family_snnet, mostly_full, pico_images, pico_snnet
 
 

@@ -1,6 +1,7 @@
 """Training and evaluation from Python, and the plan of a run."""
 
 import logging
+from inspect import isfunction
 
 import pytest
 
@@ -18,7 +19,7 @@ SETTINGS = {
 def test_training_and_evaluation_from_python(images, tmp_path):
     config = write_config(tmp_path / "pico.json")
     run = stitchkit.train(images, stitch_config=config, output=tmp_path, **SETTINGS)
-    assert stitchkit.train.run.run, "the folder of this name is not hidden"
+    assert isfunction(stitchkit.train), "a module of this name would be in the way of type checkers"
     assert run.folder == tmp_path / "pico"
     assert run.checkpoint.is_file()
     assert [row["epoch"] for row in run.summary] == [0]

@@ -3,7 +3,7 @@
 import re
 
 from stitchkit.settings.by_name import make_recipe
-from stitchkit.train.checkpoint import LAST, PREVIOUS
+from stitchkit.training.checkpoint import LAST, PREVIOUS
 from tests.support import ROOT
 
 TEXT = (ROOT / "docs/reliability.md").read_text()

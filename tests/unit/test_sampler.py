@@ -1,6 +1,6 @@
 """The sampler is a pure function of step, rank and seed."""
 
-from stitchkit.train.task import Sampler
+from stitchkit.training.task import Sampler
 
 
 def test_the_same_step_draws_the_same_stitch():

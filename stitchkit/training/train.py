@@ -23,12 +23,12 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.progress import progress
-from stitchkit.train.checkpoint import Checkpoints, header, load_weights, restore
-from stitchkit.train.class_weights import class_weights
-from stitchkit.train.optim import create_optimisation
-from stitchkit.train.session import Session, engine_settings
-from stitchkit.train.summary import cut_summaries, write_fit, write_losses, write_summary
-from stitchkit.train.task import Sampler, create_task
+from stitchkit.training.checkpoint import Checkpoints, header, load_weights, restore
+from stitchkit.training.class_weights import class_weights
+from stitchkit.training.optim import create_optimisation
+from stitchkit.training.session import Session, engine_settings
+from stitchkit.training.summary import cut_summaries, write_fit, write_losses, write_summary
+from stitchkit.training.task import Sampler, create_task
 
 _logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.files import settings_text
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.train.data import Loaders, create_loaders, open_datasets, source_of
-from stitchkit.train.network import create_network, input_size, place_network
+from stitchkit.training.data import Loaders, create_loaders, open_datasets, source_of
+from stitchkit.training.network import create_network, input_size, place_network
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from stitchkit.networks.published import published_config
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.recipe import ModelRecipe, Recipe
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.train.data import preparation, weights_dtype
-from stitchkit.train.optim import check_optimizer
+from stitchkit.training.data import preparation, weights_dtype
+from stitchkit.training.optim import check_optimizer
 
 _logger = logging.getLogger(__name__)
 

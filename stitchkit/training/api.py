@@ -10,10 +10,10 @@ from stitchkit.errors import InputError
 from stitchkit.measure.ledger import Row, read_rows
 from stitchkit.settings.flags import resolve
 from stitchkit.settings.recipe import Recipe
-from stitchkit.train.checkpoint import LAST
-from stitchkit.train.evaluation import LEDGER
-from stitchkit.train.run import run
-from stitchkit.train.summary import read_summary
+from stitchkit.training.checkpoint import LAST
+from stitchkit.training.evaluation import LEDGER
+from stitchkit.training.run import run
+from stitchkit.training.summary import read_summary
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from stitchkit.networks.timm_model import as_timm
 from stitchkit.networks.weights import load_content
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.train.session import Session
+from stitchkit.training.session import Session
 
 _logger = logging.getLogger(__name__)
 

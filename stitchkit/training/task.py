@@ -22,7 +22,7 @@ from stitchkit.networks.create import create_model
 from stitchkit.networks.published import published_config
 from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.settings.recipe import Recipe, StitchRecipe
-from stitchkit.train.data import weights_dtype
+from stitchkit.training.data import weights_dtype
 
 _logger = logging.getLogger(__name__)
 

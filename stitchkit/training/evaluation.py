@@ -26,9 +26,9 @@ from stitchkit.measure.recalibrate import recalibrate
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
-from stitchkit.train.checkpoint import load_weights
-from stitchkit.train.network import uncompiled
-from stitchkit.train.session import Session
+from stitchkit.training.checkpoint import load_weights
+from stitchkit.training.network import uncompiled
+from stitchkit.training.session import Session
 
 _logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ def _train(flags: argparse.Namespace) -> None:
     from stitchkit.settings.flags import resolve
 
     recipe, config = resolve(vars(flags))
-    from stitchkit.train.run import run  # only now: wrong settings need not wait for torch
+    from stitchkit.training.run import run  # only now: wrong settings need not wait for torch
 
     run(recipe, config)
 

@@ -10,9 +10,9 @@ import torch
 from stitchkit.display import counted, quantity
 from stitchkit.measure.profile import Profiler, measure
 from stitchkit.model.snnet import SNNet
-from stitchkit.train.network import uncompiled
-from stitchkit.train.optim import create_optimisation
-from stitchkit.train.session import Session
+from stitchkit.training.network import uncompiled
+from stitchkit.training.optim import create_optimisation
+from stitchkit.training.session import Session
 
 _logger = logging.getLogger(__name__)
 

@@ -9,13 +9,13 @@ from stitchkit.distributed import World
 from stitchkit.engine.recovery import TRAIN_LOCK, check_unused, entered, find_resume, joined, launched
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.train.checkpoint import Checkpoints
-from stitchkit.train.data import source_of
-from stitchkit.train.evaluation import evaluate_stitches
-from stitchkit.train.network import check_device, check_names
-from stitchkit.train.plan import show_plan
-from stitchkit.train.session import open_session
-from stitchkit.train.training import train
+from stitchkit.training.checkpoint import Checkpoints
+from stitchkit.training.data import source_of
+from stitchkit.training.evaluation import evaluate_stitches
+from stitchkit.training.network import check_device, check_names
+from stitchkit.training.plan import show_plan
+from stitchkit.training.session import open_session
+from stitchkit.training.train import train
 
 
 def run(recipe: Recipe, config: StitchConfig | None) -> None:

@@ -1,0 +1,1 @@
+"""Joint training of all stitches: data, network, task, checkpoints, and their evaluation."""
