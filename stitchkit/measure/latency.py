@@ -19,7 +19,7 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 
 _SPREAD_PERCENT = 5.0
-"""Largest spread of a reliable latency."""
+"""Largest spread of a reliable latency, also between the halves of its measurement."""
 _ROUNDS = 7
 """Smallest number of rounds, for quartiles that mean something."""
 _SECONDS = 1.0
@@ -33,7 +33,8 @@ class Latency(NamedTuple):
 
     Args:
         ms: Median milliseconds of a forward pass.
-        spread_percent: Half of the median's 95 % interval, in percent of the median.
+        spread_percent: In percent of the median, the larger of half its 95 % interval, and the difference between the
+            medians of the first and the second half of the measurement.
     """
 
     ms: float
@@ -41,7 +42,7 @@ class Latency(NamedTuple):
 
     @property
     def reliable(self) -> bool:
-        """Whether another measurement under the same conditions would give about the same."""
+        """Whether the median is exact enough, and did not drift during the measurement."""
         return self.spread_percent <= _SPREAD_PERCENT
 
     @property
@@ -86,8 +87,11 @@ def _milliseconds(network: nn.Module, x: torch.Tensor) -> float:
 
 
 def _summary(times: Sequence[float]) -> Latency:
-    middle, (low, _, high) = median(times), quantiles(times, n=4)
-    return Latency(middle, 100 * 1.57 * (high - low) / len(times) ** 0.5 / middle)
+    middle, (low, _, high), half = median(times), quantiles(times, n=4), len(times) // 2
+    interval = 1.57 * (high - low) / len(times) ** 0.5
+    # The interval assumes that times are independent; those of a machine that becomes slower are not.
+    drift = abs(median(times[half:]) - median(times[:half]))
+    return Latency(middle, 100 * max(interval, drift) / middle)
 
 
 def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:

@@ -61,6 +61,16 @@ def test_what_does_not_settle_is_unreliable(seconds):
     assert f"± {found[0].spread_percent:.0f} %" in found[0].doubt
 
 
+@pytest.mark.parametrize(("later", "spread"), [(1.04, 3.9), (1.08, 7.7)])
+def test_a_machine_that_becomes_slower_is_unreliable_however_many_the_rounds(later, spread, monkeypatch):
+    times = iter([1.0, 1.0001] * 100 + [later, later + 0.0001] * 100)
+    monkeypatch.setattr(latency, "_ROUNDS", 400)
+    monkeypatch.setattr(latency, "_milliseconds", lambda *_: next(times))
+    (found,) = latencies([nn.Identity()], torch.zeros(1), limit_s=0.0)
+    assert found.spread_percent == pytest.approx(spread, abs=0.1)
+    assert found.reliable is (spread < 5)
+
+
 def test_rounds_are_repeated_until_the_medians_are_stable(monkeypatch):
     monkeypatch.setattr(latency, "_SECONDS", 0.0)
     monkeypatch.setattr(latency, "_SPREAD_PERCENT", 20.0)
