@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import cycle
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
@@ -13,10 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from stitchkit.distributed import World
 from stitchkit.measure.latency_verdict import latency_note
 from stitchkit.measure.ledger import Row
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
+from stitchkit.progress import progress
 
 _SPREAD_PERCENT = 5.0
 """Largest spread of a reliable latency, also between the halves of its measurement."""
@@ -61,19 +64,21 @@ def latencies(networks: Sequence[nn.Module], x: torch.Tensor, *, limit_s: float 
     """
     times: list[list[float]] = [[] for _ in networks]
     limit, begin = _LIMIT_SECONDS if limit_s is None else limit_s, perf_counter()
+    turns = cycle(zip(networks, times, strict=True))
+    world, least = World(0, 1, x.device), _ROUNDS * len(networks)
     with ExitStack() as modes, torch.inference_mode():
         for network in networks:
             modes.enter_context(evaluating(network))
-        while True:
-            for network, own in zip(networks, times, strict=True):
-                network(x)  # caches still hold the previous network; the first runs also choose kernels
-                own.append(_milliseconds(network, x))
+        for network, own in progress(turns, world, "latency", unit="passes", total=least):
+            network(x)  # caches still hold the previous network; the first runs also choose kernels
+            own.append(_milliseconds(network, x))
             took = perf_counter() - begin
-            if len(times[0]) < _ROUNDS or took < min(_SECONDS, limit):
+            if len(times[-1]) < max(len(times[0]), _ROUNDS) or took < min(_SECONDS, limit):
                 continue
             found = [_summary(own) for own in times]
             if took >= limit or all(each.reliable for each in found):
-                return found
+                break
+    return found
 
 
 def _milliseconds(network: nn.Module, x: torch.Tensor) -> float:

@@ -1,6 +1,7 @@
 """Latency: of networks in turns, with a verdict on whether it can be trusted."""
 
 import itertools
+import re
 import time
 
 import pytest
@@ -59,6 +60,15 @@ def test_what_does_not_settle_is_unreliable(seconds):
     found = latencies([Sleep(seconds), Sleep(0.001)], torch.zeros(1), limit_s=0.4)
     assert not found[0].reliable
     assert f"± {found[0].spread_percent:.0f} %" in found[0].doubt
+
+
+def test_a_long_measurement_shows_its_progress_and_a_short_one_nothing(monkeypatch, caplog, capsys):
+    caplog.set_level("INFO")
+    for seconds, lines in ((60.0, []), (1e-9, [f"{number} of 7 passes" for number in range(1, 7)])):
+        monkeypatch.setattr("stitchkit.progress._SECONDS", seconds)
+        latencies([Sleep(0.002)], torch.zeros(1), limit_s=0.0)
+        assert re.findall(r"latency: (\d of 7 passes)", caplog.text) == lines
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("later", "spread"), [(1.04, 3.9), (1.08, 7.7)])
