@@ -147,6 +147,7 @@ def test_a_front_over_another_cost(tmp_path, capsys):
         assert main(["pareto", str(tmp_path / "r.txt"), "--cost", cost, "--plot", str(tmp_path / "p.svg")]) == 0
         lines = capsys.readouterr().out.splitlines()[1 : 1 + len(front)]
         assert [int(line.removeprefix("*").split()[0]) for line in lines] == front
+    assert "choose .png, .svg or .pdf" in refused(capsys, "pareto", tmp_path / "r.txt", "--plot", tmp_path / "p.txt")
     write_rows(tmp_path / "r.txt", [row | {"latency_reliable": False} for row in rows])
     assert "are unreliable" in refused(capsys, "pareto", tmp_path / "r.txt", "--cost", "latency")
     assert main(["pareto", str(tmp_path / "r.txt"), "--cost", "latency", "--allow-unreliable"]) == 0
