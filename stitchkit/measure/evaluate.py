@@ -21,6 +21,7 @@ from stitchkit.errors import InputError
 from stitchkit.files import replacing
 from stitchkit.networks.mode import evaluating
 from stitchkit.progress import progress
+from stitchkit.settings.files import unique_keys
 
 
 class Score(NamedTuple):
@@ -70,7 +71,8 @@ class PartialSums:
         """Copy the saved sums into `sums`, and return the number of batches that they cover; 0 if there are none."""
         try:
             with safe_open(self.path, framework="pt") as file:
-                about, saved = json.loads(file.metadata()["about"]), file.get_tensor("sums")
+                about = json.loads(file.metadata()["about"], object_pairs_hook=unique_keys)
+                saved = file.get_tensor("sums")
             of, batches = about["of"], int(about["batches"])
         except Exception:  # a damaged file can hold anything; the evaluation then starts over
             return 0

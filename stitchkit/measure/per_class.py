@@ -33,10 +33,11 @@ def write_per_class(
 
 
 def _read(path: Path) -> dict[str, list[str]]:
-    """The columns of an earlier file; none of one that cannot be read."""
+    """The columns of an earlier file; none of one that cannot be read or has a column twice."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            head, *rows = list(csv.reader(file))
-        return dict(zip(head, map(list, zip(*rows, strict=True)), strict=True))
+            head, *rows = csv.reader(file)
+        columns = dict(zip(head, map(list, zip(*rows, strict=True)), strict=True))
     except (OSError, ValueError, csv.Error):
         return {}
+    return columns if len(columns) == len(head) else {}
