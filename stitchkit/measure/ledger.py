@@ -23,7 +23,11 @@ _NUMBERS = (
     *("latency_spread_percent", "latency_batch_size", "latency_threads"),
 )
 _TEXTS = ("stitch", "latency_device", "latency_precision")
-_TYPES = {**dict.fromkeys(_TEXTS, str), "latency_reliable": bool, **dict.fromkeys(_NUMBERS, int | float)}
+_TYPES: dict[str, tuple[str, set[type]]] = {
+    **dict.fromkeys(_TEXTS, ("text", {str})),
+    **dict.fromkeys(_NUMBERS, ("a number", {int, float})),
+    "latency_reliable": ("true or false", {bool}),
+}
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -65,11 +69,10 @@ def read_rows(path: str | Path) -> list[Row]:
 
 def _fault(row: Row) -> str:
     """The first invalid figure of a row; only a loss may be NaN, because no choice depends on it."""
-    for key, kind in _TYPES.items():
-        # JSON's true is an int here.
-        if key in row and (not isinstance(row[key], kind) or (isinstance(row[key], bool) and kind is not bool)):
-            return f"{key} {row[key]!r}, not of type {kind}"
-        if key in row and kind not in (str, bool) and key != "loss" and not _is_finite(row[key]):
+    for key, (kind, types) in _TYPES.items():
+        if key in row and type(row[key]) not in types:  # not isinstance: JSON's true would be an int
+            return f"{key} {row[key]!r}, which is not {kind}; remove the line and evaluate the stitch again"
+        if key in row and float in types and key != "loss" and not _is_finite(row[key]):
             return f"{key} {row[key]}, which is not finite; remove the line and evaluate the stitch again"
     return ""
 
