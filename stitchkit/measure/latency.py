@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import cycle
@@ -132,14 +133,11 @@ def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({_processor()})"
+    return f"{device} ({processor()})"
 
 
-def _processor() -> str:
-    """The name of the processor; Linux has it only in a file."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def processor() -> str:
+    """The name of the processor, or where the system does not say it, its architecture."""
+    info = Path("/proc/cpuinfo")  # Linux, where `platform.processor` knows only the architecture, if anything
+    model = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
+    return model[1] if model else platform.processor() or platform.machine()
