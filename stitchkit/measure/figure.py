@@ -39,7 +39,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def draw_costs(axes: Axes, *, cost: str, accuracy: str) -> None:
-    """Make the axes those of an accuracy over a cost, which is logarithmic, with these labels."""
+    """Set up axes for accuracy over a cost on a logarithmic scale, with these labels."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     # Networks differ by factors in cost; on a linear axis the cheap ones would hide each other.

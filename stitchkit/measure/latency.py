@@ -51,7 +51,7 @@ class Latency(NamedTuple):
 
     @property
     def doubt(self) -> str:
-        """What a person must know of an unreliable latency, in brackets."""
+        """The warning beside an unreliable latency, in brackets; empty for a reliable one."""
         return "" if self.reliable else f" (unreliable: ± {self.spread_percent:.0f} %)"
 
 
@@ -103,8 +103,7 @@ def _summary(times: Sequence[float]) -> Latency:
 def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
     """Add the latency of a batch to the rows of a ledger, with the conditions under which it was measured.
 
-    Stitches are measured as a whole: on a CPU, the sums of the steps of configs/digits_vit.json were 12 to 18 % lower,
-    perhaps because a step that is repeated alone finds its weights in the cache.
+    Stitches are measured as a whole: on a CPU, sums over the steps of configs/digits_vit.json were 12 to 18 % lower.
 
     Returns:
         The conditions and the verdict in words.

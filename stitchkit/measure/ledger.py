@@ -57,7 +57,7 @@ def read_rows(path: str | Path) -> list[Row]:
         except ValueError as error:  # a key twice, or a number of too many digits
             raise InputError(f"ledger '{path}', line {number}: {error}") from error
         if not isinstance(row, dict) or type(row.get("cfg_id")) is not int or row["cfg_id"] < 0:
-            raise InputError(f"ledger '{path}', line {number} has no number of a stitch as 'cfg_id': {line[:80]!r}")
+            raise InputError(f"ledger '{path}', line {number} has no 'cfg_id', a number from 0: {line[:80]!r}")
         if fault := _fault(row):
             raise InputError(f"ledger '{path}', line {number} has {fault}")
         if (first := places.setdefault(row["cfg_id"], number)) != number:

@@ -15,9 +15,9 @@ PER_CLASS = "per_class.csv"
 def write_per_class(
     folder: Path, classes: Sequence[str], scores: Mapping[str, Score], *, keep: Collection[str] = ()
 ) -> None:
-    """Write the accuracies in percent of the networks, by column, and keep these columns of an earlier evaluation.
+    """Write the accuracies of the networks in percent, by column, and keep some columns of an earlier evaluation.
 
-    A class without images has no accuracy.
+    They are kept only if it had the same classes and images. A class without images has no accuracy.
     """
     path, some = folder / PER_CLASS, next(iter(scores.values()))
     columns: dict[str, Sequence[object]] = {"class": classes, "images": some.class_images}

@@ -90,8 +90,8 @@ def test_a_file_from_another_configuration_is_refused_and_kept(change, message, 
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        *(("nonsense", "is not JSON"), ("[]", "has no number"), ('{"flops": 1}', "has no number")),
-        *(('{"cfg_id": "1"}', "has no number"), ('{"cfg_id": true}', "has no number")),
+        *(("nonsense", "is not JSON"), ("[]", "has no 'cfg_id'"), ('{"flops": 1}', "has no 'cfg_id'")),
+        *(('{"cfg_id": "1"}', "has no 'cfg_id'"), ('{"cfg_id": true}', "has no 'cfg_id'")),
         ('{"cfg_id": 1, "acc1": null}', "acc1 None, which is not a number"),
         ('{"cfg_id": 1, "flops": true}', "flops True, which is not a number"),
         ('{"cfg_id": 1, "latency_reliable": 1}', "latency_reliable 1, which is not true or false"),
