@@ -36,7 +36,7 @@ def test_a_latency_is_that_of_one_pass_after_a_warm_up(monkeypatch):
     monkeypatch.setattr(latency, "_SECONDS", 0.1)
     module = Sleep(0.01)
     (found,) = latencies([module], torch.zeros(1), limit_s=1)
-    assert found.ms == pytest.approx(10, rel=0.3)
+    assert 10 <= found.ms < 20, "a busy machine sleeps longer"
     assert module.calls >= 2 * 7
     assert module.training, "the mode is kept"
 
