@@ -146,10 +146,8 @@ class Ledger:
     def append(self, cfg_id: int, figures: Mapping[str, object]) -> None:
         """Append the row of a stitch, with its costs and these figures, and flush it to the disk."""
         row = cost_row(self._space, cfg_id, self._cost(cfg_id)) | dict(figures)
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
-        if lines and not lines[-1].endswith("\n"):  # a whole row, or the part of one that a killed run left
-            complete = lines[: len(read_rows(self.path))]
-            write_text(self.path, "".join(line.rstrip("\n") + "\n" for line in complete))
+        if self.path.exists() and not self.path.read_text().endswith("\n"):  # a killed run left it, maybe within a row
+            write_rows(self.path, read_rows(self.path))
         with opened(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
         sync(self.path)
