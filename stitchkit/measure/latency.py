@@ -113,9 +113,10 @@ def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
     # The modules of an extracted network, without its copies of the weights.
     networks = [nn.Sequential(*map(model.module_of, model.steps(row["cfg_id"]))) for row in rows]
     found = latencies(networks, images)
+    chip = torch.cuda.get_device_name(weights.device) if weights.is_cuda else processor()
     sitting = {
         "latency_batch_size": batch_size,
-        "latency_device": _device_name(weights.device),
+        "latency_device": f"{weights.device} ({chip})",
         "latency_threads": torch.get_num_threads(),
         "latency_precision": str(weights.dtype).removeprefix("torch."),
         # One verdict for all: what disturbed one stitch has disturbed the others.
@@ -127,12 +128,6 @@ def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
         row["latency_spread_percent"] = each.spread_percent
         row.update(sitting)
     return latency_note(rows)
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({processor()})"
 
 
 def processor() -> str:
