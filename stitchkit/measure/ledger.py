@@ -83,12 +83,11 @@ def check_figures(rows: Sequence[Row], keys: Iterable[str], advice: Mapping[str,
         raise InputError("the ledger has no rows; run an evaluation with --eval first")
     for key in keys:
         for row in rows:
+            where = f"the row of cfg_id {row['cfg_id']}"
             if key not in row:
-                how = (advice or {}).get(key, "use a ledger made by --eval")
-                raise InputError(f"the row of cfg_id {row['cfg_id']} has no '{key}'; {how}")
+                raise InputError(f"{where} has no '{key}'; {(advice or {}).get(key, 'use a ledger made by --eval')}")
             if not _is_finite(row[key]):
-                fault = f"{key} {row[key]}, not a finite number"
-                raise InputError(f"the row of cfg_id {row['cfg_id']} has {fault}; remove the row")
+                raise InputError(f"{where} has {key} {row[key]}, not a finite number; remove the row")
 
 
 def _is_finite(value: float) -> bool:

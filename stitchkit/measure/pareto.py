@@ -29,8 +29,6 @@ _ADVICE = {
     "params": "use a ledger made by --eval, or choose another cost",
     "latency_ms": "repeat the evaluation with --latency, which adds it, or choose another cost",
 }
-_Cloud = tuple[str, str, Sequence[Row]]
-"""The label, the color and the rows of stitches in a picture."""
 
 
 def pareto_front(rows: Sequence[Row], cost: str = "flops") -> list[Row]:
@@ -84,14 +82,14 @@ def plot_ledgers(ledgers: Mapping[str, Sequence[Row]], path: str | Path, *, titl
     """Draw the stitches of several ledgers, by name, like `plot`, each ledger in its own color."""
     # C0, C1, ... is matplotlib's own cycle of colors.
     clouds = [(name, f"C{number}", rows) for number, (name, rows) in enumerate(ledgers.items())]
-    figure, _ = _draw(title, clouds, {color: rows for _, color, rows in clouds})
+    figure, _ = _draw(title, clouds, {color: rows for _, color, rows in clouds}, "flops")
     save_figure(figure, path)
 
 
 def _draw(
-    title: str, clouds: Sequence[_Cloud], fronts: Mapping[str, Sequence[Row]], cost: str = "flops"
+    title: str, clouds: Sequence[tuple[str, str, Sequence[Row]]], fronts: Mapping[str, Sequence[Row]], cost: str
 ) -> tuple[Figure, Axes]:
-    """A picture of accuracy over a cost: clouds with areas by parameters, and fronts of rows, by color, as lines."""
+    """A picture of accuracy over a cost: named clouds with areas by parameters, fronts as lines; both have colors."""
     figure = new_figure(8, 5)
     axes = figure.add_subplot()
     # Areas are comparable across all clouds. Published rows without parameters are drawn small.
