@@ -20,7 +20,8 @@ def write_per_class(
     They are kept only if it had the same classes and images. A class without images has no accuracy.
     """
     path, some = folder / PER_CLASS, next(iter(scores.values()))
-    columns: dict[str, Sequence[object]] = {"class": classes, "images": some.class_images}
+    # A network may have more logits than the data have classes.
+    columns: dict[str, Sequence[object]] = {"class": classes, "images": some.class_images[: len(classes)]}
     before = _read(path)
     if all(before.get(name) == [str(value) for value in column] for name, column in columns.items()):
         columns |= {name: before[name] for name in keep if name in before}
@@ -29,7 +30,7 @@ def write_per_class(
     with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=False))  # a network may have more logits than the data classes
+        writer.writerows(zip(*columns.values(), strict=False))
 
 
 def _read(path: Path) -> dict[str, list[str]]:
