@@ -48,5 +48,4 @@ def latency_note(rows: Sequence[Row]) -> str:
 
 
 def _spread(rows: Sequence[Row]) -> str:
-    largest = max((row.get("latency_spread_percent", 0.0) for row in rows), default=0.0)
-    return f"at most ± {largest:.1f} %"
+    return f"at most ± {max(row.get('latency_spread_percent', 0.0) for row in rows):.1f} %"

@@ -15,9 +15,9 @@ PER_CLASS = "per_class.csv"
 def write_per_class(
     folder: Path, classes: Sequence[str], scores: Mapping[str, Score], *, keep: Collection[str] = ()
 ) -> None:
-    """Write the accuracies of the networks in percent, by column, and keep some columns of an earlier evaluation.
+    """Write the accuracies of networks in percent, by column; a class without images has none.
 
-    They are kept only if it had the same classes and images. A class without images has no accuracy.
+    The columns `keep` of an earlier evaluation stay if it had the same classes and images.
     """
     path, some = folder / PER_CLASS, next(iter(scores.values()))
     # A network may have more logits than the data have classes.
