@@ -13,8 +13,8 @@ from typing import TextIO
 
 from stitchkit._version import __version__
 from stitchkit.display import PrintableFormatter
-from stitchkit.errors import InputError, Stopped, unknown
-from stitchkit.parser import Command, Parser, add_commands, flags_of, usage_of
+from stitchkit.errors import InputError, Stopped
+from stitchkit.parser import Command, Parser, add_commands, unknown_flag, usage_of
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -69,7 +69,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         flags, rest = _parser().parse_known_args(arguments)
         command, parser = (vars(flags).pop(name) for name in ("command", "parser"))
         if rest and rest[0].startswith("-"):
-            raise unknown("flag", rest[0].split("=")[0], flags_of(parser))
+            raise unknown_flag(parser, rest[0].split("=")[0])
         if rest:
             raise InputError(f"unexpected argument '{rest[0]}'; write {usage_of(parser)}, and a value after each flag")
         command.run(flags)

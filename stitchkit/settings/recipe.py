@@ -46,7 +46,7 @@ class ModelRecipe(Settings):
     stitch_config: LocalPath | None = flag(None, "stitch configuration (JSON): train or evaluate its SN-Net")
     model: str | None = flag(None, "timm model name: train or evaluate this model alone")
     model_kwargs: ModelArguments | None = flag(None, "arguments of the timm model, as key=value ...")
-    pretrained: bool = flag(True, "start from pretrained weights (timm's --model: off unless given)")
+    pretrained: bool = flag(True, "start from pretrained weights; for --model, off unless given")
     pretrained_path: LocalPath | None = flag(None, "file that replaces the pretrained weights of --model")
     initial_checkpoint: LocalPath | None = flag(None, "start from the weights in this file")
     num_classes: Count | None = flag(
