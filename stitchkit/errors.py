@@ -49,7 +49,7 @@ def unknown(kind: str, value: object, allowed: Iterable[str]) -> InputError:
     elif len(names) <= 30:
         hint = f"allowed: {', '.join(names)}"
     else:
-        hint = f"none of the {len(names)} allowed names is close to it"
+        hint = f"none of the {len(names)} allowed names is close; check the spelling"
     return InputError(f"unknown {kind} '{value}'; {hint}")
 
 
