@@ -18,7 +18,7 @@ from stitchkit.parser import Command, Parser, add_commands, unknown_flag, usage_
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
-# Libraries whose own lines tell a user nothing: each request, and the absence of a compiler that nobody asked for.
+# Libraries that log what no user asked for: each request, and the absence of a compiler.
 _QUIET = ("httpx", "httpx2", "torch.utils.cpp_extension")
 
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 2 for bad input; 130 after Ctrl-C; 130 or 143 after a signal on which a run was saved;
-        141 if nobody reads the output any more, as after `| head`.
+        141 if the reader of the output has ended, as after `| head`.
     """
     try:
         try:
@@ -93,7 +93,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _refusal(error: OSError) -> InputError:
-    """What the system refused, of which file if it says so, and what to do."""
+    """An error of the system as a message: the file if it is known, the cause, and what to do."""
     where = f"'{error.filename}': " if error.filename else ""
     if error.errno in _DISK_FULL:  # an error of a write does not name the file
         advice = "make room, or write to another disk"

@@ -11,7 +11,7 @@ _LONGEST = 3000
 
 
 def printable(words: str) -> str:
-    """Words without line ends and escapes, with which the content of a file could forge a message of ours."""
+    """Words with line ends and escapes spelled out, so that quoted content cannot forge a message of ours."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
 
 
