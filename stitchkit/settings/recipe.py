@@ -14,18 +14,22 @@ from pydantic import Field, StrictFloat, StrictStr
 from pydantic.dataclasses import dataclass
 
 from stitchkit.errors import InputError
-from stitchkit.settings.schema import DatasetName, LocalPath, ModelArguments, Settings
+from stitchkit.settings.schema import (
+    Count,
+    DatasetName,
+    LocalPath,
+    ModelArguments,
+    Natural,
+    NonNegative,
+    Settings,
+    Share,
+)
 
 COMMAND_ONLY = ("dataset_download", "dry_run")
 """Settings that no file can switch on: its author would decide what is downloaded, or that nothing is trained."""
 
-# Numbers with limits. They are strict: neither text nor true counts as a number.
-Natural = Annotated[int, Field(strict=True, ge=0)]
-Count = Annotated[int, Field(strict=True, ge=1)]
-NonNegative = Annotated[float, Field(strict=True, ge=0)]
 AtLeastThousandth = Annotated[float, Field(strict=True, ge=1e-3)]
 AtLeastMillionth = Annotated[float, Field(strict=True, ge=1e-6)]
-Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Area = Annotated[float, Field(strict=True, ge=1e-3, le=1)]
 AtMost99Percent = Annotated[float, Field(strict=True, ge=0, le=0.99)]
 

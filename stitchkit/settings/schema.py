@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 from pydantic import (
     AfterValidator,
     ConfigDict,
+    Field,
     GetJsonSchemaHandler,
     GetPydanticSchema,
     TypeAdapter,
@@ -27,6 +28,12 @@ from stitchkit.errors import InputError, unknown
 from stitchkit.paths import dataset_fault, local_fault
 
 Kind = TypeVar("Kind")
+
+# Numbers with limits. They are strict: neither text nor true counts as a number.
+Natural = Annotated[int, Field(strict=True, ge=0)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+NonNegative = Annotated[float, Field(strict=True, ge=0)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 
 _EXPECTED = {
     "bool_type": "true or false",
