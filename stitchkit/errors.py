@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-# Longest message in characters; a longer one quotes somebody's data.
+# Longest message in characters; only a message that quotes a file's content is longer.
 _LONGEST = 3000
 
 

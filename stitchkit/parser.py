@@ -26,12 +26,8 @@ def with_default(action: argparse.Action, default: object) -> str | None:
     is_plain = default is None or default is False or default in ("", (), [], {}, argparse.SUPPRESS)
     if not action.help or is_switch or is_plain or "by default" in action.help:
         return action.help
-    values = default if isinstance(default, list | tuple) else [default]
-    return f"{action.help} ({' '.join(map(_shown, values))})"
-
-
-def _shown(value: object) -> str:
-    return "on" if value is True else f"{value:.4g}" if isinstance(value, float) else str(value)
+    values = ["on"] if default is True else default if isinstance(default, list | tuple) else [default]
+    return f"{action.help} ({' '.join(f'{value:.4g}' if isinstance(value, float) else str(value) for value in values)})"
 
 
 class _Help(argparse.HelpFormatter):
@@ -57,10 +53,6 @@ class Parser(argparse.ArgumentParser):
         raise unknown(kind, value, map(str, action.choices))
 
 
-def _no_flags(parser: argparse.ArgumentParser) -> None:
-    """Add nothing, for a command without flags."""
-
-
 class Command(NamedTuple):
     """A command of `stitchkit`, or a subcommand.
 
@@ -73,7 +65,7 @@ class Command(NamedTuple):
 
     run: Callable[[argparse.Namespace], None]
     about: str
-    add_flags: Callable[[argparse.ArgumentParser], None] = _no_flags
+    add_flags: Callable[[argparse.ArgumentParser], None] = lambda _: None
     resumes: str = ""
 
 

@@ -125,7 +125,7 @@ LocalPath = Annotated[str, _checked(local_fault)]
 """A path on this machine; neither a URL nor a command."""
 
 DatasetName = Annotated[str, _checked(dataset_fault)]
-"""A data set's name or folder, as timm has them; likewise."""
+"""A data set's name or folder, as in timm; neither a URL nor a command."""
 
 
 # These arguments of timm choose a model or its weights, perhaps by a URL, and so bypass the settings that are checked.
