@@ -45,7 +45,7 @@ def _add_pareto_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ledger", metavar="FILE", help="a stitches_res.txt, ours or a published one")
     parser.add_argument(
         "--cost", choices=("flops", "params", "latency"), default="flops",
-        help="what accuracy is weighed against",
+        help="what accuracy is weighed against; by default flops",
     )  # fmt: skip
     add_allow_unreliable_flag(parser)
     parser.add_argument("--plot", metavar="FILE", help="also draw it, as .png, .svg or .pdf")
