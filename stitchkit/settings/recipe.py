@@ -14,20 +14,12 @@ from pydantic import Field, StrictFloat, StrictStr
 from pydantic.dataclasses import dataclass
 
 from stitchkit.errors import InputError
-from stitchkit.settings.schema import (
-    Count,
-    DatasetName,
-    LocalPath,
-    ModelArguments,
-    Natural,
-    NonNegative,
-    Settings,
-    Share,
-)
+from stitchkit.settings.schema import Count, DatasetName, LocalPath, ModelArguments, Natural, Settings, Share
 
 COMMAND_ONLY = ("dataset_download", "dry_run")
 """Settings that no file can switch on: its author would decide what is downloaded, or that nothing is trained."""
 
+NonNegative = Annotated[float, Field(strict=True, ge=0)]
 AtLeastThousandth = Annotated[float, Field(strict=True, ge=1e-3)]
 AtLeastMillionth = Annotated[float, Field(strict=True, ge=1e-6)]
 Area = Annotated[float, Field(strict=True, ge=1e-3, le=1)]

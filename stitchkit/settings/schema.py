@@ -32,7 +32,6 @@ Kind = TypeVar("Kind")
 # Numbers with limits. They are strict: neither text nor true counts as a number.
 Natural = Annotated[int, Field(strict=True, ge=0)]
 Count = Annotated[int, Field(strict=True, ge=1)]
-NonNegative = Annotated[float, Field(strict=True, ge=0)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 
 _EXPECTED = {
