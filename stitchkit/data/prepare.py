@@ -6,7 +6,7 @@ import io
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import TypeAlias
 
 from PIL import Image
 from pydantic import Field, StrictStr
@@ -21,7 +21,7 @@ from stitchkit.data.torchvision_sets import SOURCES, TEST_SHARE, divide, read
 from stitchkit.errors import InputError, unknown
 from stitchkit.files import fresh_folder
 from stitchkit.settings.files import naming, read_settings_file
-from stitchkit.settings.schema import DatasetName, Settings, json_schema, parse
+from stitchkit.settings.schema import Count, DatasetName, Settings, json_schema, parse
 
 VALIDATION_SHARE = 0.1
 """Share of the images not for testing that is for validation."""
@@ -29,8 +29,6 @@ VALIDATION_SHARE = 0.1
 SPLITS = ("train", "val", "test")
 _SOURCES = "sources"
 _KEPT = (".jpg", ".jpeg", ".png")
-
-Count = Annotated[int, Field(strict=True, ge=1)]
 
 
 @dataclass(frozen=True)
