@@ -149,7 +149,7 @@ class TrainingLoader:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, Labels]]:
         self.waited, self.images = 0.0, 0
-        ways = [_again_and_again(loader) for loader in self.loaders]
+        ways = [_cycle(loader) for loader in self.loaders]
         for _ in range(len(self)):
             start = time.perf_counter()
             batches = [next(way) for way in ways]
@@ -159,7 +159,7 @@ class TrainingLoader:
             yield images, tuple(labels for _, labels in batches)
 
 
-def _again_and_again(loader: DirectLoader) -> Iterator[Batch]:
+def _cycle(loader: DirectLoader) -> Iterator[Batch]:
     is_empty = False
     while not is_empty:
         is_empty = True
