@@ -98,7 +98,7 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
 
     @property
     def notes(self) -> str:
-        """Files that are ignored, and an inner folder whose images belong to a class, in words; empty if there are none."""
+        """Ignored files, and a folder within a class, in words; empty if there are none."""
         said = ""
         if self.ignored:
             said += f"; {self.ignored.total():,} files ignored ({', '.join(sorted(self.ignored))})"
