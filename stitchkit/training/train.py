@@ -153,7 +153,9 @@ def _prepare_stitching(session: Session, model: SNNet, loader: Loader, *, is_fre
     if is_fresh and settings.ls_init:
         seed_epoch(session.recipe.run.seed, world.rank, 0)
         share = -(-settings.stitch_init_bs // world.size)
-        batches = progress(some_images(loader, share), world, "fit of the stitching layers", unit="batches")
+        num_batches = -(-share // session.recipe.data.batch_size)
+        images = some_images(loader, share)
+        batches = progress(images, world, "fit of the stitching layers", unit="batches", total=num_batches)
         residuals = fit_stitching_layers(model, batches, method=settings.ls_method, damping=settings.ls_damping)
         if world.is_primary:
             write_fit(session.folder, model.space, residuals)
