@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torchvision.datasets
-from sklearn.model_selection import train_test_split
 from torch.utils.data import ConcatDataset, Dataset, Subset
 from torchvision.datasets import VisionDataset
 
@@ -80,6 +79,8 @@ def _own_split(reader: VisionDataset, split: str) -> Sequence[int]:
 
 def divide(items: Sequence[Item], labels: Sequence[int], share: float) -> tuple[list[Item], list[Item]]:
     """Draw a share of each class with a fixed seed; return the rest and the drawn items."""
+    from sklearn.model_selection import train_test_split  # as in `digits`
+
     try:
         rest, drawn = train_test_split(items, test_size=share, stratify=labels, random_state=0)
     except ValueError as error:
