@@ -53,7 +53,7 @@ def open_dataset(source: Source, split: str, *, is_training: bool = False, **opt
     check_local(split, "split")
     dataset = _open(source, split, {"is_training": is_training, **dict(source.options), **options})
     if not isinstance(dataset, IterableDataset):
-        _logger.info("%s", contents(dataset))
+        _logger.info("%s", _contents(dataset))
     if not is_training:
         _logger.info("evaluating on the %s images of '%s'", dataset.split, source)
     return dataset
@@ -65,7 +65,7 @@ def download(source: Source) -> None:
         open_dataset(replace(source, download=True), split, is_training=True)
 
 
-def contents(images: Images) -> str:
+def _contents(images: Images) -> str:
     """The number of images and classes of a split, and what of its folder is not used, in words."""
     classes = (
         f"{counted(len(images.classes), 'class')} ({listed(images.classes)})" if images.classes else "unknown classes"

@@ -8,6 +8,8 @@ import pytest
 
 import stitchkit
 import stitchnet
+from stitchkit.errors import InputError
+from stitchkit.training.inputs import read_run
 from tests.support import ROOT
 
 
@@ -96,6 +98,15 @@ print("torch" in sys.modules)
     for said, line in zip(mistakes, lines, strict=True):
         assert said in line
     assert loaded == "False"
+
+
+def test_restarted_ranks_need_no_checkpoint_of_the_flags(monkeypatch, tmp_path):
+    """They resume from their own, and the run may have removed that of the flags since."""
+    flags = {"data_dir": str(tmp_path), "model": "x", "resume": str(tmp_path / "checkpoint-0.pth.tar")}
+    with pytest.raises(InputError, match="does not exist"):
+        read_run(flags)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert read_run(flags)[0].run.resume == flags["resume"]
 
 
 @pytest.mark.full
