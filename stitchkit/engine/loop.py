@@ -198,7 +198,7 @@ class Trainer:
             yield self._next(batches)
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
-        # Within a generator, the end of another would be an error of Python's.
+        # Python turns a StopIteration within a generator into a RuntimeError.
         if (found := next(batches, None)) is None:
             raise InputError(
                 f"the training data end before the {len(self.loader)} batches of an epoch; they have fewer images than "

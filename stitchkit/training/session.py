@@ -58,7 +58,7 @@ class Session:
         return engine_settings(self.recipe).precision(self.world.device)[0]
 
     def save_settings(self, name: str, *, without: Collection[str] = ()) -> None:
-        """Save the effective settings in the run's folder, `without` some, as a file for `-c`, and begin the log there."""
+        """Save the effective settings, `without` some, as a file for `-c` in the run's folder, and begin its log."""
         settings = self.recipe.for_files()
         write_text(self.folder / name, settings_text({key: settings[key] for key in settings if key not in without}))
         begin_log(self.folder)
