@@ -16,8 +16,9 @@ from timm.data import ImageDataset
 
 from stitchkit.data.folders import is_split, open_images
 from stitchkit.data.labelled_images import LabelledImages
-from stitchkit.data.sources import Images, Source, read_timm
-from stitchkit.data.torchvision_sets import SOURCES, TEST_SHARE, divide, read
+from stitchkit.data.source import SOURCES, Source
+from stitchkit.data.sources import Images, read_timm
+from stitchkit.data.torchvision_sets import TEST_SHARE, divide, read
 from stitchkit.errors import InputError, unknown
 from stitchkit.files import fresh_folder
 from stitchkit.settings.files import naming, read_settings_file

@@ -22,7 +22,7 @@ from stitchkit.errors import InputError
 from stitchkit.networks.mode import evaluating
 from stitchkit.networks.preparation import take_image, trained_image
 from stitchkit.networks.weight_names import own_names
-from stitchkit.paths import check_local
+from stitchkit.paths import check_file
 
 _MODEL_KEYS = ("state_dict", "model")
 _EMA_KEYS = ("state_dict_ema", "model_ema")
@@ -58,12 +58,8 @@ def read_hashed(path: str | Path) -> tuple[dict[str, Any], str]:
 
 
 def _opened(path: str | Path) -> BinaryIO:
-    check_local(str(path), "checkpoint")
-    path = Path(path)
-    if not path.is_file():
-        found = "is not a file" if path.exists() else "does not exist"
-        raise InputError(f"checkpoint '{path}' {found}; check the path")
-    return path.open("rb")
+    check_file(path, "checkpoint")
+    return Path(path).open("rb")
 
 
 def _content(file: BinaryIO, path: Path) -> dict[str, Any]:

@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
-from timm.data import ImageDataset
 
 import stitchkit
 from stitchkit.cli import main
 from stitchkit.data.batches import without_padding
+from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import init_world
 from stitchkit.measure.evaluate import PartialSums, evaluate_stitch
 from stitchkit.measure.ledger import read_rows
@@ -83,8 +83,8 @@ def test_law_7_the_ledger_is_that_of_one_pass_a_stitch(trained, images):
 def test_images_are_read_once_for_all_stitches(trained, monkeypatch):
     _, evaluate = trained
     read = []
-    get = ImageDataset.__getitem__
-    monkeypatch.setattr(ImageDataset, "__getitem__", lambda self, index: read.append(index) or get(self, index))
+    get = CheckedImages.__getitem__
+    monkeypatch.setattr(CheckedImages, "__getitem__", lambda self, index: read.append(index) or get(self, index))
     assert main(["train", *evaluate, "counted"]) == 0
     assert sorted(read) == list(range(20))
 
