@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
 from stitchkit.data.batches import DirectLoader
-from stitchkit.data.loader_processes import workers_for
+from stitchkit.data.loader_processes import usable_cores
 from stitchkit.data.unreadable import NO_CLASS, explained
 from stitchkit.distributed import World
 from stitchkit.engine.checkpoint_files import CheckpointFiles
@@ -199,7 +199,7 @@ def _trainer(net: Net, train: Examples, seed: int, folder: Path) -> Trainer:
         raise InputError("fine-tuning needs at least two images; add some")
     loader: DataLoader[Any] = DataLoader(
         pairs, _BATCH, sampler=order, pin_memory=device.type == "cuda", generator=torch.Generator(),
-        num_workers=0 if pairs.is_in_memory else workers_for(pairs, _WORKERS, world),
+        num_workers=0 if pairs.is_in_memory else min(_WORKERS, usable_cores()),
     )  # fmt: skip
     optimizer = torch.optim.AdamW(
         [one for one in net.parameters() if one.requires_grad], _LR, weight_decay=_WEIGHT_DECAY

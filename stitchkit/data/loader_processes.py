@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 
 from timm.data.loader import PrefetchLoader
 from torch.utils.data import DataLoader, IterableDataset
@@ -26,14 +26,10 @@ def usable_cores() -> int:
 
 
 def workers_for(images: object, wanted: int, world: World) -> int:
-    """The loader processes of each rank: as many as wanted, but no more than there are cores, or shards of a stream.
+    """The loader processes of each rank: as many as wanted, but no more than a stream has shards for it.
 
-    Without a core, processes wait for each other, and torch warns. Without a shard, one has no batch, so an epoch would
-    end too soon, or an evaluation would leave out images.
+    Without a shard, a process has no batch, so an epoch would end too soon, or an evaluation would leave out images.
     """
-    if wanted > (cores := usable_cores()):
-        _say_cap(wanted, cores)
-        wanted = cores
     reader = getattr(images, "reader", None)
     shards = num_shards(reader, world.size) if isinstance(images, IterableDataset) else None
     if shards is None or max(wanted, 1) <= shards:
@@ -45,12 +41,6 @@ def workers_for(images: object, wanted: int, world: World) -> int:
         )
     _logger.info("%s has %s for each rank, each read by one loader process", name, counted(shards, "shard"))
     return shards
-
-
-@cache
-def _say_cap(wanted: int, cores: int) -> None:
-    """Log the limit once in a process, not for every loader."""
-    _logger.info("%s instead of %d, as many as there are cores", counted(cores, "loader process"), wanted)
 
 
 def _end_with_parent(worker_id: int, start: Callable[[int], None] | None) -> None:

@@ -11,7 +11,6 @@ from PIL import Image
 from timm.data.mixup import FastCollateMixup
 from timm.data.random_erasing import RandomErasing
 
-from stitchkit.data import loader_processes
 from stitchkit.data.batches import without_padding
 from stitchkit.data.loader_processes import workers_for
 from stitchkit.distributed import World, init_world
@@ -204,15 +203,10 @@ def test_readers_of_many_libraries_are_given_their_options(monkeypatch):
     assert "trust_remote_code" not in seen
 
 
-def test_there_are_no_more_loader_processes_than_cores(loaders, monkeypatch, caplog):
-    """torch's warning of too many would be an error here; the log says it once for both loaders."""
-    caplog.set_level("INFO")
-    loader_processes._say_cap.cache_clear()
-    monkeypatch.setattr(loader_processes, "usable_cores", lambda: 2)
+def test_the_number_of_loader_processes_does_not_depend_on_the_machine(loaders):
+    """It decides how images are augmented. torch's warning of more processes than cores would be an error here."""
     found = loaders(workers=4096)
-    assert [loader.loader.num_workers for loader in (found.train, found.validation)] == [2, 2]
-    assert caplog.messages.count("2 loader processes instead of 4096, as many as there are cores") == 1
-    assert loaders(workers=1).train.loader.num_workers == 1
+    assert [loader.loader.num_workers for loader in (found.train, found.validation)] == [4096, 4096]
 
 
 def test_a_stream_is_read_by_as_many_processes_as_have_a_shard(loaders, tmp_path, caplog):

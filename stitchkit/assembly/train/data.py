@@ -18,7 +18,7 @@ from stitchkit.assembly.train.preprocessing import create_transform
 from stitchkit.assembly.train.task import Labels
 from stitchkit.data.batches import Batch, DirectLoader
 from stitchkit.data.labelled_images import numbered
-from stitchkit.data.loader_processes import workers_for
+from stitchkit.data.loader_processes import usable_cores, workers_for
 from stitchkit.data.source import Source
 from stitchkit.data.sources import agreed_classes, download, open_dataset
 from stitchkit.data.unreadable import CheckedImages
@@ -102,7 +102,8 @@ def _classes(known: tuple[str, ...], task: TaskConfig, place: str) -> tuple[str,
 
 
 def _loader(dataset: Any, config: JobConfig, task: TaskConfig, world: World, *, training: bool) -> DirectLoader:
-    settings, workers, most = config.train_config, workers_for(dataset, config.workers, world), None
+    settings, most = config.train_config, None
+    workers = workers_for(dataset, min(config.workers, usable_cores()), world)
     options: dict[str, Any] = {"num_workers": workers, "pin_memory": world.device.type == "cuda"}
     if isinstance(dataset, IterableDataset):
         dataset.set_loader_cfg(num_workers=workers)  # type: ignore[attr-defined] # timm's method: its length depends on it
