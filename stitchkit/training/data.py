@@ -154,7 +154,7 @@ def _create_loader(images: Any, recipe: Recipe, world: World, mix: Mixup = None,
     """timm's loader with its batches on the device: by its prefetcher, or else by a `DirectLoader`."""
     data, dtype = recipe.data, weights_dtype(recipe)
     with warnings.catch_warnings():
-        # Of more processes than cores. Their number decides how images are augmented: it must not depend on the machine.
+        # Of more processes than cores. Their number decides the augmentation, so it must not depend on the machine.
         warnings.filterwarnings("ignore", "This DataLoader will create")
         loader = create_loader(
             images,
