@@ -571,7 +571,7 @@ def test_what_is_not_finite_is_not_saved(images, tmp_path, capsys):
     config = job_config(images, optimizer="SGD", optimizer_args={"lr": 1e38, "weight_decay": 1e30})
     line = refusal(capsys, write_job(tmp_path, config), tmp_path / "out", "--save-checkpoints")
     assert "the loss is nan" in line
-    assert line.endswith("stopped. Lower --lr, set or lower train_config.max_grad_norm"), "what a job has"
+    assert line.endswith("stopped. Lower --lr, or set or lower train_config.max_grad_norm"), "what a job has"
     line = refusal(capsys, write_job(tmp_path, config), tmp_path / "out", "--save-checkpoints", "--max-steps", "1")
     assert "validation loss are not finite after epoch 1; stopped" in line
     assert not list((tmp_path / "out").glob("*.p*"))
