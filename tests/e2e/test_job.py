@@ -238,7 +238,9 @@ def test_a_smoke_run_is_short_and_does_not_stop_the_real_one(trained, tmp_path):
 
 def test_a_dry_run_says_what_a_job_comes_to_and_writes_nothing(trained, images, tmp_path, capsys):
     _, out, _ = trained
-    path, place = write_job(tmp_path, job_config(images, batch_size=8)), tmp_path / "out"
+    config = job_config(images, batch_size=8)
+    config["assembly"][0]["Subnet"]["block_input"] = ["x"]  # as in published files
+    path, place = write_job(tmp_path, config), tmp_path / "out"
     assert main(["job", "-c", str(path), "-o", str(place), "--dry-run"]) == 0
     said = capsys.readouterr().out
     known = yaml.safe_load((out / "metadata.yml").read_text())

@@ -71,8 +71,9 @@ def _table(network: Assembly, traced: list[TracedPart], size: tuple[int, int, in
 
 def _row(name: str, part: torch.nn.Module, traced: TracedPart, flops: Mapping[str, int]) -> tuple[str, ...]:
     given = traced.spec.arguments
-    where = [given.get(key) for key in ("block_input", "block_output")]
-    cut = f" {where[0] or 'x'} to {where[1] or 'the end'}" if any(where) else ""
+    named = [given.get(key) for key in ("block_input", "block_output")]
+    first, last = (", ".join(end) if isinstance(end, list) else end for end in named)
+    cut = f" {first or 'x'} to {last or 'the end'}" if any(named) else ""
     kind = f"{traced.spec.name} {given.get('model_name', '')}".strip() + cut
     return name, kind, traced.output, *_cost(name, part, flops)
 
