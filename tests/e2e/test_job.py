@@ -10,8 +10,10 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.parts.part import Assembly
 from stitchkit.assembly.train.data import TrainingLoader, open_data
 from stitchkit.assembly.train.run import run_job
 from stitchkit.assembly.train.task import Captured, JobTask, TaskLoss, WeightedLoss, scale_losses
@@ -445,10 +447,10 @@ def two_tasks(images, **train):
     return config
 
 
-def test_each_task_has_its_batches_losses_and_columns_and_resumes_bitwise(images, tmp_path, caplog):
+def test_law_8_each_task_has_its_batches_losses_and_columns_and_resumes_within_an_epoch(images, tmp_path, caplog):
     path = write_job(tmp_path, two_tasks(images, epochs=2))
     with caplog.at_level("INFO"):
-        whole = run(path, tmp_path / "whole", "--save-checkpoints")
+        whole = run(path, tmp_path / "whole", "--save-checkpoints", "--checkpoint-interval", "2")
     assert "losses are divided by their start: " in caplog.text
     assert list(whole["Step"]) == [0, 3, 6]  # three batches of the first task, the second starts over
     ours, digits = images.name, "digits"
@@ -456,11 +458,14 @@ def test_each_task_has_its_batches_losses_and_columns_and_resumes_bitwise(images
     assert whole[[*columns, *(f"Overall/Train {name}" for name in columns)]].iloc[1:].notna().all(axis=None)
     saved = torch.load(tmp_path / "whole" / "model-6.pth", weights_only=True)
     assert 0.2 < whole["Loss"].iloc[1] / 2 < 1.5, "each of the two losses begins at 1"
-    run(path, tmp_path / "part", "--save-checkpoints", "--epochs", "1")
-    run(path, tmp_path / "part", "--save-checkpoints", "--resume", "auto")
+    previous = tmp_path / "whole" / "previous.pth"
+    assert torch.load(previous, weights_only=True)["within"]["ranks"][0]["position"]["done"] == 2
+    resumed = run(path, tmp_path / "part", "--save-checkpoints", "--resume-from", previous)
     again = torch.load(tmp_path / "part" / "model-6.pth", weights_only=True)
     assert again["loss_scales"] == saved["loss_scales"]
     assert all(torch.equal(value, again["state_dict"][name]) for name, value in saved["state_dict"].items())
+    same = [name for name in whole.columns if not name.startswith(("Time", "Proc"))]
+    pd.testing.assert_frame_equal(whole[same], resumed[same])
 
 
 def test_losses_of_tasks_are_divided_by_their_start():
@@ -473,6 +478,20 @@ def test_losses_of_tasks_are_divided_by_their_start():
     assert task.scales.tolist() == pytest.approx(start)
     assert task(images, labels)["loss"].item() == pytest.approx(2)
     assert task.mean_losses() == pytest.approx(start)
+
+
+def test_a_job_trains_and_tests_at_a_height_and_a_width(images, tmp_path):
+    seen = set()
+
+    def note(module, inputs):
+        if isinstance(module, Assembly) and not inputs[0].is_meta:
+            seen.add(tuple(map(int, inputs[0].shape[1:])))  # FLOPs are traced, where sizes are tensors
+
+    path = write_job(tmp_path, job_config(images, epochs=1))
+    with register_module_forward_pre_hook(note):
+        result = run(path, tmp_path / "out", "--image-size", "32,48")
+    assert seen == {(3, 32, 48)}
+    assert result["Overall/Train Loss"].iloc[-1] > 0
 
 
 def test_an_epoch_of_tasks_ends_with_the_longest(images):
