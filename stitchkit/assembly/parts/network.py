@@ -163,9 +163,7 @@ class _Builder:
                 known = self.num_classes if name == "num_classes" else _channels(flow, wanted, kind.takes, class_token)
                 arguments[name] = known
         if issubclass(kind, Pretrained):
-            arguments.pop(
-                "verbose", None
-            )  # in published files, whether loading reports names that differ; it always does
+            arguments.pop("verbose", None)  # whether the published tool reports names that differ; ours always does
             if self.replaced or not self.pretrained:
                 arguments["pretrained"] = False
             path = arguments.get("ckp_path")

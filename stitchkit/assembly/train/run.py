@@ -174,11 +174,12 @@ def _begin(job: Job, files: JobCheckpoints) -> tuple[int, Position | None]:
 def _scale_losses(job: Job, trainer: Trainer) -> None:
     """Scale the losses of several tasks by their start, and say by how much."""
     assert isinstance(trainer.task, JobTask)
+    if len(job.data) == 1:
+        return
     scale_losses(trainer.task, trainer.loader)
-    if len(job.data) > 1:
-        pairs = zip(job.data, trainer.task.scales.tolist(), strict=True)
-        scales = ", ".join(f"{task.config.name} {scale:.3g}" for task, scale in pairs)
-        _logger.info("losses are divided by their start: %s", scales)
+    pairs = zip(job.data, trainer.task.scales.tolist(), strict=True)
+    scales = ", ".join(f"{task.config.name} {scale:.3g}" for task, scale in pairs)
+    _logger.info("losses are divided by their start: %s", scales)
 
 
 def _moving_norms(network: nn.Module) -> str:

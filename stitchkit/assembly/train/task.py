@@ -172,8 +172,6 @@ _FIRST_BATCHES = 3
 
 def scale_losses(task: JobTask, batches: Iterable[tuple[torch.Tensor, Labels]]) -> None:
     """Set the scale of each of several tasks to the mean of its loss over the first batches of all ranks."""
-    if len(task.losses) < 2:
-        return
     sums = torch.zeros(len(task.losses) + 1, dtype=torch.float64, device=task.device)
     with evaluating(task.network):  # with gradients, because auxiliary losses listen to nothing else
         for images, labels in islice(batches, _FIRST_BATCHES):
