@@ -43,7 +43,7 @@ def download_data(configs: Iterable[JobConfig]) -> None:
 
 def open_data(config: JobConfig, world: World) -> list[TaskData]:
     """Open the data sets of a job."""
-    return [open_task(config, number, world) for number in range(len(config.train_config.resolved_tasks))]
+    return [open_task(config, number, world) for number in range(len(config.train_config.places))]
 
 
 def open_task(config: JobConfig, number: int, world: World) -> TaskData:

@@ -88,9 +88,7 @@ class Job:
     rows: list[Row] = field(default_factory=list)
 
 
-def open_job(
-    config: JobConfig, world: World, source: Path | None, paths: JobPaths, *, download: bool = False
-) -> Job:  # fmt: skip
+def open_job(config: JobConfig, world: World, source: Path | None, paths: JobPaths, *, download: bool = False) -> Job:
     """Open the data, build the network and its trainer; errors name the file that the job was read from."""
     size = (3, *config.train_config.resolved_tasks[0].data_preprocessing.size)
     # A checkpoint of the whole network replaces all pretrained weights, so none are downloaded or read.

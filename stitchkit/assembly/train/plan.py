@@ -31,7 +31,7 @@ def job_plan(config: JobConfig, source: Path) -> str:
     with naming(source):
         check_training(config.train_config)
         check_metrics(config.metrics)
-        found = [_opened(config, number) for number in range(len(config.train_config.resolved_tasks))]
+        found = [_opened(config, number) for number in range(len(config.train_config.places))]
         data = [task for task in found if isinstance(task, TaskData)]
         classes = min((len(task.classes) for task in data), default=1)
         network, traced = trace_network(config.network, num_classes=classes, input_size=size, replaced=True)
