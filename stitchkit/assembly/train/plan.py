@@ -11,10 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.network import TracedPart, trace_network
 from stitchkit.assembly.parts.part import Assembly, Part
+from stitchkit.assembly.train.check import check_training
 from stitchkit.assembly.train.data import TaskData, open_task
 from stitchkit.assembly.train.job import job_paths, trained_parameters
-from stitchkit.assembly.train.metrics import check_metrics
-from stitchkit.assembly.train.optim import check_training
 from stitchkit.display import aligned, quantity
 from stitchkit.distributed import World
 from stitchkit.engine.recovery import AUTO
@@ -29,8 +28,7 @@ def job_plan(config: JobConfig, source: Path) -> str:
     """The plan of a job in words; missing data and files of weights are named in it, all other mistakes are errors."""
     size = (3, *config.train_config.resolved_tasks[0].data_preprocessing.size)
     with naming(source):
-        check_training(config.train_config)
-        check_metrics(config.metrics)
+        check_training(config)
         found = [_opened(config, number) for number in range(len(config.train_config.places))]
         data = [task for task in found if isinstance(task, TaskData)]
         classes = min((len(task.classes) for task in data), default=1)
