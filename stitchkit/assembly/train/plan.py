@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.parts.network import TracedPart, trace_network
+from stitchkit.assembly.parts.network import TracedPart, check_network
 from stitchkit.assembly.parts.part import Assembly, Part
 from stitchkit.assembly.train.check import check_training
 from stitchkit.assembly.train.data import TaskData, open_task
@@ -32,7 +32,7 @@ def job_plan(config: JobConfig, source: Path) -> str:
         found = [_opened(config, number) for number in range(len(config.train_config.places))]
         data = [task for task in found if isinstance(task, TaskData)]
         classes = min((len(task.classes) for task in data), default=1)
-        network, traced = trace_network(config.network, num_classes=classes, input_size=size, replaced=True)
+        network, traced = check_network(config.network, num_classes=classes, input_size=size, replaced=True)
         if not config.test_only:
             trained_parameters(network)
     lines = [_table(network, traced, size), "", *_of_data(data)]
