@@ -63,6 +63,7 @@ class JobCheckpoints(CheckpointFiles):
 
 def header(job: Job, trainer: Trainer, epoch: int, step: int) -> dict[str, object]:
     """The part of a checkpoint that describes its job, when `epoch` epochs and `step` steps are done."""
+    assert isinstance(trainer.task, JobTask)
     return {
         "format": _FORMAT,
         "opt": type(trainer.optimizer).__name__,
@@ -72,15 +73,9 @@ def header(job: Job, trainer: Trainer, epoch: int, step: int) -> dict[str, objec
         "steps_per_epoch": trainer.updates_per_epoch,
         "rows": job.rows,
         "classes": [list(task.classes) for task in job.data],
-        **_scales(trainer),
+        "loss_scales": trainer.task.scales.tolist(),
         "config": job.config.to_dict(),
     }
-
-
-def _scales(trainer: Trainer) -> dict[str, list[float]]:
-    """The scales of the losses of several tasks, which are those of the start."""
-    assert isinstance(trainer.task, JobTask)
-    return {"loss_scales": trainer.task.scales.tolist()} if len(trainer.task.losses) > 1 else {}
 
 
 def load_weights(network: Assembly, path: str, *, strict: bool) -> None:
@@ -109,17 +104,16 @@ def load_weights(network: Assembly, path: str, *, strict: bool) -> None:
 
 def load_pieces(network: Assembly, files: Mapping[Literal["encoder", "head"], str]) -> None:
     """Start from the weights of a network's head, or of the encoder before it, in checkpoints of jobs alike."""
-    own, last = network.state_dict(), head_of(network)
+    last = head_of(network)
     for piece, path in files.items():
         content, _ = read_alike(path)
-        weights = network_names(network, weights_of(content))
+        own, weights = network.state_dict(), network_names(network, weights_of(content))
         wanted = [name for name in own if name.startswith(last) == (piece == "head")]
         if missing := next((name for name in wanted if name not in weights), None):
             raise InputError(
                 f"checkpoint '{path}' has no {missing}, which the {piece} needs; name a job of this network"
             )
         load_content(network, {"state_dict": own | {name: weights[name] for name in wanted}}, path)
-        own = network.state_dict()
         if piece == "head":
             note_origin(network, content, path)
 
@@ -190,11 +184,10 @@ def _check_rows(content: Mapping[str, Any], path: str, done: int) -> None:
 
 def _restore_scales(content: Mapping[str, Any], trainer: Trainer, path: str) -> None:
     assert isinstance(trainer.task, JobTask)
-    known = _scales(trainer)
-    if known and len(content.get("loss_scales", ())) != len(known["loss_scales"]):
+    scales = content.get("loss_scales", [1.0])  # older versions scaled no losses
+    if len(scales) != len(trainer.task.losses):
         raise InputError(f"checkpoint '{path}' has no loss_scales, one for each of the tasks; {_START_ANEW}")
-    if known:
-        trainer.task.scales.copy_(torch.tensor(content["loss_scales"]))
+    trainer.task.scales.copy_(torch.tensor(scales))
 
 
 def _restore_schedule(content: Mapping[str, Any], trainer: Trainer, position: Position | None, path: str) -> None:
