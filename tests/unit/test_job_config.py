@@ -6,15 +6,17 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from stitchkit.assembly.commands import job
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.job_settings import check_job
-from stitchkit.assembly.config.settings import TrainConfig
+from stitchkit.assembly.config.settings import Metric, TrainConfig
 from stitchkit.assembly.parts.spec import class_token_of
 from stitchkit.assembly.train.check import check_training
 from stitchkit.assembly.train.job import engine_settings
+from stitchkit.assembly.train.metrics import create_measures
 from stitchkit.assembly.train.optim import (
     OPTIMIZERS,
     SCHEDULERS,
@@ -358,6 +360,22 @@ def test_a_schedule_resumes_from_its_state():
         schedule.step(epoch + 1)
         state = optimizer.state_dict(), schedule.state_dict()
     assert found == whole
+
+
+def test_a_metric_is_the_mean_over_images_of_what_its_name_says():
+    torch.manual_seed(0)
+    outputs, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 3, 0])
+    vectors = F.one_hot(labels, 4).float()
+    first, second = outputs.topk(2).indices.T
+    for name, arguments, expected in (
+        ("accuracy", {}, (first == labels).float().mean()),
+        ("topk_accuracy", {"topk": 2}, ((first == labels) | (second == labels)).float().mean()),
+        ("cross_entropy", {"label_smoothing": 0.5}, F.cross_entropy(outputs, labels, label_smoothing=0.5)),
+        ("F.mse_loss", {}, F.mse_loss(outputs, vectors)),
+        ("cosine_similarity", {}, F.cosine_similarity(outputs, vectors).mean()),
+    ):
+        [measure] = create_measures(Metric(name, arguments), "metrics[0]").values()
+        torch.testing.assert_close(measure(outputs, labels) / 6, expected)
 
 
 def test_every_name_of_torch_is_known():

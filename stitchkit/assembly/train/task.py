@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from stitchkit.assembly.train.optim import Loss
+from stitchkit.display import counted
 from stitchkit.distributed import sum_over_ranks
 from stitchkit.engine.task import Task
 from stitchkit.errors import InputError, unknown
@@ -202,7 +203,7 @@ def rehearse(task: JobTask, size: tuple[int, int, int], classes: Sequence[tuple[
         outputs = network(images)
         if isinstance(outputs, list | tuple) and len(outputs) != len(classes):
             raise InputError(
-                f"the network has {len(outputs)} outputs for {len(classes)} data sets; it needs one per data set"
+                f"the network has {counted(len(outputs), 'output')} for {len(classes)} data sets; it needs one for each"
             )
         for number, (name, count) in enumerate(classes):
             shape = list(output_of(outputs, number).shape)
