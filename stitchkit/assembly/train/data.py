@@ -85,16 +85,19 @@ def _classes(known: tuple[str, ...], task: TaskConfig, place: str) -> tuple[str,
 
 
 def _loader(dataset: Any, config: JobConfig, task: TaskConfig, world: World, *, training: bool) -> DirectLoader:
-    seed, most = config.train_config.seed, None
-    workers = workers_for(dataset, min(config.workers, usable_cores()), world)
+    settings, workers, most = (
+        config.train_config,
+        workers_for(dataset, min(config.workers, usable_cores()), world),
+        None,
+    )
     options: dict[str, Any] = {"num_workers": workers, "pin_memory": world.device.type == "cuda"}
     if isinstance(dataset, IterableDataset):
         dataset.set_loader_cfg(num_workers=workers)  # type: ignore[attr-defined] # timm's method: its length depends on it
         most = task.max_batches and -(-task.max_batches // world.size)
     else:
-        images = _some(dataset, seed, task)
+        images = _some(dataset, settings.seed, task)
         sampler: DistributedSampler[Any] = DistributedSampler(
-            images, world.size, world.rank, shuffle=training, seed=seed
+            images, world.size, world.rank, shuffle=training, seed=settings.seed
         )
         # Batch norms reject a batch of one image, which has no statistics.
         lone = len(sampler) > task.batch_size and len(sampler) % task.batch_size == 1
