@@ -22,6 +22,7 @@ from typing import Literal
 import yaml
 
 from stitchkit.assembly.sweep.config import load_sweep
+from stitchkit.display import counted
 from stitchkit.errors import InputError
 from stitchkit.settings.by_name import read_settings
 from stitchkit.settings.stitch_config import StitchConfig
@@ -95,7 +96,7 @@ def _read(path: Path) -> str:
         for user in sorted(users):
             with suppress(InputError):  # a reason of its own
                 load_sweep(user)
-                return f"a list that {len(users)} others include"
+                return f"a list, included by {counted(len(users), 'other')}"
         raise InputError("no file that includes it is read")
     if "ft_configs" in content:
         # Results of trainings that are not published; only their settings are read here.

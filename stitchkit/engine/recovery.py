@@ -97,8 +97,8 @@ def advising(files: CheckpointFiles, *, clip: str, amp: bool) -> Iterator[None]:
         yield
     except NotFinite as error:
         kept = "The last good checkpoint is kept. " if files.candidates() else ""
-        amp_too = ", or train without --amp" if amp else ""
-        raise InputError(f"{error}; stopped. {kept}Lower --lr, set or lower {clip}{amp_too}") from error
+        clip_or_amp = f"set or lower {clip}, or train without --amp" if amp else f"or set or lower {clip}"
+        raise InputError(f"{error}; stopped. {kept}Lower --lr, {clip_or_amp}") from error
 
 
 @contextmanager

@@ -10,8 +10,10 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.parts.part import Assembly
 from stitchkit.assembly.train.data import TrainingLoader, open_data
 from stitchkit.assembly.train.run import run_job
 from stitchkit.assembly.train.task import Captured, JobTask, TaskLoss, WeightedLoss, scale_losses
@@ -181,6 +183,41 @@ def test_a_job_resumes_with_the_settings_it_began_with(trained, tmp_path, capsys
     assert list(longer["Epoch"]) == [0, 1, 2, 3, 4]
 
 
+def aged(path, folder):
+    """A checkpoint as versions wrote it in which `frozen: true` froze statistics too."""
+    torch.save(torch.load(path) | {"format": "stitchkit job 1"}, folder / "aged.pth")
+    return folder / "aged.pth"
+
+
+def test_an_older_checkpoint_resumes_only_with_what_its_settings_meant(trained, tmp_path, capsys):
+    path, out, _ = trained
+    before = aged(out / "checkpoint.pth", tmp_path)
+    line = refusal(capsys, path, tmp_path / "on", "--resume-from", before, "--epochs", "4")
+    words = "assembly[0].Subnet.frozen statistics, which frozen: true meant in its version, not True; use the same"
+    assert f"was trained with {words}" in line
+    config = yaml.safe_load(path.read_text())
+    config["assembly"][0]["Subnet"]["frozen"] = "statistics"
+    same = run(write_job(tmp_path, config), tmp_path / "on", "--resume-from", before, "--epochs", "4")
+    assert list(same["Epoch"]) == [0, 1, 2, 3, 4]
+    run(path, tmp_path / "tested", "--test-only", "--resume-from", before)  # in tests, both mean the same
+
+
+def test_an_older_checkpoint_of_cifar_does_not_resume_with_another_normalisation(images, tmp_path, capsys):
+    (tmp_path / "cifar10").symlink_to(images)
+    how = {"image_size": 32, "mean": 0.5, "std": 0.25}
+    for number, preprocessing in enumerate(({"image_size": 32}, how)):
+        config = job_config(tmp_path / "cifar10", epochs=1, max_batches=1, data_preprocessing=preprocessing)
+        config["assembly"][0]["Subnet"]["frozen"] = False
+        path, out = write_job(tmp_path, config), tmp_path / str(number)
+        run(path, out, "--save-checkpoints")
+        flags = ["--resume-from", aged(out / "checkpoint.pth", tmp_path), "--epochs", "2"]
+        if preprocessing is how:
+            assert list(run(path, tmp_path / "on", *flags)["Epoch"]) == [0, 1, 2]
+        else:
+            line = refusal(capsys, path, tmp_path / "on", *flags)
+            assert "prepared 'cifar10' as ImageNet, without its own normalisation and augmentation; start from" in line
+
+
 def test_weights_alone_and_test_only(trained, tmp_path, images):
     path, out, result = trained
     tested = run(path, tmp_path / "out", "--test-only", "--load-from", out / "checkpoint.pth")
@@ -238,7 +275,9 @@ def test_a_smoke_run_is_short_and_does_not_stop_the_real_one(trained, tmp_path):
 
 def test_a_dry_run_says_what_a_job_comes_to_and_writes_nothing(trained, images, tmp_path, capsys):
     _, out, _ = trained
-    path, place = write_job(tmp_path, job_config(images, batch_size=8)), tmp_path / "out"
+    config = job_config(images, batch_size=8)
+    config["assembly"][0]["Subnet"]["block_input"] = ["x"]  # as in published files
+    path, place = write_job(tmp_path, config), tmp_path / "out"
     assert main(["job", "-c", str(path), "-o", str(place), "--dry-run"]) == 0
     said = capsys.readouterr().out
     known = yaml.safe_load((out / "metadata.yml").read_text())
@@ -364,34 +403,14 @@ def test_metrics_of_the_network_and_of_a_submodule(images, tmp_path):
     row = run(write_job(tmp_path, config), tmp_path / "out").iloc[-1]
     prefix = f"Overall/{images.name}/Test"
     assert row[f"{prefix} Top-1 Accuracy"] <= row[f"{prefix} Top-3 Accuracy"] <= row[f"{prefix} Top-9 Accuracy"] == 1
-    assert 0 < row[f"{prefix} cross_entropy"] < 5
-    assert 0 < row[f"{prefix} mse_loss"] < 5
-    assert abs(row[f"{prefix} cosine_similarity"]) <= 1
     assert row[f"{prefix} Top-1 Accuracy"] == row[f"{prefix} head Accuracy"]
+    assert row[[f"{prefix} {name}" for name in ("cross_entropy", "mse_loss", "cosine_similarity")]].notna().all()
 
 
 def test_without_metrics_no_test_image_is_read(images, tmp_path, monkeypatch):
     monkeypatch.setattr("stitchkit.assembly.train.testing.batches_of", lambda *_, **__: pytest.fail("a test runs"))
     result = run(write_job(tmp_path, job_config(images) | {"metrics": []}), tmp_path / "out", "--epochs", "1")
     assert not [name for name in result.columns if "Test" in name]
-
-
-def test_several_tasks_have_a_head_each(images, tmp_path, capsys):
-    config = job_config(images, epochs=2, tasks=[{"dataset": str(images)}, {"dataset": "digits", "batch_size": 8}])
-    del config["train_config"]["dataset"], config["head"]
-    heads = [{"ClassifierHead": {"num_classes": count}} for count in (4, 10)]
-    config["assembly"].append({"ParallelPart": {"agg": "none", "parts": heads}})
-    config["train_config"]["max_batches"] = 2
-    result = run(write_job(tmp_path, config), tmp_path / "out")
-    for name in (images.name, "digits"):
-        assert result[f"Overall/Train {name}/Accuracy"].iloc[1:].between(0, 1).all()
-        assert result[f"Overall/{name}/Test Accuracy"].iloc[-1] >= 0
-    config["assembly"][-1]["ParallelPart"]["parts"] = heads[:1]
-    assert "1 outputs for 2 data sets" in refusal(capsys, write_job(tmp_path, config), tmp_path / "one")
-    config["assembly"][-1]["ParallelPart"]["parts"] = [heads[0], heads[0]]
-    assert "returns [4] per image, but data set 'digits' has 10 classes" in refusal(
-        capsys, write_job(tmp_path, config), tmp_path / "few"
-    )
 
 
 def two_tasks(images, **train):
@@ -408,10 +427,22 @@ def two_tasks(images, **train):
     return config
 
 
-def test_each_task_has_its_batches_losses_and_columns_and_resumes_bitwise(images, tmp_path, caplog):
+def test_each_task_needs_an_output_with_its_classes(images, tmp_path, capsys):
+    config = two_tasks(images)
+    config["train_config"]["tasks"][0]["aux_losses"] = []
+    heads = config["assembly"][-1]["ParallelPart"]
+    few = [heads["parts"][0]] * 2
+    for heads["parts"], words in (
+        (few[:1], "1 output for 2 data sets"),
+        (few, "returns [4] per image, but data set 'digits' has 10 classes"),
+    ):
+        assert words in refusal(capsys, write_job(tmp_path, config), tmp_path / "out")
+
+
+def test_law_8_each_task_has_its_batches_losses_and_columns_and_resumes_within_an_epoch(images, tmp_path, caplog):
     path = write_job(tmp_path, two_tasks(images, epochs=2))
     with caplog.at_level("INFO"):
-        whole = run(path, tmp_path / "whole", "--save-checkpoints")
+        whole = run(path, tmp_path / "whole", "--save-checkpoints", "--checkpoint-interval", "2")
     assert "losses are divided by their start: " in caplog.text
     assert list(whole["Step"]) == [0, 3, 6]  # three batches of the first task, the second starts over
     ours, digits = images.name, "digits"
@@ -419,11 +450,14 @@ def test_each_task_has_its_batches_losses_and_columns_and_resumes_bitwise(images
     assert whole[[*columns, *(f"Overall/Train {name}" for name in columns)]].iloc[1:].notna().all(axis=None)
     saved = torch.load(tmp_path / "whole" / "model-6.pth", weights_only=True)
     assert 0.2 < whole["Loss"].iloc[1] / 2 < 1.5, "each of the two losses begins at 1"
-    run(path, tmp_path / "part", "--save-checkpoints", "--epochs", "1")
-    run(path, tmp_path / "part", "--save-checkpoints", "--resume", "auto")
+    previous = tmp_path / "whole" / "previous.pth"
+    assert torch.load(previous, weights_only=True)["within"]["ranks"][0]["position"]["done"] == 2
+    resumed = run(path, tmp_path / "part", "--save-checkpoints", "--resume-from", previous)
     again = torch.load(tmp_path / "part" / "model-6.pth", weights_only=True)
     assert again["loss_scales"] == saved["loss_scales"]
     assert all(torch.equal(value, again["state_dict"][name]) for name, value in saved["state_dict"].items())
+    same = [name for name in whole.columns if not name.startswith(("Time", "Proc"))]
+    pd.testing.assert_frame_equal(whole[same], resumed[same])
 
 
 def test_losses_of_tasks_are_divided_by_their_start():
@@ -436,6 +470,20 @@ def test_losses_of_tasks_are_divided_by_their_start():
     assert task.scales.tolist() == pytest.approx(start)
     assert task(images, labels)["loss"].item() == pytest.approx(2)
     assert task.mean_losses() == pytest.approx(start)
+
+
+def test_a_job_trains_and_tests_at_a_height_and_a_width(images, tmp_path):
+    seen = set()
+
+    def note(module, inputs):
+        if isinstance(module, Assembly) and not inputs[0].is_meta:
+            seen.add(tuple(map(int, inputs[0].shape[1:])))  # FLOPs are traced, where sizes are tensors
+
+    path = write_job(tmp_path, job_config(images, epochs=1))
+    with register_module_forward_pre_hook(note):
+        result = run(path, tmp_path / "out", "--image-size", "32,48")
+    assert seen == {(3, 32, 48)}
+    assert result["Overall/Train Loss"].iloc[-1] > 0
 
 
 def test_an_epoch_of_tasks_ends_with_the_longest(images):
@@ -571,7 +619,7 @@ def test_what_is_not_finite_is_not_saved(images, tmp_path, capsys):
     config = job_config(images, optimizer="SGD", optimizer_args={"lr": 1e38, "weight_decay": 1e30})
     line = refusal(capsys, write_job(tmp_path, config), tmp_path / "out", "--save-checkpoints")
     assert "the loss is nan" in line
-    assert line.endswith("stopped. Lower --lr, set or lower train_config.max_grad_norm"), "what a job has"
+    assert line.endswith("stopped. Lower --lr, or set or lower train_config.max_grad_norm"), "what a job has"
     line = refusal(capsys, write_job(tmp_path, config), tmp_path / "out", "--save-checkpoints", "--max-steps", "1")
     assert "validation loss are not finite after epoch 1; stopped" in line
     assert not list((tmp_path / "out").glob("*.p*"))

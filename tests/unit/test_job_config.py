@@ -6,19 +6,20 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from stitchkit.assembly.commands import job
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.job_settings import check_job
-from stitchkit.assembly.config.settings import TrainConfig
+from stitchkit.assembly.config.settings import Metric, TrainConfig
 from stitchkit.assembly.parts.spec import class_token_of
+from stitchkit.assembly.train.check import check_training
 from stitchkit.assembly.train.job import engine_settings
-from stitchkit.assembly.train.metrics import check_metrics
+from stitchkit.assembly.train.metrics import create_measures
 from stitchkit.assembly.train.optim import (
     OPTIMIZERS,
     SCHEDULERS,
-    check_training,
     create_loss,
     create_optimizer,
     create_schedule,
@@ -118,8 +119,7 @@ def load(path, **changes):
     """A file as the command reads it."""
     config = JobConfig.load(path, **changes)
     with naming(path):
-        check_training(config.train_config)
-        check_metrics(config.metrics)
+        check_training(config)
     return config
 
 
@@ -362,6 +362,22 @@ def test_a_schedule_resumes_from_its_state():
     assert found == whole
 
 
+def test_a_metric_is_the_mean_over_images_of_what_its_name_says():
+    torch.manual_seed(0)
+    outputs, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 3, 0])
+    vectors = F.one_hot(labels, 4).float()
+    first, second = outputs.topk(2).indices.T
+    for name, arguments, expected in (
+        ("accuracy", {}, (first == labels).float().mean()),
+        ("topk_accuracy", {"topk": 2}, ((first == labels) | (second == labels)).float().mean()),
+        ("cross_entropy", {"label_smoothing": 0.5}, F.cross_entropy(outputs, labels, label_smoothing=0.5)),
+        ("F.mse_loss", {}, F.mse_loss(outputs, vectors)),
+        ("cosine_similarity", {}, F.cosine_similarity(outputs, vectors).mean()),
+    ):
+        [measure] = create_measures(Metric(name, arguments), "metrics[0]").values()
+        torch.testing.assert_close(measure(outputs, labels) / 6, expected)
+
+
 def test_every_name_of_torch_is_known():
     assert {"CosineAnnealingLR", "SequentialLR", "OneCycleLR", "ReduceLROnPlateau"} < set(SCHEDULERS)
     assert train_config(optimizer="SGD").optimizer == "SGD"
@@ -377,7 +393,7 @@ def test_optimizers_that_cannot_train_a_job_are_refused_with_the_reason(tmp_path
 @pytest.mark.parametrize("name", [*OPTIMIZERS])
 def test_every_optimizer_that_is_listed_passes_the_check_and_steps(name):
     train = train_config(optimizer=name)
-    check_training(train)
+    check_training(JobConfig(model="ClassifierHead", train_config=train))
     weight = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = create_optimizer(train, [weight])
     weight.sum().backward()
@@ -538,11 +554,20 @@ def test_a_key_that_is_there_twice_is_refused(tmp_path):
         JobConfig.load(path)
 
 
-def test_a_sweep_is_refused_for_its_training_before_it_is_planned(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("train_config:\n", "train_config:\n  optimizer: AdamWW\n",
+         "train_config.optimizer: unknown optimizer 'AdamWW'; did you mean 'AdamW'?"),
+        ("train_config:\n", "metrics: [{metric_fn: acuracy}]\ntrain_config:\n",
+         "metrics[0].metric_fn: unknown metric 'acuracy'; did you mean 'accuracy'?"),
+    ],
+)  # fmt: skip
+def test_a_sweep_is_refused_for_its_training_before_it_is_planned(old, new, words, tmp_path, capsys):
     path = write_sweep(tmp_path, tmp_path)
-    path.write_text(path.read_text().replace("train_config:\n", "train_config:\n  optimizer: AdamWW\n"))
+    path.write_text(path.read_text().replace(old, new))
     assert main(["sweep", "-c", str(path), "-o", str(tmp_path / "out"), "--dry-run"]) == 2
-    assert "train_config.optimizer: unknown optimizer 'AdamWW'; did you mean 'AdamW'?" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 def test_a_rate_where_the_published_system_ignores_it_is_reported_and_typos_are_errors(tmp_path, caplog):

@@ -283,6 +283,10 @@ def test_pieces_of_torchvision_models_are_the_models(backend, tmp_path):
         ({"model_name": "retinanet_resnet50_fpn", "backend": "torchvision"}, "unknown torchvision model 'retinanet"),
         ({"model_name": "resnet18", "backend": "torch"}, "unknown backend 'torch'; did you mean 'pytorch'"),
         ({"model_name": "resnet18", "size": 3}, "unknown resnet18 argument 'size'"),
+        (
+            {"model_name": "resnet18", "block_input": ["x"]},
+            r"block_input is \['x'\], but Net is a whole model; use Subnet for a slice of it",
+        ),
         ({"model_name": "resnet18", "backend": "pytorch", "size": 3}, "torchvision's 'resnet18' cannot be loaded with"),
         ({"model_name": "resnet18", "ckp_path": "nowhere.pth"}, "checkpoint 'nowhere.pth' does not exist"),
     ],

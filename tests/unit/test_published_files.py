@@ -45,6 +45,6 @@ def test_every_file_has_its_row(script, tmp_path, monkeypatch):
         ("space.json", "unchanged"),
     ]
     said = {row.file: row.said for row in rows}
-    assert said["moe-stitch/sets.yml"] == "a list that 1 others include"
+    assert said["moe-stitch/sets.yml"] == "a list, included by 1 other"
     assert said["moe-stitch/wrong.yml"].startswith("'moe-stitch/wrong.yml', line ")
     assert script.table(rows).startswith("8 files: 6 unchanged, 0 warning, 2 refused.\n\n| repository |")

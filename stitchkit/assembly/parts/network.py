@@ -47,18 +47,12 @@ def build_network(
 
 def check_network(
     spec: NetworkSpec, *, num_classes: int, input_size: tuple[int, int, int], replaced: bool = False
-) -> Assembly:
-    """The network on the meta device: it can be built, its parts fit, and unless `replaced` its files of weights exist.
-
-    Arguments and errors as in `build_network`.
-    """
-    return trace_network(spec, num_classes=num_classes, input_size=input_size, replaced=replaced)[0]
-
-
-def trace_network(
-    spec: NetworkSpec, *, num_classes: int, input_size: tuple[int, int, int], replaced: bool = False
 ) -> tuple[Assembly, list[TracedPart]]:
-    """The network of `check_network`, and all its parts, inner ones before those that consist of them."""
+    """The network on the meta device, and all its parts, inner ones before those that consist of them.
+
+    It can be built, its parts fit, and unless `replaced` its files of weights exist. Arguments and errors as in
+    `build_network`.
+    """
     builder = _Builder(spec, num_classes, input_size, False, replaced, checking=True)
     with torch.device("meta"):
         return builder.network(), builder.traced
@@ -163,9 +157,7 @@ class _Builder:
                 known = self.num_classes if name == "num_classes" else _channels(flow, wanted, kind.takes, class_token)
                 arguments[name] = known
         if issubclass(kind, Pretrained):
-            arguments.pop(
-                "verbose", None
-            )  # in published files, whether loading reports names that differ; it always does
+            arguments.pop("verbose", None)  # whether the published tool reports names that differ; ours always does
             if self.replaced or not self.pretrained:
                 arguments["pretrained"] = False
             path = arguments.get("ckp_path")

@@ -13,6 +13,7 @@ from torch import nn
 from stitchkit.assembly.parts.part import Part
 from stitchkit.assembly.parts.weight_names import is_of_job, model_names
 from stitchkit.classes import carry_origin
+from stitchkit.errors import InputError
 from stitchkit.networks.anchor import steps_of
 from stitchkit.networks.create import classifier_of, load_any_classes, load_model
 from stitchkit.networks.layout import Layout
@@ -61,6 +62,8 @@ class WholeNetwork(Pretrained):
         **arguments: object,
     ):
         super().__init__()
+        if end := next((key for key in ("block_input", "block_output") if key in arguments), None):
+            raise InputError(f"{end} is {arguments[end]!r}, but Net is a whole model; use Subnet for a slice of it")
         self.net = _model(
             model_name, ckp_path, lambda model: model, backend=backend, pretrained=pretrained, num_classes=num_classes,
             arguments=arguments,
@@ -93,10 +96,9 @@ class Subnet(Pretrained):
 
         def ends(model: nn.Module) -> tuple[str | None, str | list[str] | None]:
             named = partial(_layer, model)
-            last = (
-                [*map(named, block_output)] if isinstance(block_output, list) else block_output and named(block_output)
-            )
-            return first and named(first), last
+            if isinstance(block_output, list):
+                return first and named(first), [*map(named, block_output)]
+            return first and named(first), block_output and named(block_output)
 
         def piece(model: nn.Module) -> nn.Module:
             return steps_of(model).between(*ends(model))
@@ -132,6 +134,8 @@ def _model(
     if path is not None:
         content = read_checkpoint(path)
         if is_of_job(weights := weights_of(content)):
-            content = {**content, "state_dict": model_names(model, piece(model).state_dict().keys(), weights)}
+            # Not the slice that will run: loading may replace the classifier.
+            needed = piece(model).state_dict().keys()
+            content = {**content, "state_dict": model_names(model, needed, weights, path)}
         load_any_classes(model, content, path, num_classes)
     return model

@@ -51,16 +51,24 @@ def is_of_job(weights: Mapping[str, torch.Tensor]) -> bool:
     return any(map(_PRETRAINED.match, weights))
 
 
-def model_names(model: nn.Module, piece: Set[str], weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def model_names(
+    model: nn.Module, piece: Set[str], weights: Mapping[str, torch.Tensor], path: str
+) -> dict[str, torch.Tensor]:
     """Weights under the names of a model, given those of a job of which one part has all weights of a piece of it.
 
-    The model's own weights stand in for those that the piece does not need. If no part has them all, nothing changes.
+    The model's own weights stand in for those that the piece does not need. Parts are not combined: they may be of two
+    networks with the same names.
     """
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for name, value in weights.items():
         if found := _PRETRAINED.match(name):
             parts.setdefault(found[0], {})[name.removeprefix(found[0])] = value
-    first = next((part for part in parts.values() if piece <= part.keys()), None)
-    if first is None:
-        return dict(weights)
-    return {name: value for name, value in model.state_dict().items() if name not in piece} | first
+    own = model.state_dict()
+    nearest = max(parts, key=lambda part: len(piece & parts[part].keys()))
+    if missing := next((name for name in own if name in piece and name not in parts[nearest]), None):
+        raise InputError(
+            f"checkpoint '{path}' is of a job, none of whose parts has all weights of this one: "
+            f"{nearest.removesuffix('.net.')} has no {missing}; begin and end it within one part of that job, or name "
+            "a file of the whole model"
+        )
+    return {name: value for name, value in own.items() if name not in piece} | parts[nearest]

@@ -17,7 +17,7 @@ from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.job_settings import SWEEP_KEYS, override, read_job
 from stitchkit.assembly.parts.network import check_network
 from stitchkit.assembly.sweep.plan import JobSweepFile, PlannedJob, Sweep, all_seeds
-from stitchkit.assembly.train.optim import check_training
+from stitchkit.assembly.train.check import check_training
 from stitchkit.errors import InputError
 from stitchkit.settings.files import naming
 from stitchkit.settings.schema import DatasetName, parse
@@ -68,7 +68,7 @@ def _check(names: list[str], config: JobConfig) -> None:
     """Check what the jobs share: their training and their network; and that no two have the same folder."""
     if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
         raise InputError(f"datasets: two would have the folder '{twice}'; remove one, or rename it")
-    check_training(config.train_config)
+    check_training(config)
     size = config.train_config.resolved_tasks[0].data_preprocessing.size
     # Files of weights may be missing still; they are read before the first job starts.
     check_network(config.network, num_classes=1, input_size=(3, *size), replaced=True)

@@ -20,7 +20,7 @@ from stitchkit.assembly.parts.spec import PartSpec
 from stitchkit.assembly.sweep.plan import JobSweepFile, Resources, all_seeds
 from stitchkit.assembly.sweep.shapes import SweepSlice, find_shapes
 from stitchkit.assembly.sweep.stitchers import DEFAULT_STITCHERS, FINETUNE, STITCHERS
-from stitchkit.assembly.train.optim import check_training
+from stitchkit.assembly.train.check import check_training
 from stitchkit.errors import InputError, unknown
 from stitchkit.settings.files import naming
 from stitchkit.settings.schema import Settings, parse
@@ -133,7 +133,7 @@ class GapSweep:
             job = {key: value for key, value in content.items() if key not in SWEEP_KEYS}
             # The settings of all jobs are checked now, with a network in place of theirs, which are not known yet.
             whole = JobConfig.parse({"assembly": [{part.name: part.arguments} for part in networks[0]], **job})
-            check_training(whole.train_config)
+            check_training(whole)
             image_size = whole.train_config.resolved_tasks[0].data_preprocessing.size
             cut = [find_shapes(parts, image_size) for parts in networks]
             gaps, stitchers = file.gaps or DEFAULT_GAPS, file.stitchers or DEFAULT_STITCHERS

@@ -34,7 +34,8 @@ def find_shapes(parts: Sequence[PartSpec], image_size: tuple[int, int]) -> tuple
     bare = (first, *(without_sizes(part, "in_format", "out_format") for part in parts[1:]))
     size = (3, *image_size)
     # On the meta device nothing is computed: twelve published sweeps are planned in seconds, without weights.
-    network = check_network(NetworkSpec(bare), num_classes=1, input_size=size, replaced=True).eval()
+    network, _ = check_network(NetworkSpec(bare), num_classes=1, input_size=size, replaced=True)
+    network.eval()
     x, layout = torch.empty(2, *size, device="meta"), Layout("NCHW")
     slices = []
     with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +12,12 @@ import torch
 from torch import nn
 
 from stitchkit.assembly.config.job import JobConfig, differences, said
+from stitchkit.assembly.config.settings import TrainConfig
 from stitchkit.assembly.parts.part import Assembly, Function, ParallelPart
 from stitchkit.assembly.parts.weight_names import head_of, network_names
 from stitchkit.assembly.train.job import Job
 from stitchkit.assembly.train.optim import JobSchedule
+from stitchkit.assembly.train.preprocessing import create_transform
 from stitchkit.assembly.train.task import JobTask
 from stitchkit.classes import Origin, check_classes, note_origin, origin_of, trained_classes
 from stitchkit.engine import checkpoint_schema as rules, training_state
@@ -26,7 +29,9 @@ from stitchkit.networks.weights import load_content, misfit, weights_of
 
 _logger = logging.getLogger(__name__)
 
-_FORMAT = "stitchkit job 1"
+_FORMAT = "stitchkit job 2"
+_BEFORE = "stitchkit job 1"
+"""The format when `frozen: true` froze statistics too, and the name of a data set did not decide its preparation."""
 _START_ANEW = "start from its weights with --load-from"
 
 # Settings that a resumed job must keep in addition to those of its training, of which two may change.
@@ -58,6 +63,7 @@ class JobCheckpoints(CheckpointFiles):
 
 def header(job: Job, trainer: Trainer, epoch: int, step: int) -> dict[str, object]:
     """The part of a checkpoint that describes its job, when `epoch` epochs and `step` steps are done."""
+    assert isinstance(trainer.task, JobTask)
     return {
         "format": _FORMAT,
         "opt": type(trainer.optimizer).__name__,
@@ -67,15 +73,9 @@ def header(job: Job, trainer: Trainer, epoch: int, step: int) -> dict[str, objec
         "steps_per_epoch": trainer.updates_per_epoch,
         "rows": job.rows,
         "classes": [list(task.classes) for task in job.data],
-        **_scales(trainer),
+        "loss_scales": trainer.task.scales.tolist(),
         "config": job.config.to_dict(),
     }
-
-
-def _scales(trainer: Trainer) -> dict[str, list[float]]:
-    """The scales of the losses of several tasks, which are those of the start."""
-    assert isinstance(trainer.task, JobTask)
-    return {"loss_scales": trainer.task.scales.tolist()} if len(trainer.task.losses) > 1 else {}
 
 
 def load_weights(network: Assembly, path: str, *, strict: bool) -> None:
@@ -104,17 +104,16 @@ def load_weights(network: Assembly, path: str, *, strict: bool) -> None:
 
 def load_pieces(network: Assembly, files: Mapping[Literal["encoder", "head"], str]) -> None:
     """Start from the weights of a network's head, or of the encoder before it, in checkpoints of jobs alike."""
-    own, last = network.state_dict(), head_of(network)
+    last = head_of(network)
     for piece, path in files.items():
         content, _ = read_alike(path)
-        weights = network_names(network, weights_of(content))
+        own, weights = network.state_dict(), network_names(network, weights_of(content))
         wanted = [name for name in own if name.startswith(last) == (piece == "head")]
         if missing := next((name for name in wanted if name not in weights), None):
             raise InputError(
                 f"checkpoint '{path}' has no {missing}, which the {piece} needs; name a job of this network"
             )
         load_content(network, {"state_dict": own | {name: weights[name] for name in wanted}}, path)
-        own = network.state_dict()
         if piece == "head":
             note_origin(network, content, path)
 
@@ -152,10 +151,10 @@ def resume(job: Job, path: str) -> tuple[int, Position | None]:
         The number of completed epochs, and the position of this rank within the next one; None at its start.
     """
     content, _ = read_alike(path)
-    if content.get("format") != _FORMAT:
+    if content.get("format") not in (_FORMAT, _BEFORE):
         raise InputError(f"checkpoint '{path}' contains no state of a stitchkit job; {_START_ANEW}")
     training_state.check_saved(content, path, _HEADER, _OPTIONAL)
-    _check_settings(content["config"], job, path)
+    _check_settings(content, job, path)
     classes = [list(task.classes) for task in job.data]
     check_classes(trained_classes(content), classes, path, strict=True)
     if content["classes"] != classes:
@@ -185,11 +184,10 @@ def _check_rows(content: Mapping[str, Any], path: str, done: int) -> None:
 
 def _restore_scales(content: Mapping[str, Any], trainer: Trainer, path: str) -> None:
     assert isinstance(trainer.task, JobTask)
-    known = _scales(trainer)
-    if known and len(content.get("loss_scales", ())) != len(known["loss_scales"]):
+    scales = content.get("loss_scales", [1.0])  # older versions scaled no losses
+    if len(scales) != len(trainer.task.losses):
         raise InputError(f"checkpoint '{path}' has no loss_scales, one for each of the tasks; {_START_ANEW}")
-    if known:
-        trainer.task.scales.copy_(torch.tensor(content["loss_scales"]))
+    trainer.task.scales.copy_(torch.tensor(scales))
 
 
 def _restore_schedule(content: Mapping[str, Any], trainer: Trainer, position: Position | None, path: str) -> None:
@@ -242,14 +240,38 @@ def _check_step(content: Mapping[str, Any], path: str, trainer: Trainer) -> None
         )
 
 
-def _check_settings(before: Mapping[str, Any], job: Job, path: str) -> None:
+def _check_settings(content: Mapping[str, Any], job: Job, path: str) -> None:
     """Check that a job resumes with its network and, if it trains, with its training settings."""
     # Parsed again, because files of older versions lack newer settings, whose defaults are meant.
-    old_job, new_job = JobConfig.parse(before).to_dict(), job.config.to_dict()
+    old, hint = JobConfig.parse(content["config"]), ""
+    old_settings, new_settings = old.to_dict(), job.config.to_dict()
+    if job.trainer is not None and content["format"] == _BEFORE:
+        _check_preparation(old.train_config, path)
+        old_settings, hint = _with_statistics(old_settings), ", which frozen: true meant in its version"
     for key in (*_NETWORK, *(("train_config",) if job.trainer is not None else ())):
-        for place, old, new in differences(old_job.get(key), new_job.get(key), key):
+        for place, one, other in differences(old_settings.get(key), new_settings.get(key), key):
             if place not in _MAY_CHANGE:
+                meant = hint if place.endswith("frozen") and one == "statistics" else ""
                 raise InputError(
-                    f"checkpoint '{path}' was trained with {place} {said(old)}, not {said(new)}; use the same, or "
-                    f"{_START_ANEW}"
+                    f"checkpoint '{path}' was trained with {place} {said(one)}{meant}, not {said(other)}; use the "
+                    f"same, or {_START_ANEW}"
                 )
+
+
+def _check_preparation(train: TrainConfig, path: str) -> None:
+    """Refuse a checkpoint of the format before, if the names of its data sets now decide how images are prepared."""
+    for task, place in zip(train.resolved_tasks, train.places, strict=True):
+        now, before = (create_transform(one, place, training=True) for one in (task, replace(task, dataset="imagenet")))
+        if repr(now) != repr(before):
+            raise InputError(
+                f"checkpoint '{path}' is of a version that prepared '{task.name}' as ImageNet, without its own "
+                f"normalisation and augmentation; {_START_ANEW}"
+            )
+
+
+def _with_statistics(settings: Any) -> Any:
+    """Settings of the format before in today's words."""
+    if isinstance(settings, Mapping):
+        now = {key: _with_statistics(value) for key, value in settings.items()}
+        return now | ({"frozen": "statistics"} if settings.get("frozen") is True else {})
+    return [*map(_with_statistics, settings)] if isinstance(settings, list) else settings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from stitchkit.data.source import Source
 from stitchkit.data.sources import agreed_classes, download, open_dataset
 from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import World
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, prefixed
 
 
 @dataclass(frozen=True)
@@ -45,34 +44,19 @@ def download_data(configs: Iterable[JobConfig]) -> None:
 
 def open_data(config: JobConfig, world: World) -> list[TaskData]:
     """Open the data sets of a job."""
-    return [open_task(config, number, world) for number in range(len(config.train_config.resolved_tasks))]
+    return [open_task(config, number, world) for number in range(len(config.train_config.places))]
 
 
 def open_task(config: JobConfig, number: int, world: World) -> TaskData:
     """Open the data set of one task of a job."""
-    train = config.train_config
-    place = train.places[number]
-    with _at(place):
-        return _open(config, train.resolved_tasks[number], place, world)
-
-
-@contextmanager
-def _at(place: str) -> Iterator[None]:
-    """Begin the errors of readers, which do not know the file of the job, with the place of a data set."""
-    try:
-        yield
-    except InputError as error:
-        if str(error).startswith(place):
-            raise
-        raise InputError(f"{place}.dataset: {error}") from error
-
-
-def _open(config: JobConfig, task: TaskConfig, place: str, world: World) -> TaskData:
+    task, place = config.train_config.resolved_tasks[number], config.train_config.places[number]
     options = (("batch_size", task.batch_size), ("seed", config.train_config.seed))
     source = Source(task.dataset, _root(config), options=options)
-    train = open_dataset(source, "train", is_training=True, num_samples=task.train_num_samples)
-    test = open_dataset(source, task.val_split or "validation", num_samples=task.val_num_samples)
-    classes = _classes(agreed_classes(train, test), task, place)
+    with prefixed(f"{place}.dataset: "):
+        train = open_dataset(source, "train", is_training=True, num_samples=task.train_num_samples)
+        test = open_dataset(source, task.val_split or "validation", num_samples=task.val_num_samples)
+        known = agreed_classes(train, test)
+    classes = _classes(known, task, place)
     loaders = []
     for opened, training in ((train, True), (test, False)):
         images: Any = opened

@@ -20,9 +20,9 @@ from stitchkit._version import __version__
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.network import build_network, check_network
 from stitchkit.assembly.parts.part import Assembly
+from stitchkit.assembly.train.check import check_training
 from stitchkit.assembly.train.data import TaskData, TrainingLoader, download_data, open_data
-from stitchkit.assembly.train.metrics import check_metrics
-from stitchkit.assembly.train.optim import check_training, create_loss, create_optimizer, create_schedule
+from stitchkit.assembly.train.optim import create_loss, create_optimizer, create_schedule
 from stitchkit.assembly.train.result import Row
 from stitchkit.assembly.train.task import Captured, JobTask, TaskLoss, WeightedLoss, rehearse
 from stitchkit.distributed import World, from_primary
@@ -88,9 +88,7 @@ class Job:
     rows: list[Row] = field(default_factory=list)
 
 
-def open_job(
-    config: JobConfig, world: World, source: Path | None, paths: JobPaths, *, download: bool = False
-) -> Job:  # fmt: skip
+def open_job(config: JobConfig, world: World, source: Path | None, paths: JobPaths, *, download: bool = False) -> Job:
     """Open the data, build the network and its trainer; errors name the file that the job was read from."""
     size = (3, *config.train_config.resolved_tasks[0].data_preprocessing.size)
     # A checkpoint of the whole network replaces all pretrained weights, so none are downloaded or read.
@@ -99,8 +97,7 @@ def open_job(
     with naming(source) if source else nullcontext():
         # First the settings and the parts: an error in them should not wait for data that may take long to download.
         # The number of classes is not known yet; a network that fits one class fits any.
-        check_training(config.train_config)
-        check_metrics(config.metrics)
+        check_training(config)
         check_network(config.network, num_classes=1, **build)
         if download:
             from_primary(world, lambda: download_data([config]))

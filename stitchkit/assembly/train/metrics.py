@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
 
@@ -36,12 +36,6 @@ def create_measures(metric: Metric, place: str) -> dict[str, Measure]:
     except Exception as error:  # torch raises many types
         raise InputError(f"{place}: {name} rejects outputs, labels and metric_fn_args: {one_line(error)}") from error
     return {name: measure}
-
-
-def check_metrics(metrics: Iterable[Metric]) -> None:
-    """Create the measures of all metrics of a file once, to check them."""
-    for number, metric in enumerate(metrics):
-        create_measures(metric, f"metrics[{number}]")
 
 
 def _hits(outputs: torch.Tensor, labels: torch.Tensor, *, k: int) -> torch.Tensor:

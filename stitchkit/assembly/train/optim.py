@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from torch.optim import lr_scheduler as schedulers
 
 from stitchkit.assembly.config.settings import TrainConfig
-from stitchkit.assembly.train.preprocessing import create_transform
 from stitchkit.errors import InputError, one_line, unknown
 
 Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -197,14 +196,3 @@ def _create_parts(parts: object, optimizer: torch.optim.Optimizer, place: str) -
             )
         created.append(_create(part["lr_scheduler"], part.get("lr_scheduler_args") or {}, optimizer, here))
     return created
-
-
-def check_training(train: TrainConfig) -> None:
-    """Create losses, optimizer, schedule and transforms once, to check that torch accepts them."""
-    for task, place in zip(train.resolved_tasks, train.places, strict=True):
-        create_loss(task.loss_fn, task.loss_fn_args, place)
-        for number, aux in enumerate(task.aux_losses):
-            create_loss(aux.loss_fn, aux.loss_fn_args, f"{place}.aux_losses[{number}]")
-        create_transform(task, place, training=True)
-    # A matrix, because Muon accepts nothing else; the network's own weights are checked later.
-    create_schedule(train, create_optimizer(train, [nn.Parameter(torch.zeros(1, 1))]))

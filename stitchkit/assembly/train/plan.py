@@ -9,12 +9,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.parts.network import TracedPart, trace_network
+from stitchkit.assembly.parts.network import TracedPart, check_network
 from stitchkit.assembly.parts.part import Assembly, Part
+from stitchkit.assembly.train.check import check_training
 from stitchkit.assembly.train.data import TaskData, open_task
 from stitchkit.assembly.train.job import job_paths, trained_parameters
-from stitchkit.assembly.train.metrics import check_metrics
-from stitchkit.assembly.train.optim import check_training
 from stitchkit.display import aligned, quantity
 from stitchkit.distributed import World
 from stitchkit.engine.recovery import AUTO
@@ -29,12 +28,11 @@ def job_plan(config: JobConfig, source: Path) -> str:
     """The plan of a job in words; missing data and files of weights are named in it, all other mistakes are errors."""
     size = (3, *config.train_config.resolved_tasks[0].data_preprocessing.size)
     with naming(source):
-        check_training(config.train_config)
-        check_metrics(config.metrics)
-        found = [_opened(config, number) for number in range(len(config.train_config.resolved_tasks))]
+        check_training(config)
+        found = [_opened(config, number) for number in range(len(config.train_config.places))]
         data = [task for task in found if isinstance(task, TaskData)]
         classes = min((len(task.classes) for task in data), default=1)
-        network, traced = trace_network(config.network, num_classes=classes, input_size=size, replaced=True)
+        network, traced = check_network(config.network, num_classes=classes, input_size=size, replaced=True)
         if not config.test_only:
             trained_parameters(network)
     lines = [_table(network, traced, size), "", *_of_data(data)]
@@ -71,8 +69,9 @@ def _table(network: Assembly, traced: list[TracedPart], size: tuple[int, int, in
 
 def _row(name: str, part: torch.nn.Module, traced: TracedPart, flops: Mapping[str, int]) -> tuple[str, ...]:
     given = traced.spec.arguments
-    where = [given.get(key) for key in ("block_input", "block_output")]
-    cut = f" {where[0] or 'x'} to {where[1] or 'the end'}" if any(where) else ""
+    named = [given.get(key) for key in ("block_input", "block_output")]
+    first, last = (", ".join(end) if isinstance(end, list) else end for end in named)
+    cut = f" {first or 'x'} to {last or 'the end'}" if any(named) else ""
     kind = f"{traced.spec.name} {given.get('model_name', '')}".strip() + cut
     return name, kind, traced.output, *_cost(name, part, flops)
 

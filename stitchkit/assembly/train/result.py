@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from stitchkit.errors import InputError
 from stitchkit.files import replacing, write_text
-from stitchkit.optional import optional
 from stitchkit.settings.files import read_settings_file, settings_text
 
 if TYPE_CHECKING:
@@ -22,11 +21,6 @@ _FIRST_COLUMNS = (
 
 Row = dict[str, float]
 """The figures of an epoch, by column; a job has one row per epoch, and one for epoch 0."""
-
-
-def check_pandas() -> None:
-    """Check early that results, which are pandas tables, can be written."""
-    optional("pandas", "jobs", "a job's result")
 
 
 def _frame(rows: list[Row]) -> pd.DataFrame:

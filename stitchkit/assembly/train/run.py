@@ -19,7 +19,7 @@ from stitchkit.assembly.config.job import WRITTEN, JobConfig
 from stitchkit.assembly.train.checkpoint import JobCheckpoints, check_origins, header, load_pieces, load_weights, resume
 from stitchkit.assembly.train.job import Job, JobPaths, deterministic, job_paths, open_job
 from stitchkit.assembly.train.optim import JobSchedule
-from stitchkit.assembly.train.result import Row, check_pandas, update_metadata, write_frame, write_rows
+from stitchkit.assembly.train.result import Row, update_metadata, write_frame, write_rows
 from stitchkit.assembly.train.task import JobTask, scale_losses
 from stitchkit.assembly.train.testing import Exam
 from stitchkit.display import counted
@@ -34,6 +34,7 @@ from stitchkit.engine.tracking import Tracking
 from stitchkit.engine.training_state import training_state
 from stitchkit.errors import InputError
 from stitchkit.files import write_text
+from stitchkit.optional import optional
 from stitchkit.settings.files import settings_text
 
 _logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def run_job(
         is_quick: Use a folder of its own, whose files are replaced.
         download: Download missing data sets.
     """
-    check_pandas()
+    optional("pandas", "jobs", "a job's result")  # which is a table of pandas, but only written at the end
     source = None if source is None else Path(source)
     paths = job_paths(config, source, is_quick=is_quick)
     files = JobCheckpoints(paths.folder)
@@ -174,11 +175,12 @@ def _begin(job: Job, files: JobCheckpoints) -> tuple[int, Position | None]:
 def _scale_losses(job: Job, trainer: Trainer) -> None:
     """Scale the losses of several tasks by their start, and say by how much."""
     assert isinstance(trainer.task, JobTask)
+    if len(job.data) == 1:
+        return
     scale_losses(trainer.task, trainer.loader)
-    if len(job.data) > 1:
-        pairs = zip(job.data, trainer.task.scales.tolist(), strict=True)
-        scales = ", ".join(f"{task.config.name} {scale:.3g}" for task, scale in pairs)
-        _logger.info("losses are divided by their start: %s", scales)
+    pairs = zip(job.data, trainer.task.scales.tolist(), strict=True)
+    scales = ", ".join(f"{task.config.name} {scale:.3g}" for task, scale in pairs)
+    _logger.info("losses are divided by their start: %s", scales)
 
 
 def _moving_norms(network: nn.Module) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from stitchkit.assembly.train.optim import Loss
+from stitchkit.display import counted
 from stitchkit.distributed import sum_over_ranks
 from stitchkit.engine.task import Task
 from stitchkit.errors import InputError, unknown
@@ -172,8 +173,6 @@ _FIRST_BATCHES = 3
 
 def scale_losses(task: JobTask, batches: Iterable[tuple[torch.Tensor, Labels]]) -> None:
     """Set the scale of each of several tasks to the mean of its loss over the first batches of all ranks."""
-    if len(task.losses) < 2:
-        return
     sums = torch.zeros(len(task.losses) + 1, dtype=torch.float64, device=task.device)
     with evaluating(task.network):  # with gradients, because auxiliary losses listen to nothing else
         for images, labels in islice(batches, _FIRST_BATCHES):
@@ -204,7 +203,7 @@ def rehearse(task: JobTask, size: tuple[int, int, int], classes: Sequence[tuple[
         outputs = network(images)
         if isinstance(outputs, list | tuple) and len(outputs) != len(classes):
             raise InputError(
-                f"the network has {len(outputs)} outputs for {len(classes)} data sets; it needs one per data set"
+                f"the network has {counted(len(outputs), 'output')} for {len(classes)} data sets; it needs one for each"
             )
         for number, (name, count) in enumerate(classes):
             shape = list(output_of(outputs, number).shape)

@@ -1,0 +1,25 @@
+"""The check of settings that torch names: losses, optimizer, schedule, transforms, metrics."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.train.metrics import create_measures
+from stitchkit.assembly.train.optim import create_loss, create_optimizer, create_schedule
+from stitchkit.assembly.train.preprocessing import create_transform
+
+
+def check_training(config: JobConfig) -> None:
+    """Create everything once that training and tests need beyond network and data, to check that torch accepts it."""
+    train = config.train_config
+    for task, place in zip(train.resolved_tasks, train.places, strict=True):
+        create_loss(task.loss_fn, task.loss_fn_args, place)
+        for number, aux in enumerate(task.aux_losses):
+            create_loss(aux.loss_fn, aux.loss_fn_args, f"{place}.aux_losses[{number}]")
+        create_transform(task, place, training=True)
+    # A matrix, because Muon accepts nothing else; the network's own weights are checked later.
+    create_schedule(train, create_optimizer(train, [nn.Parameter(torch.zeros(1, 1))]))
+    for number, metric in enumerate(config.metrics):
+        create_measures(metric, f"metrics[{number}]")
