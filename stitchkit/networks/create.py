@@ -17,8 +17,8 @@ from stitchkit.classes import note_origin
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.anchor import Anchor, view
 from stitchkit.networks.convnet import ConvNet
+from stitchkit.networks.hub_weights import check_fit, check_reachable, published_config, unknown_argument
 from stitchkit.networks.preparation import take_image, trained_image
-from stitchkit.networks.published import check_fit, check_reachable, published_config, unknown_argument
 from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.networks.weight_names import own_names
 from stitchkit.networks.weights import load_content, read_checkpoint, weights_of

@@ -18,8 +18,8 @@ from stitchkit.measure.ledger import Row, read_rows, write_rows
 from stitchkit.measure.pareto import pareto_front, table
 from stitchkit.model.create import anchors_and_space, read_config
 from stitchkit.model.snnet import SNNet
+from stitchkit.networks.hub_weights import hub_fault
 from stitchkit.networks.preparation import check_image, image_of, saved_image
-from stitchkit.networks.published import silence_of_hub
 from stitchkit.networks.weights import load_checkpoint, load_content
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.description import local, portable
@@ -187,7 +187,7 @@ class HubSNNet(
         try:
             is_local = Path(place).is_dir() or options.get("local_files_only")
             where = {key: options.get(key) for key in ("revision", "cache_dir")}
-            if not is_local and (fault := silence_of_hub(place, **where)):
+            if not is_local and (fault := hub_fault(place, **where)):
                 raise InputError(f"it cannot be downloaded: {fault}; check the folder, or name and network")
             model: HubSNNet = super().from_pretrained(place, **options)
         except InputError as error:

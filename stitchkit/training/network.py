@@ -20,8 +20,8 @@ from stitchkit.model.create import create_snnet
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.anchor import has_view, view
 from stitchkit.networks.create import create_model
+from stitchkit.networks.hub_weights import published_config
 from stitchkit.networks.preparation import take_image
-from stitchkit.networks.published import published_config
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.recipe import ModelRecipe, Recipe
 from stitchkit.settings.stitch_config import StitchConfig

@@ -1,4 +1,4 @@
-"""Weights that cannot be had or cannot fit are refused at once, in one line that says what to do."""
+"""Weights that are unavailable or cannot fit are refused at once, in one line that says what to do."""
 
 import socket
 import threading
@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 import stitchkit
-from stitchkit.networks.published import check_fit, check_reachable
+from stitchkit.networks.hub_weights import check_fit, check_reachable
 from stitchnet.networks import load_networks
 from tests.support import pico_anchor, pico_config
 
@@ -119,12 +119,27 @@ def test_anchors_of_another_architecture_than_the_published_are_refused_before_a
     ("name", "kwargs"),
     [
         ("vit_tiny_patch16_224", {"num_classes": 7, "img_size": 96, "patch_size": 8, "in_chans": 1, "drop_rate": 0.1}),
-        ("vit_tiny_patch16_224", {"depth": 6}),
+        ("vit_tiny_patch16_224", {"depth": 12}),
+        ("resnet18", {"global_pool": "max"}),
         ("swin_tiny_patch4_window7_224", {"window_size": 4, "img_size": 128}),
     ],
 )
 def test_arguments_that_timm_adapts_weights_to_are_not_refused(name, kwargs):
     check_fit(name, kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "fault"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 6}, r"depth: blocks\.6\.\S+ is absent, in timm's weights \[192\]"),
+        ("vit_tiny_patch16_224", {"depth": 14}, r"depth: blocks\.12\.\S+ is \[192\], in timm's weights absent"),
+        ("vit_tiny_patch16_224", {"global_pool": "avg"}, "global_pool: fc_norm"),
+    ],
+)
+def test_more_or_fewer_weights_than_the_published_are_refused_before_a_download(name, kwargs, fault):
+    with pytest.raises(stitchkit.InputError, match=fault):
+        stitchkit.create_model(name, pretrained=True, **kwargs)
+    stitchkit.create_model(name, **kwargs)
 
 
 @pytest.mark.parametrize("pretrained", [False, True])
