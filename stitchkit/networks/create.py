@@ -17,8 +17,8 @@ from stitchkit.classes import note_origin
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.anchor import Anchor, view
 from stitchkit.networks.convnet import ConvNet
+from stitchkit.networks.data_config import set_data_config, trained_data_config
 from stitchkit.networks.hub_weights import check_fit, check_reachable, published_config, unknown_argument
-from stitchkit.networks.preparation import take_image, trained_image
 from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.networks.weight_names import own_names
 from stitchkit.networks.weights import load_content, read_checkpoint, weights_of
@@ -87,7 +87,7 @@ def load_any_classes(
     if found is not None:  # the classifier is loaded even if it is replaced: loading checks every name and shape
         _resize_classifier(model, found)
     load_content(model, content, path)
-    take_image(model, trained_image(content))
+    set_data_config(model, trained_data_config(content))
     if found is None or num_classes in (None, found):
         note_origin(model, content, path)
     if num_classes is not None:

@@ -125,7 +125,8 @@ def _export(flags: argparse.Namespace) -> None:
     from stitchkit.ship.suffixes import check_suffix
 
     # Before anything is loaded, even torch: a wrong suffix must not cost the user a wait.
-    check_suffix(flags.output, int8=flags.int8), new_file(flags.output)
+    check_suffix(flags.output, int8=flags.int8)
+    new_file(flags.output)
     from stitchkit.ship.export import export
     from stitchkit.ship.trained_snnet import calibrated, describe, sample_images
 
@@ -135,8 +136,7 @@ def _export(flags: argparse.Namespace) -> None:
     if cfg_id is not None and budget.limits:
         raise InputError(f"--cfg_id {cfg_id} already names a stitch; leave the budget out, or give --ledger instead")
     trained = _trained(flags, cfg_id=cfg_id)
-    data = trained.recipe.data
-    if flags.int8 and not (data.data_dir or data.dataset):
+    if flags.int8 and not trained.has_data:
         raise InputError("--int8 needs training images, whose activations set its ranges; add --data DIR")
     cfg_id = _best(flags.ledger, budget, trained) if cfg_id is None else cfg_id
     stitch = trained.model.resolve(cfg_id)
@@ -209,7 +209,7 @@ def _predict(flags: argparse.Namespace) -> None:
         trained = _trained(flags)
         trained.model.resolve(flags.cfg_id)
         own = calibrated(trained, flags.cfg_id) if trained.recipe.run.recalibrate_bn else None
-        predictor = Predictor(own or trained.model.extract(flags.cfg_id), trained.prepared, trained.classes)
+        predictor = Predictor(own or trained.model.extract(flags.cfg_id), trained.data_config, trained.classes)
     options = {"top": flags.top, "batch_size": flags.batch_size, "workers": flags.workers}
     unreadable = predict(predictor, flags.folder, paths, output, device=device, **options)
     print(f"predictions for {len(paths) - unreadable} of {len(paths)} images are in {output}")

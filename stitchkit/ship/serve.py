@@ -55,7 +55,7 @@ class Demonstration:
         self._rows = {row["cfg_id"]: row for row in self._budgeted.rows}
         costs = [float(row["flops"]) for row in self._rows.values()]
         self.cheapest, self.costliest = min(costs), max(costs)
-        self._transform = Transform(trained.prepared)
+        self._transform = Transform(trained.data_config)
         self._names = described_classes(trained.classes, trained.model.num_classes)
         self._depths = depths_of(self._model.space)
         self._network = cache(self._open_network)

@@ -77,7 +77,7 @@ def _existing(path: str | Path) -> Path:
 
 
 def open_exported(path: str | Path) -> tuple[nn.Module, About]:
-    """The network of an exported `.safetensors` or `.onnx` file on the CPU, and its description."""
+    """The network of an exported `.safetensors` or `.onnx` file on the CPU, and its description if it has one."""
     form, path = format_of(path), _existing(path)
     if path.suffix == ".pt2":
         raise InputError(f"'{path}' could run code when it is read; export the stitch as .safetensors or .onnx")
@@ -88,9 +88,7 @@ def open_exported(path: str | Path) -> tuple[nn.Module, About]:
     except Exception as error:  # runtimes raise many kinds
         raise InputError(f"'{path}' cannot be read ({one_line(error)}); export it again") from error
     about = getattr(network, "about", None)
-    if not isinstance(about, dict) or not isinstance(about.get("input"), dict):
-        raise InputError(f"'{path}' does not say how to prepare images; give a file of stitchkit export")
-    return network, about
+    return network, about if isinstance(about, dict) else {}
 
 
 class Runner(nn.Module):
