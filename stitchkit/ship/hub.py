@@ -21,6 +21,7 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.networks.data_config import check_data_config, given_data_config, saved_data_config
 from stitchkit.networks.hub_weights import hub_fault
 from stitchkit.networks.weights import load_checkpoint, load_content
+from stitchkit.settings.files import read_settings_file
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.description import local, portable
 
@@ -215,7 +216,8 @@ class HubSNNet(
             local(spec)  # a stranger's configuration could name files and repositories to load
         folder = Path(model_id)
         if not folder.is_dir():
-            folder = Path(snapshot_download(model_id, allow_patterns=[_WEIGHTS, _LEDGER], **options))
+            folder = Path(snapshot_download(model_id, allow_patterns=[_CONFIG, _WEIGHTS, _LEDGER], **options))
+        read_settings_file(folder / _CONFIG)  # refuses duplicate keys, of which huggingface_hub has taken the last
         if not (folder / _WEIGHTS).is_file():
             raise InputError(f"it has no {_WEIGHTS}; weights of another kind are not read")  # pickles run code
         model = cls(stitch_config, classes=classes, image=image)

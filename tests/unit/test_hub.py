@@ -248,6 +248,16 @@ def test_a_damaged_configuration_is_refused(folder, content):
         stitchkit.HubSNNet.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("key", ["classes", "rule"])
+def test_a_configuration_with_a_key_twice_is_refused(folder, key):
+    path = folder / "config.json"
+    text = path.read_text()
+    start = text.index(f'"{key}"')
+    path.write_text(f'{text[:start]}"{key}": null, {text[start:]}')
+    with pytest.raises(stitchkit.InputError, match=f"duplicate key .*{key}"):
+        stitchkit.HubSNNet.from_pretrained(folder)
+
+
 def test_a_pickle_in_a_folder_is_never_opened(model, folder):
     trap = folder.parent / "trap"
     (folder / "model.safetensors").unlink()
