@@ -61,7 +61,7 @@ def _budget(flags: argparse.Namespace) -> Budget:
 
     limits = {name: getattr(flags, name) for name in ("max_flops", "max_params", "max_latency_ms", "min_acc1")}
     figures = {name: count(value) if isinstance(value, str) else value for name, value in limits.items()}
-    return Budget(**figures, allow_unreliable=flags.allow_unreliable)
+    return Budget(**figures)
 
 
 def _add_pick_flags(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +76,7 @@ def _pick(flags: argparse.Namespace) -> None:
     from stitchkit.measure.latency_verdict import latency_note
     from stitchkit.measure.ledger import read_rows, strict_json
     from stitchkit.measure.pareto import table
-    from stitchkit.ship.export_command import take_away
+    from stitchkit.ship.export_command import export_commands
     from stitchkit.ship.pick import pick, refusal, verdict
 
     budget, rows = _budget(flags), read_rows(flags.ledger)
@@ -91,7 +91,7 @@ def _pick(flags: argparse.Namespace) -> None:
         complete(rows, model.to(choose_device()), latency=budget.max_latency_ms is not None)
     elif flags.num_classes or flags.img_size:
         raise InputError("--num-classes and --img-size need a configuration; add --stitch_config, or leave them out")
-    choice = pick(rows, budget)
+    choice = pick(rows, budget, allow_unreliable=flags.allow_unreliable)
     # Printed even if no stitch fits: scripts then find the nearest miss in it.
     if flags.json:
         print(strict_json({**choice._asdict(), "stitches": len(rows), "budget": budget.limits}))
@@ -104,7 +104,7 @@ def _pick(flags: argparse.Namespace) -> None:
     print(table(shown))
     if note := latency_note(shown):
         print(note)
-    (command,) = take_away(Path(flags.ledger), [choice.best["cfg_id"]], flags.stitch_config)
+    (command,) = export_commands(Path(flags.ledger), [choice.best["cfg_id"]], flags.stitch_config)
     print(f"next, export it: {command}")
 
 
@@ -122,10 +122,10 @@ def _add_export_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(flags: argparse.Namespace) -> None:
-    from stitchkit.ship.suffixes import check_suffix
+    from stitchkit.ship.formats import format_of
 
     # Before anything is loaded, even torch: a wrong suffix must not cost the user a wait.
-    check_suffix(flags.output, int8=flags.int8)
+    format_of(flags.output, int8=flags.int8)
     new_file(flags.output)
     from stitchkit.ship.export import export
     from stitchkit.ship.trained_snnet import calibrated, describe, sample_images
@@ -138,7 +138,8 @@ def _export(flags: argparse.Namespace) -> None:
     trained = _trained(flags, cfg_id=cfg_id)
     if flags.int8 and not trained.has_data:
         raise InputError("--int8 needs training images, whose activations set its ranges; add --data DIR")
-    cfg_id = _best(flags.ledger, budget, trained) if cfg_id is None else cfg_id
+    if cfg_id is None:
+        cfg_id = _best(flags.ledger, budget, trained, allow_unreliable=flags.allow_unreliable)
     stitch = trained.model.resolve(cfg_id)
     images, source = sample_images(trained, _IMAGES)
     net = calibrated(trained, cfg_id) if trained.recipe.run.recalibrate_bn else None
@@ -155,7 +156,7 @@ def _export(flags: argparse.Namespace) -> None:
         print(f"  {name:20}  {size / 2**20:8.2f} MiB  {latency.ms:8.2f} ms an image on this CPU{latency.doubt}")
 
 
-def _best(ledger: str, budget: Budget, trained: Trained) -> int:
+def _best(ledger: str, budget: Budget, trained: Trained, *, allow_unreliable: bool) -> int:
     """The `cfg_id` of the best stitch of a ledger, which must have been measured with these weights."""
     from stitchkit.measure.ledger import read_rows
     from stitchkit.ship.budgeted import complete
@@ -165,7 +166,7 @@ def _best(ledger: str, budget: Budget, trained: Trained) -> int:
     check_origin(ledger, trained)
     rows = read_rows(ledger)
     note = complete(rows, trained.model, latency=budget.max_latency_ms is not None)
-    row = pick_one(rows, budget)
+    row = pick_one(rows, budget, allow_unreliable=allow_unreliable)
     if note:
         print(note)
     if not budget.limits:

@@ -29,7 +29,7 @@ from stitchkit.optional import optional
 from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.settings.files import read_settings_file
 from stitchkit.settings.recipe import Recipe
-from stitchkit.ship.export_command import take_away
+from stitchkit.ship.export_command import export_commands
 from stitchkit.ship.route_drawing import colors_of, depths_of, draw_route
 
 _logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def _read_ledger(
         raise InputError(
             f"ledger '{path}' has a stitch of an anchor of {most} blocks; at most {_MOST_BLOCKS} are drawn"
         )
-    commands = take_away(path, [row["cfg_id"] for row in rows], stitch_config)
+    commands = export_commands(path, [row["cfg_id"] for row in rows], stitch_config)
     costed = {cost: [row for row in rows if cost in row] for cost in _COSTS}
     fronts = {cost: pareto_front(some, cost) for cost, some in costed.items() if some}
     return {

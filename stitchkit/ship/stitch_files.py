@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -17,23 +17,11 @@ from stitchkit.errors import InputError, one_line
 from stitchkit.networks.weights import load_content
 from stitchkit.settings.files import unique_keys
 from stitchkit.ship.description import build
-from stitchkit.ship.suffixes import check_suffix
+from stitchkit.ship.formats import format_of
 
 About = Mapping[str, Any]
 """The description of a stitch, or that of a StitchNet network; both have `input` with `input_size`."""
 _KEY = "stitchkit"
-
-
-class Format(NamedTuple):
-    """One kind of file: how it is written, and read again for the check."""
-
-    write: Callable[[nn.Module, About, Path], None]
-    read: Callable[[Path], nn.Module]
-
-
-def format_of(path: str | Path, *, int8: bool = False) -> Format:
-    """The kind of file for a suffix."""
-    return FORMATS[check_suffix(path, int8=int8)]
 
 
 def load_stitch(path: str | Path) -> nn.Module:
@@ -104,7 +92,8 @@ class Runner(nn.Module):
         return self._run(x)
 
 
-def _write_safetensors(net: nn.Module, about: About, draft: Path) -> None:
+def write_safetensors(net: nn.Module, about: About, draft: Path) -> None:
+    """Write the weights, with the description as metadata."""
     weights = {name: value.contiguous() for name, value in net.state_dict().items()}
     draft.write_bytes(save(weights, metadata={"format": "pt", _KEY: json.dumps(about)}))
 
@@ -125,16 +114,19 @@ def _trace(net: nn.Module, about: About) -> torch.export.ExportedProgram:
     return program
 
 
-def _write_program(net: nn.Module, about: About, draft: Path) -> None:
+def write_program(net: nn.Module, about: About, draft: Path) -> None:
+    """Write a program of `torch.export`."""
     torch.export.save(_trace(net, about), draft, extra_files={f"{_KEY}.json": json.dumps(about)})
 
 
-def _read_program(path: Path) -> nn.Module:
+def read_program(path: Path) -> nn.Module:
+    """The network of a program that was just written; reading one may run code."""
     network = torch.export.load(path).module()
     return Runner(lambda x: network(x))  # in a function, because exported programs raise if their mode is changed
 
 
-def _write_onnx(net: nn.Module, about: About, draft: Path) -> None:
+def write_onnx(net: nn.Module, about: About, draft: Path) -> None:
+    """Write an ONNX file, with the description as metadata."""
     import onnx_ir
 
     logging.getLogger("onnxscript").setLevel(logging.WARNING)  # it logs every node that it simplifies
@@ -153,7 +145,8 @@ def _write_onnx(net: nn.Module, about: About, draft: Path) -> None:
     program.save(draft, external_data=False)
 
 
-def _read_onnx(path: Path) -> nn.Module:
+def read_onnx(path: Path) -> nn.Module:
+    """The network of an ONNX file, run by onnxruntime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -162,10 +155,3 @@ def _read_onnx(path: Path) -> nn.Module:
     text = session.get_modelmeta().custom_metadata_map.get(_KEY, "null")
     about = json.loads(text, object_pairs_hook=unique_keys)
     return Runner(lambda x: torch.from_numpy(session.run(["logits"], {"images": x.cpu().numpy()})[0]), about)
-
-
-FORMATS = {
-    ".safetensors": Format(_write_safetensors, load_stitch),
-    ".onnx": Format(_write_onnx, _read_onnx),
-    ".pt2": Format(_write_program, _read_program),
-}
