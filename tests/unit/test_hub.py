@@ -248,7 +248,7 @@ def test_a_damaged_configuration_is_refused(folder, content):
         stitchkit.HubSNNet.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("key", ["classes", "rule"])
+@pytest.mark.parametrize("key", ["classes", "anchors"])
 def test_a_configuration_with_a_key_twice_is_refused(folder, key):
     path = folder / "config.json"
     text = path.read_text()
