@@ -17,7 +17,7 @@ from stitchkit.errors import InputError, one_line, unknown
 _ADAPTED = ("num_classes", "img_size", "in_chans", "patch_size", "window_size")
 """Arguments to which timm adapts published weights; those named `drop*` change no weight."""
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".npz")
-_ADVICE = "give a local checkpoint, or start from random weights (--no-pretrained)"
+ADVICE = "give a local checkpoint, or start from random weights (--no-pretrained)"
 
 
 def published_config(name: str) -> PretrainedCfg | None:
@@ -64,7 +64,7 @@ def check_reachable(name: str) -> None:
         return
     repository, _, revision = place.partition("@")
     if fault := hub_fault(repository, revision=revision or None):
-        raise InputError(f"pretrained '{name}' cannot be downloaded: {fault}; check the network, {_ADVICE}")
+        raise InputError(f"pretrained '{name}' cannot be downloaded: {fault}; check the network, {ADVICE}")
 
 
 def check_fit(name: str, kwargs: Mapping[str, object]) -> None:
@@ -79,7 +79,7 @@ def check_fit(name: str, kwargs: Mapping[str, object]) -> None:
     if wrong is not None:
         changed = ", ".join(key for key in kwargs if key not in adapted)
         found = f"{wrong} is {ours.get(wrong, 'absent')}, in timm's weights {theirs.get(wrong, 'absent')}"
-        raise InputError(f"pretrained '{name}' does not fit the kwargs {changed}: {found}; {_ADVICE}")
+        raise InputError(f"pretrained '{name}' does not fit the kwargs {changed}: {found}; {ADVICE}")
 
 
 def unknown_argument(name: str, kwargs: Mapping[str, object], error: Exception) -> InputError | None:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
-from stitchkit.errors import InputError, one_line
+from stitchkit.errors import InputError, one_line, prefixed
 from stitchkit.networks.weights import load_content
 from stitchkit.settings.files import unique_keys
 from stitchkit.ship.description import build
@@ -47,10 +47,8 @@ def load_stitch(path: str | Path) -> nn.Module:
         raise InputError(
             f"'{path}' is not an exported stitch; make one by stitchkit export, or use stitchkit.load_checkpoint"
         )
-    try:
+    with prefixed(f"'{path}' cannot be used: "):
         net = build(about)
-    except InputError as error:
-        raise InputError(f"'{path}' cannot be used: {error}") from error
     load_content(net, weights, path)
     net.about = about  # type: ignore[assignment]
     return net.eval()
