@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +13,8 @@ from stitchkit.optional import check_installed
 if TYPE_CHECKING:
     from torch import nn
 
-    from stitchkit.ship.stitch_files import About
+About = Mapping[str, Any]
+"""The description of a stitch, or that of a StitchNet network; both have `input` with `input_size`."""
 
 
 class Format(NamedTuple):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -17,10 +16,8 @@ from stitchkit.errors import InputError, one_line, prefixed
 from stitchkit.networks.weights import load_content
 from stitchkit.settings.files import unique_keys
 from stitchkit.ship.description import build
-from stitchkit.ship.formats import format_of
+from stitchkit.ship.formats import About, format_of
 
-About = Mapping[str, Any]
-"""The description of a stitch, or that of a StitchNet network; both have `input` with `input_size`."""
 _KEY = "stitchkit"
 
 
