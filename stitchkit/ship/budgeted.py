@@ -30,7 +30,7 @@ def complete(rows: Sequence[Row], model: SNNet, *, latency: bool) -> str:
     for row in rows:
         if found := difference(row, model.space, profiler.cost):
             raise InputError(
-                f"the ledger is of another SN-Net: {found}; give the ledger of this one, or check --stitch_config, "
+                f"the ledger belongs to another SN-Net: {found}; give its own, or check --stitch_config, "
                 "--num-classes and --img-size"
             )
         # The row wins: published parameter counts leave some out, and are compared with each other.

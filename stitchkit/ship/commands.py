@@ -138,11 +138,10 @@ def _export(flags: argparse.Namespace) -> None:
     trained = _trained(flags, cfg_id=cfg_id)
     if flags.int8 and not trained.has_data:
         raise InputError("--int8 needs training images, whose activations set its ranges; add --data DIR")
-    if cfg_id is None:
-        cfg_id = _best(flags.ledger, budget, trained, allow_unreliable=flags.allow_unreliable)
+    cfg_id = _best(flags, budget, trained) if cfg_id is None else cfg_id
     stitch = trained.model.resolve(cfg_id)
     images, source = sample_images(trained, _IMAGES)
-    net = calibrated(trained, cfg_id) if trained.recipe.run.recalibrate_bn else None
+    net = calibrated(trained, cfg_id)
     calibration = sample_images(trained, _CALIBRATION, train=True)[0] if flags.int8 else None
     about = describe(trained, cfg_id)
     report = export(trained.model, cfg_id, output, images, about, net=net, calibration=calibration)
@@ -156,17 +155,17 @@ def _export(flags: argparse.Namespace) -> None:
         print(f"  {name:20}  {size / 2**20:8.2f} MiB  {latency.ms:8.2f} ms an image on this CPU{latency.doubt}")
 
 
-def _best(ledger: str, budget: Budget, trained: Trained, *, allow_unreliable: bool) -> int:
-    """The `cfg_id` of the best stitch of a ledger, which must have been measured with these weights."""
+def _best(flags: argparse.Namespace, budget: Budget, trained: Trained) -> int:
+    """The `cfg_id` of the best stitch of `--ledger`, which must have been measured with these weights."""
     from stitchkit.measure.ledger import read_rows
     from stitchkit.ship.budgeted import complete
     from stitchkit.ship.pick import pick_one
     from stitchkit.ship.trained_snnet import check_origin
 
-    check_origin(ledger, trained)
-    rows = read_rows(ledger)
+    check_origin(flags.ledger, trained)
+    rows = read_rows(flags.ledger)
     note = complete(rows, trained.model, latency=budget.max_latency_ms is not None)
-    row = pick_one(rows, budget, allow_unreliable=allow_unreliable)
+    row = pick_one(rows, budget, allow_unreliable=flags.allow_unreliable)
     if note:
         print(note)
     if not budget.limits:
@@ -206,8 +205,8 @@ def _predict(flags: argparse.Namespace) -> None:
     else:
         trained = _trained(flags)
         trained.model.resolve(flags.cfg_id)
-        own = calibrated(trained, flags.cfg_id) if trained.recipe.run.recalibrate_bn else None
-        predictor = Predictor(own or trained.model.extract(flags.cfg_id), trained.data_config, trained.classes)
+        net = calibrated(trained, flags.cfg_id) or trained.model.extract(flags.cfg_id)
+        predictor = Predictor(net, trained.data_config, trained.classes)
     options = {"top": flags.top, "batch_size": flags.batch_size, "workers": flags.workers}
     unreadable = predict(predictor, flags.folder, paths, output, device=device, **options)
     print(f"predictions for {len(paths) - unreadable} of {len(paths)} images are in {output}")

@@ -78,9 +78,8 @@ class Demonstration:
 
     def _open_network(self, cfg_id: int) -> Callable[[torch.Tensor], torch.Tensor]:
         """The network of a stitch; with `--recalibrate-bn`, its statistics are computed here."""
-        if self._trained.recipe.run.recalibrate_bn:
-            return calibrated(self._trained, cfg_id).to(self._device)
-        return partial(self._model, stitch=cfg_id)
+        own = calibrated(self._trained, cfg_id)
+        return partial(self._model, stitch=cfg_id) if own is None else own.to(self._device)
 
     def _describe(self, cfg_id: int) -> str:
         stitch, row, latency = self._model.space[cfg_id], self._rows[cfg_id], self._latency(cfg_id)

@@ -91,7 +91,7 @@ def open_trained(settings: Mapping[str, object], *, cfg_id: int | None = None) -
         settings: The given settings by flag name: `stitch_config` and `resume`, optionally `model_ema`, `num_classes`,
             `img_size`, `data_dir`, a `config` of settings, and all others that shaped the network or its images in
             training.
-        cfg_id: The stitch that will be needed; if there is no such one, this is said before anything is loaded.
+        cfg_id: The stitch that will be needed; an unknown one is refused before anything is loaded.
     """
     recipe, config = gather({**settings, "eval": True})
     if config is None:
@@ -144,9 +144,11 @@ def check_origin(ledger: str | Path, trained: Trained) -> None:
         )
 
 
-def calibrated(trained: Trained, stitch: int) -> nn.Module:
-    """The network of a stitch with its own batch-norm statistics, as `--eval --recalibrate-bn` computes them."""
+def calibrated(trained: Trained, stitch: int) -> nn.Module | None:
+    """The network of a stitch with its own batch-norm statistics, as `--recalibrate-bn` asks; None otherwise."""
     recipe, model = trained.recipe, trained.model
+    if not recipe.run.recalibrate_bn:
+        return None
     if not trained.has_data:
         raise InputError("--recalibrate-bn needs training images; add --data DIR")
     net = model.extract(stitch).cpu()
