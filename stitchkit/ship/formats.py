@@ -13,6 +13,8 @@ from stitchkit.optional import check_installed
 if TYPE_CHECKING:
     from torch import nn
 
+_FILES = "stitchkit.ship.stitch_files"
+
 About = Mapping[str, Any]
 """The description of a stitch, or that of a StitchNet network; both have `input` with `input_size`."""
 
@@ -32,16 +34,12 @@ class Format(NamedTuple):
 
     def write(self, net: nn.Module, about: About, draft: Path) -> None:
         """Write a network with its description."""
-        _function(self.writer)(net, about, draft)
+        getattr(import_module(_FILES), self.writer)(net, about, draft)
 
     def read(self, path: Path) -> nn.Module:
         """The network of a file."""
-        net: nn.Module = _function(self.reader)(path)
+        net: nn.Module = getattr(import_module(_FILES), self.reader)(path)
         return net
-
-
-def _function(name: str) -> Any:
-    return getattr(import_module("stitchkit.ship.stitch_files"), name)
 
 
 FORMATS = {

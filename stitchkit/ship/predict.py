@@ -6,7 +6,7 @@ import csv
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +118,7 @@ def image_files(folder: str | Path) -> list[str]:
     return images
 
 
+@torch.inference_mode()
 def predict(
     predictor: Predictor, folder: str | Path, paths: Sequence[str], output: Path, *, device: torch.device,
     top: int = 5, batch_size: int = 32, workers: int = 0,
@@ -128,8 +129,7 @@ def predict(
         The number of images that cannot be read, which are logged.
     """
     network = predictor.network.to(device).eval()
-    with torch.inference_mode():
-        count = network(torch.zeros(1, *predictor.data_config["input_size"], device=device)).shape[1]
+    count = network(torch.zeros(1, *predictor.data_config["input_size"], device=device)).shape[1]
     names, places = described_classes(predictor.classes, count), range(2, min(top, count) + 1)
     head = ["path", "class", "probability", *(f"{key}_{place}" for place in places for key in ("class", "probability"))]
     workers = min(workers, usable_cores())  # torch warns of more
@@ -140,23 +140,13 @@ def predict(
         writer = csv.writer(file)
         writer.writerow(head)
         for numbers, images, faults in batches:
-            found = _predict(network, images.to(device), names, top, faults)
-            for number, cells, fault in zip(numbers.tolist(), found, faults, strict=True):
+            for number, logits, fault in zip(numbers.tolist(), network(images.to(device)), faults, strict=True):
                 path = os.path.relpath(paths[number], folder)
-                writer.writerow([path, *(cells or [""] * (len(head) - 1))])
+                cells = [cell for name, share in likeliest(logits, names, top) for cell in (name, f"{share:.6f}")]
+                writer.writerow([path, *([""] * len(cells) if fault else cells)])
                 if fault:
                     unreadable[path] = fault
     if unreadable:
         shown, first = listed([*unreadable]), next(iter(unreadable.values()))
         _logger.warning("%d of %d images cannot be read: %s; the first: %s", len(unreadable), len(paths), shown, first)
     return len(unreadable)
-
-
-@torch.inference_mode()
-def _predict(
-    network: nn.Module, images: torch.Tensor, names: Sequence[str], top: int, faults: Sequence[str]
-) -> Iterator[list[str]]:
-    """The cells of each image of a batch: classes with their probabilities, nothing for one with a fault."""
-    for logits, fault in zip(network(images), faults, strict=True):
-        pairs = [] if fault else likeliest(logits, names, top)
-        yield [cell for name, share in pairs for cell in (name, f"{share:.6f}")]

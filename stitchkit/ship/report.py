@@ -70,16 +70,12 @@ def read_ledgers(
     if len(set(names)) < len(names):
         names = [str(place) for place in places]
     ledgers = [read_rows(place) for place in places]
-    if not allow_unreliable:
-        ledgers = [_reliable(rows, place) for rows, place in zip(ledgers, places, strict=True)]
+    for place, rows in zip(places, ledgers, strict=True):
+        if unreliable(rows) and not allow_unreliable:
+            _logger.warning("the latencies of '%s' are unreliable and left out; %s shows them", place, ALLOW)
+            rows[:] = without_unreliable(rows)
     found = zip(names, places, ledgers, strict=True)
     return [_read_ledger(name, place, rows, network, stitch_config) for name, place, rows in found]
-
-
-def _reliable(rows: list[Row], path: Path) -> list[Row]:
-    if unreliable(rows):
-        _logger.warning("the latencies of '%s' are unreliable and left out; %s shows them", path, ALLOW)
-    return without_unreliable(rows)
 
 
 def _network(stitch_config: str) -> _Network:
