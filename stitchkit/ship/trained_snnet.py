@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
-from timm.data import create_transform
+from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 from torch.utils.data import IterableDataset
 
@@ -23,13 +24,7 @@ from stitchkit.measure.ledger_origin import changed, origin_file, read_origin
 from stitchkit.measure.recalibrate import recalibrate
 from stitchkit.model.create import anchors_and_space
 from stitchkit.model.snnet import SNNet
-from stitchkit.networks.data_config import (
-    DataConfig,
-    data_config_of,
-    given_data_config,
-    set_data_config,
-    trained_data_config,
-)
+from stitchkit.networks.data_config import DataConfig, given_data_config, set_data_config, trained_data_config
 from stitchkit.networks.weights import load_content, read_hashed
 from stitchkit.routes import Stitch
 from stitchkit.settings.flags import gather
@@ -61,7 +56,7 @@ class Trained:
     @property
     def data_config(self) -> DataConfig:
         """The preparation of images, in timm's terms."""
-        return data_config_of({}, self.model.input_size, self.model.pretrained_cfg)
+        return cast(DataConfig, resolve_model_data_config(self.model))
 
     @property
     def has_data(self) -> bool:
@@ -198,12 +193,10 @@ def sample_images(trained: Trained, number: int, *, train: bool = False) -> tupl
         noise = torch.rand(number, *model.input_size, generator=torch.Generator().manual_seed(0))
         mean, std = (torch.tensor(values)[:, None, None] for values in (config["mean"], config["std"]))
         return (noise - mean) / std, "images of seeded noise, since there is no --data"
-    split, dataset = data.val_split, trained.datasets.validation
-    if train:
-        split = data.train_split
-        dataset = trained.datasets.train or open_dataset(
-            source_of(trained.recipe), split, is_training=True, num_samples=data.train_num_samples
-        )
+    opened = trained.datasets
+    split, dataset = (data.train_split, opened.train) if train else (data.val_split, opened.validation)
+    if dataset is None:
+        dataset = open_dataset(source_of(trained.recipe), split, is_training=True, num_samples=data.train_num_samples)
     dataset.transform = create_transform(**config, is_training=False)
     if isinstance(dataset, IterableDataset):
         samples = list(islice(dataset, number))

@@ -369,7 +369,7 @@ def test_a_ledger_of_other_weights_chooses_nothing(run, capsys, origin, message)
 def test_a_ledger_of_another_network_chooses_nothing(run, capsys):
     (run.folder / "ledger.txt").write_text(json.dumps(run.rows[4] | {"stitch": "ti[0:2] > s[2:3]"}) + "\n")
     assert run.export("--ledger", run.folder / "ledger.txt", "-o", run.folder / "net.onnx") == 2
-    assert "of another SN-Net: its cfg_id 4 has stitch" in capsys.readouterr().err
+    assert "another SN-Net: its cfg_id 4 has stitch" in capsys.readouterr().err
 
 
 def test_without_a_budget_the_most_accurate_is_taken_and_reported(run, capsys):

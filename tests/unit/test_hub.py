@@ -139,7 +139,8 @@ def test_a_run_becomes_a_folder(images, tmp_path):
         ({"classes": [1, 2, 3, 4]}, "give the names of the classes"),
         ({"image": {"mean": "0.5"}}, "'mean' of images is '0.5'"),
         ({"image": {"std": [1, 2]}}, "is not valid for images of 3 channels"),
-        ({"image": {"crop_pct": math.nan}}, "'crop_pct' of images is nan"),
+        ({"image": {"crop_pct": "0.9"}}, "'crop_pct' of images is '0.9'"),
+        ({"image": {"crop_pct": math.nan}}, "it contains NaN"),
         ({"image": {"men": [0.5]}}, "did you mean 'mean'?"),
     ],
 )

@@ -294,5 +294,5 @@ def test_the_ledger_must_be_of_the_model(model):
     with pytest.raises(stitchkit.InputError, match="has no rows"):
         stitchkit.BudgetedModel(model, [])
     unnamed = [{"cfg_id": 2, "flops": 304_000_000, "acc1": 78.0}]  # as published rows are
-    with pytest.raises(stitchkit.InputError, match="of another SN-Net: its cfg_id 2 has flops 304000000, but "):
+    with pytest.raises(stitchkit.InputError, match="another SN-Net: its cfg_id 2 has flops 304000000, but "):
         stitchkit.BudgetedModel(model, unnamed)
