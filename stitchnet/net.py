@@ -23,7 +23,7 @@ from stitchkit.networks.mode import evaluating
 from stitchkit.settings.files import unique_keys
 from stitchkit.settings.schema import parse
 from stitchkit.settings.stitch_config import AnchorSpec
-from stitchkit.ship.stitch_files import format_of
+from stitchkit.ship.formats import format_of
 from stitchnet.activations import run
 from stitchnet.classifier import Classifier
 from stitchnet.data import Examples, Stream, as_images, batches, read_image

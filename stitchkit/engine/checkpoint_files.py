@@ -17,7 +17,7 @@ from stitchkit.classes import note_origin
 from stitchkit.distributed import gather_objects
 from stitchkit.errors import InputError
 from stitchkit.files import replacing, sync
-from stitchkit.networks.preparation import take_image, trained_image
+from stitchkit.networks.data_config import set_data_config, trained_data_config
 from stitchkit.networks.weights import load_content, read_hashed
 
 
@@ -49,7 +49,7 @@ def start_from(network: nn.Module, path: str) -> None:
     """Load all weights of a network from a file, and note the file as the origin of its classifier."""
     content, _ = read_alike(path)
     load_content(network, content, path)
-    take_image(network, trained_image(content))
+    set_data_config(network, trained_data_config(content))
     note_origin(network, content, path)
 
 

@@ -20,11 +20,12 @@ def unreliable(rows: Sequence[Row]) -> bool:
     return any(not row.get("latency_reliable", True) for row in rows)
 
 
-def check_latencies(rows: Sequence[Row], *, allowed: bool, way: str = f"give {ALLOW}") -> None:
-    """Refuse unreliable latencies unless they are allowed; `way` says how a user allows them."""
+def check_latencies(rows: Sequence[Row], *, allowed: bool) -> None:
+    """Refuse unreliable latencies unless they are allowed."""
     if unreliable(rows) and not allowed:
         raise InputError(
-            f"the latencies are unreliable: {_spread(rows)}; measure them again while the machine is idle, or {way}"
+            f"the latencies are unreliable: {_spread(rows)}; measure them again while the machine is idle, or give "
+            f"{ALLOW} (in Python allow_unreliable=True)"
         )
 
 

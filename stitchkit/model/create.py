@@ -11,7 +11,7 @@ import torch
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.create import create_anchor
-from stitchkit.networks.preparation import image_of
+from stitchkit.networks.data_config import given_data_config
 from stitchkit.routes import StitchSpace
 from stitchkit.settings.stitch_config import StitchConfig
 
@@ -59,4 +59,4 @@ def anchors_and_space(config: StitchConfig, **options: Any) -> tuple[list[Anchor
 
 def _assemble(config: StitchConfig, **options: Any) -> SNNet:
     parts = anchors_and_space(config, **options)
-    return SNNet(*parts, stitched_final_norm=config.stitched_final_norm, image=image_of(config.recipe))
+    return SNNet(*parts, stitched_final_norm=config.stitched_final_norm, image=given_data_config(config.recipe))

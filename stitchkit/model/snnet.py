@@ -19,9 +19,9 @@ from stitchkit.errors import InputError
 from stitchkit.model.layer import StitchLayer
 from stitchkit.model.onepass import OnePass
 from stitchkit.networks.anchor import Anchor
+from stitchkit.networks.data_config import data_config_of
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.mode import without_statistics
-from stitchkit.networks.preparation import preparation_of
 from stitchkit.networks.slices import Slice, extract
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.routes import Joint, Step, Stitch, StitchSpace
@@ -67,7 +67,7 @@ class SNNet(nn.Module):
         self._frozen = False
         self._passes: dict[tuple[tuple[int, ...] | None, int | None], OnePass] = {}
         _check_inputs(anchors)
-        prepared = preparation_of(image or {}, self.input_size, anchors[-1].pretrained_cfg)
+        prepared = data_config_of(image or {}, self.input_size, anchors[-1].pretrained_cfg)
         self.pretrained_cfg = {**prepared, "num_classes": self.num_classes}
         self.anchors = nn.ModuleList(anchor.model for anchor in anchors)
         self.stitch_layers = nn.ModuleDict()

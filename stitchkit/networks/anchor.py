@@ -261,7 +261,7 @@ def _stage_steps(model: nn.Module, path: str) -> list[ViewStep]:
     first, *rest = [f"{path}.blocks.{name}" for name, _ in stage.get_submodule("blocks").named_children()]
     before = f"{path}.downsample"
     # Down-sampling belongs to the first block: a route that enters at a later one must not run it. Where it changes
-    # nothing, it is no place to cut, and runs in slices because a person may hook it by name.
+    # nothing, it is not a place to cut, and runs in slices because a person may hook it by name.
     borders = (first,) if isinstance(stage.downsample, nn.Identity) else ()
     return [ViewStep((before, first), borders=borders), *(ViewStep((block,)) for block in rest)]
 

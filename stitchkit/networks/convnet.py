@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -66,10 +67,8 @@ class ConvNet(nn.Module):
             per_block("pool_size", pool_size, is_size=True),
             strict=True,
         )
-        blocks = [_block(*of_block) for of_block in settings]
-        self.encoder = blocks[0] if len(blocks) == 1 else nn.Sequential()
-        for number, block in enumerate(blocks if len(blocks) > 1 else [], start=1):
-            self.encoder.add_module(f"block{number}", block)
+        blocks = OrderedDict[str, nn.Module]((f"block{n}", _block(*given)) for n, given in enumerate(settings, start=1))
+        self.encoder = nn.Sequential(blocks) if num_blocks > 1 else blocks["block1"]
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight)

@@ -14,11 +14,11 @@ from timm.layers import to_2tuple
 from torch import nn
 
 from stitchkit.classes import note_origin
-from stitchkit.errors import InputError, one_line, unknown
+from stitchkit.errors import InputError, one_line, prefixed, unknown
 from stitchkit.networks.anchor import Anchor, view
 from stitchkit.networks.convnet import ConvNet
-from stitchkit.networks.preparation import take_image, trained_image
-from stitchkit.networks.published import check_fit, check_reachable, published_config, unknown_argument
+from stitchkit.networks.data_config import set_data_config, trained_data_config
+from stitchkit.networks.hub_weights import ADVICE, check_fit, check_reachable, published_config, unknown_argument
 from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.networks.weight_names import own_names
 from stitchkit.networks.weights import load_content, read_checkpoint, weights_of
@@ -63,7 +63,7 @@ def create_model(
         if is_download:
             raise InputError(
                 f"pretrained '{name}' cannot be loaded: {reason}; check the tag, the arguments and the network, "
-                "give a local checkpoint, or start from random weights (--no-pretrained)"
+                f"{ADVICE}"
             ) from error
         raise InputError(f"timm cannot build '{name}'{_given(kwargs)}: {reason}") from error
     if img_size is not None:  # timm's description is the only place where all models have it
@@ -87,7 +87,7 @@ def load_any_classes(
     if found is not None:  # the classifier is loaded even if it is replaced: loading checks every name and shape
         _resize_classifier(model, found)
     load_content(model, content, path)
-    take_image(model, trained_image(content))
+    set_data_config(model, trained_data_config(content))
     if found is None or num_classes in (None, found):
         note_origin(model, content, path)
     if num_classes is not None:
@@ -127,10 +127,8 @@ def create_anchor(spec: AnchorSpec, *, pretrained: bool = True, checkpoints: boo
     """
     checkpoint = spec.checkpoint if checkpoints else None
     kwargs = {**spec.kwargs, **{key: value for key, value in overrides.items() if value is not None}}
-    try:
+    with prefixed(f"anchor '{spec.label}': "):
         model = create_model(spec.name, checkpoint=checkpoint, pretrained=pretrained, **kwargs)
-    except InputError as error:
-        raise InputError(f"anchor '{spec.label}': {error}") from error
     anchor = view(model, label=spec.label)
     asked = to_2tuple(kwargs.get("img_size"))
     if asked[0] is not None and anchor.input_size[1:] != asked:  # some round it to their strides
@@ -156,7 +154,7 @@ def create_torchvision(name: str, arguments: Mapping[str, Any], *, weights: obje
     except Exception as error:  # torchvision, torch and the download raise many types
         raise InputError(
             f"torchvision's '{name}' cannot be loaded{_given(arguments)}: {one_line(error)}; check the arguments "
-            "and the network, give a local checkpoint, or start from random weights (--no-pretrained)"
+            f"and the network, {ADVICE}"
         ) from error
     return model
 
@@ -195,8 +193,6 @@ def _load_convnet(name: str, *, checkpoint: str | Path | None = None, **argument
     return model
 
 
-OWN: dict[str, Callable[..., nn.Module]] = {"convnet": _load_convnet}
-"""Functions that build models of no library, by the models' names."""
 LIBRARIES: dict[str, Callable[..., nn.Module]] = {
     "timm": create_model,
     "torchvision": _load_torchvision,
@@ -228,7 +224,7 @@ def load_model(
         )
     if backend not in LIBRARIES:
         raise unknown("backend", backend, LIBRARIES)
-    load = OWN.get(name, LIBRARIES[backend])
+    load = _load_convnet if name == "convnet" else LIBRARIES[backend]
     return load(name, pretrained=pretrained, checkpoint=checkpoint, **arguments)
 
 

@@ -19,8 +19,8 @@ from safetensors.torch import load
 from torch import nn
 
 from stitchkit.errors import InputError
+from stitchkit.networks.data_config import set_data_config, trained_data_config
 from stitchkit.networks.mode import evaluating
-from stitchkit.networks.preparation import take_image, trained_image
 from stitchkit.networks.weight_names import own_names
 from stitchkit.paths import check_file
 
@@ -256,7 +256,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, ema: bool = False) ->
     """
     content = read_checkpoint(path)
     load_content(model, content, path, ema=ema)
-    take_image(model, trained_image(content))
+    set_data_config(model, trained_data_config(content))
     return content
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from stitchkit.display import count
 from stitchkit.errors import InputError
 from stitchkit.measure.latency import add_latencies
-from stitchkit.measure.latency_verdict import check_latencies, latency_note, unreliable
+from stitchkit.measure.latency_verdict import latency_note, unreliable
 from stitchkit.measure.ledger import Row, cost_row, difference, read_rows
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.snnet import SNNet
@@ -30,7 +30,7 @@ def complete(rows: Sequence[Row], model: SNNet, *, latency: bool) -> str:
     for row in rows:
         if found := difference(row, model.space, profiler.cost):
             raise InputError(
-                f"the ledger is of another SN-Net: {found}; give the ledger of this one, or check --stitch_config, "
+                f"the ledger belongs to another SN-Net: {found}; give its own, or check --stitch_config, "
                 "--num-classes and --img-size"
             )
         # The row wins: published parameter counts leave some out, and are compared with each other.
@@ -81,7 +81,8 @@ class BudgetedModel(nn.Module):
             InputError: If no stitch meets it, or the ledger has no latencies or unreliable ones; see `measure`.
         """
         if budget not in self._chosen:  # every call of the model chooses, mostly within the same few budgets
-            self._chosen[budget] = int(pick_one(self.rows, self._limits(budget))["cfg_id"])
+            row = pick_one(self.rows, self._limits(budget), allow_unreliable=self._allow_unreliable)
+            self._chosen[budget] = int(row["cfg_id"])
         return self._chosen[budget]
 
     def _limits(self, budget: float | str) -> Budget:
@@ -93,8 +94,7 @@ class BudgetedModel(nn.Module):
             return Budget(max_flops=value)
         if any("latency_ms" not in row for row in self.rows):
             raise InputError(f"budget '{budget}' is a latency, but the ledger has none; call measure() first")
-        check_latencies(self.rows, allowed=self._allow_unreliable, way="set allow_unreliable=True")
-        return Budget(max_latency_ms=value, allow_unreliable=True)
+        return Budget(max_latency_ms=value)
 
     def forward(self, x: torch.Tensor, *, budget: float | str | None = None) -> torch.Tensor:
         """Logits `[B, num_classes]` of images `[B, C, H, W]` by the best stitch within a budget, as `choose` takes it.

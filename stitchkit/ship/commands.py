@@ -61,7 +61,7 @@ def _budget(flags: argparse.Namespace) -> Budget:
 
     limits = {name: getattr(flags, name) for name in ("max_flops", "max_params", "max_latency_ms", "min_acc1")}
     figures = {name: count(value) if isinstance(value, str) else value for name, value in limits.items()}
-    return Budget(**figures, allow_unreliable=flags.allow_unreliable)
+    return Budget(**figures)
 
 
 def _add_pick_flags(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +76,7 @@ def _pick(flags: argparse.Namespace) -> None:
     from stitchkit.measure.latency_verdict import latency_note
     from stitchkit.measure.ledger import read_rows, strict_json
     from stitchkit.measure.pareto import table
-    from stitchkit.ship.export_command import take_away
+    from stitchkit.ship.export_command import export_commands
     from stitchkit.ship.pick import pick, refusal, verdict
 
     budget, rows = _budget(flags), read_rows(flags.ledger)
@@ -91,7 +91,7 @@ def _pick(flags: argparse.Namespace) -> None:
         complete(rows, model.to(choose_device()), latency=budget.max_latency_ms is not None)
     elif flags.num_classes or flags.img_size:
         raise InputError("--num-classes and --img-size need a configuration; add --stitch_config, or leave them out")
-    choice = pick(rows, budget)
+    choice = pick(rows, budget, allow_unreliable=flags.allow_unreliable)
     # Printed even if no stitch fits: scripts then find the nearest miss in it.
     if flags.json:
         print(strict_json({**choice._asdict(), "stitches": len(rows), "budget": budget.limits}))
@@ -104,7 +104,7 @@ def _pick(flags: argparse.Namespace) -> None:
     print(table(shown))
     if note := latency_note(shown):
         print(note)
-    (command,) = take_away(Path(flags.ledger), [choice.best["cfg_id"]], flags.stitch_config)
+    (command,) = export_commands(Path(flags.ledger), [choice.best["cfg_id"]], flags.stitch_config)
     print(f"next, export it: {command}")
 
 
@@ -122,10 +122,11 @@ def _add_export_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(flags: argparse.Namespace) -> None:
-    from stitchkit.ship.suffixes import check_suffix
+    from stitchkit.ship.formats import format_of
 
     # Before anything is loaded, even torch: a wrong suffix must not cost the user a wait.
-    check_suffix(flags.output, int8=flags.int8), new_file(flags.output)
+    format_of(flags.output, int8=flags.int8)
+    new_file(flags.output)
     from stitchkit.ship.export import export
     from stitchkit.ship.trained_snnet import calibrated, describe, sample_images
 
@@ -135,13 +136,12 @@ def _export(flags: argparse.Namespace) -> None:
     if cfg_id is not None and budget.limits:
         raise InputError(f"--cfg_id {cfg_id} already names a stitch; leave the budget out, or give --ledger instead")
     trained = _trained(flags, cfg_id=cfg_id)
-    data = trained.recipe.data
-    if flags.int8 and not (data.data_dir or data.dataset):
+    if flags.int8 and not trained.has_data:
         raise InputError("--int8 needs training images, whose activations set its ranges; add --data DIR")
-    cfg_id = _best(flags.ledger, budget, trained) if cfg_id is None else cfg_id
+    cfg_id = _best(flags, budget, trained) if cfg_id is None else cfg_id
     stitch = trained.model.resolve(cfg_id)
     images, source = sample_images(trained, _IMAGES)
-    net = calibrated(trained, cfg_id) if trained.recipe.run.recalibrate_bn else None
+    net = calibrated(trained, cfg_id)
     calibration = sample_images(trained, _CALIBRATION, train=True)[0] if flags.int8 else None
     about = describe(trained, cfg_id)
     report = export(trained.model, cfg_id, output, images, about, net=net, calibration=calibration)
@@ -155,17 +155,17 @@ def _export(flags: argparse.Namespace) -> None:
         print(f"  {name:20}  {size / 2**20:8.2f} MiB  {latency.ms:8.2f} ms an image on this CPU{latency.doubt}")
 
 
-def _best(ledger: str, budget: Budget, trained: Trained) -> int:
-    """The `cfg_id` of the best stitch of a ledger, which must have been measured with these weights."""
+def _best(flags: argparse.Namespace, budget: Budget, trained: Trained) -> int:
+    """The `cfg_id` of the best stitch of `--ledger`, which must have been measured with these weights."""
     from stitchkit.measure.ledger import read_rows
     from stitchkit.ship.budgeted import complete
     from stitchkit.ship.pick import pick_one
     from stitchkit.ship.trained_snnet import check_origin
 
-    check_origin(ledger, trained)
-    rows = read_rows(ledger)
+    check_origin(flags.ledger, trained)
+    rows = read_rows(flags.ledger)
     note = complete(rows, trained.model, latency=budget.max_latency_ms is not None)
-    row = pick_one(rows, budget)
+    row = pick_one(rows, budget, allow_unreliable=flags.allow_unreliable)
     if note:
         print(note)
     if not budget.limits:
@@ -180,13 +180,10 @@ def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg_id", "--cfg-id", type=int, metavar="N", help="cfg_id of the stitch that predicts")
     about = "instead of an SN-Net and --cfg_id: a .safetensors or .onnx file of stitchkit export"
     parser.add_argument("--exported", metavar="FILE", help=about)
-    parser.add_argument(
-        "--top", type=int, default=5, metavar="K", help="number of classes for each image; by default 5"
-    )
-    parser.add_argument("-b", "--batch-size", type=int, default=32, metavar="N", help="images at a time; by default 32")
-    parser.add_argument(
-        "-j", "--workers", type=int, default=4, metavar="N", help="loader processes; by default up to 4"
-    )
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="number of classes for each image (5)")
+    parser.add_argument("-b", "--batch-size", type=int, default=32, metavar="N", help="images at a time (32)")
+    about = "loader processes, at most one for each core (4)"
+    parser.add_argument("-j", "--workers", type=int, default=4, metavar="N", help=about)
     add_device_flag(parser)
 
 
@@ -208,8 +205,8 @@ def _predict(flags: argparse.Namespace) -> None:
     else:
         trained = _trained(flags)
         trained.model.resolve(flags.cfg_id)
-        own = calibrated(trained, flags.cfg_id) if trained.recipe.run.recalibrate_bn else None
-        predictor = Predictor(own or trained.model.extract(flags.cfg_id), trained.prepared, trained.classes)
+        net = calibrated(trained, flags.cfg_id) or trained.model.extract(flags.cfg_id)
+        predictor = Predictor(net, trained.data_config, trained.classes)
     options = {"top": flags.top, "batch_size": flags.batch_size, "workers": flags.workers}
     unreadable = predict(predictor, flags.folder, paths, output, device=device, **options)
     print(f"predictions for {len(paths) - unreadable} of {len(paths)} images are in {output}")

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stitchkit.errors import InputError, one_line
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.create import create_anchor
-from stitchkit.networks.preparation import check_image, image_of
+from stitchkit.networks.data_config import check_data_config, given_data_config
 from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.settings.stitch_config import AnchorSpec
 
@@ -43,7 +43,7 @@ def build(about: Mapping[str, Any]) -> nn.Sequential:
     try:
         stitch = Stitch.parse(about["stitch"])
         specs = [local(AnchorSpec.parse(entry)) for entry in about["anchors"]]
-        final_norm, eps, image = bool(about["stitched_final_norm"]), about["bn_eps"], image_of(about["input"])
+        final_norm, eps, image = bool(about["stitched_final_norm"]), about["bn_eps"], given_data_config(about["input"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"its description is damaged ({one_line(error)}); export it again") from error
     anchors = [create_anchor(spec, pretrained=False) for spec in specs]
@@ -52,7 +52,7 @@ def build(about: Mapping[str, Any]) -> nn.Sequential:
     if any(segment.stop > depths.get(segment.anchor, 0) for segment in stitch.segments):
         raise InputError(f"its route {stitch} does not fit its anchors of {depths} blocks; export it again")
     # A space of only this stitch, from which the network is extracted like any other, with the same parameter names.
-    check_image(image, anchors[-1].input_size[0])
+    check_data_config(image, anchors[-1].input_size[0])
     net = SNNet(anchors, space, stitched_final_norm=final_norm, image=image).extract(0)
     for norm in net.modules():
         if isinstance(norm, _BatchNorm) and eps is not None:

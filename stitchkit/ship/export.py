@@ -17,7 +17,8 @@ from stitchkit.measure.latency import Latency, latencies
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.parser import new_file
-from stitchkit.ship.stitch_files import About, Runner, format_of
+from stitchkit.ship.formats import About, format_of
+from stitchkit.ship.stitch_files import Runner
 
 TOLERANCE, INT8_TOLERANCE = 1e-4, 0.25
 """Largest accepted difference of logits, as a share of the largest logit if that is above 1."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from stitchkit.settings.by_name import read_settings
 
 
-def take_away(path: Path, cfg_ids: Iterable[int], stitch_config: str | None) -> list[str]:
+def export_commands(path: Path, cfg_ids: Iterable[int], stitch_config: str | None) -> list[str]:
     """The commands that export networks of a ledger as ONNX files."""
     export, commands = _export_command(path, stitch_config), []
     for number in cfg_ids:

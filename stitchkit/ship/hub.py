@@ -18,9 +18,10 @@ from stitchkit.measure.ledger import Row, read_rows, write_rows
 from stitchkit.measure.pareto import pareto_front, table
 from stitchkit.model.create import anchors_and_space, read_config
 from stitchkit.model.snnet import SNNet
-from stitchkit.networks.preparation import check_image, image_of, saved_image
-from stitchkit.networks.published import silence_of_hub
+from stitchkit.networks.data_config import check_data_config, given_data_config, saved_data_config
+from stitchkit.networks.hub_weights import hub_fault
 from stitchkit.networks.weights import load_checkpoint, load_content
+from stitchkit.settings.files import read_settings_file
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.description import local, portable
 
@@ -105,8 +106,8 @@ class HubSNNet(
         parts = anchors_and_space(
             self.config, pretrained=False, num_classes=num_classes, img_size=img_size, in_chans=in_chans
         )
-        given = image_of(self.config.recipe) | dict(image or {})
-        check_image(given, parts[0][-1].input_size[0])
+        given = given_data_config(self.config.recipe) | dict(image or {})
+        check_data_config(given, parts[0][-1].input_size[0])
         super().__init__(*parts, stitched_final_norm=self.config.stitched_final_norm, image=given)
         self.ledger = []
         self.classes = _checked_classes(classes or [], self.num_classes)
@@ -114,7 +115,7 @@ class HubSNNet(
     @property
     def image(self) -> dict[str, object]:
         """The preparation of images, in timm's terms."""
-        return saved_image(self)
+        return saved_data_config(self)
 
     @classmethod
     def from_run(cls, **settings: object) -> HubSNNet:
@@ -136,7 +137,7 @@ class HubSNNet(
         pooling = trained.recipe.model.gp
         anchors = [portable(spec, trained.model, global_pool=pooling) for spec in trained.config.anchors]
         config = trained.config.to_dict() | {"anchors": anchors}
-        model = cls(config, classes=trained.classes, image=saved_image(trained.model))
+        model = cls(config, classes=trained.classes, image=saved_data_config(trained.model))
         load_content(model, trained.model.state_dict(), str(trained.recipe.run.resume))
         return model.eval()
 
@@ -144,7 +145,7 @@ class HubSNNet(
         refuse_link(save_directory / _README)  # huggingface_hub writes this file, and would follow a link
         config = self.config.to_dict() | {
             "anchors": [portable(spec, self) for spec in self.config.anchors],
-            "recipe": image_of(self.config.recipe),
+            "recipe": given_data_config(self.config.recipe),
         }
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
         with replacing(save_directory / _WEIGHTS) as draft:
@@ -187,7 +188,7 @@ class HubSNNet(
         try:
             is_local = Path(place).is_dir() or options.get("local_files_only")
             where = {key: options.get(key) for key in ("revision", "cache_dir")}
-            if not is_local and (fault := silence_of_hub(place, **where)):
+            if not is_local and (fault := hub_fault(place, **where)):
                 raise InputError(f"it cannot be downloaded: {fault}; check the folder, or name and network")
             model: HubSNNet = super().from_pretrained(place, **options)
         except InputError as error:
@@ -215,7 +216,8 @@ class HubSNNet(
             local(spec)  # a stranger's configuration could name files and repositories to load
         folder = Path(model_id)
         if not folder.is_dir():
-            folder = Path(snapshot_download(model_id, allow_patterns=[_WEIGHTS, _LEDGER], **options))
+            folder = Path(snapshot_download(model_id, allow_patterns=[_CONFIG, _WEIGHTS, _LEDGER], **options))
+        read_settings_file(folder / _CONFIG)  # refuses duplicate keys, of which huggingface_hub has taken the last
         if not (folder / _WEIGHTS).is_file():
             raise InputError(f"it has no {_WEIGHTS}; weights of another kind are not read")  # pickles run code
         model = cls(stitch_config, classes=classes, image=image)

@@ -27,17 +27,12 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits on the figures of a network in a ledger, the accuracy in percent; None for no limit.
-
-    Args:
-        allow_unreliable: Compare latencies even if their measurement called them unreliable.
-    """
+    """Limits on the figures of a network in a ledger, the accuracy in percent; None for no limit."""
 
     max_flops: float | None = None
     max_params: float | None = None
     max_latency_ms: float | None = None
     min_acc1: float | None = None
-    allow_unreliable: bool = False
 
     def __post_init__(self) -> None:
         for limit, value in self.limits.items():
@@ -86,11 +81,15 @@ class Choice(NamedTuple):
     nearest_miss: Row | None
 
 
-def pick(rows: Sequence[Row], budget: Budget) -> Choice:
-    """The most accurate stitch within a budget; if only an accuracy is required, the cheapest that reaches it."""
+def pick(rows: Sequence[Row], budget: Budget, *, allow_unreliable: bool = False) -> Choice:
+    """The most accurate stitch within a budget; if only an accuracy is required, the cheapest that reaches it.
+
+    Args:
+        allow_unreliable: Compare latencies even if their measurement called them unreliable.
+    """
     check_figures(rows, dict.fromkeys(["flops", "acc1", *(_FIGURES[limit] for limit in budget.limits)]), _ADVICE)
     if budget.max_latency_ms is not None:
-        check_latencies(rows, allowed=budget.allow_unreliable)
+        check_latencies(rows, allowed=allow_unreliable)
     within = [row for row in rows if not budget.misses(row)]
     if not within:
         # Misses are shares of their limits, to make FLOPs and percent comparable. All limits hold, so the worst counts.
@@ -102,9 +101,9 @@ def pick(rows: Sequence[Row], budget: Budget) -> Choice:
     return Choice(within[0], within[1 : 1 + _RUNNERS_UP], len(within), None)
 
 
-def pick_one(rows: Sequence[Row], budget: Budget) -> Row:
-    """The row of the best stitch within a budget."""
-    choice = pick(rows, budget)
+def pick_one(rows: Sequence[Row], budget: Budget, *, allow_unreliable: bool = False) -> Row:
+    """The row of the best stitch within a budget, as `pick` finds it."""
+    choice = pick(rows, budget, allow_unreliable=allow_unreliable)
     if choice.best is not None:
         return choice.best
     raise InputError(refusal(len(rows), budget, choice))

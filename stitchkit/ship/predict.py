@@ -6,11 +6,11 @@ import csv
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from PIL.Image import Image
@@ -18,6 +18,7 @@ from timm.data import ImageNetInfo, create_transform
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from stitchkit.classes import trained_classes
 from stitchkit.data.folders import image_suffixes, visible_files
 from stitchkit.data.loader_processes import usable_cores
 from stitchkit.data.unreadable import open_image
@@ -25,21 +26,21 @@ from stitchkit.display import listed
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, one_line
 from stitchkit.files import replacing
+from stitchkit.networks.data_config import KEYS, DataConfig
 from stitchkit.progress import progress
 from stitchkit.ship.stitch_files import open_exported
 
 _logger = logging.getLogger(__name__)
 
 _IMAGENET = 1000
-_NEEDED = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
 class Transform:
-    """The preparation of images as for evaluation, from timm's terms; a class, because loader processes pickle it."""
+    """The preparation of images as for evaluation; a class, because loader processes pickle it."""
 
-    def __init__(self, prepared: Mapping[str, Any]):
-        self._mode = "L" if prepared["input_size"][0] == 1 else "RGB"
-        self._transform = create_transform(**prepared, is_training=False)
+    def __init__(self, data_config: DataConfig):
+        self._mode = "L" if data_config["input_size"][0] == 1 else "RGB"
+        self._transform = create_transform(**data_config, is_training=False)
 
     def __call__(self, image: Image) -> torch.Tensor:
         """The input `[C, H, W]` of a network for an image."""
@@ -67,29 +68,33 @@ def likeliest(logits: torch.Tensor, names: Sequence[str], number: int) -> list[t
 
 @dataclass(frozen=True)
 class Predictor:
-    """A network with the preparation of its images, in timm's terms, and its class names, empty if unknown."""
+    """A network with its data config and its class names, empty if unknown."""
 
     network: nn.Module
-    prepared: Mapping[str, Any]
+    data_config: DataConfig
     classes: Sequence[str]
 
     @classmethod
     def open(cls, path: str) -> Predictor:
         """The predictor of an exported `.safetensors` or `.onnx` file."""
         network, about = open_exported(path)
-        prepared = about["input"]
-        if not all(key in prepared for key in _NEEDED):
-            raise InputError(f"'{path}' does not say how to prepare images; give a file of stitchkit export")
-        return cls(network, {key: prepared[key] for key in _NEEDED}, about.get("classes", ()))
+        try:
+            data_config = cast(DataConfig, {key: about["input"][key] for key in KEYS})
+            Transform(data_config)
+        except Exception as error:  # anybody can write the description of an ONNX file
+            raise InputError(
+                f"'{path}' does not say how to prepare images ({one_line(error)}); give a file of stitchkit export"
+            ) from error
+        return cls(network, data_config, (trained_classes(about) or [[]])[0])
 
 
 class _Files(Dataset[tuple[int, torch.Tensor, str]]):
     """Image files as their number, input and fault; an unreadable one has a blank input."""
 
-    def __init__(self, paths: Sequence[str], prepared: Mapping[str, Any]):
+    def __init__(self, paths: Sequence[str], data_config: DataConfig):
         self._paths = paths
-        self._transform = Transform(prepared)
-        self._blank = torch.zeros(*prepared["input_size"])
+        self._transform = Transform(data_config)
+        self._blank = torch.zeros(*data_config["input_size"])
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -113,6 +118,7 @@ def image_files(folder: str | Path) -> list[str]:
     return images
 
 
+@torch.inference_mode()
 def predict(
     predictor: Predictor, folder: str | Path, paths: Sequence[str], output: Path, *, device: torch.device,
     top: int = 5, batch_size: int = 32, workers: int = 0,
@@ -123,35 +129,24 @@ def predict(
         The number of images that cannot be read, which are logged.
     """
     network = predictor.network.to(device).eval()
-    with torch.inference_mode():
-        count = network(torch.zeros(1, *predictor.prepared["input_size"], device=device)).shape[1]
+    count = network(torch.zeros(1, *predictor.data_config["input_size"], device=device)).shape[1]
     names, places = described_classes(predictor.classes, count), range(2, min(top, count) + 1)
     head = ["path", "class", "probability", *(f"{key}_{place}" for place in places for key in ("class", "probability"))]
-    files, world = _Files(paths, predictor.prepared), World(0, 1, device)
-    loader = DataLoader(files, batch_size, num_workers=min(workers, usable_cores()))
+    workers = min(workers, usable_cores())  # torch warns of more
+    loader = DataLoader(_Files(paths, predictor.data_config), batch_size, num_workers=workers)
     unreadable: dict[str, str] = {}
-    batches = progress(loader, world, "predict", unit="batches")
+    batches = progress(loader, World(0, 1, device), "predict", unit="batches")
     with replacing(output) as draft, draft.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(head)
         for numbers, images, faults in batches:
-            found = _predict(network, images.to(device), names, top, faults)
-            for number, cells, fault in zip(numbers.tolist(), found, faults, strict=True):
+            for number, logits, fault in zip(numbers.tolist(), network(images.to(device)), faults, strict=True):
                 path = os.path.relpath(paths[number], folder)
-                writer.writerow([path, *(cells or [""] * (len(head) - 1))])
+                cells = [cell for name, share in likeliest(logits, names, top) for cell in (name, f"{share:.6f}")]
+                writer.writerow([path, *([""] * len(cells) if fault else cells)])
                 if fault:
                     unreadable[path] = fault
     if unreadable:
         shown, first = listed([*unreadable]), next(iter(unreadable.values()))
         _logger.warning("%d of %d images cannot be read: %s; the first: %s", len(unreadable), len(paths), shown, first)
     return len(unreadable)
-
-
-@torch.inference_mode()
-def _predict(
-    network: nn.Module, images: torch.Tensor, names: Sequence[str], top: int, faults: Sequence[str]
-) -> Iterator[list[str]]:
-    """The cells of each image of a batch: classes with their probabilities, nothing for one with a fault."""
-    for logits, fault in zip(network(images), faults, strict=True):
-        pairs = [] if fault else likeliest(logits, names, top)
-        yield [cell for name, share in pairs for cell in (name, f"{share:.6f}")]

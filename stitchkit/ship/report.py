@@ -29,7 +29,7 @@ from stitchkit.optional import optional
 from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.settings.files import read_settings_file
 from stitchkit.settings.recipe import Recipe
-from stitchkit.ship.export_command import take_away
+from stitchkit.ship.export_command import export_commands
 from stitchkit.ship.route_drawing import colors_of, depths_of, draw_route
 
 _logger = logging.getLogger(__name__)
@@ -70,16 +70,12 @@ def read_ledgers(
     if len(set(names)) < len(names):
         names = [str(place) for place in places]
     ledgers = [read_rows(place) for place in places]
-    if not allow_unreliable:
-        ledgers = [_reliable(rows, place) for rows, place in zip(ledgers, places, strict=True)]
+    for place, rows in zip(places, ledgers, strict=True):
+        if unreliable(rows) and not allow_unreliable:
+            _logger.warning("the latencies of '%s' are unreliable and left out; %s shows them", place, ALLOW)
+            rows[:] = without_unreliable(rows)
     found = zip(names, places, ledgers, strict=True)
     return [_read_ledger(name, place, rows, network, stitch_config) for name, place, rows in found]
-
-
-def _reliable(rows: list[Row], path: Path) -> list[Row]:
-    if unreliable(rows):
-        _logger.warning("the latencies of '%s' are unreliable and left out; %s shows them", path, ALLOW)
-    return without_unreliable(rows)
 
 
 def _network(stitch_config: str) -> _Network:
@@ -101,7 +97,7 @@ def _read_ledger(
         raise InputError(
             f"ledger '{path}' has a stitch of an anchor of {most} blocks; at most {_MOST_BLOCKS} are drawn"
         )
-    commands = take_away(path, [row["cfg_id"] for row in rows], stitch_config)
+    commands = export_commands(path, [row["cfg_id"] for row in rows], stitch_config)
     costed = {cost: [row for row in rows if cost in row] for cost in _COSTS}
     fronts = {cost: pareto_front(some, cost) for cost, some in costed.items() if some}
     return {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from html import escape
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,7 +56,7 @@ class Demonstration:
         self._rows = {row["cfg_id"]: row for row in self._budgeted.rows}
         costs = [float(row["flops"]) for row in self._rows.values()]
         self.cheapest, self.costliest = min(costs), max(costs)
-        self._transform = Transform(trained.prepared)
+        self._transform = Transform(trained.data_config)
         self._names = described_classes(trained.classes, trained.model.num_classes)
         self._depths = depths_of(self._model.space)
         self._network = cache(self._open_network)
@@ -77,9 +78,8 @@ class Demonstration:
 
     def _open_network(self, cfg_id: int) -> Callable[[torch.Tensor], torch.Tensor]:
         """The network of a stitch; with `--recalibrate-bn`, its statistics are computed here."""
-        if self._trained.recipe.run.recalibrate_bn:
-            return calibrated(self._trained, cfg_id).to(self._device)
-        return partial(self._model, stitch=cfg_id)
+        own = calibrated(self._trained, cfg_id)
+        return partial(self._model, stitch=cfg_id) if own is None else own.to(self._device)
 
     def _describe(self, cfg_id: int) -> str:
         stitch, row, latency = self._model.space[cfg_id], self._rows[cfg_id], self._latency(cfg_id)
@@ -122,12 +122,12 @@ def check_page(port: int | None) -> None:
             raise InputError(f"port {port} is unavailable: {error.strerror}; choose another --port") from error
 
 
-def _uploaded(gradio: Any, upload: Any) -> Image | None:
+def _uploaded(gradio: ModuleType, upload: Mapping[str, Any] | None) -> Image | None:
     """The image of an upload; the page shows why one cannot be used."""
     if upload is None:
         return None
     try:
-        return ImageOps.exif_transpose(open_image(upload.path))
+        return ImageOps.exif_transpose(open_image(upload["path"]))
     except InputError as error:
         raise gradio.Error(escape(str(error)), print_exception=False) from error
 
@@ -139,21 +139,23 @@ def serve(demonstration: Demonstration, *, title: str, port: int | None = None) 
     # Rounded up: the slider's minimum must still allow the cheapest stitch.
     least, most = (math.ceil(1e3 * cost / size) / 1e3 for cost in (demonstration.cheapest, demonstration.costliest))
 
-    def run(image: Image | None, budget: float) -> tuple[dict[str, float] | None, str]:
-        return demonstration.run(image, budget * size)
+    def run(upload: Mapping[str, Any] | None, budget: float) -> tuple[dict[str, float] | None, str]:
+        return demonstration.run(_uploaded(gradio, upload), budget * size)
 
     with gradio.Blocks(title=title, analytics_enabled=False) as page:
         gradio.Markdown(f"# {title}\nThe best stitch within the budget predicts.")
         with gradio.Row():
             with gradio.Column():
-                image = gradio.Image(type="pil", label="image", height=320)
-                image.preprocess = partial(_uploaded, gradio)
+                image = gradio.Image(label="image", height=320)
                 budget = gradio.Slider(least, most, value=most, step=0.001, label=f"budget in {unit}FLOPs")
             with gradio.Column():
                 prediction = gradio.Label(label="prediction", num_top_classes=_CLASSES)
                 stitch = gradio.HTML(label="stitch")
-        shared = {"fn": run, "inputs": [image, budget], "outputs": [prediction, stitch], "show_progress": "hidden"}
-        gradio.on([page.load, image.change, budget.change], **shared, trigger_mode="always_last", api_name="run")
+        # Not with Gradio's preprocessing, which opens images of any size.
+        gradio.on(
+            [page.load, image.change, budget.change], run, [image, budget], [prediction, stitch],
+            api_name="run", preprocess=False, show_progress="hidden", trigger_mode="always_last",
+        )  # fmt: skip
     fonts = ["system-ui", "sans-serif"]  # the browser would download gradio's own
     theme = gradio.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"])
     options = {"theme": theme, "css": _STYLE, "share": False, "quiet": True, "prevent_thread_lock": True}

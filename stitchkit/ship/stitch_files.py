@@ -4,36 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
-from stitchkit.errors import InputError, one_line
+from stitchkit.errors import InputError, one_line, prefixed
 from stitchkit.networks.weights import load_content
 from stitchkit.settings.files import unique_keys
 from stitchkit.ship.description import build
-from stitchkit.ship.suffixes import check_suffix
+from stitchkit.ship.formats import About, format_of
 
-About = Mapping[str, Any]
-"""The description of a stitch, or that of a StitchNet network; both have `input` with `input_size`."""
 _KEY = "stitchkit"
-
-
-class Format(NamedTuple):
-    """One kind of file: how it is written, and read again for the check."""
-
-    write: Callable[[nn.Module, About, Path], None]
-    read: Callable[[Path], nn.Module]
-
-
-def format_of(path: str | Path, *, int8: bool = False) -> Format:
-    """The kind of file for a suffix."""
-    return FORMATS[check_suffix(path, int8=int8)]
 
 
 def load_stitch(path: str | Path) -> nn.Module:
@@ -59,10 +44,8 @@ def load_stitch(path: str | Path) -> nn.Module:
         raise InputError(
             f"'{path}' is not an exported stitch; make one by stitchkit export, or use stitchkit.load_checkpoint"
         )
-    try:
+    with prefixed(f"'{path}' cannot be used: "):
         net = build(about)
-    except InputError as error:
-        raise InputError(f"'{path}' cannot be used: {error}") from error
     load_content(net, weights, path)
     net.about = about  # type: ignore[assignment]
     return net.eval()
@@ -77,7 +60,7 @@ def _existing(path: str | Path) -> Path:
 
 
 def open_exported(path: str | Path) -> tuple[nn.Module, About]:
-    """The network of an exported `.safetensors` or `.onnx` file on the CPU, and its description."""
+    """The network of an exported `.safetensors` or `.onnx` file on the CPU, and its description if it has one."""
     form, path = format_of(path), _existing(path)
     if path.suffix == ".pt2":
         raise InputError(f"'{path}' could run code when it is read; export the stitch as .safetensors or .onnx")
@@ -88,9 +71,7 @@ def open_exported(path: str | Path) -> tuple[nn.Module, About]:
     except Exception as error:  # runtimes raise many kinds
         raise InputError(f"'{path}' cannot be read ({one_line(error)}); export it again") from error
     about = getattr(network, "about", None)
-    if not isinstance(about, dict) or not isinstance(about.get("input"), dict):
-        raise InputError(f"'{path}' does not say how to prepare images; give a file of stitchkit export")
-    return network, about
+    return network, about if isinstance(about, dict) else {}
 
 
 class Runner(nn.Module):
@@ -106,7 +87,8 @@ class Runner(nn.Module):
         return self._run(x)
 
 
-def _write_safetensors(net: nn.Module, about: About, draft: Path) -> None:
+def write_safetensors(net: nn.Module, about: About, draft: Path) -> None:
+    """Write the weights, with the description as metadata."""
     weights = {name: value.contiguous() for name, value in net.state_dict().items()}
     draft.write_bytes(save(weights, metadata={"format": "pt", _KEY: json.dumps(about)}))
 
@@ -127,16 +109,19 @@ def _trace(net: nn.Module, about: About) -> torch.export.ExportedProgram:
     return program
 
 
-def _write_program(net: nn.Module, about: About, draft: Path) -> None:
+def write_program(net: nn.Module, about: About, draft: Path) -> None:
+    """Write a program of `torch.export`."""
     torch.export.save(_trace(net, about), draft, extra_files={f"{_KEY}.json": json.dumps(about)})
 
 
-def _read_program(path: Path) -> nn.Module:
+def read_program(path: Path) -> nn.Module:
+    """The network of a program that was just written; reading one may run code."""
     network = torch.export.load(path).module()
     return Runner(lambda x: network(x))  # in a function, because exported programs raise if their mode is changed
 
 
-def _write_onnx(net: nn.Module, about: About, draft: Path) -> None:
+def write_onnx(net: nn.Module, about: About, draft: Path) -> None:
+    """Write an ONNX file, with the description as metadata."""
     import onnx_ir
 
     logging.getLogger("onnxscript").setLevel(logging.WARNING)  # it logs every node that it simplifies
@@ -155,7 +140,8 @@ def _write_onnx(net: nn.Module, about: About, draft: Path) -> None:
     program.save(draft, external_data=False)
 
 
-def _read_onnx(path: Path) -> nn.Module:
+def read_onnx(path: Path) -> nn.Module:
+    """The network of an ONNX file, run by onnxruntime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -164,10 +150,3 @@ def _read_onnx(path: Path) -> nn.Module:
     text = session.get_modelmeta().custom_metadata_map.get(_KEY, "null")
     about = json.loads(text, object_pairs_hook=unique_keys)
     return Runner(lambda x: torch.from_numpy(session.run(["logits"], {"images": x.cpu().numpy()})[0]), about)
-
-
-FORMATS = {
-    ".safetensors": Format(_write_safetensors, load_stitch),
-    ".onnx": Format(_write_onnx, _read_onnx),
-    ".pt2": Format(_write_program, _read_program),
-}

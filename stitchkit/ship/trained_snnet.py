@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
-from timm.data import create_transform
+from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 from torch.utils.data import IterableDataset
 
 from stitchkit._version import __version__
 from stitchkit.classes import trained_classes
+from stitchkit.data.sources import open_dataset
 from stitchkit.distributed import init_world
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger_origin import changed, origin_file, read_origin
 from stitchkit.measure.recalibrate import recalibrate
 from stitchkit.model.create import anchors_and_space
 from stitchkit.model.snnet import SNNet
-from stitchkit.networks.preparation import Preparation, image_of, preparation_of, take_image, trained_image
+from stitchkit.networks.data_config import DataConfig, given_data_config, set_data_config, trained_data_config
 from stitchkit.networks.weights import load_content, read_hashed
 from stitchkit.routes import Stitch
 from stitchkit.settings.flags import gather
@@ -29,7 +32,7 @@ from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.description import FORMAT, portable
 from stitchkit.training.checkpoint import check_header
-from stitchkit.training.data import create_loaders, open_datasets, preparation
+from stitchkit.training.data import Datasets, create_loaders, open_datasets, preparation, source_of
 from stitchkit.training.network import create_network
 
 _SIZES = ("img_size", "input_size")
@@ -40,20 +43,40 @@ class Trained:
     """An SN-Net with its weights, in evaluation mode on the CPU.
 
     Args:
-        classes: Class names in the order of the logits; empty if neither checkpoint nor data know them.
+        trained_for: Class names in the order of the logits; empty if the checkpoint has none.
         weights_sha256: Hash of the file of the weights; empty if there was none.
     """
 
     model: SNNet
     config: StitchConfig
     recipe: Recipe
-    classes: tuple[str, ...]
+    trained_for: tuple[str, ...] = ()
     weights_sha256: str = ""
 
     @property
-    def prepared(self) -> Preparation:
+    def data_config(self) -> DataConfig:
         """The preparation of images, in timm's terms."""
-        return preparation_of({}, self.model.input_size, self.model.pretrained_cfg)
+        return cast(DataConfig, resolve_model_data_config(self.model))
+
+    @property
+    def has_data(self) -> bool:
+        """Whether a data set was given."""
+        return bool(self.recipe.data.data_dir or self.recipe.data.dataset)
+
+    @cached_property
+    def datasets(self) -> Datasets:
+        """The splits for evaluation and recalibration, opened once because each opening is logged."""
+        return open_datasets(self.recipe)
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the logits; empty if neither checkpoint nor data know them."""
+        number = self.model.num_classes  # perhaps not the checkpoint's, as after --num-classes
+        if len(self.trained_for) == number:
+            return self.trained_for
+        data = self.recipe.data
+        found = self.datasets.classes if data.data_dir and not data.dataset else ()
+        return found if len(found) == number else ()
 
 
 def open_trained(settings: Mapping[str, object], *, cfg_id: int | None = None) -> Trained:
@@ -63,7 +86,7 @@ def open_trained(settings: Mapping[str, object], *, cfg_id: int | None = None) -
         settings: The given settings by flag name: `stitch_config` and `resume`, optionally `model_ema`, `num_classes`,
             `img_size`, `data_dir`, a `config` of settings, and all others that shaped the network or its images in
             training.
-        cfg_id: The stitch that will be needed; if there is no such one, this is said before anything is loaded.
+        cfg_id: The stitch that will be needed; an unknown one is refused before anything is loaded.
     """
     recipe, config = gather({**settings, "eval": True})
     if config is None:
@@ -78,7 +101,8 @@ def open_trained(settings: Mapping[str, object], *, cfg_id: int | None = None) -
     size = check_header(content, config, path)
     if size and not settings.keys() & set(_SIZES) and _size_is_the_configurations(recipe, config):
         recipe = replace(recipe, model=replace(recipe.model, input_size=size, img_size=None, in_chans=None))
-    for key in image_of(recipe.flat()):  # the checkpoint knows better than its configuration, but not than a person
+    # The checkpoint knows better than its configuration, but not than a person.
+    for key in given_data_config(recipe.flat()):
         if key not in settings and getattr(recipe.data, key) == config.recipe.get(key):
             recipe = replace(recipe, data=replace(recipe.data, **{key: getattr(Recipe().data, key)}))
     tasks = trained_classes(content)
@@ -86,23 +110,14 @@ def open_trained(settings: Mapping[str, object], *, cfg_id: int | None = None) -
     model = create_network(recipe, config, classes)
     assert isinstance(model, SNNet), "it was made of a stitch configuration"
     load_content(model, content, path, ema=recipe.optim.model_ema)
-    take_image(model, preparation(recipe, model.input_size, {**model.pretrained_cfg, **trained_image(content)}))
-    if len(classes) != model.num_classes:  # such as after --num-classes
-        classes = _folder_classes(recipe, model.num_classes)
+    set_data_config(model, trained_data_config(content))
+    set_data_config(model, preparation(recipe, model.input_size, model.pretrained_cfg))
     return Trained(model.eval(), config, recipe, classes, digest)
 
 
 def _size_is_the_configurations(recipe: Recipe, config: StitchConfig) -> bool:
     """Whether the image size is that of the stitch configuration, not of a settings file."""
     return all(getattr(recipe.model, key) == config.recipe.get(key) for key in _SIZES)
-
-
-def _folder_classes(recipe: Recipe, number: int) -> tuple[str, ...]:
-    """Class names of an image folder, if it has as many classes as there are logits."""
-    if recipe.data.dataset or not recipe.data.data_dir:
-        return ()
-    found = open_datasets(recipe).classes
-    return found if len(found) == number else ()
 
 
 def check_origin(ledger: str | Path, trained: Trained) -> None:
@@ -124,16 +139,18 @@ def check_origin(ledger: str | Path, trained: Trained) -> None:
         )
 
 
-def calibrated(trained: Trained, stitch: int) -> nn.Module:
-    """The network of a stitch with its own batch-norm statistics, as `--eval --recalibrate-bn` computes them."""
+def calibrated(trained: Trained, stitch: int) -> nn.Module | None:
+    """The network of a stitch with its own batch-norm statistics, as `--recalibrate-bn` asks; None otherwise."""
     recipe, model = trained.recipe, trained.model
-    if not (recipe.data.data_dir or recipe.data.dataset):
+    if not recipe.run.recalibrate_bn:
+        return None
+    if not trained.has_data:
         raise InputError("--recalibrate-bn needs training images; add --data DIR")
     net = model.extract(stitch).cpu()
     world = init_world("cpu")
     try:
         loaders = create_loaders(
-            open_datasets(recipe), recipe, world,
+            trained.datasets, recipe, world,
             input_size=model.input_size, model_config=model.pretrained_cfg, num_classes=model.num_classes,
         )  # fmt: skip
         assert loaders.train is not None, "recalibration opens the training split"
@@ -157,7 +174,7 @@ def describe(trained: Trained, stitch: Stitch | int) -> dict[str, object]:
         "anchors": [portable(spec, model, global_pool=settings.gp) for spec in specs],
         "stitched_final_norm": model.stitched_final_norm,
         "bn_eps": settings.bn_eps,
-        "input": trained.prepared,
+        "input": trained.data_config,
         "classes": list(trained.classes),
     }
 
@@ -171,23 +188,23 @@ def sample_images(trained: Trained, number: int, *, train: bool = False) -> tupl
     Returns:
         At most `number` images `[B, C, H, W]`, and their source in words.
     """
-    data, model = trained.recipe.data, trained.model
-    prepared = trained.prepared
-    if not (data.data_dir or data.dataset):
+    data, model, config = trained.recipe.data, trained.model, trained.data_config
+    if not trained.has_data:
         noise = torch.rand(number, *model.input_size, generator=torch.Generator().manual_seed(0))
-        mean, std = (torch.tensor(values)[:, None, None] for values in (prepared["mean"], prepared["std"]))
+        mean, std = (torch.tensor(values)[:, None, None] for values in (config["mean"], config["std"]))
         return (noise - mean) / std, "images of seeded noise, since there is no --data"
-    run = replace(trained.recipe.run, recalibrate_bn=int(train))  # which opens the training split
-    opened = open_datasets(replace(trained.recipe, run=run))
+    opened = trained.datasets
     split, dataset = (data.train_split, opened.train) if train else (data.val_split, opened.validation)
-    assert dataset is not None, "it was opened"
-    dataset.transform = create_transform(**prepared, is_training=False)
+    if dataset is None:
+        dataset = open_dataset(source_of(trained.recipe), split, is_training=True, num_samples=data.train_num_samples)
+    dataset.transform = create_transform(**config, is_training=False)
     if isinstance(dataset, IterableDataset):
         samples = list(islice(dataset, number))
     else:
         # Spread evenly over the split, whose first images are all of the first class.
         places = range(min(number, len(dataset)))
         samples = [dataset[place * len(dataset) // len(places)] for place in places]
+    dataset.transform = None  # a loader of the same split brings its own
     where = f"the {split} split of '{data.data_dir or data.dataset}'"
     if not samples:
         raise InputError(f"there is no image in {where}")

@@ -15,7 +15,7 @@ from stitchkit.engine.checkpoint_files import CheckpointFiles, link, read_alike
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
 from stitchkit.errors import InputError
-from stitchkit.networks.preparation import image_of, saved_image, trained_image
+from stitchkit.networks.data_config import given_data_config, saved_data_config, trained_data_config
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.networks.weights import load_content
 from stitchkit.settings.recipe import Recipe, flag_of
@@ -113,7 +113,7 @@ def header(session: Session) -> dict[str, object]:
         "stitch_config": session.config.to_dict() if session.config else None,
         "classes": list(session.classes),
         "input_size": list(session.input_size),
-        "image": saved_image(session.model),
+        "image": saved_data_config(session.model),
     }
 
 
@@ -193,7 +193,7 @@ def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any]
             f"checkpoint '{path}' was trained on images of {trained_size}, but here they are {size} (channels, "
             f"height, width); set --input-size {' '.join(map(str, trained_size))}, or the size to use it with"
         )
-    _check_image(trained_image(content), session, path)
+    _check_image(trained_data_config(content), session, path)
     check_classes(trained_classes(content), [session.classes], path, strict=True)
     load_content(session.model, content, path, ema=ema)
     return content, digest
@@ -201,7 +201,7 @@ def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any]
 
 def _check_image(trained: Mapping[str, Any], session: Session, path: str | Path) -> None:
     """Compare the preparation of images in training with that of this run, which must be given if it is another one."""
-    here, given = as_timm(session.model).pretrained_cfg, image_of(session.recipe.flat())
+    here, given = as_timm(session.model).pretrained_cfg, given_data_config(session.recipe.flat())
     changes = {key: value for key, value in trained.items() if value != here[key]}
     said = "; ".join(f"{key} {value}, here {here[key]}" for key, value in changes.items())
     if changes.keys() - given.keys():

@@ -20,7 +20,7 @@ from stitchkit.data.sources import Images, agreed_classes, check_folders, open_d
 from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, one_line
-from stitchkit.networks.preparation import Preparation, image_of, preparation_of
+from stitchkit.networks.data_config import DataConfig, data_config_of, given_data_config
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.training.inputs import source_of
 
@@ -71,13 +71,13 @@ def _check_train_folders(validation: Images, recipe: Recipe) -> None:
         check_folders(tuple(FolderReader(folder).class_to_idx), validation.classes, where)
 
 
-def preparation(recipe: Recipe, input_size: tuple[int, ...], model_config: Mapping[str, object]) -> Preparation:
+def preparation(recipe: Recipe, input_size: tuple[int, ...], model_config: Mapping[str, object]) -> DataConfig:
     """The preparation of images of size `(C, H, W)`; what the settings leave open is as in timm's `pretrained_cfg`."""
     data, channels = recipe.data, input_size[0]
     for name in ("mean", "std"):
         if (given := getattr(data, name)) and len(given) not in (1, channels):
             raise InputError(f"{flag_of(name)} is {given}; set one value, or one for each of {channels} channels")
-    return preparation_of(image_of(recipe.flat()), input_size, model_config)
+    return data_config_of(given_data_config(recipe.flat()), input_size, model_config)
 
 
 @contextmanager
@@ -204,7 +204,7 @@ _AUGMENTATION = {
 
 
 def _create_train_loader(
-    images: Images | CheckedImages, recipe: Recipe, world: World, prepared: Preparation, num_classes: int
+    images: Images | CheckedImages, recipe: Recipe, world: World, prepared: DataConfig, num_classes: int
 ) -> Loader:
     augment, prefetch = recipe.augment, not recipe.data.no_prefetcher
     mix = None

@@ -20,8 +20,8 @@ from stitchkit.model.create import create_snnet
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.anchor import has_view, view
 from stitchkit.networks.create import create_model
-from stitchkit.networks.preparation import take_image
-from stitchkit.networks.published import published_config
+from stitchkit.networks.data_config import set_data_config
+from stitchkit.networks.hub_weights import published_config
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.recipe import ModelRecipe, Recipe
 from stitchkit.settings.stitch_config import StitchConfig
@@ -67,7 +67,7 @@ def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequenc
     size = input_size(model, recipe)
     if size[0] != settings.channels:
         raise InputError(f"the network needs images with {size[0]} channels; set --in-chans {size[0]}")
-    take_image(model, preparation(recipe, size, as_timm(model).pretrained_cfg))
+    set_data_config(model, preparation(recipe, size, as_timm(model).pretrained_cfg))
     return model
 
 

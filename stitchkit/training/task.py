@@ -19,7 +19,7 @@ from stitchkit.engine.task import Task
 from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.create import create_model
-from stitchkit.networks.published import published_config
+from stitchkit.networks.hub_weights import published_config
 from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.settings.recipe import Recipe, StitchRecipe
 from stitchkit.training.data import weights_dtype

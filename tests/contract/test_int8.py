@@ -1,6 +1,7 @@
 """ONNX files in int8: smaller, runnable elsewhere, and kept only if they predict as the SN-Net does."""
 
 import json
+import logging
 
 import onnx
 import onnxruntime
@@ -61,8 +62,11 @@ def run(tmp_path):
     return [*map(str, ["export", *flags, "--cfg_id", "9", "--int8"])]
 
 
-def test_the_command_calibrates_on_training_images(run, images, tmp_path, capsys):
+def test_the_command_calibrates_on_training_images_and_names_each_split_once(run, images, tmp_path, capsys, caplog):
+    caplog.set_level(logging.INFO)
     assert main([*run, "--data", str(images), "-o", str(tmp_path / "net.onnx")]) == 0
+    for line in ("train: ", "validation: ", "evaluating on the validation images"):
+        assert sum(said.startswith(line) for said in caplog.messages) == 1
     output = capsys.readouterr().out
     assert "compared on 20 images from the validation split" in output
     assert "same top-1 class on " in output

@@ -322,7 +322,7 @@ READERS = {
     "stitchkit/measure/evaluate.py": test_hostile_files_beside_a_ledger,
     "stitchkit/measure/per_class.py": test_hostile_files_beside_a_ledger,
     "stitchkit/networks/weights.py": test_hostile_checkpoints,
-    "stitchkit/networks/published.py": test_hostile_weights_in_the_cache_of_the_hub,
+    "stitchkit/networks/hub_weights.py": test_hostile_weights_in_the_cache_of_the_hub,
     "stitchkit/ship/stitch_files.py": test_a_hostile_export,
     "stitchkit/ship/hub.py": test_hostile_files_of_a_hub_folder,
     "stitchkit/ship/report.py": test_hostile_files_that_pages_and_exports_read,

@@ -1,8 +1,10 @@
 """`stitchkit predict`: a table of classes for a folder of images, from an SN-Net or an exported file."""
 
 import csv
+import json
 import logging
 
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -85,6 +87,25 @@ def test_an_exported_file_predicts_like_its_snnet(suffix, trained, tmp_path, sho
         assert ours["probability"] == theirs["probability"] or float(ours["probability"]) == pytest.approx(
             float(theirs["probability"]), abs=1e-4
         )
+
+
+@pytest.mark.parametrize(
+    "description", [{}, {"input": 3}, {"input": {"input_size": [3, 16, 16]}}, {"mean": "x"}, {"interpolation": "best"}]
+)
+def test_a_file_that_does_not_say_how_to_prepare_images_is_refused(description, trained, tmp_path, short_timing):
+    flags, images = trained
+    path = tmp_path / "net.onnx"
+    run(export, *flags, "-o", path)
+    program = onnx.load(path)
+    (entry,) = (entry for entry in program.metadata_props if entry.key == "stitchkit")
+    about = json.loads(entry.value)
+    if "input" in description or not description:
+        entry.value = json.dumps(description)
+    else:
+        entry.value = json.dumps(about | {"input": about["input"] | description})
+    onnx.save(program, path)
+    with pytest.raises(InputError, match=r"does not say how to prepare images .*; give a file of stitchkit export"):
+        run(predict, images, "--exported", path, "-o", tmp_path / "p.csv")
 
 
 def test_what_cannot_predict_is_refused_before_anything_is_loaded(trained, tmp_path):

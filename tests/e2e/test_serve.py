@@ -57,7 +57,7 @@ def test_the_best_stitch_within_the_budget_predicts(demonstration):
 def test_a_ledger_of_another_network_is_refused():
     model = pico_snnet()
     trained = Trained(model, StitchConfig.parse(pico_config()), Recipe(), ())
-    with pytest.raises(InputError, match="of another SN-Net"):
+    with pytest.raises(InputError, match="another SN-Net"):
         Demonstration(trained, [row | {"stitch": "x[0:1]"} for row in pareto_like(model)])
     with pytest.raises(InputError, match="has no 'acc1'"):
         Demonstration(trained, [{"cfg_id": 0}])

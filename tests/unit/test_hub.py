@@ -139,7 +139,8 @@ def test_a_run_becomes_a_folder(images, tmp_path):
         ({"classes": [1, 2, 3, 4]}, "give the names of the classes"),
         ({"image": {"mean": "0.5"}}, "'mean' of images is '0.5'"),
         ({"image": {"std": [1, 2]}}, "is not valid for images of 3 channels"),
-        ({"image": {"crop_pct": math.nan}}, "'crop_pct' of images is nan"),
+        ({"image": {"crop_pct": "0.9"}}, "'crop_pct' of images is '0.9'"),
+        ({"image": {"crop_pct": math.nan}}, "it contains NaN"),
         ({"image": {"men": [0.5]}}, "did you mean 'mean'?"),
     ],
 )
@@ -245,6 +246,16 @@ def test_a_configuration_that_says_something_odd_is_refused(folder, change, mess
 def test_a_damaged_configuration_is_refused(folder, content):
     (folder / "config.json").write_text(content)
     with pytest.raises(stitchkit.InputError, match=str(folder)):
+        stitchkit.HubSNNet.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("key", ["classes", "anchors"])
+def test_a_configuration_with_a_key_twice_is_refused(folder, key):
+    path = folder / "config.json"
+    text = path.read_text()
+    start = text.index(f'"{key}"')
+    path.write_text(f'{text[:start]}"{key}": null, {text[start:]}')
+    with pytest.raises(stitchkit.InputError, match=f"duplicate key .*{key}"):
         stitchkit.HubSNNet.from_pretrained(folder)
 
 

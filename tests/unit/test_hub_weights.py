@@ -1,18 +1,20 @@
-"""Weights that cannot be had or cannot fit are refused at once, in one line that says what to do."""
+"""Weights that are unavailable or cannot fit are refused at once, in one line that says what to do."""
 
+import json
 import socket
+import subprocess
+import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler
-from socketserver import TCPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from huggingface_hub import constants
 
 import stitchkit
-from stitchkit.networks.published import check_fit, check_reachable
+from stitchkit.networks.hub_weights import check_fit, check_reachable
 from stitchnet.networks import load_networks
-from tests.support import pico_anchor, pico_config
+from tests.support import ROOT, mostly_full, pico_anchor, pico_config
 
 NAME = "resnet10t.c3_in1k"
 
@@ -68,24 +70,49 @@ def test_only_weights_in_the_cache_need_no_connection(tmp_path):
     check_reachable(NAME)
 
 
-def test_a_hub_that_answers_is_asked_by_timm(monkeypatch):
+class NotFound(BaseHTTPRequestHandler):
+    """A hub that has nothing."""
+
+    def do_GET(self):
+        self.send_error(404)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub():
+    """The address of a hub that answers."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), NotFound) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address
+        server.shutdown()
+
+
+def test_a_hub_that_answers_is_asked_by_timm(hub, monkeypatch):
     """Whatever it answers."""
-
-    class NotFound(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_error(404)
-
-        def log_message(self, *_):
-            pass
-
-    server = TCPServer(("127.0.0.1", 0), NotFound)
-    threading.Thread(target=server.handle_request, daemon=True).start()
-    address = server.server_address
-    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address)]
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", hub)]
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: found)
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{address[1]}")
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{hub[1]}")
     check_reachable(NAME)
-    server.server_close()
+
+
+@pytest.mark.parametrize("state", mostly_full(["answers", "offline", "closed"], quick=["answers"]))
+def test_libraries_print_nothing_of_their_own_when_weights_are_unavailable(state, hub, tmp_path):
+    """In a process of its own, whose loggers are real."""
+    config = tmp_path / "net.json"
+    config.write_text(json.dumps({"anchors": ["hf-hub:timm/none", "hf-hub:timm/none2"]}))
+    port = 9 if state == "closed" else hub[1]
+    environment = {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path), "HF_ENDPOINT": f"http://127.0.0.1:{port}"}
+    environment |= {"HF_HUB_OFFLINE": "1"} if state == "offline" else {}
+    command = [sys.executable, "-m", "stitchkit", "profile", "--stitch_config", str(config)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("stitchkit: error: anchor 'timm_none': ")
 
 
 @pytest.mark.parametrize("create", [lambda: load_networks("resnet50,vgg166"), lambda: load_networks("resnet18,vgg166")])
@@ -119,12 +146,27 @@ def test_anchors_of_another_architecture_than_the_published_are_refused_before_a
     ("name", "kwargs"),
     [
         ("vit_tiny_patch16_224", {"num_classes": 7, "img_size": 96, "patch_size": 8, "in_chans": 1, "drop_rate": 0.1}),
-        ("vit_tiny_patch16_224", {"depth": 6}),
+        ("vit_tiny_patch16_224", {"depth": 12}),
+        ("resnet18", {"global_pool": "max"}),
         ("swin_tiny_patch4_window7_224", {"window_size": 4, "img_size": 128}),
     ],
 )
 def test_arguments_that_timm_adapts_weights_to_are_not_refused(name, kwargs):
     check_fit(name, kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "fault"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 6}, r"depth: blocks\.6\.\S+ is absent, in timm's weights \[192\]"),
+        ("vit_tiny_patch16_224", {"depth": 14}, r"depth: blocks\.12\.\S+ is \[192\], in timm's weights absent"),
+        ("vit_tiny_patch16_224", {"global_pool": "avg"}, "global_pool: fc_norm"),
+    ],
+)
+def test_more_or_fewer_weights_than_the_published_are_refused_before_a_download(name, kwargs, fault):
+    with pytest.raises(stitchkit.InputError, match=fault):
+        stitchkit.create_model(name, pretrained=True, **kwargs)
+    stitchkit.create_model(name, **kwargs)
 
 
 @pytest.mark.parametrize("pretrained", [False, True])

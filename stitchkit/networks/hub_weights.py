@@ -1,4 +1,4 @@
-"""The published weights of timm's models: what timm knows of them, and why they cannot be had or used, said at once."""
+"""The published weights of timm's models: timm's description of them, and checks before they are downloaded."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from timm.models import PretrainedCfg, is_model, list_models, list_pretrained
 
 from stitchkit.errors import InputError, one_line, unknown
 
-_ADAPTED = ("num_classes", "img_size", "in_chans", "global_pool", "patch_size", "window_size")
-"""Arguments to which timm adapts published weights where it can; `drop*` need none."""
+_ADAPTED = ("num_classes", "img_size", "in_chans", "patch_size", "window_size")
+"""Arguments to which timm adapts published weights; those named `drop*` change no weight."""
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".npz")
-_ADVICE = "give a local checkpoint, or start from random weights (--no-pretrained)"
+ADVICE = "give a local checkpoint, or start from random weights (--no-pretrained)"
 
 
 def published_config(name: str) -> PretrainedCfg | None:
@@ -35,8 +35,8 @@ def published_config(name: str) -> PretrainedCfg | None:
     return config
 
 
-def silence_of_hub(repository: str, *, revision: str | None = None, cache_dir: str | Path | None = None) -> str:
-    """Why a repository of the Hub cannot be had: it was never downloaded, and nothing answers there; empty if it can.
+def hub_fault(repository: str, *, revision: str | None = None, cache_dir: str | Path | None = None) -> str:
+    """Why a repository of the Hub is unavailable: not in the cache, and nothing answers; empty if it is available.
 
     The Hub's client would try for a minute.
     """
@@ -63,8 +63,8 @@ def check_reachable(name: str) -> None:
     if not place or name.startswith("local-dir:"):
         return
     repository, _, revision = place.partition("@")
-    if fault := silence_of_hub(repository, revision=revision or None):
-        raise InputError(f"pretrained '{name}' cannot be downloaded: {fault}; check the network, {_ADVICE}")
+    if fault := hub_fault(repository, revision=revision or None):
+        raise InputError(f"pretrained '{name}' cannot be downloaded: {fault}; check the network, {ADVICE}")
 
 
 def check_fit(name: str, kwargs: Mapping[str, object]) -> None:
@@ -73,12 +73,13 @@ def check_fit(name: str, kwargs: Mapping[str, object]) -> None:
     if adapted.keys() == kwargs.keys():
         return
     with torch.device("meta"):
-        ours, theirs = (timm.create_model(name, **options).state_dict() for options in (kwargs, adapted))
-    wrong = next((key for key in ours if key in theirs and ours[key].shape != theirs[key].shape), None)
+        models = [timm.create_model(name, **options) for options in (kwargs, adapted)]
+    ours, theirs = ({key: [*value.shape] for key, value in model.state_dict().items()} for model in models)
+    wrong = next((key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)), None)
     if wrong is not None:
         changed = ", ".join(key for key in kwargs if key not in adapted)
-        shapes = f"{wrong} is {list(ours[wrong].shape)}, in timm's weights {list(theirs[wrong].shape)}"
-        raise InputError(f"pretrained '{name}' does not fit the kwargs {changed}: {shapes}; {_ADVICE}")
+        found = f"{wrong} is {ours.get(wrong, 'absent')}, in timm's weights {theirs.get(wrong, 'absent')}"
+        raise InputError(f"pretrained '{name}' does not fit the kwargs {changed}: {found}; {ADVICE}")
 
 
 def unknown_argument(name: str, kwargs: Mapping[str, object], error: Exception) -> InputError | None:

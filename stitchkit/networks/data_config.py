@@ -1,0 +1,89 @@
+"""The data config of a network, in timm's sense: how its images are prepared, wherever the network goes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, TypedDict, cast
+
+from timm.data import resolve_data_config
+from timm.data.loader import adapt_to_chs
+from torch import nn
+
+from stitchkit.errors import InputError, unknown
+from stitchkit.networks.timm_model import as_timm
+
+
+class DataConfig(TypedDict):
+    """The preparation of images for a network, under timm's names."""
+
+    input_size: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+
+
+KEYS = tuple(DataConfig.__annotations__)
+_GIVEN = KEYS[1:]
+"""All but the size, which the network decides."""
+
+
+def given_data_config(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some settings that prepare images and are set."""
+    return {key: settings[key] for key in _GIVEN if settings.get(key)}
+
+
+def data_config_of(
+    given: Mapping[str, Any], input_size: tuple[int, ...], pretrained_cfg: Mapping[str, Any]
+) -> DataConfig:
+    """The preparation of images of size `(C, H, W)`, with a mean and a deviation for each channel.
+
+    What is not `given` is as in timm's `pretrained_cfg`.
+    """
+    found = resolve_data_config({**given, "input_size": tuple(input_size)}, pretrained_cfg=dict(pretrained_cfg))
+    per_channel = {key: adapt_to_chs(tuple(found[key]), input_size[0]) for key in ("mean", "std")}
+    return cast(DataConfig, {key: found[key] for key in KEYS} | per_channel)
+
+
+def check_data_config(given: Mapping[str, object], channels: int) -> None:
+    """Refuse settings that cannot prepare images with this number of channels."""
+    for key, value in given.items():
+        if key not in _GIVEN:
+            raise unknown("setting of images", key, _GIVEN)
+        if not _fits(key, value) or (isinstance(value, list | tuple) and len(value) not in (1, channels)):
+            raise InputError(f"'{key}' of images is {value!r}, which is not valid for images of {channels} channels")
+
+
+def _fits(key: str, value: object) -> bool:
+    if key in ("mean", "std"):
+        return isinstance(value, list | tuple) and bool(value) and all(map(_is_number, value))
+    return _is_number(value) if key == "crop_pct" else isinstance(value, str)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def saved_data_config(network: nn.Module) -> dict[str, object]:
+    """The data config of a network as plain data, for its files."""
+    found = given_data_config(as_timm(network).pretrained_cfg)
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+
+
+def trained_data_config(content: Mapping[str, object]) -> dict[str, Any]:
+    """The data config that a checkpoint was trained with.
+
+    Empty if it has none, as published checkpoints, or something else in its place.
+    """
+    found = content.get("image")
+    if not isinstance(found, Mapping) or not all(key in _GIVEN and _fits(key, value) for key, value in found.items()):
+        return {}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+
+
+def set_data_config(network: nn.Module, config: Mapping[str, Any]) -> None:
+    """Set the data config of a network, or some of it, where `timm.data.resolve_model_data_config` finds it."""
+    if hasattr(network, "pretrained_cfg"):  # torchvision's have none
+        as_timm(network).pretrained_cfg = {**as_timm(network).pretrained_cfg, **config}
