@@ -180,9 +180,9 @@ def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg_id", "--cfg-id", type=int, metavar="N", help="cfg_id of the stitch that predicts")
     about = "instead of an SN-Net and --cfg_id: a .safetensors or .onnx file of stitchkit export"
     parser.add_argument("--exported", metavar="FILE", help=about)
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="number of classes for each image (5)")
-    parser.add_argument("-b", "--batch-size", type=int, default=32, metavar="N", help="images at a time (32)")
-    about = "loader processes, at most one for each core (4)"
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="number of classes for each image")
+    parser.add_argument("-b", "--batch-size", type=int, default=32, metavar="N", help="images at a time")
+    about = "loader processes, at most one for each core"
     parser.add_argument("-j", "--workers", type=int, default=4, metavar="N", help=about)
     add_device_flag(parser)
 

@@ -32,7 +32,8 @@ from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.description import FORMAT, portable
 from stitchkit.training.checkpoint import check_header
-from stitchkit.training.data import Datasets, create_loaders, open_datasets, preparation, source_of
+from stitchkit.training.data import Datasets, create_loaders, open_datasets, preparation
+from stitchkit.training.inputs import source_of
 from stitchkit.training.network import create_network
 
 _SIZES = ("img_size", "input_size")
