@@ -53,7 +53,7 @@ def begin_search(task: CompositionTask, settings: ComposeSettings, journal: Jour
     nets = networks_of(settings)
     scores = Scores(settings.score, seed=settings.seed)
     search = Search(images, nets=nets, scores=scores, **{name: getattr(settings, name) for name in _SEARCH})
-    journal.agree("pool", {"images and weights": _digest(search.pool, task)})
+    journal.agree_on_content({"images and weights": _digest(search.pool, task), "output map": task.map_digest})
     search.journal = journal
     return search
 

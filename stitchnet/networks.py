@@ -74,7 +74,7 @@ def specified(nets: str | Sequence[object] | None = None) -> list[AnchorSpec]:
 
 
 def _nothing() -> InputError:
-    return InputError("there is no network to cut into fragments; name at least one")
+    return InputError("no networks are given; name at least one")
 
 
 def _created(specs: Iterable[AnchorSpec], *, pretrained: bool, img_size: tuple[int, int] | None) -> Loaded:

@@ -76,8 +76,8 @@ class ComposeSettings(Settings):
 
 
 @dataclass(frozen=True)
-class StudySettings(ComposeSettings):
-    """Settings of an experiment; the last ones are those of `finetune`."""
+class TuningSettings(ComposeSettings):
+    """Settings of the experiment `finetune`."""
 
     head: Literal["own", "new"] | None = flag(
         None,

@@ -74,15 +74,20 @@ class CompositionTask:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of all images and labels, and of an output map: files of the same names may hold others."""
+        """A hash of all images and labels: files of the same names may hold others."""
         digest = hashlib.blake2b(digest_size=16)
         for split in (self.train, self.validation):
             for images, labels in batches(split):
                 digest.update(images.contiguous().numpy().data)
                 digest.update(labels.data)
-        if isinstance(self.classifier, OutputMap):
-            digest.update(repr(self.classifier).encode())
         return digest.hexdigest()
+
+    @property
+    def map_digest(self) -> str | None:
+        """A hash of the output map, if there is one."""
+        if not isinstance(self.classifier, OutputMap):
+            return None
+        return hashlib.blake2b(repr(self.classifier).encode(), digest_size=16).hexdigest()
 
     def accuracy(self, net: Net) -> float:
         """Give a network its classifier; the percentage of the validation images that it then classifies correctly."""

@@ -249,7 +249,7 @@ def _journal(folder: Path) -> Reader:
 
     def read(path: Path) -> object:
         journal = Journal(path)
-        journal.agree("settings", {"--top": 4}, growing="--top")
+        journal.agree_on_settings({"--top": 4}, growing="--top")
         return journal.find(JudgedNetwork, "row", "a"), journal.find(Ranking, "ranking", "a[0:1]")
 
     return Reader(folder / "compose.jsonl", [Seed(lines, (in_lines,))], read)

@@ -54,7 +54,9 @@ def test_an_error_that_the_system_did_not_report_keeps_its_traceback(runs):
         main(["fail"])
 
 
-@pytest.mark.parametrize(("resumes", "says"), [("go on with --resume auto", "; go on with --resume auto"), ("", "")])
+@pytest.mark.parametrize(
+    ("resumes", "says"), [("continue with --resume auto", "; continue with --resume auto"), ("", "")]
+)
 def test_after_ctrl_c_the_advice_is_that_of_the_command(resumes, says, runs, capsys):
     runs(KeyboardInterrupt(), resumes=resumes)
     assert main(["fail"]) == 130

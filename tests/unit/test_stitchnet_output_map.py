@@ -115,4 +115,4 @@ def test_the_command_evaluates_parents_and_composed_networks_by_a_map(tmp_path, 
         assert row["acc1"] == pytest.approx(100 * (expected == labels).mean())
     (tmp_path / "map.json").write_text(json.dumps({"class0": 0, "class1": [1, 3], "class2": 2}))
     assert main([*map(str, flags)]) == 2
-    assert "was started with images and weights" in capsys.readouterr().err
+    assert "out' was started with another version of the output map; restore" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from stitchkit.measure.ledger import read_rows
 from stitchnet import experiments, generate, image_folder, stitching_images, tuning
 from stitchnet.data import in_memory
 from stitchnet.journal import Journal
-from stitchnet.settings import ComposeSettings, StudySettings
+from stitchnet.settings import ComposeSettings
 from stitchnet.task import CompositionTask
 from stitchnet.tuning import checkpoints
 from tests.composing import FLAGS, convnet, write_colours, write_pico_nets
@@ -170,7 +170,7 @@ def test_too_few_images_to_train_on(tmp_path):
         next(
             experiments.samples(
                 CompositionTask([0], [0]),
-                StudySettings("a"),
+                ComposeSettings("a"),
                 Journal(tmp_path / "samples.jsonl"),
             )
         )
