@@ -42,7 +42,7 @@ _SEARCH = ("threshold", "total_threshold", "max_depth", "width", "order", "max_m
 
 
 def networks_of(settings: ComposeSettings) -> list[AnchorSpec]:
-    """The specifications of the networks, whose names exist."""
+    """The specifications of the networks, as `specified` checks them."""
     is_config = settings.nets.endswith(".json")
     return specified(list(StitchConfig.load(settings.nets).anchors) if is_config else settings.nets)
 

@@ -19,7 +19,7 @@ from stitchkit.errors import InputError, unknown
 from stitchkit.networks.create import create_model, create_torchvision, torchvision_names
 from stitchkit.networks.published import published_config
 from stitchkit.networks.timm_model import TimmModel
-from stitchkit.networks.weights import load_checkpoint
+from stitchkit.networks.weights import check_checkpoint, load_checkpoint
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchnet.settings import PUBLISHED
 
@@ -56,7 +56,7 @@ def load_networks(
 
 
 def specified(nets: str | Sequence[object] | None = None) -> list[AnchorSpec]:
-    """The specifications of networks as in `load_networks`, whose names exist: before any is built or downloaded."""
+    """The specifications of networks as in `load_networks`, whose names and checkpoints exist, before any is built."""
     if isinstance(nets, str):
         nets = [name.strip() for name in nets.split(",") if name.strip()]
     specs = [_spec(entry) for entry in (PUBLISHED if nets is None else nets)]
@@ -70,6 +70,8 @@ def specified(nets: str | Sequence[object] | None = None) -> list[AnchorSpec]:
     for spec in specs:
         if not _is_torchvision(spec.name):
             published_config(spec.name)  # refuses a tag that timm does not have
+        if spec.checkpoint is not None:
+            check_checkpoint(spec.checkpoint)
     return specs
 
 

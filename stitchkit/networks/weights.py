@@ -57,13 +57,17 @@ def read_hashed(path: str | Path) -> tuple[dict[str, Any], str]:
     return content, digest.hexdigest()
 
 
-def _opened(path: str | Path) -> BinaryIO:
+def check_checkpoint(path: str | Path) -> None:
+    """Refuse a checkpoint that is not a file on this machine."""
     check_local(str(path), "checkpoint")
-    path = Path(path)
-    if not path.is_file():
-        found = "is not a file" if path.exists() else "does not exist"
+    if not Path(path).is_file():
+        found = "is not a file" if Path(path).exists() else "does not exist"
         raise InputError(f"checkpoint '{path}' {found}; check the path")
-    return path.open("rb")
+
+
+def _opened(path: str | Path) -> BinaryIO:
+    check_checkpoint(path)
+    return Path(path).open("rb")
 
 
 def _content(file: BinaryIO, path: Path) -> dict[str, Any]:
