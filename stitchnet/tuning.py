@@ -27,6 +27,7 @@ from stitchkit.errors import InputError, unknown
 from stitchkit.networks.weights import load_content, read_checkpoint
 from stitchkit.training.task import StitchTask
 from stitchnet.data import Examples, LabelledPairs
+from stitchnet.head import choose_trained, replace_head
 from stitchnet.net import Net
 from stitchnet.output_map import OutputMap
 from stitchnet.task import CompositionTask
@@ -161,8 +162,8 @@ def fine_tune(
         every: Number of steps between accuracies, of which there is also one at the end; by default those of an epoch.
     """
     if head == "new" or (head is None and net.num_outputs != task.num_classes):
-        net.replace_head(task.num_classes, seed=seed % 2**63)
-    net.choose_trained(trains)
+        replace_head(net, task.num_classes, seed=seed % 2**63)
+    choose_trained(net, trains)
     trainer = _trainer(net, task.train, seed, files.folder)
     steps = len(trainer.loader)
     every, num_images = every or steps, len(trainer.loader.sampler)
@@ -188,7 +189,7 @@ def fine_tune(
         epoch, position = _resume(trainer, net, files, num_recorded)
         measure(epoch * steps + (position.done if position else 0))
         train_epochs(trainer, range(epoch, EPOCHS), position, save=save, finish=finish, after_step=measure)
-    net.choose_trained("all")
+    choose_trained(net, "all")
 
 
 def _trainer(net: Net, train: Examples, seed: int, folder: Path) -> Trainer:

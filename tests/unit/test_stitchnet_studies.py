@@ -18,6 +18,7 @@ from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchnet import experiments, generate, image_folder, stitching_images, tuning
 from stitchnet.data import in_memory
+from stitchnet.head import head_of, replace_head
 from stitchnet.journal import Journal
 from stitchnet.settings import ComposeSettings
 from stitchnet.task import CompositionTask
@@ -292,7 +293,7 @@ def test_a_new_head_learns_the_classes_of_the_images(beans, tmp_path, monkeypatc
     assert found[-1].acc1 > found[0].acc1
     assert net.num_outputs == net.num_classes == 3
     assert found[-1].acc1 == 100 * net.evaluate_dataset(folder)["accuracy"]
-    after, head = net.state_dict(), {f"{net.head()[0]}.{name}" for name in ("weight", "bias")}
+    after, head = net.state_dict(), {f"{head_of(net)[0]}.{name}" for name in ("weight", "bias")}
     changed = {name for name in after if name not in head and not torch.equal(after[name], before[name])}
     assert bool(changed) == (trains == "all")  # statistics of norms are also kept
     assert all(one.requires_grad for one in net.parameters())
@@ -322,7 +323,7 @@ def test_a_network_without_one_linear_layer_at_its_end_gets_no_new_head():
     layers = torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 5, 3)
     net = generate(torch.rand(3, 3, 16, 16), 0, 0, sample=True, nets={"a": torch.nn.Sequential(*layers)})[1]
     with pytest.raises(InputError, match="has no linear layer, so it has no head to train"):
-        net.replace_head(3)
+        replace_head(net, 3)
 
 
 @pytest.mark.parametrize(
