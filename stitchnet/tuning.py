@@ -135,6 +135,8 @@ def finetune(
     for name, value, allowed in (("head", head, (None, "own", "new")), ("trained part", trains, ("all", "head"))):
         if value not in allowed:
             raise unknown(name, value, [one for one in allowed if one])
+    if every is not None and every < 1:
+        raise InputError(f"every is {every}; it must be at least 1")
     task = CompositionTask(LabelledPairs(train, label_column), LabelledPairs(validation, label_column))
     found: list[Measured] = []
     with TemporaryDirectory() as folder:

@@ -78,8 +78,11 @@ def test_classes_and_files_that_do_not_fit(tmp_path):
     (tmp_path / "a.csv").write_text("name,output\ncat,1\n")
     with pytest.raises(InputError, match="needs the columns class and output"):
         OutputMap.read(tmp_path / "a.csv", "max")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"none.csv' cannot be read: No such file or directory; check the path"):
         OutputMap.read(tmp_path / "none.csv", "max")
+    (tmp_path / "endless.csv").symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=r"endless.csv' is not a file"):
+        OutputMap.read(tmp_path / "endless.csv", "max")
     for needed, content in ((1000, {"cat": "tabby"}), ("at least 5", {"cat": 4})):
         with pytest.raises(InputError, match=f"has 4 outputs, but the output map needs {needed}"):
             OutputMap.read(content, "max").scores(np.zeros((1, 4)))
