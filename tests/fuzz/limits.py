@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import resource
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _SECONDS = {
     signal.ITIMER_PROF: 2.0,  # of computing
-    signal.ITIMER_REAL: 60.0,  # of waiting, such as for a server; other processes may need the cores meanwhile
+    signal.ITIMER_REAL: 300.0,  # of waiting, such as for a server; other processes may need the cores meanwhile
 }
 _BYTES = 2 << 30
+_RECURSION = 1000  # Python's own; hypothesis allows more, so that refusing deep nesting takes longer than in a command
 
 
 class Hang(BaseException):
@@ -31,7 +33,8 @@ def limited() -> Iterator[None]:
     # They stay: on a loaded machine a signal may come late, and by default it would end the process.
     for number in (signal.SIGPROF, signal.SIGALRM):
         signal.signal(number, stop)
-    own = resource.getrlimit(resource.RLIMIT_DATA)
+    recursion, own = sys.getrecursionlimit(), resource.getrlimit(resource.RLIMIT_DATA)
+    sys.setrecursionlimit(_RECURSION)
     resource.setrlimit(resource.RLIMIT_DATA, (_used() + _BYTES, own[1]))
     for timer, seconds in _SECONDS.items():
         signal.setitimer(timer, seconds, seconds)  # repeated, because the code may swallow the first one
@@ -46,6 +49,7 @@ def limited() -> Iterator[None]:
         for timer in _SECONDS:
             signal.setitimer(timer, 0)
         resource.setrlimit(resource.RLIMIT_DATA, own)
+        sys.setrecursionlimit(recursion)
 
 
 def _used() -> int:

@@ -298,12 +298,9 @@ def test_a_new_head_learns_the_classes_of_the_images(beans, tmp_path, monkeypatc
     assert bool(changed) == (trains == "all")  # statistics of norms are also kept
     assert all(one.requires_grad for one in net.parameters())
     assert stitchnet.load(net.save(tmp_path / "net"), nets).evaluate_dataset(folder) == net.evaluate_dataset(folder)
-    for options, words in (
-        ({"head": "old"}, "unknown head 'old'"),
-        ({"every": 0}, "every is 0; it must be at least 1"),
-    ):
+    for wrong, words in (({"head": "old"}, "unknown head 'old'"), ({"every": 0}, "every is 0; it must be at least")):
         with pytest.raises(InputError, match=words):
-            stitchnet.finetune(net, folder, folder, **options)
+            stitchnet.finetune(net, folder, folder, **wrong)
 
 
 def test_accuracies_are_measured_every_few_steps_of_any_number_of_loader_processes(beans, tmp_path, monkeypatch):
