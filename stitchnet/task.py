@@ -56,11 +56,10 @@ class CompositionTask:
         download: bool = False,
     ) -> CompositionTask:
         """A task from an image folder with `train/` and `validation/`, or from a data set by name."""
-        if (output_map is None) != (classifier in FITTED):
-            raise InputError(
-                f"--classifier is {classifier} and --output-map is {output_map}; max, sum and argmax need a map, and a "
-                "map needs one of them"
-            )
+        if output_map is None and classifier not in FITTED:
+            raise InputError(f"--classifier {classifier} needs --output-map; name the file")
+        if output_map is not None and classifier in FITTED:
+            raise InputError(f"--output-map is not for --classifier {classifier}; choose max, sum or argmax")
         train, validation = (open_split(data, split, img_size, download=download) for split in ("train", "validation"))
         classes = agreed_classes(train.dataset, validation.dataset)
         mapped = None if output_map is None else OutputMap.read(output_map, classifier, classes)

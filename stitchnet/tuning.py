@@ -137,7 +137,9 @@ def finetune(
             raise unknown(name, value, [one for one in allowed if one])
     if every is not None and every < 1:
         raise InputError(f"every is {every}; it must be at least 1")
-    task = CompositionTask(LabelledPairs(train, label_column), LabelledPairs(validation, label_column))
+    classes = getattr(train, "classes", ())  # otherwise, all images are read for their labels
+    pairs = LabelledPairs(train, label_column), LabelledPairs(validation, label_column)
+    task = CompositionTask(*pairs, classes=classes)
     found: list[Measured] = []
     with TemporaryDirectory() as folder:
         files = checkpoints(Path(folder))

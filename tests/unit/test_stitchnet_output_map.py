@@ -105,8 +105,12 @@ def test_the_command_evaluates_parents_and_composed_networks_by_a_map(tmp_path, 
     (tmp_path / "map.json").write_text(json.dumps({"class0": 0, "class1": [1, 2], "class2": 3}))
     nets = write_pico_nets(tmp_path)
     flags = ["compose", "--data", images, "--nets", nets, *FLAGS, "--top", 1, "-o", tmp_path / "out"]
-    assert main([*map(str, flags), "--output-map", str(tmp_path / "map.json")]) == 2
-    assert "max, sum and argmax need a map, and a map needs one of them" in capsys.readouterr().err
+    for wrong, words in (
+        (["--output-map", tmp_path / "map.json"], "--output-map is not for --classifier knn; choose max, sum or"),
+        (["--classifier", "max"], "--classifier max needs --output-map; name the file"),
+    ):
+        assert main([*map(str, (*flags, *wrong))]) == 2
+        assert words in capsys.readouterr().err
     flags += ["--classifier", "max", "--output-map", tmp_path / "map.json"]
     assert main([*map(str, flags)]) == 0
     assert "all are evaluated by the highest of the outputs in the map" in capsys.readouterr().out
