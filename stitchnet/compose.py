@@ -53,7 +53,8 @@ def begin_search(task: CompositionTask, settings: ComposeSettings, journal: Jour
     nets = networks_of(settings)
     scores = Scores(settings.score, seed=settings.seed)
     search = Search(images, nets=nets, scores=scores, **{name: getattr(settings, name) for name in _SEARCH})
-    journal.agree_on_content({"images and weights": _digest(search.pool, task), "output map": task.map_digest})
+    output_map = None if isinstance(task.classifier, str) else repr(task.classifier)
+    journal.agree_on_content({"images and weights": _digest(search.pool, task), "output map": output_map})
     search.journal = journal
     return search
 

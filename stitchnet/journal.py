@@ -101,11 +101,11 @@ class Journal:
         if growing and before[growing] != settings[growing]:
             self.add(dict(settings), "settings")
 
-    def agree_on_content(self, digests: Mapping[str, str | None]) -> None:
+    def agree_on_content(self, content: Mapping[str, str | None]) -> None:
         """Check that the results in the folder depend on the same content, by its name in messages, as new ones."""
-        before = self._started_with("pool", digests)
-        for name, digest in digests.items():
-            if before.get(name) != digest:
+        before = self._started_with("pool", content)
+        for name, value in content.items():
+            if before.get(name) != value:
                 raise InputError(
                     f"'{self.path.parent}' was started with another version of the {name}; restore that version to "
                     "resume it, or choose another folder"

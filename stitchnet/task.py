@@ -81,13 +81,6 @@ class CompositionTask:
                 digest.update(labels.data)
         return digest.hexdigest()
 
-    @property
-    def map_digest(self) -> str | None:
-        """A hash of the output map, if there is one."""
-        if not isinstance(self.classifier, OutputMap):
-            return None
-        return hashlib.blake2b(repr(self.classifier).encode(), digest_size=16).hexdigest()
-
     def accuracy(self, net: Net) -> float:
         """Give a network its classifier; the percentage of the validation images that it then classifies correctly."""
         if isinstance(self.classifier, OutputMap):
