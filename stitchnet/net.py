@@ -56,7 +56,7 @@ class Net(nn.Module):
 
     Attributes:
         num_classes: Number of classes of a new head; None for the head of the last fragment's network.
-        is_frozen: Whether the mode stays that of evaluation in training, in which norms keep their statistics.
+        is_frozen: Whether training leaves it in evaluation mode, in which norms keep their statistics.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class Net(nn.Module):
                 `{"cat": [281, "Persian cat"], ...}`, or a JSON or YAML file of this form, or a CSV file with a row for
                 each output and the columns `class` and `output`.
             kind: `max`: the class of the highest of these outputs; `sum`: that with the highest sum of probabilities;
-                `argmax`: the class of the highest of all outputs, -1 if that is of no class, as published.
+                `argmax`: the class of the highest of all outputs, -1 if it belongs to none, as published.
             classes: The classes in the order of their numbers; by default the given ones, class2 before class10.
 
         Returns:

@@ -130,7 +130,7 @@ def judged(
 
 
 def _recalled(composition: Composition, journal: Journal) -> Row | None:
-    """The figures that a journal has of a network; none where its outputs are not finite."""
+    """A network's figures from the journal; empty if its outputs are not finite."""
     place = ("row", composition.name)
     if journal.find(dict[str, object], *place) == {} and not composition.is_uncut:
         return {}

@@ -163,7 +163,7 @@ def fine_tune(
         num_recorded: Number of accuracies already recorded. A checkpoint from beyond them is not used.
         head: `own` or `new`; by default the network's own if it has one output for each class.
         trains: `all` or `head`.
-        every: Number of steps between accuracies, of which there is also one at the end; by default those of an epoch.
+        every: Number of steps between accuracies, by default those of an epoch; the last one is at the end.
     """
     if head == "new" or (head is None and net.num_outputs != task.num_classes):
         replace_head(net, task.num_classes, seed=seed % 2**63)

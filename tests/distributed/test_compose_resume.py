@@ -78,7 +78,7 @@ def kill_myself(*_: object, **__: object) -> None:
 
 
 def write_half(journal: Journal, value: object, *key: str | int) -> None:
-    """A line of which half reaches the disk."""
+    """Let half a line reach the disk."""
     with journal.path.open("a") as file:
         file.write(f'[["{key[0]}", "a[0:1] > b[')
     kill_myself()

@@ -88,7 +88,7 @@ _SNIPPETS = [
 
 @st.composite
 def _odd_content(draw: DrawFn, seed: Seed) -> bytes:
-    """Good data, at one to three places of which something else stands."""
+    """Good data with something else at one to three places."""
     content = json.loads(json.dumps(seed.content))  # tuples as lists
     for _ in range(draw(st.integers(1, 3))):
         found = [place for place, _ in places(content)]
@@ -116,7 +116,7 @@ def _odd_content(draw: DrawFn, seed: Seed) -> bytes:
 
 @st.composite
 def _odd_text(draw: DrawFn, seed: Seed) -> bytes:
-    """A good file in which something is inserted, repeated or cut out."""
+    """A good file with something inserted, repeated or cut out."""
     content = seed.content
     if seed.dumps:
         content = draw(st.sampled_from(list(seed.dumps)))(content).encode(errors="surrogatepass")

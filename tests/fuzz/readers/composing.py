@@ -32,7 +32,7 @@ def _nets() -> dict[str, nn.Module]:
 def _configuration() -> Seed:
     [seed] = shipped("compose/*.json", JSON)
     for anchor in seed.content["anchors"]:
-        del anchor["checkpoint"]  # which is not there
+        del anchor["checkpoint"]  # the file does not exist here
     return seed
 
 
