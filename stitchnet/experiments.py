@@ -229,7 +229,7 @@ def finetune(task: CompositionTask, settings: TuningSettings, journal: Journal) 
             rows.append(Row(**row))
         if not rows or rows[-1]["epoch"] < tuning.EPOCHS:
             net = search.build(composition)
-            tuning.fine_tune(
+            tuning.train_and_record(
                 net, task, partial(_record, rows, journal, net, number), seed=settings.seed, files=files,
                 num_recorded=len(rows), head=settings.head, trains=settings.trains, every=settings.eval_every,
             )  # fmt: skip

@@ -143,23 +143,23 @@ def finetune(
     found: list[Measured] = []
     with TemporaryDirectory() as folder:
         files = checkpoints(Path(folder))
-        fine_tune(net, task, found.append, seed=seed, files=files, head=head, trains=trains, every=every)
+        train_and_record(net, task, found.append, seed=seed, files=files, head=head, trains=trains, every=every)
     net.classifier = OutputMap("max", tuple((number,) for number in range(task.num_classes)))
     return found
 
 
-def fine_tune(
+def train_and_record(
     net: Net, task: CompositionTask, record: Callable[[Measured], None], *, seed: int, files: CheckpointFiles,
     num_recorded: int = 0, head: str | None = None, trains: str = "all", every: int | None = None,
 ) -> None:  # fmt: skip
-    """Train weights with AdamW and a cosine schedule.
+    """Train with AdamW and a cosine schedule, resumed from the newest checkpoint; each accuracy is recorded.
 
     Args:
         net: Changed in place.
         task: The images to train on, which are not augmented, and those to measure the accuracy on.
         record: Called with each accuracy from the start or the resumed position on; the last may come twice.
         seed: Seed of the order of the images and of a new head.
-        files: The checkpoints, saved after each epoch and on a signal; training resumes from the newest good one.
+        files: The checkpoints, saved after each epoch and on a signal.
         num_recorded: Number of accuracies already recorded. A checkpoint from beyond them is not used.
         head: `own` or `new`; by default the network's own if it has one output for each class.
         trains: `all` or `head`.

@@ -211,7 +211,7 @@ def fine_tuned(net, images, folder, **options):
     def record(measured):
         found[measured.number] = measured.acc1
 
-    tuning.fine_tune(net, CompositionTask(images, images), record, seed=0, files=checkpoints(folder), **options)
+    tuning.train_and_record(net, CompositionTask(images, images), record, seed=0, files=checkpoints(folder), **options)
     return found
 
 
@@ -311,7 +311,7 @@ def test_accuracies_are_measured_every_few_steps_of_any_number_of_loader_process
     for images in (folder, in_memory(folder)):
         measured = []
         task, files = CompositionTask(images, images), checkpoints(tmp_path)
-        tuning.fine_tune(drawn_net(folder, 3)[0], task, measured.append, seed=0, files=files, every=2)
+        tuning.train_and_record(drawn_net(folder, 3)[0], task, measured.append, seed=0, files=files, every=2)
         files.clear()
         for path in files.candidates():
             path.unlink()
