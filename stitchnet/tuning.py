@@ -27,7 +27,7 @@ from stitchkit.errors import InputError, unknown
 from stitchkit.networks.weights import load_content, read_checkpoint
 from stitchkit.training.task import StitchTask
 from stitchnet.data import Examples, LabelledPairs
-from stitchnet.head import choose_trained, replace_head
+from stitchnet.head import replace_head, training_only
 from stitchnet.net import Net
 from stitchnet.output_map import OutputMap
 from stitchnet.task import CompositionTask
@@ -167,33 +167,31 @@ def train_and_record(
     """
     if head == "new" or (head is None and net.num_outputs != task.num_classes):
         replace_head(net, task.num_classes, seed=seed % 2**63)
-    choose_trained(net, trains)
-    trainer = _trainer(net, task.train, seed, files.folder)
-    steps = len(trainer.loader)
-    every, num_images = every or steps, len(trainer.loader.sampler)
+    with explained(), training_only(net, trains):
+        trainer = _trainer(net, task.train, seed, files.folder)
+        steps = len(trainer.loader)
+        every, num_images = every or steps, len(trainer.loader.sampler)
 
-    def measure(step: int) -> None:
-        if step % every == 0 or step == EPOCHS * steps:
-            epoch, done = divmod(step, steps)
-            samples = epoch * num_images + done * _BATCH
-            record(Measured(-(-step // every), epoch, samples, _accuracy(net, task.validation)))
+        def measure(step: int) -> None:
+            if step % every == 0 or step == EPOCHS * steps:
+                epoch, done = divmod(step, steps)
+                samples = epoch * num_images + done * _BATCH
+                record(Measured(-(-step // every), epoch, samples, _accuracy(net, task.validation)))
 
-    def save(epoch: int, position: Position | None, state: Mapping[str, object]) -> Path:
-        step = epoch * steps + (position.done if position else 0)
-        files.write_newest({**state, "network": net.name, "epoch": epoch, "recorded": -(-step // every)})
-        return files.last
+        def save(epoch: int, position: Position | None, state: Mapping[str, object]) -> Path:
+            step = epoch * steps + (position.done if position else 0)
+            files.write_newest({**state, "network": net.name, "epoch": epoch, "recorded": -(-step // every)})
+            return files.last
 
-    def finish(done: TrainedEpoch) -> None:
-        check_finite(trainer, done.number)
-        # Saved before the accuracy is measured, which a resumed run can do from this file.
-        save(done.number + 1, None, training_state(trainer))
-        measure((done.number + 1) * steps)
+        def finish(done: TrainedEpoch) -> None:
+            check_finite(trainer, done.number)
+            # Saved before the accuracy is measured, which a resumed run can do from this file.
+            save(done.number + 1, None, training_state(trainer))
+            measure((done.number + 1) * steps)
 
-    with explained():
         epoch, position = _resume(trainer, net, files, num_recorded)
         measure(epoch * steps + (position.done if position else 0))
         train_epochs(trainer, range(epoch, EPOCHS), position, save=save, finish=finish, after_step=measure)
-    choose_trained(net, "all")
 
 
 def _trainer(net: Net, train: Examples, seed: int, folder: Path) -> Trainer:

@@ -278,8 +278,11 @@ def drawn_net(folder, classes):
 
 def test_fine_tuning_of_its_own_head_needs_an_output_for_each_class(beans, tmp_path):
     folder = image_folder(beans / "train", 32)
+    net, _ = drawn_net(folder, 2)
     with pytest.raises(InputError, match="has 2 outputs and the images have more classes; train a new head"):
-        fine_tuned(drawn_net(folder, 2)[0], folder, tmp_path, head="own")
+        fine_tuned(net, folder, tmp_path, head="own", trains="head")
+    assert net.train().training, "a network whose training failed is not frozen"
+    assert all(one.requires_grad for one in net.parameters())
 
 
 @pytest.mark.parametrize("trains", ["head", "all"])
