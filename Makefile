@@ -2,7 +2,7 @@
 # make test: a case of every kind, in minutes.   make test-all: every case.   make lint: style and types.   CI runs all three.
 # make bench: our code against a plain reference; it takes long, and needs an idle machine.
 # Each creates the virtual environment .venv if it is missing; PYTHON names the interpreter. The demos install only what they
-# need; all others, and `make install`, the development tools too.
+# need; the other targets also install the development tools.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ import timm
 import torch
 
 from benchmarks.frame import ROOT
+from stitchkit.measure.latency import processor
 
 Found = Mapping[str, str | float | bool | None]
 """The JSON of a benchmark."""
@@ -91,10 +91,8 @@ def document(lines: Sequence[str]) -> str:
 
 def _machine() -> str:
     """The machine, the versions and the day that the figures depend on."""
-    info = Path("/proc/cpuinfo")  # Linux; elsewhere only the architecture is known
-    models = re.findall(r"model name\s*: (.+)", info.read_text()) if info.exists() else []
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    device = f"{[*models, platform.machine()][0]}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {gpu}"
+    device = f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {gpu}"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}"
     return f"Machine: {device}. {versions}. {date.today().isoformat()}."
 

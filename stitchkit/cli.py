@@ -13,12 +13,12 @@ from typing import TextIO
 
 from stitchkit._version import __version__
 from stitchkit.display import PrintableFormatter
-from stitchkit.errors import InputError, Stopped, unknown
-from stitchkit.parser import Command, Parser, add_commands, flags_of, usage_of
+from stitchkit.errors import InputError, Stopped
+from stitchkit.parser import Command, Parser, add_commands, unknown_flag, usage_of
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
-# Libraries whose own lines tell a user nothing: each request, and the absence of a compiler that nobody asked for.
+# Libraries that log what no user asked for: each request, and the absence of a compiler.
 _QUIET = ("httpx", "httpx2", "torch.utils.cpp_extension")
 
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 2 for bad input; 130 after Ctrl-C; 130 or 143 after a signal on which a run was saved;
-        141 if nobody reads the output any more, as after `| head`.
+        141 if the reader of the output has ended, as after `| head`.
     """
     try:
         try:
@@ -69,7 +69,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         flags, rest = _parser().parse_known_args(arguments)
         command, parser = (vars(flags).pop(name) for name in ("command", "parser"))
         if rest and rest[0].startswith("-"):
-            raise unknown("flag", rest[0].split("=")[0], flags_of(parser))
+            raise unknown_flag(parser, rest[0].split("=")[0])
         if rest:
             raise InputError(f"unexpected argument '{rest[0]}'; write {usage_of(parser)}, and a value after each flag")
         command.run(flags)
@@ -93,7 +93,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _refusal(error: OSError) -> InputError:
-    """What the system refused, of which file if it says so, and what to do."""
+    """An error of the system as a message: the file if it is known, the cause, and what to do."""
     where = f"'{error.filename}': " if error.filename else ""
     if error.errno in _DISK_FULL:  # an error of a write does not name the file
         advice = "make room, or write to another disk"

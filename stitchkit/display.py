@@ -1,4 +1,4 @@
-"""Figures for people: counts with a unit, and text in aligned columns."""
+"""Text for people: log lines, counts with a unit, and aligned columns."""
 
 from __future__ import annotations
 

@@ -6,12 +6,12 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-# Longest message in characters; a longer one quotes somebody's data.
+# Longest message in characters; only a message that quotes a file's content is longer.
 _LONGEST = 3000
 
 
 def printable(words: str) -> str:
-    """Words without line ends and escapes, with which the content of a file could forge a message of ours."""
+    """Words with line ends and escapes spelled out, so that quoted content cannot forge a message of ours."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
 
 
@@ -49,7 +49,7 @@ def unknown(kind: str, value: object, allowed: Iterable[str]) -> InputError:
     elif len(names) <= 30:
         hint = f"allowed: {', '.join(names)}"
     else:
-        hint = f"none of the {len(names)} allowed names is close to it"
+        hint = f"none of the {len(names)} allowed names is close; check the spelling"
     return InputError(f"unknown {kind} '{value}'; {hint}")
 
 

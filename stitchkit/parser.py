@@ -7,6 +7,7 @@ A wing declares its commands in its own `commands.py`, and `pyproject.toml` regi
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,23 @@ from stitchkit.files import check_folder_of
 
 DATA_FLAGS = ("--data", "--data-dir", "--data_dir", "--data-path", "--data_path")
 """The flag of the folder of the data sets in every command: timm's and the published tools' names are aliases."""
+
+
+def with_default(action: argparse.Action, default: object) -> str | None:
+    """The help of a flag with its default, `side of the images (224)`, unless the text or plain sense says it."""
+    is_switch = action.nargs == 0 and not isinstance(action, argparse.BooleanOptionalAction)  # off unless given
+    is_plain = default is None or default is False or default in ("", (), [], {}, argparse.SUPPRESS)
+    if not action.help or is_switch or is_plain or "by default" in action.help:
+        return action.help
+    values = ["on"] if default is True else default if isinstance(default, list | tuple) else [default]
+    return f"{action.help} ({' '.join(f'{value:.4g}' if isinstance(value, float) else str(value) for value in values)})"
+
+
+class _Help(argparse.HelpFormatter):
+    """Shows the defaults of flags."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return with_default(action, action.default)
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,10 +53,6 @@ class Parser(argparse.ArgumentParser):
         raise unknown(kind, value, map(str, action.choices))
 
 
-def _no_flags(parser: argparse.ArgumentParser) -> None:
-    """Add nothing, for a command without flags."""
-
-
 class Command(NamedTuple):
     """A command of `stitchkit`, or a subcommand.
 
@@ -46,12 +60,12 @@ class Command(NamedTuple):
         run: Runs it with the values of its flags.
         about: Its line in `--help`.
         add_flags: Adds its flags.
-        resumes: How to go on after Ctrl-C; empty if it starts over.
+        resumes: How to resume after Ctrl-C; empty if the command starts over.
     """
 
     run: Callable[[argparse.Namespace], None]
     about: str
-    add_flags: Callable[[argparse.ArgumentParser], None] = _no_flags
+    add_flags: Callable[[argparse.ArgumentParser], None] = lambda _: None
     resumes: str = ""
 
 
@@ -64,6 +78,7 @@ def add_commands(parser: argparse.ArgumentParser, commands: Mapping[str, Command
     choices = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command in commands.items():
         own = choices.add_parser(name, help=command.about, description=command.about, allow_abbrev=False)
+        own.formatter_class = _Help
         own.set_defaults(command=command, parser=own)
         command.add_flags(own)
 
@@ -85,7 +100,7 @@ def add_device_flag(parser: argparse.ArgumentParser) -> None:
 
 def add_picture_format(parser: argparse.ArgumentParser) -> None:
     """Add `--format`, for a command that names its pictures itself."""
-    parser.add_argument("--format", choices=("png", "pdf", "svg"), default="png", help="format of pictures (png)")
+    parser.add_argument("--format", choices=("png", "pdf", "svg"), default="png", help="format of pictures")
 
 
 def add_allow_unreliable_flag(parser: argparse.ArgumentParser) -> None:
@@ -93,9 +108,14 @@ def add_allow_unreliable_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-unreliable", action="store_true", help="use latencies even if they are unreliable")
 
 
-def flags_of(parser: argparse.ArgumentParser) -> list[str]:
-    """All flags of a command, with their aliases."""
-    return [name for action in parser._actions for name in action.option_strings]
+def unknown_flag(parser: argparse.ArgumentParser, flag: str) -> InputError:
+    """The error for a flag that a command does not have, with the nearest one if it looks like a slip."""
+    known = (name for action in parser._actions for name in action.option_strings)
+    # Without dashes, which make all flags alike. Spellings with underscores are for those who use them.
+    names = {name.lstrip("-"): name for name in known if "_" in flag or "_" not in name}
+    close = difflib.get_close_matches(flag.lstrip("-"), names, n=1, cutoff=0.7)
+    hint = f"did you mean '{names[close[0]]}'?" if close else f"see {parser.prog} --help"
+    return InputError(f"unknown flag '{flag}'; {hint}")
 
 
 def usage_of(parser: argparse.ArgumentParser) -> str:

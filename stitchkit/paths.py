@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
+from pathlib import Path
 
 from stitchkit.errors import InputError
 
@@ -36,6 +37,14 @@ def check_local(value: str, name: str, fault: Callable[[str], str | None] = loca
     """Refuse a value, called `name` in the message, that is not a path on this machine."""
     if found := fault(value):
         raise InputError(f"{name} is {value!r}, which {found}")
+
+
+def check_file(path: str | Path, name: str) -> None:
+    """Refuse a value, called `name` in the message, that is not a file on this machine."""
+    check_local(str(path), name)
+    if not Path(path).is_file():
+        found = "is not a file" if Path(path).exists() else "does not exist"
+        raise InputError(f"{name} '{path}' {found}; check the path")
 
 
 def check_dataset(value: str, name: str) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, MutableMapping
-from typing import Any, TypeVar
+import time
+from collections.abc import Iterable, Iterator, MutableMapping
+from datetime import timedelta
+from typing import Any
 
 from tqdm import tqdm
 
@@ -15,9 +17,7 @@ _logger = logging.getLogger(__name__)
 
 _SECONDS = 60.0
 """Time between two lines."""
-_LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {images_fmt}{elapsed}, {remaining} left"
-
-Item = TypeVar("Item")
+_LINE = "{desc}  {n_fmt}/{total_fmt} {unit}{pace}"
 
 
 class _Log:
@@ -32,27 +32,46 @@ class _Log:
         """Do nothing, since the log flushes itself."""
 
 
-class _Bar(tqdm):  # type: ignore[misc]  # tqdm is untyped
-    """A bar that also knows the images per second; `images` is the mean number of them in an item, 0 if unknown."""
+class Progress(tqdm):  # type: ignore[misc]  # tqdm is untyped
+    """Progress that knows its pace without the first item, before which loaders start, and a resumed run reads again.
+
+    `images` is the mean number of images in an item, 0 if unknown.
+    """
 
     images = 0.0
+    _paced = 0
+    _began = 0.0
+
+    def __iter__(self) -> Iterator[Any]:
+        for self._paced, item in enumerate(super().__iter__()):
+            if self._paced == 1:
+                self._began = time.perf_counter()
+            yield item
+
+    def pace(self, left: int) -> str:
+        """The speed, and the time for the items that are left, as the end of a line; empty in the first item."""
+        if not self._paced:
+            return ""
+        seconds = max(time.perf_counter() - self._began, 1e-6) / self._paced
+        speed = f"  {self.images / seconds:.0f} images/s" if self.images else ""
+        return f"{speed}  {timedelta(seconds=round(left * seconds))} left"
 
     @property
     def format_dict(self) -> MutableMapping[str, Any]:
+        """tqdm's figures for a line, and the pace."""
         known: MutableMapping[str, Any] = super().format_dict
-        rate = self.images * self.n / known["elapsed"] if known["elapsed"] else 0
-        known["images_fmt"] = f"{rate:.0f} images/s, " if rate else ""
+        known["pace"] = self.pace((known["total"] or 0) - known["n"])
         return known
 
 
 def progress(
-    items: Iterable[Item], world: World, what: str, *, unit: str, total: int | None = None, images: float = 0
-) -> tqdm[Item]:
+    items: Iterable[Any], world: World, what: str, *, unit: str, total: int | None = None, images: float = 0
+) -> Progress:
     """Progress through `items`, named `what`; they have a length, or a `total`, and a mean number of `images` each."""
     options: dict[str, Any] = {"desc": what, "unit": unit, "total": total, "leave": False}
     if not sys.stderr.isatty():
-        often = {"mininterval": _SECONDS, "maxinterval": _SECONDS, "delay": _SECONDS, "miniters": 1, "smoothing": 0}
+        often = {"mininterval": _SECONDS, "maxinterval": _SECONDS, "delay": _SECONDS, "miniters": 1}
         options |= {"file": _Log(), "bar_format": _LINE, **often}
-    bar = _Bar(items, disable=not world.is_primary, **options)
+    bar = Progress(items, disable=not world.is_primary, **options)
     bar.images = images
     return bar

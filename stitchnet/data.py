@@ -16,7 +16,8 @@ from torchvision.transforms import Compose
 from typing_extensions import TypeIs
 
 from stitchkit.data.folders import find_split, is_split, open_images
-from stitchkit.data.sources import Images, Source, open_dataset
+from stitchkit.data.source import Source
+from stitchkit.data.sources import Images, open_dataset
 from stitchkit.data.unreadable import NO_CLASS, CheckedImages, check_shape, open_image, report
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.optional import optional

@@ -19,7 +19,8 @@ from stitchkit.errors import InputError, unknown
 from stitchkit.networks.create import create_model, create_torchvision, torchvision_names
 from stitchkit.networks.published import published_config
 from stitchkit.networks.timm_model import TimmModel
-from stitchkit.networks.weights import check_checkpoint, load_checkpoint
+from stitchkit.networks.weights import load_checkpoint
+from stitchkit.paths import check_file
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchnet.settings import PUBLISHED
 
@@ -68,7 +69,7 @@ def specified(nets: str | Sequence[object] | None = None) -> list[AnchorSpec]:
         if not _is_torchvision(spec.name):
             published_config(spec.name)  # refuses a tag that timm does not have
         if spec.checkpoint is not None:
-            check_checkpoint(spec.checkpoint)
+            check_file(spec.checkpoint, "checkpoint")
     return specs
 
 

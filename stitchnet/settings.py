@@ -13,8 +13,8 @@ from stitchkit.display import count
 from stitchkit.parser import DATA_FLAGS
 from stitchkit.settings import recipe
 from stitchkit.settings.flags import add_settings
-from stitchkit.settings.recipe import Count, flag
-from stitchkit.settings.schema import Settings
+from stitchkit.settings.recipe import flag
+from stitchkit.settings.schema import Count, Settings
 
 PUBLISHED = ("alexnet", "densenet121", "mobilenet_v3_small", "resnet50", "vgg16")
 """The networks of the paper, torchvision's."""

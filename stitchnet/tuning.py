@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
 from stitchkit.data.batches import DirectLoader
-from stitchkit.data.loader_processes import usable_cores
+from stitchkit.data.loader_processes import workers_for
 from stitchkit.data.unreadable import NO_CLASS, explained
 from stitchkit.distributed import World
 from stitchkit.engine.checkpoint_files import CheckpointFiles
@@ -195,13 +195,14 @@ def train_and_record(
 
 
 def _trainer(net: Net, train: Examples, seed: int, folder: Path) -> Trainer:
-    device, pairs = next(net.parameters()).device, LabelledPairs(train)
+    pairs, world = LabelledPairs(train), World(0, 1, next(net.parameters()).device)
+    device = world.device
     order = TuningOrder(len(pairs), seed)
     if not len(order):
         raise InputError("fine-tuning needs at least two images; add some")
     loader: DataLoader[Any] = DataLoader(
         pairs, _BATCH, sampler=order, pin_memory=device.type == "cuda", generator=torch.Generator(),
-        num_workers=0 if pairs.is_in_memory else min(_WORKERS, usable_cores()),
+        num_workers=0 if pairs.is_in_memory else workers_for(pairs, _WORKERS, world),
     )  # fmt: skip
     optimizer = torch.optim.AdamW(
         [one for one in net.parameters() if one.requires_grad], _LR, weight_decay=_WEIGHT_DECAY
@@ -211,7 +212,7 @@ def _trainer(net: Net, train: Examples, seed: int, folder: Path) -> Trainer:
         loader=DirectLoader(loader, device=device, dtype=torch.float32),
         optimizer=optimizer,
         settings=EngineSettings(seed=seed % 2**63, batch_size=_BATCH),  # numpy accepts no negative seeds, unlike torch
-        world=World(0, 1, device),
+        world=world,
         folder=folder,
         schedule=TuningSchedule(optimizer, order),
     )

@@ -8,8 +8,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from stitchkit.assembly.config.job_settings import JobSettings
+from stitchkit.assembly.config.settings import Preprocessing, TrainConfig
 from stitchkit.errors import InputError
 from stitchkit.parser import DATA_FLAGS, REPEAT, Command, add_picture_format
+from stitchkit.settings.flags import show_defaults
 
 
 def _add_report_flags(report: argparse.ArgumentParser) -> None:
@@ -64,6 +67,7 @@ def _add_sweep_flags(sweep: argparse.ArgumentParser) -> None:
     add("--sbatch", nargs="+", default=[], metavar="KEY=VALUE", help="further options for sbatch")
     add("--poll", type=float, metavar="SECONDS", help="time between two looks at the queue; 30 or more")
     _add_training_flags(sweep)
+    show_defaults(sweep, TrainConfig, JobSettings)
 
 
 def _add_job_flags(job: argparse.ArgumentParser) -> None:
@@ -114,6 +118,7 @@ def _add_job_flags(job: argparse.ArgumentParser) -> None:
     about = "a very short run, three batches per rank, into the folder smoke in that of the job; torchrun accepts only "
     about += "the longer name"
     switch("--st", "--smoke-test", dest="smoke_test", default=False, help=about)
+    show_defaults(job, Preprocessing, TrainConfig, JobSettings)
 
 
 def _sides(text: str) -> int | list[int]:

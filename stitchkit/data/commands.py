@@ -10,7 +10,7 @@ from stitchkit.parser import Command, add_commands
 
 def _list(_: argparse.Namespace) -> None:
     from stitchkit.data.prepare import COLLECTIONS, read_collection
-    from stitchkit.data.torchvision_sets import SOURCES
+    from stitchkit.data.source import SOURCES
     from stitchkit.display import aligned
 
     lines = [(name, "by hand" if source.by_hand else "download", source.needs) for name, source in SOURCES.items()]

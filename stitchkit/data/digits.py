@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from stitchkit.errors import InputError
 from stitchkit.files import fresh_folder, refuse_link
@@ -23,6 +21,9 @@ def read_digits(split: str) -> Iterator[tuple[int, Image.Image, int]]:
     The 8 x 8 scans are enlarged to 32 x 32 without smoothing, so every pixel value is the original's. The split is
     fixed and stratified: 1,197 images to train, 600 to validate.
     """
+    from sklearn.datasets import load_digits  # only here: its import takes a second
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     numbers = np.arange(len(digits.target))
     parts = train_test_split(numbers, test_size=_VALIDATION, stratify=digits.target, random_state=0)

@@ -38,7 +38,8 @@ def image_suffixes() -> frozenset[str]:
     stubs = {
         name for name, kind in kinds.items() if inspect.isclass(kind) and issubclass(kind, ImageFile.StubImageFile)
     }
-    return frozenset(suffix for suffix, name in suffixes.items() if name in kinds.keys() - stubs or name == "MPO")
+    decoded = kinds.keys() - stubs | {"MPO"}  # photographs of several views, which the opener of JPEG recognises
+    return frozenset(suffix for suffix, name in suffixes.items() if name in decoded)
 
 
 def find_split(root: Path, split: str) -> Path:
@@ -97,7 +98,7 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
 
     @property
     def notes(self) -> str:
-        """What of the folder is ignored, and which folders are no classes, in words; empty if there is neither."""
+        """Ignored files, and a folder within a class, in words; empty if there are none."""
         said = ""
         if self.ignored:
             said += f"; {self.ignored.total():,} files ignored ({', '.join(sorted(self.ignored))})"
@@ -110,7 +111,7 @@ def _read_class_map(path: str, folder: str) -> dict[str, int]:
     """The numbers of classes in timm's file of class names, one in each line, or its pickled dictionary of numbers."""
     try:
         found: dict[str, int] = load_class_map(path, folder)
-    except Exception as error:  # assertions of timm, text that is none, and anything that a damaged pickle raises
+    except Exception as error:  # assertions of timm, undecodable text, and anything that a damaged pickle raises
         raise InputError(
             f"class map '{path}' cannot be read ({one_line(error)}); give a .txt file with a class name in each line"
         ) from error

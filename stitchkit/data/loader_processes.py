@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 from timm.data.loader import PrefetchLoader
 from torch.utils.data import DataLoader, IterableDataset
@@ -21,15 +21,19 @@ _logger = logging.getLogger(__name__)
 
 
 def usable_cores() -> int:
-    """Cores that this process may use; any further loader processes would only wait for each other."""
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def workers_for(images: object, wanted: int, world: World) -> int:
-    """The loader processes of each rank: as many as wanted, but for a stream only as many as have a shard to read.
+    """The loader processes of each rank: as many as wanted, but no more than there are cores, or shards of a stream.
 
-    A process without a shard has no batch, so an epoch would end too soon, or an evaluation would leave out images.
+    Without a core, processes wait for each other, and torch warns. Without a shard, one has no batch, so an epoch would
+    end too soon, or an evaluation would leave out images.
     """
+    if wanted > (cores := usable_cores()):
+        _say_cap(wanted, cores)
+        wanted = cores
     reader = getattr(images, "reader", None)
     shards = num_shards(reader, world.size) if isinstance(images, IterableDataset) else None
     if shards is None or max(wanted, 1) <= shards:
@@ -39,10 +43,14 @@ def workers_for(images: object, wanted: int, world: World) -> int:
         raise InputError(
             f"{name} has fewer shards than the {world.size} ranks; write more shards, or start fewer ranks"
         )
-    _logger.info(
-        "%s has %s for each rank; --workers is %d instead of %d", name, counted(shards, "shard"), shards, wanted
-    )
+    _logger.info("%s has %s for each rank, each read by one loader process", name, counted(shards, "shard"))
     return shards
+
+
+@cache
+def _say_cap(wanted: int, cores: int) -> None:
+    """Log the limit once in a process, not for every loader."""
+    _logger.info("%s instead of %d, as many as there are cores", counted(cores, "loader process"), wanted)
 
 
 def _end_with_parent(worker_id: int, start: Callable[[int], None] | None) -> None:

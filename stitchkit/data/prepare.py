@@ -6,7 +6,7 @@ import io
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import TypeAlias
 
 from PIL import Image
 from pydantic import Field, StrictStr
@@ -16,12 +16,13 @@ from timm.data import ImageDataset
 
 from stitchkit.data.folders import is_split, open_images
 from stitchkit.data.labelled_images import LabelledImages
-from stitchkit.data.sources import Images, Source, read_timm
-from stitchkit.data.torchvision_sets import SOURCES, TEST_SHARE, divide, read
+from stitchkit.data.source import SOURCES, Source
+from stitchkit.data.sources import Images, read_timm
+from stitchkit.data.torchvision_sets import TEST_SHARE, divide, read
 from stitchkit.errors import InputError, unknown
 from stitchkit.files import fresh_folder
 from stitchkit.settings.files import naming, read_settings_file
-from stitchkit.settings.schema import DatasetName, Settings, json_schema, parse
+from stitchkit.settings.schema import Count, DatasetName, Settings, json_schema, parse
 
 VALIDATION_SHARE = 0.1
 """Share of the images not for testing that is for validation."""
@@ -29,8 +30,6 @@ VALIDATION_SHARE = 0.1
 SPLITS = ("train", "val", "test")
 _SOURCES = "sources"
 _KEPT = (".jpg", ".jpeg", ".png")
-
-Count = Annotated[int, Field(strict=True, ge=1)]
 
 
 @dataclass(frozen=True)

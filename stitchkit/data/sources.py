@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,9 +15,10 @@ from torch.utils.data import IterableDataset
 from stitchkit.data.digits import read_digits
 from stitchkit.data.folders import FolderReader, find_split, is_split, open_images
 from stitchkit.data.labelled_images import LabelledImages, class_names
+from stitchkit.data.source import FOLDERS, SHORT, SOURCES, TIMM, Source, check_folder, key_of, no_folder
 from stitchkit.data.split_rule import names_of, published_part
 from stitchkit.data.timm_readers import open_timm
-from stitchkit.data.torchvision_sets import SHORT, SOURCES, read
+from stitchkit.data.torchvision_sets import read
 from stitchkit.display import counted, listed
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.optional import check_installed
@@ -25,45 +26,14 @@ from stitchkit.paths import check_dataset, check_local
 
 _logger = logging.getLogger(__name__)
 
-# Prefixes of timm's data set strings, and the packages that read them.
-_TIMM = {
-    "torch": "torchvision", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "wds": "webdataset"
-}  # fmt: skip
 # Folders of image folders by a data set's name, where the published jobs keep them.
 _PLACES = {
     "aid": ("AID",), "ucm": ("UCMerced_LandUse", "uc_merced"), "resisc45": ("resisc45",),
     "eurosat": ("eurosat/splits",), "imagenet": ("imagenet",),
 }  # fmt: skip
-_FOLDERS = ("torch/image_folder", "torch/folder")
 
 Images: TypeAlias = ImageDataset | LabelledImages
 """An open split: a dataset of images and labels with `.classes`, `.split` and a settable `.transform`."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """The source of a data set, and options for reading it.
-
-    Args:
-        name: Empty for the image folder `root`; a folder, by itself or under `root`; a torchvision class such as
-            `CIFAR10`, in any spelling of case and hyphens; a timm string such as `hfds/timm/resisc45`; or `digits`. For
-            `imagenet` the `root` itself may have `train/` and `val/`.
-        root: The folder of its files.
-        download: Download missing files if the reader can.
-        mode: PIL mode of the images; empty for no conversion.
-        class_map: File that maps names of class folders to numbers.
-        options: Further arguments of timm's readers; for image folders only `input_key`, suffixes separated by `;`.
-    """
-
-    name: str
-    root: str | Path | None = None
-    download: bool = False
-    mode: str = "RGB"
-    class_map: str = ""
-    options: tuple[tuple[str, object], ...] = ()
-
-    def __str__(self) -> str:
-        return self.name or str(self.root)
 
 
 def open_dataset(source: Source, split: str, *, is_training: bool = False, **options: object) -> Images:
@@ -83,7 +53,7 @@ def open_dataset(source: Source, split: str, *, is_training: bool = False, **opt
     check_local(split, "split")
     dataset = _open(source, split, {"is_training": is_training, **dict(source.options), **options})
     if not isinstance(dataset, IterableDataset):
-        _logger.info("%s", contents(dataset))
+        _logger.info("%s", _contents(dataset))
     if not is_training:
         _logger.info("evaluating on the %s images of '%s'", dataset.split, source)
     return dataset
@@ -95,21 +65,7 @@ def download(source: Source) -> None:
         open_dataset(replace(source, download=True), split, is_training=True)
 
 
-def check_folder(source: Source) -> None:
-    """Refuse a folder that does not exist, before its lack shows up in a library's message."""
-    root, key, library = Path(source.root or ""), _key(source.name), source.name.partition("/")[0].lower()
-    is_made = (source.download and source.name) or (library in _TIMM and source.name.lower() not in _FOLDERS)
-    if root.exists() or is_made or key == "digits":
-        return
-    if key in SOURCES:
-        raise InputError(
-            f"data folder '{root}' does not exist; it must contain {SOURCES[key].needs}; check the path"
-            + ("" if SOURCES[key].by_hand else ", or add --download")
-        )
-    raise _no_folder(root)
-
-
-def contents(images: Images) -> str:
+def _contents(images: Images) -> str:
     """The number of images and classes of a split, and what of its folder is not used, in words."""
     classes = (
         f"{counted(len(images.classes), 'class')} ({listed(images.classes)})" if images.classes else "unknown classes"
@@ -121,8 +77,8 @@ def contents(images: Images) -> str:
 
 def _open(source: Source, split: str, options: dict[str, object]) -> Images:
     check_folder(source)
-    name, root, key = source.name, Path(source.root or ""), _key(source.name)
-    is_root = not name or name.lower() in _FOLDERS
+    name, root, key = source.name, Path(source.root or ""), key_of(source.name)
+    is_root = not name or name.lower() in FOLDERS
     places = [root] if is_root else [root / name, *(root / place for place in _PLACES.get(key, ()))]
     # torchvision's Country211 has class folders too, but its own meaning of the splits' names.
     trained = [place for place in places if any((place / one).is_dir() for one in names_of("train"))]
@@ -132,7 +88,7 @@ def _open(source: Source, split: str, options: dict[str, object]) -> Images:
         return _open_folder(source, place, split, options)
     if key == "imagenet" and source.root is not None and _is_laid_out(root):
         return _open_folder(source, root, split, options)
-    if not name or (name.partition("/")[0].lower() in _TIMM and "/" in name):
+    if not name or (name.partition("/")[0].lower() in TIMM and "/" in name):
         return _open_timm(source, split, options)
     if key == "digits":
         found = "train" if published_part(split) == "train" else "validation"
@@ -149,7 +105,7 @@ def _open(source: Source, split: str, options: dict[str, object]) -> Images:
     if place.is_dir():
         return _open_folder(source, place, split, options)  # for its message
     if "/" in name:
-        raise _no_folder(place)
+        raise no_folder(place)
     if key in _PLACES:
         raise InputError(
             f"data set '{name}' is an image folder, and '{places[-1]}' has no train/; put it there, or write it with "
@@ -160,21 +116,10 @@ def _open(source: Source, split: str, options: dict[str, object]) -> Images:
     raise unknown("data set", name, sorted([*SOURCES, *SHORT, "digits"]))
 
 
-def _key(name: str) -> str:
-    key = "".join(letter for letter in name.lower() if letter not in "-_ ")
-    return SHORT.get(key, key)
-
-
 def _is_laid_out(root: Path) -> bool:
     """Whether a folder is ImageNet in its usual form: class folders without torchvision's own files beside them."""
     judged = any(is_split(root / name) for name in names_of("validation"))
     return judged and (root / "train").is_dir() and not (root / "meta.bin").exists()
-
-
-def _no_folder(place: Path) -> InputError:
-    return InputError(
-        f"data folder '{place}' does not exist; it must have train/ and validation/, with one folder per class in each"
-    )
 
 
 def _open_folder(source: Source, folder: Path, split: str, options: dict[str, object]) -> Images:
@@ -187,7 +132,7 @@ def _open_timm(source: Source, split: str, options: dict[str, object]) -> Images
     """The first split of a data set under one of its usual names, by one of timm's readers."""
     if source.name:
         library = source.name.partition("/")[0].lower()
-        check_installed([_TIMM[library]], "" if library == "tfds" else "data", f"data set '{source.name}'")
+        check_installed([TIMM[library]], "" if library == "tfds" else "data", f"data set '{source.name}'")
     first, *others = names_of(split)
     try:
         return read_timm(source, first, **options)

@@ -6,7 +6,7 @@ are used only if there are no validation images, or if they are requested by nam
 `val_split: test`). A folder counts as a split if it contains a folder: ImageNet's `test/`, which has images without
 classes, is never used. The log names the split for evaluation at the start.
 
-Each of torchvision's sets has a training and a test part, as published: `torchvision_sets` lists them.
+Each of torchvision's sets has a training and a test part, as published: `source` lists them.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from PIL import Image
+from timm.data import ImageDataset
 from torch.utils.data import Dataset
 from torch.utils.data._utils import signal_handling
 
@@ -89,8 +90,6 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         self._bad = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
         self._reported = 0
         self._cause = ""
-        if hasattr(dataset, "_max_retries"):
-            dataset._max_retries = 1  # timm's own retries count nothing, and catch fewer errors
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -109,31 +108,29 @@ class CheckedImages(Dataset[tuple[Any, int]]):
     def _read(self, index: int) -> tuple[Any, int] | None:
         try:
             with _limited():
-                image, label = self.dataset[index]
+                image, label = self._sample(index)
             if isinstance(image, Image.Image):
                 check_shape(image)
             image = image if self.transform is None else self.transform(image)
             if not 0 <= operator.index(label) < self._num_classes:
                 raise InputError(f"label {label} is not a class")
         except Exception as error:  # decoders raise many types
-            is_logged = str(error).startswith("Failed to load")  # by timm, which then raises without the cause
-            self._cause = f" ({one_line(self._fault(index) or error if is_logged else error)})"
+            self._cause = f" ({one_line(error)})"
             if not self._bad[index]:
-                if not is_logged:
-                    _logger.warning("Skipped sample (index %d). %s", index, one_line(error))
+                if not self._bad.any():  # the others are counted, and named after the epoch
+                    _logger.warning("%s of the %s split is skipped%s", self._name(index), self.split, self._cause)
                 self._bad[index] = 1
                 self._check(int(self._bad.sum()))
             return None
         return image, label
 
-    def _fault(self, index: int) -> Exception | None:
-        """What is wrong with an image that timm did not load."""
-        reader: Any = getattr(self.dataset, "reader", None)
-        try:
-            Image.open(reader[index][0]).load()
-        except Exception as error:
-            return error
-        return None
+    def _sample(self, index: int) -> tuple[Any, int]:
+        """An image and its label; timm's own method would log every fault and raise without its cause."""
+        if not isinstance(self.dataset, ImageDataset):
+            return self.dataset[index]
+        file, label = self.dataset.reader[index]
+        image, mode = Image.open(file), self.dataset.input_img_mode
+        return image.convert(mode) if mode else image, label
 
     def _check(self, count: int) -> None:
         if count > (max(self._limit * len(self), _FEW) if self._limit else 0):

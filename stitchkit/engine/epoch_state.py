@@ -28,7 +28,7 @@ class Position:
         total: Sum of the losses of the logged steps.
         sums: For each route, sum and number of its losses in the logged steps, over all ranks.
         losses: Losses of the steps since; they stay on the device until the next log line.
-        routes: Number and route of each of these steps; -1 where there is no choice.
+        routes: Number and route of each of these steps; -1 if there is no choice.
         fetching: States of the random generators before the last batch was requested.
         going_on: States of the random generators to resume with; None in an uninterrupted epoch.
     """

@@ -33,7 +33,8 @@ def joined(device: str | None) -> Iterator[World]:
     """Join the process group; every rank enters this."""
     world = init_world(device)
     try:
-        with collected(world), explained(), logging_redirect_tqdm():
+        # The log filters the handler of tqdm too.
+        with logging_redirect_tqdm(), collected(world), explained():
             yield world
     finally:
         dist.destroy_process_group()

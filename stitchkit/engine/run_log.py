@@ -14,6 +14,7 @@ from stitchkit.errors import InputError
 from stitchkit.files import opened
 
 LOG = "log.txt"
+_OURS = "stitchkit"
 
 
 class _RunLog(logging.Handler):
@@ -57,12 +58,23 @@ class _RunLog(logging.Handler):
 
 @contextmanager
 def collected(world: World) -> Iterator[None]:
-    """Collect the log of a run on its primary rank, for `begin_log`; an error that ends the run is its last line."""
+    """Collect the log of a run on its primary rank, for `begin_log`; an error that ends the run is its last line.
+
+    Our lines are collected whatever the level of the logging, whose handlers get no more of them than before.
+    """
     if not world.is_primary:
         yield
         return
-    handler, root = _RunLog(), logging.getLogger()
+    handler, root, ours = _RunLog(), logging.getLogger(), logging.getLogger(_OURS)
+    before, level, others = ours.level, ours.getEffectiveLevel(), [*root.handlers, *ours.handlers]
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return record.levelno >= level or record.name.partition(".")[0] != _OURS
+
+    for other in others:
+        other.addFilter(is_wanted)
     root.addHandler(handler)
+    ours.setLevel(min(level, logging.INFO))
     try:
         yield
     except BaseException as error:
@@ -70,7 +82,10 @@ def collected(world: World) -> Iterator[None]:
         handler.handle(root.makeRecord(__name__, logging.ERROR, __file__, 0, f"stopped: {said}", (), None))
         raise
     finally:
+        ours.setLevel(before)
         root.removeHandler(handler)
+        for other in others:
+            other.removeFilter(is_wanted)
         handler.close()
 
 

@@ -11,7 +11,7 @@ from stitchkit.parser import Command, add_allow_unreliable_flag, add_device_flag
 def _add_profile_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", help="also write the result as a ledger")
     parser.add_argument("--latency", action="store_true", help="also measure the latency of each stitch on this device")
-    parser.add_argument("-b", "--batch-size", type=int, default=1, metavar="N", help="batch size for --latency")
+    parser.add_argument("-b", "--batch-size", type=int, default=1, metavar="N", help="batch size for --latency (1)")
     add_device_flag(parser)
     add_network_flags(parser, required=True)
 
@@ -45,17 +45,20 @@ def _add_pareto_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ledger", metavar="FILE", help="a stitches_res.txt, ours or a published one")
     parser.add_argument(
         "--cost", choices=("flops", "params", "latency"), default="flops",
-        help="what accuracy is weighed against; by default flops",
+        help="what accuracy is weighed against (flops)",
     )  # fmt: skip
     add_allow_unreliable_flag(parser)
     parser.add_argument("--plot", metavar="FILE", help="also draw it, as .png, .svg or .pdf")
 
 
 def _pareto(flags: argparse.Namespace) -> None:
+    from stitchkit.measure.figure import check_plot
     from stitchkit.measure.latency_verdict import check_latencies, latency_note
     from stitchkit.measure.ledger import read_rows
     from stitchkit.measure.pareto import COSTS, pareto_front, plot, table
 
+    if flags.plot:
+        check_plot(flags.plot)
     rows, cost = read_rows(flags.ledger), COSTS[flags.cost]
     front = pareto_front(rows, cost)
     if flags.cost == "latency":

@@ -21,6 +21,7 @@ from stitchkit.errors import InputError
 from stitchkit.files import replacing
 from stitchkit.networks.mode import evaluating
 from stitchkit.progress import progress
+from stitchkit.settings.files import unique_keys
 
 
 class Score(NamedTuple):
@@ -29,7 +30,7 @@ class Score(NamedTuple):
     With fewer than five classes, all of them count as the top five.
 
     Args:
-        class_hits: Images of each class that were predicted right; empty if classes were not counted.
+        class_hits: Correctly predicted images of each class; empty if classes were not counted.
         class_images: Images of each class.
     """
 
@@ -70,7 +71,8 @@ class PartialSums:
         """Copy the saved sums into `sums`, and return the number of batches that they cover; 0 if there are none."""
         try:
             with safe_open(self.path, framework="pt") as file:
-                about, saved = json.loads(file.metadata()["about"]), file.get_tensor("sums")
+                about = json.loads(file.metadata()["about"], object_pairs_hook=unique_keys)
+                saved = file.get_tensor("sums")
             of, batches = about["of"], int(about["batches"])
         except Exception:  # a damaged file can hold anything; the evaluation then starts over
             return 0
@@ -118,15 +120,15 @@ def evaluate(
     """Accuracy and loss over the batches of all ranks, of one or more networks that judge the same images.
 
     Args:
-        model: What the networks are of; its mode is restored.
+        model: The module that the networks belong to; its mode is restored.
         run: Images `[B, C, H, W]` to the logits `[B, num_classes]` of each network.
         batches: Images and labels `[B]` of this rank, without padding: every image of the set is in exactly one
             batch of one rank.
         device: Device of the sums.
         autocast: Makes the context in which the networks run.
         count: Number of networks.
-        num_classes: Number of classes to be counted each; 0 for none.
-        partial: Keeps the sums after each batch, and has those of an evaluation that was killed.
+        num_classes: Number of classes that are counted separately; 0 for none.
+        partial: Saves the sums after each batch, and restores those of a killed evaluation.
     """
     # For each network: loss, top-1 hits, top-5 hits, images; then hits and images of each class. They stay on the
     # device: reading one would make the host wait for every batch. In float64, a sum of millions of losses keeps its
@@ -158,7 +160,7 @@ def _sums(logits: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch
     whole = torch.stack([loss, right.sum(), hits.sum(), known.sum()]).double()
     if not num_classes:
         return whole
-    each = torch.stack([right, known]).double()  # both are 0 for label -1, which is counted as class 0
+    each = torch.stack([right, known]).double()  # label -1 becomes class 0, to which it adds 0 hits and 0 images
     return torch.cat([whole, whole.new_zeros(2, num_classes).index_add_(1, labels.clamp(min=0), each).flatten()])
 
 
@@ -178,7 +180,7 @@ def evaluate_stitch(
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     num_classes: int = 0,
 ) -> Score:
-    """The score of one stitch of an SN-Net, or with None of a plain model; the rest is as in `evaluate`."""
+    """The score of one stitch of an SN-Net, or of a plain model if `cfg_id` is None; else as in `evaluate`."""
 
     def run(images: torch.Tensor) -> list[torch.Tensor]:
         return [model(images) if cfg_id is None else model(images, cfg_id)]

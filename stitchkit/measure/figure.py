@@ -24,7 +24,7 @@ _UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 # Where a name may stand: at these distances from its point, in pixels, in these directions; the best come first.
 _BESIDE = 20
-_DISTANCES = range(12, 120, 4)
+_AWAY = range(12, 120, 4)
 _TURNS = [pi / 8 * eighth for eighth in (2, 6, -2, -6, 4, -4, 0, 8, 1, 7, -1, -7, 3, 5, -3, -5)]
 _LEADER = {"arrowstyle": "-", "color": "#555555", "linewidth": 0.8, "shrinkA": 0, "shrinkB": 5}
 
@@ -39,7 +39,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def draw_costs(axes: Axes, *, cost: str, accuracy: str) -> None:
-    """Make the axes those of an accuracy over a cost, which is logarithmic, with these labels."""
+    """Set up axes for accuracy over a cost on a logarithmic scale, with these labels."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     # Networks differ by factors in cost; on a linear axis the cheap ones would hide each other.
@@ -55,7 +55,8 @@ def draw_costs(axes: Axes, *, cost: str, accuracy: str) -> None:
 def label_points(axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str]) -> None:
     """Write names as near to their points as the points, lines and names of the axes leave room for.
 
-    Call it last: nothing may move afterwards. A thin line leads to a name that is not beside its point.
+    Call it last: nothing may move afterwards. A thin line leads to a name that is not beside its point. `adjustText`
+    1.4 knows neither lines nor the areas of points, and wrote names over both.
     """
     dpi = _laid_out(axes).dpi
     taken: list[Bbox] = []
@@ -63,15 +64,14 @@ def label_points(axes: Axes, points: Sequence[tuple[float, float]], names: Seque
         draft = axes.text(*point, name, ha="center", va="center", weight="bold")
         extent = draft.get_window_extent()
         draft.remove()
-        places = [(distance, *_shift(extent, distance, turn)) for distance in _DISTANCES for turn in _TURNS]
-        boxes = [extent.translated(across, up) for _, across, up in places]
-        free = (number for number, box in enumerate(boxes) if _is_clear(axes, box, taken))
-        number = next(free, 0)
-        taken.append(boxes[number])
-        distance, across, up = places[number]
+        x, y = extent.width / 2, extent.height / 2
+        places = [(away, cos(turn) * (away + x), sin(turn) * (away + y)) for away in _AWAY for turn in _TURNS]
+        free = (place for place in places if _is_clear(axes, extent.translated(*place[1:]), taken))
+        away, across, up = next(free, places[0])
+        taken.append(extent.translated(across, up))
         label = axes.annotate(
             name, point, (72 / dpi * across, 72 / dpi * up), textcoords="offset points",
-            ha="center", va="center", weight="bold", arrowprops=_LEADER if distance > _BESIDE else None,
+            ha="center", va="center", weight="bold", arrowprops=_LEADER if away > _BESIDE else None,
         )  # fmt: skip
         label.set_in_layout(False)  # a long name must not move the axes
 
@@ -81,11 +81,6 @@ def _laid_out(axes: Axes) -> Figure:
     figure = cast("Figure", axes.figure)
     figure.draw_without_rendering()
     return figure
-
-
-def _shift(extent: Bbox, distance: float, turn: float) -> tuple[float, float]:
-    """The way from a point to the middle of a text that lies this distance from it in a direction, in pixels."""
-    return cos(turn) * (distance + extent.width / 2), sin(turn) * (distance + extent.height / 2)
 
 
 def _is_clear(axes: Axes, box: Bbox, taken: Sequence[Bbox]) -> bool:

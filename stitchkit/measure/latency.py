@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import cycle
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
@@ -13,13 +15,15 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from stitchkit.distributed import World
 from stitchkit.measure.latency_verdict import latency_note
 from stitchkit.measure.ledger import Row
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
+from stitchkit.progress import progress
 
 _SPREAD_PERCENT = 5.0
-"""Largest spread of a reliable latency."""
+"""Largest spread of a reliable latency, also between the halves of its measurement."""
 _ROUNDS = 7
 """Smallest number of rounds, for quartiles that mean something."""
 _SECONDS = 1.0
@@ -33,7 +37,8 @@ class Latency(NamedTuple):
 
     Args:
         ms: Median milliseconds of a forward pass.
-        spread_percent: Half of the median's 95 % interval, in percent of the median.
+        spread_percent: In percent of the median, the larger of half its 95 % interval, and the difference between the
+            medians of the first and the second half of the measurement.
     """
 
     ms: float
@@ -41,12 +46,12 @@ class Latency(NamedTuple):
 
     @property
     def reliable(self) -> bool:
-        """Whether another measurement under the same conditions would give about the same."""
+        """Whether the median is exact enough, and did not drift during the measurement."""
         return self.spread_percent <= _SPREAD_PERCENT
 
     @property
     def doubt(self) -> str:
-        """What a person must know of an unreliable latency, in brackets."""
+        """The warning beside an unreliable latency, in brackets; empty for a reliable one."""
         return "" if self.reliable else f" (unreliable: ± {self.spread_percent:.0f} %)"
 
 
@@ -60,19 +65,21 @@ def latencies(networks: Sequence[nn.Module], x: torch.Tensor, *, limit_s: float 
     """
     times: list[list[float]] = [[] for _ in networks]
     limit, begin = _LIMIT_SECONDS if limit_s is None else limit_s, perf_counter()
+    turns = cycle(zip(networks, times, strict=True))
+    world, least = World(0, 1, x.device), _ROUNDS * len(networks)
     with ExitStack() as modes, torch.inference_mode():
         for network in networks:
             modes.enter_context(evaluating(network))
-        while True:
-            for network, own in zip(networks, times, strict=True):
-                network(x)  # caches still hold the previous network; the first runs also choose kernels
-                own.append(_milliseconds(network, x))
+        for network, own in progress(turns, world, "latency", unit="passes", total=least):
+            network(x)  # caches still hold the previous network; the first runs also choose kernels
+            own.append(_milliseconds(network, x))
             took = perf_counter() - begin
-            if len(times[0]) < _ROUNDS or took < min(_SECONDS, limit):
+            if len(times[-1]) < max(len(times[0]), _ROUNDS) or took < min(_SECONDS, limit):
                 continue
             found = [_summary(own) for own in times]
             if took >= limit or all(each.reliable for each in found):
-                return found
+                break
+    return found
 
 
 def _milliseconds(network: nn.Module, x: torch.Tensor) -> float:
@@ -86,15 +93,17 @@ def _milliseconds(network: nn.Module, x: torch.Tensor) -> float:
 
 
 def _summary(times: Sequence[float]) -> Latency:
-    middle, (low, _, high) = median(times), quantiles(times, n=4)
-    return Latency(middle, 100 * 1.57 * (high - low) / len(times) ** 0.5 / middle)
+    middle, (low, _, high), half = median(times), quantiles(times, n=4), len(times) // 2
+    interval = 1.57 * (high - low) / len(times) ** 0.5
+    # The interval assumes that times are independent; those of a machine that becomes slower are not.
+    drift = abs(median(times[half:]) - median(times[:half]))
+    return Latency(middle, 100 * max(interval, drift) / middle)
 
 
 def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
     """Add the latency of a batch to the rows of a ledger, with the conditions under which it was measured.
 
-    Stitches are measured as a whole: on a CPU, the sums of the steps of configs/digits_vit.json were 12 to 18 % lower,
-    perhaps because a step that is repeated alone finds its weights in the cache.
+    Stitches are measured as a whole: on a CPU, sums over the steps of configs/digits_vit.json were 12 to 18 % lower.
 
     Returns:
         The conditions and the verdict in words.
@@ -104,9 +113,10 @@ def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
     # The modules of an extracted network, without its copies of the weights.
     networks = [nn.Sequential(*map(model.module_of, model.steps(row["cfg_id"]))) for row in rows]
     found = latencies(networks, images)
+    chip = torch.cuda.get_device_name(weights.device) if weights.is_cuda else processor()
     sitting = {
         "latency_batch_size": batch_size,
-        "latency_device": _device_name(weights.device),
+        "latency_device": f"{weights.device} ({chip})",
         "latency_threads": torch.get_num_threads(),
         "latency_precision": str(weights.dtype).removeprefix("torch."),
         # One verdict for all: what disturbed one stitch has disturbed the others.
@@ -120,17 +130,8 @@ def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
     return latency_note(rows)
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({_processor()})"
-
-
-def _processor() -> str:
-    """The name of the processor; Linux has it only in a file."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def processor() -> str:
+    """The name of the processor, or where the system does not say it, its architecture."""
+    info = Path("/proc/cpuinfo")  # Linux, where `platform.processor` knows only the architecture, if anything
+    model = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
+    return model[1] if model else platform.processor() or platform.machine()

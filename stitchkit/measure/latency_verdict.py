@@ -9,14 +9,14 @@ from stitchkit.errors import InputError
 from stitchkit.measure.ledger import Row
 
 ALLOW = "--allow-unreliable"
-"""The flag that uses unreliable latencies all the same."""
+"""The flag that accepts unreliable latencies."""
 
 _FIGURES = ("latency_ms", "images_per_s")
 _CONDITIONS = {"latency_ms", "latency_device", "latency_threads", "latency_precision", "latency_batch_size"}
 
 
 def unreliable(rows: Sequence[Row]) -> bool:
-    """Whether a measurement called its own latencies unreliable; rows that others measured do not say."""
+    """Whether latencies were measured as unreliable; those of other tools, without a verdict, count as reliable."""
     return any(not row.get("latency_reliable", True) for row in rows)
 
 
@@ -35,7 +35,7 @@ def without_unreliable(rows: Sequence[Row]) -> list[Row]:
 
 
 def latency_note(rows: Sequence[Row]) -> str:
-    """The conditions of the latencies in words, with the verdict; empty if rows have none or do not say."""
+    """The conditions of the latencies in words, with the verdict; empty if no row has them."""
     measured = [row for row in rows if row.keys() >= _CONDITIONS]
     if not measured:
         return ""
@@ -48,5 +48,4 @@ def latency_note(rows: Sequence[Row]) -> str:
 
 
 def _spread(rows: Sequence[Row]) -> str:
-    largest = max((row.get("latency_spread_percent", 0.0) for row in rows), default=0.0)
-    return f"at most ± {largest:.1f} %"
+    return f"at most ± {max(row.get('latency_spread_percent', 0.0) for row in rows):.1f} %"

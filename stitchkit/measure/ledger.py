@@ -23,7 +23,11 @@ _NUMBERS = (
     *("latency_spread_percent", "latency_batch_size", "latency_threads"),
 )
 _TEXTS = ("stitch", "latency_device", "latency_precision")
-_TYPES = {**dict.fromkeys(_TEXTS, str), "latency_reliable": bool, **dict.fromkeys(_NUMBERS, int | float)}
+_TYPES: dict[str, tuple[str, set[type]]] = {
+    **dict.fromkeys(_TEXTS, ("text", {str})),
+    **dict.fromkeys(_NUMBERS, ("a number", {int, float})),
+    "latency_reliable": ("true or false", {bool}),
+}
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -53,7 +57,7 @@ def read_rows(path: str | Path) -> list[Row]:
         except ValueError as error:  # a key twice, or a number of too many digits
             raise InputError(f"ledger '{path}', line {number}: {error}") from error
         if not isinstance(row, dict) or type(row.get("cfg_id")) is not int or row["cfg_id"] < 0:
-            raise InputError(f"ledger '{path}', line {number} has no number of a stitch as 'cfg_id': {line[:80]!r}")
+            raise InputError(f"ledger '{path}', line {number} has no 'cfg_id', a number from 0: {line[:80]!r}")
         if fault := _fault(row):
             raise InputError(f"ledger '{path}', line {number} has {fault}")
         if (first := places.setdefault(row["cfg_id"], number)) != number:
@@ -65,11 +69,10 @@ def read_rows(path: str | Path) -> list[Row]:
 
 def _fault(row: Row) -> str:
     """The first invalid figure of a row; only a loss may be NaN, because no choice depends on it."""
-    for key, kind in _TYPES.items():
-        # JSON's true is an int here.
-        if key in row and (not isinstance(row[key], kind) or (isinstance(row[key], bool) and kind is not bool)):
-            return f"{key} {row[key]!r}, not of type {kind}"
-        if key in row and kind not in (str, bool) and key != "loss" and not _is_finite(row[key]):
+    for key, (kind, types) in _TYPES.items():
+        if key in row and type(row[key]) not in types:  # not isinstance: JSON's true would be an int
+            return f"{key} {row[key]!r}, which is not {kind}; remove the line and evaluate the stitch again"
+        if key in row and float in types and key != "loss" and not _is_finite(row[key]):
             return f"{key} {row[key]}, which is not finite; remove the line and evaluate the stitch again"
     return ""
 
@@ -80,12 +83,11 @@ def check_figures(rows: Sequence[Row], keys: Iterable[str], advice: Mapping[str,
         raise InputError("the ledger has no rows; run an evaluation with --eval first")
     for key in keys:
         for row in rows:
+            where = f"the row of cfg_id {row['cfg_id']}"
             if key not in row:
-                how = (advice or {}).get(key, "use a ledger made by --eval")
-                raise InputError(f"the row of cfg_id {row['cfg_id']} has no '{key}'; {how}")
+                raise InputError(f"{where} has no '{key}'; {(advice or {}).get(key, 'use a ledger made by --eval')}")
             if not _is_finite(row[key]):
-                fault = f"{key} {row[key]}, not a finite number"
-                raise InputError(f"the row of cfg_id {row['cfg_id']} has {fault}; remove the row")
+                raise InputError(f"{where} has {key} {row[key]}, not a finite number; remove the row")
 
 
 def _is_finite(value: float) -> bool:
@@ -143,10 +145,8 @@ class Ledger:
     def append(self, cfg_id: int, figures: Mapping[str, object]) -> None:
         """Append the row of a stitch, with its costs and these figures, and flush it to the disk."""
         row = cost_row(self._space, cfg_id, self._cost(cfg_id)) | dict(figures)
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
-        if lines and not lines[-1].endswith("\n"):  # a whole row, or the part of one that a killed run left
-            complete = lines[: len(read_rows(self.path))]
-            write_text(self.path, "".join(line.rstrip("\n") + "\n" for line in complete))
+        if self.path.exists() and not self.path.read_text().endswith("\n"):  # a killed run left it, maybe within a row
+            write_rows(self.path, read_rows(self.path))
         with opened(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
         sync(self.path)

@@ -29,8 +29,6 @@ _ADVICE = {
     "params": "use a ledger made by --eval, or choose another cost",
     "latency_ms": "repeat the evaluation with --latency, which adds it, or choose another cost",
 }
-_Series = tuple[str, str, Sequence[Row]]
-"""The label, the color and the rows of a part of a picture."""
 
 
 def pareto_front(rows: Sequence[Row], cost: str = "flops") -> list[Row]:
@@ -73,8 +71,8 @@ def plot(rows: Sequence[Row], path: str | Path, *, title: str = "", cost: str = 
     """Draw accuracy over a cost: all stitches, the front through them, anchors marked and named."""
     anchors = [row for row in rows if is_anchor(row)]
     others = [row for row in rows if not is_anchor(row)]
-    clouds: list[_Series] = [("stitches", "#4c78a8", others), ("anchors", "#e45756", anchors)]
-    figure, axes = _draw(title, clouds, [("Pareto front", "#333333", rows)], cost)
+    clouds = [("stitches", "#4c78a8", others), ("anchors", "#e45756", anchors)]
+    figure, axes = _draw(title, clouds, {"#333333": rows}, cost)
     names = [Stitch.parse(row["stitch"]).segments[0].anchor for row in anchors]
     label_points(axes, list(zip(*_places(anchors, cost), strict=True)), names)
     save_figure(figure, path)
@@ -84,14 +82,14 @@ def plot_ledgers(ledgers: Mapping[str, Sequence[Row]], path: str | Path, *, titl
     """Draw the stitches of several ledgers, by name, like `plot`, each ledger in its own color."""
     # C0, C1, ... is matplotlib's own cycle of colors.
     clouds = [(name, f"C{number}", rows) for number, (name, rows) in enumerate(ledgers.items())]
-    labels = ["Pareto fronts", *[""] * len(clouds)]  # one line stands for all in the legend
-    fronts = [(label, color, rows) for label, (_, color, rows) in zip(labels, clouds, strict=False)]
-    figure, _ = _draw(title, clouds, fronts)
+    figure, _ = _draw(title, clouds, {color: rows for _, color, rows in clouds}, "flops")
     save_figure(figure, path)
 
 
-def _draw(title: str, clouds: Sequence[_Series], fronts: Sequence[_Series], cost: str = "flops") -> tuple[Figure, Axes]:
-    """A picture of accuracy over a cost: clouds of stitches with areas by parameters, and fronts of rows as lines."""
+def _draw(
+    title: str, clouds: Sequence[tuple[str, str, Sequence[Row]]], fronts: Mapping[str, Sequence[Row]], cost: str
+) -> tuple[Figure, Axes]:
+    """A picture of accuracy over a cost: named clouds with areas by parameters, fronts as lines; both have colors."""
     figure = new_figure(8, 5)
     axes = figure.add_subplot()
     # Areas are comparable across all clouds. Published rows without parameters are drawn small.
@@ -103,8 +101,9 @@ def _draw(title: str, clouds: Sequence[_Series], fronts: Sequence[_Series], cost
             axes.scatter(
                 x, y, s=sizes, color=color, alpha=0.75, edgecolors="white", linewidths=0.5, label=label, zorder=3
             )
-    for label, color, rows in fronts:
-        axes.plot(*_places(pareto_front(rows, cost), cost), color=color, linewidth=1, label=label or None)
+    for number, (color, rows) in enumerate(fronts.items()):
+        name = None if number else "Pareto front"  # one line stands for all in the legend
+        axes.plot(*_places(pareto_front(rows, cost), cost), color=color, linewidth=1, label=name)
     axis = _axis(cost, [row for _, _, rows in clouds for row in rows])
     draw_costs(axes, cost=f"{axis}; areas show parameters", accuracy="top-1 accuracy (%)")
     axes.set_title(title)
@@ -116,7 +115,8 @@ def _axis(cost: str, rows: Sequence[Row]) -> str:
     """The name of a cost; that of a latency has the batch it was measured with and says if it is unreliable."""
     if cost != "latency_ms" or "latency_batch_size" not in rows[0]:
         return _AXES[cost]
-    return f"latency of a batch of {rows[0]['latency_batch_size']} (ms{', unreliable' * unreliable(rows)})"
+    unit = "ms, unreliable" if unreliable(rows) else "ms"
+    return f"latency of a batch of {rows[0]['latency_batch_size']} ({unit})"
 
 
 def _places(rows: Sequence[Row], cost: str) -> tuple[list[float], list[float]]:

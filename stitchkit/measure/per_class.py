@@ -15,12 +15,13 @@ PER_CLASS = "per_class.csv"
 def write_per_class(
     folder: Path, classes: Sequence[str], scores: Mapping[str, Score], *, keep: Collection[str] = ()
 ) -> None:
-    """Write the accuracies in percent of the networks, by column, and keep these columns of an earlier evaluation.
+    """Write the accuracies of networks in percent, by column; a class without images has none.
 
-    A class without images has no accuracy.
+    The columns `keep` of an earlier evaluation stay if it had the same classes and images.
     """
     path, some = folder / PER_CLASS, next(iter(scores.values()))
-    columns: dict[str, Sequence[object]] = {"class": classes, "images": some.class_images}
+    # A network may have more logits than the data have classes.
+    columns: dict[str, Sequence[object]] = {"class": classes, "images": some.class_images[: len(classes)]}
     before = _read(path)
     if all(before.get(name) == [str(value) for value in column] for name, column in columns.items()):
         columns |= {name: before[name] for name in keep if name in before}
@@ -29,14 +30,15 @@ def write_per_class(
     with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=False))  # a network may have more logits than the data classes
+        writer.writerows(zip(*columns.values(), strict=False))
 
 
 def _read(path: Path) -> dict[str, list[str]]:
-    """The columns of an earlier file; none of one that cannot be read."""
+    """The columns of an earlier file; none of one that cannot be read or has a column twice."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            head, *rows = list(csv.reader(file))
-        return dict(zip(head, map(list, zip(*rows, strict=True)), strict=True))
+            head, *rows = csv.reader(file)
+        columns = dict(zip(head, map(list, zip(*rows, strict=True)), strict=True))
     except (OSError, ValueError, csv.Error):
         return {}
+    return columns if len(columns) == len(head) else {}

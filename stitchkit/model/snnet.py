@@ -38,7 +38,7 @@ class SNNet(nn.Module):
         space: The stitches, with the layer of each joint.
         stitched_final_norm: Whether stitched routes apply the end anchor's final normalisation; uncut anchors
             always do. The released DeiT code does not.
-        image: Preparation of images in timm's terms, where it is not that of the last anchor.
+        image: Preparation of images in timm's terms; what it leaves open is as for the last anchor.
 
     Raises:
         InputError: If the anchors cannot be stitched: input sizes, token counts or classes differ.

@@ -22,7 +22,7 @@ from stitchkit.errors import InputError
 from stitchkit.networks.mode import evaluating
 from stitchkit.networks.preparation import take_image, trained_image
 from stitchkit.networks.weight_names import own_names
-from stitchkit.paths import check_local
+from stitchkit.paths import check_file
 
 _MODEL_KEYS = ("state_dict", "model")
 _EMA_KEYS = ("state_dict_ema", "model_ema")
@@ -57,16 +57,8 @@ def read_hashed(path: str | Path) -> tuple[dict[str, Any], str]:
     return content, digest.hexdigest()
 
 
-def check_checkpoint(path: str | Path) -> None:
-    """Refuse a checkpoint that is not a file on this machine."""
-    check_local(str(path), "checkpoint")
-    if not Path(path).is_file():
-        found = "is not a file" if Path(path).exists() else "does not exist"
-        raise InputError(f"checkpoint '{path}' {found}; check the path")
-
-
 def _opened(path: str | Path) -> BinaryIO:
-    check_checkpoint(path)
+    check_file(path, "checkpoint")
     return Path(path).open("rb")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 
 from stitchkit.display import aligned
@@ -24,13 +24,11 @@ class StitchSpace:
         stitches: The anchors first, then the stitches in the order of the rule.
         layers: The stitching layer of each joint.
         num_anchors: Number of uncut anchors, which come first.
-        rule: The rule, if the space was built by one.
     """
 
     stitches: tuple[Stitch, ...]
     layers: Mapping[Joint, LayerPath]
     num_anchors: int
-    rule: SlidingWindow | None = field(default=None, compare=False)
 
     @classmethod
     def build(cls, anchors: Sequence[Shape], rule: SlidingWindow) -> StitchSpace:
@@ -49,7 +47,7 @@ class StitchSpace:
         # Anchors come first: ledgers, and the published tools that read them, rely on it.
         uncut = tuple(Stitch((Segment(a.label, 0, sum(a.depths)),)) for a in anchors)
         stitches, layers = rule.plan(anchors)
-        return cls((*uncut, *stitches), layers, len(uncut), rule)
+        return cls((*uncut, *stitches), layers, len(uncut))
 
     def select(self, text: str) -> list[int]:
         """The `cfg_id`s that a text such as `3,5,10-20` names, ascending.
@@ -81,12 +79,11 @@ class StitchSpace:
         return names[str(name)]
 
     def __repr__(self) -> str:
-        """A line: how many stitches, of which anchors, by which rule, and the first and last that is not an anchor."""
+        """A line: how many stitches, of which anchors, and the first and last that are not anchors."""
         anchors = ", ".join(map(str, self.stitches[: self.num_anchors]))
         joined = self.stitches[self.num_anchors :]
         ends = f"; {joined[0]} to {joined[-1]}" if joined else ""
-        rule = f" by {self.rule}" if self.rule else ""
-        return f"<StitchSpace: {len(self)} stitches of {anchors}{rule}{ends}>"
+        return f"<StitchSpace: {len(self)} stitches of {anchors}{ends}>"
 
     def __str__(self) -> str:
         """A line for each stitch."""

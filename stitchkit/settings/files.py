@@ -65,7 +65,7 @@ class _Loader(yaml.SafeLoader):
         return included
 
     def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
-        """A mapping without duplicate keys, of which YAML and JSON would silently take the last."""
+        """A mapping without duplicate keys; YAML and JSON would silently take the last one."""
         node = super().compose_mapping_node(anchor)
         seen: dict[str, int] = {}
         for key, _ in node.value:
@@ -119,7 +119,7 @@ def read_settings_file(path: str | Path) -> dict[str, object]:
 
 
 def unique_keys(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
-    """The `object_pairs_hook` of `json.loads` without duplicate keys, of which it would silently take the last."""
+    """The `object_pairs_hook` of `json.loads` without duplicate keys; it would silently take the last one."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -142,8 +142,9 @@ def naming(path: str | Path) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        place, key, is_quoted = _locate(Path(path), str(error))
-        said = str(error) if is_quoted else f"{key or 'its content'} is not valid; {_NOT_QUOTED}"
+        begin, node = _locate(_compose(Path(path)), str(error))
+        place = f"'{path}'" if begin is None else f"'{begin.start_mark.name}', line {_line(begin)}"
+        said = str(error) if _is_own(node, Path(path)) else f"a value is not valid; {_NOT_QUOTED}"
         raise InputError(f"{place}: {said}") from error
 
 
@@ -225,27 +226,23 @@ def _check_size(root: yaml.Node, path: Path) -> None:
         raise InputError(f"'{path}' has more than {_MOST_VALUES} values with its aliases written out; use fewer")
 
 
-def _locate(path: Path, message: str) -> tuple[str, str, bool]:
-    """The file and line that a message is about, as deep as the file contains the named keys; these; is it quoted."""
+def _locate(root: yaml.Node | None, message: str) -> tuple[yaml.Node | None, yaml.Node | None]:
+    """Where the value that a message is about begins, as deep as the file has the named keys, and the value."""
     # Errors carry the place as text, `train_config.tasks[0]`: most are raised where no file is known.
     found = _PLACE.match(message)
-    node, begin, keys = _compose(path), None, list[str]()
+    begin, node = None, root
     for key in re.findall(r"\w+", found.group()) if found else ():
-        entries = _entries(node)
-        if key not in entries:
+        if key not in (entries := _entries(node)):
             break
         begin, node = entries[key]
-        keys.append(key)
-    place = f"'{path}'" if begin is None else f"'{begin.start_mark.name}', line {_line(begin)}"
-    return place, ".".join(keys), all(_is_quoted(name, [path]) for name in _files(node, deep=bool(keys)))
+    return begin, node
 
 
-def _files(node: yaml.Node | None, *, deep: bool) -> set[str]:
-    """The files that a node is from, and with `deep` those of the nodes in it."""
-    if node is None:
-        return set()
-    below = (_files(item, deep=True) for _, item in _entries(node).values()) if deep else ()
-    return {str(node.start_mark.name)}.union(*below)
+def _is_own(node: yaml.Node | None, path: Path) -> bool:
+    """Whether messages may show a node: nothing in it is included from outside the folder of the settings."""
+    return node is None or (
+        _is_quoted(node.start_mark.name, [path]) and all(_is_own(item, path) for _, item in _entries(node).values())
+    )
 
 
 def _entries(node: yaml.Node | None) -> dict[str, tuple[yaml.Node, yaml.Node]]:

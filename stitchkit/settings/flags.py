@@ -9,7 +9,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from stitchkit.errors import InputError
-from stitchkit.parser import DATA_FLAGS
+from stitchkit.parser import DATA_FLAGS, with_default
 from stitchkit.settings.by_name import checked, make_recipe, read_settings
 from stitchkit.settings.combinations import ALTERNATIVES, check
 from stitchkit.settings.recipe import GROUPS, Recipe, flag_of
@@ -65,11 +65,8 @@ def add_settings(
     """Add the flag of each setting; `options` are further arguments of argparse by setting."""
     for name, field in settings.__pydantic_fields__.items():
         given = options.get(name, {})
-        kind, default = _plain(field.annotation), given.get("default", field.default)
-        default = " ".join(f"{number:.4g}" for number in default) if isinstance(default, list) else default
-        is_said = not (field.is_required() or isinstance(default, bool) or default in (None, ""))
-        about = f"{field.description} ({default})" if is_said else field.description
-        found: dict[str, Any] = {"dest": name, "help": about}
+        kind = _plain(field.annotation)
+        found: dict[str, Any] = {"dest": name, "help": field.description}
         if kind is bool:  # a flag must be able to undo a switch that a file turned on
             found["action"] = "store_true" if name.startswith("no_") else argparse.BooleanOptionalAction
         elif get_origin(kind) is dict:
@@ -81,6 +78,16 @@ def add_settings(
                 kind, found["nargs"] = _plain(get_args(kind)[0]), "+"
             found |= {"type": kind, "metavar": kind.__name__.upper()}
         section.add_argument(*spellings(name), **found | given)
+    show_defaults(section, settings)
+
+
+def show_defaults(section: argparse._ActionsContainer, *settings: type[Settings]) -> None:
+    """Add the defaults of settings to the help of their flags, which have none in argparse: a file may set them."""
+    fields = {name: field for kind in settings for name, field in kind.__pydantic_fields__.items()}
+    for action in section._actions:
+        field = fields.get(action.dest)
+        if field is not None and action.default is argparse.SUPPRESS and not field.is_required():
+            action.help = with_default(action, field.get_default(call_default_factory=True))
 
 
 def _plain(kind: Any) -> Any:

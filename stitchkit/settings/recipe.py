@@ -14,18 +14,14 @@ from pydantic import Field, StrictFloat, StrictStr
 from pydantic.dataclasses import dataclass
 
 from stitchkit.errors import InputError
-from stitchkit.settings.schema import DatasetName, LocalPath, ModelArguments, Settings
+from stitchkit.settings.schema import Count, DatasetName, LocalPath, ModelArguments, Natural, Settings, Share
 
 COMMAND_ONLY = ("dataset_download", "dry_run")
 """Settings that no file can switch on: its author would decide what is downloaded, or that nothing is trained."""
 
-# Numbers with limits. They are strict: neither text nor true counts as a number.
-Natural = Annotated[int, Field(strict=True, ge=0)]
-Count = Annotated[int, Field(strict=True, ge=1)]
 NonNegative = Annotated[float, Field(strict=True, ge=0)]
 AtLeastThousandth = Annotated[float, Field(strict=True, ge=1e-3)]
 AtLeastMillionth = Annotated[float, Field(strict=True, ge=1e-6)]
-Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Area = Annotated[float, Field(strict=True, ge=1e-3, le=1)]
 AtMost99Percent = Annotated[float, Field(strict=True, ge=0, le=0.99)]
 
@@ -46,7 +42,7 @@ class ModelRecipe(Settings):
     stitch_config: LocalPath | None = flag(None, "stitch configuration (JSON): train or evaluate its SN-Net")
     model: str | None = flag(None, "timm model name: train or evaluate this model alone")
     model_kwargs: ModelArguments | None = flag(None, "arguments of the timm model, as key=value ...")
-    pretrained: bool = flag(True, "start from pretrained weights (timm's --model: off unless given)")
+    pretrained: bool = flag(True, "start from pretrained weights; for --model, off unless given")
     pretrained_path: LocalPath | None = flag(None, "file that replaces the pretrained weights of --model")
     initial_checkpoint: LocalPath | None = flag(None, "start from the weights in this file")
     num_classes: Count | None = flag(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 from pydantic import (
     AfterValidator,
     ConfigDict,
+    Field,
     GetJsonSchemaHandler,
     GetPydanticSchema,
     TypeAdapter,
@@ -27,6 +28,11 @@ from stitchkit.errors import InputError, unknown
 from stitchkit.paths import dataset_fault, local_fault
 
 Kind = TypeVar("Kind")
+
+# Numbers with limits. They are strict: neither text nor true counts as a number.
+Natural = Annotated[int, Field(strict=True, ge=0)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 
 _EXPECTED = {
     "bool_type": "true or false",
@@ -118,7 +124,7 @@ LocalPath = Annotated[str, _checked(local_fault)]
 """A path on this machine; neither a URL nor a command."""
 
 DatasetName = Annotated[str, _checked(dataset_fault)]
-"""A data set's name or folder, as timm has them; likewise."""
+"""A data set's name or folder, as in timm; neither a URL nor a command."""
 
 
 # These arguments of timm choose a model or its weights, perhaps by a URL, and so bypass the settings that are checked.

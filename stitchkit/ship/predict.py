@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from stitchkit.data.folders import image_suffixes, visible_files
-from stitchkit.data.loader_processes import usable_cores
+from stitchkit.data.loader_processes import workers_for
 from stitchkit.data.unreadable import open_image
 from stitchkit.display import listed
 from stitchkit.distributed import World
@@ -127,10 +127,10 @@ def predict(
         count = network(torch.zeros(1, *predictor.prepared["input_size"], device=device)).shape[1]
     names, places = described_classes(predictor.classes, count), range(2, min(top, count) + 1)
     head = ["path", "class", "probability", *(f"{key}_{place}" for place in places for key in ("class", "probability"))]
-    workers = min(workers, usable_cores())  # torch warns of more
-    loader = DataLoader(_Files(paths, predictor.prepared), batch_size, num_workers=workers)
+    files, world = _Files(paths, predictor.prepared), World(0, 1, device)
+    loader = DataLoader(files, batch_size, num_workers=workers_for(files, workers, world))
     unreadable: dict[str, str] = {}
-    batches = progress(loader, World(0, 1, device), "predict", unit="batches")
+    batches = progress(loader, world, "predict", unit="batches")
     with replacing(output) as draft, draft.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(head)

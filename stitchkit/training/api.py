@@ -8,10 +8,10 @@ from pathlib import Path
 
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import Row, read_rows
-from stitchkit.settings.flags import resolve
 from stitchkit.settings.recipe import Recipe
 from stitchkit.training.checkpoint import LAST
 from stitchkit.training.evaluation import LEDGER
+from stitchkit.training.inputs import read_run
 from stitchkit.training.run import run
 from stitchkit.training.summary import read_summary
 
@@ -70,7 +70,7 @@ def evaluate(data: str | os.PathLike[str] | None = None, /, **settings: object) 
 def _run(data: str | os.PathLike[str] | None, settings: dict[str, object]) -> Recipe:
     """Run the command with these flags, and return its recipe."""
     given = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in settings.items()}
-    recipe, config = resolve(given if data is None else {"data_dir": os.fspath(data), **given})
+    recipe, config = read_run(given if data is None else {"data_dir": os.fspath(data), **given})
     if recipe.run.dry_run:
         raise InputError("dry_run has no result to return; use stitchkit train --dry-run")
     run(recipe, config)

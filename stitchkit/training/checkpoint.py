@@ -215,10 +215,11 @@ def _words(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def restore(content: Mapping[str, Any], recipe: Recipe, trainer: Trainer) -> tuple[int, Position | None]:
-    """Restore a trainer whose weights are loaded; return the first epoch to be trained, and the position within it."""
-    path = recipe.run.resume
-    assert path is not None
+def load_run(session: Session) -> dict[str, Any]:
+    """Load the weights of `--resume` for a training, and return the file's content, with which it can continue."""
+    (content, _), recipe, path = load_weights(session), session.recipe, session.recipe.run.resume
+    if recipe.run.no_resume_opt:
+        return content
     if content.get("format") != FORMAT:
         raise InputError(f"checkpoint '{path}' contains weights but no state of a run of this trainer; {_START_ANEW}")
     if content["opt"] != recipe.optim.opt:
@@ -226,6 +227,13 @@ def restore(content: Mapping[str, Any], recipe: Recipe, trainer: Trainer) -> tup
             f"checkpoint '{path}' was trained with --opt {content['opt']}, not {recipe.optim.opt}; use the same, "
             f"or {_START_ANEW}"
         )
+    return content
+
+
+def restore(content: Mapping[str, Any], recipe: Recipe, trainer: Trainer) -> tuple[int, Position | None]:
+    """Restore a trainer whose weights are loaded; return the first epoch to be trained, and the position within it."""
+    path = recipe.run.resume
+    assert path is not None
     start = int(content["epoch"]) + 1
     if recipe.schedule.start_epoch not in (None, start):  # another epoch begins at its start
         content = {key: value for key, value in content.items() if key != "within"}

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Any
 
 import torch
 
 from stitchkit.data.folders import FolderReader
+from stitchkit.data.sources import Images
 from stitchkit.errors import InputError
 
 _BALANCED = "balanced"
 
 
-def class_weights(text: str, dataset: Any, num_classes: int) -> torch.Tensor:
+def class_weights(text: str, images: Images, num_classes: int) -> torch.Tensor:
     """The weights `[num_classes]` that `--class-weights` asks for.
 
     Args:
         text: `balanced`, for weights inverse to the number of training images and 1 on average over these, or numbers
             separated by commas in the order of the classes.
-        dataset: The data set of the training loader.
+        images: The training split.
         num_classes: Number of logits.
     """
     if text == _BALANCED:
-        counts = _count(dataset)
+        counts = _count(images)
         mean = counts.total() / len(counts)
         return torch.tensor([mean / counts[label] if label in counts else 0.0 for label in range(num_classes)])
     try:
@@ -39,11 +39,9 @@ def class_weights(text: str, dataset: Any, num_classes: int) -> torch.Tensor:
     return torch.tensor(weights)
 
 
-def _count(dataset: Any) -> Counter[int]:
-    """The number of training images of each class of an image folder."""
-    while dataset is not None and not hasattr(dataset, "reader"):
-        dataset = getattr(dataset, "dataset", None)  # a loader wraps the data set
-    reader = getattr(dataset, "reader", None)
+def _count(images: Images) -> Counter[int]:
+    """The number of images of each class of an image folder."""
+    reader = getattr(images, "reader", None)
     if not isinstance(reader, FolderReader):
         raise InputError(
             f"--class-weights {_BALANCED} counts the images of an image folder, which this data set is not; "

@@ -9,10 +9,10 @@ from stitchkit.settings.flags import add_flags
 
 
 def _train(flags: argparse.Namespace) -> None:
-    from stitchkit.settings.flags import resolve
+    from stitchkit.training.inputs import read_run
 
-    recipe, config = resolve(vars(flags))
-    from stitchkit.training.run import run  # only now: wrong settings need not wait for torch
+    recipe, config = read_run(vars(flags))
+    from stitchkit.training.run import run  # only now: mistakes in settings need not wait for torch
 
     run(recipe, config)
 

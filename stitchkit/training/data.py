@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
+from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader, create_transform
 from torch.utils.data import IterableDataset, Subset
 
 from stitchkit.data.batches import DirectLoader, Loader
 from stitchkit.data.folders import FolderReader, find_split
 from stitchkit.data.loader_processes import outlive_signals, workers_for
-from stitchkit.data.sources import Images, Source, agreed_classes, check_folders, open_dataset
+from stitchkit.data.sources import Images, agreed_classes, check_folders, open_dataset
 from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, one_line
 from stitchkit.networks.preparation import Preparation, image_of, preparation_of
 from stitchkit.settings.recipe import Recipe, flag_of
+from stitchkit.training.inputs import source_of
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,6 @@ class Datasets:
     train: Images | None
     validation: Images
     classes: tuple[str, ...]
-
-
-def source_of(recipe: Recipe) -> Source:
-    """The data set of a recipe."""
-    data = recipe.data
-    options: dict[str, object] = {"batch_size": data.batch_size, "seed": recipe.run.seed}
-    options |= {key: value for key in ("input_key", "target_key") if (value := getattr(data, key)) is not None}
-    mode = data.input_img_mode or ("RGB" if recipe.model.channels == 3 else "L")
-    return Source(data.dataset, data.data_dir, data.dataset_download, mode, data.class_map, tuple(options.items()))
 
 
 def open_datasets(recipe: Recipe) -> Datasets:
@@ -86,6 +79,27 @@ def preparation(recipe: Recipe, input_size: tuple[int, ...], model_config: Mappi
     return preparation_of(image_of(recipe.flat()), input_size, model_config)
 
 
+@contextmanager
+def _by_timm() -> Iterator[None]:
+    """Raise timm's errors about the preparation of images as an `InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # timm parses policies and interpolations late, and raises anything
+        raise InputError(f"timm cannot prepare images with these settings: {one_line(error)}") from error
+
+
+def check_augmentation(recipe: Recipe) -> None:
+    """Refuse policies and modes that timm does not know, before the data are opened."""
+    augment = recipe.augment
+    with _by_timm():
+        create_transform(
+            32, is_training=True, no_aug=augment.no_aug, auto_augment=augment.aa, re_prob=augment.reprob,
+            re_mode=augment.remode, interpolation=augment.train_interpolation, train_crop_mode=augment.train_crop_mode,
+        )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Loaders:
     """The loaders of a run.
@@ -117,7 +131,7 @@ def create_loaders(
             images, num_classes=num_classes, is_training=is_training, limit=data.max_unreadable, flag=flag
         )
 
-    try:
+    with _by_timm():
         prepared = preparation(recipe, input_size, model_config)
         for_evaluation = {**prepared, "batch_size": data.validation_batch_size or data.batch_size}
         validation = _create_loader(checked(datasets.validation, is_training=False), recipe, world, **for_evaluation)
@@ -127,10 +141,6 @@ def create_loaders(
                 train = _create_calibration_loader(images, recipe, world, for_evaluation)
             else:
                 train = _create_train_loader(images, recipe, world, prepared, num_classes)
-    except InputError:
-        raise
-    except Exception as error:  # timm parses policies and interpolations late, and raises anything
-        raise InputError(f"timm cannot prepare images with these settings: {one_line(error)}") from error
     if train is not None and len(train) < (1 if recipe.run.eval else recipe.optim.grad_accum_steps):
         raise InputError(
             f"the training split has {len(train.dataset)} images, less than one step of {data.batch_size} x "

@@ -25,7 +25,7 @@ from stitchkit.networks.published import published_config
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.recipe import ModelRecipe, Recipe
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.training.data import preparation, weights_dtype
+from stitchkit.training.data import check_augmentation, preparation, weights_dtype
 from stitchkit.training.optim import check_optimizer
 
 _logger = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ def input_size(model: nn.Module, recipe: Recipe) -> tuple[int, ...]:
 
 
 def check_names(recipe: Recipe, config: StitchConfig | None) -> None:
-    """Refuse models, teachers and optimizers that timm does not have, before the data are opened."""
+    """Refuse models, teachers, optimizers and augmentation that timm does not have, before the data are opened."""
     teacher = None if recipe.stitch.distillation_type == "none" else recipe.stitch.teacher_model
     named = {f"anchor '{anchor.label}': ": anchor.name for anchor in config.anchors} if config is not None else {}
     for place, name in {**named, "": recipe.model.model, "teacher: ": teacher}.items():
@@ -171,6 +171,7 @@ def check_names(recipe: Recipe, config: StitchConfig | None) -> None:
                 published_config(name)
     if not recipe.run.eval:
         check_optimizer(recipe.optim)
+        check_augmentation(recipe)
 
 
 def check_device(recipe: Recipe, world: World) -> None:

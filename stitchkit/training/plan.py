@@ -10,6 +10,7 @@ import torch
 from stitchkit.display import counted, quantity
 from stitchkit.measure.profile import Profiler, measure
 from stitchkit.model.snnet import SNNet
+from stitchkit.training.checkpoint import load_run, load_weights
 from stitchkit.training.network import uncompiled
 from stitchkit.training.optim import create_optimisation
 from stitchkit.training.session import Session
@@ -18,7 +19,12 @@ _logger = logging.getLogger(__name__)
 
 
 def show_plan(session: Session) -> None:
-    """Log the plan of a run."""
+    """Log the plan of a run, whose checkpoint is loaded to see that it fits."""
+    recipe = session.recipe
+    if recipe.run.eval and recipe.run.resume:
+        load_weights(session, ema=recipe.optim.model_ema)
+    elif recipe.run.resume:
+        load_run(session)
     with uncompiled(session.model):
         lines = [*_of_network(session), *_of_data(session), *_of_training(session)]
     for line in lines:

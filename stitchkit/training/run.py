@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from stitchkit.data.sources import check_folder
 from stitchkit.distributed import World
 from stitchkit.engine.recovery import TRAIN_LOCK, check_unused, entered, find_resume, joined, launched
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.checkpoint import Checkpoints
-from stitchkit.training.data import source_of
 from stitchkit.training.evaluation import evaluate_stitches
 from stitchkit.training.network import check_device, check_names
 from stitchkit.training.plan import show_plan
@@ -21,40 +19,32 @@ from stitchkit.training.train import train
 def run(recipe: Recipe, config: StitchConfig | None) -> None:
     """Train, or evaluate with `--eval`, an SN-Net, or without a configuration a plain model; every rank calls this.
 
-    Nothing is overwritten if anything cannot be used.
+    With `--dry-run`, only say what the run would do. Nothing is overwritten if anything cannot be used.
     """
     check_names(recipe, config)
-    check_folder(source_of(recipe))  # a mistake in its name is reported before a busy folder
-    if recipe.run.dry_run:
-        _plan(recipe, config)
-        return
+    run = recipe.run
     # An evaluation and a training write different files, so they may run at the same time.
-    lock = recipe.folder / (".eval.lock" if recipe.run.eval else TRAIN_LOCK)
-    with entered(lock, recipe.run.device, flag="--output") as world:
+    lock = recipe.folder / (".eval.lock" if run.eval else TRAIN_LOCK)
+    with joined(run.device) if run.dry_run else entered(lock, run.device, flag="--output") as world:
         check_device(recipe, world)
-        files = Checkpoints(recipe.folder, keep=recipe.run.checkpoint_hist)
+        files = Checkpoints(recipe.folder, keep=run.checkpoint_hist)
         recipe = _find_resume(recipe, files, world)
-        if recipe.run.eval:
-            evaluate_stitches(open_session(recipe, config, world))
-            return
-        check_unused(files, None if recipe.run.no_resume_opt else recipe.run.resume, flag="--experiment")
-        session = open_session(recipe, config, world)
-        with launched(recipe.folder, world):
-            train(session, files)
+        if not run.eval:
+            check_unused(files, None if recipe.run.no_resume_opt else recipe.run.resume, flag="--experiment")
+        session = open_session(_offline(recipe) if run.dry_run else recipe, config, world)
+        if run.dry_run:
+            show_plan(session)
+        elif run.eval:
+            evaluate_stitches(session)
+        else:
+            with launched(recipe.folder, world):
+                train(session, files)
 
 
-def _plan(recipe: Recipe, config: StitchConfig | None) -> None:
-    """Say what a run would do; neither data nor published weights are downloaded for it."""
-    offline = replace(
-        recipe,
-        model=replace(recipe.model, pretrained=False),
-        data=replace(recipe.data, dataset_download=False),
-    )
-    with joined(recipe.run.device) as world:
-        check_device(recipe, world)
-        if not recipe.run.eval and recipe.run.resume is None:
-            check_unused(Checkpoints(recipe.folder, keep=recipe.run.checkpoint_hist), None, flag="--experiment")
-        show_plan(open_session(offline, config, world))
+def _offline(recipe: Recipe) -> Recipe:
+    """The recipe of a run that downloads neither published weights nor data."""
+    model, data = replace(recipe.model, pretrained=False), replace(recipe.data, dataset_download=False)
+    return replace(recipe, model=model, data=data)
 
 
 def _find_resume(recipe: Recipe, files: Checkpoints, world: World) -> Recipe:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from timm.utils import random_seed
 from torch import nn
 
@@ -19,7 +20,9 @@ from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.files import settings_text
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.training.data import Loaders, create_loaders, open_datasets, source_of
+from stitchkit.training.class_weights import class_weights
+from stitchkit.training.data import Loaders, create_loaders, open_datasets
+from stitchkit.training.inputs import source_of
 from stitchkit.training.network import create_network, input_size, place_network
 
 
@@ -31,7 +34,8 @@ class Session:
         config: The stitch configuration; None for a plain model.
         model: The SN-Net or plain model, on the device of this rank.
         input_size: Size of an input image, `(C, H, W)`.
-        classes: Class names in the order of their numbers; empty where the dataset does not know them.
+        classes: Class names in the order of their numbers; empty if the dataset does not know them.
+        class_weights: Weights of classes in the loss, `[num_classes]`; None for equal ones.
     """
 
     recipe: Recipe
@@ -40,6 +44,7 @@ class Session:
     loaders: Loaders
     input_size: tuple[int, ...]
     classes: tuple[str, ...]
+    class_weights: torch.Tensor | None
     world: World
 
     @property
@@ -53,7 +58,7 @@ class Session:
         return engine_settings(self.recipe).precision(self.world.device)[0]
 
     def save_settings(self, name: str, *, without: Collection[str] = ()) -> None:
-        """Save the effective settings in the run's folder, as a file for `-c`, `without` some of them, and its log."""
+        """Save the effective settings, `without` some, as a file for `-c` in the run's folder, and begin its log."""
         settings = self.recipe.for_files()
         write_text(self.folder / name, settings_text({key: settings[key] for key in settings if key not in without}))
         begin_log(self.folder)
@@ -66,13 +71,15 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
     datasets = open_datasets(recipe)
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
     model = create_network(recipe, config, datasets.classes)
-    size, timm_model = input_size(model, recipe), as_timm(model)
+    size, timm_model, weights = input_size(model, recipe), as_timm(model), None
     loaders = create_loaders(
         datasets, recipe, world, input_size=size, model_config=timm_model.pretrained_cfg,
         num_classes=timm_model.num_classes,
     )  # fmt: skip
+    if recipe.loss.class_weights and datasets.train is not None and not recipe.run.eval:
+        weights = class_weights(recipe.loss.class_weights, datasets.train, timm_model.num_classes)
     place_network(model, recipe, world)
-    return Session(recipe, config, model, loaders, size, datasets.classes, world)
+    return Session(recipe, config, model, loaders, size, datasets.classes, weights, world)
 
 
 def engine_settings(recipe: Recipe) -> EngineSettings:

@@ -29,7 +29,7 @@ def write_summary(
 
 
 def read_summary(folder: Path) -> list[dict[str, float | None]]:
-    """The rows of `summary.csv` by column; None where there is no number."""
+    """The rows of `summary.csv` by column; None for an empty cell."""
     with (folder / _NAME).open(newline="", errors="replace") as file:
         return [{key: _number(value) for key, value in row.items() if key} for row in csv.DictReader(file)]
 

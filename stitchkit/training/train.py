@@ -21,10 +21,8 @@ from stitchkit.engine.training_state import training_state
 from stitchkit.measure.evaluate import Score, batches_of, evaluate_stitch
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
-from stitchkit.networks.timm_model import as_timm
 from stitchkit.progress import progress
-from stitchkit.training.checkpoint import Checkpoints, header, load_weights, restore
-from stitchkit.training.class_weights import class_weights
+from stitchkit.training.checkpoint import Checkpoints, header, load_run, restore
 from stitchkit.training.optim import create_optimisation
 from stitchkit.training.session import Session, engine_settings
 from stitchkit.training.summary import cut_summaries, write_fit, write_losses, write_summary
@@ -102,10 +100,8 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, range
     recipe, model, world, loaders = session.recipe, session.model, session.world, session.loaders
     loader, resume, content = loaders.train, recipe.run.resume or "", None
     assert loader is not None, "training opens the training split"
-    wanted = recipe.loss.class_weights
-    weights = class_weights(wanted, loader.dataset, as_timm(model).num_classes) if wanted else None
     if resume:
-        content, _ = load_weights(session)
+        content = load_run(session)
     sampler = None
     if isinstance(model, SNNet):
         _prepare_stitching(session, model, loader, is_fresh=content is None and not recipe.model.initial_checkpoint)
@@ -113,7 +109,7 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, range
     how = create_optimisation(model, recipe, batches=len(loader), ranks=world.size)
     task = create_task(
         model, recipe, world.device, sides=session.input_size[1:], mean=loaders.mean, std=loaders.std,
-        classes=session.classes, sampler=sampler, class_weights=weights,
+        classes=session.classes, sampler=sampler, class_weights=session.class_weights,
     )  # fmt: skip
     trainer = Trainer(
         task=task, loader=loader, optimizer=how.optimizer, schedule=how.schedule, settings=engine_settings(recipe),
@@ -153,7 +149,9 @@ def _prepare_stitching(session: Session, model: SNNet, loader: Loader, *, is_fre
     if is_fresh and settings.ls_init:
         seed_epoch(session.recipe.run.seed, world.rank, 0)
         share = -(-settings.stitch_init_bs // world.size)
-        batches = progress(some_images(loader, share), world, "fit of the stitching layers", unit="batches")
+        num_batches = -(-share // session.recipe.data.batch_size)
+        images = some_images(loader, share)
+        batches = progress(images, world, "fit of the stitching layers", unit="batches", total=num_batches)
         residuals = fit_stitching_layers(model, batches, method=settings.ls_method, damping=settings.ls_damping)
         if world.is_primary:
             write_fit(session.folder, model.space, residuals)

@@ -508,8 +508,8 @@ WRITES = {
     "stitchkit/data/digits.py image.save": "into a fresh folder",
     "stitchkit/measure/evaluate.py partial.save": "our own",
     "stitchkit/training/train.py checkpoints.save": "our own",
-    "stitchkit/engine/tracking.py SummaryWriter": "into a folder that is no link; names have the time in them",
-    "stitchkit/engine/tracking.py wandb.init": "into a folder that is no link; names have the time in them",
+    "stitchkit/engine/tracking.py SummaryWriter": "into a folder that is not a link; names contain the time",
+    "stitchkit/engine/tracking.py wandb.init": "into a folder that is not a link; names contain the time",
     "stitchnet/compose.py net.save": "our own",
 }
 

@@ -241,7 +241,7 @@ def test_hostile_files_of_a_hub_folder(made, tmp_path):
     model.save_pretrained(bad)
     for name in ("pytorch_model.bin", "custom.py", "model.pkl"):
         (bad / name).write_bytes(pickle.dumps(Hostile(made)))
-    assert stitchkit.HubSNNet.from_pretrained(bad).num_classes == 4, "what is no file of ours is not opened"
+    assert stitchkit.HubSNNet.from_pretrained(bad).num_classes == 4, "a file that is not ours is not opened"
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])

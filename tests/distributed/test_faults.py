@@ -311,6 +311,17 @@ def test_a_loader_process_that_dies_while_a_checkpoint_is_written(
     subject.assert_same_end(unbroken(subject, "-j", "1"), tmp_path / "died")
 
 
+def error_of_one_rank(subject, images, folder, first):
+    """The message of the rank on which `first` breaks something; the other rank says only that it has ended."""
+    command = [*subject.start(images, folder), *subject.place(folder, "failed"), "-j", "1", "-b", "2"]
+    assert end(start(command, ranks=2, said=folder / "said", first=first)) == [2, 2]
+    said = (folder / "said").read_text()
+    assert "Traceback" not in said
+    errors = [line for line in said.splitlines() if line.startswith("stitchkit: error: ")]
+    assert sum("another rank has ended; " in line for line in errors) == len(errors) - 1 == 1
+    return next(line for line in errors if "another rank has ended; " not in line)
+
+
 def kill_loaders(rank):
     """Kill the loader processes of one rank in its fourth step."""
     inner, count = Trainer._step, [0]
@@ -326,12 +337,7 @@ def kill_loaders(rank):
 
 @pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["job"]), indirect=True)
 def test_a_loader_process_that_dies_ends_all_ranks_without_a_traceback(subject, images, tmp_path):
-    command = [*subject.start(images, tmp_path), *subject.place(tmp_path, "died"), "-j", "1", "-b", "2"]
-    assert end(start(command, ranks=2, said=tmp_path / "said", first=kill_loaders)) == [2, 2]
-    said = (tmp_path / "said").read_text()
-    assert said.count("a loader process died (") == 1
-    assert said.count("another rank has ended; ") == 1
-    assert "Traceback" not in said
+    assert "a loader process died (" in error_of_one_rank(subject, images, tmp_path, kill_loaders)
 
 
 class GoneReader:
@@ -339,6 +345,18 @@ class GoneReader:
 
     def __getitem__(self, index):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_an_unreadable_image_is_logged_once_with_its_cause(tmp_path, caplog):
+    """timm's own line would come again in every epoch."""
+    images = open_images(write_images(tmp_path / "few") / "train")
+    for path, _ in images.reader.samples[:2]:
+        Path(path).write_bytes(b"")
+    for checked in 2 * [CheckedImages(images, num_classes=4, is_training=True, limit=0.5)]:
+        for number in range(4):
+            assert checked[number]
+    [line] = caplog.messages
+    assert re.match(r"'\w+/\w+\.png' of the train split is skipped \(UnidentifiedImageError: ", line)
 
 
 def test_the_cause_is_named_that_timm_only_logs(images):
@@ -375,14 +393,7 @@ def lose_disk(rank):
 
 @pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["SN-Net"]), indirect=True)
 def test_a_disk_that_fails_ends_all_ranks_without_a_traceback(subject, images, tmp_path):
-    command = [*subject.start(images, tmp_path), *subject.place(tmp_path, "gone"), "-j", "1", "-b", "2"]
-    assert end(start(command, ranks=2, said=tmp_path / "said", first=lose_disk)) == [2, 2]
-    said = (tmp_path / "said").read_text()
-    errors = [line for line in said.splitlines() if line.startswith("stitchkit: error: ")]
-    assert len(errors) == 2
-    assert sum("(OSError: [Errno 5] Input/output error)" in line for line in errors) == 1
-    assert sum("another rank has ended; " in line for line in errors) == 1
-    assert "Traceback" not in said
+    assert "(OSError: [Errno 5] Input/output error)" in error_of_one_rank(subject, images, tmp_path, lose_disk)
 
 
 @pytest.mark.parametrize("code", mostly_full([errno.EIO, errno.ESTALE, errno.ECONNRESET], quick=[errno.EIO]))

@@ -66,7 +66,7 @@ def test_classes_that_the_checkpoint_does_not_know(capsys, images, config, train
 def test_a_class_that_validation_lacks_is_missed_in_evaluation_too(capsys, config, tmp_path):
     data = write_images(tmp_path / "data")
     shutil.rmtree(data / "validation/class2")
-    flags = ["--stitch_config", config, "--eval", "--resume", "any.pth", "--device", "cpu"]
+    flags = ["--stitch_config", config, "--eval", "--resume", config, "--device", "cpu"]
     assert "lacks 1 class folders: class2" in refused(capsys, "train", data, *flags)
 
 
@@ -145,19 +145,20 @@ def test_mistakes_on_the_command_line(capsys, images, config):
         (["--opt", "adamw", "--opt-kwargs", "caution=1"], "timm cannot create optimizer 'adamw'"),
         (["--sched", "cosin"], "unknown value of --sched 'cosin'; did you mean 'cosine'?"),
         (["--distillation-type", "hard", "--teacher-model", "regnety_16"], "teacher: unknown timm model 'regnety_16'"),
+        (["--aa", "foo"], "timm cannot prepare images with these settings: "),
         (["--model", "resnet81"], "unknown timm model 'resnet81'; did you mean 'resnet18'?"),
     ],
 )
 def test_names_are_checked_before_data_are_opened(flags, says, capsys, config, tmp_path):
     subject = [] if "--model" in flags else ["--stitch_config", config]
-    line = refused(capsys, "train", tmp_path / "nowhere", *subject, "--output", tmp_path / "outputs", *flags)
+    line = refused(capsys, "train", tmp_path, *subject, "--output", tmp_path / "outputs", *flags)
     assert says in line
     assert not (tmp_path / "outputs").exists()
 
 
 def test_an_anchor_is_checked_before_data_are_opened(capsys, tmp_path):
     path = write_config(tmp_path / "wrong.json", anchors=["vit_tiny_patch16_224", "vit_smal_patch16_224"])
-    line = refused(capsys, "train", tmp_path / "nowhere", "--stitch_config", path)
+    line = refused(capsys, "train", tmp_path, "--stitch_config", path)
     assert "anchor 'vit_smal_patch16_224': unknown timm model" in line
 
 

@@ -6,13 +6,14 @@ import signal
 from shutil import copyfile
 
 import pytest
+import torch
 import torch.distributed as dist
 from safetensors import safe_open
-from timm.data import ImageDataset
 
 import stitchkit
 from stitchkit.cli import main
 from stitchkit.data.batches import without_padding
+from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import init_world
 from stitchkit.measure.evaluate import PartialSums, evaluate_stitch
 from stitchkit.measure.ledger import read_rows
@@ -20,7 +21,7 @@ from stitchkit.settings.by_name import make_recipe
 from stitchkit.training.data import create_loaders, open_datasets
 from tests.distributed.forks import end, kill_once_there
 from tests.distributed.ranks import run_on_two_ranks
-from tests.support import FLAGS, mostly_full, write_config
+from tests.support import FLAGS, write_config
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +83,8 @@ def test_law_7_the_ledger_is_that_of_one_pass_a_stitch(trained, images):
 def test_images_are_read_once_for_all_stitches(trained, monkeypatch):
     _, evaluate = trained
     read = []
-    get = ImageDataset.__getitem__
-    monkeypatch.setattr(ImageDataset, "__getitem__", lambda self, index: read.append(index) or get(self, index))
+    get = CheckedImages.__getitem__
+    monkeypatch.setattr(CheckedImages, "__getitem__", lambda self, index: read.append(index) or get(self, index))
     assert main(["train", *evaluate, "counted"]) == 0
     assert sorted(read) == list(range(20))
 
@@ -121,17 +122,14 @@ def test_a_resumed_pass_computes_only_what_is_missing(trained, monkeypatch):
     assert rows(folder, "second") == rows(folder, "first")
 
 
-SUMS = ['{"of": {}, "batches": 5, "sums": []}', '{"of": {"weig', ""]
-
-
-@pytest.mark.parametrize("content", mostly_full(SUMS, quick=SUMS[:1]))
-def test_sums_of_something_else_are_not_taken_up(content, trained, tmp_path):
+def test_sums_of_other_weights_are_not_taken_up(trained, tmp_path):
     folder, evaluate = trained
-    place = tmp_path / "fresh"
-    place.mkdir()
-    (place / "stitches_res.txt.part0").write_text(content)
+    whole = rows(folder, "whole")
+    (tmp_path / "fresh").mkdir()
+    other = PartialSums(tmp_path / "fresh/stitches_res.txt.part0", {"weights_sha256": "of others"})
+    other.save(torch.ones(len(whole), 4 + 2 * 4, dtype=torch.float64), 5)
     assert main(["train", *evaluate, "fresh", "--output", str(tmp_path)]) == 0
-    assert read_rows(place / "stitches_res.txt") == rows(folder, "whole")
+    assert rows(tmp_path, "fresh") == whole
 
 
 def test_some_stitches_and_then_the_others(trained):

@@ -82,5 +82,5 @@ def test_a_preempted_job_of_a_sweep_resumes(slurm, images, tmp_path, preempt):
         assert not (folder / "result").exists()  # nobody asked to keep them
     log = (first / "log.txt").read_text()
     assert log.count(f"{EPOCHS} epochs of 8 steps") == 2  # it started twice
-    assert log.count(f"epoch 1/{EPOCHS}  ") == 1  # and did its first epoch once
+    assert log.count(f"epoch 1/{EPOCHS}  step 8/8") == 1  # and did its first epoch once
     assert (second / "log.txt").read_text().count(f"{EPOCHS} epochs of 8 steps") == 1

@@ -1,7 +1,9 @@
 """The command line: its version, faults of the system in one line, and what it advises after Ctrl-C."""
 
+import argparse
 import errno
 import os
+import re
 
 import pytest
 
@@ -61,3 +63,54 @@ def test_after_ctrl_c_the_advice_is_that_of_the_command(resumes, says, runs, cap
     runs(KeyboardInterrupt(), resumes=resumes)
     assert main(["fail"]) == 130
     assert capsys.readouterr().err == f"stitchkit: stopped{says}\n"
+
+
+def commands_of(parser):
+    """The parsers of all commands and subcommands."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for own in action.choices.values():
+                yield own
+                yield from commands_of(own)
+
+
+def test_the_help_of_each_flag_says_its_default_once():
+    wrong = []
+    for parser in commands_of(cli._parser()):
+        entries = [" ".join(entry.split()) for entry in re.split(r"\n  (?=-)", parser.format_help())[1:]]
+        for action in parser._actions:
+            is_unsaid = action.nargs == 0 or action.default in (None, "", [], argparse.SUPPRESS)
+            if is_unsaid or action.help == argparse.SUPPRESS:
+                continue
+            (said,) = [entry for entry in entries if re.match(rf"{action.option_strings[0]}[ ,]", entry)]
+            if said.count(f"({action.default})") + said.count("by default") != 1:
+                wrong.append(f"{parser.prog}: {said}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("job", "images per step and rank (32)"),
+        ("sweep", "loader processes of each rank (4)"),
+        ("train", "fit the stitching layers by least squares before training (on)"),
+        ("train", "area of the crop (0.08 1)"),
+    ],
+)
+def test_the_help_says_defaults_that_files_may_replace(command, line, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert line in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("flag", "hint"),
+    [
+        ("--batchsize=3", "unknown flag '--batchsize'; did you mean '--batch-size'?"),
+        ("--lrr", "unknown flag '--lrr'; did you mean '--lr'?"),
+        ("--loss", "unknown flag '--loss'; see stitchkit train --help"),
+        ("--xyz", "unknown flag '--xyz'; see stitchkit train --help"),
+    ],
+)
+def test_an_unknown_flag_is_answered_by_one_that_looks_like_it(flag, hint, capsys):
+    assert refused(capsys, "train", flag) == f"stitchkit: error: {hint}"

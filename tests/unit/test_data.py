@@ -11,6 +11,7 @@ from PIL import Image
 from timm.data.mixup import FastCollateMixup
 from timm.data.random_erasing import RandomErasing
 
+from stitchkit.data import loader_processes
 from stitchkit.data.batches import without_padding
 from stitchkit.data.loader_processes import workers_for
 from stitchkit.distributed import World, init_world
@@ -203,6 +204,17 @@ def test_readers_of_many_libraries_are_given_their_options(monkeypatch):
     assert "trust_remote_code" not in seen
 
 
+def test_there_are_no_more_loader_processes_than_cores(loaders, monkeypatch, caplog):
+    """torch's warning of too many would be an error here; the log says it once for both loaders."""
+    caplog.set_level("INFO")
+    loader_processes._say_cap.cache_clear()
+    monkeypatch.setattr(loader_processes, "usable_cores", lambda: 2)
+    found = loaders(workers=4096)
+    assert [loader.loader.num_workers for loader in (found.train, found.validation)] == [2, 2]
+    assert caplog.messages.count("2 loader processes instead of 4096, as many as there are cores") == 1
+    assert loaders(workers=1).train.loader.num_workers == 1
+
+
 def test_a_stream_is_read_by_as_many_processes_as_have_a_shard(loaders, tmp_path, caplog):
     """The others would give nothing, and an epoch would end too soon."""
     caplog.set_level("INFO")
@@ -211,7 +223,7 @@ def test_a_stream_is_read_by_as_many_processes_as_have_a_shard(loaders, tmp_path
     stream |= {"train_split": "train-0.tar", "val_split": "validation-0.tar", "batch_size": 4, "workers": 4}
     found = loaders(**stream)
     assert len(list(found.train)) == len(found.train) == 4
-    assert "the train-0.tar split has 1 shard for each rank; --workers is 1 instead of 4" in caplog.text
+    assert "the train-0.tar split has 1 shard for each rank, each read by one loader process" in caplog.text
     for split in (found.train, found.validation):
         with pytest.raises(InputError, match="split has fewer shards than the 2 ranks; write more shards, or start fe"):
             workers_for(split.dataset, 0, World(0, 2, torch.device("cpu")))

@@ -21,8 +21,8 @@ from stitchkit.data.batches import without_padding
 from stitchkit.data.digits import write_digits
 from stitchkit.data.folders import FolderReader
 from stitchkit.data.loader_processes import workers_for
-from stitchkit.data.sources import Source, open_dataset as open_source
-from stitchkit.data.torchvision_sets import SOURCES
+from stitchkit.data.source import SOURCES, Source
+from stitchkit.data.sources import open_dataset as open_source
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.settings.flags import make_recipe
@@ -350,10 +350,10 @@ def test_the_shards_of_the_page_are_read(tmp_path, monkeypatch):
     [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/datasets.md").read_text(), re.DOTALL)
     exec(compile(code, "datasets.md", "exec"), {})
     for name, flags in {"_info.json": {}, "braces": {"split": "train-{0..7}.tar", "num_samples": 16}}.items():
-        stream = open_source(Source("wds/", "shards"), flags.pop("split", "train"), **flags)
+        stream = open_source(Source("wds/", "data/shards"), flags.pop("split", "train"), **flags)
         labels = [label for _, label in DataLoader(stream, batch_size=None)]
         assert sorted(labels) == [0] * 8 + [1] * 8, name
-        (tmp_path / "shards/_info.json").unlink(missing_ok=True)
+        (tmp_path / "data/shards/_info.json").unlink(missing_ok=True)
 
 
 def test_a_stream_without_images_ends_a_job(tmp_path):

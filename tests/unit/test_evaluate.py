@@ -49,8 +49,22 @@ def test_accuracies_of_classes_are_kept_only_beside_the_same_images(tmp_path):
     ]
     write_per_class(tmp_path, ["a", "b,c"], {"5": score._replace(class_images=(2, 0))}, keep=["3"])
     assert (tmp_path / PER_CLASS).read_text().split() == ["class,images,5", "a,2,50.0000", '"b,c",0,']
-    (tmp_path / PER_CLASS).write_bytes(b"\xff\0,")
-    write_per_class(tmp_path, ["a", "b,c"], {"5": score}, keep=["3"])
+
+
+def test_accuracies_of_classes_are_kept_if_the_network_has_more_logits_than_the_data_have_classes(tmp_path):
+    score = Score(50.0, 100.0, 1.0, 4, (1, 0, 0), (2, 2, 0))
+    write_per_class(tmp_path, ["a", "b"], {"3": score})
+    write_per_class(tmp_path, ["a", "b"], {"5": score}, keep=["3"])
+    assert (tmp_path / PER_CLASS).read_text().split()[:2] == ["class,images,3,5", "a,2,50.0000,50.0000"]
+
+
+@pytest.mark.parametrize(
+    "before", [b"", b"\xff\0,", b"class,images,3,3\na,2,1,1\nb,2,1,9\n", b"class,images,3\na,2,1\na,2,1\n"]
+)
+def test_nothing_is_kept_of_a_damaged_file_or_one_with_a_column_or_class_twice(before, tmp_path):
+    (tmp_path / PER_CLASS).write_bytes(before)
+    write_per_class(tmp_path, ["a", "b"], {"5": Score(50.0, 100.0, 1.0, 4, (1, 0), (2, 2))}, keep=["3"])
+    assert (tmp_path / PER_CLASS).read_text().split() == ["class,images,5", "a,2,50.0000", "b,2,0.0000"]
 
 
 def test_a_stitch_is_judged_in_evaluation_mode_and_the_mode_comes_back():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from stitchkit.measure.pareto import plot
+from stitchkit.measure.pareto import plot, plot_ledgers
 
 # The anchors lie in a crowd, at the edges, and one beside the other.
 ROWS = [
@@ -66,8 +66,18 @@ def test_labels_of_anchors_hide_nothing(tmp_path, drawn):
     for name, box in boxes.items():
         assert axes.bbox.containsx(box.x0)
         assert axes.bbox.containsx(box.x1)
-        assert not any(box.contains(*place) for place in places), name
+        assert np.linalg.norm(places - places.clip(box.min, box.max), axis=1).min() > 6, "clear of the areas of points"
+        for line in axes.lines:
+            path = line.get_transform().transform_path(line.get_path())
+            assert not path.intersects_bbox(box, filled=False), name
         own = axes.transData.transform(labels[name].xy)
         assert np.linalg.norm(own - own.clip(box.min, box.max)) < 110, "near its point"
     (legend,) = figure.legends
     assert not legend.get_window_extent().overlaps(axes.bbox), "no stitch lies under the legend"
+
+
+def test_ledgers_share_one_line_in_the_legend(tmp_path, drawn):
+    plot_ledgers({"before": ROWS, "after": ROWS[30:]}, tmp_path / "both.svg")
+    (legend,) = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["before", "after", "Pareto front"]
+    assert len(drawn[0].axes[0].lines) == 2

@@ -188,6 +188,14 @@ def test_a_file_included_from_beside_is_quoted(tmp_path):
         parse("data", "--model", "vit", "-c", str(tmp_path / "args.yaml"))
 
 
+def test_own_values_are_quoted_beside_an_include_from_elsewhere(tmp_path):
+    (tmp_path / "secret.yml").write_text("[0.5, 1]")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/args.yaml").write_text("scale: !include ../secret.yml\nepochs: three")
+    with pytest.raises(InputError, match=r"line 2: epochs is 'three'; it must be a whole number"):
+        parse("data", "--model", "vit", "-c", str(tmp_path / "mine/args.yaml"))
+
+
 def test_settings_given_as_a_stitch_configuration_are_recognised(tmp_path):
     (tmp_path / "args.yaml").write_text("epochs: 3\nlr: 0.1\nstitch_config: mine.json\n")
     with pytest.raises(InputError, match=r"args.yaml' holds settings of a run, for -c; .* the anchors, 'mine.json'"):

@@ -88,16 +88,20 @@ def test_a_file_from_another_configuration_is_refused_and_kept(change, message, 
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("line", "fault"),
     [
-        *("nonsense\n", "[]\n", '{"flops": 1}\n', '{"cfg_id": "1"}\n', '{"cfg_id": true}\n'),
-        *('{"cfg_id": 1, "acc1": null}\n', '{"cfg_id": 1, "flops": true}\n', '{"cfg_id": 1, "latency_reliable": 1}\n'),
+        *(("nonsense", "is not JSON"), ("[]", "has no 'cfg_id'"), ('{"flops": 1}', "has no 'cfg_id'")),
+        *(('{"cfg_id": "1"}', "has no 'cfg_id'"), ('{"cfg_id": true}', "has no 'cfg_id'")),
+        ('{"cfg_id": 1, "acc1": null}', "acc1 None, which is not a number"),
+        ('{"cfg_id": 1, "flops": true}', "flops True, which is not a number"),
+        ('{"cfg_id": 1, "latency_reliable": 1}', "latency_reliable 1, which is not true or false"),
+        ('{"cfg_id": 1, "stitch": 1}', "stitch 1, which is not text"),
     ],
 )
-def test_what_is_not_a_ledger_is_named(text, tmp_path):
+def test_what_is_not_a_ledger_is_named(line, fault, tmp_path):
     path = tmp_path / "r.txt"
-    path.write_text(text)
-    with pytest.raises(InputError, match="line 1"):
+    path.write_text(line + "\n")
+    with pytest.raises(InputError, match=f"line 1 .*{fault}"):
         read_rows(path)
 
 
@@ -147,6 +151,7 @@ def test_a_front_over_another_cost(tmp_path, capsys):
         assert main(["pareto", str(tmp_path / "r.txt"), "--cost", cost, "--plot", str(tmp_path / "p.svg")]) == 0
         lines = capsys.readouterr().out.splitlines()[1 : 1 + len(front)]
         assert [int(line.removeprefix("*").split()[0]) for line in lines] == front
+    assert "choose .png, .svg or .pdf" in refused(capsys, "pareto", tmp_path / "r.txt", "--plot", tmp_path / "p.txt")
     write_rows(tmp_path / "r.txt", [row | {"latency_reliable": False} for row in rows])
     assert "are unreliable" in refused(capsys, "pareto", tmp_path / "r.txt", "--cost", "latency")
     assert main(["pareto", str(tmp_path / "r.txt"), "--cost", "latency", "--allow-unreliable"]) == 0

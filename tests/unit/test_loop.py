@@ -87,7 +87,7 @@ def test_what_is_read_back_is_counted():
 
 
 def test_losses_of_stitches_are_the_means_of_their_steps(monkeypatch):
-    """Against the losses themselves, over several log lines; going on from a saved state changes nothing."""
+    """Against the losses themselves, over several log lines; continuing from a saved state changes nothing."""
     subject, position, found = trainer("vit", {"log_interval": 3}, scaled=False), Position(), []
     inner = subject._step
 

@@ -59,6 +59,52 @@ def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(images, tmp_path,
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path, capsys):
+    config = write_config(tmp_path / "pico.json")
+    flags = ["train", images, *FLAGS, "--stitch_config", config, "--output", tmp_path]
+    assert main([*map(str, flags), "--epochs", "1"]) == 0
+    last, dry = tmp_path / "pico/last.pth.tar", [*map(str, flags), "--dry-run"]
+    before = sorted(tmp_path.rglob("*"))
+    other = write_config(tmp_path.parent / "other.json", stitch_kernel_size=3)
+    mistakes = {
+        "already contains a run": [],
+        "belongs to another configuration: stitch_kernel_size": ["--resume", last, "--stitch_config", other],
+        "was trained with --opt adamw, not sgd": ["--resume", last, "--opt", "sgd"],
+        "give 4 numbers, one for each class": ["--experiment", "new", "--class-weights", "1,2"],
+        "teacher: unknown timm model": ["--teacher-model", "dei_tiny", "--distillation-type", "hard"],
+        "timm cannot prepare images": ["--aa", "foo"],
+    }
+    for said, more in mistakes.items():
+        assert main([*dry, *map(str, more)]) == 2
+        assert said in capsys.readouterr().err
+    assert main([*dry, "--resume", "auto", "--epochs", "3"]) == 0
+    assert main([*dry, "--eval", "--resume", str(last)]) == 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_has_its_log_and_handlers_get_no_more_than_they_asked_for(images, tmp_path, caplog, capsys):
+    config = write_config(tmp_path / "pico.json")
+    ours, seen = logging.getLogger("stitchkit"), []
+    assert ours.getEffectiveLevel() == logging.WARNING, "nobody has configured logging"
+    stitchkit.train(images, stitch_config=config, output=tmp_path, experiment="quiet", **SETTINGS)
+    log = (tmp_path / "quiet/log.txt").read_text()
+    for said in ("64 images", "stitching layers fitted", "epoch 1/1  step 8/8  loss ", "done; the weights are "):
+        assert said in log
+    assert (capsys.readouterr(), caplog.records) == (("", ""), [])
+    assert (ours.level, ours.handlers) == (logging.NOTSET, [])
+
+    handler = logging.Handler()
+    handler.emit = seen.append
+    for level, wanted in ((logging.ERROR, False), (logging.INFO, True)):
+        with caplog.at_level(level, "stitchkit"):
+            ours.addHandler(handler)
+            stitchkit.train(images, stitch_config=config, output=tmp_path, experiment=str(level), **SETTINGS)
+            ours.removeHandler(handler)
+        assert "stitching layers fitted" in (tmp_path / str(level) / "log.txt").read_text()
+        assert bool(seen) == wanted == any("stitching layers fitted" in message for message in caplog.messages)
+    assert not handler.filters
+
+
 def test_a_file_cannot_make_a_run_dry(images, tmp_path):
     (tmp_path / "args.yaml").write_text("dry_run: true\n")
     with pytest.raises(InputError, match="a file cannot set it; give --dry-run"):

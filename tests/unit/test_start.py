@@ -1,5 +1,6 @@
 """How commands start: quickly, and with threads that do not wait by spinning."""
 
+import json
 import subprocess
 import sys
 
@@ -7,6 +8,8 @@ import pytest
 
 import stitchkit
 import stitchnet
+from stitchkit.errors import InputError
+from stitchkit.training.inputs import read_run
 from tests.support import ROOT
 
 
@@ -67,14 +70,43 @@ print("torch" in sys.modules, file=sys.stderr)
         assert words in line
 
 
-def test_wrong_settings_need_no_torch():
-    code = """
+def test_mistakes_in_a_training_that_only_files_show_need_no_torch(tmp_path):
+    anchors = ["vit_tiny_patch16_224", {"name": "vit_small_patch16_224", "checkpoint": "a.pth"}]
+    (tmp_path / "stitch.json").write_text(json.dumps({"anchors": anchors}))
+    teacher = ["--teacher-model", "x", "--teacher-path", "t.pth", "--distillation-type", "hard"]
+    anchored = ["--stitch_config", str(tmp_path / "stitch.json")]
+    mistakes = {
+        "did you mean 'cosine'?": ["nowhere", "--model", "x", "--sched", "cosin"],
+        "data folder 'nowhere' does not exist; it must have train/ and validation/": ["nowhere", "--model", "x"],
+        "must contain cifar-10-batches-py/": ["nowhere", "--dataset", "cifar10", "--model", "x"],
+        "checkpoint 'r.pth' does not exist; check the path": [".", "--model", "x", "--resume", "r.pth"],
+        "checkpoint '.' is not a file": [".", "--model", "x", "--resume", ".", "--eval"],
+        "checkpoint 'i.pth' does not exist": [".", *anchored, "--initial-checkpoint", "i.pth", "--dry-run"],
+        "checkpoint 'p.pth' does not exist": [".", "--model", "x", "--pretrained", "--pretrained-path", "p.pth"],
+        "anchor 'vit_small_patch16_224': checkpoint 'a.pth' does not exist": [".", *anchored],
+        "teacher: checkpoint 't.pth' does not exist": [".", "--model", "x", *teacher],
+    }
+    code = f"""
 import sys
 from stitchkit.cli import main
-assert main(["train", "nowhere", "--model", "x", "--sched", "cosin"]) == 2
+sys.stderr = sys.stdout
+for flags in {[*mistakes.values()]}:
+    assert main(["train", *flags]) == 2
 print("torch" in sys.modules)
 """
-    assert python(code)[-1] == "False"
+    *lines, loaded = python(code)
+    for said, line in zip(mistakes, lines, strict=True):
+        assert said in line
+    assert loaded == "False"
+
+
+def test_restarted_ranks_need_no_checkpoint_of_the_flags(monkeypatch, tmp_path):
+    """They resume from their own, and the run may have removed that of the flags since."""
+    flags = {"data_dir": str(tmp_path), "model": "x", "resume": str(tmp_path / "checkpoint-0.pth.tar")}
+    with pytest.raises(InputError, match="does not exist"):
+        read_run(flags)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert read_run(flags)[0].run.resume == flags["resume"]
 
 
 @pytest.mark.full

@@ -10,9 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictF
 from pydantic.dataclasses import dataclass
 
 from stitchkit.errors import InputError
-from stitchkit.settings.schema import DatasetName, LocalPath, Settings, as_written, parse
-
-Count = Annotated[int, Field(strict=True, ge=1)]
+from stitchkit.settings.schema import Count, DatasetName, LocalPath, Settings, as_written, parse
 
 
 def _check_channels(values: tuple[float, ...]) -> tuple[float, ...]:

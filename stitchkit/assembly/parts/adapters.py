@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, StrictBool, StrictFloat, StrictInt
+from pydantic import StrictBool, StrictFloat, StrictInt
 from timm.layers import LayerNorm2d
 from timm.models.vision_transformer import Block
 from torch import nn
@@ -20,6 +20,7 @@ from torchvision.models import resnet, swin_transformer
 from stitchkit.assembly.parts.part import Format, Part
 from stitchkit.errors import InputError
 from stitchkit.networks.layout import Layout
+from stitchkit.settings.schema import Count, Share
 
 _MOST_LAYERS = 1000
 
@@ -202,9 +203,6 @@ class ResNetBottleneck(_ResNetBlock):
     expansion = 4
 
 
-_Share = Annotated[float, Field(strict=True, ge=0, le=1)]
-
-
 class VisionTransformerBlock(_Block):
     """An encoder block of ViT, by default of ViT-S.
 
@@ -232,17 +230,14 @@ class VisionTransformerBlock(_Block):
         num_heads: StrictInt = 6,
         embed_dim: StrictInt = 384,
         mlp_ratio: StrictFloat = 4,
-        dropout: _Share = 0.0,
-        attention_dropout: _Share = 0.0,
+        dropout: Share = 0.0,
+        attention_dropout: Share = 0.0,
     ):
         super().__init__()
         _check_heads(num_heads, embed_dim)
         self.block = Block(
             embed_dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=True, proj_drop=dropout, attn_drop=attention_dropout
         )
-
-
-_Side = Annotated[int, Field(strict=True, ge=1)]
 
 
 class SwinTransformerBlock(_Block):
@@ -268,11 +263,11 @@ class SwinTransformerBlock(_Block):
         num_heads: StrictInt,
         embed_dim: StrictInt,
         do_shift: StrictBool = False,
-        window_size: _Side | tuple[_Side, _Side] = 7,
+        window_size: Count | tuple[Count, Count] = 7,
         mlp_ratio: StrictFloat = 4,
-        dropout: _Share = 0.0,
-        attention_dropout: _Share = 0.0,
-        drop_path_rate: _Share = 0.0,
+        dropout: Share = 0.0,
+        attention_dropout: Share = 0.0,
+        drop_path_rate: Share = 0.0,
     ):
         super().__init__()
         _check_heads(num_heads, embed_dim)

@@ -15,11 +15,11 @@ from pydantic.dataclasses import dataclass as schema
 
 from stitchkit.assembly.config.job import WRITTEN, JobConfig
 from stitchkit.assembly.config.job_settings import override
-from stitchkit.assembly.config.settings import Count, Metric
+from stitchkit.assembly.config.settings import Metric
 from stitchkit.assembly.sweep.plan import PlannedJob, Resources, Sweep
 from stitchkit.errors import InputError
 from stitchkit.settings.files import naming, read_settings_file
-from stitchkit.settings.schema import LocalPath, Settings, parse
+from stitchkit.settings.schema import Count, LocalPath, Settings, parse
 
 _BASE = "base"
 """The name of the encoder before any fine-tuning, as the file of a head has it."""

@@ -13,13 +13,12 @@ from pydantic import AfterValidator, Field, StrictFloat, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass as schema
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.config.settings import Count
 from stitchkit.assembly.train.result import update_metadata
 from stitchkit.display import aligned
 from stitchkit.errors import InputError
 from stitchkit.files import own_folder, write_text
 from stitchkit.settings.files import settings_text
-from stitchkit.settings.schema import Settings
+from stitchkit.settings.schema import Count, Settings
 
 
 def _check_name(value: str) -> str:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass as schema
 
-from stitchkit.assembly.config.settings import Count
 from stitchkit.assembly.sweep.plan import Resources, Seeds
 from stitchkit.errors import InputError
-from stitchkit.settings.schema import LocalPath, Settings
+from stitchkit.settings.schema import Count, LocalPath, Settings
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

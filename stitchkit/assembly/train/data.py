@@ -18,8 +18,9 @@ from stitchkit.assembly.train.preprocessing import create_transform
 from stitchkit.assembly.train.task import Labels
 from stitchkit.data.batches import Batch, DirectLoader
 from stitchkit.data.labelled_images import numbered
-from stitchkit.data.loader_processes import usable_cores, workers_for
-from stitchkit.data.sources import Source, agreed_classes, download, open_dataset
+from stitchkit.data.loader_processes import workers_for
+from stitchkit.data.source import Source
+from stitchkit.data.sources import agreed_classes, download, open_dataset
 from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
@@ -101,11 +102,7 @@ def _classes(known: tuple[str, ...], task: TaskConfig, place: str) -> tuple[str,
 
 
 def _loader(dataset: Any, config: JobConfig, task: TaskConfig, world: World, *, training: bool) -> DirectLoader:
-    settings, workers, most = (
-        config.train_config,
-        workers_for(dataset, min(config.workers, usable_cores()), world),
-        None,
-    )
+    settings, workers, most = config.train_config, workers_for(dataset, config.workers, world), None
     options: dict[str, Any] = {"num_workers": workers, "pin_memory": world.device.type == "cuda"}
     if isinstance(dataset, IterableDataset):
         dataset.set_loader_cfg(num_workers=workers)  # type: ignore[attr-defined] # timm's method: its length depends on it
@@ -149,7 +146,7 @@ class TrainingLoader:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, Labels]]:
         self.waited, self.images = 0.0, 0
-        ways = [_again_and_again(loader) for loader in self.loaders]
+        ways = [_cycle(loader) for loader in self.loaders]
         for _ in range(len(self)):
             start = time.perf_counter()
             batches = [next(way) for way in ways]
@@ -159,7 +156,7 @@ class TrainingLoader:
             yield images, tuple(labels for _, labels in batches)
 
 
-def _again_and_again(loader: DirectLoader) -> Iterator[Batch]:
+def _cycle(loader: DirectLoader) -> Iterator[Batch]:
     is_empty = False
     while not is_empty:
         is_empty = True

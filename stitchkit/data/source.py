@@ -1,0 +1,140 @@
+"""The source of a data set, and the data sets known by name; without torch, so that mistakes are found at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from stitchkit.errors import InputError
+
+TIMM = {
+    "torch": "torchvision", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "wds": "webdataset"
+}  # fmt: skip
+"""Prefixes of timm's data set strings, and the packages that read them."""
+FOLDERS = ("torch/image_folder", "torch/folder")
+"""timm's strings for image folders."""
+
+
+class VisionSet(NamedTuple):
+    """One of torchvision's data sets.
+
+    Args:
+        reader: Name of its class.
+        argument: The argument that chooses a split; None if no split is published, so that we make one.
+        train: Its values for all images that are not for testing.
+        test: Its value for the images that are; `val` if only that has labels.
+        needs: The contents of its folder.
+        by_hand: Whether the user must download it.
+        options: Further arguments of its class.
+    """
+
+    reader: str
+    argument: str | None
+    train: tuple[object, ...]
+    test: object
+    needs: str
+    by_hand: bool = False
+    options: Mapping[str, str] = MappingProxyType({})
+
+
+_ROWS = (
+    VisionSet("CIFAR10", "train", (True,), False, "cifar-10-batches-py/"),
+    VisionSet("CIFAR100", "train", (True,), False, "cifar-100-python/"),
+    VisionSet("MNIST", "train", (True,), False, "MNIST/raw/"),
+    VisionSet("FashionMNIST", "train", (True,), False, "FashionMNIST/raw/"),
+    VisionSet("KMNIST", "train", (True,), False, "KMNIST/raw/"),
+    VisionSet("EMNIST", "train", (True,), False, "EMNIST/raw/", options={"split": "digits"}),
+    VisionSet("USPS", "train", (True,), False, "usps.bz2 and usps.t.bz2"),
+    VisionSet("SVHN", "split", ("train",), "test", "train_32x32.mat and test_32x32.mat"),
+    VisionSet("GTSRB", "split", ("train",), "test", "gtsrb/GTSRB/ and gtsrb/GT-final_test.csv"),
+    VisionSet("Food101", "split", ("train",), "test", "food-101/"),
+    VisionSet("STL10", "split", ("train",), "test", "stl10_binary/"),
+    VisionSet("DTD", "split", ("train", "val"), "test", "dtd/dtd/"),
+    VisionSet("Flowers102", "split", ("train", "val"), "test", "flowers-102/"),
+    VisionSet("RenderedSST2", "split", ("train", "val"), "test", "rendered-sst2/"),
+    VisionSet("PCAM", "split", ("train", "val"), "test", "pcam/"),
+    VisionSet("Country211", "split", ("train", "valid"), "test", "country211/"),
+    VisionSet("FGVCAircraft", "split", ("trainval",), "test", "fgvc-aircraft-2013b/"),
+    VisionSet("OxfordIIITPet", "split", ("trainval",), "test", "oxford-iiit-pet/"),
+    VisionSet("Imagenette", "split", ("train",), "val", "imagenette2/"),
+    VisionSet("Places365", "split", ("train-standard",), "val", "data_large_standard/, val_large/ and the file lists"),
+    VisionSet("EuroSAT", None, (), None, "eurosat/2750/"),
+    VisionSet("SUN397", None, (), None, "SUN397/"),
+    VisionSet("FER2013", "split", ("train",), "test", "fer2013/ with fer2013.csv or icml_face_data.csv", by_hand=True),
+    VisionSet(
+        "StanfordCars", "split", ("train",), "test",
+        "stanford_cars/ with cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat", by_hand=True,
+    ),
+    VisionSet(
+        "ImageNet", "split", ("train",), "val",
+        "train/ and val/ with one folder per class in each, or ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and "
+        "ILSVRC2012_devkit_t12.tar.gz", by_hand=True,
+    ),
+)  # fmt: skip
+SOURCES = {source.reader.lower(): source for source in _ROWS} | {
+    f"emnist{split}": VisionSet("EMNIST", "train", (True,), False, "EMNIST/raw/", options={"split": split})
+    for split in ("byclass", "bymerge", "balanced", "letters", "digits", "mnist")
+}
+"""torchvision's data sets by name."""
+
+SHORT = {
+    "aircraft": "fgvcaircraft", "cars": "stanfordcars", "flowers": "flowers102", "imagenet1k": "imagenet",
+    "oxfordpets": "oxfordiiitpet", "pets": "oxfordiiitpet",
+}  # fmt: skip
+"""Their other names."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The source of a data set, and options for reading it.
+
+    Args:
+        name: Empty for the image folder `root`; a folder, by itself or under `root`; a torchvision class such as
+            `CIFAR10`, in any spelling of case and hyphens; a timm string such as `hfds/timm/resisc45`; or `digits`. For
+            `imagenet` the `root` itself may have `train/` and `val/`.
+        root: The folder of its files.
+        download: Download missing files if the reader can.
+        mode: PIL mode of the images; empty for no conversion.
+        class_map: File that maps names of class folders to numbers.
+        options: Further arguments of timm's readers; for image folders only `input_key`, suffixes separated by `;`.
+    """
+
+    name: str
+    root: str | Path | None = None
+    download: bool = False
+    mode: str = "RGB"
+    class_map: str = ""
+    options: tuple[tuple[str, object], ...] = ()
+
+    def __str__(self) -> str:
+        return self.name or str(self.root)
+
+
+def check_folder(source: Source) -> None:
+    """Refuse a folder that does not exist, before its lack shows up in a library's message."""
+    root, key, library = Path(source.root or ""), key_of(source.name), source.name.partition("/")[0].lower()
+    is_made = (source.download and source.name) or (library in TIMM and source.name.lower() not in FOLDERS)
+    if root.exists() or is_made or key == "digits":
+        return
+    if key in SOURCES:
+        raise InputError(
+            f"data folder '{root}' does not exist; it must contain {SOURCES[key].needs}; check the path"
+            + ("" if SOURCES[key].by_hand else ", or add --download")
+        )
+    raise no_folder(root)
+
+
+def key_of(name: str) -> str:
+    """A data set's name as in `SOURCES`, whatever its spelling."""
+    key = "".join(letter for letter in name.lower() if letter not in "-_ ")
+    return SHORT.get(key, key)
+
+
+def no_folder(place: Path) -> InputError:
+    """The error for an image folder that does not exist."""
+    return InputError(
+        f"data folder '{place}' does not exist; it must have train/ and validation/, with one folder per class in each"
+    )

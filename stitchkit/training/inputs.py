@@ -1,0 +1,49 @@
+"""The settings of a run, and the files that they name, checked without torch, whose import takes seconds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+from stitchkit.data.source import Source, check_folder
+from stitchkit.errors import prefixed
+from stitchkit.paths import check_file
+from stitchkit.settings.flags import resolve
+from stitchkit.settings.recipe import Recipe
+from stitchkit.settings.stitch_config import StitchConfig
+
+
+def read_run(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
+    """The recipe and the stitch configuration of a run; the folder of its data and the files of its weights exist."""
+    recipe, config = resolve(flags)
+    check_folder(source_of(recipe))
+    # Ranks that a launcher restarts resume from their own checkpoint, even if that of the flags is gone by now.
+    if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+        for place, file in _weights(recipe, config):
+            with prefixed(place):
+                check_file(file, "checkpoint")
+    return recipe, config
+
+
+def source_of(recipe: Recipe) -> Source:
+    """The data set of a recipe."""
+    data = recipe.data
+    options: dict[str, object] = {"batch_size": data.batch_size, "seed": recipe.run.seed}
+    options |= {key: value for key in ("input_key", "target_key") if (value := getattr(data, key)) is not None}
+    mode = data.input_img_mode or ("RGB" if recipe.model.channels == 3 else "L")
+    return Source(data.dataset, data.data_dir, data.dataset_download, mode, data.class_map, tuple(options.items()))
+
+
+def _weights(recipe: Recipe, config: StitchConfig | None) -> Iterator[tuple[str, str]]:
+    """The files of weights that a run reads, each with the place that names it."""
+    run, model, stitch = recipe.run, recipe.model, recipe.stitch
+    if run.resume:
+        yield from [("", run.resume)] if run.resume != "auto" else []
+    elif model.initial_checkpoint:
+        yield "", model.initial_checkpoint
+    elif config is not None:
+        yield from ((f"anchor '{one.label}': ", str(one.checkpoint)) for one in config.anchors if one.checkpoint)
+    elif model.pretrained and model.pretrained_path:
+        yield "", model.pretrained_path
+    if stitch.distillation_type != "none" and stitch.teacher_path and not run.eval:
+        yield "teacher: ", stitch.teacher_path
