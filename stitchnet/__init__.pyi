@@ -1,7 +1,8 @@
 """The names of `import stitchnet`, each imported on first use."""
 
 from .data import image_folder as image_folder, load_hf_dataset as load_hf_dataset, stitching_images as stitching_images
-from .net import Net as Net, load as load
+from .loading import load as load
+from .net import Net as Net
 from .networks import get_cache_folder as get_cache_folder
 from .pool import set_device as set_device
 from .scores import Scores as Scores

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from stitchkit.errors import InputError
 from stitchkit.parser import REPEAT, Command, add_picture_format
 from stitchkit.settings.schema import parse
-from stitchnet.settings import ComposeSettings, StudySettings, add_flags, flag_of
+from stitchnet.settings import ComposeSettings, TuningSettings, add_flags, flag_of
 
 if TYPE_CHECKING:
     from stitchnet.journal import Journal
@@ -41,7 +41,7 @@ def _add_study_flags(command: argparse.ArgumentParser) -> None:
         "experiment", choices=_EXPERIMENTS, help="the experiment; writes DIR/EXPERIMENT.csv and a picture"
     )
     add_picture_format(command)
-    add_flags(command, StudySettings, top=10)
+    add_flags(command, TuningSettings, top=10)
     _add_output(command)
 
 
@@ -59,7 +59,8 @@ def _study(flags: argparse.Namespace) -> None:
     name, picture = given.pop("experiment"), f".{given.pop('format')}"
     if name != "finetune" and (own := sorted(given.keys() & {"head", "trains", "eval_every"})):
         raise InputError(f"{flag_of(own[0])} is for the experiment finetune, not {name}; leave it out")
-    with _begun(name, flags, StudySettings, f"{name}.csv", name + picture) as (task, settings, journal):
+    kind = TuningSettings if name == "finetune" else ComposeSettings
+    with _begun(name, flags, kind, f"{name}.csv", name + picture) as (task, settings, journal):
         study(name, task, settings, journal, picture=picture)
 
 

@@ -42,7 +42,7 @@ _SEARCH = ("threshold", "total_threshold", "max_depth", "width", "order", "max_m
 
 
 def networks_of(settings: ComposeSettings) -> list[AnchorSpec]:
-    """The specifications of the networks, whose names exist."""
+    """The specifications of the networks, as `specified` checks them."""
     is_config = settings.nets.endswith(".json")
     return specified(list(StitchConfig.load(settings.nets).anchors) if is_config else settings.nets)
 
@@ -53,7 +53,8 @@ def begin_search(task: CompositionTask, settings: ComposeSettings, journal: Jour
     nets = networks_of(settings)
     scores = Scores(settings.score, seed=settings.seed)
     search = Search(images, nets=nets, scores=scores, **{name: getattr(settings, name) for name in _SEARCH})
-    journal.agree("pool", {"images and weights": _digest(search.pool, task)})
+    output_map = None if isinstance(task.classifier, str) else repr(task.classifier)
+    journal.agree_on_content({"images and weights": _digest(search.pool, task), "output map": output_map})
     search.journal = journal
     return search
 

@@ -17,7 +17,7 @@ from typing_extensions import TypeIs
 
 from stitchkit.data.folders import find_split, is_split, open_images
 from stitchkit.data.source import Source
-from stitchkit.data.sources import open_dataset
+from stitchkit.data.sources import Images, open_dataset
 from stitchkit.data.unreadable import NO_CLASS, CheckedImages, check_shape, open_image, report
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.optional import optional
@@ -138,8 +138,7 @@ def load_hf_dataset(
             f"dataset '{name}' with the splits '{train_split}' and '{val_split}' cannot be loaded: {one_line(error)}; "
             "check the name, the splits and the network"
         ) from error
-    prepare = _streamed if streaming else _with_pixels
-    first, second = (prepare(one.shuffle(seed=seed), column, size) for one in both)
+    first, second = (_with_pixels(one.shuffle(seed=seed), column, size) for one in both)
     return first, second
 
 
@@ -153,26 +152,19 @@ def _local(folder: Path, split: str) -> HubDataset:
     return Dataset.from_dict({"image": list(paths), "label": list(labels)}, features=features)
 
 
-def _with_pixels(dataset: HubDataset, label_column: str, size: int) -> HubDataset:
-    image_column = _image_column(dataset.features, label_column)
+def _with_pixels(dataset: HubDataset | StreamedDataset, label_column: str, size: int) -> HubDataset | StreamedDataset:
+    """A dataset with the column of prepared images, which are prepared when they are used."""
+    from datasets import IterableDataset as StreamedDataset
+
+    image_column = _image_column(dataset.features or {}, label_column)
     prepare = preparation((size, size))
 
     def transform(rows: dict[str, list[Image.Image]]) -> dict[str, object]:
         return {**rows, PIXELS: [prepare(image)[None].numpy() for image in rows[image_column]]}
 
+    if isinstance(dataset, StreamedDataset):
+        return dataset.map(transform, batched=True, batch_size=1, remove_columns=[image_column])
     return dataset.with_transform(transform)
-
-
-def _streamed(dataset: StreamedDataset, label_column: str, size: int) -> StreamedDataset:
-    image_column = _image_column(dataset.features or {}, label_column)
-    prepare = preparation((size, size))
-
-    def transform(row: dict[str, object]) -> dict[str, object]:
-        image, label = row[image_column], row[label_column]
-        assert isinstance(image, Image.Image), "its column holds images"
-        return {PIXELS: prepare(image)[None].numpy(), label_column: label}
-
-    return dataset.map(transform, remove_columns=[image_column])
 
 
 def _image_column(features: Features, label_column: str) -> str:
@@ -202,10 +194,7 @@ def image_folder(folder: str | Path, size: int | tuple[int, int] = 224) -> Check
     check_local(str(folder), "image folder")
     if not is_split(Path(folder)):
         raise InputError(f"'{folder}' is not a folder with one folder of images for each class; check the path")
-    images = open_images(Path(folder), mode="")
-    checked = CheckedImages(images, num_classes=len(images.classes), is_training=False)
-    checked.transform = preparation((size, size) if isinstance(size, int) else size)
-    return checked
+    return _checked(open_images(Path(folder), mode=""), (size, size) if isinstance(size, int) else size)
 
 
 def open_split(name: str | Path, split: str, size: int, *, download: bool = False) -> CheckedImages:
@@ -215,8 +204,12 @@ def open_split(name: str | Path, split: str, size: int, *, download: bool = Fals
         raise InputError(f"'{name}' is streamed; use a data set whose images have numbers, such as one of hfds/")
     if not images.classes:
         raise InputError(f"the classes of '{name}' are not known; use an image folder with one folder per class")
+    return _checked(images, (size, size))
+
+
+def _checked(images: Images, size: tuple[int, int]) -> CheckedImages:
     checked = CheckedImages(images, num_classes=len(images.classes), is_training=False)
-    checked.transform = preparation((size, size))
+    checked.transform = preparation(size)
     return checked
 
 

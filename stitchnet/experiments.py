@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import combinations, islice, product
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from stitchnet.composition import uncut
 from stitchnet.data import batches
 from stitchnet.journal import Journal
 from stitchnet.net import Net
-from stitchnet.settings import StudySettings
+from stitchnet.settings import ComposeSettings, TuningSettings
 from stitchnet.task import CompositionTask, judged
 
 if TYPE_CHECKING:
@@ -68,13 +68,13 @@ class TunedNetwork(TypedDict):
 class Experiment(NamedTuple):
     """An experiment: the functions that yield and draw its rows, and the columns of its table."""
 
-    run: Callable[[CompositionTask, StudySettings, Journal], Iterator[Row]]
+    run: Callable[[CompositionTask, Any, Journal], Iterator[Row]]
     draw: Callable[[Sequence[Row], Path], None]
     columns: tuple[str, ...]
 
 
 def study(
-    name: str, task: CompositionTask, settings: StudySettings, journal: Journal, *, picture: str = ".png"
+    name: str, task: CompositionTask, settings: ComposeSettings, journal: Journal, *, picture: str = ".png"
 ) -> None:
     """Run an experiment; write `NAME.csv` row by row, and finally its picture with this suffix, beside the journal."""
     experiment = _EXPERIMENTS[name]
@@ -99,7 +99,7 @@ def _written(rows: Iterable[Row], path: Path, columns: Sequence[str]) -> list[Ro
     return written
 
 
-def samples(task: CompositionTask, settings: StudySettings, journal: Journal) -> Iterator[Row]:
+def samples(task: CompositionTask, settings: ComposeSettings, journal: Journal) -> Iterator[Row]:
     """Accuracy of networks composed with few or many stitching images, each number drawn several times.
 
     Numbers above that of the training images are omitted. A draw that finds nothing is reported and skipped.
@@ -149,7 +149,7 @@ def draw_samples(rows: Sequence[Row], path: Path) -> None:
         axes.set_xticks(counts, [str(count) for count in counts])
 
 
-def front(task: CompositionTask, settings: StudySettings, journal: Journal) -> Iterator[Row]:
+def front(task: CompositionTask, settings: ComposeSettings, journal: Journal) -> Iterator[Row]:
     """Accuracy and cost of composed networks and their parents."""
     search = begin_search(task, settings, journal)
     for row, _ in judged(search, find_best(search, settings.top), task, journal):
@@ -159,7 +159,7 @@ def front(task: CompositionTask, settings: StudySettings, journal: Journal) -> I
 draw_front = partial(plot, title="Composed networks (stitches) and their parents (anchors)")
 
 
-def ensembles(task: CompositionTask, settings: StudySettings, journal: Journal) -> Iterator[Row]:
+def ensembles(task: CompositionTask, settings: ComposeSettings, journal: Journal) -> Iterator[Row]:
     """Accuracy of ensembles of composed networks, and of ensembles of their parents.
 
     An ensemble chooses the class with the highest mean score over its members.
@@ -216,7 +216,7 @@ def draw_ensembles(rows: Sequence[Row], path: Path) -> None:
             axes.plot(sizes, means, "o-", color=color, label=f"mean of {kind}")
 
 
-def finetune(task: CompositionTask, settings: StudySettings, journal: Journal) -> Iterator[Row]:
+def finetune(task: CompositionTask, settings: TuningSettings, journal: Journal) -> Iterator[Row]:
     """Accuracy of composed networks and their parents over the images seen while all are trained alike.
 
     Networks are evaluated with their own classifiers, or with a new one that is trained.
@@ -229,7 +229,7 @@ def finetune(task: CompositionTask, settings: StudySettings, journal: Journal) -
             rows.append(Row(**row))
         if not rows or rows[-1]["epoch"] < tuning.EPOCHS:
             net = search.build(composition)
-            tuning.fine_tune(
+            tuning.train_and_record(
                 net, task, partial(_record, rows, journal, net, number), seed=settings.seed, files=files,
                 num_recorded=len(rows), head=settings.head, trains=settings.trains, every=settings.eval_every,
             )  # fmt: skip

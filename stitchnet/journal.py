@@ -78,27 +78,47 @@ class Journal:
         with opened(self.path, "a") as file:
             file.write(json.dumps([place, value]) + "\n")
 
-    def agree(self, name: str, values: Mapping[str, object], *, growing: str = "") -> None:
-        """Check that new results depend on the same values, by their names for messages, as those in the folder.
+    def agree_on_settings(self, settings: Mapping[str, object], *, growing: str = "") -> None:
+        """Check that the results in the folder depend on the same settings, by flag, as new ones.
 
-        The whole number called `growing` may be larger than before: it only adds results.
+        The whole number of the flag `growing` may be larger than before: it only adds results.
         """
-        before = self.find(dict[str, object], name)
-        if before is None:
-            if any(key[: len(self._scope)] == self._scope and key != ("settings",) for key in self._entries):
-                raise self.damaged(json.dumps((*self._scope, name)))
-            self.add(dict(values), name)
-            return
-        for key, value in values.items():
-            old = before.get(key)
-            has_grown = key == growing and isinstance(old, int) and isinstance(value, int) and old < value
-            if old != value and not has_grown:
+        folder, before = self.path.parent, self._started_with("settings", settings)
+        for flag, value in settings.items():
+            old = before.get(flag)
+            has_grown = flag == growing and isinstance(old, int) and isinstance(value, int) and old < value
+            if old == value or has_grown:
+                continue
+            if flag not in before:
                 raise InputError(
-                    f"'{self.path.parent}' was started with {key} {old}, but now it is {value}; repeat the original "
-                    "command to resume it, or choose another folder"
+                    f"'{folder}' was started by a version without {flag}; finish it with that version, or choose "
+                    "another folder"
                 )
-        if growing and before[growing] != values[growing]:
-            self.add(dict(values), name)
+            raise InputError(
+                f"'{folder}' was started with {flag} {old}, but now it is {value}; repeat the original command to "
+                "resume it, or choose another folder"
+            )
+        if growing and before[growing] != settings[growing]:
+            self.add(dict(settings), "settings")
+
+    def agree_on_content(self, content: Mapping[str, str | None]) -> None:
+        """Check that the results in the folder depend on the same content, by its name in messages, as new ones."""
+        before = self._started_with("pool", content)
+        for name, value in content.items():
+            if before.get(name) != value:
+                raise InputError(
+                    f"'{self.path.parent}' was started with another version of the {name}; restore that version to "
+                    "resume it, or choose another folder"
+                )
+
+    def _started_with(self, name: str, values: Mapping[str, object]) -> dict[str, object]:
+        """The values that the first command kept under a name; this one keeps its own if it is the first."""
+        if (before := self.find(dict[str, object], name)) is not None:
+            return before
+        if any(key[: len(self._scope)] == self._scope and key != ("settings",) for key in self._entries):
+            raise self.damaged(json.dumps((*self._scope, name)))
+        self.add(dict(values), name)
+        return dict(values)
 
 
 @contextmanager
@@ -107,8 +127,8 @@ def resumable(
 ) -> Iterator[Journal]:
     """The journal `NAME.jsonl` of a command in its folder, which is created if necessary and locked against others.
 
-    The settings, by flag, are those that the results depend on, and `growing` is as in `Journal.agree`; `results` names
-    the files that the command will write. A command without results leaves the folder as it was.
+    `settings` and `growing` are as in `Journal.agree_on_settings`; `results` names the files that the command will
+    write. A command without results leaves the folder as it was.
     """
     with made(folder, "-o"), locked(folder / f".{name}.lock"):
         path = folder / f"{name}.jsonl"
@@ -119,7 +139,7 @@ def resumable(
                     f"'{place}' exists, without a journal to resume it; choose another folder or remove it"
                 )
         journal = Journal(path)
-        journal.agree("settings", settings, growing=growing)
+        journal.agree_on_settings(settings, growing=growing)
         try:
             yield journal
         except InputError:

@@ -5,23 +5,20 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 
-from stitchkit.errors import InputError, one_line
+from stitchkit.errors import InputError
 from stitchkit.files import replacing, write_text
 from stitchkit.measure.profile import flops_by_operator, measure
-from stitchkit.networks.create import classifier_of
 from stitchkit.networks.mode import evaluating
-from stitchkit.settings.files import unique_keys
-from stitchkit.settings.schema import parse
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchkit.ship.formats import format_of
 from stitchnet.activations import run
@@ -30,9 +27,8 @@ from stitchnet.data import Examples, Stream, as_images, batches, read_image
 from stitchnet.drawing import FragmentSummary, draw
 from stitchnet.fragments import Fragment
 from stitchnet.joint import joint_of
-from stitchnet.networks import create
 from stitchnet.output_map import OutputMap, Outputs
-from stitchnet.store import describe, rebuild
+from stitchnet.store import describe
 
 WEIGHTS, ABOUT = "net.safetensors", "net.json"
 _FILES = 128
@@ -60,7 +56,7 @@ class Net(nn.Module):
 
     Attributes:
         num_classes: Number of classes of a new head; None for the head of the last fragment's network.
-        is_frozen: Whether all but the head stays as it is in training.
+        is_frozen: Whether training leaves it in evaluation mode, in which norms keep their statistics.
     """
 
     def __init__(
@@ -91,7 +87,7 @@ class Net(nn.Module):
         return self.name
 
     def train(self, mode: bool = True) -> Net:
-        """Set the mode; a frozen network stays in evaluation mode, in which its norms keep their statistics."""
+        """Set the mode, unless the network is frozen."""
         return super().train(mode and not self.is_frozen)
 
     @property
@@ -99,41 +95,6 @@ class Net(nn.Module):
         """The number of outputs for an image."""
         with evaluating(self):
             return run(self, self.example()).flatten(1).shape[1]
-
-    def head(self) -> tuple[str, nn.Linear]:
-        """The last linear layer, and its name."""
-        name = classifier_of(self)
-        layer = self.get_submodule(name)
-        if not isinstance(layer, nn.Linear):
-            raise InputError(f"'{self}' has no linear layer, so it has no head to train; use other networks")
-        return name, layer
-
-    def replace_head(self, num_classes: int, *, seed: int = 0) -> Net:
-        """Replace the head by a random one for a number of classes, to be trained.
-
-        Raises:
-            InputError: If the outputs are not those of one linear layer.
-        """
-        name, old = self.head()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            new = nn.Linear(old.in_features, num_classes, old.bias is not None)
-        self.set_submodule(name, new.to(old.weight.device, old.weight.dtype))
-        self.classifier, self.num_classes = None, num_classes
-        try:
-            if self.num_outputs == num_classes:
-                return self
-        except RuntimeError:  # two heads of different sizes
-            pass
-        raise InputError(f"'{self}' does not end in one linear layer, so it gets no new head; use other networks")
-
-    def choose_trained(self, part: str) -> Net:
-        """Let training change `all` of the network, or only its `head`."""
-        self.is_frozen = part == "head"
-        self.requires_grad_(not self.is_frozen)
-        if self.is_frozen:
-            self.head()[1].requires_grad_()
-        return self
 
     def example(self) -> torch.Tensor:
         """Seeded noise of the network's input size `[1, C, H, W]`."""
@@ -223,7 +184,7 @@ class Net(nn.Module):
                 `{"cat": [281, "Persian cat"], ...}`, or a JSON or YAML file of this form, or a CSV file with a row for
                 each output and the columns `class` and `output`.
             kind: `max`: the class of the highest of these outputs; `sum`: that with the highest sum of probabilities;
-                `argmax`: the class of the highest of all outputs, -1 if that is of no class, as published.
+                `argmax`: the class of the highest of all outputs, -1 if it belongs to none, as published.
             classes: The classes in the order of their numbers; by default the given ones, class2 before class10.
 
         Returns:
@@ -306,59 +267,6 @@ class Net(nn.Module):
             draft.write_bytes(save(tensors))  # an error of the library's own writer hides that of the system
         write_text(folder / ABOUT, json.dumps(about, indent=1))
         return folder
-
-
-def load(folder: str | Path, nets: Mapping[str, nn.Module] | None = None) -> Net:
-    """Read a network from a folder of `Net.save`; nothing in the files is executed.
-
-    Args:
-        nets: The search's networks by label, if it got modules instead of names. Their weights do not matter.
-
-    Raises:
-        InputError: If the files cannot be read, or a module is missing.
-    """
-    folder = Path(folder)
-    try:
-        about = json.loads((folder / ABOUT).read_text(), object_pairs_hook=unique_keys)
-        return _restore(about, load_file(folder / WEIGHTS), nets or {})
-    except InputError:
-        raise
-    except Exception as error:  # on a damaged file, the reader may raise anything
-        raise InputError(
-            f"'{folder}' contains no readable composed network: {one_line(error)}; check the path"
-        ) from error
-
-
-def _restore(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], nets: Mapping[str, nn.Module]) -> Net:
-    specs = {label: spec and AnchorSpec.parse(spec) for label, spec in about["networks"].items()}
-    # The file has the weights, so only the structure of the networks is needed.
-    models = {label: _model(label, spec, nets) for label, spec in specs.items()}
-    path, layers = zip(*(rebuild(entry, models[entry["network"]]) for entry in about["path"]), strict=True)
-    channels, height, width = about["input_size"]
-    net = Net(about["name"], about["score"], path, layers, about["scores"], (channels, height, width), specs)
-    num_classes = about.get("num_classes")  # believed only if the weights have it: the number may be any
-    if num_classes is not None and num_classes == len(tensors[f"net.{net.head()[0]}.weight"]):
-        net.replace_head(num_classes)
-    net.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("net.")})
-    if "classifier" in about:
-        outputs, labels = (tensors[f"classifier.{name}"].numpy() for name in ("outputs", "labels"))
-        net.classifier = Classifier(about["classifier"], outputs, labels)
-    if "output_map" in about:
-        net.classifier = parse(OutputMap, about["output_map"], "output_map")
-    return net.eval()
-
-
-def _model(label: str, spec: AnchorSpec | None, nets: Mapping[str, nn.Module]) -> nn.Module:
-    if label in nets:
-        return nets[label]
-    if spec is None:
-        raise InputError(f"network '{label}' was a module of the search; pass it as nets={{'{label}': module}}")
-    if ":" in spec.name or "/" in spec.name:
-        raise InputError(
-            f"network '{label}' is from '{spec.name}', but files must not cause downloads; "
-            f"create it yourself and pass it as nets={{'{label}': module}}"
-        )
-    return create(AnchorSpec(spec.name, spec.label, spec.kwargs))
 
 
 def _with_suffix(path: str | Path, suffix: str) -> Path:

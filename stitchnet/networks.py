@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -20,6 +20,7 @@ from stitchkit.networks.create import create_model, create_torchvision, torchvis
 from stitchkit.networks.hub_weights import published_config
 from stitchkit.networks.timm_model import TimmModel
 from stitchkit.networks.weights import load_checkpoint
+from stitchkit.paths import check_file
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchnet.settings import PUBLISHED
 
@@ -44,24 +45,21 @@ def load_networks(
         pretrained: Download the weights of named networks; otherwise they are random.
         img_size: Height and width of the images, for timm's networks with a fixed image size.
     """
-    if isinstance(nets, Mapping):
-        for label, module in nets.items():
-            if not isinstance(module, nn.Module):
-                raise InputError(f"network '{label}' is given as {module!r}, not a module; names must be in a list")
-        found: Loaded = {label: (module.eval(), None) for label, module in nets.items()}
-        if not found:
-            raise _nothing()
-        return found
-    return _created(specified(nets), pretrained=pretrained, img_size=img_size)
+    if not isinstance(nets, Mapping):
+        return _created(specified(nets), pretrained=pretrained, img_size=img_size)
+    _check_any(nets)
+    for label, module in nets.items():
+        if not isinstance(module, nn.Module):
+            raise InputError(f"network '{label}' is given as {module!r}, not a module; names must be in a list")
+    return {label: (module.eval(), None) for label, module in nets.items()}
 
 
 def specified(nets: str | Sequence[object] | None = None) -> list[AnchorSpec]:
-    """The specifications of networks as in `load_networks`, whose names exist: before any is built or downloaded."""
+    """The specifications of networks as in `load_networks`, whose names and checkpoints exist, before any is built."""
     if isinstance(nets, str):
         nets = [name.strip() for name in nets.split(",") if name.strip()]
     specs = [_spec(entry) for entry in (PUBLISHED if nets is None else nets)]
-    if not specs:
-        raise _nothing()
+    _check_any(specs)
     for label in (labels := [spec.label for spec in specs]):
         if labels.count(label) > 1:
             raise InputError(
@@ -70,11 +68,14 @@ def specified(nets: str | Sequence[object] | None = None) -> list[AnchorSpec]:
     for spec in specs:
         if not _is_torchvision(spec.name):
             published_config(spec.name)  # refuses a tag that timm does not have
+        if spec.checkpoint is not None:
+            check_file(spec.checkpoint, "checkpoint")
     return specs
 
 
-def _nothing() -> InputError:
-    return InputError("there is no network to cut into fragments; name at least one")
+def _check_any(nets: Sized) -> None:
+    if not nets:
+        raise InputError("no networks are given; name at least one")
 
 
 def _created(specs: Iterable[AnchorSpec], *, pretrained: bool, img_size: tuple[int, int] | None) -> Loaded:

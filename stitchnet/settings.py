@@ -62,7 +62,7 @@ class ComposeSettings(Settings):
     classifier: Literal["knn", "linear", "max", "sum", "argmax"] = flag(
         "knn",
         "classifier of the outputs: nearest neighbours or logistic regression; or, with --output-map, the class of the "
-        "highest output, the highest summed probability, or the highest of all outputs, which may be of no class",
+        "highest output, the highest summed probability, or the highest of all outputs, which may belong to none",
     )
     output_map: str | None = flag(
         None, "JSON, YAML or CSV file with the outputs that mean each class: numbers, ImageNet's names or synsets"
@@ -76,8 +76,8 @@ class ComposeSettings(Settings):
 
 
 @dataclass(frozen=True)
-class StudySettings(ComposeSettings):
-    """Settings of an experiment; the last ones are those of `finetune`."""
+class TuningSettings(ComposeSettings):
+    """Settings of the experiment `finetune`."""
 
     head: Literal["own", "new"] | None = flag(
         None,

@@ -56,11 +56,10 @@ class CompositionTask:
         download: bool = False,
     ) -> CompositionTask:
         """A task from an image folder with `train/` and `validation/`, or from a data set by name."""
-        if (output_map is None) != (classifier in FITTED):
-            raise InputError(
-                f"--classifier is {classifier} and --output-map is {output_map}; max, sum and argmax need a map, and a "
-                "map needs one of them"
-            )
+        if output_map is None and classifier not in FITTED:
+            raise InputError(f"--classifier {classifier} needs --output-map; name the file")
+        if output_map is not None and classifier in FITTED:
+            raise InputError(f"--output-map is not for --classifier {classifier}; choose max, sum or argmax")
         train, validation = (open_split(data, split, img_size, download=download) for split in ("train", "validation"))
         classes = agreed_classes(train.dataset, validation.dataset)
         mapped = None if output_map is None else OutputMap.read(output_map, classifier, classes)
@@ -74,14 +73,12 @@ class CompositionTask:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of all images and labels, and of an output map: files of the same names may hold others."""
+        """A hash of all images and labels: files of the same names may hold others."""
         digest = hashlib.blake2b(digest_size=16)
         for split in (self.train, self.validation):
             for images, labels in batches(split):
                 digest.update(images.contiguous().numpy().data)
                 digest.update(labels.data)
-        if isinstance(self.classifier, OutputMap):
-            digest.update(repr(self.classifier).encode())
         return digest.hexdigest()
 
     def accuracy(self, net: Net) -> float:
@@ -133,7 +130,7 @@ def judged(
 
 
 def _recalled(composition: Composition, journal: Journal) -> Row | None:
-    """The figures that a journal has of a network; none where its outputs are not finite."""
+    """A network's figures from the journal; empty if its outputs are not finite."""
     place = ("row", composition.name)
     if journal.find(dict[str, object], *place) == {} and not composition.is_uncut:
         return {}

@@ -27,6 +27,7 @@ from stitchkit.errors import InputError, unknown
 from stitchkit.networks.weights import load_content, read_checkpoint
 from stitchkit.training.task import StitchTask
 from stitchnet.data import Examples, LabelledPairs
+from stitchnet.head import replace_head, training_only
 from stitchnet.net import Net
 from stitchnet.output_map import OutputMap
 from stitchnet.task import CompositionTask
@@ -134,61 +135,63 @@ def finetune(
     for name, value, allowed in (("head", head, (None, "own", "new")), ("trained part", trains, ("all", "head"))):
         if value not in allowed:
             raise unknown(name, value, [one for one in allowed if one])
-    task = CompositionTask(LabelledPairs(train, label_column), LabelledPairs(validation, label_column))
+    if every is not None and every < 1:
+        raise InputError(f"every is {every}; it must be at least 1")
+    classes = getattr(train, "classes", ())  # otherwise, all images are read for their labels
+    pairs = LabelledPairs(train, label_column), LabelledPairs(validation, label_column)
+    task = CompositionTask(*pairs, classes=classes)
     found: list[Measured] = []
     with TemporaryDirectory() as folder:
         files = checkpoints(Path(folder))
-        fine_tune(net, task, found.append, seed=seed, files=files, head=head, trains=trains, every=every)
+        train_and_record(net, task, found.append, seed=seed, files=files, head=head, trains=trains, every=every)
     net.classifier = OutputMap("max", tuple((number,) for number in range(task.num_classes)))
     return found
 
 
-def fine_tune(
+def train_and_record(
     net: Net, task: CompositionTask, record: Callable[[Measured], None], *, seed: int, files: CheckpointFiles,
     num_recorded: int = 0, head: str | None = None, trains: str = "all", every: int | None = None,
 ) -> None:  # fmt: skip
-    """Train weights with AdamW and a cosine schedule.
+    """Train with AdamW and a cosine schedule, resumed from the newest checkpoint; each accuracy is recorded.
 
     Args:
         net: Changed in place.
         task: The images to train on, which are not augmented, and those to measure the accuracy on.
         record: Called with each accuracy from the start or the resumed position on; the last may come twice.
         seed: Seed of the order of the images and of a new head.
-        files: The checkpoints, saved after each epoch and on a signal; training resumes from the newest good one.
+        files: The checkpoints, saved after each epoch and on a signal.
         num_recorded: Number of accuracies already recorded. A checkpoint from beyond them is not used.
         head: `own` or `new`; by default the network's own if it has one output for each class.
         trains: `all` or `head`.
-        every: Number of steps between accuracies, of which there is also one at the end; by default those of an epoch.
+        every: Number of steps between accuracies, by default those of an epoch; the last one is at the end.
     """
     if head == "new" or (head is None and net.num_outputs != task.num_classes):
-        net.replace_head(task.num_classes, seed=seed % 2**63)
-    net.choose_trained(trains)
-    trainer = _trainer(net, task.train, seed, files.folder)
-    steps = len(trainer.loader)
-    every, num_images = every or steps, len(trainer.loader.sampler)
+        replace_head(net, task.num_classes, seed=seed % 2**63)
+    with explained(), training_only(net, trains):
+        trainer = _trainer(net, task.train, seed, files.folder)
+        steps = len(trainer.loader)
+        every, num_images = every or steps, len(trainer.loader.sampler)
 
-    def measure(step: int) -> None:
-        if step % every == 0 or step == EPOCHS * steps:
-            epoch, done = divmod(step, steps)
-            samples = epoch * num_images + done * _BATCH
-            record(Measured(-(-step // every), epoch, samples, _accuracy(net, task.validation)))
+        def measure(step: int) -> None:
+            if step % every == 0 or step == EPOCHS * steps:
+                epoch, done = divmod(step, steps)
+                samples = epoch * num_images + done * _BATCH
+                record(Measured(-(-step // every), epoch, samples, _accuracy(net, task.validation)))
 
-    def save(epoch: int, position: Position | None, state: Mapping[str, object]) -> Path:
-        step = epoch * steps + (position.done if position else 0)
-        files.write_newest({**state, "network": net.name, "epoch": epoch, "recorded": -(-step // every)})
-        return files.last
+        def save(epoch: int, position: Position | None, state: Mapping[str, object]) -> Path:
+            step = epoch * steps + (position.done if position else 0)
+            files.write_newest({**state, "network": net.name, "epoch": epoch, "recorded": -(-step // every)})
+            return files.last
 
-    def finish(done: TrainedEpoch) -> None:
-        check_finite(trainer, done.number)
-        # Saved before the accuracy is measured, which a resumed run can do from this file.
-        save(done.number + 1, None, training_state(trainer))
-        measure((done.number + 1) * steps)
+        def finish(done: TrainedEpoch) -> None:
+            check_finite(trainer, done.number)
+            # Saved before the accuracy is measured, which a resumed run can do from this file.
+            save(done.number + 1, None, training_state(trainer))
+            measure((done.number + 1) * steps)
 
-    with explained():
         epoch, position = _resume(trainer, net, files, num_recorded)
         measure(epoch * steps + (position.done if position else 0))
         train_epochs(trainer, range(epoch, EPOCHS), position, save=save, finish=finish, after_step=measure)
-    net.choose_trained("all")
 
 
 def _trainer(net: Net, train: Examples, seed: int, folder: Path) -> Trainer:

@@ -26,7 +26,7 @@ def convnet(*widths: int, classes: int = 4) -> nn.Sequential:
 
 
 def write_colours(folder: Path, **counts: int) -> Path:
-    """Images in a folder for each split and class, in which a class is a colour: so many of each class in a split."""
+    """A folder of images whose classes are colours; the counts are the images of each class in a split."""
     random = np.random.default_rng(0)
     for split, count in counts.items():
         for label in range(3):

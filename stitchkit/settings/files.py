@@ -42,7 +42,7 @@ class _Loader(yaml.SafeLoader):
         self.is_quoted = _is_quoted(path, above)
         self.opened = opened
         self.place: list[object] = []  # keys and indices that lead to the node being read
-        text = _text(path)
+        text = plain_text(path)
         if _is_json(path):  # JSON allows tabs between values and DEL in texts; YAML forbids both
             text = self.NON_PRINTABLE.sub(" ", text.replace("\t", " "))
         super().__init__(text)
@@ -103,7 +103,7 @@ def read_settings_file(path: str | Path) -> dict[str, object]:
     with _refusing(path):
         content: object = None
         if _is_json(path):
-            content = json.loads(_text(path), parse_constant=_finite, parse_float=_finite)
+            content = json.loads(plain_text(path), parse_constant=_finite, parse_float=_finite)
         node = _compose(path)  # refuses duplicate keys and names their lines, which Python's JSON parser does not
         if not _is_json(path) and node is not None:
             # A fresh loader: the nodes are from several files, whose own loaders are gone.
@@ -148,7 +148,7 @@ def naming(path: str | Path) -> Iterator[None]:
         raise InputError(f"{place}: {said}") from error
 
 
-def _text(path: Path) -> str:
+def plain_text(path: Path) -> str:
     """The text of a file; a device such as `/dev/zero`, or something else of endless size, is not read."""
     if path.exists() and not path.is_file():
         raise InputError(f"'{path}' is not a file; check the path")

@@ -330,7 +330,7 @@ READERS = {
     "stitchkit/training/summary.py": test_a_hostile_summary_does_not_stop_a_run_that_resumes,
     "stitchnet/journal.py": test_a_hostile_journal_of_a_composition,
     "stitchnet/output_map.py": test_a_hostile_output_map,
-    "stitchnet/net.py": test_hostile_files_of_a_composed_network,
+    "stitchnet/loading.py": test_hostile_files_of_a_composed_network,
 }
 
 

@@ -78,7 +78,7 @@ def kill_myself(*_: object, **__: object) -> None:
 
 
 def write_half(journal: Journal, value: object, *key: str | int) -> None:
-    """A line of which half reaches the disk."""
+    """Let half a line reach the disk."""
     with journal.path.open("a") as file:
         file.write(f'[["{key[0]}", "a[0:1] > b[')
     kill_myself()
@@ -245,7 +245,7 @@ def test_a_composition_of_other_weights_is_refused(common, whole, tmp_path):
     folder = whole(COMPOSE)
     before = content(folder)
     assert end(start([*COMPOSE, *common, "-o", folder], first=other_weights, said=tmp_path / "said")) == [2]
-    assert "was started with images and weights" in (tmp_path / "said").read_text()
+    assert "was started with another version of the images and weights" in (tmp_path / "said").read_text()
     assert content(folder) == before
 
 
@@ -259,7 +259,7 @@ def test_a_composition_of_other_images_is_refused(split, label, common, whole, t
     before = content(out)
     Image.new("RGB", (20, 24)).save(data / split / f"class{label}/0.png")
     assert end(start([*COMPOSE, "--data", data, *common[2:], "-o", out], said=tmp_path / "said")) == [2]
-    assert "was started with images and weights" in (tmp_path / "said").read_text()
+    assert "was started with another version of the images and weights" in (tmp_path / "said").read_text()
     assert content(out) == before
 
 
@@ -367,12 +367,27 @@ def test_a_file_that_is_not_a_journal_is_refused_and_left_alone(line, tmp_path):
 def test_a_journal_of_results_without_their_settings_is_refused(tmp_path):
     path = tmp_path / "samples.jsonl"
     journal = Journal(path)
-    journal.agree("settings", {"--score": "cka"})
+    journal.agree_on_settings({"--score": "cka"})
     for count in (2, 8):
-        journal.scope(count, 0).agree("pool", {"images": count})
+        journal.scope(count, 0).agree_on_content({"images": str(count)})
         journal.scope(count, 0).add(True, "joint", "a > b")
     lines = path.read_text().splitlines(keepends=True)
-    for missing, scope, name in ((0, (), "settings"), (3, (8, 0), "pool")):
+    for missing, check in (
+        (0, lambda journal: journal.agree_on_settings({})),
+        (3, lambda journal: journal.scope(8, 0).agree_on_content({})),
+    ):
         path.write_text("".join(lines[:missing] + lines[missing + 1 :]))
+        name = "pool" if missing else "settings"
         with pytest.raises(InputError, match=f"is damaged: its entry .*{name}"):
-            Journal(path).scope(*scope).agree(name, {})
+            check(Journal(path))
+
+
+def test_a_folder_of_an_earlier_version_resumes_unless_a_new_setting_matters(common, whole, tmp_path):
+    folder = shutil.copytree(whole(STUDIES["front"]), tmp_path / "out")
+    assert end(start([*STUDIES["front"], *common, "-o", folder], first=small)) == [0]
+    assert not {"--head", "--trains", "--eval-every"} & Journal(folder / "front.jsonl").find(dict, "settings").keys()
+    journal = Journal(tmp_path / "finetune.jsonl")
+    journal.agree_on_settings({"--top": 3})
+    journal.agree_on_settings({"--top": 3, "--head": None})
+    with pytest.raises(InputError, match="was started by a version without --trains; finish it with that version"):
+        journal.agree_on_settings({"--top": 3, "--head": None, "--trains": "all"})

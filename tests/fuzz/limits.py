@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import resource
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
-_CPU_SECONDS = 2.0
-_SECONDS = 60.0  # of waiting, such as for a server; other processes may need the cores meanwhile
+_SECONDS = {
+    signal.ITIMER_PROF: 2.0,  # of computing
+    signal.ITIMER_REAL: 300.0,  # of waiting, such as for a server; other processes may need the cores meanwhile
+}
 _BYTES = 2 << 30
+_RECURSION = 1000  # Python's own; hypothesis allows more, so that refusing deep nesting takes longer than in a command
 
 
 class Hang(BaseException):
@@ -21,25 +24,32 @@ class Hang(BaseException):
 @contextmanager
 def limited() -> Iterator[None]:
     """Raise `AssertionError` after two seconds of computing, and `MemoryError` at the second GiB of further memory."""
+    is_running = True
 
-    def stop(*_: object) -> NoReturn:
-        raise Hang
+    def stop(*_: object) -> None:
+        if is_running:
+            raise Hang
 
-    before = [(number, signal.signal(number, stop)) for number in (signal.SIGPROF, signal.SIGALRM)]
-    own = resource.getrlimit(resource.RLIMIT_DATA)
+    # They stay: on a loaded machine a signal may come late, and by default it would end the process.
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, stop)
+    recursion, own = sys.getrecursionlimit(), resource.getrlimit(resource.RLIMIT_DATA)
+    sys.setrecursionlimit(_RECURSION)
     resource.setrlimit(resource.RLIMIT_DATA, (_used() + _BYTES, own[1]))
-    signal.setitimer(signal.ITIMER_PROF, _CPU_SECONDS)
-    signal.setitimer(signal.ITIMER_REAL, _SECONDS)
+    for timer, seconds in _SECONDS.items():
+        signal.setitimer(timer, seconds, seconds)  # repeated, because the code may swallow the first one
     try:
-        yield
-    except Hang as hang:  # pytest itself would end
+        try:
+            yield
+        finally:
+            is_running = False  # before anything that a signal must not interrupt
+    except Hang as hang:
         raise AssertionError("it took too long") from hang
     finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for timer in _SECONDS:
+            signal.setitimer(timer, 0)
         resource.setrlimit(resource.RLIMIT_DATA, own)
-        for number, handler in before:
-            signal.signal(number, handler)
+        sys.setrecursionlimit(recursion)
 
 
 def _used() -> int:

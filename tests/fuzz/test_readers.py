@@ -1,13 +1,16 @@
 """Whatever a file holds, its reader accepts it or refuses it in one line, soon and in little memory."""
 
-import copy
 import json
 import os
+import signal
+import time
+from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 from stitchkit.errors import InputError
+from tests.fuzz import limits
 from tests.fuzz.inputs import files
 from tests.fuzz.limits import limited
 from tests.fuzz.readers import READERS
@@ -18,15 +21,9 @@ _QUICK = 8  # of each reader
 
 FOUND = {
     "stitch configuration": [
-        *(b"!!int ''", b"!!float ''", b"!!timestamp ''", b"a: !include fuzzed.yml\n", b"[" * 10_000, b"a: &a [*a]\n"),
-        *(
-            b"a: !include /dev/zero\n",
-            b"a: 1\na: 2\n",
-            b"a: 2026-13-45\n",
-            b"a: .inf\n",
-            b"\xef\xbb\xbf\0",
-            b"a: !include\n",
-        ),
+        *(b"!!int ''", b"!!float ''", b"!!timestamp ''", b"[" * 10_000, b"\xef\xbb\xbf\0", b"a: 2026-13-45\n"),
+        *(b"a: &a [*a]\n", b"a: 1\na: 2\n", b"a: .inf\n", b"a: !include\n", b"a: !include fuzzed.yml\n"),
+        b"a: !include /dev/zero\n",
     ],
     "recipe": [b"!!bool x", b"epochs: " + b"9" * 400, b"lr: .nan\n", b"epochs: 2026-01-01\n"],
     "collection": [b'{"datasets": {"\\ud986": 1}}'],
@@ -54,11 +51,11 @@ FOUND = {
 """Files that ended a reader in a traceback, a hang or silence once, or that look as if they could."""
 
 
-def _try(reader, content):
-    reader.file.write_bytes(reader.wrap(content))
+def _try(reader, path, content):
+    path.write_bytes(reader.wrap(content))
     try:
         with limited():
-            reader.read(reader.file)
+            reader.read(path)
     except InputError as error:
         words = str(error)
         assert words.isprintable(), words
@@ -69,30 +66,45 @@ def _try(reader, content):
 
 @pytest.mark.parametrize("name", FOUND)
 def test_what_was_found_is_refused(name, tmp_path):
-    reader = READERS[name](tmp_path)
+    path, _ = READERS[name].placed(tmp_path)
     for content in FOUND[name]:
-        assert _try(reader, content), content
+        assert _try(READERS[name], path, content), content
 
 
 def test_half_a_measurement_of_latency_is_no_fault(tmp_path):
     row = b'{"cfg_id": 0, "flops": 1, "acc1": 1, "latency_ms": 1, "latency_device": "cpu"}\n'
-    assert _try(READERS["report"](tmp_path), row) == ""
+    assert _try(READERS["report"], tmp_path / "fuzzed.txt", row) == ""
 
 
 def test_a_gap_of_endless_halvings(tmp_path):
-    reader = READERS["sweep"](tmp_path)
-    content = copy.deepcopy(reader.seeds[0].content) | {"gaps": [{"blocks_to_drop": [1, 1], "num_downsamples": 10**30}]}
-    assert "num_downsamples is 1000000000000000000000000000000; it must be at most 32" in _try(
-        reader, json.dumps(content).encode()
-    )
+    path, [seed] = READERS["sweep"].placed(tmp_path)
+    content = seed.content | {"gaps": [{"blocks_to_drop": [1, 1], "num_downsamples": 10**30}]}
+    words = "num_downsamples is 1000000000000000000000000000000; it must be at most 32"
+    assert words in _try(READERS["sweep"], path, json.dumps(content).encode())
 
 
-def _fuzz(name, folder, examples):
-    reader = READERS[name](folder)
-    for seed in reader.seeds:
-        content = seed.dumps[0](seed.content).encode() if seed.dumps else seed.content
-        reader.file.write_bytes(reader.wrap(content))
-        reader.read(reader.file)
+def test_code_that_computes_or_waits_for_long_is_stopped_and_later_signals_are_harmless(monkeypatch):
+    monkeypatch.setattr(limits, "_SECONDS", {signal.ITIMER_PROF: 0.05, signal.ITIMER_REAL: 0.2})
+
+    def swallow_the_first():
+        with suppress(BaseException):
+            while True:
+                pass
+        while True:
+            pass
+
+    for run in (swallow_the_first, lambda: time.sleep(9)):
+        with pytest.raises(AssertionError, match="took too long"), limited():
+            run()
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.raise_signal(number)
+
+
+def _fuzz(reader, folder, examples):
+    path, seeds = reader.placed(folder)
+    for seed in seeds:
+        path.write_bytes(reader.wrap(seed.dumps[0](seed.content).encode() if seed.dumps else seed.content))
+        reader.read(path)
 
     @settings(
         max_examples=examples,
@@ -101,19 +113,19 @@ def _fuzz(name, folder, examples):
         database=None,
         suppress_health_check=[*HealthCheck],
     )
-    @given(content=files(reader.seeds))
+    @given(content=files(seeds))
     def check(content):
-        _try(reader, content)
+        _try(reader, path, content)
 
     check()
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_few_odd_files(name, tmp_path):
-    _fuzz(name, tmp_path, _QUICK)
+    _fuzz(READERS[name], tmp_path, _QUICK)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", READERS)
 def test_thousands_of_odd_files(name, tmp_path):
-    _fuzz(name, tmp_path, int(EXAMPLES or 300))
+    _fuzz(READERS[name], tmp_path, int(EXAMPLES or 300))

@@ -601,7 +601,7 @@ def test_nothing_is_fetched_on_the_word_of_a_file(mixed, nets, tmp_path, name):
 
 
 def test_no_network_is_an_error():
-    with pytest.raises(InputError, match="there is no network"):
+    with pytest.raises(InputError, match="no networks are given"):
         stitchnet.generate(images(), sample=True, nets={})
 
 

@@ -295,11 +295,21 @@ def test_bad_input_is_reported_in_one_line(beans, config, tmp_path, capsys, flag
     assert error.strip().count("\n") == 0
 
 
-def test_a_wrong_name_of_a_network_is_refused_before_any_is_made_or_image_read(beans, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("vg16", "unknown network 'vg16'; did you mean 'vgg16'?"),
+        ("resnet18.a1_in2k", "unknown tag of resnet18 'a1_in2k'; did you mean 'a1_in1k'"),
+        ("vgg16=none.pth", "checkpoint 'none.pth' does not exist; check the path"),
+    ],
+)
+def test_all_networks_are_checked_before_one_is_made_or_an_image_read(
+    beans, tmp_path, monkeypatch, capsys, wrong, words
+):
     monkeypatch.setattr("stitchnet.networks.create", lambda *_, **__: pytest.fail("a network is made"))
     monkeypatch.setattr("stitchnet.task.open_split", lambda *_: pytest.fail("images are read"))
-    assert run("--data", beans, "--nets", "resnet50,vg16", "-o", tmp_path / "out") == 2
-    assert capsys.readouterr().err == "stitchkit: error: unknown network 'vg16'; did you mean 'vgg16'?\n"
+    assert run("--data", beans, "--nets", f"resnet50,{wrong}", "-o", tmp_path / "out") == 2
+    assert capsys.readouterr().err.startswith(f"stitchkit: error: {words}")
 
 
 def test_a_warning_is_a_line_without_our_source_code(beans, tmp_path, caplog):

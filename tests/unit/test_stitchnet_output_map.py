@@ -78,8 +78,11 @@ def test_classes_and_files_that_do_not_fit(tmp_path):
     (tmp_path / "a.csv").write_text("name,output\ncat,1\n")
     with pytest.raises(InputError, match="needs the columns class and output"):
         OutputMap.read(tmp_path / "a.csv", "max")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"none.csv' cannot be read: No such file or directory; check the path"):
         OutputMap.read(tmp_path / "none.csv", "max")
+    (tmp_path / "endless.csv").symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=r"endless.csv' is not a file"):
+        OutputMap.read(tmp_path / "endless.csv", "max")
     for needed, content in ((1000, {"cat": "tabby"}), ("at least 5", {"cat": 4})):
         with pytest.raises(InputError, match=f"has 4 outputs, but the output map needs {needed}"):
             OutputMap.read(content, "max").scores(np.zeros((1, 4)))
@@ -102,8 +105,12 @@ def test_the_command_evaluates_parents_and_composed_networks_by_a_map(tmp_path, 
     (tmp_path / "map.json").write_text(json.dumps({"class0": 0, "class1": [1, 2], "class2": 3}))
     nets = write_pico_nets(tmp_path)
     flags = ["compose", "--data", images, "--nets", nets, *FLAGS, "--top", 1, "-o", tmp_path / "out"]
-    assert main([*map(str, flags), "--output-map", str(tmp_path / "map.json")]) == 2
-    assert "max, sum and argmax need a map, and a map needs one of them" in capsys.readouterr().err
+    for wrong, words in (
+        (["--output-map", tmp_path / "map.json"], "--output-map is not for --classifier knn; choose max, sum or"),
+        (["--classifier", "max"], "--classifier max needs --output-map; name the file"),
+    ):
+        assert main([*map(str, (*flags, *wrong))]) == 2
+        assert words in capsys.readouterr().err
     flags += ["--classifier", "max", "--output-map", tmp_path / "map.json"]
     assert main([*map(str, flags)]) == 0
     assert "all are evaluated by the highest of the outputs in the map" in capsys.readouterr().out
@@ -115,4 +122,4 @@ def test_the_command_evaluates_parents_and_composed_networks_by_a_map(tmp_path, 
         assert row["acc1"] == pytest.approx(100 * (expected == labels).mean())
     (tmp_path / "map.json").write_text(json.dumps({"class0": 0, "class1": [1, 3], "class2": 2}))
     assert main([*map(str, flags)]) == 2
-    assert "was started with images and weights" in capsys.readouterr().err
+    assert "out' was started with another version of the output map; restore" in capsys.readouterr().err

@@ -18,8 +18,9 @@ from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchnet import experiments, generate, image_folder, stitching_images, tuning
 from stitchnet.data import in_memory
+from stitchnet.head import head_of, replace_head
 from stitchnet.journal import Journal
-from stitchnet.settings import ComposeSettings, StudySettings
+from stitchnet.settings import ComposeSettings
 from stitchnet.task import CompositionTask
 from stitchnet.tuning import checkpoints
 from tests.composing import FLAGS, convnet, write_colours, write_pico_nets
@@ -170,7 +171,7 @@ def test_too_few_images_to_train_on(tmp_path):
         next(
             experiments.samples(
                 CompositionTask([0], [0]),
-                StudySettings("a"),
+                ComposeSettings("a"),
                 Journal(tmp_path / "samples.jsonl"),
             )
         )
@@ -210,7 +211,7 @@ def fine_tuned(net, images, folder, **options):
     def record(measured):
         found[measured.number] = measured.acc1
 
-    tuning.fine_tune(net, CompositionTask(images, images), record, seed=0, files=checkpoints(folder), **options)
+    tuning.train_and_record(net, CompositionTask(images, images), record, seed=0, files=checkpoints(folder), **options)
     return found
 
 
@@ -277,8 +278,11 @@ def drawn_net(folder, classes):
 
 def test_fine_tuning_of_its_own_head_needs_an_output_for_each_class(beans, tmp_path):
     folder = image_folder(beans / "train", 32)
+    net, _ = drawn_net(folder, 2)
     with pytest.raises(InputError, match="has 2 outputs and the images have more classes; train a new head"):
-        fine_tuned(drawn_net(folder, 2)[0], folder, tmp_path, head="own")
+        fine_tuned(net, folder, tmp_path, head="own", trains="head")
+    assert net.train().training, "a network whose training failed is not frozen"
+    assert all(one.requires_grad for one in net.parameters())
 
 
 @pytest.mark.parametrize("trains", ["head", "all"])
@@ -292,13 +296,14 @@ def test_a_new_head_learns_the_classes_of_the_images(beans, tmp_path, monkeypatc
     assert found[-1].acc1 > found[0].acc1
     assert net.num_outputs == net.num_classes == 3
     assert found[-1].acc1 == 100 * net.evaluate_dataset(folder)["accuracy"]
-    after, head = net.state_dict(), {f"{net.head()[0]}.{name}" for name in ("weight", "bias")}
+    after, head = net.state_dict(), {f"{head_of(net)[0]}.{name}" for name in ("weight", "bias")}
     changed = {name for name in after if name not in head and not torch.equal(after[name], before[name])}
     assert bool(changed) == (trains == "all")  # statistics of norms are also kept
     assert all(one.requires_grad for one in net.parameters())
     assert stitchnet.load(net.save(tmp_path / "net"), nets).evaluate_dataset(folder) == net.evaluate_dataset(folder)
-    with pytest.raises(InputError, match="unknown head 'old'"):
-        stitchnet.finetune(net, folder, folder, head="old")
+    for wrong, words in (({"head": "old"}, "unknown head 'old'"), ({"every": 0}, "every is 0; it must be at least")):
+        with pytest.raises(InputError, match=words):
+            stitchnet.finetune(net, folder, folder, **wrong)
 
 
 def test_accuracies_are_measured_every_few_steps_of_any_number_of_loader_processes(beans, tmp_path, monkeypatch):
@@ -309,7 +314,7 @@ def test_accuracies_are_measured_every_few_steps_of_any_number_of_loader_process
     for images in (folder, in_memory(folder)):
         measured = []
         task, files = CompositionTask(images, images), checkpoints(tmp_path)
-        tuning.fine_tune(drawn_net(folder, 3)[0], task, measured.append, seed=0, files=files, every=2)
+        tuning.train_and_record(drawn_net(folder, 3)[0], task, measured.append, seed=0, files=files, every=2)
         files.clear()
         for path in files.candidates():
             path.unlink()
@@ -322,7 +327,7 @@ def test_a_network_without_one_linear_layer_at_its_end_gets_no_new_head():
     layers = torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 5, 3)
     net = generate(torch.rand(3, 3, 16, 16), 0, 0, sample=True, nets={"a": torch.nn.Sequential(*layers)})[1]
     with pytest.raises(InputError, match="has no linear layer, so it has no head to train"):
-        net.replace_head(3)
+        replace_head(net, 3)
 
 
 @pytest.mark.parametrize(

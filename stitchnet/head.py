@@ -1,0 +1,52 @@
+"""The head of a composed network, its last linear layer: it can be replaced, and trained alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from stitchkit.errors import InputError
+from stitchkit.networks.create import classifier_of
+from stitchnet.net import Net
+
+
+def head_of(net: Net) -> tuple[str, nn.Linear]:
+    """The last linear layer of a network, and its name."""
+    name = classifier_of(net)
+    layer = net.get_submodule(name)
+    if not isinstance(layer, nn.Linear):
+        raise InputError(f"'{net}' has no linear layer, so it has no head to train; use other networks")
+    return name, layer
+
+
+def replace_head(net: Net, num_classes: int, *, seed: int = 0) -> None:
+    """Replace the head by a random one for a number of classes; all outputs must be those of the head."""
+    name, old = head_of(net)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        new = nn.Linear(old.in_features, num_classes, old.bias is not None)
+    net.set_submodule(name, new.to(old.weight.device, old.weight.dtype))
+    net.classifier, net.num_classes = None, num_classes
+    try:
+        if net.num_outputs == num_classes:
+            return
+    except RuntimeError:  # two heads of different sizes
+        pass
+    raise InputError(f"'{net}' does not end in one linear layer, so it gets no new head; use other networks")
+
+
+@contextmanager
+def training_only(net: Net, part: str) -> Iterator[None]:
+    """Let training change `all` of a network, or only its `head`, for a while; later, all of it again."""
+    try:
+        net.is_frozen = part == "head"
+        net.requires_grad_(not net.is_frozen)
+        if net.is_frozen:
+            head_of(net)[1].requires_grad_()
+        yield
+    finally:
+        net.is_frozen = False
+        net.requires_grad_()

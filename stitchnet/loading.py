@@ -1,0 +1,76 @@
+"""Composed networks from the folders of `Net.save`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from stitchkit.errors import InputError, one_line
+from stitchkit.settings.files import unique_keys
+from stitchkit.settings.schema import parse
+from stitchkit.settings.stitch_config import AnchorSpec
+from stitchnet.classifier import Classifier
+from stitchnet.head import head_of, replace_head
+from stitchnet.net import ABOUT, WEIGHTS, Net
+from stitchnet.networks import create
+from stitchnet.output_map import OutputMap
+from stitchnet.store import rebuild
+
+
+def load(folder: str | Path, nets: Mapping[str, nn.Module] | None = None) -> Net:
+    """Read a network from a folder of `Net.save`; nothing in the files is executed.
+
+    Args:
+        nets: The search's networks by label, if it got modules instead of names. Their weights do not matter.
+
+    Raises:
+        InputError: If the files cannot be read, or a module is missing.
+    """
+    folder = Path(folder)
+    try:
+        about = json.loads((folder / ABOUT).read_text(), object_pairs_hook=unique_keys)
+        return _restore(about, load_file(folder / WEIGHTS), nets or {})
+    except InputError:
+        raise
+    except Exception as error:  # on a damaged file, the reader may raise anything
+        raise InputError(
+            f"'{folder}' contains no readable composed network: {one_line(error)}; check the path"
+        ) from error
+
+
+def _restore(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], nets: Mapping[str, nn.Module]) -> Net:
+    specs = {label: spec and AnchorSpec.parse(spec) for label, spec in about["networks"].items()}
+    # The file has the weights, so only the structure of the networks is needed.
+    models = {label: _model(label, spec, nets) for label, spec in specs.items()}
+    path, layers = zip(*(rebuild(entry, models[entry["network"]]) for entry in about["path"]), strict=True)
+    channels, height, width = about["input_size"]
+    net = Net(about["name"], about["score"], path, layers, about["scores"], (channels, height, width), specs)
+    num_classes = about.get("num_classes")  # believed only if the weights have it: the number may be any
+    if num_classes is not None and num_classes == len(tensors[f"net.{head_of(net)[0]}.weight"]):
+        replace_head(net, num_classes)
+    net.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("net.")})
+    if "classifier" in about:
+        outputs, labels = (tensors[f"classifier.{name}"].numpy() for name in ("outputs", "labels"))
+        net.classifier = Classifier(about["classifier"], outputs, labels)
+    if "output_map" in about:
+        net.classifier = parse(OutputMap, about["output_map"], "output_map")
+    return net.eval()
+
+
+def _model(label: str, spec: AnchorSpec | None, nets: Mapping[str, nn.Module]) -> nn.Module:
+    if label in nets:
+        return nets[label]
+    if spec is None:
+        raise InputError(f"network '{label}' was a module of the search; pass it as nets={{'{label}': module}}")
+    if ":" in spec.name or "/" in spec.name:
+        raise InputError(
+            f"network '{label}' is from '{spec.name}', but files must not cause downloads; "
+            f"create it yourself and pass it as nets={{'{label}': module}}"
+        )
+    return create(AnchorSpec(spec.name, spec.label, spec.kwargs))
