@@ -16,8 +16,8 @@ from torchvision.transforms import Compose
 from typing_extensions import TypeIs
 
 from stitchkit.data.folders import find_split, is_split, open_images
+from stitchkit.data.open_dataset import Images, open_dataset
 from stitchkit.data.source import Source
-from stitchkit.data.sources import Images, open_dataset
 from stitchkit.data.unreadable import NO_CLASS, CheckedImages, check_shape, open_image, report
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.optional import optional
@@ -198,7 +198,7 @@ def image_folder(folder: str | Path, size: int | tuple[int, int] = 224) -> Check
 
 
 def open_split(name: str | Path, split: str, size: int, *, download: bool = False) -> CheckedImages:
-    """Prepared images and labels of a split, `train` or `validation`, of a data set as for `stitchkit.data.sources`."""
+    """Prepared images and labels of a split, `train` or `validation`, of a data set as for `stitchkit.data.open_dataset`."""
     images = open_dataset(Source(str(name), download=download, mode=""), split, is_training=split == "train")
     if isinstance(images, IterableDataset):
         raise InputError(f"'{name}' is streamed; use a data set whose images have numbers, such as one of hfds/")

@@ -12,7 +12,7 @@ from statistics import fmean
 from pydantic import FiniteFloat
 from typing_extensions import TypedDict
 
-from stitchkit.data.sources import agreed_classes
+from stitchkit.data.open_dataset import agreed_classes
 from stitchkit.display import aligned, quantity
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import Row

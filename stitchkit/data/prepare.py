@@ -16,8 +16,8 @@ from timm.data import ImageDataset
 
 from stitchkit.data.folders import is_split, open_images
 from stitchkit.data.labelled_images import LabelledImages
+from stitchkit.data.open_dataset import Images, read_timm
 from stitchkit.data.source import SOURCES, Source
-from stitchkit.data.sources import Images, read_timm
 from stitchkit.data.torchvision_sets import TEST_SHARE, divide, read
 from stitchkit.errors import InputError, unknown
 from stitchkit.files import fresh_folder

@@ -19,7 +19,7 @@ from timm.data import ImageDataset
 from torch.utils.data import Dataset
 from torch.utils.data._utils import signal_handling
 
-from stitchkit.data.sources import Images
+from stitchkit.data.open_dataset import Images
 from stitchkit.display import listed
 from stitchkit.errors import InputError, one_line
 

@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset
 
 from stitchkit._version import __version__
 from stitchkit.classes import trained_classes
-from stitchkit.data.sources import open_dataset
+from stitchkit.data.open_dataset import open_dataset
 from stitchkit.distributed import init_world
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger_origin import changed, origin_file, read_origin

@@ -8,7 +8,7 @@ from collections import Counter
 import torch
 
 from stitchkit.data.folders import FolderReader
-from stitchkit.data.sources import Images
+from stitchkit.data.open_dataset import Images
 from stitchkit.errors import InputError
 
 _BALANCED = "balanced"

@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset, Subset
 from stitchkit.data.batches import DirectLoader, Loader
 from stitchkit.data.folders import FolderReader, find_split
 from stitchkit.data.loader_processes import outlive_signals, workers_for
-from stitchkit.data.sources import Images, agreed_classes, check_folders, open_dataset
+from stitchkit.data.open_dataset import Images, agreed_classes, check_folders, open_dataset
 from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, one_line

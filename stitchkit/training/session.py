@@ -11,7 +11,7 @@ import torch
 from timm.utils import random_seed
 from torch import nn
 
-from stitchkit.data.sources import download
+from stitchkit.data.open_dataset import download
 from stitchkit.distributed import World, from_primary
 from stitchkit.engine.run_log import begin_log
 from stitchkit.engine.settings import Autocast, EngineSettings

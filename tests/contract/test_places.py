@@ -8,8 +8,8 @@ import yaml
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.cli import main
+from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.source import Source
-from stitchkit.data.sources import open_dataset
 from stitchkit.data.timm_readers import open_timm
 from stitchkit.errors import InputError
 from stitchkit.paths import check_local

@@ -15,9 +15,9 @@ from stitchkit.assembly.parts.part import Assembly, ClassifierHead, ParallelPart
 from stitchkit.assembly.parts.pretrained import WholeNetwork
 from stitchkit.assembly.train.checkpoint import check_origins
 from stitchkit.classes import check_classes, in_order, note_origin, origin_of, trained_classes
+from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.prepare import CollectionTask as Collected, prepare_one
 from stitchkit.data.source import Source
-from stitchkit.data.sources import open_dataset
 from stitchkit.errors import InputError
 from stitchkit.networks.create import load_model
 from stitchkit.networks.layout import Layout
@@ -121,7 +121,7 @@ def test_a_prepared_collection_numbers_alike(tmp_path):
 OPENED = """
 import sys
 from stitchkit.data.source import Source
-from stitchkit.data.sources import open_dataset
+from stitchkit.data.open_dataset import open_dataset
 from stitchkit.training.data import open_datasets
 from stitchkit.settings.by_name import make_recipe
 from stitchnet import image_folder

@@ -21,8 +21,8 @@ from stitchkit.data.batches import without_padding
 from stitchkit.data.digits import write_digits
 from stitchkit.data.folders import FolderReader
 from stitchkit.data.loader_processes import workers_for
+from stitchkit.data.open_dataset import open_dataset as open_source
 from stitchkit.data.source import SOURCES, Source
-from stitchkit.data.sources import open_dataset as open_source
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.settings.flags import make_recipe

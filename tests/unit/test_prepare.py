@@ -15,9 +15,9 @@ from PIL import Image
 
 import stitchkit.data.prepare as prepare_module
 from stitchkit.cli import main
+from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.prepare import COLLECTIONS, CollectionTask, prepare, prepare_one, read_collection
 from stitchkit.data.source import Source
-from stitchkit.data.sources import open_dataset
 from stitchkit.errors import InputError
 from tests import archives
 from tests.support import ROOT

@@ -18,8 +18,8 @@ from stitchkit.assembly.train.task import Labels
 from stitchkit.data.batches import Batch, DirectLoader
 from stitchkit.data.labelled_images import numbered
 from stitchkit.data.loader_processes import usable_cores, workers_for
+from stitchkit.data.open_dataset import agreed_classes, download, open_dataset
 from stitchkit.data.source import Source
-from stitchkit.data.sources import agreed_classes, download, open_dataset
 from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, prefixed
