@@ -198,7 +198,7 @@ def image_folder(folder: str | Path, size: int | tuple[int, int] = 224) -> Check
 
 
 def open_split(name: str | Path, split: str, size: int, *, download: bool = False) -> CheckedImages:
-    """Prepared images and labels of a split, `train` or `validation`, of a data set as for `stitchkit.data.open_dataset`."""
+    """Prepared images and labels of a split, `train` or `validation`, of a data set, named as in `open_dataset`."""
     images = open_dataset(Source(str(name), download=download, mode=""), split, is_training=split == "train")
     if isinstance(images, IterableDataset):
         raise InputError(f"'{name}' is streamed; use a data set whose images have numbers, such as one of hfds/")
