@@ -147,59 +147,35 @@ def _job(flags: argparse.Namespace) -> None:
 
 
 def _sweep(flags: argparse.Namespace) -> None:
-    from stitchkit.assembly.config.job import JobConfig
-    from stitchkit.assembly.sweep.cluster import Slurm, create_cluster
+    from stitchkit.assembly.sweep.cluster import create_cluster
     from stitchkit.assembly.sweep.config import load_sweep
-    from stitchkit.assembly.sweep.inputs import check_inputs
-    from stitchkit.assembly.sweep.launch import logged, run_sweep, smoke, submit_sweep, write_folders
-    from stitchkit.assembly.sweep.plan import choose, table
+    from stitchkit.assembly.sweep.launch import launch, show_plan, smoke
+    from stitchkit.assembly.sweep.plan import choose
     from stitchkit.assembly.train.data import download_data
-    from stitchkit.engine.run_log import begin_log
 
     settings = vars(flags)
-    path, output, only, is_dry, is_smoke, retry, is_detached = (
+    path, output, only, is_dry, is_smoke, retry_failed, detach = (
         settings.pop(key) for key in ("config", "output", "only", "dry_run", "smoke", "retry_failed", "detach")
     )
     places = ("cluster", "jobs", "gpus", "partition", "cpus", "mem_gb", "hours", "modules", "setup", "sbatch", "poll")
-    place = {key: settings.pop(key) for key in places}
-    is_slurm, download = place["cluster"] == "slurm", settings.pop("download", False)
-    if is_detached and not is_slurm:
+    place, download = {key: settings.pop(key) for key in places}, settings.pop("download", False)
+    is_slurm, at_once = place["cluster"] == "slurm", place["jobs"]
+    if detach and not is_slurm:
         raise InputError("--detach is for Slurm; add --cluster slurm, or omit it")
-    kind = load_sweep(path, **settings)
-    jobs = choose(kind.jobs, only)
-    planned = [job for job in jobs.values() if job.config is not None]
-    if is_dry:
-        print(table(jobs))
-        num_jobs = len(planned) * len(kind.seeds)
-        print(f"{num_jobs} jobs; {len(jobs) - len(planned)} combinations do not apply")
-        if not is_slurm:  # which may be another machine's, with other GPUs
-            return
-    elif download:  # once, before jobs that start together would all do it
-        download_data(JobConfig.parse(job.config) for job in planned if job.config is not None)
-    if is_smoke and not is_dry:
+    sweep = load_sweep(path, **settings)
+    jobs = choose(sweep.jobs, only)
+    enter = partial(create_cluster, place.pop("cluster"), folder=Path(output), resources=sweep.resources, **place)
+    if is_dry:  # it may be for another machine, with other GPUs, but Slurm's script is wanted
+        show_plan(sweep, jobs, enter() if is_slurm else None)
+        return
+    planned = [job for job in jobs.values() if job.applies]
+    if download:  # once, before jobs that start together would all do it
+        download_data(job.parsed for job in planned)
+    if is_smoke:
         smoke(planned)
-        return
-    cluster = create_cluster(place.pop("cluster"), folder=Path(output), resources=kind.resources, **place)
-    if is_dry and isinstance(cluster, Slurm):
-        print(f"\n{cluster.script(num_jobs)}")
-        return
-    failures = []
-    with logged():
-        for round_ in kind.rounds(Path(output), place["jobs"]):
-            chosen = [job for job in choose(round_, only).values() if job.config is not None]
-            runs = write_folders(chosen, Path(output), kind.seeds)
-            begin_log(Path(output))
-            if any(run.state == "waiting" for run in runs):
-                check_inputs(chosen, on_nodes=is_slurm)
-            try:
-                if is_detached and isinstance(cluster, Slurm):
-                    submit_sweep(runs, cluster, retry_failed=retry)
-                else:
-                    run_sweep(runs, cluster, retry_failed=retry)
-            except InputError as error:  # a search goes on without trials that failed
-                failures.append(error)
-        if failures:
-            raise failures[-1]
+    else:
+        names = {job.name for job in planned} if only else None
+        launch(sweep, Path(output), enter(), only=names, at_once=at_once, retry_failed=retry_failed, detach=detach)
 
 
 def _sweep_report(flags: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """Sweeps on Slurm, whose commands are played by scripts; tests/slurm runs the real ones."""
 
+import signal
 import subprocess
 
 import pytest
@@ -148,13 +149,10 @@ def test_a_detached_sweep_returns_and_says_how_far_it_is(command, slurm, tmp_pat
 
 
 def test_ctrl_c_leaves_the_jobs_in_slurm_and_says_how_to_cancel_them(command, slurm, monkeypatch, capsys):
-    def interrupt():
-        raise KeyboardInterrupt  # a signal would be ignored in tests that a shell runs in the background
-
-    between_polls(monkeypatch, interrupt)
+    between_polls(monkeypatch, lambda: signal.raise_signal(signal.SIGINT))
     assert main(command) == 130
     said = capsys.readouterr().err
-    assert "stopped by a signal; jobs go on in Slurm; to cancel them: scancel 12;" in said
+    assert "stopped by a signal; the jobs continue in Slurm; to cancel them: scancel 12;" in said
 
 
 @pytest.mark.parametrize(

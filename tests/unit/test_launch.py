@@ -10,11 +10,13 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from stitchkit.assembly.sweep import launch as launching
 from stitchkit.assembly.sweep.cluster import LocalPool, create_cluster
-from stitchkit.assembly.sweep.launch import logged, run_sweep
+from stitchkit.assembly.sweep.gap_jobs import plan_gaps
+from stitchkit.assembly.sweep.gaps import GapSweep
+from stitchkit.assembly.sweep.launch import launch, run_sweep
 from stitchkit.assembly.sweep.worker import SweepJob
-from stitchkit.engine.run_log import begin_log
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, Stopped
 from tests.clusters import between_polls
 from tests.distributed.forks import hold_lock
 from tests.support import sweep_jobs, write_sweep
@@ -92,22 +94,39 @@ def test_failed_jobs_are_listed_with_their_logs_and_retried_on_request(folders, 
     assert states(folders) == ["done"] * 3
 
 
-def test_a_sweep_says_when_each_job_ended_and_how_long_the_rest_takes(folders, tmp_path, caplog):
+def test_a_sweep_says_when_each_job_ended_and_how_long_the_rest_takes(folders, sweep, tmp_path, caplog, monkeypatch):
     caplog.set_level("INFO")
+    seconds = iter([0, 100, 4000])
+    monkeypatch.setattr(launching, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(launching, "check_inputs", lambda *_, **__: None)
     folders[1].result.touch()
-    with logged():
-        begin_log(tmp_path / "out")
-        run(folders)
-    rest = "done; 0:00:00 so far, about 0:00:00 left"
-    lines = ["3 jobs: 1 done, 0 running, 0 failed, 2 waiting", f"1/2 {NAMES[0]}: {rest}", f"2/2 {NAMES[2]}: {rest}"]
+    out, plan = tmp_path / "out", plan_gaps(GapSweep.load(sweep))
+    once = {"only": None, "at_once": None, "retry_failed": False, "detach": False}
+    launch(plan, out, FakeCluster({}), **once)
+    lines = [
+        "3 jobs: 1 done, 0 running, 0 failed, 2 waiting",
+        f"1/2 {NAMES[0]}: done; 0:01:40 so far, about 0:01:40 left",
+        f"2/2 {NAMES[2]}: done; 1:06:40 so far, about 0:00:00 left",
+    ]
     assert [record.message for record in caplog.records] == lines
     clock = r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d  "
-    log = (tmp_path / "out/log.txt").read_text()
-    assert re.fullmatch("".join(f"{clock}{re.escape(line)}\n" for line in lines), log)
-    with logged():
-        begin_log(tmp_path / "out")
-        run(folders)
-    assert (tmp_path / "out/log.txt").read_text().endswith("  3 jobs: 3 done, 0 running, 0 failed, 0 waiting\n")
+    assert re.fullmatch("".join(f"{clock}{re.escape(line)}\n" for line in lines), (out / "log.txt").read_text())
+    launch(plan, out, FakeCluster({}), **once)
+    assert (out / "log.txt").read_text().endswith("  3 jobs: 3 done, 0 running, 0 failed, 0 waiting\n")
+
+
+@pytest.mark.parametrize("before", [signal.SIG_IGN, signal.default_int_handler], ids=["ignored", "as usual"])
+def test_ctrl_c_starts_no_further_job(folders, before):
+    """A shell lets the background commands of a script ignore it, but their jobs end with it."""
+    at_first = signal.signal(signal.SIGINT, before)
+    try:
+        with pytest.raises(Stopped, match="jobs that were running save their state and end") as stop:
+            run(folders, {NAMES[0]: lambda _: signal.raise_signal(signal.SIGINT)})
+        assert signal.getsignal(signal.SIGINT) == before
+    finally:
+        signal.signal(signal.SIGINT, at_first)
+    assert stop.value.number == signal.SIGINT
+    assert states(folders) == ["waiting"] * 3
 
 
 def test_a_job_that_was_killed_runs_again_unasked(folders, caplog):

@@ -169,6 +169,8 @@ class Slurm:
 
     def script(self, num_jobs: int) -> str:
         """The script for sbatch that submits a number of jobs."""
+        # submitit makes scripts in public only where Slurm is, and for jobs that it submits at once. A test compares
+        # this one with the one that is sent.
         from submitit.slurm.slurm import _make_sbatch_string
 
         folder = self.folder / "NEW"
@@ -196,14 +198,14 @@ class Slurm:
         return [job.job_id for job in submitted]
 
 
-def standing(jobs: Sequence[SweepJob]) -> dict[SweepJob, State]:
+def states(jobs: Sequence[SweepJob]) -> dict[SweepJob, State]:
     """The state of each job, also if it runs on a node of Slurm whose locks are not seen here."""
-    states = {job: job.state for job in jobs}
-    if submitted := {number: job for job, state in states.items() if state == "waiting" and (number := job.number)}:
+    found = {job: job.state for job in jobs}
+    if submitted := {number: job for job, state in found.items() if state == "waiting" and (number := job.number)}:
         with suppress(InputError):  # this machine may not belong to the cluster
             queue = _queue()
-            states |= {job: "running" for number, job in submitted.items() if queue.get(number, "PD") != "PD"}
-    return states
+            found |= {job: "running" for number, job in submitted.items() if queue.get(number, "PD") != "PD"}
+    return found
 
 
 def create_cluster(
