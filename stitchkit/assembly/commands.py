@@ -40,29 +40,31 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> Callable[..., object
 def _add_sweep_flags(sweep: argparse.ArgumentParser) -> None:
     add, number = sweep.add_argument, partial(sweep.add_argument, type=int, metavar="N")
     add("-c", "--config", required=True, metavar="YAML", help="configuration of the sweep")
-    add("--seeds", nargs="+", type=int, metavar="N", default=argparse.SUPPRESS, help="run every job with each of these")
-    number("--trials", dest="run_cap", default=argparse.SUPPRESS, help="number of trials of a search; 10")
-    add("-o", "--output", default="outputs/sweeps", metavar="DIR", help="folder for the folders of all jobs")
-    about = "only these jobs: numbers in the plan (3, 5-7), names, or patterns of names ('*finetune')"
+    add("--seeds", nargs="+", type=int, metavar="N", default=argparse.SUPPRESS, help="run every job once with each")
+    number("--trials", dest="run_cap", default=argparse.SUPPRESS, help="trials of a search; 10, or a whole grid")
+    add("-o", "--output", default="outputs/sweeps", metavar="DIR", help="folder for the folders of the jobs")
+    about = "run only these jobs: numbers in the plan (3, 5-7), names, or patterns of names ('*finetune')"
     add("--only", nargs="+", default=[], metavar="JOB", help=about)
     switch = partial(sweep.add_mutually_exclusive_group().add_argument, action="store_true")
-    switch("-n", "--dry-run", help="print the plan without running it, and with Slurm the script of its jobs")
-    switch("--smoke", "--st", "--smoke-test", help="run one step of every job here and now, and keep nothing of it")
-    switch("--detach", help="with Slurm, submit the jobs and return; repeated, it says how far they are")
-    add("--retry-failed", action="store_true", help="rerun the jobs that failed before")
-    number("--jobs", help="number of jobs at a time; by default 1, or all with Slurm")
+    switch("-n", "--dry-run", help="print the plan, and with Slurm the script of its jobs, and run nothing")
+    switch("--smoke", "--st", "--smoke-test", help="run one step of every job in this process, and keep no files")
+    switch("--detach", help="with Slurm, submit the jobs and return; repeat the command to see their progress")
+    add("--retry-failed", action="store_true", help="rerun jobs that failed")
+    number("--jobs", help="jobs to run at a time; by default 1, or all with Slurm")
     add("--cluster", choices=("local", "slurm"), default="local", help="where the jobs run")
     number("--gpus", help="GPUs per job; by default 1, or 0 on a machine without GPUs")
-    slurm = sweep.add_argument_group("Slurm", "for all jobs; those before --setup may also be in the file, under slurm")
+    slurm = sweep.add_argument_group(
+        "Slurm", "for each job; `slurm` in the file of the sweep may set those above --setup"
+    )
     add = slurm.add_argument
     add("--partition", metavar="NAME", help="partition")
-    add("--cpus", type=int, metavar="N", help="CPUs per process of a job, of which it has one per GPU")
+    add("--cpus", type=int, metavar="N", help="CPUs per process; a job has one process per GPU")
     add("--mem-gb", type=float, metavar="N", help="memory per job")
-    add("--hours", type=float, metavar="N", help="time limit of a job, after which it is requeued and resumes; 24")
-    add("--modules", nargs="+", metavar="NAME", help="environment modules to load (module load NAME)")
-    add("--setup", nargs="+", default=[], metavar="LINE", help="further lines of the shell before a job starts")
+    add("--hours", type=float, metavar="N", help="time limit, after which a job is requeued and resumes; 24")
+    add("--modules", nargs="+", metavar="NAME", help="environment modules to load")
+    add("--setup", nargs="+", default=[], metavar="LINE", help="shell commands to run before a job starts")
     add("--sbatch", nargs="+", default=[], metavar="KEY=VALUE", help="further options for sbatch")
-    add("--poll", type=float, metavar="SECONDS", help="time between two looks at the queue; 30 or more")
+    add("--poll", type=float, metavar="SECONDS", help="time between looks at the queue; at least 30")
     _add_training_flags(sweep)
 
 
@@ -190,7 +192,7 @@ job = Command(
     resumes="continue from the newest checkpoint with --resume auto",
 )  # fmt: skip
 sweep = Command(
-    _sweep, "run the jobs of one file: every stitcher in every gap, every data set, every seed", _add_sweep_flags,
+    _sweep, "run all jobs of one file: one for each gap and stitcher, data set, seed or trial", _add_sweep_flags,
     resumes=REPEAT,
 )  # fmt: skip
 sweep_report = Command(_sweep_report, "collect the results of sweeps into one table and draw them", _add_report_flags)

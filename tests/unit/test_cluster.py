@@ -95,6 +95,21 @@ def test_the_file_says_what_each_job_gets_and_flags_say_otherwise(sweep, slurm, 
     assert before < script.index(after)
 
 
+def test_some_jobs_get_other_resources(command, slurm, caplog):
+    """Two commands, of which each submits what the other has not."""
+    caplog.set_level("INFO")
+    assert main([*command, "--detach", "--only", "*finetune", "--hours", "12", "--mem-gb", "64"]) == 0
+    script = slurm.script()
+    assert "#SBATCH --time=720\n" in script
+    assert "#SBATCH --mem=65536MB\n" in script
+    slurm.queue(n12="PD")
+    assert main([*command, "--detach"]) == 0
+    script = slurm.script()
+    assert "#SBATCH --array=0-1%2\n" in script
+    assert "#SBATCH --time=1440\n" in script
+    assert "--mem" not in script
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

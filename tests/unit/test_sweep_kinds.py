@@ -268,8 +268,10 @@ def test_the_published_command_of_a_search(tmp_path, monkeypatch, caplog):
     path = search(tmp_path, "d", job=None, command=command)
     monkeypatch.setenv("CONFIG", str(tmp_path / "base.yml"))
     assert load_sweep(path).jobs[0].name == "trial-0-base"
-    expected = f"'{path}': command: --hardware=${{envvar:HARDWARE}} --conda=x has no effect; see stitchkit sweep --help"
-    assert [record.message for record in caplog.records] == [expected]
+    assert [record.message for record in caplog.records] == [
+        f"'{path}': command: --hardware=${{envvar:HARDWARE}} --conda=x has no effect; "
+        "set --cluster, --gpus and --setup instead"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,8 @@ def plan_search(path: str | Path, **changes: object) -> HyperSearch:
             raise InputError(f"parameters.{wide}: a grid needs values, not min and max; list them, or choose random")
         job = path.parent / file.job if file.job else _job_of(file.command)
         if ignored := [word for word in file.command if word.startswith("--") and not word.startswith("--config=")]:
-            _logger.warning("'%s': command: %s has no effect; see stitchkit sweep --help", path, " ".join(ignored))
+            instead = "set --cluster, --gpus and --setup instead"
+            _logger.warning("'%s': command: %s has no effect; %s", path, " ".join(ignored), instead)
     base = plan_datasets(job, **changes)  # errors name the job's file
     search = HyperSearch(
         jobs=(), seeds=file.seeds or base.seeds, resources=file.slurm, name=path.stem, file=file, job=job,
