@@ -167,6 +167,23 @@ def test_settings_of_a_sweep_that_has_begun(folders, sweep, tmp_path, changes, m
     sweep_jobs(sweep, tmp_path / "out", **changes)
 
 
+def test_results_of_the_earlier_meaning_of_frozen_are_refused(folders, sweep, tmp_path):
+    for folder in folders:
+        folder.result.touch()
+    stitched = folders[2].path / "metadata.yml"
+    about = yaml.safe_load(stitched.read_text())
+    del about["uncut"]  # as the first version wrote it
+    stitched.write_text(yaml.safe_dump(about))
+    with pytest.raises(
+        InputError, match=f"'{folders[2].path}' was trained by an earlier version, in which frozen: true"
+    ):
+        sweep_jobs(sweep, tmp_path / "out")
+    finetuned = folders[1].path / "metadata.yml"  # in which nothing is frozen
+    finetuned.write_text(stitched.read_text())
+    stitched.write_text(yaml.safe_dump({**about, "uncut": ""}))
+    sweep_jobs(sweep, tmp_path / "out")
+
+
 def test_results_of_unknown_settings_are_refused(folders, sweep, tmp_path):
     """No other settings take the place of those that a job ran with."""
     folders[1].result.touch()

@@ -21,6 +21,7 @@ from stitchkit.assembly.sweep.cluster import LocalPool, Slurm, arrays, states
 from stitchkit.assembly.sweep.inputs import check_inputs
 from stitchkit.assembly.sweep.plan import PlannedJob, Sweep, table
 from stitchkit.assembly.sweep.worker import State, SweepJob
+from stitchkit.assembly.train.result import read_metadata
 from stitchkit.assembly.train.run import run_job
 from stitchkit.display import counted
 from stitchkit.distributed import World
@@ -105,6 +106,13 @@ def _check_settings(job: SweepJob, config: JobConfig) -> None:
         raise InputError(
             f"'{job.path}' holds a result or checkpoints, but no config.yml that says of what settings; put it back, "
             "choose another -o, or remove the folder"
+        )
+    about = read_metadata(job.path / "metadata.yml")
+    # The first version did not write `uncut` for jobs with an adapter.
+    if about.get("adapter") and "uncut" not in about and "frozen: true" in settings.read_text():
+        raise InputError(
+            f"'{job.path}' was trained by an earlier version, in which frozen: true froze the statistics of batch "
+            "norms too, so its results do not compare with new ones; choose another -o, or remove the folder"
         )
     if difference := next(JobConfig.load(settings).differences(config), None):
         raise InputError(
