@@ -25,8 +25,8 @@ from tests.support import sweep_jobs, write_sweep
 class FakeCluster:
     """Jobs that end as a test says."""
 
-    def __init__(self, ends):
-        self.ends, self.started, self.is_closed = ends, [], False
+    def __init__(self, ends, limit=1):
+        self.ends, self.limit, self.started, self.is_closed = ends, limit, [], False
 
     def run(self, jobs):
         self.started = [job.path.name for job in jobs]
@@ -92,6 +92,20 @@ def test_failed_jobs_are_listed_with_their_logs_and_retried_on_request(folders, 
         assert run(folders) == []
     assert run(folders, retry_failed=True) == NAMES[1:]
     assert states(folders) == ["done"] * 3
+
+
+@pytest.mark.parametrize(
+    ("limit", "left"),
+    [(1, ["20:00", "05:00", "00:00"]), (2, ["10:00", "02:00", "00:00"]), (None, ["05:00", "02:00", "00:00"])],
+)  # fmt: skip
+def test_jobs_that_run_now_count_as_half_done(folders, monkeypatch, caplog, limit, left):
+    caplog.set_level("INFO")
+    seconds = iter([0, 600, 600, 600])
+    monkeypatch.setattr(launching, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    run_sweep(folders, FakeCluster({}, limit))
+    assert [record.message.partition("about ")[2] for record in caplog.records[1:]] == [
+        f"0:{each} left" for each in left
+    ]
 
 
 def test_a_sweep_says_when_each_job_ended_and_how_long_the_rest_takes(folders, sweep, tmp_path, caplog, monkeypatch):

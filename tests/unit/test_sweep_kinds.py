@@ -18,6 +18,7 @@ from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from tests.jobs import job_config, write_job
 from tests.results import write_result
+from tests.support import ROOT
 
 
 def data_sets(folder, *names, **changes):
@@ -256,6 +257,11 @@ def test_a_failed_trial_is_listed_again_and_retried_on_request(tmp_path, images,
     assert main(command) == 2
     assert main([*command, "--retry-failed"]) == 0
     assert started == [f"trial-{number}-base" for number in (1, 0, 2, 1)]
+
+
+def test_the_sample_search():
+    sweep = load_sweep(ROOT / "configs/sweeps/search.yml")
+    assert [job.name for job in sweep.jobs] == [f"trial-{number}-datasets-digits" for number in range(4)]
 
 
 def test_a_grid_of_fewer_trials(tmp_path):

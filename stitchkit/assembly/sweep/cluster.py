@@ -131,11 +131,13 @@ class Slurm:
         folder: Folder for submitit's files, visible to all nodes.
         parameters: Options that submitit passes to Slurm, e.g. `partition`.
         poll_s: Seconds between two looks at the queue.
+        limit: Number of jobs at a time; None for as many as there is room for.
     """
 
     folder: Path
     parameters: Mapping[str, object]
     poll_s: float = _SLURM_POLL_S
+    limit: int | None = None
 
     def run(self, jobs: Sequence[SweepJob]) -> Generator[SweepJob, None, None]:
         """Submit the jobs that are not in the queue already, and yield each when it has ended."""
@@ -244,7 +246,7 @@ def create_cluster(
     if gpus is not None:
         given["gpus"] = gpus
     chosen = parse(Resources, {**vars(resources or Resources()), **given})
-    return Slurm(folder / "submitit", _parameters(chosen, jobs, setup, sbatch), poll or _SLURM_POLL_S)
+    return Slurm(folder / "submitit", _parameters(chosen, jobs, setup, sbatch), poll or _SLURM_POLL_S, jobs)
 
 
 def _parameters(each: Resources, jobs: int | None, setup: Sequence[str], sbatch: Sequence[str]) -> dict[str, object]:

@@ -173,7 +173,9 @@ def _watch(jobs: Sequence[SweepJob], cluster: LocalPool | Slurm) -> None:
         with closing(cluster.run(jobs)) as ended:
             for number, job in enumerate(ended, 1):
                 passed = time.monotonic() - start
-                left = passed / number * (len(jobs) - number)
+                # On average, the others that run now are half done.
+                done = number + (min(cluster.limit or len(jobs), len(jobs) - number + 1) - 1) / 2
+                left = passed / done * (len(jobs) - done)
                 _log.info(
                     "%d/%d %s: %s; %s so far, about %s left", number, len(jobs),
                     job.path.name, how.get(job.state, "INTERRUPTED"), _duration(passed), _duration(left),
