@@ -30,7 +30,7 @@ from stitchkit.engine.signals import SIGNALS
 from stitchkit.errors import InputError, Stopped, one_line
 from stitchkit.files import own_folder
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 def show_plan(sweep: Sweep, jobs: Mapping[int, PlannedJob], cluster: LocalPool | Slurm | None) -> None:
@@ -141,7 +141,7 @@ def submit_sweep(jobs: Sequence[SweepJob], slurm: Slurm, *, retry_failed: bool =
     """
     if left := _left(jobs, retry_failed):
         slurm.submit(left)
-        _log.info("repeat the command to see how far they are")
+        _logger.info("repeat the command to see how far they are")
     _list_unfinished(jobs)
 
 
@@ -151,7 +151,7 @@ def _left(jobs: Sequence[SweepJob], retry_failed: bool) -> list[SweepJob]:
         for job in jobs:
             job.failure.unlink(missing_ok=True)
     found = states(jobs)
-    _log.info("%s", counts(found.values()))
+    _logger.info("%s", counts(found.values()))
     return [job for job, state in found.items() if state in ("running", "waiting")]
 
 
@@ -176,7 +176,7 @@ def _watch(jobs: Sequence[SweepJob], cluster: LocalPool | Slurm) -> None:
                 # On average, the others that run now are half done.
                 done = number + (min(cluster.limit or len(jobs), len(jobs) - number + 1) - 1) / 2
                 left = passed / done * (len(jobs) - done)
-                _log.info(
+                _logger.info(
                     "%d/%d %s: %s; %s so far, about %s left", number, len(jobs),
                     job.path.name, how.get(job.state, "INTERRUPTED"), _duration(passed), _duration(left),
                 )  # fmt: skip
@@ -207,7 +207,7 @@ def smoke(plan: Sequence[PlannedJob]) -> None:
     for number, job in enumerate(plan, 1):
         reason = _first_step(job)
         num_failed += bool(reason)
-        _log.info("%d/%d %s: %s", number, len(plan), job.name, reason or "runs")
+        _logger.info("%d/%d %s: %s", number, len(plan), job.name, reason or "runs")
     if num_failed:
         raise InputError(
             f"{num_failed} of {counted(len(plan), 'job')} failed for the reasons above; correct them before the sweep"
@@ -244,10 +244,10 @@ def _logged() -> Iterator[None]:
 def _list_unfinished(jobs: Sequence[SweepJob], *, interrupted: Sequence[SweepJob] = ()) -> None:
     failed = [job for job in jobs if job.state == "failed"]
     for job in failed:
-        _log.info("failed: %s\n  %s\n  log: %s", job.path.name, job.failure.read_text().strip(), job.log)
+        _logger.info("failed: %s\n  %s\n  log: %s", job.path.name, job.failure.read_text().strip(), job.log)
     # A killed job wrote no reason, and its own settings need not be the cause, so it may run again.
     for job in interrupted:
-        _log.info("interrupted: %s\n  killed, cancelled or out of memory\n  log: %s", job.path.name, job.log)
+        _logger.info("interrupted: %s\n  killed, cancelled or out of memory\n  log: %s", job.path.name, job.log)
     if failed:
         raise InputError(
             f"{counted(len(failed), 'job')} failed, listed above with the logs; fix the cause and repeat the command "
