@@ -161,7 +161,7 @@ def _sweep(flags: argparse.Namespace) -> None:
     )
     places = ("cluster", "jobs", "gpus", "partition", "cpus", "mem_gb", "hours", "modules", "setup", "sbatch", "poll")
     place, download = {key: settings.pop(key) for key in places}, settings.pop("download", False)
-    is_slurm, at_once = place["cluster"] == "slurm", place["jobs"]
+    is_slurm = place["cluster"] == "slurm"
     if detach and not is_slurm:
         raise InputError("--detach is for Slurm; add --cluster slurm, or omit it")
     sweep = load_sweep(path, **settings)
@@ -177,7 +177,7 @@ def _sweep(flags: argparse.Namespace) -> None:
         smoke(planned)
     else:
         names = {job.name for job in planned} if only else None
-        launch(sweep, Path(output), enter(), only=names, at_once=at_once, retry_failed=retry_failed, detach=detach)
+        launch(sweep, Path(output), enter(), only=names, retry_failed=retry_failed, detach=detach)
 
 
 def _sweep_report(flags: argparse.Namespace) -> None:

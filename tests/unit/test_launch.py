@@ -114,7 +114,7 @@ def test_a_sweep_says_when_each_job_ended_and_how_long_the_rest_takes(folders, s
     monkeypatch.setattr(launching, "check_inputs", lambda *_, **__: None)
     folders[1].result.touch()
     out, plan = tmp_path / "out", plan_gaps(GapSweep.load(sweep))
-    once = {"only": None, "at_once": None, "retry_failed": False, "detach": False}
+    once = {"only": None, "retry_failed": False, "detach": False}
     launch(plan, out, FakeCluster({}), **once)
     lines = [
         "3 jobs: 1 done, 0 running, 0 failed, 2 waiting",

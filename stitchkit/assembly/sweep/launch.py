@@ -44,14 +44,13 @@ def show_plan(sweep: Sweep, jobs: Mapping[int, PlannedJob], cluster: LocalPool |
 
 
 def launch(
-    sweep: Sweep, folder: Path, cluster: LocalPool | Slurm, *, only: Collection[str] | None, at_once: int | None,
-    retry_failed: bool, detach: bool,
+    sweep: Sweep, folder: Path, cluster: LocalPool | Slurm, *, only: Collection[str] | None, retry_failed: bool,
+    detach: bool,
 ) -> None:  # fmt: skip
     """Run the jobs of a sweep, round by round; a search continues without its failed trials.
 
     Args:
         only: Names of the jobs to run; None for all.
-        at_once: Number of jobs at a time; None for as many as there is room for.
         detach: Submit the jobs to Slurm, without waiting for any.
 
     Raises:
@@ -60,17 +59,14 @@ def launch(
     """
     failures = []
     with _logged():
-        for jobs in sweep.rounds(folder, at_once):
+        for jobs in sweep.rounds(folder, cluster.limit):
             planned = [job for job in jobs if job.applies and (only is None or job.name in only)]
             runs = write_folders(planned, folder, sweep.seeds)
             begin_log(folder)
             if any(run.state == "waiting" for run in runs):
                 check_inputs(planned, on_nodes=isinstance(cluster, Slurm))
             try:
-                if detach and isinstance(cluster, Slurm):
-                    submit_sweep(runs, cluster, retry_failed=retry_failed)
-                else:
-                    run_sweep(runs, cluster, retry_failed=retry_failed)
+                run_sweep(runs, cluster, retry_failed=retry_failed, detach=detach)
             except InputError as error:
                 failures.append(error)
         if failures:
@@ -121,38 +117,29 @@ def _check_settings(job: SweepJob, config: JobConfig) -> None:
         )
 
 
-def run_sweep(jobs: Sequence[SweepJob], cluster: LocalPool | Slurm, *, retry_failed: bool = False) -> None:
+def run_sweep(
+    jobs: Sequence[SweepJob], cluster: LocalPool | Slurm, *, retry_failed: bool = False, detach: bool = False
+) -> None:
     """Run all jobs that have no result; those that failed before are only listed, unless `retry_failed`.
+
+    With `detach`, Slurm's jobs are submitted, without waiting for any.
 
     Raises:
         InputError: If jobs failed, now or earlier, or were killed; each is listed with its reason and its log.
         Stopped: If a signal stops the sweep.
     """
-    if left := _left(jobs, retry_failed):
-        _watch(left, cluster)
-    _list_unfinished(jobs, interrupted=[job for job in jobs if job.state in ("running", "waiting")])
-
-
-def submit_sweep(jobs: Sequence[SweepJob], slurm: Slurm, *, retry_failed: bool = False) -> None:
-    """Submit the jobs that neither have ended nor are in Slurm's queue, without waiting for any.
-
-    Raises:
-        InputError: If jobs failed earlier; each is listed with its reason and its log.
-    """
-    if left := _left(jobs, retry_failed):
-        slurm.submit(left)
-        _logger.info("repeat the command to see how far they are")
-    _list_unfinished(jobs)
-
-
-def _left(jobs: Sequence[SweepJob], retry_failed: bool) -> list[SweepJob]:
-    """The jobs that have not ended, after a line that says how many are in which state."""
     if retry_failed:
         for job in jobs:
             job.failure.unlink(missing_ok=True)
     found = states(jobs)
     _logger.info("%s", counts(found.values()))
-    return [job for job, state in found.items() if state in ("running", "waiting")]
+    left = [job for job, state in found.items() if state in ("running", "waiting")]
+    if left and detach and isinstance(cluster, Slurm):
+        cluster.submit(left)
+        _logger.info("repeat the command to see how far they are")
+    elif left:
+        _watch(left, cluster)
+    _list_unfinished(jobs, interrupted=[] if detach else [job for job in left if job.state in ("running", "waiting")])
 
 
 def counts(found: Iterable[State]) -> str:
@@ -241,7 +228,7 @@ def _logged() -> Iterator[None]:
         yield
 
 
-def _list_unfinished(jobs: Sequence[SweepJob], *, interrupted: Sequence[SweepJob] = ()) -> None:
+def _list_unfinished(jobs: Sequence[SweepJob], *, interrupted: Sequence[SweepJob]) -> None:
     failed = [job for job in jobs if job.state == "failed"]
     for job in failed:
         _logger.info("failed: %s\n  %s\n  log: %s", job.path.name, job.failure.read_text().strip(), job.log)
