@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _TRIALS = 10
-"""Trials of a search whose file does not say how many, as long as it is no grid."""
+"""Trials of a search whose file does not say how many, unless it is a grid."""
 
 
 def plan_search(path: str | Path, **changes: object) -> HyperSearch:
