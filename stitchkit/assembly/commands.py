@@ -43,29 +43,31 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> Callable[..., object
 def _add_sweep_flags(sweep: argparse.ArgumentParser) -> None:
     add, number = sweep.add_argument, partial(sweep.add_argument, type=int, metavar="N")
     add("-c", "--config", required=True, metavar="YAML", help="configuration of the sweep")
-    add("--seeds", nargs="+", type=int, metavar="N", default=argparse.SUPPRESS, help="run every job with each of these")
-    number("--trials", dest="run_cap", default=argparse.SUPPRESS, help="number of trials of a search; 10")
-    add("-o", "--output", default="outputs/sweeps", metavar="DIR", help="folder for the folders of all jobs")
-    about = "only these jobs: numbers in the plan (3, 5-7), names, or patterns of names ('*finetune')"
+    add("--seeds", nargs="+", type=int, metavar="N", default=argparse.SUPPRESS, help="run every job once with each")
+    number("--trials", dest="run_cap", default=argparse.SUPPRESS, help="trials of a search; 10, or a whole grid")
+    add("-o", "--output", default="outputs/sweeps", metavar="DIR", help="folder for the folders of the jobs")
+    about = "run only these jobs: numbers in the plan (3, 5-7), names, or patterns of names ('*finetune')"
     add("--only", nargs="+", default=[], metavar="JOB", help=about)
     switch = partial(sweep.add_mutually_exclusive_group().add_argument, action="store_true")
-    switch("-n", "--dry-run", help="print the plan without running it, and with Slurm the script of its jobs")
-    switch("--smoke", "--st", "--smoke-test", help="run one step of every job here and now, and keep nothing of it")
-    switch("--detach", help="with Slurm, submit the jobs and return; repeated, it says how far they are")
-    add("--retry-failed", action="store_true", help="rerun the jobs that failed before")
-    number("--jobs", help="number of jobs at a time; by default 1, or all with Slurm")
+    switch("-n", "--dry-run", help="print the plan, and with Slurm the script of its jobs, and run nothing")
+    switch("--smoke", "--st", "--smoke-test", help="run one step of every job in this process, and keep no files")
+    switch("--detach", help="with Slurm, submit the jobs and return; repeat the command to see their progress")
+    add("--retry-failed", action="store_true", help="rerun jobs that failed")
+    number("--jobs", help="jobs to run at a time; by default 1, or all with Slurm")
     add("--cluster", choices=("local", "slurm"), default="local", help="where the jobs run")
     number("--gpus", help="GPUs per job; by default 1, or 0 on a machine without GPUs")
-    slurm = sweep.add_argument_group("Slurm", "for all jobs; those before --setup may also be in the file, under slurm")
+    slurm = sweep.add_argument_group(
+        "Slurm", "for each job; `slurm` in the file of the sweep may set those above --setup"
+    )
     add = slurm.add_argument
     add("--partition", metavar="NAME", help="partition")
-    add("--cpus", type=int, metavar="N", help="CPUs per process of a job, of which it has one per GPU")
+    add("--cpus", type=int, metavar="N", help="CPUs per process; a job has one process per GPU")
     add("--mem-gb", type=float, metavar="N", help="memory per job")
-    add("--hours", type=float, metavar="N", help="time limit of a job, after which it is requeued and resumes; 24")
-    add("--modules", nargs="+", metavar="NAME", help="environment modules to load (module load NAME)")
-    add("--setup", nargs="+", default=[], metavar="LINE", help="further lines of the shell before a job starts")
+    add("--hours", type=float, metavar="N", help="time limit, after which a job is requeued and resumes; 24")
+    add("--modules", nargs="+", metavar="NAME", help="environment modules to load")
+    add("--setup", nargs="+", default=[], metavar="LINE", help="shell commands to run before a job starts")
     add("--sbatch", nargs="+", default=[], metavar="KEY=VALUE", help="further options for sbatch")
-    add("--poll", type=float, metavar="SECONDS", help="time between two looks at the queue; 30 or more")
+    add("--poll", type=float, metavar="SECONDS", help="time between looks at the queue; at least 30")
     _add_training_flags(sweep)
     show_defaults(sweep, TrainConfig, JobSettings)
 
@@ -152,59 +154,35 @@ def _job(flags: argparse.Namespace) -> None:
 
 
 def _sweep(flags: argparse.Namespace) -> None:
-    from stitchkit.assembly.config.job import JobConfig
-    from stitchkit.assembly.sweep.cluster import Slurm, create_cluster
+    from stitchkit.assembly.sweep.cluster import create_cluster
     from stitchkit.assembly.sweep.config import load_sweep
-    from stitchkit.assembly.sweep.inputs import check_inputs
-    from stitchkit.assembly.sweep.launch import logged, run_sweep, smoke, submit_sweep, write_folders
-    from stitchkit.assembly.sweep.plan import choose, table
+    from stitchkit.assembly.sweep.launch import launch, show_plan, smoke
+    from stitchkit.assembly.sweep.plan import choose
     from stitchkit.assembly.train.data import download_data
-    from stitchkit.engine.run_log import begin_log
 
     settings = vars(flags)
-    path, output, only, is_dry, is_smoke, retry, is_detached = (
+    path, output, only, is_dry, is_smoke, retry_failed, detach = (
         settings.pop(key) for key in ("config", "output", "only", "dry_run", "smoke", "retry_failed", "detach")
     )
     places = ("cluster", "jobs", "gpus", "partition", "cpus", "mem_gb", "hours", "modules", "setup", "sbatch", "poll")
-    place = {key: settings.pop(key) for key in places}
-    is_slurm, download = place["cluster"] == "slurm", settings.pop("download", False)
-    if is_detached and not is_slurm:
+    place, download = {key: settings.pop(key) for key in places}, settings.pop("download", False)
+    is_slurm = place["cluster"] == "slurm"
+    if detach and not is_slurm:
         raise InputError("--detach is for Slurm; add --cluster slurm, or omit it")
-    kind = load_sweep(path, **settings)
-    jobs = choose(kind.jobs, only)
-    planned = [job for job in jobs.values() if job.config is not None]
-    if is_dry:
-        print(table(jobs))
-        num_jobs = len(planned) * len(kind.seeds)
-        print(f"{num_jobs} jobs; {len(jobs) - len(planned)} combinations do not apply")
-        if not is_slurm:  # which may be another machine's, with other GPUs
-            return
-    elif download:  # once, before jobs that start together would all do it
-        download_data(JobConfig.parse(job.config) for job in planned if job.config is not None)
-    if is_smoke and not is_dry:
+    sweep = load_sweep(path, **settings)
+    jobs = choose(sweep.jobs, only)
+    enter = partial(create_cluster, place.pop("cluster"), folder=Path(output), resources=sweep.resources, **place)
+    if is_dry:  # it may be for another machine, with other GPUs, but Slurm's script is wanted
+        show_plan(sweep, jobs, enter() if is_slurm else None)
+        return
+    planned = [job for job in jobs.values() if job.applies]
+    if download:  # once, before jobs that start together would all do it
+        download_data(job.parsed for job in planned)
+    if is_smoke:
         smoke(planned)
-        return
-    cluster = create_cluster(place.pop("cluster"), folder=Path(output), resources=kind.resources, **place)
-    if is_dry and isinstance(cluster, Slurm):
-        print(f"\n{cluster.script(num_jobs)}")
-        return
-    failures = []
-    with logged():
-        for round_ in kind.rounds(Path(output), place["jobs"]):
-            chosen = [job for job in choose(round_, only).values() if job.config is not None]
-            runs = write_folders(chosen, Path(output), kind.seeds)
-            begin_log(Path(output))
-            if any(run.state == "waiting" for run in runs):
-                check_inputs(chosen, on_nodes=is_slurm)
-            try:
-                if is_detached and isinstance(cluster, Slurm):
-                    submit_sweep(runs, cluster, retry_failed=retry)
-                else:
-                    run_sweep(runs, cluster, retry_failed=retry)
-            except InputError as error:  # a search goes on without trials that failed
-                failures.append(error)
-        if failures:
-            raise failures[-1]
+    else:
+        names = {job.name for job in planned} if only else None
+        launch(sweep, Path(output), enter(), only=names, retry_failed=retry_failed, detach=detach)
 
 
 def _sweep_report(flags: argparse.Namespace) -> None:
@@ -219,7 +197,7 @@ job = Command(
     resumes="continue from the newest checkpoint with --resume auto",
 )  # fmt: skip
 sweep = Command(
-    _sweep, "run the jobs of one file: every stitcher in every gap, every data set, every seed", _add_sweep_flags,
+    _sweep, "run all jobs of one file: one for each gap and stitcher, data set, seed or trial", _add_sweep_flags,
     resumes=REPEAT,
 )  # fmt: skip
 sweep_report = Command(_sweep_report, "collect the results of sweeps into one table and draw them", _add_report_flags)

@@ -25,7 +25,10 @@ JSON = sorted((ROOT / "configs").glob("*.json"))
 YAML = sorted((ROOT / "configs").glob("*.yaml"))
 COMPOSED = sorted((ROOT / "configs/compose").glob("*.json"))
 JOBS = sorted((ROOT / "configs/assembly").glob("*.yml"))
-SWEEPS = sorted(path for path in (ROOT / "configs/across-scales").glob("*.yml") if path.stem != "train")
+SWEEPS = sorted(
+    path for name in ("across-scales", "sweeps") for path in (ROOT / f"configs/{name}").glob("*.yml")
+    if path.stem != "train"
+)  # fmt: skip
 SCHEMAS = ROOT / "stitchkit/settings/schemas"
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from stitchkit.cli import main
-from tests.support import skip_uncut_job, write_sweep
+from tests.support import ROOT, skip_uncut_job, write_sweep
 
 pytestmark = pytest.mark.full  # each job is a process that loads torch
 STITCHED = "train-pico-gap-1,1-adapter-linear_no_downsample"
@@ -76,3 +76,19 @@ def test_the_report(swept, capsys):
     table = pd.read_parquet(folder / "results.parquet")
     assert set(table["job"]) == {STITCHED, "test-pico-uncut-source"}
     assert capsys.readouterr().out.splitlines()[-1] == str(folder / "pico-curves.png")
+
+
+def test_the_sample_sweeps_search_and_cross_what_the_search_trained(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "configs/sweeps", tmp_path / "configs/sweeps")
+    monkeypatch.chdir(tmp_path)
+    for name, flags in {"search": ["--only", "1", "3", "--epochs", "1"], "heads-by-encoders": []}.items():
+        out = ["-o", f"outputs/sweep_{name.partition('-')[0]}", "--jobs", "2", "--device", "cpu"]
+        assert main(["sweep", "-c", f"configs/sweeps/{name}.yml", *out, *flags]) == 0
+    assert main(["sweep-report", "outputs/sweep_heads"]) == 0
+    table = pd.read_csv("outputs/sweep_heads/summary.csv")
+    found = table.pivot_table(index="head_dataset", columns="encoder_dataset", values="test_accuracy")
+    assert found.shape == (2, 3)
+    for number, trial in ((1, 0), (2, 2)):
+        trained = pd.read_csv(f"outputs/sweep_search/trial-{trial}-datasets-digits/result.csv")
+        last = 100 * trained["Overall/digits/Test Accuracy"].iloc[-1]
+        assert found.loc[f"digits-{number}", f"digits-{number}"] == pytest.approx(last, abs=1e-4)

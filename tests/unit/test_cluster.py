@@ -1,5 +1,6 @@
 """Sweeps on Slurm, whose commands are played by scripts; tests/slurm runs the real ones."""
 
+import signal
 import subprocess
 
 import pytest
@@ -94,6 +95,21 @@ def test_the_file_says_what_each_job_gets_and_flags_say_otherwise(sweep, slurm, 
     assert before < script.index(after)
 
 
+def test_some_jobs_get_other_resources(command, slurm, caplog):
+    """Two commands, of which each submits what the other has not."""
+    caplog.set_level("INFO")
+    assert main([*command, "--detach", "--only", "*finetune", "--hours", "12", "--mem-gb", "64"]) == 0
+    script = slurm.script()
+    assert "#SBATCH --time=720\n" in script
+    assert "#SBATCH --mem=65536MB\n" in script
+    slurm.queue(n12="PD")
+    assert main([*command, "--detach"]) == 0
+    script = slurm.script()
+    assert "#SBATCH --array=0-1%2\n" in script
+    assert "#SBATCH --time=1440\n" in script
+    assert "--mem" not in script
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -148,13 +164,10 @@ def test_a_detached_sweep_returns_and_says_how_far_it_is(command, slurm, tmp_pat
 
 
 def test_ctrl_c_leaves_the_jobs_in_slurm_and_says_how_to_cancel_them(command, slurm, monkeypatch, capsys):
-    def interrupt():
-        raise KeyboardInterrupt  # a signal would be ignored in tests that a shell runs in the background
-
-    between_polls(monkeypatch, interrupt)
+    between_polls(monkeypatch, lambda: signal.raise_signal(signal.SIGINT))
     assert main(command) == 130
     said = capsys.readouterr().err
-    assert "stopped by a signal; jobs go on in Slurm; to cancel them: scancel 12;" in said
+    assert "stopped by a signal; the jobs continue in Slurm; to cancel them: scancel 12;" in said
 
 
 @pytest.mark.parametrize(

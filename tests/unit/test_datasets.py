@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.train.data import TrainingLoader, download_data, open_data
+from stitchkit.assembly.train.data import TrainingLoader, open_data
 from stitchkit.cli import main
 from stitchkit.data.batches import without_padding
 from stitchkit.data.digits import write_digits
@@ -28,7 +28,7 @@ from stitchkit.errors import InputError
 from stitchkit.settings.flags import make_recipe
 from stitchkit.training.data import open_datasets
 from stitchnet.task import CompositionTask
-from tests import archives
+from tests import archives, composing
 from tests.jobs import job_config, write_job
 from tests.support import FLAGS, ROOT, write_config
 
@@ -173,18 +173,19 @@ def _job(root, folder):
 
 
 def _sweep(root, folder):
-    """What it does before its jobs start."""
     path = write_job(folder, job_config(root, dataset="dtd", epochs=1))
-    return download_data([JobConfig.load(path, data_path=str(root))])
+    flags = ("-c", path, "--data", root, "--download", "--no-pretrained", "--smoke", "-o", folder / "out")
+    return main(["sweep", *map(str, flags)])
 
 
-def _compose(root, _):
-    return CompositionTask.load(root / "dtd", 8, download=True)
+def _compose(root, folder):
+    flags = ("--data", root / "dtd", "--nets", composing.write_pico_nets(folder), *composing.FLAGS)
+    return main(["compose", *map(str, (*flags, "--download", "-o", folder / "out"))])
 
 
 @pytest.mark.parametrize("command", [_train, _job, _sweep, _compose])
 def test_every_command_downloads_when_asked(command, tmp_path, published):
-    assert command(tmp_path / "root", tmp_path) != 2
+    assert command(tmp_path / "root", tmp_path) == 0
     for split, count in (("train", 12), ("test", 6)):
         assert len(open_dataset("dtd", root=tmp_path / "root", split=split)) == count
 

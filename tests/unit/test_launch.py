@@ -10,11 +10,13 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from stitchkit.assembly.sweep import launch as launching
 from stitchkit.assembly.sweep.cluster import LocalPool, create_cluster
-from stitchkit.assembly.sweep.launch import logged, run_sweep
+from stitchkit.assembly.sweep.gap_jobs import plan_gaps
+from stitchkit.assembly.sweep.gaps import GapSweep
+from stitchkit.assembly.sweep.launch import launch, run_sweep
 from stitchkit.assembly.sweep.worker import SweepJob
-from stitchkit.engine.run_log import begin_log
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, Stopped
 from tests.clusters import between_polls
 from tests.distributed.forks import hold_lock
 from tests.support import sweep_jobs, write_sweep
@@ -23,8 +25,8 @@ from tests.support import sweep_jobs, write_sweep
 class FakeCluster:
     """Jobs that end as a test says."""
 
-    def __init__(self, ends):
-        self.ends, self.started, self.is_closed = ends, [], False
+    def __init__(self, ends, limit=1):
+        self.ends, self.limit, self.started, self.is_closed = ends, limit, [], False
 
     def run(self, jobs):
         self.started = [job.path.name for job in jobs]
@@ -92,22 +94,52 @@ def test_failed_jobs_are_listed_with_their_logs_and_retried_on_request(folders, 
     assert states(folders) == ["done"] * 3
 
 
-def test_a_sweep_says_when_each_job_ended_and_how_long_the_rest_takes(folders, tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("limit", "left"),
+    [(1, ["20:00", "05:00", "00:00"]), (2, ["10:00", "02:00", "00:00"]), (None, ["05:00", "02:00", "00:00"])],
+)  # fmt: skip
+def test_jobs_that_run_now_count_as_half_done(folders, monkeypatch, caplog, limit, left):
     caplog.set_level("INFO")
+    seconds = iter([0, 600, 600, 600])
+    monkeypatch.setattr(launching, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    run_sweep(folders, FakeCluster({}, limit))
+    said = [record.message.partition("about 0:")[2] for record in caplog.records[1:]]
+    assert said == [f"{each} left" for each in left]
+
+
+def test_a_sweep_says_when_each_job_ended_and_how_long_the_rest_takes(folders, sweep, tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    seconds = iter([0, 100, 4000])
+    monkeypatch.setattr(launching, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(launching, "check_inputs", lambda *_, **__: None)
     folders[1].result.touch()
-    with logged():
-        begin_log(tmp_path / "out")
-        run(folders)
-    rest = "done; 0:00:00 so far, about 0:00:00 left"
-    lines = ["3 jobs: 1 done, 0 running, 0 failed, 2 waiting", f"1/2 {NAMES[0]}: {rest}", f"2/2 {NAMES[2]}: {rest}"]
+    out, plan = tmp_path / "out", plan_gaps(GapSweep.load(sweep))
+    once = {"only": None, "retry_failed": False, "detach": False}
+    launch(plan, out, FakeCluster({}), **once)
+    lines = [
+        "3 jobs: 1 done, 0 running, 0 failed, 2 waiting",
+        f"1/2 {NAMES[0]}: done; 0:01:40 so far, about 0:01:40 left",
+        f"2/2 {NAMES[2]}: done; 1:06:40 so far, about 0:00:00 left",
+    ]
     assert [record.message for record in caplog.records] == lines
     clock = r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d  "
-    log = (tmp_path / "out/log.txt").read_text()
-    assert re.fullmatch("".join(f"{clock}{re.escape(line)}\n" for line in lines), log)
-    with logged():
-        begin_log(tmp_path / "out")
-        run(folders)
-    assert (tmp_path / "out/log.txt").read_text().endswith("  3 jobs: 3 done, 0 running, 0 failed, 0 waiting\n")
+    assert re.fullmatch("".join(f"{clock}{re.escape(line)}\n" for line in lines), (out / "log.txt").read_text())
+    launch(plan, out, FakeCluster({}), **once)
+    assert (out / "log.txt").read_text().endswith("  3 jobs: 3 done, 0 running, 0 failed, 0 waiting\n")
+
+
+@pytest.mark.parametrize("before", [signal.SIG_IGN, signal.default_int_handler], ids=["ignored", "as usual"])
+def test_ctrl_c_starts_no_further_job(folders, before):
+    """A shell lets the background commands of a script ignore it, but their jobs end with it."""
+    at_first = signal.signal(signal.SIGINT, before)
+    try:
+        with pytest.raises(Stopped, match="jobs that were running save their state and end") as stop:
+            run(folders, {NAMES[0]: lambda _: signal.raise_signal(signal.SIGINT)})
+        assert signal.getsignal(signal.SIGINT) == before
+    finally:
+        signal.signal(signal.SIGINT, at_first)
+    assert stop.value.number == signal.SIGINT
+    assert states(folders) == ["waiting"] * 3
 
 
 def test_a_job_that_was_killed_runs_again_unasked(folders, caplog):
@@ -146,6 +178,23 @@ def test_settings_of_a_sweep_that_has_begun(folders, sweep, tmp_path, changes, m
     assert yaml.safe_load((folders[0].path / "config.yml").read_text())["train_config"]["epochs"] == 2
     folders[1].result.unlink()  # nothing has begun, so the settings may be others
     sweep_jobs(sweep, tmp_path / "out", **changes)
+
+
+def test_results_of_the_earlier_meaning_of_frozen_are_refused(folders, sweep, tmp_path):
+    for folder in folders:
+        folder.result.touch()
+    stitched = folders[2].path / "metadata.yml"
+    about = yaml.safe_load(stitched.read_text())
+    del about["uncut"]  # as the first version wrote it
+    stitched.write_text(yaml.safe_dump(about))
+    with pytest.raises(
+        InputError, match=f"'{folders[2].path}' was trained by an earlier version, in which frozen: true"
+    ):
+        sweep_jobs(sweep, tmp_path / "out")
+    finetuned = folders[1].path / "metadata.yml"  # in which nothing is frozen
+    finetuned.write_text(stitched.read_text())
+    stitched.write_text(yaml.safe_dump({**about, "uncut": ""}))
+    sweep_jobs(sweep, tmp_path / "out")
 
 
 def test_results_of_unknown_settings_are_refused(folders, sweep, tmp_path):

@@ -57,14 +57,14 @@ def part(job, number):
 def test_the_published_sweeps_and_what_does_not_apply():
     """The publication counts 83 of 720. Its check of `finetune` compares the ends of the kept pieces alone, so it lets
     two jobs of MobileNetV3 start whose pieces 4 and 6 do not fit together; here they do not apply either: 85."""
-    counts = {path.stem: Counter(job.config is None for job in planned(path.stem).values()) for path in PUBLISHED}
+    counts = {path.stem: Counter(not job.applies for job in planned(path.stem).values()) for path in PUBLISHED}
     assert sum(count.total() for count in counts.values()) == 8 * 90
     assert {stem: count[True] for stem, count in counts.items()} == {
         "mobilenet-v3": 4, "resnet-50": 0, "swin-t": 0, "vit-s": 45,
         "resnet-50-swin-t": 9, "resnet-50-vit-s": 9, "vit-s-resnet-50": 9, "vit-s-swin-t": 9,
     }  # fmt: skip
     beyond = planned("mobilenet-v3")
-    assert [gap for gap in DEFAULT_GAPS if beyond[gap.first, gap.last, "finetune"].config is None] == [
+    assert [gap for gap in DEFAULT_GAPS if not beyond[gap.first, gap.last, "finetune"].applies] == [
         Gap((1, 6), 3), Gap((3, 6), 2), Gap((5, 5), 0), Gap((5, 6), 1)
     ]  # fmt: skip
     assert (
@@ -175,7 +175,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
         "bottleneck_no_downsample", "-",
         "does not apply: a ResNet bottleneck needs an image-like side; both sides are sequences",
     ]  # fmt: skip
-    assert lines[-1] == "46 jobs; 45 combinations do not apply"
+    assert lines[-1] == "46 jobs; 45 combinations left out"
     assert not (tmp_path / "out").exists()
 
 
@@ -280,7 +280,7 @@ def test_flags_take_the_place_of_the_files_settings(tmp_path):
 
 def test_the_digits_sweep_can_be_planned():
     jobs = plan_gaps(GapSweep.load(ROOT / "configs/across-scales/digits.yml")).jobs
-    assert all(job.config is not None for job in jobs)
+    assert all(job.applies for job in jobs)
     assert "does not apply" not in table(choose(jobs, []))
     assert DEFAULT_STITCHERS
     assert [part(jobs[-1], number)[1]["frozen"] for number in (0, 3, 4)] == ["statistics", False, True], "as measured"
@@ -329,5 +329,5 @@ def test_only_jobs_that_do_not_apply(tmp_path, capsys):
     assert main(["sweep", "-c", str(config), "--dry-run", "--only", "5", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:-1]] == ["2", "5"]  # as in the whole plan
-    assert lines[-1] == "1 jobs; 1 combinations do not apply"
+    assert lines[-1] == "1 job; 1 combination left out"
     assert "no job that --only chooses applies: a ResNet" in refused(capsys, "sweep", "-c", config, "--only", "5")

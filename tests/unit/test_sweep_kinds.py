@@ -6,6 +6,7 @@ import torch
 import yaml
 
 from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.sweep.cluster import LocalPool
 from stitchkit.assembly.sweep.config import load_sweep
 from stitchkit.assembly.sweep.report import sweep_report
 from stitchkit.assembly.sweep.worker import SweepJob
@@ -17,6 +18,7 @@ from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from tests.jobs import job_config, write_job
 from tests.results import write_result
+from tests.support import ROOT
 
 
 def data_sets(folder, *names, **changes):
@@ -80,7 +82,7 @@ def test_replicates_of_one_job(tmp_path, images, capsys):
     assert load_sweep(write_job(tmp_path, {**job_config("d"), "seeds": [3, 4]})).seeds == (3, 4)
     flags = ["sweep", "-c", str(path), "-o", str(tmp_path / "out"), "--seeds", "1", "2", "--dry-run"]
     assert main(flags) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "2 jobs; 0 combinations do not apply"
+    assert capsys.readouterr().out.splitlines()[-1] == "2 jobs; 0 combinations left out"
 
 
 @pytest.mark.full
@@ -224,9 +226,58 @@ def test_a_grid_in_one_round_and_a_trial_that_fails(tmp_path):
     for job in next(rounds)[1:]:
         write_result(tmp_path, job.name, job.metadata, [0.5])
     (tmp_path / "trial-0-base").mkdir()
-    SweepJob(tmp_path / "trial-0-base", 1).failure.touch()
+    failure = SweepJob(tmp_path / "trial-0-base", 1).failure
+    failure.touch()
     assert [*rounds] == []
-    assert pd.read_csv(tmp_path / "search-trials.csv")["state"].tolist() == ["fail", *["complete"] * 3]
+    assert pd.read_csv(tmp_path / "search-trials.csv")["state"].tolist() == ["failed", *["complete"] * 3]
+    [again] = next(rounds := sweep.rounds(tmp_path, None))  # which is listed, or retried
+    failure.unlink()
+    write_result(tmp_path, again.name, again.metadata, [0.9])
+    assert [*rounds] == []
+    assert pd.read_csv(tmp_path / "search-trials.csv")["state"].tolist() == ["complete"] * 4
+
+
+def test_a_failed_trial_is_listed_again_and_retried_on_request(tmp_path, images, monkeypatch):
+    path = search(tmp_path, images, method="grid", parameters={"lr": {"values": [0.1, 0.2, 0.3]}})
+    out, started = tmp_path / "out", []
+
+    def run(pool, jobs):
+        for job in jobs:
+            started.append(job.path.name)
+            if started == ["trial-1-base"]:
+                job.fail("out of luck")
+            else:
+                write_result(out, job.path.name, {}, [0.5])
+            yield job
+
+    monkeypatch.setattr(LocalPool, "run", run)
+    command = ["sweep", "-c", str(path), "-o", str(out), "--seeds", "1", "--no-pretrained"]
+    assert main([*command, "--only", "2"]) == 2
+    assert main([*command, "--only", "1-2"]) == 2  # numbers are those of the plan, whatever has run
+    assert main(command) == 2
+    assert main([*command, "--retry-failed"]) == 0
+    assert started == [f"trial-{number}-base" for number in (1, 0, 2, 1)]
+
+
+def test_the_sample_search():
+    sweep = load_sweep(ROOT / "configs/sweeps/search.yml")
+    assert [job.name for job in sweep.jobs] == [f"trial-{number}-datasets-digits" for number in range(4)]
+
+
+def test_a_grid_of_fewer_trials(tmp_path):
+    path = search(tmp_path, "d", method="grid", parameters={"lr": {"values": [0.1, 0.2, 0.3]}})
+    assert [job.columns["lr"] for job in load_sweep(path, run_cap=2).jobs] == ["0.1", "0.2"]
+
+
+def test_the_published_command_of_a_search(tmp_path, monkeypatch, caplog):
+    command = ["${program}", "--config=${envvar:CONFIG}", "--hardware=${envvar:HARDWARE}", "--conda=x"]
+    path = search(tmp_path, "d", job=None, command=command)
+    monkeypatch.setenv("CONFIG", str(tmp_path / "base.yml"))
+    assert load_sweep(path).jobs[0].name == "trial-0-base"
+    assert [record.message for record in caplog.records] == [
+        f"'{path}': command: --hardware=${{envvar:HARDWARE}} --conda=x has no effect; "
+        "set --cluster, --gpus and --setup instead"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ _INNER = {
 
 @dataclass(frozen=True)
 class JobSettings(Settings):
-    """A stitching job without its parts.
+    """A stitching job without its parts, which `JobConfig` adds: their schemas are made from classes that need torch.
 
     Args:
         train_config: Settings of the training.

@@ -51,7 +51,7 @@ def plan_datasets(path: str | Path, **changes: object) -> Sweep:
             content = _resolved(content, path.parent)
         job = {key: value for key, value in content.items() if key not in SWEEP_KEYS}
         planned = [_planned(path.stem, job, name) for name in file.datasets or (None,)]
-        _check([job.name for job in planned], JobConfig.parse(planned[0].config or {}))
+        _check([job.name for job in planned], planned[0].parsed)
         return Sweep(planned, all_seeds(file, job), file.slurm)
 
 

@@ -131,11 +131,13 @@ class Slurm:
         folder: Folder for submitit's files, visible to all nodes.
         parameters: Options that submitit passes to Slurm, e.g. `partition`.
         poll_s: Seconds between two looks at the queue.
+        limit: Number of jobs at a time; None for as many as there is room for.
     """
 
     folder: Path
     parameters: Mapping[str, object]
     poll_s: float = _SLURM_POLL_S
+    limit: int | None = None
 
     def run(self, jobs: Sequence[SweepJob]) -> Generator[SweepJob, None, None]:
         """Submit the jobs that are not in the queue already, and yield each when it has ended."""
@@ -169,6 +171,8 @@ class Slurm:
 
     def script(self, num_jobs: int) -> str:
         """The script for sbatch that submits a number of jobs."""
+        # submitit makes scripts in public only where Slurm is, and for jobs that it submits at once. A test compares
+        # this one with the one that is sent.
         from submitit.slurm.slurm import _make_sbatch_string
 
         folder = self.folder / "NEW"
@@ -196,14 +200,14 @@ class Slurm:
         return [job.job_id for job in submitted]
 
 
-def standing(jobs: Sequence[SweepJob]) -> dict[SweepJob, State]:
+def states(jobs: Sequence[SweepJob]) -> dict[SweepJob, State]:
     """The state of each job, also if it runs on a node of Slurm whose locks are not seen here."""
-    states = {job: job.state for job in jobs}
-    if submitted := {number: job for job, state in states.items() if state == "waiting" and (number := job.number)}:
+    found = {job: job.state for job in jobs}
+    if submitted := {number: job for job, state in found.items() if state == "waiting" and (number := job.number)}:
         with suppress(InputError):  # this machine may not belong to the cluster
             queue = _queue()
-            states |= {job: "running" for number, job in submitted.items() if queue.get(number, "PD") != "PD"}
-    return states
+            found |= {job: "running" for number, job in submitted.items() if queue.get(number, "PD") != "PD"}
+    return found
 
 
 def create_cluster(
@@ -242,7 +246,7 @@ def create_cluster(
     if gpus is not None:
         given["gpus"] = gpus
     chosen = parse(Resources, {**vars(resources or Resources()), **given})
-    return Slurm(folder / "submitit", _parameters(chosen, jobs, setup, sbatch), poll or _SLURM_POLL_S)
+    return Slurm(folder / "submitit", _parameters(chosen, jobs, setup, sbatch), poll or _SLURM_POLL_S, jobs)
 
 
 def _parameters(each: Resources, jobs: int | None, setup: Sequence[str], sbatch: Sequence[str]) -> dict[str, object]:

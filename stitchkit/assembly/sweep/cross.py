@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
@@ -89,7 +89,7 @@ def _read(files: tuple[str, ...]) -> list[_Tuned]:
         found.append(_Tuned(name, file, read_settings_file(file), checkpoint))
     several = Counter(each.name for each in found)
     return [
-        each if several[each.name] == 1 else _Tuned(f"{each.name}-{number}", each.file, each.content, each.checkpoint)
+        each if several[each.name] == 1 else replace(each, name=f"{each.name}-{number}")
         for number, each in enumerate(found, 1)
     ]
 

@@ -87,7 +87,8 @@ def _heat_map(
     above.spines[:].set_visible(False)
     bar = figure.colorbar(mesh, ax=axes, label="test accuracy (%)", pad=0.02)
     for value in uncut.values():
-        bar.ax.axhline(value, color="#e45756", linewidth=2)
+        # The best network is at the end of the bar, where its line would be cut off and hidden by the frame.
+        bar.ax.axhline(value, color="#e45756", linewidth=2, clip_on=False, zorder=3)
     reference = ", ".join(uncut)
     figure.suptitle(title + (f"\nred lines: {reference}" if reference else ""), x=0.01, ha="left", fontsize=10)
     return figure

@@ -37,7 +37,7 @@ def _planned(config: GapSweep, gap: Gap, stitcher: str) -> PlannedJob:
             return PlannedJob(name, metadata, {"assembly": kept, **config.job}, columns, "everything trains")
         adapter = STITCHERS[stitcher].parts(before[-1].gives, after[0].takes, gap.num_downsamples)
     except DoesNotApply as reason:
-        return PlannedJob(name, metadata, None, columns, str(reason))
+        return PlannedJob(name, metadata, {}, columns, str(reason))
     # An assembly resizes to declared sizes; without them, later slices run at the source's size.
     loosened = ("in_format", "out_format") if STITCHERS[stitcher].resize == "never" else ()
     rest = [without_sizes(part, *loosened) for part in after]

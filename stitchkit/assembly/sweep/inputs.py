@@ -31,7 +31,7 @@ def check_inputs(jobs: Iterable[PlannedJob], *, on_nodes: bool) -> None:
     Args:
         on_nodes: The jobs run on other machines, so that missing data are only a warning.
     """
-    configs = [JobConfig.parse(job.config) for job in jobs if job.config is not None]
+    configs = [job.parsed for job in jobs]
     try:
         _open_data(configs)
     except InputError as error:

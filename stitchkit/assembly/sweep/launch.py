@@ -6,7 +6,7 @@ import logging
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -17,41 +17,78 @@ import torch
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.job_settings import override
-from stitchkit.assembly.sweep.cluster import LocalPool, Slurm, arrays, standing
-from stitchkit.assembly.sweep.plan import PlannedJob
+from stitchkit.assembly.sweep.cluster import LocalPool, Slurm, arrays, states
+from stitchkit.assembly.sweep.inputs import check_inputs
+from stitchkit.assembly.sweep.plan import PlannedJob, Sweep, table
 from stitchkit.assembly.sweep.worker import State, SweepJob
+from stitchkit.assembly.train.result import read_metadata
 from stitchkit.assembly.train.run import run_job
 from stitchkit.display import counted
 from stitchkit.distributed import World
-from stitchkit.engine.run_log import collected
+from stitchkit.engine.run_log import begin_log, collected
+from stitchkit.engine.signals import SIGNALS
 from stitchkit.errors import InputError, Stopped, one_line
 from stitchkit.files import own_folder
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
+
+
+def show_plan(sweep: Sweep, jobs: Mapping[int, PlannedJob], cluster: LocalPool | Slurm | None) -> None:
+    """Print jobs of a sweep by their numbers, and for Slurm the script that submits them."""
+    print(table(jobs))
+    num_planned = sum(job.applies for job in jobs.values())
+    num_jobs = num_planned * len(sweep.seeds)
+    print(f"{counted(num_jobs, 'job')}; {counted(len(jobs) - num_planned, 'combination')} left out")
+    if isinstance(cluster, Slurm):
+        print(f"\n{cluster.script(num_jobs)}")
+
+
+def launch(
+    sweep: Sweep, folder: Path, cluster: LocalPool | Slurm, *, only: Collection[str] | None, retry_failed: bool,
+    detach: bool,
+) -> None:  # fmt: skip
+    """Run the jobs of a sweep, round by round; a search continues without its failed trials.
+
+    Args:
+        only: Names of the jobs to run; None for all.
+        detach: Submit the jobs to Slurm, without waiting for any.
+
+    Raises:
+        InputError: If jobs failed or were interrupted; they are listed.
+        Stopped: If a signal stops the sweep.
+    """
+    failures = []
+    with _logged():
+        for jobs in sweep.rounds(folder, cluster.limit):
+            planned = [job for job in jobs if job.applies and (only is None or job.name in only)]
+            runs = write_folders(planned, folder, sweep.seeds)
+            begin_log(folder)
+            if any(run.state == "waiting" for run in runs):
+                check_inputs(planned, on_nodes=isinstance(cluster, Slurm))
+            try:
+                run_sweep(runs, cluster, retry_failed=retry_failed, detach=detach)
+            except InputError as error:
+                failures.append(error)
+        if failures:
+            raise failures[-1]
 
 
 def write_folders(plan: Sequence[PlannedJob], folder: Path, seeds: Sequence[int | None]) -> list[SweepJob]:
-    """A folder for every job that applies, which the runs with all seeds share; a finished job keeps its configuration.
+    """A folder for every job, which the runs with all seeds share; a finished job keeps its configuration.
 
     Raises:
         InputError: If a job in the folder has started with other settings; nothing is written then.
     """
-    jobs = [
-        (planned, SweepJob(folder / planned.name, seed), config)
-        for planned in plan
-        if planned.config is not None
-        for config in [JobConfig.parse(planned.config)]
-        for seed in seeds
-    ]
+    runs = [(planned, SweepJob(folder / planned.name, seed)) for planned in plan for seed in seeds]
     # All are checked before the first is written, so that a refused sweep changes nothing.
-    for _, job, config in jobs:
-        _check_settings(job, config)
-    for planned, job, config in jobs:
-        if job.state != "done":
+    for planned, run in runs:
+        _check_settings(run, planned.parsed)
+    for planned, run in runs:
+        if run.state != "done":
             planned.write(folder)
-        elif not config.save_checkpoints:
-            job.remove_checkpoints()  # a sweep that was killed right after the result did not
-    return [job for _, job, _ in jobs]
+        elif not planned.parsed.save_checkpoints:
+            run.remove_checkpoints()  # a sweep that was killed right after the result did not
+    return [run for _, run in runs]
 
 
 def _check_settings(job: SweepJob, config: JobConfig) -> None:
@@ -66,6 +103,13 @@ def _check_settings(job: SweepJob, config: JobConfig) -> None:
             f"'{job.path}' holds a result or checkpoints, but no config.yml that says of what settings; put it back, "
             "choose another -o, or remove the folder"
         )
+    about = read_metadata(job.path / "metadata.yml")
+    # The first version did not write `uncut` for jobs with an adapter.
+    if about.get("adapter") and "uncut" not in about and "frozen: true" in settings.read_text():
+        raise InputError(
+            f"'{job.path}' was trained by an earlier version, in which frozen: true froze the statistics of batch "
+            "norms too, so its results do not compare with new ones; choose another -o, or remove the folder"
+        )
     if difference := next(JobConfig.load(settings).differences(config), None):
         raise InputError(
             f"'{job.path}' was trained with {difference}; the sweeps in a folder share their settings, so use the "
@@ -73,68 +117,63 @@ def _check_settings(job: SweepJob, config: JobConfig) -> None:
         )
 
 
-def run_sweep(jobs: Sequence[SweepJob], cluster: LocalPool | Slurm, *, retry_failed: bool = False) -> None:
+def run_sweep(
+    jobs: Sequence[SweepJob], cluster: LocalPool | Slurm, *, retry_failed: bool = False, detach: bool = False
+) -> None:
     """Run all jobs that have no result; those that failed before are only listed, unless `retry_failed`.
+
+    With `detach`, Slurm's jobs are submitted, without waiting for any.
 
     Raises:
         InputError: If jobs failed, now or earlier, or were killed; each is listed with its reason and its log.
         Stopped: If a signal stops the sweep.
     """
-    if left := _left(jobs, retry_failed):
-        _watch(left, cluster)
-    _list_unfinished(jobs, interrupted=[job for job in jobs if job.state in ("running", "waiting")])
-
-
-def submit_sweep(jobs: Sequence[SweepJob], slurm: Slurm, *, retry_failed: bool = False) -> None:
-    """Submit the jobs that neither have ended nor are in Slurm's queue, without waiting for any.
-
-    Raises:
-        InputError: If jobs failed earlier; each is listed with its reason and its log.
-    """
-    if left := _left(jobs, retry_failed):
-        slurm.submit(left)
-        _log.info("repeat the command to see how far they are")
-    _list_unfinished(jobs)
-
-
-def _left(jobs: Sequence[SweepJob], retry_failed: bool) -> list[SweepJob]:
-    """The jobs that have not ended, after a line that says how many are in which state."""
     if retry_failed:
         for job in jobs:
             job.failure.unlink(missing_ok=True)
-    states = standing(jobs)
-    _log.info("%s", census(states.values()))
-    return [job for job, state in states.items() if state in ("running", "waiting")]
+    found = states(jobs)
+    _logger.info("%s", counts(found.values()))
+    left = [job for job, state in found.items() if state in ("running", "waiting")]
+    if left and detach and isinstance(cluster, Slurm):
+        cluster.submit(left)
+        _logger.info("repeat the command to see how far they are")
+    elif left:
+        _watch(left, cluster)
+    _list_unfinished(jobs, interrupted=[] if detach else [job for job in left if job.state in ("running", "waiting")])
 
 
-def census(states: Iterable[State]) -> str:
-    """States in words: `12 jobs: 7 done, 1 running, 1 failed, 3 waiting`."""
-    found = Counter(states)
-    return f"{counted(found.total(), 'job')}: {', '.join(f'{found[state]} {state}' for state in get_args(State))}"
+def counts(found: Iterable[State]) -> str:
+    """The number of jobs in each state: `12 jobs: 7 done, 1 running, 1 failed, 3 waiting`."""
+    by_state = Counter(found)
+    numbers = ", ".join(f"{by_state[state]} {state}" for state in get_args(State))
+    return f"{counted(by_state.total(), 'job')}: {numbers}"
 
 
 def _watch(jobs: Sequence[SweepJob], cluster: LocalPool | Slurm) -> None:
     """Start jobs and wait until all have ended."""
     how = {"done": "done", "failed": "FAILED"}
-    # Exit with the status of a terminated program, but stop the jobs first.
-    before = signal.signal(signal.SIGTERM, _raise_stopped)
+    # Exit with the status of a stopped program, but stop the jobs first. Shells let background commands of scripts
+    # ignore Ctrl-C; their jobs end with it, so the sweep must not start the next ones.
+    before = {number: signal.signal(number, _raise_stopped) for number in SIGNALS}
     start = time.monotonic()
     try:
         with closing(cluster.run(jobs)) as ended:
             for number, job in enumerate(ended, 1):
                 passed = time.monotonic() - start
-                left = passed / number * (len(jobs) - number)
-                _log.info(
+                # On average, the others that run now are half done.
+                done = number + (min(cluster.limit or len(jobs), len(jobs) - number + 1) - 1) / 2
+                left = passed / done * (len(jobs) - done)
+                _logger.info(
                     "%d/%d %s: %s; %s so far, about %s left", number, len(jobs),
                     job.path.name, how.get(job.state, "INTERRUPTED"), _duration(passed), _duration(left),
                 )  # fmt: skip
-    except (Stopped, KeyboardInterrupt) as stop:
-        number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
-        goes_on = f"jobs go on in Slurm; to cancel them: scancel {arrays(jobs)}"
-        how_left = goes_on if isinstance(cluster, Slurm) else "jobs that were running save their state and end"
-        raise Stopped(number, how_left) from None
+    except Stopped as stop:
+        on_slurm = f"the jobs continue in Slurm; to cancel them: scancel {arrays(jobs)}"
+        how_left = on_slurm if isinstance(cluster, Slurm) else "jobs that were running save their state and end"
+        raise Stopped(stop.number, how_left) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _raise_stopped(number: int, _: object) -> NoReturn:
@@ -146,34 +185,31 @@ def _duration(seconds: float) -> str:
 
 
 def smoke(plan: Sequence[PlannedJob]) -> None:
-    """Train and test every job that applies for one step in this process, in a folder that is removed.
+    """Train and test every job for one step in this process, in a folder that is removed.
 
     Raises:
         InputError: If jobs fail; each is listed with its reason.
     """
-    jobs = [job for job in plan if job.config is not None]
     num_failed = 0
-    for number, job in enumerate(jobs, 1):
+    for number, job in enumerate(plan, 1):
         reason = _first_step(job)
         num_failed += bool(reason)
-        _log.info("%d/%d %s: %s", number, len(jobs), job.name, reason or "runs")
+        _logger.info("%d/%d %s: %s", number, len(plan), job.name, reason or "runs")
     if num_failed:
         raise InputError(
-            f"{num_failed} of {counted(len(jobs), 'job')} failed for the reasons above; correct them before the sweep"
+            f"{num_failed} of {counted(len(plan), 'job')} failed for the reasons above; correct them before the sweep"
         )
 
 
 def _first_step(job: PlannedJob) -> str:
     """The reason why a job cannot train and test for one step; empty if it can."""
-    assert job.config is not None
-    content = job.config
-    batches = JobConfig.parse(content).train_config.grad_accum_steps
+    batches = job.parsed.train_config.grad_accum_steps
     short = {"epochs": 1, "max_batches": batches, "save_checkpoints": False, "checkpoint_interval": 0, "project": None}
     disabled = logging.root.manager.disable
     try:
         logging.disable(logging.INFO)
         with TemporaryDirectory() as folder:
-            run_job(JobConfig.parse(override(content, {**short, "save_dir": folder})))
+            run_job(JobConfig.parse(override(job.config, {**short, "save_dir": folder})))
     except Stopped:
         raise
     except Exception as error:  # torch and the models raise many types
@@ -184,7 +220,7 @@ def _first_step(job: PlannedJob) -> str:
 
 
 @contextmanager
-def logged() -> Iterator[None]:
+def _logged() -> Iterator[None]:
     """Collect what a sweep says, for `begin_log`: a sweep that is refused leaves its folder alone."""
     import submitit  # noqa: F401  # importing it configures logging, which closes the handlers that there are
 
@@ -192,13 +228,13 @@ def logged() -> Iterator[None]:
         yield
 
 
-def _list_unfinished(jobs: Sequence[SweepJob], *, interrupted: Sequence[SweepJob] = ()) -> None:
+def _list_unfinished(jobs: Sequence[SweepJob], *, interrupted: Sequence[SweepJob]) -> None:
     failed = [job for job in jobs if job.state == "failed"]
     for job in failed:
-        _log.info("failed: %s\n  %s\n  log: %s", job.path.name, job.failure.read_text().strip(), job.log)
+        _logger.info("failed: %s\n  %s\n  log: %s", job.path.name, job.failure.read_text().strip(), job.log)
     # A killed job wrote no reason, and its own settings need not be the cause, so it may run again.
     for job in interrupted:
-        _log.info("interrupted: %s\n  killed, cancelled or out of memory\n  log: %s", job.path.name, job.log)
+        _logger.info("interrupted: %s\n  killed, cancelled or out of memory\n  log: %s", job.path.name, job.log)
     if failed:
         raise InputError(
             f"{counted(len(failed), 'job')} failed, listed above with the logs; fix the cause and repeat the command "

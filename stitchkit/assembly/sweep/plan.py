@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,16 +90,26 @@ class PlannedJob:
     Args:
         name: Name of its folder.
         metadata: The metadata in its folder, with the sweep's name as `arch`.
-        config: The configuration of the job; None if it does not apply.
+        config: The configuration of the job; empty if it does not apply.
         columns: What the plan says of it, by the heads of its columns.
         note: What is special about it; the reason if it does not apply.
     """
 
     name: str
     metadata: dict[str, object]
-    config: dict[str, object] | None
+    config: dict[str, object]
     columns: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+
+    @property
+    def applies(self) -> bool:
+        """Whether there is such a job."""
+        return bool(self.config)
+
+    @cached_property
+    def parsed(self) -> JobConfig:
+        """The checked configuration of a job that applies."""
+        return JobConfig.parse(self.config)
 
     def write(self, folder: Path) -> Path:
         """Create its folder in `folder`, with `config.yml` and `metadata.yml`, which keeps facts that a run added."""
@@ -147,7 +158,7 @@ def choose(jobs: Sequence[PlannedJob], only: Sequence[str]) -> dict[int, Planned
                 f"'{jobs[-1].name}', in which * stands for anything"
             )
         chosen |= found
-    if all(job.config is None for job in chosen.values()):
+    if not any(job.applies for job in chosen.values()):
         raise InputError(f"no job that --only chooses applies: {next(iter(chosen.values())).note}")
     return dict(sorted(chosen.items()))
 
@@ -157,6 +168,6 @@ def table(jobs: Mapping[int, PlannedJob]) -> str:
     heads = list(dict.fromkeys(head for job in jobs.values() for head in job.columns))
     lines = [("job", *heads, "")]
     for number, job in jobs.items():
-        note = f"does not apply: {job.note}" if job.config is None else job.note
+        note = job.note if job.applies else f"does not apply: {job.note}"
         lines.append((str(number), *(job.columns.get(head, "-") for head in heads), note))
     return aligned(lines, left=range(1, len(heads) + 2))

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from stitchkit.assembly.sweep.cluster import standing
-from stitchkit.assembly.sweep.launch import census
+from stitchkit.assembly.sweep.cluster import states
+from stitchkit.assembly.sweep.launch import counts
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.assembly.train.result import read_metadata
 from stitchkit.errors import InputError, one_line
@@ -68,10 +68,10 @@ def sweep_report(folder: str | Path, *, picture_format: str = "png") -> list[Pat
     with replacing(files[2]) as draft:
         summarise(table[table["state"] == "done"]).to_csv(draft, index=False)
     for arch, rows in table.groupby("arch"):
-        states = rows.drop_duplicates(["job", "seed"])["state"]
-        _logger.info("%s: %s", arch, census(states))
+        by_run = rows.drop_duplicates(["job", "seed"])["state"]
+        _logger.info("%s: %s", arch, counts(by_run))
         done = rows[rows["state"] == "done"].astype({"epoch": int})
-        title = f"{arch}" if (states == "done").all() else f"{arch}\n{census(states)}"
+        title = f"{arch}" if (by_run == "done").all() else f"{arch}\n{counts(by_run)}"
         pictures = draw(done, title) if (done["gap"] != "").any() else {}
         if "encoder_dataset" in done and done["encoder_dataset"].notna().any():
             pictures["heatmap"] = draw_cross(summarise(done), title)
@@ -101,8 +101,8 @@ def collect(folder: str | Path) -> pd.DataFrame:
         raise InputError(
             f"folder '{folder}' contains no results of a sweep; run one with stitchkit sweep -c FILE -o DIR"
         )
-    states = standing([*jobs])
-    tables = [_rows(job, about).assign(state=states[job]) for job, about in jobs.items()]
+    found = states([*jobs])
+    tables = [_rows(job, about).assign(state=found[job]) for job, about in jobs.items()]
     return pd.concat(tables, ignore_index=True)
 
 

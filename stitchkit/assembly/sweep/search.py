@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _TRIALS = 10
-"""Trials of a search whose file does not say how many, as long as it is no grid."""
+"""Trials of a search whose file does not say how many, unless it is a grid."""
 
 
 def plan_search(path: str | Path, **changes: object) -> HyperSearch:
@@ -44,6 +44,9 @@ def plan_search(path: str | Path, **changes: object) -> HyperSearch:
         if file.method == "grid" and (wide := next((key for key, each in ranges if each.choices is None), None)):
             raise InputError(f"parameters.{wide}: a grid needs values, not min and max; list them, or choose random")
         job = path.parent / file.job if file.job else _job_of(file.command)
+        if ignored := [word for word in file.command if word.startswith("--") and not word.startswith("--config=")]:
+            instead = "set --cluster, --gpus and --setup instead"
+            _logger.warning("'%s': command: %s has no effect; %s", path, " ".join(ignored), instead)
     base = plan_datasets(job, **changes)  # errors name the job's file
     search = HyperSearch(
         jobs=(), seeds=file.seeds or base.seeds, resources=file.slurm, name=path.stem, file=file, job=job,
@@ -83,21 +86,24 @@ class HyperSearch(Sweep):
 
     def preview(self) -> list[PlannedJob]:
         """The jobs of the first trials: of all, unless they depend on results."""
-        study = self._study(None)
-        self._ask(study, 1 if self.file.method == "bayes" else None)
-        return [job for trial in study.get_trials() for job in self._jobs(trial)]
+        trials = self._ask(self._study(None), 1 if self.file.method == "bayes" else self._num_trials)
+        return [job for trial in trials for job in self._jobs(trial)]
 
     def rounds(self, folder: Path, at_once: int | None) -> Iterator[Sequence[PlannedJob]]:
-        """The jobs of the trials that have no result, and when these have ended, those of the next trials."""
+        """The jobs of the trials that have no result, and when these have ended, those of the next trials.
+
+        Trials that failed before are in the first round, where they are listed, or run again on request.
+        """
         study = self._study(own_folder(folder))
+        unfinished, failed = self._tell(study, folder)
         while True:
-            self._tell(study, folder)
-            self._ask(study, (at_once or 1) if self.file.method == "bayes" else None)
-            if not (waiting := self._unfinished(study)):
+            count = (at_once or 1) - len(unfinished) if self.file.method == "bayes" else self._num_trials
+            waiting = sorted([*unfinished, *failed, *self._ask(study, count)], key=lambda trial: trial.number)
+            if not waiting:
                 break
             yield [job for trial in waiting for job in self._jobs(trial)]
-            self._tell(study, folder)
-            if self._unfinished(study):  # submitted, or interrupted: the command continues when it is repeated
+            unfinished, failed = self._tell(study, folder)[0], []
+            if unfinished:  # submitted, or interrupted: the command continues when it is repeated
                 break
         self._report(study, folder)
 
@@ -136,28 +142,22 @@ class HyperSearch(Sweep):
             study.enqueue_trial(dict(params), skip_if_exists=True)
         return study
 
-    @staticmethod
-    def _unfinished(study: Study) -> list[FrozenTrial]:
-        from optuna.trial import TrialState
-
-        return study.get_trials(states=[TrialState.RUNNING])
-
-    def _ask(self, study: Study, at_once: int | None) -> None:
-        """Begin trials until `at_once` have no result, or all have begun."""
+    def _ask(self, study: Study, count: int) -> list[FrozenTrial]:
+        """Begin a number of further trials, or as many as are left."""
         from optuna.samplers import RandomSampler, TPESampler
         from optuna.trial import TrialState
 
         ranges = {key: each.distributed() for key, each in self.file.parameters.items()}
         kind = TPESampler if self.file.method == "bayes" else RandomSampler
-        while at_once is None or len(self._unfinished(study)) < at_once:
-            begun = len(study.get_trials()) - len(study.get_trials(states=[TrialState.WAITING]))
-            if begun >= self._num_trials:
-                return
+        first = len(study.trials) - len(study.get_trials(states=[TrialState.WAITING]))
+        asked = []
+        for begun in range(first, min(first + count, self._num_trials)):
             study.sampler = kind(seed=begun)  # so that a search that was interrupted tries the same
             try:
-                study.ask(ranges)
+                asked.append(study.ask(ranges).number)
             except ValueError as error:
                 raise InputError(f"parameters: the search began with others ({error}); choose another -o") from error
+        return [study.trials[number] for number in asked]
 
     def _jobs(self, trial: FrozenTrial) -> list[PlannedJob]:
         """The jobs of a trial."""
@@ -178,16 +178,23 @@ class HyperSearch(Sweep):
             for job in plan_datasets(self.job, **{**self.changes, **ours, **arguments}).jobs
         ]
 
-    def _tell(self, study: Study, folder: Path) -> None:
-        """Note the results of trials whose jobs have all ended; a trial fails with one of its jobs."""
+    def _tell(self, study: Study, folder: Path) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
+        """Note the results of trials whose jobs are all done; return the unfinished trials, and the failed ones.
+
+        optuna is not told of failures, because it lets no trial that has ended run again.
+        """
         from optuna.trial import TrialState
 
-        for trial in self._unfinished(study):
+        unfinished, failed = [], []
+        for trial in study.get_trials(states=[TrialState.RUNNING]):
             runs = [SweepJob(folder / job.name, seed) for job in self._jobs(trial) for seed in self.seeds]
             if any(run.state == "failed" for run in runs):
-                study.tell(trial.number, state=TrialState.FAIL)
+                failed.append(trial)
             elif all(run.state == "done" for run in runs):
                 study.tell(trial.number, self._figure(runs))
+            else:
+                unfinished.append(trial)
+        return unfinished, failed
 
     def _figure(self, runs: Sequence[SweepJob]) -> float:
         """The mean of the metric over runs, each in its last epoch."""
@@ -209,9 +216,10 @@ class HyperSearch(Sweep):
         import pandas as pd
         from optuna.trial import TrialState
 
+        failed = {trial.number for trial in self._tell(study, folder)[1]}
         rows = [
-            {"trial": trial.number, "state": trial.state.name.lower(), **trial.params,
-             self.file.metric.name: trial.value}
+            {"trial": trial.number, "state": "failed" if trial.number in failed else trial.state.name.lower(),
+             **trial.params, self.file.metric.name: trial.value}
             for trial in study.get_trials() if trial.state is not TrialState.WAITING
         ]  # fmt: skip
         with replacing(folder / f"{self.name}-trials.csv") as draft:
