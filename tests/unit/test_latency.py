@@ -64,10 +64,10 @@ def test_what_does_not_settle_is_unreliable(seconds):
 
 def test_a_long_measurement_shows_its_progress_and_a_short_one_nothing(monkeypatch, caplog, capsys):
     caplog.set_level("INFO")
-    for seconds, lines in ((60.0, []), (1e-9, [f"{number} of 7 passes" for number in range(1, 7)])):
+    for seconds, lines in ((60.0, []), (1e-9, [f"{number}/7 passes" for number in range(1, 7)])):
         monkeypatch.setattr("stitchkit.progress._SECONDS", seconds)
         latencies([Sleep(0.002)], torch.zeros(1), limit_s=0.0)
-        assert re.findall(r"latency: (\d of 7 passes)", caplog.text) == lines
+        assert re.findall(r"latency  (\d/7 passes)", caplog.text) == lines
     assert capsys.readouterr().err == ""
 
 
