@@ -58,8 +58,7 @@ def table(rows: Sequence[Row]) -> str:
             "*" if is_anchor(row) else "",
             str(row["cfg_id"]),
             row.get("stitch", "-"),
-            quantity(row["flops"]),
-            quantity(row["params"]) if "params" in row else "-",
+            *(quantity(row[key]) if key in row else "-" for key in ("flops", "params")),
             *(f"{row[key]:.{digits}f}" if key in row else "-" for key, digits in figures),
         ]
         for row in rows
