@@ -104,7 +104,7 @@ def _draw(
         name = None if number else "Pareto front"  # one line stands for all in the legend
         axes.plot(*_places(pareto_front(rows, cost), cost), color=color, linewidth=1, label=name)
     axis = _axis(cost, [row for _, _, rows in clouds for row in rows])
-    draw_costs(axes, cost=f"{axis}; areas show parameters", accuracy="top-1 accuracy (%)")
+    draw_costs(axes, cost=axis if cost == "params" else f"{axis}; areas show parameters", accuracy="top-1 accuracy (%)")
     axes.set_title(title)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)  # below, where it hides no stitch
     return figure, axes
