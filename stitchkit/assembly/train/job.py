@@ -94,7 +94,7 @@ def open_job(config: JobConfig, world: World, source: Path | None, paths: JobPat
     # A checkpoint of the whole network replaces all pretrained weights, so none are downloaded or read.
     is_replaced = bool(config.resume_from or (isinstance(config.load_from, str) and config.strict_load))
     build: dict[str, Any] = {"input_size": size, "replaced": is_replaced}
-    with naming(source) if source else nullcontext():
+    with naming(source, is_parsed=True) if source else nullcontext():
         # First the settings and the parts: an error in them should not wait for data that may take long to download.
         # The number of classes is not known yet; a network that fits one class fits any.
         check_training(config)
