@@ -607,7 +607,7 @@ def test_settings_included_from_elsewhere_are_quoted_once_they_are_known_to_be_s
     path = write_job(tmp_path / "mine", job_config("nowhere") | {"train_config": {}})
     path.write_text(path.read_text().replace("train_config: {}", "train_config: !include ../train.yml"))
     line = refusal(capsys, path, tmp_path / "out")
-    assert "data folder 'nowhere' does not exist" in line
+    assert "unknown data set 'nowhere'" in line
 
 
 def test_there_are_no_more_loader_processes_than_cores(images):
