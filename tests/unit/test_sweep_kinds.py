@@ -164,21 +164,34 @@ def search(folder, images, **changes):
 
 
 class Measured:
-    """Runs trials without training: the accuracy is the learning rate."""
+    """Runs trials without training: the accuracy is the learning rate, or what is made of it."""
 
-    def __init__(self, folder):
-        self.folder, self.rounds = folder, []
+    def __init__(self, folder, accuracy=float):
+        self.folder, self.accuracy, self.rounds = folder, accuracy, []
 
     def all(self, sweep, at_once=None):
         for jobs in sweep.rounds(self.folder, at_once):
             self.rounds.append([job.name for job in jobs])
             for job in jobs:
                 rate = job.config["train_config"]["optimizer_args"]["lr"]
-                write_result(self.folder, job.name, job.metadata, [rate])
+                write_result(self.folder, job.name, job.metadata, [self.accuracy(rate)])
         return self.rounds
 
 
-def test_a_search_learns_from_its_results(tmp_path, caplog):
+def test_a_search_of_the_usual_length_learns_from_its_results(tmp_path):
+    sweep = load_sweep(search(tmp_path, "d", parameters={"lr": {"min": 0.0, "max": 1.0}}), seeds=[1])
+    tried = []
+    for name, accuracy in (("high", float), ("low", lambda rate: 1 - rate)):
+        (folder := tmp_path / name).mkdir()
+        Measured(folder, accuracy).all(sweep)
+        tried.append(pd.read_csv(folder / "search-trials.csv")["lr"])
+    high, low = tried
+    assert len(high) == len(low) == 10
+    assert high[:3].tolist() == low[:3].tolist()  # drawn before there is anything to learn
+    assert high[3:].mean() > low[3:].mean() + 0.2
+
+
+def test_a_search_goes_through_its_trials(tmp_path, caplog):
     caplog.set_level("INFO")
     sweep = load_sweep(search(tmp_path, "d"), run_cap=3, seeds=[1])
     [first] = sweep.jobs
