@@ -45,6 +45,8 @@ def plan_search(path: str | Path, **changes: object) -> HyperSearch:
         ranges = file.parameters.items()
         if file.method == "grid" and (wide := next((key for key, each in ranges if each.choices is None), None)):
             raise InputError(f"parameters.{wide}: a grid needs values, not min and max; list them, or choose random")
+        if "seed" in file.parameters:
+            raise InputError("parameters.seed: every trial runs with the same seeds; list them as seeds, outside parameters")
         job = path.parent / file.job if file.job else _job_of(file.command)
         if ignored := [word for word in file.command if word.startswith("--") and not word.startswith("--config=")]:
             instead = "set --cluster, --gpus and --setup instead"
