@@ -207,9 +207,11 @@ def test_a_search_goes_through_its_trials(tmp_path, caplog):
     other = load_sweep(search(tmp_path, "d", parameters={"lr": {"values": [0.5, 0.6]}}), run_cap=4, seeds=[1])
     with pytest.raises(InputError, match="parameters: the search began with others"):
         next(other.rounds(tmp_path, None))
-    (tmp_path / "search.journal").write_text("[1]\n{")
-    with pytest.raises(InputError, match="the journal of the search, is damaged"):
-        next(sweep.rounds(tmp_path, None))
+    journal = tmp_path / "search.journal"
+    for damage in ("[1]\n{", journal.read_text().replace('"directions":[2]', '"directions":[]')):
+        journal.write_text(damage)
+        with pytest.raises(InputError, match="the journal of the search, is damaged"):
+            next(sweep.rounds(tmp_path, None))
 
 
 @pytest.mark.full
@@ -303,7 +305,10 @@ def test_the_published_command_of_a_search(tmp_path, monkeypatch, caplog):
         ),
         ({"method": "magic"}, "method: unknown value 'magic'"),
         ({"method": "grid"}, "parameters.weight_decay: a grid needs values"),
-        ({"parameters": {"seed": {"values": [1, 2]}}}, "parameters.seed: every trial runs with the same seeds; list them"),
+        (
+            {"parameters": {"seed": {"values": [1, 2]}}},
+            "parameters.seed: every trial runs with the same seeds; list them",
+        ),
         ({"parameters": {"lr": {"min": 1}}}, "parameters.lr: it has min; set value, values, or min and max"),
         ({"parameters": {"lr": {"min": 1, "max": 0}}}, "parameters.lr: min is 1 and max 0; min must be lower"),
         ({"metrics": 1}, "metrics: unknown key 'metrics'; did you mean 'metric'?"),

@@ -46,7 +46,9 @@ def plan_search(path: str | Path, **changes: object) -> HyperSearch:
         if file.method == "grid" and (wide := next((key for key, each in ranges if each.choices is None), None)):
             raise InputError(f"parameters.{wide}: a grid needs values, not min and max; list them, or choose random")
         if "seed" in file.parameters:
-            raise InputError("parameters.seed: every trial runs with the same seeds; list them as seeds, outside parameters")
+            raise InputError(
+                "parameters.seed: every trial runs with the same seeds; list them as seeds, outside parameters"
+            )
         job = path.parent / file.job if file.job else _job_of(file.command)
         if ignored := [word for word in file.command if word.startswith("--") and not word.startswith("--config=")]:
             instead = "set --cluster, --gpus and --setup instead"
@@ -136,12 +138,11 @@ class HyperSearch(Sweep):
         try:
             storage = JournalStorage(JournalFileBackend(str(journal))) if journal else None
             study = optuna.create_study(storage=storage, study_name=self.name, direction=goal, load_if_exists=True)
+            before = study.direction.name.lower()
         except Exception as error:  # optuna raises many types, AssertionError too
             raise InputError(f"'{journal}', the journal of the search, is damaged: {error}; move it away") from error
-        if study.direction.name.lower() != goal:
-            raise InputError(
-                f"metric.goal is {goal}, but the search in '{folder}' has the other one; choose another -o"
-            )
+        if before != goal:
+            raise InputError(f"metric.goal is {goal}, but the search in '{folder}' has {before}; choose another -o")
         for params in self._grid():
             study.enqueue_trial(dict(params), skip_if_exists=True)
         return study
