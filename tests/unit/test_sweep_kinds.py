@@ -203,6 +203,10 @@ def test_a_search_goes_through_its_trials(tmp_path, caplog):
     table = pd.read_csv(tmp_path / "search-trials.csv")
     assert table["Avg Test Accuracy"].tolist() == table["lr"].tolist()
     assert f"Avg Test Accuracy {table['lr'].max():g}: lr {table['lr'].max()}" in caplog.text
+    sweep_report(tmp_path)
+    summary, results = pd.read_csv(tmp_path / "summary.csv"), pd.read_csv(tmp_path / "results.csv")
+    assert summary["param/lr"].tolist() == results["param/lr"].tolist() == table["lr"].tolist()
+    assert results["lr"].unique().tolist() == [0.1]  # that of the epoch
     assert Measured(tmp_path).all(sweep) == []  # it is done
     other = load_sweep(search(tmp_path, "d", parameters={"lr": {"values": [0.5, 0.6]}}), run_cap=4, seeds=[1])
     with pytest.raises(InputError, match="parameters: the search began with others"):

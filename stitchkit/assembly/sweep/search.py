@@ -174,11 +174,13 @@ class HyperSearch(Sweep):
         given: Any = train.get("optimizer_args") if isinstance(train, Mapping) else None
         arguments = {"optimizer_args": {**(given or {}), **others}} if others else {}
         place, said = f"trial-{trial.number}", {key: str(value) for key, value in trial.params.items()}
+        # So that they have other columns in a report than the figures of the job, such as its rate in an epoch.
+        tried = {f"param/{key}": value for key, value in trial.params.items()}
         return [
             replace(
                 job,
                 name=f"{place}-{job.name.removeprefix('train-')}",
-                metadata={**job.metadata, "arch": self.name, "trial": trial.number, **trial.params},
+                metadata={**job.metadata, "arch": self.name, "trial": trial.number, **tried},
                 columns={"trial": str(trial.number), **said, **job.columns},
             )
             for job in plan_datasets(self.job, **{**self.changes, **ours, **arguments}).jobs
