@@ -311,7 +311,7 @@ def test_the_published_command_of_a_search(tmp_path, monkeypatch, caplog):
         ({"method": "grid"}, "parameters.weight_decay: a grid needs values"),
         (
             {"parameters": {"seed": {"values": [1, 2]}}},
-            "parameters.seed: every trial runs with the same seeds; list them",
+            "parameters.seed: all trials run with the same seeds",
         ),
         ({"parameters": {"lr": {"min": 1}}}, "parameters.lr: it has min; set value, values, or min and max"),
         ({"parameters": {"lr": {"min": 1, "max": 0}}}, "parameters.lr: min is 1 and max 0; min must be lower"),

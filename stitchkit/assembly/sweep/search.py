@@ -47,7 +47,7 @@ def plan_search(path: str | Path, **changes: object) -> HyperSearch:
             raise InputError(f"parameters.{wide}: a grid needs values, not min and max; list them, or choose random")
         if "seed" in file.parameters:
             raise InputError(
-                "parameters.seed: every trial runs with the same seeds; list them as seeds, outside parameters"
+                "parameters.seed: all trials run with the same seeds; list those as seeds, beside parameters"
             )
         job = path.parent / file.job if file.job else _job_of(file.command)
         if ignored := [word for word in file.command if word.startswith("--") and not word.startswith("--config=")]:
