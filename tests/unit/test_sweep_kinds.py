@@ -6,6 +6,7 @@ import torch
 import yaml
 
 from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.sweep import by_dataset
 from stitchkit.assembly.sweep.cluster import LocalPool
 from stitchkit.assembly.sweep.config import load_sweep
 from stitchkit.assembly.sweep.report import sweep_report
@@ -299,6 +300,27 @@ def test_the_published_command_of_a_search(tmp_path, monkeypatch, caplog):
     ]
 
 
+def test_a_trial_keeps_what_its_job_says_of_the_optimizer(tmp_path):
+    [job] = load_sweep(search(tmp_path, "d", parameters={"weight_decay": {"value": 0.5}})).jobs
+    assert job.config["train_config"]["optimizer_args"] == {"lr": 0.01, "weight_decay": 0.5}
+
+
+def test_the_network_of_a_search_is_built_once(tmp_path, monkeypatch):
+    built = []
+    check = by_dataset.check_network
+    monkeypatch.setattr(by_dataset, "check_network", lambda *args, **named: built.append(1) or check(*args, **named))
+    path = search(tmp_path, "d", method="grid", parameters={"lr": {"values": [0.1, 0.2, 0.3]}})
+    Measured(tmp_path).all(load_sweep(path, seeds=[1]))
+    assert len(built) == 1
+
+
+def test_a_search_does_not_try_other_data_sets_in_place_of_those_of_its_sweep(tmp_path):
+    data_sets(tmp_path, "cifar100")
+    path = search(tmp_path, "d", job="many.yml", parameters={"dataset": {"values": ["digits"]}})
+    with pytest.raises(InputError, match=r"parameters.dataset: '.*many.yml' names data sets too; remove one"):
+        load_sweep(path)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -313,6 +335,7 @@ def test_the_published_command_of_a_search(tmp_path, monkeypatch, caplog):
             {"parameters": {"seed": {"values": [1, 2]}}},
             "parameters.seed: all trials run with the same seeds",
         ),
+        ({"parameters": {"lr": {"value": -1.0}}}, "search.yml': train_config.optimizer_args: AdamW rejects them"),
         ({"parameters": {"lr": {"min": 1}}}, "parameters.lr: it has min; set value, values, or min and max"),
         ({"parameters": {"lr": {"min": 1, "max": 0}}}, "parameters.lr: min is 1 and max 0; min must be lower"),
         ({"metrics": 1}, "metrics: unknown key 'metrics'; did you mean 'metric'?"),

@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from stitchkit.assembly.config.job_settings import JobSettings
+from stitchkit.assembly.config.job_settings import JobSettings, override
 from stitchkit.assembly.config.settings import TrainConfig
 from stitchkit.assembly.sweep.by_dataset import plan_datasets
 from stitchkit.assembly.sweep.plan import PlannedJob, Sweep
 from stitchkit.assembly.sweep.search_file import SearchFile, Value
 from stitchkit.assembly.sweep.worker import SweepJob
+from stitchkit.assembly.train.check import check_training
 from stitchkit.errors import InputError
 from stitchkit.files import own_folder, refuse_link, replacing
 from stitchkit.optional import check_installed
@@ -54,11 +55,9 @@ def plan_search(path: str | Path, **changes: object) -> HyperSearch:
             instead = "set --cluster, --gpus and --setup instead"
             _logger.warning("'%s': command: %s has no effect; %s", path, " ".join(ignored), instead)
     base = plan_datasets(job, **changes)  # errors name the job's file
-    search = HyperSearch(
-        jobs=(), seeds=file.seeds or base.seeds, resources=file.slurm, name=path.stem, file=file, job=job,
-        changes=changes,
-    )  # fmt: skip
-    return replace(search, jobs=search.preview())
+    if "dataset" in file.parameters and "dataset" in base.jobs[0].metadata:
+        raise InputError(f"'{path}': parameters.dataset: '{job}' names data sets too; remove one of the two")
+    return HyperSearch(seeds=file.seeds or base.seeds, resources=file.slurm, path=path, file=file, base=base.jobs)
 
 
 def _job_of(command: Sequence[str]) -> Path:
@@ -79,21 +78,25 @@ class HyperSearch(Sweep):
     """Trials of the jobs of a file, of which later ones may depend on the results of earlier ones.
 
     Args:
-        name: The stem of its file.
-        file: The file.
-        job: The file of its jobs.
-        changes: Settings in place of those of that file.
+        jobs: Those of the first trials: of all, unless they depend on results.
+        path: Its file.
+        file: What is in it.
+        base: The jobs, of which each trial runs all with its own values; their network is checked already.
     """
 
-    name: str
+    jobs: Sequence[PlannedJob] = field(init=False)
+    path: Path
     file: SearchFile
-    job: Path
-    changes: Mapping[str, object]
+    base: Sequence[PlannedJob]
 
-    def preview(self) -> list[PlannedJob]:
-        """The jobs of the first trials: of all, unless they depend on results."""
-        trials = self._ask(self._study(None), 1 if self.file.method == "bayes" else self._num_trials)
-        return [job for trial in trials for job in self._jobs(trial)]
+    def __post_init__(self) -> None:
+        first = self._ask(self._study(None), 1 if self.file.method == "bayes" else self._num_trials)
+        object.__setattr__(self, "jobs", self._checked(first))
+
+    @property
+    def name(self) -> str:
+        """Its name, which begins those of its files."""
+        return self.path.stem
 
     def rounds(self, folder: Path, at_once: int | None) -> Iterator[Sequence[PlannedJob]]:
         """The jobs of the trials that have no result, and when these have ended, those of the next trials.
@@ -107,7 +110,7 @@ class HyperSearch(Sweep):
             waiting = sorted([*unfinished, *failed, *self._ask(study, count)], key=lambda trial: trial.number)
             if not waiting:
                 break
-            yield [job for trial in waiting for job in self._jobs(trial)]
+            yield self._checked(waiting)
             unfinished, failed = self._tell(study, folder)[0], []
             if unfinished:  # submitted, or interrupted: the command continues when it is repeated
                 break
@@ -165,14 +168,19 @@ class HyperSearch(Sweep):
                 raise InputError(f"parameters: the search began with others ({error}); choose another -o") from error
         return [study.trials[number] for number in asked]
 
+    def _checked(self, trials: Sequence[FrozenTrial]) -> list[PlannedJob]:
+        """The jobs of trials that are about to begin, whose values fit a training."""
+        jobs = [job for trial in trials for job in self._jobs(trial)]
+        with naming(self.path):
+            for job in jobs:
+                check_training(job.parsed)
+        return jobs
+
     def _jobs(self, trial: FrozenTrial) -> list[PlannedJob]:
         """The jobs of a trial."""
         known = {item.name for kind in (TrainConfig, JobSettings) for item in fields(kind)}
-        ours = {key: value for key, value in trial.params.items() if key in known}
-        others = {key: value for key, value in trial.params.items() if key not in known}
-        train = read_settings_file(self.job).get("train_config")
-        given: Any = train.get("optimizer_args") if isinstance(train, Mapping) else None
-        arguments = {"optimizer_args": {**(given or {}), **others}} if others else {}
+        changes = {key: value for key, value in trial.params.items() if key in known}
+        changes["optimizer_args"] = {key: value for key, value in trial.params.items() if key not in known}
         place, said = f"trial-{trial.number}", {key: str(value) for key, value in trial.params.items()}
         # So that they have other columns in a report than the figures of the job, such as its rate in an epoch.
         tried = {f"param/{key}": value for key, value in trial.params.items()}
@@ -180,10 +188,11 @@ class HyperSearch(Sweep):
             replace(
                 job,
                 name=f"{place}-{job.name.removeprefix('train-')}",
+                config=override(job.config, changes),
                 metadata={**job.metadata, "arch": self.name, "trial": trial.number, **tried},
                 columns={"trial": str(trial.number), **said, **job.columns},
             )
-            for job in plan_datasets(self.job, **{**self.changes, **ours, **arguments}).jobs
+            for job in self.base
         ]
 
     def _tell(self, study: Study, folder: Path) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
