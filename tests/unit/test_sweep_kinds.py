@@ -12,6 +12,7 @@ from stitchkit.assembly.sweep.config import load_sweep
 from stitchkit.assembly.sweep.report import sweep_report
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.assembly.train.checkpoint import JobCheckpoints
+from stitchkit.assembly.train.columns import planned_columns
 from stitchkit.assembly.train.job import job_paths, open_job
 from stitchkit.assembly.train.run import _begin, run_job
 from stitchkit.cli import main
@@ -279,6 +280,27 @@ def test_a_failed_trial_is_listed_again_and_retried_on_request(tmp_path, images,
     assert started == [f"trial-{number}-base" for number in (1, 0, 2, 1)]
 
 
+_TOP = {"metric_fn": "topk_accuracy", "metric_fn_args": {"topk": [1, 2]}, "output": "head"}
+
+
+@pytest.mark.parametrize(
+    ("train", "changes"),
+    [
+        (
+            {"model_ema": True, "aux_losses": [{"output": "head"}]},
+            {"metrics": [{"metric_fn": "cross_entropy"}, _TOP]},
+        ),
+        pytest.param({}, {"eval_checkpoints": False}, marks=pytest.mark.full),
+        pytest.param({}, {"test_only": True}, marks=pytest.mark.full),
+    ],
+)
+def test_the_columns_of_a_result_are_known_before(tmp_path, images, train, changes):
+    content = {**job_config(str(images), epochs=1, max_steps=1, **train), **changes, "pretrained": False}
+    config = JobConfig.parse({**content, "save_dir": str(tmp_path)})
+    written = pd.read_pickle(run_job(config)).columns
+    assert {*planned_columns(config)} - {"GPU Mem"} == {*written}
+
+
 def test_the_sample_search():
     sweep = load_sweep(ROOT / "configs/sweeps/search.yml")
     assert [job.name for job in sweep.jobs] == [f"trial-{number}-datasets-digits" for number in range(4)]
@@ -338,6 +360,10 @@ def test_a_search_does_not_try_other_data_sets_in_place_of_those_of_its_sweep(tm
         ({"parameters": {"lr": {"value": -1.0}}}, "search.yml': train_config.optimizer_args: AdamW rejects them"),
         ({"parameters": {"lr": {"min": 1}}}, "parameters.lr: it has min; set value, values, or min and max"),
         ({"parameters": {"lr": {"min": 1, "max": 0}}}, "parameters.lr: min is 1 and max 0; min must be lower"),
+        (
+            {"metric": {"name": "Test Acuracy"}},
+            "no column of the results ends with 'Test Acuracy'",
+        ),
         ({"metrics": 1}, "metrics: unknown key 'metrics'; did you mean 'metric'?"),
     ],
 )

@@ -18,6 +18,7 @@ from stitchkit.assembly.sweep.plan import PlannedJob, Sweep
 from stitchkit.assembly.sweep.search_file import SearchFile, Value
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.assembly.train.check import check_training
+from stitchkit.assembly.train.columns import planned_columns
 from stitchkit.errors import InputError
 from stitchkit.files import own_folder, refuse_link, replacing
 from stitchkit.optional import check_installed
@@ -71,6 +72,14 @@ def _job_of(command: Sequence[str]) -> Path:
                 raise InputError(f"command: the variable {variable[1]} names no job; set it, or job: FILE")
             return Path(os.environ[variable[1]])
     raise InputError("job is missing; name the file of the job")
+
+
+def _chosen(metric: str, columns: Sequence[str]) -> list[str]:
+    """The columns of a result that a metric names by their end; it may begin with `Avg`."""
+    end = metric.removeprefix("Avg ")
+    if not (found := [name for name in columns if name == end or name.endswith(f"/{end}")]):
+        raise InputError(f"metric.name: no column of the results ends with '{end}'; they are {', '.join(columns)}")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,11 +178,12 @@ class HyperSearch(Sweep):
         return [study.trials[number] for number in asked]
 
     def _checked(self, trials: Sequence[FrozenTrial]) -> list[PlannedJob]:
-        """The jobs of trials that are about to begin, whose values fit a training."""
+        """The jobs of trials that are about to begin, whose values fit a training that will have the figure."""
         jobs = [job for trial in trials for job in self._jobs(trial)]
         with naming(self.path):
             for job in jobs:
                 check_training(job.parsed)
+                _chosen(self.file.metric.name, planned_columns(job.parsed))
         return jobs
 
     def _jobs(self, trial: FrozenTrial) -> list[PlannedJob]:
@@ -217,16 +227,8 @@ class HyperSearch(Sweep):
         """The mean of the metric over runs, each in its last epoch."""
         import pandas as pd
 
-        end, found = self.file.metric.name.removeprefix("Avg "), []
-        for run in runs:
-            last = pd.read_csv(run.result.with_suffix(".csv")).iloc[-1]
-            columns = [name for name in last.index if name == end or name.endswith(f"/{end}")]
-            if not columns:
-                raise InputError(
-                    f"metric.name: no column of the results ends with '{end}'; they are {', '.join(last.index)}"
-                )
-            found.append(float(last[columns].mean()))
-        return sum(found) / len(found)
+        last = [pd.read_csv(run.result.with_suffix(".csv")).iloc[-1] for run in runs]
+        return sum(float(row[_chosen(self.file.metric.name, row.index)].mean()) for row in last) / len(last)
 
     def _report(self, study: Study, folder: Path) -> None:
         """Write the table of all trials, and say which is the best."""
