@@ -205,6 +205,7 @@ def test_a_search_goes_through_its_trials(tmp_path, caplog):
     table = pd.read_csv(tmp_path / "search-trials.csv")
     assert table["Avg Test Accuracy"].tolist() == table["lr"].tolist()
     assert f"Avg Test Accuracy {table['lr'].max():g}: lr {table['lr'].max()}" in caplog.text
+    assert "bayes runs one trial at a time; --jobs N runs N" in caplog.text  # without a limit
     sweep_report(tmp_path)
     summary, results = pd.read_csv(tmp_path / "summary.csv"), pd.read_csv(tmp_path / "results.csv")
     assert summary["param/lr"].tolist() == results["param/lr"].tolist() == table["lr"].tolist()

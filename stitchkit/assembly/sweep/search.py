@@ -112,6 +112,8 @@ class HyperSearch(Sweep):
 
         Trials that failed before are in the first round, where they are listed, or run again on request.
         """
+        if self.file.method == "bayes" and at_once is None:
+            _logger.info("bayes runs one trial at a time; --jobs N runs N")
         study = self._study(own_folder(folder))
         unfinished, failed = self._tell(study, folder)
         while True:
