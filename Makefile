@@ -1,5 +1,6 @@
 # make demo, make demo-sweep, make demo-compose: everything on real data, in a few minutes.
 # make test: a case of every kind, in minutes.   make test-all: every case.   make lint: style and types.   CI runs all three.
+# make nightly: 5,000 new odd files for every reader; it takes hours.
 # make bench: our code against a plain reference; it takes long, and needs an idle machine.
 # Each creates the virtual environment .venv if it is missing; PYTHON names the interpreter. The demos install only what they
 # need; the other targets also install the development tools.
@@ -15,7 +16,7 @@ RUN := outputs/digits_vit
 SWEEP := outputs/sweep_digits
 COMPOSED := outputs/compose_digits
 
-.PHONY: install demo demo-sweep demo-compose test test-full test-all lint bench clean
+.PHONY: install demo demo-sweep demo-compose test test-full test-all nightly lint bench clean
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -39,6 +40,9 @@ test-full: $(INSTALLED)
 	$(PYTEST) -m full
 
 test-all: test test-full
+
+nightly: $(INSTALLED)
+	FUZZ_EXAMPLES=5000 $(PYTEST) -m full tests/fuzz
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -23,7 +23,7 @@ class Hang(BaseException):
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Raise `AssertionError` after two seconds of computing, and `MemoryError` at the second GiB of further memory."""
+    """Raise `AssertionError` after 2 s of computing or 300 s of waiting, `MemoryError` at the second further GiB."""
     is_running = True
 
     def stop(*_: object) -> None:

@@ -6,11 +6,13 @@ import torch
 import yaml
 
 from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.sweep import by_dataset
 from stitchkit.assembly.sweep.cluster import LocalPool
 from stitchkit.assembly.sweep.config import load_sweep
 from stitchkit.assembly.sweep.report import sweep_report
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.assembly.train.checkpoint import JobCheckpoints
+from stitchkit.assembly.train.columns import planned_columns
 from stitchkit.assembly.train.job import job_paths, open_job
 from stitchkit.assembly.train.run import _begin, run_job
 from stitchkit.cli import main
@@ -164,21 +166,34 @@ def search(folder, images, **changes):
 
 
 class Measured:
-    """Runs trials without training: the accuracy is the learning rate."""
+    """Runs trials without training: the accuracy is the learning rate, or what is made of it."""
 
-    def __init__(self, folder):
-        self.folder, self.rounds = folder, []
+    def __init__(self, folder, accuracy=float):
+        self.folder, self.accuracy, self.rounds = folder, accuracy, []
 
     def all(self, sweep, at_once=None):
         for jobs in sweep.rounds(self.folder, at_once):
             self.rounds.append([job.name for job in jobs])
             for job in jobs:
                 rate = job.config["train_config"]["optimizer_args"]["lr"]
-                write_result(self.folder, job.name, job.metadata, [rate])
+                write_result(self.folder, job.name, job.metadata, [self.accuracy(rate)])
         return self.rounds
 
 
-def test_a_search_learns_from_its_results(tmp_path, caplog):
+def test_a_search_of_the_usual_length_learns_from_its_results(tmp_path):
+    sweep = load_sweep(search(tmp_path, "d", parameters={"lr": {"min": 0.0, "max": 1.0}}), seeds=[1])
+    tried = []
+    for name, accuracy in (("high", float), ("low", lambda rate: 1 - rate)):
+        (folder := tmp_path / name).mkdir()
+        Measured(folder, accuracy).all(sweep)
+        tried.append(pd.read_csv(folder / "search-trials.csv")["lr"])
+    high, low = tried
+    assert len(high) == len(low) == 10
+    assert high[:3].tolist() == low[:3].tolist()  # drawn before there is anything to learn
+    assert high[3:].mean() > low[3:].mean() + 0.2
+
+
+def test_a_search_goes_through_its_trials(tmp_path, caplog):
     caplog.set_level("INFO")
     sweep = load_sweep(search(tmp_path, "d"), run_cap=3, seeds=[1])
     [first] = sweep.jobs
@@ -190,13 +205,20 @@ def test_a_search_learns_from_its_results(tmp_path, caplog):
     table = pd.read_csv(tmp_path / "search-trials.csv")
     assert table["Avg Test Accuracy"].tolist() == table["lr"].tolist()
     assert f"Avg Test Accuracy {table['lr'].max():g}: lr {table['lr'].max()}" in caplog.text
+    assert "bayes runs one trial at a time; --jobs N runs N" in caplog.text  # without a limit
+    sweep_report(tmp_path)
+    summary, results = pd.read_csv(tmp_path / "summary.csv"), pd.read_csv(tmp_path / "results.csv")
+    assert summary["param/lr"].tolist() == results["param/lr"].tolist() == table["lr"].tolist()
+    assert results["lr"].unique().tolist() == [0.1]  # that of the epoch
     assert Measured(tmp_path).all(sweep) == []  # it is done
     other = load_sweep(search(tmp_path, "d", parameters={"lr": {"values": [0.5, 0.6]}}), run_cap=4, seeds=[1])
     with pytest.raises(InputError, match="parameters: the search began with others"):
         next(other.rounds(tmp_path, None))
-    (tmp_path / "search.journal").write_text("[1]\n{")
-    with pytest.raises(InputError, match="the journal of the search, is damaged"):
-        next(sweep.rounds(tmp_path, None))
+    journal = tmp_path / "search.journal"
+    for damage in ("[1]\n{", journal.read_text().replace('"directions":[2]', '"directions":[]')):
+        journal.write_text(damage)
+        with pytest.raises(InputError, match="the journal of the search, is damaged"):
+            next(sweep.rounds(tmp_path, None))
 
 
 @pytest.mark.full
@@ -259,6 +281,27 @@ def test_a_failed_trial_is_listed_again_and_retried_on_request(tmp_path, images,
     assert started == [f"trial-{number}-base" for number in (1, 0, 2, 1)]
 
 
+_TOP = {"metric_fn": "topk_accuracy", "metric_fn_args": {"topk": [1, 2]}, "output": "head"}
+
+
+@pytest.mark.parametrize(
+    ("train", "changes"),
+    [
+        (
+            {"model_ema": True, "aux_losses": [{"output": "head"}]},
+            {"metrics": [{"metric_fn": "cross_entropy"}, _TOP]},
+        ),
+        pytest.param({}, {"eval_checkpoints": False}, marks=pytest.mark.full),
+        pytest.param({}, {"test_only": True}, marks=pytest.mark.full),
+    ],
+)
+def test_the_columns_of_a_result_are_known_before(tmp_path, images, train, changes):
+    content = {**job_config(str(images), epochs=1, max_steps=1, **train), **changes, "pretrained": False}
+    config = JobConfig.parse({**content, "save_dir": str(tmp_path)})
+    written = pd.read_pickle(run_job(config)).columns
+    assert {*planned_columns(config)} - {"GPU Mem"} == {*written}
+
+
 def test_the_sample_search():
     sweep = load_sweep(ROOT / "configs/sweeps/search.yml")
     assert [job.name for job in sweep.jobs] == [f"trial-{number}-datasets-digits" for number in range(4)]
@@ -280,6 +323,27 @@ def test_the_published_command_of_a_search(tmp_path, monkeypatch, caplog):
     ]
 
 
+def test_a_trial_keeps_what_its_job_says_of_the_optimizer(tmp_path):
+    [job] = load_sweep(search(tmp_path, "d", parameters={"weight_decay": {"value": 0.5}})).jobs
+    assert job.config["train_config"]["optimizer_args"] == {"lr": 0.01, "weight_decay": 0.5}
+
+
+def test_the_network_of_a_search_is_built_once(tmp_path, monkeypatch):
+    built = []
+    check = by_dataset.check_network
+    monkeypatch.setattr(by_dataset, "check_network", lambda *args, **named: built.append(1) or check(*args, **named))
+    path = search(tmp_path, "d", method="grid", parameters={"lr": {"values": [0.1, 0.2, 0.3]}})
+    Measured(tmp_path).all(load_sweep(path, seeds=[1]))
+    assert len(built) == 1
+
+
+def test_a_search_does_not_try_other_data_sets_in_place_of_those_of_its_sweep(tmp_path):
+    data_sets(tmp_path, "cifar100")
+    path = search(tmp_path, "d", job="many.yml", parameters={"dataset": {"values": ["digits"]}})
+    with pytest.raises(InputError, match=r"parameters.dataset: '.*many.yml' names data sets too; remove one"):
+        load_sweep(path)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -290,8 +354,17 @@ def test_the_published_command_of_a_search(tmp_path, monkeypatch, caplog):
         ),
         ({"method": "magic"}, "method: unknown value 'magic'"),
         ({"method": "grid"}, "parameters.weight_decay: a grid needs values"),
+        (
+            {"parameters": {"seed": {"values": [1, 2]}}},
+            "parameters.seed: all trials run with the same seeds",
+        ),
+        ({"parameters": {"lr": {"value": -1.0}}}, "search.yml': train_config.optimizer_args: AdamW rejects them"),
         ({"parameters": {"lr": {"min": 1}}}, "parameters.lr: it has min; set value, values, or min and max"),
         ({"parameters": {"lr": {"min": 1, "max": 0}}}, "parameters.lr: min is 1 and max 0; min must be lower"),
+        (
+            {"metric": {"name": "Test Acuracy"}},
+            "no column of the results ends with 'Test Acuracy'",
+        ),
         ({"metrics": 1}, "metrics: unknown key 'metrics'; did you mean 'metric'?"),
     ],
 )

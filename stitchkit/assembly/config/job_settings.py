@@ -162,7 +162,10 @@ def read_job(path: str | Path, changes: Mapping[str, object]) -> dict[str, objec
 
 
 def override(content: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:
-    """The content of a file with other settings, by key: also keys of `train_config`, and those of `_INNER` in it."""
+    """The content of a file with other settings, by key: also keys of `train_config`, and those of `_INNER` in it.
+
+    Arguments of the optimizer and the preprocessing that are not among them stay as in the file.
+    """
     inner = {name for names in _INNER.values() for name in names}
     names = {item.name for item in fields(TrainConfig)} - inner
     train = {key: value for key, value in changes.items() if key in names}
@@ -171,9 +174,10 @@ def override(content: Mapping[str, object], changes: Mapping[str, object]) -> di
     if isinstance(own, Mapping):  # parsing refuses anything else, with its place
         own = {key: value for key, value in own.items() if key not in IGNORED}
         for key, members in _INNER.items():
-            new, before = {name: changes[name] for name in members if name in changes}, own.get(key, {})
-            if new and isinstance(before, Mapping):
-                train[key] = {**before, **new}
+            before, new = own.get(key, {}), changes.get(key, {})
+            if isinstance(before, Mapping) and isinstance(new, Mapping):
+                merged = {**before, **new, **{name: changes[name] for name in members if name in changes}}
+                train |= {key: merged} if merged else {}
         if own or train:
             others["train_config"] = {**own, **train}
     # A job starts from one file, so either flag replaces both keys of the file.

@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from stitchkit.assembly.config.job_settings import JobSettings
+from stitchkit.assembly.config.job_settings import JobSettings, override
 from stitchkit.assembly.config.settings import TrainConfig
 from stitchkit.assembly.sweep.by_dataset import plan_datasets
 from stitchkit.assembly.sweep.plan import PlannedJob, Sweep
 from stitchkit.assembly.sweep.search_file import SearchFile, Value
 from stitchkit.assembly.sweep.worker import SweepJob
+from stitchkit.assembly.train.check import check_training
+from stitchkit.assembly.train.columns import planned_columns
 from stitchkit.errors import InputError
 from stitchkit.files import own_folder, refuse_link, replacing
 from stitchkit.optional import check_installed
@@ -31,6 +33,8 @@ _logger = logging.getLogger(__name__)
 
 _TRIALS = 10
 """Trials of a search whose file does not say how many, unless it is a grid."""
+_RANDOM_TRIALS = 3
+"""Random trials before `bayes` learns from results; with optuna's own 10, a search of 10 trials would not learn."""
 
 
 def plan_search(path: str | Path, **changes: object) -> HyperSearch:
@@ -43,16 +47,18 @@ def plan_search(path: str | Path, **changes: object) -> HyperSearch:
         ranges = file.parameters.items()
         if file.method == "grid" and (wide := next((key for key, each in ranges if each.choices is None), None)):
             raise InputError(f"parameters.{wide}: a grid needs values, not min and max; list them, or choose random")
+        if "seed" in file.parameters:
+            raise InputError(
+                "parameters.seed: all trials run with the same seeds; list those as seeds, beside parameters"
+            )
         job = path.parent / file.job if file.job else _job_of(file.command)
         if ignored := [word for word in file.command if word.startswith("--") and not word.startswith("--config=")]:
             instead = "set --cluster, --gpus and --setup instead"
             _logger.warning("'%s': command: %s has no effect; %s", path, " ".join(ignored), instead)
     base = plan_datasets(job, **changes)  # errors name the job's file
-    search = HyperSearch(
-        jobs=(), seeds=file.seeds or base.seeds, resources=file.slurm, name=path.stem, file=file, job=job,
-        changes=changes,
-    )  # fmt: skip
-    return replace(search, jobs=search.preview())
+    if "dataset" in file.parameters and "dataset" in base.jobs[0].metadata:
+        raise InputError(f"'{path}': parameters.dataset: '{job}' names data sets too; remove one of the two")
+    return HyperSearch(seeds=file.seeds or base.seeds, resources=file.slurm, path=path, file=file, base=base.jobs)
 
 
 def _job_of(command: Sequence[str]) -> Path:
@@ -68,32 +74,46 @@ def _job_of(command: Sequence[str]) -> Path:
     raise InputError("job is missing; name the file of the job")
 
 
+def _chosen(metric: str, columns: Sequence[str]) -> list[str]:
+    """The columns of a result that a metric names by their end; it may begin with `Avg`."""
+    end = metric.removeprefix("Avg ")
+    if not (found := [name for name in columns if name == end or name.endswith(f"/{end}")]):
+        raise InputError(f"metric.name: no column of the results ends with '{end}'; they are {', '.join(columns)}")
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class HyperSearch(Sweep):
     """Trials of the jobs of a file, of which later ones may depend on the results of earlier ones.
 
     Args:
-        name: The stem of its file.
-        file: The file.
-        job: The file of its jobs.
-        changes: Settings in place of those of that file.
+        jobs: Those of the first trials: of all, unless they depend on results.
+        path: Its file.
+        file: What is in it.
+        base: The jobs, of which each trial runs all with its own values; their network is checked already.
     """
 
-    name: str
+    jobs: Sequence[PlannedJob] = field(init=False)
+    path: Path
     file: SearchFile
-    job: Path
-    changes: Mapping[str, object]
+    base: Sequence[PlannedJob]
 
-    def preview(self) -> list[PlannedJob]:
-        """The jobs of the first trials: of all, unless they depend on results."""
-        trials = self._ask(self._study(None), 1 if self.file.method == "bayes" else self._num_trials)
-        return [job for trial in trials for job in self._jobs(trial)]
+    def __post_init__(self) -> None:
+        first = self._ask(self._study(None), 1 if self.file.method == "bayes" else self._num_trials)
+        object.__setattr__(self, "jobs", self._checked(first))
+
+    @property
+    def name(self) -> str:
+        """Its name, which begins those of its files."""
+        return self.path.stem
 
     def rounds(self, folder: Path, at_once: int | None) -> Iterator[Sequence[PlannedJob]]:
         """The jobs of the trials that have no result, and when these have ended, those of the next trials.
 
         Trials that failed before are in the first round, where they are listed, or run again on request.
         """
+        if self.file.method == "bayes" and at_once is None:
+            _logger.info("bayes runs one trial at a time; --jobs N runs N")
         study = self._study(own_folder(folder))
         unfinished, failed = self._tell(study, folder)
         while True:
@@ -101,7 +121,7 @@ class HyperSearch(Sweep):
             waiting = sorted([*unfinished, *failed, *self._ask(study, count)], key=lambda trial: trial.number)
             if not waiting:
                 break
-            yield [job for trial in waiting for job in self._jobs(trial)]
+            yield self._checked(waiting)
             unfinished, failed = self._tell(study, folder)[0], []
             if unfinished:  # submitted, or interrupted: the command continues when it is repeated
                 break
@@ -132,12 +152,11 @@ class HyperSearch(Sweep):
         try:
             storage = JournalStorage(JournalFileBackend(str(journal))) if journal else None
             study = optuna.create_study(storage=storage, study_name=self.name, direction=goal, load_if_exists=True)
+            before = study.direction.name.lower()
         except Exception as error:  # optuna raises many types, AssertionError too
             raise InputError(f"'{journal}', the journal of the search, is damaged: {error}; move it away") from error
-        if study.direction.name.lower() != goal:
-            raise InputError(
-                f"metric.goal is {goal}, but the search in '{folder}' has the other one; choose another -o"
-            )
+        if before != goal:
+            raise InputError(f"metric.goal is {goal}, but the search in '{folder}' has {before}; choose another -o")
         for params in self._grid():
             study.enqueue_trial(dict(params), skip_if_exists=True)
         return study
@@ -148,34 +167,44 @@ class HyperSearch(Sweep):
         from optuna.trial import TrialState
 
         ranges = {key: each.distributed() for key, each in self.file.parameters.items()}
-        kind = TPESampler if self.file.method == "bayes" else RandomSampler
         first = len(study.trials) - len(study.get_trials(states=[TrialState.WAITING]))
         asked = []
         for begun in range(first, min(first + count, self._num_trials)):
-            study.sampler = kind(seed=begun)  # so that a search that was interrupted tries the same
+            # Each trial has its own seed, so that a search that was interrupted tries the same.
+            learns = self.file.method == "bayes"
+            study.sampler = TPESampler(seed=begun, n_startup_trials=_RANDOM_TRIALS) if learns else RandomSampler(begun)
             try:
                 asked.append(study.ask(ranges).number)
             except ValueError as error:
                 raise InputError(f"parameters: the search began with others ({error}); choose another -o") from error
         return [study.trials[number] for number in asked]
 
+    def _checked(self, trials: Sequence[FrozenTrial]) -> list[PlannedJob]:
+        """The jobs of trials that are about to begin, whose values fit a training that will have the figure."""
+        jobs = [job for trial in trials for job in self._jobs(trial)]
+        with naming(self.path):
+            for job in jobs:
+                check_training(job.parsed)
+                _chosen(self.file.metric.name, planned_columns(job.parsed))
+        return jobs
+
     def _jobs(self, trial: FrozenTrial) -> list[PlannedJob]:
         """The jobs of a trial."""
         known = {item.name for kind in (TrainConfig, JobSettings) for item in fields(kind)}
-        ours = {key: value for key, value in trial.params.items() if key in known}
-        others = {key: value for key, value in trial.params.items() if key not in known}
-        train = read_settings_file(self.job).get("train_config")
-        given: Any = train.get("optimizer_args") if isinstance(train, Mapping) else None
-        arguments = {"optimizer_args": {**(given or {}), **others}} if others else {}
+        changes = {key: value for key, value in trial.params.items() if key in known}
+        changes["optimizer_args"] = {key: value for key, value in trial.params.items() if key not in known}
         place, said = f"trial-{trial.number}", {key: str(value) for key, value in trial.params.items()}
+        # So that they have other columns in a report than the figures of the job, such as its rate in an epoch.
+        tried = {f"param/{key}": value for key, value in trial.params.items()}
         return [
             replace(
                 job,
                 name=f"{place}-{job.name.removeprefix('train-')}",
-                metadata={**job.metadata, "arch": self.name, "trial": trial.number, **trial.params},
+                config=override(job.config, changes),
+                metadata={**job.metadata, "arch": self.name, "trial": trial.number, **tried},
                 columns={"trial": str(trial.number), **said, **job.columns},
             )
-            for job in plan_datasets(self.job, **{**self.changes, **ours, **arguments}).jobs
+            for job in self.base
         ]
 
     def _tell(self, study: Study, folder: Path) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
@@ -200,16 +229,8 @@ class HyperSearch(Sweep):
         """The mean of the metric over runs, each in its last epoch."""
         import pandas as pd
 
-        end, found = self.file.metric.name.removeprefix("Avg "), []
-        for run in runs:
-            last = pd.read_csv(run.result.with_suffix(".csv")).iloc[-1]
-            columns = [name for name in last.index if name == end or name.endswith(f"/{end}")]
-            if not columns:
-                raise InputError(
-                    f"metric.name: no column of the results ends with '{end}'; they are {', '.join(last.index)}"
-                )
-            found.append(float(last[columns].mean()))
-        return sum(found) / len(found)
+        last = [pd.read_csv(run.result.with_suffix(".csv")).iloc[-1] for run in runs]
+        return sum(float(row[_chosen(self.file.metric.name, row.index)].mean()) for row in last) / len(last)
 
     def _report(self, study: Study, folder: Path) -> None:
         """Write the table of all trials, and say which is the best."""

@@ -22,8 +22,8 @@ class Goal(Settings):
     """What a search improves.
 
     Args:
-        name: The end of the columns of a result, such as `Test Accuracy`, of which the mean in the last epoch, over
-            all data sets and seeds, counts; it may begin with `Avg`.
+        name: The end of a column's name in the results, such as `Test Accuracy`, with or without `Avg` before it. The
+            search improves the mean of all such columns in the last epoch, over all seeds.
         goal: Whether it should be high or low.
     """
 
@@ -36,11 +36,12 @@ class Range(Settings):
     """The values of a hyper-parameter.
 
     Args:
-        value: The only one.
-        values: All of them.
-        min: The lowest.
-        max: The highest.
-        distribution: Between the lowest and the highest: even (`uniform`, `int_uniform`), or even in the logarithm.
+        value: A single value.
+        values: A list of values.
+        min: The lowest value.
+        max: The highest value.
+        distribution: How values between `min` and `max` are drawn: evenly (`uniform`, `int_uniform`), or evenly on a
+            logarithmic scale (`log_uniform_values`).
     """
 
     value: Value | None = None

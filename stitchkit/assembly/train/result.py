@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Columns that do not depend on the data sets, in their order.
-_FIRST_COLUMNS = (
+FIRST_COLUMNS = (
     *("Epoch", "Step", "LR", "Loss", "Time/Data", "Time/Step", "Time/Img Per Sec", "Time/Total", "Time/Per Epoch"),
     *("Proc Mem", "GPU Mem"),
 )
@@ -27,7 +27,7 @@ def _frame(rows: list[Row]) -> pd.DataFrame:
     import pandas as pd
 
     found = dict.fromkeys(key for row in rows for key in row)
-    return pd.DataFrame(rows, columns=[key for key in dict.fromkeys([*_FIRST_COLUMNS, *found]) if key in found])
+    return pd.DataFrame(rows, columns=[key for key in dict.fromkeys([*FIRST_COLUMNS, *found]) if key in found])
 
 
 def write_rows(result: Path, rows: list[Row]) -> None:

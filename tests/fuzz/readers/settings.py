@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from stitchkit.settings.files import read_settings_file
 from stitchkit.settings.flags import add_flags, gather
 from stitchkit.settings.recipe import Recipe
 from tests.fuzz.inputs import Seed
-from tests.fuzz.readers.base import JSON, SETTINGS, Reader, arguments, shipped
-from tests.jobs import JOBS, job_config
+from tests.fuzz.readers.base import JSON, LINES, SETTINGS, Reader, arguments, shipped
+from tests.jobs import JOBS, job_config, write_job
+from tests.results import write_result
 from tests.support import ROOT, SWEEP, pico_config
 
 
@@ -64,6 +66,48 @@ def _check_flags(path: Path) -> None:
     check(gather(vars(parser.parse_args(arguments(path))))[0])
 
 
+def _data_sets() -> Seed:
+    job = {**job_config("x"), "pretrained": False, "datasets": ["a", "b"], "seeds": [1, 2], "slurm": {"hours": 2}}
+    del job["train_config"]["dataset"]
+    return Seed(job, SETTINGS)
+
+
+def _tuned(folder: Path) -> list[Seed]:
+    config = write_job(folder, {**job_config("x"), "pretrained": False}, "config.yml")
+    (folder / "checkpoint.pth").touch()
+    return [Seed({"ft_configs": [str(config)], "seed": 5, "metrics": [{}], "slurm": {}}, SETTINGS)]
+
+
+def _searched(folder: Path) -> list[Seed]:
+    write_job(folder, {**job_config("x"), "pretrained": False}, "base.yml")
+    kinds = {
+        "bayes": {"lr": {"min": 1e-4, "max": 0.1, "distribution": "log_uniform_values"}, "epochs": {"value": 1}},
+        "random": {"batch_size": {"min": 4, "max": 8}, "optimizer": {"values": ["Adam", "SGD"]}},
+        "grid": {"lr": {"values": [0.1, 0.2]}, "amp": {"values": [True, False]}},
+    }
+    shared = {
+        "job": "base.yml",
+        "metric": {"name": "Avg Test Accuracy", "goal": "maximize"},
+        "run_cap": 2,
+        "seeds": [1],
+    }
+    return [Seed({**shared, "method": name, "parameters": some}, SETTINGS) for name, some in kinds.items()]
+
+
+def _journal(folder: Path) -> list[Seed]:
+    seed = _searched(folder)[0]
+    rounds = load_sweep(write_job(folder, {**seed.content, "run_cap": 5}, "search.yml")).rounds(folder, None)
+    for number, [job] in enumerate(rounds):
+        if number == 4:  # this one has begun
+            break
+        write_result(folder, job.name, job.metadata, [0.1 * number])
+    return [Seed([json.loads(line) for line in (folder / "search.journal").open()], LINES)]
+
+
+def _continue_search(path: Path) -> None:
+    next(iter(load_sweep(path.with_name("search.yml")).rounds(path.parent, None)), None)
+
+
 _TRAIN = {"dataset": "x", "data_preprocessing": {"image_size": 16}, "epochs": 2, "batch_size": 8, "seed": 3}
 _CARD = {"configs": [{"config_name": "a", "data_files": [{"split": "train", "path": "x.parquet"}]}]}
 _FLAGS = [
@@ -88,6 +132,10 @@ READERS = {
         [Seed({**SWEEP, "train_config": _TRAIN, "slurm": {}}, SETTINGS)],
         lambda path: load_sweep(path).jobs,
     ),
+    "sweep over data sets": Reader("fuzzed.yml", [_data_sets()], lambda path: load_sweep(path).jobs),
+    "sweep of heads by encoders": Reader("fuzzed.yml", _tuned, lambda path: load_sweep(path).jobs),
+    "search": Reader("fuzzed.yml", _searched, lambda path: load_sweep(path).jobs),
+    "journal of a search": Reader("search.journal", _journal, _continue_search),
     "collection": Reader(
         "fuzzed.yml",
         [Seed(read_settings_file(path), SETTINGS) for path in COLLECTIONS.values()],
