@@ -275,6 +275,13 @@ def test_files_that_are_not_configurations(tmp_path, text, words):
          "metrics[0].metric_fn_args.reduction: a figure is a mean over images"),
         ("train_config:", "metrics: [{metric_fn: nll_loss, metric_fn_args: {k: 1}}]\ntrain_config:",
          "metrics[0]: nll_loss rejects outputs, labels and metric_fn_args"),
+        ("train_config:", "metrics: [{metric_fn: soft_margin_loss}]\ntrain_config:",
+         "metrics[0].metric_fn: unknown metric 'soft_margin_loss'"),
+        ("train_config:", "metrics: [{metric_fn: binary_cross_entropy}]\ntrain_config:",
+         "metrics[0].metric_fn: unknown metric 'binary_cross_entropy'"),
+        ("train_config:",
+         "metrics: [{metric_fn: cross_entropy}, {metric_fn: F.cross_entropy, metric_fn_args: {label_smoothing: 0.1}}]\n"
+         "train_config:", "metrics[1]: an earlier metric has this column too, cross_entropy; keep one of them"),
         ("train_config:", "metrics: [{metric_fn: accuracy, metric_fn_args: {topk: 5}}]\ntrain_config:",
          "metrics[0]: metric_fn_args.topk: accuracy does not take it"),
         ("  Net: {model_name: resnet18}", "  Net: {}\n  Subnet: {}",
