@@ -14,7 +14,7 @@ import torch
 
 from stitchkit.assembly.parts.flow import PassingTensor, enter, leave, run
 from stitchkit.assembly.parts.part import Assembly, Conversion, ParallelPart, Part, combine
-from stitchkit.assembly.parts.pretrained import Pretrained, WholeNetwork
+from stitchkit.assembly.parts.pretrained import CONVNET, Pretrained, WholeNetwork
 from stitchkit.assembly.parts.registry import COMMON, PARTS
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec, class_token_of
 from stitchkit.errors import InputError, one_line, unknown
@@ -152,8 +152,7 @@ class _Builder:
         kind = PARTS[spec.name]
         arguments = own_arguments(spec, pretrained=self.pretrained, replaced=self.replaced)
         for name in kind.inferred:  # the data and the previous part decide these if the file does not
-            # A frozen model keeps its trained classifier.
-            if name not in arguments and not (kind is WholeNetwork and spec.arguments.get("frozen")):
+            if name not in arguments and not (kind is WholeNetwork and _keeps_its_outputs(spec)):
                 known = self.num_classes if name == "num_classes" else _channels(flow, wanted, kind.takes, class_token)
                 arguments[name] = known
         if self.checking and issubclass(kind, Pretrained):
@@ -178,12 +177,17 @@ class _Builder:
         return ParallelPart(parts, entries, exits, agg, layout), PassingTensor(value, layout)
 
 
+def _keeps_its_outputs(spec: PartSpec) -> bool:
+    """Whether the data do not decide the outputs of a model: a frozen one keeps its classifier, a convnet has none."""
+    return bool(spec.arguments.get("frozen")) or spec.arguments.get("model_name") == CONVNET
+
+
 def own_arguments(spec: PartSpec, *, pretrained: bool, replaced: bool) -> dict[str, Any]:
     """The arguments of a part in a file, without weights that its network does not read; as in `build_network`."""
     arguments = {name: value for name, value in spec.arguments.items() if name not in COMMON}
     if issubclass(PARTS[spec.name], Pretrained):
         arguments.pop("verbose", None)  # whether the published tool reports names that differ; ours always does
-        if replaced or not pretrained:
+        if replaced or not pretrained or arguments.get("model_name") == CONVNET:
             arguments["pretrained"] = False
         path = arguments.get("ckp_path")
         if replaced:
