@@ -26,7 +26,7 @@ _Outputs = Mapping[str | None, Captured | None]
 """The outputs of a network that metrics are of, by name; None is its own."""
 
 
-class Exam:
+class Evaluator:
     """Tests the network, and its moving average if it has one, on the test images of every task.
 
     Each image counts once over all ranks.
@@ -49,7 +49,9 @@ class Exam:
             *((output, measure) for (output, _), measure in self._figures.items()),
         ]
 
-    def sit(self, when: str, after_batch: Callable[[], None] = lambda: None) -> tuple[dict[str, float], list[float]]:
+    def evaluate(
+        self, when: str, after_batch: Callable[[], None] = lambda: None
+    ) -> tuple[dict[str, float], list[float]]:
         """Figures of every metric on every data set, by the columns of the result, and all losses.
 
         `when` begins the log line; `after_batch` is called after each batch, equally often on all ranks.
