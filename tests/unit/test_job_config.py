@@ -270,7 +270,7 @@ def test_files_that_are_not_configurations(tmp_path, text, words):
         ("train_config:", "metrics: [{metric_fn: cross_entropi}]\ntrain_config:",
          "metrics[0].metric_fn: unknown metric 'cross_entropi'; did you mean 'cross_entropy'?"),
         ("train_config:", "metrics: [{metric_fn: topk_accuracy, metric_fn_args: {topk: [1, 0]}}]\ntrain_config:",
-         "metrics[0]: metric_fn_args.topk is 0; it must be a number from 1 on"),
+         "metrics[0]: metric_fn_args.topk[1] is 0; it must be at least 1"),
         ("train_config:", "metrics: [{metric_fn: mse_loss, metric_fn_args: {reduction: sum}}]\ntrain_config:",
          "metrics[0].metric_fn_args.reduction: a figure is a mean over images"),
         ("train_config:", "metrics: [{metric_fn: nll_loss, metric_fn_args: {k: 1}}]\ntrain_config:",
@@ -283,7 +283,7 @@ def test_files_that_are_not_configurations(tmp_path, text, words):
          "metrics: [{metric_fn: cross_entropy}, {metric_fn: F.cross_entropy, metric_fn_args: {label_smoothing: 0.1}}]\n"
          "train_config:", "metrics[1]: an earlier metric has this column too, cross_entropy; keep one of them"),
         ("train_config:", "metrics: [{metric_fn: accuracy, metric_fn_args: {topk: 5}}]\ntrain_config:",
-         "metrics[0]: metric_fn_args.topk: accuracy does not take it"),
+         "metrics[0]: metric_fn_args: accuracy takes none; remove them, or use topk_accuracy"),
         ("  Net: {model_name: resnet18}", "  Net: {}\n  Subnet: {}",
          "line 1: model: {'Net': {}, 'Subnet': {}} is not a part; write one class name"),
         ("model:", "gaps: []\nmodel:", "line 1: gaps: this file is a sweep, not a job; use stitchkit sweep"),
