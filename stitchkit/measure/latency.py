@@ -6,7 +6,7 @@ import platform
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
-from itertools import cycle
+from itertools import count
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
@@ -58,23 +58,23 @@ class Latency(NamedTuple):
 def latencies(networks: Sequence[nn.Module], x: torch.Tensor, *, limit_s: float | None = None) -> list[Latency]:
     """Latencies of a forward pass of `x`, synchronised on a GPU.
 
-    In each round every network runs once, so that a machine that is slow for a while is slow for all of them. Rounds
-    are repeated until all are reliable, or for `limit_s` seconds, by default a minute.
+    In each round every network runs once, so that a machine that is slow for a while is slow for all of them. After
+    the first rounds, more follow until all are reliable, or `limit_s` seconds have passed, by default a minute.
 
     Source: McGill, Tukey, Larsen, "Variations of box plots" (1978) for the interval, 1.57 quartile ranges / sqrt(n).
     """
     times: list[list[float]] = [[] for _ in networks]
     limit, begin = _LIMIT_SECONDS if limit_s is None else limit_s, perf_counter()
-    turns = cycle(zip(networks, times, strict=True))
-    world, least = World(0, 1, x.device), _ROUNDS * len(networks)
+    world = World(0, 1, x.device)
     with ExitStack() as modes, torch.inference_mode():
         for network in networks:
             modes.enter_context(evaluating(network))
-        for network, own in progress(turns, world, "latency", unit="passes", total=least):
-            network(x)  # caches still hold the previous network; the first runs also choose kernels
-            own.append(_milliseconds(network, x))
+        for number in progress(count(1), world, "latency", unit="rounds", total=_ROUNDS):
+            for network, own in zip(networks, times, strict=True):
+                network(x)  # caches still hold the previous network; the first runs also choose kernels
+                own.append(_milliseconds(network, x))
             took = perf_counter() - begin
-            if len(times[-1]) < max(len(times[0]), _ROUNDS) or took < min(_SECONDS, limit):
+            if number < _ROUNDS or took < min(_SECONDS, limit):
                 continue
             found = [_summary(own) for own in times]
             if took >= limit or all(each.reliable for each in found):
@@ -114,7 +114,7 @@ def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
     networks = [nn.Sequential(*map(model.module_of, model.steps(row["cfg_id"]))) for row in rows]
     found = latencies(networks, images)
     chip = torch.cuda.get_device_name(weights.device) if weights.is_cuda else processor()
-    sitting = {
+    conditions = {
         "latency_batch_size": batch_size,
         "latency_device": f"{weights.device} ({chip})",
         "latency_threads": torch.get_num_threads(),
@@ -126,7 +126,7 @@ def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
         row["latency_ms"] = each.ms
         row["images_per_s"] = 1e3 * batch_size / each.ms
         row["latency_spread_percent"] = each.spread_percent
-        row.update(sitting)
+        row.update(conditions)
     return latency_note(rows)
 
 

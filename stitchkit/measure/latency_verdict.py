@@ -16,7 +16,7 @@ _CONDITIONS = {"latency_ms", "latency_device", "latency_threads", "latency_preci
 
 
 def unreliable(rows: Sequence[Row]) -> bool:
-    """Whether latencies were measured as unreliable; those of other tools, without a verdict, count as reliable."""
+    """Whether latencies were measured as unreliable; those without a verdict get a note."""
     return any(not row.get("latency_reliable", True) for row in rows)
 
 
@@ -36,10 +36,11 @@ def without_unreliable(rows: Sequence[Row]) -> list[Row]:
 
 
 def latency_note(rows: Sequence[Row]) -> str:
-    """The conditions of the latencies in words, with the verdict; empty if no row has them."""
+    """The conditions of the latencies in words, with the verdict; empty if no row has a latency."""
     measured = [row for row in rows if row.keys() >= _CONDITIONS]
     if not measured:
-        return ""
+        unknown = "latencies of unknown conditions, which may be unreliable; --eval --latency measures them again"
+        return unknown if any("latency_ms" in row for row in rows) else ""
     row = measured[0]
     number = row["latency_threads"]
     threads = "" if row["latency_device"].startswith("cuda") else f", {counted(number, 'CPU thread')}"

@@ -34,7 +34,7 @@ def read_rows(path: str | Path) -> list[Row]:
     """The rows of a ledger, ours or a published one, in the order of its lines.
 
     Raises:
-        InputError: If the file is missing, or a line is not a row with a unique `cfg_id` and finite figures.
+        InputError: If the file is missing, or a line is not a row with a unique `cfg_id` and finite figures from 0.
     """
     path = Path(path)
     if path.is_dir() or not path.exists():
@@ -74,6 +74,8 @@ def _fault(row: Row) -> str:
             return f"{key} {row[key]!r}, which is not {kind}; remove the line and evaluate the stitch again"
         if key in row and float in types and key != "loss" and not _is_finite(row[key]):
             return f"{key} {row[key]}, which is not finite; remove the line and evaluate the stitch again"
+        if key in row and float in types and key != "loss" and row[key] < 0:
+            return f"{key} {row[key]}, which is negative; remove the line and evaluate the stitch again"
     return ""
 
 

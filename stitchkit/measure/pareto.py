@@ -58,8 +58,7 @@ def table(rows: Sequence[Row]) -> str:
             "*" if is_anchor(row) else "",
             str(row["cfg_id"]),
             row.get("stitch", "-"),
-            quantity(row["flops"]),
-            quantity(row["params"]) if "params" in row else "-",
+            *(quantity(row[key]) if key in row else "-" for key in ("flops", "params")),
             *(f"{row[key]:.{digits}f}" if key in row else "-" for key, digits in figures),
         ]
         for row in rows
@@ -105,7 +104,7 @@ def _draw(
         name = None if number else "Pareto front"  # one line stands for all in the legend
         axes.plot(*_places(pareto_front(rows, cost), cost), color=color, linewidth=1, label=name)
     axis = _axis(cost, [row for _, _, rows in clouds for row in rows])
-    draw_costs(axes, cost=f"{axis}; areas show parameters", accuracy="top-1 accuracy (%)")
+    draw_costs(axes, cost=axis if cost == "params" else f"{axis}; areas show parameters", accuracy="top-1 accuracy (%)")
     axes.set_title(title)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)  # below, where it hides no stitch
     return figure, axes

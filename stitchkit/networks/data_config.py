@@ -9,6 +9,7 @@ from typing import Any, TypedDict, cast
 from timm.data import resolve_data_config
 from timm.data.loader import adapt_to_chs
 from torch import nn
+from torchvision.transforms import InterpolationMode
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.timm_model import as_timm
@@ -28,6 +29,11 @@ class DataConfig(TypedDict):
 KEYS = tuple(DataConfig.__annotations__)
 _GIVEN = KEYS[1:]
 """All but the size, which the network decides."""
+_CHOICES = {
+    "interpolation": tuple(mode.value for mode in InterpolationMode if mode != InterpolationMode.NEAREST_EXACT),
+    "crop_mode": ("center", "squash", "border"),
+}
+"""timm's values."""
 
 
 def given_data_config(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,6 +48,7 @@ def data_config_of(
 
     What is not `given` is as in timm's `pretrained_cfg`.
     """
+    check_data_config(given, input_size[0])
     found = resolve_data_config({**given, "input_size": tuple(input_size)}, pretrained_cfg=dict(pretrained_cfg))
     per_channel = {key: adapt_to_chs(tuple(found[key]), input_size[0]) for key in ("mean", "std")}
     return cast(DataConfig, {key: found[key] for key in KEYS} | per_channel)
@@ -52,6 +59,8 @@ def check_data_config(given: Mapping[str, object], channels: int) -> None:
     for key, value in given.items():
         if key not in _GIVEN:
             raise unknown("setting of images", key, _GIVEN)
+        if key in _CHOICES and not _fits(key, value):
+            raise unknown(f"'{key}' of images", str(value), _CHOICES[key])
         if not _fits(key, value) or (isinstance(value, list | tuple) and len(value) not in (1, channels)):
             raise InputError(f"'{key}' of images is {value!r}, which is not valid for images of {channels} channels")
 
@@ -59,7 +68,9 @@ def check_data_config(given: Mapping[str, object], channels: int) -> None:
 def _fits(key: str, value: object) -> bool:
     if key in ("mean", "std"):
         return isinstance(value, list | tuple) and bool(value) and all(map(_is_number, value))
-    return _is_number(value) if key == "crop_pct" else isinstance(value, str)
+    if key == "crop_pct":
+        return _is_number(value)
+    return value in _CHOICES[key]
 
 
 def _is_number(value: object) -> bool:

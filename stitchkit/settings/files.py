@@ -133,18 +133,18 @@ def settings_text(content: object) -> str:
 
 
 @contextmanager
-def naming(path: str | Path) -> Iterator[None]:
+def naming(path: str | Path, *, is_parsed: bool = False) -> Iterator[None]:
     """Prefix errors about a settings file with its name and the line of the place that they name.
 
     They quote values. What a file includes from outside its folder is its author's choice, and is not shown to whoever
-    reads the error.
+    reads the error, until it `is_parsed`, and so known to hold settings.
     """
     try:
         yield
     except InputError as error:
         begin, node = _locate(_compose(Path(path)), str(error))
         place = f"'{path}'" if begin is None else f"'{begin.start_mark.name}', line {_line(begin)}"
-        said = str(error) if _is_own(node, Path(path)) else f"a value is not valid; {_NOT_QUOTED}"
+        said = str(error) if is_parsed or _is_own(node, Path(path)) else f"a value is not valid; {_NOT_QUOTED}"
         raise InputError(f"{place}: {said}") from error
 
 

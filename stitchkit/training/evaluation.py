@@ -164,7 +164,7 @@ def _add_latencies(batch_size: int, model: SNNet, ledger: Ledger) -> None:
     """
     if not batch_size or not ledger.rows:
         return
-    _logger.info("measuring the latency of each stitch, for about a minute at most")
+    _logger.info("measuring the latency of each stitch in turns, for about a minute or at least seven rounds")
     with uncompiled(model):
         said = add_latencies(ledger.rows, model, batch_size=batch_size)
     ledger.rewrite()

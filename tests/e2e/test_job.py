@@ -575,6 +575,15 @@ def test_an_interrupted_job_says_how_to_resume_it(images, tmp_path, capsys, monk
     assert "stopped; continue from the newest checkpoint with --resume auto" in capsys.readouterr().err
 
 
+def test_settings_included_from_elsewhere_are_quoted_once_they_are_known_to_be_settings(tmp_path, capsys):
+    (tmp_path / "train.yml").write_text(yaml.safe_dump(job_config("nowhere")["train_config"]))
+    (tmp_path / "mine").mkdir()
+    path = write_job(tmp_path / "mine", job_config("nowhere") | {"train_config": {}})
+    path.write_text(path.read_text().replace("train_config: {}", "train_config: !include ../train.yml"))
+    line = refusal(capsys, path, tmp_path / "out")
+    assert "unknown data set 'nowhere'" in line
+
+
 def test_there_are_no_more_loader_processes_than_cores(images):
     # torch's warning of too many would be an error here
     [data] = open_data(JobConfig.parse(job_config(images) | {"workers": 4096}), CPU)

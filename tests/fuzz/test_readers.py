@@ -30,6 +30,7 @@ FOUND = {
     "network of a stitch configuration": [
         b"anchors: [{name: vit_tiny_patch16_224, kwargs: {depth: 1000000}}, resnet18]\n",
         b"anchors: [{name: resnet18, kwargs: {layers: [1, 1000000, 1, 1]}}, resnet50]\n",
+        b"anchors: [resnet18, resnet50]\nrecipe: {mean: [0.1, 0.2]}\n",
     ],
     "network of a job": [
         b"assembly: [{SimpleAdapter: {num_conv: 1000000, in_channels: 3, out_channels: 3}}]\n"

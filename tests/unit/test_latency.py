@@ -64,10 +64,10 @@ def test_what_does_not_settle_is_unreliable(seconds):
 
 def test_a_long_measurement_shows_its_progress_and_a_short_one_nothing(monkeypatch, caplog, capsys):
     caplog.set_level("INFO")
-    for seconds, lines in ((60.0, []), (1e-9, [f"{number}/7 passes" for number in range(1, 7)])):
+    for seconds, lines in ((60.0, []), (1e-9, [f"{number}/7 rounds" for number in range(1, 7)])):
         monkeypatch.setattr("stitchkit.progress._SECONDS", seconds)
         latencies([Sleep(0.002)], torch.zeros(1), limit_s=0.0)
-        assert re.findall(r"latency  (\d/7 passes)", caplog.text) == lines
+        assert re.findall(r"latency  (\d/7 rounds)", caplog.text) == lines
     assert capsys.readouterr().err == ""
 
 
@@ -102,6 +102,12 @@ def test_rows_get_latencies_and_how_they_were_measured(short_timing):
     assert said == latency_note(rows)
     assert "batches of 4 on cpu (" in said
     assert "1 CPU thread, float32: medians, at most ±" in said
+
+
+def test_latencies_without_a_verdict_get_a_note():
+    """As those of other tools."""
+    assert latency_note([{"cfg_id": 0, "latency_ms": 1.0}]).startswith("latencies of unknown conditions")
+    assert not latency_note([{"cfg_id": 0}])
 
 
 def test_one_disturbed_stitch_makes_all_latencies_unreliable(monkeypatch):

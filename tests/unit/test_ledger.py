@@ -96,6 +96,7 @@ def test_a_file_from_another_configuration_is_refused_and_kept(change, message, 
         ('{"cfg_id": 1, "flops": true}', "flops True, which is not a number"),
         ('{"cfg_id": 1, "latency_reliable": 1}', "latency_reliable 1, which is not true or false"),
         ('{"cfg_id": 1, "stitch": 1}', "stitch 1, which is not text"),
+        ('{"cfg_id": 1, "params": -4}', "params -4, which is negative"),
     ],
 )
 def test_what_is_not_a_ledger_is_named(line, fault, tmp_path):
@@ -152,6 +153,9 @@ def test_a_front_over_another_cost(tmp_path, capsys):
         lines = capsys.readouterr().out.splitlines()[1 : 1 + len(front)]
         assert [int(line.removeprefix("*").split()[0]) for line in lines] == front
     assert "choose .png, .svg or .pdf" in refused(capsys, "pareto", tmp_path / "r.txt", "--plot", tmp_path / "p.txt")
+    write_rows(tmp_path / "r.txt", [{key: value for key, value in row.items() if key != "flops"} for row in rows])
+    assert main(["pareto", str(tmp_path / "r.txt"), "--cost", "params"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[2:4] == ["a[0:3]", "-"], "the stitch and its FLOPs"
     write_rows(tmp_path / "r.txt", [row | {"latency_reliable": False} for row in rows])
     assert "are unreliable" in refused(capsys, "pareto", tmp_path / "r.txt", "--cost", "latency")
     assert main(["pareto", str(tmp_path / "r.txt"), "--cost", "latency", "--allow-unreliable"]) == 0

@@ -96,6 +96,18 @@ def test_files_of_anchors_are_loaded_in_python_too(create, tmp_path):
     stitchkit.create_snnet(config, checkpoints=False)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"mean": [0.1, 0.2]}, r"'mean' of images is \[0.1, 0.2\], which is not valid for images of 3 channels"),
+        ({"interpolation": "foo"}, "unknown 'interpolation' of images 'foo'; allowed: nearest, bilinear"),
+    ],
+)
+def test_a_preparation_that_cannot_be_is_refused(recipe, message):
+    with pytest.raises(InputError, match=message):
+        stitchkit.create_snnet(pico_config() | {"recipe": recipe})
+
+
 def test_anchors_that_descend_are_reported(caplog):
     snnet([pico_anchor("b", 16), pico_anchor("a", 8)])
     assert "their parameter counts do not ascend: b " in caplog.text

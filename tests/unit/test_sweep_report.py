@@ -178,6 +178,7 @@ def test_jobs_that_are_not_done_are_counted_and_not_drawn(tmp_path, figures, cap
         (tmp_path / name / "result-2.pkl").unlink()
     (tmp_path / "half/result-2.failed").write_text("out of luck\n")
     (tmp_path / "both/result-2").mkdir()
+    (tmp_path / "done/config.yml").write_text("train_config: {}\n")  # of a sweep with --seeds 1
     (tmp_path / "idle").mkdir()
     (tmp_path / "idle/metadata.yml").write_text(yaml.safe_dump(about(1, 2, "linear_no_downsample")))
     (tmp_path / "idle/config.yml").write_text("train_config: {seed: 2}\n")

@@ -107,11 +107,11 @@ def collect(folder: str | Path) -> pd.DataFrame:
 
 
 def _runs(place: Path) -> list[SweepJob]:
-    """The runs of a job: those that have begun, and the one that its settings describe."""
+    """The runs of a job: those that have begun, or if there are none, the one that its settings describe."""
     names = (re.fullmatch(r"result(?:-(\d{1,19}))?", path.stem) for path in place.iterdir())
     seeds = {int(name[1]) if name[1] else None for name in names if name}
     settings = place / "config.yml"
-    if settings.exists():
+    if not seeds and settings.exists():
         train = read_settings_file(settings).get("train_config")
         seed = train.get("seed") if isinstance(train, Mapping) else None
         seeds.add(seed if isinstance(seed, int) else None)

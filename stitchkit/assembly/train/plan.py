@@ -27,7 +27,7 @@ _HEADER = ("part", "kind", "output", "parameters", "trained", "FLOPs")
 def job_plan(config: JobConfig, source: Path) -> str:
     """The plan of a job in words; missing data and files of weights are named in it, all other mistakes are errors."""
     size = (3, *config.train_config.resolved_tasks[0].data_preprocessing.size)
-    with naming(source):
+    with naming(source, is_parsed=True):
         check_training(config)
         found = [_opened(config, number) for number in range(len(config.train_config.places))]
         data = [task for task in found if isinstance(task, TaskData)]
