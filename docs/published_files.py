@@ -12,8 +12,8 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +28,7 @@ from stitchkit.settings.by_name import read_settings
 from stitchkit.settings.stitch_config import StitchConfig
 
 PAGE = Path(__file__).resolve().parent / "published_files.md"
+BEFORE = "<!-- table -->\n"
 HEAD = "| repository | file | how it is read | what is said |\n| --- | --- | --- | --- |\n"
 OTHERS = ("environment.yml", ".github", "simmim", "swin", "swinmlp", "swinmoe", "swinv2")
 """Files and folders that have no settings of stitching: those of conda, of CI, and of the repositories built upon."""
@@ -101,18 +102,36 @@ def _read(path: Path) -> str:
     if "ft_configs" in content:
         # Results of trainings that are not published; only their settings are read here.
         stand_in = next(path.parent.glob("ft-*100.yml")).read_text()
-        for file in map(Path, content["ft_configs"]):
-            file.parent.mkdir(parents=True)
-            file.write_text(stand_in)
-            file.with_name("checkpoint.pth").touch()
-        load_sweep(path)
+        with TemporaryDirectory() as folder, _working(Path(folder)):
+            for file in map(Path, content["ft_configs"]):
+                if not file.resolve().is_relative_to(Path.cwd()):
+                    raise InputError(f"ft_configs names '{file}', but stand-ins are written only to relative paths")
+                file.parent.mkdir(parents=True)
+                file.write_text(stand_in)
+                file.with_name("checkpoint.pth").touch()
+            load_sweep(path)
         return "with stand-ins for the trainings that it names"
     if "command" in content:
-        os.environ["CONFIG"] = str(path.parents[1] / "moe-stitch/baseline-resnet-cifar-resisc.yml")
-        load_sweep(path)
+        with _working(Path.cwd(), CONFIG=str(path.parents[1] / "moe-stitch/baseline-resnet-cifar-resisc.yml")):
+            load_sweep(path)
         return "with `CONFIG=moe-stitch/baseline-resnet-cifar-resisc.yml`, as its comment says"
     load_sweep(path)
     return ""
+
+
+@contextmanager
+def _working(folder: Path, **environment: str) -> Iterator[None]:
+    """Work in a folder and with further variables, both as they were afterwards."""
+    place, variables = Path.cwd(), dict(os.environ)
+    os.chdir(folder)
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        os.chdir(place)
+        for name in environment:
+            os.environ.pop(name)
+        os.environ.update(variables)
 
 
 class _Plain(yaml.SafeLoader):
@@ -132,11 +151,8 @@ def table(rows: Sequence[Row]) -> str:
 def main(checkouts: Sequence[str]) -> None:
     """Read all files of some checkouts and replace the end of the page."""
     places = [Path(place).resolve() for place in checkouts]
-    with TemporaryDirectory() as folder:
-        os.chdir(folder)
-        rows = [read(path, place) for place in places for path in settings_files(place)]
-    before = PAGE.read_text().partition("<!-- table -->\n")[:2]
-    PAGE.write_text("".join(before) + table(rows))
+    rows = [read(path, place) for place in places for path in settings_files(place)]
+    PAGE.write_text(PAGE.read_text().partition(BEFORE)[0] + BEFORE + table(rows))
 
 
 if __name__ == "__main__":

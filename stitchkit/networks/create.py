@@ -16,7 +16,6 @@ from torch import nn
 from stitchkit.classes import note_origin
 from stitchkit.errors import InputError, one_line, prefixed, unknown
 from stitchkit.networks.anchor import Anchor, view
-from stitchkit.networks.convnet import ConvNet
 from stitchkit.networks.data_config import set_data_config, trained_data_config
 from stitchkit.networks.hub_weights import ADVICE, check_fit, check_reachable, published_config, unknown_argument
 from stitchkit.networks.timm_model import TimmModel, as_timm
@@ -179,20 +178,6 @@ def _load_torchvision(
     return model
 
 
-def _load_convnet(name: str, *, checkpoint: str | Path | None = None, **arguments: Any) -> nn.Module:
-    for key in ("pretrained", "num_classes"):  # it has neither published weights nor a classifier
-        arguments.pop(key, None)
-    try:
-        model = ConvNet(**arguments)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
-    except Exception as error:  # torch raises many types
-        raise InputError(f"'{name}' cannot be built{_given(arguments)}: {one_line(error)}") from error
-    if checkpoint is not None:
-        load_any_classes(model, read_checkpoint(checkpoint), checkpoint, None)
-    return model
-
-
 LIBRARIES: dict[str, Callable[..., nn.Module]] = {
     "timm": create_model,
     "torchvision": _load_torchvision,
@@ -209,23 +194,16 @@ def load_model(
     checkpoint: str | Path | None = None,
     **arguments: object,
 ) -> nn.Module:
-    """A model with its weights: one of a library, or `convnet`, which is ours.
+    """A model of a library, with its weights.
 
     Args:
         backend: `timm`, or `torchvision`, also called `pytorch`.
         pretrained: Download its weights, unless a `checkpoint` is given.
         arguments: Further arguments of the model; None for the model's default.
     """
-    if backend == "satlas":  # a backend of the published jobs
-        raise InputError(
-            "backend 'satlas' is not available here; from the model's file in huggingface.co/allenai/satlas-pretrain, "
-            "save the weights whose names begin with 'backbone.', and set backend: torchvision, the model_name there "
-            "(resnet50, resnet152, swin_v2_t or swin_v2_b), and ckp_path: FILE"
-        )
     if backend not in LIBRARIES:
         raise unknown("backend", backend, LIBRARIES)
-    load = _load_convnet if name == "convnet" else LIBRARIES[backend]
-    return load(name, pretrained=pretrained, checkpoint=checkpoint, **arguments)
+    return LIBRARIES[backend](name, pretrained=pretrained, checkpoint=checkpoint, **arguments)
 
 
 def bare_model(name: str, backend: str = "timm") -> tuple[nn.Module, torch.Tensor]:

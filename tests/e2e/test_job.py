@@ -183,39 +183,13 @@ def test_a_job_resumes_with_the_settings_it_began_with(trained, tmp_path, capsys
     assert list(longer["Epoch"]) == [0, 1, 2, 3, 4]
 
 
-def aged(path, folder):
-    """A checkpoint as versions wrote it in which `frozen: true` froze statistics too."""
-    torch.save(torch.load(path) | {"format": "stitchkit job 1"}, folder / "aged.pth")
-    return folder / "aged.pth"
-
-
-def test_an_older_checkpoint_resumes_only_with_what_its_settings_meant(trained, tmp_path, capsys):
+def test_a_checkpoint_of_another_format_starts_a_job_but_does_not_resume_it(trained, tmp_path, capsys):
     path, out, _ = trained
-    before = aged(out / "checkpoint.pth", tmp_path)
-    line = refusal(capsys, path, tmp_path / "on", "--resume-from", before, "--epochs", "4")
-    words = "assembly[0].Subnet.frozen statistics, which frozen: true meant in its version, not True; use the same"
-    assert f"was trained with {words}" in line
-    config = yaml.safe_load(path.read_text())
-    config["assembly"][0]["Subnet"]["frozen"] = "statistics"
-    same = run(write_job(tmp_path, config), tmp_path / "on", "--resume-from", before, "--epochs", "4")
-    assert list(same["Epoch"]) == [0, 1, 2, 3, 4]
-    run(path, tmp_path / "tested", "--test-only", "--resume-from", before)  # in tests, both mean the same
-
-
-def test_an_older_checkpoint_of_cifar_does_not_resume_with_another_normalisation(images, tmp_path, capsys):
-    (tmp_path / "cifar10").symlink_to(images)
-    how = {"image_size": 32, "mean": 0.5, "std": 0.25}
-    for number, preprocessing in enumerate(({"image_size": 32}, how)):
-        config = job_config(tmp_path / "cifar10", epochs=1, max_batches=1, data_preprocessing=preprocessing)
-        config["assembly"][0]["Subnet"]["frozen"] = False
-        path, out = write_job(tmp_path, config), tmp_path / str(number)
-        run(path, out, "--save-checkpoints")
-        flags = ["--resume-from", aged(out / "checkpoint.pth", tmp_path), "--epochs", "2"]
-        if preprocessing is how:
-            assert list(run(path, tmp_path / "on", *flags)["Epoch"]) == [0, 1, 2]
-        else:
-            line = refusal(capsys, path, tmp_path / "on", *flags)
-            assert "prepared 'cifar10' as ImageNet, without its own normalisation and augmentation; start from" in line
+    before = tmp_path / "before.pth"
+    torch.save(torch.load(out / "checkpoint.pth") | {"format": "stitchkit job 1"}, before)
+    line = refusal(capsys, path, tmp_path / "on", "--resume-from", before)
+    assert "contains no state of a job of this version; start from its weights with --load-from" in line
+    run(path, tmp_path / "tested", "--test-only", "--load-from", before)
 
 
 def test_weights_alone_and_test_only(trained, tmp_path, images):

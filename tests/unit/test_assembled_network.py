@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import stitchkit.networks.create
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.parts.network import build_network
+from stitchkit.assembly.parts.network import build_network, own_arguments
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
 from stitchkit.errors import InputError
 from stitchkit.measure.profile import measure
@@ -228,6 +228,14 @@ def test_a_part_that_works_in_place_leaves_what_others_read():
 
 
 ERRORS = {
+    "argument of a convnet": (
+        [{"Net": {"model_name": "convnet", "num_bloks": 2}}],
+        r"assembly\[0\].Net: it cannot be built with its arguments: .*num_bloks",
+    ),
+    "classes of a convnet": (
+        [{"Net": {"model_name": "convnet", "num_classes": 7}}],
+        r"assembly\[0\].Net: num_classes is 7, but a convnet has no classifier",
+    ),
     "unknown part": (
         [resnet("x", "layer1"), {"SimpleAdaptor": {}}],
         r"^assembly\[1\]\.SimpleAdaptor: unknown key .* 'SimpleAdapter'",
@@ -390,6 +398,12 @@ def test_weights_are_fetched_only_where_a_part_is_pretrained_and_all_fits(monkey
     build(parts, pretrained=True)
     names = ("resnet18", "vit_tiny_patch16_224")
     assert calls == [*((name, False, "meta") for name in names), (names[0], True, "cpu"), (names[1], False, "cpu")]
+
+
+def test_a_convnet_has_no_published_weights_and_takes_no_classes_from_the_data():
+    convnet = {"Net": {"model_name": "convnet", "pretrained": True, "out_format": "img"}}
+    assert build([convnet], "ClassifierHead", pretrained=True)(images()).shape == (2, 5)
+    assert not own_arguments(PartSpec.parse(convnet, "model"), pretrained=True, replaced=False)["pretrained"]
 
 
 def test_files_of_weights_are_not_asked_for_where_none_are_loaded():

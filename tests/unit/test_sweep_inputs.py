@@ -1,17 +1,24 @@
 """What a sweep finds out before it starts jobs: their data, their weights, and whether they run at all."""
 
+from functools import partial
 from unittest.mock import Mock
 
 import pytest
+import timm
 import yaml
 
+from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.sweep import inputs
+from stitchkit.assembly.sweep.config import load_sweep
 from stitchkit.assembly.sweep.gap_jobs import plan_gaps
 from stitchkit.assembly.sweep.gaps import GapSweep
 from stitchkit.assembly.sweep.inputs import check_inputs
+from stitchkit.assembly.sweep.launch import launch
+from stitchkit.assembly.train.run import run_job
 from stitchkit.cli import main
 from tests.clusters import ScriptedSlurm
 from tests.commands import refused
+from tests.jobs import job_config, resnet, write_job
 from tests.support import write_sweep
 
 
@@ -50,19 +57,45 @@ def test_missing_weights_are_found_before_any_job_starts(sweep, tmp_path, capsys
     assert not [*(tmp_path / "out").glob("*/log.txt"), *(tmp_path / "out").rglob("submitit")]
 
 
-def test_each_model_and_data_set_is_read_once(sweep, monkeypatch):
-    calls = {}
-    for name in ("load_model", "open_data"):
-        calls[name] = Mock(side_effect=getattr(inputs, name))
-        monkeypatch.setattr(inputs, name, calls[name])
+def test_each_part_and_data_set_is_read_once(sweep, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    opened = Mock(side_effect=inputs.open_data)
+    monkeypatch.setattr(inputs, "open_data", opened)
     check_inputs(jobs_of(sweep), on_nodes=False)
-    assert calls["open_data"].call_count == 1  # the uncut network gets its own normalisation
-    [call] = calls["load_model"].call_args_list  # of twelve slices
-    model = call.kwargs
-    assert model["checkpoint"].endswith("vit.pth")
-    assert {key: model[key] for key in ("name", "depth", "pretrained")} == {
-        "name": "vit_tiny_patch16_224", "depth": 4, "pretrained": True
-    }  # fmt: skip
+    assert opened.call_count == 1  # the uncut network gets its own normalisation
+    assert "loading the weights of 4 parts" in caplog.text  # of twelve
+
+
+class Runs:
+    """A cluster that runs no job."""
+
+    limit, on_nodes, when_stopped = 1, False, ""
+
+    def run(self, jobs):
+        for job in jobs:
+            job.result.touch()
+            yield job
+
+
+@pytest.mark.parametrize("key", ["ckp_path", "load_from"])
+def test_a_sweep_accepts_the_checkpoints_that_its_jobs_accept(tmp_path, images, monkeypatch, key):
+    """They may be a job's, or replace weights that cannot be downloaded."""
+    content = {**job_config(str(images), epochs=1), "save_checkpoints": True}
+    run_job(JobConfig.parse({**content, "pretrained": False, "save_dir": str(tmp_path / "first")}))
+    checkpoint = str(tmp_path / "first/checkpoint.pth")
+    if key == "ckp_path":
+        content["assembly"][0]["Subnet"]["ckp_path"] = checkpoint
+    else:
+        monkeypatch.setattr("timm.create_model", partial(offline, timm.create_model))
+        content["load_from"] = checkpoint
+    del content["train_config"]["dataset"]
+    plan = load_sweep(write_job(tmp_path, {**content, "datasets": [str(images)]}))
+    launch(plan, tmp_path / "out", Runs(), only=None, retry_failed=False, detach=False)
+
+
+def offline(create, name, pretrained=False, **arguments):
+    assert not pretrained
+    return create(name, **arguments)
 
 
 @pytest.fixture
@@ -102,9 +135,15 @@ def test_nested_parts_have_weights_too(sweep):
     first = content["stages"][0]
     network = {"Assembly": {"parts": [first, {"ParallelPart": {"parts": [*content["stages"][1:2]], "agg": "avg"}}]}}
     job = inputs.JobConfig.parse({"assembly": [network], "train_config": content["train_config"]})
-    assert len({repr(model) for model in inputs._models(job)}) == 1
-    assert len([*inputs._models(job)]) == 2
+    assert len([*inputs._pretrained_parts(job)]) == 2
     random = inputs.JobConfig.parse(
         {"model": {"Net": {"model_name": "resnet18"}}, "pretrained": False, "train_config": content["train_config"]}
     )
-    assert not [*inputs._models(random)]
+    assert not [*inputs._pretrained_parts(random)]
+
+
+def test_slices_of_one_model_are_one_download(sweep):
+    train = yaml.safe_load(sweep.read_text())["train_config"]
+    slices = [resnet("x", "layer2"), resnet("layer3", "fc", out_format="vector")]
+    job = inputs.JobConfig.parse({"assembly": slices, "train_config": train})
+    assert len({repr(part) for part in inputs._pretrained_parts(job)}) == 1

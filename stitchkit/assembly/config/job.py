@@ -85,6 +85,11 @@ class JobConfig(JobSettings):
         return bool(self.pretrained or self.files)
 
     @property
+    def replaces_weights(self) -> bool:
+        """Whether a checkpoint of the whole network replaces all pretrained weights, so none are downloaded or read."""
+        return bool(self.resume_from or (isinstance(self.load_from, str) and self.strict_load))
+
+    @property
     def files(self) -> list[str]:
         """The files of weights that are named."""
         pieces = self.load_from.values() if isinstance(self.load_from, dict) else (self.load_from,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
@@ -94,6 +94,17 @@ class AuxLoss(Settings):
 
 
 @dataclass(frozen=True)
+class TopK(Settings):
+    """Arguments of `topk_accuracy`.
+
+    Args:
+        topk: The k highest logits that count, or several values of k.
+    """
+
+    topk: Count | tuple[Count, ...] = 1
+
+
+@dataclass(frozen=True)
 class Metric(Settings):
     """A figure of merit.
 
@@ -108,17 +119,16 @@ class Metric(Settings):
     output: StrictStr | None = None
 
     def __post_init__(self) -> None:
-        known = {"accuracy": set[str](), "topk_accuracy": {"topk"}}.get(self.metric_fn)
-        if known is not None and (wrong := self.metric_fn_args.keys() - known):
-            raise InputError(f"metric_fn_args.{min(wrong)}: {self.metric_fn} does not take it; remove it")
-        if bad := [k for k in self.ranks if isinstance(k, bool) or not isinstance(k, int) or k < 1]:
-            raise InputError(f"metric_fn_args.topk is {bad[0]!r}; it must be a number from 1 on, or a list of them")
+        if self.metric_fn == "accuracy" and self.metric_fn_args:
+            raise InputError("metric_fn_args: accuracy takes none; remove them, or use topk_accuracy")
+        if self.metric_fn == "topk_accuracy":
+            parse(TopK, self.metric_fn_args, "metric_fn_args")
 
     @property
     def ranks(self) -> tuple[int, ...]:
         """The values of k: an image counts as correct if its class is among the k highest logits."""
-        topk: Any = self.metric_fn_args.get("topk", 1) if self.metric_fn == "topk_accuracy" else 1
-        return tuple(topk) if isinstance(topk, list | tuple) else (topk,)
+        topk = parse(TopK, self.metric_fn_args).topk if self.metric_fn == "topk_accuracy" else 1
+        return topk if isinstance(topk, tuple) else (topk,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +146,6 @@ class SharedByTasks(Settings):
         aux_losses: Further losses; the loss of the task is the weighted mean.
         max_batches: Number of random batches of the data used for training and for tests.
         data_augmentation: As in `Preprocessing`, if that has none.
-        data_preprocessing: Preparation of images.
     """
 
     val_split: LocalPath | None = None
@@ -157,6 +166,7 @@ class TaskConfig(SharedByTasks):
 
     Args:
         dataset: Name or folder of the data set.
+        data_preprocessing: Preparation of images.
     """
 
     dataset: DatasetName
@@ -188,6 +198,7 @@ class TrainConfig(SharedByTasks):
         amp_dtype: The low precision; CPUs always use bfloat16.
         model_ema: Keep a moving average of the weights, which is tested too.
         model_ema_decay: Its decay.
+        data_preprocessing: Preparation of images.
     """
 
     epochs: StrictInt = Field(ge=0)

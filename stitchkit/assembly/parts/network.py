@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from stitchkit.assembly.parts.flow import PassingTensor, enter, leave, run
 from stitchkit.assembly.parts.part import Assembly, Conversion, ParallelPart, Part, combine
-from stitchkit.assembly.parts.pretrained import Pretrained, WholeNetwork
+from stitchkit.assembly.parts.pretrained import CONVNET, Pretrained, WholeNetwork
 from stitchkit.assembly.parts.registry import COMMON, PARTS
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec, class_token_of
 from stitchkit.errors import InputError, one_line, unknown
@@ -150,21 +150,13 @@ class _Builder:
     ) -> dict[str, object]:
         """A part's arguments: those of the file, and those inferred from data and input."""
         kind = PARTS[spec.name]
-        arguments = {name: value for name, value in spec.arguments.items() if name not in COMMON}
+        arguments = own_arguments(spec, pretrained=self.pretrained, replaced=self.replaced)
         for name in kind.inferred:  # the data and the previous part decide these if the file does not
-            # A frozen model keeps its trained classifier.
-            if name not in arguments and not (kind is WholeNetwork and spec.arguments.get("frozen")):
+            if name not in arguments and not (kind is WholeNetwork and _keeps_its_outputs(spec)):
                 known = self.num_classes if name == "num_classes" else _channels(flow, wanted, kind.takes, class_token)
                 arguments[name] = known
-        if issubclass(kind, Pretrained):
-            arguments.pop("verbose", None)  # whether the published tool reports names that differ; ours always does
-            if self.replaced or not self.pretrained:
-                arguments["pretrained"] = False
-            path = arguments.get("ckp_path")
-            if path is not None and not self.replaced and not Path(path).is_file():
-                raise InputError(f"ckp_path '{path}' is not a file; check the path")
-            if self.checking or self.replaced:
-                arguments.pop("ckp_path", None)
+        if self.checking and issubclass(kind, Pretrained):
+            arguments.pop("ckp_path", None)
         return arguments
 
     def _assembly(self, spec: PartSpec, flow: PassingTensor, class_token: str) -> tuple[Part, PassingTensor]:
@@ -183,6 +175,26 @@ class _Builder:
         layout = Layout("vector") if common is None else common.bare
         value = [gives.value for gives in left] if common is None else combined(left, agg, layout, declared)
         return ParallelPart(parts, entries, exits, agg, layout), PassingTensor(value, layout)
+
+
+def _keeps_its_outputs(spec: PartSpec) -> bool:
+    """Whether the data do not decide the outputs of a model: a frozen one keeps its classifier, a convnet has none."""
+    return bool(spec.arguments.get("frozen")) or spec.arguments.get("model_name") == CONVNET
+
+
+def own_arguments(spec: PartSpec, *, pretrained: bool, replaced: bool) -> dict[str, Any]:
+    """The arguments of a part in a file, without weights that its network does not read; as in `build_network`."""
+    arguments = {name: value for name, value in spec.arguments.items() if name not in COMMON}
+    if issubclass(PARTS[spec.name], Pretrained):
+        arguments.pop("verbose", None)  # whether the published tool reports names that differ; ours always does
+        if replaced or not pretrained or arguments.get("model_name") == CONVNET:
+            arguments["pretrained"] = False
+        path = arguments.get("ckp_path")
+        if replaced:
+            arguments.pop("ckp_path", None)
+        elif path is not None and not Path(path).is_file():
+            raise InputError(f"ckp_path '{path}' is not a file; check the path")
+    return arguments
 
 
 def _copied(entry: Conversion, x: torch.Tensor) -> torch.Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 from torch import nn
 
+from stitchkit.assembly.parts.convnet import ConvNet
 from stitchkit.assembly.parts.part import Part
 from stitchkit.assembly.parts.weight_names import is_of_job, model_names
 from stitchkit.classes import carry_origin
@@ -19,6 +20,9 @@ from stitchkit.networks.create import classifier_of, load_any_classes, load_mode
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.weights import read_checkpoint, weights_of
 from stitchkit.settings.schema import LocalPath
+
+CONVNET = "convnet"
+"""The model name of `ConvNet`, which has neither published weights nor a classifier."""
 
 
 class Pretrained(Part):
@@ -59,7 +63,7 @@ class WholeNetwork(Pretrained):
         pretrained: StrictBool = True,
         ckp_path: LocalPath | None = None,
         num_classes: StrictInt | None = None,
-        **arguments: object,
+        **arguments: Any,
     ):
         super().__init__()
         if end := next((key for key in ("block_input", "block_output") if key in arguments), None):
@@ -89,7 +93,7 @@ class Subnet(Pretrained):
         pretrained: StrictBool = True,
         ckp_path: LocalPath | None = None,
         num_classes: StrictInt | None = None,
-        **arguments: object,
+        **arguments: Any,
     ):
         super().__init__()
         first = block_input[0] if isinstance(block_input, list) else block_input
@@ -124,13 +128,24 @@ def _layer(model: nn.Module, name: str) -> str:
 
 def _model(
     name: str, path: str | None, piece: Callable[[nn.Module], nn.Module], *, backend: str, pretrained: bool,
-    num_classes: int | None, arguments: Mapping[str, object],
+    num_classes: int | None, arguments: Mapping[str, Any],
 ) -> nn.Module:  # fmt: skip
     """A model, of which a `piece` is used, with weights: those of a file of the model, or of a checkpoint of a job."""
-    pretrained = pretrained and path is None
-    model = load_model(
-        name, backend=backend, pretrained=pretrained, checkpoint=None, num_classes=num_classes, **arguments
-    )
+    if backend == "satlas":  # of the published jobs
+        raise InputError(
+            "backend 'satlas' is not available here; from the model's file in huggingface.co/allenai/satlas-pretrain, "
+            "save the weights whose names begin with 'backbone.', and set backend: torchvision, the model_name there "
+            "(resnet50, resnet152, swin_v2_t or swin_v2_b), and ckp_path: FILE"
+        )
+    if name == CONVNET:
+        if num_classes is not None:
+            raise InputError(
+                f"num_classes is {num_classes}, but a convnet has no classifier; remove it, and add a head"
+            )
+        model: nn.Module = ConvNet(**arguments)
+    else:
+        pretrained = pretrained and path is None
+        model = load_model(name, backend=backend, pretrained=pretrained, num_classes=num_classes, **arguments)
     if path is not None:
         content = read_checkpoint(path)
         if is_of_job(weights := weights_of(content)):

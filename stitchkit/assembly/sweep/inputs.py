@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 
 from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.parts.network import own_arguments
+from stitchkit.assembly.parts.part import Part
 from stitchkit.assembly.parts.pretrained import Pretrained
-from stitchkit.assembly.parts.registry import COMMON, PARTS
+from stitchkit.assembly.parts.registry import PARTS
 from stitchkit.assembly.parts.spec import PartSpec
 from stitchkit.assembly.sweep.plan import PlannedJob
 from stitchkit.assembly.train.data import open_data
 from stitchkit.display import counted
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
-from stitchkit.networks.create import load_model
 
 _logger = logging.getLogger(__name__)
 
 _SLICE = ("block_input", "block_output")
-"""Arguments of a slice that do not choose the weights of its model."""
+"""Arguments that say which slice of a model a part is."""
 
 
 def check_inputs(jobs: Iterable[PlannedJob], *, on_nodes: bool) -> None:
@@ -39,11 +40,11 @@ def check_inputs(jobs: Iterable[PlannedJob], *, on_nodes: bool) -> None:
             raise
         _logger.warning("%s; the jobs fail unless the nodes have it", error)
     # The nodes may have no network, and jobs that start together would download the same files.
-    models = {repr(model): model for config in configs for model in _models(config)}
-    if models:
-        _logger.info("loading the weights of %s", counted(len(models), "model"))
-    for model in models.values():
-        load_model(**model)
+    parts = {repr(part): part for config in configs for part in _pretrained_parts(config)}
+    if parts:
+        _logger.info("loading the weights of %s", counted(len(parts), "part"))
+    for build in parts.values():
+        build()
 
 
 def _open_data(configs: Iterable[JobConfig]) -> None:
@@ -56,21 +57,17 @@ def _open_data(configs: Iterable[JobConfig]) -> None:
         open_data(config, World(0, 1, torch.device("cpu")))
 
 
-def _models(config: JobConfig) -> Iterator[dict[str, Any]]:
-    """The arguments of `load_model` for every model of a job that has weights."""
+def _pretrained_parts(config: JobConfig) -> Iterator[Callable[[], Part]]:
+    """What builds each part of a job that reads weights."""
     network = config.network
     for spec in network.parts if network.head is None else (*network.parts, network.head):
         for part in _with_inner(spec):
-            given = {key: value for key, value in part.arguments.items() if key not in (*COMMON, *_SLICE)}
-            if issubclass(PARTS[part.name], Pretrained):
-                is_pretrained = config.pretrained and given.pop("pretrained", True)
-                checkpoint = given.pop("ckp_path", None)
-                if is_pretrained or checkpoint:
-                    yield {
-                        "name": given.pop("model_name"),
-                        "pretrained": is_pretrained,
-                        "checkpoint": checkpoint,
-                    } | given
+            if issubclass(kind := PARTS[part.name], Pretrained):
+                given = own_arguments(part, pretrained=config.pretrained, replaced=config.replaces_weights)
+                if given.get("ckp_path") is None:  # all slices of a model are of the same download
+                    given = {key: value for key, value in given.items() if key not in _SLICE}
+                if given.get("pretrained", True) or given.get("ckp_path"):
+                    yield partial(kind, **given)
 
 
 def _with_inner(spec: PartSpec) -> Iterator[PartSpec]:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.train.metrics import create_measures
+from stitchkit.assembly.train.metrics import create_all_measures
 from stitchkit.assembly.train.optim import create_loss, create_optimizer, create_schedule
 from stitchkit.assembly.train.preprocessing import create_transform
 
@@ -21,5 +21,4 @@ def check_training(config: JobConfig) -> None:
         create_transform(task, place, training=True)
     # A matrix, because Muon accepts nothing else; the network's own weights are checked later.
     create_schedule(train, create_optimizer(train, [nn.Parameter(torch.zeros(1, 1))]))
-    for number, metric in enumerate(config.metrics):
-        create_measures(metric, f"metrics[{number}]")
+    create_all_measures(config.metrics)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,12 +11,10 @@ import torch
 from torch import nn
 
 from stitchkit.assembly.config.job import JobConfig, differences, said
-from stitchkit.assembly.config.settings import TrainConfig
 from stitchkit.assembly.parts.part import Assembly, Function, ParallelPart
 from stitchkit.assembly.parts.weight_names import head_of, network_names
 from stitchkit.assembly.train.job import Job
 from stitchkit.assembly.train.optim import JobSchedule
-from stitchkit.assembly.train.preprocessing import create_transform
 from stitchkit.assembly.train.task import JobTask
 from stitchkit.classes import Origin, check_classes, note_origin, origin_of, trained_classes
 from stitchkit.engine import checkpoint_schema as rules, training_state
@@ -30,11 +27,9 @@ from stitchkit.networks.weights import load_content, misfit, weights_of
 _logger = logging.getLogger(__name__)
 
 _FORMAT = "stitchkit job 2"
-_BEFORE = "stitchkit job 1"
-"""The format when `frozen: true` froze statistics too, and the name of a data set did not decide its preparation."""
 _START_ANEW = "start from its weights with --load-from"
 
-# Settings that a resumed job must keep in addition to those of its training, of which two may change.
+# A resumed job must keep these settings; if it trains, also those of its training, except two.
 _NETWORK = ("model", "assembly", "head", "reformat_options", "unfrozen")
 _MAY_CHANGE = ("train_config.epochs", "train_config.max_steps")
 
@@ -45,10 +40,6 @@ _HEADER: Mapping[str, rules.Schema] = {
     "rows": rules.each(rules.table(rules.text, rules.or_none(rules.number(finite=False)))),
     "classes": rules.each(rules.each(rules.text)),
     "config": rules.plain,
-}
-
-
-_OPTIONAL: Mapping[str, rules.Schema] = {
     "steps_per_epoch": rules.whole(1),
     "loss_scales": rules.each(rules.number(0)),
 }
@@ -151,9 +142,9 @@ def resume(job: Job, path: str) -> tuple[int, Position | None]:
         The number of completed epochs, and the position of this rank within the next one; None at its start.
     """
     content, _ = read_alike(path)
-    if content.get("format") not in (_FORMAT, _BEFORE):
-        raise InputError(f"checkpoint '{path}' contains no state of a stitchkit job; {_START_ANEW}")
-    training_state.check_saved(content, path, _HEADER, _OPTIONAL)
+    if content.get("format") != _FORMAT:
+        raise InputError(f"checkpoint '{path}' contains no state of a job of this version; {_START_ANEW}")
+    training_state.check_saved(content, path, _HEADER, {})
     _check_settings(content, job, path)
     classes = [list(task.classes) for task in job.data]
     check_classes(trained_classes(content), classes, path, strict=True)
@@ -184,9 +175,9 @@ def _check_rows(content: Mapping[str, Any], path: str, done: int) -> None:
 
 def _restore_scales(content: Mapping[str, Any], trainer: Trainer, path: str) -> None:
     assert isinstance(trainer.task, JobTask)
-    scales = content.get("loss_scales", [1.0])  # older versions scaled no losses
+    scales = content["loss_scales"]
     if len(scales) != len(trainer.task.losses):
-        raise InputError(f"checkpoint '{path}' has no loss_scales, one for each of the tasks; {_START_ANEW}")
+        raise InputError(f"checkpoint '{path}' is damaged: its loss_scales are not one for each of the tasks")
     trainer.task.scales.copy_(torch.tensor(scales))
 
 
@@ -198,9 +189,8 @@ def _restore_schedule(content: Mapping[str, Any], trainer: Trainer, position: Po
     is_over = position is not None and position.done == len(trainer.steps(content["epoch"]))
     done = content["epoch"] + is_over if schedule.cadence == "epochs" else content["step"]
     schema = _schedule_schema(schedule, done)
-    used = {"used": schema.pop("used")}  # older versions did not save it
     try:
-        rules.check(content["scheduler"], rules.fields(schema, used), "scheduler")
+        rules.check(content["scheduler"], schema, "scheduler")
     except InputError as error:
         raise InputError(f"checkpoint '{path}' does not fit this job: {error}; use the same settings") from error
     schedule.load_state_dict(content["scheduler"])
@@ -232,7 +222,7 @@ def _schedule_schema(schedule: JobSchedule, done: int) -> dict[str, rules.Schema
 def _check_step(content: Mapping[str, Any], path: str, trainer: Trainer) -> None:
     """Check that the job does not need the steps of an epoch that max_steps cut short."""
     most, done = trainer.settings.max_steps, content["step"]
-    whole_epochs = content["epoch"] * content.get("steps_per_epoch", trainer.updates_per_epoch)
+    whole_epochs = content["epoch"] * content["steps_per_epoch"]
     if done < whole_epochs and (most is None or most > done):
         raise InputError(
             f"checkpoint '{path}' was saved when max_steps ended it after {done} steps, within epoch "
@@ -242,36 +232,12 @@ def _check_step(content: Mapping[str, Any], path: str, trainer: Trainer) -> None
 
 def _check_settings(content: Mapping[str, Any], job: Job, path: str) -> None:
     """Check that a job resumes with its network and, if it trains, with its training settings."""
-    # Parsed again, because files of older versions lack newer settings, whose defaults are meant.
-    old, hint = JobConfig.parse(content["config"]), ""
-    old_settings, new_settings = old.to_dict(), job.config.to_dict()
-    if job.trainer is not None and content["format"] == _BEFORE:
-        _check_preparation(old.train_config, path)
-        old_settings, hint = _with_statistics(old_settings), ", which frozen: true meant in its version"
+    # Parsed again: settings that it lacks, because they are newer, have their defaults.
+    old_settings, new_settings = JobConfig.parse(content["config"]).to_dict(), job.config.to_dict()
     for key in (*_NETWORK, *(("train_config",) if job.trainer is not None else ())):
         for place, one, other in differences(old_settings.get(key), new_settings.get(key), key):
             if place not in _MAY_CHANGE:
-                meant = hint if place.endswith("frozen") and one == "statistics" else ""
                 raise InputError(
-                    f"checkpoint '{path}' was trained with {place} {said(one)}{meant}, not {said(other)}; use the "
+                    f"checkpoint '{path}' was trained with {place} {said(one)}, not {said(other)}; use the "
                     f"same, or {_START_ANEW}"
                 )
-
-
-def _check_preparation(train: TrainConfig, path: str) -> None:
-    """Refuse a checkpoint of the format before, if the names of its data sets now decide how images are prepared."""
-    for task, place in zip(train.resolved_tasks, train.places, strict=True):
-        now, before = (create_transform(one, place, training=True) for one in (task, replace(task, dataset="imagenet")))
-        if repr(now) != repr(before):
-            raise InputError(
-                f"checkpoint '{path}' is of a version that prepared '{task.name}' as ImageNet, without its own "
-                f"normalisation and augmentation; {_START_ANEW}"
-            )
-
-
-def _with_statistics(settings: Any) -> Any:
-    """Settings of the format before in today's words."""
-    if isinstance(settings, Mapping):
-        now = {key: _with_statistics(value) for key, value in settings.items()}
-        return now | ({"frozen": "statistics"} if settings.get("frozen") is True else {})
-    return [*map(_with_statistics, settings)] if isinstance(settings, list) else settings

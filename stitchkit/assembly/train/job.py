@@ -91,9 +91,7 @@ class Job:
 def open_job(config: JobConfig, world: World, source: Path | None, paths: JobPaths, *, download: bool = False) -> Job:
     """Open the data, build the network and its trainer; errors name the file that the job was read from."""
     size = (3, *config.train_config.resolved_tasks[0].data_preprocessing.size)
-    # A checkpoint of the whole network replaces all pretrained weights, so none are downloaded or read.
-    is_replaced = bool(config.resume_from or (isinstance(config.load_from, str) and config.strict_load))
-    build: dict[str, Any] = {"input_size": size, "replaced": is_replaced}
+    build: dict[str, Any] = {"input_size": size, "replaced": config.replaces_weights}
     with naming(source, is_parsed=True) if source else nullcontext():
         # First the settings and the parts: an error in them should not wait for data that may take long to download.
         # The number of classes is not known yet; a network that fits one class fits any.

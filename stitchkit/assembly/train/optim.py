@@ -139,8 +139,7 @@ class JobSchedule:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore its state."""
-        # Checkpoints of older versions have no `used`.
-        self._done, self.used = state["done"], state.get("used", self.used)
+        self._done, self.used = state["done"], state["used"]
         self.scheduler.load_state_dict(state["scheduler"])
 
 

@@ -18,7 +18,7 @@ Transform: TypeAlias = Callable[[Image.Image], torch.Tensor]
 TRANSFORMS: dict[str, Callable[..., torch.nn.Module]] = {
     name: kind for name, kind in vars(v2).items() if isinstance(kind, type) and issubclass(kind, torch.nn.Module)
 }
-# The means and standard deviations of the published jobs, in 255ths.
+# The means and standard deviations of the published jobs, in 255ths; there, SVHN is normalised as ImageNet is.
 _NORMALISATIONS = {
     name: ([part / 255 for part in mean], [part / 255 for part in std])
     for name, mean, std in (

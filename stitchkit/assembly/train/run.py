@@ -21,7 +21,7 @@ from stitchkit.assembly.train.job import Job, JobPaths, deterministic, job_paths
 from stitchkit.assembly.train.optim import JobSchedule
 from stitchkit.assembly.train.result import Row, update_metadata, write_frame, write_rows
 from stitchkit.assembly.train.task import JobTask, scale_losses
-from stitchkit.assembly.train.testing import Exam
+from stitchkit.assembly.train.testing import Evaluator
 from stitchkit.display import counted
 from stitchkit.distributed import World, from_primary
 from stitchkit.engine.epoch_state import Position
@@ -101,7 +101,7 @@ def _find_resume(config: JobConfig, files: JobCheckpoints, result: Path, world: 
 def _run(job: Job, files: JobCheckpoints) -> None:
     config, world, trainer = job.config, job.world, job.trainer
     start, position = _begin(job, files)
-    exam = Exam(job)
+    evaluator = Evaluator(job)
     if world.is_primary:
         files.clear()
         settings = {key: value for key, value in config.to_dict().items() if key not in WRITTEN}
@@ -132,10 +132,10 @@ def _run(job: Job, files: JobCheckpoints) -> None:
     if trainer is None or not job.rows:
         first: Row = {"Epoch": start, "Step": 0 if trainer is None else start * trainer.updates_per_epoch}
         if config.test_only or config.checkpoint_initial_model:
-            first |= exam.sit("before training")[0]
+            first |= evaluator.evaluate("before training")[0]
         add(first)
     if trainer is not None:
-        _train(job, trainer, files, exam, add, range(start, config.train_config.epochs), position)
+        _train(job, trainer, files, evaluator, add, range(start, config.train_config.epochs), position)
     if world.is_primary:
         write_frame(job.paths.result, job.rows)
     tracking.finish()
@@ -190,7 +190,7 @@ def _moving_norms(network: nn.Module) -> str:
 
 
 def _train(
-    job: Job, trainer: Trainer, files: JobCheckpoints, exam: Exam, add: Callable[[Row], None], epochs: range,
+    job: Job, trainer: Trainer, files: JobCheckpoints, evaluator: Evaluator, add: Callable[[Row], None], epochs: range,
     position: Position | None,
 ) -> None:  # fmt: skip
     """Train to the last epoch, adding a row to the result for each."""
@@ -206,7 +206,7 @@ def _train(
     def finish(trained: TrainedEpoch) -> None:
         row, losses = _row(job, trainer, task, trained), list[float]()
         if job.config.eval_checkpoints:
-            figures, losses = exam.sit(f"epoch {trained.number + 1}/{epochs.stop}", trained.after_batch)
+            figures, losses = evaluator.evaluate(f"epoch {trained.number + 1}/{epochs.stop}", trained.after_batch)
             row |= figures
         check_finite(trainer, trained.number, losses)
         task.forget()  # only now: if a signal ends the validation, the saved state needs the counts of the epoch

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from stitchkit.assembly.config.settings import Metric
 from stitchkit.assembly.train.job import Job, engine_settings
-from stitchkit.assembly.train.metrics import Measure, create_measures
+from stitchkit.assembly.train.metrics import Measure, create_all_measures
 from stitchkit.assembly.train.task import Captured, output_of
 from stitchkit.data.batches import Batch
 from stitchkit.distributed import sum_over_ranks
@@ -26,7 +26,7 @@ _Outputs = Mapping[str | None, Captured | None]
 """The outputs of a network that metrics are of, by name; None is its own."""
 
 
-class Exam:
+class Evaluator:
     """Tests the network, and its moving average if it has one, on the test images of every task.
 
     Each image counts once over all ranks.
@@ -42,15 +42,16 @@ class Exam:
         self._networks = [
             (prefix, network, _outputs(network, job.config.metrics)) for prefix, network in networks.items()
         ]
-        # The loss of each output, by which a network that is not finite is found; then the figures.
-        self._measures: list[tuple[str | None, str, Measure]] = [
-            (output, "", partial(F.cross_entropy, reduction="sum")) for output in self._networks[0][2]
+        self._figures = create_all_measures(job.config.metrics)
+        # First the loss of each output, by which a network that is not finite is found.
+        self._measures: list[tuple[str | None, Measure]] = [
+            *((output, partial(F.cross_entropy, reduction="sum")) for output in self._networks[0][2]),
+            *((output, measure) for (output, _), measure in self._figures.items()),
         ]
-        for number, metric in enumerate(job.config.metrics):
-            measures = create_measures(metric, f"metrics[{number}]")
-            self._measures += [(metric.output, name, measure) for name, measure in measures.items()]
 
-    def sit(self, when: str, after_batch: Callable[[], None] = lambda: None) -> tuple[dict[str, float], list[float]]:
+    def evaluate(
+        self, when: str, after_batch: Callable[[], None] = lambda: None
+    ) -> tuple[dict[str, float], list[float]]:
         """Figures of every metric on every data set, by the columns of the result, and all losses.
 
         `when` begins the log line; `after_batch` is called after each batch, equally often on all ranks.
@@ -62,14 +63,11 @@ class Exam:
             name = task.config.name
             for average, network, outputs in self._networks:
                 batches = batches_of(task.test, self._job.world, name, after_batch)
-                for (output, kind, _), figure in zip(
-                    self._measures, self._means(network, outputs, number, batches), strict=True
-                ):
-                    if kind:
-                        prefix = f"{average}{output} " if output else average
-                        figures[f"Overall/{name}/Test {prefix}{kind}"] = figure
-                    else:
-                        losses.append(figure)
+                means = self._means(network, outputs, number, batches)
+                losses += means[: len(outputs)]
+                for (output, kind), figure in zip(self._figures, means[len(outputs) :], strict=True):
+                    prefix = f"{average}{output} " if output else average
+                    figures[f"Overall/{name}/Test {prefix}{kind}"] = figure
         said = (f"{name.removeprefix('Overall/')} {_said(name, figure)}" for name, figure in figures.items())
         _logger.info("%s  %s", when, "  ".join(said))
         return figures, losses
@@ -88,7 +86,7 @@ class Exam:
                     for name, inner in outputs.items()
                 }
                 if len(labels[known]):
-                    found = [measure(logits[output], labels[known]) for output, _, measure in self._measures]
+                    found = [measure(logits[output], labels[known]) for output, measure in self._measures]
                     sums += torch.stack([*(one.double() for one in found), known.sum().double()])
         *totals, count = sum_over_ranks(sums).tolist()
         if not count:
