@@ -47,16 +47,23 @@ def plan_cross(path: str | Path, **changes: object) -> Sweep:
 def _read(files: tuple[str, ...]) -> list[_Tuned]:
     found = []
     for number, file in enumerate(map(Path, files)):
+        place = f"ft_configs[{number}]"
         if not file.is_file():
-            raise InputError(f"ft_configs[{number}]: '{file}' is not a file; name the config.yml of a trained job")
+            raise InputError(f"{place}: '{file}' is not a file; name the config.yml of a trained job")
         config = JobConfig.load(file)
+        folders = file.parent, Path(config.save_dir or file.parent)
+        beside = [path for folder in folders if (path := folder / "checkpoint.pth").is_file()]
         # Runs of a sweep keep their checkpoints in a folder of their own.
-        places = [file.parent, Path(config.save_dir or file.parent), *sorted(file.parent.glob("result*/"))]
-        checkpoint = next((place / "checkpoint.pth" for place in places if (place / "checkpoint.pth").is_file()), None)
-        if checkpoint is None:
-            raise InputError(f"ft_configs[{number}]: there is no checkpoint.pth beside '{file}'; set save_checkpoints")
+        checkpoints = beside[:1] or sorted(file.parent.glob("result*/checkpoint.pth"))
+        if not checkpoints:
+            raise InputError(f"{place}: there is no checkpoint.pth beside '{file}'; set save_checkpoints")
+        if len(checkpoints) > 1:
+            raise InputError(
+                f"{place}: '{file}' was trained with several seeds; copy the checkpoint.pth of one, such as "
+                f"'{checkpoints[0]}', beside it"
+            )
         name = "+".join(task.name for task in config.train_config.resolved_tasks)
-        found.append(_Tuned(name, file, read_settings_file(file), checkpoint))
+        found.append(_Tuned(name, file, read_settings_file(file), checkpoints[0]))
     several = Counter(each.name for each in found)
     return [
         each if several[each.name] == 1 else replace(each, name=f"{each.name}-{number}")

@@ -90,6 +90,11 @@ class Sweep:
     seeds: tuple[int | None, ...] = (None,)
     resources: Resources = field(default_factory=Resources)
 
+    def __post_init__(self) -> None:
+        names = [job.name for job in self.jobs]
+        if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
+            raise InputError(f"two jobs would have the folder '{twice}'; remove one, or rename its data set")
+
     def rounds(self, folder: Path, at_once: int | None) -> Iterator[Sequence[PlannedJob]]:  # noqa: ARG002
         """The jobs in rounds; those of a round do not depend on each other's results.
 
