@@ -47,7 +47,7 @@ def draw(rows: pd.DataFrame, title: str) -> dict[str, Figure]:
     uncut = _uncut(final)
     stitched, final = rows[rows["gap"] != ""], final[final["gap"] != ""]
     # Adapters in the order of the published table.
-    adapters = sorted(final["adapter"].unique(), key=lambda name: _ORDER.index(name) if name in _ORDER else 99)
+    adapters = sorted(final["adapter"].unique(), key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
     gaps = sorted(final["gap"].unique(), key=lambda gap: [int(number) for number in gap.split(",")])
     return {
         "heatmap": _heat_map(final, adapters, gaps, uncut, title),
