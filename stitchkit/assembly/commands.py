@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def _add_report_flags(report: argparse.ArgumentParser) -> None:
     add_picture_format(report)
 
 
-def _add_training_flags(parser: argparse.ArgumentParser) -> Callable[..., object]:
+def _add_training_flags(parser: argparse.ArgumentParser, *, is_sweep: bool) -> Callable[..., object]:
     """Add the flags that jobs and sweeps share; return what adds a further flag for a key of the file."""
     add = partial(parser.add_argument, default=argparse.SUPPRESS)  # a flag that is not given leaves the file's value
     number = partial(add, type=int, metavar="N")
@@ -28,7 +29,10 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> Callable[..., object
     add("--download", action="store_true", help="download missing data sets")
     number("-e", "--epochs", help="number of epochs")
     number("-m", "--max-batches", help="use only N random batches of the data")
-    number("--seed", help="seed of weights, order and augmentation; names the results of a sweep")
+    seed = partial(parser.add_mutually_exclusive_group().add_argument, type=int, metavar="N", default=argparse.SUPPRESS)
+    seed("--seed", help="seed of weights, order and augmentation; names the results of a sweep")
+    if is_sweep:
+        seed("--seeds", nargs="+", help="run every job once with each")
     add("-d", "--device", metavar="DEVICE", help="cpu, cuda, cuda:N or N; by default cuda if available")
     number("-j", "--workers", help="loader processes of each rank")
     add(
@@ -41,40 +45,40 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> Callable[..., object
 
 
 def _add_sweep_flags(sweep: argparse.ArgumentParser) -> None:
-    add, number = sweep.add_argument, partial(sweep.add_argument, type=int, metavar="N")
+    train = _add_training_flags(sweep, is_sweep=True)
+    add = sweep.add_argument
     add("-c", "--config", required=True, metavar="YAML", help="configuration of the sweep")
-    add("--seeds", nargs="+", type=int, metavar="N", default=argparse.SUPPRESS, help="run every job once with each")
-    number("--trials", dest="run_cap", default=argparse.SUPPRESS, help="trials of a search; 10, or a whole grid")
+    train("--trials", dest="run_cap", type=int, metavar="N", help="trials of a search; 10, or a whole grid")
     add("-o", "--output", default="outputs/sweeps", metavar="DIR", help="folder for the folders of the jobs")
     about = "run only these jobs: numbers in the plan (3, 5-7), names, or patterns of names ('*finetune')"
     add("--only", nargs="+", default=[], metavar="JOB", help=about)
     switch = partial(sweep.add_mutually_exclusive_group().add_argument, action="store_true")
     switch("-n", "--dry-run", help="print the plan, and with Slurm the script of its jobs, and run nothing")
     switch("--smoke", "--st", "--smoke-test", help="run one step of every job in this process, and keep no files")
-    switch("--detach", help="with Slurm, submit the jobs and return; repeat the command to see their progress")
+    about = "with Slurm, submit the jobs and return; repeat the command to see their progress"
+    switch("--detach", default=argparse.SUPPRESS, help=about)
     add("--retry-failed", action="store_true", help="rerun jobs that failed")
-    number("--jobs", help="jobs to run at a time; by default 1, or all with Slurm")
+    train("--jobs", type=int, metavar="N", help="jobs to run at a time; by default 1, or all with Slurm")
     add("--cluster", choices=("local", "slurm"), default="local", help="where the jobs run")
-    number("--gpus", help="GPUs per job; by default 1, or 0 on a machine without GPUs")
+    train("--gpus", type=int, metavar="N", help="GPUs per job; by default 1, or 0 on a machine without GPUs")
     slurm = sweep.add_argument_group(
         "Slurm", "for each job; `slurm` in the file of the sweep may set those above --setup"
     )
-    add = slurm.add_argument
+    add = partial(slurm.add_argument, default=argparse.SUPPRESS)
     add("--partition", metavar="NAME", help="partition")
     add("--cpus", type=int, metavar="N", help="CPUs per process; a job has one process per GPU")
     add("--mem-gb", type=float, metavar="N", help="memory per job")
     add("--hours", type=float, metavar="N", help="time limit, after which a job is requeued and resumes; 24")
     add("--modules", nargs="+", metavar="NAME", help="environment modules to load")
-    add("--setup", nargs="+", default=[], metavar="LINE", help="shell commands to run before a job starts")
-    add("--sbatch", nargs="+", default=[], metavar="KEY=VALUE", help="further options for sbatch")
+    add("--setup", nargs="+", metavar="LINE", help="shell commands to run before a job starts")
+    add("--sbatch", nargs="+", metavar="KEY=VALUE", help="further options for sbatch")
     add("--poll", type=float, metavar="SECONDS", help="time between looks at the queue; at least 30")
-    _add_training_flags(sweep)
     show_defaults(sweep, TrainConfig, JobSettings)
 
 
 def _add_job_flags(job: argparse.ArgumentParser) -> None:
     job.add_argument("-c", "--config", required=True, metavar="YAML", help="configuration of the job")
-    add = _add_training_flags(job)
+    add = _add_training_flags(job, is_sweep=False)
     number, switch = partial(add, type=int, metavar="N"), partial(add, action="store_true")
     about = "folder of the job; by default outputs/<configuration>"
     add("-o", "--output", "--dest", dest="save_dir", metavar="DIR", help=about)
@@ -125,7 +129,12 @@ def _add_job_flags(job: argparse.ArgumentParser) -> None:
 
 def _sides(text: str) -> int | list[int]:
     """A side, or a height and a width: `224`, `224,256` or `(224, 256)`."""
-    sides = [int(side) for side in text.strip("()[]").split(",")]
+    try:
+        sides = [int(side) for side in text.strip("()[]").split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"it is '{text}'; write a side, 224, or a height and a width, 224,256"
+        ) from None
     return sides[0] if len(sides) == 1 else sides
 
 
@@ -154,26 +163,30 @@ def _job(flags: argparse.Namespace) -> None:
 
 
 def _sweep(flags: argparse.Namespace) -> None:
+    from stitchkit.assembly.sweep.check import check_sweep
+    from stitchkit.assembly.sweep.settings import Place, read_place
+
+    settings = vars(flags)
+    path, output, only, is_dry, is_smoke, retry_failed = (
+        settings.pop(key) for key in ("config", "output", "only", "dry_run", "smoke", "retry_failed")
+    )
+    place = {field.name: settings.pop(field.name) for field in fields(Place) if field.name in settings}
+    download = settings.pop("download", False)
+    read_place(place)
+    check_sweep(path, **settings)  # before torch is loaded
+
     from stitchkit.assembly.sweep.cluster import create_cluster
     from stitchkit.assembly.sweep.config import load_sweep
     from stitchkit.assembly.sweep.launch import launch, show_plan, smoke
     from stitchkit.assembly.sweep.plan import choose
     from stitchkit.assembly.train.data import download_data
 
-    settings = vars(flags)
-    path, output, only, is_dry, is_smoke, retry_failed, detach = (
-        settings.pop(key) for key in ("config", "output", "only", "dry_run", "smoke", "retry_failed", "detach")
-    )
-    places = ("cluster", "jobs", "gpus", "partition", "cpus", "mem_gb", "hours", "modules", "setup", "sbatch", "poll")
-    place, download = {key: settings.pop(key) for key in places}, settings.pop("download", False)
-    is_slurm = place["cluster"] == "slurm"
-    if detach and not is_slurm:
-        raise InputError("--detach is for Slurm; add --cluster slurm, or omit it")
     sweep = load_sweep(path, **settings)
     jobs = choose(sweep.jobs, only)
-    enter = partial(create_cluster, place.pop("cluster"), folder=Path(output), resources=sweep.resources, **place)
+    name = place.pop("cluster")
+    enter = partial(create_cluster, name, folder=Path(output), resources=sweep.resources, **place)
     if is_dry:  # it may be for another machine, with other GPUs, but Slurm's script is wanted
-        show_plan(sweep, jobs, enter() if is_slurm else None)
+        show_plan(sweep, jobs, enter() if name == "slurm" else None)
         return
     planned = [job for job in jobs.values() if job.applies]
     if download:  # once, before jobs that start together would all do it
@@ -182,10 +195,13 @@ def _sweep(flags: argparse.Namespace) -> None:
         smoke(planned)
     else:
         names = {job.name for job in planned} if only else None
-        launch(sweep, Path(output), enter(), only=names, retry_failed=retry_failed, detach=detach)
+        launch(sweep, Path(output), enter(), only=names, retry_failed=retry_failed)
 
 
 def _sweep_report(flags: argparse.Namespace) -> None:
+    from stitchkit.assembly.sweep.check import check_folder
+
+    check_folder(flags.folder)  # before torch is loaded
     from stitchkit.assembly.sweep.report import sweep_report
 
     for file in sweep_report(flags.folder, picture_format=flags.format):

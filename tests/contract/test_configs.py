@@ -12,6 +12,7 @@ import yaml
 import stitchkit
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.network import build_network
+from stitchkit.assembly.sweep.config import load_sweep
 from stitchkit.cli import main
 from stitchkit.settings.commands import kinds, schema_text
 from stitchkit.settings.files import read_settings_file
@@ -80,6 +81,20 @@ def test_law_10_jobs_load_and_build(path):
     with torch.device("meta"):
         network = build_network(JobConfig.load(path).network, num_classes=1000, pretrained=False)
     assert any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_law_10_sweeps_load_and_their_jobs_build(tmp_path, monkeypatch):
+    """Those over gaps are in the tests of sweeps. The heads by encoders are of the trials of the search."""
+    sweeps, out = ROOT / "configs/sweeps", tmp_path / "outputs/sweep_search"
+    monkeypatch.chdir(tmp_path)
+    for name in ("datasets", "search", "heads-by-encoders"):
+        jobs = load_sweep(sweeps / f"{name}.yml").jobs
+        for job in jobs:
+            with torch.device("meta"):
+                build_network(job.parsed.network, num_classes=10, input_size=(3, 16, 16), pretrained=False)
+            if name == "search":
+                (job.write(out) / "checkpoint.pth").touch()
+    assert [job.columns["encoder"] for job in jobs] == ["base", "digits-1", "digits-2"] * 2
 
 
 def test_law_10_there_is_a_job_of_each_published_kind():

@@ -10,7 +10,7 @@ from submitit.core.utils import DelayedSubmission
 from stitchkit.assembly.sweep import cluster
 from stitchkit.assembly.sweep.cluster import create_cluster
 from stitchkit.assembly.sweep.gaps import GapSweep
-from stitchkit.assembly.sweep.plan import Resources
+from stitchkit.assembly.sweep.settings import Resources
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from tests.clusters import ScriptedSlurm, between_polls
@@ -173,8 +173,11 @@ def test_ctrl_c_leaves_the_jobs_in_slurm_and_says_how_to_cancel_them(command, sl
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--cluster", "slurm", "--poll", "5"], "--poll is 5; it must be at least 30 seconds"),
-        (["--cluster", "slurm", "--hours", "0"], "hours is 0.0; it must be at least 0.1"),
+        (["--cluster", "slurm", "--poll", "5"], "--poll is 5.0; it must be at least 30"),
+        (["--cluster", "slurm", "--poll", "nan"], "--poll is nan; it must be finite"),
+        (["--cluster", "slurm", "--mem-gb", "0"], "--mem-gb is 0.0; it must be at least 0.1"),
+        (["--seed", "4", "--seeds", "1", "2"], "argument --seeds: not allowed with argument --seed"),
+        (["--cluster", "slurm", "--hours", "0"], "--hours is 0.0; it must be at least 0.1"),
         (["--cluster", "slurm", "--partition", "a b"], "partition: it is 'a b'; only letters"),
         (["--detach"], "--detach is for Slurm; add --cluster slurm"),
         (["--modules", "cuda"], "--modules is for Slurm; add --cluster slurm"),

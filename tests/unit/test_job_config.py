@@ -28,6 +28,7 @@ from stitchkit.assembly.train.preprocessing import create_transform
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.settings.files import naming
+from tests.commands import refused
 from tests.support import write_sweep
 
 PUBLISHED = """\
@@ -526,6 +527,11 @@ def test_published_flags_set_their_keys(tmp_path):
     assert (config.strict_load, config.checkpoint_initial_model, config.verbose) == (False, True, 2)
     assert (config.device, config.save_dir, config.metrics_output) == ("cuda:0", "out", "out/r.pkl")
     assert (config.project, config.entity, config.group, config.id) == tuple("pegi")
+
+
+def test_an_image_size_that_is_none(capsys):
+    said = refused(capsys, "job", "-c", "x", "--image-size", "abc")
+    assert "it is 'abc'; write a side, 224, or a height and a width, 224,256" in said
 
 
 def test_named_policies_and_nested_transforms():

@@ -25,6 +25,9 @@ from tests.support import sweep_jobs, write_sweep
 class FakeCluster:
     """Jobs that end as a test says."""
 
+    on_nodes = is_detached = False
+    when_stopped = LocalPool.when_stopped
+
     def __init__(self, ends, limit=1):
         self.ends, self.limit, self.started, self.is_closed = ends, limit, [], False
 
@@ -114,7 +117,7 @@ def test_a_sweep_says_when_each_job_ended_and_how_long_the_rest_takes(folders, s
     monkeypatch.setattr(launching, "check_inputs", lambda *_, **__: None)
     folders[1].result.touch()
     out, plan = tmp_path / "out", plan_gaps(GapSweep.load(sweep))
-    once = {"only": None, "retry_failed": False, "detach": False}
+    once = {"only": None, "retry_failed": False}
     launch(plan, out, FakeCluster({}), **once)
     lines = [
         "3 jobs: 1 done, 0 running, 0 failed, 2 waiting",
@@ -178,23 +181,6 @@ def test_settings_of_a_sweep_that_has_begun(folders, sweep, tmp_path, changes, m
     assert yaml.safe_load((folders[0].path / "config.yml").read_text())["train_config"]["epochs"] == 2
     folders[1].result.unlink()  # nothing has begun, so the settings may be others
     sweep_jobs(sweep, tmp_path / "out", **changes)
-
-
-def test_results_of_the_earlier_meaning_of_frozen_are_refused(folders, sweep, tmp_path):
-    for folder in folders:
-        folder.result.touch()
-    stitched = folders[2].path / "metadata.yml"
-    about = yaml.safe_load(stitched.read_text())
-    del about["uncut"]  # as the first version wrote it
-    stitched.write_text(yaml.safe_dump(about))
-    with pytest.raises(
-        InputError, match=f"'{folders[2].path}' was trained by an earlier version, in which frozen: true"
-    ):
-        sweep_jobs(sweep, tmp_path / "out")
-    finetuned = folders[1].path / "metadata.yml"  # in which nothing is frozen
-    finetuned.write_text(stitched.read_text())
-    stitched.write_text(yaml.safe_dump({**about, "uncut": ""}))
-    sweep_jobs(sweep, tmp_path / "out")
 
 
 def test_results_of_unknown_settings_are_refused(folders, sweep, tmp_path):
@@ -283,7 +269,7 @@ def test_a_preempted_job_is_started_again_as_it_was(tmp_path):
     ("options", "message"),
     [
         ({"jobs": 0}, "--jobs is 0"),
-        ({"gpus": -1}, "--gpus -1"),
+        ({"gpus": -1}, "--gpus is -1"),
         ({"gpus": 9}, "--gpus is 9, but this machine has 2"),
         ({"partition": "big"}, "--partition is for Slurm; add --cluster slurm"),
     ],
@@ -291,7 +277,7 @@ def test_a_preempted_job_is_started_again_as_it_was(tmp_path):
 def test_a_pool_that_cannot_be(monkeypatch, tmp_path, options, message):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     with pytest.raises(InputError, match=message):
-        create_cluster("local", folder=tmp_path, **{"jobs": 1, "gpus": None, **options})
+        create_cluster("local", folder=tmp_path, **options)
 
 
 def test_jobs_of_a_pool_take_turns_on_the_gpus(monkeypatch, tmp_path):
@@ -315,14 +301,14 @@ def test_jobs_of_a_pool_take_turns_on_the_gpus(monkeypatch, tmp_path):
     import submitit
 
     monkeypatch.setattr(submitit, "LocalExecutor", Executor)
-    pool = create_cluster("local", folder=tmp_path, jobs=3, gpus=None)
+    pool = create_cluster("local", folder=tmp_path, jobs=3)
     jobs = [SweepJob(tmp_path / str(number)) for number in range(4)]
     between_polls(monkeypatch, lambda: chosen.append("polled"), lambda: None)
     assert [*pool.run(jobs)] == jobs
     assert chosen == [[3], [5], [3], "polled", [3]]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-9a")
     with pytest.raises(InputError, match="name GPUs by their numbers"):
-        create_cluster("local", folder=tmp_path, jobs=1, gpus=None)
+        create_cluster("local", folder=tmp_path, jobs=1)
 
 
 def test_without_submitit(monkeypatch, tmp_path):

@@ -1,5 +1,7 @@
 """Sweeps: their configuration, plan and folders."""
 
+import subprocess
+import sys
 from collections import Counter
 from functools import cache
 
@@ -151,6 +153,36 @@ def test_an_uncut_network_gets_images_as_its_weights_were_trained_with():
         for job in plan_gaps(given).jobs
         if job.config
     )
+
+
+def test_mistakes_that_need_no_torch_are_found_without_it(tmp_path):
+    files = {
+        "datasets: [digits]\nsedes: [1]\ntrain_config: {epochs: 1}\n": "line 2: sedes: unknown key 'sedes'",
+        "stages: []\ntrain_config: {dataset: digits, epoch: 1}\n": "line 2: train_config.epoch: unknown key",
+        "ft_configs: [a.yml]\nworker: 3\n": "line 2: worker: unknown key 'worker'; did you mean 'workers'",
+        "job: a.yml\nparameters: {}\nmetod: grid\n": "line 3: metod: unknown key 'metod'; did you mean 'method'",
+    }
+    commands = {
+        ("-c", "nowhere.yml"): "'nowhere.yml' cannot be read",
+        ("-c", "x", "--hours", "3"): "--hours is for Slurm",
+    }
+    for number, (text, words) in enumerate(files.items()):
+        (tmp_path / f"{number}.yml").write_text(text)
+        commands["-c", str(tmp_path / f"{number}.yml")] = words
+    code = f"""
+import sys
+from stitchkit.cli import main
+sys.stderr = sys.stdout
+for flags in {[*commands]}:
+    assert main(["sweep", *flags]) == 2
+assert main(["sweep-report", "nowhere"]) == 2
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *lines, loaded = done.stdout.splitlines()
+    assert loaded == "False"
+    for words, line in zip([*commands.values(), "folder 'nowhere' does not exist"], lines, strict=True):
+        assert words in line
 
 
 def test_folders(tmp_path):

@@ -69,7 +69,7 @@ def test_each_part_and_data_set_is_read_once(sweep, monkeypatch, caplog):
 class Runs:
     """A cluster that runs no job."""
 
-    limit, on_nodes, when_stopped = 1, False, ""
+    limit, on_nodes, is_detached = 1, False, False
 
     def run(self, jobs):
         for job in jobs:
@@ -90,7 +90,7 @@ def test_a_sweep_accepts_the_checkpoints_that_its_jobs_accept(tmp_path, images, 
         content["load_from"] = checkpoint
     del content["train_config"]["dataset"]
     plan = load_sweep(write_job(tmp_path, {**content, "datasets": [str(images)]}))
-    launch(plan, tmp_path / "out", Runs(), only=None, retry_failed=False, detach=False)
+    launch(plan, tmp_path / "out", Runs(), only=None, retry_failed=False)
 
 
 def offline(create, name, pretrained=False, **arguments):

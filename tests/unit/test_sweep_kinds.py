@@ -1,5 +1,7 @@
 """The kinds of sweeps: which jobs are made from a file."""
 
+import shutil
+
 import pandas as pd
 import pytest
 import torch
@@ -59,7 +61,7 @@ def test_weights_of_a_sweep_over_data_sets_are_relative_to_its_file(tmp_path):
 @pytest.mark.parametrize(
     ("names", "changes", "message"),
     [
-        (["a", "./a"], {}, "datasets: two would have the folder 'train-many-a'"),
+        (["a", "./a"], {}, "two jobs would have the folder 'train-many-a'"),
         ([], {}, "datasets is []; its length must be at least 1"),
         ([1], {}, "datasets[0] is 1; it must be text"),
         (["a"], {"train_config": {"epochs": 1, "dataset": "b"}}, "datasets: train_config names data too"),
@@ -129,14 +131,36 @@ def test_every_head_on_every_encoder(tuned, tmp_path):
         assert torch.equal(value, (one if name.startswith("head.") else two)[name]), name
 
 
+def test_a_data_set_with_the_name_of_another_encoder(tuned, tmp_path):
+    """Its jobs would share folders, of which those done first would count for both."""
+    for name, data in (("one", "base"), ("two", "cifar10")):
+        path = tmp_path / name / "config.yml"
+        content = yaml.safe_load(path.read_text())
+        content["train_config"]["dataset"] = data
+        path.write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match="two jobs would have the folder 'test-cross-head-base-encoder-base'"):
+        load_sweep(tuned)
+
+
+def test_a_tuned_job_with_several_seeds_is_refused(tuned, tmp_path):
+    for seed in (1, 2):
+        (tmp_path / f"one/result-{seed}").mkdir()
+        shutil.copy(tmp_path / "one/checkpoint.pth", tmp_path / f"one/result-{seed}")
+    (tmp_path / "one/checkpoint.pth").unlink()
+    with pytest.raises(InputError, match=r"ft_configs\[0\]: .* was trained with several seeds"):
+        load_sweep(tuned)
+
+
 def test_the_report_of_heads_by_encoders(tmp_path):
     for head in "ab":
         for encoder in ("base", "a", "b"):
             metadata = {"arch": "cross", "head_dataset": head, "encoder_dataset": encoder}
             write_result(tmp_path, f"{head}-{encoder}", metadata, [0.5 if head == encoder else 0.1], epochs=[0])
-    files = sweep_report(tmp_path)
-    assert files[-1].name == "cross-heatmap.png"
-    assert len(files[2].read_text().splitlines()) == 1 + 6
+    table = pd.read_csv(sweep_report(tmp_path)[2])
+    cells = table.pivot(index="head_dataset", columns="encoder_dataset", values="test_accuracy")
+    assert cells.to_dict("index") == {
+        "a": pytest.approx({"base": 10, "a": 50, "b": 10}), "b": pytest.approx({"base": 10, "a": 10, "b": 50})
+    }  # fmt: skip
 
 
 def test_mistakes_in_heads_by_encoders(tmp_path):

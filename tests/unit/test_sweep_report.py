@@ -108,9 +108,7 @@ def test_learning_curves_have_a_panel_for_each_gap(swept, figures):
     sweep_report(swept)
     panels = [axes for axes in figures[2].axes if axes.get_visible()]
     assert [axes.get_title() for axes in panels] == ["gap 1", "gap 1–2"]
-    curves = {line.get_label(): list(line.get_ydata()) for line in panels[0].lines if "uncut" not in line.get_label()}
-    assert curves["linear, no down-sampling"] == [25, 60]
-    assert curves["no adapter, all slices trained"] == [60, 80]
+    assert [list(line.get_ydata()) for line in panels[0].lines] == [[90, 90], [95, 95], [60, 80], [25, 60]]
 
 
 def test_a_band_shows_the_spread_of_the_seeds(swept, figures):
@@ -150,6 +148,17 @@ def test_equal_jobs_are_both_seen(tmp_path, figures, num_epochs):
         dashes = [line._dash_pattern for line in curves.axes[0].lines]
         assert dashes[0] != dashes[1]
         assert all(lengths[0] == lengths[1] for _, lengths in dashes), "each leaves room for the other"
+
+
+@pytest.mark.parametrize("accuracies", [(0.5, 0.507, 0.514), (0.5, 0.514, 0.507)])
+def test_curves_coincide_in_any_order(tmp_path, figures, accuracies):
+    """The first and the last touch only the one between them."""
+    names = ("linear_no_downsample", "downsample_then_linear", "downsample_then_3x3conv")
+    for name, accuracy in zip(names, accuracies, strict=True):
+        write_result(tmp_path, name, about(1, 1, name), [0.4, accuracy])
+    sweep_report(tmp_path)
+    dashes = [line._dash_pattern for line in figures[2].axes[0].lines]
+    assert all(lengths is not None and lengths[1] == 2 * lengths[0] for _, lengths in dashes)
 
 
 def test_pictures_in_a_vector_format(swept):

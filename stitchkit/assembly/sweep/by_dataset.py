@@ -51,7 +51,7 @@ def plan_datasets(path: str | Path, **changes: object) -> Sweep:
             content = _resolved(content, path.parent)
         job = {key: value for key, value in content.items() if key not in SWEEP_KEYS}
         planned = [_planned(path.stem, job, name) for name in file.datasets or (None,)]
-        _check([job.name for job in planned], planned[0].parsed)
+        _check(planned[0].parsed)
         return Sweep(planned, all_seeds(file, job), file.slurm)
 
 
@@ -64,10 +64,8 @@ def _planned(name: str, job: Mapping[str, Any], dataset: str | None) -> PlannedJ
     )
 
 
-def _check(names: list[str], config: JobConfig) -> None:
-    """Check what the jobs share: their training and their network; and that no two have the same folder."""
-    if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
-        raise InputError(f"datasets: two would have the folder '{twice}'; remove one, or rename it")
+def _check(config: JobConfig) -> None:
+    """Check what the jobs share: their training and their network."""
     check_training(config)
     size = config.train_config.resolved_tasks[0].data_preprocessing.size
     # Files of weights may be missing still; they are read before the first job starts.

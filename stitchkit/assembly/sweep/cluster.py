@@ -14,15 +14,14 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from stitchkit.assembly.sweep.plan import Resources
+from stitchkit.assembly.sweep.settings import Place, Resources, read_place
 from stitchkit.assembly.sweep.worker import State, SweepJob
 from stitchkit.display import counted
 from stitchkit.errors import InputError
 from stitchkit.files import refuse_link, write_text
 from stitchkit.optional import check_installed
-from stitchkit.settings.schema import parse
 
 if TYPE_CHECKING:
     from submitit import LocalJob
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _LOCAL_POLL_S = 2
-_SLURM_POLL_S = 30.0
-"""The shortest time between two questions to Slurm's controller, which answers all users of a cluster."""
 _NO_LIMIT = 60 * 24 * 365
 """More minutes and more preemptions than any job has; submitit needs a number for both."""
 
@@ -64,9 +61,20 @@ class LocalPool:
         num_gpus: GPUs per job.
     """
 
+    on_nodes: ClassVar[bool] = False
+    is_detached: ClassVar[bool] = False
+
     limit: int
     gpus: Sequence[int] = ()
     num_gpus: int = 0
+
+    def when_stopped(self, _: Iterable[SweepJob]) -> str:
+        """What becomes of the jobs when the sweep is stopped, in words."""
+        return "jobs that were running save their state and end"
+
+    def script(self, _: int) -> str:
+        """The script that submits a number of jobs, of which this machine needs none."""
+        return ""
 
     def run(self, jobs: Sequence[SweepJob]) -> Generator[SweepJob, None, None]:
         """Run jobs, and yield each when it has ended, with or without a result.
@@ -132,16 +140,23 @@ class Slurm:
         parameters: Options that submitit passes to Slurm, e.g. `partition`.
         poll_s: Seconds between two looks at the queue.
         limit: Number of jobs at a time; None for as many as there is room for.
+        is_detached: Only submit the jobs.
     """
+
+    on_nodes: ClassVar[bool] = True
 
     folder: Path
     parameters: Mapping[str, object]
-    poll_s: float = _SLURM_POLL_S
+    poll_s: float
     limit: int | None = None
+    is_detached: bool = False
 
     def run(self, jobs: Sequence[SweepJob]) -> Generator[SweepJob, None, None]:
         """Submit the jobs that are not in the queue already, and yield each when it has ended."""
         watched = self.submit(jobs)
+        if self.is_detached:
+            _logger.info("repeat the command to see how far they are")
+            return
         missed: set[str] = set()
         while watched:
             time.sleep(self.poll_s)
@@ -168,6 +183,10 @@ class Slurm:
             array = arrays(fresh)
             _logger.info("submitted %s as %s; to cancel: scancel %s", counted(len(fresh), "job"), array, array)
         return submitted
+
+    def when_stopped(self, jobs: Iterable[SweepJob]) -> str:
+        """What becomes of the jobs when the sweep is stopped, in words."""
+        return f"the jobs continue in Slurm; to cancel them: scancel {arrays(jobs)}"
 
     def script(self, num_jobs: int) -> str:
         """The script for sbatch that submits a number of jobs."""
@@ -211,59 +230,39 @@ def states(jobs: Sequence[SweepJob]) -> dict[SweepJob, State]:
 
 
 def create_cluster(
-    name: str,
-    *,
-    folder: Path,
-    resources: Resources | None = None,
-    jobs: int | None = None,
-    gpus: int | None = None,
-    poll: float | None = None,
-    setup: Sequence[str] = (),
-    sbatch: Sequence[str] = (),
-    **others: object,
+    name: str, *, folder: Path, resources: Resources | None = None, **flags: object
 ) -> LocalPool | Slurm:
     """The place, `local` or `slurm`, where the jobs of the sweep in a folder run, by the flags of `stitchkit sweep`.
 
     Args:
-        resources: The resources in the file of the sweep; flags, among them all `others`, take precedence.
+        resources: The resources in the file of the sweep; flags take precedence.
     """
-    if (jobs is not None and jobs < 1) or (gpus or 0) < 0:
-        raise InputError(f"--jobs is {jobs} and --gpus {gpus}; they must be at least 1 and 0")
+    place = read_place({"cluster": name, **flags}, resources)
     check_installed(["submitit"], "jobs", "a sweep")
-    given = {key: value for key, value in others.items() if value is not None}
-    if name == "local":
-        for flag, value in {**given, "poll": poll, "setup": setup, "sbatch": sbatch}.items():
-            if value:
-                raise InputError(f"--{flag.replace('_', '-')} is for Slurm; add --cluster slurm, or omit it")
-        found = _gpus()
-        if (gpus or 0) > len(found):
-            raise InputError(f"--gpus is {gpus}, but this machine has {len(found)}")
-        return LocalPool(jobs or 1, found, min(1, len(found)) if gpus is None else gpus)
-    if poll is not None and poll < _SLURM_POLL_S:
-        raise InputError(
-            f"--poll is {poll:g}; it must be at least {_SLURM_POLL_S:g} seconds, to spare Slurm's controller"
-        )
-    if gpus is not None:
-        given["gpus"] = gpus
-    chosen = parse(Resources, {**vars(resources or Resources()), **given})
-    return Slurm(folder / "submitit", _parameters(chosen, jobs, setup, sbatch), poll or _SLURM_POLL_S, jobs)
+    if place.cluster == "slurm":
+        return Slurm(folder / "submitit", _parameters(place), place.poll, place.jobs, place.detach)
+    found = _gpus()
+    num_gpus = place.gpus if "gpus" in flags else min(1, len(found))
+    if num_gpus > len(found):
+        raise InputError(f"--gpus is {num_gpus}, but this machine has {len(found)}")
+    return LocalPool(place.jobs or 1, found, num_gpus)
 
 
-def _parameters(each: Resources, jobs: int | None, setup: Sequence[str], sbatch: Sequence[str]) -> dict[str, object]:
+def _parameters(place: Place) -> dict[str, object]:
     """What submitit passes to Slurm."""
     # submitit expects true for options without a value, such as `exclusive`.
-    further = {key: value or True for key, _, value in (option.partition("=") for option in sbatch)}
-    lines = [*(f"module load {name}" for name in each.modules), *setup]
+    further = {key: value or True for key, _, value in (option.partition("=") for option in place.sbatch)}
+    lines = [*(f"module load {name}" for name in place.modules), *place.setup]
     parameters = {
         "job_name": "stitchkit",
-        "partition": each.partition,
-        "time": max(1, round(each.hours * 60)),
-        "ntasks_per_node": max(1, each.gpus),
-        "gpus_per_node": each.gpus or None,
-        "cpus_per_task": each.cpus,
-        "srun_args": None if each.cpus is None else [f"--cpus-per-task={each.cpus}"],  # srun ignores sbatch's option
-        "array_parallelism": jobs,
-        "mem": None if each.mem_gb is None else f"{round(1024 * each.mem_gb)}MB",
+        "partition": place.partition,
+        "time": max(1, round(place.hours * 60)),
+        "ntasks_per_node": max(1, place.gpus),
+        "gpus_per_node": place.gpus or None,
+        "cpus_per_task": place.cpus,
+        "srun_args": None if place.cpus is None else [f"--cpus-per-task={place.cpus}"],  # srun ignores sbatch's option
+        "array_parallelism": place.jobs,
+        "mem": None if place.mem_gb is None else f"{round(1024 * place.mem_gb)}MB",
         "setup": lines or None,
         # Slurm requeues preempted jobs only if they allow it, which is not the default everywhere.
         "additional_parameters": {"requeue": True, **further},

@@ -7,7 +7,8 @@ from pathlib import Path
 from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.assembly.sweep.by_dataset import DatasetsFile, plan_datasets
-from stitchkit.assembly.sweep.cross import CrossFile, plan_cross
+from stitchkit.assembly.sweep.cross import plan_cross
+from stitchkit.assembly.sweep.cross_file import CrossFile
 from stitchkit.assembly.sweep.gap_jobs import plan_gaps
 from stitchkit.assembly.sweep.gaps import GapFile, GapSweep
 from stitchkit.assembly.sweep.plan import Sweep

@@ -10,46 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import Field, StrictBool, StrictInt, StrictStr
-from pydantic.dataclasses import dataclass as schema
-
 from stitchkit.assembly.config.job import WRITTEN, JobConfig
 from stitchkit.assembly.config.job_settings import override
-from stitchkit.assembly.config.settings import Metric
-from stitchkit.assembly.sweep.plan import PlannedJob, Resources, Sweep
+from stitchkit.assembly.sweep.cross_file import CrossFile
+from stitchkit.assembly.sweep.plan import PlannedJob, Sweep
 from stitchkit.errors import InputError
 from stitchkit.settings.files import naming, read_settings_file
-from stitchkit.settings.schema import Count, LocalPath, Settings, parse
+from stitchkit.settings.schema import parse
 
 _BASE = "base"
 """The name of the encoder before any fine-tuning, as the file of a head has it."""
-
-
-@schema(frozen=True, kw_only=True)
-class CrossFile(Settings):
-    """A sweep of heads by encoders: the fine-tuned jobs, and settings of their tests in place of their own.
-
-    Args:
-        ft_configs: The settings files of the jobs, each beside its checkpoint.
-        seed: Seed of the images that `max_batches` chooses.
-        data_path: Folder of the data sets.
-        max_batches: Number of random batches of the data used for tests.
-        metrics: Figures of merit.
-        device: `cpu`, `cuda` or `cuda:N`.
-        workers: Loader processes of each rank, at most one per core.
-        deterministic: Use only deterministic algorithms.
-        slurm: The resources of each job with `--cluster slurm`, unless flags say otherwise.
-    """
-
-    ft_configs: tuple[LocalPath, ...] = Field(min_length=1)
-    seed: StrictInt | None = Field(default=None, ge=0)
-    data_path: LocalPath | None = None
-    max_batches: Count | None = None
-    metrics: tuple[Metric, ...] | None = None
-    device: StrictStr | None = None
-    workers: StrictInt | None = Field(default=None, ge=0)
-    deterministic: StrictBool | None = None
-    slurm: Resources = Field(default_factory=Resources)
 
 
 @dataclass(frozen=True)
@@ -77,16 +47,23 @@ def plan_cross(path: str | Path, **changes: object) -> Sweep:
 def _read(files: tuple[str, ...]) -> list[_Tuned]:
     found = []
     for number, file in enumerate(map(Path, files)):
+        place = f"ft_configs[{number}]"
         if not file.is_file():
-            raise InputError(f"ft_configs[{number}]: '{file}' is not a file; name the config.yml of a trained job")
+            raise InputError(f"{place}: '{file}' is not a file; name the config.yml of a trained job")
         config = JobConfig.load(file)
+        folders = file.parent, Path(config.save_dir or file.parent)
+        beside = [path for folder in folders if (path := folder / "checkpoint.pth").is_file()]
         # Runs of a sweep keep their checkpoints in a folder of their own.
-        places = [file.parent, Path(config.save_dir or file.parent), *sorted(file.parent.glob("result*/"))]
-        checkpoint = next((place / "checkpoint.pth" for place in places if (place / "checkpoint.pth").is_file()), None)
-        if checkpoint is None:
-            raise InputError(f"ft_configs[{number}]: there is no checkpoint.pth beside '{file}'; set save_checkpoints")
+        checkpoints = beside[:1] or sorted(file.parent.glob("result*/checkpoint.pth"))
+        if not checkpoints:
+            raise InputError(f"{place}: there is no checkpoint.pth beside '{file}'; set save_checkpoints")
+        if len(checkpoints) > 1:
+            raise InputError(
+                f"{place}: '{file}' was trained with several seeds; copy the checkpoint.pth of one, such as "
+                f"'{checkpoints[0]}', beside it"
+            )
         name = "+".join(task.name for task in config.train_config.resolved_tasks)
-        found.append(_Tuned(name, file, read_settings_file(file), checkpoint))
+        found.append(_Tuned(name, file, read_settings_file(file), checkpoints[0]))
     several = Counter(each.name for each in found)
     return [
         each if several[each.name] == 1 else replace(each, name=f"{each.name}-{number}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import cycle
+from itertools import chain, cycle
 from typing import TYPE_CHECKING, Literal
 
 from stitchkit.assembly.sweep.gap_jobs import UNCUT
@@ -47,7 +47,7 @@ def draw(rows: pd.DataFrame, title: str) -> dict[str, Figure]:
     uncut = _uncut(final)
     stitched, final = rows[rows["gap"] != ""], final[final["gap"] != ""]
     # Adapters in the order of the published table.
-    adapters = sorted(final["adapter"].unique(), key=lambda name: _ORDER.index(name) if name in _ORDER else 99)
+    adapters = sorted(final["adapter"].unique(), key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
     gaps = sorted(final["gap"].unique(), key=lambda gap: [int(number) for number in gap.split(",")])
     return {
         "heatmap": _heat_map(final, adapters, gaps, uncut, title),
@@ -186,18 +186,15 @@ def _draw_curves(axes: Axes, curves: Mapping[str, pd.DataFrame], colors: Mapping
     """Draw the curves of one gap; those that coincide become one line, of dashes in the colours of all."""
     groups: list[list[str]] = []
     for name in curves:
-        twins = (group for group in groups if _coincide(curves[group[0]], curves[name]))
-        if group := next(twins, None):
-            group.append(name)
-        else:
-            groups.append([name])
+        alike = [group for group in groups if any(_coincide(curves[other], curves[name]) for other in group)]
+        groups = [group for group in groups if group not in alike] + [[*chain(*alike), name]]
     for group in groups:
         period = _DASH * len(group)
         for number, name in enumerate(group):
             mean, spread = curves[name]["test_accuracy"], curves[name]["test_accuracy_std"]
             dashes = (period - _DASH * number, (_DASH, period - _DASH)) if len(group) > 1 else "-"
             axes.fill_between(mean.index, mean - spread, mean + spread, color=colors[name], alpha=0.2, linewidth=0)
-            axes.plot(mean.index, mean, color=colors[name], linewidth=1.8, linestyle=dashes, label=_readable(name))
+            axes.plot(mean.index, mean, color=colors[name], linewidth=1.8, linestyle=dashes)
 
 
 def _coincide(one: pd.DataFrame, other: pd.DataFrame) -> bool:
@@ -236,5 +233,5 @@ def _readable(adapter: str) -> str:
 
 
 def _draw_uncut(axes: Axes, uncut: Mapping[str, float]) -> None:
-    for (name, value), line in zip(uncut.items(), _LINES, strict=False):
-        axes.axhline(value, color=_UNCUT, linestyle=line, linewidth=1.2, label=name)
+    for value, line in zip(uncut.values(), _LINES, strict=False):
+        axes.axhline(value, color=_UNCUT, linestyle=line, linewidth=1.2)

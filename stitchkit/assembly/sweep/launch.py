@@ -17,11 +17,10 @@ import torch
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.job_settings import override
-from stitchkit.assembly.sweep.cluster import LocalPool, Slurm, arrays, states
+from stitchkit.assembly.sweep.cluster import LocalPool, Slurm, states
 from stitchkit.assembly.sweep.inputs import check_inputs
 from stitchkit.assembly.sweep.plan import PlannedJob, Sweep, table
 from stitchkit.assembly.sweep.worker import State, SweepJob
-from stitchkit.assembly.train.result import read_metadata
 from stitchkit.assembly.train.run import run_job
 from stitchkit.display import counted
 from stitchkit.distributed import World
@@ -39,19 +38,17 @@ def show_plan(sweep: Sweep, jobs: Mapping[int, PlannedJob], cluster: LocalPool |
     num_planned = sum(job.applies for job in jobs.values())
     num_jobs = num_planned * len(sweep.seeds)
     print(f"{counted(num_jobs, 'job')}; {counted(len(jobs) - num_planned, 'combination')} left out")
-    if isinstance(cluster, Slurm):
+    if cluster is not None:
         print(f"\n{cluster.script(num_jobs)}")
 
 
 def launch(
-    sweep: Sweep, folder: Path, cluster: LocalPool | Slurm, *, only: Collection[str] | None, retry_failed: bool,
-    detach: bool,
-) -> None:  # fmt: skip
+    sweep: Sweep, folder: Path, cluster: LocalPool | Slurm, *, only: Collection[str] | None, retry_failed: bool
+) -> None:
     """Run the jobs of a sweep, round by round; a search continues without its failed trials.
 
     Args:
         only: Names of the jobs to run; None for all.
-        detach: Submit the jobs to Slurm, without waiting for any.
 
     Raises:
         InputError: If jobs failed or were interrupted; they are listed.
@@ -64,9 +61,9 @@ def launch(
             runs = write_folders(planned, folder, sweep.seeds)
             begin_log(folder)
             if any(run.state == "waiting" for run in runs):
-                check_inputs(planned, on_nodes=isinstance(cluster, Slurm))
+                check_inputs(planned, on_nodes=cluster.on_nodes)
             try:
-                run_sweep(runs, cluster, retry_failed=retry_failed, detach=detach)
+                run_sweep(runs, cluster, retry_failed=retry_failed)
             except InputError as error:
                 failures.append(error)
         if failures:
@@ -103,13 +100,6 @@ def _check_settings(job: SweepJob, config: JobConfig) -> None:
             f"'{job.path}' holds a result or checkpoints, but no config.yml that says of what settings; put it back, "
             "choose another -o, or remove the folder"
         )
-    about = read_metadata(job.path / "metadata.yml")
-    # The first version did not write `uncut` for jobs with an adapter.
-    if about.get("adapter") and "uncut" not in about and "frozen: true" in settings.read_text():
-        raise InputError(
-            f"'{job.path}' was trained by an earlier version, in which frozen: true froze the statistics of batch "
-            "norms too, so its results do not compare with new ones; choose another -o, or remove the folder"
-        )
     if difference := next(JobConfig.load(settings).differences(config), None):
         raise InputError(
             f"'{job.path}' was trained with {difference}; the sweeps in a folder share their settings, so use the "
@@ -117,12 +107,8 @@ def _check_settings(job: SweepJob, config: JobConfig) -> None:
         )
 
 
-def run_sweep(
-    jobs: Sequence[SweepJob], cluster: LocalPool | Slurm, *, retry_failed: bool = False, detach: bool = False
-) -> None:
+def run_sweep(jobs: Sequence[SweepJob], cluster: LocalPool | Slurm, *, retry_failed: bool = False) -> None:
     """Run all jobs that have no result; those that failed before are only listed, unless `retry_failed`.
-
-    With `detach`, Slurm's jobs are submitted, without waiting for any.
 
     Raises:
         InputError: If jobs failed, now or earlier, or were killed; each is listed with its reason and its log.
@@ -134,12 +120,10 @@ def run_sweep(
     found = states(jobs)
     _logger.info("%s", counts(found.values()))
     left = [job for job, state in found.items() if state in ("running", "waiting")]
-    if left and detach and isinstance(cluster, Slurm):
-        cluster.submit(left)
-        _logger.info("repeat the command to see how far they are")
-    elif left:
+    if left:
         _watch(left, cluster)
-    _list_unfinished(jobs, interrupted=[] if detach else [job for job in left if job.state in ("running", "waiting")])
+    interrupted = [] if cluster.is_detached else [job for job in left if job.state in ("running", "waiting")]
+    _list_unfinished(jobs, interrupted=interrupted)
 
 
 def counts(found: Iterable[State]) -> str:
@@ -168,9 +152,7 @@ def _watch(jobs: Sequence[SweepJob], cluster: LocalPool | Slurm) -> None:
                     job.path.name, how.get(job.state, "INTERRUPTED"), _duration(passed), _duration(left),
                 )  # fmt: skip
     except Stopped as stop:
-        on_slurm = f"the jobs continue in Slurm; to cancel them: scancel {arrays(jobs)}"
-        how_left = on_slurm if isinstance(cluster, Slurm) else "jobs that were running save their state and end"
-        raise Stopped(stop.number, how_left) from None
+        raise Stopped(stop.number, cluster.when_stopped(jobs)) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

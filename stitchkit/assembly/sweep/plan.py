@@ -8,61 +8,18 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, Field, StrictFloat, StrictInt, StrictStr
+from pydantic import Field
 from pydantic.dataclasses import dataclass as schema
 
 from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.sweep.settings import Resources, Seeds
 from stitchkit.assembly.train.result import update_metadata
 from stitchkit.display import aligned
 from stitchkit.errors import InputError
 from stitchkit.files import own_folder, write_text
 from stitchkit.settings.files import settings_text
-from stitchkit.settings.schema import Count, Settings
-
-
-def _check_name(value: str) -> str:
-    # A file may come from a stranger, and these go into a script for a shell.
-    if not re.fullmatch(r"\w[\w.+,-]*(/\w[\w.+-]*)*", value):
-        raise InputError(f"it is {value!r}; only letters, digits and . + , - / may be in it")
-    return value
-
-
-_Name = Annotated[StrictStr, AfterValidator(_check_name)]
-
-
-@schema(frozen=True)
-class Resources(Settings):
-    """Resources that Slurm gives to each job of a sweep.
-
-    Args:
-        partition: Slurm's partition.
-        gpus: GPUs of a job, each with its own process.
-        cpus: CPUs of each process.
-        mem_gb: Memory in gigabytes.
-        hours: Time limit, after which a job is requeued and resumes.
-        modules: Environment modules, which `module load` loads before the job starts.
-    """
-
-    partition: _Name | None = None
-    gpus: StrictInt = Field(default=1, ge=0)
-    cpus: Count | None = None
-    mem_gb: StrictFloat | None = Field(default=None, ge=0.1)
-    hours: StrictFloat = Field(default=24.0, ge=0.1)
-    modules: tuple[_Name, ...] = ()
-
-
-def _check_different(values: tuple[object, ...]) -> tuple[object, ...]:
-    for number, value in enumerate(values):
-        if value in values[:number]:
-            raise InputError(f"it has {value} twice; remove one of the two")
-    return values
-
-
-Seeds = Annotated[
-    tuple[Annotated[int, Field(strict=True, ge=0)], ...], Field(min_length=1), AfterValidator(_check_different)
-]
 
 
 @schema(frozen=True)
@@ -132,6 +89,11 @@ class Sweep:
     jobs: Sequence[PlannedJob]
     seeds: tuple[int | None, ...] = (None,)
     resources: Resources = field(default_factory=Resources)
+
+    def __post_init__(self) -> None:
+        names = [job.name for job in self.jobs]
+        if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
+            raise InputError(f"two jobs would have the folder '{twice}'; remove one, or rename its data set")
 
     def rounds(self, folder: Path, at_once: int | None) -> Iterator[Sequence[PlannedJob]]:  # noqa: ARG002
         """The jobs in rounds; those of a round do not depend on each other's results.

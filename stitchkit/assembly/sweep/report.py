@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from stitchkit.assembly.sweep.check import check_folder
 from stitchkit.assembly.sweep.cluster import states
 from stitchkit.assembly.sweep.launch import counts
 from stitchkit.assembly.sweep.worker import SweepJob
@@ -88,9 +89,7 @@ def collect(folder: str | Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    place = Path(folder)
-    if not place.is_dir():
-        raise InputError(f"folder '{folder}' does not exist; name the output folder (-o) of a sweep")
+    place = check_folder(folder)
     jobs = {
         job: about
         for file in sorted(place.glob("*/metadata.yml"))

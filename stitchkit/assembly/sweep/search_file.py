@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass as schema
 
-from stitchkit.assembly.sweep.plan import Resources, Seeds
+from stitchkit.assembly.sweep.settings import Resources, Seeds
 from stitchkit.errors import InputError
 from stitchkit.settings.schema import Count, LocalPath, Settings
 

@@ -1,0 +1,48 @@
+"""The checks of a sweep that need no torch, which takes seconds to import."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic.dataclasses import dataclass
+
+from stitchkit.assembly.config.job_settings import PARTS, SWEEP_KEYS, JobSettings, override
+from stitchkit.assembly.sweep.cross_file import CrossFile
+from stitchkit.assembly.sweep.search_file import SearchFile
+from stitchkit.errors import InputError
+from stitchkit.settings.files import naming, read_settings_file
+from stitchkit.settings.schema import parse
+
+
+@dataclass(frozen=True)
+class _SharedSettings(JobSettings):
+    """What the jobs of a sweep share, without their parts."""
+
+    further_keys: ClassVar[tuple[str, ...]] = (*PARTS, *SWEEP_KEYS)
+
+
+def check_sweep(path: str | Path, **changes: object) -> None:
+    """Check what can be checked without torch in the file of a sweep, with `changes` as in `load_sweep`."""
+    content = read_settings_file(path)
+    with naming(path):
+        if "parameters" in content:
+            own = {key: changes[key] for key in ("run_cap", "seeds") if key in changes}
+            parse(SearchFile, content | own)
+        elif "ft_configs" in content:
+            parse(CrossFile, content)
+        else:
+            train = content.get("train_config")
+            if "datasets" in content and isinstance(train, Mapping) and "tasks" not in train:
+                changes["dataset"] = "digits"  # the one that is still missing is not a mistake of the file
+            shared = override(content, changes).items()
+            parse(_SharedSettings, {key: value for key, value in shared if key not in (*PARTS, *SWEEP_KEYS)})
+
+
+def check_folder(folder: str | Path) -> Path:
+    """The folder of a sweep, which must exist."""
+    place = Path(folder)
+    if not place.is_dir():
+        raise InputError(f"folder '{folder}' does not exist; name the output folder (-o) of a sweep")
+    return place

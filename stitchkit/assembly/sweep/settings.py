@@ -1,0 +1,87 @@
+"""Settings of sweeps that need no torch, which takes seconds to import."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic.dataclasses import dataclass as schema
+
+from stitchkit.errors import InputError
+from stitchkit.settings.recipe import flag_of
+from stitchkit.settings.schema import Count, Settings, parse
+
+
+def _check_name(value: str) -> str:
+    # A file may come from a stranger, and these go into a script for a shell.
+    if not re.fullmatch(r"\w[\w.+,-]*(/\w[\w.+-]*)*", value):
+        raise InputError(f"it is {value!r}; only letters, digits and . + , - / may be in it")
+    return value
+
+
+_Name = Annotated[StrictStr, AfterValidator(_check_name)]
+
+
+@schema(frozen=True)
+class Resources(Settings):
+    """Resources that Slurm gives to each job of a sweep.
+
+    Args:
+        partition: Slurm's partition.
+        gpus: GPUs of a job, each with its own process.
+        cpus: CPUs of each process.
+        mem_gb: Memory in gigabytes.
+        hours: Time limit, after which a job is requeued and resumes.
+        modules: Environment modules, which `module load` loads before the job starts.
+    """
+
+    partition: _Name | None = None
+    gpus: StrictInt = Field(default=1, ge=0)
+    cpus: Count | None = None
+    mem_gb: StrictFloat | None = Field(default=None, ge=0.1)
+    hours: StrictFloat = Field(default=24.0, ge=0.1)
+    modules: tuple[_Name, ...] = ()
+
+
+@schema(frozen=True, kw_only=True)
+class Place(Resources):
+    """The place where the jobs of a sweep run, by the flags of `stitchkit sweep`.
+
+    Args:
+        cluster: This machine, or Slurm.
+        jobs: Number of jobs at a time; with Slurm, by default as many as there is room for.
+        detach: Submit the jobs to Slurm, without waiting for any.
+        setup: Shell commands before a job of Slurm starts.
+        sbatch: Further options for sbatch, `KEY=VALUE`.
+        poll: Seconds between two questions to Slurm's controller, which answers all users of a cluster.
+    """
+
+    cluster: Literal["local", "slurm"] = "local"
+    jobs: Count | None = None
+    detach: StrictBool = False
+    setup: tuple[StrictStr, ...] = ()
+    sbatch: tuple[StrictStr, ...] = ()
+    poll: StrictFloat = Field(default=30.0, ge=30)
+
+
+def read_place(flags: Mapping[str, object], resources: Resources | None = None) -> Place:
+    """The place that flags say, which take precedence over the resources in the file of a sweep."""
+    place = parse(Place, {**vars(resources or Resources()), **flags}, name=flag_of)
+    on_slurm = next((name for name in flags if name not in ("cluster", "jobs", "gpus")), None)
+    if place.cluster == "local" and on_slurm:
+        raise InputError(f"{flag_of(on_slurm)} is for Slurm; add --cluster slurm, or omit it")
+    return place
+
+
+def _check_different(values: tuple[object, ...]) -> tuple[object, ...]:
+    for number, value in enumerate(values):
+        if value in values[:number]:
+            raise InputError(f"it has {value} twice; remove one of the two")
+    return values
+
+
+Seeds = Annotated[
+    tuple[Annotated[int, Field(strict=True, ge=0)], ...], Field(min_length=1), AfterValidator(_check_different)
+]
