@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from os.path import isfile
 from pathlib import Path
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
@@ -77,7 +78,7 @@ def plan_cross(path: str | Path, **changes: object) -> Sweep:
 def _read(files: tuple[str, ...]) -> list[_Tuned]:
     found = []
     for number, file in enumerate(map(Path, files)):
-        if not file.is_file():
+        if not isfile(file):  # unlike that of Path, it knows names that are too long
             raise InputError(f"ft_configs[{number}]: '{file}' is not a file; name the config.yml of a trained job")
         config = JobConfig.load(file)
         # Runs of a sweep keep their checkpoints in a folder of their own.
