@@ -42,6 +42,11 @@ FOUND = {
     "output map, CSV": [b"class,output,output\ncat,1,2\n"],
     "journal": [b'[["settings"], {"--top": 1, "--top": 2}]\n'],
     "class map": [b"\x80a\nb\n", b"a\nb\na\n"],
+    "sweep of heads by encoders": [b"ft_configs: [" + b"x" * 300 + b"]\n"],
+    "search": [
+        b"job: base.yml\nmethod: random\nmetric: {name: Loss}\nrun_cap: 1000000\nparameters: {lr: {value: 1}}\n",
+        b"job: base.yml\nmethod: random\nmetric: {name: Loss}\nparameters: {lr: {min: -1.0e+308, max: 1.0e+308}}\n",
+    ],
     "metadata of a job": [
         b"{arch: a, adapter: linear, last_deleted_block: 1, num_downsamples: 0}",
         b"{arch: a, x: " + b"9" * 400 + b"}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from os.path import isfile
 from pathlib import Path
 
 from stitchkit.assembly.config.job import WRITTEN, JobConfig
@@ -48,7 +49,7 @@ def _read(files: tuple[str, ...]) -> list[_Tuned]:
     found = []
     for number, file in enumerate(map(Path, files)):
         place = f"ft_configs[{number}]"
-        if not file.is_file():
+        if not isfile(file):  # unlike that of Path, it knows names that are too long
             raise InputError(f"{place}: '{file}' is not a file; name the config.yml of a trained job")
         config = JobConfig.load(file)
         folders = file.parent, Path(config.save_dir or file.parent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ _logger = logging.getLogger(__name__)
 
 _TRIALS = 10
 """Trials of a search whose file does not say how many, unless it is a grid."""
+_MOST_TRIALS = 1000
 _RANDOM_TRIALS = 3
 """Random trials before `bayes` learns from results; with optuna's own 10, a search of 10 trials would not learn."""
 
@@ -47,6 +49,9 @@ def plan_search(path: str | Path, **changes: object) -> HyperSearch:
         ranges = file.parameters.items()
         if file.method == "grid" and (wide := next((key for key, each in ranges if each.choices is None), None)):
             raise InputError(f"parameters.{wide}: a grid needs values, not min and max; list them, or choose random")
+        size = math.prod(len(each.choices or ()) for _, each in ranges) if file.method == "grid" else 0
+        if max(size, file.run_cap or 0) > _MOST_TRIALS:
+            raise InputError(f"a search has at most {_MOST_TRIALS} trials; lower run_cap, or list fewer values")
         if "seed" in file.parameters:
             raise InputError(
                 "parameters.seed: all trials run with the same seeds; list those as seeds, beside parameters"
@@ -157,8 +162,8 @@ class HyperSearch(Sweep):
             raise InputError(f"'{journal}', the journal of the search, is damaged: {error}; move it away") from error
         if before != goal:
             raise InputError(f"metric.goal is {goal}, but the search in '{folder}' has {before}; choose another -o")
-        for params in self._grid():
-            study.enqueue_trial(dict(params), skip_if_exists=True)
+        for params in self._grid()[len(study.trials) :]:
+            study.enqueue_trial(dict(params))
         return study
 
     def _ask(self, study: Study, count: int) -> list[FrozenTrial]:
@@ -177,7 +182,8 @@ class HyperSearch(Sweep):
                 asked.append(study.ask(ranges).number)
             except ValueError as error:
                 raise InputError(f"parameters: the search began with others ({error}); choose another -o") from error
-        return [study.trials[number] for number in asked]
+        trials = study.trials  # a copy of all
+        return [trials[number] for number in asked]
 
     def _checked(self, trials: Sequence[FrozenTrial]) -> list[PlannedJob]:
         """The jobs of trials that are about to begin, whose values fit a training that will have the figure."""

@@ -55,9 +55,10 @@ class Range(Settings):
         if given not in (["value"], ["values"], ["min", "max"]):
             raise InputError(f"it has {' and '.join(given) or 'no values'}; set value, values, or min and max")
         if self.min is not None and self.max is not None:
-            lowest = 1e-300 if self.distribution == "log_uniform_values" else self.min
-            if not lowest <= self.min < self.max:
-                raise InputError(f"min is {self.min:g} and max {self.max:g}; min must be lower, and positive with log")
+            lowest = 1e-300 if self.distribution == "log_uniform_values" else -1e300
+            if not lowest <= self.min < self.max <= 1e300:
+                limits = "min must be lower, positive with log, and both within 1e300"
+                raise InputError(f"min is {self.min} and max {self.max}; {limits}")
 
     @property
     def choices(self) -> tuple[Value, ...] | None:
