@@ -30,14 +30,16 @@ _LAUNCHER = ".launcher"
 
 @contextmanager
 def joined(device: str | None) -> Iterator[World]:
-    """Join the process group; every rank enters this."""
+    """Join the process group, and leave it as it was found; every rank enters this."""
+    is_ours = not dist.is_initialized()
     world = init_world(device)
     try:
         # The log filters the handler of tqdm too.
         with logging_redirect_tqdm(), collected(world), explained():
             yield world
     finally:
-        dist.destroy_process_group()
+        if is_ours:
+            dist.destroy_process_group()
 
 
 @contextmanager
