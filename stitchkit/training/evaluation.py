@@ -51,7 +51,8 @@ def evaluate_stitches(session: Session) -> None:
             session.folder.mkdir(parents=True, exist_ok=True)
             write_per_class(session.folder, _classes(session), {"acc1": score})
         return
-    wanted = model.space.select(recipe.run.eval_stitches) if recipe.run.eval_stitches else range(len(model.space))
+    chosen = recipe.run.eval_stitches
+    wanted = range(len(model.space)) if chosen is None else model.space.select(chosen)
     origin = origin_of(recipe, digest, ranks=session.world.size)
     ledgers: list[Ledger] = []  # one, on the primary rank; other machines may not see the file
 

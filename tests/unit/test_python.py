@@ -8,6 +8,8 @@ import pytest
 import stitchkit
 from stitchkit.cli import main
 from stitchkit.errors import InputError
+from stitchkit.training.api import _as_flag
+from stitchkit.training.inputs import read_run
 from tests.support import FLAGS, write_config
 
 SETTINGS = {
@@ -18,7 +20,7 @@ SETTINGS = {
 
 def test_training_and_evaluation_from_python(images, tmp_path):
     config = write_config(tmp_path / "pico.json")
-    run = stitchkit.train(images, stitch_config=config, output=tmp_path, **SETTINGS)
+    run = stitchkit.train(images, stitch_config=config, output=tmp_path, mean=(0.5, 0.5, 0.5), **SETTINGS)
     assert isfunction(stitchkit.train), "a module of this name would be in the way of type checkers"
     assert run.folder == tmp_path / "pico"
     assert run.checkpoint.is_file()
@@ -31,7 +33,7 @@ def test_training_and_evaluation_from_python(images, tmp_path):
         output=tmp_path,
         device="cpu",
         workers=0,
-        eval_stitches="2,5",
+        eval_stitches=[2, 5],
     )
     assert [row["cfg_id"] for row in rows] == [2, 5]
     assert all(row["images"] == 20 for row in rows)
@@ -41,6 +43,16 @@ def test_training_and_evaluation_from_python(images, tmp_path):
         stitchkit.train(images, stitch_config=config, epoch=3)
     with pytest.raises(InputError, match="give stitch_config"):
         stitchkit.evaluate(images, model="resnet18", pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen"), [("2,5", "2,5"), ([2, 5], "2,5"), (range(2, 4), "2,3"), (7, "7"), ([], ""), (None, None)]
+)
+def test_stitches_are_chosen_by_their_numbers(given, chosen, tmp_path):
+    recipe, _ = read_run({key: _as_flag(key, value) for key, value in {
+        "data_dir": tmp_path, "model": "vit", "pretrained": True, "eval": True, "eval_stitches": given,
+    }.items()})  # fmt: skip
+    assert recipe.run.eval_stitches == chosen
 
 
 def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(images, tmp_path, caplog):
