@@ -103,6 +103,14 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path, capsys):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_dry_run_does_not_advise_to_download(tmp_path, capsys):
+    flags = ["train", tmp_path, "--dataset", "cifar10", "--model", "test_resnet", *FLAGS, "--dry-run"]
+    assert main([*map(str, flags)]) == 2
+    assert "or add --download" in capsys.readouterr().err
+    assert main([*map(str, flags), "--download"]) == 2
+    assert "or leave out --dry-run, which downloads nothing\n" in capsys.readouterr().err
+
+
 def test_an_evaluation_of_a_plain_model_says_how_it_was_measured(images, tmp_path, capsys):
     torch.save(timm.create_model("test_resnet", num_classes=4).state_dict(), tmp_path / "net.pth")
     flags = ["train", images, "--model", "test_resnet", *FLAGS, "--output", tmp_path, "--eval"]
