@@ -12,13 +12,14 @@ import torch.distributed as dist
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from stitchkit.data.unreadable import explained
-from stitchkit.distributed import World, from_primary, init_world, ranks_together, restarts
+from stitchkit.distributed import World, from_primary, init_world, ranks_together
 from stitchkit.engine.checkpoint_files import CheckpointFiles
 from stitchkit.engine.epoch_state import NotFinite
 from stitchkit.engine.lock import locked, made
 from stitchkit.engine.run_log import collected
 from stitchkit.errors import InputError
 from stitchkit.files import write_text
+from stitchkit.launchers import restarts
 from stitchkit.networks.weights import read_checkpoint
 
 _logger = logging.getLogger(__name__)
