@@ -201,8 +201,8 @@ class Trainer:
         # Python turns a StopIteration within a generator into a RuntimeError.
         if (found := next(batches, None)) is None:
             raise InputError(
-                f"the training data end before the {len(self.loader)} batches of an epoch; they have fewer images than "
-                "they say, so correct their number of samples"
+                f"the training data end before the {len(self.loader)} batches of an epoch; correct their number of "
+                "samples, which is too high"
             )
         return found
 

@@ -157,7 +157,7 @@ def _prepare_stitching(session: Session, model: SNNet, loader: Loader, *, is_fre
             write_fit(session.folder, model.space, residuals)
         mean = 100 * sum(residuals.values()) / len(residuals)
         _logger.info(
-            "stitching layers fitted at %d joints; on average they miss %.1f %% of their target (0 is best)",
+            "stitching layers fitted at %d joints; on average, %.1f %% of the target remains unexplained (0 is best)",
             len(residuals), mean,
         )  # fmt: skip
     if not settings.fulltune:
