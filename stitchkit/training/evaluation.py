@@ -15,6 +15,7 @@ from torch import nn
 
 from stitchkit.data.labelled_images import numbered
 from stitchkit.distributed import from_primary
+from stitchkit.engine.run_log import begin_log
 from stitchkit.errors import InputError
 from stitchkit.measure.evaluate import PartialSums, Score, batches_of, evaluate, evaluate_stitch
 from stitchkit.measure.latency import add_latencies
@@ -111,8 +112,9 @@ def _result(session: Session) -> Path:
 
 
 def _begin(session: Session, origin: Mapping[str, object]) -> None:
-    """Save the settings of an evaluation, and what its figures depend on."""
+    """Begin the log of an evaluation, and save its settings and what its figures depend on."""
     session.save_settings("eval_args.yaml")
+    begin_log(session.folder)
     write_origin(_result(session), origin)
 
 

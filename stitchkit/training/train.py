@@ -16,6 +16,7 @@ from stitchkit.engine.epochs import TrainedEpoch, check_finite, train_epochs
 from stitchkit.engine.gradients import GradientReducer
 from stitchkit.engine.loop import Trainer, seed_epoch
 from stitchkit.engine.recovery import advising
+from stitchkit.engine.run_log import begin_log
 from stitchkit.engine.tracking import Tracking
 from stitchkit.engine.training_state import training_state
 from stitchkit.measure.evaluate import Score, batches_of, evaluate_stitch
@@ -76,6 +77,7 @@ def _tidy(session: Session, checkpoints: Checkpoints, start: int) -> None:
     cut_summaries(session.folder, start)
     checkpoints.clear()
     session.save_settings(_SETTINGS, without=_OF_ONE_START)
+    begin_log(session.folder)
 
 
 def open_tracking(session: Session, start: int) -> Tracking:
