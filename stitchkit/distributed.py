@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, rendezvous  # type: ignore[attr-defined]
 
 from stitchkit.errors import InputError, one_line
+from stitchkit.launchers import restarts
 
 Made = TypeVar("Made")
 
@@ -55,11 +56,6 @@ def choose_device(device: str | None = None) -> torch.device:
             "start fewer processes or use --device cpu"
         )
     return torch.device("cuda", index)
-
-
-def restarts() -> int:
-    """How often the launcher has restarted the ranks, as with torchrun's `--max-restarts`."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def init_world(device: str | None = None) -> World:

@@ -48,8 +48,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def opened(path: Path, mode: str, *, newline: str | None = None) -> IO[Any]:
-    """Open a file that grows in place, like the builtin `open`."""
-    return open(path, mode, newline=newline, opener=descriptor)
+    """Open a file that grows in place, like the builtin `open`; text is UTF-8."""
+    return open(path, mode, newline=newline, encoding=None if "b" in mode else "utf-8", opener=descriptor)
 
 
 def descriptor(path: str | Path, flags: int) -> int:

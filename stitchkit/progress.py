@@ -43,18 +43,22 @@ class Progress(tqdm):  # type: ignore[misc]  # tqdm is untyped
     _began = 0.0
 
     def __iter__(self) -> Iterator[Any]:
-        for self._paced, item in enumerate(super().__iter__()):
-            if self._paced == 1:
+        for number, item in enumerate(super().__iter__()):
+            self._paced = number
+            if number == 1:
                 self._began = time.perf_counter()
             yield item
 
-    def pace(self, left: int) -> str:
-        """The speed, and the time for the items that are left, as the end of a line; empty in the first item."""
+    def pace(self, left: int, of: str = "") -> str:
+        """The speed, and the time for the items that are left `of` something, as the end of a line.
+
+        It is empty in the first item, and has no time beyond the last of those that were expected.
+        """
         if not self._paced:
             return ""
         seconds = max(time.perf_counter() - self._began, 1e-6) / self._paced
         speed = f"  {self.images / seconds:.0f} images/s" if self.images else ""
-        return f"{speed}  {timedelta(seconds=round(left * seconds))} left"
+        return speed if left < 0 else f"{speed}  {timedelta(seconds=round(left * seconds))} left{of}"
 
     @property
     def format_dict(self) -> MutableMapping[str, Any]:

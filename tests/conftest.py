@@ -24,7 +24,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latencies that nobody reads, measured at once and taken for reliable."""
+    """Measure latencies in a moment and take them for reliable, where a test does not depend on them."""
     for name, value in {"ROUNDS": 2, "SECONDS": 0.0, "LIMIT_SECONDS": 0.0, "SPREAD_PERCENT": float("inf")}.items():
         monkeypatch.setattr(f"stitchkit.measure.latency._{name}", value)
 

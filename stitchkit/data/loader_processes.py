@@ -39,7 +39,7 @@ def workers_for(images: object, wanted: int, world: World) -> int:
         raise InputError(
             f"{name} has fewer shards than the {world.size} ranks; write more shards, or start fewer ranks"
         )
-    _logger.info("%s has %s for each rank, each read by one loader process", name, counted(shards, "shard"))
+    _logger.info("%s has %s for each rank; one loader process reads each", name, counted(shards, "shard"))
     return shards
 
 

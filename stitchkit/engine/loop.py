@@ -165,7 +165,7 @@ class Trainer:
                     mean = position.log()
                     bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
                     said = f"{what}  step {position.done}/{self.updates_per_epoch}  loss {mean:.4f}  lr {self.rate:.2e}"
-                    _logger.info("%s%s", said, bar.pace(end - step - 1))
+                    _logger.info("%s%s", said, bar.pace(end - step - 1, " in all"))
                     if self.settings.save_images and self.world.is_primary:
                         save_batch(images, self.folder / f"train-batch-{position.done - 1}.jpg")
                 after_step(position)
@@ -201,8 +201,8 @@ class Trainer:
         # Python turns a StopIteration within a generator into a RuntimeError.
         if (found := next(batches, None)) is None:
             raise InputError(
-                f"the training data end before the {len(self.loader)} batches of an epoch; they have fewer images than "
-                "they say, so correct their number of samples"
+                f"the training data end before the {len(self.loader)} batches of an epoch; correct their number of "
+                "samples, which is too high"
             )
         return found
 

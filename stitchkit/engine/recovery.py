@@ -12,13 +12,14 @@ import torch.distributed as dist
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from stitchkit.data.unreadable import explained
-from stitchkit.distributed import World, from_primary, init_world, ranks_together, restarts
+from stitchkit.distributed import World, from_primary, init_world, ranks_together
 from stitchkit.engine.checkpoint_files import CheckpointFiles
 from stitchkit.engine.epoch_state import NotFinite
 from stitchkit.engine.lock import locked, made
 from stitchkit.engine.run_log import collected
 from stitchkit.errors import InputError
 from stitchkit.files import write_text
+from stitchkit.launchers import restarts
 from stitchkit.networks.weights import read_checkpoint
 
 _logger = logging.getLogger(__name__)
@@ -30,14 +31,16 @@ _LAUNCHER = ".launcher"
 
 @contextmanager
 def joined(device: str | None) -> Iterator[World]:
-    """Join the process group; every rank enters this."""
+    """Join the process group, and leave it as it was found; every rank enters this."""
+    is_ours = not dist.is_initialized()
     world = init_world(device)
     try:
         # The log filters the handler of tqdm too.
         with logging_redirect_tqdm(), collected(world), explained():
             yield world
     finally:
-        dist.destroy_process_group()
+        if is_ours:
+            dist.destroy_process_group()
 
 
 @contextmanager

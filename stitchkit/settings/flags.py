@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -154,12 +155,20 @@ def gather(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     return make_recipe(given), config
 
 
+def _network(settings: Mapping[str, object]) -> object:
+    """The configuration or model that settings name, if any."""
+    return settings.get("stitch_config") or settings.get("model")
+
+
 def _merged(layers: Sequence[Mapping[str, object]]) -> dict[str, object]:
     """Settings of several sources, the strongest first."""
     given: dict[str, object] = {}
     for layer in reversed(layers):
         if "lr" not in layer and any(name.startswith("lr_base") for name in layer):
             given.pop("lr", None)  # a base rate determines the rate
+        networks = [Path(str(name)).resolve() for source in (given, layer) if (name := _network(source))]
+        if len(networks) == 2 and networks[0] != networks[1]:
+            given.pop("experiment", None)  # it names the folder of the other network
         for pair in ALTERNATIVES:
             for name, other in (pair, pair[::-1]):
                 if layer.get(name) is not None:

@@ -42,7 +42,7 @@ class ModelRecipe(Settings):
     stitch_config: LocalPath | None = flag(None, "stitch configuration (JSON): train or evaluate its SN-Net")
     model: str | None = flag(None, "timm model name: train or evaluate this model alone")
     model_kwargs: ModelArguments | None = flag(None, "arguments of the timm model, as key=value ...")
-    pretrained: bool = flag(True, "start from pretrained weights; for --model, off unless given")
+    pretrained: bool = flag(True, "start from pretrained weights; by default only with --stitch_config")
     pretrained_path: LocalPath | None = flag(None, "file that replaces the pretrained weights of --model")
     initial_checkpoint: LocalPath | None = flag(None, "start from the weights in this file")
     num_classes: Count | None = flag(
@@ -288,7 +288,9 @@ class RunRecipe(Settings):
         None, "with --eval: MiB for activations; by default half of a GPU's free memory, 1024 on a CPU"
     )
     latency: Natural = flag(
-        0, "with --eval: add to the ledger how long each stitch takes here, in batches of N images; 1 without a number"
+        0,
+        "with --eval: add to the ledger how long each stitch takes here, in batches of N images, or of 1 if N is left "
+        "out; by default nothing is measured",
     )
     recalibrate_bn: Natural = flag(
         0, "with --eval: training batches from which each stitch gets batch-norm statistics of its own"

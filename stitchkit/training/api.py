@@ -37,6 +37,8 @@ class TrainedRun:
 def train(data: str | os.PathLike[str] | None = None, /, **settings: object) -> TrainedRun:
     """Train an SN-Net or a model, as `stitchkit train DATA` does, in this process.
 
+    It uses the process group that it finds, and seeds the random generators of Python, NumPy and torch by `seed`.
+
     Args:
         data: The folder of the images.
         settings: The command's flags by name, such as `stitch_config="mine.json", epochs=50, resume="auto"`.
@@ -50,6 +52,8 @@ def train(data: str | os.PathLike[str] | None = None, /, **settings: object) -> 
 
 def evaluate(data: str | os.PathLike[str] | None = None, /, **settings: object) -> list[Row]:
     """Evaluate stitches of an SN-Net, as `stitchkit train DATA --eval` does, in this process.
+
+    It uses process group and random generators as `train` does.
 
     Args:
         data: The folder of the images.
@@ -69,9 +73,19 @@ def evaluate(data: str | os.PathLike[str] | None = None, /, **settings: object) 
 
 def _run(data: str | os.PathLike[str] | None, settings: dict[str, object]) -> Recipe:
     """Run the command with these flags, and return its recipe."""
-    given = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in settings.items()}
-    recipe, config = read_run(given if data is None else {"data_dir": os.fspath(data), **given})
+    given = settings if data is None else {"data_dir": data, **settings}
+    recipe, config = read_run({key: _as_flag(key, value) for key, value in given.items()})
     if recipe.run.dry_run:
         raise InputError("dry_run has no result to return; use stitchkit train --dry-run")
     run(recipe, config)
     return recipe
+
+
+def _as_flag(key: str, value: object) -> object:
+    """A value as the command line gives it, where Python has more natural types."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    values = [*value] if isinstance(value, list | tuple | range) else None
+    if key == "eval_stitches" and (values is not None or isinstance(value, int)):
+        return ",".join(map(str, [value] if values is None else values))
+    return value if values is None else values

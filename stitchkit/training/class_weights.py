@@ -23,20 +23,26 @@ def class_weights(text: str, images: Images, num_classes: int) -> torch.Tensor:
         images: The training split.
         num_classes: Number of logits.
     """
-    if text == _BALANCED:
+    if (given := read_weights(text)) is None:
         counts = _count(images)
         mean = counts.total() / len(counts)
         return torch.tensor([mean / counts[label] if label in counts else 0.0 for label in range(num_classes)])
+    if len(given) != num_classes:
+        raise InputError(f"--class-weights is '{text}'; give {num_classes} numbers, one for each class in their order")
+    return torch.tensor(given)
+
+
+def read_weights(text: str) -> list[float] | None:
+    """The numbers that `--class-weights` gives; None for balanced weights, which depend on the data."""
+    if text == _BALANCED:
+        return None
     try:
         weights = [float(word) for word in text.split(",")]
     except ValueError:
         raise InputError(f"--class-weights is '{text}'; give {_BALANCED}, or numbers such as 1,2.5,1") from None
-    if len(weights) != num_classes or not all(0 <= weight < math.inf for weight in weights) or not any(weights):
-        raise InputError(
-            f"--class-weights is '{text}'; give {num_classes} numbers, one for each class in their order, from 0 and "
-            "not all 0"
-        )
-    return torch.tensor(weights)
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise InputError(f"--class-weights is '{text}'; give numbers from 0, not all of them 0")
+    return weights
 
 
 def _count(images: Images) -> Counter[int]:

@@ -73,11 +73,15 @@ def _check_train_folders(validation: Images, recipe: Recipe) -> None:
 
 def preparation(recipe: Recipe, input_size: tuple[int, ...], model_config: Mapping[str, object]) -> DataConfig:
     """The preparation of images of size `(C, H, W)`; what the settings leave open is as in timm's `pretrained_cfg`."""
-    data, channels = recipe.data, input_size[0]
-    for name in ("mean", "std"):
-        if (given := getattr(data, name)) and len(given) not in (1, channels):
-            raise InputError(f"{flag_of(name)} is {given}; set one value, or one for each of {channels} channels")
+    check_normalisation(recipe, input_size[0])
     return data_config_of(given_data_config(recipe.flat()), input_size, model_config)
+
+
+def check_normalisation(recipe: Recipe, channels: int) -> None:
+    """Refuse means and deviations that do not fit the channels of an image."""
+    for name in ("mean", "std"):
+        if (given := getattr(recipe.data, name)) and len(given) not in (1, channels):
+            raise InputError(f"{flag_of(name)} is {given}; set one value, or one for each of {channels} channels")
 
 
 @contextmanager
@@ -91,10 +95,15 @@ def _by_timm() -> Iterator[None]:
         raise InputError(f"timm cannot prepare images with these settings: {one_line(error)}") from error
 
 
-def check_augmentation(recipe: Recipe) -> None:
-    """Refuse policies and modes that timm does not know, before the data are opened."""
+def check_preparation(recipe: Recipe) -> None:
+    """Refuse images that cannot be prepared as the settings say, before the data are opened."""
     augment = recipe.augment
+    check_normalisation(recipe, recipe.model.channels)
     with _by_timm():
+        if recipe.data.interpolation:
+            create_transform(32, interpolation=recipe.data.interpolation)
+        if recipe.run.eval:
+            return
         create_transform(
             32, is_training=True, no_aug=augment.no_aug, auto_augment=augment.aa, re_prob=augment.reprob,
             re_mode=augment.remode, interpolation=augment.train_interpolation, train_crop_mode=augment.train_crop_mode,

@@ -15,12 +15,13 @@ from torch import nn
 
 from stitchkit.data.labelled_images import numbered
 from stitchkit.distributed import from_primary
+from stitchkit.engine.run_log import begin_log
 from stitchkit.errors import InputError
 from stitchkit.measure.evaluate import PartialSums, Score, batches_of, evaluate, evaluate_stitch
 from stitchkit.measure.latency import add_latencies
 from stitchkit.measure.ledger import Ledger
 from stitchkit.measure.ledger_origin import changed, origin_file, origin_of, read_origin, write_origin
-from stitchkit.measure.per_class import write_per_class
+from stitchkit.measure.per_class import PER_CLASS, write_per_class
 from stitchkit.measure.profile import Profiler
 from stitchkit.measure.recalibrate import recalibrate
 from stitchkit.model.onepass import OnePass
@@ -34,32 +35,24 @@ _logger = logging.getLogger(__name__)
 
 LEDGER = "stitches_res.txt"
 _MIB = 2**20
+# Settings that choose a plain model and its weights without --resume; a ledger knows its network by the stitches.
+_OF_A_MODEL = ("model", "model_kwargs", "pretrained_path", "initial_checkpoint")
 
 
 def evaluate_stitches(session: Session) -> None:
     """Evaluate every stitch that the ledger lacks, or the plain model.
 
-    All stitches are evaluated in one pass over the images; with `--recalibrate-bn`, each has its own pass. A ledger of
-    other weights or data is left as it is.
+    All stitches are evaluated in one pass over the images; with `--recalibrate-bn`, each has its own pass. Results of
+    other weights or data are left as they are.
     """
-    recipe, model = session.recipe, session.model
-    digest = load_weights(session, ema=recipe.optim.model_ema)[1] if recipe.run.resume else ""
+    recipe, model, world = session.recipe, session.model, session.world
+    origin, missing, ledgers = prepare_evaluation(session)
+    from_primary(world, lambda: _begin(session, origin))
     if not isinstance(model, SNNet):
         score = _score_alone(session, None, "evaluation")
         _logger.info("%s", json.dumps({"model": recipe.model.model, **score.figures}))
-        if session.world.is_primary:
-            session.folder.mkdir(parents=True, exist_ok=True)
-            write_per_class(session.folder, _classes(session), {"acc1": score})
+        from_primary(world, lambda: write_per_class(session.folder, _classes(session), {"acc1": score}))
         return
-    wanted = model.space.select(recipe.run.eval_stitches) if recipe.run.eval_stitches else range(len(model.space))
-    origin = origin_of(recipe, digest, ranks=session.world.size)
-    ledgers: list[Ledger] = []  # one, on the primary rank; other machines may not see the file
-
-    def find_missing() -> list[int]:
-        ledgers.append(_open_ledger(session, model, origin))
-        return [cfg_id for cfg_id in wanted if cfg_id in ledgers[0].missing]
-
-    missing = from_primary(session.world, find_missing)
     if recipe.run.recalibrate_bn:  # norm statistics differ from route to route, so no work is shared
         scores: Iterable[Mapping[int, Score]] = (
             {cfg_id: _score_alone(session, cfg_id, f"stitch {number}/{len(missing)}")}
@@ -76,9 +69,53 @@ def evaluate_stitches(session: Session) -> None:
                 "stitch %d/%d  cfg_id %d  %s  acc1 %.2f",
                 next(numbers), len(missing), cfg_id, model.space[cfg_id], score.acc1,
             )  # fmt: skip
-    for ledger in ledgers:
-        _add_latencies(recipe.run.latency, model, ledger)
-        _logger.info("%d stitches are in %s; their front: stitchkit pareto %s", len(ledger.rows), *2 * [ledger.path])
+
+    def finish() -> None:
+        for ledger in ledgers:
+            _add_latencies(recipe.run.latency, model, ledger)
+            said = "%d stitches are in %s; their front: stitchkit pareto %s"
+            _logger.info(said, len(ledger.rows), *2 * [ledger.path])
+
+    from_primary(world, finish)  # the other ranks wait, since their callers read the ledger next
+
+
+def prepare_evaluation(session: Session) -> tuple[dict[str, object], list[int], list[Ledger]]:
+    """Load the weights, and check what is wanted against the results so far; nothing is written.
+
+    Returns:
+        All that the figures depend on; the stitches to evaluate, none for a plain model; and the ledger of an SN-Net
+        on the primary rank, since other machines may not see the file.
+    """
+    recipe, model, ledgers = session.recipe, session.model, list[Ledger]()
+    digest = load_weights(session, ema=recipe.optim.model_ema)[1] if recipe.run.resume else ""
+    origin, wanted = origin_of(recipe, digest, ranks=session.world.size), list[int]()
+    if isinstance(model, SNNet):
+        chosen = recipe.run.eval_stitches
+        wanted = [*range(len(model.space))] if chosen is None else model.space.select(chosen)
+    else:
+        origin |= {key: recipe.flat()[key] for key in _OF_A_MODEL}
+
+    def find_missing() -> list[int]:
+        path = _result(session)
+        if isinstance(model, SNNet):
+            ledgers.append(Ledger(path, model.space, uncompiled(model)(Profiler(model).cost)))
+        if ledgers[0].rows if ledgers else path.exists():
+            _check_origin(path, origin)
+        return [cfg_id for cfg_id in wanted if cfg_id in ledgers[0].missing]
+
+    return origin, from_primary(session.world, find_missing), ledgers
+
+
+def _result(session: Session) -> Path:
+    """The file of an evaluation's figures."""
+    return session.folder / (LEDGER if isinstance(session.model, SNNet) else PER_CLASS)
+
+
+def _begin(session: Session, origin: Mapping[str, object]) -> None:
+    """Begin the log of an evaluation, and save its settings and what its figures depend on."""
+    session.save_settings("eval_args.yaml")
+    begin_log(session.folder)
+    write_origin(_result(session), origin)
 
 
 def _record(session: Session, ledger: Ledger, scores: Mapping[int, Score]) -> None:
@@ -146,21 +183,10 @@ def _recalibrated(session: Session, cfg_id: int | None) -> nn.Module:
     return net
 
 
-def _open_ledger(session: Session, model: SNNet, origin: Mapping[str, object]) -> Ledger:
-    """The ledger to continue, if it was measured with the same weights on the same data."""
-    path = session.folder / LEDGER
-    ledger = Ledger(path, model.space, uncompiled(model)(Profiler(model).cost))
-    if ledger.rows:
-        _check_origin(path, origin)
-    session.save_settings("eval_args.yaml")
-    write_origin(path, origin)
-    return ledger
-
-
 def _add_latencies(batch_size: int, model: SNNet, ledger: Ledger) -> None:
     """Measure the latency of every stitch in the ledger again: results of separate runs are not comparable.
 
-    Only the primary rank does this, after the others have finished.
+    Only the primary rank does this, while the others wait.
     """
     if not batch_size or not ledger.rows:
         return
@@ -172,7 +198,7 @@ def _add_latencies(batch_size: int, model: SNNet, ledger: Ledger) -> None:
 
 
 def _check_origin(path: Path, origin: Mapping[str, object]) -> None:
-    """Refuse a ledger that was measured with other weights, data or settings."""
+    """Refuse results that were measured with other weights, data or settings."""
     advice = "choose another --experiment or move the file away"
     if not origin_file(path).exists():
         raise InputError(

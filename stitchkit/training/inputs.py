@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 
 from stitchkit.data.source import Source, check_folder
 from stitchkit.errors import prefixed
+from stitchkit.launchers import restarts
 from stitchkit.paths import check_file
 from stitchkit.settings.flags import resolve
 from stitchkit.settings.recipe import Recipe
@@ -18,7 +18,7 @@ def read_run(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     recipe, config = resolve(flags)
     check_folder(source_of(recipe))
     # Ranks that a launcher restarts resume from their own checkpoint, even if that of the flags is gone by now.
-    if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+    if not restarts():
         for place, file in _weights(recipe, config):
             with prefixed(place):
                 check_file(file, "checkpoint")

@@ -25,7 +25,8 @@ from stitchkit.networks.hub_weights import published_config
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.recipe import ModelRecipe, Recipe
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.training.data import check_augmentation, preparation, weights_dtype
+from stitchkit.training.class_weights import read_weights
+from stitchkit.training.data import check_preparation, preparation, weights_dtype
 from stitchkit.training.optim import check_optimizer
 
 _logger = logging.getLogger(__name__)
@@ -162,16 +163,20 @@ def input_size(model: nn.Module, recipe: Recipe) -> tuple[int, ...]:
 
 
 def check_names(recipe: Recipe, config: StitchConfig | None) -> None:
-    """Refuse models, teachers, optimizers and augmentation that timm does not have, before the data are opened."""
+    """Refuse names that timm and torch do not have, and values that do not fit, before the data are opened."""
     teacher = None if recipe.stitch.distillation_type == "none" else recipe.stitch.teacher_model
     named = {f"anchor '{anchor.label}': ": anchor.name for anchor in config.anchors} if config is not None else {}
     for place, name in {**named, "": recipe.model.model, "teacher: ": teacher}.items():
         if name:
             with prefixed(place):
                 published_config(name)
+    check_preparation(recipe)
     if not recipe.run.eval:
         check_optimizer(recipe.optim)
-        check_augmentation(recipe)
+        if recipe.loss.class_weights is not None:
+            read_weights(recipe.loss.class_weights)
+    if recipe.model.torchcompile:
+        _compile(nn.Identity(), recipe.model.torchcompile, recipe.model.torchcompile_mode)  # refuses what torch lacks
 
 
 def check_device(recipe: Recipe, world: World) -> None:

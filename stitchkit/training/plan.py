@@ -10,21 +10,30 @@ import torch
 from stitchkit.display import counted, quantity
 from stitchkit.measure.profile import Profiler, measure
 from stitchkit.model.snnet import SNNet
-from stitchkit.training.checkpoint import load_run, load_weights
+from stitchkit.networks.timm_model import as_timm
+from stitchkit.training.checkpoint import load_run
+from stitchkit.training.data import weights_dtype
+from stitchkit.training.evaluation import prepare_evaluation
 from stitchkit.training.network import uncompiled
 from stitchkit.training.optim import create_optimisation
 from stitchkit.training.session import Session
+from stitchkit.training.task import create_teacher
 
 _logger = logging.getLogger(__name__)
 
 
 def show_plan(session: Session) -> None:
-    """Log the plan of a run, whose checkpoint is loaded to see that it fits."""
-    recipe = session.recipe
-    if recipe.run.eval and recipe.run.resume:
-        load_weights(session, ema=recipe.optim.model_ema)
+    """Log the plan of a run, after its checkpoint, teacher and earlier results have been found to fit."""
+    recipe, stitch = session.recipe, session.recipe.stitch
+    if recipe.run.eval:
+        prepare_evaluation(session)
     elif recipe.run.resume:
         load_run(session)
+    if not recipe.run.eval and stitch.distillation_type != "none" and stitch.teacher_path:  # others may be downloaded
+        create_teacher(
+            stitch, as_timm(session.model), session.world.device, weights_dtype(recipe), session.input_size[1:],
+            session.classes,
+        )  # fmt: skip
     with uncompiled(session.model):
         lines = [*_of_network(session), *_of_data(session), *_of_training(session)]
     for line in lines:

@@ -13,7 +13,6 @@ from torch import nn
 
 from stitchkit.data.open_dataset import download
 from stitchkit.distributed import World, from_primary
-from stitchkit.engine.run_log import begin_log
 from stitchkit.engine.settings import Autocast, EngineSettings
 from stitchkit.files import write_text
 from stitchkit.networks.timm_model import as_timm
@@ -58,10 +57,9 @@ class Session:
         return engine_settings(self.recipe).precision(self.world.device)[0]
 
     def save_settings(self, name: str, *, without: Collection[str] = ()) -> None:
-        """Save the effective settings, `without` some, as a file for `-c` in the run's folder, and begin its log."""
+        """Save the effective settings, `without` some, as a file for `-c` in the run's folder."""
         settings = self.recipe.for_files()
         write_text(self.folder / name, settings_text({key: settings[key] for key in settings if key not in without}))
-        begin_log(self.folder)
 
 
 def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> Session:

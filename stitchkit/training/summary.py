@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from stitchkit.files import opened, refuse_link, replacing
@@ -30,15 +31,15 @@ def write_summary(
 
 def read_summary(folder: Path) -> list[dict[str, float | None]]:
     """The rows of `summary.csv` by column; None for an empty cell."""
-    with (folder / _NAME).open(newline="", errors="replace") as file:
+    with (folder / _NAME).open(newline="", encoding="utf-8", errors="replace") as file:
         return [{key: _number(value) for key, value in row.items() if key} for row in csv.DictReader(file)]
 
 
 def _number(text: str | None) -> float | None:
-    try:
-        return float(text or "")
-    except ValueError:
-        return None
+    for kind in (int, float):  # the number of an epoch is whole
+        with suppress(ValueError):
+            return kind(text or "")
+    return None
 
 
 def write_losses(folder: Path, epoch: int, space: StitchSpace, losses: Mapping[int, tuple[float, int]]) -> None:
@@ -62,7 +63,7 @@ def cut_summaries(folder: Path, epoch: int) -> None:
         refuse_link(path)
         if not path.exists():
             continue
-        with path.open(newline="", errors="replace") as file:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
             head, *rows = list(csv.reader(file)) or [[]]
         if head:  # rows that do not begin with a number are not epochs
             _write(path, [head, *(row for row in rows if row and row[0].isdecimal() and int(row[0]) < epoch)])
@@ -77,5 +78,5 @@ def write_fit(folder: Path, space: StitchSpace, residuals: Mapping[Joint, float]
 
 
 def _write(path: Path, rows: Iterable[Iterable[object]]) -> None:
-    with replacing(path) as draft, draft.open("w", newline="") as file:
+    with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)

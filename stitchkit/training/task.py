@@ -126,7 +126,7 @@ def create_task(
     """The task of a recipe: `sides` are height and width of an image, the rest is as in `StitchTask`."""
     stitch, dtype, teacher = recipe.stitch, weights_dtype(recipe), None
     if stitch.distillation_type != "none":
-        teacher = _create_teacher(stitch, as_timm(model), device, dtype, sides, classes)
+        teacher = create_teacher(stitch, as_timm(model), device, dtype, sides, classes)
     for anchor in model.anchors if isinstance(model, SNNet) else [model]:
         # Distilled networks have two classifiers: labels teach one, the teacher the other.
         set_distilled = getattr(anchor, "set_distilled_training", None)
@@ -159,7 +159,7 @@ def _create_criterion(recipe: Recipe, class_weights: torch.Tensor | None) -> nn.
     return criterion
 
 
-def _create_teacher(
+def create_teacher(
     stitch: StitchRecipe, student: TimmModel, device: torch.device, dtype: torch.dtype, sides: Sequence[int],
     names: Sequence[str],
 ) -> DistillationTeacher | None:  # fmt: skip

@@ -16,6 +16,7 @@ from stitchkit.engine.epochs import TrainedEpoch, check_finite, train_epochs
 from stitchkit.engine.gradients import GradientReducer
 from stitchkit.engine.loop import Trainer, seed_epoch
 from stitchkit.engine.recovery import advising
+from stitchkit.engine.run_log import begin_log
 from stitchkit.engine.tracking import Tracking
 from stitchkit.engine.training_state import training_state
 from stitchkit.measure.evaluate import Score, batches_of, evaluate_stitch
@@ -76,6 +77,7 @@ def _tidy(session: Session, checkpoints: Checkpoints, start: int) -> None:
     cut_summaries(session.folder, start)
     checkpoints.clear()
     session.save_settings(_SETTINGS, without=_OF_ONE_START)
+    begin_log(session.folder)
 
 
 def open_tracking(session: Session, start: int) -> Tracking:
@@ -157,7 +159,7 @@ def _prepare_stitching(session: Session, model: SNNet, loader: Loader, *, is_fre
             write_fit(session.folder, model.space, residuals)
         mean = 100 * sum(residuals.values()) / len(residuals)
         _logger.info(
-            "stitching layers fitted at %d joints; on average they miss %.1f %% of their target (0 is best)",
+            "stitching layers fitted at %d joints; on average, %.1f %% of the target remains unexplained (0 is best)",
             len(residuals), mean,
         )  # fmt: skip
     if not settings.fulltune:

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import time
 from contextlib import nullcontext
 
 import pytest
@@ -10,9 +11,10 @@ import torch
 import torch.distributed as dist
 import yaml
 
+import stitchkit
 from stitchkit.cli import main
 from stitchkit.engine.gradients import GradientReducer
-from stitchkit.measure.ledger import read_rows
+from stitchkit.measure.ledger import Ledger, read_rows
 from stitchkit.training.task import StitchTask
 from tests.distributed.ranks import in_two_processes, run_on_two_ranks
 from tests.support import FLAGS, launch, pico_snnet, weights, write_config, write_images
@@ -77,6 +79,26 @@ def test_law_9_evaluation_counts_each_image_once(config, folder, tmp_path):
         assert one["acc5"] == two["acc5"] == 100.0
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-6)
         assert one["acc1"] * 17 / 100 == pytest.approx(round(one["acc1"] * 17 / 100))
+
+
+def evaluate_with_a_slow_disk(rank, folder, settings):
+    append = Ledger.append
+
+    def slowly(self, *row):
+        time.sleep(0.5)
+        append(self, *row)
+
+    Ledger.append = slowly
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    assert len(stitchkit.evaluate(**settings)) == 3
+    dist.destroy_process_group()
+
+
+def test_every_rank_reads_the_whole_ledger(images, config, tmp_path):
+    torch.save({"state_dict": pico_snnet(nearest_stitching=False).state_dict()}, tmp_path / "net.pth")
+    settings = {"data": images, "stitch_config": config, "resume": tmp_path / "net.pth", "output": tmp_path}
+    settings |= {"eval_stitches": [0, 1, 2], "device": "cpu", "workers": 0}
+    in_two_processes(evaluate_with_a_slow_disk, str(tmp_path), settings)
 
 
 def test_two_ranks_draw_their_own_stitches_and_stay_equal(images, config, folder):

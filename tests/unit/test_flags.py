@@ -27,6 +27,24 @@ def parse(*arguments: str) -> Recipe:
     return resolve(vars(parser.parse_args(arguments)))[0]
 
 
+@pytest.mark.parametrize(
+    ("flags", "folder"),
+    [
+        ([], "outputs/mine"),
+        (["--model", "vit"], "outputs/mine"),
+        (["--model", "swin"], "outputs/swin"),
+        (["--stitch_config", "CONFIG"], "outputs/config"),
+        (["--model", "swin", "--experiment", "new"], "outputs/new"),
+    ],
+)
+def test_another_network_does_not_go_into_the_folder_that_a_file_names(flags, folder, config, tmp_path):
+    (tmp_path / "args.yaml").write_text("data_dir: d\nmodel: vit\nexperiment: mine\n")
+    flags = [config if flag == "CONFIG" else flag for flag in flags]
+    assert str(parse("-c", str(tmp_path / "args.yaml"), *flags).folder) == folder
+    (tmp_path / "args.yaml").write_text("experiment: mine\n")
+    assert str(parse("d", "-c", str(tmp_path / "args.yaml"), "--model", "swin").folder) == "outputs/mine"
+
+
 @pytest.fixture
 def config(tmp_path):
     path = tmp_path / "config.json"

@@ -13,7 +13,7 @@ from stitchkit.errors import InputError
 from stitchkit.measure.profile import Profiler
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.training.network import check_device, create_network, input_size, place_network, uncompiled
+from stitchkit.training.network import check_device, check_names, create_network, input_size, place_network, uncompiled
 from tests.support import family_snnet, pico_anchor, pico_config, pico_images, pico_snnet, randomize
 
 # torch looks at gradients where there are none while it compiles.
@@ -309,6 +309,22 @@ def test_a_compiler_that_is_not_there_is_named(backend, mode):
     recipe = make_recipe({"torchcompile": backend, "torchcompile_mode": mode})
     with pytest.raises(InputError, match=r"nonsense.*list_backends"):
         place_network(pico_snnet(), recipe, ALONE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"class_weights": "1,two"}, "--class-weights is '1,two'; give balanced, or numbers"),
+        ({"class_weights": "1,-2"}, "--class-weights is '1,-2'; give numbers from 0"),
+        ({"interpolation": "bicubik"}, "timm cannot prepare images"),
+        ({"interpolation": "bicubik", "eval": True}, "timm cannot prepare images"),
+        ({"mean": [0.1, 0.2]}, r"--mean is \[0.1, 0.2\]; set one value, or one for each of 3 channels"),
+        ({"torchcompile": "nonsense"}, "cannot compile with backend 'nonsense'"),
+    ],
+)
+def test_values_that_do_not_fit_are_found_before_the_data_are_opened(settings, said):
+    with pytest.raises(InputError, match=said):
+        check_names(make_recipe({"model": "resnet18", **settings}), None)
 
 
 @pytest.mark.parametrize("key", ["pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "checkpoint_path"])

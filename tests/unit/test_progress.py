@@ -29,6 +29,15 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(rank, lines, monkeyp
     assert capsys.readouterr().err == ""
 
 
+def test_more_than_was_expected_has_no_time_left(monkeypatch, caplog):
+    monkeypatch.setattr(module, "_SECONDS", 0.01)
+    with caplog.at_level(logging.INFO):
+        for _ in progress(range(4), World(0, 1, torch.device("cpu")), "latency", unit="passes", total=2):
+            time.sleep(0.06)
+    assert re.fullmatch(rf"latency  2/2 passes  {LEFT}", caplog.messages[1])
+    assert caplog.messages[2:] == ["latency  3/? passes", "latency  4/? passes"]
+
+
 def test_a_run_has_a_log_with_times_speed_and_what_ended_it(images, tmp_path, caplog):
     caplog.set_level(logging.INFO)  # as the command line does
     config = write_config(tmp_path / "pico.json")
@@ -38,7 +47,7 @@ def test_a_run_has_a_log_with_times_speed_and_what_ended_it(images, tmp_path, ca
     first = log.read_text()
     lines = first.splitlines()
     assert all(re.match(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d  \S", line) for line in lines)
-    assert re.search(rf"epoch 1/1  step 8/8  loss \S+  lr \S+  \d+ images/s  {LEFT}$", first, re.M)
+    assert re.search(rf"epoch 1/1  step 8/8  loss \S+  lr \S+  \d+ images/s  {LEFT} in all$", first, re.M)
     assert "stitching layers fitted" in first
     assert "next, measure every stitch" in lines[-1]
 

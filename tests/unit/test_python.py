@@ -4,10 +4,14 @@ import logging
 from inspect import isfunction
 
 import pytest
+import timm
+import torch
 
 import stitchkit
 from stitchkit.cli import main
 from stitchkit.errors import InputError
+from stitchkit.training.api import _as_flag
+from stitchkit.training.inputs import read_run
 from tests.support import FLAGS, write_config
 
 SETTINGS = {
@@ -18,11 +22,11 @@ SETTINGS = {
 
 def test_training_and_evaluation_from_python(images, tmp_path):
     config = write_config(tmp_path / "pico.json")
-    run = stitchkit.train(images, stitch_config=config, output=tmp_path, **SETTINGS)
+    run = stitchkit.train(images, stitch_config=config, output=tmp_path, mean=(0.5, 0.5, 0.5), **SETTINGS)
     assert isfunction(stitchkit.train), "a module of this name would be in the way of type checkers"
     assert run.folder == tmp_path / "pico"
     assert run.checkpoint.is_file()
-    assert [row["epoch"] for row in run.summary] == [0]
+    assert repr([row["epoch"] for row in run.summary]) == "[0]"
     assert run.summary[0]["lr"] == 0
     rows = stitchkit.evaluate(
         images,
@@ -31,7 +35,7 @@ def test_training_and_evaluation_from_python(images, tmp_path):
         output=tmp_path,
         device="cpu",
         workers=0,
-        eval_stitches="2,5",
+        eval_stitches=[2, 5],
     )
     assert [row["cfg_id"] for row in rows] == [2, 5]
     assert all(row["images"] == 20 for row in rows)
@@ -41,6 +45,16 @@ def test_training_and_evaluation_from_python(images, tmp_path):
         stitchkit.train(images, stitch_config=config, epoch=3)
     with pytest.raises(InputError, match="give stitch_config"):
         stitchkit.evaluate(images, model="resnet18", pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen"), [("2,5", "2,5"), ([2, 5], "2,5"), (range(2, 4), "2,3"), (7, "7"), ([], ""), (None, None)]
+)
+def test_stitches_are_chosen_by_their_numbers(given, chosen, tmp_path):
+    recipe, _ = read_run({key: _as_flag(key, value) for key, value in {
+        "data_dir": tmp_path, "model": "vit", "pretrained": True, "eval": True, "eval_stitches": given,
+    }.items()})  # fmt: skip
+    assert recipe.run.eval_stitches == chosen
 
 
 def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(images, tmp_path, caplog):
@@ -64,7 +78,11 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path, capsys):
     flags = ["train", images, *FLAGS, "--stitch_config", config, "--output", tmp_path]
     assert main([*map(str, flags), "--epochs", "1"]) == 0
     last, dry = tmp_path / "pico/last.pth.tar", [*map(str, flags), "--dry-run"]
+    judged = ["--eval", "--resume", str(last), "--experiment", "judged", "--eval-stitches"]
+    assert main([*map(str, flags), *judged, "0"]) == 0
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "teacher.pth")
     before = sorted(tmp_path.rglob("*"))
+    teacher = ["--teacher-model", "test_vit", "--distillation-type", "hard", "--teacher-path", tmp_path / "teacher.pth"]
     other = write_config(tmp_path.parent / "other.json", stitch_kernel_size=3)
     mistakes = {
         "already contains a run": [],
@@ -73,6 +91,9 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path, capsys):
         "give 4 numbers, one for each class": ["--experiment", "new", "--class-weights", "1,2"],
         "teacher: unknown timm model": ["--teacher-model", "dei_tiny", "--distillation-type", "hard"],
         "timm cannot prepare images": ["--aa", "foo"],
+        "teacher.pth' belongs to another": ["--experiment", "new", *teacher],
+        "was measured with mean None, now [0.5]": [*judged, "0", "--mean", "0.5"],
+        "cfg_id 999": [*judged, "999"],
     }
     for said, more in mistakes.items():
         assert main([*dry, *map(str, more)]) == 2
@@ -80,6 +101,30 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path, capsys):
     assert main([*dry, "--resume", "auto", "--epochs", "3"]) == 0
     assert main([*dry, "--eval", "--resume", str(last)]) == 0
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_dry_run_does_not_advise_to_download(tmp_path, capsys):
+    flags = ["train", tmp_path, "--dataset", "cifar10", "--model", "test_resnet", *FLAGS, "--dry-run"]
+    assert main([*map(str, flags)]) == 2
+    assert "or add --download" in capsys.readouterr().err
+    assert main([*map(str, flags), "--download"]) == 2
+    assert "or leave out --dry-run, which downloads nothing\n" in capsys.readouterr().err
+
+
+def test_an_evaluation_of_a_plain_model_says_how_it_was_measured(images, tmp_path, capsys):
+    torch.save(timm.create_model("test_resnet", num_classes=4).state_dict(), tmp_path / "net.pth")
+    flags = ["train", images, "--model", "test_resnet", *FLAGS, "--output", tmp_path, "--eval"]
+    command = [*map(str, [*flags, "--initial-checkpoint", tmp_path / "net.pth"])]
+    for _ in range(2):
+        assert main(command) == 0
+    folder = tmp_path / "test_resnet"
+    names = {"per_class.csv", "per_class.yaml", "eval_args.yaml", "log.txt"}
+    assert {path.name for path in folder.iterdir()} == names
+    before = {name: (folder / name).read_bytes() for name in names}
+    capsys.readouterr()
+    assert main([*command, "--mean", "0.1"]) == 2
+    assert "per_class.csv' was measured with mean None, now [0.1]; choose another" in capsys.readouterr().err
+    assert {name: (folder / name).read_bytes() for name in names} == before
 
 
 def test_a_run_has_its_log_and_handlers_get_no_more_than_they_asked_for(images, tmp_path, caplog, capsys):

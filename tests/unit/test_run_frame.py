@@ -23,6 +23,16 @@ def test_a_folder_is_entered_by_one_run_and_leaves_nothing_behind(tmp_path):
     assert not dist.is_initialized()
 
 
+def test_a_process_group_of_the_caller_stays(tmp_path):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with entered(tmp_path / "run/.train.lock", "cpu", flag="-o") as world:
+            assert (world.rank, world.size) == (0, 1)
+        assert dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
+
+
 def test_a_folder_that_cannot_be_made_is_named_with_its_flag(tmp_path):
     (tmp_path / "file").touch()
     with (

@@ -121,9 +121,10 @@ def test_classes_have_weights_in_the_loss(smoothing):
         task = create_task(model, recipe, CPU, sides=(16, 16), mean=half, std=half, class_weights=weights)
         labels = torch.tensor([0, 1, 2, 3])
         logs = model(images, 4).log_softmax(1)
-        if not smoothing:
-            expected = -(weights * logs[range(4), labels]).sum() / weights.sum()
-            assert task(images, labels, 4)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+        # Smoothing gives each class its share of every label, and the class's own weight with it.
+        shares = (1 - smoothing) * torch.eye(4) + smoothing / 4
+        expected = -(weights * shares * logs).sum() / weights.sum()
+        assert task(images, labels, 4)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
         mixed = torch.full((4, 4), 0.25)  # as mixup gives them
         assert task(images, mixed, 4)["loss"].item() == pytest.approx(
             -(0.25 * weights * logs).sum().item() / 4, rel=1e-5
