@@ -196,6 +196,13 @@ def test_where_there_is_no_slurm(monkeypatch, folders, tmp_path):
         next(create_cluster("slurm", folder=tmp_path, jobs=1, gpus=0).run(folders))
 
 
+def test_a_sweep_where_there_is_no_slurm_writes_nothing(monkeypatch, sweep, tmp_path, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    line = refused(capsys, "sweep", "-c", sweep, "-o", tmp_path / "out", "--cluster", "slurm", "--no-pretrained")
+    assert "there is no Slurm on this machine" in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_slurm_that_does_not_answer(monkeypatch):
     def fail(command, **_):
         raise subprocess.CalledProcessError(1, command, stderr="slurm_load_jobs error\n")

@@ -26,7 +26,7 @@ class FakeCluster:
     """Jobs that end as a test says."""
 
     on_nodes = is_detached = False
-    when_stopped = LocalPool.when_stopped
+    check, when_stopped = LocalPool.check, LocalPool.when_stopped
 
     def __init__(self, ends, limit=1):
         self.ends, self.limit, self.started, self.is_closed = ends, limit, [], False
@@ -121,8 +121,8 @@ def test_a_sweep_says_when_each_job_ended_and_how_long_the_rest_takes(folders, s
     launch(plan, out, FakeCluster({}), **once)
     lines = [
         "3 jobs: 1 done, 0 running, 0 failed, 2 waiting",
-        f"1/2 {NAMES[0]}: done; 0:01:40 so far, about 0:01:40 left",
-        f"2/2 {NAMES[2]}: done; 1:06:40 so far, about 0:00:00 left",
+        f"1/2 {NAMES[0]}, seed 3: done; 0:01:40 so far, about 0:01:40 left",
+        f"2/2 {NAMES[2]}, seed 3: done; 1:06:40 so far, about 0:00:00 left",
     ]
     assert [record.message for record in caplog.records] == lines
     clock = r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d  "
@@ -149,7 +149,7 @@ def test_a_job_that_was_killed_runs_again_unasked(folders, caplog):
     caplog.set_level("INFO")
     with pytest.raises(InputError, match="1 job interrupted, listed above with the logs"):
         run(folders, {NAMES[2]: lambda folder: None})
-    assert f"interrupted: {NAMES[2]}\n  killed, cancelled or out of memory\n  log: {folders[2].log}" in caplog.text
+    assert f"interrupted: {NAMES[2]}, seed 3\n  killed, cancelled or out of memory\n  log: {folders[2].log}" in caplog.text
     assert run(folders) == [NAMES[2]]
 
 

@@ -9,6 +9,7 @@ import yaml
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.sweep import inputs
+from stitchkit.assembly.sweep.cluster import LocalPool
 from stitchkit.assembly.sweep.config import load_sweep
 from stitchkit.assembly.sweep.gap_jobs import plan_gaps
 from stitchkit.assembly.sweep.gaps import GapSweep
@@ -70,6 +71,7 @@ class Runs:
     """A cluster that runs no job."""
 
     limit, on_nodes, is_detached = 1, False, False
+    check = LocalPool.check
 
     def run(self, jobs):
         for job in jobs:

@@ -68,6 +68,9 @@ class LocalPool:
     gpus: Sequence[int] = ()
     num_gpus: int = 0
 
+    def check(self) -> None:
+        """Jobs always run here."""
+
     def when_stopped(self, _: Iterable[SweepJob]) -> str:
         """What becomes of the jobs when the sweep is stopped, in words."""
         return "jobs that were running save their state and end"
@@ -127,7 +130,7 @@ class LocalPool:
                 process = executor.submit(job)
         finally:
             signal.signal(signal.SIGINT, before)
-        _logger.info("started %s; log: %s", job.path.name, job.log)
+        _logger.info("started %s; log: %s", job.name, job.log)
         return process
 
 
@@ -183,6 +186,10 @@ class Slurm:
             array = arrays(fresh)
             _logger.info("submitted %s as %s; to cancel: scancel %s", counted(len(fresh), "job"), array, array)
         return submitted
+
+    def check(self) -> None:
+        """Refuse a machine without Slurm, before anything is written."""
+        _queue()
 
     def when_stopped(self, jobs: Iterable[SweepJob]) -> str:
         """What becomes of the jobs when the sweep is stopped, in words."""

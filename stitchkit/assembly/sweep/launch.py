@@ -55,6 +55,7 @@ def launch(
         Stopped: If a signal stops the sweep.
     """
     failures = []
+    cluster.check()
     with _logged():
         for jobs in sweep.rounds(folder, cluster.limit):
             planned = [job for job in jobs if job.applies and (only is None or job.name in only)]
@@ -149,7 +150,7 @@ def _watch(jobs: Sequence[SweepJob], cluster: LocalPool | Slurm) -> None:
                 left = passed / done * (len(jobs) - done)
                 _logger.info(
                     "%d/%d %s: %s; %s so far, about %s left", number, len(jobs),
-                    job.path.name, how.get(job.state, "INTERRUPTED"), _duration(passed), _duration(left),
+                    job.name, how.get(job.state, "INTERRUPTED"), _duration(passed), _duration(left),
                 )  # fmt: skip
     except Stopped as stop:
         raise Stopped(stop.number, cluster.when_stopped(jobs)) from None
@@ -213,10 +214,10 @@ def _logged() -> Iterator[None]:
 def _list_unfinished(jobs: Sequence[SweepJob], *, interrupted: Sequence[SweepJob]) -> None:
     failed = [job for job in jobs if job.state == "failed"]
     for job in failed:
-        _logger.info("failed: %s\n  %s\n  log: %s", job.path.name, job.failure.read_text().strip(), job.log)
+        _logger.info("failed: %s\n  %s\n  log: %s", job.name, job.failure.read_text().strip(), job.log)
     # A killed job wrote no reason, and its own settings need not be the cause, so it may run again.
     for job in interrupted:
-        _logger.info("interrupted: %s\n  killed, cancelled or out of memory\n  log: %s", job.path.name, job.log)
+        _logger.info("interrupted: %s\n  killed, cancelled or out of memory\n  log: %s", job.name, job.log)
     if failed:
         raise InputError(
             f"{counted(len(failed), 'job')} failed, listed above with the logs; fix the cause and repeat the command "

@@ -44,9 +44,14 @@ class SweepJob:
         return self.path / ("result.pkl" if self.seed is None else f"result-{self.seed}.pkl")
 
     @property
+    def name(self) -> str:
+        """Its name in messages."""
+        return self.path.name if self.seed is None else f"{self.path.name}, seed {self.seed}"
+
+    @property
     def log(self) -> Path:
-        """The output of the job, over all its runs."""
-        return self.path / "log.txt"
+        """The output of the job; runs with several seeds may write at the same time, each to its own."""
+        return self.path / ("log.txt" if self.seed is None else f"log-{self.seed}.txt")
 
     @property
     def checkpoints(self) -> Path:
