@@ -212,10 +212,9 @@ def _path(error: ErrorDetails, content: object) -> Sequence[str | int]:
     """Keys and indices that lead to an error, without the type names that pydantic adds."""
     path: list[str | int] = []
     for key in error["loc"]:
-        items: Mapping[object, object] = dict(enumerate(content)) if isinstance(content, list | tuple) else {}
-        entries = content if isinstance(content, Mapping) else items
-        if key in entries:
-            content = entries[key]
+        is_index = isinstance(content, list | tuple) and isinstance(key, int) and 0 <= key < len(content)
+        if is_index or (isinstance(content, Mapping) and key in content):
+            content = content[key]  # type: ignore[index] # one of the two
         elif error["type"] != "missing" or key != error["loc"][-1]:
             continue
         path.append(key)
