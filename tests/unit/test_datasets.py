@@ -423,6 +423,18 @@ def test_no_split_is_a_command(tmp_path):
 LACKS = r"the val split of '.*pets' lacks 1 class folders: bird; labels would not"
 
 
+def test_a_folder_counts_once_in_a_class_however_many_links_lead_to_it(tmp_path):
+    names = [f"class{number}" for number in range(6)]
+    for name in names:
+        archives.save(tmp_path / name / "1.png")
+    for name in names:
+        for other in names:
+            (tmp_path / name / other).symlink_to(tmp_path / other, target_is_directory=True)
+    found = FolderReader(tmp_path)
+    assert len(found.samples) == 6 * 6
+    assert found.nested == "class0/class1"
+
+
 def test_all_systems_have_the_same_classes(tmp_path, caplog):
     """A class is a direct child with an image at any depth; what is hidden, empty or beside the classes is none."""
     caplog.set_level("INFO")
