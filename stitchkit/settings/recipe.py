@@ -42,7 +42,7 @@ class ModelRecipe(Settings):
     stitch_config: LocalPath | None = flag(None, "stitch configuration (JSON): train or evaluate its SN-Net")
     model: str | None = flag(None, "timm model name: train or evaluate this model alone")
     model_kwargs: ModelArguments | None = flag(None, "arguments of the timm model, as key=value ...")
-    pretrained: bool = flag(True, "start from pretrained weights; for --model, off unless given")
+    pretrained: bool = flag(True, "start from pretrained weights; by default anchors do, and a --model does not")
     pretrained_path: LocalPath | None = flag(None, "file that replaces the pretrained weights of --model")
     initial_checkpoint: LocalPath | None = flag(None, "start from the weights in this file")
     num_classes: Count | None = flag(
@@ -132,7 +132,7 @@ class DataRecipe(Settings):
     batch_size: Count = flag(128, "training batch of each rank")
     validation_batch_size: Count | None = flag(None, "validation batch of each rank; by default the training one")
     max_unreadable: Share = flag(
-        0.01, "share of a split's images that may be unreadable or without a class before the run stops"
+        0.01, "share of a split's images that may be unreadable or without a class; 5 always may, unless it is 0"
     )
     workers: Natural = flag(4, "loader processes of each rank")
     worker_seeding: Literal["all", "part"] = flag("all", "which random generators loader processes seed")
@@ -288,7 +288,9 @@ class RunRecipe(Settings):
         None, "with --eval: MiB for activations; by default half of a GPU's free memory, 1024 on a CPU"
     )
     latency: Natural = flag(
-        0, "with --eval: add to the ledger how long each stitch takes here, in batches of N images; 1 without a number"
+        0,
+        "with --eval: add to the ledger how long each stitch takes here, in batches of N images; of one if N is left "
+        "out; by default not at all",
     )
     recalibrate_bn: Natural = flag(
         0, "with --eval: training batches from which each stitch gets batch-norm statistics of its own"
