@@ -420,7 +420,7 @@ def test_no_split_is_a_command(tmp_path):
             data_of_job(name, tmp_path, val_split="pipe:touch made; cat ", num_classes=2)
 
 
-LACKS = r"the val split of '.*pets' lacks 1 class folders: bird; labels would not"
+LACKS = r"the val split of '.*pets' lacks 1 class folder: bird; labels would not"
 
 
 def test_a_folder_counts_once_in_a_class_however_many_links_lead_to_it(tmp_path):
