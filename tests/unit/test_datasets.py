@@ -423,6 +423,13 @@ def test_no_split_is_a_command(tmp_path):
 LACKS = r"the val split of '.*pets' lacks 1 class folder: bird; labels would not"
 
 
+def test_the_splits_of_country211_are_those_of_torchvision_though_they_are_folders_of_classes(tmp_path):
+    for split, count in (("train", 3), ("valid", 2), ("test", 4)):
+        archives.write_folder(tmp_path / "country211", split, count=count)
+    train, judged = both("country211", tmp_path)
+    assert (len(train), len(judged)) == (len(train.classes) * 5, len(train.classes) * 4)
+
+
 def test_a_folder_counts_once_in_a_class_however_many_links_lead_to_it(tmp_path):
     names = [f"class{number}" for number in range(6)]
     for name in names:
