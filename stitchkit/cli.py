@@ -66,7 +66,11 @@ def _run(arguments: Sequence[str] | None) -> int:
     logging.getLogger("huggingface_hub").propagate = False  # it prints its lines itself
     command: Command | None = None
     try:
-        flags, rest = _parser().parse_known_args(arguments)
+        whole, given = _parser(), sys.argv[1:] if arguments is None else arguments
+        first = given[0].split("=")[0] if given else ""
+        if first.startswith("-") and first not in whole._option_string_actions:
+            raise unknown_flag(whole, first)  # argparse would only miss the command
+        flags, rest = whole.parse_known_args(given)
         command, parser = (vars(flags).pop(name) for name in ("command", "parser"))
         if rest and rest[0].startswith("-"):
             raise unknown_flag(parser, rest[0].split("=")[0])

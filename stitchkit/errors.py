@@ -12,6 +12,8 @@ _LONGEST = 3000
 
 def printable(words: str) -> str:
     """Words with line ends and escapes spelled out, so that quoted content cannot forge a message of ours."""
+    if words.isprintable():
+        return words
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
 
 

@@ -71,7 +71,7 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
     def __init__(self, folder: Path, class_map: str = "", suffixes: frozenset[str] = frozenset()):
         self.root = str(folder)
         self.ignored: Counter[str] = Counter()
-        self.nested: dict[str, None] = {}
+        self.nested = ""
         found: list[tuple[str, str]] = []
         for path, place in visible_files(self.root):
             suffix = os.path.splitext(path)[1].lower()
@@ -83,8 +83,8 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
                 self.ignored[f"{suffix} beside the class folders"] += 1
             else:
                 found.append((path, name))
-                if deeper:
-                    self.nested[os.path.join(name, deeper)] = None
+                if deeper and not self.nested:
+                    self.nested = os.path.join(name, deeper)
         # The path decides between names that are equal in natural order, whatever the order on the disk.
         found.sort(key=lambda pair: (natural_key(pair[0]), pair[0]))
         names = in_order({name for _, name in found})
@@ -103,7 +103,7 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
         if self.ignored:
             said += f"; {self.ignored.total():,} files ignored ({', '.join(sorted(self.ignored))})"
         if self.nested:
-            said += f"; images in folders within a class, such as {next(iter(self.nested))!r}, belong to that class"
+            said += f"; images in folders within a class, such as {self.nested!r}, belong to that class"
         return said
 
 
@@ -125,22 +125,25 @@ def _read_class_map(path: str, folder: str) -> dict[str, int]:
 
 
 def visible_files(folder: str) -> Iterator[tuple[str, str]]:
-    """Files that are not hidden, with their folders; links are followed, except to a folder that contains them."""
-    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
-    while waiting:
-        place, above = waiting.pop()
+    """Files that are not hidden, with their folders; links are followed, but to each folder only once in a class."""
+    waiting: list[tuple[str, set[tuple[int, int]]]] = [(folder, set())]
+    for place, seen in waiting:  # it grows meanwhile
         status = os.stat(place)
         own = (status.st_dev, status.st_ino)
-        if own in above:
+        if own in seen:
             continue
+        seen.add(own)
+        inner = []
         with os.scandir(place) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir():
-                    waiting.append((entry.path, above | {own}))
+                    inner.append(entry.path)
                 else:
                     yield entry.path, place
+        # The order decides under which of several names a folder is found, whatever the order on the disk.
+        waiting += [(path, {own} if place == folder else seen) for path in sorted(inner)]
 
 
 def open_images(

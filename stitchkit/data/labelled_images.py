@@ -11,10 +11,9 @@ from timm.data.readers.reader import Reader
 from torch.utils.data import ConcatDataset, Dataset
 from torchvision.datasets import VisionDataset
 
-_MOST_CLASSES = 100_000  # larger numbers are times or identifiers, not classes
+from stitchkit.data.source import SOURCES
 
-# Numbers of classes of readers without class names.
-_UNNAMED = {"FER2013": 7, "GTSRB": 43, "PCAM": 2, "STL10": 10, "SVHN": 10, "USPS": 10}
+_MOST_CLASSES = 100_000  # larger numbers are times or identifiers, not classes
 
 
 @dataclass
@@ -51,7 +50,8 @@ def class_names(reader: Reader | VisionDataset) -> tuple[str, ...]:
         return tuple(name if isinstance(name, str) else name[0] for name in names)
     if numbers := getattr(reader, "class_to_idx", None):
         return tuple(sorted(numbers, key=numbers.__getitem__))
-    return numbered(_UNNAMED.get(type(reader).__name__) or _count_labels(reader))
+    published = SOURCES.get(type(reader).__name__.lower())
+    return numbered((published and published.num_classes) or _count_labels(reader))
 
 
 def numbered(count: int) -> tuple[str, ...]:

@@ -186,7 +186,9 @@ def check_folders(train: Sequence[str], judged: Sequence[str], where: str) -> No
     """Compare the class folders of the training split and another one, which `where` describes in messages."""
     differences = {"lacks": set(train) - set(judged), "also has": set(judged) - set(train)}
     parts = [
-        f"{verb} {len(names)} class folders: {listed(sorted(names))}" for verb, names in differences.items() if names
+        f"{verb} {counted(len(names), 'class folder')}: {listed(sorted(names))}"
+        for verb, names in differences.items()
+        if names
     ]
     if parts:
         raise InputError(f"{where} {' and '.join(parts)}; labels would not agree, so both must have the same folders")

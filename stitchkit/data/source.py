@@ -29,6 +29,7 @@ class VisionSet(NamedTuple):
         needs: The contents of its folder.
         by_hand: Whether the user must download it.
         options: Further arguments of its class.
+        num_classes: The number of its classes, if its class does not name them.
     """
 
     reader: str
@@ -38,6 +39,7 @@ class VisionSet(NamedTuple):
     needs: str
     by_hand: bool = False
     options: Mapping[str, str] = MappingProxyType({})
+    num_classes: int = 0
 
 
 _ROWS = (
@@ -47,15 +49,15 @@ _ROWS = (
     VisionSet("FashionMNIST", "train", (True,), False, "FashionMNIST/raw/"),
     VisionSet("KMNIST", "train", (True,), False, "KMNIST/raw/"),
     VisionSet("EMNIST", "train", (True,), False, "EMNIST/raw/", options={"split": "digits"}),
-    VisionSet("USPS", "train", (True,), False, "usps.bz2 and usps.t.bz2"),
-    VisionSet("SVHN", "split", ("train",), "test", "train_32x32.mat and test_32x32.mat"),
-    VisionSet("GTSRB", "split", ("train",), "test", "gtsrb/GTSRB/ and gtsrb/GT-final_test.csv"),
+    VisionSet("USPS", "train", (True,), False, "usps.bz2 and usps.t.bz2", num_classes=10),
+    VisionSet("SVHN", "split", ("train",), "test", "train_32x32.mat and test_32x32.mat", num_classes=10),
+    VisionSet("GTSRB", "split", ("train",), "test", "gtsrb/GTSRB/ and gtsrb/GT-final_test.csv", num_classes=43),
     VisionSet("Food101", "split", ("train",), "test", "food-101/"),
-    VisionSet("STL10", "split", ("train",), "test", "stl10_binary/"),
+    VisionSet("STL10", "split", ("train",), "test", "stl10_binary/", num_classes=10),
     VisionSet("DTD", "split", ("train", "val"), "test", "dtd/dtd/"),
     VisionSet("Flowers102", "split", ("train", "val"), "test", "flowers-102/"),
     VisionSet("RenderedSST2", "split", ("train", "val"), "test", "rendered-sst2/"),
-    VisionSet("PCAM", "split", ("train", "val"), "test", "pcam/"),
+    VisionSet("PCAM", "split", ("train", "val"), "test", "pcam/", num_classes=2),
     VisionSet("Country211", "split", ("train", "valid"), "test", "country211/"),
     VisionSet("FGVCAircraft", "split", ("trainval",), "test", "fgvc-aircraft-2013b/"),
     VisionSet("OxfordIIITPet", "split", ("trainval",), "test", "oxford-iiit-pet/"),
@@ -63,7 +65,10 @@ _ROWS = (
     VisionSet("Places365", "split", ("train-standard",), "val", "data_large_standard/, val_large/ and the file lists"),
     VisionSet("EuroSAT", None, (), None, "eurosat/2750/"),
     VisionSet("SUN397", None, (), None, "SUN397/"),
-    VisionSet("FER2013", "split", ("train",), "test", "fer2013/ with fer2013.csv or icml_face_data.csv", by_hand=True),
+    VisionSet(
+        "FER2013", "split", ("train",), "test", "fer2013/ with fer2013.csv or icml_face_data.csv", by_hand=True,
+        num_classes=7,
+    ),
     VisionSet(
         "StanfordCars", "split", ("train",), "test",
         "stanford_cars/ with cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat", by_hand=True,

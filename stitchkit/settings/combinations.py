@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 from importlib.util import find_spec
 
+from PIL import Image
+
+from stitchkit.display import counted
 from stitchkit.errors import InputError, unknown
 from stitchkit.optional import check_installed
 from stitchkit.settings.recipe import Recipe, flag_of
@@ -104,6 +107,13 @@ def _check_batches(recipe: Recipe) -> None:
         )
     if augment.mixes and data.batch_size % 2:
         raise InputError(f"--batch-size is {data.batch_size}; with mixup or cutmix it must be even")
+    if (mode := data.input_img_mode) and mode not in Image.MODES:
+        raise unknown("value of --input-img-mode", mode, Image.MODES)
+    if mode and (bands := Image.getmodebands(mode)) != (channels := recipe.model.channels):
+        raise InputError(
+            f"--input-img-mode {mode} gives images {counted(bands, 'channel')}, and the network takes {channels}; add "
+            f"--in-chans {bands}, or leave the mode out"
+        )
     if data.epoch_repeats and not data.dataset.startswith(("tfds/", "hfids/")):
         raise InputError("--epoch-repeats is for --dataset tfds/... and hfids/..., as in timm; use more --epochs")
     if augment.aug_splits == 1:

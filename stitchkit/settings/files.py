@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import Composer
+from yaml.cyaml import CParser  # type: ignore[attr-defined] # it exports only loaders
+from yaml.reader import Reader
+from yaml.resolver import Resolver
 
 from stitchkit.errors import InputError, one_line
 from stitchkit.settings.schema import join
@@ -20,14 +26,18 @@ _INCLUDE = "!include"
 _NOT_QUOTED = "it is included from outside the folder of the settings, so its content is not shown"
 # A message about a file begins with the place that it is about.
 _PLACE = re.compile(r"[A-Za-z_]\w*(?:\.\w+|\[\d+\])*")
-# A few lines of aliases of aliases expand to billions of values.
-_MOST_VALUES = 100_000
+_SURROGATE = re.compile(r"(\\u)[dD](?=[89a-fA-F])")
+# A few lines of aliases of aliases expand to billions of values. A wrong job of this many is refused in 2 seconds.
+_MOST_VALUES = 50_000
 _MOST_FILES = 100
 _MOST_BYTES = 1 << 20
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads only plain data; knows the files `above`, which include this one, and all those `opened` so far."""
+class _Loader(Composer, CParser, Resolver):
+    """Composes the nodes of a file; knows the files `above`, which include this one, and all those `opened` so far.
+
+    PyYAML's own parser is twenty times slower than libyaml.
+    """
 
     def __init__(self, path: Path, above: Sequence[Path], opened: list[Path]):
         resolved = path.resolve()
@@ -44,9 +54,13 @@ class _Loader(yaml.SafeLoader):
         self.place: list[object] = []  # keys and indices that lead to the node being read
         text = plain_text(path)
         if _is_json(path):  # JSON allows tabs between values and DEL in texts; YAML forbids both
-            text = self.NON_PRINTABLE.sub(" ", text.replace("\t", " "))
-        super().__init__(text)
-        self.name = str(path)  # nodes carry this name in their marks, and messages quote it
+            text = Reader.NON_PRINTABLE.sub(" ", text.replace("\t", " "))
+            text = _SURROGATE.sub(r"\1e", text)  # libyaml refuses pairs of surrogates
+        stream = StringIO(text)
+        stream.name = str(path)  # type: ignore[misc] # nodes carry it in their marks, and messages quote it
+        CParser.__init__(self, stream)
+        Composer.__init__(self)
+        Resolver.__init__(self)
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """A node of the file or, for an `!include`, of the other file; anchors do not cross files."""
@@ -122,8 +136,8 @@ def unique_keys(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
     """The `object_pairs_hook` of `json.loads` without duplicate keys; it would silently take the last one."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}; remove one of the two")
+        counts = Counter(key for key, _ in pairs)
+        raise ValueError(f"duplicate key {next(key for key in counts if counts[key] > 1)!r}; remove one of the two")
     return found
 
 
@@ -240,9 +254,17 @@ def _locate(root: yaml.Node | None, message: str) -> tuple[yaml.Node | None, yam
 
 def _is_own(node: yaml.Node | None, path: Path) -> bool:
     """Whether messages may show a node: nothing in it is included from outside the folder of the settings."""
-    return node is None or (
-        _is_quoted(node.start_mark.name, [path]) and all(_is_own(item, path) for _, item in _entries(node).values())
-    )
+    return all(_is_quoted(file, [path]) for file in _files_of(node))
+
+
+def _files_of(node: yaml.Node | None) -> set[str]:
+    """The names of the files that the nodes in a node are from."""
+    found, waiting = set(), [node]
+    while waiting:
+        if (node := waiting.pop()) is not None:
+            found.add(node.start_mark.name)
+            waiting += (item for _, item in _entries(node).values())
+    return found
 
 
 def _entries(node: yaml.Node | None) -> dict[str, tuple[yaml.Node, yaml.Node]]:

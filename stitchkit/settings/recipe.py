@@ -132,7 +132,7 @@ class DataRecipe(Settings):
     batch_size: Count = flag(128, "training batch of each rank")
     validation_batch_size: Count | None = flag(None, "validation batch of each rank; by default the training one")
     max_unreadable: Share = flag(
-        0.01, "share of a split's images that may be unreadable or without a class before the run stops"
+        0.01, "share of a split's images that may be unreadable or without a class; 5 always may, unless it is 0"
     )
     workers: Natural = flag(4, "loader processes of each rank")
     worker_seeding: Literal["all", "part"] = flag("all", "which random generators loader processes seed")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from inspect import cleandoc
+from itertools import takewhile
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
@@ -183,10 +184,10 @@ def parse(kind: type[Kind], content: object, place: str = "", *, name: Callable[
 def _refusal(error: ValidationError, content: object, place: str, name: Callable[[str], str] | None) -> InputError:
     """The first of pydantic's errors, as one readable line."""
     errors = error.errors(include_url=False)
-    paths = [_path(item, content) for item in errors]
-    # pydantic reports one error for each type that a value may have. One about the value says more than one about its
-    # type: "it must be at least 1" helps where "it must be nothing" does not.
-    alike = [item for item, path in zip(errors, paths, strict=True) if path[: len(paths[0])] == paths[0]]
+    path = _path(errors[0], content)
+    # pydantic reports one error for each type that a value may have, one after another. One about the value says more
+    # than one about its type: "it must be at least 1" helps where "it must be nothing" does not.
+    alike = list(takewhile(lambda item: _path(item, content)[: len(path)] == path, errors))
     first = next((item for item in alike if item["type"] not in _EXPECTED), alike[0])
     for number, key in enumerate(_path(first, content)):
         place = name(str(key)) if name and not number else join(place, key)
@@ -212,10 +213,9 @@ def _path(error: ErrorDetails, content: object) -> Sequence[str | int]:
     """Keys and indices that lead to an error, without the type names that pydantic adds."""
     path: list[str | int] = []
     for key in error["loc"]:
-        items: Mapping[object, object] = dict(enumerate(content)) if isinstance(content, list | tuple) else {}
-        entries = content if isinstance(content, Mapping) else items
-        if key in entries:
-            content = entries[key]
+        is_index = isinstance(content, list | tuple) and isinstance(key, int) and 0 <= key < len(content)
+        if is_index or (isinstance(content, Mapping) and key in content):
+            content = content[key]  # type: ignore[index] # one of the two
         elif error["type"] != "missing" or key != error["loc"][-1]:
             continue
         path.append(key)

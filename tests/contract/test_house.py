@@ -52,6 +52,15 @@ def floor(path: str) -> int:
     return next(number for place, number in FLOORS.items() if path == place or path.startswith(place + "/"))
 
 
+def test_law_11_the_page_names_the_wings_in_their_order():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`(\w+)`", page.partition("stand in this order")[2].partition("No file")[0])
+    ours = {place.split("/")[1]: number for place, number in FLOORS.items() if place.startswith("stitchkit/")}
+    wings = {name: number for name, number in ours.items() if (ROOT / "stitchkit" / name).is_dir()}
+    assert set(named) == set(wings)
+    assert named == sorted(named, key=wings.__getitem__)
+
+
 def own_file(module: str) -> str | None:
     """The file or folder of ours that a module is."""
     place = ROOT / module.replace(".", "/")

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -513,6 +514,7 @@ def test_images_of_too_many_pixels_are_not_decoded(tmp_path, monkeypatch):
     """Pillow itself only warns, up to twice its limit."""
     images = open_images(write_images(tmp_path / "huge") / "train")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    warnings.simplefilter("default", Image.DecompressionBombWarning)  # as in a run; pytest makes errors of warnings
     with pytest.raises(InputError, match="6 of 64 images of the train split cannot be read"):
         CheckedImages(images, num_classes=4, is_training=True)[0]
     with pytest.raises(InputError, match=r"0\.png' cannot be read: Image size \(256 pixels\) exceeds limit of 200"):

@@ -46,13 +46,13 @@ def test_a_folder_without_the_split(capsys, config, tmp_path):
 def test_a_class_that_validation_lacks(capsys, config, tmp_path):
     data = write_images(tmp_path / "data")
     shutil.rmtree(data / "validation/class2")
-    assert "lacks 1 class folders: class2" in train(capsys, data, config, tmp_path)
+    assert "lacks 1 class folder: class2" in train(capsys, data, config, tmp_path)
 
 
 def test_a_class_that_validation_alone_has(capsys, config, tmp_path):
     data = write_images(tmp_path / "data")
     shutil.copytree(data / "validation/class1", data / "validation/class1b")
-    assert "also has 1 class folders: class1b" in train(capsys, data, config, tmp_path)
+    assert "also has 1 class folder: class1b" in train(capsys, data, config, tmp_path)
 
 
 def test_classes_that_the_checkpoint_does_not_know(capsys, images, config, trained, tmp_path):
@@ -67,7 +67,7 @@ def test_a_class_that_validation_lacks_is_missed_in_evaluation_too(capsys, confi
     data = write_images(tmp_path / "data")
     shutil.rmtree(data / "validation/class2")
     flags = ["--stitch_config", config, "--eval", "--resume", config, "--device", "cpu"]
-    assert "lacks 1 class folders: class2" in refused(capsys, "train", data, *flags)
+    assert "lacks 1 class folder: class2" in refused(capsys, "train", data, *flags)
 
 
 def test_less_than_a_batch(capsys, config, images, tmp_path):

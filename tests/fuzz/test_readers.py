@@ -24,8 +24,16 @@ FOUND = {
         *(b"!!int ''", b"!!float ''", b"!!timestamp ''", b"[" * 10_000, b"\xef\xbb\xbf\0", b"a: 2026-13-45\n"),
         *(b"a: &a [*a]\n", b"a: 1\na: 2\n", b"a: .inf\n", b"a: !include\n", b"a: !include fuzzed.yml\n"),
         b"a: !include /dev/zero\n",
+        *(b"anchors: [" + b"1," * 49_000 + b"]", b"".join(b"k%d: 1\n" % number for number in range(24_000))),
     ],
-    "recipe": [b"!!bool x", b"epochs: " + b"9" * 400, b"lr: .nan\n", b"epochs: 2026-01-01\n"],
+    "recipe": [
+        b"!!bool x",
+        b"epochs: " + b"9" * 400,
+        b"lr: .nan\n",
+        b"epochs: 2026-01-01\n",
+        b"mean: [" + b"a," * 49_000 + b"]",
+    ],
+    "job": [b"assembly: [" + b"1," * 20_000 + b"]\ntrain_config: {dataset: x}\n"],
     "collection": [b'{"datasets": {"\\ud986": 1}}'],
     "network of a stitch configuration": [
         b"anchors: [{name: vit_tiny_patch16_224, kwargs: {depth: 1000000}}, resnet18]\n",
@@ -36,7 +44,10 @@ FOUND = {
         b"assembly: [{SimpleAdapter: {num_conv: 1000000, in_channels: 3, out_channels: 3}}]\n"
         b"train_config: {dataset: x}\n"
     ],
-    "ledger": [b'{"cfg_id": true}\n', b'{"cfg_id": 0, "acc1": 1, "acc1": 2}\n', b'{"cfg_id": ' + b"9" * 5000 + b"}\n"],
+    "ledger": [
+        *(b'{"cfg_id": true}\n', b'{"cfg_id": 0, "acc1": 1, "acc1": 2}\n', b'{"cfg_id": ' + b"9" * 5000 + b"}\n"),
+        b"{" + b"".join(b'"k%d": 1, ' % number for number in range(20_000)) + b'"k19999": 1}\n',
+    ],
     "losses.csv": [b"epoch,cfg_id,stitch,loss,loss\n0,0,a,1,2\n"],
     "output map": [b"cat: !include /dev/zero\n"],
     "output map, CSV": [b"class,output,output\ncat,1,2\n"],

@@ -114,3 +114,4 @@ def test_the_help_says_defaults_that_files_may_replace(command, line, capsys):
 )
 def test_an_unknown_flag_is_answered_by_one_that_looks_like_it(flag, hint, capsys):
     assert refused(capsys, "train", flag) == f"stitchkit: error: {hint}"
+    assert refused(capsys, "--verison") == "stitchkit: error: unknown flag '--verison'; did you mean '--version'?"

@@ -144,8 +144,10 @@ def test_a_configuration_may_be_yaml_and_name_its_schema(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(f'"$schema": x\nanchors: {TWO}\nrecipe: {{lr: 1e-3}}\n')
     assert StitchConfig.load(path).recipe == {"lr": 1e-3}
-    path.with_suffix(".json").write_text(json.dumps({"$schema": "x", "anchors": TWO}))
-    assert [anchor.name for anchor in StitchConfig.load(path.with_suffix(".json")).anchors] == TWO
+    path.with_suffix(".json").write_text(json.dumps({"$schema": "x", "anchors": TWO, "source": "\\ \U0001f9f5"}))
+    config = StitchConfig.load(path.with_suffix(".json"))
+    assert [anchor.name for anchor in config.anchors] == TWO
+    assert config.source == "\\ \U0001f9f5"
 
 
 @pytest.mark.parametrize(

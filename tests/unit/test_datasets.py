@@ -420,7 +420,26 @@ def test_no_split_is_a_command(tmp_path):
             data_of_job(name, tmp_path, val_split="pipe:touch made; cat ", num_classes=2)
 
 
-LACKS = r"the val split of '.*pets' lacks 1 class folders: bird; labels would not"
+LACKS = r"the val split of '.*pets' lacks 1 class folder: bird; labels would not"
+
+
+def test_the_splits_of_country211_are_those_of_torchvision_though_they_are_folders_of_classes(tmp_path):
+    for split, count in (("train", 3), ("valid", 2), ("test", 4)):
+        archives.write_folder(tmp_path / "country211", split, count=count)
+    train, judged = both("country211", tmp_path)
+    assert (len(train), len(judged)) == (len(train.classes) * 5, len(train.classes) * 4)
+
+
+def test_a_folder_counts_once_in_a_class_however_many_links_lead_to_it(tmp_path):
+    names = [f"class{number}" for number in range(6)]
+    for name in names:
+        archives.save(tmp_path / name / "1.png")
+    for name in names:
+        for other in names:
+            (tmp_path / name / other).symlink_to(tmp_path / other, target_is_directory=True)
+    found = FolderReader(tmp_path)
+    assert len(found.samples) == 6 * 6
+    assert found.nested == "class0/class1"
 
 
 def test_all_systems_have_the_same_classes(tmp_path, caplog):

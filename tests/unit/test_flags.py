@@ -155,6 +155,15 @@ def test_mistakes_in_yaml_are_named(line, message, config, tmp_path):
         (["data", "--model", "vit", "--eval"], "--eval needs weights"),
         (["data", "--model", "vit", "--mixup", "0.8", "-b", "3"], "even"),
         (["data", "--model", "vit", "--distillation-type", "hard"], "--teacher-model"),
+        (["data", "--model", "vit", "--input-img-mode", "RGP"], "unknown value .*; did you mean 'RGB'"),
+        (
+            ["data", "--model", "vit", "--input-img-mode", "L"],
+            "1 channel, and the network takes 3; add --in-chans",
+        ),
+        (
+            ["data", "--model", "vit", "--in-chans", "1", "--input-img-mode", "RGB"],
+            "3 channels, .* takes 1",
+        ),
     ],
 )
 def test_settings_must_make_sense_together(arguments, message):

@@ -392,7 +392,7 @@ def test_classes_that_differ_between_the_splits_are_refused(beans, config, tmp_p
     shutil.copytree(beans, folder)
     shutil.rmtree(folder / "validation/class1")
     assert run("--data", folder, "--nets", config, *FLAGS, "-o", tmp_path / "out") == 2
-    assert "lacks 1 class folders: class1; labels would not agree" in capsys.readouterr().err
+    assert "lacks 1 class folder: class1; labels would not agree" in capsys.readouterr().err
 
 
 def test_too_many_images_that_cannot_be_read_end_a_composition(beans, config, tmp_path, capsys):
