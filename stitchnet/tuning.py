@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from stitchkit.data.unreadable import NO_CLASS, explained
 from stitchkit.distributed import World
 from stitchkit.engine.checkpoint_files import CheckpointFiles
 from stitchkit.engine.checkpoint_schema import anything, check, fields, table, text, whole
-from stitchkit.engine.epoch_state import Position
+from stitchkit.engine.epoch_state import NotFinite, Position
 from stitchkit.engine.epochs import TrainedEpoch, check_finite, train_epochs
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.recovery import newest_checkpoint
@@ -167,7 +168,7 @@ def train_and_record(
     """
     if head == "new" or (head is None and net.num_outputs != task.num_classes):
         replace_head(net, task.num_classes, seed=seed % 2**63)
-    with explained(), training_only(net, trains):
+    with _advising(net), training_only(net, trains):
         trainer = _trainer(net, task.train, seed, files.folder)
         steps = len(trainer.loader)
         every, num_images = every or steps, len(trainer.loader.sampler)
@@ -192,6 +193,16 @@ def train_and_record(
         epoch, position = _resume(trainer, net, files, num_recorded)
         measure(epoch * steps + (position.done if position else 0))
         train_epochs(trainer, range(epoch, EPOCHS), position, save=save, finish=finish, after_step=measure)
+
+
+@contextmanager
+def _advising(net: Net) -> Iterator[None]:
+    """Name what to change if a loader process dies, or if the training of a network is not finite."""
+    try:
+        with explained("free some memory and try again"):
+            yield
+    except NotFinite as error:
+        raise InputError(f"'{net}': {error}; train only its head (--trains head), or use other networks") from error
 
 
 def _trainer(net: Net, train: Examples, seed: int, folder: Path) -> Trainer:

@@ -3,6 +3,8 @@
 import csv
 import json
 import logging
+import os
+import signal
 
 import onnx
 import pytest
@@ -73,6 +75,18 @@ def test_each_image_has_its_likeliest_classes_and_an_unreadable_one_none(trained
         names.append(row["class"])
         assert [row["class"], row["class_2"]] == [CLASSES[number] for number in best[:2]]
         assert float(row["probability"]) == pytest.approx(shares.max().item(), abs=1e-5)
+
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_loader_process_that_dies_ends_the_command_in_one_line(trained, tmp_path, monkeypatch):
+    flags, images = trained
+    monkeypatch.setattr(stitchkit.ship.predict, "open_image", die)
+    with pytest.raises(InputError, match=r"a loader process died .*; lower --workers$"):
+        run(predict, images, *flags, "-o", tmp_path / "p.csv", "-j", 1, "--device", "cpu")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".onnx"])

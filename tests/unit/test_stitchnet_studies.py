@@ -6,6 +6,7 @@ import math
 import os
 import random
 import re
+import signal
 from dataclasses import replace
 from itertools import combinations
 
@@ -247,9 +248,28 @@ def test_fine_tuning_records_what_a_power_cut_took_from_the_journal(tuned, num_r
 
 def test_fine_tuning_ends_at_a_loss_that_is_not_finite(tuned, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.nn.CrossEntropyLoss, "forward", lambda _, outputs, __: outputs.sum() * math.nan)
-    with pytest.raises(InputError, match="the loss is nan at step 0"):
+    with pytest.raises(InputError, match=r"'a.*': the loss is nan at step 0 .*; train only its head"):
         tuned()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_fine_tuning_advises_what_it_has_if_it_breaks_a_network(tuned, monkeypatch):
+    monkeypatch.setattr(tuning, "_LR", math.inf)
+    with pytest.raises(InputError) as caught:
+        tuned()
+    assert "weights or statistics of norms are not finite after epoch 1; train only its head" in str(caught.value)
+
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_fine_tuning_advises_what_it_has_if_a_loader_process_dies(beans, tmp_path, monkeypatch):
+    folder = image_folder(beans / "train", 32)
+    net, _ = drawn_net(folder, 3)
+    monkeypatch.setattr(tuning.LabelledPairs, "__getitem__", die)
+    with pytest.raises(InputError, match=r"a loader process died .*; free some memory and try again$"):
+        fine_tuned(net, folder, tmp_path)
 
 
 def test_a_full_disk_ends_fine_tuning_and_keeps_the_checkpoint_before(tuned, monkeypatch, tmp_path):
@@ -328,6 +348,20 @@ def test_a_network_without_one_linear_layer_at_its_end_gets_no_new_head():
     net = generate(torch.rand(3, 3, 16, 16), 0, 0, sample=True, nets={"a": torch.nn.Sequential(*layers)})[1]
     with pytest.raises(InputError, match="has no linear layer, so it has no head to train"):
         replace_head(net, 3)
+
+
+def test_a_network_that_gets_no_new_head_stays_as_it_is(beans):
+    """Its outputs are those of two layers, of which the head is one."""
+    folder = in_memory(image_folder(beans / "train", 32))
+    net = drawn_net(folder, 3)[0].fit(folder)
+    images, classifier = torch.stack([image for image, _ in folder]), net.classifier
+    inner, before = type(net).forward, net.predict(images)
+    net.forward = lambda x: torch.cat(2 * [inner(net, x)], 1)
+    with pytest.raises(InputError, match="does not end in one linear layer"):
+        replace_head(net, 4)
+    del net.forward
+    assert net.classifier is classifier
+    assert net.predict(images) == before
 
 
 @pytest.mark.parametrize(
