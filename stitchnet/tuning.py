@@ -138,7 +138,7 @@ def finetune(
             raise unknown(name, value, [one for one in allowed if one])
     if every is not None and every < 1:
         raise InputError(f"every is {every}; it must be at least 1")
-    classes = getattr(train, "classes", ())  # otherwise, all images are read for their labels
+    classes = getattr(train, "classes", ())
     pairs = LabelledPairs(train, label_column), LabelledPairs(validation, label_column)
     task = CompositionTask(*pairs, classes=classes)
     found: list[Measured] = []
@@ -205,8 +205,8 @@ def _advising(net: Net) -> Iterator[None]:
         raise InputError(f"'{net}': {error}; train only its head (--trains head), or use other networks") from error
 
 
-def _trainer(net: Net, train: Examples, seed: int, folder: Path) -> Trainer:
-    pairs, world = LabelledPairs(train), World(0, 1, next(net.parameters()).device)
+def _trainer(net: Net, pairs: LabelledPairs, seed: int, folder: Path) -> Trainer:
+    world = World(0, 1, next(net.parameters()).device)
     device = world.device
     order = TuningOrder(len(pairs), seed)
     if not len(order):

@@ -34,7 +34,7 @@ from stitchnet import (
     set_device,
     stitching_images,
 )
-from stitchnet.data import batches, in_memory, read_image
+from stitchnet.data import LabelledPairs, batches, in_memory, read_image
 from stitchnet.networks import create
 from stitchnet.pool import Pool
 from stitchnet.task import CompositionTask, against_parents, judged
@@ -198,6 +198,17 @@ def test_arrays_and_folders(beans):
 def test_a_local_folder_has_its_labels_under_their_name(beans, offline):
     first, _ = load_hf_dataset(str(beans), size=16)
     assert {row["label"] for row in first.select(range(20))} <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("kind", ["names", "int64", "string"])
+def test_the_classes_of_a_dataset_are_counted_without_its_images(beans, offline, kind, monkeypatch):
+    from datasets import Value
+
+    dataset, _ = load_hf_dataset(str(beans), size=16)
+    monkeypatch.setattr("PIL.Image.open", lambda *_, **__: pytest.fail("an image was read"))
+    if kind != "names":
+        dataset = dataset.cast_column("label", Value(kind))
+    assert LabelledPairs(dataset, "label").num_classes == 3
 
 
 def test_images_of_sixteen_bits_are_scaled(tmp_path):

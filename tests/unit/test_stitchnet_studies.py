@@ -18,7 +18,7 @@ from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchnet import experiments, generate, image_folder, stitching_images, tuning
-from stitchnet.data import in_memory
+from stitchnet.data import LabelledPairs, in_memory
 from stitchnet.head import head_of, replace_head
 from stitchnet.journal import Journal
 from stitchnet.settings import ComposeSettings
@@ -171,7 +171,7 @@ def test_too_few_images_to_train_on(tmp_path):
     with pytest.raises(InputError, match="only 1 training images to draw from; at least 2"):
         next(
             experiments.samples(
-                CompositionTask([0], [0]),
+                CompositionTask(LabelledPairs([0]), LabelledPairs([0])),
                 ComposeSettings("a"),
                 Journal(tmp_path / "samples.jsonl"),
             )
@@ -212,7 +212,8 @@ def fine_tuned(net, images, folder, **options):
     def record(measured):
         found[measured.number] = measured.acc1
 
-    tuning.train_and_record(net, CompositionTask(images, images), record, seed=0, files=checkpoints(folder), **options)
+    task = CompositionTask(LabelledPairs(images), LabelledPairs(images))
+    tuning.train_and_record(net, task, record, seed=0, files=checkpoints(folder), **options)
     return found
 
 
@@ -260,14 +261,17 @@ def test_fine_tuning_advises_what_it_has_if_it_breaks_a_network(tuned, monkeypat
     assert "weights or statistics of norms are not finite after epoch 1; train only its head" in str(caught.value)
 
 
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_fine_tuning_advises_what_it_has_if_a_loader_process_dies(beans, tmp_path, monkeypatch):
     folder = image_folder(beans / "train", 32)
     net, _ = drawn_net(folder, 3)
-    monkeypatch.setattr(tuning.LabelledPairs, "__getitem__", die)
+    inner = LabelledPairs.__getitem__
+
+    def read(pairs, index):
+        if torch.utils.data.get_worker_info():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return inner(pairs, index)
+
+    monkeypatch.setattr(LabelledPairs, "__getitem__", read)
     with pytest.raises(InputError, match=r"a loader process died .*; free some memory and try again$"):
         fine_tuned(net, folder, tmp_path)
 
@@ -333,7 +337,7 @@ def test_accuracies_are_measured_every_few_steps_of_any_number_of_loader_process
     found = []
     for images in (folder, in_memory(folder)):
         measured = []
-        task, files = CompositionTask(images, images), checkpoints(tmp_path)
+        task, files = CompositionTask(LabelledPairs(images), LabelledPairs(images)), checkpoints(tmp_path)
         tuning.train_and_record(drawn_net(folder, 3)[0], task, measured.append, seed=0, files=files, every=2)
         files.clear()
         for path in files.candidates():
