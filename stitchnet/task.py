@@ -63,7 +63,7 @@ class CompositionTask:
         train, validation = (open_split(data, split, img_size, download=download) for split in ("train", "validation"))
         classes = agreed_classes(train.dataset, validation.dataset)
         mapped = None if output_map is None else OutputMap.read(output_map, classifier, classes)
-        pairs = (LabelledPairs(in_memory(split)) for split in (train, validation))
+        pairs = LabelledPairs(in_memory(train)), LabelledPairs(in_memory(validation))
         return cls(*pairs, mapped or classifier, classes)
 
     @cached_property

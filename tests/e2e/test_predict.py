@@ -133,6 +133,8 @@ def test_what_cannot_predict_is_refused_before_anything_is_loaded(trained, tmp_p
         ([images], "give either --cfg_id N"),
         ([images, *flags, "--exported", "net.onnx"], "give either --cfg_id N"),
         ([images, *flags, "--top", "0"], "--top is 0; it must be at least 1"),
+        ([images, *flags, "-b", "0"], "--batch-size is 0; it must be at least 1"),
+        ([images, *flags, "-j", "-1"], "--workers is -1; it must be at least 0"),
         ([images, *flags[:-1], "99"], "99"),
         ([images, "--exported", tmp_path / "net.pt2"], "could run code when it is read"),
         ([images, "--exported", tmp_path / "net.onnx"], "cannot be read .*; export it again"),
