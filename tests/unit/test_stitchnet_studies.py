@@ -10,6 +10,7 @@ import signal
 from dataclasses import replace
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 
@@ -194,6 +195,20 @@ def test_every_dot_of_a_picture_is_seen(tmp_path, monkeypatch):
     assert min(gaps) > 0.98 * experiments._DOT * figure.dpi / 72, "dots of one number of images lie side by side"
     assert [round(float(x)) for x, _ in cloud.get_offsets()] == [2, 2, 2, 32, 33, 31]
     assert not figure.legends[0].get_window_extent().overlaps(axes.bbox)
+
+
+def test_curves_of_fine_tuning_are_seen_where_they_coincide(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(experiments, "save_figure", lambda figure, path: drawn.append(figure))
+    rows = [{"stitch": name, "samples": 10 * n, "acc1": 90.0 + n} for name in ("a", "b", "a > b") for n in range(3)]
+    experiments.draw_finetune(rows, tmp_path / "finetune.png")
+    (axes,) = drawn[0].axes
+    drawn[0].draw_without_rendering()
+    dots = [axes.transData.transform(cloud.get_offsets()) for cloud in axes.collections]
+    step = 0.98 * experiments._DOT * drawn[0].dpi / 72
+    assert all(np.linalg.norm(one - other, axis=1).min() > step for one, other in combinations(dots, 2))
+    heights = {line.get_linestyle(): line.zorder for line in axes.lines}
+    assert heights["--"] > heights["-"]
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(3, [3, 3, 1]), (6, [6, 15, 20, 15, 6, 1]), (25, [25, *[20] * 23, 1])])
