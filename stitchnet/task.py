@@ -14,10 +14,11 @@ from typing_extensions import TypedDict
 
 from stitchkit.data.open_dataset import agreed_classes
 from stitchkit.display import aligned, quantity
+from stitchkit.engine.epoch_state import NotFinite
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import Row
 from stitchkit.measure.pareto import is_anchor
-from stitchnet.classifier import KINDS as FITTED, NotFiniteError
+from stitchnet.classifier import KINDS as FITTED
 from stitchnet.composition import Composition, uncut
 from stitchnet.data import LabelledPairs, batches, in_memory, open_split
 from stitchnet.journal import Journal
@@ -142,7 +143,7 @@ def _judge(net: Net, composition: Composition, task: CompositionTask) -> Row:
     """The figures of a network; empty if its outputs are not finite."""
     try:
         accuracy = task.accuracy(net)
-    except NotFiniteError as error:
+    except NotFinite as error:
         if composition.is_uncut:
             raise InputError(f"network '{composition.fragment.network}': {error}") from error
         return {}
