@@ -23,7 +23,10 @@ from stitchkit.ship.stitch_files import FORMATS, Runner
 TOLERANCE, INT8_TOLERANCE = 1e-4, 0.25
 """Largest accepted difference of logits, as a share of the largest logit if that is above 1."""
 INT8_AGREEMENT = 0.9
-"""Smallest accepted share of images on which a file in int8 predicts the same class."""
+"""Smallest accepted share of images on which a file in int8 predicts the same class.
+
+Both limits for int8 are chosen to refuse files that are broken; nothing measured decides them.
+"""
 
 _SECONDS = 1.0
 """Longest time to measure latencies, which are only printed."""
