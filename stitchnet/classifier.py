@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from stitchkit.engine.epoch_state import NotFinite
 from stitchkit.errors import InputError, unknown
 
 KINDS = ("knn", "linear")
 _NEIGHBOURS = 5
-
-
-class NotFiniteError(InputError):
-    """A network has outputs that are not finite."""
 
 
 class Classifier:
@@ -52,4 +49,4 @@ class Classifier:
 def check_finite(outputs: np.ndarray) -> None:
     """Refuse outputs that are not finite."""
     if not np.isfinite(outputs).all():
-        raise NotFiniteError("the network's outputs for these images are not finite; use another network")
+        raise NotFinite("the network's outputs for these images are not finite; use another network")

@@ -8,29 +8,9 @@ from html import escape
 from pathlib import Path
 
 from stitchkit.display import quantity
-from stitchkit.files import write_text
+from stitchkit.measure.figure import BLUE, RED
 from stitchkit.measure.ledger import Row
-
-_PAGE = """\
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-body {{ margin: 1.5rem; font: 13px/1.4 sans-serif; color: #111; background: white; }}
-main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1.5rem; align-items: start; }}
-figure {{ margin: 0; break-inside: avoid; }}
-figcaption {{ border-top: 3px solid #4c78a8; padding: .3rem 0; overflow-wrap: anywhere; }}
-.parent figcaption {{ border-color: #e45756; }}
-img {{ width: 100%; }}
-</style>
-<h1>{title}</h1>
-<main>
-{figures}
-</main>
-</html>
-"""
+from stitchkit.ship.write_page import write_page
 
 
 def write_contact_sheet(rows: Sequence[Row], drawings: Sequence[Path], path: Path) -> None:
@@ -38,7 +18,7 @@ def write_contact_sheet(rows: Sequence[Row], drawings: Sequence[Path], path: Pat
     count = sum("parents_acc1" in row for row in rows)
     title = f"{count} composed networks and their {len(rows) - count} parents"
     figures = "\n".join(_figure(row, drawing) for row, drawing in zip(rows, drawings, strict=True))
-    write_text(path, _PAGE.format(title=title, figures=figures))
+    write_page(path, "networks.html", {"title": title, "figures": figures, "composed": BLUE, "parent": RED})
 
 
 def _figure(row: Row, drawing: Path) -> str:

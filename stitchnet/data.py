@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -267,8 +267,17 @@ class LabelledPairs(Dataset[tuple[torch.Tensor, int]]):
     @property
     def is_in_memory(self) -> bool:
         """Whether reading a pair takes no time."""
-        inner = self.dataset
-        return inner.is_in_memory if isinstance(inner, LabelledPairs) else isinstance(inner, list)
+        return isinstance(self.dataset, list)
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, by the highest label if they have no names; a column of labels has no images."""
+        dataset: Any = self.dataset
+        column = self._label_column
+        if column not in getattr(dataset, "features", ()):
+            return 1 + max(int(labels.max()) for _, labels in batches(self))
+        labels = dataset.with_format(None).select_columns(column)
+        return getattr(labels.features[column], "num_classes", 0) or 1 + max(_label_of(row, column) for row in labels)
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -9,8 +9,9 @@ from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 from stitchkit.display import quantity
+from stitchkit.measure.figure import BLUE, BROWN, GREEN, ORANGE, PURPLE, RED, TEAL, YELLOW
 
-_COLOURS = ("#4c78a8", "#e45756", "#54a24b", "#b279a2", "#f58518", "#72b7b2", "#9d755d", "#eeca3b")
+_COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, TEAL, BROWN, YELLOW)
 _BOX, _HEIGHT, _GAP, _EDGE, _INSET, _TOP = 250, 62, 56, 24, 12, 96
 _CANVAS = """\
 <svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" \

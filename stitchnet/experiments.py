@@ -25,7 +25,7 @@ from typing_extensions import TypedDict
 
 from stitchkit.errors import InputError
 from stitchkit.files import opened
-from stitchkit.measure.figure import new_figure, save_figure, side_by_side
+from stitchkit.measure.figure import BLUE, RED, new_figure, save_figure, side_by_side
 from stitchkit.measure.ledger import Row
 from stitchkit.measure.pareto import plot
 from stitchnet import tuning
@@ -44,7 +44,7 @@ _COUNTS = (2, 4, 8, 16, 32, 64, 128, 256)
 _SEEDS = 3
 _SIZES = range(1, 9)
 _DRAWS = 20
-_COMPOSED, _PARENTS = "#4c78a8", "#e45756"
+_COMPOSED, _PARENTS = BLUE, RED
 """Colours of composed networks and of their parents."""
 _DOT = 3
 """Diameter of a network or ensemble in a picture, in typographic points."""
@@ -249,14 +249,19 @@ def _record(rows: list[Row], journal: Journal, net: Net, number: int, measured: 
 
 
 def draw_finetune(rows: Sequence[Row], path: Path) -> None:
-    """Accuracy over the images seen in fine-tuning."""
+    """Accuracy over the images seen in fine-tuning.
+
+    Dashes lie over full lines and dots side by side, so that curves are seen where they coincide.
+    """
     title = "Composed networks and their parents (dashed), trained alike"
     with _drawing(path, "images seen in fine-tuning", title) as axes:
         for name in dict.fromkeys(row["stitch"] for row in rows):  # in the order of the table
             these = [row for row in rows if row["stitch"] == name]
             samples = [row["samples"] for row in these]
-            style = "-" if ">" in name else "--"
-            axes.plot(samples, [row["acc1"] for row in these], style, marker="o", markersize=4, label=name)
+            accuracies = [row["acc1"] for row in these]
+            style, height = ("-", 2) if ">" in name else ("--", 3)
+            (line,) = axes.plot(samples, accuracies, style, linewidth=1.2, label=name, zorder=height)
+            axes.scatter(samples, accuracies, s=_DOT**2, linewidths=0, color=line.get_color(), zorder=4)
 
 
 @contextmanager

@@ -23,19 +23,23 @@ def head_of(net: Net) -> tuple[str, nn.Linear]:
 
 
 def replace_head(net: Net, num_classes: int, *, seed: int = 0) -> None:
-    """Replace the head by a random one for a number of classes; all outputs must be those of the head."""
+    """Replace the head by a random one for a number of classes.
+
+    All outputs must be those of the head; otherwise the network stays as it is.
+    """
     name, old = head_of(net)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         new = nn.Linear(old.in_features, num_classes, old.bias is not None)
     net.set_submodule(name, new.to(old.weight.device, old.weight.dtype))
-    net.classifier, net.num_classes = None, num_classes
     try:
-        if net.num_outputs == num_classes:
-            return
+        fits = net.num_outputs == num_classes
     except RuntimeError:  # two heads of different sizes
-        pass
-    raise InputError(f"'{net}' does not end in one linear layer, so it gets no new head; use other networks")
+        fits = False
+    if not fits:
+        net.set_submodule(name, old)
+        raise InputError(f"'{net}' does not end in one linear layer, so it gets no new head; use other networks")
+    net.classifier, net.num_classes = None, num_classes
 
 
 @contextmanager

@@ -89,11 +89,6 @@ class Journal:
             has_grown = flag == growing and isinstance(old, int) and isinstance(value, int) and old < value
             if old == value or has_grown:
                 continue
-            if flag not in before:
-                raise InputError(
-                    f"'{folder}' was started by a version without {flag}; finish it with that version, or choose "
-                    "another folder"
-                )
             raise InputError(
                 f"'{folder}' was started with {flag} {old}, but now it is {value}; repeat the original command to "
                 "resume it, or choose another folder"

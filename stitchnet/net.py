@@ -20,7 +20,8 @@ from stitchkit.files import replacing, write_text
 from stitchkit.measure.profile import flops_by_operator, measure
 from stitchkit.networks.mode import evaluating
 from stitchkit.settings.stitch_config import AnchorSpec
-from stitchkit.ship.formats import format_of
+from stitchkit.ship.formats import suffix_of
+from stitchkit.ship.stitch_files import FORMATS
 from stitchnet.activations import run
 from stitchnet.classifier import Classifier
 from stitchnet.data import Examples, Stream, as_images, batches, read_image
@@ -128,12 +129,12 @@ class Net(nn.Module):
             InputError: If the packages for ONNX are not installed.
         """
         target = _with_suffix(path, ".onnx")
-        writer = format_of(target)
+        form = FORMATS[suffix_of(target)]
         about = {"network": self.name, "input": {"input_size": self.input_size}}
         with evaluating(self), warnings.catch_warnings(), replacing(target) as draft:
             warnings.simplefilter("ignore")  # the exporter warns about itself
             # A copy on the CPU: exporters keep the device of the weights in the file.
-            writer.write(copy.deepcopy(self).cpu(), about, draft)
+            form.write(copy.deepcopy(self).cpu(), about, draft)
         return target
 
     def draw_svg(self, path: str | Path) -> Path:

@@ -14,12 +14,13 @@ from typing_extensions import TypedDict
 
 from stitchkit.data.open_dataset import agreed_classes
 from stitchkit.display import aligned, quantity
+from stitchkit.engine.epoch_state import NotFinite
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import Row
 from stitchkit.measure.pareto import is_anchor
-from stitchnet.classifier import KINDS as FITTED, NotFiniteError
+from stitchnet.classifier import KINDS as FITTED
 from stitchnet.composition import Composition, uncut
-from stitchnet.data import Examples, batches, in_memory, open_split
+from stitchnet.data import LabelledPairs, batches, in_memory, open_split
 from stitchnet.journal import Journal
 from stitchnet.net import Net
 from stitchnet.output_map import OutputMap
@@ -40,8 +41,8 @@ class JudgedNetwork(TypedDict):
 class CompositionTask:
     """Images to fit classifiers of a kind to the outputs of networks, or a map of outputs; and others to evaluate."""
 
-    train: Examples
-    validation: Examples
+    train: LabelledPairs
+    validation: LabelledPairs
     classifier: str | OutputMap = "knn"
     classes: Sequence[str] = ()
 
@@ -63,13 +64,13 @@ class CompositionTask:
         train, validation = (open_split(data, split, img_size, download=download) for split in ("train", "validation"))
         classes = agreed_classes(train.dataset, validation.dataset)
         mapped = None if output_map is None else OutputMap.read(output_map, classifier, classes)
-        return cls(in_memory(train), in_memory(validation), mapped or classifier, classes)
+        pairs = LabelledPairs(in_memory(train)), LabelledPairs(in_memory(validation))
+        return cls(*pairs, mapped or classifier, classes)
 
     @cached_property
     def num_classes(self) -> int:
         """The number of classes, by the highest label if they have no names."""
-        splits = (self.train, self.validation)
-        return len(self.classes) or 1 + max(int(labels.max()) for split in splits for _, labels in batches(split))
+        return len(self.classes) or max(self.train.num_classes, self.validation.num_classes)
 
     @cached_property
     def digest(self) -> str:
@@ -142,7 +143,7 @@ def _judge(net: Net, composition: Composition, task: CompositionTask) -> Row:
     """The figures of a network; empty if its outputs are not finite."""
     try:
         accuracy = task.accuracy(net)
-    except NotFiniteError as error:
+    except NotFinite as error:
         if composition.is_uncut:
             raise InputError(f"network '{composition.fragment.network}': {error}") from error
         return {}

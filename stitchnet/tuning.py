@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from stitchkit.data.unreadable import NO_CLASS, explained
 from stitchkit.distributed import World
 from stitchkit.engine.checkpoint_files import CheckpointFiles
 from stitchkit.engine.checkpoint_schema import anything, check, fields, table, text, whole
-from stitchkit.engine.epoch_state import Position
+from stitchkit.engine.epoch_state import NotFinite, Position
 from stitchkit.engine.epochs import TrainedEpoch, check_finite, train_epochs
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.recovery import newest_checkpoint
@@ -137,7 +138,7 @@ def finetune(
             raise unknown(name, value, [one for one in allowed if one])
     if every is not None and every < 1:
         raise InputError(f"every is {every}; it must be at least 1")
-    classes = getattr(train, "classes", ())  # otherwise, all images are read for their labels
+    classes = getattr(train, "classes", ())
     pairs = LabelledPairs(train, label_column), LabelledPairs(validation, label_column)
     task = CompositionTask(*pairs, classes=classes)
     found: list[Measured] = []
@@ -167,7 +168,7 @@ def train_and_record(
     """
     if head == "new" or (head is None and net.num_outputs != task.num_classes):
         replace_head(net, task.num_classes, seed=seed % 2**63)
-    with explained(), training_only(net, trains):
+    with _advising(net), training_only(net, trains):
         trainer = _trainer(net, task.train, seed, files.folder)
         steps = len(trainer.loader)
         every, num_images = every or steps, len(trainer.loader.sampler)
@@ -194,8 +195,18 @@ def train_and_record(
         train_epochs(trainer, range(epoch, EPOCHS), position, save=save, finish=finish, after_step=measure)
 
 
-def _trainer(net: Net, train: Examples, seed: int, folder: Path) -> Trainer:
-    pairs, world = LabelledPairs(train), World(0, 1, next(net.parameters()).device)
+@contextmanager
+def _advising(net: Net) -> Iterator[None]:
+    """Name what to change if a loader process dies, or if the training of a network is not finite."""
+    try:
+        with explained("free some memory and try again"):
+            yield
+    except NotFinite as error:
+        raise InputError(f"'{net}': {error}; train only its head (--trains head), or use other networks") from error
+
+
+def _trainer(net: Net, pairs: LabelledPairs, seed: int, folder: Path) -> Trainer:
+    world = World(0, 1, next(net.parameters()).device)
     device = world.device
     order = TuningOrder(len(pairs), seed)
     if not len(order):

@@ -179,8 +179,11 @@ def report(dataset: object) -> None:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """Raise torch's errors about loader processes that died or could not read as an `InputError` of one line."""
+def explained(advice: str = "lower --workers and resume with --resume auto") -> Iterator[None]:
+    """Raise torch's errors about loader processes that died or could not read as an `InputError` of one line.
+
+    `advice` is what to do if one died.
+    """
     try:
         yield
     except InputError as error:
@@ -202,7 +205,4 @@ def explained() -> Iterator[None]:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal_handling._SIGCHLD_handler_set = False
         cause = one_line(error) if isinstance(error, RuntimeError) else "its connection is lost"
-        raise InputError(
-            f"a loader process died ({cause}), perhaps for lack of memory; "
-            "lower --workers and resume with --resume auto"
-        ) from error
+        raise InputError(f"a loader process died ({cause}), perhaps for lack of memory; {advice}") from error

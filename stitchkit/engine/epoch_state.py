@@ -15,7 +15,7 @@ from stitchkit.errors import InputError
 
 
 class NotFinite(InputError):
-    """A loss or a network of a training that is not finite."""
+    """A loss, or the weights or outputs of a network, that are not finite."""
 
 
 @dataclass

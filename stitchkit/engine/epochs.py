@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -135,14 +135,15 @@ def distribute_batch_norms(trainer: Trainer) -> None:
             distribute_bn(network, size, settings.dist_bn == "reduce")
 
 
-def check_finite(trainer: Trainer, epoch: int, losses: Iterable[float] = ()) -> None:
+def check_finite(trainer: Trainer, epoch: int, losses: Sequence[float] = ()) -> None:
     """Refuse to save a network that an update broke; every rank calls this.
 
     The loss of a step cannot show it, because it is computed before the update.
     """
     finite = torch.tensor(float(_is_finite(trainer.task.get_trainable_module())), device=trainer.world.device)
     if not gather_over_ranks(finite).all() or not all(map(math.isfinite, losses)):
-        raise NotFinite(f"weights, statistics of norms or validation loss are not finite after epoch {epoch + 1}")
+        what = "weights, statistics of norms or validation loss" if losses else "weights or statistics of norms"
+        raise NotFinite(f"{what} are not finite after epoch {epoch + 1}")
 
 
 def _is_finite(network: nn.Module) -> bool:

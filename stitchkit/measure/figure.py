@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
+BLUE, ORANGE, GREEN, PURPLE, RED = "#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756"
+TEAL, BROWN, YELLOW = "#72b7b2", "#9d755d", "#eeca3b"
+
 # A file depends only on what it shows.
 _UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stitchkit.display import aligned, quantity
-from stitchkit.measure.figure import draw_costs, label_points, new_figure, save_figure
+from stitchkit.measure.figure import BLUE, RED, draw_costs, label_points, new_figure, save_figure
 from stitchkit.measure.latency_verdict import unreliable
 from stitchkit.measure.ledger import Row, check_figures
 from stitchkit.routes import Stitch
@@ -70,7 +70,7 @@ def plot(rows: Sequence[Row], path: str | Path, *, title: str = "", cost: str = 
     """Draw accuracy over a cost: all stitches, the front through them, anchors marked and named."""
     anchors = [row for row in rows if is_anchor(row)]
     others = [row for row in rows if not is_anchor(row)]
-    clouds = [("stitches", "#4c78a8", others), ("anchors", "#e45756", anchors)]
+    clouds = [("stitches", BLUE, others), ("anchors", RED, anchors)]
     figure, axes = _draw(title, clouds, {"#333333": rows}, cost)
     names = [Stitch.parse(row["stitch"]).segments[0].anchor for row in anchors]
     label_points(axes, list(zip(*_places(anchors, cost), strict=True)), names)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pydantic.dataclasses import dataclass
 
 from stitchkit.errors import InputError
 from stitchkit.parser import (
@@ -15,6 +18,8 @@ from stitchkit.parser import (
     add_network_flags,
     new_file,
 )
+from stitchkit.settings.recipe import flag_of
+from stitchkit.settings.schema import Count, Natural, Settings, parse
 
 if TYPE_CHECKING:
     from stitchkit.ship.pick import Budget
@@ -122,10 +127,10 @@ def _add_export_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(flags: argparse.Namespace) -> None:
-    from stitchkit.ship.formats import format_of
+    from stitchkit.ship.formats import suffix_of
 
     # Before anything is loaded, even torch: a wrong suffix must not cost the user a wait.
-    format_of(flags.output, int8=flags.int8)
+    suffix_of(flags.output, int8=flags.int8)
     new_file(flags.output)
     from stitchkit.ship.export import export
     from stitchkit.ship.trained_snnet import calibrated, describe, sample_images
@@ -173,6 +178,15 @@ def _best(flags: argparse.Namespace, budget: Budget, trained: Trained) -> int:
     return int(row["cfg_id"])
 
 
+@dataclass(frozen=True)
+class PredictSettings(Settings):
+    """How images are predicted; each setting is a flag of `stitchkit predict`."""
+
+    top: Count = 5
+    batch_size: Count = 32
+    workers: Natural = 4
+
+
 def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="folder of images, with or without class folders")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="table to write, e.g. predictions.csv")
@@ -180,26 +194,25 @@ def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg_id", "--cfg-id", type=int, metavar="N", help="cfg_id of the stitch that predicts")
     about = "instead of an SN-Net and --cfg_id: a .safetensors or .onnx file of stitchkit export"
     parser.add_argument("--exported", metavar="FILE", help=about)
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="number of classes for each image")
-    parser.add_argument("-b", "--batch-size", type=int, default=32, metavar="N", help="images at a time")
+    parser.add_argument("--top", type=int, metavar="K", help="number of classes for each image")
+    parser.add_argument("-b", "--batch-size", type=int, metavar="N", help="images at a time")
     about = "loader processes, at most one for each core"
-    parser.add_argument("-j", "--workers", type=int, default=4, metavar="N", help=about)
+    parser.add_argument("-j", "--workers", type=int, metavar="N", help=about)
+    parser.set_defaults(**asdict(PredictSettings()))
     add_device_flag(parser)
 
 
 def _predict(flags: argparse.Namespace) -> None:
+    options = {field.name: getattr(flags, field.name) for field in fields(PredictSettings)}
+    settings = parse(PredictSettings, options, name=flag_of)
+    if (flags.exported is None) == (flags.cfg_id is None):
+        raise InputError("give either --cfg_id N with an SN-Net (--stitch_config and --resume), or --exported FILE")
+    output = new_file(flags.output)
     from stitchkit.distributed import choose_device
     from stitchkit.ship.predict import Predictor, image_files, predict
     from stitchkit.ship.trained_snnet import calibrated
 
-    least_of = {"--top": (flags.top, 1), "--batch-size": (flags.batch_size, 1), "--workers": (flags.workers, 0)}
-    for flag, (value, least) in least_of.items():
-        if value < least:
-            raise InputError(f"{flag} is {value}; it must be at least {least}")
-    if (flags.exported is None) == (flags.cfg_id is None):
-        raise InputError("give either --cfg_id N with an SN-Net (--stitch_config and --resume), or --exported FILE")
-    # Before anything is loaded: a wrong path must not cost the user a wait.
-    output, paths, device = new_file(flags.output), image_files(flags.folder), choose_device(flags.device)
+    paths, device = image_files(flags.folder), choose_device(flags.device)
     if flags.exported is not None:
         predictor = Predictor.open(flags.exported)
     else:
@@ -207,8 +220,7 @@ def _predict(flags: argparse.Namespace) -> None:
         trained.model.resolve(flags.cfg_id)
         net = calibrated(trained, flags.cfg_id) or trained.model.extract(flags.cfg_id)
         predictor = Predictor(net, trained.data_config, trained.classes)
-    options = {"top": flags.top, "batch_size": flags.batch_size, "workers": flags.workers}
-    unreadable = predict(predictor, flags.folder, paths, output, device=device, **options)
+    unreadable = predict(predictor, flags.folder, paths, output, device=device, **asdict(settings))
     print(f"predictions for {len(paths) - unreadable} of {len(paths)} images are in {output}")
 
 

@@ -17,13 +17,16 @@ from stitchkit.measure.latency import Latency, latencies
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.parser import new_file
-from stitchkit.ship.formats import About, format_of
-from stitchkit.ship.stitch_files import Runner
+from stitchkit.ship.formats import About, suffix_of
+from stitchkit.ship.stitch_files import FORMATS, Runner
 
 TOLERANCE, INT8_TOLERANCE = 1e-4, 0.25
 """Largest accepted difference of logits, as a share of the largest logit if that is above 1."""
 INT8_AGREEMENT = 0.9
-"""Smallest accepted share of images on which a file in int8 predicts the same class."""
+"""Smallest accepted share of images on which a file in int8 predicts the same class.
+
+Both limits for int8 are chosen to refuse files that are broken; nothing measured decides them.
+"""
 
 _SECONDS = 1.0
 """Longest time to measure latencies, which are only printed."""
@@ -74,7 +77,7 @@ def export(
     """
     if calibration is not None:
         about = {**about, "precision": "int8"}
-    form, path = format_of(path, int8=calibration is not None), new_file(str(path))
+    form, path = FORMATS[suffix_of(path, int8=calibration is not None)], new_file(str(path))
     with evaluating(model), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder) / path.name  # on the same disk, so that it can be renamed into place
         try:

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from stitchkit.classes import trained_classes
 from stitchkit.data.folders import image_suffixes, visible_files
-from stitchkit.data.loader_processes import usable_cores
-from stitchkit.data.unreadable import open_image
+from stitchkit.data.loader_processes import outlive_signals, usable_cores
+from stitchkit.data.unreadable import explained, open_image
 from stitchkit.display import listed
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, one_line
@@ -134,9 +134,14 @@ def predict(
     head = ["path", "class", "probability", *(f"{key}_{place}" for place in places for key in ("class", "probability"))]
     workers = min(workers, usable_cores())  # torch warns of more
     loader = DataLoader(_Files(paths, predictor.data_config), batch_size, num_workers=workers)
+    outlive_signals(loader)
     unreadable: dict[str, str] = {}
     batches = progress(loader, World(0, 1, device), "predict", unit="batches")
-    with replacing(output) as draft, draft.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with (
+        explained("lower --workers"),
+        replacing(output) as draft,
+        draft.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(head)
         for numbers, images, faults in batches:

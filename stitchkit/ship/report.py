@@ -6,11 +6,9 @@ import csv
 import json
 import logging
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import TypedDict
 
@@ -18,7 +16,7 @@ import torch
 
 from stitchkit._version import __version__
 from stitchkit.errors import InputError
-from stitchkit.files import check_folder_of, write_text
+from stitchkit.files import check_folder_of
 from stitchkit.measure.latency_verdict import ALLOW, latency_note, unreliable, without_unreliable
 from stitchkit.measure.ledger import Row, check_figures, difference, read_rows, strict_json
 from stitchkit.measure.ledger_origin import origin_file
@@ -31,6 +29,7 @@ from stitchkit.settings.files import read_settings_file
 from stitchkit.settings.recipe import Recipe
 from stitchkit.ship.export_command import export_commands
 from stitchkit.ship.route_drawing import colors_of, depths_of, draw_route
+from stitchkit.ship.write_page import write_page
 
 _logger = logging.getLogger(__name__)
 
@@ -48,7 +47,6 @@ class Content(TypedDict):
 
 
 _Network = tuple[StitchSpace, Callable[[], Profiler]]
-_PLACE = re.compile(r"\{\{([\w.]+)\}\}")
 _RUN = "stitches_res"
 _MOST_BLOCKS = 1000
 _COSTS = ("flops", "params", "latency_ms")
@@ -207,15 +205,11 @@ def write_report(output: str | Path, contents: Sequence[Content], *, title: str 
     folders = {Path(content["path"]).parent: content["name"] for content in contents}
     training = [{"name": name, **found} for folder, name in folders.items() if (found := _training(folder))]
     data = strict_json({"ledgers": contents, "training": training})
-    files = resources.files("stitchkit.ship") / "page"
     parts = {
         "title": escape(title),
         "version": __version__,
         # Data must not end the script element; JavaScript reads these escapes as the same text.
         "data": data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"),
         "plotly": optional("plotly.offline", "report", "a report").get_plotlyjs(),
-        **{name: (files / name).read_text(encoding="utf-8") for name in ("report.css", "plot.js", "report.js")},
     }
-    page = (files / "report.html").read_text(encoding="utf-8")
-    # In one pass, so that {{...}} inside a part, such as a ledger's name, is not replaced.
-    write_text(output, _PLACE.sub(lambda match: parts[match[1]], page))
+    write_page(output, "report.html", parts)

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from itertools import cycle
 
+from stitchkit.measure.figure import BLUE, BROWN, GREEN, ORANGE, PURPLE, RED, TEAL, YELLOW
 from stitchkit.routes import Stitch
 
-COLORS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#9d755d", "#eeca3b")
+COLORS = (BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, BROWN, YELLOW)
 """The color of each anchor, in order."""
 
 _LANE = 42

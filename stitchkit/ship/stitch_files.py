@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -16,7 +17,7 @@ from stitchkit.errors import InputError, one_line, prefixed
 from stitchkit.networks.weights import load_content
 from stitchkit.settings.files import unique_keys
 from stitchkit.ship.description import build
-from stitchkit.ship.formats import About, format_of
+from stitchkit.ship.formats import About, suffix_of
 
 _KEY = "stitchkit"
 
@@ -61,11 +62,11 @@ def _existing(path: str | Path) -> Path:
 
 def open_exported(path: str | Path) -> tuple[nn.Module, About]:
     """The network of an exported `.safetensors` or `.onnx` file on the CPU, and its description if it has one."""
-    form, path = format_of(path), _existing(path)
-    if path.suffix == ".pt2":
+    suffix, path = suffix_of(path), _existing(path)
+    if suffix == ".pt2":
         raise InputError(f"'{path}' could run code when it is read; export the stitch as .safetensors or .onnx")
     try:
-        network = form.read(path)
+        network = FORMATS[suffix].read(path)
     except InputError:
         raise
     except Exception as error:  # runtimes raise many kinds
@@ -150,3 +151,17 @@ def read_onnx(path: Path) -> nn.Module:
     text = session.get_modelmeta().custom_metadata_map.get(_KEY, "null")
     about = json.loads(text, object_pairs_hook=unique_keys)
     return Runner(lambda x: torch.from_numpy(session.run(["logits"], {"images": x.cpu().numpy()})[0]), about)
+
+
+class Format(NamedTuple):
+    """The functions that write a network with its description, and read it again."""
+
+    write: Callable[[nn.Module, About, Path], None]
+    read: Callable[[Path], nn.Module]
+
+
+FORMATS = {
+    ".safetensors": Format(write_safetensors, load_stitch),
+    ".onnx": Format(write_onnx, read_onnx),
+    ".pt2": Format(write_program, read_program),
+}

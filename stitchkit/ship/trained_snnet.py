@@ -103,16 +103,18 @@ def open_trained(settings: Mapping[str, object], *, cfg_id: int | None = None) -
     if size and not settings.keys() & set(_SIZES) and _size_is_the_configurations(recipe, config):
         recipe = replace(recipe, model=replace(recipe.model, input_size=size, img_size=None, in_chans=None))
     # The checkpoint knows better than its configuration, but not than a person.
-    for key in given_data_config(recipe.flat()):
-        if key not in settings and getattr(recipe.data, key) == config.recipe.get(key):
-            recipe = replace(recipe, data=replace(recipe.data, **{key: getattr(Recipe().data, key)}))
+    unset, known = Recipe().data, given_data_config(config.recipe)
+    own = {
+        key: getattr(unset, key) for key in known.keys() - settings.keys() if getattr(recipe.data, key) == known[key]
+    }
+    recipe = replace(recipe, data=replace(recipe.data, **own))
     tasks = trained_classes(content)
     classes = tuple(tasks[0]) if len(tasks) == 1 else ()
     model = create_network(recipe, config, classes)
     assert isinstance(model, SNNet), "it was made of a stitch configuration"
     load_content(model, content, path, ema=recipe.optim.model_ema)
-    set_data_config(model, trained_data_config(content))
-    set_data_config(model, preparation(recipe, model.input_size, model.pretrained_cfg))
+    otherwise = {**model.pretrained_cfg, **trained_data_config(content)}
+    set_data_config(model, preparation(recipe, model.input_size, otherwise))
     return Trained(model.eval(), config, recipe, classes, digest)
 
 

@@ -17,7 +17,7 @@ from stitchkit.measure.ledger import read_rows
 from stitchkit.settings.recipe import ModelRecipe, Recipe
 from stitchkit.ship.description import portable
 from stitchkit.ship.export import export
-from stitchkit.ship.formats import FORMATS
+from stitchkit.ship.stitch_files import FORMATS
 from stitchkit.ship.trained_snnet import Trained, describe, open_trained, sample_images
 from tests.results import pareto_like
 from tests.support import FAMILIES, family_snnet, mostly_full, pico_config, pico_snnet, randomize, weights, write_config
@@ -229,7 +229,7 @@ def test_a_file_that_computes_something_else_does_not_stay(run, monkeypatch, cap
         def forward(self, x):
             return changes[wrong](run.model(x, 9))
 
-    monkeypatch.setattr("stitchkit.ship.stitch_files.load_stitch", lambda path: Wrong())
+    monkeypatch.setitem(FORMATS, ".safetensors", FORMATS[".safetensors"]._replace(read=lambda path: Wrong()))
     before = run.files()
     assert run.export("--cfg_id", 9, "-o", run.folder / "net.safetensors") == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
@@ -251,7 +251,7 @@ def test_an_exporter_that_gives_up_leaves_nothing(run, monkeypatch, capsys, erro
         path.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr("stitchkit.ship.stitch_files.write_onnx", write)
+    monkeypatch.setitem(FORMATS, ".onnx", FORMATS[".onnx"]._replace(write=write))
     before = run.files()
     assert run.export("--cfg_id", 9, "-o", run.folder / "net.onnx") == 2
     assert message in capsys.readouterr().err

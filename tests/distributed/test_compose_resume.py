@@ -382,12 +382,8 @@ def test_a_journal_of_results_without_their_settings_is_refused(tmp_path):
             check(Journal(path))
 
 
-def test_a_folder_of_an_earlier_version_resumes_unless_a_new_setting_matters(common, whole, tmp_path):
-    folder = shutil.copytree(whole(STUDIES["front"]), tmp_path / "out")
-    assert end(start([*STUDIES["front"], *common, "-o", folder], first=small)) == [0]
-    assert not {"--head", "--trains", "--eval-every"} & Journal(folder / "front.jsonl").find(dict, "settings").keys()
+def test_a_journal_without_a_setting_that_matters_is_refused(tmp_path):
     journal = Journal(tmp_path / "finetune.jsonl")
     journal.agree_on_settings({"--top": 3})
-    journal.agree_on_settings({"--top": 3, "--head": None})
-    with pytest.raises(InputError, match="was started by a version without --trains; finish it with that version"):
-        journal.agree_on_settings({"--top": 3, "--head": None, "--trains": "all"})
+    with pytest.raises(InputError, match="was started with --trains None, but now it is all; repeat the original"):
+        journal.agree_on_settings({"--top": 3, "--trains": "all"})

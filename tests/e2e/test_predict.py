@@ -3,6 +3,8 @@
 import csv
 import json
 import logging
+import os
+import signal
 
 import onnx
 import pytest
@@ -75,6 +77,18 @@ def test_each_image_has_its_likeliest_classes_and_an_unreadable_one_none(trained
         assert float(row["probability"]) == pytest.approx(shares.max().item(), abs=1e-5)
 
 
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_loader_process_that_dies_ends_the_command_in_one_line(trained, tmp_path, monkeypatch):
+    flags, images = trained
+    monkeypatch.setattr(stitchkit.ship.predict, "open_image", die)
+    with pytest.raises(InputError, match=r"a loader process died .*; lower --workers$"):
+        run(predict, images, *flags, "-o", tmp_path / "p.csv", "-j", 1, "--device", "cpu")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".onnx"])
 def test_an_exported_file_predicts_like_its_snnet(suffix, trained, tmp_path, short_timing):
     flags, images = trained
@@ -119,6 +133,8 @@ def test_what_cannot_predict_is_refused_before_anything_is_loaded(trained, tmp_p
         ([images], "give either --cfg_id N"),
         ([images, *flags, "--exported", "net.onnx"], "give either --cfg_id N"),
         ([images, *flags, "--top", "0"], "--top is 0; it must be at least 1"),
+        ([images, *flags, "-b", "0"], "--batch-size is 0; it must be at least 1"),
+        ([images, *flags, "-j", "-1"], "--workers is -1; it must be at least 0"),
         ([images, *flags[:-1], "99"], "99"),
         ([images, "--exported", tmp_path / "net.pt2"], "could run code when it is read"),
         ([images, "--exported", tmp_path / "net.onnx"], "cannot be read .*; export it again"),

@@ -34,7 +34,7 @@ from stitchnet import (
     set_device,
     stitching_images,
 )
-from stitchnet.data import batches, in_memory, read_image
+from stitchnet.data import LabelledPairs, batches, in_memory, read_image
 from stitchnet.networks import create
 from stitchnet.pool import Pool
 from stitchnet.task import CompositionTask, against_parents, judged
@@ -200,6 +200,17 @@ def test_a_local_folder_has_its_labels_under_their_name(beans, offline):
     assert {row["label"] for row in first.select(range(20))} <= {0, 1, 2}
 
 
+@pytest.mark.parametrize("kind", ["names", "int64", "string"])
+def test_the_classes_of_a_dataset_are_counted_without_its_images(beans, offline, kind, monkeypatch):
+    from datasets import Value
+
+    dataset, _ = load_hf_dataset(str(beans), size=16)
+    monkeypatch.setattr("PIL.Image.open", lambda *_, **__: pytest.fail("an image was read"))
+    if kind != "names":
+        dataset = dataset.cast_column("label", Value(kind))
+    assert LabelledPairs(dataset, "label").num_classes == 3
+
+
 def test_images_of_sixteen_bits_are_scaled(tmp_path):
     ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
@@ -260,6 +271,8 @@ def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_pa
     shown = [html.unescape(one) for one in re.findall(r"<b>(.*?)</b>", page)]
     assert shown == [f"{row['cfg_id']}: {row['stitch']}" for row in rows]
     assert [f"{row['acc1']:.2f} %" for row in rows] == re.findall(r"<br>(\S+ %)", page)
+    assert "prefers-color-scheme: dark" in page
+    assert "{{" not in page
     drawings = [base64.b64decode(one).decode() for one in re.findall(r"base64,([^\"]+)", page)]
     assert drawings == [(output / f"{number:03d}/net.svg").read_text() for number in range(6)]
     assert main(["pareto", str(output / "stitches_res.txt")]) == 0

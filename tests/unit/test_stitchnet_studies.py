@@ -6,9 +6,11 @@ import math
 import os
 import random
 import re
+import signal
 from dataclasses import replace
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchnet import experiments, generate, image_folder, stitching_images, tuning
-from stitchnet.data import in_memory
+from stitchnet.data import LabelledPairs, in_memory
 from stitchnet.head import head_of, replace_head
 from stitchnet.journal import Journal
 from stitchnet.settings import ComposeSettings
@@ -170,7 +172,7 @@ def test_too_few_images_to_train_on(tmp_path):
     with pytest.raises(InputError, match="only 1 training images to draw from; at least 2"):
         next(
             experiments.samples(
-                CompositionTask([0], [0]),
+                CompositionTask(LabelledPairs([0]), LabelledPairs([0])),
                 ComposeSettings("a"),
                 Journal(tmp_path / "samples.jsonl"),
             )
@@ -195,6 +197,20 @@ def test_every_dot_of_a_picture_is_seen(tmp_path, monkeypatch):
     assert not figure.legends[0].get_window_extent().overlaps(axes.bbox)
 
 
+def test_curves_of_fine_tuning_are_seen_where_they_coincide(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(experiments, "save_figure", lambda figure, path: drawn.append(figure))
+    rows = [{"stitch": name, "samples": 10 * n, "acc1": 90.0 + n} for name in ("a", "b", "a > b") for n in range(3)]
+    experiments.draw_finetune(rows, tmp_path / "finetune.png")
+    (axes,) = drawn[0].axes
+    drawn[0].draw_without_rendering()
+    dots = [axes.transData.transform(cloud.get_offsets()) for cloud in axes.collections]
+    step = 0.98 * experiments._DOT * drawn[0].dpi / 72
+    assert all(np.linalg.norm(one - other, axis=1).min() > step for one, other in combinations(dots, 2))
+    heights = {line.get_linestyle(): line.zorder for line in axes.lines}
+    assert heights["--"] > heights["-"]
+
+
 @pytest.mark.parametrize(("count", "sizes"), [(3, [3, 3, 1]), (6, [6, 15, 20, 15, 6, 1]), (25, [25, *[20] * 23, 1])])
 def test_many_networks_give_some_of_their_ensembles(count, sizes):
     draw = random.Random(0)
@@ -211,7 +227,8 @@ def fine_tuned(net, images, folder, **options):
     def record(measured):
         found[measured.number] = measured.acc1
 
-    tuning.train_and_record(net, CompositionTask(images, images), record, seed=0, files=checkpoints(folder), **options)
+    task = CompositionTask(LabelledPairs(images), LabelledPairs(images))
+    tuning.train_and_record(net, task, record, seed=0, files=checkpoints(folder), **options)
     return found
 
 
@@ -247,9 +264,31 @@ def test_fine_tuning_records_what_a_power_cut_took_from_the_journal(tuned, num_r
 
 def test_fine_tuning_ends_at_a_loss_that_is_not_finite(tuned, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.nn.CrossEntropyLoss, "forward", lambda _, outputs, __: outputs.sum() * math.nan)
-    with pytest.raises(InputError, match="the loss is nan at step 0"):
+    with pytest.raises(InputError, match=r"'a.*': the loss is nan at step 0 .*; train only its head"):
         tuned()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_fine_tuning_advises_what_it_has_if_it_breaks_a_network(tuned, monkeypatch):
+    monkeypatch.setattr(tuning, "_LR", math.inf)
+    with pytest.raises(InputError) as caught:
+        tuned()
+    assert "weights or statistics of norms are not finite after epoch 1; train only its head" in str(caught.value)
+
+
+def test_fine_tuning_advises_what_it_has_if_a_loader_process_dies(beans, tmp_path, monkeypatch):
+    folder = image_folder(beans / "train", 32)
+    net, _ = drawn_net(folder, 3)
+    inner = LabelledPairs.__getitem__
+
+    def read(pairs, index):
+        if torch.utils.data.get_worker_info():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return inner(pairs, index)
+
+    monkeypatch.setattr(LabelledPairs, "__getitem__", read)
+    with pytest.raises(InputError, match=r"a loader process died .*; free some memory and try again$"):
+        fine_tuned(net, folder, tmp_path)
 
 
 def test_a_full_disk_ends_fine_tuning_and_keeps_the_checkpoint_before(tuned, monkeypatch, tmp_path):
@@ -313,7 +352,7 @@ def test_accuracies_are_measured_every_few_steps_of_any_number_of_loader_process
     found = []
     for images in (folder, in_memory(folder)):
         measured = []
-        task, files = CompositionTask(images, images), checkpoints(tmp_path)
+        task, files = CompositionTask(LabelledPairs(images), LabelledPairs(images)), checkpoints(tmp_path)
         tuning.train_and_record(drawn_net(folder, 3)[0], task, measured.append, seed=0, files=files, every=2)
         files.clear()
         for path in files.candidates():
@@ -328,6 +367,20 @@ def test_a_network_without_one_linear_layer_at_its_end_gets_no_new_head():
     net = generate(torch.rand(3, 3, 16, 16), 0, 0, sample=True, nets={"a": torch.nn.Sequential(*layers)})[1]
     with pytest.raises(InputError, match="has no linear layer, so it has no head to train"):
         replace_head(net, 3)
+
+
+def test_a_network_that_gets_no_new_head_stays_as_it_is(beans):
+    """Its outputs are those of two layers, of which the head is one."""
+    folder = in_memory(image_folder(beans / "train", 32))
+    net = drawn_net(folder, 3)[0].fit(folder)
+    images, classifier = torch.stack([image for image, _ in folder]), net.classifier
+    inner, before = type(net).forward, net.predict(images)
+    net.forward = lambda x: torch.cat(2 * [inner(net, x)], 1)
+    with pytest.raises(InputError, match="does not end in one linear layer"):
+        replace_head(net, 4)
+    del net.forward
+    assert net.classifier is classifier
+    assert net.predict(images) == before
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,23 @@
+"""Pages from the templates in `page/`, in which a name in double braces stands for its content."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+from stitchkit.files import write_text
+
+_PLACE = re.compile(r"\{\{([\w.]+)\}\}")
+
+
+def write_page(path: Path, template: str, parts: Mapping[str, str]) -> None:
+    """Write a page from a template; a name that is not among the `parts` is that of a file beside it."""
+    files = resources.files("stitchkit.ship") / "page"
+
+    def content(name: str) -> str:
+        return parts[name] if name in parts else (files / name).read_text(encoding="utf-8")
+
+    # In one pass, so that {{...}} inside a part, such as a ledger's name, is not replaced.
+    write_text(path, _PLACE.sub(lambda match: content(match[1]), content(template)))
