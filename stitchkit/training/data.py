@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -162,22 +161,19 @@ def create_loaders(
 def _create_loader(images: Any, recipe: Recipe, world: World, mix: Mixup = None, **options: Any) -> Loader:
     """timm's loader with its batches on the device: by its prefetcher, or else by a `DirectLoader`."""
     data, dtype = recipe.data, weights_dtype(recipe)
-    with warnings.catch_warnings():
-        # Of more processes than cores. Their number decides the augmentation, so it must not depend on the machine.
-        warnings.filterwarnings("ignore", "This DataLoader will create")
-        loader = create_loader(
-            images,
-            num_workers=workers_for(images, data.workers, world),
-            worker_seeding=data.worker_seeding,
-            distributed=True,
-            pin_memory=data.pin_mem,
-            use_prefetcher=not data.no_prefetcher,
-            img_dtype=dtype,
-            device=world.device,
-            # Fresh workers draw only from the epoch's seed; persistent ones would remember earlier epochs (law 8).
-            persistent_workers=False,
-            **options,
-        )
+    loader = create_loader(
+        images,
+        num_workers=workers_for(images, data.workers, world),
+        worker_seeding=data.worker_seeding,
+        distributed=True,
+        pin_memory=data.pin_mem,
+        use_prefetcher=not data.no_prefetcher,
+        img_dtype=dtype,
+        device=world.device,
+        # Fresh workers draw only from the epoch's seed; persistent ones would remember earlier epochs (law 8).
+        persistent_workers=False,
+        **options,
+    )
     if data.no_prefetcher:
         return DirectLoader(loader, device=world.device, dtype=dtype, mix=mix)
     outlive_signals(loader)

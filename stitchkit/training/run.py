@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 from stitchkit.distributed import World
@@ -26,7 +27,10 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
     run = recipe.run
     # An evaluation and a training write different files, so they may run at the same time.
     lock = recipe.folder / (".eval.lock" if run.eval else TRAIN_LOCK)
-    with joined(run.device) if run.dry_run else entered(lock, run.device, flag="--output") as world:
+    entry = joined(run.device) if run.dry_run else entered(lock, run.device, flag="--output")
+    with warnings.catch_warnings(), entry as world:
+        # Of more processes than cores. Their number decides the augmentation, so it must not depend on the machine.
+        warnings.filterwarnings("ignore", "This DataLoader will create")
         check_device(recipe, world)
         files = Checkpoints(recipe.folder, keep=run.checkpoint_hist)
         recipe = _find_resume(recipe, files, world)

@@ -41,7 +41,7 @@ def train(session: Session, checkpoints: Checkpoints) -> None:
     """Train from the start, or from `--resume`, to the last epoch."""
     recipe, world, folder = session.recipe, session.world, session.folder
     trainer, epochs, position = _prepare(session, checkpoints)
-    from_primary(world, lambda: _tidy(session, checkpoints, epochs.start))
+    from_primary(world, lambda: _tidy(session, checkpoints, epochs))
     tracking = open_tracking(session, epochs.start)
 
     def save_within(epoch: int, _: Position, state: Mapping[str, object]) -> Path:
@@ -72,11 +72,12 @@ def train(session: Session, checkpoints: Checkpoints) -> None:
     _say_next(session, checkpoints, nothing_left=not epochs)
 
 
-def _tidy(session: Session, checkpoints: Checkpoints, start: int) -> None:
+def _tidy(session: Session, checkpoints: Checkpoints, epochs: range) -> None:
     """Bring the files in the run's folder to the state at which the run begins."""
-    cut_summaries(session.folder, start)
+    cut_summaries(session.folder, epochs.start)
     checkpoints.clear()
-    session.save_settings(_SETTINGS, without=_OF_ONE_START)
+    if epochs:  # a finished run keeps the settings that it was trained with
+        session.save_settings(_SETTINGS, without=_OF_ONE_START)
     begin_log(session.folder)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from stitchkit.cli import main
+from stitchkit.data.loader_processes import usable_cores
 from stitchkit.engine.recovery import newest_checkpoint
 from stitchkit.training.checkpoint import Checkpoints
 from stitchkit.training.summary import cut_summaries
@@ -68,12 +69,17 @@ def test_law_8_killed_and_resumed(images, config, tmp_path):
 def test_resuming_a_finished_run_changes_nothing(images, config, tmp_path, caplog):
     common = [images, "--stitch_config", config, *FLAGS, "--output", tmp_path]
     run(*common)
-    last = tmp_path / "pico/last.pth.tar"
-    before = last.read_bytes()
+    last, settings = tmp_path / "pico/last.pth.tar", tmp_path / "pico/args.yaml"
+    before = last.read_bytes(), settings.read_bytes()
     with caplog.at_level("INFO"):
-        run(*common, "--resume", last)
-    assert last.read_bytes() == before
+        run(*common, "--resume", last, "--lr", "9")
+    assert (last.read_bytes(), settings.read_bytes()) == before
     assert "nothing is left to train" in caplog.text
+
+
+def test_more_loader_processes_than_cores_are_not_warned_of(images, config, tmp_path):
+    """torch's warning would be an error here."""
+    run(images, "--stitch_config", config, *FLAGS, "--output", tmp_path, "-j", usable_cores() + 1, "--epochs", "1")
 
 
 def test_weights_alone_can_be_resumed(images, config, tmp_path):

