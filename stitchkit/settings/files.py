@@ -27,8 +27,8 @@ _NOT_QUOTED = "it is included from outside the folder of the settings, so its co
 # A message about a file begins with the place that it is about.
 _PLACE = re.compile(r"[A-Za-z_]\w*(?:\.\w+|\[\d+\])*")
 _SURROGATE = re.compile(r"(\\u)[dD](?=[89a-fA-F])")
-# A few lines of aliases of aliases expand to billions of values. A wrong job of this many is refused in 2 seconds.
-_MOST_VALUES = 50_000
+# A few lines of aliases of aliases expand to billions of values. A wrong job of this many is refused in a second.
+_MOST_VALUES = 25_000
 _MOST_FILES = 100
 _MOST_BYTES = 1 << 20
 

@@ -96,11 +96,11 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, object], list[int], 
         origin |= {key: recipe.flat()[key] for key in _OF_A_MODEL}
 
     def find_missing() -> list[int]:
-        path = _result(session)
-        if isinstance(model, SNNet):
-            ledgers.append(Ledger(path, model.space, uncompiled(model)(Profiler(model).cost)))
-        if ledgers[0].rows if ledgers else path.exists():
-            _check_origin(path, origin)
+        if not isinstance(model, SNNet):
+            return []
+        ledgers.append(Ledger(_result(session), model.space, uncompiled(model)(Profiler(model).cost)))
+        if ledgers[0].rows:
+            _check_origin(ledgers[0].path, origin)
         return [cfg_id for cfg_id in wanted if cfg_id in ledgers[0].missing]
 
     return origin, from_primary(session.world, find_missing), ledgers
@@ -115,7 +115,9 @@ def _begin(session: Session, origin: Mapping[str, object]) -> None:
     """Begin the log of an evaluation, and save its settings and what its figures depend on."""
     session.save_settings("eval_args.yaml")
     begin_log(session.folder)
-    write_origin(_result(session), origin)
+    if (path := _result(session)).exists() and not isinstance(session.model, SNNet):
+        _logger.info("'%s' of an earlier evaluation is replaced", path)
+    write_origin(path, origin)
 
 
 def _record(session: Session, ledger: Ledger, scores: Mapping[int, Score]) -> None:

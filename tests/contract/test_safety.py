@@ -283,7 +283,7 @@ def test_a_hostile_output_map(made, tmp_path):
 def test_a_hostile_journal_of_a_search(made, tmp_path):
     write_job(tmp_path, job_config("unused"), "base.yml")
     parameters = {"lr": {"values": [0.1, 0.2]}}
-    content = {"method": "random", "metric": {"name": "loss"}, "parameters": parameters, "job": "base.yml"}
+    content = {"method": "random", "metric": {"name": "Train Loss"}, "parameters": parameters, "job": "base.yml"}
     sweep = load_sweep(write_job(tmp_path, content, "search.yml"))
     for damage in (hostile_yaml(made).encode(), pickle.dumps(Hostile(made)), b"[[[[\n{}\n", b'{"op_code": 99}\n{}\n'):
         (tmp_path / "search.journal").write_bytes(damage)

@@ -105,7 +105,7 @@ def test_a_single_model_can_be_evaluated(images, tmp_path, caplog):
     flags = [images, "--model", "vit_tiny_patch16_224", "--model-kwargs", *arguments]
     run("train", *flags, *FLAGS[1:], "--output", tmp_path, "--experiment", "one", "--epochs", "1")
     with caplog.at_level("INFO"):
-        run("train", *flags, "--eval", "--resume", tmp_path / "one/last.pth.tar", "-j", "0", "--device", "cpu")
+        run("train", *flags, "--eval", "--resume", tmp_path / "one/last.pth.tar", *FLAGS[1:], "--output", tmp_path)
     assert json.loads(caplog.messages[-1])["images"] == 20
 
 
