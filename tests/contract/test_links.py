@@ -344,7 +344,7 @@ def test_a_sweep_refuses_links_in_the_folders_of_its_jobs(swept, tmp_path, dangl
     """Before any job is started: jobs are other processes, and submitit names files by the numbers of these."""
     folder, command = swept
     names = {path.name for path in folder.iterdir()}
-    assert {"config.yml", "metadata.yml", "log.txt", "submitit", "result-3", "result-3.csv", "result-3.pkl"} <= names
+    assert {"config.yml", "metadata.yml", "log-3.txt", "submitit", "result-3", "result-3.csv", "result-3.pkl"} <= names
     for name in sorted({*names, "result-3.failed", "result-3.slurm", "config.yml.tmp"} - {"result-3.pkl"}):
         out = tmp_path / name / "out"
         shutil.copytree(folder.parent, out)

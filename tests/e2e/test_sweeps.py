@@ -31,7 +31,7 @@ def test_each_job_leaves_its_files(swept):
     about = yaml.safe_load((job / "metadata.yml").read_text())
     assert about["adapter"] == "linear_no_downsample"
     assert 0 < about["num_trainable_params"] < about["num_params"]
-    assert "done; the result is" in (job / "log.txt").read_text()
+    assert "done; the result is" in (job / "log-3.txt").read_text()
     assert (folder / "test-pico-uncut-source/result-3.pkl").exists()
 
 
@@ -66,7 +66,7 @@ def test_a_job_that_fails_is_listed_with_its_reason(images, tmp_path, caplog, ca
     skip_uncut_job(path, tmp_path / "out")
     assert main(["sweep", "-c", str(path), "-o", str(tmp_path / "out"), "--device", "cpu"]) == 2
     assert "1 job failed, listed above" in capsys.readouterr().err
-    assert f"log: {tmp_path / 'out' / STITCHED / 'log.txt'}" in caplog.text
+    assert f"log: {tmp_path / 'out' / STITCHED / 'log-3.txt'}" in caplog.text
     assert "\n  the loss is nan at step 1" in caplog.text
 
 
