@@ -156,4 +156,6 @@ def main(checkouts: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:] or not all(map(os.path.isdir, sys.argv[1:])):
+        sys.exit("give the folders of the checkouts; without them the page would lose its rows")
     main(sys.argv[1:])
