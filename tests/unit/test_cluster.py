@@ -96,7 +96,7 @@ def test_the_file_says_what_each_job_gets_and_flags_say_otherwise(sweep, slurm, 
 
 
 def test_some_jobs_get_other_resources(command, slurm, caplog):
-    """Each of two commands submits what the other has not."""
+    """Together, two commands submit each job once."""
     caplog.set_level("INFO")
     assert main([*command, "--detach", "--only", "*finetune", "--hours", "12", "--mem-gb", "64"]) == 0
     script = slurm.script()
