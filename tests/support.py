@@ -29,6 +29,9 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 DEPTH = 3
 
+# torch raises an error where the signal of a dead loader process arrives. Within a `__del__`, Python can only print it;
+# the run ends by the connection that is lost.
+LOADER_DIES = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 _T = TypeVar("_T")
 

@@ -165,7 +165,7 @@ class Trainer:
                     mean = position.log()
                     bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
                     said = f"{what}  step {position.done}/{self.updates_per_epoch}  loss {mean:.4f}  lr {self.rate:.2e}"
-                    _logger.info("%s%s", said, bar.pace(end - step - 1, " in all"))
+                    _logger.info("%s%s", said, bar.pace(end - step - 1, " in total"))
                     if self.settings.save_images and self.world.is_primary:
                         save_batch(images, self.folder / f"train-batch-{position.done - 1}.jpg")
                 after_step(position)

@@ -32,7 +32,7 @@ from stitchkit.networks.weights import damage
 from stitchkit.training.checkpoint import Checkpoints
 from tests.distributed.forks import end, hold_lock, start
 from tests.distributed.subjects import SUBJECTS
-from tests.support import FLAGS, mostly_full, write_config, write_images
+from tests.support import FLAGS, LOADER_DIES, mostly_full, write_config, write_images
 
 
 @pytest.fixture
@@ -251,6 +251,7 @@ def test_two_runs_do_not_write_to_one_folder(subject, trained, images, tmp_path,
     assert not list(folder.glob(".*lock"))
 
 
+@LOADER_DIES
 @pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["job"]), indirect=True)
 def test_a_loader_process_that_dies_ends_the_run_in_one_line(subject, trained, unbroken, tmp_path, monkeypatch, capsys):
     inner = Trainer._step
@@ -288,6 +289,7 @@ class Deadly:
         return getattr(self._file, name)
 
 
+@LOADER_DIES
 @pytest.mark.full
 @pytest.mark.parametrize("subject", SUBJECTS, indirect=True)
 def test_a_loader_process_that_dies_while_a_checkpoint_is_written(

@@ -15,7 +15,7 @@ import stitchkit
 from stitchkit.errors import InputError
 from stitchkit.parser import Parser
 from stitchkit.ship.commands import export, predict
-from tests.support import pico_snnet, write_config
+from tests.support import LOADER_DIES, pico_snnet, write_config
 
 CLASSES = ["ant", "bee", "cat, dog", "=1"]
 
@@ -81,6 +81,7 @@ def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@LOADER_DIES
 def test_a_loader_process_that_dies_ends_the_command_in_one_line(trained, tmp_path, monkeypatch):
     flags, images = trained
     monkeypatch.setattr(stitchkit.ship.predict, "open_image", die)

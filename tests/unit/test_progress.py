@@ -47,7 +47,7 @@ def test_a_run_has_a_log_with_times_speed_and_what_ended_it(images, tmp_path, ca
     first = log.read_text()
     lines = first.splitlines()
     assert all(re.match(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d  \S", line) for line in lines)
-    assert re.search(rf"epoch 1/1  step 8/8  loss \S+  lr \S+  \d+ images/s  {LEFT} in all$", first, re.M)
+    assert re.search(rf"epoch 1/1  step 8/8  loss \S+  lr \S+  \d+ images/s  {LEFT} in total$", first, re.M)
     assert "stitching layers fitted" in first
     assert "next, measure every stitch" in lines[-1]
 

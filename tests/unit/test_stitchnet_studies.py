@@ -26,7 +26,7 @@ from stitchnet.settings import ComposeSettings
 from stitchnet.task import CompositionTask
 from stitchnet.tuning import checkpoints
 from tests.composing import FLAGS, convnet, write_colours, write_pico_nets
-from tests.support import ROOT, mostly_full
+from tests.support import LOADER_DIES, ROOT, mostly_full
 
 NOTHING = "no composition passes (0 tried, 0 pruned, 0 found); lower --threshold or --total-threshold"
 
@@ -276,6 +276,7 @@ def test_fine_tuning_advises_what_it_has_if_it_breaks_a_network(tuned, monkeypat
     assert "weights or statistics of norms are not finite after epoch 1; train only its head" in str(caught.value)
 
 
+@LOADER_DIES
 def test_fine_tuning_advises_what_it_has_if_a_loader_process_dies(beans, tmp_path, monkeypatch):
     folder = image_folder(beans / "train", 32)
     net, _ = drawn_net(folder, 3)
