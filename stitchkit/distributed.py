@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, rendezvous  # type: ignore[attr-defined]
 
 from stitchkit.errors import InputError, one_line
-from stitchkit.launchers import restarts
+from stitchkit.restarts import restarts
 
 Made = TypeVar("Made")
 

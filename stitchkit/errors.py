@@ -42,12 +42,20 @@ class Stopped(Exception):
         self.number = number
 
 
-def unknown(kind: str, value: object, allowed: Iterable[str]) -> InputError:
-    """The error for a name that is not among `allowed`, with the nearest of these if one is close."""
+def unknown(kind: str, value: object, allowed: Iterable[str], *, otherwise: str = "") -> InputError:
+    """The error for a name that is not among `allowed`, with the nearest of these if one is close.
+
+    Args:
+        otherwise: What to say if none looks like a slip; by default, the allowed names.
+    """
     names = list(allowed)
-    close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    # Without dashes, which make all flags alike.
+    bare = {name.lstrip("-"): name for name in names}
+    close = difflib.get_close_matches(str(value).lstrip("-"), bare, n=1, cutoff=0.7 if otherwise else 0.5)
     if close:
-        hint = f"did you mean '{close[0]}'?"
+        hint = f"did you mean '{bare[close[0]]}'?"
+    elif otherwise:
+        hint = otherwise
     elif len(names) <= 30:
         hint = f"allowed: {', '.join(names)}"
     else:

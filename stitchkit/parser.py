@@ -7,7 +7,6 @@ A wing declares its commands in its own `commands.py`, and `pyproject.toml` regi
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -109,13 +108,11 @@ def add_allow_unreliable_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def unknown_flag(parser: argparse.ArgumentParser, flag: str) -> InputError:
-    """The error for a flag that a command does not have, with the nearest one if it looks like a slip."""
+    """The error for a flag that a command does not have."""
     known = (name for action in parser._actions for name in action.option_strings)
-    # Without dashes, which make all flags alike. Spellings with underscores are for those who use them.
-    names = {name.lstrip("-"): name for name in known if "_" in flag or "_" not in name}
-    close = difflib.get_close_matches(flag.lstrip("-"), names, n=1, cutoff=0.7)
-    hint = f"did you mean '{names[close[0]]}'?" if close else f"see {parser.prog} --help"
-    return InputError(f"unknown flag '{flag}'; {hint}")
+    # Spellings with underscores are for those who use them.
+    names = [name for name in known if "_" in flag or "_" not in name]
+    return unknown("flag", flag, names, otherwise=f"see {parser.prog} --help")
 
 
 def usage_of(parser: argparse.ArgumentParser) -> str:

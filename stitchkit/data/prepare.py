@@ -172,7 +172,7 @@ def _open_folder(folder: Path, task: CollectionTask) -> LabelledImages:
     if not is_split(folder):
         raise InputError(
             f"it cannot be downloaded: {task.by_hand}, so that its {task.classes} class folders, with {task.images:,} "
-            f"images in all, are in '{folder}'"
+            f"images in total, are in '{folder}'"
         )
     images = open_images(folder)
     return LabelledImages([(Path(path), label) for path, label in images.reader.samples], images.classes, mode="")

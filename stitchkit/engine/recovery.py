@@ -19,8 +19,8 @@ from stitchkit.engine.lock import locked, made
 from stitchkit.engine.run_log import collected
 from stitchkit.errors import InputError
 from stitchkit.files import write_text
-from stitchkit.launchers import restarts
 from stitchkit.networks.weights import read_checkpoint
+from stitchkit.restarts import restarts
 
 _logger = logging.getLogger(__name__)
 

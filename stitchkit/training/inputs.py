@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from stitchkit.data.source import Source, check_folder
 from stitchkit.errors import prefixed
-from stitchkit.launchers import restarts
 from stitchkit.paths import check_file
+from stitchkit.restarts import restarts
 from stitchkit.settings.flags import resolve
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig

@@ -57,7 +57,7 @@ def _of_network(session: Session) -> Iterator[str]:
         weight = next(model.parameters())
         image = torch.zeros(1, *session.input_size, device=weight.device, dtype=weight.dtype)
         what = f"{session.recipe.model.model}: {quantity(measure(model, image).flops)} FLOPs"
-    yield f"network: {what}, {params} parameters in all, images of {sizes}"
+    yield f"network: {what}, {params} parameters in total, images of {sizes}"
 
 
 def _of_data(session: Session) -> Iterator[str]:
@@ -76,6 +76,6 @@ def _of_training(session: Session) -> Iterator[str]:
     images = recipe.data.batch_size * ranks * recipe.optim.grad_accum_steps
     steps = how.epochs * how.updates_per_epoch
     count = f"{counted(how.epochs, 'epoch')} of {counted(how.updates_per_epoch, 'step')}"
-    yield f"training: {count}, {steps} steps in all, {images} images in a step"
+    yield f"training: {count}, {steps} steps in total, {images} images in a step"
     warm_up = "" if recipe.schedule.sched == "none" else f", {recipe.schedule.warmup_epochs:g} epochs of warm-up"
     yield f"learning rate: {how.rate:.3g} by {recipe.optim.opt}, schedule {recipe.schedule.sched}{warm_up}"

@@ -25,7 +25,7 @@ FLOORS = {
     "stitchkit/parser.py": 1,
     "stitchkit/cli.py": 1,
     "stitchkit/__main__.py": 1,
-    "stitchkit/launchers.py": 1,
+    "stitchkit/restarts.py": 1,
     "stitchkit/distributed.py": 1,
     "stitchkit/progress.py": 1,
     "stitchkit/routes": 1,

@@ -184,7 +184,7 @@ def test_a_single_pool_of_hugging_face_is_divided_and_tiff_becomes_png(tmp_path)
 def test_a_set_that_a_person_fetches(tmp_path):
     task = replace(GEOSPATIAL["aid"], classes=2, images=40)
     with pytest.raises(
-        InputError, match=r"AID.zip from .*2 class folders, with 40 images in all, are in '.*sources/AID'"
+        InputError, match=r"AID.zip from .*2 class folders, with 40 images in total, are in '.*sources/AID'"
     ):
         prepare_one("aid", task, tmp_path)
     archives.write_folder(tmp_path / "sources/AID", "", count=20)
