@@ -77,43 +77,52 @@ def _contents(images: Images) -> str:
 
 def _open(source: Source, split: str, options: dict[str, object]) -> Images:
     check_folder(source)
-    name, root, key = source.name, Path(source.root or ""), key_of(source.name)
-    is_root = not name or name.lower() in FOLDERS
-    places = [root] if is_root else [root / name, *(root / place for place in _PLACES.get(key, ()))]
-    # torchvision's Country211 has class folders too, but its own meaning of the splits' names.
-    trained = [place for place in places if any((place / one).is_dir() for one in names_of("train"))]
-    has_train = bool(trained) and key != "country211"
-    place = trained[0] if has_train else places[0]
-    if has_train or (is_root and place.is_dir()):
-        return _open_folder(source, place, split, options)
-    if key == "imagenet" and source.root is not None and _is_laid_out(root):
-        return _open_folder(source, root, split, options)
-    if not name or (name.partition("/")[0].lower() in TIMM and "/" in name):
+    name, key, place = source.name, key_of(source.name), Path(source.root or "", source.name)
+    library, slash, _ = name.partition("/")
+    if (folder := _trained_folder(source)) is not None:
+        return _open_folder(source, folder, split, options)
+    if not name or (slash and library.lower() in TIMM):
         return _open_timm(source, split, options)
     if key == "digits":
-        found = "train" if published_part(split) == "train" else "validation"
-        digits = [(image, label) for _, image, label in read_digits(found)]
-        return LabelledImages(digits, tuple(map(str, range(10))), source.mode, found)
+        return _open_digits(source, split)
     if key in SOURCES:
         # The published jobs keep this set alone in a folder of its own.
         files = place if key == "svhn" and place.is_dir() else source.root
         return read(key, files, published_part(split), download=source.download, mode=source.mode)
-    if any(is_split(place / one) for one in names_of(split)):
-        return _open_folder(source, place, split, options)  # which has only splits for evaluation
-    if "/" in name and place.name.lower() in SOURCES:  # DIR/cifar10
+    is_judged = any(is_split(place / one) for one in names_of(split))
+    if slash and place.name.lower() in SOURCES and not is_judged:  # DIR/cifar10
         return _open(replace(source, name=place.name, root=place.parent), split, options)
     if place.is_dir():
-        return _open_folder(source, place, split, options)  # for its message
+        return _open_folder(source, place, split, options)  # it may have only splits for evaluation
+    raise _no_dataset(source)
+
+
+def _trained_folder(source: Source) -> Path | None:
+    """The image folder of a data set: the root itself, or the first place for its name with a training split."""
+    name, root, key = source.name, Path(source.root or ""), key_of(source.name)
+    if not name or name.lower() in FOLDERS:
+        return root if root.is_dir() else None
+    if key == "country211":  # torchvision's has class folders too, but its own meaning of the splits' names
+        return None
+    places = [root / name, *(root / place for place in _PLACES.get(key, ()))]
+    if key == "imagenet" and source.root is not None and _is_laid_out(root):
+        places.append(root)
+    return next((place for place in places if any((place / one).is_dir() for one in names_of("train"))), None)
+
+
+def _no_dataset(source: Source) -> InputError:
+    """The error for a name that means neither a folder nor a known data set."""
+    name, root, key = source.name, Path(source.root or ""), key_of(source.name)
     if "/" in name:
-        raise no_folder(place)
+        return no_folder(root / name)
     if key in _PLACES:
-        raise InputError(
-            f"data set '{name}' is an image folder, and '{places[-1]}' has no train/; put it there, or write it with "
-            "stitchkit datasets prepare geospatial"
+        return InputError(
+            f"data set '{name}' is an image folder, and '{root / _PLACES[key][-1]}' has no train/; put it there, or "
+            "write it with stitchkit datasets prepare geospatial"
         )
     if key == "fmow":
-        raise InputError("data set 'fmow' is one of WILDS, which is not read here; write it as an image folder")
-    raise unknown("data set", name, sorted([*SOURCES, *SHORT, "digits"]))
+        return InputError("data set 'fmow' is one of WILDS, which is not read here; write it as an image folder")
+    return unknown("data set", name, sorted([*SOURCES, *SHORT, "digits"]))
 
 
 def _is_laid_out(root: Path) -> bool:
@@ -126,6 +135,12 @@ def _open_folder(source: Source, folder: Path, split: str, options: dict[str, ob
     suffixes = frozenset(str(options.get("input_key") or "").lower().split(";")) - {""}
     with _explained(source, split):  # the class map may be unreadable
         return open_images(find_split(folder, split), mode=source.mode, class_map=source.class_map, suffixes=suffixes)
+
+
+def _open_digits(source: Source, split: str) -> Images:
+    part = "train" if published_part(split) == "train" else "validation"
+    digits = [(image, label) for _, image, label in read_digits(part)]
+    return LabelledImages(digits, tuple(map(str, range(10))), source.mode, part)
 
 
 def _open_timm(source: Source, split: str, options: dict[str, object]) -> Images:

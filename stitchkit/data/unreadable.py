@@ -17,7 +17,6 @@ import torch.distributed as dist
 from PIL import Image
 from timm.data import ImageDataset
 from torch.utils.data import Dataset
-from torch.utils.data._utils import signal_handling
 
 from stitchkit.data.open_dataset import Images
 from stitchkit.display import listed
@@ -200,9 +199,8 @@ def explained(advice: str = "lower --workers and resume with --resume auto") -> 
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         if threading.current_thread() is threading.main_thread():  # Python allows no other thread to set handlers
-            # torch would say it once more, with a traceback, wherever the signal of the death arrives; the next loader
-            # installs torch's handler again.
+            # torch's handler would say it once more, with a traceback, wherever the signal of the death arrives. Later
+            # loaders have no need of it: while they wait for a batch, they look every 5 seconds.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal_handling._SIGCHLD_handler_set = False
         cause = one_line(error) if isinstance(error, RuntimeError) else "its connection is lost"
         raise InputError(f"a loader process died ({cause}), perhaps for lack of memory; {advice}") from error

@@ -26,11 +26,6 @@ class _RunLog(logging.Handler):
         self._early: list[logging.LogRecord] = []
         self._file: IO[str] | None = None
 
-    @property
-    def has_begun(self) -> bool:
-        """Whether lines are written to a file."""
-        return self._file is not None
-
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line, or keep it."""
         if self._file is None:
@@ -43,7 +38,9 @@ class _RunLog(logging.Handler):
             self.setLevel(logging.CRITICAL + 1)
 
     def begin(self, path: Path) -> None:
-        """Append to a file, with the lines kept so far."""
+        """Append to a file, with the lines kept so far; a log that has begun stays in its file."""
+        if self._file is not None:
+            return
         self._file, early = opened(path, "a"), self._early
         self._early = []
         for record in early:
@@ -92,5 +89,5 @@ def collected(world: World) -> Iterator[None]:
 def begin_log(folder: Path) -> None:
     """Write the log of this run, if one is collected, into a folder from now on, after that of earlier starts."""
     for handler in logging.getLogger().handlers:
-        if isinstance(handler, _RunLog) and not handler.has_begun:
+        if isinstance(handler, _RunLog):
             handler.begin(folder / LOG)
