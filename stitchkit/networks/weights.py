@@ -275,10 +275,22 @@ def load_content(model: nn.Module, content: Mapping[str, object], path: str | Pa
         keys = own.keys() | weights.keys()
         raise InputError(
             f"checkpoint '{path}' belongs to another configuration: {len(problems)} of {len(keys)} keys differ: "
-            f"{shown}{more}"
+            f"{shown}{more}; {_origin(model, content, weights)}"
         )
     with evaluating(model):  # also clears what timm's LeViT has cached from its previous weights
         model.load_state_dict(weights)
+
+
+def _origin(model: nn.Module, content: Mapping[str, object], weights: Mapping[str, object]) -> str:
+    """The network that a file of other weights is of, as far as it shows, and what to do."""
+    arch = content.get("arch")  # timm's checkpoints and ours have it
+    named = f" '{arch:.80}'" if isinstance(arch, str) else ""
+    is_stitched, was_stitched = hasattr(model, "views"), any(name.startswith("anchors.") for name in weights)
+    if is_stitched and not was_stitched:
+        return f"it is of a single network{named}; name it as an anchor's 'checkpoint' in the stitch configuration"
+    if was_stitched and not is_stitched:
+        return "it is of an SN-Net; give its stitch configuration"
+    return f"it is of{named}; use that network, with the same arguments" if named else "check which network it is of"
 
 
 def misfit(key: str, found: object, own: torch.Tensor) -> str:

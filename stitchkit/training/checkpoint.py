@@ -109,6 +109,7 @@ class Checkpoints(CheckpointFiles):
 def header(session: Session) -> dict[str, object]:
     """The part of a checkpoint that describes its run."""
     return {
+        "arch": session.recipe.model.model,
         "opt": session.recipe.optim.opt,
         "stitch_config": session.config.to_dict() if session.config else None,
         "classes": list(session.classes),
@@ -131,7 +132,10 @@ def check_header(content: Mapping[str, object], config: StitchConfig | None, pat
             "metric": _ordered,
             "history": rules.table(rules.whole(0, training_state.MOST_EPOCHS), _ordered),
         }
-        optional = {"classes": rules.each(rules.text), "input_size": [rules.whole(1)] * 3, "image": _IMAGE_RULES}
+        optional = {
+            "arch": rules.or_none(rules.text), "classes": rules.each(rules.text), "input_size": [rules.whole(1)] * 3,
+            "image": _IMAGE_RULES,
+        }  # fmt: skip
         training_state.check_saved(content, path, needed, optional)
     if config is not None and isinstance(found := content.get("stitch_config"), Mapping):
         _check_configuration(found, config, path)
@@ -193,9 +197,9 @@ def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any]
             f"checkpoint '{path}' was trained on images of {trained_size}, but here they are {size} (channels, "
             f"height, width); set --input-size {' '.join(map(str, trained_size))}, or the size to use it with"
         )
-    _check_image(trained_data_config(content), session, path)
     check_classes(trained_classes(content), [session.classes], path, strict=True)
     load_content(session.model, content, path, ema=ema)
+    _check_image(trained_data_config(content), session, path)
     return content, digest
 
 

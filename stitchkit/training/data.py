@@ -104,9 +104,21 @@ def check_preparation(recipe: Recipe) -> None:
         if recipe.run.eval:
             return
         create_transform(
-            32, is_training=True, no_aug=augment.no_aug, auto_augment=augment.aa, re_prob=augment.reprob,
-            re_mode=augment.remode, interpolation=augment.train_interpolation, train_crop_mode=augment.train_crop_mode,
+            32, is_training=True, no_aug=augment.no_aug, re_prob=augment.reprob, re_mode=augment.remode,
+            interpolation=augment.train_interpolation, train_crop_mode=augment.train_crop_mode,
         )  # fmt: skip
+        if augment.aa and not augment.no_aug:
+            _check_policy(augment.aa)
+
+
+def _check_policy(policy: str) -> None:
+    try:
+        create_transform(32, is_training=True, auto_augment=policy)
+    except Exception as error:  # assertions for most, and whatever a bad number raises
+        raise InputError(
+            f"--aa is '{policy}', which timm cannot read; give original, originalr, v0, v0r, 3a, rand or augmix, and "
+            "options of the policy after dashes, such as rand-m9-mstd0.5-inc1"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import nn
 from stitchkit.data.open_dataset import download
 from stitchkit.distributed import World, from_primary
 from stitchkit.engine.settings import Autocast, EngineSettings
+from stitchkit.errors import InputError
 from stitchkit.files import write_text
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.files import settings_text
@@ -67,6 +68,10 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
     if recipe.data.dataset_download:
         from_primary(world, lambda: download(source_of(recipe)))
     datasets = open_datasets(recipe)
+    if not (datasets.classes or recipe.model.num_classes or recipe.run.eval):
+        raise InputError(
+            f"the data set '{source_of(recipe)}' does not name its classes; give their number, such as --num-classes 10"
+        )
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
     model = create_network(recipe, config, datasets.classes)
     size, timm_model, weights = input_size(model, recipe), as_timm(model), None

@@ -90,7 +90,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path, capsys):
         "was trained with --opt adamw, not sgd": ["--resume", last, "--opt", "sgd"],
         "give 4 numbers, one for each class": ["--experiment", "new", "--class-weights", "1,2"],
         "teacher: unknown timm model": ["--teacher-model", "dei_tiny", "--distillation-type", "hard"],
-        "timm cannot prepare images": ["--aa", "foo"],
+        "--aa is 'foo', which timm cannot read": ["--aa", "foo"],
         "teacher.pth' belongs to another": ["--experiment", "new", *teacher],
         "was measured with mean None, now [0.5]": [*judged, "0", "--mean", "0.5"],
         "cfg_id 999": [*judged, "999"],

@@ -6,6 +6,7 @@ import hashlib
 import zipfile
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
@@ -170,6 +171,19 @@ def test_another_configuration_is_refused_with_the_keys_and_changes_nothing(conf
     with pytest.raises(InputError, match="belongs to another configuration"):
         stitchkit.load_checkpoint(source, tmp_path / "w.pth")
     assert all(torch.equal(value, before[key]) for key, value in source.state_dict().items())
+
+
+def test_weights_of_another_kind_of_network_say_what_they_are_of(source, tmp_path):
+    plain = timm.create_model("test_resnet", num_classes=4)
+    torch.save({"state_dict": plain.state_dict(), "arch": "test_resnet"}, tmp_path / "timm.pth")
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "snnet.pth")
+    for model, name, says in (
+        (source, "timm.pth", "it is of a single network 'test_resnet'; name it as an anchor's 'checkpoint' in the"),
+        (plain, "snnet.pth", "it is of an SN-Net; give its stitch configuration"),
+        (timm.create_model("test_vit"), "timm.pth", "it is of 'test_resnet'; use that network, with the same arg"),
+    ):
+        with pytest.raises(InputError, match=f"keys differ: .*; {says}"):
+            stitchkit.load_checkpoint(model, tmp_path / name)
 
 
 def test_another_width_is_refused_with_both_shapes(source, tmp_path):
