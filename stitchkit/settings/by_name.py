@@ -19,6 +19,8 @@ _OPTIONAL = {
     name for kind in GROUPS.values() for name, field in kind.__pydantic_fields__.items() if field.default is None
 }
 
+_OF_JOBS = ("assembly", "train_config", "src_stages", "stitchers")
+
 
 def _grouped(values: Mapping[str, object]) -> dict[str, dict[str, object]]:
     groups: dict[str, dict[str, object]] = defaultdict(dict)
@@ -63,6 +65,8 @@ def read_settings(path: str) -> dict[str, object]:
     if data and not content.get("data_dir"):
         content["data_dir"] = data
     with naming(path):
+        if key := next((key for key in _OF_JOBS if key in content), None):
+            raise InputError(f"{key}: this file is for stitching jobs; use stitchkit job -c FILE or stitchkit sweep")
         return checked_of_file(content)
 
 

@@ -118,6 +118,11 @@ def test_pretrained_is_on_for_anchors_and_off_for_a_single_model(config):
     ("line", "message"),
     [
         ("epoch: 3", "did you mean 'epochs'"),
+        ("image_size: 32", "line 1: image_size: unknown setting 'image_size'; did you mean 'img_size'"),
+        (
+            "lr: 1\ntrain_config: {epochs: 2}",
+            "line 2: train_config: this file is for stitching jobs; use stitchkit job",
+        ),
         ("epochs: three", "line 1: epochs is 'three'; it must be a whole number"),
         ("epochs: 2.5", "epochs is 2.5; it must be a whole number"),
         ("amp: 1", "amp is 1; it must be true or false"),
