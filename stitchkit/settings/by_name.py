@@ -19,6 +19,7 @@ _OPTIONAL = {
     name for kind in GROUPS.values() for name, field in kind.__pydantic_fields__.items() if field.default is None
 }
 
+# Keys of the files of jobs and sweeps alone.
 _OF_JOBS = ("assembly", "train_config", "src_stages", "stitchers")
 
 

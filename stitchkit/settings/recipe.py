@@ -100,9 +100,7 @@ class StitchRecipe(Settings):
     ls_damping: NonNegative = flag(1e-4, "strength of damped least squares")
     stitch_init_bs: Count = flag(100, "number of images for the fit, over all ranks")
     fulltune: bool = flag(True, "train the anchors too, not only the stitching layers")
-    distillation_type: Literal["none", "hard", "soft"] = flag(
-        "none", "kind of teaching: hard labels or soft probabilities"
-    )
+    distillation_type: Literal["none", "hard", "soft"] = flag("none", "teaching: hard labels or soft probabilities")
     distillation_alpha: Share = flag(0.5, "share of the teacher's loss")
     distillation_tau: AtLeastThousandth = flag(1.0, "temperature of soft distillation")
     teacher_model: str | None = flag(None, "timm name of the teacher")
@@ -165,9 +163,7 @@ class AugmentRecipe(Settings):
     remode: Literal["const", "rand", "pixel"] = flag("pixel", "filling of erased areas")
     recount: Count = flag(1, "areas to erase")
     resplit: bool = flag(False, "erase nothing in the first split of a batch")
-    aug_splits: Natural = flag(
-        0, "parts of a batch: the clean images and differently augmented copies; 0 or at least 2"
-    )
+    aug_splits: Natural = flag(0, "parts of a batch: clean images and differently augmented copies; 0 or at least 2")
     mixup: NonNegative = flag(0.0, "mixup alpha; 0 is off")
     cutmix: NonNegative = flag(0.0, "cutmix alpha; 0 is off")
     cutmix_minmax: list[Share] | None = flag(None, "area range of cutmix", length=2)
@@ -192,9 +188,7 @@ class LossRecipe(Settings):
     bce_sum: bool = flag(False, "sum binary cross-entropy over classes")
     bce_target_thresh: float | None = flag(None, "round targets of --bce-loss to 0 or 1 at this threshold")
     bce_pos_weight: NonNegative | None = flag(None, "weight of positive targets of --bce-loss")
-    class_weights: str | None = flag(
-        None, "weights of classes in the loss: balanced, or a number for each, such as 1,2.5,1"
-    )
+    class_weights: str | None = flag(None, "class weights in the loss: balanced, or a number for each, such as 1,2.5,1")
 
 
 @dataclass(frozen=True)
@@ -247,9 +241,7 @@ class ScheduleRecipe(Settings):
     decay_epochs: AtLeastThousandth = flag(90.0, "epochs between steps of the step schedule")
     decay_milestones: list[Natural] = flag([90, 180, 270], "epochs of the multistep schedule")
     decay_rate: NonNegative = flag(0.1, "factor at each step of the schedule; power of the poly schedule")
-    lr_noise: list[NonNegative] | None = flag(
-        None, "shares of the schedule at which noise on the learning rate begins and ends"
-    )
+    lr_noise: list[NonNegative] | None = flag(None, "shares of the schedule where learning-rate noise begins and ends")
     lr_noise_pct: AtLeastMillionth = flag(0.67, "limit of the noise, as a share of the learning rate")
     lr_noise_std: NonNegative = flag(1.0, "standard deviation of the noise")
     lr_cycle_mul: AtLeastThousandth = flag(1.0, "length of a cycle relative to the previous one")
@@ -276,12 +268,8 @@ class RunRecipe(Settings):
 
     eval: bool = flag(False, "evaluate every stitch of --resume instead of training")
     dry_run: bool = flag(False, "open the data and build the network, print what would be done, and write nothing")
-    resume: LocalPath | None = flag(
-        None, "checkpoint to resume from or to evaluate; auto is the newest good one of the run"
-    )
-    eval_stitches: str | None = flag(
-        None, "with --eval: the stitches to evaluate by cfg_id, such as 3,5,10-20; by default all"
-    )
+    resume: LocalPath | None = flag(None, "checkpoint to resume or evaluate; auto is the newest good one of the run")
+    eval_stitches: str | None = flag(None, "with --eval: cfg_id of the stitches, such as 3,5,10-20; by default all")
     eval_memory: Count | None = flag(
         None, "with --eval: MiB for activations; by default half of a GPU's free memory, 1024 on a CPU"
     )
@@ -306,9 +294,7 @@ class RunRecipe(Settings):
         0, "steps between checkpoints within an epoch; with 0, only at its end and when a signal stops the run"
     )
     checkpoint_hist: Count = flag(10, "number of epoch checkpoints to keep")
-    eval_metric: Literal["top1", "top5", "loss"] = flag(
-        "top1", "figure that ranks checkpoints: its mean over the anchors"
-    )
+    eval_metric: Literal["top1", "top5", "loss"] = flag("top1", "figure that ranks checkpoints: mean over the anchors")
     save_images: bool = flag(False, "save a training batch as a picture at each log line")
     log_tensorboard: bool = flag(False, "write the figures of each epoch for TensorBoard, into the run's folder")
     log_wandb: bool = flag(False, "send the figures of each epoch to Weights & Biases")
