@@ -95,9 +95,10 @@ def _add_job_flags(job: argparse.ArgumentParser) -> None:
     number("-b", "--batch-size", help="images per step and rank")
     number("--max-steps", help="stop after N steps")
     number("--print-freq", help="steps between log lines")
-    add("--load-from", "--weights", metavar="FILE", help="start from the weights in this file")
+    start = partial(job.add_mutually_exclusive_group().add_argument, default=argparse.SUPPRESS, metavar="FILE")
+    start("--load-from", "--weights", help="start from the weights in this file")
     about = "checkpoint of a job to resume from; auto is the newest good one in the job's folder"
-    add("--resume-from", "--resume", metavar="FILE", help=about)
+    start("--resume-from", "--resume", help=about)
     number("--start-epoch", help="number of epochs that count as done")
     add("--non-strict", action="store_false", dest="strict_load", help="of --load-from, take only weights that fit")
     switch("--test-only", help="test without training")
@@ -139,7 +140,7 @@ def _sides(text: str) -> int | list[int]:
 
 
 def _job(flags: argparse.Namespace) -> None:
-    from stitchkit.assembly.config.job_settings import check_job
+    from stitchkit.assembly.config.job_settings import check_flags, check_job
 
     settings = vars(flags)
     source, download = Path(settings.pop("config")), settings.pop("download", False)
@@ -147,6 +148,7 @@ def _job(flags: argparse.Namespace) -> None:
     if is_quick:
         ranks = int(os.environ.get("WORLD_SIZE", 1))
         settings = {"epochs": 1, "max_batches": 3 * ranks, "save_checkpoints": True, "print_freq": 1, **settings}
+    check_flags(settings)
     check_job(source, **settings)  # before torch is loaded
 
     from stitchkit.assembly.config.job import JobConfig
@@ -163,8 +165,9 @@ def _job(flags: argparse.Namespace) -> None:
 
 
 def _sweep(flags: argparse.Namespace) -> None:
+    from stitchkit.assembly.config.job_settings import check_flags, check_own
     from stitchkit.assembly.sweep.check import check_sweep
-    from stitchkit.assembly.sweep.settings import Place, read_place
+    from stitchkit.assembly.sweep.settings import Place, Repeats, read_place
 
     settings = vars(flags)
     path, output, only, is_dry, is_smoke, retry_failed = (
@@ -173,6 +176,8 @@ def _sweep(flags: argparse.Namespace) -> None:
     place = {field.name: settings.pop(field.name) for field in fields(Place) if field.name in settings}
     download = settings.pop("download", False)
     read_place(place)
+    check_flags(settings)
+    check_own(Repeats, {}, settings)
     check_sweep(path, **settings)  # before torch is loaded
 
     from stitchkit.assembly.sweep.cluster import create_cluster

@@ -85,3 +85,16 @@ def _check_different(values: tuple[object, ...]) -> tuple[object, ...]:
 Seeds = Annotated[
     tuple[Annotated[int, Field(strict=True, ge=0)], ...], Field(min_length=1), AfterValidator(_check_different)
 ]
+
+
+@schema(frozen=True)
+class Repeats(Settings):
+    """How often a sweep runs its jobs, by flags of `stitchkit sweep`.
+
+    Args:
+        seeds: Seeds of replicates.
+        run_cap: Number of trials of a search.
+    """
+
+    seeds: Seeds | None = None
+    run_cap: Count | None = None
