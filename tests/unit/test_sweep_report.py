@@ -8,10 +8,13 @@ import pandas as pd
 import pytest
 import yaml
 
+from stitchkit.assembly.sweep.launch import write_folders
+from stitchkit.assembly.sweep.plan import PlannedJob
 from stitchkit.assembly.sweep.report import collect, sweep_report
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from tests.distributed.forks import hold_lock
+from tests.jobs import job_config
 from tests.results import about, write_result
 
 
@@ -187,10 +190,8 @@ def test_jobs_that_are_not_done_are_counted_and_not_drawn(tmp_path, figures, cap
         (tmp_path / name / "result-2.pkl").unlink()
     (tmp_path / "half/result-2.failed").write_text("out of luck\n")
     (tmp_path / "both/result-2").mkdir()
-    (tmp_path / "done/config.yml").write_text("train_config: {}\n")  # of a sweep with --seeds 1
-    (tmp_path / "idle").mkdir()
+    (tmp_path / "idle/result-2").mkdir(parents=True)
     (tmp_path / "idle/metadata.yml").write_text(yaml.safe_dump(about(1, 2, "linear_no_downsample")))
-    (tmp_path / "idle/config.yml").write_text("train_config: {seed: 2}\n")
     with hold_lock(tmp_path / "both/result-2/.train.lock") as running:
         table = pd.read_csv(sweep_report(tmp_path)[0])
         running.kill()
@@ -206,6 +207,18 @@ def test_jobs_that_are_not_done_are_counted_and_not_drawn(tmp_path, figures, cap
     assert summary["num_seeds"].to_dict() == {"both": 1, "done": 1}
     title = "a-b\n5 jobs: 2 done, 1 running, 1 failed, 1 waiting"
     assert [figures[0].get_suptitle(), figures[1].axes[0].get_title("left"), figures[2].get_suptitle()] == [title] * 3
+
+
+def test_seeds_that_have_not_begun_are_counted(tmp_path, caplog):
+    caplog.set_level("INFO")
+    job = job_config("digits")
+    write_folders([PlannedJob("one", about(1, 1, "finetune"), job)], tmp_path, [1, 2])
+    [table, *_] = sweep_report(tmp_path)
+    assert "a-b: 2 jobs: 0 done, 0 running, 0 failed, 2 waiting" in caplog.text
+    assert pd.read_csv(table)["seed"].tolist() == [1, 2]
+    write_result(tmp_path, "one", about(1, 1, "finetune"), [0.5], seed=2)
+    sweep_report(tmp_path)
+    assert "a-b: 2 jobs: 1 done, 0 running, 0 failed, 1 waiting" in caplog.text
 
 
 def test_a_sweep_without_its_uncut_networks(tmp_path, figures):
@@ -235,12 +248,12 @@ def test_jobs_that_belong_to_no_sweep_are_skipped(swept):
     assert len(collect(swept)) == before
     plain = swept / "other"
     write_result(plain, "plain job", {"num_params": 5}, [0.9])
-    with pytest.raises(InputError, match="contains no results of a sweep"):
+    with pytest.raises(InputError, match="contains no jobs of a sweep"):
         sweep_report(plain)
 
 
 def test_nothing_to_report(tmp_path):
-    with pytest.raises(InputError, match="contains no results of a sweep"):
+    with pytest.raises(InputError, match="contains no jobs of a sweep"):
         collect(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         collect(tmp_path / "nowhere")

@@ -84,6 +84,7 @@ def write_folders(plan: Sequence[PlannedJob], folder: Path, seeds: Sequence[int 
     for planned, run in runs:
         if run.state != "done":
             planned.write(folder)
+            own_folder(run.checkpoints)  # by which a report knows of the run before it begins
         elif not planned.parsed.save_checkpoints:
             run.remove_checkpoints()  # a sweep that was killed right after the result did not
     return [run for _, run in runs]
