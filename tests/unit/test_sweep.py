@@ -207,7 +207,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
         "bottleneck_no_downsample", "-",
         "does not apply: a ResNet bottleneck needs an image-like side; both sides are sequences",
     ]  # fmt: skip
-    assert lines[-1] == "46 jobs; 45 combinations left out"
+    assert lines[-1] == "46 jobs with seed 12345; 45 combinations left out"
     assert not (tmp_path / "out").exists()
 
 
@@ -361,5 +361,5 @@ def test_only_jobs_that_do_not_apply(tmp_path, capsys):
     assert main(["sweep", "-c", str(config), "--dry-run", "--only", "5", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:-1]] == ["2", "5"]  # as in the whole plan
-    assert lines[-1] == "1 job; 1 combination left out"
+    assert lines[-1] == "1 job with seed 12345; 1 combination left out"
     assert "no job that --only chooses applies: a ResNet" in refused(capsys, "sweep", "-c", config, "--only", "5")

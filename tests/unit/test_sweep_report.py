@@ -81,7 +81,25 @@ def test_the_heat_map_shows_last_epochs_and_the_uncut_networks(swept, figures):
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("gap (slices left out)", "adapter")
     assert above.get_xlabel() == "down-samplings in the gap,\nas configured"
     assert [line.get_ydata()[0] for line in bar.lines] == [90, 95]
-    assert "uncut source 90.0 %, uncut destination 95.0 %" in heat_map.get_suptitle()
+    assert heat_map.get_suptitle() == (
+        "a-b\nred lines on the colour bar: the whole networks,\nuncut source 90.0 %, uncut destination 95.0 %"
+    )
+
+
+def labels(figures):
+    """What each picture says that its accuracies are."""
+    return {figures[0].axes[-1].get_ylabel(), figures[1].axes[0].get_ylabel(), figures[2].get_supylabel()}
+
+
+def test_pictures_say_what_the_spread_is(swept, figures):
+    sweep_report(swept)
+    assert labels(figures) == {"test accuracy (%)\nmean ± standard deviation of up to 2 seeds"}
+
+
+def test_pictures_of_one_seed_have_no_spread(tmp_path, figures):
+    write_result(tmp_path, "one", about(1, 1, "finetune"), [0.5])
+    sweep_report(tmp_path)
+    assert labels(figures) == {"test accuracy (%)"}
 
 
 def ends(bars):
