@@ -289,6 +289,12 @@ def test_files_that_are_not_configurations(tmp_path, text, words):
          "metrics[0]: metric_fn_args: accuracy takes none; remove them, or use topk_accuracy"),
         ("  Net: {model_name: resnet18}", "  Net: {}\n  Subnet: {}",
          "line 1: model: {'Net': {}, 'Subnet': {}} is not a part; write one class name"),
+        ("train_config:", "image_size: 32\ntrain_config:",
+         "line 3: image_size is at the wrong level; move it into train_config.data_preprocessing"),
+        ("  epochs: 3", "  epochs: 3\n  image_size: 32", "line 6: train_config.image_size is at the wrong level; move it"),
+        ("  epochs: 3", "  epochs: 3\n  metrics: []",
+         "train_config.metrics is at the wrong level; move it to the top level of the file"),
+        ("  epochs: 3", "  epochs: 3\n  weight_decay: 1", "move it into train_config.optimizer_args"),
         ("model:", "gaps: []\nmodel:", "line 1: gaps: this file is a sweep, not a job; use stitchkit sweep"),
     ],
 )  # fmt: skip

@@ -159,6 +159,7 @@ def test_mistakes_that_need_no_torch_are_found_without_it(tmp_path):
     files = {
         "datasets: [digits]\nsedes: [1]\ntrain_config: {epochs: 1}\n": "line 2: sedes: unknown key 'sedes'",
         "stages: []\ntrain_config: {dataset: digits, epoch: 1}\n": "line 2: train_config.epoch: unknown key",
+        "stages: []\nepochs: 1\ntrain_config: {dataset: digits}\n": "line 2: epochs is at the wrong level; move it",
         "ft_configs: [a.yml]\nworker: 3\n": "line 2: worker: unknown key 'worker'; did you mean 'workers'",
         "job: a.yml\nparameters: {}\nmetod: grid\n": "line 3: metod: unknown key 'metod'; did you mean 'method'",
     }

@@ -12,7 +12,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
 
-from stitchkit.assembly.config.job_settings import PARTS, WRITTEN, JobSettings, read_job, refuse_sweep
+from stitchkit.assembly.config.job_settings import PARTS, WRITTEN, JobSettings, read_job, refuse_misplaced, refuse_sweep
 from stitchkit.assembly.parts.registry import WrittenPart
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
 from stitchkit.engine.checkpoint_schema import in_short
@@ -63,6 +63,7 @@ class JobConfig(JobSettings):
     def parse(cls, content: Mapping[str, object]) -> JobConfig:
         """The configuration in plain data; errors begin with the key."""
         refuse_sweep(content)
+        refuse_misplaced(content)
         config = parse(cls, content)
         config.check(vars(config))
         return config

@@ -16,7 +16,7 @@ from stitchkit.assembly.parts.spec import ReformatOptions
 from stitchkit.errors import InputError
 from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.recipe import flag_of
-from stitchkit.settings.schema import LocalPath, Settings, parse
+from stitchkit.settings.schema import LocalPath, Settings, join, parse
 
 _logger = logging.getLogger(__name__)
 
@@ -169,6 +169,7 @@ def check_job(path: str | Path, **changes: object) -> None:
     content = override(read_settings_file(path), changes)
     with naming(path):
         refuse_sweep(content)
+        refuse_misplaced(content)
         settings = parse(JobSettings, {key: value for key, value in content.items() if key not in PARTS})
         settings.check(content)
 
@@ -177,6 +178,23 @@ def refuse_sweep(content: Mapping[str, object]) -> None:
     """Refuse the content of a file that describes a sweep, not a job."""
     if sweep := next((key for key in SWEEP_KEYS if key in content), None):
         raise InputError(f"{sweep}: this file is a sweep, not a job; use stitchkit sweep -c FILE")
+
+
+def refuse_misplaced(content: Mapping[str, object]) -> None:
+    """Refuse a key of the file of a job or sweep that belongs to another level; the message says to which."""
+    homes = {
+        "": [*(item.name for item in fields(JobSettings)), *PARTS, *SWEEP_KEYS],
+        "train_config": [item.name for item in fields(TrainConfig)],
+        "train_config.data_preprocessing": [item.name for item in fields(Preprocessing)],
+        "train_config.optimizer_args": OPTIMIZER_FLAGS,
+    }
+    train = content.get("train_config")
+    for place, level in {"": content, "train_config": train}.items():
+        strangers = [key for key in level if key not in homes[place]] if isinstance(level, Mapping) else []
+        for key in strangers:
+            if (home := next((home for home, keys in homes.items() if key in keys), None)) is not None:
+                to = f"into {home}" if home else "to the top level of the file"
+                raise InputError(f"{join(place, key)} is at the wrong level; move it {to}")
 
 
 def read_job(path: str | Path, changes: Mapping[str, object]) -> dict[str, object]:

@@ -8,7 +8,7 @@ from itertools import chain, cycle
 from typing import TYPE_CHECKING, Literal
 
 from stitchkit.assembly.sweep.gap_jobs import UNCUT
-from stitchkit.assembly.sweep.heat_map import Side, accuracy_label, draw_heat_map, shown
+from stitchkit.assembly.sweep.heat_map import Side, draw_heat_map, shown
 from stitchkit.assembly.sweep.stitchers import FINETUNE, STITCHERS
 from stitchkit.assembly.sweep.summary import summarise
 from stitchkit.measure.figure import draw_costs, new_figure, side_by_side
@@ -52,7 +52,7 @@ def draw(rows: pd.DataFrame, title: str) -> dict[str, Figure]:
     return {
         "heatmap": _heat_map(final, adapters, gaps, uncut, title),
         "parameters": _accuracy_over_parameters(final, adapters, uncut, title),
-        "curves": _learning_curves(stitched, adapters, gaps, uncut, title, label=accuracy_label(final)),
+        "curves": _learning_curves(stitched, adapters, gaps, uncut, title),
     }
 
 
@@ -85,7 +85,7 @@ def _heat_map(
     above.set_xlabel("down-samplings in the gap,\nas configured")
     above.tick_params(length=0)
     above.spines[:].set_visible(False)
-    bar = figure.colorbar(mesh, ax=axes, label=accuracy_label(final), pad=0.02)
+    bar = figure.colorbar(mesh, ax=axes, label="test accuracy (%)", pad=0.02)
     for value in uncut.values():
         # The best network is at the end of the bar, where its line would be cut off and hidden by the frame.
         bar.ax.axhline(value, color="#e45756", linewidth=2, clip_on=False, zorder=3)
@@ -109,7 +109,7 @@ def _accuracy_over_parameters(
     x, y, spread = (final[key] for key in ("num_trainable_params", "test_accuracy", "test_accuracy_std"))
     markers = dict(zip(sorted(final["num_downsamples"].unique()), cycle(_MARKERS), strict=False))
     _draw_uncut(axes, uncut)
-    draw_costs(axes, cost="trained parameters (coinciding points lie side by side)", accuracy=accuracy_label(final))
+    draw_costs(axes, cost="trained parameters (coinciding points lie side by side)", accuracy="test accuracy (%)")
     axes.set_title(title, loc="left")
     _add_legend(figure, uncut, colors, markers)
     axes.update_datalim([*zip(x, y - spread.fillna(0), strict=True), *zip(x, y + spread.fillna(0), strict=True)])
@@ -142,9 +142,8 @@ def _add_legend(figure: Figure, uncut: Iterable[str], colors: Mapping[str, _Colo
 
 
 def _learning_curves(
-    rows: pd.DataFrame, adapters: Sequence[str], gaps: Sequence[str], uncut: Mapping[str, float], title: str, *,
-    label: str,
-) -> Figure:  # fmt: skip
+    rows: pd.DataFrame, adapters: Sequence[str], gaps: Sequence[str], uncut: Mapping[str, float], title: str
+) -> Figure:
     """Test accuracy over epochs: a panel for each gap, a line for each adapter, a band for its seeds."""
     from matplotlib.ticker import MaxNLocator
 
@@ -170,7 +169,7 @@ def _learning_curves(
     panels[0].set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     _add_legend(figure, uncut, colors, {})
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    figure.supylabel(label, fontsize=10)
+    figure.supylabel("test accuracy (%)", fontsize=10)
     for axes, some in zip(panels, curves, strict=False):
         _draw_single_epochs(axes, some, colors)
     return figure

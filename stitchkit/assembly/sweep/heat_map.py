@@ -56,14 +56,6 @@ def shown(job: pd.Series, between: str) -> str:
     return f"{mean:.1f}{between}± {spread:.1f}" if spread == spread else f"{mean:.1f}"  # NaN is unequal to itself
 
 
-def accuracy_label(final: pd.DataFrame) -> str:
-    """The label of an axis of accuracies, which says what ± and bands are where jobs have several seeds."""
-    fewest, most = int(final["num_seeds"].min()), int(final["num_seeds"].max())
-    if most < 2:
-        return "test accuracy (%)"
-    return f"test accuracy (%)\nmean ± standard deviation of {'' if fewest == most else 'up to '}{most} seeds"
-
-
 def draw_cross(final: pd.DataFrame, title: str) -> Figure:
     """The accuracy of every head on every encoder; the encoder before fine-tuning comes first."""
     heads = Side("head_dataset", sorted(final["head_dataset"].unique()))
@@ -76,6 +68,6 @@ def draw_cross(final: pd.DataFrame, title: str) -> Figure:
     axes.set_xticks(range(len(encoders.values)), encoders.values, rotation=45, ha="right")
     axes.set_yticks(range(len(heads.values)), heads.values)
     axes.set(xlabel="encoder, fine-tuned for", ylabel="head, and test images, of")
-    figure.colorbar(mesh, ax=axes, label=accuracy_label(final), pad=0.02)
+    figure.colorbar(mesh, ax=axes, label="test accuracy (%)", pad=0.02)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return figure

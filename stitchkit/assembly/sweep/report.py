@@ -56,7 +56,7 @@ def sweep_report(folder: str | Path, *, picture_format: str = "png") -> list[Pat
     """
     from stitchkit.assembly.sweep.draw import draw
     from stitchkit.assembly.sweep.heat_map import draw_cross
-    from stitchkit.assembly.sweep.summary import summarise
+    from stitchkit.assembly.sweep.summary import spread, summarise
 
     place = Path(folder)
     table = collect(place)
@@ -71,10 +71,12 @@ def sweep_report(folder: str | Path, *, picture_format: str = "png") -> list[Pat
         by_run = rows.drop_duplicates(["job", "seed"])["state"]
         _logger.info("%s: %s", arch, counts(by_run))
         done = rows[rows["state"] == "done"].astype({"epoch": int})
-        title = f"{arch}" if (by_run == "done").all() else f"{arch}\n{counts(by_run)}"
+        final = summarise(done)
+        unfinished = "" if (by_run == "done").all() else counts(by_run)
+        title = "\n".join(filter(None, [str(arch), unfinished, spread(final)]))
         pictures = draw(done, title) if (done["gap"] != "").any() else {}
         if "encoder_dataset" in done and done["encoder_dataset"].notna().any():
-            pictures["heatmap"] = draw_cross(summarise(done), title)
+            pictures["heatmap"] = draw_cross(final, title)
         for kind, figure in pictures.items():
             files.append(place / f"{arch}-{kind}.{picture_format}")
             save_figure(figure, files[-1])
