@@ -62,17 +62,17 @@ def _add_sweep_flags(sweep: argparse.ArgumentParser) -> None:
     add("--cluster", choices=("local", "slurm"), default="local", help="where the jobs run")
     train("--gpus", type=int, metavar="N", help="GPUs per job; by default 1, or 0 on a machine without GPUs")
     slurm = sweep.add_argument_group(
-        "Slurm", "for each job; `slurm` in the file of the sweep may set those above --setup"
+        "Slurm", "for each job; `slurm` in the file of the sweep may set those above --setup, in the same units"
     )
     add = partial(slurm.add_argument, default=argparse.SUPPRESS)
     add("--partition", metavar="NAME", help="partition")
     add("--cpus", type=int, metavar="N", help="CPUs per process; a job has one process per GPU")
-    add("--mem-gb", type=float, metavar="N", help="memory per job")
-    add("--hours", type=float, metavar="N", help="time limit, after which a job is requeued and resumes; 24")
+    add("--mem-gb", type=float, metavar="GB", help="memory per job in gigabytes (of 1024 MB)")
+    add("--hours", type=float, metavar="H", help="time limit in hours, after which a job is requeued and resumes; 24")
     add("--modules", nargs="+", metavar="NAME", help="environment modules to load")
     add("--setup", nargs="+", metavar="LINE", help="shell commands to run before a job starts")
     add("--sbatch", nargs="+", metavar="KEY=VALUE", help="further options for sbatch")
-    add("--poll", type=float, metavar="SECONDS", help="time between looks at the queue; at least 30")
+    add("--poll", type=float, metavar="SECONDS", help="seconds between looks at the queue; at least 30")
     show_defaults(sweep, TrainConfig, JobSettings)
 
 
@@ -88,6 +88,8 @@ def _add_job_flags(job: argparse.ArgumentParser) -> None:
     about = "side of an input image, or its height and width: 224,256"
     add("--image-size", "--resize", type=_sides, metavar="N", help=about)
     switch("--data-augmentation", help="the default augmentation: a flip and AutoAugment")
+    about = "weights of classes in the loss: balanced, or a number for each, such as 1,2.5,1"
+    add("--class-weights", metavar="WEIGHTS", help=about)
     rate = partial(add, type=float, metavar="RATE")
     rate("--lr", "--learning-rate", help="learning rate of the optimizer")
     rate("--wd", "--weight-decay", dest="weight_decay", help="weight decay of the optimizer")

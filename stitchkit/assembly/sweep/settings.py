@@ -32,8 +32,8 @@ class Resources(Settings):
         partition: Slurm's partition.
         gpus: GPUs of a job, each with its own process.
         cpus: CPUs of each process.
-        mem_gb: Memory in gigabytes.
-        hours: Time limit, after which a job is requeued and resumes.
+        mem_gb: Memory in gigabytes of 1024 MB.
+        hours: Time limit in hours, after which a job is requeued and resumes.
         modules: Environment modules, which `module load` loads before the job starts.
     """
 
