@@ -209,7 +209,7 @@ def _sweep_report(flags: argparse.Namespace) -> None:
     from stitchkit.assembly.sweep.check import check_folder
 
     check_folder(flags.folder)  # before torch is loaded
-    from stitchkit.assembly.sweep.report import sweep_report
+    from stitchkit.assembly.sweep.report.tables import sweep_report
 
     for file in sweep_report(flags.folder, picture_format=flags.format):
         print(file)

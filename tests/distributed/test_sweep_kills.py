@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from stitchkit.assembly.sweep.report import sweep_report
+from stitchkit.assembly.sweep.report.tables import sweep_report
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.cli import main
 from tests.distributed.subjects import equal

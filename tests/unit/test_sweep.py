@@ -10,11 +10,11 @@ import yaml
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.spec import PartSpec
-from stitchkit.assembly.sweep.gap_jobs import plan_gaps
-from stitchkit.assembly.sweep.gaps import DEFAULT_GAPS, Gap, GapSweep
+from stitchkit.assembly.sweep.kinds.gap_jobs import plan_gaps
+from stitchkit.assembly.sweep.kinds.gaps import DEFAULT_GAPS, Gap, GapSweep
+from stitchkit.assembly.sweep.kinds.shapes import find_shapes
+from stitchkit.assembly.sweep.kinds.stitchers import DEFAULT_STITCHERS
 from stitchkit.assembly.sweep.plan import choose, table
-from stitchkit.assembly.sweep.shapes import find_shapes
-from stitchkit.assembly.sweep.stitchers import DEFAULT_STITCHERS
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.cli import main
 from stitchkit.errors import InputError
@@ -39,7 +39,7 @@ def networks_run_dry_once():
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stitchkit.assembly.sweep.gaps.find_shapes", shapes)
+        patch.setattr("stitchkit.assembly.sweep.kinds.gaps.find_shapes", shapes)
         yield
 
 

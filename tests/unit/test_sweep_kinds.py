@@ -8,10 +8,10 @@ import torch
 import yaml
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.sweep import by_dataset
 from stitchkit.assembly.sweep.cluster import LocalPool
 from stitchkit.assembly.sweep.config import load_sweep
-from stitchkit.assembly.sweep.report import sweep_report
+from stitchkit.assembly.sweep.kinds import by_dataset
+from stitchkit.assembly.sweep.report.tables import sweep_report
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.assembly.train.checkpoint import JobCheckpoints
 from stitchkit.assembly.train.columns import planned_columns

@@ -10,7 +10,7 @@ import yaml
 
 from stitchkit.assembly.sweep.launch import write_folders
 from stitchkit.assembly.sweep.plan import PlannedJob
-from stitchkit.assembly.sweep.report import collect, sweep_report
+from stitchkit.assembly.sweep.report.tables import collect, sweep_report
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from tests.distributed.forks import hold_lock

@@ -54,9 +54,9 @@ def sweep_report(folder: str | Path, *, picture_format: str = "png") -> list[Pat
     the pictures show only jobs that are done; titles say if there are others. A sweep has no pictures until a stitched
     network has a result. Returns the files.
     """
-    from stitchkit.assembly.sweep.draw import draw
-    from stitchkit.assembly.sweep.heat_map import draw_cross
-    from stitchkit.assembly.sweep.summary import spread, summarise
+    from stitchkit.assembly.sweep.report.draw import draw
+    from stitchkit.assembly.sweep.report.heat_map import draw_cross
+    from stitchkit.assembly.sweep.report.summary import spread, summarise
 
     place = Path(folder)
     table = collect(place)

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, cycle
 from typing import TYPE_CHECKING, Literal
 
-from stitchkit.assembly.sweep.gap_jobs import UNCUT
-from stitchkit.assembly.sweep.heat_map import Side, draw_heat_map, shown
-from stitchkit.assembly.sweep.stitchers import FINETUNE, STITCHERS
-from stitchkit.assembly.sweep.summary import summarise
+from stitchkit.assembly.sweep.kinds.gap_jobs import UNCUT
+from stitchkit.assembly.sweep.kinds.stitchers import FINETUNE, STITCHERS
+from stitchkit.assembly.sweep.report.heat_map import Side, draw_heat_map, shown
+from stitchkit.assembly.sweep.report.summary import summarise
 from stitchkit.measure.figure import draw_costs, new_figure, side_by_side
 
 if TYPE_CHECKING:
