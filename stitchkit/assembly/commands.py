@@ -223,4 +223,8 @@ sweep = Command(
     _sweep, "run all jobs of one file: one for each gap and stitcher, data set, seed or trial", _add_sweep_flags,
     resumes=REPEAT,
 )  # fmt: skip
-sweep_report = Command(_sweep_report, "collect the results of sweeps into one table and draw them", _add_report_flags)
+sweep_report = Command(
+    _sweep_report,
+    "collect the results of sweeps into tables, with accuracies in percent, and draw them",
+    _add_report_flags,
+)
