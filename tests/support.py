@@ -19,8 +19,8 @@ import yaml
 from PIL import Image
 
 import stitchkit
-from stitchkit.assembly.sweep.gap_jobs import plan_gaps
-from stitchkit.assembly.sweep.gaps import GapSweep
+from stitchkit.assembly.sweep.kinds.gap_jobs import plan_gaps
+from stitchkit.assembly.sweep.kinds.gaps import GapSweep
 from stitchkit.assembly.sweep.launch import write_folders
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.data.digits import write_digits

@@ -62,17 +62,17 @@ def _add_sweep_flags(sweep: argparse.ArgumentParser) -> None:
     add("--cluster", choices=("local", "slurm"), default="local", help="where the jobs run")
     train("--gpus", type=int, metavar="N", help="GPUs per job; by default 1, or 0 on a machine without GPUs")
     slurm = sweep.add_argument_group(
-        "Slurm", "for each job; `slurm` in the file of the sweep may set those above --setup"
+        "Slurm", "for each job; `slurm` in the file of the sweep may set those above --setup, in the same units"
     )
     add = partial(slurm.add_argument, default=argparse.SUPPRESS)
     add("--partition", metavar="NAME", help="partition")
     add("--cpus", type=int, metavar="N", help="CPUs per process; a job has one process per GPU")
-    add("--mem-gb", type=float, metavar="N", help="memory per job")
-    add("--hours", type=float, metavar="N", help="time limit, after which a job is requeued and resumes; 24")
+    add("--mem-gb", type=float, metavar="GB", help="memory per job in gigabytes (of 1024 MB)")
+    add("--hours", type=float, metavar="H", help="time limit in hours, after which a job is requeued and resumes; 24")
     add("--modules", nargs="+", metavar="NAME", help="environment modules to load")
     add("--setup", nargs="+", metavar="LINE", help="shell commands to run before a job starts")
     add("--sbatch", nargs="+", metavar="KEY=VALUE", help="further options for sbatch")
-    add("--poll", type=float, metavar="SECONDS", help="time between looks at the queue; at least 30")
+    add("--poll", type=float, metavar="SECONDS", help="seconds between looks at the queue; at least 30")
     show_defaults(sweep, TrainConfig, JobSettings)
 
 
@@ -88,6 +88,8 @@ def _add_job_flags(job: argparse.ArgumentParser) -> None:
     about = "side of an input image, or its height and width: 224,256"
     add("--image-size", "--resize", type=_sides, metavar="N", help=about)
     switch("--data-augmentation", help="the default augmentation: a flip and AutoAugment")
+    about = "weights of classes in the loss: balanced, or a number for each, such as 1,2.5,1"
+    add("--class-weights", metavar="WEIGHTS", help=about)
     rate = partial(add, type=float, metavar="RATE")
     rate("--lr", "--learning-rate", help="learning rate of the optimizer")
     rate("--wd", "--weight-decay", dest="weight_decay", help="weight decay of the optimizer")
@@ -95,9 +97,10 @@ def _add_job_flags(job: argparse.ArgumentParser) -> None:
     number("-b", "--batch-size", help="images per step and rank")
     number("--max-steps", help="stop after N steps")
     number("--print-freq", help="steps between log lines")
-    add("--load-from", "--weights", metavar="FILE", help="start from the weights in this file")
+    start = partial(job.add_mutually_exclusive_group().add_argument, default=argparse.SUPPRESS, metavar="FILE")
+    start("--load-from", "--weights", help="start from the weights in this file")
     about = "checkpoint of a job to resume from; auto is the newest good one in the job's folder"
-    add("--resume-from", "--resume", metavar="FILE", help=about)
+    start("--resume-from", "--resume", help=about)
     number("--start-epoch", help="number of epochs that count as done")
     add("--non-strict", action="store_false", dest="strict_load", help="of --load-from, take only weights that fit")
     switch("--test-only", help="test without training")
@@ -139,7 +142,7 @@ def _sides(text: str) -> int | list[int]:
 
 
 def _job(flags: argparse.Namespace) -> None:
-    from stitchkit.assembly.config.job_settings import check_job
+    from stitchkit.assembly.config.job_settings import check_flags, check_job
 
     settings = vars(flags)
     source, download = Path(settings.pop("config")), settings.pop("download", False)
@@ -147,6 +150,7 @@ def _job(flags: argparse.Namespace) -> None:
     if is_quick:
         ranks = int(os.environ.get("WORLD_SIZE", 1))
         settings = {"epochs": 1, "max_batches": 3 * ranks, "save_checkpoints": True, "print_freq": 1, **settings}
+    check_flags(settings)
     check_job(source, **settings)  # before torch is loaded
 
     from stitchkit.assembly.config.job import JobConfig
@@ -163,8 +167,9 @@ def _job(flags: argparse.Namespace) -> None:
 
 
 def _sweep(flags: argparse.Namespace) -> None:
+    from stitchkit.assembly.config.job_settings import check_flags, check_own
     from stitchkit.assembly.sweep.check import check_sweep
-    from stitchkit.assembly.sweep.settings import Place, read_place
+    from stitchkit.assembly.sweep.settings import Place, Repeats, read_place
 
     settings = vars(flags)
     path, output, only, is_dry, is_smoke, retry_failed = (
@@ -173,6 +178,8 @@ def _sweep(flags: argparse.Namespace) -> None:
     place = {field.name: settings.pop(field.name) for field in fields(Place) if field.name in settings}
     download = settings.pop("download", False)
     read_place(place)
+    check_flags(settings)
+    check_own(Repeats, {}, settings)
     check_sweep(path, **settings)  # before torch is loaded
 
     from stitchkit.assembly.sweep.cluster import create_cluster
@@ -202,7 +209,7 @@ def _sweep_report(flags: argparse.Namespace) -> None:
     from stitchkit.assembly.sweep.check import check_folder
 
     check_folder(flags.folder)  # before torch is loaded
-    from stitchkit.assembly.sweep.report import sweep_report
+    from stitchkit.assembly.sweep.report.tables import sweep_report
 
     for file in sweep_report(flags.folder, picture_format=flags.format):
         print(file)
@@ -216,4 +223,8 @@ sweep = Command(
     _sweep, "run all jobs of one file: one for each gap and stitcher, data set, seed or trial", _add_sweep_flags,
     resumes=REPEAT,
 )  # fmt: skip
-sweep_report = Command(_sweep_report, "collect the results of sweeps into one table and draw them", _add_report_flags)
+sweep_report = Command(
+    _sweep_report,
+    "collect the results of sweeps into tables, with accuracies in percent, and draw them",
+    _add_report_flags,
+)

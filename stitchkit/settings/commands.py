@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 from importlib.metadata import entry_points
+from pathlib import Path
 
+from stitchkit.files import write_text
 from stitchkit.parser import Command
 
 _KINDS = "stitchkit.schemas"
 """The entry points that make the schema of each kind; this wing cannot import those of jobs, which lie above it."""
+_COPIES = Path(__file__).with_name("schemas")
 
 
 def kinds() -> list[str]:
@@ -18,9 +21,15 @@ def kinds() -> list[str]:
 
 
 def schema_text(kind: str) -> str:
-    """The JSON Schema of one of `kinds`, as committed in `stitchkit/settings/schemas`."""
+    """The JSON Schema of one of `kinds`, made anew."""
     (entry,) = entry_points(group=_KINDS, name=kind)
     return json.dumps(entry.load()(), indent=1) + "\n"
+
+
+def write_schemas() -> None:
+    """Write the copies in `stitchkit/settings/schemas` anew, after a change of the settings."""
+    for kind in kinds():
+        write_text(_COPIES / f"{kind}.json", schema_text(kind))
 
 
 def _add_schema_flags(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +38,8 @@ def _add_schema_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _schema(flags: argparse.Namespace) -> None:
-    print(schema_text(flags.kind), end="")
+    # The committed copy, because making the schemas of jobs takes seconds: those of their parts are made of modules.
+    print((_COPIES / f"{flags.kind}.json").read_text(encoding="utf-8"), end="")
 
 
 schema = Command(_schema, "print the JSON Schema of a kind of settings, for editors", _add_schema_flags)

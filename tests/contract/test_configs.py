@@ -3,6 +3,8 @@
 import argparse
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -106,9 +108,14 @@ def test_law_10_there_is_a_job_of_each_published_kind():
 
 @pytest.mark.parametrize("kind", kinds())
 def test_the_schemas_are_what_the_command_prints(kind, capsys):
-    """After a change: for each kind, `stitchkit schema KIND > stitchkit/settings/schemas/KIND.json`."""
+    """After a change: `python -c "from stitchkit.settings.commands import write_schemas; write_schemas()"`."""
     assert main(["schema", kind]) == 0
     assert (SCHEMAS / f"{kind}.json").read_text() == capsys.readouterr().out == schema_text(kind)
+
+
+def test_the_schemas_are_printed_without_torch():
+    code = "import sys; from stitchkit.cli import main; main(['schema', 'job']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
 def test_every_configuration_names_the_schema_of_its_kind():

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from stitchkit.assembly.sweep.gaps import GapSweep
+from stitchkit.assembly.sweep.kinds.gaps import GapSweep
 from stitchkit.cli import main
 from stitchkit.measure.ledger import Ledger, read_rows
 from stitchkit.measure.pareto import is_anchor, pareto_front

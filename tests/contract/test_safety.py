@@ -316,8 +316,8 @@ READING = {
 # Every file of the house with such a call, and the test that gives it a hostile file.
 READERS = {
     "stitchkit/settings/files.py": test_hostile_files_of_other_commands,
-    "stitchkit/assembly/sweep/report.py": test_hostile_files_of_a_sweep,
-    "stitchkit/assembly/sweep/search.py": test_a_hostile_journal_of_a_search,
+    "stitchkit/assembly/sweep/report/tables.py": test_hostile_files_of_a_sweep,
+    "stitchkit/assembly/sweep/kinds/search.py": test_a_hostile_journal_of_a_search,
     "stitchkit/measure/ledger.py": test_hostile_files_of_other_commands,
     "stitchkit/measure/evaluate.py": test_hostile_files_beside_a_ledger,
     "stitchkit/measure/per_class.py": test_hostile_files_beside_a_ledger,

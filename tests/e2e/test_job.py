@@ -321,6 +321,19 @@ def test_the_rate_is_that_of_the_last_step(images, tmp_path):
     assert result["LR"].iloc[1:].tolist() == pytest.approx([0.01 * 0.5**3, 0.01 * 0.5**7])
 
 
+def test_class_weights_are_those_of_the_loss(images, tmp_path, capsys):
+    """The four classes have as many images each, so balanced weights are 1, and the weight of the loss counts."""
+    losses = {}
+    for given in (None, "balanced", "1,2,0,1"):
+        config = job_config(images, max_steps=1, class_weights=given)
+        losses[given] = run(write_job(tmp_path, config), tmp_path / str(given))["Loss"].iloc[-1]
+    assert losses["balanced"] == losses[None] != losses["1,2,0,1"]
+    explicit = job_config(images, max_steps=1, loss_fn_args={"weight": [1.0, 2.0, 0.0, 1.0]})
+    assert run(write_job(tmp_path, explicit), tmp_path / "explicit")["Loss"].iloc[-1] == losses["1,2,0,1"]
+    path = write_job(tmp_path, job_config(images))
+    assert "give 4 numbers, one for each class" in refusal(capsys, path, tmp_path / "x", "--class-weights", "1,2")
+
+
 def test_the_total_loss_is_the_weighted_mean():
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4), torch.nn.Linear(4, 4))
     loss = torch.nn.functional.cross_entropy
@@ -512,7 +525,7 @@ def test_bad_jobs_end_in_one_line(trained, images, tmp_path, capsys):
     path, out, _ = trained
     assert "exists, so this job is done; choose another -o" in refusal(capsys, path, out)
     assert "epochs is -1" in refusal(capsys, path, tmp_path, "--epochs", "-1")
-    assert "Adam" in refusal(capsys, path, tmp_path, "--lr", "-1")
+    assert "--lr is -1.0" in refusal(capsys, path, tmp_path, "--lr", "-1")
     assert "must end with .pkl" in refusal(capsys, path, tmp_path, "--metrics-output", "x.csv")
     assert "gone.pth' does not exist" in refusal(capsys, path, tmp_path, "--load-from", "gone.pth")
     torch.save({"model": weights(out / "checkpoint.pth")}, tmp_path / "published.pth")

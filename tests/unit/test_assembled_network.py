@@ -285,7 +285,8 @@ ERRORS = {
     ),
     "image size": (
         [{"Net": {"model_name": "vit_tiny_patch16_224"}}],
-        r"^assembly\[0\]\.Net: it gets img \[3, 32, 32\] and",
+        r"^assembly\[0\]\.Net: it gets img \[3, 32, 32\], but its model takes images of \[224, 224\]; "
+        r"set image_size in train_config\.data_preprocessing to \[224, 224\], or img_size in this part to \[32, 32\]$",
     ),
     "map for a ViT block": (
         [resnet("x", "layer1"), {"VisionTransformerBlock": {"num_heads": 2}}],

@@ -9,7 +9,7 @@ from submitit.core.utils import DelayedSubmission
 
 from stitchkit.assembly.sweep import cluster
 from stitchkit.assembly.sweep.cluster import create_cluster
-from stitchkit.assembly.sweep.gaps import GapSweep
+from stitchkit.assembly.sweep.kinds.gaps import GapSweep
 from stitchkit.assembly.sweep.settings import Resources
 from stitchkit.cli import main
 from stitchkit.errors import InputError

@@ -232,7 +232,9 @@ def test_files_that_are_not_configurations(tmp_path, text, words):
         ("  epochs: 3", "  epochs: 3\n  batch_size: 0", "line 6: train_config.batch_size is 0; it must be at least 1"),
         ("  epochs: 3", "  epochs: 3\n  optimizer: AdamWW", "unknown optimizer 'AdamWW'; did you mean 'AdamW'?"),
         ("  epochs: 3", "  epochs: 3\n  optimizer_args: {lrr: 1}",
-         "line 6: train_config.optimizer_args: Adam rejects them: TypeError"),
+         "line 6: train_config.optimizer_args.lrr: unknown argument of Adam 'lrr'; did you mean 'lr'?"),
+        ("  epochs: 3", "  epochs: 3\n  optimizer_args: {momentum: 1}",
+         "line 6: train_config.optimizer_args.momentum, or --momentum: unknown argument of Adam"),
         ("  epochs: 3", "  epochs: 3\n  optimizer_args: {lr: -1}", "Invalid learning rate: -1"),
         ("  epochs: 3", "  epochs: 3\n  lr_scheduler: CosineLR", "line 6: train_config.lr_scheduler: unknown schedule"),
         ("  epochs: 3", "  epochs: 3\n  lr_scheduler: StepLR\n  lr_scheduler_args: {step: 1}",
@@ -287,6 +289,16 @@ def test_files_that_are_not_configurations(tmp_path, text, words):
          "metrics[0]: metric_fn_args: accuracy takes none; remove them, or use topk_accuracy"),
         ("  Net: {model_name: resnet18}", "  Net: {}\n  Subnet: {}",
          "line 1: model: {'Net': {}, 'Subnet': {}} is not a part; write one class name"),
+        ("train_config:", "image_size: 32\ntrain_config:",
+         "line 3: image_size is at the wrong level; move it into train_config.data_preprocessing"),
+        ("  epochs: 3", "  epochs: 3\n  image_size: 32", "line 6: train_config.image_size is at the wrong level; move"),
+        ("  epochs: 3", "  epochs: 3\n  class_weights: 1,x",
+         "line 6: train_config.class_weights: --class-weights is '1,x'; give balanced, or numbers"),
+        ("  epochs: 3", "  epochs: 3\n  class_weights: balanced\n  loss_fn_args: {weight: [1]}",
+         "line 6: train_config.class_weights: loss_fn_args has a weight too; remove one of the two"),
+        ("  epochs: 3", "  epochs: 3\n  metrics: []",
+         "train_config.metrics is at the wrong level; move it to the top level of the file"),
+        ("  epochs: 3", "  epochs: 3\n  weight_decay: 1", "move it into train_config.optimizer_args"),
         ("model:", "gaps: []\nmodel:", "line 1: gaps: this file is a sweep, not a job; use stitchkit sweep"),
     ],
 )  # fmt: skip
@@ -532,6 +544,34 @@ def test_published_flags_set_their_keys(tmp_path):
 def test_an_image_size_that_is_none(capsys):
     said = refused(capsys, "job", "-c", "x", "--image-size", "abc")
     assert "it is 'abc'; write a side, 224, or a height and a width, 224,256" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--epochs", "-1"], "--epochs is -1; it must be at least 0"),
+        (["--workers", "-1"], "--workers is -1"),
+        (["--image-size", "0,3"], "--image-size[0] is 0"),
+        (["--lr", "-1"], "--lr is -1.0"),
+        (["--lr", "inf"], "--lr is inf; it must be finite"),
+        (["--lr", "x"], "argument --lr/--learning-rate: invalid float value: 'x'"),
+        (["--data", "http://x"], "--data is 'http://x'"),
+        (["-o", "http://x"], "-o is 'http://x'"),
+        (["--load-from", "a", "--resume", "b"], "argument --resume-from/--resume: not allowed with"),
+    ],
+)
+def test_a_mistake_in_a_flag_names_the_flag(tmp_path, capsys, flags, words):
+    path = write(tmp_path, PUBLISHED)
+    assert refused(capsys, "job", "-c", path, *flags).startswith(f"stitchkit: error: {words}")
+
+
+def test_a_mistake_in_a_flag_of_a_sweep_names_the_flag(tmp_path, capsys):
+    for flags, words in {
+        ("--epochs", "-1"): "--epochs is -1",
+        ("--seeds", "1", "1"): "--seeds: it has 1 twice",
+        ("--trials", "0"): "--trials is 0",
+    }.items():
+        assert refused(capsys, "sweep", "-c", "sweep.yml", *flags).startswith(f"stitchkit: error: {words}")
 
 
 def test_named_policies_and_nested_transforms():

@@ -12,8 +12,8 @@ import yaml
 
 from stitchkit.assembly.sweep import launch as launching
 from stitchkit.assembly.sweep.cluster import LocalPool, create_cluster
-from stitchkit.assembly.sweep.gap_jobs import plan_gaps
-from stitchkit.assembly.sweep.gaps import GapSweep
+from stitchkit.assembly.sweep.kinds.gap_jobs import plan_gaps
+from stitchkit.assembly.sweep.kinds.gaps import GapSweep
 from stitchkit.assembly.sweep.launch import launch, run_sweep
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.errors import InputError, Stopped
@@ -155,8 +155,7 @@ def test_a_job_that_was_killed_runs_again_unasked(folders, caplog):
 
 
 def test_checkpoints_that_a_killed_sweep_left_beside_a_result_are_removed(folders, sweep, tmp_path):
-    for folder in folders[:2]:
-        folder.checkpoints.mkdir()
+    assert all(folder.checkpoints.exists() for folder in folders[:2])
     folders[0].result.touch()
     sweep_jobs(sweep, tmp_path / "out")
     assert [folder.checkpoints.exists() for folder in folders[:2]] == [False, True]
@@ -217,7 +216,6 @@ def test_the_configuration_of_a_job_that_is_done_stays_as_it_ran(folders, sweep,
 def test_a_job_that_outlived_its_sweep_is_waited_for_and_started_once_it_is_killed(folders, monkeypatch):
     started, process = [], SimpleNamespace(done=lambda: len(started) == 2)
     monkeypatch.setattr(LocalPool, "_submit", lambda _, folder, slot: started.append((folder, slot)) or process)
-    folders[0].checkpoints.mkdir()
     outlived = hold_lock(folders[0].checkpoints / ".train.lock")
 
     def kill():

@@ -7,7 +7,7 @@ import torch
 
 from stitchkit.assembly.parts.network import build_network
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
-from stitchkit.assembly.sweep.stitchers import (
+from stitchkit.assembly.sweep.kinds.stitchers import (
     DEFAULT_STITCHERS,
     FINETUNE,
     STITCHERS,

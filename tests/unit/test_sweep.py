@@ -10,11 +10,11 @@ import yaml
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.spec import PartSpec
-from stitchkit.assembly.sweep.gap_jobs import plan_gaps
-from stitchkit.assembly.sweep.gaps import DEFAULT_GAPS, Gap, GapSweep
+from stitchkit.assembly.sweep.kinds.gap_jobs import plan_gaps
+from stitchkit.assembly.sweep.kinds.gaps import DEFAULT_GAPS, Gap, GapSweep
+from stitchkit.assembly.sweep.kinds.shapes import find_shapes
+from stitchkit.assembly.sweep.kinds.stitchers import DEFAULT_STITCHERS
 from stitchkit.assembly.sweep.plan import choose, table
-from stitchkit.assembly.sweep.shapes import find_shapes
-from stitchkit.assembly.sweep.stitchers import DEFAULT_STITCHERS
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.cli import main
 from stitchkit.errors import InputError
@@ -39,7 +39,7 @@ def networks_run_dry_once():
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stitchkit.assembly.sweep.gaps.find_shapes", shapes)
+        patch.setattr("stitchkit.assembly.sweep.kinds.gaps.find_shapes", shapes)
         yield
 
 
@@ -159,6 +159,7 @@ def test_mistakes_that_need_no_torch_are_found_without_it(tmp_path):
     files = {
         "datasets: [digits]\nsedes: [1]\ntrain_config: {epochs: 1}\n": "line 2: sedes: unknown key 'sedes'",
         "stages: []\ntrain_config: {dataset: digits, epoch: 1}\n": "line 2: train_config.epoch: unknown key",
+        "stages: []\nepochs: 1\ntrain_config: {dataset: digits}\n": "line 2: epochs is at the wrong level; move it",
         "ft_configs: [a.yml]\nworker: 3\n": "line 2: worker: unknown key 'worker'; did you mean 'workers'",
         "job: a.yml\nparameters: {}\nmetod: grid\n": "line 3: metod: unknown key 'metod'; did you mean 'method'",
     }
@@ -207,7 +208,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
         "bottleneck_no_downsample", "-",
         "does not apply: a ResNet bottleneck needs an image-like side; both sides are sequences",
     ]  # fmt: skip
-    assert lines[-1] == "46 jobs; 45 combinations left out"
+    assert lines[-1] == "46 jobs with seed 12345; 45 combinations left out"
     assert not (tmp_path / "out").exists()
 
 
@@ -361,5 +362,5 @@ def test_only_jobs_that_do_not_apply(tmp_path, capsys):
     assert main(["sweep", "-c", str(config), "--dry-run", "--only", "5", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:-1]] == ["2", "5"]  # as in the whole plan
-    assert lines[-1] == "1 job; 1 combination left out"
+    assert lines[-1] == "1 job with seed 12345; 1 combination left out"
     assert "no job that --only chooses applies: a ResNet" in refused(capsys, "sweep", "-c", config, "--only", "5")

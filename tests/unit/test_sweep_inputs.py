@@ -11,9 +11,9 @@ from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.sweep import inputs
 from stitchkit.assembly.sweep.cluster import LocalPool
 from stitchkit.assembly.sweep.config import load_sweep
-from stitchkit.assembly.sweep.gap_jobs import plan_gaps
-from stitchkit.assembly.sweep.gaps import GapSweep
 from stitchkit.assembly.sweep.inputs import check_inputs
+from stitchkit.assembly.sweep.kinds.gap_jobs import plan_gaps
+from stitchkit.assembly.sweep.kinds.gaps import GapSweep
 from stitchkit.assembly.sweep.launch import launch
 from stitchkit.assembly.train.run import run_job
 from stitchkit.cli import main

@@ -8,10 +8,10 @@ import torch
 import yaml
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.sweep import by_dataset
 from stitchkit.assembly.sweep.cluster import LocalPool
 from stitchkit.assembly.sweep.config import load_sweep
-from stitchkit.assembly.sweep.report import sweep_report
+from stitchkit.assembly.sweep.kinds import by_dataset
+from stitchkit.assembly.sweep.report.tables import sweep_report
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.assembly.train.checkpoint import JobCheckpoints
 from stitchkit.assembly.train.columns import planned_columns
@@ -86,7 +86,7 @@ def test_replicates_of_one_job(tmp_path, images, capsys):
     assert load_sweep(write_job(tmp_path, {**job_config("d"), "seeds": [3, 4]})).seeds == (3, 4)
     flags = ["sweep", "-c", str(path), "-o", str(tmp_path / "out"), "--seeds", "1", "2", "--dry-run"]
     assert main(flags) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "2 jobs; 0 combinations left out"
+    assert capsys.readouterr().out.splitlines()[-1] == "2 jobs: 1 with each of the seeds 1, 2; 0 combinations left out"
 
 
 @pytest.mark.full

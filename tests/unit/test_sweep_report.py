@@ -8,10 +8,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from stitchkit.assembly.sweep.report import collect, sweep_report
+from stitchkit.assembly.sweep.launch import write_folders
+from stitchkit.assembly.sweep.plan import PlannedJob
+from stitchkit.assembly.sweep.report.tables import collect, sweep_report
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from tests.distributed.forks import hold_lock
+from tests.jobs import job_config
 from tests.results import about, write_result
 
 
@@ -78,7 +81,19 @@ def test_the_heat_map_shows_last_epochs_and_the_uncut_networks(swept, figures):
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("gap (slices left out)", "adapter")
     assert above.get_xlabel() == "down-samplings in the gap,\nas configured"
     assert [line.get_ydata()[0] for line in bar.lines] == [90, 95]
-    assert "uncut source 90.0 %, uncut destination 95.0 %" in heat_map.get_suptitle()
+    assert heat_map.get_suptitle() == (
+        "a-b\nmean ± standard deviation of up to 2 seeds\n"
+        "red lines on the colour bar: the whole networks,\nuncut source 90.0 %, uncut destination 95.0 %"
+    )
+
+
+def titles(figures):
+    return figures[0].get_suptitle(), figures[1].axes[0].get_title("left"), figures[2].get_suptitle()
+
+
+def test_titles_say_what_the_spread_is(swept, figures):
+    sweep_report(swept)
+    assert all("a-b\nmean ± standard deviation of up to 2 seeds" in title for title in titles(figures))
 
 
 def ends(bars):
@@ -187,10 +202,8 @@ def test_jobs_that_are_not_done_are_counted_and_not_drawn(tmp_path, figures, cap
         (tmp_path / name / "result-2.pkl").unlink()
     (tmp_path / "half/result-2.failed").write_text("out of luck\n")
     (tmp_path / "both/result-2").mkdir()
-    (tmp_path / "done/config.yml").write_text("train_config: {}\n")  # of a sweep with --seeds 1
-    (tmp_path / "idle").mkdir()
+    (tmp_path / "idle/result-2").mkdir(parents=True)
     (tmp_path / "idle/metadata.yml").write_text(yaml.safe_dump(about(1, 2, "linear_no_downsample")))
-    (tmp_path / "idle/config.yml").write_text("train_config: {seed: 2}\n")
     with hold_lock(tmp_path / "both/result-2/.train.lock") as running:
         table = pd.read_csv(sweep_report(tmp_path)[0])
         running.kill()
@@ -205,7 +218,19 @@ def test_jobs_that_are_not_done_are_counted_and_not_drawn(tmp_path, figures, cap
     summary = pd.read_csv(tmp_path / "summary.csv", index_col="job")
     assert summary["num_seeds"].to_dict() == {"both": 1, "done": 1}
     title = "a-b\n5 jobs: 2 done, 1 running, 1 failed, 1 waiting"
-    assert [figures[0].get_suptitle(), figures[1].axes[0].get_title("left"), figures[2].get_suptitle()] == [title] * 3
+    assert titles(figures) == (title,) * 3
+
+
+def test_seeds_that_have_not_begun_are_counted(tmp_path, caplog):
+    caplog.set_level("INFO")
+    job = job_config("digits")
+    write_folders([PlannedJob("one", about(1, 1, "finetune"), job)], tmp_path, [1, 2])
+    [table, *_] = sweep_report(tmp_path)
+    assert "a-b: 2 jobs: 0 done, 0 running, 0 failed, 2 waiting" in caplog.text
+    assert pd.read_csv(table)["seed"].tolist() == [1, 2]
+    write_result(tmp_path, "one", about(1, 1, "finetune"), [0.5], seed=2)
+    sweep_report(tmp_path)
+    assert "a-b: 2 jobs: 1 done, 0 running, 0 failed, 1 waiting" in caplog.text
 
 
 def test_a_sweep_without_its_uncut_networks(tmp_path, figures):
@@ -235,12 +260,12 @@ def test_jobs_that_belong_to_no_sweep_are_skipped(swept):
     assert len(collect(swept)) == before
     plain = swept / "other"
     write_result(plain, "plain job", {"num_params": 5}, [0.9])
-    with pytest.raises(InputError, match="contains no results of a sweep"):
+    with pytest.raises(InputError, match="contains no jobs of a sweep"):
         sweep_report(plain)
 
 
 def test_nothing_to_report(tmp_path):
-    with pytest.raises(InputError, match="contains no results of a sweep"):
+    with pytest.raises(InputError, match="contains no jobs of a sweep"):
         collect(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         collect(tmp_path / "nowhere")

@@ -12,7 +12,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
 
-from stitchkit.assembly.config.job_settings import PARTS, JobSettings, read_job, refuse_sweep
+from stitchkit.assembly.config.job_settings import PARTS, WRITTEN, JobSettings, read_job, refuse_misplaced, refuse_sweep
 from stitchkit.assembly.parts.registry import WrittenPart
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
 from stitchkit.engine.checkpoint_schema import in_short
@@ -20,8 +20,6 @@ from stitchkit.errors import InputError
 from stitchkit.settings.files import naming
 from stitchkit.settings.schema import join, json_schema, parse
 
-WRITTEN = {"save_dir": "-o", "metrics_output": "--metrics-output"}
-"""Keys for the places of a job's files, with their flags. Saved settings leave them out: another job may use those."""
 # Settings that two starts of one job may change, because results do not depend on them.
 _MAY_DIFFER = (
     *WRITTEN, "train_config.seed", "resume_from", "workers", "data_path", "device", "print_freq", "verbose",
@@ -65,6 +63,7 @@ class JobConfig(JobSettings):
     def parse(cls, content: Mapping[str, object]) -> JobConfig:
         """The configuration in plain data; errors begin with the key."""
         refuse_sweep(content)
+        refuse_misplaced(content)
         config = parse(cls, content)
         config.check(vars(config))
         return config

@@ -8,14 +8,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StrictStr
+from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
 
-from stitchkit.assembly.config.settings import Metric, TrainConfig
+from stitchkit.assembly.config.settings import Metric, Preprocessing, TrainConfig
 from stitchkit.assembly.parts.spec import ReformatOptions
 from stitchkit.errors import InputError
 from stitchkit.settings.files import naming, read_settings_file
-from stitchkit.settings.schema import LocalPath, Settings, parse
+from stitchkit.settings.recipe import flag_of
+from stitchkit.settings.schema import LocalPath, Settings, join, parse
 
 _logger = logging.getLogger(__name__)
 
@@ -36,6 +37,10 @@ PARTS = ("model", "assembly", "head")
 """Keys of a job's parts."""
 IGNORED = {"lr"}
 """Keys of `train_config` in published files, which the published system does not use."""
+WRITTEN = {"save_dir": "-o", "metrics_output": "--metrics-output"}
+"""Keys for the places of a job's files, with their flags. Saved settings leave them out: another job may use those."""
+_FLAGS = {**WRITTEN, "data_path": "--data", "run_cap": "--trials"}
+"""Flags that are not called like their keys."""
 
 
 def _gpu(value: object) -> object:
@@ -46,8 +51,10 @@ def _gpu(value: object) -> object:
 
 Device = Annotated[StrictStr, BeforeValidator(_gpu, json_schema_input_type=StrictStr | StrictInt)]
 
+OPTIMIZER_FLAGS = ("lr", "weight_decay", "momentum")
+"""Arguments of optimizers that are flags too."""
 _INNER = {
-    "optimizer_args": ("lr", "weight_decay", "momentum"),
+    "optimizer_args": OPTIMIZER_FLAGS,
     "data_preprocessing": ("image_size", "data_augmentation"),
 }
 """Keys of `train_config`, with those of their own keys that are flags too."""
@@ -133,11 +140,36 @@ class JobSettings(Settings):
             raise InputError("train_config.tasks: images have different sizes; set the same image_size for all")
 
 
+@dataclass(frozen=True)
+class _OptimizerFlags(Settings):
+    """The arguments of optimizers that are flags too."""
+
+    lr: StrictFloat | None = Field(default=None, ge=0)
+    weight_decay: StrictFloat | None = Field(default=None, ge=0)
+    momentum: StrictFloat | None = Field(default=None, ge=0)
+
+
+def check_flags(flags: Mapping[str, object]) -> None:
+    """Refuse values of flags, by key, that no file could have either; errors name the flag."""
+    least = {"dataset": "digits", "epochs": 0}
+    check_own(JobSettings, {"train_config": least}, flags)
+    check_own(TrainConfig, least, flags)
+    check_own(Preprocessing, {}, flags)
+    check_own(_OptimizerFlags, {}, flags)
+
+
+def check_own(kind: type[Settings], required: Mapping[str, object], flags: Mapping[str, object]) -> None:
+    """Check the flags, by key, that are settings of a kind; `required` are the keys that a file must have."""
+    own = {item.name: flags[item.name] for item in fields(kind) if item.name in flags}
+    parse(kind, {**required, **own}, name=lambda key: _FLAGS.get(key, flag_of(key)))
+
+
 def check_job(path: str | Path, **changes: object) -> None:
     """Check everything in the file of a job, with `changes` by key, that can be checked without torch."""
     content = override(read_settings_file(path), changes)
     with naming(path):
         refuse_sweep(content)
+        refuse_misplaced(content)
         settings = parse(JobSettings, {key: value for key, value in content.items() if key not in PARTS})
         settings.check(content)
 
@@ -146,6 +178,23 @@ def refuse_sweep(content: Mapping[str, object]) -> None:
     """Refuse the content of a file that describes a sweep, not a job."""
     if sweep := next((key for key in SWEEP_KEYS if key in content), None):
         raise InputError(f"{sweep}: this file is a sweep, not a job; use stitchkit sweep -c FILE")
+
+
+def refuse_misplaced(content: Mapping[str, object]) -> None:
+    """Refuse a key of the file of a job or sweep that belongs to another level; the message says to which."""
+    homes = {
+        "": [*(item.name for item in fields(JobSettings)), *PARTS, *SWEEP_KEYS],
+        "train_config": [item.name for item in fields(TrainConfig)],
+        "train_config.data_preprocessing": [item.name for item in fields(Preprocessing)],
+        "train_config.optimizer_args": OPTIMIZER_FLAGS,
+    }
+    train = content.get("train_config")
+    for place, level in {"": content, "train_config": train}.items():
+        strangers = [key for key in level if key not in homes[place]] if isinstance(level, Mapping) else []
+        for key in strangers:
+            if (home := next((home for home, keys in homes.items() if key in keys), None)) is not None:
+                to = f"into {home}" if home else "to the top level of the file"
+                raise InputError(f"{join(place, key)} is at the wrong level; move it {to}")
 
 
 def read_job(path: str | Path, changes: Mapping[str, object]) -> dict[str, object]:

@@ -143,6 +143,8 @@ class SharedByTasks(Settings):
         batch_size: Images per step and rank.
         loss_fn: Function of `torch.nn.functional`.
         loss_fn_args: Its further arguments.
+        class_weights: Weights of classes in the loss: `balanced`, inverse to their numbers of training images, or a
+            number for each, such as `1,2.5,1`.
         aux_losses: Further losses; the loss of the task is the weighted mean.
         max_batches: Number of random batches of the data used for training and for tests.
         data_augmentation: As in `Preprocessing`, if that has none.
@@ -155,6 +157,7 @@ class SharedByTasks(Settings):
     batch_size: Count = 32
     loss_fn: StrictStr = "cross_entropy"
     loss_fn_args: dict[str, object] = Field(default_factory=dict)
+    class_weights: StrictStr | None = None
     aux_losses: tuple[AuxLoss, ...] = ()
     max_batches: Count | None = None
     data_augmentation: Augmentation = None

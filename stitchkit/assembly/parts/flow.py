@@ -89,9 +89,17 @@ def run(part: Part, flow: PassingTensor) -> tuple[PassingTensor, bool]:
         with evaluating(part), torch.no_grad():
             value = torch.func.functional_call(part, state, (flow.tensor,))
     except Exception as error:  # torch and the models raise many types
+        layer, given = layers[-1], tuple(flow.tensor.shape[-2:])
+        size = getattr(layer, "img_size", None)  # timm's patch embeddings accept only this one
+        if size is not None and tuple(size) != given:
+            raise InputError(
+                f"it gets {flow}, but its model takes images of {list(size)}; set image_size in "
+                f"train_config.data_preprocessing to {list(size)}, or img_size in this part to {list(given)}"
+            ) from error
+        where = type(layer).__name__ if any(layer.children()) else in_short(repr(layer))
         raise InputError(
-            f"it gets {flow} and fails on it in {in_short(repr(layers[-1]))}: {one_line(error)}; declare its "
-            "in_format, or insert a part before it, such as a SimpleAdapter"
+            f"it gets {flow} and fails on it in {where}: {one_line(error)}; declare its in_format, or insert a part "
+            "before it, such as a SimpleAdapter"
         ) from error
     finally:
         hook.remove()

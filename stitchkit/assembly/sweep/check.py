@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from stitchkit.assembly.config.job_settings import PARTS, SWEEP_KEYS, JobSettings, override
-from stitchkit.assembly.sweep.cross_file import CrossFile
-from stitchkit.assembly.sweep.search_file import SearchFile
+from stitchkit.assembly.config.job_settings import PARTS, SWEEP_KEYS, JobSettings, override, refuse_misplaced
+from stitchkit.assembly.sweep.kinds.cross_file import CrossFile
+from stitchkit.assembly.sweep.kinds.search_file import SearchFile
 from stitchkit.errors import InputError
 from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.schema import parse
@@ -36,8 +36,9 @@ def check_sweep(path: str | Path, **changes: object) -> None:
             train = content.get("train_config")
             if "datasets" in content and isinstance(train, Mapping) and "tasks" not in train:
                 changes["dataset"] = "digits"  # the one that is still missing is not a mistake of the file
-            shared = override(content, changes).items()
-            parse(_SharedSettings, {key: value for key, value in shared if key not in (*PARTS, *SWEEP_KEYS)})
+            shared = override(content, changes)
+            refuse_misplaced(shared)
+            parse(_SharedSettings, {key: value for key, value in shared.items() if key not in (*PARTS, *SWEEP_KEYS)})
 
 
 def check_folder(folder: str | Path) -> Path:

@@ -37,7 +37,14 @@ def show_plan(sweep: Sweep, jobs: Mapping[int, PlannedJob], cluster: LocalPool |
     print(table(jobs))
     num_planned = sum(job.applies for job in jobs.values())
     num_jobs = num_planned * len(sweep.seeds)
-    print(f"{counted(num_jobs, 'job')}; {counted(len(jobs) - num_planned, 'combination')} left out")
+    match sweep.seeds:
+        case (None,):
+            seeds = ""
+        case (seed,):
+            seeds = f" with seed {seed}"
+        case several:
+            seeds = f": {num_planned} with each of the seeds {', '.join(map(str, several))}"
+    print(f"{counted(num_jobs, 'job')}{seeds}; {counted(len(jobs) - num_planned, 'combination')} left out")
     if cluster is not None:
         print(f"\n{cluster.script(num_jobs)}")
 
@@ -84,6 +91,7 @@ def write_folders(plan: Sequence[PlannedJob], folder: Path, seeds: Sequence[int 
     for planned, run in runs:
         if run.state != "done":
             planned.write(folder)
+            own_folder(run.checkpoints)  # by which a report knows of the run before it begins
         elif not planned.parsed.save_checkpoints:
             run.remove_checkpoints()  # a sweep that was killed right after the result did not
     return [run for _, run in runs]

@@ -32,8 +32,8 @@ class Resources(Settings):
         partition: Slurm's partition.
         gpus: GPUs of a job, each with its own process.
         cpus: CPUs of each process.
-        mem_gb: Memory in gigabytes.
-        hours: Time limit, after which a job is requeued and resumes.
+        mem_gb: Memory in gigabytes of 1024 MB.
+        hours: Time limit in hours, after which a job is requeued and resumes.
         modules: Environment modules, which `module load` loads before the job starts.
     """
 
@@ -85,3 +85,16 @@ def _check_different(values: tuple[object, ...]) -> tuple[object, ...]:
 Seeds = Annotated[
     tuple[Annotated[int, Field(strict=True, ge=0)], ...], Field(min_length=1), AfterValidator(_check_different)
 ]
+
+
+@schema(frozen=True)
+class Repeats(Settings):
+    """How often a sweep runs its jobs, by flags of `stitchkit sweep`.
+
+    Args:
+        seeds: Seeds of replicates.
+        run_cap: Number of trials of a search.
+    """
+
+    seeds: Seeds | None = None
+    run_cap: Count | None = None

@@ -1,10 +1,23 @@
-"""The columns that a job's results will have, before it runs."""
+"""The columns of a job's results: their names, and which a job will have, before it runs."""
 
 from __future__ import annotations
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.train.metrics import create_measures
+from stitchkit.assembly.train.metrics import create_all_measures
 from stitchkit.assembly.train.result import FIRST_COLUMNS
+
+AVERAGE = "EMA "
+"""What the figures of the moving average begin with."""
+
+
+def loss_names(num_auxiliary: int) -> list[str]:
+    """The published names of the losses of a task."""
+    return ["Main Loss", *(f"Aux Loss {number}" for number in range(1, num_auxiliary + 1))]
+
+
+def tested_column(task: str, figure: str, *, output: str | None, average: str) -> str:
+    """The column of a figure on the test images of a task, perhaps of an inner output or of the moving average."""
+    return f"Overall/{task}/Test {average}{output + ' ' if output else ''}{figure}"
 
 
 def planned_columns(config: JobConfig) -> list[str]:
@@ -15,16 +28,14 @@ def planned_columns(config: JobConfig) -> list[str]:
     if not config.test_only:
         found = [*FIRST_COLUMNS, "Overall/Train Loss"]
         for task in tasks:
-            aux = [f"Aux Loss {number}" for number in range(1, len(task.aux_losses) + 1)]
-            kinds = ["Accuracy", *(["Main Loss", *aux] if several else [])]
+            kinds = ["Accuracy", *(loss_names(len(task.aux_losses)) if several else [])]
             found += [f"{begin}{task.name}/{kind}" for begin in ("", "Overall/Train ") for kind in kinds]
     if config.test_only or config.eval_checkpoints:
-        averages = ["", "EMA "] if train.model_ema and not config.test_only else [""]
-        figures = [
-            f"{average}{metric.output} {kind}" if metric.output else f"{average}{kind}"
+        averages = ["", AVERAGE] if train.model_ema and not config.test_only else [""]
+        found += [
+            tested_column(task.name, kind, output=output, average=average)
+            for task in tasks
             for average in averages
-            for number, metric in enumerate(config.metrics)
-            for kind in create_measures(metric, f"metrics[{number}]")
+            for output, kind in create_all_measures(config.metrics)
         ]
-        found += [f"Overall/{task.name}/Test {figure}" for task in tasks for figure in figures]
     return found

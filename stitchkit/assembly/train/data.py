@@ -23,16 +23,21 @@ from stitchkit.data.source import Source
 from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, prefixed
+from stitchkit.training.class_weights import class_weights
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """The data of a task; `classes` are in the order of their numbers, `test` is read through `without_padding`."""
+    """The data of a task; `classes` are in the order of their numbers, `test` is read through `without_padding`.
+
+    `class_weights`, `[num_classes]`, are None for equal ones.
+    """
 
     config: TaskConfig
     classes: tuple[str, ...]
     train: DirectLoader
     test: DirectLoader
+    class_weights: torch.Tensor | None = None
 
 
 def download_data(configs: Iterable[JobConfig]) -> None:
@@ -57,6 +62,10 @@ def open_task(config: JobConfig, number: int, world: World) -> TaskData:
         test = open_dataset(source, task.val_split or "validation", num_samples=task.val_num_samples)
         known = agreed_classes(train, test)
     classes = _classes(known, task, place)
+    weights = None
+    if task.class_weights is not None and not config.test_only:
+        with prefixed(f"{place}.class_weights: "):
+            weights = class_weights(task.class_weights, train, len(classes))
     loaders = []
     for opened, training in ((train, True), (test, False)):
         images: Any = opened
@@ -64,7 +73,7 @@ def open_task(config: JobConfig, number: int, world: World) -> TaskData:
             images = CheckedImages(opened, num_classes=len(classes), is_training=training)
         images.transform = create_transform(task, place, training=training)
         loaders.append(_loader(images, config, task, world, training=training))
-    return TaskData(task, classes, *loaders)
+    return TaskData(task, classes, loaders[0], loaders[1], weights)
 
 
 def _root(config: JobConfig) -> Path | None:

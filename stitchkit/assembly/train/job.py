@@ -137,7 +137,8 @@ def _metadata(network: nn.Module, image: torch.Tensor, data: list[TaskData], wor
 def _task(config: JobConfig, network: nn.Module, data: list[TaskData], world: World) -> JobTask:
     train, losses = config.train_config, []
     for task, place in zip(data, train.places, strict=True):
-        main = create_loss(task.config.loss_fn, task.config.loss_fn_args, place, world.device)
+        weighted = {} if task.class_weights is None else {"weight": task.class_weights.to(world.device)}
+        main = create_loss(task.config.loss_fn, {**task.config.loss_fn_args, **weighted}, place, world.device)
         further = []
         for number, aux in enumerate(task.config.aux_losses):
             here = f"{place}.aux_losses[{number}]"

@@ -13,8 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler as schedulers
 
+from stitchkit.assembly.config.job_settings import OPTIMIZER_FLAGS
 from stitchkit.assembly.config.settings import TrainConfig
 from stitchkit.errors import InputError, one_line, unknown
+from stitchkit.settings.recipe import flag_of
 
 Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Cadence = Literal["epochs", "steps"]
@@ -91,6 +93,10 @@ def create_optimizer(train: TrainConfig, parameters: Sequence[nn.Parameter]) -> 
             f"{place} is Muon, which trains only matrices, and this network also trains weights of shape "
             f"{list(odd.shape)}; use AdamW or SGD"
         )
+    known = list(inspect.signature(OPTIMIZERS[name]).parameters)[1:]
+    if stray := next((key for key in train.optimizer_args if key not in known), None):
+        flag = f", or {flag_of(stray)}" if stray in OPTIMIZER_FLAGS else ""
+        raise InputError(f"{place}_args.{stray}{flag}: {unknown(f'argument of {name}', stray, known)}")
     try:
         return OPTIMIZERS[name](parameters, **train.optimizer_args)
     except Exception as error:  # optimizers raise many types

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stitchkit.assembly.config.job import WRITTEN, JobConfig
+from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.config.job_settings import WRITTEN
 from stitchkit.assembly.train.checkpoint import JobCheckpoints, check_origins, header, load_pieces, load_weights, resume
 from stitchkit.assembly.train.job import Job, JobPaths, deterministic, job_paths, open_job
 from stitchkit.assembly.train.optim import JobSchedule

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from stitchkit.assembly.train.columns import loss_names
 from stitchkit.assembly.train.optim import Loss
 from stitchkit.display import counted
 from stitchkit.distributed import sum_over_ranks
@@ -66,7 +67,7 @@ class TaskLoss(NamedTuple):
     @property
     def names(self) -> list[str]:
         """The published names of its losses."""
-        return ["Main Loss", *(f"Aux Loss {number}" for number in range(1, len(self.further) + 1))]
+        return loss_names(len(self.further))
 
     @property
     def weight(self) -> float:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from stitchkit.assembly.config.settings import Metric
+from stitchkit.assembly.train.columns import AVERAGE, tested_column
 from stitchkit.assembly.train.job import Job, engine_settings
 from stitchkit.assembly.train.metrics import Measure, create_all_measures
 from stitchkit.assembly.train.task import Captured, output_of
@@ -38,7 +39,7 @@ class Evaluator:
         # Each has its own hooks: the average is a copy, whose submodules those of the network do not hear.
         networks: dict[str, nn.Module] = {"": job.network}
         if job.trainer is not None and job.trainer.task.average is not None:
-            networks["EMA "] = job.trainer.task.average
+            networks[AVERAGE] = job.trainer.task.average
         self._networks = [
             (prefix, network, _outputs(network, job.config.metrics)) for prefix, network in networks.items()
         ]
@@ -66,8 +67,7 @@ class Evaluator:
                 means = self._means(network, outputs, number, batches)
                 losses += means[: len(outputs)]
                 for (output, kind), figure in zip(self._figures, means[len(outputs) :], strict=True):
-                    prefix = f"{average}{output} " if output else average
-                    figures[f"Overall/{name}/Test {prefix}{kind}"] = figure
+                    figures[tested_column(name, kind, output=output, average=average)] = figure
         said = (f"{name.removeprefix('Overall/')} {_said(name, figure)}" for name, figure in figures.items())
         _logger.info("%s  %s", when, "  ".join(said))
         return figures, losses

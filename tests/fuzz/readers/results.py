@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from stitchkit.assembly.sweep.report import collect
+from stitchkit.assembly.sweep.report.tables import collect
 from stitchkit.display import count
 from stitchkit.measure.evaluate import PartialSums, Score
 from stitchkit.measure.ledger import Ledger, read_rows, strict_json

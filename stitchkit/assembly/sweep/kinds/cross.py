@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from os.path import isfile
 from pathlib import Path
 
-from stitchkit.assembly.config.job import WRITTEN, JobConfig
-from stitchkit.assembly.config.job_settings import override
-from stitchkit.assembly.sweep.cross_file import CrossFile
+from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.config.job_settings import WRITTEN, override
+from stitchkit.assembly.sweep.kinds.cross_file import CrossFile
 from stitchkit.assembly.sweep.plan import PlannedJob, Sweep
 from stitchkit.errors import InputError
 from stitchkit.settings.files import naming, read_settings_file

@@ -19,3 +19,9 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     varying = ["epoch", "step", "seed", "lr", "loss", "train_loss", "test_accuracy", "state"]
     about = last.drop_duplicates("job").drop(columns=varying, errors="ignore")
     return about.merge(figures, on="job").sort_values("job", ignore_index=True)
+
+
+def spread(final: pd.DataFrame) -> str:
+    """What the figures of jobs are where some have several seeds, in words; otherwise empty."""
+    fewest, most = final["num_seeds"].min(), final["num_seeds"].max()
+    return f"mean ± standard deviation of {'' if fewest == most else 'up to '}{most} seeds" if most > 1 else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +19,7 @@ from stitchkit.assembly.train.result import read_metadata
 from stitchkit.errors import InputError, one_line
 from stitchkit.files import replacing
 from stitchkit.measure.figure import save_figure
-from stitchkit.settings.files import naming, read_settings_file
+from stitchkit.settings.files import naming
 from stitchkit.settings.schema import parse
 
 if TYPE_CHECKING:
@@ -55,9 +54,9 @@ def sweep_report(folder: str | Path, *, picture_format: str = "png") -> list[Pat
     the pictures show only jobs that are done; titles say if there are others. A sweep has no pictures until a stitched
     network has a result. Returns the files.
     """
-    from stitchkit.assembly.sweep.draw import draw
-    from stitchkit.assembly.sweep.heat_map import draw_cross
-    from stitchkit.assembly.sweep.summary import summarise
+    from stitchkit.assembly.sweep.report.draw import draw
+    from stitchkit.assembly.sweep.report.heat_map import draw_cross
+    from stitchkit.assembly.sweep.report.summary import spread, summarise
 
     place = Path(folder)
     table = collect(place)
@@ -72,10 +71,12 @@ def sweep_report(folder: str | Path, *, picture_format: str = "png") -> list[Pat
         by_run = rows.drop_duplicates(["job", "seed"])["state"]
         _logger.info("%s: %s", arch, counts(by_run))
         done = rows[rows["state"] == "done"].astype({"epoch": int})
-        title = f"{arch}" if (by_run == "done").all() else f"{arch}\n{counts(by_run)}"
+        final = summarise(done)
+        unfinished = "" if (by_run == "done").all() else counts(by_run)
+        title = "\n".join(filter(None, [str(arch), unfinished, spread(final)]))
         pictures = draw(done, title) if (done["gap"] != "").any() else {}
         if "encoder_dataset" in done and done["encoder_dataset"].notna().any():
-            pictures["heatmap"] = draw_cross(summarise(done), title)
+            pictures["heatmap"] = draw_cross(final, title)
         for kind, figure in pictures.items():
             files.append(place / f"{arch}-{kind}.{picture_format}")
             save_figure(figure, files[-1])
@@ -96,24 +97,17 @@ def collect(folder: str | Path) -> pd.DataFrame:
         if "arch" in (about := _about(file))  # jobs outside sweeps have none
         for job in _runs(file.parent)
     }
-    if not any(_figures(job).exists() for job in jobs):
-        raise InputError(
-            f"folder '{folder}' contains no results of a sweep; run one with stitchkit sweep -c FILE -o DIR"
-        )
+    if not jobs:
+        raise InputError(f"folder '{folder}' contains no jobs of a sweep; run one with stitchkit sweep -c FILE -o DIR")
     found = states([*jobs])
     tables = [_rows(job, about).assign(state=found[job]) for job, about in jobs.items()]
     return pd.concat(tables, ignore_index=True)
 
 
 def _runs(place: Path) -> list[SweepJob]:
-    """The runs of a job: those that have begun, or if there are none, the one that its settings describe."""
+    """The runs of a job, which its sweep planned: each has a folder for checkpoints until it has a result."""
     names = (re.fullmatch(r"result(?:-(\d{1,19}))?", path.stem) for path in place.iterdir())
     seeds = {int(name[1]) if name[1] else None for name in names if name}
-    settings = place / "config.yml"
-    if not seeds and settings.exists():
-        train = read_settings_file(settings).get("train_config")
-        seed = train.get("seed") if isinstance(train, Mapping) else None
-        seeds.add(seed if isinstance(seed, int) else None)
     return [SweepJob(place, seed) for seed in sorted(seeds, key=lambda seed: -1 if seed is None else seed)]
 
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, cycle
 from typing import TYPE_CHECKING, Literal
 
-from stitchkit.assembly.sweep.gap_jobs import UNCUT
-from stitchkit.assembly.sweep.heat_map import Side, draw_heat_map, shown
-from stitchkit.assembly.sweep.stitchers import FINETUNE, STITCHERS
-from stitchkit.assembly.sweep.summary import summarise
+from stitchkit.assembly.sweep.kinds.gap_jobs import UNCUT
+from stitchkit.assembly.sweep.kinds.stitchers import FINETUNE, STITCHERS
+from stitchkit.assembly.sweep.report.heat_map import Side, draw_heat_map, shown
+from stitchkit.assembly.sweep.report.summary import summarise
 from stitchkit.measure.figure import draw_costs, new_figure, side_by_side
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ def _heat_map(
     for value in uncut.values():
         # The best network is at the end of the bar, where its line would be cut off and hidden by the frame.
         bar.ax.axhline(value, color="#e45756", linewidth=2, clip_on=False, zorder=3)
-    reference = ", ".join(uncut)
-    figure.suptitle(title + (f"\nred lines: {reference}" if reference else ""), x=0.01, ha="left", fontsize=10)
+    note = f"\nred lines on the colour bar: the whole networks,\n{', '.join(uncut)}" if uncut else ""
+    figure.suptitle(title + note, x=0.01, ha="left", fontsize=10)
     return figure
 
 

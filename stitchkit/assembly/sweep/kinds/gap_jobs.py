@@ -10,10 +10,10 @@ import torch
 from stitchkit.assembly.config.job_settings import override
 from stitchkit.assembly.parts.registry import COMMON, PARTS
 from stitchkit.assembly.parts.spec import PartSpec
-from stitchkit.assembly.sweep.gaps import Gap, GapSweep
+from stitchkit.assembly.sweep.kinds.gaps import Gap, GapSweep
+from stitchkit.assembly.sweep.kinds.shapes import SweepSlice, without_sizes
+from stitchkit.assembly.sweep.kinds.stitchers import FINETUNE, STITCHERS, DoesNotApply
 from stitchkit.assembly.sweep.plan import PlannedJob, Sweep
-from stitchkit.assembly.sweep.shapes import SweepSlice, without_sizes
-from stitchkit.assembly.sweep.stitchers import FINETUNE, STITCHERS, DoesNotApply
 from stitchkit.display import quantity
 
 UNCUT = ("source", "destination")

@@ -17,10 +17,10 @@ from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.job_settings import SWEEP_KEYS, read_job
 from stitchkit.assembly.parts.registry import WrittenPart
 from stitchkit.assembly.parts.spec import PartSpec
+from stitchkit.assembly.sweep.kinds.shapes import SweepSlice, find_shapes
+from stitchkit.assembly.sweep.kinds.stitchers import DEFAULT_STITCHERS, FINETUNE, STITCHERS
 from stitchkit.assembly.sweep.plan import JobSweepFile, all_seeds
 from stitchkit.assembly.sweep.settings import Resources
-from stitchkit.assembly.sweep.shapes import SweepSlice, find_shapes
-from stitchkit.assembly.sweep.stitchers import DEFAULT_STITCHERS, FINETUNE, STITCHERS
 from stitchkit.assembly.train.check import check_training
 from stitchkit.errors import InputError, unknown
 from stitchkit.settings.files import naming

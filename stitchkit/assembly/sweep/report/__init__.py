@@ -1,0 +1,1 @@
+"""The report of sweeps: their results as tables and pictures."""
