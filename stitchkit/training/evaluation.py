@@ -66,9 +66,10 @@ def evaluate_stitches(session: Session) -> None:
         for ledger in ledgers:
             _record(session, ledger, found)
         for cfg_id, score in found.items():
+            accuracies = [f"{key} {value:.2f}" for key, value in score.figures.items() if key.endswith("acc1")]
             _logger.info(
-                "stitch %d/%d  cfg_id %d  %s  acc1 %.2f",
-                next(numbers), len(missing), cfg_id, model.space[cfg_id], score.acc1,
+                "stitch %d/%d  cfg_id %d  %s  %s",
+                next(numbers), len(missing), cfg_id, model.space[cfg_id], "  ".join(accuracies),
             )  # fmt: skip
 
     def finish() -> None:

@@ -271,6 +271,7 @@ def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_pa
     shown = [html.unescape(one) for one in re.findall(r"<b>(.*?)</b>", page)]
     assert shown == [f"{row['cfg_id']}: {row['stitch']}" for row in rows]
     assert [f"{row['acc1']:.2f} %" for row in rows] == re.findall(r"<br>(\S+ %)", page)
+    assert "<h1>4 composed networks and 2 parents</h1>" in page
     assert "prefers-color-scheme: dark" in page
     assert "{{" not in page
     drawings = [base64.b64decode(one).decode() for one in re.findall(r"base64,([^\"]+)", page)]
