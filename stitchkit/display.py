@@ -31,10 +31,14 @@ def quantity(value: float) -> str:
     return f"{value / size:.3g}{unit}"
 
 
+def plural(noun: str) -> str:
+    """Several of a thing: `epochs`, `classes`, `stitches`."""
+    return noun + ("es" if noun.endswith(("s", "tch")) else "s")
+
+
 def counted(number: int, noun: str) -> str:
     """A number of things: `1 epoch`, `2 classes`, `1,281 images`."""
-    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
-    return f"{number:,} {noun}{ending}"
+    return f"{number:,} {noun if number == 1 else plural(noun)}"
 
 
 def count(text: str) -> float:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from stitchkit.display import counted
 from stitchkit.errors import InputError
 from stitchkit.files import own_folder
 from stitchkit.measure.ledger import Row, write_rows
@@ -89,7 +90,7 @@ def compose(task: CompositionTask, settings: ComposeSettings, journal: Journal) 
         return all((folder(number) / name).is_file() for name in (WEIGHTS, ABOUT, _DRAWING))
 
     search = begin_search(task, settings, journal)
-    print(f"{len(search.pool.fragments)} fragments of {len(search.pool.specs)} networks")
+    print(f"{counted(len(search.pool.fragments), 'fragment')} of {counted(len(search.pool.specs), 'network')}")
     best = find_best(search, settings.top)
     rows: list[Row] = []
     found = judged(search, best, task, journal, is_written=is_written)

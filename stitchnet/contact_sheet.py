@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from stitchkit.display import quantity
+from stitchkit.display import counted, quantity
 from stitchkit.measure.figure import BLUE, RED
 from stitchkit.measure.ledger import Row
 from stitchkit.ship.write_page import write_page
@@ -16,7 +16,7 @@ from stitchkit.ship.write_page import write_page
 def write_contact_sheet(rows: Sequence[Row], drawings: Sequence[Path], path: Path) -> None:
     """Write the page of the networks of a ledger, which holds their drawings; the parents, which are uncut, in red."""
     count = sum("parents_acc1" in row for row in rows)
-    title = f"{count} composed networks and their {len(rows) - count} parents"
+    title = f"{counted(count, 'composed network')} and {counted(len(rows) - count, 'parent')}"
     figures = "\n".join(_figure(row, drawing) for row, drawing in zip(rows, drawings, strict=True))
     write_page(path, "networks.html", {"title": title, "figures": figures, "composed": BLUE, "parent": RED})
 

@@ -8,7 +8,7 @@ from math import ceil
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-from stitchkit.display import quantity
+from stitchkit.display import counted, quantity
 from stitchkit.measure.figure import BLUE, BROWN, GREEN, ORANGE, PURPLE, RED, TEAL, YELLOW
 
 _COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, TEAL, BROWN, YELLOW)
@@ -91,16 +91,15 @@ def draw(steps: Sequence[FragmentSummary], input_size: tuple[int, int, int], sco
 
 def _heading(steps: Sequence[FragmentSummary], input_size: tuple[int, int, int], score: float) -> list[Text]:
     macs, params = sum(step.macs for step in steps), sum(step.params for step in steps)
-    count = len({step.network for step in steps})
-    givers = "one network" if count == 1 else f"{count} networks"
-    title = f"{len(steps)} fragments of {givers}, score {score:.3f}"
+    givers = counted(len({step.network for step in steps}), "network")
+    title = f"{counted(len(steps), 'fragment')} of {givers}, score {score:.3f}"
     about = f"{quantity(macs)} MACs, {quantity(params)} parameters, images {_shape(input_size)}"
     return [Text(_EDGE, 30, title, size=17, weight="bold"), Text(_EDGE, 52, about, colour="#555")]
 
 
 def _about(step: FragmentSummary, x: float, y: float) -> list[Text]:
     """The lines of text in the box at a place."""
-    name = f"{step.network}[{step.index}] of {step.count} fragments"
+    name = f"{step.network}[{step.index}] of {counted(step.count, 'fragment')}"
     cost = f"{quantity(step.macs)} MACs, {quantity(step.params)} parameters"
     return [
         Text(x + _INSET, y + 21, name, weight="bold"),

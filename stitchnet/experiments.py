@@ -23,6 +23,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from typing_extensions import TypedDict
 
+from stitchkit.display import counted
 from stitchkit.errors import InputError
 from stitchkit.files import opened
 from stitchkit.measure.figure import BLUE, RED, new_figure, save_figure, side_by_side
@@ -83,7 +84,7 @@ def study(
     with logging_redirect_tqdm():
         written = _written(rows, table, experiment.columns)
     experiment.draw(written, drawing)
-    print(f"{len(written)} rows are in {table}, the picture is {drawing}")
+    print(f"{table} has {counted(len(written), 'row')}, {drawing} the picture")
 
 
 def _written(rows: Iterable[Row], path: Path, columns: Sequence[str]) -> list[Row]:
@@ -114,7 +115,7 @@ def samples(task: CompositionTask, settings: ComposeSettings, journal: Journal) 
             best = find_best(search, here.top)
         except InputError as error:
             failed.append(error)
-            tqdm.write(f"{count} images, seed {here.seed}: {error}")
+            tqdm.write(f"{counted(count, 'image')}, seed {here.seed}: {error}")
             continue
         for row, _ in judged(search, best, task, search.journal):
             yield {"images": count, "seed": here.seed, **row}
@@ -156,7 +157,7 @@ def front(task: CompositionTask, settings: ComposeSettings, journal: Journal) ->
         yield row
 
 
-draw_front = partial(plot, title="Composed networks (stitches) and their parents (anchors)")
+draw_front = partial(plot, title="Composed networks and their parents")
 
 
 def ensembles(task: CompositionTask, settings: ComposeSettings, journal: Journal) -> Iterator[Row]:

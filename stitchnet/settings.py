@@ -14,7 +14,7 @@ from stitchkit.parser import DATA_FLAGS
 from stitchkit.settings import recipe
 from stitchkit.settings.flags import add_settings
 from stitchkit.settings.recipe import flag
-from stitchkit.settings.schema import Count, Settings
+from stitchkit.settings.schema import Count, Settings, Share
 
 PUBLISHED = ("alexnet", "densenet121", "mobilenet_v3_small", "resnet50", "vgg16")
 """The networks of the paper, torchvision's."""
@@ -42,10 +42,10 @@ class ComposeSettings(Settings):
         "networks of torchvision or timm, NAME or NAME=CHECKPOINT, separated by commas; or a stitch configuration",
     )
     pretrained: bool = flag(True, "download their weights, instead of random ones")
-    threshold: float = flag(
+    threshold: Share = flag(
         0.8, "lowest score at which two fragments are joined: 0 for nothing in common, 1 for identical activations"
     )
-    total_threshold: float = flag(0.8, "lowest product of the scores of a network's joints")
+    total_threshold: Share = flag(0.8, "lowest product of the scores of a network's joints")
     max_depth: Annotated[int, Field(ge=2)] = flag(10, "largest number of fragments in a network")
     width: Count = flag(
         2, "number of best-fitting fragments to try at each step; a larger number finds more and takes longer"

@@ -171,7 +171,7 @@ def against_parents(rows: Iterable[Row]) -> str:
 def _verdict(composed: list[Row]) -> str:
     better = [row for row in composed if _gain(row) > 0]
     if not better:
-        return f"none of {len(composed)} composed networks beats the average of its parents"
+        return "no composed network beats the average of its parents"
     best = max(better, key=lambda row: row["acc1"])
     return (
         f"{len(better)} of {len(composed)} composed networks beat the average of their parents, without training; "

@@ -25,8 +25,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure latencies in a moment and take them for reliable, where a test does not depend on them."""
-    for name, value in {"ROUNDS": 2, "SECONDS": 0.0, "LIMIT_SECONDS": 0.0, "SPREAD_PERCENT": float("inf")}.items():
-        monkeypatch.setattr(f"stitchkit.measure.latency._{name}", value)
+    for name, value in {"_ROUNDS": 2, "_SECONDS": 0.0, "_LIMIT_SECONDS": 0.0, "LIMIT_PERCENT": float("inf")}.items():
+        monkeypatch.setattr(f"stitchkit.measure.latency.{name}", value)
 
 
 @pytest.fixture(scope="session")

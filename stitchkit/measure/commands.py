@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from stitchkit.display import counted, plural
 from stitchkit.errors import InputError
 from stitchkit.parser import Command, add_allow_unreliable_flag, add_device_flag, add_network_flags, new_file
 
@@ -35,7 +36,7 @@ def _profile(flags: argparse.Namespace) -> None:
         model.to(choose_device(flags.device))
         print(add_latencies(rows, model, batch_size=flags.batch_size))
     print(table(rows))
-    print(f"{len(rows)} stitches; * marks anchors")
+    print(f"{counted(len(rows), 'stitch')}; * marks anchors")
     if output is not None:
         write_rows(output, rows)
         print(f"the ledger is {output}")
@@ -54,7 +55,7 @@ def _add_pareto_flags(parser: argparse.ArgumentParser) -> None:
 def _pareto(flags: argparse.Namespace) -> None:
     from stitchkit.measure.figure import check_plot
     from stitchkit.measure.latency_verdict import check_latencies, latency_note
-    from stitchkit.measure.ledger import read_rows
+    from stitchkit.measure.ledger import nouns_of, read_rows
     from stitchkit.measure.pareto import COSTS, pareto_front, plot, table
 
     if flags.plot:
@@ -66,9 +67,11 @@ def _pareto(flags: argparse.Namespace) -> None:
     print(table(front))
     if note := latency_note(rows):
         print(note)
-    print(f"{len(front)} of {len(rows)} stitches are on the Pareto front; * marks anchors")
+    network, uncut = nouns_of(rows)
+    number = counted(len(rows), network)
+    print(f"the Pareto front has {len(front)} of {number}; * marks {plural(uncut)}")
     if flags.plot:
-        plot(rows, flags.plot, title=f"{len(rows)} stitches", cost=cost)
+        plot(rows, flags.plot, title=number, cost=cost)
         print(f"the plot is {flags.plot}")
 
 

@@ -16,14 +16,12 @@ import torch
 from torch import nn
 
 from stitchkit.distributed import World
-from stitchkit.measure.latency_verdict import latency_note
+from stitchkit.measure.latency_verdict import LIMIT_PERCENT, latency_note
 from stitchkit.measure.ledger import Row
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.progress import progress
 
-_SPREAD_PERCENT = 5.0
-"""Largest spread of a reliable latency, also between the halves of its measurement."""
 _ROUNDS = 7
 """Smallest number of rounds, for quartiles that mean something."""
 _SECONDS = 1.0
@@ -37,22 +35,32 @@ class Latency(NamedTuple):
 
     Args:
         ms: Median milliseconds of a forward pass.
-        spread_percent: In percent of the median, the larger of half its 95 % interval, and the difference between the
-            medians of the first and the second half of the measurement.
+        interval_percent: Half the 95 % interval of the median, in percent of it.
+        drift_percent: The difference between the medians of the first and the second half of the measurement, too.
     """
 
     ms: float
-    spread_percent: float
+    interval_percent: float
+    drift_percent: float
+
+    @property
+    def spread_percent(self) -> float:
+        """The larger of both."""
+        return max(self.interval_percent, self.drift_percent)
 
     @property
     def reliable(self) -> bool:
         """Whether the median is exact enough, and did not drift during the measurement."""
-        return self.spread_percent <= _SPREAD_PERCENT
+        return self.spread_percent <= LIMIT_PERCENT
 
     @property
     def doubt(self) -> str:
         """The warning beside an unreliable latency, in brackets; empty for a reliable one."""
-        return "" if self.reliable else f" (unreliable: ± {self.spread_percent:.0f} %)"
+        if self.reliable:
+            return ""
+        has_drifted = self.drift_percent >= self.interval_percent
+        cause = "its two halves differ by" if has_drifted else "single passes differ; the median is exact to ±"
+        return f" (unreliable: {cause} {self.spread_percent:.1f} %, and the limit is {LIMIT_PERCENT:g} %)"
 
 
 def latencies(networks: Sequence[nn.Module], x: torch.Tensor, *, limit_s: float | None = None) -> list[Latency]:
@@ -97,7 +105,7 @@ def _summary(times: Sequence[float]) -> Latency:
     interval = 1.57 * (high - low) / len(times) ** 0.5
     # The interval assumes that times are independent; those of a machine that becomes slower are not.
     drift = abs(median(times[half:]) - median(times[:half]))
-    return Latency(middle, 100 * max(interval, drift) / middle)
+    return Latency(middle, 100 * interval / middle, 100 * drift / middle)
 
 
 def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:

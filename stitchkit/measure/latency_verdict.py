@@ -10,6 +10,8 @@ from stitchkit.measure.ledger import Row
 
 ALLOW = "--allow-unreliable"
 """The flag that accepts unreliable latencies."""
+LIMIT_PERCENT = 5.0
+"""Largest spread of a reliable latency."""
 
 _FIGURES = ("latency_ms", "images_per_s")
 _CONDITIONS = {"latency_ms", "latency_device", "latency_threads", "latency_precision", "latency_batch_size"}
@@ -24,8 +26,8 @@ def check_latencies(rows: Sequence[Row], *, allowed: bool) -> None:
     """Refuse unreliable latencies unless they are allowed."""
     if unreliable(rows) and not allowed:
         raise InputError(
-            f"the latencies are unreliable: {_spread(rows)}; measure them again while the machine is idle, or give "
-            f"{ALLOW} (in Python allow_unreliable=True)"
+            f"the latencies are unreliable: {_spread(rows)}, and the limit is ± {LIMIT_PERCENT:g} %; measure them "
+            f"again while the machine is idle, or give {ALLOW} (in Python allow_unreliable=True)"
         )
 
 
@@ -46,7 +48,7 @@ def latency_note(rows: Sequence[Row]) -> str:
     threads = "" if row["latency_device"].startswith("cuda") else f", {counted(number, 'CPU thread')}"
     where = f"{row['latency_device']}{threads}, {row['latency_precision']}"
     note = f"latency of batches of {row['latency_batch_size']} on {where}: medians, {_spread(measured)}"
-    return f"{note}; unreliable" if unreliable(measured) else note
+    return f"{note}; unreliable, since the limit is ± {LIMIT_PERCENT:g} %" if unreliable(measured) else note
 
 
 def _spread(rows: Sequence[Row]) -> str:

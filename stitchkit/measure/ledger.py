@@ -96,6 +96,11 @@ def _is_finite(value: float) -> bool:
     return abs(value) <= sys.float_info.max  # unlike math.isfinite, this takes integers beyond the range of floats
 
 
+def nouns_of(rows: Iterable[Row]) -> tuple[str, str]:
+    """What the rows are called, and those that are uncut; only composed networks and their parents have a score."""
+    return ("network", "parent") if any("score" in row for row in rows) else ("stitch", "anchor")
+
+
 def write_rows(path: str | Path, rows: list[Row]) -> None:
     """Write a whole ledger, which replaces an existing one only when it is complete."""
     path = Path(path)

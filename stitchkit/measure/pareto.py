@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stitchkit.display import aligned, quantity
+from stitchkit.display import aligned, plural, quantity
 from stitchkit.measure.figure import BLUE, RED, draw_costs, label_points, new_figure, save_figure
 from stitchkit.measure.latency_verdict import unreliable
-from stitchkit.measure.ledger import Row, check_figures
+from stitchkit.measure.ledger import Row, check_figures, nouns_of
 from stitchkit.routes import Stitch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_FIGURES = (("latency_ms", 2), ("images_per_s", 1), ("acc1", 2), ("acc5", 2), ("loss", 4))
+_FIGURES = {"latency_ms": 2, "images_per_s": 1, "acc1": 2, "balanced_acc1": 2, "acc5": 2, "loss": 4}
 """Measured figures in a table, and their number of digits."""
 COSTS = {"flops": "flops", "params": "params", "latency": "latency_ms"}
 """What accuracy is weighed against, and its figure in a row."""
@@ -50,9 +50,9 @@ def is_anchor(row: Row) -> bool:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows as text in columns, with `*` for anchors and `-` for missing figures."""
-    figures = [(key, digits) for key, digits in _FIGURES if any(key in row for row in rows)]
-    head = ["", "cfg_id", "stitch", "FLOPs", "params", *(key for key, _ in figures)]
+    """Rows as text in columns, with `*` for those that are uncut and `-` for missing figures."""
+    figures = [(key, digits) for key, digits in _FIGURES.items() if any(key in row for row in rows)]
+    head = ["", "cfg_id", nouns_of(rows)[0], "FLOPs", "params", *(key for key, _ in figures)]
     body = [
         [
             "*" if is_anchor(row) else "",
@@ -67,10 +67,11 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def plot(rows: Sequence[Row], path: str | Path, *, title: str = "", cost: str = "flops") -> None:
-    """Draw accuracy over a cost: all stitches, the front through them, anchors marked and named."""
+    """Draw accuracy over a cost: all rows, the front through them, those that are uncut marked and named."""
     anchors = [row for row in rows if is_anchor(row)]
     others = [row for row in rows if not is_anchor(row)]
-    clouds = [("stitches", BLUE, others), ("anchors", RED, anchors)]
+    network, uncut = map(plural, nouns_of(rows))
+    clouds = [(network, BLUE, others), (uncut, RED, anchors)]
     figure, axes = _draw(title, clouds, {"#333333": rows}, cost)
     names = [Stitch.parse(row["stitch"]).segments[0].anchor for row in anchors]
     label_points(axes, list(zip(*_places(anchors, cost), strict=True)), names)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, fields
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic.dataclasses import dataclass
 
+from stitchkit.display import count, counted
 from stitchkit.errors import InputError
 from stitchkit.parser import (
     DATA_FLAGS,
@@ -61,7 +63,6 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
 
 
 def _budget(flags: argparse.Namespace) -> Budget:
-    from stitchkit.display import count
     from stitchkit.ship.pick import Budget
 
     limits = {name: getattr(flags, name) for name in ("max_flops", "max_params", "max_latency_ms", "min_acc1")}
@@ -101,10 +102,10 @@ def _pick(flags: argparse.Namespace) -> None:
     if flags.json:
         print(strict_json({**choice._asdict(), "stitches": len(rows), "budget": budget.limits}))
     if choice.best is None:
-        raise InputError(refusal(len(rows), budget, choice))
+        raise InputError(refusal(rows, budget, choice))
     if flags.json:
         return
-    print(verdict(len(rows), budget, choice))
+    print(verdict(rows, budget, choice))
     shown = [choice.best, *choice.runners_up]
     print(table(shown))
     if note := latency_note(shown):
@@ -167,14 +168,14 @@ def _best(flags: argparse.Namespace, budget: Budget, trained: Trained) -> int:
     from stitchkit.ship.pick import pick_one
     from stitchkit.ship.trained_snnet import check_origin
 
-    check_origin(flags.ledger, trained)
+    check_origin(flags.ledger, trained, otherwise="export a stitch by --cfg_id")
     rows = read_rows(flags.ledger)
     note = complete(rows, trained.model, latency=budget.max_latency_ms is not None)
     row = pick_one(rows, budget, allow_unreliable=flags.allow_unreliable)
     if note:
         print(note)
     if not budget.limits:
-        print(f"no budget was given; exporting the most accurate of all {len(rows)} stitches")
+        print(f"no budget was given; exporting the most accurate of {counted(len(rows), 'stitch')}")
     return int(row["cfg_id"])
 
 
@@ -189,7 +190,7 @@ class PredictSettings(Settings):
 
 def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="folder of images, with or without class folders")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="table to write, e.g. predictions.csv")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="CSV file to write, e.g. predictions.csv")
     _add_trained(parser, data_for="supplies class names if the checkpoint has none")
     parser.add_argument("--cfg_id", "--cfg-id", type=int, metavar="N", help="cfg_id of the stitch that predicts")
     about = "instead of an SN-Net and --cfg_id: a .safetensors or .onnx file of stitchkit export"
@@ -208,6 +209,8 @@ def _predict(flags: argparse.Namespace) -> None:
     if (flags.exported is None) == (flags.cfg_id is None):
         raise InputError("give either --cfg_id N with an SN-Net (--stitch_config and --resume), or --exported FILE")
     output = new_file(flags.output)
+    if output.suffix.lower() != ".csv":
+        raise InputError(f"'{output}' must be a CSV file; give a name that ends with .csv")
     from stitchkit.distributed import choose_device
     from stitchkit.ship.predict import Predictor, image_files, predict
     from stitchkit.ship.trained_snnet import calibrated
@@ -221,7 +224,7 @@ def _predict(flags: argparse.Namespace) -> None:
         net = calibrated(trained, flags.cfg_id) or trained.model.extract(flags.cfg_id)
         predictor = Predictor(net, trained.data_config, trained.classes)
     unreadable = predict(predictor, flags.folder, paths, output, device=device, **asdict(settings))
-    print(f"predictions for {len(paths) - unreadable} of {len(paths)} images are in {output}")
+    print(f"{output} has predictions for {len(paths) - unreadable} of {counted(len(paths), 'image')}")
 
 
 def _add_report_flags(parser: argparse.ArgumentParser) -> None:
@@ -238,6 +241,7 @@ def _add_report_flags(parser: argparse.ArgumentParser) -> None:
 
 def _report(flags: argparse.Namespace) -> None:
     from stitchkit.measure.figure import check_plot
+    from stitchkit.measure.ledger import nouns_of
     from stitchkit.measure.pareto import plot, plot_ledgers
     from stitchkit.ship.report import read_ledgers, write_report
 
@@ -246,7 +250,8 @@ def _report(flags: argparse.Namespace) -> None:
     contents = read_ledgers(flags.ledgers, flags.stitch_config, allow_unreliable=flags.allow_unreliable)
     write_report(flags.output, contents, title=flags.title)
     rows = {content["name"]: content["rows"] for content in contents}
-    print(f"{sum(map(len, rows.values()))} stitches are in {flags.output}; open it in a browser")
+    every = list(chain.from_iterable(rows.values()))
+    print(f"{flags.output} shows {counted(len(every), nouns_of(every)[0])}; open it in a browser")
     if flags.plot:
         if len(rows) == 1:
             plot(next(iter(rows.values())), flags.plot, title=flags.title)
@@ -270,7 +275,7 @@ def _serve(flags: argparse.Namespace) -> None:
     check_page(flags.port)
     device = choose_device(flags.device)
     trained = _trained(flags)
-    check_origin(flags.ledger, trained)
+    check_origin(flags.ledger, trained, otherwise="give the --ledger of this checkpoint")
     trained.model.to(device)
     title = Path(trained.recipe.model.stitch_config or "").stem
     serve(Demonstration(trained, flags.ledger), title=title, port=flags.port)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from stitchkit.display import quantity
+from stitchkit.display import counted, quantity
 from stitchkit.errors import InputError
 from stitchkit.measure.latency_verdict import check_latencies
-from stitchkit.measure.ledger import Row, check_figures
+from stitchkit.measure.ledger import Row, check_figures, nouns_of
 
 _RUNNERS_UP = 4
 _FIGURES = {"max_flops": "flops", "max_params": "params", "max_latency_ms": "latency_ms", "min_acc1": "acc1"}
@@ -106,29 +106,30 @@ def pick_one(rows: Sequence[Row], budget: Budget, *, allow_unreliable: bool = Fa
     choice = pick(rows, budget, allow_unreliable=allow_unreliable)
     if choice.best is not None:
         return choice.best
-    raise InputError(refusal(len(rows), budget, choice))
+    raise InputError(refusal(rows, budget, choice))
 
 
-def verdict(number: int, budget: Budget, choice: Choice) -> str:
-    """The sentence that names the best of a ledger's stitches."""
+def verdict(rows: Sequence[Row], budget: Budget, choice: Choice) -> str:
+    """The sentence that names the best of a ledger's rows."""
     assert choice.best is not None, "something fits"
     best = f"cfg_id {choice.best['cfg_id']} is the {'cheapest' if budget.wants_cheapest else 'most accurate'} of"
+    number, noun = len(rows), nouns_of(rows)[0]
     if not budget.limits:
-        return f"{best} {number} stitches"
+        return f"{best} {counted(number, noun)}"
     if choice.fitting == number:
-        return f"{best} all {number} stitches; the budget excludes none: each has {budget}"
-    return f"{best} the {choice.fitting} stitches, out of {number}, with {budget}"
+        return f"{best} all {counted(number, noun)}; the budget excludes none: each has {budget}"
+    return f"{best} the {counted(choice.fitting, noun)}, out of {number}, with {budget}"
 
 
-def refusal(number: int, budget: Budget, choice: Choice) -> str:
-    """The message that no stitch fits, with the nearest miss."""
+def refusal(rows: Sequence[Row], budget: Budget, choice: Choice) -> str:
+    """The message that no row fits, with the nearest miss."""
     nearest = choice.nearest_miss
     assert nearest is not None, "nothing fits"
     figures = [_figure(_FIGURES[limit], nearest[_FIGURES[limit]]) for limit in budget.misses(nearest)]
     name = f" ({nearest['stitch']})" if "stitch" in nearest else ""
     return (
-        f"none of the {number} stitches has {budget}; the nearest miss is cfg_id {nearest['cfg_id']}{name} with "
-        f"{' and '.join(figures)}; widen the budget to take it"
+        f"none of {counted(len(rows), nouns_of(rows)[0])} has {budget}; the nearest miss is cfg_id {nearest['cfg_id']}"
+        f"{name} with {' and '.join(figures)}; widen the budget to take it"
     )
 
 

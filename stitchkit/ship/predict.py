@@ -22,7 +22,7 @@ from stitchkit.classes import trained_classes
 from stitchkit.data.folders import image_suffixes, visible_files
 from stitchkit.data.loader_processes import outlive_signals, usable_cores
 from stitchkit.data.unreadable import explained, open_image
-from stitchkit.display import listed
+from stitchkit.display import counted, listed
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, one_line
 from stitchkit.files import replacing
@@ -100,10 +100,13 @@ class _Files(Dataset[tuple[int, torch.Tensor, str]]):
         return len(self._paths)
 
     def __getitem__(self, index: int) -> tuple[int, torch.Tensor, str]:
+        path = self._paths[index]
         try:
-            return index, self._transform(open_image(self._paths[index])), ""
+            return index, self._transform(open_image(path)), ""
         except Exception as error:  # decoders raise many types
-            return index, self._blank, str(error) if isinstance(error, InputError) else one_line(error)
+            # The cause alone, without the path, which the message names.
+            cause = one_line(error.__cause__ or error).removeprefix("InputError: ")
+            return index, self._blank, cause.replace(repr(path), "").rstrip(" :")
 
 
 def image_files(folder: str | Path) -> list[str]:
@@ -153,5 +156,6 @@ def predict(
                     unreadable[path] = fault
     if unreadable:
         shown, first = listed([*unreadable]), next(iter(unreadable.values()))
-        _logger.warning("%d of %d images cannot be read: %s; the first: %s", len(unreadable), len(paths), shown, first)
+        said = "%d of %s cannot be read: %s; the first: %s"
+        _logger.warning(said, len(unreadable), counted(len(paths), "image"), shown, first)
     return len(unreadable)

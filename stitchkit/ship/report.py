@@ -15,10 +15,11 @@ from typing import TypedDict
 import torch
 
 from stitchkit._version import __version__
+from stitchkit.display import plural
 from stitchkit.errors import InputError
 from stitchkit.files import check_folder_of
 from stitchkit.measure.latency_verdict import ALLOW, latency_note, unreliable, without_unreliable
-from stitchkit.measure.ledger import Row, check_figures, difference, read_rows, strict_json
+from stitchkit.measure.ledger import Row, check_figures, difference, nouns_of, read_rows, strict_json
 from stitchkit.measure.ledger_origin import origin_file
 from stitchkit.measure.pareto import is_anchor, pareto_front
 from stitchkit.measure.profile import Profiler
@@ -48,6 +49,8 @@ class Content(TypedDict):
 
 _Network = tuple[StitchSpace, Callable[[], Profiler]]
 _RUN = "stitches_res"
+_OURS = b'<meta name="generator" content="stitchkit report">'
+"""What the head of every report has."""
 _MOST_BLOCKS = 1000
 _COSTS = ("flops", "params", "latency_ms")
 """The figures over which the page draws accuracy, each with its own front."""
@@ -147,10 +150,11 @@ def _text(value: object) -> str:
 
 
 def _training(folder: Path) -> dict[str, object]:
-    """The curves of the run in a folder; empty without any."""
+    """The curves of the run in a folder; empty without any. Epochs count from 1 for people, in the files from 0."""
     found: dict[str, object] = {}
     if curves := _read_table(folder / "summary.csv", ["epoch"]):
-        found["curves"] = {key: [*map(_number, column)] for key, column in curves.items()}
+        figures = {key: [*map(_number, column)] for key, column in curves.items()}
+        found["curves"] = figures | {"epoch": _from_1(figures["epoch"])}
     if losses := _read_table(folder / "losses.csv", ["epoch", "cfg_id", "stitch", "loss"]):
         found["losses"] = _stitch_losses(losses)
     return found
@@ -181,7 +185,11 @@ def _stitch_losses(table: Mapping[str, Sequence[str]]) -> dict[str, object]:
     means = dict(zip(zip(table["stitch"], epochs, strict=True), losses, strict=True))
     stitches, columns = sorted(cfg_ids, key=cfg_ids.__getitem__), sorted(set(epochs), key=lambda epoch: epoch or 0)
     grid = [[means.get((stitch, epoch)) for epoch in columns] for stitch in stitches]
-    return {"epochs": columns, "stitches": stitches, "means": grid}
+    return {"epochs": _from_1(columns), "stitches": stitches, "means": grid}
+
+
+def _from_1(epochs: Sequence[float | None]) -> list[float | None]:
+    return [None if epoch is None else epoch + 1 for epoch in epochs]
 
 
 def _number(text: str) -> float | None:
@@ -194,19 +202,26 @@ def _number(text: str) -> float | None:
 
 
 def write_report(output: str | Path, contents: Sequence[Content], *, title: str = "") -> None:
-    """Write the page of the result of `read_ledgers`, replacing an existing file."""
+    """Write the page of the result of `read_ledgers`; it replaces an earlier report, but no other file."""
     output = Path(output)
     if output.suffix not in (".html", ".htm"):
         raise InputError(f"'{output}' must be a page; give a name that ends with .html")
     check_folder_of(output)
+    if output.is_file() and _OURS not in output.read_bytes()[:1000]:
+        raise InputError(f"'{output}' exists and is not a report of stitchkit; choose another file or remove it")
     names = [content["name"] for content in contents]
-    title = title or "Stitches of " + (" and ".join(names) if len(names) < 3 else f"{len(names)} ledgers")
+    rows = [row for content in contents for row in content["rows"]]
+    noun, uncut = nouns_of(rows)
+    nouns = noun if len(rows) == 1 else plural(noun)
+    title = title or f"{nouns.capitalize()} of " + (" and ".join(names) if len(names) < 3 else f"{len(names)} ledgers")
     # By folder: the ledgers of one run share its curves, which are shown once.
     folders = {Path(content["path"]).parent: content["name"] for content in contents}
     training = [{"name": name, **found} for folder, name in folders.items() if (found := _training(folder))]
-    data = strict_json({"ledgers": contents, "training": training})
+    data = strict_json({"ledgers": contents, "training": training, "noun": noun, "nouns": nouns, "uncut": uncut})
     parts = {
         "title": escape(title),
+        "noun": noun,
+        "nouns": nouns.capitalize(),
         "version": __version__,
         # Data must not end the script element; JavaScript reads these escapes as the same text.
         "data": data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"),

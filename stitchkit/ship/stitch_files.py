@@ -62,6 +62,11 @@ def _existing(path: str | Path) -> Path:
 
 def open_exported(path: str | Path) -> tuple[nn.Module, About]:
     """The network of an exported `.safetensors` or `.onnx` file on the CPU, and its description if it has one."""
+    if Path(path).suffix not in FORMATS:
+        raise InputError(
+            f"'{path}' is not a .safetensors or .onnx file; give a file of stitchkit export, or a checkpoint by "
+            "--resume with --stitch_config and --cfg_id"
+        )
     suffix, path = suffix_of(path), _existing(path)
     if suffix == ".pt2":
         raise InputError(f"'{path}' could run code when it is read; export the stitch as .safetensors or .onnx")

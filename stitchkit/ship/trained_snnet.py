@@ -24,7 +24,13 @@ from stitchkit.measure.ledger_origin import changed, origin_file, read_origin
 from stitchkit.measure.recalibrate import recalibrate
 from stitchkit.model.create import anchors_and_space
 from stitchkit.model.snnet import SNNet
-from stitchkit.networks.data_config import DataConfig, given_data_config, set_data_config, trained_data_config
+from stitchkit.networks.data_config import (
+    DataConfig,
+    data_config_of,
+    given_data_config,
+    set_data_config,
+    trained_data_config,
+)
 from stitchkit.networks.weights import load_content, read_hashed
 from stitchkit.routes import Stitch
 from stitchkit.settings.flags import gather
@@ -32,7 +38,7 @@ from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.description import FORMAT, portable
 from stitchkit.training.checkpoint import check_header
-from stitchkit.training.data import Datasets, create_loaders, open_datasets, preparation
+from stitchkit.training.data import Datasets, create_loaders, open_datasets
 from stitchkit.training.inputs import source_of
 from stitchkit.training.network import create_network
 
@@ -83,6 +89,9 @@ class Trained:
 def open_trained(settings: Mapping[str, object], *, cfg_id: int | None = None) -> Trained:
     """The SN-Net of a checkpoint, with the number of classes and the image size that it was trained with.
 
+    Its images are prepared as the given settings say; what these leave open, as in the training that the checkpoint
+    records; and otherwise as the stitch configuration says, then the anchors.
+
     Args:
         settings: The given settings by flag name: `stitch_config` and `resume`, optionally `model_ema`, `num_classes`,
             `img_size`, `data_dir`, a `config` of settings, and all others that shaped the network or its images in
@@ -102,19 +111,21 @@ def open_trained(settings: Mapping[str, object], *, cfg_id: int | None = None) -
     size = check_header(content, config, path)
     if size and not settings.keys() & set(_SIZES) and _size_is_the_configurations(recipe, config):
         recipe = replace(recipe, model=replace(recipe.model, input_size=size, img_size=None, in_chans=None))
-    # The checkpoint knows better than its configuration, but not than a person.
-    unset, known = Recipe().data, given_data_config(config.recipe)
-    own = {
-        key: getattr(unset, key) for key in known.keys() - settings.keys() if getattr(recipe.data, key) == known[key]
-    }
-    recipe = replace(recipe, data=replace(recipe.data, **own))
+    in_config = given_data_config(config.recipe)  # `gather` has put it into the recipe; the model has it anyway
+    here = given_data_config(recipe.flat())
+    given = {key: value for key, value in here.items() if key in settings or value != in_config.get(key)}
+    unset = Recipe().data
+    recipe = replace(
+        recipe, data=replace(recipe.data, **{key: given.get(key, getattr(unset, key)) for key in in_config})
+    )
     tasks = trained_classes(content)
     classes = tuple(tasks[0]) if len(tasks) == 1 else ()
     model = create_network(recipe, config, classes)
     assert isinstance(model, SNNet), "it was made of a stitch configuration"
     load_content(model, content, path, ema=recipe.optim.model_ema)
-    otherwise = {**model.pretrained_cfg, **trained_data_config(content)}
-    set_data_config(model, preparation(recipe, model.input_size, otherwise))
+    # `given` before the checkpoint before the model's, which is that of the configuration before its anchors.
+    image = data_config_of(given, model.input_size, {**model.pretrained_cfg, **trained_data_config(content)})
+    set_data_config(model, image)
     return Trained(model.eval(), config, recipe, classes, digest)
 
 
@@ -123,22 +134,25 @@ def _size_is_the_configurations(recipe: Recipe, config: StitchConfig) -> bool:
     return all(getattr(recipe.model, key) == config.recipe.get(key) for key in _SIZES)
 
 
-def check_origin(ledger: str | Path, trained: Trained) -> None:
-    """Check that a ledger was measured with these weights, as far as the file beside it says."""
+def check_origin(ledger: str | Path, trained: Trained, *, otherwise: str) -> None:
+    """Check that a ledger was measured with these weights, as far as the file beside it says.
+
+    `otherwise` is what to do if it was not, besides measuring it.
+    """
     recipe = trained.recipe
     if not origin_file(ledger).is_file():  # published ledgers have none
         return
-    before = {"weights_sha256": trained.weights_sha256} | read_origin(ledger, advice="export a stitch by --cfg_id")
+    before = {"weights_sha256": trained.weights_sha256} | read_origin(ledger, advice=otherwise)
     now = {"model_ema": recipe.optim.model_ema, "recalibrate_bn": recipe.run.recalibrate_bn}
     if key := changed(before, now):
         raise InputError(
             f"ledger '{ledger}' was measured with {key} {before[key]}, not {now[key]}; give the same "
-            f"{flag_of(key)}, or export a stitch by --cfg_id"
+            f"{flag_of(key)}, or {otherwise}"
         )
     if before["weights_sha256"] != trained.weights_sha256:
         raise InputError(
             f"ledger '{ledger}' was measured with other weights than '{recipe.run.resume}'; give the checkpoint it was "
-            "measured with, or export a stitch by --cfg_id"
+            f"measured with, or {otherwise}"
         )
 
 

@@ -14,6 +14,7 @@ from timm.utils import distribute_bn
 from torch import nn
 
 from stitchkit.data.labelled_images import numbered
+from stitchkit.display import counted
 from stitchkit.distributed import from_primary
 from stitchkit.engine.run_log import begin_log
 from stitchkit.errors import InputError
@@ -65,16 +66,17 @@ def evaluate_stitches(session: Session) -> None:
         for ledger in ledgers:
             _record(session, ledger, found)
         for cfg_id, score in found.items():
+            accuracies = [f"{key} {value:.2f}" for key, value in score.figures.items() if key.endswith("acc1")]
             _logger.info(
-                "stitch %d/%d  cfg_id %d  %s  acc1 %.2f",
-                next(numbers), len(missing), cfg_id, model.space[cfg_id], score.acc1,
+                "stitch %d/%d  cfg_id %d  %s  %s",
+                next(numbers), len(missing), cfg_id, model.space[cfg_id], "  ".join(accuracies),
             )  # fmt: skip
 
     def finish() -> None:
         for ledger in ledgers:
             _add_latencies(recipe.run.latency, model, ledger)
-            said = "%d stitches are in %s; their front: stitchkit pareto %s"
-            _logger.info(said, len(ledger.rows), *2 * [ledger.path])
+            said = "%s has %s; the front: stitchkit pareto %s"
+            _logger.info(said, ledger.path, counted(len(ledger.rows), "stitch"), ledger.path)
 
     from_primary(world, finish)  # the other ranks wait, since their callers read the ledger next
 
@@ -154,7 +156,7 @@ def _in_one_pass(
     of = {**origin, "cfg_ids": list(cfg_ids), "world_size": world.size, "batch_size": batch_size}
     partial = PartialSums(session.folder / f"{LEDGER}.part{world.rank}", of)
     scores = evaluate(
-        model, logits, batches_of(loader, world, f"{len(cfg_ids)} stitches"),
+        model, logits, batches_of(loader, world, counted(len(cfg_ids), "stitch")),
         device=world.device, autocast=session.autocast, count=len(cfg_ids),
         num_classes=model.num_classes, partial=partial,
     )  # fmt: skip

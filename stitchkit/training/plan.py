@@ -77,5 +77,6 @@ def _of_training(session: Session) -> Iterator[str]:
     steps = how.epochs * how.updates_per_epoch
     count = f"{counted(how.epochs, 'epoch')} of {counted(how.updates_per_epoch, 'step')}"
     yield f"training: {count}, {steps} steps in total, {images} images in a step"
-    warm_up = "" if recipe.schedule.sched == "none" else f", {recipe.schedule.warmup_epochs:g} epochs of warm-up"
+    number = recipe.schedule.warmup_epochs
+    warm_up = f", {number:g} epoch{'' if number == 1 else 's'} of warm-up" if recipe.schedule.sched != "none" else ""
     yield f"learning rate: {how.rate:.3g} by {recipe.optim.opt}, schedule {recipe.schedule.sched}{warm_up}"

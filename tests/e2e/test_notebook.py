@@ -22,5 +22,5 @@ def test_the_tour_runs(tmp_path, monkeypatch):
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     said = "".join(output.get("text", "") for output in notebook.cells[-1].outputs)
     accuracy = float(said.split(": ")[1].split(" %")[0])
-    assert accuracy > 60, said
+    assert accuracy > 85, said
     assert not [*tmp_path.iterdir()], "it writes only into its temporary folder"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-import stitchkit
+import stitchkit.ship.predict
 from stitchkit.errors import InputError
 from stitchkit.parser import Parser
 from stitchkit.ship.commands import export, predict
@@ -52,9 +52,9 @@ def test_each_image_has_its_likeliest_classes_and_an_unreadable_one_none(trained
     flags, images = trained
     caplog.set_level(logging.WARNING)
     run(predict, images, *flags, "-o", tmp_path / "p.csv", "--top", 2, "-b", 3, "-j", 0, "--device", "cpu")
-    assert "predictions for 8 of 10 images are in" in capsys.readouterr().out
-    assert "2 of 10 images cannot be read: broken.png, deeper/bröken.jpg; the first: image '" in caplog.text
-    assert "cannot identify image file" in caplog.text
+    assert "p.csv has predictions for 8 of 10 images" in capsys.readouterr().out
+    assert "2 of 10 images cannot be read: broken.png, deeper/bröken.jpg; the first: " in caplog.text
+    assert "the first: UnidentifiedImageError: cannot identify image file\n" in caplog.text, "without its path"
     rows = table(tmp_path / "p.csv")
     assert [row["path"] for row in rows] == [
         *(f"{number}.png" for number in range(7)), "broken.png", "deeper/bröken.jpg", "deeper/round.webp"
@@ -140,7 +140,10 @@ def test_what_cannot_predict_is_refused_before_anything_is_loaded(trained, tmp_p
         ([images, "--exported", tmp_path / "net.pt2"], "could run code when it is read"),
         ([images, "--exported", tmp_path / "net.onnx"], "cannot be read .*; export it again"),
         ([images, "--exported", tmp_path / "none.onnx"], "none.onnx' does not exist"),
+        ([images, "--exported", "last.pth.tar"], "last.pth.tar' is not .*, or a checkpoint by --resume with --stitch_"),
     ]:
         with pytest.raises(InputError, match=message):
             run(predict, *words, "-o", tmp_path / "p.csv")
         assert not (tmp_path / "p.csv").exists()
+    with pytest.raises(InputError, match=r"p.xlsx' must be a CSV file; give a name that ends with .csv"):
+        run(predict, images, *flags, "-o", tmp_path / "p.xlsx")

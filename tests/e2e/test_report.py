@@ -67,6 +67,7 @@ def test_the_page_holds_every_row_and_the_curves(page_file):
     (training,) = content["training"]
     curves = training["curves"]
     assert len(curves["epoch"]) == len((ROOT / "results/digits_vit/summary.csv").read_text().splitlines()) - 1
+    assert curves["epoch"][0] == 1, "for people; the file counts from 0"
     assert curves["eval_ti_acc1"][0] is None, "an epoch without validation"
     assert curves["train_loss"][0] == pytest.approx(1.457, abs=1e-3)
 
@@ -122,7 +123,7 @@ def test_losses_of_stitches_are_a_picture(tmp_path):
     assert report(ledger, "-o", tmp_path / "page.html") == 0
     (training,) = data_of(tmp_path / "page.html")["training"]
     assert training["losses"] == {
-        "epochs": [0, 1],
+        "epochs": [1, 2],
         "stitches": ["ti[0:6]", "ti[0:5] > s[5:6]"],
         "means": [[None, 1.25], [1.5, None]],
     }
@@ -162,6 +163,39 @@ def test_pictures_for_papers(tmp_path):
             pictures.append(picture.convert("RGB"))
     assert pictures[0].size == pictures[1].size == (1200, 750)
     assert pictures[0].tobytes() != pictures[1].tobytes()
+
+
+def test_a_report_replaces_its_predecessor_but_no_other_file(tmp_path, capsys):
+    page = tmp_path / "page.html"
+    page.write_text("<!doctype html><title>mine</title>")
+    assert "page.html' exists and is not a report of stitchkit; choose another file" in refused(
+        capsys, LEDGER, "-o", page
+    )
+    assert page.read_text() == "<!doctype html><title>mine</title>"
+    page.unlink()
+    for title in ("first", "second"):
+        assert report(LEDGER, "-o", page, "--title", title) == 0
+        assert f"<h1>{title}</h1>" in page.read_text()
+
+
+def test_composed_networks_are_called_networks(tmp_path, capsys):
+    ledger, page_file = ROOT / "results/stitchnet/stitches_res.txt", tmp_path / "page.html"
+    assert report(ledger, "-o", page_file) == 0
+    assert main(["pareto", str(ledger)]) == 0
+    assert main(["pick", str(ledger)]) == 0
+    said = capsys.readouterr().out
+    assert "page.html shows 23 networks; open it" in said
+    assert "of 23 networks; * marks parents" in said
+    assert "is the most accurate of 23 networks" in said
+    with open_page(page_file.as_uri()) as (page, wrong):
+        shown = page.locator("body").inner_text()
+        assert "Networks of stitchnet" in shown
+        assert "23 networks of" in shown
+        assert page.locator(".badge.anchor").first.inner_text() == "parent"
+        page.locator("#min-acc1").fill("100")
+        assert page.locator("#details").inner_text() == "No network is within the budget."
+        assert "stitch " not in page.locator("main").inner_text()
+        assert wrong == []
 
 
 def test_what_cannot_be_shown(tmp_path, capsys, monkeypatch):

@@ -121,7 +121,9 @@ def test_the_command_says_what_is_wrong(files, capsys, monkeypatch):
     assert "belongs to another configuration" in refused(capsys, files | {"--num-classes": 7})
     assert "holds no moving average" in refused(capsys, files | {"--model-ema": ""})
     files["--ledger"].with_suffix(".yaml").write_text("weights_sha256: '00'")
-    assert "was measured with other weights than" in refused(capsys, files)
+    line = refused(capsys, files)
+    assert "was measured with other weights than" in line
+    assert line.endswith("; give the checkpoint it was measured with, or give the --ledger of this checkpoint\n")
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert "pip install 'stitchkit[serve]'" in refused(capsys, files | {"--resume": "gone.pth"})
 

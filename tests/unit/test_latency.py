@@ -59,7 +59,7 @@ def test_networks_take_turns_so_that_a_slow_while_is_slow_for_all(monkeypatch):
 def test_what_does_not_settle_is_unreliable(seconds):
     found = latencies([Sleep(seconds), Sleep(0.001)], torch.zeros(1), limit_s=0.4)
     assert not found[0].reliable
-    assert f"± {found[0].spread_percent:.0f} %" in found[0].doubt
+    assert f" {found[0].spread_percent:.1f} %, and the limit is 5 %)" in found[0].doubt
 
 
 def test_a_long_measurement_shows_its_progress_and_a_short_one_nothing(monkeypatch, caplog, capsys):
@@ -79,11 +79,13 @@ def test_a_machine_that_becomes_slower_is_unreliable_however_many_the_rounds(lat
     (found,) = latencies([nn.Identity()], torch.zeros(1), limit_s=0.0)
     assert found.spread_percent == pytest.approx(spread, abs=0.1)
     assert found.reliable is (spread < 5)
+    doubt = f" (unreliable: its two halves differ by {spread} %, and the limit is 5 %)"
+    assert found.doubt == ("" if found.reliable else doubt)
 
 
 def test_rounds_are_repeated_until_the_medians_are_stable(monkeypatch):
     monkeypatch.setattr(latency, "_SECONDS", 0.0)
-    monkeypatch.setattr(latency, "_SPREAD_PERCENT", 20.0)
+    monkeypatch.setattr(latency, "LIMIT_PERCENT", 20.0)
     module = Sleep(itertools.chain(8 * [0.05], itertools.repeat(0.001)))
     (found,) = latencies([module], torch.zeros(1), limit_s=30)
     assert found.reliable
@@ -115,7 +117,7 @@ def test_one_disturbed_stitch_makes_all_latencies_unreliable(monkeypatch):
     model, rows = pico_snnet(), [{"cfg_id": 0}, {"cfg_id": 2}]
     pause = itertools.cycle([0.0, 0.0, 0.02, 0.02])
     model.views["b"].model.blocks[2].register_forward_hook(lambda *_: time.sleep(next(pause)))
-    assert add_latencies(rows, model, batch_size=1).endswith("; unreliable")
+    assert add_latencies(rows, model, batch_size=1).endswith("; unreliable, since the limit is ± 5 %")
     assert [row["latency_reliable"] for row in rows] == [False, False]
     assert rows[1]["latency_spread_percent"] > 5
     assert not any("latency_ms" in row for row in without_unreliable(rows))

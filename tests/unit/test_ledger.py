@@ -5,7 +5,7 @@ import json
 import pytest
 
 from stitchkit.cli import main
-from stitchkit.display import quantity
+from stitchkit.display import counted, quantity
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import Ledger, read_rows, write_rows
 from stitchkit.measure.pareto import pareto_front, plot, table
@@ -174,6 +174,10 @@ def test_the_table_marks_anchors_and_leaves_unmeasured_figures_out():
     assert lines[1].startswith("*")
     assert not lines[3].startswith("*")
     assert lines[1].split()[-1] == "-"
+    balanced = table([ROWS[0] | {"balanced_acc1": 61.25}]).splitlines()
+    assert balanced[0].split()[-2:] == ["acc1", "balanced_acc1"]
+    assert balanced[1].split()[-1] == "61.25"
+    assert "network" in table([ROWS[0] | {"score": 1.0}]).splitlines()[0]
 
 
 @pytest.mark.parametrize(("rows", "message"), [([], "no rows"), ([{"cfg_id": 3, "flops": 1}], "no 'acc1'")])
@@ -192,6 +196,14 @@ def test_the_plot_is_a_picture(tmp_path):
 def test_published_rows_without_names_can_be_drawn(tmp_path):
     plot([{"cfg_id": 0, "flops": 1, "acc1": 2.0}], tmp_path / "p.svg")
     assert "<svg" in (tmp_path / "p.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("things", "text"), [((1, "stitch"), "1 stitch"), ((2, "class"), "2 classes"), ((1300, "stitch"), "1,300 stitches")]
+)
+def test_things_are_counted(things, text):
+    assert counted(*things) == text
+    assert counted(0, "epoch") == "0 epochs"
 
 
 @pytest.mark.parametrize(

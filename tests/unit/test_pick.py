@@ -164,7 +164,7 @@ def test_unreliable_latencies_decide_nothing_unless_allowed(model, capsys, tmp_p
     write_rows(ledger, [{"cfg_id": 0, "flops": 1, "acc1": 5.0, **UNRELIABLE}])
     assert main(["pick", str(ledger), "--max-latency-ms", "5"]) == 2
     line = capsys.readouterr().err
-    assert "the latencies are unreliable: at most ± 31.4 %" in line
+    assert "the latencies are unreliable: at most ± 31.4 %, and the limit is ± 5 %; measure" in line
     assert "or give --allow-unreliable" in line
     assert main(["pick", str(ledger), "--max-latency-ms", "5", "--allow-unreliable"]) == 0
     assert main(["pick", str(ledger), "--max-flops", "5"]) == 0, "they matter only to those who ask for a latency"

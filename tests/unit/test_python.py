@@ -62,10 +62,13 @@ def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(images, tmp_path,
     config = write_config(tmp_path / "pico.json")
     flags = ["train", images, *FLAGS[1:], "--output", tmp_path / "outputs", "--dry-run"]
     before = sorted(tmp_path.rglob("*"))
-    assert main([*map(str, flags), "--stitch_config", str(config), "--grad-accum-steps", "2"]) == 0
+    assert (
+        main([*map(str, flags), "--stitch_config", str(config), "--grad-accum-steps", "2", "--warmup-epochs", "1"]) == 0
+    )
     for said in (
         "anchor ti: ", "network: 17 stitches, ", "data: 64 training images, 20 validation images, 4 classes",
         "training: 2 epochs of 4 steps, 8 steps in total, 16 images in a step", "learning rate: 0.001 by adamw",
+        "schedule cosine, 1 epoch of warm-up\n",
     ):  # fmt: skip
         assert said in caplog.text
     assert main([*map(str, flags), "--model", "test_resnet"]) == 0

@@ -256,7 +256,7 @@ def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_pa
         parents = {part.split("[")[0] for part in row["stitch"].split(" > ")}
         assert row["parents_acc1"] == pytest.approx(np.mean([alone[parent] for parent in parents]))
     better = sum(row["acc1"] > row["parents_acc1"] for row in rows[2:])
-    assert (f"{better} of 4 composed networks beat" if better else "none of 4 composed networks beats") in printed
+    assert (f"{better} of 4 composed networks beat" if better else "no composed network beats") in printed
     assert pareto_front(rows)
     for row in rows:
         folder = output / f"{row['cfg_id']:03d}"
@@ -271,6 +271,7 @@ def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_pa
     shown = [html.unescape(one) for one in re.findall(r"<b>(.*?)</b>", page)]
     assert shown == [f"{row['cfg_id']}: {row['stitch']}" for row in rows]
     assert [f"{row['acc1']:.2f} %" for row in rows] == re.findall(r"<br>(\S+ %)", page)
+    assert "<h1>4 composed networks and 2 parents</h1>" in page
     assert "prefers-color-scheme: dark" in page
     assert "{{" not in page
     drawings = [base64.b64decode(one).decode() for one in re.findall(r"base64,([^\"]+)", page)]
@@ -290,7 +291,8 @@ def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_pa
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--threshold", 2), "no composition passes"),
+        (("--threshold", 1.5), "--threshold is 1.5; it must be at most 1"),
+        (("--total-threshold", -0.1), "--total-threshold is -0.1; it must be at least 0"),
         (("--top", 0), "--top is 0"),
         (("--device", "tpu"), "device 'tpu' is not supported"),
         (("--max-macs", "1k"), "no composition passes"),
@@ -393,7 +395,7 @@ def test_the_table_says_so_if_no_composed_network_is_better():
     parent = {"cfg_id": 0, "stitch": "a[0:3]", "flops": 10, "params": 10, "score": 1.0, "acc1": 90.0}
     worse = parent | {"cfg_id": 1, "stitch": "a[0:1] > b[2:3]", "acc1": 80.0, "parents_acc1": 80.0}
     better = worse | {"cfg_id": 2, "acc1": 85.0}
-    assert against_parents([parent, worse]).endswith("none of 1 composed networks beats the average of its parents")
+    assert against_parents([parent, worse]).endswith("no composed network beats the average of its parents")
     assert against_parents([parent, worse, better]).endswith(
         "1 of 2 composed networks beat the average of their parents, without training; the most accurate is 2: "
         "85.00 against 80.00 %"

@@ -94,3 +94,5 @@ def test_fragments_are_counted_as_in_names():
         text.text for text in ET.fromstring(draw([step("a"), step("b", 13)], (3, 224, 224), 0.5)).iter(f"{SVG}text")
     ]
     assert [text for text in texts if "of 14" in text] == ["a[0] of 14 fragments", "b[13] of 14 fragments"]
+    assert texts[0] == "2 fragments of 2 networks, score 0.500"
+    assert "1 fragment of 1 network, score" in draw([step("a")], (3, 224, 224), 0.5)

@@ -34,7 +34,7 @@ if (batch && !others.length) {
 const columns = [
   { key: "ledger", text: true, cell: (row) => [dot(row.ledger), data.ledgers[row.ledger].name] },
   { key: "cfg_id", cell: (row) => [row.cfg_id] },
-  { key: "stitch", text: true, cell: stitchCell },
+  { key: "stitch", label: data.noun, text: true, cell: stitchCell },
   ...figures.map((key) => ({ key, ...FIGURES[key], cell: (row) => [textOf(row, key)] })),
 ].slice(several ? 0 : 1);
 const state = { sort: "flops", up: true, chosen: null };
@@ -160,7 +160,7 @@ function saveTable() {
   );
   const quoted = (value) => (/[",\n\r]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : (value ?? ""));
   const text = [columns.map(({ key }) => key), ...lines].map((line) => line.map(quoted).join(",") + "\n").join("");
-  const link = element("a", { href: URL.createObjectURL(new Blob([text], { type: "text/csv" })), download: "stitches.csv" });
+  const link = element("a", { href: URL.createObjectURL(new Blob([text], { type: "text/csv" })), download: `${data.nouns}.csv` });
   link.click();
   URL.revokeObjectURL(link.href);
 }
@@ -183,11 +183,11 @@ function tableRow(row) {
 }
 
 function stitchCell(row) {
-  const badges = [row.anchor && "anchor", row.front.includes(by("axis").value) && "front"].filter(Boolean);
+  const badges = { anchor: row.anchor && data.uncut, front: row.front.includes(by("axis").value) && "front" };
   return [
     ...(row.stitch ? [strip(data.ledgers[row.ledger], row.stitch)] : []),
     element("span", { className: "name" }, row.stitch ?? "–"),
-    ...badges.map((name) => element("span", { className: `badge ${name}` }, name)),
+    ...Object.entries(badges).flatMap(([kind, name]) => name ? [element("span", { className: `badge ${kind}` }, name)] : []),
   ];
 }
 
@@ -198,8 +198,8 @@ function dot(ledger) {
 }
 
 function drawDetails(row) {
-  by("details-head").textContent = state.chosen ? "Chosen stitch" : "Best within the budget";
-  by("details").replaceChildren(...(row ? describe(row) : ["No stitch is within the budget."]));
+  by("details-head").textContent = state.chosen ? `Chosen ${data.noun}` : "Best within the budget";
+  by("details").replaceChildren(...(row ? describe(row) : [`No ${data.noun} is within the budget.`]));
   by("export").hidden = !row;
   by("command").textContent = row?.command ?? "";
   by("copied").textContent = "";
@@ -268,7 +268,7 @@ function showTip({ points, event }) {
 const source = several ? `${data.ledgers.length} ledgers` : data.ledgers[0].path;
 const measured = data.ledgers.filter(({ latency }) => latency);
 const notes = measured.map(({ name, latency }) => (several ? `${name}: ` : "") + latency);
-by("summary").textContent = [`${rows.length} stitches of ${source}`, ...notes].join(" · ");
+by("summary").textContent = [`${rows.length} ${data.nouns} of ${source}`, ...notes].join(" · ");
 drawControls();
 drawHead();
 draw();
