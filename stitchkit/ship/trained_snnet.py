@@ -114,10 +114,8 @@ def open_trained(settings: Mapping[str, object], *, cfg_id: int | None = None) -
     in_config = given_data_config(config.recipe)  # `gather` has put it into the recipe; the model has it anyway
     here = given_data_config(recipe.flat())
     given = {key: value for key, value in here.items() if key in settings or value != in_config.get(key)}
-    unset = Recipe().data
-    recipe = replace(
-        recipe, data=replace(recipe.data, **{key: given.get(key, getattr(unset, key)) for key in in_config})
-    )
+    unset = {key: getattr(Recipe().data, key) for key in in_config.keys() - given.keys()}
+    recipe = replace(recipe, data=replace(recipe.data, **unset))
     tasks = trained_classes(content)
     classes = tuple(tasks[0]) if len(tasks) == 1 else ()
     model = create_network(recipe, config, classes)

@@ -160,7 +160,8 @@ function saveTable() {
   );
   const quoted = (value) => (/[",\n\r]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : (value ?? ""));
   const text = [columns.map(({ key }) => key), ...lines].map((line) => line.map(quoted).join(",") + "\n").join("");
-  const link = element("a", { href: URL.createObjectURL(new Blob([text], { type: "text/csv" })), download: `${data.nouns}.csv` });
+  const href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+  const link = element("a", { href, download: `${data.nouns}.csv` });
   link.click();
   URL.revokeObjectURL(link.href);
 }
@@ -183,11 +184,12 @@ function tableRow(row) {
 }
 
 function stitchCell(row) {
-  const badges = { anchor: row.anchor && data.uncut, front: row.front.includes(by("axis").value) && "front" };
+  const isOnFront = row.front.includes(by("axis").value);
+  const badges = [row.anchor && ["anchor", data.uncut], isOnFront && ["front", "front"]].filter(Boolean);
   return [
     ...(row.stitch ? [strip(data.ledgers[row.ledger], row.stitch)] : []),
     element("span", { className: "name" }, row.stitch ?? "–"),
-    ...Object.entries(badges).flatMap(([kind, name]) => name ? [element("span", { className: `badge ${kind}` }, name)] : []),
+    ...badges.map(([kind, name]) => element("span", { className: `badge ${kind}` }, name)),
   ];
 }
 
