@@ -176,6 +176,20 @@ def test_curves_coincide_in_any_order(tmp_path, figures, accuracies):
     assert all(lengths is not None and lengths[1] == 2 * lengths[0] for _, lengths in dashes)
 
 
+def test_a_sweep_without_gaps_has_learning_curves(tmp_path, figures):
+    """A line for each job, with a band for its seeds; a job of one epoch is a point."""
+    for seed, last in ((1, 0.5), (2, 0.9)):
+        write_result(tmp_path, "digits", {"arch": "sets", "dataset": "digits"}, [0.2, last], seed=seed)
+    write_result(tmp_path, "mine", {"arch": "sets", "dataset": "mine"}, [0.4], epochs=[0])
+    assert [file.name for file in sweep_report(tmp_path)][3:] == ["sets-curves.png"]
+    [figure] = figures
+    [axes] = figure.axes
+    lines = {len(line.get_xdata()): line.get_ydata().tolist() for line in axes.get_lines()}
+    assert lines[2] == pytest.approx([20, 70])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["digits", "mine"]
+    assert "mean ± standard deviation of up to 2 seeds" in figure.get_suptitle()
+
+
 def test_pictures_in_a_vector_format(swept):
     assert main(["sweep-report", str(swept), "--format", "svg"]) == 0
     assert ">gap (slices left out)</text>" in (swept / "a-b-heatmap.svg").read_text()

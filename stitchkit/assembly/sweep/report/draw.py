@@ -52,8 +52,19 @@ def draw(rows: pd.DataFrame, title: str) -> dict[str, Figure]:
     return {
         "heatmap": _heat_map(final, adapters, gaps, uncut, title),
         "parameters": _accuracy_over_parameters(final, adapters, uncut, title),
-        "curves": _learning_curves(stitched, adapters, gaps, uncut, title),
-    }
+        "curves": _learning_curves(
+            {f"gap {_gap(gap)}": stitched[stitched["gap"] == gap] for gap in gaps}, "adapter", _colors(adapters), uncut,
+            title,
+        ),
+    }  # fmt: skip
+
+
+def draw_jobs(rows: pd.DataFrame, title: str) -> Figure:
+    """The learning curves of a sweep without gaps: a line for each job, in the order of their names."""
+    from matplotlib import colormaps
+
+    colors = {job: colormaps["tab20"](number % 20) for number, job in enumerate(sorted(rows["job"].unique()))}
+    return _learning_curves({"": rows}, "job", colors, {}, title)
 
 
 def _uncut(final: pd.DataFrame) -> dict[str, float]:
@@ -142,44 +153,43 @@ def _add_legend(figure: Figure, uncut: Iterable[str], colors: Mapping[str, _Colo
 
 
 def _learning_curves(
-    rows: pd.DataFrame, adapters: Sequence[str], gaps: Sequence[str], uncut: Mapping[str, float], title: str
+    panels: Mapping[str, pd.DataFrame], key: str, colors: Mapping[str, _Color], uncut: Mapping[str, float], title: str
 ) -> Figure:
-    """Test accuracy over epochs: a panel for each gap, a line for each adapter, a band for its seeds."""
+    """Test accuracy over epochs: panels by title, a line for each value of `key`, a band for its seeds."""
     from matplotlib.ticker import MaxNLocator
 
-    colors = _colors(adapters)
-    columns = math.ceil(len(gaps) ** 0.5)
-    lines = -(-len(gaps) // columns)
-    figure = new_figure(3.0 * columns + 2.6, 2.4 * lines + 0.8)
-    panels = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
-    curves = [_curves(rows[rows["gap"] == gap], adapters) for gap in gaps]
-    for axes, gap, some in zip(panels, gaps, curves, strict=False):
+    columns = math.ceil(len(panels) ** 0.5)
+    lines = -(-len(panels) // columns)
+    figure = new_figure(max(3.0 * columns, 5.0) + 2.6, max(2.4 * lines, 3.6) + 0.8)
+    places = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
+    curves = [_curves(rows, key, colors) for rows in panels.values()]
+    for axes, name, some in zip(places, panels, curves, strict=False):
         _draw_uncut(axes, uncut)
         _draw_curves(axes, some, colors)
-        axes.set_title(f"gap {_gap(gap)}", fontsize=9)
+        axes.set_title(name, fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
     # Panels share their axes, so those above an empty panel would lose their labels.
-    for axes in panels[len(gaps) - columns :]:
+    for axes in places[len(panels) - columns :]:
         axes.tick_params(labelbottom=True)
         axes.set_xlabel("epoch")
-    for axes in panels[len(gaps) :]:
+    for axes in places[len(panels) :]:
         axes.set_visible(False)
     epochs = [epoch for some in curves for curve in some.values() for epoch in curve.index] or [0]
-    panels[0].set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+    places[0].set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     _add_legend(figure, uncut, colors, {})
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     figure.supylabel("test accuracy (%)", fontsize=10)
-    for axes, some in zip(panels, curves, strict=False):
+    for axes, some in zip(places, curves, strict=False):
         _draw_single_epochs(axes, some, colors)
     return figure
 
 
-def _curves(rows: pd.DataFrame, adapters: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """Mean and spread of the test accuracy over the seeds of each adapter, by epoch."""
-    every = rows.groupby(["adapter", "epoch"])["test_accuracy"].agg(test_accuracy="mean", test_accuracy_std="std")
+def _curves(rows: pd.DataFrame, key: str, names: Iterable[str]) -> dict[str, pd.DataFrame]:
+    """Mean and spread of the test accuracy over the seeds, by epoch, for each of some values of a column."""
+    every = rows.groupby([key, "epoch"])["test_accuracy"].agg(test_accuracy="mean", test_accuracy_std="std")
     every = every.dropna(subset=["test_accuracy"])
-    return {name: every.loc[name] for name in adapters if name in every.index}
+    return {name: every.loc[name] for name in names if name in every.index}
 
 
 def _draw_curves(axes: Axes, curves: Mapping[str, pd.DataFrame], colors: Mapping[str, _Color]) -> None:

@@ -51,10 +51,10 @@ def sweep_report(folder: str | Path, *, picture_format: str = "png") -> list[Pat
     """Write the results of sweeps and the pictures of each into the folder of their jobs.
 
     `results.csv` and `results.parquet` have a row for each epoch of each seed, `summary.csv` one for each job. This and
-    the pictures show only jobs that are done; titles say if there are others. A sweep has no pictures until a stitched
-    network has a result. Returns the files.
+    the pictures show only jobs that are done; titles say if there are others. A sweep has no pictures until a job has a
+    test accuracy. Returns the files.
     """
-    from stitchkit.assembly.sweep.report.draw import draw
+    from stitchkit.assembly.sweep.report.draw import draw, draw_jobs
     from stitchkit.assembly.sweep.report.heat_map import draw_cross
     from stitchkit.assembly.sweep.report.summary import spread, summarise
 
@@ -74,7 +74,13 @@ def sweep_report(folder: str | Path, *, picture_format: str = "png") -> list[Pat
         final = summarise(done)
         unfinished = "" if (by_run == "done").all() else counts(by_run)
         title = "\n".join(filter(None, [str(arch), unfinished, spread(final)]))
-        pictures = draw(done, title) if (done["gap"] != "").any() else {}
+        pictures = {}
+        if (done["gap"] != "").any():
+            pictures = draw(done, title)
+        elif (
+            done["test_accuracy"].notna().any() and "uncut" not in done
+        ):  # or it is a sweep of gaps that has just begun
+            pictures = {"curves": draw_jobs(done, title)}
         if "encoder_dataset" in done and done["encoder_dataset"].notna().any():
             pictures["heatmap"] = draw_cross(final, title)
         for kind, figure in pictures.items():
