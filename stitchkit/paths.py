@@ -44,7 +44,8 @@ def check_file(path: str | Path, name: str) -> None:
     check_local(str(path), name)
     if not Path(path).is_file():
         found = "is not a file" if Path(path).exists() else "does not exist"
-        raise InputError(f"{name} '{path}' {found}; check the path")
+        where = "" if Path(path).is_absolute() else f" in '{Path.cwd()}'"
+        raise InputError(f"{name} '{path}' {found}{where}; check the path")
 
 
 def check_dataset(value: str, name: str) -> None:

@@ -28,7 +28,7 @@ def write_per_class(
     for name, score in scores.items():
         columns[name] = ["" if share is None else f"{share:.4f}" for share in score.class_acc1]
     with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=False))
 

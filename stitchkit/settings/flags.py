@@ -139,7 +139,9 @@ def gather(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     """`resolve` for commands that start no run, without the check that the settings are compatible."""
     flags = dict(flags)
     if "data" in flags:
-        flags.setdefault("data_dir", flags.pop("data"))
+        folder = flags.pop("data")
+        if flags.setdefault("data_dir", folder) != folder:
+            raise InputError(f"the data are given twice, as '{folder}' and as --data {flags['data_dir']}; give one")
     file = flags.pop("config", None)
     # Each layer is checked separately: only then can an error name the flag or the line of a file.
     layers = [checked(flags, flag_of)]

@@ -145,7 +145,7 @@ def predict(
         replacing(output) as draft,
         draft.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(head)
         for numbers, images, faults in batches:
             for number, logits, fault in zip(numbers.tolist(), network(images.to(device)), faults, strict=True):

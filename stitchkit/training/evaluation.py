@@ -117,6 +117,7 @@ def _begin(session: Session, origin: Mapping[str, object]) -> None:
     """Begin the log of an evaluation, and save its settings and what its figures depend on."""
     session.save_settings("eval_args.yaml")
     begin_log(session.folder)
+    _logger.info("evaluating %s", session.recipe.run.resume or "the initial weights; --resume chooses a checkpoint")
     if (path := _result(session)).exists() and not isinstance(session.model, SNNet):
         _logger.info("'%s' of an earlier evaluation is replaced", path)
     write_origin(path, origin)

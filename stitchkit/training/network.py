@@ -21,7 +21,7 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.networks.anchor import has_view, view
 from stitchkit.networks.create import create_model
 from stitchkit.networks.data_config import set_data_config
-from stitchkit.networks.hub_weights import published_config
+from stitchkit.networks.hub_weights import check_fit, published_config
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.recipe import ModelRecipe, Recipe
 from stitchkit.settings.stitch_config import StitchConfig
@@ -177,6 +177,11 @@ def check_names(recipe: Recipe, config: StitchConfig | None) -> None:
             read_weights(recipe.loss.class_weights)
     if recipe.model.torchcompile:
         _compile(nn.Identity(), recipe.model.torchcompile, recipe.model.torchcompile_mode)  # refuses what torch lacks
+    if recipe.run.dry_run and config is not None and recipe.model.pretrained and not _starts_elsewhere(recipe):
+        for anchor in config.anchors:
+            if anchor.checkpoint is None:
+                with prefixed(f"anchor '{anchor.label}': "):
+                    check_fit(anchor.name, anchor.kwargs)  # a dry run downloads no weights, which would show it
 
 
 def check_device(recipe: Recipe, world: World) -> None:

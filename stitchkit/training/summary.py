@@ -51,7 +51,7 @@ def write_losses(folder: Path, epoch: int, space: StitchSpace, losses: Mapping[i
 def _append(path: Path, head: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
     """Add lines to a table; timm's own `update_summary` would follow a link."""
     with opened(path, "a", newline="") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         if not file.tell():
             writer.writerow(head)
         writer.writerows(rows)
@@ -79,4 +79,4 @@ def write_fit(folder: Path, space: StitchSpace, residuals: Mapping[Joint, float]
 
 def _write(path: Path, rows: Iterable[Iterable[object]]) -> None:
     with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
+        csv.writer(file, lineterminator="\n").writerows(rows)

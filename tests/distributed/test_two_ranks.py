@@ -17,7 +17,7 @@ from stitchkit.engine.gradients import GradientReducer
 from stitchkit.measure.ledger import Ledger, read_rows
 from stitchkit.training.task import StitchTask
 from tests.distributed.ranks import in_two_processes, run_on_two_ranks
-from tests.support import FLAGS, launch, pico_snnet, weights, write_config, write_images
+from tests.support import FLAGS, ROOT, launch, pico_snnet, weights, write_config, write_images
 
 # Nothing random in the data, one stitch for all ranks, an optimizer that shows every error of a gradient.
 EXACT = ["--no-aug", "--smoothing", "0", "--sampling", "shared", "--opt", "sgd", "--lr", "0.05", "--sched", "none"]
@@ -118,7 +118,7 @@ def test_two_ranks_draw_their_own_stitches_and_stay_equal(images, config, folder
 def test_bad_input_under_the_launcher_is_one_line_and_status_2(images, config, folder):
     result = launch(2, images, "--stitch_config", config, *FLAGS, "--output", folder, "--resume", "missing.pth")
     assert result.returncode == 2
-    assert result.stderr == "stitchkit: error: checkpoint 'missing.pth' does not exist; check the path\n"
+    assert result.stderr == f"stitchkit: error: checkpoint 'missing.pth' does not exist in '{ROOT}'; check the path\n"
     result = launch(1, images, "--stich_config", config)
     assert result.returncode == 2
     assert "unknown flag '--stich_config'; did you mean '--stitch_config'?" in result.stderr

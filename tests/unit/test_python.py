@@ -60,7 +60,7 @@ def test_stitches_are_chosen_by_their_numbers(given, chosen, tmp_path):
 def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(images, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     config = write_config(tmp_path / "pico.json")
-    flags = ["train", images, *FLAGS[1:], "--output", tmp_path / "outputs", "--dry-run"]
+    flags = ["train", images, *FLAGS, "--output", tmp_path / "outputs", "--dry-run"]
     before = sorted(tmp_path.rglob("*"))
     assert (
         main([*map(str, flags), "--stitch_config", str(config), "--grad-accum-steps", "2", "--warmup-epochs", "1"]) == 0
@@ -71,7 +71,7 @@ def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(images, tmp_path,
         "schedule cosine, 1 epoch of warm-up\n",
     ):  # fmt: skip
         assert said in caplog.text
-    assert main([*map(str, flags), "--model", "test_resnet"]) == 0
+    assert main([*map(str, flags), "--model", "test_resnet", "--pretrained"]) == 0  # nothing is downloaded
     assert "network: test_resnet: " in caplog.text
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -94,6 +94,8 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path, capsys):
         "give 4 numbers, one for each class": ["--experiment", "new", "--class-weights", "1,2"],
         "teacher: unknown timm model": ["--teacher-model", "dei_tiny", "--distillation-type", "hard"],
         "--aa is 'foo', which timm cannot read": ["--aa", "foo"],
+        "does not fit the kwargs": ["--experiment", "new", "--pretrained"],
+        f"the data are given twice, as '{images}' and as --data b; give one": ["--data", "b"],
         "teacher.pth' belongs to another": ["--experiment", "new", *teacher],
         "was measured with mean None, now [0.5]": [*judged, "0", "--mean", "0.5"],
         "cfg_id 999": [*judged, "999"],

@@ -315,7 +315,7 @@ def test_bad_input_is_reported_in_one_line(beans, config, tmp_path, capsys, flag
     [
         ("vg16", "unknown network 'vg16'; did you mean 'vgg16'?"),
         ("resnet18.a1_in2k", "unknown tag of resnet18 'a1_in2k'; did you mean 'a1_in1k'"),
-        ("vgg16=none.pth", "checkpoint 'none.pth' does not exist; check the path"),
+        ("vgg16=none.pth", "checkpoint 'none.pth' does not exist in '"),
     ],
 )
 def test_all_networks_are_checked_before_one_is_made_or_an_image_read(
