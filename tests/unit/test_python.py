@@ -27,7 +27,7 @@ def test_training_and_evaluation_from_python(images, tmp_path):
     assert run.folder == tmp_path / "pico"
     assert run.checkpoint.is_file()
     assert repr([row["epoch"] for row in run.summary]) == "[0]"
-    assert run.summary[0]["lr"] == 0
+    assert run.summary[0]["lr"] == SETTINGS["lr"], "the rate of the last step, not of the next"
     rows = stitchkit.evaluate(
         images,
         stitch_config=config,
