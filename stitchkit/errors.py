@@ -69,7 +69,7 @@ def prefixed(place: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{place}{error}") from error
+        raise type(error)(f"{place}{error}") from error
 
 
 def one_line(error: BaseException) -> str:

@@ -10,6 +10,11 @@ from typing import NamedTuple
 
 from stitchkit.errors import InputError
 
+
+class MissingData(InputError):
+    """Data that are not on this machine, though they may be on another or be downloaded."""
+
+
 TIMM = {
     "torch": "torchvision", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "wds": "webdataset"
 }  # fmt: skip
@@ -125,7 +130,7 @@ def check_folder(source: Source) -> None:
     if root.exists() or is_made or key == "digits":
         return
     if key in SOURCES:
-        raise InputError(
+        raise MissingData(
             f"data folder '{root}' does not exist; it must contain {SOURCES[key].needs}; check the path"
             + ("" if SOURCES[key].by_hand else ", or add --download")
         )
@@ -138,8 +143,8 @@ def key_of(name: str) -> str:
     return SHORT.get(key, key)
 
 
-def no_folder(place: Path) -> InputError:
+def no_folder(place: Path) -> MissingData:
     """The error for an image folder that does not exist."""
-    return InputError(
+    return MissingData(
         f"data folder '{place}' does not exist; it must have train/ and validation/, with one folder per class in each"
     )

@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import metadata_load
 from timm.data import ImageDataset, create_dataset
 
+from stitchkit.data.source import MissingData
 from stitchkit.errors import InputError, one_line
 from stitchkit.paths import check_dataset, check_local
 from stitchkit.settings.files import read_settings_file
@@ -45,7 +46,7 @@ def open_timm(name: str, *, root: str | None, split: str, **options: object) -> 
 def _open_shards(name: str, root: str | None, split: str, options: Mapping[str, object]) -> ImageDataset:
     """A stream of webdataset, which opens only files for the rest of this process."""
     if not root or not Path(root).is_dir():
-        raise InputError(f"data folder {root!r} does not exist; name the folder that holds the shards of '{name}'")
+        raise MissingData(f"data folder {root!r} does not exist; name the folder that holds the shards of '{name}'")
     # Its own switch, `enforce_security`, would refuse local files too. A process that started with it on keeps it.
     schemes = import_module("webdataset.gopen").gopen_schemes
     for scheme in schemes.keys() - {"__default__"}:

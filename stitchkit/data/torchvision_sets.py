@@ -11,7 +11,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from torchvision.datasets import VisionDataset
 
 from stitchkit.data.labelled_images import LabelledImages, class_names
-from stitchkit.data.source import SOURCES
+from stitchkit.data.source import SOURCES, MissingData
 from stitchkit.errors import InputError, one_line
 
 Item = TypeVar("Item")
@@ -30,7 +30,7 @@ def read(
     """
     source = SOURCES[key]
     if root is None:
-        raise InputError(f"data set '{key}' is read from files; name the folder with {source.needs} (--data DIR)")
+        raise MissingData(f"data set '{key}' is read from files; name the folder with {source.needs} (--data DIR)")
     parts: list[Dataset[Any]]
     if source.argument is None:
         readers = [_create(key, root, {}, download)]
@@ -61,7 +61,7 @@ def _create(key: str, root: str | Path, options: dict[str, object], download: bo
         advice = "it cannot be downloaded, so put the files there by hand"
     else:
         advice = "try the download again" if download else "put the files there, or add --download"
-    raise InputError(
+    raise MissingData(
         f"data set '{key}' cannot be read from '{root}' ({one_line(fault)}), where it needs {source.needs}; {advice}"
     ) from fault
 
