@@ -14,6 +14,11 @@ from stitchkit.errors import InputError
 
 def check_training(config: JobConfig) -> None:
     """Create everything once that training and tests need beyond network and data, to check that torch accepts it."""
+    if config.test_only and not config.has_weights:
+        raise InputError(
+            "test_only needs trained weights, but pretrained is false and no file is named; set load_from: FILE, or "
+            "omit pretrained: false or --no-pretrained"
+        )
     train = config.train_config
     for task, place in zip(train.resolved_tasks, train.places, strict=True):
         create_loss(task.loss_fn, task.loss_fn_args, place)

@@ -100,7 +100,9 @@ def create_optimizer(train: TrainConfig, parameters: Sequence[nn.Parameter]) -> 
     try:
         return OPTIMIZERS[name](parameters, **train.optimizer_args)
     except Exception as error:  # optimizers raise many types
-        raise InputError(f"{place}_args: {name} rejects them: {one_line(error)}") from error
+        raise InputError(
+            f"{place}_args: {name} rejects them: {one_line(error)}; torch.optim.{name} documents what it takes"
+        ) from error
 
 
 class JobSchedule:
@@ -173,7 +175,9 @@ def _create(
     try:
         return SCHEDULERS[name](optimizer=optimizer, **arguments)
     except Exception as error:  # schedules raise many types
-        raise InputError(f"{place}: {name} rejects them: {one_line(error)}") from error
+        raise InputError(
+            f"{place}: {name} rejects them: {one_line(error)}; torch.optim.lr_scheduler.{name} documents what it takes"
+        ) from error
 
 
 def _create_parts(parts: object, optimizer: torch.optim.Optimizer, place: str) -> list[schedulers.LRScheduler]:
