@@ -65,7 +65,7 @@ class Session:
 
 def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> Session:
     """Open the data and build the network."""
-    if recipe.data.dataset_download:
+    if source_of(recipe).download:
         from_primary(world, lambda: download(source_of(recipe)))
     datasets = open_datasets(recipe)
     if not (datasets.classes or recipe.model.num_classes or recipe.run.eval):
