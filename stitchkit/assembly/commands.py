@@ -11,7 +11,6 @@ from pathlib import Path
 
 from stitchkit.assembly.config.job_settings import JobSettings
 from stitchkit.assembly.config.settings import Preprocessing, TrainConfig
-from stitchkit.errors import InputError
 from stitchkit.parser import DATA_FLAGS, REPEAT, Command, add_picture_format
 from stitchkit.settings.flags import show_defaults
 
@@ -158,8 +157,6 @@ def _job(flags: argparse.Namespace) -> None:
     from stitchkit.assembly.train.run import run_job
 
     config = JobConfig.load(source, **settings)
-    if config.test_only and not config.has_weights:
-        raise InputError("--test-only needs trained weights; set --load-from FILE, or omit --no-pretrained")
     if is_dry:
         print(job_plan(config, source))
     else:

@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset
 from stitchkit.data.digits import read_digits
 from stitchkit.data.folders import FolderReader, find_split, is_split, open_images
 from stitchkit.data.labelled_images import LabelledImages, class_names
-from stitchkit.data.source import FOLDERS, SHORT, SOURCES, TIMM, Source, check_folder, key_of, no_folder
+from stitchkit.data.source import FOLDERS, SHORT, SOURCES, TIMM, MissingData, Source, check_folder, key_of, no_folder
 from stitchkit.data.split_rule import names_of, published_part
 from stitchkit.data.timm_readers import open_timm
 from stitchkit.data.torchvision_sets import read
@@ -88,7 +88,7 @@ def _open(source: Source, split: str, options: dict[str, object]) -> Images:
     if key in SOURCES:
         # The published jobs keep this set alone in a folder of its own.
         files = place if key == "svhn" and place.is_dir() else source.root
-        return read(key, files, published_part(split), download=source.download, mode=source.mode)
+        return read(replace(source, root=files), published_part(split))
     is_judged = any(is_split(place / one) for one in names_of(split))
     if slash and place.name.lower() in SOURCES and not is_judged:  # DIR/cifar10
         return _open(replace(source, name=place.name, root=place.parent), split, options)
@@ -116,7 +116,7 @@ def _no_dataset(source: Source) -> InputError:
     if "/" in name:
         return no_folder(root / name)
     if key in _PLACES:
-        return InputError(
+        return MissingData(
             f"data set '{name}' is an image folder, and '{root / _PLACES[key][-1]}' has no train/; put it there, or "
             "write it with stitchkit datasets prepare geospatial"
         )
@@ -179,9 +179,10 @@ def _explained(source: Source, split: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # readers from many libraries raise many types
-        raise InputError(
+        kind = MissingData if isinstance(error, OSError) else InputError
+        raise kind(
             f"data set '{source}', split '{split}', cannot be opened in '{source.root}' ({one_line(error)}); "
-            "check its name and folder" + ("" if source.download else ", or add --download")
+            "check its name and folder" + ("" if source.download else f", or {source.advice}")
         ) from error
 
 

@@ -10,6 +10,11 @@ from typing import NamedTuple
 
 from stitchkit.errors import InputError
 
+
+class MissingData(InputError):
+    """Data that are not on this machine, though they may be on another or be downloaded."""
+
+
 TIMM = {
     "torch": "torchvision", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "wds": "webdataset"
 }  # fmt: skip
@@ -105,6 +110,7 @@ class Source:
         mode: PIL mode of the images; empty for no conversion.
         class_map: File that maps names of class folders to numbers.
         options: Further arguments of timm's readers; for image folders only `input_key`, suffixes separated by `;`.
+        advice: What to do if missing files are not downloaded.
     """
 
     name: str
@@ -113,6 +119,7 @@ class Source:
     mode: str = "RGB"
     class_map: str = ""
     options: tuple[tuple[str, object], ...] = ()
+    advice: str = "add --download"
 
     def __str__(self) -> str:
         return self.name or str(self.root)
@@ -125,9 +132,9 @@ def check_folder(source: Source) -> None:
     if root.exists() or is_made or key == "digits":
         return
     if key in SOURCES:
-        raise InputError(
+        raise MissingData(
             f"data folder '{root}' does not exist; it must contain {SOURCES[key].needs}; check the path"
-            + ("" if SOURCES[key].by_hand else ", or add --download")
+            + ("" if SOURCES[key].by_hand else f", or {source.advice}")
         )
     raise no_folder(root)
 
@@ -138,8 +145,8 @@ def key_of(name: str) -> str:
     return SHORT.get(key, key)
 
 
-def no_folder(place: Path) -> InputError:
+def no_folder(place: Path) -> MissingData:
     """The error for an image folder that does not exist."""
-    return InputError(
+    return MissingData(
         f"data folder '{place}' does not exist; it must have train/ and validation/, with one folder per class in each"
     )

@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import metadata_load
 from timm.data import ImageDataset, create_dataset
 
+from stitchkit.data.source import MissingData
 from stitchkit.errors import InputError, one_line
 from stitchkit.paths import check_dataset, check_local
 from stitchkit.settings.files import read_settings_file
@@ -45,7 +46,7 @@ def open_timm(name: str, *, root: str | None, split: str, **options: object) -> 
 def _open_shards(name: str, root: str | None, split: str, options: Mapping[str, object]) -> ImageDataset:
     """A stream of webdataset, which opens only files for the rest of this process."""
     if not root or not Path(root).is_dir():
-        raise InputError(f"data folder {root!r} does not exist; name the folder that holds the shards of '{name}'")
+        raise MissingData(f"data folder {root!r} does not exist; name the folder that holds the shards of '{name}'")
     # Its own switch, `enforce_security`, would refuse local files too. A process that started with it on keeps it.
     schemes = import_module("webdataset.gopen").gopen_schemes
     for scheme in schemes.keys() - {"__default__"}:
@@ -54,7 +55,10 @@ def _open_shards(name: str, root: str | None, split: str, options: Mapping[str, 
     dataset = create_dataset(name, root=os.path.abspath(root), split=split, **options)
     shards = [Path(dataset.reader.root, shard) for shard in dataset.reader.split_info.filenames]
     if missing := [shard for shard in shards if not shard.is_file()]:  # timm would skip them with a warning
-        raise InputError(f"{len(missing)} of {len(shards)} shards do not exist, such as {str(missing[0])!r}")
+        raise MissingData(
+            f"{len(missing)} of {len(shards)} shards do not exist, such as {str(missing[0])!r}; check the folder, and "
+            "the names in its _info.json or in braces"
+        )
     return dataset
 
 

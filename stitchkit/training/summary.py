@@ -20,7 +20,7 @@ _LOSSES = "losses.csv"
 def write_summary(
     folder: Path, epoch: int, *, loss: float, rate: float, scores: Mapping[str, Score], labels: Sequence[str]
 ) -> None:
-    """Append an epoch: its mean training loss, the learning rate after it, and the scores of its validation.
+    """Append an epoch: its mean training loss, the learning rate of its last step, and the scores of its validation.
 
     Scores are by label; `labels` are all labels of this run, and those without a score stay empty.
     """

@@ -283,6 +283,22 @@ def test_a_dry_run_needs_neither_data_nor_weights_and_finds_mistakes(tmp_path, c
     assert "every part is frozen" in refusal(capsys, write_job(tmp_path, config), "out", "--dry-run")
 
 
+def test_a_dry_run_takes_only_absent_data_for_missing(images, tmp_path, capsys):
+    path = write_job(tmp_path, job_config(images))
+    line = refusal(capsys, path, "out", "--dry-run", "--class-weights", "1,2")
+    assert "'1,2' is not for 4 classes; give 4 numbers" in line
+    path = write_job(tmp_path, job_config(images, val_split="held_out"))
+    assert "has no held_out/ folder" in refusal(capsys, path, "out", "--dry-run")
+    path = write_job(tmp_path, job_config("nowhere"))
+    assert "unknown data set 'nowhere'" in refusal(capsys, path, "out", "--dry-run")
+    for name, words in {"cifar10": "name the folder with", "aid": "has no train/"}.items():
+        path = write_job(tmp_path, job_config(name))
+        assert main(["job", "-c", str(path), "--dry-run"]) == 0
+        said = capsys.readouterr().out
+        assert "missing: train_config.dataset: data set" in said
+        assert words in said
+
+
 def test_max_batches_takes_a_random_part_of_both_splits(images):
     config = JobConfig.parse(job_config(images, max_batches=1))
     [data] = open_data(config, CPU)
@@ -331,7 +347,8 @@ def test_class_weights_are_those_of_the_loss(images, tmp_path, capsys):
     explicit = job_config(images, max_steps=1, loss_fn_args={"weight": [1.0, 2.0, 0.0, 1.0]})
     assert run(write_job(tmp_path, explicit), tmp_path / "explicit")["Loss"].iloc[-1] == losses["1,2,0,1"]
     path = write_job(tmp_path, job_config(images))
-    assert "give 4 numbers, one for each class" in refusal(capsys, path, tmp_path / "x", "--class-weights", "1,2")
+    said = refusal(capsys, path, tmp_path / "x", "--class-weights", "1,2")
+    assert "train_config.class_weights: '1,2' is not for 4 classes" in said
 
 
 def test_the_total_loss_is_the_weighted_mean():
@@ -531,7 +548,9 @@ def test_bad_jobs_end_in_one_line(trained, images, tmp_path, capsys):
     torch.save({"model": weights(out / "checkpoint.pth")}, tmp_path / "published.pth")
     line = refusal(capsys, path, tmp_path, "--resume-from", tmp_path / "published.pth")
     assert "start from its weights with --load-from" in line
-    assert "--test-only needs trained weights" in refusal(capsys, path, tmp_path, "--test-only")
+    assert "test_only needs trained weights, but pretrained is false and no file is named; set load_from" in refusal(
+        capsys, path, tmp_path, "--test-only"
+    )
     config = yaml.safe_load(path.read_text())
     changes = {
         ": train_config.dataset: unknown data set 'nowhere'": {
@@ -608,7 +627,8 @@ def test_a_loss_that_does_not_fit_ends_in_one_line(images, tmp_path, capsys):
     line = refusal(
         capsys, write_job(tmp_path, job_config(images, loss_fn="binary_cross_entropy_with_logits")), tmp_path
     )
-    assert "train_config.loss_fn: a loss rejects outputs and labels" in line
+    assert "train_config: a loss rejects outputs and labels" in line
+    assert "correct the loss_fn and loss_fn_args of the task" in line
 
 
 def test_what_is_not_finite_is_not_saved(images, tmp_path, capsys):

@@ -208,5 +208,5 @@ def test_slurm_that_does_not_answer(monkeypatch):
         raise subprocess.CalledProcessError(1, command, stderr="slurm_load_jobs error\n")
 
     monkeypatch.setattr(cluster.subprocess, "run", fail)
-    with pytest.raises(InputError, match="Slurm does not answer: slurm_load_jobs error"):
+    with pytest.raises(InputError, match="Slurm does not answer: slurm_load_jobs error; check it with squeue"):
         cluster._queue()

@@ -238,7 +238,7 @@ def test_files_that_are_not_configurations(tmp_path, text, words):
         ("  epochs: 3", "  epochs: 3\n  optimizer_args: {lr: -1}", "Invalid learning rate: -1"),
         ("  epochs: 3", "  epochs: 3\n  lr_scheduler: CosineLR", "line 6: train_config.lr_scheduler: unknown schedule"),
         ("  epochs: 3", "  epochs: 3\n  lr_scheduler: StepLR\n  lr_scheduler_args: {step: 1}",
-         "line 7: train_config.lr_scheduler_args: StepLR rejects them"),
+         "torch.optim.lr_scheduler.StepLR documents what it takes"),
         ("  epochs: 3", "  epochs: 3\n  lr_scheduler: ConstantLR\n  lr_scheduler_args: {cadence: step}",
          "line 7: train_config.lr_scheduler_args.cadence: unknown cadence 'step'; did you mean 'steps'?"),
         ("  epochs: 3", "  epochs: 3\n  lr_scheduler: ChainedScheduler\n  lr_scheduler_args: {schedulers: [{lr: 1}]}",
@@ -252,7 +252,7 @@ def test_files_that_are_not_configurations(tmp_path, text, words):
         ("  epochs: 3", "  epochs: 3\n  data_preprocessing: {data_augmentation: [{RandomHorizontalFlop: {}}]}",
          "train_config.data_preprocessing.data_augmentation[0]: unknown transform 'RandomHorizontalFlop'"),
         ("  dataset: cifar10", "  tasks: [{dataset: a/x}, {dataset: b/x}]",
-         "line 4: train_config.tasks: two data sets have"),
+         "line 4: train_config.tasks: two data sets have the same name, so results could not distinguish them; remove"),
         ("  dataset: cifar10", "  tasks: [{dataset: x}, {dataset: y, data_preprocessing: {image_size: 9}}]",
          "different sizes"),
         ("  epochs: 3", "  epochs: 3\n  data_augmentation: defualt",
@@ -292,8 +292,10 @@ def test_files_that_are_not_configurations(tmp_path, text, words):
         ("train_config:", "image_size: 32\ntrain_config:",
          "line 3: image_size is at the wrong level; move it into train_config.data_preprocessing"),
         ("  epochs: 3", "  epochs: 3\n  image_size: 32", "line 6: train_config.image_size is at the wrong level; move"),
+        ("  dataset: cifar10", "  tasks: [{dataset: x}, {dataset: y, image_size: 9}]",
+         "line 4: train_config.tasks[1].image_size is at the wrong level; move it into train_config.data_prep"),
         ("  epochs: 3", "  epochs: 3\n  class_weights: 1,x",
-         "line 6: train_config.class_weights: --class-weights is '1,x'; give balanced, or numbers"),
+         "line 6: train_config.class_weights is '1,x', which is neither balanced nor numbers such as 1,2.5,1"),
         ("  epochs: 3", "  epochs: 3\n  class_weights: balanced\n  loss_fn_args: {weight: [1]}",
          "line 6: train_config.class_weights: loss_fn_args has a weight too; remove one of the two"),
         ("  epochs: 3", "  epochs: 3\n  metrics: []",
@@ -328,7 +330,6 @@ def rates(train, epochs, steps):
             optimizer.step()
             schedule.step_update(epoch * steps + step + 1)
         schedule.step(epoch + 1)
-        assert schedule.used == found[-1]
     return found
 
 

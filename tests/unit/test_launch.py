@@ -269,7 +269,7 @@ def test_a_preempted_job_is_started_again_as_it_was(tmp_path):
     [
         ({"jobs": 0}, "--jobs is 0"),
         ({"gpus": -1}, "--gpus is -1"),
-        ({"gpus": 9}, "--gpus is 9, but this machine has 2"),
+        ({"gpus": 9}, "--gpus is 9, but this machine has 2; lower it, or use --cluster slurm"),
         ({"partition": "big"}, "--partition is for Slurm; add --cluster slurm"),
     ],
 )

@@ -50,6 +50,10 @@ def test_missing_data_are_found_before_any_job_starts(sweep, tmp_path, capsys, m
     ScriptedSlurm(tmp_path / "slurm", monkeypatch)
     assert main(command(sweep, tmp_path, "--cluster", "slurm", "--detach")) == 0
     assert "the jobs fail unless the nodes have it" in caplog.text
+    # Other mistakes are the same there.
+    change(sweep, dataset="unknown")
+    flags = ["--cluster", "slurm", "--detach", "-o", str(tmp_path / "other")]
+    assert "unknown data set 'unknown'" in refused(capsys, *command(sweep, tmp_path, *flags))
 
 
 def test_missing_weights_are_found_before_any_job_starts(sweep, tmp_path, capsys):

@@ -66,6 +66,7 @@ def test_weights_of_a_sweep_over_data_sets_are_relative_to_its_file(tmp_path):
         ([1], {}, "datasets[0] is 1; it must be text"),
         (["a"], {"train_config": {"epochs": 1, "dataset": "b"}}, "datasets: train_config names data too"),
         (["a"], {"seeds": [1, 2, 1]}, "seeds: it has 1 twice"),
+        (["a"], {"test_only": True, "pretrained": False}, "test_only needs trained weights, but pretrained is false"),
         (["a"], {"sedes": [1]}, "sedes: unknown key 'sedes'; did you mean 'seeds'?"),
     ],
 )
@@ -316,11 +317,12 @@ _TOP = {"metric_fn": "topk_accuracy", "metric_fn_args": {"topk": [1, 2]}, "outpu
             {"metrics": [{"metric_fn": "cross_entropy"}, _TOP]},
         ),
         pytest.param({}, {"eval_checkpoints": False}, marks=pytest.mark.full),
-        pytest.param({}, {"test_only": True}, marks=pytest.mark.full),
+        pytest.param({}, {"test_only": True, "pretrained": True}, marks=pytest.mark.full),
     ],
 )
 def test_the_columns_of_a_result_are_known_before(tmp_path, images, train, changes):
-    content = {**job_config(str(images), epochs=1, max_steps=1, **train), **changes, "pretrained": False}
+    content = {**job_config(str(images), epochs=1, max_steps=1, **train), "pretrained": False, **changes}
+    content["assembly"][0]["Subnet"]["pretrained"] = False
     config = JobConfig.parse({**content, "save_dir": str(tmp_path)})
     written = pd.read_pickle(run_job(config)).columns
     assert {*planned_columns(config)} - {"GPU Mem"} == {*written}
@@ -338,12 +340,12 @@ def test_a_grid_of_fewer_trials(tmp_path):
 
 def test_the_published_command_of_a_search(tmp_path, monkeypatch, caplog):
     command = ["${program}", "--config=${envvar:CONFIG}", "--hardware=${envvar:HARDWARE}", "--conda=x"]
-    path = search(tmp_path, "d", job=None, command=command)
+    path = search(tmp_path, "d", job=None, command=command, program="train.py", name="first")
     monkeypatch.setenv("CONFIG", str(tmp_path / "base.yml"))
     assert load_sweep(path).jobs[0].name == "trial-0-base"
     assert [record.message for record in caplog.records] == [
-        f"'{path}': command: --hardware=${{envvar:HARDWARE}} --conda=x has no effect; "
-        "set --cluster, --gpus and --setup instead"
+        f"'{path}': these have no effect: name, program, --hardware=${{envvar:HARDWARE}}, --conda=x; a search is "
+        "called like its file; set --cluster, --gpus and --setup for its jobs"
     ]
 
 
@@ -382,7 +384,7 @@ def test_a_search_does_not_try_other_data_sets_in_place_of_those_of_its_sweep(tm
             {"parameters": {"seed": {"values": [1, 2]}}},
             "parameters.seed: all trials run with the same seeds",
         ),
-        ({"parameters": {"lr": {"value": -1.0}}}, "search.yml': train_config.optimizer_args: AdamW rejects them"),
+        ({"parameters": {"lr": {"value": -1.0}}}, "AdamW documents what it takes"),
         ({"parameters": {"lr": {"min": 1}}}, "parameters.lr: it has min; set value, values, or min and max"),
         ({"parameters": {"lr": {"min": 1, "max": 0}}}, "parameters.lr: min is 1 and max 0; min must be lower"),
         (

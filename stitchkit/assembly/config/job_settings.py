@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -11,30 +11,25 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
 
-from stitchkit.assembly.config.settings import Metric, Preprocessing, TrainConfig
+from stitchkit.assembly.config.settings import Metric, Preprocessing, TaskConfig, TrainConfig
 from stitchkit.assembly.parts.spec import ReformatOptions
 from stitchkit.errors import InputError
 from stitchkit.settings.files import naming, read_settings_file
+from stitchkit.settings.kinds import FILE_KINDS
 from stitchkit.settings.recipe import flag_of
 from stitchkit.settings.schema import LocalPath, Settings, join, parse
 
 _logger = logging.getLogger(__name__)
 
 SWEEP_KEYS = (
-    "stages",
-    "src_stages",
-    "dest_stages",
-    "gaps",
-    "stitchers",
-    "datasets",
-    "seeds",
-    "ft_configs",
-    "parameters",
-    "slurm",
+    *(key for key, kind in FILE_KINDS.items() if kind not in ("job", "stitch configuration")),
+    *("seeds", "slurm"),
 )
 """Keys that only sweeps have."""
 PARTS = ("model", "assembly", "head")
 """Keys of a job's parts."""
+STAND_IN = {"dataset": "digits"}
+"""The data set in checks of settings that leave it to a sweep."""
 IGNORED = {"lr"}
 """Keys of `train_config` in published files, which the published system does not use."""
 WRITTEN = {"save_dir": "-o", "metrics_output": "--metrics-output"}
@@ -134,7 +129,8 @@ class JobSettings(Settings):
         tasks = self.train_config.resolved_tasks
         if len({task.name for task in tasks}) < len(tasks):
             raise InputError(
-                "train_config.tasks: two data sets have the same name, so results could not distinguish them"
+                "train_config.tasks: two data sets have the same name, so results could not distinguish them; remove "
+                "one, or rename its folder"
             )
         if len({task.data_preprocessing.size for task in tasks}) > 1:
             raise InputError("train_config.tasks: images have different sizes; set the same image_size for all")
@@ -151,7 +147,7 @@ class _OptimizerFlags(Settings):
 
 def check_flags(flags: Mapping[str, object]) -> None:
     """Refuse values of flags, by key, that no file could have either; errors name the flag."""
-    least = {"dataset": "digits", "epochs": 0}
+    least = {**STAND_IN, "epochs": 0}
     check_own(JobSettings, {"train_config": least}, flags)
     check_own(TrainConfig, least, flags)
     check_own(Preprocessing, {}, flags)
@@ -182,14 +178,17 @@ def refuse_sweep(content: Mapping[str, object]) -> None:
 
 def refuse_misplaced(content: Mapping[str, object]) -> None:
     """Refuse a key of the file of a job or sweep that belongs to another level; the message says to which."""
-    homes = {
+    homes: dict[str, Collection[str]] = {
         "": [*(item.name for item in fields(JobSettings)), *PARTS, *SWEEP_KEYS],
         "train_config": [item.name for item in fields(TrainConfig)],
         "train_config.data_preprocessing": [item.name for item in fields(Preprocessing)],
         "train_config.optimizer_args": OPTIMIZER_FLAGS,
     }
     train = content.get("train_config")
-    for place, level in {"": content, "train_config": train}.items():
+    tasks = train.get("tasks") if isinstance(train, Mapping) else None
+    of_tasks = {f"train_config.tasks[{n}]": task for n, task in enumerate(tasks if isinstance(tasks, list) else [])}
+    homes |= {key: [item.name for item in fields(TaskConfig)] for key in of_tasks}
+    for place, level in {"": content, "train_config": train, **of_tasks}.items():
         strangers = [key for key in level if key not in homes[place]] if isinstance(level, Mapping) else []
         for key in strangers:
             if (home := next((home for home, keys in homes.items() if key in keys), None)) is not None:

@@ -8,11 +8,12 @@ from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from stitchkit.assembly.config.job_settings import PARTS, SWEEP_KEYS, JobSettings, override, refuse_misplaced
+from stitchkit.assembly.config.job_settings import PARTS, STAND_IN, SWEEP_KEYS, JobSettings, override, refuse_misplaced
 from stitchkit.assembly.sweep.kinds.cross_file import CrossFile
 from stitchkit.assembly.sweep.kinds.search_file import SearchFile
 from stitchkit.errors import InputError
 from stitchkit.settings.files import naming, read_settings_file
+from stitchkit.settings.kinds import kind_of
 from stitchkit.settings.schema import parse
 
 
@@ -27,15 +28,16 @@ def check_sweep(path: str | Path, **changes: object) -> None:
     """Check what can be checked without torch in the file of a sweep, with `changes` as in `load_sweep`."""
     content = read_settings_file(path)
     with naming(path):
-        if "parameters" in content:
+        _, kind = kind_of(content)
+        if kind == "search":
             own = {key: changes[key] for key in ("run_cap", "seeds") if key in changes}
             parse(SearchFile, content | own)
-        elif "ft_configs" in content:
+        elif kind == "heads by encoders":
             parse(CrossFile, content)
         else:
             train = content.get("train_config")
             if "datasets" in content and isinstance(train, Mapping) and "tasks" not in train:
-                changes["dataset"] = "digits"  # the one that is still missing is not a mistake of the file
+                changes |= STAND_IN
             shared = override(content, changes)
             refuse_misplaced(shared)
             parse(_SharedSettings, {key: value for key, value in shared.items() if key not in (*PARTS, *SWEEP_KEYS)})

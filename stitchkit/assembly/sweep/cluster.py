@@ -222,7 +222,10 @@ class Slurm:
             with executor.batch():
                 submitted = [executor.submit(job) for job in jobs]
         except (RuntimeError, submitit.core.utils.FailedJobError) as error:
-            raise InputError(f"Slurm does not accept the jobs: {str(error).strip()}") from error
+            raise InputError(
+                f"Slurm does not accept the jobs: {str(error).strip()}; correct the flags for Slurm, whose script "
+                "--dry-run shows"
+            ) from error
         return [job.job_id for job in submitted]
 
 
@@ -251,7 +254,7 @@ def create_cluster(
     found = _gpus()
     num_gpus = place.gpus if "gpus" in flags else min(1, len(found))
     if num_gpus > len(found):
-        raise InputError(f"--gpus is {num_gpus}, but this machine has {len(found)}")
+        raise InputError(f"--gpus is {num_gpus}, but this machine has {len(found)}; lower it, or use --cluster slurm")
     return LocalPool(place.jobs or 1, found, num_gpus)
 
 
@@ -300,7 +303,7 @@ def _queue() -> dict[str, str]:
             "there is no Slurm on this machine; use --cluster local, or a machine of the cluster"
         ) from error
     except subprocess.CalledProcessError as error:
-        raise InputError(f"Slurm does not answer: {error.stderr.strip()}") from error
+        raise InputError(f"Slurm does not answer: {error.stderr.strip()}; check it with squeue --me") from error
     return dict(line.split(maxsplit=1) for line in output.splitlines())
 
 

@@ -16,23 +16,22 @@ from stitchkit.assembly.sweep.kinds.search_file import SearchFile
 from stitchkit.assembly.sweep.plan import Sweep
 from stitchkit.errors import InputError
 from stitchkit.settings.files import read_settings_file
+from stitchkit.settings.kinds import kind_of
 from stitchkit.settings.schema import json_schema
-
-_GAP_KEYS = ("stages", "src_stages", "dest_stages", "gaps", "stitchers")
 
 
 def load_sweep(path: str | Path, **changes: object) -> Sweep:
     """The sweep in a file, with `changes` to the settings of its jobs, as in `JobConfig.load`."""
-    content = read_settings_file(path)
-    if "parameters" in content:
+    _, kind = kind_of(read_settings_file(path))
+    if kind == "search":
         return plan_search(path, **changes)
     if "run_cap" in changes:
         raise InputError("--trials is for a search, whose file has parameters; omit it")
-    if "ft_configs" in content:
+    if kind == "heads by encoders":
         if "seeds" in changes:
             raise InputError("--seeds has no effect on heads by encoders, which are only tested; omit it")
         return plan_cross(path, **changes)
-    if any(key in content for key in _GAP_KEYS):
+    if kind == "gaps":
         return plan_gaps(GapSweep.load(path, **changes))
     return plan_datasets(path, **changes)
 

@@ -16,9 +16,9 @@ from stitchkit.assembly.parts.registry import PARTS
 from stitchkit.assembly.parts.spec import PartSpec
 from stitchkit.assembly.sweep.plan import PlannedJob
 from stitchkit.assembly.train.data import open_data
+from stitchkit.data.source import MissingData
 from stitchkit.display import counted
 from stitchkit.distributed import World
-from stitchkit.errors import InputError
 
 _logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def check_inputs(jobs: Iterable[PlannedJob], *, on_nodes: bool) -> None:
     configs = [job.parsed for job in jobs]
     try:
         _open_data(configs)
-    except InputError as error:
+    except MissingData as error:
         if not on_nodes:
             raise
         _logger.warning("%s; the jobs fail unless the nodes have it", error)

@@ -19,6 +19,7 @@ from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.job_settings import override
 from stitchkit.assembly.sweep.cluster import LocalPool, Slurm, states
 from stitchkit.assembly.sweep.inputs import check_inputs
+from stitchkit.assembly.sweep.kinds.search import HyperSearch
 from stitchkit.assembly.sweep.plan import PlannedJob, Sweep, table
 from stitchkit.assembly.sweep.worker import State, SweepJob
 from stitchkit.assembly.train.run import run_job
@@ -63,8 +64,9 @@ def launch(
     """
     failures = []
     cluster.check()
+    rounds = sweep.rounds(folder, cluster.limit) if isinstance(sweep, HyperSearch) else [sweep.jobs]
     with _logged():
-        for jobs in sweep.rounds(folder, cluster.limit):
+        for jobs in rounds:
             planned = [job for job in jobs if job.applies and (only is None or job.name in only)]
             runs = write_folders(planned, folder, sweep.seeds)
             begin_log(folder)

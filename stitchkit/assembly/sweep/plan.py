@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -94,15 +94,6 @@ class Sweep:
         names = [job.name for job in self.jobs]
         if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
             raise InputError(f"two jobs would have the folder '{twice}'; remove one, or rename its data set")
-
-    def rounds(self, folder: Path, at_once: int | None) -> Iterator[Sequence[PlannedJob]]:  # noqa: ARG002
-        """The jobs in rounds; those of a round do not depend on each other's results.
-
-        Args:
-            folder: The folder of the sweep, where later rounds find the results of earlier ones.
-            at_once: Number of jobs at a time; None for as many as there is room for.
-        """
-        yield self.jobs
 
 
 def choose(jobs: Sequence[PlannedJob], only: Sequence[str]) -> dict[int, PlannedJob]:

@@ -9,20 +9,21 @@ from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.train.metrics import create_all_measures
 from stitchkit.assembly.train.optim import create_loss, create_optimizer, create_schedule
 from stitchkit.assembly.train.preprocessing import create_transform
-from stitchkit.errors import InputError, prefixed
-from stitchkit.training.class_weights import read_weights
+from stitchkit.errors import InputError
 
 
 def check_training(config: JobConfig) -> None:
     """Create everything once that training and tests need beyond network and data, to check that torch accepts it."""
+    if config.test_only and not config.has_weights:
+        raise InputError(
+            "test_only needs trained weights, but pretrained is false and no file is named; set load_from: FILE, or "
+            "omit pretrained: false or --no-pretrained"
+        )
     train = config.train_config
     for task, place in zip(train.resolved_tasks, train.places, strict=True):
         create_loss(task.loss_fn, task.loss_fn_args, place)
-        if task.class_weights is not None:
-            with prefixed(f"{place}.class_weights: "):
-                read_weights(task.class_weights)
-            if "weight" in task.loss_fn_args:
-                raise InputError(f"{place}.class_weights: loss_fn_args has a weight too; remove one of the two")
+        if task.class_weights is not None and "weight" in task.loss_fn_args:
+            raise InputError(f"{place}.class_weights: loss_fn_args has a weight too; remove one of the two")
         for number, aux in enumerate(task.aux_losses):
             create_loss(aux.loss_fn, aux.loss_fn_args, f"{place}.aux_losses[{number}]")
         create_transform(task, place, training=True)

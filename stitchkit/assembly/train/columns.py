@@ -8,6 +8,8 @@ from stitchkit.assembly.train.result import FIRST_COLUMNS
 
 AVERAGE = "EMA "
 """What the figures of the moving average begin with."""
+TRAIN_LOSS = "Overall/Train Loss"
+"""The mean of the loss over the epoch."""
 
 
 def loss_names(num_auxiliary: int) -> list[str]:
@@ -20,16 +22,21 @@ def tested_column(task: str, figure: str, *, output: str | None, average: str) -
     return f"Overall/{task}/Test {average}{output + ' ' if output else ''}{figure}"
 
 
+def trained_column(task: str, figure: str, *, is_mean: bool) -> str:
+    """The column of a figure on the training images of a task: of the last batch, or the mean over the epoch."""
+    return f"{'Overall/Train ' if is_mean else ''}{task}/{figure}"
+
+
 def planned_columns(config: JobConfig) -> list[str]:
     """The columns of the last epoch of a job; that of a GPU's memory is there only with one."""
     train = config.train_config
     tasks, found = train.resolved_tasks, ["Epoch", "Step"]
     several = len(tasks) > 1 or any(task.aux_losses for task in tasks)  # the only loss is `Loss`
     if not config.test_only:
-        found = [*FIRST_COLUMNS, "Overall/Train Loss"]
+        found = [*FIRST_COLUMNS, TRAIN_LOSS]
         for task in tasks:
             kinds = ["Accuracy", *(loss_names(len(task.aux_losses)) if several else [])]
-            found += [f"{begin}{task.name}/{kind}" for begin in ("", "Overall/Train ") for kind in kinds]
+            found += [trained_column(task.name, kind, is_mean=mean) for mean in (False, True) for kind in kinds]
     if config.test_only or config.eval_checkpoints:
         averages = ["", AVERAGE] if train.model_ema and not config.test_only else [""]
         found += [

@@ -59,7 +59,10 @@ def create_measures(metric: Metric, place: str) -> dict[str, Measure]:
     try:
         measure(torch.zeros(2, 3), torch.tensor([0, 1]))
     except Exception as error:  # torch raises many types
-        raise InputError(f"{place}: {name} rejects outputs, labels and metric_fn_args: {one_line(error)}") from error
+        raise InputError(
+            f"{place}: {name} rejects outputs, labels and metric_fn_args: {one_line(error)}; correct these, or choose "
+            "another metric_fn"
+        ) from error
     return {name: measure}
 
 

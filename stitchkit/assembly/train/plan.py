@@ -14,10 +14,10 @@ from stitchkit.assembly.parts.part import Assembly, Part
 from stitchkit.assembly.train.check import check_training
 from stitchkit.assembly.train.data import TaskData, open_task
 from stitchkit.assembly.train.job import job_paths, trained_parameters
+from stitchkit.data.source import MissingData
 from stitchkit.display import aligned, quantity
 from stitchkit.distributed import World
 from stitchkit.engine.recovery import AUTO
-from stitchkit.errors import InputError
 from stitchkit.networks.mode import evaluating
 from stitchkit.settings.files import naming
 
@@ -46,10 +46,10 @@ def job_plan(config: JobConfig, source: Path) -> str:
 
 
 def _opened(config: JobConfig, number: int) -> TaskData | str:
-    """The data set of a task, or why it cannot be opened."""
+    """The data set of a task, or what is missing of it."""
     try:
         return open_task(config, number, World(0, 1, torch.device("cpu")))
-    except InputError as error:
+    except MissingData as error:
         return str(error)
 
 

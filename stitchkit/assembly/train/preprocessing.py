@@ -12,7 +12,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ResizeKeepRat
 from torchvision.transforms import v2
 
 from stitchkit.assembly.config.settings import Augmentation, Preprocessing, TaskConfig
-from stitchkit.errors import InputError, unknown
+from stitchkit.errors import InputError, one_line, unknown
 
 Transform: TypeAlias = Callable[[Image.Image], torch.Tensor]
 TRANSFORMS: dict[str, Callable[..., torch.nn.Module]] = {
@@ -94,7 +94,10 @@ def _transform(item: object, place: str) -> torch.nn.Module:
     except InputError:
         raise
     except Exception as error:  # transforms raise many types
-        raise InputError(f"{place}: {name} rejects its arguments: {error}") from error
+        raise InputError(
+            f"{place}: {name} rejects its arguments: {one_line(error)}; torchvision.transforms.v2.{name} documents "
+            "what it takes"
+        ) from error
 
 
 def _enum(key: str, value: object, place: str) -> Enum:

@@ -18,8 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.job_settings import WRITTEN
 from stitchkit.assembly.train.checkpoint import JobCheckpoints, check_origins, header, load_pieces, load_weights, resume
+from stitchkit.assembly.train.columns import TRAIN_LOSS, trained_column
 from stitchkit.assembly.train.job import Job, JobPaths, deterministic, job_paths, open_job
-from stitchkit.assembly.train.optim import JobSchedule
 from stitchkit.assembly.train.result import Row, update_metadata, write_frame, write_rows
 from stitchkit.assembly.train.task import JobTask, scale_losses
 from stitchkit.assembly.train.testing import Evaluator
@@ -220,11 +220,11 @@ def _train(
 
 def _row(job: Job, trainer: Trainer, task: JobTask, trained: TrainedEpoch) -> Row:
     """The figures of an epoch's training, by the columns of the result."""
-    schedule, world, seconds = trainer.schedule, job.world, trained.seconds
+    world, seconds = job.world, trained.seconds
     row: Row = {
         "Epoch": trained.number + 1,
         "Step": trainer.steps(trained.number).stop,
-        "LR": schedule.used if isinstance(schedule, JobSchedule) else trainer.rate,
+        "LR": trained.position.rate,
         "Loss": task.last["loss"].item(),
         "Time/Data": trainer.loader.waited / trained.steps,
         "Time/Step": seconds / trained.steps,
@@ -237,12 +237,14 @@ def _row(job: Job, trainer: Trainer, task: JobTask, trained: TrainedEpoch) -> Ro
     names = [each.config.name for each in job.data]
     last = zip(names, task.last["accuracy"].tolist(), strict=True)
     mean = zip(names, task.accuracies(), strict=True)
-    row |= {f"{name}/Accuracy": figure for name, figure in last} | {"Overall/Train Loss": trained.loss}
-    row |= {f"Overall/Train {name}/Accuracy": figure for name, figure in mean}
-    columns = [f"{name}/{loss}" for name, of in zip(names, task.losses, strict=True) for loss in of.names]
-    if len(columns) > 1:  # the only loss is `Loss`
-        row |= dict(zip(columns, task.last["losses"].tolist(), strict=True))
-        row |= dict(zip((f"Overall/Train {column}" for column in columns), task.mean_losses(), strict=True))
+    row |= {trained_column(name, "Accuracy", is_mean=False): figure for name, figure in last}
+    row[TRAIN_LOSS] = trained.loss
+    row |= {trained_column(name, "Accuracy", is_mean=True): figure for name, figure in mean}
+    losses = [(name, loss) for name, of in zip(names, task.losses, strict=True) for loss in of.names]
+    if len(losses) > 1:  # the only loss is `Loss`
+        for is_mean, figures in ((False, task.last["losses"].tolist()), (True, task.mean_losses())):
+            columns = [trained_column(*loss, is_mean=is_mean) for loss in losses]
+            row |= dict(zip(columns, figures, strict=True))
     return row
 
 

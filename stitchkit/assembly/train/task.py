@@ -14,7 +14,7 @@ from stitchkit.assembly.train.optim import Loss
 from stitchkit.display import counted
 from stitchkit.distributed import sum_over_ranks
 from stitchkit.engine.task import Task
-from stitchkit.errors import InputError, unknown
+from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.mode import evaluating
 from stitchkit.networks.slices import snapshot
 
@@ -218,7 +218,10 @@ def rehearse(task: JobTask, size: tuple[int, int, int], classes: Sequence[tuple[
             if trained:
                 loss.backward()
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise InputError(f"train_config.loss_fn: a loss rejects outputs and labels: {error}") from error
+            raise InputError(
+                f"train_config: a loss rejects outputs and labels: {one_line(error)}; correct the loss_fn and "
+                "loss_fn_args of the task, or of one of its aux_losses"
+            ) from error
     unused = [name for name, parameter in trained.items() if parameter.grad is None]
     network.zero_grad(set_to_none=True)
     task.forget()

@@ -14,6 +14,7 @@ from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.job_settings import check_job
 from stitchkit.assembly.parts.network import check_network
 from stitchkit.assembly.sweep.config import load_sweep
+from stitchkit.assembly.sweep.kinds.search import plan_search
 from stitchkit.data.folders import open_images
 from stitchkit.data.prepare import COLLECTIONS, read_collection
 from stitchkit.data.timm_readers import _check_card
@@ -96,7 +97,7 @@ def _searched(folder: Path) -> list[Seed]:
 
 def _journal(folder: Path) -> list[Seed]:
     seed = _searched(folder)[0]
-    rounds = load_sweep(write_job(folder, {**seed.content, "run_cap": 5}, "search.yml")).rounds(folder, None)
+    rounds = plan_search(write_job(folder, {**seed.content, "run_cap": 5}, "search.yml")).rounds(folder, None)
     for number, [job] in enumerate(rounds):
         if number == 4:  # this one has begun
             break
@@ -105,7 +106,7 @@ def _journal(folder: Path) -> list[Seed]:
 
 
 def _continue_search(path: Path) -> None:
-    next(iter(load_sweep(path.with_name("search.yml")).rounds(path.parent, None)), None)
+    next(iter(plan_search(path.with_name("search.yml")).rounds(path.parent, None)), None)
 
 
 _TRAIN = {"dataset": "x", "data_preprocessing": {"image_size": 16}, "epochs": 2, "batch_size": 8, "seed": 3}

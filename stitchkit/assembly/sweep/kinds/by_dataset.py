@@ -14,7 +14,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.config.job_settings import SWEEP_KEYS, override, read_job
+from stitchkit.assembly.config.job_settings import STAND_IN, SWEEP_KEYS, override, read_job
 from stitchkit.assembly.parts.network import check_network
 from stitchkit.assembly.sweep.plan import JobSweepFile, PlannedJob, Sweep, all_seeds
 from stitchkit.assembly.train.check import check_training
@@ -45,8 +45,7 @@ def plan_datasets(path: str | Path, **changes: object) -> Sweep:
         elif isinstance(train, Mapping) and (train.get("dataset") or train.get("tasks")):
             raise InputError("datasets: train_config names data too; remove one of the two")
         else:
-            # The data set that is still missing is not a mistake of the file.
-            file = parse(DatasetsFile, override(content, {"dataset": "digits"}))
+            file = parse(DatasetsFile, override(content, STAND_IN))
             # As in the published system, and only with `datasets`.
             content = _resolved(content, path.parent)
         job = {key: value for key, value in content.items() if key not in SWEEP_KEYS}

@@ -57,9 +57,11 @@ def plan_search(path: str | Path, **changes: object) -> HyperSearch:
                 "parameters.seed: all trials run with the same seeds; list those as seeds, beside parameters"
             )
         job = path.parent / file.job if file.job else _job_of(file.command)
-        if ignored := [word for word in file.command if word.startswith("--") and not word.startswith("--config=")]:
-            instead = "set --cluster, --gpus and --setup instead"
-            _logger.warning("'%s': command: %s has no effect; %s", path, " ".join(ignored), instead)
+        ignored = [key for key in ("name", "program") if getattr(file, key)]
+        ignored += [word for word in file.command if word.startswith("--") and not word.startswith("--config=")]
+        if ignored:
+            instead = "a search is called like its file; set --cluster, --gpus and --setup for its jobs"
+            _logger.warning("'%s': these have no effect: %s; %s", path, ", ".join(ignored), instead)
     base = plan_datasets(job, **changes)  # errors name the job's file
     if "dataset" in file.parameters and "dataset" in base.jobs[0].metadata:
         raise InputError(f"'{path}': parameters.dataset: '{job}' names data sets too; remove one of the two")
@@ -116,6 +118,10 @@ class HyperSearch(Sweep):
         """The jobs of the trials that have no result, and when these have ended, those of the next trials.
 
         Trials that failed before are in the first round, where they are listed, or run again on request.
+
+        Args:
+            folder: The folder of the search, where later rounds find the results of earlier ones.
+            at_once: Number of jobs at a time; None for as many as there is room for.
         """
         if self.file.method == "bayes" and at_once is None:
             _logger.info("bayes runs one trial at a time; --jobs N runs N")

@@ -85,7 +85,7 @@ class SearchFile(Settings):
 
     Args:
         job: The file of the job, or of a sweep over data sets, beside this one.
-        program: The published program, which is not run.
+        program: The published program, which has no effect.
         command: Its command, whose `--config` names the job if `job` does not.
         method: `bayes` learns from the results so far, by optuna's tree of Parzen estimators; `random` draws; `grid`
             tries all.
@@ -93,7 +93,7 @@ class SearchFile(Settings):
         parameters: The values of each key of `train_config`, or of its `optimizer_args`.
         run_cap: Number of trials; by default 10, or all of a grid.
         seeds: Seeds of replicates; every job of every trial runs once with each.
-        name: Name of the search in Weights & Biases.
+        name: Name of the search in Weights & Biases, which has no effect.
         slurm: The resources of each job with `--cluster slurm`, unless flags say otherwise.
     """
 

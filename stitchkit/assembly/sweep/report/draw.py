@@ -11,6 +11,7 @@ from stitchkit.assembly.sweep.kinds.gap_jobs import UNCUT
 from stitchkit.assembly.sweep.kinds.stitchers import FINETUNE, STITCHERS
 from stitchkit.assembly.sweep.report.heat_map import Side, draw_heat_map, shown
 from stitchkit.assembly.sweep.report.summary import summarise
+from stitchkit.display import counted
 from stitchkit.measure.figure import draw_costs, new_figure, side_by_side
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def _add_legend(figure: Figure, uncut: Iterable[str], colors: Mapping[str, _Colo
     kind = {"marker": "o", "linestyle": ""} if markers else {"linewidth": 2}
     handles = [Line2D([], [], color=color, label=_readable(name), **kind) for name, color in colors.items()]
     for count, marker in markers.items():
-        label = f"{count:.0f} down-sampling{'' if count == 1 else 's'}"
+        label = counted(int(count), "down-sampling")
         handles.append(Line2D([], [], marker=marker, linestyle="", color="#555555", label=label))
     for name, line in zip(uncut, _LINES, strict=False):
         handles.append(Line2D([], [], linestyle=line, color=_UNCUT, label=name))
