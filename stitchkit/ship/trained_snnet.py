@@ -214,10 +214,8 @@ def sample_images(trained: Trained, number: int, *, train: bool = False) -> tupl
     if dataset is None:
         dataset = open_dataset(source_of(trained.recipe), split, is_training=True, num_samples=data.train_num_samples)
     transform = create_transform(**config, is_training=False)
-    if isinstance(dataset, IterableDataset):
-        dataset.transform = transform
-        samples = list(islice(dataset, number))
-        dataset.transform = None  # a loader of the same split brings its own
+    if isinstance(dataset, IterableDataset):  # its reader skips bad images itself
+        samples = [(transform(image), label) for image, label in islice(dataset, number)]
     else:
         good = CheckedImages(dataset, num_classes=model.num_classes, is_training=False, limit=data.max_unreadable)
         good.transform = transform
