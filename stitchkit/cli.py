@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import signal
@@ -14,9 +13,8 @@ from typing import TextIO
 from stitchkit._version import __version__
 from stitchkit.display import PrintableFormatter
 from stitchkit.errors import InputError, Stopped
+from stitchkit.files import DISK_FULL
 from stitchkit.parser import Command, Parser, add_commands, unknown_flag, usage_of
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 # Libraries that log what no user asked for: each request, and the absence of a compiler.
 _QUIET = ("httpx", "httpx2", "torch.utils.cpp_extension")
@@ -99,7 +97,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _refusal(error: OSError) -> InputError:
     """An error of the system as a message: the file if it is known, the cause, and what to do."""
     where = f"'{error.filename}': " if error.filename else ""
-    if error.errno in _DISK_FULL:  # an error of a write does not name the file
+    if error.errno in DISK_FULL:  # an error of a write does not name the file
         advice = "make room, or write to another disk"
     elif where:
         advice = "check the path, its permissions and the disk"

@@ -7,6 +7,7 @@ or lie under one: that is the user's choice.
 
 from __future__ import annotations
 
+import csv
 import errno
 import os
 import shutil
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from stitchkit.errors import InputError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The numbers of the system's errors for a disk or a quota without room."""
 
 
 @contextmanager
@@ -45,6 +49,23 @@ def write_text(path: Path, text: str) -> None:
     """Write a small file completely, or keep the old one."""
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+def read_table(path: Path) -> dict[str, list[str]]:
+    """The columns of a CSV file by name; cells that a line lacks at its end are empty."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"'{path}' is not a file; check the path")  # such as /dev/zero, which has no end
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file, restval="")
+            rows, head = list(table), [*(table.fieldnames or ())]
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read: {error.strerror}; check the path") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"'{path}' is not a table: {error}; correct it, or move it away") from error
+    if twice := next((key for key in head if head.count(key) > 1), None):
+        raise InputError(f"'{path}' has the column {twice!r} twice; remove one, or move the file away")
+    return {key: [row[key] for row in rows] for key in head}
 
 
 def opened(path: Path, mode: str, *, newline: str | None = None) -> IO[Any]:

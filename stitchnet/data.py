@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, overload
@@ -26,6 +27,8 @@ from stitchkit.paths import check_local
 if TYPE_CHECKING:
     from datasets import Dataset as HubDataset, Features, IterableDataset as StreamedDataset
 
+Rows: TypeAlias = dict[str, list[Any]]
+Preparation: TypeAlias = Callable[[Image.Image], torch.Tensor]
 PIXELS = "pixel_values"
 """Column of the prepared images `[1, 3, H, W]`."""
 _BATCH = 128
@@ -59,14 +62,14 @@ def as_images(images: object, *, what: str = "images") -> torch.Tensor:
     return values.float()
 
 
-def preparation(size: tuple[int, int]) -> Callable[[Image.Image], torch.Tensor]:
+def preparation(size: tuple[int, int]) -> Preparation:
     """The transform of an image of any mode to a tensor `[3, H, W]`: resize, centre crop, ImageNet's normalisation.
 
     From 128 pixels on, the crop keeps seven eighths of each side, as usual; smaller images are not cropped.
     """
     crop = 0.875 if min(size) >= 128 else 1.0
     normalised = create_transform((3, *size), is_training=False, interpolation="bicubic", crop_pct=crop)
-    transform: Callable[[Image.Image], torch.Tensor] = Compose([_rgb, normalised])
+    transform: Preparation = Compose([_rgb, normalised])
     return transform
 
 
@@ -110,7 +113,8 @@ def load_hf_dataset(
 
     Args:
         name: A dataset on the Hugging Face hub, or a local folder of images with a folder for each split and in it
-            one for each class, by the rules of all commands.
+            one for each class, by the rules of all commands; the label of an unreadable image is -1, as in
+            `image_folder`.
         train_split: Name of the first split.
         val_split: Name of the second split.
         label_column: Name of the labels; by default `label` in a local folder, `labels` on the hub.
@@ -126,41 +130,60 @@ def load_hf_dataset(
     check_local(name, "dataset")
     is_folder = Path(name).is_dir()
     column = label_column or ("label" if is_folder else "labels")
-    splits = (train_split, val_split)
+    splits, prepare = (train_split, val_split), preparation((size, size))
     try:
         if is_folder:
-            local = [_local(Path(name), split) for split in splits]
-            both = [one.to_iterable_dataset() if streaming else one for one in local]
+            local = [_local(Path(name), split, prepare) for split in splits]
+            both = [(one.to_iterable_dataset() if streaming else one, prepared) for one, prepared in local]
         else:
-            both = [datasets.load_dataset(name, split=split, streaming=streaming) for split in splits]
+            prepared = partial(_prepared, prepare=prepare)
+            both = [(datasets.load_dataset(name, split=split, streaming=streaming), prepared) for split in splits]
     except Exception as error:  # the library and the hub raise many types
         raise InputError(
             f"dataset '{name}' with the splits '{train_split}' and '{val_split}' cannot be loaded: {one_line(error)}; "
             "check the name, the splits and the network"
         ) from error
-    first, second = (_with_pixels(one.shuffle(seed=seed), column, size) for one in both)
+    first, second = (_with_pixels(one.shuffle(seed=seed), column, prepared) for one, prepared in both)
     return first, second
 
 
-def _local(folder: Path, split: str) -> HubDataset:
-    """A split of a local folder, by the rules of all commands, as a dataset of the library."""
+def _prepared(rows: Rows, image_column: str, prepare: Preparation) -> Rows:
+    """Rows with the column of prepared images."""
+    return {**rows, PIXELS: [prepare(image)[None].numpy() for image in rows[image_column]]}
+
+
+def _local(folder: Path, split: str, prepare: Preparation) -> tuple[HubDataset, Callable[[Rows, str], Rows]]:
+    """A split of a local folder, by the rules of all commands, as a dataset of the library; and `_prepared` for it."""
     from datasets import ClassLabel, Dataset, Features, Image as ImageColumn
 
-    images = open_images(find_split(folder, split))
+    images = open_images(find_split(folder, split), mode="")
     paths, labels = zip(*images.reader.samples, strict=True)
-    features = Features({"image": ImageColumn(), "label": ClassLabel(names=list(images.classes))})
-    return Dataset.from_dict({"image": list(paths), "label": list(labels)}, features=features)
+    checked = CheckedImages(images, num_classes=len(images.classes), is_training=False)
+    checked.transform = lambda image: (image, prepare(image)[None].numpy())
+    numbers = {path: number for number, path in enumerate(paths)}
+
+    def prepared(rows: Rows, image_column: str) -> Rows:
+        pairs, labels = zip(*(checked[numbers[file["path"]]] for file in rows[image_column]), strict=True)
+        # The label of a bad image, whatever the user calls its column now.
+        for name, column in rows.items():
+            rows[name] = [value if label != NO_CLASS else label for value, label in zip(column, labels, strict=True)]
+        rows[image_column], rows[PIXELS] = map(list, zip(*pairs, strict=True))
+        return rows
+
+    features = Features({"image": ImageColumn(decode=False), "label": ClassLabel(names=list(images.classes))})
+    return Dataset.from_dict({"image": list(paths), "label": list(labels)}, features=features), prepared
 
 
-def _with_pixels(dataset: HubDataset | StreamedDataset, label_column: str, size: int) -> HubDataset | StreamedDataset:
+def _with_pixels(
+    dataset: HubDataset | StreamedDataset, label_column: str, prepared: Callable[[Rows, str], Rows]
+) -> HubDataset | StreamedDataset:
     """A dataset with the column of prepared images, which are prepared when they are used."""
     from datasets import IterableDataset as StreamedDataset
 
     image_column = _image_column(dataset.features or {}, label_column)
-    prepare = preparation((size, size))
 
-    def transform(rows: dict[str, list[Image.Image]]) -> dict[str, object]:
-        return {**rows, PIXELS: [prepare(image)[None].numpy() for image in rows[image_column]]}
+    def transform(rows: Rows) -> Rows:
+        return prepared(rows, image_column)
 
     if isinstance(dataset, StreamedDataset):
         return dataset.map(transform, batched=True, batch_size=1, remove_columns=[image_column])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from stitchkit.engine.lock import locked, made
 from stitchkit.errors import InputError
-from stitchkit.files import opened, refuse_link
+from stitchkit.files import DISK_FULL, opened, refuse_link
 from stitchkit.settings.files import unique_keys
 
 Entry = TypeVar("Entry")
@@ -144,9 +143,9 @@ def resumable(
                 path.unlink()
             raise
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in DISK_FULL:
                 raise
             raise InputError(
-                f"'{error.filename or folder}' cannot be written: {error.strerror}; free some space, then repeat the "
+                f"'{error.filename or folder}' cannot be written: {error.strerror}; make room, then repeat the "
                 "command to resume it"
             ) from error

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,8 +13,9 @@ import torch
 from timm.data import ImageNetInfo
 
 from stitchkit.classes import in_order
-from stitchkit.errors import InputError, one_line, unknown
-from stitchkit.settings.files import plain_text, read_settings_file
+from stitchkit.errors import InputError, unknown
+from stitchkit.files import read_table
+from stitchkit.settings.files import read_settings_file
 from stitchnet.classifier import check_finite
 
 KINDS = ("argmax", "max", "sum")
@@ -99,19 +98,11 @@ def _content(source: Outputs, where: str) -> dict[str, list[str]]:
 
 def _table(path: Path) -> dict[str, list[str]]:
     """The entries of a table with a row for each output."""
-    found: dict[str, list[str]] = {}
-    try:
-        table = csv.DictReader(StringIO(plain_text(path), newline=""))
-        if len(set(head := table.fieldnames or [])) < len(head):
-            raise InputError(f"'{path}' has a column twice; remove one of the two")
-        for row in table:
-            if None in (label := row.get("class"), output := row.get("output")):
-                raise InputError(f"'{path}' needs the columns class and output, and both in each row; add them")
-            found.setdefault(str(label), []).append(str(output))
-    except OSError as error:
-        raise InputError(f"'{path}' cannot be read: {error.strerror}; check the path") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"'{path}' is not a table: {one_line(error)}; correct it") from error
+    table, found = read_table(path), dict[str, list[str]]()
+    if not {"class", "output"} <= table.keys() or "" in table["class"] + table["output"]:
+        raise InputError(f"'{path}' needs the columns class and output, and both in each row; add them")
+    for label, output in zip(table["class"], table["output"], strict=True):
+        found.setdefault(label, []).append(output)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ from torch import nn
 from stitchkit.classes import note_origin
 from stitchkit.distributed import gather_objects
 from stitchkit.errors import InputError
-from stitchkit.files import replacing, sync
+from stitchkit.files import DISK_FULL, replacing, sync
 from stitchkit.networks.data_config import set_data_config, trained_data_config
 from stitchkit.networks.weights import load_content, read_hashed
 
@@ -63,7 +62,7 @@ def save_state(path: Path, state: Mapping[str, object]) -> None:
         fault = error if isinstance(error, OSError) else error.__context__
         if not isinstance(fault, OSError):
             raise
-        advice = "free some space" if fault.errno in (errno.ENOSPC, errno.EDQUOT) else "check the disk"
+        advice = "make room" if fault.errno in DISK_FULL else "check the disk"
         raise InputError(
             f"checkpoint '{path}' cannot be written: {fault.strerror}; stopped. The previous one is kept: {advice}, "
             "then resume from it"

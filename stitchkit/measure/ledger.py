@@ -22,6 +22,8 @@ _NUMBERS = (
     *("flops", "params", "activations", "acc1", "acc5", "balanced_acc1", "loss", "latency_ms", "images_per_s"),
     *("latency_spread_percent", "latency_batch_size", "latency_threads"),
 )
+_AGAIN = "remove the line and evaluate the stitch again"
+_OTHER = f"give a stitches_res.txt, or {_AGAIN}"
 _TEXTS = ("stitch", "latency_device", "latency_precision")
 _TYPES: dict[str, tuple[str, set[type]]] = {
     **dict.fromkeys(_TEXTS, ("text", {str})),
@@ -53,13 +55,16 @@ def read_rows(path: str | Path) -> list[Row]:
         except (json.JSONDecodeError, RecursionError) as error:
             if number == len(lines) and not line.endswith("\n"):
                 break  # left unfinished by a killed program; `Ledger` removes it before the next row
-            raise InputError(f"ledger '{path}', line {number} is not JSON: {line.strip()[:80]!r}") from error
+            fault = f"is not JSON: {line.strip()[:80]!r}; {_OTHER}"
+            raise InputError(f"ledger '{path}', line {number} {fault}") from error
         except ValueError as error:  # a key twice, or a number of too many digits
-            raise InputError(f"ledger '{path}', line {number}: {error}") from error
+            fault = f"{str(error).rpartition('; ')[0]}; {_AGAIN}"
+            raise InputError(f"ledger '{path}', line {number}: {fault}") from error
         if not isinstance(row, dict) or type(row.get("cfg_id")) is not int or row["cfg_id"] < 0:
-            raise InputError(f"ledger '{path}', line {number} has no 'cfg_id', a number from 0: {line[:80]!r}")
+            fault = f"has no 'cfg_id', a number from 0: {line.strip()[:80]!r}; {_OTHER}"
+            raise InputError(f"ledger '{path}', line {number} {fault}")
         if fault := _fault(row):
-            raise InputError(f"ledger '{path}', line {number} has {fault}")
+            raise InputError(f"ledger '{path}', line {number} has {fault}; {_AGAIN}")
         if (first := places.setdefault(row["cfg_id"], number)) != number:
             duplicate = f"duplicate cfg_id {row['cfg_id']} (line {first})"
             raise InputError(f"ledger '{path}', line {number}: {duplicate}; keep one of them")
@@ -71,11 +76,11 @@ def _fault(row: Row) -> str:
     """The first invalid figure of a row; only a loss may be NaN, because no choice depends on it."""
     for key, (kind, types) in _TYPES.items():
         if key in row and type(row[key]) not in types:  # not isinstance: JSON's true would be an int
-            return f"{key} {row[key]!r}, which is not {kind}; remove the line and evaluate the stitch again"
+            return f"{key} {row[key]!r}, which is not {kind}"
         if key in row and float in types and key != "loss" and not _is_finite(row[key]):
-            return f"{key} {row[key]}, which is not finite; remove the line and evaluate the stitch again"
+            return f"{key} {row[key]}, which is not finite"
         if key in row and float in types and key != "loss" and row[key] < 0:
-            return f"{key} {row[key]}, which is negative; remove the line and evaluate the stitch again"
+            return f"{key} {row[key]}, which is negative"
     return ""
 
 

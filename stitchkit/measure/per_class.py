@@ -6,7 +6,8 @@ import csv
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from stitchkit.files import replacing
+from stitchkit.errors import InputError
+from stitchkit.files import read_table, replacing
 from stitchkit.measure.evaluate import Score
 
 PER_CLASS = "per_class.csv"
@@ -34,11 +35,8 @@ def write_per_class(
 
 
 def _read(path: Path) -> dict[str, list[str]]:
-    """The columns of an earlier file; none of one that cannot be read or has a column twice."""
+    """The columns of an earlier file; none of one that cannot be read."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            head, *rows = csv.reader(file)
-        columns = dict(zip(head, map(list, zip(*rows, strict=True)), strict=True))
-    except (OSError, ValueError, csv.Error):
+        return read_table(path)
+    except InputError:
         return {}
-    return columns if len(columns) == len(head) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import math
@@ -17,7 +16,7 @@ import torch
 from stitchkit._version import __version__
 from stitchkit.display import plural
 from stitchkit.errors import InputError
-from stitchkit.files import check_folder_of
+from stitchkit.files import check_folder_of, read_table
 from stitchkit.measure.latency_verdict import ALLOW, latency_note, unreliable, without_unreliable
 from stitchkit.measure.ledger import Row, check_figures, difference, nouns_of, read_rows, strict_json
 from stitchkit.measure.ledger_origin import origin_file
@@ -152,30 +151,23 @@ def _text(value: object) -> str:
 def _training(folder: Path) -> dict[str, object]:
     """The curves of the run in a folder; empty without any. Epochs count from 1 for people, in the files from 0."""
     found: dict[str, object] = {}
-    if curves := _read_table(folder / "summary.csv", ["epoch"]):
+    if curves := _columns(folder / "summary.csv", ["epoch"]):
         figures = {key: [*map(_number, column)] for key, column in curves.items()}
         found["curves"] = figures | {"epoch": _from_1(figures["epoch"])}
-    if losses := _read_table(folder / "losses.csv", ["epoch", "cfg_id", "stitch", "loss"]):
+    if losses := _columns(folder / "losses.csv", ["epoch", "cfg_id", "stitch", "loss"]):
         found["losses"] = _stitch_losses(losses)
     return found
 
 
-def _read_table(path: Path, needed: Sequence[str]) -> dict[str, list[str]]:
+def _columns(path: Path, needed: Sequence[str]) -> dict[str, list[str]]:
     """The columns of a CSV file; none if there is no such file."""
     if not path.is_file():
         return {}
-    try:
-        with path.open(newline="") as file:
-            table = csv.DictReader(file, restval="")
-            rows, head = list(table), [*(table.fieldnames or ())]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"'{path}' cannot be read: {error}; move it away to leave training out") from error
-    if twice := next((key for key in head if head.count(key) > 1), None):
-        raise InputError(f"'{path}' has the column {twice!r} twice; remove one, or move the file away")
-    for key in needed if head else ():
-        if key not in head:
+    table = read_table(path)
+    for key in needed if table else ():
+        if key not in table:
             raise InputError(f"'{path}' has no column '{key}'; move it away to leave training out of the report")
-    return {key: [row[key] for row in rows] for key in head}
+    return table
 
 
 def _stitch_losses(table: Mapping[str, Sequence[str]]) -> dict[str, object]:

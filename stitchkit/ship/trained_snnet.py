@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset
 from stitchkit._version import __version__
 from stitchkit.classes import trained_classes
 from stitchkit.data.open_dataset import open_dataset
+from stitchkit.data.unreadable import NO_CLASS, CheckedImages
 from stitchkit.distributed import init_world
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger_origin import changed, origin_file, read_origin
@@ -212,15 +213,18 @@ def sample_images(trained: Trained, number: int, *, train: bool = False) -> tupl
     split, dataset = (data.train_split, opened.train) if train else (data.val_split, opened.validation)
     if dataset is None:
         dataset = open_dataset(source_of(trained.recipe), split, is_training=True, num_samples=data.train_num_samples)
-    dataset.transform = create_transform(**config, is_training=False)
-    if isinstance(dataset, IterableDataset):
-        samples = list(islice(dataset, number))
+    transform = create_transform(**config, is_training=False)
+    if isinstance(dataset, IterableDataset):  # its reader skips bad images itself
+        samples = [(transform(image), label) for image, label in islice(dataset, number)]
     else:
+        good = CheckedImages(dataset, num_classes=model.num_classes, is_training=False, limit=data.max_unreadable)
+        good.transform = transform
         # Spread evenly over the split, whose first images are all of the first class.
-        places = range(min(number, len(dataset)))
-        samples = [dataset[place * len(dataset) // len(places)] for place in places]
-    dataset.transform = None  # a loader of the same split brings its own
+        places = range(min(number, len(good)))
+        samples = [good[place * len(good) // len(places)] for place in places]
+        good.report()
+    images = [image for image, label in samples if label != NO_CLASS]
     where = f"the {split} split of '{data.data_dir or data.dataset}'"
-    if not samples:
-        raise InputError(f"there is no image in {where}")
-    return torch.stack([image for image, _ in samples]), f"images from {where}"
+    if not images:
+        raise InputError(f"no image in {where} can be used; check its images, or name another split")
+    return torch.stack(images), f"images from {where}"

@@ -7,6 +7,7 @@ import re
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from timm.data import resolve_model_data_config
@@ -20,7 +21,17 @@ from stitchkit.ship.export import export
 from stitchkit.ship.stitch_files import FORMATS
 from stitchkit.ship.trained_snnet import Trained, describe, open_trained, sample_images
 from tests.results import pareto_like
-from tests.support import FAMILIES, family_snnet, mostly_full, pico_config, pico_snnet, randomize, weights, write_config
+from tests.support import (
+    FAMILIES,
+    family_snnet,
+    mostly_full,
+    pico_config,
+    pico_snnet,
+    randomize,
+    weights,
+    write_config,
+    write_images,
+)
 
 # One of each published family for the formats that take seconds to write.
 TRACED = [
@@ -183,6 +194,21 @@ def test_the_sample_is_prepared_as_in_evaluation_and_spread_over_the_classes(run
     # In the image folder a class is a brightness.
     torch.testing.assert_close(levels, (torch.arange(4) * 60 + 30) / 255, atol=0.02, rtol=0)
     assert "validation split" in where
+
+
+def test_unreadable_images_are_left_out_of_the_sample(run, tmp_path, capsys):
+    images = write_images(tmp_path / "images", train=1, validation=5)
+    export = ["--cfg_id", 9, "--data", images, "-o", run.folder / "net.safetensors"]
+    files = sorted((images / "validation").rglob("*.png"))
+    files[7].write_bytes(b"")
+    Image.new("RGB", (20_000, 1)).save(files[8])
+    assert run.export(*export) == 0
+    assert "compared on 18 images from the validation split" in capsys.readouterr().out
+    for file in files:
+        file.write_bytes(b"")
+    assert run.export(*export[:-1], run.folder / "other.safetensors") == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "6 of 20 images of the validation split cannot be read or have no class, such as 'class" in line
 
 
 def test_the_ledger_and_a_budget_choose_the_stitch(run, capsys):

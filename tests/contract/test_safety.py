@@ -315,21 +315,19 @@ READING = {
 
 # Every file of the house with such a call, and the test that gives it a hostile file.
 READERS = {
+    "stitchkit/files.py": test_a_hostile_output_map,
     "stitchkit/settings/files.py": test_hostile_files_of_other_commands,
     "stitchkit/assembly/sweep/report/tables.py": test_hostile_files_of_a_sweep,
     "stitchkit/assembly/sweep/kinds/search.py": test_a_hostile_journal_of_a_search,
     "stitchkit/measure/ledger.py": test_hostile_files_of_other_commands,
     "stitchkit/measure/evaluate.py": test_hostile_files_beside_a_ledger,
-    "stitchkit/measure/per_class.py": test_hostile_files_beside_a_ledger,
     "stitchkit/networks/weights.py": test_hostile_checkpoints,
     "stitchkit/networks/hub_weights.py": test_hostile_weights_in_the_cache_of_the_hub,
     "stitchkit/ship/stitch_files.py": test_a_hostile_export,
     "stitchkit/ship/hub.py": test_hostile_files_of_a_hub_folder,
-    "stitchkit/ship/report.py": test_hostile_files_that_pages_and_exports_read,
     "stitchkit/data/timm_readers.py": test_a_hostile_card_of_a_data_set,
     "stitchkit/training/summary.py": test_a_hostile_summary_does_not_stop_a_run_that_resumes,
     "stitchnet/journal.py": test_a_hostile_journal_of_a_composition,
-    "stitchnet/output_map.py": test_a_hostile_output_map,
     "stitchnet/loading.py": test_hostile_files_of_a_composed_network,
 }
 

@@ -279,9 +279,7 @@ def full_disk(_rank: int) -> None:
 def test_a_composition_on_a_full_disk_ends_in_one_line_and_resumes(common, whole, tmp_path):
     command = [*COMPOSE, *common, "-o", tmp_path / "out"]
     assert end(start(command, first=full_disk, said=tmp_path / "said")) == [2]
-    words = (
-        f"stitchkit: error: '{tmp_path}/out' cannot be written: No space left on device; free some space, then repeat"
-    )
+    words = f"stitchkit: error: '{tmp_path}/out' cannot be written: No space left on device; make room, then repeat"
     assert words in (tmp_path / "said").read_text()
     resumed(command, whole(COMPOSE))
 

@@ -77,7 +77,7 @@ def test_a_full_disk_ends_a_run_and_keeps_what_was_saved(subject, trained, unbro
         assert trained("full", "--checkpoint-interval", "3") == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
-    assert "' cannot be written: No space left on device; stopped. The previous one is kept: free some space" in line
+    assert "' cannot be written: No space left on device; stopped. The previous one is kept: make room" in line
     assert not list((tmp_path / "full").glob("*.tmp"))
     assert not damage(subject.files(tmp_path / "full").last)
     assert trained("full", "--resume", "auto") == 0

@@ -30,7 +30,9 @@ from tests.support import FAMILIES, family_snnet, pico_anchor, pico_config, pico
 def demonstration():
     model = pico_snnet()
     trained = Trained(model, StitchConfig.parse(pico_config()), Recipe(), ("ant", "<bee>", "cat", "dog"))
-    return Demonstration(trained, pareto_like(model))
+    rows = pareto_like(model, latency_ms=1.5)
+    rows[0] |= {"latency_reliable": False}
+    return Demonstration(trained, rows)
 
 
 def picture(size=40):
@@ -43,6 +45,7 @@ def test_the_best_stitch_within_the_budget_predicts(demonstration):
     for wanted in (rows[0], rows[7], rows[-1]):
         shares, text = demonstration.run(picture(), wanted["flops"] + 0.5)
         assert f"<dt>cfg_id</dt><dd>{wanted['cfg_id']}</dd>" in text
+        assert ("<dd>1.50 ms (unreliable)</dd>" in text) == (wanted["cfg_id"] == 0)
         assert re.search(r"<dt>latency here</dt><dd>\d+\.\d\d ms an image on cpu", text)
         assert 'class="route"' in text
         x = demonstration._transform(picture().convert("RGB"))[None]

@@ -102,8 +102,7 @@ def test_local_folders_of_hugging_face_number_alike(tmp_path, monkeypatch):
     write(tmp_path / "images", "train", "test")
     for found in load_hf_dataset(str(tmp_path / "images"), "train", "test", size=4):
         assert found.features["label"].names == ORDERED
-        rows = found.with_format(None)
-        assert agree((row["image"], row["label"]) for row in rows)
+        assert agree((row["image"], row["label"]) for row in found)
         assert sorted(row["label"] for row in found) == sorted([*range(len(NAMES))] * 2)
 
 

@@ -97,12 +97,16 @@ def test_a_file_from_another_configuration_is_refused_and_kept(change, message, 
         ('{"cfg_id": 1, "latency_reliable": 1}', "latency_reliable 1, which is not true or false"),
         ('{"cfg_id": 1, "stitch": 1}', "stitch 1, which is not text"),
         ('{"cfg_id": 1, "params": -4}', "params -4, which is negative"),
+        ('{"cfg_id": 1, "acc1": 1, "acc1": 2}', "duplicate key 'acc1'"),
+        ('{"cfg_id": 1, "params": %s}' % (5000 * "9"), "Exceeds the limit"),
     ],
 )
 def test_what_is_not_a_ledger_is_named(line, fault, tmp_path):
     path = tmp_path / "r.txt"
     path.write_text(line + "\n")
-    with pytest.raises(InputError, match=f"line 1 .*{fault}"):
+    with pytest.raises(
+        InputError, match=f"line 1:? .*{fault}.*; (.* or )?remove the line and evaluate the stitch again$"
+    ):
         read_rows(path)
 
 

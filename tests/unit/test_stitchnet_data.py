@@ -200,6 +200,23 @@ def test_a_local_folder_has_its_labels_under_their_name(beans, offline):
     assert {row["label"] for row in first.select(range(20))} <= {0, 1, 2}
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_unreadable_images_of_a_local_folder_have_no_class(beans, offline, tmp_path, streaming, caplog):
+    shutil.copytree(beans, tmp_path / "beans")
+    bad = tmp_path / "beans/test/class1/2.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    load = partial(load_hf_dataset, str(tmp_path / "beans"), "test", "test", size=16, streaming=streaming)
+    first, second = load()
+    assert sorted(row["label"] for row in first) == [-1, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
+    assert "class1/2.png' of the test split is skipped" in caplog.text
+    renamed = second.rename_column("label", "kind")
+    assert sum(len(labels) for _, labels in batches(renamed, "kind")) == 11
+    for file in bad.parent.parent.rglob("*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(InputError, match="6 of 12 images of the test split cannot be read"):
+        next(iter(load()[0]))
+
+
 @pytest.mark.parametrize("kind", ["names", "int64", "string"])
 def test_the_classes_of_a_dataset_are_counted_without_its_images(beans, offline, kind, monkeypatch):
     from datasets import Value

@@ -75,9 +75,14 @@ def test_classes_and_files_that_do_not_fit(tmp_path):
         OutputMap.read({"bird": 1}, "max", ("cat", "dog"))
     with pytest.raises(InputError, match="has no output for class 'dog'"):
         OutputMap.read({"cat": 1}, "max", ("cat", "dog"))
-    (tmp_path / "a.csv").write_text("name,output\ncat,1\n")
-    with pytest.raises(InputError, match="needs the columns class and output"):
-        OutputMap.read(tmp_path / "a.csv", "max")
+    for text, words in (
+        ("name,output\ncat,1\n", "needs the columns class and output"),
+        ("class,output\ncat,1\ndog\n", "needs the columns class and output, and both in each row"),
+        ("class,output,output\ncat,1,2\n", "has the column 'output' twice; remove one"),
+    ):
+        (tmp_path / "a.csv").write_text(text)
+        with pytest.raises(InputError, match=words):
+            OutputMap.read(tmp_path / "a.csv", "max")
     with pytest.raises(InputError, match=r"none.csv' cannot be read: No such file or directory; check the path"):
         OutputMap.read(tmp_path / "none.csv", "max")
     (tmp_path / "endless.csv").symlink_to("/dev/zero")
