@@ -190,7 +190,7 @@ def _sweep(flags: argparse.Namespace) -> None:
     name = place.pop("cluster")
     enter = partial(create_cluster, name, folder=Path(output), resources=sweep.resources, **place)
     if is_dry:  # it may be for another machine, with other GPUs, but Slurm's script is wanted
-        show_plan(sweep, jobs, enter() if name == "slurm" else None)
+        show_plan(sweep, jobs, Path(output), enter() if name == "slurm" else None)
         return
     planned = [job for job in jobs.values() if job.applies]
     if download:  # once, before jobs that start together would all do it

@@ -122,7 +122,10 @@ def _no_dataset(source: Source) -> InputError:
         )
     if key == "fmow":
         return InputError("data set 'fmow' is one of WILDS, which is not read here; write it as an image folder")
-    return unknown("data set", name, sorted([*SOURCES, *SHORT, "digits"]))
+    if name.lower() in TIMM:
+        return InputError(f"data set '{name}' is one of timm's libraries; write it with a slash, such as {name}/NAME")
+    otherwise = f"nor is there a folder '{root / name}'; docs/datasets.md lists the names"
+    return unknown("data set", name, sorted([*SOURCES, *SHORT, "digits"]), otherwise=otherwise)
 
 
 def _is_laid_out(root: Path) -> bool:

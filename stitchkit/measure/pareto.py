@@ -27,7 +27,7 @@ _AXES = {
 }
 _ADVICE = {
     "params": "use a ledger made by --eval, or choose another cost",
-    "latency_ms": "repeat the evaluation with --latency, which adds it, or choose another cost",
+    "latency_ms": "an evaluation with --latency adds it to a ledger of stitches; for others choose another cost",
 }
 
 

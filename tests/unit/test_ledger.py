@@ -165,7 +165,7 @@ def test_a_front_over_another_cost(tmp_path, capsys):
     assert main(["pareto", str(tmp_path / "r.txt"), "--cost", "latency", "--allow-unreliable"]) == 0
     write_rows(tmp_path / "r.txt", [{"cfg_id": 0, "flops": 1, "acc1": 5.0}])
     line = refused(capsys, "pareto", tmp_path / "r.txt", "--cost", "latency")
-    assert "has no 'latency_ms'; repeat the evaluation with --latency" in line
+    assert "has no 'latency_ms'; an evaluation with --latency adds it" in line
 
 
 def test_the_front_of_equal_rows_is_the_first():

@@ -10,6 +10,7 @@ import yaml
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.spec import PartSpec
+from stitchkit.assembly.sweep.config import load_sweep
 from stitchkit.assembly.sweep.kinds.gap_jobs import plan_gaps
 from stitchkit.assembly.sweep.kinds.gaps import DEFAULT_GAPS, Gap, GapSweep
 from stitchkit.assembly.sweep.kinds.shapes import find_shapes
@@ -210,6 +211,11 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
     ]  # fmt: skip
     assert lines[-1] == "46 jobs with seed 12345; 45 combinations left out"
     assert not (tmp_path / "out").exists()
+    done = tmp_path / "out" / load_sweep(config).jobs[1].name
+    done.mkdir(parents=True)
+    (done / "result-12345.pkl").touch()
+    assert main(["sweep", "-c", config, "-o", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert capsys.readouterr().out.endswith(f"45 combinations left out; 1 done already in '{tmp_path / 'out'}'\n")
 
 
 def test_shapes_that_are_not_declared_are_found_by_a_dry_run(tmp_path):

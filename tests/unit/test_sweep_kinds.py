@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.sweep.check import check_sweep
 from stitchkit.assembly.sweep.cluster import LocalPool
 from stitchkit.assembly.sweep.config import load_sweep
 from stitchkit.assembly.sweep.kinds import by_dataset
@@ -406,9 +407,9 @@ def test_mistakes_in_a_search(tmp_path, changes, message):
 def test_flags_of_another_kind(tmp_path):
     path = write_job(tmp_path, job_config("d"), "one.yml")
     with pytest.raises(InputError, match="--trials is for a search, whose file has parameters; omit it"):
-        load_sweep(path, run_cap=3)
+        check_sweep(path, run_cap=3)
     with pytest.raises(InputError, match="--seeds has no effect on heads by encoders"):
-        load_sweep(write_job(tmp_path, {"ft_configs": [str(path)]}), seeds=[1])
+        check_sweep(write_job(tmp_path, {"ft_configs": [str(path)]}), seeds=[1])
 
 
 @pytest.mark.full

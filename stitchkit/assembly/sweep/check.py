@@ -32,7 +32,11 @@ def check_sweep(path: str | Path, **changes: object) -> None:
         if kind == "search":
             own = {key: changes[key] for key in ("run_cap", "seeds") if key in changes}
             parse(SearchFile, content | own)
+        elif "run_cap" in changes:
+            raise InputError("--trials is for a search, whose file has parameters; omit it")
         elif kind == "heads by encoders":
+            if "seeds" in changes:
+                raise InputError("--seeds has no effect on heads by encoders, which are only tested; omit it")
             parse(CrossFile, content)
         else:
             train = content.get("train_config")

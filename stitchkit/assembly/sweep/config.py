@@ -14,7 +14,6 @@ from stitchkit.assembly.sweep.kinds.gaps import GapFile, GapSweep
 from stitchkit.assembly.sweep.kinds.search import plan_search
 from stitchkit.assembly.sweep.kinds.search_file import SearchFile
 from stitchkit.assembly.sweep.plan import Sweep
-from stitchkit.errors import InputError
 from stitchkit.settings.files import read_settings_file
 from stitchkit.settings.kinds import kind_of
 from stitchkit.settings.schema import json_schema
@@ -25,11 +24,7 @@ def load_sweep(path: str | Path, **changes: object) -> Sweep:
     _, kind = kind_of(read_settings_file(path))
     if kind == "search":
         return plan_search(path, **changes)
-    if "run_cap" in changes:
-        raise InputError("--trials is for a search, whose file has parameters; omit it")
     if kind == "heads by encoders":
-        if "seeds" in changes:
-            raise InputError("--seeds has no effect on heads by encoders, which are only tested; omit it")
         return plan_cross(path, **changes)
     if kind == "gaps":
         return plan_gaps(GapSweep.load(path, **changes))

@@ -33,21 +33,23 @@ from stitchkit.files import own_folder
 _logger = logging.getLogger(__name__)
 
 
-def show_plan(sweep: Sweep, jobs: Mapping[int, PlannedJob], cluster: LocalPool | Slurm | None) -> None:
-    """Print jobs of a sweep by their numbers, and for Slurm the script that submits them."""
+def show_plan(sweep: Sweep, jobs: Mapping[int, PlannedJob], folder: Path, cluster: LocalPool | Slurm | None) -> None:
+    """Print jobs of a sweep by their numbers, how many are done, and for Slurm the script that submits the rest."""
     print(table(jobs))
-    num_planned = sum(job.applies for job in jobs.values())
-    num_jobs = num_planned * len(sweep.seeds)
+    names = [job.name for job in jobs.values() if job.applies]
+    num_jobs = len(names) * len(sweep.seeds)
+    num_done = sum(SweepJob(folder / name, seed).state == "done" for name in names for seed in sweep.seeds)
     match sweep.seeds:
         case (None,):
             seeds = ""
         case (seed,):
             seeds = f" with seed {seed}"
         case several:
-            seeds = f": {num_planned} with each of the seeds {', '.join(map(str, several))}"
-    print(f"{counted(num_jobs, 'job')}{seeds}; {counted(len(jobs) - num_planned, 'combination')} left out")
-    if cluster is not None:
-        print(f"\n{cluster.script(num_jobs)}")
+            seeds = f": {len(names)} with each of the seeds {', '.join(map(str, several))}"
+    done = f"; {num_done} done already in '{folder}'" if num_done else ""
+    print(f"{counted(num_jobs, 'job')}{seeds}; {counted(len(jobs) - len(names), 'combination')} left out{done}")
+    if cluster is not None and num_done < num_jobs:
+        print(f"\n{cluster.script(num_jobs - num_done)}")
 
 
 def launch(
