@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Iterable
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from tqdm import tqdm
 
 from stitchkit.display import counted
 from stitchkit.errors import InputError
-from stitchkit.files import own_folder
+from stitchkit.files import own_folder, write_text
 from stitchkit.measure.ledger import Row, write_rows
+from stitchkit.settings.files import settings_text
 from stitchkit.settings.stitch_config import AnchorSpec, StitchConfig
 from stitchnet.composition import Composition
 from stitchnet.contact_sheet import write_contact_sheet
@@ -30,6 +32,8 @@ from stitchnet.settings import ComposeSettings
 from stitchnet.task import CompositionTask, against_parents, judged
 
 LEDGER, SHEET = "stitches_res.txt", "networks.html"
+_SETTINGS = "compose.yaml"
+"""The settings of a composition, for people and for the report."""
 _DRAWING = "net.svg"
 _CLASSIFIERS = {
     "knn": "the five nearest neighbours of their outputs among the training images",
@@ -90,6 +94,7 @@ def compose(task: CompositionTask, settings: ComposeSettings, journal: Journal) 
         return all((folder(number) / name).is_file() for name in (WEIGHTS, ABOUT, _DRAWING))
 
     search = begin_search(task, settings, journal)
+    write_text(output / _SETTINGS, settings_text(asdict(settings)))
     print(f"{counted(len(search.pool.fragments), 'fragment')} of {counted(len(search.pool.specs), 'network')}")
     best = find_best(search, settings.top)
     rows: list[Row] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ def export_commands(path: Path, cfg_ids: Iterable[int], stitch_config: str | Non
     for number in cfg_ids:
         composed = path.with_name(f"{number:03d}")
         if (composed / "net.json").is_file():  # `stitchkit compose` leaves its networks beside the ledger
-            code = f'import stitchnet; stitchnet.load({str(composed)!r}).save_onnx("net{number}.onnx")'
+            code = f'import stitchnet; stitchnet.load({json.dumps(str(composed))}).save_onnx("net{number}.onnx")'
             commands.append(shlex.join(["python", "-c", code]))
         else:
             commands.append(f"{export} --cfg_id {number} -o stitch{number}.onnx")

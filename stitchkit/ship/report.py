@@ -136,10 +136,12 @@ def _settings(ledger: Path) -> dict[str, dict[str, str]]:
     evaluation = ledger.with_name("eval_args.yaml")
     # A ledger that was moved may have only the file that belongs to it.
     evaluation = evaluation if evaluation.is_file() else origin_file(ledger)
+    training, composition = (ledger.with_name(name) for name in ("args.yaml", "compose.yaml"))
+    files = {"training": training, "evaluation": evaluation, "composition": composition}
     defaults = Recipe().flat()
     return {
         f"{use}, {file.name}": {str(key): _text(value) for key, value in content.items() if value != defaults.get(key)}
-        for use, file in (("training", ledger.with_name("args.yaml")), ("evaluation", evaluation))
+        for use, file in files.items()
         if file.is_file() and (content := read_settings_file(file))
     }
 

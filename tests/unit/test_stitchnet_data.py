@@ -293,6 +293,10 @@ def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_pa
     assert "{{" not in page
     drawings = [base64.b64decode(one).decode() for one in re.findall(r"base64,([^\"]+)", page)]
     assert drawings == [(output / f"{number:03d}/net.svg").read_text() for number in range(6)]
+    assert main(["report", str(output / "stitches_res.txt"), "-o", str(tmp_path / "report.html")]) == 0
+    report = (tmp_path / "report.html").read_text()
+    assert '"composition, compose.yaml"' in report
+    assert f'"order": "{order}"' in report
     assert main(["pareto", str(output / "stitches_res.txt")]) == 0
     assert main(["pick", str(output / "stitches_res.txt"), "--max-flops", "1G"]) == 0
     found = capsys.readouterr().out.partition("next, export it: ")[2]

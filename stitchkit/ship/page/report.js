@@ -12,6 +12,8 @@ const FIGURES = {
   images_per_s: { label: "images/s", show: (value) => value.toFixed(0), descending: true },
   acc1: { label: "top-1", show: percent, better: 1, descending: true },
   balanced_acc1: { label: "balanced", show: percent, better: 1, descending: true },
+  parents_acc1: { label: "its parents, on average", show: percent, descending: true },
+  score: { label: "score", show: (value) => value.toFixed(3), descending: true },
   acc5: { label: "top-5", show: percent, better: 1, descending: true },
   loss: { label: "loss", show: (value) => value.toFixed(4), better: -1 },
 };
@@ -98,9 +100,9 @@ function describe(row) {
 /** The gain or loss in a figure over the same stitch of another ledger. */
 function change(row, twin, key) {
   const gain = row[key] - twin[key];
-  if (!gain) return "";
-  const className = gain * FIGURES[key].better > 0 ? "up" : "down";
   const size = Math.abs(gain).toFixed(key === "loss" ? 4 : 2);
+  if (!Number(size)) return "";
+  const className = gain * FIGURES[key].better > 0 ? "up" : "down";
   return element("span", { className }, ` ${gain > 0 ? "+" : "−"}${size} vs ${data.ledgers[twin.ledger].name}`);
 }
 
