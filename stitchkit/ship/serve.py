@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from html import escape
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -122,16 +121,6 @@ def check_page(port: int | None) -> None:
             raise InputError(f"port {port} is unavailable: {error.strerror}; choose another --port") from error
 
 
-def _uploaded(gradio: ModuleType, upload: Mapping[str, Any] | None) -> Image | None:
-    """The image of an upload; the page shows why one cannot be used."""
-    if upload is None:
-        return None
-    try:
-        return ImageOps.exif_transpose(open_image(upload["path"]))
-    except InputError as error:
-        raise gradio.Error(escape(str(error)), print_exception=False) from error
-
-
 def serve(demonstration: Demonstration, *, title: str, port: int | None = None) -> None:
     """Serve the page only to this machine, until Ctrl-C; by default at the first free port from 7860."""
     gradio = optional(*_GRADIO)
@@ -140,7 +129,11 @@ def serve(demonstration: Demonstration, *, title: str, port: int | None = None) 
     least, most = (math.ceil(1e3 * cost / size) / 1e3 for cost in (demonstration.cheapest, demonstration.costliest))
 
     def run(upload: Mapping[str, Any] | None, budget: float) -> tuple[dict[str, float] | None, str]:
-        return demonstration.run(_uploaded(gradio, upload), budget * size)
+        try:
+            image = ImageOps.exif_transpose(open_image(upload["path"])) if upload is not None else None
+            return demonstration.run(image, budget * size)
+        except InputError as error:  # the page shows why
+            raise gradio.Error(escape(str(error)), print_exception=False) from error
 
     with gradio.Blocks(title=title, analytics_enabled=False) as page:
         gradio.Markdown(f"# {title}\nThe best stitch within the budget predicts.")

@@ -172,6 +172,8 @@ def test_a_program_uploads_what_is_no_image(files, tmp_path):
         for outside in ("/etc/hostname", str(files["--resume"])):
             with pytest.raises(client.exceptions.AppError):
                 page.predict({"path": outside, "meta": {"_type": "gradio.FileData"}}, most, api_name="/run")
+        with pytest.raises(client.exceptions.AppError, match="stitches has at most"):
+            page.predict(None, 1e-6, api_name="/run")
         found, _ = page.predict(client.handle_file(tmp_path / "good.png"), most, api_name="/run")
         assert found["label"]
 

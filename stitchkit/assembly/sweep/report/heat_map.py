@@ -67,7 +67,7 @@ def draw_cross(final: pd.DataFrame, title: str) -> Figure:
     mesh = draw_heat_map(axes, final, heads, encoders, limits=[*final["test_accuracy"]])
     axes.set_xticks(range(len(encoders.values)), encoders.values, rotation=45, ha="right")
     axes.set_yticks(range(len(heads.values)), heads.values)
-    axes.set(xlabel="encoder, fine-tuned for", ylabel="head, and test images, of")
+    axes.set(xlabel="encoder, fine-tuned for", ylabel="head and test data")
     figure.colorbar(mesh, ax=axes, label="test accuracy (%)", pad=0.02)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return figure
