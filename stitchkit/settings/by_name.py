@@ -40,7 +40,8 @@ def checked(values: Mapping[str, object], name: Callable[[str], str] = str) -> d
     """
     for key in values:
         if key not in SETTINGS:
-            raise InputError(f"{name(key)}: {unknown('setting', key, SETTINGS)}")
+            error = unknown("setting", key, SETTINGS, otherwise="stitchkit schema recipe lists them")
+            raise InputError(f"{name(key)}: {error}")
     made = {group: parse(GROUPS[group], own, name=name) for group, own in _grouped(values).items()}
     return {key: getattr(made[SETTINGS[key]], key) for key in values}
 

@@ -291,7 +291,8 @@ def test_a_dry_run_takes_only_absent_data_for_missing(images, tmp_path, capsys):
     assert "has no held_out/ folder" in refusal(capsys, path, "out", "--dry-run")
     path = write_job(tmp_path, job_config("nowhere"))
     assert "unknown data set 'nowhere'" in refusal(capsys, path, "out", "--dry-run")
-    for name, words in {"cifar10": "name the folder with", "aid": "has no train/"}.items():
+    absent = {"cifar10": "name the folder with", "aid": "has no train/", "hfds/nobody/nothing": "cannot be opened"}
+    for name, words in absent.items():
         path = write_job(tmp_path, job_config(name))
         assert main(["job", "-c", str(path), "--dry-run"]) == 0
         said = capsys.readouterr().out

@@ -128,6 +128,7 @@ def test_pretrained_is_on_for_anchors_and_off_for_a_single_model(config):
         ("ft_configs: []", "this file is a sweep"),
         ("datasets: [cifar10]", "this file is a sweep"),
         ("stages: [1]\nanchors: [a, b]", "a stitch configuration; use stitchkit train --stitch_config FILE"),
+        ("MODEL: x", "unknown setting 'MODEL'; stitchkit schema recipe lists them"),
         ("epochs: three", "line 1: epochs is 'three'; it must be a whole number"),
         ("epochs: 2.5", "epochs is 2.5; it must be a whole number"),
         ("amp: 1", "amp is 1; it must be true or false"),
