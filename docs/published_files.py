@@ -138,7 +138,7 @@ class _Plain(yaml.SafeLoader):
     """Reads a file without those that it includes."""
 
 
-_Plain.add_constructor("!include", lambda loader, node: loader.construct_scalar(node))
+_Plain.add_constructor("!include", lambda _, node: str(node.value))
 
 
 def table(rows: Sequence[Row]) -> str:
