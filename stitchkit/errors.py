@@ -48,7 +48,7 @@ def unknown(kind: str, value: object, allowed: Iterable[str], *, otherwise: str 
     Args:
         otherwise: What to say if none looks like a slip; by default, the allowed names.
     """
-    names = list(allowed)
+    names = [name for name in allowed if name]  # an empty text is a default, which nobody types
     # Without dashes, which make all flags alike.
     bare = {name.lstrip("-"): name for name in names}
     close = difflib.get_close_matches(str(value).lstrip("-"), bare, n=1, cutoff=0.7 if otherwise else 0.5)

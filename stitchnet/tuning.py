@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
 from stitchkit.data.batches import DirectLoader
-from stitchkit.data.loader_processes import usable_cores
-from stitchkit.data.unreadable import NO_CLASS, explained
+from stitchkit.data.loader_processes import explained, usable_cores
+from stitchkit.data.unreadable import NO_CLASS
 from stitchkit.distributed import World
 from stitchkit.engine.checkpoint_files import CheckpointFiles
 from stitchkit.engine.checkpoint_schema import anything, check, fields, table, text, whole

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stitchkit.parser import Command, add_commands
+from stitchkit.parser import DATA_FLAGS, Command, add_commands
 
 
 def _list(_: argparse.Namespace) -> None:
@@ -21,14 +21,14 @@ def _list(_: argparse.Namespace) -> None:
 
 def _add_prepare_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("collection", help="merging (8 tasks), geospatial (6), or a YAML file of your own")
-    parser.add_argument("--root", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument(*DATA_FLAGS, "--root", dest="folder", required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these data sets of the collection")
 
 
 def _prepare(flags: argparse.Namespace) -> None:
     from stitchkit.data.prepare import prepare
 
-    prepare(flags.collection, Path(flags.root), flags.only)
+    prepare(flags.collection, Path(flags.folder), flags.only)
 
 
 def _add_datasets_commands(parser: argparse.ArgumentParser) -> None:

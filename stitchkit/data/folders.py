@@ -22,6 +22,7 @@ from timm.utils.misc import natural_key
 from stitchkit.classes import in_order
 from stitchkit.data.labelled_images import class_names
 from stitchkit.data.split_rule import names_of
+from stitchkit.display import counted
 from stitchkit.errors import InputError, one_line
 
 # Pillow only recognises the first, and hands the others to a program that interprets them.
@@ -101,7 +102,7 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
         """Ignored files, and a folder within a class, in words; empty if there are none."""
         said = ""
         if self.ignored:
-            said += f"; {self.ignored.total():,} files ignored ({', '.join(sorted(self.ignored))})"
+            said += f"; {counted(self.ignored.total(), 'file')} ignored ({', '.join(sorted(self.ignored))})"
         if self.nested:
             said += f"; images in folders within a class, such as {self.nested!r}, belong to that class"
         return said

@@ -88,7 +88,7 @@ def _open(source: Source, split: str, options: dict[str, object]) -> Images:
     if key in SOURCES:
         # The published jobs keep this set alone in a folder of its own.
         files = place if key == "svhn" and place.is_dir() else source.root
-        return read(key, files, published_part(split), download=source.download, mode=source.mode)
+        return read(replace(source, root=files), published_part(split))
     is_judged = any(is_split(place / one) for one in names_of(split))
     if slash and place.name.lower() in SOURCES and not is_judged:  # DIR/cifar10
         return _open(replace(source, name=place.name, root=place.parent), split, options)
@@ -181,7 +181,7 @@ def _explained(source: Source, split: str) -> Iterator[None]:
     except Exception as error:  # readers from many libraries raise many types
         raise InputError(
             f"data set '{source}', split '{split}', cannot be opened in '{source.root}' ({one_line(error)}); "
-            "check its name and folder" + ("" if source.download else ", or add --download")
+            "check its name and folder" + ("" if source.download else f", or {source.advice}")
         ) from error
 
 

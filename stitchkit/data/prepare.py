@@ -155,7 +155,8 @@ def _open(task: CollectionTask, sources: Path) -> tuple[list[Part], list[str]]:
     """
     opened: list[Images]
     if task.source in SOURCES:
-        opened = [read(task.source, sources, split, download=True, loader=Path) for split in ("train", "test")]
+        source = Source(task.source, sources, download=True, mode="")
+        opened = [read(source, split, loader=Path) for split in ("train", "test")]
     elif task.by_hand:
         opened = [_open_folder(sources / task.source, task)]
     else:

@@ -105,6 +105,7 @@ class Source:
         mode: PIL mode of the images; empty for no conversion.
         class_map: File that maps names of class folders to numbers.
         options: Further arguments of timm's readers; for image folders only `input_key`, suffixes separated by `;`.
+        advice: What to do if missing files are not downloaded.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Source:
     mode: str = "RGB"
     class_map: str = ""
     options: tuple[tuple[str, object], ...] = ()
+    advice: str = "add --download"
 
     def __str__(self) -> str:
         return self.name or str(self.root)
@@ -127,7 +129,7 @@ def check_folder(source: Source) -> None:
     if key in SOURCES:
         raise InputError(
             f"data folder '{root}' does not exist; it must contain {SOURCES[key].needs}; check the path"
-            + ("" if SOURCES[key].by_hand else ", or add --download")
+            + ("" if SOURCES[key].by_hand else f", or {source.advice}")
         )
     raise no_folder(root)
 

@@ -54,7 +54,10 @@ def _open_shards(name: str, root: str | None, split: str, options: Mapping[str, 
     dataset = create_dataset(name, root=os.path.abspath(root), split=split, **options)
     shards = [Path(dataset.reader.root, shard) for shard in dataset.reader.split_info.filenames]
     if missing := [shard for shard in shards if not shard.is_file()]:  # timm would skip them with a warning
-        raise InputError(f"{len(missing)} of {len(shards)} shards do not exist, such as {str(missing[0])!r}")
+        raise InputError(
+            f"{len(missing)} of {len(shards)} shards do not exist, such as {str(missing[0])!r}; check the folder, and "
+            "the names in its _info.json or in braces"
+        )
     return dataset
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torchvision.datasets
@@ -11,7 +10,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from torchvision.datasets import VisionDataset
 
 from stitchkit.data.labelled_images import LabelledImages, class_names
-from stitchkit.data.source import SOURCES
+from stitchkit.data.source import SOURCES, Source, key_of
 from stitchkit.errors import InputError, one_line
 
 Item = TypeVar("Item")
@@ -20,49 +19,49 @@ TEST_SHARE = 0.2
 """Share of images for testing if no split is published."""
 
 
-def read(
-    key: str, root: str | Path | None, split: str, *, download: bool, mode: str = "",
-    loader: Callable[[str], object] | None = None,
-) -> LabelledImages:  # fmt: skip
-    """The `train` or `test` part of a torchvision data set, by its key in `SOURCES` and the folder of its files.
+def read(source: Source, split: str, *, loader: Callable[[str], object] | None = None) -> LabelledImages:
+    """The `train` or `test` part of a torchvision data set.
 
     If the reader has files, `loader` replaces its decoder of paths.
     """
-    source = SOURCES[key]
-    if root is None:
-        raise InputError(f"data set '{key}' is read from files; name the folder with {source.needs} (--data DIR)")
+    published = SOURCES[key_of(source.name)]
+    if source.root is None:
+        raise InputError(
+            f"data set '{source.name}' is read from files; name the folder with {published.needs} (--data DIR)"
+        )
     parts: list[Dataset[Any]]
-    if source.argument is None:
-        readers = [_create(key, root, {}, download)]
+    if published.argument is None:
+        readers = [_create(source, {})]
         parts = [Subset(readers[0], _own_split(readers[0], split))]
     else:
-        values = source.train if split == "train" else (source.test,)
-        readers = [_create(key, root, {source.argument: value}, download) for value in values]
+        values = published.train if split == "train" else (published.test,)
+        readers = [_create(source, {published.argument: value}) for value in values]
         parts = [*readers]
     for reader in readers:
         if loader is not None and hasattr(reader, "loader"):
             reader.loader = loader
-    return LabelledImages(ConcatDataset(parts), class_names(readers[0]), mode, split)
+    return LabelledImages(ConcatDataset(parts), class_names(readers[0]), source.mode, split)
 
 
-def _create(key: str, root: str | Path, options: dict[str, object], download: bool) -> VisionDataset:
-    source = SOURCES[key]
-    kind, arguments = getattr(torchvision.datasets, source.reader), {**source.options, **options}
+def _create(source: Source, options: dict[str, object]) -> VisionDataset:
+    published = SOURCES[key_of(source.name)]
+    kind, arguments = getattr(torchvision.datasets, published.reader), {**published.options, **options}
     try:
-        return kind(str(root), **arguments)
+        return kind(str(source.root), **arguments)
     except Exception as error:  # readers raise many types
         fault = error
-    if download and not source.by_hand:
+    if source.download and not published.by_hand:
         try:
-            return kind(str(root), **arguments, download=True)
+            return kind(str(source.root), **arguments, download=True)
         except Exception as error:  # the network too
             fault = error
-    if source.by_hand:
+    if published.by_hand:
         advice = "it cannot be downloaded, so put the files there by hand"
     else:
-        advice = "try the download again" if download else "put the files there, or add --download"
+        advice = "try the download again" if source.download else f"put the files there, or {source.advice}"
     raise InputError(
-        f"data set '{key}' cannot be read from '{root}' ({one_line(fault)}), where it needs {source.needs}; {advice}"
+        f"data set '{source.name}' cannot be read from '{source.root}' ({one_line(fault)}), where it needs "
+        f"{published.needs}; {advice}"
     ) from fault
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import operator
-import signal
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -175,32 +173,3 @@ def report(dataset: object) -> None:
         dataset = getattr(dataset, "dataset", None)
     if dataset is not None:
         dataset.report()
-
-
-@contextmanager
-def explained(advice: str = "lower --workers and resume with --resume auto") -> Iterator[None]:
-    """Raise torch's errors about loader processes that died or could not read as an `InputError` of one line.
-
-    `advice` is what to do if one died.
-    """
-    try:
-        yield
-    except InputError as error:
-        words = str(error.args[0])
-        if words.startswith("Caught InputError in DataLoader worker"):  # torch has added the traceback
-            raise InputError(words.strip().splitlines()[-1].partition(": ")[2]) from error
-        raise
-    except (RuntimeError, OSError, EOFError) as error:  # the last two, as `ConnectionError`, if it died while sending
-        if isinstance(error, OSError) and "in DataLoader worker" in str(error):  # torch has added the traceback
-            cause = str(error).strip().splitlines()[-1]
-            raise InputError(f"the data cannot be read ({cause}); check the disk or the network") from error
-        if isinstance(error, OSError) and not isinstance(error, ConnectionError):
-            raise
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
-        if threading.current_thread() is threading.main_thread():  # Python allows no other thread to set handlers
-            # torch's handler would say it once more, with a traceback, wherever the signal of the death arrives. Later
-            # loaders have no need of it: while they wait for a batch, they look every 5 seconds.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        cause = one_line(error) if isinstance(error, RuntimeError) else "its connection is lost"
-        raise InputError(f"a loader process died ({cause}), perhaps for lack of memory; {advice}") from error

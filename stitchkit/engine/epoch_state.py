@@ -26,6 +26,7 @@ class Position:
         done: Steps done.
         logged: Steps up to the last log line.
         total: Sum of the losses of the logged steps.
+        rate: Learning rate of the last step.
         sums: For each route, sum and number of its losses in the logged steps, over all ranks.
         losses: Losses of the steps since; they stay on the device until the next log line.
         routes: Number and route of each of these steps; -1 if there is no choice.
@@ -36,15 +37,16 @@ class Position:
     done: int = 0
     logged: int = 0
     total: float = 0.0
+    rate: float = 0.0
     sums: dict[int, tuple[float, int]] = field(default_factory=dict)
     losses: list[torch.Tensor] = field(default_factory=list)
     routes: list[tuple[int, int]] = field(default_factory=list)
     fetching: RandomStates | None = None
     going_on: RandomStates | None = None
 
-    def add(self, step: int, route: int | None, loss: torch.Tensor) -> None:
+    def add(self, step: int, route: int | None, loss: torch.Tensor, rate: float) -> None:
         """Add a step that is done."""
-        self.done += 1
+        self.done, self.rate = self.done + 1, rate
         self.losses.append(loss.detach())
         self.routes.append((step, -1 if route is None else route))
 
@@ -90,6 +92,7 @@ class Position:
             "done": self.done,
             "logged": self.logged,
             "total": self.total,
+            "rate": self.rate,
             "sums": dict(self.sums),
             "window": {"losses": losses, "routes": list(self.routes)},
             "fetching": self.fetching,
@@ -107,6 +110,7 @@ class Position:
             "done": rules.whole(1, steps),
             "logged": rules.whole(0, steps),
             "total": rules.number(),
+            "rate": rules.number(),
             "sums": rules.table(route, [rules.number(), rules.whole(1)]),
             "window": {"losses": rules.or_none(_losses), "routes": rules.each([rules.whole(0), route])},
             "fetching": check_states,
@@ -122,7 +126,7 @@ class Position:
                 f"{place} counts {done} steps, but has logged {logged} and has losses of {len(losses)} more"
             )
         sums, states = dict(state["sums"]), (state["fetching"], state["going_on"])
-        return cls(done, logged, state["total"], sums, losses, waiting, *states)
+        return cls(done, logged, state["total"], state["rate"], sums, losses, waiting, *states)
 
 
 def _losses(found: object, place: str) -> None:

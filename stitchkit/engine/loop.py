@@ -156,7 +156,7 @@ class Trainer:
             for step in bar:
                 route = self.task.draw(step, self.world.rank)
                 loss, images = self._step(batches, route)
-                position.add(step, route, loss)
+                position.add(step, route, loss, self.rate)
                 if self.task.has_ema():
                     self.task.update_ema(step=step + 1)
                 if self.schedule is not None:
@@ -164,8 +164,8 @@ class Trainer:
                 if position.done % self.settings.log_interval == 0 or position.done == len(steps):
                     mean = position.log()
                     bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
-                    said = f"{what}  step {position.done}/{self.updates_per_epoch}  loss {mean:.4f}  lr {self.rate:.2e}"
-                    _logger.info("%s%s", said, bar.pace(end - step - 1, " in total"))
+                    said = f"{what}  step {position.done}/{self.updates_per_epoch}  loss {mean:.4f}"
+                    _logger.info("%s  lr %.2e%s", said, position.rate, bar.pace(end - step - 1, " in total"))
                     if self.settings.save_images and self.world.is_primary:
                         save_batch(images, self.folder / f"train-batch-{position.done - 1}.jpg")
                 after_step(position)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch.distributed as dist
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from stitchkit.data.unreadable import explained
+from stitchkit.data.loader_processes import explained
 from stitchkit.distributed import World, from_primary, init_world, ranks_together
 from stitchkit.engine.checkpoint_files import CheckpointFiles
 from stitchkit.engine.epoch_state import NotFinite

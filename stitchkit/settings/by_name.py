@@ -9,6 +9,7 @@ from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.settings.files import naming, read_settings_file
+from stitchkit.settings.kinds import kind_of
 from stitchkit.settings.recipe import COMMAND_ONLY, GROUPS, Recipe, flag_of
 from stitchkit.settings.schema import json_schema, parse
 from stitchkit.settings.timm_flags import REFUSED
@@ -19,8 +20,8 @@ _OPTIONAL = {
     name for kind in GROUPS.values() for name, field in kind.__pydantic_fields__.items() if field.default is None
 }
 
-# Keys of the files of jobs and sweeps alone.
-_OF_JOBS = ("assembly", "train_config", "src_stages", "stitchers")
+_USED_BY = {"stitch configuration": "train --stitch_config FILE", "job": "job -c FILE"}
+"""The commands for files of other kinds; all others are sweeps."""
 
 
 def _grouped(values: Mapping[str, object]) -> dict[str, dict[str, object]]:
@@ -39,7 +40,8 @@ def checked(values: Mapping[str, object], name: Callable[[str], str] = str) -> d
     """
     for key in values:
         if key not in SETTINGS:
-            raise InputError(f"{name(key)}: {unknown('setting', key, SETTINGS)}")
+            error = unknown("setting", key, SETTINGS, otherwise="stitchkit schema recipe lists them")
+            raise InputError(f"{name(key)}: {error}")
     made = {group: parse(GROUPS[group], own, name=name) for group, own in _grouped(values).items()}
     return {key: getattr(made[SETTINGS[key]], key) for key in values}
 
@@ -66,8 +68,10 @@ def read_settings(path: str) -> dict[str, object]:
     if data and not content.get("data_dir"):
         content["data_dir"] = data
     with naming(path):
-        if key := next((key for key in _OF_JOBS if key in content), None):
-            raise InputError(f"{key}: this file is for stitching jobs; use stitchkit job -c FILE or stitchkit sweep")
+        key, kind = kind_of(content)
+        if kind is not None:
+            what = kind if kind in _USED_BY else f"sweep ({kind})"
+            raise InputError(f"{key}: this file is a {what}; use stitchkit {_USED_BY.get(kind, 'sweep -c FILE')}")
         return checked_of_file(content)
 
 

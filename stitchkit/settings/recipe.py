@@ -14,10 +14,22 @@ from pydantic import Field, StrictFloat, StrictStr
 from pydantic.dataclasses import dataclass
 
 from stitchkit.errors import InputError
-from stitchkit.settings.schema import Count, DatasetName, LocalPath, ModelArguments, Natural, Settings, Share
+from stitchkit.settings.schema import (
+    ClassWeights,
+    Count,
+    DatasetName,
+    LocalPath,
+    ModelArguments,
+    Natural,
+    Settings,
+    Share,
+)
 
 COMMAND_ONLY = ("dataset_download", "dry_run")
 """Settings that no file can switch on: its author would decide what is downloaded, or that nothing is trained."""
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+"""How timm can resize images."""
 
 NonNegative = Annotated[float, Field(strict=True, ge=0)]
 AtLeastThousandth = Annotated[float, Field(strict=True, ge=1e-3)]
@@ -136,7 +148,7 @@ class DataRecipe(Settings):
     no_prefetcher: bool = flag(False, "normalise images in the loader processes and mix them on the device")
     mean: list[StrictFloat] | None = flag(None, "channel means, or one for all; by default the model's")
     std: list[AtLeastMillionth] | None = flag(None, "channel deviations, or one for all; by default the model's")
-    interpolation: str = flag("", "resizing for evaluation; by default the model's")
+    interpolation: Literal["", Interpolation] = flag("", "resizing for evaluation; by default the model's")
     crop_pct: Annotated[float, Field(ge=0.01, le=1)] | None = flag(
         None, "share of the image kept by the centre crop; by default the model's"
     )
@@ -147,7 +159,9 @@ class AugmentRecipe(Settings):
     """Augmentation of training images."""
 
     no_aug: bool = flag(False, "no augmentation at all")
-    train_crop_mode: str | None = flag(None, "cropping of training images: rrc, rkrc, rkrr")
+    train_crop_mode: Literal["rrc", "rkrc", "rkrr"] | None = flag(
+        None, "cropping of training images; by default rrc", strict=None
+    )
     scale: list[Area] = flag([0.08, 1.0], "area of the crop", length=2)
     ratio: list[AtLeastThousandth] = flag([3 / 4, 4 / 3], "aspect of the crop", length=2)
     hflip: Share = flag(0.5, "probability of a horizontal flip")
@@ -158,7 +172,9 @@ class AugmentRecipe(Settings):
     gaussian_blur_prob: Share | None = flag(None, "probability of a blurred image")
     aa: str | None = flag(None, "AutoAugment policy, such as rand-m9-mstd0.5-inc1")
     aug_repeats: NonNegative = flag(0.0, "repetitions of each image in an epoch")
-    train_interpolation: str = flag("random", "resizing for training: random, bilinear or bicubic")
+    train_interpolation: Literal["random", Interpolation] = flag(
+        "random", "resizing for training; random is bilinear or bicubic"
+    )
     reprob: Share = flag(0.0, "probability of random erasing")
     remode: Literal["const", "rand", "pixel"] = flag("pixel", "filling of erased areas")
     recount: Count = flag(1, "areas to erase")
@@ -188,7 +204,9 @@ class LossRecipe(Settings):
     bce_sum: bool = flag(False, "sum binary cross-entropy over classes")
     bce_target_thresh: float | None = flag(None, "round targets of --bce-loss to 0 or 1 at this threshold")
     bce_pos_weight: NonNegative | None = flag(None, "weight of positive targets of --bce-loss")
-    class_weights: str | None = flag(None, "class weights in the loss: balanced, or a number for each, such as 1,2.5,1")
+    class_weights: ClassWeights | None = flag(
+        None, "class weights in the loss: balanced, or a number for each, such as 1,2.5,1"
+    )
 
 
 @dataclass(frozen=True)

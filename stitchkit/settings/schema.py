@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -126,6 +127,20 @@ LocalPath = Annotated[str, _checked(local_fault)]
 
 DatasetName = Annotated[str, _checked(dataset_fault)]
 """A data set's name or folder, as in timm; neither a URL nor a command."""
+
+
+def _weights_fault(text: str) -> str | None:
+    try:
+        weights = [1.0] if text == "balanced" else [float(word) for word in text.split(",")]
+    except ValueError:
+        weights = []
+    if any(weights) and all(0 <= weight < math.inf for weight in weights):
+        return None
+    return "is neither balanced nor numbers such as 1,2.5,1, all of them from 0 and one above it"
+
+
+ClassWeights = Annotated[str, _checked(_weights_fault)]
+"""Weights of classes in the loss: `balanced`, or numbers separated by commas in the order of the classes."""
 
 
 # These arguments of timm choose a model or its weights, perhaps by a URL, and so bypass the settings that are checked.

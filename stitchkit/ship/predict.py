@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from stitchkit.classes import trained_classes
 from stitchkit.data.folders import image_suffixes, visible_files
-from stitchkit.data.loader_processes import outlive_signals, usable_cores
-from stitchkit.data.unreadable import explained, open_image
+from stitchkit.data.loader_processes import explained, outlive_signals, usable_cores
+from stitchkit.data.unreadable import open_image
 from stitchkit.display import counted, listed
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, one_line

@@ -90,28 +90,16 @@ def _by_timm() -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:  # timm parses policies and interpolations late, and raises anything
+    except Exception as error:  # timm reads its options late, and raises anything
         raise InputError(f"timm cannot prepare images with these settings: {one_line(error)}") from error
 
 
 def check_preparation(recipe: Recipe) -> None:
     """Refuse images that cannot be prepared as the settings say, before the data are opened."""
-    augment = recipe.augment
     check_normalisation(recipe, recipe.model.channels)
-    with _by_timm():
-        if recipe.data.interpolation:
-            create_transform(32, interpolation=recipe.data.interpolation)
-        if recipe.run.eval:
-            return
-        create_transform(
-            32, is_training=True, no_aug=augment.no_aug, re_prob=augment.reprob, re_mode=augment.remode,
-            interpolation=augment.train_interpolation, train_crop_mode=augment.train_crop_mode,
-        )  # fmt: skip
-        if augment.aa and not augment.no_aug:
-            _check_policy(augment.aa)
-
-
-def _check_policy(policy: str) -> None:
+    policy = recipe.augment.aa
+    if recipe.run.eval or recipe.augment.no_aug or not policy:
+        return
     try:
         create_transform(32, is_training=True, auto_augment=policy)
     except Exception as error:  # assertions for most, and whatever a bad number raises

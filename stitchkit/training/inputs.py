@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from stitchkit.data.source import Source, check_folder
 from stitchkit.errors import prefixed
@@ -31,7 +32,10 @@ def source_of(recipe: Recipe) -> Source:
     options: dict[str, object] = {"batch_size": data.batch_size, "seed": recipe.run.seed}
     options |= {key: value for key in ("input_key", "target_key") if (value := getattr(data, key)) is not None}
     mode = data.input_img_mode or ("RGB" if recipe.model.channels == 3 else "L")
-    return Source(data.dataset, data.data_dir, data.dataset_download, mode, data.class_map, tuple(options.items()))
+    source = Source(data.dataset, data.data_dir, data.dataset_download, mode, data.class_map, tuple(options.items()))
+    if recipe.run.dry_run and source.download:
+        source = replace(source, download=False, advice="leave out --dry-run, which downloads nothing")
+    return source
 
 
 def _weights(recipe: Recipe, config: StitchConfig | None) -> Iterator[tuple[str, str]]:

@@ -25,7 +25,6 @@ from stitchkit.networks.hub_weights import published_config
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.recipe import ModelRecipe, Recipe
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.training.class_weights import read_weights
 from stitchkit.training.data import check_preparation, preparation, weights_dtype
 from stitchkit.training.optim import check_optimizer
 
@@ -173,8 +172,6 @@ def check_names(recipe: Recipe, config: StitchConfig | None) -> None:
     check_preparation(recipe)
     if not recipe.run.eval:
         check_optimizer(recipe.optim)
-        if recipe.loss.class_weights is not None:
-            read_weights(recipe.loss.class_weights)
     if recipe.model.torchcompile:
         _compile(nn.Identity(), recipe.model.torchcompile, recipe.model.torchcompile_mode)  # refuses what torch lacks
 

@@ -7,14 +7,13 @@ from dataclasses import replace
 
 from stitchkit.distributed import World
 from stitchkit.engine.recovery import TRAIN_LOCK, check_unused, entered, find_resume, joined, launched
-from stitchkit.errors import InputError
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.checkpoint import Checkpoints
 from stitchkit.training.evaluation import evaluate_stitches
 from stitchkit.training.network import check_device, check_names
 from stitchkit.training.plan import show_plan
-from stitchkit.training.session import Session, open_session
+from stitchkit.training.session import open_session
 from stitchkit.training.train import train
 
 
@@ -36,7 +35,9 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
         recipe = _find_resume(recipe, files, world)
         if not run.eval:
             check_unused(files, None if recipe.run.no_resume_opt else recipe.run.resume, flag="--experiment")
-        session = _open_offline(recipe, config, world) if run.dry_run else open_session(recipe, config, world)
+        if run.dry_run:  # published weights would be downloaded
+            recipe = replace(recipe, model=replace(recipe.model, pretrained=False))
+        session = open_session(recipe, config, world)
         if run.dry_run:
             show_plan(session)
         elif run.eval:
@@ -44,18 +45,6 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
         else:
             with launched(recipe.folder, world):
                 train(session, files)
-
-
-def _open_offline(recipe: Recipe, config: StitchConfig | None, world: World) -> Session:
-    """The session of a run that downloads neither published weights nor data."""
-    model, data = replace(recipe.model, pretrained=False), replace(recipe.data, dataset_download=False)
-    try:
-        return open_session(replace(recipe, model=model, data=data), config, world)
-    except InputError as error:
-        if not recipe.data.dataset_download:
-            raise
-        said = str(error).replace("or add --download", "or leave out --dry-run, which downloads nothing")
-        raise InputError(said) from error
 
 
 def _find_resume(recipe: Recipe, files: Checkpoints, world: World) -> Recipe:

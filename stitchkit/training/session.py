@@ -14,7 +14,7 @@ from torch import nn
 from stitchkit.data.open_dataset import download
 from stitchkit.distributed import World, from_primary
 from stitchkit.engine.settings import Autocast, EngineSettings
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, prefixed
 from stitchkit.files import write_text
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.files import settings_text
@@ -65,7 +65,7 @@ class Session:
 
 def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> Session:
     """Open the data and build the network."""
-    if recipe.data.dataset_download:
+    if source_of(recipe).download:
         from_primary(world, lambda: download(source_of(recipe)))
     datasets = open_datasets(recipe)
     if not (datasets.classes or recipe.model.num_classes or recipe.run.eval):
@@ -80,7 +80,8 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
         num_classes=timm_model.num_classes,
     )  # fmt: skip
     if recipe.loss.class_weights and datasets.train is not None and not recipe.run.eval:
-        weights = class_weights(recipe.loss.class_weights, datasets.train, timm_model.num_classes)
+        with prefixed("--class-weights: "):
+            weights = class_weights(recipe.loss.class_weights, datasets.train, timm_model.num_classes)
     place_network(model, recipe, world)
     return Session(recipe, config, model, loaders, size, datasets.classes, weights, world)
 

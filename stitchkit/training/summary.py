@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from stitchkit.errors import InputError
 from stitchkit.files import opened, refuse_link, replacing
 from stitchkit.measure.evaluate import Score
 from stitchkit.routes import Joint, StitchSpace
@@ -20,7 +21,7 @@ _LOSSES = "losses.csv"
 def write_summary(
     folder: Path, epoch: int, *, loss: float, rate: float, scores: Mapping[str, Score], labels: Sequence[str]
 ) -> None:
-    """Append an epoch: its mean training loss, the learning rate after it, and the scores of its validation.
+    """Append an epoch: its mean training loss, the learning rate of its last step, and the scores of its validation.
 
     Scores are by label; `labels` are all labels of this run, and those without a score stay empty.
     """
@@ -32,7 +33,11 @@ def write_summary(
 def read_summary(folder: Path) -> list[dict[str, float | None]]:
     """The rows of `summary.csv` by column; None for an empty cell."""
     with (folder / _NAME).open(newline="", encoding="utf-8", errors="replace") as file:
-        return [{key: _number(value) for key, value in row.items() if key} for row in csv.DictReader(file)]
+        table = csv.DictReader(file)
+        head = list(table.fieldnames or ())
+        if twice := next((key for key in head if head.count(key) > 1), None):
+            raise InputError(f"'{folder / _NAME}' has the column {twice!r} twice; remove one of the two")
+        return [{key: _number(value) for key, value in row.items() if key} for row in table]
 
 
 def _number(text: str | None) -> float | None:

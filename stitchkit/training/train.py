@@ -55,12 +55,12 @@ def train(session: Session, checkpoints: Checkpoints) -> None:
         check_finite(trainer, epoch, [found.loss for found in scores.values()])
         if world.is_primary:
             # Lines before the checkpoint: a resumed run drops the lines of epochs without a checkpoint.
-            write_summary(folder, epoch, loss=loss, rate=trainer.rate, scores=scores, labels=list(networks))
+            write_summary(folder, epoch, loss=loss, rate=trained.position.rate, scores=scores, labels=list(networks))
             if isinstance(session.model, SNNet):
                 write_losses(folder, epoch, session.model.space, stitches)
             state = training_state(trainer) | header(session)
             checkpoints.save(state, epoch=epoch, metric=_metric(scores, recipe.run.eval_metric))
-        figures: dict[str, float] = {"train_loss": loss, "lr": trainer.rate}
+        figures: dict[str, float] = {"train_loss": loss, "lr": trained.position.rate}
         for label, found in scores.items():
             figures |= {f"eval_{label}_{key}": value for key, value in found.figures.items()}
         figures |= {f"stitch_loss/{cfg_id}": mean for cfg_id, (mean, _) in stitches.items()}

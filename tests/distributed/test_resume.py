@@ -9,8 +9,9 @@ import torch
 from stitchkit.cli import main
 from stitchkit.data.loader_processes import usable_cores
 from stitchkit.engine.recovery import newest_checkpoint
+from stitchkit.errors import InputError
 from stitchkit.training.checkpoint import Checkpoints
-from stitchkit.training.summary import cut_summaries
+from stitchkit.training.summary import cut_summaries, read_summary
 from tests.distributed.forks import end, kill_once_there
 from tests.distributed.ranks import run_on_two_ranks
 from tests.distributed.subjects import BUSY
@@ -161,6 +162,12 @@ def test_odd_lines_of_a_summary_are_dropped(tmp_path, line):
     cut_summaries(tmp_path, 1)
     assert path.read_text().split() == ["epoch,train_loss", "0,1.0"]
     assert [path.name for path in tmp_path.iterdir()] == ["summary.csv"]
+
+
+def test_a_summary_with_a_column_twice_is_refused(tmp_path):
+    (tmp_path / "summary.csv").write_text("epoch,lr,lr\n0,1.0,2.0\n")
+    with pytest.raises(InputError, match=r"summary\.csv' has the column 'lr' twice; remove one of the two"):
+        read_summary(tmp_path)
 
 
 def test_a_full_disk_keeps_the_summary(tmp_path, monkeypatch):

@@ -122,7 +122,6 @@ def test_weights_that_cannot_be_fetched(capsys, images, tmp_path, monkeypatch):
 
 
 def test_wrong_settings(capsys, images, config, tmp_path):
-    assert "cannot prepare images" in train(capsys, images, config, tmp_path, "--interpolation", "nonsense")
     assert "GPU 99 does not exist" in train(capsys, images, config, tmp_path, "--device", "cuda:99")
     assert "device 'gpu' is not supported" in train(capsys, images, config, tmp_path, "--device", "gpu")
 
@@ -145,7 +144,8 @@ def test_mistakes_on_the_command_line(capsys, images, config):
         (["--opt", "adamw", "--opt-kwargs", "caution=1"], "timm cannot create optimizer 'adamw'"),
         (["--sched", "cosin"], "unknown value of --sched 'cosin'; did you mean 'cosine'?"),
         (["--distillation-type", "hard", "--teacher-model", "regnety_16"], "teacher: unknown timm model 'regnety_16'"),
-        (["--interpolation", "foo"], "timm cannot prepare images with these settings: "),
+        (["--interpolation", "foo"], "unknown value of --interpolation 'foo'; allowed: nearest, "),
+        (["--train-crop-mode", "foo"], "'foo'; allowed: rrc, rkrc, rkrr"),
         (["--aa", "rand-q9"], "--aa is 'rand-q9', which timm cannot read; give original, "),
         (["--aa", "foo"], "rand or augmix, and options of the policy after dashes, such as rand-m9-mstd0.5-inc1"),
         (["--model", "resnet81"], "unknown timm model 'resnet81'; did you mean 'resnet18'?"),

@@ -331,7 +331,8 @@ def test_class_weights_are_those_of_the_loss(images, tmp_path, capsys):
     explicit = job_config(images, max_steps=1, loss_fn_args={"weight": [1.0, 2.0, 0.0, 1.0]})
     assert run(write_job(tmp_path, explicit), tmp_path / "explicit")["Loss"].iloc[-1] == losses["1,2,0,1"]
     path = write_job(tmp_path, job_config(images))
-    assert "give 4 numbers, one for each class" in refusal(capsys, path, tmp_path / "x", "--class-weights", "1,2")
+    said = refusal(capsys, path, tmp_path / "x", "--class-weights", "1,2")
+    assert "train_config.class_weights: '1,2' is not for 4 classes" in said
 
 
 def test_the_total_loss_is_the_weighted_mean():

@@ -236,7 +236,7 @@ def test_imagenet_in_the_folder_that_is_given_or_under_it(tmp_path, where, split
     train, test = both("imagenet", tmp_path)
     assert train.classes == ("cat", "dog")
     assert labels_of(test) == [0, 0, 0, 1, 1, 1]
-    with pytest.raises(InputError, match="'stanfordcars' cannot be read"):
+    with pytest.raises(InputError, match="'cars' cannot be read"):
         open_dataset("cars", root=tmp_path, split="train")  # no other name takes the folder
 
 
@@ -456,6 +456,7 @@ def test_all_systems_have_the_same_classes(tmp_path, caplog):
         archives.save(folder / f"train/dog/of_another_kind.{name}")
     for name in ("notes.txt", "dog/README", "dog/a.pdf", "dog/film.mpg", ".DS_Store"):
         (folder / "train" / name).touch()
+    (folder / "val/notes.txt").touch()
     for link in ("cat/all", "dog/again"):
         (folder / "train" / link).symlink_to(folder / "train", target_is_directory=True)
     for is_evaluation in (True, False):
@@ -463,7 +464,7 @@ def test_all_systems_have_the_same_classes(tmp_path, caplog):
         found = open_datasets(make_recipe(settings))
         assert (found.classes, len(found.validation)) == (("cat", "dog"), 4)
     assert len(found.train) == 11
-    assert "val: 4 images, 2 classes (cat, dog)" in caplog.messages
+    assert "val: 4 images, 2 classes (cat, dog); 1 file ignored (.txt)" in caplog.messages
     assert (
         "train: 11 images, 2 classes (cat, dog); 5 files ignored (.mpg, .pdf, .png beside the class folders, .txt, "
         "without suffix); images in folders within a class, such as 'cat/" in caplog.text

@@ -293,7 +293,7 @@ def test_files_that_are_not_configurations(tmp_path, text, words):
          "line 3: image_size is at the wrong level; move it into train_config.data_preprocessing"),
         ("  epochs: 3", "  epochs: 3\n  image_size: 32", "line 6: train_config.image_size is at the wrong level; move"),
         ("  epochs: 3", "  epochs: 3\n  class_weights: 1,x",
-         "line 6: train_config.class_weights: --class-weights is '1,x'; give balanced, or numbers"),
+         "line 6: train_config.class_weights is '1,x', which is neither balanced nor numbers such as 1,2.5,1"),
         ("  epochs: 3", "  epochs: 3\n  class_weights: balanced\n  loss_fn_args: {weight: [1]}",
          "line 6: train_config.class_weights: loss_fn_args has a weight too; remove one of the two"),
         ("  epochs: 3", "  epochs: 3\n  metrics: []",
@@ -328,7 +328,6 @@ def rates(train, epochs, steps):
             optimizer.step()
             schedule.step_update(epoch * steps + step + 1)
         schedule.step(epoch + 1)
-        assert schedule.used == found[-1]
     return found
 
 

@@ -111,16 +111,24 @@ def test_losses_of_stitches_are_the_means_of_their_steps(monkeypatch):
         assert (loss, steps) == (pytest.approx(sum(own) / len(own)), len(own))
     again = Position.from_state(states[4], "position", torch.device("cpu"), steps=8, routes=99)
     for number, (cfg_id, loss) in enumerate(found[5:], start=5):
-        again.add(number, cfg_id, torch.tensor(loss))
+        again.add(number, cfg_id, torch.tensor(loss), rate=1.0)
     assert again.done == 8
     again.log()
     assert again.route_losses == position.route_losses
 
 
+def test_the_rate_is_that_of_the_last_step_not_of_the_next():
+    subject, used = trainer("vit", {"sched_on_updates": True, "epochs": 1}, scaled=False), []
+    inner = subject.optimizer.step
+    subject.optimizer.step = lambda: (used.append(subject.rate), inner())
+    subject.train_epoch(0, 1, position=(position := Position()))
+    assert position.rate == used[-1] > subject.rate
+
+
 def test_a_loss_that_is_not_finite_names_its_stitch():
     position = Position()
     for step, loss in enumerate((1.0, float("nan"), float("inf"))):
-        position.add(step, 10 + step, torch.tensor(loss))
+        position.add(step, 10 + step, torch.tensor(loss), rate=1.0)
     with pytest.raises(InputError, match="the loss is nan at step 1 with route 11 on rank 0"):
         position.log()
 

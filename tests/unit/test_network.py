@@ -100,7 +100,7 @@ def test_files_of_anchors_are_loaded_in_python_too(create, tmp_path):
     ("recipe", "message"),
     [
         ({"mean": [0.1, 0.2]}, r"'mean' of images is \[0.1, 0.2\], which is not valid for images of 3 channels"),
-        ({"interpolation": "foo"}, "unknown 'interpolation' of images 'foo'; allowed: nearest, bilinear"),
+        ({"interpolation": "foo"}, "recipe.interpolation: unknown value 'foo'; allowed: nearest, bilinear"),
     ],
 )
 def test_a_preparation_that_cannot_be_is_refused(recipe, message):
@@ -314,10 +314,8 @@ def test_a_compiler_that_is_not_there_is_named(backend, mode):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"class_weights": "1,two"}, "--class-weights is '1,two'; give balanced, or numbers"),
-        ({"class_weights": "1,-2"}, "--class-weights is '1,-2'; give numbers from 0"),
-        ({"interpolation": "bicubik"}, "timm cannot prepare images"),
-        ({"interpolation": "bicubik", "eval": True}, "timm cannot prepare images"),
+        ({"interpolation": "bicubik"}, "interpolation: unknown value 'bicubik'; did you mean 'bicubic'"),
+        ({"train_crop_mode": "foo"}, "train_crop_mode: unknown value 'foo'; allowed: rrc, rkrc, rkrr"),
         ({"mean": [0.1, 0.2]}, r"--mean is \[0.1, 0.2\]; set one value, or one for each of 3 channels"),
         ({"torchcompile": "nonsense"}, "cannot compile with backend 'nonsense'"),
     ],

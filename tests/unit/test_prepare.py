@@ -209,7 +209,7 @@ def own_collection(folder, **changes):
 
 
 def test_the_command_prepares_the_other_sets_of_a_persons_own_collection(tmp_path, capsys):
-    command = ["datasets", "prepare", str(own_collection(tmp_path)), "--root", str(tmp_path)]
+    command = ["datasets", "prepare", str(own_collection(tmp_path)), "--data", str(tmp_path)]
     assert main(command) == 2
     printed = capsys.readouterr()
     assert "aid: it cannot be downloaded: get AID.zip" in printed.out
@@ -218,6 +218,7 @@ def test_the_command_prepares_the_other_sets_of_a_persons_own_collection(tmp_pat
         "stitchkit: error: still missing: aid; follow the advice above for each and run the command again, which "
         "resumes with these"
     ]
+    command[3] = "--root"  # its older name
     assert main([*command, "--only", "eurosat"]) == 0
     assert main([*command, "--only", "eurosta"]) == 2
     assert "did you mean 'eurosat'" in capsys.readouterr().err

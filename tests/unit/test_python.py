@@ -27,7 +27,7 @@ def test_training_and_evaluation_from_python(images, tmp_path):
     assert run.folder == tmp_path / "pico"
     assert run.checkpoint.is_file()
     assert repr([row["epoch"] for row in run.summary]) == "[0]"
-    assert run.summary[0]["lr"] == 0
+    assert run.summary[0]["lr"] == SETTINGS["lr"], "the rate of the last step, not of the next"
     rows = stitchkit.evaluate(
         images,
         stitch_config=config,
@@ -91,7 +91,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path, capsys):
         "already contains a run": [],
         "belongs to another configuration: stitch_kernel_size": ["--resume", last, "--stitch_config", other],
         "was trained with --opt adamw, not sgd": ["--resume", last, "--opt", "sgd"],
-        "give 4 numbers, one for each class": ["--experiment", "new", "--class-weights", "1,2"],
+        "--class-weights: '1,2' is not for 4 classes": ["--experiment", "new", "--class-weights", "1,2"],
         "teacher: unknown timm model": ["--teacher-model", "dei_tiny", "--distillation-type", "hard"],
         "--aa is 'foo', which timm cannot read": ["--aa", "foo"],
         "teacher.pth' belongs to another": ["--experiment", "new", *teacher],

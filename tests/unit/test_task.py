@@ -139,9 +139,11 @@ def test_weights_of_classes_are_read_or_counted(images, tmp_path):
     found = class_weights("balanced", train, 5)
     assert found.tolist() == pytest.approx([13 / 16, 13 / 16, 13 / 4, 13 / 16, 0.0])
     assert class_weights("1,2.5,0,4", train, 4).tolist() == [1, 2.5, 0, 4]
-    for text in ("1,2", "fair", "1,2,3,-4", "1,2,3,nan", "1,2,3,inf", "0,0,0,0", "1,2,3,", ""):
-        with pytest.raises(InputError, match="--class-weights is"):
-            class_weights(text, train, 4)
+    with pytest.raises(InputError, match="'1,2' is not for 4 classes; give 4 numbers"):
+        class_weights("1,2", train, 4)
+    for text in ("fair", "1,2,3,-4", "1,2,3,nan", "1,2,3,inf", "0,0,0,0", "1,2,3,", ""):
+        with pytest.raises(InputError, match=f"class_weights is '{text}', which is neither balanced nor numbers"):
+            make_recipe({"class_weights": text})
     with pytest.raises(InputError, match="give a number for each class"):
         class_weights("balanced", [], 4)
 

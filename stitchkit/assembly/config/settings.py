@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictF
 from pydantic.dataclasses import dataclass
 
 from stitchkit.errors import InputError
-from stitchkit.settings.schema import Count, DatasetName, LocalPath, Settings, as_written, parse
+from stitchkit.settings.schema import ClassWeights, Count, DatasetName, LocalPath, Settings, as_written, parse
 
 
 def _check_channels(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -157,7 +157,7 @@ class SharedByTasks(Settings):
     batch_size: Count = 32
     loss_fn: StrictStr = "cross_entropy"
     loss_fn_args: dict[str, object] = Field(default_factory=dict)
-    class_weights: StrictStr | None = None
+    class_weights: ClassWeights | None = None
     aux_losses: tuple[AuxLoss, ...] = ()
     max_batches: Count | None = None
     data_augmentation: Augmentation = None

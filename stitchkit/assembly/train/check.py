@@ -9,8 +9,7 @@ from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.train.metrics import create_all_measures
 from stitchkit.assembly.train.optim import create_loss, create_optimizer, create_schedule
 from stitchkit.assembly.train.preprocessing import create_transform
-from stitchkit.errors import InputError, prefixed
-from stitchkit.training.class_weights import read_weights
+from stitchkit.errors import InputError
 
 
 def check_training(config: JobConfig) -> None:
@@ -18,11 +17,8 @@ def check_training(config: JobConfig) -> None:
     train = config.train_config
     for task, place in zip(train.resolved_tasks, train.places, strict=True):
         create_loss(task.loss_fn, task.loss_fn_args, place)
-        if task.class_weights is not None:
-            with prefixed(f"{place}.class_weights: "):
-                read_weights(task.class_weights)
-            if "weight" in task.loss_fn_args:
-                raise InputError(f"{place}.class_weights: loss_fn_args has a weight too; remove one of the two")
+        if task.class_weights is not None and "weight" in task.loss_fn_args:
+            raise InputError(f"{place}.class_weights: loss_fn_args has a weight too; remove one of the two")
         for number, aux in enumerate(task.aux_losses):
             create_loss(aux.loss_fn, aux.loss_fn_args, f"{place}.aux_losses[{number}]")
         create_transform(task, place, training=True)

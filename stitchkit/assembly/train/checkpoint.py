@@ -26,7 +26,7 @@ from stitchkit.networks.weights import load_content, misfit, weights_of
 
 _logger = logging.getLogger(__name__)
 
-_FORMAT = "stitchkit job 2"
+_FORMAT = "stitchkit job 3"
 _START_ANEW = "start from its weights with --load-from"
 
 # A resumed job must keep these settings; if it trains, also those of its training, except two.
@@ -204,7 +204,6 @@ def _schedule_schema(schedule: JobSchedule, done: int) -> dict[str, rules.Schema
         "_last_lr": [rules.number(0)] * len(schedule.scheduler.optimizer.param_groups),
         "T_cur": rules.number(-1, done),
         "T_i": rules.number(1, 1e9),
-        "used": rules.number(0),
         "best": rules.number(finite=False),
         "num_bad_epochs": rules.whole(0, done),
         "cooldown_counter": rules.whole(0),
@@ -216,7 +215,7 @@ def _schedule_schema(schedule: JobSchedule, done: int) -> dict[str, rules.Schema
     assert isinstance(inner, dict)
     if "last_epoch" in inner:  # only of the outermost: the parts of a sequence start one after the other
         inner["last_epoch"] = rules.exactly(done)
-    return {"done": rules.exactly(done), "used": moving["used"], "scheduler": inner}
+    return {"done": rules.exactly(done), "scheduler": inner}
 
 
 def _check_step(content: Mapping[str, Any], path: str, trainer: Trainer) -> None:

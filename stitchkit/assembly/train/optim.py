@@ -104,16 +104,11 @@ def create_optimizer(train: TrainConfig, parameters: Sequence[nn.Parameter]) -> 
 
 
 class JobSchedule:
-    """One of torch's learning-rate schedules, which advances with every step or every epoch.
-
-    Attributes:
-        used: The learning rate, the highest of all groups, before the last advance.
-    """
+    """One of torch's learning-rate schedules, which advances with every step or every epoch."""
 
     def __init__(self, scheduler: schedulers.LRScheduler, cadence: Cadence):
         self.scheduler = scheduler
         self.cadence = cadence
-        self.used = self._rate()
         self._done = 0
 
     def step_update(self, steps: int) -> None:
@@ -126,13 +121,9 @@ class JobSchedule:
         if self.cadence == "epochs":
             self._advance_to(epochs, loss or 0.0)
 
-    def _rate(self) -> float:
-        return max(float(group["lr"]) for group in self.scheduler.optimizer.param_groups)
-
     def _advance_to(self, count: int, loss: float) -> None:
         # One by one: torch's schedules compute each rate from the previous one, so they cannot jump.
         while self._done < count:
-            self.used = self._rate()
             if isinstance(self.scheduler, schedulers.ReduceLROnPlateau):
                 self.scheduler.step(loss)
             else:
@@ -141,11 +132,11 @@ class JobSchedule:
 
     def state_dict(self) -> dict[str, Any]:
         """Its state as plain data."""
-        return {"done": self._done, "used": self.used, "scheduler": self.scheduler.state_dict()}
+        return {"done": self._done, "scheduler": self.scheduler.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore its state."""
-        self._done, self.used = state["done"], state["used"]
+        self._done = state["done"]
         self.scheduler.load_state_dict(state["scheduler"])
 
 

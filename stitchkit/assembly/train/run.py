@@ -19,7 +19,6 @@ from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.job_settings import WRITTEN
 from stitchkit.assembly.train.checkpoint import JobCheckpoints, check_origins, header, load_pieces, load_weights, resume
 from stitchkit.assembly.train.job import Job, JobPaths, deterministic, job_paths, open_job
-from stitchkit.assembly.train.optim import JobSchedule
 from stitchkit.assembly.train.result import Row, update_metadata, write_frame, write_rows
 from stitchkit.assembly.train.task import JobTask, scale_losses
 from stitchkit.assembly.train.testing import Evaluator
@@ -220,11 +219,11 @@ def _train(
 
 def _row(job: Job, trainer: Trainer, task: JobTask, trained: TrainedEpoch) -> Row:
     """The figures of an epoch's training, by the columns of the result."""
-    schedule, world, seconds = trainer.schedule, job.world, trained.seconds
+    world, seconds = job.world, trained.seconds
     row: Row = {
         "Epoch": trained.number + 1,
         "Step": trainer.steps(trained.number).stop,
-        "LR": schedule.used if isinstance(schedule, JobSchedule) else trainer.rate,
+        "LR": trained.position.rate,
         "Loss": task.last["loss"].item(),
         "Time/Data": trainer.loader.waited / trained.steps,
         "Time/Step": seconds / trained.steps,
