@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -138,7 +140,7 @@ class _Plain(yaml.SafeLoader):
     """Reads a file without those that it includes."""
 
 
-_Plain.add_constructor("!include", lambda loader, node: loader.construct_scalar(node))
+_Plain.add_constructor("!include", lambda _, node: str(node.value))
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -148,11 +150,18 @@ def table(rows: Sequence[Row]) -> str:
     return f"{len(rows)} files: {counts}.\n\n{HEAD}" + "".join(f"{row}\n" for row in rows)
 
 
+def _commit(checkout: Path) -> str:
+    """The commit of a checkout, in words."""
+    shown = subprocess.check_output(["git", "-C", str(checkout), "log", "-1", "--format=%h of %cs"], text=True)
+    return f"{checkout.name} at {shown.strip()}"
+
+
 def main(checkouts: Sequence[str]) -> None:
     """Read all files of some checkouts and replace the end of the page."""
     places = [Path(place).resolve() for place in checkouts]
     rows = [read(path, place) for place in places for path in settings_files(place)]
-    PAGE.write_text(PAGE.read_text().partition(BEFORE)[0] + BEFORE + table(rows))
+    made = f"Made on {date.today()} from {' and '.join(map(_commit, places))}.\n\n"
+    PAGE.write_text(PAGE.read_text().partition(BEFORE)[0] + BEFORE + made + table(rows))
 
 
 if __name__ == "__main__":

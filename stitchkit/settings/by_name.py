@@ -68,6 +68,9 @@ def read_settings(path: str) -> dict[str, object]:
     if data and not content.get("data_dir"):
         content["data_dir"] = data
     with naming(path):
+        if "MODEL" in content:
+            advice = "train --stitch_config configs/swin_ti_s_b.json, and give its settings as flags"
+            raise InputError(f"MODEL: this file is in the published Swin's own format; use stitchkit {advice}")
         key, kind = kind_of(content)
         if kind is not None:
             what = kind if kind in _USED_BY else f"sweep ({kind})"

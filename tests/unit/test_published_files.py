@@ -1,6 +1,7 @@
 """The page of the published settings files, and the script that writes it, on files of our own with the same keys."""
 
 import os
+import re
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
@@ -53,13 +54,15 @@ def test_every_file_has_its_row(script, tmp_path, monkeypatch):
     said = {row.file: row.said for row in rows}
     assert said["moe-stitch/sets.yml"] == "a list, included by 1 other"
     assert said["moe-stitch/wrong.yml"].startswith("'moe-stitch/wrong.yml', line ")
+    assert "use stitchkit train --stitch_config configs/swin_ti_s_b.json" in said["one.yaml"]
     assert script.table(rows).startswith("10 files: 6 unchanged, 0 warning, 4 refused.\n\n| repository |")
     assert (Path.cwd(), dict(os.environ)) == (ROOT, environment)
     assert {path.name for path in tmp_path.iterdir()} == {"pub"}
 
 
 def test_the_page_shows_at_least_38_files_that_load_and_no_traceback(script):
-    counts, _, *rows = script.PAGE.read_text().partition(script.BEFORE)[2].splitlines()
+    made, _, counts, _, *rows = script.PAGE.read_text().partition(script.BEFORE)[2].splitlines()
+    assert re.fullmatch(r"Made on [\d-]+ from stitching at \w+ of [\d-]+ and SN-Net at \w+ of [\d-]+\.", made)
     verdicts = Counter(row.split(" | ")[2] for row in rows[2:])
     said = [f"{verdicts[verdict]} {verdict}" for verdict in ("unchanged", "warning", "refused")]
     assert counts == f"{verdicts.total()} files: {', '.join(said)}."
@@ -73,4 +76,4 @@ def test_the_page_is_what_the_script_writes(script, shared):
     if not all(place.is_dir() for place in places):
         pytest.skip("the published repositories are not in checkouts/ of the references")
     rows = [script.read(path, place) for place in places for path in script.settings_files(place)]
-    assert script.PAGE.read_text().endswith(script.BEFORE + script.table(rows))
+    assert script.PAGE.read_text().endswith(script.table(rows))
