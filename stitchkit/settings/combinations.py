@@ -93,8 +93,8 @@ def _check_schedule(recipe: Recipe) -> None:
     never_warm = schedule.epochs <= schedule.warmup_epochs and not schedule.warmup_prefix
     if never_warm and schedule.sched != "none" and not recipe.run.eval:
         _logger.warning(
-            "--epochs %d ends within the warm-up (--warmup-epochs %g), before the learning rate reaches its value; lower "
-            "--warmup-epochs",
+            "--epochs %d ends within the warm-up (--warmup-epochs %g), before the learning rate reaches its value; "
+            "lower --warmup-epochs",
             schedule.epochs, schedule.warmup_epochs,
         )  # fmt: skip
 
