@@ -35,9 +35,14 @@ def complete(rows: Sequence[Row], model: SNNet, *, latency: bool) -> str:
             )
         # The row wins: published parameter counts leave some out, and are compared with each other.
         row.update(cost_row(model.space, row["cfg_id"], profiler.cost(row["cfg_id"])) | row)
-    if latency and (unreliable(rows) or any("latency_ms" not in row for row in rows)):
+    if latency and lacks_latencies(rows):
         return add_latencies(rows, model, batch_size=1)
     return latency_note(rows) if latency else ""
+
+
+def lacks_latencies(rows: Sequence[Row]) -> bool:
+    """Whether latencies are missing, or their measurement called them unreliable."""
+    return bool(unreliable(rows)) or any("latency_ms" not in row for row in rows)
 
 
 class BudgetedModel(nn.Module):

@@ -164,16 +164,18 @@ def _export(flags: argparse.Namespace) -> None:
 def _best(flags: argparse.Namespace, budget: Budget, trained: Trained) -> int:
     """The `cfg_id` of the best stitch of `--ledger`, which must have been measured with these weights."""
     from stitchkit.measure.ledger import read_rows
-    from stitchkit.ship.budgeted import complete
+    from stitchkit.ship.budgeted import complete, lacks_latencies
     from stitchkit.ship.pick import pick_one
     from stitchkit.ship.trained_snnet import check_origin
 
     check_origin(flags.ledger, trained, otherwise="export a stitch by --cfg_id")
     rows = read_rows(flags.ledger)
-    note = complete(rows, trained.model, latency=budget.max_latency_ms is not None)
-    row = pick_one(rows, budget, allow_unreliable=flags.allow_unreliable)
-    if note:
+    by_latency = budget.max_latency_ms is not None
+    if by_latency and lacks_latencies(rows):
+        print(f"measuring the latencies of {counted(len(rows), 'stitch')} here: the ledger has none that are reliable")
+    if note := complete(rows, trained.model, latency=by_latency):
         print(note)
+    row = pick_one(rows, budget, allow_unreliable=flags.allow_unreliable)
     if not budget.limits:
         print(f"no budget was given; exporting the most accurate of {counted(len(rows), 'stitch')}")
     return int(row["cfg_id"])

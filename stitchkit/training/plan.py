@@ -17,7 +17,7 @@ from stitchkit.training.evaluation import prepare_evaluation
 from stitchkit.training.network import uncompiled
 from stitchkit.training.optim import create_optimisation
 from stitchkit.training.session import Session
-from stitchkit.training.task import create_teacher
+from stitchkit.training.task import create_teacher, has_same_classes
 
 _logger = logging.getLogger(__name__)
 
@@ -29,11 +29,14 @@ def show_plan(session: Session) -> None:
         prepare_evaluation(session)
     elif recipe.run.resume:
         load_run(session)
-    if not recipe.run.eval and stitch.distillation_type != "none" and stitch.teacher_path:  # others may be downloaded
-        create_teacher(
-            stitch, as_timm(session.model), session.world.device, weights_dtype(recipe), session.input_size[1:],
-            session.classes,
-        )  # fmt: skip
+    if not recipe.run.eval and stitch.distillation_type != "none":
+        if stitch.teacher_path is None:  # published weights may have to be downloaded
+            has_same_classes(stitch, as_timm(session.model).num_classes)
+        else:
+            create_teacher(
+                stitch, as_timm(session.model), session.world.device, weights_dtype(recipe), session.input_size[1:],
+                session.classes,
+            )  # fmt: skip
     with uncompiled(session.model):
         lines = [*_of_network(session), *_of_data(session), *_of_training(session)]
     for line in lines:

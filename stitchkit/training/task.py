@@ -159,6 +159,20 @@ def _create_criterion(recipe: Recipe, class_weights: torch.Tensor | None) -> nn.
     return criterion
 
 
+def has_same_classes(stitch: StitchRecipe, classes: int) -> bool:
+    """Whether a teacher of published weights, if it is one, has as many classes as the data; a warning says if not."""
+    assert stitch.teacher_model is not None
+    known = published_config(stitch.teacher_model)
+    if stitch.teacher_path is not None or known is None or known.num_classes == classes:
+        return True
+    _logger.warning(
+        "teacher '%s' knows %d classes, the data have %d: training continues without it; to use a teacher, set "
+        "--teacher-path to weights for these classes",
+        stitch.teacher_model, known.num_classes, classes,
+    )  # fmt: skip
+    return False
+
+
 def create_teacher(
     stitch: StitchRecipe, student: TimmModel, device: torch.device, dtype: torch.dtype, sides: Sequence[int],
     names: Sequence[str],
@@ -167,13 +181,7 @@ def create_teacher(
     assert stitch.teacher_model is not None
     name, path, classes, channels = stitch.teacher_model, stitch.teacher_path, student.num_classes, student.in_chans
     try:
-        known = published_config(name)
-        if path is None and known is not None and known.num_classes != classes:
-            _logger.warning(
-                "teacher '%s' knows %d classes, the data have %d: training continues without it; to use "
-                "a teacher, set --teacher-path to weights for these classes",
-                name, known.num_classes, classes,
-            )  # fmt: skip
+        if not has_same_classes(stitch, classes):
             return None
         network = create_model(name, checkpoint=path, pretrained=True, in_chans=channels, img_size=tuple(sides))
         if (origin := origin_of(network)) is not None:

@@ -409,6 +409,7 @@ def test_a_ledger_without_latencies_gets_them(run, capsys):
     best = max(run.rows, key=lambda row: row["acc1"])
     output = capsys.readouterr().out
     assert f"stitch {best['cfg_id']}, {best['stitch']}, is in" in output
+    assert "measuring the latencies of 17 stitches here" in output
     assert "latency of batches of 1 on cpu" in output
 
 

@@ -71,6 +71,9 @@ def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(images, tmp_path,
         "schedule cosine, 1 epoch of warm-up\n",
     ):  # fmt: skip
         assert said in caplog.text
+    teacher = ["--teacher-model", "regnety_160", "--distillation-type", "hard"]
+    assert main([*map(str, flags), "--stitch_config", str(config), *teacher]) == 0
+    assert "teacher 'regnety_160' knows 1000 classes, the data have 4: training continues without it" in caplog.text
     assert main([*map(str, flags), "--model", "test_resnet", "--pretrained"]) == 0  # nothing is downloaded
     assert "network: test_resnet: " in caplog.text
     assert sorted(tmp_path.rglob("*")) == before
