@@ -173,7 +173,9 @@ def test_a_summary_with_a_column_twice_is_refused(tmp_path):
 def test_a_full_disk_keeps_the_summary(tmp_path, monkeypatch):
     path = tmp_path / "summary.csv"
     path.write_text("epoch,train_loss\n0,1.0\n")
-    monkeypatch.setattr("stitchkit.training.summary.csv.writer", lambda *_, **__: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(
+        "stitchkit.training.summary.csv.writer", lambda *_, **__: (_ for _ in ()).throw(OSError("full"))
+    )
     with pytest.raises(OSError, match="full"):
         cut_summaries(tmp_path, 1)
     assert path.read_text() == "epoch,train_loss\n0,1.0\n"

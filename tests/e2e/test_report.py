@@ -317,7 +317,7 @@ def test_the_table_is_saved_as_shown_and_examples_are_of_these_stitches(page_fil
         assert [row["cfg_id"] for row in table] == column(page, 1)
         by_id = {row["cfg_id"]: row for row in read_rows(LEDGER)}
         figures = {"flops", "params", "activations", "acc1", "balanced_acc1", "acc5", "loss"}
-    assert table[0].keys() == {"cfg_id", "stitch", *figures}
+        assert table[0].keys() == {"cfg_id", "stitch", *figures}
         assert all(float(row["acc1"]) == by_id[int(row["cfg_id"])]["acc1"] for row in table), "with all digits"
         page.locator("#clear").click()
         example = {name: page.locator(f"#{name}").get_attribute("placeholder") for name in ("max-flops", "max-params")}
