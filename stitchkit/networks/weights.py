@@ -68,7 +68,7 @@ def _content(file: BinaryIO, path: Path) -> dict[str, Any]:
             return dict(load(file.read()))
         fault = damage(file) if _is_zip(file) else ""  # before version 1.6, torch wrote files without checksums
         if not fault and any(map(_is_endless, _pickled(file))):
-            fault = "it nests tuples without end"
+            fault = "it nests tuples without end, or names a class at endless length"
         file.seek(0)
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = {} if fault else torch.load(file, map_location="cpu", weights_only=True)
@@ -139,14 +139,21 @@ _NESTED = 20
 """Longest chain of tuples that contain nothing but tuples."""
 
 
-def _is_endless(file: BinaryIO) -> bool:
-    """Whether a pickle nests tuples without end; as a key, such a tuple would exceed Python's recursion limit.
+_LONGEST_NAME = 1000
+_OLD_PICKLES = 5
+"""The pickles with which files by torch before version 1.6 begin; the content is the fourth."""
 
-    Files written by torch before version 1.6 begin with small pickles, of which only the first is checked.
+
+def _is_endless(file: BinaryIO) -> bool:
+    """Whether a pickle nests tuples without end, or names a class at endless length.
+
+    As a key, such a tuple would exceed Python's recursion limit; torch would search such a name for minutes.
     """
     run = 0
     try:
-        for operation, *_ in pickletools.genops(file):
+        for operation, argument, _ in pickletools.genops(file):
+            if operation.name == "GLOBAL" and len(str(argument)) > _LONGEST_NAME:
+                return True
             if operation.name in _TUPLES:
                 run += 1
             elif operation.name not in _MEMORY:
@@ -161,7 +168,8 @@ def _is_endless(file: BinaryIO) -> bool:
 def _pickled(file: BinaryIO) -> Iterator[BinaryIO]:
     """The pickles of a file that `torch.save` wrote."""
     if not _is_zip(file):
-        yield file
+        for _ in range(_OLD_PICKLES):  # each check ends where the next pickle begins
+            yield file
         return
     with zipfile.ZipFile(file) as archive:
         for name in archive.namelist():
