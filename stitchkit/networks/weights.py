@@ -67,8 +67,7 @@ def _content(file: BinaryIO, path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return dict(load(file.read()))
         fault = damage(file) if _is_zip(file) else ""  # before version 1.6, torch wrote files without checksums
-        if not fault and any(map(_is_endless, _pickled(file))):
-            fault = "it nests tuples without end, or names a class at endless length"
+        fault = fault or next(filter(None, map(_excess, _pickled(file))), "")
         file.seek(0)
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = {} if fault else torch.load(file, map_location="cpu", weights_only=True)
@@ -140,29 +139,30 @@ _NESTED = 20
 
 
 _LONGEST_NAME = 1000
+"""Most letters in the name of a class; torch's time to refuse a name that it does not know grows with its square."""
 _OLD_PICKLES = 5
-"""The pickles with which files by torch before version 1.6 begin; the content is the fourth."""
+"""Number of pickles with which files by torch before version 1.6 begin; the content is the fourth."""
 
 
-def _is_endless(file: BinaryIO) -> bool:
-    """Whether a pickle nests tuples without end, or names a class at endless length.
+def _excess(file: BinaryIO) -> str:
+    """What a pickle has without end, in words: tuples in each other, or letters in the name of a class.
 
-    As a key, such a tuple would exceed Python's recursion limit; torch would search such a name for minutes.
+    As a key, such a tuple would exceed Python's recursion limit.
     """
     run = 0
     try:
         for operation, argument, _ in pickletools.genops(file):
             if operation.name == "GLOBAL" and len(str(argument)) > _LONGEST_NAME:
-                return True
+                return f"it names a class with more than {_LONGEST_NAME:,} letters"
             if operation.name in _TUPLES:
                 run += 1
             elif operation.name not in _MEMORY:
                 run = 0
             if run > _NESTED:
-                return True
+                return "it nests tuples without end"
     except ValueError:  # not a pickle, which the reader will report
-        return False
-    return False
+        return ""
+    return ""
 
 
 def _pickled(file: BinaryIO) -> Iterator[BinaryIO]:

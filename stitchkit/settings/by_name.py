@@ -20,8 +20,15 @@ _OPTIONAL = {
     name for kind in GROUPS.values() for name, field in kind.__pydantic_fields__.items() if field.default is None
 }
 
-_USED_BY = {"stitch configuration": "train --stitch_config FILE", "job": "job -c FILE"}
-"""The commands for files of other kinds; all others are sweeps."""
+_USED_BY: Mapping[str, tuple[str, str]] = {
+    "stitch configuration": ("a stitch configuration", "train --stitch_config FILE"),
+    "job": ("a job", "job -c FILE"),
+    "Swin's own": (
+        "in the published Swin's own format", "train --stitch_config configs/swin_ti_s_b.json, and give its settings "
+        "as flags",
+    ),
+}  # fmt: skip
+"""Files of other kinds in words, and the commands for them; all others are sweeps."""
 
 
 def _grouped(values: Mapping[str, object]) -> dict[str, dict[str, object]]:
@@ -68,13 +75,10 @@ def read_settings(path: str) -> dict[str, object]:
     if data and not content.get("data_dir"):
         content["data_dir"] = data
     with naming(path):
-        if "MODEL" in content:
-            advice = "train --stitch_config configs/swin_ti_s_b.json, and give its settings as flags"
-            raise InputError(f"MODEL: this file is in the published Swin's own format; use stitchkit {advice}")
         key, kind = kind_of(content)
         if kind is not None:
-            what = kind if kind in _USED_BY else f"sweep ({kind})"
-            raise InputError(f"{key}: this file is a {what}; use stitchkit {_USED_BY.get(kind, 'sweep -c FILE')}")
+            what, command = _USED_BY.get(kind, (f"a sweep ({kind})", "sweep -c FILE"))
+            raise InputError(f"{key}: this file is {what}; use stitchkit {command}")
         return checked_of_file(content)
 
 

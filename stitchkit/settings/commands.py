@@ -21,13 +21,13 @@ def kinds() -> list[str]:
 
 
 def schema_text(kind: str) -> str:
-    """The JSON Schema of one of `kinds`, made anew."""
+    """The JSON Schema of one of `kinds`, generated from the settings themselves."""
     (entry,) = entry_points(group=_KINDS, name=kind)
     return json.dumps(entry.load()(), indent=1) + "\n"
 
 
 def write_schemas() -> None:
-    """Write the copies in `stitchkit/settings/schemas` anew, after a change of the settings."""
+    """Update the copies in `stitchkit/settings/schemas` after a change of the settings."""
     for kind in kinds():
         write_text(_COPIES / f"{kind}.json", schema_text(kind))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-FileKind = Literal["stitch configuration", "search", "heads by encoders", "gaps", "data sets", "job"]
+FileKind = Literal["stitch configuration", "search", "heads by encoders", "gaps", "data sets", "job", "Swin's own"]
+SWEEPS: tuple[FileKind, ...] = ("search", "heads by encoders", "gaps", "data sets")
 
 FILE_KINDS: Mapping[str, FileKind] = {
     "anchors": "stitch configuration",
@@ -14,6 +15,7 @@ FILE_KINDS: Mapping[str, FileKind] = {
     **dict.fromkeys(("stages", "src_stages", "dest_stages", "gaps", "stitchers"), "gaps"),
     "datasets": "data sets",
     **dict.fromkeys(("assembly", "train_config"), "job"),
+    "MODEL": "Swin's own",
 }
 """The kind of a file by each key that can tell it; the first one counts, since sweeps have keys of their jobs too."""
 

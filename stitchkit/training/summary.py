@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from stitchkit.errors import InputError
-from stitchkit.files import opened, refuse_link, replacing
+from stitchkit.files import opened, read_table, refuse_link, replacing
 from stitchkit.measure.evaluate import Score
 from stitchkit.routes import Joint, StitchSpace
 
@@ -32,18 +31,14 @@ def write_summary(
 
 def read_summary(folder: Path) -> list[dict[str, float | None]]:
     """The rows of `summary.csv` by column; None for an empty cell."""
-    with (folder / _NAME).open(newline="", encoding="utf-8", errors="replace") as file:
-        table = csv.DictReader(file)
-        head = list(table.fieldnames or ())
-        if twice := next((key for key in head if head.count(key) > 1), None):
-            raise InputError(f"'{folder / _NAME}' has the column {twice!r} twice; remove one of the two")
-        return [{key: _number(value) for key, value in row.items() if key} for row in table]
+    columns = read_table(folder / _NAME)
+    return [dict(zip(columns, map(_number, cells), strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 
-def _number(text: str | None) -> float | None:
+def _number(text: str) -> float | None:
     for kind in (int, float):  # the number of an epoch is whole
         with suppress(ValueError):
-            return kind(text or "")
+            return kind(text)
     return None
 
 

@@ -2,12 +2,14 @@
 
 import json
 import os
+import pickle
 import signal
 import time
 from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
 from stitchkit.errors import InputError
 from tests.fuzz import limits
@@ -57,6 +59,12 @@ FOUND = {
     "search": [
         b"job: base.yml\nmethod: random\nmetric: {name: Loss}\nrun_cap: 1000000\nparameters: {lr: {value: 1}}\n",
         b"job: base.yml\nmethod: random\nmetric: {name: Loss}\nparameters: {lr: {min: -1.0e+308, max: 1.0e+308}}\n",
+    ],
+    "legacy checkpoint": [
+        b"".join(pickle.dumps(part, 2) for part in (MAGIC_NUMBER, PROTOCOL_VERSION, {}))
+        + b"c"
+        + b"a" * 50_000
+        + b"\nb\n."
     ],
     "metadata of a job": [
         b"{arch: a, adapter: linear, last_deleted_block: 1, num_downsamples: 0}",

@@ -15,14 +15,14 @@ from stitchkit.assembly.config.settings import Metric, Preprocessing, TaskConfig
 from stitchkit.assembly.parts.spec import ReformatOptions
 from stitchkit.errors import InputError
 from stitchkit.settings.files import naming, read_settings_file
-from stitchkit.settings.kinds import FILE_KINDS
+from stitchkit.settings.kinds import FILE_KINDS, SWEEPS
 from stitchkit.settings.recipe import flag_of
 from stitchkit.settings.schema import LocalPath, Settings, join, parse
 
 _logger = logging.getLogger(__name__)
 
 SWEEP_KEYS = (
-    *(key for key, kind in FILE_KINDS.items() if kind not in ("job", "stitch configuration")),
+    *(key for key, kind in FILE_KINDS.items() if kind in SWEEPS),
     *("seeds", "slurm"),
 )
 """Keys that only sweeps have."""
