@@ -38,7 +38,7 @@ def _profile(flags: argparse.Namespace) -> None:
     overrides = {"num_classes": flags.num_classes, "img_size": flags.img_size}
     if bool(flags.stitch_config) == bool(flags.anchors):
         raise InputError("give either --stitch_config FILE or --anchors A,B")
-    model = create_snnet(flags.stitch_config, anchors=flags.anchors, checkpoints=False, **overrides)
+    model = create_snnet(flags.stitch_config, anchors=flags.anchors or (), checkpoints=False, **overrides)
     profiler = Profiler(model)
     rows = [cost_row(model.space, cfg_id, profiler.cost(cfg_id)) for cfg_id in range(len(model.space))]
     if flags.latency:
