@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 
 from stitchkit.display import counted, plural
 from stitchkit.errors import InputError
@@ -18,6 +19,8 @@ def _add_profile_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _profile(flags: argparse.Namespace) -> None:
+    import torch
+
     from stitchkit.distributed import choose_device
     from stitchkit.measure.ledger import cost_row, write_rows
     from stitchkit.measure.pareto import table
@@ -27,7 +30,11 @@ def _profile(flags: argparse.Namespace) -> None:
     if flags.batch_size < 1:
         raise InputError(f"--batch-size is {flags.batch_size}; it must be at least 1")
     output = new_file(flags.output) if flags.output else None
-    model = create_snnet(flags.stitch_config, checkpoints=False, num_classes=flags.num_classes, img_size=flags.img_size)
+    # Costs need no memory for weights, which giants would fill; latencies do.
+    with nullcontext() if flags.latency else torch.device("meta"):
+        model = create_snnet(
+            flags.stitch_config, checkpoints=False, num_classes=flags.num_classes, img_size=flags.img_size
+        )
     profiler = Profiler(model)
     rows = [cost_row(model.space, cfg_id, profiler.cost(cfg_id)) for cfg_id in range(len(model.space))]
     if flags.latency:
