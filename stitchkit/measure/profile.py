@@ -90,13 +90,13 @@ class Profiler:
         return self._entering[step.anchor][step.index]
 
 
+@torch.no_grad()
 def _with_memory(step: nn.Module, x: torch.Tensor) -> tuple[nn.Module, torch.Tensor]:
     """A step of a network on the meta device and its input, with zeros: fvcore's tracer needs memory."""
-
-    def zeros(tensor: torch.Tensor) -> torch.Tensor:  # as indices, unlike what uninitialised memory holds, they exist
-        return torch.zeros_like(tensor, device="cpu")
-
-    return extract(step)._apply(zeros), zeros(x)
+    twin = extract(step).to_empty(device="cpu")
+    for tensor in (*twin.parameters(), *twin.buffers()):
+        tensor.zero_()  # some are indices, and what uninitialised memory holds may lie outside the table
+    return twin, torch.zeros_like(x, device="cpu")
 
 
 def _structure(module: nn.Module) -> Hashable:
