@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 
 from stitchkit.display import counted, plural, quantity
 from stitchkit.errors import InputError
@@ -26,6 +27,8 @@ def _add_profile_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _profile(flags: argparse.Namespace) -> None:
+    import torch
+
     from stitchkit.distributed import choose_device
     from stitchkit.measure.ledger import cost_row, write_rows
     from stitchkit.measure.pareto import table
@@ -35,10 +38,12 @@ def _profile(flags: argparse.Namespace) -> None:
     if flags.batch_size < 1:
         raise InputError(f"--batch-size is {flags.batch_size}; it must be at least 1")
     output = new_file(flags.output) if flags.output else None
-    overrides = {"num_classes": flags.num_classes, "img_size": flags.img_size}
     if bool(flags.stitch_config) == bool(flags.anchors):
         raise InputError("give either --stitch_config FILE or --anchors A,B")
-    model = create_snnet(flags.stitch_config, anchors=flags.anchors or (), checkpoints=False, **overrides)
+    overrides = {"num_classes": flags.num_classes, "img_size": flags.img_size}
+    # Costs need no memory for weights, which giants would fill; latencies do.
+    with nullcontext() if flags.latency else torch.device("meta"):
+        model = create_snnet(flags.stitch_config, anchors=flags.anchors or (), checkpoints=False, **overrides)
     profiler = Profiler(model)
     rows = [cost_row(model.space, cfg_id, profiler.cost(cfg_id)) for cfg_id in range(len(model.space))]
     if flags.latency:

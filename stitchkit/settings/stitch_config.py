@@ -22,6 +22,7 @@ from stitchkit.settings.recipe import flag_of
 from stitchkit.settings.schema import LocalPath, ModelArguments, Settings, json_schema, parse
 from stitchkit.settings.short_names import config_file
 from stitchkit.settings.timm_flags import REFUSED
+from stitchkit.settings.zoo_facts import ZooFacts
 
 # The flat keys of the published files and the recipe fields they stand for. A published `lr` is for 512 images.
 _PUBLISHED_RECIPE_KEYS = {
@@ -100,6 +101,7 @@ class StitchConfig(Settings):
         stages: Numbers of the stages to stitch; by default those that the anchors' families are stitched at.
         stitched_final_norm: Whether stitched routes apply the end anchor's final normalisation.
         recipe: Training settings by flag name; YAML files and flags override them.
+        zoo: Of a configuration of the zoo, what `stitchkit zoo` lists; it does not change the network.
     """
 
     anchors: tuple[AnchorSpec, ...] = Field(min_length=2)
@@ -114,6 +116,7 @@ class StitchConfig(Settings):
     # The published DeiT code leaves the final normalisation out, so its configuration says false.
     stitched_final_norm: StrictBool = True
     recipe: dict[str, object] = Field(default_factory=dict)
+    zoo: ZooFacts | None = None
 
     further_keys: ClassVar[tuple[str, ...]] = tuple(_PUBLISHED_RECIPE_KEYS)
 
