@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from stitchkit.errors import InputError
-from stitchkit.model.anchor_sources import anchor_source
+from stitchkit.model.anchor_sources import AnchorSource, anchor_source
 from stitchkit.model.plan import Plan, plan_anchors
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.anchor import Anchor, view
@@ -26,7 +25,7 @@ _logger = logging.getLogger(__name__)
 def create_snnet(
     config: StitchConfig | Mapping[str, object] | str | Path | None = None,
     *,
-    anchors: Sequence[str | AnchorSpec | nn.Module] = (),
+    anchors: Sequence[str | Path | Mapping[str, object] | AnchorSource] = (),
     pretrained: bool = False,
     checkpoints: bool = True,
     **overrides: Any,
@@ -37,7 +36,7 @@ def create_snnet(
 
     Args:
         config: A configuration, its content, the path of its file, or its short name, such as `deit_ti_s_b`.
-        anchors: In place of it, timm names, specifications, checkpoints as `--anchors` takes them, or networks of your
+        anchors: In place of it, timm names, checkpoints as `--anchors` takes them, specifications, or networks of your
             own, in any order. Where they are joined follows from their structure, and is logged.
         pretrained: Download timm's weights of the anchors for which the configuration names no local `checkpoint`.
         checkpoints: Load these local files. False is for a network whose weights do not matter, or all come from
