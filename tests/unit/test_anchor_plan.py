@@ -90,11 +90,11 @@ def test_anchors_that_nothing_joins_are_refused(depths, build, message):
         chosen(*depths, build=build)
 
 
-# Routes over every pair of anchors are only for those who ask for them.
-NEAREST = [name for name, config in FAMILIES.items() if config.get("nearest_stitching", True)]
+# Routes over every pair of anchors, and those of another rule, are only for those who ask for them.
+PLAIN = [name for name, config in FAMILIES.items() if not {"nearest_stitching", "rule"} & config.keys()]
 
 
-@pytest.mark.parametrize("family", mostly_full(NEAREST, quick=["swin"]))
+@pytest.mark.parametrize("family", mostly_full(PLAIN, quick=["swin"]))
 def test_the_plan_of_a_familys_anchors_is_the_published_space(family):
     config = StitchConfig.parse(FAMILIES[family])
     planned = plan_anchors(config.anchors).config
