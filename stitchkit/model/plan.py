@@ -123,12 +123,12 @@ def choose_rule(anchors: Sequence[Shape], build: Callable[[StitchSpace], object]
         )
     common = stages_to_stitch(anchors, None)
     deeper = any(front.depths[stage] > end.depths[stage] for front, end in pairwise(anchors) for stage in common)
-    rule = Proportional() if deeper else SlidingWindow()
-    faults = {stage: fault(replace(rule, stages=(stage,))) for stage in common}
-    if all(faults.values()):
-        raise InputError("; ".join(dict.fromkeys(faults.values())))
-    stages = tuple(stage for stage, why in faults.items() if not why)
-    return replace(rule, stages=stages), [f"stage {stage} is left out: {why}" for stage, why in faults.items() if why]
+    for rule in [Proportional()] if deeper else [SlidingWindow(), Proportional()]:
+        faults = {stage: fault(replace(rule, stages=(stage,))) for stage in common}
+        if stages := tuple(stage for stage, why in faults.items() if not why):
+            left_out = [f"stage {stage} is left out: {why}" for stage, why in faults.items() if why]
+            return replace(rule, stages=stages), left_out
+    raise InputError("; ".join(dict.fromkeys(faults.values())))
 
 
 def _label(source: AnchorSource) -> str:
