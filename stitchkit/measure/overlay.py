@@ -67,41 +67,43 @@ class _Line(NamedTuple):
     figures: dict[str, float]
 
 
-def read_overlay(paths: Sequence[str | Path], costs: Sequence[str]) -> Overlay:
-    """The models of CSV files that have an accuracy and at least one of these costs of a ledger.
+def read_overlay(paths: Sequence[str | Path], costs: Sequence[str], *, every: bool = False) -> Overlay:
+    """The models of CSV files that have an accuracy and, of these costs of a ledger, at least one, or every one.
 
     Files without accuracies give the costs of the models in the others. timm publishes both in two files, which name
     the model and the image size; the one with the costs leaves the tag of the weights out of the name.
     """
     places = [Path(path) for path in paths]
     tables = [(place, {key.strip().lower(): column for key, column in read_table(place).items()}) for place in places]
-    _check_columns(tables, costs)
+    _check_columns(tables, [["acc1"], *([[cost] for cost in costs] if every else [costs])])
     lines = {place: list(_lines(place, table)) for place, table in tables}
     measured = [line for place, table in tables if _column(table, "acc1") for line in lines[place]]
     costed: dict[str, list[_Line]] = {}
     for line in (line for place, table in tables if not _column(table, "acc1") for line in lines[place]):
         costed.setdefault(line.name, []).append(line)
     models = [{"name": line.name, **_costs_of(line, costed), **line.figures} for line in measured]
-    complete = [model for model in models if "acc1" in model and any(cost in model for cost in costs)]
-    needed = " or ".join(_WORDS[cost] for cost in costs)
+    enough = all if every else any
+    complete = [model for model in models if "acc1" in model and enough(cost in model for cost in costs)]
+    needed = (" and " if every else " or ").join(_WORDS[cost] for cost in costs)
     if not complete:
         raise InputError(
             f"none of {counted(len(models), 'model')} of --overlay has both an accuracy and {needed}; complete the "
             "file, or check that the names and image sizes of two files agree"
         )
     missing, number = len(models) - len(complete), counted(len(models), "model")
-    left_out = f"left out {missing} of {number}, without an accuracy or {needed}" if missing else ""
+    left_out = f"left out {missing} of {number}, which lack an accuracy or {needed}" if missing else ""
     return Overlay(printable(", ".join(place.name for place in places)), complete, left_out)
 
 
-def _check_columns(tables: Sequence[tuple[Path, Mapping[str, object]]], costs: Sequence[str]) -> None:
+def _check_columns(tables: Sequence[tuple[Path, Mapping[str, object]]], needs: Sequence[Sequence[str]]) -> None:
+    """Refuse tables without names, or without any figure of one of the `needs`."""
     for place, table in tables:
         if not any(name in table for name in _NAMES):
             raise InputError(
                 f"'{place}' has no column {_either(_NAMES)} with the names of models; it has {_found(table)}"
             )
     found = _found([column for _, table in tables for column in table])
-    for figures in (["acc1"], costs):
+    for figures in needs:
         if not any(_column(table, figure) for _, table in tables for figure in figures):
             needed = ", or ".join(f"{_WORDS[figure]}: a column {_either([*_COLUMNS[figure]])}" for figure in figures)
             raise InputError(f"--overlay needs {needed}; it has {found}; rename a column, or add a file that has it")

@@ -89,7 +89,7 @@ def _pick(flags: argparse.Namespace) -> None:
     from stitchkit.ship.pick import pick, refusal, verdict
 
     budget, rows = _budget(flags), read_rows(flags.ledger)
-    overlay = read_overlay(flags.overlay, [*budget.costs] or ["flops"]) if flags.overlay else None
+    overlay = read_overlay(flags.overlay, [*budget.costs] or ["flops"], every=True) if flags.overlay else None
     if flags.stitch_config:
         from stitchkit.distributed import choose_device  # torch, which a ledger alone does not need
         from stitchkit.model.create import create_snnet

@@ -448,7 +448,7 @@ def test_other_models_are_crosses_with_names_and_a_verdict(tmp_path, capsys):
     other.write_text(f"name,flops,acc1\nrival.tag,300e3,97.5\n{EVIL},2e6,95\nhuge,9e9,99\nfree,,99\n")
     assert report(LEDGER, "-o", page_file, "--plot", tmp_path / "p.svg", "--overlay", other) == 0
     said = capsys.readouterr().out
-    assert "machines; left out 1 of 4 models, without an accuracy or FLOPs or parameters)" in said
+    assert "machines; left out 1 of 4 models, which lack an accuracy or FLOPs or parameters)" in said
     verdict = "of 15 stitches on the front are beaten by a single model; by most: at 300k FLOPs, rival.tag has 97.50 %"
     assert verdict in said
     assert ">rival</text>" in (tmp_path / "p.svg").read_text()

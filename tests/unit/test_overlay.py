@@ -44,7 +44,7 @@ def test_published_accuracies_and_costs_are_joined_by_architecture_and_image_siz
             {"name": "mid.fb_in22k", "acc1": 76.0, "params": 1e7, "flops": 3.3e9},
         ]
         assert overlay.source == ", ".join(path.name for path in order)
-        assert overlay.left_out == "left out 1 of 3 models, without an accuracy or FLOPs"
+        assert overlay.left_out == "left out 1 of 3 models, which lack an accuracy or FLOPs"
 
 
 def test_one_file_may_have_everything_in_any_of_its_names(file):
@@ -165,3 +165,11 @@ def test_pick_warns_of_a_single_model_within_the_same_budget(file, tmp_path, cap
         assert found["better_single_model"] is None, (
             "without a limit on its cost, a model may cost as much as the stitch"
         )
+    write_rows(tmp_path / "r.txt", [{**row, "params": 5} for row in ROWS])
+    limits = ["--max-flops", "2.5G", "--max-params", "7"]
+    assert "needs parameters: a column 'params' or 'param_count'" in refused(capsys, *pick, *limits)
+    file("name,gmacs,acc1,param_count\nmid,2.4,99,\nsmall,2.4,75,0.000006\n")
+    assert main([*pick, *limits]) == 0
+    said = capsys.readouterr().out
+    assert "small with 2.4G FLOPs and 6 parameters has 75.00 %" in said
+    assert "left out 1 of 2 models, which lack an accuracy or FLOPs and parameters" in said
