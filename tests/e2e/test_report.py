@@ -443,6 +443,7 @@ def test_before_and_after(tmp_path):
         assert wrong == []
 
 
+@pytest.mark.full
 def test_other_models_are_crosses_with_names_and_a_verdict(tmp_path, capsys):
     other, page_file = tmp_path / "other.csv", tmp_path / "page.html"
     other.write_text(f"name,flops,acc1\nrival.tag,300e3,97.5\n{EVIL},2e6,95\nhuge,9e9,99\nfree,,99\n")
