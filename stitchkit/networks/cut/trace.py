@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -80,7 +82,7 @@ def trace(
             else SizedTracer(root, asked, whole, deep=deep, example=example)
         )
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _without_logs():
                 warnings.simplefilter("ignore")
                 graph = tracer.trace(root)
             tracer.refuse_lost_changes()
@@ -95,6 +97,18 @@ def trace(
                 f"{type(model).__name__} cannot be traced between its blocks: {reason(error)}; cut its blocks, each "
                 "as a model of its own"
             ) from error
+
+
+@contextmanager
+def _without_logs() -> Iterator[None]:
+    """Keep torch from logging a traceback of each module that cannot run without values, and so stays whole."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _twin(model: nn.Module) -> nn.Module:
