@@ -16,8 +16,9 @@ from stitchkit.display import counted
 from stitchkit.errors import InputError
 from stitchkit.model.anchor_sources import AnchorSource
 from stitchkit.model.snnet import SNNet
-from stitchkit.networks.anchor import Anchor, view
+from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.create import create_anchor
+from stitchkit.networks.families import anchor_of
 from stitchkit.networks.mode import evaluating, unfused_attention
 from stitchkit.routes import Joint, Proportional, SlidingWindow, StitchSpace
 from stitchkit.routes.rules import Shape, blocks_of, stages_to_stitch
@@ -123,7 +124,8 @@ def choose_rule(anchors: Sequence[Shape], build: Callable[[StitchSpace], object]
         )
     common = stages_to_stitch(anchors, None)
     deeper = any(front.depths[stage] > end.depths[stage] for front, end in pairwise(anchors) for stage in common)
-    for rule in [Proportional()] if deeper else [SlidingWindow(), Proportional()]:
+    rules: list[Rule] = [Proportional()] if deeper else [SlidingWindow(), Proportional()]
+    for rule in rules:
         faults = {stage: fault(replace(rule, stages=(stage,))) for stage in common}
         if stages := tuple(stage for stage, why in faults.items() if not why):
             left_out = [f"stage {stage} is left out: {why}" for stage, why in faults.items() if why]
@@ -144,7 +146,7 @@ def _numbered(labels: Sequence[str]) -> list[str]:
 def _bare_anchor(source: AnchorSource, **overrides: Any) -> Anchor:
     """The anchor of a source: of a specification without weights, on the meta device."""
     if isinstance(source, nn.Module):
-        return view(source, label=_label(source))
+        return anchor_of(source, label=_label(source))
     with torch.device("meta"):
         return create_anchor(source, pretrained=False, checkpoints=False, **overrides)
 
