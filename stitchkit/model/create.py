@@ -55,7 +55,7 @@ def create_snnet(
             _logger.info("%s", line)
         if not plan.is_config:
             return _of_networks(plan, pretrained=pretrained, checkpoints=checkpoints, **overrides)
-        config = plan.config
+        return _assemble(plan.config, pretrained=pretrained, checkpoints=checkpoints, **overrides)
     assert config is not None
     config = read_config(config)
     if pretrained or (checkpoints and any(spec.checkpoint for spec in config.anchors)):

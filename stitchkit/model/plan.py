@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -26,6 +26,7 @@ from stitchkit.settings.anchor_text import RECIPE
 from stitchkit.settings.stitch_config import AnchorSpec, StitchConfig
 
 Rule = SlidingWindow | Proportional
+RULES: tuple[Rule, Rule] = (SlidingWindow(), Proportional())
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ def plan_anchors(sources: Sequence[AnchorSource], **overrides: Any) -> Plan:
 def choose_rule(anchors: Sequence[Shape], build: Callable[[StitchSpace], object]) -> tuple[Rule, list[str]]:
     """The rule and the stages for anchors from cheap to costly, and in words the stages it left out, with the reason.
 
-    Windows, the published rule, wherever they fit: not for plain networks of unequal depth, nor for a stage that is
-    deeper in the front than in the end.
+    Windows, the published rule, wherever they fit: not for plain networks of unequal depth, nor if a stage of the front
+    is deeper than that of the end, or joints of different tensors would share a stitching layer.
 
     Args:
         build: Raises an `InputError` if the joints of a space cannot be built.
@@ -113,7 +114,7 @@ def choose_rule(anchors: Sequence[Shape], build: Callable[[StitchSpace], object]
     single = [len(anchor.depths) == 1 for anchor in anchors]
     if all(single):
         # The window needs equal depths, and one layout for all joints that share a stitching layer.
-        rule: Rule = Proportional() if fault(SlidingWindow()) else SlidingWindow()
+        rule = RULES[1] if fault(RULES[0]) else RULES[0]
         if why := fault(rule):
             raise InputError(why)
         return rule, []
@@ -123,14 +124,15 @@ def choose_rule(anchors: Sequence[Shape], build: Callable[[StitchSpace], object]
             "choose anchors of one kind, or join two networks at any places by stitchkit job"
         )
     common = stages_to_stitch(anchors, None)
-    deeper = any(front.depths[stage] > end.depths[stage] for front, end in pairwise(anchors) for stage in common)
-    rules: list[Rule] = [Proportional()] if deeper else [SlidingWindow(), Proportional()]
-    for rule in rules:
-        faults = {stage: fault(replace(rule, stages=(stage,))) for stage in common}
-        if stages := tuple(stage for stage, why in faults.items() if not why):
-            left_out = [f"stage {stage} is left out: {why}" for stage, why in faults.items() if why]
-            return replace(rule, stages=stages), left_out
-    raise InputError("; ".join(dict.fromkeys(faults.values())))
+    windows, shares = ({stage: fault(replace(rule, stages=(stage,))) for stage in common} for rule in RULES)
+    # A stage of one block each has no place for a window, and is not worth another rule for all stages.
+    large = [stage for stage in common if any(anchor.depths[stage] > 1 for anchor in anchors)]
+    is_beyond = any(windows[stage] and not shares[stage] for stage in large) or all(windows.values())
+    rule, faults = (RULES[1], shares) if is_beyond else (RULES[0], windows)
+    stages = tuple(stage for stage, why in faults.items() if not why)
+    if not stages:
+        raise InputError("; ".join(dict.fromkeys(faults.values())))
+    return replace(rule, stages=stages), [f"stage {stage} is left out: {why}" for stage, why in faults.items() if why]
 
 
 def _label(source: AnchorSource) -> str:
