@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, cast
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from stitchkit.display import counted
 from stitchkit.errors import InputError
-from stitchkit.model.anchor_sources import AnchorSource
+from stitchkit.model.anchor_sources import AnchorSource, make_anchor
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.anchor import Anchor
-from stitchkit.networks.create import create_anchor
-from stitchkit.networks.families import anchor_of
 from stitchkit.networks.mode import evaluating, unfused_attention
 from stitchkit.routes import Joint, Proportional, SlidingWindow, StitchSpace
 from stitchkit.routes.rules import Shape, blocks_of, stages_to_stitch
@@ -147,10 +145,8 @@ def _numbered(labels: Sequence[str]) -> list[str]:
 
 def _bare_anchor(source: AnchorSource, **overrides: Any) -> Anchor:
     """The anchor of a source: of a specification without weights, on the meta device."""
-    if isinstance(source, nn.Module):
-        return anchor_of(source, label=_label(source))
-    with torch.device("meta"):
-        return create_anchor(source, pretrained=False, checkpoints=False, **overrides)
+    with torch.device("meta") if isinstance(source, AnchorSpec) else nullcontext():
+        return make_anchor(source, _label(source), pretrained=False, checkpoints=False, **overrides)
 
 
 def _cost(anchor: Anchor) -> int:
