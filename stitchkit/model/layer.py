@@ -109,5 +109,5 @@ def _nearest(joint: Joint, front: Anchor, end: Anchor) -> str:
             layouts_at(other, front, end)
         except InputError:
             continue
-        return f"the nearest that can be joined is {other}; choose 'stages' without the others, or other anchors"
+        return f"the nearest that can be joined is {other}; choose its stage by 'stages', or other anchors"
     return "no block of these anchors can be joined; choose other anchors"
