@@ -57,7 +57,9 @@ class ModelRecipe(Settings):
     pretrained: bool = flag(True, "start from pretrained weights; by default only with --stitch_config")
     pretrained_path: LocalPath | None = flag(None, "file that replaces the pretrained weights of --model")
     initial_checkpoint: LocalPath | None = flag(None, "start from the weights in this file")
-    num_classes: Count | None = flag(None, "number of classes; by default that of the data set")
+    num_classes: Natural | None = flag(
+        None, "number of classes; by default that of the data set; with 0, networks give features and are not trained"
+    )
     img_size: Count | None = flag(None, "side of the square input image; by default the model's")
     in_chans: Count | None = flag(None, "channels of an input image; by default 3")
     input_size: list[Count] | None = flag(

@@ -95,7 +95,7 @@ def _pick(flags: argparse.Namespace) -> None:
             flags.stitch_config, checkpoints=False, num_classes=flags.num_classes, img_size=flags.img_size
         )
         complete(rows, model.to(choose_device()), latency=budget.max_latency_ms is not None)
-    elif flags.num_classes or flags.img_size:
+    elif flags.num_classes is not None or flags.img_size:
         raise InputError("--num-classes and --img-size need a configuration; add --stitch_config, or leave them out")
     choice = pick(rows, budget, allow_unreliable=flags.allow_unreliable)
     # Printed even if no stitch fits: scripts then find the nearest miss in it.
@@ -152,8 +152,9 @@ def _export(flags: argparse.Namespace) -> None:
     about = describe(trained, cfg_id)
     report = export(trained.model, cfg_id, output, images, about, net=net, calibration=calibration)
     print(f"stitch {cfg_id}, {stitch}, is in {output}; compared on {report.images} {source}:")
-    print(f"  largest difference {report.largest_difference:.2g} of logits up to {report.largest_logit:.3g}")
-    print(f"  same top-1 class on {report.same_top1} of {report.images}")
+    print(f"  largest difference {report.largest_difference:.2g} of {report.output} up to {report.largest_output:.3g}")
+    if report.same_top1 is not None:
+        print(f"  same top-1 class on {report.same_top1} of {report.images}")
     for name, size, latency in (
         ("SN-Net (all weights)", report.snnet_bytes, report.snnet_latency),
         (Path(output).name, report.file_bytes, report.file_latency),
@@ -214,6 +215,7 @@ def _predict(flags: argparse.Namespace) -> None:
     if output.suffix.lower() != ".csv":
         raise InputError(f"'{output}' must be a CSV file; give a name that ends with .csv")
     from stitchkit.distributed import choose_device
+    from stitchkit.ship.description import no_classes
     from stitchkit.ship.predict import Predictor, image_files, predict
     from stitchkit.ship.trained_snnet import calibrated
 
@@ -221,8 +223,9 @@ def _predict(flags: argparse.Namespace) -> None:
     if flags.exported is not None:
         predictor = Predictor.open(flags.exported)
     else:
-        trained = _trained(flags)
-        trained.model.resolve(flags.cfg_id)
+        trained = _trained(flags, cfg_id=flags.cfg_id)
+        if not trained.model.num_classes:
+            raise no_classes("the SN-Net")
         net = calibrated(trained, flags.cfg_id) or trained.model.extract(flags.cfg_id)
         predictor = Predictor(net, trained.data_config, trained.classes)
     unreadable = predict(predictor, flags.folder, paths, output, device=device, **asdict(settings))

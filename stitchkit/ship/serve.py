@@ -21,6 +21,7 @@ from stitchkit.measure.latency_verdict import unreliable
 from stitchkit.measure.ledger import Row
 from stitchkit.optional import optional
 from stitchkit.ship.budgeted import BudgetedModel
+from stitchkit.ship.description import no_classes
 from stitchkit.ship.predict import Transform, described_classes, likeliest
 from stitchkit.ship.route_drawing import depths_of, draw_route
 from stitchkit.ship.trained_snnet import Trained, calibrated
@@ -48,6 +49,8 @@ class Demonstration:
     """The behaviour of the page, apart from its layout: an SN-Net on its device, and its ledger or rows."""
 
     def __init__(self, trained: Trained, ledger: str | Path | Sequence[Row]):
+        if not trained.model.num_classes:
+            raise no_classes("the SN-Net")
         self._trained = trained
         self._model = trained.model
         self._device = next(trained.model.parameters()).device

@@ -37,7 +37,7 @@ from stitchkit.routes import Stitch
 from stitchkit.settings.flags import gather
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.ship.description import FORMAT, portable
+from stitchkit.ship.description import FORMAT, output_of, portable
 from stitchkit.training.checkpoint import check_header
 from stitchkit.training.data import Datasets, create_loaders, open_datasets
 from stitchkit.training.inputs import source_of
@@ -191,6 +191,7 @@ def describe(trained: Trained, stitch: Stitch | int) -> dict[str, object]:
         "stitched_final_norm": model.stitched_final_norm,
         "bn_eps": settings.bn_eps,
         "input": trained.data_config,
+        "output": output_of(model, route),
         "classes": list(trained.classes),
     }
 

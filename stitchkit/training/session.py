@@ -75,6 +75,11 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
     model = create_network(recipe, config, datasets.classes)
     size, timm_model, weights = input_size(model, recipe), as_timm(model), None
+    if not timm_model.num_classes:
+        raise InputError(
+            "the network has no classifier and gives features, but training and evaluation need classes; give their "
+            "number, such as --num-classes 10"
+        )
     loaders = create_loaders(
         datasets, recipe, world, input_size=size, model_config=timm_model.pretrained_cfg,
         num_classes=timm_model.num_classes,
