@@ -298,8 +298,10 @@ class RunRecipe(Settings):
         "with --eval: add to the ledger how long each stitch takes here, in batches of N images, or of 1 if N is left "
         "out; by default nothing is measured",
     )
-    recalibrate_bn: Natural = flag(
-        0, "with --eval: training batches from which each stitch gets batch-norm statistics of its own"
+    recalibrate_bn: Natural | None = flag(
+        None,
+        "with --eval: training batches from which each stitched route gets batch-norm statistics of its own; by "
+        "default 10 if the anchors have batch norms and their configuration says nothing; with 0, those of training",
     )
     no_resume_opt: bool = flag(False, "resume the weights only")
     output: LocalPath = flag("outputs", "folder of all runs")

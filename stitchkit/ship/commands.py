@@ -40,17 +40,25 @@ def _add_trained(parser: argparse.ArgumentParser, *, data_for: str) -> None:
     parser.add_argument(*DATA_FLAGS, dest="data_dir", metavar="DIR", help=f"image folder; {data_for}")
     parser.add_argument("-c", "--config", metavar="YAML", help="settings of the run, such as its args.yaml")
     parser.add_argument(
-        "--recalibrate-bn", type=int, metavar="N", help="batch-norm statistics from N training batches, as in --eval"
+        "--recalibrate-bn",
+        type=int,
+        metavar="N",
+        help="batch-norm statistics of a stitched route from N training batches; by default as in --eval",
     )
     parser.add_argument("--model-ema", action="store_true", default=None, help="use the moving average of weights")
 
 
 def _trained(flags: argparse.Namespace, *, cfg_id: int | None = None) -> Trained:
     """The SN-Net of the flags that `_add_trained` adds, with a stitch of this number if one is given."""
+    from stitchkit.measure.ledger_origin import origin_file, read_origin
     from stitchkit.ship.trained_snnet import open_trained
 
     names = ("stitch_config", "num_classes", "img_size", "resume", "data_dir", "config", "recalibrate_bn", "model_ema")
     given = {name: value for name in names if (value := getattr(flags, name)) is not None}
+    ledger = getattr(flags, "ledger", None)
+    if ledger is not None and origin_file(ledger).is_file():  # by default as it was measured
+        origin = read_origin(ledger, advice="remove it")
+        given = {"recalibrate_bn": origin["recalibrate_bn"], **given}
     return open_trained(given, cfg_id=cfg_id)
 
 
