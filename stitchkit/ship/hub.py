@@ -54,7 +54,10 @@ No other stitch of this network beats these in both FLOPs and accuracy; `stitche
 ```
 {{ front }}
 ```
-{% if latencies %}
+{% if recalibrated %}
+The accuracies of stitched routes are those of their own batch-norm statistics, recomputed from {{ recalibrated }} \
+training batches. These weights have the statistics that all routes shared in training, with which stitches are less accurate.
+{% endif %}{% if latencies %}
 How latencies were measured: {{ latencies }}.
 {% endif %}{% endif %}
 Method: Pan, Cai, Zhuang, *Stitchable Neural Networks*, CVPR 2023.
@@ -170,6 +173,7 @@ class HubSNNet(
             "output": "logits" if self.num_classes else "features",
             "size": ", ".join(map(str, self.input_size)),
             "front": table(front) if front else "",
+            "recalibrated": max((row.get("recalibrate_bn", 0) for row in front), default=0),
             "latencies": latency_note(front),
         }
         card = super().generate_model_card(*args, **(content | kwargs))

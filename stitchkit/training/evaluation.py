@@ -63,7 +63,7 @@ def evaluate_stitches(session: Session) -> None:
     numbers = count(1)
     for found in chain(_in_one_pass(session, model, shared, origin), alone):
         for ledger in ledgers:
-            _record(session, ledger, found)
+            _record(session, model, ledger, found)
         for cfg_id, score in found.items():
             accuracies = [f"{key} {value:.2f}" for key, value in score.figures.items() if key.endswith("acc1")]
             _logger.info(
@@ -136,12 +136,13 @@ def _begin(session: Session, origin: Mapping[str, object]) -> None:
     write_origin(path, origin)
 
 
-def _record(session: Session, ledger: Ledger, scores: Mapping[int, Score]) -> None:
+def _record(session: Session, model: SNNet, ledger: Ledger, scores: Mapping[int, Score]) -> None:
     """Write the scores of stitches: first the accuracies of classes, since stitches in the ledger are complete."""
-    columns = {str(cfg_id): score for cfg_id, score in scores.items()}
+    columns, batches = {str(cfg_id): score for cfg_id, score in scores.items()}, session.recipe.run.recalibrate_bn
     write_per_class(session.folder, _classes(session), columns, keep=[str(row["cfg_id"]) for row in ledger.rows])
     for cfg_id, score in scores.items():
-        ledger.append(cfg_id, score.figures)
+        is_recalibrated = batches and has_own_statistics(model, cfg_id)
+        ledger.append(cfg_id, {**score.figures, **({"recalibrate_bn": batches} if is_recalibrated else {})})
 
 
 def _classes(session: Session) -> Sequence[str]:

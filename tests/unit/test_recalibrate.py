@@ -84,6 +84,7 @@ def test_an_evaluation_recalibrates_stitched_routes_alone(trained):
     assert all(own["loss"] != shared["loss"] for own, shared in zip(rows["ten"][2:], rows["shared"][2:], strict=True))
     assert [row["flops"] for row in rows["ten"]] == [row["flops"] for row in rows["shared"]]
     assert (folder / "resnet/last.pth.tar").read_bytes() == weights
+    assert [row.get("recalibrate_bn") for row in rows["default"]] == [None, None, 10, 10, 10, 10, 10]
     for name in ("stitches_res.yaml", "eval_args.yaml"):
         assert yaml.safe_load((folder / "default" / name).read_text())["recalibrate_bn"] == 10
     assert yaml.safe_load((folder / "resnet/args.yaml").read_text())["recalibrate_bn"] is None, "an evaluation decides"
