@@ -56,7 +56,8 @@ No other stitch of this network beats these in both FLOPs and accuracy; `stitche
 ```
 {% if recalibrated %}
 The accuracies of stitched routes are those of their own batch-norm statistics, recomputed from {{ recalibrated }} \
-training batches. These weights have the statistics that all routes shared in training, with which stitches are less accurate.
+training batches. These weights have the statistics that all routes shared in training, with which stitches are less \
+accurate.
 {% endif %}{% if latencies %}
 How latencies were measured: {{ latencies }}.
 {% endif %}{% endif %}
