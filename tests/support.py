@@ -99,12 +99,6 @@ def _levit(label: str, name: str, width: int) -> dict[str, Any]:
     return _pico(label, name, img_size=64, embed_dim=widths, key_dim=8, num_heads=(2, 2, 2), depth=(3, 3, 2))
 
 
-def headless(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration whose anchors have no classifier: the output of a stitch is a feature."""
-    anchors = [{**anchor, "kwargs": {**anchor["kwargs"], "num_classes": 0}} for anchor in config["anchors"]]
-    return {**config, "anchors": anchors}
-
-
 FAMILIES: dict[str, dict[str, Any]] = {
     "vit": pico_config(),
     "vit without final norm, all pairs": pico_config(stitched_final_norm=False, nearest_stitching=False),
@@ -115,8 +109,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "levit": {"anchors": [_levit("s", "levit_128s", 16), _levit("m", "levit_128", 24)]},
     "levit of convolutions": {"anchors": [_levit("s", "levit_conv_128s", 16), _levit("m", "levit_conv_128", 24)]},
 }
-FAMILIES |= {f"headless {family}": headless(FAMILIES[family]) for family in ("vit", "resnet to swin", "levit")}
 """Pico configurations of every family, and of what their layouts and options allow."""
+
+
+def headless(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration whose anchors have no classifier: the output of a stitch is a feature."""
+    anchors = [{**anchor, "kwargs": {**anchor["kwargs"], "num_classes": 0}} for anchor in config["anchors"]]
+    return {**config, "anchors": anchors}
+
+
+FAMILIES |= {f"headless {family}": headless(FAMILIES[family]) for family in ("vit", "resnet to swin", "levit")}
 
 
 def family_snnet(family: str) -> stitchkit.SNNet:

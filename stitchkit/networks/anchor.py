@@ -229,7 +229,7 @@ class Anchor(Steps, ABC):
 
     @property
     def num_classes(self) -> int:
-        """Number of logits; 0 for a model without classifier, whose head gives the pooled feature `[B, C]`."""
+        """Number of logits."""
         return self.model.num_classes
 
     @property

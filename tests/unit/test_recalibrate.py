@@ -91,6 +91,7 @@ def test_an_evaluation_recalibrates_stitched_routes_alone(trained):
     assert yaml.safe_load((folder / "resnet/args.yaml").read_text())["recalibrate_bn"] is None, "an evaluation decides"
 
 
+@pytest.mark.full
 def test_law_8_an_evaluation_in_parts_is_one_in_one_go(trained):
     folder, command = trained
     for stitches in ("0,4", "1-6"):
