@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from stitchkit.errors import InputError
-from stitchkit.model.layer import StitchLayer, layouts_at, stitch_layer
+from stitchkit.model.layer import StitchLayer, layouts_at
 from stitchkit.model.onepass import OnePass
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.data_config import data_config_of
@@ -40,13 +40,13 @@ class SNNet(nn.Module):
         image: Preparation of images in timm's terms; what it leaves open is as for the last anchor.
 
     Raises:
-        InputError: If the anchors cannot be stitched: input sizes, token counts or classes differ.
+        InputError: If the anchors cannot be stitched: input sizes or classes differ, or a joint cannot be converted.
 
     Source: SN-Net, section 3.
     """
 
     pretrained_cfg: dict[str, Any]
-    """The preparation of images and the number of classes, for `timm.data.resolve_model_data_config`."""
+    """The preparation of images and the number of classes, 0 for none, for `timm.data.resolve_model_data_config`."""
 
     def __init__(
         self,
@@ -79,14 +79,13 @@ class SNNet(nn.Module):
             inner = table[str(number)] if str(number) in table else nn.ModuleDict()
             assert isinstance(inner, nn.ModuleDict)
             table[str(number)] = table = inner
-        front, end = self.views[joint.front], self.views[joint.end]
+        layouts = layouts_at(joint, self.views[joint.front], self.views[joint.end])
         if str(path[-1]) not in table:
-            table[str(path[-1])] = stitch_layer(joint, front, end)
-        elif layouts_at(joint, front, end) != (shared := self.layer(joint).layouts):
+            table[str(path[-1])] = StitchLayer(*layouts)
+        elif layouts != (shared := self.layer(joint).layouts):
             raise InputError(
-                f"{joint} shares its stitching layer with joints of {shared[0]} to {shared[1]}, but joins "
-                f'{" to ".join(map(str, layouts_at(joint, front, end)))}; set "rule": "proportional", in which every '
-                "joint has its own layer"
+                f"{joint} joins {layouts[0]} to {layouts[1]}, but shares its stitching layer with joints of "
+                f'{shared[0]} to {shared[1]}; set "rule": "proportional", in which every joint has its own layer'
             )
 
     def layer(self, joint: Joint) -> StitchLayer:
@@ -97,7 +96,7 @@ class SNNet(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """Number of logits."""
+        """Number of logits; 0 if the anchors have no classifier, and the output is the end anchor's pooled feature."""
         return next(iter(self.views.values())).num_classes
 
     @property
@@ -184,6 +183,8 @@ class SNNet(nn.Module):
     def forward(self, x: torch.Tensor, stitch: Stitch | int | None = None) -> torch.Tensor:
         """Logits `[B, num_classes]` of one stitch for images `[B, C, H, W]`.
 
+        Without classes, it is the pooled feature `[B, C]` of the anchor in which the stitch ends, and its width.
+
         Args:
             stitch: The stitch or its `cfg_id`; without one, that of `reset_stitch_id`.
 
@@ -202,7 +203,7 @@ class SNNet(nn.Module):
     def forward_all(
         self, x: torch.Tensor, cfg_ids: Iterable[int] | None = None, *, memory: int | None = None
     ) -> dict[int, torch.Tensor]:
-        """Logits by `cfg_id` of many stitches for the same images; common work is done once.
+        """Logits, or features, by `cfg_id` of many stitches for the same images; common work is done once.
 
         Args:
             cfg_ids: The stitches; by default all.
