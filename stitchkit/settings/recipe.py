@@ -25,8 +25,11 @@ from stitchkit.settings.schema import (
     Share,
 )
 
-COMMAND_ONLY = ("dataset_download", "dry_run")
-"""Settings that no file can switch on: its author would decide what is downloaded, or that nothing is trained."""
+COMMAND_ONLY = ("dataset_download", "dry_run", "anchors")
+"""Settings that no file can switch on: its author would decide what is downloaded, or that nothing is trained.
+
+Anchors in a file make it a stitch configuration.
+"""
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 """How timm can resize images."""
@@ -51,10 +54,17 @@ def flag(default: Any, help: str, *, length: int | None = None, strict: bool | N
 class ModelRecipe(Settings):
     """The network."""
 
-    stitch_config: LocalPath | None = flag(None, "stitch configuration (JSON): train or evaluate its SN-Net")
+    stitch_config: LocalPath | None = flag(
+        None, "stitch configuration, a file or a short name such as deit_ti_s_b: train or evaluate its SN-Net"
+    )
+    anchors: list[str] | None = flag(
+        None,
+        "in place of --stitch_config: timm names A,B,... or checkpoints of one's own, FILE or NAME=FILE; where they "
+        "are joined follows from their structure",
+    )
     model: str | None = flag(None, "timm model name: train or evaluate this model alone")
     model_kwargs: ModelArguments | None = flag(None, "arguments of the timm model, as key=value ...")
-    pretrained: bool = flag(True, "start from pretrained weights; by default only with --stitch_config")
+    pretrained: bool = flag(True, "start from pretrained weights; by default not with --model")
     pretrained_path: LocalPath | None = flag(None, "file that replaces the pretrained weights of --model")
     initial_checkpoint: LocalPath | None = flag(None, "start from the weights in this file")
     num_classes: Count | None = flag(None, "number of classes; by default that of the data set")
@@ -81,6 +91,11 @@ class ModelRecipe(Settings):
     )
     torchcompile: str | None = flag(None, "compile the blocks of the anchors, or the whole --model, with this backend")
     torchcompile_mode: str | None = flag(None, "mode of the compiler, such as max-autotune")
+
+    @property
+    def is_stitched(self) -> bool:
+        """Whether it is an SN-Net, not a single model."""
+        return bool(self.stitch_config or self.anchors)
 
     @property
     def channels(self) -> int:

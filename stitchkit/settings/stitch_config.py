@@ -15,10 +15,12 @@ from stitchkit.errors import InputError
 from stitchkit.routes import Proportional, SlidingWindow
 from stitchkit.routes.proportional import Directions
 from stitchkit.routes.rules import Rule, check_stages
+from stitchkit.settings.anchor_text import AnchorText
 from stitchkit.settings.by_name import SETTINGS, checked_of_file, recipe_schema
 from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.recipe import flag_of
 from stitchkit.settings.schema import LocalPath, ModelArguments, Settings, json_schema, parse
+from stitchkit.settings.short_names import config_file
 from stitchkit.settings.timm_flags import REFUSED
 from stitchkit.settings.zoo_facts import ZooFacts
 
@@ -62,7 +64,7 @@ class AnchorSpec(Settings):
 
     def __post_init__(self) -> None:
         if not self.label:
-            object.__setattr__(self, "label", self.name.removeprefix("hf-hub:").replace("/", "_").split(".")[0])
+            object.__setattr__(self, "label", AnchorText(self.name, "").label)
 
     @model_validator(mode="before")
     @classmethod
@@ -133,9 +135,13 @@ class StitchConfig(Settings):
     def load(cls, path: str | Path) -> StitchConfig:
         """Read a configuration from a JSON or YAML file, ours or one of the published ones.
 
+        Args:
+            path: The file, or the short name of a configuration that comes with stitchkit, such as `deit_ti_s_b`.
+
         Raises:
             InputError: If the file cannot be read, or holds an unknown key or an unusable value.
         """
+        path = config_file(path)
         content = read_settings_file(path)
         if content and "anchors" not in content and content.keys() <= {*SETTINGS, *REFUSED, "data"}:
             named = content.get("stitch_config")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,9 @@ from stitchkit.training.class_weights import class_weights
 from stitchkit.training.data import Loaders, create_loaders, open_datasets
 from stitchkit.training.inputs import source_of
 from stitchkit.training.network import create_network, input_size, place_network
+
+PLAN = "stitch_config.json"
+"""The configuration that `--anchors` led to, in the run's folder."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,11 @@ class Session:
     def save_settings(self, name: str, *, without: Collection[str] = ()) -> None:
         """Save the effective settings, `without` some, as a file for `-c` in the run's folder."""
         settings = self.recipe.for_files()
+        if self.recipe.model.anchors:  # which no file of settings has; later commands need the plan, not the anchors
+            assert self.config is not None, "anchors are planned before they are built"
+            file = self.folder / PLAN
+            write_text(file, json.dumps({**self.config.to_dict(), "recipe": self.config.recipe}, indent=2) + "\n")
+            settings["stitch_config"] = str(file)
         write_text(self.folder / name, settings_text({key: settings[key] for key in settings if key not in without}))
 
 

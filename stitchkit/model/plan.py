@@ -1,0 +1,192 @@
+"""The plan of an SN-Net that is given by its anchors alone: their order, the rule and the stages."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from stitchkit.display import counted
+from stitchkit.errors import InputError
+from stitchkit.model.anchor_sources import AnchorSource
+from stitchkit.model.snnet import SNNet
+from stitchkit.networks.anchor import Anchor, view
+from stitchkit.networks.create import create_anchor
+from stitchkit.networks.mode import evaluating, unfused_attention
+from stitchkit.routes import Joint, Proportional, SlidingWindow, StitchSpace
+from stitchkit.routes.rules import Shape, blocks_of, stages_to_stitch
+from stitchkit.settings.anchor_text import RECIPE
+from stitchkit.settings.stitch_config import AnchorSpec, StitchConfig
+
+Rule = SlidingWindow | Proportional
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How anchors are stitched, chosen from their structure.
+
+    Args:
+        sources: The anchors from cheap to costly.
+        labels: Their names in stitches.
+        rule: Where they are joined.
+        lines: The plan in words.
+    """
+
+    sources: tuple[AnchorSource, ...]
+    labels: tuple[str, ...]
+    rule: Rule
+    lines: tuple[str, ...]
+
+    @property
+    def is_config(self) -> bool:
+        """Whether there is a configuration of it: networks of one's own have no place in a file."""
+        return all(isinstance(source, AnchorSpec) for source in self.sources)
+
+    @property
+    def config(self) -> StitchConfig:
+        """The plan as a configuration."""
+        return StitchConfig(
+            anchors=tuple(cast(AnchorSpec, source) for source in self.sources),
+            source="Chosen from the structure of the anchors.",
+            rule="proportional" if isinstance(self.rule, Proportional) else "window",
+            stages=self.rule.stages,
+            recipe=dict(RECIPE),
+        )
+
+
+def plan_anchors(sources: Sequence[AnchorSource], **overrides: Any) -> Plan:
+    """The plan of some anchors.
+
+    Args:
+        sources: Specifications and networks, in any order.
+        overrides: Arguments of `timm.create_model` for all specifications.
+
+    Raises:
+        InputError: If they are too few, twice the same, or cannot be joined anywhere.
+    """
+    if len(sources) < 2:
+        raise InputError(f"stitching needs at least two anchors, but {len(sources) or 'none'} given; name another one")
+    for number, source in enumerate(sources):
+        if any(source is other or (isinstance(source, AnchorSpec) and source == other) for other in sources[:number]):
+            raise InputError(f"anchor '{_label(source)}' is given twice; name each once")
+    anchors = [_bare_anchor(source, **overrides) for source in sources]
+    costs = [_cost(anchor) for anchor in anchors]
+    order = sorted(range(len(sources)), key=costs.__getitem__)
+    anchors, labels = [anchors[number] for number in order], _numbered([_label(sources[number]) for number in order])
+    for anchor, label in zip(anchors, labels, strict=True):
+        anchor.label = label
+    rule, refused = choose_rule(anchors, lambda space: _assembled(anchors, space))
+    model = _assembled(anchors, StitchSpace.build(anchors, rule))
+    ordered = (sources[number] for number in order)
+    named = (
+        replace(source, label=label) if isinstance(source, AnchorSpec) else source
+        for source, label in zip(ordered, labels, strict=True)
+    )
+    lines = (*_lines(model, rule, reordered=order != sorted(order)), *refused)
+    return Plan(tuple(named), tuple(labels), rule, lines)
+
+
+def choose_rule(anchors: Sequence[Shape], build: Callable[[StitchSpace], object]) -> tuple[Rule, list[str]]:
+    """The rule and the stages for anchors from cheap to costly, and in words the stages it left out, with the reason.
+
+    Windows, the published rule, wherever they fit: not for plain networks of unequal depth, nor for a stage that is
+    deeper in the front than in the end.
+
+    Args:
+        build: Raises an `InputError` if the joints of a space cannot be built.
+    """
+    single = [len(anchor.depths) == 1 for anchor in anchors]
+    if all(single):
+        depths = {anchor.depths for anchor in anchors}
+        rule: Rule = SlidingWindow() if len(depths) == 1 else Proportional()
+        build(StitchSpace.build(anchors, rule))
+        return rule, []
+    if any(single):
+        raise InputError(
+            f"anchors with one stage and with several have no stages in common; the blocks are: {blocks_of(anchors)}; "
+            "choose anchors of one kind, or join two networks at any places by stitchkit job"
+        )
+    common = stages_to_stitch(anchors, None)
+    deeper = any(front.depths[stage] > end.depths[stage] for front, end in pairwise(anchors) for stage in common)
+    rule = Proportional() if deeper else SlidingWindow()
+
+    def fault(stage: int) -> str:
+        try:
+            build(StitchSpace.build(anchors, replace(rule, stages=(stage,))))
+        except InputError as error:
+            return str(error)
+        return ""
+
+    faults = {stage: fault(stage) for stage in common}
+    if all(faults.values()):
+        raise InputError("; ".join(dict.fromkeys(faults.values())))
+    stages = tuple(stage for stage, found in faults.items() if not found)
+    return replace(rule, stages=stages), [f"stage {stage} is left out: {why}" for stage, why in faults.items() if why]
+
+
+def _label(source: AnchorSource) -> str:
+    return source.label if isinstance(source, AnchorSpec) else type(source).__name__
+
+
+def _numbered(labels: Sequence[str]) -> list[str]:
+    """Labels, of which equal ones after the first get a number."""
+    counts = [labels[: number + 1].count(label) for number, label in enumerate(labels)]
+    return [label if count == 1 else f"{label}_{count}" for label, count in zip(labels, counts, strict=True)]
+
+
+def _bare_anchor(source: AnchorSource, **overrides: Any) -> Anchor:
+    """The anchor of a source: of a specification without weights, on the meta device."""
+    if isinstance(source, nn.Module):
+        return view(source, label=_label(source))
+    with torch.device("meta"):
+        return create_anchor(source, pretrained=False, checkpoints=False, **overrides)
+
+
+def _cost(anchor: Anchor) -> int:
+    """Floating-point operations for one image, in torch's count, which orders anchors as well as any."""
+    weights = next(anchor.model.parameters())
+    images = torch.zeros(1, *anchor.input_size, device=weights.device, dtype=weights.dtype)
+    counter = FlopCounterMode(display=False)
+    with evaluating(anchor.model), unfused_attention(anchor.model), torch.no_grad(), counter:
+        anchor.model(images)
+    return int(counter.get_total_flops())
+
+
+def _assembled(anchors: Sequence[Anchor], space: StitchSpace) -> SNNet:
+    with torch.device("meta"):  # only the stitching layers are created here
+        return SNNet(anchors, space)
+
+
+def _lines(model: SNNet, rule: Rule, *, reordered: bool) -> Iterator[str]:
+    """The anchors, the rule, and where each pair of anchors is joined."""
+    anchors, kind = model.views, "proportional" if isinstance(rule, Proportional) else "window"
+    yield f"blocks of the anchors, from cheap to costly: {blocks_of([*anchors.values()])}" + (
+        "; they were given in another order" if reordered else ""
+    )
+    yield f"rule: {kind}, {counted(len(model.space), 'stitch')}"
+    groups: dict[tuple[str, str, int], list[Joint]] = {}
+    for joint in model.space.layers:
+        place = joint.front, joint.end, _stage(anchors[joint.front], joint.front_block)
+        groups.setdefault(place, []).append(joint)
+    for (front, end, stage), joints in groups.items():
+        layouts = dict.fromkeys(" to ".join(map(str, model.layouts_at(joint))) for joint in joints)
+        leave, enter = ({getattr(joint, name) for joint in joints} for name in ("front_block", "end_block"))
+        yield (
+            f"stage {stage}, {front} > {end}: {counted(len(joints), 'joint')} after {_blocks(leave)} and before "
+            f"{_blocks(enter)}, {'; '.join(layouts)}"
+        )
+
+
+def _stage(anchor: Anchor, block: int) -> int:
+    """The stage of a block."""
+    return bisect_right(list(accumulate(anchor.depths)), block)
+
+
+def _blocks(numbers: set[int]) -> str:
+    return f"block {min(numbers)}" if len(numbers) == 1 else f"blocks {min(numbers)} to {max(numbers)}"
