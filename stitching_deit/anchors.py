@@ -6,11 +6,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from stitchkit.networks.anchor import Anchor, Stage
 from stitchkit.networks.layout import Kind, Layout
+from stitchkit.networks.view import Stage, View
 
 
-class VisionTransformerAnchor(Anchor):
+class VisionTransformerAnchor(View):
     """A plain vision transformer: patches and prefix tokens, equal blocks, one stage of tokens `[B, N, C]`.
 
     All variants that timm builds with these two classes are supported: with or without class, distillation and

@@ -7,11 +7,11 @@ from timm.models.levit import Levit
 from torch import nn
 
 from stitching_levit.published import own_names
-from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.layout import Kind
+from stitchkit.networks.view import View
 
 
-class LevitAnchor(Anchor):
+class LevitAnchor(View):
     """A LeViT of any size: stages of tokens `[B, N, C]`, or of maps `[B, C, H, W]` in its convolutional form.
 
     A block is one attention and its MLP. The two classifiers of a distilled model are averaged in evaluation.

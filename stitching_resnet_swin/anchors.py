@@ -8,11 +8,11 @@ from typing import Any
 
 from timm.models.resnet import ResNet
 
-from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.layout import Kind, Layout
+from stitchkit.networks.view import View
 
 
-class ResNetAnchor(Anchor):
+class ResNetAnchor(View):
     """A ResNet in any of timm's variants (D, T, ResNeXt, SE, ECA, RS, blur, ...): stages of maps `[B, C, H, W]`."""
 
     model: ResNet

@@ -5,11 +5,11 @@ from __future__ import annotations
 from timm.models.swin_transformer import SwinTransformer
 
 from stitching_swin.published import own_names
-from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.layout import Kind
+from stitchkit.networks.view import View
 
 
-class SwinAnchor(Anchor):
+class SwinAnchor(View):
     """A Swin transformer (V1) of any size, resolution and window: stages of `[B, H, W, C]`."""
 
     model: SwinTransformer

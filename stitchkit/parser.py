@@ -115,6 +115,12 @@ def add_allow_unreliable_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-unreliable", action="store_true", help="use latencies even if they are unreliable")
 
 
+def add_overlay_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--overlay`, the files of other models' results."""
+    about = "other models to compare with: names, costs and accuracies, in one CSV file or several, such as timm's"
+    parser.add_argument("--overlay", nargs="+", metavar="FILE", help=about)
+
+
 def unknown_flag(parser: argparse.ArgumentParser, flag: str) -> InputError:
     """The error for a flag that a command does not have."""
     known = (name for action in parser._actions for name in action.option_strings)

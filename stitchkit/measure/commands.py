@@ -13,6 +13,7 @@ from stitchkit.parser import (
     add_anchors_flag,
     add_device_flag,
     add_network_flags,
+    add_overlay_flag,
     new_file,
 )
 
@@ -66,6 +67,7 @@ def _add_pareto_flags(parser: argparse.ArgumentParser) -> None:
         help="what accuracy is weighed against",
     )  # fmt: skip
     add_allow_unreliable_flag(parser)
+    add_overlay_flag(parser)
     parser.add_argument("--plot", metavar="FILE", help="also draw it, as .png, .svg or .pdf")
 
 
@@ -73,6 +75,7 @@ def _pareto(flags: argparse.Namespace) -> None:
     from stitchkit.measure.figure import check_plot
     from stitchkit.measure.latency_verdict import check_latencies, latency_note
     from stitchkit.measure.ledger import nouns_of, read_rows
+    from stitchkit.measure.overlay import read_overlay, verdict
     from stitchkit.measure.pareto import COSTS, pareto_front, plot, table
 
     if flags.plot:
@@ -81,14 +84,17 @@ def _pareto(flags: argparse.Namespace) -> None:
     front = pareto_front(rows, cost)
     if flags.cost == "latency":
         check_latencies(rows, allowed=flags.allow_unreliable)
+    overlay = read_overlay(flags.overlay, [cost]) if flags.overlay else None
     print(table(front))
     if note := latency_note(rows):
         print(note)
     network, uncut = nouns_of(rows)
     number = counted(len(rows), network)
     print(f"the Pareto front has {len(front)} of {number}; * marks {plural(uncut)}")
+    if overlay:
+        print(f"{verdict(front, overlay.models, cost)} {overlay.remark}")
     if flags.plot:
-        plot(rows, flags.plot, title=number, cost=cost)
+        plot(rows, flags.plot, title=number, cost=cost, overlay=overlay)
         print(f"the plot is {flags.plot}")
 
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from math import cos, pi, sin
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -55,16 +55,22 @@ def draw_costs(axes: Axes, *, cost: str, accuracy: str) -> None:
     axes.grid(alpha=0.3)
 
 
-def label_points(axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str]) -> None:
+def label_points(
+    axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str], *, is_secondary: bool = False
+) -> None:
     """Write names as near to their points as the points, lines and names of the axes leave room for.
 
     Call it last: nothing may move afterwards. A thin line leads to a name that is not beside its point. `adjustText`
-    1.4, tried on two pictures, drew names across the front and over points.
+    1.4, tried on two pictures, drew names across the front and over points. Secondary names are small.
     """
+    from matplotlib.text import Text  # slow to import
+
     dpi = _laid_out(axes).dpi
-    taken: list[Bbox] = []
+    look: dict[str, Any] = {"size": "xx-small", "color": "#444444"} if is_secondary else {"weight": "bold"}
+    look |= {"ha": "center", "va": "center", "parse_math": False}
+    taken: list[Bbox] = [Text.get_window_extent(text) for text in axes.texts]
     for point, name in zip(points, names, strict=True):
-        draft = axes.text(*point, name, ha="center", va="center", weight="bold")
+        draft = axes.text(*point, name, **look)
         extent = draft.get_window_extent()
         draft.remove()
         x, y = extent.width / 2, extent.height / 2
@@ -74,7 +80,7 @@ def label_points(axes: Axes, points: Sequence[tuple[float, float]], names: Seque
         taken.append(extent.translated(across, up))
         label = axes.annotate(
             name, point, (72 / dpi * across, 72 / dpi * up), textcoords="offset points",
-            ha="center", va="center", weight="bold", arrowprops=_LEADER if away > _BESIDE else None,
+            arrowprops=_LEADER if away > _BESIDE else None, **look,
         )  # fmt: skip
         label.set_in_layout(False)  # a long name must not move the axes
 
@@ -87,7 +93,10 @@ def _laid_out(axes: Axes) -> Figure:
 
 
 def _is_clear(axes: Axes, box: Bbox, taken: Sequence[Bbox]) -> bool:
-    """Whether a box lies inside the axes, and hides none of their points and lines and no other box."""
+    """Whether a box lies inside the axes, and hides none of their points and lines and no other box.
+
+    Points behind the lines are a ground that may be written on.
+    """
     from matplotlib.collections import PathCollection  # slow to import
 
     if not (axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)) or any(map(box.overlaps, taken)):
@@ -95,7 +104,7 @@ def _is_clear(axes: Axes, box: Bbox, taken: Sequence[Bbox]) -> bool:
     paths = (line.get_transform().transform_path(line.get_path()) for line in axes.lines)
     if any(path.intersects_bbox(box, filled=False) for path in paths):
         return False
-    for cloud in (each for each in axes.collections if isinstance(each, PathCollection)):
+    for cloud in (each for each in axes.collections if isinstance(each, PathCollection) and each.zorder > 1):
         middles = cloud.get_offset_transform().transform(cloud.get_offsets())
         radii = np.sqrt(cloud.get_sizes()) / 2 * axes.figure.dpi / 72
         if (np.linalg.norm(middles - middles.clip(box.min, box.max), axis=1) < radii).any():

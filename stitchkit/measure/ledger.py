@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stitchkit.display import quantity
 from stitchkit.errors import InputError
 from stitchkit.files import opened, refuse_link, sync, write_text
 from stitchkit.routes import StitchSpace
@@ -24,6 +25,7 @@ _NUMBERS = (
 )
 _AGAIN = "remove the line and evaluate the stitch again"
 _OTHER = f"give a stitches_res.txt, or {_AGAIN}"
+_WORDS = {"flops": "FLOPs", "params": "parameters", "latency_ms": "ms", "acc1": "% top-1"}
 _TEXTS = ("stitch", "latency_device", "latency_precision")
 _TYPES: dict[str, tuple[str, set[type]]] = {
     **dict.fromkeys(_TEXTS, ("text", {str})),
@@ -104,6 +106,12 @@ def _is_finite(value: float) -> bool:
 def nouns_of(rows: Iterable[Row]) -> tuple[str, str]:
     """What the rows are called, and those that are uncut; only composed networks and their parents have a score."""
     return ("network", "parent") if any("score" in row for row in rows) else ("stitch", "anchor")
+
+
+def figure_text(key: str, value: float) -> str:
+    """A figure of a row in words: `4.61G FLOPs`."""
+    text = quantity(value) if key in ("flops", "params") else f"{value:.4g}"
+    return f"{text} {_WORDS[key]}"
 
 
 def write_rows(path: str | Path, rows: list[Row]) -> None:

@@ -10,6 +10,7 @@ from stitchkit.display import aligned, plural, quantity
 from stitchkit.measure.figure import BLUE, RED, draw_costs, label_points, new_figure, save_figure
 from stitchkit.measure.latency_verdict import unreliable
 from stitchkit.measure.ledger import Row, check_figures, nouns_of
+from stitchkit.measure.overlay import Overlay
 from stitchkit.routes import Stitch
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ _ADVICE = {
 def pareto_front(rows: Sequence[Row], cost: str = "flops") -> list[Row]:
     """The rows that no other row beats in both cost and accuracy, from cheap to costly."""
     check_figures(rows, (cost, "acc1"), _ADVICE)
+    return _front(rows, cost)
+
+
+def _front(rows: Sequence[Row], cost: str) -> list[Row]:
     front: list[Row] = []
     # From cheap to costly, a row is on the front if it is more accurate than all before it. At equal cost, the most
     # accurate comes first, so only it stays. If both are equal, as happens with small validation sets, the stable sort
@@ -42,6 +47,19 @@ def pareto_front(rows: Sequence[Row], cost: str = "flops") -> list[Row]:
         if not front or row["acc1"] > front[-1]["acc1"]:
             front.append(row)
     return front
+
+
+def in_view(models: Sequence[Row], rows: Sequence[Row], cost: str) -> tuple[list[Row], list[Row]]:
+    """Other models near the rows of a ledger, and those of them on the front of models and rows together.
+
+    Near are costs from half that of the cheapest row to twice that of the costliest, and accuracies from the lowest of
+    a row; models farther away, of which published tables have hundreds, would shrink the rows to a spot.
+    """
+    known, costs = [model for model in models if cost in model], [row[cost] for row in rows]
+    least = min(row["acc1"] for row in rows)
+    near = [model for model in known if min(costs) / 2 <= model[cost] <= 2 * max(costs) and model["acc1"] >= least]
+    front = _front([*rows, *known], cost)
+    return near, [model for model in near if model in front]
 
 
 def is_anchor(row: Row) -> bool:
@@ -66,28 +84,43 @@ def table(rows: Sequence[Row]) -> str:
     return aligned([head, *body], left={0, 2})
 
 
-def plot(rows: Sequence[Row], path: str | Path, *, title: str = "", cost: str = "flops") -> None:
-    """Draw accuracy over a cost: all rows, the front through them, those that are uncut marked and named."""
+def plot(
+    rows: Sequence[Row], path: str | Path, *, title: str = "", cost: str = "flops", overlay: Overlay | None = None
+) -> None:
+    """Draw accuracy over a cost: all rows, the front through them, those that are uncut marked and named.
+
+    Other models near them are crosses; those on the front of all have names.
+    """
     anchors = [row for row in rows if is_anchor(row)]
     others = [row for row in rows if not is_anchor(row)]
     network, uncut = map(plural, nouns_of(rows))
     clouds = [(network, BLUE, others), (uncut, RED, anchors)]
-    figure, axes = _draw(title, clouds, {"#333333": rows}, cost)
+    figure, axes = _draw(title, clouds, {"#333333": rows}, cost, overlay)
     names = [Stitch.parse(row["stitch"]).segments[0].anchor for row in anchors]
     label_points(axes, list(zip(*_places(anchors, cost), strict=True)), names)
+    if overlay:
+        _name_others(axes, overlay, rows, cost)
     save_figure(figure, path)
 
 
-def plot_ledgers(ledgers: Mapping[str, Sequence[Row]], path: str | Path, *, title: str = "") -> None:
+def plot_ledgers(
+    ledgers: Mapping[str, Sequence[Row]], path: str | Path, *, title: str = "", overlay: Overlay | None = None
+) -> None:
     """Draw the stitches of several ledgers, by name, like `plot`, each ledger in its own color."""
     # C0, C1, ... is matplotlib's own cycle of colors.
     clouds = [(name, f"C{number}", rows) for number, (name, rows) in enumerate(ledgers.items())]
-    figure, _ = _draw(title, clouds, {color: rows for _, color, rows in clouds}, "flops")
+    figure, axes = _draw(title, clouds, {color: rows for _, color, rows in clouds}, "flops", overlay)
+    if overlay:
+        _name_others(axes, overlay, [row for rows in ledgers.values() for row in rows], "flops")
     save_figure(figure, path)
 
 
 def _draw(
-    title: str, clouds: Sequence[tuple[str, str, Sequence[Row]]], fronts: Mapping[str, Sequence[Row]], cost: str
+    title: str,
+    clouds: Sequence[tuple[str, str, Sequence[Row]]],
+    fronts: Mapping[str, Sequence[Row]],
+    cost: str,
+    overlay: Overlay | None,
 ) -> tuple[Figure, Axes]:
     """A picture of accuracy over a cost: named clouds with areas by parameters, fronts as lines; both have colors."""
     figure = new_figure(8, 5)
@@ -104,11 +137,34 @@ def _draw(
     for number, (color, rows) in enumerate(fronts.items()):
         name = None if number else "Pareto front"  # one line stands for all in the legend
         axes.plot(*_places(pareto_front(rows, cost), cost), color=color, linewidth=1, label=name)
-    axis = _axis(cost, [row for _, _, rows in clouds for row in rows])
+    every = [row for _, _, rows in clouds for row in rows]
+    axis = _axis(cost, every)
     draw_costs(axes, cost=axis if cost == "params" else f"{axis}; areas show parameters", accuracy="top-1 accuracy (%)")
     axes.set_title(title)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)  # below, where it hides no stitch
+    if overlay:
+        _draw_others(axes, overlay, every, cost)
+    # Below, where it hides no stitch.
+    legend = figure.legend(loc="outside lower center", ncols=4, frameon=False, title_fontsize="x-small")
+    if overlay:
+        legend.set_title(f"other models: {overlay.caption}")
+        legend.get_title().set_parse_math(False)
     return figure, axes
+
+
+def _draw_others(axes: Axes, overlay: Overlay, rows: Sequence[Row], cost: str) -> None:
+    """Draw other models as crosses, which are dark on the front of all; far behind the stitches, of which many hide."""
+    near, front = in_view(overlay.models, rows, cost)
+    for models, color, label, zorder in ((near, "#bbbbbb", "other models", 1), (front, "#333333", None, 2)):
+        if models:
+            x, y = _places(models, cost)
+            axes.scatter(x, y, s=22, marker="x", color=color, linewidths=1, label=label, zorder=zorder)
+
+
+def _name_others(axes: Axes, overlay: Overlay, rows: Sequence[Row], cost: str) -> None:
+    """Write the architectures of the other models on the front of all; for the names of all there is no room."""
+    named = in_view(overlay.models, rows, cost)[1]
+    points = list(zip(*_places(named, cost), strict=True))
+    label_points(axes, points, [model["name"].split(".")[0] for model in named], is_secondary=True)
 
 
 def _axis(cost: str, rows: Sequence[Row]) -> str:

@@ -16,8 +16,8 @@ def _add_nodes_flags(parser: argparse.ArgumentParser) -> None:
 
 def _nodes(flags: argparse.Namespace) -> None:
     from stitchkit.display import aligned
-    from stitchkit.networks.anchor import steps_of
     from stitchkit.networks.create import bare_model
+    from stitchkit.networks.families import steps_of
 
     model, example = bare_model(flags.model, flags.backend)
     cells = [

@@ -15,8 +15,9 @@ from torch import nn
 
 from stitchkit.classes import note_origin
 from stitchkit.errors import InputError, one_line, prefixed, unknown
-from stitchkit.networks.anchor import Anchor, view
+from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.data_config import set_data_config, trained_data_config
+from stitchkit.networks.families import anchor_of
 from stitchkit.networks.hub_weights import ADVICE, check_fit, check_reachable, published_config, unknown_argument
 from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.networks.weight_names import own_names
@@ -128,7 +129,7 @@ def create_anchor(spec: AnchorSpec, *, pretrained: bool = True, checkpoints: boo
     kwargs = {**spec.kwargs, **{key: value for key, value in overrides.items() if value is not None}}
     with prefixed(f"anchor '{spec.label}': "):
         model = create_model(spec.name, checkpoint=checkpoint, pretrained=pretrained, **kwargs)
-    anchor = view(model, label=spec.label)
+    anchor = anchor_of(model, label=spec.label)
     asked = to_2tuple(kwargs.get("img_size"))
     if asked[0] is not None and anchor.input_size[1:] != asked:  # some round it to their strides
         raise InputError(

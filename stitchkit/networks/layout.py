@@ -276,9 +276,10 @@ def find_layout(shape: tuple[int, ...], model: nn.Module, size: tuple[int, int])
         found = Layout("vector")
     # timm's `unroll` changes the order of tokens from that of their positions.
     if len(shape) == 3 and size[0] == size[1] and not hasattr(model, "unroll"):
-        prefix = getattr(model, "num_prefix_tokens", shape[1] - math.isqrt(shape[1]) ** 2)
-        if math.isqrt(shape[1] - prefix) ** 2 == shape[1] - prefix > 0:
-            found = Layout("NLC", num_prefix_tokens=prefix)
+        # Some models add their prefix tokens after some blocks.
+        for prefix in (getattr(model, "num_prefix_tokens", shape[1] - math.isqrt(shape[1]) ** 2), 0):
+            if found is None and math.isqrt(shape[1] - prefix) ** 2 == shape[1] - prefix > 0:
+                found = Layout("NLC", num_prefix_tokens=prefix)
     if len(shape) == 4:
         # Maps have the proportions of the images, which shows where their channels are.
         leading, trailing = (_is_proportional(sides, size) for sides in (shape[1:3], shape[2:4]))

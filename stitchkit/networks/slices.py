@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TypeVar
@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_map
 from stitchkit.errors import InputError
 from stitchkit.networks.cut.flow import Flow
 from stitchkit.networks.cut.refusal import check_slice, place_after, place_before
-from stitchkit.networks.cut.trace import INPUT, paths_to
+from stitchkit.networks.cut.sized import is_batch
+from stitchkit.networks.cut.tracer import INPUT, paths_to
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.mode import evaluating
 
@@ -104,31 +105,58 @@ class Slice(nn.Module):
             target.register_buffer(name, value, persistent=False)
 
 
+class Code:
+    """A part of a network's graph as code, which has one graph for evaluation and one for training.
+
+    Args:
+        graphs: The graph for evaluation and the one for training.
+    """
+
+    paths: tuple[str, ...]
+    """The modules and tensors of the network that it uses."""
+    constants: Mapping[str, object]
+    """Those values that only the graphs have, by the names under which the code expects them."""
+
+    def __init__(self, graphs: Sequence[fx.Graph]):
+        nodes = {
+            str(node.target): node for graph in graphs for node in graph.nodes if node.op in ("call_module", "get_attr")
+        }
+        whole = {target for target, node in nodes.items() if node.op == "call_module"}
+        self.constants = {target: node.meta["constant"] for target, node in nodes.items() if "constant" in node.meta}
+        own = [target for target in nodes if target not in self.constants]
+        self.paths = tuple(target for target in own if whole.isdisjoint(paths_to(target)[:-1]))
+        self._run = list(map(_compile, graphs))
+
+    def __call__(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """Run the graph of the module's mode; the result may be a tuple."""
+        return self._run[module.training](module, x)
+
+
 class TracedSlice(Slice):
-    """A slice that runs a part of its network's graph, which has one graph for evaluation and one for training.
+    """A slice that runs a part of its network's graph.
 
     It contains generated code, so torch cannot pickle it.
     """
 
     def __init__(self, model: nn.Module, graphs: Sequence[fx.Graph], start: Boundary | None, stop: Boundary | None):
         super().__init__(model, start, stop)
-        nodes = {
-            str(node.target): node for graph in graphs for node in graph.nodes if node.op in ("call_module", "get_attr")
-        }
-        whole = {target for target, node in nodes.items() if node.op == "call_module"}
-        for target, node in nodes.items():
-            if "constant" not in node.meta:
-                if whole.isdisjoint(paths_to(target)[:-1]):
-                    self._take(model, target)
-            elif isinstance(constant := node.meta["constant"], torch.Tensor):
-                self.register_buffer(target, constant, persistent=False)
-            else:
-                setattr(self, target, constant)
-        self._run = list(map(_compile, graphs))
+        self._run = Code(graphs)
+        for path in self._run.paths:
+            self._take(model, path)
+        hold(self, self._run.constants)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Run the graph of the current mode; the result may be a tuple."""
-        return self._run[self.training](self, x)
+        return self._run(self, x)
+
+
+def hold(module: nn.Module, constants: Mapping[str, object]) -> None:
+    """Give a module the constants of code: tensors as buffers, which move with it and are in no checkpoint."""
+    for name, value in constants.items():
+        if isinstance(value, torch.Tensor):
+            module.register_buffer(name, value, persistent=False)
+        else:
+            setattr(module, name, value)
 
 
 def _compile(graph: fx.Graph) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
@@ -171,6 +199,9 @@ def graph_between(
     given: dict[fx.Node, fx.Node] = {}
     for node in flow.trace.graph.nodes:
         if node not in needed or node is start:
+            continue
+        if is_batch(node):
+            copies[node] = graph.call_method("size", (entered, 0))
             continue
         copies[node] = twin = graph.node_copy(node, copies.__getitem__)
         if node in kept:  # later nodes may work in place

@@ -10,7 +10,8 @@ from torch import fx, nn
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.cut.flow import Flow
-from stitchkit.networks.cut.trace import INPUT, is_layer, trace
+from stitchkit.networks.cut.trace import trace
+from stitchkit.networks.cut.tracer import INPUT, is_layer
 from stitchkit.networks.layout import Layout, find_layout
 from stitchkit.networks.slices import Boundary, Node, Slice, TracedSlice, graph_between, graph_named
 
@@ -48,11 +49,11 @@ class Steps:
     @cached_property
     def flow(self) -> Flow:
         """The flow of tensors in evaluation mode."""
-        return Flow(trace(self.model, deep=self._deep))
+        return Flow(trace(self.model, deep=self._deep, example=self._example))
 
     @cached_property
     def _training_flow(self) -> Flow:
-        return Flow(trace(self.model, training=True, deep=self._deep))
+        return Flow(trace(self.model, training=True, deep=self._deep, example=self._example))
 
     @cached_property
     def _shapes(self) -> Mapping[fx.Node, tuple[int, ...]]:
@@ -80,12 +81,16 @@ class Steps:
         """The place in the graph of a boundary, which may come from a trace at another depth."""
         return self.flow.place[self.flow.leaving(boundary.after[0])[0]]
 
-    def _slice(self, first: int, last: int, start: Boundary | None, stop: Boundary | None) -> Slice:
+    def graphs(self, first: int, last: int) -> list[fx.Graph]:
+        """The graphs of the steps from `first` to before `last`, in evaluation mode and in training mode."""
         graphs = []
         for mode, flow in enumerate((self.flow, self._training_flow)):
             ends = [flow.source, *(nodes[mode] for nodes in self._cuts), flow.result]
             graphs.append(graph_between(flow, self.model, ends[first], ends[last]))
-        return TracedSlice(self.model, graphs, start, stop)
+        return graphs
+
+    def _slice(self, first: int, last: int, start: Boundary | None, stop: Boundary | None) -> Slice:
+        return TracedSlice(self.model, self.graphs(first, last), start, stop)
 
     def between(self, block_input: str | None = None, block_output: str | Sequence[str] | None = None) -> Slice:
         """The slice from where one node begins to where another ends.

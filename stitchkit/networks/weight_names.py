@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import nn
 
-from stitchkit.networks.anchor import Anchor, has_view, view
+from stitchkit.networks.anchor import Anchor
+from stitchkit.networks.families import anchor_of, has_view
 
 # timm's split batch norm has further norms for training; evaluation uses only the first one.
 _SPLIT_BN = re.compile(r"\.aux_bn\.\d+")
@@ -48,4 +49,4 @@ def _fit_split_norms(weights: dict[str, torch.Tensor], wanted: Collection[str]) 
 def _anchors(model: nn.Module) -> dict[str, Anchor]:
     if (views := getattr(model, "views", None)) is not None:  # an SN-Net
         return {f"anchors.{number}.": anchor for number, anchor in enumerate(views.values())}
-    return {"": view(model, label="model")} if has_view(model) else {}
+    return {"": anchor_of(model, label="model")} if has_view(model) else {}

@@ -18,6 +18,7 @@ from stitchkit.parser import (
     add_allow_unreliable_flag,
     add_device_flag,
     add_network_flags,
+    add_overlay_flag,
     new_file,
 )
 from stitchkit.settings.recipe import flag_of
@@ -73,6 +74,7 @@ def _budget(flags: argparse.Namespace) -> Budget:
 def _add_pick_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ledger", metavar="LEDGER", help="a stitches_res.txt, ours or a published one")
     _add_budget(parser)
+    add_overlay_flag(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     about = "stitch configuration: adds names, parameters and, with --max-latency-ms, latencies measured here"
     add_network_flags(parser, config=about)
@@ -81,11 +83,13 @@ def _add_pick_flags(parser: argparse.ArgumentParser) -> None:
 def _pick(flags: argparse.Namespace) -> None:
     from stitchkit.measure.latency_verdict import latency_note
     from stitchkit.measure.ledger import read_rows, strict_json
+    from stitchkit.measure.overlay import better_single_model, comparison, read_overlay
     from stitchkit.measure.pareto import table
     from stitchkit.ship.export_command import export_commands
     from stitchkit.ship.pick import pick, refusal, verdict
 
     budget, rows = _budget(flags), read_rows(flags.ledger)
+    overlay = read_overlay(flags.overlay, [*budget.costs] or ["flops"], every=True) if flags.overlay else None
     if flags.stitch_config:
         from stitchkit.distributed import choose_device  # torch, which a ledger alone does not need
         from stitchkit.model.create import create_snnet
@@ -98,14 +102,18 @@ def _pick(flags: argparse.Namespace) -> None:
     elif flags.num_classes or flags.img_size:
         raise InputError("--num-classes and --img-size need a configuration; add --stitch_config, or leave them out")
     choice = pick(rows, budget, allow_unreliable=flags.allow_unreliable)
+    rival = better_single_model(choice.best, budget.costs, overlay.models) if overlay and choice.best else None
     # Printed even if no stitch fits: scripts then find the nearest miss in it.
     if flags.json:
-        print(strict_json({**choice._asdict(), "stitches": len(rows), "budget": budget.limits}))
+        found = {**choice._asdict(), "stitches": len(rows), "budget": budget.limits}
+        print(strict_json(found | {"better_single_model": rival} if overlay else found))
     if choice.best is None:
         raise InputError(refusal(rows, budget, choice))
     if flags.json:
         return
     print(verdict(rows, budget, choice))
+    if overlay:
+        print(comparison(choice.best, rival, overlay))
     shown = [choice.best, *choice.runners_up]
     print(table(shown))
     if note := latency_note(shown):
@@ -238,6 +246,7 @@ def _add_report_flags(parser: argparse.ArgumentParser) -> None:
         help="stitch configuration of the ledgers; names the stitches of published ones",
     )  # fmt: skip
     parser.add_argument("--title", default="", metavar="TEXT", help="title of the page")
+    add_overlay_flag(parser)
     add_allow_unreliable_flag(parser)
 
 
@@ -245,20 +254,23 @@ def _report(flags: argparse.Namespace) -> None:
     from stitchkit.measure.figure import check_plot
     from stitchkit.measure.ledger import nouns_of
     from stitchkit.measure.pareto import plot, plot_ledgers
-    from stitchkit.ship.report import read_ledgers, write_report
+    from stitchkit.ship.report import overlay_for, overlay_verdicts, read_ledgers, write_report
 
     if flags.plot:
         check_plot(flags.plot)
     contents = read_ledgers(flags.ledgers, flags.stitch_config, allow_unreliable=flags.allow_unreliable)
-    write_report(flags.output, contents, title=flags.title)
+    overlay = overlay_for(contents, flags.overlay) if flags.overlay else None
+    write_report(flags.output, contents, title=flags.title, overlay=overlay)
     rows = {content["name"]: content["rows"] for content in contents}
     every = list(chain.from_iterable(rows.values()))
     print(f"{flags.output} shows {counted(len(every), nouns_of(every)[0])}; open it in a browser")
+    if overlay:
+        print(f"{next(iter(overlay_verdicts(contents, overlay).values()))} {overlay.remark}")
     if flags.plot:
         if len(rows) == 1:
-            plot(next(iter(rows.values())), flags.plot, title=flags.title)
+            plot(next(iter(rows.values())), flags.plot, title=flags.title, overlay=overlay)
         else:
-            plot_ledgers(rows, flags.plot, title=flags.title)
+            plot_ledgers(rows, flags.plot, title=flags.title, overlay=overlay)
         print(f"the plot is {flags.plot}")
 
 

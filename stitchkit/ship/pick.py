@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from stitchkit.display import counted, quantity
+from stitchkit.display import counted
 from stitchkit.errors import InputError
 from stitchkit.measure.latency_verdict import check_latencies
-from stitchkit.measure.ledger import Row, check_figures, nouns_of
+from stitchkit.measure.ledger import Row, check_figures, figure_text, nouns_of
 
 _RUNNERS_UP = 4
 _FIGURES = {"max_flops": "flops", "max_params": "params", "max_latency_ms": "latency_ms", "min_acc1": "acc1"}
-_WORDS = {"flops": "FLOPs", "params": "parameters", "latency_ms": "ms", "acc1": "% top-1"}
 
 _FOLLOWS = "give --stitch_config, from which it follows"
 _ADVICE = {
@@ -46,6 +45,11 @@ class Budget:
         return {limit: value for limit in _FIGURES if (value := getattr(self, limit)) is not None}
 
     @property
+    def costs(self) -> dict[str, float]:
+        """The limits on costs, by the figures that they limit."""
+        return {_FIGURES[limit]: value for limit, value in self.limits.items() if limit != "min_acc1"}
+
+    @property
     def wants_cheapest(self) -> bool:
         """Whether only an accuracy is required, so that the cheapest stitch is the best."""
         return self.limits.keys() == {"min_acc1"}
@@ -61,7 +65,7 @@ class Budget:
 
     def __str__(self) -> str:
         return " and ".join(
-            f"at {'least' if limit == 'min_acc1' else 'most'} {_figure(_FIGURES[limit], value)}"
+            f"at {'least' if limit == 'min_acc1' else 'most'} {figure_text(_FIGURES[limit], value)}"
             for limit, value in self.limits.items()
         )
 
@@ -125,14 +129,9 @@ def refusal(rows: Sequence[Row], budget: Budget, choice: Choice) -> str:
     """The message that no row fits, with the nearest miss."""
     nearest = choice.nearest_miss
     assert nearest is not None, "nothing fits"
-    figures = [_figure(_FIGURES[limit], nearest[_FIGURES[limit]]) for limit in budget.misses(nearest)]
+    figures = [figure_text(_FIGURES[limit], nearest[_FIGURES[limit]]) for limit in budget.misses(nearest)]
     name = f" ({nearest['stitch']})" if "stitch" in nearest else ""
     return (
         f"none of {counted(len(rows), nouns_of(rows)[0])} has {budget}; the nearest miss is cfg_id {nearest['cfg_id']}"
         f"{name} with {' and '.join(figures)}; widen the budget to take it"
     )
-
-
-def _figure(key: str, value: float) -> str:
-    text = quantity(value) if key in ("flops", "params") else f"{value:.4g}"
-    return f"{text} {_WORDS[key]}"

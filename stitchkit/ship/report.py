@@ -20,7 +20,8 @@ from stitchkit.files import check_folder_of, read_table
 from stitchkit.measure.latency_verdict import ALLOW, latency_note, unreliable, without_unreliable
 from stitchkit.measure.ledger import Row, check_figures, difference, nouns_of, read_rows, strict_json
 from stitchkit.measure.ledger_origin import origin_file
-from stitchkit.measure.pareto import is_anchor, pareto_front
+from stitchkit.measure.overlay import Overlay, read_overlay, verdict
+from stitchkit.measure.pareto import in_view, is_anchor, pareto_front
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.create import create_snnet
 from stitchkit.optional import optional
@@ -195,7 +196,41 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def write_report(output: str | Path, contents: Sequence[Content], *, title: str = "") -> None:
+def overlay_for(contents: Sequence[Content], paths: Sequence[str]) -> Overlay:
+    """Other models with any of the costs that the ledgers have."""
+    return read_overlay(paths, [cost for cost in _COSTS if any(cost in row for row in _rows(contents))])
+
+
+def overlay_verdicts(contents: Sequence[Content], overlay: Overlay) -> dict[str, str]:
+    """Where a single model beats the stitches of each ledger, by the costs that ledgers and models have."""
+    found = {}
+    for cost in (cost for cost in _COSTS if any(cost in model for model in overlay.models)):
+        fronts = {content["name"]: [row for row in content["rows"] if cost in row["front"]] for content in contents}
+        said = {name: verdict(front, overlay.models, cost) for name, front in fronts.items() if front}
+        if said:
+            found[cost] = " · ".join(text if len(contents) == 1 else f"{name}: {text}" for name, text in said.items())
+    return found
+
+
+def _overlay(contents: Sequence[Content], overlay: Overlay) -> dict[str, object]:
+    """What the page shows of other models: each with the costs over which it is near the rows, and on the front."""
+    verdicts = overlay_verdicts(contents, overlay)
+    models: list[Row] = [{**model, "near": [], "front": []} for model in overlay.models]
+    for cost in verdicts:
+        near, front = in_view(models, [row for row in _rows(contents) if cost in row], cost)
+        for key, some in (("near", near), ("front", front)):
+            for model in some:
+                model[key].append(cost)
+    return {"caption": overlay.caption, "verdicts": verdicts, "models": [model for model in models if model["near"]]}
+
+
+def _rows(contents: Sequence[Content]) -> list[Row]:
+    return [row for content in contents for row in content["rows"]]
+
+
+def write_report(
+    output: str | Path, contents: Sequence[Content], *, title: str = "", overlay: Overlay | None = None
+) -> None:
     """Write the page of the result of `read_ledgers`; it replaces an earlier report, but no other file."""
     output = Path(output)
     if output.suffix not in (".html", ".htm"):
@@ -204,14 +239,16 @@ def write_report(output: str | Path, contents: Sequence[Content], *, title: str 
     if output.is_file() and _OURS not in output.read_bytes()[:1000]:
         raise InputError(f"'{output}' exists and is not a report of stitchkit; choose another file or remove it")
     names = [content["name"] for content in contents]
-    rows = [row for content in contents for row in content["rows"]]
+    rows = _rows(contents)
     noun, uncut = nouns_of(rows)
     nouns = noun if len(rows) == 1 else plural(noun)
     title = title or f"{nouns.capitalize()} of " + (" and ".join(names) if len(names) < 3 else f"{len(names)} ledgers")
     # By folder: the ledgers of one run share its curves, which are shown once.
     folders = {Path(content["path"]).parent: content["name"] for content in contents}
     training = [{"name": name, **found} for folder, name in folders.items() if (found := _training(folder))]
-    data = strict_json({"ledgers": contents, "training": training, "noun": noun, "nouns": nouns, "uncut": uncut})
+    others = _overlay(contents, overlay) if overlay else None
+    words = {"noun": noun, "nouns": nouns, "uncut": uncut}
+    data = strict_json({"ledgers": contents, "training": training, "overlay": others, **words})
     parts = {
         "title": escape(title),
         "noun": noun,

@@ -18,9 +18,9 @@ from stitchkit.engine.checkpoint_files import start_from
 from stitchkit.errors import InputError, one_line, prefixed
 from stitchkit.model.create import create_snnet
 from stitchkit.model.snnet import SNNet
-from stitchkit.networks.anchor import has_view, view
 from stitchkit.networks.create import create_model
 from stitchkit.networks.data_config import set_data_config
+from stitchkit.networks.families import anchor_of, has_view
 from stitchkit.networks.hub_weights import check_fit, published_config
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.recipe import ModelRecipe, Recipe
@@ -156,7 +156,7 @@ def input_size(model: nn.Module, recipe: Recipe) -> tuple[int, ...]:
     if isinstance(model, SNNet):
         return model.input_size
     if has_view(model):
-        return view(model, label="model").input_size
+        return anchor_of(model, label="model").input_size
     channels = getattr(model, "in_chans", recipe.model.channels)  # not all of timm's models have the attribute
     return (channels, *as_timm(model).pretrained_cfg["input_size"][1:])
 

@@ -8,8 +8,8 @@ import torch
 
 import stitchkit
 from stitchkit.errors import InputError
-from stitchkit.networks.anchor import VIEWS, view
 from stitchkit.networks.create import create_model
+from stitchkit.networks.families import VIEWS, anchor_of
 from tests.support import pico_config, pico_images, pico_snnet, randomize
 
 PICO = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 4}
@@ -41,14 +41,14 @@ def test_law_1_anchor_equals_the_timm_model(variant):
     model = timm.create_model("vit_tiny_patch16_224", **PICO, **VARIANTS[variant]).eval()
     randomize(model)
     x = pico_images()
-    assert torch.equal(run_steps(view(model, label="vit"), x), model(x))
+    assert torch.equal(run_steps(anchor_of(model, label="vit"), x), model(x))
 
 
 def test_law_1_anchor_equals_the_distilled_model():
     model = timm.create_model("deit_tiny_distilled_patch16_224", **PICO).eval()
     randomize(model)
     x = pico_images()
-    assert torch.equal(run_steps(view(model, label="vit"), x), model(x))
+    assert torch.equal(run_steps(anchor_of(model, label="vit"), x), model(x))
 
 
 @torch.no_grad()
@@ -100,7 +100,7 @@ def anchors_among(names, module):
             continue
         if module in ANY_SIZE:
             model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 96, 64)}
-        check_anchor(view(model, label=name))
+        check_anchor(anchor_of(model, label=name))
         seen += 1
     return seen
 
@@ -130,13 +130,13 @@ def test_law_1_one_timm_model_in_so_many_is_an_anchor():
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet26d", "resnet26t"])
 def test_law_1_of_images_whose_size_no_stride_divides(name):
-    check_anchor(view(create_model(name, img_size=(75, 43), num_classes=3).eval(), label=name))
+    check_anchor(anchor_of(create_model(name, img_size=(75, 43), num_classes=3).eval(), label=name))
 
 
 def test_a_class_without_a_view_is_refused():
     model = timm.create_model("convnext_atto", num_classes=2)
     with pytest.raises(InputError, match="ConvNeXt; stitchkit can stitch"):
-        view(model, label="r")
+        anchor_of(model, label="r")
 
 
 def test_the_default_stitch():

@@ -9,7 +9,7 @@ import torch
 import torchvision
 
 from docs.cut_table import HEAD, NAMES, measure
-from stitchkit.networks.anchor import steps_of
+from stitchkit.networks.families import steps_of
 from tests.support import ROOT, mostly_full, randomize
 
 VIT = {"img_size": 64, "embed_dim": 32, "depth": 4, "num_heads": 2}

@@ -10,8 +10,8 @@ import stitchkit
 from stitchkit.measure.profile import FlopCountAnalysis, Profiler, measure
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
-from stitchkit.networks.anchor import VIEWS, view
 from stitchkit.networks.create import create_anchor
+from stitchkit.networks.families import VIEWS, anchor_of
 from stitchkit.routes import SlidingWindow, StitchSpace
 from stitchkit.settings.stitch_config import AnchorSpec
 from tests.support import FAMILIES, family_snnet, mostly_full, pico_images, randomize
@@ -66,7 +66,7 @@ def test_law_2_self_stitch_equals_the_anchor(name, final_norm):
     if not final_norm:
         for child in first.final_norm_children:
             setattr(first.model, child, torch.nn.Identity())
-    anchors = [view(first.model, label="a"), view(copy.deepcopy(first.model), label="b")]
+    anchors = [anchor_of(first.model, label="a"), anchor_of(copy.deepcopy(first.model), label="b")]
     model = SNNet(anchors, StitchSpace.build(anchors, SlidingWindow()), stitched_final_norm=final_norm).eval()
     for joint in model.space.layers:
         width = first.boundaries[joint.front_block + 1].layout.width
@@ -155,7 +155,7 @@ def test_gradient_checkpointing_changes_no_gradient(model):
 def test_the_closed_form_fit_finds_an_exact_map(model):
     """Fronts and ends are one anchor, so the best map of a straight joint is the identity, in every layout."""
     first = list(model.views.values())[-1]
-    anchors = [view(copy.deepcopy(first.model), label="a"), view(copy.deepcopy(first.model), label="b")]
+    anchors = [anchor_of(copy.deepcopy(first.model), label="a"), anchor_of(copy.deepcopy(first.model), label="b")]
     rule = SlidingWindow(stride=2, stages=first.stitched_stages)  # no two joints share a layer
     twins = SNNet(anchors, StitchSpace.build(anchors, rule)).eval()
     residuals = fit_stitching_layers(twins, [pico_images(64, size=first.input_size[-1])])

@@ -10,7 +10,8 @@ import stitchkit
 from stitchkit.assembly.parts.pretrained import Subnet
 from stitchkit.errors import InputError
 from stitchkit.measure.profile import Cost, Profiler, measure
-from stitchkit.networks.anchor import Anchor, steps_of
+from stitchkit.networks.anchor import Anchor
+from stitchkit.networks.families import steps_of
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.slices import Boundary, Slice, extract
 from stitchkit.networks.steps import Steps

@@ -377,17 +377,17 @@ def rounded(row):
     return {**row, "acc1": round(row["acc1"], 2)}
 
 
-def point(page, cfg_id):
-    """The middle of a point of the plot, in pixels."""
+def point(page, name, trace=1):
+    """The middle of a point of the plot, by its cfg_id or name, in pixels."""
     page.wait_for_timeout(300)  # plotly takes a tenth of a second to fill its place
     return page.evaluate(
-        """(cfg_id) => {
+        """([name, trace]) => {
           const place = document.getElementById("pareto"), box = place.getBoundingClientRect();
-          const row = place.data[1].customdata.find((row) => row.cfg_id === cfg_id);
+          const row = place.data[trace].customdata.find((row) => (row.cfg_id ?? row.name) === name);
           const { xaxis, yaxis } = place._fullLayout;
           return [box.x + xaxis._offset + xaxis.d2p(row.flops), box.y + yaxis._offset + yaxis.d2p(row.acc1)];
         }""",
-        cfg_id,
+        [name, trace],
     )
 
 
@@ -441,6 +441,48 @@ def test_before_and_after(tmp_path):
         page.get_by_label("digits_levit_recalibrated").uncheck()
         assert "vs" not in page.locator("#details .figures").inner_text()
         assert wrong == []
+
+
+@pytest.mark.full
+def test_other_models_are_crosses_with_names_and_a_verdict(tmp_path, capsys):
+    other, page_file = tmp_path / "other.csv", tmp_path / "page.html"
+    other.write_text(f"name,flops,acc1\nrival.tag,300e3,97.5\n{EVIL},2e6,95\nhuge,9e9,99\nfree,,99\n")
+    assert report(LEDGER, "-o", page_file, "--plot", tmp_path / "p.svg", "--overlay", other) == 0
+    said = capsys.readouterr().out
+    assert "machines; left out 1 of 4 models, which lack an accuracy or FLOPs or parameters)" in said
+    verdict = "of 15 stitches on the front are beaten by a single model; by most: at 300k FLOPs, rival.tag has 97.50 %"
+    assert verdict in said
+    assert ">rival</text>" in (tmp_path / "p.svg").read_text()
+    with open_page(page_file.as_uri()) as (page, wrong):
+        assert verdict in page.locator("#verdict").inner_text()
+        assert "other.csv; measured elsewhere, perhaps on other images" in page.locator("#others h2").inner_text()
+        crosses = "by('pareto').data[0].customdata.map((model) => model.name)"
+        page.wait_for_timeout(300)
+        assert page.evaluate(crosses) == ["rival.tag", EVIL], "one is far from all stitches, one has no FLOPs"
+        page.mouse.move(*point(page, "rival.tag", trace=0))
+        page.locator("#tip").wait_for()
+        assert " ".join(page.locator("#tip").inner_text().split()) == "rival.tag another model FLOPs 300k top-1 97.50 %"
+        page.mouse.click(*point(page, "rival.tag", trace=0))
+        assert page.locator("tr.chosen").count() == 0, "no stitch"
+        page.locator("#axis").select_option("params")
+        assert page.locator("#verdict").inner_text() == "They have no such cost."
+        assert page.evaluate(crosses) == []
+        page.locator("#axis").select_option("flops")
+        page.get_by_label("other models").uncheck()
+        assert page.evaluate(crosses) == []
+        assert page.locator("img").count() == 0
+        assert wrong == []
+
+
+def test_other_models_beside_several_ledgers(tmp_path, capsys):
+    other, page_file = tmp_path / "other.csv", tmp_path / "page.html"
+    other.write_text("name,gmacs,acc1\nrival,0.001,99\n")
+    assert report(*LEVIT, "-o", page_file, "--plot", tmp_path / "p.png", "--overlay", other) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"\ndigits_levit: 1 of 1 stitch on .* is beaten .* · digits_levit_recalibrated: \d of", said)
+    assert data_of(page_file)["overlay"]["models"] == [
+        {"name": "rival", "flops": 1e6, "acc1": 99.0, "near": ["flops"], "front": ["flops"]}
+    ]
 
 
 def test_the_commands_of_the_page_about_it(tmp_path, monkeypatch):

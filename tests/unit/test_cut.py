@@ -9,9 +9,9 @@ import torchvision
 from torch import nn
 
 from stitchkit.errors import InputError
-from stitchkit.networks.anchor import steps_of
 from stitchkit.networks.cut.flow import Flow
 from stitchkit.networks.cut.trace import trace
+from stitchkit.networks.families import steps_of
 from stitchkit.networks.steps import Steps
 from tests.support import pico_images, randomize
 

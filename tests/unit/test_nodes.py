@@ -5,8 +5,8 @@ import torch
 
 from stitchkit.cli import main
 from stitchkit.errors import InputError
-from stitchkit.networks.anchor import steps_of
 from stitchkit.networks.create import bare_model
+from stitchkit.networks.families import steps_of
 from stitchkit.networks.slices import Node
 
 

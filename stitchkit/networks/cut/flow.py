@@ -9,13 +9,16 @@ from functools import cached_property
 
 from torch import fx
 
-from stitchkit.networks.cut.trace import INPUT, Trace, paths_to
+from stitchkit.networks.cut.sized import has_batch_first, is_batch
+from stitchkit.networks.cut.trace import Trace
+from stitchkit.networks.cut.tracer import INPUT, paths_to
 
 
 class Flow:
     """The nodes of a trace between the model's input and its output.
 
-    Nodes that do not depend on the input, such as parameters, may cross any cut: each slice has its own.
+    Nodes that do not depend on the input, such as parameters, may cross any cut: each slice has its own. So has it the
+    number of images.
     """
 
     def __init__(self, trace: Trace):
@@ -48,7 +51,7 @@ class Flow:
             node = left.pop()
             if node not in found:
                 found.add(node)
-                left += [] if node in given else node.all_input_nodes
+                left += [] if node in given or is_batch(node) else node.all_input_nodes
         return found
 
     @staticmethod
@@ -57,7 +60,7 @@ class Flow:
         found, left = set[fx.Node](), [start]
         while left:
             for user in left.pop().users:
-                if user not in found:
+                if user not in found and not is_batch(user):
                     found.add(user)
                     left.append(user)
         return found
@@ -109,7 +112,7 @@ class Flow:
         # A tensor is clean if nothing that runs before it is used after it: one scan with the farthest use is enough.
         found, reach = set(), 0
         for place, node in enumerate(self.nodes[:-1]):
-            if reach <= place and not is_size(node) and not is_tuple(node):
+            if reach <= place and not is_size(node) and not is_tuple(node) and has_batch_first(node):
                 found.add(node)
             reach = max([reach, *(self.place[user] for user in self.after(node))])
         return found

@@ -9,7 +9,7 @@ from torch import fx
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.cut.flow import Flow, is_tuple
-from stitchkit.networks.cut.trace import INPUT
+from stitchkit.networks.cut.tracer import INPUT
 
 _Side = Literal["before", "after"]
 

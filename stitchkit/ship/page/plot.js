@@ -52,6 +52,7 @@ function drawPlot({ cost, within, best }) {
     const line = { mode: "lines", opacity: 0.6, line: { color, width: 1.6 } };
     return [trace(front, cost, line), trace(some, cost, points)];
   });
+  if (data.overlay) traces.unshift(trace(overlaid(cost), cost, crosses(cost))); // below the stitches
   for (const [row, color] of [[best, colorNamed("good")], [state.chosen, colorNamed("ink")]]) {
     const marker = { size: 20, symbol: "circle-open", color, line: { width: 2.5 } };
     if (row && has(row, cost) && isShown(row)) traces.push(trace([row], cost, { mode: "markers", marker }));
@@ -69,6 +70,14 @@ function drawPlot({ cost, within, best }) {
     yaxis: { title: { text: "top-1 accuracy (%)" } },
   };
   Plotly.react("pareto", traces, layout, BAR);
+}
+
+/** The look of other models: crosses, which are dark on the front of all. */
+function crosses(cost) {
+  const some = overlaid(cost);
+  const color = some.map((model) => colorNamed(model.front.includes(cost) ? "ink" : "faint"));
+  const marker = { size: 7, symbol: "x-thin", line: { color, width: 1.4 } };
+  return { customdata: some, mode: "markers", hoverinfo: "none", marker };
 }
 
 function trace(some, cost, more) {

@@ -19,10 +19,12 @@ const FIGURES = {
 };
 const COSTS = ["flops", "params", "latency_ms"];
 const by = (id) => document.getElementById(id);
+const isStitch = (row) => "cfg_id" in row;
 const has = (row, key) => typeof row[key] === "number";
 const textOf = (row, key) => (has(row, key) ? FIGURES[key].show(row[key]) : "–");
 const nameOf = (row) => row.stitch ?? `cfg_id ${row.cfg_id}`;
 const colorOf = (ledger) => COLORS[ledger % COLORS.length];
+const overlaid = (cost) => (by("overlay")?.checked ? data.overlay.models.filter((model) => model.near.includes(cost)) : []);
 const isShown = (row) => !several || by(`ledger-${row.ledger}`).checked;
 
 const several = data.ledgers.length > 1;
@@ -77,6 +79,15 @@ function selection() {
   );
   const [best] = [...within].sort((a, b) => b.acc1 - a.acc1 || a[cost] - b[cost]);
   return { cost, within, best };
+}
+
+/** Name and figures of another model. */
+function describeModel(model) {
+  const list = element("dl", { className: "figures" });
+  for (const key of Object.keys(FIGURES).filter((key) => has(model, key))) {
+    list.append(element("dt", {}, FIGURES[key].label), element("dd", {}, textOf(model, key)));
+  }
+  return [element("p", { className: "stitch" }, model.name), element("p", { className: "from" }, "another model"), list];
 }
 
 /** Name, drawing and figures of a stitch, compared with the other ledgers. */
@@ -214,6 +225,7 @@ function draw() {
   drawPlot(found);
   drawTable(found);
   drawDetails(state.chosen ?? found.best);
+  by("verdict").textContent = data.overlay?.verdicts[found.cost] ?? "They have no such cost.";
 }
 
 function drawControls() {
@@ -223,6 +235,12 @@ function drawControls() {
   for (const [number, { name, path }] of several ? data.ledgers.entries() : []) {
     const box = element("input", { type: "checkbox", id: `ledger-${number}`, defaultChecked: true });
     by("ledgers").append(element("label", { title: path }, box, dot(number), name));
+  }
+  if (data.overlay) {
+    const box = element("input", { type: "checkbox", id: "overlay", defaultChecked: true });
+    by("ledgers").append(element("label", {}, box, element("span", { className: "cross" }, "×"), "other models"));
+    by("others-caption").textContent = data.overlay.caption;
+    by("others").hidden = false;
   }
   by("controls").addEventListener("input", ({ target }) => (by("ledgers").contains(target) ? draw() : choose(null)));
   by("clear").addEventListener("click", () => {
@@ -261,7 +279,8 @@ function drawSettings() {
 
 function showTip({ points, event }) {
   const tip = by("tip");
-  tip.replaceChildren(...describe(points[0].customdata));
+  const { customdata } = points[0];
+  tip.replaceChildren(...(isStitch(customdata) ? describe : describeModel)(customdata));
   tip.hidden = false;
   const { width, height } = tip.getBoundingClientRect();
   const x = event.clientX + 18 + width > innerWidth ? event.clientX - width - 18 : event.clientX + 18;
@@ -284,6 +303,6 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
 });
 by("pareto").on("plotly_hover", showTip);
 by("pareto").on("plotly_unhover", () => (by("tip").hidden = true));
-by("pareto").on("plotly_click", ({ points }) => choose(points[0].customdata));
+by("pareto").on("plotly_click", ({ points: [{ customdata }] }) => isStitch(customdata) && choose(customdata));
 // The plot is as large as its card, which grows with the details beside it.
 new ResizeObserver(() => Plotly.Plots.resize("pareto")).observe(by("pareto"));

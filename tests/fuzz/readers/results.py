@@ -15,7 +15,8 @@ from stitchkit.display import count
 from stitchkit.measure.evaluate import PartialSums, Score
 from stitchkit.measure.ledger import Ledger, read_rows, strict_json
 from stitchkit.measure.ledger_origin import read_origin
-from stitchkit.measure.pareto import pareto_front
+from stitchkit.measure.overlay import read_overlay, verdict
+from stitchkit.measure.pareto import in_view, pareto_front
 from stitchkit.measure.per_class import write_per_class
 from stitchkit.measure.profile import Cost
 from stitchkit.routes import Stitch, StitchSpace
@@ -55,6 +56,11 @@ def _read_losses(path: Path) -> None:
 def _read_summary(path: Path) -> None:
     read_summary(path.parent)
     _read_losses(path)
+
+
+def _read_overlay(path: Path) -> object:
+    models = read_overlay([path], ["flops", "params"]).models
+    return verdict(ROWS, models, "flops"), in_view(models, ROWS, "flops")
 
 
 def _continue_per_class(path: Path) -> None:
@@ -120,6 +126,9 @@ READERS = {
         "losses.csv",
         [Seed(b"epoch,cfg_id,stitch,loss,steps\n0,0,ti[0:3],1.0,3\n1,3,ti[0:1] > s[1:3],0.5,1\n")],
         _read_losses,
+    ),
+    "other models": Reader(
+        "fuzzed.csv", [Seed(b'model,top1,infer_gmacs,param_count\na.x,80.1,4.5,5.7\nb,70,,"1,014.45"\n')], _read_overlay
     ),
     "per_class.csv": Reader("per_class.csv", [Seed(b"class,images,0\na,1,50.0\nb,1,50.0\n")], _continue_per_class),
     "partial sums": Reader(

@@ -1,0 +1,106 @@
+"""The blocks of a network, found from its modules: what rules count, whether a network has a view or is traced."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
+from itertools import groupby
+
+from torch import nn
+
+from stitchkit.networks.cut.tracer import is_group, is_stage, paths_to
+from stitchkit.networks.slices import Boundary
+from stitchkit.networks.steps import Steps
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList)
+
+
+def find_blocks(steps: Steps) -> tuple[list[int], tuple[int, ...]]:
+    """The boundaries that separate blocks, and the number of blocks of each stage.
+
+    A block is a module of several that stand in a row, such as in a list, which one tensor leaves. Blocks in one row
+    whose tensors have the same positions are a stage. A stage begins and ends where the module around it does, so
+    that what runs before a block, such as down-sampling, belongs to it, and a stage's last norm to its last block. In
+    a network without blocks, each step is one.
+
+    Returns:
+        The numbers of the boundaries: before the first block, and after each; and the blocks per stage.
+    """
+    places = steps.boundaries
+    ends = {name: number for number, place in enumerate(places) for name in place.after}
+    begins = {name: number for number, place in reversed([*enumerate(places)]) for name in place.before}
+    modules = dict(steps.model.named_modules())
+    rows = _rows(modules)
+    paths = sorted(_block_paths(modules, rows, ends), key=ends.__getitem__)
+    stages = _trunk(_stages([(path, places[ends[path]]) for path in paths]), modules, rows)
+    found = [begins[name] for name in _around(stages, 0) if name in begins][:1] if stages else []
+    depths = [len(stage) for stage in stages]
+    if not found and depths:  # the first block takes the images: it is the stem
+        depths[0] -= 1
+    for number, stage in enumerate(stages):
+        last = max(ends[name] for name in _around(stages, number) if name in ends)
+        found += [*(ends[path] for path in stage[:-1]), last]
+    if sum(depths) < 2 or found != sorted(set(found)):
+        return _every_step(places)
+    return found, tuple(filter(None, depths))
+
+
+def _rows(modules: Mapping[str, nn.Module]) -> set[str]:
+    """Paths of the modules whose children stand in a row."""
+    # Also a stage that has only one block of its class.
+    kinds = {type(module) for module in modules.values() if is_stage(module)}
+    return {path for path, module in modules.items() if isinstance(module, (*_CONTAINERS, *kinds))}
+
+
+def _block_paths(modules: Mapping[str, nn.Module], rows: Container[str], ends: Container[str]) -> Iterator[str]:
+    """Paths of the blocks: of candidates inside one another the smallest, but a block's class is one everywhere."""
+    candidates = [
+        path
+        for path, module in modules.items()
+        if path in ends and path.rpartition(".")[0] in rows and any(True for _ in module.children())
+    ]
+    outer = {around for path in candidates for around in paths_to(path)[:-1]}
+    whole = {type(modules[path]) for path in candidates if path not in outer}.difference(_CONTAINERS)
+    found = ""
+    for path in candidates:  # outer modules come first
+        if found and path.startswith(f"{found}."):
+            continue
+        if path not in outer or type(modules[path]) in whole or is_group(modules[path]):
+            found = path
+            yield path
+
+
+def _stages(blocks: Sequence[tuple[str, Boundary]]) -> list[list[str]]:
+    def row(block: tuple[str, Boundary]) -> tuple[str, object]:
+        path, place = block
+        return path.rpartition(".")[0], place.found and place.found.positions
+
+    return [[path for path, _ in stage] for _, stage in groupby(blocks, row)]
+
+
+def _trunk(stages: list[list[str]], modules: Mapping[str, nn.Module], rows: Container[str]) -> list[list[str]]:
+    """The stages that stand where most blocks do, or have blocks of the same classes: no stem, no head."""
+
+    def place(stage: Sequence[str]) -> str:
+        row = paths_to(stage[0])[:-1]
+        return ".".join("*" if path.rpartition(".")[0] in rows else path.rpartition(".")[2] for path in row)
+
+    counts = Counter[str]()
+    for stage in stages:
+        counts[place(stage)] += len(stage)
+    trunk = [stage for stage in stages if place(stage) == max(counts, key=counts.__getitem__)]
+    kinds = {type(modules[path]) for stage in trunk for path in stage}
+    return [stage for stage in stages if stage in trunk or kinds.intersection(type(modules[path]) for path in stage)]
+
+
+def _around(stages: Sequence[Sequence[str]], number: int) -> list[str]:
+    """The first and the last block of a stage, and the modules around them that hold no other stage's blocks."""
+    others = {path for other, stage in enumerate(stages) if other != number for path in stage}
+    shared = {around for path in others for around in paths_to(path)}
+    stage = stages[number]
+    return [name for path in (stage[0], stage[-1]) for name in paths_to(path) if name not in shared]
+
+
+def _every_step(places: Sequence[Boundary]) -> tuple[list[int], tuple[int, ...]]:
+    rows = [place.found and place.found.positions for place in places[1:]]
+    return [*range(len(places))], tuple(len(list(stage)) for _, stage in groupby(rows))

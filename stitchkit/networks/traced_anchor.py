@@ -1,0 +1,137 @@
+"""An anchor of any network: its steps are traced, and its blocks found from its modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from timm.data import resolve_data_config
+from torch import fx, nn
+
+from stitchkit.errors import InputError
+from stitchkit.networks.anchor import Anchor, AnchorStep
+from stitchkit.networks.blocks import find_blocks
+from stitchkit.networks.slices import Code, Slice, hold
+from stitchkit.networks.steps import Steps
+
+_PLAIN = {"input_size": (3, 224, 224)}
+"""What is known of a network that is not timm's."""
+
+
+class TracedAnchor(Anchor):
+    """Any network that can be traced, as an anchor for images of one size.
+
+    Args:
+        model: A network that takes images `[B, C, H, W]`.
+        label: Its name in stitches.
+        input_size: Size of an image, `(C, H, W)`; by default that of timm's description of the network.
+
+    Raises:
+        InputError: If it cannot be traced, or has no two blocks between which only one tensor passes.
+    """
+
+    class_tokens = ("cls_token",)
+
+    def __init__(self, model: nn.Module, *, label: str, input_size: tuple[int, int, int] | None = None):
+        super().__init__(model, label=label)
+        self._config = getattr(model, "pretrained_cfg", None) or resolve_data_config(
+            {}, pretrained_cfg={"input_size": (3, 224, 224)}
+        )
+        self._input_size: tuple[int, int, int] = tuple(input_size or self._config["input_size"])
+        # The trace is not kept: an anchor is copied with its SN-Net, such as for its moving average.
+        whole = Steps(model, _example(model, self._input_size))
+        result = whole.flow.result
+        if not isinstance(result, fx.Node):
+            raise InputError(f"anchor '{label}' returns several tensors; wrap it in a module that returns its logits")
+        cuts, self._depths = find_blocks(whole)
+        self.boundaries = tuple(whole.boundaries[number] for number in cuts)
+        ends = [0, *(number + 1 for number in cuts), len(whole)]
+        stem, *others = (_step(model, whole.graphs(first, last)) for first, last in pairwise(ends))
+        self._run = (replace(stem, run=_Stem(stem, self._input_size, label)), *others)
+        self._outputs = int(result.meta["values"][0].shape[-1])
+
+    @property
+    def _steps(self) -> tuple[AnchorStep, ...]:
+        """Stem, blocks and head, which run in turn are the model."""
+        return self._run
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Blocks per stage."""
+        return self._depths
+
+    @property
+    def stitched_stages(self) -> tuple[int, ...]:
+        """The stages of several blocks, without the last of several stages, as in the published families."""
+        inner = range(max(len(self.depths) - 1, 1))
+        return tuple(stage for stage in inner if self.depths[stage] > 1)
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Size of an input image, `(C, H, W)`."""
+        return self._input_size
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits."""
+        return getattr(self.model, "num_classes", self._outputs)
+
+    @property
+    def pretrained_cfg(self) -> Mapping[str, Any]:
+        """timm's description of the weights, with the preparation of images; timm's defaults if there is none."""
+        config: Mapping[str, Any] = getattr(self.model, "pretrained_cfg", self._config)
+        return config
+
+    @property
+    def bare_head(self) -> Slice:
+        """The last step without the final normalisation, which is not known of a traced network."""
+        raise InputError(
+            f"anchor '{self.label}' is traced, so its final normalisation is not known; set stitched_final_norm to true"
+        )
+
+
+def _example(model: nn.Module, size: Sequence[int]) -> torch.Tensor:
+    weights = next(model.parameters(), torch.empty(0))
+    return torch.empty(1, *size, device=weights.device, dtype=weights.dtype)
+
+
+def _step(model: nn.Module, graphs: Sequence[fx.Graph]) -> AnchorStep:
+    """The step of some graphs: modules that run one after the other, or code."""
+    paths = [_chain(graph) for graph in graphs]
+    if paths[0] is not None and paths[0] == paths[1]:
+        return AnchorStep((paths[0],))
+    code = Code(graphs)
+    hold(model, code.constants)
+    return AnchorStep((*code.paths, *code.constants), code)
+
+
+def _chain(graph: fx.Graph) -> str | None:
+    """The path of the module that a graph consists of; None if it is more than one module."""
+    first, *inner, _ = graph.nodes
+    if len(inner) == 1 and inner[0].op == "call_module" and inner[0].args == (first,) and not inner[0].kwargs:
+        return str(inner[0].target)
+    return None
+
+
+@dataclass(frozen=True)
+class _Stem:
+    """Runs the first step, on images of the size that all steps were traced for."""
+
+    step: AnchorStep
+    size: tuple[int, ...]
+    label: str
+
+    def __call__(self, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        # Other sizes would not fail everywhere: some steps would resize to the constants of the trace.
+        if not torch._C._get_tracing_state() and tuple(x.shape[1:]) != self.size:
+            raise InputError(
+                f"anchor '{self.label}' takes images of {self.size}, not {tuple(x.shape[1:])}; create it with their "
+                "size as img_size"
+            )
+        if self.step.run is not None:
+            return self.step.run(model, x)
+        found: torch.Tensor = model.get_submodule(self.step.paths[0])(x)
+        return found
