@@ -178,8 +178,6 @@ def test_drop_path_follows_the_mode():
     ("change", "message"),
     [
         ({"img_size": 32}, "input_size"),
-        ({"patch_size": 4}, "positions"),
-        ({"class_token": False, "global_pool": "avg"}, "positions"),
         ({"num_classes": 7}, "num_classes"),
         ({"depth": 4}, "equal depth"),
     ],

@@ -12,7 +12,7 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
 from stitchkit.networks.create import create_anchor
 from stitchkit.networks.families import VIEWS, anchor_of
-from stitchkit.routes import SlidingWindow, StitchSpace
+from stitchkit.routes import Proportional, SlidingWindow, StitchSpace
 from stitchkit.settings.stitch_config import AnchorSpec
 from tests.support import FAMILIES, family_snnet, mostly_full, pico_images, randomize
 
@@ -60,14 +60,18 @@ def test_law_1_anchor_equals_the_timm_model(name):
 
 
 @pytest.mark.parametrize("name", ANCHORS)
-@pytest.mark.parametrize("final_norm", [True, False])
-def test_law_2_self_stitch_equals_the_anchor(name, final_norm):
+@pytest.mark.parametrize(
+    ("rule", "final_norm"),
+    [(SlidingWindow(), True), (SlidingWindow(), False), (Proportional("both"), True)],
+    ids=["window", "window without norm", "proportional"],
+)
+def test_law_2_self_stitch_equals_the_anchor(name, rule, final_norm):
     first = create(name)
     if not final_norm:
         for child in first.final_norm_children:
             setattr(first.model, child, torch.nn.Identity())
     anchors = [anchor_of(first.model, label="a"), anchor_of(copy.deepcopy(first.model), label="b")]
-    model = SNNet(anchors, StitchSpace.build(anchors, SlidingWindow()), stitched_final_norm=final_norm).eval()
+    model = SNNet(anchors, StitchSpace.build(anchors, rule), stitched_final_norm=final_norm).eval()
     for joint in model.space.layers:
         width = first.boundaries[joint.front_block + 1].layout.width
         model.layer(joint).set_map(torch.cat([torch.eye(width), torch.zeros(1, width)]))

@@ -55,6 +55,13 @@ def test_routes_down_come_after_those_up():
     assert names(plain(3, 6), directions="both") == up + down
 
 
+def test_law_3_routes_with_one_joint_of_the_published_two_way_rule():
+    space = StitchSpace.build(plain(12, 24), Proportional("both"))
+    assert len(space) == 24
+    assert [stitch.name for stitch in space][2:13] == [f"s[0:{k}] > b[{2 * k}:24]" for k in range(1, 12)]
+    assert [stitch.name for stitch in space][13:] == [f"b[0:{2 * k}] > s[{k}:12]" for k in range(1, 12)]
+
+
 def test_a_stage_is_joined_after_every_block_of_the_shallower_anchor():
     assert names(REGNETY) == [
         *("s[0:1] > b[1:17]", "s[0:2] > b[2:17]"),
