@@ -97,7 +97,7 @@ def add_network_flags(parser: argparse.ArgumentParser, *, required: bool = False
 
 def add_anchors_flag(parser: argparse.ArgumentParser) -> None:
     """Add `--anchors`, in place of `--stitch_config`."""
-    parser.add_argument("--anchors", **ANCHORS_FLAG, default=(), help="in place of --stitch_config: see train --help")
+    parser.add_argument("--anchors", **ANCHORS_FLAG, help="in place of --stitch_config, as in stitchkit train")
 
 
 def add_device_flag(parser: argparse.ArgumentParser) -> None:

@@ -44,7 +44,7 @@ def _profile(flags: argparse.Namespace) -> None:
     overrides = {"num_classes": flags.num_classes, "img_size": flags.img_size}
     # Costs need no memory for weights, which giants would fill; latencies do.
     with nullcontext() if flags.latency else torch.device("meta"):
-        model = create_snnet(flags.stitch_config, anchors=flags.anchors, checkpoints=False, **overrides)
+        model = create_snnet(flags.stitch_config, anchors=flags.anchors or (), checkpoints=False, **overrides)
     profiler = Profiler(model)
     rows = [cost_row(model.space, cfg_id, profiler.cost(cfg_id)) for cfg_id in range(len(model.space))]
     if flags.latency:

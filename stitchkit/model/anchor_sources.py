@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from timm.models import is_model
@@ -20,17 +21,17 @@ AnchorSource = AnchorSpec | nn.Module
 """What an anchor is made of: the specification of a model, or a network of one's own."""
 
 
-def anchor_source(given: str | Mapping[str, object] | AnchorSource) -> AnchorSource:
-    """The source of an anchor: a specification from text as `--anchors` takes it, or what is given.
+def anchor_source(given: str | Path | Mapping[str, object] | AnchorSource) -> AnchorSource:
+    """The source of an anchor: from text as `--anchors` takes it, the file of a checkpoint, or what is given.
 
     Raises:
         InputError: If timm has no such model, or a checkpoint does not say which model it is of.
     """
     if isinstance(given, Mapping):
         return AnchorSpec.parse(given)
-    if not isinstance(given, str):
+    if not isinstance(given, str | Path):
         return given
-    text = read_anchor(given)
+    text = read_anchor(str(given))
     with prefixed(f"anchor '{given}': "):
         name, kwargs = (text.name, {}) if text.name else _model_of(text.file)
         if ":" not in name and not is_model(name):

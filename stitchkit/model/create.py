@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from stitchkit.errors import InputError
-from stitchkit.model.anchor_sources import anchor_source
+from stitchkit.model.anchor_sources import AnchorSource, anchor_source
 from stitchkit.model.plan import Plan, plan_anchors
 from stitchkit.model.snnet import SNNet
-from stitchkit.networks.anchor import Anchor, view
+from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.create import create_anchor
+from stitchkit.networks.families import anchor_of
 from stitchkit.networks.data_config import given_data_config
 from stitchkit.routes import StitchSpace
 from stitchkit.settings.stitch_config import AnchorSpec, StitchConfig
@@ -26,7 +26,7 @@ _logger = logging.getLogger(__name__)
 def create_snnet(
     config: StitchConfig | Mapping[str, object] | str | Path | None = None,
     *,
-    anchors: Sequence[str | AnchorSpec | nn.Module] = (),
+    anchors: Sequence[str | Path | Mapping[str, object] | AnchorSource] = (),
     pretrained: bool = False,
     checkpoints: bool = True,
     **overrides: Any,
@@ -37,7 +37,7 @@ def create_snnet(
 
     Args:
         config: A configuration, its content, the path of its file, or its short name, such as `deit_ti_s_b`.
-        anchors: In place of it, timm names, specifications, checkpoints as `--anchors` takes them, or networks of your
+        anchors: In place of it, timm names, checkpoints as `--anchors` takes them, specifications, or networks of your
             own, in any order. Where they are joined follows from their structure, and is logged.
         pretrained: Download timm's weights of the anchors for which the configuration names no local `checkpoint`.
         checkpoints: Load these local files. False is for a network whose weights do not matter, or all come from
@@ -79,7 +79,7 @@ def anchors_and_space(config: StitchConfig, **options: Any) -> tuple[list[Anchor
 
 def _of_networks(plan: Plan, **options: Any) -> SNNet:
     anchors = [
-        create_anchor(source, **options) if isinstance(source, AnchorSpec) else view(source, label=label)
+        create_anchor(source, **options) if isinstance(source, AnchorSpec) else anchor_of(source, label=label)
         for source, label in zip(plan.sources, plan.labels, strict=True)
     ]
     return SNNet(anchors, StitchSpace.build(anchors, plan.rule))

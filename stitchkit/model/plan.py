@@ -16,8 +16,9 @@ from stitchkit.display import counted
 from stitchkit.errors import InputError
 from stitchkit.model.anchor_sources import AnchorSource
 from stitchkit.model.snnet import SNNet
-from stitchkit.networks.anchor import Anchor, view
+from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.create import create_anchor
+from stitchkit.networks.families import anchor_of
 from stitchkit.networks.mode import evaluating, unfused_attention
 from stitchkit.routes import Joint, Proportional, SlidingWindow, StitchSpace
 from stitchkit.routes.rules import Shape, blocks_of, stages_to_stitch
@@ -101,11 +102,20 @@ def choose_rule(anchors: Sequence[Shape], build: Callable[[StitchSpace], object]
     Args:
         build: Raises an `InputError` if the joints of a space cannot be built.
     """
+
+    def fault(rule: Rule) -> str:
+        try:
+            build(StitchSpace.build(anchors, rule))
+        except InputError as error:
+            return str(error)
+        return ""
+
     single = [len(anchor.depths) == 1 for anchor in anchors]
     if all(single):
-        depths = {anchor.depths for anchor in anchors}
-        rule: Rule = SlidingWindow() if len(depths) == 1 else Proportional()
-        build(StitchSpace.build(anchors, rule))
+        # The window needs equal depths, and one layout for all joints that share a stitching layer.
+        rule: Rule = Proportional() if fault(SlidingWindow()) else SlidingWindow()
+        if why := fault(rule):
+            raise InputError(why)
         return rule, []
     if any(single):
         raise InputError(
@@ -114,20 +124,12 @@ def choose_rule(anchors: Sequence[Shape], build: Callable[[StitchSpace], object]
         )
     common = stages_to_stitch(anchors, None)
     deeper = any(front.depths[stage] > end.depths[stage] for front, end in pairwise(anchors) for stage in common)
-    rule = Proportional() if deeper else SlidingWindow()
-
-    def fault(stage: int) -> str:
-        try:
-            build(StitchSpace.build(anchors, replace(rule, stages=(stage,))))
-        except InputError as error:
-            return str(error)
-        return ""
-
-    faults = {stage: fault(stage) for stage in common}
-    if all(faults.values()):
-        raise InputError("; ".join(dict.fromkeys(faults.values())))
-    stages = tuple(stage for stage, found in faults.items() if not found)
-    return replace(rule, stages=stages), [f"stage {stage} is left out: {why}" for stage, why in faults.items() if why]
+    for rule in [Proportional()] if deeper else [SlidingWindow(), Proportional()]:
+        faults = {stage: fault(replace(rule, stages=(stage,))) for stage in common}
+        if stages := tuple(stage for stage, why in faults.items() if not why):
+            left_out = [f"stage {stage} is left out: {why}" for stage, why in faults.items() if why]
+            return replace(rule, stages=stages), left_out
+    raise InputError("; ".join(dict.fromkeys(faults.values())))
 
 
 def _label(source: AnchorSource) -> str:
@@ -143,7 +145,7 @@ def _numbered(labels: Sequence[str]) -> list[str]:
 def _bare_anchor(source: AnchorSource, **overrides: Any) -> Anchor:
     """The anchor of a source: of a specification without weights, on the meta device."""
     if isinstance(source, nn.Module):
-        return view(source, label=_label(source))
+        return anchor_of(source, label=_label(source))
     with torch.device("meta"):
         return create_anchor(source, pretrained=False, checkpoints=False, **overrides)
 
@@ -175,7 +177,7 @@ def _lines(model: SNNet, rule: Rule, *, reordered: bool) -> Iterator[str]:
         place = joint.front, joint.end, _stage(anchors[joint.front], joint.front_block)
         groups.setdefault(place, []).append(joint)
     for (front, end, stage), joints in groups.items():
-        layouts = dict.fromkeys(" to ".join(map(str, model.layouts_at(joint))) for joint in joints)
+        layouts = dict.fromkeys(" to ".join(map(str, model.layer(joint).layouts)) for joint in joints)
         leave, enter = ({getattr(joint, name) for joint in joints} for name in ("front_block", "end_block"))
         yield (
             f"stage {stage}, {front} > {end}: {counted(len(joints), 'joint')} after {_blocks(leave)} and before "

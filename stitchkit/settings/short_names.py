@@ -7,14 +7,13 @@ from pathlib import Path
 
 from stitchkit.errors import InputError
 
-# Installed as data of the package; in the repository, a link to the folder at its top.
-FOLDER = Path(__file__).parent.parent / "configs"
-"""The folder of the configurations."""
+CONFIGS = Path(__file__).parent.parent / "configs"
+"""Their folder, installed as data of the package; in the repository, a link to the folder at its top."""
 
 
 def short_names() -> dict[str, Path]:
     """The files of all configurations that come with stitchkit, by name."""
-    return {path.stem: path for folder in (FOLDER, FOLDER / "zoo") for path in sorted(folder.glob("*.json"))}
+    return {path.stem: path for folder in (CONFIGS, CONFIGS / "zoo") for path in sorted(folder.glob("*.json"))}
 
 
 def config_file(given: str | Path) -> Path:

@@ -7,11 +7,11 @@ from itertools import takewhile
 
 from stitchkit.display import quantity
 from stitchkit.errors import InputError, unknown
-from stitchkit.settings.short_names import FOLDER
+from stitchkit.settings.short_names import CONFIGS
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.settings.zoo_facts import ZooFacts
 
-ZOO = FOLDER / "zoo"
+ZOO = CONFIGS / "zoo"
 HEAD = ("name", "anchors", "stitches", "FLOPs", "classes", "image", "licence")
 
 

@@ -291,7 +291,7 @@ def _serve(flags: argparse.Namespace) -> None:
     trained = _trained(flags)
     check_origin(flags.ledger, trained, otherwise="give the --ledger of this checkpoint")
     trained.model.to(device)
-    title = Path(trained.recipe.model.stitch_config or "").stem
+    title = trained.recipe.folder.name
     serve(Demonstration(trained, flags.ledger), title=title, port=flags.port)
 
 
