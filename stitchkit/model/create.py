@@ -15,8 +15,8 @@ from stitchkit.model.plan import Plan, plan_anchors
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.create import create_anchor
-from stitchkit.networks.families import anchor_of
 from stitchkit.networks.data_config import given_data_config
+from stitchkit.networks.families import anchor_of
 from stitchkit.routes import StitchSpace
 from stitchkit.settings.stitch_config import AnchorSpec, StitchConfig
 
