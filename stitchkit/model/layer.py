@@ -69,30 +69,25 @@ def layouts_at(joint: Joint, front: Anchor, end: Anchor) -> tuple[Layout, Layout
     """The full layouts of the front's output and the end's input at a joint.
 
     Raises:
-        InputError: If one is unknown, or the positions of one cannot be converted to those of the other.
-    """
-    source, target = front.boundaries[joint.front_block + 1].layout, end.boundaries[joint.end_block].layout
-    grids_between(source, target)
-    _, height, width = front.input_size
-    if height != width and source.positions != target.positions and "NLC" in (source.kind, target.kind):
-        raise InputError(f"the rows and columns of tokens are known only for square images, not {height} x {width}")
-    return source, target
-
-
-def stitch_layer(joint: Joint, front: Anchor, end: Anchor) -> StitchLayer:
-    """The stitching layer of a joint, with random weights.
-
-    Raises:
-        InputError: If it cannot be joined; the message names the boundaries and the nearest joint that can.
+        InputError: If they cannot be joined; the message names the boundaries and the nearest joint that can.
     """
     try:
-        return StitchLayer(*layouts_at(joint, front, end))
+        return _layouts(joint, front, end)
     except InputError as error:
         leave, enter = front.boundaries[joint.front_block + 1].after[0], end.boundaries[joint.end_block].before[0]
         raise InputError(
             f"{joint} cannot be joined, which is '{leave}' of {joint.front} to '{enter}' of {joint.end}: {error}; "
             + _nearest(joint, front, end)
         ) from error
+
+
+def _layouts(joint: Joint, front: Anchor, end: Anchor) -> tuple[Layout, Layout]:
+    source, target = front.boundaries[joint.front_block + 1].layout, end.boundaries[joint.end_block].layout
+    grids_between(source, target)
+    _, height, width = front.input_size
+    if height != width and source.positions != target.positions and "NLC" in (source.kind, target.kind):
+        raise InputError(f"the rows and columns of tokens are known only for square images, not {height} x {width}")
+    return source, target
 
 
 def _nearest(joint: Joint, front: Anchor, end: Anchor) -> str:
@@ -106,7 +101,7 @@ def _nearest(joint: Joint, front: Anchor, end: Anchor) -> str:
         others, key=lambda other: abs(other.front_block - joint.front_block) + abs(other.end_block - joint.end_block)
     ):
         try:
-            layouts_at(other, front, end)
+            _layouts(other, front, end)
         except InputError:
             continue
         return f"the nearest that can be joined is {other}; choose its stage by 'stages', or other anchors"

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from stitchkit.errors import InputError
-from stitchkit.model.layer import StitchLayer, layouts_at, stitch_layer
+from stitchkit.model.layer import StitchLayer, layouts_at
 from stitchkit.model.onepass import OnePass
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.data_config import data_config_of
@@ -40,7 +40,7 @@ class SNNet(nn.Module):
         image: Preparation of images in timm's terms; what it leaves open is as for the last anchor.
 
     Raises:
-        InputError: If the anchors cannot be stitched: input sizes, token counts or classes differ.
+        InputError: If the anchors cannot be stitched: input sizes or classes differ, or a joint cannot be converted.
 
     Source: SN-Net, section 3.
     """
@@ -79,14 +79,13 @@ class SNNet(nn.Module):
             inner = table[str(number)] if str(number) in table else nn.ModuleDict()
             assert isinstance(inner, nn.ModuleDict)
             table[str(number)] = table = inner
-        front, end = self.views[joint.front], self.views[joint.end]
+        layouts = layouts_at(joint, self.views[joint.front], self.views[joint.end])
         if str(path[-1]) not in table:
-            table[str(path[-1])] = stitch_layer(joint, front, end)
-        elif layouts_at(joint, front, end) != (shared := self.layer(joint).layouts):
+            table[str(path[-1])] = StitchLayer(*layouts)
+        elif layouts != (shared := self.layer(joint).layouts):
             raise InputError(
-                f"{joint} shares its stitching layer with joints of {shared[0]} to {shared[1]}, but joins "
-                f'{" to ".join(map(str, layouts_at(joint, front, end)))}; set "rule": "proportional", in which every '
-                "joint has its own layer"
+                f"{joint} joins {layouts[0]} to {layouts[1]}, but shares its stitching layer with joints of "
+                f'{shared[0]} to {shared[1]}; set "rule": "proportional", in which every joint has its own layer'
             )
 
     def layer(self, joint: Joint) -> StitchLayer:

@@ -51,7 +51,7 @@ class TracedAnchor(Anchor):
         ends = [0, *(number + 1 for number in cuts), len(whole)]
         stem, *others = (_step(model, whole.graphs(first, last)) for first, last in pairwise(ends))
         self._run = (replace(stem, run=_Stem(stem, self._input_size, label)), *others)
-        self._outputs = int(result.meta["values"][0].shape[-1])
+        self._outputs = int(result.meta["value"].shape[-1])
 
     @property
     def _steps(self) -> tuple[AnchorStep, ...]:

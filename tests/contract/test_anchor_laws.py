@@ -133,12 +133,6 @@ def test_law_1_of_images_whose_size_no_stride_divides(name):
     check_anchor(anchor_of(create_model(name, img_size=(75, 43), num_classes=3).eval(), label=name))
 
 
-def test_a_class_without_a_view_is_refused():
-    model = timm.create_model("convnext_atto", num_classes=2)
-    with pytest.raises(InputError, match="ConvNeXt; stitchkit can stitch"):
-        anchor_of(model, label="r")
-
-
 def test_the_default_stitch():
     model = pico_snnet()
     x = pico_images()

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 import stitchkit
 from stitchkit.errors import InputError
 from stitchkit.measure.profile import Profiler, flops_by_operator, measure
-from stitchkit.model.layer import StitchLayer, stitch_layer
+from stitchkit.model.layer import StitchLayer, layouts_at
 from stitchkit.model.solve import fit_stitching_layers
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.slices import Boundary
@@ -156,7 +156,7 @@ TOKENS = Layout("NLC", 4, (16,), 1)
 )
 def test_what_cannot_be_joined_names_the_boundaries_and_the_nearest(front, end, message):
     with pytest.raises(InputError, match=message):
-        stitch_layer(Joint("a", 0, "b", 1), front, end)
+        layouts_at(Joint("a", 0, "b", 1), front, end)
 
 
 def test_joints_of_different_layouts_do_not_share_a_layer(monkeypatch):
