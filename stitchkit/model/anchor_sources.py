@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from timm.layers import to_2tuple
 from timm.models import is_model
 from torch import nn
 
 from stitchkit.errors import InputError, prefixed
+from stitchkit.networks.anchor import Anchor
+from stitchkit.networks.create import create_anchor
+from stitchkit.networks.families import anchor_of
 from stitchkit.networks.hub_weights import published_config
 from stitchkit.networks.weights import read_checkpoint
 from stitchkit.settings.anchor_text import AnchorText, read_anchor
@@ -40,6 +44,15 @@ def anchor_source(given: str | Path | Mapping[str, object] | AnchorSource) -> An
             name = f"{name}.{config.tag}"  # another version of timm may have another default
     label = AnchorText(name, text.file).label
     return AnchorSpec(name=name, label=label, kwargs=kwargs, checkpoint=text.file or None)
+
+
+def make_anchor(source: AnchorSource, label: str, **options: Any) -> Anchor:
+    """The anchor of a source; options as in `create_anchor`, of which a network of one's own heeds the image size."""
+    if isinstance(source, AnchorSpec):
+        return create_anchor(source, **options)
+    sides = to_2tuple(options.get("img_size"))
+    size = None if sides[0] is None else (options.get("in_chans") or 3, *sides)
+    return anchor_of(source, label=label, input_size=size)
 
 
 def _model_of(path: str) -> tuple[str, dict[str, Any]]:

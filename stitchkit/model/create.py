@@ -10,15 +10,14 @@ from typing import Any
 import torch
 
 from stitchkit.errors import InputError
-from stitchkit.model.anchor_sources import AnchorSource, anchor_source
+from stitchkit.model.anchor_sources import AnchorSource, anchor_source, make_anchor
 from stitchkit.model.plan import Plan, plan_anchors
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.create import create_anchor
 from stitchkit.networks.data_config import given_data_config
-from stitchkit.networks.families import anchor_of
 from stitchkit.routes import StitchSpace
-from stitchkit.settings.stitch_config import AnchorSpec, StitchConfig
+from stitchkit.settings.stitch_config import StitchConfig
 
 _logger = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ def create_snnet(
             _logger.info("%s", line)
         if not plan.is_config:
             return _of_networks(plan, pretrained=pretrained, checkpoints=checkpoints, **overrides)
-        config = plan.config
+        return _assemble(plan.config, pretrained=pretrained, checkpoints=checkpoints, **overrides)
     assert config is not None
     config = read_config(config)
     if pretrained or (checkpoints and any(spec.checkpoint for spec in config.anchors)):
@@ -78,10 +77,7 @@ def anchors_and_space(config: StitchConfig, **options: Any) -> tuple[list[Anchor
 
 
 def _of_networks(plan: Plan, **options: Any) -> SNNet:
-    anchors = [
-        create_anchor(source, **options) if isinstance(source, AnchorSpec) else anchor_of(source, label=label)
-        for source, label in zip(plan.sources, plan.labels, strict=True)
-    ]
+    anchors = [make_anchor(*named, **options) for named in zip(plan.sources, plan.labels, strict=True)]
     return SNNet(anchors, StitchSpace.build(anchors, plan.rule))
 
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from stitchkit.display import counted
 from stitchkit.errors import InputError
-from stitchkit.model.anchor_sources import AnchorSource
+from stitchkit.model.anchor_sources import AnchorSource, make_anchor
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.anchor import Anchor
-from stitchkit.networks.create import create_anchor
-from stitchkit.networks.families import anchor_of
 from stitchkit.networks.mode import evaluating, unfused_attention
 from stitchkit.routes import Joint, Proportional, SlidingWindow, StitchSpace
 from stitchkit.routes.rules import Shape, blocks_of, stages_to_stitch
@@ -26,6 +24,7 @@ from stitchkit.settings.anchor_text import RECIPE
 from stitchkit.settings.stitch_config import AnchorSpec, StitchConfig
 
 Rule = SlidingWindow | Proportional
+RULES: tuple[Rule, Rule] = (SlidingWindow(), Proportional())
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,8 @@ def plan_anchors(sources: Sequence[AnchorSource], **overrides: Any) -> Plan:
 def choose_rule(anchors: Sequence[Shape], build: Callable[[StitchSpace], object]) -> tuple[Rule, list[str]]:
     """The rule and the stages for anchors from cheap to costly, and in words the stages it left out, with the reason.
 
-    Windows, the published rule, wherever they fit: not for plain networks of unequal depth, nor for a stage that is
-    deeper in the front than in the end.
+    Windows, the published rule, wherever they fit: not for plain networks of unequal depth, nor if a stage of the front
+    is deeper than that of the end, or joints of different tensors would share a stitching layer.
 
     Args:
         build: Raises an `InputError` if the joints of a space cannot be built.
@@ -113,7 +112,7 @@ def choose_rule(anchors: Sequence[Shape], build: Callable[[StitchSpace], object]
     single = [len(anchor.depths) == 1 for anchor in anchors]
     if all(single):
         # The window needs equal depths, and one layout for all joints that share a stitching layer.
-        rule: Rule = Proportional() if fault(SlidingWindow()) else SlidingWindow()
+        rule = RULES[1] if fault(RULES[0]) else RULES[0]
         if why := fault(rule):
             raise InputError(why)
         return rule, []
@@ -123,13 +122,15 @@ def choose_rule(anchors: Sequence[Shape], build: Callable[[StitchSpace], object]
             "choose anchors of one kind, or join two networks at any places by stitchkit job"
         )
     common = stages_to_stitch(anchors, None)
-    deeper = any(front.depths[stage] > end.depths[stage] for front, end in pairwise(anchors) for stage in common)
-    for rule in [Proportional()] if deeper else [SlidingWindow(), Proportional()]:
-        faults = {stage: fault(replace(rule, stages=(stage,))) for stage in common}
-        if stages := tuple(stage for stage, why in faults.items() if not why):
-            left_out = [f"stage {stage} is left out: {why}" for stage, why in faults.items() if why]
-            return replace(rule, stages=stages), left_out
-    raise InputError("; ".join(dict.fromkeys(faults.values())))
+    windows, shares = ({stage: fault(replace(rule, stages=(stage,))) for stage in common} for rule in RULES)
+    # A stage of one block each has no place for a window, and is not worth another rule for all stages.
+    large = [stage for stage in common if any(anchor.depths[stage] > 1 for anchor in anchors)]
+    is_beyond = any(windows[stage] and not shares[stage] for stage in large) or all(windows.values())
+    rule, faults = (RULES[1], shares) if is_beyond else (RULES[0], windows)
+    stages = tuple(stage for stage, why in faults.items() if not why)
+    if not stages:
+        raise InputError("; ".join(dict.fromkeys(faults.values())))
+    return replace(rule, stages=stages), [f"stage {stage} is left out: {why}" for stage, why in faults.items() if why]
 
 
 def _label(source: AnchorSource) -> str:
@@ -144,10 +145,8 @@ def _numbered(labels: Sequence[str]) -> list[str]:
 
 def _bare_anchor(source: AnchorSource, **overrides: Any) -> Anchor:
     """The anchor of a source: of a specification without weights, on the meta device."""
-    if isinstance(source, nn.Module):
-        return anchor_of(source, label=_label(source))
-    with torch.device("meta"):
-        return create_anchor(source, pretrained=False, checkpoints=False, **overrides)
+    with torch.device("meta") if isinstance(source, AnchorSpec) else nullcontext():
+        return make_anchor(source, _label(source), pretrained=False, checkpoints=False, **overrides)
 
 
 def _cost(anchor: Anchor) -> int:

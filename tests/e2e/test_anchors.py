@@ -9,7 +9,7 @@ import stitchkit
 from stitchkit.cli import main
 from stitchkit.measure.ledger import read_rows
 from stitchkit.settings.stitch_config import StitchConfig
-from tests.support import FLAGS, write_images
+from tests.support import FLAGS, launch, write_images
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,23 @@ def test_profile_shows_the_plan_without_training(folder, capsys, caplog):
     assert run("profile", "--anchors", both) == 0
     assert "stage 0, a8 > a16: 2 joints" in caplog.text
     assert "4 stitches, 20.3k to 80.6k FLOPs" in capsys.readouterr().out
+
+
+@pytest.mark.full  # two processes that import torch, and traces
+def test_a_family_without_a_view_trains_on_two_ranks_and_is_evaluated(folder):
+    both = "convnext_femto,convnext_atto"
+    shared = ["--img-size", "32", "--output", folder, "--device", "cpu", "-j", "0"]
+    command = [folder / "images", "--anchors", both, "--no-pretrained", *shared, "-b", "4", "--epochs", "1"]
+    ran = launch(2, *command, "--warmup-epochs", "0", "--stitch-init-bs", "8")
+    assert ran.returncode == 0, ran.stderr
+    place = folder / "convnext_femto+convnext_atto"
+    config = StitchConfig.load(place / "stitch_config.json")
+    assert [anchor.label for anchor in config.anchors] == ["convnext_atto", "convnext_femto"]
+    assert config.stages == (0, 1, 2)
+    assert run("train", "-c", place / "args.yaml", "--eval", "--resume", place / "last.pth.tar") == 0
+    assert len(read_rows(place / "stitches_res.txt")) == 9
+    model = stitchkit.create_snnet(place / "stitch_config.json", checkpoints=False, img_size=32, num_classes=4)
+    stitchkit.load_checkpoint(model, place / "last.pth.tar")
 
 
 def test_in_python_too(folder):

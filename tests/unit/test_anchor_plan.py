@@ -39,6 +39,7 @@ def chosen(*depths, build=lambda space: None, stages=(0, 1, 2)):
         (((2, 2, 6, 2), (2, 2, 18, 2)), SlidingWindow(stages=(0, 1, 2))),
         (((2, 2, 8, 2), (3, 3, 9, 3), (3, 3, 27, 3)), SlidingWindow(stages=(0, 1, 2))),
         (((2, 5, 13, 1), (2, 4, 10, 1)), Proportional(stages=(0, 1, 2))),
+        (((1, 1, 1, 1), (1, 1, 1, 1)), Proportional(stages=(0, 1, 2))),
     ],
 )
 def test_windows_wherever_they_fit_and_else_the_proportional_rule(depths, rule):
@@ -80,7 +81,6 @@ def refuse(space):
     ("depths", "build", "message"),
     [
         ((12, (2, 2, 6, 2)), print, "with one stage and with several.*a0 12, a1 2\\+2\\+6\\+2.*stitchkit job"),
-        (((1, 1, 1, 1), (1, 1, 1, 1)), print, "nothing can be joined in stage 0"),
         (((2, 2, 6, 2), (2, 2, 18, 2)), refuse, "^no way$"),
         ((12, 12), refuse, "^no way$"),
     ],
@@ -136,6 +136,31 @@ def test_networks_of_ones_own_keep_their_weights_and_are_labelled_by_class():
     x = pico_images()
     for cfg_id, network in enumerate(reversed(own)):
         assert torch.equal(model(x, cfg_id), network.eval()(x))
+
+
+class Own(torch.nn.Module):
+    """A network that no library knows."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, width, 4, 4)
+        self.blocks = torch.nn.Sequential(
+            *(torch.nn.Sequential(torch.nn.Conv2d(width, width, 1), torch.nn.ReLU()) for _ in range(3))
+        )
+        self.head = torch.nn.Linear(width, 4)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+def test_networks_without_a_view_are_traced_at_the_given_size():
+    own = [Own(16), Own(8)]
+    model = stitchkit.create_snnet(anchors=own, img_size=16).eval()
+    assert model.input_size == (3, 16, 16)
+    x = pico_images()
+    for cfg_id, network in enumerate(reversed(own)):
+        assert torch.equal(model(x, cfg_id), network.eval()(x))
+    assert model(x, len(model.space) - 1).shape == (2, 4)
 
 
 def test_own_networks_and_names_may_be_mixed():
