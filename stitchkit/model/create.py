@@ -41,7 +41,8 @@ def create_snnet(
         pretrained: Download timm's weights of the anchors for which the configuration names no local `checkpoint`.
         checkpoints: Load these local files. False is for a network whose weights do not matter, or all come from
             another file.
-        overrides: Arguments of `timm.create_model` for all anchors, such as `num_classes=10` or `img_size=384`.
+        overrides: Arguments of `timm.create_model` for all anchors, such as `num_classes=10` or `img_size=384`. With
+            `num_classes=0` the anchors have no classifier, and a stitch gives the pooled feature of its end.
 
     Raises:
         InputError: If the configuration or an anchor is invalid, or the anchors cannot be stitched.

@@ -67,7 +67,9 @@ class ModelRecipe(Settings):
     pretrained: bool = flag(True, "start from pretrained weights; by default not with --model")
     pretrained_path: LocalPath | None = flag(None, "file that replaces the pretrained weights of --model")
     initial_checkpoint: LocalPath | None = flag(None, "start from the weights in this file")
-    num_classes: Count | None = flag(None, "number of classes; by default that of the data set")
+    num_classes: Natural | None = flag(
+        None, "number of classes; by default that of the data set; with 0, networks give features and are not trained"
+    )
     img_size: Count | None = flag(None, "side of the square input image; by default the model's")
     in_chans: Count | None = flag(None, "channels of an input image; by default 3")
     input_size: list[Count] | None = flag(
@@ -311,8 +313,10 @@ class RunRecipe(Settings):
         "with --eval: add to the ledger how long each stitch takes here, in batches of N images, or of 1 if N is left "
         "out; by default nothing is measured",
     )
-    recalibrate_bn: Natural = flag(
-        0, "with --eval: training batches from which each stitch gets batch-norm statistics of its own"
+    recalibrate_bn: Natural | None = flag(
+        None,
+        "with --eval: training batches from which each stitched route gets batch-norm statistics of its own; by "
+        "default 10 if the anchors have batch norms and their configuration says nothing; with 0, those of training",
     )
     no_resume_opt: bool = flag(False, "resume the weights only")
     output: LocalPath = flag("outputs", "folder of all runs")

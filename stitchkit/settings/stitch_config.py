@@ -198,6 +198,7 @@ def _published_recipe(published: Mapping[str, object]) -> dict[str, object]:
         settings["dataset"] = ""
     names = {name: key for key, name in _PUBLISHED_RECIPE_KEYS.items()}
     made = checked_of_file(settings, names.__getitem__)
+    made |= {"recalibrate_bn": 0} if made else {}  # as published: all routes share the statistics of batch norms
     return made | ({"lr_base_size": 512, "lr_base_scale": "linear"} if "lr" in published else {})
 
 

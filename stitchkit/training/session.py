@@ -17,6 +17,7 @@ from stitchkit.distributed import World, from_primary
 from stitchkit.engine.settings import Autocast, EngineSettings
 from stitchkit.errors import InputError, prefixed
 from stitchkit.files import write_text
+from stitchkit.measure.recalibrate import with_calibration
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.files import settings_text
 from stitchkit.settings.recipe import Recipe
@@ -74,6 +75,7 @@ class Session:
 
 def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> Session:
     """Open the data and build the network."""
+    recipe = with_calibration(recipe, config)
     if source_of(recipe).download:
         from_primary(world, lambda: download(source_of(recipe)))
     datasets = open_datasets(recipe)
@@ -84,6 +86,11 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
     model = create_network(recipe, config, datasets.classes)
     size, timm_model, weights = input_size(model, recipe), as_timm(model), None
+    if not timm_model.num_classes:
+        raise InputError(
+            "the network has no classifier and gives features, but training and evaluation need classes; give their "
+            "number, such as --num-classes 10"
+        )
     loaders = create_loaders(
         datasets, recipe, world, input_size=size, model_config=timm_model.pretrained_cfg,
         num_classes=timm_model.num_classes,
