@@ -1,6 +1,6 @@
 # make demo, make demo-sweep, make demo-compose: everything on real data, in a few minutes.
 # make test: a case of every kind, in minutes.   make test-all: every case.   make lint: style and types.   CI runs all three.
-# make nightly: 5,000 new odd files for every reader; it takes hours.
+# make nightly: 5,000 new odd files for every reader, and every model as an anchor; it takes hours.
 # make bench: our code against a plain reference; it takes long, and needs an idle machine.
 # Each creates the virtual environment .venv if it is missing; PYTHON names the interpreter. The demos install only what they
 # need; the other targets also install the development tools.
@@ -34,15 +34,16 @@ $(INSTALLED) $(VENV)/.demo-installed: pyproject.toml requirements.txt
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test: $(INSTALLED)
-	$(PYTEST) -m "not full"
+	$(PYTEST) -m "not full and not nightly"
 
 test-full: $(INSTALLED)
-	$(PYTEST) -m full
+	$(PYTEST) -m "full and not nightly"
 
 test-all: test test-full
 
 nightly: $(INSTALLED)
 	FUZZ_EXAMPLES=5000 $(PYTEST) -m full tests/fuzz
+	$(PYTEST) -m nightly
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
