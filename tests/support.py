@@ -24,6 +24,7 @@ from stitchkit.assembly.sweep.kinds.gaps import GapSweep
 from stitchkit.assembly.sweep.launch import write_folders
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.data.digits import write_digits
+from tests.networks import TRACED
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -109,13 +110,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "levit": {"anchors": [_levit("s", "levit_128s", 16), _levit("m", "levit_128", 24)]},
     "levit of convolutions": {"anchors": [_levit("s", "levit_conv_128s", 16), _levit("m", "levit_conv_128", 24)]},
 }
-"""Pico configurations of every family, and of what their layouts and options allow."""
+"""Pico configurations of every family with a view, and of what their layouts and options allow."""
+
+SPACES = FAMILIES | TRACED
+"""These, and those of networks that are traced."""
 
 
 def family_snnet(family: str) -> stitchkit.SNNet:
-    """An SN-Net of one of `FAMILIES` in evaluation mode, with seeded random weights that are not tiny."""
+    """An SN-Net of one of `SPACES` in evaluation mode, with seeded random weights that are not tiny."""
     torch.manual_seed(0)
-    model = stitchkit.create_snnet(FAMILIES[family])
+    model = stitchkit.create_snnet(SPACES[family])
     randomize(model)
     return model.eval()
 

@@ -57,7 +57,10 @@ class Steps:
 
     @cached_property
     def _shapes(self) -> Mapping[fx.Node, tuple[int, ...]]:
-        return {} if self._example is None else self.flow.trace.shapes(self._example)
+        if self._example is None:
+            return {}
+        values = {node: node.meta["values"][0] for node in self.flow.nodes[:-1]}  # for some number of images
+        return {node: tuple(value.shape) for node, value in values.items() if isinstance(value, torch.Tensor)}
 
     @cached_property
     def _cuts(self) -> list[tuple[fx.Node, fx.Node]]:

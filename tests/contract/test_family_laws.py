@@ -12,11 +12,12 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
 from stitchkit.networks.create import create_anchor
 from stitchkit.networks.families import VIEWS, anchor_of
+from stitchkit.networks.view import View
 from stitchkit.routes import SlidingWindow, StitchSpace
 from stitchkit.settings.stitch_config import AnchorSpec
-from tests.support import FAMILIES, family_snnet, mostly_full, pico_images, randomize
+from tests.support import FAMILIES, SPACES, family_snnet, mostly_full, pico_images, randomize
 
-ANCHORS = {f"{family}: {anchor['label']}": anchor for family in FAMILIES for anchor in FAMILIES[family]["anchors"]}
+ANCHORS = {f"{family}: {anchor['label']}": anchor for family in SPACES for anchor in SPACES[family]["anchors"]}
 
 
 def images(model: SNNet, count: int = 2) -> torch.Tensor:
@@ -28,7 +29,7 @@ def twin(model: SNNet) -> SNNet:
     return copy.deepcopy(model.eval())
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=SPACES)
 def model(request):
     return family_snnet(request.param)
 
@@ -64,6 +65,8 @@ def test_law_1_anchor_equals_the_timm_model(name):
 def test_law_2_self_stitch_equals_the_anchor(name, final_norm):
     first = create(name)
     if not final_norm:
+        if not isinstance(first, View):
+            pytest.skip("the final norm of a traced network is not known")
         for child in first.final_norm_children:
             setattr(first.model, child, torch.nn.Identity())
     anchors = [anchor_of(first.model, label="a"), anchor_of(copy.deepcopy(first.model), label="b")]
@@ -95,7 +98,7 @@ def test_law_6_extract_equals_the_stitch(model, each):
     assert len({tuple(output.flatten().tolist()) for output in outputs}) == len(outputs)
 
 
-@pytest.mark.parametrize("model", mostly_full(FAMILIES, quick=["resnet to swin", "levit"]), indirect=True)
+@pytest.mark.parametrize("model", mostly_full(SPACES, quick=["resnet to swin", "levit"]), indirect=True)
 def test_law_6_flops_are_those_of_fvcore(model):
     net = model.extract(len(model.space) - 1)
     for module in net.modules():
@@ -154,7 +157,7 @@ def test_the_closed_form_fit_finds_an_exact_map(model):
     assert max(straight) < 1e-5
 
 
-@pytest.mark.parametrize("model", mostly_full(FAMILIES, quick=["levit"]), indirect=True)
+@pytest.mark.parametrize("model", mostly_full(SPACES, quick=["levit"]), indirect=True)
 def test_weights_loaded_in_evaluation_mode_are_used_at_once(model, tmp_path):
     """timm's LeViT keeps what it computed from its weights in evaluation mode."""
     other = twin(model)
